@@ -1,0 +1,88 @@
+//! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`, with errors of one line.
+
+use std::ffi::OsString;
+use std::str::FromStr;
+
+/// Words of a command line that have not been looked at yet.
+pub struct Arguments {
+    words: std::vec::IntoIter<OsString>,
+    /// The value of a `--flag=VALUE` whose flag was just given out.
+    inline: Option<String>,
+}
+
+impl Arguments {
+    /// Without the program's own name.
+    pub fn new(words: impl IntoIterator<Item = OsString>) -> Arguments {
+        Arguments { words: words.into_iter().collect::<Vec<_>>().into_iter(), inline: None }
+    }
+
+    /// The next flag, if there is one more.
+    ///
+    /// # Errors
+    /// A word that is not UTF-8 or no flag, or a value that the flag before does not take.
+    pub fn flag(&mut self) -> Result<Option<String>, String> {
+        if let Some(value) = self.inline.take() {
+            return Err(format!("unexpected value: {value}"));
+        }
+        let Some(word) = self.words.next() else { return Ok(None) };
+        let word = word.into_string().map_err(|_| "an option that is not UTF-8".to_string())?;
+        if !word.starts_with('-') {
+            return Err(format!("unexpected argument: {word}"));
+        }
+        Ok(Some(match word.split_once('=') {
+            Some((flag, value)) => {
+                self.inline = Some(value.to_string());
+                flag.to_string()
+            }
+            None => word,
+        }))
+    }
+
+    /// The value of `flag`, which was given out last.
+    ///
+    /// # Errors
+    /// If it is missing or not a `T`.
+    pub fn value<T: FromStr>(&mut self, flag: &str) -> Result<T, String> {
+        let value = match self.inline.take() {
+            Some(value) => value,
+            None => match self.words.next().map(OsString::into_string) {
+                Some(Ok(value)) => value,
+                Some(Err(_)) => return Err(format!("{flag} needs a value in UTF-8")),
+                None => return Err(format!("{flag} needs a value")),
+            },
+        };
+        value.parse().map_err(|_| format!("{flag} does not take this value: {value}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(line: &str) -> Arguments {
+        Arguments::new(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn flags_take_values_in_both_forms() {
+        let mut args = arguments("--port 7 --port=8 --plain");
+        for expected in [7u16, 8] {
+            assert_eq!(args.flag(), Ok(Some("--port".into())));
+            assert_eq!(args.value("--port"), Ok(expected));
+        }
+        assert_eq!(args.flag(), Ok(Some("--plain".into())));
+        assert_eq!(args.flag(), Ok(None));
+    }
+
+    #[test]
+    fn wrong_command_lines_are_told_in_one_line() {
+        assert!(arguments("word").flag().is_err());
+        let mut args = arguments("--plain=yes");
+        assert_eq!(args.flag(), Ok(Some("--plain".into())));
+        assert!(args.flag().is_err());
+        for line in ["--port", "--port x", "--port 70000", "--port=-1"] {
+            let mut args = arguments(line);
+            assert!(args.flag().is_ok() && args.value::<u16>("--port").is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Registration and login, both sides, without sockets or files.
+//!
+//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`]; it takes the pending login by
+//! value, so a challenge is used once. An unknown name takes the same steps with the same
+//! costs as a known one. Specification: README, "Login".
+
+use crate::crypto::keys::{IdentityKey, SessionKey};
+use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
+use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
+use crate::crypto::secret::{Key, Password, random};
+use crate::crypto::{Fields, label};
+use crate::encoding::{Bytes, Fixed};
+use crate::name::Username;
+use crate::protocol::{Challenge, ChallengeResponse, LoginRequest, Register, SessionKeyFields, VERSION};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// A challenge is worth nothing after this time.
+pub const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
+
+/// What the server keeps of an account.
+pub struct Account {
+    pub name: Username,
+    /// Of the password key.
+    pub salt: [u8; 32],
+    /// Of the password key.
+    pub rounds: u32,
+    /// `PBKDF2(password, salt, rounds)`.
+    pub password_key: Key,
+    /// Of the identity key.
+    pub identity: Fingerprint,
+}
+
+/// Why a registration or login cannot be.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AuthError {
+    /// Fewer than 100,000 PBKDF2 rounds, or so many that it would be an attack.
+    BadRounds,
+    /// The key sent is not RSA-2048.
+    BadKey,
+    /// Name, password, key or channel: which of them is not told.
+    Denied,
+    /// The challenge is over five minutes old.
+    Expired,
+}
+
+impl fmt::Display for AuthError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AuthError::BadRounds => "the number of PBKDF2 rounds is out of bounds",
+            AuthError::BadKey => "the key is not an RSA-2048 public key",
+            AuthError::Denied => "the name, the password or the key is wrong",
+            AuthError::Expired => "the challenge has expired: log in again",
+        })
+    }
+}
+
+impl std::error::Error for AuthError {}
+
+fn acceptable(rounds: u32) -> Result<u32, AuthError> {
+    let bounds = PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS;
+    if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
+}
+
+/// The bytes of the login proof: who logs in, to which challenge, over which TLS channel, with
+/// which session key. `exporter` is RFC 9266's, 32 bytes, or empty without TLS.
+fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fingerprint) -> Vec<u8> {
+    Fields::new(label::LOGIN_PROOF)
+        .bytes(name.as_str().as_bytes())
+        .bytes(nonce)
+        .bytes(exporter)
+        .bytes(&session.0)
+        .finish()
+}
+
+/// Client: a registration with a fresh salt; PBKDF2 takes about 0.1 s.
+pub fn register(name: &Username, password: &Password, identity: &IdentityPublicKey) -> Register {
+    let salt = random();
+    Register {
+        version: VERSION,
+        username: name.clone(),
+        salt: Fixed(salt),
+        rounds: PBKDF2_ROUNDS,
+        password_key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS),
+        public_key: Bytes(identity.spki()),
+    }
+}
+
+/// Server: turns a registration into an account and its identity key.
+///
+/// # Errors
+/// [`AuthError::BadRounds`], [`AuthError::BadKey`].
+pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublicKey), AuthError> {
+    let identity = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
+    let account = Account {
+        name: request.username,
+        salt: request.salt.0,
+        rounds: acceptable(request.rounds)?,
+        password_key: request.password_key,
+        identity: identity.fingerprint(),
+    };
+    Ok((account, identity))
+}
+
+/// Client: the answer to a challenge.
+///
+/// # Errors
+/// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
+pub fn respond(
+    name: &Username,
+    challenge: &Challenge,
+    exporter: &[u8],
+    password: &Password,
+    identity: &IdentityKey,
+    session: (&SessionKey, SessionCertificate),
+) -> Result<ChallengeResponse, AuthError> {
+    let password_key = primitives::pbkdf2(password, &challenge.salt.0, acceptable(challenge.rounds)?);
+    let (key, certificate) = session;
+    let proof = identity.sign(&proof_bytes(name, &challenge.nonce.0, exporter, key.fingerprint()));
+    let session = SessionKeyFields::new(&certificate);
+    Ok(ChallengeResponse {
+        response: Fixed(primitives::hmac(&password_key, &challenge.nonce.0)),
+        session_key: session.session_key,
+        created: session.created,
+        certificate: session.certificate,
+        proof: Fixed(proof),
+    })
+}
+
+/// Server: a login between its challenge and the response.
+pub struct PendingLogin {
+    name: Username,
+    nonce: [u8; 32],
+    issued: Instant,
+    offered: IdentityPublicKey,
+    expected_identity: Fingerprint,
+    password_key: Key,
+    known: bool,
+}
+
+/// Server: proof that a login was complete. Only [`PendingLogin::verify`] makes one.
+pub struct Authenticated {
+    name: Username,
+    identity: IdentityPublicKey,
+    certificate: SessionCertificate,
+}
+
+impl Authenticated {
+    /// Who logged in.
+    pub fn name(&self) -> &Username {
+        &self.name
+    }
+
+    /// The account's identity key.
+    pub fn identity(&self) -> &IdentityPublicKey {
+        &self.identity
+    }
+
+    /// The session key, certified by the identity key.
+    pub fn certificate(&self) -> &SessionCertificate {
+        &self.certificate
+    }
+}
+
+impl PendingLogin {
+    /// Makes the challenge. `account` is `None` for an unknown name, whose salt then is an HMAC of
+    /// the name under `secret`: stable, and not to be told from a real one.
+    ///
+    /// # Errors
+    /// [`AuthError::BadKey`], for known and unknown names alike.
+    pub fn new(
+        request: LoginRequest,
+        account: Option<&Account>,
+        secret: &Key,
+    ) -> Result<(PendingLogin, Challenge), AuthError> {
+        let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
+        let nonce = random();
+        let folded = request.username.folded();
+        let fake = Fields::new(label::FAKE_SALT).bytes(folded.as_bytes()).finish();
+        let fake_salt = primitives::hmac(secret, &fake);
+        let challenge = Challenge {
+            version: VERSION,
+            nonce: Fixed(nonce),
+            salt: Fixed(account.map_or(fake_salt, |account| account.salt)),
+            rounds: account.map_or(PBKDF2_ROUNDS, |account| account.rounds),
+        };
+        let pending = PendingLogin {
+            name: request.username,
+            nonce,
+            issued: Instant::now(),
+            offered,
+            expected_identity: account.map_or(Fingerprint(random()), |account| account.identity),
+            password_key: account.map_or_else(Key::random, |account| account.password_key.duplicate()),
+            known: account.is_some(),
+        };
+        Ok((pending, challenge))
+    }
+
+    /// Who asks to be let in.
+    pub fn name(&self) -> &Username {
+        &self.name
+    }
+
+    /// Checks password, identity key, session certificate and channel, all of them whichever fails.
+    ///
+    /// # Errors
+    /// [`AuthError::Expired`], [`AuthError::BadKey`], [`AuthError::Denied`].
+    pub fn verify(
+        self,
+        response: ChallengeResponse,
+        exporter: &[u8],
+        now_ms: u64,
+    ) -> Result<Authenticated, AuthError> {
+        if self.issued.elapsed() > CHALLENGE_LIFETIME {
+            return Err(AuthError::Expired);
+        }
+        let key = SessionPublicKey::parse(&response.session_key.0).map_err(|_| AuthError::BadKey)?;
+        let certificate =
+            SessionCertificate { key, created: response.created, signature: response.certificate.0 };
+        let proof = proof_bytes(&self.name, &self.nonce, exporter, certificate.key.fingerprint());
+        let password = primitives::hmac_matches(&self.password_key, &self.nonce, &response.response.0);
+        let identity = Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0);
+        let certified = certificate.verify(&self.name, &self.offered, now_ms).is_ok();
+        let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
+        if self.known & password & identity & certified & proven {
+            Ok(Authenticated { name: self.name, identity: self.offered, certificate })
+        } else {
+            Err(AuthError::Denied)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Person {
+        name: Username,
+        password: Password,
+        identity: IdentityKey,
+        session: SessionKey,
+        account: Account,
+    }
+
+    const NOW: u64 = 1_800_000_000_000;
+
+    fn person(name: &str) -> Person {
+        let (name, password) = (name.parse().expect("name"), Password::new("correct horse".into()));
+        let (identity, session) = (IdentityKey::generate(), SessionKey::generate());
+        let request = register(&name, &password, identity.public());
+        let (account, _) = accept_registration(request).expect("valid");
+        Person { name, password, identity, session, account }
+    }
+
+    /// One login; the closures change what goes to the server, and what the server sees of the channel.
+    fn login(
+        p: &Person,
+        known: bool,
+        change: impl FnOnce(&mut ChallengeResponse),
+        exporter: &[u8],
+    ) -> Result<Authenticated, AuthError> {
+        let request = LoginRequest {
+            version: VERSION,
+            username: p.name.clone(),
+            public_key: Bytes(p.identity.public().spki()),
+        };
+        let account = known.then_some(&p.account);
+        let (pending, challenge) = PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
+        let certificate = p.identity.certify(&p.name, &p.session, NOW);
+        let session = (&p.session, certificate);
+        let mut response =
+            respond(&p.name, &challenge, b"exporter", &p.password, &p.identity, session).expect("response");
+        change(&mut response);
+        pending.verify(response, exporter, NOW)
+    }
+
+    #[test]
+    fn every_part_of_a_login_is_needed() {
+        let p = person("alice");
+        assert_eq!(login(&p, true, |_| (), b"exporter").expect("lets in").name().as_str(), "alice");
+        let denied = |result: Result<Authenticated, AuthError>| {
+            assert_eq!(result.err(), Some(AuthError::Denied));
+        };
+        denied(login(&p, false, |_| (), b"exporter"));
+        denied(login(&p, true, |_| (), b"another channel"));
+        denied(login(&p, true, |r| r.response.0[0] ^= 1, b"exporter"));
+        denied(login(&p, true, |r| r.proof.0[9] ^= 1, b"exporter"));
+        denied(login(&p, true, |r| r.certificate.0[9] ^= 1, b"exporter"));
+        denied(login(&p, true, |r| r.created += 1, b"exporter"));
+        let other = SessionKey::generate();
+        denied(login(&p, true, |r| r.session_key = Bytes(other.public().spki()), b"exporter"));
+    }
+
+    #[test]
+    fn a_stolen_user_file_opens_no_account() {
+        let mut p = person("alice");
+        // The thief knows the password key, which is what the server checks, but has another identity key.
+        p.identity = IdentityKey::generate();
+        assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(AuthError::Denied));
+    }
+
+    #[test]
+    fn an_unknown_name_gets_a_stable_salt_and_a_fresh_nonce() {
+        let p = person("nobody");
+        let ask = |secret: u8| {
+            let request = LoginRequest {
+                version: VERSION,
+                username: p.name.clone(),
+                public_key: Bytes(p.identity.public().spki()),
+            };
+            PendingLogin::new(request, None, &Key::new([secret; 32])).expect("challenge").1
+        };
+        assert!(ask(1).salt == ask(1).salt && ask(1).nonce != ask(1).nonce);
+        assert!(ask(1).salt != ask(2).salt && ask(1).rounds == PBKDF2_ROUNDS);
+    }
+
+    #[test]
+    fn a_server_cannot_ask_for_a_cheap_or_an_endless_hash() {
+        let p = person("alice");
+        for rounds in [0, 1, 99_999, 10_000_001, u32::MAX] {
+            let challenge =
+                Challenge { version: VERSION, nonce: Fixed([0; 32]), salt: Fixed([0; 32]), rounds };
+            let session = (&p.session, p.identity.certify(&p.name, &p.session, NOW));
+            let answer = respond(&p.name, &challenge, b"", &p.password, &p.identity, session);
+            assert_eq!(answer.err(), Some(AuthError::BadRounds));
+        }
+    }
+}

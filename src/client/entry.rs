@@ -1,0 +1,33 @@
+//! One line of the conversation, as every front end shows it.
+//!
+//! Invariant: names are valid and texts are already sanitised (see [`super::text`]); where an
+//! entry belongs was decided from what its sender signed and nothing else.
+
+use crate::name::Username;
+
+/// Where an entry comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// From one person to everyone on-line.
+    Broadcast { from: Username },
+    /// From one person to another, outside a room.
+    Private { from: Username, to: Username },
+    /// From one person to another, in the room of the two.
+    Room { from: Username, to: Username },
+    /// The program tells something: who came, answers to commands.
+    Notice,
+    /// Something is wrong, and what to do.
+    Problem,
+}
+
+/// One entry of the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// When it was shown here, milliseconds since 1970.
+    pub time: u64,
+    pub source: Source,
+    /// Sanitised; one line.
+    pub text: String,
+    /// Whether the reader is mentioned in it (by somebody else).
+    pub mention: bool,
+}

@@ -1,0 +1,50 @@
+//! Wall-clock time for people and signed fields. Durations use [`std::time::Instant`] instead,
+//! so that a clock set back does no harm.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+use time::{OffsetDateTime, UtcOffset};
+
+/// Milliseconds since 1970; 0 before.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn date_time(ms: u64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp((ms / 1000) as i64).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// `2026-01-31T08:05:09Z`.
+pub fn utc(ms: u64) -> String {
+    let t = date_time(ms);
+    let (y, mo, d) = (t.year(), u8::from(t.month()), t.day());
+    format!("{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}Z", t.hour(), t.minute(), t.second())
+}
+
+/// The part of [`utc`] before the `T`.
+pub fn utc_day(ms: u64) -> String {
+    utc(ms)[..10].to_string()
+}
+
+/// The time zone of this machine; UTC where it cannot be told.
+pub fn local_offset() -> UtcOffset {
+    UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC)
+}
+
+/// `08:05` at `offset`.
+pub fn hour_minute(ms: u64, offset: UtcOffset) -> String {
+    let t = date_time(ms).to_offset(offset);
+    format!("{:02}:{:02}", t.hour(), t.minute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_iso_8601_and_never_panic() {
+        assert_eq!(utc(1_769_846_709_000), "2026-01-31T08:05:09Z");
+        assert_eq!(utc_day(0), "1970-01-01");
+        utc(u64::MAX);
+        hour_minute(u64::MAX, UtcOffset::UTC);
+    }
+}

@@ -1,0 +1,127 @@
+//! The identity key at rest: PKCS#8 under AES-256-GCM, with a key that PBKDF2 makes from the password.
+//!
+//! Invariant: the file says all that is needed to open it except the password; whatever is
+//! wrong with it, the answer is an error that names the remedy. Format: README, "Key file".
+
+use super::keys::IdentityKey;
+use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
+use super::secret::{Password, random};
+use super::{Fields, label};
+use crate::encoding::{Bytes, Fixed};
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize, json};
+use std::fmt;
+use zeroize::Zeroizing;
+
+/// The longest file that is read, in bytes (a real one has about 1.9 KB).
+pub const MAX_FILE: usize = 16 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct KeyFile {
+    version: u32,
+    kdf: String,
+    rounds: u32,
+    salt: Fixed<16>,
+    cipher: String,
+    nonce: Fixed<12>,
+    ciphertext: Bytes,
+    tag: Fixed<16>,
+}
+
+const VERSION: u32 = 1;
+const KDF: &str = "PBKDF2-HMAC-SHA256";
+const CIPHER: &str = "AES-256-GCM";
+
+/// Why a key file does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyFileError {
+    /// It is not of this format.
+    Damaged,
+    /// It is of a version, or asks for parameters, that this program does not accept.
+    Unsupported,
+    /// The password is wrong (or the file was altered: the tag cannot tell which).
+    WrongPassword,
+}
+
+impl fmt::Display for KeyFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KeyFileError::Damaged => "the key file is damaged: restore it from a copy",
+            KeyFileError::Unsupported => "the key file is of a newer version or asks for unsafe parameters",
+            KeyFileError::WrongPassword => "the password does not open the key file",
+        })
+    }
+}
+
+impl std::error::Error for KeyFileError {}
+
+/// What GCM authenticates beside the ciphertext: the owner, so that files cannot be exchanged.
+fn associated(owner: &Username) -> Vec<u8> {
+    Fields::new(label::KEY_FILE).bytes(owner.as_str().as_bytes()).finish()
+}
+
+/// The text of a key file, with a fresh salt and nonce.
+pub fn seal(key: &IdentityKey, owner: &Username, password: &Password) -> String {
+    let (salt, nonce) = (random(), random());
+    let mut body = key.to_pkcs8();
+    let wrapping = primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS);
+    let tag = primitives::gcm_seal(&wrapping, &nonce, &associated(owner), &mut body);
+    let mut text = json::to_string(&KeyFile {
+        version: VERSION,
+        kdf: KDF.into(),
+        rounds: PBKDF2_ROUNDS,
+        salt: Fixed(salt),
+        cipher: CIPHER.into(),
+        nonce: Fixed(nonce),
+        ciphertext: Bytes(body.to_vec()),
+        tag: Fixed(tag),
+    });
+    text.push('\n');
+    text
+}
+
+/// Opens the text of a key file.
+///
+/// # Errors
+/// [`KeyFileError`]; parameters are checked before any work is done with them.
+pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<IdentityKey, KeyFileError> {
+    if text.len() > MAX_FILE {
+        return Err(KeyFileError::Damaged);
+    }
+    let text = std::str::from_utf8(text).map_err(|_| KeyFileError::Damaged)?;
+    let file: KeyFile = json::from_str(text).map_err(|_| KeyFileError::Damaged)?;
+    let known = file.version == VERSION && file.kdf == KDF && file.cipher == CIPHER;
+    if !known || !(PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds) {
+        return Err(KeyFileError::Unsupported);
+    }
+    let wrapping = primitives::pbkdf2(password, &file.salt.0, file.rounds);
+    let mut body = Zeroizing::new(file.ciphertext.0);
+    primitives::gcm_open(&wrapping, &file.nonce.0, &associated(owner), &mut body, &file.tag.0)
+        .map_err(|_| KeyFileError::WrongPassword)?;
+    IdentityKey::from_pkcs8(&body).map_err(|_| KeyFileError::Damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_owner_s_password_opens_a_key_file() {
+        let (alice, bob) = ("alice".parse().expect("name"), "bob".parse().expect("name"));
+        let key = IdentityKey::generate();
+        let right = Password::new("correct horse".into());
+        let text = seal(&key, &alice, &right);
+        let opened = open(text.as_bytes(), &alice, &right).expect("opens");
+        assert_eq!(opened.public().fingerprint(), key.public().fingerprint());
+        let wrong = Password::new("correct house".into());
+        assert_eq!(open(text.as_bytes(), &alice, &wrong).expect_err("wrong"), KeyFileError::WrongPassword);
+        assert_eq!(open(text.as_bytes(), &bob, &right).expect_err("moved"), KeyFileError::WrongPassword);
+        let cheap = text.replace("600000", "99999");
+        assert_eq!(open(cheap.as_bytes(), &alice, &right).expect_err("cheap"), KeyFileError::Unsupported);
+        let endless = text.replace("600000", "4294967295");
+        assert_eq!(open(endless.as_bytes(), &alice, &right).expect_err("endless"), KeyFileError::Unsupported);
+        for end in [0, 1, 100, text.len() - 3] {
+            assert_eq!(open(&text.as_bytes()[..end], &alice, &right).expect_err("cut"), KeyFileError::Damaged);
+        }
+    }
+}

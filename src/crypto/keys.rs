@@ -1,0 +1,138 @@
+//! Private keys. The identity key only signs; the session key only decrypts.
+//!
+//! Invariant: neither key can do the other's work, neither is cloned, and both are wiped on
+//! drop (by `rsa`, whose private operations are all blinded here). The server never names this file.
+
+use super::public::{
+    Fingerprint, IdentityPublicKey, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate, SessionPublicKey,
+    Signature,
+};
+use super::secret::Key;
+use super::{CryptoError, primitives::sha256};
+use crate::name::Username;
+use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
+use rsa::{Oaep, Pss, RsaPrivateKey};
+use sha2::Sha256;
+use std::fmt;
+use zeroize::Zeroizing;
+
+/// RSA-2048, FIPS 186-5; 60 to 300 ms.
+fn generate() -> RsaPrivateKey {
+    RsaPrivateKey::new(&mut rand::rng(), RSA_BITS).expect("2048 bits are a valid size")
+}
+
+fn spki(key: &RsaPrivateKey) -> Vec<u8> {
+    key.to_public_key().to_public_key_der().expect("an RSA key has a DER form").into_vec()
+}
+
+/// The long-lived key that a person is known by. It only signs.
+pub struct IdentityKey {
+    key: RsaPrivateKey,
+    public: IdentityPublicKey,
+}
+
+impl IdentityKey {
+    /// Makes a new one.
+    pub fn generate() -> IdentityKey {
+        Self::from_rsa(generate()).expect("a fresh key has the right size")
+    }
+
+    fn from_rsa(key: RsaPrivateKey) -> Result<IdentityKey, CryptoError> {
+        let public = IdentityPublicKey::parse(&spki(&key))?;
+        Ok(IdentityKey { key, public })
+    }
+
+    /// Parses PKCS#8, RFC 5208.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
+    pub fn from_pkcs8(der: &[u8]) -> Result<IdentityKey, CryptoError> {
+        Self::from_rsa(RsaPrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+    }
+
+    /// PKCS#8 in DER, about 1.2 KB; for the key file only.
+    pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
+        let document = self.key.to_pkcs8_der().expect("an RSA key has a DER form");
+        Zeroizing::new(document.as_bytes().to_vec())
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &IdentityPublicKey {
+        &self.public
+    }
+
+    /// `RSASSA-PSS[self](message)`, see [`IdentityPublicKey::verify`]; about 2 ms.
+    pub fn sign(&self, message: &[u8]) -> Signature {
+        self.key
+            .sign_with_rng(&mut rand::rng(), Pss::<Sha256>::new_blinded_with_salt(PSS_SALT), &sha256(message))
+            .expect("a 2048-bit key signs a SHA-256 hash")
+            .try_into()
+            .expect("a signature of the modulus's length")
+    }
+
+    /// Certifies a session key of `owner` made at `created` (milliseconds since 1970).
+    pub fn certify(&self, owner: &Username, session: &SessionKey, created: u64) -> SessionCertificate {
+        let key = session.public().clone();
+        let signature = self.sign(&SessionCertificate::signed_bytes(owner, &key.spki(), created));
+        SessionCertificate { key, created, signature }
+    }
+}
+
+/// The key of one login, in memory alone. It only decrypts.
+pub struct SessionKey {
+    key: RsaPrivateKey,
+    public: SessionPublicKey,
+}
+
+impl SessionKey {
+    /// Makes a new one.
+    pub fn generate() -> SessionKey {
+        Self::from_rsa(generate()).expect("a fresh key has the right size")
+    }
+
+    fn from_rsa(key: RsaPrivateKey) -> Result<SessionKey, CryptoError> {
+        let public = SessionPublicKey::parse(&spki(&key))?;
+        Ok(SessionKey { key, public })
+    }
+
+    /// Parses PKCS#8. The messenger never stores a session key; test vectors do.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
+    pub fn from_pkcs8(der: &[u8]) -> Result<SessionKey, CryptoError> {
+        Self::from_rsa(RsaPrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &SessionPublicKey {
+        &self.public
+    }
+
+    /// What the session is named by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.public.fingerprint()
+    }
+
+    /// Reverses [`SessionPublicKey::wrap`]; about 2 ms.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadCiphertext`] for another key, another label or altered bytes alike.
+    pub fn unwrap(&self, block: &[u8; RSA_BYTES], oaep_label: [u8; 32]) -> Result<Key, CryptoError> {
+        let padding = Oaep::<Sha256>::new_with_label(oaep_label);
+        let key = self.key.decrypt_blinded(&mut rand::rng(), padding, block);
+        let key = Zeroizing::new(key.map_err(|_| CryptoError::BadCiphertext)?);
+        Key::from_slice(&key).ok_or(CryptoError::BadCiphertext)
+    }
+}
+
+impl fmt::Debug for IdentityKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IdentityKey({})", self.public.fingerprint())
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionKey({})", self.fingerprint())
+    }
+}

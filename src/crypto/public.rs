@@ -1,0 +1,248 @@
+//! Public keys and what can be done with them: verify and encrypt.
+//!
+//! Invariant: an identity key only verifies, a session key only encrypts, and both are RSA-2048
+//! with exponent 65,537 in canonical DER. This is all of RSA that the server can name.
+
+use super::{CryptoError, Fields, label};
+use crate::crypto::primitives::sha256;
+use crate::crypto::secret::Key;
+use crate::name::Username;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use rsa::pkcs8::{DecodePublicKey, EncodePublicKey};
+use rsa::traits::PublicKeyParts;
+use rsa::{BoxedUint, Oaep, Pss, RsaPublicKey};
+use sha2::Sha256;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Bits of every RSA modulus.
+pub const RSA_BITS: usize = 2048;
+/// Bytes of a signature or of one OAEP block.
+pub const RSA_BYTES: usize = RSA_BITS / 8;
+/// The most bytes of a DER-encoded public key that are looked at (RSA-2048 has 294).
+const MAX_SPKI: usize = 512;
+/// Salt bytes of PSS: as many as the hash, RFC 8017 section 9.1.
+pub(super) const PSS_SALT: usize = 32;
+/// A session key is renewed after this time at the latest.
+pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Clocks may differ by this much before a certificate counts as stale or from the future.
+const CERTIFICATE_SLACK: Duration = Duration::from_secs(2 * 3600);
+
+/// A PSS signature.
+pub type Signature = [u8; RSA_BYTES];
+
+/// SHA-256 of a DER-encoded `SubjectPublicKeyInfo`; shown as `SHA256:` and unpadded base64.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl Fingerprint {
+    /// Of a DER-encoded public key.
+    pub fn of(spki: &[u8]) -> Fingerprint {
+        Fingerprint(sha256(spki))
+    }
+
+    /// The first eight bytes as 16 hexadecimal digits: names a session key where the server has
+    /// to tell which one a sender used. A routing hint, never a proof.
+    pub fn short(&self) -> String {
+        self.0[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SHA256:{}", BASE64_STANDARD_NO_PAD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = CryptoError;
+
+    fn from_str(text: &str) -> Result<Self, CryptoError> {
+        let digits = text.strip_prefix("SHA256:").ok_or(CryptoError::BadKey)?;
+        let bytes = BASE64_STANDARD_NO_PAD
+            .decode(digits.trim_end_matches('='))
+            .map_err(|_| CryptoError::BadKey)?;
+        bytes.try_into().map(Fingerprint).map_err(|_| CryptoError::BadKey)
+    }
+}
+
+/// A parsed key beside its DER form and fingerprint.
+#[derive(Clone)]
+struct Public {
+    key: RsaPublicKey,
+    fingerprint: Fingerprint,
+}
+
+impl Public {
+    fn parse(spki: &[u8]) -> Result<Public, CryptoError> {
+        if spki.len() > MAX_SPKI {
+            return Err(CryptoError::BadKey);
+        }
+        let key = RsaPublicKey::from_public_key_der(spki).map_err(|_| CryptoError::BadKey)?;
+        // One key, one encoding: otherwise one key could have two fingerprints.
+        let canonical = key.to_public_key_der().map_err(|_| CryptoError::BadKey)?;
+        let e = key.e() == &BoxedUint::from(65_537u64);
+        if !e || key.n().bits_vartime() as usize != RSA_BITS || canonical.as_bytes() != spki {
+            return Err(CryptoError::BadKey);
+        }
+        Ok(Public { fingerprint: Fingerprint::of(spki), key })
+    }
+
+    fn spki(&self) -> Vec<u8> {
+        self.key.to_public_key_der().expect("an RSA key has a DER form").into_vec()
+    }
+}
+
+/// The key that a person is known by. It only verifies.
+#[derive(Clone)]
+pub struct IdentityPublicKey(Public);
+
+impl IdentityPublicKey {
+    /// Parses a DER `SubjectPublicKeyInfo`, RFC 8017 appendix A.1.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`] unless it is RSA-2048 with e = 65,537 in canonical DER.
+    pub fn parse(spki: &[u8]) -> Result<Self, CryptoError> {
+        Public::parse(spki).map(IdentityPublicKey)
+    }
+
+    /// Parses the PEM form (RFC 7468), as the server keeps it.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`], as for [`IdentityPublicKey::parse`].
+    pub fn parse_pem(pem: &str) -> Result<Self, CryptoError> {
+        let key = RsaPublicKey::from_public_key_pem(pem).map_err(|_| CryptoError::BadKey)?;
+        Self::parse(key.to_public_key_der().map_err(|_| CryptoError::BadKey)?.as_bytes())
+    }
+
+    /// The PEM form.
+    pub fn to_pem(&self) -> String {
+        let ending = rsa::pkcs8::LineEnding::LF;
+        self.0.key.to_public_key_pem(ending).expect("an RSA key has a PEM form")
+    }
+
+    /// The DER form, 294 bytes.
+    pub fn spki(&self) -> Vec<u8> {
+        self.0.spki()
+    }
+
+    /// What the key is remembered by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// Checks `RSASSA-PSS[self](message)` with SHA-256, MGF1-SHA-256 and 32 salt bytes, RFC 8017 section 8.1.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadSignature`].
+    pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), CryptoError> {
+        self.0
+            .key
+            .verify(Pss::<Sha256>::new_with_salt(PSS_SALT), &sha256(message), signature)
+            .map_err(|_| CryptoError::BadSignature)
+    }
+}
+
+/// The key of one login of one person. It only encrypts.
+#[derive(Clone)]
+pub struct SessionPublicKey(Public);
+
+impl SessionPublicKey {
+    /// As [`IdentityPublicKey::parse`].
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`].
+    pub fn parse(spki: &[u8]) -> Result<Self, CryptoError> {
+        Public::parse(spki).map(SessionPublicKey)
+    }
+
+    /// The DER form, 294 bytes.
+    pub fn spki(&self) -> Vec<u8> {
+        self.0.spki()
+    }
+
+    /// What the session is named by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// `RSAES-OAEP[self](key)` with SHA-256, MGF1-SHA-256 and a label, RFC 8017 section 7.1.
+    pub fn wrap(&self, key: &Key, oaep_label: [u8; 32]) -> [u8; RSA_BYTES] {
+        let padding = Oaep::<Sha256>::new_with_label(oaep_label);
+        let block = self.0.key.encrypt(&mut rand::rng(), padding, key.expose());
+        block.expect("32 bytes fit one block").try_into().expect("a block of the modulus's length")
+    }
+}
+
+impl fmt::Debug for IdentityPublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IdentityPublicKey({})", self.fingerprint())
+    }
+}
+
+impl fmt::Debug for SessionPublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionPublicKey({})", self.fingerprint())
+    }
+}
+
+/// A session key with its owner's signature: `PSS[identity](label, username, session key, created)`.
+#[derive(Clone)]
+pub struct SessionCertificate {
+    /// The certified key.
+    pub key: SessionPublicKey,
+    /// When it was made, in milliseconds since 1970, by its owner's clock.
+    pub created: u64,
+    /// By the identity key.
+    pub signature: Signature,
+}
+
+impl SessionCertificate {
+    /// The bytes that the identity key signs.
+    pub(super) fn signed_bytes(owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {
+        Fields::new(label::SESSION_CERTIFICATE)
+            .bytes(owner.as_str().as_bytes())
+            .bytes(spki)
+            .number(created)
+            .finish()
+    }
+
+    /// Checks that `identity` made this for `owner`, at most a day (and two hours for clocks) from `now`.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadSignature`], [`CryptoError::StaleCertificate`].
+    pub fn verify(&self, owner: &Username, identity: &IdentityPublicKey, now: u64) -> Result<(), CryptoError> {
+        let bytes = Self::signed_bytes(owner, &self.key.spki(), self.created);
+        identity.verify(&bytes, &self.signature)?;
+        let (slack, life) = (CERTIFICATE_SLACK.as_millis() as u64, SESSION_KEY_LIFETIME.as_millis() as u64);
+        if self.created > now.saturating_add(slack) || now > self.created.saturating_add(life + slack) {
+            return Err(CryptoError::StaleCertificate);
+        }
+        Ok(())
+    }
+}
+
+/// The 60-digit safety number of two people: the same whoever computes it.
+///
+/// Each person's half is `SHA-256(label, name, identity fingerprint)`: six groups of five
+/// digits, each five bytes as a big-endian number modulo 100,000. The smaller half comes first.
+pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerprint)) -> String {
+    let half = |(name, fingerprint): (&Username, Fingerprint)| {
+        let fields = Fields::new(label::SAFETY_NUMBER).bytes(name.as_str().as_bytes());
+        let hash = sha256(&fields.bytes(&fingerprint.0).finish());
+        let group = |five: &[u8]| five.iter().fold(0u64, |n, &b| n << 8 | u64::from(b)) % 100_000;
+        let groups: Vec<String> = hash[..30].chunks(5).map(|five| format!("{:05}", group(five))).collect();
+        groups.join(" ")
+    };
+    let mut halves = [half(one), half(other)];
+    halves.sort();
+    halves.join(" ")
+}

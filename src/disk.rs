@@ -1,0 +1,104 @@
+//! Files that only their owner may read, and that a crash cannot leave half-written.
+//!
+//! Invariant: directories are 0700, files 0600; nothing is written through a symbolic link;
+//! a replaced file is either wholly the old or wholly the new one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// `$HOME` joined with `folder`.
+///
+/// # Errors
+/// If `HOME` is not set.
+pub fn under_home(folder: &str) -> io::Result<PathBuf> {
+    match std::env::var_os("HOME") {
+        Some(home) if !home.is_empty() => Ok(Path::new(&home).join(folder)),
+        _ => Err(io::Error::other("HOME is not set: set it, or name a folder with --data-dir")),
+    }
+}
+
+/// Puts the path in front of an error's text.
+pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Makes `path` and its parents; takes everyone else's rights to it away.
+///
+/// # Errors
+/// With the path in the text.
+pub fn private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
+}
+
+/// Makes a new file; an existing one, or a link, is an error.
+///
+/// # Errors
+/// With the path in the text.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
+}
+
+/// Opens a file for appending, and makes it if need be.
+///
+/// # Errors
+/// With the path in the text.
+pub fn append(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path).map_err(at(path))
+}
+
+/// Reads a whole file of at most `limit` bytes.
+///
+/// # Errors
+/// With the path in the text; a longer file is an error.
+pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(at(path))?;
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(at(path))?;
+    if bytes.len() > limit {
+        return Err(at(path)(io::Error::other(format!("longer than {limit} bytes"))));
+    }
+    Ok(bytes)
+}
+
+/// Writes a new file and waits until it is on disk. A failure leaves no file behind.
+///
+/// # Errors
+/// With the path in the text; an existing file is an error.
+pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = create_new(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(path));
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+        return written;
+    }
+    sync_parent(path)
+}
+
+/// Replaces a file in one step: temporary file, fsync, rename, fsync of the folder.
+///
+/// # Errors
+/// With the path in the text; the old file then stands untouched.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    // One left by a crash is of no use to anyone.
+    let _ = fs::remove_file(&temporary);
+    write_new(&temporary, bytes)?;
+    fs::rename(&temporary, path).map_err(at(path))?;
+    sync_parent(path)
+}
+
+/// Waits until the folder's entries are on disk.
+///
+/// # Errors
+/// With the path in the text.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(at(parent))
+}

@@ -1,0 +1,560 @@
+//! Every message between client and server: its fields, its line, and back.
+//!
+//! Invariant: a decoded message has the right types, lengths and names; what it means is for others
+//! to check. A line is one JSON object whose `type` names the message; unknown fields are
+//! ignored. Specification: README, "Messages".
+
+use crate::crypto::public::{RSA_BYTES, SessionCertificate};
+use crate::crypto::secret::Key;
+use crate::encoding::{Bytes, Fixed};
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize, json};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The version agreed in the first exchange.
+pub const VERSION: u32 = 1;
+/// The longest line before login, in bytes without its end: a login needs under 2 KiB.
+pub const MAX_LINE_BEFORE_LOGIN: usize = 16 * 1024;
+/// The longest line after login: an envelope for [`MAX_TARGETS`] recipients has about half of it.
+pub const MAX_LINE: usize = 1024 * 1024;
+/// The most recipients of one `encrypted_send`.
+pub const MAX_TARGETS: usize = 1024;
+/// The most names of one `keys_request`: its answer is then about 300 KiB.
+pub const MAX_KEY_NAMES: usize = 256;
+/// The most names in one `presence` line.
+pub const MAX_PRESENCE_NAMES: usize = 4096;
+/// The longest ciphertext of an envelope, in bytes.
+pub const MAX_CIPHERTEXT: usize = 33_024;
+
+/// Client: make an account.
+#[derive(Serialize, Deserialize)]
+pub struct Register {
+    pub version: u32,
+    pub username: Username,
+    pub salt: Fixed<32>,
+    pub rounds: u32,
+    pub password_key: Key,
+    /// The identity key, DER.
+    pub public_key: Bytes,
+}
+
+/// Client: ask for a challenge.
+#[derive(Serialize, Deserialize)]
+pub struct LoginRequest {
+    pub version: u32,
+    pub username: Username,
+    /// The identity key, DER.
+    pub public_key: Bytes,
+}
+
+/// Server: what a login must answer.
+#[derive(Serialize, Deserialize)]
+pub struct Challenge {
+    pub version: u32,
+    pub nonce: Fixed<32>,
+    pub salt: Fixed<32>,
+    pub rounds: u32,
+}
+
+/// Client: the answer to a challenge.
+#[derive(Serialize, Deserialize)]
+pub struct ChallengeResponse {
+    pub response: Fixed<32>,
+    /// DER.
+    pub session_key: Bytes,
+    /// Milliseconds since 1970.
+    pub created: u64,
+    pub certificate: Fixed<RSA_BYTES>,
+    pub proof: Fixed<RSA_BYTES>,
+}
+
+/// Client: a new session key for the running session.
+#[derive(Serialize, Deserialize)]
+pub struct SessionKeyFields {
+    /// DER.
+    pub session_key: Bytes,
+    /// Milliseconds since 1970.
+    pub created: u64,
+    pub certificate: Fixed<RSA_BYTES>,
+}
+
+impl SessionKeyFields {
+    /// The wire form of a certificate.
+    pub fn new(certificate: &SessionCertificate) -> SessionKeyFields {
+        SessionKeyFields {
+            session_key: Bytes(certificate.key.spki()),
+            created: certificate.created,
+            certificate: Fixed(certificate.signature),
+        }
+    }
+}
+
+/// Server: the login, or the new session key, was accepted.
+#[derive(Serialize, Deserialize)]
+pub struct Session {
+    /// Proves the session when its connection broke.
+    pub token: Key,
+    /// Milliseconds since 1970.
+    pub expires: u64,
+}
+
+/// Server: who is on-line. The first one is full, the later ones say what changed.
+#[derive(Serialize, Deserialize)]
+pub struct Presence {
+    /// More of the first list follows.
+    pub more: bool,
+    /// Replaces what was known.
+    pub full: bool,
+    pub joined: Vec<Username>,
+    pub left: Vec<Username>,
+}
+
+/// Client: the keys of these people, please.
+#[derive(Serialize, Deserialize)]
+pub struct KeysRequest {
+    pub names: Vec<Username>,
+}
+
+/// Server: what was asked for.
+#[derive(Serialize, Deserialize)]
+pub struct Keys {
+    pub keys: Vec<PersonKeys>,
+    /// Names without an account.
+    pub unknown: Vec<Username>,
+}
+
+/// One person's keys; the session's are missing for someone who is not on-line.
+#[derive(Serialize, Deserialize)]
+pub struct PersonKeys {
+    pub name: Username,
+    /// DER.
+    pub identity: Bytes,
+    pub session_key: Option<Bytes>,
+    pub created: Option<u64>,
+    pub certificate: Option<Fixed<RSA_BYTES>>,
+}
+
+/// What the sender signed, and the ciphertext: the same for every recipient.
+#[derive(Serialize, Deserialize, Clone)]
+pub struct EnvelopeFields {
+    pub from: Username,
+    pub kind: String,
+    pub scope: String,
+    pub recipient: Option<Username>,
+    pub recipient_session: Option<Fixed<32>>,
+    pub identity: Fixed<32>,
+    pub session: Fixed<32>,
+    pub sequence: u64,
+    pub time: u64,
+    pub commitment: Fixed<32>,
+    pub nonce: Fixed<12>,
+    pub ciphertext: Bytes,
+    pub tag: Fixed<16>,
+    pub signature: Fixed<RSA_BYTES>,
+}
+
+/// Where an envelope goes. `sessions` names the session key that each wrapped key is for.
+#[derive(Serialize, Deserialize)]
+pub struct Routing {
+    /// The sender's number for this request, repeated in the answer.
+    pub id: u64,
+    pub targets: Vec<Username>,
+    pub keys: BTreeMap<String, Fixed<RSA_BYTES>>,
+    pub sessions: BTreeMap<String, String>,
+}
+
+/// Client: an envelope with a wrapped key for each recipient.
+pub struct EncryptedSend {
+    pub routing: Routing,
+    pub envelope: EnvelopeFields,
+}
+
+/// Server: an envelope with the recipient's own wrapped key.
+pub struct EncryptedMessage {
+    pub envelope: EnvelopeFields,
+    pub key: Fixed<RSA_BYTES>,
+}
+
+/// Server: what became of an `encrypted_send`. Every target is in exactly one list.
+#[derive(Serialize, Deserialize)]
+pub struct Sent {
+    pub id: u64,
+    pub delivered: Vec<Username>,
+    pub offline: Vec<Username>,
+    /// On-line with another session key than the one used: fetch it and send again.
+    pub stale: Vec<Username>,
+}
+
+/// Server: a request failed, or the connection ends.
+#[derive(Serialize, Deserialize)]
+pub struct Failure {
+    /// Stable, for programs: see [`ErrorCode`].
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// Of the `encrypted_send` it answers.
+    pub id: Option<u64>,
+    /// Seconds until it is worth trying again.
+    pub retry_after: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Empty {}
+
+/// The codes of [`Failure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    Malformed,
+    UnknownType,
+    LineTooLong,
+    UnsupportedVersion,
+    NotLoggedIn,
+    AlreadyLoggedIn,
+    NoChallenge,
+    NameTaken,
+    RegistrationClosed,
+    LoginFailed,
+    Locked,
+    BadKey,
+    BadRounds,
+    BadTargets,
+    WrongSender,
+    TooManyRequests,
+    SignedInElsewhere,
+    TimedOut,
+    ServerFull,
+    ServerError,
+}
+
+impl ErrorCode {
+    /// As it stands on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::Malformed => "malformed",
+            ErrorCode::UnknownType => "unknown_type",
+            ErrorCode::LineTooLong => "line_too_long",
+            ErrorCode::UnsupportedVersion => "unsupported_version",
+            ErrorCode::NotLoggedIn => "not_logged_in",
+            ErrorCode::AlreadyLoggedIn => "already_logged_in",
+            ErrorCode::NoChallenge => "no_challenge",
+            ErrorCode::NameTaken => "name_taken",
+            ErrorCode::RegistrationClosed => "registration_closed",
+            ErrorCode::LoginFailed => "login_failed",
+            ErrorCode::Locked => "locked",
+            ErrorCode::BadKey => "bad_key",
+            ErrorCode::BadRounds => "bad_rounds",
+            ErrorCode::BadTargets => "bad_targets",
+            ErrorCode::WrongSender => "wrong_sender",
+            ErrorCode::TooManyRequests => "too_many_requests",
+            ErrorCode::SignedInElsewhere => "signed_in_elsewhere",
+            ErrorCode::TimedOut => "timed_out",
+            ErrorCode::ServerFull => "server_full",
+            ErrorCode::ServerError => "server_error",
+        }
+    }
+}
+
+/// What a client says.
+pub enum ClientMessage {
+    Register(Register),
+    LoginRequest(LoginRequest),
+    ChallengeResponse(ChallengeResponse),
+    Renew(SessionKeyFields),
+    KeysRequest(KeysRequest),
+    EncryptedSend(Box<EncryptedSend>),
+    Ping,
+    Pong,
+    Logout,
+}
+
+/// What a server says.
+pub enum ServerMessage {
+    Registered,
+    Challenge(Challenge),
+    Session(Session),
+    Presence(Presence),
+    Keys(Keys),
+    EncryptedMessage(Box<EncryptedMessage>),
+    Sent(Sent),
+    Error(Failure),
+    Ping,
+    Pong,
+}
+
+/// Why a line is not a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Not UTF-8, not JSON, or a field is missing or of the wrong type or length.
+    Malformed,
+    /// A `type` that this side does not take.
+    UnknownType,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DecodeError::Malformed => "not a message: it is not JSON, or a field is missing or of the wrong type",
+            DecodeError::UnknownType => "unknown message type",
+        })
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+#[derive(Deserialize)]
+struct Head {
+    r#type: String,
+}
+
+/// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
+const MAX_DEPTH: usize = 8;
+
+/// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.
+fn is_shallow(text: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return false;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    true
+}
+
+/// The text of a line and its `type`.
+fn head(line: &[u8]) -> Result<(&str, String), DecodeError> {
+    let text = std::str::from_utf8(line).map_err(|_| DecodeError::Malformed)?;
+    if !is_shallow(text) {
+        return Err(DecodeError::Malformed);
+    }
+    let head: Head = json::from_str(text).map_err(|_| DecodeError::Malformed)?;
+    Ok((text, head.r#type))
+}
+
+fn body<T: Deserialize>(text: &str) -> Result<T, DecodeError> {
+    json::from_str(text).map_err(|_| DecodeError::Malformed)
+}
+
+/// One line: the type, then the fields of each part.
+fn line(kind: &str, parts: &[String]) -> Vec<u8> {
+    let mut line = format!("{{\"type\":\"{kind}\"").into_bytes();
+    for part in parts {
+        let fields = &part[1..part.len() - 1];
+        if !fields.is_empty() {
+            line.push(b',');
+            line.extend_from_slice(fields.as_bytes());
+        }
+    }
+    line.extend_from_slice(b"}\n");
+    line
+}
+
+fn one<T: Serialize>(kind: &str, body: &T) -> Vec<u8> {
+    line(kind, &[json::to_string(body)])
+}
+
+impl ClientMessage {
+    /// Decodes one line without its end.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode(line: &[u8]) -> Result<ClientMessage, DecodeError> {
+        let (text, kind) = head(line)?;
+        Ok(match kind.as_str() {
+            "register" => ClientMessage::Register(body(text)?),
+            "login_request" => ClientMessage::LoginRequest(body(text)?),
+            "challenge_response" => ClientMessage::ChallengeResponse(body(text)?),
+            "renew" => ClientMessage::Renew(body(text)?),
+            "keys_request" => ClientMessage::KeysRequest(body(text)?),
+            "encrypted_send" => ClientMessage::EncryptedSend(Box::new(EncryptedSend {
+                routing: body(text)?,
+                envelope: body(text)?,
+            })),
+            "ping" => ClientMessage::Ping,
+            "pong" => ClientMessage::Pong,
+            "logout" => ClientMessage::Logout,
+            _ => return Err(DecodeError::UnknownType),
+        })
+    }
+
+    /// The line, with its end.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            ClientMessage::Register(body) => one("register", body),
+            ClientMessage::LoginRequest(body) => one("login_request", body),
+            ClientMessage::ChallengeResponse(body) => one("challenge_response", body),
+            ClientMessage::Renew(body) => one("renew", body),
+            ClientMessage::KeysRequest(body) => one("keys_request", body),
+            ClientMessage::EncryptedSend(send) => {
+                line("encrypted_send", &[json::to_string(&send.routing), json::to_string(&send.envelope)])
+            }
+            ClientMessage::Ping => one("ping", &Empty {}),
+            ClientMessage::Pong => one("pong", &Empty {}),
+            ClientMessage::Logout => one("logout", &Empty {}),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrappedKey {
+    key: Fixed<RSA_BYTES>,
+}
+
+impl ServerMessage {
+    /// Decodes one line without its end.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode(line: &[u8]) -> Result<ServerMessage, DecodeError> {
+        let (text, kind) = head(line)?;
+        Ok(match kind.as_str() {
+            "registered" => ServerMessage::Registered,
+            "challenge" => ServerMessage::Challenge(body(text)?),
+            "session" => ServerMessage::Session(body(text)?),
+            "presence" => ServerMessage::Presence(body(text)?),
+            "keys" => ServerMessage::Keys(body(text)?),
+            "encrypted_message" => ServerMessage::EncryptedMessage(Box::new(EncryptedMessage {
+                envelope: body(text)?,
+                key: body::<WrappedKey>(text)?.key,
+            })),
+            "sent" => ServerMessage::Sent(body(text)?),
+            "error" => ServerMessage::Error(body(text)?),
+            "ping" => ServerMessage::Ping,
+            "pong" => ServerMessage::Pong,
+            _ => return Err(DecodeError::UnknownType),
+        })
+    }
+
+    /// The line, with its end.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            ServerMessage::Registered => one("registered", &Empty {}),
+            ServerMessage::Challenge(body) => one("challenge", body),
+            ServerMessage::Session(body) => one("session", body),
+            ServerMessage::Presence(body) => one("presence", body),
+            ServerMessage::Keys(body) => one("keys", body),
+            ServerMessage::EncryptedMessage(message) => {
+                let mut line = shared_part(&message.envelope);
+                line.extend_from_slice(&own_part(&message.key));
+                line
+            }
+            ServerMessage::Sent(body) => one("sent", body),
+            ServerMessage::Error(body) => one("error", body),
+            ServerMessage::Ping => one("ping", &Empty {}),
+            ServerMessage::Pong => one("pong", &Empty {}),
+        }
+    }
+
+    /// An error without further fields.
+    pub fn error(code: ErrorCode, message: impl Into<String>) -> ServerMessage {
+        ServerMessage::Error(Failure {
+            code: code.as_str().into(),
+            message: message.into(),
+            id: None,
+            retry_after: None,
+        })
+    }
+}
+
+/// The beginning of an `encrypted_message` line, the same for all recipients; [`own_part`] follows.
+pub fn shared_part(envelope: &EnvelopeFields) -> Vec<u8> {
+    let mut start = one("encrypted_message", envelope);
+    start.truncate(start.len() - 2);
+    start
+}
+
+/// The end of an `encrypted_message` line: the recipient's own wrapped key.
+pub fn own_part(key: &Fixed<RSA_BYTES>) -> Vec<u8> {
+    let mut end = json::to_string(&WrappedKey { key: *key }).into_bytes();
+    end[0] = b',';
+    end.push(b'\n');
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(line: &str) -> Result<ClientMessage, DecodeError> {
+        ClientMessage::decode(line.as_bytes())
+    }
+
+    #[test]
+    fn what_is_not_a_message_is_refused_without_a_panic() {
+        use DecodeError::{Malformed, UnknownType};
+        for (line, error) in [
+            ("", Malformed),
+            ("{", Malformed),
+            ("[]", Malformed),
+            ("null", Malformed),
+            ("{}", Malformed),
+            ("{\"type\":3}", Malformed),
+            ("{\"type\":\"ping\"} {}", Malformed),
+            ("{\"type\":\"nonsense\"}", UnknownType),
+            ("{\"type\":\"presence\",\"full\":true,\"joined\":[],\"left\":[]}", UnknownType),
+            ("{\"type\":\"keys_request\"}", Malformed),
+            ("{\"type\":\"keys_request\",\"names\":\"alice\"}", Malformed),
+            ("{\"type\":\"keys_request\",\"names\":[\"a/b\"]}", Malformed),
+            ("{\"type\":\"keys_request\",\"names\":[1e999]}", Malformed),
+            ("{\"type\":\"login_request\",\"version\":99999999999999999999,\"username\":\"a\",\"public_key\":\"\"}", Malformed),
+            ("{\"type\":\"login_request\",\"version\":-1,\"username\":\"a\",\"public_key\":\"\"}", Malformed),
+        ] {
+            assert_eq!(decode(line).err(), Some(error), "{line}");
+        }
+        assert_eq!(ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(), Some(Malformed));
+        let nested = format!("{{\"x\":{},\"type\":\"ping\"}}", "[".repeat(500_000));
+        assert_eq!(decode(&nested).err(), Some(Malformed));
+    }
+
+    #[test]
+    fn brackets_inside_strings_are_not_nesting() {
+        let text = format!("{{\"note\":\"{}\\\"[[\",\"type\":\"ping\"}}", "[{".repeat(50));
+        assert!(matches!(decode(&text), Ok(ClientMessage::Ping)));
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_the_last_of_duplicates_counts() {
+        let text = "{\"extra\":{\"a\":[1,2]},\"type\":\"pong\",\"type\":\"ping\",\"more\":null}";
+        assert!(matches!(decode(text), Ok(ClientMessage::Ping)));
+    }
+
+    #[test]
+    fn the_two_parts_of_a_delivery_make_one_message() {
+        let envelope = EnvelopeFields {
+            from: "alice".parse().expect("name"),
+            kind: "message".into(),
+            scope: "broadcast".into(),
+            recipient: None,
+            recipient_session: None,
+            identity: Fixed([1; 32]),
+            session: Fixed([2; 32]),
+            sequence: 3,
+            time: 4,
+            commitment: Fixed([5; 32]),
+            nonce: Fixed([6; 12]),
+            ciphertext: Bytes(vec![7; 256]),
+            tag: Fixed([8; 16]),
+            signature: Fixed([9; 256]),
+        };
+        let mut line = shared_part(&envelope);
+        line.extend_from_slice(&own_part(&Fixed([10; 256])));
+        assert_eq!(line.pop(), Some(b'\n'));
+        match ServerMessage::decode(&line) {
+            Ok(ServerMessage::EncryptedMessage(message)) => {
+                assert!(message.key == Fixed([10; 256]) && message.envelope.sequence == 3);
+                assert!(message.envelope.recipient.is_none());
+            }
+            _ => panic!("not an encrypted_message"),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The certificate in use: announced at the start, taken up anew when its files change.
+//!
+//! Invariant: a changed file that cannot be used never replaces one that works.
+
+use super::{Shared, lock};
+use crate::clock;
+use crate::wire::certificate::{self, Prepared};
+use crate::wire::tls::{self, Acceptor};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+/// The files are looked at this often at most, when somebody connects.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Certificates {
+    folder: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    acceptor: Acceptor,
+    /// When the files were last changed.
+    stamp: Stamp,
+    looked: Instant,
+    /// The end of validity, milliseconds since 1970.
+    not_after: u64,
+}
+
+type Stamp = [Option<(SystemTime, u64)>; 2];
+
+impl Certificates {
+    /// Makes or renews what is missing or expired, and says what there is.
+    ///
+    /// # Errors
+    /// With the path and the remedy in the text.
+    pub fn open(folder: &Path, out: &mut impl Write) -> io::Result<Certificates> {
+        let now = clock::now_ms();
+        let what = match certificate::prepare(folder, now)? {
+            Prepared::Found => "certificate",
+            Prepared::Made => "new certificate",
+            Prepared::Renewed => "certificate renewed with the same key",
+        };
+        let stamp = stamp(folder);
+        let acceptor = tls::acceptor(folder)?;
+        let facts = certificate::read_facts(&folder.join("server.crt"))?;
+        writeln!(out, "{what}: {}, valid until {}", facts.fingerprint, clock::utc_day(facts.not_after))?;
+        if let Some(notice) = certificate::notice(&facts, now) {
+            writeln!(out, "WARNING: {notice}")?;
+        }
+        let state = State { acceptor, stamp, looked: Instant::now(), not_after: facts.not_after };
+        Ok(Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) })
+    }
+
+    /// What the next handshake uses.
+    pub fn current(&self, shared: &Shared) -> Acceptor {
+        let (former, expired) = {
+            let mut state = lock(&self.state);
+            if state.looked.elapsed() < LOOK_EVERY {
+                return state.acceptor.clone();
+            }
+            state.looked = Instant::now();
+            (state.stamp, state.not_after <= clock::now_ms())
+        };
+        if expired {
+            // A server that runs for over a year renews its own certificate, too.
+            let _ = certificate::prepare(&self.folder, clock::now_ms());
+        }
+        let stamp = stamp(&self.folder);
+        if stamp != former {
+            let read = tls::acceptor(&self.folder)
+                .and_then(|acceptor| Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?)));
+            let mut state = lock(&self.state);
+            state.stamp = stamp;
+            match read {
+                Ok((acceptor, facts)) => {
+                    (state.acceptor, state.not_after) = (acceptor, facts.not_after);
+                    drop(state);
+                    shared.audit.log("certificate_changed", None, None, &facts.fingerprint.to_string());
+                }
+                Err(error) => {
+                    drop(state);
+                    shared.audit.log("certificate_unusable", None, None, &error.to_string());
+                }
+            }
+        }
+        lock(&self.state).acceptor.clone()
+    }
+}
+
+fn stamp(folder: &Path) -> Stamp {
+    ["server.crt", "server.key"].map(|name| {
+        let data = fs::metadata(folder.join(name)).ok()?;
+        Some((data.modified().ok()?, data.len()))
+    })
+}

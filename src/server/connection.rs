@@ -1,0 +1,375 @@
+//! One connection, from the accepted socket to its end.
+//!
+//! Invariant: [`admit`] runs on a short-lived thread with a large stack and gives a [`Client`] only to who
+//! has logged in; [`Client::run`] then holds one small thread, which blocks on the socket
+//! outside every lock. Whatever ends a connection, `Drop` takes its session off the registry.
+
+use super::limits::{self, Bucket, Ticket};
+use super::outbox::Outbox;
+use super::session::Session;
+use super::{Shared, delivery};
+use crate::auth::{self, Authenticated, PendingLogin};
+use crate::clock;
+use crate::crypto::public::{IdentityPublicKey, SessionCertificate, SessionPublicKey};
+use crate::name::Username;
+use crate::protocol::{
+    ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN, Register,
+    ServerMessage, SessionKeyFields, VERSION,
+};
+use crate::wire::frame::Lines;
+use crate::wire::tls::{Channel, Reader, Received};
+use std::io;
+use std::net::{IpAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A connection that is not logged in.
+struct Guest<'a> {
+    shared: &'a Shared,
+    address: IpAddr,
+    channel: Channel,
+    reader: Reader,
+    lines: Lines,
+    deadline: Instant,
+}
+
+/// Why a guest is shown out.
+enum Refusal {
+    /// The connection is of no more use; nothing can be said.
+    Gone,
+    /// The last thing that is said.
+    Say(ServerMessage),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(_: io::Error) -> Self {
+        Refusal::Gone
+    }
+}
+
+fn refuse(code: ErrorCode, text: &str) -> Refusal {
+    Refusal::Say(ServerMessage::error(code, text))
+}
+
+fn not_a_message(error: DecodeError) -> ServerMessage {
+    let code = match error {
+        DecodeError::Malformed => ErrorCode::Malformed,
+        DecodeError::UnknownType => ErrorCode::UnknownType,
+    };
+    ServerMessage::error(code, error.to_string())
+}
+
+/// Handshake and login. `None` if nothing came of it; the other side has been told why.
+pub fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, address: IpAddr, ticket: Ticket) -> Option<Client> {
+    let deadline = Instant::now() + limits::FIRST_LINE;
+    let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
+    let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(shared));
+    let channel = Channel::accept(acceptor, socket, deadline, lines.buffer()).ok()?;
+    let mut guest = Guest { shared, address, channel, reader: Reader::default(), lines, deadline };
+    match guest.log_in() {
+        Ok(login) => Some(Client::new(shared, guest, &login, ticket)),
+        Err(refusal) => {
+            if let Refusal::Say(message) = refusal {
+                let _ = guest.say(&message);
+            }
+            let mut wire = Vec::new();
+            guest.channel.encrypt_end(&mut wire);
+            let _ = guest.channel.send_now(&wire);
+            guest.linger();
+            None
+        }
+    }
+}
+
+impl Guest<'_> {
+    fn say(&self, message: &ServerMessage) -> io::Result<()> {
+        let mut wire = Vec::new();
+        self.channel.encrypt(&[&message.encode()], &mut wire)?;
+        self.channel.send(&wire)
+    }
+
+    /// Closing a socket with unread bytes makes the kernel throw the last answer away:
+    /// what still comes is read for a moment.
+    fn linger(&mut self) {
+        let end = (Instant::now() + Duration::from_secs(1)).min(self.deadline);
+        let mut left = 1024 * 1024usize;
+        let mut sink = Vec::new();
+        while let Some(wait) = end.checked_duration_since(Instant::now()) {
+            match self.channel.receive(&mut self.reader, &mut sink, wait) {
+                Ok(Received::Some) if sink.len() < left => left -= sink.len(),
+                _ => return,
+            }
+            sink.clear();
+        }
+    }
+
+    /// The next message, within the deadline.
+    fn hear(&mut self) -> Result<ClientMessage, Refusal> {
+        loop {
+            match self.lines.next_line() {
+                Ok(Some(line)) => return ClientMessage::decode(line).map_err(|e| Refusal::Say(not_a_message(e))),
+                Ok(None) => {}
+                Err(_) => return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB")),
+            }
+            let wait = self.deadline.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
+            }
+            if self.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
+                return Err(Refusal::Gone);
+            }
+        }
+    }
+
+    /// Registrations and a login request, until a login succeeds or fails.
+    fn log_in(&mut self) -> Result<Authenticated, Refusal> {
+        let mut message = self.hear()?;
+        self.deadline = Instant::now() + limits::LOGIN;
+        loop {
+            match message {
+                ClientMessage::Register(request) => self.register(request)?,
+                ClientMessage::LoginRequest(request) => return self.challenge(request),
+                ClientMessage::ChallengeResponse(_) => {
+                    return Err(refuse(ErrorCode::NoChallenge, "ask for a challenge first: login_request"));
+                }
+                ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
+                ClientMessage::Pong => {}
+                ClientMessage::Logout => return Err(Refusal::Gone),
+                _ => return Err(refuse(ErrorCode::NotLoggedIn, "log in first")),
+            }
+            message = self.hear()?;
+        }
+    }
+
+    fn audit(&self, event: &'static str, user: &Username) {
+        self.shared.audit.log(event, Some(user), Some(self.address), "");
+    }
+
+    fn register(&mut self, request: Register) -> Result<(), Refusal> {
+        check_version(request.version)?;
+        if self.shared.closed {
+            return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
+        }
+        if let Err(wait) = self.shared.registrations.take(self.address) {
+            return Err(Refusal::Say(ServerMessage::Error(Failure {
+                code: ErrorCode::TooManyRequests.as_str().into(),
+                message: "too many new accounts from your address".into(),
+                id: None,
+                retry_after: Some(wait.as_secs() + 1),
+            })));
+        }
+        let name = request.username.clone();
+        let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
+        match self.shared.accounts.register(account, &identity) {
+            Ok(()) => {
+                self.audit("registered", &name);
+                Ok(self.say(&ServerMessage::Registered)?)
+            }
+            Err(error @ super::accounts::RegisterError::NameTaken) => {
+                self.audit("name_taken", &name);
+                Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, error.to_string()))?)
+            }
+            Err(super::accounts::RegisterError::Io(error)) => {
+                self.shared.audit.log("storage_failed", Some(&name), Some(self.address), &error.to_string());
+                Err(refuse(ErrorCode::ServerError, "the server cannot store new accounts now: tell its operator"))
+            }
+        }
+    }
+
+    fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
+        check_version(request.version)?;
+        self.refuse_locked(&request.username)?;
+        let account = self.shared.accounts.get(&request.username);
+        let secret = self.shared.accounts.secret();
+        let (pending, challenge) = PendingLogin::new(request, account.as_deref(), secret).map_err(auth_error)?;
+        self.say(&ServerMessage::Challenge(challenge))?;
+        let response = loop {
+            match self.hear()? {
+                ClientMessage::ChallengeResponse(response) => break response,
+                ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
+                ClientMessage::Pong => {}
+                ClientMessage::Logout => return Err(Refusal::Gone),
+                _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
+            }
+        };
+        let name = pending.name().clone();
+        // Locked or counted before anything is checked: parallel guesses are guesses too.
+        self.refuse_locked(&name)?;
+        let locks = self.shared.lockout.count(&name, self.address);
+        match pending.verify(response, self.channel.exporter(), clock::now_ms()) {
+            Ok(_) if self.shared.registry.count() >= self.shared.limits.clients => {
+                self.shared.lockout.forgive(&name, self.address);
+                Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"))
+            }
+            Ok(login) => {
+                self.shared.lockout.forgive(&name, self.address);
+                self.audit("login", &name);
+                Ok(login)
+            }
+            Err(error) => {
+                self.audit("login_failed", &name);
+                if locks {
+                    self.audit("locked", &name);
+                    self.shared.remember_lock(&name);
+                }
+                Err(auth_error(error))
+            }
+        }
+    }
+
+    fn refuse_locked(&self, name: &Username) -> Result<(), Refusal> {
+        let Some(left) = self.shared.lockout.locked(name, self.address) else { return Ok(()) };
+        self.audit("login_while_locked", name);
+        Err(Refusal::Say(ServerMessage::Error(Failure {
+            code: ErrorCode::Locked.as_str().into(),
+            message: "too many failed logins".into(),
+            id: None,
+            retry_after: Some(left.as_secs() + 1),
+        })))
+    }
+}
+
+fn check_version(version: u32) -> Result<(), Refusal> {
+    if version == VERSION {
+        return Ok(());
+    }
+    Err(refuse(ErrorCode::UnsupportedVersion, "this server speaks version 1 of the protocol"))
+}
+
+fn auth_error(error: auth::AuthError) -> Refusal {
+    let code = match error {
+        auth::AuthError::BadRounds => ErrorCode::BadRounds,
+        auth::AuthError::BadKey => ErrorCode::BadKey,
+        auth::AuthError::Denied | auth::AuthError::Expired => ErrorCode::LoginFailed,
+    };
+    refuse(code, &error.to_string())
+}
+
+/// A connection that is logged in.
+pub struct Client {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    identity: IdentityPublicKey,
+    channel: Arc<Channel>,
+    reader: Reader,
+    lines: Lines,
+    bucket: Bucket,
+    /// Counted out when the connection ends.
+    _ticket: Ticket,
+}
+
+impl Client {
+    fn new(shared: &Arc<Shared>, guest: Guest<'_>, login: &Authenticated, ticket: Ticket) -> Client {
+        let Guest { channel, reader, mut lines, .. } = guest;
+        lines.set_limit(MAX_LINE);
+        ticket.logged_in();
+        let channel = Arc::new(channel);
+        let outbox = Arc::new(Outbox::new(channel.clone(), shared.limits.outbox));
+        let (session, announcement) = Session::new(login, outbox, clock::now_ms());
+        // Queued first: the session is the first thing that its client hears.
+        session.outbox.send([ServerMessage::Session(announcement).encode().into()]);
+        let session = Arc::new(session);
+        if let Some(former) = shared.registry.add(&session) {
+            let text = "you have logged in from elsewhere";
+            former.outbox.send([ServerMessage::error(ErrorCode::SignedInElsewhere, text).encode().into()]);
+            former.outbox.end();
+        }
+        let rate = f64::from(shared.limits.rate);
+        Client {
+            shared: shared.clone(),
+            session,
+            identity: login.identity().clone(),
+            channel,
+            reader,
+            lines,
+            bucket: Bucket::new(rate, rate * 4.0),
+            _ticket: ticket,
+        }
+    }
+
+    /// Serves the client until its connection ends.
+    pub fn run(mut self) {
+        let mut heard = Instant::now();
+        loop {
+            if !self.take_lines() {
+                return;
+            }
+            match self.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
+                Ok(Received::Some) => heard = Instant::now(),
+                Ok(Received::Silence) if heard.elapsed() < limits::DEAD_AFTER => self.answer(&ServerMessage::Ping),
+                Ok(Received::Silence | Received::End) | Err(_) => return,
+            }
+            if self.channel.wants_to_send() {
+                self.session.outbox.flush();
+            }
+        }
+    }
+
+    fn answer(&self, message: &ServerMessage) {
+        self.session.outbox.send([message.encode().into()]);
+    }
+
+    /// Handles all whole lines; false if the connection ends.
+    fn take_lines(&mut self) -> bool {
+        loop {
+            let message = match self.lines.next_line() {
+                Ok(None) => return true,
+                Ok(Some(line)) => ClientMessage::decode(line),
+                Err(_) => {
+                    self.answer(&ServerMessage::error(ErrorCode::LineTooLong, "a line has at most 1 MiB"));
+                    self.session.outbox.end();
+                    return false;
+                }
+            };
+            // Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
+            while let Err(wait) = self.bucket.take() {
+                std::thread::sleep(wait);
+            }
+            match message {
+                Ok(ClientMessage::Logout) => {
+                    self.session.outbox.end();
+                    return false;
+                }
+                Ok(message) => self.handle(message),
+                Err(error) => self.answer(&not_a_message(error)),
+            }
+        }
+    }
+
+    fn handle(&self, message: ClientMessage) {
+        let answer = match message {
+            ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, &send),
+            ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
+            ClientMessage::Renew(fields) => self.renew(&fields),
+            ClientMessage::Ping => ServerMessage::Pong,
+            ClientMessage::Pong | ClientMessage::Logout => return,
+            ClientMessage::Register(_) | ClientMessage::LoginRequest(_) | ClientMessage::ChallengeResponse(_) => {
+                ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already")
+            }
+        };
+        self.answer(&answer);
+    }
+
+    fn renew(&self, fields: &SessionKeyFields) -> ServerMessage {
+        let now = clock::now_ms();
+        let certificate = SessionPublicKey::parse(&fields.session_key.0).and_then(|key| {
+            let signature = fields.certificate.0;
+            let certificate = SessionCertificate { key, created: fields.created, signature };
+            certificate.verify(&self.session.name, &self.identity, now).map(|()| certificate)
+        });
+        match certificate {
+            Ok(certificate) => ServerMessage::Session(self.session.renew(&certificate, now)),
+            Err(error) => ServerMessage::error(ErrorCode::BadKey, error.to_string()),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.shared.registry.remove(&self.session) {
+            self.shared.audit.log("logout", Some(&self.session.name), None, "");
+        }
+        // The outbox may still have something to say, and then ends the connection itself.
+        self.session.outbox.end();
+    }
+}

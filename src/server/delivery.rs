@@ -1,0 +1,116 @@
+//! What a logged-in client asks for: deliver an envelope, tell keys.
+//!
+//! Invariant: an envelope goes on only under its sender's own name, to each target once, with that
+//! target's own wrapped key and nobody else's; every target is accounted for in the answer.
+//! The server checks where it goes, never what it says: it has no key for that.
+
+use super::Shared;
+use super::outbox::Part;
+use super::session::Session;
+use crate::encoding::Bytes;
+use crate::name::Username;
+use crate::protocol::{
+    self, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_TARGETS,
+    PersonKeys, Sent, ServerMessage,
+};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Delivers one envelope and says what became of it.
+pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> ServerMessage {
+    let id = send.routing.id;
+    if let Err((code, text)) = check(sender, send) {
+        let (code, message) = (code.as_str().into(), text.into());
+        return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
+    }
+    let head: Arc<[u8]> = protocol::shared_part(&send.envelope).into();
+    let mut sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new() };
+    let alone = send.routing.targets.len() == 1;
+    for target in &send.routing.targets {
+        let (key, key_name) = match routing_of(send, target) {
+            Some(routing) => routing,
+            None => continue, // check() has seen to it
+        };
+        let Some(session) = shared.registry.get(target) else {
+            sent.offline.push(target.clone());
+            continue;
+        };
+        if !session.uses_key(key_name) {
+            sent.stale.push(target.clone());
+            continue;
+        }
+        let line = [Part::Shared(head.clone()), protocol::own_part(key).into()];
+        let queued = match alone {
+            true => session.outbox.send(line),
+            false => session.outbox.queue(line, &shared.flusher),
+        };
+        if queued { &mut sent.delivered } else { &mut sent.offline }.push(target.clone());
+    }
+    ServerMessage::Sent(sent)
+}
+
+type WrappedKey = crate::encoding::Fixed<{ crate::crypto::public::RSA_BYTES }>;
+
+fn routing_of<'a>(send: &'a EncryptedSend, target: &Username) -> Option<(&'a WrappedKey, &'a String)> {
+    let (keys, sessions) = (&send.routing.keys, &send.routing.sessions);
+    Some((keys.get(target.as_str())?, sessions.get(target.as_str())?))
+}
+
+fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'static str)> {
+    let bad = |text| Err((ErrorCode::BadTargets, text));
+    let (routing, envelope) = (&send.routing, &send.envelope);
+    if envelope.from != sender.name {
+        return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
+    }
+    if envelope.ciphertext.0.len() > MAX_CIPHERTEXT {
+        return Err((ErrorCode::Malformed, "the ciphertext is too long"));
+    }
+    if routing.targets.is_empty() || routing.targets.len() > MAX_TARGETS {
+        return bad("1 to 1024 targets a message");
+    }
+    let distinct: HashSet<&Username> = routing.targets.iter().collect();
+    if distinct.len() != routing.targets.len() {
+        return bad("a target is listed twice");
+    }
+    if routing.targets.iter().any(|target| routing_of(send, target).is_none()) {
+        return bad("a target has no wrapped key or no session");
+    }
+    if routing.keys.len() != distinct.len() || routing.sessions.len() != distinct.len() {
+        return bad("a wrapped key or session is for nobody among the targets");
+    }
+    match (envelope.scope.as_str(), &envelope.recipient) {
+        ("broadcast", None) => Ok(()),
+        ("private" | "room", Some(name)) if routing.targets == [name.clone()] => Ok(()),
+        _ => bad("the scope does not fit the targets"),
+    }
+}
+
+/// The keys of those who have an account; of those on-line, the session's too.
+pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
+    if request.names.len() > MAX_KEY_NAMES {
+        return ServerMessage::error(ErrorCode::BadTargets, "at most 256 names a request");
+    }
+    let mut answer = Keys { keys: Vec::new(), unknown: Vec::new() };
+    for name in &request.names {
+        if let Some(session) = shared.registry.get(name) {
+            answer.keys.push(session.keys());
+            continue;
+        }
+        let stored = shared.accounts.get(name).map(|account| shared.accounts.identity(&account));
+        match stored {
+            Some(Ok(identity)) => answer.keys.push(PersonKeys {
+                name: name.clone(),
+                identity: Bytes(identity.spki()),
+                session_key: None,
+                created: None,
+                certificate: None,
+            }),
+            Some(Err(error)) => {
+                shared.audit.log("damaged_key", Some(name), None, &error.to_string());
+                answer.unknown.push(name.clone());
+            }
+            None => answer.unknown.push(name.clone()),
+        }
+    }
+    ServerMessage::Keys(answer)
+}

@@ -1,0 +1,381 @@
+//! Every limit of the server in one place, and the counters that enforce them.
+//!
+//! Invariant: what an unauthenticated peer can make the server hold is bounded per address and in all; when a
+//! bound is reached the oldest or the newcomer goes, and nobody who is logged in notices.
+
+use crate::name::Username;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::lock;
+
+/// TLS handshake and first line: enough for a slow line, too short to be worth holding open.
+pub const FIRST_LINE: Duration = Duration::from_secs(10);
+/// From the first line to the end of a login.
+pub const LOGIN: Duration = Duration::from_secs(300);
+/// A silent client is asked for a sign of life after this time.
+pub const PING_AFTER: Duration = Duration::from_secs(30);
+/// A client that was silent for this long is gone.
+pub const DEAD_AFTER: Duration = Duration::from_secs(90);
+/// Presence is told at most this often.
+pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
+/// Kernel memory for what a client does not read: 0.4 MB instead of 3.9.
+pub const SEND_BUFFER: usize = 128 * 1024;
+/// Writer threads for clients that do not keep up; more stalled ones than this are closed.
+pub const MAX_WRITERS: usize = 1024;
+/// File descriptors that are not clients: files, the listener, standard streams.
+pub const SPARE_DESCRIPTORS: usize = 64;
+/// Memory mappings of a thread (stack, guard, signal stack and its guard); the kernel allows
+/// `vm.max_map_count` of them, and a process that runs out aborts.
+const MAPPINGS_PER_THREAD: usize = 4;
+
+/// Failed logins after which a name is locked.
+pub const MAX_FAILURES: u32 = 5;
+/// Failed logins after which an address is locked: more than one person may live there.
+pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
+/// Failures are counted, and locks last, for this long.
+pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
+/// Names and addresses whose failures are remembered; the oldest are forgotten first.
+const MAX_REMEMBERED: usize = 20_000;
+
+/// What an operator may adjust; the flags of the server's command line.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Logged-in clients.
+    pub clients: usize,
+    /// Connections from one address (IPv6: one /64), logged in or not.
+    pub per_address: usize,
+    /// Connections that are not logged in yet; when there are more, the oldest goes.
+    pub waiting: usize,
+    /// Bytes that wait for one client before it is given up.
+    pub outbox: usize,
+    /// Requests a second of one client; faster ones wait.
+    pub rate: u32,
+    /// New accounts a minute from one address.
+    pub registrations: u32,
+}
+
+impl Limits {
+    /// Defaults that the machine's limits on descriptors and memory mappings allow.
+    pub fn for_machine(descriptors: usize, max_map_count: usize) -> Limits {
+        let threads = max_map_count.saturating_sub(4096) / MAPPINGS_PER_THREAD;
+        let room = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(threads.saturating_sub(MAX_WRITERS));
+        let waiting = (room / 4).clamp(1, 2048);
+        let clients = room.saturating_sub(waiting).max(1);
+        Limits {
+            clients,
+            per_address: (clients / 2).max(1),
+            waiting,
+            outbox: 384 * 1024,
+            rate: 100,
+            registrations: 120,
+        }
+    }
+}
+
+/// One person's share of an IPv6 network is a /64.
+fn origin(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
+        },
+        v4 => v4,
+    }
+}
+
+/// Lets connections in and counts them.
+pub struct Doors {
+    state: Mutex<DoorState>,
+    waiting: usize,
+    per_address: usize,
+    total: usize,
+}
+
+#[derive(Default)]
+struct DoorState {
+    next: u64,
+    /// Not logged in yet, oldest first.
+    waiting: BTreeMap<u64, Arc<TcpStream>>,
+    per_address: HashMap<IpAddr, usize>,
+    total: usize,
+}
+
+/// A counted connection; counted out when dropped.
+pub struct Ticket {
+    doors: Arc<Doors>,
+    number: u64,
+    origin: IpAddr,
+}
+
+impl Doors {
+    /// See [`Limits`].
+    pub fn new(limits: &Limits) -> Doors {
+        Doors {
+            state: Mutex::default(),
+            waiting: limits.waiting,
+            per_address: limits.per_address,
+            total: limits.clients + limits.waiting,
+        }
+    }
+
+    /// Counts a new connection in; `None` if its address or the server has too many.
+    /// When too many wait for their login, the oldest of them goes.
+    pub fn admit(self: &Arc<Doors>, address: IpAddr, socket: &Arc<TcpStream>) -> Option<Ticket> {
+        let origin = origin(address);
+        let mut state = lock(&self.state);
+        let here = state.per_address.get(&origin).copied().unwrap_or(0);
+        if here >= self.per_address || state.total >= self.total {
+            return None;
+        }
+        if state.waiting.len() >= self.waiting
+            && let Some((_, oldest)) = state.waiting.pop_first()
+        {
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        let number = state.next;
+        state.next += 1;
+        state.total += 1;
+        state.waiting.insert(number, socket.clone());
+        *state.per_address.entry(origin).or_default() += 1;
+        Some(Ticket { doors: self.clone(), number, origin })
+    }
+}
+
+impl Ticket {
+    /// The connection has logged in: it can no longer be pushed out by newcomers.
+    pub fn logged_in(&self) {
+        lock(&self.doors.state).waiting.remove(&self.number);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = lock(&self.doors.state);
+        state.waiting.remove(&self.number);
+        state.total -= 1;
+        if let Some(here) = state.per_address.get_mut(&self.origin) {
+            *here -= 1;
+            if *here == 0 {
+                state.per_address.remove(&self.origin);
+            }
+        }
+    }
+}
+
+/// A token bucket.
+pub struct Bucket {
+    /// Tokens a second.
+    rate: f64,
+    /// The most tokens it holds.
+    burst: f64,
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full one.
+    pub fn new(rate: f64, burst: f64) -> Bucket {
+        Bucket { rate, burst, tokens: burst, filled: Instant::now() }
+    }
+
+    /// Takes a token, or says how long to wait for it.
+    pub fn take(&mut self) -> Result<(), Duration> {
+        self.fill();
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            Ok(())
+        } else {
+            Err(Duration::from_secs_f64((1.0 - self.tokens) / self.rate))
+        }
+    }
+
+    fn fill(&mut self) {
+        let now = Instant::now();
+        let gained = now.duration_since(self.filled).as_secs_f64() * self.rate;
+        self.tokens = (self.tokens + gained).min(self.burst);
+        self.filled = now;
+    }
+}
+
+/// Registrations by address.
+pub struct Registrations {
+    per_minute: f64,
+    buckets: Mutex<HashMap<IpAddr, Bucket>>,
+}
+
+impl Registrations {
+    /// See [`Limits::registrations`].
+    pub fn new(per_minute: u32) -> Registrations {
+        Registrations { per_minute: f64::from(per_minute.max(1)), buckets: Mutex::default() }
+    }
+
+    /// Counts one registration, or says how long its address has to wait.
+    pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
+        let mut buckets = lock(&self.buckets);
+        if buckets.len() >= MAX_REMEMBERED {
+            buckets.retain(|_, bucket| {
+                bucket.fill();
+                bucket.tokens < bucket.burst
+            });
+            if buckets.len() >= MAX_REMEMBERED {
+                return Err(Duration::from_secs(60));
+            }
+        }
+        let fresh = || Bucket::new(self.per_minute / 60.0, self.per_minute);
+        buckets.entry(origin(address)).or_insert_with(fresh).take()
+    }
+}
+
+/// Who failed to log in, and who is locked for it.
+#[derive(Default)]
+pub struct Lockout {
+    names: Mutex<Failures<String>>,
+    addresses: Mutex<Failures<IpAddr>>,
+}
+
+struct Failures<K> {
+    of: HashMap<K, Record>,
+}
+
+#[derive(Clone, Copy)]
+struct Record {
+    count: u32,
+    /// Of the first failure counted, or of the lock.
+    since: Instant,
+}
+
+impl<K> Default for Failures<K> {
+    fn default() -> Self {
+        Failures { of: HashMap::new() }
+    }
+}
+
+impl<K: std::hash::Hash + Eq + Clone> Failures<K> {
+    /// The time until `key` is free again, if it is locked.
+    fn locked(&self, key: &K, max: u32) -> Option<Duration> {
+        let record = self.of.get(key)?;
+        let left = LOCKOUT.checked_sub(record.since.elapsed())?;
+        (record.count >= max && !left.is_zero()).then_some(left)
+    }
+
+    /// Counts one failure; true if it locks.
+    fn count(&mut self, key: K, max: u32) -> bool {
+        if self.of.len() >= MAX_REMEMBERED {
+            self.of.retain(|_, record| record.since.elapsed() < LOCKOUT);
+        }
+        if self.of.len() >= MAX_REMEMBERED
+            && let Some(oldest) = self.of.iter().min_by_key(|(_, r)| (r.count >= max, r.since)).map(|(k, _)| k.clone())
+        {
+            self.of.remove(&oldest);
+        }
+        let now = Instant::now();
+        let record = self.of.entry(key).or_insert(Record { count: 0, since: now });
+        if record.since.elapsed() >= LOCKOUT {
+            *record = Record { count: 0, since: now };
+        }
+        record.count += 1;
+        if record.count == max {
+            record.since = now;
+        }
+        record.count == max
+    }
+}
+
+impl Lockout {
+    /// The time until `name`, or `address`, may try again, if it is locked.
+    pub fn locked(&self, name: &Username, address: IpAddr) -> Option<Duration> {
+        let by_name = lock(&self.names).locked(&name.folded(), MAX_FAILURES);
+        by_name.or_else(|| lock(&self.addresses).locked(&origin(address), MAX_FAILURES_PER_ADDRESS))
+    }
+
+    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand
+    /// guesses; true if the name is now locked. A success is taken back by [`Lockout::forgive`].
+    pub fn count(&self, name: &Username, address: IpAddr) -> bool {
+        lock(&self.addresses).count(origin(address), MAX_FAILURES_PER_ADDRESS);
+        lock(&self.names).count(name.folded(), MAX_FAILURES)
+    }
+
+    /// The attempt was a success: the name starts afresh.
+    pub fn forgive(&self, name: &Username, address: IpAddr) {
+        lock(&self.names).of.remove(&name.folded());
+        if let Some(record) = lock(&self.addresses).of.get_mut(&origin(address)) {
+            record.count = record.count.saturating_sub(1);
+        }
+    }
+
+    /// Locks `folded` for `left` more, as a file from before a restart says.
+    pub fn restore(&self, folded: String, left: Duration) {
+        let since = Instant::now().checked_sub(LOCKOUT.saturating_sub(left)).unwrap_or_else(Instant::now);
+        let record = Record { count: MAX_FAILURES, since };
+        let mut names = lock(&self.names);
+        if names.of.len() < MAX_REMEMBERED {
+            names.of.insert(folded, record);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn five_failures_lock_a_name_in_any_letter_case_and_a_success_forgives() {
+        let lockout = Lockout::default();
+        let (alice, upper) = ("alice".parse().expect("name"), "ALICE".parse().expect("name"));
+        let here = IpAddr::from([10, 0, 0, 1]);
+        for _ in 0..4 {
+            assert!(!lockout.count(&alice, here));
+        }
+        lockout.forgive(&alice, here);
+        for _ in 0..4 {
+            assert!(!lockout.count(&upper, here));
+        }
+        assert_eq!(lockout.locked(&alice, here), None);
+        assert!(lockout.count(&alice, here));
+        let left = lockout.locked(&upper, here).expect("locked");
+        assert!(left <= LOCKOUT && left > LOCKOUT - Duration::from_secs(60));
+        assert_eq!(lockout.locked(&"bob".parse().expect("name"), here), None);
+    }
+
+    #[test]
+    fn an_address_that_guesses_at_many_names_is_locked() {
+        let lockout = Lockout::default();
+        let here = IpAddr::from([10, 0, 0, 1]);
+        for n in 0..MAX_FAILURES_PER_ADDRESS {
+            lockout.count(&format!("name{n}").parse().expect("name"), here);
+        }
+        let fresh = "fresh".parse().expect("name");
+        assert!(lockout.locked(&fresh, here).is_some());
+        assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_none());
+    }
+
+    #[test]
+    fn failures_are_remembered_in_bounded_memory() {
+        let mut failures = Failures::default();
+        for n in 0..MAX_REMEMBERED + 100 {
+            failures.count(n, 5);
+        }
+        assert!(failures.of.len() <= MAX_REMEMBERED);
+    }
+
+    #[test]
+    fn defaults_fit_the_machine() {
+        let small = Limits::for_machine(256, 65_530);
+        assert!(small.clients + small.waiting + SPARE_DESCRIPTORS <= 256);
+        let large = Limits::for_machine(1 << 20, 65_530);
+        assert!(large.clients >= 10_000, "{large:?}");
+        let threads = large.clients + large.waiting + MAX_WRITERS;
+        assert!(threads * MAPPINGS_PER_THREAD < 65_530);
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_count_as_one() {
+        let a: IpAddr = "2001:db8::1".parse().expect("address");
+        let b: IpAddr = "2001:db8::ffff:2".parse().expect("address");
+        assert_eq!(origin(a), origin(b));
+        assert_eq!(origin("::ffff:10.0.0.1".parse().expect("address")), IpAddr::from([10, 0, 0, 1]));
+    }
+}

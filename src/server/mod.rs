@@ -1,0 +1,264 @@
+//! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es.
+//!
+//! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
+//! imports), locks are held for microseconds and never across I/O, every wait has a deadline
+//! and every queue a bound; all of them stand in [`limits`].
+
+pub mod accounts;
+pub mod audit;
+pub mod certificates;
+pub mod connection;
+pub mod delivery;
+pub mod limits;
+pub mod options;
+pub mod outbox;
+pub mod registry;
+pub mod session;
+
+use crate::clock;
+use crate::disk;
+use crate::name::Username;
+use accounts::Accounts;
+use audit::Audit;
+use certificates::Certificates;
+use limits::{Doors, LOCKOUT, Limits, Lockout, Registrations};
+use miniserde::{Deserialize, Serialize, json};
+use options::Options;
+use outbox::Flusher;
+use registry::Registry;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Stack of a thread that does handshakes and logins: four times that of a connection's, so
+/// that the allocator does not hand its dirty pages to one.
+const ADMISSION_STACK: usize = 1024 * 1024;
+/// Stack of a connection's thread.
+const CONNECTION_STACK: usize = 256 * 1024;
+/// An admission thread waits this long for the next connection before it ends.
+const ADMISSION_IDLE: Duration = Duration::from_secs(1);
+
+/// What all threads share.
+pub struct Shared {
+    pub limits: Limits,
+    pub closed: bool,
+    pub accounts: Accounts,
+    pub registry: Registry,
+    pub flusher: Flusher,
+    pub lockout: Lockout,
+    pub registrations: Registrations,
+    pub audit: Audit,
+    /// `None` with `--no-tls`.
+    pub certificates: Option<Certificates>,
+    doors: Arc<Doors>,
+    queue: AdmissionQueue,
+    locks_path: PathBuf,
+}
+
+/// Sockets that wait for an admission thread, and how many such threads have nothing to do.
+#[derive(Default)]
+struct AdmissionQueue {
+    state: Mutex<(VecDeque<Admission>, usize)>,
+    wake: Condvar,
+}
+
+type Admission = (Arc<TcpStream>, std::net::IpAddr, limits::Ticket);
+
+/// A lock that a panic elsewhere does not poison: every critical section here leaves its data whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves until the process ends. Returns only an error of the start.
+///
+/// # Errors
+/// With file, reason and remedy in the text.
+pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::Infallible> {
+    disk::private_dir(&options.data_dir)?;
+    for folder in ["certs", "keys", "logs"] {
+        disk::private_dir(&options.data_dir.join(folder))?;
+    }
+    let (accounts, notices) = Accounts::open(&options.data_dir)?;
+    let audit = Audit::open(&options.data_dir.join("logs"))?;
+    writeln!(out, "data in {} ({} accounts)", options.data_dir.display(), accounts.count())?;
+    if notices.torn > 0 {
+        writeln!(out, "users.json: dropped {} bytes of a registration that was never confirmed", notices.torn)?;
+    }
+    let certificates = match options.tls {
+        true => Some(Certificates::open(&options.data_dir.join("certs"), out)?),
+        false => {
+            writeln!(out, "WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins")?;
+            None
+        }
+    };
+    let listener = bind(&options.host, options.port)?;
+    writeln!(out, "room for {} clients", options.limits.clients)?;
+    let shared = Arc::new(Shared {
+        doors: Arc::new(Doors::new(&options.limits)),
+        limits: options.limits.clone(),
+        closed: options.closed,
+        accounts,
+        registry: Registry::default(),
+        flusher: Flusher::default(),
+        lockout: Lockout::default(),
+        registrations: Registrations::new(options.limits.registrations),
+        audit,
+        certificates,
+        queue: AdmissionQueue::default(),
+        locks_path: options.data_dir.join("locks.json"),
+    });
+    shared.restore_locks()?;
+    stop_on_signals(&shared)?;
+    let flushing = shared.clone();
+    thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
+    let telling = shared.clone();
+    thread("presence", CONNECTION_STACK, move || telling.registry.tell_presence(&telling.flusher))?;
+    writeln!(out, "listening on {}", listener.local_addr()?)?;
+    out.flush()?;
+    shared.audit.log("started", None, None, "");
+    accept(&shared, &listener)
+}
+
+fn thread(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(work).map(drop)
+}
+
+fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    let failed = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => " (is a server running already? --port chooses another)",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}{hint}"))
+    };
+    let address = (host, port).to_socket_addrs().map_err(failed)?.next();
+    let address = address.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
+    socket.set_reuse_address(true).map_err(failed)?;
+    socket.bind(&address.into()).map_err(failed)?;
+    // A storm of logins must not overflow the kernel's queue of 128.
+    socket.listen(4096).map_err(failed)?;
+    Ok(socket.into())
+}
+
+/// SIGINT and SIGTERM end the process at once. That is safe at any moment: files are only
+/// appended to or replaced whole, and nothing is confirmed before it is on disk.
+fn stop_on_signals(shared: &Arc<Shared>) -> io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let shared = shared.clone();
+    thread("signals", CONNECTION_STACK, move || {
+        if signals.forever().next().is_some() {
+            shared.audit.log("stopped", None, None, "");
+            shared.audit.flush();
+            let _ = writeln!(io::stdout(), "stopped");
+            std::process::exit(0);
+        }
+    })
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
+    let refusing = AtomicBool::new(false);
+    let say_once = |event: &'static str, detail: &str| {
+        if !refusing.swap(true, Ordering::Relaxed) {
+            shared.audit.log(event, None, None, detail);
+        }
+    };
+    loop {
+        let (socket, address) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => {
+                // Out of descriptors: those who are connected are served on, the others wait a little.
+                say_once("accept_failed", &error.to_string());
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        let socket = Arc::new(socket);
+        let Some(ticket) = shared.doors.admit(address.ip(), &socket) else {
+            say_once("refused", "too many connections");
+            continue;
+        };
+        refusing.store(false, Ordering::Relaxed);
+        let _ = socket2::SockRef::from(&*socket).set_send_buffer_size(limits::SEND_BUFFER);
+        shared.enqueue((socket, address.ip(), ticket));
+    }
+}
+
+impl Shared {
+    /// Hands a connection to an idle admission thread, or to a new one.
+    fn enqueue(self: &Arc<Shared>, admission: Admission) {
+        let mut state = lock(&self.queue.state);
+        state.0.push_back(admission);
+        if state.1 >= state.0.len() {
+            self.queue.wake.notify_one();
+            return;
+        }
+        drop(state);
+        let shared = self.clone();
+        if thread("admission", ADMISSION_STACK, move || shared.admit_all()).is_err() {
+            // No thread to be had: this connection is dropped, the others go on.
+            lock(&self.queue.state).0.pop_back();
+        }
+    }
+
+    fn admit_all(self: &Arc<Shared>) {
+        loop {
+            let mut state = lock(&self.queue.state);
+            if state.0.is_empty() {
+                state.1 += 1;
+                let waited = self.queue.wake.wait_timeout(state, ADMISSION_IDLE);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state.1 -= 1;
+            }
+            let Some((socket, address, ticket)) = state.0.pop_front() else { return };
+            drop(state);
+            if let Some(client) = connection::admit(self, socket, address, ticket) {
+                // If no thread can be had, the closure is dropped, and with it the connection.
+                let _ = thread("client", CONNECTION_STACK, move || client.run());
+            }
+        }
+    }
+
+    /// Writes down that a name is locked, so that a restart does not unlock it.
+    pub fn remember_lock(&self, name: &Username) {
+        let until = clock::now_ms() + LOCKOUT.as_millis() as u64;
+        let line = json::to_string(&Lock { name: name.folded(), until }) + "\n";
+        let written = disk::append(&self.locks_path).and_then(|mut file| file.write_all(line.as_bytes()));
+        if let Err(error) = written {
+            self.audit.log("storage_failed", Some(name), None, &error.to_string());
+        }
+    }
+
+    /// Reads the locks of before the start; the file keeps only those that still hold.
+    fn restore_locks(&self) -> io::Result<()> {
+        if !self.locks_path.exists() {
+            return Ok(());
+        }
+        let text = disk::read(&self.locks_path, 64 * 1024 * 1024)?;
+        let now = clock::now_ms();
+        let mut kept = String::new();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Ok(held) = json::from_str::<Lock>(line) else { continue };
+            let left = Duration::from_millis(held.until.saturating_sub(now)).min(LOCKOUT);
+            if !left.is_zero() {
+                kept += &(line.to_string() + "\n");
+                self.lockout.restore(held.name, left);
+            }
+        }
+        disk::replace(&self.locks_path, kept.as_bytes())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Lock {
+    name: String,
+    /// Milliseconds since 1970.
+    until: u64,
+}

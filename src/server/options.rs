@@ -1,0 +1,91 @@
+//! The server's command line.
+
+use super::limits::Limits;
+use crate::arguments::Arguments;
+use crate::disk;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+The server of a self-hosted, end-to-end encrypted messenger.
+
+usage: server [OPTION...]
+
+  --host ADDRESS        address to listen on (default 0.0.0.0)
+  --port PORT           port to listen on; 0 takes a free one (default 1315)
+  --data-dir FOLDER     accounts, certificate, log (default ~/.secure_messenger)
+  --no-tls              no transport encryption: for tests and tunnels only
+  --closed              make no new accounts
+
+Limits (the defaults of the first two follow from the machine's):
+  --clients N           people logged in at once
+  --per-address N       connections from one address
+  --waiting N           connections that have not logged in yet; the oldest goes
+  --outbox KIB          what may wait for one slow client (default 384)
+  --rate N              requests a second of one client; faster ones wait (default 100)
+  --registrations N     new accounts a minute from one address (default 120)
+
+  --help, --version
+";
+
+/// A parsed command line.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub host: String,
+    pub port: u16,
+    pub data_dir: PathBuf,
+    pub tls: bool,
+    pub closed: bool,
+    pub limits: Limits,
+}
+
+/// What the command line asks for.
+pub enum Request {
+    Run(Box<Options>),
+    Help,
+    Version,
+}
+
+/// Parses the words behind the program's name. `defaults` are the machine's.
+///
+/// # Errors
+/// One line that names the option.
+pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
+    let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
+    let (mut tls, mut closed, mut limits) = (true, false, defaults);
+    let mut arguments = Arguments::new(words);
+    while let Some(flag) = arguments.flag()? {
+        match flag.as_str() {
+            "--host" => host = arguments.value(&flag)?,
+            "--port" => port = arguments.value(&flag)?,
+            "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
+            "--no-tls" => tls = false,
+            "--closed" => closed = true,
+            "--clients" => {
+                limits.clients = positive(&mut arguments, &flag)?;
+                limits.per_address = limits.per_address.max(limits.clients / 2);
+            }
+            "--per-address" => limits.per_address = positive(&mut arguments, &flag)?,
+            "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
+            "--outbox" => limits.outbox = positive(&mut arguments, &flag)?.saturating_mul(1024),
+            "--rate" => limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
+            "--registrations" => limits.registrations = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
+            "--help" | "-h" => return Ok(Request::Help),
+            "--version" | "-V" => return Ok(Request::Version),
+            _ => return Err(format!("unknown option: {flag} (--help lists them)")),
+        }
+    }
+    let data_dir = match data_dir {
+        Some(folder) => folder,
+        None => disk::under_home(".secure_messenger").map_err(|error| error.to_string())?,
+    };
+    Ok(Request::Run(Box::new(Options { host, port, data_dir, tls, closed, limits })))
+}
+
+fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {
+    match arguments.value::<usize>(flag)? {
+        0 => Err(format!("{flag} takes a number from 1")),
+        number => Ok(number),
+    }
+}

@@ -1,0 +1,159 @@
+//! The server's certificate: made at the first start, read, and renewed with the same key.
+//!
+//! Invariant: a key or certificate that is there is never overwritten, except an expired
+//! certificate that this program made itself. Clients pin the SHA-256 of the public key (SPKI,
+//! RFC 5280 section 4.1.2.7), so a renewal with the same key changes nothing for them.
+
+use crate::clock;
+use crate::crypto::public::Fingerprint;
+use crate::disk;
+use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+use rsa::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
+use rsa::pkcs8::der::{Decode, Encode, Reader, Tag, Tagged};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// A certificate made here is valid for this long.
+const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The end of a certificate is announced this long before.
+pub const NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The common name by which a certificate made here is known.
+const COMMON_NAME: &str = "secure_messenger";
+/// The longest PEM file that is read, in bytes: a chain has some KiB.
+pub const MAX_PEM: usize = 256 * 1024;
+
+/// What is read out of a certificate.
+pub struct Facts {
+    /// Of the public key (SPKI).
+    pub fingerprint: Fingerprint,
+    /// The end of its validity, milliseconds since 1970.
+    pub not_after: u64,
+    /// Whether issuer and subject are the ones this program writes.
+    pub self_made: bool,
+}
+
+/// Reads a DER certificate, RFC 5280 section 4.1.
+///
+/// # Errors
+/// If it is not one.
+pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
+    let certificate = AnyRef::from_der(der)?;
+    certificate.sequence(|parts| {
+        let tbs: AnyRef<'_> = parts.decode()?;
+        while !parts.is_finished() {
+            parts.decode::<AnyRef<'_>>()?;
+        }
+        tbs.sequence(|fields| {
+            // version [0] is optional; then serial, signature algorithm, issuer, validity, subject, key
+            let mut serial: AnyRef<'_> = fields.decode()?;
+            if matches!(serial.tag(), Tag::ContextSpecific { .. }) {
+                serial = fields.decode()?;
+            }
+            let (_, _, issuer): (AnyRef<'_>, AnyRef<'_>, AnyRef<'_>) =
+                (serial, fields.decode()?, fields.decode()?);
+            let validity: AnyRef<'_> = fields.decode()?;
+            let (subject, key): (AnyRef<'_>, AnyRef<'_>) = (fields.decode()?, fields.decode()?);
+            while !fields.is_finished() {
+                fields.decode::<AnyRef<'_>>()?;
+            }
+            let end = validity.sequence(|times| {
+                let _: AnyRef<'_> = times.decode()?;
+                let end: AnyRef<'_> = times.decode()?;
+                match end.tag() {
+                    Tag::UtcTime => end.decode_as::<UtcTime>().map(|time| time.to_unix_duration()),
+                    _ => end.decode_as::<GeneralizedTime>().map(|time| time.to_unix_duration()),
+                }
+            })?;
+            let named = subject.value().windows(COMMON_NAME.len()).any(|w| w == COMMON_NAME.as_bytes());
+            Ok(Facts {
+                fingerprint: Fingerprint::of(&key.to_der()?),
+                not_after: end.as_millis() as u64,
+                self_made: named && issuer == subject,
+            })
+        })
+    })
+}
+
+/// What [`prepare`] did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Prepared {
+    Found,
+    Made,
+    Renewed,
+}
+
+/// Sees to it that `folder` holds `server.key` and a `server.crt` that is not expired.
+///
+/// # Errors
+/// If one of the two is missing or unreadable; nothing is overwritten then.
+pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
+    let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
+    match (key_path.exists(), certificate_path.exists()) {
+        (true, true) => {
+            let facts = read_facts(&certificate_path)?;
+            if facts.not_after > now_ms || !facts.self_made {
+                return Ok(Prepared::Found);
+            }
+            certify(&key_path, &certificate_path, now_ms)?;
+            Ok(Prepared::Renewed)
+        }
+        (false, true) => Err(disk::at(&key_path)(io::Error::other(
+            "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
+             whose new fingerprint every client will have to accept",
+        ))),
+        (has_key, false) => {
+            if !has_key {
+                let key = KeyPair::generate().map_err(io::Error::other)?;
+                disk::replace(&key_path, key.serialize_pem().as_bytes())?;
+            }
+            certify(&key_path, &certificate_path, now_ms)?;
+            Ok(Prepared::Made)
+        }
+    }
+}
+
+/// Reads the first certificate of a PEM file.
+///
+/// # Errors
+/// With the path in the text.
+pub fn read_facts(path: &Path) -> io::Result<Facts> {
+    let pem = disk::read(path, MAX_PEM)?;
+    let first = rustls_pemfile::certs(&mut &pem[..]).next();
+    let der = first.unwrap_or_else(|| Err(io::Error::other("no certificate in this file"))).map_err(disk::at(path))?;
+    facts(&der).map_err(|_| disk::at(path)(io::Error::other("the certificate is damaged")))
+}
+
+/// Signs a certificate for this machine's names with the key in `key_path`.
+fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<()> {
+    let pem = zeroize::Zeroizing::new(disk::read(key_path, MAX_PEM)?);
+    let pem = std::str::from_utf8(&pem).map_err(|_| disk::at(key_path)(io::Error::other("not PEM")))?;
+    let key = KeyPair::from_pem(pem).map_err(|e| disk::at(key_path)(io::Error::other(e)))?;
+    let mut names = vec!["localhost".to_string(), "127.0.0.1".to_string(), "::1".to_string()];
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let valid = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    if valid(host) && host != "localhost" {
+        names.push(host.to_string());
+    }
+    let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
+    params.distinguished_name.push(DnType::CommonName, COMMON_NAME);
+    // A minute back, for clients whose clock is a little behind.
+    let start = date_time_ymd(1970, 1, 1) + Duration::from_millis(now_ms.saturating_sub(60_000));
+    params.not_before = start;
+    params.not_after = start + VALIDITY;
+    let certificate = params.self_signed(&key).map_err(io::Error::other)?;
+    disk::replace(certificate_path, certificate.pem().as_bytes())
+}
+
+/// How a certificate's end is told, if it is near or past.
+pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
+    let day = clock::utc_day(facts.not_after);
+    if facts.not_after <= now_ms {
+        Some(format!("the certificate expired on {day}: replace certs/server.crt"))
+    } else if facts.not_after - now_ms <= NOTICE.as_millis() as u64 {
+        Some(format!("the certificate expires on {day}, in less than 30 days"))
+    } else {
+        None
+    }
+}

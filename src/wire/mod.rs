@@ -1,0 +1,8 @@
+//! Bytes between two machines: bounded lines over TLS.
+//!
+//! Rooms: [`frame`] (lines out of a stream), [`tls`] (the channel; the only file that names
+//! rustls), [`certificate`] (the server's own: made, renewed, read).
+
+pub mod certificate;
+pub mod frame;
+pub mod tls;

@@ -1,0 +1,437 @@
+//! The channel between client and server: TLS 1.3 or 1.2 over TCP, or bare TCP by explicit wish.
+//!
+//! Invariant: the socket is read outside the lock, the TLS state is locked only to feed bytes in or
+//! take them out, and a client gets a [`Channel`] only by naming the fingerprint it trusts
+//! ([`Unverified::trust`]). Nothing falls back to bare TCP. This is the only file that names rustls.
+
+use super::certificate;
+use crate::crypto::public::Fingerprint;
+use crate::disk;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
+use rustls::{InvalidMessage, ServerConfig, ServerConnection};
+use socket2::SockRef;
+use std::fmt;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A blocked write gives up after this time.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context.
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+/// A first read has this size, on the stack; idle connections hold no more.
+const SMALL_READ: usize = 2048;
+/// What follows a full first read is read in pieces of this size.
+const LARGE_READ: usize = 64 * 1024;
+
+/// The server's side of TLS: certificate, key, versions.
+pub type Acceptor = Arc<ServerConfig>;
+
+/// TLS 1.3 and 1.2, ECDHE with AES-GCM or ChaCha20-Poly1305, X25519MLKEM768 preferred: all of
+/// that are the library's defaults under the feature `prefer-post-quantum`; a test watches them.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Reads `server.crt` and `server.key` of a folder.
+///
+/// # Errors
+/// With the path in the text, or if the two do not belong together.
+pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
+    let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
+    let pem = disk::read(&certificate_path, certificate::MAX_PEM)?;
+    let chain: Vec<_> =
+        rustls_pemfile::certs(&mut &pem[..]).collect::<Result<_, _>>().map_err(disk::at(&certificate_path))?;
+    let pem = zeroize::Zeroizing::new(disk::read(&key_path, certificate::MAX_PEM)?);
+    let key = rustls_pemfile::private_key(&mut &pem[..]).map_err(disk::at(&key_path))?;
+    let key = key.ok_or_else(|| disk::at(&key_path)(io::Error::other("no private key in this file")))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|e| io::Error::other(format!("{}: {e}", folder.display())))?;
+    // RFC 9266 section 4.2: without it, a TLS 1.2 exporter does not name one channel.
+    config.require_ems = true;
+    // Every login is a full one: there is nothing to resume, and nothing to keep for it.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// Checks that the server holds the key of its certificate, and leaves it to
+/// [`Unverified::trust`] whether that is the right key.
+#[derive(Debug)]
+struct PossessionOnly(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for PossessionOnly {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why a channel could not be made.
+#[derive(Debug)]
+pub enum ChannelError {
+    /// The socket failed.
+    Io(io::Error),
+    /// What came is not TLS.
+    NotTls,
+    /// The TLS handshake failed.
+    Tls(String),
+    /// The server's key is not the one expected.
+    WrongKey { seen: Fingerprint },
+}
+
+impl fmt::Display for ChannelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChannelError::Io(error) => write!(f, "{error}"),
+            ChannelError::NotTls => f.write_str("the other side does not speak TLS"),
+            ChannelError::Tls(text) => write!(f, "the TLS handshake failed: {text}"),
+            ChannelError::WrongKey { seen } => write!(f, "the server shows another key: {seen}"),
+        }
+    }
+}
+
+impl std::error::Error for ChannelError {}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        ChannelError::Io(error)
+    }
+}
+
+impl From<rustls::Error> for ChannelError {
+    fn from(error: rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => ChannelError::NotTls,
+            other => ChannelError::Tls(other.to_string()),
+        }
+    }
+}
+
+/// What a channel's one reading thread keeps between reads: a large buffer while much
+/// arrives, nothing while little does.
+#[derive(Default)]
+pub struct Reader {
+    large: Vec<u8>,
+    /// The time-out that is set on the socket.
+    wait: Duration,
+}
+
+/// What a [`Channel::receive`] brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Bytes, perhaps none for the reader (a TLS message of its own).
+    Some,
+    /// Nothing within the time allowed.
+    Silence,
+    /// The other side has closed.
+    End,
+}
+
+/// A connection of which both sides know that it is theirs alone.
+pub struct Channel {
+    socket: Arc<TcpStream>,
+    /// `None` without TLS.
+    tls: Option<Mutex<Connection>>,
+    exporter: Vec<u8>,
+}
+
+impl Channel {
+    /// Server: the handshake, or nothing without an acceptor. Bytes that came with it are appended to `early`.
+    ///
+    /// # Errors
+    /// [`ChannelError`], also when `deadline` passes.
+    pub fn accept(
+        acceptor: Option<Acceptor>,
+        socket: Arc<TcpStream>,
+        deadline: Instant,
+        early: &mut Vec<u8>,
+    ) -> Result<Channel, ChannelError> {
+        match acceptor {
+            None => Ok(Channel::bare(socket)?),
+            Some(config) => Channel::shake(ServerConnection::new(config)?.into(), socket, deadline, early),
+        }
+    }
+
+    /// A channel without TLS, for `--no-tls` only.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn bare(socket: Arc<TcpStream>) -> io::Result<Channel> {
+        prepare(&socket)?;
+        Ok(Channel { socket, tls: None, exporter: Vec::new() })
+    }
+
+    fn shake(
+        mut tls: Connection,
+        socket: Arc<TcpStream>,
+        deadline: Instant,
+        early: &mut Vec<u8>,
+    ) -> Result<Channel, ChannelError> {
+        prepare(&socket)?;
+        tls.set_buffer_limit(None);
+        while tls.is_handshaking() {
+            flush(&mut tls, &socket)?;
+            if !tls.is_handshaking() {
+                break;
+            }
+            wait_until(&socket, deadline)?;
+            if tls.read_tls(&mut &*socket)? == 0 {
+                return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
+            }
+            if let Err(error) = tls.process_new_packets() {
+                // The alert tells the other side why.
+                let _ = flush(&mut tls, &socket);
+                return Err(error.into());
+            }
+        }
+        flush(&mut tls, &socket)?;
+        let state = tls.process_new_packets()?;
+        take_plaintext(&mut tls, state.plaintext_bytes_to_read(), early)?;
+        let exporter = tls.export_keying_material(vec![0; 32], EXPORTER_LABEL, None)?;
+        Ok(Channel { socket, tls: Some(Mutex::new(tls)), exporter })
+    }
+
+    /// The TLS exporter of RFC 9266, 32 bytes; empty without TLS.
+    pub fn exporter(&self) -> &[u8] {
+        &self.exporter
+    }
+
+    /// Reads once, outside the lock, and appends what it meant to `plain`.
+    ///
+    /// # Errors
+    /// The socket's, or a TLS error, after which the channel is useless.
+    pub fn receive(&self, reader: &mut Reader, plain: &mut Vec<u8>, wait: Duration) -> io::Result<Received> {
+        let wait = wait.max(Duration::from_millis(1));
+        if reader.wait != wait {
+            self.socket.set_read_timeout(Some(wait))?;
+            reader.wait = wait;
+        }
+        let mut small = [0; SMALL_READ];
+        let buffer = if reader.large.is_empty() { &mut small[..] } else { &mut reader.large[..] };
+        let count = match (&*self.socket).read(buffer) {
+            Ok(0) => return Ok(Received::End),
+            Ok(count) => count,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                reader.large = Vec::new();
+                return Ok(Received::Silence);
+            }
+            Err(e) => return Err(e),
+        };
+        let received = self.take_in(&buffer[..count], plain);
+        if count == SMALL_READ && reader.large.is_empty() {
+            reader.large = vec![0; LARGE_READ];
+        } else if count < SMALL_READ {
+            reader.large = Vec::new();
+        }
+        received
+    }
+
+    fn take_in(&self, mut wire: &[u8], plain: &mut Vec<u8>) -> io::Result<Received> {
+        let Some(mut tls) = self.lock() else {
+            plain.extend_from_slice(wire);
+            return Ok(Received::Some);
+        };
+        while !wire.is_empty() {
+            tls.read_tls(&mut wire)?;
+            let state = tls.process_new_packets().map_err(io::Error::other)?;
+            take_plaintext(&mut tls, state.plaintext_bytes_to_read(), plain)?;
+            if state.peer_has_closed() {
+                return Ok(Received::End);
+            }
+        }
+        Ok(Received::Some)
+    }
+
+    /// Whether TLS has something of its own to send (the answer to a key update): then an
+    /// [`Channel::encrypt`] of nothing is due.
+    pub fn wants_to_send(&self) -> bool {
+        self.lock().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// Encrypts all parts as few records as possible, appended to `wire`. Calls must be in the
+    /// order in which their results are sent.
+    ///
+    /// # Errors
+    /// A TLS error, after which the channel is useless.
+    pub fn encrypt(&self, parts: &[&[u8]], wire: &mut Vec<u8>) -> io::Result<()> {
+        let Some(mut tls) = self.lock() else {
+            parts.iter().for_each(|part| wire.extend_from_slice(part));
+            return Ok(());
+        };
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let taken = tls.writer().write_vectored(rest)?;
+            if taken == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut rest, taken);
+        }
+        drain(&mut tls, wire)
+    }
+
+    /// The end of the stream, to be sent last.
+    pub fn encrypt_end(&self, wire: &mut Vec<u8>) {
+        if let Some(mut tls) = self.lock() {
+            tls.send_close_notify();
+            let _ = drain(&mut tls, wire);
+        }
+    }
+
+    /// Sends as much as fits without waiting.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_now(&self, wire: &[u8]) -> io::Result<usize> {
+        match SockRef::from(&*self.socket).send_with_flags(wire, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
+            result => result,
+        }
+    }
+
+    /// Sends everything, waiting at most [`WRITE_TIMEOUT`] for each piece to be taken.
+    ///
+    /// # Errors
+    /// The socket's, a time-out included.
+    pub fn send(&self, wire: &[u8]) -> io::Result<()> {
+        (&*self.socket).write_all(wire)
+    }
+
+    /// Ends both directions; a blocked reader returns.
+    pub fn close(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn lock(&self) -> Option<MutexGuard<'_, Connection>> {
+        self.tls.as_ref().map(|tls| tls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.tls.is_some() { "Channel(TLS)" } else { "Channel(bare)" })
+    }
+}
+
+/// Client: a finished handshake with a server whose key nobody has vouched for yet.
+pub struct Unverified {
+    channel: Channel,
+    fingerprint: Fingerprint,
+    early: Vec<u8>,
+}
+
+impl Unverified {
+    /// Client: the handshake. Nothing of ours is sent over it before [`Unverified::trust`].
+    ///
+    /// # Errors
+    /// [`ChannelError`], also when `deadline` passes.
+    pub fn connect(host: &str, socket: Arc<TcpStream>, deadline: Instant) -> Result<Unverified, ChannelError> {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PossessionOnly(provider())))
+            .with_no_client_auth();
+        config.require_ems = true;
+        config.resumption = rustls::client::Resumption::disabled();
+        let name = ServerName::try_from(host.to_string()).or_else(|_| ServerName::try_from("localhost"));
+        let name = name.map_err(|_| ChannelError::Tls("not a host name".into()))?;
+        let tls = ClientConnection::new(Arc::new(config), name)?;
+        let mut early = Vec::new();
+        let channel = Channel::shake(tls.into(), socket, deadline, &mut early)?;
+        let fingerprint = channel.lock().and_then(|tls| {
+            certificate::facts(tls.peer_certificates()?.first()?).ok().map(|facts| facts.fingerprint)
+        });
+        let fingerprint = fingerprint.ok_or_else(|| ChannelError::Tls("the certificate is damaged".into()))?;
+        Ok(Unverified { channel, fingerprint, early })
+    }
+
+    /// The key that the server has shown.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The channel, if the server's key is the expected one, and what the server said early.
+    ///
+    /// # Errors
+    /// [`ChannelError::WrongKey`].
+    pub fn trust(self, expected: Fingerprint) -> Result<(Channel, Vec<u8>), ChannelError> {
+        if self.fingerprint == expected {
+            Ok((self.channel, self.early))
+        } else {
+            Err(ChannelError::WrongKey { seen: self.fingerprint })
+        }
+    }
+}
+
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket.set_write_timeout(Some(WRITE_TIMEOUT))
+}
+
+fn wait_until(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    socket.set_read_timeout(Some(left))
+}
+
+fn flush(tls: &mut Connection, socket: &TcpStream) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(&mut &*socket)?;
+    }
+    Ok(())
+}
+
+fn drain(tls: &mut Connection, wire: &mut Vec<u8>) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(wire)?;
+    }
+    Ok(())
+}
+
+fn take_plaintext(tls: &mut Connection, count: usize, plain: &mut Vec<u8>) -> io::Result<()> {
+    if count > 0 {
+        let start = plain.len();
+        plain.resize(start + count, 0);
+        tls.reader().read_exact(&mut plain[start..])?;
+    }
+    Ok(())
+}
