@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
 pub mod arguments;
 pub mod auth;
-pub mod clock;
 pub mod client;
+pub mod clock;
 pub mod crypto;
 pub mod disk;
 pub mod encoding;

@@ -259,8 +259,8 @@ impl ErrorCode {
 pub enum ClientMessage {
     Register(Register),
     LoginRequest(LoginRequest),
-    ChallengeResponse(ChallengeResponse),
-    Renew(SessionKeyFields),
+    ChallengeResponse(Box<ChallengeResponse>),
+    Renew(Box<SessionKeyFields>),
     KeysRequest(KeysRequest),
     EncryptedSend(Box<EncryptedSend>),
     Ping,
@@ -294,7 +294,9 @@ pub enum DecodeError {
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            DecodeError::Malformed => "not a message: it is not JSON, or a field is missing or of the wrong type",
+            DecodeError::Malformed => {
+                "not a message: it is not JSON, or a field is missing or of the wrong type"
+            }
             DecodeError::UnknownType => "unknown message type",
         })
     }
@@ -373,8 +375,8 @@ impl ClientMessage {
         Ok(match kind.as_str() {
             "register" => ClientMessage::Register(body(text)?),
             "login_request" => ClientMessage::LoginRequest(body(text)?),
-            "challenge_response" => ClientMessage::ChallengeResponse(body(text)?),
-            "renew" => ClientMessage::Renew(body(text)?),
+            "challenge_response" => ClientMessage::ChallengeResponse(Box::new(body(text)?)),
+            "renew" => ClientMessage::Renew(Box::new(body(text)?)),
             "keys_request" => ClientMessage::KeysRequest(body(text)?),
             "encrypted_send" => ClientMessage::EncryptedSend(Box::new(EncryptedSend {
                 routing: body(text)?,
@@ -392,12 +394,16 @@ impl ClientMessage {
         match self {
             ClientMessage::Register(body) => one("register", body),
             ClientMessage::LoginRequest(body) => one("login_request", body),
-            ClientMessage::ChallengeResponse(body) => one("challenge_response", body),
-            ClientMessage::Renew(body) => one("renew", body),
+            ClientMessage::ChallengeResponse(body) => one("challenge_response", &**body),
+            ClientMessage::Renew(body) => one("renew", &**body),
             ClientMessage::KeysRequest(body) => one("keys_request", body),
-            ClientMessage::EncryptedSend(send) => {
-                line("encrypted_send", &[json::to_string(&send.routing), json::to_string(&send.envelope)])
-            }
+            ClientMessage::EncryptedSend(send) => line(
+                "encrypted_send",
+                &[
+                    json::to_string(&send.routing),
+                    json::to_string(&send.envelope),
+                ],
+            ),
             ClientMessage::Ping => one("ping", &Empty {}),
             ClientMessage::Pong => one("pong", &Empty {}),
             ClientMessage::Logout => one("logout", &Empty {}),
@@ -501,24 +507,39 @@ mod tests {
             ("{\"type\":3}", Malformed),
             ("{\"type\":\"ping\"} {}", Malformed),
             ("{\"type\":\"nonsense\"}", UnknownType),
-            ("{\"type\":\"presence\",\"full\":true,\"joined\":[],\"left\":[]}", UnknownType),
+            (
+                "{\"type\":\"presence\",\"full\":true,\"joined\":[],\"left\":[]}",
+                UnknownType,
+            ),
             ("{\"type\":\"keys_request\"}", Malformed),
             ("{\"type\":\"keys_request\",\"names\":\"alice\"}", Malformed),
             ("{\"type\":\"keys_request\",\"names\":[\"a/b\"]}", Malformed),
             ("{\"type\":\"keys_request\",\"names\":[1e999]}", Malformed),
-            ("{\"type\":\"login_request\",\"version\":99999999999999999999,\"username\":\"a\",\"public_key\":\"\"}", Malformed),
-            ("{\"type\":\"login_request\",\"version\":-1,\"username\":\"a\",\"public_key\":\"\"}", Malformed),
+            (
+                "{\"type\":\"login_request\",\"version\":99999999999999999999,\"username\":\"a\",\"public_key\":\"\"}",
+                Malformed,
+            ),
+            (
+                "{\"type\":\"login_request\",\"version\":-1,\"username\":\"a\",\"public_key\":\"\"}",
+                Malformed,
+            ),
         ] {
             assert_eq!(decode(line).err(), Some(error), "{line}");
         }
-        assert_eq!(ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(), Some(Malformed));
+        assert_eq!(
+            ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(),
+            Some(Malformed)
+        );
         let nested = format!("{{\"x\":{},\"type\":\"ping\"}}", "[".repeat(500_000));
         assert_eq!(decode(&nested).err(), Some(Malformed));
     }
 
     #[test]
     fn brackets_inside_strings_are_not_nesting() {
-        let text = format!("{{\"note\":\"{}\\\"[[\",\"type\":\"ping\"}}", "[{".repeat(50));
+        let text = format!(
+            "{{\"note\":\"{}\\\"[[\",\"type\":\"ping\"}}",
+            "[{".repeat(50)
+        );
         assert!(matches!(decode(&text), Ok(ClientMessage::Ping)));
     }
 

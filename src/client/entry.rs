@@ -31,3 +31,18 @@ pub struct Entry {
     /// Whether the reader is mentioned in it (by somebody else).
     pub mention: bool,
 }
+
+impl Entry {
+    /// The entry as one line of text, as the line filter prints it.
+    pub fn line(&self) -> String {
+        let text = &self.text;
+        match &self.source {
+            Source::Broadcast { from } => format!("<{from}> {text}"),
+            Source::Private { from, to } | Source::Room { from, to } => {
+                format!("<{from} -> {to}> {text}")
+            }
+            Source::Notice => format!("* {text}"),
+            Source::Problem => format!("! {text}"),
+        }
+    }
+}

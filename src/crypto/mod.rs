@@ -82,7 +82,9 @@ impl fmt::Display for CryptoError {
             CryptoError::BadSignature => "the signature is wrong",
             CryptoError::BadCiphertext => "it cannot be decrypted",
             CryptoError::BadEnvelope => "its fields contradict each other",
-            CryptoError::StaleCertificate => "the session certificate is too old or from the future: compare the clocks",
+            CryptoError::StaleCertificate => {
+                "the session certificate is too old or from the future: compare the clocks"
+            }
         })
     }
 }
@@ -99,6 +101,9 @@ mod tests {
         let b = Fields::new("l").bytes(b"a").bytes(b"bc").finish();
         assert_ne!(a, b);
         assert_eq!(a, b"\0\0\0\x01l\0\0\0\x02ab\0\0\0\x01c");
-        assert_eq!(Fields::new("").number(1).finish(), b"\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\x01");
+        assert_eq!(
+            Fields::new("").number(1).finish(),
+            b"\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\x01"
+        );
     }
 }

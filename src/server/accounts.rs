@@ -16,12 +16,10 @@ use miniserde::{Deserialize, Serialize, json};
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 
-/// The longest record, in bytes: a real one has about 250.
-const MAX_RECORD: u64 = 4096;
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
 
@@ -78,11 +76,14 @@ impl Accounts {
     pub fn open(folder: &Path) -> io::Result<(Accounts, Notices)> {
         let path = folder.join("users.json");
         let file = disk::append(&path)?;
-        file.try_lock().map_err(|_| disk::at(&path)(io::Error::other("another server uses this folder")))?;
+        file.try_lock()
+            .map_err(|_| disk::at(&path)(io::Error::other("another server uses this folder")))?;
         let (by_name, good) = load(&path)?;
         let torn = file.metadata()?.len() - good;
         if torn > 0 {
-            file.set_len(good).and_then(|()| file.sync_all()).map_err(disk::at(&path))?;
+            file.set_len(good)
+                .and_then(|()| file.sync_all())
+                .map_err(disk::at(&path))?;
         }
         disk::sync_parent(&path)?;
         let accounts = Accounts {
@@ -103,7 +104,10 @@ impl Accounts {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.by_name
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// The secret behind the salts of unknown names.
@@ -118,10 +122,15 @@ impl Accounts {
     pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
         let path = self.key_path(&account.name);
         let bytes = disk::read(&path, MAX_KEY_FILE)?;
-        let key = std::str::from_utf8(&bytes).ok().and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
-        key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
-            disk::at(&path)(io::Error::other("not the key this account was made with: restore it from a copy"))
-        })
+        let key = std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
+        key.filter(|key| key.fingerprint() == account.identity)
+            .ok_or_else(|| {
+                disk::at(&path)(io::Error::other(
+                    "not the key this account was made with: restore it from a copy",
+                ))
+            })
     }
 
     fn key_path(&self, name: &Username) -> PathBuf {
@@ -132,7 +141,11 @@ impl Accounts {
     ///
     /// # Errors
     /// [`RegisterError`]; nothing is left behind then.
-    pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> Result<(), RegisterError> {
+    pub fn register(
+        &self,
+        account: Account,
+        identity: &IdentityPublicKey,
+    ) -> Result<(), RegisterError> {
         let folded = account.name.folded();
         {
             let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
@@ -173,23 +186,8 @@ type ByName = HashMap<String, Option<Arc<Account>>>;
 
 /// Reads all records; also returns the bytes of whole lines.
 fn load(path: &Path) -> io::Result<(ByName, u64)> {
-    let mut reader = BufReader::new(File::open(path).map_err(disk::at(path))?);
-    let (mut accounts, mut good, mut line) = (HashMap::new(), 0, Vec::new());
-    for number in 1.. {
-        line.clear();
-        let length = (&mut reader).take(MAX_RECORD).read_until(b'\n', &mut line).map_err(disk::at(path))?;
-        if !line.ends_with(b"\n") && (length as u64) < MAX_RECORD {
-            break;
-        }
-        let record: Option<Record> = std::str::from_utf8(&line).ok().and_then(|text| json::from_str(text).ok());
-        let Some(record) = record else {
-            return Err(io::Error::other(format!(
-                "{}: line {number} is damaged: restore the file from a copy, or remove that line, which \
-                 removes one account",
-                path.display()
-            )));
-        };
-        good += length as u64;
+    let mut accounts = HashMap::new();
+    let good = disk::read_records(path, |record: Record| {
         let account = Account {
             name: record.name,
             salt: record.salt.0,
@@ -198,7 +196,7 @@ fn load(path: &Path) -> io::Result<(ByName, u64)> {
             identity: Fingerprint(record.identity.0),
         };
         accounts.insert(account.name.folded(), Some(Arc::new(account)));
-    }
+    })?;
     Ok((accounts, good))
 }
 
@@ -207,7 +205,9 @@ fn fake_salt_secret(path: &Path) -> io::Result<Key> {
         disk::replace(path, Key::random().expose())?;
     }
     Key::from_slice(&disk::read(path, 32)?).ok_or_else(|| {
-        disk::at(path)(io::Error::other("not 32 bytes: restore it from a copy, or remove it to make a new one"))
+        disk::at(path)(io::Error::other(
+            "not 32 bytes: restore it from a copy, or remove it to make a new one",
+        ))
     })
 }
 
@@ -242,7 +242,11 @@ impl Journal {
             busy: false,
             length,
         };
-        Journal { file, state: Mutex::new(state), done: Condvar::new() }
+        Journal {
+            file,
+            state: Mutex::new(state),
+            done: Condvar::new(),
+        }
     }
 
     /// Returns when `line` is on disk. The first to find nobody writing writes for all.
@@ -252,17 +256,25 @@ impl Journal {
         let mine = state.batch;
         while state.finished < mine {
             if state.busy {
-                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .done
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let bytes = std::mem::take(&mut state.waiting);
             let (batch, length) = (state.batch, state.length);
             (state.busy, state.batch) = (true, batch + 1);
             drop(state);
-            let written = (&self.file).write_all(bytes.as_bytes()).and_then(|()| self.file.sync_data());
+            let written = (&self.file)
+                .write_all(bytes.as_bytes())
+                .and_then(|()| self.file.sync_data());
             if written.is_err() {
                 // Half a line in the middle of the file would be damage: back to the last whole one.
-                let _ = self.file.set_len(length).and_then(|()| self.file.sync_data());
+                let _ = self
+                    .file
+                    .set_len(length)
+                    .and_then(|()| self.file.sync_data());
             }
             state = lock(&self.state);
             (state.busy, state.finished) = (false, batch);
@@ -270,7 +282,9 @@ impl Journal {
                 Ok(()) => state.length += bytes.len() as u64,
                 Err(error) => {
                     state.failed.retain(|old, _| old + 16 > batch);
-                    state.failed.insert(batch, (error.kind(), error.to_string()));
+                    state
+                        .failed
+                        .insert(batch, (error.kind(), error.to_string()));
                 }
             }
             self.done.notify_all();
@@ -334,8 +348,13 @@ mod tests {
         drop(accounts);
         let (accounts, notices) = Accounts::open(&folder.0).expect("open");
         assert_eq!((accounts.count(), notices.torn), (80, 0));
-        let one = accounts.get(&"user7-9".parse().expect("name")).expect("there");
-        assert_eq!(accounts.identity(&one).expect("key").fingerprint(), key.public().fingerprint());
+        let one = accounts
+            .get(&"user7-9".parse().expect("name"))
+            .expect("there");
+        assert_eq!(
+            accounts.identity(&one).expect("key").fingerprint(),
+            key.public().fingerprint()
+        );
     }
 
     #[test]
@@ -343,11 +362,16 @@ mod tests {
         let folder = Folder::new();
         let key = IdentityKey::generate();
         let (accounts, _) = Accounts::open(&folder.0).expect("open");
-        accounts.register(account("Alice", key.public()), key.public()).expect("registered");
+        accounts
+            .register(account("Alice", key.public()), key.public())
+            .expect("registered");
         let again = accounts.register(account("aLICE", key.public()), key.public());
         assert!(matches!(again, Err(RegisterError::NameTaken)));
         assert!(accounts.get(&"alice".parse().expect("name")).is_none());
-        assert!(Accounts::open(&folder.0).is_err(), "a second server on the same folder");
+        assert!(
+            Accounts::open(&folder.0).is_err(),
+            "a second server on the same folder"
+        );
     }
 
     #[test]
@@ -357,7 +381,9 @@ mod tests {
         let key = IdentityKey::generate();
         for name in ["alice", "bob"] {
             let (accounts, _) = Accounts::open(&folder.0).expect("open");
-            accounts.register(account(name, key.public()), key.public()).expect("registered");
+            accounts
+                .register(account(name, key.public()), key.public())
+                .expect("registered");
         }
         let whole = std::fs::read(&path).expect("read");
         std::fs::write(&path, &whole[..whole.len() - 1]).expect("write");
@@ -368,7 +394,10 @@ mod tests {
         damaged[5] = b'#';
         std::fs::write(&path, &damaged).expect("write");
         let error = Accounts::open(&folder.0).err().expect("damage").to_string();
-        assert!(error.contains("users.json") && error.contains("line 1"), "{error}");
+        assert!(
+            error.contains("users.json") && error.contains("line 1"),
+            "{error}"
+        );
         assert_eq!(std::fs::read(&path).expect("read"), damaged);
     }
 }

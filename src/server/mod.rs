@@ -84,14 +84,26 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     }
     let (accounts, notices) = Accounts::open(&options.data_dir)?;
     let audit = Audit::open(&options.data_dir.join("logs"))?;
-    writeln!(out, "data in {} ({} accounts)", options.data_dir.display(), accounts.count())?;
+    writeln!(
+        out,
+        "data in {} ({} accounts)",
+        options.data_dir.display(),
+        accounts.count()
+    )?;
     if notices.torn > 0 {
-        writeln!(out, "users.json: dropped {} bytes of a registration that was never confirmed", notices.torn)?;
+        writeln!(
+            out,
+            "users.json: dropped {} bytes of a registration that was never confirmed",
+            notices.torn
+        )?;
     }
     let certificates = match options.tls {
         true => Some(Certificates::open(&options.data_dir.join("certs"), out)?),
         false => {
-            writeln!(out, "WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins")?;
+            writeln!(
+                out,
+                "WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins"
+            )?;
             None
         }
     };
@@ -116,7 +128,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     let flushing = shared.clone();
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     let telling = shared.clone();
-    thread("presence", CONNECTION_STACK, move || telling.registry.tell_presence(&telling.flusher))?;
+    thread("presence", CONNECTION_STACK, move || {
+        telling.registry.tell_presence(&telling.flusher)
+    })?;
     writeln!(out, "listening on {}", listener.local_addr()?)?;
     out.flush()?;
     shared.audit.log("started", None, None, "");
@@ -124,7 +138,11 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
 }
 
 fn thread(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(work).map(drop)
+    std::thread::Builder::new()
+        .name(name.into())
+        .stack_size(stack)
+        .spawn(work)
+        .map(drop)
 }
 
 fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
@@ -133,7 +151,10 @@ fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
             io::ErrorKind::AddrInUse => " (is a server running already? --port chooses another)",
             _ => "",
         };
-        io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}{hint}"))
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {host}:{port}: {error}{hint}"),
+        )
     };
     let address = (host, port).to_socket_addrs().map_err(failed)?.next();
     let address = address.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
@@ -217,7 +238,9 @@ impl Shared {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 state.1 -= 1;
             }
-            let Some((socket, address, ticket)) = state.0.pop_front() else { return };
+            let Some((socket, address, ticket)) = state.0.pop_front() else {
+                return;
+            };
             drop(state);
             if let Some(client) = connection::admit(self, socket, address, ticket) {
                 // If no thread can be had, the closure is dropped, and with it the connection.
@@ -229,10 +252,15 @@ impl Shared {
     /// Writes down that a name is locked, so that a restart does not unlock it.
     pub fn remember_lock(&self, name: &Username) {
         let until = clock::now_ms() + LOCKOUT.as_millis() as u64;
-        let line = json::to_string(&Lock { name: name.folded(), until }) + "\n";
-        let written = disk::append(&self.locks_path).and_then(|mut file| file.write_all(line.as_bytes()));
+        let line = json::to_string(&Lock {
+            name: name.folded(),
+            until,
+        }) + "\n";
+        let written =
+            disk::append(&self.locks_path).and_then(|mut file| file.write_all(line.as_bytes()));
         if let Err(error) = written {
-            self.audit.log("storage_failed", Some(name), None, &error.to_string());
+            self.audit
+                .log("storage_failed", Some(name), None, &error.to_string());
         }
     }
 
@@ -245,7 +273,9 @@ impl Shared {
         let now = clock::now_ms();
         let mut kept = String::new();
         for line in String::from_utf8_lossy(&text).lines() {
-            let Ok(held) = json::from_str::<Lock>(line) else { continue };
+            let Ok(held) = json::from_str::<Lock>(line) else {
+                continue;
+            };
             let left = Duration::from_millis(held.until.saturating_sub(now)).min(LOCKOUT);
             if !left.is_zero() {
                 kept += &(line.to_string() + "\n");

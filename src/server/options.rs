@@ -51,7 +51,10 @@ pub enum Request {
 ///
 /// # Errors
 /// One line that names the option.
-pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
+pub fn parse(
+    words: impl IntoIterator<Item = OsString>,
+    defaults: Limits,
+) -> Result<Request, String> {
     let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
     let (mut tls, mut closed, mut limits) = (true, false, defaults);
     let mut arguments = Arguments::new(words);
@@ -69,8 +72,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
             "--per-address" => limits.per_address = positive(&mut arguments, &flag)?,
             "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
             "--outbox" => limits.outbox = positive(&mut arguments, &flag)?.saturating_mul(1024),
-            "--rate" => limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
-            "--registrations" => limits.registrations = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
+            "--rate" => {
+                limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
+            }
+            "--registrations" => {
+                limits.registrations =
+                    positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
+            }
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),
@@ -80,7 +88,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
         Some(folder) => folder,
         None => disk::under_home(".secure_messenger").map_err(|error| error.to_string())?,
     };
-    Ok(Request::Run(Box::new(Options { host, port, data_dir, tls, closed, limits })))
+    Ok(Request::Run(Box::new(Options {
+        host,
+        port,
+        data_dir,
+        tls,
+        closed,
+        limits,
+    })))
 }
 
 fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {

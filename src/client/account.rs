@@ -1,0 +1,194 @@
+//! Making an account, and logging in.
+//!
+//! Invariant: a key file is never overwritten, and one that was made for an account that the server then refused does not
+//! stay; when it is not known whether the server took it, the file stays, because it may
+//! be the only key of an account. The password goes nowhere.
+
+use super::connect::{Connection, StartError, refusal};
+use super::options::Options;
+use crate::auth;
+use crate::clock;
+use crate::crypto::key_file::{self, KeyFileError};
+use crate::crypto::keys::{IdentityKey, SessionKey};
+use crate::crypto::secret::Password;
+use crate::disk;
+use crate::encoding::Bytes;
+use crate::name::Username;
+use crate::protocol::{ClientMessage, LoginRequest, ServerMessage, VERSION};
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+
+/// What a login yields beside the connection.
+pub struct LoggedIn {
+    pub name: Username,
+    pub identity: IdentityKey,
+    pub key: SessionKey,
+}
+
+/// Logs in with the key file of `name`. `connect` is called when password and key fit.
+///
+/// # Errors
+/// [`StartError`].
+pub fn log_in(
+    options: &Options,
+    name: &Username,
+    password: &Password,
+    connect: impl FnOnce() -> Result<Connection, StartError>,
+) -> Result<(Connection, LoggedIn), StartError> {
+    let path = options.key_path(name);
+    if !path.exists() {
+        return Err(StartError::NoKey(name.clone(), path));
+    }
+    let text = disk::read(&path, key_file::MAX_FILE).map_err(StartError::Disk)?;
+    thread::scope(|scope| {
+        let key = scope.spawn(SessionKey::generate);
+        let identity = key_file::open(&text, name, password).map_err(StartError::KeyFile)?;
+        let mut connection = connect()?;
+        let key = key.join().expect("making a key does not panic");
+        prove(&mut connection, name, password, &identity, &key)?;
+        Ok((
+            connection,
+            LoggedIn {
+                name: name.clone(),
+                identity,
+                key,
+            },
+        ))
+    })
+}
+
+/// Makes the account `name`, then logs in; an account that is there already with this key and
+/// password is just logged in to.
+///
+/// # Errors
+/// [`StartError`].
+pub fn register(
+    options: &Options,
+    name: &Username,
+    password: &Password,
+    connect: impl FnOnce() -> Result<Connection, StartError>,
+) -> Result<(Connection, LoggedIn), StartError> {
+    if !password.is_long_enough() {
+        return Err(StartError::ShortPassword);
+    }
+    let path = options.key_path(name);
+    let existing = match path.exists() {
+        true => Some(disk::read(&path, key_file::MAX_FILE).map_err(StartError::Disk)?),
+        false => None,
+    };
+    let existing = existing
+        .map(|text| key_file::open(&text, name, password))
+        .transpose();
+    let existing = existing.map_err(|error| match error {
+        KeyFileError::WrongPassword => StartError::OtherKey(name.clone(), path.clone()),
+        other => StartError::KeyFile(other),
+    })?;
+    let had_key = existing.is_some();
+    let mut connection = connect()?;
+    let (identity, made, key) = thread::scope(|scope| {
+        let key = scope.spawn(SessionKey::generate);
+        let identity = existing.map_or_else(
+            || MadeFile::make(path, name, password),
+            |key| Ok((key, None)),
+        );
+        let key = key.join().expect("making a key does not panic");
+        identity.map(|(identity, made)| (identity, made, key))
+    })?;
+    let request = auth::register(name, password, identity.public());
+    match connection.ask(&ClientMessage::Register(request)) {
+        Ok(ServerMessage::Registered) => keep(made),
+        Ok(ServerMessage::Error(failure)) => {
+            let error = refusal(&failure, name);
+            if !(had_key && matches!(error, StartError::NameTaken(_))) {
+                return Err(error);
+            }
+        }
+        Ok(_) => return Err(StartError::OutOfPlace),
+        Err(error) => {
+            keep(made);
+            return Err(error);
+        }
+    }
+    match prove(&mut connection, name, password, &identity, &key) {
+        // The name is somebody else's: the key here is for another server's account.
+        Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
+        Err(error) => Err(error),
+        Ok(()) => Ok((
+            connection,
+            LoggedIn {
+                name: name.clone(),
+                identity,
+                key,
+            },
+        )),
+    }
+}
+
+/// A key file that was made just now and is removed again unless it is kept.
+struct MadeFile(Option<PathBuf>);
+
+impl MadeFile {
+    fn make(
+        path: PathBuf,
+        name: &Username,
+        password: &Password,
+    ) -> Result<(IdentityKey, Option<MadeFile>), StartError> {
+        let identity = IdentityKey::generate();
+        let text = key_file::seal(&identity, name, password);
+        disk::write_new(&path, text.as_bytes()).map_err(StartError::Disk)?;
+        Ok((identity, Some(MadeFile(Some(path)))))
+    }
+}
+
+/// The account may exist: its key stays.
+fn keep(made: Option<MadeFile>) {
+    if let Some(mut file) = made {
+        file.0 = None;
+    }
+}
+
+impl Drop for MadeFile {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The login itself: README, "Login".
+fn prove(
+    connection: &mut Connection,
+    name: &Username,
+    password: &Password,
+    identity: &IdentityKey,
+    key: &SessionKey,
+) -> Result<(), StartError> {
+    let public_key = Bytes(identity.public().spki());
+    let request = LoginRequest {
+        version: VERSION,
+        username: name.clone(),
+        public_key,
+    };
+    let challenge = match connection.ask(&ClientMessage::LoginRequest(request))? {
+        ServerMessage::Challenge(challenge) if challenge.version == VERSION => challenge,
+        ServerMessage::Error(failure) => return Err(refusal(&failure, name)),
+        _ => return Err(StartError::OutOfPlace),
+    };
+    let certificate = identity.certify(name, key, clock::now_ms());
+    let exporter = connection.channel.exporter().to_vec();
+    let response = auth::respond(
+        name,
+        &challenge,
+        &exporter,
+        password,
+        identity,
+        (key, certificate),
+    );
+    let response = response.map_err(StartError::Auth)?;
+    match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
+        ServerMessage::Session(_) => Ok(()),
+        ServerMessage::Error(failure) => Err(refusal(&failure, name)),
+        _ => Err(StartError::OutOfPlace),
+    }
+}

@@ -1,0 +1,260 @@
+//! What a typed line means.
+//!
+//! Invariant: every line is exactly one [`Command`]; a line that looks like a command and is none
+//! is never sent as a message.
+
+use crate::name::Username;
+
+/// A parsed line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// To whoever one is talking to.
+    Say(String),
+    Message(Username, String),
+    Room(Option<Username>),
+    Leave,
+    Users,
+    History(usize),
+    Clear,
+    Help(Option<String>),
+    Exit,
+    /// With `true`: the numbers were compared.
+    Verify(Username, bool),
+    Trust(Username),
+    /// Nothing was typed.
+    Nothing,
+}
+
+/// A command's name, usage and one-line explanation.
+pub struct Usage {
+    pub name: &'static str,
+    pub usage: &'static str,
+    pub explanation: &'static str,
+}
+
+/// All commands, as `/help` lists them.
+pub const COMMANDS: [Usage; 11] = [
+    usage("msg", "/msg NAME TEXT", "send one private message"),
+    usage("room", "/room NAME", "talk to NAME alone until /leave"),
+    usage("leave", "/leave", "leave the room: talk to everyone again"),
+    usage(
+        "users",
+        "/users",
+        "who is on-line, and how well you know their keys",
+    ),
+    usage(
+        "verify",
+        "/verify NAME [yes]",
+        "show the safety number; yes: it was compared and is the same",
+    ),
+    usage("trust", "/trust NAME", "accept the changed key of NAME"),
+    usage(
+        "history",
+        "/history [COUNT]",
+        "the last messages of this session (20)",
+    ),
+    usage("clear", "/clear", "empty the screen"),
+    usage("help", "/help [COMMAND]", "this list, or one command"),
+    usage("exit", "/exit", "leave"),
+    usage("/", "//TEXT", "send a line that begins with a slash"),
+];
+
+const fn usage(name: &'static str, usage: &'static str, explanation: &'static str) -> Usage {
+    Usage {
+        name,
+        usage,
+        explanation,
+    }
+}
+
+/// Entries that `/history` shows without a number.
+pub const HISTORY: usize = 20;
+
+/// Parses one line.
+///
+/// # Errors
+/// What is wrong with it, for the person who typed it.
+pub fn parse(line: &str) -> Result<Command, String> {
+    let line = line.trim_end_matches(['\r', '\n']);
+    let Some(rest) = line.strip_prefix('/') else {
+        return Ok(if line.trim().is_empty() {
+            Command::Nothing
+        } else {
+            Command::Say(line.into())
+        });
+    };
+    if rest.starts_with('/') {
+        return Ok(Command::Say(rest.into()));
+    }
+    let (word, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let rest = rest.trim_start();
+    let mut words = rest.split_whitespace();
+    let command = match word.to_ascii_lowercase().as_str() {
+        "msg" => {
+            let (name, text) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+            let text = text.trim_start();
+            if text.is_empty() {
+                return Err(wrong_usage("msg"));
+            }
+            return Ok(Command::Message(person(Some(name), "msg")?, text.into()));
+        }
+        "room" => Command::Room(
+            words
+                .next()
+                .map(|name| person(Some(name), "room"))
+                .transpose()?,
+        ),
+        "leave" => Command::Leave,
+        "users" => Command::Users,
+        "history" => match words.next().map(str::parse) {
+            None => Command::History(HISTORY),
+            Some(Ok(count)) => Command::History(count),
+            Some(Err(_)) => return Err(wrong_usage("history")),
+        },
+        "clear" => Command::Clear,
+        "help" => Command::Help(
+            words
+                .next()
+                .map(|word| word.trim_start_matches('/').to_ascii_lowercase()),
+        ),
+        "exit" | "quit" => Command::Exit,
+        "verify" => {
+            let name = person(words.next(), "verify")?;
+            match words.next() {
+                None => Command::Verify(name, false),
+                Some(word) if word.eq_ignore_ascii_case("yes") => Command::Verify(name, true),
+                Some(_) => return Err(wrong_usage("verify")),
+            }
+        }
+        "trust" => Command::Trust(person(words.next(), "trust")?),
+        other => {
+            return Err(match nearest(other) {
+                Some(name) => {
+                    format!("there is no command /{other}: did you mean /{name}? (/help lists all)")
+                }
+                None => format!(
+                    "there is no command /{other} (/help lists all; //{other} sends it as text)"
+                ),
+            });
+        }
+    };
+    match words.next() {
+        Some(_) => Err(wrong_usage(word)),
+        None => Ok(command),
+    }
+}
+
+fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
+    let name = name
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| wrong_usage(command))?;
+    let name = name.strip_prefix('@').unwrap_or(name);
+    name.parse()
+        .map_err(|error| format!("{name} cannot be a name: {error}"))
+}
+
+fn wrong_usage(command: &str) -> String {
+    let known = COMMANDS
+        .iter()
+        .find(|usage| usage.name.eq_ignore_ascii_case(command));
+    known.map_or_else(
+        || format!("/{command} takes no more words"),
+        |usage| format!("usage: {}", usage.usage),
+    )
+}
+
+/// The command that `word` was probably meant to be: one that begins so, or whose letters differ
+/// in at most a third.
+fn nearest(word: &str) -> Option<&'static str> {
+    let names = || COMMANDS.iter().map(|usage| usage.name);
+    let begun = names().find(|name| word.len() >= 2 && name.starts_with(word));
+    begun.or_else(|| {
+        let (distance, name) = names().map(|name| (distance(word, name), name)).min()?;
+        (distance <= 1 + name.len() / 3 && name != "/").then_some(name)
+    })
+}
+
+/// The number of letters to insert, remove, change or swap to get from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(32).collect(), b.chars().collect());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let change = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let mut best = change.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                    best = best.min(rows[i - 2][j - 2] + 1);
+                }
+                best
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Username {
+        text.parse().expect("name")
+    }
+
+    #[test]
+    fn lines_mean_what_a_person_would_expect() {
+        for (line, command) in [
+            ("hello there", Command::Say("hello there".into())),
+            ("//etc/passwd", Command::Say("/etc/passwd".into())),
+            ("  ", Command::Nothing),
+            ("", Command::Nothing),
+            (
+                "/msg bob  hi  there ",
+                Command::Message(name("bob"), "hi  there ".into()),
+            ),
+            ("/msg @bob hi", Command::Message(name("bob"), "hi".into())),
+            ("/ROOM bob", Command::Room(Some(name("bob")))),
+            ("/room", Command::Room(None)),
+            ("/history", Command::History(20)),
+            ("/history 5", Command::History(5)),
+            ("/verify bob YES", Command::Verify(name("bob"), true)),
+            ("/help /room", Command::Help(Some("room".into()))),
+            ("/exit\r\n", Command::Exit),
+        ] {
+            assert_eq!(parse(line), Ok(command), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_command_is_answered_with_the_nearest_one_and_never_sent() {
+        for (line, hint) in [
+            ("/hlep", "/help"),
+            ("/romo bob", "/room"),
+            ("/mgs bob hi", "/msg"),
+            ("/user", "/users"),
+            ("/ver bob", "/verify"),
+            ("/quti", "there is no command /quti"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(hint), "{line}: {error}");
+        }
+        assert!(
+            parse("/xyzzyplugh")
+                .expect_err("unknown")
+                .contains("/help lists all")
+        );
+        for line in [
+            "/msg bob",
+            "/msg",
+            "/verify",
+            "/trust",
+            "/history x",
+            "/verify bob no",
+            "/leave now",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! From a host name to a channel with a server that is known.
+//!
+//! Invariant: no byte of ours goes to a server whose key nobody has vouched for; a changed key
+//! is refused with the reason and the remedy; there is no way from TLS to none but `--no-tls`.
+
+use super::options::Options;
+use super::text::sanitise;
+use super::trust::KnownServers;
+use crate::auth::AuthError;
+use crate::crypto::key_file::KeyFileError;
+use crate::crypto::public::Fingerprint;
+use crate::disk;
+use crate::name::Username;
+use crate::protocol::{ClientMessage, ErrorCode, Failure, MAX_LINE, ServerMessage};
+use crate::wire::certificate;
+use crate::wire::frame::Lines;
+use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
+use std::fmt;
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Each address is tried for this long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The TLS handshake may take this long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The server's answer to each step of a login may take this long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why there is no session. `Display` says what happened and what to do.
+#[derive(Debug)]
+pub enum StartError {
+    Unreachable(String, io::Error),
+    /// The server does not speak TLS.
+    NotTls,
+    /// The server speaks TLS, and this client was told not to.
+    SpeaksTls,
+    Channel(ChannelError),
+    /// Nobody has vouched for the server's key.
+    UnknownServer(String, Fingerprint),
+    /// The server's key is not the remembered one.
+    ServerChanged {
+        server: String,
+        seen: Fingerprint,
+        expected: Fingerprint,
+    },
+    /// The person did not want to go on.
+    BackedOut,
+    Lost(io::Error),
+    OutOfPlace,
+    NoKey(Username, std::path::PathBuf),
+    KeyFile(KeyFileError),
+    /// A key for the name is here, and the password does not open it.
+    OtherKey(Username, std::path::PathBuf),
+    NameTaken(Username),
+    ShortPassword,
+    Login,
+    Locked(Username, u64),
+    Auth(AuthError),
+    Server(String),
+    Disk(io::Error),
+    Usage(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Unreachable(server, error) => {
+                write!(f, "the server at {server} cannot be reached: {error} (is it running? --host and --port choose another)")
+            }
+            StartError::NotTls => {
+                f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, this client needs it too")
+            }
+            StartError::SpeaksTls => f.write_str("the server speaks TLS: leave out --no-tls"),
+            StartError::Channel(error) => write!(f, "{error}"),
+            StartError::UnknownServer(server, seen) => write!(
+                f,
+                "the server at {server} is not known yet; its fingerprint is {seen}: compare it with the one the \
+                 server prints at its start, then use --fingerprint {seen} (or --accept-new)"
+            ),
+            StartError::ServerChanged { server, seen, expected } => write!(
+                f,
+                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Somebody may be in \
+                 between. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
+            ),
+            StartError::BackedOut => f.write_str("not connected"),
+            StartError::Lost(error) => write!(f, "the connection was lost: {error}"),
+            StartError::OutOfPlace => f.write_str("the server sent something out of place: is it a server of this messenger?"),
+            StartError::NoKey(name, path) => write!(
+                f,
+                "there is no key for {name} on this machine: copy {} from the machine where the account was made, or \
+                 create a new account",
+                path.display()
+            ),
+            StartError::KeyFile(KeyFileError::WrongPassword) => {
+                f.write_str("the password is wrong: it does not open your key on this machine")
+            }
+            StartError::KeyFile(error) => write!(f, "{error}"),
+            StartError::OtherKey(name, path) => write!(
+                f,
+                "a key for {name} is here already ({}), and this password does not open it: log in with the right \
+                 password, or choose another name; nothing was overwritten",
+                path.display()
+            ),
+            StartError::NameTaken(name) => write!(f, "the name {name} is taken: choose another"),
+            StartError::ShortPassword => f.write_str("a password has at least 6 characters"),
+            StartError::Login => f.write_str(
+                "login failed: the name or the password is wrong, or the key on this machine is not this account's",
+            ),
+            StartError::Locked(name, seconds) => write!(
+                f,
+                "{name} is locked after too many failed logins: try again in {} minutes",
+                seconds.div_ceil(60)
+            ),
+            StartError::Auth(error) => write!(f, "the server asks for something unsafe: {error}"),
+            StartError::Server(text) => write!(f, "the server says: {text}"),
+            StartError::Disk(error) => write!(f, "{error}"),
+            StartError::Usage(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A connection that is not logged in: one question, one answer.
+pub struct Connection {
+    pub channel: Arc<Channel>,
+    pub lines: Lines,
+    pub reader: Reader,
+}
+
+/// Connects to the server of `options`. `ask` decides about a server that is seen for the first time.
+///
+/// # Errors
+/// [`StartError`].
+pub fn connect(
+    options: &Options,
+    ask: impl FnOnce(Fingerprint) -> bool,
+) -> Result<Connection, StartError> {
+    let socket = Arc::new(reach(options)?);
+    let mut lines = Lines::new(MAX_LINE);
+    if !options.tls {
+        let channel = Channel::bare(socket).map_err(StartError::Lost)?;
+        return Ok(Connection {
+            channel: Arc::new(channel),
+            lines,
+            reader: Reader::default(),
+        });
+    }
+    let unverified = Unverified::connect(&options.host, socket, Instant::now() + HANDSHAKE_TIMEOUT);
+    let unverified = unverified.map_err(|error| match error {
+        ChannelError::NotTls => StartError::NotTls,
+        other => StartError::Channel(other),
+    })?;
+    let path = options.data_dir.join("known_servers");
+    let mut known = KnownServers::open(&path).map_err(StartError::Disk)?;
+    let (server, seen) = (options.server(), unverified.fingerprint());
+    vouch(options, &known, seen, ask)?;
+    known.remember(&server, seen).map_err(StartError::Disk)?;
+    let (channel, early) = unverified.trust(seen).map_err(StartError::Channel)?;
+    lines.buffer().extend_from_slice(&early);
+    Ok(Connection {
+        channel: Arc::new(channel),
+        lines,
+        reader: Reader::default(),
+    })
+}
+
+/// Whether somebody has vouched for the key that the server shows: the command line, the server's own
+/// certificate on this machine, memory, or the person.
+fn vouch(
+    options: &Options,
+    known: &KnownServers,
+    seen: Fingerprint,
+    ask: impl FnOnce(Fingerprint) -> bool,
+) -> Result<(), StartError> {
+    let server = options.server();
+    let remembered = known.get(&server);
+    if let Some(expected) = options.fingerprint {
+        return match expected == seen {
+            true => Ok(()),
+            false => Err(StartError::ServerChanged {
+                server,
+                seen,
+                expected,
+            }),
+        };
+    }
+    if is_this_machine(&options.host) && local_server() == Some(seen) {
+        return Ok(());
+    }
+    match remembered {
+        Some(expected) if expected == seen => Ok(()),
+        Some(expected) => Err(StartError::ServerChanged {
+            server,
+            seen,
+            expected,
+        }),
+        None if options.accept_new || ask(seen) => Ok(()),
+        None => Err(StartError::UnknownServer(server, seen)),
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    matches!(host, "localhost" | "127.0.0.1" | "::1")
+}
+
+/// The key of a server that runs as this user on this machine.
+fn local_server() -> Option<Fingerprint> {
+    let path = disk::under_home(".secure_messenger")
+        .ok()?
+        .join("certs/server.crt");
+    certificate::read_facts(&path)
+        .ok()
+        .map(|facts| facts.fingerprint)
+}
+
+fn reach(options: &Options) -> Result<TcpStream, StartError> {
+    let failed = |error| StartError::Unreachable(options.server(), error);
+    let addresses = (options.host.as_str(), options.port)
+        .to_socket_addrs()
+        .map_err(failed)?;
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+impl Connection {
+    /// Says one thing.
+    ///
+    /// # Errors
+    /// [`StartError::Lost`].
+    pub fn say(&self, message: &ClientMessage) -> Result<(), StartError> {
+        let line = zeroize::Zeroizing::new(message.encode());
+        let mut wire = Vec::new();
+        let sent = self
+            .channel
+            .encrypt(&[&line], &mut wire)
+            .and_then(|()| self.channel.send(&wire));
+        sent.map_err(StartError::Lost)
+    }
+
+    /// Says one thing and returns the answer; errors of the server become errors here.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
+        self.say(message)?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        loop {
+            match self.lines.next_line() {
+                Err(_) => return Err(StartError::OutOfPlace),
+                Ok(Some(line)) => match ServerMessage::decode(line) {
+                    Ok(ServerMessage::Ping) => self.say(&ClientMessage::Pong)?,
+                    Ok(answer) => return Ok(answer),
+                    Err(_) => return Err(StartError::OutOfPlace),
+                },
+                Ok(None) => self.wait(deadline)?,
+            }
+        }
+    }
+
+    fn wait(&mut self, deadline: Instant) -> Result<(), StartError> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return Err(StartError::Lost(io::ErrorKind::TimedOut.into()));
+        }
+        let received = self
+            .channel
+            .receive(&mut self.reader, self.lines.buffer(), wait);
+        // What a TLS server sends to a client that does not speak TLS begins so.
+        let buffer = self.lines.buffer();
+        if buffer.first() == Some(&0x15) && buffer.get(1) == Some(&0x03) {
+            return Err(StartError::SpeaksTls);
+        }
+        match received {
+            Ok(Received::End) => Err(StartError::Lost(io::Error::other("the server closed it"))),
+            Ok(_) => Ok(()),
+            Err(error) => Err(StartError::Lost(error)),
+        }
+    }
+}
+
+/// What a server's refusal means for `name`.
+pub fn refusal(failure: &Failure, name: &Username) -> StartError {
+    let is = |code: ErrorCode| failure.code == code.as_str();
+    if is(ErrorCode::LoginFailed) {
+        StartError::Login
+    } else if is(ErrorCode::Locked) {
+        StartError::Locked(name.clone(), failure.retry_after.unwrap_or(900))
+    } else if is(ErrorCode::NameTaken) {
+        StartError::NameTaken(name.clone())
+    } else {
+        let again = failure
+            .retry_after
+            .map_or(String::new(), |s| format!(" (try again in {s} seconds)"));
+        StartError::Server(sanitise(&failure.message) + &again)
+    }
+}

@@ -1,0 +1,318 @@
+//! What others have sent: checked in the specification's order, then shown.
+//!
+//! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key was
+//! checked; each envelope is shown once; where it belongs is what its sender signed. No
+//! answer to the server depends on what decryption yields. Specification: README, "Receiving".
+
+use super::entry::Source;
+use super::peers::MAX_INBOX;
+use super::session::Session;
+use super::text::sanitise;
+use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
+use crate::crypto::keys::SessionKey;
+use crate::crypto::public::Fingerprint;
+use crate::name::Username;
+use crate::protocol::{self, EncryptedMessage};
+use std::collections::HashMap;
+
+/// A sender's clock that differs by more is told.
+const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
+/// Conversations whose last number is remembered; each needs a key that was accepted.
+const MAX_CONVERSATIONS: usize = 65_536;
+
+const _: () = assert!(envelope::MAX_CIPHERTEXT == protocol::MAX_CIPHERTEXT);
+
+/// The last sequence number of each conversation: the sender's session, and the own session it was
+/// for (none for broadcasts).
+#[derive(Default)]
+pub struct Conversations {
+    last: HashMap<(Fingerprint, Option<Fingerprint>), u64>,
+}
+
+/// How a sequence number stands to those before it.
+#[derive(Debug, PartialEq, Eq)]
+enum Order {
+    Next,
+    /// So many before it have not arrived.
+    Gap(u64),
+    /// Not higher than one already shown.
+    Replayed,
+}
+
+impl Conversations {
+    fn order(&self, header: &Header) -> Order {
+        let to = header.scope.recipient().map(|recipient| recipient.session);
+        let expected = match self.last.get(&(header.session, to)) {
+            Some(last) => last + 1,
+            // A private conversation begins at 1; a broadcast may have begun before we came.
+            None if to.is_some() => 1,
+            None => header.sequence,
+        };
+        match header.sequence {
+            sequence if sequence < expected || sequence == u64::MAX => Order::Replayed,
+            sequence if sequence == expected => Order::Next,
+            sequence => Order::Gap(sequence - expected),
+        }
+    }
+
+    /// False if no more conversations can be remembered.
+    fn record(&mut self, header: &Header) -> bool {
+        let to = header.scope.recipient().map(|recipient| recipient.session);
+        let key = (header.session, to);
+        if self.last.len() >= MAX_CONVERSATIONS && !self.last.contains_key(&key) {
+            return false;
+        }
+        self.last.insert(key, header.sequence);
+        true
+    }
+}
+
+/// The typed form of an envelope from the wire; `None` if its fields contradict each other.
+pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
+    let wire = message.envelope;
+    let recipient = || {
+        Some(Recipient {
+            name: wire.recipient.clone()?,
+            session: Fingerprint(wire.recipient_session?.0),
+        })
+    };
+    let scope = match wire.scope.as_str() {
+        "broadcast" if wire.recipient.is_none() && wire.recipient_session.is_none() => {
+            Scope::Broadcast
+        }
+        "private" => Scope::Private(recipient()?),
+        "room" => Scope::Room(recipient()?),
+        _ => return None,
+    };
+    let header = Header {
+        kind: Kind::parse(&wire.kind)?,
+        scope,
+        sender: wire.from,
+        identity: Fingerprint(wire.identity.0),
+        session: Fingerprint(wire.session.0),
+        sequence: wire.sequence,
+        time: wire.time,
+    };
+    let body = Body {
+        header,
+        commitment: wire.commitment.0,
+        nonce: wire.nonce.0,
+        ciphertext: wire.ciphertext.0,
+        tag: wire.tag.0,
+        signature: wire.signature.0,
+    };
+    Some(Envelope {
+        body,
+        wrapped: message.key.0,
+    })
+}
+
+impl Session {
+    /// Takes an envelope from the server.
+    pub(super) fn receive(&mut self, message: EncryptedMessage) {
+        let from = message.envelope.from.clone();
+        let Some(envelope) = typed(message) else {
+            return self.refuse(&from, "its fields contradict each other");
+        };
+        let named = envelope.body.header.identity;
+        let peer = self.peers.get(&from);
+        let known = peer
+            .identity
+            .as_ref()
+            .is_some_and(|key| key.fingerprint() == named);
+        if known && peer.inbox.is_empty() {
+            return self.open(&from, envelope);
+        }
+        // A stranger, a changed key, or a forgery: the server's word on the key decides which.
+        if peer.inbox.len() >= MAX_INBOX {
+            return self.refuse(&from, "too many arrived before their key did");
+        }
+        peer.inbox.push_back(envelope);
+        if peer.changed.is_none() {
+            self.ask_for_keys([from]);
+        }
+    }
+
+    /// Reads what has waited for the key of `name`, which is here now.
+    pub(super) fn read_inbox(&mut self, name: &Username) {
+        if self.peers.has_changed(name) {
+            return;
+        }
+        for envelope in std::mem::take(&mut self.peers.get(name).inbox) {
+            self.open(name, envelope);
+        }
+    }
+
+    /// The keys of `name` cannot be had: what waits for them is not believed.
+    pub(super) fn drop_inbox(&mut self, name: &Username) {
+        if !std::mem::take(&mut self.peers.get(name).inbox).is_empty() {
+            self.refuse(name, "the server has no key to check it with");
+        }
+    }
+
+    fn refuse(&mut self, from: &Username, why: &str) {
+        self.problem(format!(
+            "refused a message that claims to come from {from}: {why}"
+        ));
+    }
+
+    fn open(&mut self, from: &Username, envelope: Envelope) {
+        match self.checked(from, &envelope) {
+            Ok((header, gap, text)) => self.show(&header, gap, &text),
+            Err(why) => self.refuse(from, &why),
+        }
+    }
+
+    /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
+    fn checked(
+        &mut self,
+        from: &Username,
+        envelope: &Envelope,
+    ) -> Result<(Header, u64, String), String> {
+        let Some(identity) = &self.peers.get(from).identity else {
+            return Err("their key is not known".into());
+        };
+        let verified = envelope
+            .verify(identity)
+            .map_err(|error| error.to_string())?;
+        let header = verified.header().clone();
+        if let Some(recipient) = header.scope.recipient()
+            && (recipient.name != *self.me() || !self.keys.holds(recipient.session))
+        {
+            return Err("it is for somebody else, or for an earlier session of yours".into());
+        }
+        if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft)
+            && !matches!(header.scope, Scope::Room(_))
+        {
+            return Err("its fields contradict each other".into());
+        }
+        let gap = match self.conversations.order(&header) {
+            Order::Next => 0,
+            Order::Gap(missing) => missing,
+            Order::Replayed => {
+                return Err("it is a repetition, or it arrived after later ones".into());
+            }
+        };
+        let wanted = header.scope.recipient().map(|recipient| recipient.session);
+        let candidates = self
+            .keys
+            .all()
+            .filter(|key| wanted.is_none_or(|wanted| key.fingerprint() == wanted));
+        let opened = candidates
+            .map(|key: &SessionKey| verified.open(key))
+            .find(Result::is_ok);
+        let text = match opened {
+            Some(Ok(text)) => text,
+            _ => return Err("it cannot be decrypted".into()),
+        };
+        let text = String::from_utf8(text.to_vec()).map_err(|_| "it is not text".to_string())?;
+        if !self.conversations.record(&header) {
+            return Err("too many sessions were seen: log in again".into());
+        }
+        Ok((header, gap, text))
+    }
+
+    fn show(&mut self, header: &Header, gap: u64, text: &str) {
+        let from = header.sender.clone();
+        if gap > 0 {
+            let (messages, are) = if gap == 1 {
+                ("message", "is")
+            } else {
+                ("messages", "are")
+            };
+            self.problem(format!("{gap} {messages} from {from} {are} missing"));
+        }
+        let skew = header.time.abs_diff(self.now);
+        if skew > MAX_SKEW_MS {
+            let direction = if header.time < self.now {
+                "behind"
+            } else {
+                "ahead"
+            };
+            let minutes = skew / 60_000;
+            self.problem(format!(
+                "the next message from {from} is {minutes} minutes {direction} this machine's clock: a clock is \
+                 wrong, or it was held back"
+            ));
+        }
+        let to = self.me().clone();
+        match header.kind {
+            Kind::RoomOpened if self.room() == Some(&from) => {
+                self.notice(format!("{from} has joined the room"));
+            }
+            Kind::RoomOpened => {
+                self.notice(format!(
+                    "{from} has opened a private room with you: /room {from} joins it"
+                ));
+                self.alert();
+            }
+            Kind::RoomLeft => self.notice(format!("{from} has left the room")),
+            Kind::Message => {
+                let source = match header.scope {
+                    Scope::Broadcast => Source::Broadcast { from },
+                    Scope::Private(_) => Source::Private { from, to },
+                    Scope::Room(_) => Source::Room { from, to },
+                };
+                self.message(source, sanitise(text));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(session: u8, to: Option<u8>, sequence: u64) -> Header {
+        let recipient = |n| Recipient {
+            name: "bob".parse().expect("name"),
+            session: Fingerprint([n; 32]),
+        };
+        Header {
+            kind: Kind::Message,
+            scope: to.map_or(Scope::Broadcast, |n| Scope::Private(recipient(n))),
+            sender: "alice".parse().expect("name"),
+            identity: Fingerprint([9; 32]),
+            session: Fingerprint([session; 32]),
+            sequence,
+            time: 0,
+        }
+    }
+
+    #[test]
+    fn every_number_is_taken_once_and_gaps_are_counted() {
+        let mut seen = Conversations::default();
+        let mut take = |header: Header| {
+            let order = seen.order(&header);
+            if order != Order::Replayed {
+                assert!(seen.record(&header));
+            }
+            order
+        };
+        assert_eq!(take(header(1, None, 7)), Order::Next);
+        assert_eq!(take(header(1, None, 7)), Order::Replayed);
+        assert_eq!(take(header(1, None, 8)), Order::Next);
+        assert_eq!(take(header(1, None, 11)), Order::Gap(2));
+        assert_eq!(take(header(1, None, 10)), Order::Replayed);
+        assert_eq!(
+            take(header(1, Some(1), 2)),
+            Order::Gap(1),
+            "a private conversation begins at 1"
+        );
+        assert_eq!(
+            take(header(1, Some(2), 1)),
+            Order::Next,
+            "a new session of the recipient begins anew"
+        );
+        assert_eq!(
+            take(header(2, None, 1)),
+            Order::Next,
+            "a new session of the sender begins anew"
+        );
+        assert_eq!(
+            take(header(2, None, u64::MAX)),
+            Order::Replayed,
+            "nothing could follow it"
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! Before the login: the start menu and its questions. Every one of them can be backed out of.
+
+use super::account::{self, LoggedIn};
+use super::connect::{Connection, StartError, connect};
+use super::options::Options;
+use super::terminal::Prompter;
+use crate::crypto::secret::Password;
+use crate::name::Username;
+use std::io;
+
+/// Asks until somebody is logged in; `None` if the person wants to leave.
+///
+/// # Errors
+/// If the terminal is gone.
+pub fn ask(
+    options: &Options,
+    prompter: &mut Prompter<'_>,
+) -> io::Result<Option<(Connection, LoggedIn)>> {
+    if let Some(name) = &options.user {
+        let attempt = with_name(options, prompter, name.clone(), options.register)?;
+        if attempt.is_some() {
+            return Ok(attempt);
+        }
+    }
+    loop {
+        prompter.println("")?;
+        prompter.println("  1  create an account")?;
+        prompter.println("  2  log in")?;
+        prompter.println("  3  exit")?;
+        let Some(choice) = prompter.line("> ")? else {
+            return Ok(None);
+        };
+        let register = match choice.trim() {
+            "1" => true,
+            "2" => false,
+            "3" | "exit" | "quit" | "/exit" | "q" => return Ok(None),
+            "" => continue,
+            _ => {
+                prompter.println("type 1, 2 or 3")?;
+                continue;
+            }
+        };
+        let Some(name) = ask_name(prompter)? else {
+            continue;
+        };
+        let attempt = with_name(options, prompter, name, register)?;
+        if attempt.is_some() {
+            return Ok(attempt);
+        }
+    }
+}
+
+fn ask_name(prompter: &mut Prompter<'_>) -> io::Result<Option<Username>> {
+    loop {
+        let Some(line) = prompter.line("name: ")? else {
+            return Ok(None);
+        };
+        match line.trim().parse() {
+            Ok(name) => return Ok(Some(name)),
+            Err(_) if line.trim().is_empty() => return Ok(None),
+            Err(error) => prompter.println(&format!("{error}"))?,
+        }
+    }
+}
+
+fn with_name(
+    options: &Options,
+    prompter: &mut Prompter<'_>,
+    name: Username,
+    register: bool,
+) -> io::Result<Option<(Connection, LoggedIn)>> {
+    let password = match &options.password_file {
+        Some(path) => match super::read_password(path) {
+            Ok(password) => Some(password),
+            Err(error) => {
+                prompter.println(&error.to_string())?;
+                None
+            }
+        },
+        None if register => ask_new_password(prompter)?,
+        None => prompter.password("password: ")?,
+    };
+    let Some(password) = password else {
+        return Ok(None);
+    };
+    let attempt = if register {
+        prompter.println("making your keys and your account ...")?;
+        account::register(options, &name, &password, || {
+            connect_asking(options, prompter)
+        })
+    } else {
+        prompter.println("logging in ...")?;
+        account::log_in(options, &name, &password, || {
+            connect_asking(options, prompter)
+        })
+    };
+    match attempt {
+        Ok(done) => Ok(Some(done)),
+        Err(error) => {
+            prompter.println(&error.to_string())?;
+            Ok(None)
+        }
+    }
+}
+
+fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>> {
+    loop {
+        let Some(password) = prompter.password("new password (unseen, at least 6 characters): ")?
+        else {
+            return Ok(None);
+        };
+        if !password.is_long_enough() {
+            prompter.println(&StartError::ShortPassword.to_string())?;
+            continue;
+        }
+        let Some(again) = prompter.password("the same once more: ")? else {
+            return Ok(None);
+        };
+        if password == again {
+            return Ok(Some(password));
+        }
+        prompter.println("the two differ: once more from the start")?;
+    }
+}
+
+fn connect_asking(
+    options: &Options,
+    prompter: &mut Prompter<'_>,
+) -> Result<Connection, StartError> {
+    connect(options, |seen| {
+        let server = options.server();
+        let told = prompter
+            .println(&format!(
+                "the server at {server} is seen for the first time; its fingerprint is"
+            ))
+            .and_then(|()| prompter.println(&format!("  {seen}")))
+            .and_then(|()| {
+                prompter.println("compare it with the one the server printed at its start")
+            });
+        let answer = told.and_then(|()| prompter.line("is it the same? (yes/no) "));
+        matches!(answer, Ok(Some(answer)) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    })
+}

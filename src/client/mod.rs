@@ -1,0 +1,185 @@
+//! The client: key thread and network thread → one channel → one owner of all state
+//! ([`session`]) → a pure view → the terminal, or lines.
+//!
+//! Invariant: everything from the server is hostile until checked; the two front ends ([`screen`] and [`plain`])
+//! show the same entries of the same session.
+
+pub mod account;
+pub mod command;
+pub mod connect;
+pub mod editor;
+pub mod entry;
+pub mod incoming;
+pub mod input;
+pub mod link;
+pub mod menu;
+pub mod options;
+pub mod outgoing;
+pub mod peers;
+pub mod plain;
+pub mod screen;
+pub mod session;
+pub mod terminal;
+pub mod text;
+pub mod trust;
+pub mod view;
+
+use crate::clock;
+use crate::crypto::keys::SessionKey;
+use crate::crypto::secret::Password;
+use crate::disk;
+use account::LoggedIn;
+use connect::{Connection, StartError};
+use options::Options;
+use session::{Event, Session};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+use terminal::{Keyboard, Prompter};
+use trust::KnownUsers;
+use zeroize::Zeroizing;
+
+/// The longest password in a file, in bytes.
+const MAX_PASSWORD: u64 = 1024;
+
+/// Runs the client; the exit status: 0, 1 for a failure, 2 for wrong usage.
+pub fn run(options: &Options) -> u8 {
+    let interactive = !options.plain && terminal::is_terminal();
+    let status = if interactive {
+        run_screen(options)
+    } else {
+        run_plain(options)
+    };
+    status.unwrap_or_else(|error| {
+        let _ = match error {
+            StartError::Usage(_) => writeln!(io::stderr(), "client: {error}"),
+            _ if interactive => writeln!(io::stderr(), "{error}"),
+            _ => writeln!(io::stdout(), "! {error}"),
+        };
+        if matches!(error, StartError::Usage(_)) {
+            2
+        } else {
+            1
+        }
+    })
+}
+
+/// Makes the folders and starts the session's state.
+fn prepare(options: &Options) -> Result<(), StartError> {
+    for folder in ["", "keys", "files", "files/received", "files/sent"] {
+        disk::private_dir(&options.data_dir.join(folder)).map_err(StartError::Disk)?;
+    }
+    Ok(())
+}
+
+fn begin(options: &Options, login: LoggedIn) -> Result<(Session, String), StartError> {
+    let path = options.data_dir.join("known_users");
+    let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
+    let tls = if options.tls {
+        ""
+    } else {
+        " WITHOUT TLS: who talks to whom can be seen on the way"
+    };
+    let greeting = format!("logged in as {} on {}{tls}", login.name, options.server());
+    let session = Session::new(login.name, login.identity, login.key, known, Instant::now());
+    Ok((session, greeting))
+}
+
+fn run_plain(options: &Options) -> Result<u8, StartError> {
+    let (Some(name), Some(path)) = (&options.user, &options.password_file) else {
+        let text = "without a terminal (or with --plain) give --user and --password-file (--help explains)";
+        return Err(StartError::Usage(text.into()));
+    };
+    let password = read_password(path)?;
+    prepare(options)?;
+    let connect = || connect::connect(options, |_| false);
+    let (connection, login) = match options.register {
+        true => account::register(options, name, &password, connect)?,
+        false => account::log_in(options, name, &password, connect)?,
+    };
+    drop(password);
+    let (session, greeting) = begin(options, login)?;
+    plain::run(connection, session, &greeting).map_err(StartError::Disk)
+}
+
+fn run_screen(options: &Options) -> Result<u8, StartError> {
+    prepare(options)?;
+    // Before there is a second thread: with several, the time zone is not told.
+    let offset = clock::local_offset();
+    terminal::install_panic_hook();
+    let mut keyboard = Keyboard::open().map_err(StartError::Disk)?;
+    let login: Option<(Connection, LoggedIn)> = {
+        let mut prompter = Prompter::open(&mut keyboard).map_err(StartError::Disk)?;
+        let server = options.server();
+        let hello = format!(
+            "secure messenger {}, server {server}",
+            env!("CARGO_PKG_VERSION")
+        );
+        let greeted = prompter.println(&hello);
+        let greeted = greeted.and_then(|()| match options.tls {
+            true => Ok(()),
+            false => {
+                prompter.println("WARNING: --no-tls: who talks to whom can be seen on the way")
+            }
+        });
+        match greeted.and_then(|()| menu::ask(options, &mut prompter)) {
+            Ok(login) => login,
+            // The terminal is gone, and with it the person.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => return Err(StartError::Disk(error)),
+        }
+    };
+    let Some((connection, login)) = login else {
+        return Ok(0);
+    };
+    let (session, greeting) = begin(options, login)?;
+    let facts = screen::Facts {
+        server: options.server(),
+        tls: options.tls,
+        offset,
+        color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+    };
+    let (status, problem) =
+        screen::run(connection, session, keyboard, facts, greeting).map_err(StartError::Disk)?;
+    if status != 0 && !problem.is_empty() {
+        let _ = writeln!(io::stderr(), "{problem}");
+    }
+    Ok(status)
+}
+
+/// Makes a session key on a thread of its own.
+fn make_session_key(deliver: impl FnOnce(Event) + Send + 'static) -> io::Result<()> {
+    let work = move || deliver(Event::NewKey(Box::new(SessionKey::generate())));
+    thread::Builder::new()
+        .name("key".into())
+        .spawn(work)
+        .map(drop)
+}
+
+/// The first line of a file that nobody else may read.
+fn read_password(path: &Path) -> Result<Password, StartError> {
+    let usage = |text: String| StartError::Usage(format!("{}: {text}", path.display()));
+    let file = File::open(path).map_err(|error| usage(error.to_string()))?;
+    let data = file.metadata().map_err(|error| usage(error.to_string()))?;
+    if data.permissions().mode() & 0o077 != 0 {
+        return Err(usage(
+            "others can read this password file: chmod 600 it".into(),
+        ));
+    }
+    let mut line = Zeroizing::new(Vec::with_capacity(MAX_PASSWORD as usize + 1));
+    // No large buffer, which would keep a copy.
+    let mut reader = BufReader::with_capacity(1, file.take(MAX_PASSWORD + 1));
+    reader
+        .read_until(b'\n', &mut line)
+        .map_err(|error| usage(error.to_string()))?;
+    if line.len() as u64 > MAX_PASSWORD {
+        return Err(usage("a password has at most 1024 bytes".into()));
+    }
+    let text = std::str::from_utf8(&line).map_err(|_| usage("the password is not UTF-8".into()))?;
+    Ok(Password::new(
+        text.trim_end_matches(['\r', '\n']).to_string(),
+    ))
+}

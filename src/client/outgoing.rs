@@ -1,0 +1,422 @@
+//! What this person sends: sealed, wrapped for each recipient, sent, and followed until the server has said
+//! what became of it.
+//!
+//! Invariant: messages to one person leave in the order in which they were typed; every recipient
+//! of every message ends as delivered or is told as not; nothing is sealed for a key that was
+//! not certified. What meets a stale session key is sent again by itself. Specification:
+//! README, "Sending".
+
+use super::entry::Source;
+use super::session::{Effect, Session};
+use super::text::sanitise;
+use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
+use crate::crypto::public::{RSA_BYTES, SessionPublicKey};
+use crate::encoding::{Bytes, Fixed};
+use crate::name::Username;
+use crate::protocol::{ClientMessage, EncryptedSend, EnvelopeFields, MAX_TARGETS, Routing, Sent};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// A message that meets a stale key this often is given up: somebody plays with us.
+const MAX_TRIES: u32 = 3;
+/// Fewer recipients than this are not worth a second thread.
+const SPREAD_FROM: usize = 16;
+
+/// Who a typed line is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audience {
+    Everyone,
+    Private(Username),
+    Room(Username),
+}
+
+/// Why somebody did not get a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Missed {
+    Offline,
+    NoAccount,
+    KeyChanged,
+    /// The server refused it, or named a stale key again and again.
+    Failed,
+}
+
+/// One message on its way.
+struct Outgoing {
+    kind: Kind,
+    audience: Audience,
+    text: String,
+    /// A broadcast is sealed once; a private message for the session it goes to.
+    sealed: Option<Arc<Sealed>>,
+    waiting: BTreeSet<Username>,
+    delivered: usize,
+    missed: BTreeMap<Username, Missed>,
+    tries: HashMap<Username, u32>,
+    shown: bool,
+}
+
+/// All messages on their way.
+#[derive(Default)]
+pub struct Outbox {
+    messages: BTreeMap<u64, Outgoing>,
+    /// Requests without an answer: the message, and whom it was for.
+    flights: BTreeMap<u64, (u64, Vec<Username>)>,
+    next_message: u64,
+    next_request: u64,
+    /// The last number of the broadcast conversation.
+    broadcasts: u64,
+}
+
+impl Outbox {
+    /// Messages that are not settled yet.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether everything is settled.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// A new session key begins new conversations.
+    pub fn restart_numbers(&mut self) {
+        self.broadcasts = 0;
+    }
+}
+
+impl Session {
+    /// Sends something to an audience.
+    pub(super) fn send(&mut self, kind: Kind, audience: Audience, text: String) {
+        if text.len() > MAX_TEXT {
+            return self.problem(format!(
+                "too long: a message has at most {} KiB",
+                MAX_TEXT / 1024
+            ));
+        }
+        let targets: BTreeSet<Username> = match &audience {
+            Audience::Everyone => {
+                let others = self.others();
+                others
+                    .filter(|name| !self.peers.has_changed(name))
+                    .cloned()
+                    .collect()
+            }
+            Audience::Private(name) | Audience::Room(name) => BTreeSet::from([name.clone()]),
+        };
+        if targets.is_empty() {
+            return self.problem("nobody else is on-line: your message was not sent".into());
+        }
+        if let Audience::Private(name) | Audience::Room(name) = &audience
+            && self.peers.has_changed(name)
+        {
+            let name = name.clone();
+            return self.explain_changed(&name);
+        }
+        let sealed = (audience == Audience::Everyone).then(|| {
+            self.outbox.broadcasts += 1;
+            let header = self.header(kind, Scope::Broadcast, self.outbox.broadcasts);
+            Arc::new(Sealed::seal(header, &self.identity, text.as_bytes()))
+        });
+        self.outbox.next_message += 1;
+        let number = self.outbox.next_message;
+        for name in &targets {
+            self.peers.get(name).backlog.insert(number);
+        }
+        let names = targets.clone();
+        let (missed, tries) = (BTreeMap::new(), HashMap::new());
+        let message = Outgoing {
+            kind,
+            audience,
+            text,
+            sealed,
+            waiting: targets,
+            delivered: 0,
+            missed,
+            tries,
+            shown: false,
+        };
+        self.outbox.messages.insert(number, message);
+        self.pump(names);
+    }
+
+    fn header(&self, kind: Kind, scope: Scope, sequence: u64) -> Header {
+        Header {
+            kind,
+            scope,
+            sender: self.me().clone(),
+            identity: self.identity.public().fingerprint(),
+            session: self.keys.current().fingerprint(),
+            sequence,
+            time: self.now,
+        }
+    }
+
+    /// Sends the backlogs of those whose keys are here, and asks for the keys of the others.
+    pub(super) fn pump(&mut self, names: impl IntoIterator<Item = Username>) {
+        let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
+        let mut keyless = Vec::new();
+        for name in names {
+            let peer = self.peers.get(&name);
+            if peer.backlog.is_empty() {
+                continue;
+            }
+            if peer.is_ready() {
+                for number in std::mem::take(&mut peer.backlog) {
+                    batches.entry(number).or_default().push(name.clone());
+                }
+            } else if peer.session.is_none() && peer.changed.is_none() {
+                keyless.push(name);
+            }
+        }
+        for (number, names) in batches {
+            for part in names.chunks(MAX_TARGETS) {
+                self.transmit(number, part);
+            }
+        }
+        self.ask_for_keys(keyless);
+    }
+
+    /// Sends message `number` to people whose session keys are here.
+    fn transmit(&mut self, number: u64, names: &[Username]) {
+        let Some(message) = self.outbox.messages.get(&number) else {
+            return;
+        };
+        let (kind, audience) = (message.kind, message.audience.clone());
+        let sealed = match (&message.sealed, audience) {
+            (Some(sealed), _) => sealed.clone(),
+            (None, Audience::Private(name) | Audience::Room(name)) => {
+                let private = matches!(message.audience, Audience::Private(_));
+                let text = message.text.clone();
+                let peer = self.peers.get(&name);
+                let Some(session) = peer.session.as_ref().map(SessionPublicKey::fingerprint) else {
+                    return;
+                };
+                let sequence = peer.next_sequence(session);
+                let recipient = Recipient { name, session };
+                let scope = if private {
+                    Scope::Private(recipient)
+                } else {
+                    Scope::Room(recipient)
+                };
+                Arc::new(Sealed::seal(
+                    self.header(kind, scope, sequence),
+                    &self.identity,
+                    text.as_bytes(),
+                ))
+            }
+            (None, Audience::Everyone) => return,
+        };
+        let mut recipients: Vec<(&Username, SessionPublicKey)> = Vec::with_capacity(names.len());
+        for name in names {
+            let peer = self.peers.get(name);
+            if let Some(session) = peer.session.clone() {
+                peer.in_flight += 1;
+                recipients.push((name, session));
+            }
+        }
+        self.outbox.next_request += 1;
+        let id = self.outbox.next_request;
+        let routing = Routing {
+            id,
+            targets: names.to_vec(),
+            keys: wrap(&sealed, &recipients),
+            sessions: recipients
+                .iter()
+                .map(|(name, key)| (name.to_string(), key.fingerprint().short()))
+                .collect(),
+        };
+        self.outbox.flights.insert(id, (number, names.to_vec()));
+        let envelope = wire_form(&sealed);
+        self.effects
+            .push(Effect::Send(ClientMessage::EncryptedSend(Box::new(
+                EncryptedSend { routing, envelope },
+            ))));
+    }
+
+    /// The server has said what became of a request.
+    pub(super) fn sent(&mut self, answer: &Sent) {
+        let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
+            return self.problem("the server answered something that was not asked".into());
+        };
+        let (delivered, stale): (BTreeSet<_>, BTreeSet<_>) = (
+            answer.delivered.iter().collect(),
+            answer.stale.iter().collect(),
+        );
+        for name in &names {
+            let peer = self.peers.get(name);
+            peer.in_flight = peer.in_flight.saturating_sub(1);
+            if delivered.contains(name) {
+                self.settle(number, name, None);
+            } else if stale.contains(name) && self.may_retry(number, name) {
+                let peer = self.peers.get(name);
+                peer.session = None;
+                peer.refreshing = true;
+                peer.backlog.insert(number);
+            } else {
+                self.peers.get(name).session = None;
+                let missed = if stale.contains(name) {
+                    Missed::Failed
+                } else {
+                    Missed::Offline
+                };
+                self.settle(number, name, Some(missed));
+            }
+        }
+        self.pump(names);
+        self.finish(number);
+    }
+
+    fn may_retry(&mut self, number: u64, name: &Username) -> bool {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
+            return false;
+        };
+        let tries = message.tries.entry(name.clone()).or_default();
+        *tries += 1;
+        *tries <= MAX_TRIES
+    }
+
+    /// The server has refused a request: `why` is its own, sanitised sentence.
+    pub(super) fn refused(&mut self, id: u64, why: &str) {
+        let Some((number, names)) = self.outbox.flights.remove(&id) else {
+            return;
+        };
+        self.problem(format!("the server refused your message: {why}"));
+        for name in &names {
+            let peer = self.peers.get(name);
+            peer.in_flight = peer.in_flight.saturating_sub(1);
+            self.settle(number, name, Some(Missed::Failed));
+        }
+        self.pump(names);
+        self.finish(number);
+    }
+
+    /// Nothing of the backlog of `name` can be sent.
+    pub(super) fn give_up(&mut self, name: &Username, why: Missed) {
+        let numbers = std::mem::take(&mut self.peers.get(name).backlog);
+        for number in numbers {
+            self.settle(number, name, Some(why));
+            self.finish(number);
+        }
+    }
+
+    fn settle(&mut self, number: u64, name: &Username, missed: Option<Missed>) {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
+            return;
+        };
+        message.waiting.remove(name);
+        match missed {
+            None => message.delivered += 1,
+            Some(why) => {
+                message.missed.insert(name.clone(), why);
+            }
+        }
+    }
+
+    /// Shows a message once somebody has got it, and tells who has not when all is known.
+    fn finish(&mut self, number: u64) {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
+            return;
+        };
+        if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
+            let (kind, audience, text) = (
+                message.kind,
+                message.audience.clone(),
+                sanitise(&message.text),
+            );
+            self.show_own(kind, audience, text);
+        }
+        let done = self
+            .outbox
+            .messages
+            .get(&number)
+            .is_some_and(|message| message.waiting.is_empty());
+        if done && let Some(message) = self.outbox.messages.remove(&number) {
+            self.tell_missed(&message);
+        }
+    }
+
+    fn show_own(&mut self, kind: Kind, audience: Audience, text: String) {
+        let from = self.me().clone();
+        match (kind, audience) {
+            (Kind::Message, Audience::Everyone) => self.message(Source::Broadcast { from }, text),
+            (Kind::Message, Audience::Private(to)) => {
+                self.message(Source::Private { from, to }, text)
+            }
+            (Kind::Message, Audience::Room(to)) => self.message(Source::Room { from, to }, text),
+            (Kind::RoomOpened, Audience::Room(name)) => self.entered(&name),
+            _ => {}
+        }
+    }
+
+    fn tell_missed(&mut self, message: &Outgoing) {
+        if message.kind == Kind::RoomLeft {
+            return;
+        }
+        if message.audience == Audience::Everyone && message.delivered == 0 {
+            return self
+                .problem("nobody else is on-line any more: your message was not delivered".into());
+        }
+        for (name, why) in &message.missed {
+            let because = match why {
+                Missed::Offline => format!("{name} is not on-line"),
+                Missed::NoAccount => format!("there is no account named {name}"),
+                Missed::KeyChanged => format!("the key of {name} has changed"),
+                Missed::Failed => format!("the server did not take it for {name}"),
+            };
+            if message.kind == Kind::RoomOpened {
+                self.problem(format!("{because}: no room was opened"));
+                self.not_entered(name);
+            } else if message.audience == Audience::Everyone {
+                self.problem(format!("{because}: {name} did not get your last message"));
+            } else {
+                self.problem(format!("{because}: your message was not delivered"));
+            }
+        }
+    }
+}
+
+/// One wrapped key for each recipient, spread over the cores.
+fn wrap(
+    sealed: &Sealed,
+    recipients: &[(&Username, SessionPublicKey)],
+) -> BTreeMap<String, Fixed<RSA_BYTES>> {
+    let part = |some: &[(&Username, SessionPublicKey)]| -> Vec<(String, Fixed<RSA_BYTES>)> {
+        some.iter()
+            .map(|(name, key)| (name.to_string(), Fixed(sealed.wrap_for(key))))
+            .collect()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if recipients.len() < SPREAD_FROM || cores == 1 {
+        return part(recipients).into_iter().collect();
+    }
+    std::thread::scope(|scope| {
+        let chunks = recipients.chunks(recipients.len().div_ceil(cores));
+        let threads: Vec<_> = chunks
+            .map(|chunk| scope.spawn(move || part(chunk)))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("wrapping does not panic"))
+            .collect()
+    })
+}
+
+fn wire_form(sealed: &Sealed) -> EnvelopeFields {
+    let (body, header) = (&sealed.body, &sealed.body.header);
+    let recipient = header.scope.recipient();
+    EnvelopeFields {
+        from: header.sender.clone(),
+        kind: header.kind.as_str().into(),
+        scope: header.scope.as_str().into(),
+        recipient: recipient.map(|recipient| recipient.name.clone()),
+        recipient_session: recipient.map(|recipient| Fixed(recipient.session.0)),
+        identity: Fixed(header.identity.0),
+        session: Fixed(header.session.0),
+        sequence: header.sequence,
+        time: header.time,
+        commitment: Fixed(body.commitment),
+        nonce: Fixed(body.nonce),
+        ciphertext: Bytes(body.ciphertext.clone()),
+        tag: Fixed(body.tag),
+        signature: Fixed(body.signature),
+    }
+}

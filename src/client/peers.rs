@@ -1,0 +1,210 @@
+//! The other people on the server: their keys, checked against what is remembered of them.
+//!
+//! Invariant: a key is used only after it matched what is remembered (or was seen for the first time), and a session
+//! key only with its owner's certificate; a changed identity key is used for nothing until the
+//! person at the keyboard has decided.
+
+use super::trust::{KnownUsers, Trust};
+use crate::crypto::envelope::Envelope;
+use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
+use crate::name::Username;
+use crate::protocol::PersonKeys;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// Envelopes that wait for their sender's key; more are refused.
+pub const MAX_INBOX: usize = 256;
+
+/// One other person.
+#[derive(Default)]
+pub struct Peer {
+    /// The identity key in use: remembered, and shown by the server.
+    pub identity: Option<IdentityPublicKey>,
+    /// A key that differs from the remembered one, undecided.
+    pub changed: Option<IdentityPublicKey>,
+    /// The certified session key, while on-line.
+    pub session: Option<SessionPublicKey>,
+    /// A `keys_request` is under way.
+    pub asked: bool,
+    /// The last session key was refused as stale: nothing more is sent before all that was
+    /// sent with it has been answered, or messages would overtake each other.
+    pub refreshing: bool,
+    /// Unanswered `encrypted_send`s with this person as a target.
+    pub in_flight: usize,
+    /// What waits to be sent to this person, by number: that is, in order.
+    pub backlog: BTreeSet<u64>,
+    /// What waits to be read until the key is here.
+    pub inbox: VecDeque<Envelope>,
+    /// The last sequence number of the private conversation, and the session it belongs to.
+    pub sequence: Option<(Fingerprint, u64)>,
+}
+
+impl Peer {
+    /// Whether something can be sealed for this person now.
+    pub fn is_ready(&self) -> bool {
+        self.session.is_some() && self.changed.is_none() && !(self.refreshing && self.in_flight > 0)
+    }
+
+    /// The next number of the private conversation with the current session, from 1.
+    pub fn next_sequence(&mut self, session: Fingerprint) -> u64 {
+        let next = match self.sequence {
+            Some((former, last)) if former == session => last + 1,
+            _ => 1,
+        };
+        self.sequence = Some((session, next));
+        next
+    }
+}
+
+/// What came of keys that the server has shown.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// As remembered.
+    Known,
+    /// Seen for the first time, and remembered.
+    First,
+    /// The identity key differs from the remembered one.
+    Changed,
+    /// The server shows a key that is none, or a session key that its owner has not certified.
+    Refused(String),
+}
+
+/// Everyone this session has had to do with.
+pub struct Peers {
+    peers: HashMap<Username, Peer>,
+    known: KnownUsers,
+}
+
+impl Peers {
+    /// Nobody yet.
+    pub fn new(known: KnownUsers) -> Peers {
+        Peers {
+            peers: HashMap::new(),
+            known,
+        }
+    }
+
+    /// One person; a stranger if they were never heard of.
+    pub fn get(&mut self, name: &Username) -> &mut Peer {
+        self.peers.entry(name.clone()).or_default()
+    }
+
+    /// One person that something is known of already.
+    pub fn find(&self, name: &Username) -> Option<&Peer> {
+        self.peers.get(name)
+    }
+
+    /// All names met so far, for letter-case corrections.
+    pub fn names(&self) -> impl Iterator<Item = &Username> {
+        self.peers.keys()
+    }
+
+    /// A new own session key begins new conversations with everyone.
+    pub fn restart_numbers(&mut self) {
+        self.peers
+            .values_mut()
+            .for_each(|peer| peer.sequence = None);
+    }
+
+    /// How well the key of `name` is known; `None` for a stranger.
+    pub fn trust(&self, name: &Username) -> Option<Trust> {
+        self.known.get(name).map(|(_, trust)| trust)
+    }
+
+    /// Whether the key of `name` has changed and nobody has decided yet.
+    pub fn has_changed(&self, name: &Username) -> bool {
+        self.find(name).is_some_and(|peer| peer.changed.is_some())
+    }
+
+    /// The key that `/verify` is about: the changed one, if it has changed.
+    pub fn fingerprint(&self, name: &Username) -> Option<Fingerprint> {
+        let changed = self.find(name).and_then(|peer| peer.changed.as_ref());
+        changed
+            .map(IdentityPublicKey::fingerprint)
+            .or_else(|| self.known.get(name).map(|(key, _)| key))
+    }
+
+    /// Takes in the keys that the server shows for one person.
+    pub fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
+        let refused = |what: &str| Learned::Refused(what.into());
+        let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
+            return refused("the server shows an identity key that is none");
+        };
+        let remembered = self.known.get(&keys.name);
+        let peer = self.peers.entry(keys.name.clone()).or_default();
+        peer.asked = false;
+        peer.session = None;
+        let certificate = match (&keys.session_key, keys.created, keys.certificate) {
+            (Some(key), Some(created), Some(signature)) => {
+                let checked = SessionPublicKey::parse(&key.0).and_then(|key| {
+                    let certificate = SessionCertificate {
+                        key,
+                        created,
+                        signature: signature.0,
+                    };
+                    certificate
+                        .verify(&keys.name, &identity, now_ms)
+                        .map(|()| certificate)
+                });
+                match checked {
+                    Ok(certificate) => Some(certificate.key),
+                    Err(error) => {
+                        return Learned::Refused(format!(
+                            "the server shows a session key that is not theirs: {error}"
+                        ));
+                    }
+                }
+            }
+            _ => None,
+        };
+        match remembered {
+            Some((known, _)) if known != identity.fingerprint() => {
+                peer.identity = None;
+                peer.changed = Some(identity);
+                peer.session = certificate;
+                Learned::Changed
+            }
+            _ => {
+                let fingerprint = identity.fingerprint();
+                peer.identity = Some(identity);
+                peer.changed = None;
+                peer.session = certificate;
+                peer.refreshing &= peer.in_flight > 0;
+                if remembered.is_some() {
+                    return Learned::Known;
+                }
+                match self.known.remember(&keys.name, fingerprint, Trust::New) {
+                    Ok(()) => Learned::First,
+                    Err(error) => {
+                        Learned::Refused(format!("the key cannot be remembered: {error}"))
+                    }
+                }
+            }
+        }
+    }
+
+    /// The person at the keyboard accepts the changed key of `name`. False if it has not changed.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn accept(&mut self, name: &Username) -> std::io::Result<bool> {
+        let peer = self.peers.entry(name.clone()).or_default();
+        let Some(identity) = peer.changed.take() else {
+            return Ok(false);
+        };
+        let fingerprint = identity.fingerprint();
+        peer.identity = Some(identity);
+        self.known.remember(name, fingerprint, Trust::New)?;
+        Ok(true)
+    }
+
+    /// The person at the keyboard has compared the safety number with `name`.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn mark_verified(&mut self, name: &Username) -> std::io::Result<()> {
+        match self.known.get(name) {
+            Some((key, _)) => self.known.remember(name, key, Trust::Verified),
+            None => Ok(()),
+        }
+    }
+}

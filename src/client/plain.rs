@@ -1,0 +1,138 @@
+//! The client as a line filter: what one would type in, one line an event out, no escape sequences.
+//!
+//! Invariant: it never asks; each line is flushed; a line is read only when the session takes it,
+//! so a long script waits for the server instead of for memory.
+
+use super::connect::Connection;
+use super::link::Link;
+use super::session::{Effect, Event, Session};
+use crate::clock;
+use crate::crypto::envelope::MAX_TEXT;
+use std::io::{self, BufRead, Read, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Events of the network that may wait.
+const QUEUE: usize = 16;
+/// Time passes at least this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What wakes the loop.
+enum Wake {
+    Event(Event),
+    /// A line, or the end, waits in the other channel.
+    Input,
+}
+
+/// Runs until the input ends or the connection does; the exit status.
+///
+/// # Errors
+/// If the output cannot be written, or no thread can be had.
+pub fn run(connection: Connection, mut session: Session, greeting: &str) -> io::Result<u8> {
+    let (wake, waking) = sync_channel(QUEUE);
+    let (lines, typed) = sync_channel(QUEUE);
+    let network = wake.clone();
+    let link = Link::start(connection, move |event| {
+        network.send(Wake::Event(event)).is_ok()
+    })?;
+    let reading = wake.clone();
+    thread::Builder::new()
+        .name("input".into())
+        .spawn(move || read_lines(lines, &reading))?;
+    writeln!(io::stdout(), "* {greeting}")?;
+    io::stdout().flush()?;
+    let status = serve(&mut session, &link, &waking, &typed, &wake);
+    link.finish();
+    status
+}
+
+fn serve(
+    session: &mut Session,
+    link: &Link,
+    waking: &Receiver<Wake>,
+    typed: &Receiver<String>,
+    wake: &SyncSender<Wake>,
+) -> io::Result<u8> {
+    let mut held: Option<String> = None;
+    loop {
+        let mut events = Vec::new();
+        match waking.recv_timeout(TICK) {
+            Ok(Wake::Event(event)) => events.push(event),
+            Ok(Wake::Input) => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                events.push(Event::Tick)
+            }
+        }
+        loop {
+            for event in events.drain(..) {
+                for effect in session.handle(event, clock::now_ms(), Instant::now()) {
+                    match effect {
+                        Effect::Send(message) => link.send(&message),
+                        Effect::Show(entry) => {
+                            let mut out = io::stdout().lock();
+                            writeln!(out, "{}", entry.line())?;
+                            out.flush()?;
+                        }
+                        Effect::MakeSessionKey => super::make_session_key({
+                            let wake = wake.clone();
+                            move |event| drop(wake.send(Wake::Event(event)))
+                        })?,
+                        Effect::Alert | Effect::Clear => {}
+                        Effect::Quit(status) => return Ok(status),
+                    }
+                }
+            }
+            if !session.takes_lines() {
+                break;
+            }
+            match held.take().map_or_else(|| typed.try_recv(), Ok) {
+                // A command's answer comes after those of the lines before it.
+                Ok(line) if line.starts_with('/') && !session.is_settled() => {
+                    held = Some(line);
+                    break;
+                }
+                Ok(line) => events.push(Event::Line(line)),
+                Err(TryRecvError::Disconnected) => events.push(Event::EndOfInput),
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+    }
+}
+
+/// Reads lines of bounded length; what is not UTF-8 is replaced, a longer line is cut where the session will refuse it.
+fn read_lines(lines: SyncSender<String>, wake: &SyncSender<Wake>) {
+    let mut input = io::stdin().lock();
+    let limit = MAX_TEXT as u64 * 2;
+    loop {
+        let mut line = Vec::new();
+        let length = (&mut input)
+            .take(limit)
+            .read_until(b'\n', &mut line)
+            .unwrap_or(0);
+        if length == 0 {
+            break;
+        }
+        if !line.ends_with(b"\n") && length as u64 == limit {
+            let mut rest = Vec::new();
+            while (&mut input)
+                .take(limit)
+                .read_until(b'\n', &mut rest)
+                .unwrap_or(0) as u64
+                == limit
+                && !rest.ends_with(b"\n")
+            {
+                rest.clear();
+            }
+        }
+        let line = String::from_utf8_lossy(&line)
+            .trim_end_matches(['\r', '\n'])
+            .to_string();
+        if lines.send(line).is_err() || wake.send(Wake::Input).is_err() {
+            return;
+        }
+    }
+    // The end of the lines is the end of their channel: the loop is woken to see it.
+    drop(lines);
+    let _ = wake.send(Wake::Input);
+}

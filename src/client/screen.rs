@@ -1,0 +1,302 @@
+//! The client on a full screen: keys, network, signals and time into one channel, one loop that
+//! owns all state, one pure view.
+
+use super::connect::Connection;
+use super::editor::{Editor, Outcome};
+use super::entry::{Entry, Source};
+use super::input::Key;
+use super::link::Link;
+use super::session::{Effect, Event, Session};
+use super::terminal::{self, Keyboard, Terminal};
+use super::view::{self, Screen, Status};
+use crate::clock;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use time::UtcOffset;
+
+/// Events that may wait: few, so that a key never waits behind much.
+const QUEUE: usize = 8;
+/// Time passes at least this often.
+const TICK: Duration = Duration::from_secs(1);
+/// Entries that can be scrolled back to.
+const MAX_ENTRIES: usize = 2000;
+/// Lines typed ahead of the server.
+const MAX_AHEAD: usize = 100;
+
+/// What wakes the loop.
+enum Wake {
+    Event(Event),
+    Keys(Vec<Key>),
+    Resized,
+    /// The process is to end, or the keyboard is gone.
+    Stop,
+}
+
+/// What the full screen shows beside the session's state.
+pub struct Facts {
+    /// `host:port`.
+    pub server: String,
+    pub tls: bool,
+    pub offset: UtcOffset,
+    pub color: bool,
+}
+
+struct Front {
+    session: Session,
+    link: Link,
+    terminal: Terminal,
+    facts: Facts,
+    entries: VecDeque<Entry>,
+    editor: Editor,
+    scroll: usize,
+    ahead: VecDeque<String>,
+    wake: SyncSender<Wake>,
+    /// The last problem, for the normal screen after a failure.
+    problem: String,
+}
+
+/// Runs until the person leaves or the connection ends; the exit status and the last word.
+///
+/// # Errors
+/// If terminal or threads cannot be had.
+pub fn run(
+    connection: Connection,
+    session: Session,
+    mut keyboard: Keyboard,
+    facts: Facts,
+    greeting: String,
+) -> io::Result<(u8, String)> {
+    let (wake, waking) = sync_channel(QUEUE);
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGCONT])?;
+    let terminal = Terminal::open(facts.color)?;
+    let signalled = wake.clone();
+    spawn("signals", move || {
+        for signal in signals.forever() {
+            let woken = match signal {
+                SIGWINCH | SIGCONT => Wake::Resized,
+                _ => Wake::Stop,
+            };
+            if signalled.send(woken).is_err() {
+                return;
+            }
+        }
+    })?;
+    let typed = wake.clone();
+    spawn("keys", move || {
+        keyboard.read_input(|keys| typed.send(Wake::Keys(keys)).is_ok());
+        let _ = typed.send(Wake::Stop);
+    })?;
+    let network = wake.clone();
+    let link = Link::start(connection, move |event| {
+        network.send(Wake::Event(event)).is_ok()
+    })?;
+    let (entries, editor) = (VecDeque::new(), Editor::default());
+    let (ahead, problem) = (VecDeque::new(), String::new());
+    let mut front = Front {
+        session,
+        link,
+        terminal,
+        facts,
+        entries,
+        editor,
+        scroll: 0,
+        ahead,
+        wake,
+        problem,
+    };
+    front.show(notice(greeting));
+    front.show(notice(
+        "type a line to talk to everyone on-line; /room NAME talks to one person".into(),
+    ));
+    front.show(notice("/help lists all commands, /exit leaves".into()));
+    front.draw()?;
+    let status = loop {
+        let woken = match waking.recv_timeout(TICK) {
+            Ok(woken) => woken,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Wake::Event(Event::Tick)
+            }
+        };
+        // Everything that has happened meanwhile is taken in before the screen is drawn once.
+        let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
+        let mut end = None;
+        for woken in std::iter::once(woken).chain(rest) {
+            end = end.or(front.wake(woken)?);
+        }
+        if let Some(status) = end {
+            break status;
+        }
+        front.draw()?;
+    };
+    let Front {
+        link,
+        terminal,
+        problem,
+        ..
+    } = front;
+    drop(terminal);
+    if status == 0 {
+        link.finish();
+    }
+    Ok((status, problem))
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(drop)
+}
+
+fn notice(text: String) -> Entry {
+    Entry {
+        time: clock::now_ms(),
+        source: Source::Notice,
+        text,
+        mention: false,
+    }
+}
+
+impl Front {
+    /// Takes one thing in; the exit status if it was the last.
+    fn wake(&mut self, woken: Wake) -> io::Result<Option<u8>> {
+        match woken {
+            Wake::Event(event) => {
+                let end = self.handle(event)?;
+                return Ok(end.or(self.type_ahead()?));
+            }
+            Wake::Keys(keys) => {
+                for key in keys {
+                    if let Some(status) = self.key(&key)? {
+                        return Ok(Some(status));
+                    }
+                }
+            }
+            Wake::Resized => self.terminal.redraw(),
+            Wake::Stop => return Ok(Some(0)),
+        }
+        Ok(None)
+    }
+
+    fn handle(&mut self, event: Event) -> io::Result<Option<u8>> {
+        for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
+            match effect {
+                Effect::Send(message) => self.link.send(&message),
+                Effect::Show(entry) => self.show(entry),
+                Effect::Alert => self.terminal.bell()?,
+                Effect::Clear => {
+                    self.entries.clear();
+                    self.scroll = 0;
+                }
+                Effect::MakeSessionKey => {
+                    let wake = self.wake.clone();
+                    super::make_session_key(move |event| drop(wake.send(Wake::Event(event))))?;
+                }
+                Effect::Quit(status) => return Ok(Some(status)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn show(&mut self, entry: Entry) {
+        if entry.source == Source::Problem {
+            self.problem.clone_from(&entry.text);
+        }
+        if self.entries.len() >= MAX_ENTRIES {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry);
+    }
+
+    fn key(&mut self, key: &Key) -> io::Result<Option<u8>> {
+        let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
+        match key {
+            Key::Ctrl('c') if self.editor.is_empty() => return self.enter("/exit".into()),
+            Key::Ctrl('c') => self.editor.clear(),
+            Key::Ctrl('d') if self.editor.is_empty() => return self.enter("/exit".into()),
+            Key::Ctrl('l') => self.terminal.redraw(),
+            Key::Ctrl('z') => self.suspend()?,
+            Key::PageUp => self.scroll = self.scroll.saturating_add(page),
+            Key::PageDown => self.scroll = self.scroll.saturating_sub(page),
+            Key::Escape => self.scroll = 0,
+            key => {
+                if let Outcome::Submitted(line) = self.editor.key(key) {
+                    self.scroll = 0;
+                    return self.enter(line);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
+    fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
+        if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
+            return Ok(Some(0));
+        }
+        if self.ahead.len() >= MAX_AHEAD {
+            self.editor.set(&line);
+            self.terminal.bell()?;
+            return Ok(None);
+        }
+        self.ahead.push_back(line);
+        self.type_ahead()
+    }
+
+    fn type_ahead(&mut self) -> io::Result<Option<u8>> {
+        while self.session.takes_lines()
+            && let Some(line) = self.ahead.pop_front()
+        {
+            if let Some(status) = self.handle(Event::Line(line))? {
+                return Ok(Some(status));
+            }
+        }
+        Ok(None)
+    }
+
+    fn suspend(&mut self) -> io::Result<()> {
+        self.terminal.suspend();
+        signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
+        self.terminal.resume()
+    }
+
+    fn draw(&mut self) -> io::Result<()> {
+        let session = &self.session;
+        let (place, trust, prompt) = match session.room() {
+            Some(name) => (
+                format!("private room with {name}"),
+                session.trust_word(name),
+                format!("{name}> "),
+            ),
+            None => ("everyone".to_string(), "", "> ".to_string()),
+        };
+        let tls = if self.facts.tls { "" } else { ", NO TLS" };
+        let status = Status {
+            place,
+            link: "on-line".into(),
+            encryption: format!("end-to-end encrypted{tls}"),
+            trust: trust.into(),
+            me: session.me().to_string(),
+            online: session.online(),
+            server: self.facts.server.clone(),
+            prompt,
+        };
+        let offset = self.facts.offset;
+        let screen = Screen {
+            entries: &self.entries,
+            status: &status,
+            editor: &self.editor,
+            scroll: self.scroll,
+            me: session.me().as_str(),
+            clock: &|ms| clock::hour_minute(ms, offset),
+        };
+        let frame = view::draw(&screen, terminal::size());
+        self.scroll = frame.scroll;
+        self.terminal.draw(&frame)
+    }
+}

@@ -1,0 +1,673 @@
+//! The client's state after login: events in, effects out, no I/O and no clock of its own.
+//!
+//! Invariant: one owner of all state; the same events give the same effects whatever front end shows
+//! them. Rooms beside it: [`super::peers`] (keys of others), [`super::outgoing`], [`super::incoming`].
+
+use super::command::{self, Command};
+use super::entry::{Entry, Source};
+use super::incoming::Conversations;
+use super::outgoing::{Audience, Missed, Outbox};
+use super::peers::{Learned, Peers};
+use super::text::{mentions, sanitise};
+use super::trust::{KnownUsers, Trust};
+use crate::crypto::envelope::Kind;
+use crate::crypto::keys::{IdentityKey, SessionKey};
+use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, safety_number};
+use crate::name::Username;
+use crate::protocol::{
+    ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, Presence,
+    ServerMessage, SessionKeyFields,
+};
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Messages of this session that `/history` can show.
+pub const MAX_HISTORY: usize = 1000;
+/// People on-line that are kept in mind; a server that names more is not believed.
+const MAX_ONLINE: usize = 200_000;
+/// Messages under way beyond which no further line is taken.
+const MAX_UNSETTLED: usize = 64;
+/// A former session key still opens what was under way when it was renewed.
+const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
+/// A new session key is made an hour before the old one's day is over.
+const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
+/// At the end, unanswered messages are waited for this long.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// More people than this coming or going at once are told as a number.
+const MAX_NAMED: usize = 5;
+
+/// What happens to a session.
+pub enum Event {
+    /// A line was typed.
+    Line(String),
+    /// The server said something.
+    Server(ServerMessage),
+    /// The server said something that is no message.
+    Unreadable(DecodeError),
+    /// The connection has ended.
+    Closed(String),
+    /// No more lines will be typed.
+    EndOfInput,
+    /// A new session key was made, as [`Effect::MakeSessionKey`] asked.
+    NewKey(Box<SessionKey>),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the front end has to do.
+pub enum Effect {
+    Send(ClientMessage),
+    Show(Entry),
+    /// Somebody is talking to this person.
+    Alert,
+    Clear,
+    MakeSessionKey,
+    /// The end, with the exit status.
+    Quit(u8),
+}
+
+/// The own session keys: the current one, and former ones for what is still under way.
+pub struct OwnKeys {
+    current: SessionKey,
+    made: Instant,
+    former: Vec<(SessionKey, Instant)>,
+}
+
+impl OwnKeys {
+    fn new(current: SessionKey, now: Instant) -> OwnKeys {
+        OwnKeys {
+            current,
+            made: now,
+            former: Vec::new(),
+        }
+    }
+
+    /// What others are told to encrypt to.
+    pub fn current(&self) -> &SessionKey {
+        &self.current
+    }
+
+    /// Every key that still decrypts.
+    pub fn all(&self) -> impl Iterator<Item = &SessionKey> {
+        std::iter::once(&self.current).chain(self.former.iter().map(|(key, _)| key))
+    }
+
+    /// Whether one of them has this fingerprint.
+    pub fn holds(&self, fingerprint: Fingerprint) -> bool {
+        self.all().any(|key| key.fingerprint() == fingerprint)
+    }
+
+    fn replace(&mut self, new: SessionKey, now: Instant) {
+        let former = std::mem::replace(&mut self.current, new);
+        self.former.push((former, now));
+        self.made = now;
+    }
+
+    fn forget_former(&mut self, now: Instant) {
+        self.former
+            .retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
+    }
+}
+
+/// See the module.
+pub struct Session {
+    me: Username,
+    /// Milliseconds since 1970, as of the event under way.
+    pub(super) now: u64,
+    pub(super) identity: IdentityKey,
+    pub(super) keys: OwnKeys,
+    pub(super) peers: Peers,
+    pub(super) outbox: Outbox,
+    pub(super) conversations: Conversations,
+    pub(super) effects: Vec<Effect>,
+    online: BTreeSet<Username>,
+    /// The list of who is on-line has arrived.
+    ready: bool,
+    /// Names of a list that is still arriving.
+    partial: bool,
+    room: Option<Username>,
+    history: VecDeque<Entry>,
+    /// Safety numbers that wait for a key.
+    verifying: BTreeSet<Username>,
+    making_key: bool,
+    ending: Option<Instant>,
+}
+
+impl Session {
+    /// Begins after a login.
+    pub fn new(
+        me: Username,
+        identity: IdentityKey,
+        key: SessionKey,
+        known: KnownUsers,
+        now: Instant,
+    ) -> Session {
+        Session {
+            me,
+            now: 0,
+            identity,
+            keys: OwnKeys::new(key, now),
+            peers: Peers::new(known),
+            outbox: Outbox::default(),
+            conversations: Conversations::default(),
+            effects: Vec::new(),
+            online: BTreeSet::new(),
+            ready: false,
+            partial: false,
+            room: None,
+            history: VecDeque::new(),
+            verifying: BTreeSet::new(),
+            making_key: false,
+            ending: None,
+        }
+    }
+
+    /// Takes one event. `now_ms` is the wall clock, `now` the monotonic one.
+    pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
+        self.now = now_ms;
+        match event {
+            Event::Line(line) => self.line(&line, now),
+            Event::Server(message) => self.server(message),
+            Event::Unreadable(error) => {
+                self.problem(format!("the server sent something unreadable: {error}"))
+            }
+            Event::Closed(why) => {
+                self.problem(format!("the connection to the server is lost: {why}"));
+                self.tell_unsettled();
+                self.effects.push(Effect::Quit(1));
+            }
+            Event::EndOfInput => self.ending = self.ending.or(Some(now)),
+            Event::NewKey(key) => self.renew(*key, now),
+            Event::Tick => self.tick(now),
+        }
+        self.leave_if_done(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether a typed line can be taken now.
+    pub fn takes_lines(&self) -> bool {
+        self.ready && self.ending.is_none() && self.outbox.len() < MAX_UNSETTLED
+    }
+
+    /// Whether all that was asked of the server has been answered.
+    pub fn is_settled(&self) -> bool {
+        self.outbox.is_empty() && self.verifying.is_empty()
+    }
+
+    /// The own name.
+    pub fn me(&self) -> &Username {
+        &self.me
+    }
+
+    /// The partner of the room one is in.
+    pub fn room(&self) -> Option<&Username> {
+        self.room.as_ref()
+    }
+
+    /// How many are on-line, oneself included.
+    pub fn online(&self) -> usize {
+        self.online.len()
+    }
+
+    /// How well the key of `name` is known, in a word.
+    pub fn trust_word(&self, name: &Username) -> &'static str {
+        match self.peers.trust(name) {
+            _ if self.peers.has_changed(name) => "KEY CHANGED",
+            Some(Trust::Verified) => "verified",
+            Some(Trust::New) => "not verified",
+            None => "new",
+        }
+    }
+
+    /// Everyone on-line but oneself.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
+        self.online.iter().filter(|name| **name != self.me)
+    }
+
+    pub(super) fn notice(&mut self, text: String) {
+        self.entry(Source::Notice, text, false);
+    }
+
+    pub(super) fn problem(&mut self, text: String) {
+        self.entry(Source::Problem, text, false);
+    }
+
+    pub(super) fn alert(&mut self) {
+        self.effects.push(Effect::Alert);
+    }
+
+    /// Shows a message and keeps it for `/history`. `text` is sanitised.
+    pub(super) fn message(&mut self, source: Source, text: String) {
+        let mine = matches!(&source, Source::Broadcast { from } | Source::Private { from, .. }
+            | Source::Room { from, .. } if *from == self.me);
+        let mention = !mine && !mentions(&text, self.me.as_str()).is_empty();
+        if mention || (!mine && !matches!(source, Source::Broadcast { .. })) {
+            self.alert();
+        }
+        let entry = Entry {
+            time: self.now,
+            source,
+            text,
+            mention,
+        };
+        if self.history.len() >= MAX_HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(entry.clone());
+        self.effects.push(Effect::Show(entry));
+    }
+
+    fn entry(&mut self, source: Source, text: String, mention: bool) {
+        self.effects.push(Effect::Show(Entry {
+            time: self.now,
+            source,
+            text,
+            mention,
+        }));
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.keys.forget_former(now);
+        if now.duration_since(self.keys.made) >= RENEW_AFTER
+            && !std::mem::replace(&mut self.making_key, true)
+        {
+            self.effects.push(Effect::MakeSessionKey);
+        }
+    }
+
+    /// Announces a new session key. From here on it is the current one: the server takes
+    /// messages in order, so whoever asks for keys after this gets the new one.
+    fn renew(&mut self, key: SessionKey, now: Instant) {
+        let certificate = self.identity.certify(&self.me, &key, self.now);
+        self.effects
+            .push(Effect::Send(ClientMessage::Renew(Box::new(
+                SessionKeyFields::new(&certificate),
+            ))));
+        self.keys.replace(key, now);
+        self.outbox.restart_numbers();
+        self.peers.restart_numbers();
+        self.making_key = false;
+    }
+
+    fn leave_if_done(&mut self, now: Instant) {
+        let Some(since) = self.ending else { return };
+        if self.is_settled() {
+            self.effects.push(Effect::Send(ClientMessage::Logout));
+            self.effects.push(Effect::Quit(0));
+        } else if now.duration_since(since) >= FAREWELL {
+            self.tell_unsettled();
+            self.effects.push(Effect::Quit(1));
+        }
+    }
+
+    fn tell_unsettled(&mut self) {
+        let count = self.outbox.len();
+        if count > 0 {
+            let (messages, were) = if count == 1 {
+                ("message", "was")
+            } else {
+                ("messages", "were")
+            };
+            self.problem(format!(
+                "{count} {messages} of yours {were} not acknowledged and may not have arrived"
+            ));
+        }
+    }
+
+    // ---- what the server says
+
+    fn server(&mut self, message: ServerMessage) {
+        match message {
+            ServerMessage::Ping => self.effects.push(Effect::Send(ClientMessage::Pong)),
+            ServerMessage::Pong | ServerMessage::Session(_) => {}
+            ServerMessage::Presence(presence) => self.presence(presence),
+            ServerMessage::Keys(keys) => self.take_keys(&keys),
+            ServerMessage::EncryptedMessage(message) => self.receive(*message),
+            ServerMessage::Sent(sent) => self.sent(&sent),
+            ServerMessage::Error(failure) => self.failure(&failure),
+            ServerMessage::Registered | ServerMessage::Challenge(_) => {
+                self.problem("the server sent something out of place".into());
+            }
+        }
+    }
+
+    fn failure(&mut self, failure: &Failure) {
+        let text = sanitise(&failure.message);
+        if failure.code == ErrorCode::SignedInElsewhere.as_str() {
+            self.problem("you have logged in from elsewhere: this client leaves".into());
+            self.tell_unsettled();
+            self.effects.push(Effect::Quit(1));
+        } else if let Some(id) = failure.id {
+            self.refused(id, &text);
+        } else {
+            self.problem(format!("the server says: {text}"));
+        }
+    }
+
+    fn presence(&mut self, presence: Presence) {
+        if presence.full {
+            self.online.clear();
+            self.partial = true;
+        }
+        let was_ready = self.ready;
+        let listing = self.partial;
+        let (mut joined, mut left) = (Vec::new(), Vec::new());
+        for name in presence.left {
+            if self.online.remove(&name) && name != self.me {
+                self.peers.get(&name).session = None;
+                left.push(name);
+            }
+        }
+        for name in presence.joined {
+            if self.online.len() < MAX_ONLINE && self.online.insert(name.clone()) && name != self.me
+            {
+                joined.push(name);
+            }
+        }
+        if self.partial && !presence.more {
+            self.partial = false;
+            self.ready = true;
+        }
+        if !listing && was_ready {
+            self.tell_people(&joined, "is on-line", "are on-line now");
+            self.tell_people(&left, "has left", "have left");
+        } else if self.ready && !was_ready {
+            self.tell_users();
+        }
+    }
+
+    fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {
+        if names.len() > MAX_NAMED {
+            return self.notice(format!("{} people {many}", names.len()));
+        }
+        for name in names {
+            self.notice(format!("{name} {one}"));
+        }
+    }
+
+    /// Asks for keys that are not on their way already.
+    pub(super) fn ask_for_keys(&mut self, names: impl IntoIterator<Item = Username>) {
+        let mut wanted = Vec::new();
+        for name in names {
+            if !std::mem::replace(&mut self.peers.get(&name).asked, true) {
+                wanted.push(name);
+            }
+        }
+        for part in wanted.chunks(MAX_KEY_NAMES) {
+            self.effects
+                .push(Effect::Send(ClientMessage::KeysRequest(KeysRequest {
+                    names: part.to_vec(),
+                })));
+        }
+    }
+
+    fn take_keys(&mut self, keys: &Keys) {
+        let mut ready = Vec::new();
+        for person in &keys.keys {
+            let name = &person.name;
+            if !self.peers.find(name).is_some_and(|peer| peer.asked) {
+                self.problem("the server sent keys that were not asked for".into());
+                continue;
+            }
+            let before = self.peers.has_changed(name);
+            match self.peers.learn(person, self.now) {
+                Learned::Known | Learned::First => {}
+                Learned::Changed => {
+                    if !before {
+                        self.explain_changed(name);
+                    }
+                    self.give_up(name, Missed::KeyChanged);
+                }
+                Learned::Refused(why) => {
+                    self.problem(format!("the keys of {name} cannot be used: {why}"));
+                    self.give_up(name, Missed::Failed);
+                    self.drop_inbox(name);
+                }
+            }
+            if self
+                .peers
+                .find(name)
+                .is_some_and(|peer| peer.session.is_none())
+            {
+                self.give_up(name, Missed::Offline);
+            }
+            self.read_inbox(name);
+            if self.verifying.remove(name) {
+                self.tell_safety_number(name);
+            }
+            ready.push(name.clone());
+        }
+        for name in &keys.unknown {
+            self.peers.get(name).asked = false;
+            self.give_up(name, Missed::NoAccount);
+            self.drop_inbox(name);
+            if self.verifying.remove(name) {
+                self.problem(format!("there is no account named {name}"));
+            }
+        }
+        self.pump(ready);
+    }
+
+    pub(super) fn explain_changed(&mut self, name: &Username) {
+        self.problem(format!(
+            "THE IDENTITY KEY OF {name} HAS CHANGED. Nothing is sent to {name} or shown from {name} until you decide. \
+             Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
+             /verify {name}, then /trust {name}"
+        ));
+    }
+
+    // ---- what the person types
+
+    fn line(&mut self, line: &str, now: Instant) {
+        let command = match command::parse(line) {
+            Ok(command) => command,
+            Err(problem) => return self.problem(sanitise(&problem)),
+        };
+        match command {
+            Command::Nothing => {}
+            Command::Say(text) => match self.room.clone() {
+                Some(partner) => self.send(Kind::Message, Audience::Room(partner), text),
+                None => self.send(Kind::Message, Audience::Everyone, text),
+            },
+            Command::Message(name, text) => {
+                if let Some(name) = self.other(name) {
+                    self.send(Kind::Message, Audience::Private(name), text);
+                }
+            }
+            Command::Room(None) => match self.room.clone() {
+                Some(partner) => {
+                    self.notice(format!("you are in a room with {partner}: /leave returns"))
+                }
+                None => self
+                    .notice("you are talking to everyone: /room NAME opens a private room".into()),
+            },
+            Command::Room(Some(name)) => self.enter(name),
+            Command::Leave => self.leave(),
+            Command::Users => self.tell_users(),
+            Command::History(count) => self.tell_history(count),
+            Command::Clear => self.effects.push(Effect::Clear),
+            Command::Help(topic) => self.help(topic.as_deref()),
+            Command::Exit => self.ending = self.ending.or(Some(now)),
+            Command::Verify(name, compared) => self.verify(name, compared),
+            Command::Trust(name) => self.trust(name),
+        }
+    }
+
+    /// The name as it is spelled by its owner; `None`, and told, if it is one's own.
+    fn other(&mut self, typed: Username) -> Option<Username> {
+        let exact = self.online.contains(&typed) || self.peers.trust(&typed).is_some();
+        let folded = typed.folded();
+        let name = match exact {
+            true => typed,
+            false => {
+                let mut known = self.online.iter().chain(self.peers.names());
+                known
+                    .find(|name| name.folded() == folded)
+                    .cloned()
+                    .unwrap_or(typed)
+            }
+        };
+        if name == self.me {
+            self.problem("that is you".into());
+            return None;
+        }
+        Some(name)
+    }
+
+    fn enter(&mut self, name: Username) {
+        let Some(name) = self.other(name) else { return };
+        if self.room.as_ref() == Some(&name) {
+            return self.notice(format!("you are in a room with {name} already"));
+        }
+        if self.peers.has_changed(&name) {
+            return self.explain_changed(&name);
+        }
+        if let Some(former) = self.room.take() {
+            self.send(Kind::RoomLeft, Audience::Room(former), String::new());
+        }
+        self.room = Some(name.clone());
+        self.send(Kind::RoomOpened, Audience::Room(name), String::new());
+    }
+
+    /// The partner has been told.
+    pub(super) fn entered(&mut self, name: &Username) {
+        let trust = match self.peers.trust(name) {
+            Some(Trust::Verified) => "their key is verified",
+            _ => "their key is not verified yet: /verify shows how",
+        };
+        self.notice(format!(
+            "you are in a private room with {name}; {trust}; /leave returns"
+        ));
+    }
+
+    /// The partner could not be told.
+    pub(super) fn not_entered(&mut self, name: &Username) {
+        if self.room.as_ref() == Some(name) {
+            self.room = None;
+        }
+    }
+
+    fn leave(&mut self) {
+        match self.room.take() {
+            Some(partner) => {
+                self.send(
+                    Kind::RoomLeft,
+                    Audience::Room(partner.clone()),
+                    String::new(),
+                );
+                self.notice(format!(
+                    "you have left the room with {partner}; you are talking to everyone"
+                ));
+            }
+            None => self.notice("you are in no room; /exit leaves the messenger".into()),
+        }
+    }
+
+    fn tell_users(&mut self) {
+        let mut people = vec![format!("{} (you)", self.me)];
+        let others: Vec<Username> = self.others().take(200).cloned().collect();
+        people.extend(
+            others
+                .iter()
+                .map(|name| format!("{name} ({})", self.trust_word(name))),
+        );
+        let rest = self.online.len().saturating_sub(people.len());
+        let rest = if rest > 0 {
+            format!(" and {rest} more")
+        } else {
+            String::new()
+        };
+        self.notice(format!(
+            "{} on-line: {}{rest}",
+            self.online.len().max(1),
+            people.join(", ")
+        ));
+    }
+
+    fn tell_history(&mut self, count: usize) {
+        let skip = self.history.len().saturating_sub(count);
+        let lines: Vec<String> = self.history.iter().skip(skip).map(Entry::line).collect();
+        self.notice(match lines.len() {
+            0 => "no messages yet in this session".into(),
+            1 => "the last message of this session".into(),
+            shown => format!("the last {shown} messages of this session"),
+        });
+        for line in lines {
+            self.notice(line);
+        }
+    }
+
+    fn help(&mut self, topic: Option<&str>) {
+        let matching = |usage: &&command::Usage| topic.is_none_or(|topic| usage.name == topic);
+        let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
+        if let (Some(topic), true) = (topic, found.is_empty()) {
+            return self.problem(format!(
+                "there is no command /{} (/help lists all)",
+                sanitise(topic)
+            ));
+        }
+        for usage in found {
+            self.notice(format!("{:<20} {}", usage.usage, usage.explanation));
+        }
+        if topic.is_none() {
+            self.notice(
+                "anything else goes to everyone on-line, or to your partner in a room".into(),
+            );
+        }
+    }
+
+    fn verify(&mut self, name: Username, compared: bool) {
+        let Some(name) = self.other(name) else { return };
+        if self.peers.fingerprint(&name).is_none() {
+            self.verifying.insert(name.clone());
+            return self.ask_for_keys([name]);
+        }
+        if !compared {
+            return self.tell_safety_number(&name);
+        }
+        if self.peers.has_changed(&name) {
+            return self.explain_changed(&name);
+        }
+        match self.peers.mark_verified(&name) {
+            Ok(()) => self.notice(format!("{name} is verified")),
+            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
+        }
+    }
+
+    fn tell_safety_number(&mut self, name: &Username) {
+        let Some(theirs) = self.peers.fingerprint(name) else {
+            return self.problem(format!("no key of {name} is known"));
+        };
+        let number = safety_number(
+            (&self.me, self.identity.public().fingerprint()),
+            (name, theirs),
+        );
+        self.notice(format!(
+            "safety number with {name} ({}):",
+            self.trust_word(name)
+        ));
+        let groups: Vec<&str> = number.split(' ').collect();
+        for row in groups.chunks(4) {
+            self.notice(format!("    {}", row.join(" ")));
+        }
+        self.notice(format!(
+            "compare it with {name} in person or by phone, not in here; if all 60 digits are the same: \
+             /verify {name} yes"
+        ));
+    }
+
+    fn trust(&mut self, name: Username) {
+        let Some(name) = self.other(name) else { return };
+        match self.peers.accept(&name) {
+            Ok(false) => self.notice(format!(
+                "the key of {name} has not changed: nothing to decide"
+            )),
+            Ok(true) => self.notice(format!(
+                "the new key of {name} is accepted; /verify {name} compares it"
+            )),
+            Err(error) => self.problem(format!("the decision cannot be remembered: {error}")),
+        }
+        self.read_inbox(&name);
+        self.pump([name]);
+    }
+}

@@ -1,0 +1,459 @@
+//! The terminal itself: modes, bytes in, frames out. The only place that names termion.
+//!
+//! Invariant: whatever was switched on is switched off again by `Drop`, by the panic hook or by
+//! [`Terminal::suspend`], whichever comes first; and once it is off, nothing is drawn any more.
+//! What is typed ahead is kept: one thread reads, from the first prompt to the last screen,
+//! and [`Keyboard`] hands its bytes on (README, "The screen").
+//! Specification: xterm's "Control Sequences", by their names there.
+
+use super::editor::{Editor, Outcome};
+use super::input::{Decoder, Key};
+use super::text::{fitting, width};
+use super::view::{Frame, Row, Size, Style};
+use crate::crypto::secret::Password;
+use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write as _};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use std::{panic, thread};
+use termion::raw::{IntoRawMode, RawTerminal};
+use termion::{clear, color, cursor, screen, style};
+use zeroize::Zeroizing;
+
+/// How long after ESC the rest of a key may take: a terminal sends both at once, a slow line
+/// may part them, and a person notices more.
+const ESCAPE_TIMEOUT: Duration = Duration::from_millis(30);
+/// The longest password, in bytes: longer than any; reserved at once, for a buffer that grows
+/// leaves copies behind.
+const MAX_PASSWORD: usize = 1024;
+
+/// Bracketed paste (DECSET 2004).
+const PASTE_ON: &str = "\x1b[?2004h";
+const PASTE_OFF: &str = "\x1b[?2004l";
+/// No wrapping at the right edge (DECAWM): should the terminal measure a character wider than
+/// we do, the row is cut and the screen stays whole.
+const WRAP_OFF: &str = "\x1b[?7l";
+const WRAP_ON: &str = "\x1b[?7h";
+
+/// The terminal as long as it is ours; dropping the inner value restores its modes.
+static OURS: Mutex<Option<Ours>> = Mutex::new(None);
+
+struct Ours {
+    tty: RawTerminal<File>,
+    full_screen: bool,
+}
+
+/// Whether there is a person at a terminal that can draw.
+pub fn is_terminal() -> bool {
+    let dumb = std::env::var_os("TERM").is_none_or(|name| name == "dumb");
+    io::stdin().is_terminal() && io::stdout().is_terminal() && !dumb
+}
+
+/// As the terminal is now; the classical size if it does not know.
+pub fn size() -> Size {
+    match termion::terminal_size() {
+        Ok((columns, rows)) if columns > 0 && rows > 0 => Size { columns, rows },
+        _ => Size {
+            columns: 80,
+            rows: 24,
+        },
+    }
+}
+
+/// Makes every panic restore the terminal before its message is printed.
+pub fn install_panic_hook() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        restore();
+        print(panic);
+    }));
+}
+
+fn enter(full_screen: bool) -> io::Result<()> {
+    // Else the modes to go back to would be our own.
+    restore();
+    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    let tty = termion::get_tty()?.into_raw_mode()?;
+    *ours = Some(Ours { tty, full_screen });
+    drop(ours);
+    write(PASTE_ON)?;
+    if full_screen {
+        write(&format!(
+            "{}{WRAP_OFF}{}",
+            screen::ToAlternateScreen,
+            clear::All
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+/// Does nothing the second time.
+fn restore() {
+    let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(mut ours) = ours {
+        // A terminal that is gone needs no restoring.
+        let _ = write!(ours.tty, "{}{PASTE_OFF}{}", style::Reset, cursor::Show);
+        if ours.full_screen {
+            let _ = write!(ours.tty, "{WRAP_ON}{}", screen::ToMainScreen);
+        }
+    }
+}
+
+/// In one piece, if the terminal is ours.
+fn write(text: &str) -> io::Result<()> {
+    match OURS.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        Some(ours) => ours.tty.write_all(text.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+/// The full screen, from [`open`](Self::open) to drop. Either this or a [`Prompter`] lives, not both.
+pub struct Terminal {
+    color: bool,
+    /// What stands there now; empty when that is unknown.
+    shown: Vec<Row>,
+}
+
+impl Terminal {
+    /// Takes the screen over. Without `color` there is still bold and reverse.
+    pub fn open(color: bool) -> io::Result<Terminal> {
+        let terminal = Terminal {
+            color,
+            shown: Vec::new(),
+        };
+        enter(true)?;
+        Ok(terminal)
+    }
+
+    /// Shows the frame; writes only the rows that changed.
+    pub fn draw(&mut self, frame: &Frame) -> io::Result<()> {
+        let out = self
+            .difference(frame)
+            .expect("a string takes everything written to it");
+        self.shown.clear();
+        write(&out)?;
+        self.shown.clone_from(&frame.rows);
+        Ok(())
+    }
+
+    fn difference(&self, frame: &Frame) -> Result<String, fmt::Error> {
+        let mut out = cursor::Hide.to_string();
+        let known = self.shown.len() == frame.rows.len();
+        if !known {
+            write!(out, "{}", clear::All)?;
+        }
+        for ((row, line), n) in frame.rows.iter().enumerate().zip(1..) {
+            if known && self.shown[row] == *line {
+                continue;
+            }
+            // Cleared first: after a full row this would clear its last column.
+            write!(out, "{}{}", cursor::Goto(1, n), clear::CurrentLine)?;
+            for span in line {
+                self.paint(&mut out, span.style)?;
+                write!(out, "{}{}", span.text, style::Reset)?;
+            }
+        }
+        let (column, row) = frame.cursor;
+        write!(
+            out,
+            "{}{}",
+            cursor::Goto(column.saturating_add(1), row.saturating_add(1)),
+            cursor::Show
+        )?;
+        Ok(out)
+    }
+
+    fn paint(&self, out: &mut String, style: Style) -> fmt::Result {
+        if let Some(index) = style.color.filter(|_| self.color) {
+            write!(out, "{}", color::Fg(color::AnsiValue(index)))?;
+        }
+        if style.bold {
+            write!(out, "{}", style::Bold)?;
+        }
+        if style.dim {
+            write!(out, "{}", style::Faint)?;
+        }
+        if style.reverse {
+            write!(out, "{}", style::Invert)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what stands on the screen: it was resized or written over.
+    pub fn redraw(&mut self) {
+        self.shown.clear();
+    }
+
+    /// Rings.
+    pub fn bell(&mut self) -> io::Result<()> {
+        write("\x07")
+    }
+
+    /// Gives the terminal back, for Ctrl-Z: the caller stops the process, then [`resume`](Self::resume)s.
+    pub fn suspend(&mut self) {
+        restore();
+    }
+
+    /// Takes it over again; the next [`draw`](Self::draw) paints everything.
+    pub fn resume(&mut self) -> io::Result<()> {
+        self.redraw();
+        enter(true)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// The one reader of the terminal's input, and what it read that nobody has asked for yet.
+pub struct Keyboard {
+    bytes: Receiver<Zeroizing<Vec<u8>>>,
+    decoder: Decoder,
+    ready: VecDeque<Key>,
+}
+
+impl Keyboard {
+    /// Begins to read; a process needs only one.
+    pub fn open() -> io::Result<Keyboard> {
+        // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
+        let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let (sender, bytes) = mpsc::channel();
+        // Nothing waits for this thread: it ends with the input or with the process.
+        thread::Builder::new()
+            .name("keyboard".into())
+            .spawn(move || {
+                loop {
+                    let mut piece = Zeroizing::new(vec![0; 1024]);
+                    match input.read(&mut piece) {
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(_) | Ok(0) => break,
+                        Ok(length) => piece.truncate(length),
+                    }
+                    if sender.send(piece).is_err() {
+                        break;
+                    }
+                }
+            })?;
+        Ok(Keyboard {
+            bytes,
+            decoder: Decoder::default(),
+            ready: VecDeque::new(),
+        })
+    }
+
+    /// Hands on all keys as they come, until `deliver` returns false or the input ends.
+    pub fn read_input(&mut self, mut deliver: impl FnMut(Vec<Key>) -> bool) {
+        while self.fill() && deliver(self.ready.drain(..).collect()) {}
+    }
+
+    /// The next key; `None` when the input has ended.
+    fn next(&mut self) -> Option<Key> {
+        self.fill();
+        self.ready.pop_front()
+    }
+
+    /// Waits until a key is ready; false when there will be none.
+    fn fill(&mut self) -> bool {
+        while self.ready.is_empty() {
+            let piece = if self.decoder.pending() {
+                self.bytes.recv_timeout(ESCAPE_TIMEOUT)
+            } else {
+                self.bytes.recv().map_err(RecvTimeoutError::from)
+            };
+            match piece {
+                Ok(piece) => self.ready.extend(self.decoder.feed(&piece)),
+                // Also at the end of the input: an ESC before it is still a key.
+                Err(_) if self.decoder.pending() => self.ready.extend(self.decoder.flush()),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Questions on the normal screen, one line each. The terminal is raw throughout, so what is
+/// typed between two questions waits for the second, unseen.
+pub struct Prompter<'a> {
+    keyboard: &'a mut Keyboard,
+}
+
+impl<'a> Prompter<'a> {
+    /// Begins; what is left in the keyboard when it ends is for whoever comes next.
+    pub fn open(keyboard: &'a mut Keyboard) -> io::Result<Prompter<'a>> {
+        let prompter = Prompter { keyboard };
+        enter(false)?;
+        Ok(prompter)
+    }
+
+    /// A line of text (or several) to the person; it must be sanitised already.
+    pub fn println(&mut self, text: &str) -> io::Result<()> {
+        write(&(text.replace('\n', "\r\n") + "\r\n"))
+    }
+
+    /// Asks for a line; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
+    pub fn line(&mut self, label: &str) -> io::Result<Option<String>> {
+        let mut editor = Editor::default();
+        let answer = loop {
+            let columns = usize::from(size().columns);
+            // Whatever the question, there is room for an answer.
+            let label = fitting(label, columns.saturating_sub(16));
+            let (shown, at) = editor.visible(columns.saturating_sub(width(label) + 1));
+            let before = fitting(&shown, at);
+            write(&format!(
+                "\r{label}{shown}{}\r{label}{before}",
+                clear::UntilNewline
+            ))?;
+            match self.key(editor.is_empty())? {
+                None => break None,
+                Some(key) => {
+                    if let Outcome::Submitted(line) = editor.key(&key) {
+                        break Some(line);
+                    }
+                }
+            }
+        };
+        write("\r\n")?;
+        Ok(answer)
+    }
+
+    /// Asks for a password and shows nothing of it.
+    pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
+        write(label)?;
+        let mut typed = Zeroizing::new(String::with_capacity(MAX_PASSWORD));
+        let push = |typed: &mut String, c: char| {
+            if !c.is_control() && typed.len() + c.len_utf8() <= MAX_PASSWORD {
+                typed.push(c);
+            }
+        };
+        let answer = loop {
+            match self.key(typed.is_empty())? {
+                None => break None,
+                Some(Key::Char(c)) => push(&mut typed, c),
+                Some(Key::Paste(text)) => Zeroizing::new(text)
+                    .chars()
+                    .for_each(|c| push(&mut typed, c)),
+                Some(Key::Backspace | Key::Ctrl('h')) => drop(typed.pop()),
+                Some(Key::Ctrl('u')) => typed.clear(),
+                Some(Key::Enter) => break Some(Password::new(std::mem::take(&mut *typed))),
+                Some(_) => {}
+            }
+        };
+        write("\r\n")?;
+        Ok(answer)
+    }
+
+    /// The next key; `None` for those that back out.
+    fn key(&mut self, nothing_typed: bool) -> io::Result<Option<Key>> {
+        match self.keyboard.next() {
+            Some(Key::Escape | Key::Ctrl('c')) => Ok(None),
+            Some(Key::Ctrl('d')) if nothing_typed => Ok(None),
+            Some(key) => Ok(Some(key)),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+impl Drop for Prompter<'_> {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::Span;
+    use super::*;
+
+    fn frame(lines: &[&str]) -> Frame {
+        let style = Style {
+            color: Some(31),
+            bold: true,
+            ..Style::default()
+        };
+        let rows = lines
+            .iter()
+            .map(|line| {
+                vec![Span {
+                    text: (*line).into(),
+                    style,
+                }]
+            })
+            .collect();
+        Frame {
+            rows,
+            cursor: (2, 1),
+            scroll: 0,
+        }
+    }
+
+    fn terminal(color: bool, shown: &[&str]) -> Terminal {
+        Terminal {
+            color,
+            shown: frame(shown).rows,
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let out = terminal(true, &["one", "two"])
+            .difference(&frame(&["one", "2"]))
+            .expect("a string");
+        assert_eq!(
+            out,
+            "\x1b[?25l\x1b[2;1H\x1b[2K\x1b[38;5;31m\x1b[1m2\x1b[m\x1b[2;3H\x1b[?25h"
+        );
+        let out = terminal(true, &["one"])
+            .difference(&frame(&["one", "two"]))
+            .expect("a string");
+        assert!(out.contains("\x1b[2J") && out.contains("one") && out.contains("two"));
+    }
+
+    #[test]
+    fn without_color_there_is_still_bold() {
+        let out = terminal(false, &[])
+            .difference(&frame(&["one"]))
+            .expect("a string");
+        assert!(
+            out.contains("\x1b[1mone") && !out.contains("38;5"),
+            "{out:?}"
+        );
+    }
+
+    #[test]
+    fn a_terminal_that_is_not_ours_is_left_alone() {
+        let mut terminal = terminal(true, &[]);
+        terminal.draw(&frame(&["one"])).expect("nothing to fail");
+        terminal.bell().expect("nothing to fail");
+        terminal.suspend();
+    }
+
+    #[test]
+    fn keys_arrive_in_order_and_a_lone_escape_in_time() {
+        let (sender, bytes) = mpsc::channel();
+        let mut keyboard = Keyboard {
+            bytes,
+            decoder: Decoder::default(),
+            ready: VecDeque::new(),
+        };
+        sender
+            .send(Zeroizing::new(b"a\rb\x1b".to_vec()))
+            .expect("open");
+        assert_eq!(keyboard.next(), Some(Key::Char('a')));
+        assert_eq!(keyboard.next(), Some(Key::Enter));
+        let mut rest = Vec::new();
+        keyboard.read_input(|keys| {
+            rest.extend(keys);
+            rest.len() < 2
+        });
+        assert_eq!(rest, [Key::Char('b'), Key::Escape]);
+        drop(sender);
+        assert_eq!(keyboard.next(), None);
+    }
+}

@@ -1,0 +1,195 @@
+//! What this machine remembers of others: servers by key, people by identity key.
+//!
+//! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a
+//! damaged file stops the start instead of making everyone a stranger again. Both files are
+//! JSON records, one a line; a later line for the same name supersedes. Format: README, "Client files".
+
+use crate::crypto::public::Fingerprint;
+use crate::disk;
+use crate::encoding::Fixed;
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize, json};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// How well a person's key is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Remembered at first sight, never compared.
+    New,
+    /// The safety number was compared.
+    Verified,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ServerRecord {
+    server: String,
+    fingerprint: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UserRecord {
+    server: String,
+    name: Username,
+    identity: Fixed<32>,
+    verified: bool,
+}
+
+/// Opens a file of records for appending, without the torn last line that a crash may have left.
+fn open<T: Deserialize>(path: &Path, each: impl FnMut(T)) -> io::Result<File> {
+    let file = disk::append(path)?;
+    // Another client may be at the same file.
+    file.lock().map_err(disk::at(path))?;
+    let good = disk::read_records(path, each)?;
+    if file.metadata()?.len() > good {
+        file.set_len(good).map_err(disk::at(path))?;
+    }
+    file.unlock().map_err(disk::at(path))?;
+    Ok(file)
+}
+
+fn add<T: Serialize>(mut file: &File, record: &T) -> io::Result<()> {
+    // One write for one line: lines of two clients never mix.
+    file.write_all((json::to_string(record) + "\n").as_bytes())
+}
+
+/// The keys of servers, by `host:port`.
+pub struct KnownServers {
+    file: File,
+    known: HashMap<String, Fingerprint>,
+}
+
+impl KnownServers {
+    /// Reads `known_servers`.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text.
+    pub fn open(path: &Path) -> io::Result<KnownServers> {
+        let mut known = HashMap::new();
+        let file = open(path, |record: ServerRecord| {
+            if let Ok(fingerprint) = record.fingerprint.parse() {
+                known.insert(record.server, fingerprint);
+            }
+        })?;
+        Ok(KnownServers { file, known })
+    }
+
+    /// The remembered key.
+    pub fn get(&self, server: &str) -> Option<Fingerprint> {
+        self.known.get(server).copied()
+    }
+
+    /// Remembers a key that the person has decided for.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn remember(&mut self, server: &str, fingerprint: Fingerprint) -> io::Result<()> {
+        if self.known.insert(server.into(), fingerprint) == Some(fingerprint) {
+            return Ok(());
+        }
+        add(
+            &self.file,
+            &ServerRecord {
+                server: server.into(),
+                fingerprint: fingerprint.to_string(),
+            },
+        )?;
+        self.file.sync_data()
+    }
+}
+
+/// The identity keys of the people on one server.
+pub struct KnownUsers {
+    file: File,
+    server: String,
+    known: HashMap<Username, (Fingerprint, Trust)>,
+}
+
+impl KnownUsers {
+    /// Reads `known_users`; `server` is `host:port`.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text.
+    pub fn open(path: &Path, server: String) -> io::Result<KnownUsers> {
+        let mut known = HashMap::new();
+        let file = open(path, |record: UserRecord| {
+            if record.server == server {
+                let trust = if record.verified {
+                    Trust::Verified
+                } else {
+                    Trust::New
+                };
+                known.insert(record.name, (Fingerprint(record.identity.0), trust));
+            }
+        })?;
+        Ok(KnownUsers {
+            file,
+            server,
+            known,
+        })
+    }
+
+    /// The remembered key.
+    pub fn get(&self, name: &Username) -> Option<(Fingerprint, Trust)> {
+        self.known.get(name).copied()
+    }
+
+    /// Remembers a key. What a person has compared is on disk when this returns.
+    ///
+    /// # Errors
+    /// The disk's; the key is then remembered until the program ends.
+    pub fn remember(&mut self, name: &Username, key: Fingerprint, trust: Trust) -> io::Result<()> {
+        if self.known.insert(name.clone(), (key, trust)) == Some((key, trust)) {
+            return Ok(());
+        }
+        let verified = trust == Trust::Verified;
+        let record = UserRecord {
+            server: self.server.clone(),
+            name: name.clone(),
+            identity: Fixed(key.0),
+            verified,
+        };
+        add(&self.file, &record)?;
+        if verified {
+            self.file.sync_data()
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+
+    #[test]
+    fn decisions_outlive_the_program_per_server_and_a_damaged_file_is_an_error() {
+        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let path = std::env::temp_dir().join(format!("known-{name}"));
+        let bob: Username = "bob".parse().expect("name");
+        let (one, two) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let open = |server: &str| KnownUsers::open(&path, server.into());
+        let mut users = open("a:1").expect("open");
+        users.remember(&bob, one, Trust::New).expect("stored");
+        users.remember(&bob, two, Trust::Verified).expect("stored");
+        assert_eq!(
+            open("a:1").expect("open").get(&bob),
+            Some((two, Trust::Verified))
+        );
+        assert_eq!(open("a:2").expect("open").get(&bob), None);
+        let whole = std::fs::read_to_string(&path).expect("read");
+        std::fs::write(&path, whole.clone() + "{\"server\":\"a:1\",\"na").expect("write");
+        assert_eq!(
+            open("a:1").expect("a torn line").get(&bob),
+            Some((two, Trust::Verified))
+        );
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), whole);
+        std::fs::write(&path, whole.replacen("identity", "idenity", 1)).expect("write");
+        let error = open("a:1").err().expect("damage").to_string();
+        assert!(error.contains("line 1 is damaged"), "{error}");
+        std::fs::remove_file(&path).expect("clean up");
+    }
+}

@@ -1,0 +1,526 @@
+//! What the screen shows: a pure function from the client's state and a size to rows of text.
+//!
+//! Invariant: every frame has exactly as many rows as the screen and none is wider; nothing in
+//! it is a control character; only the first row of an entry touches the left edge (from three
+//! columns up), so no text can pass for somebody else's entry (README, "The screen").
+
+use super::editor::Editor;
+use super::entry::{Entry, Source};
+use super::text::{all_mentions, fitting, mentions, truncate, width, wrap};
+use crate::name::Username;
+use std::collections::VecDeque;
+
+/// Columns and rows of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    pub columns: u16,
+    pub rows: u16,
+}
+
+/// Looks of a text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Of the 256-colour palette; `None` is the terminal's own.
+    pub color: Option<u8>,
+    pub bold: bool,
+    pub dim: bool,
+    pub reverse: bool,
+}
+
+/// A piece of a row in one style.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    pub text: String,
+    pub style: Style,
+}
+
+/// The spans of one row, left to right.
+pub type Row = Vec<Span>;
+
+/// A whole screen.
+#[derive(Debug)]
+pub struct Frame {
+    pub rows: Vec<Row>,
+    /// Column and row of the cursor, from 0.
+    pub cursor: (u16, u16),
+    /// How far up is really shown; to be stored as the new [`Screen::scroll`].
+    pub scroll: usize,
+}
+
+/// What the line above the input says, most important first.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// To whom the typed text goes: "everyone", "room with bob".
+    pub place: String,
+    /// "on-line", "connection lost".
+    pub link: String,
+    /// How messages are protected.
+    pub encryption: String,
+    /// Whether the other person's key was verified.
+    pub trust: String,
+    /// The reader's own name.
+    pub me: String,
+    /// How many people are on-line.
+    pub online: usize,
+    pub server: String,
+    /// Before the input: "> ", "bob> ".
+    pub prompt: String,
+}
+
+/// Everything a frame is made of.
+pub struct Screen<'a> {
+    pub entries: &'a VecDeque<Entry>,
+    pub status: &'a Status,
+    pub editor: &'a Editor,
+    /// Rows up from the newest.
+    pub scroll: usize,
+    /// The reader, whose mentions stand out.
+    pub me: &'a str,
+    /// From milliseconds since 1970 to "14:05".
+    pub clock: &'a dyn Fn(u64) -> String,
+}
+
+// These colours of the palette can be read on black and on white alike.
+const PRIVATE: u8 = 163;
+const ROOM: u8 = 31;
+const PROBLEM: u8 = 160;
+const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
+
+const PLAIN: Style = Style {
+    color: None,
+    bold: false,
+    dim: false,
+    reverse: false,
+};
+const BOLD: Style = Style {
+    bold: true,
+    ..PLAIN
+};
+const DIM: Style = Style { dim: true, ..PLAIN };
+const REVERSE: Style = Style {
+    reverse: true,
+    ..PLAIN
+};
+const ALARM: Style = Style {
+    color: Some(PROBLEM),
+    ..BOLD
+};
+
+/// The screen: entries, the newest lowest, the status line, the input line.
+pub fn draw(screen: &Screen, size: Size) -> Frame {
+    let (columns, height) = (usize::from(size.columns), usize::from(size.rows));
+    let (mut rows, scroll) = history(screen, columns, height.saturating_sub(2));
+    if height > 1 {
+        rows.push(status_line(screen.status, scroll, columns));
+    }
+    let prompt = truncate(&screen.status.prompt, columns / 2);
+    let (input, at) = screen.editor.visible(columns - width(&prompt));
+    // Both fit: the cursor is left of the last column, and that was a u16.
+    let column = u16::try_from(width(&prompt) + at).unwrap_or(0);
+    if height > 0 {
+        rows.push(vec![span(&prompt, BOLD), span(&input, PLAIN)]);
+    }
+    for row in &mut rows {
+        clip(row, columns);
+    }
+    Frame {
+        rows,
+        cursor: (column, size.rows.saturating_sub(1)),
+        scroll,
+    }
+}
+
+/// `height` rows of entries, and how far up they really are. Wraps only what it shows.
+fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) {
+    let needed = height.saturating_add(screen.scroll);
+    let mut upward = Vec::new();
+    for entry in screen.entries.iter().rev() {
+        if upward.len() >= needed {
+            break;
+        }
+        upward.extend(entry_rows(entry, screen, columns).into_iter().rev());
+    }
+    let scroll = screen.scroll.min(upward.len().saturating_sub(height));
+    let mut rows: Vec<Row> = upward.into_iter().skip(scroll).take(height).collect();
+    rows.resize(height, Row::new());
+    rows.reverse();
+    (rows, scroll)
+}
+
+fn status_line(status: &Status, scroll: usize, columns: usize) -> Row {
+    let above = if scroll > 0 {
+        format!("↑{scroll}")
+    } else {
+        String::new()
+    };
+    let people = match status.online {
+        1 => "1 person".into(),
+        n => format!("{n} people"),
+    };
+    let Status {
+        place,
+        link,
+        encryption,
+        trust,
+        me,
+        server,
+        ..
+    } = status;
+    let parts = [&above, place, link, encryption, trust, me, &people, server];
+    let parts: Vec<&str> = parts
+        .into_iter()
+        .map(String::as_str)
+        .filter(|part| !part.is_empty())
+        .collect();
+    let text = truncate(&format!(" {}", parts.join(" · ")), columns);
+    let padding = " ".repeat(columns - width(&text));
+    vec![span(&(text + &padding), REVERSE)]
+}
+
+/// The time, who to whom, the text; what does not fit goes on below the text's first column.
+fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
+    let (head, style) = head(entry);
+    let head_text: String = head.iter().map(|span| span.text.as_str()).collect();
+    let time = format!("{} ", (screen.clock)(entry.time));
+    // A narrow screen cuts the time, never the words.
+    let time = fitting(&time, columns / 3);
+    let mut indent = width(time);
+    let mut rows = Vec::new();
+    let mut first = vec![span(time, DIM)];
+    if indent + width(&head_text) <= columns / 2 {
+        indent += width(&head_text);
+        first.extend(head);
+    } else {
+        // The head takes rows of its own: long names, or a narrow screen.
+        let head_style = head.first().map_or(PLAIN, |span| span.style);
+        for part in wrap(head_text.trim_end(), columns - indent) {
+            first.push(span(&part, head_style));
+            rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
+        }
+    }
+    for part in wrap(&entry.text, columns.saturating_sub(indent)) {
+        first.extend(highlighted(&part, style, screen.me));
+        rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
+    }
+    rows
+}
+
+/// Who speaks to whom, and the style of what is said.
+fn head(entry: &Entry) -> (Row, Style) {
+    let kind = |color| Style {
+        color: Some(color),
+        ..BOLD
+    };
+    let name = |name: &Username| {
+        span(
+            name.as_str(),
+            Style {
+                color: Some(color_of(name)),
+                bold: true,
+                reverse: entry.mention,
+                dim: false,
+            },
+        )
+    };
+    match &entry.source {
+        Source::Broadcast { from } => {
+            (vec![span("<", PLAIN), name(from), span("> ", PLAIN)], PLAIN)
+        }
+        Source::Private { from, to } => {
+            let to = format!(" → {to}] ");
+            (
+                vec![
+                    span("[private ", kind(PRIVATE)),
+                    name(from),
+                    span(&to, kind(PRIVATE)),
+                ],
+                PLAIN,
+            )
+        }
+        Source::Room { from, to } => {
+            let to = format!(" → {to}) ");
+            (
+                vec![
+                    span("(room ", kind(ROOM)),
+                    name(from),
+                    span(&to, kind(ROOM)),
+                ],
+                PLAIN,
+            )
+        }
+        Source::Notice => (vec![span("* ", DIM)], DIM),
+        Source::Problem => (vec![span("! ", ALARM)], ALARM),
+    }
+}
+
+/// The same for a name everywhere and always (FNV-1a of its folded form).
+fn color_of(name: &Username) -> u8 {
+    let hash = name.folded().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    NAMES[hash as usize % NAMES.len()]
+}
+
+fn highlighted(text: &str, style: Style, me: &str) -> Row {
+    let mine = mentions(text, me);
+    let mut row = Row::new();
+    let mut done = 0;
+    for at in all_mentions(text) {
+        let reverse = mine.contains(&at);
+        row.push(span(&text[done..at.start], style));
+        row.push(span(
+            &text[at.clone()],
+            Style {
+                bold: true,
+                reverse,
+                ..style
+            },
+        ));
+        done = at.end;
+    }
+    row.push(span(&text[done..], style));
+    row
+}
+
+/// The second look: entries are sanitised already, yet no control character can leave here.
+fn span(text: &str, style: Style) -> Span {
+    Span {
+        text: text.replace(char::is_control, "\u{fffd}"),
+        style,
+    }
+}
+
+fn margin(columns: usize) -> Span {
+    span(&" ".repeat(columns), PLAIN)
+}
+
+fn clip(row: &mut Row, columns: usize) {
+    let mut left = columns;
+    for span in row.iter_mut() {
+        span.text.truncate(fitting(&span.text, left).len());
+        left -= width(&span.text);
+    }
+    row.retain(|span| !span.text.is_empty());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::input::Key;
+    use super::*;
+
+    fn entry(source: Source, text: &str) -> Entry {
+        Entry {
+            time: 0,
+            source,
+            text: text.into(),
+            mention: false,
+        }
+    }
+
+    fn name(text: &str) -> Username {
+        text.parse().expect("a valid name")
+    }
+
+    fn said(text: &str) -> Entry {
+        entry(
+            Source::Broadcast {
+                from: name("alice"),
+            },
+            text,
+        )
+    }
+
+    fn with_frame<T>(
+        entries: Vec<Entry>,
+        scroll: usize,
+        size: (u16, u16),
+        check: impl Fn(Frame) -> T,
+    ) -> T {
+        let status = Status {
+            place: "room with bob".into(),
+            link: "on-line".into(),
+            encryption: "end-to-end encrypted".into(),
+            trust: "verified".into(),
+            me: "carol".into(),
+            online: 3,
+            server: "localhost:1".into(),
+            prompt: "bob> ".into(),
+        };
+        let mut editor = Editor::default();
+        editor.key(&Key::Paste("half a line".into()));
+        check(draw(
+            &Screen {
+                entries: &entries.into(),
+                status: &status,
+                editor: &editor,
+                scroll,
+                me: "carol",
+                clock: &|_| "14:05".into(),
+            },
+            Size {
+                columns: size.0,
+                rows: size.1,
+            },
+        ))
+    }
+
+    fn text_of(row: &Row) -> String {
+        row.iter().map(|span| span.text.as_str()).collect()
+    }
+
+    fn shown(entries: Vec<Entry>, scroll: usize, size: (u16, u16)) -> Vec<String> {
+        with_frame(entries, scroll, size, |frame| {
+            frame.rows.iter().map(text_of).collect()
+        })
+    }
+
+    fn all_kinds() -> Vec<Entry> {
+        let (alice, bob) = (name("alice"), name("bob"));
+        vec![
+            entry(
+                Source::Broadcast {
+                    from: alice.clone(),
+                },
+                "hi all",
+            ),
+            entry(
+                Source::Private {
+                    from: alice.clone(),
+                    to: bob.clone(),
+                },
+                "psst",
+            ),
+            entry(
+                Source::Room {
+                    from: alice,
+                    to: bob,
+                },
+                "in here",
+            ),
+            entry(Source::Notice, "bob is on-line"),
+            entry(Source::Problem, "the connection is lost"),
+        ]
+    }
+
+    #[test]
+    fn each_kind_of_message_is_told_apart_at_a_glance() {
+        let rows = shown(all_kinds(), 0, (100, 8));
+        assert_eq!(
+            rows[..6],
+            [
+                "",
+                "14:05 <alice> hi all",
+                "14:05 [private alice → bob] psst",
+                "14:05 (room alice → bob) in here",
+                "14:05 * bob is on-line",
+                "14:05 ! the connection is lost",
+            ]
+        );
+        let status = " room with bob · on-line · end-to-end encrypted · verified · carol · 3 people · localhost:1";
+        assert_eq!(rows[6].trim_end(), status);
+        assert_eq!(width(&rows[6]), 100);
+        assert_eq!(rows[7], "bob> half a line");
+    }
+
+    #[test]
+    fn a_narrow_screen_still_says_who_speaks_to_whom() {
+        let rows = shown(all_kinds(), 0, (20, 15));
+        assert_eq!(
+            rows,
+            [
+                "14:05 <alice>",
+                "      hi all",
+                "14:05 [private alice",
+                "      → bob]",
+                "      psst",
+                "14:05 (room alice →",
+                "      bob)",
+                "      in here",
+                "14:05 * bob is",
+                "        on-line",
+                "14:05 ! the",
+                "        connection",
+                "        is lost",
+                " room with bob · on…",
+                "bob> half a line",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_forged_entry_stays_under_its_author() {
+        let forged = format!("{} 14:05 <bob> I owe you", "x".repeat(20));
+        let rows = shown(vec![said(&forged)], 0, (40, 5));
+        assert_eq!(rows[1], "14:05 <alice> xxxxxxxxxxxxxxxxxxxx 14:05");
+        assert_eq!(rows[2], "              <bob> I owe you");
+    }
+
+    #[test]
+    fn every_frame_fits_its_screen_exactly() {
+        let wide =
+            "日本語 👨‍👩‍👧‍👦 e\u{301}\u{301} ☺️ averyveryveryverylongword @carol \u{1b}[2J\u{9b} fin "
+                .repeat(9);
+        let mut entries = all_kinds();
+        entries.push(said(&wide));
+        entries.push(entry(
+            Source::Private {
+                from: name(&"a".repeat(32)),
+                to: name(&"b".repeat(32)),
+            },
+            &wide,
+        ));
+        let sizes = (0..6).flat_map(|c| (0..6).map(move |r| (c, r)));
+        for size in sizes
+            .chain((6..100).map(|c| (c, 6 + c / 3)))
+            .chain([(300, 100), (u16::MAX, 2)])
+        {
+            for scroll in [0, 3, usize::MAX] {
+                with_frame(entries.clone(), scroll, size, |frame| {
+                    assert_eq!(frame.rows.len(), usize::from(size.1));
+                    assert!(
+                        frame.cursor.0 < size.0.max(1) && frame.cursor.1 < size.1.max(1),
+                        "{size:?}"
+                    );
+                    for row in frame.rows.iter().map(text_of) {
+                        assert!(width(&row) <= usize::from(size.0), "{size:?}: {row:?}");
+                        assert!(!row.contains(char::is_control), "{row:?}");
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn scrolling_stops_at_the_oldest_entry() {
+        let entries: Vec<Entry> = (0..9).map(|n| said(&n.to_string())).collect();
+        assert_eq!(shown(entries.clone(), 2, (60, 5))[0], "14:05 <alice> 4");
+        with_frame(entries, 99, (60, 5), |frame| {
+            assert_eq!(frame.scroll, 6);
+            assert_eq!(text_of(&frame.rows[0]), "14:05 <alice> 0");
+            assert!(text_of(&frame.rows[3]).starts_with(" ↑6 · room"));
+        });
+    }
+
+    #[test]
+    fn mentions_stand_out() {
+        let mut mine = said("hey @Carol and @bob");
+        mine.mention = true;
+        with_frame(vec![mine], 0, (60, 3), |frame| {
+            let looks = |text: &str| {
+                frame.rows[0]
+                    .iter()
+                    .find(|span| span.text == text)
+                    .map(|span| span.style)
+            };
+            assert!(looks("alice").is_some_and(|style| style.reverse));
+            assert_eq!(
+                looks("@Carol"),
+                Some(Style {
+                    reverse: true,
+                    ..BOLD
+                })
+            );
+            assert_eq!(looks("@bob"), Some(BOLD));
+        });
+    }
+}

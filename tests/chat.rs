@@ -1,0 +1,49 @@
+//! Two people and the programs they run: registration, broadcast, private messages, rooms, mentions, exit codes.
+
+mod common;
+
+use common::{Client, Server};
+
+#[test]
+fn people_talk_to_everyone_and_in_private() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    alice.say("hello everyone");
+    assert_eq!(alice.expect("hello everyone"), "<alice> hello everyone");
+    assert_eq!(bob.expect("hello everyone"), "<alice> hello everyone");
+    bob.say("/msg alice just for you");
+    assert_eq!(bob.expect("just for you"), "<bob -> alice> just for you");
+    assert_eq!(alice.expect("just for you"), "<bob -> alice> just for you");
+    let (status, lines) = alice.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    bob.expect("* alice has left");
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    alice.say("/msg bob one");
+    alice.expect("<alice -> bob> one");
+    let home = bob.home.clone();
+    // A full login takes over; the older client is told and leaves.
+    let mut second = Client::within(home, server.port, "bob", true, &[]).ready();
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 1);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("! ") && line.contains("elsewhere")),
+        "{lines:#?}"
+    );
+    alice.say("/msg bob two");
+    alice.expect("<alice -> bob> two");
+    second.expect("<alice -> bob> two");
+    alice.say("three");
+    second.expect("<alice> three");
+}

@@ -1,0 +1,503 @@
+//! What the tests of whole programs share: temporary folders, real servers on port 0, line-filter clients, and a
+//! raw connection that speaks bytes as an attacker would. Nothing here sleeps to wait: every
+//! wait is for a line or an end, with a deadline that only a broken program reaches.
+#![allow(dead_code)]
+
+use secure_messenger::auth;
+use secure_messenger::clock;
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::secret::{Password, random};
+use secure_messenger::encoding::Bytes;
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{ClientMessage, LoginRequest, ServerMessage, VERSION};
+use secure_messenger::wire::frame::Lines;
+use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Only a broken program makes a test wait this long.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// The password of everyone in the tests.
+pub const PASSWORD: &str = "correct horse battery";
+
+/// A folder that is removed at the end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new() -> Folder {
+        let name: String = random::<8>()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let path = std::env::temp_dir().join(format!("messenger-test-{name}"));
+        std::fs::create_dir_all(&path).expect("a temporary folder");
+        Folder(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A file with the password that only its owner may read.
+    pub fn password_file(&self, password: &str) -> PathBuf {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.path(&format!("password-{}", password.len()));
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .expect("file");
+        writeln!(file, "{password}").expect("write");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Lines of a program's output, with a deadline.
+pub struct Output {
+    lines: Receiver<String>,
+    pub seen: Vec<String>,
+}
+
+impl Output {
+    pub fn of(stream: impl Read + Send + 'static) -> Output {
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stream).lines() {
+                if line.is_err() || sender.send(line.unwrap_or_default()).is_err() {
+                    return;
+                }
+            }
+        });
+        Output {
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    /// The next line; `None` at the end.
+    pub fn next(&mut self) -> Option<String> {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Some(line)
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                panic!("no line came; so far: {:#?}", self.seen)
+            }
+        }
+    }
+
+    /// Reads on until a line contains `part`, and returns it.
+    pub fn expect(&mut self, part: &str) -> String {
+        loop {
+            match self.next() {
+                Some(line) if line.contains(part) => return line,
+                Some(_) => {}
+                None => panic!("the output ended before {part:?}: {:#?}", self.seen),
+            }
+        }
+    }
+
+    /// Reads to the end; everything that was ever printed.
+    pub fn all(&mut self) -> Vec<String> {
+        while self.next().is_some() {}
+        self.seen.clone()
+    }
+}
+
+/// A real server process.
+pub struct Server {
+    pub child: Child,
+    pub port: u16,
+    pub tls: bool,
+    /// What it printed before it listened.
+    pub greeting: Vec<String>,
+    pub output: Output,
+    /// The data folder is `home/data`.
+    pub home: Arc<Folder>,
+}
+
+impl Server {
+    pub fn start() -> Server {
+        Server::with(&[])
+    }
+
+    pub fn with(arguments: &[&str]) -> Server {
+        Server::within(Arc::new(Folder::new()), arguments)
+    }
+
+    /// Starts on a data folder that may be there already.
+    pub fn within(home: Arc<Folder>, arguments: &[&str]) -> Server {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+            .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
+            .arg(home.path("data"))
+            .args(arguments)
+            .env("HOME", &home.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the server starts");
+        let mut output = Output::of(child.stdout.take().expect("piped"));
+        let line = output.expect("listening on ");
+        let port = line
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .expect("a port");
+        let greeting = output.seen.clone();
+        let tls = !arguments.contains(&"--no-tls");
+        Server {
+            child,
+            port,
+            tls,
+            greeting,
+            output,
+            home,
+        }
+    }
+
+    pub fn data(&self, path: &str) -> PathBuf {
+        self.home.path("data").join(path)
+    }
+
+    /// Kills it at once, as a power failure would, and gives the data back.
+    pub fn kill(mut self) -> Arc<Folder> {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.home.clone()
+    }
+
+    /// The line filter of a person whose account is made if need be.
+    pub fn client(&self, name: &str) -> Client {
+        Client::start(self, name, &["--register"])
+    }
+
+    /// A TCP connection, nothing more.
+    pub fn socket(&self) -> TcpStream {
+        let socket = TcpStream::connect(("127.0.0.1", self.port)).expect("the server accepts");
+        socket.set_read_timeout(Some(DEADLINE)).expect("a time-out");
+        socket
+    }
+
+    /// A connection on which nothing has been said.
+    pub fn raw(&self) -> Raw {
+        Raw::over(self.socket(), self.tls)
+    }
+
+    /// What the security log says so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data("logs/security.log")).expect("a security log")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A real client process as a line filter.
+pub struct Client {
+    pub child: Child,
+    input: Option<ChildStdin>,
+    pub output: Output,
+    pub home: Arc<Folder>,
+    pub name: String,
+}
+
+impl Client {
+    /// With a home of its own; waits for nothing.
+    pub fn start(server: &Server, name: &str, arguments: &[&str]) -> Client {
+        Client::within(
+            Arc::new(Folder::new()),
+            server.port,
+            name,
+            server.tls,
+            arguments,
+        )
+    }
+
+    /// In a home that may have been used already. A server seen for the first time is accepted.
+    pub fn within(
+        home: Arc<Folder>,
+        port: u16,
+        name: &str,
+        tls: bool,
+        arguments: &[&str],
+    ) -> Client {
+        let password = home.password_file(PASSWORD);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_client"));
+        command.args([
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port.to_string(),
+            "--user",
+            name,
+            "--password-file",
+        ]);
+        command.arg(password).args(arguments).env("HOME", &home.0);
+        if tls {
+            command.arg("--accept-new");
+        } else {
+            command.arg("--no-tls");
+        }
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut child = command.spawn().expect("the client starts");
+        let input = child.stdin.take();
+        let output = Output::of(child.stdout.take().expect("piped"));
+        Client {
+            child,
+            input,
+            output,
+            home,
+            name: name.into(),
+        }
+    }
+
+    /// Waits until it is logged in and knows who is on-line.
+    pub fn ready(mut self) -> Client {
+        self.expect("* logged in as ");
+        self.expect(" on-line: ");
+        self
+    }
+
+    /// Types one line.
+    pub fn say(&mut self, line: &str) {
+        let input = self.input.as_mut().expect("the input is open");
+        writeln!(input, "{line}")
+            .and_then(|()| input.flush())
+            .expect("the client reads");
+    }
+
+    /// See [`Output::expect`].
+    pub fn expect(&mut self, part: &str) -> String {
+        self.output.expect(part)
+    }
+
+    /// Ends the input; the exit status and everything that was printed.
+    pub fn finish(mut self) -> (i32, Vec<String>) {
+        self.input = None;
+        let lines = self.output.all();
+        let status = self.child.wait().expect("it ends");
+        (status.code().unwrap_or(-1), lines)
+    }
+
+    pub fn data(&self, path: &str) -> PathBuf {
+        self.home.path(".secure_messenger_client").join(path)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A connection that says what it is told to.
+pub struct Raw {
+    pub channel: Arc<Channel>,
+    reader: Reader,
+    lines: Lines,
+}
+
+impl Raw {
+    pub fn over(socket: TcpStream, tls: bool) -> Raw {
+        let socket = Arc::new(socket);
+        let mut lines = Lines::new(4 * 1024 * 1024);
+        let channel = if tls {
+            let unverified = Unverified::connect("localhost", socket, Instant::now() + DEADLINE)
+                .expect("handshake");
+            let seen = unverified.fingerprint();
+            let (channel, early) = unverified.trust(seen).expect("the key just seen");
+            lines.buffer().extend_from_slice(&early);
+            channel
+        } else {
+            Channel::bare(socket).expect("socket")
+        };
+        Raw {
+            channel: Arc::new(channel),
+            reader: Reader::default(),
+            lines,
+        }
+    }
+
+    /// Any bytes. False if the connection takes no more.
+    pub fn bytes(&mut self, bytes: &[u8]) -> bool {
+        let mut wire = Vec::new();
+        self.channel
+            .encrypt(&[bytes], &mut wire)
+            .and_then(|()| self.channel.send(&wire))
+            .is_ok()
+    }
+
+    pub fn say(&mut self, message: &ClientMessage) {
+        assert!(self.bytes(&message.encode()), "the server reads");
+    }
+
+    /// The next message; `None` when the connection has ended.
+    pub fn hear(&mut self) -> Option<ServerMessage> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(line) = self.lines.next_line().expect("bounded lines") {
+                return Some(ServerMessage::decode(line).expect("the server speaks its protocol"));
+            }
+            assert!(
+                Instant::now() < end,
+                "the server neither answered nor closed"
+            );
+            match self.channel.receive(
+                &mut self.reader,
+                self.lines.buffer(),
+                Duration::from_secs(1),
+            ) {
+                Ok(Received::End) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// The next message that is not presence or a ping.
+    pub fn answer(&mut self) -> Option<ServerMessage> {
+        loop {
+            match self.hear() {
+                Some(ServerMessage::Presence(_) | ServerMessage::Ping) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The code of the error that must come next.
+    pub fn error(&mut self) -> String {
+        match self.answer() {
+            Some(ServerMessage::Error(failure)) => failure.code,
+            Some(_) => panic!("not an error"),
+            None => panic!("closed without an error"),
+        }
+    }
+
+    /// Whether the connection ends without another message.
+    pub fn is_closed(&mut self) -> bool {
+        self.answer().is_none()
+    }
+
+    /// Registers `person`.
+    pub fn register(&mut self, person: &Person) {
+        let request = auth::register(
+            &person.name,
+            &Password::new(PASSWORD.into()),
+            person.identity.public(),
+        );
+        self.say(&ClientMessage::Register(request));
+        assert!(
+            matches!(self.answer(), Some(ServerMessage::Registered)),
+            "registered"
+        );
+    }
+
+    /// Logs `person` in, and returns the server's last word on it.
+    pub fn log_in(&mut self, person: &Person) -> Option<ServerMessage> {
+        let public_key = Bytes(person.identity.public().spki());
+        let username = person.name.clone();
+        self.say(&ClientMessage::LoginRequest(LoginRequest {
+            version: VERSION,
+            username,
+            public_key,
+        }));
+        let challenge = match self.answer() {
+            Some(ServerMessage::Challenge(challenge)) => challenge,
+            other => return other,
+        };
+        let certificate = person
+            .identity
+            .certify(&person.name, &person.session, clock::now_ms());
+        let password = Password::new(PASSWORD.into());
+        let exporter = self.channel.exporter().to_vec();
+        let session = (&*person.session, certificate);
+        let response = auth::respond(
+            &person.name,
+            &challenge,
+            &exporter,
+            &password,
+            &person.identity,
+            session,
+        );
+        self.say(&ClientMessage::ChallengeResponse(Box::new(
+            response.expect("acceptable rounds"),
+        )));
+        self.answer()
+    }
+}
+
+/// A name with keys. The keys are the same for all people of a test program, which the server
+/// does not mind: making them takes long.
+pub struct Person {
+    pub name: Username,
+    pub identity: Arc<IdentityKey>,
+    pub session: Arc<SessionKey>,
+}
+
+impl Person {
+    pub fn new(name: &str) -> Person {
+        static KEYS: OnceLock<(Arc<IdentityKey>, Arc<SessionKey>)> = OnceLock::new();
+        let (identity, session) = KEYS.get_or_init(|| {
+            (
+                Arc::new(IdentityKey::generate()),
+                Arc::new(SessionKey::generate()),
+            )
+        });
+        Person {
+            name: name.parse().expect("name"),
+            identity: identity.clone(),
+            session: session.clone(),
+        }
+    }
+}
+
+/// A new person, registered and logged in.
+pub fn newcomer(server: &Server, name: &str) -> (Raw, Person) {
+    let person = Person::new(name);
+    let mut raw = server.raw();
+    raw.register(&person);
+    assert!(
+        matches!(raw.log_in(&person), Some(ServerMessage::Session(_))),
+        "logged in"
+    );
+    (raw, person)
+}
+
+/// All files below a folder.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("readable") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -1,0 +1,845 @@
+//! What other implementations make, this one reads; and what it computes, they compute too.
+//!
+//! `vectors/vectors.json` was made by `vectors/make.py` (pycryptodome 4.4.0, OpenSSL 3.0.19), which
+//! shares no code with this crate; the script says how to run it. Invariant: these tests need
+//! neither program, and each vector fails once a bit of it is flipped. Specification: README.
+
+use miniserde::{Deserialize, json};
+use secure_messenger::auth::{self, PendingLogin};
+use secure_messenger::crypto::CryptoError;
+use secure_messenger::crypto::envelope::{
+    Body, Envelope, Header, Kind, MAX_CIPHERTEXT, Recipient, Scope,
+};
+use secure_messenger::crypto::key_file::{self, KeyFileError};
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::label;
+use secure_messenger::crypto::primitives::{self, sha256};
+use secure_messenger::crypto::public::{
+    Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, safety_number,
+};
+use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{
+    Challenge, ChallengeResponse, ClientMessage, LoginRequest, Register, ServerMessage, VERSION,
+};
+
+/// `vectors.json`. Bytes are hexadecimal, except inside the key file and the lines of the wire.
+#[derive(Deserialize)]
+struct Vectors {
+    identity: KeyVector,
+    session: KeyVector,
+    pbkdf2: Vec<Pbkdf2Vector>,
+    hmac: Vec<HmacVector>,
+    eax: Vec<AeadVector>,
+    gcm: Vec<AeadVector>,
+    oaep: Vec<OaepVector>,
+    pss: Vec<PssVector>,
+    key_file: KeyFileVector,
+    certificate: CertificateVector,
+    logins: Vec<LoginVector>,
+    fake_salt: FakeSaltVector,
+    safety_number: SafetyNumberVector,
+    envelopes: Vec<EnvelopeVector>,
+    wrong_envelopes: Vec<EnvelopeVector>,
+}
+
+#[derive(Deserialize)]
+struct KeyVector {
+    pkcs8: String,
+    spki: String,
+    pem: String,
+    fingerprint: String,
+    short: String,
+}
+
+#[derive(Deserialize)]
+struct Pbkdf2Vector {
+    password: String,
+    salt: String,
+    rounds: u32,
+    key: String,
+}
+
+#[derive(Deserialize)]
+struct HmacVector {
+    source: String,
+    key: String,
+    message: String,
+    mac: String,
+}
+
+#[derive(Deserialize)]
+struct AeadVector {
+    key: String,
+    nonce: String,
+    counter: u32,
+    header: String,
+    text: String,
+    ciphertext: String,
+    tag: String,
+}
+
+#[derive(Deserialize)]
+struct OaepVector {
+    by: String,
+    key: String,
+    label: String,
+    block: String,
+}
+
+#[derive(Deserialize)]
+struct PssVector {
+    by: String,
+    message: String,
+    signature: String,
+}
+
+#[derive(Deserialize)]
+struct KeyFileVector {
+    owner: String,
+    password: String,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct CertificateVector {
+    owner: String,
+    created: u64,
+    signed: String,
+    signature: String,
+}
+
+#[derive(Deserialize)]
+struct LoginVector {
+    name: String,
+    password: String,
+    exporter: String,
+    password_key: String,
+    proof_signed: String,
+    register: String,
+    challenge: String,
+    response: String,
+}
+
+#[derive(Deserialize)]
+struct FakeSaltVector {
+    name: String,
+    secret: String,
+    salt: String,
+}
+
+#[derive(Deserialize)]
+struct SafetyNumberVector {
+    names: Vec<String>,
+    fingerprints: Vec<String>,
+    number: String,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeVector {
+    what: String,
+    text: String,
+    message_key: String,
+    commitment: String,
+    header: String,
+    oaep_label: String,
+    padded: String,
+    signed: String,
+    signed_sha256: String,
+    line: String,
+}
+
+fn vectors() -> Vectors {
+    json::from_str(include_str!("vectors/vectors.json")).expect("make.py writes every field")
+}
+
+fn unhex(digits: &str) -> Vec<u8> {
+    let pairs = digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).expect("ASCII"));
+    pairs
+        .map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal"))
+        .collect()
+}
+
+fn fixed<const N: usize>(digits: &str) -> [u8; N] {
+    unhex(digits).try_into().expect("the right length")
+}
+
+fn key(digits: &str) -> Key {
+    Key::new(fixed(digits))
+}
+
+fn name(text: &str) -> Username {
+    text.parse().expect("a name")
+}
+
+/// The same bytes with the lowest bit of one of them flipped, for each in turn.
+fn flips<const N: usize>(bytes: &[u8; N]) -> impl Iterator<Item = [u8; N]> {
+    (0..N).map(|i| {
+        let mut flipped = *bytes;
+        flipped[i] ^= 1;
+        flipped
+    })
+}
+
+impl Vectors {
+    fn identity(&self) -> IdentityKey {
+        IdentityKey::from_pkcs8(&unhex(&self.identity.pkcs8)).expect("a key")
+    }
+
+    fn identity_public(&self) -> IdentityPublicKey {
+        IdentityPublicKey::parse(&unhex(&self.identity.spki)).expect("a key")
+    }
+
+    fn session(&self) -> SessionKey {
+        SessionKey::from_pkcs8(&unhex(&self.session.pkcs8)).expect("a key")
+    }
+
+    fn session_public(&self) -> SessionPublicKey {
+        SessionPublicKey::parse(&unhex(&self.session.spki)).expect("a key")
+    }
+
+    fn certificate(&self) -> SessionCertificate {
+        let CertificateVector {
+            created, signature, ..
+        } = &self.certificate;
+        SessionCertificate {
+            key: self.session_public(),
+            created: *created,
+            signature: fixed(signature),
+        }
+    }
+}
+
+#[test]
+fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
+    let v = vectors();
+    let (identity, session) = (v.identity(), v.session());
+    assert_eq!(identity.public().spki(), unhex(&v.identity.spki));
+    assert_eq!(identity.public().to_pem(), v.identity.pem);
+    assert_eq!(session.public().spki(), unhex(&v.session.spki));
+    let from_pem = IdentityPublicKey::parse_pem(&v.identity.pem).expect("PEM");
+    for (fingerprint, vector) in [
+        (identity.public().fingerprint(), &v.identity),
+        (from_pem.fingerprint(), &v.identity),
+        (session.fingerprint(), &v.session),
+    ] {
+        assert_eq!(fingerprint.to_string(), vector.fingerprint);
+        assert_eq!(fingerprint.short(), vector.short);
+        assert_eq!(vector.fingerprint.parse(), Ok(fingerprint));
+    }
+    assert_ne!(from_pem.fingerprint(), session.fingerprint());
+}
+
+#[test]
+fn pbkdf2_agrees_with_other_implementations() {
+    for v in vectors().pbkdf2 {
+        let derive = |password: &str, salt: &[u8], rounds: u32| {
+            primitives::pbkdf2(&Password::new(password.into()), salt, rounds)
+        };
+        let (salt, expected) = (unhex(&v.salt), key(&v.key));
+        assert_eq!(derive(&v.password, &salt, v.rounds), expected);
+        let mut flipped = salt.clone();
+        flipped[0] ^= 1;
+        assert_ne!(derive(&v.password, &flipped, v.rounds), expected);
+        assert_ne!(
+            derive(&v.password.to_uppercase(), &salt, v.rounds),
+            expected
+        );
+        assert_ne!(derive(&v.password, &salt, v.rounds + 1), expected);
+    }
+}
+
+#[test]
+fn hmac_agrees_with_the_rfc_and_other_implementations() {
+    for v in vectors().hmac {
+        let (key, message, mac) = (key(&v.key), unhex(&v.message), fixed::<32>(&v.mac));
+        assert_eq!(primitives::hmac(&key, &message), mac, "{}", v.source);
+        assert!(primitives::hmac_matches(&key, &message, &mac));
+        assert!(flips(&mac).all(|flipped| !primitives::hmac_matches(&key, &message, &flipped)));
+        assert!(
+            flips(key.expose())
+                .all(|flipped| primitives::hmac(&Key::new(flipped), &message) != mac)
+        );
+        for i in 0..message.len() {
+            let mut flipped = message.clone();
+            flipped[i] ^= 1;
+            assert_ne!(primitives::hmac(&key, &flipped), mac);
+        }
+        assert!(!primitives::hmac_matches(&key, &message, &mac[..31]));
+    }
+}
+
+/// The inputs of a decryption, to be changed one by one.
+#[derive(Clone)]
+struct Aead {
+    key: [u8; 32],
+    nonce: [u8; 12],
+    counter: u32,
+    header: Vec<u8>,
+    ciphertext: Vec<u8>,
+    tag: [u8; 16],
+}
+
+impl Aead {
+    fn new(v: &AeadVector) -> Aead {
+        Aead {
+            key: fixed(&v.key),
+            nonce: fixed(&v.nonce),
+            counter: v.counter,
+            header: unhex(&v.header),
+            ciphertext: unhex(&v.ciphertext),
+            tag: fixed(&v.tag),
+        }
+    }
+
+    fn eax(&self) -> Result<Vec<u8>, CryptoError> {
+        let (key, mut text) = (Key::new(self.key), self.ciphertext.clone());
+        primitives::eax_open(
+            &key,
+            &self.nonce,
+            self.counter,
+            &self.header,
+            &mut text,
+            &self.tag,
+        )?;
+        Ok(text)
+    }
+
+    fn gcm(&self) -> Result<Vec<u8>, CryptoError> {
+        let (key, mut text) = (Key::new(self.key), self.ciphertext.clone());
+        primitives::gcm_open(&key, &self.nonce, &self.header, &mut text, &self.tag)?;
+        Ok(text)
+    }
+
+    /// Every input with one bit flipped, for each of its bytes.
+    fn all_flips(&self) -> Vec<Aead> {
+        let mut all = Vec::new();
+        let mut flip = |length: usize, change: fn(&mut Aead, usize)| {
+            for i in 0..length {
+                let mut flipped = self.clone();
+                change(&mut flipped, i);
+                all.push(flipped);
+            }
+        };
+        flip(32, |aead, i| aead.key[i] ^= 1);
+        flip(12, |aead, i| aead.nonce[i] ^= 1);
+        flip(16, |aead, i| aead.tag[i] ^= 1);
+        flip(self.header.len(), |aead, i| aead.header[i] ^= 1);
+        flip(self.ciphertext.len(), |aead, i| aead.ciphertext[i] ^= 1);
+        all
+    }
+}
+
+#[test]
+fn eax_with_its_counter_agrees_with_pycryptodome() {
+    for v in vectors().eax {
+        let (aead, text) = (Aead::new(&v), unhex(&v.text));
+        assert_eq!(aead.eax().expect("opens"), text);
+        let mut sealed = text.clone();
+        let tag = primitives::eax_seal(
+            &Key::new(aead.key),
+            &aead.nonce,
+            aead.counter,
+            &aead.header,
+            &mut sealed,
+        );
+        assert_eq!((sealed, tag), (aead.ciphertext.clone(), aead.tag));
+        for flipped in aead.all_flips() {
+            assert_eq!(flipped.eax(), Err(CryptoError::BadCiphertext));
+        }
+        let other_counter = Aead {
+            counter: aead.counter ^ 1,
+            ..aead
+        };
+        assert_eq!(other_counter.eax(), Err(CryptoError::BadCiphertext));
+    }
+}
+
+#[test]
+fn gcm_agrees_with_pycryptodome() {
+    for v in vectors().gcm {
+        let (aead, text) = (Aead::new(&v), unhex(&v.text));
+        assert_eq!(aead.gcm().expect("opens"), text);
+        let mut sealed = text.clone();
+        let tag = primitives::gcm_seal(&Key::new(aead.key), &aead.nonce, &aead.header, &mut sealed);
+        assert_eq!((sealed, tag), (aead.ciphertext.clone(), aead.tag));
+        for flipped in aead.all_flips() {
+            assert_eq!(flipped.gcm(), Err(CryptoError::BadCiphertext));
+        }
+    }
+}
+
+#[test]
+fn keys_wrapped_by_other_implementations_unwrap() {
+    let v = vectors();
+    let session = v.session();
+    for vector in &v.oaep {
+        let (label, block) = (fixed(&vector.label), fixed(&vector.block));
+        let unwrapped = session.unwrap(&block, label).expect("unwraps");
+        assert_eq!(unwrapped, key(&vector.key), "{}", vector.by);
+        for flipped in flips(&block).step_by(5) {
+            assert_eq!(
+                session.unwrap(&flipped, label),
+                Err(CryptoError::BadCiphertext)
+            );
+        }
+        for flipped in flips(&label) {
+            assert_eq!(
+                session.unwrap(&block, flipped),
+                Err(CryptoError::BadCiphertext)
+            );
+        }
+    }
+}
+
+#[test]
+fn signatures_by_other_implementations_verify() {
+    let v = vectors();
+    let (identity, other_key) = (v.identity_public(), IdentityKey::generate());
+    for vector in &v.pss {
+        let (message, signature) = (unhex(&vector.message), fixed(&vector.signature));
+        assert_eq!(
+            identity.verify(&message, &signature),
+            Ok(()),
+            "{}",
+            vector.by
+        );
+        for flipped in flips(&signature) {
+            assert_eq!(
+                identity.verify(&message, &flipped),
+                Err(CryptoError::BadSignature)
+            );
+        }
+        for i in 0..message.len() {
+            let mut flipped = message.clone();
+            flipped[i] ^= 1;
+            assert_eq!(
+                identity.verify(&flipped, &signature),
+                Err(CryptoError::BadSignature)
+            );
+        }
+        assert_eq!(
+            other_key.public().verify(&message, &signature),
+            Err(CryptoError::BadSignature)
+        );
+    }
+}
+
+/// A JSON text in which the base64 of `field` begins with another character.
+fn altered(text: &str, field: &str) -> String {
+    let start = format!("\"{field}\": \"");
+    let at = text.find(&start).expect("the field") + start.len();
+    let other = if text.as_bytes()[at] == b'A' {
+        "B"
+    } else {
+        "A"
+    };
+    format!("{}{other}{}", &text[..at], &text[at + 1..])
+}
+
+#[test]
+fn a_key_file_made_by_another_implementation_opens() {
+    let v = vectors();
+    let KeyFileVector {
+        owner,
+        password,
+        text,
+    } = &v.key_file;
+    let open = |text: &str, owner: &str, password: &str| {
+        let opened = key_file::open(
+            text.as_bytes(),
+            &name(owner),
+            &Password::new(password.into()),
+        );
+        opened.map(|key| key.public().fingerprint())
+    };
+    assert_eq!(
+        open(text, owner, password),
+        Ok(v.identity_public().fingerprint())
+    );
+    for field in ["salt", "nonce", "ciphertext", "tag"] {
+        let altered = altered(text, field);
+        assert_eq!(
+            open(&altered, owner, password),
+            Err(KeyFileError::WrongPassword),
+            "{field}"
+        );
+    }
+    for (from, to) in [
+        ("\"version\": 1", "\"version\": 2"),
+        ("PBKDF2", "PBKDF1"),
+        ("AES-256", "AES-128"),
+    ] {
+        assert_eq!(
+            open(&text.replace(from, to), owner, password),
+            Err(KeyFileError::Unsupported),
+            "{to}"
+        );
+    }
+    let rounds = text.replace("100000", "100001");
+    assert_eq!(
+        open(&rounds, owner, password),
+        Err(KeyFileError::WrongPassword)
+    );
+    assert_eq!(
+        open(text, "alicf", password),
+        Err(KeyFileError::WrongPassword)
+    );
+    assert_eq!(
+        open(text, owner, "correct horsf"),
+        Err(KeyFileError::WrongPassword)
+    );
+}
+
+#[test]
+fn a_session_certificate_made_by_another_implementation_verifies() {
+    let v = vectors();
+    let CertificateVector {
+        owner,
+        created,
+        signed,
+        ..
+    } = &v.certificate;
+    let (owner, identity, certificate) = (name(owner), v.identity_public(), v.certificate());
+    assert_eq!(certificate.verify(&owner, &identity, *created), Ok(()));
+    let ours = v.identity().certify(&owner, &v.session(), *created);
+    assert_eq!(
+        identity.verify(&unhex(signed), &ours.signature),
+        Ok(()),
+        "we sign the same bytes"
+    );
+
+    let refused = |certificate: &SessionCertificate, owner: &Username| {
+        assert_eq!(
+            certificate.verify(owner, &identity, *created),
+            Err(CryptoError::BadSignature)
+        );
+    };
+    for signature in flips(&certificate.signature) {
+        refused(
+            &SessionCertificate {
+                signature,
+                ..certificate.clone()
+            },
+            &owner,
+        );
+    }
+    refused(
+        &SessionCertificate {
+            created: created ^ 1,
+            ..certificate.clone()
+        },
+        &owner,
+    );
+    let key = SessionPublicKey::parse(&v.identity_public().spki()).expect("a key");
+    refused(
+        &SessionCertificate {
+            key,
+            ..certificate.clone()
+        },
+        &owner,
+    );
+    refused(&certificate, &name("alicf"));
+}
+
+fn challenge(v: &LoginVector) -> Challenge {
+    let decoded = ServerMessage::decode(v.challenge.as_bytes());
+    assert!(matches!(decoded, Ok(ServerMessage::Challenge(_))));
+    json::from_str(&v.challenge).expect("just decoded")
+}
+
+fn response(v: &LoginVector) -> ChallengeResponse {
+    let decoded = ClientMessage::decode(v.response.as_bytes());
+    assert!(matches!(decoded, Ok(ClientMessage::ChallengeResponse(_))));
+    json::from_str(&v.response).expect("just decoded")
+}
+
+fn register(v: &LoginVector) -> Register {
+    let decoded = ClientMessage::decode(v.register.as_bytes());
+    assert!(matches!(decoded, Ok(ClientMessage::Register(_))));
+    json::from_str(&v.register).expect("just decoded")
+}
+
+#[test]
+fn a_login_answers_what_another_implementation_answers() {
+    let v = vectors();
+    let (identity, session) = (v.identity(), v.session());
+    for login in &v.logins {
+        let (name, password_key) = (name(&login.name), key(&login.password_key));
+        let (exporter, signed) = (unhex(&login.exporter), unhex(&login.proof_signed));
+        let theirs = response(login);
+        let certificate = || SessionCertificate {
+            key: v.session_public(),
+            created: theirs.created,
+            signature: theirs.certificate.0,
+        };
+        let answer = |challenge: &Challenge, exporter: &[u8], password: &str| {
+            let password = Password::new(password.into());
+            let session = (&session, certificate());
+            auth::respond(&name, challenge, exporter, &password, &identity, session)
+                .expect("the rounds are acceptable")
+        };
+        let proves =
+            |response: &ChallengeResponse| identity.public().verify(&signed, &response.proof.0);
+        let ours = answer(&challenge(login), &exporter, &login.password);
+        assert_eq!(ours.response.0, theirs.response.0);
+        assert!(ours.session_key == theirs.session_key);
+        assert_eq!(proves(&theirs), Ok(()));
+        assert_eq!(proves(&ours), Ok(()), "we sign the same bytes");
+
+        let nonce = challenge(login).nonce.0;
+        let matches = |mac: &[u8]| primitives::hmac_matches(&password_key, &nonce, mac);
+        assert!(matches(&theirs.response.0));
+        assert!(flips(&theirs.response.0).all(|flipped| !matches(&flipped)));
+        let certified = certificate().verify(&name, identity.public(), theirs.created);
+        assert_eq!(certified, Ok(()));
+
+        let mut other = challenge(login);
+        other.nonce.0[31] ^= 1;
+        let other = answer(&other, &exporter, &login.password);
+        assert!(other.response.0 != theirs.response.0 && proves(&other).is_err());
+        let other = answer(&challenge(login), b"another channel", &login.password);
+        assert!(other.response.0 == theirs.response.0 && proves(&other).is_err());
+        let other = answer(&challenge(login), &exporter, "correct horsf");
+        assert!(other.response.0 != theirs.response.0 && proves(&other).is_ok());
+    }
+}
+
+#[test]
+fn a_registration_made_by_another_implementation_is_accepted() {
+    let v = vectors();
+    for login in &v.logins {
+        let (account, identity) = auth::accept_registration(register(login)).expect("valid");
+        assert_eq!(account.name.as_str(), login.name);
+        assert_eq!(account.password_key, key(&login.password_key));
+        assert_eq!(account.salt, challenge(login).salt.0);
+        assert_eq!(identity.fingerprint(), v.identity_public().fingerprint());
+        assert_eq!(account.identity, identity.fingerprint());
+    }
+}
+
+#[test]
+fn the_salt_of_an_unknown_name_is_the_documented_one() {
+    let v = vectors();
+    let salt = |name: &str, secret: [u8; 32]| {
+        let request = LoginRequest {
+            version: VERSION,
+            username: name.parse().expect("a name"),
+            public_key: register(&v.logins[0]).public_key,
+        };
+        let (_, challenge) =
+            PendingLogin::new(request, None, &Key::new(secret)).expect("a challenge");
+        challenge.salt.0
+    };
+    let (secret, expected) = (fixed(&v.fake_salt.secret), fixed::<32>(&v.fake_salt.salt));
+    assert_eq!(salt(&v.fake_salt.name, secret), expected);
+    let lower = v.fake_salt.name.to_lowercase();
+    assert_eq!(salt(&lower, secret), expected, "case makes no other name");
+    assert_ne!(salt("nobodz", secret), expected);
+    assert!(flips(&secret).all(|flipped| salt(&v.fake_salt.name, flipped) != expected));
+}
+
+#[test]
+fn a_safety_number_is_the_same_as_elsewhere() {
+    let v = vectors().safety_number;
+    let names: Vec<Username> = v.names.iter().map(|text| name(text)).collect();
+    let prints: Vec<[u8; 32]> = v.fingerprints.iter().map(|digits| fixed(digits)).collect();
+    let number = |one: (&Username, [u8; 32]), other: (&Username, [u8; 32])| {
+        safety_number((one.0, Fingerprint(one.1)), (other.0, Fingerprint(other.1)))
+    };
+    let (one, other) = ((&names[0], prints[0]), (&names[1], prints[1]));
+    assert_eq!(number(one, other), v.number);
+    assert_eq!(number(other, one), v.number);
+    assert_eq!(v.number.bytes().filter(u8::is_ascii_digit).count(), 60);
+    assert!(flips(&prints[0]).all(|flipped| number((one.0, flipped), other) != v.number));
+    assert!(flips(&prints[1]).all(|flipped| number(one, (other.0, flipped)) != v.number));
+    assert_ne!(number((&name("alicf"), prints[0]), other), v.number);
+}
+
+/// An `encrypted_message` line as an envelope, as its recipient reads it.
+fn envelope(line: &str) -> Envelope {
+    let Ok(ServerMessage::EncryptedMessage(message)) = ServerMessage::decode(line.as_bytes())
+    else {
+        panic!("not an encrypted_message");
+    };
+    let fields = message.envelope;
+    let recipient = || Recipient {
+        name: fields.recipient.clone().expect("a recipient"),
+        session: Fingerprint(fields.recipient_session.expect("a session").0),
+    };
+    let scope = match fields.scope.as_str() {
+        "broadcast" => Scope::Broadcast,
+        "private" => Scope::Private(recipient()),
+        "room" => Scope::Room(recipient()),
+        other => panic!("no scope: {other}"),
+    };
+    let header = Header {
+        kind: Kind::parse(&fields.kind).expect("a kind"),
+        scope,
+        sender: fields.from,
+        identity: Fingerprint(fields.identity.0),
+        session: Fingerprint(fields.session.0),
+        sequence: fields.sequence,
+        time: fields.time,
+    };
+    let body = Body {
+        header,
+        commitment: fields.commitment.0,
+        nonce: fields.nonce.0,
+        ciphertext: fields.ciphertext.0,
+        tag: fields.tag.0,
+        signature: fields.signature.0,
+    };
+    Envelope {
+        body,
+        wrapped: message.key.0,
+    }
+}
+
+fn copy(envelope: &Envelope) -> Envelope {
+    Envelope {
+        body: envelope.body.clone(),
+        wrapped: envelope.wrapped,
+    }
+}
+
+#[test]
+fn an_envelope_made_by_another_implementation_opens() {
+    let v = vectors();
+    let (identity, session) = (v.identity_public(), v.session());
+    for vector in &v.envelopes {
+        let envelope = envelope(&vector.line);
+        let verified = envelope.verify(&identity).expect(&vector.what);
+        let text = verified.open(&session).expect(&vector.what);
+        assert_eq!(*text, unhex(&vector.text), "{}", vector.what);
+    }
+}
+
+#[test]
+fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
+    let v = vectors();
+    let (identity, session) = (v.identity_public(), v.session());
+    for vector in &v.envelopes {
+        let Envelope { body, wrapped } = envelope(&vector.line);
+        let (header, signed) = (unhex(&vector.header), unhex(&vector.signed));
+        let message_key = key(&vector.message_key);
+        assert_eq!(sha256(&header), fixed(&vector.oaep_label));
+        assert_eq!(
+            session
+                .unwrap(&wrapped, fixed(&vector.oaep_label))
+                .expect("unwraps"),
+            message_key
+        );
+        assert_eq!(
+            primitives::hmac(&message_key, label::KEY_COMMITMENT.as_bytes()),
+            body.commitment
+        );
+        assert_eq!(body.commitment, fixed::<32>(&vector.commitment));
+        let mut padded = unhex(&vector.padded);
+        let tag = primitives::eax_seal(&message_key, &body.nonce, 0, &header, &mut padded);
+        assert_eq!((padded, tag), (body.ciphertext, body.tag));
+        assert_eq!(sha256(&signed), fixed(&vector.signed_sha256));
+        assert_eq!(identity.verify(&signed, &body.signature), Ok(()));
+    }
+}
+
+#[test]
+fn an_envelope_with_one_bit_flipped_is_refused() {
+    let v = vectors();
+    let (identity, session) = (v.identity_public(), v.session());
+    for vector in &v.envelopes {
+        let whole = envelope(&vector.line);
+        let changed = |change: &dyn Fn(&mut Body)| {
+            let mut envelope = copy(&whole);
+            change(&mut envelope.body);
+            envelope.verify(&identity).err()
+        };
+        let refused = |change: &dyn Fn(&mut Body)| {
+            assert_eq!(
+                changed(change),
+                Some(CryptoError::BadSignature),
+                "{}",
+                vector.what
+            );
+        };
+        assert_eq!(changed(&|_| ()), None);
+        for i in 0..32 {
+            refused(&|body| body.header.session.0[i] ^= 1);
+            refused(&|body| body.commitment[i] ^= 1);
+            assert_eq!(
+                changed(&|body| body.header.identity.0[i] ^= 1),
+                Some(CryptoError::BadEnvelope)
+            );
+        }
+        for bit in 0..64 {
+            refused(&|body| body.header.sequence ^= 1 << bit);
+            refused(&|body| body.header.time ^= 1 << bit);
+        }
+        (0..12).for_each(|i| refused(&|body| body.nonce[i] ^= 1));
+        (0..16).for_each(|i| refused(&|body| body.tag[i] ^= 1));
+        (0..256).for_each(|i| refused(&|body| body.signature[i] ^= 1));
+        (0..whole.body.ciphertext.len()).for_each(|i| refused(&|body| body.ciphertext[i] ^= 1));
+        refused(&|body| body.header.sender = name("alicf"));
+        for kind in [Kind::Message, Kind::RoomOpened, Kind::RoomLeft] {
+            if kind != whole.body.header.kind {
+                refused(&|body| body.header.kind = kind);
+            }
+        }
+        let recipient = Recipient {
+            name: name("Bob-2"),
+            session: session.fingerprint(),
+        };
+        let renamed = Recipient {
+            name: name("Bob-3"),
+            ..recipient.clone()
+        };
+        let mut moved = recipient.clone();
+        moved.session.0[31] ^= 1;
+        for to in [recipient, renamed, moved] {
+            for scope in [
+                Scope::Broadcast,
+                Scope::Private(to.clone()),
+                Scope::Room(to),
+            ] {
+                if scope != whole.body.header.scope {
+                    refused(&|body| body.header.scope = scope.clone());
+                }
+            }
+        }
+        for flipped in flips(&whole.wrapped).step_by(16) {
+            let envelope = Envelope {
+                wrapped: flipped,
+                ..copy(&whole)
+            };
+            let verified = envelope
+                .verify(&identity)
+                .expect("the wrapped key is not signed");
+            assert_eq!(
+                verified.open(&session).err(),
+                Some(CryptoError::BadCiphertext)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
+    let v = vectors();
+    let (identity, session) = (v.identity_public(), v.session());
+    for vector in &v.wrong_envelopes {
+        let envelope = envelope(&vector.line);
+        let verified = envelope.verify(&identity).expect(&vector.what);
+        assert_eq!(
+            verified.open(&session).err(),
+            Some(CryptoError::BadCiphertext),
+            "{}",
+            vector.what
+        );
+    }
+    let mut long = envelope(&v.envelopes[0].line);
+    long.body.ciphertext = vec![0; MAX_CIPHERTEXT + 1];
+    assert_eq!(long.verify(&identity).err(), Some(CryptoError::BadEnvelope));
+}
