@@ -13,10 +13,7 @@ pub struct Arguments {
 impl Arguments {
     /// Without the program's own name.
     pub fn new(words: impl IntoIterator<Item = OsString>) -> Arguments {
-        Arguments {
-            words: words.into_iter().collect::<Vec<_>>().into_iter(),
-            inline: None,
-        }
+        Arguments { words: words.into_iter().collect::<Vec<_>>().into_iter(), inline: None }
     }
 
     /// The next flag, if there is one more.
@@ -30,9 +27,7 @@ impl Arguments {
         let Some(word) = self.words.next() else {
             return Ok(None);
         };
-        let word = word
-            .into_string()
-            .map_err(|_| "an option that is not UTF-8".to_string())?;
+        let word = word.into_string().map_err(|_| "an option that is not UTF-8".to_string())?;
         if !word.starts_with('-') {
             return Err(format!("unexpected argument: {word}"));
         }
@@ -58,9 +53,7 @@ impl Arguments {
                 None => return Err(format!("{flag} needs a value")),
             },
         };
-        value
-            .parse()
-            .map_err(|_| format!("{flag} does not take this value: {value}"))
+        value.parse().map_err(|_| format!("{flag} does not take this value: {value}"))
     }
 }
 
@@ -91,10 +84,7 @@ mod tests {
         assert!(args.flag().is_err());
         for line in ["--port", "--port x", "--port 70000", "--port=-1"] {
             let mut args = arguments(line);
-            assert!(
-                args.flag().is_ok() && args.value::<u16>("--port").is_err(),
-                "{line}"
-            );
+            assert!(args.flag().is_ok() && args.value::<u16>("--port").is_err(), "{line}");
         }
     }
 }

@@ -11,9 +11,7 @@ use crate::crypto::secret::{Key, Password, random};
 use crate::crypto::{Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
-use crate::protocol::{
-    Challenge, ChallengeResponse, LoginRequest, Register, SessionKeyFields, VERSION,
-};
+use crate::protocol::{Challenge, ChallengeResponse, LoginRequest, Register, SessionKeyFields, VERSION};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -61,21 +59,12 @@ impl std::error::Error for AuthError {}
 
 fn acceptable(rounds: u32) -> Result<u32, AuthError> {
     let bounds = PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS;
-    if bounds.contains(&rounds) {
-        Ok(rounds)
-    } else {
-        Err(AuthError::BadRounds)
-    }
+    if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
 }
 
 /// The bytes of the login proof: who logs in, to which challenge, over which TLS channel, with
 /// which session key. `exporter` is RFC 9266's, 32 bytes, or empty without TLS.
-fn proof_bytes(
-    name: &Username,
-    nonce: &[u8; 32],
-    exporter: &[u8],
-    session: Fingerprint,
-) -> Vec<u8> {
+fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fingerprint) -> Vec<u8> {
     Fields::new(label::LOGIN_PROOF)
         .bytes(name.as_str().as_bytes())
         .bytes(nonce)
@@ -102,8 +91,7 @@ pub fn register(name: &Username, password: &Password, identity: &IdentityPublicK
 /// # Errors
 /// [`AuthError::BadRounds`], [`AuthError::BadKey`].
 pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublicKey), AuthError> {
-    let identity =
-        IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
+    let identity = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
     let account = Account {
         name: request.username,
         salt: request.salt.0,
@@ -126,15 +114,9 @@ pub fn respond(
     identity: &IdentityKey,
     session: (&SessionKey, SessionCertificate),
 ) -> Result<ChallengeResponse, AuthError> {
-    let password_key =
-        primitives::pbkdf2(password, &challenge.salt.0, acceptable(challenge.rounds)?);
+    let password_key = primitives::pbkdf2(password, &challenge.salt.0, acceptable(challenge.rounds)?);
     let (key, certificate) = session;
-    let proof = identity.sign(&proof_bytes(
-        name,
-        &challenge.nonce.0,
-        exporter,
-        key.fingerprint(),
-    ));
+    let proof = identity.sign(&proof_bytes(name, &challenge.nonce.0, exporter, key.fingerprint()));
     let session = SessionKeyFields::new(&certificate);
     Ok(ChallengeResponse {
         response: Fixed(primitives::hmac(&password_key, &challenge.nonce.0)),
@@ -191,13 +173,10 @@ impl PendingLogin {
         account: Option<&Account>,
         secret: &Key,
     ) -> Result<(PendingLogin, Challenge), AuthError> {
-        let offered =
-            IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
+        let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
         let nonce = random();
         let folded = request.username.folded();
-        let fake = Fields::new(label::FAKE_SALT)
-            .bytes(folded.as_bytes())
-            .finish();
+        let fake = Fields::new(label::FAKE_SALT).bytes(folded.as_bytes()).finish();
         let fake_salt = primitives::hmac(secret, &fake);
         let challenge = Challenge {
             version: VERSION,
@@ -211,8 +190,7 @@ impl PendingLogin {
             issued: Instant::now(),
             offered,
             expected_identity: account.map_or(Fingerprint(random()), |account| account.identity),
-            password_key: account
-                .map_or_else(Key::random, |account| account.password_key.duplicate()),
+            password_key: account.map_or_else(Key::random, |account| account.password_key.duplicate()),
             known: account.is_some(),
         };
         Ok((pending, challenge))
@@ -236,32 +214,16 @@ impl PendingLogin {
         if self.issued.elapsed() > CHALLENGE_LIFETIME {
             return Err(AuthError::Expired);
         }
-        let key =
-            SessionPublicKey::parse(&response.session_key.0).map_err(|_| AuthError::BadKey)?;
-        let certificate = SessionCertificate {
-            key,
-            created: response.created,
-            signature: response.certificate.0,
-        };
-        let proof = proof_bytes(
-            &self.name,
-            &self.nonce,
-            exporter,
-            certificate.key.fingerprint(),
-        );
-        let password =
-            primitives::hmac_matches(&self.password_key, &self.nonce, &response.response.0);
+        let key = SessionPublicKey::parse(&response.session_key.0).map_err(|_| AuthError::BadKey)?;
+        let certificate =
+            SessionCertificate { key, created: response.created, signature: response.certificate.0 };
+        let proof = proof_bytes(&self.name, &self.nonce, exporter, certificate.key.fingerprint());
+        let password = primitives::hmac_matches(&self.password_key, &self.nonce, &response.response.0);
         let identity = Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0);
-        let certified = certificate
-            .verify(&self.name, &self.offered, now_ms)
-            .is_ok();
+        let certified = certificate.verify(&self.name, &self.offered, now_ms).is_ok();
         let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
         if self.known & password & identity & certified & proven {
-            Ok(Authenticated {
-                name: self.name,
-                identity: self.offered,
-                certificate,
-            })
+            Ok(Authenticated { name: self.name, identity: self.offered, certificate })
         } else {
             Err(AuthError::Denied)
         }
@@ -283,20 +245,11 @@ mod tests {
     const NOW: u64 = 1_800_000_000_000;
 
     fn person(name: &str) -> Person {
-        let (name, password) = (
-            name.parse().expect("name"),
-            Password::new("correct horse".into()),
-        );
+        let (name, password) = (name.parse().expect("name"), Password::new("correct horse".into()));
         let (identity, session) = (IdentityKey::generate(), SessionKey::generate());
         let request = register(&name, &password, identity.public());
         let (account, _) = accept_registration(request).expect("valid");
-        Person {
-            name,
-            password,
-            identity,
-            session,
-            account,
-        }
+        Person { name, password, identity, session, account }
     }
 
     /// One login; the closures change what goes to the server, and what the server sees of the channel.
@@ -316,15 +269,8 @@ mod tests {
             PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
         let certificate = p.identity.certify(&p.name, &p.session, NOW);
         let session = (&p.session, certificate);
-        let mut response = respond(
-            &p.name,
-            &challenge,
-            b"exporter",
-            &p.password,
-            &p.identity,
-            session,
-        )
-        .expect("response");
+        let mut response =
+            respond(&p.name, &challenge, b"exporter", &p.password, &p.identity, session).expect("response");
         change(&mut response);
         pending.verify(response, exporter, NOW)
     }
@@ -332,13 +278,7 @@ mod tests {
     #[test]
     fn every_part_of_a_login_is_needed() {
         let p = person("alice");
-        assert_eq!(
-            login(&p, true, |_| (), b"exporter")
-                .expect("lets in")
-                .name()
-                .as_str(),
-            "alice"
-        );
+        assert_eq!(login(&p, true, |_| (), b"exporter").expect("lets in").name().as_str(), "alice");
         let denied = |result: Result<Authenticated, AuthError>| {
             assert_eq!(result.err(), Some(AuthError::Denied));
         };
@@ -349,12 +289,7 @@ mod tests {
         denied(login(&p, true, |r| r.certificate.0[9] ^= 1, b"exporter"));
         denied(login(&p, true, |r| r.created += 1, b"exporter"));
         let other = SessionKey::generate();
-        denied(login(
-            &p,
-            true,
-            |r| r.session_key = Bytes(other.public().spki()),
-            b"exporter",
-        ));
+        denied(login(&p, true, |r| r.session_key = Bytes(other.public().spki()), b"exporter"));
     }
 
     #[test]
@@ -362,10 +297,7 @@ mod tests {
         let mut p = person("alice");
         // The thief knows the password key, which is what the server checks, but has another identity key.
         p.identity = IdentityKey::generate();
-        assert_eq!(
-            login(&p, true, |_| (), b"exporter").err(),
-            Some(AuthError::Denied)
-        );
+        assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(AuthError::Denied));
     }
 
     #[test]
@@ -377,9 +309,7 @@ mod tests {
                 username: p.name.clone(),
                 public_key: Bytes(p.identity.public().spki()),
             };
-            PendingLogin::new(request, None, &Key::new([secret; 32]))
-                .expect("challenge")
-                .1
+            PendingLogin::new(request, None, &Key::new([secret; 32])).expect("challenge").1
         };
         assert!(ask(1).salt == ask(1).salt && ask(1).nonce != ask(1).nonce);
         assert!(ask(1).salt != ask(2).salt && ask(1).rounds == PBKDF2_ROUNDS);
@@ -389,12 +319,8 @@ mod tests {
     fn a_server_cannot_ask_for_a_cheap_or_an_endless_hash() {
         let p = person("alice");
         for rounds in [0, 1, 99_999, 10_000_001, u32::MAX] {
-            let challenge = Challenge {
-                version: VERSION,
-                nonce: Fixed([0; 32]),
-                salt: Fixed([0; 32]),
-                rounds,
-            };
+            let challenge =
+                Challenge { version: VERSION, nonce: Fixed([0; 32]), salt: Fixed([0; 32]), rounds };
             let session = (&p.session, p.identity.certify(&p.name, &p.session, NOW));
             let answer = respond(&p.name, &challenge, b"", &p.password, &p.identity, session);
             assert_eq!(answer.err(), Some(AuthError::BadRounds));

@@ -6,9 +6,7 @@ use time::{OffsetDateTime, UtcOffset};
 
 /// Milliseconds since 1970; 0 before.
 pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 fn date_time(ms: u64) -> OffsetDateTime {
@@ -19,12 +17,7 @@ fn date_time(ms: u64) -> OffsetDateTime {
 pub fn utc(ms: u64) -> String {
     let t = date_time(ms);
     let (y, mo, d) = (t.year(), u8::from(t.month()), t.day());
-    format!(
-        "{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}Z",
-        t.hour(),
-        t.minute(),
-        t.second()
-    )
+    format!("{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}Z", t.hour(), t.minute(), t.second())
 }
 
 /// The part of [`utc`] before the `T`.

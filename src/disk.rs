@@ -19,9 +19,7 @@ const MAX_RECORD: u64 = 4096;
 pub fn under_home(folder: &str) -> io::Result<PathBuf> {
     match std::env::var_os("HOME") {
         Some(home) if !home.is_empty() => Ok(Path::new(&home).join(folder)),
-        _ => Err(io::Error::other(
-            "HOME is not set: set it, or name a folder with --data-dir",
-        )),
+        _ => Err(io::Error::other("HOME is not set: set it, or name a folder with --data-dir")),
     }
 }
 
@@ -35,11 +33,7 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
 /// # Errors
 /// With the path in the text.
 pub fn private_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(at(path))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
 }
 
@@ -48,12 +42,7 @@ pub fn private_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// With the path in the text.
 pub fn create_new(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(at(path))
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
 }
 
 /// Opens a file for appending, and makes it if need be.
@@ -62,11 +51,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 /// With the path in the text.
 pub fn append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW);
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options.open(path).map_err(at(path))
 }
 
@@ -77,13 +62,9 @@ pub fn append(path: &Path) -> io::Result<File> {
 pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(at(path))?;
-    file.take(limit as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(at(path))?;
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(at(path))?;
     if bytes.len() > limit {
-        return Err(at(path)(io::Error::other(format!(
-            "longer than {limit} bytes"
-        ))));
+        return Err(at(path)(io::Error::other(format!("longer than {limit} bytes"))));
     }
     Ok(bytes)
 }
@@ -94,10 +75,7 @@ pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 /// With the path in the text; an existing file is an error.
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = create_new(path)?;
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(at(path));
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(path));
     if written.is_err() {
         let _ = fs::remove_file(path);
         return written;
@@ -130,16 +108,11 @@ pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io:
     let (mut good, mut line) = (0, Vec::new());
     for number in 1.. {
         line.clear();
-        let length = (&mut reader)
-            .take(MAX_RECORD)
-            .read_until(b'\n', &mut line)
-            .map_err(at(path))? as u64;
+        let length = (&mut reader).take(MAX_RECORD).read_until(b'\n', &mut line).map_err(at(path))? as u64;
         if !line.ends_with(b"\n") && length < MAX_RECORD {
             break;
         }
-        let record = std::str::from_utf8(&line)
-            .ok()
-            .and_then(|text| json::from_str(text).ok());
+        let record = std::str::from_utf8(&line).ok().and_then(|text| json::from_str(text).ok());
         each(record.ok_or_else(|| {
             io::Error::other(format!(
                 "{}: line {number} is damaged: restore the file from a copy, or remove that line and \
@@ -157,11 +130,6 @@ pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io:
 /// # Errors
 /// With the path in the text.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(parent)
-        .and_then(|folder| folder.sync_all())
-        .map_err(at(parent))
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(at(parent))
 }

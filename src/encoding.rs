@@ -108,22 +108,11 @@ mod tests {
     #[test]
     fn a_wrong_length_or_alphabet_is_refused() {
         assert!(json::from_str::<Fixed<3>>("\"AAAA\"").is_ok());
-        for bad in [
-            "\"AAA\"",
-            "\"AAAAAAAA\"",
-            "\"AA-_\"",
-            "\"AA A\"",
-            "\"AAA=\\n\"",
-            "3",
-            "null",
-            "[0,0,0]",
-        ] {
+        for bad in ["\"AAA\"", "\"AAAAAAAA\"", "\"AA-_\"", "\"AA A\"", "\"AAA=\\n\"", "3", "null", "[0,0,0]"]
+        {
             assert!(json::from_str::<Fixed<3>>(bad).is_err(), "{bad}");
         }
-        assert!(
-            json::from_str::<Bytes>("\"AB==\"").is_err(),
-            "trailing bits must be zero"
-        );
+        assert!(json::from_str::<Bytes>("\"AB==\"").is_err(), "trailing bits must be zero");
         assert!(json::from_str::<Username>("\"a b\"").is_err());
     }
 }

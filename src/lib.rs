@@ -1,4 +1,50 @@
+//! A self-hosted, end-to-end encrypted messenger for the terminal: one server, one client.
+//!
+//! This page is the map. What the programs do, the protocol and every format are specified in
+//! README.md; the code cites its sections.
+//!
+//! # Rooms
+//!
+//! Imports run one way, downwards in this list; `server` and `client` never meet.
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | `bin/server`, `bin/client` | arguments, then run |
+//! | [`server`] | accept → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox) |
+//! | [`client`] | keys and network → [`session`](client::session) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)) |
+//! | [`auth`] | both sides of registration and login, without I/O |
+//! | [`protocol`] | every message, to a line and back |
+//! | [`wire`] | bounded lines, TLS, the certificate |
+//! | [`crypto`] | keys, envelopes, the key file |
+//! | [`encoding`], [`name`], [`disk`], [`clock`], [`arguments`] | small things that everyone needs |
+//!
+//! # A message on its way
+//!
+//! A typed line becomes a [`Command`](client::command::Command); the
+//! [`Session`](client::session::Session) seals it ([`Sealed`](crypto::envelope::Sealed)),
+//! wraps its key for each recipient and hands an `encrypted_send` to the
+//! [`Link`](client::link::Link). The server's [`connection`](server::connection) decodes it,
+//! [`delivery`](server::delivery) checks where it goes and puts it, with each recipient's own
+//! wrapped key, into their [`Outbox`](server::outbox::Outbox). A recipient's
+//! [`incoming`](client::incoming) checks signature, recipient and order, decrypts, sanitises and
+//! shows an [`Entry`](client::entry::Entry).
+//!
+//! # Invariants
+//!
+//! - The server can name no private key and no envelope's contents: it imports
+//!   [`crypto::public`], never [`crypto::keys`] or [`crypto::envelope`] (`tests/tidy.rs`).
+//! - Everything from wire or disk is bounded before it is parsed and typed after: a
+//!   [`Username`](name::Username) is valid, a [`Fixed`](encoding::Fixed) has its length.
+//! - Only [`PendingLogin::verify`](auth::PendingLogin::verify) makes an
+//!   [`Authenticated`](auth::Authenticated), only
+//!   [`Envelope::verify`](crypto::envelope::Envelope::verify) makes a
+//!   [`Verified`](crypto::envelope::Verified), and only
+//!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.
+//! - No lock is held across I/O, no wait is without a deadline, no queue without a bound.
+//! - All text from others is sanitised at one point, [`client::text::sanitise`].
+
 #![forbid(unsafe_code)]
+
 pub mod arguments;
 pub mod auth;
 pub mod client;

@@ -397,13 +397,9 @@ impl ClientMessage {
             ClientMessage::ChallengeResponse(body) => one("challenge_response", &**body),
             ClientMessage::Renew(body) => one("renew", &**body),
             ClientMessage::KeysRequest(body) => one("keys_request", body),
-            ClientMessage::EncryptedSend(send) => line(
-                "encrypted_send",
-                &[
-                    json::to_string(&send.routing),
-                    json::to_string(&send.envelope),
-                ],
-            ),
+            ClientMessage::EncryptedSend(send) => {
+                line("encrypted_send", &[json::to_string(&send.routing), json::to_string(&send.envelope)])
+            }
             ClientMessage::Ping => one("ping", &Empty {}),
             ClientMessage::Pong => one("pong", &Empty {}),
             ClientMessage::Logout => one("logout", &Empty {}),
@@ -507,10 +503,7 @@ mod tests {
             ("{\"type\":3}", Malformed),
             ("{\"type\":\"ping\"} {}", Malformed),
             ("{\"type\":\"nonsense\"}", UnknownType),
-            (
-                "{\"type\":\"presence\",\"full\":true,\"joined\":[],\"left\":[]}",
-                UnknownType,
-            ),
+            ("{\"type\":\"presence\",\"full\":true,\"joined\":[],\"left\":[]}", UnknownType),
             ("{\"type\":\"keys_request\"}", Malformed),
             ("{\"type\":\"keys_request\",\"names\":\"alice\"}", Malformed),
             ("{\"type\":\"keys_request\",\"names\":[\"a/b\"]}", Malformed),
@@ -519,27 +512,18 @@ mod tests {
                 "{\"type\":\"login_request\",\"version\":99999999999999999999,\"username\":\"a\",\"public_key\":\"\"}",
                 Malformed,
             ),
-            (
-                "{\"type\":\"login_request\",\"version\":-1,\"username\":\"a\",\"public_key\":\"\"}",
-                Malformed,
-            ),
+            ("{\"type\":\"login_request\",\"version\":-1,\"username\":\"a\",\"public_key\":\"\"}", Malformed),
         ] {
             assert_eq!(decode(line).err(), Some(error), "{line}");
         }
-        assert_eq!(
-            ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(),
-            Some(Malformed)
-        );
+        assert_eq!(ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(), Some(Malformed));
         let nested = format!("{{\"x\":{},\"type\":\"ping\"}}", "[".repeat(500_000));
         assert_eq!(decode(&nested).err(), Some(Malformed));
     }
 
     #[test]
     fn brackets_inside_strings_are_not_nesting() {
-        let text = format!(
-            "{{\"note\":\"{}\\\"[[\",\"type\":\"ping\"}}",
-            "[{".repeat(50)
-        );
+        let text = format!("{{\"note\":\"{}\\\"[[\",\"type\":\"ping\"}}", "[{".repeat(50));
         assert!(matches!(decode(&text), Ok(ClientMessage::Ping)));
     }
 

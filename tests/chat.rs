@@ -35,12 +35,7 @@ fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() 
     let mut second = Client::within(home, server.port, "bob", true, &[]).ready();
     let (status, lines) = bob.finish();
     assert_eq!(status, 1);
-    assert!(
-        lines
-            .iter()
-            .any(|line| line.starts_with("! ") && line.contains("elsewhere")),
-        "{lines:#?}"
-    );
+    assert!(lines.iter().any(|line| line.starts_with("! ") && line.contains("elsewhere")), "{lines:#?}");
     alice.say("/msg bob two");
     alice.expect("<alice -> bob> two");
     second.expect("<alice -> bob> two");

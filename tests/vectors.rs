@@ -7,9 +7,7 @@
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PendingLogin};
 use secure_messenger::crypto::CryptoError;
-use secure_messenger::crypto::envelope::{
-    Body, Envelope, Header, Kind, MAX_CIPHERTEXT, Recipient, Scope,
-};
+use secure_messenger::crypto::envelope::{Body, Envelope, Header, Kind, MAX_CIPHERTEXT, Recipient, Scope};
 use secure_messenger::crypto::key_file::{self, KeyFileError};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::label;
@@ -154,13 +152,8 @@ fn vectors() -> Vectors {
 }
 
 fn unhex(digits: &str) -> Vec<u8> {
-    let pairs = digits
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| std::str::from_utf8(pair).expect("ASCII"));
-    pairs
-        .map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal"))
-        .collect()
+    let pairs = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).expect("ASCII"));
+    pairs.map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal")).collect()
 }
 
 fn fixed<const N: usize>(digits: &str) -> [u8; N] {
@@ -202,14 +195,8 @@ impl Vectors {
     }
 
     fn certificate(&self) -> SessionCertificate {
-        let CertificateVector {
-            created, signature, ..
-        } = &self.certificate;
-        SessionCertificate {
-            key: self.session_public(),
-            created: *created,
-            signature: fixed(signature),
-        }
+        let CertificateVector { created, signature, .. } = &self.certificate;
+        SessionCertificate { key: self.session_public(), created: *created, signature: fixed(signature) }
     }
 }
 
@@ -244,10 +231,7 @@ fn pbkdf2_agrees_with_other_implementations() {
         let mut flipped = salt.clone();
         flipped[0] ^= 1;
         assert_ne!(derive(&v.password, &flipped, v.rounds), expected);
-        assert_ne!(
-            derive(&v.password.to_uppercase(), &salt, v.rounds),
-            expected
-        );
+        assert_ne!(derive(&v.password.to_uppercase(), &salt, v.rounds), expected);
         assert_ne!(derive(&v.password, &salt, v.rounds + 1), expected);
     }
 }
@@ -259,10 +243,7 @@ fn hmac_agrees_with_the_rfc_and_other_implementations() {
         assert_eq!(primitives::hmac(&key, &message), mac, "{}", v.source);
         assert!(primitives::hmac_matches(&key, &message, &mac));
         assert!(flips(&mac).all(|flipped| !primitives::hmac_matches(&key, &message, &flipped)));
-        assert!(
-            flips(key.expose())
-                .all(|flipped| primitives::hmac(&Key::new(flipped), &message) != mac)
-        );
+        assert!(flips(key.expose()).all(|flipped| primitives::hmac(&Key::new(flipped), &message) != mac));
         for i in 0..message.len() {
             let mut flipped = message.clone();
             flipped[i] ^= 1;
@@ -297,14 +278,7 @@ impl Aead {
 
     fn eax(&self) -> Result<Vec<u8>, CryptoError> {
         let (key, mut text) = (Key::new(self.key), self.ciphertext.clone());
-        primitives::eax_open(
-            &key,
-            &self.nonce,
-            self.counter,
-            &self.header,
-            &mut text,
-            &self.tag,
-        )?;
+        primitives::eax_open(&key, &self.nonce, self.counter, &self.header, &mut text, &self.tag)?;
         Ok(text)
     }
 
@@ -339,21 +313,13 @@ fn eax_with_its_counter_agrees_with_pycryptodome() {
         let (aead, text) = (Aead::new(&v), unhex(&v.text));
         assert_eq!(aead.eax().expect("opens"), text);
         let mut sealed = text.clone();
-        let tag = primitives::eax_seal(
-            &Key::new(aead.key),
-            &aead.nonce,
-            aead.counter,
-            &aead.header,
-            &mut sealed,
-        );
+        let tag =
+            primitives::eax_seal(&Key::new(aead.key), &aead.nonce, aead.counter, &aead.header, &mut sealed);
         assert_eq!((sealed, tag), (aead.ciphertext.clone(), aead.tag));
         for flipped in aead.all_flips() {
             assert_eq!(flipped.eax(), Err(CryptoError::BadCiphertext));
         }
-        let other_counter = Aead {
-            counter: aead.counter ^ 1,
-            ..aead
-        };
+        let other_counter = Aead { counter: aead.counter ^ 1, ..aead };
         assert_eq!(other_counter.eax(), Err(CryptoError::BadCiphertext));
     }
 }
@@ -381,16 +347,10 @@ fn keys_wrapped_by_other_implementations_unwrap() {
         let unwrapped = session.unwrap(&block, label).expect("unwraps");
         assert_eq!(unwrapped, key(&vector.key), "{}", vector.by);
         for flipped in flips(&block).step_by(5) {
-            assert_eq!(
-                session.unwrap(&flipped, label),
-                Err(CryptoError::BadCiphertext)
-            );
+            assert_eq!(session.unwrap(&flipped, label), Err(CryptoError::BadCiphertext));
         }
         for flipped in flips(&label) {
-            assert_eq!(
-                session.unwrap(&block, flipped),
-                Err(CryptoError::BadCiphertext)
-            );
+            assert_eq!(session.unwrap(&block, flipped), Err(CryptoError::BadCiphertext));
         }
     }
 }
@@ -401,30 +361,16 @@ fn signatures_by_other_implementations_verify() {
     let (identity, other_key) = (v.identity_public(), IdentityKey::generate());
     for vector in &v.pss {
         let (message, signature) = (unhex(&vector.message), fixed(&vector.signature));
-        assert_eq!(
-            identity.verify(&message, &signature),
-            Ok(()),
-            "{}",
-            vector.by
-        );
+        assert_eq!(identity.verify(&message, &signature), Ok(()), "{}", vector.by);
         for flipped in flips(&signature) {
-            assert_eq!(
-                identity.verify(&message, &flipped),
-                Err(CryptoError::BadSignature)
-            );
+            assert_eq!(identity.verify(&message, &flipped), Err(CryptoError::BadSignature));
         }
         for i in 0..message.len() {
             let mut flipped = message.clone();
             flipped[i] ^= 1;
-            assert_eq!(
-                identity.verify(&flipped, &signature),
-                Err(CryptoError::BadSignature)
-            );
+            assert_eq!(identity.verify(&flipped, &signature), Err(CryptoError::BadSignature));
         }
-        assert_eq!(
-            other_key.public().verify(&message, &signature),
-            Err(CryptoError::BadSignature)
-        );
+        assert_eq!(other_key.public().verify(&message, &signature), Err(CryptoError::BadSignature));
     }
 }
 
@@ -432,116 +378,50 @@ fn signatures_by_other_implementations_verify() {
 fn altered(text: &str, field: &str) -> String {
     let start = format!("\"{field}\": \"");
     let at = text.find(&start).expect("the field") + start.len();
-    let other = if text.as_bytes()[at] == b'A' {
-        "B"
-    } else {
-        "A"
-    };
+    let other = if text.as_bytes()[at] == b'A' { "B" } else { "A" };
     format!("{}{other}{}", &text[..at], &text[at + 1..])
 }
 
 #[test]
 fn a_key_file_made_by_another_implementation_opens() {
     let v = vectors();
-    let KeyFileVector {
-        owner,
-        password,
-        text,
-    } = &v.key_file;
+    let KeyFileVector { owner, password, text } = &v.key_file;
     let open = |text: &str, owner: &str, password: &str| {
-        let opened = key_file::open(
-            text.as_bytes(),
-            &name(owner),
-            &Password::new(password.into()),
-        );
+        let opened = key_file::open(text.as_bytes(), &name(owner), &Password::new(password.into()));
         opened.map(|key| key.public().fingerprint())
     };
-    assert_eq!(
-        open(text, owner, password),
-        Ok(v.identity_public().fingerprint())
-    );
+    assert_eq!(open(text, owner, password), Ok(v.identity_public().fingerprint()));
     for field in ["salt", "nonce", "ciphertext", "tag"] {
         let altered = altered(text, field);
-        assert_eq!(
-            open(&altered, owner, password),
-            Err(KeyFileError::WrongPassword),
-            "{field}"
-        );
+        assert_eq!(open(&altered, owner, password), Err(KeyFileError::WrongPassword), "{field}");
     }
-    for (from, to) in [
-        ("\"version\": 1", "\"version\": 2"),
-        ("PBKDF2", "PBKDF1"),
-        ("AES-256", "AES-128"),
-    ] {
-        assert_eq!(
-            open(&text.replace(from, to), owner, password),
-            Err(KeyFileError::Unsupported),
-            "{to}"
-        );
+    for (from, to) in [("\"version\": 1", "\"version\": 2"), ("PBKDF2", "PBKDF1"), ("AES-256", "AES-128")] {
+        assert_eq!(open(&text.replace(from, to), owner, password), Err(KeyFileError::Unsupported), "{to}");
     }
     let rounds = text.replace("100000", "100001");
-    assert_eq!(
-        open(&rounds, owner, password),
-        Err(KeyFileError::WrongPassword)
-    );
-    assert_eq!(
-        open(text, "alicf", password),
-        Err(KeyFileError::WrongPassword)
-    );
-    assert_eq!(
-        open(text, owner, "correct horsf"),
-        Err(KeyFileError::WrongPassword)
-    );
+    assert_eq!(open(&rounds, owner, password), Err(KeyFileError::WrongPassword));
+    assert_eq!(open(text, "alicf", password), Err(KeyFileError::WrongPassword));
+    assert_eq!(open(text, owner, "correct horsf"), Err(KeyFileError::WrongPassword));
 }
 
 #[test]
 fn a_session_certificate_made_by_another_implementation_verifies() {
     let v = vectors();
-    let CertificateVector {
-        owner,
-        created,
-        signed,
-        ..
-    } = &v.certificate;
+    let CertificateVector { owner, created, signed, .. } = &v.certificate;
     let (owner, identity, certificate) = (name(owner), v.identity_public(), v.certificate());
     assert_eq!(certificate.verify(&owner, &identity, *created), Ok(()));
     let ours = v.identity().certify(&owner, &v.session(), *created);
-    assert_eq!(
-        identity.verify(&unhex(signed), &ours.signature),
-        Ok(()),
-        "we sign the same bytes"
-    );
+    assert_eq!(identity.verify(&unhex(signed), &ours.signature), Ok(()), "we sign the same bytes");
 
     let refused = |certificate: &SessionCertificate, owner: &Username| {
-        assert_eq!(
-            certificate.verify(owner, &identity, *created),
-            Err(CryptoError::BadSignature)
-        );
+        assert_eq!(certificate.verify(owner, &identity, *created), Err(CryptoError::BadSignature));
     };
     for signature in flips(&certificate.signature) {
-        refused(
-            &SessionCertificate {
-                signature,
-                ..certificate.clone()
-            },
-            &owner,
-        );
+        refused(&SessionCertificate { signature, ..certificate.clone() }, &owner);
     }
-    refused(
-        &SessionCertificate {
-            created: created ^ 1,
-            ..certificate.clone()
-        },
-        &owner,
-    );
+    refused(&SessionCertificate { created: created ^ 1, ..certificate.clone() }, &owner);
     let key = SessionPublicKey::parse(&v.identity_public().spki()).expect("a key");
-    refused(
-        &SessionCertificate {
-            key,
-            ..certificate.clone()
-        },
-        &owner,
-    );
+    refused(&SessionCertificate { key, ..certificate.clone() }, &owner);
     refused(&certificate, &name("alicf"));
 }
 
@@ -582,8 +462,7 @@ fn a_login_answers_what_another_implementation_answers() {
             auth::respond(&name, challenge, exporter, &password, &identity, session)
                 .expect("the rounds are acceptable")
         };
-        let proves =
-            |response: &ChallengeResponse| identity.public().verify(&signed, &response.proof.0);
+        let proves = |response: &ChallengeResponse| identity.public().verify(&signed, &response.proof.0);
         let ours = answer(&challenge(login), &exporter, &login.password);
         assert_eq!(ours.response.0, theirs.response.0);
         assert!(ours.session_key == theirs.session_key);
@@ -630,8 +509,7 @@ fn the_salt_of_an_unknown_name_is_the_documented_one() {
             username: name.parse().expect("a name"),
             public_key: register(&v.logins[0]).public_key,
         };
-        let (_, challenge) =
-            PendingLogin::new(request, None, &Key::new(secret)).expect("a challenge");
+        let (_, challenge) = PendingLogin::new(request, None, &Key::new(secret)).expect("a challenge");
         challenge.salt.0
     };
     let (secret, expected) = (fixed(&v.fake_salt.secret), fixed::<32>(&v.fake_salt.salt));
@@ -661,8 +539,7 @@ fn a_safety_number_is_the_same_as_elsewhere() {
 
 /// An `encrypted_message` line as an envelope, as its recipient reads it.
 fn envelope(line: &str) -> Envelope {
-    let Ok(ServerMessage::EncryptedMessage(message)) = ServerMessage::decode(line.as_bytes())
-    else {
+    let Ok(ServerMessage::EncryptedMessage(message)) = ServerMessage::decode(line.as_bytes()) else {
         panic!("not an encrypted_message");
     };
     let fields = message.envelope;
@@ -693,17 +570,11 @@ fn envelope(line: &str) -> Envelope {
         tag: fields.tag.0,
         signature: fields.signature.0,
     };
-    Envelope {
-        body,
-        wrapped: message.key.0,
-    }
+    Envelope { body, wrapped: message.key.0 }
 }
 
 fn copy(envelope: &Envelope) -> Envelope {
-    Envelope {
-        body: envelope.body.clone(),
-        wrapped: envelope.wrapped,
-    }
+    Envelope { body: envelope.body.clone(), wrapped: envelope.wrapped }
 }
 
 #[test]
@@ -727,16 +598,8 @@ fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
         let (header, signed) = (unhex(&vector.header), unhex(&vector.signed));
         let message_key = key(&vector.message_key);
         assert_eq!(sha256(&header), fixed(&vector.oaep_label));
-        assert_eq!(
-            session
-                .unwrap(&wrapped, fixed(&vector.oaep_label))
-                .expect("unwraps"),
-            message_key
-        );
-        assert_eq!(
-            primitives::hmac(&message_key, label::KEY_COMMITMENT.as_bytes()),
-            body.commitment
-        );
+        assert_eq!(session.unwrap(&wrapped, fixed(&vector.oaep_label)).expect("unwraps"), message_key);
+        assert_eq!(primitives::hmac(&message_key, label::KEY_COMMITMENT.as_bytes()), body.commitment);
         assert_eq!(body.commitment, fixed::<32>(&vector.commitment));
         let mut padded = unhex(&vector.padded);
         let tag = primitives::eax_seal(&message_key, &body.nonce, 0, &header, &mut padded);
@@ -758,21 +621,13 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
             envelope.verify(&identity).err()
         };
         let refused = |change: &dyn Fn(&mut Body)| {
-            assert_eq!(
-                changed(change),
-                Some(CryptoError::BadSignature),
-                "{}",
-                vector.what
-            );
+            assert_eq!(changed(change), Some(CryptoError::BadSignature), "{}", vector.what);
         };
         assert_eq!(changed(&|_| ()), None);
         for i in 0..32 {
             refused(&|body| body.header.session.0[i] ^= 1);
             refused(&|body| body.commitment[i] ^= 1);
-            assert_eq!(
-                changed(&|body| body.header.identity.0[i] ^= 1),
-                Some(CryptoError::BadEnvelope)
-            );
+            assert_eq!(changed(&|body| body.header.identity.0[i] ^= 1), Some(CryptoError::BadEnvelope));
         }
         for bit in 0..64 {
             refused(&|body| body.header.sequence ^= 1 << bit);
@@ -788,39 +643,21 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
                 refused(&|body| body.header.kind = kind);
             }
         }
-        let recipient = Recipient {
-            name: name("Bob-2"),
-            session: session.fingerprint(),
-        };
-        let renamed = Recipient {
-            name: name("Bob-3"),
-            ..recipient.clone()
-        };
+        let recipient = Recipient { name: name("Bob-2"), session: session.fingerprint() };
+        let renamed = Recipient { name: name("Bob-3"), ..recipient.clone() };
         let mut moved = recipient.clone();
         moved.session.0[31] ^= 1;
         for to in [recipient, renamed, moved] {
-            for scope in [
-                Scope::Broadcast,
-                Scope::Private(to.clone()),
-                Scope::Room(to),
-            ] {
+            for scope in [Scope::Broadcast, Scope::Private(to.clone()), Scope::Room(to)] {
                 if scope != whole.body.header.scope {
                     refused(&|body| body.header.scope = scope.clone());
                 }
             }
         }
         for flipped in flips(&whole.wrapped).step_by(16) {
-            let envelope = Envelope {
-                wrapped: flipped,
-                ..copy(&whole)
-            };
-            let verified = envelope
-                .verify(&identity)
-                .expect("the wrapped key is not signed");
-            assert_eq!(
-                verified.open(&session).err(),
-                Some(CryptoError::BadCiphertext)
-            );
+            let envelope = Envelope { wrapped: flipped, ..copy(&whole) };
+            let verified = envelope.verify(&identity).expect("the wrapped key is not signed");
+            assert_eq!(verified.open(&session).err(), Some(CryptoError::BadCiphertext));
         }
     }
 }
@@ -832,12 +669,7 @@ fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
     for vector in &v.wrong_envelopes {
         let envelope = envelope(&vector.line);
         let verified = envelope.verify(&identity).expect(&vector.what);
-        assert_eq!(
-            verified.open(&session).err(),
-            Some(CryptoError::BadCiphertext),
-            "{}",
-            vector.what
-        );
+        assert_eq!(verified.open(&session).err(), Some(CryptoError::BadCiphertext), "{}", vector.what);
     }
     let mut long = envelope(&v.envelopes[0].line);
     long.body.ciphertext = vec![0; MAX_CIPHERTEXT + 1];

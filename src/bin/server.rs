@@ -9,9 +9,7 @@ fn main() -> ExitCode {
     // Every client is a descriptor: take as many as the system gives.
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-    let maps = maps
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(65_530);
+    let maps = maps.and_then(|text| text.trim().parse().ok()).unwrap_or(65_530);
     let defaults = Limits::for_machine(usize::try_from(descriptors).unwrap_or(usize::MAX), maps);
     let mut out = io::stdout();
     match options::parse(std::env::args_os().skip(1), defaults) {

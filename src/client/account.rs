@@ -47,14 +47,7 @@ pub fn log_in(
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
         prove(&mut connection, name, password, &identity, &key)?;
-        Ok((
-            connection,
-            LoggedIn {
-                name: name.clone(),
-                identity,
-                key,
-            },
-        ))
+        Ok((connection, LoggedIn { name: name.clone(), identity, key }))
     })
 }
 
@@ -77,9 +70,7 @@ pub fn register(
         true => Some(disk::read(&path, key_file::MAX_FILE).map_err(StartError::Disk)?),
         false => None,
     };
-    let existing = existing
-        .map(|text| key_file::open(&text, name, password))
-        .transpose();
+    let existing = existing.map(|text| key_file::open(&text, name, password)).transpose();
     let existing = existing.map_err(|error| match error {
         KeyFileError::WrongPassword => StartError::OtherKey(name.clone(), path.clone()),
         other => StartError::KeyFile(other),
@@ -88,10 +79,7 @@ pub fn register(
     let mut connection = connect()?;
     let (identity, made, key) = thread::scope(|scope| {
         let key = scope.spawn(SessionKey::generate);
-        let identity = existing.map_or_else(
-            || MadeFile::make(path, name, password),
-            |key| Ok((key, None)),
-        );
+        let identity = existing.map_or_else(|| MadeFile::make(path, name, password), |key| Ok((key, None)));
         let key = key.join().expect("making a key does not panic");
         identity.map(|(identity, made)| (identity, made, key))
     })?;
@@ -114,14 +102,7 @@ pub fn register(
         // The name is somebody else's: the key here is for another server's account.
         Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
-        Ok(()) => Ok((
-            connection,
-            LoggedIn {
-                name: name.clone(),
-                identity,
-                key,
-            },
-        )),
+        Ok(()) => Ok((connection, LoggedIn { name: name.clone(), identity, key })),
     }
 }
 
@@ -165,11 +146,7 @@ fn prove(
     key: &SessionKey,
 ) -> Result<(), StartError> {
     let public_key = Bytes(identity.public().spki());
-    let request = LoginRequest {
-        version: VERSION,
-        username: name.clone(),
-        public_key,
-    };
+    let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
     let challenge = match connection.ask(&ClientMessage::LoginRequest(request))? {
         ServerMessage::Challenge(challenge) if challenge.version == VERSION => challenge,
         ServerMessage::Error(failure) => return Err(refusal(&failure, name)),
@@ -177,14 +154,7 @@ fn prove(
     };
     let certificate = identity.certify(name, key, clock::now_ms());
     let exporter = connection.channel.exporter().to_vec();
-    let response = auth::respond(
-        name,
-        &challenge,
-        &exporter,
-        password,
-        identity,
-        (key, certificate),
-    );
+    let response = auth::respond(name, &challenge, &exporter, password, identity, (key, certificate));
     let response = response.map_err(StartError::Auth)?;
     match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
         ServerMessage::Session(_) => Ok(()),

@@ -37,22 +37,10 @@ pub const COMMANDS: [Usage; 11] = [
     usage("msg", "/msg NAME TEXT", "send one private message"),
     usage("room", "/room NAME", "talk to NAME alone until /leave"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
-    usage(
-        "users",
-        "/users",
-        "who is on-line, and how well you know their keys",
-    ),
-    usage(
-        "verify",
-        "/verify NAME [yes]",
-        "show the safety number; yes: it was compared and is the same",
-    ),
+    usage("users", "/users", "who is on-line, and how well you know their keys"),
+    usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared and is the same"),
     usage("trust", "/trust NAME", "accept the changed key of NAME"),
-    usage(
-        "history",
-        "/history [COUNT]",
-        "the last messages of this session (20)",
-    ),
+    usage("history", "/history [COUNT]", "the last messages of this session (20)"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command"),
     usage("exit", "/exit", "leave"),
@@ -60,11 +48,7 @@ pub const COMMANDS: [Usage; 11] = [
 ];
 
 const fn usage(name: &'static str, usage: &'static str, explanation: &'static str) -> Usage {
-    Usage {
-        name,
-        usage,
-        explanation,
-    }
+    Usage { name, usage, explanation }
 }
 
 /// Entries that `/history` shows without a number.
@@ -77,11 +61,7 @@ pub const HISTORY: usize = 20;
 pub fn parse(line: &str) -> Result<Command, String> {
     let line = line.trim_end_matches(['\r', '\n']);
     let Some(rest) = line.strip_prefix('/') else {
-        return Ok(if line.trim().is_empty() {
-            Command::Nothing
-        } else {
-            Command::Say(line.into())
-        });
+        return Ok(if line.trim().is_empty() { Command::Nothing } else { Command::Say(line.into()) });
     };
     if rest.starts_with('/') {
         return Ok(Command::Say(rest.into()));
@@ -98,12 +78,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
             }
             return Ok(Command::Message(person(Some(name), "msg")?, text.into()));
         }
-        "room" => Command::Room(
-            words
-                .next()
-                .map(|name| person(Some(name), "room"))
-                .transpose()?,
-        ),
+        "room" => Command::Room(words.next().map(|name| person(Some(name), "room")).transpose()?),
         "leave" => Command::Leave,
         "users" => Command::Users,
         "history" => match words.next().map(str::parse) {
@@ -112,11 +87,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
             Some(Err(_)) => return Err(wrong_usage("history")),
         },
         "clear" => Command::Clear,
-        "help" => Command::Help(
-            words
-                .next()
-                .map(|word| word.trim_start_matches('/').to_ascii_lowercase()),
-        ),
+        "help" => Command::Help(words.next().map(|word| word.trim_start_matches('/').to_ascii_lowercase())),
         "exit" | "quit" => Command::Exit,
         "verify" => {
             let name = person(words.next(), "verify")?;
@@ -132,9 +103,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
                 Some(name) => {
                     format!("there is no command /{other}: did you mean /{name}? (/help lists all)")
                 }
-                None => format!(
-                    "there is no command /{other} (/help lists all; //{other} sends it as text)"
-                ),
+                None => format!("there is no command /{other} (/help lists all; //{other} sends it as text)"),
             });
         }
     };
@@ -145,22 +114,14 @@ pub fn parse(line: &str) -> Result<Command, String> {
 }
 
 fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
-    let name = name
-        .filter(|name| !name.is_empty())
-        .ok_or_else(|| wrong_usage(command))?;
+    let name = name.filter(|name| !name.is_empty()).ok_or_else(|| wrong_usage(command))?;
     let name = name.strip_prefix('@').unwrap_or(name);
-    name.parse()
-        .map_err(|error| format!("{name} cannot be a name: {error}"))
+    name.parse().map_err(|error| format!("{name} cannot be a name: {error}"))
 }
 
 fn wrong_usage(command: &str) -> String {
-    let known = COMMANDS
-        .iter()
-        .find(|usage| usage.name.eq_ignore_ascii_case(command));
-    known.map_or_else(
-        || format!("/{command} takes no more words"),
-        |usage| format!("usage: {}", usage.usage),
-    )
+    let known = COMMANDS.iter().find(|usage| usage.name.eq_ignore_ascii_case(command));
+    known.map_or_else(|| format!("/{command} takes no more words"), |usage| format!("usage: {}", usage.usage))
 }
 
 /// The command that `word` was probably meant to be: one that begins so, or whose letters differ
@@ -210,10 +171,7 @@ mod tests {
             ("//etc/passwd", Command::Say("/etc/passwd".into())),
             ("  ", Command::Nothing),
             ("", Command::Nothing),
-            (
-                "/msg bob  hi  there ",
-                Command::Message(name("bob"), "hi  there ".into()),
-            ),
+            ("/msg bob  hi  there ", Command::Message(name("bob"), "hi  there ".into())),
             ("/msg @bob hi", Command::Message(name("bob"), "hi".into())),
             ("/ROOM bob", Command::Room(Some(name("bob")))),
             ("/room", Command::Room(None)),
@@ -240,20 +198,8 @@ mod tests {
             let error = parse(line).expect_err(line);
             assert!(error.contains(hint), "{line}: {error}");
         }
-        assert!(
-            parse("/xyzzyplugh")
-                .expect_err("unknown")
-                .contains("/help lists all")
-        );
-        for line in [
-            "/msg bob",
-            "/msg",
-            "/verify",
-            "/trust",
-            "/history x",
-            "/verify bob no",
-            "/leave now",
-        ] {
+        assert!(parse("/xyzzyplugh").expect_err("unknown").contains("/help lists all"));
+        for line in ["/msg bob", "/msg", "/verify", "/trust", "/history x", "/verify bob no", "/leave now"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -134,19 +134,12 @@ pub struct Connection {
 ///
 /// # Errors
 /// [`StartError`].
-pub fn connect(
-    options: &Options,
-    ask: impl FnOnce(Fingerprint) -> bool,
-) -> Result<Connection, StartError> {
+pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Result<Connection, StartError> {
     let socket = Arc::new(reach(options)?);
     let mut lines = Lines::new(MAX_LINE);
     if !options.tls {
         let channel = Channel::bare(socket).map_err(StartError::Lost)?;
-        return Ok(Connection {
-            channel: Arc::new(channel),
-            lines,
-            reader: Reader::default(),
-        });
+        return Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() });
     }
     let unverified = Unverified::connect(&options.host, socket, Instant::now() + HANDSHAKE_TIMEOUT);
     let unverified = unverified.map_err(|error| match error {
@@ -160,11 +153,7 @@ pub fn connect(
     known.remember(&server, seen).map_err(StartError::Disk)?;
     let (channel, early) = unverified.trust(seen).map_err(StartError::Channel)?;
     lines.buffer().extend_from_slice(&early);
-    Ok(Connection {
-        channel: Arc::new(channel),
-        lines,
-        reader: Reader::default(),
-    })
+    Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() })
 }
 
 /// Whether somebody has vouched for the key that the server shows: the command line, the server's own
@@ -180,11 +169,7 @@ fn vouch(
     if let Some(expected) = options.fingerprint {
         return match expected == seen {
             true => Ok(()),
-            false => Err(StartError::ServerChanged {
-                server,
-                seen,
-                expected,
-            }),
+            false => Err(StartError::ServerChanged { server, seen, expected }),
         };
     }
     if is_this_machine(&options.host) && local_server() == Some(seen) {
@@ -192,11 +177,7 @@ fn vouch(
     }
     match remembered {
         Some(expected) if expected == seen => Ok(()),
-        Some(expected) => Err(StartError::ServerChanged {
-            server,
-            seen,
-            expected,
-        }),
+        Some(expected) => Err(StartError::ServerChanged { server, seen, expected }),
         None if options.accept_new || ask(seen) => Ok(()),
         None => Err(StartError::UnknownServer(server, seen)),
     }
@@ -208,19 +189,13 @@ fn is_this_machine(host: &str) -> bool {
 
 /// The key of a server that runs as this user on this machine.
 fn local_server() -> Option<Fingerprint> {
-    let path = disk::under_home(".secure_messenger")
-        .ok()?
-        .join("certs/server.crt");
-    certificate::read_facts(&path)
-        .ok()
-        .map(|facts| facts.fingerprint)
+    let path = disk::under_home(".secure_messenger").ok()?.join("certs/server.crt");
+    certificate::read_facts(&path).ok().map(|facts| facts.fingerprint)
 }
 
 fn reach(options: &Options) -> Result<TcpStream, StartError> {
     let failed = |error| StartError::Unreachable(options.server(), error);
-    let addresses = (options.host.as_str(), options.port)
-        .to_socket_addrs()
-        .map_err(failed)?;
+    let addresses = (options.host.as_str(), options.port).to_socket_addrs().map_err(failed)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
@@ -239,10 +214,7 @@ impl Connection {
     pub fn say(&self, message: &ClientMessage) -> Result<(), StartError> {
         let line = zeroize::Zeroizing::new(message.encode());
         let mut wire = Vec::new();
-        let sent = self
-            .channel
-            .encrypt(&[&line], &mut wire)
-            .and_then(|()| self.channel.send(&wire));
+        let sent = self.channel.encrypt(&[&line], &mut wire).and_then(|()| self.channel.send(&wire));
         sent.map_err(StartError::Lost)
     }
 
@@ -271,9 +243,7 @@ impl Connection {
         if wait.is_zero() {
             return Err(StartError::Lost(io::ErrorKind::TimedOut.into()));
         }
-        let received = self
-            .channel
-            .receive(&mut self.reader, self.lines.buffer(), wait);
+        let received = self.channel.receive(&mut self.reader, self.lines.buffer(), wait);
         // What a TLS server sends to a client that does not speak TLS begins so.
         let buffer = self.lines.buffer();
         if buffer.first() == Some(&0x15) && buffer.get(1) == Some(&0x03) {
@@ -297,9 +267,7 @@ pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     } else if is(ErrorCode::NameTaken) {
         StartError::NameTaken(name.clone())
     } else {
-        let again = failure
-            .retry_after
-            .map_or(String::new(), |s| format!(" (try again in {s} seconds)"));
+        let again = failure.retry_after.map_or(String::new(), |s| format!(" (try again in {s} seconds)"));
         StartError::Server(sanitise(&failure.message) + &again)
     }
 }

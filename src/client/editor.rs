@@ -85,9 +85,7 @@ impl Editor {
     pub fn key(&mut self, key: &Key) -> Outcome {
         match key {
             Key::Char(c) => self.insert(c.encode_utf8(&mut [0; 4])),
-            Key::Paste(text) => {
-                self.insert(&text.replace("\r\n", "\n").replace(['\r', '\n', '\t'], " "))
-            }
+            Key::Paste(text) => self.insert(&text.replace("\r\n", "\n").replace(['\r', '\n', '\t'], " ")),
             Key::Left | Key::Ctrl('b') => self.cursor = self.left(),
             Key::Right | Key::Ctrl('f') => self.cursor = self.right(),
             Key::Home | Key::Ctrl('a') => self.cursor = 0,
@@ -222,14 +220,8 @@ mod tests {
         assert_eq!(after("one two-three ", &[Ctrl('w')]), "one |");
         assert_eq!(after("one two-three ", &[Alt('\x7f')]), "one two-|");
         assert_eq!(after("one two", &[Ctrl('a'), Alt('d')]), "| two");
-        assert_eq!(
-            after("one two", &[Alt('b'), Ctrl('k'), Ctrl('a'), Ctrl('y')]),
-            "two|one "
-        );
-        assert_eq!(
-            after("one two", &[Alt('b'), Ctrl('u'), Ctrl('e'), Ctrl('y')]),
-            "twoone |"
-        );
+        assert_eq!(after("one two", &[Alt('b'), Ctrl('k'), Ctrl('a'), Ctrl('y')]), "two|one ");
+        assert_eq!(after("one two", &[Alt('b'), Ctrl('u'), Ctrl('e'), Ctrl('y')]), "twoone |");
     }
 
     #[test]

@@ -70,16 +70,10 @@ impl Conversations {
 /// The typed form of an envelope from the wire; `None` if its fields contradict each other.
 pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
     let wire = message.envelope;
-    let recipient = || {
-        Some(Recipient {
-            name: wire.recipient.clone()?,
-            session: Fingerprint(wire.recipient_session?.0),
-        })
-    };
+    let recipient =
+        || Some(Recipient { name: wire.recipient.clone()?, session: Fingerprint(wire.recipient_session?.0) });
     let scope = match wire.scope.as_str() {
-        "broadcast" if wire.recipient.is_none() && wire.recipient_session.is_none() => {
-            Scope::Broadcast
-        }
+        "broadcast" if wire.recipient.is_none() && wire.recipient_session.is_none() => Scope::Broadcast,
         "private" => Scope::Private(recipient()?),
         "room" => Scope::Room(recipient()?),
         _ => return None,
@@ -101,10 +95,7 @@ pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
         tag: wire.tag.0,
         signature: wire.signature.0,
     };
-    Some(Envelope {
-        body,
-        wrapped: message.key.0,
-    })
+    Some(Envelope { body, wrapped: message.key.0 })
 }
 
 impl Session {
@@ -116,10 +107,7 @@ impl Session {
         };
         let named = envelope.body.header.identity;
         let peer = self.peers.get(&from);
-        let known = peer
-            .identity
-            .as_ref()
-            .is_some_and(|key| key.fingerprint() == named);
+        let known = peer.identity.as_ref().is_some_and(|key| key.fingerprint() == named);
         if known && peer.inbox.is_empty() {
             return self.open(&from, envelope);
         }
@@ -151,9 +139,7 @@ impl Session {
     }
 
     fn refuse(&mut self, from: &Username, why: &str) {
-        self.problem(format!(
-            "refused a message that claims to come from {from}: {why}"
-        ));
+        self.problem(format!("refused a message that claims to come from {from}: {why}"));
     }
 
     fn open(&mut self, from: &Username, envelope: Envelope) {
@@ -164,25 +150,18 @@ impl Session {
     }
 
     /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
-    fn checked(
-        &mut self,
-        from: &Username,
-        envelope: &Envelope,
-    ) -> Result<(Header, u64, String), String> {
+    fn checked(&mut self, from: &Username, envelope: &Envelope) -> Result<(Header, u64, String), String> {
         let Some(identity) = &self.peers.get(from).identity else {
             return Err("their key is not known".into());
         };
-        let verified = envelope
-            .verify(identity)
-            .map_err(|error| error.to_string())?;
+        let verified = envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
         if let Some(recipient) = header.scope.recipient()
             && (recipient.name != *self.me() || !self.keys.holds(recipient.session))
         {
             return Err("it is for somebody else, or for an earlier session of yours".into());
         }
-        if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft)
-            && !matches!(header.scope, Scope::Room(_))
+        if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft) && !matches!(header.scope, Scope::Room(_))
         {
             return Err("its fields contradict each other".into());
         }
@@ -194,13 +173,9 @@ impl Session {
             }
         };
         let wanted = header.scope.recipient().map(|recipient| recipient.session);
-        let candidates = self
-            .keys
-            .all()
-            .filter(|key| wanted.is_none_or(|wanted| key.fingerprint() == wanted));
-        let opened = candidates
-            .map(|key: &SessionKey| verified.open(key))
-            .find(Result::is_ok);
+        let candidates =
+            self.keys.all().filter(|key| wanted.is_none_or(|wanted| key.fingerprint() == wanted));
+        let opened = candidates.map(|key: &SessionKey| verified.open(key)).find(Result::is_ok);
         let text = match opened {
             Some(Ok(text)) => text,
             _ => return Err("it cannot be decrypted".into()),
@@ -215,20 +190,12 @@ impl Session {
     fn show(&mut self, header: &Header, gap: u64, text: &str) {
         let from = header.sender.clone();
         if gap > 0 {
-            let (messages, are) = if gap == 1 {
-                ("message", "is")
-            } else {
-                ("messages", "are")
-            };
+            let (messages, are) = if gap == 1 { ("message", "is") } else { ("messages", "are") };
             self.problem(format!("{gap} {messages} from {from} {are} missing"));
         }
         let skew = header.time.abs_diff(self.now);
         if skew > MAX_SKEW_MS {
-            let direction = if header.time < self.now {
-                "behind"
-            } else {
-                "ahead"
-            };
+            let direction = if header.time < self.now { "behind" } else { "ahead" };
             let minutes = skew / 60_000;
             self.problem(format!(
                 "the next message from {from} is {minutes} minutes {direction} this machine's clock: a clock is \
@@ -241,9 +208,7 @@ impl Session {
                 self.notice(format!("{from} has joined the room"));
             }
             Kind::RoomOpened => {
-                self.notice(format!(
-                    "{from} has opened a private room with you: /room {from} joins it"
-                ));
+                self.notice(format!("{from} has opened a private room with you: /room {from} joins it"));
                 self.alert();
             }
             Kind::RoomLeft => self.notice(format!("{from} has left the room")),
@@ -264,10 +229,7 @@ mod tests {
     use super::*;
 
     fn header(session: u8, to: Option<u8>, sequence: u64) -> Header {
-        let recipient = |n| Recipient {
-            name: "bob".parse().expect("name"),
-            session: Fingerprint([n; 32]),
-        };
+        let recipient = |n| Recipient { name: "bob".parse().expect("name"), session: Fingerprint([n; 32]) };
         Header {
             kind: Kind::Message,
             scope: to.map_or(Scope::Broadcast, |n| Scope::Private(recipient(n))),
@@ -294,25 +256,9 @@ mod tests {
         assert_eq!(take(header(1, None, 8)), Order::Next);
         assert_eq!(take(header(1, None, 11)), Order::Gap(2));
         assert_eq!(take(header(1, None, 10)), Order::Replayed);
-        assert_eq!(
-            take(header(1, Some(1), 2)),
-            Order::Gap(1),
-            "a private conversation begins at 1"
-        );
-        assert_eq!(
-            take(header(1, Some(2), 1)),
-            Order::Next,
-            "a new session of the recipient begins anew"
-        );
-        assert_eq!(
-            take(header(2, None, 1)),
-            Order::Next,
-            "a new session of the sender begins anew"
-        );
-        assert_eq!(
-            take(header(2, None, u64::MAX)),
-            Order::Replayed,
-            "nothing could follow it"
-        );
+        assert_eq!(take(header(1, Some(1), 2)), Order::Gap(1), "a private conversation begins at 1");
+        assert_eq!(take(header(1, Some(2), 1)), Order::Next, "a new session of the recipient begins anew");
+        assert_eq!(take(header(2, None, 1)), Order::Next, "a new session of the sender begins anew");
+        assert_eq!(take(header(2, None, u64::MAX)), Order::Replayed, "nothing could follow it");
     }
 }

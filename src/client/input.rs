@@ -207,20 +207,14 @@ impl Decoder {
 
 /// The key of a complete sequence: `CSI number ; modifiers final`, or `SS3 final`.
 fn named(parameters: &[u8], last: u8) -> Key {
-    let text = if parameters.len() <= MAX_SEQUENCE {
-        std::str::from_utf8(parameters)
-    } else {
-        Ok("?")
-    };
+    let text = if parameters.len() <= MAX_SEQUENCE { std::str::from_utf8(parameters) } else { Ok("?") };
     let mut numbers = text.unwrap_or("?").split(';').map(|number| match number {
         "" => Some(1),
         number => number.parse::<u16>().ok(),
     });
-    let (Some(Some(number)), Some(modifiers), None) = (
-        numbers.next(),
-        numbers.next().unwrap_or(Some(1)),
-        numbers.next(),
-    ) else {
+    let (Some(Some(number)), Some(modifiers), None) =
+        (numbers.next(), numbers.next().unwrap_or(Some(1)), numbers.next())
+    else {
         return Key::Unknown;
     };
     // One more than a set of bits: Shift 1, Alt 2, Ctrl 4.
@@ -313,10 +307,7 @@ mod tests {
         let mut long = b"\x1b[200~".to_vec();
         long.extend([b'x'; 2 * MAX_PASTE]);
         long.extend(b"\x1b[201~y");
-        assert_eq!(
-            keys(&long),
-            [Key::Paste("x".repeat(MAX_PASTE)), Key::Char('y')]
-        );
+        assert_eq!(keys(&long), [Key::Paste("x".repeat(MAX_PASTE)), Key::Char('y')]);
     }
 
     #[test]
@@ -325,10 +316,7 @@ mod tests {
         assert_eq!(keys(&long), [Key::Unknown]);
         assert_eq!(keys(b"\x1b[1\x03"), [Key::Unknown, Key::Ctrl('c')]);
         let replaced = Key::Char(char::REPLACEMENT_CHARACTER);
-        assert_eq!(
-            keys(b"\xff\xe2\x82a"),
-            [replaced.clone(), replaced.clone(), Key::Char('a')]
-        );
+        assert_eq!(keys(b"\xff\xe2\x82a"), [replaced.clone(), replaced.clone(), Key::Char('a')]);
         assert_eq!(keys(b"\xe2\x1b[A"), [replaced, Key::Up]);
     }
 
@@ -343,9 +331,7 @@ mod tests {
             usize::try_from(seed >> 33).expect("31 bits") % bound
         };
         for _ in 0..3000 {
-            let mut bytes: Vec<u8> = (0..random(80))
-                .map(|_| alphabet[random(alphabet.len())])
-                .collect();
+            let mut bytes: Vec<u8> = (0..random(80)).map(|_| alphabet[random(alphabet.len())]).collect();
             for mark in [&b"\x1b[200~"[..], END_OF_PASTE] {
                 let at = random(bytes.len() + 1);
                 bytes.splice(at..at, mark.iter().copied());

@@ -37,26 +37,15 @@ impl Link {
         let (queue, lines) = sync_channel(QUEUE);
         let channel = connection.channel.clone();
         let writing = channel.clone();
-        let writer = thread::Builder::new()
-            .name("send".into())
-            .spawn(move || write(&writing, &lines))?;
+        let writer = thread::Builder::new().name("send".into()).spawn(move || write(&writing, &lines))?;
         let pings = queue.clone();
-        thread::Builder::new()
-            .name("receive".into())
-            .spawn(move || read(connection, &pings, deliver))?;
-        Ok(Link {
-            channel,
-            queue: Some(queue),
-            writer: Some(writer),
-        })
+        thread::Builder::new().name("receive".into()).spawn(move || read(connection, &pings, deliver))?;
+        Ok(Link { channel, queue: Some(queue), writer: Some(writer) })
     }
 
     /// Queues one message. A server that takes nothing for a thousand messages is given up.
     pub fn send(&self, message: &ClientMessage) {
-        let full = self
-            .queue
-            .as_ref()
-            .is_some_and(|queue| queue.try_send(message.encode()).is_err());
+        let full = self.queue.as_ref().is_some_and(|queue| queue.try_send(message.encode()).is_err());
         if full {
             self.channel.close();
         }
@@ -86,22 +75,14 @@ fn write(channel: &Channel, lines: &Receiver<Vec<u8>>) {
             let _ = channel.send_now(&wire);
             return;
         }
-        if channel
-            .encrypt(&[&line], &mut wire)
-            .and_then(|()| channel.send(&wire))
-            .is_err()
-        {
+        if channel.encrypt(&[&line], &mut wire).and_then(|()| channel.send(&wire)).is_err() {
             // The reader will find out and say so.
             return channel.close();
         }
     }
 }
 
-fn read(
-    mut connection: Connection,
-    pings: &SyncSender<Vec<u8>>,
-    mut deliver: impl FnMut(Event) -> bool,
-) {
+fn read(mut connection: Connection, pings: &SyncSender<Vec<u8>>, mut deliver: impl FnMut(Event) -> bool) {
     let mut heard = Instant::now();
     let reason = loop {
         match connection.lines.next_line() {
@@ -118,11 +99,7 @@ fn read(
             }
             Ok(None) => {}
         }
-        match connection.channel.receive(
-            &mut connection.reader,
-            connection.lines.buffer(),
-            PING_AFTER,
-        ) {
+        match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), PING_AFTER) {
             Ok(Received::Some) => heard = Instant::now(),
             Ok(Received::End) => break "the server has closed it".to_string(),
             Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {

@@ -12,10 +12,7 @@ use std::io;
 ///
 /// # Errors
 /// If the terminal is gone.
-pub fn ask(
-    options: &Options,
-    prompter: &mut Prompter<'_>,
-) -> io::Result<Option<(Connection, LoggedIn)>> {
+pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<(Connection, LoggedIn)>> {
     if let Some(name) = &options.user {
         let attempt = with_name(options, prompter, name.clone(), options.register)?;
         if attempt.is_some() {
@@ -85,14 +82,10 @@ fn with_name(
     };
     let attempt = if register {
         prompter.println("making your keys and your account ...")?;
-        account::register(options, &name, &password, || {
-            connect_asking(options, prompter)
-        })
+        account::register(options, &name, &password, || connect_asking(options, prompter))
     } else {
         prompter.println("logging in ...")?;
-        account::log_in(options, &name, &password, || {
-            connect_asking(options, prompter)
-        })
+        account::log_in(options, &name, &password, || connect_asking(options, prompter))
     };
     match attempt {
         Ok(done) => Ok(Some(done)),
@@ -105,8 +98,7 @@ fn with_name(
 
 fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>> {
     loop {
-        let Some(password) = prompter.password("new password (unseen, at least 6 characters): ")?
-        else {
+        let Some(password) = prompter.password("new password (unseen, at least 6 characters): ")? else {
             return Ok(None);
         };
         if !password.is_long_enough() {
@@ -123,20 +115,13 @@ fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>>
     }
 }
 
-fn connect_asking(
-    options: &Options,
-    prompter: &mut Prompter<'_>,
-) -> Result<Connection, StartError> {
+fn connect_asking(options: &Options, prompter: &mut Prompter<'_>) -> Result<Connection, StartError> {
     connect(options, |seen| {
         let server = options.server();
         let told = prompter
-            .println(&format!(
-                "the server at {server} is seen for the first time; its fingerprint is"
-            ))
+            .println(&format!("the server at {server} is seen for the first time; its fingerprint is"))
             .and_then(|()| prompter.println(&format!("  {seen}")))
-            .and_then(|()| {
-                prompter.println("compare it with the one the server printed at its start")
-            });
+            .and_then(|()| prompter.println("compare it with the one the server printed at its start"));
         let answer = told.and_then(|()| prompter.line("is it the same? (yes/no) "));
         matches!(answer, Ok(Some(answer)) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
     })

@@ -48,22 +48,14 @@ const MAX_PASSWORD: u64 = 1024;
 /// Runs the client; the exit status: 0, 1 for a failure, 2 for wrong usage.
 pub fn run(options: &Options) -> u8 {
     let interactive = !options.plain && terminal::is_terminal();
-    let status = if interactive {
-        run_screen(options)
-    } else {
-        run_plain(options)
-    };
+    let status = if interactive { run_screen(options) } else { run_plain(options) };
     status.unwrap_or_else(|error| {
         let _ = match error {
             StartError::Usage(_) => writeln!(io::stderr(), "client: {error}"),
             _ if interactive => writeln!(io::stderr(), "{error}"),
             _ => writeln!(io::stdout(), "! {error}"),
         };
-        if matches!(error, StartError::Usage(_)) {
-            2
-        } else {
-            1
-        }
+        if matches!(error, StartError::Usage(_)) { 2 } else { 1 }
     })
 }
 
@@ -78,11 +70,7 @@ fn prepare(options: &Options) -> Result<(), StartError> {
 fn begin(options: &Options, login: LoggedIn) -> Result<(Session, String), StartError> {
     let path = options.data_dir.join("known_users");
     let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
-    let tls = if options.tls {
-        ""
-    } else {
-        " WITHOUT TLS: who talks to whom can be seen on the way"
-    };
+    let tls = if options.tls { "" } else { " WITHOUT TLS: who talks to whom can be seen on the way" };
     let greeting = format!("logged in as {} on {}{tls}", login.name, options.server());
     let session = Session::new(login.name, login.identity, login.key, known, Instant::now());
     Ok((session, greeting))
@@ -114,16 +102,11 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let login: Option<(Connection, LoggedIn)> = {
         let mut prompter = Prompter::open(&mut keyboard).map_err(StartError::Disk)?;
         let server = options.server();
-        let hello = format!(
-            "secure messenger {}, server {server}",
-            env!("CARGO_PKG_VERSION")
-        );
+        let hello = format!("secure messenger {}, server {server}", env!("CARGO_PKG_VERSION"));
         let greeted = prompter.println(&hello);
         let greeted = greeted.and_then(|()| match options.tls {
             true => Ok(()),
-            false => {
-                prompter.println("WARNING: --no-tls: who talks to whom can be seen on the way")
-            }
+            false => prompter.println("WARNING: --no-tls: who talks to whom can be seen on the way"),
         });
         match greeted.and_then(|()| menu::ask(options, &mut prompter)) {
             Ok(login) => login,
@@ -153,10 +136,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
 /// Makes a session key on a thread of its own.
 fn make_session_key(deliver: impl FnOnce(Event) + Send + 'static) -> io::Result<()> {
     let work = move || deliver(Event::NewKey(Box::new(SessionKey::generate())));
-    thread::Builder::new()
-        .name("key".into())
-        .spawn(work)
-        .map(drop)
+    thread::Builder::new().name("key".into()).spawn(work).map(drop)
 }
 
 /// The first line of a file that nobody else may read.
@@ -165,21 +145,15 @@ fn read_password(path: &Path) -> Result<Password, StartError> {
     let file = File::open(path).map_err(|error| usage(error.to_string()))?;
     let data = file.metadata().map_err(|error| usage(error.to_string()))?;
     if data.permissions().mode() & 0o077 != 0 {
-        return Err(usage(
-            "others can read this password file: chmod 600 it".into(),
-        ));
+        return Err(usage("others can read this password file: chmod 600 it".into()));
     }
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_PASSWORD as usize + 1));
     // No large buffer, which would keep a copy.
     let mut reader = BufReader::with_capacity(1, file.take(MAX_PASSWORD + 1));
-    reader
-        .read_until(b'\n', &mut line)
-        .map_err(|error| usage(error.to_string()))?;
+    reader.read_until(b'\n', &mut line).map_err(|error| usage(error.to_string()))?;
     if line.len() as u64 > MAX_PASSWORD {
         return Err(usage("a password has at most 1024 bytes".into()));
     }
     let text = std::str::from_utf8(&line).map_err(|_| usage("the password is not UTF-8".into()))?;
-    Ok(Password::new(
-        text.trim_end_matches(['\r', '\n']).to_string(),
-    ))
+    Ok(Password::new(text.trim_end_matches(['\r', '\n']).to_string()))
 }

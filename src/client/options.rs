@@ -53,9 +53,7 @@ impl Options {
 
     /// The key file of `name`.
     pub fn key_path(&self, name: &Username) -> PathBuf {
-        self.data_dir
-            .join("keys")
-            .join(format!("{name}_private.key"))
+        self.data_dir.join("keys").join(format!("{name}_private.key"))
     }
 }
 
@@ -101,17 +99,11 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),
         }
     }
-    if options.host.is_empty()
-        || options
-            .host
-            .chars()
-            .any(|c| c.is_whitespace() || c.is_control())
-    {
+    if options.host.is_empty() || options.host.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("--host needs a name or an address".into());
     }
     if options.data_dir.as_os_str().is_empty() {
-        options.data_dir =
-            disk::under_home(".secure_messenger_client").map_err(|error| error.to_string())?;
+        options.data_dir = disk::under_home(".secure_messenger_client").map_err(|error| error.to_string())?;
     }
     Ok(Request::Run(Box::new(options)))
 }

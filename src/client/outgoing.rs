@@ -87,18 +87,12 @@ impl Session {
     /// Sends something to an audience.
     pub(super) fn send(&mut self, kind: Kind, audience: Audience, text: String) {
         if text.len() > MAX_TEXT {
-            return self.problem(format!(
-                "too long: a message has at most {} KiB",
-                MAX_TEXT / 1024
-            ));
+            return self.problem(format!("too long: a message has at most {} KiB", MAX_TEXT / 1024));
         }
         let targets: BTreeSet<Username> = match &audience {
             Audience::Everyone => {
                 let others = self.others();
-                others
-                    .filter(|name| !self.peers.has_changed(name))
-                    .cloned()
-                    .collect()
+                others.filter(|name| !self.peers.has_changed(name)).cloned().collect()
             }
             Audience::Private(name) | Audience::Room(name) => BTreeSet::from([name.clone()]),
         };
@@ -192,16 +186,8 @@ impl Session {
                 };
                 let sequence = peer.next_sequence(session);
                 let recipient = Recipient { name, session };
-                let scope = if private {
-                    Scope::Private(recipient)
-                } else {
-                    Scope::Room(recipient)
-                };
-                Arc::new(Sealed::seal(
-                    self.header(kind, scope, sequence),
-                    &self.identity,
-                    text.as_bytes(),
-                ))
+                let scope = if private { Scope::Private(recipient) } else { Scope::Room(recipient) };
+                Arc::new(Sealed::seal(self.header(kind, scope, sequence), &self.identity, text.as_bytes()))
             }
             (None, Audience::Everyone) => return,
         };
@@ -227,9 +213,7 @@ impl Session {
         self.outbox.flights.insert(id, (number, names.to_vec()));
         let envelope = wire_form(&sealed);
         self.effects
-            .push(Effect::Send(ClientMessage::EncryptedSend(Box::new(
-                EncryptedSend { routing, envelope },
-            ))));
+            .push(Effect::Send(ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope }))));
     }
 
     /// The server has said what became of a request.
@@ -237,10 +221,8 @@ impl Session {
         let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
             return self.problem("the server answered something that was not asked".into());
         };
-        let (delivered, stale): (BTreeSet<_>, BTreeSet<_>) = (
-            answer.delivered.iter().collect(),
-            answer.stale.iter().collect(),
-        );
+        let (delivered, stale): (BTreeSet<_>, BTreeSet<_>) =
+            (answer.delivered.iter().collect(), answer.stale.iter().collect());
         for name in &names {
             let peer = self.peers.get(name);
             peer.in_flight = peer.in_flight.saturating_sub(1);
@@ -253,11 +235,7 @@ impl Session {
                 peer.backlog.insert(number);
             } else {
                 self.peers.get(name).session = None;
-                let missed = if stale.contains(name) {
-                    Missed::Failed
-                } else {
-                    Missed::Offline
-                };
+                let missed = if stale.contains(name) { Missed::Failed } else { Missed::Offline };
                 self.settle(number, name, Some(missed));
             }
         }
@@ -317,18 +295,10 @@ impl Session {
             return;
         };
         if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
-            let (kind, audience, text) = (
-                message.kind,
-                message.audience.clone(),
-                sanitise(&message.text),
-            );
+            let (kind, audience, text) = (message.kind, message.audience.clone(), sanitise(&message.text));
             self.show_own(kind, audience, text);
         }
-        let done = self
-            .outbox
-            .messages
-            .get(&number)
-            .is_some_and(|message| message.waiting.is_empty());
+        let done = self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty());
         if done && let Some(message) = self.outbox.messages.remove(&number) {
             self.tell_missed(&message);
         }
@@ -338,9 +308,7 @@ impl Session {
         let from = self.me().clone();
         match (kind, audience) {
             (Kind::Message, Audience::Everyone) => self.message(Source::Broadcast { from }, text),
-            (Kind::Message, Audience::Private(to)) => {
-                self.message(Source::Private { from, to }, text)
-            }
+            (Kind::Message, Audience::Private(to)) => self.message(Source::Private { from, to }, text),
             (Kind::Message, Audience::Room(to)) => self.message(Source::Room { from, to }, text),
             (Kind::RoomOpened, Audience::Room(name)) => self.entered(&name),
             _ => {}
@@ -352,8 +320,7 @@ impl Session {
             return;
         }
         if message.audience == Audience::Everyone && message.delivered == 0 {
-            return self
-                .problem("nobody else is on-line any more: your message was not delivered".into());
+            return self.problem("nobody else is on-line any more: your message was not delivered".into());
         }
         for (name, why) in &message.missed {
             let because = match why {
@@ -375,14 +342,9 @@ impl Session {
 }
 
 /// One wrapped key for each recipient, spread over the cores.
-fn wrap(
-    sealed: &Sealed,
-    recipients: &[(&Username, SessionPublicKey)],
-) -> BTreeMap<String, Fixed<RSA_BYTES>> {
+fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> BTreeMap<String, Fixed<RSA_BYTES>> {
     let part = |some: &[(&Username, SessionPublicKey)]| -> Vec<(String, Fixed<RSA_BYTES>)> {
-        some.iter()
-            .map(|(name, key)| (name.to_string(), Fixed(sealed.wrap_for(key))))
-            .collect()
+        some.iter().map(|(name, key)| (name.to_string(), Fixed(sealed.wrap_for(key)))).collect()
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if recipients.len() < SPREAD_FROM || cores == 1 {
@@ -390,13 +352,8 @@ fn wrap(
     }
     std::thread::scope(|scope| {
         let chunks = recipients.chunks(recipients.len().div_ceil(cores));
-        let threads: Vec<_> = chunks
-            .map(|chunk| scope.spawn(move || part(chunk)))
-            .collect();
-        threads
-            .into_iter()
-            .flat_map(|thread| thread.join().expect("wrapping does not panic"))
-            .collect()
+        let threads: Vec<_> = chunks.map(|chunk| scope.spawn(move || part(chunk))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("wrapping does not panic")).collect()
     })
 }
 

@@ -77,10 +77,7 @@ pub struct Peers {
 impl Peers {
     /// Nobody yet.
     pub fn new(known: KnownUsers) -> Peers {
-        Peers {
-            peers: HashMap::new(),
-            known,
-        }
+        Peers { peers: HashMap::new(), known }
     }
 
     /// One person; a stranger if they were never heard of.
@@ -100,9 +97,7 @@ impl Peers {
 
     /// A new own session key begins new conversations with everyone.
     pub fn restart_numbers(&mut self) {
-        self.peers
-            .values_mut()
-            .for_each(|peer| peer.sequence = None);
+        self.peers.values_mut().for_each(|peer| peer.sequence = None);
     }
 
     /// How well the key of `name` is known; `None` for a stranger.
@@ -118,9 +113,7 @@ impl Peers {
     /// The key that `/verify` is about: the changed one, if it has changed.
     pub fn fingerprint(&self, name: &Username) -> Option<Fingerprint> {
         let changed = self.find(name).and_then(|peer| peer.changed.as_ref());
-        changed
-            .map(IdentityPublicKey::fingerprint)
-            .or_else(|| self.known.get(name).map(|(key, _)| key))
+        changed.map(IdentityPublicKey::fingerprint).or_else(|| self.known.get(name).map(|(key, _)| key))
     }
 
     /// Takes in the keys that the server shows for one person.
@@ -136,14 +129,8 @@ impl Peers {
         let certificate = match (&keys.session_key, keys.created, keys.certificate) {
             (Some(key), Some(created), Some(signature)) => {
                 let checked = SessionPublicKey::parse(&key.0).and_then(|key| {
-                    let certificate = SessionCertificate {
-                        key,
-                        created,
-                        signature: signature.0,
-                    };
-                    certificate
-                        .verify(&keys.name, &identity, now_ms)
-                        .map(|()| certificate)
+                    let certificate = SessionCertificate { key, created, signature: signature.0 };
+                    certificate.verify(&keys.name, &identity, now_ms).map(|()| certificate)
                 });
                 match checked {
                     Ok(certificate) => Some(certificate.key),
@@ -174,9 +161,7 @@ impl Peers {
                 }
                 match self.known.remember(&keys.name, fingerprint, Trust::New) {
                     Ok(()) => Learned::First,
-                    Err(error) => {
-                        Learned::Refused(format!("the key cannot be remembered: {error}"))
-                    }
+                    Err(error) => Learned::Refused(format!("the key cannot be remembered: {error}")),
                 }
             }
         }

@@ -33,13 +33,9 @@ pub fn run(connection: Connection, mut session: Session, greeting: &str) -> io::
     let (wake, waking) = sync_channel(QUEUE);
     let (lines, typed) = sync_channel(QUEUE);
     let network = wake.clone();
-    let link = Link::start(connection, move |event| {
-        network.send(Wake::Event(event)).is_ok()
-    })?;
+    let link = Link::start(connection, move |event| network.send(Wake::Event(event)).is_ok())?;
     let reading = wake.clone();
-    thread::Builder::new()
-        .name("input".into())
-        .spawn(move || read_lines(lines, &reading))?;
+    thread::Builder::new().name("input".into()).spawn(move || read_lines(lines, &reading))?;
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
     let status = serve(&mut session, &link, &waking, &typed, &wake);
@@ -60,9 +56,7 @@ fn serve(
         match waking.recv_timeout(TICK) {
             Ok(Wake::Event(event)) => events.push(event),
             Ok(Wake::Input) => {}
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                events.push(Event::Tick)
-            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => events.push(Event::Tick),
         }
         loop {
             for event in events.drain(..) {
@@ -106,28 +100,19 @@ fn read_lines(lines: SyncSender<String>, wake: &SyncSender<Wake>) {
     let limit = MAX_TEXT as u64 * 2;
     loop {
         let mut line = Vec::new();
-        let length = (&mut input)
-            .take(limit)
-            .read_until(b'\n', &mut line)
-            .unwrap_or(0);
+        let length = (&mut input).take(limit).read_until(b'\n', &mut line).unwrap_or(0);
         if length == 0 {
             break;
         }
         if !line.ends_with(b"\n") && length as u64 == limit {
             let mut rest = Vec::new();
-            while (&mut input)
-                .take(limit)
-                .read_until(b'\n', &mut rest)
-                .unwrap_or(0) as u64
-                == limit
+            while (&mut input).take(limit).read_until(b'\n', &mut rest).unwrap_or(0) as u64 == limit
                 && !rest.ends_with(b"\n")
             {
                 rest.clear();
             }
         }
-        let line = String::from_utf8_lossy(&line)
-            .trim_end_matches(['\r', '\n'])
-            .to_string();
+        let line = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_string();
         if lines.send(line).is_err() || wake.send(Wake::Input).is_err() {
             return;
         }

@@ -71,8 +71,7 @@ pub fn run(
     greeting: String,
 ) -> io::Result<(u8, String)> {
     let (wake, waking) = sync_channel(QUEUE);
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGCONT])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGCONT])?;
     let terminal = Terminal::open(facts.color)?;
     let signalled = wake.clone();
     spawn("signals", move || {
@@ -92,35 +91,19 @@ pub fn run(
         let _ = typed.send(Wake::Stop);
     })?;
     let network = wake.clone();
-    let link = Link::start(connection, move |event| {
-        network.send(Wake::Event(event)).is_ok()
-    })?;
+    let link = Link::start(connection, move |event| network.send(Wake::Event(event)).is_ok())?;
     let (entries, editor) = (VecDeque::new(), Editor::default());
     let (ahead, problem) = (VecDeque::new(), String::new());
-    let mut front = Front {
-        session,
-        link,
-        terminal,
-        facts,
-        entries,
-        editor,
-        scroll: 0,
-        ahead,
-        wake,
-        problem,
-    };
+    let mut front =
+        Front { session, link, terminal, facts, entries, editor, scroll: 0, ahead, wake, problem };
     front.show(notice(greeting));
-    front.show(notice(
-        "type a line to talk to everyone on-line; /room NAME talks to one person".into(),
-    ));
+    front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
     front.draw()?;
     let status = loop {
         let woken = match waking.recv_timeout(TICK) {
             Ok(woken) => woken,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                Wake::Event(Event::Tick)
-            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Wake::Event(Event::Tick),
         };
         // Everything that has happened meanwhile is taken in before the screen is drawn once.
         let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
@@ -133,12 +116,7 @@ pub fn run(
         }
         front.draw()?;
     };
-    let Front {
-        link,
-        terminal,
-        problem,
-        ..
-    } = front;
+    let Front { link, terminal, problem, .. } = front;
     drop(terminal);
     if status == 0 {
         link.finish();
@@ -147,19 +125,11 @@ pub fn run(
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(work)
-        .map(drop)
+    thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
 fn notice(text: String) -> Entry {
-    Entry {
-        time: clock::now_ms(),
-        source: Source::Notice,
-        text,
-        mention: false,
-    }
+    Entry { time: clock::now_ms(), source: Source::Notice, text, mention: false }
 }
 
 impl Front {
@@ -268,11 +238,9 @@ impl Front {
     fn draw(&mut self) -> io::Result<()> {
         let session = &self.session;
         let (place, trust, prompt) = match session.room() {
-            Some(name) => (
-                format!("private room with {name}"),
-                session.trust_word(name),
-                format!("{name}> "),
-            ),
+            Some(name) => {
+                (format!("private room with {name}"), session.trust_word(name), format!("{name}> "))
+            }
             None => ("everyone".to_string(), "", "> ".to_string()),
         };
         let tls = if self.facts.tls { "" } else { ", NO TLS" };

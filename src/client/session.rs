@@ -75,11 +75,7 @@ pub struct OwnKeys {
 
 impl OwnKeys {
     fn new(current: SessionKey, now: Instant) -> OwnKeys {
-        OwnKeys {
-            current,
-            made: now,
-            former: Vec::new(),
-        }
+        OwnKeys { current, made: now, former: Vec::new() }
     }
 
     /// What others are told to encrypt to.
@@ -104,8 +100,7 @@ impl OwnKeys {
     }
 
     fn forget_former(&mut self, now: Instant) {
-        self.former
-            .retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
+        self.former.retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
     }
 }
 
@@ -244,12 +239,7 @@ impl Session {
         if mention || (!mine && !matches!(source, Source::Broadcast { .. })) {
             self.alert();
         }
-        let entry = Entry {
-            time: self.now,
-            source,
-            text,
-            mention,
-        };
+        let entry = Entry { time: self.now, source, text, mention };
         if self.history.len() >= MAX_HISTORY {
             self.history.pop_front();
         }
@@ -258,18 +248,12 @@ impl Session {
     }
 
     fn entry(&mut self, source: Source, text: String, mention: bool) {
-        self.effects.push(Effect::Show(Entry {
-            time: self.now,
-            source,
-            text,
-            mention,
-        }));
+        self.effects.push(Effect::Show(Entry { time: self.now, source, text, mention }));
     }
 
     fn tick(&mut self, now: Instant) {
         self.keys.forget_former(now);
-        if now.duration_since(self.keys.made) >= RENEW_AFTER
-            && !std::mem::replace(&mut self.making_key, true)
+        if now.duration_since(self.keys.made) >= RENEW_AFTER && !std::mem::replace(&mut self.making_key, true)
         {
             self.effects.push(Effect::MakeSessionKey);
         }
@@ -279,10 +263,7 @@ impl Session {
     /// messages in order, so whoever asks for keys after this gets the new one.
     fn renew(&mut self, key: SessionKey, now: Instant) {
         let certificate = self.identity.certify(&self.me, &key, self.now);
-        self.effects
-            .push(Effect::Send(ClientMessage::Renew(Box::new(
-                SessionKeyFields::new(&certificate),
-            ))));
+        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate)))));
         self.keys.replace(key, now);
         self.outbox.restart_numbers();
         self.peers.restart_numbers();
@@ -303,11 +284,7 @@ impl Session {
     fn tell_unsettled(&mut self) {
         let count = self.outbox.len();
         if count > 0 {
-            let (messages, were) = if count == 1 {
-                ("message", "was")
-            } else {
-                ("messages", "were")
-            };
+            let (messages, were) = if count == 1 { ("message", "was") } else { ("messages", "were") };
             self.problem(format!(
                 "{count} {messages} of yours {were} not acknowledged and may not have arrived"
             ));
@@ -359,8 +336,7 @@ impl Session {
             }
         }
         for name in presence.joined {
-            if self.online.len() < MAX_ONLINE && self.online.insert(name.clone()) && name != self.me
-            {
+            if self.online.len() < MAX_ONLINE && self.online.insert(name.clone()) && name != self.me {
                 joined.push(name);
             }
         }
@@ -394,10 +370,7 @@ impl Session {
             }
         }
         for part in wanted.chunks(MAX_KEY_NAMES) {
-            self.effects
-                .push(Effect::Send(ClientMessage::KeysRequest(KeysRequest {
-                    names: part.to_vec(),
-                })));
+            self.effects.push(Effect::Send(ClientMessage::KeysRequest(KeysRequest { names: part.to_vec() })));
         }
     }
 
@@ -424,11 +397,7 @@ impl Session {
                     self.drop_inbox(name);
                 }
             }
-            if self
-                .peers
-                .find(name)
-                .is_some_and(|peer| peer.session.is_none())
-            {
+            if self.peers.find(name).is_some_and(|peer| peer.session.is_none()) {
                 self.give_up(name, Missed::Offline);
             }
             self.read_inbox(name);
@@ -475,11 +444,8 @@ impl Session {
                 }
             }
             Command::Room(None) => match self.room.clone() {
-                Some(partner) => {
-                    self.notice(format!("you are in a room with {partner}: /leave returns"))
-                }
-                None => self
-                    .notice("you are talking to everyone: /room NAME opens a private room".into()),
+                Some(partner) => self.notice(format!("you are in a room with {partner}: /leave returns")),
+                None => self.notice("you are talking to everyone: /room NAME opens a private room".into()),
             },
             Command::Room(Some(name)) => self.enter(name),
             Command::Leave => self.leave(),
@@ -501,10 +467,7 @@ impl Session {
             true => typed,
             false => {
                 let mut known = self.online.iter().chain(self.peers.names());
-                known
-                    .find(|name| name.folded() == folded)
-                    .cloned()
-                    .unwrap_or(typed)
+                known.find(|name| name.folded() == folded).cloned().unwrap_or(typed)
             }
         };
         if name == self.me {
@@ -532,12 +495,10 @@ impl Session {
     /// The partner has been told.
     pub(super) fn entered(&mut self, name: &Username) {
         let trust = match self.peers.trust(name) {
-            Some(Trust::Verified) => "their key is verified",
-            _ => "their key is not verified yet: /verify shows how",
+            Some(Trust::Verified) => "their key is verified".to_string(),
+            _ => format!("their key is not verified yet: /verify {name} shows how"),
         };
-        self.notice(format!(
-            "you are in a private room with {name}; {trust}; /leave returns"
-        ));
+        self.notice(format!("you are in a private room with {name}; {trust}; /leave returns"));
     }
 
     /// The partner could not be told.
@@ -550,14 +511,8 @@ impl Session {
     fn leave(&mut self) {
         match self.room.take() {
             Some(partner) => {
-                self.send(
-                    Kind::RoomLeft,
-                    Audience::Room(partner.clone()),
-                    String::new(),
-                );
-                self.notice(format!(
-                    "you have left the room with {partner}; you are talking to everyone"
-                ));
+                self.send(Kind::RoomLeft, Audience::Room(partner.clone()), String::new());
+                self.notice(format!("you have left the room with {partner}; you are talking to everyone"));
             }
             None => self.notice("you are in no room; /exit leaves the messenger".into()),
         }
@@ -566,22 +521,10 @@ impl Session {
     fn tell_users(&mut self) {
         let mut people = vec![format!("{} (you)", self.me)];
         let others: Vec<Username> = self.others().take(200).cloned().collect();
-        people.extend(
-            others
-                .iter()
-                .map(|name| format!("{name} ({})", self.trust_word(name))),
-        );
+        people.extend(others.iter().map(|name| format!("{name} ({})", self.trust_word(name))));
         let rest = self.online.len().saturating_sub(people.len());
-        let rest = if rest > 0 {
-            format!(" and {rest} more")
-        } else {
-            String::new()
-        };
-        self.notice(format!(
-            "{} on-line: {}{rest}",
-            self.online.len().max(1),
-            people.join(", ")
-        ));
+        let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        self.notice(format!("{} on-line: {}{rest}", self.online.len().max(1), people.join(", ")));
     }
 
     fn tell_history(&mut self, count: usize) {
@@ -601,18 +544,13 @@ impl Session {
         let matching = |usage: &&command::Usage| topic.is_none_or(|topic| usage.name == topic);
         let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
         if let (Some(topic), true) = (topic, found.is_empty()) {
-            return self.problem(format!(
-                "there is no command /{} (/help lists all)",
-                sanitise(topic)
-            ));
+            return self.problem(format!("there is no command /{} (/help lists all)", sanitise(topic)));
         }
         for usage in found {
             self.notice(format!("{:<20} {}", usage.usage, usage.explanation));
         }
         if topic.is_none() {
-            self.notice(
-                "anything else goes to everyone on-line, or to your partner in a room".into(),
-            );
+            self.notice("anything else goes to everyone on-line, or to your partner in a room".into());
         }
     }
 
@@ -638,14 +576,8 @@ impl Session {
         let Some(theirs) = self.peers.fingerprint(name) else {
             return self.problem(format!("no key of {name} is known"));
         };
-        let number = safety_number(
-            (&self.me, self.identity.public().fingerprint()),
-            (name, theirs),
-        );
-        self.notice(format!(
-            "safety number with {name} ({}):",
-            self.trust_word(name)
-        ));
+        let number = safety_number((&self.me, self.identity.public().fingerprint()), (name, theirs));
+        self.notice(format!("safety number with {name} ({}):", self.trust_word(name)));
         let groups: Vec<&str> = number.split(' ').collect();
         for row in groups.chunks(4) {
             self.notice(format!("    {}", row.join(" ")));
@@ -659,12 +591,8 @@ impl Session {
     fn trust(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
         match self.peers.accept(&name) {
-            Ok(false) => self.notice(format!(
-                "the key of {name} has not changed: nothing to decide"
-            )),
-            Ok(true) => self.notice(format!(
-                "the new key of {name} is accepted; /verify {name} compares it"
-            )),
+            Ok(false) => self.notice(format!("the key of {name} has not changed: nothing to decide")),
+            Ok(true) => self.notice(format!("the new key of {name} is accepted; /verify {name} compares it")),
             Err(error) => self.problem(format!("the decision cannot be remembered: {error}")),
         }
         self.read_inbox(&name);

@@ -57,10 +57,7 @@ pub fn is_terminal() -> bool {
 pub fn size() -> Size {
     match termion::terminal_size() {
         Ok((columns, rows)) if columns > 0 && rows > 0 => Size { columns, rows },
-        _ => Size {
-            columns: 80,
-            rows: 24,
-        },
+        _ => Size { columns: 80, rows: 24 },
     }
 }
 
@@ -82,11 +79,7 @@ fn enter(full_screen: bool) -> io::Result<()> {
     drop(ours);
     write(PASTE_ON)?;
     if full_screen {
-        write(&format!(
-            "{}{WRAP_OFF}{}",
-            screen::ToAlternateScreen,
-            clear::All
-        ))
+        write(&format!("{}{WRAP_OFF}{}", screen::ToAlternateScreen, clear::All))
     } else {
         Ok(())
     }
@@ -122,19 +115,14 @@ pub struct Terminal {
 impl Terminal {
     /// Takes the screen over. Without `color` there is still bold and reverse.
     pub fn open(color: bool) -> io::Result<Terminal> {
-        let terminal = Terminal {
-            color,
-            shown: Vec::new(),
-        };
+        let terminal = Terminal { color, shown: Vec::new() };
         enter(true)?;
         Ok(terminal)
     }
 
     /// Shows the frame; writes only the rows that changed.
     pub fn draw(&mut self, frame: &Frame) -> io::Result<()> {
-        let out = self
-            .difference(frame)
-            .expect("a string takes everything written to it");
+        let out = self.difference(frame).expect("a string takes everything written to it");
         self.shown.clear();
         write(&out)?;
         self.shown.clone_from(&frame.rows);
@@ -159,12 +147,7 @@ impl Terminal {
             }
         }
         let (column, row) = frame.cursor;
-        write!(
-            out,
-            "{}{}",
-            cursor::Goto(column.saturating_add(1), row.saturating_add(1)),
-            cursor::Show
-        )?;
+        write!(out, "{}{}", cursor::Goto(column.saturating_add(1), row.saturating_add(1)), cursor::Show)?;
         Ok(out)
     }
 
@@ -226,26 +209,20 @@ impl Keyboard {
         let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         let (sender, bytes) = mpsc::channel();
         // Nothing waits for this thread: it ends with the input or with the process.
-        thread::Builder::new()
-            .name("keyboard".into())
-            .spawn(move || {
-                loop {
-                    let mut piece = Zeroizing::new(vec![0; 1024]);
-                    match input.read(&mut piece) {
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                        Err(_) | Ok(0) => break,
-                        Ok(length) => piece.truncate(length),
-                    }
-                    if sender.send(piece).is_err() {
-                        break;
-                    }
+        thread::Builder::new().name("keyboard".into()).spawn(move || {
+            loop {
+                let mut piece = Zeroizing::new(vec![0; 1024]);
+                match input.read(&mut piece) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(_) | Ok(0) => break,
+                    Ok(length) => piece.truncate(length),
                 }
-            })?;
-        Ok(Keyboard {
-            bytes,
-            decoder: Decoder::default(),
-            ready: VecDeque::new(),
-        })
+                if sender.send(piece).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Keyboard { bytes, decoder: Decoder::default(), ready: VecDeque::new() })
     }
 
     /// Hands on all keys as they come, until `deliver` returns false or the input ends.
@@ -306,10 +283,7 @@ impl<'a> Prompter<'a> {
             let label = fitting(label, columns.saturating_sub(16));
             let (shown, at) = editor.visible(columns.saturating_sub(width(label) + 1));
             let before = fitting(&shown, at);
-            write(&format!(
-                "\r{label}{shown}{}\r{label}{before}",
-                clear::UntilNewline
-            ))?;
+            write(&format!("\r{label}{shown}{}\r{label}{before}", clear::UntilNewline))?;
             match self.key(editor.is_empty())? {
                 None => break None,
                 Some(key) => {
@@ -336,9 +310,7 @@ impl<'a> Prompter<'a> {
             match self.key(typed.is_empty())? {
                 None => break None,
                 Some(Key::Char(c)) => push(&mut typed, c),
-                Some(Key::Paste(text)) => Zeroizing::new(text)
-                    .chars()
-                    .for_each(|c| push(&mut typed, c)),
+                Some(Key::Paste(text)) => Zeroizing::new(text).chars().for_each(|c| push(&mut typed, c)),
                 Some(Key::Backspace | Key::Ctrl('h')) => drop(typed.pop()),
                 Some(Key::Ctrl('u')) => typed.clear(),
                 Some(Key::Enter) => break Some(Password::new(std::mem::take(&mut *typed))),
@@ -372,58 +344,27 @@ mod tests {
     use super::*;
 
     fn frame(lines: &[&str]) -> Frame {
-        let style = Style {
-            color: Some(31),
-            bold: true,
-            ..Style::default()
-        };
-        let rows = lines
-            .iter()
-            .map(|line| {
-                vec![Span {
-                    text: (*line).into(),
-                    style,
-                }]
-            })
-            .collect();
-        Frame {
-            rows,
-            cursor: (2, 1),
-            scroll: 0,
-        }
+        let style = Style { color: Some(31), bold: true, ..Style::default() };
+        let rows = lines.iter().map(|line| vec![Span { text: (*line).into(), style }]).collect();
+        Frame { rows, cursor: (2, 1), scroll: 0 }
     }
 
     fn terminal(color: bool, shown: &[&str]) -> Terminal {
-        Terminal {
-            color,
-            shown: frame(shown).rows,
-        }
+        Terminal { color, shown: frame(shown).rows }
     }
 
     #[test]
     fn only_what_changed_is_written() {
-        let out = terminal(true, &["one", "two"])
-            .difference(&frame(&["one", "2"]))
-            .expect("a string");
-        assert_eq!(
-            out,
-            "\x1b[?25l\x1b[2;1H\x1b[2K\x1b[38;5;31m\x1b[1m2\x1b[m\x1b[2;3H\x1b[?25h"
-        );
-        let out = terminal(true, &["one"])
-            .difference(&frame(&["one", "two"]))
-            .expect("a string");
+        let out = terminal(true, &["one", "two"]).difference(&frame(&["one", "2"])).expect("a string");
+        assert_eq!(out, "\x1b[?25l\x1b[2;1H\x1b[2K\x1b[38;5;31m\x1b[1m2\x1b[m\x1b[2;3H\x1b[?25h");
+        let out = terminal(true, &["one"]).difference(&frame(&["one", "two"])).expect("a string");
         assert!(out.contains("\x1b[2J") && out.contains("one") && out.contains("two"));
     }
 
     #[test]
     fn without_color_there_is_still_bold() {
-        let out = terminal(false, &[])
-            .difference(&frame(&["one"]))
-            .expect("a string");
-        assert!(
-            out.contains("\x1b[1mone") && !out.contains("38;5"),
-            "{out:?}"
-        );
+        let out = terminal(false, &[]).difference(&frame(&["one"])).expect("a string");
+        assert!(out.contains("\x1b[1mone") && !out.contains("38;5"), "{out:?}");
     }
 
     #[test]
@@ -437,14 +378,8 @@ mod tests {
     #[test]
     fn keys_arrive_in_order_and_a_lone_escape_in_time() {
         let (sender, bytes) = mpsc::channel();
-        let mut keyboard = Keyboard {
-            bytes,
-            decoder: Decoder::default(),
-            ready: VecDeque::new(),
-        };
-        sender
-            .send(Zeroizing::new(b"a\rb\x1b".to_vec()))
-            .expect("open");
+        let mut keyboard = Keyboard { bytes, decoder: Decoder::default(), ready: VecDeque::new() };
+        sender.send(Zeroizing::new(b"a\rb\x1b".to_vec())).expect("open");
         assert_eq!(keyboard.next(), Some(Key::Char('a')));
         assert_eq!(keyboard.next(), Some(Key::Enter));
         let mut rest = Vec::new();

@@ -79,11 +79,7 @@ fn columns(c: char) -> usize {
 fn cluster_width(cluster: &str) -> usize {
     let narrow = cluster.chars().map(columns).sum();
     // The selector may turn a narrow sign into a wide picture.
-    if narrow == 1 && cluster.contains(EMOJI_STYLE) {
-        2
-    } else {
-        narrow
-    }
+    if narrow == 1 && cluster.contains(EMOJI_STYLE) { 2 } else { narrow }
 }
 
 /// The beginning of the text that fits into `limit` columns.
@@ -162,14 +158,8 @@ mod tests {
 
     #[test]
     fn nothing_that_controls_or_deceives_survives() {
-        assert_eq!(
-            sanitise("a\u{1b}[2J\u{7f}\u{9b}b"),
-            "a\u{fffd}[2J\u{fffd}\u{fffd}b"
-        );
-        assert_eq!(
-            sanitise("one\r\ntwo\nthree\tx\r"),
-            "one⏎two⏎three x\u{fffd}"
-        );
+        assert_eq!(sanitise("a\u{1b}[2J\u{7f}\u{9b}b"), "a\u{fffd}[2J\u{fffd}\u{fffd}b");
+        assert_eq!(sanitise("one\r\ntwo\nthree\tx\r"), "one⏎two⏎three x\u{fffd}");
         for bad in "\u{61c}\u{200b}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}\u{feff}\u{e0001}\u{e007f}".chars() {
             assert_eq!(sanitise(&format!("a{bad}b")), "a\u{fffd}b", "{bad:?}");
         }
@@ -180,16 +170,8 @@ mod tests {
 
     #[test]
     fn what_people_write_stays_as_it_is() {
-        for good in [
-            "héllo",
-            "e\u{301}",
-            "日本語",
-            "👨‍👩‍👧‍👦",
-            "❤️",
-            "می\u{200c}خواهم",
-            "שלום",
-            "👍🏽",
-        ] {
+        for good in ["héllo", "e\u{301}", "日本語", "👨‍👩‍👧‍👦", "❤️", "می\u{200c}خواهم", "שלום", "👍🏽"]
+        {
             assert_eq!(sanitise(good), good);
             assert_eq!(sanitise(&sanitise(good)), sanitise(good));
         }
@@ -199,20 +181,11 @@ mod tests {
 
     #[test]
     fn widths_are_those_of_the_terminal() {
-        for (text, columns) in [
-            ("", 0),
-            ("abc", 3),
-            ("日本", 4),
-            ("e\u{301}x", 2),
-            ("👍", 2),
-            ("☺️", 2),
-        ] {
+        for (text, columns) in [("", 0), ("abc", 3), ("日本", 4), ("e\u{301}x", 2), ("👍", 2), ("☺️", 2)]
+        {
             assert_eq!(width(text), columns, "{text}");
         }
-        assert_eq!(
-            clusters("ae\u{301}👨‍👩‍👧b👍🏽").collect::<Vec<_>>(),
-            ["a", "e\u{301}", "👨‍👩‍👧", "b", "👍🏽"]
-        );
+        assert_eq!(clusters("ae\u{301}👨‍👩‍👧b👍🏽").collect::<Vec<_>>(), ["a", "e\u{301}", "👨‍👩‍👧", "b", "👍🏽"]);
         assert_eq!(clusters(&"x\u{200d}".repeat(80)).count(), 10);
     }
 
@@ -246,14 +219,9 @@ mod tests {
     fn only_a_whole_name_is_a_mention() {
         assert_eq!(mentions("hi @Alice, @bob @alice", "alice"), [3..9, 16..22]);
         assert_eq!(mentions("@alice@alice (@alice)", "alice"), [0..6, 14..20]);
-        for other in [
-            "@alice2", "x@alice", "@alice-b", "@alice_b", "alice", "@", "@ alice",
-        ] {
+        for other in ["@alice2", "x@alice", "@alice-b", "@alice_b", "alice", "@", "@ alice"] {
             assert!(mentions(other, "alice").is_empty(), "{other}");
         }
-        assert_eq!(
-            all_mentions("@a é@bob, x@c").collect::<Vec<_>>(),
-            [0..2, 5..9]
-        );
+        assert_eq!(all_mentions("@a é@bob, x@c").collect::<Vec<_>>(), [0..2, 5..9]);
     }
 }

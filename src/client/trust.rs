@@ -89,13 +89,7 @@ impl KnownServers {
         if self.known.insert(server.into(), fingerprint) == Some(fingerprint) {
             return Ok(());
         }
-        add(
-            &self.file,
-            &ServerRecord {
-                server: server.into(),
-                fingerprint: fingerprint.to_string(),
-            },
-        )?;
+        add(&self.file, &ServerRecord { server: server.into(), fingerprint: fingerprint.to_string() })?;
         self.file.sync_data()
     }
 }
@@ -116,19 +110,11 @@ impl KnownUsers {
         let mut known = HashMap::new();
         let file = open(path, |record: UserRecord| {
             if record.server == server {
-                let trust = if record.verified {
-                    Trust::Verified
-                } else {
-                    Trust::New
-                };
+                let trust = if record.verified { Trust::Verified } else { Trust::New };
                 known.insert(record.name, (Fingerprint(record.identity.0), trust));
             }
         })?;
-        Ok(KnownUsers {
-            file,
-            server,
-            known,
-        })
+        Ok(KnownUsers { file, server, known })
     }
 
     /// The remembered key.
@@ -145,18 +131,10 @@ impl KnownUsers {
             return Ok(());
         }
         let verified = trust == Trust::Verified;
-        let record = UserRecord {
-            server: self.server.clone(),
-            name: name.clone(),
-            identity: Fixed(key.0),
-            verified,
-        };
+        let record =
+            UserRecord { server: self.server.clone(), name: name.clone(), identity: Fixed(key.0), verified };
         add(&self.file, &record)?;
-        if verified {
-            self.file.sync_data()
-        } else {
-            Ok(())
-        }
+        if verified { self.file.sync_data() } else { Ok(()) }
     }
 }
 
@@ -175,17 +153,11 @@ mod tests {
         let mut users = open("a:1").expect("open");
         users.remember(&bob, one, Trust::New).expect("stored");
         users.remember(&bob, two, Trust::Verified).expect("stored");
-        assert_eq!(
-            open("a:1").expect("open").get(&bob),
-            Some((two, Trust::Verified))
-        );
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((two, Trust::Verified)));
         assert_eq!(open("a:2").expect("open").get(&bob), None);
         let whole = std::fs::read_to_string(&path).expect("read");
         std::fs::write(&path, whole.clone() + "{\"server\":\"a:1\",\"na").expect("write");
-        assert_eq!(
-            open("a:1").expect("a torn line").get(&bob),
-            Some((two, Trust::Verified))
-        );
+        assert_eq!(open("a:1").expect("a torn line").get(&bob), Some((two, Trust::Verified)));
         assert_eq!(std::fs::read_to_string(&path).expect("read"), whole);
         std::fs::write(&path, whole.replacen("identity", "idenity", 1)).expect("write");
         let error = open("a:1").err().expect("damage").to_string();

@@ -86,25 +86,11 @@ const ROOM: u8 = 31;
 const PROBLEM: u8 = 160;
 const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
 
-const PLAIN: Style = Style {
-    color: None,
-    bold: false,
-    dim: false,
-    reverse: false,
-};
-const BOLD: Style = Style {
-    bold: true,
-    ..PLAIN
-};
+const PLAIN: Style = Style { color: None, bold: false, dim: false, reverse: false };
+const BOLD: Style = Style { bold: true, ..PLAIN };
 const DIM: Style = Style { dim: true, ..PLAIN };
-const REVERSE: Style = Style {
-    reverse: true,
-    ..PLAIN
-};
-const ALARM: Style = Style {
-    color: Some(PROBLEM),
-    ..BOLD
-};
+const REVERSE: Style = Style { reverse: true, ..PLAIN };
+const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
 
 /// The screen: entries, the newest lowest, the status line, the input line.
 pub fn draw(screen: &Screen, size: Size) -> Frame {
@@ -123,11 +109,7 @@ pub fn draw(screen: &Screen, size: Size) -> Frame {
     for row in &mut rows {
         clip(row, columns);
     }
-    Frame {
-        rows,
-        cursor: (column, size.rows.saturating_sub(1)),
-        scroll,
-    }
+    Frame { rows, cursor: (column, size.rows.saturating_sub(1)), scroll }
 }
 
 /// `height` rows of entries, and how far up they really are. Wraps only what it shows.
@@ -148,30 +130,14 @@ fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) 
 }
 
 fn status_line(status: &Status, scroll: usize, columns: usize) -> Row {
-    let above = if scroll > 0 {
-        format!("↑{scroll}")
-    } else {
-        String::new()
-    };
+    let above = if scroll > 0 { format!("↑{scroll}") } else { String::new() };
     let people = match status.online {
         1 => "1 person".into(),
         n => format!("{n} people"),
     };
-    let Status {
-        place,
-        link,
-        encryption,
-        trust,
-        me,
-        server,
-        ..
-    } = status;
+    let Status { place, link, encryption, trust, me, server, .. } = status;
     let parts = [&above, place, link, encryption, trust, me, &people, server];
-    let parts: Vec<&str> = parts
-        .into_iter()
-        .map(String::as_str)
-        .filter(|part| !part.is_empty())
-        .collect();
+    let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     let text = truncate(&format!(" {}", parts.join(" · ")), columns);
     let padding = " ".repeat(columns - width(&text));
     vec![span(&(text + &padding), REVERSE)]
@@ -207,46 +173,22 @@ fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
 
 /// Who speaks to whom, and the style of what is said.
 fn head(entry: &Entry) -> (Row, Style) {
-    let kind = |color| Style {
-        color: Some(color),
-        ..BOLD
-    };
+    let kind = |color| Style { color: Some(color), ..BOLD };
     let name = |name: &Username| {
         span(
             name.as_str(),
-            Style {
-                color: Some(color_of(name)),
-                bold: true,
-                reverse: entry.mention,
-                dim: false,
-            },
+            Style { color: Some(color_of(name)), bold: true, reverse: entry.mention, dim: false },
         )
     };
     match &entry.source {
-        Source::Broadcast { from } => {
-            (vec![span("<", PLAIN), name(from), span("> ", PLAIN)], PLAIN)
-        }
+        Source::Broadcast { from } => (vec![span("<", PLAIN), name(from), span("> ", PLAIN)], PLAIN),
         Source::Private { from, to } => {
             let to = format!(" → {to}] ");
-            (
-                vec![
-                    span("[private ", kind(PRIVATE)),
-                    name(from),
-                    span(&to, kind(PRIVATE)),
-                ],
-                PLAIN,
-            )
+            (vec![span("[private ", kind(PRIVATE)), name(from), span(&to, kind(PRIVATE))], PLAIN)
         }
         Source::Room { from, to } => {
             let to = format!(" → {to}) ");
-            (
-                vec![
-                    span("(room ", kind(ROOM)),
-                    name(from),
-                    span(&to, kind(ROOM)),
-                ],
-                PLAIN,
-            )
+            (vec![span("(room ", kind(ROOM)), name(from), span(&to, kind(ROOM))], PLAIN)
         }
         Source::Notice => (vec![span("* ", DIM)], DIM),
         Source::Problem => (vec![span("! ", ALARM)], ALARM),
@@ -255,9 +197,10 @@ fn head(entry: &Entry) -> (Row, Style) {
 
 /// The same for a name everywhere and always (FNV-1a of its folded form).
 fn color_of(name: &Username) -> u8 {
-    let hash = name.folded().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = name
+        .folded()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     NAMES[hash as usize % NAMES.len()]
 }
 
@@ -268,14 +211,7 @@ fn highlighted(text: &str, style: Style, me: &str) -> Row {
     for at in all_mentions(text) {
         let reverse = mine.contains(&at);
         row.push(span(&text[done..at.start], style));
-        row.push(span(
-            &text[at.clone()],
-            Style {
-                bold: true,
-                reverse,
-                ..style
-            },
-        ));
+        row.push(span(&text[at.clone()], Style { bold: true, reverse, ..style }));
         done = at.end;
     }
     row.push(span(&text[done..], style));
@@ -284,10 +220,7 @@ fn highlighted(text: &str, style: Style, me: &str) -> Row {
 
 /// The second look: entries are sanitised already, yet no control character can leave here.
 fn span(text: &str, style: Style) -> Span {
-    Span {
-        text: text.replace(char::is_control, "\u{fffd}"),
-        style,
-    }
+    Span { text: text.replace(char::is_control, "\u{fffd}"), style }
 }
 
 fn margin(columns: usize) -> Span {
@@ -309,12 +242,7 @@ mod tests {
     use super::*;
 
     fn entry(source: Source, text: &str) -> Entry {
-        Entry {
-            time: 0,
-            source,
-            text: text.into(),
-            mention: false,
-        }
+        Entry { time: 0, source, text: text.into(), mention: false }
     }
 
     fn name(text: &str) -> Username {
@@ -322,20 +250,10 @@ mod tests {
     }
 
     fn said(text: &str) -> Entry {
-        entry(
-            Source::Broadcast {
-                from: name("alice"),
-            },
-            text,
-        )
+        entry(Source::Broadcast { from: name("alice") }, text)
     }
 
-    fn with_frame<T>(
-        entries: Vec<Entry>,
-        scroll: usize,
-        size: (u16, u16),
-        check: impl Fn(Frame) -> T,
-    ) -> T {
+    fn with_frame<T>(entries: Vec<Entry>, scroll: usize, size: (u16, u16), check: impl Fn(Frame) -> T) -> T {
         let status = Status {
             place: "room with bob".into(),
             link: "on-line".into(),
@@ -357,10 +275,7 @@ mod tests {
                 me: "carol",
                 clock: &|_| "14:05".into(),
             },
-            Size {
-                columns: size.0,
-                rows: size.1,
-            },
+            Size { columns: size.0, rows: size.1 },
         ))
     }
 
@@ -369,34 +284,15 @@ mod tests {
     }
 
     fn shown(entries: Vec<Entry>, scroll: usize, size: (u16, u16)) -> Vec<String> {
-        with_frame(entries, scroll, size, |frame| {
-            frame.rows.iter().map(text_of).collect()
-        })
+        with_frame(entries, scroll, size, |frame| frame.rows.iter().map(text_of).collect())
     }
 
     fn all_kinds() -> Vec<Entry> {
         let (alice, bob) = (name("alice"), name("bob"));
         vec![
-            entry(
-                Source::Broadcast {
-                    from: alice.clone(),
-                },
-                "hi all",
-            ),
-            entry(
-                Source::Private {
-                    from: alice.clone(),
-                    to: bob.clone(),
-                },
-                "psst",
-            ),
-            entry(
-                Source::Room {
-                    from: alice,
-                    to: bob,
-                },
-                "in here",
-            ),
+            entry(Source::Broadcast { from: alice.clone() }, "hi all"),
+            entry(Source::Private { from: alice.clone(), to: bob.clone() }, "psst"),
+            entry(Source::Room { from: alice, to: bob }, "in here"),
             entry(Source::Notice, "bob is on-line"),
             entry(Source::Problem, "the connection is lost"),
         ]
@@ -416,7 +312,8 @@ mod tests {
                 "14:05 ! the connection is lost",
             ]
         );
-        let status = " room with bob · on-line · end-to-end encrypted · verified · carol · 3 people · localhost:1";
+        let status =
+            " room with bob · on-line · end-to-end encrypted · verified · carol · 3 people · localhost:1";
         assert_eq!(rows[6].trim_end(), status);
         assert_eq!(width(&rows[6]), 100);
         assert_eq!(rows[7], "bob> half a line");
@@ -458,29 +355,17 @@ mod tests {
     #[test]
     fn every_frame_fits_its_screen_exactly() {
         let wide =
-            "日本語 👨‍👩‍👧‍👦 e\u{301}\u{301} ☺️ averyveryveryverylongword @carol \u{1b}[2J\u{9b} fin "
-                .repeat(9);
+            "日本語 👨‍👩‍👧‍👦 e\u{301}\u{301} ☺️ averyveryveryverylongword @carol \u{1b}[2J\u{9b} fin ".repeat(9);
         let mut entries = all_kinds();
         entries.push(said(&wide));
-        entries.push(entry(
-            Source::Private {
-                from: name(&"a".repeat(32)),
-                to: name(&"b".repeat(32)),
-            },
-            &wide,
-        ));
+        entries
+            .push(entry(Source::Private { from: name(&"a".repeat(32)), to: name(&"b".repeat(32)) }, &wide));
         let sizes = (0..6).flat_map(|c| (0..6).map(move |r| (c, r)));
-        for size in sizes
-            .chain((6..100).map(|c| (c, 6 + c / 3)))
-            .chain([(300, 100), (u16::MAX, 2)])
-        {
+        for size in sizes.chain((6..100).map(|c| (c, 6 + c / 3))).chain([(300, 100), (u16::MAX, 2)]) {
             for scroll in [0, 3, usize::MAX] {
                 with_frame(entries.clone(), scroll, size, |frame| {
                     assert_eq!(frame.rows.len(), usize::from(size.1));
-                    assert!(
-                        frame.cursor.0 < size.0.max(1) && frame.cursor.1 < size.1.max(1),
-                        "{size:?}"
-                    );
+                    assert!(frame.cursor.0 < size.0.max(1) && frame.cursor.1 < size.1.max(1), "{size:?}");
                     for row in frame.rows.iter().map(text_of) {
                         assert!(width(&row) <= usize::from(size.0), "{size:?}: {row:?}");
                         assert!(!row.contains(char::is_control), "{row:?}");
@@ -506,20 +391,10 @@ mod tests {
         let mut mine = said("hey @Carol and @bob");
         mine.mention = true;
         with_frame(vec![mine], 0, (60, 3), |frame| {
-            let looks = |text: &str| {
-                frame.rows[0]
-                    .iter()
-                    .find(|span| span.text == text)
-                    .map(|span| span.style)
-            };
+            let looks =
+                |text: &str| frame.rows[0].iter().find(|span| span.text == text).map(|span| span.style);
             assert!(looks("alice").is_some_and(|style| style.reverse));
-            assert_eq!(
-                looks("@Carol"),
-                Some(Style {
-                    reverse: true,
-                    ..BOLD
-                })
-            );
+            assert_eq!(looks("@Carol"), Some(Style { reverse: true, ..BOLD }));
             assert_eq!(looks("@bob"), Some(BOLD));
         });
     }

@@ -81,9 +81,7 @@ impl Kind {
 
     /// Reverses [`Kind::as_str`].
     pub fn parse(text: &str) -> Option<Kind> {
-        [Kind::Message, Kind::RoomOpened, Kind::RoomLeft]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
+        [Kind::Message, Kind::RoomOpened, Kind::RoomLeft].into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -131,11 +129,7 @@ fn commitment(key: &Key) -> [u8; 32] {
 
 fn signed_bytes(header: &[u8], nonce: &[u8; 12], ciphertext: &[u8], tag: &Tag) -> Vec<u8> {
     let body = sha256(&[ciphertext, tag].concat());
-    Fields::new(label::ENVELOPE_SIGNATURE)
-        .bytes(header)
-        .bytes(nonce)
-        .bytes(&body)
-        .finish()
+    Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(nonce).bytes(&body).finish()
 }
 
 /// The part of an envelope that is the same for all its recipients, as it goes over the wire.
@@ -163,10 +157,7 @@ impl Sealed {
     /// # Panics
     /// If `text` is longer than [`MAX_TEXT`]; callers bound what people type.
     pub fn seal(header: Header, identity: &IdentityKey, text: &[u8]) -> Sealed {
-        assert!(
-            text.len() <= MAX_TEXT,
-            "texts are bounded where they are typed"
-        );
+        assert!(text.len() <= MAX_TEXT, "texts are bounded where they are typed");
         let key = Key::random();
         let commitment = commitment(&key);
         let encoded = header.encode(&commitment);
@@ -174,19 +165,8 @@ impl Sealed {
         let mut ciphertext = pad(text);
         let tag = primitives::eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
         let signature = identity.sign(&signed_bytes(&encoded, &nonce, &ciphertext, &tag));
-        let body = Body {
-            header,
-            commitment,
-            nonce,
-            ciphertext,
-            tag,
-            signature,
-        };
-        Sealed {
-            body,
-            key,
-            oaep_label: sha256(&encoded),
-        }
+        let body = Body { header, commitment, nonce, ciphertext, tag, signature };
+        Sealed { body, key, oaep_label: sha256(&encoded) }
     }
 
     /// The message key for one recipient, bound to this header; about 0.1 ms.
@@ -229,19 +209,12 @@ impl Envelope {
     /// [`CryptoError::BadSignature`].
     pub fn verify(&self, identity: &IdentityPublicKey) -> Result<Verified<'_>, CryptoError> {
         let body = &self.body;
-        if body.header.identity != identity.fingerprint() || body.ciphertext.len() > MAX_CIPHERTEXT
-        {
+        if body.header.identity != identity.fingerprint() || body.ciphertext.len() > MAX_CIPHERTEXT {
             return Err(CryptoError::BadEnvelope);
         }
         let header = body.header.encode(&body.commitment);
-        identity.verify(
-            &signed_bytes(&header, &body.nonce, &body.ciphertext, &body.tag),
-            &body.signature,
-        )?;
-        Ok(Verified {
-            envelope: self,
-            header,
-        })
+        identity.verify(&signed_bytes(&header, &body.nonce, &body.ciphertext, &body.tag), &body.signature)?;
+        Ok(Verified { envelope: self, header })
     }
 }
 

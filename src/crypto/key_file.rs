@@ -48,7 +48,7 @@ impl fmt::Display for KeyFileError {
         f.write_str(match self {
             KeyFileError::Damaged => "the key file is damaged: restore it from a copy",
             KeyFileError::Unsupported => {
-                "the key file is of a newer version or asks for unsafe parameters"
+                "the key file is of a newer version or asks for parameters that are not safe"
             }
             KeyFileError::WrongPassword => "the password does not open the key file",
         })
@@ -59,9 +59,7 @@ impl std::error::Error for KeyFileError {}
 
 /// What GCM authenticates beside the ciphertext: the owner, so that files cannot be exchanged.
 fn associated(owner: &Username) -> Vec<u8> {
-    Fields::new(label::KEY_FILE)
-        .bytes(owner.as_str().as_bytes())
-        .finish()
+    Fields::new(label::KEY_FILE).bytes(owner.as_str().as_bytes()).finish()
 }
 
 /// The text of a key file, with a fresh salt and nonce.
@@ -88,11 +86,7 @@ pub fn seal(key: &IdentityKey, owner: &Username, password: &Password) -> String 
 ///
 /// # Errors
 /// [`KeyFileError`]; parameters are checked before any work is done with them.
-pub fn open(
-    text: &[u8],
-    owner: &Username,
-    password: &Password,
-) -> Result<IdentityKey, KeyFileError> {
+pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<IdentityKey, KeyFileError> {
     if text.len() > MAX_FILE {
         return Err(KeyFileError::Damaged);
     }
@@ -104,14 +98,8 @@ pub fn open(
     }
     let wrapping = primitives::pbkdf2(password, &file.salt.0, file.rounds);
     let mut body = Zeroizing::new(file.ciphertext.0);
-    primitives::gcm_open(
-        &wrapping,
-        &file.nonce.0,
-        &associated(owner),
-        &mut body,
-        &file.tag.0,
-    )
-    .map_err(|_| KeyFileError::WrongPassword)?;
+    primitives::gcm_open(&wrapping, &file.nonce.0, &associated(owner), &mut body, &file.tag.0)
+        .map_err(|_| KeyFileError::WrongPassword)?;
     IdentityKey::from_pkcs8(&body).map_err(|_| KeyFileError::Damaged)
 }
 
@@ -128,24 +116,12 @@ mod tests {
         let opened = open(text.as_bytes(), &alice, &right).expect("opens");
         assert_eq!(opened.public().fingerprint(), key.public().fingerprint());
         let wrong = Password::new("correct house".into());
-        assert_eq!(
-            open(text.as_bytes(), &alice, &wrong).expect_err("wrong"),
-            KeyFileError::WrongPassword
-        );
-        assert_eq!(
-            open(text.as_bytes(), &bob, &right).expect_err("moved"),
-            KeyFileError::WrongPassword
-        );
+        assert_eq!(open(text.as_bytes(), &alice, &wrong).expect_err("wrong"), KeyFileError::WrongPassword);
+        assert_eq!(open(text.as_bytes(), &bob, &right).expect_err("moved"), KeyFileError::WrongPassword);
         let cheap = text.replace("600000", "99999");
-        assert_eq!(
-            open(cheap.as_bytes(), &alice, &right).expect_err("cheap"),
-            KeyFileError::Unsupported
-        );
+        assert_eq!(open(cheap.as_bytes(), &alice, &right).expect_err("cheap"), KeyFileError::Unsupported);
         let endless = text.replace("600000", "4294967295");
-        assert_eq!(
-            open(endless.as_bytes(), &alice, &right).expect_err("endless"),
-            KeyFileError::Unsupported
-        );
+        assert_eq!(open(endless.as_bytes(), &alice, &right).expect_err("endless"), KeyFileError::Unsupported);
         for end in [0, 1, 100, text.len() - 3] {
             assert_eq!(
                 open(&text.as_bytes()[..end], &alice, &right).expect_err("cut"),

@@ -4,8 +4,8 @@
 //! drop (by `rsa`, whose private operations are all blinded here). The server never names this file.
 
 use super::public::{
-    Fingerprint, IdentityPublicKey, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate,
-    SessionPublicKey, Signature,
+    Fingerprint, IdentityPublicKey, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate, SessionPublicKey,
+    Signature,
 };
 use super::secret::Key;
 use super::{CryptoError, primitives::sha256};
@@ -22,10 +22,7 @@ fn generate() -> RsaPrivateKey {
 }
 
 fn spki(key: &RsaPrivateKey) -> Vec<u8> {
-    key.to_public_key()
-        .to_public_key_der()
-        .expect("an RSA key has a DER form")
-        .into_vec()
+    key.to_public_key().to_public_key_der().expect("an RSA key has a DER form").into_vec()
 }
 
 /// The long-lived key that a person is known by. It only signs.
@@ -67,34 +64,17 @@ impl IdentityKey {
     /// `RSASSA-PSS[self](message)`, see [`IdentityPublicKey::verify`]; about 2 ms.
     pub fn sign(&self, message: &[u8]) -> Signature {
         self.key
-            .sign_with_rng(
-                &mut rand::rng(),
-                Pss::<Sha256>::new_blinded_with_salt(PSS_SALT),
-                &sha256(message),
-            )
+            .sign_with_rng(&mut rand::rng(), Pss::<Sha256>::new_blinded_with_salt(PSS_SALT), &sha256(message))
             .expect("a 2048-bit key signs a SHA-256 hash")
             .try_into()
             .expect("a signature of the modulus's length")
     }
 
     /// Certifies a session key of `owner` made at `created` (milliseconds since 1970).
-    pub fn certify(
-        &self,
-        owner: &Username,
-        session: &SessionKey,
-        created: u64,
-    ) -> SessionCertificate {
+    pub fn certify(&self, owner: &Username, session: &SessionKey, created: u64) -> SessionCertificate {
         let key = session.public().clone();
-        let signature = self.sign(&SessionCertificate::signed_bytes(
-            owner,
-            &key.spki(),
-            created,
-        ));
-        SessionCertificate {
-            key,
-            created,
-            signature,
-        }
+        let signature = self.sign(&SessionCertificate::signed_bytes(owner, &key.spki(), created));
+        SessionCertificate { key, created, signature }
     }
 }
 
@@ -137,11 +117,7 @@ impl SessionKey {
     ///
     /// # Errors
     /// [`CryptoError::BadCiphertext`] for another key, another label or altered bytes alike.
-    pub fn unwrap(
-        &self,
-        block: &[u8; RSA_BYTES],
-        oaep_label: [u8; 32],
-    ) -> Result<Key, CryptoError> {
+    pub fn unwrap(&self, block: &[u8; RSA_BYTES], oaep_label: [u8; 32]) -> Result<Key, CryptoError> {
         let padding = Oaep::<Sha256>::new_with_label(oaep_label);
         let key = self.key.decrypt_blinded(&mut rand::rng(), padding, block);
         let key = Zeroizing::new(key.map_err(|_| CryptoError::BadCiphertext)?);

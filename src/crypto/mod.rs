@@ -101,9 +101,6 @@ mod tests {
         let b = Fields::new("l").bytes(b"a").bytes(b"bc").finish();
         assert_ne!(a, b);
         assert_eq!(a, b"\0\0\0\x01l\0\0\0\x02ab\0\0\0\x01c");
-        assert_eq!(
-            Fields::new("").number(1).finish(),
-            b"\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\x01"
-        );
+        assert_eq!(Fields::new("").number(1).finish(), b"\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\x01");
     }
 }

@@ -37,8 +37,7 @@ pub fn hmac_matches(key: &Key, message: &[u8], mac: &[u8]) -> bool {
 }
 
 fn keyed(key: &Key, message: &[u8]) -> Hmac<Sha256> {
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
     mac.update(message);
     mac
 }
@@ -80,12 +79,7 @@ pub fn eax_open(
     tag: &Tag,
 ) -> Result<(), CryptoError> {
     Eax::<Aes256>::new(key.expose().into())
-        .decrypt_inout_detached(
-            &eax_nonce(nonce, counter).into(),
-            header,
-            text.into(),
-            tag.into(),
-        )
+        .decrypt_inout_detached(&eax_nonce(nonce, counter).into(), header, text.into(), tag.into())
         .map_err(|_| CryptoError::BadCiphertext)
 }
 

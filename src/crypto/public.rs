@@ -46,10 +46,7 @@ impl Fingerprint {
     /// The first eight bytes as 16 hexadecimal digits: names a session key where the server has
     /// to tell which one a sender used. A routing hint, never a proof.
     pub fn short(&self) -> String {
-        self.0[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.0[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -70,13 +67,9 @@ impl FromStr for Fingerprint {
 
     fn from_str(text: &str) -> Result<Self, CryptoError> {
         let digits = text.strip_prefix("SHA256:").ok_or(CryptoError::BadKey)?;
-        let bytes = BASE64_STANDARD_NO_PAD
-            .decode(digits.trim_end_matches('='))
-            .map_err(|_| CryptoError::BadKey)?;
-        bytes
-            .try_into()
-            .map(Fingerprint)
-            .map_err(|_| CryptoError::BadKey)
+        let bytes =
+            BASE64_STANDARD_NO_PAD.decode(digits.trim_end_matches('=')).map_err(|_| CryptoError::BadKey)?;
+        bytes.try_into().map(Fingerprint).map_err(|_| CryptoError::BadKey)
     }
 }
 
@@ -99,17 +92,11 @@ impl Public {
         if !e || key.n().bits_vartime() as usize != RSA_BITS || canonical.as_bytes() != spki {
             return Err(CryptoError::BadKey);
         }
-        Ok(Public {
-            fingerprint: Fingerprint::of(spki),
-            key,
-        })
+        Ok(Public { fingerprint: Fingerprint::of(spki), key })
     }
 
     fn spki(&self) -> Vec<u8> {
-        self.key
-            .to_public_key_der()
-            .expect("an RSA key has a DER form")
-            .into_vec()
+        self.key.to_public_key_der().expect("an RSA key has a DER form").into_vec()
     }
 }
 
@@ -132,20 +119,13 @@ impl IdentityPublicKey {
     /// [`CryptoError::BadKey`], as for [`IdentityPublicKey::parse`].
     pub fn parse_pem(pem: &str) -> Result<Self, CryptoError> {
         let key = RsaPublicKey::from_public_key_pem(pem).map_err(|_| CryptoError::BadKey)?;
-        Self::parse(
-            key.to_public_key_der()
-                .map_err(|_| CryptoError::BadKey)?
-                .as_bytes(),
-        )
+        Self::parse(key.to_public_key_der().map_err(|_| CryptoError::BadKey)?.as_bytes())
     }
 
     /// The PEM form.
     pub fn to_pem(&self) -> String {
         let ending = rsa::pkcs8::LineEnding::LF;
-        self.0
-            .key
-            .to_public_key_pem(ending)
-            .expect("an RSA key has a PEM form")
+        self.0.key.to_public_key_pem(ending).expect("an RSA key has a PEM form")
     }
 
     /// The DER form, 294 bytes.
@@ -165,11 +145,7 @@ impl IdentityPublicKey {
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), CryptoError> {
         self.0
             .key
-            .verify(
-                Pss::<Sha256>::new_with_salt(PSS_SALT),
-                &sha256(message),
-                signature,
-            )
+            .verify(Pss::<Sha256>::new_with_salt(PSS_SALT), &sha256(message), signature)
             .map_err(|_| CryptoError::BadSignature)
     }
 }
@@ -201,10 +177,7 @@ impl SessionPublicKey {
     pub fn wrap(&self, key: &Key, oaep_label: [u8; 32]) -> [u8; RSA_BYTES] {
         let padding = Oaep::<Sha256>::new_with_label(oaep_label);
         let block = self.0.key.encrypt(&mut rand::rng(), padding, key.expose());
-        block
-            .expect("32 bytes fit one block")
-            .try_into()
-            .expect("a block of the modulus's length")
+        block.expect("32 bytes fit one block").try_into().expect("a block of the modulus's length")
     }
 }
 
@@ -253,13 +226,8 @@ impl SessionCertificate {
     ) -> Result<(), CryptoError> {
         let bytes = Self::signed_bytes(owner, &self.key.spki(), self.created);
         identity.verify(&bytes, &self.signature)?;
-        let (slack, life) = (
-            CERTIFICATE_SLACK.as_millis() as u64,
-            SESSION_KEY_LIFETIME.as_millis() as u64,
-        );
-        if self.created > now.saturating_add(slack)
-            || now > self.created.saturating_add(life + slack)
-        {
+        let (slack, life) = (CERTIFICATE_SLACK.as_millis() as u64, SESSION_KEY_LIFETIME.as_millis() as u64);
+        if self.created > now.saturating_add(slack) || now > self.created.saturating_add(life + slack) {
             return Err(CryptoError::StaleCertificate);
         }
         Ok(())
@@ -275,10 +243,7 @@ pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerpri
         let fields = Fields::new(label::SAFETY_NUMBER).bytes(name.as_str().as_bytes());
         let hash = sha256(&fields.bytes(&fingerprint.0).finish());
         let group = |five: &[u8]| five.iter().fold(0u64, |n, &b| n << 8 | u64::from(b)) % 100_000;
-        let groups: Vec<String> = hash[..30]
-            .chunks(5)
-            .map(|five| format!("{:05}", group(five)))
-            .collect();
+        let groups: Vec<String> = hash[..30].chunks(5).map(|five| format!("{:05}", group(five))).collect();
         groups.join(" ")
     };
     let mut halves = [half(one), half(other)];

@@ -102,9 +102,7 @@ impl fmt::Debug for Password {
 /// If the operating system has no randomness to give: nothing safe can be done without.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    rand::rngs::SysRng
-        .try_fill_bytes(&mut bytes)
-        .expect("the operating system's random source works");
+    rand::rngs::SysRng.try_fill_bytes(&mut bytes).expect("the operating system's random source works");
     bytes
 }
 
@@ -115,10 +113,7 @@ mod tests {
     #[test]
     fn debug_output_holds_no_secret() {
         assert_eq!(format!("{:?}", Key::new([7; 32])), "Secret(..)");
-        assert_eq!(
-            format!("{:?}", Password::new("hunter22".into())),
-            "Password(..)"
-        );
+        assert_eq!(format!("{:?}", Password::new("hunter22".into())), "Password(..)");
     }
 
     #[test]

@@ -76,14 +76,11 @@ impl Accounts {
     pub fn open(folder: &Path) -> io::Result<(Accounts, Notices)> {
         let path = folder.join("users.json");
         let file = disk::append(&path)?;
-        file.try_lock()
-            .map_err(|_| disk::at(&path)(io::Error::other("another server uses this folder")))?;
+        file.try_lock().map_err(|_| disk::at(&path)(io::Error::other("another server uses this folder")))?;
         let (by_name, good) = load(&path)?;
         let torn = file.metadata()?.len() - good;
         if torn > 0 {
-            file.set_len(good)
-                .and_then(|()| file.sync_all())
-                .map_err(disk::at(&path))?;
+            file.set_len(good).and_then(|()| file.sync_all()).map_err(disk::at(&path))?;
         }
         disk::sync_parent(&path)?;
         let accounts = Accounts {
@@ -104,10 +101,7 @@ impl Accounts {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.by_name
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// The secret behind the salts of unknown names.
@@ -122,15 +116,12 @@ impl Accounts {
     pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
         let path = self.key_path(&account.name);
         let bytes = disk::read(&path, MAX_KEY_FILE)?;
-        let key = std::str::from_utf8(&bytes)
-            .ok()
-            .and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
-        key.filter(|key| key.fingerprint() == account.identity)
-            .ok_or_else(|| {
-                disk::at(&path)(io::Error::other(
-                    "not the key this account was made with: restore it from a copy",
-                ))
-            })
+        let key = std::str::from_utf8(&bytes).ok().and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
+        key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
+            disk::at(&path)(io::Error::other(
+                "not the key this account was made with: restore it from a copy",
+            ))
+        })
     }
 
     fn key_path(&self, name: &Username) -> PathBuf {
@@ -141,11 +132,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`RegisterError`]; nothing is left behind then.
-    pub fn register(
-        &self,
-        account: Account,
-        identity: &IdentityPublicKey,
-    ) -> Result<(), RegisterError> {
+    pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> Result<(), RegisterError> {
         let folded = account.name.folded();
         {
             let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
@@ -242,11 +229,7 @@ impl Journal {
             busy: false,
             length,
         };
-        Journal {
-            file,
-            state: Mutex::new(state),
-            done: Condvar::new(),
-        }
+        Journal { file, state: Mutex::new(state), done: Condvar::new() }
     }
 
     /// Returns when `line` is on disk. The first to find nobody writing writes for all.
@@ -256,25 +239,17 @@ impl Journal {
         let mine = state.batch;
         while state.finished < mine {
             if state.busy {
-                state = self
-                    .done
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let bytes = std::mem::take(&mut state.waiting);
             let (batch, length) = (state.batch, state.length);
             (state.busy, state.batch) = (true, batch + 1);
             drop(state);
-            let written = (&self.file)
-                .write_all(bytes.as_bytes())
-                .and_then(|()| self.file.sync_data());
+            let written = (&self.file).write_all(bytes.as_bytes()).and_then(|()| self.file.sync_data());
             if written.is_err() {
                 // Half a line in the middle of the file would be damage: back to the last whole one.
-                let _ = self
-                    .file
-                    .set_len(length)
-                    .and_then(|()| self.file.sync_data());
+                let _ = self.file.set_len(length).and_then(|()| self.file.sync_data());
             }
             state = lock(&self.state);
             (state.busy, state.finished) = (false, batch);
@@ -282,9 +257,7 @@ impl Journal {
                 Ok(()) => state.length += bytes.len() as u64,
                 Err(error) => {
                     state.failed.retain(|old, _| old + 16 > batch);
-                    state
-                        .failed
-                        .insert(batch, (error.kind(), error.to_string()));
+                    state.failed.insert(batch, (error.kind(), error.to_string()));
                 }
             }
             self.done.notify_all();
@@ -348,13 +321,8 @@ mod tests {
         drop(accounts);
         let (accounts, notices) = Accounts::open(&folder.0).expect("open");
         assert_eq!((accounts.count(), notices.torn), (80, 0));
-        let one = accounts
-            .get(&"user7-9".parse().expect("name"))
-            .expect("there");
-        assert_eq!(
-            accounts.identity(&one).expect("key").fingerprint(),
-            key.public().fingerprint()
-        );
+        let one = accounts.get(&"user7-9".parse().expect("name")).expect("there");
+        assert_eq!(accounts.identity(&one).expect("key").fingerprint(), key.public().fingerprint());
     }
 
     #[test]
@@ -362,16 +330,11 @@ mod tests {
         let folder = Folder::new();
         let key = IdentityKey::generate();
         let (accounts, _) = Accounts::open(&folder.0).expect("open");
-        accounts
-            .register(account("Alice", key.public()), key.public())
-            .expect("registered");
+        accounts.register(account("Alice", key.public()), key.public()).expect("registered");
         let again = accounts.register(account("aLICE", key.public()), key.public());
         assert!(matches!(again, Err(RegisterError::NameTaken)));
         assert!(accounts.get(&"alice".parse().expect("name")).is_none());
-        assert!(
-            Accounts::open(&folder.0).is_err(),
-            "a second server on the same folder"
-        );
+        assert!(Accounts::open(&folder.0).is_err(), "a second server on the same folder");
     }
 
     #[test]
@@ -381,9 +344,7 @@ mod tests {
         let key = IdentityKey::generate();
         for name in ["alice", "bob"] {
             let (accounts, _) = Accounts::open(&folder.0).expect("open");
-            accounts
-                .register(account(name, key.public()), key.public())
-                .expect("registered");
+            accounts.register(account(name, key.public()), key.public()).expect("registered");
         }
         let whole = std::fs::read(&path).expect("read");
         std::fs::write(&path, &whole[..whole.len() - 1]).expect("write");
@@ -394,10 +355,7 @@ mod tests {
         damaged[5] = b'#';
         std::fs::write(&path, &damaged).expect("write");
         let error = Accounts::open(&folder.0).err().expect("damage").to_string();
-        assert!(
-            error.contains("users.json") && error.contains("line 1"),
-            "{error}"
-        );
+        assert!(error.contains("users.json") && error.contains("line 1"), "{error}");
         assert_eq!(std::fs::read(&path).expect("read"), damaged);
     }
 }

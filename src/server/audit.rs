@@ -42,31 +42,15 @@ impl Audit {
         let path = folder.join("security.log");
         let file = disk::append(&path)?;
         let (queue, items) = sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("audit".into())
-            .spawn(move || write(&items, file, &path))?;
-        Ok(Audit {
-            queue,
-            lost: AtomicU64::new(0),
-        })
+        std::thread::Builder::new().name("audit".into()).spawn(move || write(&items, file, &path))?;
+        Ok(Audit { queue, lost: AtomicU64::new(0) })
     }
 
     /// Logs one event. `event` and `detail` are this program's own words.
-    pub fn log(
-        &self,
-        event: &'static str,
-        user: Option<&Username>,
-        address: Option<IpAddr>,
-        detail: &str,
-    ) {
+    pub fn log(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
         let user = user.map_or("-", Username::as_str);
-        let address = address.map_or("-".to_string(), |address| {
-            address.to_canonical().to_string()
-        });
-        let mut line = format!(
-            "{} event={event} user={user} addr={address}",
-            clock::utc(clock::now_ms())
-        );
+        let address = address.map_or("-".to_string(), |address| address.to_canonical().to_string());
+        let mut line = format!("{} event={event} user={user} addr={address}", clock::utc(clock::now_ms()));
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             line += &format!(" lost_before={lost}");

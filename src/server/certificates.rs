@@ -47,25 +47,12 @@ impl Certificates {
         let stamp = stamp(folder);
         let acceptor = tls::acceptor(folder)?;
         let facts = certificate::read_facts(&folder.join("server.crt"))?;
-        writeln!(
-            out,
-            "{what}: {}, valid until {}",
-            facts.fingerprint,
-            clock::utc_day(facts.not_after)
-        )?;
+        writeln!(out, "{what}: {}, valid until {}", facts.fingerprint, clock::utc_day(facts.not_after))?;
         if let Some(notice) = certificate::notice(&facts, now) {
             writeln!(out, "WARNING: {notice}")?;
         }
-        let state = State {
-            acceptor,
-            stamp,
-            looked: Instant::now(),
-            not_after: facts.not_after,
-        };
-        Ok(Certificates {
-            folder: folder.to_path_buf(),
-            state: Mutex::new(state),
-        })
+        let state = State { acceptor, stamp, looked: Instant::now(), not_after: facts.not_after };
+        Ok(Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) })
     }
 
     /// What the next handshake uses.
@@ -85,10 +72,7 @@ impl Certificates {
         let stamp = stamp(&self.folder);
         if stamp != former {
             let read = tls::acceptor(&self.folder).and_then(|acceptor| {
-                Ok((
-                    acceptor,
-                    certificate::read_facts(&self.folder.join("server.crt"))?,
-                ))
+                Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?))
             });
             let mut state = lock(&self.state);
             state.stamp = stamp;
@@ -96,18 +80,11 @@ impl Certificates {
                 Ok((acceptor, facts)) => {
                     (state.acceptor, state.not_after) = (acceptor, facts.not_after);
                     drop(state);
-                    shared.audit.log(
-                        "certificate_changed",
-                        None,
-                        None,
-                        &facts.fingerprint.to_string(),
-                    );
+                    shared.audit.log("certificate_changed", None, None, &facts.fingerprint.to_string());
                 }
                 Err(error) => {
                     drop(state);
-                    shared
-                        .audit
-                        .log("certificate_unusable", None, None, &error.to_string());
+                    shared.audit.log("certificate_unusable", None, None, &error.to_string());
                 }
             }
         }

@@ -13,8 +13,8 @@ use crate::clock;
 use crate::crypto::public::{IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN,
-    Register, ServerMessage, SessionKeyFields, VERSION,
+    ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN, Register,
+    ServerMessage, SessionKeyFields, VERSION,
 };
 use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, Reader, Received};
@@ -68,19 +68,9 @@ pub fn admit(
 ) -> Option<Client> {
     let deadline = Instant::now() + limits::FIRST_LINE;
     let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
-    let acceptor = shared
-        .certificates
-        .as_ref()
-        .map(|certificates| certificates.current(shared));
+    let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(shared));
     let channel = Channel::accept(acceptor, socket, deadline, lines.buffer()).ok()?;
-    let mut guest = Guest {
-        shared,
-        address,
-        channel,
-        reader: Reader::default(),
-        lines,
-        deadline,
-    };
+    let mut guest = Guest { shared, address, channel, reader: Reader::default(), lines, deadline };
     match guest.log_in() {
         Ok(login) => Some(Client::new(shared, guest, &login, ticket)),
         Err(refusal) => {
@@ -127,21 +117,14 @@ impl Guest<'_> {
                 }
                 Ok(None) => {}
                 Err(_) => {
-                    return Err(refuse(
-                        ErrorCode::LineTooLong,
-                        "a line before login has at most 16 KiB",
-                    ));
+                    return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB"));
                 }
             }
             let wait = self.deadline.saturating_duration_since(Instant::now());
             if wait.is_zero() {
                 return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
             }
-            if self
-                .channel
-                .receive(&mut self.reader, self.lines.buffer(), wait)?
-                == Received::End
-            {
+            if self.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
                 return Err(Refusal::Gone);
             }
         }
@@ -156,10 +139,7 @@ impl Guest<'_> {
                 ClientMessage::Register(request) => self.register(request)?,
                 ClientMessage::LoginRequest(request) => return self.challenge(request),
                 ClientMessage::ChallengeResponse(_) => {
-                    return Err(refuse(
-                        ErrorCode::NoChallenge,
-                        "ask for a challenge first: login_request",
-                    ));
+                    return Err(refuse(ErrorCode::NoChallenge, "ask for a challenge first: login_request"));
                 }
                 ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
@@ -171,18 +151,13 @@ impl Guest<'_> {
     }
 
     fn audit(&self, event: &'static str, user: &Username) {
-        self.shared
-            .audit
-            .log(event, Some(user), Some(self.address), "");
+        self.shared.audit.log(event, Some(user), Some(self.address), "");
     }
 
     fn register(&mut self, request: Register) -> Result<(), Refusal> {
         check_version(request.version)?;
         if self.shared.closed {
-            return Err(refuse(
-                ErrorCode::RegistrationClosed,
-                "this server makes no new accounts",
-            ));
+            return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
         }
         if let Err(wait) = self.shared.registrations.take(self.address) {
             return Err(Refusal::Say(ServerMessage::Error(Failure {
@@ -201,18 +176,10 @@ impl Guest<'_> {
             }
             Err(error @ super::accounts::RegisterError::NameTaken) => {
                 self.audit("name_taken", &name);
-                Ok(self.say(&ServerMessage::error(
-                    ErrorCode::NameTaken,
-                    error.to_string(),
-                ))?)
+                Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, error.to_string()))?)
             }
             Err(super::accounts::RegisterError::Io(error)) => {
-                self.shared.audit.log(
-                    "storage_failed",
-                    Some(&name),
-                    Some(self.address),
-                    &error.to_string(),
-                );
+                self.shared.audit.log("storage_failed", Some(&name), Some(self.address), &error.to_string());
                 Err(refuse(
                     ErrorCode::ServerError,
                     "the server cannot store new accounts now: tell its operator",
@@ -245,10 +212,7 @@ impl Guest<'_> {
         match pending.verify(*response, self.channel.exporter(), clock::now_ms()) {
             Ok(_) if self.shared.registry.count() >= self.shared.limits.clients => {
                 self.shared.lockout.forgive(&name, self.address);
-                Err(refuse(
-                    ErrorCode::ServerFull,
-                    "the server is full: try again later",
-                ))
+                Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"))
             }
             Ok(login) => {
                 self.shared.lockout.forgive(&name, self.address);
@@ -284,10 +248,7 @@ fn check_version(version: u32) -> Result<(), Refusal> {
     if version == VERSION {
         return Ok(());
     }
-    Err(refuse(
-        ErrorCode::UnsupportedVersion,
-        "this server speaks version 1 of the protocol",
-    ))
+    Err(refuse(ErrorCode::UnsupportedVersion, "this server speaks version 1 of the protocol"))
 }
 
 fn auth_error(error: auth::AuthError) -> Refusal {
@@ -313,35 +274,19 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(
-        shared: &Arc<Shared>,
-        guest: Guest<'_>,
-        login: &Authenticated,
-        ticket: Ticket,
-    ) -> Client {
-        let Guest {
-            channel,
-            reader,
-            mut lines,
-            ..
-        } = guest;
+    fn new(shared: &Arc<Shared>, guest: Guest<'_>, login: &Authenticated, ticket: Ticket) -> Client {
+        let Guest { channel, reader, mut lines, .. } = guest;
         lines.set_limit(MAX_LINE);
         ticket.logged_in();
         let channel = Arc::new(channel);
         let outbox = Arc::new(Outbox::new(channel.clone(), shared.limits.outbox));
         let (session, announcement) = Session::new(login, outbox, clock::now_ms());
         // Queued first: the session is the first thing that its client hears.
-        session
-            .outbox
-            .send([ServerMessage::Session(announcement).encode().into()]);
+        session.outbox.send([ServerMessage::Session(announcement).encode().into()]);
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
             let text = "you have logged in from elsewhere";
-            former
-                .outbox
-                .send([ServerMessage::error(ErrorCode::SignedInElsewhere, text)
-                    .encode()
-                    .into()]);
+            former.outbox.send([ServerMessage::error(ErrorCode::SignedInElsewhere, text).encode().into()]);
             former.outbox.end();
         }
         let rate = f64::from(shared.limits.rate);
@@ -364,10 +309,7 @@ impl Client {
             if !self.take_lines() {
                 return;
             }
-            match self
-                .channel
-                .receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER)
-            {
+            match self.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
                 Ok(Received::Some) => heard = Instant::now(),
                 Ok(Received::Silence) if heard.elapsed() < limits::DEAD_AFTER => {
                     self.answer(&ServerMessage::Ping)
@@ -391,10 +333,7 @@ impl Client {
                 Ok(None) => return true,
                 Ok(Some(line)) => ClientMessage::decode(line),
                 Err(_) => {
-                    self.answer(&ServerMessage::error(
-                        ErrorCode::LineTooLong,
-                        "a line has at most 1 MiB",
-                    ));
+                    self.answer(&ServerMessage::error(ErrorCode::LineTooLong, "a line has at most 1 MiB"));
                     self.session.outbox.end();
                     return false;
                 }
@@ -416,9 +355,7 @@ impl Client {
 
     fn handle(&self, message: ClientMessage) {
         let answer = match message {
-            ClientMessage::EncryptedSend(send) => {
-                delivery::deliver(&self.shared, &self.session, &send)
-            }
+            ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, &send),
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => ServerMessage::Pong,
@@ -436,14 +373,8 @@ impl Client {
         let now = clock::now_ms();
         let certificate = SessionPublicKey::parse(&fields.session_key.0).and_then(|key| {
             let signature = fields.certificate.0;
-            let certificate = SessionCertificate {
-                key,
-                created: fields.created,
-                signature,
-            };
-            certificate
-                .verify(&self.session.name, &self.identity, now)
-                .map(|()| certificate)
+            let certificate = SessionCertificate { key, created: fields.created, signature };
+            certificate.verify(&self.session.name, &self.identity, now).map(|()| certificate)
         });
         match certificate {
             Ok(certificate) => ServerMessage::Session(self.session.renew(&certificate, now)),
@@ -455,9 +386,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if self.shared.registry.remove(&self.session) {
-            self.shared
-                .audit
-                .log("logout", Some(&self.session.name), None, "");
+            self.shared.audit.log("logout", Some(&self.session.name), None, "");
         }
         // The outbox may still have something to say, and then ends the connection itself.
         self.session.outbox.end();

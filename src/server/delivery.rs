@@ -10,8 +10,8 @@ use super::session::Session;
 use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{
-    self, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES,
-    MAX_TARGETS, PersonKeys, Sent, ServerMessage,
+    self, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_TARGETS,
+    PersonKeys, Sent, ServerMessage,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,20 +21,10 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
     let id = send.routing.id;
     if let Err((code, text)) = check(sender, send) {
         let (code, message) = (code.as_str().into(), text.into());
-        return ServerMessage::Error(Failure {
-            code,
-            message,
-            id: Some(id),
-            retry_after: None,
-        });
+        return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
     }
     let head: Arc<[u8]> = protocol::shared_part(&send.envelope).into();
-    let mut sent = Sent {
-        id,
-        delivered: Vec::new(),
-        offline: Vec::new(),
-        stale: Vec::new(),
-    };
+    let mut sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new() };
     let alone = send.routing.targets.len() == 1;
     for target in &send.routing.targets {
         let (key, key_name) = match routing_of(send, target) {
@@ -54,22 +44,14 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
             true => session.outbox.send(line),
             false => session.outbox.queue(line, &shared.flusher),
         };
-        if queued {
-            &mut sent.delivered
-        } else {
-            &mut sent.offline
-        }
-        .push(target.clone());
+        if queued { &mut sent.delivered } else { &mut sent.offline }.push(target.clone());
     }
     ServerMessage::Sent(sent)
 }
 
 type WrappedKey = crate::encoding::Fixed<{ crate::crypto::public::RSA_BYTES }>;
 
-fn routing_of<'a>(
-    send: &'a EncryptedSend,
-    target: &Username,
-) -> Option<(&'a WrappedKey, &'a String)> {
+fn routing_of<'a>(send: &'a EncryptedSend, target: &Username) -> Option<(&'a WrappedKey, &'a String)> {
     let (keys, sessions) = (&send.routing.keys, &send.routing.sessions);
     Some((keys.get(target.as_str())?, sessions.get(target.as_str())?))
 }
@@ -78,10 +60,7 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
     let bad = |text| Err((ErrorCode::BadTargets, text));
     let (routing, envelope) = (&send.routing, &send.envelope);
     if envelope.from != sender.name {
-        return Err((
-            ErrorCode::WrongSender,
-            "from is not the name you are logged in with",
-        ));
+        return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
     }
     if envelope.ciphertext.0.len() > MAX_CIPHERTEXT {
         return Err((ErrorCode::Malformed, "the ciphertext is too long"));
@@ -93,11 +72,7 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
     if distinct.len() != routing.targets.len() {
         return bad("a target is listed twice");
     }
-    if routing
-        .targets
-        .iter()
-        .any(|target| routing_of(send, target).is_none())
-    {
+    if routing.targets.iter().any(|target| routing_of(send, target).is_none()) {
         return bad("a target has no wrapped key or no session");
     }
     if routing.keys.len() != distinct.len() || routing.sessions.len() != distinct.len() {
@@ -115,19 +90,13 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
         return ServerMessage::error(ErrorCode::BadTargets, "at most 256 names a request");
     }
-    let mut answer = Keys {
-        keys: Vec::new(),
-        unknown: Vec::new(),
-    };
+    let mut answer = Keys { keys: Vec::new(), unknown: Vec::new() };
     for name in &request.names {
         if let Some(session) = shared.registry.get(name) {
             answer.keys.push(session.keys());
             continue;
         }
-        let stored = shared
-            .accounts
-            .get(name)
-            .map(|account| shared.accounts.identity(&account));
+        let stored = shared.accounts.get(name).map(|account| shared.accounts.identity(&account));
         match stored {
             Some(Ok(identity)) => answer.keys.push(PersonKeys {
                 name: name.clone(),
@@ -137,9 +106,7 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
                 certificate: None,
             }),
             Some(Err(error)) => {
-                shared
-                    .audit
-                    .log("damaged_key", Some(name), None, &error.to_string());
+                shared.audit.log("damaged_key", Some(name), None, &error.to_string());
                 answer.unknown.push(name.clone());
             }
             None => answer.unknown.push(name.clone()),

@@ -61,9 +61,7 @@ impl Limits {
     /// Defaults that the machine's limits on descriptors and memory mappings allow.
     pub fn for_machine(descriptors: usize, max_map_count: usize) -> Limits {
         let threads = max_map_count.saturating_sub(4096) / MAPPINGS_PER_THREAD;
-        let room = descriptors
-            .saturating_sub(SPARE_DESCRIPTORS)
-            .min(threads.saturating_sub(MAX_WRITERS));
+        let room = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(threads.saturating_sub(MAX_WRITERS));
         let waiting = (room / 4).clamp(1, 2048);
         let clients = room.saturating_sub(waiting).max(1);
         Limits {
@@ -142,11 +140,7 @@ impl Doors {
         state.total += 1;
         state.waiting.insert(number, socket.clone());
         *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket {
-            doors: self.clone(),
-            number,
-            origin,
-        })
+        Some(Ticket { doors: self.clone(), number, origin })
     }
 }
 
@@ -184,12 +178,7 @@ pub struct Bucket {
 impl Bucket {
     /// A full one.
     pub fn new(rate: f64, burst: f64) -> Bucket {
-        Bucket {
-            rate,
-            burst,
-            tokens: burst,
-            filled: Instant::now(),
-        }
+        Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
 
     /// Takes a token, or says how long to wait for it.
@@ -220,10 +209,7 @@ pub struct Registrations {
 impl Registrations {
     /// See [`Limits::registrations`].
     pub fn new(per_minute: u32) -> Registrations {
-        Registrations {
-            per_minute: f64::from(per_minute.max(1)),
-            buckets: Mutex::default(),
-        }
+        Registrations { per_minute: f64::from(per_minute.max(1)), buckets: Mutex::default() }
     }
 
     /// Counts one registration, or says how long its address has to wait.
@@ -281,24 +267,15 @@ impl<K: std::hash::Hash + Eq + Clone> Failures<K> {
             self.of.retain(|_, record| record.since.elapsed() < LOCKOUT);
         }
         if self.of.len() >= MAX_REMEMBERED
-            && let Some(oldest) = self
-                .of
-                .iter()
-                .min_by_key(|(_, r)| (r.count >= max, r.since))
-                .map(|(k, _)| k.clone())
+            && let Some(oldest) =
+                self.of.iter().min_by_key(|(_, r)| (r.count >= max, r.since)).map(|(k, _)| k.clone())
         {
             self.of.remove(&oldest);
         }
         let now = Instant::now();
-        let record = self.of.entry(key).or_insert(Record {
-            count: 0,
-            since: now,
-        });
+        let record = self.of.entry(key).or_insert(Record { count: 0, since: now });
         if record.since.elapsed() >= LOCKOUT {
-            *record = Record {
-                count: 0,
-                since: now,
-            };
+            *record = Record { count: 0, since: now };
         }
         record.count += 1;
         if record.count == max {
@@ -332,13 +309,8 @@ impl Lockout {
 
     /// Locks `folded` for `left` more, as a file from before a restart says.
     pub fn restore(&self, folded: String, left: Duration) {
-        let since = Instant::now()
-            .checked_sub(LOCKOUT.saturating_sub(left))
-            .unwrap_or_else(Instant::now);
-        let record = Record {
-            count: MAX_FAILURES,
-            since,
-        };
+        let since = Instant::now().checked_sub(LOCKOUT.saturating_sub(left)).unwrap_or_else(Instant::now);
+        let record = Record { count: MAX_FAILURES, since };
         let mut names = lock(&self.names);
         if names.of.len() < MAX_REMEMBERED {
             names.of.insert(folded, record);
@@ -353,10 +325,7 @@ mod tests {
     #[test]
     fn five_failures_lock_a_name_in_any_letter_case_and_a_success_forgives() {
         let lockout = Lockout::default();
-        let (alice, upper) = (
-            "alice".parse().expect("name"),
-            "ALICE".parse().expect("name"),
-        );
+        let (alice, upper) = ("alice".parse().expect("name"), "ALICE".parse().expect("name"));
         let here = IpAddr::from([10, 0, 0, 1]);
         for _ in 0..4 {
             assert!(!lockout.count(&alice, here));
@@ -381,11 +350,7 @@ mod tests {
         }
         let fresh = "fresh".parse().expect("name");
         assert!(lockout.locked(&fresh, here).is_some());
-        assert!(
-            lockout
-                .locked(&fresh, IpAddr::from([10, 0, 0, 2]))
-                .is_none()
-        );
+        assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_none());
     }
 
     #[test]
@@ -412,9 +377,6 @@ mod tests {
         let a: IpAddr = "2001:db8::1".parse().expect("address");
         let b: IpAddr = "2001:db8::ffff:2".parse().expect("address");
         assert_eq!(origin(a), origin(b));
-        assert_eq!(
-            origin("::ffff:10.0.0.1".parse().expect("address")),
-            IpAddr::from([10, 0, 0, 1])
-        );
+        assert_eq!(origin("::ffff:10.0.0.1".parse().expect("address")), IpAddr::from([10, 0, 0, 1]));
     }
 }

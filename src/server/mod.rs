@@ -84,12 +84,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     }
     let (accounts, notices) = Accounts::open(&options.data_dir)?;
     let audit = Audit::open(&options.data_dir.join("logs"))?;
-    writeln!(
-        out,
-        "data in {} ({} accounts)",
-        options.data_dir.display(),
-        accounts.count()
-    )?;
+    writeln!(out, "data in {} ({} accounts)", options.data_dir.display(), accounts.count())?;
     if notices.torn > 0 {
         writeln!(
             out,
@@ -128,9 +123,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     let flushing = shared.clone();
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     let telling = shared.clone();
-    thread("presence", CONNECTION_STACK, move || {
-        telling.registry.tell_presence(&telling.flusher)
-    })?;
+    thread("presence", CONNECTION_STACK, move || telling.registry.tell_presence(&telling.flusher))?;
     writeln!(out, "listening on {}", listener.local_addr()?)?;
     out.flush()?;
     shared.audit.log("started", None, None, "");
@@ -138,11 +131,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
 }
 
 fn thread(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .stack_size(stack)
-        .spawn(work)
-        .map(drop)
+    std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(work).map(drop)
 }
 
 fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
@@ -151,10 +140,7 @@ fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
             io::ErrorKind::AddrInUse => " (is a server running already? --port chooses another)",
             _ => "",
         };
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen on {host}:{port}: {error}{hint}"),
-        )
+        io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}{hint}"))
     };
     let address = (host, port).to_socket_addrs().map_err(failed)?.next();
     let address = address.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
@@ -252,15 +238,10 @@ impl Shared {
     /// Writes down that a name is locked, so that a restart does not unlock it.
     pub fn remember_lock(&self, name: &Username) {
         let until = clock::now_ms() + LOCKOUT.as_millis() as u64;
-        let line = json::to_string(&Lock {
-            name: name.folded(),
-            until,
-        }) + "\n";
-        let written =
-            disk::append(&self.locks_path).and_then(|mut file| file.write_all(line.as_bytes()));
+        let line = json::to_string(&Lock { name: name.folded(), until }) + "\n";
+        let written = disk::append(&self.locks_path).and_then(|mut file| file.write_all(line.as_bytes()));
         if let Err(error) = written {
-            self.audit
-                .log("storage_failed", Some(name), None, &error.to_string());
+            self.audit.log("storage_failed", Some(name), None, &error.to_string());
         }
     }
 

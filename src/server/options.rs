@@ -51,10 +51,7 @@ pub enum Request {
 ///
 /// # Errors
 /// One line that names the option.
-pub fn parse(
-    words: impl IntoIterator<Item = OsString>,
-    defaults: Limits,
-) -> Result<Request, String> {
+pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
     let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
     let (mut tls, mut closed, mut limits) = (true, false, defaults);
     let mut arguments = Arguments::new(words);
@@ -72,12 +69,9 @@ pub fn parse(
             "--per-address" => limits.per_address = positive(&mut arguments, &flag)?,
             "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
             "--outbox" => limits.outbox = positive(&mut arguments, &flag)?.saturating_mul(1024),
-            "--rate" => {
-                limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
-            }
+            "--rate" => limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
             "--registrations" => {
-                limits.registrations =
-                    positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
+                limits.registrations = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
             }
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
@@ -88,14 +82,7 @@ pub fn parse(
         Some(folder) => folder,
         None => disk::under_home(".secure_messenger").map_err(|error| error.to_string())?,
     };
-    Ok(Request::Run(Box::new(Options {
-        host,
-        port,
-        data_dir,
-        tls,
-        closed,
-        limits,
-    })))
+    Ok(Request::Run(Box::new(Options { host, port, data_dir, tls, closed, limits })))
 }
 
 fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {

@@ -69,11 +69,7 @@ pub struct Outbox {
 impl Outbox {
     /// `limit` is in bytes.
     pub fn new(channel: Arc<Channel>, limit: usize) -> Outbox {
-        Outbox {
-            channel,
-            limit,
-            queue: Mutex::default(),
-        }
+        Outbox { channel, limit, queue: Mutex::default() }
     }
 
     /// Queues one whole line and sends what can be sent now. False if the client is gone.
@@ -85,11 +81,7 @@ impl Outbox {
     }
 
     /// Queues one whole line for the flusher. False if the client is gone.
-    pub fn queue(
-        self: &Arc<Outbox>,
-        line: impl IntoIterator<Item = Part>,
-        flusher: &Flusher,
-    ) -> bool {
+    pub fn queue(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>, flusher: &Flusher) -> bool {
         let mut queue = lock(&self.queue);
         let queued = self.put(&mut queue, line);
         if queued && !queue.busy && !queue.listed {
@@ -155,9 +147,7 @@ impl Outbox {
             let more = next_batch(&mut queue);
             drop(queue);
             wire.clear();
-            let sent = self
-                .encrypt(more, &mut wire)
-                .and_then(|()| self.channel.send_now(&wire));
+            let sent = self.encrypt(more, &mut wire).and_then(|()| self.channel.send_now(&wire));
             queue = lock(&self.queue);
             match sent {
                 Err(_) => return self.shut(&mut queue),
@@ -198,9 +188,7 @@ impl Outbox {
     fn hand_over(self: &Arc<Outbox>, rest: Vec<u8>) {
         let me = self.clone();
         let room = WRITERS.fetch_add(1, Ordering::Relaxed) < MAX_WRITERS;
-        let thread = std::thread::Builder::new()
-            .name("writer".into())
-            .stack_size(WRITER_STACK);
+        let thread = std::thread::Builder::new().name("writer".into()).stack_size(WRITER_STACK);
         let started = room
             && thread
                 .spawn(move || {
@@ -272,10 +260,7 @@ impl Flusher {
         loop {
             let mut list = lock(&self.list);
             while list.is_empty() {
-                list = self
-                    .wake
-                    .wait(list)
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                list = self.wake.wait(list).unwrap_or_else(std::sync::PoisonError::into_inner);
             }
             let pass = std::mem::take(&mut *list);
             drop(list);

@@ -42,9 +42,7 @@ impl Registry {
     /// Removes this session, unless a newer one has replaced it. True if it was there.
     pub fn remove(&self, session: &Arc<Session>) -> bool {
         let mut sessions = self.write();
-        let mine = sessions
-            .get(&session.name)
-            .is_some_and(|current| Arc::ptr_eq(current, session));
+        let mine = sessions.get(&session.name).is_some_and(|current| Arc::ptr_eq(current, session));
         if mine {
             sessions.remove(&session.name);
             drop(sessions);
@@ -69,9 +67,7 @@ impl Registry {
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Username, Arc<Session>>> {
-        self.sessions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.sessions.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The presence thread.
@@ -80,10 +76,7 @@ impl Registry {
         loop {
             let mut changes = lock(&self.changes);
             while changes.names.is_empty() {
-                changes = self
-                    .changed
-                    .wait(changes)
-                    .unwrap_or_else(PoisonError::into_inner);
+                changes = self.changed.wait(changes).unwrap_or_else(PoisonError::into_inner);
             }
             let started = Instant::now();
             let changes = {
@@ -130,10 +123,7 @@ impl Registry {
 /// Presence lines of bounded length; none if there is nothing to tell.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
     let mut lines = Vec::new();
-    let (mut joined, mut left) = (
-        joined.chunks(MAX_PRESENCE_NAMES),
-        left.chunks(MAX_PRESENCE_NAMES),
-    );
+    let (mut joined, mut left) = (joined.chunks(MAX_PRESENCE_NAMES), left.chunks(MAX_PRESENCE_NAMES));
     let mut first = full;
     loop {
         let (some, gone) = (joined.next(), left.next());
@@ -142,15 +132,8 @@ fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
         }
         let names = |chunk: Option<&[Username]>| chunk.unwrap_or_default().to_vec();
         let more = joined.len() > 0 || left.len() > 0;
-        let presence = Presence {
-            more,
-            full: first,
-            joined: names(some),
-            left: names(gone),
-        };
-        lines.push(Part::Shared(
-            ServerMessage::Presence(presence).encode().into(),
-        ));
+        let presence = Presence { more, full: first, joined: names(some), left: names(gone) };
+        lines.push(Part::Shared(ServerMessage::Presence(presence).encode().into()));
         first = false;
     }
 }

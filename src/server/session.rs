@@ -40,20 +40,13 @@ impl Current {
     }
 
     fn announcement(&self) -> protocol::Session {
-        protocol::Session {
-            token: self.token.duplicate(),
-            expires: self.expires,
-        }
+        protocol::Session { token: self.token.duplicate(), expires: self.expires }
     }
 }
 
 impl Session {
     /// The session, and what its client is told.
-    pub fn new(
-        login: &Authenticated,
-        outbox: Arc<Outbox>,
-        now_ms: u64,
-    ) -> (Session, protocol::Session) {
+    pub fn new(login: &Authenticated, outbox: Arc<Outbox>, now_ms: u64) -> (Session, protocol::Session) {
         let current = Current::new(login.certificate(), now_ms);
         let announcement = current.announcement();
         let session = Session {

@@ -61,18 +61,11 @@ pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
                 let _: AnyRef<'_> = times.decode()?;
                 let end: AnyRef<'_> = times.decode()?;
                 match end.tag() {
-                    Tag::UtcTime => end
-                        .decode_as::<UtcTime>()
-                        .map(|time| time.to_unix_duration()),
-                    _ => end
-                        .decode_as::<GeneralizedTime>()
-                        .map(|time| time.to_unix_duration()),
+                    Tag::UtcTime => end.decode_as::<UtcTime>().map(|time| time.to_unix_duration()),
+                    _ => end.decode_as::<GeneralizedTime>().map(|time| time.to_unix_duration()),
                 }
             })?;
-            let named = subject
-                .value()
-                .windows(COMMON_NAME.len())
-                .any(|w| w == COMMON_NAME.as_bytes());
+            let named = subject.value().windows(COMMON_NAME.len()).any(|w| w == COMMON_NAME.as_bytes());
             Ok(Facts {
                 fingerprint: Fingerprint::of(&key.to_der()?),
                 not_after: end.as_millis() as u64,
@@ -136,29 +129,19 @@ pub fn read_facts(path: &Path) -> io::Result<Facts> {
 /// Signs a certificate for this machine's names with the key in `key_path`.
 fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<()> {
     let pem = zeroize::Zeroizing::new(disk::read(key_path, MAX_PEM)?);
-    let pem =
-        std::str::from_utf8(&pem).map_err(|_| disk::at(key_path)(io::Error::other("not PEM")))?;
+    let pem = std::str::from_utf8(&pem).map_err(|_| disk::at(key_path)(io::Error::other("not PEM")))?;
     let key = KeyPair::from_pem(pem).map_err(|e| disk::at(key_path)(io::Error::other(e)))?;
-    let mut names = vec![
-        "localhost".to_string(),
-        "127.0.0.1".to_string(),
-        "::1".to_string(),
-    ];
+    let mut names = vec!["localhost".to_string(), "127.0.0.1".to_string(), "::1".to_string()];
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     let valid = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
     };
     if valid(host) && host != "localhost" {
         names.push(host.to_string());
     }
     let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, COMMON_NAME);
+    params.distinguished_name.push(DnType::CommonName, COMMON_NAME);
     // A minute back, for clients whose clock is a little behind.
     let start = date_time_ymd(1970, 1, 1) + Duration::from_millis(now_ms.saturating_sub(60_000));
     params.not_before = start;
@@ -171,13 +154,9 @@ fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<
 pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
     let day = clock::utc_day(facts.not_after);
     if facts.not_after <= now_ms {
-        Some(format!(
-            "the certificate expired on {day}: replace certs/server.crt"
-        ))
+        Some(format!("the certificate expired on {day}: replace certs/server.crt"))
     } else if facts.not_after - now_ms <= NOTICE.as_millis() as u64 {
-        Some(format!(
-            "the certificate expires on {day}, in less than 30 days"
-        ))
+        Some(format!("the certificate expires on {day}, in less than 30 days"))
     } else {
         None
     }

@@ -22,12 +22,7 @@ pub struct Lines {
 impl Lines {
     /// `limit` is the longest line in bytes, its end not counted.
     pub fn new(limit: usize) -> Lines {
-        Lines {
-            buffer: Vec::new(),
-            taken: 0,
-            searched: 0,
-            limit,
-        }
+        Lines { buffer: Vec::new(), taken: 0, searched: 0, limit }
     }
 
     /// Changes the limit, for what has not been given out yet.
@@ -58,9 +53,7 @@ impl Lines {
     /// # Errors
     /// [`LineTooLong`], also for a line whose end has not arrived yet.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, LineTooLong> {
-        let found = self.buffer[self.searched..]
-            .iter()
-            .position(|&byte| byte == b'\n');
+        let found = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n');
         let end = found.map_or(self.buffer.len(), |at| self.searched + at);
         let start = self.taken;
         if end - start > self.limit {
@@ -100,15 +93,7 @@ mod tests {
                 lines.buffer().extend_from_slice(bytes);
                 got.extend(all(&mut lines));
             }
-            assert_eq!(
-                got,
-                [
-                    b"one".to_vec(),
-                    b"".to_vec(),
-                    b"two and a half".to_vec(),
-                    b"three".to_vec()
-                ]
-            );
+            assert_eq!(got, [b"one".to_vec(), b"".to_vec(), b"two and a half".to_vec(), b"three".to_vec()]);
         }
     }
 

@@ -50,8 +50,7 @@ pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
         .map_err(disk::at(&certificate_path))?;
     let pem = zeroize::Zeroizing::new(disk::read(&key_path, certificate::MAX_PEM)?);
     let key = rustls_pemfile::private_key(&mut &pem[..]).map_err(disk::at(&key_path))?;
-    let key =
-        key.ok_or_else(|| disk::at(&key_path)(io::Error::other("no private key in this file")))?;
+    let key = key.ok_or_else(|| disk::at(&key_path)(io::Error::other("no private key in this file")))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
@@ -87,12 +86,7 @@ impl ServerCertVerifier for PossessionOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -101,12 +95,7 @@ impl ServerCertVerifier for PossessionOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -149,9 +138,7 @@ impl From<io::Error> for ChannelError {
 impl From<rustls::Error> for ChannelError {
     fn from(error: rustls::Error) -> Self {
         match error {
-            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-                ChannelError::NotTls
-            }
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => ChannelError::NotTls,
             other => ChannelError::Tls(other.to_string()),
         }
     }
@@ -200,12 +187,7 @@ impl Channel {
     ) -> Result<Channel, ChannelError> {
         match acceptor {
             None => Ok(Channel::bare(socket)?),
-            Some(config) => Channel::shake(
-                ServerConnection::new(config)?.into(),
-                socket,
-                deadline,
-                early,
-            ),
+            Some(config) => Channel::shake(ServerConnection::new(config)?.into(), socket, deadline, early),
         }
     }
 
@@ -215,11 +197,7 @@ impl Channel {
     /// The socket's.
     pub fn bare(socket: Arc<TcpStream>) -> io::Result<Channel> {
         prepare(&socket)?;
-        Ok(Channel {
-            socket,
-            tls: None,
-            exporter: Vec::new(),
-        })
+        Ok(Channel { socket, tls: None, exporter: Vec::new() })
     }
 
     fn shake(
@@ -249,11 +227,7 @@ impl Channel {
         let state = tls.process_new_packets()?;
         take_plaintext(&mut tls, state.plaintext_bytes_to_read(), early)?;
         let exporter = tls.export_keying_material(vec![0; 32], EXPORTER_LABEL, None)?;
-        Ok(Channel {
-            socket,
-            tls: Some(Mutex::new(tls)),
-            exporter,
-        })
+        Ok(Channel { socket, tls: Some(Mutex::new(tls)), exporter })
     }
 
     /// The TLS exporter of RFC 9266, 32 bytes; empty without TLS.
@@ -265,12 +239,7 @@ impl Channel {
     ///
     /// # Errors
     /// The socket's, or a TLS error, after which the channel is useless.
-    pub fn receive(
-        &self,
-        reader: &mut Reader,
-        plain: &mut Vec<u8>,
-        wait: Duration,
-    ) -> io::Result<Received> {
+    pub fn receive(&self, reader: &mut Reader, plain: &mut Vec<u8>, wait: Duration) -> io::Result<Received> {
         if reader.ended {
             return Ok(Received::End);
         }
@@ -280,11 +249,7 @@ impl Channel {
             reader.wait = wait;
         }
         let mut small = [0; SMALL_READ];
-        let buffer = if reader.large.is_empty() {
-            &mut small[..]
-        } else {
-            &mut reader.large[..]
-        };
+        let buffer = if reader.large.is_empty() { &mut small[..] } else { &mut reader.large[..] };
         let count = match (&*self.socket).read(buffer) {
             Ok(0) => return Ok(Received::End),
             Ok(count) => count,
@@ -370,9 +335,7 @@ impl Channel {
     /// # Errors
     /// The socket's.
     pub fn send_now(&self, wire: &[u8]) -> io::Result<usize> {
-        match SockRef::from(&*self.socket)
-            .send_with_flags(wire, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-        {
+        match SockRef::from(&*self.socket).send_with_flags(wire, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
             result => result,
         }
@@ -392,19 +355,13 @@ impl Channel {
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, Connection>> {
-        self.tls
-            .as_ref()
-            .map(|tls| tls.lock().unwrap_or_else(PoisonError::into_inner))
+        self.tls.as_ref().map(|tls| tls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.tls.is_some() {
-            "Channel(TLS)"
-        } else {
-            "Channel(bare)"
-        })
+        f.write_str(if self.tls.is_some() { "Channel(TLS)" } else { "Channel(bare)" })
     }
 }
 
@@ -432,24 +389,17 @@ impl Unverified {
             .with_no_client_auth();
         config.require_ems = true;
         config.resumption = rustls::client::Resumption::disabled();
-        let name =
-            ServerName::try_from(host.to_string()).or_else(|_| ServerName::try_from("localhost"));
+        let name = ServerName::try_from(host.to_string()).or_else(|_| ServerName::try_from("localhost"));
         let name = name.map_err(|_| ChannelError::Tls("not a host name".into()))?;
         let tls = ClientConnection::new(Arc::new(config), name)?;
         let mut early = Vec::new();
         let channel = Channel::shake(tls.into(), socket, deadline, &mut early)?;
         let fingerprint = channel.lock().and_then(|tls| {
-            certificate::facts(tls.peer_certificates()?.first()?)
-                .ok()
-                .map(|facts| facts.fingerprint)
+            certificate::facts(tls.peer_certificates()?.first()?).ok().map(|facts| facts.fingerprint)
         });
         let fingerprint =
             fingerprint.ok_or_else(|| ChannelError::Tls("the certificate is damaged".into()))?;
-        Ok(Unverified {
-            channel,
-            fingerprint,
-            early,
-        })
+        Ok(Unverified { channel, fingerprint, early })
     }
 
     /// The key that the server has shown.
@@ -465,9 +415,7 @@ impl Unverified {
         if self.fingerprint == expected {
             Ok((self.channel, self.early))
         } else {
-            Err(ChannelError::WrongKey {
-                seen: self.fingerprint,
-            })
+            Err(ChannelError::WrongKey { seen: self.fingerprint })
         }
     }
 }

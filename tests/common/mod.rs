@@ -31,10 +31,7 @@ pub struct Folder(pub PathBuf);
 
 impl Folder {
     pub fn new() -> Folder {
-        let name: String = random::<8>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
         let path = std::env::temp_dir().join(format!("messenger-test-{name}"));
         std::fs::create_dir_all(&path).expect("a temporary folder");
         Folder(path)
@@ -49,13 +46,7 @@ impl Folder {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.path(&format!("password-{}", password.len()));
         let mut options = std::fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)
-            .expect("file");
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).expect("file");
         writeln!(file, "{password}").expect("write");
         path
     }
@@ -83,10 +74,7 @@ impl Output {
                 }
             }
         });
-        Output {
-            lines,
-            seen: Vec::new(),
-        }
+        Output { lines, seen: Vec::new() }
     }
 
     /// The next line; `None` at the end.
@@ -156,21 +144,10 @@ impl Server {
             .expect("the server starts");
         let mut output = Output::of(child.stdout.take().expect("piped"));
         let line = output.expect("listening on ");
-        let port = line
-            .rsplit(':')
-            .next()
-            .and_then(|port| port.parse().ok())
-            .expect("a port");
+        let port = line.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         let greeting = output.seen.clone();
         let tls = !arguments.contains(&"--no-tls");
-        Server {
-            child,
-            port,
-            tls,
-            greeting,
-            output,
-            home,
-        }
+        Server { child, port, tls, greeting, output, home }
     }
 
     pub fn data(&self, path: &str) -> PathBuf {
@@ -226,54 +203,25 @@ pub struct Client {
 impl Client {
     /// With a home of its own; waits for nothing.
     pub fn start(server: &Server, name: &str, arguments: &[&str]) -> Client {
-        Client::within(
-            Arc::new(Folder::new()),
-            server.port,
-            name,
-            server.tls,
-            arguments,
-        )
+        Client::within(Arc::new(Folder::new()), server.port, name, server.tls, arguments)
     }
 
     /// In a home that may have been used already. A server seen for the first time is accepted.
-    pub fn within(
-        home: Arc<Folder>,
-        port: u16,
-        name: &str,
-        tls: bool,
-        arguments: &[&str],
-    ) -> Client {
+    pub fn within(home: Arc<Folder>, port: u16, name: &str, tls: bool, arguments: &[&str]) -> Client {
         let password = home.password_file(PASSWORD);
         let mut command = Command::new(env!("CARGO_BIN_EXE_client"));
-        command.args([
-            "--host",
-            "127.0.0.1",
-            "--port",
-            &port.to_string(),
-            "--user",
-            name,
-            "--password-file",
-        ]);
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--user", name, "--password-file"]);
         command.arg(password).args(arguments).env("HOME", &home.0);
         if tls {
             command.arg("--accept-new");
         } else {
             command.arg("--no-tls");
         }
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().expect("the client starts");
         let input = child.stdin.take();
         let output = Output::of(child.stdout.take().expect("piped"));
-        Client {
-            child,
-            input,
-            output,
-            home,
-            name: name.into(),
-        }
+        Client { child, input, output, home, name: name.into() }
     }
 
     /// Waits until it is logged in and knows who is on-line.
@@ -286,9 +234,7 @@ impl Client {
     /// Types one line.
     pub fn say(&mut self, line: &str) {
         let input = self.input.as_mut().expect("the input is open");
-        writeln!(input, "{line}")
-            .and_then(|()| input.flush())
-            .expect("the client reads");
+        writeln!(input, "{line}").and_then(|()| input.flush()).expect("the client reads");
     }
 
     /// See [`Output::expect`].
@@ -328,8 +274,8 @@ impl Raw {
         let socket = Arc::new(socket);
         let mut lines = Lines::new(4 * 1024 * 1024);
         let channel = if tls {
-            let unverified = Unverified::connect("localhost", socket, Instant::now() + DEADLINE)
-                .expect("handshake");
+            let unverified =
+                Unverified::connect("localhost", socket, Instant::now() + DEADLINE).expect("handshake");
             let seen = unverified.fingerprint();
             let (channel, early) = unverified.trust(seen).expect("the key just seen");
             lines.buffer().extend_from_slice(&early);
@@ -337,20 +283,13 @@ impl Raw {
         } else {
             Channel::bare(socket).expect("socket")
         };
-        Raw {
-            channel: Arc::new(channel),
-            reader: Reader::default(),
-            lines,
-        }
+        Raw { channel: Arc::new(channel), reader: Reader::default(), lines }
     }
 
     /// Any bytes. False if the connection takes no more.
     pub fn bytes(&mut self, bytes: &[u8]) -> bool {
         let mut wire = Vec::new();
-        self.channel
-            .encrypt(&[bytes], &mut wire)
-            .and_then(|()| self.channel.send(&wire))
-            .is_ok()
+        self.channel.encrypt(&[bytes], &mut wire).and_then(|()| self.channel.send(&wire)).is_ok()
     }
 
     pub fn say(&mut self, message: &ClientMessage) {
@@ -364,15 +303,8 @@ impl Raw {
             if let Some(line) = self.lines.next_line().expect("bounded lines") {
                 return Some(ServerMessage::decode(line).expect("the server speaks its protocol"));
             }
-            assert!(
-                Instant::now() < end,
-                "the server neither answered nor closed"
-            );
-            match self.channel.receive(
-                &mut self.reader,
-                self.lines.buffer(),
-                Duration::from_secs(1),
-            ) {
+            assert!(Instant::now() < end, "the server neither answered nor closed");
+            match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
                 Ok(Received::End) | Err(_) => return None,
                 Ok(_) => {}
             }
@@ -405,48 +337,27 @@ impl Raw {
 
     /// Registers `person`.
     pub fn register(&mut self, person: &Person) {
-        let request = auth::register(
-            &person.name,
-            &Password::new(PASSWORD.into()),
-            person.identity.public(),
-        );
+        let request = auth::register(&person.name, &Password::new(PASSWORD.into()), person.identity.public());
         self.say(&ClientMessage::Register(request));
-        assert!(
-            matches!(self.answer(), Some(ServerMessage::Registered)),
-            "registered"
-        );
+        assert!(matches!(self.answer(), Some(ServerMessage::Registered)), "registered");
     }
 
     /// Logs `person` in, and returns the server's last word on it.
     pub fn log_in(&mut self, person: &Person) -> Option<ServerMessage> {
         let public_key = Bytes(person.identity.public().spki());
         let username = person.name.clone();
-        self.say(&ClientMessage::LoginRequest(LoginRequest {
-            version: VERSION,
-            username,
-            public_key,
-        }));
+        self.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
         let challenge = match self.answer() {
             Some(ServerMessage::Challenge(challenge)) => challenge,
             other => return other,
         };
-        let certificate = person
-            .identity
-            .certify(&person.name, &person.session, clock::now_ms());
+        let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
         let password = Password::new(PASSWORD.into());
         let exporter = self.channel.exporter().to_vec();
         let session = (&*person.session, certificate);
-        let response = auth::respond(
-            &person.name,
-            &challenge,
-            &exporter,
-            &password,
-            &person.identity,
-            session,
-        );
-        self.say(&ClientMessage::ChallengeResponse(Box::new(
-            response.expect("acceptable rounds"),
-        )));
+        let response =
+            auth::respond(&person.name, &challenge, &exporter, &password, &person.identity, session);
+        self.say(&ClientMessage::ChallengeResponse(Box::new(response.expect("acceptable rounds"))));
         self.answer()
     }
 }
@@ -462,17 +373,9 @@ pub struct Person {
 impl Person {
     pub fn new(name: &str) -> Person {
         static KEYS: OnceLock<(Arc<IdentityKey>, Arc<SessionKey>)> = OnceLock::new();
-        let (identity, session) = KEYS.get_or_init(|| {
-            (
-                Arc::new(IdentityKey::generate()),
-                Arc::new(SessionKey::generate()),
-            )
-        });
-        Person {
-            name: name.parse().expect("name"),
-            identity: identity.clone(),
-            session: session.clone(),
-        }
+        let (identity, session) =
+            KEYS.get_or_init(|| (Arc::new(IdentityKey::generate()), Arc::new(SessionKey::generate())));
+        Person { name: name.parse().expect("name"), identity: identity.clone(), session: session.clone() }
     }
 }
 
@@ -481,10 +384,7 @@ pub fn newcomer(server: &Server, name: &str) -> (Raw, Person) {
     let person = Person::new(name);
     let mut raw = server.raw();
     raw.register(&person);
-    assert!(
-        matches!(raw.log_in(&person), Some(ServerMessage::Session(_))),
-        "logged in"
-    );
+    assert!(matches!(raw.log_in(&person), Some(ServerMessage::Session(_))), "logged in");
     (raw, person)
 }
 
