@@ -377,3 +377,210 @@ fn wire_form(sealed: &Sealed) -> EnvelopeFields {
         signature: Fixed(body.signature),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Entry;
+    use super::super::session::Event;
+    use super::super::trust::KnownUsers;
+    use super::*;
+    use crate::crypto::keys::{IdentityKey, SessionKey};
+    use crate::crypto::secret::random;
+    use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, ServerMessage, SessionKeyFields};
+    use std::collections::VecDeque;
+    use std::time::{Duration, Instant};
+
+    const NOW: u64 = 1_800_000_000_000;
+
+    /// Two sessions and the server between them, without threads or sockets.
+    struct Net {
+        sessions: [Session; 2],
+        identities: [Vec<u8>; 2],
+        keys: [SessionKeyFields; 2],
+        /// What each has said that the server has not read yet.
+        said: [VecDeque<ClientMessage>; 2],
+        shown: [Vec<Entry>; 2],
+        wants_key: [bool; 2],
+        now: Instant,
+        file: std::path::PathBuf,
+    }
+
+    const NAMES: [&str; 2] = ["alice", "bob"];
+
+    fn name(n: usize) -> Username {
+        NAMES[n].parse().expect("name")
+    }
+
+    impl Net {
+        fn new() -> Net {
+            let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+            let file = std::env::temp_dir().join(format!("outgoing-{id}"));
+            let now = Instant::now();
+            let person = |n: usize| {
+                let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
+                let fields = SessionKeyFields::new(&identity.certify(&name(n), &key, NOW));
+                let known = KnownUsers::open(&file, format!("server-{n}")).expect("file");
+                let spki = identity.public().spki();
+                (Session::new(name(n), identity, key, known, now), spki, fields)
+            };
+            let ((a, identity_a, key_a), (b, identity_b, key_b)) = (person(0), person(1));
+            let mut net = Net {
+                sessions: [a, b],
+                identities: [identity_a, identity_b],
+                keys: [key_a, key_b],
+                said: Default::default(),
+                shown: Default::default(),
+                wants_key: [false; 2],
+                now,
+                file,
+            };
+            for n in 0..2 {
+                let joined = vec![name(0), name(1)];
+                let presence = Presence { more: false, full: true, joined, left: Vec::new() };
+                net.event(n, Event::Server(ServerMessage::Presence(presence)));
+            }
+            net
+        }
+
+        fn event(&mut self, n: usize, event: Event) {
+            for effect in self.sessions[n].handle(event, NOW, self.now) {
+                match effect {
+                    Effect::Send(message) => self.said[n].push_back(message),
+                    Effect::Show(entry) => self.shown[n].push(entry),
+                    Effect::MakeSessionKey => self.wants_key[n] = true,
+                    Effect::Alert | Effect::Clear | Effect::Quit(_) => {}
+                }
+            }
+        }
+
+        fn type_in(&mut self, n: usize, line: &str) {
+            self.event(n, Event::Line(line.into()));
+        }
+
+        /// The server reads one message of `n`; false if there is none.
+        fn step(&mut self, n: usize) -> bool {
+            let Some(message) = self.said[n].pop_front() else { return false };
+            match message {
+                ClientMessage::KeysRequest(request) => {
+                    let keys = request.names.iter().map(|who| {
+                        let n = usize::from(*who == name(1));
+                        let fields = &self.keys[n];
+                        PersonKeys {
+                            name: who.clone(),
+                            identity: Bytes(self.identities[n].clone()),
+                            session_key: Some(fields.session_key.clone()),
+                            created: Some(fields.created),
+                            certificate: Some(fields.certificate),
+                        }
+                    });
+                    let keys = Keys { keys: keys.collect(), unknown: Vec::new() };
+                    self.event(n, Event::Server(ServerMessage::Keys(keys)));
+                }
+                ClientMessage::EncryptedSend(send) => {
+                    let other = 1 - n;
+                    let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
+                    let fits = send.routing.sessions[NAMES[other]] == current.fingerprint().short();
+                    let targets = send.routing.targets.clone();
+                    let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
+                    if fits {
+                        let key = send.routing.keys[NAMES[other]];
+                        let message = EncryptedMessage { envelope: send.envelope.clone(), key };
+                        self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+                    }
+                    let sent = Sent { id: send.routing.id, delivered, offline: Vec::new(), stale };
+                    self.event(n, Event::Server(ServerMessage::Sent(sent)));
+                }
+                ClientMessage::Renew(fields) => self.keys[n] = *fields,
+                _ => {}
+            }
+            true
+        }
+
+        fn settle(&mut self) {
+            while self.step(0) || self.step(1) {}
+        }
+
+        fn renew(&mut self, n: usize) {
+            self.event(n, Event::NewKey(Box::new(SessionKey::generate())));
+            while self.step(n) {}
+        }
+
+        fn lines(&self, n: usize) -> Vec<String> {
+            let told = |entry: &&Entry| entry.source != Source::Notice;
+            self.shown[n].iter().filter(told).map(Entry::line).collect()
+        }
+    }
+
+    impl Drop for Net {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.file);
+        }
+    }
+
+    #[test]
+    fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob one");
+        net.settle();
+        net.renew(1);
+        for line in ["/msg bob two", "three", "/msg bob four", "five"] {
+            net.type_in(0, line);
+        }
+        // The first answers arrive, and something more is typed before the others do.
+        net.step(0);
+        net.type_in(0, "/msg bob six");
+        net.step(0);
+        net.type_in(0, "seven");
+        net.settle();
+        let received = net.lines(1);
+        let texts: Vec<&str> = received.iter().filter_map(|line| line.rsplit("> ").next()).collect();
+        assert_eq!(texts, ["one", "two", "three", "four", "five", "six", "seven"], "{received:#?}");
+        assert!(!received.iter().any(|line| line.starts_with('!')), "{received:#?}");
+        assert!(net.sessions[0].is_settled());
+    }
+
+    #[test]
+    fn a_key_that_stays_stale_is_given_up_and_told() {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob one");
+        // The server shows one key and asks for another, again and again.
+        for _ in 0..20 {
+            if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
+                let (id, stale) = (send.routing.id, send.routing.targets.clone());
+                net.said[0].pop_front();
+                let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale };
+                net.event(0, Event::Server(ServerMessage::Sent(sent)));
+            } else if !net.step(0) {
+                break;
+            }
+        }
+        assert!(net.sessions[0].is_settled());
+        assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
+    }
+
+    #[test]
+    fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
+        let mut net = Net::new();
+        net.event(1, Event::Tick);
+        assert!(!net.wants_key[1]);
+        net.now += Duration::from_secs(23 * 3600);
+        net.event(1, Event::Tick);
+        assert!(net.wants_key[1], "a new key is due after 23 hours");
+        net.type_in(0, "/msg bob one");
+        net.step(0);
+        net.type_in(1, "/msg alice zero");
+        // Sealed for the former key, delivered after the renewal.
+        let former = net.sessions[1].keys.current().fingerprint();
+        let under_way = net.said[0].pop_front();
+        net.event(1, Event::NewKey(Box::new(SessionKey::generate())));
+        assert!(net.sessions[1].keys.holds(former) && net.sessions[1].keys.current().fingerprint() != former);
+        let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
+        let message = EncryptedMessage { envelope: send.envelope.clone(), key: send.routing.keys["bob"] };
+        net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+        net.settle();
+        assert!(net.lines(1).iter().any(|line| line == "<alice -> bob> one"), "{:?}", net.lines(1));
+        net.now += Duration::from_secs(61);
+        net.event(1, Event::Tick);
+        assert!(!net.sessions[1].keys.holds(former), "the former key is gone");
+    }
+}
