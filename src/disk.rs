@@ -28,12 +28,22 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Makes `path` and its parents; takes everyone else's rights to it away.
+/// Makes `path` and its parents, for the owner alone. An empty folder, or one that this program
+/// has used, is closed to others; any other is left as it is.
 ///
 /// # Errors
-/// With the path in the text.
+/// With the path in the text, also if others can enter a folder that is not ours to close.
 pub fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+    let mode = fs::metadata(path).map_err(at(path))?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let ours = path.join("keys").is_dir() || fs::read_dir(path).map_err(at(path))?.next().is_none();
+    if !ours {
+        let text = "others can enter this folder, and it holds other things: name another, or chmod 700 it";
+        return Err(at(path)(io::Error::other(text)));
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
 }
 
@@ -76,11 +86,11 @@ pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = create_new(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(path));
+    let written = written.and_then(|()| sync_parent(path));
     if written.is_err() {
         let _ = fs::remove_file(path);
-        return written;
     }
-    sync_parent(path)
+    written
 }
 
 /// Replaces a file in one step: temporary file, fsync, rename, fsync of the folder.

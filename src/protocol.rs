@@ -20,8 +20,8 @@ pub const MAX_LINE_BEFORE_LOGIN: usize = 16 * 1024;
 pub const MAX_LINE: usize = 1024 * 1024;
 /// The most recipients of one `encrypted_send`.
 pub const MAX_TARGETS: usize = 1024;
-/// The most names of one `keys_request`: its answer is then about 300 KiB.
-pub const MAX_KEY_NAMES: usize = 256;
+/// The most names of one `keys_request`: its answer then has about 80 KiB.
+pub const MAX_KEY_NAMES: usize = 64;
 /// The most names in one `presence` line.
 pub const MAX_PRESENCE_NAMES: usize = 4096;
 /// The longest ciphertext of an envelope, in bytes.
@@ -184,6 +184,8 @@ pub struct Sent {
     pub offline: Vec<Username>,
     /// On-line with another session key than the one used: fetch it and send again.
     pub stale: Vec<Username>,
+    /// On-line, but so much waits for them already that this was not taken.
+    pub busy: Vec<Username>,
 }
 
 /// Server: a request failed, or the connection ends.

@@ -92,10 +92,10 @@ pub fn register(
                 return Err(error);
             }
         }
-        Ok(_) => return Err(StartError::OutOfPlace),
-        Err(error) => {
+        // Only a refusal is sure to leave no account behind.
+        unclear => {
             keep(made);
-            return Err(error);
+            return Err(unclear.err().unwrap_or(StartError::OutOfPlace));
         }
     }
     match prove(&mut connection, name, password, &identity, &key) {

@@ -45,8 +45,6 @@ pub enum StartError {
         seen: Fingerprint,
         expected: Fingerprint,
     },
-    /// The person did not want to go on.
-    BackedOut,
     Lost(io::Error),
     OutOfPlace,
     NoKey(Username, std::path::PathBuf),
@@ -67,12 +65,15 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Unreachable(server, error) => {
-                write!(f, "the server at {server} cannot be reached: {error} (is it running? --host and --port choose another)")
+                write!(f, "the server at {server} cannot be reached: {} (is it running? --host and --port choose another)", reason(error))
             }
             StartError::NotTls => {
                 f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, this client needs it too")
             }
             StartError::SpeaksTls => f.write_str("the server speaks TLS: leave out --no-tls"),
+            StartError::Channel(ChannelError::Io(error)) => {
+                write!(f, "the connection failed: {}", reason(error))
+            }
             StartError::Channel(error) => write!(f, "{error}"),
             StartError::UnknownServer(server, seen) => write!(
                 f,
@@ -84,8 +85,7 @@ impl fmt::Display for StartError {
                 "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Somebody may be in \
                  between. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
             ),
-            StartError::BackedOut => f.write_str("not connected"),
-            StartError::Lost(error) => write!(f, "the connection was lost: {error}"),
+            StartError::Lost(error) => write!(f, "the connection was lost: {}", reason(error)),
             StartError::OutOfPlace => f.write_str("the server sent something out of place: is it a server of this messenger?"),
             StartError::NoKey(name, path) => write!(
                 f,
@@ -110,7 +110,7 @@ impl fmt::Display for StartError {
             ),
             StartError::Locked(name, seconds) => write!(
                 f,
-                "{name} is locked after too many failed logins: try again in {} minutes",
+                "too many failed logins as {name}, or from your address: try again in {} minutes",
                 seconds.div_ceil(60)
             ),
             StartError::Auth(error) => write!(f, "the server asks for something unsafe: {error}"),
@@ -122,6 +122,17 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+/// What a failed socket means, for people.
+pub fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "there was no answer in time".into(),
+        io::ErrorKind::UnexpectedEof => "the server closed it".into(),
+        io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+        io::ErrorKind::ConnectionReset => "the server broke it off".into(),
+        _ => error.to_string(),
+    }
+}
 
 /// A connection that is not logged in: one question, one answer.
 pub struct Connection {
@@ -135,51 +146,64 @@ pub struct Connection {
 /// # Errors
 /// [`StartError`].
 pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Result<Connection, StartError> {
+    let seen = match attempt(options)? {
+        Ok(connection) => return Ok(connection),
+        Err(seen) => seen,
+    };
+    // The server would not wait for the answer: the decision first, then a new connection.
+    if !ask(seen) {
+        return Err(StartError::UnknownServer(options.server(), seen));
+    }
+    known_servers(options)?.remember(&options.server(), seen).map_err(StartError::Disk)?;
+    attempt(options)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
+}
+
+fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
+    KnownServers::open(&options.data_dir.join("known_servers")).map_err(StartError::Disk)
+}
+
+/// One connection, or the key of a server that nobody has vouched for.
+fn attempt(options: &Options) -> Result<Result<Connection, Fingerprint>, StartError> {
     let socket = Arc::new(reach(options)?);
     let mut lines = Lines::new(MAX_LINE);
     if !options.tls {
-        let channel = Channel::bare(socket).map_err(StartError::Lost)?;
-        return Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() });
+        let channel = Arc::new(Channel::bare(socket).map_err(StartError::Lost)?);
+        return Ok(Ok(Connection { channel, lines, reader: Reader::default() }));
     }
     let unverified = Unverified::connect(&options.host, socket, Instant::now() + HANDSHAKE_TIMEOUT);
     let unverified = unverified.map_err(|error| match error {
         ChannelError::NotTls => StartError::NotTls,
         other => StartError::Channel(other),
     })?;
-    let path = options.data_dir.join("known_servers");
-    let mut known = KnownServers::open(&path).map_err(StartError::Disk)?;
-    let (server, seen) = (options.server(), unverified.fingerprint());
-    vouch(options, &known, seen, ask)?;
-    known.remember(&server, seen).map_err(StartError::Disk)?;
+    let seen = unverified.fingerprint();
+    let mut known = known_servers(options)?;
+    if !vouch(options, &known, seen)? {
+        return Ok(Err(seen));
+    }
+    known.remember(&options.server(), seen).map_err(StartError::Disk)?;
     let (channel, early) = unverified.trust(seen).map_err(StartError::Channel)?;
     lines.buffer().extend_from_slice(&early);
-    Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() })
+    Ok(Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() }))
 }
 
-/// Whether somebody has vouched for the key that the server shows: the command line, the server's own
-/// certificate on this machine, memory, or the person.
-fn vouch(
-    options: &Options,
-    known: &KnownServers,
-    seen: Fingerprint,
-    ask: impl FnOnce(Fingerprint) -> bool,
-) -> Result<(), StartError> {
+/// Whether somebody has vouched for the key that the server shows: the command line, the server's
+/// own certificate on this machine, or memory. False if the person has to be asked.
+fn vouch(options: &Options, known: &KnownServers, seen: Fingerprint) -> Result<bool, StartError> {
     let server = options.server();
     let remembered = known.get(&server);
     if let Some(expected) = options.fingerprint {
         return match expected == seen {
-            true => Ok(()),
+            true => Ok(true),
             false => Err(StartError::ServerChanged { server, seen, expected }),
         };
     }
     if is_this_machine(&options.host) && local_server() == Some(seen) {
-        return Ok(());
+        return Ok(true);
     }
     match remembered {
-        Some(expected) if expected == seen => Ok(()),
+        Some(expected) if expected == seen => Ok(true),
         Some(expected) => Err(StartError::ServerChanged { server, seen, expected }),
-        None if options.accept_new || ask(seen) => Ok(()),
-        None => Err(StartError::UnknownServer(server, seen)),
+        None => Ok(options.accept_new),
     }
 }
 

@@ -13,20 +13,33 @@ use crate::crypto::keys::SessionKey;
 use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::{self, EncryptedMessage};
-use std::collections::HashMap;
+use std::collections::VecDeque;
 
 /// A sender's clock that differs by more is told.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
-/// Conversations whose last number is remembered; each needs a key that was accepted.
-const MAX_CONVERSATIONS: usize = 65_536;
+/// Conversations of one sender that are remembered: each login of theirs begins some.
+const MAX_CONVERSATIONS: usize = 64;
 
 const _: () = assert!(envelope::MAX_CIPHERTEXT == protocol::MAX_CIPHERTEXT);
 
-/// The last sequence number of each conversation: the sender's session, and the own session it was
-/// for (none for broadcasts).
+/// The conversations of one sender, the latest first.
 #[derive(Default)]
 pub struct Conversations {
-    last: HashMap<(Fingerprint, Option<Fingerprint>), u64>,
+    last: VecDeque<Conversation>,
+    /// Of conversations that are no longer remembered: nothing new is that old.
+    forgotten: Option<u64>,
+}
+
+struct Conversation {
+    /// The sender's session, and the own session it is for (none for broadcasts).
+    between: (Fingerprint, Option<Fingerprint>),
+    sequence: u64,
+    /// Of its latest message, by the sender's clock.
+    time: u64,
+}
+
+fn between(header: &Header) -> (Fingerprint, Option<Fingerprint>) {
+    (header.session, header.scope.recipient().map(|recipient| recipient.session))
 }
 
 /// How a sequence number stands to those before it.
@@ -41,11 +54,12 @@ enum Order {
 
 impl Conversations {
     fn order(&self, header: &Header) -> Order {
-        let to = header.scope.recipient().map(|recipient| recipient.session);
-        let expected = match self.last.get(&(header.session, to)) {
-            Some(last) => last + 1,
+        let known = self.last.iter().find(|conversation| conversation.between == between(header));
+        let expected = match known {
+            Some(conversation) => conversation.sequence + 1,
+            None if self.forgotten.is_some_and(|time| header.time <= time) => return Order::Replayed,
             // A private conversation begins at 1; a broadcast may have begun before we came.
-            None if to.is_some() => 1,
+            None if header.scope.recipient().is_some() => 1,
             None => header.sequence,
         };
         match header.sequence {
@@ -55,15 +69,15 @@ impl Conversations {
         }
     }
 
-    /// False if no more conversations can be remembered.
-    fn record(&mut self, header: &Header) -> bool {
-        let to = header.scope.recipient().map(|recipient| recipient.session);
-        let key = (header.session, to);
-        if self.last.len() >= MAX_CONVERSATIONS && !self.last.contains_key(&key) {
-            return false;
+    fn record(&mut self, header: &Header) {
+        self.last.retain(|conversation| conversation.between != between(header));
+        let (sequence, time) = (header.sequence, header.time);
+        self.last.push_front(Conversation { between: between(header), sequence, time });
+        if self.last.len() > MAX_CONVERSATIONS
+            && let Some(oldest) = self.last.pop_back()
+        {
+            self.forgotten = self.forgotten.max(Some(oldest.time));
         }
-        self.last.insert(key, header.sequence);
-        true
     }
 }
 
@@ -102,6 +116,9 @@ impl Session {
     /// Takes an envelope from the server.
     pub(super) fn receive(&mut self, message: EncryptedMessage) {
         let from = message.envelope.from.clone();
+        if from == *self.me() || !self.peers.admits(&from) {
+            return self.refuse(&from, "the server cannot have it from there");
+        }
         let Some(envelope) = typed(message) else {
             return self.refuse(&from, "its fields contradict each other");
         };
@@ -112,9 +129,11 @@ impl Session {
             return self.open(&from, envelope);
         }
         // A stranger, a changed key, or a forgery: the server's word on the key decides which.
-        if peer.inbox.len() >= MAX_INBOX {
-            return self.refuse(&from, "too many arrived before their key did");
+        if self.unread >= MAX_INBOX {
+            return self.refuse(&from, "too many wait for a key already");
         }
+        self.unread += 1;
+        let peer = self.peers.get(&from);
         peer.inbox.push_back(envelope);
         if peer.changed.is_none() {
             self.ask_for_keys([from]);
@@ -127,13 +146,16 @@ impl Session {
             return;
         }
         for envelope in std::mem::take(&mut self.peers.get(name).inbox) {
+            self.unread -= 1;
             self.open(name, envelope);
         }
     }
 
     /// The keys of `name` cannot be had: what waits for them is not believed.
     pub(super) fn drop_inbox(&mut self, name: &Username) {
-        if !std::mem::take(&mut self.peers.get(name).inbox).is_empty() {
+        let dropped = std::mem::take(&mut self.peers.get(name).inbox).len();
+        self.unread -= dropped;
+        if dropped > 0 {
             self.refuse(name, "the server has no key to check it with");
         }
     }
@@ -151,9 +173,8 @@ impl Session {
 
     /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
     fn checked(&mut self, from: &Username, envelope: &Envelope) -> Result<(Header, u64, String), String> {
-        let Some(identity) = &self.peers.get(from).identity else {
-            return Err("their key is not known".into());
-        };
+        let Some(peer) = self.peers.find(from) else { return Err("nobody knows them".into()) };
+        let Some(identity) = &peer.identity else { return Err("their key is not known".into()) };
         let verified = envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
         if let Some(recipient) = header.scope.recipient()
@@ -165,7 +186,7 @@ impl Session {
         {
             return Err("its fields contradict each other".into());
         }
-        let gap = match self.conversations.order(&header) {
+        let gap = match peer.conversations.order(&header) {
             Order::Next => 0,
             Order::Gap(missing) => missing,
             Order::Replayed => {
@@ -181,9 +202,7 @@ impl Session {
             _ => return Err("it cannot be decrypted".into()),
         };
         let text = String::from_utf8(text.to_vec()).map_err(|_| "it is not text".to_string())?;
-        if !self.conversations.record(&header) {
-            return Err("too many sessions were seen: log in again".into());
-        }
+        self.peers.get(from).conversations.record(&header);
         Ok((header, gap, text))
     }
 
@@ -194,7 +213,7 @@ impl Session {
             self.problem(format!("{gap} {messages} from {from} {are} missing"));
         }
         let skew = header.time.abs_diff(self.now);
-        if skew > MAX_SKEW_MS {
+        if skew > MAX_SKEW_MS && !std::mem::replace(&mut self.peers.get(&from).skew_told, true) {
             let direction = if header.time < self.now { "behind" } else { "ahead" };
             let minutes = skew / 60_000;
             self.problem(format!(
@@ -247,7 +266,7 @@ mod tests {
         let mut take = |header: Header| {
             let order = seen.order(&header);
             if order != Order::Replayed {
-                assert!(seen.record(&header));
+                seen.record(&header);
             }
             order
         };
@@ -260,5 +279,20 @@ mod tests {
         assert_eq!(take(header(1, Some(2), 1)), Order::Next, "a new session of the recipient begins anew");
         assert_eq!(take(header(2, None, 1)), Order::Next, "a new session of the sender begins anew");
         assert_eq!(take(header(2, None, u64::MAX)), Order::Replayed, "nothing could follow it");
+    }
+
+    #[test]
+    fn a_sender_with_many_sessions_costs_little_and_opens_no_way_to_replay() {
+        let mut seen = Conversations::default();
+        for session in 0..200 {
+            let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
+            assert_eq!(seen.order(&fresh), Order::Next);
+            seen.record(&fresh);
+        }
+        assert_eq!(seen.last.len(), MAX_CONVERSATIONS);
+        for session in 0..200 {
+            let again = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
+            assert_eq!(seen.order(&again), Order::Replayed, "{session}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The two threads of a connection: one reads, one writes; the owner of the state waits for neither.
 
-use super::connect::Connection;
+use super::connect::{Connection, reason};
 use super::session::Event;
 use crate::protocol::{ClientMessage, ServerMessage};
 use crate::wire::tls::{Channel, Received};
@@ -108,7 +108,7 @@ fn read(mut connection: Connection, pings: &SyncSender<Vec<u8>>, mut deliver: im
             Ok(Received::Silence) => {
                 let _ = pings.try_send(ClientMessage::Ping.encode());
             }
-            Err(error) => break error.to_string(),
+            Err(error) => break reason(&error),
         }
     };
     deliver(Event::Closed(reason));

@@ -81,11 +81,10 @@ fn with_name(
         return Ok(None);
     };
     let attempt = if register {
-        prompter.println("making your keys and your account ...")?;
-        account::register(options, &name, &password, || connect_asking(options, prompter))
+        let doing = "making your keys and your account ...";
+        account::register(options, &name, &password, || connect_asking(options, prompter, doing))
     } else {
-        prompter.println("logging in ...")?;
-        account::log_in(options, &name, &password, || connect_asking(options, prompter))
+        account::log_in(options, &name, &password, || connect_asking(options, prompter, "logging in ..."))
     };
     match attempt {
         Ok(done) => Ok(Some(done)),
@@ -115,8 +114,13 @@ fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>>
     }
 }
 
-fn connect_asking(options: &Options, prompter: &mut Prompter<'_>) -> Result<Connection, StartError> {
-    connect(options, |seen| {
+/// Connects, asking if need be, and then says what is done next.
+fn connect_asking(
+    options: &Options,
+    prompter: &mut Prompter<'_>,
+    doing: &str,
+) -> Result<Connection, StartError> {
+    let connection = connect(options, |seen| {
         let server = options.server();
         let told = prompter
             .println(&format!("the server at {server} is seen for the first time; its fingerprint is"))
@@ -124,5 +128,8 @@ fn connect_asking(options: &Options, prompter: &mut Prompter<'_>) -> Result<Conn
             .and_then(|()| prompter.println("compare it with the one the server printed at its start"));
         let answer = told.and_then(|()| prompter.line("is it the same? (yes/no) "));
         matches!(answer, Ok(Some(answer)) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
-    })
+    })?;
+    // A terminal that is gone is noticed at the next question.
+    let _ = prompter.println(doing);
+    Ok(connection)
 }

@@ -42,6 +42,8 @@ use terminal::{Keyboard, Prompter};
 use trust::KnownUsers;
 use zeroize::Zeroizing;
 
+const NO_TLS: &str = "WARNING: --no-tls: anyone on the way can see who talks to whom, take over your login, and \
+    guess at your password";
 /// The longest password in a file, in bytes.
 const MAX_PASSWORD: u64 = 1024;
 
@@ -70,7 +72,7 @@ fn prepare(options: &Options) -> Result<(), StartError> {
 fn begin(options: &Options, login: LoggedIn) -> Result<(Session, String), StartError> {
     let path = options.data_dir.join("known_users");
     let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
-    let tls = if options.tls { "" } else { " WITHOUT TLS: who talks to whom can be seen on the way" };
+    let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let greeting = format!("logged in as {} on {}{tls}", login.name, options.server());
     let session = Session::new(login.name, login.identity, login.key, known, Instant::now());
     Ok((session, greeting))
@@ -106,7 +108,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
         let greeted = prompter.println(&hello);
         let greeted = greeted.and_then(|()| match options.tls {
             true => Ok(()),
-            false => prompter.println("WARNING: --no-tls: who talks to whom can be seen on the way"),
+            false => prompter.println(NO_TLS),
         });
         match greeted.and_then(|()| menu::ask(options, &mut prompter)) {
             Ok(login) => login,

@@ -36,6 +36,8 @@ pub(super) enum Missed {
     Offline,
     NoAccount,
     KeyChanged,
+    /// So much waits for them already that the server did not take it.
+    Busy,
     /// The server refused it, or named a stale key again and again.
     Failed,
 }
@@ -97,13 +99,16 @@ impl Session {
             Audience::Private(name) | Audience::Room(name) => BTreeSet::from([name.clone()]),
         };
         if targets.is_empty() {
-            return self.problem("nobody else is on-line: your message was not sent".into());
+            let nobody =
+                if self.others().next().is_none() { "nobody else" } else { "nobody with a trusted key" };
+            return self.problem(format!("{nobody} is on-line: your message was not sent"));
         }
         if let Audience::Private(name) | Audience::Room(name) = &audience
             && self.peers.has_changed(name)
         {
             let name = name.clone();
-            return self.explain_changed(&name);
+            self.problem("your message was not sent".into());
+            return self.reconsider(&name);
         }
         let sealed = (audience == Audience::Everyone).then(|| {
             self.outbox.broadcasts += 1;
@@ -154,6 +159,7 @@ impl Session {
                 continue;
             }
             if peer.is_ready() {
+                peer.refreshing = false;
                 for number in std::mem::take(&mut peer.backlog) {
                     batches.entry(number).or_default().push(name.clone());
                 }
@@ -221,8 +227,8 @@ impl Session {
         let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
             return self.problem("the server answered something that was not asked".into());
         };
-        let (delivered, stale): (BTreeSet<_>, BTreeSet<_>) =
-            (answer.delivered.iter().collect(), answer.stale.iter().collect());
+        let [delivered, stale, busy] = [&answer.delivered, &answer.stale, &answer.busy]
+            .map(|names| names.iter().collect::<BTreeSet<_>>());
         for name in &names {
             let peer = self.peers.get(name);
             peer.in_flight = peer.in_flight.saturating_sub(1);
@@ -233,6 +239,8 @@ impl Session {
                 peer.session = None;
                 peer.refreshing = true;
                 peer.backlog.insert(number);
+            } else if busy.contains(name) {
+                self.settle(number, name, Some(Missed::Busy));
             } else {
                 self.peers.get(name).session = None;
                 let missed = if stale.contains(name) { Missed::Failed } else { Missed::Offline };
@@ -319,7 +327,8 @@ impl Session {
         if message.kind == Kind::RoomLeft {
             return;
         }
-        if message.audience == Audience::Everyone && message.delivered == 0 {
+        let offline = message.missed.values().all(|why| *why == Missed::Offline);
+        if message.audience == Audience::Everyone && message.delivered == 0 && offline {
             return self.problem("nobody else is on-line any more: your message was not delivered".into());
         }
         for (name, why) in &message.missed {
@@ -327,11 +336,11 @@ impl Session {
                 Missed::Offline => format!("{name} is not on-line"),
                 Missed::NoAccount => format!("there is no account named {name}"),
                 Missed::KeyChanged => format!("the key of {name} has changed"),
+                Missed::Busy => format!("the connection of {name} is too slow at the moment"),
                 Missed::Failed => format!("the server did not take it for {name}"),
             };
             if message.kind == Kind::RoomOpened {
-                self.problem(format!("{because}: no room was opened"));
-                self.not_entered(name);
+                self.problem(format!("{because}: you are alone in the room; /leave returns to everyone"));
             } else if message.audience == Audience::Everyone {
                 self.problem(format!("{because}: {name} did not get your last message"));
             } else {
@@ -487,10 +496,18 @@ mod tests {
                         let message = EncryptedMessage { envelope: send.envelope.clone(), key };
                         self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
                     }
-                    let sent = Sent { id: send.routing.id, delivered, offline: Vec::new(), stale };
+                    let sent =
+                        Sent { id: send.routing.id, delivered, offline: Vec::new(), stale, busy: Vec::new() };
                     self.event(n, Event::Server(ServerMessage::Sent(sent)));
                 }
-                ClientMessage::Renew(fields) => self.keys[n] = *fields,
+                ClientMessage::Renew(fields) => {
+                    self.keys[n] = *fields;
+                    let session = crate::protocol::Session {
+                        token: crate::crypto::secret::Key::random(),
+                        expires: NOW,
+                    };
+                    self.event(n, Event::Server(ServerMessage::Session(session)));
+                }
                 _ => {}
             }
             true
@@ -548,7 +565,7 @@ mod tests {
             if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
                 let (id, stale) = (send.routing.id, send.routing.targets.clone());
                 net.said[0].pop_front();
-                let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale };
+                let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
                 net.event(0, Event::Server(ServerMessage::Sent(sent)));
             } else if !net.step(0) {
                 break;
@@ -572,7 +589,7 @@ mod tests {
         // Sealed for the former key, delivered after the renewal.
         let former = net.sessions[1].keys.current().fingerprint();
         let under_way = net.said[0].pop_front();
-        net.event(1, Event::NewKey(Box::new(SessionKey::generate())));
+        net.renew(1);
         assert!(net.sessions[1].keys.holds(former) && net.sessions[1].keys.current().fingerprint() != former);
         let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
         let message = EncryptedMessage { envelope: send.envelope.clone(), key: send.routing.keys["bob"] };

@@ -4,15 +4,19 @@
 //! key only with its owner's certificate; a changed identity key is used for nothing until the
 //! person at the keyboard has decided.
 
+use super::incoming::Conversations;
 use super::trust::{KnownUsers, Trust};
+use crate::crypto::CryptoError;
 use crate::crypto::envelope::Envelope;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::PersonKeys;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// Envelopes that wait for their sender's key; more are refused.
-pub const MAX_INBOX: usize = 256;
+/// Envelopes that wait for their senders' keys, in all; more are refused.
+pub const MAX_INBOX: usize = 1024;
+/// People that a server can make a client keep in mind.
+const MAX_PEERS: usize = 50_000;
 
 /// One other person.
 #[derive(Default)]
@@ -36,6 +40,10 @@ pub struct Peer {
     pub inbox: VecDeque<Envelope>,
     /// The last sequence number of the private conversation, and the session it belongs to.
     pub sequence: Option<(Fingerprint, u64)>,
+    /// The conversations that this person has begun.
+    pub conversations: Conversations,
+    /// It was told that this person's clock is off.
+    pub skew_told: bool,
 }
 
 impl Peer {
@@ -58,14 +66,30 @@ impl Peer {
 /// What came of keys that the server has shown.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Learned {
-    /// As remembered.
+    /// As remembered, or seen for the first time and remembered.
     Known,
-    /// Seen for the first time, and remembered.
-    First,
+    /// The remembered key again, after another one.
+    Reverted,
     /// The identity key differs from the remembered one.
     Changed,
     /// The server shows a key that is none, or a session key that its owner has not certified.
     Refused(String),
+}
+
+/// The session key of an answer, if there is one, with its owner's certificate checked.
+fn certified(
+    keys: &PersonKeys,
+    identity: &IdentityPublicKey,
+    now_ms: u64,
+) -> Result<Option<SessionPublicKey>, CryptoError> {
+    let (Some(key), Some(created), Some(signature)) = (&keys.session_key, keys.created, keys.certificate)
+    else {
+        return Ok(None);
+    };
+    let key = SessionPublicKey::parse(&key.0)?;
+    let certificate = SessionCertificate { key, created, signature: signature.0 };
+    certificate.verify(&keys.name, identity, now_ms)?;
+    Ok(Some(certificate.key))
 }
 
 /// Everyone this session has had to do with.
@@ -88,6 +112,18 @@ impl Peers {
     /// One person that something is known of already.
     pub fn find(&self, name: &Username) -> Option<&Peer> {
         self.peers.get(name)
+    }
+
+    /// Whether the server may bring this name up: somebody met already, or one more of not too many.
+    pub fn admits(&self, name: &Username) -> bool {
+        self.peers.contains_key(name) || self.peers.len() < MAX_PEERS
+    }
+
+    /// This person is not on-line any more.
+    pub fn left(&mut self, name: &Username) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.session = None;
+        }
     }
 
     /// All names met so far, for letter-case corrections.
@@ -118,53 +154,35 @@ impl Peers {
 
     /// Takes in the keys that the server shows for one person.
     pub fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
-        let refused = |what: &str| Learned::Refused(what.into());
-        let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
-            return refused("the server shows an identity key that is none");
-        };
-        let remembered = self.known.get(&keys.name);
         let peer = self.peers.entry(keys.name.clone()).or_default();
         peer.asked = false;
         peer.session = None;
-        let certificate = match (&keys.session_key, keys.created, keys.certificate) {
-            (Some(key), Some(created), Some(signature)) => {
-                let checked = SessionPublicKey::parse(&key.0).and_then(|key| {
-                    let certificate = SessionCertificate { key, created, signature: signature.0 };
-                    certificate.verify(&keys.name, &identity, now_ms).map(|()| certificate)
-                });
-                match checked {
-                    Ok(certificate) => Some(certificate.key),
-                    Err(error) => {
-                        return Learned::Refused(format!(
-                            "the server shows a session key that is not theirs: {error}"
-                        ));
-                    }
-                }
-            }
-            _ => None,
-        };
-        match remembered {
-            Some((known, _)) if known != identity.fingerprint() => {
-                peer.identity = None;
-                peer.changed = Some(identity);
-                peer.session = certificate;
-                Learned::Changed
-            }
-            _ => {
-                let fingerprint = identity.fingerprint();
-                peer.identity = Some(identity);
-                peer.changed = None;
-                peer.session = certificate;
-                peer.refreshing &= peer.in_flight > 0;
-                if remembered.is_some() {
-                    return Learned::Known;
-                }
-                match self.known.remember(&keys.name, fingerprint, Trust::New) {
-                    Ok(()) => Learned::First,
-                    Err(error) => Learned::Refused(format!("the key cannot be remembered: {error}")),
-                }
-            }
+        if let Some(other) = self.known.other_spelling(&keys.name) {
+            return Learned::Refused(format!("{other} is known here, and differs in letter case alone"));
         }
+        let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
+            return Learned::Refused("the server shows an identity key that is none".into());
+        };
+        let session = match certified(keys, &identity, now_ms) {
+            Ok(session) => session,
+            Err(error) => {
+                let why = format!("the server shows a session key that is not theirs: {error}");
+                return Learned::Refused(why);
+            }
+        };
+        let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
+        if remembered.is_some_and(|known| known != identity.fingerprint()) {
+            (peer.identity, peer.changed, peer.session) = (None, Some(identity), session);
+            return Learned::Changed;
+        }
+        if remembered.is_none()
+            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint(), Trust::New)
+        {
+            return Learned::Refused(format!("the key cannot be remembered: {error}"));
+        }
+        let reverted = peer.changed.is_some();
+        (peer.identity, peer.changed, peer.session) = (Some(identity), None, session);
+        if reverted { Learned::Reverted } else { Learned::Known }
     }
 
     /// The person at the keyboard accepts the changed key of `name`. False if it has not changed.

@@ -148,7 +148,7 @@ impl Front {
                 }
             }
             Wake::Resized => self.terminal.redraw(),
-            Wake::Stop => return Ok(Some(0)),
+            Wake::Stop => return Ok(Some(self.abandon())),
         }
         Ok(None)
     }
@@ -207,7 +207,7 @@ impl Front {
     /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
     fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
         if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
-            return Ok(Some(0));
+            return Ok(Some(self.abandon()));
         }
         if self.ahead.len() >= MAX_AHEAD {
             self.editor.set(&line);
@@ -216,6 +216,17 @@ impl Front {
         }
         self.ahead.push_back(line);
         self.type_ahead()
+    }
+
+    /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
+    fn abandon(&mut self) -> u8 {
+        match self.session.unsettled() {
+            Some(text) => {
+                self.problem = text;
+                1
+            }
+            None => 0,
+        }
     }
 
     fn type_ahead(&mut self) -> io::Result<Option<u8>> {

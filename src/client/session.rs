@@ -5,7 +5,6 @@
 
 use super::command::{self, Command};
 use super::entry::{Entry, Source};
-use super::incoming::Conversations;
 use super::outgoing::{Audience, Missed, Outbox};
 use super::peers::{Learned, Peers};
 use super::text::{mentions, sanitise};
@@ -15,7 +14,7 @@ use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, safety_number};
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, Presence,
+    ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys, Presence,
     ServerMessage, SessionKeyFields,
 };
 use std::collections::{BTreeSet, VecDeque};
@@ -31,6 +30,10 @@ const MAX_UNSETTLED: usize = 64;
 const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
 /// A new session key is made an hour before the old one's day is over.
 const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
+/// A renewal that failed is tried again after this time.
+const RENEW_AGAIN: Duration = Duration::from_secs(600);
+/// The server answers within this time, or it is not waited for any longer.
+const ANSWER: Duration = Duration::from_secs(30);
 /// At the end, unanswered messages are waited for this long.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// More people than this coming or going at once are told as a number.
@@ -66,16 +69,19 @@ pub enum Effect {
     Quit(u8),
 }
 
-/// The own session keys: the current one, and former ones for what is still under way.
+/// The own session keys: the current one, one that the server has not confirmed yet, and
+/// former ones for what is still under way.
 pub struct OwnKeys {
     current: SessionKey,
+    /// When the current one was made, or a renewal was last tried.
     made: Instant,
+    announced: Option<SessionKey>,
     former: Vec<(SessionKey, Instant)>,
 }
 
 impl OwnKeys {
     fn new(current: SessionKey, now: Instant) -> OwnKeys {
-        OwnKeys { current, made: now, former: Vec::new() }
+        OwnKeys { current, made: now, announced: None, former: Vec::new() }
     }
 
     /// What others are told to encrypt to.
@@ -85,7 +91,8 @@ impl OwnKeys {
 
     /// Every key that still decrypts.
     pub fn all(&self) -> impl Iterator<Item = &SessionKey> {
-        std::iter::once(&self.current).chain(self.former.iter().map(|(key, _)| key))
+        let others = self.announced.iter().chain(self.former.iter().map(|(key, _)| key));
+        std::iter::once(&self.current).chain(others)
     }
 
     /// Whether one of them has this fingerprint.
@@ -93,10 +100,12 @@ impl OwnKeys {
         self.all().any(|key| key.fingerprint() == fingerprint)
     }
 
-    fn replace(&mut self, new: SessionKey, now: Instant) {
-        let former = std::mem::replace(&mut self.current, new);
-        self.former.push((former, now));
+    /// The server has confirmed the announced key. False if there is none.
+    fn confirm(&mut self, now: Instant) -> bool {
+        let Some(new) = self.announced.take() else { return false };
+        self.former.push((std::mem::replace(&mut self.current, new), now));
         self.made = now;
+        true
     }
 
     fn forget_former(&mut self, now: Instant) {
@@ -113,7 +122,8 @@ pub struct Session {
     pub(super) keys: OwnKeys,
     pub(super) peers: Peers,
     pub(super) outbox: Outbox,
-    pub(super) conversations: Conversations,
+    /// Envelopes that wait for keys.
+    pub(super) unread: usize,
     pub(super) effects: Vec<Effect>,
     online: BTreeSet<Username>,
     /// The list of who is on-line has arrived.
@@ -125,6 +135,12 @@ pub struct Session {
     /// Safety numbers that wait for a key.
     verifying: BTreeSet<Username>,
     making_key: bool,
+    started: Instant,
+    /// People whose keys are to be asked for: one request at a time, or the answers would be
+    /// more than the server lets wait for one client.
+    to_ask: VecDeque<Username>,
+    /// The request under way, and since when.
+    asking: Option<(Vec<Username>, Instant)>,
     ending: Option<Instant>,
 }
 
@@ -144,7 +160,7 @@ impl Session {
             keys: OwnKeys::new(key, now),
             peers: Peers::new(known),
             outbox: Outbox::default(),
-            conversations: Conversations::default(),
+            unread: 0,
             effects: Vec::new(),
             online: BTreeSet::new(),
             ready: false,
@@ -153,6 +169,9 @@ impl Session {
             history: VecDeque::new(),
             verifying: BTreeSet::new(),
             making_key: false,
+            started: now,
+            to_ask: VecDeque::new(),
+            asking: None,
             ending: None,
         }
     }
@@ -162,7 +181,7 @@ impl Session {
         self.now = now_ms;
         match event {
             Event::Line(line) => self.line(&line, now),
-            Event::Server(message) => self.server(message),
+            Event::Server(message) => self.server(message, now),
             Event::Unreadable(error) => {
                 self.problem(format!("the server sent something unreadable: {error}"))
             }
@@ -172,9 +191,10 @@ impl Session {
                 self.effects.push(Effect::Quit(1));
             }
             Event::EndOfInput => self.ending = self.ending.or(Some(now)),
-            Event::NewKey(key) => self.renew(*key, now),
+            Event::NewKey(key) => self.announce(*key),
             Event::Tick => self.tick(now),
         }
+        self.ask(now);
         self.leave_if_done(now);
         std::mem::take(&mut self.effects)
     }
@@ -253,21 +273,35 @@ impl Session {
 
     fn tick(&mut self, now: Instant) {
         self.keys.forget_former(now);
+        if let Some((names, _)) = self.asking.take_if(|(_, since)| now.duration_since(*since) >= ANSWER) {
+            self.problem("the server does not answer".into());
+            names.iter().for_each(|name| self.no_keys(name, Missed::Failed));
+        }
+        if !self.ready && now.duration_since(self.started) >= ANSWER {
+            self.problem("the server does not say who is on-line".into());
+            self.effects.push(Effect::Quit(1));
+        }
         if now.duration_since(self.keys.made) >= RENEW_AFTER && !std::mem::replace(&mut self.making_key, true)
         {
             self.effects.push(Effect::MakeSessionKey);
         }
     }
 
-    /// Announces a new session key. From here on it is the current one: the server takes
-    /// messages in order, so whoever asks for keys after this gets the new one.
-    fn renew(&mut self, key: SessionKey, now: Instant) {
+    /// Announces a new session key. It opens messages from here on, because the server may tell
+    /// it to others before its confirmation is here; it is the current one after that.
+    fn announce(&mut self, key: SessionKey) {
         let certificate = self.identity.certify(&self.me, &key, self.now);
-        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate)))));
-        self.keys.replace(key, now);
-        self.outbox.restart_numbers();
-        self.peers.restart_numbers();
-        self.making_key = false;
+        let fields = SessionKeyFields::new(&certificate);
+        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
+        self.keys.announced = Some(key);
+    }
+
+    fn renewed(&mut self, now: Instant) {
+        if self.keys.confirm(now) {
+            self.outbox.restart_numbers();
+            self.peers.restart_numbers();
+            self.making_key = false;
+        }
     }
 
     fn leave_if_done(&mut self, now: Instant) {
@@ -282,33 +316,41 @@ impl Session {
     }
 
     fn tell_unsettled(&mut self) {
-        let count = self.outbox.len();
-        if count > 0 {
-            let (messages, were) = if count == 1 { ("message", "was") } else { ("messages", "were") };
-            self.problem(format!(
-                "{count} {messages} of yours {were} not acknowledged and may not have arrived"
-            ));
+        if let Some(text) = self.unsettled() {
+            self.problem(text);
+        }
+    }
+
+    /// What is to be said of messages that nobody has acknowledged, if there are any.
+    pub fn unsettled(&self) -> Option<String> {
+        match self.outbox.len() {
+            0 => None,
+            1 => Some("1 message of yours was not acknowledged and may not have arrived".into()),
+            count => {
+                Some(format!("{count} messages of yours were not acknowledged and may not have arrived"))
+            }
         }
     }
 
     // ---- what the server says
 
-    fn server(&mut self, message: ServerMessage) {
+    fn server(&mut self, message: ServerMessage, now: Instant) {
         match message {
             ServerMessage::Ping => self.effects.push(Effect::Send(ClientMessage::Pong)),
-            ServerMessage::Pong | ServerMessage::Session(_) => {}
+            ServerMessage::Pong => {}
+            ServerMessage::Session(_) => self.renewed(now),
             ServerMessage::Presence(presence) => self.presence(presence),
             ServerMessage::Keys(keys) => self.take_keys(&keys),
             ServerMessage::EncryptedMessage(message) => self.receive(*message),
             ServerMessage::Sent(sent) => self.sent(&sent),
-            ServerMessage::Error(failure) => self.failure(&failure),
+            ServerMessage::Error(failure) => self.failure(&failure, now),
             ServerMessage::Registered | ServerMessage::Challenge(_) => {
                 self.problem("the server sent something out of place".into());
             }
         }
     }
 
-    fn failure(&mut self, failure: &Failure) {
+    fn failure(&mut self, failure: &Failure, now: Instant) {
         let text = sanitise(&failure.message);
         if failure.code == ErrorCode::SignedInElsewhere.as_str() {
             self.problem("you have logged in from elsewhere: this client leaves".into());
@@ -317,6 +359,11 @@ impl Session {
         } else if let Some(id) = failure.id {
             self.refused(id, &text);
         } else {
+            if failure.code == ErrorCode::BadKey.as_str() && self.keys.announced.take().is_some() {
+                // The current key is good for another hour: once more in ten minutes.
+                self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN).min(now - self.started);
+                self.making_key = false;
+            }
             self.problem(format!("the server says: {text}"));
         }
     }
@@ -331,7 +378,7 @@ impl Session {
         let (mut joined, mut left) = (Vec::new(), Vec::new());
         for name in presence.left {
             if self.online.remove(&name) && name != self.me {
-                self.peers.get(&name).session = None;
+                self.peers.left(&name);
                 left.push(name);
             }
         }
@@ -363,58 +410,86 @@ impl Session {
 
     /// Asks for keys that are not on their way already.
     pub(super) fn ask_for_keys(&mut self, names: impl IntoIterator<Item = Username>) {
-        let mut wanted = Vec::new();
         for name in names {
             if !std::mem::replace(&mut self.peers.get(&name).asked, true) {
-                wanted.push(name);
+                self.to_ask.push_back(name);
             }
-        }
-        for part in wanted.chunks(MAX_KEY_NAMES) {
-            self.effects.push(Effect::Send(ClientMessage::KeysRequest(KeysRequest { names: part.to_vec() })));
         }
     }
 
+    /// Sends the next request for keys, if none is under way.
+    fn ask(&mut self, now: Instant) {
+        if self.asking.is_none() && !self.to_ask.is_empty() {
+            let count = self.to_ask.len().min(MAX_KEY_NAMES);
+            let names: Vec<Username> = self.to_ask.drain(..count).collect();
+            let request = KeysRequest { names: names.clone() };
+            self.effects.push(Effect::Send(ClientMessage::KeysRequest(request)));
+            self.asking = Some((names, now));
+        }
+    }
+
+    /// Takes the answer to the request under way: everyone who was asked for is settled by it.
     fn take_keys(&mut self, keys: &Keys) {
-        let mut ready = Vec::new();
+        let Some((mut asked, _)) = self.asking.take() else {
+            return self.problem("the server sent keys that were not asked for".into());
+        };
+        let mut here = Vec::new();
         for person in &keys.keys {
-            let name = &person.name;
-            if !self.peers.find(name).is_some_and(|peer| peer.asked) {
-                self.problem("the server sent keys that were not asked for".into());
-                continue;
-            }
-            let before = self.peers.has_changed(name);
-            match self.peers.learn(person, self.now) {
-                Learned::Known | Learned::First => {}
-                Learned::Changed => {
-                    if !before {
-                        self.explain_changed(name);
-                    }
-                    self.give_up(name, Missed::KeyChanged);
-                }
-                Learned::Refused(why) => {
-                    self.problem(format!("the keys of {name} cannot be used: {why}"));
-                    self.give_up(name, Missed::Failed);
-                    self.drop_inbox(name);
-                }
-            }
-            if self.peers.find(name).is_some_and(|peer| peer.session.is_none()) {
-                self.give_up(name, Missed::Offline);
-            }
-            self.read_inbox(name);
-            if self.verifying.remove(name) {
-                self.tell_safety_number(name);
-            }
-            ready.push(name.clone());
-        }
-        for name in &keys.unknown {
-            self.peers.get(name).asked = false;
-            self.give_up(name, Missed::NoAccount);
-            self.drop_inbox(name);
-            if self.verifying.remove(name) {
-                self.problem(format!("there is no account named {name}"));
+            if let Some(at) = asked.iter().position(|name| *name == person.name) {
+                here.push(asked.swap_remove(at));
+                self.take_person(person);
             }
         }
-        self.pump(ready);
+        // One envelope for all of them together.
+        self.pump(here);
+        for name in asked {
+            self.no_keys(&name, Missed::NoAccount);
+        }
+    }
+
+    fn take_person(&mut self, person: &PersonKeys) {
+        let name = &person.name;
+        let before = self.peers.has_changed(name);
+        match self.peers.learn(person, self.now) {
+            Learned::Known => {}
+            Learned::Reverted => self.notice(format!("the server shows the known key of {name} again")),
+            Learned::Changed => {
+                if !before {
+                    self.explain_changed(name);
+                }
+                self.give_up(name, Missed::KeyChanged);
+            }
+            Learned::Refused(why) => {
+                self.problem(format!("the keys of {name} cannot be used: {why}"));
+                return self.no_keys(name, Missed::Failed);
+            }
+        }
+        if self.peers.find(name).is_some_and(|peer| peer.session.is_none()) {
+            self.give_up(name, Missed::Offline);
+        }
+        self.read_inbox(name);
+        if self.verifying.remove(name) {
+            self.tell_safety_number(name);
+        }
+    }
+
+    /// There are no keys of `name` to be had.
+    fn no_keys(&mut self, name: &Username, why: Missed) {
+        self.peers.get(name).asked = false;
+        self.give_up(name, why);
+        self.drop_inbox(name);
+        if self.verifying.remove(name) {
+            self.problem(match why {
+                Missed::NoAccount => format!("there is no account named {name}"),
+                _ => format!("no key of {name} is to be had"),
+            });
+        }
+    }
+
+    /// Says again why nothing goes to `name`, and looks whether the key is still another.
+    pub(super) fn reconsider(&mut self, name: &Username) {
+        self.explain_changed(name);
+        self.ask_for_keys([name.clone()]);
     }
 
     pub(super) fn explain_changed(&mut self, name: &Username) {
@@ -483,7 +558,7 @@ impl Session {
             return self.notice(format!("you are in a room with {name} already"));
         }
         if self.peers.has_changed(&name) {
-            return self.explain_changed(&name);
+            return self.reconsider(&name);
         }
         if let Some(former) = self.room.take() {
             self.send(Kind::RoomLeft, Audience::Room(former), String::new());
@@ -499,13 +574,6 @@ impl Session {
             _ => format!("their key is not verified yet: /verify {name} shows how"),
         };
         self.notice(format!("you are in a private room with {name}; {trust}; /leave returns"));
-    }
-
-    /// The partner could not be told.
-    pub(super) fn not_entered(&mut self, name: &Username) {
-        if self.room.as_ref() == Some(name) {
-            self.room = None;
-        }
     }
 
     fn leave(&mut self) {
@@ -564,7 +632,7 @@ impl Session {
             return self.tell_safety_number(&name);
         }
         if self.peers.has_changed(&name) {
-            return self.explain_changed(&name);
+            return self.reconsider(&name);
         }
         match self.peers.mark_verified(&name) {
             Ok(()) => self.notice(format!("{name} is verified")),

@@ -26,7 +26,7 @@ pub enum Trust {
 #[derive(Serialize, Deserialize)]
 struct ServerRecord {
     server: String,
-    fingerprint: String,
+    fingerprint: Fixed<32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -50,9 +50,17 @@ fn open<T: Deserialize>(path: &Path, each: impl FnMut(T)) -> io::Result<File> {
     Ok(file)
 }
 
+/// Appends one record, or nothing.
 fn add<T: Serialize>(mut file: &File, record: &T) -> io::Result<()> {
-    // One write for one line: lines of two clients never mix.
-    file.write_all((json::to_string(record) + "\n").as_bytes())
+    file.lock()?;
+    let length = file.metadata()?.len();
+    let written = file.write_all((json::to_string(record) + "\n").as_bytes());
+    if written.is_err() {
+        // A disk that is full must not leave half a line for the next record to be glued to.
+        let _ = file.set_len(length);
+    }
+    file.unlock()?;
+    written
 }
 
 /// The keys of servers, by `host:port`.
@@ -69,9 +77,7 @@ impl KnownServers {
     pub fn open(path: &Path) -> io::Result<KnownServers> {
         let mut known = HashMap::new();
         let file = open(path, |record: ServerRecord| {
-            if let Ok(fingerprint) = record.fingerprint.parse() {
-                known.insert(record.server, fingerprint);
-            }
+            known.insert(record.server, Fingerprint(record.fingerprint.0));
         })?;
         Ok(KnownServers { file, known })
     }
@@ -86,11 +92,12 @@ impl KnownServers {
     /// # Errors
     /// The disk's.
     pub fn remember(&mut self, server: &str, fingerprint: Fingerprint) -> io::Result<()> {
-        if self.known.insert(server.into(), fingerprint) == Some(fingerprint) {
-            return Ok(());
+        if self.get(server) != Some(fingerprint) {
+            add(&self.file, &ServerRecord { server: server.into(), fingerprint: Fixed(fingerprint.0) })?;
+            self.file.sync_data()?;
+            self.known.insert(server.into(), fingerprint);
         }
-        add(&self.file, &ServerRecord { server: server.into(), fingerprint: fingerprint.to_string() })?;
-        self.file.sync_data()
+        Ok(())
     }
 }
 
@@ -99,6 +106,8 @@ pub struct KnownUsers {
     file: File,
     server: String,
     known: HashMap<Username, (Fingerprint, Trust)>,
+    /// By folded name.
+    spellings: HashMap<String, Username>,
 }
 
 impl KnownUsers {
@@ -114,7 +123,8 @@ impl KnownUsers {
                 known.insert(record.name, (Fingerprint(record.identity.0), trust));
             }
         })?;
-        Ok(KnownUsers { file, server, known })
+        let spellings = known.keys().map(|name: &Username| (name.folded(), name.clone())).collect();
+        Ok(KnownUsers { file, server, known, spellings })
     }
 
     /// The remembered key.
@@ -122,19 +132,32 @@ impl KnownUsers {
         self.known.get(name).copied()
     }
 
-    /// Remembers a key. What a person has compared is on disk when this returns.
+    /// The known name that differs from `name` in letter case alone: a server that keeps its
+    /// own rules has no two such names.
+    pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
+        let spelling = self.spellings.get(&name.folded())?;
+        (spelling != name).then_some(spelling)
+    }
+
+    /// Remembers a key. What a person has compared is on disk when this returns; keys seen for the
+    /// first time come by the thousand, and wait for the system to write them.
     ///
     /// # Errors
-    /// The disk's; the key is then remembered until the program ends.
+    /// The disk's; nothing has changed then.
     pub fn remember(&mut self, name: &Username, key: Fingerprint, trust: Trust) -> io::Result<()> {
-        if self.known.insert(name.clone(), (key, trust)) == Some((key, trust)) {
+        if self.get(name) == Some((key, trust)) {
             return Ok(());
         }
         let verified = trust == Trust::Verified;
         let record =
             UserRecord { server: self.server.clone(), name: name.clone(), identity: Fixed(key.0), verified };
         add(&self.file, &record)?;
-        if verified { self.file.sync_data() } else { Ok(()) }
+        if verified {
+            self.file.sync_data()?;
+        }
+        self.known.insert(name.clone(), (key, trust));
+        self.spellings.insert(name.folded(), name.clone());
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
@@ -151,21 +151,18 @@ impl Accounts {
                 password_key: account.password_key.duplicate(),
                 identity: Fixed(account.identity.0),
             };
-            self.journal.append(json::to_string(&record) + "\n")
+            self.journal.append(&(json::to_string(&record) + "\n"))
         });
+        if stored.is_err() {
+            // Before the name is free again, or the next one's file would go.
+            let _ = std::fs::remove_file(&path);
+        }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
         match stored {
-            Ok(()) => {
-                accounts.insert(folded, Some(Arc::new(account)));
-                Ok(())
-            }
-            Err(error) => {
-                accounts.remove(&folded);
-                drop(accounts);
-                let _ = std::fs::remove_file(&path);
-                Err(RegisterError::Io(error))
-            }
-        }
+            Ok(()) => accounts.insert(folded, Some(Arc::new(account))),
+            Err(_) => accounts.remove(&folded),
+        };
+        stored.map_err(RegisterError::Io)
     }
 }
 
@@ -205,67 +202,67 @@ struct Journal {
     done: Condvar,
 }
 
+/// What became of a batch; the text of an error is for all who share it.
+type Outcome = Arc<OnceLock<Result<(), String>>>;
+
 struct JournalState {
+    /// The batch that is being collected.
     waiting: String,
-    /// Number of the batch that `waiting` will be.
-    batch: u64,
-    /// Batches before this one are on disk or have failed.
-    finished: u64,
-    /// The last batches that failed, with the reason.
-    failed: HashMap<u64, (io::ErrorKind, String)>,
+    outcome: Outcome,
     /// Somebody writes.
     busy: bool,
     /// Bytes of whole lines in the file.
     length: u64,
+    /// There may be half a line behind them.
+    torn: bool,
 }
 
 impl Journal {
     fn new(file: File, length: u64) -> Journal {
-        let state = JournalState {
-            waiting: String::new(),
-            batch: 1,
-            finished: 0,
-            failed: HashMap::new(),
-            busy: false,
-            length,
-        };
+        let (waiting, outcome) = (String::new(), Outcome::default());
+        let state = JournalState { waiting, outcome, busy: false, length, torn: false };
         Journal { file, state: Mutex::new(state), done: Condvar::new() }
     }
 
     /// Returns when `line` is on disk. The first to find nobody writing writes for all.
-    fn append(&self, line: String) -> io::Result<()> {
+    fn append(&self, line: &str) -> io::Result<()> {
         let mut state = lock(&self.state);
-        state.waiting += &line;
-        let mine = state.batch;
-        while state.finished < mine {
+        state.waiting += line;
+        let mine = state.outcome.clone();
+        loop {
+            if let Some(outcome) = mine.get() {
+                return outcome.clone().map_err(io::Error::other);
+            }
             if state.busy {
                 state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let bytes = std::mem::take(&mut state.waiting);
-            let (batch, length) = (state.batch, state.length);
-            (state.busy, state.batch) = (true, batch + 1);
+            let (bytes, outcome) = (std::mem::take(&mut state.waiting), std::mem::take(&mut state.outcome));
+            let (length, torn) = (state.length, state.torn);
+            state.busy = true;
             drop(state);
-            let written = (&self.file).write_all(bytes.as_bytes()).and_then(|()| self.file.sync_data());
-            if written.is_err() {
-                // Half a line in the middle of the file would be damage: back to the last whole one.
-                let _ = self.file.set_len(length).and_then(|()| self.file.sync_data());
-            }
+            let written = self.write(bytes.as_bytes(), length, torn);
             state = lock(&self.state);
-            (state.busy, state.finished) = (false, batch);
-            match written {
-                Ok(()) => state.length += bytes.len() as u64,
-                Err(error) => {
-                    state.failed.retain(|old, _| old + 16 > batch);
-                    state.failed.insert(batch, (error.kind(), error.to_string()));
-                }
+            (state.busy, state.torn) = (false, written.is_err());
+            if written.is_ok() {
+                state.length += bytes.len() as u64;
             }
+            let _ = outcome.set(written.map_err(|error| error.to_string()));
             self.done.notify_all();
         }
-        match state.failed.get(&mine) {
-            Some((kind, text)) => Err(io::Error::new(*kind, text.clone())),
-            None => Ok(()),
+    }
+
+    /// Half a line in the middle of the file would be damage: before anything else is written,
+    /// the file ends with its last whole line.
+    fn write(&self, bytes: &[u8], length: u64, torn: bool) -> io::Result<()> {
+        if torn {
+            self.file.set_len(length)?;
         }
+        let written = (&self.file).write_all(bytes).and_then(|()| self.file.sync_data());
+        if written.is_err() {
+            let _ = self.file.set_len(length);
+        }
+        written
     }
 }
 

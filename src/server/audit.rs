@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 /// The log is rotated at this size, in bytes.
 const MAX_SIZE: u64 = 10 * 1024 * 1024;
@@ -67,8 +68,9 @@ impl Audit {
     /// Waits until all that was logged is on disk.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
-        if self.queue.send(Item::Barrier(done)).is_ok() {
-            let _ = wait.recv();
+        if self.queue.try_send(Item::Barrier(done)).is_ok() {
+            // A disk that hangs must not keep the server from ending.
+            let _ = wait.recv_timeout(Duration::from_secs(1));
         }
     }
 }
@@ -81,8 +83,9 @@ fn write(items: &Receiver<Item>, mut file: File, path: &Path) {
             Item::Line(line) => {
                 if size + line.len() as u64 > MAX_SIZE {
                     rotate(path);
+                    size = 0;
                     if let Ok(new) = disk::append(path) {
-                        (file, size) = (new, 0);
+                        file = new;
                     }
                 }
                 if file.write_all(line.as_bytes()).is_ok() {

@@ -31,6 +31,22 @@ struct Guest<'a> {
     reader: Reader,
     lines: Lines,
     deadline: Instant,
+    /// Lines that may still come before the login is complete.
+    patience: u32,
+}
+
+/// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
+/// comes is read for a moment.
+fn linger(channel: &Channel, reader: &mut Reader) {
+    let end = Instant::now() + Duration::from_secs(1);
+    let (mut sink, mut left) = (Vec::new(), 1024 * 1024usize);
+    while let Some(wait) = end.checked_duration_since(Instant::now()) {
+        match channel.receive(reader, &mut sink, wait) {
+            Ok(Received::Some) if sink.len() < left => left -= sink.len(),
+            _ => return,
+        }
+        sink.clear();
+    }
 }
 
 /// Why a guest is shown out.
@@ -70,7 +86,8 @@ pub fn admit(
     let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
     let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(shared));
     let channel = Channel::accept(acceptor, socket, deadline, lines.buffer()).ok()?;
-    let mut guest = Guest { shared, address, channel, reader: Reader::default(), lines, deadline };
+    let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
+    let mut guest = Guest { shared, address, channel, reader, lines, deadline, patience };
     match guest.log_in() {
         Ok(login) => Some(Client::new(shared, guest, &login, ticket)),
         Err(refusal) => {
@@ -80,7 +97,8 @@ pub fn admit(
             let mut wire = Vec::new();
             guest.channel.encrypt_end(&mut wire);
             let _ = guest.channel.send_now(&wire);
-            guest.linger();
+            guest.channel.finish();
+            linger(&guest.channel, &mut guest.reader);
             None
         }
     }
@@ -90,39 +108,28 @@ impl Guest<'_> {
     fn say(&self, message: &ServerMessage) -> io::Result<()> {
         let mut wire = Vec::new();
         self.channel.encrypt(&[&message.encode()], &mut wire)?;
-        self.channel.send(&wire)
-    }
-
-    /// Closing a socket with unread bytes makes the kernel throw the last answer away:
-    /// what still comes is read for a moment.
-    fn linger(&mut self) {
-        let end = (Instant::now() + Duration::from_secs(1)).min(self.deadline);
-        let mut left = 1024 * 1024usize;
-        let mut sink = Vec::new();
-        while let Some(wait) = end.checked_duration_since(Instant::now()) {
-            match self.channel.receive(&mut self.reader, &mut sink, wait) {
-                Ok(Received::Some) if sink.len() < left => left -= sink.len(),
-                _ => return,
-            }
-            sink.clear();
-        }
+        self.channel.send_by(&wire, self.deadline)
     }
 
     /// The next message, within the deadline.
     fn hear(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
+            let wait = self.deadline.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
+            }
             match self.lines.next_line() {
+                Ok(Some(_)) if self.patience == 0 => {
+                    return Err(refuse(ErrorCode::TooManyRequests, "too many lines before a login"));
+                }
                 Ok(Some(line)) => {
+                    self.patience -= 1;
                     return ClientMessage::decode(line).map_err(|e| Refusal::Say(not_a_message(e)));
                 }
                 Ok(None) => {}
                 Err(_) => {
                     return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB"));
                 }
-            }
-            let wait = self.deadline.saturating_duration_since(Instant::now());
-            if wait.is_zero() {
-                return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
             }
             if self.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
                 return Err(Refusal::Gone);
@@ -206,11 +213,17 @@ impl Guest<'_> {
             }
         };
         let name = pending.name().clone();
-        // Locked or counted before anything is checked: parallel guesses are guesses too.
-        self.refuse_locked(&name)?;
-        let locks = self.shared.lockout.count(&name, self.address);
+        // Counted before anything is checked: parallel guesses are guesses too.
+        let locks = match self.shared.lockout.count(&name, self.address) {
+            Ok(locks) => locks,
+            Err(left) => return Err(self.locked(&name, left)),
+        };
         match pending.verify(*response, self.channel.exporter(), clock::now_ms()) {
-            Ok(_) if self.shared.registry.count() >= self.shared.limits.clients => {
+            // Who takes over a session of their own needs no new place.
+            Ok(login)
+                if self.shared.registry.count() >= self.shared.limits.clients
+                    && self.shared.registry.get(login.name()).is_none() =>
+            {
                 self.shared.lockout.forgive(&name, self.address);
                 Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"))
             }
@@ -231,16 +244,17 @@ impl Guest<'_> {
     }
 
     fn refuse_locked(&self, name: &Username) -> Result<(), Refusal> {
-        let Some(left) = self.shared.lockout.locked(name, self.address) else {
-            return Ok(());
-        };
+        match self.shared.lockout.locked(name, self.address) {
+            Some(left) => Err(self.locked(name, left)),
+            None => Ok(()),
+        }
+    }
+
+    fn locked(&self, name: &Username, left: Duration) -> Refusal {
         self.audit("login_while_locked", name);
-        Err(Refusal::Say(ServerMessage::Error(Failure {
-            code: ErrorCode::Locked.as_str().into(),
-            message: "too many failed logins".into(),
-            id: None,
-            retry_after: Some(left.as_secs() + 1),
-        })))
+        let message = "too many failed logins".to_string();
+        let (code, retry_after) = (ErrorCode::Locked.as_str().into(), Some(left.as_secs() + 1));
+        Refusal::Say(ServerMessage::Error(Failure { code, message, id: None, retry_after }))
     }
 }
 
@@ -260,6 +274,15 @@ fn auth_error(error: auth::AuthError) -> Refusal {
     refuse(code, &error.to_string())
 }
 
+/// What a line costs of a client's rate: one, and more if it is long or asks for much.
+fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
+    let names = match message {
+        Ok(ClientMessage::KeysRequest(request)) => request.names.len(),
+        _ => 0,
+    };
+    1.0 + length as f64 / 16_384.0 + names as f64 / 32.0
+}
+
 /// A connection that is logged in.
 pub struct Client {
     shared: Arc<Shared>,
@@ -269,8 +292,6 @@ pub struct Client {
     reader: Reader,
     lines: Lines,
     bucket: Bucket,
-    /// Counted out when the connection ends.
-    _ticket: Ticket,
 }
 
 impl Client {
@@ -279,7 +300,7 @@ impl Client {
         lines.set_limit(MAX_LINE);
         ticket.logged_in();
         let channel = Arc::new(channel);
-        let outbox = Arc::new(Outbox::new(channel.clone(), shared.limits.outbox));
+        let outbox = Arc::new(Outbox::new(channel.clone(), shared.limits.outbox, ticket));
         let (session, announcement) = Session::new(login, outbox, clock::now_ms());
         // Queued first: the session is the first thing that its client hears.
         session.outbox.send([ServerMessage::Session(announcement).encode().into()]);
@@ -298,7 +319,6 @@ impl Client {
             reader,
             lines,
             bucket: Bucket::new(rate, rate * 4.0),
-            _ticket: ticket,
         }
     }
 
@@ -307,7 +327,7 @@ impl Client {
         let mut heard = Instant::now();
         loop {
             if !self.take_lines() {
-                return;
+                return linger(&self.channel, &mut self.reader);
             }
             match self.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
                 Ok(Received::Some) => heard = Instant::now(),
@@ -329,9 +349,13 @@ impl Client {
     /// Handles all whole lines; false if the connection ends.
     fn take_lines(&mut self) -> bool {
         loop {
-            let message = match self.lines.next_line() {
+            // A session that another login has taken over says nothing more.
+            if !self.session.outbox.is_open() {
+                return false;
+            }
+            let (message, length) = match self.lines.next_line() {
                 Ok(None) => return true,
-                Ok(Some(line)) => ClientMessage::decode(line),
+                Ok(Some(line)) => (ClientMessage::decode(line), line.len()),
                 Err(_) => {
                     self.answer(&ServerMessage::error(ErrorCode::LineTooLong, "a line has at most 1 MiB"));
                     self.session.outbox.end();
@@ -339,7 +363,7 @@ impl Client {
                 }
             };
             // Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
-            while let Err(wait) = self.bucket.take() {
+            while let Err(wait) = self.bucket.take(cost(&message, length)) {
                 std::thread::sleep(wait);
             }
             match message {

@@ -5,7 +5,7 @@
 //! The server checks where it goes, never what it says: it has no key for that.
 
 use super::Shared;
-use super::outbox::Part;
+use super::outbox::{Part, Queued};
 use super::session::Session;
 use crate::encoding::Bytes;
 use crate::name::Username;
@@ -13,7 +13,7 @@ use crate::protocol::{
     self, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_TARGETS,
     PersonKeys, Sent, ServerMessage,
 };
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Delivers one envelope and says what became of it.
@@ -24,7 +24,8 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
         return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
     }
     let head: Arc<[u8]> = protocol::shared_part(&send.envelope).into();
-    let mut sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new() };
+    let mut sent =
+        Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
     let alone = send.routing.targets.len() == 1;
     for target in &send.routing.targets {
         let (key, key_name) = match routing_of(send, target) {
@@ -40,14 +41,19 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
             continue;
         }
         let line = [Part::Shared(head.clone()), protocol::own_part(key).into()];
-        let queued = match alone {
-            true => session.outbox.send(line),
-            false => session.outbox.queue(line, &shared.flusher),
+        let flusher = (!alone).then_some(&shared.flusher);
+        let list = match session.outbox.deliver(line, flusher) {
+            Queued::Yes => &mut sent.delivered,
+            Queued::Full => &mut sent.busy,
+            Queued::Gone => &mut sent.offline,
         };
-        if queued { &mut sent.delivered } else { &mut sent.offline }.push(target.clone());
+        list.push(target.clone());
     }
     ServerMessage::Sent(sent)
 }
+
+/// The longest kind, in bytes: the server passes on kinds that it does not know.
+const MAX_KIND: usize = 32;
 
 type WrappedKey = crate::encoding::Fixed<{ crate::crypto::public::RSA_BYTES }>;
 
@@ -62,8 +68,8 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
     if envelope.from != sender.name {
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
     }
-    if envelope.ciphertext.0.len() > MAX_CIPHERTEXT {
-        return Err((ErrorCode::Malformed, "the ciphertext is too long"));
+    if envelope.ciphertext.0.len() > MAX_CIPHERTEXT || envelope.kind.len() > MAX_KIND {
+        return Err((ErrorCode::Malformed, "the ciphertext or the kind is too long"));
     }
     if routing.targets.is_empty() || routing.targets.len() > MAX_TARGETS {
         return bad("1 to 1024 targets a message");
@@ -88,10 +94,11 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
 /// The keys of those who have an account; of those on-line, the session's too.
 pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
-        return ServerMessage::error(ErrorCode::BadTargets, "at most 256 names a request");
+        return ServerMessage::error(ErrorCode::BadTargets, "at most 64 names a request");
     }
     let mut answer = Keys { keys: Vec::new(), unknown: Vec::new() };
-    for name in &request.names {
+    // A name asked for twice is answered once.
+    for name in request.names.iter().collect::<BTreeSet<_>>() {
         if let Some(session) = shared.registry.get(name) {
             answer.keys.push(session.keys());
             continue;

@@ -15,6 +15,8 @@ use super::lock;
 pub const FIRST_LINE: Duration = Duration::from_secs(10);
 /// From the first line to the end of a login.
 pub const LOGIN: Duration = Duration::from_secs(300);
+/// Lines of one connection before it is logged in: a registration and a login have three.
+pub const LINES_BEFORE_LOGIN: u32 = 32;
 /// A silent client is asked for a sign of life after this time.
 pub const PING_AFTER: Duration = Duration::from_secs(30);
 /// A client that was silent for this long is gone.
@@ -43,6 +45,8 @@ const MAX_REMEMBERED: usize = 20_000;
 /// What an operator may adjust; the flags of the server's command line.
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// Connections that the machine's own limits allow.
+    pub room: usize,
     /// Logged-in clients.
     pub clients: usize,
     /// Connections from one address (IPv6: one /64), logged in or not.
@@ -65,6 +69,7 @@ impl Limits {
         let waiting = (room / 4).clamp(1, 2048);
         let clients = room.saturating_sub(waiting).max(1);
         Limits {
+            room,
             clients,
             per_address: (clients / 2).max(1),
             waiting,
@@ -117,7 +122,7 @@ impl Doors {
             state: Mutex::default(),
             waiting: limits.waiting,
             per_address: limits.per_address,
-            total: limits.clients + limits.waiting,
+            total: limits.clients.saturating_add(limits.waiting),
         }
     }
 
@@ -181,14 +186,16 @@ impl Bucket {
         Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
 
-    /// Takes a token, or says how long to wait for it.
-    pub fn take(&mut self) -> Result<(), Duration> {
+    /// Takes `cost` tokens (a full bucket is always enough), or says how long to wait for them.
+    pub fn take(&mut self, cost: f64) -> Result<(), Duration> {
         self.fill();
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
+        let cost = cost.min(self.burst);
+        if self.tokens >= cost {
+            self.tokens -= cost;
             Ok(())
         } else {
-            Err(Duration::from_secs_f64((1.0 - self.tokens) / self.rate))
+            // A little more than it takes, against rounding.
+            Err(Duration::from_secs_f64((cost - self.tokens) / self.rate + 0.001))
         }
     }
 
@@ -225,7 +232,7 @@ impl Registrations {
             }
         }
         let fresh = || Bucket::new(self.per_minute / 60.0, self.per_minute);
-        buckets.entry(origin(address)).or_insert_with(fresh).take()
+        buckets.entry(origin(address)).or_insert_with(fresh).take(1.0)
     }
 }
 
@@ -261,8 +268,11 @@ impl<K: std::hash::Hash + Eq + Clone> Failures<K> {
         (record.count >= max && !left.is_zero()).then_some(left)
     }
 
-    /// Counts one failure; true if it locks.
-    fn count(&mut self, key: K, max: u32) -> bool {
+    /// Counts one failure, unless `key` is locked; true if it is from now on.
+    fn attempt(&mut self, key: K, max: u32) -> Result<bool, Duration> {
+        if let Some(left) = self.locked(&key, max) {
+            return Err(left);
+        }
         if self.of.len() >= MAX_REMEMBERED {
             self.of.retain(|_, record| record.since.elapsed() < LOCKOUT);
         }
@@ -281,7 +291,7 @@ impl<K: std::hash::Hash + Eq + Clone> Failures<K> {
         if record.count == max {
             record.since = now;
         }
-        record.count == max
+        Ok(record.count == max)
     }
 }
 
@@ -294,9 +304,12 @@ impl Lockout {
 
     /// Counts an attempt before it is checked, so that a thousand at once are not a thousand
     /// guesses; true if the name is now locked. A success is taken back by [`Lockout::forgive`].
-    pub fn count(&self, name: &Username, address: IpAddr) -> bool {
-        lock(&self.addresses).count(origin(address), MAX_FAILURES_PER_ADDRESS);
-        lock(&self.names).count(name.folded(), MAX_FAILURES)
+    ///
+    /// # Errors
+    /// The time to wait, if name or address was locked already.
+    pub fn count(&self, name: &Username, address: IpAddr) -> Result<bool, Duration> {
+        lock(&self.addresses).attempt(origin(address), MAX_FAILURES_PER_ADDRESS)?;
+        lock(&self.names).attempt(name.folded(), MAX_FAILURES)
     }
 
     /// The attempt was a success: the name starts afresh.
@@ -328,14 +341,15 @@ mod tests {
         let (alice, upper) = ("alice".parse().expect("name"), "ALICE".parse().expect("name"));
         let here = IpAddr::from([10, 0, 0, 1]);
         for _ in 0..4 {
-            assert!(!lockout.count(&alice, here));
+            assert_eq!(lockout.count(&alice, here), Ok(false));
         }
         lockout.forgive(&alice, here);
         for _ in 0..4 {
-            assert!(!lockout.count(&upper, here));
+            assert_eq!(lockout.count(&upper, here), Ok(false));
         }
         assert_eq!(lockout.locked(&alice, here), None);
-        assert!(lockout.count(&alice, here));
+        assert_eq!(lockout.count(&alice, here), Ok(true));
+        assert!(lockout.count(&alice, here).is_err(), "a locked name is not counted further");
         let left = lockout.locked(&upper, here).expect("locked");
         assert!(left <= LOCKOUT && left > LOCKOUT - Duration::from_secs(60));
         assert_eq!(lockout.locked(&"bob".parse().expect("name"), here), None);
@@ -346,7 +360,7 @@ mod tests {
         let lockout = Lockout::default();
         let here = IpAddr::from([10, 0, 0, 1]);
         for n in 0..MAX_FAILURES_PER_ADDRESS {
-            lockout.count(&format!("name{n}").parse().expect("name"), here);
+            assert!(lockout.count(&format!("name{n}").parse().expect("name"), here).is_ok());
         }
         let fresh = "fresh".parse().expect("name");
         assert!(lockout.locked(&fresh, here).is_some());
@@ -357,7 +371,7 @@ mod tests {
     fn failures_are_remembered_in_bounded_memory() {
         let mut failures = Failures::default();
         for n in 0..MAX_REMEMBERED + 100 {
-            failures.count(n, 5);
+            assert_eq!(failures.attempt(n, 5), Ok(false));
         }
         assert!(failures.of.len() <= MAX_REMEMBERED);
     }

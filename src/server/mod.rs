@@ -1,7 +1,7 @@
 //! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es.
 //!
 //! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
-//! imports), locks are held for microseconds and never across I/O, every wait has a deadline
+//! imports), locks are held for microseconds and never while waiting for I/O, every wait has a deadline
 //! and every queue a bound; all of them stand in [`limits`].
 
 pub mod accounts;
@@ -210,7 +210,7 @@ impl Shared {
         drop(state);
         let shared = self.clone();
         if thread("admission", ADMISSION_STACK, move || shared.admit_all()).is_err() {
-            // No thread to be had: this connection is dropped, the others go on.
+            // No thread to be had: a connection is dropped, the others go on.
             lock(&self.queue.state).0.pop_back();
         }
     }

@@ -53,7 +53,7 @@ pub enum Request {
 /// One line that names the option.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
     let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
-    let (mut tls, mut closed, mut limits) = (true, false, defaults);
+    let (mut tls, mut closed, mut limits, mut per_address) = (true, false, defaults, None);
     let mut arguments = Arguments::new(words);
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
@@ -62,11 +62,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
             "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
             "--no-tls" => tls = false,
             "--closed" => closed = true,
-            "--clients" => {
-                limits.clients = positive(&mut arguments, &flag)?;
-                limits.per_address = limits.per_address.max(limits.clients / 2);
-            }
-            "--per-address" => limits.per_address = positive(&mut arguments, &flag)?,
+            "--clients" => limits.clients = positive(&mut arguments, &flag)?,
+            "--per-address" => per_address = Some(positive(&mut arguments, &flag)?),
             "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
             "--outbox" => limits.outbox = positive(&mut arguments, &flag)?.saturating_mul(1024),
             "--rate" => limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
@@ -78,6 +75,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),
         }
     }
+    if limits.clients.saturating_add(limits.waiting) > limits.room {
+        let (clients, waiting, room) = (limits.clients, limits.waiting, limits.room);
+        return Err(format!(
+            "--clients {clients} and --waiting {waiting} are more than the {room} connections that this machine \
+             allows (ulimit -n, vm.max_map_count)"
+        ));
+    }
+    limits.per_address = per_address.unwrap_or(limits.clients.div_ceil(2));
     let data_dir = match data_dir {
         Some(folder) => folder,
         None => disk::under_home(".secure_messenger").map_err(|error| error.to_string())?,

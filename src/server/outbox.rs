@@ -5,10 +5,13 @@
 //! takes it; whoever finds it taken leaves at once, because the holder looks at the queue again,
 //! under the same lock, before it lays the baton down. Nobody ever waits for a client:
 //! when its socket is full, baton and rest go to a writer thread that ends when it has caught up.
-//! The queue is bounded; a client that lets it overflow is closed, and nobody else notices.
+//! The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
+//! no sender can throw a slow reader off; what the server itself has to say still fits, or the
+//! client is closed, as is one that takes nothing for 30 s.
 
-use super::limits::MAX_WRITERS;
+use super::limits::{MAX_WRITERS, Ticket};
 use super::lock;
+use crate::protocol::MAX_LINE;
 use crate::wire::tls::Channel;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 /// Bytes and parts that are encrypted together: one TLS record.
 const BATCH_BYTES: usize = 16 * 1024;
 const BATCH_PARTS: usize = 64;
+/// Batches after which the holder of the baton gives it to a thread of its own: others wait for it.
+const MAX_BATCHES: usize = 64;
 /// Stack of a writer thread, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
@@ -64,32 +69,68 @@ pub struct Outbox {
     channel: Arc<Channel>,
     limit: usize,
     queue: Mutex<Queue>,
+    /// Counted out when the last thread has let go of the socket.
+    _ticket: Ticket,
+}
+
+/// What became of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queued {
+    Yes,
+    /// Too much waits already.
+    Full,
+    /// The client is gone.
+    Gone,
 }
 
 impl Outbox {
     /// `limit` is in bytes.
-    pub fn new(channel: Arc<Channel>, limit: usize) -> Outbox {
-        Outbox { channel, limit, queue: Mutex::default() }
+    pub fn new(channel: Arc<Channel>, limit: usize, ticket: Ticket) -> Outbox {
+        Outbox { channel, limit, queue: Mutex::default(), _ticket: ticket }
     }
 
-    /// Queues one whole line and sends what can be sent now. False if the client is gone.
-    pub fn send(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>) -> bool {
+    /// Queues one whole line of the server's own and sends what can be sent now.
+    pub fn send(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>) {
         let mut queue = lock(&self.queue);
-        let queued = self.put(&mut queue, line);
+        self.put_own(&mut queue, line);
         self.take_baton(queue);
-        queued
     }
 
-    /// Queues one whole line for the flusher. False if the client is gone.
-    pub fn queue(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>, flusher: &Flusher) -> bool {
+    /// Queues one whole line of the server's own for the flusher.
+    pub fn queue(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>, flusher: &Flusher) {
         let mut queue = lock(&self.queue);
-        let queued = self.put(&mut queue, line);
-        if queued && !queue.busy && !queue.listed {
-            queue.listed = true;
+        self.put_own(&mut queue, line);
+        self.list(queue, flusher);
+    }
+
+    /// Queues an envelope, for the flusher or to be sent at once, unless too much waits already.
+    pub fn deliver(self: &Arc<Outbox>, line: [Part; 2], flusher: Option<&Flusher>) -> Queued {
+        let mut queue = lock(&self.queue);
+        if queue.closed || queue.ending {
+            return Queued::Gone;
+        }
+        if queue.bytes > self.limit {
+            return Queued::Full;
+        }
+        put(&mut queue, line);
+        match flusher {
+            Some(flusher) => self.list(queue, flusher),
+            None => self.take_baton(queue),
+        }
+        Queued::Yes
+    }
+
+    /// Whether the client is still served.
+    pub fn is_open(&self) -> bool {
+        let queue = lock(&self.queue);
+        !queue.closed && !queue.ending
+    }
+
+    fn list(self: &Arc<Outbox>, mut queue: MutexGuard<'_, Queue>, flusher: &Flusher) {
+        if !queue.busy && !queue.closed && !std::mem::replace(&mut queue.listed, true) {
             drop(queue);
             flusher.add(self.clone());
         }
-        queued
     }
 
     /// Sends what is queued, and what TLS itself has to say, unless somebody is at it.
@@ -118,22 +159,14 @@ impl Outbox {
         self.channel.close();
     }
 
-    fn put(&self, queue: &mut Queue, line: impl IntoIterator<Item = Part>) -> bool {
+    fn put_own(&self, queue: &mut Queue, line: impl IntoIterator<Item = Part>) {
         if queue.closed || queue.ending {
-            return false;
+            return;
         }
-        let before = queue.parts.len();
-        let bytes_before = queue.bytes;
-        for part in line {
-            queue.bytes += part.bytes().len();
-            queue.parts.push_back(part);
+        if queue.bytes > 2 * self.limit + MAX_LINE {
+            return self.shut(queue);
         }
-        // A single line may be longer than the limit: it is bounded by the protocol.
-        if queue.bytes > self.limit && bytes_before > 0 && before > 0 {
-            self.shut(queue);
-            return false;
-        }
-        true
+        put(queue, line);
     }
 
     /// Takes the baton if it is free, and runs with it.
@@ -143,7 +176,7 @@ impl Outbox {
         }
         queue.busy = true;
         let mut wire = Vec::new();
-        loop {
+        for batches in 1.. {
             let more = next_batch(&mut queue);
             drop(queue);
             wire.clear();
@@ -151,7 +184,7 @@ impl Outbox {
             queue = lock(&self.queue);
             match sent {
                 Err(_) => return self.shut(&mut queue),
-                Ok(count) if count < wire.len() => {
+                Ok(count) if count < wire.len() || batches >= MAX_BATCHES => {
                     drop(queue);
                     let rest = wire.split_off(count);
                     return self.hand_over(rest);
@@ -172,7 +205,8 @@ impl Outbox {
                 let mut wire = Vec::new();
                 self.channel.encrypt_end(&mut wire);
                 let _ = self.channel.send_now(&wire);
-                self.shut(queue);
+                queue.closed = true;
+                self.channel.finish();
             }
             return true;
         }
@@ -202,7 +236,8 @@ impl Outbox {
         }
     }
 
-    /// The writer thread: sends, waiting for the client, until it has caught up.
+    /// The writer thread: sends, waiting for the client, until it has caught up. Each batch has
+    /// 30 s, so who takes less than half a KiB a second is given up.
     fn write_out(self: &Arc<Outbox>, mut wire: Vec<u8>) {
         loop {
             let sent = self.channel.send(&wire);
@@ -220,6 +255,13 @@ impl Outbox {
                 return self.close();
             }
         }
+    }
+}
+
+fn put(queue: &mut Queue, line: impl IntoIterator<Item = Part>) {
+    for part in line {
+        queue.bytes += part.bytes().len();
+        queue.parts.push_back(part);
     }
 }
 

@@ -341,12 +341,38 @@ impl Channel {
         }
     }
 
-    /// Sends everything, waiting at most [`WRITE_TIMEOUT`] for each piece to be taken.
+    /// Sends everything within [`WRITE_TIMEOUT`], however slowly the other side takes it.
     ///
     /// # Errors
     /// The socket's, a time-out included.
     pub fn send(&self, wire: &[u8]) -> io::Result<()> {
-        (&*self.socket).write_all(wire)
+        self.send_by(wire, Instant::now() + WRITE_TIMEOUT)
+    }
+
+    /// Sends everything before `deadline`.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn send_by(&self, mut wire: &[u8], deadline: Instant) -> io::Result<()> {
+        while !wire.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.socket.set_write_timeout(Some(left))?;
+            match (&*self.socket).write(wire) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => wire = &wire[count..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends our direction: what was sent still arrives, and the other side can still be heard.
+    pub fn finish(&self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
     }
 
     /// Ends both directions; a blocked reader returns.
