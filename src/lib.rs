@@ -26,7 +26,7 @@
 //! [`Link`](client::link::Link). The server's [`connection`](server::connection) decodes it,
 //! [`delivery`](server::delivery) checks where it goes and puts it, with each recipient's own
 //! wrapped key, into their [`Outbox`](server::outbox::Outbox). A recipient's
-//! [`incoming`](client::incoming) checks signature, recipient and order, decrypts, sanitises and
+//! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
 //!
 //! # Invariants

@@ -1,22 +1,26 @@
 //! The client's state after login: events in, effects out, no I/O and no clock of its own.
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
-//! them. Rooms beside it: [`super::peers`] (keys of others), [`super::outgoing`], [`super::incoming`].
+//! them. Rooms below it: [`commands`] (what is typed), [`peers`] (keys of others), [`outgoing`],
+//! [`incoming`].
 
-use super::command::{self, Command};
+mod commands;
+pub mod incoming;
+pub mod outgoing;
+pub mod peers;
+
 use super::entry::{Entry, Source};
-use super::outgoing::{Audience, Missed, Outbox};
-use super::peers::{Learned, Peers};
 use super::text::{mentions, sanitise};
 use super::trust::{KnownUsers, Trust};
-use crate::crypto::envelope::Kind;
 use crate::crypto::keys::{IdentityKey, SessionKey};
-use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, safety_number};
+use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME};
 use crate::name::Username;
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys, Presence,
     ServerMessage, SessionKeyFields,
 };
+use outgoing::{Missed, Outbox};
+use peers::{Learned, Peers};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -498,172 +502,5 @@ impl Session {
              Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
              /verify {name}, then /trust {name}"
         ));
-    }
-
-    // ---- what the person types
-
-    fn line(&mut self, line: &str, now: Instant) {
-        let command = match command::parse(line) {
-            Ok(command) => command,
-            Err(problem) => return self.problem(sanitise(&problem)),
-        };
-        match command {
-            Command::Nothing => {}
-            Command::Say(text) => match self.room.clone() {
-                Some(partner) => self.send(Kind::Message, Audience::Room(partner), text),
-                None => self.send(Kind::Message, Audience::Everyone, text),
-            },
-            Command::Message(name, text) => {
-                if let Some(name) = self.other(name) {
-                    self.send(Kind::Message, Audience::Private(name), text);
-                }
-            }
-            Command::Room(None) => match self.room.clone() {
-                Some(partner) => self.notice(format!("you are in a room with {partner}: /leave returns")),
-                None => self.notice("you are talking to everyone: /room NAME opens a private room".into()),
-            },
-            Command::Room(Some(name)) => self.enter(name),
-            Command::Leave => self.leave(),
-            Command::Users => self.tell_users(),
-            Command::History(count) => self.tell_history(count),
-            Command::Clear => self.effects.push(Effect::Clear),
-            Command::Help(topic) => self.help(topic.as_deref()),
-            Command::Exit => self.ending = self.ending.or(Some(now)),
-            Command::Verify(name, compared) => self.verify(name, compared),
-            Command::Trust(name) => self.trust(name),
-        }
-    }
-
-    /// The name as it is spelled by its owner; `None`, and told, if it is one's own.
-    fn other(&mut self, typed: Username) -> Option<Username> {
-        let exact = self.online.contains(&typed) || self.peers.trust(&typed).is_some();
-        let folded = typed.folded();
-        let name = match exact {
-            true => typed,
-            false => {
-                let mut known = self.online.iter().chain(self.peers.names());
-                known.find(|name| name.folded() == folded).cloned().unwrap_or(typed)
-            }
-        };
-        if name == self.me {
-            self.problem("that is you".into());
-            return None;
-        }
-        Some(name)
-    }
-
-    fn enter(&mut self, name: Username) {
-        let Some(name) = self.other(name) else { return };
-        if self.room.as_ref() == Some(&name) {
-            return self.notice(format!("you are in a room with {name} already"));
-        }
-        if self.peers.has_changed(&name) {
-            return self.reconsider(&name);
-        }
-        if let Some(former) = self.room.take() {
-            self.send(Kind::RoomLeft, Audience::Room(former), String::new());
-        }
-        self.room = Some(name.clone());
-        self.send(Kind::RoomOpened, Audience::Room(name), String::new());
-    }
-
-    /// The partner has been told.
-    pub(super) fn entered(&mut self, name: &Username) {
-        let trust = match self.peers.trust(name) {
-            Some(Trust::Verified) => "their key is verified".to_string(),
-            _ => format!("their key is not verified yet: /verify {name} shows how"),
-        };
-        self.notice(format!("you are in a private room with {name}; {trust}; /leave returns"));
-    }
-
-    fn leave(&mut self) {
-        match self.room.take() {
-            Some(partner) => {
-                self.send(Kind::RoomLeft, Audience::Room(partner.clone()), String::new());
-                self.notice(format!("you have left the room with {partner}; you are talking to everyone"));
-            }
-            None => self.notice("you are in no room; /exit leaves the messenger".into()),
-        }
-    }
-
-    fn tell_users(&mut self) {
-        let mut people = vec![format!("{} (you)", self.me)];
-        let others: Vec<Username> = self.others().take(200).cloned().collect();
-        people.extend(others.iter().map(|name| format!("{name} ({})", self.trust_word(name))));
-        let rest = self.online.len().saturating_sub(people.len());
-        let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-        self.notice(format!("{} on-line: {}{rest}", self.online.len().max(1), people.join(", ")));
-    }
-
-    fn tell_history(&mut self, count: usize) {
-        let skip = self.history.len().saturating_sub(count);
-        let lines: Vec<String> = self.history.iter().skip(skip).map(Entry::line).collect();
-        self.notice(match lines.len() {
-            0 => "no messages yet in this session".into(),
-            1 => "the last message of this session".into(),
-            shown => format!("the last {shown} messages of this session"),
-        });
-        for line in lines {
-            self.notice(line);
-        }
-    }
-
-    fn help(&mut self, topic: Option<&str>) {
-        let matching = |usage: &&command::Usage| topic.is_none_or(|topic| usage.name == topic);
-        let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
-        if let (Some(topic), true) = (topic, found.is_empty()) {
-            return self.problem(format!("there is no command /{} (/help lists all)", sanitise(topic)));
-        }
-        for usage in found {
-            self.notice(format!("{:<20} {}", usage.usage, usage.explanation));
-        }
-        if topic.is_none() {
-            self.notice("anything else goes to everyone on-line, or to your partner in a room".into());
-        }
-    }
-
-    fn verify(&mut self, name: Username, compared: bool) {
-        let Some(name) = self.other(name) else { return };
-        if self.peers.fingerprint(&name).is_none() {
-            self.verifying.insert(name.clone());
-            return self.ask_for_keys([name]);
-        }
-        if !compared {
-            return self.tell_safety_number(&name);
-        }
-        if self.peers.has_changed(&name) {
-            return self.reconsider(&name);
-        }
-        match self.peers.mark_verified(&name) {
-            Ok(()) => self.notice(format!("{name} is verified")),
-            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
-        }
-    }
-
-    fn tell_safety_number(&mut self, name: &Username) {
-        let Some(theirs) = self.peers.fingerprint(name) else {
-            return self.problem(format!("no key of {name} is known"));
-        };
-        let number = safety_number((&self.me, self.identity.public().fingerprint()), (name, theirs));
-        self.notice(format!("safety number with {name} ({}):", self.trust_word(name)));
-        let groups: Vec<&str> = number.split(' ').collect();
-        for row in groups.chunks(4) {
-            self.notice(format!("    {}", row.join(" ")));
-        }
-        self.notice(format!(
-            "compare it with {name} in person or by phone, not in here; if all 60 digits are the same: \
-             /verify {name} yes"
-        ));
-    }
-
-    fn trust(&mut self, name: Username) {
-        let Some(name) = self.other(name) else { return };
-        match self.peers.accept(&name) {
-            Ok(false) => self.notice(format!("the key of {name} has not changed: nothing to decide")),
-            Ok(true) => self.notice(format!("the new key of {name} is accepted; /verify {name} compares it")),
-            Err(error) => self.problem(format!("the decision cannot be remembered: {error}")),
-        }
-        self.read_inbox(&name);
-        self.pump([name]);
     }
 }

@@ -6,9 +6,9 @@
 //! not certified. What meets a stale session key is sent again by itself. Specification:
 //! README, "Sending".
 
-use super::entry::Source;
-use super::session::{Effect, Session};
-use super::text::sanitise;
+use super::{Effect, Session};
+use crate::client::entry::Source;
+use crate::client::text::sanitise;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
 use crate::crypto::public::{RSA_BYTES, SessionPublicKey};
 use crate::encoding::{Bytes, Fixed};
@@ -389,10 +389,10 @@ fn wire_form(sealed: &Sealed) -> EnvelopeFields {
 
 #[cfg(test)]
 mod tests {
-    use super::super::entry::Entry;
-    use super::super::session::Event;
-    use super::super::trust::KnownUsers;
+    use super::super::Event;
     use super::*;
+    use crate::client::entry::Entry;
+    use crate::client::trust::KnownUsers;
     use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::random;
     use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, ServerMessage, SessionKeyFields};

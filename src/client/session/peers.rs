@@ -5,7 +5,7 @@
 //! person at the keyboard has decided.
 
 use super::incoming::Conversations;
-use super::trust::{KnownUsers, Trust};
+use crate::client::trust::{KnownUsers, Trust};
 use crate::crypto::CryptoError;
 use crate::crypto::envelope::Envelope;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};

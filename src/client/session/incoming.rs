@@ -4,10 +4,10 @@
 //! checked; each envelope is shown once; where it belongs is what its sender signed. No
 //! answer to the server depends on what decryption yields. Specification: README, "Receiving".
 
-use super::entry::Source;
+use super::Session;
 use super::peers::MAX_INBOX;
-use super::session::Session;
-use super::text::sanitise;
+use crate::client::entry::Source;
+use crate::client::text::sanitise;
 use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::Fingerprint;
