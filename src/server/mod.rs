@@ -30,9 +30,8 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Stack of a thread that does handshakes and logins: four times that of a connection's, so
 /// that the allocator does not hand its dirty pages to one.
@@ -41,6 +40,9 @@ const ADMISSION_STACK: usize = 1024 * 1024;
 const CONNECTION_STACK: usize = 256 * 1024;
 /// An admission thread waits this long for the next connection before it ends.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
+
+/// That connections are refused is logged once in this time, not a million times.
+const REFUSALS_TOLD: Duration = Duration::from_secs(60);
 
 /// What all threads share.
 pub struct Shared {
@@ -170,9 +172,10 @@ fn stop_on_signals(shared: &Arc<Shared>) -> io::Result<()> {
 }
 
 fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
-    let refusing = AtomicBool::new(false);
-    let say_once = |event: &'static str, detail: &str| {
-        if !refusing.swap(true, Ordering::Relaxed) {
+    let mut told: Option<Instant> = None;
+    let mut tell = |event: &'static str, detail: &str| {
+        if told.is_none_or(|told| told.elapsed() >= REFUSALS_TOLD) {
+            told = Some(Instant::now());
             shared.audit.log(event, None, None, detail);
         }
     };
@@ -182,17 +185,16 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
                 // Out of descriptors: those who are connected are served on, the others wait a little.
-                say_once("accept_failed", &error.to_string());
+                tell("accept_failed", &error.to_string());
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }
         };
         let socket = Arc::new(socket);
         let Some(ticket) = shared.doors.admit(address.ip(), &socket) else {
-            say_once("refused", "too many connections");
+            tell("refused", "too many connections");
             continue;
         };
-        refusing.store(false, Ordering::Relaxed);
         let _ = socket2::SockRef::from(&*socket).set_send_buffer_size(limits::SEND_BUFFER);
         shared.enqueue((socket, address.ip(), ticket));
     }

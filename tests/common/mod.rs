@@ -401,3 +401,55 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+impl Raw {
+    /// The next line as it came, without its end; `None` when the connection has ended.
+    pub fn line(&mut self) -> Option<String> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(line) = self.lines.next_line().expect("bounded lines") {
+                return Some(String::from_utf8(line.to_vec()).expect("UTF-8"));
+            }
+            assert!(Instant::now() < end, "the server neither answered nor closed");
+            match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
+                Ok(Received::End) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Whether everything that was said so far has been dealt with, and nothing else came.
+    pub fn is_usable(&mut self) -> bool {
+        self.bytes(&ClientMessage::Ping.encode()) && matches!(self.answer(), Some(ServerMessage::Pong))
+    }
+}
+
+/// Waits for what has no event of its own, with a deadline.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < end, "never came true: {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A line of JSON with another value for one of its fields, which may be any text.
+pub fn with_field(line: &[u8], field: &str, value: &str) -> String {
+    let line = std::str::from_utf8(line).expect("UTF-8");
+    let name = format!("\"{field}\":");
+    let start = line.find(&name).expect("the field is there") + name.len();
+    let rest = &line[start..];
+    let length = match rest.as_bytes()[0] {
+        b'"' => 2 + rest[1..].find('"').expect("a string ends"),
+        b'[' => 1 + rest.find(']').expect("a list ends"),
+        b'{' => 1 + rest.find('}').expect("an object ends"),
+        _ => rest.find([',', '}']).expect("a number ends"),
+    };
+    format!("{}{value}{}", &line[..start], &rest[length..])
+}
+
+/// A line of JSON in which a field goes by a name that nobody knows.
+pub fn without_field(line: &[u8], field: &str) -> String {
+    let line = std::str::from_utf8(line).expect("UTF-8");
+    line.replacen(&format!("\"{field}\":"), "\"unheard-of\":", 1)
+}
