@@ -35,10 +35,13 @@ struct Guest<'a> {
     patience: u32,
 }
 
+/// A connection that ends has this long for its last words, and the other side's.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
 /// comes is read for a moment.
 fn linger(channel: &Channel, reader: &mut Reader) {
-    let end = Instant::now() + Duration::from_secs(1);
+    let end = Instant::now() + LAST_WORD;
     let (mut sink, mut left) = (Vec::new(), 1024 * 1024usize);
     while let Some(wait) = end.checked_duration_since(Instant::now()) {
         match channel.receive(reader, &mut sink, wait) {
@@ -92,6 +95,8 @@ pub fn admit(
         Ok(login) => Some(Client::new(shared, guest, &login, ticket)),
         Err(refusal) => {
             if let Refusal::Say(message) = refusal {
+                // Time for the last word, also when time is what ran out.
+                guest.deadline = Instant::now() + LAST_WORD;
                 let _ = guest.say(&message);
             }
             let mut wire = Vec::new();
