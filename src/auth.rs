@@ -175,8 +175,8 @@ impl PendingLogin {
     ) -> Result<(PendingLogin, Challenge), AuthError> {
         let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
         let nonce = random();
-        let folded = request.username.folded();
-        let fake = Fields::new(label::FAKE_SALT).bytes(folded.as_bytes()).finish();
+        // Of the name as it was typed: a known name in another letter case is an unknown one, too.
+        let fake = Fields::new(label::FAKE_SALT).bytes(request.username.as_str().as_bytes()).finish();
         let fake_salt = primitives::hmac(secret, &fake);
         let challenge = Challenge {
             version: VERSION,

@@ -28,23 +28,25 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Makes `path` and its parents, for the owner alone. An empty folder, or one that this program
-/// has used, is closed to others; any other is left as it is.
+/// Makes `root`, its parents and its `folders`, for the owner alone. A root that others can enter is
+/// closed to them if it is empty or was used by this program; any other is left as it is.
 ///
 /// # Errors
-/// With the path in the text, also if others can enter a folder that is not ours to close.
-pub fn private_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
-    let mode = fs::metadata(path).map_err(at(path))?.permissions().mode();
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let ours = path.join("keys").is_dir() || fs::read_dir(path).map_err(at(path))?.next().is_none();
-    if !ours {
+/// With the path in the text, also if others can enter a root that is not ours to close.
+pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
+    let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path));
+    make(root)?;
+    let ours = root.join("keys").is_dir() || fs::read_dir(root).map_err(at(root))?.next().is_none();
+    if !ours && fs::metadata(root).map_err(at(root))?.permissions().mode() & 0o077 != 0 {
         let text = "others can enter this folder, and it holds other things: name another, or chmod 700 it";
-        return Err(at(path)(io::Error::other(text)));
+        return Err(at(root)(io::Error::other(text)));
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
+    for folder in [""].iter().chain(folders) {
+        let path = root.join(folder);
+        make(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(at(&path))?;
+    }
+    Ok(())
 }
 
 /// Makes a new file; an existing one, or a link, is an error.

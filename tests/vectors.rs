@@ -515,7 +515,7 @@ fn the_salt_of_an_unknown_name_is_the_documented_one() {
     let (secret, expected) = (fixed(&v.fake_salt.secret), fixed::<32>(&v.fake_salt.salt));
     assert_eq!(salt(&v.fake_salt.name, secret), expected);
     let lower = v.fake_salt.name.to_lowercase();
-    assert_eq!(salt(&lower, secret), expected, "case makes no other name");
+    assert_ne!(salt(&lower, secret), expected, "another letter case is another name");
     assert_ne!(salt("nobodz", secret), expected);
     assert!(flips(&secret).all(|flipped| salt(&v.fake_salt.name, flipped) != expected));
 }

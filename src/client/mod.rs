@@ -58,12 +58,10 @@ pub fn run(options: &Options) -> u8 {
     })
 }
 
-/// Makes the folders and starts the session's state.
+/// Makes the folders.
 fn prepare(options: &Options) -> Result<(), StartError> {
-    for folder in ["", "keys", "files", "files/received", "files/sent"] {
-        disk::private_dir(&options.data_dir.join(folder)).map_err(StartError::Disk)?;
-    }
-    Ok(())
+    let folders = ["keys", "files", "files/received", "files/sent"];
+    disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)
 }
 
 fn begin(options: &Options, login: LoggedIn) -> Result<(Session, String), StartError> {

@@ -278,7 +278,7 @@ mod tests {
         fn new() -> Folder {
             let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
             let path = std::env::temp_dir().join(format!("accounts-{name}"));
-            disk::private_dir(&path.join("keys")).expect("folder");
+            disk::private_folders(&path, &["keys"]).expect("folder");
             Folder(path)
         }
     }

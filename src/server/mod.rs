@@ -80,10 +80,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// With file, reason and remedy in the text.
 pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::Infallible> {
-    disk::private_dir(&options.data_dir)?;
-    for folder in ["certs", "keys", "logs"] {
-        disk::private_dir(&options.data_dir.join(folder))?;
-    }
+    disk::private_folders(&options.data_dir, &["certs", "keys", "logs"])?;
     let (accounts, notices) = Accounts::open(&options.data_dir)?;
     let audit = Audit::open(&options.data_dir.join("logs"))?;
     writeln!(out, "data in {} ({} accounts)", options.data_dir.display(), accounts.count())?;

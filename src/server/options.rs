@@ -20,7 +20,7 @@ usage: server [OPTION...]
 
 Limits (the defaults of the first two follow from the machine's):
   --clients N           people logged in at once
-  --per-address N       connections from one address
+  --per-address N       connections from one address (default: half of --clients)
   --waiting N           connections that have not logged in yet; the oldest goes
   --outbox KIB          what may wait for one slow client (default 384)
   --rate N              requests a second of one client; faster ones wait (default 100)
@@ -82,7 +82,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
              allows (ulimit -n, vm.max_map_count)"
         ));
     }
-    limits.per_address = per_address.unwrap_or(limits.clients.div_ceil(2));
+    limits.per_address = per_address.unwrap_or(limits.clients.div_ceil(2).max(16));
     let data_dir = match data_dir {
         Some(folder) => folder,
         None => disk::under_home(".secure_messenger").map_err(|error| error.to_string())?,

@@ -1,0 +1,978 @@
+//! Clients that send rubbish, lies, too much, too slowly or nothing at all, against a running server: each gets a
+//! clear error or a closed connection, and two people who chat meanwhile notice nothing.
+
+mod common;
+
+use common::{Client, Output, Person, Raw, Server, newcomer, until, with_field, without_field};
+use secure_messenger::auth;
+use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::public::RSA_BYTES;
+use secure_messenger::crypto::secret::{Password, random};
+use secure_messenger::disk;
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::protocol::{
+    ChallengeResponse, ClientMessage, EncryptedSend, EnvelopeFields, Failure, KeysRequest, LoginRequest,
+    MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing, Sent,
+    ServerMessage, SessionKeyFields, VERSION,
+};
+use secure_messenger::wire::tls::{Reader, Received};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Public keys that must be refused, DER in base64, made with
+/// `openssl genpkey ARGUMENTS | openssl pkey -pubout -outform DER | base64 -w0`.
+const BAD_KEYS: [(&str, &str); 6] = [
+    (
+        "-algorithm RSA -pkeyopt rsa_keygen_bits:1024",
+        "MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDxM3RDB29CU4w0wDpIFuwg4iFF2iFEt1L+93VhTUcpAHxCWsccs8awsFkMrS5KOCXgXCVBv3M9CUEDhzyZ1L0KSDX8O8+HDzJcQrcgpvPdPSx6aZ61JJvmnJpAbl1yzvONZUoNqH5r//YJ/DWlEyvOiRw4oLIfsR1hHDRjG9VwIwIDAQAB",
+    ),
+    (
+        "-algorithm RSA -pkeyopt rsa_keygen_bits:4096",
+        "MIICIjANBgkqhkiG9w0BAQEFAAOCAg8AMIICCgKCAgEAswRTh+X6Nx6nqbrjaXvnDHgNSfv4ADsoxuKFpL03D9GokHrMW6w7W5mgzTT/3/iUsPuX1JLPz7P/zEshgfjdLI+qetxjznIJIRgrvIAQEcISxqIuhbDDWM1pJgs6qK065TMK6ikD7UyR6q21B4a2Gl1YZ89F7GegHBBoyBu3rd+RzM6yReASJHYqvQS5VhCYsXfE2Q1s8DcDlywuGUCYaFi7LpBZVwfecQYesX7UmmWN+t1qd+38bfAS6s4Vr+knkWJlm7o6ei2TkmBJofWbsGHutlj6f5BnW1YgJqoQbQQaLWyXdkQeJiKIiAwv1b29xZw2OicwrDmjxigNyQC3MUMFVVKivKUv5By2ZxFAYuvFMkVZjTlj0CNwa9K3ch1HoNNvNooCIxiw4+PwiA5nYAuWdqSClGo6tCAENhTObuW2SPDgRkRZYl/2LFpeODHtHrtxf3EQmy3ejR/WQU8LEQ/lZJiPrABUGP8fngTDbc2mJKDASQvjBiJKJicX9ctbLhZWWfFQG+kiWw5owvkthiPmSzHgkVNu9xNseEs4ebNjeP0WflNs1VApPoIwgFJjD2PMyZELvNq8sY6NlxufLMo46mOv/mfadJbBHpGcQF72M/GZW6Xp9ZZ8D23xP2/0/BFS+xKua3gQuNklHxsRFrTj5X1K8rLbpnrRN9XeI3sCAwEAAQ==",
+    ),
+    (
+        "-algorithm RSA -pkeyopt rsa_keygen_bits:2048 -pkeyopt rsa_keygen_pubexp:3",
+        "MIIBIDANBgkqhkiG9w0BAQEFAAOCAQ0AMIIBCAKCAQEAnnPPFBTh9ktALDsduCLtAYc5TywccPp4YEytcpY3FlfX6p6abGIHY3ybRBqJat/3r3HtN03rsdcaQUgRcyyCrRywLioBKcgNsUej/6zKymJsW9oZLVhAJIA18d6SEZW0mO9C0QxN23+Fs65Pt5PUwusIiou4VKRSJ1WGljvLAM3awm3H4TW0yrSrdX6cxuXkFuh1oHNz8l7Tk2uex/6kuvOMfb6ZpnxchpX/46Q6Of6g3IVP2wH1IaS+cK5vrmO/5V0A1oKW2W8zG7p/o5jISTmeNNfcrGGwBqSWb9ACWF8pPGW5I/e3aDSuTqSX76W4pqmQnexMrWzId7Z4J6VQPQIBAw==",
+    ),
+    (
+        "-algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048",
+        "MIIBIDALBgkqhkiG9w0BAQoDggEPADCCAQoCggEBALVMZRb037ywtfstHloVEyYUNBIV83tcC4jmVqj9jCzkH2Q3EMkJ3unsUPx3DwFAjBI2gfXfULFzGFL3OjX1vd5/4K/XW5XXe9YBSjH3YeAuVwCJrqebmZw5beAhbngsWCf4lFYOEDGh6yx2XFAi2Yy2jYzxUMJU05Y8O3ttaWQttJQsyKlgP8hEL/5kn61BlFfq2mc2VdTK4t8YWW+BOi0mf9m4RSV6cbHZu//c0GgVOexPguCIANl/I0T70TxU7/VBsxUJnFNOSLCx96Yj8UVCgUI9mp7dqRUr1ZrLHP315zUvyc7QeGJpUyb+p3YQrA6O5L6+wbhO8FD8Oux1oDMCAwEAAQ==",
+    ),
+    (
+        "-algorithm EC -pkeyopt ec_paramgen_curve:P-256",
+        "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEapqk/jlC8yBb3i8vLP53kqEPfl8IpvkfYBHPmeD5bskB1WGDP+4KyTlBtBSHc6bZYliGKxAkuBsXE4+Mzc44MQ==",
+    ),
+    ("-algorithm ED25519", "MCowBQYDK2VwAyEAMO0VMEyUu42Pp2YjJ4Fj77c9nBExv17Iv0YVE8ot+jY="),
+];
+
+/// A server whose standard error is watched for panics, and two people who talk on it.
+struct Scene {
+    server: Server,
+    errors: Output,
+    alice: Client,
+    bob: Client,
+    said: usize,
+}
+
+/// Makes an account and a home with its key, and starts the real client there. Keys and password keys are the same
+/// in all scenes: making them takes long.
+fn witness(server: &Server, name: &str) -> Client {
+    static MADE: Mutex<BTreeMap<String, (String, Vec<u8>)>> = Mutex::new(BTreeMap::new());
+    let (key, registration) = {
+        let mut made = MADE.lock().expect("whole");
+        let make = || {
+            let person = Person::new(name);
+            let password = Password::new(common::PASSWORD.into());
+            let key = key_file::seal(&person.identity, &person.name, &password);
+            (key, register(name))
+        };
+        made.entry(name.into()).or_insert_with(make).clone()
+    };
+    let mut raw = server.raw();
+    raw.bytes(&registration);
+    assert!(matches!(raw.answer(), Some(ServerMessage::Registered)));
+    let home = Arc::new(common::Folder::new());
+    let folder = home.path(".secure_messenger_client/keys");
+    disk::private_folders(&home.path(".secure_messenger_client"), &[]).expect("folder");
+    disk::private_folders(&folder, &[]).expect("folder");
+    std::fs::write(folder.join(format!("{name}_private.key")), key).expect("written");
+    Client::within(home, server.port, name, server.tls, &[])
+}
+
+impl Scene {
+    fn open(arguments: &[&str]) -> Scene {
+        Scene::with_descriptors(None, arguments)
+    }
+
+    /// `descriptors` limits the server's open files.
+    fn with_descriptors(descriptors: Option<u32>, arguments: &[&str]) -> Scene {
+        let home = Arc::new(common::Folder::new());
+        let limit = descriptors.map_or(String::new(), |n| format!("ulimit -n {n}; "));
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{limit}exec \"$0\" \"$@\"")])
+            .arg(env!("CARGO_BIN_EXE_server"))
+            .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
+            .arg(home.path("data"))
+            .args(arguments)
+            .env("HOME", &home.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let errors = Output::of(child.stderr.take().expect("piped"));
+        let mut output = Output::of(child.stdout.take().expect("piped"));
+        let line = output.expect("listening on ");
+        let port = line.rsplit(':').next().and_then(|port| port.parse().ok());
+        let server = Server {
+            child,
+            port: port.expect("a port"),
+            tls: !arguments.contains(&"--no-tls"),
+            greeting: output.seen.clone(),
+            output,
+            home,
+        };
+        let (alice, bob) = (witness(&server, "alice"), witness(&server, "bob"));
+        let (mut alice, bob) = (alice.ready(), bob.ready());
+        if !alice.output.seen.iter().any(|line| line.contains("bob")) {
+            alice.expect("bob is on-line");
+        }
+        let mut scene = Scene { server, errors, alice, bob, said: 0 };
+        scene.exchange();
+        scene
+    }
+
+    /// The two say one numbered line each to the other.
+    fn exchange(&mut self) {
+        let n = self.said;
+        self.said += 1;
+        let (mut from, mut to) = (&mut self.alice, &mut self.bob);
+        for _ in 0..2 {
+            from.say(&format!("/msg {} number {n}", to.name));
+            let line = format!("<{} -> {}> number {n}", from.name, to.name);
+            assert_eq!(to.expect(&line), line);
+            assert_eq!(from.expect(&line), line);
+            (from, to) = (to, from);
+        }
+    }
+
+    /// They never noticed anything, and no thread of the server has panicked.
+    fn close(mut self) {
+        self.exchange();
+        let mut expected = Vec::new();
+        for n in 0..self.said {
+            expected.push(format!("<alice -> bob> number {n}"));
+            expected.push(format!("<bob -> alice> number {n}"));
+        }
+        for person in [self.alice, self.bob] {
+            let (status, lines) = person.finish();
+            let of = |mark: &str| -> Vec<String> {
+                let marked = lines.iter().filter(|line| line.starts_with(mark));
+                marked.cloned().collect()
+            };
+            assert_eq!(of("<alice -> bob>").len() + of("<bob -> alice>").len(), expected.len());
+            let private: Vec<_> = lines.iter().filter(|line| line.contains(" -> ")).collect();
+            assert!(private.iter().copied().eq(&expected), "{private:#?}");
+            assert_eq!(of("!"), Vec::<String>::new());
+            assert_eq!(status, 0);
+        }
+        let gone = self.server.child.try_wait().expect("its state");
+        assert!(gone.is_none(), "the server has ended: {gone:?}");
+        self.server.kill();
+        assert_eq!(self.errors.all(), Vec::<String>::new(), "the server complained");
+    }
+
+    /// One line on a connection of its own; the code of the error, after which it is closed.
+    fn refusal(&self, line: &[u8]) -> String {
+        let mut raw = self.server.raw();
+        raw.bytes(line);
+        if !line.ends_with(b"\n") {
+            raw.bytes(b"\n");
+        }
+        let code = raw.error();
+        assert!(raw.is_closed(), "{}", String::from_utf8_lossy(line));
+        code
+    }
+
+    /// The server's threads and descriptors.
+    fn held(&self) -> (usize, usize) {
+        let folder = format!("/proc/{}", self.server.child.id());
+        let count = |name: &str| std::fs::read_dir(format!("{folder}/{name}")).map_or(0, Iterator::count);
+        (count("task"), count("fd"))
+    }
+}
+
+fn register(name: &str) -> Vec<u8> {
+    let person = Person::new(name);
+    let password = Password::new(common::PASSWORD.into());
+    let request = auth::register(&person.name, &password, person.identity.public());
+    ClientMessage::Register(request).encode()
+}
+
+fn login_request(person: &Person) -> Vec<u8> {
+    ClientMessage::LoginRequest(LoginRequest {
+        version: VERSION,
+        username: person.name.clone(),
+        public_key: Bytes(person.identity.public().spki()),
+    })
+    .encode()
+}
+
+fn false_response(person: &Person) -> Vec<u8> {
+    ClientMessage::ChallengeResponse(Box::new(ChallengeResponse {
+        response: Fixed([1; 32]),
+        session_key: Bytes(person.session.public().spki()),
+        created: 1,
+        certificate: Fixed([1; RSA_BYTES]),
+        proof: Fixed([1; RSA_BYTES]),
+    }))
+    .encode()
+}
+
+/// An envelope as far as the server can see. The wrapped key of target N is all 100 + N.
+fn letter(from: &Person, targets: &[&str]) -> EncryptedSend {
+    let name = |name: &&str| name.parse().expect("name");
+    let wrapped = |(n, name): (usize, &&str)| (name.to_string(), Fixed([(100 + n) as u8; RSA_BYTES]));
+    let session = |name: &&str| (name.to_string(), from.session.fingerprint().short());
+    EncryptedSend {
+        routing: Routing {
+            id: 7,
+            targets: targets.iter().map(name).collect(),
+            keys: targets.iter().enumerate().map(wrapped).collect(),
+            sessions: targets.iter().map(session).collect(),
+        },
+        envelope: EnvelopeFields {
+            from: from.name.clone(),
+            kind: "message".into(),
+            scope: "broadcast".into(),
+            recipient: None,
+            recipient_session: None,
+            identity: Fixed(from.identity.public().fingerprint().0),
+            session: Fixed(from.session.fingerprint().0),
+            sequence: 1,
+            time: 1,
+            commitment: Fixed(random()),
+            nonce: Fixed(random()),
+            ciphertext: Bytes(vec![5; 256]),
+            tag: Fixed([6; 16]),
+            signature: Fixed([7; RSA_BYTES]),
+        },
+    }
+}
+
+fn send(letter: EncryptedSend) -> ClientMessage {
+    ClientMessage::EncryptedSend(Box::new(letter))
+}
+
+fn sent(raw: &mut Raw) -> Sent {
+    match raw.answer() {
+        Some(ServerMessage::Sent(sent)) => sent,
+        Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+        _ => panic!("not the answer to a message"),
+    }
+}
+
+/// What is wrong with each of these lines in the same way before and after a login.
+fn rubbish() -> Vec<(Vec<u8>, &'static str)> {
+    let text = |text: &str| text.as_bytes().to_vec();
+    vec![
+        (text(""), "malformed"),
+        (text("hello"), "malformed"),
+        (text("{"), "malformed"),
+        (text("[]"), "malformed"),
+        (text("null"), "malformed"),
+        (text("{}"), "malformed"),
+        (text("\"ping\""), "malformed"),
+        (text("{\"type\":3}"), "malformed"),
+        (text("{\"type\":null}"), "malformed"),
+        (text("{\"type\":[\"ping\"]}"), "malformed"),
+        (text("{\"type\":\"ping\"}{}"), "malformed"),
+        (text("{\"type\":\"ping\""), "malformed"),
+        (text("GET / HTTP/1.1\r"), "malformed"),
+        (b"{\"type\":\"ping\",\"x\":\"\xff\"}".to_vec(), "malformed"),
+        (b"\xc0\xaf".to_vec(), "malformed"),
+        (b"{\"type\":\"ping\"}\0".to_vec(), "malformed"),
+        (text("{\"type\":\"\"}"), "unknown_type"),
+        (text("{\"type\":\"PING\"}"), "unknown_type"),
+        (text("{\"type\":\"shutdown\"}"), "unknown_type"),
+        (text("{\"type\":\"registered\"}"), "unknown_type"),
+        (text("{\"type\":\"pong\",\"type\":\"x\"}"), "unknown_type"),
+        ("[".repeat(16_000).into_bytes(), "malformed"),
+        ("{\"a\":".repeat(3_000).into_bytes(), "malformed"),
+        (format!("{{\"type\":\"ping\",\"x\":{}{}}}", "[".repeat(50), "]".repeat(50)).into(), "malformed"),
+    ]
+}
+
+#[test]
+fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
+    let mut scene = Scene::open(&[]);
+    for (line, code) in rubbish() {
+        assert_eq!(scene.refusal(&line), code, "{}", String::from_utf8_lossy(&line));
+    }
+    scene.exchange();
+    let mallory = Person::new("mallory");
+    let (register, ask) = (register("mallory"), login_request(&mallory));
+    for line in [
+        without_field(&register, "salt"),
+        without_field(&register, "username"),
+        without_field(&register, "version"),
+        without_field(&ask, "public_key"),
+        with_field(&register, "rounds", "\"600000\""),
+        with_field(&register, "rounds", "-600000"),
+        with_field(&register, "rounds", "600000.5"),
+        with_field(&register, "rounds", "1e999"),
+        with_field(&register, "rounds", "4294967296"),
+        with_field(&register, "rounds", &"9".repeat(5_000)),
+        with_field(&register, "rounds", "null"),
+        with_field(&register, "salt", "\"@@@@\""),
+        with_field(&register, "salt", "\"AAAA\""),
+        with_field(&register, "salt", &format!("\"{}\"", "_".repeat(43))),
+        with_field(&register, "password_key", &format!("\"{}\"", "A".repeat(43))),
+        with_field(&register, "password_key", &format!("\"{}\"", "A".repeat(88))),
+        with_field(&register, "public_key", "\"not base64\""),
+        with_field(&register, "public_key", "[1,2,3]"),
+        with_field(&ask, "version", "18446744073709551617"),
+        with_field(&ask, "public_key", "{}"),
+    ] {
+        assert_eq!(scene.refusal(line.as_bytes()), "malformed", "{line}");
+    }
+    scene.exchange();
+    for name in [
+        "",
+        ".",
+        "..",
+        "../../etc/passwd",
+        "a/b",
+        "a b",
+        "_a",
+        "-a",
+        "a\\n",
+        "a\\u0000",
+        "a\\u001b[2J",
+        "\u{e9}",
+        "a\\u202eb",
+        &"x".repeat(33),
+        &"x".repeat(10_000),
+    ] {
+        for line in [&register, &ask] {
+            let line = with_field(line, "username", &format!("\"{name}\""));
+            assert_eq!(scene.refusal(line.as_bytes()), "malformed", "{line}");
+        }
+    }
+    for (line, code) in [
+        (with_field(&register, "rounds", "99999"), "bad_rounds"),
+        (with_field(&register, "rounds", "4294967295"), "bad_rounds"),
+        (with_field(&register, "version", "2"), "unsupported_version"),
+        (with_field(&ask, "version", "0"), "unsupported_version"),
+    ] {
+        assert_eq!(scene.refusal(line.as_bytes()), code, "{line}");
+    }
+    assert!(scene.server.home.path("data/users.json").metadata().is_ok_and(|data| data.len() > 0));
+    let users = std::fs::read_to_string(scene.server.data("users.json")).expect("read");
+    assert!(users.lines().count() == 2 && !users.contains("mallory"), "{users}");
+    scene.close();
+}
+
+#[test]
+fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable() {
+    let mut scene = Scene::open(&[]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    for (line, code) in rubbish() {
+        raw.bytes(&line);
+        raw.bytes(b"\n");
+        assert_eq!(raw.error(), code, "{}", String::from_utf8_lossy(&line));
+        assert!(raw.is_usable());
+    }
+    scene.exchange();
+    let letter = send(letter(&mallory, &["nobody"])).encode();
+    for line in [
+        without_field(&letter, "id"),
+        without_field(&letter, "keys"),
+        without_field(&letter, "nonce"),
+        with_field(&letter, "id", "-1"),
+        with_field(&letter, "id", "18446744073709551616"),
+        with_field(&letter, "targets", "\"mallory\""),
+        with_field(&letter, "targets", "[1]"),
+        with_field(&letter, "targets", "[\"../mallory\"]"),
+        with_field(&letter, "keys", "[]"),
+        with_field(&letter, "keys", "{\"nobody\":\"AAAA\"}"),
+        with_field(&letter, "sessions", "{\"nobody\":3}"),
+        with_field(&letter, "from", "\"mallory \""),
+        with_field(&letter, "nonce", "\"AAAA\""),
+        with_field(&letter, "tag", "\"!\""),
+        with_field(&letter, "sequence", "1.5"),
+        with_field(&letter, "recipient", "5"),
+        "{\"type\":\"keys_request\",\"names\":[\"a/b\"]}\n".into(),
+        "{\"type\":\"keys_request\",\"names\":{}}\n".into(),
+        "{\"type\":\"renew\"}\n".into(),
+    ] {
+        raw.bytes(line.as_bytes());
+        assert_eq!(raw.error(), "malformed", "{line}");
+        assert!(raw.is_usable(), "{line}");
+    }
+    let names = vec![mallory.name.clone(); MAX_KEY_NAMES + 1];
+    raw.say(&ClientMessage::KeysRequest(KeysRequest { names }));
+    assert_eq!(raw.error(), "bad_targets");
+    // Of duplicate keys the last one counts, and unknown fields are ignored.
+    raw.bytes(b"{\"type\":\"nonsense\",\"type\":\"ping\",\"more\":[{}]}\n");
+    assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
+    raw.bytes(&letter);
+    assert_eq!(sent(&mut raw).offline.len(), 1);
+    scene.close();
+}
+
+#[test]
+fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
+    let mut scene = Scene::open(&[]);
+    let ping = |length: usize| {
+        let mut line = b"{\"type\":\"ping\"}".to_vec();
+        line.resize(length, b' ');
+        line
+    };
+    let mut raw = scene.server.raw();
+    raw.bytes(&ping(MAX_LINE_BEFORE_LOGIN));
+    raw.bytes(b"\n");
+    assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
+    // Not even its end is needed.
+    raw.bytes(&ping(MAX_LINE_BEFORE_LOGIN + 1));
+    assert_eq!(raw.error(), "line_too_long");
+    assert!(raw.is_closed());
+    assert_eq!(scene.refusal(&ping(MAX_LINE_BEFORE_LOGIN * 4)), "line_too_long");
+    scene.exchange();
+    let (mut raw, _) = newcomer(&scene.server, "mallory");
+    raw.bytes(&ping(MAX_LINE));
+    raw.bytes(b"\n");
+    assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
+    raw.bytes(&ping(MAX_LINE + 1));
+    assert_eq!(raw.error(), "line_too_long");
+    assert!(raw.is_closed());
+    scene.close();
+}
+
+#[test]
+fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
+    let mut scene = Scene::open(&[]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let good = mallory.identity.public().spki();
+    let encoded = |der: &[u8]| {
+        let line = ClientMessage::Renew(Box::new(SessionKeyFields {
+            session_key: Bytes(der.to_vec()),
+            created: 0,
+            certificate: Fixed([0; RSA_BYTES]),
+        }));
+        let line = String::from_utf8(line.encode()).expect("UTF-8");
+        let start = line.find("session_key\":\"").expect("field") + 14;
+        line[start..].split('"').next().expect("value").to_string()
+    };
+    let mut bad: Vec<(String, String)> = BAD_KEYS.map(|(how, key)| (how.into(), key.into())).into();
+    let mut change = |what: &str, der: &[u8]| bad.push((what.into(), encoded(der)));
+    change("empty", b"");
+    change("garbage", &[0x30; 294]);
+    change("cut off", &good[..293]);
+    change("a byte too much", &[&good[..], b"\0"].concat());
+    change("PEM", mallory.identity.public().to_pem().as_bytes());
+    change("long", &[0x30; 8000]);
+    let mut even = good.clone();
+    even[good.len() - 6] &= 0xfe;
+    let (register, response) = (register("eve"), false_response(&mallory));
+    for (n, (what, key)) in bad.iter().enumerate() {
+        let key = format!("\"{key}\"");
+        let line = with_field(&register, "public_key", &key);
+        assert_eq!(scene.refusal(line.as_bytes()), "bad_key", "register: {what}");
+        for name in ["mallory", "nobody"] {
+            let line = with_field(&login_request(&Person::new(name)), "public_key", &key);
+            assert_eq!(scene.refusal(line.as_bytes()), "bad_key", "login_request: {what}");
+        }
+        // A name of its own for each, because five failures lock it.
+        let mut guest = scene.server.raw();
+        guest.bytes(&login_request(&Person::new(&format!("nobody{n}"))));
+        assert!(matches!(guest.answer(), Some(ServerMessage::Challenge(_))));
+        guest.bytes(with_field(&response, "session_key", &key).as_bytes());
+        assert_eq!(guest.error(), "bad_key", "challenge_response: {what}");
+        assert!(guest.is_closed());
+        let renew = ClientMessage::Renew(Box::new(SessionKeyFields {
+            session_key: Bytes(good.clone()),
+            created: 1,
+            certificate: Fixed([0; RSA_BYTES]),
+        }));
+        raw.bytes(with_field(&renew.encode(), "session_key", &key).as_bytes());
+        assert_eq!(raw.error(), "bad_key", "renew: {what}");
+        assert!(raw.is_usable());
+    }
+    // With a good key the same response fails for what else is wrong with it.
+    let mut guest = scene.server.raw();
+    guest.bytes(&login_request(&Person::new("nobody")));
+    assert!(matches!(guest.answer(), Some(ServerMessage::Challenge(_))));
+    guest.bytes(&response);
+    assert_eq!(guest.error(), "login_failed");
+    scene.exchange();
+    // An even modulus has the right size: nobody can use it, and it must not harm the server.
+    let mut guest = scene.server.raw();
+    guest.bytes(with_field(&register, "public_key", &format!("\"{}\"", encoded(&even))).as_bytes());
+    assert!(guest.answer().is_some());
+    scene.close();
+}
+
+#[test]
+fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
+    let mut scene = Scene::open(&[]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let (mut carol, _) = newcomer(&scene.server, "carol");
+    let both = || letter(&mallory, &["carol", "bob"]);
+    let mut bad: Vec<(&str, EncryptedSend, &str)> = Vec::new();
+    let mut add = |what, mut letter: EncryptedSend, code, change: &dyn Fn(&mut EncryptedSend)| {
+        change(&mut letter);
+        bad.push((what, letter, code));
+    };
+    add("another's name", both(), "wrong_sender", &|l| l.envelope.from = "alice".parse().expect("name"));
+    add("capitals", both(), "wrong_sender", &|l| l.envelope.from = "Mallory".parse().expect("name"));
+    add("nobody", both(), "bad_targets", &|l| {
+        (l.routing.targets, l.routing.keys, l.routing.sessions) = Default::default()
+    });
+    add("twice", both(), "bad_targets", &|l| l.routing.targets.push("carol".parse().expect("name")));
+    add("no key", both(), "bad_targets", &|l| {
+        l.routing.keys.remove("bob");
+    });
+    add("no session", both(), "bad_targets", &|l| {
+        l.routing.sessions.remove("bob");
+    });
+    add("a key for nobody", both(), "bad_targets", &|l| {
+        l.routing.keys.insert("alice".into(), Fixed([0; RSA_BYTES]));
+    });
+    add("a session for nobody", both(), "bad_targets", &|l| {
+        l.routing.sessions.insert("../x".into(), "0".into());
+    });
+    add("private to two", both(), "bad_targets", &|l| {
+        l.envelope.scope = "private".into();
+        l.envelope.recipient = Some("carol".parse().expect("name"));
+    });
+    let one = || letter(&mallory, &["carol"]);
+    add("private to another", one(), "bad_targets", &|l| {
+        l.envelope.scope = "room".into();
+        l.envelope.recipient = Some("bob".parse().expect("name"));
+    });
+    add("private to nobody", one(), "bad_targets", &|l| l.envelope.scope = "private".into());
+    add("a broadcast to one", one(), "bad_targets", &|l| {
+        l.envelope.recipient = Some("carol".parse().expect("name"))
+    });
+    add("unheard-of scope", one(), "bad_targets", &|l| l.envelope.scope = "all".into());
+    add("too much text", one(), "malformed", &|l| l.envelope.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT + 1]));
+    let names: Vec<String> = (0..10_000).map(|n| format!("carol{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    add("ten thousand", both(), "bad_targets", &|l| {
+        l.routing.targets = names.iter().map(|n| n.parse().expect("name")).collect();
+    });
+    let one_more = letter(&mallory, &names[..=MAX_TARGETS]);
+    add("one too many", one_more, "bad_targets", &|_| ());
+    for (what, letter, code) in bad {
+        raw.say(&send(letter));
+        match raw.answer() {
+            Some(ServerMessage::Error(Failure { code: got, id, .. })) => {
+                assert_eq!((got.as_str(), id), (code, Some(7)), "{what}")
+            }
+            _ => panic!("{what}: not an error"),
+        }
+        assert!(raw.is_usable(), "{what}");
+    }
+    scene.exchange();
+    // Ten thousand with all their keys do not fit a line. Nothing of all this has reached carol.
+    assert!(carol.is_usable());
+    raw.say(&send(letter(&mallory, &names[..MAX_TARGETS])));
+    assert_eq!(sent(&mut raw).offline.len(), MAX_TARGETS);
+    assert!(send(letter(&mallory, &names)).encode().len() > MAX_LINE);
+    raw.bytes(&send(letter(&mallory, &names)).encode());
+    assert_eq!(raw.error(), "line_too_long");
+    assert!(raw.is_closed());
+    scene.close();
+}
+
+#[test]
+fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_target_once() {
+    let mut scene = Scene::open(&[]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let mut members: Vec<(Raw, Person)> =
+        ["carol", "dave", "erin"].map(|name| newcomer(&scene.server, name)).into();
+    let (gone, _) = newcomer(&scene.server, "frank");
+    drop(gone);
+    until("frank has left", || scene.server.log().contains("event=logout user=frank "));
+    let targets = ["carol", "dave", "erin", "frank", "nobody", "alice", "mallory"];
+    let envelope = letter(&mallory, &targets);
+    let keys: Vec<String> = {
+        let line = String::from_utf8(send(letter(&mallory, &targets)).encode()).expect("UTF-8");
+        let of = |name: &&str| {
+            let from = line.find("\"keys\":").expect("keys");
+            let from = from + line[from..].find(&format!("\"{name}\":")).expect("key") + name.len() + 4;
+            line[from..from + 344].to_string()
+        };
+        targets.iter().map(of).collect()
+    };
+    assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+    raw.say(&send(envelope));
+    // The sender is a target here, too, and hears both in the order of the server's choice.
+    let (mut own, mut answer) = (None, None);
+    while own.is_none() || answer.is_none() {
+        let line = raw.line().expect("a line");
+        match ServerMessage::decode(line.as_bytes()).expect("a message") {
+            ServerMessage::Sent(sent) => answer = Some(sent),
+            ServerMessage::EncryptedMessage(_) => own = Some(line),
+            ServerMessage::Presence(_) | ServerMessage::Ping => {}
+            _ => panic!("unexpected: {line}"),
+        }
+    }
+    let answer = answer.expect("an answer");
+    let names = |list: &[secure_messenger::name::Username]| -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(answer.id, 7);
+    assert_eq!(names(&answer.delivered), ["carol", "dave", "erin", "mallory"]);
+    assert_eq!(names(&answer.offline), ["frank", "nobody"]);
+    assert_eq!(names(&answer.stale), ["alice"]);
+    let mut received = vec![(6, own.expect("a copy"))];
+    for (n, (member, _)) in members.iter_mut().enumerate() {
+        loop {
+            let line = member.line().expect("a line");
+            if line.contains("\"encrypted_message\"") {
+                received.push((n, line));
+                break;
+            }
+        }
+    }
+    for (own, line) in received {
+        for (n, key) in keys.iter().enumerate() {
+            assert_eq!(line.contains(key.as_str()), n == own, "{line}");
+        }
+        for word in ["\"keys\"", "\"targets\"", "\"sessions\"", "carol", "frank"] {
+            assert!(!line.contains(word), "{word}: {line}");
+        }
+        assert!(line.contains("\"from\":\"mallory\""));
+    }
+    for (member, _) in &mut members {
+        assert!(member.is_usable(), "one copy each");
+    }
+    scene.exchange();
+    scene.close();
+}
+
+#[test]
+fn steps_out_of_their_order_are_refused() {
+    let mut scene = Scene::open(&[]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let ask = login_request(&mallory);
+    let renew = ClientMessage::Renew(Box::new(SessionKeyFields {
+        session_key: Bytes(mallory.session.public().spki()),
+        created: 1,
+        certificate: Fixed([0; RSA_BYTES]),
+    }))
+    .encode();
+    let keys = b"{\"type\":\"keys_request\",\"names\":[\"alice\"]}\n".to_vec();
+    let message = send(letter(&mallory, &["alice"])).encode();
+    for line in [&renew, &keys, &message] {
+        assert_eq!(scene.refusal(line), "not_logged_in");
+    }
+    assert_eq!(scene.refusal(&false_response(&mallory)), "no_challenge");
+    for line in [&ask, &register("eve"), &renew, &keys, &message] {
+        let mut guest = scene.server.raw();
+        guest.bytes(&ask);
+        assert!(matches!(guest.answer(), Some(ServerMessage::Challenge(_))));
+        guest.bytes(line);
+        assert_eq!(guest.error(), "not_logged_in");
+        assert!(guest.is_closed());
+    }
+    scene.exchange();
+    for line in [&ask, &register("eve"), &false_response(&mallory)] {
+        raw.bytes(line);
+        assert_eq!(raw.error(), "already_logged_in");
+        assert!(raw.is_usable());
+    }
+    let users = std::fs::read_to_string(scene.server.data("users.json")).expect("read");
+    assert!(!users.contains("eve"), "{users}");
+    // A stranger may not talk for ever either.
+    let mut guest = scene.server.raw();
+    guest.bytes(&ClientMessage::Ping.encode().repeat(100));
+    let mut pongs = 0;
+    let last = loop {
+        match guest.answer() {
+            Some(ServerMessage::Pong) => pongs += 1,
+            Some(ServerMessage::Error(failure)) => break failure.code,
+            _ => panic!("closed without a word"),
+        }
+    };
+    assert_eq!((last.as_str(), pongs), ("too_many_requests", 32));
+    assert!(guest.is_closed());
+    scene.close();
+}
+
+/// Sends a byte a second until the other side closes, and says how long that took.
+fn trickle(mut socket: TcpStream, bytes: &[u8]) -> Duration {
+    let start = Instant::now();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+    let mut bytes = bytes.iter();
+    let mut sink = [0; 1024];
+    loop {
+        match socket.read(&mut sink) {
+            Ok(1..) => continue,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            _ => return start.elapsed(),
+        }
+        if let Some(byte) = bytes.next()
+            && socket.write_all(&[*byte]).is_err()
+        {
+            return start.elapsed();
+        }
+        assert!(start.elapsed() < common::DEADLINE, "never closed");
+    }
+}
+
+#[test]
+fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
+    let mut scene = Scene::open(&[]);
+    let silent = scene.server.socket();
+    let slow_handshake = scene.server.socket();
+    let quiet_guest = scene.server.raw();
+    let slow_guest = scene.server.raw();
+    let started = Instant::now();
+    let said_little = |raw: Raw, line: &'static [u8]| {
+        let (mut reader, mut plain, mut line) = (Reader::default(), Vec::new(), line.iter());
+        loop {
+            match raw.channel.receive(&mut reader, &mut plain, Duration::from_secs(1)) {
+                Ok(Received::Some) => continue,
+                Ok(Received::Silence) => {}
+                Ok(Received::End) | Err(_) => break,
+            }
+            let mut wire = Vec::new();
+            if let Some(byte) = line.next() {
+                raw.channel.encrypt(&[&[*byte]], &mut wire).expect("TLS");
+                let _ = raw.channel.send(&wire);
+            }
+            assert!(started.elapsed() < common::DEADLINE, "never closed");
+        }
+        let text = String::from_utf8(plain).expect("UTF-8");
+        assert!(text.contains("\"timed_out\""), "{text:?}");
+        started.elapsed()
+    };
+    // The beginning of a TLS record of 512 bytes.
+    let hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3][..], &[0; 100]].concat();
+    let times: Vec<Duration> = thread::scope(|scope| {
+        let threads = [
+            scope.spawn(|| trickle(silent, b"")),
+            scope.spawn(|| trickle(slow_handshake, &hello)),
+            scope.spawn(|| said_little(quiet_guest, b"")),
+            scope.spawn(|| said_little(slow_guest, b"{\"type\":\"login_request\",\"version\":1")),
+        ];
+        scene.exchange();
+        threads.map(|t| t.join().expect("its peer")).into()
+    });
+    for time in times {
+        assert!((8..25).contains(&time.as_secs()), "ended after {} s", time.as_secs());
+    }
+    scene.close();
+}
+
+#[test]
+fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_others_miss_nothing() {
+    let mut scene = Scene::open(&[]);
+    let (mut sloth, _) = newcomer(&scene.server, "sloth");
+    let (mut keen, _) = newcomer(&scene.server, "keen");
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let next = |raw: &mut Raw| match raw.answer() {
+        Some(ServerMessage::EncryptedMessage(message)) => message.envelope.sequence,
+        _ => panic!("not a message"),
+    };
+    let (mut taken, mut refused) = (Vec::new(), 0);
+    let mut number = 0;
+    // As fast as one who listens can follow.
+    while refused < 30 {
+        number += 1;
+        let mut flood = letter(&mallory, &["sloth", "keen"]);
+        flood.envelope.sequence = number;
+        flood.envelope.ciphertext = Bytes(vec![9; 32 * 1024]);
+        raw.say(&send(flood));
+        let Sent { delivered, offline, stale, busy, .. } = sent(&mut raw);
+        assert!(offline.is_empty() && stale.is_empty());
+        let names: Vec<&str> = delivered.iter().chain(&busy).map(|name| name.as_str()).collect();
+        match busy.is_empty() {
+            true => {
+                assert_eq!(names, ["sloth", "keen"]);
+                taken.push(number);
+            }
+            false => {
+                assert_eq!(names, ["keen", "sloth"]);
+                refused += 1;
+            }
+        }
+        assert_eq!(next(&mut keen), number);
+        if number % 30 == 0 {
+            scene.exchange();
+        }
+        assert!(number < 1000, "the server holds it all");
+    }
+    // When it reads at last, it gets just what was said to be delivered.
+    assert!(!taken.is_empty());
+    for number in taken {
+        assert_eq!(next(&mut sloth), number);
+    }
+    assert!(sloth.is_usable() && keen.is_usable());
+    scene.close();
+}
+
+#[test]
+fn a_peer_that_asks_and_never_listens_is_closed() {
+    // So fast that the answers pile up, and not the requests.
+    let mut scene = Scene::open(&["--rate", "2000"]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let names = vec![mallory.name.clone()];
+    let request = ClientMessage::KeysRequest(KeysRequest { names }).encode();
+    for n in 0..8000 {
+        if !raw.bytes(&request) {
+            break;
+        }
+        if n % 400 == 0 {
+            scene.exchange();
+        }
+    }
+    until("mallory is off-line", || scene.server.log().contains("event=logout user=mallory "));
+    scene.close();
+}
+
+#[test]
+fn hundreds_of_connections_at_once_push_out_only_the_oldest_strangers() {
+    let mut scene = Scene::open(&["--waiting", "64", "--per-address", "400"]);
+    let sockets: Vec<TcpStream> = (0..40).map(|_| scene.server.socket()).collect();
+    thread::scope(|scope| {
+        for socket in sockets {
+            scope.spawn(|| assert!(Raw::over(socket, true).is_usable()));
+        }
+    });
+    scene.exchange();
+    let mut sockets: Vec<TcpStream> = (0..300).map(|_| scene.server.socket()).collect();
+    for socket in &mut sockets[..200] {
+        // Ended by the server at once, long before their ten seconds.
+        assert!(!matches!(socket.read(&mut [0; 64]), Ok(1..)));
+    }
+    scene.exchange();
+    let newest = sockets.last().expect("one");
+    newest.set_nonblocking(true).expect("socket");
+    let waiting = newest.peek(&mut [0; 1]).err().map(|error| error.kind());
+    assert_eq!(waiting, Some(std::io::ErrorKind::WouldBlock));
+    // With the house full of strangers, a newcomer still gets in.
+    newcomer(&scene.server, "carol");
+    drop(sockets);
+    scene.close();
+}
+
+#[test]
+fn an_address_has_no_more_connections_than_it_is_allowed() {
+    let mut scene = Scene::open(&["--per-address", "12"]);
+    let mut sockets: Vec<TcpStream> = (0..60).map(|_| scene.server.socket()).collect();
+    for socket in &mut sockets[20..] {
+        assert!(!matches!(socket.read(&mut [0; 64]), Ok(1..)));
+    }
+    assert!(scene.server.log().contains("event=refused user=- addr=- too many connections"));
+    scene.exchange();
+    // Others are let in all the while.
+    let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let other = other.expect("socket");
+    let from: std::net::SocketAddr = "127.0.0.9:0".parse().expect("address");
+    other.bind(&from.into()).expect("a loopback address");
+    let to: std::net::SocketAddr = ([127, 0, 0, 1], scene.server.port).into();
+    other.connect(&to.into()).expect("connected");
+    assert!(Raw::over(other.into(), true).is_usable());
+    drop(sockets);
+    scene.close();
+}
+
+#[test]
+fn a_server_with_few_descriptors_never_runs_out_of_them() {
+    let mut scene = Scene::with_descriptors(Some(100), &["--per-address", "1000"]);
+    let sockets: Vec<TcpStream> = (0..300).map(|_| scene.server.socket()).collect();
+    scene.exchange();
+    newcomer(&scene.server, "carol");
+    drop(sockets);
+    newcomer(&scene.server, "dave");
+    let log = scene.server.log();
+    assert!(!log.contains("event=accept_failed") && !log.contains("event=storage_failed"), "{log}");
+    scene.close();
+}
+
+#[test]
+fn bytes_that_are_not_tls_end_the_connection_at_once() {
+    let mut scene = Scene::open(&[]);
+    let started = Instant::now();
+    let line = ClientMessage::Ping.encode();
+    for bytes in [
+        &b"GET / HTTP/1.0\r\n\r\n"[..],
+        &line,
+        &[0; 70_000],
+        &[0xff; 5],
+        &[22, 3, 1, 255, 255, 1, 2, 3],
+        &[22, 3, 1, 0, 4, 2, 0, 0, 0],
+        &[23, 3, 3, 0, 3, 1, 2, 3],
+        &[21, 3, 3, 0, 2, 2, 40],
+    ] {
+        let mut socket = scene.server.socket();
+        let _ = socket.write_all(bytes);
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer);
+        assert!(answer.len() < 64 && !text.contains("type"), "nothing in the clear: {text}");
+    }
+    // The same on a channel that was good until then.
+    let (raw, _) = newcomer(&scene.server, "mallory");
+    raw.channel.send(b"\x17\x03\x03\x00\x20 not what the keys would make of it").expect("sent");
+    let mut raw = raw;
+    assert!(raw.is_closed());
+    assert!(started.elapsed() < Duration::from_secs(9), "not merely timed out");
+    scene.exchange();
+    scene.close();
+}
+
+#[test]
+fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
+    let mut scene = Scene::open(&[]);
+    let (raw, mallory) = newcomer(&scene.server, "mallory");
+    let message = send(letter(&mallory, &["mallory"])).encode();
+    let ask = login_request(&mallory);
+    drop(raw);
+    until("mallory has left", || scene.server.log().contains("event=logout user=mallory "));
+    let mut before = scene.held();
+    // Threads that have nothing to do any more are ending.
+    until("the server is at rest", || {
+        let former = std::mem::replace(&mut before, scene.held());
+        before == former && before.0 <= 9
+    });
+    for hard in [false, true] {
+        let cut = |socket: &TcpStream| {
+            if hard {
+                let linger = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+                linger.expect("socket");
+            }
+        };
+        for bytes in [&b""[..], b"\x16\x03\x01\x02\x00\x01", &[22, 3, 1, 0, 4, 1, 0, 0, 9]] {
+            let mut socket = scene.server.socket();
+            cut(&socket);
+            socket.write_all(bytes).expect("sent");
+        }
+        for stage in 0..8 {
+            let socket = scene.server.socket();
+            let keep = socket.try_clone().expect("socket");
+            cut(&keep);
+            let mut raw = Raw::over(socket, true);
+            match stage {
+                0 => {}
+                1 => drop(raw.bytes(&ask[..20])),
+                2 => drop(raw.bytes(&ask)),
+                3 => {
+                    raw.bytes(&ask);
+                    raw.answer();
+                    raw.bytes(&ask[..30]);
+                }
+                _ => {
+                    let session = raw.log_in(&mallory);
+                    assert!(matches!(session, Some(ServerMessage::Session(_))));
+                    match stage {
+                        4 => {}
+                        5 => drop(raw.bytes(&message[..message.len() / 2])),
+                        6 => drop(raw.bytes(&message)),
+                        _ => drop((0..50).all(|_| raw.bytes(&message))),
+                    }
+                }
+            }
+            if !hard && stage % 2 == 1 {
+                let _ = keep.shutdown(Shutdown::Write);
+            }
+        }
+        scene.exchange();
+    }
+    until("no thread and no descriptor is left over", || {
+        let (threads, descriptors) = scene.held();
+        threads <= before.0 && descriptors <= before.1
+    });
+    let mut again = scene.server.raw();
+    assert!(matches!(again.log_in(&mallory), Some(ServerMessage::Session(_))));
+    scene.close();
+}

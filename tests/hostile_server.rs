@@ -1,0 +1,1559 @@
+//! The server's operator as adversary, against the real client as a line filter. In the [`Stage`] tests the test is the
+//! whole server and makes every byte up; in the [`Operator`] tests it sits between real clients and a
+//! real server and drops, repeats, reorders and redirects what passes. Then: users who write
+//! mischief, and servers that are not who they were.
+
+mod common;
+
+use common::{Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer};
+use secure_messenger::client::session::{Effect, Event, Session};
+use secure_messenger::client::trust::KnownUsers;
+use secure_messenger::clock;
+use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::primitives::{PBKDF2_MIN_ROUNDS, eax_seal, hmac, sha256};
+use secure_messenger::crypto::public::{Fingerprint, SessionCertificate, SessionPublicKey};
+use secure_messenger::crypto::secret::{Key, Password, random};
+use secure_messenger::crypto::{Fields, key_file, label};
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{
+    Challenge, ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, ErrorCode, Failure, Keys,
+    KeysRequest, MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Routing, Sent, ServerMessage,
+    Session as SessionGrant, VERSION,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+// ---- people
+
+fn name(text: &str) -> Username {
+    text.parse().expect("a name")
+}
+
+/// Three pairs of keys for all tests: making them takes long.
+fn person(who: &str) -> Person {
+    type Pair = (Arc<IdentityKey>, Arc<SessionKey>);
+    static KEYS: [OnceLock<Pair>; 3] = [const { OnceLock::new() }; 3];
+    let slot = match who {
+        "alice" => 0,
+        "bob" => 1,
+        _ => 2,
+    };
+    let (identity, session) =
+        KEYS[slot].get_or_init(|| (Arc::new(IdentityKey::generate()), Arc::new(SessionKey::generate())));
+    Person { name: name(who), identity: identity.clone(), session: session.clone() }
+}
+
+/// What an honest server shows of a person.
+fn keys_of(person: &Person) -> PersonKeys {
+    let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
+    shown(person, Some(&certificate))
+}
+
+fn shown(person: &Person, certificate: Option<&SessionCertificate>) -> PersonKeys {
+    PersonKeys {
+        name: person.name.clone(),
+        identity: Bytes(person.identity.public().spki()),
+        session_key: certificate.map(|certificate| Bytes(certificate.key.spki())),
+        created: certificate.map(|certificate| certificate.created),
+        certificate: certificate.map(|certificate| Fixed(certificate.signature)),
+    }
+}
+
+// ---- envelopes
+
+fn header(from: &Person, scope: Scope, sequence: u64) -> Header {
+    Header {
+        kind: Kind::Message,
+        scope,
+        sender: from.name.clone(),
+        identity: from.identity.public().fingerprint(),
+        session: from.session.fingerprint(),
+        sequence,
+        time: clock::now_ms(),
+    }
+}
+
+fn private_to(who: &str, session: &SessionPublicKey) -> Scope {
+    Scope::Private(Recipient { name: name(who), session: session.fingerprint() })
+}
+
+fn fields(sealed: &Sealed) -> EnvelopeFields {
+    let body = &sealed.body;
+    assemble(&body.header, body.commitment, body.nonce, body.ciphertext.clone(), body.tag, body.signature)
+}
+
+fn assemble(
+    header: &Header,
+    commitment: [u8; 32],
+    nonce: [u8; 12],
+    ciphertext: Vec<u8>,
+    tag: [u8; 16],
+    signature: [u8; 256],
+) -> EnvelopeFields {
+    let recipient = header.scope.recipient();
+    EnvelopeFields {
+        from: header.sender.clone(),
+        kind: header.kind.as_str().into(),
+        scope: header.scope.as_str().into(),
+        recipient: recipient.map(|recipient| recipient.name.clone()),
+        recipient_session: recipient.map(|recipient| Fixed(recipient.session.0)),
+        identity: Fixed(header.identity.0),
+        session: Fixed(header.session.0),
+        sequence: header.sequence,
+        time: header.time,
+        commitment: Fixed(commitment),
+        nonce: Fixed(nonce),
+        ciphertext: Bytes(ciphertext),
+        tag: Fixed(tag),
+        signature: Fixed(signature),
+    }
+}
+
+fn delivery(envelope: EnvelopeFields, key: [u8; 256]) -> ServerMessage {
+    ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: Fixed(key) }))
+}
+
+/// A message as an honest client seals it, delivered to `session`.
+fn message(
+    from: &Person,
+    scope: Scope,
+    sequence: u64,
+    text: &str,
+    session: &SessionPublicKey,
+) -> ServerMessage {
+    let sealed = Sealed::seal(header(from, scope, sequence), &from.identity, text.as_bytes());
+    delivery(fields(&sealed), sealed.wrap_for(session))
+}
+
+/// An envelope made by hand, so that its author holds the key and may lie about the commitment
+/// and the padding; made as README, "Envelope", says and not by the client's code.
+fn handmade(
+    from: &Person,
+    header: &Header,
+    padded: &[u8],
+    lie: Option<[u8; 32]>,
+) -> (EnvelopeFields, Key, [u8; 32]) {
+    let key = Key::random();
+    let commitment = lie.unwrap_or_else(|| hmac(&key, label::KEY_COMMITMENT.as_bytes()));
+    let (to, session): (&[u8], &[u8]) = match header.scope.recipient() {
+        Some(recipient) => (recipient.name.as_str().as_bytes(), &recipient.session.0),
+        None => (b"", b""),
+    };
+    let encoded = Fields::new(label::ENVELOPE_HEADER)
+        .bytes(header.kind.as_str().as_bytes())
+        .bytes(header.scope.as_str().as_bytes())
+        .bytes(to)
+        .bytes(session)
+        .bytes(header.sender.as_str().as_bytes())
+        .bytes(&header.identity.0)
+        .bytes(&header.session.0)
+        .number(header.sequence)
+        .number(header.time)
+        .bytes(&commitment)
+        .finish();
+    let nonce = random();
+    let mut ciphertext = padded.to_vec();
+    let tag = eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
+    let body = sha256(&[&ciphertext[..], &tag].concat());
+    let signed = Fields::new(label::ENVELOPE_SIGNATURE).bytes(&encoded).bytes(&nonce).bytes(&body).finish();
+    let envelope = assemble(header, commitment, nonce, ciphertext, tag, from.identity.sign(&signed));
+    (envelope, key, sha256(&encoded))
+}
+
+/// Length, text, zeros up to 256 bytes.
+fn padded(text: &str) -> Vec<u8> {
+    let mut bytes = u32::try_from(text.len()).expect("short").to_be_bytes().to_vec();
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.resize(256, 0);
+    bytes
+}
+
+// ---- the test as the whole server
+
+/// A hostile server. Its victim is bob.
+struct Stage {
+    listener: TcpListener,
+    home: Arc<Folder>,
+}
+
+impl Stage {
+    /// Bob's key file is in place already.
+    fn new() -> Stage {
+        static KEY_FILE: OnceLock<String> = OnceLock::new();
+        let bob = person("bob");
+        let text = KEY_FILE
+            .get_or_init(|| key_file::seal(&bob.identity, &bob.name, &Password::new(PASSWORD.into())));
+        let home = Arc::new(Folder::new());
+        let keys = home.path(".secure_messenger_client/keys");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys).expect("folders");
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(keys.join("bob_private.key"));
+        file.expect("new").write_all(text.as_bytes()).expect("written");
+        Stage { listener: TcpListener::bind("127.0.0.1:0").expect("a port"), home }
+    }
+
+    /// Starts bob's client and takes its connection.
+    fn open(&self) -> (Client, Line) {
+        let port = self.listener.local_addr().expect("bound").port();
+        let client = Client::within(self.home.clone(), port, "bob", false, &[]);
+        let (socket, _) = self.listener.accept().expect("the client connects");
+        (client, Line::new(socket))
+    }
+
+    /// Bob is logged in and told that these people are on-line.
+    fn with(&self, others: &[&Person]) -> (Client, Line) {
+        let (client, mut line) = self.open();
+        line.let_in();
+        for other in others {
+            line.directory.lock().expect("whole").insert(other.name.to_string(), keys_of(other));
+        }
+        let mut joined: Vec<Username> = others.iter().map(|other| other.name.clone()).collect();
+        joined.push(name("bob"));
+        line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+        (client.ready(), line)
+    }
+}
+
+/// The server's end of a connection. It answers requests for keys from its directory by itself.
+struct Line {
+    socket: Arc<Mutex<TcpStream>>,
+    heard: Receiver<ClientMessage>,
+    directory: Arc<Mutex<HashMap<String, PersonKeys>>>,
+    /// The client's session key, once it has logged in.
+    session: Option<SessionPublicKey>,
+}
+
+impl Line {
+    fn new(socket: TcpStream) -> Line {
+        let reader = BufReader::new(socket.try_clone().expect("a second handle"));
+        let socket = Arc::new(Mutex::new(socket));
+        let directory = Arc::new(Mutex::new(HashMap::<String, PersonKeys>::new()));
+        let (sender, heard) = channel();
+        let (writer, known) = (socket.clone(), directory.clone());
+        thread::spawn(move || {
+            for line in reader.split(b'\n').map_while(Result::ok) {
+                let message = ClientMessage::decode(&line).expect("the client speaks the protocol");
+                if let ClientMessage::KeysRequest(KeysRequest { names }) = &message {
+                    let mut known = known.lock().expect("whole");
+                    let keys =
+                        names.iter().filter_map(|name| known.get_mut(name.as_str()).map(duplicate)).collect();
+                    let answer = ServerMessage::Keys(Keys { keys, unknown: vec![] });
+                    let _ = writer.lock().expect("whole").write_all(&answer.encode());
+                } else if sender.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        Line { socket, heard, directory, session: None }
+    }
+
+    fn bytes(&self, bytes: &[u8]) {
+        // A client that has had enough is gone; what it said is what a test looks at.
+        let _ = self.socket.lock().expect("whole").write_all(bytes);
+    }
+
+    fn say(&self, message: &ServerMessage) {
+        self.bytes(&message.encode());
+    }
+
+    fn close(&self) {
+        let _ = self.socket.lock().expect("whole").shutdown(Shutdown::Both);
+    }
+
+    /// What the client says next, requests for keys left out; `None` when it is gone.
+    fn hear(&self) -> Option<ClientMessage> {
+        match self.heard.recv_timeout(DEADLINE) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the client said nothing"),
+        }
+    }
+
+    /// The next message that the client sends to people.
+    fn hear_send(&self) -> EncryptedSend {
+        match self.hear() {
+            Some(ClientMessage::EncryptedSend(send)) => *send,
+            Some(_) => panic!("the client said something else"),
+            None => panic!("the client is gone"),
+        }
+    }
+
+    /// Nothing for people is heard until the client leaves.
+    fn hears_no_more_sends(&self) -> bool {
+        std::iter::from_fn(|| self.hear()).all(|message| !matches!(message, ClientMessage::EncryptedSend(_)))
+    }
+
+    fn challenge(rounds: u32) -> ServerMessage {
+        let (nonce, salt) = (Fixed(random()), Fixed(random()));
+        ServerMessage::Challenge(Challenge { version: VERSION, nonce, salt, rounds })
+    }
+
+    fn let_in(&mut self) {
+        assert!(matches!(self.hear(), Some(ClientMessage::LoginRequest(_))));
+        self.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        let Some(ClientMessage::ChallengeResponse(response)) = self.hear() else { panic!("no response") };
+        self.session = Some(SessionPublicKey::parse(&response.session_key.0).expect("a key"));
+        self.say(&granted());
+    }
+
+    /// The victim's session key.
+    fn bob(&self) -> &SessionPublicKey {
+        self.session.as_ref().expect("logged in")
+    }
+
+    fn show(&self, keys: PersonKeys) {
+        self.directory.lock().expect("whole").insert(keys.name.to_string(), keys);
+    }
+
+    fn presence(&self, joined: &[&str], left: &[&str]) {
+        let names = |list: &[&str]| list.iter().map(|text| name(text)).collect();
+        self.say(&ServerMessage::Presence(Presence {
+            more: false,
+            full: false,
+            joined: names(joined),
+            left: names(left),
+        }));
+    }
+
+    fn delivered(&self, send: &EncryptedSend) {
+        let delivered = send.routing.targets.clone();
+        self.sent(send.routing.id, delivered, vec![]);
+    }
+
+    fn sent(&self, id: u64, delivered: Vec<Username>, stale: Vec<Username>) {
+        self.say(&ServerMessage::Sent(Sent { id, delivered, offline: vec![], stale, busy: vec![] }));
+    }
+
+    /// The names with keys in a message, and whether it stayed at that.
+    fn targets(send: &EncryptedSend) -> Vec<&str> {
+        let targets: Vec<&str> = send.routing.targets.iter().map(Username::as_str).collect();
+        let keys: Vec<&str> = send.routing.keys.keys().map(String::as_str).collect();
+        assert_eq!(targets, keys, "exactly the targets have keys");
+        targets
+    }
+}
+
+fn granted() -> ServerMessage {
+    let expires = clock::now_ms() + 86_400_000;
+    ServerMessage::Session(SessionGrant { token: Key::random(), expires })
+}
+
+fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
+    PersonKeys {
+        name: keys.name.clone(),
+        identity: keys.identity.clone(),
+        session_key: keys.session_key.clone(),
+        created: keys.created,
+        certificate: keys.certificate,
+    }
+}
+
+/// Everything that a person would see holds no control character and no bidirectional override.
+fn assert_harmless(lines: &[String]) {
+    let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    for line in lines {
+        assert!(!line.contains(harmful), "{line:?}");
+        let known = line.starts_with("* ") || line.starts_with("! ") || line.starts_with('<');
+        assert!(known, "a line of no kind: {line:?}");
+    }
+}
+
+const REFUSED: &str = "! refused a message that claims to come from ";
+
+// ---- envelopes: altered, forged, repeated, moved
+
+#[test]
+fn a_message_with_any_field_altered_is_not_shown() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice, &mallory]);
+    let session = line.bob().clone();
+    line.say(&message(&alice, private_to("bob", &session), 1, "first", &session));
+    assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> first");
+    let sealed = Sealed::seal(header(&alice, private_to("bob", &session), 2), &alice.identity, b"genuine");
+    let wrapped = sealed.wrap_for(&session);
+    let public = Sealed::seal(header(&alice, Scope::Broadcast, 1), &alice.identity, b"public");
+    let public_wrapped = public.wrap_for(&session);
+
+    type Change = fn(&mut EnvelopeFields);
+    let changes: [(&str, Change); 17] = [
+        ("the sender", |e| e.from = name("mallory")),
+        ("the kind", |e| e.kind = "room_opened".into()),
+        ("an unknown kind", |e| e.kind = "file_offer".into()),
+        ("private to room", |e| e.scope = "room".into()),
+        ("an unknown scope", |e| e.scope = "everyone".into()),
+        ("private to public", |e| {
+            (e.scope, e.recipient, e.recipient_session) = ("broadcast".into(), None, None);
+        }),
+        ("public, yet with a recipient", |e| e.scope = "broadcast".into()),
+        ("private to nobody", |e| (e.recipient, e.recipient_session) = (None, None)),
+        ("the recipient", |e| e.recipient = Some(name("carol"))),
+        ("the recipient's session", |e| e.recipient_session = Some(Fixed([7; 32]))),
+        ("the sender's session", |e| e.session.0[0] ^= 1),
+        ("the number", |e| e.sequence += 1),
+        ("the time", |e| e.time -= 1),
+        ("the commitment", |e| e.commitment.0[31] ^= 1),
+        ("the nonce", |e| e.nonce.0[0] ^= 1),
+        ("the tag", |e| e.tag.0[15] ^= 1),
+        ("the signature", |e| e.signature.0[255] ^= 1),
+    ];
+    for (what, change) in changes {
+        let mut envelope = fields(&sealed);
+        change(&mut envelope);
+        line.say(&delivery(envelope, wrapped));
+        let shown = bob.output.next().expect("a line");
+        assert!(shown.starts_with(REFUSED), "{what}: {shown}");
+    }
+    let mut ciphertexts = [fields(&sealed), fields(&sealed), fields(&sealed)];
+    ciphertexts[0].ciphertext.0[0] ^= 1;
+    ciphertexts[1].ciphertext.0.pop();
+    ciphertexts[2].ciphertext.0.clear();
+    let mut identity = fields(&sealed);
+    identity.identity = Fixed(mallory.identity.public().fingerprint().0);
+    let mut private = fields(&public);
+    (private.scope, private.recipient) = ("private".into(), Some(name("bob")));
+    private.recipient_session = Some(Fixed(session.fingerprint().0));
+    let mut key = wrapped;
+    key[100] ^= 1;
+    let [one, two, three] = ciphertexts;
+    for (what, envelope, key) in [
+        ("the ciphertext", one, wrapped),
+        ("a shorter ciphertext", two, wrapped),
+        ("no ciphertext", three, wrapped),
+        ("the identity", identity, wrapped),
+        ("public to private", private, public_wrapped),
+        ("the wrapped key", fields(&sealed), key),
+        ("the key of another message", fields(&sealed), public_wrapped),
+        ("a key wrapped for somebody else", fields(&sealed), sealed.wrap_for(mallory.session.public())),
+    ] {
+        line.say(&delivery(envelope, key));
+        let shown = bob.output.next().expect("a line");
+        assert!(shown.starts_with(REFUSED), "{what}: {shown}");
+    }
+    // None of that has used a number up or hurt the genuine ones.
+    line.say(&delivery(fields(&sealed), wrapped));
+    assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> genuine");
+    line.say(&delivery(fields(&public), public_wrapped));
+    assert_eq!(bob.output.next().expect("a line"), "<alice> public");
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0);
+    assert_eq!(lines.iter().filter(|line| line.contains("genuine")).count(), 1, "{lines:#?}");
+}
+
+#[test]
+fn a_message_forged_in_another_s_name_is_not_shown() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice, &mallory]);
+    let session = line.bob().clone();
+    line.say(&message(&alice, Scope::Broadcast, 1, "it is me", &session));
+    bob.expect("<alice> it is me");
+    // With the forger's own keys, named honestly in the header.
+    let mut forged = header(&mallory, private_to("bob", &session), 1);
+    forged.sender = name("alice");
+    let sealed = Sealed::seal(forged.clone(), &mallory.identity, b"forged");
+    line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    // Under alice's fingerprints, signed by the forger.
+    (forged.identity, forged.session) = (alice.identity.public().fingerprint(), alice.session.fingerprint());
+    let sealed = Sealed::seal(forged, &mallory.identity, b"forged");
+    line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    // A message of alice's to mallory, who passes it on as hers to bob: with its key for bob.
+    let to_mallory = header(&alice, private_to("mallory", mallory.session.public()), 1);
+    let (envelope, key, oaep_label) = handmade(&alice, &to_mallory, &padded("I love you"), None);
+    line.say(&delivery(envelope, session.wrap(&key, oaep_label)));
+    let refused = bob.output.next().expect("a line");
+    assert!(refused.starts_with(REFUSED) && refused.contains("for somebody else"), "{refused}");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("forged") || line.contains("love")), "{lines:#?}");
+}
+
+#[test]
+fn a_message_forged_in_the_reader_s_own_name_is_not_shown() {
+    let mallory = person("mallory");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&mallory]);
+    let session = line.bob().clone();
+    // The server shows a key of its own making as the reader's, and asks to have it believed.
+    let impostor =
+        Person { name: name("bob"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    line.show(keys_of(&impostor));
+    line.say(&message(&impostor, Scope::Broadcast, 1, "I owe mallory money", &session));
+    let shown = bob.output.next().expect("a line");
+    assert!(shown.starts_with("! "), "{shown}");
+    line.say(&message(&mallory, Scope::Broadcast, 1, "still here", &session));
+    bob.expect("<mallory> still here");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("I owe")), "{lines:#?}");
+}
+
+#[test]
+fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
+    let mallory = person("mallory");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&mallory]);
+    let session = line.bob().clone();
+    let to_all = |sequence| header(&mallory, Scope::Broadcast, sequence);
+    let wrap = |(envelope, key, oaep_label): (EnvelopeFields, Key, [u8; 32])| {
+        delivery(envelope, session.wrap(&key, oaep_label))
+    };
+    // The same envelope made by hand without a lie is shown: the lie alone is what is refused.
+    line.say(&wrap(handmade(&mallory, &to_all(1), &padded("honest"), None)));
+    assert_eq!(bob.output.next().expect("a line"), "<mallory> honest");
+    line.say(&wrap(handmade(&mallory, &to_all(2), &padded("two-faced"), Some([5; 32]))));
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    // Padding that no client makes.
+    let mut long = padded("hidden");
+    long.resize(512, 0);
+    let mut dirty = padded("hidden");
+    dirty[255] = 1;
+    let mut beyond = padded("hidden");
+    beyond[..4].copy_from_slice(&u32::MAX.to_be_bytes());
+    for bad in [&long[..], &dirty, &beyond, b"", b"\0\0"] {
+        line.say(&wrap(handmade(&mallory, &to_all(2), bad, None)));
+        assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    }
+    line.say(&wrap(handmade(&mallory, &to_all(2), &padded("honest again"), None)));
+    assert_eq!(bob.output.next().expect("a line"), "<mallory> honest again");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("two-faced") || line.contains("hidden")), "{lines:#?}");
+}
+
+#[test]
+fn a_message_that_was_held_back_says_so() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    for (sequence, minutes, word) in [(1u64, -7i64, "behind"), (2, 9, "ahead"), (3, -4, ""), (4, 4, "")] {
+        let mut header = header(&alice, Scope::Broadcast, sequence);
+        header.time = header.time.saturating_add_signed(minutes * 60_000 + minutes.signum() * 1000);
+        let sealed = Sealed::seal(header, &alice.identity, b"what time is it?");
+        line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+        if !word.is_empty() {
+            let told = bob.output.next().expect("a line");
+            let expected = format!("from alice is {} minutes {word} this machine's clock", minutes.abs());
+            assert!(told.starts_with("! ") && told.contains(&expected), "{told}");
+        }
+        assert_eq!(bob.output.next().expect("a line"), "<alice> what time is it?");
+    }
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn the_highest_numbers_end_no_conversation_and_no_client() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    let numbered = |sequence| {
+        let sealed = Sealed::seal(header(&alice, Scope::Broadcast, sequence), &alice.identity, b"number");
+        delivery(fields(&sealed), sealed.wrap_for(&session))
+    };
+    line.say(&numbered(1));
+    bob.expect("<alice> number");
+    line.say(&numbered(u64::MAX));
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    line.say(&numbered(u64::MAX - 1));
+    let gap = bob.output.next().expect("a line");
+    assert!(gap.starts_with("! ") && gap.ends_with("messages from alice are missing"), "{gap}");
+    bob.expect("<alice> number");
+    line.say(&numbered(0));
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    assert_eq!(bob.finish().0, 0);
+}
+
+// ---- keys
+
+#[test]
+fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
+    let (alice, carol, mallory) = (person("alice"), person("carol"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice, &carol]);
+    let session = line.bob().clone();
+    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    bob.expect("<alice> the real one");
+    // Another key in alice's name, properly certified, after she has come back.
+    let swapped =
+        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    line.show(keys_of(&swapped));
+    line.presence(&[], &["alice"]);
+    line.presence(&["alice"], &[]);
+    bob.expect("* alice is on-line");
+    bob.say("/msg alice secret one");
+    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.expect("! the key of alice has changed: your message was not delivered");
+    line.say(&message(&swapped, private_to("bob", &session), 1, "held one", &session));
+    line.say(&message(&swapped, Scope::Broadcast, 1, "held two", &session));
+    bob.say("/msg alice secret two");
+    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.say("/room alice");
+    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.say("/users");
+    assert!(bob.expect(" on-line: ").contains("alice (KEY CHANGED)"));
+    bob.say("/verify alice yes");
+    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    // What is for everyone goes to the others alone.
+    bob.say("hello everyone");
+    let send = line.hear_send();
+    assert_eq!(Line::targets(&send), ["carol"]);
+    line.delivered(&send);
+    bob.expect("<bob> hello everyone");
+    assert!(!bob.output.seen.iter().any(|line| line.contains("held")), "{:#?}", bob.output.seen);
+    // The person decides.
+    bob.say("/trust alice");
+    bob.expect("* the new key of alice is accepted");
+    bob.expect("<alice -> bob> held one");
+    bob.expect("<alice> held two");
+    bob.say("/msg alice now it goes");
+    let send = line.hear_send();
+    assert_eq!(Line::targets(&send), ["alice"]);
+    line.delivered(&send);
+    bob.expect("<bob -> alice> now it goes");
+    assert_eq!(bob.finish().0, 0);
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn a_swapped_identity_key_is_noticed_by_the_next_start_of_the_client_too() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    bob.expect("<alice> the real one");
+    assert_eq!(bob.finish().0, 0);
+    let swapped =
+        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    let (mut bob, line) = stage.with(&[&swapped]);
+    let session = line.bob().clone();
+    line.say(&message(&swapped, Scope::Broadcast, 1, "it is me, alice", &session));
+    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.say("hello?");
+    bob.expect("! ");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("it is me") || line.starts_with('<')), "{lines:#?}");
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn nobody_on_line_but_one_whose_key_has_changed_is_told_as_that() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    bob.expect("<alice> the real one");
+    let swapped =
+        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    line.show(keys_of(&swapped));
+    line.say(&message(&swapped, Scope::Broadcast, 1, "it is me", &session));
+    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.say("hello?");
+    let told = bob.output.next().expect("a line");
+    assert!(told.starts_with("! ") && told.contains("key") && !told.contains("nobody else"), "{told}");
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn a_session_key_without_its_owner_s_valid_certificate_gets_no_message() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice, &mallory]);
+    let now = clock::now_ms();
+    let hour = 3_600_000;
+    let by = |identity: &IdentityKey, owner: &str, session: &SessionKey, created| {
+        identity.certify(&name(owner), session, created)
+    };
+    let mut altered = by(&alice.identity, "alice", &alice.session, now);
+    altered.created += 1;
+    let mut moved = by(&alice.identity, "alice", &alice.session, now);
+    moved.key = mallory.session.public().clone();
+    for (what, certificate) in [
+        ("certified by another", by(&mallory.identity, "alice", &mallory.session, now)),
+        ("somebody else's certificate", by(&mallory.identity, "mallory", &mallory.session, now)),
+        ("made for another name", by(&alice.identity, "alicia", &alice.session, now)),
+        ("expired", by(&alice.identity, "alice", &alice.session, now - 27 * hour)),
+        ("from the future", by(&alice.identity, "alice", &alice.session, now + 3 * hour)),
+        ("from the beginning of time", by(&alice.identity, "alice", &alice.session, 0)),
+        ("from the end of time", by(&alice.identity, "alice", &alice.session, u64::MAX)),
+        ("a date altered", altered),
+        ("a certificate moved to another key", moved),
+    ] {
+        line.show(shown(&alice, Some(&certificate)));
+        bob.say("/msg alice secret");
+        let told = bob.output.next().expect("a line");
+        assert!(told.starts_with("! the keys of alice cannot be used: "), "{what}: {told}");
+        let told = bob.output.next().expect("a line");
+        assert!(told.starts_with("! ") && told.ends_with("your message was not delivered"), "{what}: {told}");
+    }
+    for bad in [Bytes(vec![]), Bytes(vec![0x30; 600]), Bytes(b"not a key".to_vec())] {
+        let mut keys = keys_of(&alice);
+        keys.session_key = Some(bad.clone());
+        line.show(keys);
+        bob.say("/msg alice secret");
+        bob.expect("! the keys of alice cannot be used: ");
+        let mut keys = keys_of(&alice);
+        keys.identity = bad;
+        line.show(keys);
+        bob.say("/msg alice secret");
+        bob.expect("! the keys of alice cannot be used: ");
+    }
+    // Without any session key she is simply not there; with the right one she gets the message.
+    line.show(shown(&alice, None));
+    bob.say("/msg alice secret");
+    bob.expect("! alice is not on-line: your message was not delivered");
+    line.show(keys_of(&alice));
+    bob.say("/msg alice secret");
+    let send = line.hear_send();
+    assert_eq!(Line::targets(&send), ["alice"]);
+    line.delivered(&send);
+    bob.expect("<bob -> alice> secret");
+    assert_eq!(bob.finish().0, 0);
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn keys_that_were_not_asked_for_change_nothing() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let swapped =
+        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    line.say(&ServerMessage::Keys(Keys {
+        keys: vec![keys_of(&swapped), keys_of(&mallory)],
+        unknown: vec![],
+    }));
+    bob.expect("! the server sent keys that were not asked for");
+    let known = std::fs::read_to_string(bob.data("known_users")).unwrap_or_default();
+    assert!(!known.contains("alice") && !known.contains("mallory"), "{known}");
+    bob.say("/msg alice secret");
+    let send = line.hear_send();
+    let wanted = alice.session.fingerprint().short();
+    assert_eq!(send.routing.sessions.get("alice"), Some(&wanted), "sealed for the key that was asked for");
+    line.delivered(&send);
+    bob.expect("<bob -> alice> secret");
+    assert_eq!(bob.finish().0, 0);
+}
+
+// ---- answers
+
+#[test]
+fn a_session_key_that_is_stale_for_ever_is_given_up() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    bob.say("/msg alice hello");
+    let answering = thread::spawn(move || {
+        let mut tries = 0;
+        while let Some(message) = line.hear() {
+            if let ClientMessage::EncryptedSend(send) = message {
+                tries += 1;
+                line.sent(send.routing.id, vec![], vec![name("alice")]);
+            }
+        }
+        tries
+    });
+    let told = bob.expect("your message was not delivered");
+    assert!(told.starts_with("! "), "{told}");
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    let tries = answering.join().expect("no panic");
+    assert!((2..=10).contains(&tries), "{tries}");
+}
+
+#[test]
+fn a_server_that_lies_about_deliveries_is_not_believed_more_than_it_says() {
+    let (alice, carol) = (person("alice"), person("carol"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice, &carol]);
+    line.sent(99, vec![name("alice")], vec![]);
+    bob.expect("! the server answered something that was not asked");
+    // Somebody who was not asked for has got it, and the one who was is not named.
+    bob.say("/msg alice one");
+    let send = line.hear_send();
+    line.sent(send.routing.id, vec![name("zed")], vec![]);
+    bob.expect("! alice is not on-line: your message was not delivered");
+    // An answer twice counts once.
+    line.sent(send.routing.id, vec![name("alice")], vec![]);
+    bob.expect("! the server answered something that was not asked");
+    // One of two is not named.
+    bob.say("two");
+    let send = line.hear_send();
+    assert_eq!(Line::targets(&send), ["alice", "carol"]);
+    line.sent(send.routing.id, vec![name("alice"), name("alice")], vec![]);
+    bob.expect("<bob> two");
+    bob.expect("! carol is not on-line: carol did not get your last message");
+    // In both lists at once.
+    bob.say("/msg alice three");
+    let send = line.hear_send();
+    line.sent(send.routing.id, vec![name("alice")], vec![name("alice")]);
+    bob.expect("<bob -> alice> three");
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0);
+    assert!(!lines.iter().any(|line| line.contains("> one")), "{lines:#?}");
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn a_server_that_never_answers_is_left_after_thirty_seconds() {
+    let (folder, bob, alice) = (Folder::new(), person("bob"), person("alice"));
+    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
+    let start = Instant::now();
+    let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
+    let joined = vec![name("bob"), alice.name.clone()];
+    let list = Presence { more: false, full: true, joined, left: vec![] };
+    session.handle(Event::Server(ServerMessage::Presence(list)), 0, start);
+    session.handle(Event::Line("/msg alice hello".into()), 0, start);
+    let keys = Keys { keys: vec![keys_of(&alice)], unknown: vec![] };
+    let effects = session.handle(Event::Server(ServerMessage::Keys(keys)), clock::now_ms(), start);
+    let is_send = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::EncryptedSend(_)));
+    assert!(effects.iter().any(is_send), "the message is on its way");
+    let quits = |effects: Vec<Effect>| {
+        effects
+            .into_iter()
+            .find_map(|effect| if let Effect::Quit(status) = effect { Some(status) } else { None })
+    };
+    assert_eq!(quits(session.handle(Event::EndOfInput, 0, start)), None, "what was sent is waited for");
+    assert_eq!(quits(session.handle(Event::Tick, 0, start + Duration::from_secs(29))), None);
+    let effects = session.handle(Event::Tick, 0, start + Duration::from_secs(30));
+    let told =
+        |effect: &Effect| matches!(effect, Effect::Show(entry) if entry.text.contains("not acknowledged"));
+    assert!(effects.iter().any(told), "the person is told");
+    assert_eq!(quits(effects), Some(1));
+}
+
+// ---- lines that are none
+
+#[test]
+fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    let deep = format!("{{\"type\":\"ping\",\"x\":{}{}}}\n", "[".repeat(9000), "]".repeat(9000));
+    let crowded = format!(
+        "{{\"type\":\"presence\",\"more\":false,\"full\":false,\"left\":[],\"joined\":[{}\"a\"]}}\n",
+        "3,".repeat(300_000)
+    );
+    for nonsense in [
+        &b"not JSON\n"[..],
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"{\"type\":\"file_offer\"}\n",
+        b"{\"type\":\"error\"}\n",
+        b"{\"type\":\"sent\",\"id\":-1,\"delivered\":[],\"offline\":[],\"stale\":[]}\n",
+        b"{\"type\":\"sent\",\"id\":1e99,\"delivered\":[],\"offline\":[],\"stale\":[]}\n",
+        b"{\"type\":\"ping\xff\"}\n",
+        b"\0\0\0\0\n",
+        b"\x15\x03\x03\x00\x02\x02\x28\n",
+        b"{\"type\":\"presence\",\"more\":false,\"full\":false,\"joined\":[\"a\\u001b[2Jb\"],\"left\":[]}\n",
+        b"{\"type\":\"presence\",\"more\":false,\"full\":false,\"joined\":[\"../../etc/passwd\"],\"left\":[]}\n",
+        b"{\"type\":\"presence\",\"more\":false,\"full\":false,\"joined\":[\"alice\\n<alice> hi\"],\"left\":[]}\n",
+        b"{\"type\":\"presence\",\"more\":false,\"full\":false,\"joined\":[\"al\xd1\x96ce\"],\"left\":[]}\n",
+        b"{\"type\":\"encrypted_message\",\"from\":\"alice\"}\n",
+        deep.as_bytes(),
+        crowded.as_bytes(),
+    ] {
+        line.bytes(nonsense);
+        let told = bob.output.next().expect("a line");
+        assert!(told.starts_with("! the server sent something unreadable: "), "{told}");
+    }
+    for out_of_place in [ServerMessage::Registered, Line::challenge(1)] {
+        line.say(&out_of_place);
+        assert_eq!(bob.output.next().expect("a line"), "! the server sent something out of place");
+    }
+    line.say(&granted());
+    line.say(&ServerMessage::Pong);
+    line.say(&ServerMessage::Ping);
+    assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
+    line.say(&message(&alice, Scope::Broadcast, 1, "undisturbed", &session));
+    assert_eq!(bob.output.next().expect("a line"), "<alice> undisturbed");
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0);
+    assert_harmless(&lines);
+}
+
+#[test]
+fn what_the_server_says_to_people_stays_one_harmless_line() {
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[]);
+    let mean = "x\n<alice> I owe you\r\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}31m\u{202e}evil\u{2066}\u{0}";
+    let failure = |code: &str, id| {
+        let (code, message) = (code.into(), mean.into());
+        ServerMessage::Error(Failure { code, message, id, retry_after: Some(u64::MAX) })
+    };
+    line.say(&failure("server_error", None));
+    line.say(&failure("\u{1b}[2J\n", None));
+    line.say(&failure("bad_targets", Some(7)));
+    line.presence(&["alice"], &[]);
+    bob.expect("* alice is on-line");
+    bob.say("/msg alice hello");
+    line.show(keys_of(&person("alice")));
+    bob.say("/msg alice hello");
+    // The first request for keys is never answered; the server refuses the name instead.
+    line.say(&ServerMessage::Keys(Keys { keys: vec![], unknown: vec![name("alice")] }));
+    bob.expect("! there is no account named alice: your message was not delivered");
+    bob.say("/msg alice hello again");
+    let send = line.hear_send();
+    line.say(&failure(ErrorCode::BadTargets.as_str(), Some(send.routing.id)));
+    bob.expect("! the server refused your message: ");
+    line.say(&failure(ErrorCode::SignedInElsewhere.as_str(), None));
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 1);
+    assert_harmless(&lines);
+    assert!(lines.iter().any(|line| line.starts_with("! ") && line.contains("elsewhere")), "{lines:#?}");
+}
+
+#[test]
+fn a_crowd_that_comes_and_goes_is_told_as_a_number() {
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[]);
+    let crowd: Vec<Username> = (0..4000).map(|n| name(&format!("user-{n}"))).collect();
+    let presence = |joined: &[Username], left: &[Username], full, more| {
+        let (joined, left) = (joined.to_vec(), left.to_vec());
+        ServerMessage::Presence(Presence { more, full, joined, left })
+    };
+    line.say(&presence(&crowd, &[], false, false));
+    bob.expect("* 4000 people are on-line now");
+    line.say(&presence(&crowd, &[], false, false));
+    line.say(&presence(&[], &crowd, false, false));
+    bob.expect("* 4000 people have left");
+    for n in 0..60 {
+        let names: Vec<Username> = (0..4000).map(|m| name(&format!("u{n}-{m}"))).collect();
+        line.say(&presence(&names, &[], false, false));
+    }
+    // The list of those who are there is not printed in full either.
+    bob.say("/users");
+    let told = bob.expect(" on-line: ");
+    assert!(told.len() < 20_000, "{} bytes", told.len());
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn a_line_without_end_ends_the_connection() {
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[]);
+    line.bytes(&vec![b'x'; MAX_LINE + 100_000]);
+    bob.expect("! the connection to the server is lost: it sent an overlong line");
+    assert_eq!(bob.finish().0, 1);
+}
+
+#[test]
+fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
+    let mallory = person("mallory");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&mallory]);
+    let session = line.bob().clone();
+    line.say(&message(&mallory, Scope::Broadcast, 1, "the first", &session));
+    bob.expect("<mallory> the first");
+    let sealed = Sealed::seal(header(&mallory, Scope::Broadcast, 1), &mallory.identity, b"");
+    let wrapped = sealed.wrap_for(&session);
+    let mut envelope = fields(&sealed);
+    envelope.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT]);
+    // No key is shown for any of them, so each message could wait.
+    for n in 0..2500 {
+        envelope.from = name(&format!("stranger-{n}"));
+        line.say(&delivery(envelope.clone(), wrapped));
+    }
+    line.say(&message(&mallory, Scope::Broadcast, 2, "the last", &session));
+    bob.expect("<mallory> the last");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", bob.child.id())).expect("Linux");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(peak < 60_000, "{peak} kB for 80 MB of messages from nobody");
+}
+
+// ---- logging in
+
+#[test]
+fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
+    type Play = fn(&mut Line);
+    fn asked(line: &mut Line) {
+        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
+    }
+    fn responded(line: &mut Line) {
+        asked(line);
+        line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
+    }
+    /// The client leaves without an answer to the challenge.
+    fn gives_nothing_away(line: &mut Line) {
+        assert!(line.hear().is_none(), "nothing is answered");
+    }
+    let plays: [(&str, Play, &str); 15] = [
+        ("closes at once", |line| line.close(), "the connection was lost"),
+        (
+            "closes instead of a challenge",
+            |line| {
+                asked(line);
+                line.close();
+            },
+            "the connection was lost",
+        ),
+        (
+            "closes instead of a session",
+            |line| {
+                responded(line);
+                line.close();
+            },
+            "the connection was lost",
+        ),
+        (
+            "asks for a cheap hash",
+            |line| {
+                asked(line);
+                line.say(&Line::challenge(1));
+                gives_nothing_away(line);
+            },
+            "the server asks for something unsafe",
+        ),
+        (
+            "asks for a hash just below the floor",
+            |line| {
+                asked(line);
+                line.say(&Line::challenge(PBKDF2_MIN_ROUNDS - 1));
+                gives_nothing_away(line);
+            },
+            "the server asks for something unsafe",
+        ),
+        (
+            "asks for an endless hash",
+            |line| {
+                asked(line);
+                line.say(&Line::challenge(u32::MAX));
+                gives_nothing_away(line);
+            },
+            "the server asks for something unsafe",
+        ),
+        (
+            "speaks another version",
+            |line| {
+                asked(line);
+                let (nonce, salt) = (Fixed([0; 32]), Fixed([0; 32]));
+                line.say(&ServerMessage::Challenge(Challenge { version: 2, nonce, salt, rounds: 600_000 }));
+                gives_nothing_away(line);
+            },
+            "out of place",
+        ),
+        (
+            "grants a session without a proof",
+            |line| {
+                asked(line);
+                line.say(&granted());
+                gives_nothing_away(line);
+            },
+            "out of place",
+        ),
+        (
+            "delivers before the login",
+            |line| {
+                let alice = person("alice");
+                asked(line);
+                line.say(&message(&alice, Scope::Broadcast, 1, "too early", alice.session.public()));
+                gives_nothing_away(line);
+            },
+            "out of place",
+        ),
+        (
+            "challenges twice",
+            |line| {
+                responded(line);
+                line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+            },
+            "out of place",
+        ),
+        (
+            "speaks no JSON",
+            |line| {
+                asked(line);
+                line.bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            },
+            "out of place",
+        ),
+        (
+            "never ends its line",
+            |line| {
+                asked(line);
+                line.bytes(&vec![b' '; MAX_LINE + 100_000]);
+            },
+            "out of place",
+        ),
+        (
+            "answers with mischief",
+            |line| {
+                asked(line);
+                let message = "x\n<alice> hi\u{1b}[2J\u{9b}\u{202e}".into();
+                let (code, retry_after) = ("server_full".into(), Some(u64::MAX));
+                line.say(&ServerMessage::Error(Failure { code, message, id: None, retry_after }));
+            },
+            "the server says: ",
+        ),
+        (
+            "locks for ever",
+            |line| {
+                responded(line);
+                let (code, message) = (ErrorCode::Locked.as_str().into(), "locked".into());
+                line.say(&ServerMessage::Error(Failure {
+                    code,
+                    message,
+                    id: None,
+                    retry_after: Some(u64::MAX),
+                }));
+            },
+            "too many failed logins as bob",
+        ),
+        (
+            "refuses",
+            |line| {
+                responded(line);
+                line.say(&ServerMessage::error(ErrorCode::LoginFailed, "no"));
+            },
+            "login failed: the name or the password is wrong",
+        ),
+    ];
+    let stage = Stage::new();
+    for (what, play, reason) in plays {
+        let (bob, mut line) = stage.open();
+        play(&mut line);
+        let (status, lines) = bob.finish();
+        assert_eq!(status, 1, "{what}: {lines:#?}");
+        assert_eq!(lines.len(), 1, "{what}: {lines:#?}");
+        assert!(lines[0].starts_with("! ") && lines[0].contains(reason), "{what}: {lines:#?}");
+        assert_harmless(&lines);
+    }
+}
+
+#[test]
+fn a_connection_that_ends_in_a_session_is_told_with_what_may_not_have_arrived() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    bob.say("/msg alice hello");
+    let _ = line.hear_send();
+    line.close();
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 1);
+    let told = |part: &str| lines.iter().any(|line| line.starts_with("! ") && line.contains(part));
+    assert!(
+        told("the connection to the server is lost") && told("1 message of yours was not acknowledged"),
+        "{lines:#?}"
+    );
+}
+
+// ---- between real clients and a real server
+
+type Rule = Box<dyn FnMut(ServerMessage) -> Vec<ServerMessage> + Send>;
+
+/// Passes lines between clients and a server and does to what goes down what its rule says. The
+/// server may be exchanged behind it.
+struct Operator {
+    port: u16,
+    upstream: Arc<Mutex<u16>>,
+    rule: Arc<Mutex<Rule>>,
+    /// The newest client's socket.
+    client: Arc<Mutex<Option<TcpStream>>>,
+}
+
+impl Operator {
+    fn before(server: &Server) -> Operator {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let operator = Operator {
+            port: listener.local_addr().expect("bound").port(),
+            upstream: Arc::new(Mutex::new(server.port)),
+            rule: Arc::new(Mutex::new(Box::new(|message| vec![message]))),
+            client: Arc::default(),
+        };
+        let (upstream, rule, client) =
+            (operator.upstream.clone(), operator.rule.clone(), operator.client.clone());
+        thread::spawn(move || {
+            for down in listener.incoming().map_while(Result::ok) {
+                let port = *upstream.lock().expect("whole");
+                let Ok(up) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
+                *client.lock().expect("whole") = Some(twin(&down));
+                let (mut from_client, mut to_server) = (twin(&down), twin(&up));
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from_client, &mut to_server);
+                    let _ = to_server.shutdown(Shutdown::Write);
+                });
+                let (rule, client) = (rule.clone(), client.clone());
+                thread::spawn(move || {
+                    for line in BufReader::new(up).split(b'\n').map_while(Result::ok) {
+                        let message = ServerMessage::decode(&line).expect("the server speaks its protocol");
+                        let passed = (rule.lock().expect("whole"))(message);
+                        // One at a time: injected lines go in between, never inside.
+                        let _one = client.lock().expect("whole");
+                        for message in passed {
+                            let _ = (&down).write_all(&message.encode());
+                        }
+                    }
+                    let _ = down.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        operator
+    }
+
+    fn client(&self, home: &Arc<Folder>, name: &str) -> Client {
+        Client::within(home.clone(), self.port, name, false, &["--register"])
+    }
+
+    fn rule(&self, rule: impl FnMut(ServerMessage) -> Vec<ServerMessage> + Send + 'static) {
+        *self.rule.lock().expect("whole") = Box::new(rule);
+    }
+
+    fn inject(&self, message: &ServerMessage) {
+        let client = self.client.lock().expect("whole");
+        client.as_ref().expect("connected").write_all(&message.encode()).expect("the client reads");
+    }
+}
+
+fn copy(message: &ServerMessage) -> ServerMessage {
+    let line = message.encode();
+    ServerMessage::decode(&line[..line.len() - 1]).expect("decodes")
+}
+
+#[test]
+fn messages_held_back_repeated_and_reordered_on_the_way_are_noticed() {
+    let server = Server::with(&["--no-tls"]);
+    let operator = Operator::before(&server);
+    let mut alice = server.client("alice").ready();
+    let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
+    alice.expect("* bob is on-line");
+    // Of six: the first twice, the second and third not at all, the fifth before the fourth.
+    let (mut count, mut held) = (0, None);
+    operator.rule(move |message| {
+        if !matches!(message, ServerMessage::EncryptedMessage(_)) {
+            return vec![message];
+        }
+        count += 1;
+        match count {
+            1 => vec![copy(&message), message],
+            2 | 3 => vec![],
+            4 => {
+                held = Some(message);
+                vec![]
+            }
+            5 => std::iter::once(message).chain(held.take()).collect(),
+            _ => vec![message],
+        }
+    });
+    for text in ["one", "two", "three", "four", "five", "six"] {
+        alice.say(&format!("/msg bob {text}"));
+        alice.expect(&format!("<alice -> bob> {text}"));
+    }
+    bob.expect("<alice -> bob> six");
+    let (_, lines) = bob.finish();
+    let heard: Vec<&str> = lines.iter().map(String::as_str).filter(|line| !line.starts_with("* ")).collect();
+    let repeated = "! refused a message that claims to come from alice: it is a repetition, or it arrived after later ones";
+    assert_eq!(
+        heard,
+        [
+            "<alice -> bob> one",
+            repeated,
+            "! 3 messages from alice are missing",
+            "<alice -> bob> five",
+            repeated,
+            "<alice -> bob> six",
+        ]
+    );
+}
+
+#[test]
+fn an_envelope_redirected_to_a_third_person_is_refused() {
+    let server = Server::with(&["--no-tls"]);
+    let (to_bob, to_carol) = (Operator::before(&server), Operator::before(&server));
+    let mut alice = server.client("alice").ready();
+    let mut bob = to_bob.client(&Arc::new(Folder::new()), "bob").ready();
+    let mut carol = to_carol.client(&Arc::new(Folder::new()), "carol").ready();
+    alice.expect("* bob is on-line");
+    alice.expect("* carol is on-line");
+    let (sender, caught) = channel();
+    to_bob.rule(move |message| {
+        if matches!(message, ServerMessage::EncryptedMessage(_)) {
+            let _ = sender.send(copy(&message));
+        }
+        vec![message]
+    });
+    alice.say("/msg bob for bob alone");
+    bob.expect("<alice -> bob> for bob alone");
+    let private = caught.recv_timeout(DEADLINE).expect("it passed");
+    to_carol.inject(&private);
+    let refused = carol.expect(REFUSED);
+    assert!(refused.contains("for somebody else"), "{refused}");
+    // A broadcast of which carol gets bob's copy, as a recipient that the operator has added would.
+    to_carol.rule(
+        |message| if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] },
+    );
+    alice.say("for everyone whom alice has named");
+    bob.expect("<alice> for everyone whom alice has named");
+    to_carol.inject(&caught.recv_timeout(DEADLINE).expect("it passed"));
+    let refused = carol.expect(REFUSED);
+    assert!(refused.contains("cannot be decrypted"), "{refused}");
+    // Back to its author, as if somebody else had said it.
+    let (_, lines) = carol.finish();
+    assert!(!lines.iter().any(|line| line.contains("bob alone") || line.contains("has named")), "{lines:#?}");
+}
+
+#[test]
+fn a_new_key_after_the_server_lost_its_data_must_be_trusted_first() {
+    let first = Server::with(&["--no-tls"]);
+    let operator = Operator::before(&first);
+    let (of_alice, of_bob) = (Arc::new(Folder::new()), Arc::new(Folder::new()));
+    let mut alice = operator.client(&of_alice, "alice").ready();
+    let mut bob = operator.client(&of_bob, "bob").ready();
+    bob.say("good morning");
+    alice.expect("<bob> good morning");
+    drop((alice, bob, first));
+    // On a fresh server bob has a fresh key; alice still has hers, and her memory of bob's.
+    let second = Server::with(&["--no-tls"]);
+    *operator.upstream.lock().expect("whole") = second.port;
+    let mut alice = operator.client(&of_alice, "alice").ready();
+    let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
+    alice.expect("* bob is on-line");
+    bob.say("it is me, with a new key");
+    alice.expect("! THE IDENTITY KEY OF bob HAS CHANGED");
+    alice.say("/msg bob are you bob?");
+    alice.expect("! THE IDENTITY KEY OF bob HAS CHANGED");
+    assert!(!alice.output.seen.iter().any(|line| line.contains("it is me")), "{:#?}", alice.output.seen);
+    alice.say("/trust bob");
+    alice.expect("* the new key of bob is accepted");
+    alice.expect("<bob> it is me, with a new key");
+    alice.say("/msg bob welcome back");
+    bob.expect("<alice -> bob> welcome back");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("are you bob?")), "{lines:#?}");
+}
+
+// ---- other users
+
+/// Sends one envelope from `from` to the one person `to`, whose keys are fetched.
+fn send_raw(raw: &mut Raw, to: &str, seal: impl FnOnce(&SessionPublicKey) -> (EnvelopeFields, [u8; 256])) {
+    raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name(to)] }));
+    let key = loop {
+        match raw.answer().expect("an answer") {
+            ServerMessage::Keys(keys) => break keys.keys[0].session_key.clone().expect("on-line"),
+            ServerMessage::EncryptedMessage(_) | ServerMessage::Sent(_) => {}
+            _ => panic!("not keys"),
+        }
+    };
+    let session = SessionPublicKey::parse(&key.0).expect("a key");
+    let (envelope, wrapped) = seal(&session);
+    let routing = Routing {
+        id: 1,
+        targets: vec![name(to)],
+        keys: BTreeMap::from([(to.to_string(), Fixed(wrapped))]),
+        sessions: BTreeMap::from([(to.to_string(), session.fingerprint().short())]),
+    };
+    raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
+}
+
+#[test]
+fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let (mut raw, mallory) = newcomer(&server, "mallory");
+    bob.expect("* mallory is on-line");
+    let long = "é".repeat(16 * 1024);
+    let texts: [(&[u8], &str); 11] = [
+        (b"hi\n<bob> I owe you money", "hi⏎<bob> I owe you money"),
+        (b"hi\r\n* bob has left", "hi⏎* bob has left"),
+        (b"hi\r! the server is gone", "hi\u{fffd}! the server is gone"),
+        (b"\x1b[2J\x1b[1;1H\x1b]0;owned\x07", "\u{fffd}[2J\u{fffd}[1;1H\u{fffd}]0;owned\u{fffd}"),
+        ("\u{9b}31m\u{85}\u{90}".as_bytes(), "\u{fffd}31m\u{fffd}\u{fffd}"),
+        ("\u{202e}yenom\u{2066}x\u{200f}".as_bytes(), "\u{fffd}yenom\u{fffd}x\u{fffd}"),
+        ("\u{2028}a\u{2029}b\u{feff}c\u{e0041}".as_bytes(), "\u{fffd}a\u{fffd}b\u{fffd}c\u{fffd}"),
+        (b"\0\x08\x7f", "\u{fffd}\u{fffd}\u{fffd}"),
+        (b"/exit", "/exit"),
+        (b"", ""),
+        (long.as_bytes(), &long),
+    ];
+    for (n, (text, shown)) in texts.iter().enumerate() {
+        let sequence = n as u64 + 1;
+        send_raw(&mut raw, "bob", |session| {
+            let sealed = Sealed::seal(header(&mallory, Scope::Broadcast, sequence), &mallory.identity, text);
+            (fields(&sealed), sealed.wrap_for(session))
+        });
+        assert_eq!(bob.output.next().expect("a line"), format!("<mallory> {shown}"));
+    }
+    send_raw(&mut raw, "bob", |session| {
+        let to_all = header(&mallory, Scope::Broadcast, texts.len() as u64 + 1);
+        let sealed = Sealed::seal(to_all, &mallory.identity, b"not \xff UTF-8");
+        (fields(&sealed), sealed.wrap_for(session))
+    });
+    let refused = bob.output.next().expect("a line");
+    assert!(refused.starts_with(REFUSED) && refused.contains("not text"), "{refused}");
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0);
+    assert_harmless(&lines);
+}
+
+#[test]
+fn a_user_can_neither_sign_for_another_nor_pass_on_what_was_private() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let (mut raw, mallory) = newcomer(&server, "mallory");
+    bob.expect("* mallory is on-line");
+    // The server already refuses another's name.
+    send_raw(&mut raw, "bob", |session| {
+        let mut forged = header(&mallory, Scope::Broadcast, 1);
+        forged.sender = name("bob");
+        let sealed = Sealed::seal(forged, &mallory.identity, b"I am bob");
+        (fields(&sealed), sealed.wrap_for(session))
+    });
+    assert_eq!(raw.error(), ErrorCode::WrongSender.as_str());
+    // A private message for a third person, with its key wrapped for bob.
+    let carol = person("carol");
+    send_raw(&mut raw, "bob", |session| {
+        let to_carol = header(&mallory, private_to("carol", carol.session.public()), 1);
+        let (envelope, key, oaep_label) = handmade(&mallory, &to_carol, &padded("between us two"), None);
+        (envelope, session.wrap(&key, oaep_label))
+    });
+    let told = match raw.answer() {
+        Some(ServerMessage::Sent(_)) => bob.expect("! "),
+        Some(ServerMessage::Error(failure)) => failure.code,
+        _ => panic!("no answer"),
+    };
+    let refused = told.starts_with(REFUSED) && told.contains("for somebody else");
+    assert!(refused || told == ErrorCode::BadTargets.as_str(), "{told}");
+    send_raw(&mut raw, "bob", |session| {
+        let sealed =
+            Sealed::seal(header(&mallory, private_to("bob", session), 1), &mallory.identity, b"honest");
+        (fields(&sealed), sealed.wrap_for(session))
+    });
+    bob.expect("<mallory -> bob> honest");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("I am bob") || line.contains("us two")), "{lines:#?}");
+}
+
+// ---- who the server is
+
+/// Runs a client to its end with nothing to say.
+fn run(home: &Folder, port: u16, arguments: &[&str]) -> (i32, Vec<String>) {
+    let port = port.to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_client"));
+    command.args([
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &port,
+        "--user",
+        "alice",
+        "--register",
+        "--password-file",
+    ]);
+    command.arg(home.password_file(PASSWORD)).args(arguments).env("HOME", &home.0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = command.spawn().expect("the client starts");
+    let lines = Output::of(child.stdout.take().expect("piped")).all();
+    (child.wait().expect("it ends").code().unwrap_or(-1), lines)
+}
+
+/// Passes bytes on to whichever server stands behind the port.
+fn forwarder(upstream: &Arc<Mutex<u16>>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let upstream = upstream.clone();
+    thread::spawn(move || {
+        for down in listener.incoming().map_while(Result::ok) {
+            let port = *upstream.lock().expect("whole");
+            let Ok(up) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+            for (from, to) in [(&down, &up), (&up, &down)] {
+                let mut from = from.try_clone().expect("a second handle");
+                let mut to = to.try_clone().expect("a second handle");
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    port
+}
+
+fn fingerprint_of(server: &Server) -> String {
+    let printed = server.greeting.join(" ");
+    let at = printed.find("SHA256:").expect("the server prints its fingerprint");
+    printed[at..].split([' ', ',']).next().expect("a word").to_string()
+}
+
+#[test]
+fn a_server_with_another_key_than_the_remembered_one_is_refused_with_the_remedy() {
+    let (first, second) = (Server::start(), Server::start());
+    let upstream = Arc::new(Mutex::new(first.port));
+    let port = forwarder(&upstream);
+    let home = Folder::new();
+    let (status, lines) = run(&home, port, &["--accept-new"]);
+    assert_eq!(status, 0, "{lines:#?}");
+    *upstream.lock().expect("whole") = second.port;
+    let new = fingerprint_of(&second);
+    // Not even --accept-new takes a changed key.
+    for arguments in [&[][..], &["--accept-new"]] {
+        let (status, lines) = run(&home, port, arguments);
+        assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
+        assert!(lines[0].starts_with("! THE KEY OF THE SERVER AT 127.0.0.1:"), "{lines:#?}");
+        assert!(lines[0].contains(&fingerprint_of(&first)) && lines[0].contains(&new), "{lines:#?}");
+        assert!(lines[0].ends_with(&format!("use --fingerprint {new}")), "{lines:#?}");
+    }
+    assert!(!second.log().contains("alice"), "nothing was told to the wrong server");
+    // The remedy that it names works, and is remembered.
+    let (status, lines) = run(&home, port, &["--fingerprint", &new]);
+    assert_eq!(status, 0, "{lines:#?}");
+    let (status, lines) = run(&home, port, &[]);
+    assert_eq!(status, 0, "{lines:#?}");
+}
+
+#[test]
+fn an_unknown_server_is_refused_unless_its_fingerprint_is_given() {
+    let server = Server::start();
+    let home = Folder::new();
+    let fingerprint = fingerprint_of(&server);
+    let (status, lines) = run(&home, server.port, &[]);
+    assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
+    assert!(
+        lines[0].contains("is not known yet") && lines[0].contains(&format!("--fingerprint {fingerprint}"))
+    );
+    let wrong = Fingerprint([7; 32]).to_string();
+    let (status, lines) = run(&home, server.port, &["--fingerprint", &wrong]);
+    assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
+    assert!(lines[0].contains(&wrong) && lines[0].contains(&fingerprint), "{lines:#?}");
+    // A wrong pin is no reason to remember, and --accept-new does not soften it.
+    assert_eq!(run(&home, server.port, &["--accept-new", "--fingerprint", &wrong]).0, 1);
+    assert_eq!(run(&home, server.port, &[]).0, 1);
+    assert!(!server.log().contains("alice"), "nothing was told to an unknown server");
+    let (status, lines) = run(&home, server.port, &["--fingerprint", &fingerprint]);
+    assert_eq!(status, 0, "{lines:#?}");
+}
+
+#[test]
+fn nothing_falls_back_from_tls_and_each_mismatch_names_its_remedy() {
+    let (bare, secure) = (Server::with(&["--no-tls"]), Server::start());
+    let home = Folder::new();
+    let (status, lines) = run(&home, bare.port, &["--accept-new"]);
+    assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
+    assert!(
+        lines[0].starts_with("! the server does not speak TLS") && lines[0].contains("--no-tls"),
+        "{lines:#?}"
+    );
+    let (status, lines) = run(&home, secure.port, &["--no-tls"]);
+    assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
+    assert!(lines[0].starts_with("! the server speaks TLS: leave out --no-tls"), "{lines:#?}");
+    assert!(!bare.log().contains("alice") && !secure.log().contains("alice"), "no name crossed the wire");
+    // Said aloud where it is wanted.
+    let (status, lines) = run(&home, bare.port, &["--no-tls"]);
+    assert_eq!(status, 0, "{lines:#?}");
+    assert!(lines[0].contains("WITHOUT TLS"), "{lines:#?}");
+}

@@ -1,0 +1,528 @@
+//! Adversaries of login: the man in the middle, the thief of `users.json`, the enumerator, the guesser, the one
+//! who replays; and what a person at the real client is told when a login cannot be.
+
+mod common;
+
+use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
+use miniserde::json;
+use secure_messenger::auth;
+use secure_messenger::clock;
+use secure_messenger::crypto::keys::IdentityKey;
+use secure_messenger::crypto::primitives;
+use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::protocol::{
+    Challenge, ChallengeResponse, ClientMessage, Failure, LoginRequest, ServerMessage, VERSION,
+};
+use secure_messenger::wire::certificate;
+use secure_messenger::wire::tls::{self, Channel, Reader, Received};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn request(person: &Person) -> ClientMessage {
+    ClientMessage::LoginRequest(LoginRequest {
+        version: VERSION,
+        username: person.name.clone(),
+        public_key: Bytes(person.identity.public().spki()),
+    })
+}
+
+fn challenge(raw: &mut Raw, person: &Person) -> Challenge {
+    raw.say(&request(person));
+    match raw.answer() {
+        Some(ServerMessage::Challenge(challenge)) => challenge,
+        Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+        _ => panic!("no challenge"),
+    }
+}
+
+/// A response in which everything is right, if the password is.
+fn response(raw: &Raw, person: &Person, challenge: &Challenge, password: &str) -> ChallengeResponse {
+    let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
+    let exporter = raw.channel.exporter().to_vec();
+    auth::respond(
+        &person.name,
+        challenge,
+        &exporter,
+        &Password::new(password.into()),
+        &person.identity,
+        (&person.session, certificate),
+    )
+    .expect("acceptable rounds")
+}
+
+/// A response in which nothing is right but its form; it costs no time.
+fn guess(person: &Person) -> ChallengeResponse {
+    ChallengeResponse {
+        response: Fixed([1; 32]),
+        session_key: Bytes(person.session.public().spki()),
+        created: clock::now_ms(),
+        certificate: Fixed([1; 256]),
+        proof: Fixed([1; 256]),
+    }
+}
+
+fn refused(answer: Option<ServerMessage>) -> Failure {
+    match answer {
+        Some(ServerMessage::Error(failure)) => failure,
+        Some(_) => panic!("not refused"),
+        None => panic!("closed without a word"),
+    }
+}
+
+/// One failed login.
+fn fail(server: &Server, person: &Person) -> Failure {
+    let mut raw = server.raw();
+    raw.say(&request(person));
+    match raw.answer() {
+        Some(ServerMessage::Challenge(_)) => {}
+        other => return refused(other),
+    }
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(guess(person))));
+    let failure = refused(raw.answer());
+    assert!(raw.is_closed());
+    failure
+}
+
+/// Somebody between a client and the server, who ends the client's TLS with a certificate of their own and
+/// passes on every line, changing nothing. Serves `count` connections.
+fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
+    let folder = Arc::new(Folder::new());
+    certificate::prepare(&folder.0, clock::now_ms()).expect("a certificate");
+    let acceptor = server.tls.then(|| tls::acceptor(&folder.0).expect("an acceptor"));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let (server_port, tls) = (server.port, server.tls);
+    thread::spawn(move || {
+        for socket in listener.incoming().take(count) {
+            let (socket, acceptor) = (Arc::new(socket.expect("accepted")), acceptor.clone());
+            thread::spawn(move || {
+                let mut early = Vec::new();
+                let end = Instant::now() + common::DEADLINE;
+                let Ok(client) = Channel::accept(acceptor, socket, end, &mut early) else {
+                    return;
+                };
+                let upstream = TcpStream::connect(("127.0.0.1", server_port)).expect("the server accepts");
+                let upstream = Raw::over(upstream, tls);
+                assert_eq!(client.exporter() == upstream.channel.exporter(), !tls, "two channels");
+                pass_on(&early, &upstream.channel);
+                let (client, upstream) = (Arc::new(client), upstream.channel.clone());
+                let (back, forth) = (client.clone(), upstream.clone());
+                thread::spawn(move || relay(&upstream, &back));
+                relay(&client, &forth);
+            });
+        }
+    });
+    (port, folder)
+}
+
+fn pass_on(bytes: &[u8], to: &Channel) {
+    let mut wire = Vec::new();
+    if to.encrypt(&[bytes], &mut wire).is_ok() {
+        let _ = to.send(&wire);
+    }
+}
+
+fn relay(from: &Channel, to: &Channel) {
+    let (mut reader, mut plain) = (Reader::default(), Vec::new());
+    while let Ok(Received::Some | Received::Silence) =
+        from.receive(&mut reader, &mut plain, Duration::from_secs(5))
+    {
+        pass_on(&plain, to);
+        plain.clear();
+    }
+    pass_on(&plain, to);
+    to.close();
+}
+
+#[test]
+fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
+    let server = Server::start();
+    let (port, _folder) = man_in_the_middle(&server, 3);
+    let (mut direct, alice) = newcomer(&server, "alice");
+    // The relay works: a registration passes through it, as does the login up to its last step.
+    let through = || Raw::over(TcpStream::connect(("127.0.0.1", port)).expect("connected"), true);
+    let mut raw = through();
+    let bob = Person::new("bob");
+    raw.register(&bob);
+    let failure = refused(raw.log_in(&bob));
+    assert_eq!(failure.code, "login_failed");
+    let mut raw = through();
+    assert_eq!(refused(raw.log_in(&alice)).code, "login_failed");
+    // The real client, which takes the relay's certificate at first sight, fares no better.
+    let home = server.client("carol").ready().home.clone();
+    let victim = Client::within(home, port, "carol", true, &[]);
+    let (status, lines) = victim.finish();
+    assert!(status == 1 && lines.iter().any(|line| line.contains("login failed")), "{lines:#?}");
+    // Nobody was signed out by it, and without the man in the middle the same people get in.
+    assert!(direct.is_usable());
+    assert!(matches!(server.raw().log_in(&bob), Some(ServerMessage::Session(_))));
+}
+
+#[test]
+fn without_tls_there_is_no_channel_to_bind_and_the_same_relay_passes() {
+    let server = Server::with(&["--no-tls"]);
+    let (port, _folder) = man_in_the_middle(&server, 1);
+    let (_direct, alice) = newcomer(&server, "alice");
+    let mut raw = Raw::over(TcpStream::connect(("127.0.0.1", port)).expect("connected"), false);
+    assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))));
+}
+
+#[derive(miniserde::Deserialize)]
+struct Stolen {
+    password_key: Key,
+}
+
+#[test]
+fn a_thief_of_users_json_cannot_log_in() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    let text = std::fs::read_to_string(server.data("users.json")).expect("the thief reads it");
+    let stolen: Stolen = json::from_str(text.trim_end()).expect("one record");
+    let own_key = IdentityKey::generate();
+    // Offers the owner's public key or one of their own, signs with either where they can.
+    let attempt = |offered: &IdentityKey, signing: &IdentityKey| {
+        let mut raw = server.raw();
+        raw.say(&ClientMessage::LoginRequest(LoginRequest {
+            version: VERSION,
+            username: alice.name.clone(),
+            public_key: Bytes(offered.public().spki()),
+        }));
+        let challenge = match raw.answer() {
+            Some(ServerMessage::Challenge(challenge)) => challenge,
+            _ => panic!("no challenge"),
+        };
+        let certificate = signing.certify(&alice.name, &alice.session, clock::now_ms());
+        let exporter = raw.channel.exporter().to_vec();
+        let mut response = auth::respond(
+            &alice.name,
+            &challenge,
+            &exporter,
+            &Password::new("the thief does not know it".into()),
+            signing,
+            (&alice.session, certificate),
+        )
+        .expect("acceptable rounds");
+        response.response = Fixed(primitives::hmac(&stolen.password_key, &challenge.nonce.0));
+        raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
+        raw.answer()
+    };
+    assert_eq!(refused(attempt(&alice.identity, &own_key)).code, "login_failed");
+    assert_eq!(refused(attempt(&own_key, &own_key)).code, "login_failed");
+    assert_eq!(refused(attempt(&own_key, &alice.identity)).code, "login_failed");
+    // What was stolen is the real thing: with the identity key beside it, it opens the account.
+    assert!(matches!(attempt(&alice.identity, &alice.identity), Some(ServerMessage::Session(_))));
+}
+
+/// The lines of a failed login, with what may differ from login to login blanked out.
+fn shape(server: &Server, person: &Person) -> Vec<String> {
+    let mut raw = server.raw();
+    raw.say(&request(person));
+    let first = raw.line().expect("a challenge");
+    assert!(first.contains("\"challenge\""), "{first}");
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(guess(person))));
+    let blank = |field: &str, line: &str| {
+        let line = format!("{line}\n");
+        common::with_field(line.as_bytes(), field, "\"\"")
+    };
+    vec![
+        blank("nonce", &blank("salt", &first)),
+        first.len().to_string(),
+        raw.line().expect("a refusal"),
+        raw.line().unwrap_or("closed".into()),
+    ]
+}
+
+#[test]
+fn an_unknown_name_and_a_known_one_look_alike() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    let nobody = Person::new("nobody");
+    let known = shape(&server, &alice);
+    assert_eq!(known, shape(&server, &nobody));
+    assert!(known[2].contains("\"login_failed\""), "{known:#?}");
+    let salt = |server: &Server, person: &Person| challenge(&mut server.raw(), person).salt;
+    let (of_alice, of_nobody) = (salt(&server, &alice), salt(&server, &nobody));
+    assert!(of_alice != of_nobody);
+    assert!(of_alice == salt(&server, &alice) && of_nobody == salt(&server, &nobody));
+    let server = Server::within(server.kill(), &[]);
+    assert!(of_alice == salt(&server, &alice), "after a restart");
+    assert!(of_nobody == salt(&server, &nobody), "after a restart");
+    // Nonces never repeat.
+    let nonce = || challenge(&mut server.raw(), &nobody).nonce;
+    assert!(nonce() != nonce());
+}
+
+#[test]
+fn salts_of_a_name_in_other_letter_case_do_not_tell_whether_it_exists() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    let salt = |name: &str| challenge(&mut server.raw(), &Person::new(name)).salt;
+    let same = |lower: &str, upper: &str| salt(lower) == salt(upper);
+    assert_eq!(same("alice", "ALICE"), same("nobody", "NOBODY"));
+    assert_eq!(same("ALICE", "Alice"), same("NOBODY", "Nobody"));
+}
+
+#[test]
+fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
+    let server = Server::start();
+    let (mut online, alice) = newcomer(&server, "alice");
+    let mut words = Vec::new();
+    for name in ["alice", "nobody"] {
+        let upper = name.to_uppercase();
+        for spelling in [name, &upper, name, &upper, name] {
+            assert_eq!(fail(&server, &Person::new(spelling)).code, "login_failed");
+        }
+        for spelling in [name, &upper] {
+            let failure = fail(&server, &Person::new(spelling));
+            assert_eq!(failure.code, "locked");
+            let wait = failure.retry_after.expect("how long");
+            assert!((800..=901).contains(&wait), "{wait} s");
+            words.push(failure.message);
+        }
+    }
+    assert!(words.iter().all(|word| *word == words[0]), "{words:#?}");
+    // Not even the right password helps; nobody else is locked, and who is logged in stays so.
+    assert_eq!(refused(server.raw().log_in(&alice)).code, "locked");
+    newcomer(&server, "bob");
+    assert!(online.is_usable());
+    let log = server.log();
+    for event in ["event=locked user=alice addr=127.0.0.1", "event=locked user=nobody addr=127.0.0.1"] {
+        assert_eq!(log.matches(event).count(), 1, "{log}");
+    }
+    // A restart unlocks nobody.
+    let server = Server::within(server.kill(), &[]);
+    for name in ["alice", "NOBODY"] {
+        let failure = fail(&server, &Person::new(name));
+        assert_eq!(failure.code, "locked", "{name}");
+        assert!((700..=901).contains(&failure.retry_after.expect("how long")));
+    }
+    newcomer(&server, "carol");
+}
+
+#[test]
+fn a_login_makes_earlier_failures_forgotten() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    for _ in 0..2 {
+        for _ in 0..4 {
+            assert_eq!(fail(&server, &alice).code, "login_failed");
+        }
+        assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    }
+}
+
+#[test]
+fn guesses_at_the_same_time_are_all_counted() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    // All have their challenge before the first of them answers.
+    let ready: Vec<(Raw, ChallengeResponse)> = (0..20)
+        .map(|_| {
+            let mut raw = server.raw();
+            challenge(&mut raw, &alice);
+            (raw, guess(&alice))
+        })
+        .collect();
+    let answers: Vec<String> = thread::scope(|scope| {
+        let threads: Vec<_> = ready
+            .into_iter()
+            .map(|(mut raw, guess)| {
+                scope.spawn(move || {
+                    raw.say(&ClientMessage::ChallengeResponse(Box::new(guess)));
+                    refused(raw.answer()).code
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().expect("an answer")).collect()
+    });
+    let count = |code: &str| answers.iter().filter(|answer| *answer == code).count();
+    let (tried, locked) = (count("login_failed"), count("locked"));
+    assert_eq!(tried + locked, 20, "{answers:?}");
+    assert_eq!(tried, 5, "guesses that were compared");
+}
+
+#[test]
+fn a_challenge_serves_one_response() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    let mut raw = server.raw();
+    let challenge = challenge(&mut raw, &alice);
+    let good = response(&raw, &alice, &challenge, PASSWORD);
+    let bad = response(&raw, &alice, &challenge, "wrong horse battery");
+    // Both in one go: the second is the right one, and comes too late.
+    let mut lines = ClientMessage::ChallengeResponse(Box::new(bad)).encode();
+    lines.extend(ClientMessage::ChallengeResponse(Box::new(good)).encode());
+    raw.bytes(&lines);
+    assert_eq!(raw.error(), "login_failed");
+    assert!(raw.is_closed());
+}
+
+#[test]
+fn a_recorded_response_is_worth_nothing_on_another_connection() {
+    for arguments in [&[][..], &["--no-tls"]] {
+        let server = Server::with(arguments);
+        let (_raw, alice) = newcomer(&server, "alice");
+        let mut raw = server.raw();
+        let challenge = challenge(&mut raw, &alice);
+        let good = response(&raw, &alice, &challenge, PASSWORD);
+        let line = ClientMessage::ChallengeResponse(Box::new(good)).encode();
+        raw.bytes(&line);
+        assert!(matches!(raw.answer(), Some(ServerMessage::Session(_))));
+        let mut other = server.raw();
+        other.bytes(&line);
+        assert_eq!(other.error(), "no_challenge");
+        let mut other = server.raw();
+        self::challenge(&mut other, &alice);
+        other.bytes(&line);
+        assert_eq!(other.error(), "login_failed");
+        assert!(raw.is_usable(), "the owner is not disturbed");
+    }
+}
+
+/// Runs the real client to its end with a given password file.
+fn run(server: &Server, home: &Folder, password: &str, arguments: &[&str]) -> (i32, Vec<String>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_client"))
+        .args(["--host", "127.0.0.1", "--port", &server.port.to_string()])
+        .args(["--accept-new", "--password-file"])
+        .arg(home.password_file(password))
+        .args(arguments)
+        .env("HOME", &home.0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the client starts");
+    let mut errors = Output::of(child.stderr.take().expect("piped"));
+    let mut lines = Output::of(child.stdout.take().expect("piped")).all();
+    lines.extend(errors.all());
+    (child.wait().expect("ends").code().unwrap_or(-1), lines)
+}
+
+fn says(lines: &[String], words: &[&str]) {
+    let found = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(found, "{words:?} is not in {lines:#?}");
+}
+
+#[test]
+fn a_person_is_told_what_is_wrong_and_what_to_do() {
+    let server = Server::start();
+    let home = Folder::new();
+    let alice = &["--user", "alice"];
+    let data = |path: &str| home.path(".secure_messenger_client").join(path);
+    // No key yet.
+    let (status, lines) = run(&server, &home, PASSWORD, alice);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "no key for alice", "alice_private.key"]);
+    // Too short a password makes nothing.
+    let register = &["--user", "alice", "--register"];
+    let (status, lines) = run(&server, &home, "short", register);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "at least 6 characters"]);
+    assert!(!data("keys/alice_private.key").exists());
+    // Six characters, of which some take several bytes, are enough.
+    let (status, lines) = run(&server, &home, "s\u{e9}same", register);
+    assert_eq!(status, 0, "{lines:#?}");
+    says(&lines, &["* logged in as alice"]);
+    let key = std::fs::read(data("keys/alice_private.key")).expect("made");
+    // The wrong password, at login and at registration, never touches the key.
+    let (status, lines) = run(&server, &home, PASSWORD, alice);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "password is wrong"]);
+    let (status, lines) = run(&server, &home, PASSWORD, register);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "nothing was overwritten"]);
+    // Registering again with the same key and password just logs in.
+    let (status, lines) = run(&server, &home, "s\u{e9}same", register);
+    assert_eq!(status, 0);
+    says(&lines, &["* logged in as alice"]);
+    assert_eq!(std::fs::read(data("keys/alice_private.key")).expect("there"), key);
+    // The name is taken, in any letter case, and a refused registration leaves no key behind.
+    let elsewhere = Folder::new();
+    for name in ["alice", "ALICE"] {
+        let (status, lines) = run(&server, &elsewhere, PASSWORD, &["--user", name, "--register"]);
+        assert_eq!(status, 1);
+        says(&lines, &["! ", "taken"]);
+    }
+    let left = common::files(&elsewhere.path(".secure_messenger_client/keys"));
+    assert!(left.is_empty(), "{left:?}");
+    // A key for another account of that name does not open this one, and is kept.
+    let foreign = Server::start();
+    let (status, _) = run(&foreign, &elsewhere, PASSWORD, register);
+    assert_eq!(status, 0);
+    let path = elsewhere.path(".secure_messenger_client/keys/alice_private.key");
+    let foreign_key = std::fs::read(&path).expect("made");
+    let (status, lines) = run(&server, &elsewhere, PASSWORD, alice);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "login failed"]);
+    let (status, lines) = run(&server, &elsewhere, PASSWORD, register);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "taken"]);
+    assert_eq!(std::fs::read(&path).expect("kept"), foreign_key);
+    // Locked: how long.
+    until("the lock is told", || {
+        let failure = fail(&server, &Person::new("alice"));
+        failure.code == "locked"
+    });
+    let (status, lines) = run(&server, &home, "s\u{e9}same", alice);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "failed logins", "15 minutes"]);
+}
+
+#[test]
+fn a_key_copied_into_a_folder_made_by_hand_logs_in() {
+    let server = Server::start();
+    let home = Folder::new();
+    let (status, _) = run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
+    assert_eq!(status, 0);
+    // Another machine, prepared as the client's own advice has it: `mkdir -p`, then copy.
+    let other = Folder::new();
+    let keys = ".secure_messenger_client/keys";
+    std::fs::create_dir_all(other.path(keys)).expect("folder");
+    let name = "alice_private.key";
+    std::fs::copy(home.path(keys).join(name), other.path(keys).join(name)).expect("copied");
+    let (status, lines) = run(&server, &other, PASSWORD, &["--user", "alice"]);
+    assert_eq!(status, 0, "{lines:#?}");
+    for path in [keys, ".secure_messenger_client"] {
+        let mode = std::fs::metadata(other.path(path)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{path}");
+    }
+}
+
+#[test]
+fn a_password_file_that_others_can_read_is_refused() {
+    let server = Server::start();
+    let home = Folder::new();
+    let path = home.password_file(PASSWORD);
+    for mode in [0o640, 0o604, 0o644] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
+        // `password_file` opens the file that is there, and so leaves its mode as it is.
+        let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
+        assert_eq!(status, 2, "{mode:o}");
+        says(&lines, &["chmod 600"]);
+    }
+    assert!(!home.path(".secure_messenger_client").exists());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("mode");
+    assert_eq!(std::fs::read_to_string(server.data("users.json")).expect("read"), "");
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_told_with_a_remedy() {
+    let server = Server::start();
+    let home = Folder::new();
+    run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
+    let port = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port that was free")
+        .port();
+    let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--port", &port.to_string()]);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "cannot be reached", "--port"]);
+    let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--no-tls"]);
+    assert_eq!(status, 1);
+    says(&lines, &["! ", "--no-tls"]);
+}

@@ -1,0 +1,672 @@
+//! A server in the hands of its operator: files and their modes, certificate, options, signals, what TLS it
+//! speaks, what it logs, and what neither the wire nor its disk ever shows.
+
+mod common;
+
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
+use secure_messenger::auth;
+use secure_messenger::clock;
+use secure_messenger::crypto::secret::Password;
+use secure_messenger::disk;
+use secure_messenger::protocol::{ClientMessage, ServerMessage};
+use secure_messenger::wire::certificate::{self, Prepared};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+const DAY: u64 = 24 * 3600 * 1000;
+
+/// Runs the server to an end it is expected to come to by itself: status, output, errors.
+fn run(home: &Folder, arguments: &[&str]) -> (i32, Vec<String>, Vec<String>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(arguments)
+        .env("HOME", &home.0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut errors = Output::of(child.stderr.take().expect("piped"));
+    let lines = Output::of(child.stdout.take().expect("piped")).all();
+    let status = child.wait().expect("it ends").code().unwrap_or(-1);
+    (status, lines, errors.all())
+}
+
+/// Runs it on `home/data`, where it must refuse to start; its one line of reasons.
+fn refusal(home: &Folder, arguments: &[&str]) -> String {
+    let data = home.path("data");
+    let data = data.to_str().expect("UTF-8");
+    let basics = ["--host", "127.0.0.1", "--port", "0", "--data-dir", data];
+    let (status, lines, errors) = run(home, &[&basics[..], arguments].concat());
+    assert_eq!(status, 1, "{lines:#?} {errors:#?}");
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    errors[0].clone()
+}
+
+/// The line of a greeting that contains `part`.
+fn told(server: &Server, part: &str) -> String {
+    let line = server.greeting.iter().find(|line| line.contains(part));
+    line.unwrap_or_else(|| panic!("{part:?} is not in {:#?}", server.greeting)).clone()
+}
+
+/// The fingerprint in a line.
+fn fingerprint(line: &str) -> String {
+    let start = line.find("SHA256:").expect("a fingerprint");
+    line[start..start + 50].to_string()
+}
+
+#[test]
+fn nobody_but_the_owner_can_read_anything_of_server_or_client() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let bob = server.client("bob").ready();
+    alice.say("/msg bob hello");
+    alice.expect("<alice -> bob> hello");
+    let folders = [
+        server.data(""),
+        bob.home.path(".secure_messenger_client"),
+        alice.home.path(".secure_messenger_client"),
+    ];
+    fn check(path: &Path) -> usize {
+        let data = fs::symlink_metadata(path).expect("there");
+        let mode = data.permissions().mode() & 0o7777;
+        if !data.is_dir() {
+            assert_eq!(mode, 0o600, "{}", path.display());
+            return 1;
+        }
+        assert_eq!(mode, 0o700, "{}", path.display());
+        let entries = fs::read_dir(path).expect("readable");
+        entries.map(|entry| check(&entry.expect("entry").path())).sum()
+    }
+    let counts = folders.map(|folder| check(&folder));
+    assert!(counts.iter().all(|count| *count >= 3), "{counts:?}");
+}
+
+#[test]
+fn a_data_folder_that_others_could_enter_is_closed_unless_it_holds_other_things() {
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
+    let home = Server::start().kill();
+    open(&home.path("data"));
+    let server = Server::within(home, &[]);
+    assert_eq!(mode(&server.data("")), 0o700);
+    let home = Folder::new();
+    fs::create_dir(home.path("data")).expect("folder");
+    fs::write(home.path("data/letter.txt"), "somebody's").expect("written");
+    open(&home.path("data"));
+    let error = refusal(&home, &[]);
+    assert!(error.contains("chmod 700"), "{error}");
+    assert_eq!(mode(&home.path("data")), 0o755);
+    assert_eq!(common::files(&home.path("data")).len(), 1);
+}
+
+/// What OpenSSL says, with `input` on its standard input.
+fn openssl(arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new("openssl")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("openssl is installed");
+    let mut errors = Output::of(child.stderr.take().expect("piped"));
+    let mut stdin = child.stdin.take().expect("piped");
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let mut lines = Output::of(child.stdout.take().expect("piped")).all();
+    lines.extend(errors.all());
+    child.wait().expect("it ends");
+    lines.join("\n")
+}
+
+#[test]
+fn the_first_certificate_is_for_a_year_and_for_this_machines_names() {
+    let server = Server::start();
+    let path = server.data("certs/server.crt");
+    let path = path.to_str().expect("UTF-8");
+    let text = openssl(&["x509", "-in", path, "-noout", "-text"], "");
+    for part in ["DNS:localhost", "IP Address:127.0.0.1", "IP Address:0:0:0:0:0:0:0:1"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+    assert!(text.contains(&format!("DNS:{}", host.trim())), "{text}");
+    let facts = certificate::read_facts(Path::new(path)).expect("readable");
+    let days = (facts.not_after + DAY / 2 - clock::now_ms()) / DAY;
+    assert_eq!(days, 365);
+    let line = told(&server, "new certificate");
+    assert_eq!(fingerprint(&line), facts.fingerprint.to_string());
+    assert!(line.ends_with(&clock::utc_day(facts.not_after)), "{line}");
+    assert!(!server.greeting.iter().any(|line| line.contains("WARNING")));
+    // The same fingerprint by other means: SHA-256 of the public key's DER form.
+    let key = openssl(&["x509", "-in", path, "-noout", "-pubkey"], "");
+    let folder = Folder::new();
+    let (pem, der) = (folder.path("key.pem"), folder.path("key.der"));
+    fs::write(&pem, key + "\n").expect("written");
+    let (pem, out) = (pem.to_str().expect("UTF-8"), der.to_str().expect("UTF-8"));
+    openssl(&["pkey", "-pubin", "-in", pem, "-outform", "DER", "-out", out], "");
+    let digest = openssl(&["dgst", "-sha256", "-r", out], "");
+    let hex: String = facts.fingerprint.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(digest.starts_with(&hex), "{digest}");
+}
+
+#[test]
+fn an_expired_certificate_is_renewed_with_its_key_and_a_client_that_pinned_it_does_not_complain() {
+    let home = Arc::new(Folder::new());
+    let certs = home.path("data/certs");
+    disk::private_folders(&certs, &[]).expect("folder");
+    let then = clock::now_ms() - 400 * DAY;
+    assert_eq!(certificate::prepare(&certs, then).expect("made"), Prepared::Made);
+    let old = certificate::read_facts(&certs.join("server.crt")).expect("readable");
+    let key = fs::read(certs.join("server.key")).expect("made");
+    assert!(old.not_after < clock::now_ms());
+    let server = Server::within(home, &[]);
+    let line = told(&server, "renewed with the same key");
+    assert_eq!(fingerprint(&line), old.fingerprint.to_string());
+    assert_eq!(fs::read(certs.join("server.key")).expect("there"), key);
+    let new = certificate::read_facts(&certs.join("server.crt")).expect("readable");
+    assert!(new.not_after > clock::now_ms() + 360 * DAY);
+    // The client trusts nothing but the fingerprint of the certificate that has expired.
+    let pinned = Client::within(
+        Arc::new(Folder::new()),
+        server.port,
+        "alice",
+        true,
+        &["--register", "--fingerprint", &old.fingerprint.to_string()],
+    );
+    let (status, lines) = pinned.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+}
+
+#[test]
+fn the_last_thirty_days_of_a_certificate_are_announced() {
+    for (days, announced) in [(340, true), (330, false)] {
+        let home = Arc::new(Folder::new());
+        let certs = home.path("data/certs");
+        disk::private_folders(&certs, &[]).expect("folder");
+        certificate::prepare(&certs, clock::now_ms() - days * DAY).expect("made");
+        let before = fs::read(certs.join("server.crt")).expect("made");
+        let server = Server::within(home, &[]);
+        let warned =
+            server.greeting.iter().any(|line| line.starts_with("WARNING: the certificate expires on "));
+        assert_eq!(warned, announced, "{:#?}", server.greeting);
+        assert_eq!(fs::read(certs.join("server.crt")).expect("kept"), before);
+    }
+}
+
+/// The fingerprint that a new connection sees.
+fn seen(server: &Server) -> String {
+    use secure_messenger::wire::tls::Unverified;
+    let deadline = std::time::Instant::now() + common::DEADLINE;
+    Unverified::connect("localhost", Arc::new(server.socket()), deadline)
+        .expect("a handshake")
+        .fingerprint()
+        .to_string()
+}
+
+#[test]
+fn an_operators_certificate_is_taken_up_without_a_restart_and_a_broken_one_never() {
+    let server = Server::start();
+    let (mut alice, _) = newcomer(&server, "alice");
+    let made = seen(&server);
+    assert_eq!(made, fingerprint(&told(&server, "new certificate")));
+    // Rubbish in its place: the one in use stays.
+    let (path, key_path) = (server.data("certs/server.crt"), server.data("certs/server.key"));
+    let good = fs::read(&path).expect("there");
+    fs::write(&path, "rubbish").expect("written");
+    until("the log tells of it", || {
+        assert_eq!(seen(&server), made);
+        server.log().contains("event=certificate_unusable")
+    });
+    fs::write(&path, good).expect("written");
+    // The operator's own, of another kind: RSA, made by OpenSSL.
+    let folder = Folder::new();
+    let (key, certificate) = (folder.path("key"), folder.path("crt"));
+    let text = openssl(
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=example.org",
+            "-days",
+            "90",
+            "-keyout",
+            key.to_str().expect("UTF-8"),
+            "-out",
+            certificate.to_str().expect("UTF-8"),
+        ],
+        "",
+    );
+    let facts = certificate::read_facts(&certificate).unwrap_or_else(|_| panic!("{text}"));
+    fs::copy(&key, &key_path).expect("copied");
+    fs::copy(&certificate, &path).expect("copied");
+    until("the new certificate is shown", || {
+        let now = seen(&server);
+        assert!(now == made || now == facts.fingerprint.to_string());
+        now != made
+    });
+    let event = format!("event=certificate_changed user=- addr=- {}\n", facts.fingerprint);
+    until("the log tells of it", || server.log().contains(&event));
+    assert!(alice.is_usable(), "who is connected stays so");
+    // It is the operator's also at the next start, and is neither renewed nor replaced.
+    let server = Server::within(server.kill(), &[]);
+    assert_eq!(fingerprint(&told(&server, "certificate: ")), facts.fingerprint.to_string());
+}
+
+#[test]
+fn a_certificate_without_its_key_stops_the_start_and_nothing_is_overwritten() {
+    let home = Server::start().kill();
+    let (key, certificate) = (home.path("data/certs/server.key"), home.path("data/certs/server.crt"));
+    let (kept_key, kept) = (fs::read(&key).expect("made"), fs::read(&certificate).expect("made"));
+    fs::remove_file(&key).expect("removed");
+    let error = refusal(&home, &[]);
+    assert!(error.contains("server.key") && error.contains("restore it"), "{error}");
+    assert!(!key.exists() && fs::read(&certificate).expect("kept") == kept);
+    fs::write(&key, "not a key").expect("written");
+    let error = refusal(&home, &[]);
+    assert!(error.contains("server.key"), "{error}");
+    assert_eq!(fs::read(&key).expect("kept"), b"not a key");
+    fs::write(&key, &kept_key).expect("written");
+    fs::write(&certificate, "not a certificate").expect("written");
+    let error = refusal(&home, &[]);
+    assert!(error.contains("server.crt"), "{error}");
+    assert_eq!(fs::read(&certificate).expect("kept"), b"not a certificate");
+    // A key alone is certified anew: the fingerprint is that of before.
+    fs::remove_file(&certificate).expect("removed");
+    let server = Server::within(home, &[]);
+    fs::write(server.home.path("kept.crt"), kept).expect("written");
+    let former = certificate::read_facts(&server.home.path("kept.crt")).expect("readable");
+    assert_eq!(fingerprint(&told(&server, "new certificate")), former.fingerprint.to_string());
+}
+
+#[test]
+fn wrong_options_are_one_line_and_status_2() {
+    let home = Folder::new();
+    for arguments in [
+        &["--unheard-of"][..],
+        &["word"],
+        &["--port"],
+        &["--port", "70000"],
+        &["--port", "x"],
+        &["--port=-1"],
+        &["--clients", "0"],
+        &["--rate", "many"],
+        &["--no-tls=yes"],
+        &["--closed", "yes"],
+    ] {
+        let (status, lines, errors) = run(&home, arguments);
+        assert_eq!((status, lines.len(), errors.len()), (2, 0, 1), "{arguments:?}: {errors:#?}");
+        assert!(errors[0].starts_with("server: "), "{errors:#?}");
+    }
+    assert!(common::files(&home.0).is_empty());
+}
+
+#[test]
+fn help_names_every_option_and_version_the_version() {
+    let home = Folder::new();
+    let (status, lines, errors) = run(&home, &["--help"]);
+    let text = lines.join("\n");
+    assert_eq!((status, errors.len()), (0, 0));
+    for option in [
+        "--host",
+        "--port",
+        "--data-dir",
+        "--no-tls",
+        "--closed",
+        "--clients",
+        "--per-address",
+        "--waiting",
+        "--outbox",
+        "--rate",
+        "--registrations",
+        "--help",
+        "--version",
+        "1315",
+        "~/.secure_messenger",
+    ] {
+        assert!(text.contains(option), "{option}");
+    }
+    let (status, lines, errors) = run(&home, &["--version"]);
+    assert_eq!((status, errors.len()), (0, 0));
+    assert_eq!(lines, [format!("server {}", env!("CARGO_PKG_VERSION"))]);
+}
+
+#[test]
+fn a_port_in_use_and_a_folder_in_use_are_told_and_leave_the_first_server_alone() {
+    let server = Server::start();
+    let (mut alice, _) = newcomer(&server, "alice");
+    let error = refusal(&server.home, &[]);
+    assert!(error.contains("users.json") && error.contains("another server uses this folder"), "{error}");
+    let other = Folder::new();
+    let error = refusal(&other, &["--port", &server.port.to_string()]);
+    assert!(error.contains(&format!("127.0.0.1:{}", server.port)) && error.contains("--port"), "{error}");
+    let error = refusal(&other, &["--host", "no-such-host.invalid"]);
+    assert!(error.contains("no-such-host.invalid"), "{error}");
+    assert!(alice.is_usable());
+    newcomer(&server, "bob");
+}
+
+#[test]
+fn damage_to_users_json_stops_the_start_with_file_and_line_and_a_torn_end_does_not() {
+    let server = Server::start();
+    let (_, alice) = newcomer(&server, "alice");
+    newcomer(&server, "bob");
+    let home = server.kill();
+    let path = home.path("data/users.json");
+    let whole = fs::read_to_string(&path).expect("there");
+    for (damaged, line) in [
+        (whole.replacen("\"bob\"", "\"b/b\"", 1), 2),
+        (whole.replacen("salt", "tlas", 1), 1),
+        (whole.replacen('\n', "\n\n", 1), 2),
+        (format!("{whole}{}\n", "x".repeat(10_000)), 3),
+        (format!("\0\0\0\0\n{whole}"), 1),
+    ] {
+        fs::write(&path, &damaged).expect("written");
+        let error = refusal(&home, &[]);
+        assert!(error.contains("users.json") && error.contains(&format!("line {line} ")), "{error}");
+        assert!(error.contains("restore"), "{error}");
+        assert_eq!(fs::read_to_string(&path).expect("kept"), damaged);
+    }
+    fs::write(&path, format!("{whole}{{\"name\":\"carol\",\"sal")).expect("written");
+    let server = Server::within(home, &[]);
+    told(&server, "dropped 20 bytes");
+    told(&server, "(2 accounts)");
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    newcomer(&server, "carol");
+    let server = Server::within(server.kill(), &[]);
+    told(&server, "(3 accounts)");
+}
+
+#[test]
+fn a_signal_ends_the_server_at_once_with_status_0_and_accounts_stay() {
+    let mut home = Arc::new(Folder::new());
+    for (n, signal) in ["-TERM", "-INT"].into_iter().enumerate() {
+        let mut server = Server::within(home, &[]);
+        told(&server, &format!("({n} accounts)"));
+        let (mut raw, person) = newcomer(&server, &format!("alice{n}"));
+        // Others are connected and half-way in.
+        let _silent = server.socket();
+        let _guest = server.raw();
+        let started = std::time::Instant::now();
+        let pid = server.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+        let status = server.child.wait().expect("it ends");
+        assert!(started.elapsed().as_secs() < 3, "{:?}", started.elapsed());
+        assert_eq!(status.code(), Some(0), "{signal}");
+        assert!(raw.is_closed());
+        assert!(server.log().trim_end().ends_with("event=stopped user=- addr=-"));
+        home = server.home.clone();
+        let again = Server::within(home, &[]);
+        assert!(matches!(again.raw().log_in(&person), Some(ServerMessage::Session(_))));
+        home = again.kill();
+    }
+}
+
+/// A handshake by OpenSSL with every cipher it has, however weak, unless `arguments` say otherwise.
+fn s_client(server: &Server, arguments: &[&str]) -> String {
+    let address = format!("127.0.0.1:{}", server.port);
+    let basics = ["s_client", "-connect", &address, "-brief"];
+    openssl(&[&basics[..], arguments].concat(), "")
+}
+
+#[test]
+fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
+    let server = Server::start();
+    for (version, name) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
+        let text = s_client(&server, &[version]);
+        assert!(text.contains(&format!("Protocol version: {name}")), "{text}");
+    }
+    for version in ["-tls1_1", "-tls1"] {
+        // At this level OpenSSL does offer it, and it is the server that refuses.
+        let text = s_client(&server, &[version, "-cipher", "ALL:@SECLEVEL=0"]);
+        assert!(text.contains("SSL alert number"), "{text}");
+        assert!(!text.contains("Protocol version"), "{text}");
+    }
+}
+
+#[test]
+fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
+    let server = Server::start();
+    let good =
+        ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"];
+    for cipher in good {
+        let text = s_client(&server, &["-tls1_2", "-cipher", cipher]);
+        assert!(text.contains(&format!("Ciphersuite: {cipher}")), "{text}");
+    }
+    let others = "ALL:COMPLEMENTOFALL:!ECDHE+AESGCM:!ECDHE+CHACHA20:@SECLEVEL=0";
+    for ciphers in [others, "AES128-SHA:@SECLEVEL=0", "ECDHE-ECDSA-AES128-SHA256"] {
+        let text = s_client(&server, &["-tls1_2", "-cipher", ciphers]);
+        assert!(text.contains("alert handshake failure"), "{ciphers}: {text}");
+    }
+    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
+        let text = s_client(&server, &["-tls1_3", "-ciphersuites", suite]);
+        assert!(text.contains(&format!("Ciphersuite: {suite}")), "{text}");
+    }
+    let ccm = "TLS_AES_128_CCM_SHA256:TLS_AES_128_CCM_8_SHA256";
+    let text = s_client(&server, &["-tls1_3", "-ciphersuites", ccm]);
+    assert!(text.contains("alert handshake failure"), "{text}");
+}
+
+#[test]
+fn the_key_exchange_is_the_hybrid_post_quantum_one() {
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+    let server = Server::start();
+    // An ordinary client that trusts the server's certificate by its file.
+    let mut roots = rustls::RootCertStore::empty();
+    let path = server.data("certs/server.crt");
+    roots.add(CertificateDer::from_pem_file(path).expect("a certificate")).expect("acceptable");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut socket = server.socket();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).expect("a handshake");
+    }
+    let group = tls.negotiated_key_exchange_group().expect("a group");
+    assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
+    assert_eq!(tls.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+}
+
+#[test]
+fn a_closed_server_makes_no_accounts_and_lets_the_old_ones_in() {
+    let server = Server::start();
+    let (_, alice) = newcomer(&server, "alice");
+    let server = Server::within(server.kill(), &["--closed"]);
+    let mut raw = server.raw();
+    let bob = Person::new("bob");
+    let password = Password::new(PASSWORD.into());
+    let request = auth::register(&bob.name, &password, bob.identity.public());
+    raw.say(&ClientMessage::Register(request));
+    assert_eq!(raw.error(), "registration_closed");
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    let carol = server.client("carol");
+    let home = carol.home.clone();
+    let (status, lines) = carol.finish();
+    assert!(status == 1 && lines.iter().any(|line| line.contains("no new accounts")), "{lines:#?}");
+    assert!(!home.path(".secure_messenger_client/keys/carol_private.key").exists());
+    assert!(!server.data("keys/bob.pem").exists());
+}
+
+#[test]
+fn the_security_log_has_one_line_an_event_and_no_room_for_a_users_own() {
+    let server = Server::start();
+    let (mut raw, _) = newcomer(&server, "alice");
+    raw.bytes(b"{\"type\":\"logout\"}\n");
+    assert!(raw.is_closed());
+    until("the logout is written", || server.log().contains("event=logout"));
+    let forged = "x\\n2030-01-01T00:00:00Z event=login user=root addr=10.0.0.1";
+    for line in [
+        format!("{{\"type\":\"{forged}\"}}\n"),
+        format!(
+            "{{\"type\":\"login_request\",\"version\":1,\"username\":\"{forged}\",\"public_key\":\"\"}}\n"
+        ),
+    ] {
+        let mut raw = server.raw();
+        raw.bytes(line.as_bytes());
+        raw.error();
+    }
+    let mut raw = server.raw();
+    let mallory = Person::new("alice");
+    let request =
+        auth::register(&mallory.name, &Password::new("another one".into()), mallory.identity.public());
+    raw.say(&ClientMessage::Register(request));
+    assert_eq!(raw.error(), "name_taken");
+    until("all of it is written", || server.log().contains("event=name_taken"));
+    let log = server.log();
+    let events: Vec<&str> = log
+        .lines()
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert_eq!(words.len(), 4, "{line}");
+            let time = words[0].as_bytes();
+            assert!(time.len() == 20 && words[0].starts_with("20") && words[0].ends_with('Z'), "{line}");
+            assert!(matches!(words[2], "user=-" | "user=alice"), "{line}");
+            assert!(matches!(words[3], "addr=-" | "addr=127.0.0.1"), "{line}");
+            words[1].strip_prefix("event=").expect("an event")
+        })
+        .collect();
+    assert_eq!(events, ["started", "registered", "login", "logout", "name_taken"], "{log}");
+    assert!(log.ends_with('\n') && !log.contains("root"));
+}
+
+/// A TCP relay that keeps every byte of both directions.
+fn recorder(server: &Server) -> (u16, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let recording = Arc::new(Mutex::new(Vec::new()));
+    let (to, kept) = (server.port, recording.clone());
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            let client = socket.expect("accepted");
+            let server = TcpStream::connect(("127.0.0.1", to)).expect("the server accepts");
+            for (mut from, mut to) in
+                [(client.try_clone().expect("socket"), server.try_clone().expect("socket")), (server, client)]
+            {
+                let kept = kept.clone();
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(count @ 1..) = from.read(&mut buffer) {
+                        kept.lock().expect("whole").extend_from_slice(&buffer[..count]);
+                        if to.write_all(&buffer[..count]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    (port, recording)
+}
+
+/// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any
+/// of the three offsets.
+fn traces(secret: &str) -> Vec<Vec<u8>> {
+    let mut traces = vec![secret.as_bytes().to_vec()];
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    traces.push(hex.to_uppercase().into_bytes());
+    traces.push(hex.into_bytes());
+    for offset in 0..3 {
+        let shifted = [&b"\0\0"[..offset], secret.as_bytes()].concat();
+        for text in [BASE64_STANDARD_NO_PAD.encode(&shifted), BASE64_URL_SAFE_NO_PAD.encode(&shifted)] {
+            // What neighbours can change at either end is left out.
+            let (start, end) = ([0, 2, 3][offset], text.len() - 2);
+            traces.push(text.as_bytes()[start..end].to_vec());
+        }
+    }
+    traces
+}
+
+fn holds(bytes: &[u8], trace: &[u8]) -> bool {
+    bytes.windows(trace.len()).any(|window| window == trace)
+}
+
+#[test]
+fn neither_the_wire_without_tls_nor_any_file_of_the_server_holds_a_message_or_a_password() {
+    let server = Server::with(&["--no-tls"]);
+    told(&server, "WARNING: --no-tls");
+    let (port, recording) = recorder(&server);
+    let start = |name: &str, home: Arc<Folder>| Client::within(home, port, name, false, &["--register"]);
+    let (alice, bob) = (start("alice", Arc::new(Folder::new())), start("bob", Arc::new(Folder::new())));
+    let (mut alice, mut bob) = (alice.ready(), bob.ready());
+    if !alice.output.seen.iter().any(|line| line.contains("bob")) {
+        alice.expect("bob is on-line");
+    }
+    let secrets = ["a public word: zanzibar", "a private word: ouagadougou", "in the room: antananarivo"];
+    alice.say(secrets[0]);
+    bob.expect(secrets[0]);
+    alice.say(&format!("/msg bob {}", secrets[1]));
+    bob.expect(secrets[1]);
+    alice.say("/room bob");
+    alice.say(secrets[2]);
+    bob.expect(secrets[2]);
+    alice.expect(secrets[2]);
+    // A second login, with the key and not a registration.
+    let home = bob.home.clone();
+    assert_eq!(bob.finish().0, 0);
+    start("bob", home).ready();
+    assert_eq!(alice.finish().0, 0);
+    let wire = recording.lock().expect("whole").clone();
+    let files: Vec<Vec<u8>> =
+        common::files(&server.data("")).iter().map(|path| fs::read(path).expect("readable")).collect();
+    assert!(files.len() >= 5, "{}", files.len());
+    for secret in secrets.iter().chain(&[PASSWORD]) {
+        for trace in traces(secret) {
+            let text = String::from_utf8_lossy(&trace);
+            assert!(!holds(&wire, &trace), "on the wire: {text}");
+            assert!(!files.iter().any(|file| holds(file, &trace)), "on disk: {text}");
+        }
+    }
+    // The search would have found them: names and the word of a message's kind are there to be seen.
+    for visible in ["\"alice\"", "encrypted_send", "\"password_key\""] {
+        assert!(holds(&wire, visible.as_bytes()), "{visible}");
+    }
+    let needle = BASE64_STANDARD_NO_PAD.encode(format!("x{}yz", secrets[0]));
+    assert!(traces(secrets[0]).iter().any(|trace| holds(needle.as_bytes(), trace)));
+}
+
+#[test]
+fn tls_and_no_tls_never_mix() {
+    let (plain, tls) = (Server::with(&["--no-tls"]), Server::start());
+    let client = Client::within(Arc::new(Folder::new()), plain.port, "alice", true, &["--register"]);
+    let (status, lines) = client.finish();
+    assert!(status == 1 && lines.iter().any(|line| line.contains("--no-tls")), "{lines:#?}");
+    let client = Client::within(Arc::new(Folder::new()), tls.port, "alice", false, &["--register"]);
+    let (status, lines) = client.finish();
+    assert!(status == 1 && lines.iter().any(|line| line.contains("--no-tls")), "{lines:#?}");
+    for server in [plain, tls] {
+        assert_eq!(fs::read_to_string(server.data("users.json")).expect("read"), "");
+    }
+}
+
+#[test]
+fn a_full_server_says_so_and_serves_those_it_has() {
+    let server = Server::with(&["--clients", "2", "--per-address", "100"]);
+    told(&server, "room for 2 clients");
+    let (mut alice, _) = newcomer(&server, "alice");
+    let (bob, _) = newcomer(&server, "bob");
+    let carol = Person::new("carol");
+    let mut raw: Raw = server.raw();
+    raw.register(&carol);
+    match raw.log_in(&carol) {
+        Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
+        _ => panic!("let in"),
+    }
+    assert!(alice.is_usable());
+    drop(bob);
+    until("there is room again", || matches!(server.raw().log_in(&carol), Some(ServerMessage::Session(_))));
+}
