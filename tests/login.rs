@@ -290,6 +290,7 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     assert_eq!(refused(server.raw().log_in(&alice)).code, "locked");
     newcomer(&server, "bob");
     assert!(online.is_usable());
+    until("the locks are logged", || server.log().matches("event=locked ").count() >= 2);
     let log = server.log();
     for event in ["event=locked user=alice addr=127.0.0.1", "event=locked user=nobody addr=127.0.0.1"] {
         assert_eq!(log.matches(event).count(), 1, "{log}");

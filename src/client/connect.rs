@@ -287,11 +287,12 @@ pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     if is(ErrorCode::LoginFailed) {
         StartError::Login
     } else if is(ErrorCode::Locked) {
-        StartError::Locked(name.clone(), failure.retry_after.unwrap_or(900))
+        StartError::Locked(name.clone(), failure.retry_after.unwrap_or(900).min(86_400))
     } else if is(ErrorCode::NameTaken) {
         StartError::NameTaken(name.clone())
     } else {
-        let again = failure.retry_after.map_or(String::new(), |s| format!(" (try again in {s} seconds)"));
+        let again = failure.retry_after.map(|seconds| seconds.min(86_400));
+        let again = again.map_or(String::new(), |seconds| format!(" (try again in {seconds} seconds)"));
         StartError::Server(sanitise(&failure.message) + &again)
     }
 }

@@ -96,6 +96,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let offset = clock::local_offset();
     terminal::install_panic_hook();
     let mut keyboard = Keyboard::open().map_err(StartError::Disk)?;
+    let signals = terminal::restore_on_signals().map_err(StartError::Disk)?;
     let login: Option<(Connection, LoggedIn)> = {
         let mut prompter = Prompter::open(&mut keyboard).map_err(StartError::Disk)?;
         let server = options.server();
@@ -112,6 +113,8 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
             Err(error) => return Err(StartError::Disk(error)),
         }
     };
+    // From here on they end the session.
+    signals.close();
     let Some((connection, login)) = login else {
         return Ok(0);
     };

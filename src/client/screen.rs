@@ -109,7 +109,10 @@ pub fn run(
         let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
         let mut end = None;
         for woken in std::iter::once(woken).chain(rest) {
-            end = end.or(front.wake(woken)?);
+            end = front.wake(woken)?;
+            if end.is_some() {
+                break;
+            }
         }
         if let Some(status) = end {
             break status;
@@ -137,8 +140,12 @@ impl Front {
     fn wake(&mut self, woken: Wake) -> io::Result<Option<u8>> {
         match woken {
             Wake::Event(event) => {
-                let end = self.handle(event)?;
-                return Ok(end.or(self.type_ahead()?));
+                // What ends the session may have several reasons: all of them are told.
+                self.problem.clear();
+                return match self.handle(event)? {
+                    None => self.type_ahead(),
+                    end => Ok(end),
+                };
             }
             Wake::Keys(keys) => {
                 for key in keys {
@@ -175,7 +182,8 @@ impl Front {
 
     fn show(&mut self, entry: Entry) {
         if entry.source == Source::Problem {
-            self.problem.clone_from(&entry.text);
+            let newline = if self.problem.is_empty() { "" } else { "\n" };
+            self.problem.push_str(&format!("{newline}{}", entry.text));
         }
         if self.entries.len() >= MAX_ENTRIES {
             self.entries.pop_front();

@@ -279,7 +279,7 @@ impl Session {
         self.keys.forget_former(now);
         if let Some((names, _)) = self.asking.take_if(|(_, since)| now.duration_since(*since) >= ANSWER) {
             self.problem("the server does not answer".into());
-            names.iter().for_each(|name| self.no_keys(name, Missed::Failed));
+            names.iter().for_each(|name| self.no_keys(name, Missed::NoKey));
         }
         if !self.ready && now.duration_since(self.started) >= ANSWER {
             self.problem("the server does not say who is on-line".into());
@@ -465,7 +465,7 @@ impl Session {
             }
             Learned::Refused(why) => {
                 self.problem(format!("the keys of {name} cannot be used: {why}"));
-                return self.no_keys(name, Missed::Failed);
+                return self.no_keys(name, Missed::NoKey);
             }
         }
         if self.peers.find(name).is_some_and(|peer| peer.session.is_none()) {

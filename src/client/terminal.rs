@@ -11,6 +11,7 @@ use super::input::{Decoder, Key};
 use super::text::{fitting, width};
 use super::view::{Frame, Row, Size, Style};
 use crate::crypto::secret::Password;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -68,6 +69,19 @@ pub fn install_panic_hook() {
         restore();
         print(panic);
     }));
+}
+
+/// Until the handle is closed, a signal that ends the process restores the terminal first.
+pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT])?;
+    let handle = signals.handle();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            restore();
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    })?;
+    Ok(handle)
 }
 
 fn enter(full_screen: bool) -> io::Result<()> {

@@ -47,7 +47,7 @@ impl Certificates {
         let stamp = stamp(folder);
         let acceptor = tls::acceptor(folder)?;
         let facts = certificate::read_facts(&folder.join("server.crt"))?;
-        writeln!(out, "{what}: {}, valid until {}", facts.fingerprint, clock::utc_day(facts.not_after))?;
+        writeln!(out, "{what}: {} (valid until {})", facts.fingerprint, clock::utc_day(facts.not_after))?;
         if let Some(notice) = certificate::notice(&facts, now) {
             writeln!(out, "WARNING: {notice}")?;
         }

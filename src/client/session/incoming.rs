@@ -206,21 +206,31 @@ impl Session {
         Ok((header, gap, text))
     }
 
+    /// Tells a time that is off: once for a clock that is wrong, again for whatever is held back longer.
+    fn tell_skew(&mut self, header: &Header) {
+        let from = &header.sender;
+        let skew = i64::try_from(i128::from(header.time) - i128::from(self.now)).unwrap_or(i64::MAX);
+        let told = &mut self.peers.get(from).skew_told;
+        if skew.abs_diff(0) <= MAX_SKEW_MS {
+            *told = 0;
+        } else if skew.abs_diff(*told) > MAX_SKEW_MS {
+            *told = skew;
+            let direction = if skew < 0 { "behind" } else { "ahead" };
+            let minutes = skew.abs_diff(0) / 60_000;
+            self.problem(format!(
+                "the next message from {from} is {minutes} minutes {direction} this machine's clock: a clock is \
+                 wrong, or it was held back"
+            ));
+        }
+    }
+
     fn show(&mut self, header: &Header, gap: u64, text: &str) {
         let from = header.sender.clone();
         if gap > 0 {
             let (messages, are) = if gap == 1 { ("message", "is") } else { ("messages", "are") };
             self.problem(format!("{gap} {messages} from {from} {are} missing"));
         }
-        let skew = header.time.abs_diff(self.now);
-        if skew > MAX_SKEW_MS && !std::mem::replace(&mut self.peers.get(&from).skew_told, true) {
-            let direction = if header.time < self.now { "behind" } else { "ahead" };
-            let minutes = skew / 60_000;
-            self.problem(format!(
-                "the next message from {from} is {minutes} minutes {direction} this machine's clock: a clock is \
-                 wrong, or it was held back"
-            ));
-        }
+        self.tell_skew(header);
         let to = self.me().clone();
         match header.kind {
             Kind::RoomOpened if self.room() == Some(&from) => {

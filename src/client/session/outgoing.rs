@@ -35,6 +35,7 @@ pub enum Audience {
 pub(super) enum Missed {
     Offline,
     NoAccount,
+    NoKey,
     KeyChanged,
     /// So much waits for them already that the server did not take it.
     Busy,
@@ -335,6 +336,7 @@ impl Session {
             let because = match why {
                 Missed::Offline => format!("{name} is not on-line"),
                 Missed::NoAccount => format!("there is no account named {name}"),
+                Missed::NoKey => format!("no usable key of {name} is to be had"),
                 Missed::KeyChanged => format!("the key of {name} has changed"),
                 Missed::Busy => format!("the connection of {name} is too slow at the moment"),
                 Missed::Failed => format!("the server did not take it for {name}"),

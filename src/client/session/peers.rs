@@ -42,8 +42,8 @@ pub struct Peer {
     pub sequence: Option<(Fingerprint, u64)>,
     /// The conversations that this person has begun.
     pub conversations: Conversations,
-    /// It was told that this person's clock is off.
-    pub skew_told: bool,
+    /// How far this person's clock was off when it was last told, in milliseconds.
+    pub skew_told: i64,
 }
 
 impl Peer {
@@ -166,8 +166,7 @@ impl Peers {
         let session = match certified(keys, &identity, now_ms) {
             Ok(session) => session,
             Err(error) => {
-                let why = format!("the server shows a session key that is not theirs: {error}");
-                return Learned::Refused(why);
+                return Learned::Refused(format!("the session key that the server shows: {error}"));
             }
         };
         let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
