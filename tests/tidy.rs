@@ -132,7 +132,7 @@ fn the_readme_s_commands_are_the_program_s() {
     }
     let helps = [secure_messenger::client::options::HELP, secure_messenger::server::options::HELP];
     for flag in helps.iter().flat_map(|help| help.split_whitespace()).filter(|word| word.starts_with("--")) {
-        let flag = flag.trim_end_matches([',', '.']);
+        let flag = flag.trim_end_matches(|c: char| !c.is_alphanumeric());
         assert!(readme.contains(flag), "README lacks {flag}");
     }
 }
