@@ -4,7 +4,7 @@
 //! them. Rooms below it: [`commands`] (what is typed), [`peers`] (keys of others), [`outgoing`],
 //! [`incoming`].
 
-mod commands;
+pub mod commands;
 pub mod incoming;
 pub mod outgoing;
 pub mod peers;

@@ -16,7 +16,7 @@ const JOINER: char = '\u{200d}';
 const EMOJI_STYLE: char = '\u{fe0f}';
 
 /// Makes text of others harmless: line breaks become `⏎`, tabs spaces, and whatever controls the
-/// terminal or deceives the eye U+FFFD; marks beyond [`MAX_MARKS`] on one letter are dropped.
+/// terminal or deceives the eye U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped.
 pub fn sanitise(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut marks = 0;
