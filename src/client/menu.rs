@@ -20,7 +20,7 @@ pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<
         }
     }
     loop {
-        prompter.println("")?;
+        prompter.println("\n")?;
         prompter.println("  1  create an account")?;
         prompter.println("  2  log in")?;
         prompter.println("  3  exit")?;

@@ -8,7 +8,7 @@
 
 use super::editor::{Editor, Outcome};
 use super::input::{Decoder, Key};
-use super::text::{fitting, width};
+use super::text::{fitting, width, wrap};
 use super::view::{Frame, Row, Size, Style};
 use crate::crypto::secret::Password;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -285,7 +285,9 @@ impl<'a> Prompter<'a> {
 
     /// A line of text (or several) to the person; it must be sanitised already.
     pub fn println(&mut self, text: &str) -> io::Result<()> {
-        write(&(text.replace('\n', "\r\n") + "\r\n"))
+        let columns = usize::from(size().columns);
+        let rows = text.lines().flat_map(|line| wrap(line, columns));
+        write(&rows.map(|row| row + "\r\n").collect::<String>())
     }
 
     /// Asks for a line; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
