@@ -8,7 +8,7 @@ use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
 use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::crypto::secret::{Key, Password, random};
-use crate::crypto::{Fields, label};
+use crate::crypto::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{Challenge, ChallengeResponse, LoginRequest, Register, SessionKeyFields, VERSION};
@@ -42,6 +42,8 @@ pub enum AuthError {
     Denied,
     /// The challenge is over five minutes old.
     Expired,
+    /// The session certificate is of another day, by the server's clock.
+    Clock,
 }
 
 impl fmt::Display for AuthError {
@@ -50,6 +52,7 @@ impl fmt::Display for AuthError {
             AuthError::BadRounds => "the number of PBKDF2 rounds is out of bounds",
             AuthError::BadKey => "the key is not an RSA-2048 public key",
             AuthError::Denied => "the name, the password or the key is wrong",
+            AuthError::Clock => "the session certificate is too old or from the future: compare the clocks",
             AuthError::Expired => "the challenge has expired: log in again",
         })
     }
@@ -204,7 +207,8 @@ impl PendingLogin {
     /// Checks password, identity key, session certificate and channel, all of them whichever fails.
     ///
     /// # Errors
-    /// [`AuthError::Expired`], [`AuthError::BadKey`], [`AuthError::Denied`].
+    /// [`AuthError::Expired`], [`AuthError::BadKey`], [`AuthError::Clock`] (all told by what the client
+    /// itself has sent), [`AuthError::Denied`].
     pub fn verify(
         self,
         response: ChallengeResponse,
@@ -220,9 +224,12 @@ impl PendingLogin {
         let proof = proof_bytes(&self.name, &self.nonce, exporter, certificate.key.fingerprint());
         let password = primitives::hmac_matches(&self.password_key, &self.nonce, &response.response.0);
         let identity = Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0);
-        let certified = certificate.verify(&self.name, &self.offered, now_ms).is_ok();
+        let certified = certificate.verify(&self.name, &self.offered, now_ms);
+        if certified == Err(CryptoError::StaleCertificate) {
+            return Err(AuthError::Clock);
+        }
         let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
-        if self.known & password & identity & certified & proven {
+        if self.known & password & identity & certified.is_ok() & proven {
             Ok(Authenticated { name: self.name, identity: self.offered, certificate })
         } else {
             Err(AuthError::Denied)

@@ -244,9 +244,11 @@ impl Line {
                 let message = ClientMessage::decode(&line).expect("the client speaks the protocol");
                 if let ClientMessage::KeysRequest(KeysRequest { names }) = &message {
                     let mut known = known.lock().expect("whole");
+                    let unknown = names.iter().filter(|name| !known.contains_key(name.as_str()));
+                    let unknown = unknown.cloned().collect();
                     let keys =
                         names.iter().filter_map(|name| known.get_mut(name.as_str()).map(duplicate)).collect();
-                    let answer = ServerMessage::Keys(Keys { keys, unknown: vec![] });
+                    let answer = ServerMessage::Keys(Keys { keys, unknown });
                     let _ = writer.lock().expect("whole").write_all(&answer.encode());
                 } else if sender.send(message).is_err() {
                     return;
@@ -535,7 +537,7 @@ fn a_message_that_was_held_back_says_so() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
-    for (sequence, minutes, word) in [(1u64, -7i64, "behind"), (2, 9, "ahead"), (3, -4, ""), (4, 4, "")] {
+    for (sequence, minutes, word) in [(1u64, -7i64, "behind"), (2, 9, "ahead of"), (3, -4, ""), (4, 4, "")] {
         let mut header = header(&alice, Scope::Broadcast, sequence);
         header.time = header.time.saturating_add_signed(minutes * 60_000 + minutes.signum() * 1000);
         let sealed = Sealed::seal(header, &alice.identity, b"what time is it?");
@@ -793,7 +795,7 @@ fn a_server_that_lies_about_deliveries_is_not_believed_more_than_it_says() {
     assert_eq!(Line::targets(&send), ["alice", "carol"]);
     line.sent(send.routing.id, vec![name("alice"), name("alice")], vec![]);
     bob.expect("<bob> two");
-    bob.expect("! carol is not on-line: carol did not get your last message");
+    bob.expect("! carol is not on-line: carol did not get \"two\"");
     // In both lists at once.
     bob.say("/msg alice three");
     let send = line.hear_send();

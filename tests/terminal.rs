@@ -689,7 +689,9 @@ fn a_server_that_dies_with_a_message_under_way_leaves_both_facts_on_the_screen()
     terminal.expect("<alice> the first");
     let frozen = Command::new("kill").args(["-STOP", &server.child.id().to_string()]).status().expect("kill");
     assert!(frozen.success());
-    terminal.enter("the second");
+    terminal.text("the second");
+    terminal.expect_last("> the second");
+    terminal.keys(&["Enter"]);
     terminal.expect_last(">");
     server.child.kill().expect("a child");
     terminal.wait_for_shell();

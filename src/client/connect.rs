@@ -110,8 +110,8 @@ impl fmt::Display for StartError {
             ),
             StartError::Locked(name, seconds) => write!(
                 f,
-                "too many failed logins as {name}, or from your address: try again in {} minutes",
-                seconds.div_ceil(60)
+                "too many failed logins as {name}, or from your address: try again in {}",
+                minutes(*seconds)
             ),
             StartError::Auth(error) => write!(f, "the server asks for something unsafe: {error}"),
             StartError::Server(text) => write!(f, "the server says: {text}"),
@@ -122,6 +122,13 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+fn minutes(seconds: u64) -> String {
+    match seconds.div_ceil(60) {
+        1 => "1 minute".into(),
+        minutes => format!("{minutes} minutes"),
+    }
+}
 
 /// What a failed socket means, for people.
 pub fn reason(error: &io::Error) -> String {

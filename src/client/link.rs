@@ -55,7 +55,7 @@ impl Link {
     pub fn finish(mut self) {
         if let (Some(queue), Some(writer)) = (self.queue.take(), self.writer.take()) {
             // An empty line of nothing tells the writer to end, although the reader still holds the queue.
-            let _ = queue.try_send(Vec::new());
+            let _ = queue.send(Vec::new());
             let _ = writer.join();
         }
     }

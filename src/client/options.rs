@@ -84,7 +84,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
     let mut arguments = Arguments::new(words);
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
-            "--host" => options.host = arguments.value(&flag)?,
+            "--host" => options.host = arguments.value::<String>(&flag)?.to_ascii_lowercase(),
             "--port" => options.port = arguments.value(&flag)?,
             "--data-dir" => options.data_dir = arguments.value(&flag)?,
             "--fingerprint" => options.fingerprint = Some(arguments.value(&flag)?),

@@ -39,7 +39,9 @@ pub fn run(connection: Connection, mut session: Session, greeting: &str) -> io::
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
     let status = serve(&mut session, &link, &waking, &typed, &wake);
-    link.finish();
+    if matches!(status, Ok(0)) {
+        link.finish();
+    }
     status
 }
 

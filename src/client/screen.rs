@@ -228,7 +228,9 @@ impl Front {
 
     /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
     fn abandon(&mut self) -> u8 {
-        match self.session.unsettled() {
+        let unsent = self.ahead.iter().filter(|line| *line != "/exit").count();
+        let unsent = (unsent > 0).then(|| format!("{unsent} lines that you had typed were not sent"));
+        match self.session.unsettled().or(unsent) {
             Some(text) => {
                 self.problem = text;
                 1

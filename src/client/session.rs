@@ -36,9 +36,9 @@ const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
 const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
 /// A renewal that failed is tried again after this time.
 const RENEW_AGAIN: Duration = Duration::from_secs(600);
-/// The server answers within this time, or it is not waited for any longer.
-const ANSWER: Duration = Duration::from_secs(30);
-/// At the end, unanswered messages are waited for this long.
+/// A server that owes answers and gives none for this long is given up.
+const ANSWER: Duration = Duration::from_secs(90);
+/// At the end, the next answer is waited for this long.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// More people than this coming or going at once are told as a number.
 const MAX_NAMED: usize = 5;
@@ -132,19 +132,20 @@ pub struct Session {
     online: BTreeSet<Username>,
     /// The list of who is on-line has arrived.
     ready: bool,
-    /// Names of a list that is still arriving.
+    /// The list is still arriving.
     partial: bool,
     room: Option<Username>,
     history: VecDeque<Entry>,
     /// Safety numbers that wait for a key.
     verifying: BTreeSet<Username>,
-    making_key: bool,
     started: Instant,
+    /// When the server last answered something, or was first asked after that.
+    answered: Instant,
     /// People whose keys are to be asked for: one request at a time, or the answers would be
     /// more than the server lets wait for one client.
     to_ask: VecDeque<Username>,
-    /// The request under way, and since when.
-    asking: Option<(Vec<Username>, Instant)>,
+    /// The request under way.
+    asking: Option<BTreeSet<Username>>,
     ending: Option<Instant>,
 }
 
@@ -172,8 +173,8 @@ impl Session {
             room: None,
             history: VecDeque::new(),
             verifying: BTreeSet::new(),
-            making_key: false,
             started: now,
+            answered: now,
             to_ask: VecDeque::new(),
             asking: None,
             ending: None,
@@ -183,6 +184,9 @@ impl Session {
     /// Takes one event. `now_ms` is the wall clock, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         self.now = now_ms;
+        if !self.waits_for_answers() {
+            self.answered = now;
+        }
         match event {
             Event::Line(line) => self.line(&line, now),
             Event::Server(message) => self.server(message, now),
@@ -195,10 +199,12 @@ impl Session {
                 self.effects.push(Effect::Quit(1));
             }
             Event::EndOfInput => self.ending = self.ending.or(Some(now)),
-            Event::NewKey(key) => self.announce(*key),
-            Event::Tick => self.tick(now),
+            Event::NewKey(key) => self.announce(*key, now),
+            Event::Tick => {}
         }
-        self.ask(now);
+        // With every event, or a busy room would stop the clock.
+        self.tick(now);
+        self.ask();
         self.leave_if_done(now);
         std::mem::take(&mut self.effects)
     }
@@ -211,6 +217,10 @@ impl Session {
     /// Whether all that was asked of the server has been answered.
     pub fn is_settled(&self) -> bool {
         self.outbox.is_empty() && self.verifying.is_empty()
+    }
+
+    fn waits_for_answers(&self) -> bool {
+        self.asking.is_some() || self.outbox.in_flight()
     }
 
     /// The own name.
@@ -244,11 +254,11 @@ impl Session {
     }
 
     pub(super) fn notice(&mut self, text: String) {
-        self.entry(Source::Notice, text, false);
+        self.entry(Source::Notice, text);
     }
 
     pub(super) fn problem(&mut self, text: String) {
-        self.entry(Source::Problem, text, false);
+        self.entry(Source::Problem, text);
     }
 
     pub(super) fn alert(&mut self) {
@@ -271,40 +281,43 @@ impl Session {
         self.effects.push(Effect::Show(entry));
     }
 
-    fn entry(&mut self, source: Source, text: String, mention: bool) {
-        self.effects.push(Effect::Show(Entry { time: self.now, source, text, mention }));
+    fn entry(&mut self, source: Source, text: String) {
+        self.effects.push(Effect::Show(Entry { time: self.now, source, text, mention: false }));
     }
 
     fn tick(&mut self, now: Instant) {
         self.keys.forget_former(now);
-        if let Some((names, _)) = self.asking.take_if(|(_, since)| now.duration_since(*since) >= ANSWER) {
-            self.problem("the server does not answer".into());
-            names.iter().for_each(|name| self.no_keys(name, Missed::NoKey));
+        if now.duration_since(self.keys.made) >= RENEW_AFTER {
+            // Unless it is confirmed, this is tried again in ten minutes.
+            self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN);
+            self.effects.push(Effect::MakeSessionKey);
         }
         if !self.ready && now.duration_since(self.started) >= ANSWER {
             self.problem("the server does not say who is on-line".into());
             self.effects.push(Effect::Quit(1));
         }
-        if now.duration_since(self.keys.made) >= RENEW_AFTER && !std::mem::replace(&mut self.making_key, true)
-        {
-            self.effects.push(Effect::MakeSessionKey);
+        if self.waits_for_answers() && now.duration_since(self.answered) >= ANSWER {
+            self.problem("the server does not answer".into());
+            self.tell_unsettled();
+            self.effects.push(Effect::Quit(1));
         }
     }
 
     /// Announces a new session key. It opens messages from here on, because the server may tell
     /// it to others before its confirmation is here; it is the current one after that.
-    fn announce(&mut self, key: SessionKey) {
+    fn announce(&mut self, key: SessionKey, now: Instant) {
         let certificate = self.identity.certify(&self.me, &key, self.now);
         let fields = SessionKeyFields::new(&certificate);
         self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
-        self.keys.announced = Some(key);
+        // One that was announced in vain may have reached somebody.
+        let former = self.keys.announced.replace(key);
+        self.keys.former.extend(former.map(|key| (key, now)));
     }
 
     fn renewed(&mut self, now: Instant) {
         if self.keys.confirm(now) {
             self.outbox.restart_numbers();
             self.peers.restart_numbers();
-            self.making_key = false;
         }
     }
 
@@ -313,7 +326,7 @@ impl Session {
         if self.is_settled() {
             self.effects.push(Effect::Send(ClientMessage::Logout));
             self.effects.push(Effect::Quit(0));
-        } else if now.duration_since(since) >= FAREWELL {
+        } else if now.duration_since(since.max(self.answered)) >= FAREWELL {
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         }
@@ -344,9 +357,12 @@ impl Session {
             ServerMessage::Pong => {}
             ServerMessage::Session(_) => self.renewed(now),
             ServerMessage::Presence(presence) => self.presence(presence),
-            ServerMessage::Keys(keys) => self.take_keys(&keys),
+            ServerMessage::Keys(keys) => self.take_keys(&keys, now),
             ServerMessage::EncryptedMessage(message) => self.receive(*message),
-            ServerMessage::Sent(sent) => self.sent(&sent),
+            ServerMessage::Sent(sent) => {
+                self.answered = now;
+                self.sent(&sent);
+            }
             ServerMessage::Error(failure) => self.failure(&failure, now),
             ServerMessage::Registered | ServerMessage::Challenge(_) => {
                 self.problem("the server sent something out of place".into());
@@ -361,18 +377,18 @@ impl Session {
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         } else if let Some(id) = failure.id {
+            self.answered = now;
             self.refused(id, &text);
         } else {
-            if failure.code == ErrorCode::BadKey.as_str() && self.keys.announced.take().is_some() {
-                // The current key is good for another hour: once more in ten minutes.
-                self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN).min(now - self.started);
-                self.making_key = false;
-            }
             self.problem(format!("the server says: {text}"));
         }
     }
 
     fn presence(&mut self, presence: Presence) {
+        if presence.full && (self.ready || self.partial) {
+            // It could slip somebody in without a word.
+            return self.problem("the server sent something out of place".into());
+        }
         if presence.full {
             self.online.clear();
             self.partial = true;
@@ -422,25 +438,29 @@ impl Session {
     }
 
     /// Sends the next request for keys, if none is under way.
-    fn ask(&mut self, now: Instant) {
+    fn ask(&mut self) {
         if self.asking.is_none() && !self.to_ask.is_empty() {
             let count = self.to_ask.len().min(MAX_KEY_NAMES);
-            let names: Vec<Username> = self.to_ask.drain(..count).collect();
-            let request = KeysRequest { names: names.clone() };
+            let names: BTreeSet<Username> = self.to_ask.drain(..count).collect();
+            let request = KeysRequest { names: names.iter().cloned().collect() };
             self.effects.push(Effect::Send(ClientMessage::KeysRequest(request)));
-            self.asking = Some((names, now));
+            self.asking = Some(names);
         }
     }
 
     /// Takes the answer to the request under way: everyone who was asked for is settled by it.
-    fn take_keys(&mut self, keys: &Keys) {
-        let Some((mut asked, _)) = self.asking.take() else {
+    fn take_keys(&mut self, keys: &Keys, now: Instant) {
+        let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
+        let told: BTreeSet<Username> = told.cloned().collect();
+        // An answer is about exactly the names of the question.
+        let Some(mut asked) = self.asking.take_if(|asked| *asked == told) else {
             return self.problem("the server sent keys that were not asked for".into());
         };
+        self.answered = now;
         let mut here = Vec::new();
         for person in &keys.keys {
-            if let Some(at) = asked.iter().position(|name| *name == person.name) {
-                here.push(asked.swap_remove(at));
+            if asked.remove(&person.name) {
+                here.push(person.name.clone());
                 self.take_person(person);
             }
         }
@@ -453,12 +473,12 @@ impl Session {
 
     fn take_person(&mut self, person: &PersonKeys) {
         let name = &person.name;
-        let before = self.peers.has_changed(name);
+        let before = self.peers.fingerprint(name);
         match self.peers.learn(person, self.now) {
             Learned::Known => {}
             Learned::Reverted => self.notice(format!("the server shows the known key of {name} again")),
             Learned::Changed => {
-                if !before {
+                if self.peers.fingerprint(name) != before {
                     self.explain_changed(name);
                 }
                 self.give_up(name, Missed::KeyChanged);

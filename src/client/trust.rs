@@ -35,6 +35,9 @@ struct UserRecord {
     name: Username,
     identity: Fixed<32>,
     verified: bool,
+    /// Somebody decided for this key: it replaces another. What was only seen first does not, in
+    /// case two clients with one folder have seen different keys.
+    decided: bool,
 }
 
 /// Opens a file of records for appending, without the torn last line that a crash may have left.
@@ -53,12 +56,14 @@ fn open<T: Deserialize>(path: &Path, each: impl FnMut(T)) -> io::Result<File> {
 /// Appends one record, or nothing.
 fn add<T: Serialize>(mut file: &File, record: &T) -> io::Result<()> {
     file.lock()?;
-    let length = file.metadata()?.len();
-    let written = file.write_all((json::to_string(record) + "\n").as_bytes());
-    if written.is_err() {
-        // A disk that is full must not leave half a line for the next record to be glued to.
-        let _ = file.set_len(length);
-    }
+    let written = file.metadata().and_then(|data| {
+        let written = file.write_all((json::to_string(record) + "\n").as_bytes());
+        if written.is_err() {
+            // A disk that is full must not leave half a line for the next record to be glued to.
+            let _ = file.set_len(data.len());
+        }
+        written
+    });
     file.unlock()?;
     written
 }
@@ -118,7 +123,7 @@ impl KnownUsers {
     pub fn open(path: &Path, server: String) -> io::Result<KnownUsers> {
         let mut known = HashMap::new();
         let file = open(path, |record: UserRecord| {
-            if record.server == server {
+            if record.server == server && (record.decided || !known.contains_key(&record.name)) {
                 let trust = if record.verified { Trust::Verified } else { Trust::New };
                 known.insert(record.name, (Fingerprint(record.identity.0), trust));
             }
@@ -139,22 +144,27 @@ impl KnownUsers {
         (spelling != name).then_some(spelling)
     }
 
-    /// Remembers a key. What a person has compared is on disk when this returns; keys seen for the
-    /// first time come by the thousand, and wait for the system to write them.
+    /// Remembers a key that was seen for the first time.
     ///
     /// # Errors
     /// The disk's; nothing has changed then.
-    pub fn remember(&mut self, name: &Username, key: Fingerprint, trust: Trust) -> io::Result<()> {
-        if self.get(name) == Some((key, trust)) {
-            return Ok(());
-        }
-        let verified = trust == Trust::Verified;
-        let record =
-            UserRecord { server: self.server.clone(), name: name.clone(), identity: Fixed(key.0), verified };
+    pub fn remember(&mut self, name: &Username, key: Fingerprint) -> io::Result<()> {
+        self.store(name, key, Trust::New, false)
+    }
+
+    /// Remembers a decision of the person at the keyboard; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// The disk's; nothing has changed then.
+    pub fn decide(&mut self, name: &Username, key: Fingerprint, trust: Trust) -> io::Result<()> {
+        self.store(name, key, trust, true)?;
+        self.file.sync_data()
+    }
+
+    fn store(&mut self, name: &Username, key: Fingerprint, trust: Trust, decided: bool) -> io::Result<()> {
+        let (server, verified) = (self.server.clone(), trust == Trust::Verified);
+        let record = UserRecord { server, name: name.clone(), identity: Fixed(key.0), verified, decided };
         add(&self.file, &record)?;
-        if verified {
-            self.file.sync_data()?;
-        }
         self.known.insert(name.clone(), (key, trust));
         self.spellings.insert(name.folded(), name.clone());
         Ok(())
@@ -174,8 +184,10 @@ mod tests {
         let (one, two) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
         let open = |server: &str| KnownUsers::open(&path, server.into());
         let mut users = open("a:1").expect("open");
-        users.remember(&bob, one, Trust::New).expect("stored");
-        users.remember(&bob, two, Trust::Verified).expect("stored");
+        users.remember(&bob, one).expect("stored");
+        users.remember(&bob, two).expect("stored");
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((one, Trust::New)), "a second first sight");
+        users.decide(&bob, two, Trust::Verified).expect("stored");
         assert_eq!(open("a:1").expect("open").get(&bob), Some((two, Trust::Verified)));
         assert_eq!(open("a:2").expect("open").get(&bob), None);
         let whole = std::fs::read_to_string(&path).expect("read");

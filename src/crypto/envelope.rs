@@ -190,7 +190,7 @@ fn unpad(padded: &[u8]) -> Option<&[u8]> {
     let (length, rest) = padded.split_first_chunk::<4>()?;
     let length = u32::from_be_bytes(*length) as usize;
     let (text, zeros) = rest.split_at_checked(length)?;
-    let exact = padded.len() == (4 + length).next_multiple_of(BUCKET);
+    let exact = padded.len() == (4 + length).next_multiple_of(BUCKET) && length <= MAX_TEXT;
     (exact && zeros.iter().all(|&byte| byte == 0)).then_some(text)
 }
 

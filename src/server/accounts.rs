@@ -15,7 +15,7 @@ use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
@@ -76,7 +76,10 @@ impl Accounts {
     pub fn open(folder: &Path) -> io::Result<(Accounts, Notices)> {
         let path = folder.join("users.json");
         let file = disk::append(&path)?;
-        file.try_lock().map_err(|_| disk::at(&path)(io::Error::other("another server uses this folder")))?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => disk::at(&path)(io::Error::other("another server uses this folder")),
+            TryLockError::Error(error) => disk::at(&path)(error),
+        })?;
         let (by_name, good) = load(&path)?;
         let torn = file.metadata()?.len() - good;
         if torn > 0 {

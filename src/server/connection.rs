@@ -273,7 +273,7 @@ fn check_version(version: u32) -> Result<(), Refusal> {
 fn auth_error(error: auth::AuthError) -> Refusal {
     let code = match error {
         auth::AuthError::BadRounds => ErrorCode::BadRounds,
-        auth::AuthError::BadKey => ErrorCode::BadKey,
+        auth::AuthError::BadKey | auth::AuthError::Clock => ErrorCode::BadKey,
         auth::AuthError::Denied | auth::AuthError::Expired => ErrorCode::LoginFailed,
     };
     refuse(code, &error.to_string())
@@ -292,6 +292,7 @@ fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
 pub struct Client {
     shared: Arc<Shared>,
     session: Arc<Session>,
+    address: IpAddr,
     identity: IdentityPublicKey,
     channel: Arc<Channel>,
     reader: Reader,
@@ -301,7 +302,7 @@ pub struct Client {
 
 impl Client {
     fn new(shared: &Arc<Shared>, guest: Guest<'_>, login: &Authenticated, ticket: Ticket) -> Client {
-        let Guest { channel, reader, mut lines, .. } = guest;
+        let Guest { channel, reader, mut lines, address, .. } = guest;
         lines.set_limit(MAX_LINE);
         ticket.logged_in();
         let channel = Arc::new(channel);
@@ -319,6 +320,7 @@ impl Client {
         Client {
             shared: shared.clone(),
             session,
+            address,
             identity: login.identity().clone(),
             channel,
             reader,
@@ -354,10 +356,6 @@ impl Client {
     /// Handles all whole lines; false if the connection ends.
     fn take_lines(&mut self) -> bool {
         loop {
-            // A session that another login has taken over says nothing more.
-            if !self.session.outbox.is_open() {
-                return false;
-            }
             let (message, length) = match self.lines.next_line() {
                 Ok(None) => return true,
                 Ok(Some(line)) => (ClientMessage::decode(line), line.len()),
@@ -370,6 +368,10 @@ impl Client {
             // Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
             while let Err(wait) = self.bucket.take(cost(&message, length)) {
                 std::thread::sleep(wait);
+            }
+            // A session that another login has taken over says nothing more.
+            if !self.session.outbox.is_open() {
+                return false;
             }
             match message {
                 Ok(ClientMessage::Logout) => {
@@ -415,7 +417,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if self.shared.registry.remove(&self.session) {
-            self.shared.audit.log("logout", Some(&self.session.name), None, "");
+            self.shared.audit.log("logout", Some(&self.session.name), Some(self.address), "");
         }
         // The outbox may still have something to say, and then ends the connection itself.
         self.session.outbox.end();

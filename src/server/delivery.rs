@@ -81,6 +81,12 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
     if routing.targets.iter().any(|target| routing_of(send, target).is_none()) {
         return bad("a target has no wrapped key or no session");
     }
+    // A name that no session can have would be stale for ever.
+    let hex =
+        |name: &String| name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if !routing.sessions.values().all(hex) {
+        return bad("a session is not 16 lower-case hexadecimal digits");
+    }
     if routing.keys.len() != distinct.len() || routing.sessions.len() != distinct.len() {
         return bad("a wrapped key or session is for nobody among the targets");
     }

@@ -27,7 +27,8 @@ use options::Options;
 use outbox::Flusher;
 use registry::Registry;
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,6 +44,10 @@ const ADMISSION_IDLE: Duration = Duration::from_secs(1);
 
 /// That connections are refused is logged once in this time, not a million times.
 const REFUSALS_TOLD: Duration = Duration::from_secs(60);
+
+/// `locks.json` is shortened beyond this size, in bytes, to so many locks.
+const MAX_LOCKS: u64 = 1024 * 1024;
+const MAX_KEPT_LOCKS: usize = 5000;
 
 /// What all threads share.
 pub struct Shared {
@@ -238,7 +243,11 @@ impl Shared {
     pub fn remember_lock(&self, name: &Username) {
         let until = clock::now_ms() + LOCKOUT.as_millis() as u64;
         let line = json::to_string(&Lock { name: name.folded(), until }) + "\n";
-        let written = disk::append(&self.locks_path).and_then(|mut file| file.write_all(line.as_bytes()));
+        let written = disk::append(&self.locks_path).and_then(|mut file| {
+            file.write_all(line.as_bytes())?;
+            // Anyone can make lines; only those of the last minutes are worth keeping.
+            if file.metadata()?.len() > MAX_LOCKS { self.restore_locks() } else { Ok(()) }
+        });
         if let Err(error) = written {
             self.audit.log("storage_failed", Some(name), None, &error.to_string());
         }
@@ -249,20 +258,20 @@ impl Shared {
         if !self.locks_path.exists() {
             return Ok(());
         }
-        let text = disk::read(&self.locks_path, 64 * 1024 * 1024)?;
+        let mut text = Vec::new();
+        File::open(&self.locks_path)?.take(2 * MAX_LOCKS).read_to_end(&mut text)?;
         let now = clock::now_ms();
-        let mut kept = String::new();
+        let mut kept: Vec<String> = Vec::new();
         for line in String::from_utf8_lossy(&text).lines() {
-            let Ok(held) = json::from_str::<Lock>(line) else {
-                continue;
-            };
+            let Ok(held) = json::from_str::<Lock>(line) else { continue };
             let left = Duration::from_millis(held.until.saturating_sub(now)).min(LOCKOUT);
             if !left.is_zero() {
-                kept += &(line.to_string() + "\n");
+                kept.push(format!("{line}\n"));
                 self.lockout.restore(held.name, left);
             }
         }
-        disk::replace(&self.locks_path, kept.as_bytes())
+        let skip = kept.len().saturating_sub(MAX_KEPT_LOCKS);
+        disk::replace(&self.locks_path, kept[skip..].concat().as_bytes())
     }
 }
 

@@ -163,7 +163,7 @@ impl Outbox {
         if queue.closed || queue.ending {
             return;
         }
-        if queue.bytes > 2 * self.limit + MAX_LINE {
+        if queue.bytes > self.limit.saturating_mul(2).saturating_add(MAX_LINE) {
             return self.shut(queue);
         }
         put(queue, line);

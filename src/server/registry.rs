@@ -31,8 +31,9 @@ struct Changes {
 impl Registry {
     /// Adds a session and returns the one it replaces.
     pub fn add(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
-        let former = self.write().insert(session.name.clone(), session.clone());
+        // Both at once, or a newcomer could hear of changes before the whole list.
         let mut changes = lock(&self.changes);
+        let former = self.write().insert(session.name.clone(), session.clone());
         changes.newcomers.push(session.clone());
         changes.names.insert(session.name.clone());
         self.changed.notify_one();
@@ -79,18 +80,21 @@ impl Registry {
                 changes = self.changed.wait(changes).unwrap_or_else(PoisonError::into_inner);
             }
             let started = Instant::now();
-            let changes = {
-                let taken = std::mem::take(&mut *changes);
-                drop(changes);
-                taken
-            };
-            self.tell(&changes, &mut told, flusher);
+            let sessions: Vec<Arc<Session>> = self.read().values().cloned().collect();
+            let taken = std::mem::take(&mut *changes);
+            drop(changes);
+            self.tell(sessions, &taken, &mut told, flusher);
             std::thread::sleep(PRESENCE_INTERVAL.saturating_sub(started.elapsed()));
         }
     }
 
-    fn tell(&self, changes: &Changes, told: &mut BTreeSet<Username>, flusher: &Flusher) {
-        let sessions: Vec<Arc<Session>> = self.read().values().cloned().collect();
+    fn tell(
+        &self,
+        sessions: Vec<Arc<Session>>,
+        changes: &Changes,
+        told: &mut BTreeSet<Username>,
+        flusher: &Flusher,
+    ) {
         let (mut joined, mut left) = (Vec::new(), Vec::new());
         for name in &changes.names {
             let online = self.get(name).is_some();

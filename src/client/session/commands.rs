@@ -144,6 +144,9 @@ impl Session {
         if self.peers.has_changed(&name) {
             return self.reconsider(&name);
         }
+        if !self.is_about_the_shown_key(&name) {
+            return;
+        }
         match self.peers.mark_verified(&name) {
             Ok(()) => self.notice(format!("{name} is verified")),
             Err(error) => self.problem(format!("that cannot be remembered: {error}")),
@@ -154,24 +157,44 @@ impl Session {
         let Some(theirs) = self.peers.fingerprint(name) else {
             return self.problem(format!("no key of {name} is known"));
         };
+        self.peers.get(name).shown = Some(theirs);
         let number = safety_number((&self.me, self.identity.public().fingerprint()), (name, theirs));
         self.notice(format!("safety number with {name} ({}):", self.trust_word(name)));
         let groups: Vec<&str> = number.split(' ').collect();
         for row in groups.chunks(4) {
             self.notice(format!("    {}", row.join(" ")));
         }
+        let then = match self.peers.has_changed(name) {
+            true => format!("/trust {name}"),
+            false => format!("/verify {name} yes"),
+        };
         self.notice(format!(
-            "compare it with {name} in person or by phone, not in here; if all 60 digits are the same: \
-             /verify {name} yes"
+            "compare it with {name} in person or by phone, not in here; if all 60 digits are the same: {then}"
         ));
+    }
+
+    /// Whether a decision about `name` is about the key whose number was shown last, if one was.
+    fn is_about_the_shown_key(&mut self, name: &Username) -> bool {
+        let (shown, current) = (self.peers.get(name).shown, self.peers.fingerprint(name));
+        if shown.is_none() || shown == current {
+            return true;
+        }
+        self.problem(format!(
+            "the key of {name} is another than the one whose number was shown: compare again"
+        ));
+        self.tell_safety_number(name);
+        false
     }
 
     fn trust(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
+        if !self.is_about_the_shown_key(&name) {
+            return;
+        }
         match self.peers.accept(&name) {
             Ok(false) => self.notice(format!("the key of {name} has not changed: nothing to decide")),
             Ok(true) => self.notice(format!("the new key of {name} is accepted; /verify {name} compares it")),
-            Err(error) => self.problem(format!("the decision cannot be remembered: {error}")),
+            Err(error) => return self.problem(format!("the decision cannot be remembered: {error}")),
         }
         self.read_inbox(&name);
         self.pump([name]);

@@ -5,7 +5,7 @@
 //! answer to the server depends on what decryption yields. Specification: README, "Receiving".
 
 use super::Session;
-use super::peers::MAX_INBOX;
+use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
 use crate::client::entry::Source;
 use crate::client::text::sanitise;
 use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
@@ -34,7 +34,7 @@ struct Conversation {
     /// The sender's session, and the own session it is for (none for broadcasts).
     between: (Fingerprint, Option<Fingerprint>),
     sequence: u64,
-    /// Of its latest message, by the sender's clock.
+    /// The latest of its messages, by the sender's clock.
     time: u64,
 }
 
@@ -70,8 +70,9 @@ impl Conversations {
     }
 
     fn record(&mut self, header: &Header) {
-        self.last.retain(|conversation| conversation.between != between(header));
-        let (sequence, time) = (header.sequence, header.time);
+        let former = self.last.iter().position(|conversation| conversation.between == between(header));
+        let former = former.and_then(|at| self.last.remove(at)).map_or(0, |conversation| conversation.time);
+        let (sequence, time) = (header.sequence, header.time.max(former));
         self.last.push_front(Conversation { between: between(header), sequence, time });
         if self.last.len() > MAX_CONVERSATIONS
             && let Some(oldest) = self.last.pop_back()
@@ -129,7 +130,7 @@ impl Session {
             return self.open(&from, envelope);
         }
         // A stranger, a changed key, or a forgery: the server's word on the key decides which.
-        if self.unread >= MAX_INBOX {
+        if self.unread >= MAX_INBOX || peer.inbox.len() >= MAX_INBOX_OF_ONE {
             return self.refuse(&from, "too many wait for a key already");
         }
         self.unread += 1;
@@ -155,8 +156,8 @@ impl Session {
     pub(super) fn drop_inbox(&mut self, name: &Username) {
         let dropped = std::mem::take(&mut self.peers.get(name).inbox).len();
         self.unread -= dropped;
-        if dropped > 0 {
-            self.refuse(name, "the server has no key to check it with");
+        for _ in 0..dropped {
+            self.refuse(name, "there is no key to check it with");
         }
     }
 
@@ -202,6 +203,9 @@ impl Session {
             _ => return Err("it cannot be decrypted".into()),
         };
         let text = String::from_utf8(text.to_vec()).map_err(|_| "it is not text".to_string())?;
+        if header.kind != Kind::Message && !text.is_empty() {
+            return Err("its fields contradict each other".into());
+        }
         self.peers.get(from).conversations.record(&header);
         Ok((header, gap, text))
     }
@@ -215,7 +219,7 @@ impl Session {
             *told = 0;
         } else if skew.abs_diff(*told) > MAX_SKEW_MS {
             *told = skew;
-            let direction = if skew < 0 { "behind" } else { "ahead" };
+            let direction = if skew < 0 { "behind" } else { "ahead of" };
             let minutes = skew.abs_diff(0) / 60_000;
             self.problem(format!(
                 "the next message from {from} is {minutes} minutes {direction} this machine's clock: a clock is \

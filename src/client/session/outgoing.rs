@@ -6,7 +6,7 @@
 //! not certified. What meets a stale session key is sent again by itself. Specification:
 //! README, "Sending".
 
-use super::{Effect, Session};
+use super::{Effect, MAX_NAMED, Session};
 use crate::client::entry::Source;
 use crate::client::text::sanitise;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
@@ -80,6 +80,11 @@ impl Outbox {
         self.messages.is_empty()
     }
 
+    /// Whether the server owes an answer.
+    pub fn in_flight(&self) -> bool {
+        !self.flights.is_empty()
+    }
+
     /// A new session key begins new conversations.
     pub fn restart_numbers(&mut self) {
         self.broadcasts = 0;
@@ -95,7 +100,10 @@ impl Session {
         let targets: BTreeSet<Username> = match &audience {
             Audience::Everyone => {
                 let others = self.others();
-                others.filter(|name| !self.peers.has_changed(name)).cloned().collect()
+                others
+                    .filter(|name| self.peers.admits(name) && !self.peers.has_changed(name))
+                    .cloned()
+                    .collect()
             }
             Audience::Private(name) | Audience::Room(name) => BTreeSet::from([name.clone()]),
         };
@@ -108,8 +116,11 @@ impl Session {
             && self.peers.has_changed(name)
         {
             let name = name.clone();
-            self.problem("your message was not sent".into());
-            return self.reconsider(&name);
+            if kind != Kind::RoomLeft {
+                self.problem("your message was not sent".into());
+                self.reconsider(&name);
+            }
+            return;
         }
         let sealed = (audience == Audience::Everyone).then(|| {
             self.outbox.broadcasts += 1;
@@ -153,21 +164,23 @@ impl Session {
     /// Sends the backlogs of those whose keys are here, and asks for the keys of the others.
     pub(super) fn pump(&mut self, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
-        let mut keyless = Vec::new();
+        let (mut keyless, mut changed) = (Vec::new(), Vec::new());
         for name in names {
             let peer = self.peers.get(&name);
             if peer.backlog.is_empty() {
                 continue;
             }
             if peer.is_ready() {
-                peer.refreshing = false;
                 for number in std::mem::take(&mut peer.backlog) {
                     batches.entry(number).or_default().push(name.clone());
                 }
-            } else if peer.session.is_none() && peer.changed.is_none() {
+            } else if peer.changed.is_some() {
+                changed.push(name);
+            } else if peer.session.is_none() {
                 keyless.push(name);
             }
         }
+        changed.iter().for_each(|name| self.give_up(name, Missed::KeyChanged));
         for (number, names) in batches {
             for part in names.chunks(MAX_TARGETS) {
                 self.transmit(number, part);
@@ -203,6 +216,7 @@ impl Session {
             let peer = self.peers.get(name);
             if let Some(session) = peer.session.clone() {
                 peer.in_flight += 1;
+                peer.flying = Some(session.fingerprint());
                 recipients.push((name, session));
             }
         }
@@ -238,7 +252,7 @@ impl Session {
             } else if stale.contains(name) && self.may_retry(number, name) {
                 let peer = self.peers.get(name);
                 peer.session = None;
-                peer.refreshing = true;
+                peer.flying = None;
                 peer.backlog.insert(number);
             } else if busy.contains(name) {
                 self.settle(number, name, Some(Missed::Busy));
@@ -332,7 +346,7 @@ impl Session {
         if message.audience == Audience::Everyone && message.delivered == 0 && offline {
             return self.problem("nobody else is on-line any more: your message was not delivered".into());
         }
-        for (name, why) in &message.missed {
+        for (name, why) in message.missed.iter().take(MAX_NAMED) {
             let because = match why {
                 Missed::Offline => format!("{name} is not on-line"),
                 Missed::NoAccount => format!("there is no account named {name}"),
@@ -344,11 +358,24 @@ impl Session {
             if message.kind == Kind::RoomOpened {
                 self.problem(format!("{because}: you are alone in the room; /leave returns to everyone"));
             } else if message.audience == Audience::Everyone {
-                self.problem(format!("{because}: {name} did not get your last message"));
+                self.problem(format!("{because}: {name} did not get {}", quoted(&message.text)));
             } else {
                 self.problem(format!("{because}: your message was not delivered"));
             }
         }
+        if message.missed.len() > MAX_NAMED {
+            let rest = message.missed.len() - MAX_NAMED;
+            self.problem(format!("nor did {rest} others"));
+        }
+    }
+}
+
+/// The beginning of a text, to tell which one is meant.
+fn quoted(text: &str) -> String {
+    let text = sanitise(text);
+    match text.char_indices().nth(20) {
+        Some((end, _)) => format!("\"{}…\"", &text[..end]),
+        None => format!("\"{text}\""),
     }
 }
 

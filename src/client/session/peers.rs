@@ -13,8 +13,9 @@ use crate::name::Username;
 use crate::protocol::PersonKeys;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// Envelopes that wait for their senders' keys, in all; more are refused.
+/// Envelopes that wait for their senders' keys, in all and of one sender; more are refused.
 pub const MAX_INBOX: usize = 1024;
+pub const MAX_INBOX_OF_ONE: usize = 64;
 /// People that a server can make a client keep in mind.
 const MAX_PEERS: usize = 50_000;
 
@@ -29,9 +30,9 @@ pub struct Peer {
     pub session: Option<SessionPublicKey>,
     /// A `keys_request` is under way.
     pub asked: bool,
-    /// The last session key was refused as stale: nothing more is sent before all that was
-    /// sent with it has been answered, or messages would overtake each other.
-    pub refreshing: bool,
+    /// The session key of what is unanswered. Nothing is sent for another one before all of it is
+    /// answered, or messages would overtake each other.
+    pub flying: Option<Fingerprint>,
     /// Unanswered `encrypted_send`s with this person as a target.
     pub in_flight: usize,
     /// What waits to be sent to this person, by number: that is, in order.
@@ -42,6 +43,8 @@ pub struct Peer {
     pub sequence: Option<(Fingerprint, u64)>,
     /// The conversations that this person has begun.
     pub conversations: Conversations,
+    /// The key whose safety number was shown last: a decision is about that one.
+    pub shown: Option<Fingerprint>,
     /// How far this person's clock was off when it was last told, in milliseconds.
     pub skew_told: i64,
 }
@@ -49,7 +52,8 @@ pub struct Peer {
 impl Peer {
     /// Whether something can be sealed for this person now.
     pub fn is_ready(&self) -> bool {
-        self.session.is_some() && self.changed.is_none() && !(self.refreshing && self.in_flight > 0)
+        let Some(session) = &self.session else { return false };
+        self.changed.is_none() && (self.in_flight == 0 || self.flying == Some(session.fingerprint()))
     }
 
     /// The next number of the private conversation with the current session, from 1.
@@ -175,7 +179,7 @@ impl Peers {
             return Learned::Changed;
         }
         if remembered.is_none()
-            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint(), Trust::New)
+            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint())
         {
             return Learned::Refused(format!("the key cannot be remembered: {error}"));
         }
@@ -190,12 +194,9 @@ impl Peers {
     /// The disk's.
     pub fn accept(&mut self, name: &Username) -> std::io::Result<bool> {
         let peer = self.peers.entry(name.clone()).or_default();
-        let Some(identity) = peer.changed.take() else {
-            return Ok(false);
-        };
-        let fingerprint = identity.fingerprint();
-        peer.identity = Some(identity);
-        self.known.remember(name, fingerprint, Trust::New)?;
+        let Some(identity) = &peer.changed else { return Ok(false) };
+        self.known.decide(name, identity.fingerprint(), Trust::New)?;
+        peer.identity = peer.changed.take();
         Ok(true)
     }
 
@@ -205,7 +206,7 @@ impl Peers {
     /// The disk's.
     pub fn mark_verified(&mut self, name: &Username) -> std::io::Result<()> {
         match self.known.get(name) {
-            Some((key, _)) => self.known.remember(name, key, Trust::Verified),
+            Some((key, _)) => self.known.decide(name, key, Trust::Verified),
             None => Ok(()),
         }
     }
