@@ -629,4 +629,89 @@ mod tests {
         net.event(1, Event::Tick);
         assert!(!net.sessions[1].keys.holds(former), "the former key is gone");
     }
+
+    impl Net {
+        /// Bob goes and comes again, as the server tells alice.
+        fn bob_returns(&mut self) {
+            for (joined, left) in [(vec![], vec![name(1)]), (vec![name(1)], vec![])] {
+                let presence = Presence { more: false, full: false, joined, left };
+                self.event(0, Event::Server(ServerMessage::Presence(presence)));
+            }
+        }
+
+        /// The server shows keys of its own making for bob.
+        fn swap_bob(&mut self) {
+            let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
+            self.keys[1] = SessionKeyFields::new(&identity.certify(&name(1), &key, NOW));
+            self.identities[1] = identity.public().spki();
+        }
+    }
+
+    #[test]
+    fn a_key_swapped_between_the_comparison_and_the_decision_is_not_accepted() {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob one");
+        net.settle();
+        net.bob_returns();
+        net.swap_bob();
+        net.type_in(0, "/msg bob two");
+        net.settle();
+        net.type_in(0, "/verify bob");
+        let warnings = |net: &Net| net.lines(0).iter().filter(|line| line.contains("HAS CHANGED")).count();
+        let before = warnings(&net);
+        assert!(before >= 1, "{:?}", net.lines(0));
+        // The number was compared; now the server shows yet another key.
+        net.swap_bob();
+        net.type_in(0, "/verify bob yes");
+        net.settle();
+        assert!(warnings(&net) > before + 1, "the second change is told, too: {:?}", net.lines(0));
+        net.type_in(0, "/trust bob");
+        assert!(net.lines(0).last().is_some_and(|line| line.contains("compare again")), "{:?}", net.lines(0));
+        net.type_in(0, "/msg bob three");
+        net.settle();
+        assert!(!net.lines(0).iter().any(|line| line.contains("> three")), "{:?}", net.lines(0));
+        // The number of the present key was shown with the refusal: a decision now is about that one.
+        net.type_in(0, "/trust bob");
+        assert!(!net.sessions[0].peers.has_changed(&name(1)));
+    }
+
+    #[test]
+    fn nothing_overtakes_a_message_whose_fate_is_open() {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob zero");
+        net.settle();
+        net.type_in(0, "/msg bob one");
+        // Before the server has read it, bob has another session key, and alice hears of bob's return.
+        net.renew(1);
+        net.bob_returns();
+        net.type_in(0, "/msg bob two");
+        net.settle();
+        let received = net.lines(1);
+        assert_eq!(received, ["zero", "one", "two"].map(|text| format!("<alice -> bob> {text}")));
+    }
+
+    #[test]
+    fn time_passes_in_a_busy_room_too() {
+        let mut net = Net::new();
+        net.now += Duration::from_secs(23 * 3600);
+        net.event(1, Event::Server(ServerMessage::Pong));
+        assert!(net.wants_key[1], "a new key is due, whatever happens meanwhile");
+        net.wants_key[1] = false;
+        net.now += Duration::from_secs(599);
+        net.event(1, Event::Server(ServerMessage::Pong));
+        assert!(!net.wants_key[1]);
+        net.now += Duration::from_secs(2);
+        net.event(1, Event::Server(ServerMessage::Pong));
+        assert!(net.wants_key[1], "an attempt that was never confirmed is made again");
+    }
+
+    #[test]
+    fn a_list_that_comes_again_slips_nobody_in() {
+        let mut net = Net::new();
+        let joined = vec![name(0), name(1), "phantom".parse().expect("name")];
+        let presence = Presence { more: false, full: true, joined, left: Vec::new() };
+        net.event(0, Event::Server(ServerMessage::Presence(presence)));
+        assert!(net.lines(0)[0].contains("out of place"), "{:?}", net.lines(0));
+        assert_eq!(net.sessions[0].online(), 2);
+    }
 }
