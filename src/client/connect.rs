@@ -184,34 +184,21 @@ fn attempt(options: &Options) -> Result<Result<Connection, Fingerprint>, StartEr
     })?;
     let seen = unverified.fingerprint();
     let mut known = known_servers(options)?;
-    if !vouch(options, &known, seen)? {
-        return Ok(Err(seen));
-    }
+    let Some(expected) = vouched(options, &known, seen) else { return Ok(Err(seen)) };
+    let changed = |_| StartError::ServerChanged { server: options.server(), seen, expected };
+    let (channel, early) = unverified.trust(expected).map_err(changed)?;
     known.remember(&options.server(), seen).map_err(StartError::Disk)?;
-    let (channel, early) = unverified.trust(seen).map_err(StartError::Channel)?;
     lines.buffer().extend_from_slice(&early);
     Ok(Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() }))
 }
 
-/// Whether somebody has vouched for the key that the server shows: the command line, the server's
-/// own certificate on this machine, or memory. False if the person has to be asked.
-fn vouch(options: &Options, known: &KnownServers, seen: Fingerprint) -> Result<bool, StartError> {
-    let server = options.server();
-    let remembered = known.get(&server);
-    if let Some(expected) = options.fingerprint {
-        return match expected == seen {
-            true => Ok(true),
-            false => Err(StartError::ServerChanged { server, seen, expected }),
-        };
-    }
-    if is_this_machine(&options.host) && local_server() == Some(seen) {
-        return Ok(true);
-    }
-    match remembered {
-        Some(expected) if expected == seen => Ok(true),
-        Some(expected) => Err(StartError::ServerChanged { server, seen, expected }),
-        None => Ok(options.accept_new),
-    }
+/// The key that somebody has vouched for: the command line, the server's own certificate on this
+/// machine, or memory. `None` if the person has to be asked.
+fn vouched(options: &Options, known: &KnownServers, seen: Fingerprint) -> Option<Fingerprint> {
+    // A server made anew on this machine shows its new key there, too.
+    let local = || local_server().filter(|local| is_this_machine(&options.host) && *local == seen);
+    let remembered = || known.get(&options.server());
+    options.fingerprint.or_else(local).or_else(remembered).or(options.accept_new.then_some(seen))
 }
 
 fn is_this_machine(host: &str) -> bool {
