@@ -16,7 +16,7 @@ use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, LoginRequest, ServerMessage, VERSION};
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::thread;
 
 /// What a login yields beside the connection.
@@ -77,26 +77,26 @@ pub fn register(
     })?;
     let had_key = existing.is_some();
     let mut connection = connect()?;
-    let (identity, made, key) = thread::scope(|scope| {
+    let (identity, key) = thread::scope(|scope| {
         let key = scope.spawn(SessionKey::generate);
-        let identity = existing.map_or_else(|| MadeFile::make(path, name, password), |key| Ok((key, None)));
+        let identity = existing.map_or_else(|| make_key_file(&path, name, password), Ok);
         let key = key.join().expect("making a key does not panic");
-        identity.map(|(identity, made)| (identity, made, key))
+        identity.map(|identity| (identity, key))
     })?;
     let request = auth::register(name, password, identity.public());
     match connection.ask(&ClientMessage::Register(request)) {
-        Ok(ServerMessage::Registered) => keep(made),
+        Ok(ServerMessage::Registered) => {}
         Ok(ServerMessage::Error(failure)) => {
             let error = refusal(&failure, name);
+            if !had_key {
+                // Only a refusal is sure to leave no account behind, whose only key this would be.
+                let _ = fs::remove_file(&path);
+            }
             if !(had_key && matches!(error, StartError::NameTaken(_))) {
                 return Err(error);
             }
         }
-        // Only a refusal is sure to leave no account behind.
-        unclear => {
-            keep(made);
-            return Err(unclear.err().unwrap_or(StartError::OutOfPlace));
-        }
+        unclear => return Err(unclear.err().unwrap_or(StartError::OutOfPlace)),
     }
     match prove(&mut connection, name, password, &identity, &key) {
         // The name is somebody else's: the key here is for another server's account.
@@ -106,35 +106,11 @@ pub fn register(
     }
 }
 
-/// A key file that was made just now and is removed again unless it is kept.
-struct MadeFile(Option<PathBuf>);
-
-impl MadeFile {
-    fn make(
-        path: PathBuf,
-        name: &Username,
-        password: &Password,
-    ) -> Result<(IdentityKey, Option<MadeFile>), StartError> {
-        let identity = IdentityKey::generate();
-        let text = key_file::seal(&identity, name, password);
-        disk::write_new(&path, text.as_bytes()).map_err(StartError::Disk)?;
-        Ok((identity, Some(MadeFile(Some(path)))))
-    }
-}
-
-/// The account may exist: its key stays.
-fn keep(made: Option<MadeFile>) {
-    if let Some(mut file) = made {
-        file.0 = None;
-    }
-}
-
-impl Drop for MadeFile {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
-            let _ = fs::remove_file(path);
-        }
-    }
+fn make_key_file(path: &Path, name: &Username, password: &Password) -> Result<IdentityKey, StartError> {
+    let identity = IdentityKey::generate();
+    let text = key_file::seal(&identity, name, password);
+    disk::write_new(path, text.as_bytes()).map_err(StartError::Disk)?;
+    Ok(identity)
 }
 
 /// The login itself: README, "Login".

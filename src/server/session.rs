@@ -71,11 +71,6 @@ impl Session {
         lock(&self.current).key_name == key_name
     }
 
-    /// The identity key, DER.
-    pub fn identity(&self) -> &[u8] {
-        &self.identity
-    }
-
     /// What others are told when they ask for this person's keys.
     pub fn keys(&self) -> PersonKeys {
         let current = lock(&self.current);
