@@ -300,6 +300,26 @@ mod tests {
     }
 
     #[test]
+    fn a_challenge_is_worth_nothing_after_five_minutes() {
+        let p = person("alice");
+        let answer = |age: Duration| {
+            let request = LoginRequest {
+                version: VERSION,
+                username: p.name.clone(),
+                public_key: Bytes(p.identity.public().spki()),
+            };
+            let (mut pending, challenge) =
+                PendingLogin::new(request, Some(&p.account), &Key::new([1; 32])).expect("challenge");
+            pending.issued -= age;
+            let session = (&p.session, p.identity.certify(&p.name, &p.session, NOW));
+            let response = respond(&p.name, &challenge, b"", &p.password, &p.identity, session);
+            pending.verify(response.expect("response"), b"", NOW).err()
+        };
+        assert_eq!(answer(CHALLENGE_LIFETIME - Duration::from_secs(60)), None);
+        assert_eq!(answer(CHALLENGE_LIFETIME + Duration::from_secs(1)), Some(AuthError::Expired));
+    }
+
+    #[test]
     fn a_stolen_user_file_opens_no_account() {
         let mut p = person("alice");
         // The thief knows the password key, which is what the server checks, but has another identity key.

@@ -145,3 +145,34 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(at(parent))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn nothing_is_overwritten_and_nothing_is_written_through_a_link() {
+        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let folder = std::env::temp_dir().join(format!("disk-{name}"));
+        private_folders(&folder, &[]).expect("folder");
+        let path = |name: &str| folder.join(name);
+        write_new(&path("treasure"), b"whole").expect("a new file");
+        symlink(path("treasure"), path("link")).expect("link");
+        symlink(path("nowhere"), path("dangling")).expect("link");
+        for name in ["treasure", "link", "dangling"] {
+            let error = write_new(&path(name), b"other").expect_err(name);
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
+        }
+        append(&path("link")).expect_err("a link");
+        append(&path("dangling")).expect_err("a link to nowhere");
+        // A link is replaced itself, even if its temporary file is one, too.
+        symlink(path("treasure"), path("link.tmp")).expect("link");
+        replace(&path("link"), b"new").expect("replaced");
+        assert_eq!(read(&path("treasure"), 100).expect("read"), b"whole");
+        assert_eq!(read(&path("link"), 100).expect("read"), b"new");
+        assert!(!path("nowhere").exists() && !path("link.tmp").exists());
+        fs::remove_dir_all(&folder).expect("clean up");
+    }
+}

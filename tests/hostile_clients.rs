@@ -5,7 +5,9 @@ mod common;
 
 use common::{Client, Output, Person, Raw, Server, newcomer, until, with_field, without_field};
 use secure_messenger::auth;
+use secure_messenger::clock;
 use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::public::RSA_BYTES;
 use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::disk;
@@ -975,5 +977,107 @@ fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
     });
     let mut again = scene.server.raw();
     assert!(matches!(again.log_in(&mallory), Some(ServerMessage::Session(_))));
+    scene.close();
+}
+
+#[test]
+fn a_session_that_another_login_has_taken_over_says_nothing_more() {
+    let scene = Scene::open(&[]);
+    let (mut carol, carols) = newcomer(&scene.server, "carol");
+    let mallory = Person::new("mallory");
+    let (_, descriptors) = scene.held();
+    let (mut older, _) = newcomer(&scene.server, "mallory");
+    let mut newer = scene.server.raw();
+    assert!(matches!(newer.log_in(&mallory), Some(ServerMessage::Session(_))));
+    assert_eq!(older.error(), "signed_in_elsewhere");
+    // The older one talks on, in a socket that the server still reads for a moment.
+    older.bytes(&send(letter(&mallory, &["carol"])).encode());
+    drop(older);
+    until("the server has let go of it", || scene.held().1 <= descriptors + 1);
+    assert!(carol.is_usable(), "nothing came before the answer");
+    newer.say(&send(letter(&mallory, &["carol"])));
+    assert_eq!(sent(&mut newer).delivered.len(), 1);
+    assert!(matches!(carol.answer(), Some(ServerMessage::EncryptedMessage(_))));
+    // Its end has not taken the newer one off the list.
+    carol.say(&send(letter(&carols, &["mallory"])));
+    assert_eq!(sent(&mut carol).delivered.len(), 1);
+    scene.close();
+}
+
+#[test]
+fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
+    let server = Server::with(&["--registrations", "3"]);
+    let request = register("somebody");
+    let line = |name: &str| with_field(&request, "username", &format!("\"{name}\""));
+    let mut raw = server.raw();
+    for name in ["carol", "dave", "carol"] {
+        raw.bytes(line(name).as_bytes());
+        // A name that is taken costs as much as one that is free.
+        assert!(matches!(raw.answer(), Some(ServerMessage::Registered | ServerMessage::Error(_))));
+    }
+    raw.bytes(line("erin").as_bytes());
+    match raw.answer() {
+        Some(ServerMessage::Error(Failure { code, retry_after, .. })) => {
+            assert_eq!(code, "too_many_requests");
+            assert!(retry_after.is_some_and(|wait| (1..=21).contains(&wait)), "{retry_after:?}");
+        }
+        _ => panic!("not an error"),
+    }
+    assert!(raw.is_closed());
+    // Another connection from there is no way round it, and nothing is left behind.
+    let mut raw = server.raw();
+    raw.bytes(line("frank").as_bytes());
+    assert_eq!(raw.error(), "too_many_requests");
+    let users = std::fs::read_to_string(server.data("users.json")).expect("read");
+    assert_eq!(users.lines().count(), 2, "{users}");
+    assert!(!server.data("keys/erin.pem").exists());
+}
+
+#[test]
+fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
+    let server = Server::with(&["--rate", "20"]);
+    let (mut raw, _) = newcomer(&server, "mallory");
+    let started = Instant::now();
+    // Four seconds' worth may come at once; the rest takes its time.
+    raw.bytes(&ClientMessage::Ping.encode().repeat(100));
+    for _ in 0..100 {
+        assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
+    }
+    assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
+    let scene = Scene::open(&[]);
+    let (mut raw, mallory) = newcomer(&scene.server, "mallory");
+    let (stranger, new) = (IdentityKey::generate(), SessionKey::generate());
+    let (now, hour) = (clock::now_ms(), 3_600_000);
+    let certify = |identity: &IdentityKey, owner: &str, created| {
+        identity.certify(&owner.parse().expect("name"), &new, created)
+    };
+    let shown = |raw: &mut Raw| {
+        raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![mallory.name.clone()] }));
+        match raw.answer() {
+            Some(ServerMessage::Keys(keys)) => keys.keys[0].session_key.clone().expect("on-line").0,
+            _ => panic!("no keys"),
+        }
+    };
+    let mut moved = mallory.identity.certify(&mallory.name, &mallory.session, now);
+    moved.key = new.public().clone();
+    for (what, certificate) in [
+        ("by another", certify(&stranger, "mallory", now)),
+        ("for another name", certify(&mallory.identity, "alice", now)),
+        ("expired", certify(&mallory.identity, "mallory", now - 27 * hour)),
+        ("from the future", certify(&mallory.identity, "mallory", now + 3 * hour)),
+        ("moved to another key", moved),
+    ] {
+        raw.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+        assert_eq!(raw.error(), "bad_key", "{what}");
+        assert!(shown(&mut raw) == mallory.session.public().spki(), "{what}: the former key stays");
+    }
+    let certificate = certify(&mallory.identity, "mallory", now);
+    raw.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+    assert!(matches!(raw.answer(), Some(ServerMessage::Session(_))));
+    assert!(shown(&mut raw) == new.public().spki());
     scene.close();
 }

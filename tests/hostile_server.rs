@@ -22,6 +22,8 @@ use secure_messenger::protocol::{
     KeysRequest, MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Routing, Sent, ServerMessage,
     Session as SessionGrant, VERSION,
 };
+use secure_messenger::wire::certificate;
+use secure_messenger::wire::tls::{Channel, ChannelError, Unverified};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -1556,4 +1558,224 @@ fn nothing_falls_back_from_tls_and_each_mismatch_names_its_remedy() {
     let (status, lines) = run(&home, bare.port, &["--no-tls"]);
     assert_eq!(status, 0, "{lines:#?}");
     assert!(lines[0].contains("WITHOUT TLS"), "{lines:#?}");
+}
+
+#[test]
+fn a_message_for_another_name_or_an_earlier_session_is_refused_though_its_key_opens() {
+    let mallory = person("mallory");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&mallory]);
+    let session = line.bob().clone();
+    // Rightly signed, and the message key is wrapped for bob's own session each time.
+    for scope in [
+        private_to("carol", &session),
+        Scope::Room(Recipient { name: name("carol"), session: session.fingerprint() }),
+        private_to("Bob", &session),
+        private_to("bob", mallory.session.public()),
+        Scope::Room(Recipient { name: name("bob"), session: Fingerprint([7; 32]) }),
+    ] {
+        line.say(&message(&mallory, scope.clone(), 1, "not for you", &session));
+        let refused = bob.output.next().expect("a line");
+        assert!(
+            refused.starts_with(REFUSED) && refused.contains("for somebody else"),
+            "{scope:?}: {refused}"
+        );
+    }
+    line.say(&message(&mallory, private_to("bob", &session), 1, "for you", &session));
+    assert_eq!(bob.output.next().expect("a line"), "<mallory -> bob> for you");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("not for you")), "{lines:#?}");
+}
+
+#[test]
+fn a_room_is_opened_and_left_only_by_a_message_of_that_room() {
+    let mallory = person("mallory");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&mallory]);
+    let session = line.bob().clone();
+    let say = |kind, scope, sequence| {
+        let header = Header { kind, ..header(&mallory, scope, sequence) };
+        let sealed = Sealed::seal(header, &mallory.identity, b"");
+        line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    };
+    for kind in [Kind::RoomOpened, Kind::RoomLeft] {
+        for scope in [Scope::Broadcast, private_to("bob", &session)] {
+            say(kind, scope.clone(), 1);
+            let refused = bob.output.next().expect("a line");
+            assert!(refused.starts_with(REFUSED), "{kind:?}, {scope:?}: {refused}");
+        }
+    }
+    let room = || Scope::Room(Recipient { name: name("bob"), session: session.fingerprint() });
+    say(Kind::RoomOpened, room(), 1);
+    assert!(bob.output.next().expect("a line").starts_with("* mallory has opened a private room with you"));
+    say(Kind::RoomLeft, room(), 2);
+    assert_eq!(bob.output.next().expect("a line"), "* mallory has left the room");
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn a_double_whose_name_differs_in_letter_case_alone_is_refused() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    bob.expect("<alice> the real one");
+    let double =
+        Person { name: name("Alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    line.show(keys_of(&double));
+    line.presence(&["Alice"], &[]);
+    bob.expect("* Alice is on-line");
+    line.say(&message(&double, private_to("bob", &session), 1, "it is me", &session));
+    let told = bob.output.next().expect("a line");
+    assert!(told.starts_with("! the keys of Alice cannot be used: alice is known here"), "{told}");
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    bob.say("/msg Alice secret");
+    bob.expect("! the keys of Alice cannot be used: alice is known here");
+    bob.expect("your message was not delivered");
+    assert!(!std::fs::read_to_string(bob.data("known_users")).expect("read").contains("Alice"));
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("it is me")), "{lines:#?}");
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn what_is_typed_in_a_room_never_goes_to_everyone_whatever_becomes_of_the_partner() {
+    let (alice, carol) = (person("alice"), person("carol"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice, &carol]);
+    let refused = |bob: &mut Client, what: &str| {
+        bob.say(what);
+        bob.expect("! alice is not on-line: your message was not delivered");
+    };
+    // The room cannot be opened: the partner has no session.
+    line.show(shown(&alice, None));
+    bob.say("/room alice");
+    bob.expect("! alice is not on-line: you are alone in the room; /leave returns to everyone");
+    refused(&mut bob, "secret one");
+    refused(&mut bob, "secret two");
+    bob.say("/leave");
+    bob.expect("* you have left the room with alice");
+    // A command is answered when the farewell to the room is settled.
+    bob.say("/help clear");
+    bob.expect("empty the screen");
+    // The partner goes while the room is open.
+    line.show(keys_of(&alice));
+    bob.say("/room alice");
+    let send = line.hear_send();
+    assert_eq!((Line::targets(&send), send.envelope.scope.as_str()), (vec!["alice"], "room"));
+    line.delivered(&send);
+    bob.expect("* you are in a private room with alice");
+    line.show(shown(&alice, None));
+    line.presence(&[], &["alice"]);
+    bob.expect("* alice has left");
+    refused(&mut bob, "secret three");
+    // Only who leaves the room talks to everyone again.
+    bob.say("/leave");
+    bob.expect("* you have left the room with alice");
+    bob.say("hello everyone");
+    let send = line.hear_send();
+    assert_eq!((Line::targets(&send), send.envelope.scope.as_str()), (vec!["carol"], "broadcast"));
+    line.delivered(&send);
+    bob.expect("<bob> hello everyone");
+    assert_eq!(bob.finish().0, 0);
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
+    let (folder, bob, mallory) = (Folder::new(), person("bob"), person("mallory"));
+    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
+    let start = Instant::now();
+    let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
+    let envelope = fields(&Sealed::seal(header(&mallory, Scope::Broadcast, 1), &mallory.identity, b""));
+    let mut told = |n: usize| {
+        let envelope = EnvelopeFields { from: name(&format!("stranger-{n}")), ..envelope.clone() };
+        let effects = session.handle(Event::Server(delivery(envelope, [0; 256])), 0, start);
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Show(entry) => Some(entry.text),
+            _ => None,
+        })
+    };
+    let words: Vec<Option<String>> = (0..50_001).map(&mut told).collect();
+    // Nobody answers for their keys: so many wait, and no more.
+    assert!(words[..1024].iter().all(Option::is_none), "the first wait for a key");
+    assert!(
+        words[1024..50_000].iter().flatten().all(|word| word.contains("too many wait for a key already"))
+    );
+    assert_eq!(words.iter().flatten().count(), 50_001 - 1024);
+    let last = words[50_000].as_deref().expect("a refusal");
+    assert!(last.contains("the server cannot have it from there"), "{last}");
+}
+
+#[test]
+fn a_channel_is_had_only_for_the_fingerprint_that_was_named() {
+    let server = Server::start();
+    let shake = || {
+        let socket = Arc::new(server.socket());
+        Unverified::connect("localhost", socket, Instant::now() + DEADLINE).expect("handshake")
+    };
+    let seen = shake().fingerprint();
+    assert_eq!(seen.to_string(), fingerprint_of(&server));
+    let mut other = seen;
+    other.0[31] ^= 1;
+    let refused = shake().trust(other).expect_err("refused");
+    assert!(matches!(refused, ChannelError::WrongKey { seen: key } if key == seen), "{refused}");
+    assert!(shake().trust(seen).is_ok());
+}
+
+#[test]
+fn a_server_that_shows_a_certificate_without_holding_its_key_gets_no_channel() {
+    let (owner, thief) = (Folder::new(), Folder::new());
+    for folder in [&owner, &thief] {
+        certificate::prepare(&folder.0, clock::now_ms()).expect("a certificate");
+    }
+    let read = |path| std::fs::read(path).expect("read");
+    let chain: Result<Vec<_>, _> = rustls_pemfile::certs(&mut &read(owner.path("server.crt"))[..]).collect();
+    let key = rustls_pemfile::private_key(&mut &read(thief.path("server.key"))[..]).expect("PEM");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = provider.key_provider.load_private_key(key.expect("a key")).expect("a key");
+    // The one way round the library's own check that the two belong together.
+    let stolen = rustls::sign::CertifiedKey::new(chain.expect("PEM"), key);
+    let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(stolen));
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let config = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_no_client_auth()
+            .with_cert_resolver(resolver.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let socket = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let end = Instant::now() + DEADLINE;
+        let answer = thread::scope(|scope| {
+            scope.spawn(|| {
+                let (socket, _) = listener.accept().expect("accepted");
+                let _ = Channel::accept(Some(Arc::new(config)), Arc::new(socket), end, &mut Vec::new());
+            });
+            Unverified::connect("localhost", Arc::new(socket), end)
+        });
+        assert!(matches!(answer, Err(ChannelError::Tls(_))), "{version:?}");
+    }
+}
+
+#[test]
+fn an_answer_about_one_person_teaches_nothing_about_another() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let (folder, bob) = (Folder::new(), person("bob"));
+    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
+    let start = Instant::now();
+    let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
+    let joined = vec![name("bob"), alice.name.clone(), mallory.name.clone()];
+    let list = Presence { more: false, full: true, joined, left: vec![] };
+    session.handle(Event::Server(ServerMessage::Presence(list)), 0, start);
+    session.handle(Event::Line("/msg alice hello".into()), 0, start);
+    let keys = Keys { keys: vec![keys_of(&mallory), keys_of(&alice)], unknown: vec![] };
+    session.handle(Event::Server(ServerMessage::Keys(keys)), clock::now_ms(), start);
+    let remembered = || std::fs::read_to_string(folder.path("known_users")).expect("read");
+    assert!(!remembered().contains("mallory"), "{}", remembered());
+    let keys = Keys { keys: vec![keys_of(&alice)], unknown: vec![] };
+    session.handle(Event::Server(ServerMessage::Keys(keys)), clock::now_ms(), start);
+    assert!(remembered().contains("\"alice\""), "{}", remembered());
 }

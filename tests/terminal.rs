@@ -701,3 +701,32 @@ fn a_server_that_dies_with_a_message_under_way_leaves_both_facts_on_the_screen()
     let (status, lines) = bob.finish();
     assert_eq!(status, 1, "{lines:#?}");
 }
+
+/// Not a test of its own: what [`a_panic_is_told_on_the_normal_screen`] runs in a terminal.
+#[test]
+#[ignore = "panics on purpose, and needs a terminal"]
+#[should_panic]
+fn panic_on_the_full_screen() {
+    secure_messenger::client::terminal::install_panic_hook();
+    let terminal = secure_messenger::client::terminal::Terminal::open(false).expect("a terminal");
+    // Never dropped: whatever is restored, the hook restores.
+    std::mem::forget(terminal);
+    panic!("as it was meant to");
+}
+
+#[test]
+fn a_panic_is_told_on_the_normal_screen() {
+    let terminal = Terminal::new();
+    let modes = terminal.modes();
+    let program = std::env::current_exe().expect("this program");
+    terminal.enter("clear");
+    terminal.enter(&format!(
+        "RUST_BACKTRACE=0 {} --ignored --exact panic_on_the_full_screen --nocapture; echo \"en\"\"ded\"",
+        program.display()
+    ));
+    let screen = terminal.expect("ended");
+    assert!(screen.contains("as it was meant to"), "{screen}");
+    terminal.wait_for_shell();
+    terminal.is_whole();
+    assert_eq!(terminal.modes(), modes);
+}

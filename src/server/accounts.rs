@@ -358,4 +358,21 @@ mod tests {
         assert!(error.contains("users.json") && error.contains("line 1"), "{error}");
         assert_eq!(std::fs::read(&path).expect("read"), damaged);
     }
+
+    #[test]
+    fn a_key_file_that_is_not_the_account_s_is_never_told_as_its_key() {
+        let folder = Folder::new();
+        let (key, other) = (IdentityKey::generate(), IdentityKey::generate());
+        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        accounts.register(account("alice", key.public()), key.public()).expect("registered");
+        let alice = accounts.get(&"alice".parse().expect("name")).expect("there");
+        let path = folder.0.join("keys/alice.pem");
+        for bad in [other.public().to_pem(), String::new(), "x".repeat(10_000)] {
+            std::fs::write(&path, bad).expect("write");
+            let error = accounts.identity(&alice).expect_err("another key").to_string();
+            assert!(error.contains("alice.pem"), "{error}");
+        }
+        std::fs::write(&path, key.public().to_pem()).expect("write");
+        assert!(accounts.identity(&alice).is_ok());
+    }
 }

@@ -312,3 +312,29 @@ impl Flusher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::{Doors, Limits};
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn what_the_server_itself_says_to_one_who_never_reads_is_bounded_too() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let _deaf = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let (socket, from) = listener.accept().expect("accepted");
+        let socket = Arc::new(socket);
+        let doors = Arc::new(Doors::new(&Limits::for_machine(1024, 65_530)));
+        let ticket = doors.admit(from.ip(), &socket).expect("the first");
+        let channel = Arc::new(Channel::bare(socket).expect("a socket"));
+        let outbox = Arc::new(Outbox::new(channel, 1024, ticket));
+        // Some megabytes are the kernel's; long before the write times out, the rest is too much.
+        let lines = (0..1000).take_while(|_| {
+            outbox.send([Part::from(vec![b'x'; 64 * 1024])]);
+            outbox.is_open()
+        });
+        let taken = lines.count();
+        assert!(taken < 1000, "{taken} lines of 64 KiB wait for one client");
+    }
+}
