@@ -76,17 +76,41 @@ fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fing
         .finish()
 }
 
-/// Client: a registration with a fresh salt; PBKDF2 takes about 0.1 s.
-pub fn register(name: &Username, password: &Password, identity: &IdentityPublicKey) -> Register {
-    let salt = random();
-    Register {
-        version: VERSION,
-        username: name.clone(),
-        salt: Fixed(salt),
-        rounds: PBKDF2_ROUNDS,
-        password_key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS),
-        public_key: Bytes(identity.spki()),
+/// Client: a password key under a fresh salt, for a registration.
+pub struct NewPasswordKey {
+    salt: [u8; 32],
+    key: Key,
+}
+
+impl NewPasswordKey {
+    /// PBKDF2; about 0.1 s, which can pass while the identity key is made.
+    pub fn derive(password: &Password) -> NewPasswordKey {
+        let salt = random();
+        NewPasswordKey { salt, key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS) }
     }
+
+    /// The registration.
+    pub fn register(&self, name: &Username, identity: &IdentityPublicKey) -> Register {
+        Register {
+            version: VERSION,
+            username: name.clone(),
+            salt: Fixed(self.salt),
+            rounds: PBKDF2_ROUNDS,
+            password_key: self.key.duplicate(),
+            public_key: Bytes(identity.spki()),
+        }
+    }
+
+    /// The password key for a challenge, if it asks for this one.
+    fn answers(&self, challenge: &Challenge) -> Option<Key> {
+        let same = challenge.salt.0 == self.salt && challenge.rounds == PBKDF2_ROUNDS;
+        same.then(|| self.key.duplicate())
+    }
+}
+
+/// Client: a registration with a fresh salt; see [`NewPasswordKey`].
+pub fn register(name: &Username, password: &Password, identity: &IdentityPublicKey) -> Register {
+    NewPasswordKey::derive(password).register(name, identity)
 }
 
 /// Server: turns a registration into an account and its identity key.
@@ -117,7 +141,25 @@ pub fn respond(
     identity: &IdentityKey,
     session: (&SessionKey, SessionCertificate),
 ) -> Result<ChallengeResponse, AuthError> {
-    let password_key = primitives::pbkdf2(password, &challenge.salt.0, acceptable(challenge.rounds)?);
+    respond_after(None, name, challenge, exporter, password, identity, session)
+}
+
+/// As [`respond`], just after a registration whose password key need not be derived again.
+///
+/// # Errors
+/// As [`respond`].
+pub fn respond_after(
+    registered: Option<&NewPasswordKey>,
+    name: &Username,
+    challenge: &Challenge,
+    exporter: &[u8],
+    password: &Password,
+    identity: &IdentityKey,
+    session: (&SessionKey, SessionCertificate),
+) -> Result<ChallengeResponse, AuthError> {
+    let rounds = acceptable(challenge.rounds)?;
+    let known = registered.and_then(|registered| registered.answers(challenge));
+    let password_key = known.unwrap_or_else(|| primitives::pbkdf2(password, &challenge.salt.0, rounds));
     let (key, certificate) = session;
     let proof = identity.sign(&proof_bytes(name, &challenge.nonce.0, exporter, key.fingerprint()));
     let session = SessionKeyFields::new(&certificate);

@@ -46,7 +46,7 @@ pub fn log_in(
         let identity = key_file::open(&text, name, password).map_err(StartError::KeyFile)?;
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
-        prove(&mut connection, name, password, &identity, &key)?;
+        prove(&mut connection, name, password, &identity, &key, None)?;
         Ok((connection, LoggedIn { name: name.clone(), identity, key }))
     })
 }
@@ -77,13 +77,14 @@ pub fn register(
     })?;
     let had_key = existing.is_some();
     let mut connection = connect()?;
-    let (identity, key) = thread::scope(|scope| {
-        let key = scope.spawn(SessionKey::generate);
+    // What takes long is spread over two cores.
+    let (identity, key, password_key) = thread::scope(|scope| {
+        let other = scope.spawn(|| (SessionKey::generate(), auth::NewPasswordKey::derive(password)));
         let identity = existing.map_or_else(|| make_key_file(&path, name, password), Ok);
-        let key = key.join().expect("making a key does not panic");
-        identity.map(|identity| (identity, key))
+        let (key, password_key) = other.join().expect("making a key does not panic");
+        identity.map(|identity| (identity, key, password_key))
     })?;
-    let request = auth::register(name, password, identity.public());
+    let request = password_key.register(name, identity.public());
     match connection.ask(&ClientMessage::Register(request)) {
         Ok(ServerMessage::Registered) => {}
         Ok(ServerMessage::Error(failure)) => {
@@ -98,7 +99,7 @@ pub fn register(
         }
         unclear => return Err(unclear.err().unwrap_or(StartError::OutOfPlace)),
     }
-    match prove(&mut connection, name, password, &identity, &key) {
+    match prove(&mut connection, name, password, &identity, &key, Some(&password_key)) {
         // The name is somebody else's: the key here is for another server's account.
         Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
@@ -120,6 +121,7 @@ fn prove(
     password: &Password,
     identity: &IdentityKey,
     key: &SessionKey,
+    registered: Option<&auth::NewPasswordKey>,
 ) -> Result<(), StartError> {
     let public_key = Bytes(identity.public().spki());
     let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
@@ -130,7 +132,8 @@ fn prove(
     };
     let certificate = identity.certify(name, key, clock::now_ms());
     let exporter = connection.channel.exporter().to_vec();
-    let response = auth::respond(name, &challenge, &exporter, password, identity, (key, certificate));
+    let response =
+        auth::respond_after(registered, name, &challenge, &exporter, password, identity, (key, certificate));
     let response = response.map_err(StartError::Auth)?;
     match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
         ServerMessage::Session(_) => Ok(()),
