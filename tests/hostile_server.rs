@@ -6,10 +6,11 @@
 mod common;
 
 use common::{Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer};
+use secure_messenger::client::session::wire_form::wire_form;
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::client::trust::KnownUsers;
 use secure_messenger::clock;
-use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::crypto::envelope::{Body, Header, Kind, Recipient, Scope, Sealed};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::{PBKDF2_MIN_ROUNDS, eax_seal, hmac, sha256};
 use secure_messenger::crypto::public::{Fingerprint, SessionCertificate, SessionPublicKey};
@@ -101,23 +102,7 @@ fn assemble(
     tag: [u8; 16],
     signature: [u8; 256],
 ) -> EnvelopeFields {
-    let recipient = header.scope.recipient();
-    EnvelopeFields {
-        from: header.sender.clone(),
-        kind: header.kind.as_str().into(),
-        scope: header.scope.as_str().into(),
-        recipient: recipient.map(|recipient| recipient.name.clone()),
-        recipient_session: recipient.map(|recipient| Fixed(recipient.session.0)),
-        identity: Fixed(header.identity.0),
-        session: Fixed(header.session.0),
-        sequence: header.sequence,
-        time: header.time,
-        commitment: Fixed(commitment),
-        nonce: Fixed(nonce),
-        ciphertext: Bytes(ciphertext),
-        tag: Fixed(tag),
-        signature: Fixed(signature),
-    }
+    wire_form(&Body { header: header.clone(), commitment, nonce, ciphertext, tag, signature })
 }
 
 fn delivery(envelope: EnvelopeFields, key: [u8; 256]) -> ServerMessage {

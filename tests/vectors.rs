@@ -6,8 +6,9 @@
 
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PendingLogin};
+use secure_messenger::client::session::wire_form::typed;
 use secure_messenger::crypto::CryptoError;
-use secure_messenger::crypto::envelope::{Body, Envelope, Header, Kind, MAX_CIPHERTEXT, Recipient, Scope};
+use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope};
 use secure_messenger::crypto::key_file::{self, KeyFileError};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::label;
@@ -542,35 +543,7 @@ fn envelope(line: &str) -> Envelope {
     let Ok(ServerMessage::EncryptedMessage(message)) = ServerMessage::decode(line.as_bytes()) else {
         panic!("not an encrypted_message");
     };
-    let fields = message.envelope;
-    let recipient = || Recipient {
-        name: fields.recipient.clone().expect("a recipient"),
-        session: Fingerprint(fields.recipient_session.expect("a session").0),
-    };
-    let scope = match fields.scope.as_str() {
-        "broadcast" => Scope::Broadcast,
-        "private" => Scope::Private(recipient()),
-        "room" => Scope::Room(recipient()),
-        other => panic!("no scope: {other}"),
-    };
-    let header = Header {
-        kind: Kind::parse(&fields.kind).expect("a kind"),
-        scope,
-        sender: fields.from,
-        identity: Fingerprint(fields.identity.0),
-        session: Fingerprint(fields.session.0),
-        sequence: fields.sequence,
-        time: fields.time,
-    };
-    let body = Body {
-        header,
-        commitment: fields.commitment.0,
-        nonce: fields.nonce.0,
-        ciphertext: fields.ciphertext.0,
-        tag: fields.tag.0,
-        signature: fields.signature.0,
-    };
-    Envelope { body, wrapped: message.key.0 }
+    typed(*message).expect("fields that fit")
 }
 
 fn copy(envelope: &Envelope) -> Envelope {

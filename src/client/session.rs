@@ -2,12 +2,13 @@
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
 //! them. Rooms below it: [`commands`] (what is typed), [`peers`] (keys of others), [`outgoing`],
-//! [`incoming`].
+//! [`incoming`], [`wire_form`] (envelopes to and from messages).
 
 pub mod commands;
 pub mod incoming;
 pub mod outgoing;
 pub mod peers;
+pub mod wire_form;
 
 use super::entry::{Entry, Source};
 use super::text::{mentions, sanitise};

@@ -6,21 +6,20 @@
 
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
+use super::wire_form::typed;
 use crate::client::entry::Source;
 use crate::client::text::sanitise;
-use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
+use crate::crypto::envelope::{Envelope, Header, Kind, Scope};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::Fingerprint;
 use crate::name::Username;
-use crate::protocol::{self, EncryptedMessage};
+use crate::protocol::EncryptedMessage;
 use std::collections::VecDeque;
 
 /// A sender's clock that differs by more is told.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
 /// Conversations of one sender that are remembered: each login of theirs begins some.
 const MAX_CONVERSATIONS: usize = 64;
-
-const _: () = assert!(envelope::MAX_CIPHERTEXT == protocol::MAX_CIPHERTEXT);
 
 /// The conversations of one sender, the latest first.
 #[derive(Default)]
@@ -80,37 +79,6 @@ impl Conversations {
             self.forgotten = self.forgotten.max(Some(oldest.time));
         }
     }
-}
-
-/// The typed form of an envelope from the wire; `None` if its fields contradict each other.
-pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
-    let wire = message.envelope;
-    let recipient =
-        || Some(Recipient { name: wire.recipient.clone()?, session: Fingerprint(wire.recipient_session?.0) });
-    let scope = match wire.scope.as_str() {
-        "broadcast" if wire.recipient.is_none() && wire.recipient_session.is_none() => Scope::Broadcast,
-        "private" => Scope::Private(recipient()?),
-        "room" => Scope::Room(recipient()?),
-        _ => return None,
-    };
-    let header = Header {
-        kind: Kind::parse(&wire.kind)?,
-        scope,
-        sender: wire.from,
-        identity: Fingerprint(wire.identity.0),
-        session: Fingerprint(wire.session.0),
-        sequence: wire.sequence,
-        time: wire.time,
-    };
-    let body = Body {
-        header,
-        commitment: wire.commitment.0,
-        nonce: wire.nonce.0,
-        ciphertext: wire.ciphertext.0,
-        tag: wire.tag.0,
-        signature: wire.signature.0,
-    };
-    Some(Envelope { body, wrapped: message.key.0 })
 }
 
 impl Session {
@@ -260,6 +228,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::envelope::Recipient;
 
     fn header(session: u8, to: Option<u8>, sequence: u64) -> Header {
         let recipient = |n| Recipient { name: "bob".parse().expect("name"), session: Fingerprint([n; 32]) };

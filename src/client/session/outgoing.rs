@@ -6,14 +6,15 @@
 //! not certified. What meets a stale session key is sent again by itself. Specification:
 //! README, "Sending".
 
+use super::wire_form::wire_form;
 use super::{Effect, MAX_NAMED, Session};
 use crate::client::entry::Source;
 use crate::client::text::sanitise;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
 use crate::crypto::public::{RSA_BYTES, SessionPublicKey};
-use crate::encoding::{Bytes, Fixed};
+use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, EncryptedSend, EnvelopeFields, MAX_TARGETS, Routing, Sent};
+use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, Sent};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -232,7 +233,7 @@ impl Session {
                 .collect(),
         };
         self.outbox.flights.insert(id, (number, names.to_vec()));
-        let envelope = wire_form(&sealed);
+        let envelope = wire_form(&sealed.body);
         self.effects
             .push(Effect::Send(ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope }))));
     }
@@ -395,27 +396,6 @@ fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> BTreeM
     })
 }
 
-fn wire_form(sealed: &Sealed) -> EnvelopeFields {
-    let (body, header) = (&sealed.body, &sealed.body.header);
-    let recipient = header.scope.recipient();
-    EnvelopeFields {
-        from: header.sender.clone(),
-        kind: header.kind.as_str().into(),
-        scope: header.scope.as_str().into(),
-        recipient: recipient.map(|recipient| recipient.name.clone()),
-        recipient_session: recipient.map(|recipient| Fixed(recipient.session.0)),
-        identity: Fixed(header.identity.0),
-        session: Fixed(header.session.0),
-        sequence: header.sequence,
-        time: header.time,
-        commitment: Fixed(body.commitment),
-        nonce: Fixed(body.nonce),
-        ciphertext: Bytes(body.ciphertext.clone()),
-        tag: Fixed(body.tag),
-        signature: Fixed(body.signature),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Event;
@@ -424,6 +404,7 @@ mod tests {
     use crate::client::trust::KnownUsers;
     use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::random;
+    use crate::encoding::Bytes;
     use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, ServerMessage, SessionKeyFields};
     use std::collections::VecDeque;
     use std::time::{Duration, Instant};

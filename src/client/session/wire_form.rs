@@ -1,0 +1,64 @@
+//! Envelopes between their typed form and the message that carries them: both directions, side by side.
+//!
+//! Invariant: what is typed went through [`typed`], which refuses fields that contradict each other.
+//! Specification: README, "Envelope".
+
+use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
+use crate::crypto::public::Fingerprint;
+use crate::encoding::{Bytes, Fixed};
+use crate::protocol::{self, EncryptedMessage, EnvelopeFields};
+
+const _: () = assert!(envelope::MAX_CIPHERTEXT == protocol::MAX_CIPHERTEXT);
+
+/// An envelope's body as it goes over the wire.
+pub fn wire_form(body: &Body) -> EnvelopeFields {
+    let header = &body.header;
+    let recipient = header.scope.recipient();
+    EnvelopeFields {
+        from: header.sender.clone(),
+        kind: header.kind.as_str().into(),
+        scope: header.scope.as_str().into(),
+        recipient: recipient.map(|recipient| recipient.name.clone()),
+        recipient_session: recipient.map(|recipient| Fixed(recipient.session.0)),
+        identity: Fixed(header.identity.0),
+        session: Fixed(header.session.0),
+        sequence: header.sequence,
+        time: header.time,
+        commitment: Fixed(body.commitment),
+        nonce: Fixed(body.nonce),
+        ciphertext: Bytes(body.ciphertext.clone()),
+        tag: Fixed(body.tag),
+        signature: Fixed(body.signature),
+    }
+}
+
+/// The typed form of an envelope from the wire; `None` if its fields contradict each other.
+pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
+    let wire = message.envelope;
+    let recipient =
+        || Some(Recipient { name: wire.recipient.clone()?, session: Fingerprint(wire.recipient_session?.0) });
+    let scope = match wire.scope.as_str() {
+        "broadcast" if wire.recipient.is_none() && wire.recipient_session.is_none() => Scope::Broadcast,
+        "private" => Scope::Private(recipient()?),
+        "room" => Scope::Room(recipient()?),
+        _ => return None,
+    };
+    let header = Header {
+        kind: Kind::parse(&wire.kind)?,
+        scope,
+        sender: wire.from,
+        identity: Fingerprint(wire.identity.0),
+        session: Fingerprint(wire.session.0),
+        sequence: wire.sequence,
+        time: wire.time,
+    };
+    let body = Body {
+        header,
+        commitment: wire.commitment.0,
+        nonce: wire.nonce.0,
+        ciphertext: wire.ciphertext.0,
+        tag: wire.tag.0,
+        signature: wire.signature.0,
+    };
+    Some(Envelope { body, wrapped: message.key.0 })
+}
