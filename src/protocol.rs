@@ -26,6 +26,10 @@ pub const MAX_KEY_NAMES: usize = 64;
 pub const MAX_PRESENCE_NAMES: usize = 4096;
 /// The longest ciphertext of an envelope, in bytes.
 pub const MAX_CIPHERTEXT: usize = 33_024;
+/// The longest body of a packet, in bytes: a chunk of 64 KiB, what protects it, and a name.
+pub const MAX_PACKET: usize = 66 * 1024;
+/// The most packets that one client may have granted to others and not received yet.
+pub const MAX_GRANTED: u32 = 128;
 
 /// Client: make an account.
 #[derive(Serialize, Deserialize)]
@@ -188,6 +192,30 @@ pub struct Sent {
     pub busy: Vec<Username>,
 }
 
+/// Client: `peer` may send me so many packets more. Server: `peer` grants you so many.
+#[derive(Serialize, Deserialize)]
+pub struct Grant {
+    pub peer: Username,
+    pub transfer: Fixed<16>,
+    /// With 0, what was granted and not used is taken back.
+    pub count: u32,
+}
+
+/// Server: a packet or grant for `peer` was not passed on: it was not asked for, or they are gone.
+#[derive(Serialize, Deserialize)]
+pub struct Refused {
+    pub peer: Username,
+    pub transfer: Fixed<16>,
+}
+
+/// Opaque bytes for one person: all that the server knows of a file. `peer` is, to the server, the
+/// recipient, and, from it, the sender.
+pub struct Packet<'a> {
+    pub peer: Username,
+    pub transfer: [u8; 16],
+    pub payload: &'a [u8],
+}
+
 /// Server: a request failed, or the connection ends.
 #[derive(Serialize, Deserialize)]
 pub struct Failure {
@@ -265,6 +293,7 @@ pub enum ClientMessage {
     Renew(Box<SessionKeyFields>),
     KeysRequest(KeysRequest),
     EncryptedSend(Box<EncryptedSend>),
+    Grant(Grant),
     Ping,
     Pong,
     Logout,
@@ -279,6 +308,8 @@ pub enum ServerMessage {
     Keys(Keys),
     EncryptedMessage(Box<EncryptedMessage>),
     Sent(Sent),
+    Grant(Grant),
+    Refused(Refused),
     Error(Failure),
     Ping,
     Pong,
@@ -384,6 +415,7 @@ impl ClientMessage {
                 routing: body(text)?,
                 envelope: body(text)?,
             })),
+            "grant" => ClientMessage::Grant(body(text)?),
             "ping" => ClientMessage::Ping,
             "pong" => ClientMessage::Pong,
             "logout" => ClientMessage::Logout,
@@ -402,6 +434,7 @@ impl ClientMessage {
             ClientMessage::EncryptedSend(send) => {
                 line("encrypted_send", &[json::to_string(&send.routing), json::to_string(&send.envelope)])
             }
+            ClientMessage::Grant(body) => one("grant", body),
             ClientMessage::Ping => one("ping", &Empty {}),
             ClientMessage::Pong => one("pong", &Empty {}),
             ClientMessage::Logout => one("logout", &Empty {}),
@@ -432,6 +465,8 @@ impl ServerMessage {
                 key: body::<WrappedKey>(text)?.key,
             })),
             "sent" => ServerMessage::Sent(body(text)?),
+            "grant" => ServerMessage::Grant(body(text)?),
+            "refused" => ServerMessage::Refused(body(text)?),
             "error" => ServerMessage::Error(body(text)?),
             "ping" => ServerMessage::Ping,
             "pong" => ServerMessage::Pong,
@@ -453,6 +488,8 @@ impl ServerMessage {
                 line
             }
             ServerMessage::Sent(body) => one("sent", body),
+            ServerMessage::Grant(body) => one("grant", body),
+            ServerMessage::Refused(body) => one("refused", body),
             ServerMessage::Error(body) => one("error", body),
             ServerMessage::Ping => one("ping", &Empty {}),
             ServerMessage::Pong => one("pong", &Empty {}),
@@ -483,6 +520,30 @@ pub fn own_part(key: &Fixed<RSA_BYTES>) -> Vec<u8> {
     end[0] = b',';
     end.push(b'\n');
     end
+}
+
+impl<'a> Packet<'a> {
+    /// What stands before the payload: the length of the name as one byte, the name, the transfer.
+    pub fn address(peer: &Username, transfer: &[u8; 16]) -> Vec<u8> {
+        let name = peer.as_str().as_bytes();
+        let length = u8::try_from(name.len()).expect("names are short");
+        [&[length], name, transfer].concat()
+    }
+
+    /// Decodes a packet's body.
+    ///
+    /// # Errors
+    /// [`DecodeError::Malformed`].
+    pub fn decode(body: &'a [u8]) -> Result<Packet<'a>, DecodeError> {
+        let split = || {
+            let (length, rest) = body.split_first()?;
+            let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+            let (transfer, payload) = rest.split_first_chunk()?;
+            let peer = std::str::from_utf8(name).ok()?.parse().ok()?;
+            Some(Packet { peer, transfer: *transfer, payload })
+        };
+        split().ok_or(DecodeError::Malformed)
+    }
 }
 
 #[cfg(test)]

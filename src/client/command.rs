@@ -21,6 +21,13 @@ pub enum Command {
     /// With `true`: the numbers were compared.
     Verify(Username, bool),
     Trust(Username),
+    SendFile(Username, String),
+    /// The number of an offer, or the newest.
+    AcceptFile(Option<u32>),
+    RejectFile(Option<u32>),
+    /// The number of a transfer, or the newest.
+    Cancel(Option<u32>),
+    Files,
     /// Nothing was typed.
     Nothing,
 }
@@ -33,13 +40,18 @@ pub struct Usage {
 }
 
 /// All commands, as `/help` lists them.
-pub const COMMANDS: [Usage; 11] = [
+pub const COMMANDS: [Usage; 16] = [
     usage("msg", "/msg NAME TEXT", "send one private message"),
     usage("room", "/room NAME", "talk to NAME alone until /leave"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
     usage("users", "/users", "who is on-line, and how well you know their keys"),
     usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared and is the same"),
     usage("trust", "/trust NAME", "accept the changed key of NAME"),
+    usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts"),
+    usage("acceptfile", "/acceptfile [#]", "take the file that was offered last, or number #"),
+    usage("rejectfile", "/rejectfile [#]", "decline it"),
+    usage("cancel", "/cancel [#]", "end the newest transfer, or number #"),
+    usage("files", "/files", "files that are offered or under way, with their numbers"),
     usage("history", "/history [COUNT]", "the last messages of this session (20)"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command"),
@@ -78,6 +90,18 @@ pub fn parse(line: &str) -> Result<Command, String> {
             }
             return Ok(Command::Message(person(Some(name), "msg")?, text.into()));
         }
+        "sendfile" => {
+            let (name, path) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+            let path = path.trim();
+            if path.is_empty() {
+                return Err(wrong_usage("sendfile"));
+            }
+            return Ok(Command::SendFile(person(Some(name), "sendfile")?, path.into()));
+        }
+        "acceptfile" => Command::AcceptFile(number(words.next(), "acceptfile")?),
+        "rejectfile" => Command::RejectFile(number(words.next(), "rejectfile")?),
+        "cancel" => Command::Cancel(number(words.next(), "cancel")?),
+        "files" => Command::Files,
         "room" => Command::Room(words.next().map(|name| person(Some(name), "room")).transpose()?),
         "leave" => Command::Leave,
         "users" => Command::Users,
@@ -117,6 +141,12 @@ fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
     let name = name.filter(|name| !name.is_empty()).ok_or_else(|| wrong_usage(command))?;
     let name = name.strip_prefix('@').unwrap_or(name);
     name.parse().map_err(|error| format!("{name} cannot be a name: {error}"))
+}
+
+/// `3` or `#3`.
+fn number(word: Option<&str>, command: &str) -> Result<Option<u32>, String> {
+    let parse = |word: &str| word.trim_start_matches('#').parse().map_err(|_| wrong_usage(command));
+    word.map(parse).transpose()
 }
 
 fn wrong_usage(command: &str) -> String {
@@ -178,6 +208,13 @@ mod tests {
             ("/history", Command::History(20)),
             ("/history 5", Command::History(5)),
             ("/verify bob YES", Command::Verify(name("bob"), true)),
+            (
+                "/sendfile bob ~/My Files/a b.txt ",
+                Command::SendFile(name("bob"), "~/My Files/a b.txt".into()),
+            ),
+            ("/acceptfile", Command::AcceptFile(None)),
+            ("/rejectfile #12", Command::RejectFile(Some(12))),
+            ("/cancel 3", Command::Cancel(Some(3))),
             ("/help /room", Command::Help(Some("room".into()))),
             ("/exit\r\n", Command::Exit),
         ] {
@@ -199,7 +236,17 @@ mod tests {
             assert!(error.contains(hint), "{line}: {error}");
         }
         assert!(parse("/xyzzyplugh").expect_err("unknown").contains("/help lists all"));
-        for line in ["/msg bob", "/msg", "/verify", "/trust", "/history x", "/verify bob no", "/leave now"] {
+        for line in [
+            "/msg bob",
+            "/msg",
+            "/verify",
+            "/trust",
+            "/history x",
+            "/verify bob no",
+            "/leave now",
+            "/sendfile bob",
+            "/cancel x",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

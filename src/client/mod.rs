@@ -9,6 +9,7 @@ pub mod command;
 pub mod connect;
 pub mod editor;
 pub mod entry;
+pub mod file;
 pub mod input;
 pub mod link;
 pub mod menu;
@@ -18,6 +19,7 @@ pub mod screen;
 pub mod session;
 pub mod terminal;
 pub mod text;
+pub mod transfer;
 pub mod trust;
 pub mod view;
 
@@ -87,7 +89,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     };
     drop(password);
     let (session, greeting) = begin(options, login)?;
-    plain::run(connection, session, &greeting).map_err(StartError::Disk)
+    plain::run(connection, session, &options.data_dir.join("files"), &greeting).map_err(StartError::Disk)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
@@ -122,6 +124,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let facts = screen::Facts {
         server: options.server(),
         tls: options.tls,
+        files: options.data_dir.join("files"),
         offset,
         color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };

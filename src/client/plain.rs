@@ -6,9 +6,12 @@
 use super::connect::Connection;
 use super::link::Link;
 use super::session::{Effect, Event, Session};
+use super::transfer::{Hub, Transfers};
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
 use std::io::{self, BufRead, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,16 +32,21 @@ enum Wake {
 ///
 /// # Errors
 /// If the output cannot be written, or no thread can be had.
-pub fn run(connection: Connection, mut session: Session, greeting: &str) -> io::Result<u8> {
+pub fn run(connection: Connection, mut session: Session, files: &Path, greeting: &str) -> io::Result<u8> {
     let (wake, waking) = sync_channel(QUEUE);
     let (lines, typed) = sync_channel(QUEUE);
     let network = wake.clone();
-    let link = Link::start(connection, move |event| network.send(Wake::Event(event)).is_ok())?;
+    let hub = Arc::new(Hub::default());
+    let link = Link::start(connection, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
+    let working = wake.clone();
+    let transfers = Transfers::new(files.into(), hub, link.queue(), move |event| {
+        working.send(Wake::Event(event)).is_ok()
+    });
     let reading = wake.clone();
     thread::Builder::new().name("input".into()).spawn(move || read_lines(lines, &reading))?;
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
-    let status = serve(&mut session, &link, &waking, &typed, &wake);
+    let status = serve(&mut session, &link, &transfers, &waking, &typed, &wake);
     if matches!(status, Ok(0)) {
         link.finish();
     }
@@ -48,6 +56,7 @@ pub fn run(connection: Connection, mut session: Session, greeting: &str) -> io::
 fn serve(
     session: &mut Session,
     link: &Link,
+    transfers: &Transfers,
     waking: &Receiver<Wake>,
     typed: &Receiver<String>,
     wake: &SyncSender<Wake>,
@@ -65,11 +74,9 @@ fn serve(
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
                     match effect {
                         Effect::Send(message) => link.send(&message),
-                        Effect::Show(entry) => {
-                            let mut out = io::stdout().lock();
-                            writeln!(out, "{}", entry.line())?;
-                            out.flush()?;
-                        }
+                        Effect::Show(entry) => print(&entry.line())?,
+                        Effect::Progress(text) => print(&format!("* {text}"))?,
+                        Effect::Transfer(number, job) => transfers.take(number, job)?,
                         Effect::MakeSessionKey => super::make_session_key({
                             let wake = wake.clone();
                             move |event| drop(wake.send(Wake::Event(event)))
@@ -94,6 +101,12 @@ fn serve(
             }
         }
     }
+}
+
+fn print(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
 }
 
 /// Reads lines of bounded length; what is not UTF-8 is replaced, a longer line is cut where the session will refuse it.

@@ -8,11 +8,14 @@ use super::input::Key;
 use super::link::Link;
 use super::session::{Effect, Event, Session};
 use super::terminal::{self, Keyboard, Terminal};
+use super::transfer::{Hub, Transfers};
 use super::view::{self, Screen, Status};
 use crate::clock;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,6 +44,8 @@ pub struct Facts {
     /// `host:port`.
     pub server: String,
     pub tls: bool,
+    /// Where files go.
+    pub files: PathBuf,
     pub offset: UtcOffset,
     pub color: bool,
 }
@@ -48,6 +53,7 @@ pub struct Facts {
 struct Front {
     session: Session,
     link: Link,
+    transfers: Transfers,
     terminal: Terminal,
     facts: Facts,
     entries: VecDeque<Entry>,
@@ -91,11 +97,17 @@ pub fn run(
         let _ = typed.send(Wake::Stop);
     })?;
     let network = wake.clone();
-    let link = Link::start(connection, move |event| network.send(Wake::Event(event)).is_ok())?;
+    let hub = Arc::new(Hub::default());
+    let link = Link::start(connection, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
+    let working = wake.clone();
+    let transfers = Transfers::new(facts.files.clone(), hub, link.queue(), move |event| {
+        working.send(Wake::Event(event)).is_ok()
+    });
     let (entries, editor) = (VecDeque::new(), Editor::default());
     let (ahead, problem) = (VecDeque::new(), String::new());
+    let scroll = 0;
     let mut front =
-        Front { session, link, terminal, facts, entries, editor, scroll: 0, ahead, wake, problem };
+        Front { session, link, transfers, terminal, facts, entries, editor, scroll, ahead, wake, problem };
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
@@ -165,6 +177,9 @@ impl Front {
             match effect {
                 Effect::Send(message) => self.link.send(&message),
                 Effect::Show(entry) => self.show(entry),
+                Effect::Transfer(number, job) => self.transfers.take(number, job)?,
+                // A bar shows it.
+                Effect::Progress(_) => {}
                 Effect::Alert => self.terminal.bell()?,
                 Effect::Clear => {
                     self.entries.clear();
@@ -276,8 +291,10 @@ impl Front {
             prompt,
         };
         let offset = self.facts.offset;
+        let progress: Vec<_> = session.progress().collect();
         let screen = Screen {
             entries: &self.entries,
+            progress: &progress,
             status: &status,
             editor: &self.editor,
             scroll: self.scroll,

@@ -2,9 +2,10 @@
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
 //! them. Rooms below it: [`commands`] (what is typed), [`peers`] (keys of others), [`outgoing`],
-//! [`incoming`], [`wire_form`] (envelopes to and from messages).
+//! [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages).
 
 pub mod commands;
+pub mod files;
 pub mod incoming;
 pub mod outgoing;
 pub mod peers;
@@ -12,6 +13,7 @@ pub mod wire_form;
 
 use super::entry::{Entry, Source};
 use super::text::{mentions, sanitise};
+use super::transfer::{Job, Step};
 use super::trust::{KnownUsers, Trust};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME};
@@ -20,9 +22,11 @@ use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys, Presence,
     ServerMessage, SessionKeyFields,
 };
+use files::Files;
 use outgoing::{Missed, Outbox};
 use peers::{Learned, Peers};
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Messages of this session that `/history` can show.
@@ -41,6 +45,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(600);
 const ANSWER: Duration = Duration::from_secs(90);
 /// At the end, the next answer is waited for this long.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// At the end of the input, the answer to an offered file is waited for this long.
+const FAREWELL_OF_OFFERS: Duration = Duration::from_secs(600);
 /// More people than this coming or going at once are told as a number.
 const MAX_NAMED: usize = 5;
 
@@ -58,6 +64,8 @@ pub enum Event {
     EndOfInput,
     /// A new session key was made, as [`Effect::MakeSessionKey`] asked.
     NewKey(Box<SessionKey>),
+    /// A file's thread has come one step further.
+    Transfer(u32, Step),
     /// Time has passed.
     Tick,
 }
@@ -70,6 +78,10 @@ pub enum Effect {
     Alert,
     Clear,
     MakeSessionKey,
+    /// Something is to be done for the transfer of this number.
+    Transfer(u32, Job),
+    /// How far a file is, where no bar shows it.
+    Progress(String),
     /// The end, with the exit status.
     Quit(u8),
 }
@@ -77,27 +89,27 @@ pub enum Effect {
 /// The own session keys: the current one, one that the server has not confirmed yet, and
 /// former ones for what is still under way.
 pub struct OwnKeys {
-    current: SessionKey,
+    current: Arc<SessionKey>,
     /// When the current one was made, or a renewal was last tried.
     made: Instant,
-    announced: Option<SessionKey>,
-    former: Vec<(SessionKey, Instant)>,
+    announced: Option<Arc<SessionKey>>,
+    former: Vec<(Arc<SessionKey>, Instant)>,
 }
 
 impl OwnKeys {
     fn new(current: SessionKey, now: Instant) -> OwnKeys {
-        OwnKeys { current, made: now, announced: None, former: Vec::new() }
+        OwnKeys { current: Arc::new(current), made: now, announced: None, former: Vec::new() }
     }
 
-    /// What others are told to encrypt to.
-    pub fn current(&self) -> &SessionKey {
-        &self.current
+    /// What others are told to encrypt to. Who holds it on keeps it alive.
+    pub fn current(&self) -> Arc<SessionKey> {
+        self.current.clone()
     }
 
     /// Every key that still decrypts.
     pub fn all(&self) -> impl Iterator<Item = &SessionKey> {
         let others = self.announced.iter().chain(self.former.iter().map(|(key, _)| key));
-        std::iter::once(&self.current).chain(others)
+        std::iter::once(&self.current).chain(others).map(Arc::as_ref)
     }
 
     /// Whether one of them has this fingerprint.
@@ -123,10 +135,13 @@ pub struct Session {
     me: Username,
     /// Milliseconds since 1970, as of the event under way.
     pub(super) now: u64,
+    /// The monotonic clock, as of the same event.
+    pub(super) instant: Instant,
     pub(super) identity: IdentityKey,
     pub(super) keys: OwnKeys,
     pub(super) peers: Peers,
     pub(super) outbox: Outbox,
+    pub(super) files: Files,
     /// Envelopes that wait for keys.
     pub(super) unread: usize,
     pub(super) effects: Vec<Effect>,
@@ -141,13 +156,15 @@ pub struct Session {
     verifying: BTreeSet<Username>,
     started: Instant,
     /// When the server last answered something, or was first asked after that.
-    answered: Instant,
+    pub(super) answered: Instant,
     /// People whose keys are to be asked for: one request at a time, or the answers would be
     /// more than the server lets wait for one client.
     to_ask: VecDeque<Username>,
     /// The request under way.
     asking: Option<BTreeSet<Username>>,
     ending: Option<Instant>,
+    /// Files under way are waited for at the end.
+    patient: bool,
 }
 
 impl Session {
@@ -162,10 +179,12 @@ impl Session {
         Session {
             me,
             now: 0,
+            instant: now,
             identity,
             keys: OwnKeys::new(key, now),
             peers: Peers::new(known),
             outbox: Outbox::default(),
+            files: Files::default(),
             unread: 0,
             effects: Vec::new(),
             online: BTreeSet::new(),
@@ -179,12 +198,13 @@ impl Session {
             to_ask: VecDeque::new(),
             asking: None,
             ending: None,
+            patient: false,
         }
     }
 
     /// Takes one event. `now_ms` is the wall clock, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
-        self.now = now_ms;
+        (self.now, self.instant) = (now_ms, now);
         if !self.waits_for_answers() {
             self.answered = now;
         }
@@ -199,8 +219,12 @@ impl Session {
                 self.tell_unsettled();
                 self.effects.push(Effect::Quit(1));
             }
-            Event::EndOfInput => self.ending = self.ending.or(Some(now)),
+            Event::EndOfInput => {
+                self.patient = self.ending.is_none();
+                self.ending = self.ending.or(Some(now));
+            }
             Event::NewKey(key) => self.announce(*key, now),
+            Event::Transfer(number, step) => self.step(number, step),
             Event::Tick => {}
         }
         // With every event, or a busy room would stop the clock.
@@ -249,6 +273,10 @@ impl Session {
         }
     }
 
+    pub(super) fn is_online(&self, name: &Username) -> bool {
+        self.online.contains(name)
+    }
+
     /// Everyone on-line but oneself.
     pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
         self.online.iter().filter(|name| **name != self.me)
@@ -288,6 +316,7 @@ impl Session {
 
     fn tick(&mut self, now: Instant) {
         self.keys.forget_former(now);
+        self.files_tick();
         if now.duration_since(self.keys.made) >= RENEW_AFTER {
             // Unless it is confirmed, this is tried again in ten minutes.
             self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN);
@@ -311,7 +340,7 @@ impl Session {
         let fields = SessionKeyFields::new(&certificate);
         self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
         // One that was announced in vain may have reached somebody.
-        let former = self.keys.announced.replace(key);
+        let former = self.keys.announced.replace(Arc::new(key));
         self.keys.former.extend(former.map(|key| (key, now)));
     }
 
@@ -324,19 +353,25 @@ impl Session {
 
     fn leave_if_done(&mut self, now: Instant) {
         let Some(since) = self.ending else { return };
-        if self.is_settled() {
+        let patience = match self.is_settled() && self.files.only_waits() {
+            true => FAREWELL_OF_OFFERS,
+            false => FAREWELL,
+        };
+        if self.is_settled() && (self.files.is_idle() || !self.patient) {
+            let unfinished = self.unfinished_files();
+            let status = u8::from(unfinished.is_some());
+            unfinished.into_iter().for_each(|text| self.problem(text));
             self.effects.push(Effect::Send(ClientMessage::Logout));
-            self.effects.push(Effect::Quit(0));
-        } else if now.duration_since(since.max(self.answered)) >= FAREWELL {
+            self.effects.push(Effect::Quit(status));
+        } else if now.duration_since(since.max(self.answered)) >= patience {
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         }
     }
 
     fn tell_unsettled(&mut self) {
-        if let Some(text) = self.unsettled() {
-            self.problem(text);
-        }
+        let texts = [self.unsettled(), self.unfinished_files()];
+        texts.into_iter().flatten().for_each(|text| self.problem(text));
     }
 
     /// What is to be said of messages that nobody has acknowledged, if there are any.
@@ -365,7 +400,11 @@ impl Session {
                 self.sent(&sent);
             }
             ServerMessage::Error(failure) => self.failure(&failure, now),
-            ServerMessage::Registered | ServerMessage::Challenge(_) => {
+            // The last two go past the session, to their transfers.
+            ServerMessage::Registered
+            | ServerMessage::Challenge(_)
+            | ServerMessage::Grant(_)
+            | ServerMessage::Refused(_) => {
                 self.problem("the server sent something out of place".into());
             }
         }
@@ -400,6 +439,7 @@ impl Session {
         for name in presence.left {
             if self.online.remove(&name) && name != self.me {
                 self.peers.left(&name);
+                self.files_of_left(&name);
                 left.push(name);
             }
         }
@@ -493,6 +533,7 @@ impl Session {
             self.give_up(name, Missed::Offline);
         }
         self.read_inbox(name);
+        self.keys_for_files(name);
         if self.verifying.remove(name) {
             self.tell_safety_number(name);
         }
@@ -502,6 +543,7 @@ impl Session {
     fn no_keys(&mut self, name: &Username, why: Missed) {
         self.peers.get(name).asked = false;
         self.give_up(name, why);
+        self.keys_for_files(name);
         self.drop_inbox(name);
         if self.verifying.remove(name) {
             self.problem(match why {

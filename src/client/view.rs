@@ -6,6 +6,7 @@
 
 use super::editor::Editor;
 use super::entry::{Entry, Source};
+use super::session::files::Progress;
 use super::text::{all_mentions, fitting, mentions, truncate, width, wrap};
 use crate::name::Username;
 use std::collections::VecDeque;
@@ -70,6 +71,8 @@ pub struct Status {
 /// Everything a frame is made of.
 pub struct Screen<'a> {
     pub entries: &'a VecDeque<Entry>,
+    /// Files under way.
+    pub progress: &'a [Progress],
     pub status: &'a Status,
     pub editor: &'a Editor,
     /// Rows up from the newest.
@@ -92,10 +95,16 @@ const DIM: Style = Style { dim: true, ..PLAIN };
 const REVERSE: Style = Style { reverse: true, ..PLAIN };
 const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
 
-/// The screen: entries, the newest lowest, the status line, the input line.
+/// Rows of bars; a small screen has fewer.
+const MAX_BARS: usize = 4;
+
+/// The screen: entries, the newest lowest, files under way, the status line, the input line.
 pub fn draw(screen: &Screen, size: Size) -> Frame {
     let (columns, height) = (usize::from(size.columns), usize::from(size.rows));
-    let (mut rows, scroll) = history(screen, columns, height.saturating_sub(2));
+    let bars: Vec<Row> =
+        screen.progress.iter().take(MAX_BARS.min(height / 4)).map(|one| bar(one, columns)).collect();
+    let (mut rows, scroll) = history(screen, columns, height.saturating_sub(2 + bars.len()));
+    rows.extend(bars);
     if height > 1 {
         rows.push(status_line(screen.status, scroll, columns));
     }
@@ -127,6 +136,17 @@ fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) 
     rows.resize(height, Row::new());
     rows.reverse();
     (rows, scroll)
+}
+
+/// "photo.jpg → bob ━━━━━━────── 45 % · 98.2 MB/s, 3 s left".
+fn bar(progress: &Progress, columns: usize) -> Row {
+    let label = truncate(&progress.label, columns / 3);
+    let percent = usize::try_from(progress.percent).map_or(100, |percent| percent.min(100));
+    let figures = truncate(&format!(" {percent} % · {}", progress.pace), columns / 2);
+    let room = columns.saturating_sub(width(&label) + width(&figures) + 2);
+    let full = room * percent / 100;
+    let (done, left) = ("━".repeat(full), "─".repeat(room - full));
+    vec![span(&format!(" {label} "), BOLD), span(&done, BOLD), span(&left, DIM), span(&figures, PLAIN)]
 }
 
 fn status_line(status: &Status, scroll: usize, columns: usize) -> Row {

@@ -29,6 +29,17 @@ pub enum Kind {
     RoomOpened,
     /// The sender has left it. No text.
     RoomLeft,
+    /// The sender offers the recipient a file. The text of this and the next four is JSON
+    /// (README, "File transfer").
+    FileOffer,
+    /// The recipient of an offer takes it.
+    FileAccept,
+    /// The recipient of an offer does not take it.
+    FileReject,
+    /// Either side ends a transfer.
+    FileCancel,
+    /// The recipient has the whole file, and its hash is right.
+    FileDone,
 }
 
 /// Who an envelope is for, as the sender signed it.
@@ -76,12 +87,24 @@ impl Kind {
             Kind::Message => "message",
             Kind::RoomOpened => "room_opened",
             Kind::RoomLeft => "room_left",
+            Kind::FileOffer => "file_offer",
+            Kind::FileAccept => "file_accept",
+            Kind::FileReject => "file_reject",
+            Kind::FileCancel => "file_cancel",
+            Kind::FileDone => "file_done",
         }
     }
 
     /// Reverses [`Kind::as_str`].
     pub fn parse(text: &str) -> Option<Kind> {
-        [Kind::Message, Kind::RoomOpened, Kind::RoomLeft].into_iter().find(|kind| kind.as_str() == text)
+        use Kind::{FileAccept, FileCancel, FileDone, FileOffer, FileReject, Message, RoomLeft, RoomOpened};
+        let all = [Message, RoomOpened, RoomLeft, FileOffer, FileAccept, FileReject, FileCancel, FileDone];
+        all.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// Whether the text is for the program, about a file.
+    pub fn is_about_a_file(self) -> bool {
+        !matches!(self, Kind::Message | Kind::RoomOpened | Kind::RoomLeft)
     }
 }
 
@@ -171,7 +194,7 @@ impl Sealed {
 
     /// The message key for one recipient, bound to this header; about 0.1 ms.
     pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; RSA_BYTES] {
-        recipient.wrap(&self.key, self.oaep_label)
+        recipient.wrap(self.key.expose(), self.oaep_label)
     }
 }
 
@@ -237,6 +260,7 @@ impl Verified<'_> {
     pub fn open(&self, session: &SessionKey) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
         let body = &self.envelope.body;
         let key = session.unwrap(&self.envelope.wrapped, sha256(&self.header))?;
+        let key = Key::from_slice(&key).ok_or(CryptoError::BadCiphertext)?;
         if Key::new(commitment(&key)) != Key::new(body.commitment) {
             return Err(CryptoError::BadCiphertext);
         }

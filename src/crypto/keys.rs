@@ -7,7 +7,6 @@ use super::public::{
     Fingerprint, IdentityPublicKey, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate, SessionPublicKey,
     Signature,
 };
-use super::secret::Key;
 use super::{CryptoError, primitives::sha256};
 use crate::name::Username;
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
@@ -117,11 +116,14 @@ impl SessionKey {
     ///
     /// # Errors
     /// [`CryptoError::BadCiphertext`] for another key, another label or altered bytes alike.
-    pub fn unwrap(&self, block: &[u8; RSA_BYTES], oaep_label: [u8; 32]) -> Result<Key, CryptoError> {
+    pub fn unwrap(
+        &self,
+        block: &[u8; RSA_BYTES],
+        oaep_label: [u8; 32],
+    ) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
         let padding = Oaep::<Sha256>::new_with_label(oaep_label);
-        let key = self.key.decrypt_blinded(&mut rand::rng(), padding, block);
-        let key = Zeroizing::new(key.map_err(|_| CryptoError::BadCiphertext)?);
-        Key::from_slice(&key).ok_or(CryptoError::BadCiphertext)
+        let keys = self.key.decrypt_blinded(&mut rand::rng(), padding, block);
+        keys.map(Zeroizing::new).map_err(|_| CryptoError::BadCiphertext)
     }
 }
 

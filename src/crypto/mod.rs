@@ -5,8 +5,9 @@
 //!
 //! Rooms: [`secret`] (bytes that are wiped), [`primitives`] (one function each), [`public`]
 //! (keys that only verify or encrypt: all that the server may name), [`keys`] (private keys),
-//! [`key_file`] (the identity key at rest), [`envelope`] (messages).
+//! [`key_file`] (the identity key at rest), [`envelope`] (messages), [`chunk`] (files).
 
+pub mod chunk;
 pub mod envelope;
 pub mod key_file;
 pub mod keys;
@@ -24,6 +25,8 @@ pub mod label {
     pub const ENVELOPE_HEADER: &str = "secure-messenger/1 envelope header";
     pub const ENVELOPE_SIGNATURE: &str = "secure-messenger/1 envelope signature";
     pub const KEY_COMMITMENT: &str = "secure-messenger/1 key commitment";
+    pub const CHUNK: &str = "secure-messenger/1 chunk";
+    pub const CHUNK_KEYS: &str = "secure-messenger/1 chunk keys";
     pub const SAFETY_NUMBER: &str = "secure-messenger/1 safety number";
     pub const KEY_FILE: &str = "secure-messenger/1 key file";
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
@@ -73,6 +76,10 @@ pub enum CryptoError {
     BadEnvelope,
     /// The certificate is older than a day or from the future.
     StaleCertificate,
+    /// A chunk was altered, or is not of this transfer.
+    BadChunk,
+    /// A chunk is not the one that is due: it came twice, or one before it is missing.
+    WrongChunk,
 }
 
 impl fmt::Display for CryptoError {
@@ -85,6 +92,8 @@ impl fmt::Display for CryptoError {
             CryptoError::StaleCertificate => {
                 "the session certificate is too old or from the future: compare the clocks"
             }
+            CryptoError::BadChunk => "a part of it was altered on the way",
+            CryptoError::WrongChunk => "a part of it came twice, or is missing",
         })
     }
 }

@@ -26,6 +26,22 @@ pub fn sha256(message: &[u8]) -> [u8; 32] {
     Sha256::digest(message).into()
 }
 
+/// SHA-256 of what comes in pieces.
+#[derive(Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Takes the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The hash of all pieces.
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
 /// `HMAC-SHA256[key](message)`, RFC 2104.
 pub fn hmac(key: &Key, message: &[u8]) -> [u8; 32] {
     keyed(key, message).finalize().into_bytes().into()

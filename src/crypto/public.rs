@@ -5,7 +5,6 @@
 
 use super::{CryptoError, Fields, label};
 use crate::crypto::primitives::sha256;
-use crate::crypto::secret::Key;
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
@@ -21,6 +20,8 @@ use std::time::Duration;
 pub const RSA_BITS: usize = 2048;
 /// Bytes of a signature or of one OAEP block.
 pub const RSA_BYTES: usize = RSA_BITS / 8;
+/// The most bytes that one OAEP block holds, RFC 8017 section 7.1.1.
+pub const OAEP_BYTES: usize = RSA_BYTES - 2 * 32 - 2;
 /// The most bytes of a DER-encoded public key that are looked at (RSA-2048 has 294).
 const MAX_SPKI: usize = 512;
 /// Salt bytes of PSS: as many as the hash, RFC 8017 section 9.1.
@@ -173,11 +174,14 @@ impl SessionPublicKey {
         self.0.fingerprint
     }
 
-    /// `RSAES-OAEP[self](key)` with SHA-256, MGF1-SHA-256 and a label, RFC 8017 section 7.1.
-    pub fn wrap(&self, key: &Key, oaep_label: [u8; 32]) -> [u8; RSA_BYTES] {
+    /// `RSAES-OAEP[self](keys)` with SHA-256, MGF1-SHA-256 and a label, RFC 8017 section 7.1.
+    ///
+    /// # Panics
+    /// For more than [`OAEP_BYTES`].
+    pub fn wrap(&self, keys: &[u8], oaep_label: [u8; 32]) -> [u8; RSA_BYTES] {
         let padding = Oaep::<Sha256>::new_with_label(oaep_label);
-        let block = self.0.key.encrypt(&mut rand::rng(), padding, key.expose());
-        block.expect("32 bytes fit one block").try_into().expect("a block of the modulus's length")
+        let block = self.0.key.encrypt(&mut rand::rng(), padding, keys);
+        block.expect("the keys fit one block").try_into().expect("a block of the modulus's length")
     }
 }
 

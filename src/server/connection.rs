@@ -13,10 +13,10 @@ use crate::clock;
 use crate::crypto::public::{IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN, Register,
-    ServerMessage, SessionKeyFields, VERSION,
+    ClientMessage, DecodeError, ErrorCode, Failure, Grant, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN,
+    MAX_PACKET, Packet, Register, ServerMessage, SessionKeyFields, VERSION,
 };
-use crate::wire::frame::Lines;
+use crate::wire::frame::{Frame, Lines};
 use crate::wire::tls::{Channel, Reader, Received};
 use std::io;
 use std::net::{IpAddr, TcpStream};
@@ -279,8 +279,12 @@ fn auth_error(error: auth::AuthError) -> Refusal {
     refuse(code, &error.to_string())
 }
 
-/// What a line costs of a client's rate: one, and more if it is long or asks for much.
+/// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant costs
+/// next to nothing: there can be only as many as there are packets.
 fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
+    if let Ok(ClientMessage::Grant(Grant { count: 1.., .. })) = message {
+        return 0.1;
+    }
     let names = match message {
         Ok(ClientMessage::KeysRequest(request)) => request.names.len(),
         _ => 0,
@@ -353,27 +357,43 @@ impl Client {
         self.session.outbox.send([message.encode().into()]);
     }
 
-    /// Handles all whole lines; false if the connection ends.
+    /// Handles all whole lines and packets; false if the connection ends.
     fn take_lines(&mut self) -> bool {
         loop {
-            let (message, length) = match self.lines.next_line() {
+            let (cost, request) = match self.lines.next_frame(MAX_PACKET) {
                 Ok(None) => return true,
-                Ok(Some(line)) => (ClientMessage::decode(line), line.len()),
+                Ok(Some(Frame::Line(line))) => {
+                    let message = ClientMessage::decode(line);
+                    (cost(&message, line.len()), message)
+                }
+                Ok(Some(Frame::Packet(body))) => {
+                    // Granted packets cost nothing: their recipient decides how fast they come.
+                    let refused = match Packet::decode(body) {
+                        Ok(packet) => delivery::relay(&self.shared, &self.session, packet),
+                        Err(error) => Some(not_a_message(error)),
+                    };
+                    if let Some(refused) = refused {
+                        self.answer(&refused);
+                        self.slow_down(1.0);
+                    }
+                    if !self.session.outbox.is_open() {
+                        return false;
+                    }
+                    continue;
+                }
                 Err(_) => {
-                    self.answer(&ServerMessage::error(ErrorCode::LineTooLong, "a line has at most 1 MiB"));
+                    let text = "a line has at most 1 MiB, a packet 66 KiB";
+                    self.answer(&ServerMessage::error(ErrorCode::LineTooLong, text));
                     self.session.outbox.end();
                     return false;
                 }
             };
-            // Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
-            while let Err(wait) = self.bucket.take(cost(&message, length)) {
-                std::thread::sleep(wait);
-            }
+            self.slow_down(cost);
             // A session that another login has taken over says nothing more.
             if !self.session.outbox.is_open() {
                 return false;
             }
-            match message {
+            match request {
                 Ok(ClientMessage::Logout) => {
                     self.session.outbox.end();
                     return false;
@@ -384,10 +404,21 @@ impl Client {
         }
     }
 
+    /// Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
+    fn slow_down(&mut self, cost: f64) {
+        while let Err(wait) = self.bucket.take(cost) {
+            std::thread::sleep(wait);
+        }
+    }
+
     fn handle(&self, message: ClientMessage) {
         let answer = match message {
             ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, &send),
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
+            ClientMessage::Grant(grant) => match delivery::grant(&self.shared, &self.session, grant) {
+                Some(refused) => refused,
+                None => return,
+            },
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => ServerMessage::Pong,
             ClientMessage::Pong | ClientMessage::Logout => return,

@@ -1,20 +1,23 @@
-//! What a logged-in client asks for: deliver an envelope, tell keys.
+//! What a logged-in client asks for: deliver an envelope, pass a packet on, tell keys.
 //!
 //! Invariant: an envelope goes on only under its sender's own name, to each target once, with that
 //! target's own wrapped key and nobody else's; every target is accounted for in the answer.
 //! The server checks where it goes, never what it says: it has no key for that.
 
 use super::Shared;
+use super::limits::PACKET_PATIENCE;
 use super::outbox::{Part, Queued};
 use super::session::Session;
-use crate::encoding::Bytes;
+use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
-    self, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_TARGETS,
-    PersonKeys, Sent, ServerMessage,
+    self, EncryptedSend, ErrorCode, Failure, Grant, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES,
+    MAX_TARGETS, Packet, PersonKeys, Refused, Sent, ServerMessage,
 };
+use crate::wire::frame;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Delivers one envelope and says what became of it.
 pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> ServerMessage {
@@ -95,6 +98,43 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
         ("private" | "room", Some(name)) if routing.targets == [name.clone()] => Ok(()),
         _ => bad("the scope does not fit the targets"),
     }
+}
+
+/// Passes on that `recipient` takes so many packets more from somebody; what to answer, if anything.
+pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
+    let Grant { peer, transfer, count } = grant;
+    if count == 0 {
+        recipient.revoke(&peer, transfer.0);
+        return None;
+    }
+    let sender = shared.registry.get(&peer);
+    // Recorded first: the packets may come before this returns.
+    if let Some(sender) = sender.filter(|_| recipient.grant(&peer, transfer.0, count)) {
+        let line = ServerMessage::Grant(Grant { peer: recipient.name.clone(), transfer, count }).encode();
+        if sender.outbox.deliver([line.into()], None) == Queued::Yes {
+            return None;
+        }
+        recipient.revoke(&peer, transfer.0);
+    }
+    Some(ServerMessage::Refused(Refused { peer, transfer }))
+}
+
+/// Passes a packet on to who has granted it; what to answer, if anything. Under memory pressure this
+/// waits, and so slows its sender alone.
+pub fn relay(shared: &Shared, sender: &Session, packet: Packet<'_>) -> Option<ServerMessage> {
+    let Packet { peer, transfer, payload } = packet;
+    let recipient = shared.registry.get(&peer).filter(|peer| peer.take_grant(&sender.name, transfer));
+    let taken = recipient.is_some_and(|recipient| {
+        let patience = Instant::now() + PACKET_PATIENCE;
+        while !recipient.outbox.has_room() {
+            if Instant::now() > patience || !sender.outbox.is_open() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        recipient.outbox.relay(frame::packet(&[&Packet::address(&sender.name, &transfer), payload]))
+    });
+    (!taken).then(|| ServerMessage::Refused(Refused { peer, transfer: Fixed(transfer) }))
 }
 
 /// The keys of those who have an account; of those on-line, the session's too.

@@ -25,6 +25,11 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(90);
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Kernel memory for what a client does not read: 0.4 MB instead of 3.9.
 pub const SEND_BUFFER: usize = 128 * 1024;
+/// Bytes of packets that wait for all clients together: those who send to a client that takes none are
+/// read more slowly long before.
+pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
+/// A packet for which there is no room waits this long, and its sender with it.
+pub const PACKET_PATIENCE: Duration = Duration::from_secs(30);
 /// Writer threads for clients that do not keep up; more stalled ones than this are closed.
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.

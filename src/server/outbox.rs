@@ -5,11 +5,11 @@
 //! takes it; whoever finds it taken leaves at once, because the holder looks at the queue again,
 //! under the same lock, before it lays the baton down. Nobody ever waits for a client:
 //! when its socket is full, baton and rest go to a writer thread that ends when it has caught up.
-//! The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
+//! Packets wait behind all lines. The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
 //! no sender can throw a slow reader off; what the server itself has to say still fits, or the
 //! client is closed, as is one that takes nothing for 30 s.
 
-use super::limits::{MAX_WRITERS, Ticket};
+use super::limits::{MAX_WAITING_PACKETS, MAX_WRITERS, Ticket};
 use super::lock;
 use crate::protocol::MAX_LINE;
 use crate::wire::tls::Channel;
@@ -26,6 +26,8 @@ const MAX_BATCHES: usize = 64;
 const WRITER_STACK: usize = 128 * 1024;
 
 static WRITERS: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of packets in all outboxes.
+static WAITING_PACKETS: AtomicUsize = AtomicUsize::new(0);
 
 /// A piece of a line.
 #[derive(Clone)]
@@ -55,6 +57,9 @@ impl From<Vec<u8>> for Part {
 struct Queue {
     parts: VecDeque<Part>,
     bytes: usize,
+    /// Packets, which let every line go first: a file does not hold up what people say.
+    packets: VecDeque<Vec<u8>>,
+    packet_bytes: usize,
     /// The baton: somebody encrypts and writes.
     busy: bool,
     /// On the flusher's list.
@@ -103,8 +108,13 @@ impl Outbox {
         self.list(queue, flusher);
     }
 
-    /// Queues an envelope, for the flusher or to be sent at once, unless too much waits already.
-    pub fn deliver(self: &Arc<Outbox>, line: [Part; 2], flusher: Option<&Flusher>) -> Queued {
+    /// Queues one whole line from another client, for the flusher or to be sent at once, unless too
+    /// much waits already.
+    pub fn deliver(
+        self: &Arc<Outbox>,
+        line: impl IntoIterator<Item = Part>,
+        flusher: Option<&Flusher>,
+    ) -> Queued {
         let mut queue = lock(&self.queue);
         if queue.closed || queue.ending {
             return Queued::Gone;
@@ -118,6 +128,25 @@ impl Outbox {
             None => self.take_baton(queue),
         }
         Queued::Yes
+    }
+
+    /// Whether a packet may be queued now. There is room for far more than a client may grant, unless many
+    /// clients do not take what they have granted: then each may have an eighth of what is left.
+    pub fn has_room(&self) -> bool {
+        let left = MAX_WAITING_PACKETS.saturating_sub(WAITING_PACKETS.load(Ordering::Relaxed));
+        lock(&self.queue).packet_bytes <= left / 8
+    }
+
+    /// Queues a packet behind all lines. False if the client is gone.
+    pub fn relay(self: &Arc<Outbox>, packet: Vec<u8>) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.closed || queue.ending {
+            return false;
+        }
+        count_packet(&mut queue, packet.len());
+        queue.packets.push_back(packet);
+        self.take_baton(queue);
+        true
     }
 
     /// Whether the client is still served.
@@ -144,6 +173,7 @@ impl Outbox {
     pub fn end(self: &Arc<Outbox>) {
         let mut queue = lock(&self.queue);
         queue.ending = true;
+        drop_packets(&mut queue);
         self.take_baton(queue);
     }
 
@@ -156,6 +186,7 @@ impl Outbox {
         queue.closed = true;
         queue.parts = VecDeque::new();
         queue.bytes = 0;
+        drop_packets(queue);
         self.channel.close();
     }
 
@@ -199,7 +230,7 @@ impl Outbox {
 
     /// Lays the baton down if nothing is left to do.
     fn lay_down(&self, queue: &mut Queue) -> bool {
-        if queue.parts.is_empty() || queue.closed {
+        if (queue.parts.is_empty() && queue.packets.is_empty()) || queue.closed {
             queue.busy = false;
             if queue.ending && !queue.closed {
                 let mut wire = Vec::new();
@@ -258,6 +289,12 @@ impl Outbox {
     }
 }
 
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        drop_packets(&mut lock(&self.queue));
+    }
+}
+
 fn put(queue: &mut Queue, line: impl IntoIterator<Item = Part>) {
     for part in line {
         queue.bytes += part.bytes().len();
@@ -265,7 +302,26 @@ fn put(queue: &mut Queue, line: impl IntoIterator<Item = Part>) {
     }
 }
 
+fn count_packet(queue: &mut Queue, length: usize) {
+    queue.packet_bytes += length;
+    WAITING_PACKETS.fetch_add(length, Ordering::Relaxed);
+}
+
+fn drop_packets(queue: &mut Queue) {
+    WAITING_PACKETS.fetch_sub(queue.packet_bytes, Ordering::Relaxed);
+    queue.packet_bytes = 0;
+    queue.packets = VecDeque::new();
+}
+
+/// Lines if there are any, one packet otherwise.
 fn next_batch(queue: &mut Queue) -> Vec<Part> {
+    if queue.parts.is_empty()
+        && let Some(packet) = queue.packets.pop_front()
+    {
+        queue.packet_bytes -= packet.len();
+        WAITING_PACKETS.fetch_sub(packet.len(), Ordering::Relaxed);
+        return vec![packet.into()];
+    }
     let mut bytes = 0;
     let mut batch = Vec::with_capacity(queue.parts.len().min(BATCH_PARTS));
     while let Some(part) = queue.parts.front() {

@@ -7,7 +7,8 @@ use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{self, PersonKeys, SessionKeyFields};
+use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 /// A logged-in person. Made from an [`Authenticated`] alone.
@@ -17,6 +18,9 @@ pub struct Session {
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
+    /// How many packets others may send to this client, by sender and transfer: none is 0, so that there are
+    /// at most [`MAX_GRANTED`].
+    granted: Mutex<HashMap<(Username, [u8; 16]), u32>>,
 }
 
 /// What a renewal replaces.
@@ -54,6 +58,7 @@ impl Session {
             outbox,
             identity: login.identity().spki(),
             current: Mutex::new(current),
+            granted: Mutex::default(),
         };
         (session, announcement)
     }
@@ -69,6 +74,36 @@ impl Session {
     /// Whether `key_name` names the session key in use.
     pub fn uses_key(&self, key_name: &str) -> bool {
         lock(&self.current).key_name == key_name
+    }
+
+    /// This client lets `sender` send so many packets more. False, and nothing, if that is more than
+    /// may be granted in all.
+    pub fn grant(&self, sender: &Username, transfer: [u8; 16], count: u32) -> bool {
+        let mut granted = lock(&self.granted);
+        let total: u32 = granted.values().sum();
+        let fits = count > 0 && count <= MAX_GRANTED.saturating_sub(total);
+        if fits {
+            *granted.entry((sender.clone(), transfer)).or_default() += count;
+        }
+        fits
+    }
+
+    /// Nothing more is granted to `sender` for this transfer.
+    pub fn revoke(&self, sender: &Username, transfer: [u8; 16]) {
+        lock(&self.granted).remove(&(sender.clone(), transfer));
+    }
+
+    /// Uses up one packet of those granted to `sender`; false if there is none.
+    pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
+        let mut granted = lock(&self.granted);
+        let place = (sender.clone(), transfer);
+        let left = granted.get(&place).copied().unwrap_or(0);
+        match left {
+            0 => return false,
+            1 => granted.remove(&place),
+            more => granted.insert(place, more - 1),
+        };
+        true
     }
 
     /// What others are told when they ask for this person's keys.

@@ -1,13 +1,38 @@
-//! Lines out of a byte stream.
+//! Lines and packets out of a byte stream (README, "Lines" and "Packets").
 //!
 //! Invariant: no more than the limit and one read is ever held, whatever arrives in
-//! whatever pieces; the limit is applied before a line is looked at.
+//! whatever pieces; the limit is applied before a line or packet is looked at.
 
 use zeroize::Zeroize;
 
-/// A line was longer than the limit.
+/// A line, or a packet, was longer than the limit.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LineTooLong;
+
+/// The first byte of a packet; no line of JSON begins with it.
+const PACKET: u8 = 0;
+/// A packet's first byte and its length.
+const PACKET_HEAD: usize = 5;
+
+/// What stands between two others in the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// A line without its end.
+    Line(&'a [u8]),
+    /// A packet without its head.
+    Packet(&'a [u8]),
+}
+
+/// A packet as it goes over the wire: a zero byte, the length of what follows as a 32-bit
+/// big-endian number, the parts.
+pub fn packet(parts: &[&[u8]]) -> Vec<u8> {
+    let length = parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut packet = Vec::with_capacity(PACKET_HEAD + length);
+    packet.push(PACKET);
+    packet.extend_from_slice(&u32::try_from(length).expect("packets are small").to_be_bytes());
+    parts.iter().for_each(|part| packet.extend_from_slice(part));
+    packet
+}
 
 /// Collects bytes and gives them back as lines.
 pub struct Lines {
@@ -67,6 +92,28 @@ impl Lines {
         self.taken = self.searched;
         Ok(Some(&self.buffer[start..end]))
     }
+
+    /// The next whole line or packet; a packet's body has at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`LineTooLong`], before the rest has arrived.
+    pub fn next_frame(&mut self, limit: usize) -> Result<Option<Frame<'_>>, LineTooLong> {
+        let waiting = &self.buffer[self.taken..];
+        if waiting.first() != Some(&PACKET) {
+            return Ok(self.next_line()?.map(Frame::Line));
+        }
+        let Some([_, length @ ..]) = waiting.first_chunk::<PACKET_HEAD>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > limit {
+            return Err(LineTooLong);
+        }
+        let start = self.taken + PACKET_HEAD;
+        if self.buffer.len() < start + length {
+            return Ok(None);
+        }
+        (self.taken, self.searched) = (start + length, start + length);
+        Ok(Some(Frame::Packet(&self.buffer[start..self.taken])))
+    }
 }
 
 impl Drop for Lines {
@@ -95,6 +142,34 @@ mod tests {
             }
             assert_eq!(got, [b"one".to_vec(), b"".to_vec(), b"two and a half".to_vec(), b"three".to_vec()]);
         }
+    }
+
+    #[test]
+    fn packets_and_lines_are_the_same_however_the_stream_is_cut() {
+        let stream =
+            [&packet(&[b"a\n", b"b"])[..], b"{one}\n", &packet(&[]), &packet(&[&[0; 9]]), b"\n"].concat();
+        for piece in 1..stream.len() {
+            let mut lines = Lines::new(20);
+            let mut got = Vec::new();
+            for bytes in stream.chunks(piece) {
+                lines.buffer().extend_from_slice(bytes);
+                while let Some(frame) = lines.next_frame(9).expect("short") {
+                    got.push(format!("{frame:?}"));
+                }
+            }
+            let zeros = [0; 9];
+            let frames = [
+                Frame::Packet(b"a\nb"),
+                Frame::Line(b"{one}"),
+                Frame::Packet(b""),
+                Frame::Packet(&zeros),
+                Frame::Line(b""),
+            ];
+            assert_eq!(got, frames.map(|frame| format!("{frame:?}")));
+        }
+        let mut lines = Lines::new(20);
+        lines.buffer().extend_from_slice(&packet(&[&[0; 10]])[..5]);
+        assert_eq!(lines.next_frame(9), Err(LineTooLong), "before its bytes have arrived");
     }
 
     #[test]

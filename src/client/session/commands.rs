@@ -41,6 +41,15 @@ impl Session {
             Command::Exit => self.ending = self.ending.or(Some(now)),
             Command::Verify(name, compared) => self.verify(name, compared),
             Command::Trust(name) => self.trust(name),
+            Command::SendFile(name, path) => {
+                if let Some(name) = self.other(name) {
+                    self.send_file(name, path);
+                }
+            }
+            Command::AcceptFile(number) => self.accept_file(number),
+            Command::RejectFile(number) => self.reject_file(number),
+            Command::Cancel(number) => self.cancel_file(number),
+            Command::Files => self.tell_files(),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::EncryptedMessage;
 use std::collections::VecDeque;
+use zeroize::Zeroizing;
 
 /// A sender's clock that differs by more is told.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
@@ -134,14 +135,21 @@ impl Session {
     }
 
     fn open(&mut self, from: &Username, envelope: Envelope) {
-        match self.checked(from, &envelope) {
+        let shown = match self.checked(from, &envelope) {
             Ok((header, gap, text)) => self.show(&header, gap, &text),
-            Err(why) => self.refuse(from, &why),
+            Err(why) => Err(why),
+        };
+        if let Err(why) = shown {
+            self.refuse(from, &why);
         }
     }
 
     /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
-    fn checked(&mut self, from: &Username, envelope: &Envelope) -> Result<(Header, u64, String), String> {
+    fn checked(
+        &mut self,
+        from: &Username,
+        envelope: &Envelope,
+    ) -> Result<(Header, u64, Zeroizing<String>), String> {
         let Some(peer) = self.peers.find(from) else { return Err("nobody knows them".into()) };
         let Some(identity) = &peer.identity else { return Err("their key is not known".into()) };
         let verified = envelope.verify(identity).map_err(|error| error.to_string())?;
@@ -151,8 +159,12 @@ impl Session {
         {
             return Err("it is for somebody else, or for an earlier session of yours".into());
         }
-        if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft) && !matches!(header.scope, Scope::Room(_))
-        {
+        let fits = match header.kind {
+            Kind::Message => true,
+            Kind::RoomOpened | Kind::RoomLeft => matches!(header.scope, Scope::Room(_)),
+            _ => matches!(header.scope, Scope::Private(_)),
+        };
+        if !fits {
             return Err("its fields contradict each other".into());
         }
         let gap = match peer.conversations.order(&header) {
@@ -166,12 +178,13 @@ impl Session {
         let candidates =
             self.keys.all().filter(|key| wanted.is_none_or(|wanted| key.fingerprint() == wanted));
         let opened = candidates.map(|key: &SessionKey| verified.open(key)).find(Result::is_ok);
-        let text = match opened {
+        let mut text = match opened {
             Some(Ok(text)) => text,
             _ => return Err("it cannot be decrypted".into()),
         };
-        let text = String::from_utf8(text.to_vec()).map_err(|_| "it is not text".to_string())?;
-        if header.kind != Kind::Message && !text.is_empty() {
+        let text = String::from_utf8(std::mem::take(&mut *text)).map_err(|_| "it is not text".to_string())?;
+        let text = Zeroizing::new(text);
+        if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft) && !text.is_empty() {
             return Err("its fields contradict each other".into());
         }
         self.peers.get(from).conversations.record(&header);
@@ -196,7 +209,7 @@ impl Session {
         }
     }
 
-    fn show(&mut self, header: &Header, gap: u64, text: &str) {
+    fn show(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
         if gap > 0 {
             let (messages, are) = if gap == 1 { ("message", "is") } else { ("messages", "are") };
@@ -221,7 +234,9 @@ impl Session {
                 };
                 self.message(source, sanitise(text));
             }
+            _ => return self.file_word(header, text),
         }
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ use crate::name::Username;
 use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, Sent};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// A message that meets a stale key this often is given up: somebody plays with us.
 const MAX_TRIES: u32 = 3;
@@ -48,7 +49,10 @@ pub(super) enum Missed {
 struct Outgoing {
     kind: Kind,
     audience: Audience,
-    text: String,
+    /// A word about a file may hold its key.
+    text: Zeroizing<String>,
+    /// The number of the transfer that it is about.
+    transfer: Option<u32>,
     /// A broadcast is sealed once; a private message for the session it goes to.
     sealed: Option<Arc<Sealed>>,
     waiting: BTreeSet<Username>,
@@ -95,6 +99,17 @@ impl Outbox {
 impl Session {
     /// Sends something to an audience.
     pub(super) fn send(&mut self, kind: Kind, audience: Audience, text: String) {
+        self.send_about(kind, audience, Zeroizing::new(text), None);
+    }
+
+    /// Sends something to an audience, perhaps about a transfer.
+    pub(super) fn send_about(
+        &mut self,
+        kind: Kind,
+        audience: Audience,
+        text: Zeroizing<String>,
+        transfer: Option<u32>,
+    ) {
         if text.len() > MAX_TEXT {
             return self.problem(format!("too long: a message has at most {} KiB", MAX_TEXT / 1024));
         }
@@ -117,9 +132,15 @@ impl Session {
             && self.peers.has_changed(name)
         {
             let name = name.clone();
-            if kind != Kind::RoomLeft {
-                self.problem("your message was not sent".into());
-                self.reconsider(&name);
+            match transfer {
+                Some(number) => {
+                    self.word_settled(number, kind, Some(format!("the key of {name} has changed")));
+                }
+                None if kind == Kind::RoomLeft => {}
+                None => {
+                    self.problem("your message was not sent".into());
+                    self.reconsider(&name);
+                }
             }
             return;
         }
@@ -139,6 +160,7 @@ impl Session {
             kind,
             audience,
             text,
+            transfer,
             sealed,
             waiting: targets,
             delivered: 0,
@@ -343,19 +365,16 @@ impl Session {
         if message.kind == Kind::RoomLeft {
             return;
         }
+        if let Some(number) = message.transfer {
+            let missed = message.missed.iter().next().map(|(name, why)| because(name, *why));
+            return self.word_settled(number, message.kind, missed);
+        }
         let offline = message.missed.values().all(|why| *why == Missed::Offline);
         if message.audience == Audience::Everyone && message.delivered == 0 && offline {
             return self.problem("nobody else is on-line any more: your message was not delivered".into());
         }
         for (name, why) in message.missed.iter().take(MAX_NAMED) {
-            let because = match why {
-                Missed::Offline => format!("{name} is not on-line"),
-                Missed::NoAccount => format!("there is no account named {name}"),
-                Missed::NoKey => format!("no usable key of {name} is to be had"),
-                Missed::KeyChanged => format!("the key of {name} has changed"),
-                Missed::Busy => format!("the connection of {name} is too slow at the moment"),
-                Missed::Failed => format!("the server did not take it for {name}"),
-            };
+            let because = because(name, *why);
             if message.kind == Kind::RoomOpened {
                 self.problem(format!("{because}: you are alone in the room; /leave returns to everyone"));
             } else if message.audience == Audience::Everyone {
@@ -368,6 +387,17 @@ impl Session {
             let rest = message.missed.len() - MAX_NAMED;
             self.problem(format!("nor did {rest} others"));
         }
+    }
+}
+
+fn because(name: &Username, why: Missed) -> String {
+    match why {
+        Missed::Offline => format!("{name} is not on-line"),
+        Missed::NoAccount => format!("there is no account named {name}"),
+        Missed::NoKey => format!("no usable key of {name} is to be had"),
+        Missed::KeyChanged => format!("the key of {name} has changed"),
+        Missed::Busy => format!("the connection of {name} is too slow at the moment"),
+        Missed::Failed => format!("the server did not take it for {name}"),
     }
 }
 

@@ -1,0 +1,399 @@
+//! Files on this disk: those that are offered to others, and those that others send.
+//!
+//! Invariant: a name from somebody else becomes one plain name directly in its folder; nothing that exists is
+//! ever overwritten and no link followed; a file gets its name only when its hash is right.
+//! Specification: README, "Received files".
+
+use super::text::is_harmful;
+use crate::crypto::chunk::CHUNK;
+use crate::crypto::primitives::Hasher;
+use crate::disk;
+use crate::name::Username;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The longest name that is kept of a file, in bytes: with a person's name, a number and `.part`
+/// it stays below the 255 of every file system.
+const MAX_NAME: usize = 180;
+/// Files of one name, numbered.
+const MAX_NUMBER: u32 = 10_000;
+
+/// Makes somebody else's file name harmless: the last part of a path, without control, direction or
+/// wildcard characters, leading dots or a device's name; never empty.
+pub fn safe_name(name: &str) -> String {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let forbidden = |c: char| is_harmful(c) || matches!(c, ':' | '*' | '?' | '"' | '<' | '>' | '|');
+    let clean = last.replace(forbidden, "_");
+    let clean = clean.trim_start_matches(|c: char| c == '.' || c.is_whitespace());
+    let clean = clean.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
+    let (stem, extension) = split(clean);
+    let room = MAX_NAME.saturating_sub(extension.len());
+    let mut end = stem.len().min(room);
+    while !stem.is_char_boundary(end) {
+        end -= 1;
+    }
+    match &stem[..end] {
+        "" => format!("file{extension}"),
+        device if is_device(device) => format!("_{device}{extension}"),
+        stem => format!("{stem}{extension}"),
+    }
+}
+
+/// A name's stem and its extension with the dot, if that is a short one.
+fn split(name: &str) -> (&str, &str) {
+    match name.rfind('.') {
+        Some(at) if at > 0 && name.len() - at <= 16 => name.split_at(at),
+        _ => (name, ""),
+    }
+}
+
+/// Whether some systems take a name for a device's, whatever its extension.
+fn is_device(stem: &str) -> bool {
+    let first = stem.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
+    let numbered = |kind| first.strip_prefix(kind).is_some_and(|n| matches!(n.as_bytes(), [b'0'..=b'9']));
+    matches!(first.as_str(), "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
+}
+
+/// What a person typed, as a path: `~` is their home, and quotes around a name may stay.
+pub fn typed_path(typed: &str) -> PathBuf {
+    let quoted = |mark: char| typed.strip_prefix(mark).and_then(|rest| rest.strip_suffix(mark));
+    let bare = quoted('"').or_else(|| quoted('\'')).filter(|_| !Path::new(typed).exists());
+    let path = bare.unwrap_or(typed);
+    let below_home = path.strip_prefix("~/").or((path == "~").then_some(""));
+    below_home.and_then(|rest| disk::under_home(rest).ok()).unwrap_or_else(|| path.into())
+}
+
+/// A file that is offered to somebody.
+pub struct Source {
+    file: File,
+    pub name: String,
+    pub size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Source {
+    /// Opens a plain file.
+    ///
+    /// # Errors
+    /// For people, without the path.
+    pub fn open(path: &Path) -> Result<Source, String> {
+        let explain = |error: io::Error| match error.kind() {
+            ErrorKind::NotFound => "there is no such file".to_string(),
+            ErrorKind::PermissionDenied => "you may not read it".to_string(),
+            _ => error.to_string(),
+        };
+        // Without waiting: the other end of a pipe may never be opened.
+        let file =
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(explain)?;
+        let facts = file.metadata().map_err(explain)?;
+        if facts.is_dir() {
+            return Err("it is a folder: pack it into one file first".into());
+        }
+        if !facts.is_file() {
+            return Err("it is not a plain file".into());
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Source { file, name, size: facts.len(), modified: facts.modified().ok() })
+    }
+
+    /// The SHA-256 of the whole file, as long as `go_on` holds.
+    ///
+    /// # Errors
+    /// The disk's; `Interrupted` when `go_on` does not hold.
+    pub fn hash(&self, go_on: impl Fn() -> bool) -> io::Result<[u8; 32]> {
+        let (mut hasher, mut buffer, mut at) = (Hasher::default(), vec![0; 4 * CHUNK], 0);
+        while at < self.size {
+            let length = usize::try_from(self.size - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+            self.read_at(&mut buffer[..length], at)?;
+            hasher.update(&buffer[..length]);
+            at += length as u64;
+            if !go_on() {
+                return Err(ErrorKind::Interrupted.into());
+            }
+        }
+        Ok(hasher.finish())
+    }
+
+    /// Fills the buffer from one place of the file.
+    ///
+    /// # Errors
+    /// The disk's; a file that has become shorter is one.
+    pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => io::Error::other("the file has become shorter"),
+            _ => error,
+        })
+    }
+
+    /// Whether the file was written to since it was opened.
+    pub fn has_changed(&self) -> bool {
+        let facts = self.file.metadata();
+        !facts.is_ok_and(|facts| facts.len() == self.size && facts.modified().ok() == self.modified)
+    }
+
+    /// Keeps a copy as `{person}_{name}`; by reference where the file system can (the kernel's
+    /// copy_file_range). Returns its path.
+    ///
+    /// # Errors
+    /// With the path in the text.
+    pub fn copy(&self, folder: &Path, person: &Username) -> io::Result<PathBuf> {
+        if self.has_changed() {
+            return Err(io::Error::other("the file has changed meanwhile"));
+        }
+        let part = folder.join(format!("{person}_{}.part", safe_name(&self.name)));
+        let mut copy = disk::create_new(&part)?;
+        let copied = (|| {
+            let mut from = &self.file;
+            io::Seek::rewind(&mut from)?;
+            io::copy(&mut from, &mut copy).map(drop)
+        })();
+        let placed = copied.map_err(disk::at(&part)).and_then(|()| place(&part, folder, person, &self.name));
+        if placed.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        placed
+    }
+}
+
+/// A file that is arriving: `{person}_{SHA-256}.part` until all of it is there, so that it is found again when
+/// the same person offers the same file again.
+pub struct Part {
+    file: File,
+    path: PathBuf,
+    hasher: Hasher,
+}
+
+impl Part {
+    /// Makes the part, or takes up one that is there; and the bytes that it has, whole chunks.
+    ///
+    /// # Errors
+    /// With the path in the text; `Interrupted` when `go_on` does not hold.
+    pub fn open(
+        folder: &Path,
+        sender: &Username,
+        sha256: &[u8; 32],
+        size: u64,
+        go_on: impl Fn() -> bool,
+    ) -> io::Result<(Part, u64)> {
+        let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = folder.join(format!("{sender}_{hash}.part"));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let mut file = options.open(&path).map_err(disk::at(&path))?;
+        let mut hasher = Hasher::default();
+        let have = (|| {
+            let facts = file.metadata()?;
+            if !facts.is_file() {
+                return Err(io::Error::other("not a plain file"));
+            }
+            let have = facts.len() - facts.len() % CHUNK as u64;
+            let have = if facts.len() == size {
+                size
+            } else if facts.len() > size {
+                0
+            } else {
+                have
+            };
+            file.set_len(have)?;
+            let mut left = have;
+            let mut buffer = vec![0; 4 * CHUNK];
+            while left > 0 {
+                let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+                file.read_exact(&mut buffer[..length])?;
+                hasher.update(&buffer[..length]);
+                left -= length as u64;
+                if !go_on() {
+                    return Err(ErrorKind::Interrupted.into());
+                }
+            }
+            Ok(have)
+        })();
+        Ok((Part { file, path: path.clone(), hasher }, have.map_err(disk::at(&path))?))
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// With the path in the text.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(disk::at(&self.path))
+    }
+
+    /// Gives the whole file its name, if its hash is right, and returns its path. A wrong one is removed.
+    ///
+    /// # Errors
+    /// With the path in the text.
+    pub fn finish(
+        self,
+        sha256: &[u8; 32],
+        folder: &Path,
+        sender: &Username,
+        name: &str,
+    ) -> io::Result<PathBuf> {
+        if self.hasher.finish() != *sha256 {
+            let _ = fs::remove_file(&self.path);
+            return Err(io::Error::other("it is not the file that was offered"));
+        }
+        self.file.sync_all().map_err(disk::at(&self.path))?;
+        place(&self.path, folder, sender, name)
+    }
+
+    /// Removes it.
+    pub fn discard(self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, … in one step for each
+/// try: a second name for the same file, which fails if the name is taken, then the first one goes.
+fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Result<PathBuf> {
+    let name = safe_name(name);
+    let (stem, extension) = split(&name);
+    for number in 0..MAX_NUMBER {
+        let number = if number == 0 { String::new() } else { format!("_{number}") };
+        let path = folder.join(format!("{person}_{stem}{number}{extension}"));
+        match fs::hard_link(part, &path) {
+            Ok(()) => {
+                fs::remove_file(part).map_err(disk::at(part))?;
+                disk::sync_parent(&path)?;
+                return Ok(path);
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(disk::at(&path)(error)),
+        }
+    }
+    Err(disk::at(part)(io::Error::other("there are 10,000 files of this name already")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::primitives::sha256;
+    use crate::crypto::secret::random;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Folder {
+            let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+            let path = std::env::temp_dir().join(format!("file-{name}"));
+            fs::create_dir(&path).expect("folder");
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn hostile_names_become_plain_ones() {
+        for (name, safe) in [
+            ("photo.jpg", "photo.jpg"),
+            ("../../.bashrc", "bashrc"),
+            ("/etc/passwd", "passwd"),
+            ("C:\\windows\\win.ini", "win.ini"),
+            ("a\u{1b}[2Jb\n.txt", "a_[2Jb_.txt"),
+            ("gpj\u{202e}exe.", "gpj_exe"),
+            ("...", "file"),
+            ("", "file"),
+            ("..", "file"),
+            ("dir/", "file"),
+            (" . .hidden", "hidden"),
+            ("CON", "_CON"),
+            ("nul.txt", "_nul.txt"),
+            ("com1.tar.gz", "_com1.tar.gz"),
+            ("console.log", "console.log"),
+            ("a:b*c?.txt", "a_b_c_.txt"),
+            ("日本語 файл.pdf", "日本語 файл.pdf"),
+            (".tar.gz", "tar.gz"),
+        ] {
+            assert_eq!(safe_name(name), safe, "{name:?}");
+        }
+        for long in ["x".repeat(5000), "é".repeat(3000) + ".jpeg", ".".repeat(400), "a.".repeat(400)] {
+            let safe = safe_name(&long);
+            assert!(safe.len() <= MAX_NAME && !safe.is_empty(), "{safe}");
+            assert_eq!(Path::new(&safe).components().count(), 1);
+        }
+        assert!(safe_name(&("é".repeat(3000) + ".jpeg")).ends_with("é.jpeg"));
+    }
+
+    #[test]
+    fn whatever_the_name_it_is_one_plain_component() {
+        for _ in 0..2000 {
+            let wild: Vec<u8> = random::<40>()
+                .iter()
+                .map(|b| b"/\\.~: \x00\x1bCON\n\xe2\x80\xae"[*b as usize % 15])
+                .collect();
+            let safe = safe_name(&String::from_utf8_lossy(&wild));
+            assert!(!safe.starts_with('.') && !safe.contains(['/', '\\', '\0']), "{safe:?}");
+            assert!(!safe.is_empty() && !safe.chars().any(is_harmful), "{safe:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_taken_up_in_whole_chunks_and_appears_only_whole() {
+        let folder = Folder::new();
+        let (alice, whole) = ("alice".parse().expect("name"), vec![9; 2 * CHUNK + 5]);
+        let hash = sha256(&whole);
+        let open = || Part::open(&folder.0, &alice, &hash, whole.len() as u64, || true).expect("opens");
+        let (mut part, have) = open();
+        assert_eq!(have, 0);
+        part.write(&whole[..CHUNK + 7]).expect("written");
+        drop(part);
+        let (mut part, have) = open();
+        assert_eq!(have, CHUNK as u64);
+        part.write(&whole[CHUNK..]).expect("written");
+        fs::write(folder.0.join("alice_x.txt"), b"mine").expect("written");
+        std::os::unix::fs::symlink("/nowhere", folder.0.join("alice_x_1.txt")).expect("link");
+        let path = part.finish(&hash, &folder.0, &alice, "../x.txt").expect("whole");
+        assert_eq!(path, folder.0.join("alice_x_2.txt"));
+        assert_eq!(fs::read(&path).expect("read"), whole);
+        assert_eq!(fs::read(folder.0.join("alice_x.txt")).expect("read"), b"mine");
+        assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "no part is left");
+        let (mut part, _) = open();
+        part.write(b"other").expect("written");
+        assert!(part.finish(&hash, &folder.0, &alice, "x.txt").is_err());
+        assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "nor a wrong one");
+    }
+
+    #[test]
+    fn a_part_that_is_a_link_or_longer_than_the_file_is_not_believed() {
+        let folder = Folder::new();
+        let bob: Username = "bob".parse().expect("name");
+        let path = folder.0.join(format!("bob_{}.part", "00".repeat(32)));
+        fs::write(folder.0.join("treasure"), b"whole").expect("written");
+        std::os::unix::fs::symlink(folder.0.join("treasure"), &path).expect("link");
+        assert!(Part::open(&folder.0, &bob, &[0; 32], 3, || true).is_err(), "a link");
+        assert_eq!(fs::read(folder.0.join("treasure")).expect("read"), b"whole");
+        fs::remove_file(&path).expect("removed");
+        fs::write(&path, vec![1; CHUNK * 3]).expect("written");
+        let (_, have) = Part::open(&folder.0, &bob, &[0; 32], CHUNK as u64, || true).expect("opens");
+        assert_eq!(have, 0);
+    }
+
+    #[test]
+    fn only_plain_files_are_offered() {
+        let folder = Folder::new();
+        assert!(Source::open(&folder.0).is_err_and(|why| why.contains("folder")));
+        assert!(Source::open(Path::new("/dev/null")).is_err_and(|why| why.contains("plain file")));
+        assert!(Source::open(&folder.0.join("none")).is_err_and(|why| why.contains("no such file")));
+        fs::write(folder.0.join("file"), b"content").expect("written");
+        let source = Source::open(&folder.0.join("file")).expect("a plain file");
+        assert_eq!(source.hash(|| true).expect("read"), sha256(b"content"));
+        assert_eq!(source.hash(|| false).expect_err("stopped").kind(), ErrorKind::Interrupted);
+        let bob = "bob".parse().expect("name");
+        let copy = source.copy(&folder.0, &bob).expect("copied");
+        assert_eq!(fs::read(copy).expect("read"), b"content");
+        fs::write(folder.0.join("file"), b"short").expect("written");
+        assert!(source.has_changed() && source.copy(&folder.0, &bob).is_err());
+        assert!(source.hash(|| true).is_err());
+    }
+}

@@ -1,0 +1,714 @@
+//! Files that are offered, sent and received: what was agreed, how far each is, and what is told of it.
+//!
+//! Invariant: nothing is fetched or written before the person has accepted; a word about a transfer counts only
+//! from the other side of it, and only when its turn has come. The work itself is done in
+//! [`transfer`](crate::client::transfer). Specification: README, "File transfer".
+
+use super::outgoing::Audience;
+use super::{Effect, Session};
+use crate::client::file::safe_name;
+use crate::client::text::sanitise;
+use crate::client::transfer::{Job, Step};
+use crate::crypto::chunk::{CHUNK, Plan, TransferId, chunks};
+use crate::crypto::envelope::{Header, Kind};
+use crate::crypto::public::Fingerprint;
+use crate::crypto::secret::{Key, random};
+use crate::encoding::Fixed;
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize, json};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// Transfers and offers that are kept in mind, in all and with one person as the sender.
+const MAX_LISTED: usize = 64;
+const MAX_OFFERS_OF_ONE: usize = 16;
+/// Files under way at once in each direction.
+const MAX_MOVING: usize = 8;
+/// An offer that nobody has answered for this long is withdrawn.
+const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
+/// The confirmation of what was sent completely comes in this time.
+const CONFIRMATION: Duration = Duration::from_secs(120);
+/// The longest reason that is told or believed, in characters.
+const MAX_REASON: usize = 200;
+
+/// The text of a `file_offer`.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    transfer: Fixed<16>,
+    key: Key,
+    name: String,
+    size: u64,
+    sha256: Fixed<32>,
+    chunks: u64,
+}
+
+/// The text of a `file_accept`.
+#[derive(Serialize, Deserialize)]
+struct Accept {
+    transfer: Fixed<16>,
+    /// Chunks before this one are there already.
+    start: u32,
+}
+
+/// The text of the other three; the reason is for people.
+#[derive(Serialize, Deserialize)]
+struct Word {
+    transfer: Fixed<16>,
+    reason: Option<String>,
+}
+
+/// How far a transfer is.
+enum State {
+    /// Out: the file is being read.
+    Preparing,
+    /// The other side, or the person here, has not answered.
+    Offered,
+    /// In: what is there already is being looked at, then the answer goes out.
+    Opening,
+    /// Out: accepted from this chunk on; the key that the answer named is not here yet.
+    AwaitingKey(u32, Fingerprint),
+    /// So many bytes are there.
+    Moving(u64),
+    /// Out: everything is sent.
+    Confirming,
+    /// Out: confirmed; a copy is being made.
+    Keeping,
+}
+
+struct Transfer {
+    peer: Username,
+    id: TransferId,
+    key: Key,
+    /// Harmless: see [`safe_name`].
+    name: String,
+    size: u64,
+    sha256: [u8; 32],
+    outgoing: bool,
+    state: State,
+    /// When the state began.
+    since: Instant,
+    /// When the first chunk was due, and the bytes that were there then.
+    begun: (Instant, u64),
+    /// Tenths that were told.
+    told: u64,
+}
+
+/// All of them, by number.
+#[derive(Default)]
+pub struct Files {
+    list: BTreeMap<u32, Transfer>,
+    last: u32,
+}
+
+/// How far one transfer is, for the screen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// "photo.jpg → bob".
+    pub label: String,
+    pub percent: u64,
+    /// "98.2 MB/s, 3 s left".
+    pub pace: String,
+}
+
+/// Bytes as people say them.
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["kB", "MB", "GB", "TB", "PB", "EB"];
+        let mut tenths = self.0 / 100;
+        if self.0 < 1000 {
+            return write!(f, "{} B", self.0);
+        }
+        for unit in units {
+            if tenths < 10_000 {
+                return write!(f, "{}.{} {unit}", tenths / 10, tenths % 10);
+            }
+            tenths /= 1000;
+        }
+        write!(f, "{} EB", self.0)
+    }
+}
+
+fn time_left(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
+fn shortened(reason: &str) -> String {
+    sanitise(&reason.chars().take(MAX_REASON).collect::<String>())
+}
+
+impl Transfer {
+    /// "photo.jpg (5.0 MB)".
+    fn title(&self) -> String {
+        format!("{} ({})", self.name, Size(self.size))
+    }
+
+    fn label(&self) -> String {
+        if self.outgoing {
+            format!("{} → {}", self.name, self.peer)
+        } else {
+            format!("{} ← {}", self.name, self.peer)
+        }
+    }
+
+    fn percent(&self) -> u64 {
+        match self.state {
+            State::Moving(done) => done.saturating_mul(100).checked_div(self.size).unwrap_or(100),
+            State::Confirming | State::Keeping => 100,
+            _ => 0,
+        }
+    }
+
+    fn pace(&self, now: Instant) -> String {
+        let State::Moving(done) = self.state else { return "almost done".into() };
+        let rate = self.rate(done, now);
+        match self.size.saturating_sub(done).checked_div(rate) {
+            Some(left) => format!("{}/s, {} left", Size(rate), time_left(left)),
+            None => "begins".into(),
+        }
+    }
+
+    /// Bytes a second since the beginning.
+    fn rate(&self, done: u64, now: Instant) -> u64 {
+        let (since, from) = self.begun;
+        let milliseconds = (now.duration_since(since).as_millis() as u64).max(1);
+        done.saturating_sub(from).saturating_mul(1000) / milliseconds
+    }
+}
+
+impl Files {
+    /// Whether something is arriving or leaving, or waits for the other side's answer.
+    pub fn is_idle(&self) -> bool {
+        let waits_for_us =
+            |transfer: &Transfer| !transfer.outgoing && matches!(transfer.state, State::Offered);
+        self.list.values().all(waits_for_us)
+    }
+
+    /// Files that are under way in one direction.
+    fn moving(&self, outgoing: bool) -> usize {
+        let counts = |state: &State| !matches!(state, State::Preparing | State::Offered | State::Keeping);
+        self.list.values().filter(|one| one.outgoing == outgoing && counts(&one.state)).count()
+    }
+
+    /// Whether all that is not done waits for an answer of somebody else.
+    pub(super) fn only_waits(&self) -> bool {
+        self.list.values().all(|transfer| matches!(transfer.state, State::Offered))
+    }
+
+    fn find(&self, peer: &Username, id: &TransferId) -> Option<u32> {
+        let found = self.list.iter().find(|(_, transfer)| transfer.peer == *peer && transfer.id == *id);
+        found.map(|(number, _)| *number)
+    }
+
+    fn add(&mut self, transfer: Transfer) -> u32 {
+        self.last += 1;
+        self.list.insert(self.last, transfer);
+        self.last
+    }
+}
+
+impl Session {
+    /// How far everything under way is.
+    pub fn progress(&self) -> impl Iterator<Item = Progress> {
+        let moving = |transfer: &&Transfer| matches!(transfer.state, State::Moving(_) | State::Confirming);
+        self.files.list.values().filter(moving).map(|transfer| Progress {
+            label: transfer.label(),
+            percent: transfer.percent(),
+            pace: transfer.pace(self.instant),
+        })
+    }
+
+    fn job(&mut self, number: u32, job: Job) {
+        self.effects.push(Effect::Transfer(number, job));
+    }
+
+    // ---- what the person types
+
+    pub(super) fn send_file(&mut self, name: Username, path: String) {
+        if !self.is_online(&name) {
+            return self.problem(format!("{name} is not on-line: files go only to people who are"));
+        }
+        if self.peers.has_changed(&name) {
+            return self.reconsider(&name);
+        }
+        if self.files.list.len() >= MAX_LISTED {
+            return self.problem("too many files are on the list: /files shows it, /cancel ends one".into());
+        }
+        let id = random();
+        let transfer = Transfer {
+            peer: name.clone(),
+            id,
+            key: Key::random(),
+            name: sanitise(&path),
+            size: 0,
+            sha256: [0; 32],
+            outgoing: true,
+            state: State::Preparing,
+            since: self.instant,
+            begun: (self.instant, 0),
+            told: 0,
+        };
+        let number = self.files.add(transfer);
+        self.job(number, Job::Prepare { peer: name, id, path });
+    }
+
+    /// The offer that a command is about: that number, or the newest.
+    fn offer(&mut self, number: Option<u32>) -> Option<u32> {
+        let is_offer = |one: &Transfer| !one.outgoing && matches!(one.state, State::Offered);
+        let offers = || self.files.list.iter().filter(|(_, one)| is_offer(one)).map(|(number, _)| *number);
+        let found = match number {
+            Some(number) => offers().find(|offer| *offer == number),
+            None => offers().next_back(),
+        };
+        if found.is_none() {
+            self.problem(match number {
+                Some(number) => format!("no offer has the number {number}: /files lists them"),
+                None => "nobody has offered you a file".into(),
+            });
+        }
+        found
+    }
+
+    pub(super) fn accept_file(&mut self, number: Option<u32>) {
+        let Some(number) = self.offer(number) else { return };
+        if self.files.moving(false) >= MAX_MOVING {
+            return self
+                .problem(format!("{MAX_MOVING} files are arriving already: wait for one, or /cancel it"));
+        }
+        let Some(transfer) = self.files.list.get(&number) else { return };
+        let twin = self.files.list.values().any(|one| {
+            !one.outgoing
+                && !matches!(one.state, State::Offered)
+                && (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256)
+        });
+        if twin {
+            return self.problem(format!("{} is arriving already", transfer.name.clone()));
+        }
+        let job = Job::Receive {
+            peer: transfer.peer.clone(),
+            session: self.keys.current(),
+            plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
+            sha256: transfer.sha256,
+            name: transfer.name.clone(),
+        };
+        self.enter_state(number, State::Opening);
+        self.job(number, job);
+        self.tell_other_offers();
+    }
+
+    pub(super) fn reject_file(&mut self, number: Option<u32>) {
+        let Some(number) = self.offer(number) else { return };
+        if let Some(transfer) = self.files.list.remove(&number) {
+            self.word(Kind::FileReject, number, &transfer, None);
+            self.notice(format!("you have declined {} from {}", transfer.name, transfer.peer));
+        }
+        self.tell_other_offers();
+    }
+
+    /// When one of several offers was answered, the others are listed.
+    fn tell_other_offers(&mut self) {
+        let offers = self.files.list.iter();
+        let offers: Vec<String> = offers
+            .filter(|(_, one)| !one.outgoing && matches!(one.state, State::Offered))
+            .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
+            .collect();
+        if !offers.is_empty() {
+            self.notice(format!("still offered to you: {}", offers.join(", ")));
+        }
+    }
+
+    pub(super) fn cancel_file(&mut self, number: Option<u32>) {
+        let ours = |one: &&Transfer| {
+            (one.outgoing || !matches!(one.state, State::Offered)) && !matches!(one.state, State::Keeping)
+        };
+        let found = match number {
+            Some(number) => self.files.list.contains_key(&number).then_some(number),
+            None => self.files.list.iter().rfind(|(_, one)| ours(one)).map(|(number, _)| *number),
+        };
+        let Some((number, transfer)) = found.and_then(|number| Some((number, self.files.list.get(&number)?)))
+        else {
+            return self.problem(match number {
+                Some(number) => format!("no file has the number {number}: /files lists them"),
+                None => "no file is under way".into(),
+            });
+        };
+        if !transfer.outgoing && matches!(transfer.state, State::Offered) {
+            return self.reject_file(Some(number));
+        }
+        let (name, peer, outgoing) = (transfer.name.clone(), transfer.peer.clone(), transfer.outgoing);
+        self.end_transfer(number, true, Some("cancelled".into()));
+        let way = if outgoing { "to" } else { "from" };
+        self.notice(format!("you have cancelled {name} {way} {peer}"));
+    }
+
+    pub(super) fn tell_files(&mut self) {
+        let lines: Vec<String> = self
+            .files
+            .list
+            .iter()
+            .map(|(number, transfer)| {
+                let (title, peer) = (transfer.title(), &transfer.peer);
+                let way = if transfer.outgoing { "to" } else { "from" };
+                let state = match &transfer.state {
+                    State::Preparing => "is being read".to_string(),
+                    State::Offered if transfer.outgoing => {
+                        format!("waits for {peer}; /cancel {number} withdraws it")
+                    }
+                    State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
+                    State::Opening | State::AwaitingKey(..) => "begins".into(),
+                    State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(self.instant)),
+                    State::Confirming | State::Keeping => "is sent, almost done".into(),
+                };
+                match transfer.state {
+                    State::Preparing => format!("#{number} {} {way} {peer}: {state}", transfer.name),
+                    _ => format!("#{number} {title} {way} {peer}: {state}"),
+                }
+            })
+            .collect();
+        match lines.is_empty() {
+            true => self.notice("no files are offered or under way: /sendfile NAME PATH offers one".into()),
+            false => lines.into_iter().for_each(|line| self.notice(line)),
+        }
+    }
+
+    // ---- what its thread says
+
+    /// A transfer has come one step further.
+    pub(super) fn step(&mut self, number: u32, step: Step) {
+        // What was cancelled meanwhile has nothing more to say.
+        let Some(transfer) = self.files.list.get_mut(&number) else { return };
+        match step {
+            Step::Prepared { name, size, sha256 } => {
+                let Some(chunks) = chunks(size) else {
+                    return self.fail(number, "it is too large");
+                };
+                (transfer.name, transfer.size, transfer.sha256) = (safe_name(&name), size, sha256);
+                let offer = Offer {
+                    transfer: Fixed(transfer.id),
+                    key: transfer.key.duplicate(),
+                    name: transfer.name.clone(),
+                    size,
+                    sha256: Fixed(sha256),
+                    chunks: chunks.into(),
+                };
+                let (peer, text) = (transfer.peer.clone(), Zeroizing::new(json::to_string(&offer)));
+                self.enter_state(number, State::Offered);
+                self.send_about(Kind::FileOffer, Audience::Private(peer), text, Some(number));
+            }
+            Step::Ready { start } => {
+                let accept = Accept { transfer: Fixed(transfer.id), start };
+                let done = transfer.size.min(u64::from(start) * CHUNK as u64);
+                let peer = transfer.peer.clone();
+                self.begin(number, done);
+                let text = Zeroizing::new(json::to_string(&accept));
+                self.send_about(Kind::FileAccept, Audience::Private(peer), text, Some(number));
+            }
+            Step::Progress(bytes) => {
+                if let State::Moving(done) = &mut transfer.state {
+                    *done = bytes.min(transfer.size);
+                }
+                self.answered = self.instant;
+                self.tell_progress(number);
+            }
+            Step::Sent => self.enter_state(number, State::Confirming),
+            Step::Received(path) => {
+                let Some(transfer) = self.files.list.remove(&number) else { return };
+                self.word(Kind::FileDone, number, &transfer, None);
+                let (title, peer) = (transfer.title(), &transfer.peer);
+                self.notice(format!(
+                    "{title} from {peer} has arrived whole: {}",
+                    sanitise(&path.to_string_lossy())
+                ));
+            }
+            Step::Kept(kept) => {
+                self.files.list.remove(&number);
+                match kept {
+                    Ok(path) => self.notice(format!("a copy is kept: {}", sanitise(&path.to_string_lossy()))),
+                    Err(why) => self.notice(format!("no copy is kept: {}", sanitise(&why))),
+                }
+            }
+            Step::Failed(why) if matches!(transfer.state, State::Keeping) => {
+                self.step(number, Step::Kept(Err(why)));
+            }
+            Step::Failed(why) => self.fail(number, &why),
+        }
+    }
+
+    /// One line for each tenth, where there is no bar.
+    fn tell_progress(&mut self, number: u32) {
+        let instant = self.instant;
+        let Some(transfer) = self.files.list.get_mut(&number) else { return };
+        let tenth = transfer.percent() / 10;
+        if tenth > transfer.told {
+            transfer.told = tenth;
+            let line = format!("{}: {} %, {}", transfer.label(), tenth * 10, transfer.pace(instant));
+            self.effects.push(Effect::Progress(line));
+        }
+    }
+
+    fn enter_state(&mut self, number: u32, state: State) {
+        let since = self.instant;
+        if let Some(transfer) = self.files.list.get_mut(&number) {
+            (transfer.state, transfer.since) = (state, since);
+        }
+    }
+
+    fn begin(&mut self, number: u32, from: u64) {
+        self.enter_state(number, State::Moving(from));
+        let Some(transfer) = self.files.list.get_mut(&number) else { return };
+        transfer.begun = (self.instant, from);
+        transfer.told = transfer.percent() / 10;
+        let (title, label, percent) = (transfer.title(), transfer.label(), transfer.percent());
+        self.notice(match from {
+            0 => format!("{label}: {} is under way", title),
+            _ => format!("{label}: goes on at {percent} %"),
+        });
+    }
+
+    /// It cannot go on: both sides are told, and what has arrived stays for another time.
+    fn fail(&mut self, number: u32, why: &str) {
+        let why = shortened(why);
+        let Some(transfer) = self.files.list.get(&number) else { return };
+        let (label, moving) = (transfer.label(), matches!(transfer.state, State::Moving(_)));
+        let again = if moving { "; when it is offered again, it goes on from there" } else { "" };
+        self.end_transfer(number, false, Some(why.clone()));
+        self.problem(format!("{label}: {why}{again}"));
+    }
+
+    /// Takes a transfer off the list, stops its thread, and tells the other side why, if they are to know.
+    fn end_transfer(&mut self, number: u32, discard: bool, tell: Option<String>) {
+        let Some(transfer) = self.files.list.remove(&number) else { return };
+        self.job(number, Job::Stop { discard });
+        if tell.is_some() && !matches!(transfer.state, State::Preparing) {
+            self.word(Kind::FileCancel, number, &transfer, tell);
+        }
+    }
+
+    fn word(&mut self, kind: Kind, number: u32, transfer: &Transfer, reason: Option<String>) {
+        let word = Word { transfer: Fixed(transfer.id), reason };
+        let text = Zeroizing::new(json::to_string(&word));
+        self.send_about(kind, Audience::Private(transfer.peer.clone()), text, Some(number));
+    }
+
+    /// What became of a word about a transfer: `None` if it was delivered.
+    pub(super) fn word_settled(&mut self, number: u32, kind: Kind, missed: Option<String>) {
+        let Some(transfer) = self.files.list.get(&number) else { return };
+        let (title, peer) = (transfer.title(), transfer.peer.clone());
+        match (kind, missed) {
+            (Kind::FileOffer, None) => self.notice(format!(
+                "{title} is offered to {peer}, who has to accept it; /cancel {number} withdraws it"
+            )),
+            (Kind::FileAccept, None) => self.job(number, Job::Start),
+            (Kind::FileOffer | Kind::FileAccept, Some(why)) => {
+                self.end_transfer(number, false, None);
+                self.problem(format!("{why}: {title} is not under way"));
+            }
+            _ => {}
+        }
+    }
+
+    // ---- what the other side says
+
+    /// A word about a file. `Err` if it is none.
+    pub(super) fn file_word(&mut self, header: &Header, text: &str) -> Result<(), String> {
+        let from = &header.sender;
+        let nonsense = |_| "its text is not what it should be".to_string();
+        match header.kind {
+            Kind::FileOffer => self.offered(from, json::from_str(text).map_err(nonsense)?)?,
+            Kind::FileAccept => {
+                let Accept { transfer, start } = json::from_str(text).map_err(nonsense)?;
+                self.accepted(from, &transfer.0, start, header.session);
+            }
+            kind => {
+                let Word { transfer, reason } = json::from_str(text).map_err(nonsense)?;
+                let Some(number) = self.files.find(from, &transfer.0) else { return Ok(()) };
+                self.ended_there(number, kind, reason.as_deref().map(shortened));
+            }
+        }
+        Ok(())
+    }
+
+    fn offered(&mut self, from: &Username, offer: Offer) -> Result<(), String> {
+        if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
+            return Err("its size and its number of parts contradict each other".into());
+        }
+        let theirs = self.files.list.values().filter(|one| one.peer == *from && !one.outgoing).count();
+        if self.files.find(from, &offer.transfer.0).is_some() {
+            return Err("it offers the same a second time".into());
+        }
+        if theirs >= MAX_OFFERS_OF_ONE || self.files.list.len() >= MAX_LISTED {
+            return Err("too many files are offered already: /files lists them".into());
+        }
+        let transfer = Transfer {
+            peer: from.clone(),
+            id: offer.transfer.0,
+            key: offer.key,
+            name: safe_name(&offer.name),
+            size: offer.size,
+            sha256: offer.sha256.0,
+            outgoing: false,
+            state: State::Offered,
+            since: self.instant,
+            begun: (self.instant, 0),
+            told: 0,
+        };
+        let title = transfer.title();
+        let number = self.files.add(transfer);
+        self.notice(format!(
+            "{from} offers you a file: {title}; /acceptfile {number} takes it, /rejectfile {number} declines"
+        ));
+        self.alert();
+        Ok(())
+    }
+
+    fn accepted(&mut self, from: &Username, id: &TransferId, start: u32, session: Fingerprint) {
+        let Some(number) = self.files.find(from, id) else { return };
+        let Some(transfer) = self.files.list.get(&number) else { return };
+        if !transfer.outgoing || !matches!(transfer.state, State::Offered) {
+            return;
+        }
+        if start > chunks(transfer.size).unwrap_or(0) {
+            return self.fail(number, "the answer is about more than the file has");
+        }
+        if self.files.moving(true) >= MAX_MOVING {
+            return self.fail(number, "too many files are under way already: offer it again later");
+        }
+        self.enter_state(number, State::AwaitingKey(start, session));
+        match self.peers.find(from).and_then(|peer| peer.session.as_ref()) {
+            Some(key) if key.fingerprint() == session => self.keys_for_files(from),
+            _ => self.ask_for_keys([from.clone()]),
+        }
+    }
+
+    /// The keys of `name` are as new as they get: what waits for them begins, or never will.
+    pub(super) fn keys_for_files(&mut self, name: &Username) {
+        let waits = |one: &Transfer| match one.state {
+            State::AwaitingKey(start, session) if one.peer == *name => Some((start, session)),
+            _ => None,
+        };
+        let list = self.files.list.iter();
+        let waiting: Vec<_> = list.filter_map(|(number, one)| Some((*number, waits(one)?))).collect();
+        for (number, (start, session)) in waiting {
+            let key = self.peers.find(name).and_then(|peer| peer.session.clone());
+            let (Some(recipient), Some(transfer)) =
+                (key.filter(|key| key.fingerprint() == session), self.files.list.get(&number))
+            else {
+                self.fail(number, "the key that it was accepted with is not in use any more");
+                continue;
+            };
+            let (id, key, size) = (transfer.id, transfer.key.duplicate(), transfer.size);
+            self.begin(number, size.min(u64::from(start) * CHUNK as u64));
+            self.job(number, Job::Send { recipient, plan: Plan { id, key, size, start } });
+        }
+    }
+
+    /// The other side has ended a transfer, one way or the other.
+    fn ended_there(&mut self, number: u32, kind: Kind, reason: Option<String>) {
+        let Some(transfer) = self.files.list.get(&number) else { return };
+        let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
+        let rate = Size(transfer.rate(transfer.size, self.instant));
+        match (kind, &transfer.state) {
+            (Kind::FileReject, State::Offered) if outgoing => {
+                self.end_transfer(number, false, None);
+                self.notice(format!("{peer} has declined {title}"));
+            }
+            (Kind::FileDone, State::Confirming | State::Moving(_)) if outgoing => {
+                self.enter_state(number, State::Keeping);
+                self.job(number, Job::Keep);
+                self.notice(format!("{peer} has received {title}, {rate}/s"));
+            }
+            (Kind::FileCancel, state) if !matches!(state, State::Keeping) => {
+                let offered = !outgoing && matches!(state, State::Offered);
+                let reason = reason.unwrap_or_else(|| "cancelled".into());
+                // Who cancels on purpose does not want it to go on another time.
+                self.end_transfer(number, reason == "cancelled", None);
+                let text = match reason.as_str() {
+                    "cancelled" if offered => format!("{peer} has withdrawn {title}"),
+                    "cancelled" => format!("{peer} has cancelled {title}"),
+                    reason => format!("{title} has failed on the side of {peer}: {reason}"),
+                };
+                self.problem(text);
+            }
+            _ => {}
+        }
+    }
+
+    // ---- what else happens
+
+    /// `name` is not on-line any more: nothing with them goes on.
+    pub(super) fn files_of_left(&mut self, name: &Username) {
+        let theirs = |(number, one): (&u32, &Transfer)| {
+            (one.peer == *name && !matches!(one.state, State::Keeping)).then_some(*number)
+        };
+        for number in self.files.list.iter().filter_map(theirs).collect::<Vec<_>>() {
+            let Some(transfer) = self.files.list.get(&number) else { continue };
+            let (title, offered) = (transfer.title(), matches!(transfer.state, State::Offered));
+            let again = if transfer.outgoing {
+                "offer it again and it goes on"
+            } else {
+                "it goes on when offered again"
+            };
+            self.end_transfer(number, false, None);
+            match offered {
+                true => self.notice(format!("{name} has left: {title} is not offered any more")),
+                false => self.problem(format!("{name} has left: {title} is interrupted; {again}")),
+            }
+        }
+    }
+
+    /// Offers do not wait for ever, nor does what was sent for its confirmation.
+    pub(super) fn files_tick(&mut self) {
+        let overdue = |transfer: &Transfer| {
+            let limit = match transfer.state {
+                State::Offered => OFFER_LIFETIME,
+                State::Confirming => CONFIRMATION,
+                _ => return false,
+            };
+            self.instant.duration_since(transfer.since) >= limit
+        };
+        let list = self.files.list.iter();
+        let overdue: Vec<u32> = list.filter(|(_, one)| overdue(one)).map(|(number, _)| *number).collect();
+        for number in overdue {
+            self.fail(number, "no answer has come in time");
+        }
+    }
+
+    /// What is to be said of files that are not complete, if there are any.
+    pub(super) fn unfinished_files(&self) -> Option<String> {
+        let counts = |state: &State| !matches!(state, State::Offered | State::Preparing | State::Keeping);
+        match self.files.list.values().filter(|one| counts(&one.state)).count() {
+            0 => None,
+            1 => Some("1 file is not complete: offered again, it goes on".into()),
+            count => Some(format!("{count} files are not complete: offered again, they go on")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_told_as_people_say_them() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (65_536, "65.5 kB"),
+            (999_999, "999.9 kB"),
+            (5_000_000, "5.0 MB"),
+            (1 << 30, "1.0 GB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(Size(bytes).to_string(), text);
+        }
+        assert_eq!([5, 119, 120, 7200].map(time_left), ["5 s", "119 s", "2 min", "2 h"]);
+    }
+}

@@ -1,0 +1,461 @@
+//! Files on their way: a thread for each that is sent, a few for each that is received.
+//!
+//! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
+//! ([`WINDOW`]); disk, cryptography and network overlap, and none of them is touched by the owner of the
+//! state, which starts a [`Job`] and hears of its [`Step`]s. Only what [`Plan::open_group`] has checked is
+//! written. Specification: README, "File transfer".
+
+use super::file::{Part, Source, typed_path};
+use super::link::Queue;
+use super::session::Event;
+use crate::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
+use crate::crypto::keys::SessionKey;
+use crate::crypto::public::SessionPublicKey;
+use crate::encoding::Fixed;
+use crate::name::Username;
+use crate::protocol::{ClientMessage, Grant, Packet, Refused};
+use crate::wire::frame;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Chunks under way to this client for one transfer, at most: 2 MiB.
+const WINDOW: u32 = 32;
+/// Chunks under way to this client in all; several transfers share them.
+const ALL_WINDOWS: u32 = 64;
+/// A transfer that stands still for this long has ended.
+const STALLED: Duration = Duration::from_secs(60);
+/// An offer that nobody answers is withdrawn long before; its thread ends at last.
+const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
+/// Progress is told this often.
+const TOLD_EVERY: Duration = Duration::from_millis(100);
+
+/// What the session wants done for one of its transfers, named by its number.
+pub enum Job {
+    /// Open and hash a file that is to be offered; then wait for [`Job::Send`].
+    Prepare { peer: Username, id: TransferId, path: String },
+    /// The offer was accepted: send it.
+    Send { recipient: SessionPublicKey, plan: Plan },
+    /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
+    Receive { peer: Username, session: Arc<SessionKey>, plan: Plan, sha256: [u8; 32], name: String },
+    /// The other side knows: take the chunks.
+    Start,
+    /// The other side has it all: keep a copy.
+    Keep,
+    /// It is over. What has arrived of it stays for another time, or not.
+    Stop { discard: bool },
+}
+
+/// How far a transfer is.
+pub enum Step {
+    /// The file can be offered.
+    Prepared { name: String, size: u64, sha256: [u8; 32] },
+    /// Chunks before this one are there already.
+    Ready { start: u32 },
+    /// Bytes of the file that are sent, or written.
+    Progress(u64),
+    /// Everything was sent.
+    Sent,
+    /// Everything has arrived, and stands here.
+    Received(PathBuf),
+    /// The copy of what was sent, or why there is none.
+    Kept(Result<PathBuf, String>),
+    /// It has ended otherwise: why, for people on both sides.
+    Failed(String),
+}
+
+/// Why a transfer's thread ends early.
+enum Failure {
+    Stopped,
+    Broken(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::Interrupted => Failure::Stopped,
+            _ => Failure::Broken(error.to_string()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a transfer's threads share with the rest.
+#[derive(Default)]
+struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Sending: packets that may be sent.
+    granted: u32,
+    send: Option<(SessionPublicKey, Plan)>,
+    keep: Option<()>,
+    /// Receiving: packets that have come.
+    packets: VecDeque<Vec<u8>>,
+    /// How many may come; none until somebody wants them.
+    room: usize,
+    start: Option<()>,
+    stopped: bool,
+    discard: bool,
+    /// Why it cannot go on.
+    broken: Option<&'static str>,
+}
+
+impl Control {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut lock(&self.state));
+        self.changed.notify_all();
+    }
+
+    /// Waits for something, at most so long.
+    fn wait<T>(
+        &self,
+        patience: Duration,
+        mut take: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let end = Instant::now() + patience;
+        let mut state = lock(&self.state);
+        loop {
+            if state.stopped {
+                return Err(Failure::Stopped);
+            }
+            if let Some(taken) = take(&mut state) {
+                return Ok(taken);
+            }
+            if let Some(why) = state.broken {
+                return Err(Failure::Broken(why.into()));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Failure::Broken("nothing has come for a minute".into()));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn goes_on(&self) -> bool {
+        !lock(&self.state).stopped
+    }
+}
+
+struct Running {
+    number: u32,
+    peer: Username,
+    id: TransferId,
+    control: Arc<Control>,
+}
+
+/// Where packets and grants go.
+#[derive(Default)]
+pub struct Hub(Mutex<Vec<Running>>);
+
+impl Hub {
+    fn find(&self, peer: &Username, id: &TransferId) -> Option<Arc<Control>> {
+        let running = lock(&self.0);
+        let found = running.iter().find(|running| running.peer == *peer && running.id == *id);
+        found.map(|running| running.control.clone())
+    }
+
+    /// A chunk has come. One that nobody waits for is dropped.
+    pub fn packet(&self, packet: &Packet<'_>) {
+        let Some(control) = self.find(&packet.peer, &packet.transfer) else { return };
+        control.change(|state| match state.packets.len() < state.room {
+            true => state.packets.push_back(packet.payload.to_vec()),
+            false => state.broken = Some("more came than was asked for"),
+        });
+    }
+
+    /// The other side takes more.
+    pub fn grant(&self, grant: &Grant) {
+        if let Some(control) = self.find(&grant.peer, &grant.transfer.0) {
+            control.change(|state| state.granted = state.granted.saturating_add(grant.count));
+        }
+    }
+
+    /// The server passes nothing on any more.
+    pub fn refused(&self, refused: &Refused) {
+        if let Some(control) = self.find(&refused.peer, &refused.transfer.0) {
+            control.change(|state| state.broken = Some("the other side is not there any more"));
+        }
+    }
+}
+
+/// Starts the threads.
+pub struct Transfers(Arc<Shared>);
+
+struct Shared {
+    received: PathBuf,
+    sent: PathBuf,
+    hub: Arc<Hub>,
+    queue: Arc<Queue>,
+    deliver: Box<dyn Fn(Event) -> bool + Send + Sync>,
+    /// Files that are arriving.
+    arriving: AtomicU32,
+}
+
+impl Transfers {
+    /// `folder` holds `received` and `sent`; `deliver` takes the steps.
+    pub fn new(
+        folder: PathBuf,
+        hub: Arc<Hub>,
+        queue: Arc<Queue>,
+        deliver: impl Fn(Event) -> bool + Send + Sync + 'static,
+    ) -> Transfers {
+        let (received, sent) = (folder.join("received"), folder.join("sent"));
+        let arriving = AtomicU32::new(0);
+        Transfers(Arc::new(Shared { received, sent, hub, queue, deliver: Box::new(deliver), arriving }))
+    }
+
+    /// Does what the session wants.
+    ///
+    /// # Errors
+    /// If no thread can be had.
+    pub fn take(&self, number: u32, job: Job) -> io::Result<()> {
+        let find = || {
+            let running = lock(&self.0.hub.0);
+            running.iter().find(|running| running.number == number).map(|running| running.control.clone())
+        };
+        let change = |change: &mut dyn FnMut(&mut State)| {
+            if let Some(control) = find() {
+                control.change(change);
+            }
+        };
+        match job {
+            Job::Prepare { peer, id, path } => {
+                self.spawn(number, peer.clone(), id, move |worker| worker.send(&path, &peer, id))?
+            }
+            Job::Receive { peer, session, plan, sha256, name } => {
+                let id = plan.id;
+                self.spawn(number, peer.clone(), id, move |worker| {
+                    worker.receive(&peer, &session, plan, &sha256, &name)
+                })?;
+            }
+            Job::Send { recipient, plan } => {
+                let mut send = Some((recipient, plan));
+                change(&mut |state| state.send = send.take());
+            }
+            Job::Start => change(&mut |state| state.start = Some(())),
+            Job::Keep => change(&mut |state| state.keep = Some(())),
+            Job::Stop { discard } => change(&mut |state| {
+                (state.stopped, state.discard) = (true, discard);
+                state.packets.clear();
+            }),
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        number: u32,
+        peer: Username,
+        id: TransferId,
+        work: impl FnOnce(&Worker) -> Result<(), Failure> + Send + 'static,
+    ) -> io::Result<()> {
+        let control = Arc::new(Control::default());
+        let worker = Worker { number, control: control.clone(), shared: self.0.clone() };
+        lock(&self.0.hub.0).push(Running { number, peer, id, control });
+        let thread = thread::Builder::new().name("file".into());
+        let started = thread.spawn(move || {
+            if let Err(Failure::Broken(why)) = work(&worker) {
+                worker.tell(Step::Failed(why));
+            }
+        });
+        started.map(drop)
+    }
+}
+
+/// One transfer's thread.
+struct Worker {
+    number: u32,
+    control: Arc<Control>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        lock(&self.shared.hub.0).retain(|running| running.number != self.number);
+    }
+}
+
+impl Worker {
+    fn tell(&self, step: Step) {
+        (self.shared.deliver)(Event::Transfer(self.number, step));
+    }
+
+    /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
+    fn send(&self, path: &str, peer: &Username, id: TransferId) -> Result<(), Failure> {
+        let source = Source::open(&typed_path(path)).map_err(Failure::Broken)?;
+        let sha256 = source.hash(|| self.control.goes_on())?;
+        self.tell(Step::Prepared { name: source.name.clone(), size: source.size, sha256 });
+        let (recipient, plan) = self.control.wait(UNANSWERED, |state| state.send.take())?;
+        let address = Packet::address(peer, &id);
+        let mut told = Instant::now();
+        let mut buffer = vec![0; GROUP as usize * CHUNK];
+        let mut first = plan.start;
+        while first < plan.chunks() {
+            let count = plan.group(first);
+            let length = (first..first + count).map(|index| plan.length(index)).sum();
+            let at = u64::from(first) * CHUNK as u64;
+            source.read_at(&mut buffer[..length], at)?;
+            for payload in plan.seal_group(first, &recipient, &buffer[..length]) {
+                self.control.wait(STALLED, |state| {
+                    state.granted = state.granted.checked_sub(1)?;
+                    Some(())
+                })?;
+                if !self.shared.queue.packet(frame::packet(&[&address, &payload])) {
+                    return Err(Failure::Stopped);
+                }
+            }
+            first += count;
+            if told.elapsed() >= TOLD_EVERY {
+                told = Instant::now();
+                self.tell(Step::Progress(at + length as u64));
+            }
+        }
+        self.tell(Step::Sent);
+        self.control.wait(UNANSWERED, |state| state.keep.take())?;
+        let kept = source.copy(&self.shared.sent, peer).map_err(|error| error.to_string());
+        self.tell(Step::Kept(kept));
+        Ok(())
+    }
+
+    fn receive(
+        &self,
+        peer: &Username,
+        session: &SessionKey,
+        mut plan: Plan,
+        sha256: &[u8; 32],
+        name: &str,
+    ) -> Result<(), Failure> {
+        let folder = &self.shared.received;
+        let (mut part, have) = Part::open(folder, peer, sha256, plan.size, || self.control.goes_on())?;
+        plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
+        self.tell(Step::Ready { start: plan.start });
+        let taken = self.control.wait(STALLED, |state| state.start.take()).and_then(|()| {
+            self.shared.arriving.fetch_add(1, Ordering::Relaxed);
+            let taken = self.take_chunks(peer, session, &plan, &mut part);
+            self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
+            // Whatever was granted and has not come is not wanted any more.
+            self.grant(peer, &plan, 0);
+            taken
+        });
+        if let Err(failure) = taken {
+            if lock(&self.control.state).discard {
+                part.discard();
+            }
+            return Err(failure);
+        }
+        let path = part.finish(sha256, folder, peer, name)?;
+        self.tell(Step::Received(path));
+        Ok(())
+    }
+
+    fn grant(&self, peer: &Username, plan: &Plan, count: u32) {
+        let grant = Grant { peer: peer.clone(), transfer: Fixed(plan.id), count };
+        // If it is not taken, the connection ends, and with it this.
+        let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
+    }
+
+    /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
+    fn take_chunks(
+        &self,
+        peer: &Username,
+        session: &SessionKey,
+        plan: &Plan,
+        part: &mut Part,
+    ) -> Result<(), Failure> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
+        let due = Mutex::new(plan.start);
+        let (opened, results) = sync_channel(threads);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                let (opened, due) = (opened.clone(), &due);
+                scope.spawn(move || self.open_groups(session, plan, due, &opened));
+            }
+            drop(opened);
+            let written = self.write_groups(peer, plan, part, results);
+            if written.is_err() {
+                // The other threads stop, too.
+                self.control.change(|state| state.stopped = true);
+            }
+            written
+        })
+    }
+
+    fn open_groups(
+        &self,
+        session: &SessionKey,
+        plan: &Plan,
+        due: &Mutex<u32>,
+        opened: &SyncSender<(u32, Result<Vec<Vec<u8>>, Failure>)>,
+    ) {
+        loop {
+            // One thread waits for packets at a time: groups are taken in order.
+            let mut due = lock(due);
+            let (first, count) = (*due, plan.group(*due) as usize);
+            if count == 0 {
+                return;
+            }
+            let packets = self.control.wait(STALLED, |state| {
+                (state.packets.len() >= count).then(|| state.packets.drain(..count).collect())
+            });
+            *due = if packets.is_ok() { first + count as u32 } else { plan.chunks() };
+            drop(due);
+            let group = packets.and_then(|packets: Vec<Vec<u8>>| {
+                let group = plan.open_group(first, packets, session);
+                group.map_err(|error| Failure::Broken(error.to_string()))
+            });
+            if opened.send((first, group)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn write_groups(
+        &self,
+        peer: &Username,
+        plan: &Plan,
+        part: &mut Part,
+        results: Receiver<(u32, Result<Vec<Vec<u8>>, Failure>)>,
+    ) -> Result<(), Failure> {
+        let (mut granted, mut written) = (plan.start, plan.start);
+        let mut waiting = BTreeMap::new();
+        let mut told = Instant::now();
+        loop {
+            let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
+            let window = share.clamp(2 * GROUP, WINDOW);
+            let more = (written + window).min(plan.chunks()).saturating_sub(granted);
+            // Not for each chunk: a grant is a line through the server.
+            if more >= window / 4 || granted + more == plan.chunks() && more > 0 {
+                granted += more;
+                self.control.change(|state| state.room = WINDOW as usize);
+                self.grant(peer, plan, more);
+            }
+            if written == plan.chunks() {
+                return Ok(());
+            }
+            // The openers are gone only after one of them has said why.
+            let Ok((first, group)) = results.recv() else { return Err(Failure::Stopped) };
+            waiting.insert(first, group?);
+            while let Some(group) = waiting.remove(&written) {
+                written += group.len() as u32;
+                group.iter().try_for_each(|chunk| part.write(chunk))?;
+            }
+            if told.elapsed() >= TOLD_EVERY {
+                told = Instant::now();
+                self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+            }
+        }
+    }
+}
