@@ -34,7 +34,8 @@ pub struct Queue {
 #[derive(Default)]
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
-    packets: VecDeque<Vec<u8>>,
+    /// Heads and payloads.
+    packets: VecDeque<[Vec<u8>; 2]>,
     /// Nothing more is taken; the lines are still sent.
     ended: bool,
 }
@@ -52,13 +53,13 @@ impl Queue {
     }
 
     /// Queues a packet, and waits for room. False if it is over.
-    pub fn packet(&self, packet: Vec<u8>) -> bool {
+    pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>) -> bool {
         let mut waiting = self.lock();
         while !waiting.ended && waiting.packets.len() >= MAX_PACKETS {
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         if !waiting.ended {
-            waiting.packets.push_back(packet);
+            waiting.packets.push_back([head, payload]);
             self.changed.notify_all();
         }
         !waiting.ended
@@ -72,10 +73,10 @@ impl Queue {
     }
 
     /// The next to be sent; `None` at the end.
-    fn next(&self) -> Option<Vec<u8>> {
+    fn next(&self) -> Option<[Vec<u8>; 2]> {
         let mut waiting = self.lock();
         loop {
-            let line = waiting.lines.pop_front();
+            let line = waiting.lines.pop_front().map(|line| [line, Vec::new()]);
             if let Some(next) = line.or_else(|| waiting.packets.pop_front()) {
                 self.changed.notify_all();
                 return Some(next);
@@ -149,9 +150,9 @@ impl Drop for Link {
 
 fn write(channel: &Channel, queue: &Queue) {
     let mut wire = Vec::new();
-    while let Some(next) = queue.next() {
+    while let Some([head, rest]) = queue.next() {
         wire.clear();
-        if channel.encrypt(&[&next], &mut wire).and_then(|()| channel.send(&wire)).is_err() {
+        if channel.encrypt(&[&head, &rest], &mut wire).and_then(|()| channel.send(&wire)).is_err() {
             // The reader will find out and say so.
             queue.end();
             return channel.close();

@@ -8,7 +8,7 @@
 use super::file::{Part, Source, typed_path};
 use super::link::Queue;
 use super::session::Event;
-use crate::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
+use crate::crypto::chunk::{CHUNK, GROUP, Opened, Plan, TransferId};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;
 use crate::encoding::Fixed;
@@ -313,7 +313,7 @@ impl Worker {
                     state.granted = state.granted.checked_sub(1)?;
                     Some(())
                 })?;
-                if !self.shared.queue.packet(frame::packet(&[&address, &payload])) {
+                if !self.shared.queue.packet(frame::packet_head(&address, &payload), payload) {
                     return Err(Failure::Stopped);
                 }
             }
@@ -398,7 +398,7 @@ impl Worker {
         session: &SessionKey,
         plan: &Plan,
         due: &Mutex<u32>,
-        opened: &SyncSender<(u32, Result<Vec<Vec<u8>>, Failure>)>,
+        opened: &SyncSender<(u32, Result<Vec<Opened>, Failure>)>,
     ) {
         loop {
             // One thread waits for packets at a time: groups are taken in order.
@@ -427,7 +427,7 @@ impl Worker {
         peer: &Username,
         plan: &Plan,
         part: &mut Part,
-        results: Receiver<(u32, Result<Vec<Vec<u8>>, Failure>)>,
+        results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
     ) -> Result<(), Failure> {
         let (mut granted, mut written) = (plan.start, plan.start);
         let mut waiting = BTreeMap::new();
@@ -450,7 +450,7 @@ impl Worker {
             waiting.insert(first, group?);
             while let Some(group) = waiting.remove(&written) {
                 written += group.len() as u32;
-                group.iter().try_for_each(|chunk| part.write(chunk))?;
+                group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
             }
             if told.elapsed() >= TOLD_EVERY {
                 told = Instant::now();

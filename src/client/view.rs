@@ -289,6 +289,7 @@ mod tests {
         check(draw(
             &Screen {
                 entries: &entries.into(),
+                progress: &[],
                 status: &status,
                 editor: &editor,
                 scroll,

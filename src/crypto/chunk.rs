@@ -32,6 +32,19 @@ pub struct Plan {
     pub start: u32,
 }
 
+/// A chunk that was checked and decrypted where it lay.
+pub struct Opened {
+    payload: Vec<u8>,
+    from: usize,
+}
+
+impl Opened {
+    /// The bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.payload[self.from..]
+    }
+}
+
 /// How many chunks a file of `size` bytes has; `None` if they cannot be counted with 32 bits.
 pub fn chunks(size: u64) -> Option<u32> {
     u32::try_from(size.div_ceil(CHUNK as u64)).ok()
@@ -116,9 +129,9 @@ impl Plan {
     pub fn open_group(
         &self,
         first: u32,
-        mut payloads: Vec<Vec<u8>>,
+        payloads: Vec<Vec<u8>>,
         session: &SessionKey,
-    ) -> Result<Vec<Vec<u8>>, CryptoError> {
+    ) -> Result<Vec<Opened>, CryptoError> {
         for (payload, due) in payloads.iter().zip(first..) {
             self.check(payload, due)?;
         }
@@ -128,15 +141,17 @@ impl Plan {
         if keys.len() != payloads.len() * 32 {
             return Err(CryptoError::BadChunk);
         }
-        for ((payload, key), index) in payloads.iter_mut().zip(keys.chunks(32)).zip(first..) {
+        let chunks = payloads.into_iter().zip(keys.chunks(32)).zip(first..);
+        let open = |((mut payload, key), index): ((Vec<u8>, &[u8]), u32)| {
             let key = Key::from_slice(key).ok_or(CryptoError::BadChunk)?;
             let nonce: [u8; 12] = payload[NONCE..TAG].try_into().expect("checked");
             let tag: Tag = payload[TAG..KEYS].try_into().expect("checked");
-            payload.drain(..if index == first { KEYS + RSA_BYTES } else { KEYS });
-            primitives::eax_open(&key, &nonce, index, &self.associated(index), payload, &tag)
+            let from = if index == first { KEYS + RSA_BYTES } else { KEYS };
+            primitives::eax_open(&key, &nonce, index, &self.associated(index), &mut payload[from..], &tag)
                 .map_err(|_| CryptoError::BadChunk)?;
-        }
-        Ok(payloads)
+            Ok(Opened { payload, from })
+        };
+        chunks.map(open).collect()
     }
 
     /// Whether a payload was made by the other side, for the place `due`.
@@ -188,7 +203,8 @@ mod tests {
                     let from = first as usize * CHUNK;
                     let to = size.min(from + GROUP as usize * CHUNK);
                     let sealed = plan.seal_group(first, session().public(), &whole[from..to]);
-                    got.extend(plan.open_group(first, sealed, session()).expect("opens").concat());
+                    let opened = plan.open_group(first, sealed, session()).expect("opens");
+                    opened.iter().for_each(|chunk| got.extend_from_slice(chunk.bytes()));
                     first += plan.group(first);
                 }
                 assert!(got == whole[(start as usize * CHUNK).min(size)..], "{size} from {start}");

@@ -132,7 +132,8 @@ pub fn relay(shared: &Shared, sender: &Session, packet: Packet<'_>) -> Option<Se
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        recipient.outbox.relay(frame::packet(&[&Packet::address(&sender.name, &transfer), payload]))
+        let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
+        recipient.outbox.relay([&head, payload].concat())
     });
     (!taken).then(|| ServerMessage::Refused(Refused { peer, transfer: Fixed(transfer) }))
 }

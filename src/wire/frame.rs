@@ -23,15 +23,11 @@ pub enum Frame<'a> {
     Packet(&'a [u8]),
 }
 
-/// A packet as it goes over the wire: a zero byte, the length of what follows as a 32-bit
-/// big-endian number, the parts.
-pub fn packet(parts: &[&[u8]]) -> Vec<u8> {
-    let length = parts.iter().map(|part| part.len()).sum::<usize>();
-    let mut packet = Vec::with_capacity(PACKET_HEAD + length);
-    packet.push(PACKET);
-    packet.extend_from_slice(&u32::try_from(length).expect("packets are small").to_be_bytes());
-    parts.iter().for_each(|part| packet.extend_from_slice(part));
-    packet
+/// What goes before a packet's payload: a zero byte, the length of what follows as a 32-bit
+/// big-endian number, the address.
+pub fn packet_head(address: &[u8], payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(address.len() + payload.len()).expect("packets are small");
+    [&[PACKET], &length.to_be_bytes()[..], address].concat()
 }
 
 /// Collects bytes and gives them back as lines.
@@ -146,8 +142,9 @@ mod tests {
 
     #[test]
     fn packets_and_lines_are_the_same_however_the_stream_is_cut() {
-        let stream =
-            [&packet(&[b"a\n", b"b"])[..], b"{one}\n", &packet(&[]), &packet(&[&[0; 9]]), b"\n"].concat();
+        let packet = |address: &[u8], payload: &[u8]| [&packet_head(address, payload), payload].concat();
+        let packets = [packet(b"a\n", b"b"), packet(b"", b""), packet(b"", &[0; 9])];
+        let stream = [&packets[0][..], b"{one}\n", &packets[1], &packets[2], b"\n"].concat();
         for piece in 1..stream.len() {
             let mut lines = Lines::new(20);
             let mut got = Vec::new();
@@ -168,7 +165,7 @@ mod tests {
             assert_eq!(got, frames.map(|frame| format!("{frame:?}")));
         }
         let mut lines = Lines::new(20);
-        lines.buffer().extend_from_slice(&packet(&[&[0; 10]])[..5]);
+        lines.buffer().extend_from_slice(&packet_head(b"", &[0; 10]));
         assert_eq!(lines.next_frame(9), Err(LineTooLong), "before its bytes have arrived");
     }
 

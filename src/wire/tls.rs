@@ -14,7 +14,7 @@ use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, 
 use rustls::{InvalidMessage, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use std::fmt;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -224,8 +224,8 @@ impl Channel {
             }
         }
         flush(&mut tls, &socket)?;
-        let state = tls.process_new_packets()?;
-        take_plaintext(&mut tls, state.plaintext_bytes_to_read(), early)?;
+        tls.process_new_packets()?;
+        take_plaintext(&mut tls, early)?;
         let exporter = tls.export_keying_material(vec![0; 32], EXPORTER_LABEL, None)?;
         Ok(Channel { socket, tls: Some(Mutex::new(tls)), exporter })
     }
@@ -285,7 +285,7 @@ impl Channel {
         while !wire.is_empty() {
             tls.read_tls(&mut wire)?;
             let state = tls.process_new_packets().map_err(io::Error::other)?;
-            take_plaintext(&mut tls, state.plaintext_bytes_to_read(), plain)?;
+            take_plaintext(&mut tls, plain)?;
             if state.peer_has_closed() {
                 return Ok(Received::End);
             }
@@ -473,11 +473,24 @@ fn drain(tls: &mut Connection, wire: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-fn take_plaintext(tls: &mut Connection, count: usize, plain: &mut Vec<u8>) -> io::Result<()> {
-    if count > 0 {
-        let start = plain.len();
-        plain.resize(start + count, 0);
-        tls.reader().read_exact(&mut plain[start..])?;
+/// Appends all plaintext that is there.
+fn take_plaintext(tls: &mut Connection, plain: &mut Vec<u8>) -> io::Result<()> {
+    let mut reader = tls.reader();
+    loop {
+        let count = match reader.fill_buf() {
+            Ok(some) => {
+                plain.extend_from_slice(some);
+                some.len()
+            }
+            // There is no more for now.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            // What a close without a word means is for the next read to say.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
+            Err(error) => return Err(error),
+        };
+        if count == 0 {
+            return Ok(());
+        }
+        reader.consume(count);
     }
-    Ok(())
 }

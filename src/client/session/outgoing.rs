@@ -497,7 +497,11 @@ mod tests {
                     Effect::Send(message) => self.said[n].push_back(message),
                     Effect::Show(entry) => self.shown[n].push(entry),
                     Effect::MakeSessionKey => self.wants_key[n] = true,
-                    Effect::Alert | Effect::Clear | Effect::Quit(_) => {}
+                    Effect::Alert
+                    | Effect::Clear
+                    | Effect::Transfer(..)
+                    | Effect::Progress(_)
+                    | Effect::Quit(_) => {}
                 }
             }
         }

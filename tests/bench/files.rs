@@ -1,0 +1,152 @@
+//! How fast a file goes from one client to another through the server, all three real programs over TLS on this machine:
+//! wall time, CPU seconds and memory of each, median of five; and what each stage costs alone.
+//!
+//! `cargo bench --bench files [-- MIB]`
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use common::{Client, Folder, Server};
+use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan};
+use secure_messenger::crypto::keys::SessionKey;
+use secure_messenger::crypto::primitives::{Hasher, eax_seal, sha256};
+use secure_messenger::crypto::secret::{Key, random};
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Instant;
+
+const RUNS: usize = 5;
+const MIB: usize = 1024 * 1024;
+
+fn main() {
+    // cargo adds `--bench`.
+    let size = std::env::args().skip(1).find_map(|word| word.parse::<usize>().ok()).unwrap_or(256) * MIB;
+    let folder = Folder::new();
+    let path = folder.path("file.bin");
+    make_file(&path, size);
+    println!("{} MiB, client to client, median of {RUNS}", size / MIB);
+    stages(&path, size);
+    end_to_end(&path, size);
+}
+
+/// Of bytes that nothing can compress or guess.
+fn make_file(path: &Path, size: usize) {
+    let mut file = File::create(path).expect("a file");
+    for _ in 0..size / MIB {
+        let (seed, mut block) = (random::<32>(), vec![0; MIB]);
+        eax_seal(&Key::new(seed), &[0; 12], 0, b"", &mut block);
+        file.write_all(&block).expect("written");
+    }
+    file.sync_all().expect("on disk");
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// CPU seconds of a process so far.
+fn cpu(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("ticks")).sum();
+    ticks / 100.0
+}
+
+/// The most memory that a process ever held, in MiB.
+fn memory(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a high-water mark");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("KiB") / 1024.0
+}
+
+fn end_to_end(path: &Path, size: usize) {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("bob is on-line");
+    let pids = [server.child.id(), alice.child.id(), bob.child.id()];
+    let (mut offers, mut rates, mut cpus) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        alice.say(&format!("/sendfile bob {}", path.display()));
+        bob.expect("offers you a file");
+        offers.push(start.elapsed().as_secs_f64());
+        let before = pids.map(cpu);
+        let start = Instant::now();
+        bob.say("/acceptfile");
+        let arrived = bob.expect("has arrived whole: ");
+        rates.push(size as f64 / 1e6 / start.elapsed().as_secs_f64());
+        cpus.push([0, 1, 2].map(|n| cpu(pids[n]) - before[n]));
+        for (client, line) in [(&mut alice, None), (&mut bob, Some(arrived))] {
+            let line = line.unwrap_or_else(|| client.expect("a copy is kept: "));
+            fs::remove_file(line.split(": ").last().expect("a path")).expect("the file is there");
+        }
+    }
+    println!("\nend to end");
+    println!("  from /acceptfile to the whole file: {:.0} MB/s", median(rates));
+    println!("  reading and hashing for the offer:  {:.2} s", median(offers));
+    for (n, name) in ["server", "sender", "recipient"].iter().enumerate() {
+        let seconds = median(cpus.iter().map(|one| one[n]).collect());
+        println!("  {name:<9}  {seconds:.2} s CPU, {:.0} MiB at most", memory(pids[n]));
+    }
+}
+
+/// What each stage costs on one core that has nothing else to do, in seconds for the whole file.
+fn stages(path: &Path, size: usize) {
+    let file = File::open(path).expect("the file");
+    let session = SessionKey::generate();
+    let plan = Plan { id: [1; 16], key: Key::random(), size: size as u64, start: 0 };
+    let group = GROUP as usize * CHUNK;
+    let mut data = vec![0; group];
+    file.read_exact_at(&mut data, 0).expect("read");
+    // Measured over a part, told for the whole.
+    let time = |rounds: usize, work: &mut dyn FnMut()| {
+        let runs = (0..RUNS).map(|_| {
+            let start = Instant::now();
+            (0..rounds).for_each(|_| work());
+            start.elapsed().as_secs_f64() / rounds as f64 * (size as f64 / group as f64)
+        });
+        median(runs.collect())
+    };
+    println!("\nstages alone (seconds of one idle core)");
+    let mut whole = Vec::new();
+    let mut tell = |name: &str, seconds: f64| println!("  {name:<28} {seconds:.2}");
+    tell(
+        "read",
+        time(1, &mut || {
+            whole.clear();
+            File::open(path).and_then(|mut file| file.read_to_end(&mut whole)).expect("read");
+        }) * group as f64
+            / size as f64,
+    );
+    whole = Vec::new();
+    tell(
+        "SHA-256, at each side",
+        time(20, &mut || {
+            let mut hasher = Hasher::default();
+            hasher.update(&data);
+            black_box(hasher.finish());
+        }),
+    );
+    let block = session.public().wrap(&[7; 160], [0; 32]);
+    let wrap = time(20, &mut || {
+        black_box(session.public().wrap(&[7; 160], [0; 32]));
+    });
+    let unwrap = time(20, &mut || drop(black_box(session.unwrap(&block, [0; 32]))));
+    let seal = time(10, &mut || drop(black_box(plan.seal_group(0, session.public(), &data))));
+    let sealed = plan.seal_group(0, session.public(), &data);
+    let open = time(10, &mut || drop(black_box(plan.open_group(0, sealed.clone(), &session))));
+    tell("RSA-OAEP, sender", wrap);
+    tell("AES-EAX and HMAC, sender", seal - wrap);
+    tell("RSA-OAEP, recipient", unwrap);
+    tell("AES-EAX and HMAC, recipient", open - unwrap);
+    let path = path.with_extension("copy");
+    let mut out = File::create(&path).expect("a file");
+    tell("write", time(20, &mut || out.write_all(&data).expect("written")));
+    fs::remove_file(&path).expect("removed");
+    black_box(sha256(&whole));
+}
