@@ -7,7 +7,7 @@
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PendingLogin};
 use secure_messenger::client::session::wire_form::typed;
-use secure_messenger::crypto::CryptoError;
+use secure_messenger::crypto::chunk::Plan;
 use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope};
 use secure_messenger::crypto::key_file::{self, KeyFileError};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -17,6 +17,7 @@ use secure_messenger::crypto::public::{
     Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, safety_number,
 };
 use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::crypto::{CryptoError, Fields};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ChallengeResponse, ClientMessage, LoginRequest, Register, ServerMessage, VERSION,
@@ -40,6 +41,21 @@ struct Vectors {
     safety_number: SafetyNumberVector,
     envelopes: Vec<EnvelopeVector>,
     wrong_envelopes: Vec<EnvelopeVector>,
+    chunks: Vec<ChunkVector>,
+}
+
+#[derive(Deserialize)]
+struct ChunkVector {
+    start: u32,
+    size: u64,
+    transfer: String,
+    transfer_key: String,
+    chunk_key: String,
+    oaep_label: String,
+    associated: String,
+    mac: String,
+    text: String,
+    payload: String,
 }
 
 #[derive(Deserialize)]
@@ -346,7 +362,7 @@ fn keys_wrapped_by_other_implementations_unwrap() {
     for vector in &v.oaep {
         let (label, block) = (fixed(&vector.label), fixed(&vector.block));
         let unwrapped = session.unwrap(&block, label).expect("unwraps");
-        assert_eq!(unwrapped, key(&vector.key), "{}", vector.by);
+        assert_eq!(*unwrapped, unhex(&vector.key), "{}", vector.by);
         for flipped in flips(&block).step_by(5) {
             assert_eq!(session.unwrap(&flipped, label), Err(CryptoError::BadCiphertext));
         }
@@ -571,7 +587,10 @@ fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
         let (header, signed) = (unhex(&vector.header), unhex(&vector.signed));
         let message_key = key(&vector.message_key);
         assert_eq!(sha256(&header), fixed(&vector.oaep_label));
-        assert_eq!(session.unwrap(&wrapped, fixed(&vector.oaep_label)).expect("unwraps"), message_key);
+        assert_eq!(
+            session.unwrap(&wrapped, fixed(&vector.oaep_label)).expect("unwraps").as_slice(),
+            message_key.expose()
+        );
         assert_eq!(primitives::hmac(&message_key, label::KEY_COMMITMENT.as_bytes()), body.commitment);
         assert_eq!(body.commitment, fixed::<32>(&vector.commitment));
         let mut padded = unhex(&vector.padded);
@@ -647,4 +666,33 @@ fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
     let mut long = envelope(&v.envelopes[0].line);
     long.body.ciphertext = vec![0; MAX_CIPHERTEXT + 1];
     assert_eq!(long.verify(&identity).err(), Some(CryptoError::BadEnvelope));
+}
+
+#[test]
+fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_not() {
+    let session = SessionKey::from_pkcs8(&unhex(&vectors().session.pkcs8)).expect("a key");
+    for v in vectors().chunks {
+        let (id, key) = (fixed(&v.transfer), key(&v.transfer_key));
+        let plan = Plan { id, key, size: v.size, start: v.start };
+        let payload = unhex(&v.payload);
+        let opened = plan.open_group(v.start, vec![payload.clone()], &session).expect("it opens");
+        assert_eq!(opened[0].bytes(), unhex(&v.text));
+        for at in 0..payload.len() {
+            let mut altered = payload.clone();
+            altered[at] ^= 1 << (at % 8);
+            assert!(plan.open_group(v.start, vec![altered], &session).is_err(), "byte {at}");
+        }
+        // The intermediate values, from the fields at their documented places.
+        let (mac, nonce, tag, block) =
+            (&payload[4..36], &payload[36..48], &payload[48..64], &payload[64..320]);
+        let number = u64::from(v.start);
+        let fields = |label| Fields::new(label).bytes(&plan.id).number(number);
+        assert_eq!(sha256(&fields(label::CHUNK_KEYS).finish()), fixed(&v.oaep_label));
+        assert_eq!(fields(label::CHUNK).finish(), unhex(&v.associated));
+        let authenticated = fields(label::CHUNK).bytes(block).bytes(nonce).bytes(tag).finish();
+        assert_eq!(primitives::hmac(&plan.key, &authenticated), mac);
+        assert_eq!(mac, unhex(&v.mac));
+        let keys = session.unwrap(block.try_into().expect("256"), fixed(&v.oaep_label)).expect("unwraps");
+        assert_eq!(*keys, unhex(&v.chunk_key));
+    }
 }

@@ -27,6 +27,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The server's answer to each step of a login may take this long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes that the kernel takes from us before it has sent the former ones.
+#[cfg(target_os = "linux")]
+const NOT_SENT: u32 = 128 * 1024;
 
 /// Why there is no session. `Display` says what happened and what to do.
 #[derive(Debug)]
@@ -217,7 +220,12 @@ fn reach(options: &Options) -> Result<TcpStream, StartError> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(socket) => return Ok(socket),
+            Ok(socket) => {
+                // What people say must not wait behind a file's megabytes in the kernel.
+                #[cfg(target_os = "linux")]
+                let _ = socket2::SockRef::from(&socket).set_tcp_notsent_lowat(NOT_SENT);
+                return Ok(socket);
+            }
             Err(error) => last = error,
         }
     }

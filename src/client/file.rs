@@ -99,18 +99,18 @@ impl Source {
         Ok(Source { file, name, size: facts.len(), modified: facts.modified().ok() })
     }
 
-    /// The SHA-256 of the whole file, as long as `go_on` holds.
+    /// The SHA-256 of the whole file, as long as `go_on`, which is told how much is read, holds.
     ///
     /// # Errors
     /// The disk's; `Interrupted` when `go_on` does not hold.
-    pub fn hash(&self, go_on: impl Fn() -> bool) -> io::Result<[u8; 32]> {
+    pub fn hash(&self, mut go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
         let (mut hasher, mut buffer, mut at) = (Hasher::default(), vec![0; 4 * CHUNK], 0);
         while at < self.size {
             let length = usize::try_from(self.size - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
             self.read_at(&mut buffer[..length], at)?;
             hasher.update(&buffer[..length]);
             at += length as u64;
-            if !go_on() {
+            if !go_on(at) {
                 return Err(ErrorKind::Interrupted.into());
             }
         }
@@ -387,13 +387,13 @@ mod tests {
         assert!(Source::open(&folder.0.join("none")).is_err_and(|why| why.contains("no such file")));
         fs::write(folder.0.join("file"), b"content").expect("written");
         let source = Source::open(&folder.0.join("file")).expect("a plain file");
-        assert_eq!(source.hash(|| true).expect("read"), sha256(b"content"));
-        assert_eq!(source.hash(|| false).expect_err("stopped").kind(), ErrorKind::Interrupted);
+        assert_eq!(source.hash(|_| true).expect("read"), sha256(b"content"));
+        assert_eq!(source.hash(|_| false).expect_err("stopped").kind(), ErrorKind::Interrupted);
         let bob = "bob".parse().expect("name");
         let copy = source.copy(&folder.0, &bob).expect("copied");
         assert_eq!(fs::read(copy).expect("read"), b"content");
         fs::write(folder.0.join("file"), b"short").expect("written");
         assert!(source.has_changed() && source.copy(&folder.0, &bob).is_err());
-        assert!(source.hash(|| true).is_err());
+        assert!(source.hash(|_| true).is_err());
     }
 }

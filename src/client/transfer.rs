@@ -53,6 +53,8 @@ pub enum Job {
 
 /// How far a transfer is.
 pub enum Step {
+    /// So much of the file is read.
+    Read { done: u64, size: u64 },
     /// The file can be offered.
     Prepared { name: String, size: u64, sha256: [u8; 32] },
     /// Chunks before this one are there already.
@@ -296,7 +298,14 @@ impl Worker {
     /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
     fn send(&self, path: &str, peer: &Username, id: TransferId) -> Result<(), Failure> {
         let source = Source::open(&typed_path(path)).map_err(Failure::Broken)?;
-        let sha256 = source.hash(|| self.control.goes_on())?;
+        let mut told = Instant::now();
+        let sha256 = source.hash(|done| {
+            if told.elapsed() >= TOLD_EVERY {
+                told = Instant::now();
+                self.tell(Step::Read { done, size: source.size });
+            }
+            self.control.goes_on()
+        })?;
         self.tell(Step::Prepared { name: source.name.clone(), size: source.size, sha256 });
         let (recipient, plan) = self.control.wait(UNANSWERED, |state| state.send.take())?;
         let address = Packet::address(peer, &id);

@@ -430,6 +430,31 @@ def wrong_envelope_vectors():
     ]
 
 
+def chunk_vector(start, text):
+    """The last chunk of a file, when the chunks before `start` are there already."""
+    random = stream(f"chunk {start}")
+    transfer, transfer_key, key, nonce = random(16), random(32), random(32), random(12)
+    oaep_label = sha256(fields(label("chunk keys"), transfer, start))
+    block = oaep(SESSION, key, oaep_label, random)
+    associated = fields(label("chunk"), transfer, start)
+    ciphertext, tag = eax(key, nonce, start, associated, text)
+    authenticated = fields(label("chunk"), transfer, start, block, nonce, tag)
+    mac = hmac_sha256(transfer_key, authenticated)
+    payload = start.to_bytes(4, "big") + mac + nonce + tag + block + ciphertext
+    return {
+        "start": start,
+        "size": start * 65536 + len(text),
+        "transfer": transfer.hex(),
+        "transfer_key": transfer_key.hex(),
+        "chunk_key": key.hex(),
+        "oaep_label": oaep_label.hex(),
+        "associated": associated.hex(),
+        "mac": mac.hex(),
+        "text": text.hex(),
+        "payload": payload.hex(),
+    }
+
+
 def main():
     header = b"authenticated, not encrypted"
     rfc = "RFC 4231, test case "
@@ -475,6 +500,7 @@ def main():
         "safety_number": safety_number_vector(("alice", IDENTITY), ("Bob-2", SESSION)),
         "envelopes": envelope_vectors(),
         "wrong_envelopes": wrong_envelope_vectors(),
+        "chunks": [chunk_vector(0, b"a small file"), chunk_vector(3, bytes(range(256)))],
     }
     json.dump(vectors, sys.stdout, indent=1)
     print()

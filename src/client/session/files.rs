@@ -61,8 +61,8 @@ struct Word {
 
 /// How far a transfer is.
 enum State {
-    /// Out: the file is being read.
-    Preparing,
+    /// Out: so many bytes of the file are read, to hash them.
+    Preparing(u64),
     /// The other side, or the person here, has not answered.
     Offered,
     /// In: what is there already is being looked at, then the answer goes out.
@@ -160,14 +160,20 @@ impl Transfer {
 
     fn percent(&self) -> u64 {
         match self.state {
-            State::Moving(done) => done.saturating_mul(100).checked_div(self.size).unwrap_or(100),
+            State::Preparing(done) | State::Moving(done) => {
+                done.saturating_mul(100).checked_div(self.size).unwrap_or(100)
+            }
             State::Confirming | State::Keeping => 100,
             _ => 0,
         }
     }
 
     fn pace(&self, now: Instant) -> String {
-        let State::Moving(done) = self.state else { return "almost done".into() };
+        let done = match self.state {
+            State::Moving(done) => done,
+            State::Preparing(_) => return "is being read".into(),
+            _ => return "almost done".into(),
+        };
         let rate = self.rate(done, now);
         match self.size.saturating_sub(done).checked_div(rate) {
             Some(left) => format!("{}/s, {} left", Size(rate), time_left(left)),
@@ -193,7 +199,7 @@ impl Files {
 
     /// Files that are under way in one direction.
     fn moving(&self, outgoing: bool) -> usize {
-        let counts = |state: &State| !matches!(state, State::Preparing | State::Offered | State::Keeping);
+        let counts = |state: &State| !matches!(state, State::Preparing(_) | State::Offered | State::Keeping);
         self.list.values().filter(|one| one.outgoing == outgoing && counts(&one.state)).count()
     }
 
@@ -217,7 +223,9 @@ impl Files {
 impl Session {
     /// How far everything under way is.
     pub fn progress(&self) -> impl Iterator<Item = Progress> {
-        let moving = |transfer: &&Transfer| matches!(transfer.state, State::Moving(_) | State::Confirming);
+        let moving = |transfer: &&Transfer| {
+            matches!(transfer.state, State::Preparing(_) | State::Moving(_) | State::Confirming)
+        };
         self.files.list.values().filter(moving).map(|transfer| Progress {
             label: transfer.label(),
             percent: transfer.percent(),
@@ -246,11 +254,11 @@ impl Session {
             peer: name.clone(),
             id,
             key: Key::random(),
-            name: sanitise(&path),
+            name: safe_name(&path),
             size: 0,
             sha256: [0; 32],
             outgoing: true,
-            state: State::Preparing,
+            state: State::Preparing(0),
             since: self.instant,
             begun: (self.instant, 0),
             told: 0,
@@ -357,7 +365,7 @@ impl Session {
                 let (title, peer) = (transfer.title(), &transfer.peer);
                 let way = if transfer.outgoing { "to" } else { "from" };
                 let state = match &transfer.state {
-                    State::Preparing => "is being read".to_string(),
+                    State::Preparing(_) => "is being read".to_string(),
                     State::Offered if transfer.outgoing => {
                         format!("waits for {peer}; /cancel {number} withdraws it")
                     }
@@ -367,7 +375,7 @@ impl Session {
                     State::Confirming | State::Keeping => "is sent, almost done".into(),
                 };
                 match transfer.state {
-                    State::Preparing => format!("#{number} {} {way} {peer}: {state}", transfer.name),
+                    State::Preparing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
                     _ => format!("#{number} {title} {way} {peer}: {state}"),
                 }
             })
@@ -385,6 +393,9 @@ impl Session {
         // What was cancelled meanwhile has nothing more to say.
         let Some(transfer) = self.files.list.get_mut(&number) else { return };
         match step {
+            Step::Read { done, size } => {
+                (transfer.state, transfer.size) = (State::Preparing(done), size);
+            }
             Step::Prepared { name, size, sha256 } => {
                 let Some(chunks) = chunks(size) else {
                     return self.fail(number, "it is too large");
@@ -465,11 +476,12 @@ impl Session {
         let Some(transfer) = self.files.list.get_mut(&number) else { return };
         transfer.begun = (self.instant, from);
         transfer.told = transfer.percent() / 10;
-        let (title, label, percent) = (transfer.title(), transfer.label(), transfer.percent());
-        self.notice(match from {
-            0 => format!("{label}: {} is under way", title),
-            _ => format!("{label}: goes on at {percent} %"),
-        });
+        let (title, peer, percent) = (transfer.title(), &transfer.peer, transfer.percent());
+        let what = match transfer.outgoing {
+            true => format!("sending {title} to {peer}"),
+            false => format!("receiving {title} from {peer}"),
+        };
+        self.notice(if from == 0 { what } else { format!("{what}: goes on at {percent} %") });
     }
 
     /// It cannot go on: both sides are told, and what has arrived stays for another time.
@@ -486,7 +498,7 @@ impl Session {
     fn end_transfer(&mut self, number: u32, discard: bool, tell: Option<String>) {
         let Some(transfer) = self.files.list.remove(&number) else { return };
         self.job(number, Job::Stop { discard });
-        if tell.is_some() && !matches!(transfer.state, State::Preparing) {
+        if tell.is_some() && !matches!(transfer.state, State::Preparing(_)) {
             self.word(Kind::FileCancel, number, &transfer, tell);
         }
     }
@@ -682,7 +694,7 @@ impl Session {
 
     /// What is to be said of files that are not complete, if there are any.
     pub(super) fn unfinished_files(&self) -> Option<String> {
-        let counts = |state: &State| !matches!(state, State::Offered | State::Preparing | State::Keeping);
+        let counts = |state: &State| !matches!(state, State::Offered | State::Preparing(_) | State::Keeping);
         match self.files.list.values().filter(|one| counts(&one.state)).count() {
             0 => None,
             1 => Some("1 file is not complete: offered again, it goes on".into()),
