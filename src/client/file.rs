@@ -9,7 +9,7 @@ use crate::crypto::chunk::CHUNK;
 use crate::crypto::primitives::Hasher;
 use crate::disk;
 use crate::name::Username;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -166,6 +166,14 @@ pub struct Part {
     hasher: Hasher,
 }
 
+/// No part is written by two at once.
+fn lock(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("it is arriving already"),
+        TryLockError::Error(error) => error,
+    })
+}
+
 impl Part {
     /// Makes the part, or takes up one that is there; and the bytes that it has, whole chunks.
     ///
@@ -190,6 +198,7 @@ impl Part {
             if !facts.is_file() {
                 return Err(io::Error::other("not a plain file"));
             }
+            lock(&file)?;
             let have = facts.len() - facts.len() % CHUNK as u64;
             let have = if facts.len() == size {
                 size
@@ -224,21 +233,16 @@ impl Part {
         self.file.write_all(bytes).map_err(disk::at(&self.path))
     }
 
-    /// Gives the whole file its name, if its hash is right, and returns its path. A wrong one is removed.
+    /// Whether what is written has this hash.
+    pub fn is_right(&self, sha256: &[u8; 32]) -> bool {
+        self.hasher.clone().finish() == *sha256
+    }
+
+    /// Gives the whole file its name, and returns its path.
     ///
     /// # Errors
     /// With the path in the text.
-    pub fn finish(
-        self,
-        sha256: &[u8; 32],
-        folder: &Path,
-        sender: &Username,
-        name: &str,
-    ) -> io::Result<PathBuf> {
-        if self.hasher.finish() != *sha256 {
-            let _ = fs::remove_file(&self.path);
-            return Err(io::Error::other("it is not the file that was offered"));
-        }
+    pub fn finish(self, folder: &Path, sender: &Username, name: &str) -> io::Result<PathBuf> {
         self.file.sync_all().map_err(disk::at(&self.path))?;
         place(&self.path, folder, sender, name)
     }
@@ -353,14 +357,18 @@ mod tests {
         part.write(&whole[CHUNK..]).expect("written");
         fs::write(folder.0.join("alice_x.txt"), b"mine").expect("written");
         std::os::unix::fs::symlink("/nowhere", folder.0.join("alice_x_1.txt")).expect("link");
-        let path = part.finish(&hash, &folder.0, &alice, "../x.txt").expect("whole");
+        assert!(part.is_right(&hash));
+        let path = part.finish(&folder.0, &alice, "../x.txt").expect("placed");
         assert_eq!(path, folder.0.join("alice_x_2.txt"));
         assert_eq!(fs::read(&path).expect("read"), whole);
         assert_eq!(fs::read(folder.0.join("alice_x.txt")).expect("read"), b"mine");
         assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "no part is left");
         let (mut part, _) = open();
         part.write(b"other").expect("written");
-        assert!(part.finish(&hash, &folder.0, &alice, "x.txt").is_err());
+        assert!(!part.is_right(&hash));
+        let second = Part::open(&folder.0, &alice, &hash, whole.len() as u64, || true);
+        assert!(second.is_err_and(|why| why.to_string().contains("arriving already")));
+        part.discard();
         assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "nor a wrong one");
     }
 

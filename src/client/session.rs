@@ -156,7 +156,9 @@ pub struct Session {
     verifying: BTreeSet<Username>,
     started: Instant,
     /// When the server last answered something, or was first asked after that.
-    pub(super) answered: Instant,
+    answered: Instant,
+    /// When a file last came further.
+    pub(super) moved: Instant,
     /// People whose keys are to be asked for: one request at a time, or the answers would be
     /// more than the server lets wait for one client.
     to_ask: VecDeque<Username>,
@@ -195,6 +197,7 @@ impl Session {
             verifying: BTreeSet::new(),
             started: now,
             answered: now,
+            moved: now,
             to_ask: VecDeque::new(),
             asking: None,
             ending: None,
@@ -363,7 +366,7 @@ impl Session {
             unfinished.into_iter().for_each(|text| self.problem(text));
             self.effects.push(Effect::Send(ClientMessage::Logout));
             self.effects.push(Effect::Quit(status));
-        } else if now.duration_since(since.max(self.answered)) >= patience {
+        } else if now.duration_since(since.max(self.answered).max(self.moved)) >= patience {
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         }

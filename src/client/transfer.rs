@@ -32,6 +32,8 @@ const ALL_WINDOWS: u32 = 64;
 const STALLED: Duration = Duration::from_secs(60);
 /// An offer that nobody answers is withdrawn long before; its thread ends at last.
 const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
+/// When the server passes nothing on any more, the other side's word on why comes within this time.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// Progress is told this often.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
@@ -42,9 +44,9 @@ pub enum Job {
     /// The offer was accepted: send it.
     Send { recipient: SessionPublicKey, plan: Plan },
     /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
-    Receive { peer: Username, session: Arc<SessionKey>, plan: Plan, sha256: [u8; 32], name: String },
-    /// The other side knows: take the chunks.
-    Start,
+    Receive { peer: Username, plan: Plan, sha256: [u8; 32], name: String },
+    /// The other side knows: take the chunks, wrapped for this key.
+    Start(Arc<SessionKey>),
     /// The other side has it all: keep a copy.
     Keep,
     /// It is over. What has arrived of it stays for another time, or not.
@@ -67,14 +69,16 @@ pub enum Step {
     Received(PathBuf),
     /// The copy of what was sent, or why there is none.
     Kept(Result<PathBuf, String>),
-    /// It has ended otherwise: why, for people on both sides.
-    Failed(String),
+    /// It has ended otherwise: why, for people on both sides, and whether what has arrived is of use.
+    Failed { why: String, goes_on: bool },
 }
 
 /// Why a transfer's thread ends early.
 enum Failure {
     Stopped,
     Broken(String),
+    /// The file is another than the one that was offered.
+    Wrong(String),
 }
 
 impl From<io::Error> for Failure {
@@ -107,11 +111,13 @@ struct State {
     packets: VecDeque<Vec<u8>>,
     /// How many may come; none until somebody wants them.
     room: usize,
-    start: Option<()>,
+    start: Option<Arc<SessionKey>>,
     stopped: bool,
     discard: bool,
     /// Why it cannot go on.
     broken: Option<&'static str>,
+    /// Since when the server passes nothing on.
+    refused: Option<Instant>,
 }
 
 impl Control {
@@ -138,9 +144,14 @@ impl Control {
             if let Some(why) = state.broken {
                 return Err(Failure::Broken(why.into()));
             }
+            let end = state.refused.map_or(end, |since| end.min(since + LAST_WORD));
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Failure::Broken("nothing has come for a minute".into()));
+                let why = match state.refused {
+                    Some(_) => "the other side takes part no more",
+                    None => "nothing has come for a minute",
+                };
+                return Err(Failure::Broken(why.into()));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -188,7 +199,10 @@ impl Hub {
     /// The server passes nothing on any more.
     pub fn refused(&self, refused: &Refused) {
         if let Some(control) = self.find(&refused.peer, &refused.transfer.0) {
-            control.change(|state| state.broken = Some("the other side is not there any more"));
+            control.change(|state| {
+                state.granted = 0;
+                state.refused = state.refused.or(Some(Instant::now()));
+            });
         }
     }
 }
@@ -237,17 +251,17 @@ impl Transfers {
             Job::Prepare { peer, id, path } => {
                 self.spawn(number, peer.clone(), id, move |worker| worker.send(&path, &peer, id))?
             }
-            Job::Receive { peer, session, plan, sha256, name } => {
+            Job::Receive { peer, plan, sha256, name } => {
                 let id = plan.id;
                 self.spawn(number, peer.clone(), id, move |worker| {
-                    worker.receive(&peer, &session, plan, &sha256, &name)
+                    worker.receive(&peer, plan, &sha256, &name)
                 })?;
             }
             Job::Send { recipient, plan } => {
                 let mut send = Some((recipient, plan));
                 change(&mut |state| state.send = send.take());
             }
-            Job::Start => change(&mut |state| state.start = Some(())),
+            Job::Start(session) => change(&mut |state| state.start = Some(session.clone())),
             Job::Keep => change(&mut |state| state.keep = Some(())),
             Job::Stop { discard } => change(&mut |state| {
                 (state.stopped, state.discard) = (true, discard);
@@ -268,10 +282,10 @@ impl Transfers {
         let worker = Worker { number, control: control.clone(), shared: self.0.clone() };
         lock(&self.0.hub.0).push(Running { number, peer, id, control });
         let thread = thread::Builder::new().name("file".into());
-        let started = thread.spawn(move || {
-            if let Err(Failure::Broken(why)) = work(&worker) {
-                worker.tell(Step::Failed(why));
-            }
+        let started = thread.spawn(move || match work(&worker) {
+            Ok(()) | Err(Failure::Stopped) => {}
+            Err(Failure::Broken(why)) => worker.tell(Step::Failed { why, goes_on: true }),
+            Err(Failure::Wrong(why)) => worker.tell(Step::Failed { why, goes_on: false }),
         });
         started.map(drop)
     }
@@ -316,7 +330,8 @@ impl Worker {
             let count = plan.group(first);
             let length = (first..first + count).map(|index| plan.length(index)).sum();
             let at = u64::from(first) * CHUNK as u64;
-            source.read_at(&mut buffer[..length], at)?;
+            let read = source.read_at(&mut buffer[..length], at);
+            read.map_err(|error| Failure::Wrong(error.to_string()))?;
             for payload in plan.seal_group(first, &recipient, &buffer[..length]) {
                 self.control.wait(STALLED, |state| {
                     state.granted = state.granted.checked_sub(1)?;
@@ -339,33 +354,31 @@ impl Worker {
         Ok(())
     }
 
-    fn receive(
-        &self,
-        peer: &Username,
-        session: &SessionKey,
-        mut plan: Plan,
-        sha256: &[u8; 32],
-        name: &str,
-    ) -> Result<(), Failure> {
+    fn receive(&self, peer: &Username, mut plan: Plan, sha256: &[u8; 32], name: &str) -> Result<(), Failure> {
         let folder = &self.shared.received;
         let (mut part, have) = Part::open(folder, peer, sha256, plan.size, || self.control.goes_on())?;
         plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
         self.tell(Step::Ready { start: plan.start });
-        let taken = self.control.wait(STALLED, |state| state.start.take()).and_then(|()| {
+        let taken = self.control.wait(STALLED, |state| state.start.take()).and_then(|session| {
             self.shared.arriving.fetch_add(1, Ordering::Relaxed);
-            let taken = self.take_chunks(peer, session, &plan, &mut part);
+            let taken = self.take_chunks(peer, &session, &plan, &mut part);
             self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
             // Whatever was granted and has not come is not wanted any more.
             self.grant(peer, &plan, 0);
             taken
         });
+        let taken = taken.and_then(|()| self.control.wait(STALLED, |_| Some(())));
         if let Err(failure) = taken {
             if lock(&self.control.state).discard {
                 part.discard();
             }
             return Err(failure);
         }
-        let path = part.finish(sha256, folder, peer, name)?;
+        if !part.is_right(sha256) {
+            part.discard();
+            return Err(Failure::Wrong("it is not the file that was offered".into()));
+        }
+        let path = part.finish(folder, peer, name)?;
         self.tell(Step::Received(path));
         Ok(())
     }

@@ -274,6 +274,16 @@ mod tests {
     }
 
     fn with_frame<T>(entries: Vec<Entry>, scroll: usize, size: (u16, u16), check: impl Fn(Frame) -> T) -> T {
+        with_bars(&[], entries, scroll, size, check)
+    }
+
+    fn with_bars<T>(
+        progress: &[Progress],
+        entries: Vec<Entry>,
+        scroll: usize,
+        size: (u16, u16),
+        check: impl Fn(Frame) -> T,
+    ) -> T {
         let status = Status {
             place: "room with bob".into(),
             link: "on-line".into(),
@@ -289,7 +299,7 @@ mod tests {
         check(draw(
             &Screen {
                 entries: &entries.into(),
-                progress: &[],
+                progress,
                 status: &status,
                 editor: &editor,
                 scroll,
@@ -393,6 +403,39 @@ mod tests {
                     }
                 });
             }
+        }
+    }
+
+    #[test]
+    fn files_under_way_have_bars_between_the_messages_and_the_status() {
+        let bar = |label: &str, percent| Progress {
+            label: label.into(),
+            percent,
+            pace: "9.8 MB/s, 3 s left".into(),
+        };
+        let two = [bar("photo.jpg → bob", 25), bar(&"日本語".repeat(30), 100)];
+        with_bars(&two, vec![said("hi")], 0, (60, 8), |frame| {
+            let rows: Vec<String> = frame.rows.iter().map(text_of).collect();
+            assert_eq!(
+                rows[3..6],
+                [
+                    "14:05 <alice> hi",
+                    " photo.jpg → bob ━━━━───────────── 25 % · 9.8 MB/s, 3 s left",
+                    " 日本語日本語日本語… ━━━━━━━━━━━━ 100 % · 9.8 MB/s, 3 s left",
+                ]
+            );
+            assert!(rows[6].starts_with(" room with bob"));
+        });
+        let many: Vec<Progress> = (0..9).map(|n| bar("file.zip ← alice", n * 20)).collect();
+        for size in (0..40).flat_map(|columns| (0..12).map(move |rows| (columns, rows))) {
+            with_bars(&many, vec![said("hi")], 0, size, |frame| {
+                assert_eq!(frame.rows.len(), usize::from(size.1));
+                let bars = frame.rows.iter().filter(|row| text_of(row).contains("file")).count();
+                assert!(bars <= usize::from(size.1) / 4);
+                for row in &frame.rows {
+                    assert!(width(&text_of(row)) <= usize::from(size.0), "{size:?}");
+                }
+            });
         }
     }
 

@@ -27,7 +27,7 @@ pub fn sha256(message: &[u8]) -> [u8; 32] {
 }
 
 /// SHA-256 of what comes in pieces.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Hasher(Sha256);
 
 impl Hasher {

@@ -9,7 +9,7 @@ mod common;
 use common::{Client, Folder, Server};
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan};
 use secure_messenger::crypto::keys::SessionKey;
-use secure_messenger::crypto::primitives::{Hasher, eax_seal, sha256};
+use secure_messenger::crypto::primitives::{Hasher, eax_seal};
 use secure_messenger::crypto::secret::{Key, random};
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -86,13 +86,37 @@ fn end_to_end(path: &Path, size: usize) {
             fs::remove_file(line.split(": ").last().expect("a path")).expect("the file is there");
         }
     }
+    let quiet = chat(&mut alice, &mut bob, |count, _| count < 100);
+    alice.say(&format!("/sendfile bob {}", path.display()));
+    bob.expect("offers you a file");
+    bob.say("/acceptfile");
+    let arrived = bob.output.seen.len();
+    let busy =
+        chat(&mut alice, &mut bob, |_, seen| !seen[arrived..].iter().any(|line| line.contains("whole")));
     println!("\nend to end");
     println!("  from /acceptfile to the whole file: {:.0} MB/s", median(rates));
     println!("  reading and hashing for the offer:  {:.2} s", median(offers));
+    println!("  a message, alone:            median {:.1} ms, most {:.1} ms", quiet.0, quiet.1);
+    println!("  a message, beside the file:  median {:.1} ms, most {:.1} ms", busy.0, busy.1);
     for (n, name) in ["server", "sender", "recipient"].iter().enumerate() {
         let seconds = median(cpus.iter().map(|one| one[n]).collect());
         println!("  {name:<9}  {seconds:.2} s CPU, {:.0} MiB at most", memory(pids[n]));
     }
+}
+
+/// Messages from bob to alice, one at a time: the milliseconds from typed to shown, median and most.
+fn chat(alice: &mut Client, bob: &mut Client, more: impl Fn(usize, &[String]) -> bool) -> (f64, f64) {
+    let mut times = Vec::new();
+    while more(times.len(), &bob.output.seen) {
+        let text = format!("message {} of {}", times.len(), alice.output.seen.len());
+        let start = Instant::now();
+        bob.say(&format!("/msg alice {text}"));
+        alice.expect(&text);
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        bob.expect(&text);
+    }
+    let most = times.iter().copied().fold(0.0, f64::max);
+    (median(times), most)
 }
 
 /// What each stage costs on one core that has nothing else to do, in seconds for the whole file.
@@ -123,7 +147,6 @@ fn stages(path: &Path, size: usize) {
         }) * group as f64
             / size as f64,
     );
-    whole = Vec::new();
     tell(
         "SHA-256, at each side",
         time(20, &mut || {
@@ -148,5 +171,4 @@ fn stages(path: &Path, size: usize) {
     let mut out = File::create(&path).expect("a file");
     tell("write", time(20, &mut || out.write_all(&data).expect("written")));
     fs::remove_file(&path).expect("removed");
-    black_box(sha256(&whole));
 }

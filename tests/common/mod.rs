@@ -9,15 +9,15 @@ use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::encoding::Bytes;
 use secure_messenger::name::Username;
-use secure_messenger::protocol::{ClientMessage, LoginRequest, ServerMessage, VERSION};
-use secure_messenger::wire::frame::Lines;
+use secure_messenger::protocol::{ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION};
+use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -208,10 +208,28 @@ impl Client {
 
     /// In a home that may have been used already. A server seen for the first time is accepted.
     pub fn within(home: Arc<Folder>, port: u16, name: &str, tls: bool, arguments: &[&str]) -> Client {
+        Client::run(Command::new(env!("CARGO_BIN_EXE_client")), home, port, name, tls, arguments)
+    }
+
+    /// The same, started by a shell that has run `preparation`.
+    pub fn after(preparation: &str, home: Arc<Folder>, port: u16, name: &str, arguments: &[&str]) -> Client {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{preparation}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_client")]);
+        Client::run(shell, home, port, name, true, arguments)
+    }
+
+    /// Its home is also where it is started.
+    fn run(
+        mut command: Command,
+        home: Arc<Folder>,
+        port: u16,
+        name: &str,
+        tls: bool,
+        arguments: &[&str],
+    ) -> Client {
         let password = home.password_file(PASSWORD);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_client"));
         command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--user", name, "--password-file"]);
-        command.arg(password).args(arguments).env("HOME", &home.0);
+        command.arg(password).args(arguments).env("HOME", &home.0).current_dir(&home.0);
         if tls {
             command.arg("--accept-new");
         } else {
@@ -242,9 +260,14 @@ impl Client {
         self.output.expect(part)
     }
 
+    /// Ends the input, and waits for nothing.
+    pub fn end(&mut self) {
+        self.input = None;
+    }
+
     /// Ends the input; the exit status and everything that was printed.
     pub fn finish(mut self) -> (i32, Vec<String>) {
-        self.input = None;
+        self.end();
         let lines = self.output.all();
         let status = self.child.wait().expect("it ends");
         (status.code().unwrap_or(-1), lines)
@@ -259,6 +282,95 @@ impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A way to the server on which clients are held up: what they say goes through only so far, while what the
+/// server says comes back freely.
+pub struct Gate {
+    pub port: u16,
+    flow: Arc<Flow>,
+}
+
+/// Bytes that have gone through, and those that may.
+struct Flow {
+    counts: Mutex<(u64, u64)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// An open one.
+    pub fn before(server: &Server) -> Gate {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let (port, target) = (listener.local_addr().expect("bound").port(), server.port);
+        let flow = Arc::new(Flow { counts: Mutex::new((0, u64::MAX)), changed: Condvar::new() });
+        let shared = flow.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
+                for socket in [&client, &server] {
+                    socket.set_nodelay(true).expect("a socket");
+                }
+                let (mut from, mut to) = (
+                    server.try_clone().expect("a second handle"),
+                    client.try_clone().expect("a second handle"),
+                );
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+                let flow = shared.clone();
+                thread::spawn(move || {
+                    let _ = flow.pass(&client, &server);
+                    let _ = server.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Gate { port, flow }
+    }
+
+    /// The line filter of a person behind it.
+    pub fn client(&self, home: Arc<Folder>, name: &str, arguments: &[&str]) -> Client {
+        Client::within(home, self.port, name, true, arguments)
+    }
+
+    /// Bytes that clients have said.
+    pub fn passed(&self) -> u64 {
+        self.flow.counts.lock().expect("whole").0
+    }
+
+    /// Lets about so many bytes more through.
+    pub fn hold_after(&self, more: u64) {
+        let mut counts = self.flow.counts.lock().expect("whole");
+        counts.1 = counts.0.saturating_add(more);
+        self.flow.changed.notify_all();
+    }
+
+    pub fn open(&self) {
+        self.hold_after(u64::MAX);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // Or a client that has gone would not be seen to.
+        self.open();
+    }
+}
+
+impl Flow {
+    fn pass(&self, mut from: &TcpStream, mut to: &TcpStream) -> std::io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let counts = self.counts.lock().expect("whole");
+            drop(self.changed.wait_while(counts, |(passed, limit)| passed >= limit).expect("whole"));
+            let length = from.read(&mut buffer)?;
+            if length == 0 {
+                return Ok(());
+            }
+            self.counts.lock().expect("whole").0 += length as u64;
+            to.write_all(&buffer[..length])?;
+        }
     }
 }
 
@@ -452,4 +564,49 @@ pub fn with_field(line: &[u8], field: &str, value: &str) -> String {
 pub fn without_field(line: &[u8], field: &str) -> String {
     let line = std::str::from_utf8(line).expect("UTF-8");
     line.replacen(&format!("\"{field}\":"), "\"unheard-of\":", 1)
+}
+
+/// What a server sends.
+pub enum Heard {
+    Message(ServerMessage),
+    /// The other side's name, the transfer, the payload.
+    Packet(Username, [u8; 16], Vec<u8>),
+}
+
+impl Heard {
+    pub fn of(frame: Frame<'_>) -> Heard {
+        match frame {
+            Frame::Line(line) => Heard::Message(ServerMessage::decode(line).expect("a message")),
+            Frame::Packet(body) => {
+                let Packet { peer, transfer, payload } = Packet::decode(body).expect("a packet");
+                Heard::Packet(peer, transfer, payload.to_vec())
+            }
+        }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Heard::Message(message) => message.encode(),
+            Heard::Packet(peer, transfer, payload) => {
+                [&frame::packet_head(&Packet::address(peer, transfer), payload), &payload[..]].concat()
+            }
+        }
+    }
+}
+
+impl Raw {
+    /// The next message or packet; `None` when the connection has ended.
+    pub fn next(&mut self) -> Option<Heard> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(frame) = self.lines.next_frame(MAX_PACKET).expect("bounded frames") {
+                return Some(Heard::of(frame));
+            }
+            assert!(Instant::now() < end, "the server neither answered nor closed");
+            match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
+                Ok(Received::End) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
 }

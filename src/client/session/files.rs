@@ -301,7 +301,6 @@ impl Session {
         }
         let job = Job::Receive {
             peer: transfer.peer.clone(),
-            session: self.keys.current(),
             plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
             sha256: transfer.sha256,
             name: transfer.name.clone(),
@@ -336,8 +335,9 @@ impl Session {
         let ours = |one: &&Transfer| {
             (one.outgoing || !matches!(one.state, State::Offered)) && !matches!(one.state, State::Keeping)
         };
+        let done = |one: &Transfer| matches!(one.state, State::Keeping);
         let found = match number {
-            Some(number) => self.files.list.contains_key(&number).then_some(number),
+            Some(number) => self.files.list.get(&number).filter(|one| !done(one)).map(|_| number),
             None => self.files.list.iter().rfind(|(_, one)| ours(one)).map(|(number, _)| *number),
         };
         let Some((number, transfer)) = found.and_then(|number| Some((number, self.files.list.get(&number)?)))
@@ -394,6 +394,7 @@ impl Session {
         let Some(transfer) = self.files.list.get_mut(&number) else { return };
         match step {
             Step::Read { done, size } => {
+                self.moved = self.instant;
                 (transfer.state, transfer.size) = (State::Preparing(done), size);
             }
             Step::Prepared { name, size, sha256 } => {
@@ -425,7 +426,7 @@ impl Session {
                 if let State::Moving(done) = &mut transfer.state {
                     *done = bytes.min(transfer.size);
                 }
-                self.answered = self.instant;
+                self.moved = self.instant;
                 self.tell_progress(number);
             }
             Step::Sent => self.enter_state(number, State::Confirming),
@@ -445,10 +446,16 @@ impl Session {
                     Err(why) => self.notice(format!("no copy is kept: {}", sanitise(&why))),
                 }
             }
-            Step::Failed(why) if matches!(transfer.state, State::Keeping) => {
+            Step::Failed { why, .. } if matches!(transfer.state, State::Keeping) => {
                 self.step(number, Step::Kept(Err(why)));
             }
-            Step::Failed(why) => self.fail(number, &why),
+            Step::Failed { why, goes_on } => {
+                let moving = matches!(transfer.state, State::Moving(1..));
+                self.fail(number, &why);
+                if goes_on && moving {
+                    self.notice("when it is offered again, it goes on from there".into());
+                }
+            }
         }
     }
 
@@ -488,10 +495,9 @@ impl Session {
     fn fail(&mut self, number: u32, why: &str) {
         let why = shortened(why);
         let Some(transfer) = self.files.list.get(&number) else { return };
-        let (label, moving) = (transfer.label(), matches!(transfer.state, State::Moving(_)));
-        let again = if moving { "; when it is offered again, it goes on from there" } else { "" };
+        let label = transfer.label();
         self.end_transfer(number, false, Some(why.clone()));
-        self.problem(format!("{label}: {why}{again}"));
+        self.problem(format!("{label}: {why}"));
     }
 
     /// Takes a transfer off the list, stops its thread, and tells the other side why, if they are to know.
@@ -517,7 +523,7 @@ impl Session {
             (Kind::FileOffer, None) => self.notice(format!(
                 "{title} is offered to {peer}, who has to accept it; /cancel {number} withdraws it"
             )),
-            (Kind::FileAccept, None) => self.job(number, Job::Start),
+            (Kind::FileAccept, None) => self.job(number, Job::Start(self.keys.current())),
             (Kind::FileOffer | Kind::FileAccept, Some(why)) => {
                 self.end_transfer(number, false, None);
                 self.problem(format!("{why}: {title} is not under way"));

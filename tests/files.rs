@@ -1,0 +1,821 @@
+//! Files between real clients through a real server: what arrives and where, what goes on after an interruption,
+//! and what both sides are told when something does not. What has to be seen in the middle is held there by a
+//! [`Gate`], so that no test depends on how fast the machine is.
+
+mod common;
+
+use common::{Client, Folder, Gate, Person, Server, until};
+use secure_messenger::client::session::{Effect, Event, Session};
+use secure_messenger::client::transfer::Step;
+use secure_messenger::client::trust::KnownUsers;
+use secure_messenger::clock;
+use secure_messenger::crypto::chunk::CHUNK;
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::primitives::Hasher;
+use secure_messenger::crypto::secret::random;
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::protocol::{ClientMessage, Keys, PersonKeys, Presence, Sent, ServerMessage};
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const MIB: usize = 1024 * 1024;
+/// Much more than what may be under way at once (2 MiB), and no whole number of chunks.
+const BIG: usize = 8 * MIB + 123;
+
+// ---- files
+
+/// Bytes that are like nothing else.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = u64::from_be_bytes(random()) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| next()).collect();
+    bytes.truncate(length);
+    bytes
+}
+
+/// A new file in a person's home, which is where their client runs.
+fn make(owner: &Client, name: &str, length: usize) -> Vec<u8> {
+    let bytes = noise(length);
+    fs::write(owner.home.path(name), &bytes).expect("written");
+    bytes
+}
+
+/// What is in `received` or `sent`.
+fn names(owner: &Client, folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(owner.data("files").join(folder)).expect("a folder");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("entry").file_name().into_string();
+    let mut names: Vec<String> = entries.map(|entry| name(entry).expect("UTF-8")).collect();
+    names.sort();
+    names
+}
+
+fn holds(owner: &Client, path: &str, bytes: &[u8]) -> bool {
+    fs::read(owner.data("files").join(path)).expect("the file is there") == bytes
+}
+
+/// The one file that is arriving, if there is one.
+fn part(recipient: &Client) -> Option<(PathBuf, fs::Metadata)> {
+    let name = names(recipient, "received").into_iter().find(|name| name.ends_with(".part"))?;
+    let path = recipient.data("files/received").join(name);
+    let facts = fs::metadata(&path).ok()?;
+    Some((path, facts))
+}
+
+// ---- people
+
+fn alice_and_bob(server: &Server) -> (Client, Client) {
+    let mut alice = server.client("alice").ready();
+    let bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    (alice, bob)
+}
+
+/// Alice is behind a gate.
+fn gated(server: &Server) -> (Gate, Client, Client) {
+    let gate = Gate::before(server);
+    let mut alice = gate.client(Arc::new(Folder::new()), "alice", &["--register"]).ready();
+    let bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    (gate, alice, bob)
+}
+
+/// Offers a file in the home of `from`; what `to` is told.
+fn offer(from: &mut Client, to: &mut Client, path: &str) -> String {
+    from.say(&format!("/sendfile {} {path}", to.name));
+    from.expect(&format!(" is offered to {}", to.name));
+    to.expect(&format!("* {} offers you a file: ", from.name))
+}
+
+/// Takes what was offered last, to the end.
+fn take(from: &mut Client, to: &mut Client) -> String {
+    to.say("/acceptfile");
+    let line = to.expect(" has arrived whole: ");
+    from.expect("* a copy is kept: ");
+    line
+}
+
+/// Neither has anything more to do with a file, and both still talk.
+fn is_quiet(one: &mut Client, other: &mut Client) {
+    let talks = |from: &mut Client, to: &mut Client| {
+        from.say("/files");
+        from.expect("* no files are offered or under way");
+        from.say(&format!("/msg {} are you there?", to.name));
+        from.expect("are you there?");
+        to.expect("are you there?");
+    };
+    talks(one, other);
+    talks(other, one);
+}
+
+/// Alice, behind the gate, in the middle of sending a big file to bob.
+struct Middle {
+    server: Server,
+    gate: Gate,
+    alice: Client,
+    bob: Client,
+    bytes: Vec<u8>,
+}
+
+impl Middle {
+    fn reach() -> Middle {
+        let server = Server::start();
+        let (gate, mut alice, mut bob) = gated(&server);
+        let bytes = make(&alice, "big.bin", BIG);
+        offer(&mut alice, &mut bob, "big.bin");
+        gate.hold_after(4 * MIB as u64);
+        bob.say("/acceptfile");
+        bob.expect("* receiving big.bin (8.3 MB) from alice");
+        alice.expect("* sending big.bin (8.3 MB) to bob");
+        until("half of it is there", || part(&bob).is_some_and(|(_, facts)| facts.len() >= 3 * MIB as u64));
+        Middle { server, gate, alice, bob, bytes }
+    }
+}
+
+/// Offers the big file again; it must go on with exactly what is there already.
+fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
+    offer(alice, bob, "big.bin");
+    let (_, facts) = part(bob).expect("what has arrived has stayed");
+    let there = facts.len() - facts.len() % CHUNK as u64;
+    assert!(there >= 3 * MIB as u64, "{there}");
+    let percent = format!("goes on at {} %", there * 100 / BIG as u64);
+    let before = gate.passed();
+    bob.say("/acceptfile");
+    let line = bob.expect("goes on at");
+    assert!(
+        line.starts_with("* receiving big.bin (8.3 MB) from alice") && line.ends_with(&percent),
+        "{line}"
+    );
+    let line = alice.expect("goes on at");
+    assert!(line.starts_with("* sending big.bin (8.3 MB) to bob") && line.ends_with(&percent), "{line}");
+    bob.expect("* big.bin (8.3 MB) from alice has arrived whole: ");
+    alice.expect("* a copy is kept: ");
+    let sent = gate.passed() - before;
+    // Keys, tags and TLS take less than two hundredths.
+    assert!(sent <= (BIG as u64 - there) * 102 / 100, "{sent} bytes were sent, {there} were there");
+    assert_eq!(names(bob, "received"), ["alice_big.bin"]);
+    assert!(holds(bob, "received/alice_big.bin", bytes) && holds(alice, "sent/bob_big.bin", bytes));
+    let whole = fs::metadata(bob.data("files/received/alice_big.bin")).expect("the file");
+    assert_eq!(whole.ino(), facts.ino(), "it is the same file that was begun");
+}
+
+// ---- what arrives
+
+#[test]
+fn a_file_arrives_whole_whatever_its_size() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    let sizes = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 1, 5_000_000, 64 * MIB + 1];
+    for size in sizes {
+        let name = format!("{size}.bin");
+        let bytes = make(&alice, &name, size);
+        offer(&mut alice, &mut bob, &name);
+        let (received, sent) = (format!("received/alice_{name}"), format!("sent/bob_{name}"));
+        let line = take(&mut alice, &mut bob);
+        assert!(line.ends_with(&format!("/files/{received}")), "{line}");
+        assert!(holds(&bob, &received, &bytes), "what arrived of {size}");
+        assert!(holds(&alice, &sent, &bytes), "what was kept of {size}");
+        for path in [bob.data("files").join(received), alice.data("files").join(sent)] {
+            assert_eq!(fs::metadata(path).expect("the file").mode() & 0o777, 0o600, "{size}");
+        }
+    }
+    for (owner, folder) in [(&bob, "received"), (&alice, "sent")] {
+        assert_eq!(names(owner, folder).len(), sizes.len(), "nothing but these: {:?}", names(owner, folder));
+    }
+    assert!(names(&alice, "received").is_empty() && names(&bob, "sent").is_empty());
+    // No machine does the last in the tenth of a second that may pass without a word.
+    let last = format!("{}.bin", sizes[sizes.len() - 1]);
+    for (owner, label) in [(&alice, format!("* {last} → bob: ")), (&bob, format!("* {last} ← alice: "))] {
+        let told = owner.output.seen.iter().filter_map(|line| line.strip_prefix(&label)?.split_once(" %, "));
+        let tenths: Vec<u32> = told.map(|(percent, _)| percent.parse().expect("a number")).collect();
+        assert!(!tenths.is_empty(), "how far it is");
+        assert!(tenths.is_sorted_by(|one, next| one < next), "each tenth once: {tenths:?}");
+        assert!(tenths.iter().all(|percent| percent % 10 == 0 && *percent <= 100), "{tenths:?}");
+    }
+    is_quiet(&mut alice, &mut bob);
+}
+
+#[test]
+fn files_in_both_directions_and_what_is_said_meanwhile_do_not_disturb_each_other() {
+    let server = Server::start();
+    let (gate, mut alice, mut bob) = gated(&server);
+    let mut contents = Vec::new();
+    for name in ["one.bin", "two.bin"] {
+        contents.push((true, name, make(&alice, name, 12 * MIB)));
+        offer(&mut alice, &mut bob, name);
+        contents.push((false, name, make(&bob, name, 12 * MIB + 1)));
+        offer(&mut bob, &mut alice, name);
+    }
+    // Hers are numbers 1 and 3 on both sides, his 2 and 4. They stay under way because she is held up, again
+    // and again behind the 4 MiB that are granted to her at once: what she says comes after those.
+    gate.hold_after(MIB as u64);
+    for number in [1, 3] {
+        bob.say(&format!("/acceptfile {number}"));
+        bob.expect("* receiving ");
+        alice.expect("* sending ");
+    }
+    for number in [2, 4] {
+        gate.hold_after(5 * MIB as u64);
+        alice.say(&format!("/acceptfile {number}"));
+        alice.expect("* receiving ");
+        bob.expect("* sending ");
+    }
+    bob.say("/msg alice said by bob meanwhile");
+    alice.expect("<bob -> alice> said by bob meanwhile");
+    alice.say("/msg bob said by alice meanwhile");
+    gate.open();
+    bob.expect("<alice -> bob> said by alice meanwhile");
+    let early = bob.output.seen.iter().find(|line| line.contains("has arrived whole"));
+    assert_eq!(early, None, "what was said came past the files");
+    for client in [&mut alice, &mut bob] {
+        // Two arrivals and two copies, in any order.
+        let done =
+            |line: &&String| line.contains(" has arrived whole: ") || line.contains("a copy is kept: ");
+        while client.output.seen.iter().filter(done).count() < 4 {
+            client.output.next().expect("a line");
+        }
+    }
+    for (hers, name, bytes) in &contents {
+        let (from, to) = if *hers { (&alice, &bob) } else { (&bob, &alice) };
+        assert!(holds(to, &format!("received/{}_{name}", from.name), bytes), "{name} from {}", from.name);
+        assert!(holds(from, &format!("sent/{}_{name}", to.name), bytes), "{name} to {}", to.name);
+    }
+    assert_eq!(names(&alice, "received"), ["bob_one.bin", "bob_two.bin"]);
+    assert_eq!(names(&bob, "received"), ["alice_one.bin", "alice_two.bin"]);
+}
+
+#[test]
+fn no_file_takes_the_place_of_another_or_follows_a_link() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    let received = bob.data("files/received");
+    fs::write(bob.home.path("treasure"), "mine").expect("written");
+    symlink(bob.home.path("treasure"), received.join("alice_letter.txt")).expect("a link");
+    symlink(bob.home.path("nowhere"), received.join("alice_letter_1.txt")).expect("a link");
+    fs::write(received.join("alice_letter_2.txt"), "mine, too").expect("written");
+    let mut versions = Vec::new();
+    for number in 3..5 {
+        versions.push((number, make(&alice, "letter.txt", 1000)));
+        offer(&mut alice, &mut bob, "letter.txt");
+        take(&mut alice, &mut bob);
+    }
+    // Even the same again.
+    offer(&mut alice, &mut bob, "letter.txt");
+    take(&mut alice, &mut bob);
+    versions.push((5, versions[1].1.clone()));
+    for (number, bytes) in &versions {
+        assert!(holds(&bob, &format!("received/alice_letter_{number}.txt"), bytes), "{number}");
+    }
+    assert_eq!(fs::read(bob.home.path("treasure")).expect("read"), b"mine");
+    assert!(holds(&bob, "received/alice_letter.txt", b"mine"), "the link is what it was");
+    assert!(holds(&bob, "received/alice_letter_2.txt", b"mine, too"));
+    assert!(!bob.home.path("nowhere").exists());
+    assert_eq!(names(&bob, "received").len(), 6);
+    assert_eq!(names(&alice, "sent"), ["bob_letter.txt", "bob_letter_1.txt", "bob_letter_2.txt"]);
+    assert!(holds(&alice, "sent/bob_letter.txt", &versions[0].1));
+}
+
+// ---- offers
+
+#[test]
+fn nothing_is_sent_or_written_before_the_recipient_accepts() {
+    let server = Server::start();
+    let (gate, mut alice, mut bob) = gated(&server);
+    make(&alice, "big.bin", BIG);
+    let before = gate.passed();
+    let line = offer(&mut alice, &mut bob, "big.bin");
+    assert_eq!(
+        line,
+        "* alice offers you a file: big.bin (8.3 MB); /acceptfile 1 takes it, /rejectfile 1 declines"
+    );
+    alice.say("/msg bob what do you think?");
+    bob.expect("<alice -> bob> what do you think?");
+    bob.say("/msg alice I do not know");
+    alice.expect("<bob -> alice> I do not know");
+    assert!(gate.passed() - before < CHUNK as u64, "not one chunk was sent");
+    assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
+    // It is for bob alone, in words, too.
+    let carol = server.client("carol").ready();
+    bob.say("/rejectfile");
+    bob.expect("* you have declined big.bin from alice");
+    alice.expect("* bob has declined big.bin (8.3 MB)");
+    is_quiet(&mut alice, &mut bob);
+    assert!(gate.passed() - before < CHUNK as u64, "nor afterwards");
+    assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
+    let (_, lines) = carol.finish();
+    assert!(!lines.iter().any(|line| line.contains("big.bin")), "{lines:#?}");
+}
+
+#[test]
+fn an_offer_is_withdrawn_or_declined_by_cancel() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    make(&alice, "a.bin", 3 * CHUNK);
+    offer(&mut alice, &mut bob, "a.bin");
+    alice.say("/cancel");
+    alice.expect("* you have cancelled a.bin to bob");
+    bob.expect("! alice has withdrawn a.bin (196.6 kB)");
+    bob.say("/acceptfile 1");
+    bob.expect("! no offer has the number 1");
+    offer(&mut alice, &mut bob, "a.bin");
+    bob.say("/cancel 2");
+    bob.expect("* you have declined a.bin from alice");
+    alice.expect("* bob has declined a.bin (196.6 kB)");
+    is_quiet(&mut alice, &mut bob);
+    assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
+}
+
+#[test]
+fn several_offers_are_told_apart_by_their_numbers() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    let files: Vec<_> = ["a.txt", "b.txt", "c.txt"].map(|name| (name, make(&alice, name, 1000))).into();
+    for command in ["/acceptfile", "/rejectfile"] {
+        bob.say(command);
+        bob.expect("! nobody has offered you a file");
+    }
+    for (number, (name, _)) in (1..).zip(&files) {
+        let line = offer(&mut alice, &mut bob, name);
+        assert!(line.contains(&format!("{name} (1.0 kB); /acceptfile {number} takes it")), "{line}");
+    }
+    bob.say("/files");
+    bob.expect("* #1 a.txt (1.0 kB) from alice: is offered: /acceptfile 1 or /rejectfile 1");
+    bob.expect("* #3 c.txt (1.0 kB) from alice");
+    alice.say("/files");
+    alice.expect("* #2 b.txt (1.0 kB) to bob: waits for bob; /cancel 2 withdraws it");
+    for (command, answer) in [
+        ("/acceptfile 4", "! no offer has the number 4: /files lists them"),
+        ("/rejectfile 0", "! no offer has the number 0: /files lists them"),
+        ("/cancel 99", "! no file has the number 99: /files lists them"),
+        ("/acceptfile first", "! usage: /acceptfile [#]"),
+        ("/acceptfile 4294967296", "! usage: /acceptfile [#]"),
+        ("/acceptfile -1", "! usage: /acceptfile [#]"),
+    ] {
+        bob.say(command);
+        bob.expect(answer);
+    }
+    assert!(names(&bob, "received").is_empty(), "nothing was taken by mistake");
+    // The newest, then a given one; the other is told of.
+    bob.say("/acceptfile");
+    bob.expect("* still offered to you: #1 a.txt (1.0 kB) from alice, #2 b.txt (1.0 kB) from alice");
+    bob.expect("* c.txt (1.0 kB) from alice has arrived whole: ");
+    bob.say("/acceptfile #1");
+    bob.expect("* still offered to you: #2 b.txt (1.0 kB) from alice");
+    bob.expect("* a.txt (1.0 kB) from alice has arrived whole: ");
+    alice.say("/acceptfile 2");
+    alice.expect("! no offer has the number 2");
+    bob.say("/rejectfile 2");
+    alice.expect("* bob has declined b.txt (1.0 kB)");
+    assert_eq!(names(&bob, "received"), ["alice_a.txt", "alice_c.txt"]);
+    for name in [0, 2] {
+        assert!(holds(&bob, &format!("received/alice_{}", files[name].0), &files[name].1));
+    }
+}
+
+#[test]
+fn eight_files_arrive_at_once_and_the_same_one_only_once() {
+    let server = Server::start();
+    let (gate, mut alice, mut bob) = gated(&server);
+    for number in 1..10 {
+        make(&alice, &format!("{number}.bin"), CHUNK);
+        offer(&mut alice, &mut bob, &format!("{number}.bin"));
+    }
+    offer(&mut alice, &mut bob, "1.bin");
+    gate.hold_after(0);
+    let accept = |bob: &mut Client, number, answer: &str| {
+        bob.say(&format!("/acceptfile {number}"));
+        bob.expect(answer);
+    };
+    accept(&mut bob, 1, "* receiving 1.bin");
+    accept(&mut bob, 10, "! 1.bin is arriving already");
+    for number in 2..9 {
+        accept(&mut bob, number, &format!("* receiving {number}.bin"));
+    }
+    accept(&mut bob, 9, "! 8 files are arriving already");
+    gate.open();
+    for _ in 1..9 {
+        bob.expect(" has arrived whole: ");
+    }
+    accept(&mut bob, 9, "* 9.bin (65.5 kB) from alice has arrived whole: ");
+    accept(&mut bob, 10, "* 1.bin (65.5 kB) from alice has arrived whole: ");
+    assert_eq!(names(&bob, "received").len(), 10);
+    assert!(names(&bob, "received").contains(&"alice_1_1.bin".into()));
+}
+
+#[test]
+fn what_cannot_be_offered_is_answered_with_the_reason() {
+    let server = Server::start();
+    let (mut alice, bob) = alice_and_bob(&server);
+    let carol = server.client("carol").ready();
+    alice.expect("* carol is on-line");
+    assert_eq!(carol.finish().0, 0);
+    alice.expect("* carol has left");
+    make(&alice, "here.txt", 10);
+    fs::create_dir(alice.home.path("folder")).expect("a folder");
+    let fifo = Command::new("mkfifo").arg(alice.home.path("fifo")).status();
+    assert!(fifo.expect("mkfifo runs").success());
+    for (words, answer) in [
+        ("bob missing.txt", "! missing.txt → bob: there is no such file"),
+        ("bob folder/missing.txt", "there is no such file"),
+        ("bob ~nobody/here.txt", "there is no such file"),
+        ("bob here.txt/", "! "),
+        ("bob folder", "! folder → bob: it is a folder"),
+        ("bob .", "it is a folder"),
+        ("bob ~", "it is a folder"),
+        ("bob fifo", "! fifo → bob: it is not a plain file"),
+        ("bob /dev/zero", "! zero → bob: it is not a plain file"),
+        ("carol here.txt", "! carol is not on-line"),
+        ("nobody here.txt", "! nobody is not on-line"),
+        ("alice here.txt", "! that is you"),
+        ("bob", "! usage: /sendfile NAME PATH"),
+        ("no/body here.txt", "cannot be a name"),
+    ] {
+        alice.say(&format!("/sendfile {words}"));
+        let line = alice.expect("! ");
+        assert!(line.contains(answer), "{words}: {line}");
+    }
+    alice.say("/files");
+    alice.expect("* no files are offered or under way");
+    assert_eq!(alice.finish().0, 0);
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0);
+    assert!(!lines.iter().any(|line| line.contains("file")), "bob hears of none of it: {lines:#?}");
+}
+
+#[test]
+fn a_path_may_have_spaces_quotes_a_tilde_or_be_relative() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    fs::create_dir(alice.home.path("my folder")).expect("a folder");
+    let bytes = make(&alice, "my folder/two  words.txt", 100);
+    symlink("two  words.txt", alice.home.path("my folder/link.txt")).expect("a link");
+    let whole = alice.home.path("my folder/two  words.txt").display().to_string();
+    let paths = [
+        ("my folder/two  words.txt", "two  words"),
+        ("~/my folder/two  words.txt", "two  words_1"),
+        ("./my folder/../my folder/two  words.txt", "two  words_2"),
+        ("\"my folder/two  words.txt\"", "two  words_3"),
+        ("'~/my folder/two  words.txt'", "two  words_4"),
+        (&whole, "two  words_5"),
+        ("~/my folder/link.txt", "link"),
+    ];
+    for (path, stem) in paths {
+        offer(&mut alice, &mut bob, path);
+        take(&mut alice, &mut bob);
+        assert!(holds(&bob, &format!("received/alice_{stem}.txt"), &bytes), "{path}");
+        assert!(holds(&alice, &format!("sent/bob_{stem}.txt"), &bytes), "{path}");
+    }
+}
+
+// ---- what is ended
+
+#[test]
+fn a_transfer_that_its_sender_cancels_leaves_nothing() {
+    let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
+    alice.say("/cancel");
+    alice.expect("* you have cancelled big.bin to bob");
+    gate.open();
+    bob.expect("! alice has cancelled big.bin (8.3 MB)");
+    leaves_nothing(&mut alice, &mut bob, &bytes);
+}
+
+#[test]
+fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
+    let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
+    bob.say("/cancel");
+    bob.expect("* you have cancelled big.bin from alice");
+    alice.expect("! bob has cancelled big.bin (8.3 MB)");
+    // What was on its way still comes, and is for nobody.
+    gate.open();
+    leaves_nothing(&mut alice, &mut bob, &bytes);
+}
+
+#[test]
+fn a_transfer_that_is_cancelled_while_its_part_is_looked_at_leaves_nothing() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    // Zeros that take no space, but time to hash; all of them but the last chunk are there already.
+    let size = 256 * MIB;
+    let zeros = |path: PathBuf, size: usize| {
+        File::create_new(path).and_then(|file| file.set_len(size as u64)).expect("a file of zeros");
+    };
+    zeros(alice.home.path("zeros.bin"), size);
+    let mut hasher = Hasher::default();
+    (0..size / MIB).for_each(|_| hasher.update(&[0; MIB]));
+    let hash: String = hasher.finish().iter().map(|byte| format!("{byte:02x}")).collect();
+    zeros(bob.data("files/received").join(format!("alice_{hash}.part")), size - CHUNK);
+    offer(&mut alice, &mut bob, "zeros.bin");
+    bob.say("/acceptfile\n/cancel");
+    bob.expect("* you have cancelled zeros.bin from alice");
+    alice.expect("! bob has cancelled zeros.bin (268.4 MB)");
+    until("nothing is left of it", || names(&bob, "received").is_empty());
+    is_quiet(&mut alice, &mut bob);
+}
+
+/// After `/cancel`: nothing is there, and another time begins from nothing.
+fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
+    until("nothing is left of it", || names(bob, "received").is_empty());
+    assert!(names(alice, "sent").is_empty());
+    is_quiet(alice, bob);
+    offer(alice, bob, "big.bin");
+    bob.say("/acceptfile");
+    let line = bob.expect("* receiving big.bin");
+    assert!(!line.contains("goes on"), "{line}");
+    bob.expect(" has arrived whole: ");
+    alice.expect("* a copy is kept: ");
+    assert_eq!(names(bob, "received"), ["alice_big.bin"]);
+    assert!(holds(bob, "received/alice_big.bin", bytes));
+}
+
+#[test]
+fn who_leaves_takes_offers_along_and_the_other_is_told() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    let mut carol = server.client("carol").ready();
+    bob.expect("* carol is on-line");
+    make(&alice, "a.txt", 1000);
+    make(&bob, "b.txt", 2000);
+    offer(&mut alice, &mut bob, "a.txt");
+    offer(&mut bob, &mut carol, "b.txt");
+    bob.say("/exit");
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0, "an offer is nothing unfinished: {lines:#?}");
+    alice.expect("* bob has left: a.txt (1.0 kB) is not offered any more");
+    carol.expect("* bob has left: b.txt (2.0 kB) is not offered any more");
+    is_quiet(&mut alice, &mut carol);
+    carol.say("/acceptfile");
+    carol.expect("! nobody has offered you a file");
+}
+
+// ---- what goes on
+
+#[test]
+fn a_transfer_goes_on_after_its_sender_was_killed() {
+    let Middle { server, gate, alice, mut bob, bytes } = Middle::reach();
+    let home = alice.home.clone();
+    drop(alice);
+    drop(gate);
+    bob.expect("! alice has left: big.bin (8.3 MB) is interrupted; it goes on when offered again");
+    assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
+    let gate = Gate::before(&server);
+    let mut alice = gate.client(home, "alice", &[]).ready();
+    bob.expect("* alice is on-line");
+    goes_on(&gate, &mut alice, &mut bob, &bytes);
+}
+
+#[test]
+fn a_transfer_goes_on_after_its_recipient_was_killed() {
+    let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
+    let home = bob.home.clone();
+    drop(bob);
+    alice.expect("! bob has left: big.bin (8.3 MB) is interrupted; offer it again and it goes on");
+    gate.open();
+    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    alice.expect("* bob is on-line");
+    assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
+    is_quiet(&mut alice, &mut bob);
+    goes_on(&gate, &mut alice, &mut bob, &bytes);
+}
+
+#[test]
+fn a_transfer_goes_on_after_the_server_was_killed() {
+    let Middle { server, gate: _gate, alice, bob, bytes } = Middle::reach();
+    let data = server.kill();
+    let homes = [&alice, &bob].map(|client| client.home.clone());
+    for client in [alice, bob] {
+        let (status, lines) = client.finish();
+        assert_eq!(status, 1);
+        assert!(lines.iter().any(|line| line.starts_with("! the connection to the server is lost")));
+        assert_eq!(lines.last().expect("a line"), "! 1 file is not complete: offered again, it goes on");
+    }
+    let server = Server::within(data, &[]);
+    let gate = Gate::before(&server);
+    let [hers, his] = homes;
+    let mut alice = gate.client(hers, "alice", &[]).ready();
+    let mut bob = Client::within(his, server.port, "bob", true, &[]).ready();
+    alice.expect("* bob is on-line");
+    goes_on(&gate, &mut alice, &mut bob, &bytes);
+}
+
+#[test]
+fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
+    let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
+    let home = bob.home.clone();
+    let (path, _) = part(&bob).expect("a part");
+    drop(bob);
+    alice.expect("! bob has left");
+    gate.open();
+    let mut file = File::options().write(true).open(&path).expect("the part");
+    file.write_all(&[!bytes[0], !bytes[1]]).expect("written");
+    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    alice.expect("* bob is on-line");
+    offer(&mut alice, &mut bob, "big.bin");
+    bob.say("/acceptfile");
+    bob.expect("goes on at");
+    let refusal = bob.expect("! big.bin ← alice: ");
+    assert!(refusal.contains("it is not the file that was offered"), "{refusal}");
+    let told = alice.expect("! big.bin (8.3 MB) has failed on the side of bob: ");
+    assert!(told.contains("it is not the file that was offered"), "{told}");
+    leaves_nothing(&mut alice, &mut bob, &bytes);
+    for client in [&alice, &bob] {
+        let lines = &client.output.seen;
+        let promised = |line: &String| line.contains("from there");
+        assert!(!lines.iter().any(promised), "there is nothing that it could go on from: {lines:#?}");
+    }
+}
+
+// ---- what goes wrong
+
+#[test]
+fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    let path = alice.home.path("a.bin");
+    let open = || File::options().write(true).open(&path).expect("the file");
+    // It becomes shorter: there is no end to send.
+    make(&alice, "a.bin", MIB);
+    offer(&mut alice, &mut bob, "a.bin");
+    open().set_len(MIB as u64 / 2).expect("shorter");
+    bob.say("/acceptfile");
+    alice.expect("! a.bin → bob: the file has become shorter");
+    bob.expect("! a.bin (1.0 MB) has failed on the side of alice: the file has become shorter");
+    // It becomes another of the same length.
+    make(&alice, "a.bin", MIB);
+    offer(&mut alice, &mut bob, "a.bin");
+    let mut file = open();
+    file.seek(SeekFrom::Start(MIB as u64 / 2)).expect("the middle");
+    file.write_all(b"something else").expect("written");
+    bob.say("/acceptfile");
+    bob.expect("! a.bin ← alice: it is not the file that was offered");
+    alice.expect("! a.bin (1.0 MB) has failed on the side of bob: it is not the file that was offered");
+    let finals = |bob: &Client| names(bob, "received").iter().filter(|name| !name.ends_with(".part")).count();
+    assert_eq!(finals(&bob), 0, "{:?}", names(&bob, "received"));
+    assert!(names(&alice, "sent").is_empty());
+    // It becomes longer: what was offered is all there, and nothing else is sent.
+    let bytes = make(&alice, "a.bin", MIB);
+    offer(&mut alice, &mut bob, "a.bin");
+    File::options().append(true).open(&path).and_then(|mut file| file.write_all(b"more")).expect("longer");
+    bob.say("/acceptfile");
+    bob.expect("* a.bin (1.0 MB) from alice has arrived whole: ");
+    alice.expect("* no copy is kept: the file has changed meanwhile");
+    assert!(holds(&bob, "received/alice_a.bin", &bytes));
+    assert!(names(&alice, "sent").is_empty());
+    // It goes, and another takes its name: what was offered is still held open.
+    let bytes = make(&alice, "b.bin", MIB);
+    offer(&mut alice, &mut bob, "b.bin");
+    fs::remove_file(alice.home.path("b.bin")).expect("removed");
+    make(&alice, "b.bin", MIB);
+    take(&mut alice, &mut bob);
+    assert!(holds(&bob, "received/alice_b.bin", &bytes) && holds(&alice, "sent/bob_b.bin", &bytes));
+    is_quiet(&mut alice, &mut bob);
+}
+
+#[test]
+fn a_full_disk_ends_the_transfer_and_nothing_else() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    // Writes beyond 1 or 2 MiB (a block is what the shell takes it for) fail as on a full disk.
+    let limit = "trap '' XFSZ; ulimit -f 2048";
+    let home = Arc::new(Folder::new());
+    let mut bob = Client::after(limit, home.clone(), server.port, "bob", &["--register"]).ready();
+    alice.expect("* bob is on-line");
+    make(&alice, "big.bin", BIG);
+    let small = make(&alice, "small.bin", CHUNK + 1);
+    offer(&mut alice, &mut bob, "big.bin");
+    bob.say("/acceptfile");
+    let line = bob.expect("! big.bin ← alice: ");
+    assert!(line.contains("File too large"), "{line}");
+    let line = alice.expect("! big.bin (8.3 MB) has failed on the side of bob: ");
+    assert!(line.contains("File too large"), "{line}");
+    assert!(!line.contains(&*home.0.to_string_lossy()), "where bob's files are is nobody's business: {line}");
+    assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
+    is_quiet(&mut alice, &mut bob);
+    offer(&mut alice, &mut bob, "small.bin");
+    take(&mut alice, &mut bob);
+    assert!(holds(&bob, "received/alice_small.bin", &small));
+    // The sender's disk, where only the copy is.
+    make(&bob, "big.bin", MIB / 2);
+    let grown = File::options().write(true).open(bob.home.path("big.bin")).expect("the file");
+    grown.set_len(BIG as u64).expect("longer");
+    offer(&mut bob, &mut alice, "big.bin");
+    alice.say("/acceptfile");
+    alice.expect("* big.bin (8.3 MB) from bob has arrived whole: ");
+    let line = bob.expect("* no copy is kept: ");
+    assert!(line.contains("File too large"), "{line}");
+    assert!(names(&bob, "sent").is_empty(), "{:?}", names(&bob, "sent"));
+    is_quiet(&mut alice, &mut bob);
+}
+
+// ---- the end
+
+#[test]
+fn the_end_of_input_waits_for_the_files_that_are_under_way() {
+    let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
+    let homes = (alice.home.clone(), bob.home.clone());
+    let (sent, received) = (alice.data("files/sent/bob_big.bin"), bob.data("files/received/alice_big.bin"));
+    alice.end();
+    bob.end();
+    gate.open();
+    // Each to its own end: one of them leaves first, and that must not matter to the other.
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains("* big.bin (8.3 MB) from alice has arrived whole: ")));
+    let (status, lines) = alice.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains("* a copy is kept: ")), "{lines:#?}");
+    for path in [received, sent] {
+        assert!(fs::read(&path).expect("the file is there") == bytes, "{}", path.display());
+    }
+    drop(homes);
+}
+
+#[test]
+fn the_end_of_input_waits_for_the_answer_to_an_offer() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    let bytes = make(&alice, "a.bin", MIB);
+    offer(&mut alice, &mut bob, "a.bin");
+    alice.end();
+    take(&mut alice, &mut bob);
+    assert!(holds(&bob, "received/alice_a.bin", &bytes) && holds(&alice, "sent/bob_a.bin", &bytes));
+    assert_eq!(alice.finish().0, 0);
+    // But not for an offer that the person at its own side does not answer.
+    let mut carol = server.client("carol").ready();
+    bob.expect("* carol is on-line");
+    make(&bob, "b.bin", MIB);
+    offer(&mut bob, &mut carol, "b.bin");
+    assert_eq!(carol.finish().0, 0);
+    bob.expect("* carol has left: b.bin (1.0 MB) is not offered any more");
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn exit_does_not_wait_for_files_and_says_so() {
+    for sender_leaves in [true, false] {
+        let Middle { server: _server, gate, alice, bob, .. } = Middle::reach();
+        let (mut leaver, mut other) = if sender_leaves { (alice, bob) } else { (bob, alice) };
+        leaver.say("/exit");
+        let name = leaver.name.clone();
+        let (status, lines) = leaver.finish();
+        assert_eq!(status, 1, "{lines:#?}");
+        let last = lines.last().expect("a line");
+        assert_eq!(last, "! 1 file is not complete: offered again, it goes on");
+        gate.open();
+        other.expect(&format!("! {name} has left: big.bin (8.3 MB) is interrupted; "));
+        assert_eq!(other.finish().0, 0);
+    }
+}
+
+/// What the server tells of a person on-line.
+fn keys_of(person: &Person) -> PersonKeys {
+    let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
+    PersonKeys {
+        name: person.name.clone(),
+        identity: Bytes(person.identity.public().spki()),
+        session_key: Some(Bytes(certificate.key.spki())),
+        created: Some(certificate.created),
+        certificate: Some(Fixed(certificate.signature)),
+    }
+}
+
+#[test]
+fn an_offer_is_waited_for_ten_minutes_at_the_end_of_input_and_no_longer() {
+    let (folder, alice, bob) = (Folder::new(), Person::new("alice"), Person::new("bob"));
+    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
+    let start = Instant::now();
+    let mut session = Session::new(alice.name.clone(), identity, SessionKey::generate(), known, start);
+    let mut seconds = 0;
+    let mut handle = |event, later| {
+        seconds += later;
+        session.handle(event, clock::now_ms(), start + Duration::from_secs(seconds))
+    };
+    let server = |message| Event::Server(message);
+    let joined = vec![alice.name, bob.name.clone()];
+    handle(server(ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] })), 0);
+    handle(Event::Line("/sendfile bob a.txt".into()), 0);
+    handle(Event::Transfer(1, Step::Prepared { name: "a.txt".into(), size: 1, sha256: [1; 32] }), 0);
+    let effects = handle(server(ServerMessage::Keys(Keys { keys: vec![keys_of(&bob)], unknown: vec![] })), 0);
+    let id = effects.iter().find_map(|effect| match effect {
+        Effect::Send(ClientMessage::EncryptedSend(send)) => Some(send.routing.id),
+        _ => None,
+    });
+    let (delivered, none) = (vec![bob.name], Vec::new());
+    let sent =
+        Sent { id: id.expect("an offer"), delivered, offline: none.clone(), stale: none.clone(), busy: none };
+    handle(server(ServerMessage::Sent(sent)), 0);
+    let quits = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Quit(_)));
+    assert!(!quits(handle(Event::EndOfInput, 0)));
+    // Time passes second by second, as it does for a person.
+    let waited = (1..=1000).find(|_| quits(handle(Event::Tick, 1)));
+    assert_eq!(waited, Some(600));
+}
