@@ -460,7 +460,7 @@ fn a_message_forged_in_another_s_name_is_not_shown() {
     // A message of alice's to mallory, who passes it on as hers to bob: with its key for bob.
     let to_mallory = header(&alice, private_to("mallory", mallory.session.public()), 1);
     let (envelope, key, oaep_label) = handmade(&alice, &to_mallory, &padded("I love you"), None);
-    line.say(&delivery(envelope, session.wrap(&key, oaep_label)));
+    line.say(&delivery(envelope, session.wrap(key.expose(), oaep_label)));
     let refused = bob.output.next().expect("a line");
     assert!(refused.starts_with(REFUSED) && refused.contains("for somebody else"), "{refused}");
     let (_, lines) = bob.finish();
@@ -494,7 +494,7 @@ fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
     let session = line.bob().clone();
     let to_all = |sequence| header(&mallory, Scope::Broadcast, sequence);
     let wrap = |(envelope, key, oaep_label): (EnvelopeFields, Key, [u8; 32])| {
-        delivery(envelope, session.wrap(&key, oaep_label))
+        delivery(envelope, session.wrap(key.expose(), oaep_label))
     };
     // The same envelope made by hand without a lie is shown: the lie alone is what is refused.
     line.say(&wrap(handmade(&mallory, &to_all(1), &padded("honest"), None)));
@@ -846,7 +846,7 @@ fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
         b"{\"type\":\"sent\",\"id\":-1,\"delivered\":[],\"offline\":[],\"stale\":[]}\n",
         b"{\"type\":\"sent\",\"id\":1e99,\"delivered\":[],\"offline\":[],\"stale\":[]}\n",
         b"{\"type\":\"ping\xff\"}\n",
-        b"\0\0\0\0\n",
+        b"\0\0\0\0\x02\xff\n",
         b"\x15\x03\x03\x00\x02\x02\x28\n",
         b"{\"type\":\"presence\",\"more\":false,\"full\":false,\"joined\":[\"a\\u001b[2Jb\"],\"left\":[]}\n",
         b"{\"type\":\"presence\",\"more\":false,\"full\":false,\"joined\":[\"../../etc/passwd\"],\"left\":[]}\n",
@@ -1407,7 +1407,7 @@ fn a_user_can_neither_sign_for_another_nor_pass_on_what_was_private() {
     send_raw(&mut raw, "bob", |session| {
         let to_carol = header(&mallory, private_to("carol", carol.session.public()), 1);
         let (envelope, key, oaep_label) = handmade(&mallory, &to_carol, &padded("between us two"), None);
-        (envelope, session.wrap(&key, oaep_label))
+        (envelope, session.wrap(key.expose(), oaep_label))
     });
     let told = match raw.answer() {
         Some(ServerMessage::Sent(_)) => bob.expect("! "),

@@ -11,7 +11,7 @@ use crate::disk;
 use crate::name::Username;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -22,7 +22,7 @@ const MAX_NAME: usize = 180;
 const MAX_NUMBER: u32 = 10_000;
 
 /// Makes somebody else's file name harmless: the last part of a path, without control, direction or
-/// wildcard characters, leading dots or a device's name; never empty.
+/// wildcard characters, leading dots or a device's name, never empty, and never like a [`Part`]'s.
 pub fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let forbidden = |c: char| is_harmful(c) || matches!(c, ':' | '*' | '?' | '"' | '<' | '>' | '|');
@@ -30,6 +30,7 @@ pub fn safe_name(name: &str) -> String {
     let clean = clean.trim_start_matches(|c: char| c == '.' || c.is_whitespace());
     let clean = clean.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
     let (stem, extension) = split(clean);
+    let extension = if extension.eq_ignore_ascii_case(".part") { ".part_" } else { extension };
     let room = MAX_NAME.saturating_sub(extension.len());
     let mut end = stem.len().min(room);
     while !stem.is_char_boundary(end) {
@@ -95,6 +96,10 @@ impl Source {
         if !facts.is_file() {
             return Err("it is not a plain file".into());
         }
+        // The kernel's own files say that they are empty, and are not.
+        if facts.len() == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
+            return Err("it is not a plain file".into());
+        }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Source { file, name, size: facts.len(), modified: facts.modified().ok() })
     }
@@ -139,11 +144,13 @@ impl Source {
     ///
     /// # Errors
     /// With the path in the text.
-    pub fn copy(&self, folder: &Path, person: &Username) -> io::Result<PathBuf> {
+    pub fn copy(&self, folder: &Path, person: &Username, sha256: &[u8; 32]) -> io::Result<PathBuf> {
         if self.has_changed() {
             return Err(io::Error::other("the file has changed meanwhile"));
         }
-        let part = folder.join(format!("{person}_{}.part", safe_name(&self.name)));
+        let part = part_path(folder, person, sha256);
+        // One left by a crash is of no use to anyone.
+        let _ = fs::remove_file(&part);
         let mut copy = disk::create_new(&part)?;
         let copied = (|| {
             let mut from = &self.file;
@@ -159,69 +166,71 @@ impl Source {
 }
 
 /// A file that is arriving: `{person}_{SHA-256}.part` until all of it is there, so that it is found again when
-/// the same person offers the same file again.
+/// the same person offers the same file again. No file that has arrived has such a name.
 pub struct Part {
     file: File,
     path: PathBuf,
     hasher: Hasher,
 }
 
-/// No part is written by two at once.
-fn lock(file: &File) -> io::Result<()> {
-    file.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::other("it is arriving already"),
-        TryLockError::Error(error) => error,
-    })
+fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
+    let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    folder.join(format!("{person}_{hash}.part"))
+}
+
+/// No part is written by two at once, and none that has got its name meanwhile.
+fn claim(file: &File, path: &Path) -> io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(error)) => return Err(error),
+        Err(TryLockError::WouldBlock) => return Err(io::Error::other("it is arriving already")),
+    }
+    let facts = file.metadata()?;
+    if !facts.is_file() || facts.nlink() != 1 || fs::symlink_metadata(path)?.ino() != facts.ino() {
+        return Err(io::Error::other("it is not a part of a file: remove it"));
+    }
+    Ok(())
 }
 
 impl Part {
-    /// Makes the part, or takes up one that is there; and the bytes that it has, whole chunks.
+    /// Makes the part, or opens the one that is there.
     ///
     /// # Errors
-    /// With the path in the text; `Interrupted` when `go_on` does not hold.
-    pub fn open(
-        folder: &Path,
-        sender: &Username,
-        sha256: &[u8; 32],
-        size: u64,
-        go_on: impl Fn() -> bool,
-    ) -> io::Result<(Part, u64)> {
-        let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = folder.join(format!("{sender}_{hash}.part"));
+    /// With the path in the text.
+    pub fn open(folder: &Path, sender: &Username, sha256: &[u8; 32]) -> io::Result<Part> {
+        let path = part_path(folder, sender, sha256);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let mut file = options.open(&path).map_err(disk::at(&path))?;
-        let mut hasher = Hasher::default();
-        let have = (|| {
-            let facts = file.metadata()?;
-            if !facts.is_file() {
-                return Err(io::Error::other("not a plain file"));
+        let file = options.open(&path).map_err(disk::at(&path))?;
+        claim(&file, &path).map_err(disk::at(&path))?;
+        Ok(Part { file, path, hasher: Hasher::default() })
+    }
+
+    /// Takes up what is there of a file of `size` bytes, whole chunks, as long as `go_on` holds; how many bytes.
+    ///
+    /// # Errors
+    /// With the path in the text; `Interrupted` when `go_on` does not hold.
+    pub fn take_up(&mut self, size: u64, go_on: impl Fn() -> bool) -> io::Result<u64> {
+        let length = self.file.metadata()?.len();
+        let have = match length {
+            length if length == size => size,
+            length if length > size => 0,
+            length => length - length % CHUNK as u64,
+        };
+        self.file.set_len(have).map_err(disk::at(&self.path))?;
+        let (mut buffer, mut left) = (vec![0; 4 * CHUNK], have);
+        while left > 0 {
+            let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+            self.file.read_exact(&mut buffer[..length]).map_err(disk::at(&self.path))?;
+            self.hasher.update(&buffer[..length]);
+            left -= length as u64;
+            if !go_on() {
+                return Err(ErrorKind::Interrupted.into());
             }
-            lock(&file)?;
-            let have = facts.len() - facts.len() % CHUNK as u64;
-            let have = if facts.len() == size {
-                size
-            } else if facts.len() > size {
-                0
-            } else {
-                have
-            };
-            file.set_len(have)?;
-            let mut left = have;
-            let mut buffer = vec![0; 4 * CHUNK];
-            while left > 0 {
-                let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-                file.read_exact(&mut buffer[..length])?;
-                hasher.update(&buffer[..length]);
-                left -= length as u64;
-                if !go_on() {
-                    return Err(ErrorKind::Interrupted.into());
-                }
-            }
-            Ok(have)
-        })();
-        Ok((Part { file, path: path.clone(), hasher }, have.map_err(disk::at(&path))?))
+        }
+        Ok(have)
     }
 
     /// Appends bytes.
@@ -238,12 +247,19 @@ impl Part {
         self.hasher.clone().finish() == *sha256
     }
 
+    /// Waits until everything is on disk.
+    ///
+    /// # Errors
+    /// With the path in the text.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_all().map_err(disk::at(&self.path))
+    }
+
     /// Gives the whole file its name, and returns its path.
     ///
     /// # Errors
     /// With the path in the text.
     pub fn finish(self, folder: &Path, sender: &Username, name: &str) -> io::Result<PathBuf> {
-        self.file.sync_all().map_err(disk::at(&self.path))?;
         place(&self.path, folder, sender, name)
     }
 
@@ -253,23 +269,23 @@ impl Part {
     }
 }
 
-/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, … in one step for each
-/// try: a second name for the same file, which fails if the name is taken, then the first one goes.
+/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …: a second name for the same
+/// file, which fails if the name is taken, then the first one goes. Where a file has one name only, the
+/// part takes the place of an empty file that was made under the free name.
 fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Result<PathBuf> {
     let name = safe_name(name);
     let (stem, extension) = split(&name);
     for number in 0..MAX_NUMBER {
         let number = if number == 0 { String::new() } else { format!("_{number}") };
         let path = folder.join(format!("{person}_{stem}{number}{extension}"));
-        match fs::hard_link(part, &path) {
-            Ok(()) => {
-                fs::remove_file(part).map_err(disk::at(part))?;
-                disk::sync_parent(&path)?;
-                return Ok(path);
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(disk::at(&path)(error)),
-        }
+        let placed = match fs::hard_link(part, &path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+            Ok(()) => fs::remove_file(part),
+            Err(_) => disk::create_new(&path).and_then(|_| fs::rename(part, &path)),
+        };
+        placed.map_err(disk::at(&path))?;
+        disk::sync_parent(&path)?;
+        return Ok(path);
     }
     Err(disk::at(part)(io::Error::other("there are 10,000 files of this name already")))
 }
@@ -318,6 +334,8 @@ mod tests {
             ("a:b*c?.txt", "a_b_c_.txt"),
             ("日本語 файл.pdf", "日本語 файл.pdf"),
             (".tar.gz", "tar.gz"),
+            ("x.part", "x.part_"),
+            ("x.PaRt", "x.part_"),
         ] {
             assert_eq!(safe_name(name), safe, "{name:?}");
         }
@@ -347,7 +365,11 @@ mod tests {
         let folder = Folder::new();
         let (alice, whole) = ("alice".parse().expect("name"), vec![9; 2 * CHUNK + 5]);
         let hash = sha256(&whole);
-        let open = || Part::open(&folder.0, &alice, &hash, whole.len() as u64, || true).expect("opens");
+        let open = || {
+            let mut part = Part::open(&folder.0, &alice, &hash).expect("opens");
+            let have = part.take_up(whole.len() as u64, || true).expect("read");
+            (part, have)
+        };
         let (mut part, have) = open();
         assert_eq!(have, 0);
         part.write(&whole[..CHUNK + 7]).expect("written");
@@ -366,7 +388,7 @@ mod tests {
         let (mut part, _) = open();
         part.write(b"other").expect("written");
         assert!(!part.is_right(&hash));
-        let second = Part::open(&folder.0, &alice, &hash, whole.len() as u64, || true);
+        let second = Part::open(&folder.0, &alice, &hash);
         assert!(second.is_err_and(|why| why.to_string().contains("arriving already")));
         part.discard();
         assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "nor a wrong one");
@@ -379,12 +401,14 @@ mod tests {
         let path = folder.0.join(format!("bob_{}.part", "00".repeat(32)));
         fs::write(folder.0.join("treasure"), b"whole").expect("written");
         std::os::unix::fs::symlink(folder.0.join("treasure"), &path).expect("link");
-        assert!(Part::open(&folder.0, &bob, &[0; 32], 3, || true).is_err(), "a link");
+        assert!(Part::open(&folder.0, &bob, &[0; 32]).is_err(), "a link");
         assert_eq!(fs::read(folder.0.join("treasure")).expect("read"), b"whole");
         fs::remove_file(&path).expect("removed");
         fs::write(&path, vec![1; CHUNK * 3]).expect("written");
-        let (_, have) = Part::open(&folder.0, &bob, &[0; 32], CHUNK as u64, || true).expect("opens");
-        assert_eq!(have, 0);
+        let open = || Part::open(&folder.0, &bob, &[0; 32]);
+        assert_eq!(open().expect("opens").take_up(CHUNK as u64, || true).expect("read"), 0);
+        fs::hard_link(&path, folder.0.join("bob_arrived")).expect("link");
+        assert!(open().is_err(), "a file that has arrived");
     }
 
     #[test]
@@ -392,16 +416,17 @@ mod tests {
         let folder = Folder::new();
         assert!(Source::open(&folder.0).is_err_and(|why| why.contains("folder")));
         assert!(Source::open(Path::new("/dev/null")).is_err_and(|why| why.contains("plain file")));
+        assert!(Source::open(Path::new("/proc/self/status")).is_err_and(|why| why.contains("plain file")));
         assert!(Source::open(&folder.0.join("none")).is_err_and(|why| why.contains("no such file")));
         fs::write(folder.0.join("file"), b"content").expect("written");
         let source = Source::open(&folder.0.join("file")).expect("a plain file");
         assert_eq!(source.hash(|_| true).expect("read"), sha256(b"content"));
         assert_eq!(source.hash(|_| false).expect_err("stopped").kind(), ErrorKind::Interrupted);
         let bob = "bob".parse().expect("name");
-        let copy = source.copy(&folder.0, &bob).expect("copied");
+        let copy = source.copy(&folder.0, &bob, &[0; 32]).expect("copied");
         assert_eq!(fs::read(copy).expect("read"), b"content");
         fs::write(folder.0.join("file"), b"short").expect("written");
-        assert!(source.has_changed() && source.copy(&folder.0, &bob).is_err());
+        assert!(source.has_changed() && source.copy(&folder.0, &bob, &[0; 32]).is_err());
         assert!(source.hash(|_| true).is_err());
     }
 }

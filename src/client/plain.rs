@@ -70,13 +70,16 @@ fn serve(
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => events.push(Event::Tick),
         }
         loop {
-            for event in events.drain(..) {
+            for event in std::mem::take(&mut events) {
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
                     match effect {
                         Effect::Send(message) => link.send(&message),
                         Effect::Show(entry) => print(&entry.line())?,
                         Effect::Progress(text) => print(&format!("* {text}"))?,
-                        Effect::Transfer(number, job) => transfers.take(number, job)?,
+                        Effect::Transfer(number, job) => {
+                            let step = transfers.take(number, job);
+                            events.extend(step.map(|step| Event::Transfer(number, step)));
+                        }
                         Effect::MakeSessionKey => super::make_session_key({
                             let wake = wake.clone();
                             move |event| drop(wake.send(Wake::Event(event)))

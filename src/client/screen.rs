@@ -177,7 +177,11 @@ impl Front {
             match effect {
                 Effect::Send(message) => self.link.send(&message),
                 Effect::Show(entry) => self.show(entry),
-                Effect::Transfer(number, job) => self.transfers.take(number, job)?,
+                Effect::Transfer(number, job) => {
+                    if let Some(step) = self.transfers.take(number, job) {
+                        self.handle(Event::Transfer(number, step))?;
+                    }
+                }
                 // A bar shows it.
                 Effect::Progress(_) => {}
                 Effect::Alert => self.terminal.bell()?,
@@ -245,13 +249,9 @@ impl Front {
     fn abandon(&mut self) -> u8 {
         let unsent = self.ahead.iter().filter(|line| *line != "/exit").count();
         let unsent = (unsent > 0).then(|| format!("{unsent} lines that you had typed were not sent"));
-        match self.session.unsettled().or(unsent) {
-            Some(text) => {
-                self.problem = text;
-                1
-            }
-            None => 0,
-        }
+        let texts = [self.session.unsettled(), unsent, self.session.unfinished_files()];
+        self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
+        u8::from(!self.problem.is_empty())
     }
 
     fn type_ahead(&mut self) -> io::Result<Option<u8>> {

@@ -356,6 +356,7 @@ impl Session {
 
     fn leave_if_done(&mut self, now: Instant) {
         let Some(since) = self.ending else { return };
+        let answered = if self.waits_for_answers() { self.answered } else { since };
         let patience = match self.is_settled() && self.files.only_waits() {
             true => FAREWELL_OF_OFFERS,
             false => FAREWELL,
@@ -366,7 +367,7 @@ impl Session {
             unfinished.into_iter().for_each(|text| self.problem(text));
             self.effects.push(Effect::Send(ClientMessage::Logout));
             self.effects.push(Effect::Quit(status));
-        } else if now.duration_since(since.max(self.answered).max(self.moved)) >= patience {
+        } else if now.duration_since(since.max(self.moved).max(answered)) >= patience {
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         }

@@ -13,22 +13,27 @@ use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;
 use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, Grant, Packet, Refused};
+use crate::protocol::{ClientMessage, Grant, MAX_GRANTED, Packet, Refused};
 use crate::wire::frame;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Files that arrive at once.
+pub const MAX_ARRIVING: usize = 8;
 /// Chunks under way to this client for one transfer, at most: 2 MiB.
 const WINDOW: u32 = 32;
-/// Chunks under way to this client in all; several transfers share them.
+/// Chunks under way to this client in all, beside a group that each transfer may always have.
 const ALL_WINDOWS: u32 = 64;
-/// A transfer that stands still for this long has ended.
+const _: () = assert!(ALL_WINDOWS + MAX_ARRIVING as u32 * GROUP <= MAX_GRANTED);
+/// Whether more can be granted is looked at this often, if nothing comes.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// When no packet of any transfer has come or gone for this long, they have ended.
 const STALLED: Duration = Duration::from_secs(60);
 /// An offer that nobody answers is withdrawn long before; its thread ends at last.
 const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
@@ -45,7 +50,7 @@ pub enum Job {
     Send { recipient: SessionPublicKey, plan: Plan },
     /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
     Receive { peer: Username, plan: Plan, sha256: [u8; 32], name: String },
-    /// The other side knows: take the chunks, wrapped for this key.
+    /// The other side knows: take the chunks, which are wrapped for this key.
     Start(Arc<SessionKey>),
     /// The other side has it all: keep a copy.
     Keep,
@@ -69,8 +74,9 @@ pub enum Step {
     Received(PathBuf),
     /// The copy of what was sent, or why there is none.
     Kept(Result<PathBuf, String>),
-    /// It has ended otherwise: why, for people on both sides, and whether what has arrived is of use.
-    Failed { why: String, goes_on: bool },
+    /// It has ended otherwise: why, for the people on this side and on the other, and whether what has
+    /// arrived is of use.
+    Failed { here: String, there: String, goes_on: bool },
 }
 
 /// Why a transfer's thread ends early.
@@ -79,14 +85,33 @@ enum Failure {
     Broken(String),
     /// The file is another than the one that was offered.
     Wrong(String),
+    Disk(io::Error),
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::Interrupted => Failure::Stopped,
-            _ => Failure::Broken(error.to_string()),
+            _ => Failure::Disk(error),
         }
+    }
+}
+
+impl Failure {
+    /// What the session is told, if anything. Paths stay on this side.
+    fn step(self) -> Option<Step> {
+        use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let (here, there, goes_on) = match self {
+            Failure::Stopped => return None,
+            Failure::Broken(why) => (why.clone(), why, true),
+            Failure::Wrong(why) => (why.clone(), why, false),
+            Failure::Disk(error) => {
+                let full = matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
+                let there = if full { "there is no room for it on the disk" } else { "the disk fails" };
+                (error.to_string(), there.into(), true)
+            }
+        };
+        Some(Step::Failed { here, there, goes_on })
     }
 }
 
@@ -99,7 +124,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Control {
     state: Mutex<State>,
     changed: Condvar,
+    moved: Moved,
 }
+
+/// When a packet of any transfer last came or went.
+type Moved = Arc<Mutex<Option<Instant>>>;
 
 #[derive(Default)]
 struct State {
@@ -126,13 +155,13 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Waits for something, at most so long.
+    /// Waits for something, at most so long after anything has moved.
     fn wait<T>(
         &self,
         patience: Duration,
         mut take: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T, Failure> {
-        let end = Instant::now() + patience;
+        let begun = Instant::now();
         let mut state = lock(&self.state);
         loop {
             if state.stopped {
@@ -144,6 +173,7 @@ impl Control {
             if let Some(why) = state.broken {
                 return Err(Failure::Broken(why.into()));
             }
+            let end = lock(&self.moved).map_or(begun, |moved| moved.max(begun)) + patience;
             let end = state.refused.map_or(end, |since| end.min(since + LAST_WORD));
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -171,11 +201,14 @@ struct Running {
 
 /// Where packets and grants go.
 #[derive(Default)]
-pub struct Hub(Mutex<Vec<Running>>);
+pub struct Hub {
+    running: Mutex<Vec<Running>>,
+    moved: Moved,
+}
 
 impl Hub {
     fn find(&self, peer: &Username, id: &TransferId) -> Option<Arc<Control>> {
-        let running = lock(&self.0);
+        let running = lock(&self.running);
         let found = running.iter().find(|running| running.peer == *peer && running.id == *id);
         found.map(|running| running.control.clone())
     }
@@ -183,6 +216,7 @@ impl Hub {
     /// A chunk has come. One that nobody waits for is dropped.
     pub fn packet(&self, packet: &Packet<'_>) {
         let Some(control) = self.find(&packet.peer, &packet.transfer) else { return };
+        *lock(&self.moved) = Some(Instant::now());
         control.change(|state| match state.packets.len() < state.room {
             true => state.packets.push_back(packet.payload.to_vec()),
             false => state.broken = Some("more came than was asked for"),
@@ -216,8 +250,9 @@ struct Shared {
     hub: Arc<Hub>,
     queue: Arc<Queue>,
     deliver: Box<dyn Fn(Event) -> bool + Send + Sync>,
-    /// Files that are arriving.
+    /// Files that are arriving, and the chunks that were granted for them and are not written.
     arriving: AtomicU32,
+    outstanding: AtomicU32,
 }
 
 impl Transfers {
@@ -229,17 +264,15 @@ impl Transfers {
         deliver: impl Fn(Event) -> bool + Send + Sync + 'static,
     ) -> Transfers {
         let (received, sent) = (folder.join("received"), folder.join("sent"));
-        let arriving = AtomicU32::new(0);
-        Transfers(Arc::new(Shared { received, sent, hub, queue, deliver: Box::new(deliver), arriving }))
+        let (arriving, outstanding) = (AtomicU32::new(0), AtomicU32::new(0));
+        let deliver = Box::new(deliver);
+        Transfers(Arc::new(Shared { received, sent, hub, queue, deliver, arriving, outstanding }))
     }
 
-    /// Does what the session wants.
-    ///
-    /// # Errors
-    /// If no thread can be had.
-    pub fn take(&self, number: u32, job: Job) -> io::Result<()> {
+    /// Does what the session wants, or says at once why not.
+    pub fn take(&self, number: u32, job: Job) -> Option<Step> {
         let find = || {
-            let running = lock(&self.0.hub.0);
+            let running = lock(&self.0.hub.running);
             running.iter().find(|running| running.number == number).map(|running| running.control.clone())
         };
         let change = |change: &mut dyn FnMut(&mut State)| {
@@ -249,13 +282,12 @@ impl Transfers {
         };
         match job {
             Job::Prepare { peer, id, path } => {
-                self.spawn(number, peer.clone(), id, move |worker| worker.send(&path, &peer, id))?
+                return self.spawn(number, peer.clone(), id, move |worker| worker.send(&path, &peer));
             }
             Job::Receive { peer, plan, sha256, name } => {
-                let id = plan.id;
-                self.spawn(number, peer.clone(), id, move |worker| {
+                return self.spawn(number, peer.clone(), plan.id, move |worker| {
                     worker.receive(&peer, plan, &sha256, &name)
-                })?;
+                });
             }
             Job::Send { recipient, plan } => {
                 let mut send = Some((recipient, plan));
@@ -268,7 +300,7 @@ impl Transfers {
                 state.packets.clear();
             }),
         }
-        Ok(())
+        None
     }
 
     fn spawn(
@@ -277,17 +309,18 @@ impl Transfers {
         peer: Username,
         id: TransferId,
         work: impl FnOnce(&Worker) -> Result<(), Failure> + Send + 'static,
-    ) -> io::Result<()> {
-        let control = Arc::new(Control::default());
+    ) -> Option<Step> {
+        let control = Arc::new(Control { moved: self.0.hub.moved.clone(), ..Control::default() });
         let worker = Worker { number, control: control.clone(), shared: self.0.clone() };
-        lock(&self.0.hub.0).push(Running { number, peer, id, control });
+        lock(&self.0.hub.running).push(Running { number, peer, id, control });
         let thread = thread::Builder::new().name("file".into());
-        let started = thread.spawn(move || match work(&worker) {
-            Ok(()) | Err(Failure::Stopped) => {}
-            Err(Failure::Broken(why)) => worker.tell(Step::Failed { why, goes_on: true }),
-            Err(Failure::Wrong(why)) => worker.tell(Step::Failed { why, goes_on: false }),
+        let started = thread.spawn(move || {
+            if let Some(step) = work(&worker).err().and_then(Failure::step) {
+                worker.tell(step);
+            }
         });
-        started.map(drop)
+        // The worker takes itself off the list, also when its thread was never started.
+        started.err().and_then(|error| Failure::Broken(error.to_string()).step())
     }
 }
 
@@ -300,7 +333,7 @@ struct Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        lock(&self.shared.hub.0).retain(|running| running.number != self.number);
+        lock(&self.shared.hub.running).retain(|running| running.number != self.number);
     }
 }
 
@@ -310,7 +343,7 @@ impl Worker {
     }
 
     /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
-    fn send(&self, path: &str, peer: &Username, id: TransferId) -> Result<(), Failure> {
+    fn send(&self, path: &str, peer: &Username) -> Result<(), Failure> {
         let source = Source::open(&typed_path(path)).map_err(Failure::Broken)?;
         let mut told = Instant::now();
         let sha256 = source.hash(|done| {
@@ -321,8 +354,29 @@ impl Worker {
             self.control.goes_on()
         })?;
         self.tell(Step::Prepared { name: source.name.clone(), size: source.size, sha256 });
-        let (recipient, plan) = self.control.wait(UNANSWERED, |state| state.send.take())?;
-        let address = Packet::address(peer, &id);
+        // Who has it all already may confirm it before the first chunk.
+        let begun = self.control.wait(UNANSWERED, |state| match state.keep {
+            Some(()) => Some(None),
+            None => state.send.take().map(Some),
+        })?;
+        if let Some((recipient, plan)) = begun {
+            self.send_chunks(&source, peer, &recipient, &plan)?;
+            self.tell(Step::Sent);
+        }
+        self.control.wait(UNANSWERED, |state| state.keep.take())?;
+        let kept = source.copy(&self.shared.sent, peer, &sha256).map_err(|error| error.to_string());
+        self.tell(Step::Kept(kept));
+        Ok(())
+    }
+
+    fn send_chunks(
+        &self,
+        source: &Source,
+        peer: &Username,
+        recipient: &SessionPublicKey,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
+        let address = Packet::address(peer, &plan.id);
         let mut told = Instant::now();
         let mut buffer = vec![0; GROUP as usize * CHUNK];
         let mut first = plan.start;
@@ -332,7 +386,7 @@ impl Worker {
             let at = u64::from(first) * CHUNK as u64;
             let read = source.read_at(&mut buffer[..length], at);
             read.map_err(|error| Failure::Wrong(error.to_string()))?;
-            for payload in plan.seal_group(first, &recipient, &buffer[..length]) {
+            for payload in plan.seal_group(first, recipient, &buffer[..length]) {
                 self.control.wait(STALLED, |state| {
                     state.granted = state.granted.checked_sub(1)?;
                     Some(())
@@ -340,6 +394,7 @@ impl Worker {
                 if !self.shared.queue.packet(frame::packet_head(&address, &payload), payload) {
                     return Err(Failure::Stopped);
                 }
+                *lock(&self.shared.hub.moved) = Some(Instant::now());
             }
             first += count;
             if told.elapsed() >= TOLD_EVERY {
@@ -347,45 +402,47 @@ impl Worker {
                 self.tell(Step::Progress(at + length as u64));
             }
         }
-        self.tell(Step::Sent);
-        self.control.wait(UNANSWERED, |state| state.keep.take())?;
-        let kept = source.copy(&self.shared.sent, peer).map_err(|error| error.to_string());
-        self.tell(Step::Kept(kept));
         Ok(())
     }
 
     fn receive(&self, peer: &Username, mut plan: Plan, sha256: &[u8; 32], name: &str) -> Result<(), Failure> {
         let folder = &self.shared.received;
-        let (mut part, have) = Part::open(folder, peer, sha256, plan.size, || self.control.goes_on())?;
-        plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
-        self.tell(Step::Ready { start: plan.start });
-        let taken = self.control.wait(STALLED, |state| state.start.take()).and_then(|session| {
-            self.shared.arriving.fetch_add(1, Ordering::Relaxed);
-            let taken = self.take_chunks(peer, &session, &plan, &mut part);
-            self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
-            // Whatever was granted and has not come is not wanted any more.
-            self.grant(peer, &plan, 0);
-            taken
+        let mut part = Part::open(folder, peer, sha256)?;
+        let whole = self.fill(peer, &mut plan, &mut part).and_then(|()| {
+            if !part.is_right(sha256) {
+                return Err(Failure::Wrong("it is not the file that was offered".into()));
+            }
+            part.sync()?;
+            // The last moment at which it can be cancelled.
+            self.control.wait(STALLED, |_| Some(()))
         });
-        let taken = taken.and_then(|()| self.control.wait(STALLED, |_| Some(())));
-        if let Err(failure) = taken {
-            if lock(&self.control.state).discard {
+        if let Err(failure) = whole {
+            if matches!(failure, Failure::Wrong(_)) || lock(&self.control.state).discard {
                 part.discard();
             }
             return Err(failure);
         }
-        if !part.is_right(sha256) {
-            part.discard();
-            return Err(Failure::Wrong("it is not the file that was offered".into()));
-        }
-        let path = part.finish(folder, peer, name)?;
-        self.tell(Step::Received(path));
+        self.tell(Step::Received(part.finish(folder, peer, name)?));
         Ok(())
+    }
+
+    /// Finds what is there of a part, and takes the chunks that are missing.
+    fn fill(&self, peer: &Username, plan: &mut Plan, part: &mut Part) -> Result<(), Failure> {
+        let have = part.take_up(plan.size, || self.control.goes_on())?;
+        plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
+        self.tell(Step::Ready { start: plan.start });
+        let session = self.control.wait(STALLED, |state| state.start.take())?;
+        self.shared.arriving.fetch_add(1, Ordering::Relaxed);
+        let taken = self.take_chunks(peer, &session, plan, part);
+        self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
+        // Whatever was granted and has not come is not wanted any more.
+        self.grant(peer, plan, 0);
+        taken
     }
 
     fn grant(&self, peer: &Username, plan: &Plan, count: u32) {
         let grant = Grant { peer: peer.clone(), transfer: Fixed(plan.id), count };
-        // If it is not taken, the connection ends, and with it this.
+        // The queue is full only when the server takes nothing: the session will find out.
         let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
     }
 
@@ -403,7 +460,9 @@ impl Worker {
         thread::scope(|scope| {
             for _ in 0..threads {
                 let (opened, due) = (opened.clone(), &due);
-                scope.spawn(move || self.open_groups(session, plan, due, &opened));
+                let opener = move || self.open_groups(session, plan, due, &opened);
+                // With fewer of them it is slower; without any, nothing comes and that is told.
+                let _ = thread::Builder::new().name("file".into()).spawn_scoped(scope, opener);
             }
             drop(opened);
             let written = self.write_groups(peer, plan, part, results);
@@ -452,32 +511,47 @@ impl Worker {
         results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
     ) -> Result<(), Failure> {
         let (mut granted, mut written) = (plan.start, plan.start);
-        let mut waiting = BTreeMap::new();
-        let mut told = Instant::now();
-        loop {
-            let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
-            let window = share.clamp(2 * GROUP, WINDOW);
-            let more = (written + window).min(plan.chunks()).saturating_sub(granted);
-            // Not for each chunk: a grant is a line through the server.
-            if more >= window / 4 || granted + more == plan.chunks() && more > 0 {
-                granted += more;
-                self.control.change(|state| state.room = WINDOW as usize);
-                self.grant(peer, plan, more);
+        let result = (|| {
+            let mut waiting = BTreeMap::new();
+            let mut told = Instant::now();
+            while written < plan.chunks() {
+                let more = self.to_grant(granted - written).min(plan.chunks() - granted);
+                // Not for each chunk: a grant is a line through the server.
+                if more >= GROUP || more > 0 && granted + more == plan.chunks() {
+                    granted += more;
+                    self.shared.outstanding.fetch_add(more, Ordering::Relaxed);
+                    self.control.change(|state| state.room = WINDOW as usize);
+                    self.grant(peer, plan, more);
+                }
+                let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
+                    Ok(result) => result,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    // The openers are gone only after one of them has said why.
+                    Err(RecvTimeoutError::Disconnected) => return Err(Failure::Stopped),
+                };
+                waiting.insert(first, group?);
+                while let Some(group) = waiting.remove(&written) {
+                    written += group.len() as u32;
+                    self.shared.outstanding.fetch_sub(group.len() as u32, Ordering::Relaxed);
+                    group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
+                }
+                if told.elapsed() >= TOLD_EVERY {
+                    told = Instant::now();
+                    self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+                }
             }
-            if written == plan.chunks() {
-                return Ok(());
-            }
-            // The openers are gone only after one of them has said why.
-            let Ok((first, group)) = results.recv() else { return Err(Failure::Stopped) };
-            waiting.insert(first, group?);
-            while let Some(group) = waiting.remove(&written) {
-                written += group.len() as u32;
-                group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
-            }
-            if told.elapsed() >= TOLD_EVERY {
-                told = Instant::now();
-                self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
-            }
-        }
+            Ok(())
+        })();
+        self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
+        result
+    }
+
+    /// How many chunks more may be under way for a transfer that has `own` already: its share of all, and a
+    /// group in any case.
+    fn to_grant(&self, own: u32) -> u32 {
+        let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
+        let share = share.clamp(2 * GROUP, WINDOW).saturating_sub(own);
+        let free = ALL_WINDOWS.saturating_sub(self.shared.outstanding.load(Ordering::Relaxed));
+        share.min(free).max(GROUP.saturating_sub(own))
     }
 }

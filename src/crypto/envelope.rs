@@ -101,11 +101,6 @@ impl Kind {
         let all = [Message, RoomOpened, RoomLeft, FileOffer, FileAccept, FileReject, FileCancel, FileDone];
         all.into_iter().find(|kind| kind.as_str() == text)
     }
-
-    /// Whether the text is for the program, about a file.
-    pub fn is_about_a_file(self) -> bool {
-        !matches!(self, Kind::Message | Kind::RoomOpened | Kind::RoomLeft)
-    }
 }
 
 /// What the sender signs and the AEAD authenticates.

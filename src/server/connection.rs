@@ -279,11 +279,14 @@ fn auth_error(error: auth::AuthError) -> Refusal {
     refuse(code, &error.to_string())
 }
 
-/// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant costs
-/// next to nothing: there can be only as many as there are packets.
+/// Packets with a shorter body than this are counted, too.
+const SMALL_PACKET: usize = 32 * 1024;
+
+/// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant of many
+/// packets costs less: it stands for them.
 fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
-    if let Ok(ClientMessage::Grant(Grant { count: 1.., .. })) = message {
-        return 0.1;
+    if let Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) = message {
+        return 0.1 + 0.9 / f64::from(*count);
     }
     let names = match message {
         Ok(ClientMessage::KeysRequest(request)) => request.names.len(),
@@ -367,18 +370,17 @@ impl Client {
                     (cost(&message, line.len()), message)
                 }
                 Ok(Some(Frame::Packet(body))) => {
-                    // Granted packets cost nothing: their recipient decides how fast they come.
+                    if !self.session.outbox.is_open() {
+                        return false;
+                    }
+                    // Large packets cost nothing: their recipient decides how fast they come.
+                    let cost = if body.len() < SMALL_PACKET { 0.1 } else { 0.0 };
                     let refused = match Packet::decode(body) {
                         Ok(packet) => delivery::relay(&self.shared, &self.session, packet),
                         Err(error) => Some(not_a_message(error)),
                     };
-                    if let Some(refused) = refused {
-                        self.answer(&refused);
-                        self.slow_down(1.0);
-                    }
-                    if !self.session.outbox.is_open() {
-                        return false;
-                    }
+                    self.slow_down(cost);
+                    self.refuse(refused);
                     continue;
                 }
                 Err(_) => {
@@ -398,9 +400,21 @@ impl Client {
                     self.session.outbox.end();
                     return false;
                 }
+                Ok(ClientMessage::Grant(grant)) => {
+                    let refused = delivery::grant(&self.shared, &self.session, grant);
+                    self.refuse(refused);
+                }
                 Ok(message) => self.handle(message),
                 Err(error) => self.answer(&not_a_message(error)),
             }
+        }
+    }
+
+    /// What is refused costs as much as any request.
+    fn refuse(&mut self, refused: Option<ServerMessage>) {
+        if let Some(refused) = refused {
+            self.answer(&refused);
+            self.slow_down(1.0);
         }
     }
 
@@ -415,13 +429,9 @@ impl Client {
         let answer = match message {
             ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, &send),
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
-            ClientMessage::Grant(grant) => match delivery::grant(&self.shared, &self.session, grant) {
-                Some(refused) => refused,
-                None => return,
-            },
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => ServerMessage::Pong,
-            ClientMessage::Pong | ClientMessage::Logout => return,
+            ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => return,
             ClientMessage::Register(_)
             | ClientMessage::LoginRequest(_)
             | ClientMessage::ChallengeResponse(_) => {

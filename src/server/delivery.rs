@@ -128,6 +128,8 @@ pub fn relay(shared: &Shared, sender: &Session, packet: Packet<'_>) -> Option<Se
         let patience = Instant::now() + PACKET_PATIENCE;
         while !recipient.outbox.has_room() {
             if Instant::now() > patience || !sender.outbox.is_open() {
+                // The rest of them does not wait again.
+                recipient.revoke(&sender.name, transfer);
                 return false;
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -29,7 +29,7 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 /// read more slowly long before.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it.
-pub const PACKET_PATIENCE: Duration = Duration::from_secs(30);
+pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
 /// Writer threads for clients that do not keep up; more stalled ones than this are closed.
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.

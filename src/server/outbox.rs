@@ -130,11 +130,16 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Whether a packet may be queued now. There is room for far more than a client may grant, unless many
-    /// clients do not take what they have granted: then each may have an eighth of what is left.
+    /// Whether a packet may be queued now. There is room for far more than one client may grant, unless many
+    /// do not take what they have granted: then each may have an eighth of what is left.
     pub fn has_room(&self) -> bool {
         let left = MAX_WAITING_PACKETS.saturating_sub(WAITING_PACKETS.load(Ordering::Relaxed));
         lock(&self.queue).packet_bytes <= left / 8
+    }
+
+    /// How many packets wait.
+    pub fn packets(&self) -> u32 {
+        u32::try_from(lock(&self.queue).packets.len()).unwrap_or(u32::MAX)
     }
 
     /// Queues a packet behind all lines. False if the client is gone.
@@ -268,7 +273,7 @@ impl Outbox {
     }
 
     /// The writer thread: sends, waiting for the client, until it has caught up. Each batch has
-    /// 30 s, so who takes less than half a KiB a second is given up.
+    /// 30 s, so who takes less than 2.2 KiB a second (a packet) is given up.
     fn write_out(self: &Arc<Outbox>, mut wire: Vec<u8>) {
         loop {
             let sent = self.channel.send(&wire);

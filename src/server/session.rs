@@ -76,11 +76,11 @@ impl Session {
         lock(&self.current).key_name == key_name
     }
 
-    /// This client lets `sender` send so many packets more. False, and nothing, if that is more than
-    /// may be granted in all.
+    /// This client lets `sender` send so many packets more. False, and nothing, if there would be more than
+    /// [`MAX_GRANTED`] that are granted, or wait for this client, in all.
     pub fn grant(&self, sender: &Username, transfer: [u8; 16], count: u32) -> bool {
         let mut granted = lock(&self.granted);
-        let total: u32 = granted.values().sum();
+        let total = granted.values().sum::<u32>().saturating_add(self.outbox.packets());
         let fits = count > 0 && count <= MAX_GRANTED.saturating_sub(total);
         if fits {
             *granted.entry((sender.clone(), transfer)).or_default() += count;

@@ -8,7 +8,7 @@ use super::outgoing::Audience;
 use super::{Effect, Session};
 use crate::client::file::safe_name;
 use crate::client::text::sanitise;
-use crate::client::transfer::{Job, Step};
+use crate::client::transfer::{Job, MAX_ARRIVING, Step};
 use crate::crypto::chunk::{CHUNK, Plan, TransferId, chunks};
 use crate::crypto::envelope::{Header, Kind};
 use crate::crypto::public::Fingerprint;
@@ -21,15 +21,17 @@ use std::fmt;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-/// Transfers and offers that are kept in mind, in all and with one person as the sender.
+/// Transfers and offers that are kept in mind, in each direction, and with one person as the sender.
 const MAX_LISTED: usize = 64;
 const MAX_OFFERS_OF_ONE: usize = 16;
-/// Files under way at once in each direction.
-const MAX_MOVING: usize = 8;
+/// Files that are sent at once.
+const MAX_LEAVING: usize = 8;
 /// An offer that nobody has answered for this long is withdrawn.
 const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
 /// The confirmation of what was sent completely comes in this time.
 const CONFIRMATION: Duration = Duration::from_secs(120);
+/// The reason of a person who wished it: what has arrived is not kept for another time.
+const CANCELLED: &str = "cancelled";
 /// The longest reason that is told or believed, in characters.
 const MAX_REASON: usize = 200;
 
@@ -50,6 +52,8 @@ struct Accept {
     transfer: Fixed<16>,
     /// Chunks before this one are there already.
     start: u32,
+    /// Of the session key that the chunks' keys are to be wrapped for.
+    session: Fixed<32>,
 }
 
 /// The text of the other three; the reason is for people.
@@ -65,7 +69,7 @@ enum State {
     Preparing(u64),
     /// The other side, or the person here, has not answered.
     Offered,
-    /// In: what is there already is being looked at, then the answer goes out.
+    /// In: what is there already is being looked at.
     Opening,
     /// Out: accepted from this chunk on; the key that the answer named is not here yet.
     AwaitingKey(u32, Fingerprint),
@@ -145,21 +149,24 @@ fn shortened(reason: &str) -> String {
 }
 
 impl Transfer {
-    /// "photo.jpg (5.0 MB)".
+    /// `"photo.jpg" (5.0 MB)`; no name holds a quotation mark.
     fn title(&self) -> String {
-        format!("{} ({})", self.name, Size(self.size))
+        format!("\"{}\" ({})", sanitise(&self.name), Size(self.size))
     }
 
     fn label(&self) -> String {
-        if self.outgoing {
-            format!("{} → {}", self.name, self.peer)
-        } else {
-            format!("{} ← {}", self.name, self.peer)
-        }
+        let arrow = if self.outgoing { "→" } else { "←" };
+        format!("{} {arrow} {}", sanitise(&self.name), self.peer)
+    }
+
+    /// Whether this is an offer that the person here has not answered.
+    fn is_open(&self) -> bool {
+        !self.outgoing && matches!(self.state, State::Offered)
     }
 
     fn percent(&self) -> u64 {
         match self.state {
+            State::Preparing(0) => 0,
             State::Preparing(done) | State::Moving(done) => {
                 done.saturating_mul(100).checked_div(self.size).unwrap_or(100)
             }
@@ -192,9 +199,21 @@ impl Transfer {
 impl Files {
     /// Whether something is arriving or leaving, or waits for the other side's answer.
     pub fn is_idle(&self) -> bool {
-        let waits_for_us =
-            |transfer: &Transfer| !transfer.outgoing && matches!(transfer.state, State::Offered);
-        self.list.values().all(waits_for_us)
+        self.list.values().all(Transfer::is_open)
+    }
+
+    /// What a direction's list holds.
+    fn count(&self, outgoing: bool) -> usize {
+        self.list.values().filter(|one| one.outgoing == outgoing).count()
+    }
+
+    /// The oldest unanswered offer of whoever has made most of them.
+    fn dispensable(&self) -> Option<u32> {
+        let mut offers: BTreeMap<&Username, Vec<u32>> = BTreeMap::new();
+        for (number, one) in self.list.iter().filter(|(_, one)| one.is_open()) {
+            offers.entry(&one.peer).or_default().push(*number);
+        }
+        offers.into_values().max_by_key(Vec::len)?.first().copied()
     }
 
     /// Files that are under way in one direction.
@@ -246,7 +265,7 @@ impl Session {
         if self.peers.has_changed(&name) {
             return self.reconsider(&name);
         }
-        if self.files.list.len() >= MAX_LISTED {
+        if self.files.count(true) >= MAX_LISTED {
             return self.problem("too many files are on the list: /files shows it, /cancel ends one".into());
         }
         let id = random();
@@ -269,8 +288,7 @@ impl Session {
 
     /// The offer that a command is about: that number, or the newest.
     fn offer(&mut self, number: Option<u32>) -> Option<u32> {
-        let is_offer = |one: &Transfer| !one.outgoing && matches!(one.state, State::Offered);
-        let offers = || self.files.list.iter().filter(|(_, one)| is_offer(one)).map(|(number, _)| *number);
+        let offers = || self.files.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
             Some(number) => offers().find(|offer| *offer == number),
             None => offers().next_back(),
@@ -286,19 +304,11 @@ impl Session {
 
     pub(super) fn accept_file(&mut self, number: Option<u32>) {
         let Some(number) = self.offer(number) else { return };
-        if self.files.moving(false) >= MAX_MOVING {
-            return self
-                .problem(format!("{MAX_MOVING} files are arriving already: wait for one, or /cancel it"));
+        if self.files.moving(false) >= MAX_ARRIVING {
+            let text = format!("{MAX_ARRIVING} files are arriving already: wait for one, or /cancel it");
+            return self.problem(text);
         }
         let Some(transfer) = self.files.list.get(&number) else { return };
-        let twin = self.files.list.values().any(|one| {
-            !one.outgoing
-                && !matches!(one.state, State::Offered)
-                && (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256)
-        });
-        if twin {
-            return self.problem(format!("{} is arriving already", transfer.name.clone()));
-        }
         let job = Job::Receive {
             peer: transfer.peer.clone(),
             plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
@@ -314,7 +324,7 @@ impl Session {
         let Some(number) = self.offer(number) else { return };
         if let Some(transfer) = self.files.list.remove(&number) {
             self.word(Kind::FileReject, number, &transfer, None);
-            self.notice(format!("you have declined {} from {}", transfer.name, transfer.peer));
+            self.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
         }
         self.tell_other_offers();
     }
@@ -323,7 +333,7 @@ impl Session {
     fn tell_other_offers(&mut self) {
         let offers = self.files.list.iter();
         let offers: Vec<String> = offers
-            .filter(|(_, one)| !one.outgoing && matches!(one.state, State::Offered))
+            .filter(|(_, one)| one.is_open())
             .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
             .collect();
         if !offers.is_empty() {
@@ -332,28 +342,25 @@ impl Session {
     }
 
     pub(super) fn cancel_file(&mut self, number: Option<u32>) {
-        let ours = |one: &&Transfer| {
-            (one.outgoing || !matches!(one.state, State::Offered)) && !matches!(one.state, State::Keeping)
-        };
         let done = |one: &Transfer| matches!(one.state, State::Keeping);
+        let list = &self.files.list;
         let found = match number {
-            Some(number) => self.files.list.get(&number).filter(|one| !done(one)).map(|_| number),
-            None => self.files.list.iter().rfind(|(_, one)| ours(one)).map(|(number, _)| *number),
+            Some(number) => list.get_key_value(&number).filter(|(_, one)| !done(one)),
+            None => list.iter().rfind(|(_, one)| !one.is_open() && !done(one)),
         };
-        let Some((number, transfer)) = found.and_then(|number| Some((number, self.files.list.get(&number)?)))
-        else {
+        let Some((number, transfer)) = found.map(|(number, one)| (*number, one)) else {
             return self.problem(match number {
                 Some(number) => format!("no file has the number {number}: /files lists them"),
                 None => "no file is under way".into(),
             });
         };
-        if !transfer.outgoing && matches!(transfer.state, State::Offered) {
+        if transfer.is_open() {
             return self.reject_file(Some(number));
         }
-        let (name, peer, outgoing) = (transfer.name.clone(), transfer.peer.clone(), transfer.outgoing);
-        self.end_transfer(number, true, Some("cancelled".into()));
+        let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
+        self.end_transfer(number, true, Some(CANCELLED.into()));
         let way = if outgoing { "to" } else { "from" };
-        self.notice(format!("you have cancelled {name} {way} {peer}"));
+        self.notice(format!("you have cancelled {title} {way} {peer}"));
     }
 
     pub(super) fn tell_files(&mut self) {
@@ -390,8 +397,14 @@ impl Session {
 
     /// A transfer has come one step further.
     pub(super) fn step(&mut self, number: u32, step: Step) {
-        // What was cancelled meanwhile has nothing more to say.
-        let Some(transfer) = self.files.list.get_mut(&number) else { return };
+        let Some(transfer) = self.files.list.get_mut(&number) else {
+            // What was cancelled meanwhile has nothing more to say, but that it was too late.
+            if let Step::Received(path) = step {
+                let path = sanitise(&path.to_string_lossy());
+                self.notice(format!("a file had arrived whole already: {path}"));
+            }
+            return;
+        };
         match step {
             Step::Read { done, size } => {
                 self.moved = self.instant;
@@ -415,10 +428,15 @@ impl Session {
                 self.send_about(Kind::FileOffer, Audience::Private(peer), text, Some(number));
             }
             Step::Ready { start } => {
-                let accept = Accept { transfer: Fixed(transfer.id), start };
+                // Whatever is renewed meanwhile, this key stays the transfer's.
+                let key = self.keys.current();
+                let session = Fixed(key.fingerprint().0);
+                let accept = Accept { transfer: Fixed(transfer.id), start, session };
                 let done = transfer.size.min(u64::from(start) * CHUNK as u64);
                 let peer = transfer.peer.clone();
                 self.begin(number, done);
+                // A grant that comes before the answer is kept there.
+                self.job(number, Job::Start(key));
                 let text = Zeroizing::new(json::to_string(&accept));
                 self.send_about(Kind::FileAccept, Audience::Private(peer), text, Some(number));
             }
@@ -446,15 +464,15 @@ impl Session {
                     Err(why) => self.notice(format!("no copy is kept: {}", sanitise(&why))),
                 }
             }
-            Step::Failed { why, .. } if matches!(transfer.state, State::Keeping) => {
-                self.step(number, Step::Kept(Err(why)));
+            Step::Failed { here, .. } if matches!(transfer.state, State::Keeping) => {
+                self.step(number, Step::Kept(Err(here)));
             }
-            Step::Failed { why, goes_on } => {
-                let moving = matches!(transfer.state, State::Moving(1..));
-                self.fail(number, &why);
-                if goes_on && moving {
-                    self.notice("when it is offered again, it goes on from there".into());
-                }
+            Step::Failed { here, there, goes_on } => {
+                let again = goes_on && matches!(transfer.state, State::Moving(1..));
+                let again = if again { "; when it is offered again, it goes on from there" } else { "" };
+                let label = transfer.label();
+                self.end_transfer(number, false, Some(there));
+                self.problem(format!("{label}: {}{again}", shortened(&here)));
             }
         }
     }
@@ -493,10 +511,9 @@ impl Session {
 
     /// It cannot go on: both sides are told, and what has arrived stays for another time.
     fn fail(&mut self, number: u32, why: &str) {
-        let why = shortened(why);
         let Some(transfer) = self.files.list.get(&number) else { return };
         let label = transfer.label();
-        self.end_transfer(number, false, Some(why.clone()));
+        self.end_transfer(number, false, Some(why.into()));
         self.problem(format!("{label}: {why}"));
     }
 
@@ -517,13 +534,13 @@ impl Session {
 
     /// What became of a word about a transfer: `None` if it was delivered.
     pub(super) fn word_settled(&mut self, number: u32, kind: Kind, missed: Option<String>) {
+        self.moved = self.instant;
         let Some(transfer) = self.files.list.get(&number) else { return };
         let (title, peer) = (transfer.title(), transfer.peer.clone());
         match (kind, missed) {
             (Kind::FileOffer, None) => self.notice(format!(
                 "{title} is offered to {peer}, who has to accept it; /cancel {number} withdraws it"
             )),
-            (Kind::FileAccept, None) => self.job(number, Job::Start(self.keys.current())),
             (Kind::FileOffer | Kind::FileAccept, Some(why)) => {
                 self.end_transfer(number, false, None);
                 self.problem(format!("{why}: {title} is not under way"));
@@ -541,8 +558,8 @@ impl Session {
         match header.kind {
             Kind::FileOffer => self.offered(from, json::from_str(text).map_err(nonsense)?)?,
             Kind::FileAccept => {
-                let Accept { transfer, start } = json::from_str(text).map_err(nonsense)?;
-                self.accepted(from, &transfer.0, start, header.session);
+                let Accept { transfer, start, session } = json::from_str(text).map_err(nonsense)?;
+                self.accepted(from, &transfer.0, start, Fingerprint(session.0));
             }
             kind => {
                 let Word { transfer, reason } = json::from_str(text).map_err(nonsense)?;
@@ -561,8 +578,15 @@ impl Session {
         if self.files.find(from, &offer.transfer.0).is_some() {
             return Err("it offers the same a second time".into());
         }
-        if theirs >= MAX_OFFERS_OF_ONE || self.files.list.len() >= MAX_LISTED {
+        if theirs >= MAX_OFFERS_OF_ONE {
             return Err("too many files are offered already: /files lists them".into());
+        }
+        if self.files.count(false) >= MAX_LISTED
+            && let Some(transfer) =
+                self.files.dispensable().and_then(|number| self.files.list.remove(&number))
+        {
+            let (title, peer) = (transfer.title(), &transfer.peer);
+            self.notice(format!("too many files are offered: {title} from {peer} is off the list"));
         }
         let transfer = Transfer {
             peer: from.clone(),
@@ -595,7 +619,7 @@ impl Session {
         if start > chunks(transfer.size).unwrap_or(0) {
             return self.fail(number, "the answer is about more than the file has");
         }
-        if self.files.moving(true) >= MAX_MOVING {
+        if self.files.moving(true) >= MAX_LEAVING {
             return self.fail(number, "too many files are under way already: offer it again later");
         }
         self.enter_state(number, State::AwaitingKey(start, session));
@@ -614,7 +638,8 @@ impl Session {
         let list = self.files.list.iter();
         let waiting: Vec<_> = list.filter_map(|(number, one)| Some((*number, waits(one)?))).collect();
         for (number, (start, session)) in waiting {
-            let key = self.peers.find(name).and_then(|peer| peer.session.clone());
+            let key = self.peers.find(name).filter(|peer| peer.changed.is_none());
+            let key = key.and_then(|peer| peer.session.clone());
             let (Some(recipient), Some(transfer)) =
                 (key.filter(|key| key.fingerprint() == session), self.files.list.get(&number))
             else {
@@ -637,22 +662,22 @@ impl Session {
                 self.end_transfer(number, false, None);
                 self.notice(format!("{peer} has declined {title}"));
             }
-            (Kind::FileDone, State::Confirming | State::Moving(_)) if outgoing => {
+            (Kind::FileDone, State::AwaitingKey(..) | State::Moving(_) | State::Confirming) if outgoing => {
                 self.enter_state(number, State::Keeping);
                 self.job(number, Job::Keep);
                 self.notice(format!("{peer} has received {title}, {rate}/s"));
             }
             (Kind::FileCancel, state) if !matches!(state, State::Keeping) => {
                 let offered = !outgoing && matches!(state, State::Offered);
-                let reason = reason.unwrap_or_else(|| "cancelled".into());
+                let reason = reason.as_deref();
                 // Who cancels on purpose does not want it to go on another time.
-                self.end_transfer(number, reason == "cancelled", None);
-                let text = match reason.as_str() {
-                    "cancelled" if offered => format!("{peer} has withdrawn {title}"),
-                    "cancelled" => format!("{peer} has cancelled {title}"),
-                    reason => format!("{title} has failed on the side of {peer}: {reason}"),
-                };
-                self.problem(text);
+                self.end_transfer(number, reason == Some(CANCELLED), None);
+                self.problem(match reason {
+                    Some(CANCELLED) if offered => format!("{peer} has withdrawn {title}"),
+                    Some(CANCELLED) => format!("{peer} has cancelled {title}"),
+                    Some(reason) => format!("{title} has failed on the side of {peer}: {reason}"),
+                    None => format!("{title} has failed on the side of {peer}"),
+                });
             }
             _ => {}
         }
@@ -667,7 +692,8 @@ impl Session {
         };
         for number in self.files.list.iter().filter_map(theirs).collect::<Vec<_>>() {
             let Some(transfer) = self.files.list.get(&number) else { continue };
-            let (title, offered) = (transfer.title(), matches!(transfer.state, State::Offered));
+            let title = transfer.title();
+            let offered = matches!(transfer.state, State::Preparing(_) | State::Offered);
             let again = if transfer.outgoing {
                 "offer it again and it goes on"
             } else {
@@ -699,13 +725,13 @@ impl Session {
     }
 
     /// What is to be said of files that are not complete, if there are any.
-    pub(super) fn unfinished_files(&self) -> Option<String> {
-        let counts = |state: &State| !matches!(state, State::Offered | State::Preparing(_) | State::Keeping);
-        match self.files.list.values().filter(|one| counts(&one.state)).count() {
-            0 => None,
-            1 => Some("1 file is not complete: offered again, it goes on".into()),
-            count => Some(format!("{count} files are not complete: offered again, they go on")),
-        }
+    pub fn unfinished_files(&self) -> Option<String> {
+        let list = self.files.list.values();
+        let titles =
+            list.filter(|one| !one.is_open() && !matches!(one.state, State::Keeping)).map(Transfer::title);
+        let titles: Vec<String> = titles.collect();
+        (!titles.is_empty())
+            .then(|| format!("not complete: {}; offered again, it goes on", titles.join(", ")))
     }
 }
 

@@ -341,7 +341,8 @@ impl Session {
             return;
         };
         if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
-            let (kind, audience, text) = (message.kind, message.audience.clone(), sanitise(&message.text));
+            let (kind, audience) = (message.kind, message.audience.clone());
+            let text = if kind == Kind::Message { sanitise(&message.text) } else { String::new() };
             self.show_own(kind, audience, text);
         }
         let done = self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty());
