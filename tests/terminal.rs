@@ -337,8 +337,8 @@ fn typing_is_undisturbed_by_what_arrives() {
     let cursor = terminal.tmux(&["display-message", "-p", "#{cursor_x},#{cursor_y}"]);
     assert_eq!(cursor.trim(), "11,23", "the cursor stands behind what was typed");
     terminal.enter("ne");
-    bob.expect("<> half a line");
-    terminal.expect("<> half a line");
+    bob.expect("<alice> half a line");
+    terminal.expect("<alice> half a line");
     terminal.expect_last(">");
 }
 
@@ -456,7 +456,7 @@ fn a_resized_terminal_is_drawn_anew() {
         }
     }
     terminal.keys(&["Enter"]);
-    bob.expect("<> half a line");
+    bob.expect("<alice> half a line");
 }
 
 #[test]
@@ -499,7 +499,7 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     let bytes: Vec<u8> = (0..8_000_000).map(|n: u32| (n % 251) as u8).collect();
     std::fs::write(bob.home.path("big.bin"), &bytes).expect("written");
     bob.say("/sendfile alice big.bin");
-    terminal.expect("* bob offers you a file: big.bin (8.0 MB)");
+    terminal.expect("* bob offers you a file: \"big.bin\" (8.0 MB)");
     gate.hold_after(0);
     terminal.enter("/acceptfile");
     // It comes in small steps, one for each look, until something of it is seen; then it stands still.
@@ -514,10 +514,10 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     let rows: Vec<&str> = screen.lines().collect();
     assert!(rows[21].contains('━') && rows[22].contains("everyone · on-line"), "{screen}");
     terminal.text("half a li");
-    bob.expect("* sending big.bin");
+    bob.expect("* sending \"big.bin\"");
     terminal.expect_last("> half a li");
     gate.open();
-    terminal.expect("* big.bin (8.0 MB) from bob has arrived whole:");
+    terminal.expect("* \"big.bin\" (8.0 MB) from bob has arrived whole:");
     let screen = terminal.wait("the end of the bar", |screen| !screen.contains('━'));
     assert_eq!(last_line(&screen), "> half a li");
     let path = terminal.home.path(".secure_messenger_client/files/received/bob_big.bin");
@@ -657,7 +657,7 @@ fn a_client_that_was_stopped_and_continued_goes_on() {
     terminal.expect("<bob> while you were away");
     terminal.expect_last("> half a li");
     terminal.enter("ne");
-    bob.expect("<> half a line");
+    bob.expect("<alice> half a line");
     terminal.keys(&["C-c"]);
     terminal.wait_for_shell();
     assert_eq!(terminal.modes(), modes);

@@ -184,7 +184,9 @@ fn claim(file: &File, path: &Path) -> io::Result<()> {
         Ok(()) => {}
         Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
         Err(TryLockError::Error(error)) => return Err(error),
-        Err(TryLockError::WouldBlock) => return Err(io::Error::other("it is arriving already")),
+        Err(TryLockError::WouldBlock) => {
+            return Err(io::Error::new(ErrorKind::WouldBlock, "it is arriving already"));
+        }
     }
     let facts = file.metadata()?;
     if !facts.is_file() || facts.nlink() != 1 || fs::symlink_metadata(path)?.ino() != facts.ino() {
@@ -197,14 +199,17 @@ impl Part {
     /// Makes the part, or opens the one that is there.
     ///
     /// # Errors
-    /// With the path in the text.
+    /// With the path in the text; `WouldBlock` if it is being written.
     pub fn open(folder: &Path, sender: &Username, sha256: &[u8; 32]) -> io::Result<Part> {
         let path = part_path(folder, sender, sha256);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
         let file = options.open(&path).map_err(disk::at(&path))?;
-        claim(&file, &path).map_err(disk::at(&path))?;
+        claim(&file, &path).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => error,
+            _ => disk::at(&path)(error),
+        })?;
         Ok(Part { file, path, hasher: Hasher::default() })
     }
 

@@ -211,3 +211,39 @@ fn read(mut connection: Connection, pings: &Queue, hub: &Hub, mut deliver: impl 
     };
     deliver(Event::Closed(reason));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_go_before_packets_and_after_the_end_only_lines_go() {
+        let queue = Queue::default();
+        let packet = |n: u8| queue.packet(vec![0, n], vec![n]);
+        assert!(packet(1) && packet(2) && queue.say(&ClientMessage::Ping));
+        assert_eq!(queue.next().expect("a line")[0], ClientMessage::Ping.encode());
+        assert_eq!(queue.next(), Some([vec![0, 1], vec![1]]));
+        assert!(queue.say(&ClientMessage::Pong));
+        queue.end();
+        assert!(!packet(3) && !queue.say(&ClientMessage::Ping));
+        assert_eq!(queue.next().expect("a line")[0], ClientMessage::Pong.encode());
+        assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn who_sends_packets_waits_for_room_and_is_woken_at_the_end() {
+        let queue = Queue::default();
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| (0..).take_while(|_| queue.packet(Vec::new(), vec![0; 9])).count());
+            while queue.lock().packets.len() < MAX_PACKETS {
+                thread::yield_now();
+            }
+            assert!(queue.next().is_some());
+            while queue.lock().packets.len() < MAX_PACKETS {
+                thread::yield_now();
+            }
+            queue.end();
+            assert_eq!(sender.join().expect("it ends"), MAX_PACKETS + 1);
+        });
+    }
+}

@@ -456,7 +456,11 @@ impl Session {
             self.partial = false;
             self.ready = true;
         }
+        let anew: Vec<Username> = left.iter().filter(|name| joined.contains(name)).cloned().collect();
+        joined.retain(|name| !anew.contains(name));
+        left.retain(|name| !anew.contains(name));
         if !listing && was_ready {
+            self.tell_people(&anew, "has logged in anew", "have logged in anew");
             self.tell_people(&joined, "is on-line", "are on-line now");
             self.tell_people(&left, "has left", "have left");
         } else if self.ready && !was_ready {

@@ -92,6 +92,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::Interrupted => Failure::Stopped,
+            ErrorKind::WouldBlock => Failure::Broken(error.to_string()),
             _ => Failure::Disk(error),
         }
     }
@@ -387,6 +388,12 @@ impl Worker {
             let read = source.read_at(&mut buffer[..length], at);
             read.map_err(|error| Failure::Wrong(error.to_string()))?;
             for payload in plan.seal_group(first, recipient, &buffer[..length]) {
+                // Before a wait, too, or the last of it would never be told.
+                let waits = lock(&self.control.state).granted == 0;
+                if told.elapsed() >= if waits { TOLD_EVERY / 5 } else { TOLD_EVERY } {
+                    told = Instant::now();
+                    self.tell(Step::Progress(at));
+                }
                 self.control.wait(STALLED, |state| {
                     state.granted = state.granted.checked_sub(1)?;
                     Some(())
@@ -397,10 +404,6 @@ impl Worker {
                 *lock(&self.shared.hub.moved) = Some(Instant::now());
             }
             first += count;
-            if told.elapsed() >= TOLD_EVERY {
-                told = Instant::now();
-                self.tell(Step::Progress(at + length as u64));
-            }
         }
         Ok(())
     }
@@ -525,7 +528,10 @@ impl Worker {
                 }
                 let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
                     Ok(result) => result,
-                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+                        continue;
+                    }
                     // The openers are gone only after one of them has said why.
                     Err(RecvTimeoutError::Disconnected) => return Err(Failure::Stopped),
                 };

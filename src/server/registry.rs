@@ -26,6 +26,8 @@ pub struct Registry {
 struct Changes {
     newcomers: Vec<Arc<Session>>,
     names: BTreeSet<Username>,
+    /// Whose session has ended, whether or not another one has begun.
+    ended: BTreeSet<Username>,
 }
 
 impl Registry {
@@ -35,6 +37,9 @@ impl Registry {
         let mut changes = lock(&self.changes);
         let former = self.write().insert(session.name.clone(), session.clone());
         changes.newcomers.push(session.clone());
+        if former.is_some() {
+            changes.ended.insert(session.name.clone());
+        }
         changes.names.insert(session.name.clone());
         self.changed.notify_one();
         former
@@ -47,7 +52,9 @@ impl Registry {
         if mine {
             sessions.remove(&session.name);
             drop(sessions);
-            lock(&self.changes).names.insert(session.name.clone());
+            let mut changes = lock(&self.changes);
+            changes.names.insert(session.name.clone());
+            changes.ended.insert(session.name.clone());
             self.changed.notify_one();
         }
         mine
@@ -98,10 +105,14 @@ impl Registry {
         let (mut joined, mut left) = (Vec::new(), Vec::new());
         for name in &changes.names {
             let online = self.get(name).is_some();
+            // Who has logged in anew stands in both lists: what was agreed with the former session is void.
+            let known = told.contains(name);
+            if known && (!online || changes.ended.contains(name)) {
+                told.remove(name);
+                left.push(name.clone());
+            }
             if online && told.insert(name.clone()) {
                 joined.push(name.clone());
-            } else if !online && told.remove(name) {
-                left.push(name.clone());
             }
         }
         let news = encode(false, joined, left);

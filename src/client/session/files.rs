@@ -309,6 +309,10 @@ impl Session {
             return self.problem(text);
         }
         let Some(transfer) = self.files.list.get(&number) else { return };
+        let same = |one: &Transfer| (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256);
+        if self.files.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
+            return self.problem(format!("{} is arriving already", transfer.title()));
+        }
         let job = Job::Receive {
             peer: transfer.peer.clone(),
             plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
