@@ -42,3 +42,41 @@ fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() 
     alice.say("three");
     second.expect("<alice> three");
 }
+
+#[test]
+fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    bob.say("/ignore alice");
+    bob.expect("* nothing from alice is shown any more");
+    alice.say("one");
+    alice.expect("<alice> one");
+    alice.say("/msg bob two");
+    alice.expect("<alice -> bob> two");
+    alice.say("/room bob");
+    alice.expect("* you are in a private room with bob");
+    alice.say("/leave");
+    // It holds in the next session, too.
+    let (_, lines) = {
+        let home = bob.home.clone();
+        let ended = bob.finish();
+        bob = Client::within(home, server.port, "bob", true, &[]).ready();
+        ended
+    };
+    assert!(!lines.iter().any(|line| line.contains("one") || line.contains("two") || line.contains("room")));
+    alice.expect("* bob is on-line");
+    alice.say("three");
+    alice.expect("<alice> three");
+    bob.say("/ignore");
+    bob.expect("* ignored: alice");
+    bob.say("/unignore alice");
+    bob.expect("* what alice says from now on is shown again");
+    alice.say("four");
+    bob.expect("<alice> four");
+    bob.say("/history OUR");
+    bob.expect("* the last message with \"OUR\" of this session");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("three")), "{lines:#?}");
+}

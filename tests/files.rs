@@ -7,7 +7,6 @@ mod common;
 use common::{Client, Folder, Gate, Person, Server, until};
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::client::transfer::Step;
-use secure_messenger::client::trust::KnownUsers;
 use secure_messenger::clock;
 use secure_messenger::crypto::chunk::CHUNK;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -834,7 +833,7 @@ fn keys_of(person: &Person) -> PersonKeys {
 #[test]
 fn an_offer_is_waited_for_ten_minutes_at_the_end_of_input_and_no_longer() {
     let (folder, alice, bob) = (Folder::new(), Person::new("alice"), Person::new("bob"));
-    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let known = common::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(alice.name.clone(), identity, SessionKey::generate(), known, start);

@@ -8,7 +8,6 @@ mod common;
 use common::{Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer};
 use secure_messenger::client::session::wire_form::wire_form;
 use secure_messenger::client::session::{Effect, Event, Session};
-use secure_messenger::client::trust::KnownUsers;
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::{Body, Header, Kind, Recipient, Scope, Sealed};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -797,7 +796,7 @@ fn a_server_that_lies_about_deliveries_is_not_believed_more_than_it_says() {
 #[test]
 fn a_server_that_never_answers_is_left_after_thirty_seconds() {
     let (folder, bob, alice) = (Folder::new(), person("bob"), person("alice"));
-    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let known = common::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
@@ -1670,7 +1669,7 @@ fn what_is_typed_in_a_room_never_goes_to_everyone_whatever_becomes_of_the_partne
 #[test]
 fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     let (folder, bob, mallory) = (Folder::new(), person("bob"), person("mallory"));
-    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let known = common::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
@@ -1748,7 +1747,7 @@ fn a_server_that_shows_a_certificate_without_holding_its_key_gets_no_channel() {
 fn an_answer_about_one_person_teaches_nothing_about_another() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let (folder, bob) = (Folder::new(), person("bob"));
-    let known = KnownUsers::open(&folder.path("known_users"), "server:1".into()).expect("a file");
+    let known = common::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);

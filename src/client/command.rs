@@ -14,7 +14,15 @@ pub enum Command {
     Room(Option<Username>),
     Leave,
     Users,
+    /// The last so many messages.
     History(usize),
+    /// The messages that hold this text.
+    Search(String),
+    /// `None` tells who is ignored.
+    Ignore(Option<Username>),
+    Unignore(Username),
+    /// Whether to ring.
+    Notify(bool),
     Clear,
     Help(Option<String>),
     Exit,
@@ -40,7 +48,7 @@ pub struct Usage {
 }
 
 /// All commands, as `/help` lists them.
-pub const COMMANDS: [Usage; 16] = [
+pub const COMMANDS: [Usage; 19] = [
     usage("msg", "/msg NAME TEXT", "send one private message"),
     usage("room", "/room NAME", "talk to NAME alone until /leave"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
@@ -52,7 +60,10 @@ pub const COMMANDS: [Usage; 16] = [
     usage("rejectfile", "/rejectfile [#]", "decline it"),
     usage("cancel", "/cancel [#]", "end the newest transfer, or number #"),
     usage("files", "/files", "files that are offered or under way, with their numbers"),
-    usage("history", "/history [COUNT]", "the last messages of this session (20)"),
+    usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
+    usage("unignore", "/unignore NAME", "show it again"),
+    usage("notify", "/notify [off]", "ring for private messages, mentions and files, or not"),
+    usage("history", "/history [COUNT or TEXT]", "the last messages (20), or those that hold TEXT"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command"),
     usage("exit", "/exit", "leave"),
@@ -105,11 +116,20 @@ pub fn parse(line: &str) -> Result<Command, String> {
         "room" => Command::Room(words.next().map(|name| person(Some(name), "room")).transpose()?),
         "leave" => Command::Leave,
         "users" => Command::Users,
-        "history" => match words.next().map(str::parse) {
-            None => Command::History(HISTORY),
-            Some(Ok(count)) => Command::History(count),
-            Some(Err(_)) => return Err(wrong_usage("history")),
-        },
+        "history" => {
+            return Ok(match rest.trim_end().parse() {
+                Ok(count) => Command::History(count),
+                Err(_) if rest.is_empty() => Command::History(HISTORY),
+                Err(_) => Command::Search(rest.trim_end().into()),
+            });
+        }
+        "ignore" => Command::Ignore(words.next().map(|name| person(Some(name), "ignore")).transpose()?),
+        "unignore" => Command::Unignore(person(words.next(), "unignore")?),
+        "notify" => Command::Notify(match words.next().map(str::to_ascii_lowercase).as_deref() {
+            None | Some("on") => true,
+            Some("off") => false,
+            Some(_) => return Err(wrong_usage("notify")),
+        }),
         "clear" => Command::Clear,
         "help" => Command::Help(words.next().map(|word| word.trim_start_matches('/').to_ascii_lowercase())),
         "exit" | "quit" => Command::Exit,
@@ -207,6 +227,10 @@ mod tests {
             ("/room", Command::Room(None)),
             ("/history", Command::History(20)),
             ("/history 5", Command::History(5)),
+            ("/history see you ", Command::Search("see you".into())),
+            ("/ignore", Command::Ignore(None)),
+            ("/ignore @bob", Command::Ignore(Some(name("bob")))),
+            ("/notify OFF", Command::Notify(false)),
             ("/verify bob YES", Command::Verify(name("bob"), true)),
             (
                 "/sendfile bob ~/My Files/a b.txt ",
@@ -241,7 +265,8 @@ mod tests {
             "/msg",
             "/verify",
             "/trust",
-            "/history x",
+            "/notify x",
+            "/unignore",
             "/verify bob no",
             "/leave now",
             "/sendfile bob",

@@ -38,7 +38,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 use terminal::{Keyboard, Prompter};
-use trust::KnownUsers;
+use trust::{Ignored, KnownUsers};
 use zeroize::Zeroizing;
 
 const NO_TLS: &str = "WARNING: --no-tls: anyone on the way can see who talks to whom, take over your login, and \
@@ -69,9 +69,11 @@ fn prepare(options: &Options) -> Result<(), StartError> {
 fn begin(options: &Options, login: LoggedIn) -> Result<(Session, String), StartError> {
     let path = options.data_dir.join("known_users");
     let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
+    let path = options.data_dir.join("ignored");
+    let ignored = Ignored::open(&path, options.server()).map_err(StartError::Disk)?;
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let greeting = format!("logged in as {} on {}{tls}", login.name, options.server());
-    let session = Session::new(login.name, login.identity, login.key, known, Instant::now());
+    let session = Session::new(login.name, login.identity, login.key, (known, ignored), Instant::now());
     Ok((session, greeting))
 }
 

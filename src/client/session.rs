@@ -14,7 +14,7 @@ pub mod wire_form;
 use super::entry::{Entry, Source};
 use super::text::{mentions, sanitise};
 use super::transfer::{Job, Step};
-use super::trust::{KnownUsers, Trust};
+use super::trust::{Ignored, KnownUsers, Trust};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME};
 use crate::name::Username;
@@ -152,6 +152,9 @@ pub struct Session {
     partial: bool,
     room: Option<Username>,
     history: VecDeque<Entry>,
+    pub(super) ignored: Ignored,
+    /// The terminal does not ring.
+    quiet: bool,
     /// Safety numbers that wait for a key.
     verifying: BTreeSet<Username>,
     started: Instant,
@@ -175,7 +178,7 @@ impl Session {
         me: Username,
         identity: IdentityKey,
         key: SessionKey,
-        known: KnownUsers,
+        (known, ignored): (KnownUsers, Ignored),
         now: Instant,
     ) -> Session {
         Session {
@@ -194,6 +197,8 @@ impl Session {
             partial: false,
             room: None,
             history: VecDeque::new(),
+            ignored,
+            quiet: false,
             verifying: BTreeSet::new(),
             started: now,
             answered: now,
@@ -294,7 +299,9 @@ impl Session {
     }
 
     pub(super) fn alert(&mut self) {
-        self.effects.push(Effect::Alert);
+        if !self.quiet {
+            self.effects.push(Effect::Alert);
+        }
     }
 
     /// Shows a message and keeps it for `/history`. `text` is sanitised.

@@ -1,7 +1,7 @@
 //! Files on their way: a thread for each that is sent, a few for each that is received.
 //!
 //! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
-//! ([`WINDOW`]); disk, cryptography and network overlap, and none of them is touched by the owner of the
+//! (2 MiB); disk, cryptography and network overlap, and none of them is touched by the owner of the
 //! state, which starts a [`Job`] and hears of its [`Step`]s. Only what [`Plan::open_group`] has checked is
 //! written. Specification: README, "File transfer".
 
@@ -394,10 +394,17 @@ impl Worker {
                     told = Instant::now();
                     self.tell(Step::Progress(at));
                 }
-                self.control.wait(STALLED, |state| {
-                    state.granted = state.granted.checked_sub(1)?;
-                    Some(())
+                // Who says to have it all gets nothing more.
+                let wanted = self.control.wait(STALLED, |state| match state.keep {
+                    Some(()) => Some(false),
+                    None => {
+                        state.granted = state.granted.checked_sub(1)?;
+                        Some(true)
+                    }
                 })?;
+                if !wanted {
+                    return Ok(());
+                }
                 if !self.shared.queue.packet(frame::packet_head(&address, &payload), payload) {
                     return Err(Failure::Stopped);
                 }

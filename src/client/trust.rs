@@ -1,7 +1,7 @@
-//! What this machine remembers of others: servers by key, people by identity key.
+//! What this machine remembers of others: servers by key, people by identity key, who is ignored.
 //!
 //! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a
-//! damaged file stops the start instead of making everyone a stranger again. Both files are
+//! damaged file stops the start instead of making everyone a stranger again. All files are
 //! JSON records, one a line; a later line for the same name supersedes. Format: README, "Client files".
 
 use crate::crypto::public::Fingerprint;
@@ -9,7 +9,7 @@ use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -66,6 +66,63 @@ fn add<T: Serialize>(mut file: &File, record: &T) -> io::Result<()> {
     });
     file.unlock()?;
     written
+}
+
+#[derive(Serialize, Deserialize)]
+struct IgnoredRecord {
+    server: String,
+    name: Username,
+    ignored: bool,
+}
+
+/// The people on one server from whom nothing is shown.
+pub struct Ignored {
+    file: File,
+    server: String,
+    names: BTreeSet<Username>,
+}
+
+impl Ignored {
+    /// Reads `ignored`; `server` is `host:port`.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text.
+    pub fn open(path: &Path, server: String) -> io::Result<Ignored> {
+        let mut names = BTreeSet::new();
+        let file = open(path, |record: IgnoredRecord| {
+            match record.ignored && record.server == server {
+                true => names.insert(record.name),
+                false => record.server == server && names.remove(&record.name),
+            };
+        })?;
+        Ok(Ignored { file, server, names })
+    }
+
+    /// Whether this person is ignored.
+    pub fn contains(&self, name: &Username) -> bool {
+        self.names.contains(name)
+    }
+
+    /// All of them.
+    pub fn names(&self) -> impl Iterator<Item = &Username> {
+        self.names.iter()
+    }
+
+    /// Ignores this person from now on, or no longer.
+    ///
+    /// # Errors
+    /// The disk's; nothing has changed then.
+    pub fn set(&mut self, name: &Username, ignored: bool) -> io::Result<()> {
+        if self.contains(name) != ignored {
+            add(&self.file, &IgnoredRecord { server: self.server.clone(), name: name.clone(), ignored })?;
+            if ignored {
+                self.names.insert(name.clone())
+            } else {
+                self.names.remove(name)
+            };
+        }
+        Ok(())
+    }
 }
 
 /// The keys of servers, by `host:port`.

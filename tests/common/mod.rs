@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use secure_messenger::auth;
+use secure_messenger::client::trust::{Ignored, KnownUsers};
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::secret::{Password, random};
@@ -609,4 +610,11 @@ impl Raw {
             }
         }
     }
+}
+
+/// What a new client remembers of others: nothing.
+pub fn memory(folder: &Folder) -> (KnownUsers, Ignored) {
+    let server = || "server:1".to_string();
+    let known = KnownUsers::open(&folder.path("known_users"), server()).expect("a file");
+    (known, Ignored::open(&folder.path("ignored"), server()).expect("a file"))
 }

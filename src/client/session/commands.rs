@@ -11,6 +11,9 @@ use crate::crypto::public::safety_number;
 use crate::name::Username;
 use std::time::Instant;
 
+/// Messages that a search shows, the latest.
+const MAX_FOUND: usize = 100;
+
 impl Session {
     pub(super) fn line(&mut self, line: &str, now: Instant) {
         let command = match command::parse(line) {
@@ -35,7 +38,15 @@ impl Session {
             Command::Room(Some(name)) => self.enter(name),
             Command::Leave => self.leave(),
             Command::Users => self.tell_users(),
-            Command::History(count) => self.tell_history(count),
+            Command::History(count) => self.tell_history(count, ""),
+            Command::Search(text) => self.tell_history(MAX_FOUND, &sanitise(&text)),
+            Command::Ignore(name) => self.ignore(name),
+            Command::Unignore(name) => self.unignore(name),
+            Command::Notify(ring) => {
+                self.quiet = !ring;
+                let state = if self.quiet { "does not ring" } else { "rings" };
+                self.notice(format!("the terminal {state} for private messages, mentions and files"));
+            }
             Command::Clear => self.effects.push(Effect::Clear),
             Command::Help(topic) => self.help(topic.as_deref()),
             Command::Exit => self.ending = self.ending.or(Some(now)),
@@ -114,13 +125,17 @@ impl Session {
         self.notice(format!("{} on-line: {}{rest}", self.online.len().max(1), people.join(", ")));
     }
 
-    fn tell_history(&mut self, count: usize) {
-        let skip = self.history.len().saturating_sub(count);
-        let lines: Vec<String> = self.history.iter().skip(skip).map(Entry::line).collect();
+    /// The last `count` messages that hold `text`, in any letter case.
+    fn tell_history(&mut self, count: usize, text: &str) {
+        let wanted = text.to_lowercase();
+        let found = self.history.iter().map(Entry::line);
+        let mut lines: Vec<String> = found.filter(|line| line.to_lowercase().contains(&wanted)).collect();
+        let lines = lines.split_off(lines.len().saturating_sub(count));
+        let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };
         self.notice(match lines.len() {
-            0 => "no messages yet in this session".into(),
-            1 => "the last message of this session".into(),
-            shown => format!("the last {shown} messages of this session"),
+            0 => format!("no messages{with} yet in this session"),
+            1 => format!("the last message{with} of this session"),
+            shown => format!("the last {shown} messages{with} of this session"),
         });
         for line in lines {
             self.notice(line);
@@ -138,6 +153,31 @@ impl Session {
         }
         if topic.is_none() {
             self.notice("anything else goes to everyone on-line, or to your partner in a room".into());
+        }
+    }
+
+    fn ignore(&mut self, name: Option<Username>) {
+        let Some(name) = name else {
+            let names: Vec<&str> = self.ignored.names().map(Username::as_str).collect();
+            return self.notice(match names.is_empty() {
+                true => "nobody is ignored: /ignore NAME shows nothing more from NAME".into(),
+                false => format!("ignored: {}; /unignore NAME shows them again", names.join(", ")),
+            });
+        };
+        let Some(name) = self.other(name) else { return };
+        match self.ignored.set(&name, true) {
+            Ok(()) => {
+                self.notice(format!("nothing from {name} is shown any more; /unignore {name} shows it"))
+            }
+            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
+        }
+    }
+
+    fn unignore(&mut self, name: Username) {
+        let Some(name) = self.other(name) else { return };
+        match self.ignored.set(&name, false) {
+            Ok(()) => self.notice(format!("what {name} says from now on is shown again")),
+            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
         }
     }
 

@@ -660,7 +660,9 @@ impl Session {
     fn ended_there(&mut self, number: u32, kind: Kind, reason: Option<String>) {
         let Some(transfer) = self.files.list.get(&number) else { return };
         let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
-        let rate = Size(transfer.rate(transfer.size, self.instant));
+        let sent = matches!(transfer.state, State::Confirming | State::Moving(1..));
+        let rate = format!(", {}/s", Size(transfer.rate(transfer.size, self.instant)));
+        let rate = if sent { rate } else { String::new() };
         match (kind, &transfer.state) {
             (Kind::FileReject, State::Offered) if outgoing => {
                 self.end_transfer(number, false, None);
@@ -669,7 +671,7 @@ impl Session {
             (Kind::FileDone, State::AwaitingKey(..) | State::Moving(_) | State::Confirming) if outgoing => {
                 self.enter_state(number, State::Keeping);
                 self.job(number, Job::Keep);
-                self.notice(format!("{peer} has received {title}, {rate}/s"));
+                self.notice(format!("{peer} has received {title}{rate}"));
             }
             (Kind::FileCancel, state) if !matches!(state, State::Keeping) => {
                 let offered = !outgoing && matches!(state, State::Offered);

@@ -131,6 +131,9 @@ impl Session {
     }
 
     fn refuse(&mut self, from: &Username, why: &str) {
+        if self.ignored.contains(from) {
+            return;
+        }
         self.problem(format!("refused a message that claims to come from {from}: {why}"));
     }
 
@@ -211,6 +214,11 @@ impl Session {
 
     fn show(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
+        let unasked =
+            matches!(header.kind, Kind::Message | Kind::RoomOpened | Kind::RoomLeft | Kind::FileOffer);
+        if unasked && self.ignored.contains(&from) {
+            return Ok(());
+        }
         if gap > 0 {
             let (messages, are) = if gap == 1 { ("message", "is") } else { ("messages", "are") };
             self.problem(format!("{gap} {messages} from {from} {are} missing"));

@@ -432,7 +432,7 @@ mod tests {
     use super::super::Event;
     use super::*;
     use crate::client::entry::Entry;
-    use crate::client::trust::KnownUsers;
+    use crate::client::trust::{Ignored, KnownUsers};
     use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::random;
     use crate::encoding::Bytes;
@@ -470,8 +470,10 @@ mod tests {
                 let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
                 let fields = SessionKeyFields::new(&identity.certify(&name(n), &key, NOW));
                 let known = KnownUsers::open(&file, format!("server-{n}")).expect("file");
+                let ignored = file.with_extension("ignored");
+                let ignored = Ignored::open(&ignored, format!("server-{n}")).expect("file");
                 let spki = identity.public().spki();
-                (Session::new(name(n), identity, key, known, now), spki, fields)
+                (Session::new(name(n), identity, key, (known, ignored), now), spki, fields)
             };
             let ((a, identity_a, key_a), (b, identity_b, key_b)) = (person(0), person(1));
             let mut net = Net {

@@ -1,0 +1,1502 @@
+//! Files as a weapon: senders, recipients, servers and clients that lie about files, against the real client and the
+//! real server. Whatever they do, a line says what happened, nothing unwanted stands under a final name,
+//! and people go on chatting.
+
+mod common;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use common::{Client, Folder, Heard, Person, Raw, Server, newcomer, until};
+use miniserde::{Deserialize, Serialize, json};
+use secure_messenger::client::session::wire_form::{typed, wire_form};
+use secure_messenger::clock;
+use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
+use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::crypto::keys::SessionKey;
+use secure_messenger::crypto::primitives::{hmac, sha256};
+use secure_messenger::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey};
+use secure_messenger::crypto::secret::{Key, random};
+use secure_messenger::crypto::{Fields, label};
+use secure_messenger::encoding::Fixed;
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{
+    ClientMessage, EncryptedSend, Grant, KeysRequest, MAX_PACKET, Refused, Routing, ServerMessage,
+};
+use secure_messenger::wire::frame::Lines;
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+// ---- files that are offered, and what is said of them
+
+/// The text of a `file_offer`.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    transfer: Fixed<16>,
+    key: Key,
+    name: String,
+    size: u64,
+    sha256: Fixed<32>,
+    chunks: u64,
+}
+
+/// A file that the test sends, and what it says of it.
+struct Deal {
+    offer: Offer,
+    content: Vec<u8>,
+}
+
+fn noise(size: usize) -> Vec<u8> {
+    std::iter::repeat_with(random::<1024>).flatten().take(size).collect()
+}
+
+impl Deal {
+    /// An honest one.
+    fn of(name: &str, size: usize) -> Deal {
+        let content = noise(size);
+        let offer = Offer {
+            transfer: Fixed(random()),
+            key: Key::random(),
+            name: name.into(),
+            size: size as u64,
+            sha256: Fixed(sha256(&content)),
+            chunks: size.div_ceil(CHUNK) as u64,
+        };
+        Deal { offer, content }
+    }
+
+    fn id(&self) -> TransferId {
+        self.offer.transfer.0
+    }
+
+    fn text(&self) -> String {
+        json::to_string(&self.offer)
+    }
+
+    fn plan(&self) -> Plan {
+        Plan { id: self.id(), key: self.offer.key.duplicate(), size: self.content.len() as u64, start: 0 }
+    }
+
+    /// All chunks of what there really is, sealed as an honest client does it.
+    fn payloads(&self, session: &SessionPublicKey) -> Vec<Vec<u8>> {
+        let plan = self.plan();
+        let seal = |first: u32| {
+            let from = first as usize * CHUNK;
+            let end = self.content.len().min(from + GROUP as usize * CHUNK);
+            plan.seal_group(first, session, &self.content[from..end])
+        };
+        (0..plan.chunks()).step_by(GROUP as usize).flat_map(seal).collect()
+    }
+
+    /// What the part is called that a client keeps of it.
+    fn part(&self, from: &str) -> String {
+        let hash: String = self.offer.sha256.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{from}_{hash}.part")
+    }
+}
+
+/// The text of a word about a transfer.
+fn about(id: TransferId, more: &str) -> String {
+    format!("{{\"transfer\":{}{more}}}", json::to_string(&Fixed(id)))
+}
+
+/// The text of a `file_accept`.
+fn accept(id: TransferId, start: u64, session: Fingerprint) -> String {
+    about(id, &format!(",\"start\":{start},\"session\":{}", json::to_string(&Fixed(session.0))))
+}
+
+// Where the fields of a chunk begin: README, "Chunks".
+const MAC: usize = 4;
+const NONCE: usize = 36;
+const TAG: usize = 48;
+const BLOCK: usize = 64;
+const TEXT: usize = BLOCK + 256;
+
+fn index(payload: &[u8]) -> u32 {
+    u32::from_be_bytes(payload[..MAC].try_into().expect("four bytes"))
+}
+
+/// Makes the MAC right for whatever a chunk holds now: its author holds the key.
+fn resign(deal: &Deal, payload: &mut [u8]) {
+    let block = if index(payload).is_multiple_of(GROUP) { &payload[BLOCK..TEXT] } else { &[] };
+    let fields = Fields::new(label::CHUNK).bytes(&deal.id()).number(index(payload).into()).bytes(block);
+    let signed = fields.bytes(&payload[NONCE..TAG]).bytes(&payload[TAG..BLOCK]).finish();
+    payload[MAC..NONCE].copy_from_slice(&hmac(&deal.offer.key, &signed));
+}
+
+/// Puts other keys into the block of the group that begins with chunk `first`.
+fn rewrap(deal: &Deal, first: u32, payload: &mut [u8], keys: &[u8], session: &SessionPublicKey) {
+    let fields = Fields::new(label::CHUNK_KEYS).bytes(&deal.id()).number(first.into()).finish();
+    payload[BLOCK..TEXT].copy_from_slice(&session.wrap(keys, sha256(&fields)));
+    resign(deal, payload);
+}
+
+// ---- clients
+
+fn name(text: &str) -> Username {
+    text.parse().expect("a name")
+}
+
+fn packet(to: &str, id: TransferId, payload: &[u8]) -> Vec<u8> {
+    Heard::Packet(name(to), id, payload.to_vec()).encode()
+}
+
+fn grant(to: &str, id: TransferId, count: u32) -> ClientMessage {
+    ClientMessage::Grant(Grant { peer: name(to), transfer: Fixed(id), count })
+}
+
+/// What somebody hostile hears.
+enum Told {
+    /// Something sealed for them by the honest client.
+    Word(Kind, String),
+    Packet(TransferId, Vec<u8>),
+    Message(ServerMessage),
+}
+
+/// Somebody hostile on a connection of their own, and the honest client whom they mean.
+struct Mallory {
+    raw: Raw,
+    me: Person,
+    victim: Username,
+    identity: IdentityPublicKey,
+    session: SessionPublicKey,
+    /// The last number of the private conversation.
+    sequence: u64,
+    requests: u64,
+    said: usize,
+    /// What was heard and nobody has asked for yet.
+    kept: VecDeque<Told>,
+}
+
+impl Mallory {
+    fn new(server: &Server, who: &str, victim: &mut Client) -> Mallory {
+        let (mut raw, me) = newcomer(server, who);
+        victim.expect(&format!("* {who} is on-line"));
+        let victim = name(&victim.name);
+        raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![victim.clone()] }));
+        let Some(ServerMessage::Keys(keys)) = raw.answer() else { panic!("no keys") };
+        let session = keys.keys[0].session_key.as_ref().expect("on-line");
+        Mallory {
+            raw,
+            me,
+            victim,
+            identity: IdentityPublicKey::parse(&keys.keys[0].identity.0).expect("a key"),
+            session: SessionPublicKey::parse(&session.0).expect("a key"),
+            sequence: 0,
+            requests: 0,
+            said: 0,
+            kept: VecDeque::new(),
+        }
+    }
+
+    /// The first thing that `take` is content with, now or later.
+    fn want<T>(&mut self, what: &str, mut take: impl FnMut(&Told) -> Option<T>) -> T {
+        let mut at = 0;
+        loop {
+            if at == self.kept.len() {
+                let told = match self.raw.next().unwrap_or_else(|| panic!("closed before {what}")) {
+                    Heard::Packet(_, id, payload) => Told::Packet(id, payload),
+                    Heard::Message(ServerMessage::EncryptedMessage(message)) => {
+                        let envelope = typed(*message).expect("whole");
+                        let verified = envelope.verify(&self.identity).expect("the victim's");
+                        let text = verified.open(&self.me.session).expect("for us");
+                        Told::Word(verified.header().kind, String::from_utf8_lossy(&text).into())
+                    }
+                    Heard::Message(message) => Told::Message(message),
+                };
+                self.kept.push_back(told);
+            }
+            if let Some(taken) = take(&self.kept[at]) {
+                self.kept.remove(at);
+                return taken;
+            }
+            at += 1;
+        }
+    }
+
+    /// Sends an envelope as it is, and waits until it is taken.
+    fn post(&mut self, kind: Kind, scope: Scope, sequence: u64, session: Fingerprint, text: &str) {
+        let sender = self.me.name.clone();
+        let (identity, time) = (self.me.identity.public().fingerprint(), clock::now_ms());
+        let header = Header { kind, scope, sender, identity, session, sequence, time };
+        let sealed = Sealed::seal(header, &self.me.identity, text.as_bytes());
+        self.requests += 1;
+        let (id, victim) = (self.requests, self.victim.to_string());
+        let routing = Routing {
+            id,
+            targets: vec![self.victim.clone()],
+            keys: BTreeMap::from([(victim.clone(), Fixed(sealed.wrap_for(&self.session)))]),
+            sessions: BTreeMap::from([(victim, self.session.fingerprint().short())]),
+        };
+        let envelope = wire_form(&sealed.body);
+        self.raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
+        self.want("an answer", |told| match told {
+            Told::Message(ServerMessage::Sent(sent)) if sent.id == id => {
+                (sent.delivered.len() == 1).then_some(())
+            }
+            _ => None,
+        });
+    }
+
+    fn recipient(&self) -> Recipient {
+        Recipient { name: self.victim.clone(), session: self.session.fingerprint() }
+    }
+
+    /// Tells the victim something, in the private conversation and its order.
+    fn tell(&mut self, kind: Kind, text: &str) {
+        self.sequence += 1;
+        let (scope, session) = (Scope::Private(self.recipient()), self.me.session.fingerprint());
+        self.post(kind, scope, self.sequence, session, text);
+    }
+
+    /// Says all that is no offer about a transfer.
+    fn meddle(&mut self, id: TransferId) {
+        for kind in [Kind::FileReject, Kind::FileDone, Kind::FileCancel, Kind::FileAccept] {
+            self.tell(kind, &accept(id, 0, self.me.session.fingerprint()));
+        }
+    }
+
+    fn accept(&mut self, id: TransferId, start: u64) {
+        self.tell(Kind::FileAccept, &accept(id, start, self.me.session.fingerprint()));
+    }
+
+    /// What the victim says of this kind, next.
+    fn word(&mut self, kind: Kind) -> String {
+        self.want(kind.as_str(), |told| match told {
+            Told::Word(heard, text) if *heard == kind => Some(text.clone()),
+            _ => None,
+        })
+    }
+
+    /// The same, about one transfer.
+    fn word_of(&mut self, kind: Kind, id: TransferId) -> String {
+        let id = json::to_string(&Fixed(id));
+        self.want(kind.as_str(), |told| match told {
+            Told::Word(heard, text) if *heard == kind && text.contains(&id) => Some(text.clone()),
+            _ => None,
+        })
+    }
+
+    fn granted(&mut self, id: TransferId) -> u32 {
+        self.want("a grant", |told| match told {
+            Told::Message(ServerMessage::Grant(grant)) if grant.transfer.0 == id => Some(grant.count),
+            _ => None,
+        })
+    }
+
+    fn refused(&mut self, id: TransferId) {
+        self.want("a refusal", |told| match told {
+            Told::Message(ServerMessage::Refused(Refused { transfer, .. })) => {
+                (transfer.0 == id).then_some(())
+            }
+            _ => None,
+        });
+    }
+
+    fn send(&mut self, id: TransferId, payload: &[u8]) {
+        let victim = self.victim.to_string();
+        assert!(self.raw.bytes(&packet(&victim, id, payload)), "the server reads");
+    }
+
+    fn grant(&mut self, id: TransferId, count: u32) {
+        let victim = self.victim.to_string();
+        self.raw.say(&grant(&victim, id, count));
+    }
+
+    /// Nothing of this transfer has come so far.
+    fn has_no_packet(&mut self, id: TransferId) -> bool {
+        self.raw.say(&ClientMessage::Ping);
+        self.want("a pong", |told| matches!(told, Told::Message(ServerMessage::Pong)).then_some(()));
+        !self.kept.iter().any(|told| matches!(told, Told::Packet(heard, _) if *heard == id))
+    }
+
+    /// Both are well, and neither has missed a message of the other.
+    fn chat(&mut self, client: &mut Client) {
+        self.said += 1;
+        let (n, me) = (self.said, self.me.name.clone());
+        client.say(&format!("/msg {me} number {n}"));
+        assert_eq!(self.word(Kind::Message), format!("number {n}"));
+        self.tell(Kind::Message, &format!("answer {n}"));
+        client.expect(&format!("<{me} -> {}> answer {n}", client.name));
+    }
+
+    /// Offers it; the client shows it, takes it and grants its chunks, if it has any.
+    fn offer(&mut self, client: &mut Client, deal: &Deal) {
+        self.tell(Kind::FileOffer, &deal.text());
+        client.expect(&format!("* {} offers you a file: ", self.me.name));
+        client.say("/acceptfile");
+        assert!(self.word_of(Kind::FileAccept, deal.id()).contains("\"start\":0"));
+        if deal.offer.size > 0 {
+            self.granted(deal.id());
+        }
+    }
+
+    /// The same, and all chunks: it arrives.
+    fn deliver(&mut self, client: &mut Client, deal: &Deal) -> String {
+        self.offer(client, deal);
+        for payload in deal.payloads(&self.session) {
+            self.send(deal.id(), &payload);
+        }
+        self.word_of(Kind::FileDone, deal.id());
+        client.expect(&format!(" from {} has arrived whole: ", self.me.name))
+    }
+
+    /// The client offers this file; the offer.
+    fn is_offered(&mut self, client: &mut Client, file: &str, content: &[u8]) -> Offer {
+        std::fs::write(client.home.path(file), content).expect("written");
+        client.say(&format!("/sendfile {} {file}", self.me.name));
+        let offer = json::from_str(&self.word(Kind::FileOffer)).expect("an offer");
+        client.expect("who has to accept it");
+        offer
+    }
+
+    /// Takes everything, and says so.
+    fn take(&mut self, client: &mut Client, offer: &Offer, content: &[u8]) {
+        let id = offer.transfer.0;
+        self.grant(id, offer.chunks as u32);
+        let next = |told: &Told| match told {
+            Told::Packet(heard, payload) if *heard == id => Some(payload.clone()),
+            _ => None,
+        };
+        let payloads: Vec<_> = (0..offer.chunks).map(|_| self.want("a chunk", next)).collect();
+        let plan = Plan { id, key: offer.key.duplicate(), size: offer.size, start: 0 };
+        let mut got = Vec::new();
+        for (n, group) in payloads.chunks(GROUP as usize).enumerate() {
+            let opened = plan.open_group(n as u32 * GROUP, group.to_vec(), &self.me.session);
+            opened.expect("opens").iter().for_each(|chunk| got.extend_from_slice(chunk.bytes()));
+        }
+        assert!(got == content, "what was sent is what came");
+        self.tell(Kind::FileDone, &about(id, ""));
+        client.expect(&format!("* {} has received \"{}\"", self.me.name, offer.name));
+        client.expect("* a copy is kept: ");
+    }
+}
+
+/// What is in the folder of received files.
+fn received(client: &Client) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(client.data("files/received")).expect("a folder");
+    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect()
+}
+
+/// The same, without what is not whole.
+fn arrived(client: &Client) -> Vec<String> {
+    received(client).into_iter().filter(|name| !name.ends_with(".part")).collect()
+}
+
+/// Everything in a client's home but the received files and their folder.
+fn elsewhere(client: &Client) -> BTreeSet<PathBuf> {
+    let received = client.data("files/received");
+    common::files(&client.home.0).into_iter().filter(|path| path.parent() != Some(&received)).collect()
+}
+
+/// The client leaves in peace, and nothing that it has ever printed does more than stand in its line.
+fn farewell(client: Client) -> Vec<String> {
+    let (status, lines) = client.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    for line in &lines {
+        assert!(!line.contains(harmful), "{line:?}");
+        assert!(["* ", "! ", "<"].iter().any(|mark| line.starts_with(mark)), "{line:?}");
+    }
+    lines
+}
+
+const REFUSED: &str = "! refused a message that claims to come from mallory: ";
+const SEVEN: usize = 6 * CHUNK + 100;
+
+/// Two honest clients.
+struct Pair {
+    alice: Client,
+    bob: Client,
+    said: usize,
+}
+
+impl Pair {
+    /// Clients that are started and not ready yet.
+    fn of(alice: Client, bob: Client) -> Pair {
+        let (mut alice, bob) = (alice.ready(), bob.ready());
+        if !alice.output.seen.iter().any(|line| line.contains("bob")) {
+            alice.expect("bob is on-line");
+        }
+        Pair { alice, bob, said: 0 }
+    }
+
+    fn on(server: &Server) -> Pair {
+        let mut pair = Pair::of(server.client("alice"), server.client("bob"));
+        pair.exchange();
+        pair
+    }
+
+    fn exchange(&mut self) {
+        self.said += 1;
+        let n = self.said;
+        self.alice.say(&format!("/msg bob number {n}"));
+        self.bob.expect(&format!("<alice -> bob> number {n}"));
+        self.bob.say(&format!("/msg alice answer {n}"));
+        self.alice.expect(&format!("<bob -> alice> answer {n}"));
+    }
+
+    /// Alice offers bob a file, who takes it.
+    fn send(&mut self, file: &str, content: &[u8]) {
+        std::fs::write(self.alice.home.path(file), content).expect("written");
+        self.alice.say(&format!("/sendfile bob {file}"));
+        self.bob.expect(&format!("* alice offers you a file: \"{file}\""));
+        self.bob.say("/acceptfile");
+    }
+
+    /// They never noticed anything.
+    fn close(mut self, mut server: Server) {
+        self.exchange();
+        for client in [self.alice, self.bob] {
+            let lines = farewell(client);
+            let problems: Vec<_> = lines.iter().filter(|line| line.starts_with('!')).collect();
+            assert!(problems.is_empty(), "{problems:#?}");
+        }
+        assert!(server.child.try_wait().expect("its state").is_none(), "the server has ended");
+    }
+}
+
+// ---- a hostile sender
+
+#[test]
+fn whatever_a_file_is_called_it_becomes_one_plain_file_in_its_folder() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    mallory.chat(&mut bob);
+    let before = elsewhere(&bob);
+    let long = "x".repeat(5000);
+    let names: [(&str, &str); 17] = [
+        ("../../.bashrc", "bashrc"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\up.exe", "up.exe"),
+        ("a/../../../b.txt", "b.txt"),
+        ("../../keys/bob_private.key", "bob_private.key"),
+        ("\u{1b}[2J\u{1b}]0;owned\u{7}esc.txt", "_[2J_]0;owned_esc.txt"),
+        ("one.txt\r\n* carol has left", "one.txt___ carol has left"),
+        ("gpj.\u{202e}exe\u{2066}\u{200f}", "gpj._exe__"),
+        ("\u{9b}31m\u{85}\u{feff}c1", "_31m__c1"),
+        ("nul\0byte", "nul_byte"),
+        ("CON", "_CON"),
+        ("lpt1.txt", "_lpt1.txt"),
+        ("", "file"),
+        ("..", "file_1"),
+        ("/", "file_2"),
+        ("~", "~"),
+        (&long, &long[..180]),
+    ];
+    for (n, (hostile, plain)) in names.iter().enumerate() {
+        let deal = Deal::of(hostile, 1 + n * 10);
+        let told = mallory.deliver(&mut bob, &deal);
+        let place = bob.data("files/received").join(format!("mallory_{plain}"));
+        assert!(told.ends_with(&format!(" has arrived whole: {}", place.display())), "{hostile:?}: {told}");
+        assert!(std::fs::read(&place).expect("there") == deal.content, "{hostile:?}");
+        let facts = std::fs::symlink_metadata(&place).expect("there");
+        assert!(facts.is_file(), "{hostile:?}");
+    }
+    assert_eq!(received(&bob).len(), names.len());
+    assert_eq!(elsewhere(&bob), before);
+    mallory.chat(&mut bob);
+    farewell(bob);
+}
+
+#[test]
+fn a_file_name_climbs_into_no_other_row() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let tower = format!("a{}.txt", "\u{301}".repeat(60));
+    mallory.tell(Kind::FileOffer, &Deal::of(&tower, 3).text());
+    let told = bob.expect("* mallory offers you a file: ");
+    // As in a message: README, "Text from others".
+    assert!(!told.contains(&"\u{301}".repeat(5)), "{told}");
+}
+
+#[test]
+fn a_file_that_has_arrived_is_never_taken_for_the_part_of_another() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let second = Deal::of("second", SEVEN);
+    // The name under which bob's client would look for what it has of the second.
+    let first = Deal::of(second.part("mallory").strip_prefix("mallory_").expect("its owner"), CHUNK);
+    mallory.deliver(&mut bob, &first);
+    let place = bob.data("files/received").join(received(&bob).first().expect("one file"));
+    mallory.tell(Kind::FileOffer, &second.text());
+    bob.expect("* mallory offers you a file: \"second\"");
+    bob.say("/acceptfile");
+    let accept = mallory.word_of(Kind::FileAccept, second.id());
+    assert!(accept.contains("\"start\":0"), "nothing of the second is there: {accept}");
+    mallory.tell(Kind::FileCancel, &about(second.id(), ",\"reason\":\"cancelled\""));
+    bob.expect("mallory has cancelled \"second\"");
+    mallory.chat(&mut bob);
+    assert!(std::fs::read(place).expect("still there") == first.content, "nothing is written over it");
+    farewell(bob);
+}
+
+#[test]
+fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let honest = Deal::of("honest", SEVEN);
+    let lie = |change: &dyn Fn(&mut Offer)| {
+        let mut deal = Deal::of("lie", SEVEN);
+        change(&mut deal.offer);
+        deal.text()
+    };
+    let replaced = |from: &str, to: &str| honest.text().replacen(from, to, 1);
+    let huge = format!("{{\"name\":\"{}", "x".repeat(32_000));
+    let mut texts = vec![
+        lie(&|offer| offer.chunks += 1),
+        lie(&|offer| offer.chunks -= 1),
+        lie(&|offer| offer.chunks = 0),
+        lie(&|offer| offer.chunks = u64::MAX),
+        lie(&|offer| offer.size = u64::MAX),
+        lie(&|offer| (offer.size, offer.chunks) = (u64::MAX, u64::MAX.div_ceil(CHUNK as u64))),
+        lie(&|offer| (offer.size, offer.chunks) = (1 << 48, 1 << 32)),
+        lie(&|offer| (offer.size, offer.chunks) = (0, 1)),
+        replaced("\"size\":", "\"size\":-"),
+        replaced("\"size\":", "\"size\":1e9"),
+        replaced("\"chunks\":", "\"chunk\":"),
+        replaced("\"key\":\"", "\"key\":\"AAAA"),
+        replaced("\"transfer\":\"", "\"transfer\":\"AAAA"),
+        replaced("\"name\":\"honest\"", "\"name\":[\"honest\"]"),
+        replaced("{", "{{"),
+        format!("[{}]", honest.text()),
+        huge,
+        "[".repeat(32_000),
+        "{\"a\":".repeat(6_000),
+    ];
+    texts.extend(["", "{}", "null", "not JSON", "\u{1b}[2J"].map(String::from));
+    for text in &texts {
+        mallory.tell(Kind::FileOffer, text);
+        let told = bob.output.next().expect("a line");
+        assert!(told.starts_with(REFUSED), "{text}: {told}");
+    }
+    // Not for everyone, nor for a room; the number is not used up.
+    let ours = mallory.me.session.fingerprint();
+    for scope in [Scope::Broadcast, Scope::Room(mallory.recipient())] {
+        for kind in [Kind::FileOffer, Kind::FileAccept, Kind::FileCancel, Kind::FileDone] {
+            mallory.post(kind, scope.clone(), mallory.sequence + 1, ours, &honest.text());
+            let told = bob.output.next().expect("a line");
+            assert!(told.starts_with(REFUSED), "{kind:?}: {told}");
+        }
+    }
+    // Words that are none, about nothing.
+    for kind in [Kind::FileAccept, Kind::FileReject, Kind::FileCancel, Kind::FileDone] {
+        for text in ["", "{}", "[]", "{\"transfer\":\"AAAA\",\"start\":0}", "{\"transfer\":7,\"start\":-1}"] {
+            mallory.tell(kind, text);
+            let told = bob.output.next().expect("a line");
+            assert!(told.starts_with(REFUSED), "{kind:?} {text}: {told}");
+        }
+    }
+    mallory.accept(random(), 1 << 32);
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    bob.say("/files");
+    assert!(bob.output.next().expect("a line").starts_with("* no files are offered or under way"));
+    // The same twice, then hundreds.
+    for (deal, shown) in [(&honest, "* mallory offers you a file: \"honest\""), (&honest, REFUSED)] {
+        mallory.tell(Kind::FileOffer, &deal.text());
+        let told = bob.output.next().expect("a line");
+        assert!(told.starts_with(shown), "{told}");
+    }
+    let mut shown = 1;
+    for n in 0..200 {
+        mallory.tell(Kind::FileOffer, &Deal::of(&format!("flood-{n}"), 1).text());
+        let told = bob.output.next().expect("a line");
+        shown += usize::from(!told.starts_with(&format!("{REFUSED}too many files are offered already")));
+    }
+    assert_eq!(shown, 16);
+    bob.say("/files");
+    for _ in 0..shown {
+        assert!(bob.output.next().expect("a line").contains(" from mallory: is offered"));
+    }
+    mallory.chat(&mut bob);
+    assert!(received(&bob).is_empty());
+    farewell(bob);
+}
+
+#[test]
+fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let session = mallory.session.clone();
+    let stranger = SessionKey::generate();
+    let (order, altered) = ("a part of it came twice, or is missing", "a part of it was altered on the way");
+    type Chunks = Vec<Vec<u8>>;
+    type Spoil<'a> = &'a dyn Fn(&Deal, &mut Chunks);
+    let last = |payload: &mut Vec<u8>| *payload.last_mut().expect("a byte") ^= 1;
+    let rewrapped = |first: u32, keys: usize, key: SessionPublicKey| {
+        move |deal: &Deal, all: &mut Chunks| {
+            rewrap(deal, first, &mut all[first as usize], &vec![7; keys * 32], &key);
+        }
+    };
+    let (few, many) = (rewrapped(0, 4, session.clone()), rewrapped(5, 5, session.clone()));
+    let (none, foreign) = (rewrapped(0, 0, session.clone()), rewrapped(0, 5, stranger.public().clone()));
+    let other = Deal::of("other", SEVEN).payloads(&session);
+    let spoils: [(&str, &str, Spoil<'_>); 22] = [
+        ("one twice", order, &|_, all| all[2] = all[1].clone()),
+        ("one missing", order, &|_, all| drop(all.remove(1))),
+        ("the first missing", order, &|_, all| drop(all.remove(0))),
+        ("two swapped", order, &|_, all| all.swap(2, 3)),
+        ("two groups swapped", order, &|_, all| all.swap(0, 5)),
+        ("another index", order, &|deal, all| {
+            all[1][..MAC].copy_from_slice(&u32::MAX.to_be_bytes());
+            resign(deal, &mut all[1]);
+        }),
+        ("an index without its MAC", altered, &|_, all| all[1][3] = 2),
+        ("one byte more", altered, &|_, all| all[3].push(0)),
+        ("one byte less", altered, &|_, all| all[3].truncate(CHUNK)),
+        ("the last longer than the file", altered, &|_, all| all[6].extend([0; CHUNK - 100])),
+        ("an empty one", altered, &|_, all| all[1].clear()),
+        ("a head alone", altered, &|_, all| all[1].truncate(BLOCK)),
+        ("a wrong MAC", altered, &|_, all| all[1][MAC] ^= 1),
+        ("a wrong tag under a right MAC", altered, &|deal, all| {
+            all[1][TAG] ^= 1;
+            resign(deal, &mut all[1]);
+        }),
+        ("a wrong nonce under a right MAC", altered, &|deal, all| {
+            all[6][NONCE] ^= 1;
+            resign(deal, &mut all[6]);
+        }),
+        ("an altered byte of the text", altered, &|_, all| last(&mut all[4])),
+        ("an altered block", altered, &|_, all| all[5][BLOCK + 9] ^= 1),
+        ("a block with too few keys", altered, &few),
+        ("a block with too many keys", altered, &many),
+        ("a block without keys", altered, &none),
+        ("a block for somebody else", altered, &foreign),
+        ("a chunk of another file", altered, &|_, all| all[1] = other[1].clone()),
+    ];
+    for (n, (what, why, spoil)) in spoils.into_iter().enumerate() {
+        let deal = Deal::of(&format!("file-{n}"), SEVEN);
+        mallory.offer(&mut bob, &deal);
+        let mut payloads = deal.payloads(&session);
+        spoil(&deal, &mut payloads);
+        payloads.iter().for_each(|payload| mallory.send(deal.id(), payload));
+        let told = bob.expect(&format!("! file-{n} ← mallory: "));
+        assert!(told.contains(why), "{what}: {told}");
+        let reason = mallory.word_of(Kind::FileCancel, deal.id());
+        assert!(reason.contains(why), "{what}: {reason}");
+        // What was granted is taken back.
+        until("nothing is granted any more", || {
+            mallory.send(deal.id(), b"late");
+            mallory.raw.say(&ClientMessage::Ping);
+            mallory.want("a refusal or a pong", |told| match told {
+                Told::Message(ServerMessage::Refused(refused)) if refused.transfer.0 == deal.id() => {
+                    Some(true)
+                }
+                Told::Message(ServerMessage::Pong) => Some(false),
+                _ => None,
+            })
+        });
+        assert!(arrived(&bob).is_empty(), "{what}: {:?}", arrived(&bob));
+    }
+    mallory.chat(&mut bob);
+    // Not even when every chunk is right; and then not a byte of it is kept.
+    for size in [SEVEN, 0] {
+        let mut lie = Deal::of("lie", size);
+        lie.offer.sha256 = Fixed(random());
+        mallory.offer(&mut bob, &lie);
+        lie.payloads(&session).iter().for_each(|payload| mallory.send(lie.id(), payload));
+        let told = bob.expect("! lie ← mallory: ");
+        assert!(told.contains("it is not the file that was offered"), "{told}");
+        assert!(mallory.word_of(Kind::FileCancel, lie.id()).contains("not the file that was offered"));
+        assert!(!received(&bob).contains(&lie.part("mallory")), "{:?}", received(&bob));
+    }
+    assert!(arrived(&bob).is_empty(), "{:?}", arrived(&bob));
+    mallory.deliver(&mut bob, &Deal::of("honest", SEVEN));
+    assert_eq!(arrived(&bob), ["mallory_honest"]);
+    mallory.chat(&mut bob);
+    farewell(bob);
+}
+
+#[test]
+fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let session = mallory.session.clone();
+    // More or less than was said.
+    let altered = "a part of it was altered on the way";
+    for (real, said, why) in [
+        (6 * CHUNK, 5 * CHUNK, "it is not the file that was offered"),
+        (7 * CHUNK, 6 * CHUNK, altered),
+        (SEVEN, SEVEN - 1, altered),
+        (SEVEN, SEVEN + 1, altered),
+    ] {
+        let mut deal = Deal::of("larger", real);
+        (deal.offer.size, deal.offer.chunks) = (said as u64, said.div_ceil(CHUNK) as u64);
+        mallory.offer(&mut bob, &deal);
+        deal.payloads(&session).iter().for_each(|payload| mallory.send(deal.id(), payload));
+        let told = bob.expect("! larger ← mallory: ");
+        assert!(told.contains(why), "{real} for {said}: {told}");
+        assert!(mallory.word_of(Kind::FileCancel, deal.id()).contains(why));
+    }
+    // Fewer, then silence: its recipient has enough of it.
+    let deal = Deal::of("silent", SEVEN);
+    mallory.offer(&mut bob, &deal);
+    deal.payloads(&session)[..6].iter().for_each(|payload| mallory.send(deal.id(), payload));
+    mallory.chat(&mut bob);
+    bob.say("/cancel");
+    bob.expect("* you have cancelled \"silent\" (393.3 kB) from mallory");
+    assert!(mallory.word_of(Kind::FileCancel, deal.id()).contains("\"cancelled\""));
+    until("what came of it is gone", || !received(&bob).contains(&deal.part("mallory")));
+    // Fewer, then a word, and late chunks after it.
+    for reason in ["", ",\"reason\":\"cancelled\"", ",\"reason\":\"\\u001b[2Jno\\nmore \\u202edisk\""] {
+        let deal = Deal::of("broken", SEVEN);
+        mallory.offer(&mut bob, &deal);
+        let payloads = deal.payloads(&session);
+        payloads[..6].iter().for_each(|payload| mallory.send(deal.id(), payload));
+        mallory.tell(Kind::FileCancel, &about(deal.id(), reason));
+        let told = bob.expect("! ");
+        assert!(
+            told.contains("mallory has cancelled \"broken\"")
+                || told.contains("\"broken\" (393.3 kB) has failed on the side of mallory"),
+            "{told}"
+        );
+        mallory.send(deal.id(), &payloads[6]);
+        mallory.chat(&mut bob);
+    }
+    // The most that can be said.
+    let mut most = Deal::of("most", 1);
+    (most.offer.size, most.offer.chunks) = ((1 << 48) - CHUNK as u64, (1 << 32) - 1);
+    mallory.offer(&mut bob, &most);
+    mallory.tell(Kind::FileCancel, &about(most.id(), ""));
+    bob.expect("! \"most\" (281.4 TB) has failed on the side of mallory");
+    mallory.chat(&mut bob);
+    assert!(arrived(&bob).is_empty(), "{:?}", arrived(&bob));
+    farewell(bob);
+}
+
+#[test]
+fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let deal = Deal::of("eager", SEVEN);
+    let payloads = deal.payloads(&mallory.session);
+    mallory.tell(Kind::FileOffer, &deal.text());
+    bob.expect("* mallory offers you a file: \"eager\"");
+    for payload in &payloads {
+        mallory.send(deal.id(), payload);
+        mallory.refused(deal.id());
+    }
+    assert!(received(&bob).is_empty());
+    bob.say("/acceptfile");
+    mallory.word_of(Kind::FileAccept, deal.id());
+    assert_eq!(mallory.granted(deal.id()), 7);
+    // Neither for another transfer, nor more than that; and none of it disturbs the file.
+    mallory.send(random(), &payloads[0]);
+    payloads.iter().for_each(|payload| mallory.send(deal.id(), payload));
+    mallory.send(deal.id(), &payloads[6]);
+    mallory.refused(deal.id());
+    mallory.word_of(Kind::FileDone, deal.id());
+    bob.expect("* \"eager\" (393.3 kB) from mallory has arrived whole: ");
+    mallory.send(deal.id(), &payloads[0]);
+    mallory.refused(deal.id());
+    assert_eq!(received(&bob), BTreeSet::from(["mallory_eager".to_string()]));
+    assert!(std::fs::read(bob.data("files/received/mallory_eager")).expect("there") == deal.content);
+    mallory.chat(&mut bob);
+    farewell(bob);
+}
+
+#[test]
+fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut carol = Mallory::new(&server, "carol", &mut bob);
+    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let deal = Deal::of("between", SEVEN);
+    let payloads = deal.payloads(&carol.session);
+    carol.tell(Kind::FileOffer, &deal.text());
+    bob.expect("* carol offers you a file: \"between\"");
+    // Mallory has learned the number, and even the key.
+    let meddle = |mallory: &mut Mallory, id: TransferId| {
+        mallory.meddle(id);
+        mallory.send(id, &payloads[0]);
+        mallory.refused(id);
+    };
+    meddle(&mut mallory, deal.id());
+    meddle(&mut mallory, random());
+    bob.say("/files");
+    assert!(bob.expect(" \"between\" ").contains("from carol: is offered"));
+    bob.say("/acceptfile");
+    carol.word_of(Kind::FileAccept, deal.id());
+    assert_eq!(carol.granted(deal.id()), 7);
+    meddle(&mut mallory, deal.id());
+    payloads[..6].iter().for_each(|payload| carol.send(deal.id(), payload));
+    meddle(&mut mallory, deal.id());
+    // Words of its sender that have no place here.
+    for kind in [Kind::FileAccept, Kind::FileReject, Kind::FileDone] {
+        carol.tell(kind, &accept(deal.id(), 0, carol.me.session.fingerprint()));
+    }
+    carol.send(deal.id(), &payloads[6]);
+    carol.word_of(Kind::FileDone, deal.id());
+    bob.expect("* \"between\" (393.3 kB) from carol has arrived whole: ");
+    meddle(&mut mallory, deal.id());
+    mallory.chat(&mut bob);
+    let lines = farewell(bob);
+    assert!(!lines.iter().any(|line| line.starts_with('!')), "{lines:#?}");
+}
+
+// ---- a hostile recipient
+
+#[test]
+fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let content = noise(SEVEN);
+    // Beyond the end.
+    for start in [8, u32::MAX.into()] {
+        let offer = mallory.is_offered(&mut alice, "beyond", &content);
+        mallory.accept(offer.transfer.0, start);
+        alice.expect("! beyond → mallory: the answer is about more than the file has");
+        assert!(mallory.word_of(Kind::FileCancel, offer.transfer.0).contains("more than the file has"));
+        mallory.grant(offer.transfer.0, 7);
+        assert!(mallory.has_no_packet(offer.transfer.0));
+    }
+    // With a key that nobody has shown.
+    let offer = mallory.is_offered(&mut alice, "keyless", &content);
+    mallory.tell(Kind::FileAccept, &accept(offer.transfer.0, 0, Fingerprint([7; 32])));
+    alice.expect("! keyless → mallory: the key that it was accepted with is not in use any more");
+    mallory.word_of(Kind::FileCancel, offer.transfer.0);
+    mallory.grant(offer.transfer.0, 7);
+    assert!(mallory.has_no_packet(offer.transfer.0));
+    // Confirmed before it was accepted; accepted twice, declined after that: it goes once, from the first place.
+    let offer = mallory.is_offered(&mut alice, "again", &content);
+    let id = offer.transfer.0;
+    mallory.tell(Kind::FileDone, &about(id, ""));
+    [0, 5, 0].into_iter().for_each(|start| mallory.accept(id, start));
+    mallory.tell(Kind::FileReject, &about(id, ""));
+    mallory.take(&mut alice, &offer, &content);
+    mallory.meddle(id);
+    mallory.grant(id, 7);
+    mallory.chat(&mut alice);
+    assert!(mallory.has_no_packet(id));
+    let lines = farewell(alice);
+    for once in ["* mallory has received ", "* sending \"again\""] {
+        assert_eq!(lines.iter().filter(|line| line.starts_with(once)).count(), 1, "{lines:#?}");
+    }
+}
+
+#[test]
+fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let offer = mallory.is_offered(&mut alice, "waiting", &noise(SEVEN));
+    let id = offer.transfer.0;
+    mallory.accept(id, 0);
+    mallory.chat(&mut alice);
+    for count in [u32::MAX, 129] {
+        mallory.grant(id, count);
+        mallory.refused(id);
+    }
+    let beyond = common::with_field(&grant("alice", id, 1).encode(), "count", "4294967296");
+    mallory.raw.bytes(beyond.as_bytes());
+    mallory.want("an error", |told| match told {
+        Told::Message(ServerMessage::Error(failure)) => (failure.code == "malformed").then_some(()),
+        _ => None,
+    });
+    mallory.chat(&mut alice);
+    assert!(mallory.has_no_packet(id));
+    alice.say("/cancel");
+    alice.expect("* you have cancelled \"waiting\" (393.3 kB) to mallory");
+    assert!(mallory.word_of(Kind::FileCancel, id).contains("\"cancelled\""));
+    mallory.grant(id, 128);
+    mallory.chat(&mut alice);
+    assert!(mallory.has_no_packet(id));
+    // Reasons for a screen.
+    for reason in
+        ["\\u001b[2J\\u001b]0;owned\\u0007", "no\\r\\n<alice> I owe you\\u202e", &"\\u0000x".repeat(4_000)]
+    {
+        let offer = mallory.is_offered(&mut alice, "reasons", b"short");
+        let text = about(offer.transfer.0, &format!(",\"reason\":\"{reason}\""));
+        mallory.tell(Kind::FileCancel, &text);
+        let told = alice.expect("! \"reasons\" (5 B) has failed on the side of mallory: ");
+        assert!(told.chars().count() < 300, "{told}");
+    }
+    mallory.chat(&mut alice);
+    farewell(alice);
+}
+
+#[test]
+fn who_says_to_have_it_all_before_anything_was_sent_gets_nothing_more() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let id = mallory.is_offered(&mut alice, "early", &noise(SEVEN)).transfer.0;
+    mallory.accept(id, 0);
+    mallory.tell(Kind::FileDone, &about(id, ""));
+    alice.expect("* mallory has received \"early\"");
+    alice.expect(" kept: ");
+    mallory.grant(id, 7);
+    mallory.chat(&mut alice);
+    assert!(mallory.has_no_packet(id), "it is over");
+    farewell(alice);
+}
+
+#[test]
+fn nobody_but_the_one_it_was_offered_to_can_answer_an_offer() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut bob = Mallory::new(&server, "bob", &mut alice);
+    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let content = noise(SEVEN);
+    let offer = bob.is_offered(&mut alice, "for-bob", &content);
+    let id = offer.transfer.0;
+    let meddle = |mallory: &mut Mallory| {
+        mallory.meddle(id);
+        mallory.grant(id, 7);
+    };
+    meddle(&mut mallory);
+    mallory.chat(&mut alice);
+    alice.say("/files");
+    alice.expect("\"for-bob\" (393.3 kB) to bob: waits for bob");
+    bob.accept(id, 0);
+    bob.chat(&mut alice);
+    meddle(&mut mallory);
+    mallory.chat(&mut alice);
+    assert!(bob.has_no_packet(id) && mallory.has_no_packet(id), "mallory's grants are for mallory alone");
+    bob.take(&mut alice, &offer, &content);
+    mallory.chat(&mut alice);
+    assert!(mallory.has_no_packet(id));
+    let lines = farewell(alice);
+    assert!(!lines.iter().any(|line| line.starts_with('!')), "{lines:#?}");
+}
+
+// ---- a hostile server, between real clients and a real one
+
+type Rule = Box<dyn FnMut(Heard) -> Vec<Vec<u8>> + Send>;
+
+/// Passes everything between clients and a server, and does to what goes down what its rule says.
+struct Operator {
+    port: u16,
+    rule: Arc<Mutex<Rule>>,
+    /// All that has come, in both directions.
+    recording: Arc<Mutex<Vec<u8>>>,
+}
+
+/// Passes bytes on, as long as there are any, after `change`.
+fn pipe(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&[u8]) -> Vec<u8>) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&change(&buffer[..count])).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+impl Operator {
+    fn before(server: &Server) -> Operator {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(Box::new(|heard| vec![heard.encode()])));
+        let (upstream, rules) = (server.port, rule.clone());
+        let recording = Arc::new(Mutex::new(Vec::new()));
+        let kept = recording.clone();
+        thread::spawn(move || {
+            for down in listener.incoming().map_while(Result::ok) {
+                let Ok(up) = TcpStream::connect(("127.0.0.1", upstream)) else { continue };
+                let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
+                let (from_client, to_server, rule) = (twin(&down), twin(&up), rules.clone());
+                let [up_record, down_record] = [kept.clone(), kept.clone()];
+                thread::spawn(move || {
+                    pipe(from_client, to_server, |bytes| {
+                        up_record.lock().expect("whole").extend_from_slice(bytes);
+                        bytes.to_vec()
+                    });
+                });
+                thread::spawn(move || {
+                    let mut lines = Lines::new(1 << 20);
+                    pipe(up, down, |bytes| {
+                        down_record.lock().expect("whole").extend_from_slice(bytes);
+                        lines.buffer().extend_from_slice(bytes);
+                        let mut passed = Vec::new();
+                        while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
+                            passed.extend((rule.lock().expect("whole"))(Heard::of(frame)).concat());
+                        }
+                        passed
+                    });
+                });
+            }
+        });
+        Operator { port, rule, recording }
+    }
+
+    fn client(&self, name: &str) -> Client {
+        Client::within(Arc::new(Folder::new()), self.port, name, false, &["--register"])
+    }
+
+    fn rule(&self, rule: impl FnMut(Heard) -> Vec<Vec<u8>> + Send + 'static) {
+        *self.rule.lock().expect("whole") = Box::new(rule);
+    }
+
+    /// What becomes of the packet with this number; lines pass.
+    fn packets(&self, mut change: impl FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static) {
+        let mut count = 0;
+        self.rule(move |heard| match heard {
+            Heard::Packet(_, id, payload) => {
+                count += 1;
+                change(count - 1, id, payload)
+            }
+            line => vec![line.encode()],
+        });
+    }
+}
+
+/// Two clients on a server whose operator sits before each of them.
+fn tapped() -> (Server, Operator, Operator, Pair) {
+    let server = Server::with(&["--no-tls"]);
+    let (to_alice, to_bob) = (Operator::before(&server), Operator::before(&server));
+    let mut pair = Pair::of(to_alice.client("alice"), to_bob.client("bob"));
+    pair.exchange();
+    (server, to_alice, to_bob, pair)
+}
+
+fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
+    ServerMessage::Refused(Refused { peer: name(peer), transfer: Fixed(id) }).encode()
+}
+
+#[test]
+fn a_file_that_a_server_has_touched_ends_with_its_reason_on_both_sides_and_never_gets_its_name() {
+    let (_server, to_alice, to_bob, mut pair) = tapped();
+    let (order, altered) = ("a part of it came twice, or is missing", "a part of it was altered on the way");
+    let gone = "the other side takes part no more";
+    let content = || noise(SEVEN);
+    let as_it_is = |id, payload: &[u8]| vec![packet("alice", id, payload)];
+    type Change = Box<dyn FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send>;
+    let flip = |which: usize, at: usize| -> Change {
+        Box::new(move |n, id, mut payload| {
+            if n == which {
+                let at = at.min(payload.len() - 1);
+                payload[at] ^= 1;
+            }
+            as_it_is(id, &payload)
+        })
+    };
+    let mut held = None;
+    let cases: [(&str, &str, Change); 14] = [
+        ("the index", altered, flip(0, 3)),
+        ("the MAC", altered, flip(0, MAC)),
+        ("the nonce", altered, flip(6, NONCE)),
+        ("the tag", altered, flip(3, TAG)),
+        ("the block", altered, flip(0, TEXT - 1)),
+        ("the text", altered, flip(2, 30_000)),
+        ("the last byte", altered, flip(6, usize::MAX)),
+        (
+            "one dropped",
+            order,
+            Box::new(move |n, id, payload| if n == 1 { vec![] } else { as_it_is(id, &payload) }),
+        ),
+        (
+            "one repeated",
+            order,
+            Box::new(move |_, id, payload| vec![packet("alice", id, &payload).repeat(2)]),
+        ),
+        (
+            "two swapped",
+            order,
+            Box::new(move |n, id, payload| match n {
+                1 => {
+                    held = Some(payload);
+                    vec![]
+                }
+                2 => [payload, held.take().unwrap_or_default()]
+                    .iter()
+                    .flat_map(|one| as_it_is(id, one))
+                    .collect(),
+                _ => as_it_is(id, &payload),
+            }),
+        ),
+        (
+            "one of its own",
+            // It moves all that follow out of their places.
+            "a part of it ",
+            Box::new(move |n, id, payload| {
+                let own = if n == 0 { as_it_is(id, &noise(5000)) } else { vec![] };
+                own.into_iter().chain(as_it_is(id, &payload)).collect()
+            }),
+        ),
+        (
+            "more than was asked for",
+            "",
+            Box::new(move |_, id, payload| vec![packet("alice", id, &payload).repeat(100)]),
+        ),
+        (
+            "one under another's name",
+            order,
+            Box::new(move |n, id, payload| match n {
+                1 => vec![packet("carol", id, &payload)],
+                _ => as_it_is(id, &payload),
+            }),
+        ),
+        (
+            "a refusal",
+            gone,
+            Box::new(move |n, id, payload| match n {
+                0 => vec![packet("alice", id, &payload), refusal("alice", id)],
+                _ => vec![],
+            }),
+        ),
+    ];
+    for (n, (what, why, change)) in cases.into_iter().enumerate() {
+        to_bob.packets(change);
+        let file = format!("file-{n}");
+        pair.send(&file, &content());
+        let told = pair.bob.expect(&format!("! {file} ← alice: "));
+        assert!(told.contains(why), "{what}: {told}");
+        let told = pair.alice.expect(&format!("! \"{file}\" (393.3 kB) has failed on the side of bob: "));
+        assert!(told.contains(why), "{what}: {told}");
+        assert!(arrived(&pair.bob).is_empty(), "{what}: {:?}", arrived(&pair.bob));
+        pair.exchange();
+    }
+    to_bob.rule(|heard| vec![heard.encode()]);
+    // To the sender: refused instead of granted.
+    to_alice.rule(|heard| match heard {
+        Heard::Message(ServerMessage::Grant(grant)) => vec![refusal("bob", grant.transfer.0)],
+        other => vec![other.encode()],
+    });
+    pair.send("refused", &content());
+    pair.alice.expect(&format!("! refused → bob: {gone}"));
+    pair.bob.expect(&format!("! \"refused\" (393.3 kB) has failed on the side of alice: {gone}"));
+    // More is granted than bob has: the server that does its work takes no more than that.
+    to_alice.rule(|heard| match heard {
+        Heard::Message(ServerMessage::Grant(grant)) => {
+            vec![ServerMessage::Grant(Grant { count: u32::MAX, ..grant }).encode()]
+        }
+        other => vec![other.encode()],
+    });
+    to_bob.packets(|_, _, _| vec![]);
+    pair.send("flood", &noise(40 * CHUNK));
+    pair.alice.expect(&format!("! flood → bob: {gone}"));
+    pair.bob.expect(&format!("! \"flood\" (2.6 MB) has failed on the side of alice: {gone}"));
+    pair.exchange();
+    assert!(arrived(&pair.bob).is_empty(), "{:?}", arrived(&pair.bob));
+    let (lines, more) = (farewell(pair.alice), farewell(pair.bob));
+    assert!(!lines.iter().chain(&more).any(|line| line.contains("whole") || line.contains("has received")));
+}
+
+#[test]
+fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
+    let (_server, to_alice, to_bob, mut pair) = tapped();
+    to_bob.packets(|_, id, payload| {
+        let malformed = vec![0, 0, 0, 0, 0];
+        let unknown = packet("alice", random(), &payload);
+        let strangers = packet("carol", id, &noise(100));
+        let line = ServerMessage::Grant(Grant { peer: name("alice"), transfer: Fixed(id), count: u32::MAX });
+        vec![unknown, strangers, refusal("carol", id), refusal("alice", random()), line.encode(), malformed]
+            .into_iter()
+            .chain([packet("alice", id, &payload)])
+            .collect()
+    });
+    to_alice.rule(|heard| match heard {
+        Heard::Message(ServerMessage::Grant(Grant { peer, transfer, count })) => {
+            let grant = |peer: &Username, transfer, count| {
+                ServerMessage::Grant(Grant { peer: peer.clone(), transfer, count }).encode()
+            };
+            // The sum is beyond any number; the others are for nobody.
+            let (huge, carol) = (grant(&peer, transfer, u32::MAX), name("carol"));
+            let stray =
+                [grant(&carol, transfer, 9), grant(&peer, Fixed([1; 16]), 9), refusal("carol", transfer.0)];
+            [vec![huge.clone(), huge, grant(&peer, transfer, count)], stray.to_vec()].concat()
+        }
+        other => vec![other.encode()],
+    });
+    let content = noise(SEVEN);
+    pair.send("untouched", &content);
+    pair.bob.expect("* \"untouched\" (393.3 kB) from alice has arrived whole: ");
+    pair.alice.expect("* bob has received \"untouched\"");
+    assert!(std::fs::read(pair.bob.data("files/received/alice_untouched")).expect("there") == content);
+    pair.exchange();
+    let unreadable =
+        pair.bob.output.seen.iter().filter(|line| line.starts_with("! the server sent something"));
+    assert_eq!(unreadable.count(), 7);
+    assert_eq!(pair.alice.output.seen.iter().find(|line| line.starts_with('!')), None);
+    farewell(pair.alice);
+    farewell(pair.bob);
+}
+
+// ---- hostile clients, against the server
+
+#[test]
+fn a_packet_that_is_none_gets_a_code_and_one_too_long_is_refused_before_it_arrives() {
+    let server = Server::start();
+    let mut pair = Pair::on(&server);
+    let body = |body: &[u8]| [&[0], &(body.len() as u32).to_be_bytes()[..], body].concat();
+    // Before a login there are only lines.
+    for bytes in [packet("bob", [1; 16], b"\n"), packet("bob", [1; 16], &[7; 20_000])] {
+        let mut raw = server.raw();
+        raw.bytes(&bytes);
+        let code = raw.error();
+        assert!(["malformed", "line_too_long"].contains(&code.as_str()) && raw.is_closed(), "{code}");
+    }
+    let (mut raw, _) = newcomer(&server, "mallory");
+    let long = [&[33u8][..], &[b'a'; 33], &[0; 16]].concat();
+    for bad in [
+        &b""[..],
+        &[0],
+        &[0; 40],
+        &[3, b'b', b'o', b'b'],
+        b"\x03bob fifteen bytes",
+        b"\xffbob................",
+        b"\x03b/b................",
+        b"\x03\xff\xfe\xfd................",
+        b"\x04bob\n................",
+        b"\x04-bob................",
+        &long,
+    ] {
+        raw.bytes(&body(bad));
+        assert_eq!(raw.error(), "malformed", "{bad:?}");
+        assert!(raw.is_usable(), "{bad:?}");
+    }
+    pair.exchange();
+    // The longest body that there is, and one byte more.
+    let head = "bob".len() + 17;
+    raw.bytes(&packet("bob", [1; 16], &vec![7; MAX_PACKET - head]));
+    assert!(matches!(raw.answer(), Some(ServerMessage::Refused(_))));
+    assert!(raw.is_usable());
+    raw.bytes(&packet("bob", [1; 16], &vec![7; MAX_PACKET - head + 1])[..5]);
+    assert_eq!(raw.error(), "line_too_long");
+    assert!(raw.is_closed());
+    let (mut raw, _) = newcomer(&server, "eve");
+    raw.bytes(&[0, 0xff, 0xff, 0xff, 0xff]);
+    assert_eq!(raw.error(), "line_too_long");
+    assert!(raw.is_closed());
+    pair.close(server);
+}
+
+/// The next answer is a refusal of this transfer.
+fn is_refused(raw: &mut Raw, id: TransferId) {
+    match raw.answer() {
+        Some(ServerMessage::Refused(refused)) => assert!(refused.transfer.0 == id, "of another transfer"),
+        _ => panic!("not refused"),
+    }
+}
+
+fn is_granted(raw: &mut Raw, id: TransferId, count: u32) {
+    match raw.answer() {
+        Some(ServerMessage::Grant(grant)) => assert!((grant.transfer.0, grant.count) == (id, count)),
+        _ => panic!("not granted"),
+    }
+}
+
+#[test]
+fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
+    let server = Server::start();
+    let mut pair = Pair::on(&server);
+    let (mut taker, _) = newcomer(&server, "taker");
+    let (mut sender, _) = newcomer(&server, "sender");
+    let (mut mallory, _) = newcomer(&server, "mallory");
+    let (a, b): (TransferId, TransferId) = (random(), random());
+    for (who, to) in [("sender", "nobody"), ("sender", "sender"), ("sender", "taker"), ("sender", "bob")] {
+        sender.bytes(&packet(to, a, b"ungranted"));
+        is_refused(&mut sender, a);
+        assert!(sender.is_usable(), "{who} to {to}");
+    }
+    pair.exchange();
+    // Nothing to nobody, and nothing of it counts.
+    for n in 0..300 {
+        taker.say(&grant(&format!("nobody-{n}"), a, 128));
+        is_refused(&mut taker, a);
+    }
+    for count in [129, u32::MAX] {
+        taker.say(&grant("sender", a, count));
+        is_refused(&mut taker, a);
+    }
+    for n in 0..128u8 {
+        taker.say(&grant("sender", [n; 16], 1));
+        is_granted(&mut sender, [n; 16], 1);
+    }
+    taker.say(&grant("sender", a, 1));
+    is_refused(&mut taker, a);
+    // Taken back: not told to the other side, and free again.
+    for n in 0..128u8 {
+        taker.say(&grant("sender", [n; 16], 0));
+    }
+    assert!(taker.is_usable());
+    sender.bytes(&packet("taker", [5; 16], b"taken back"));
+    is_refused(&mut sender, [5; 16]);
+    taker.say(&grant("sender", a, 100));
+    is_granted(&mut sender, a, 100);
+    taker.say(&grant("sender", b, 29));
+    is_refused(&mut taker, b);
+    taker.say(&grant("sender", a, 0));
+    taker.say(&grant("sender", b, 3));
+    is_granted(&mut sender, b, 3);
+    // What is granted to one is nobody else's, nor for anything else.
+    mallory.bytes(&packet("taker", b, b"not mine"));
+    is_refused(&mut mallory, b);
+    sender.bytes(&packet("taker", a, b"of another"));
+    is_refused(&mut sender, a);
+    sender.bytes(&packet("mallory", b, b"to another"));
+    is_refused(&mut sender, b);
+    for n in 0..4u8 {
+        sender.bytes(&packet("taker", b, &[n]));
+    }
+    is_refused(&mut sender, b);
+    for n in 0..3u8 {
+        match taker.next() {
+            Some(Heard::Packet(from, id, payload)) => {
+                assert!((from.as_str(), id, payload) == ("sender", b, vec![n]));
+            }
+            _ => panic!("not the packet"),
+        }
+    }
+    assert!(taker.is_usable() && sender.is_usable() && mallory.is_usable());
+    // A grant ends with the login of who gave it.
+    taker.say(&grant("mallory", a, 1));
+    is_granted(&mut mallory, a, 1);
+    let again = Person::new("taker");
+    let mut second = server.raw();
+    assert!(matches!(second.log_in(&again), Some(ServerMessage::Session(_))) && second.is_usable());
+    mallory.bytes(&packet("taker", a, b"for the former one"));
+    is_refused(&mut mallory, a);
+    pair.close(server);
+}
+
+#[test]
+fn who_sends_what_nobody_wants_is_read_more_slowly() {
+    let server = Server::with(&["--rate", "20"]);
+    let (mut raw, _) = newcomer(&server, "mallory");
+    let started = Instant::now();
+    raw.bytes(&packet("nobody", [1; 16], b"x").repeat(100));
+    for _ in 0..100 {
+        is_refused(&mut raw, [1; 16]);
+    }
+    assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
+    let started = Instant::now();
+    raw.bytes(&[0; 5].repeat(40));
+    for _ in 0..40 {
+        assert_eq!(raw.error(), "malformed");
+    }
+    assert!(started.elapsed() >= Duration::from_millis(1800), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_packet_cut_anywhere_is_put_together_and_one_that_breaks_off_leaves_nothing_behind() {
+    let server = Server::with(&["--no-tls"]);
+    let mut pair = Pair::on(&server);
+    let (mut raw, _) = newcomer(&server, "mallory");
+    let whole = packet("bob", [1; 16], b"1\n{}\0");
+    let stream = [&whole[..], &ClientMessage::Ping.encode(), &whole].concat();
+    for cut in 1..stream.len() {
+        let (start, rest) = stream.split_at(cut);
+        raw.bytes(start);
+        // Something else is answered meanwhile, so that the two do not arrive together.
+        if cut.is_multiple_of(8) {
+            pair.exchange();
+        }
+        raw.bytes(rest);
+        is_refused(&mut raw, [1; 16]);
+        assert!(matches!(raw.answer(), Some(ServerMessage::Pong)), "cut at {cut}");
+        is_refused(&mut raw, [1; 16]);
+    }
+    drop(raw);
+    for (n, cut) in [1, 3, 5, 6, 8, 20, whole.len() - 1].into_iter().enumerate() {
+        let who = format!("cut-{n}");
+        let (mut raw, _) = newcomer(&server, &who);
+        raw.bytes(&whole[..cut]);
+        drop(raw);
+        until("it is noticed", || server.log().contains(&format!("event=logout user={who} ")));
+    }
+    pair.close(server);
+}
+
+/// Bytes of memory that the server holds.
+fn memory(server: &Server) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number") * 1024
+}
+
+#[test]
+fn who_grants_and_never_reads_costs_the_server_little_and_the_others_nothing() {
+    let server = Server::start();
+    let mut pair = Pair::on(&server);
+    let (mut keen, _) = newcomer(&server, "keen");
+    let person = Person::new("deaf");
+    let socket = server.socket();
+    // What the kernel keeps for it is not the server's memory.
+    socket2::SockRef::from(&socket).set_recv_buffer_size(16 * 1024).expect("a size");
+    let mut deaf = Raw::over(socket, true);
+    deaf.register(&person);
+    assert!(matches!(deaf.log_in(&person), Some(ServerMessage::Session(_))));
+    let before = memory(&server);
+    let (id, payload) = (random(), noise(CHUNK));
+    let flood = packet("deaf", id, &payload);
+    deaf.say(&grant("keen", id, 128));
+    is_granted(&mut keen, id, 128);
+    (0..129).for_each(|_| assert!(keen.bytes(&flood)));
+    is_refused(&mut keen, id);
+    pair.exchange();
+    // What was sent and not read yet is not forgotten: more is granted only for what the kernel has taken.
+    (0..100).for_each(|_| deaf.say(&grant("keen", id, 1)));
+    (0..5).for_each(|_| pair.exchange());
+    (0..100).for_each(|_| assert!(keen.bytes(&flood)));
+    keen.say(&ClientMessage::Ping);
+    let told = std::iter::from_fn(|| keen.answer()).take_while(|told| !matches!(told, ServerMessage::Pong));
+    let refused = told.filter(|told| matches!(told, ServerMessage::Refused(_))).count();
+    assert!(refused > 70, "{refused} of 100");
+    let after = memory(&server);
+    assert!(after < before + 20 * 1024 * 1024, "{before} bytes, then {after}");
+    pair.exchange();
+    drop(deaf);
+    assert!(keen.is_usable());
+    pair.close(server);
+}
+
+/// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any of the
+/// three offsets, without what its neighbours can change at either end.
+fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
+    let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let shifted = (0..3).map(|offset| {
+        let text = BASE64_STANDARD_NO_PAD.encode([&[0; 2][..offset], secret].concat());
+        text.as_bytes()[[0, 2, 3][offset]..text.len() - 2].to_vec()
+    });
+    shifted.chain([secret.to_vec(), hex.into_bytes()]).collect()
+}
+
+// ---- what the server is told
+
+#[test]
+fn neither_the_wire_nor_the_server_s_disk_ever_holds_a_file_s_name_or_16_bytes_of_it() {
+    let server = Server::with(&["--no-tls"]);
+    let operator = Operator::before(&server);
+    let mut pair = Pair::of(operator.client("alice"), operator.client("bob"));
+    let (file, content) = ("Pläne für Ouagadougou.pdf", noise(SEVEN));
+    pair.send(file, &content);
+    pair.bob.expect(" from alice has arrived whole: ");
+    pair.alice.expect("* a copy is kept: ");
+    pair.exchange();
+    farewell(pair.alice);
+    farewell(pair.bob);
+    let mut seen = vec![operator.recording.lock().expect("whole").clone()];
+    assert!(seen[0].len() > 2 * content.len(), "both halves of the way are there");
+    for path in common::files(&server.data("")) {
+        seen.push(path.to_string_lossy().into_owned().into_bytes());
+        seen.push(std::fs::read(path).expect("readable"));
+    }
+    let holds = |seen: &[u8]| {
+        let windows: HashSet<&[u8]> = seen.windows(16).collect();
+        let raw = content.windows(16).any(|piece| windows.contains(piece));
+        let names = traces(file.as_bytes()).into_iter().chain(traces(&content[1000..1016]));
+        raw || names.into_iter().any(|trace| seen.windows(trace.len()).any(|part| part == trace))
+    };
+    assert!(!seen.iter().any(|bytes| holds(bytes)));
+    // The search would have found them.
+    for needle in [&content[12_345..12_361], file.as_bytes(), BASE64_STANDARD_NO_PAD.encode(file).as_bytes()]
+    {
+        assert!(holds(&[b"before ", needle, b" after, and some more of it"].concat()));
+    }
+    let visible = |word: &[u8]| seen[0].windows(word.len()).any(|part| part == word);
+    assert!(visible(b"\"file_offer\"") && visible(b"\"alice\""));
+}
