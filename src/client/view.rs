@@ -2,8 +2,9 @@
 //!
 //! Invariant: every frame has exactly as many rows as the screen and none is wider; nothing in
 //! it is a control character; only the first row of an entry touches the left edge (from three
-//! columns up), so no text can pass for somebody else's entry (README, "The screen").
+//! columns up), also where its text has several lines, so none can pass for somebody else's entry (README, "The screen").
 
+use super::command;
 use super::editor::Editor;
 use super::entry::{Entry, Source};
 use super::session::files::Progress;
@@ -184,7 +185,8 @@ fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
             rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
         }
     }
-    for part in wrap(&entry.text, columns.saturating_sub(indent)) {
+    let room = columns.saturating_sub(indent);
+    for part in entry.text.split('\n').flat_map(|line| wrap(line, room)) {
         first.extend(highlighted(&part, style, screen.me));
         rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
     }
