@@ -621,7 +621,9 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
     let server = Server::start();
     let terminal = Terminal::new();
     let raw = terminal.home.path("raw");
-    terminal.enter("clear");
+    // In two parts, so that what is awaited is not the line typed.
+    terminal.enter("clear; echo clea''red");
+    terminal.expect("cleared");
     terminal.wait_for_shell();
     // Everything that the terminal gets from here on.
     terminal.tmux(&["pipe-pane", "-o", &format!("cat > {}", raw.display())]);
