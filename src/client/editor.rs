@@ -72,7 +72,7 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// One whose text may have several lines. The default one's has one line, the answer to a question.
+    /// One whose text may have several lines; the default one takes a single line, the answer to a question.
     pub fn for_messages() -> Editor {
         Editor { lines: true, ..Editor::default() }
     }
