@@ -373,6 +373,57 @@ fn public_private_and_room_messages_look_different_and_the_prompt_says_where_one
     terminal.expect("<alice> back");
 }
 
+#[test]
+fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    std::fs::write(terminal.home.path("notes.txt"), "some").expect("written");
+    let begins = |start: &str| terminal.wait(start, |screen| last_line(screen).starts_with(start));
+    terminal.text("/se");
+    terminal.keys(&["Tab"]);
+    begins("> /sendfile   /sendfile NAME PATH  offer a file;");
+    terminal.text("B");
+    terminal.keys(&["Tab"]);
+    terminal.text("~/no");
+    terminal.keys(&["Tab"]);
+    begins("> /sendfile bob ~/notes.txt  /sendfile NAME PATH");
+    terminal.keys(&["C-u"]);
+    terminal.expect_last(">");
+    terminal.text("bo");
+    terminal.keys(&["Tab"]);
+    terminal.text("first");
+    terminal.keys(&["M-Enter"]);
+    terminal.enter("<bob> second");
+    bob.expect("<alice> bob: first⏎<bob> second");
+    let screen = terminal.expect("<bob> second");
+    let rows: Vec<&str> = screen.lines().skip_while(|row| !row.contains("<alice> bob: first")).collect();
+    assert_eq!(rows[1].trim_start(), "<bob> second", "{screen}");
+    assert_eq!(rows[0].find("bob: first"), rows[1].find("<bob> second"), "below the text: {screen}");
+    // A half-typed line outlives a search, given up or not.
+    terminal.text("half");
+    terminal.keys(&["C-r"]);
+    terminal.text("FIR");
+    terminal.expect_last("(search) FIR: bob: first⏎<bob> second");
+    terminal.keys(&["C-g"]);
+    terminal.expect_last("> half");
+    terminal.keys(&["C-r"]);
+    terminal.enter("fir");
+    bob.expect("<alice> bob: first⏎<bob> second");
+    terminal.expect_last("> half");
+    // Nothing in a paste is a key, and several lines are asked about.
+    terminal.tmux(&["set-buffer", " a\n/exit\n"]);
+    let question = "2 lines were pasted: Enter again sends one message, Esc removes the paste";
+    for last in ["Escape", "Enter"] {
+        terminal.tmux(&["paste-buffer", "-p"]);
+        terminal.expect_last("> half a⏎/exit");
+        terminal.keys(&["Enter"]);
+        terminal.expect(question);
+        terminal.keys(&[last]);
+        terminal.wait("no question", |screen| !screen.contains(question));
+    }
+    bob.expect("<alice> half a⏎/exit");
+    terminal.expect_last(">");
+}
+
 /// The part of a styled screen between the last escape sequence before `text` and `text`.
 fn style_before(styled: &str, text: &str) -> String {
     let at = styled.find(text).expect("it stands there");
@@ -570,7 +621,9 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
     let server = Server::start();
     let terminal = Terminal::new();
     let raw = terminal.home.path("raw");
-    terminal.enter("clear");
+    // In two parts, so that what is awaited is not the line typed.
+    terminal.enter("clear; echo clea''red");
+    terminal.expect("cleared");
     terminal.wait_for_shell();
     // Everything that the terminal gets from here on.
     terminal.tmux(&["pipe-pane", "-o", &format!("cat > {}", raw.display())]);

@@ -74,6 +74,16 @@ const fn usage(name: &'static str, usage: &'static str, explanation: &'static st
     Usage { name, usage, explanation }
 }
 
+/// The command that is being typed, as soon as it is clear which.
+pub fn hint(line: &str) -> Option<&'static Usage> {
+    let line = line.strip_prefix('/')?;
+    let (word, typed) = line.split_once(char::is_whitespace).map_or((line, false), |(word, _)| (word, true));
+    let word = if word.starts_with('/') { "/" } else { &word.to_ascii_lowercase() };
+    let mut begun = COMMANDS.iter().filter(|usage| !word.is_empty() && usage.name.starts_with(word));
+    let only = begun.next().filter(|_| !typed && begun.next().is_none());
+    COMMANDS.iter().find(|usage| usage.name == word).or(only)
+}
+
 /// Entries that `/history` shows without a number.
 pub const HISTORY: usize = 20;
 
@@ -83,6 +93,18 @@ pub const HISTORY: usize = 20;
 /// What is wrong with it, for the person who typed it.
 pub fn parse(line: &str) -> Result<Command, String> {
     let line = line.trim_end_matches(['\r', '\n']);
+    if line.starts_with('/')
+        && !line.starts_with("//")
+        && let Some((first, rest)) = line.split_once('\n')
+    {
+        // The first line decides, and no other can be an argument by accident.
+        return match parse(first)? {
+            Command::Message(name, text) => Ok(Command::Message(name, format!("{text}\n{rest}"))),
+            _ => {
+                Err("this command takes one line; a second slash before it sends all of them as text".into())
+            }
+        };
+    }
     let Some(rest) = line.strip_prefix('/') else {
         return Ok(if line.trim().is_empty() { Command::Nothing } else { Command::Say(line.into()) });
     };
@@ -243,6 +265,49 @@ mod tests {
             ("/exit\r\n", Command::Exit),
         ] {
             assert_eq!(parse(line), Ok(command), "{line}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_line_of_several_decides_and_the_others_are_text_or_nothing() {
+        for (line, command) in [
+            ("hi\n/exit", Command::Say("hi\n/exit".into())),
+            ("\n/exit", Command::Say("\n/exit".into())),
+            ("//exit\n/exit", Command::Say("/exit\n/exit".into())),
+            ("/msg bob hi \n/exit\n", Command::Message(name("bob"), "hi \n/exit".into())),
+        ] {
+            assert_eq!(parse(line), Ok(command), "{line:?}");
+        }
+        for line in [
+            "/exit\nhi",
+            "/verify bob\nyes",
+            "/verify\nbob",
+            "/room\nbob",
+            "/msg bob\nhi",
+            "/msg\nbob hi",
+            "/sendfile bob a\nb",
+            "/\nexit",
+        ] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_hint_is_given_as_soon_as_it_is_clear_which_command_is_typed() {
+        for (line, name) in [
+            ("/se", Some("sendfile")),
+            ("/SENDFILE bob ", Some("sendfile")),
+            ("/msg bob\nhi", Some("msg")),
+            ("/r", None),
+            ("/room", Some("room")),
+            ("/", None),
+            ("//", Some("/")),
+            ("//etc", Some("/")),
+            ("/se bob", None),
+            ("/xyz", None),
+            ("room", None),
+        ] {
+            assert_eq!(hint(line).map(|usage| usage.name), name, "{line:?}");
         }
     }
 

@@ -1,12 +1,16 @@
 //! The line being typed.
 //!
-//! Invariant: the text is bounded and holds nothing [`is_harmful`]; the cursor stands on a
-//! character's boundary. A letter with its marks or a joined emoji is passed and removed as one.
-//! The keys are those of readline's emacs mode.
+//! Invariant: the text is bounded and holds nothing [`is_harmful`] but line breaks, and those only where a
+//! message is typed; the cursor stands on a character's boundary. A letter with its marks or a joined emoji is
+//! passed and removed as one. A line that was not sent can be had back, whatever key was hit; and
+//! nothing in a paste is a key. The keys are those of readline's emacs mode.
 
+use super::completion::Completion;
 use super::input::Key;
 use super::text::{clusters, fitting, is_harmful, width};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::take;
+use std::ops::Range;
 
 /// The longest line, in bytes: far below the longest message, so what can be typed can be sent.
 pub const MAX_LINE: usize = 16 * 1024;
@@ -20,102 +24,331 @@ pub enum Outcome {
     Ignored,
     /// The text or the cursor may have changed.
     Edited,
-    /// Enter: the whole line, which may be empty. The editor is empty again.
+    /// Enter: the whole text, which may be empty.
     Submitted(String),
 }
 
-/// One line of text with a cursor and a history.
+/// A text with a cursor.
 #[derive(Default)]
-pub struct Editor {
+struct Line {
     text: String,
     /// In bytes.
     cursor: usize,
+    /// Where pastes of several lines stand, the newest last.
+    pastes: Vec<Range<usize>>,
+}
+
+/// A search backwards through what was typed.
+#[derive(Default)]
+struct Search {
+    word: Line,
+    /// How many steps back it was found.
+    found: Option<usize>,
+}
+
+/// What Tab goes through: the one at `at` stands between `completion.start` and the cursor.
+struct Cycle {
+    completion: Completion,
+    at: usize,
+}
+
+/// A [line](self) with a history.
+#[derive(Default)]
+pub struct Editor {
+    line: Line,
+    /// Whether a text may have several lines; else their ends become spaces.
+    lines: bool,
     /// What was cut last, for Ctrl-Y.
     cut: String,
     history: VecDeque<String>,
     /// How many steps back in the history the text comes from; 0 is the line being typed.
     back: usize,
-    /// The line that was being typed when stepping back began.
-    draft: String,
+    /// The lines that were left by stepping, as they were left, by how far back they are.
+    left: BTreeMap<usize, Line>,
+    search: Option<Search>,
+    cycle: Option<Cycle>,
+    /// The person was asked whether a paste is to be sent.
+    asked: bool,
 }
 
 impl Editor {
+    /// One whose text may have several lines; the default one takes a single line, the answer to a question.
+    pub fn for_messages() -> Editor {
+        Editor { lines: true, ..Editor::default() }
+    }
+
     /// What is typed so far.
     pub fn text(&self) -> &str {
-        &self.text
+        &self.line.text
     }
 
-    /// Whether nothing is.
+    /// Whether there is nothing that could be lost: no text, and no search under way.
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty()
+        self.line.text.is_empty() && self.search.is_none()
     }
 
-    /// Replaces the line; the cursor goes to its end.
-    pub fn set(&mut self, text: &str) {
-        self.clear();
-        self.insert(text);
-    }
-
-    /// Empties the line; the history stays.
-    pub fn clear(&mut self) {
-        self.text.clear();
-        self.cursor = 0;
-        self.back = 0;
-    }
-
-    /// The part around the cursor that fits, and the column of the cursor in it (below `columns`).
-    pub fn visible(&self, columns: usize) -> (String, usize) {
-        let before = width(&self.text[..self.cursor]);
+    /// The part around the cursor that fits, with line breaks one column wide, and the column of the cursor in
+    /// it (below `columns`).
+    pub fn visible(&self, columns: usize) -> (&str, usize) {
+        let found = self.search.as_ref().and_then(|search| self.at(search.found?));
+        let (text, cursor) = found.map_or((self.text(), self.line.cursor), |line| (line, line.len()));
+        let before = width(&text[..cursor]);
         // Scrolls by half the line, so that typing does not shift the text with every letter.
         let step = columns.div_ceil(2).max(1);
         let skip = (before + 1).saturating_sub(columns).div_ceil(step) * step;
         let (mut start, mut column) = (0, 0);
-        for cluster in clusters(&self.text) {
+        for cluster in clusters(text) {
             if column >= skip.min(before) {
                 break;
             }
             start += cluster.len();
             column += width(cluster);
         }
-        let shown = fitting(&self.text[start..], columns).to_owned();
-        (shown, before.saturating_sub(column))
+        (fitting(&text[start..], columns), before.saturating_sub(column))
+    }
+
+    /// What stands in place of the prompt during a search.
+    pub fn label(&self) -> Option<String> {
+        let Search { word, found } = self.search.as_ref()?;
+        let nothing = found.is_none() && !word.text.is_empty();
+        let state = if nothing { "not found" } else { "search" };
+        Some(format!("({state}) {}: ", word.text.replace('\n', "⏎")))
+    }
+
+    /// What the person has to decide now.
+    pub fn question(&self) -> Option<String> {
+        let paste = self.line.pastes.last().filter(|_| self.asked)?;
+        let lines = 1 + self.text()[paste.clone()].matches('\n').count();
+        Some(format!("{lines} lines were pasted: Enter again sends one message, Esc removes the paste"))
+    }
+
+    /// What further Tabs would bring.
+    pub fn candidates(&self) -> Option<String> {
+        let Cycle { completion: Completion { candidates, .. }, at } = self.cycle.as_ref()?;
+        let others = candidates.iter().cycle().skip(at + 1).take(candidates.len() - 1);
+        Some(others.map(|text| text.trim_end()).collect::<Vec<_>>().join("  "))
+    }
+
+    /// Completes the text before the cursor; the next time at once, with the next of the candidates `find` gave,
+    /// or the one before. False if there is nothing to complete it with.
+    pub fn complete(&mut self, backwards: bool, find: impl FnOnce(&str) -> Completion) -> bool {
+        self.end_search();
+        self.asked = false;
+        let next = match self.cycle.take() {
+            Some(Cycle { completion, at }) => {
+                let count = completion.candidates.len();
+                let step = if backwards { count - 1 } else { 1 };
+                Cycle { at: (at + step) % count, completion }
+            }
+            None => {
+                let completion = find(&self.line.text[..self.line.cursor]);
+                let last = completion.candidates.len().saturating_sub(1);
+                Cycle { at: if backwards { last } else { 0 }, completion }
+            }
+        };
+        let Some(text) = next.completion.candidates.get(next.at) else { return false };
+        self.line.remove_to(next.completion.start);
+        self.line.insert(text);
+        // The only one is accepted at once: the next Tab goes on behind it.
+        self.cycle = (next.completion.candidates.len() > 1).then_some(next);
+        true
     }
 
     /// Does what the key says.
     pub fn key(&mut self, key: &Key) -> Outcome {
+        self.cycle = None;
+        let asked = take(&mut self.asked);
+        if self.search_key(key) {
+            return Outcome::Edited;
+        }
+        let line = &mut self.line;
         match key {
-            Key::Char(c) => self.insert(c.encode_utf8(&mut [0; 4])),
-            Key::Paste(text) => self.insert(&text.replace("\r\n", "\n").replace(['\r', '\n', '\t'], " ")),
-            Key::Left | Key::Ctrl('b') => self.cursor = self.left(),
-            Key::Right | Key::Ctrl('f') => self.cursor = self.right(),
-            Key::Home | Key::Ctrl('a') => self.cursor = 0,
-            Key::End | Key::Ctrl('e') => self.cursor = self.text.len(),
-            Key::WordLeft | Key::Alt('b') => self.cursor = self.word_left(in_word),
-            Key::WordRight | Key::Alt('f') => self.cursor = self.word_right(),
-            Key::Backspace | Key::Ctrl('h') => drop(self.remove_to(self.left())),
-            Key::Delete | Key::Ctrl('d') => drop(self.remove_to(self.right())),
-            Key::Ctrl('k') => self.cut_to(self.text.len()),
+            Key::Char(c) => line.insert(c.encode_utf8(&mut [0; 4])),
+            Key::Paste(text) => {
+                let text = one_line_end(text);
+                // The end of the last line is not the beginning of another.
+                let text = text.trim_end_matches('\n');
+                if self.lines { line.put(text) } else { line.put(&text.replace('\n', " ")) }
+            }
+            Key::AltEnter if self.lines => line.insert("\n"),
+            Key::Left | Key::Ctrl('b') => line.cursor = line.left(),
+            Key::Right | Key::Ctrl('f') => line.cursor = line.right(),
+            Key::Home | Key::Ctrl('a') => line.cursor = 0,
+            Key::End | Key::Ctrl('e') => line.cursor = line.text.len(),
+            Key::WordLeft | Key::Alt('b') => line.cursor = line.word_left(in_word),
+            Key::WordRight | Key::Alt('f') => line.cursor = line.word_right(),
+            Key::Backspace | Key::Ctrl('h') => drop(line.remove_to(line.left())),
+            Key::Delete | Key::Ctrl('d') => drop(line.remove_to(line.right())),
+            Key::Ctrl('t') => line.transpose(),
+            Key::Ctrl('k') => self.cut_to(self.line.text.len()),
             Key::Ctrl('u') => self.cut_to(0),
-            Key::Ctrl('w') => self.cut_to(self.word_left(|c| !c.is_whitespace())),
-            Key::Alt('\x7f') => self.cut_to(self.word_left(in_word)),
-            Key::Alt('d') => self.cut_to(self.word_right()),
-            Key::Ctrl('y') => self.insert(&self.cut.clone()),
+            Key::Ctrl('w') => self.cut_to(self.line.word_left(|c| !c.is_whitespace())),
+            Key::Alt('\x7f') => self.cut_to(self.line.word_left(in_word)),
+            Key::Alt('d') => self.cut_to(self.line.word_right()),
+            Key::Ctrl('y') => line.put(&self.cut),
             Key::Up | Key::Ctrl('p') => self.recall(self.back + 1),
             Key::Down | Key::Ctrl('n') => self.recall(self.back.saturating_sub(1)),
+            Key::Ctrl('r') if self.lines => self.search = Some(Search::default()),
+            // Out of sight, yet not lost: Up brings it back.
+            Key::Ctrl('c') => drop(self.submit()),
+            Key::Escape if asked => {
+                if let Some(paste) = self.line.pastes.last().cloned() {
+                    self.line.cursor = paste.end;
+                    self.cut_to(paste.start);
+                }
+            }
+            Key::Enter if !asked && !self.line.pastes.is_empty() => self.asked = true,
             Key::Enter => return Outcome::Submitted(self.submit()),
             _ => return Outcome::Ignored,
         }
         Outcome::Edited
     }
 
+    fn cut_to(&mut self, other: usize) {
+        if other != self.line.cursor {
+            self.cut = self.line.remove_to(other);
+        }
+    }
+
+    /// The text so many steps back, as it was left.
+    fn at(&self, back: usize) -> Option<&str> {
+        if back == self.back {
+            return Some(self.text());
+        }
+        let typed = || self.history.get(back.checked_sub(1)?);
+        self.left.get(&back).map(|line| &line.text).or_else(typed).map(String::as_str)
+    }
+
+    /// Goes so many steps back; beyond the oldest, nothing happens.
+    fn recall(&mut self, back: usize) {
+        let Some(text) = self.at(back).filter(|_| back != self.back) else { return };
+        let new = Line { text: text.into(), cursor: text.len(), pastes: Vec::new() };
+        let new = self.left.remove(&back).unwrap_or(new);
+        self.left.insert(self.back, std::mem::replace(&mut self.line, new));
+        self.back = back;
+    }
+
+    /// What a key means to the search; false if it means something to the line that was found.
+    fn search_key(&mut self, key: &Key) -> bool {
+        let Some(Search { word, found }) = &mut self.search else { return false };
+        let from = match key {
+            Key::Ctrl('r') => found.map_or(1, |found| found + 1),
+            Key::Char(c) => {
+                word.insert(c.encode_utf8(&mut [0; 4]));
+                found.unwrap_or(1)
+            }
+            Key::Paste(text) => {
+                word.insert(&one_line_end(text));
+                found.unwrap_or(1)
+            }
+            Key::Backspace | Key::Ctrl('h') => {
+                word.remove_to(word.left());
+                1
+            }
+            Key::Ctrl('g' | 'c') => {
+                self.search = None;
+                return true;
+            }
+            // What was not found is not sent in its place.
+            Key::Enter if found.is_none() => {
+                self.search = None;
+                return true;
+            }
+            _ => {
+                self.end_search();
+                return *key == Key::Escape;
+            }
+        };
+        let (word, former) = (word.text.to_lowercase(), found.filter(|_| *key == Key::Ctrl('r')));
+        let mut older = (from..=self.history.len()).filter(|back| {
+            let text = self.at(*back).unwrap_or_default();
+            text.to_lowercase().contains(&word)
+        });
+        let next = older.next().or(former);
+        if let Some(search) = &mut self.search {
+            search.found = next.filter(|_| !word.is_empty() || *key == Key::Ctrl('r'));
+        }
+        true
+    }
+
+    /// Takes the line that was found for editing.
+    fn end_search(&mut self) {
+        if let Some(Search { found: Some(back), .. }) = self.search.take() {
+            self.recall(back);
+        }
+    }
+
+    /// The line goes to the history; the one that was being typed before comes back.
+    fn submit(&mut self) -> String {
+        let draft = self.left.remove(&0).unwrap_or_default();
+        let text = std::mem::replace(&mut self.line, draft).text;
+        self.left.clear();
+        self.back = 0;
+        if !text.is_empty() && self.history.front() != Some(&text) {
+            self.history.push_front(text.clone());
+            self.history.truncate(MAX_HISTORY);
+        }
+        text
+    }
+}
+
+impl Line {
     /// As much as there is room for.
     fn insert(&mut self, text: &str) {
-        for c in text.chars().filter(|&c| !is_harmful(c)) {
-            if self.text.len() + c.len_utf8() > MAX_LINE {
+        let mut new = String::new();
+        for c in text.chars().filter(|&c| c == '\n' || !is_harmful(c)) {
+            if self.text.len() + new.len() + c.len_utf8() > MAX_LINE {
                 break;
             }
-            self.text.insert(self.cursor, c);
-            self.cursor += c.len_utf8();
+            new.push(c);
+        }
+        let (start, added) = (self.cursor, new.len());
+        self.text.insert_str(start, &new);
+        self.cursor += added;
+        for paste in &mut self.pastes {
+            // What is typed at the edge of a paste does not belong to it.
+            paste.start += if start <= paste.start { added } else { 0 };
+            paste.end += if start < paste.end { added } else { 0 };
+        }
+    }
+
+    /// Inserts what was not typed: several lines of it are not sent unasked.
+    fn put(&mut self, text: &str) {
+        let start = self.cursor;
+        self.insert(text);
+        self.pastes.push(start..self.cursor);
+        self.forget_pastes();
+    }
+
+    /// Forgets those that have one line by now.
+    fn forget_pastes(&mut self) {
+        self.pastes.retain(|paste| self.text[paste.clone()].contains('\n'));
+    }
+
+    fn remove_to(&mut self, other: usize) -> String {
+        let range = self.cursor.min(other)..self.cursor.max(other);
+        let moved = |at: usize| at - (at.min(range.end) - at.min(range.start));
+        for paste in &mut self.pastes {
+            *paste = moved(paste.start)..moved(paste.end);
+        }
+        self.cursor = range.start;
+        let removed = self.text.drain(range).collect();
+        self.forget_pastes();
+        removed
+    }
+
+    /// Swaps the characters on both sides of the cursor, or the last two, and passes them.
+    fn transpose(&mut self) {
+        let at_end = self.cursor == self.text.len();
+        let middle = if at_end { self.left() } else { self.cursor };
+        let (first, second) = self.text.split_at(middle);
+        let first = clusters(first).last().unwrap_or_default();
+        let second = clusters(second).next().unwrap_or_default();
+        if !first.is_empty() {
+            let swapped = format!("{second}{first}");
+            self.cursor = middle + second.len();
+            self.remove_to(middle - first.len());
+            self.insert(&swapped);
         }
     }
 
@@ -138,47 +371,11 @@ impl Editor {
         let after = self.text[self.cursor..].trim_start_matches(|c| !in_word(c));
         self.text.len() - after.trim_start_matches(in_word).len()
     }
+}
 
-    fn remove_to(&mut self, other: usize) -> String {
-        let range = self.cursor.min(other)..self.cursor.max(other);
-        self.cursor = range.start;
-        self.text.drain(range).collect()
-    }
-
-    fn cut_to(&mut self, other: usize) {
-        if other != self.cursor {
-            self.cut = self.remove_to(other);
-        }
-    }
-
-    fn recall(&mut self, back: usize) {
-        if back == self.back {
-            return;
-        }
-        if self.back == 0 {
-            self.draft.clone_from(&self.text);
-        }
-        let line = match back {
-            0 => self.draft.clone(),
-            // Newest first; beyond the oldest, nothing happens.
-            _ => match self.history.get(back - 1) {
-                Some(line) => line.clone(),
-                None => return,
-            },
-        };
-        self.set(&line);
-        self.back = back;
-    }
-
-    fn submit(&mut self) -> String {
-        let line = std::mem::take(&mut self.text);
-        self.clear();
-        if !line.is_empty() && self.history.front() != Some(&line) {
-            self.history.push_front(line.clone());
-            self.history.truncate(MAX_HISTORY);
-        }
-        line
-    }
+/// Pasted text with one kind of line break, and spaces for tabs.
+fn one_line_end(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n").replace('\t', " ")
 }
 
 /// Not only letters: marks and emoji belong to the word they stand in.
@@ -191,8 +388,8 @@ mod tests {
     use super::*;
 
     fn typed(text: &str) -> Editor {
-        let mut editor = Editor::default();
-        editor.key(&Key::Paste(text.into()));
+        let mut editor = Editor::for_messages();
+        text.chars().for_each(|c| drop(editor.key(&Key::Char(c))));
         editor
     }
 
@@ -225,8 +422,28 @@ mod tests {
     }
 
     #[test]
-    fn a_paste_is_one_line_without_controls() {
-        assert_eq!(typed("a\r\nb\nc\td\u{1b}[A\u{202e}").text(), "a b c d[A");
+    fn transposing_swaps_whole_characters() {
+        use Key::{Ctrl, Home, Left};
+        assert_eq!(after("abc", &[Ctrl('t')]), "acb|");
+        assert_eq!(after("abc", &[Left, Ctrl('t')]), "acb|");
+        assert_eq!(after("abc", &[Left, Left, Ctrl('t')]), "ba|c");
+        assert_eq!(after("ae\u{301}👨‍👩‍👧", &[Ctrl('t')]), "a👨‍👩‍👧e\u{301}|");
+        assert_eq!(after("ab", &[Home, Ctrl('t')]), "|ab");
+        assert_eq!(after("a", &[Ctrl('t')]), "a|");
+        assert_eq!(after("", &[Ctrl('t')]), "|");
+    }
+
+    fn paste(editor: &mut Editor, text: &str) {
+        assert_eq!(editor.key(&Key::Paste(text.into())), Outcome::Edited);
+    }
+
+    #[test]
+    fn the_answer_to_a_question_is_one_line_without_controls() {
+        let mut editor = Editor::default();
+        paste(&mut editor, "a\r\nb\nc\td\u{1b}[A\u{202e}\r");
+        assert_eq!(editor.key(&Key::AltEnter), Outcome::Ignored);
+        assert_eq!(editor.key(&Key::Ctrl('r')), Outcome::Ignored);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("a b c d[A".into()));
         let mut full = typed(&"é".repeat(MAX_LINE));
         assert_eq!(full.text().len(), MAX_LINE);
         full.key(&Key::Char('x'));
@@ -234,13 +451,200 @@ mod tests {
     }
 
     #[test]
+    fn a_message_may_have_several_lines() {
+        let mut editor = typed("one");
+        editor.key(&Key::AltEnter);
+        editor.key(&Key::Char('2'));
+        assert_eq!(editor.visible(9), ("one\n2", 5));
+        editor.key(&Key::Left);
+        editor.key(&Key::Left);
+        assert_eq!(editor.visible(9), ("one\n2", 3), "a break is one character");
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("one\n2".into()), "typed, so not asked about");
+    }
+
+    #[test]
+    fn pasted_lines_are_sent_only_by_a_second_enter_and_escape_removes_just_them() {
+        let mut editor = typed("<>");
+        editor.key(&Key::Left);
+        paste(&mut editor, "a\r\nb\rc\n");
+        editor.key(&Key::Char('.'));
+        assert_eq!(editor.text(), "<a\nb\nc.>");
+        assert_eq!(editor.question(), None);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
+        assert!(editor.question().is_some_and(|text| text.starts_with("3 lines were pasted: ")));
+        // Any other key goes on with the line; then it is asked again.
+        editor.key(&Key::Home);
+        editor.key(&Key::Char('x'));
+        assert_eq!(editor.question(), None);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
+        assert_eq!(editor.key(&Key::Escape), Outcome::Edited);
+        assert_eq!(editor.text(), "x<.>");
+        assert_eq!(editor.key(&Key::Escape), Outcome::Ignored);
+        // It was cut: nothing is lost, and what comes back is asked about.
+        editor.key(&Key::Ctrl('y'));
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("x<a\nb\nc.>".into()));
+        // Also when it was left and found again.
+        paste(&mut editor, "d\ne");
+        editor.key(&Key::Up);
+        editor.key(&Key::Down);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("d\ne".into()));
+        // One line, or none that is left of several, needs no question.
+        paste(&mut editor, "one\n");
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("one".into()));
+        paste(&mut editor, "a\nb");
+        for key in [Key::Backspace, Key::Backspace] {
+            editor.key(&key);
+        }
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("a".into()));
+    }
+
+    /// An editor with a history, the last of it the newest, and a half-typed line.
+    fn with_history(lines: &[&str], half: &str) -> Editor {
+        let mut editor = Editor::for_messages();
+        for line in lines {
+            line.chars().for_each(|c| drop(editor.key(&Key::Char(c))));
+            editor.key(&Key::Enter);
+        }
+        half.chars().for_each(|c| drop(editor.key(&Key::Char(c))));
+        editor
+    }
+
+    /// What is seen after each key.
+    fn seen(editor: &mut Editor, keys: &[Key]) -> String {
+        keys.iter().for_each(|key| drop(editor.key(key)));
+        editor.label().unwrap_or_default() + editor.visible(80).0
+    }
+
+    #[test]
+    fn a_search_goes_back_through_what_was_typed() {
+        use Key::{Backspace, Char, Ctrl, Enter, Escape, Left};
+        let lines = ["make tea", "/msg bob hi", "Make coffee", "other"];
+        let mut editor = with_history(&lines, "half");
+        let start = [Ctrl('r'), Char('m'), Char('A')];
+        assert_eq!(seen(&mut editor, &[Ctrl('r')]), "(search) : half");
+        assert_eq!(seen(&mut editor, &start[1..]), "(search) mA: Make coffee");
+        assert_eq!(seen(&mut editor, &[Ctrl('r')]), "(search) mA: make tea");
+        assert_eq!(seen(&mut editor, &[Ctrl('r')]), "(search) mA: make tea", "the oldest");
+        assert_eq!(seen(&mut editor, &[Backspace]), "(search) m: Make coffee");
+        assert_eq!(seen(&mut editor, &[Char('z')]), "(not found) mz: half");
+        // Nothing was found: Enter sends nothing.
+        assert_eq!(seen(&mut editor, &[Enter]), "half");
+        // Given up, the half-typed line is back; so it is after another was taken, or sent.
+        for key in ['g', 'c'] {
+            assert_eq!(seen(&mut editor, &[&start[..], &[Ctrl(key)]].concat()), "half");
+        }
+        assert_eq!(seen(&mut editor, &[&start[..], &[Escape, Char('!')]].concat()), "Make coffee!");
+        assert_eq!(seen(&mut editor, &[Key::Down, Key::Down]), "half");
+        assert_eq!(seen(&mut editor, &[Ctrl('r'), Char('t'), Char('e'), Left, Char('.')]), "make te.a");
+        assert_eq!(editor.key(&Enter), Outcome::Submitted("make te.a".into()));
+        assert_eq!(editor.text(), "half");
+        seen(&mut editor, &[Ctrl('r'), Key::Paste("bob".into())]);
+        assert_eq!(editor.key(&Enter), Outcome::Submitted("/msg bob hi".into()));
+        assert_eq!(seen(&mut editor, &[]), "half");
+        // An empty line with a search under way is no reason to leave.
+        let mut editor = with_history(&lines, "");
+        editor.key(&Ctrl('r'));
+        assert!(!editor.is_empty());
+    }
+
+    #[test]
+    fn a_line_that_was_not_sent_can_be_had_back() {
+        use Key::{Char, Ctrl, Down, Up};
+        let mut editor = with_history(&["first", "second"], "half");
+        // Thrown away.
+        assert_eq!(seen(&mut editor, &[Ctrl('c')]), "");
+        assert_eq!(seen(&mut editor, &[Up]), "half");
+        // Edited in the history, and left.
+        assert_eq!(seen(&mut editor, &[Up, Char('!'), Up, Down]), "second!");
+        // Another is sent.
+        let mut editor = with_history(&["first"], "half");
+        editor.key(&Up);
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("first".into()));
+        assert_eq!(editor.text(), "half");
+    }
+
+    #[test]
+    fn tab_goes_through_the_candidates_and_any_other_key_accepts() {
+        let find = |candidates: &'static [&str]| {
+            move |before: &str| Completion {
+                start: before.rfind(' ').map_or(0, |space| space + 1),
+                candidates: candidates.iter().map(|text| (*text).into()).collect(),
+            }
+        };
+        let mut editor = typed("to al!");
+        editor.key(&Key::Left);
+        let three = find(&["alice ", "Al ", "alan "]);
+        let unasked = |_: &str| panic!("candidates are found once");
+        assert!(editor.complete(false, three));
+        assert_eq!(editor.text(), "to alice !");
+        assert_eq!(editor.candidates().as_deref(), Some("Al  alan"));
+        assert!(editor.complete(false, unasked));
+        assert_eq!(editor.text(), "to Al !");
+        assert!(editor.complete(true, unasked) && editor.complete(true, unasked));
+        assert_eq!(editor.text(), "to alan !");
+        editor.key(&Key::Char('x'));
+        assert_eq!((editor.text(), editor.candidates()), ("to alan x!", None));
+        assert!(!editor.complete(false, find(&[])));
+        assert!(editor.complete(true, three));
+        assert_eq!(editor.text(), "to alan alan !");
+        // A single one leaves nothing to go through.
+        let mut editor = typed("b");
+        assert!(editor.complete(false, find(&["bob: "])) && !editor.complete(false, find(&[])));
+        assert_eq!(editor.text(), "bob: ");
+    }
+
+    #[test]
+    fn no_keys_break_the_line() {
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = |bound: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed >> 33).expect("31 bits") % bound
+        };
+        use Key::{Alt, Char, Ctrl};
+        let mut keys = vec![Key::Enter, Key::AltEnter, Key::Backspace, Key::Delete, Key::Left, Key::Right];
+        keys.extend([Key::Up, Key::Down, Key::Home, Key::End, Key::WordLeft, Key::WordRight, Key::Escape]);
+        keys.extend("abdefghknprtuwyc".chars().map(Ctrl));
+        keys.extend("bd\x7f".chars().map(Alt));
+        keys.extend("aé日\u{301}\u{200d}👩👧🏽\u{fe0f} \u{1b}\u{202e}".chars().map(Char));
+        let long = "日\n".repeat(MAX_LINE / 5);
+        keys.extend(["x\ny", "\n", "\u{301}\r\n\u{200d}", &long].map(|text| Key::Paste(text.into())));
+        for _ in 0..40 {
+            let mut editor = Editor::for_messages();
+            for _ in 0..200 {
+                match random(keys.len() + 2) {
+                    n if n < keys.len() => drop(editor.key(&keys[n])),
+                    n => {
+                        let find = |before: &str| Completion {
+                            start: before.char_indices().last().map_or(0, |(at, _)| at),
+                            candidates: ["", "é\n", "👩"].into_iter().take(n % 4).map(String::from).collect(),
+                        };
+                        editor.complete(n % 2 == 0, find);
+                    }
+                }
+                let Line { text, cursor, pastes } = &editor.line;
+                assert!(text.len() <= MAX_LINE && text.is_char_boundary(*cursor));
+                assert!(!text.contains(|c| c != '\n' && is_harmful(c)));
+                assert!(pastes.iter().all(|paste| text[paste.clone()].contains('\n')));
+                let columns = random(20);
+                let (shown, column) = editor.visible(columns);
+                assert!(width(shown) <= columns && column < columns.max(1), "{shown:?}");
+                assert!(editor.history.len() + editor.left.len() <= 2 * MAX_HISTORY + 1);
+            }
+        }
+    }
+
+    #[test]
     fn enter_submits_and_up_brings_back() {
         let mut editor = typed("first");
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("first".into()));
         assert!(editor.is_empty());
-        editor.set("second");
+        paste(&mut editor, "second");
         editor.key(&Key::Enter);
-        editor.set("half");
+        paste(&mut editor, "half");
         let mut step = |key: Key| {
             editor.key(&key);
             editor.text().to_owned()
@@ -253,7 +657,7 @@ mod tests {
         assert_eq!(step(Key::Down), "half");
         assert_eq!(editor.key(&Key::Tab), Outcome::Ignored);
         for n in 0..2 * MAX_HISTORY {
-            editor.set(&n.to_string());
+            paste(&mut editor, &n.to_string());
             editor.key(&Key::Enter);
         }
         assert_eq!(editor.history.len(), MAX_HISTORY);
@@ -265,16 +669,16 @@ mod tests {
         loop {
             for columns in 0..40 {
                 let (shown, column) = editor.visible(columns);
-                assert!(width(&shown) <= columns, "{columns}: {shown:?}");
+                assert!(width(shown) <= columns, "{columns}: {shown:?}");
                 assert!(column < columns.max(1), "{columns}: {column}");
             }
-            if editor.cursor == 0 {
+            if editor.line.cursor == 0 {
                 break;
             }
             editor.key(&Key::Left);
         }
-        assert_eq!(editor.visible(5), ("a 日".into(), 0));
-        assert_eq!(typed("hello").visible(6), ("hello".into(), 5));
-        assert_eq!(typed("hello").visible(5), ("lo".into(), 2));
+        assert_eq!(editor.visible(5), ("a 日", 0));
+        assert_eq!(typed("hello").visible(6), ("hello", 5));
+        assert_eq!(typed("hello").visible(5), ("lo", 2));
     }
 }

@@ -26,7 +26,7 @@ pub struct Entry {
     /// When it was shown here, milliseconds since 1970.
     pub time: u64,
     pub source: Source,
-    /// Sanitised; one line.
+    /// Sanitised; line breaks only in what somebody has said.
     pub text: String,
     /// Whether the reader is mentioned in it (by somebody else).
     pub mention: bool,
@@ -35,7 +35,7 @@ pub struct Entry {
 impl Entry {
     /// The entry as one line of text, as the line filter prints it.
     pub fn line(&self) -> String {
-        let text = &self.text;
+        let text = self.text.replace('\n', "⏎");
         match &self.source {
             Source::Broadcast { from } => format!("<{from}> {text}"),
             Source::Private { from, to } | Source::Room { from, to } => {
@@ -44,5 +44,16 @@ impl Entry {
             Source::Notice => format!("* {text}"),
             Source::Problem => format!("! {text}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_a_line_it_is_one_line() {
+        let entry = Entry { time: 0, source: Source::Notice, text: "one\n* two\n".into(), mention: false };
+        assert_eq!(entry.line(), "* one⏎* two⏎");
     }
 }

@@ -20,6 +20,8 @@ use std::time::SystemTime;
 const MAX_NAME: usize = 180;
 /// Files of one name, numbered.
 const MAX_NUMBER: u32 = 10_000;
+/// Files of a folder that are looked at: a person who presses Tab does not wait for more.
+const MAX_LISTED: usize = 10_000;
 
 /// Makes somebody else's file name harmless: the last part of a path, without control, direction or
 /// wildcard characters, leading dots or a device's name, never empty, and never like a [`Part`]'s.
@@ -65,6 +67,20 @@ pub fn typed_path(typed: &str) -> PathBuf {
     let path = bare.unwrap_or(typed);
     let below_home = path.strip_prefix("~/").or((path == "~").then_some(""));
     below_home.and_then(|rest| disk::under_home(rest).ok()).unwrap_or_else(|| path.into())
+}
+
+/// What is in a folder that somebody typed, folders with a `/` at the end, in order; nothing if
+/// it cannot be read.
+pub fn listing(folder: &str) -> Vec<String> {
+    let folder = if folder.is_empty() { PathBuf::from(".") } else { typed_path(folder) };
+    let name = |entry: fs::DirEntry| {
+        let end = if entry.path().is_dir() { "/" } else { "" };
+        Some(entry.file_name().into_string().ok()? + end)
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_LISTED);
+    let mut names: Vec<String> = entries.filter_map(name).collect();
+    names.sort();
+    names
 }
 
 /// A file that is offered to somebody.

@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod command;
+pub mod completion;
 pub mod connect;
 pub mod editor;
 pub mod entry;

@@ -1,9 +1,11 @@
 //! The client on a full screen: keys, network, signals and time into one channel, one loop that
 //! owns all state, one pure view.
 
+use super::completion::complete;
 use super::connect::Connection;
 use super::editor::{Editor, Outcome};
 use super::entry::{Entry, Source};
+use super::file;
 use super::input::Key;
 use super::link::Link;
 use super::session::{Effect, Event, Session};
@@ -11,6 +13,7 @@ use super::terminal::{self, Keyboard, Terminal};
 use super::transfer::{Hub, Transfers};
 use super::view::{self, Screen, Status};
 use crate::clock;
+use crate::name::Username;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
@@ -103,7 +106,7 @@ pub fn run(
     let transfers = Transfers::new(facts.files.clone(), hub, link.queue(), move |event| {
         working.send(Wake::Event(event)).is_ok()
     });
-    let (entries, editor) = (VecDeque::new(), Editor::default());
+    let (entries, editor) = (VecDeque::new(), Editor::for_messages());
     let (ahead, problem) = (VecDeque::new(), String::new());
     let scroll = 0;
     let mut front =
@@ -213,20 +216,30 @@ impl Front {
     fn key(&mut self, key: &Key) -> io::Result<Option<u8>> {
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
-            Key::Ctrl('c') if self.editor.is_empty() => return self.enter("/exit".into()),
-            Key::Ctrl('c') => self.editor.clear(),
-            Key::Ctrl('d') if self.editor.is_empty() => return self.enter("/exit".into()),
+            Key::Ctrl('c' | 'd') if self.editor.is_empty() => return self.enter("/exit".into()),
             Key::Ctrl('l') => self.terminal.redraw(),
             Key::Ctrl('z') => self.suspend()?,
             Key::PageUp => self.scroll = self.scroll.saturating_add(page),
             Key::PageDown => self.scroll = self.scroll.saturating_sub(page),
-            Key::Escape => self.scroll = 0,
-            key => {
-                if let Outcome::Submitted(line) = self.editor.key(key) {
+            // The line stays where it is.
+            Key::Enter if self.ahead.len() >= MAX_AHEAD && self.editor.text() != "/exit" => {
+                self.terminal.bell()?;
+            }
+            Key::Tab | Key::BackTab => {
+                let people = self.session.people().map(Username::as_str);
+                let find = |before: &str| complete(before, people, file::listing);
+                if !self.editor.complete(*key == Key::BackTab, find) {
+                    self.terminal.bell()?;
+                }
+            }
+            key => match self.editor.key(key) {
+                Outcome::Submitted(line) => {
                     self.scroll = 0;
                     return self.enter(line);
                 }
-            }
+                Outcome::Ignored if *key == Key::Escape => self.scroll = 0,
+                Outcome::Ignored | Outcome::Edited => {}
+            },
         }
         Ok(None)
     }
@@ -235,11 +248,6 @@ impl Front {
     fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
         if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
             return Ok(Some(self.abandon()));
-        }
-        if self.ahead.len() >= MAX_AHEAD {
-            self.editor.set(&line);
-            self.terminal.bell()?;
-            return Ok(None);
         }
         self.ahead.push_back(line);
         self.type_ahead()

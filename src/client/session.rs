@@ -290,6 +290,12 @@ impl Session {
         self.online.iter().filter(|name| **name != self.me)
     }
 
+    /// Everyone whose key is known or who is on-line, these first; not oneself.
+    pub fn people(&self) -> impl Iterator<Item = &Username> {
+        let known = |name: &&Username| !self.is_online(name) && self.peers.trust(name).is_some();
+        self.others().chain(self.peers.names().filter(known))
+    }
+
     pub(super) fn notice(&mut self, text: String) {
         self.entry(Source::Notice, text);
     }

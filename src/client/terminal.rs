@@ -298,7 +298,7 @@ impl<'a> Prompter<'a> {
             // Whatever the question, there is room for an answer.
             let label = fitting(label, columns.saturating_sub(16));
             let (shown, at) = editor.visible(columns.saturating_sub(width(label) + 1));
-            let before = fitting(&shown, at);
+            let before = fitting(shown, at);
             write(&format!("\r{label}{shown}{}\r{label}{before}", clear::UntilNewline))?;
             match self.key(editor.is_empty())? {
                 None => break None,

@@ -12,6 +12,8 @@ use unicode_width::UnicodeWidthChar;
 const MAX_MARKS: usize = 4;
 /// Columns at which joining stops: the largest emoji in use are families of four, two columns each.
 const MAX_CLUSTER: usize = 8;
+/// Lines of one message that get rows of their own: many more would push what others say out of sight.
+const MAX_LINES: usize = 100;
 const JOINER: char = '\u{200d}';
 const EMOJI_STYLE: char = '\u{fe0f}';
 
@@ -33,6 +35,13 @@ pub fn sanitise(text: &str) -> String {
         }
     }
     clean
+}
+
+/// As [`sanitise`], but keeps the first line breaks: for the text of a message, whose lines a screen shows
+/// below each other, each indented.
+pub fn sanitise_lines(text: &str) -> String {
+    let text = text.replace("\r\n", "\n");
+    text.splitn(MAX_LINES, '\n').map(sanitise).collect::<Vec<_>>().join("\n")
 }
 
 /// Whether a character controls the terminal, the direction of text, or shows nothing at all.
@@ -59,7 +68,7 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
         let mut used = columns(before);
         let joins = |before: char, c: char, used: usize| {
             let skin_tone = matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
-            columns(c) == 0 || ((before == JOINER || skin_tone) && used < MAX_CLUSTER)
+            columns(c) == 0 || ((before == JOINER || skin_tone) && used < MAX_CLUSTER && c != '\n')
         };
         let end = chars.find(|&(_, c)| {
             let ends = !joins(before, c, used);
@@ -72,8 +81,9 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// A line break takes the place of the sign that is shown for it.
 fn columns(c: char) -> usize {
-    c.width().unwrap_or(0)
+    if c == '\n' { 1 } else { c.width().unwrap_or(0) }
 }
 
 fn cluster_width(cluster: &str) -> usize {
@@ -166,6 +176,20 @@ mod tests {
         for c in (0..=0x9f).filter_map(char::from_u32) {
             assert!(!sanitise(&c.to_string()).contains(char::is_control));
         }
+    }
+
+    #[test]
+    fn only_so_many_lines_of_a_message_get_rows() {
+        assert_eq!(sanitise_lines("one\r\ntwo\n\u{9b}\u{85}\u{2028}"), "one\ntwo\n\u{fffd}\u{fffd}\u{fffd}");
+        let many = sanitise_lines(&"\n".repeat(32 * 1024));
+        assert_eq!(many.matches('\n').count(), MAX_LINES - 1);
+        assert_eq!(many.matches('⏎').count(), 32 * 1024 - (MAX_LINES - 1));
+    }
+
+    #[test]
+    fn a_line_break_is_a_character_of_its_own() {
+        assert_eq!(clusters("a\n👩\u{200d}\nb").collect::<Vec<_>>(), ["a", "\n", "👩\u{200d}", "\n", "b"]);
+        assert_eq!(width("a\nb"), width("a⏎b"));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Invariant: every frame has exactly as many rows as the screen and none is wider; nothing in
 //! it is a control character; only the first row of an entry touches the left edge (from three
-//! columns up), so no text can pass for somebody else's entry (README, "The screen").
+//! columns up), also where its text has several lines, so none can pass for somebody else's entry (README, "The screen").
 
+use super::command;
 use super::editor::Editor;
 use super::entry::{Entry, Source};
 use super::session::files::Progress;
@@ -97,6 +98,8 @@ const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
 
 /// Rows of bars; a small screen has fewer.
 const MAX_BARS: usize = 4;
+/// Columns below which a hint says nothing.
+const MIN_HINT: usize = 16;
 
 /// The screen: entries, the newest lowest, files under way, the status line, the input line.
 pub fn draw(screen: &Screen, size: Size) -> Frame {
@@ -106,19 +109,39 @@ pub fn draw(screen: &Screen, size: Size) -> Frame {
     let (mut rows, scroll) = history(screen, columns, height.saturating_sub(2 + bars.len()));
     rows.extend(bars);
     if height > 1 {
-        rows.push(status_line(screen.status, scroll, columns));
+        rows.push(match screen.editor.question() {
+            Some(question) => across(&question, columns),
+            None => status_line(screen.status, scroll, columns),
+        });
     }
-    let prompt = truncate(&screen.status.prompt, columns / 2);
+    let label = screen.editor.label();
+    let prompt = truncate(label.as_ref().unwrap_or(&screen.status.prompt), columns / 2);
     let (input, at) = screen.editor.visible(columns - width(&prompt));
     // Both fit: the cursor is left of the last column, and that was a u16.
     let column = u16::try_from(width(&prompt) + at).unwrap_or(0);
     if height > 0 {
-        rows.push(vec![span(&prompt, BOLD), span(&input, PLAIN)]);
+        let mut row = vec![span(&prompt, BOLD)];
+        for (n, line) in input.split('\n').enumerate() {
+            row.extend((n > 0).then(|| span("⏎", DIM)));
+            row.push(span(line, PLAIN));
+        }
+        let room = columns.saturating_sub(width(&prompt) + width(input) + 2);
+        if let Some(hint) = hint(screen.editor).filter(|_| room >= MIN_HINT) {
+            row.push(span(&format!("  {}", truncate(&hint, room)), DIM));
+        }
+        rows.push(row);
     }
     for row in &mut rows {
         clip(row, columns);
     }
     Frame { rows, cursor: (column, size.rows.saturating_sub(1)), scroll }
+}
+
+/// What may come next, behind what is typed.
+fn hint(editor: &Editor) -> Option<String> {
+    let command = || command::hint(editor.text()).filter(|_| editor.label().is_none());
+    let usage = |usage: &command::Usage| format!("{}  {}", usage.usage, usage.explanation);
+    editor.candidates().or_else(|| command().map(usage))
 }
 
 /// `height` rows of entries, and how far up they really are. Wraps only what it shows.
@@ -158,7 +181,12 @@ fn status_line(status: &Status, scroll: usize, columns: usize) -> Row {
     let Status { place, link, encryption, trust, me, server, .. } = status;
     let parts = [&above, place, link, encryption, trust, me, &people, server];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-    let text = truncate(&format!(" {}", parts.join(" · ")), columns);
+    across(&parts.join(" · "), columns)
+}
+
+/// A reverse row with this text.
+fn across(text: &str, columns: usize) -> Row {
+    let text = truncate(&format!(" {text}"), columns);
     let padding = " ".repeat(columns - width(&text));
     vec![span(&(text + &padding), REVERSE)]
 }
@@ -184,7 +212,8 @@ fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
             rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
         }
     }
-    for part in wrap(&entry.text, columns.saturating_sub(indent)) {
+    let room = columns.saturating_sub(indent);
+    for part in entry.text.split('\n').flat_map(|line| wrap(line, room)) {
         first.extend(highlighted(&part, style, screen.me));
         rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
     }
@@ -258,6 +287,7 @@ fn clip(row: &mut Row, columns: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::completion::Completion;
     use super::super::input::Key;
     use super::*;
 
@@ -284,6 +314,18 @@ mod tests {
         size: (u16, u16),
         check: impl Fn(Frame) -> T,
     ) -> T {
+        let mut editor = Editor::for_messages();
+        editor.key(&Key::Paste("half a line".into()));
+        check(drawn(&editor, progress, entries, scroll, size))
+    }
+
+    fn drawn(
+        editor: &Editor,
+        progress: &[Progress],
+        entries: Vec<Entry>,
+        scroll: usize,
+        size: (u16, u16),
+    ) -> Frame {
         let status = Status {
             place: "room with bob".into(),
             link: "on-line".into(),
@@ -294,20 +336,63 @@ mod tests {
             server: "localhost:1".into(),
             prompt: "bob> ".into(),
         };
-        let mut editor = Editor::default();
-        editor.key(&Key::Paste("half a line".into()));
-        check(draw(
+        draw(
             &Screen {
                 entries: &entries.into(),
                 progress,
                 status: &status,
-                editor: &editor,
+                editor,
                 scroll,
                 me: "carol",
                 clock: &|_| "14:05".into(),
             },
             Size { columns: size.0, rows: size.1 },
-        ))
+        )
+    }
+
+    /// The lowest two rows after these keys.
+    fn input(columns: u16, keys: &[Key]) -> [String; 2] {
+        let mut editor = Editor::for_messages();
+        keys.iter().for_each(|key| drop(editor.key(key)));
+        let frame = drawn(&editor, &[], Vec::new(), 0, (columns, 3));
+        [text_of(&frame.rows[1]).trim_end().into(), text_of(&frame.rows[2])]
+    }
+
+    #[test]
+    fn what_is_typed_has_signs_for_line_breaks_and_hints_behind_it() {
+        let typed = |text: &str| Key::Paste(text.into());
+        let [status, row] = input(80, &[typed("one\ntwo"), Key::AltEnter]);
+        assert_eq!(row, "bob> one⏎two⏎");
+        assert!(status.starts_with(" room with bob"));
+        let question = " 2 lines were pasted: Enter again sends one message, Esc removes the paste";
+        assert_eq!(input(80, &[typed("one\ntwo"), Key::Enter]), [question, "bob> one⏎two"]);
+        let hint = "/sendfile NAME PATH  offer a file; it is sent when NAME accepts";
+        assert_eq!(input(90, &[typed("/sendfile ")])[1], format!("bob> /sendfile   {hint}"));
+        assert_eq!(input(40, &[typed("/sendfile ")])[1], "bob> /sendfile   /sendfile NAME PATH  o…");
+        assert_eq!(input(32, &[typed("/sendfile ")])[1], "bob> /sendfile ");
+        let search = [typed("/msg bob tea"), Key::Enter, typed("half"), Key::Ctrl('r'), typed("te")];
+        assert_eq!(input(80, &search)[1], "(search) te: /msg bob tea");
+        let find = |_: &str| Completion { start: 0, candidates: vec!["alice: ".into(), "al: ".into()] };
+        let mut editor = Editor::for_messages();
+        assert!(editor.complete(false, find));
+        let frame = drawn(&editor, &[], Vec::new(), 0, (80, 1));
+        assert_eq!(text_of(&frame.rows[0]), "bob> alice:   al:");
+        assert_eq!((frame.cursor, frame.rows[0][2].style), ((12, 0), DIM));
+    }
+
+    #[test]
+    fn the_lines_of_a_message_stand_below_each_other_under_its_author() {
+        let text = "one\n14:05 <bob> two\n\n  three three";
+        let rows = [
+            "14:05 <alice> one",
+            "              14:05 <bob>",
+            "              two",
+            "              ",
+            "                three three",
+        ];
+        assert_eq!(shown(vec![said(text)], 0, (28, 7))[..5], rows);
+        // Where the name takes a row of its own, they are still indented.
+        assert_eq!(shown(vec![said(text)], 0, (22, 7))[2], "      14:05 <bob> two");
     }
 
     fn text_of(row: &Row) -> String {
@@ -389,6 +474,7 @@ mod tests {
             "日本語 👨‍👩‍👧‍👦 e\u{301}\u{301} ☺️ averyveryveryverylongword @carol \u{1b}[2J\u{9b} fin ".repeat(9);
         let mut entries = all_kinds();
         entries.push(said(&wide));
+        entries.push(said(&wide.replace(' ', "\n")));
         entries
             .push(entry(Source::Private { from: name(&"a".repeat(32)), to: name(&"b".repeat(32)) }, &wide));
         let sizes = (0..6).flat_map(|c| (0..6).map(move |r| (c, r)));

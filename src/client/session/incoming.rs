@@ -8,7 +8,7 @@ use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
 use super::wire_form::typed;
 use crate::client::entry::Source;
-use crate::client::text::sanitise;
+use crate::client::text::sanitise_lines;
 use crate::crypto::envelope::{Envelope, Header, Kind, Scope};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::Fingerprint;
@@ -240,7 +240,7 @@ impl Session {
                     Scope::Private(_) => Source::Private { from, to },
                     Scope::Room(_) => Source::Room { from, to },
                 };
-                self.message(source, sanitise(text));
+                self.message(source, sanitise_lines(text));
             }
             _ => return self.file_word(header, text),
         }

@@ -9,7 +9,7 @@
 use super::wire_form::wire_form;
 use super::{Effect, MAX_NAMED, Session};
 use crate::client::entry::Source;
-use crate::client::text::sanitise;
+use crate::client::text::{sanitise, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
 use crate::crypto::public::{RSA_BYTES, SessionPublicKey};
 use crate::encoding::Fixed;
@@ -342,7 +342,7 @@ impl Session {
         };
         if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
             let (kind, audience) = (message.kind, message.audience.clone());
-            let text = if kind == Kind::Message { sanitise(&message.text) } else { String::new() };
+            let text = if kind == Kind::Message { sanitise_lines(&message.text) } else { String::new() };
             self.show_own(kind, audience, text);
         }
         let done = self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty());

@@ -1,0 +1,155 @@
+//! What Tab makes of the line: commands, people, files.
+//!
+//! Invariant: pure; whom there is and what a folder holds is told by the caller. A candidate holds nothing
+//! that could not be typed, and begins with what was typed, but for letter case in names.
+
+use super::command::COMMANDS;
+use super::text::is_harmful;
+
+/// Candidates beyond which nobody goes on pressing Tab.
+const MAX_CANDIDATES: usize = 200;
+
+/// What the text from `start` up to the cursor may become.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Completion {
+    /// In bytes.
+    pub start: usize,
+    /// The likeliest first.
+    pub candidates: Vec<String>,
+}
+
+/// Completes `before`, the text before the cursor. `people` come with the likeliest first; `list` gives the
+/// names in a folder as it was typed (the current one without any), those of folders with a `/` at their end.
+pub fn complete<'a>(
+    before: &str,
+    people: impl Iterator<Item = &'a str>,
+    list: impl FnOnce(&str) -> Vec<String>,
+) -> Completion {
+    let (typed, mut candidates) = match place(before) {
+        Place::Nothing => return Completion::default(),
+        Place::Command(typed) => {
+            let named = COMMANDS.iter().filter(|usage| usage.name != "/" && begins(usage.name, typed));
+            let space = |usage: &str| if usage.contains(' ') { " " } else { "" };
+            (typed, named.map(|usage| format!("{}{}", usage.name, space(usage.usage))).collect())
+        }
+        Place::Person(typed, end) => {
+            let named = people.filter(|name| begins(name, typed)).take(MAX_CANDIDATES);
+            (typed, named.map(|name| format!("{name}{end}")).collect())
+        }
+        Place::File("~") => ("~", vec!["~/".to_string()]),
+        Place::File(path) => {
+            let (folder, typed) = path.split_at(path.rfind('/').map_or(0, |slash| slash + 1));
+            let mut names = list(folder);
+            let unasked = |name: &str| name.starts_with('.') && !typed.starts_with('.');
+            names.retain(|name| name.starts_with(typed) && !unasked(name) && !name.contains(is_harmful));
+            (typed, names)
+        }
+    };
+    candidates.truncate(MAX_CANDIDATES);
+    Completion { start: before.len() - typed.len(), candidates }
+}
+
+/// What is being typed at the end of a text: the beginning of what.
+enum Place<'a> {
+    Command(&'a str),
+    /// With what follows the name.
+    Person(&'a str, &'static str),
+    File(&'a str),
+    Nothing,
+}
+
+fn place(before: &str) -> Place<'_> {
+    let command = before.strip_prefix('/').filter(|rest| !rest.starts_with('/') && !rest.contains('\n'));
+    if let Some(argument) = command.and_then(argument) {
+        return argument;
+    }
+    let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let typed = &before[before.trim_end_matches(in_name).len()..];
+    match before[..before.len() - typed.len()].strip_suffix('@') {
+        Some(ahead) if !ahead.ends_with(in_name) => Place::Person(typed, ""),
+        None if typed == before && !typed.is_empty() => Place::Person(typed, ": "),
+        _ => Place::Nothing,
+    }
+}
+
+/// The place in a command's line, by its usage; `None` where it is text.
+fn argument(line: &str) -> Option<Place<'_>> {
+    let Some((word, rest)) = line.split_once(' ') else { return Some(Place::Command(line)) };
+    let usage = COMMANDS.iter().find(|usage| usage.name.eq_ignore_ascii_case(word))?;
+    let mut rest = rest.trim_start();
+    for kind in usage.usage.split(' ').skip(1) {
+        match (kind, rest.split_once(' ')) {
+            ("PATH", _) => return Some(Place::File(rest)),
+            (_, Some((_, after))) => rest = after.trim_start(),
+            ("NAME", None) => return Some(Place::Person(rest.strip_prefix('@').unwrap_or(rest), " ")),
+            ("[COMMAND]", None) => return Some(Place::Command(rest.strip_prefix('/').unwrap_or(rest))),
+            (_, None) => return None,
+        }
+    }
+    None
+}
+
+fn begins(name: &str, typed: &str) -> bool {
+    name.get(..typed.len()).is_some_and(|start| start.eq_ignore_ascii_case(typed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEOPLE: [&str; 4] = ["bob", "Alice", "albert", "al-1"];
+
+    /// What `before` may become.
+    fn completed(before: &str) -> Vec<String> {
+        let list = |folder: &str| {
+            let names: &[&str] = match folder {
+                "" => &["My Files/", "a.txt", ".hidden", "bad\u{202e}name", "two\nlines"],
+                "~/" | "../" => &["a b", "a c/", ".profile"],
+                _ => &[],
+            };
+            names.iter().map(|name| (*name).to_string()).collect()
+        };
+        let Completion { start, candidates } = complete(before, PEOPLE.into_iter(), list);
+        candidates.iter().map(|text| format!("{}{text}", &before[..start])).collect()
+    }
+
+    #[test]
+    fn commands_are_completed_and_end_with_a_space_where_more_follows() {
+        assert_eq!(completed("/se"), ["/sendfile "]);
+        assert_eq!(completed("/R"), ["/room ", "/rejectfile "]);
+        assert_eq!(completed("/lea"), ["/leave"]);
+        assert_eq!(completed("/help /ver"), ["/help /verify "]);
+        assert_eq!(completed("/").len(), COMMANDS.len() - 1);
+        for nothing in ["/xyz", "//se", "se/", "/ ", "/leave ", "/history ", "/se\n/se"] {
+            assert!(completed(nothing).is_empty(), "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn people_are_completed_in_any_letter_case_where_one_would_name_them() {
+        assert_eq!(completed("al"), ["Alice: ", "albert: ", "al-1: "]);
+        assert_eq!(completed("hi @AL"), ["hi @Alice", "hi @albert", "hi @al-1"]);
+        assert_eq!(completed("(@bo"), ["(@bob"]);
+        assert_eq!(completed("two\nlines @b"), ["two\nlines @bob"]);
+        assert_eq!(completed("/msg b"), ["/msg bob "]);
+        assert_eq!(completed("/ROOM @b"), ["/ROOM @bob "]);
+        assert_eq!(completed("/trust ").len(), PEOPLE.len());
+        assert_eq!(completed("/msg bob hi @alb"), ["/msg bob hi @albert"]);
+        for nothing in ["", "hi al", "mail@al", "@bobby", "/msg bob al", "é", "/verify bob y"] {
+            assert!(completed(nothing).is_empty(), "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn files_are_completed_and_hidden_ones_only_when_a_dot_asks_for_them() {
+        let files = |path: &str| completed(&format!("/sendfile bob {path}"));
+        let path = |path: &str| format!("/sendfile bob {path}");
+        assert_eq!(files(""), [path("My Files/"), path("a.txt")]);
+        assert_eq!(files("."), [path(".hidden")]);
+        assert_eq!(files("~"), [path("~/")]);
+        assert_eq!(files("~/a "), [path("~/a b"), path("~/a c/")]);
+        assert_eq!(files("../.p"), [path("../.profile")]);
+        assert!(files("none/").is_empty());
+        assert_eq!(completed("/sendfile b"), ["/sendfile bob "]);
+    }
+}
