@@ -28,6 +28,8 @@ pub enum Command {
     /// The number of a transfer, or the newest.
     Cancel(Option<u32>),
     Files,
+    /// In the line filter, with the file of the new one.
+    Password(Option<String>),
     /// Nothing was typed.
     Nothing,
 }
@@ -40,7 +42,7 @@ pub struct Usage {
 }
 
 /// All commands, as `/help` lists them.
-pub const COMMANDS: [Usage; 16] = [
+pub const COMMANDS: [Usage; 17] = [
     usage("msg", "/msg NAME TEXT", "send one private message"),
     usage("room", "/room NAME", "talk to NAME alone until /leave"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
@@ -53,6 +55,7 @@ pub const COMMANDS: [Usage; 16] = [
     usage("cancel", "/cancel [#]", "end the newest transfer, or number #"),
     usage("files", "/files", "files that are offered or under way, with their numbers"),
     usage("history", "/history [COUNT]", "the last messages of this session (20)"),
+    usage("passwd", "/passwd [FILE]", "change your password; the line filter takes the new one from FILE"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command"),
     usage("exit", "/exit", "leave"),
@@ -97,6 +100,11 @@ pub fn parse(line: &str) -> Result<Command, String> {
                 return Err(wrong_usage("sendfile"));
             }
             return Ok(Command::SendFile(person(Some(name), "sendfile")?, path.into()));
+        }
+        "passwd" => {
+            return Ok(Command::Password(
+                Some(rest.trim()).filter(|path| !path.is_empty()).map(str::to_owned),
+            ));
         }
         "acceptfile" => Command::AcceptFile(number(words.next(), "acceptfile")?),
         "rejectfile" => Command::RejectFile(number(words.next(), "rejectfile")?),
@@ -215,6 +223,8 @@ mod tests {
             ("/acceptfile", Command::AcceptFile(None)),
             ("/rejectfile #12", Command::RejectFile(Some(12))),
             ("/cancel 3", Command::Cancel(Some(3))),
+            ("/passwd ", Command::Password(None)),
+            ("/passwd ~/my new one", Command::Password(Some("~/my new one".into()))),
             ("/help /room", Command::Help(Some("room".into()))),
             ("/exit\r\n", Command::Exit),
         ] {

@@ -138,7 +138,7 @@ fn stages(path: &Path, size: usize) {
     };
     println!("\nstages alone (seconds of one idle core)");
     let mut whole = Vec::new();
-    let mut tell = |name: &str, seconds: f64| println!("  {name:<28} {seconds:.2}");
+    let tell = |name: &str, seconds: f64| println!("  {name:<28} {seconds:.2}");
     tell(
         "read",
         time(1, &mut || {
