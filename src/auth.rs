@@ -444,6 +444,38 @@ mod tests {
     }
 
     #[test]
+    fn a_password_change_needs_all_that_a_login_needs_and_in_time() {
+        let p = person("alice");
+        let change = |age: Duration, known: bool, exporter: &[u8], alter: fn(&mut PasswordChange)| {
+            let request = LoginRequest {
+                version: VERSION,
+                username: p.name.clone(),
+                public_key: Bytes(p.identity.public().spki()),
+            };
+            let account = known.then_some(&p.account);
+            let (mut pending, challenge) =
+                PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
+            pending.issued -= age;
+            let new = NewPasswordKey::derive(&Password::new("another".into()));
+            let mut change =
+                new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
+            alter(&mut change);
+            let account = pending.verify_change(change, exporter)?.into_account();
+            assert!(account.salt == new.salt && account.password_key == new.key);
+            assert!(account.name == p.name && account.identity == p.account.identity);
+            Ok(())
+        };
+        let (now, late) = (Duration::ZERO, CHALLENGE_LIFETIME + Duration::from_secs(1));
+        assert_eq!(change(now, true, b"exporter", |_| ()), Ok(()));
+        assert_eq!(change(late, true, b"exporter", |_| ()), Err(AuthError::Expired));
+        assert_eq!(change(now, false, b"exporter", |_| ()), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"another channel", |_| ()), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"exporter", |c| c.response.0[0] ^= 1), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"exporter", |c| c.proof.0[9] ^= 1), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"exporter", |c| c.rounds = 99_999), Err(AuthError::BadRounds));
+    }
+
+    #[test]
     fn a_stolen_user_file_opens_no_account() {
         let mut p = person("alice");
         // The thief knows the password key, which is what the server checks, but has another identity key.

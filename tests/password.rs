@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Client, Folder, PASSWORD, Person, Raw, Server, newcomer, until};
+use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
 use secure_messenger::auth::{self, NewPasswordKey};
 use secure_messenger::clock;
 use secure_messenger::crypto::key_file;
@@ -91,11 +91,13 @@ fn a_change_is_on_disk_before_it_is_confirmed_and_ends_no_session() {
     let (mut online, alice) = newcomer(&server, "alice");
     assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
     assert!(online.is_usable());
-    let home = server.kill();
-    let server = Server::within(home, &[]);
+    let line = "event=password_changed user=alice addr=127.0.0.1\n";
+    until("it is logged", || server.log().matches(line).count() == 1);
+    let server = Server::within(server.kill(), &[]);
     assert!(!opens(&server, &alice, PASSWORD) && opens(&server, &alice, NEW));
-    let log = server.log();
-    assert_eq!(log.matches("event=password_changed user=alice addr=127.0.0.1\n").count(), 1, "{log}");
+    assert_eq!(try_change(&server, &alice, NEW, &alice.identity), None);
+    let server = Server::within(server.kill(), &[]);
+    assert!(opens(&server, &alice, NEW));
 }
 
 #[test]
@@ -219,15 +221,15 @@ impl Home {
         Home(home)
     }
 
-    fn client(&self, server: &Server, text: &str) -> Client {
+    fn client(&self, port: u16, text: &str) -> Client {
         let path = self.0.password_file(text);
         let path = path.to_str().expect("UTF-8");
-        Client::within(self.0.clone(), server.port, "alice", true, &["--password-file", path])
+        Client::within(self.0.clone(), port, "alice", true, &["--password-file", path])
     }
 
     /// Whether alice can log in with this password; what she was told.
-    fn logs_in(&self, server: &Server, text: &str) -> bool {
-        let (status, lines) = self.client(server, text).finish();
+    fn logs_in(&self, port: u16, text: &str) -> bool {
+        let (status, lines) = self.client(port, text).finish();
         assert_eq!(status == 0, lines.iter().any(|line| line.starts_with("* logged in as")), "{lines:#?}");
         status == 0
     }
@@ -259,24 +261,24 @@ fn the_new_password_opens_key_file_and_account_and_the_old_one_neither() {
     let server = Server::start();
     let home = Home::new(&server);
     let before = fs::read(home.key()).expect("there");
-    let mut client = home.client(&server, PASSWORD).ready();
+    let mut client = home.client(server.port, PASSWORD).ready();
     client.say(&home.command(NEW));
     client.expect("* your password is changed");
     // The session goes on.
-    client.say("still here");
-    client.expect("<alice> still here");
+    client.say("/users");
+    client.expect("* 1 on-line: alice (you)");
     assert_eq!(client.finish().0, 0);
     assert!(fs::read(home.key()).expect("there") != before && !home.successor().exists());
-    assert!(!home.logs_in(&server, PASSWORD) && home.logs_in(&server, NEW));
+    assert!(!home.logs_in(server.port, PASSWORD) && home.logs_in(server.port, NEW));
     // Back again; the end of the input waits for it.
-    let mut client = home.client(&server, NEW).ready();
+    let mut client = home.client(server.port, NEW).ready();
     client.say(&home.command(PASSWORD));
     let (status, lines) = client.finish();
     assert!(status == 0 && lines.iter().any(|line| line.contains("password is changed")), "{lines:#?}");
-    assert!(home.logs_in(&server, PASSWORD) && !home.logs_in(&server, NEW));
+    assert!(home.logs_in(server.port, PASSWORD) && !home.logs_in(server.port, NEW));
     // The old key file is no way round.
     fs::write(home.key(), home.sealed(PASSWORD, "hunter2-old")).expect("written");
-    assert!(!home.logs_in(&server, "hunter2-old"));
+    assert!(!home.logs_in(server.port, "hunter2-old"));
 }
 
 #[test]
@@ -284,7 +286,7 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
     let server = Server::start();
     let home = Home::new(&server);
     let before = fs::read(home.key()).expect("there");
-    let mut client = home.client(&server, PASSWORD).ready();
+    let mut client = home.client(server.port, PASSWORD).ready();
     client.say("/passwd");
     client.expect("! your password is not changed: name a file");
     client.say("/passwd /no/such file");
@@ -323,22 +325,22 @@ fn a_change_that_broke_off_before_the_server_took_it_leaves_the_old_password() {
     let key = fs::read(home.key()).expect("there");
     fs::write(home.successor(), home.sealed(PASSWORD, NEW)).expect("written");
     // Nothing is lost by trying the other one.
-    assert!(!home.logs_in(&server, NEW) && home.successor().exists());
-    assert!(home.logs_in(&server, PASSWORD) && !home.successor().exists());
+    assert!(!home.logs_in(server.port, NEW) && home.successor().exists());
+    assert!(home.logs_in(server.port, PASSWORD) && !home.successor().exists());
     assert_eq!(fs::read(home.key()).expect("there"), key);
-    assert!(!home.logs_in(&server, NEW));
+    assert!(!home.logs_in(server.port, NEW));
     // A torn successor, and one that another client is at, are in nobody's way.
     fs::write(home.successor(), "{\"version\":1,\"kd").expect("written");
-    assert!(home.logs_in(&server, PASSWORD));
+    assert!(home.logs_in(server.port, PASSWORD));
     fs::write(home.successor(), home.sealed(PASSWORD, NEW)).expect("written");
     let folder = fs::File::open(home.key().parent().expect("a folder")).expect("opens");
     folder.try_lock().expect("free");
-    assert!(home.logs_in(&server, PASSWORD) && home.successor().exists());
+    assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
     drop(folder);
     // Nor does a login elsewhere decide what this server was asked for.
     let sealed = format!("{{\"server\":\"elsewhere:1315\",{}", &home.sealed(PASSWORD, NEW)[1..]);
     fs::write(home.successor(), sealed).expect("written");
-    assert!(home.logs_in(&server, PASSWORD) && home.successor().exists());
+    assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
 }
 
 #[test]
@@ -346,7 +348,7 @@ fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
     let server = Server::start();
     let home = Home::new(&server);
     let old = fs::read(home.key()).expect("there");
-    let mut client = home.client(&server, PASSWORD).ready();
+    let mut client = home.client(server.port, PASSWORD).ready();
     client.say(&home.command(NEW));
     client.expect("* your password is changed");
     assert_eq!(client.finish().0, 0);
@@ -356,8 +358,8 @@ fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
         fs::write(home.key(), &old).expect("written");
     };
     crashed();
-    assert!(!home.logs_in(&server, PASSWORD) && home.successor().exists());
-    assert!(home.logs_in(&server, NEW) && !home.successor().exists());
+    assert!(!home.logs_in(server.port, PASSWORD) && home.successor().exists());
+    assert!(home.logs_in(server.port, NEW) && !home.successor().exists());
     assert_eq!(fs::read(home.key()).expect("there"), new);
     // The successor alone is a key, too, and a registration makes no other beside it.
     for arguments in [&[][..], &["--register"]] {
@@ -376,24 +378,49 @@ fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
 fn whoever_is_killed_during_a_change_one_of_the_two_passwords_opens_the_account_for_good() {
     let mut server = Server::start();
     let home = Home::new(&server);
-    let (mut now, mut next) = (PASSWORD, NEW);
+    let gate = Gate::before(&server);
+    // What a change says before its last line, which alone has to be held.
+    let mut client = home.client(gate.port, PASSWORD).ready();
+    let before = gate.passed();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    let whole = gate.passed() - before;
+    assert_eq!(client.finish().0, 0);
+    let (mut raw, alice) = (server.raw(), Person::new("alice"));
+    let any = challenge(&mut raw, &alice);
+    let line = change(&raw, &any, "any", &alice, &alice.identity).encode().len() as u64;
+    // The request for the challenge is longer than what is taken off for the record and to be sure.
+    let beginning = whole - line - 100;
+    let (mut now, mut next) = (NEW, PASSWORD);
     for round in 0..6 {
-        let mut client = home.client(&server, now).ready();
+        let mut client = home.client(gate.port, now).ready();
+        let key = fs::read(home.key()).expect("there");
+        let held = round < 2;
+        if held {
+            gate.hold_after(beginning);
+        }
         client.say(&home.command(next));
-        until("the change is under way", || home.successor().exists() || round % 3 == 2);
+        if held {
+            until("the successor is on disk, and the line held", || home.successor().exists());
+        } else {
+            let changed = || home.successor().exists() || fs::read(home.key()).expect("there") != key;
+            until("the change is under way", || round > 3 || changed());
+        }
         if round % 2 == 0 {
             let _ = client.child.kill();
-            client.output.all();
             client.child.wait().expect("it ends");
         } else {
             let port = server.port.to_string();
             server = Server::within(server.kill(), &["--port", &port]);
+            gate.open();
             let lines = client.finish().1;
             assert!(lines.iter().any(|line| line.contains("password")), "{lines:#?}");
         }
-        let opening: Vec<&str> = [now, next].into_iter().filter(|text| home.logs_in(&server, text)).collect();
+        gate.open();
+        let opens = |text: &&str| home.logs_in(gate.port, text);
+        let opening: Vec<&str> = [now, next].into_iter().filter(opens).collect();
         assert_eq!(opening.len(), 1, "round {round}: {opening:?}");
-        assert!(!home.successor().exists() && home.logs_in(&server, opening[0]));
+        assert!(!home.successor().exists() && opens(&opening[0]));
         if opening[0] == next {
             (now, next) = (next, now);
         }
