@@ -1,6 +1,7 @@
-//! Registration and login, both sides, without sockets or files.
+//! Registration, login and a new password, both sides, without sockets or files.
 //!
-//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`]; it takes the pending login by
+//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only
+//! [`PendingLogin::verify_change`] a [`NewPassword`]; both take the pending login by
 //! value, so a challenge is used once. An unknown name takes the same steps with the same
 //! costs as a known one. Specification: README, "Login".
 
@@ -11,9 +12,12 @@ use crate::crypto::secret::{Key, Password, random};
 use crate::crypto::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
-use crate::protocol::{Challenge, ChallengeResponse, LoginRequest, Register, SessionKeyFields, VERSION};
+use crate::protocol::{
+    Challenge, ChallengeResponse, LoginRequest, PasswordChange, Register, SessionKeyFields, VERSION,
+};
 use std::fmt;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 /// A challenge is worth nothing after this time.
 pub const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
@@ -76,7 +80,21 @@ fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fing
         .finish()
 }
 
-/// Client: a password key under a fresh salt, for a registration.
+/// The bytes of the proof of a password change: whose, in answer to which challenge, over which TLS
+/// channel, to which password key.
+fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 32], u32, &Key)) -> Vec<u8> {
+    let (salt, rounds, password_key) = new;
+    Fields::new(label::PASSWORD_CHANGE)
+        .bytes(name.as_str().as_bytes())
+        .bytes(nonce)
+        .bytes(exporter)
+        .bytes(salt)
+        .number(rounds.into())
+        .bytes(password_key.expose())
+        .finish()
+}
+
+/// Client: a password key under a fresh salt, for a registration or a new password.
 pub struct NewPasswordKey {
     salt: [u8; 32],
     key: Key,
@@ -99,6 +117,30 @@ impl NewPasswordKey {
             password_key: self.key.duplicate(),
             public_key: Bytes(identity.spki()),
         }
+    }
+
+    /// The answer to a challenge that makes this the account's password key; `old` is the password so far.
+    ///
+    /// # Errors
+    /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
+    pub fn replace(
+        &self,
+        name: &Username,
+        challenge: &Challenge,
+        exporter: &[u8],
+        old: &Password,
+        identity: &IdentityKey,
+    ) -> Result<PasswordChange, AuthError> {
+        let old = primitives::pbkdf2(old, &challenge.salt.0, acceptable(challenge.rounds)?);
+        let new = (&self.salt, PBKDF2_ROUNDS, &self.key);
+        let proof = Zeroizing::new(change_bytes(name, &challenge.nonce.0, exporter, new));
+        Ok(PasswordChange {
+            response: Fixed(primitives::hmac(&old, &challenge.nonce.0)),
+            salt: Fixed(self.salt),
+            rounds: PBKDF2_ROUNDS,
+            password_key: self.key.duplicate(),
+            proof: Fixed(identity.sign(&proof)),
+        })
     }
 
     /// The password key for a challenge, if it asks for this one.
@@ -207,6 +249,16 @@ impl Authenticated {
     }
 }
 
+/// Server: an account as its owner wants it from now on. Only [`PendingLogin::verify_change`] makes one.
+pub struct NewPassword(Account);
+
+impl NewPassword {
+    /// The account with its new password key.
+    pub fn into_account(self) -> Account {
+        self.0
+    }
+}
+
 impl PendingLogin {
     /// Makes the challenge. `account` is `None` for an unknown name, whose salt then is an HMAC of
     /// the name under `secret`: stable, and not to be told from a real one.
@@ -246,6 +298,36 @@ impl PendingLogin {
         &self.name
     }
 
+    /// Checks password, identity key and channel of a password change, all of them whichever fails.
+    ///
+    /// # Errors
+    /// [`AuthError::Expired`], [`AuthError::BadRounds`] (of the new password), [`AuthError::Denied`].
+    pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, AuthError> {
+        if self.issued.elapsed() > CHALLENGE_LIFETIME {
+            return Err(AuthError::Expired);
+        }
+        let rounds = acceptable(change.rounds)?;
+        let new = (&change.salt.0, rounds, &change.password_key);
+        let signed = Zeroizing::new(change_bytes(&self.name, &self.nonce, exporter, new));
+        let proven = self.offered.verify(&signed, &change.proof.0).is_ok();
+        if self.known & self.knows_password(&change.response) & self.is_owner() & proven {
+            let identity = self.offered.fingerprint();
+            let (salt, password_key) = (change.salt.0, change.password_key);
+            Ok(NewPassword(Account { name: self.name, salt, rounds, password_key, identity }))
+        } else {
+            Err(AuthError::Denied)
+        }
+    }
+
+    fn knows_password(&self, response: &Fixed<32>) -> bool {
+        primitives::hmac_matches(&self.password_key, &self.nonce, &response.0)
+    }
+
+    /// Whether the identity key offered is the account's, in constant time.
+    fn is_owner(&self) -> bool {
+        Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0)
+    }
+
     /// Checks password, identity key, session certificate and channel, all of them whichever fails.
     ///
     /// # Errors
@@ -264,8 +346,8 @@ impl PendingLogin {
         let certificate =
             SessionCertificate { key, created: response.created, signature: response.certificate.0 };
         let proof = proof_bytes(&self.name, &self.nonce, exporter, certificate.key.fingerprint());
-        let password = primitives::hmac_matches(&self.password_key, &self.nonce, &response.response.0);
-        let identity = Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0);
+        let password = self.knows_password(&response.response);
+        let identity = self.is_owner();
         let certified = certificate.verify(&self.name, &self.offered, now_ms);
         if certified == Err(CryptoError::StaleCertificate) {
             return Err(AuthError::Clock);
@@ -359,6 +441,38 @@ mod tests {
         };
         assert_eq!(answer(CHALLENGE_LIFETIME - Duration::from_secs(60)), None);
         assert_eq!(answer(CHALLENGE_LIFETIME + Duration::from_secs(1)), Some(AuthError::Expired));
+    }
+
+    #[test]
+    fn a_password_change_needs_all_that_a_login_needs_and_in_time() {
+        let p = person("alice");
+        let change = |age: Duration, known: bool, exporter: &[u8], alter: fn(&mut PasswordChange)| {
+            let request = LoginRequest {
+                version: VERSION,
+                username: p.name.clone(),
+                public_key: Bytes(p.identity.public().spki()),
+            };
+            let account = known.then_some(&p.account);
+            let (mut pending, challenge) =
+                PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
+            pending.issued -= age;
+            let new = NewPasswordKey::derive(&Password::new("another".into()));
+            let mut change =
+                new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
+            alter(&mut change);
+            let account = pending.verify_change(change, exporter)?.into_account();
+            assert!(account.salt == new.salt && account.password_key == new.key);
+            assert!(account.name == p.name && account.identity == p.account.identity);
+            Ok(())
+        };
+        let (now, late) = (Duration::ZERO, CHALLENGE_LIFETIME + Duration::from_secs(1));
+        assert_eq!(change(now, true, b"exporter", |_| ()), Ok(()));
+        assert_eq!(change(late, true, b"exporter", |_| ()), Err(AuthError::Expired));
+        assert_eq!(change(now, false, b"exporter", |_| ()), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"another channel", |_| ()), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"exporter", |c| c.response.0[0] ^= 1), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"exporter", |c| c.proof.0[9] ^= 1), Err(AuthError::Denied));
+        assert_eq!(change(now, true, b"exporter", |c| c.rounds = 99_999), Err(AuthError::BadRounds));
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! | `bin/server`, `bin/client` | arguments, then run |
 //! | [`server`] | accept → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox) |
 //! | [`client`] | keys and network → [`session`](client::session) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)) |
-//! | [`auth`] | both sides of registration and login, without I/O |
+//! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines, TLS, the certificate |
 //! | [`crypto`] | keys, envelopes, the key file |
@@ -37,6 +37,8 @@
 //!   [`Username`](name::Username) is valid, a [`Fixed`](encoding::Fixed) has its length.
 //! - Only [`PendingLogin::verify`](auth::PendingLogin::verify) makes an
 //!   [`Authenticated`](auth::Authenticated), only
+//!   [`PendingLogin::verify_change`](auth::PendingLogin::verify_change) makes a
+//!   [`NewPassword`](auth::NewPassword), only
 //!   [`Envelope::verify`](crypto::envelope::Envelope::verify) makes a
 //!   [`Verified`](crypto::envelope::Verified), and only
 //!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.

@@ -73,6 +73,17 @@ pub struct ChallengeResponse {
     pub proof: Fixed<RSA_BYTES>,
 }
 
+/// Client: a new password, as the other answer to a challenge.
+#[derive(Serialize, Deserialize)]
+pub struct PasswordChange {
+    /// By the password so far.
+    pub response: Fixed<32>,
+    pub salt: Fixed<32>,
+    pub rounds: u32,
+    pub password_key: Key,
+    pub proof: Fixed<RSA_BYTES>,
+}
+
 /// Client: a new session key for the running session.
 #[derive(Serialize, Deserialize)]
 pub struct SessionKeyFields {
@@ -290,6 +301,7 @@ pub enum ClientMessage {
     Register(Register),
     LoginRequest(LoginRequest),
     ChallengeResponse(Box<ChallengeResponse>),
+    PasswordChange(Box<PasswordChange>),
     Renew(Box<SessionKeyFields>),
     KeysRequest(KeysRequest),
     EncryptedSend(Box<EncryptedSend>),
@@ -304,6 +316,7 @@ pub enum ServerMessage {
     Registered,
     Challenge(Challenge),
     Session(Session),
+    PasswordChanged,
     Presence(Presence),
     Keys(Keys),
     EncryptedMessage(Box<EncryptedMessage>),
@@ -409,6 +422,7 @@ impl ClientMessage {
             "register" => ClientMessage::Register(body(text)?),
             "login_request" => ClientMessage::LoginRequest(body(text)?),
             "challenge_response" => ClientMessage::ChallengeResponse(Box::new(body(text)?)),
+            "password_change" => ClientMessage::PasswordChange(Box::new(body(text)?)),
             "renew" => ClientMessage::Renew(Box::new(body(text)?)),
             "keys_request" => ClientMessage::KeysRequest(body(text)?),
             "encrypted_send" => ClientMessage::EncryptedSend(Box::new(EncryptedSend {
@@ -429,6 +443,7 @@ impl ClientMessage {
             ClientMessage::Register(body) => one("register", body),
             ClientMessage::LoginRequest(body) => one("login_request", body),
             ClientMessage::ChallengeResponse(body) => one("challenge_response", &**body),
+            ClientMessage::PasswordChange(body) => one("password_change", &**body),
             ClientMessage::Renew(body) => one("renew", &**body),
             ClientMessage::KeysRequest(body) => one("keys_request", body),
             ClientMessage::EncryptedSend(send) => {
@@ -458,6 +473,7 @@ impl ServerMessage {
             "registered" => ServerMessage::Registered,
             "challenge" => ServerMessage::Challenge(body(text)?),
             "session" => ServerMessage::Session(body(text)?),
+            "password_changed" => ServerMessage::PasswordChanged,
             "presence" => ServerMessage::Presence(body(text)?),
             "keys" => ServerMessage::Keys(body(text)?),
             "encrypted_message" => ServerMessage::EncryptedMessage(Box::new(EncryptedMessage {
@@ -480,6 +496,7 @@ impl ServerMessage {
             ServerMessage::Registered => one("registered", &Empty {}),
             ServerMessage::Challenge(body) => one("challenge", body),
             ServerMessage::Session(body) => one("session", body),
+            ServerMessage::PasswordChanged => one("password_changed", &Empty {}),
             ServerMessage::Presence(body) => one("presence", body),
             ServerMessage::Keys(body) => one("keys", body),
             ServerMessage::EncryptedMessage(message) => {

@@ -246,6 +246,42 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
 }
 
 #[test]
+fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
+    let (server, terminal, mut bob) = alice_and_bob();
+    let unseen = |screen: &str| assert!(!screen.contains("hunter"), "{screen}");
+    terminal.enter("/passwd");
+    terminal.expect_last("old password (unseen):");
+    terminal.text("hunter1");
+    terminal.keys(&["Escape"]);
+    unseen(&terminal.expect("your password stays as it is"));
+    terminal.expect_last(">");
+    // All of it ahead of the questions.
+    terminal.enter("/passwd");
+    for line in ["hunter1", "hunt2", "hunter22", "hunter23", "hunter22"] {
+        terminal.enter(line);
+    }
+    unseen(&terminal.expect_last("the same once more:"));
+    terminal.expect("a password has at least 6 characters");
+    terminal.expect("the two differ");
+    terminal.enter("hunter22");
+    unseen(&terminal.expect("the old one is wrong"));
+    terminal.enter("/passwd");
+    for line in [PASSWORD, "hunter22", "hunter22"] {
+        terminal.enter(line);
+    }
+    unseen(&terminal.expect("your password is changed"));
+    terminal.enter("hello bob");
+    assert_eq!(bob.expect("hello bob"), "<alice> hello bob");
+    assert!(bob.output.seen.iter().all(|line| !line.contains("hunt") && !line.contains(PASSWORD)));
+    terminal.enter("/exit");
+    terminal.wait_for_shell();
+    terminal.enter(&terminal.client(&server, "--user alice"));
+    terminal.expect_last("password:");
+    terminal.enter("hunter22");
+    terminal.expect("logged in as alice");
+}
+
+#[test]
 fn every_prompt_can_be_backed_out_of() {
     let server = Server::start();
     let terminal = Terminal::new();

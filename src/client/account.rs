@@ -1,11 +1,12 @@
 //! Making an account, and logging in.
 //!
-//! Invariant: a key file is never overwritten, and one that was made for an account that the server then refused does not
+//! Invariant: a key file is never overwritten here, and one that was made for an account that the server then refused does not
 //! stay; when it is not known whether the server took it, the file stays, because it may
 //! be the only key of an account. The password goes nowhere.
 
 use super::connect::{Connection, StartError, refusal};
 use super::options::Options;
+use super::password;
 use crate::auth;
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError};
@@ -14,7 +15,7 @@ use crate::crypto::secret::Password;
 use crate::disk;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, LoginRequest, ServerMessage, VERSION};
+use crate::protocol::{Challenge, ClientMessage, LoginRequest, ServerMessage, VERSION};
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -36,18 +37,15 @@ pub fn log_in(
     password: &Password,
     connect: impl FnOnce() -> Result<Connection, StartError>,
 ) -> Result<(Connection, LoggedIn), StartError> {
-    let path = options.key_path(name);
-    if !path.exists() {
-        return Err(StartError::NoKey(name.clone(), path));
-    }
-    let text = disk::read(&path, key_file::MAX_FILE).map_err(StartError::Disk)?;
     thread::scope(|scope| {
         let key = scope.spawn(SessionKey::generate);
-        let identity = key_file::open(&text, name, password).map_err(StartError::KeyFile)?;
+        let opened = password::open(options, name, password)?;
+        let opened = opened.ok_or_else(|| StartError::NoKey(name.clone(), options.key_path(name)))?;
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
-        prove(&mut connection, name, password, &identity, &key, None)?;
-        Ok((connection, LoggedIn { name: name.clone(), identity, key }))
+        prove(&mut connection, name, password, &opened.identity, &key, None)?;
+        opened.settle();
+        Ok((connection, LoggedIn { name: name.clone(), identity: opened.identity, key }))
     })
 }
 
@@ -66,25 +64,21 @@ pub fn register(
         return Err(StartError::ShortPassword);
     }
     let path = options.key_path(name);
-    let existing = match path.exists() {
-        true => Some(disk::read(&path, key_file::MAX_FILE).map_err(StartError::Disk)?),
-        false => None,
-    };
-    let existing = existing.map(|text| key_file::open(&text, name, password)).transpose();
-    let existing = existing.map_err(|error| match error {
-        KeyFileError::WrongPassword => StartError::OtherKey(name.clone(), path.clone()),
-        other => StartError::KeyFile(other),
+    let existing = password::open(options, name, password).map_err(|error| match error {
+        StartError::KeyFile(KeyFileError::WrongPassword) => StartError::OtherKey(name.clone(), path.clone()),
+        other => other,
     })?;
     let had_key = existing.is_some();
     let mut connection = connect()?;
     // What takes long is spread over two cores.
-    let (identity, key, password_key) = thread::scope(|scope| {
+    let (opened, key, password_key) = thread::scope(|scope| {
         let other = scope.spawn(|| (SessionKey::generate(), auth::NewPasswordKey::derive(password)));
-        let identity = existing.map_or_else(|| make_key_file(&path, name, password), Ok);
+        let made = || make_key_file(&path, name, password).map(password::Opened::alone);
+        let identity = existing.map_or_else(made, Ok);
         let (key, password_key) = other.join().expect("making a key does not panic");
         identity.map(|identity| (identity, key, password_key))
     })?;
-    let request = password_key.register(name, identity.public());
+    let request = password_key.register(name, opened.identity.public());
     match connection.ask(&ClientMessage::Register(request)) {
         Ok(ServerMessage::Registered) => {}
         Ok(ServerMessage::Error(failure)) => {
@@ -99,11 +93,14 @@ pub fn register(
         }
         unclear => return Err(unclear.err().unwrap_or(StartError::OutOfPlace)),
     }
-    match prove(&mut connection, name, password, &identity, &key, Some(&password_key)) {
+    match prove(&mut connection, name, password, &opened.identity, &key, Some(&password_key)) {
         // The name is somebody else's: the key here is for another server's account.
         Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
-        Ok(()) => Ok((connection, LoggedIn { name: name.clone(), identity, key })),
+        Ok(()) => {
+            opened.settle();
+            Ok((connection, LoggedIn { name: name.clone(), identity: opened.identity, key }))
+        }
     }
 }
 
@@ -123,13 +120,7 @@ fn prove(
     key: &SessionKey,
     registered: Option<&auth::NewPasswordKey>,
 ) -> Result<(), StartError> {
-    let public_key = Bytes(identity.public().spki());
-    let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
-    let challenge = match connection.ask(&ClientMessage::LoginRequest(request))? {
-        ServerMessage::Challenge(challenge) if challenge.version == VERSION => challenge,
-        ServerMessage::Error(failure) => return Err(refusal(&failure, name)),
-        _ => return Err(StartError::OutOfPlace),
-    };
+    let challenge = challenge(connection, name, identity)?;
     let certificate = identity.certify(name, key, clock::now_ms());
     let exporter = connection.channel.exporter().to_vec();
     let response =
@@ -137,6 +128,24 @@ fn prove(
     let response = response.map_err(StartError::Auth)?;
     match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
         ServerMessage::Session(_) => Ok(()),
+        ServerMessage::Error(failure) => Err(refusal(&failure, name)),
+        _ => Err(StartError::OutOfPlace),
+    }
+}
+
+/// Asks for a challenge.
+///
+/// # Errors
+/// [`StartError`].
+pub fn challenge(
+    connection: &mut Connection,
+    name: &Username,
+    identity: &IdentityKey,
+) -> Result<Challenge, StartError> {
+    let public_key = Bytes(identity.public().spki());
+    let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
+    match connection.ask(&ClientMessage::LoginRequest(request))? {
+        ServerMessage::Challenge(challenge) if challenge.version == VERSION => Ok(challenge),
         ServerMessage::Error(failure) => Err(refusal(&failure, name)),
         _ => Err(StartError::OutOfPlace),
     }

@@ -36,6 +36,8 @@ pub enum Command {
     /// The number of a transfer, or the newest.
     Cancel(Option<u32>),
     Files,
+    /// In the line filter, with the file of the new one.
+    Password(Option<String>),
     /// Nothing was typed.
     Nothing,
 }
@@ -48,22 +50,23 @@ pub struct Usage {
 }
 
 /// All commands, as `/help` lists them.
-pub const COMMANDS: [Usage; 19] = [
+pub const COMMANDS: [Usage; 20] = [
     usage("msg", "/msg NAME TEXT", "send one private message"),
     usage("room", "/room NAME", "talk to NAME alone until /leave"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
     usage("users", "/users", "who is on-line, and how well you know their keys"),
-    usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared and is the same"),
+    usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared"),
     usage("trust", "/trust NAME", "accept the changed key of NAME"),
     usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts"),
     usage("acceptfile", "/acceptfile [#]", "take the file that was offered last, or number #"),
     usage("rejectfile", "/rejectfile [#]", "decline it"),
     usage("cancel", "/cancel [#]", "end the newest transfer, or number #"),
-    usage("files", "/files", "files that are offered or under way, with their numbers"),
+    usage("files", "/files", "files offered or under way, with their numbers"),
     usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
     usage("unignore", "/unignore NAME", "show it again"),
-    usage("notify", "/notify [off]", "ring for private messages, mentions and files, or not"),
-    usage("history", "/history [COUNT or TEXT]", "the last messages (20), or those that hold TEXT"),
+    usage("notify", "/notify [off]", "ring when somebody wants you, or do not"),
+    usage("history", "/history [N or TEXT]", "the last N messages (20), or those that hold TEXT"),
+    usage("passwd", "/passwd [FILE]", "change your password (line filter: to that in FILE)"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command"),
     usage("exit", "/exit", "leave"),
@@ -130,6 +133,11 @@ pub fn parse(line: &str) -> Result<Command, String> {
                 return Err(wrong_usage("sendfile"));
             }
             return Ok(Command::SendFile(person(Some(name), "sendfile")?, path.into()));
+        }
+        "passwd" => {
+            return Ok(Command::Password(
+                Some(rest.trim()).filter(|path| !path.is_empty()).map(str::to_owned),
+            ));
         }
         "acceptfile" => Command::AcceptFile(number(words.next(), "acceptfile")?),
         "rejectfile" => Command::RejectFile(number(words.next(), "rejectfile")?),
@@ -237,6 +245,16 @@ mod tests {
     }
 
     #[test]
+    fn the_list_of_commands_fits_a_screen_of_80_by_24() {
+        assert!(COMMANDS.len() < 22, "with a last line, above status and input");
+        for usage in COMMANDS {
+            // The time and a mark stand before it.
+            let line = format!("14:05 * {:<20} {}", usage.usage, usage.explanation);
+            assert!(line.len() <= 80, "{line}");
+        }
+    }
+
+    #[test]
     fn lines_mean_what_a_person_would_expect() {
         for (line, command) in [
             ("hello there", Command::Say("hello there".into())),
@@ -261,6 +279,8 @@ mod tests {
             ("/acceptfile", Command::AcceptFile(None)),
             ("/rejectfile #12", Command::RejectFile(Some(12))),
             ("/cancel 3", Command::Cancel(Some(3))),
+            ("/passwd ", Command::Password(None)),
+            ("/passwd ~/my new one", Command::Password(Some("~/my new one".into()))),
             ("/help /room", Command::Help(Some("room".into()))),
             ("/exit\r\n", Command::Exit),
         ] {

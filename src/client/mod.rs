@@ -15,6 +15,7 @@ pub mod input;
 pub mod link;
 pub mod menu;
 pub mod options;
+pub mod password;
 pub mod plain;
 pub mod screen;
 pub mod session;
@@ -28,9 +29,11 @@ use crate::clock;
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::Password;
 use crate::disk;
+use crate::name::Username;
 use account::LoggedIn;
 use connect::{Connection, StartError};
 use options::Options;
+use password::ChangeError;
 use session::{Event, Session};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -92,7 +95,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     };
     drop(password);
     let (session, greeting) = begin(options, login)?;
-    plain::run(connection, session, &options.data_dir.join("files"), &greeting).map_err(StartError::Disk)
+    plain::run(connection, session, options, &greeting).map_err(StartError::Disk)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
@@ -125,9 +128,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     };
     let (session, greeting) = begin(options, login)?;
     let facts = screen::Facts {
-        server: options.server(),
-        tls: options.tls,
-        files: options.data_dir.join("files"),
+        options: options.clone(),
         offset,
         color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
@@ -143,6 +144,22 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
 fn make_session_key(deliver: impl FnOnce(Event) + Send + 'static) -> io::Result<()> {
     let work = move || deliver(Event::NewKey(Box::new(SessionKey::generate())));
     thread::Builder::new().name("key".into()).spawn(work).map(drop)
+}
+
+/// Changes the password of `name` on a thread of its own. `passwords` gives the old and the new one.
+fn change_password(
+    options: &Options,
+    name: &Username,
+    passwords: impl FnOnce() -> Result<(Password, Password), StartError> + Send + 'static,
+    deliver: impl FnOnce(Event) + Send + 'static,
+) -> io::Result<()> {
+    let (options, name) = (options.clone(), name.clone());
+    let work = move || {
+        let passwords = passwords().map_err(ChangeError::Refused);
+        let outcome = passwords.and_then(|(old, new)| password::change(&options, &name, &old, &new));
+        deliver(Event::PasswordChanged(outcome));
+    };
+    thread::Builder::new().name("password".into()).spawn(work).map(drop)
 }
 
 /// The first line of a file that nobody else may read.

@@ -3,14 +3,17 @@
 //! Invariant: it never asks; each line is flushed; a line is read only when the session takes it,
 //! so a long script waits for the server instead of for memory.
 
-use super::connect::Connection;
+use super::connect::{Connection, StartError};
+use super::file::typed_path;
 use super::link::Link;
+use super::options::Options;
 use super::session::{Effect, Event, Session};
 use super::transfer::{Hub, Transfers};
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
+use crate::crypto::secret::Password;
 use std::io::{self, BufRead, Read, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread;
@@ -32,21 +35,26 @@ enum Wake {
 ///
 /// # Errors
 /// If the output cannot be written, or no thread can be had.
-pub fn run(connection: Connection, mut session: Session, files: &Path, greeting: &str) -> io::Result<u8> {
+pub fn run(
+    connection: Connection,
+    mut session: Session,
+    options: &Options,
+    greeting: &str,
+) -> io::Result<u8> {
     let (wake, waking) = sync_channel(QUEUE);
     let (lines, typed) = sync_channel(QUEUE);
     let network = wake.clone();
     let hub = Arc::new(Hub::default());
     let link = Link::start(connection, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
     let working = wake.clone();
-    let transfers = Transfers::new(files.into(), hub, link.queue(), move |event| {
+    let transfers = Transfers::new(options.data_dir.join("files"), hub, link.queue(), move |event| {
         working.send(Wake::Event(event)).is_ok()
     });
     let reading = wake.clone();
     thread::Builder::new().name("input".into()).spawn(move || read_lines(lines, &reading))?;
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
-    let status = serve(&mut session, &link, &transfers, &waking, &typed, &wake);
+    let status = serve(&mut session, options, &link, &transfers, &waking, &typed, &wake);
     if matches!(status, Ok(0)) {
         link.finish();
     }
@@ -55,6 +63,7 @@ pub fn run(connection: Connection, mut session: Session, files: &Path, greeting:
 
 fn serve(
     session: &mut Session,
+    options: &Options,
     link: &Link,
     transfers: &Transfers,
     waking: &Receiver<Wake>,
@@ -84,6 +93,15 @@ fn serve(
                             let wake = wake.clone();
                             move |event| drop(wake.send(Wake::Event(event)))
                         })?,
+                        Effect::ChangePassword(file) => {
+                            let (wake, old) = (wake.clone(), options.password_file.clone());
+                            super::change_password(
+                                options,
+                                session.me(),
+                                move || passwords(old, file),
+                                move |event| drop(wake.send(Wake::Event(event))),
+                            )?;
+                        }
                         Effect::Alert | Effect::Clear => {}
                         Effect::Quit(status) => return Ok(status),
                     }
@@ -104,6 +122,14 @@ fn serve(
             }
         }
     }
+}
+
+/// The password so far from the file it came from, the new one from the file that was typed.
+fn passwords(old: Option<PathBuf>, new: Option<String>) -> Result<(Password, Password), StartError> {
+    let (Some(old), Some(new)) = (old, new) else {
+        return Err(StartError::Usage("name a file whose first line is the new one: /passwd FILE".into()));
+    };
+    Ok((super::read_password(&old)?, super::read_password(&typed_path(&new))?))
 }
 
 fn print(line: &str) -> io::Result<()> {

@@ -1,23 +1,26 @@
 //! The client on a full screen: keys, network, signals and time into one channel, one loop that
 //! owns all state, one pure view.
 
+use super::command::{self, Command};
 use super::completion::complete;
-use super::connect::Connection;
+use super::connect::{Connection, StartError};
 use super::editor::{Editor, Outcome};
 use super::entry::{Entry, Source};
 use super::file;
 use super::input::Key;
 use super::link::Link;
+use super::options::Options;
+use super::password::ChangeError;
 use super::session::{Effect, Event, Session};
-use super::terminal::{self, Keyboard, Terminal};
+use super::terminal::{self, Keyboard, Terminal, Unseen};
 use super::transfer::{Hub, Transfers};
 use super::view::{self, Screen, Status};
 use crate::clock;
+use crate::crypto::secret::Password;
 use crate::name::Username;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -44,11 +47,7 @@ enum Wake {
 
 /// What the full screen shows beside the session's state.
 pub struct Facts {
-    /// `host:port`.
-    pub server: String,
-    pub tls: bool,
-    /// Where files go.
-    pub files: PathBuf,
+    pub options: Options,
     pub offset: UtcOffset,
     pub color: bool,
 }
@@ -66,6 +65,16 @@ struct Front {
     wake: SyncSender<Wake>,
     /// The last problem, for the normal screen after a failure.
     problem: String,
+    /// The new password is being asked for: what is typed is no line, and not shown.
+    asking: Option<Asking>,
+}
+
+/// What was answered so far: the old password, then the new one, then that once more.
+#[derive(Default)]
+struct Asking {
+    typed: Unseen,
+    old: Option<Password>,
+    new: Option<Password>,
 }
 
 /// Runs until the person leaves or the connection ends; the exit status and the last word.
@@ -103,14 +112,26 @@ pub fn run(
     let hub = Arc::new(Hub::default());
     let link = Link::start(connection, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
     let working = wake.clone();
-    let transfers = Transfers::new(facts.files.clone(), hub, link.queue(), move |event| {
+    let transfers = Transfers::new(facts.options.data_dir.join("files"), hub, link.queue(), move |event| {
         working.send(Wake::Event(event)).is_ok()
     });
     let (entries, editor) = (VecDeque::new(), Editor::for_messages());
     let (ahead, problem) = (VecDeque::new(), String::new());
-    let scroll = 0;
-    let mut front =
-        Front { session, link, transfers, terminal, facts, entries, editor, scroll, ahead, wake, problem };
+    let (scroll, asking) = (0, None);
+    let mut front = Front {
+        session,
+        link,
+        transfers,
+        terminal,
+        facts,
+        entries,
+        editor,
+        scroll,
+        ahead,
+        wake,
+        problem,
+        asking,
+    };
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
@@ -164,7 +185,7 @@ impl Front {
             }
             Wake::Keys(keys) => {
                 for key in keys {
-                    if let Some(status) = self.key(&key)? {
+                    if let Some(status) = self.key(key)? {
                         return Ok(Some(status));
                     }
                 }
@@ -196,6 +217,19 @@ impl Front {
                     let wake = self.wake.clone();
                     super::make_session_key(move |event| drop(wake.send(Wake::Event(event))))?;
                 }
+                // What it takes was asked for before.
+                Effect::ChangePassword(_) => {
+                    let (wake, asking) = (self.wake.clone(), self.asking.take().unwrap_or_default());
+                    super::change_password(
+                        &self.facts.options,
+                        self.session.me(),
+                        move || match (asking.old, asking.new) {
+                            (Some(old), Some(new)) => Ok((old, new)),
+                            _ => Err(StartError::Usage("/passwd asks for it, without a file".into())),
+                        },
+                        move |event| drop(wake.send(Wake::Event(event))),
+                    )?;
+                }
                 Effect::Quit(status) => return Ok(Some(status)),
             }
         }
@@ -213,14 +247,15 @@ impl Front {
         self.entries.push_back(entry);
     }
 
-    fn key(&mut self, key: &Key) -> io::Result<Option<u8>> {
+    fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
-            Key::Ctrl('c' | 'd') if self.editor.is_empty() => return self.enter("/exit".into()),
             Key::Ctrl('l') => self.terminal.redraw(),
             Key::Ctrl('z') => self.suspend()?,
             Key::PageUp => self.scroll = self.scroll.saturating_add(page),
             Key::PageDown => self.scroll = self.scroll.saturating_sub(page),
+            key if self.asking.is_some() => return self.answer(key),
+            Key::Ctrl('c' | 'd') if self.editor.is_empty() => return self.enter("/exit".into()),
             // The line stays where it is.
             Key::Enter if self.ahead.len() >= MAX_AHEAD && self.editor.text() != "/exit" => {
                 self.terminal.bell()?;
@@ -228,19 +263,62 @@ impl Front {
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
                 let find = |before: &str| complete(before, people, file::listing);
-                if !self.editor.complete(*key == Key::BackTab, find) {
+                if !self.editor.complete(key == Key::BackTab, find) {
                     self.terminal.bell()?;
                 }
             }
-            key => match self.editor.key(key) {
+            key => match self.editor.key(&key) {
                 Outcome::Submitted(line) => {
                     self.scroll = 0;
+                    // At once, whatever waits: what is typed next must never become a message.
+                    if matches!(command::parse(&line), Ok(Command::Password(None))) {
+                        self.asking = Some(Asking::default());
+                        return Ok(None);
+                    }
                     return self.enter(line);
                 }
-                Outcome::Ignored if *key == Key::Escape => self.scroll = 0,
+                Outcome::Ignored if key == Key::Escape => self.scroll = 0,
                 Outcome::Ignored | Outcome::Edited => {}
             },
         }
+        Ok(None)
+    }
+
+    /// Takes a key of an answer to the question for passwords.
+    fn answer(&mut self, key: Key) -> io::Result<Option<u8>> {
+        let Some(asking) = &mut self.asking else { return Ok(None) };
+        let leaves = match key {
+            Key::Escape | Key::Ctrl('c') => true,
+            Key::Ctrl('d') => asking.typed.is_empty(),
+            _ => false,
+        };
+        if leaves {
+            self.asking = None;
+            self.show(notice(ChangeError::BackedOut.to_string()));
+            return Ok(None);
+        }
+        let Some(password) = asking.typed.key(key) else { return Ok(None) };
+        let problem = match (&asking.old, &asking.new) {
+            (None, _) => {
+                asking.old = Some(password);
+                return Ok(None);
+            }
+            (Some(_), None) if password.is_long_enough() => {
+                asking.new = Some(password);
+                return Ok(None);
+            }
+            (Some(_), None) => StartError::ShortPassword.to_string(),
+            (Some(_), Some(new)) if *new == password => {
+                let end = self.handle(Event::Line("/passwd".into()));
+                self.asking = None;
+                return end;
+            }
+            (Some(_), Some(_)) => {
+                asking.new = None;
+                "the two differ: the new password once more".into()
+            }
+        };
+        self.show(notice(problem));
         Ok(None)
     }
 
@@ -257,7 +335,8 @@ impl Front {
     fn abandon(&mut self) -> u8 {
         let unsent = self.ahead.iter().filter(|line| *line != "/exit").count();
         let unsent = (unsent > 0).then(|| format!("{unsent} lines that you had typed were not sent"));
-        let texts = [self.session.unsettled(), unsent, self.session.unfinished_files()];
+        let session = &self.session;
+        let texts = [session.unsettled(), unsent, session.unfinished_files(), session.unclear_password()];
         self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
         u8::from(!self.problem.is_empty())
     }
@@ -287,7 +366,14 @@ impl Front {
             }
             None => ("everyone".to_string(), "", "> ".to_string()),
         };
-        let tls = if self.facts.tls { "" } else { ", NO TLS" };
+        let prompt = match &self.asking {
+            None => prompt,
+            Some(Asking { old: None, .. }) => "old password (unseen): ".into(),
+            Some(Asking { new: None, .. }) => "new password (unseen): ".into(),
+            Some(_) => "the same once more: ".into(),
+        };
+        let unseen = Editor::default();
+        let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
             place,
             link: "on-line".into(),
@@ -295,7 +381,7 @@ impl Front {
             trust: trust.into(),
             me: session.me().to_string(),
             online: session.online(),
-            server: self.facts.server.clone(),
+            server: self.facts.options.server(),
             prompt,
         };
         let offset = self.facts.offset;
@@ -304,7 +390,7 @@ impl Front {
             entries: &self.entries,
             progress: &progress,
             status: &status,
-            editor: &self.editor,
+            editor: if self.asking.is_some() { &unseen } else { &self.editor },
             scroll: self.scroll,
             me: session.me().as_str(),
             clock: &|ms| clock::hour_minute(ms, offset),

@@ -11,7 +11,9 @@ pub mod outgoing;
 pub mod peers;
 pub mod wire_form;
 
+use super::connect::StartError;
 use super::entry::{Entry, Source};
+use super::password::ChangeError;
 use super::text::{mentions, sanitise};
 use super::transfer::{Job, Step};
 use super::trust::{Ignored, KnownUsers, Trust};
@@ -26,6 +28,7 @@ use files::Files;
 use outgoing::{Missed, Outbox};
 use peers::{Learned, Peers};
 use std::collections::{BTreeSet, VecDeque};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,6 +50,9 @@ const ANSWER: Duration = Duration::from_secs(90);
 const FAREWELL: Duration = Duration::from_secs(30);
 /// At the end of the input, the answer to an offered file is waited for this long.
 const FAREWELL_OF_OFFERS: Duration = Duration::from_secs(600);
+/// Where the old password still is.
+const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
+    on another machine still has the old one: copy it anew";
 /// More people than this coming or going at once are told as a number.
 const MAX_NAMED: usize = 5;
 
@@ -66,6 +72,8 @@ pub enum Event {
     NewKey(Box<SessionKey>),
     /// A file's thread has come one step further.
     Transfer(u32, Step),
+    /// What became of [`Effect::ChangePassword`].
+    PasswordChanged(Result<(), ChangeError>),
     /// Time has passed.
     Tick,
 }
@@ -78,6 +86,8 @@ pub enum Effect {
     Alert,
     Clear,
     MakeSessionKey,
+    /// The person wants a new password: from this file, or to be asked for.
+    ChangePassword(Option<String>),
     /// Something is to be done for the transfer of this number.
     Transfer(u32, Job),
     /// How far a file is, where no bar shows it.
@@ -170,6 +180,8 @@ pub struct Session {
     ending: Option<Instant>,
     /// Files under way are waited for at the end.
     patient: bool,
+    /// The password is being changed.
+    changing: bool,
 }
 
 impl Session {
@@ -207,6 +219,7 @@ impl Session {
             asking: None,
             ending: None,
             patient: false,
+            changing: false,
         }
     }
 
@@ -233,6 +246,14 @@ impl Session {
             }
             Event::NewKey(key) => self.announce(*key, now),
             Event::Transfer(number, step) => self.step(number, step),
+            Event::PasswordChanged(outcome) => {
+                self.changing = false;
+                match outcome {
+                    Ok(()) => self.notice(PASSWORD_CHANGED.into()),
+                    Err(error @ ChangeError::BackedOut) => self.notice(error.to_string()),
+                    Err(error) => self.problem(error.to_string()),
+                }
+            }
             Event::Tick => {}
         }
         // With every event, or a busy room would stop the clock.
@@ -249,7 +270,7 @@ impl Session {
 
     /// Whether all that was asked of the server has been answered.
     pub fn is_settled(&self) -> bool {
-        self.outbox.is_empty() && self.verifying.is_empty()
+        self.outbox.is_empty() && self.verifying.is_empty() && !self.changing
     }
 
     fn waits_for_answers(&self) -> bool {
@@ -387,8 +408,14 @@ impl Session {
     }
 
     fn tell_unsettled(&mut self) {
-        let texts = [self.unsettled(), self.unfinished_files()];
+        let texts = [self.unsettled(), self.unfinished_files(), self.unclear_password()];
         texts.into_iter().flatten().for_each(|text| self.problem(text));
+    }
+
+    /// What is to be said of a change of the password that has not ended, if there is one.
+    pub fn unclear_password(&self) -> Option<String> {
+        self.changing
+            .then(|| ChangeError::Unclear(StartError::Lost(ErrorKind::Interrupted.into())).to_string())
     }
 
     /// What is to be said of messages that nobody has acknowledged, if there are any.
@@ -419,6 +446,7 @@ impl Session {
             ServerMessage::Error(failure) => self.failure(&failure, now),
             // The last two go past the session, to their transfers.
             ServerMessage::Registered
+            | ServerMessage::PasswordChanged
             | ServerMessage::Challenge(_)
             | ServerMessage::Grant(_)
             | ServerMessage::Refused(_) => {

@@ -269,6 +269,41 @@ impl Keyboard {
     }
 }
 
+/// A password being typed.
+pub struct Unseen(Zeroizing<String>);
+
+impl Default for Unseen {
+    fn default() -> Unseen {
+        Unseen(Zeroizing::new(String::with_capacity(MAX_PASSWORD)))
+    }
+}
+
+impl Unseen {
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Does what the key says; the password at Enter.
+    pub fn key(&mut self, key: Key) -> Option<Password> {
+        match key {
+            Key::Char(c) => self.push(c),
+            Key::Paste(text) => Zeroizing::new(text).chars().for_each(|c| self.push(c)),
+            Key::Backspace | Key::Ctrl('h') => drop(self.0.pop()),
+            Key::Ctrl('u') => self.0.clear(),
+            Key::Enter => return Some(Password::new(std::mem::take(&mut *std::mem::take(self).0))),
+            _ => {}
+        }
+        None
+    }
+
+    fn push(&mut self, c: char) {
+        if !c.is_control() && self.0.len() + c.len_utf8() <= MAX_PASSWORD {
+            self.0.push(c);
+        }
+    }
+}
+
 /// Questions on the normal screen, one line each. The terminal is raw throughout, so what is
 /// typed between two questions waits for the second, unseen.
 pub struct Prompter<'a> {
@@ -316,21 +351,12 @@ impl<'a> Prompter<'a> {
     /// Asks for a password and shows nothing of it.
     pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
         write(label)?;
-        let mut typed = Zeroizing::new(String::with_capacity(MAX_PASSWORD));
-        let push = |typed: &mut String, c: char| {
-            if !c.is_control() && typed.len() + c.len_utf8() <= MAX_PASSWORD {
-                typed.push(c);
-            }
-        };
+        let mut typed = Unseen::default();
         let answer = loop {
-            match self.key(typed.is_empty())? {
-                None => break None,
-                Some(Key::Char(c)) => push(&mut typed, c),
-                Some(Key::Paste(text)) => Zeroizing::new(text).chars().for_each(|c| push(&mut typed, c)),
-                Some(Key::Backspace | Key::Ctrl('h')) => drop(typed.pop()),
-                Some(Key::Ctrl('u')) => typed.clear(),
-                Some(Key::Enter) => break Some(Password::new(std::mem::take(&mut *typed))),
-                Some(_) => {}
+            let Some(key) = self.key(typed.is_empty())? else { break None };
+            let password = typed.key(key);
+            if password.is_some() {
+                break password;
             }
         };
         write("\r\n")?;

@@ -1,12 +1,13 @@
 //! The accounts: `users.json` and `keys/NAME.pem`.
 //!
-//! Invariant: `users.json` is only appended to, one JSON record a line, and a registration is
-//! answered after its key file and then its record are on disk. Simultaneous registrations
-//! share one fsync. A last line without its end is a torn write and is dropped; any other
-//! damage stops the start. No lock is held across a write. Format: README, "Server files".
+//! Invariant: `users.json` is only appended to, one JSON record a line, and rewritten only at the start; a
+//! registration is answered after its key file and then its record are on disk, a new password after its
+//! record is. Simultaneous ones share one fsync. A last line without its end is a torn write and is
+//! dropped; any other damage stops the start. No lock is held across a write. Once a login was accepted,
+//! no password change that was begun before it takes effect. Format: README, "Server files".
 
 use super::lock;
-use crate::auth::Account;
+use crate::auth::{Account, NewPassword};
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
 use crate::crypto::secret::Key;
 use crate::disk;
@@ -16,12 +17,15 @@ use miniserde::{Deserialize, Serialize, json};
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
+/// So many superseded lines, and a quarter of all accounts, are worth a rewrite at the start.
+const MANY_SUPERSEDED: usize = 100;
 
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -30,6 +34,20 @@ struct Record {
     rounds: u32,
     password_key: Key,
     identity: Fixed<32>,
+}
+
+impl Record {
+    /// One line, with its end.
+    fn line(account: &Account) -> Zeroizing<String> {
+        let record = Record {
+            name: account.name.clone(),
+            salt: Fixed(account.salt),
+            rounds: account.rounds,
+            password_key: account.password_key.duplicate(),
+            identity: Fixed(account.identity.0),
+        };
+        Zeroizing::new(json::to_string(&record) + "\n")
+    }
 }
 
 /// Why an account could not be made.
@@ -55,8 +73,10 @@ impl std::error::Error for RegisterError {}
 /// All accounts, by folded name. `None` marks a registration under way.
 pub struct Accounts {
     keys: PathBuf,
-    by_name: RwLock<HashMap<String, Option<Arc<Account>>>>,
+    by_name: RwLock<ByName>,
     journal: Journal,
+    /// The file of before a rewrite, which stays locked: a second server may have opened it just then.
+    _former: Option<File>,
     /// Makes the salts of names that do not exist.
     secret: Key,
 }
@@ -66,6 +86,33 @@ pub struct Accounts {
 pub struct Notices {
     /// Bytes of a torn last line that were dropped.
     pub torn: u64,
+    /// Superseded lines that a rewrite has dropped, or why it could not be.
+    pub dropped: Option<Result<usize, String>>,
+}
+
+/// An account as it stood when a challenge was made for it.
+pub struct Seen {
+    pub account: Arc<Account>,
+    logins: u64,
+}
+
+struct Entry {
+    account: Arc<Account>,
+    /// Since the start.
+    logins: u64,
+    /// A new password is on its way to the disk.
+    changing: bool,
+}
+
+impl Entry {
+    fn new(account: Account) -> Entry {
+        Entry { account: Arc::new(account), logins: 0, changing: false }
+    }
+
+    /// Whether the password is what it was when the challenge was made, and stays so for now.
+    fn is_as(&self, seen: &Seen) -> bool {
+        !self.changing && Arc::ptr_eq(&self.account, &seen.account)
+    }
 }
 
 impl Accounts {
@@ -80,26 +127,88 @@ impl Accounts {
             TryLockError::WouldBlock => disk::at(&path)(io::Error::other("another server uses this folder")),
             TryLockError::Error(error) => disk::at(&path)(error),
         })?;
-        let (by_name, good) = load(&path)?;
+        let former = path.with_extension("json.old");
+        let (by_name, good, lines) = load(&path).map_err(|error| match former.exists() {
+            true => {
+                io::Error::other(format!("{error} ({} is from before the last rewrite)", former.display()))
+            }
+            false => error,
+        })?;
         let torn = file.metadata()?.len() - good;
         if torn > 0 {
             file.set_len(good).and_then(|()| file.sync_all()).map_err(disk::at(&path))?;
         }
         disk::sync_parent(&path)?;
+        let superseded = lines - by_name.len();
+        let many = superseded >= MANY_SUPERSEDED.max(by_name.len() / 4);
+        let (journal, _former, dropped) = match many.then(|| rewrite(&path, &former, &by_name)) {
+            None => (Journal::new(file, good), None, None),
+            Some(Ok((new, length))) => {
+                // Or what is confirmed from now on could be in a file that a power failure takes away.
+                disk::sync_parent(&path)?;
+                (Journal::new(new, length), Some(file), Some(Ok(superseded)))
+            }
+            // A full disk is no reason to serve nobody.
+            Some(Err(error)) => (Journal::new(file, good), None, Some(Err(error.to_string()))),
+        };
         let accounts = Accounts {
             keys: folder.join("keys"),
             by_name: RwLock::new(by_name),
-            journal: Journal::new(file, good),
+            journal,
+            _former,
             secret: fake_salt_secret(&folder.join("salt.secret"))?,
         };
-        Ok((accounts, Notices { torn }))
+        Ok((accounts, Notices { torn, dropped }))
     }
 
     /// The account of exactly this name.
     pub fn get(&self, name: &Username) -> Option<Arc<Account>> {
+        self.see(name).map(|seen| seen.account)
+    }
+
+    /// The same, for a challenge: what [`admit`](Self::admit) or [`change`](Self::change) will compare.
+    pub fn see(&self, name: &Username) -> Option<Seen> {
         let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        let account = accounts.get(&name.folded())?.clone();
-        account.filter(|account| account.name == *name)
+        let entry = accounts.get(&name.folded())?.as_ref().filter(|entry| entry.account.name == *name)?;
+        Some(Seen { account: entry.account.clone(), logins: entry.logins })
+    }
+
+    /// A login was verified against `seen`: false if the password has changed since. If true, no change
+    /// that was begun before takes effect any more, so the client may forget the password of one.
+    pub fn admit(&self, seen: &Seen) -> bool {
+        self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
+    }
+
+    /// Takes a new password; returns when it is on disk. False, and nothing, if the account is no longer as
+    /// it was `seen`, or somebody has logged in since.
+    ///
+    /// # Errors
+    /// Of the disk; the old password holds then.
+    pub fn change(&self, seen: &Seen, new: NewPassword) -> io::Result<bool> {
+        let account = Arc::new(new.into_account());
+        let untouched = |entry: &Entry| entry.is_as(seen) && entry.logins == seen.logins;
+        if !self.update(seen, untouched, |entry| entry.changing = true) {
+            return Ok(false);
+        }
+        let stored = self.journal.append(&Record::line(&account));
+        self.update(
+            seen,
+            |_| true,
+            |entry| {
+                entry.changing = false;
+                if stored.is_ok() {
+                    entry.account = account;
+                }
+            },
+        );
+        stored.map(|()| true)
+    }
+
+    /// Changes the entry of `seen` if it `fits`.
+    fn update(&self, seen: &Seen, fits: impl Fn(&Entry) -> bool, change: impl FnOnce(&mut Entry)) -> bool {
+        let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = accounts.get_mut(&seen.account.name.folded()).and_then(Option::as_mut);
+        entry.filter(|entry| fits(entry)).map(change).is_some()
     }
 
     /// How many there are.
@@ -146,34 +255,26 @@ impl Accounts {
         }
         let path = self.key_path(&account.name);
         // One left by a crash before its record was written belongs to nobody.
-        let stored = disk::replace(&path, identity.to_pem().as_bytes()).and_then(|()| {
-            let record = Record {
-                name: account.name.clone(),
-                salt: Fixed(account.salt),
-                rounds: account.rounds,
-                password_key: account.password_key.duplicate(),
-                identity: Fixed(account.identity.0),
-            };
-            self.journal.append(&(json::to_string(&record) + "\n"))
-        });
+        let stored = disk::replace(&path, identity.to_pem().as_bytes())
+            .and_then(|()| self.journal.append(&Record::line(&account)));
         if stored.is_err() {
             // Before the name is free again, or the next one's file would go.
             let _ = std::fs::remove_file(&path);
         }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
         match stored {
-            Ok(()) => accounts.insert(folded, Some(Arc::new(account))),
+            Ok(()) => accounts.insert(folded, Some(Entry::new(account))),
             Err(_) => accounts.remove(&folded),
         };
         stored.map_err(RegisterError::Io)
     }
 }
 
-type ByName = HashMap<String, Option<Arc<Account>>>;
+type ByName = HashMap<String, Option<Entry>>;
 
-/// Reads all records; also returns the bytes of whole lines.
-fn load(path: &Path) -> io::Result<(ByName, u64)> {
-    let mut accounts = HashMap::new();
+/// Reads all records; also returns the bytes and the number of whole lines.
+fn load(path: &Path) -> io::Result<(ByName, u64, usize)> {
+    let (mut accounts, mut lines) = (HashMap::new(), 0);
     let good = disk::read_records(path, |record: Record| {
         let account = Account {
             name: record.name,
@@ -182,9 +283,35 @@ fn load(path: &Path) -> io::Result<(ByName, u64)> {
             password_key: record.password_key,
             identity: Fingerprint(record.identity.0),
         };
-        accounts.insert(account.name.folded(), Some(Arc::new(account)));
+        accounts.insert(account.name.folded(), Some(Entry::new(account)));
+        lines += 1;
     })?;
-    Ok((accounts, good))
+    Ok((accounts, good, lines))
+}
+
+/// Writes one line for each account into a new file, locked before it has the name; the former one stays as
+/// `former`. The new file, open for appending, and its length; the caller waits for the folder.
+fn rewrite(path: &Path, former: &Path, accounts: &ByName) -> io::Result<(File, u64)> {
+    let temporary = path.with_extension("json.tmp");
+    for stale in [&*temporary, former] {
+        match std::fs::remove_file(stale) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk::at(stale)(error)),
+            _ => {}
+        }
+    }
+    let file = disk::append(&temporary)?;
+    file.try_lock()?;
+    let mut writer = BufWriter::new(&file);
+    for entry in accounts.values().flatten() {
+        writer.write_all(Record::line(&entry.account).as_bytes()).map_err(disk::at(&temporary))?;
+    }
+    writer.flush().and_then(|()| file.sync_all()).map_err(disk::at(&temporary))?;
+    drop(writer);
+    let length = file.metadata().map_err(disk::at(&temporary))?.len();
+    // A second name first: at no moment is there none.
+    std::fs::hard_link(path, former).map_err(disk::at(former))?;
+    std::fs::rename(&temporary, path).map_err(disk::at(path))?;
+    Ok((file, length))
 }
 
 fn fake_salt_secret(path: &Path) -> io::Result<Key> {

@@ -4,17 +4,18 @@
 //! has logged in; [`Client::run`] then holds one small thread, which blocks on the socket
 //! outside every lock. Whatever ends a connection, `Drop` takes its session off the registry.
 
+use super::accounts::Seen;
 use super::limits::{self, Bucket, Ticket};
 use super::outbox::Outbox;
 use super::session::Session;
 use super::{Shared, delivery};
-use crate::auth::{self, Authenticated, PendingLogin};
+use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
 use crate::crypto::public::{IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, Grant, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN,
-    MAX_PACKET, Packet, Register, ServerMessage, SessionKeyFields, VERSION,
+    MAX_PACKET, Packet, PasswordChange, Register, ServerMessage, SessionKeyFields, VERSION,
 };
 use crate::wire::frame::{Frame, Lines};
 use crate::wire::tls::{Channel, Reader, Received};
@@ -150,7 +151,7 @@ impl Guest<'_> {
             match message {
                 ClientMessage::Register(request) => self.register(request)?,
                 ClientMessage::LoginRequest(request) => return self.challenge(request),
-                ClientMessage::ChallengeResponse(_) => {
+                ClientMessage::ChallengeResponse(_) | ClientMessage::PasswordChange(_) => {
                     return Err(refuse(ErrorCode::NoChallenge, "ask for a challenge first: login_request"));
                 }
                 ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
@@ -171,14 +172,7 @@ impl Guest<'_> {
         if self.shared.closed {
             return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
         }
-        if let Err(wait) = self.shared.registrations.take(self.address) {
-            return Err(Refusal::Say(ServerMessage::Error(Failure {
-                code: ErrorCode::TooManyRequests.as_str().into(),
-                message: "too many new accounts from your address".into(),
-                id: None,
-                retry_after: Some(wait.as_secs() + 1),
-            })));
-        }
+        self.count_record()?;
         let name = request.username.clone();
         let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
         match self.shared.accounts.register(account, &identity) {
@@ -190,27 +184,40 @@ impl Guest<'_> {
                 self.audit("name_taken", &name);
                 Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, error.to_string()))?)
             }
-            Err(super::accounts::RegisterError::Io(error)) => {
-                self.shared.audit.log("storage_failed", Some(&name), Some(self.address), &error.to_string());
-                Err(refuse(
-                    ErrorCode::ServerError,
-                    "the server cannot store new accounts now: tell its operator",
-                ))
-            }
+            Err(super::accounts::RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
         }
+    }
+
+    /// What makes `users.json` grow is counted by address.
+    fn count_record(&self) -> Result<(), Refusal> {
+        self.shared.registrations.take(self.address).map_err(|wait| {
+            Refusal::Say(ServerMessage::Error(Failure {
+                code: ErrorCode::TooManyRequests.as_str().into(),
+                message: "too many new accounts and passwords from your address".into(),
+                id: None,
+                retry_after: Some(wait.as_secs() + 1),
+            }))
+        })
+    }
+
+    fn not_stored(&self, name: &Username, error: &io::Error) -> Refusal {
+        self.shared.audit.log("storage_failed", Some(name), Some(self.address), &error.to_string());
+        refuse(ErrorCode::ServerError, "the server cannot store accounts now: tell its operator")
     }
 
     fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
         check_version(request.version)?;
         self.refuse_locked(&request.username)?;
-        let account = self.shared.accounts.get(&request.username);
-        let secret = self.shared.accounts.secret();
-        let (pending, challenge) =
-            PendingLogin::new(request, account.as_deref(), secret).map_err(auth_error)?;
+        let seen = self.shared.accounts.see(&request.username);
+        let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), self.shared.accounts.secret());
+        let (pending, challenge) = PendingLogin::new(request, account, secret).map_err(auth_error)?;
         self.say(&ServerMessage::Challenge(challenge))?;
         let response = loop {
             match self.hear()? {
                 ClientMessage::ChallengeResponse(response) => break response,
+                ClientMessage::PasswordChange(change) => {
+                    return Err(self.change_password(pending, seen.as_ref(), *change));
+                }
                 ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
                 ClientMessage::Logout => return Err(Refusal::Gone),
@@ -218,12 +225,10 @@ impl Guest<'_> {
             }
         };
         let name = pending.name().clone();
-        // Counted before anything is checked: parallel guesses are guesses too.
-        let locks = match self.shared.lockout.count(&name, self.address) {
-            Ok(locks) => locks,
-            Err(left) => return Err(self.locked(&name, left)),
-        };
-        match pending.verify(*response, self.channel.exporter(), clock::now_ms()) {
+        let locks = self.count_attempt(&name)?;
+        let verified = pending.verify(*response, self.channel.exporter(), clock::now_ms());
+        let is_current = || seen.is_some_and(|seen| self.shared.accounts.admit(&seen));
+        match verified.and_then(|login| is_current().then_some(login).ok_or(AuthError::Denied)) {
             // Who takes over a session of their own needs no new place.
             Ok(login)
                 if self.shared.registry.count() >= self.shared.limits.clients
@@ -237,15 +242,46 @@ impl Guest<'_> {
                 self.audit("login", &name);
                 Ok(login)
             }
-            Err(error) => {
-                self.audit("login_failed", &name);
-                if locks {
-                    self.audit("locked", &name);
-                    self.shared.remember_lock(&name);
-                }
-                Err(auth_error(error))
+            Err(error) => Err(self.failed("login_failed", &name, locks, error)),
+        }
+    }
+
+    /// The last word on a request for a new password.
+    fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
+        let name = pending.name().clone();
+        let changed = self.count_attempt(&name).and_then(|locks| {
+            let failed = |error| self.failed("password_change_failed", &name, locks, error);
+            let new = pending.verify_change(change, self.channel.exporter()).map_err(failed)?;
+            self.shared.lockout.forgive(&name, self.address);
+            self.count_record()?;
+            let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
+            match stored.map_err(|error| self.not_stored(&name, &error))? {
+                true => Ok(()),
+                false => Err(self.failed("password_change_failed", &name, false, AuthError::Denied)),
+            }
+        });
+        match changed {
+            Err(refusal) => refusal,
+            Ok(()) => {
+                self.audit("password_changed", &name);
+                Refusal::Say(ServerMessage::PasswordChanged)
             }
         }
+    }
+
+    /// Counted before anything is checked: parallel guesses are guesses too. True if it is the one that
+    /// locks the name.
+    fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
+        self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
+    }
+
+    fn failed(&self, event: &'static str, name: &Username, locks: bool, error: AuthError) -> Refusal {
+        self.audit(event, name);
+        if locks {
+            self.audit("locked", name);
+            self.shared.remember_lock(name);
+        }
+        auth_error(error)
     }
 
     fn refuse_locked(&self, name: &Username) -> Result<(), Refusal> {
@@ -270,11 +306,11 @@ fn check_version(version: u32) -> Result<(), Refusal> {
     Err(refuse(ErrorCode::UnsupportedVersion, "this server speaks version 1 of the protocol"))
 }
 
-fn auth_error(error: auth::AuthError) -> Refusal {
+fn auth_error(error: AuthError) -> Refusal {
     let code = match error {
-        auth::AuthError::BadRounds => ErrorCode::BadRounds,
-        auth::AuthError::BadKey | auth::AuthError::Clock => ErrorCode::BadKey,
-        auth::AuthError::Denied | auth::AuthError::Expired => ErrorCode::LoginFailed,
+        AuthError::BadRounds => ErrorCode::BadRounds,
+        AuthError::BadKey | AuthError::Clock => ErrorCode::BadKey,
+        AuthError::Denied | AuthError::Expired => ErrorCode::LoginFailed,
     };
     refuse(code, &error.to_string())
 }
@@ -434,7 +470,8 @@ impl Client {
             ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => return,
             ClientMessage::Register(_)
             | ClientMessage::LoginRequest(_)
-            | ClientMessage::ChallengeResponse(_) => {
+            | ClientMessage::ChallengeResponse(_)
+            | ClientMessage::PasswordChange(_) => {
                 ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already")
             }
         };

@@ -62,7 +62,7 @@ pub struct Limits {
     pub outbox: usize,
     /// Requests a second of one client; faster ones wait.
     pub rate: u32,
-    /// New accounts a minute from one address.
+    /// New accounts and changed passwords a minute from one address.
     pub registrations: u32,
 }
 

@@ -92,9 +92,17 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     if notices.torn > 0 {
         writeln!(
             out,
-            "users.json: dropped {} bytes of a registration that was never confirmed",
+            "users.json: dropped {} bytes of a registration or password that was never confirmed",
             notices.torn
         )?;
+    }
+    match notices.dropped {
+        Some(Ok(lines)) => writeln!(
+            out,
+            "users.json: rewritten without {lines} superseded lines; users.json.old is the file of before"
+        )?,
+        Some(Err(error)) => writeln!(out, "users.json: not rewritten: {error}")?,
+        None => {}
     }
     let certificates = match options.tls {
         true => Some(Certificates::open(&options.data_dir.join("certs"), out)?),

@@ -24,7 +24,7 @@ Limits (the defaults of the first two follow from the machine's):
   --waiting N           connections that have not logged in yet; the oldest goes
   --outbox KIB          what may wait for one slow client (default 384)
   --rate N              requests a second of one client; faster ones wait (default 100)
-  --registrations N     new accounts a minute from one address (default 120)
+  --registrations N     new accounts and passwords a minute from one address (default 120)
 
   --help, --version
 ";

@@ -61,6 +61,13 @@ impl Session {
             Command::RejectFile(number) => self.reject_file(number),
             Command::Cancel(number) => self.cancel_file(number),
             Command::Files => self.tell_files(),
+            Command::Password(_) if self.changing => {
+                self.problem("your password is being changed already".into());
+            }
+            Command::Password(file) => {
+                self.changing = true;
+                self.effects.push(Effect::ChangePassword(file));
+            }
         }
     }
 

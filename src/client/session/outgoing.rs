@@ -502,6 +502,7 @@ mod tests {
                     Effect::MakeSessionKey => self.wants_key[n] = true,
                     Effect::Alert
                     | Effect::Clear
+                    | Effect::ChangePassword(_)
                     | Effect::Transfer(..)
                     | Effect::Progress(_)
                     | Effect::Quit(_) => {}

@@ -1,0 +1,195 @@
+//! The key file, and the one that takes its place when the password changes.
+//!
+//! Invariant: at every moment at least one of `NAME_private.key` and `NAME_private.key.new` opens with the
+//! password that the server wants. The new one is on disk before the server is asked; the server makes the
+//! change or does not; then one of the two goes. If it is not known which, both stay, and the next login
+//! finds out: the server decides, and a login that it has accepted outdates every change begun before.
+//! A lock on the folder keeps two clients from doing this at once. Specification: README, "Changing the password".
+
+use super::account;
+use super::connect::{StartError, connect, refusal};
+use super::options::Options;
+use crate::auth::NewPasswordKey;
+use crate::crypto::key_file::{self, KeyFileError};
+use crate::crypto::keys::IdentityKey;
+use crate::crypto::secret::Password;
+use crate::disk;
+use crate::name::Username;
+use crate::protocol::{ClientMessage, ErrorCode, ServerMessage};
+use miniserde::{Deserialize, json};
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why the password is not changed, or may not be. `Display` says what to do.
+#[derive(Debug)]
+pub enum ChangeError {
+    /// The person has backed out.
+    BackedOut,
+    /// The old password does not open the key file.
+    WrongPassword,
+    /// Another client changes it, or an earlier change has broken off.
+    Unsettled,
+    /// Nothing has changed.
+    Refused(StartError),
+    /// The server may have changed it.
+    Unclear(StartError),
+    /// The server has changed it; the disk fails.
+    NotReplaced(io::Error),
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NEXT: &str = "leave and log in: with the new password, or else with the old one";
+        match self {
+            ChangeError::BackedOut => f.write_str("your password stays as it is"),
+            ChangeError::WrongPassword => {
+                f.write_str("your password is not changed: the old one is wrong, it does not open your key")
+            }
+            ChangeError::Unsettled => write!(f, "an earlier change of your password is not complete: {NEXT}"),
+            ChangeError::Refused(error) => write!(f, "your password is not changed: {error}"),
+            ChangeError::Unclear(error) => {
+                write!(f, "it is not known whether your password was changed: {error}; {NEXT}")
+            }
+            ChangeError::NotReplaced(error) => write!(
+                f,
+                "your password is changed, but the key file cannot be replaced: {error}; log in with the new one"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ChangeError {}
+
+/// The key file of `name`, and its successor.
+fn paths(options: &Options, name: &Username) -> (PathBuf, PathBuf) {
+    let path = options.key_path(name);
+    let new = path.with_extension("key.new");
+    (path, new)
+}
+
+/// The folder, locked against other clients until it is dropped.
+fn lock(path: &Path) -> io::Result<File> {
+    let folder = File::open(path.parent().unwrap_or(Path::new(".")))?;
+    folder.try_lock()?;
+    Ok(folder)
+}
+
+/// What a successor says beside what makes it a key file.
+#[derive(Deserialize)]
+struct Successor {
+    /// `host:port`, as in `known_servers`.
+    server: Option<String>,
+}
+
+/// Whether the file at `new` was made for the server of `options`, as far as it says.
+fn is_for(options: &Options, new: &Path) -> bool {
+    let text = disk::read(new, key_file::MAX_FILE).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let successor = text.and_then(|text| json::from_str::<Successor>(&text).ok());
+    successor.is_some_and(|successor| successor.server.is_none_or(|server| server == options.server()))
+}
+
+/// What the password has opened.
+pub struct Opened {
+    pub identity: IdentityKey,
+    /// There are two files, and this client may decide between them.
+    choice: Option<Choice>,
+}
+
+struct Choice {
+    path: PathBuf,
+    new: PathBuf,
+    by_new: bool,
+    _lock: File,
+}
+
+/// Opens the key file of `name`, or the one that a change has left beside it; `None` if there is none.
+///
+/// # Errors
+/// [`StartError::KeyFile`], [`StartError::Disk`], of the first file that is there.
+pub fn open(options: &Options, name: &Username, password: &Password) -> Result<Option<Opened>, StartError> {
+    let (path, new) = paths(options, name);
+    // Without the lock nothing is decided now: another client is at it. Nor is it here if another server
+    // was asked for the change.
+    let lock = if new.exists() { lock(&path).ok().filter(|_| is_for(options, &new)) } else { None };
+    let mut failure = None;
+    for by_new in [false, true] {
+        let file = if by_new { &new } else { &path };
+        let identity = match disk::read(file, key_file::MAX_FILE) {
+            Ok(text) => key_file::open(&text, name, password).map_err(StartError::KeyFile),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => Err(StartError::Disk(error)),
+        };
+        match identity {
+            Ok(identity) => {
+                let choice = lock.map(|_lock| Choice { path, new, by_new, _lock });
+                return Ok(Some(Opened { identity, choice }));
+            }
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(None), Err)
+}
+
+impl Opened {
+    /// A key whose file has no successor.
+    pub fn alone(identity: IdentityKey) -> Opened {
+        Opened { identity, choice: None }
+    }
+
+    /// The server has let this password in: the file that it opened is the key file, the other one goes. What
+    /// fails here is done at the next login.
+    pub fn settle(&self) {
+        if let Some(Choice { path, new, by_new, .. }) = &self.choice {
+            let settled = if *by_new { fs::rename(new, path) } else { fs::remove_file(new) };
+            let _ = settled.and_then(|()| disk::sync_parent(path));
+        }
+    }
+}
+
+/// Changes the password of `name`, of the key file and on the server together; up to a second, and as long as
+/// the server takes. On a connection of its own: the session goes on meanwhile, and after.
+///
+/// # Errors
+/// [`ChangeError`]; in any case the account can be used with the old or the new password.
+pub fn change(options: &Options, name: &Username, old: &Password, new: &Password) -> Result<(), ChangeError> {
+    use ChangeError::{NotReplaced, Refused, Unclear};
+    let disk_error = |error| Refused(StartError::Disk(error));
+    if !new.is_long_enough() {
+        return Err(Refused(StartError::ShortPassword));
+    }
+    let (path, new_path) = paths(options, name);
+    let _lock = lock(&path).map_err(|_| ChangeError::Unsettled)?;
+    if new_path.exists() {
+        return Err(ChangeError::Unsettled);
+    }
+    let text = disk::read(&path, key_file::MAX_FILE).map_err(disk_error)?;
+    let identity = key_file::open(&text, name, old).map_err(|error| match error {
+        KeyFileError::WrongPassword => ChangeError::WrongPassword,
+        other => Refused(StartError::KeyFile(other)),
+    })?;
+    let sealed = key_file::seal(&identity, name, new);
+    let sealed = format!("{{\"server\":{},{}", json::to_string(&options.server()), &sealed[1..]);
+    let key = NewPasswordKey::derive(new);
+    let mut connection = connect(options, |_| false).map_err(Refused)?;
+    let challenge = account::challenge(&mut connection, name, &identity).map_err(Refused)?;
+    let exporter = connection.channel.exporter().to_vec();
+    let request = key.replace(name, &challenge, &exporter, old, &identity);
+    let request = request.map_err(|error| Refused(StartError::Auth(error)))?;
+    disk::write_new(&new_path, sealed.as_bytes()).map_err(disk_error)?;
+    match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {
+        Ok(ServerMessage::PasswordChanged) => {
+            let replaced = fs::rename(&new_path, &path).map_err(disk::at(&path));
+            replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)
+        }
+        // A server whose disk has failed cannot be sure itself.
+        Ok(ServerMessage::Error(failure)) if failure.code != ErrorCode::ServerError.as_str() => {
+            let _ = fs::remove_file(&new_path);
+            Err(Refused(refusal(&failure, name)))
+        }
+        Ok(ServerMessage::Error(failure)) => Err(Unclear(refusal(&failure, name))),
+        Ok(_) => Err(Unclear(StartError::OutOfPlace)),
+        Err(error) => Err(Unclear(error)),
+    }
+}

@@ -1,0 +1,485 @@
+//! A new password: on the server and of the key file together, by its owner alone, and whatever breaks off
+//! in between, the account opens with a password that its owner knows.
+
+mod common;
+
+use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
+use secure_messenger::auth::{self, NewPasswordKey};
+use secure_messenger::clock;
+use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::keys::IdentityKey;
+use secure_messenger::crypto::secret::Password;
+use secure_messenger::encoding::Bytes;
+use secure_messenger::protocol::{
+    Challenge, ClientMessage, LoginRequest, PasswordChange, ServerMessage, VERSION,
+};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const NEW: &str = "tr0ub4dor and three";
+
+fn password(text: &str) -> Password {
+    Password::new(text.into())
+}
+
+// ---- as an attacker would
+
+fn challenge(raw: &mut Raw, person: &Person) -> Challenge {
+    let public_key = Bytes(person.identity.public().spki());
+    let username = person.name.clone();
+    raw.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
+    match raw.answer() {
+        Some(ServerMessage::Challenge(challenge)) => challenge,
+        Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+        _ => panic!("no challenge"),
+    }
+}
+
+/// A change to [`NEW`], signed by `signer`.
+fn change(
+    raw: &Raw,
+    challenge: &Challenge,
+    old: &str,
+    person: &Person,
+    signer: &IdentityKey,
+) -> ClientMessage {
+    let (key, exporter) = (NewPasswordKey::derive(&password(NEW)), raw.channel.exporter());
+    let change = key.replace(&person.name, challenge, exporter, &password(old), signer);
+    ClientMessage::PasswordChange(Box::new(change.expect("acceptable rounds")))
+}
+
+/// The code of the refusal; `None` if the password is changed.
+fn try_change(server: &Server, person: &Person, old: &str, signer: &IdentityKey) -> Option<String> {
+    let mut raw = server.raw();
+    let challenge = challenge(&mut raw, person);
+    let message = change(&raw, &challenge, old, person, signer);
+    outcome(&mut raw, &message)
+}
+
+fn outcome(raw: &mut Raw, message: &ClientMessage) -> Option<String> {
+    raw.say(message);
+    match raw.answer() {
+        Some(ServerMessage::PasswordChanged) => {
+            assert!(raw.is_closed());
+            None
+        }
+        Some(ServerMessage::Error(failure)) => Some(failure.code),
+        _ => panic!("neither changed nor refused"),
+    }
+}
+
+fn answer(raw: &Raw, challenge: &Challenge, person: &Person, text: &str) -> ClientMessage {
+    let session = (&*person.session, person.identity.certify(&person.name, &person.session, clock::now_ms()));
+    let exporter = raw.channel.exporter();
+    let response =
+        auth::respond(&person.name, challenge, exporter, &password(text), &person.identity, session);
+    ClientMessage::ChallengeResponse(Box::new(response.expect("acceptable rounds")))
+}
+
+/// Whether a login with this password succeeds.
+fn opens(server: &Server, person: &Person, text: &str) -> bool {
+    let mut raw = server.raw();
+    let challenge = challenge(&mut raw, person);
+    raw.say(&answer(&raw, &challenge, person, text));
+    matches!(raw.answer(), Some(ServerMessage::Session(_)))
+}
+
+#[test]
+fn a_change_is_on_disk_before_it_is_confirmed_and_ends_no_session() {
+    let server = Server::start();
+    let (mut online, alice) = newcomer(&server, "alice");
+    assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
+    assert!(online.is_usable());
+    let line = "event=password_changed user=alice addr=127.0.0.1\n";
+    until("it is logged", || server.log().matches(line).count() == 1);
+    let server = Server::within(server.kill(), &[]);
+    assert!(!opens(&server, &alice, PASSWORD) && opens(&server, &alice, NEW));
+    assert_eq!(try_change(&server, &alice, NEW, &alice.identity), None);
+    let server = Server::within(server.kill(), &[]);
+    assert!(opens(&server, &alice, NEW));
+}
+
+#[test]
+fn a_session_alone_or_a_password_alone_or_a_key_alone_changes_nothing() {
+    let server = Server::start();
+    let (mut online, alice) = newcomer(&server, "alice");
+    let before = fs::read(server.data("users.json")).expect("there");
+    let thief = IdentityKey::generate();
+    // The session: there is no challenge to be had in it, and that of another connection is worth nothing.
+    let mut other = server.raw();
+    let foreign = challenge(&mut other, &alice);
+    let message = change(&other, &foreign, PASSWORD, &alice, &alice.identity);
+    assert_eq!(outcome(&mut online, &message).as_deref(), Some("already_logged_in"));
+    assert!(online.is_usable());
+    // The password without the key, the key without the password, an account that is not there.
+    let refused = Some("login_failed".to_string());
+    assert_eq!(try_change(&server, &alice, PASSWORD, &thief), refused);
+    assert_eq!(try_change(&server, &alice, "wrong horse battery", &alice.identity), refused);
+    let own = Person { name: alice.name.clone(), identity: Arc::new(thief), session: alice.session.clone() };
+    assert_eq!(try_change(&server, &own, PASSWORD, &own.identity), refused);
+    assert_eq!(try_change(&server, &Person::new("nobody"), PASSWORD, &alice.identity), refused);
+    assert_eq!(try_change(&server, &Person::new("ALICE"), PASSWORD, &alice.identity), refused);
+    // A word of it altered on the way.
+    let alter: [fn(&mut PasswordChange); 3] = [
+        |change| change.salt.0[0] ^= 1,
+        |change| change.rounds += 1,
+        |change| change.password_key = secure_messenger::crypto::secret::Key::new([7; 32]),
+    ];
+    until("the lock of before is forgotten", || opens(&server, &alice, PASSWORD));
+    for alter in alter {
+        let mut raw = server.raw();
+        let challenge = challenge(&mut raw, &alice);
+        let mut message = change(&raw, &challenge, PASSWORD, &alice, &alice.identity);
+        if let ClientMessage::PasswordChange(change) = &mut message {
+            alter(change);
+        }
+        assert_eq!(outcome(&mut raw, &message), refused);
+    }
+    let mut raw = server.raw();
+    let cheap = challenge(&mut raw, &alice);
+    let mut message = change(&raw, &cheap, PASSWORD, &alice, &alice.identity);
+    if let ClientMessage::PasswordChange(change) = &mut message {
+        change.rounds = 99_999;
+    }
+    assert_eq!(outcome(&mut raw, &message).as_deref(), Some("bad_rounds"));
+    assert_eq!(fs::read(server.data("users.json")).expect("there"), before);
+    assert!(opens(&server, &alice, PASSWORD));
+}
+
+#[test]
+fn guesses_at_the_old_password_lock_the_name_like_failed_logins() {
+    let server = Server::start();
+    let (mut online, alice) = newcomer(&server, "alice");
+    for name in ["alice", "nobody"] {
+        for _ in 0..5 {
+            let code = try_change(&server, &Person::new(name), "wrong horse battery", &alice.identity);
+            assert_eq!(code.as_deref(), Some("login_failed"));
+        }
+        let mut raw = server.raw();
+        let public_key = Bytes(alice.identity.public().spki());
+        let username = name.parse().expect("name");
+        raw.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
+        assert_eq!(raw.error(), "locked");
+    }
+    assert!(online.is_usable());
+    until("it is logged", || server.log().matches("event=locked ").count() == 2);
+    let log = server.log();
+    assert_eq!(log.matches("event=password_change_failed user=alice addr=127.0.0.1\n").count(), 5, "{log}");
+}
+
+#[test]
+fn a_challenge_serves_one_change_on_its_own_connection() {
+    let server = Server::start();
+    let (_, alice) = newcomer(&server, "alice");
+    let mut raw = server.raw();
+    let first = challenge(&mut raw, &alice);
+    let good = change(&raw, &first, PASSWORD, &alice, &alice.identity);
+    let bad = change(&raw, &first, "wrong horse battery", &alice, &alice.identity);
+    raw.bytes(&[bad.encode(), good.encode()].concat());
+    assert_eq!(raw.error(), "login_failed");
+    assert!(raw.is_closed());
+    let mut other = server.raw();
+    assert_eq!(outcome(&mut other, &good).as_deref(), Some("no_challenge"));
+    let mut other = server.raw();
+    challenge(&mut other, &alice);
+    assert_eq!(outcome(&mut other, &good).as_deref(), Some("login_failed"));
+    assert!(opens(&server, &alice, PASSWORD));
+}
+
+#[test]
+fn of_a_change_and_a_login_that_cross_the_first_to_be_accepted_outdates_the_other() {
+    let server = Server::start();
+    let (_, alice) = newcomer(&server, "alice");
+    // The client of this change may be gone, and its successor of the key file with it.
+    let mut late = server.raw();
+    let begun = challenge(&mut late, &alice);
+    let late_change = change(&late, &begun, PASSWORD, &alice, &alice.identity);
+    assert!(opens(&server, &alice, PASSWORD));
+    assert_eq!(outcome(&mut late, &late_change).as_deref(), Some("login_failed"));
+    assert!(opens(&server, &alice, PASSWORD));
+    let mut late = server.raw();
+    let begun = challenge(&mut late, &alice);
+    let late_login = answer(&late, &begun, &alice, PASSWORD);
+    assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
+    late.say(&late_login);
+    assert_eq!(late.error(), "login_failed");
+    assert!(opens(&server, &alice, NEW));
+}
+
+// ---- as a person does
+
+/// A person's folder, and what is in it.
+struct Home(Arc<Folder>);
+
+impl Home {
+    /// With an account of alice's under [`PASSWORD`].
+    fn new(server: &Server) -> Home {
+        let client = server.client("alice").ready();
+        let home = client.home.clone();
+        assert_eq!(client.finish().0, 0);
+        Home(home)
+    }
+
+    fn client(&self, port: u16, text: &str) -> Client {
+        let path = self.0.password_file(text);
+        let path = path.to_str().expect("UTF-8");
+        Client::within(self.0.clone(), port, "alice", true, &["--password-file", path])
+    }
+
+    /// Whether alice can log in with this password; what she was told.
+    fn logs_in(&self, port: u16, text: &str) -> bool {
+        let (status, lines) = self.client(port, text).finish();
+        assert_eq!(status == 0, lines.iter().any(|line| line.starts_with("* logged in as")), "{lines:#?}");
+        status == 0
+    }
+
+    fn key(&self) -> PathBuf {
+        self.0.path(".secure_messenger_client/keys/alice_private.key")
+    }
+
+    fn successor(&self) -> PathBuf {
+        self.0.path(".secure_messenger_client/keys/alice_private.key.new")
+    }
+
+    /// A line that changes the password.
+    fn command(&self, text: &str) -> String {
+        format!("/passwd {}", self.0.password_file(text).display())
+    }
+
+    /// The key under another password, as a change would put it beside the first.
+    fn sealed(&self, old: &str, new: &str) -> String {
+        let name = "alice".parse().expect("name");
+        let text = fs::read(self.key()).expect("there");
+        let identity = key_file::open(&text, &name, &password(old)).expect("opens");
+        key_file::seal(&identity, &name, &password(new))
+    }
+}
+
+#[test]
+fn the_new_password_opens_key_file_and_account_and_the_old_one_neither() {
+    let server = Server::start();
+    let home = Home::new(&server);
+    let before = fs::read(home.key()).expect("there");
+    let mut client = home.client(server.port, PASSWORD).ready();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    // The session goes on.
+    client.say("/users");
+    client.expect("* 1 on-line: alice (you)");
+    assert_eq!(client.finish().0, 0);
+    assert!(fs::read(home.key()).expect("there") != before && !home.successor().exists());
+    assert!(!home.logs_in(server.port, PASSWORD) && home.logs_in(server.port, NEW));
+    // Back again; the end of the input waits for it.
+    let mut client = home.client(server.port, NEW).ready();
+    client.say(&home.command(PASSWORD));
+    let (status, lines) = client.finish();
+    assert!(status == 0 && lines.iter().any(|line| line.contains("password is changed")), "{lines:#?}");
+    assert!(home.logs_in(server.port, PASSWORD) && !home.logs_in(server.port, NEW));
+    // The old key file is no way round.
+    fs::write(home.key(), home.sealed(PASSWORD, "hunter2-old")).expect("written");
+    assert!(!home.logs_in(server.port, "hunter2-old"));
+}
+
+#[test]
+fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
+    let server = Server::start();
+    let home = Home::new(&server);
+    let before = fs::read(home.key()).expect("there");
+    let mut client = home.client(server.port, PASSWORD).ready();
+    client.say("/passwd");
+    client.expect("! your password is not changed: name a file");
+    client.say("/passwd /no/such file");
+    client.expect("! your password is not changed: /no/such file: ");
+    client.say(&home.command("short"));
+    client.expect("at least 6 characters");
+    let old = home.0.password_file(PASSWORD);
+    fs::write(&old, "not the old password").expect("written");
+    client.say(&home.command(NEW));
+    client.expect("! your password is not changed: the old one is wrong");
+    fs::write(&old, PASSWORD).expect("written");
+    fs::write(home.successor(), "of another client").expect("written");
+    client.say(&home.command(NEW));
+    client.expect("! an earlier change of your password is not complete");
+    fs::remove_file(home.successor()).expect("there");
+    let folder = fs::File::open(home.key().parent().expect("a folder")).expect("opens");
+    folder.try_lock().expect("free");
+    client.say(&home.command(NEW));
+    client.expect("! an earlier change of your password is not complete");
+    drop(folder);
+    for _ in 0..5 {
+        let nobody = Person::new("alice");
+        let code = try_change(&server, &nobody, "wrong horse battery", &nobody.identity);
+        assert_eq!(code.as_deref(), Some("login_failed"));
+    }
+    client.say(&home.command(NEW));
+    client.expect("! your password is not changed: too many failed logins");
+    assert!(client.finish().1.iter().all(|line| !line.contains("is changed")));
+    assert!(fs::read(home.key()).expect("there") == before && !home.successor().exists());
+}
+
+#[test]
+fn a_change_that_broke_off_before_the_server_took_it_leaves_the_old_password() {
+    let server = Server::start();
+    let home = Home::new(&server);
+    let key = fs::read(home.key()).expect("there");
+    fs::write(home.successor(), home.sealed(PASSWORD, NEW)).expect("written");
+    // Nothing is lost by trying the other one.
+    assert!(!home.logs_in(server.port, NEW) && home.successor().exists());
+    assert!(home.logs_in(server.port, PASSWORD) && !home.successor().exists());
+    assert_eq!(fs::read(home.key()).expect("there"), key);
+    assert!(!home.logs_in(server.port, NEW));
+    // A torn successor, and one that another client is at, are in nobody's way.
+    fs::write(home.successor(), "{\"version\":1,\"kd").expect("written");
+    assert!(home.logs_in(server.port, PASSWORD));
+    fs::write(home.successor(), home.sealed(PASSWORD, NEW)).expect("written");
+    let folder = fs::File::open(home.key().parent().expect("a folder")).expect("opens");
+    folder.try_lock().expect("free");
+    assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
+    drop(folder);
+    // Nor does a login elsewhere decide what this server was asked for.
+    let sealed = format!("{{\"server\":\"elsewhere:1315\",{}", &home.sealed(PASSWORD, NEW)[1..]);
+    fs::write(home.successor(), sealed).expect("written");
+    assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
+}
+
+#[test]
+fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
+    let server = Server::start();
+    let home = Home::new(&server);
+    let old = fs::read(home.key()).expect("there");
+    let mut client = home.client(server.port, PASSWORD).ready();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    assert_eq!(client.finish().0, 0);
+    let new = fs::read(home.key()).expect("there");
+    let crashed = || {
+        fs::write(home.successor(), &new).expect("written");
+        fs::write(home.key(), &old).expect("written");
+    };
+    crashed();
+    assert!(!home.logs_in(server.port, PASSWORD) && home.successor().exists());
+    assert!(home.logs_in(server.port, NEW) && !home.successor().exists());
+    assert_eq!(fs::read(home.key()).expect("there"), new);
+    // The successor alone is a key, too, and a registration makes no other beside it.
+    for arguments in [&[][..], &["--register"]] {
+        crashed();
+        fs::remove_file(home.key()).expect("there");
+        let path = home.0.password_file(NEW);
+        let path = ["--password-file", path.to_str().expect("UTF-8")];
+        let client = Client::within(home.0.clone(), server.port, "alice", true, &[&path, arguments].concat());
+        let (status, lines) = client.finish();
+        assert_eq!(status, 0, "{lines:#?}");
+        assert!(fs::read(home.key()).expect("there") == new && !home.successor().exists());
+    }
+}
+
+#[test]
+fn whoever_is_killed_during_a_change_one_of_the_two_passwords_opens_the_account_for_good() {
+    let mut server = Server::start();
+    let home = Home::new(&server);
+    let gate = Gate::before(&server);
+    // What a change says before its last line, which alone has to be held.
+    let mut client = home.client(gate.port, PASSWORD).ready();
+    let before = gate.passed();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    let whole = gate.passed() - before;
+    assert_eq!(client.finish().0, 0);
+    let (mut raw, alice) = (server.raw(), Person::new("alice"));
+    let any = challenge(&mut raw, &alice);
+    let line = change(&raw, &any, "any", &alice, &alice.identity).encode().len() as u64;
+    // The request for the challenge is longer than what is taken off for the record and to be sure.
+    let beginning = whole - line - 100;
+    let (mut now, mut next) = (NEW, PASSWORD);
+    for round in 0..6 {
+        let mut client = home.client(gate.port, now).ready();
+        let key = fs::read(home.key()).expect("there");
+        let held = round < 2;
+        if held {
+            gate.hold_after(beginning);
+        }
+        client.say(&home.command(next));
+        if held {
+            until("the successor is on disk, and the line held", || home.successor().exists());
+        } else {
+            let changed = || home.successor().exists() || fs::read(home.key()).expect("there") != key;
+            until("the change is under way", || round > 3 || changed());
+        }
+        if round % 2 == 0 {
+            let _ = client.child.kill();
+            client.child.wait().expect("it ends");
+        } else {
+            let port = server.port.to_string();
+            server = Server::within(server.kill(), &["--port", &port]);
+            gate.open();
+            let lines = client.finish().1;
+            assert!(lines.iter().any(|line| line.contains("password")), "{lines:#?}");
+        }
+        gate.open();
+        let opens = |text: &&str| home.logs_in(gate.port, text);
+        let opening: Vec<&str> = [now, next].into_iter().filter(opens).collect();
+        assert_eq!(opening.len(), 1, "round {round}: {opening:?}");
+        assert!(!home.successor().exists() && opens(&opening[0]));
+        if opening[0] == next {
+            (now, next) = (next, now);
+        }
+    }
+}
+
+// ---- the server's file
+
+#[test]
+fn superseded_records_go_at_the_start_and_the_file_of_before_is_kept() {
+    let server = Server::start();
+    let (_, alice) = newcomer(&server, "alice");
+    let (_, bob) = newcomer(&server, "bob");
+    assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
+    let home = server.kill();
+    let (path, former) = (home.path("data/users.json"), home.path("data/users.json.old"));
+    let text = fs::read_to_string(&path).expect("there");
+    assert_eq!(text.lines().count(), 3);
+    // Few are left where they are.
+    let server = Server::within(home, &[]);
+    assert!(!server.greeting.iter().any(|line| line.contains("rewritten")));
+    let home = server.kill();
+    assert!(fs::read_to_string(&path).expect("there") == text && !former.exists());
+    let first = text.lines().next().expect("alice's first");
+    let many = format!("{}{text}", format!("{first}\n").repeat(99));
+    fs::write(&path, &many).expect("written");
+    // What a crash during a rewrite may have left.
+    fs::write(home.path("data/users.json.tmp"), "half").expect("written");
+    let server = Server::within(home, &[]);
+    assert!(server.greeting.iter().any(|line| line.contains("rewritten without 100 superseded lines")));
+    assert_eq!(fs::read_to_string(&former).expect("kept"), many);
+    assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 2);
+    assert!(!server.data("users.json.tmp").exists());
+    assert!(
+        opens(&server, &alice, NEW) && !opens(&server, &alice, PASSWORD) && opens(&server, &bob, PASSWORD)
+    );
+    // What is confirmed from now on is in the new file, which no second server can open.
+    newcomer(&server, "carol");
+    assert_eq!(try_change(&server, &bob, PASSWORD, &bob.identity), None);
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["--port", "0", "--data-dir"])
+        .arg(server.data(""))
+        .output()
+        .expect("it runs");
+    let words = String::from_utf8_lossy(&second.stderr);
+    assert!(words.contains("another server uses this folder"), "{words}");
+    let server = Server::within(server.kill(), &[]);
+    assert!(server.greeting.iter().any(|line| line.contains("(3 accounts)")), "{:?}", server.greeting);
+    assert!(!server.greeting.iter().any(|line| line.contains("rewritten")));
+    assert!(opens(&server, &alice, NEW) && opens(&server, &bob, NEW));
+    assert!(opens(&server, &Person::new("carol"), PASSWORD));
+    // Damage is told with the way back.
+    let home = server.kill();
+    fs::write(&path, "damaged\n").expect("written");
+    let refused = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["--port", "0", "--data-dir"])
+        .arg(home.path("data"))
+        .output()
+        .expect("it runs");
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(words.contains("line 1") && words.contains("users.json.old"), "{words}");
+}
