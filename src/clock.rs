@@ -36,6 +36,12 @@ pub fn hour_minute(ms: u64, offset: UtcOffset) -> String {
     format!("{:02}:{:02}", t.hour(), t.minute())
 }
 
+/// `Monday 2 November 2026` at `offset`.
+pub fn day(ms: u64, offset: UtcOffset) -> String {
+    let t = date_time(ms).to_offset(offset);
+    format!("{} {} {} {}", t.weekday(), t.day(), t.month(), t.year())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +52,6 @@ mod tests {
         assert_eq!(utc_day(0), "1970-01-01");
         utc(u64::MAX);
         hour_minute(u64::MAX, UtcOffset::UTC);
+        assert_eq!(day(1_769_846_709_000, UtcOffset::UTC), "Saturday 31 January 2026");
     }
 }

@@ -18,6 +18,20 @@ pub enum Source {
     Notice,
     /// Something is wrong, and what to do.
     Problem,
+    /// A line across the screen: another day, or where reading stopped.
+    Rule,
+}
+
+impl Source {
+    /// Who says it, if a person does.
+    pub fn from(&self) -> Option<&Username> {
+        match self {
+            Source::Broadcast { from } | Source::Private { from, .. } | Source::Room { from, .. } => {
+                Some(from)
+            }
+            Source::Notice | Source::Problem | Source::Rule => None,
+        }
+    }
 }
 
 /// One entry of the history.
@@ -41,7 +55,7 @@ impl Entry {
             Source::Private { from, to } | Source::Room { from, to } => {
                 format!("<{from} -> {to}> {text}")
             }
-            Source::Notice => format!("* {text}"),
+            Source::Notice | Source::Rule => format!("* {text}"),
             Source::Problem => format!("! {text}"),
         }
     }

@@ -37,6 +37,9 @@ pub enum Key {
     WordLeft,
     WordRight,
     Escape,
+    /// The terminal's window has the keyboard now, or no longer.
+    FocusIn,
+    FocusOut,
     /// With a lower-case letter, or one of ` \]^_`.
     Ctrl(char),
     Alt(char),
@@ -233,6 +236,8 @@ fn named(parameters: &[u8], last: u8) -> Key {
         (b'~', 6) => Key::PageDown,
         (b'Z', _) => Key::BackTab,
         (b'M', 1) if parameters.is_empty() => Key::Enter,
+        (b'I', 1) if parameters.is_empty() => Key::FocusIn,
+        (b'O', 1) if parameters.is_empty() => Key::FocusOut,
         _ => Key::Unknown,
     }
 }
@@ -256,6 +261,8 @@ mod tests {
             (b"\x1b\r", Key::AltEnter),
             (b"\t", Key::Tab),
             (b"\x1b[Z", Key::BackTab),
+            (b"\x1b[I", Key::FocusIn),
+            (b"\x1b[O", Key::FocusOut),
             (b"\x7f", Key::Backspace),
             (b"\x08", Key::Ctrl('h')),
             (b"\x03", Key::Ctrl('c')),

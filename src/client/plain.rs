@@ -102,7 +102,7 @@ fn serve(
                                 move |event| drop(wake.send(Wake::Event(event))),
                             )?;
                         }
-                        Effect::Alert | Effect::Clear => {}
+                        Effect::Alert(_) | Effect::Clear => {}
                         Effect::Quit(status) => return Ok(status),
                     }
                 }

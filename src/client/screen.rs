@@ -61,6 +61,14 @@ struct Front {
     entries: VecDeque<Entry>,
     editor: Editor,
     scroll: usize,
+    /// Entries that came since the last frame, while scrolled up: the view stays where it is.
+    newer: usize,
+    /// Messages that came while scrolled up.
+    unseen: usize,
+    /// The window has lost the keyboard.
+    away: bool,
+    /// Where reading stopped is marked.
+    marked: bool,
     ahead: VecDeque<String>,
     wake: SyncSender<Wake>,
     /// The last problem, for the normal screen after a failure.
@@ -127,6 +135,10 @@ pub fn run(
         entries,
         editor,
         scroll,
+        newer: 0,
+        unseen: 0,
+        away: false,
+        marked: false,
         ahead,
         wake,
         problem,
@@ -165,6 +177,13 @@ pub fn run(
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).spawn(work).map(drop)
+}
+
+/// What stands on the rule where reading stopped.
+const NEW: &str = "new";
+
+fn rule(text: String) -> Entry {
+    Entry { source: Source::Rule, ..notice(text) }
 }
 
 fn notice(text: String) -> Entry {
@@ -208,10 +227,11 @@ impl Front {
                 }
                 // A bar shows it.
                 Effect::Progress(_) => {}
-                Effect::Alert => self.terminal.bell()?,
+                Effect::Alert(from) if self.away => self.terminal.notify(&format!("message from {from}"))?,
+                Effect::Alert(_) => self.terminal.bell()?,
                 Effect::Clear => {
                     self.entries.clear();
-                    self.scroll = 0;
+                    (self.scroll, self.newer) = (0, 0);
                 }
                 Effect::MakeSessionKey => {
                     let wake = self.wake.clone();
@@ -241,15 +261,34 @@ impl Front {
             let newline = if self.problem.is_empty() { "" } else { "\n" };
             self.problem.push_str(&format!("{newline}{}", entry.text));
         }
+        let day = |entry: &Entry| clock::day(entry.time, self.facts.offset);
+        let today = day(&entry);
+        let new_day = self.entries.back().is_some_and(|last| day(last) != today);
+        let said = entry.source.from().is_some();
+        if new_day {
+            self.push(rule(today));
+        }
+        if said && (self.away || self.scroll > 0) && !std::mem::replace(&mut self.marked, true) {
+            self.entries.retain(|entry| entry.source != Source::Rule || entry.text != NEW);
+            self.push(rule(NEW.into()));
+        }
+        self.unseen += usize::from(said && self.scroll > 0);
+        self.push(entry);
+    }
+
+    fn push(&mut self, entry: Entry) {
         if self.entries.len() >= MAX_ENTRIES {
             self.entries.pop_front();
         }
         self.entries.push_back(entry);
+        self.newer += usize::from(self.scroll > 0);
     }
 
     fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
+            Key::FocusIn => self.away = false,
+            Key::FocusOut => self.away = true,
             Key::Ctrl('l') => self.terminal.redraw(),
             Key::Ctrl('z') => self.suspend()?,
             Key::PageUp => self.scroll = self.scroll.saturating_add(page),
@@ -392,11 +431,17 @@ impl Front {
             status: &status,
             editor: if self.asking.is_some() { &unseen } else { &self.editor },
             scroll: self.scroll,
+            newer: self.newer,
+            unseen: self.unseen,
             me: session.me().as_str(),
             clock: &|ms| clock::hour_minute(ms, offset),
         };
         let frame = view::draw(&screen, terminal::size());
-        self.scroll = frame.scroll;
+        (self.scroll, self.newer) = (frame.scroll, 0);
+        if self.scroll == 0 {
+            self.unseen = 0;
+            self.marked &= self.away;
+        }
         self.terminal.draw(&frame)
     }
 }

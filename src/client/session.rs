@@ -82,8 +82,8 @@ pub enum Event {
 pub enum Effect {
     Send(ClientMessage),
     Show(Entry),
-    /// Somebody is talking to this person.
-    Alert,
+    /// This person is talking to the one at the keyboard.
+    Alert(Username),
     Clear,
     MakeSessionKey,
     /// The person wants a new password: from this file, or to be asked for.
@@ -325,19 +325,20 @@ impl Session {
         self.entry(Source::Problem, text);
     }
 
-    pub(super) fn alert(&mut self) {
+    pub(super) fn alert(&mut self, from: &Username) {
         if !self.quiet {
-            self.effects.push(Effect::Alert);
+            self.effects.push(Effect::Alert(from.clone()));
         }
     }
 
     /// Shows a message and keeps it for `/history`. `text` is sanitised.
     pub(super) fn message(&mut self, source: Source, text: String) {
-        let mine = matches!(&source, Source::Broadcast { from } | Source::Private { from, .. }
-            | Source::Room { from, .. } if *from == self.me);
-        let mention = !mine && !mentions(&text, self.me.as_str()).is_empty();
-        if mention || (!mine && !matches!(source, Source::Broadcast { .. })) {
-            self.alert();
+        let other = source.from().filter(|from| **from != self.me).cloned();
+        let mention = other.is_some() && !mentions(&text, self.me.as_str()).is_empty();
+        if let Some(from) = other
+            && (mention || !matches!(source, Source::Broadcast { .. }))
+        {
+            self.alert(&from);
         }
         let entry = Entry { time: self.now, source, text, mention };
         if self.history.len() >= MAX_HISTORY {

@@ -35,6 +35,9 @@ const MAX_PASSWORD: usize = 1024;
 /// Bracketed paste (DECSET 2004).
 const PASTE_ON: &str = "\x1b[?2004h";
 const PASTE_OFF: &str = "\x1b[?2004l";
+/// Telling whether the window has the keyboard (DECSET 1004).
+const FOCUS_ON: &str = "\x1b[?1004h";
+const FOCUS_OFF: &str = "\x1b[?1004l";
 /// No wrapping at the right edge (DECAWM): should the terminal measure a character wider than
 /// we do, the row is cut and the screen stays whole.
 const WRAP_OFF: &str = "\x1b[?7l";
@@ -93,7 +96,7 @@ fn enter(full_screen: bool) -> io::Result<()> {
     drop(ours);
     write(PASTE_ON)?;
     if full_screen {
-        write(&format!("{}{WRAP_OFF}{}", screen::ToAlternateScreen, clear::All))
+        write(&format!("{}{WRAP_OFF}{FOCUS_ON}{}", screen::ToAlternateScreen, clear::All))
     } else {
         Ok(())
     }
@@ -106,7 +109,7 @@ fn restore() {
         // A terminal that is gone needs no restoring.
         let _ = write!(ours.tty, "{}{PASTE_OFF}{}", style::Reset, cursor::Show);
         if ours.full_screen {
-            let _ = write!(ours.tty, "{WRAP_ON}{}", screen::ToMainScreen);
+            let _ = write!(ours.tty, "{FOCUS_OFF}{WRAP_ON}{}", screen::ToMainScreen);
         }
     }
 }
@@ -189,6 +192,12 @@ impl Terminal {
     /// Rings.
     pub fn bell(&mut self) -> io::Result<()> {
         write("\x07")
+    }
+
+    /// Rings, and asks the desktop to show a text (OSC 9).
+    pub fn notify(&mut self, text: &str) -> io::Result<()> {
+        let text = text.replace(char::is_control, "");
+        write(&format!("\x07\x1b]9;{text}\x07"))
     }
 
     /// Gives the terminal back, for Ctrl-Z: the caller stops the process, then [`resume`](Self::resume)s.

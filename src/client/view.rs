@@ -76,8 +76,12 @@ pub struct Screen<'a> {
     pub progress: &'a [Progress],
     pub status: &'a Status,
     pub editor: &'a Editor,
-    /// Rows up from the newest.
+    /// Rows up from the newest entry but the `newer` last.
     pub scroll: usize,
+    /// Entries that came below what is shown.
+    pub newer: usize,
+    /// Messages among them and those before them, since scrolling began.
+    pub unseen: usize,
     /// The reader, whose mentions stand out.
     pub me: &'a str,
     /// From milliseconds since 1970 to "14:05".
@@ -111,7 +115,7 @@ pub fn draw(screen: &Screen, size: Size) -> Frame {
     if height > 1 {
         rows.push(match screen.editor.question() {
             Some(question) => across(&question, columns),
-            None => status_line(screen.status, scroll, columns),
+            None => status_line(screen, scroll, columns),
         });
     }
     let label = screen.editor.label();
@@ -146,15 +150,20 @@ fn hint(editor: &Editor) -> Option<String> {
 
 /// `height` rows of entries, and how far up they really are. Wraps only what it shows.
 fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) {
-    let needed = height.saturating_add(screen.scroll);
+    let mut needed = height.saturating_add(screen.scroll);
     let mut upward = Vec::new();
-    for entry in screen.entries.iter().rev() {
+    let mut below = 0;
+    for (n, entry) in screen.entries.iter().rev().enumerate() {
         if upward.len() >= needed {
             break;
         }
-        upward.extend(entry_rows(entry, screen, columns).into_iter().rev());
+        let rows = entry_rows(entry, screen, columns);
+        if n < screen.newer {
+            (below, needed) = (below + rows.len(), needed.saturating_add(rows.len()));
+        }
+        upward.extend(rows.into_iter().rev());
     }
-    let scroll = screen.scroll.min(upward.len().saturating_sub(height));
+    let scroll = screen.scroll.saturating_add(below).min(upward.len().saturating_sub(height));
     let mut rows: Vec<Row> = upward.into_iter().skip(scroll).take(height).collect();
     rows.resize(height, Row::new());
     rows.reverse();
@@ -172,13 +181,17 @@ fn bar(progress: &Progress, columns: usize) -> Row {
     vec![span(&format!(" {label} "), BOLD), span(&done, BOLD), span(&left, DIM), span(&figures, PLAIN)]
 }
 
-fn status_line(status: &Status, scroll: usize, columns: usize) -> Row {
-    let above = if scroll > 0 { format!("↑{scroll}") } else { String::new() };
-    let people = match status.online {
+fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
+    let above = match (scroll, screen.unseen) {
+        (0, _) => String::new(),
+        (rows, 0) => format!("↑{rows}"),
+        (rows, new) => format!("↑{rows} ↓{new} new"),
+    };
+    let people = match screen.status.online {
         1 => "1 person".into(),
         n => format!("{n} people"),
     };
-    let Status { place, link, encryption, trust, me, server, .. } = status;
+    let Status { place, link, encryption, trust, me, server, .. } = screen.status;
     let parts = [&above, place, link, encryption, trust, me, &people, server];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     across(&parts.join(" · "), columns)
@@ -193,6 +206,11 @@ fn across(text: &str, columns: usize) -> Row {
 
 /// The time, who to whom, the text; what does not fit goes on below the text's first column.
 fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
+    if entry.source == Source::Rule {
+        let text = truncate(&format!("── {} ", entry.text), columns);
+        let line = "─".repeat(columns - width(&text));
+        return vec![vec![span(&(text + &line), DIM)]];
+    }
     let (head, style) = head(entry);
     let head_text: String = head.iter().map(|span| span.text.as_str()).collect();
     let time = format!("{} ", (screen.clock)(entry.time));
@@ -239,7 +257,7 @@ fn head(entry: &Entry) -> (Row, Style) {
             let to = format!(" → {to}) ");
             (vec![span("(room ", kind(ROOM)), name(from), span(&to, kind(ROOM))], PLAIN)
         }
-        Source::Notice => (vec![span("* ", DIM)], DIM),
+        Source::Notice | Source::Rule => (vec![span("* ", DIM)], DIM),
         Source::Problem => (vec![span("! ", ALARM)], ALARM),
     }
 }
@@ -316,14 +334,14 @@ mod tests {
     ) -> T {
         let mut editor = Editor::for_messages();
         editor.key(&Key::Paste("half a line".into()));
-        check(drawn(&editor, progress, entries, scroll, size))
+        check(drawn(&editor, progress, entries, (scroll, 0, 0), size))
     }
 
     fn drawn(
         editor: &Editor,
         progress: &[Progress],
         entries: Vec<Entry>,
-        scroll: usize,
+        (scroll, newer, unseen): (usize, usize, usize),
         size: (u16, u16),
     ) -> Frame {
         let status = Status {
@@ -343,6 +361,8 @@ mod tests {
                 status: &status,
                 editor,
                 scroll,
+                newer,
+                unseen,
                 me: "carol",
                 clock: &|_| "14:05".into(),
             },
@@ -354,7 +374,7 @@ mod tests {
     fn input(columns: u16, keys: &[Key]) -> [String; 2] {
         let mut editor = Editor::for_messages();
         keys.iter().for_each(|key| drop(editor.key(key)));
-        let frame = drawn(&editor, &[], Vec::new(), 0, (columns, 3));
+        let frame = drawn(&editor, &[], Vec::new(), (0, 0, 0), (columns, 3));
         [text_of(&frame.rows[1]).trim_end().into(), text_of(&frame.rows[2])]
     }
 
@@ -375,7 +395,7 @@ mod tests {
         let find = |_: &str| Completion { start: 0, candidates: vec!["alice: ".into(), "al: ".into()] };
         let mut editor = Editor::for_messages();
         assert!(editor.complete(false, find));
-        let frame = drawn(&editor, &[], Vec::new(), 0, (80, 1));
+        let frame = drawn(&editor, &[], Vec::new(), (0, 0, 0), (80, 1));
         assert_eq!(text_of(&frame.rows[0]), "bob> alice:   al:");
         assert_eq!((frame.cursor, frame.rows[0][2].style), ((12, 0), DIM));
     }
@@ -534,6 +554,35 @@ mod tests {
             assert_eq!(text_of(&frame.rows[0]), "14:05 <alice> 0");
             assert!(text_of(&frame.rows[3]).starts_with(" ↑6 · room"));
         });
+    }
+
+    #[test]
+    fn what_comes_while_scrolled_up_moves_nothing_and_is_counted() {
+        let entries = |count: usize| (0..count).map(|n| said(&n.to_string())).collect::<Vec<_>>();
+        let editor = Editor::default();
+        let before = drawn(&editor, &[], entries(9), (4, 0, 0), (60, 5));
+        let mut more = entries(9);
+        more.push(said(&"a long one ".repeat(20)));
+        more.push(said("the last"));
+        let after = drawn(&editor, &[], more, (4, 2, 2), (60, 5));
+        assert_eq!(before.rows[..3], after.rows[..3]);
+        assert!(after.scroll > 6, "the rows of what came count: {}", after.scroll);
+        let status = text_of(&after.rows[3]);
+        assert!(status.starts_with(&format!(" ↑{} ↓2 new · room", after.scroll)), "{status}");
+    }
+
+    #[test]
+    fn a_rule_crosses_the_screen_and_is_nobody_s() {
+        let rule = |text: &str| entry(Source::Rule, text);
+        assert_eq!(
+            shown(vec![said("one"), rule("Monday 2 November 2026"), said("two")], 0, (40, 5))[..3],
+            ["14:05 <alice> one", "── Monday 2 November 2026 ──────────────", "14:05 <alice> two"]
+        );
+        for columns in 0..30 {
+            for row in shown(vec![rule("Monday 2 November 2026")], 0, (columns, 4)) {
+                assert!(width(&row) <= usize::from(columns), "{row}");
+            }
+        }
     }
 
     #[test]

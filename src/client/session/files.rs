@@ -610,7 +610,7 @@ impl Session {
         self.notice(format!(
             "{from} offers you a file: {title}; /acceptfile {number} takes it, /rejectfile {number} declines"
         ));
-        self.alert();
+        self.alert(from);
         Ok(())
     }
 

@@ -231,7 +231,7 @@ impl Session {
             }
             Kind::RoomOpened => {
                 self.notice(format!("{from} has opened a private room with you: /room {from} joins it"));
-                self.alert();
+                self.alert(&from);
             }
             Kind::RoomLeft => self.notice(format!("{from} has left the room")),
             Kind::Message => {

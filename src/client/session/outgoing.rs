@@ -500,7 +500,7 @@ mod tests {
                     Effect::Send(message) => self.said[n].push_back(message),
                     Effect::Show(entry) => self.shown[n].push(entry),
                     Effect::MakeSessionKey => self.wants_key[n] = true,
-                    Effect::Alert
+                    Effect::Alert(_)
                     | Effect::Clear
                     | Effect::ChangePassword(_)
                     | Effect::Transfer(..)
