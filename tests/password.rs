@@ -314,7 +314,8 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
     }
     client.say(&home.command(NEW));
     client.expect("! your password is not changed: too many failed logins");
-    assert!(client.finish().1.iter().all(|line| !line.contains("is changed")));
+    let (status, lines) = client.finish();
+    assert!(status == 1 && lines.iter().all(|line| !line.contains("is changed")), "{lines:#?}");
     assert!(fs::read(home.key()).expect("there") == before && !home.successor().exists());
 }
 

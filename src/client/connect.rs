@@ -109,7 +109,8 @@ impl fmt::Display for StartError {
             StartError::NameTaken(name) => write!(f, "the name {name} is taken: choose another"),
             StartError::ShortPassword => f.write_str("a password has at least 6 characters"),
             StartError::Login => f.write_str(
-                "login failed: the name or the password is wrong, or the key on this machine is not this account's",
+                "login failed: the name or the password is wrong, or the key on this machine is not this account's \
+                 (if the password was changed on another machine, copy the key file from there)",
             ),
             StartError::Locked(name, seconds) => write!(
                 f,

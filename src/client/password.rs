@@ -25,8 +25,6 @@ use std::path::{Path, PathBuf};
 /// Why the password is not changed, or may not be. `Display` says what to do.
 #[derive(Debug)]
 pub enum ChangeError {
-    /// The person has backed out.
-    BackedOut,
     /// The old password does not open the key file.
     WrongPassword,
     /// Another client changes it, or an earlier change has broken off.
@@ -35,22 +33,28 @@ pub enum ChangeError {
     Refused(StartError),
     /// The server may have changed it.
     Unclear(StartError),
+    /// It is still under way.
+    Unfinished,
     /// The server has changed it; the disk fails.
     NotReplaced(io::Error),
 }
 
 impl fmt::Display for ChangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NEXT: &str = "leave and log in: with the new password, or else with the old one";
+        const LOG_IN: &str = "log in with the new password, or else with the old one";
         match self {
-            ChangeError::BackedOut => f.write_str("your password stays as it is"),
             ChangeError::WrongPassword => {
                 f.write_str("your password is not changed: the old one is wrong, it does not open your key")
             }
-            ChangeError::Unsettled => write!(f, "an earlier change of your password is not complete: {NEXT}"),
+            ChangeError::Unsettled => {
+                write!(f, "an earlier change of your password is not complete: leave and {LOG_IN}")
+            }
             ChangeError::Refused(error) => write!(f, "your password is not changed: {error}"),
             ChangeError::Unclear(error) => {
-                write!(f, "it is not known whether your password was changed: {error}; {NEXT}")
+                write!(f, "it is not known whether your password was changed: {error}; leave and {LOG_IN}")
+            }
+            ChangeError::Unfinished => {
+                write!(f, "it is not known whether your password was changed: next time, {LOG_IN}")
             }
             ChangeError::NotReplaced(error) => write!(
                 f,

@@ -10,7 +10,6 @@ use super::file;
 use super::input::Key;
 use super::link::Link;
 use super::options::Options;
-use super::password::ChangeError;
 use super::session::{Effect, Event, Session};
 use super::terminal::{self, Keyboard, Terminal, Unseen};
 use super::transfer::{Hub, Transfers};
@@ -333,7 +332,7 @@ impl Front {
         };
         if leaves {
             self.asking = None;
-            self.show(notice(ChangeError::BackedOut.to_string()));
+            self.show(notice("your password stays as it is".into()));
             return Ok(None);
         }
         let Some(password) = asking.typed.key(key) else { return Ok(None) };

@@ -11,7 +11,6 @@ pub mod outgoing;
 pub mod peers;
 pub mod wire_form;
 
-use super::connect::StartError;
 use super::entry::{Entry, Source};
 use super::password::ChangeError;
 use super::text::{mentions, sanitise};
@@ -28,7 +27,6 @@ use files::Files;
 use outgoing::{Missed, Outbox};
 use peers::{Learned, Peers};
 use std::collections::{BTreeSet, VecDeque};
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -182,6 +180,8 @@ pub struct Session {
     patient: bool,
     /// The password is being changed.
     changing: bool,
+    /// The last attempt at that has failed.
+    unchanged: bool,
 }
 
 impl Session {
@@ -220,6 +220,7 @@ impl Session {
             ending: None,
             patient: false,
             changing: false,
+            unchanged: false,
         }
     }
 
@@ -247,10 +248,9 @@ impl Session {
             Event::NewKey(key) => self.announce(*key, now),
             Event::Transfer(number, step) => self.step(number, step),
             Event::PasswordChanged(outcome) => {
-                self.changing = false;
+                (self.changing, self.unchanged) = (false, outcome.is_err());
                 match outcome {
                     Ok(()) => self.notice(PASSWORD_CHANGED.into()),
-                    Err(error @ ChangeError::BackedOut) => self.notice(error.to_string()),
                     Err(error) => self.problem(error.to_string()),
                 }
             }
@@ -398,7 +398,7 @@ impl Session {
         };
         if self.is_settled() && (self.files.is_idle() || !self.patient) {
             let unfinished = self.unfinished_files();
-            let status = u8::from(unfinished.is_some());
+            let status = u8::from(unfinished.is_some() || self.unchanged);
             unfinished.into_iter().for_each(|text| self.problem(text));
             self.effects.push(Effect::Send(ClientMessage::Logout));
             self.effects.push(Effect::Quit(status));
@@ -415,8 +415,7 @@ impl Session {
 
     /// What is to be said of a change of the password that has not ended, if there is one.
     pub fn unclear_password(&self) -> Option<String> {
-        self.changing
-            .then(|| ChangeError::Unclear(StartError::Lost(ErrorKind::Interrupted.into())).to_string())
+        self.changing.then(|| ChangeError::Unfinished.to_string())
     }
 
     /// What is to be said of messages that nobody has acknowledged, if there are any.
