@@ -65,10 +65,14 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
         bob = Client::within(home, server.port, "bob", true, &[]).ready();
         ended
     };
-    assert!(!lines.iter().any(|line| line.contains("one") || line.contains("two") || line.contains("room")));
+    let hidden = |line: &String| line.contains("one") || line.contains("two") || line.contains("room");
+    assert!(!lines.iter().any(hidden), "{lines:#?}");
     alice.expect("* bob is on-line");
     alice.say("three");
     alice.expect("<alice> three");
+    // Its answer comes after what waits for bob.
+    bob.say("/msg alice ping");
+    bob.expect("<bob -> alice> ping");
     bob.say("/ignore");
     bob.expect("* ignored: alice");
     bob.say("/unignore alice");

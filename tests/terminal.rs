@@ -855,3 +855,48 @@ fn a_panic_is_told_on_the_normal_screen() {
     terminal.is_whole();
     assert_eq!(terminal.modes(), modes);
 }
+
+#[test]
+fn a_scrolled_view_stays_where_it_is_and_a_rule_marks_where_reading_stopped() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    for number in 0..40 {
+        bob.say(&format!("line number {number}."));
+    }
+    terminal.expect("<bob> line number 39.");
+    terminal.keys(&["PPage"]);
+    let scrolled = terminal.expect(" ↑");
+    let first = scrolled.lines().next().expect("a row").to_string();
+    bob.say("while you were reading");
+    bob.say("twice");
+    let screen = terminal.expect("↓2 new");
+    assert_eq!(screen.lines().next(), Some(&*first), "{screen}");
+    assert!(!screen.contains("while you"), "{screen}");
+    terminal.keys(&["Escape"]);
+    let screen = terminal.expect("<bob> twice");
+    let rows: Vec<&str> = screen.lines().collect();
+    let rule = rows.iter().position(|row| row.starts_with("── new ──")).expect("a rule");
+    assert!(rows[rule - 1].contains("line number 39.") && rows[rule + 1].contains("while you"), "{screen}");
+    assert!(!screen.contains("↓2 new"), "{screen}");
+}
+
+#[test]
+fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let pipe = terminal.home.path("piped");
+    terminal.tmux(&["pipe-pane", &format!("cat > {}", pipe.display())]);
+    let piped = || std::fs::read(&pipe).unwrap_or_default();
+    let told = || String::from_utf8_lossy(&piped()).matches("\x1b]9;message from bob\x07").count();
+    bob.say("/msg alice one");
+    terminal.expect("[private bob → alice] one");
+    assert_eq!(told(), 0, "the window has the keyboard");
+    // What a terminal sends when its window loses the keyboard, and gets it back.
+    terminal.tmux(&["send-keys", "-H", "1b", "5b", "4f"]);
+    common::until("told", || {
+        bob.say("/msg alice again");
+        bob.expect("again");
+        told() > 0
+    });
+    terminal.tmux(&["send-keys", "-H", "1b", "5b", "49"]);
+    terminal.enter("/notify off");
+    terminal.expect("* the terminal does not ring");
+}
