@@ -11,11 +11,11 @@
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
 //! | [`server`] | accept → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox) |
-//! | [`client`] | keys and network → [`session`](client::session) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)) |
+//! | [`client`] | keys and network → [`session`](client::session) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
-//! | [`wire`] | bounded lines, TLS, the certificate |
-//! | [`crypto`] | keys, envelopes, the key file |
+//! | [`wire`] | bounded lines and packets, TLS, the certificate |
+//! | [`crypto`] | keys, envelopes, chunks of files, the key file |
 //! | [`encoding`], [`name`], [`disk`], [`clock`], [`arguments`] | small things that everyone needs |
 //!
 //! # A message on its way
@@ -28,6 +28,15 @@
 //! wrapped key, into their [`Outbox`](server::outbox::Outbox). A recipient's
 //! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
+//!
+//! # A file on its way
+//!
+//! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks
+//! between them go past the session: a [`transfer`](client::transfer)'s thread reads and seals groups of them
+//! ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::link::Link) sends them as packets behind all lines, the
+//! server's [`delivery`](server::delivery) passes on as many as the recipient has granted, and the
+//! recipient's threads check, decrypt and write them into a [`Part`](client::file::Part), which
+//! gets its name when its hash is right.
 //!
 //! # Invariants
 //!

@@ -28,6 +28,8 @@ use time::UtcOffset;
 
 /// Events that may wait: few, so that a key never waits behind much.
 const QUEUE: usize = 8;
+/// The screen is drawn at most 60 times a second, but for what is typed.
+const FRAME: Duration = Duration::from_millis(16);
 /// Time passes at least this often.
 const TICK: Duration = Duration::from_secs(1);
 /// Entries that can be scrolled back to.
@@ -147,24 +149,23 @@ pub fn run(
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
     front.draw()?;
+    // What was taken in and is not drawn yet waits for the next frame; keys do not.
+    let (mut drawn, mut dirty) = (Instant::now(), false);
     let status = loop {
-        let woken = match waking.recv_timeout(TICK) {
+        let wait = if dirty { FRAME.saturating_sub(drawn.elapsed()) } else { TICK };
+        let woken = match waking.recv_timeout(wait) {
             Ok(woken) => woken,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Wake::Event(Event::Tick),
         };
-        // Everything that has happened meanwhile is taken in before the screen is drawn once.
-        let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
-        let mut end = None;
-        for woken in std::iter::once(woken).chain(rest) {
-            end = front.wake(woken)?;
-            if end.is_some() {
-                break;
-            }
-        }
-        if let Some(status) = end {
+        let at_once = matches!(woken, Wake::Keys(_) | Wake::Resized);
+        if let Some(status) = front.wake(woken)? {
             break status;
         }
-        front.draw()?;
+        dirty = true;
+        if at_once || drawn.elapsed() >= FRAME {
+            front.draw()?;
+            (drawn, dirty) = (Instant::now(), false);
+        }
     };
     let Front { link, terminal, problem, .. } = front;
     drop(terminal);
@@ -414,7 +415,10 @@ impl Front {
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
             place,
-            link: "on-line".into(),
+            link: match session.under_way() {
+                0 => "on-line".into(),
+                count => format!("on-line, {count} under way"),
+            },
             encryption: format!("end-to-end encrypted{tls}"),
             trust: trust.into(),
             me: session.me().to_string(),

@@ -44,6 +44,8 @@ const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from
 const RENEW_AGAIN: Duration = Duration::from_secs(600);
 /// A server that owes answers and gives none for this long is given up.
 const ANSWER: Duration = Duration::from_secs(90);
+/// A delay that a person notices.
+const NOTICEABLE: Duration = Duration::from_millis(500);
 /// At the end, the next answer is waited for this long.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// At the end of the input, the answer to an offered file is waited for this long.
@@ -416,6 +418,12 @@ impl Session {
     /// What is to be said of a change of the password that has not ended, if there is one.
     pub fn unclear_password(&self) -> Option<String> {
         self.changing.then(|| ChangeError::Unfinished.to_string())
+    }
+
+    /// Messages that the server has not taken yet, if it lets one wait for them.
+    pub fn under_way(&self) -> usize {
+        let waits = self.instant.duration_since(self.answered) >= NOTICEABLE;
+        if waits { self.outbox.len() } else { 0 }
     }
 
     /// What is to be said of messages that nobody has acknowledged, if there are any.

@@ -32,6 +32,8 @@ const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
 const CONFIRMATION: Duration = Duration::from_secs(120);
 /// The reason of a person who wished it: what has arrived is not kept for another time.
 const CANCELLED: &str = "cancelled";
+/// Of smaller files, how fast they went says nothing.
+const MIN_RATED: u64 = 1_000_000;
 /// The longest reason that is told or believed, in characters.
 const MAX_REASON: usize = 200;
 
@@ -660,7 +662,8 @@ impl Session {
     fn ended_there(&mut self, number: u32, kind: Kind, reason: Option<String>) {
         let Some(transfer) = self.files.list.get(&number) else { return };
         let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
-        let sent = matches!(transfer.state, State::Confirming | State::Moving(1..));
+        let sent =
+            transfer.size > MIN_RATED && matches!(transfer.state, State::Confirming | State::Moving(1..));
         let rate = format!(", {}/s", Size(transfer.rate(transfer.size, self.instant)));
         let rate = if sent { rate } else { String::new() };
         match (kind, &transfer.state) {
