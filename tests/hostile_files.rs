@@ -7,7 +7,8 @@ mod common;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use common::{Client, Folder, Heard, Person, Raw, Server, newcomer, until};
-use miniserde::{Deserialize, Serialize, json};
+use miniserde::json;
+use secure_messenger::client::session::files::words::Offer;
 use secure_messenger::client::session::wire_form::{typed, wire_form};
 use secure_messenger::clock;
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
@@ -32,17 +33,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 // ---- files that are offered, and what is said of them
-
-/// The text of a `file_offer`.
-#[derive(Serialize, Deserialize)]
-struct Offer {
-    transfer: Fixed<16>,
-    key: Key,
-    name: String,
-    size: u64,
-    sha256: Fixed<32>,
-    chunks: u64,
-}
 
 /// A file that the test sends, and what it says of it.
 struct Deal {
