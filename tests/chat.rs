@@ -49,7 +49,7 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is on-line");
-    bob.say("/ignore alice");
+    bob.say("/ignore ALICE");
     bob.expect("* nothing from alice is shown any more");
     alice.say("one");
     alice.expect("<alice> one");
@@ -75,7 +75,9 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     bob.expect("<bob -> alice> ping");
     bob.say("/ignore");
     bob.expect("* ignored: alice");
-    bob.say("/unignore alice");
+    bob.say("/unignore carol");
+    bob.expect("* carol is not ignored");
+    bob.say("/unignore Alice");
     bob.expect("* what alice says from now on is shown again");
     alice.say("four");
     bob.expect("<alice> four");

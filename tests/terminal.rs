@@ -251,9 +251,18 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
     let unseen = |screen: &str| assert!(!screen.contains("hunter"), "{screen}");
     terminal.enter("/passwd");
     terminal.expect_last("old password (unseen):");
+    // What could be the beginning of an arrow key does not end it in the middle of a word.
     terminal.text("hunter1");
     terminal.keys(&["Escape"]);
+    terminal.text("hunter2");
+    terminal.keys(&["C-c"]);
     unseen(&terminal.expect("your password stays as it is"));
+    terminal.expect_last(">");
+    terminal.enter("/clear");
+    terminal.enter("/passwd");
+    terminal.expect_last("old password (unseen):");
+    terminal.keys(&["Escape"]);
+    terminal.expect("your password stays as it is");
     terminal.expect_last(">");
     // All of it ahead of the questions.
     terminal.enter("/passwd");

@@ -4,6 +4,7 @@
 //! entry belongs was decided from what its sender signed and nothing else.
 
 use crate::name::Username;
+use std::cell::Cell;
 
 /// Where an entry comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +45,17 @@ pub struct Entry {
     pub text: String,
     /// Whether the reader is mentioned in it (by somebody else).
     pub mention: bool,
+    /// The columns that it was last wrapped for, and the rows that it took: so that scrolling up through
+    /// much costs little.
+    pub wrapped: Cell<(usize, usize)>,
 }
 
 impl Entry {
+    /// `text` is sanitised.
+    pub fn new(time: u64, source: Source, text: String, mention: bool) -> Entry {
+        Entry { time, source, text, mention, wrapped: Cell::default() }
+    }
+
     /// The entry as one line of text, as the line filter prints it.
     pub fn line(&self) -> String {
         let text = self.text.replace('\n', "⏎");
@@ -67,7 +76,7 @@ mod tests {
 
     #[test]
     fn as_a_line_it_is_one_line() {
-        let entry = Entry { time: 0, source: Source::Notice, text: "one\n* two\n".into(), mention: false };
+        let entry = Entry::new(0, Source::Notice, "one\n* two\n".into(), false);
         assert_eq!(entry.line(), "* one⏎* two⏎");
     }
 }

@@ -7,6 +7,7 @@
 use super::text::is_harmful;
 use crate::crypto::chunk::CHUNK;
 use crate::crypto::primitives::Hasher;
+use crate::crypto::secret::random;
 use crate::disk;
 use crate::name::Username;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -160,13 +161,12 @@ impl Source {
     ///
     /// # Errors
     /// With the path in the text.
-    pub fn copy(&self, folder: &Path, person: &Username, sha256: &[u8; 32]) -> io::Result<PathBuf> {
+    pub fn copy(&self, folder: &Path, person: &Username) -> io::Result<PathBuf> {
         if self.has_changed() {
             return Err(io::Error::other("the file has changed meanwhile"));
         }
-        let part = part_path(folder, person, sha256);
-        // One left by a crash is of no use to anyone.
-        let _ = fs::remove_file(&part);
+        // A name that no other copy has, which may be under way at the same time.
+        let part = part_path(folder, person, &random());
         let mut copy = disk::create_new(&part)?;
         let copied = (|| {
             let mut from = &self.file;
@@ -315,7 +315,6 @@ fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Resul
 mod tests {
     use super::*;
     use crate::crypto::primitives::sha256;
-    use crate::crypto::secret::random;
 
     struct Folder(PathBuf);
 
@@ -444,10 +443,10 @@ mod tests {
         assert_eq!(source.hash(|_| true).expect("read"), sha256(b"content"));
         assert_eq!(source.hash(|_| false).expect_err("stopped").kind(), ErrorKind::Interrupted);
         let bob = "bob".parse().expect("name");
-        let copy = source.copy(&folder.0, &bob, &[0; 32]).expect("copied");
+        let copy = source.copy(&folder.0, &bob).expect("copied");
         assert_eq!(fs::read(copy).expect("read"), b"content");
         fs::write(folder.0.join("file"), b"short").expect("written");
-        assert!(source.has_changed() && source.copy(&folder.0, &bob, &[0; 32]).is_err());
+        assert!(source.has_changed() && source.copy(&folder.0, &bob).is_err());
         assert!(source.hash(|_| true).is_err());
     }
 }

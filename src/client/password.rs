@@ -18,7 +18,7 @@ use crate::name::Username;
 use crate::protocol::{ClientMessage, ErrorCode, ServerMessage};
 use miniserde::{Deserialize, json};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -76,8 +76,11 @@ fn paths(options: &Options, name: &Username) -> (PathBuf, PathBuf) {
 /// The folder, locked against other clients until it is dropped.
 fn lock(path: &Path) -> io::Result<File> {
     let folder = File::open(path.parent().unwrap_or(Path::new(".")))?;
-    folder.try_lock()?;
-    Ok(folder)
+    match folder.try_lock() {
+        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Ok(folder),
+    }
 }
 
 /// What a successor says beside what makes it a key file.
@@ -89,9 +92,11 @@ struct Successor {
 
 /// Whether the file at `new` was made for the server of `options`, as far as it says.
 fn is_for(options: &Options, new: &Path) -> bool {
-    let text = disk::read(new, key_file::MAX_FILE).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let Ok(bytes) = disk::read(new, key_file::MAX_FILE) else { return false };
+    let text = String::from_utf8(bytes).ok();
     let successor = text.and_then(|text| json::from_str::<Successor>(&text).ok());
-    successor.is_some_and(|successor| successor.server.is_none_or(|server| server == options.server()))
+    // One that was never written whole was never announced to any server.
+    successor.is_none_or(|successor| successor.server.is_none_or(|server| server == options.server()))
 }
 
 /// What the password has opened.
@@ -164,7 +169,10 @@ pub fn change(options: &Options, name: &Username, old: &Password, new: &Password
         return Err(Refused(StartError::ShortPassword));
     }
     let (path, new_path) = paths(options, name);
-    let _lock = lock(&path).map_err(|_| ChangeError::Unsettled)?;
+    let _lock = lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => ChangeError::Unsettled,
+        _ => disk_error(error),
+    })?;
     if new_path.exists() {
         return Err(ChangeError::Unsettled);
     }

@@ -158,7 +158,16 @@ pub fn run(
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Wake::Event(Event::Tick),
         };
         let at_once = matches!(woken, Wake::Keys(_) | Wake::Resized);
-        if let Some(status) = front.wake(woken)? {
+        // What has come meanwhile is drawn together.
+        let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
+        let mut end = None;
+        for woken in std::iter::once(woken).chain(rest) {
+            end = front.wake(woken)?;
+            if end.is_some() {
+                break;
+            }
+        }
+        if let Some(status) = end {
             break status;
         }
         dirty = true;
@@ -183,11 +192,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 const NEW: &str = "new";
 
 fn rule(text: String) -> Entry {
-    Entry { source: Source::Rule, ..notice(text) }
+    Entry::new(clock::now_ms(), Source::Rule, text, false)
 }
 
 fn notice(text: String) -> Entry {
-    Entry { time: clock::now_ms(), source: Source::Notice, text, mention: false }
+    Entry::new(clock::now_ms(), Source::Notice, text, false)
 }
 
 impl Front {
@@ -238,8 +247,10 @@ impl Front {
                     super::make_session_key(move |event| drop(wake.send(Wake::Event(event))))?;
                 }
                 // What it takes was asked for before.
-                Effect::ChangePassword(_) => {
-                    let (wake, asking) = (self.wake.clone(), self.asking.take().unwrap_or_default());
+                Effect::ChangePassword(file) => {
+                    // A line with a file that was typed before must not end a question under way.
+                    let asking = if file.is_none() { self.asking.take() } else { None };
+                    let (wake, asking) = (self.wake.clone(), asking.unwrap_or_default());
                     super::change_password(
                         &self.facts.options,
                         self.session.me(),
@@ -327,8 +338,9 @@ impl Front {
     fn answer(&mut self, key: Key) -> io::Result<Option<u8>> {
         let Some(asking) = &mut self.asking else { return Ok(None) };
         let leaves = match key {
-            Key::Escape | Key::Ctrl('c') => true,
-            Key::Ctrl('d') => asking.typed.is_empty(),
+            Key::Ctrl('c') => true,
+            // Not in the middle: on a slow line, an arrow key can begin with what looks like Esc.
+            Key::Escape | Key::Ctrl('d') => asking.typed.is_empty(),
             _ => false,
         };
         if leaves {

@@ -48,8 +48,8 @@ const ANSWER: Duration = Duration::from_secs(90);
 const NOTICEABLE: Duration = Duration::from_millis(500);
 /// At the end, the next answer is waited for this long.
 const FAREWELL: Duration = Duration::from_secs(30);
-/// At the end of the input, the answer to an offered file is waited for this long.
-const FAREWELL_OF_OFFERS: Duration = Duration::from_secs(600);
+/// At the end of the input, files and the answers to offers are waited for this long.
+const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 /// Where the old password still is.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
     on another machine still has the old one: copy it anew";
@@ -342,7 +342,7 @@ impl Session {
         {
             self.alert(&from);
         }
-        let entry = Entry { time: self.now, source, text, mention };
+        let entry = Entry::new(self.now, source, text, mention);
         if self.history.len() >= MAX_HISTORY {
             self.history.pop_front();
         }
@@ -351,7 +351,7 @@ impl Session {
     }
 
     fn entry(&mut self, source: Source, text: String) {
-        self.effects.push(Effect::Show(Entry { time: self.now, source, text, mention: false }));
+        self.effects.push(Effect::Show(Entry::new(self.now, source, text, false)));
     }
 
     fn tick(&mut self, now: Instant) {
@@ -394,10 +394,8 @@ impl Session {
     fn leave_if_done(&mut self, now: Instant) {
         let Some(since) = self.ending else { return };
         let answered = if self.waits_for_answers() { self.answered } else { since };
-        let patience = match self.is_settled() && self.files.only_waits() {
-            true => FAREWELL_OF_OFFERS,
-            false => FAREWELL,
-        };
+        // A file that stands still ends by itself; its copy, or an answer, may take long.
+        let patience = if self.is_settled() { FAREWELL_OF_FILES } else { FAREWELL };
         if self.is_settled() && (self.files.is_idle() || !self.patient) {
             let unfinished = self.unfinished_files();
             let status = u8::from(unfinished.is_some() || self.unchanged);
@@ -505,9 +503,12 @@ impl Session {
             self.partial = false;
             self.ready = true;
         }
-        let anew: Vec<Username> = left.iter().filter(|name| joined.contains(name)).cloned().collect();
-        joined.retain(|name| !anew.contains(name));
-        left.retain(|name| !anew.contains(name));
+        let gone: BTreeSet<Username> = left.iter().cloned().collect();
+        let anew: BTreeSet<Username> = joined.iter().filter(|name| gone.contains(name)).cloned().collect();
+        let told = |name: &Username| !anew.contains(name) && !self.ignored.contains(name);
+        joined.retain(told);
+        left.retain(told);
+        let anew: Vec<Username> = anew.into_iter().filter(|name| !self.ignored.contains(name)).collect();
         if !listing && was_ready {
             self.tell_people(&anew, "has logged in anew", "have logged in anew");
             self.tell_people(&joined, "is on-line", "are on-line now");

@@ -139,8 +139,8 @@ struct State {
     keep: Option<()>,
     /// Receiving: packets that have come.
     packets: VecDeque<Vec<u8>>,
-    /// How many may come; none until somebody wants them.
-    room: usize,
+    /// How many may still come: as many as were granted.
+    room: u32,
     start: Option<Arc<SessionKey>>,
     stopped: bool,
     discard: bool,
@@ -218,9 +218,12 @@ impl Hub {
     pub fn packet(&self, packet: &Packet<'_>) {
         let Some(control) = self.find(&packet.peer, &packet.transfer) else { return };
         *lock(&self.moved) = Some(Instant::now());
-        control.change(|state| match state.packets.len() < state.room {
-            true => state.packets.push_back(packet.payload.to_vec()),
-            false => state.broken = Some("more came than was asked for"),
+        control.change(|state| match state.room.checked_sub(1) {
+            Some(room) => {
+                state.room = room;
+                state.packets.push_back(packet.payload.to_vec());
+            }
+            None => state.broken = Some("more came than was asked for"),
         });
     }
 
@@ -365,7 +368,7 @@ impl Worker {
             self.tell(Step::Sent);
         }
         self.control.wait(UNANSWERED, |state| state.keep.take())?;
-        let kept = source.copy(&self.shared.sent, peer, &sha256).map_err(|error| error.to_string());
+        let kept = source.copy(&self.shared.sent, peer).map_err(|error| error.to_string());
         self.tell(Step::Kept(kept));
         Ok(())
     }
@@ -530,7 +533,7 @@ impl Worker {
                 if more >= GROUP || more > 0 && granted + more == plan.chunks() {
                     granted += more;
                     self.shared.outstanding.fetch_add(more, Ordering::Relaxed);
-                    self.control.change(|state| state.room = WINDOW as usize);
+                    self.control.change(|state| state.room += more);
                     self.grant(peer, plan, more);
                 }
                 let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
@@ -539,8 +542,10 @@ impl Worker {
                         self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
                         continue;
                     }
-                    // The openers are gone only after one of them has said why.
-                    Err(RecvTimeoutError::Disconnected) => return Err(Failure::Stopped),
+                    // The openers are gone only after one of them has said why, if there were any.
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(Failure::Broken("no thread is to be had for it".into()));
+                    }
                 };
                 waiting.insert(first, group?);
                 while let Some(group) = waiting.remove(&written) {

@@ -9,7 +9,7 @@ use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -79,7 +79,8 @@ struct IgnoredRecord {
 pub struct Ignored {
     file: File,
     server: String,
-    names: BTreeSet<Username>,
+    /// By folded name: letter case does not help to get around it.
+    names: BTreeMap<String, Username>,
 }
 
 impl Ignored {
@@ -88,24 +89,28 @@ impl Ignored {
     /// # Errors
     /// With file, line and remedy in the text.
     pub fn open(path: &Path, server: String) -> io::Result<Ignored> {
-        let mut names = BTreeSet::new();
+        let mut names = BTreeMap::new();
         let file = open(path, |record: IgnoredRecord| {
-            match record.ignored && record.server == server {
-                true => names.insert(record.name),
-                false => record.server == server && names.remove(&record.name),
-            };
+            if record.server == server {
+                let folded = record.name.folded();
+                if record.ignored {
+                    names.insert(folded, record.name)
+                } else {
+                    names.remove(&folded)
+                };
+            }
         })?;
         Ok(Ignored { file, server, names })
     }
 
     /// Whether this person is ignored.
     pub fn contains(&self, name: &Username) -> bool {
-        self.names.contains(name)
+        !self.names.is_empty() && self.names.contains_key(&name.folded())
     }
 
     /// All of them.
     pub fn names(&self) -> impl Iterator<Item = &Username> {
-        self.names.iter()
+        self.names.values()
     }
 
     /// Ignores this person from now on, or no longer.
@@ -113,14 +118,13 @@ impl Ignored {
     /// # Errors
     /// The disk's; nothing has changed then.
     pub fn set(&mut self, name: &Username, ignored: bool) -> io::Result<()> {
-        if self.contains(name) != ignored {
-            add(&self.file, &IgnoredRecord { server: self.server.clone(), name: name.clone(), ignored })?;
-            if ignored {
-                self.names.insert(name.clone())
-            } else {
-                self.names.remove(name)
-            };
-        }
+        add(&self.file, &IgnoredRecord { server: self.server.clone(), name: name.clone(), ignored })?;
+        let folded = name.folded();
+        if ignored {
+            self.names.insert(folded, name.clone())
+        } else {
+            self.names.remove(&folded)
+        };
         Ok(())
     }
 }

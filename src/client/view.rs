@@ -148,26 +148,44 @@ fn hint(editor: &Editor) -> Option<String> {
     editor.candidates().or_else(|| command().map(usage))
 }
 
-/// `height` rows of entries, and how far up they really are. Wraps only what it shows.
+/// `height` rows of entries, and how far up they really are. What is not shown is counted, and wrapped for that
+/// only once.
 fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) {
-    let mut needed = height.saturating_add(screen.scroll);
-    let mut upward = Vec::new();
-    let mut below = 0;
+    let height_of = |entry: &Entry| match entry.wrapped.get() {
+        (wrapped_for, height) if wrapped_for == columns && height > 0 => height,
+        _ => {
+            let height = entry_rows(entry, screen, columns).len();
+            entry.wrapped.set((columns, height));
+            height
+        }
+    };
+    let (mut needed, mut total, mut below) = (height.saturating_add(screen.scroll), 0, 0);
     for (n, entry) in screen.entries.iter().rev().enumerate() {
-        if upward.len() >= needed {
+        if total >= needed {
             break;
         }
-        let rows = entry_rows(entry, screen, columns);
+        let rows = height_of(entry);
         if n < screen.newer {
-            (below, needed) = (below + rows.len(), needed.saturating_add(rows.len()));
+            (below, needed) = (below + rows, needed.saturating_add(rows));
         }
-        upward.extend(rows.into_iter().rev());
+        total += rows;
     }
-    let scroll = screen.scroll.saturating_add(below).min(upward.len().saturating_sub(height));
-    let mut rows: Vec<Row> = upward.into_iter().skip(scroll).take(height).collect();
-    rows.resize(height, Row::new());
-    rows.reverse();
-    (rows, scroll)
+    let scroll = screen.scroll.saturating_add(below).min(total.saturating_sub(height));
+    let (mut upward, mut hidden) = (Vec::new(), scroll);
+    for entry in screen.entries.iter().rev() {
+        if upward.len() >= height {
+            break;
+        }
+        match hidden.checked_sub(height_of(entry)) {
+            Some(rest) => hidden = rest,
+            None => upward.extend(
+                entry_rows(entry, screen, columns).into_iter().rev().skip(std::mem::take(&mut hidden)),
+            ),
+        }
+    }
+    upward.resize(height, Row::new());
+    upward.reverse();
+    (upward, scroll)
 }
 
 /// "photo.jpg → bob ━━━━━━────── 45 % · 98.2 MB/s, 3 s left".
@@ -310,7 +328,7 @@ mod tests {
     use super::*;
 
     fn entry(source: Source, text: &str) -> Entry {
-        Entry { time: 0, source, text: text.into(), mention: false }
+        Entry::new(0, source, text.into(), false)
     }
 
     fn name(text: &str) -> Username {
@@ -569,6 +587,37 @@ mod tests {
         assert!(after.scroll > 6, "the rows of what came count: {}", after.scroll);
         let status = text_of(&after.rows[3]);
         assert!(status.starts_with(&format!(" ↑{} ↓2 new · room", after.scroll)), "{status}");
+    }
+
+    #[test]
+    fn scrolled_frames_are_the_same_whether_or_not_the_rows_below_are_known() {
+        let entries: VecDeque<Entry> = (1..30).map(|n| said(&"word ".repeat(n * 7 % 60))).collect();
+        let status = Status::default();
+        let editor = Editor::default();
+        let frame = |scroll, columns, entries: &VecDeque<Entry>| {
+            let progress = &[];
+            let clock = &|_| "14:05".to_string();
+            let (newer, unseen, me) = (0, 0, "carol");
+            let screen = Screen {
+                entries,
+                progress,
+                status: &status,
+                editor: &editor,
+                scroll,
+                newer,
+                unseen,
+                me,
+                clock,
+            };
+            draw(&screen, Size { columns, rows: 12 }).rows
+        };
+        for scroll in 0..200 {
+            for columns in [30, 61] {
+                let fresh = entries.clone();
+                fresh.iter().for_each(|entry| entry.wrapped.set((0, 0)));
+                assert_eq!(frame(scroll, columns, &entries), frame(scroll, columns, &fresh), "{scroll}");
+            }
+        }
     }
 
     #[test]

@@ -136,8 +136,10 @@ impl Accounts {
         })?;
         let torn = file.metadata()?.len() - good;
         if torn > 0 {
-            file.set_len(good).and_then(|()| file.sync_all()).map_err(disk::at(&path))?;
+            file.set_len(good).map_err(disk::at(&path))?;
         }
+        // A line that was never confirmed counts from now on: it must not vanish with the power.
+        file.sync_all().map_err(disk::at(&path))?;
         disk::sync_parent(&path)?;
         let superseded = lines - by_name.len();
         let many = superseded >= MANY_SUPERSEDED.max(by_name.len() / 4);
@@ -293,12 +295,11 @@ fn load(path: &Path) -> io::Result<(ByName, u64, usize)> {
 /// `former`. The new file, open for appending, and its length; the caller waits for the folder.
 fn rewrite(path: &Path, former: &Path, accounts: &ByName) -> io::Result<(File, u64)> {
     let temporary = path.with_extension("json.tmp");
-    for stale in [&*temporary, former] {
-        match std::fs::remove_file(stale) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk::at(stale)(error)),
-            _ => {}
-        }
-    }
+    let remove = |stale: &Path| match std::fs::remove_file(stale) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk::at(stale)(error)),
+        _ => Ok(()),
+    };
+    remove(&temporary)?;
     let file = disk::append(&temporary)?;
     file.try_lock()?;
     let mut writer = BufWriter::new(&file);
@@ -308,7 +309,8 @@ fn rewrite(path: &Path, former: &Path, accounts: &ByName) -> io::Result<(File, u
     writer.flush().and_then(|()| file.sync_all()).map_err(disk::at(&temporary))?;
     drop(writer);
     let length = file.metadata().map_err(disk::at(&temporary))?.len();
-    // A second name first: at no moment is there none.
+    // The former backup goes only now. A second name first: at no moment is there none.
+    remove(former)?;
     std::fs::hard_link(path, former).map_err(disk::at(former))?;
     std::fs::rename(&temporary, path).map_err(disk::at(path))?;
     Ok((file, length))
@@ -390,7 +392,7 @@ impl Journal {
         }
         let written = (&self.file).write_all(bytes).and_then(|()| self.file.sync_data());
         if written.is_err() {
-            let _ = self.file.set_len(length);
+            let _ = self.file.set_len(length).and_then(|()| self.file.sync_all());
         }
         written
     }

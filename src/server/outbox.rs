@@ -39,7 +39,8 @@ pub enum Part {
 }
 
 impl Part {
-    fn bytes(&self) -> &[u8] {
+    /// What is sent.
+    pub fn bytes(&self) -> &[u8] {
         match self {
             Part::Shared(bytes) => bytes,
             Part::Own(bytes) => bytes,

@@ -135,20 +135,62 @@ impl Registry {
     }
 }
 
-/// Presence lines of bounded length; none if there is nothing to tell.
+/// Presence lines of bounded length; none if there is nothing to tell. Who has left comes before who has
+/// joined, or somebody in both lists could end as gone.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
-    let mut lines = Vec::new();
-    let (mut joined, mut left) = (joined.chunks(MAX_PRESENCE_NAMES), left.chunks(MAX_PRESENCE_NAMES));
-    let mut first = full;
-    loop {
-        let (some, gone) = (joined.next(), left.next());
-        if some.is_none() && gone.is_none() && !(first && lines.is_empty()) {
-            return lines;
+    let gone = left.chunks(MAX_PRESENCE_NAMES).map(|names| (names, &[][..]));
+    let here = joined.chunks(MAX_PRESENCE_NAMES).map(|names| (&[][..], names));
+    let mut pieces: Vec<(&[Username], &[Username])> = gone.chain(here).collect();
+    if full && pieces.is_empty() {
+        pieces.push((&[], &[]));
+    }
+    if let [(left, []), ([], joined)] = pieces[..] {
+        pieces = vec![(left, joined)];
+    }
+    let last = pieces.len().saturating_sub(1);
+    let line = |(n, (left, joined)): (usize, (&[Username], &[Username]))| {
+        let (more, full) = (n < last, full && n == 0);
+        let presence = Presence { more, full, joined: joined.to_vec(), left: left.to_vec() };
+        Part::Shared(ServerMessage::Presence(presence).encode().into())
+    };
+    pieces.into_iter().enumerate().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(range: std::ops::Range<usize>) -> Vec<Username> {
+        range.map(|n| format!("n{n}").parse().expect("name")).collect()
+    }
+
+    fn lines(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Presence> {
+        let decode = |part: Part| match ServerMessage::decode(part.bytes()) {
+            Ok(ServerMessage::Presence(presence)) => presence,
+            _ => panic!("not presence"),
+        };
+        encode(full, joined, left).into_iter().map(decode).collect()
+    }
+
+    #[test]
+    fn who_is_in_both_lists_is_on_line_at_the_end_however_long_they_are() {
+        let lines = lines(false, names(0..5000), names(0..9000));
+        let mut online: HashSet<Username> = names(0..9000).into_iter().collect();
+        for line in &lines {
+            assert!(!line.full && line.joined.len().max(line.left.len()) <= MAX_PRESENCE_NAMES);
+            online.retain(|name| !line.left.contains(name));
+            online.extend(line.joined.iter().cloned());
         }
-        let names = |chunk: Option<&[Username]>| chunk.unwrap_or_default().to_vec();
-        let more = joined.len() > 0 || left.len() > 0;
-        let presence = Presence { more, full: first, joined: names(some), left: names(gone) };
-        lines.push(Part::Shared(ServerMessage::Presence(presence).encode().into()));
-        first = false;
+        assert_eq!(online, names(0..5000).into_iter().collect());
+    }
+
+    #[test]
+    fn few_changes_are_one_line_and_a_full_list_says_where_it_begins_and_ends() {
+        assert_eq!(lines(false, Vec::new(), Vec::new()).len(), 0);
+        assert_eq!(lines(false, names(0..3), names(3..5)).len(), 1);
+        let all = lines(true, names(0..9000), Vec::new());
+        let marks: Vec<(bool, bool)> = all.iter().map(|line| (line.full, line.more)).collect();
+        assert_eq!(marks, [(true, true), (false, true), (false, false)]);
+        assert_eq!(lines(true, Vec::new(), Vec::new()).len(), 1);
     }
 }

@@ -182,6 +182,9 @@ impl Session {
 
     fn unignore(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
+        if !self.ignored.contains(&name) {
+            return self.notice(format!("{name} is not ignored"));
+        }
         match self.ignored.set(&name, false) {
             Ok(()) => self.notice(format!("what {name} says from now on is shown again")),
             Err(error) => self.problem(format!("that cannot be remembered: {error}")),

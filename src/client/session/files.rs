@@ -199,11 +199,6 @@ impl Files {
         self.list.values().filter(|one| one.outgoing == outgoing && counts(&one.state)).count()
     }
 
-    /// Whether all that is not done waits for an answer of somebody else.
-    pub(super) fn only_waits(&self) -> bool {
-        self.list.values().all(|transfer| matches!(transfer.state, State::Offered))
-    }
-
     fn find(&self, peer: &Username, id: &TransferId) -> Option<u32> {
         let found = self.list.iter().find(|(_, transfer)| transfer.peer == *peer && transfer.id == *id);
         found.map(|(number, _)| *number)
@@ -519,7 +514,7 @@ impl Session {
         let Some(transfer) = self.files.list.get(&number) else { return };
         let (title, peer) = (transfer.title(), transfer.peer.clone());
         match (kind, missed) {
-            (Kind::FileOffer, None) => self.notice(format!(
+            (Kind::FileOffer, None) if matches!(transfer.state, State::Offered) => self.notice(format!(
                 "{title} is offered to {peer}, who has to accept it; /cancel {number} withdraws it"
             )),
             (Kind::FileOffer | Kind::FileAccept, Some(why)) => {

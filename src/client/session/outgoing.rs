@@ -579,6 +579,7 @@ mod tests {
     impl Drop for Net {
         fn drop(&mut self) {
             let _ = std::fs::remove_file(&self.file);
+            let _ = std::fs::remove_file(self.file.with_extension("ignored"));
         }
     }
 
