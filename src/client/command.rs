@@ -119,20 +119,12 @@ pub fn parse(line: &str) -> Result<Command, String> {
     let mut words = rest.split_whitespace();
     let command = match word.to_ascii_lowercase().as_str() {
         "msg" => {
-            let (name, text) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-            let text = text.trim_start();
-            if text.is_empty() {
-                return Err(wrong_usage("msg"));
-            }
-            return Ok(Command::Message(person(Some(name), "msg")?, text.into()));
+            let (name, text) = addressed(rest, "msg")?;
+            return Ok(Command::Message(name, text.into()));
         }
         "sendfile" => {
-            let (name, path) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-            let path = path.trim();
-            if path.is_empty() {
-                return Err(wrong_usage("sendfile"));
-            }
-            return Ok(Command::SendFile(person(Some(name), "sendfile")?, path.into()));
+            let (name, path) = addressed(rest, "sendfile")?;
+            return Ok(Command::SendFile(name, path.trim_end().into()));
         }
         "passwd" => {
             return Ok(Command::Password(
@@ -191,6 +183,16 @@ fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
     let name = name.filter(|name| !name.is_empty()).ok_or_else(|| wrong_usage(command))?;
     let name = name.strip_prefix('@').unwrap_or(name);
     name.parse().map_err(|error| format!("{name} cannot be a name: {error}"))
+}
+
+/// A name, and all that follows it.
+fn addressed<'a>(rest: &'a str, command: &str) -> Result<(Username, &'a str), String> {
+    let (name, text) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let text = text.trim_start();
+    if text.is_empty() {
+        return Err(wrong_usage(command));
+    }
+    Ok((person(Some(name), command)?, text))
 }
 
 /// `3` or `#3`.

@@ -11,7 +11,7 @@ use crate::crypto::secret::random;
 use crate::disk;
 use crate::name::Username;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -125,17 +125,9 @@ impl Source {
     ///
     /// # Errors
     /// The disk's; `Interrupted` when `go_on` does not hold.
-    pub fn hash(&self, mut go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
-        let (mut hasher, mut buffer, mut at) = (Hasher::default(), vec![0; 4 * CHUNK], 0);
-        while at < self.size {
-            let length = usize::try_from(self.size - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
-            self.read_at(&mut buffer[..length], at)?;
-            hasher.update(&buffer[..length]);
-            at += length as u64;
-            if !go_on(at) {
-                return Err(ErrorKind::Interrupted.into());
-            }
-        }
+    pub fn hash(&self, go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
+        let mut hasher = Hasher::default();
+        take_in(&mut hasher, self.size, |buffer, at| self.read_at(buffer, at), go_on)?;
         Ok(hasher.finish())
     }
 
@@ -170,7 +162,7 @@ impl Source {
         let mut copy = disk::create_new(&part)?;
         let copied = (|| {
             let mut from = &self.file;
-            io::Seek::rewind(&mut from)?;
+            from.rewind()?;
             io::copy(&mut from, &mut copy).map(drop)
         })();
         let placed = copied.map_err(disk::at(&part)).and_then(|()| place(&part, folder, person, &self.name));
@@ -179,6 +171,26 @@ impl Source {
         }
         placed
     }
+}
+
+/// Hashes `size` bytes that are read in pieces, as long as `go_on`, which is told how many they are, holds.
+fn take_in(
+    hasher: &mut Hasher,
+    size: u64,
+    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
+    mut go_on: impl FnMut(u64) -> bool,
+) -> io::Result<()> {
+    let (mut buffer, mut at) = (vec![0; 4 * CHUNK], 0);
+    while at < size {
+        let length = usize::try_from(size - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+        read(&mut buffer[..length], at)?;
+        hasher.update(&buffer[..length]);
+        at += length as u64;
+        if !go_on(at) {
+            return Err(ErrorKind::Interrupted.into());
+        }
+    }
+    Ok(())
 }
 
 /// A file that is arriving: `{person}_{SHA-256}.part` until all of it is there, so that it is found again when
@@ -241,16 +253,10 @@ impl Part {
             length => length - length % CHUNK as u64,
         };
         self.file.set_len(have).map_err(disk::at(&self.path))?;
-        let (mut buffer, mut left) = (vec![0; 4 * CHUNK], have);
-        while left > 0 {
-            let length = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-            self.file.read_exact(&mut buffer[..length]).map_err(disk::at(&self.path))?;
-            self.hasher.update(&buffer[..length]);
-            left -= length as u64;
-            if !go_on() {
-                return Err(ErrorKind::Interrupted.into());
-            }
-        }
+        let (file, path) = (&self.file, &self.path);
+        let read = |buffer: &mut [u8], at: u64| file.read_exact_at(buffer, at).map_err(disk::at(path));
+        take_in(&mut self.hasher, have, read, |_| go_on())?;
+        self.file.seek(SeekFrom::Start(have)).map_err(disk::at(&self.path))?;
         Ok(have)
     }
 
