@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
 //! | [`server`] | accept → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox) |
-//! | [`client`] | keys and network → [`session`](client::session) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
+//! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::conversations) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |

@@ -87,6 +87,13 @@ impl Editor {
         self.line.text.is_empty() && self.search.is_none()
     }
 
+    /// Gives the line being typed to an editor that has none.
+    pub fn hand_over(&mut self, to: &mut Editor) {
+        if to.is_empty() && to.back == 0 && self.back == 0 {
+            std::mem::swap(&mut self.line, &mut to.line);
+        }
+    }
+
     /// The part around the cursor that fits, with line breaks one column wide, and the column of the cursor in
     /// it (below `columns`).
     pub fn visible(&self, columns: usize) -> (&str, usize) {

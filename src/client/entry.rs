@@ -3,8 +3,31 @@
 //! Invariant: names are valid and texts are already sanitised (see [`super::text`]); where an
 //! entry belongs was decided from what its sender signed and nothing else.
 
+use super::trust::Trust;
 use crate::name::Username;
 use std::cell::Cell;
+
+/// The view in which something is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    Everyone,
+    /// The conversation with one person.
+    With(Username),
+    /// With everyone, and in the conversation with this person if there is one: who comes and goes.
+    About(Username),
+    /// Where the person at the keyboard is.
+    Here,
+}
+
+/// What became of an own message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SendState {
+    UnderWay,
+    /// By the server, for at least one recipient.
+    Taken,
+    /// Nobody got it, and why.
+    Failed(String),
+}
 
 /// Where an entry comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +42,8 @@ pub enum Source {
     Notice,
     /// Something is wrong, and what to do.
     Problem,
+    /// The digits to compare.
+    SafetyNumber,
     /// A line across the screen: another day, or where reading stopped.
     Rule,
 }
@@ -30,7 +55,18 @@ impl Source {
             Source::Broadcast { from } | Source::Private { from, .. } | Source::Room { from, .. } => {
                 Some(from)
             }
-            Source::Notice | Source::Problem | Source::Rule => None,
+            Source::Notice | Source::Problem | Source::SafetyNumber | Source::Rule => None,
+        }
+    }
+
+    /// Where a message belongs that `me` has sent or received; anything else is shown to `me` at once.
+    pub fn place(&self, me: &Username) -> Place {
+        match self {
+            Source::Broadcast { .. } => Place::Everyone,
+            Source::Private { from, to } | Source::Room { from, to } => {
+                Place::With(if from == me { to } else { from }.clone())
+            }
+            _ => Place::Here,
         }
     }
 }
@@ -41,10 +77,15 @@ pub struct Entry {
     /// When it was shown here, milliseconds since 1970.
     pub time: u64,
     pub source: Source,
+    pub place: Place,
     /// Sanitised; line breaks only in what somebody has said.
     pub text: String,
     /// Whether the reader is mentioned in it (by somebody else).
     pub mention: bool,
+    /// How well the other person's key was known when this was checked, or sent.
+    pub trust: Option<Trust>,
+    /// The number of an own message, and what has become of it.
+    pub sending: Option<(u64, SendState)>,
     /// The columns that it was last wrapped for, and the rows that it took: so that scrolling up through
     /// much costs little.
     pub wrapped: Cell<(usize, usize)>,
@@ -52,19 +93,23 @@ pub struct Entry {
 
 impl Entry {
     /// `text` is sanitised.
-    pub fn new(time: u64, source: Source, text: String, mention: bool) -> Entry {
-        Entry { time, source, text, mention, wrapped: Cell::default() }
+    pub fn new(time: u64, source: Source, place: Place, text: String) -> Entry {
+        let wrapped = Cell::default();
+        Entry { time, source, place, text, mention: false, trust: None, sending: None, wrapped }
     }
 
-    /// The entry as one line of text, as the line filter prints it.
+    /// The entry as one line of text, as the line filter prints it: a message that failed is a problem.
     pub fn line(&self) -> String {
+        if let Some((_, SendState::Failed(why))) = &self.sending {
+            return format!("! {why}");
+        }
         let text = self.text.replace('\n', "⏎");
         match &self.source {
             Source::Broadcast { from } => format!("<{from}> {text}"),
             Source::Private { from, to } | Source::Room { from, to } => {
                 format!("<{from} -> {to}> {text}")
             }
-            Source::Notice | Source::Rule => format!("* {text}"),
+            Source::Notice | Source::SafetyNumber | Source::Rule => format!("* {text}"),
             Source::Problem => format!("! {text}"),
         }
     }
@@ -76,7 +121,7 @@ mod tests {
 
     #[test]
     fn as_a_line_it_is_one_line() {
-        let entry = Entry::new(0, Source::Notice, "one\n* two\n".into(), false);
+        let entry = Entry::new(0, Source::Notice, Place::Here, "one\n* two\n".into());
         assert_eq!(entry.line(), "* one⏎* two⏎");
     }
 }

@@ -33,9 +33,14 @@ pub enum Key {
     End,
     PageUp,
     PageDown,
-    /// Left with Ctrl or Alt: a word.
+    /// With Ctrl: a word.
     WordLeft,
     WordRight,
+    AltLeft,
+    AltRight,
+    /// Of the mouse.
+    WheelUp,
+    WheelDown,
     Escape,
     /// The terminal's window has the keyboard now, or no longer.
     FocusIn,
@@ -55,8 +60,10 @@ enum State {
     Text,
     /// After ESC.
     Escape,
-    /// After `ESC [` or `ESC O`: the parameters so far.
-    Sequence(Vec<u8>),
+    /// After `ESC [` or `ESC O`: which, and the parameters so far.
+    Sequence(u8, Vec<u8>),
+    /// After `ESC [ M`, a mouse report of three bytes: how many are missing.
+    Mouse(u8),
     /// Between the marks of a paste: the bytes so far, and how much of the end mark was seen.
     Paste(Vec<u8>, usize),
 }
@@ -99,7 +106,7 @@ impl Decoder {
         match take(&mut self.state) {
             State::Text => self.text(byte),
             State::Escape => match byte {
-                b'[' | b'O' => self.state = State::Sequence(Vec::new()),
+                b'[' | b'O' => self.state = State::Sequence(byte, Vec::new()),
                 b'\r' | b'\n' => self.keys.push(Key::AltEnter),
                 0x00..0x20 => {
                     self.keys.push(Key::Escape);
@@ -110,7 +117,11 @@ impl Decoder {
                     self.text(byte);
                 }
             },
-            State::Sequence(parameters) => self.sequence(parameters, byte),
+            State::Sequence(kind, parameters) => self.sequence(kind, parameters, byte),
+            State::Mouse(missing) => match missing {
+                2.. => self.state = State::Mouse(missing - 1),
+                _ => self.keys.push(Key::Unknown),
+            },
             State::Paste(pasted, seen) => self.paste(pasted, seen, byte),
         }
     }
@@ -166,7 +177,7 @@ impl Decoder {
         });
     }
 
-    fn sequence(&mut self, mut parameters: Vec<u8>, byte: u8) {
+    fn sequence(&mut self, kind: u8, mut parameters: Vec<u8>, byte: u8) {
         match byte {
             // The Linux console's function keys have a second bracket: ESC [ [ A.
             b' '..=b'?' | b'[' if byte != b'[' || parameters.is_empty() => {
@@ -174,11 +185,13 @@ impl Decoder {
                 if parameters.len() <= MAX_SEQUENCE {
                     parameters.push(byte);
                 }
-                self.state = State::Sequence(parameters);
+                self.state = State::Sequence(kind, parameters);
             }
             b'@'..=b'~' if (byte, &parameters[..]) == (b'~', b"200") => {
                 self.state = State::Paste(Vec::new(), 0);
             }
+            // Terminals that know no better form send the button, the column and the row.
+            b'M' if parameters.is_empty() && kind == b'[' => self.state = State::Mouse(3),
             b'@'..=b'~' => self.keys.push(named(&parameters, byte)),
             // Broken off by something that cannot be part of it.
             _ => {
@@ -210,6 +223,14 @@ impl Decoder {
 
 /// The key of a complete sequence: `CSI number ; modifiers final`, or `SS3 final`.
 fn named(parameters: &[u8], last: u8) -> Key {
+    // A mouse report: `CSI < button ; column ; row M`.
+    if parameters.first() == Some(&b'<') {
+        return match (parameters.split(|byte| *byte == b';').next(), last) {
+            (Some(b"<64"), b'M') => Key::WheelUp,
+            (Some(b"<65"), b'M') => Key::WheelDown,
+            _ => Key::Unknown,
+        };
+    }
     let text = if parameters.len() <= MAX_SEQUENCE { std::str::from_utf8(parameters) } else { Ok("?") };
     let mut numbers = text.unwrap_or("?").split(';').map(|number| match number {
         "" => Some(1),
@@ -221,12 +242,15 @@ fn named(parameters: &[u8], last: u8) -> Key {
         return Key::Unknown;
     };
     // One more than a set of bits: Shift 1, Alt 2, Ctrl 4.
-    let by_word = modifiers.saturating_sub(1) & 6 != 0;
+    let modifiers = modifiers.saturating_sub(1);
+    let (by_word, alt) = (modifiers & 4 != 0, modifiers & 2 != 0);
     match (last, number) {
         (b'A', _) => Key::Up,
         (b'B', _) => Key::Down,
         (b'C', _) if by_word => Key::WordRight,
         (b'D', _) if by_word => Key::WordLeft,
+        (b'C', _) if alt => Key::AltRight,
+        (b'D', _) if alt => Key::AltLeft,
         (b'C', _) => Key::Right,
         (b'D', _) => Key::Left,
         (b'H', _) | (b'~', 1 | 7) => Key::Home,
@@ -276,7 +300,14 @@ mod tests {
             (b"\x1b[C", Key::Right),
             (b"\x1b[1;2D", Key::Left),
             (b"\x1b[1;5C", Key::WordRight),
-            (b"\x1b[1;3D", Key::WordLeft),
+            (b"\x1b[1;5D", Key::WordLeft),
+            (b"\x1b[1;3D", Key::AltLeft),
+            (b"\x1b[1;4C", Key::AltRight),
+            (b"\x1b[<64;10;2M", Key::WheelUp),
+            (b"\x1b[<65;100;200M", Key::WheelDown),
+            (b"\x1b[<65;1;2m", Key::Unknown),
+            (b"\x1b[M !!", Key::Unknown),
+            (b"\x1b[M\x1b\r\xff", Key::Unknown),
             (b"\x1b[H", Key::Home),
             (b"\x1b[4~", Key::End),
             (b"\x1b[3~", Key::Delete),

@@ -8,6 +8,7 @@ pub mod account;
 pub mod command;
 pub mod completion;
 pub mod connect;
+pub mod conversations;
 pub mod editor;
 pub mod entry;
 pub mod file;

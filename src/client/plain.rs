@@ -4,6 +4,7 @@
 //! so a long script waits for the server instead of for memory.
 
 use super::connect::{Connection, StartError};
+use super::entry::{Entry, SendState};
 use super::file::typed_path;
 use super::link::Link;
 use super::options::Options;
@@ -83,6 +84,8 @@ fn serve(
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
                     match effect {
                         Effect::Send(message) => link.send(&message),
+                        // Shown when the server has taken it.
+                        Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
                         Effect::Show(entry) => print(&entry.line())?,
                         Effect::Progress(text) => print(&format!("* {text}"))?,
                         Effect::Transfer(number, job) => {
@@ -102,7 +105,7 @@ fn serve(
                                 move |event| drop(wake.send(Wake::Event(event))),
                             )?;
                         }
-                        Effect::Alert(_) | Effect::Clear => {}
+                        Effect::Alert(..) | Effect::Enter(_) | Effect::Leave(_) | Effect::Clear => {}
                         Effect::Quit(status) => return Ok(status),
                     }
                 }

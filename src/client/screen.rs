@@ -4,8 +4,9 @@
 use super::command::{self, Command};
 use super::completion::complete;
 use super::connect::{Connection, StartError};
+use super::conversations::{Conversation, Conversations};
 use super::editor::{Editor, Outcome};
-use super::entry::{Entry, Source};
+use super::entry::{Entry, Place, Source};
 use super::file;
 use super::input::Key;
 use super::link::Link;
@@ -13,7 +14,7 @@ use super::options::Options;
 use super::session::{Effect, Event, Session};
 use super::terminal::{self, Keyboard, Terminal, Unseen};
 use super::transfer::{Hub, Transfers};
-use super::view::{self, Screen, Status};
+use super::view::{self, Screen, Status, Tab};
 use crate::clock;
 use crate::crypto::secret::Password;
 use crate::name::Username;
@@ -32,10 +33,10 @@ const QUEUE: usize = 8;
 const FRAME: Duration = Duration::from_millis(16);
 /// Time passes at least this often.
 const TICK: Duration = Duration::from_secs(1);
-/// Entries that can be scrolled back to.
-const MAX_ENTRIES: usize = 2000;
 /// Lines typed ahead of the server.
 const MAX_AHEAD: usize = 100;
+/// Rows that one step of the mouse wheel scrolls.
+const WHEEL: usize = 3;
 
 /// What wakes the loop.
 enum Wake {
@@ -44,6 +45,13 @@ enum Wake {
     Resized,
     /// The process is to end, or the keyboard is gone.
     Stop,
+}
+
+/// What is done in turn, as soon as the session takes it.
+enum Typed {
+    Line(String),
+    /// To the conversation with somebody, or with everyone.
+    Switch(Option<Username>),
 }
 
 /// What the full screen shows beside the session's state.
@@ -59,18 +67,8 @@ struct Front {
     transfers: Transfers,
     terminal: Terminal,
     facts: Facts,
-    entries: VecDeque<Entry>,
-    editor: Editor,
-    scroll: usize,
-    /// Entries that came since the last frame, while scrolled up: the view stays where it is.
-    newer: usize,
-    /// Messages that came while scrolled up.
-    unseen: usize,
-    /// The window has lost the keyboard.
-    away: bool,
-    /// Where reading stopped is marked.
-    marked: bool,
-    ahead: VecDeque<String>,
+    conversations: Conversations,
+    ahead: VecDeque<Typed>,
     wake: SyncSender<Wake>,
     /// The last problem, for the normal screen after a failure.
     problem: String,
@@ -124,27 +122,10 @@ pub fn run(
     let transfers = Transfers::new(facts.options.data_dir.join("files"), hub, link.queue(), move |event| {
         working.send(Wake::Event(event)).is_ok()
     });
-    let (entries, editor) = (VecDeque::new(), Editor::for_messages());
-    let (ahead, problem) = (VecDeque::new(), String::new());
-    let (scroll, asking) = (0, None);
-    let mut front = Front {
-        session,
-        link,
-        transfers,
-        terminal,
-        facts,
-        entries,
-        editor,
-        scroll,
-        newer: 0,
-        unseen: 0,
-        away: false,
-        marked: false,
-        ahead,
-        wake,
-        problem,
-        asking,
-    };
+    let (ahead, conversations) = (VecDeque::new(), Conversations::default());
+    let (asking, problem) = (None, String::new());
+    let mut front =
+        Front { session, link, transfers, terminal, facts, conversations, ahead, wake, problem, asking };
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
@@ -188,15 +169,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
-/// What stands on the rule where reading stopped.
-const NEW: &str = "new";
-
-fn rule(text: String) -> Entry {
-    Entry::new(clock::now_ms(), Source::Rule, text, false)
-}
-
 fn notice(text: String) -> Entry {
-    Entry::new(clock::now_ms(), Source::Notice, text, false)
+    Entry::new(clock::now_ms(), Source::Notice, Place::Here, text)
 }
 
 impl Front {
@@ -206,10 +180,14 @@ impl Front {
             Wake::Event(event) => {
                 // What ends the session may have several reasons: all of them are told.
                 self.problem.clear();
-                return match self.handle(event)? {
-                    None => self.type_ahead(),
-                    end => Ok(end),
-                };
+                if let Some(status) = self.handle(event)? {
+                    return Ok(Some(status));
+                }
+                // What is typed after a command is meant for where it leads.
+                let before = self.conversations.current().with.clone();
+                let end = self.type_ahead();
+                self.conversations.carry(&before);
+                return end;
             }
             Wake::Keys(keys) => {
                 for key in keys {
@@ -236,12 +214,11 @@ impl Front {
                 }
                 // A bar shows it.
                 Effect::Progress(_) => {}
-                Effect::Alert(from) if self.away => self.terminal.notify(&format!("message from {from}"))?,
-                Effect::Alert(_) => self.terminal.bell()?,
-                Effect::Clear => {
-                    self.entries.clear();
-                    (self.scroll, self.newer) = (0, 0);
-                }
+                Effect::Alert(_, place) if self.conversations.in_view(&place) => self.terminal.bell()?,
+                Effect::Alert(from, _) => self.terminal.notify(&format!("message from {from}"))?,
+                Effect::Enter(with) => self.conversations.enter(with),
+                Effect::Leave(with) => self.conversations.close(&with),
+                Effect::Clear => self.conversations.clear(),
                 Effect::MakeSessionKey => {
                     let wake = self.wake.clone();
                     super::make_session_key(move |event| drop(wake.send(Wake::Event(event))))?;
@@ -272,54 +249,69 @@ impl Front {
             let newline = if self.problem.is_empty() { "" } else { "\n" };
             self.problem.push_str(&format!("{newline}{}", entry.text));
         }
-        let day = |entry: &Entry| clock::day(entry.time, self.facts.offset);
-        let today = day(&entry);
-        let new_day = self.entries.back().is_some_and(|last| day(last) != today);
-        let said = entry.source.from().is_some();
-        if new_day {
-            self.push(rule(today));
-        }
-        if said && (self.away || self.scroll > 0) && !std::mem::replace(&mut self.marked, true) {
-            self.entries.retain(|entry| entry.source != Source::Rule || entry.text != NEW);
-            self.push(rule(NEW.into()));
-        }
-        self.unseen += usize::from(said && self.scroll > 0);
-        self.push(entry);
+        let offset = self.facts.offset;
+        self.conversations.show(entry, &|time| clock::day(time, offset));
     }
 
-    fn push(&mut self, entry: Entry) {
-        if self.entries.len() >= MAX_ENTRIES {
-            self.entries.pop_front();
-        }
-        self.entries.push_back(entry);
-        self.newer += usize::from(self.scroll > 0);
+    fn scroll(&mut self, change: impl FnOnce(usize) -> usize) {
+        let view = self.conversations.current_mut();
+        view.scroll = change(view.scroll);
     }
 
     fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
-            Key::FocusIn => self.away = false,
-            Key::FocusOut => self.away = true,
+            Key::FocusIn => self.conversations.away = false,
+            Key::FocusOut => self.conversations.away = true,
             Key::Ctrl('l') => self.terminal.redraw(),
             Key::Ctrl('z') => self.suspend()?,
-            Key::PageUp => self.scroll = self.scroll.saturating_add(page),
-            Key::PageDown => self.scroll = self.scroll.saturating_sub(page),
+            Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
+            Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
+            Key::WheelUp => self.scroll(|rows| rows.saturating_add(WHEEL)),
+            Key::WheelDown => self.scroll(|rows| rows.saturating_sub(WHEEL)),
             key if self.asking.is_some() => return self.answer(key),
-            Key::Ctrl('c' | 'd') if self.editor.is_empty() => return self.enter("/exit".into()),
-            // The line stays where it is.
-            Key::Enter if self.ahead.len() >= MAX_AHEAD && self.editor.text() != "/exit" => {
-                self.terminal.bell()?;
+            Key::Alt(digit @ '1'..='9') => return self.switch(digit as usize - '1' as usize),
+            Key::AltLeft | Key::AltRight => {
+                let (at, count) = (self.conversations.index(), self.conversations.all().len());
+                return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
             }
+            Key::Alt('r') => match self.conversations.take_failed() {
+                Some(number) => return self.handle(Event::Again(number)),
+                None => self.terminal.bell()?,
+            },
+            key => return self.edit(key),
+        }
+        Ok(None)
+    }
+
+    /// Goes to another view: at once, or after what was typed before.
+    fn switch(&mut self, to: usize) -> io::Result<Option<u8>> {
+        let Some(view) = self.conversations.all().get(to) else {
+            self.terminal.bell()?;
+            return Ok(None);
+        };
+        self.ahead.push_back(Typed::Switch(view.with.clone()));
+        self.type_ahead()
+    }
+
+    /// Takes a key that is meant for the line.
+    fn edit(&mut self, key: Key) -> io::Result<Option<u8>> {
+        let waiting = self.ahead.len();
+        let view = self.conversations.current_mut();
+        match key {
+            Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
+            // The line stays where it is.
+            Key::Enter if waiting >= MAX_AHEAD && view.editor.text() != "/exit" => self.terminal.bell()?,
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
                 let find = |before: &str| complete(before, people, file::listing);
-                if !self.editor.complete(key == Key::BackTab, find) {
+                if !view.editor.complete(key == Key::BackTab, find) {
                     self.terminal.bell()?;
                 }
             }
-            key => match self.editor.key(&key) {
+            key => match view.editor.key(&key) {
                 Outcome::Submitted(line) => {
-                    self.scroll = 0;
+                    view.scroll = 0;
                     // At once, whatever waits: what is typed next must never become a message.
                     if matches!(command::parse(&line), Ok(Command::Password(None))) {
                         self.asking = Some(Asking::default());
@@ -327,7 +319,7 @@ impl Front {
                     }
                     return self.enter(line);
                 }
-                Outcome::Ignored if key == Key::Escape => self.scroll = 0,
+                Outcome::Ignored if key == Key::Escape => view.scroll = 0,
                 Outcome::Ignored | Outcome::Edited => {}
             },
         }
@@ -375,16 +367,18 @@ impl Front {
 
     /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
     fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
-        if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
+        let leaves = |typed: &Typed| matches!(typed, Typed::Line(line) if line == "/exit");
+        if line == "/exit" && (self.ahead.iter().any(leaves) || !self.session.takes_lines()) {
             return Ok(Some(self.abandon()));
         }
-        self.ahead.push_back(line);
+        self.ahead.push_back(Typed::Line(line));
         self.type_ahead()
     }
 
     /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
     fn abandon(&mut self) -> u8 {
-        let unsent = self.ahead.iter().filter(|line| *line != "/exit").count();
+        let unsent = |typed: &&Typed| matches!(typed, Typed::Line(line) if line != "/exit");
+        let unsent = self.ahead.iter().filter(unsent).count();
         let unsent = (unsent > 0).then(|| format!("{unsent} lines that you had typed were not sent"));
         let session = &self.session;
         let texts = [session.unsettled(), unsent, session.unfinished_files(), session.unclear_password()];
@@ -393,10 +387,16 @@ impl Front {
     }
 
     fn type_ahead(&mut self) -> io::Result<Option<u8>> {
-        while self.session.takes_lines()
-            && let Some(line) = self.ahead.pop_front()
-        {
-            if let Some(status) = self.handle(Event::Line(line))? {
+        while let Some(typed) = self.ahead.pop_front() {
+            let event = match typed {
+                Typed::Switch(with) => Event::Switch(with),
+                Typed::Line(line) if self.session.takes_lines() => Event::Line(line),
+                line => {
+                    self.ahead.push_front(line);
+                    break;
+                }
+            };
+            if let Some(status) = self.handle(event)? {
                 return Ok(Some(status));
             }
         }
@@ -411,12 +411,25 @@ impl Front {
 
     fn draw(&mut self) -> io::Result<()> {
         let session = &self.session;
-        let (place, trust, prompt) = match session.room() {
+        let (place, trust, prompt) = match session.partner() {
             Some(name) => {
-                (format!("private room with {name}"), session.trust_word(name), format!("{name}> "))
+                let kind = if session.has_room(name) { "private room" } else { "private" };
+                (format!("{kind} with {name}"), session.trust_word(name), format!("{name}> "))
             }
             None => ("everyone".to_string(), "", "> ".to_string()),
         };
+        let current = self.conversations.index();
+        let tab = |(at, view): (usize, &Conversation)| Tab {
+            name: match &view.with {
+                Some(name) if at == current => format!("{place}{}", session.trust_mark(name)),
+                Some(name) => format!("{name}{}", session.trust_mark(name)),
+                None => "everyone".into(),
+            },
+            unread: view.unread,
+            current: at == current,
+        };
+        let tabs = self.conversations.all().iter().enumerate().map(tab).collect();
+        let view = self.conversations.current();
         let prompt = match &self.asking {
             None => prompt,
             Some(Asking { old: None, .. }) => "old password (unseen): ".into(),
@@ -426,7 +439,7 @@ impl Front {
         let unseen = Editor::default();
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
-            place,
+            tabs,
             link: match session.under_way() {
                 0 => "on-line".into(),
                 count => format!("on-line, {count} under way"),
@@ -441,22 +454,18 @@ impl Front {
         let offset = self.facts.offset;
         let progress: Vec<_> = session.progress().collect();
         let screen = Screen {
-            entries: &self.entries,
+            entries: &view.entries,
             progress: &progress,
             status: &status,
-            editor: if self.asking.is_some() { &unseen } else { &self.editor },
-            scroll: self.scroll,
-            newer: self.newer,
-            unseen: self.unseen,
+            editor: if self.asking.is_some() { &unseen } else { &view.editor },
+            scroll: view.scroll,
+            newer: view.newer,
+            unseen: view.unseen,
             me: session.me().as_str(),
             clock: &|ms| clock::hour_minute(ms, offset),
         };
         let frame = view::draw(&screen, terminal::size());
-        (self.scroll, self.newer) = (frame.scroll, 0);
-        if self.scroll == 0 {
-            self.unseen = 0;
-            self.marked &= self.away;
-        }
+        self.conversations.drawn(frame.scroll);
         self.terminal.draw(&frame)
     }
 }

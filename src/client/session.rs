@@ -11,7 +11,7 @@ pub mod outgoing;
 pub mod peers;
 pub mod wire_form;
 
-use super::entry::{Entry, Source};
+use super::entry::{Entry, Place, Source};
 use super::password::ChangeError;
 use super::text::{mentions, sanitise};
 use super::transfer::{Job, Step};
@@ -60,6 +60,10 @@ const MAX_NAMED: usize = 5;
 pub enum Event {
     /// A line was typed.
     Line(String),
+    /// The person goes to the conversation with somebody, or with everyone.
+    Switch(Option<Username>),
+    /// The message of this number, which has failed, is to be sent again.
+    Again(u64),
     /// The server said something.
     Server(ServerMessage),
     /// The server said something that is no message.
@@ -81,9 +85,14 @@ pub enum Event {
 /// What the front end has to do.
 pub enum Effect {
     Send(ClientMessage),
+    /// A new entry, or what has become of the own message with the same number.
     Show(Entry),
-    /// This person is talking to the one at the keyboard.
-    Alert(Username),
+    /// This person is talking to the one at the keyboard, here.
+    Alert(Username, Place),
+    /// What is typed goes there now.
+    Enter(Option<Username>),
+    /// The conversation is over.
+    Leave(Username),
     Clear,
     MakeSessionKey,
     /// The person wants a new password: from this file, or to be asked for.
@@ -160,7 +169,10 @@ pub struct Session {
     ready: bool,
     /// The list is still arriving.
     partial: bool,
-    room: Option<Username>,
+    /// Whom one is talking to; `None` is everyone.
+    partner: Option<Username>,
+    /// Who was told of a room with them, and is on-line since.
+    rooms: BTreeSet<Username>,
     history: VecDeque<Entry>,
     pub(super) ignored: Ignored,
     /// The terminal does not ring.
@@ -209,7 +221,8 @@ impl Session {
             online: BTreeSet::new(),
             ready: false,
             partial: false,
-            room: None,
+            partner: None,
+            rooms: BTreeSet::new(),
             history: VecDeque::new(),
             ignored,
             quiet: false,
@@ -234,6 +247,8 @@ impl Session {
         }
         match event {
             Event::Line(line) => self.line(&line, now),
+            Event::Switch(partner) => self.go_to(partner),
+            Event::Again(number) => self.send_again(number),
             Event::Server(message) => self.server(message, now),
             Event::Unreadable(error) => {
                 self.problem(format!("the server sent something unreadable: {error}"))
@@ -284,9 +299,14 @@ impl Session {
         &self.me
     }
 
-    /// The partner of the room one is in.
-    pub fn room(&self) -> Option<&Username> {
-        self.room.as_ref()
+    /// Whom one is talking to; `None` is everyone.
+    pub fn partner(&self) -> Option<&Username> {
+        self.partner.as_ref()
+    }
+
+    /// Whether there is a room with `name`.
+    pub fn has_room(&self, name: &Username) -> bool {
+        self.rooms.contains(name)
     }
 
     /// How many are on-line, oneself included.
@@ -304,6 +324,11 @@ impl Session {
         }
     }
 
+    /// The same as a mark beside the name.
+    pub fn trust_mark(&self, name: &Username) -> &'static str {
+        if self.peers.has_changed(name) { "!" } else { self.peers.trust(name).unwrap_or(Trust::New).mark() }
+    }
+
     pub(super) fn is_online(&self, name: &Username) -> bool {
         self.online.contains(name)
     }
@@ -319,39 +344,49 @@ impl Session {
         self.others().chain(self.peers.names().filter(known))
     }
 
+    /// Tells something to the person at the keyboard.
     pub(super) fn notice(&mut self, text: String) {
-        self.entry(Source::Notice, text);
+        self.show(Source::Notice, Place::Here, text);
+    }
+
+    /// Tells something about `name`.
+    pub(super) fn notice_about(&mut self, name: &Username, text: String) {
+        self.show(Source::Notice, Place::About(name.clone()), text);
     }
 
     pub(super) fn problem(&mut self, text: String) {
-        self.entry(Source::Problem, text);
+        self.show(Source::Problem, Place::Here, text);
     }
 
-    pub(super) fn alert(&mut self, from: &Username) {
+    pub(super) fn show(&mut self, source: Source, place: Place, text: String) {
+        self.effects.push(Effect::Show(Entry::new(self.now, source, place, text)));
+    }
+
+    pub(super) fn alert(&mut self, from: &Username, place: Place) {
         if !self.quiet {
-            self.effects.push(Effect::Alert(from.clone()));
+            self.effects.push(Effect::Alert(from.clone(), place));
         }
     }
 
-    /// Shows a message and keeps it for `/history`. `text` is sanitised.
-    pub(super) fn message(&mut self, source: Source, text: String) {
-        let other = source.from().filter(|from| **from != self.me).cloned();
-        let mention = other.is_some() && !mentions(&text, self.me.as_str()).is_empty();
-        if let Some(from) = other
-            && (mention || !matches!(source, Source::Broadcast { .. }))
-        {
-            self.alert(&from);
+    /// Shows what somebody else has said. `text` is sanitised.
+    pub(super) fn received(&mut self, source: Source, text: String) {
+        let Some(from) = source.from().cloned() else { return };
+        let place = source.place(&self.me);
+        let mention = !mentions(&text, self.me.as_str()).is_empty();
+        if mention || place != Place::Everyone {
+            self.alert(&from, place.clone());
         }
-        let entry = Entry::new(self.now, source, text, mention);
+        let trust = self.peers.trust(&from);
+        self.said(Entry { mention, trust, ..Entry::new(self.now, source, place, text) });
+    }
+
+    /// Shows a message and keeps it for `/history`.
+    pub(super) fn said(&mut self, entry: Entry) {
         if self.history.len() >= MAX_HISTORY {
             self.history.pop_front();
         }
         self.history.push_back(entry.clone());
         self.effects.push(Effect::Show(entry));
-    }
-
-    fn entry(&mut self, source: Source, text: String) {
-        self.effects.push(Effect::Show(Entry::new(self.now, source, text, false)));
     }
 
     fn tick(&mut self, now: Instant) {
@@ -490,6 +525,7 @@ impl Session {
         for name in presence.left {
             if self.online.remove(&name) && name != self.me {
                 self.peers.left(&name);
+                self.rooms.remove(&name);
                 self.files_of_left(&name);
                 left.push(name);
             }
@@ -520,10 +556,11 @@ impl Session {
 
     fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {
         if names.len() > MAX_NAMED {
-            return self.notice(format!("{} people {many}", names.len()));
+            let text = format!("{} people {many}", names.len());
+            return self.show(Source::Notice, Place::Everyone, text);
         }
         for name in names {
-            self.notice(format!("{name} {one}"));
+            self.notice_about(name, format!("{name} {one}"));
         }
     }
 

@@ -38,6 +38,9 @@ const PASTE_OFF: &str = "\x1b[?2004l";
 /// Telling whether the window has the keyboard (DECSET 1004).
 const FOCUS_ON: &str = "\x1b[?1004h";
 const FOCUS_OFF: &str = "\x1b[?1004l";
+/// Telling of the mouse's buttons, to which the wheel belongs (DECSET 1000), in the form without a limit (1006).
+const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
+const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
 /// No wrapping at the right edge (DECAWM): should the terminal measure a character wider than
 /// we do, the row is cut and the screen stays whole.
 const WRAP_OFF: &str = "\x1b[?7l";
@@ -96,7 +99,7 @@ fn enter(full_screen: bool) -> io::Result<()> {
     drop(ours);
     write(PASTE_ON)?;
     if full_screen {
-        write(&format!("{}{WRAP_OFF}{FOCUS_ON}{}", screen::ToAlternateScreen, clear::All))
+        write(&format!("{}{WRAP_OFF}{FOCUS_ON}{MOUSE_ON}{}", screen::ToAlternateScreen, clear::All))
     } else {
         Ok(())
     }
@@ -109,7 +112,7 @@ fn restore() {
         // A terminal that is gone needs no restoring.
         let _ = write!(ours.tty, "{}{PASTE_OFF}{}", style::Reset, cursor::Show);
         if ours.full_screen {
-            let _ = write!(ours.tty, "{FOCUS_OFF}{WRAP_ON}{}", screen::ToMainScreen);
+            let _ = write!(ours.tty, "{MOUSE_OFF}{FOCUS_OFF}{WRAP_ON}{}", screen::ToMainScreen);
         }
     }
 }

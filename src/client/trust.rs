@@ -23,6 +23,16 @@ pub enum Trust {
     Verified,
 }
 
+impl Trust {
+    /// What stands beside a name.
+    pub fn mark(self) -> &'static str {
+        match self {
+            Trust::New => "?",
+            Trust::Verified => "✓",
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct ServerRecord {
     server: String,

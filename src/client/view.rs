@@ -6,9 +6,10 @@
 
 use super::command;
 use super::editor::Editor;
-use super::entry::{Entry, Source};
+use super::entry::{Entry, SendState, Source};
 use super::session::files::Progress;
 use super::text::{all_mentions, fitting, mentions, truncate, width, wrap};
+use super::trust::Trust;
 use crate::name::Username;
 use std::collections::VecDeque;
 
@@ -49,11 +50,22 @@ pub struct Frame {
     pub scroll: usize,
 }
 
+/// One of the conversations.
+#[derive(Debug, Clone, Default)]
+pub struct Tab {
+    /// "everyone", "bob✓"; where one is: "private room with bob✓".
+    pub name: String,
+    /// Messages that came while another one was shown.
+    pub unread: usize,
+    /// It is shown.
+    pub current: bool,
+}
+
 /// What the line above the input says, most important first.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// To whom the typed text goes: "everyone", "room with bob".
-    pub place: String,
+    /// All conversations.
+    pub tabs: Vec<Tab>,
     /// "on-line", "connection lost".
     pub link: String,
     /// How messages are protected.
@@ -92,6 +104,7 @@ pub struct Screen<'a> {
 const PRIVATE: u8 = 163;
 const ROOM: u8 = 31;
 const PROBLEM: u8 = 160;
+const VERIFIED: u8 = 28;
 const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
 
 const PLAIN: Style = Style { color: None, bold: false, dim: false, reverse: false };
@@ -209,10 +222,36 @@ fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
         1 => "1 person".into(),
         n => format!("{n} people"),
     };
-    let Status { place, link, encryption, trust, me, server, .. } = screen.status;
-    let parts = [&above, place, link, encryption, trust, me, &people, server];
+    let Status { tabs, link, encryption, trust, me, server, .. } = screen.status;
+    let tabs = tabs_line(tabs, columns * 2 / 3);
+    let parts = [&above, &tabs, trust, link, encryption, me, &people, server];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     across(&parts.join(" · "), columns)
+}
+
+/// "1 everyone  2 bob✓ (3)", by their keys: the one that is shown in brackets, the number of unread messages behind each. Where
+/// that is too much, those go first in which nothing is new.
+fn tabs_line(tabs: &[Tab], columns: usize) -> String {
+    if let [only] = tabs {
+        return only.name.clone();
+    }
+    let text = |(at, tab): (usize, &Tab)| {
+        let unread = if tab.unread > 0 { format!(" ({})", tab.unread) } else { String::new() };
+        let text = format!("{} {}{unread}", at + 1, tab.name);
+        if tab.current { format!("[{text}]") } else { text }
+    };
+    let mut shown: Vec<(&Tab, String)> =
+        tabs.iter().enumerate().map(|(at, tab)| (tab, text((at, tab)))).collect();
+    let needed = |shown: &[(&Tab, String)]| shown.iter().map(|(_, text)| width(text) + 2).sum::<usize>();
+    while needed(&shown) > columns
+        && let Some((at, _)) =
+            shown.iter().enumerate().rev().min_by_key(|(_, (tab, _))| (tab.current, tab.unread > 0))
+        && shown.len() > 1
+    {
+        shown.remove(at);
+    }
+    let hidden = if shown.len() < tabs.len() { "  …" } else { "" };
+    shown.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("  ") + hidden
 }
 
 /// A reverse row with this text.
@@ -228,6 +267,9 @@ fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
         let text = truncate(&format!("── {} ", entry.text), columns);
         let line = "─".repeat(columns - width(&text));
         return vec![vec![span(&(text + &line), DIM)]];
+    }
+    if entry.source == Source::SafetyNumber {
+        return large(&entry.text, columns);
     }
     let (head, style) = head(entry);
     let head_text: String = head.iter().map(|span| span.text.as_str()).collect();
@@ -253,7 +295,31 @@ fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
         first.extend(highlighted(&part, style, screen.me));
         rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
     }
+    let (mark, style) = match &entry.sending {
+        None => return rows,
+        Some((_, SendState::UnderWay)) => (" …".to_string(), DIM),
+        Some((_, SendState::Taken)) => (" ✓".to_string(), DIM),
+        Some((_, SendState::Failed(why))) => (format!("✗ {why}; Alt-R sends it again"), ALARM),
+    };
+    match rows.last_mut() {
+        Some(row)
+            if mark.starts_with(' ')
+                && row.iter().map(|span| width(&span.text)).sum::<usize>() + 2 <= columns =>
+        {
+            row.push(span(&mark, style));
+        }
+        _ => rows
+            .extend(wrap(mark.trim_start(), room).iter().map(|part| vec![margin(indent), span(part, style)])),
+    }
     rows
+}
+
+/// Digits to compare: bold, and apart where there is room for that.
+fn large(text: &str, columns: usize) -> Vec<Row> {
+    let apart: String = text.trim().chars().flat_map(|c| [c, ' ']).collect();
+    let text = if width(&apart) + 6 <= columns { apart } else { text.trim().to_string() };
+    let rows = wrap(&text, columns.saturating_sub(4));
+    rows.iter().map(|part| vec![margin(4.min(columns)), span(part, BOLD)]).chain([Row::new()]).collect()
 }
 
 /// Who speaks to whom, and the style of what is said.
@@ -265,17 +331,21 @@ fn head(entry: &Entry) -> (Row, Style) {
             Style { color: Some(color_of(name)), bold: true, reverse: entry.mention, dim: false },
         )
     };
+    let mark = entry.trust.map_or("", Trust::mark);
+    // Beside the name of the other one.
+    let (theirs, own) = if entry.sending.is_none() { (mark, "") } else { ("", mark) };
+    let mark = span(theirs, if entry.trust == Some(Trust::Verified) { kind(VERIFIED) } else { DIM });
     match &entry.source {
-        Source::Broadcast { from } => (vec![span("<", PLAIN), name(from), span("> ", PLAIN)], PLAIN),
+        Source::Broadcast { from } => (vec![span("<", PLAIN), name(from), mark, span("> ", PLAIN)], PLAIN),
         Source::Private { from, to } => {
-            let to = format!(" → {to}] ");
-            (vec![span("[private ", kind(PRIVATE)), name(from), span(&to, kind(PRIVATE))], PLAIN)
+            let to = format!(" → {to}{own}] ");
+            (vec![span("[private ", kind(PRIVATE)), name(from), mark, span(&to, kind(PRIVATE))], PLAIN)
         }
         Source::Room { from, to } => {
-            let to = format!(" → {to}) ");
-            (vec![span("(room ", kind(ROOM)), name(from), span(&to, kind(ROOM))], PLAIN)
+            let to = format!(" → {to}{own}) ");
+            (vec![span("(room ", kind(ROOM)), name(from), mark, span(&to, kind(ROOM))], PLAIN)
         }
-        Source::Notice | Source::Rule => (vec![span("* ", DIM)], DIM),
+        Source::Notice | Source::SafetyNumber | Source::Rule => (vec![span("* ", DIM)], DIM),
         Source::Problem => (vec![span("! ", ALARM)], ALARM),
     }
 }
@@ -324,11 +394,12 @@ fn clip(row: &mut Row, columns: usize) {
 #[cfg(test)]
 mod tests {
     use super::super::completion::Completion;
+    use super::super::entry::Place;
     use super::super::input::Key;
     use super::*;
 
     fn entry(source: Source, text: &str) -> Entry {
-        Entry::new(0, source, text.into(), false)
+        Entry::new(0, source, Place::Everyone, text.into())
     }
 
     fn name(text: &str) -> Username {
@@ -363,7 +434,7 @@ mod tests {
         size: (u16, u16),
     ) -> Frame {
         let status = Status {
-            place: "room with bob".into(),
+            tabs: vec![Tab { name: "room with bob".into(), unread: 0, current: true }],
             link: "on-line".into(),
             encryption: "end-to-end encrypted".into(),
             trust: "verified".into(),
@@ -467,10 +538,67 @@ mod tests {
             ]
         );
         let status =
-            " room with bob · on-line · end-to-end encrypted · verified · carol · 3 people · localhost:1";
+            " room with bob · verified · on-line · end-to-end encrypted · carol · 3 people · localhost:1";
         assert_eq!(rows[6].trim_end(), status);
         assert_eq!(width(&rows[6]), 100);
         assert_eq!(rows[7], "bob> half a line");
+    }
+
+    #[test]
+    fn trust_stands_beside_the_other_s_name_and_what_became_of_a_message_behind_it() {
+        let (alice, bob) = (name("alice"), name("bob"));
+        let known = |trust, entry| Entry { trust: Some(trust), ..entry };
+        let own = |state, text: &str| Entry { sending: Some((1, state)), ..said(text) };
+        let why = "bob is not on-line: your message was not delivered";
+        let entries = vec![
+            known(Trust::New, said("hi")),
+            known(Trust::Verified, entry(Source::Private { from: alice.clone(), to: bob.clone() }, "psst")),
+            known(
+                Trust::Verified,
+                Entry {
+                    source: Source::Room { from: alice.clone(), to: bob.clone() },
+                    ..own(SendState::Taken, "in here")
+                },
+            ),
+            own(SendState::UnderWay, "one"),
+            own(SendState::Taken, &"x".repeat(46)),
+            own(SendState::Failed(why.into()), "two"),
+        ];
+        assert_eq!(
+            shown(entries, 0, (60, 11))[..9],
+            [
+                "14:05 <alice?> hi",
+                "14:05 [private alice✓ → bob] psst",
+                "14:05 (room alice → bob✓) in here ✓",
+                "14:05 <alice> one …",
+                &format!("14:05 <alice> {}", "x".repeat(46)),
+                "              ✓",
+                "14:05 <alice> two",
+                "              ✗ bob is not on-line: your message was not",
+                "              delivered; Alt-R sends it again",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_status_line_names_the_conversations_and_what_is_unread_in_them() {
+        let tab = |name: &str, unread, current| Tab { name: name.into(), unread, current };
+        let mut tabs = vec![tab("everyone", 0, false), tab("bob✓", 0, true), tab("carol?", 12, false)];
+        assert_eq!(tabs_line(&tabs, 60), "1 everyone  [2 bob✓]  3 carol? (12)");
+        assert_eq!(tabs_line(&tabs[..1], 60), "everyone");
+        tabs.extend((0..6).map(|n| tab(&format!("someone{n}"), 0, false)));
+        tabs.push(tab("dave!", 1, false));
+        assert_eq!(tabs_line(&tabs, 60), "1 everyone  [2 bob✓]  3 carol? (12)  10 dave! (1)  …");
+        assert_eq!(tabs_line(&tabs, 40), "[2 bob✓]  3 carol? (12)  10 dave! (1)  …");
+        assert_eq!(tabs_line(&tabs, 20), "[2 bob✓]  …");
+    }
+
+    #[test]
+    fn a_safety_number_is_large_where_there_is_room() {
+        let number = entry(Source::SafetyNumber, "    12345 67890 12345 67890");
+        let rows = shown(vec![number.clone()], 0, (60, 4));
+        assert_eq!(rows[..2], ["    1 2 3 4 5   6 7 8 9 0   1 2 3 4 5   6 7 8 9 0 ", ""]);
+        assert_eq!(shown(vec![number], 0, (40, 4))[..2], ["    12345 67890 12345 67890", ""]);
     }
 
     #[test]
@@ -492,7 +620,7 @@ mod tests {
                 "14:05 ! the",
                 "        connection",
                 "        is lost",
-                " room with bob · on…",
+                " room with bob · ve…",
                 "bob> half a line",
             ]
         );

@@ -3,7 +3,7 @@
 use super::outgoing::Audience;
 use super::{Effect, Session};
 use crate::client::command::{self, Command};
-use crate::client::entry::Entry;
+use crate::client::entry::{Entry, Place, Source};
 use crate::client::text::sanitise;
 use crate::client::trust::Trust;
 use crate::crypto::envelope::Kind;
@@ -14,6 +14,8 @@ use std::time::Instant;
 /// Messages that a search shows, the latest.
 const MAX_FOUND: usize = 100;
 
+const KEYS: &str = "Alt-1 to 9, Alt-Left, Alt-Right: other conversations; PgUp: older; Tab completes";
+
 impl Session {
     pub(super) fn line(&mut self, line: &str, now: Instant) {
         let command = match command::parse(line) {
@@ -22,19 +24,23 @@ impl Session {
         };
         match command {
             Command::Nothing => {}
-            Command::Say(text) => match self.room.clone() {
-                Some(partner) => self.send(Kind::Message, Audience::Room(partner), text),
-                None => self.send(Kind::Message, Audience::Everyone, text),
-            },
+            Command::Say(text) => {
+                let audience = match self.partner.clone() {
+                    Some(partner) if self.has_room(&partner) => Audience::Room(partner),
+                    Some(partner) => Audience::Private(partner),
+                    None => Audience::Everyone,
+                };
+                self.send(Kind::Message, audience, text);
+            }
             Command::Message(name, text) => {
                 if let Some(name) = self.other(name) {
                     self.send(Kind::Message, Audience::Private(name), text);
                 }
             }
-            Command::Room(None) => match self.room.clone() {
-                Some(partner) => self.notice(format!("you are in a room with {partner}: /leave returns")),
-                None => self.notice("you are talking to everyone: /room NAME opens a private room".into()),
-            },
+            Command::Room(None) => self.notice(match &self.partner {
+                Some(partner) => format!("you are talking to {partner} alone: /leave returns to everyone"),
+                None => "you are talking to everyone: /room NAME opens a private room".into(),
+            }),
             Command::Room(Some(name)) => self.enter(name),
             Command::Leave => self.leave(),
             Command::Users => self.tell_users(),
@@ -89,19 +95,26 @@ impl Session {
         Some(name)
     }
 
+    /// What is typed goes to `partner` from now on.
+    pub(super) fn go_to(&mut self, partner: Option<Username>) {
+        self.partner = partner.clone();
+        self.effects.push(Effect::Enter(partner));
+    }
+
     fn enter(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
-        if self.room.as_ref() == Some(&name) {
+        let had_room = self.has_room(&name);
+        if had_room && self.partner.as_ref() == Some(&name) {
             return self.notice(format!("you are in a room with {name} already"));
         }
         if self.peers.has_changed(&name) {
             return self.reconsider(&name);
         }
-        if let Some(former) = self.room.take() {
-            self.send(Kind::RoomLeft, Audience::Room(former), String::new());
+        self.go_to(Some(name.clone()));
+        if !had_room {
+            self.rooms.insert(name.clone());
+            self.send(Kind::RoomOpened, Audience::Room(name), String::new());
         }
-        self.room = Some(name.clone());
-        self.send(Kind::RoomOpened, Audience::Room(name), String::new());
     }
 
     /// The partner has been told.
@@ -114,12 +127,16 @@ impl Session {
     }
 
     fn leave(&mut self) {
-        match self.room.take() {
-            Some(partner) => {
-                self.send(Kind::RoomLeft, Audience::Room(partner.clone()), String::new());
-                self.notice(format!("you have left the room with {partner}; you are talking to everyone"));
-            }
-            None => self.notice("you are in no room; /exit leaves the messenger".into()),
+        let Some(partner) = self.partner.clone() else {
+            return self.notice("you are talking to everyone already; /exit leaves the messenger".into());
+        };
+        self.go_to(None);
+        if self.rooms.remove(&partner) {
+            self.send(Kind::RoomLeft, Audience::Room(partner.clone()), String::new());
+            self.notice(format!("you have left the room with {partner}; you are talking to everyone"));
+        } else {
+            self.notice(format!("you are talking to everyone, and no more to {partner}"));
+            self.effects.push(Effect::Leave(partner));
         }
     }
 
@@ -159,7 +176,8 @@ impl Session {
             self.notice(format!("{:<20} {}", usage.usage, usage.explanation));
         }
         if topic.is_none() {
-            self.notice("anything else goes to everyone on-line, or to your partner in a room".into());
+            self.notice("anything else goes to everyone on-line, or to the partner you are with".into());
+            self.notice(KEYS.into());
         }
     }
 
@@ -221,7 +239,7 @@ impl Session {
         self.notice(format!("safety number with {name} ({}):", self.trust_word(name)));
         let groups: Vec<&str> = number.split(' ').collect();
         for row in groups.chunks(4) {
-            self.notice(format!("    {}", row.join(" ")));
+            self.show(Source::SafetyNumber, Place::Here, format!("    {}", row.join(" ")));
         }
         let then = match self.peers.has_changed(name) {
             true => format!("/trust {name}"),

@@ -7,7 +7,7 @@
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
 use super::wire_form::typed;
-use crate::client::entry::Source;
+use crate::client::entry::{Place, Source};
 use crate::client::text::sanitise_lines;
 use crate::crypto::envelope::{Envelope, Header, Kind, Scope};
 use crate::crypto::keys::SessionKey;
@@ -139,7 +139,7 @@ impl Session {
 
     fn open(&mut self, from: &Username, envelope: Envelope) {
         let shown = match self.checked(from, &envelope) {
-            Ok((header, gap, text)) => self.show(&header, gap, &text),
+            Ok((header, gap, text)) => self.take_in(&header, gap, &text),
             Err(why) => Err(why),
         };
         if let Err(why) = shown {
@@ -212,7 +212,7 @@ impl Session {
         }
     }
 
-    fn show(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
+    fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
         let unasked =
             matches!(header.kind, Kind::Message | Kind::RoomOpened | Kind::RoomLeft | Kind::FileOffer);
@@ -226,25 +226,29 @@ impl Session {
         self.tell_skew(header);
         let to = self.me().clone();
         match header.kind {
-            Kind::RoomOpened if self.room() == Some(&from) => {
-                self.notice(format!("{from} has joined the room"));
+            Kind::RoomOpened if self.has_room(&from) => {
+                self.notice_in_room(&from, format!("{from} has joined the room"));
             }
             Kind::RoomOpened => {
                 self.notice(format!("{from} has opened a private room with you: /room {from} joins it"));
-                self.alert(&from);
+                self.alert(&from, Place::With(from.clone()));
             }
-            Kind::RoomLeft => self.notice(format!("{from} has left the room")),
+            Kind::RoomLeft => self.notice_in_room(&from, format!("{from} has left the room")),
             Kind::Message => {
                 let source = match header.scope {
                     Scope::Broadcast => Source::Broadcast { from },
                     Scope::Private(_) => Source::Private { from, to },
                     Scope::Room(_) => Source::Room { from, to },
                 };
-                self.message(source, sanitise_lines(text));
+                self.received(source, sanitise_lines(text));
             }
             _ => return self.file_word(header, text),
         }
         Ok(())
+    }
+
+    fn notice_in_room(&mut self, with: &Username, text: String) {
+        self.show(Source::Notice, Place::With(with.clone()), text);
     }
 }
 

@@ -8,7 +8,7 @@
 
 use super::wire_form::wire_form;
 use super::{Effect, MAX_NAMED, Session};
-use crate::client::entry::Source;
+use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::{sanitise, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
 use crate::crypto::public::{RSA_BYTES, SessionPublicKey};
@@ -21,6 +21,8 @@ use zeroize::Zeroizing;
 
 /// A message that meets a stale key this often is given up: somebody plays with us.
 const MAX_TRIES: u32 = 3;
+/// Messages that failed and can be sent again, the latest: more than a person goes back to.
+const MAX_FAILED: usize = 64;
 /// Fewer recipients than this are not worth a second thread.
 const SPREAD_FROM: usize = 16;
 
@@ -51,6 +53,8 @@ struct Outgoing {
     audience: Audience,
     /// A word about a file may hold its key.
     text: Zeroizing<String>,
+    /// When it was typed, milliseconds since 1970.
+    time: u64,
     /// The number of the transfer that it is about.
     transfer: Option<u32>,
     /// A broadcast is sealed once; a private message for the session it goes to.
@@ -66,6 +70,7 @@ struct Outgoing {
 #[derive(Default)]
 pub struct Outbox {
     messages: BTreeMap<u64, Outgoing>,
+    failed: BTreeMap<u64, (Audience, Zeroizing<String>)>,
     /// Requests without an answer: the message, and whom it was for.
     flights: BTreeMap<u64, (u64, Vec<Username>)>,
     next_message: u64,
@@ -110,10 +115,29 @@ impl Session {
         text: Zeroizing<String>,
         transfer: Option<u32>,
     ) {
-        if text.len() > MAX_TEXT {
-            return self.problem(format!("too long: a message has at most {} KiB", MAX_TEXT / 1024));
+        self.outbox.next_message += 1;
+        let number = self.outbox.next_message;
+        let mut message = Outgoing {
+            kind,
+            audience,
+            text,
+            time: self.now,
+            transfer,
+            sealed: None,
+            waiting: BTreeSet::new(),
+            delivered: 0,
+            missed: BTreeMap::new(),
+            tries: HashMap::new(),
+            shown: false,
+        };
+        if message.text.len() > MAX_TEXT {
+            return self.unsent(
+                number,
+                message,
+                format!("too long: a message has at most {} KiB", MAX_TEXT / 1024),
+            );
         }
-        let targets: BTreeSet<Username> = match &audience {
+        message.waiting = match &message.audience {
             Audience::Everyone => {
                 let others = self.others();
                 others
@@ -123,12 +147,12 @@ impl Session {
             }
             Audience::Private(name) | Audience::Room(name) => BTreeSet::from([name.clone()]),
         };
-        if targets.is_empty() {
+        if message.waiting.is_empty() {
             let nobody =
                 if self.others().next().is_none() { "nobody else" } else { "nobody with a trusted key" };
-            return self.problem(format!("{nobody} is on-line: your message was not sent"));
+            return self.unsent(number, message, format!("{nobody} is on-line: your message was not sent"));
         }
-        if let Audience::Private(name) | Audience::Room(name) = &audience
+        if let Audience::Private(name) | Audience::Room(name) = &message.audience
             && self.peers.has_changed(name)
         {
             let name = name.clone();
@@ -138,38 +162,68 @@ impl Session {
                 }
                 None if kind == Kind::RoomLeft => {}
                 None => {
-                    self.problem("your message was not sent".into());
+                    self.unsent(number, message, "your message was not sent".into());
                     self.reconsider(&name);
                 }
             }
             return;
         }
-        let sealed = (audience == Audience::Everyone).then(|| {
+        if message.audience == Audience::Everyone {
             self.outbox.broadcasts += 1;
             let header = self.header(kind, Scope::Broadcast, self.outbox.broadcasts);
-            Arc::new(Sealed::seal(header, &self.identity, text.as_bytes()))
-        });
-        self.outbox.next_message += 1;
-        let number = self.outbox.next_message;
-        for name in &targets {
+            message.sealed = Some(Arc::new(Sealed::seal(header, &self.identity, message.text.as_bytes())));
+        }
+        let names = message.waiting.clone();
+        for name in &names {
             self.peers.get(name).backlog.insert(number);
         }
-        let names = targets.clone();
-        let (missed, tries) = (BTreeMap::new(), HashMap::new());
-        let message = Outgoing {
-            kind,
-            audience,
-            text,
-            transfer,
-            sealed,
-            waiting: targets,
-            delivered: 0,
-            missed,
-            tries,
-            shown: false,
-        };
+        if kind == Kind::Message {
+            let entry = self.own_entry(number, &message, SendState::UnderWay);
+            self.effects.push(Effect::Show(entry));
+        }
         self.outbox.messages.insert(number, message);
         self.pump(names);
+    }
+
+    /// An own message, as it is shown.
+    fn own_entry(&self, number: u64, message: &Outgoing, state: SendState) -> Entry {
+        let from = self.me().clone();
+        let to = |name: &Username| (name.clone(), self.peers.trust(name));
+        let (source, trust) = match &message.audience {
+            Audience::Everyone => (Source::Broadcast { from }, None),
+            Audience::Private(name) => {
+                let (to, trust) = to(name);
+                (Source::Private { from, to }, trust)
+            }
+            Audience::Room(name) => {
+                let (to, trust) = to(name);
+                (Source::Room { from, to }, trust)
+            }
+        };
+        let place = source.place(self.me());
+        let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
+        Entry { trust, sending: Some((number, state)), ..entry }
+    }
+
+    /// Nobody gets this message.
+    fn unsent(&mut self, number: u64, message: Outgoing, why: String) {
+        if message.kind != Kind::Message {
+            return self.problem(why);
+        }
+        let entry = self.own_entry(number, &message, SendState::Failed(why));
+        self.effects.push(Effect::Show(entry));
+        self.outbox.failed.insert(number, (message.audience, message.text));
+        if self.outbox.failed.len() > MAX_FAILED {
+            self.outbox.failed.pop_first();
+        }
+    }
+
+    /// Sends what has failed as a new message.
+    pub(super) fn send_again(&mut self, number: u64) {
+        match self.outbox.failed.remove(&number) {
+            Some((audience, text)) => self.send_about(Kind::Message, audience, text, None),
+            None => self.problem("that message is no longer at hand: type it again".into()),
+        }
     }
 
     fn header(&self, kind: Kind, scope: Scope, sequence: u64) -> Header {
@@ -335,34 +389,30 @@ impl Session {
         }
     }
 
-    /// Shows a message once somebody has got it, and tells who has not when all is known.
+    /// Shows that a message is taken once somebody has got it, and tells who has not when all is known.
     fn finish(&mut self, number: u64) {
         let Some(message) = self.outbox.messages.get_mut(&number) else {
             return;
         };
-        if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
-            let (kind, audience) = (message.kind, message.audience.clone());
-            let text = if kind == Kind::Message { sanitise_lines(&message.text) } else { String::new() };
-            self.show_own(kind, audience, text);
+        let first = message.delivered > 0 && !std::mem::replace(&mut message.shown, true);
+        if let Some(message) = self.outbox.messages.get(&number).filter(|_| first) {
+            match (message.kind, &message.audience) {
+                (Kind::Message, _) => {
+                    let entry = self.own_entry(number, message, SendState::Taken);
+                    self.said(entry);
+                }
+                (Kind::RoomOpened, Audience::Room(name)) => self.entered(&name.clone()),
+                _ => {}
+            }
         }
-        let done = self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty());
-        if done && let Some(message) = self.outbox.messages.remove(&number) {
-            self.tell_missed(&message);
-        }
-    }
-
-    fn show_own(&mut self, kind: Kind, audience: Audience, text: String) {
-        let from = self.me().clone();
-        match (kind, audience) {
-            (Kind::Message, Audience::Everyone) => self.message(Source::Broadcast { from }, text),
-            (Kind::Message, Audience::Private(to)) => self.message(Source::Private { from, to }, text),
-            (Kind::Message, Audience::Room(to)) => self.message(Source::Room { from, to }, text),
-            (Kind::RoomOpened, Audience::Room(name)) => self.entered(&name),
-            _ => {}
+        if self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty())
+            && let Some(message) = self.outbox.messages.remove(&number)
+        {
+            self.tell_missed(number, message);
         }
     }
 
-    fn tell_missed(&mut self, message: &Outgoing) {
+    fn tell_missed(&mut self, number: u64, message: Outgoing) {
         if message.kind == Kind::RoomLeft {
             return;
         }
@@ -370,23 +420,31 @@ impl Session {
             let missed = message.missed.iter().next().map(|(name, why)| because(name, *why));
             return self.word_settled(number, message.kind, missed);
         }
-        let offline = message.missed.values().all(|why| *why == Missed::Offline);
-        if message.audience == Audience::Everyone && message.delivered == 0 && offline {
-            return self.problem("nobody else is on-line any more: your message was not delivered".into());
+        let to_all = message.audience == Audience::Everyone;
+        if to_all && message.delivered == 0 && message.missed.values().all(|why| *why == Missed::Offline) {
+            let why = "nobody else is on-line any more: your message was not delivered";
+            return self.unsent(number, message, why.into());
         }
-        for (name, why) in message.missed.iter().take(MAX_NAMED) {
+        if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
             let because = because(name, *why);
-            if message.kind == Kind::RoomOpened {
-                self.problem(format!("{because}: you are alone in the room; /leave returns to everyone"));
-            } else if message.audience == Audience::Everyone {
-                self.problem(format!("{because}: {name} did not get {}", quoted(&message.text)));
-            } else {
-                self.problem(format!("{because}: your message was not delivered"));
-            }
+            let text = match message.kind {
+                Kind::RoomOpened => {
+                    format!("{because}: you are alone in the room; /leave returns to everyone")
+                }
+                _ => format!("{because}: your message was not delivered"),
+            };
+            return self.unsent(number, message, text);
+        }
+        let text = quoted(&message.text);
+        for (name, why) in message.missed.iter().take(MAX_NAMED) {
+            self.problem(format!("{}: {name} did not get {text}", because(name, *why)));
         }
         if message.missed.len() > MAX_NAMED {
             let rest = message.missed.len() - MAX_NAMED;
             self.problem(format!("nor did {rest} others"));
+        }
+        if message.delivered == 0 {
+            self.unsent(number, message, "nobody got your message".into());
         }
     }
 }
@@ -500,7 +558,9 @@ mod tests {
                     Effect::Send(message) => self.said[n].push_back(message),
                     Effect::Show(entry) => self.shown[n].push(entry),
                     Effect::MakeSessionKey => self.wants_key[n] = true,
-                    Effect::Alert(_)
+                    Effect::Alert(..)
+                    | Effect::Enter(_)
+                    | Effect::Leave(_)
                     | Effect::Clear
                     | Effect::ChangePassword(_)
                     | Effect::Transfer(..)
@@ -570,8 +630,12 @@ mod tests {
             while self.step(n) {}
         }
 
+        /// What is settled.
         fn lines(&self, n: usize) -> Vec<String> {
-            let told = |entry: &&Entry| entry.source != Source::Notice;
+            let told = |entry: &&Entry| {
+                !matches!(entry.source, Source::Notice | Source::SafetyNumber)
+                    && !matches!(entry.sending, Some((_, SendState::UnderWay)))
+            };
             self.shown[n].iter().filter(told).map(Entry::line).collect()
         }
     }
@@ -653,10 +717,18 @@ mod tests {
     impl Net {
         /// Bob goes and comes again, as the server tells alice.
         fn bob_returns(&mut self) {
-            for (joined, left) in [(vec![], vec![name(1)]), (vec![name(1)], vec![])] {
-                let presence = Presence { more: false, full: false, joined, left };
-                self.event(0, Event::Server(ServerMessage::Presence(presence)));
-            }
+            self.bob_leaves();
+            self.bob_joins();
+        }
+
+        fn bob_leaves(&mut self) {
+            let presence = Presence { more: false, full: false, joined: vec![], left: vec![name(1)] };
+            self.event(0, Event::Server(ServerMessage::Presence(presence)));
+        }
+
+        fn bob_joins(&mut self) {
+            let presence = Presence { more: false, full: false, joined: vec![name(1)], left: vec![] };
+            self.event(0, Event::Server(ServerMessage::Presence(presence)));
         }
 
         /// The server shows keys of its own making for bob.
@@ -693,6 +765,91 @@ mod tests {
         // The number of the present key was shown with the refusal: a decision now is about that one.
         net.type_in(0, "/trust bob");
         assert!(!net.sessions[0].peers.has_changed(&name(1)));
+    }
+
+    #[test]
+    fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_once() {
+        let mut net = Net::new();
+        let states = |net: &mut Net| -> Vec<(u64, SendState)> {
+            net.shown[0].drain(..).filter_map(|entry| entry.sending).collect()
+        };
+        net.type_in(0, "/msg bob one");
+        assert_eq!(states(&mut net), [(1, SendState::UnderWay)]);
+        net.settle();
+        assert_eq!(states(&mut net), [(1, SendState::Taken)]);
+        // Bob is gone by the time the server reads the next one.
+        net.type_in(0, "/msg bob two");
+        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was sent") };
+        let offline = send.routing.targets.clone();
+        let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
+        net.event(0, Event::Server(ServerMessage::Sent(sent)));
+        let why = SendState::Failed("bob is not on-line: your message was not delivered".into());
+        assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
+        net.event(0, Event::Again(2));
+        net.settle();
+        assert_eq!(states(&mut net), [(3, SendState::UnderWay), (3, SendState::Taken)]);
+        // The number of what the server withheld is missing, and told.
+        let gap = "! 1 message from alice is missing";
+        assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
+        net.event(0, Event::Again(2));
+        assert!(net.lines(0)[0].contains("no longer at hand"), "{:?}", net.lines(0));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
+        let mut net = Net::new();
+        net.bob_leaves();
+        net.type_in(0, "is anybody there?");
+        assert_eq!(net.lines(0), ["! nobody else is on-line: your message was not sent"]);
+        for n in 0..MAX_FAILED {
+            net.type_in(0, &format!("{n}"));
+        }
+        assert_eq!(net.sessions[0].outbox.failed.len(), MAX_FAILED, "a bounded number of them");
+        net.bob_joins();
+        let last = net.sessions[0].outbox.next_message;
+        net.event(0, Event::Again(last));
+        net.settle();
+        assert_eq!(net.lines(1), ["<alice> 63"]);
+    }
+
+    #[test]
+    fn what_is_typed_goes_where_one_is_and_a_switch_tells_nobody() {
+        let mut net = Net::new();
+        for event in [
+            Event::Switch(Some(name(1))),
+            Event::Line("private".into()),
+            Event::Line("/room bob".into()),
+            Event::Line("room".into()),
+            Event::Switch(None),
+            Event::Line("public".into()),
+            Event::Switch(Some(name(1))),
+            Event::Line("/room bob".into()),
+            Event::Line("room again".into()),
+            Event::Line("/leave".into()),
+            Event::Line("/leave".into()),
+            Event::Line("public again".into()),
+        ] {
+            net.event(0, event);
+            net.settle();
+        }
+        let said = |entry: &Entry| match &entry.source {
+            Source::Broadcast { .. } => format!("everyone: {}", entry.text),
+            Source::Private { .. } => format!("private: {}", entry.text),
+            Source::Room { .. } => format!("room: {}", entry.text),
+            _ => entry.text.clone(),
+        };
+        assert_eq!(
+            net.shown[1].iter().skip(1).map(said).collect::<Vec<_>>(),
+            [
+                "private: private",
+                "alice has opened a private room with you: /room alice joins it",
+                "room: room",
+                "everyone: public",
+                "room: room again",
+                "alice has left the room",
+                "everyone: public again",
+            ]
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::super::Session;
 use super::{
     CANCELLED, MAX_LEAVING, MAX_LISTED, MAX_OFFERS_OF_ONE, MIN_RATED, Size, State, Transfer, shortened,
 };
+use crate::client::entry::Place;
 use crate::client::file::safe_name;
 use crate::client::transfer::Job;
 use crate::crypto::chunk::{CHUNK, Plan, TransferId, chunks};
@@ -102,7 +103,7 @@ impl Session {
         self.notice(format!(
             "{from} offers you a file: {title}; /acceptfile {number} takes it, /rejectfile {number} declines"
         ));
-        self.alert(from);
+        self.alert(from, Place::Here);
         Ok(())
     }
 

@@ -1,0 +1,461 @@
+//! What is said with whom: a view for everyone, and one for each partner.
+//!
+//! Invariant: what a sender signed decides the view (see [`Place`]); the first view is everyone's and stays; what is kept is bounded
+//! in entries, bytes and views, and a flood in one view takes nothing from another until all are large. What is typed
+//! in a view belongs to it: nobody's half-typed line goes to another by a change of the view.
+//! Pure: time and day come from the caller. Specification: README, "The screen".
+
+use super::editor::Editor;
+use super::entry::{Entry, Place, SendState, Source};
+use crate::name::Username;
+use std::collections::VecDeque;
+
+/// Entries of one view that can be scrolled back to.
+const MAX_ENTRIES: usize = 2000;
+/// Text in all views together, in bytes: the longest messages are 48 KiB.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Views at once: more than anybody talks to, few enough to look through each time.
+const MAX_VIEWS: usize = 50;
+/// What stands on the rule where reading stopped.
+const NEW: &str = "new";
+
+/// One view.
+pub struct Conversation {
+    /// `None` for everyone.
+    pub with: Option<Username>,
+    pub entries: VecDeque<Entry>,
+    /// Of the texts in `entries`.
+    bytes: usize,
+    pub editor: Editor,
+    /// Rows up from the newest entry but the `newer` last.
+    pub scroll: usize,
+    /// Entries that came since the last frame, while scrolled up: the view stays where it is.
+    pub newer: usize,
+    /// Messages that came while scrolled up.
+    pub unseen: usize,
+    /// Messages that came while another view was shown.
+    pub unread: usize,
+    /// Where reading stopped is marked.
+    marked: bool,
+    /// When it was last shown, or something came, in a count of such events.
+    touched: u64,
+    /// The person has been here.
+    visited: bool,
+}
+
+impl Conversation {
+    fn new(with: Option<Username>) -> Conversation {
+        Conversation {
+            with,
+            entries: VecDeque::new(),
+            bytes: 0,
+            editor: Editor::for_messages(),
+            scroll: 0,
+            newer: 0,
+            unseen: 0,
+            unread: 0,
+            marked: false,
+            touched: 0,
+            visited: false,
+        }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        if self.entries.len() >= MAX_ENTRIES {
+            self.forget_oldest();
+        }
+        self.bytes += weight(&entry);
+        self.entries.push_back(entry);
+        self.newer += usize::from(self.scroll > 0);
+    }
+
+    fn forget_oldest(&mut self) {
+        self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
+    }
+}
+
+/// In bytes. A rule, which may go at any time, has none.
+fn weight(entry: &Entry) -> usize {
+    if entry.source == Source::Rule { 0 } else { entry.text.len() }
+}
+
+/// All views, and the one that is shown.
+pub struct Conversations {
+    views: Vec<Conversation>,
+    current: usize,
+    touches: u64,
+    /// The window has lost the keyboard.
+    pub away: bool,
+}
+
+impl Default for Conversations {
+    fn default() -> Conversations {
+        Conversations { views: vec![Conversation::new(None)], current: 0, touches: 0, away: false }
+    }
+}
+
+impl Conversations {
+    /// All of them: everyone, then the others in the order in which they began.
+    pub fn all(&self) -> &[Conversation] {
+        &self.views
+    }
+
+    /// The place of the one that is shown.
+    pub fn index(&self) -> usize {
+        self.current
+    }
+
+    /// The one that is shown.
+    pub fn current(&self) -> &Conversation {
+        &self.views[self.current]
+    }
+
+    /// The one that is shown.
+    pub fn current_mut(&mut self) -> &mut Conversation {
+        &mut self.views[self.current]
+    }
+
+    /// Whether what is shown at `place` is before the eyes of the person.
+    pub fn in_view(&self, place: &Place) -> bool {
+        let here = self.find(place).is_some_and(|view| view == self.current);
+        here && !self.away && self.current().scroll == 0
+    }
+
+    /// Shows the view with `with`, a new one if there is none.
+    pub fn enter(&mut self, with: Option<Username>) {
+        let place = with.clone().map_or(Place::Everyone, Place::With);
+        self.current = self.find(&place).unwrap_or_else(|| self.open(with));
+        self.touch(self.current);
+        let view = self.current_mut();
+        (view.unread, view.visited) = (0, true);
+    }
+
+    /// What was begun at `from` after the command that has led here goes along.
+    pub fn carry(&mut self, from: &Option<Username>) {
+        let former = self.views.iter().position(|view| view.with == *from);
+        if let Some(former) = former.filter(|former| *former != self.current)
+            && let Ok([former, current]) = self.views.get_disjoint_mut([former, self.current])
+        {
+            former.editor.hand_over(&mut current.editor);
+        }
+    }
+
+    /// The end of the conversation with `with`, unless it is shown or something is half typed there.
+    pub fn close(&mut self, with: &Username) {
+        let ends = |at: &usize| *at != self.current && self.views[*at].editor.is_empty();
+        if let Some(at) = self.find(&Place::With(with.clone())).filter(ends) {
+            self.remove(at);
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        self.views.remove(at);
+        self.current -= usize::from(at < self.current);
+    }
+
+    /// Empties the view that is shown.
+    pub fn clear(&mut self) {
+        let view = self.current_mut();
+        view.entries.clear();
+        (view.bytes, view.scroll, view.newer, view.unseen) = (0, 0, 0, 0);
+    }
+
+    /// Takes an entry in. `day` names the day of a time in milliseconds.
+    pub fn show(&mut self, entry: Entry, day: &dyn Fn(u64) -> String) {
+        let said = entry.source.from().is_some();
+        if let (Place::About(name), true) = (&entry.place, self.find(&entry.place).is_some()) {
+            let there = Entry { place: Place::With(name.clone()), ..entry.clone() };
+            self.show(there, day);
+        }
+        let known = match entry.place {
+            Place::About(_) => Some(0),
+            _ => self.find(&entry.place),
+        };
+        let view = match (known, &entry.place) {
+            (Some(view), _) => view,
+            (None, Place::With(name)) if said => self.open(Some(name.clone())),
+            (None, _) => self.current,
+        };
+        if self.replace(&entry) {
+            return;
+        }
+        // What one has sent from elsewhere is shown there, too: it may fail.
+        if entry.sending.is_some() && view != self.current {
+            self.append(self.current, entry.clone(), day);
+        }
+        self.append(view, entry, day);
+    }
+
+    fn append(&mut self, at: usize, entry: Entry, day: &dyn Fn(u64) -> String) {
+        // What one has said oneself is read.
+        let said = entry.source.from().is_some() && entry.sending.is_none();
+        let (hidden, away) = (at != self.current, self.away);
+        let view = &mut self.views[at];
+        let today = day(entry.time);
+        if view.entries.back().is_some_and(|last| day(last.time) != today) {
+            view.push(rule(entry.time, today));
+        }
+        if said && (hidden || away || view.scroll > 0) && !std::mem::replace(&mut view.marked, true) {
+            view.entries.retain(|entry| entry.source != Source::Rule || entry.text != NEW);
+            view.push(rule(entry.time, NEW.into()));
+        }
+        view.unread += usize::from(said && hidden);
+        view.unseen += usize::from(said && view.scroll > 0);
+        view.push(entry);
+        self.touch(at);
+        while self.views.iter().map(|view| view.bytes).sum::<usize>() > MAX_BYTES
+            && let Some(largest) = self.views.iter_mut().max_by_key(|view| view.bytes)
+        {
+            largest.forget_oldest();
+        }
+    }
+
+    /// The own message of the same number has come further.
+    fn replace(&mut self, entry: &Entry) -> bool {
+        let Some((number, _)) = entry.sending else { return false };
+        let mut found = false;
+        for view in &mut self.views {
+            if let Some(old) = view.entries.iter_mut().rev().find(|entry| is_number(entry, number)) {
+                *old = entry.clone();
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// Takes the latest message that failed out of the view that is shown: its number.
+    pub fn take_failed(&mut self) -> Option<u64> {
+        let failed = |entry: &&Entry| matches!(entry.sending, Some((_, SendState::Failed(_))));
+        let (number, _) = self.current().entries.iter().rev().find(failed)?.sending.clone()?;
+        for view in &mut self.views {
+            if let Some(at) = view.entries.iter().rposition(|entry| is_number(entry, number)) {
+                view.bytes -= view.entries.remove(at).as_ref().map_or(0, weight);
+            }
+        }
+        Some(number)
+    }
+
+    /// What was shown in a frame: how far up it really is.
+    pub fn drawn(&mut self, scroll: usize) {
+        let away = self.away;
+        let view = self.current_mut();
+        (view.scroll, view.newer) = (scroll, 0);
+        if scroll == 0 {
+            view.unseen = 0;
+            view.marked &= away;
+        }
+    }
+
+    fn find(&self, place: &Place) -> Option<usize> {
+        match place {
+            Place::Everyone => Some(0),
+            Place::Here => Some(self.current),
+            Place::With(name) | Place::About(name) => {
+                self.views.iter().position(|view| view.with.as_ref() == Some(name))
+            }
+        }
+    }
+
+    /// Makes room by closing what matters least: where the person never was, then what was silent longest.
+    fn open(&mut self, with: Option<Username>) -> usize {
+        if self.views.len() >= MAX_VIEWS {
+            let others = self.views.iter().enumerate().skip(1).filter(|(at, _)| *at != self.current);
+            let worth = |view: &Conversation| (!view.editor.is_empty(), view.visited, view.touched);
+            if let Some((at, _)) = others.min_by_key(|(_, view)| worth(view)) {
+                self.remove(at);
+            }
+        }
+        self.views.push(Conversation::new(with));
+        self.touch(self.views.len() - 1);
+        self.views.len() - 1
+    }
+
+    fn touch(&mut self, at: usize) {
+        self.touches += 1;
+        self.views[at].touched = self.touches;
+    }
+}
+
+/// Whether it is the own message of this number.
+fn is_number(entry: &Entry, number: u64) -> bool {
+    entry.sending.as_ref().is_some_and(|(other, _)| *other == number)
+}
+
+fn rule(time: u64, text: String) -> Entry {
+    Entry::new(time, Source::Rule, Place::Here, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::input::Key;
+    use super::*;
+
+    fn name(text: &str) -> Username {
+        text.parse().expect("a valid name")
+    }
+
+    fn received(from: &str, text: &str) -> Entry {
+        let source = Source::Private { from: name(from), to: name("me") };
+        let place = source.place(&name("me"));
+        Entry::new(0, source, place, text.into())
+    }
+
+    fn notice(place: Place, text: &str) -> Entry {
+        Entry::new(0, Source::Notice, place, text.into())
+    }
+
+    fn own(number: u64, state: SendState, text: &str) -> Entry {
+        let entry = Entry::new(0, Source::Broadcast { from: name("me") }, Place::Everyone, text.into());
+        Entry { sending: Some((number, state)), ..entry }
+    }
+
+    fn take(views: &mut Conversations, entry: Entry) {
+        views.show(entry, &|ms| format!("day {}", ms / 100));
+    }
+
+    fn texts(view: &Conversation) -> Vec<&str> {
+        view.entries.iter().map(|entry| entry.text.as_str()).collect()
+    }
+
+    #[test]
+    fn each_message_is_shown_where_its_sender_meant_it_and_counted_until_it_is_seen() {
+        let mut views = Conversations::default();
+        take(&mut views, notice(Place::With(name("bob")), "bob has left the room"));
+        take(&mut views, received("bob", "one"));
+        take(&mut views, received("carol", "two"));
+        take(&mut views, received("bob", "three"));
+        take(&mut views, notice(Place::With(name("bob")), "bob has joined the room"));
+        take(&mut views, notice(Place::About(name("bob")), "bob has left"));
+        take(&mut views, notice(Place::About(name("dave")), "dave has left"));
+        let all: Vec<Vec<&str>> = views.all().iter().map(texts).collect();
+        assert_eq!(
+            all,
+            [
+                vec!["bob has left the room", "bob has left", "dave has left"],
+                vec!["new", "one", "three", "bob has joined the room", "bob has left"],
+                vec!["new", "two"],
+            ],
+            "a notice opens no view"
+        );
+        assert_eq!(views.all().iter().map(|view| view.unread).collect::<Vec<_>>(), [0, 2, 1]);
+        views.enter(Some(name("bob")));
+        views.drawn(0);
+        assert_eq!(views.all().iter().map(|view| view.unread).collect::<Vec<_>>(), [0, 0, 1]);
+        take(&mut views, received("bob", "four"));
+        assert_eq!(texts(views.current()).last(), Some(&"four"));
+        assert_eq!(views.current().unread, 0);
+        take(&mut views, notice(Place::Here, "an answer"));
+        assert_eq!(texts(views.current()).last(), Some(&"an answer"));
+    }
+
+    #[test]
+    fn what_is_before_the_eyes_is_in_view_and_nothing_else() {
+        let mut views = Conversations::default();
+        let bob = Place::With(name("bob"));
+        assert!(views.in_view(&Place::Everyone) && views.in_view(&Place::Here) && !views.in_view(&bob));
+        views.enter(Some(name("bob")));
+        assert!(!views.in_view(&Place::Everyone) && views.in_view(&bob));
+        views.current_mut().scroll = 1;
+        assert!(!views.in_view(&bob));
+        views.current_mut().scroll = 0;
+        views.away = true;
+        assert!(!views.in_view(&bob));
+    }
+
+    #[test]
+    fn a_half_typed_line_stays_in_its_view_and_one_typed_behind_a_command_goes_along() {
+        let mut views = Conversations::default();
+        let write = |views: &mut Conversations, text: &str| {
+            views.current_mut().editor.key(&Key::Paste(text.into()));
+        };
+        write(&mut views, "for all");
+        views.enter(Some(name("bob")));
+        assert!(views.current().editor.is_empty());
+        write(&mut views, "for bob");
+        views.enter(None);
+        assert_eq!(views.current().editor.text(), "for all");
+        views.carry(&Some(name("bob")));
+        assert_eq!(views.current().editor.text(), "for all", "nothing half typed is lost");
+        views.enter(Some(name("carol")));
+        views.carry(&None);
+        assert_eq!(views.current().editor.text(), "for all");
+        views.enter(None);
+        assert!(views.current().editor.is_empty());
+        views.close(&name("bob"));
+        assert_eq!(views.all().len(), 3, "something is half typed there");
+        views.enter(Some(name("carol")));
+        write(&mut views, "!");
+        views.current_mut().editor.key(&Key::Ctrl('u'));
+        views.enter(None);
+        views.close(&name("carol"));
+        assert_eq!(views.all().len(), 2);
+    }
+
+    #[test]
+    fn an_own_message_is_one_entry_whatever_becomes_of_it() {
+        let mut views = Conversations::default();
+        take(&mut views, own(1, SendState::UnderWay, "one"));
+        take(&mut views, own(2, SendState::UnderWay, "two"));
+        take(&mut views, own(1, SendState::Taken, "one"));
+        take(&mut views, own(2, SendState::Failed("why".into()), "two"));
+        take(&mut views, received("bob", "new"));
+        let states: Vec<_> = views.current().entries.iter().map(|entry| entry.sending.clone()).collect();
+        assert_eq!(states, [Some((1, SendState::Taken)), Some((2, SendState::Failed("why".into())))]);
+        assert_eq!(views.take_failed(), Some(2));
+        assert_eq!((views.take_failed(), views.current().entries.len()), (None, 1));
+        // Sent from here to a view elsewhere: seen in both.
+        let elsewhere = |state| Entry { place: Place::With(name("bob")), ..own(3, state, "three") };
+        take(&mut views, elsewhere(SendState::UnderWay));
+        take(&mut views, elsewhere(SendState::Failed("why".into())));
+        let failed = |view: &Conversation| view.entries.iter().filter(|entry| is_number(entry, 3)).count();
+        assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(views.take_failed(), Some(3));
+        assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 0]);
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_takes_nothing_from_other_views() {
+        let mut views = Conversations::default();
+        take(&mut views, received("bob", "precious"));
+        let text = "x".repeat(20_000);
+        for n in 0..10_000 {
+            take(&mut views, received("mallory", &format!("{n} {text}")));
+        }
+        assert_eq!(texts(&views.all()[1]), ["new", "precious"]);
+        assert!(views.all()[2].entries.len() <= MAX_ENTRIES);
+        assert!(views.all().iter().map(|view| view.bytes).sum::<usize>() <= MAX_BYTES);
+        let counted = |view: &Conversation| view.entries.iter().map(weight).sum::<usize>();
+        assert!(views.all().iter().all(|view| counted(view) == view.bytes));
+        views.enter(Some(name("bob")));
+        for n in 0..500 {
+            take(&mut views, received(&format!("mallory{n}"), "hi"));
+        }
+        assert_eq!(views.all().len(), MAX_VIEWS);
+        assert_eq!(views.current().with, Some(name("bob")));
+        views.enter(None);
+        take(&mut views, received("one-more", "hi"));
+        assert!(views.all().iter().any(|view| view.with == Some(name("bob"))), "where one was stays longest");
+    }
+
+    #[test]
+    fn a_mark_shows_where_reading_stopped_and_a_rule_begins_each_day() {
+        let mut views = Conversations::default();
+        let said = |time, text: &str| Entry { time, place: Place::Everyone, ..received("bob", text) };
+        take(&mut views, said(0, "one"));
+        take(&mut views, said(100, "two"));
+        assert_eq!(texts(views.current()), ["one", "day 1", "two"]);
+        views.away = true;
+        for text in ["three", "four"] {
+            take(&mut views, said(100, text));
+            views.drawn(0);
+        }
+        assert_eq!(texts(views.current())[3..], ["new", "three", "four"]);
+        views.away = false;
+        views.drawn(0);
+        views.current_mut().scroll = 1;
+        take(&mut views, said(100, "five"));
+        assert_eq!(texts(views.current())[3..], ["three", "four", "new", "five"], "there is one mark");
+        let view = views.current();
+        assert_eq!((view.newer, view.unseen), (2, 1));
+    }
+}
