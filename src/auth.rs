@@ -13,7 +13,8 @@ use crate::crypto::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
-    Challenge, ChallengeResponse, LoginRequest, PasswordChange, Register, SessionKeyFields, VERSION,
+    Challenge, ChallengeResponse, LoginRequest, PasswordChange, Register, Resume, ResumeChallenge,
+    SessionKeyFields, VERSION,
 };
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -77,6 +78,17 @@ fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fing
         .bytes(nonce)
         .bytes(exporter)
         .bytes(&session.0)
+        .finish()
+}
+
+/// The bytes of the proof that a client holds a session's token, for this challenge and channel, and of what it
+/// says has arrived.
+fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u64) -> Vec<u8> {
+    Fields::new(label::RESUME)
+        .bytes(name.as_str().as_bytes())
+        .bytes(nonce)
+        .bytes(exporter)
+        .number(received)
         .finish()
 }
 
@@ -212,6 +224,58 @@ pub fn respond_after(
         certificate: session.certificate,
         proof: Fixed(proof),
     })
+}
+
+/// Client: the answer to the challenge of a session whose `token` is at hand.
+pub fn resume(
+    name: &Username,
+    challenge: &ResumeChallenge,
+    exporter: &[u8],
+    token: &Key,
+    received: u64,
+) -> Resume {
+    let proven = resume_bytes(name, &challenge.nonce.0, exporter, received);
+    Resume { received, proof: Fixed(primitives::hmac(token, &proven)) }
+}
+
+/// Server: the resumption of a session between its challenge and the answer.
+pub struct PendingResume {
+    name: Username,
+    nonce: [u8; 32],
+    issued: Instant,
+}
+
+impl PendingResume {
+    /// Makes the challenge, the same for every name.
+    pub fn new(name: Username) -> (PendingResume, ResumeChallenge) {
+        let nonce = random();
+        let challenge = ResumeChallenge { version: VERSION, nonce: Fixed(nonce) };
+        (PendingResume { name, nonce, issued: Instant::now() }, challenge)
+    }
+
+    /// Whose session is asked for.
+    pub fn name(&self) -> &Username {
+        &self.name
+    }
+
+    /// Checks the answer against the tokens that the session may be resumed with; none if there is no session. In
+    /// constant time for each.
+    ///
+    /// # Errors
+    /// [`AuthError::Expired`], [`AuthError::Denied`].
+    pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<(), AuthError> {
+        if self.issued.elapsed() > CHALLENGE_LIFETIME {
+            return Err(AuthError::Expired);
+        }
+        let proven = resume_bytes(&self.name, &self.nonce, exporter, resume.received);
+        let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
+        // Without a session it takes as long as with one.
+        let fits = match tokens {
+            [] => fits(&Key::random()) & false,
+            tokens => tokens.iter().fold(false, |any, token| any | fits(token)),
+        };
+        if fits { Ok(()) } else { Err(AuthError::Denied) }
+    }
 }
 
 /// Server: a login between its challenge and the response.
@@ -441,6 +505,31 @@ mod tests {
         };
         assert_eq!(answer(CHALLENGE_LIFETIME - Duration::from_secs(60)), None);
         assert_eq!(answer(CHALLENGE_LIFETIME + Duration::from_secs(1)), Some(AuthError::Expired));
+    }
+
+    #[test]
+    fn a_session_is_resumed_with_its_token_for_this_name_channel_and_count_alone() {
+        let (alice, bob): (Username, Username) =
+            ("alice".parse().expect("name"), "bob".parse().expect("name"));
+        let (token, former, other) = (Key::new([1; 32]), Key::new([2; 32]), Key::new([3; 32]));
+        let attempt = |name: &Username, token: &Key, channel: &[u8], change: &dyn Fn(&mut Resume)| {
+            let (pending, challenge) = PendingResume::new(alice.clone());
+            let mut answer = resume(name, &challenge, channel, token, 7);
+            change(&mut answer);
+            pending.verify(&answer, b"exporter", &[Key::new([1; 32]), Key::new([2; 32])])
+        };
+        assert_eq!(attempt(&alice, &token, b"exporter", &|_| ()), Ok(()));
+        assert_eq!(attempt(&alice, &former, b"exporter", &|_| ()), Ok(()));
+        let denied = Err(AuthError::Denied);
+        assert_eq!(attempt(&alice, &other, b"exporter", &|_| ()), denied);
+        assert_eq!(attempt(&bob, &token, b"exporter", &|_| ()), denied);
+        assert_eq!(attempt(&alice, &token, b"another", &|_| ()), denied);
+        assert_eq!(attempt(&alice, &token, b"exporter", &|answer| answer.received += 1), denied);
+        let (pending, challenge) = PendingResume::new(alice.clone());
+        assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[]), denied);
+        let (_, challenge) = PendingResume::new(alice.clone());
+        let (pending, _) = PendingResume::new(alice.clone());
+        assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), denied);
     }
 
     #[test]

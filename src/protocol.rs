@@ -84,6 +84,35 @@ pub struct PasswordChange {
     pub proof: Fixed<RSA_BYTES>,
 }
 
+/// Client: ask to take up a session whose connection broke.
+#[derive(Serialize, Deserialize)]
+pub struct ResumeRequest {
+    pub version: u32,
+    pub username: Username,
+}
+
+/// Server: what that must answer.
+#[derive(Serialize, Deserialize)]
+pub struct ResumeChallenge {
+    pub version: u32,
+    pub nonce: Fixed<32>,
+}
+
+/// Client: the answer, and how much has arrived.
+#[derive(Serialize, Deserialize)]
+pub struct Resume {
+    /// Frames of this session that the client has taken in.
+    pub received: u64,
+    /// By the session's token.
+    pub proof: Fixed<32>,
+}
+
+/// Either: so many frames of this session were taken in. As `resumed`: and the session goes on.
+#[derive(Serialize, Deserialize)]
+pub struct Received {
+    pub received: u64,
+}
+
 /// Client: a new session key for the running session.
 #[derive(Serialize, Deserialize)]
 pub struct SessionKeyFields {
@@ -256,6 +285,7 @@ pub enum ErrorCode {
     NameTaken,
     RegistrationClosed,
     LoginFailed,
+    NoSession,
     Locked,
     BadKey,
     BadRounds,
@@ -282,6 +312,7 @@ impl ErrorCode {
             ErrorCode::NameTaken => "name_taken",
             ErrorCode::RegistrationClosed => "registration_closed",
             ErrorCode::LoginFailed => "login_failed",
+            ErrorCode::NoSession => "no_session",
             ErrorCode::Locked => "locked",
             ErrorCode::BadKey => "bad_key",
             ErrorCode::BadRounds => "bad_rounds",
@@ -302,10 +333,13 @@ pub enum ClientMessage {
     LoginRequest(LoginRequest),
     ChallengeResponse(Box<ChallengeResponse>),
     PasswordChange(Box<PasswordChange>),
+    ResumeRequest(ResumeRequest),
+    Resume(Resume),
     Renew(Box<SessionKeyFields>),
     KeysRequest(KeysRequest),
     EncryptedSend(Box<EncryptedSend>),
     Grant(Grant),
+    Ack(Received),
     Ping,
     Pong,
     Logout,
@@ -317,6 +351,8 @@ pub enum ServerMessage {
     Challenge(Challenge),
     Session(Session),
     PasswordChanged,
+    ResumeChallenge(ResumeChallenge),
+    Resumed(Received),
     Presence(Presence),
     Keys(Keys),
     EncryptedMessage(Box<EncryptedMessage>),
@@ -324,6 +360,7 @@ pub enum ServerMessage {
     Grant(Grant),
     Refused(Refused),
     Error(Failure),
+    Ack(Received),
     Ping,
     Pong,
 }
@@ -423,6 +460,8 @@ impl ClientMessage {
             "login_request" => ClientMessage::LoginRequest(body(text)?),
             "challenge_response" => ClientMessage::ChallengeResponse(Box::new(body(text)?)),
             "password_change" => ClientMessage::PasswordChange(Box::new(body(text)?)),
+            "resume_request" => ClientMessage::ResumeRequest(body(text)?),
+            "resume" => ClientMessage::Resume(body(text)?),
             "renew" => ClientMessage::Renew(Box::new(body(text)?)),
             "keys_request" => ClientMessage::KeysRequest(body(text)?),
             "encrypted_send" => ClientMessage::EncryptedSend(Box::new(EncryptedSend {
@@ -430,6 +469,7 @@ impl ClientMessage {
                 envelope: body(text)?,
             })),
             "grant" => ClientMessage::Grant(body(text)?),
+            "ack" => ClientMessage::Ack(body(text)?),
             "ping" => ClientMessage::Ping,
             "pong" => ClientMessage::Pong,
             "logout" => ClientMessage::Logout,
@@ -444,16 +484,27 @@ impl ClientMessage {
             ClientMessage::LoginRequest(body) => one("login_request", body),
             ClientMessage::ChallengeResponse(body) => one("challenge_response", &**body),
             ClientMessage::PasswordChange(body) => one("password_change", &**body),
+            ClientMessage::ResumeRequest(body) => one("resume_request", body),
+            ClientMessage::Resume(body) => one("resume", body),
             ClientMessage::Renew(body) => one("renew", &**body),
             ClientMessage::KeysRequest(body) => one("keys_request", body),
             ClientMessage::EncryptedSend(send) => {
                 line("encrypted_send", &[json::to_string(&send.routing), json::to_string(&send.envelope)])
             }
             ClientMessage::Grant(body) => one("grant", body),
+            ClientMessage::Ack(body) => one("ack", body),
             ClientMessage::Ping => one("ping", &Empty {}),
             ClientMessage::Pong => one("pong", &Empty {}),
             ClientMessage::Logout => one("logout", &Empty {}),
         }
+    }
+}
+
+impl ClientMessage {
+    /// Whether it is one of the frames that both sides count and that are sent again when a session is
+    /// resumed. Of everything that follows a login, only these are not (README, "Resuming").
+    pub fn is_counted(&self) -> bool {
+        !matches!(self, ClientMessage::Ack(_) | ClientMessage::Ping | ClientMessage::Pong)
     }
 }
 
@@ -474,6 +525,8 @@ impl ServerMessage {
             "challenge" => ServerMessage::Challenge(body(text)?),
             "session" => ServerMessage::Session(body(text)?),
             "password_changed" => ServerMessage::PasswordChanged,
+            "resume_challenge" => ServerMessage::ResumeChallenge(body(text)?),
+            "resumed" => ServerMessage::Resumed(body(text)?),
             "presence" => ServerMessage::Presence(body(text)?),
             "keys" => ServerMessage::Keys(body(text)?),
             "encrypted_message" => ServerMessage::EncryptedMessage(Box::new(EncryptedMessage {
@@ -484,6 +537,7 @@ impl ServerMessage {
             "grant" => ServerMessage::Grant(body(text)?),
             "refused" => ServerMessage::Refused(body(text)?),
             "error" => ServerMessage::Error(body(text)?),
+            "ack" => ServerMessage::Ack(body(text)?),
             "ping" => ServerMessage::Ping,
             "pong" => ServerMessage::Pong,
             _ => return Err(DecodeError::UnknownType),
@@ -497,6 +551,8 @@ impl ServerMessage {
             ServerMessage::Challenge(body) => one("challenge", body),
             ServerMessage::Session(body) => one("session", body),
             ServerMessage::PasswordChanged => one("password_changed", &Empty {}),
+            ServerMessage::ResumeChallenge(body) => one("resume_challenge", body),
+            ServerMessage::Resumed(body) => one("resumed", body),
             ServerMessage::Presence(body) => one("presence", body),
             ServerMessage::Keys(body) => one("keys", body),
             ServerMessage::EncryptedMessage(message) => {
@@ -508,9 +564,15 @@ impl ServerMessage {
             ServerMessage::Grant(body) => one("grant", body),
             ServerMessage::Refused(body) => one("refused", body),
             ServerMessage::Error(body) => one("error", body),
+            ServerMessage::Ack(body) => one("ack", body),
             ServerMessage::Ping => one("ping", &Empty {}),
             ServerMessage::Pong => one("pong", &Empty {}),
         }
+    }
+
+    /// Whether it is counted: see [`ClientMessage::is_counted`].
+    pub fn is_counted(&self) -> bool {
+        !matches!(self, ServerMessage::Ack(_) | ServerMessage::Ping | ServerMessage::Pong)
     }
 
     /// An error without further fields.

@@ -489,6 +489,9 @@ impl Session {
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
             | ServerMessage::Challenge(_)
+            | ServerMessage::ResumeChallenge(_)
+            | ServerMessage::Resumed(_)
+            | ServerMessage::Ack(_)
             | ServerMessage::Grant(_)
             | ServerMessage::Refused(_) => {
                 self.problem("the server sent something out of place".into());

@@ -23,6 +23,7 @@ pub mod label {
     pub const SESSION_CERTIFICATE: &str = "secure-messenger/1 session certificate";
     pub const LOGIN_PROOF: &str = "secure-messenger/1 login proof";
     pub const PASSWORD_CHANGE: &str = "secure-messenger/1 password change";
+    pub const RESUME: &str = "secure-messenger/1 resume";
     pub const ENVELOPE_HEADER: &str = "secure-messenger/1 envelope header";
     pub const ENVELOPE_SIGNATURE: &str = "secure-messenger/1 envelope signature";
     pub const KEY_COMMITMENT: &str = "secure-messenger/1 key commitment";

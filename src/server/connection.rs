@@ -467,11 +467,15 @@ impl Client {
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => ServerMessage::Pong,
-            ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => return,
+            ClientMessage::Ack(_) | ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => {
+                return;
+            }
             ClientMessage::Register(_)
             | ClientMessage::LoginRequest(_)
             | ClientMessage::ChallengeResponse(_)
-            | ClientMessage::PasswordChange(_) => {
+            | ClientMessage::PasswordChange(_)
+            | ClientMessage::ResumeRequest(_)
+            | ClientMessage::Resume(_) => {
                 ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already")
             }
         };
