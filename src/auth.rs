@@ -106,17 +106,34 @@ fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 
         .finish()
 }
 
-/// Client: a password key under a fresh salt, for a registration or a new password.
-pub struct NewPasswordKey {
+/// Client: `PBKDF2(password, salt, rounds)`, and what it was made with. It stands for the password towards one
+/// server.
+pub struct PasswordKey {
     salt: [u8; 32],
+    rounds: u32,
     key: Key,
 }
 
-impl NewPasswordKey {
-    /// PBKDF2; about 0.1 s, which can pass while the identity key is made.
-    pub fn derive(password: &Password) -> NewPasswordKey {
+impl PasswordKey {
+    /// Under a fresh salt, for a registration or a new password. About 0.1 s, which can pass while the identity
+    /// key is made.
+    pub fn new(password: &Password) -> PasswordKey {
         let salt = random();
-        NewPasswordKey { salt, key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS) }
+        PasswordKey { salt, rounds: PBKDF2_ROUNDS, key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS) }
+    }
+
+    /// The one that a challenge asks for.
+    ///
+    /// # Errors
+    /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
+    pub fn derive(password: &Password, challenge: &Challenge) -> Result<PasswordKey, AuthError> {
+        let (salt, rounds) = (challenge.salt.0, acceptable(challenge.rounds)?);
+        Ok(PasswordKey { salt, rounds, key: primitives::pbkdf2(password, &salt, rounds) })
+    }
+
+    /// Whether a challenge asks for this one.
+    pub fn answers(&self, challenge: &Challenge) -> bool {
+        (challenge.salt.0, challenge.rounds) == (self.salt, self.rounds)
     }
 
     /// The registration.
@@ -125,7 +142,7 @@ impl NewPasswordKey {
             version: VERSION,
             username: name.clone(),
             salt: Fixed(self.salt),
-            rounds: PBKDF2_ROUNDS,
+            rounds: self.rounds,
             password_key: self.key.duplicate(),
             public_key: Bytes(identity.spki()),
         }
@@ -143,28 +160,47 @@ impl NewPasswordKey {
         old: &Password,
         identity: &IdentityKey,
     ) -> Result<PasswordChange, AuthError> {
-        let old = primitives::pbkdf2(old, &challenge.salt.0, acceptable(challenge.rounds)?);
-        let new = (&self.salt, PBKDF2_ROUNDS, &self.key);
+        let old = PasswordKey::derive(old, challenge)?;
+        let new = (&self.salt, self.rounds, &self.key);
         let proof = Zeroizing::new(change_bytes(name, &challenge.nonce.0, exporter, new));
         Ok(PasswordChange {
-            response: Fixed(primitives::hmac(&old, &challenge.nonce.0)),
+            response: old.response(challenge),
             salt: Fixed(self.salt),
-            rounds: PBKDF2_ROUNDS,
+            rounds: self.rounds,
             password_key: self.key.duplicate(),
             proof: Fixed(identity.sign(&proof)),
         })
     }
 
-    /// The password key for a challenge, if it asks for this one.
-    fn answers(&self, challenge: &Challenge) -> Option<Key> {
-        let same = challenge.salt.0 == self.salt && challenge.rounds == PBKDF2_ROUNDS;
-        same.then(|| self.key.duplicate())
+    /// The answer to a challenge that asks for this key.
+    pub fn log_in(
+        &self,
+        name: &Username,
+        challenge: &Challenge,
+        exporter: &[u8],
+        identity: &IdentityKey,
+        session: (&SessionKey, SessionCertificate),
+    ) -> ChallengeResponse {
+        let (key, certificate) = session;
+        let proof = identity.sign(&proof_bytes(name, &challenge.nonce.0, exporter, key.fingerprint()));
+        let session = SessionKeyFields::new(&certificate);
+        ChallengeResponse {
+            response: self.response(challenge),
+            session_key: session.session_key,
+            created: session.created,
+            certificate: session.certificate,
+            proof: Fixed(proof),
+        }
+    }
+
+    fn response(&self, challenge: &Challenge) -> Fixed<32> {
+        Fixed(primitives::hmac(&self.key, &challenge.nonce.0))
     }
 }
 
-/// Client: a registration with a fresh salt; see [`NewPasswordKey`].
+/// Client: a registration with a fresh salt; see [`PasswordKey`].
 pub fn register(name: &Username, password: &Password, identity: &IdentityPublicKey) -> Register {
-    NewPasswordKey::derive(password).register(name, identity)
+    PasswordKey::new(password).register(name, identity)
 }
 
 /// Server: turns a registration into an account and its identity key.
@@ -195,35 +231,8 @@ pub fn respond(
     identity: &IdentityKey,
     session: (&SessionKey, SessionCertificate),
 ) -> Result<ChallengeResponse, AuthError> {
-    respond_after(None, name, challenge, exporter, password, identity, session)
-}
-
-/// As [`respond`], just after a registration whose password key need not be derived again.
-///
-/// # Errors
-/// As [`respond`].
-pub fn respond_after(
-    registered: Option<&NewPasswordKey>,
-    name: &Username,
-    challenge: &Challenge,
-    exporter: &[u8],
-    password: &Password,
-    identity: &IdentityKey,
-    session: (&SessionKey, SessionCertificate),
-) -> Result<ChallengeResponse, AuthError> {
-    let rounds = acceptable(challenge.rounds)?;
-    let known = registered.and_then(|registered| registered.answers(challenge));
-    let password_key = known.unwrap_or_else(|| primitives::pbkdf2(password, &challenge.salt.0, rounds));
-    let (key, certificate) = session;
-    let proof = identity.sign(&proof_bytes(name, &challenge.nonce.0, exporter, key.fingerprint()));
-    let session = SessionKeyFields::new(&certificate);
-    Ok(ChallengeResponse {
-        response: Fixed(primitives::hmac(&password_key, &challenge.nonce.0)),
-        session_key: session.session_key,
-        created: session.created,
-        certificate: session.certificate,
-        proof: Fixed(proof),
-    })
+    let key = PasswordKey::derive(password, challenge)?;
+    Ok(key.log_in(name, challenge, exporter, identity, session))
 }
 
 /// Client: the answer to the challenge of a session whose `token` is at hand.
@@ -545,7 +554,7 @@ mod tests {
             let (mut pending, challenge) =
                 PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
             pending.issued -= age;
-            let new = NewPasswordKey::derive(&Password::new("another".into()));
+            let new = PasswordKey::new(&Password::new("another".into()));
             let mut change =
                 new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
             alter(&mut change);

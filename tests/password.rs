@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
-use secure_messenger::auth::{self, NewPasswordKey};
+use secure_messenger::auth::{self, PasswordKey};
 use secure_messenger::clock;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::IdentityKey;
@@ -44,7 +44,7 @@ fn change(
     person: &Person,
     signer: &IdentityKey,
 ) -> ClientMessage {
-    let (key, exporter) = (NewPasswordKey::derive(&password(NEW)), raw.channel.exporter());
+    let (key, exporter) = (PasswordKey::new(&password(NEW)), raw.channel.exporter());
     let change = key.replace(&person.name, challenge, exporter, &password(old), signer);
     ClientMessage::PasswordChange(Box::new(change.expect("acceptable rounds")))
 }

@@ -7,24 +7,65 @@
 use super::connect::{Connection, StartError, refusal};
 use super::options::Options;
 use super::password;
-use crate::auth;
+use crate::auth::PasswordKey;
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError};
 use crate::crypto::keys::{IdentityKey, SessionKey};
-use crate::crypto::secret::Password;
+use crate::crypto::secret::{Key, Password};
 use crate::disk;
 use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{Challenge, ClientMessage, LoginRequest, ServerMessage, VERSION};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 /// What a login yields beside the connection.
 pub struct LoggedIn {
-    pub name: Username,
-    pub identity: IdentityKey,
+    pub credentials: Credentials,
     pub key: SessionKey,
+    /// Proves the session.
+    pub token: Key,
+}
+
+/// What a later login takes: all of it wiped at the end.
+pub struct Credentials {
+    pub name: Username,
+    pub identity: Arc<IdentityKey>,
+    pub password_key: PasswordKey,
+}
+
+impl Credentials {
+    /// Logs in once more, with a new session key; its token.
+    ///
+    /// # Errors
+    /// [`StartError`]; [`StartError::Login`] also if the password is another by now.
+    pub fn log_in(&self, connection: &mut Connection, key: &SessionKey) -> Result<Key, StartError> {
+        let challenge = challenge(connection, &self.name, &self.identity)?;
+        if !self.password_key.answers(&challenge) {
+            return Err(StartError::Login);
+        }
+        self.respond(connection, &challenge, key)
+    }
+
+    /// The login itself: README, "Login".
+    fn respond(
+        &self,
+        connection: &mut Connection,
+        challenge: &Challenge,
+        key: &SessionKey,
+    ) -> Result<Key, StartError> {
+        let certificate = self.identity.certify(&self.name, key, clock::now_ms());
+        let exporter = connection.channel.exporter().to_vec();
+        let session = (key, certificate);
+        let response = self.password_key.log_in(&self.name, challenge, &exporter, &self.identity, session);
+        match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
+            ServerMessage::Session(session) => Ok(session.token),
+            ServerMessage::Error(failure) => Err(refusal(&failure, &self.name)),
+            _ => Err(StartError::OutOfPlace),
+        }
+    }
 }
 
 /// Logs in with the key file of `name`. `connect` is called when password and key fit.
@@ -43,9 +84,9 @@ pub fn log_in(
         let opened = opened.ok_or_else(|| StartError::NoKey(name.clone(), options.key_path(name)))?;
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
-        prove(&mut connection, name, password, &opened.identity, &key, None)?;
+        let login = prove(&mut connection, name, password, opened.identity.clone(), key, None)?;
         opened.settle();
-        Ok((connection, LoggedIn { name: name.clone(), identity: opened.identity, key }))
+        Ok((connection, login))
     })
 }
 
@@ -72,7 +113,7 @@ pub fn register(
     let mut connection = connect()?;
     // What takes long is spread over two cores.
     let (opened, key, password_key) = thread::scope(|scope| {
-        let other = scope.spawn(|| (SessionKey::generate(), auth::NewPasswordKey::derive(password)));
+        let other = scope.spawn(|| (SessionKey::generate(), PasswordKey::new(password)));
         let made = || make_key_file(&path, name, password).map(password::Opened::alone);
         let identity = existing.map_or_else(made, Ok);
         let (key, password_key) = other.join().expect("making a key does not panic");
@@ -93,13 +134,13 @@ pub fn register(
         }
         unclear => return Err(unclear.err().unwrap_or(StartError::OutOfPlace)),
     }
-    match prove(&mut connection, name, password, &opened.identity, &key, Some(&password_key)) {
+    match prove(&mut connection, name, password, opened.identity.clone(), key, Some(password_key)) {
         // The name is somebody else's: the key here is for another server's account.
         Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
-        Ok(()) => {
+        Ok(login) => {
             opened.settle();
-            Ok((connection, LoggedIn { name: name.clone(), identity: opened.identity, key }))
+            Ok((connection, login))
         }
     }
 }
@@ -111,26 +152,23 @@ fn make_key_file(path: &Path, name: &Username, password: &Password) -> Result<Id
     Ok(identity)
 }
 
-/// The login itself: README, "Login".
+/// A login with the password, or with the key that was just registered.
 fn prove(
     connection: &mut Connection,
     name: &Username,
     password: &Password,
-    identity: &IdentityKey,
-    key: &SessionKey,
-    registered: Option<&auth::NewPasswordKey>,
-) -> Result<(), StartError> {
-    let challenge = challenge(connection, name, identity)?;
-    let certificate = identity.certify(name, key, clock::now_ms());
-    let exporter = connection.channel.exporter().to_vec();
-    let response =
-        auth::respond_after(registered, name, &challenge, &exporter, password, identity, (key, certificate));
-    let response = response.map_err(StartError::Auth)?;
-    match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
-        ServerMessage::Session(_) => Ok(()),
-        ServerMessage::Error(failure) => Err(refusal(&failure, name)),
-        _ => Err(StartError::OutOfPlace),
-    }
+    identity: Arc<IdentityKey>,
+    key: SessionKey,
+    registered: Option<PasswordKey>,
+) -> Result<LoggedIn, StartError> {
+    let challenge = challenge(connection, name, &identity)?;
+    let password_key = match registered.filter(|registered| registered.answers(&challenge)) {
+        Some(registered) => registered,
+        None => PasswordKey::derive(password, &challenge).map_err(StartError::Auth)?,
+    };
+    let credentials = Credentials { name: name.clone(), identity, password_key };
+    let token = credentials.respond(connection, &challenge, &key)?;
+    Ok(LoggedIn { credentials, key, token })
 }
 
 /// Asks for a challenge.

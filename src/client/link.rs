@@ -1,12 +1,18 @@
-//! The two threads of a connection: one reads, one writes; the owner of the state waits for neither.
+//! The way to the server, over as many connections as it takes: one thread reads and reconnects, one writes; the
+//! owner of the state waits for neither.
 //!
 //! Invariant: lines go before packets, and packets go past the owner of the state to and from the threads of
-//! their transfers: a file at full speed does not hold up what people say.
+//! their transfers: a file at full speed does not hold up what people say. Every frame is kept until the server
+//! acknowledges it; when the session is resumed, exactly what the server has not taken in goes out again,
+//! before anything new, so nothing is lost, doubled or reordered. A new login begins with nothing: what was not
+//! acknowledged is told, never repeated. Specification: README, "Resuming".
 
-use super::connect::{Connection, reason};
+use super::connect::{Connection, StartError, reason};
+use super::reconnect::{Again, Way, is_final, pause};
 use super::session::Event;
 use super::transfer::Hub;
-use crate::protocol::{ClientMessage, MAX_PACKET, Packet, ServerMessage};
+use crate::auth::PasswordKey;
+use crate::protocol::{ClientMessage, ErrorCode, MAX_PACKET, Packet, ServerMessage};
 use crate::wire::frame::Frame;
 use crate::wire::tls::{Channel, Received};
 use std::collections::VecDeque;
@@ -15,16 +21,26 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Lines that wait to be sent. The session has far fewer under way.
+/// Lines that wait to be sent, or acknowledged. The session has far fewer under way.
 const MAX_LINES: usize = 1024;
 /// Packets that wait to be sent: enough to keep the writer busy.
 const MAX_PACKETS: usize = 8;
+/// Bytes that the server may leave unacknowledged before packets wait: a full window of every transfer.
+const MAX_KEPT: usize = 16 * 1024 * 1024;
+/// What was taken in is acknowledged after so many frames, or bytes (README, "Resuming").
+const ACK_FRAMES: u64 = 32;
+const ACK_BYTES: usize = 128 * 1024;
 /// A silent server is asked for a sign of life after this time.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// A server that was silent for this long is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(90);
+/// At the end, what is queued has this long to go out.
+const FAREWELL: Duration = Duration::from_secs(30);
 
-/// What waits to be sent.
+/// The pieces of one line or packet.
+type Pieces = Arc<[Vec<u8>; 2]>;
+
+/// What waits to be sent, and what was sent and may have to be sent again.
 #[derive(Default)]
 pub struct Queue {
     waiting: Mutex<Waiting>,
@@ -33,20 +49,37 @@ pub struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    lines: VecDeque<Vec<u8>>,
+    /// Signs of life and acknowledgements: of this connection alone, and not counted.
+    signs: VecDeque<Vec<u8>>,
+    lines: VecDeque<Pieces>,
     /// Heads and payloads.
-    packets: VecDeque<[Vec<u8>; 2]>,
-    /// Nothing more is taken; the lines are still sent.
+    packets: VecDeque<Pieces>,
+    /// Frames that the server has not acknowledged, in the order in which they go out.
+    kept: VecDeque<Pieces>,
+    kept_bytes: usize,
+    /// How many of them have gone out on this connection.
+    gone: usize,
+    /// Frames of this session that the server has acknowledged.
+    acknowledged: u64,
+    /// The connection in use, counted; its writer ends when there is another one, or none.
+    connection: Option<u64>,
+    connections: u64,
+    /// A new session has begun, and who owns the state does not know yet: what is queued meanwhile belonged to the
+    /// former one.
+    outdated: bool,
+    /// Nothing more is taken; what waits is still sent.
     ended: bool,
+    /// Everything has been sent.
+    finished: bool,
 }
 
 impl Queue {
     /// Queues a message. False if the server has taken nothing for a thousand messages, or it is over.
     pub fn say(&self, message: &ClientMessage) -> bool {
         let mut waiting = self.lock();
-        let taken = !waiting.ended && waiting.lines.len() < MAX_LINES;
-        if taken {
-            waiting.lines.push_back(message.encode());
+        let taken = !waiting.ended && waiting.lines.len() + waiting.kept.len() < MAX_LINES;
+        if taken && !waiting.outdated {
+            waiting.lines.push_back(Arc::new([message.encode(), Vec::new()]));
             self.changed.notify_all();
         }
         taken
@@ -55,14 +88,72 @@ impl Queue {
     /// Queues a packet, and waits for room. False if it is over.
     pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>) -> bool {
         let mut waiting = self.lock();
-        while !waiting.ended && waiting.packets.len() >= MAX_PACKETS {
+        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.kept_bytes > MAX_KEPT) {
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        if !waiting.ended {
-            waiting.packets.push_back([head, payload]);
+        if !waiting.ended && !waiting.outdated {
+            waiting.packets.push_back(Arc::new([head, payload]));
             self.changed.notify_all();
         }
         !waiting.ended
+    }
+
+    /// Says something about this connection.
+    fn sign(&self, message: &ClientMessage) {
+        self.lock().signs.push_back(message.encode());
+        self.changed.notify_all();
+    }
+
+    /// The server has taken in so many frames. False if it cannot have.
+    fn acknowledge(&self, received: u64) -> bool {
+        let mut waiting = self.lock();
+        let Some(new) = received.checked_sub(waiting.acknowledged).and_then(|new| usize::try_from(new).ok())
+        else {
+            return false;
+        };
+        if new > waiting.gone {
+            return false;
+        }
+        let done: usize = waiting.kept.drain(..new).map(|pieces| length(&pieces)).sum();
+        waiting.kept_bytes -= done;
+        waiting.gone -= new;
+        waiting.acknowledged = received;
+        self.changed.notify_all();
+        true
+    }
+
+    /// The session goes on over a new connection: what the server has not taken in goes out again. `None` if it
+    /// claims to have taken in what it cannot have.
+    fn resume(&self, received: u64) -> Option<u64> {
+        self.acknowledge(received).then(|| self.connect(|waiting| waiting.gone = 0))
+    }
+
+    /// A new session begins: nothing of the former one goes there.
+    fn restart(&self) -> u64 {
+        self.connect(|waiting| {
+            let (ended, connections) = (waiting.ended, waiting.connections);
+            *waiting = Waiting { ended, connections, outdated: true, ..Waiting::default() };
+        })
+    }
+
+    /// Who owns the state knows of the new session.
+    fn begin(&self) {
+        self.lock().outdated = false;
+    }
+
+    fn connect(&self, change: impl FnOnce(&mut Waiting)) -> u64 {
+        let mut waiting = self.lock();
+        change(&mut waiting);
+        waiting.signs.clear();
+        waiting.connections += 1;
+        waiting.connection = Some(waiting.connections);
+        self.changed.notify_all();
+        waiting.connections
+    }
+
+    fn disconnect(&self) {
+        self.lock().connection = None;
+        self.changed.notify_all();
     }
 
     fn end(&self) {
@@ -72,13 +163,26 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// The next to be sent; `None` at the end.
-    fn next(&self) -> Option<[Vec<u8>; 2]> {
+    /// The next to be sent over this connection; `None` at its end.
+    fn next(&self, connection: u64) -> Option<Pieces> {
         let mut waiting = self.lock();
         loop {
-            let line = waiting.lines.pop_front().map(|line| [line, Vec::new()]);
-            if let Some(next) = line.or_else(|| waiting.packets.pop_front()) {
-                self.changed.notify_all();
+            if waiting.connection != Some(connection) {
+                return None;
+            }
+            if let Some(sign) = waiting.signs.pop_front() {
+                return Some(Arc::new([sign, Vec::new()]));
+            }
+            if waiting.gone == waiting.kept.len() {
+                let new = waiting.lines.pop_front();
+                if let Some(new) = new.or_else(|| waiting.packets.pop_front()) {
+                    waiting.kept_bytes += length(&new);
+                    waiting.kept.push_back(new);
+                    self.changed.notify_all();
+                }
+            }
+            if let Some(next) = waiting.kept.get(waiting.gone).cloned() {
+                waiting.gone += 1;
                 return Some(next);
             }
             if waiting.ended {
@@ -88,157 +192,435 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until then. True if it is over.
+    fn is_over_by(&self, then: Instant) -> bool {
+        let left = then.saturating_duration_since(Instant::now());
+        let wait = self.changed.wait_timeout_while(self.lock(), left, |waiting| !waiting.ended);
+        wait.unwrap_or_else(PoisonError::into_inner).0.ended
     }
+
+    fn finished(&self) {
+        self.lock().finished = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until all has gone out, if there is a connection for it.
+    fn finish(&self) {
+        let unsent = |waiting: &mut Waiting| !waiting.finished && waiting.connection.is_some();
+        drop(self.changed.wait_timeout_while(self.lock(), FAREWELL, unsent));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        lock(&self.waiting)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn length(pieces: &Pieces) -> usize {
+    pieces.iter().map(Vec::len).sum()
 }
 
 /// The way to the server.
 pub struct Link {
-    channel: Arc<Channel>,
+    shared: Arc<Shared>,
+}
+
+/// What the link's owner and its threads share.
+struct Shared {
     queue: Arc<Queue>,
-    writer: Option<JoinHandle<()>>,
+    /// Of the connection in use, or of the last one.
+    channel: Mutex<Arc<Channel>>,
+    /// Of a password that was changed meanwhile.
+    password_key: Mutex<Option<PasswordKey>>,
 }
 
 impl Link {
-    /// Starts both threads. `deliver` gets what the server says, in order, and at last an
+    /// Starts both threads. `deliver` gets what the server says, in order, what becomes of the connection, and at last an
     /// [`Event::Closed`]; it returns false when nobody listens any more. `hub` gets the packets.
     ///
     /// # Errors
     /// If no thread can be had.
     pub fn start(
         connection: Connection,
+        way: Way,
         hub: Arc<Hub>,
         deliver: impl FnMut(Event) -> bool + Send + 'static,
     ) -> io::Result<Link> {
-        let (channel, queue) = (connection.channel.clone(), Arc::new(Queue::default()));
-        let (writing, lines) = (channel.clone(), queue.clone());
-        let writer = thread::Builder::new().name("send".into()).spawn(move || write(&writing, &lines))?;
-        let pings = queue.clone();
-        let reader = thread::Builder::new().name("receive".into());
-        reader.spawn(move || read(connection, &pings, &hub, deliver))?;
-        Ok(Link { channel, queue, writer: Some(writer) })
+        let channel = Mutex::new(connection.channel.clone());
+        let shared = Arc::new(Shared { queue: Arc::default(), channel, password_key: Mutex::default() });
+        let number = shared.queue.restart();
+        shared.queue.begin();
+        let writer = shared.spawn_writer(number)?;
+        let reader = Reader { shared: shared.clone(), way, hub, deliver, taken: Taken::default() };
+        let thread = thread::Builder::new().name("receive".into());
+        thread.spawn(move || reader.run(connection, writer))?;
+        Ok(Link { shared })
     }
 
     /// Queues one message. A server that takes nothing for a thousand messages is given up.
     pub fn send(&self, message: &ClientMessage) {
-        if !self.queue.say(message) {
-            self.channel.close();
+        if !self.shared.queue.say(message) {
+            self.shared.close();
         }
+    }
+
+    /// What is queued from now on belongs to the new session.
+    pub fn begin(&self) {
+        self.shared.queue.begin();
     }
 
     /// Where transfers send their packets.
     pub fn queue(&self) -> Arc<Queue> {
-        self.queue.clone()
+        self.shared.queue.clone()
+    }
+
+    /// What keeps the key of a new password for later logins.
+    pub fn password_keeper(&self) -> impl FnOnce(PasswordKey) + Send + 'static {
+        let shared = self.shared.clone();
+        move |key| *lock(&shared.password_key) = Some(key)
     }
 
     /// Waits until everything queued is sent, then ends the connection.
-    pub fn finish(mut self) {
-        self.queue.end();
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+    pub fn finish(self) {
+        self.shared.queue.end();
+        self.shared.queue.finish();
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.queue.end();
-        self.channel.close();
+        self.shared.queue.end();
+        self.shared.close();
     }
 }
 
-fn write(channel: &Channel, queue: &Queue) {
-    let mut wire = Vec::new();
-    while let Some([head, rest]) = queue.next() {
-        wire.clear();
-        if channel.encrypt(&[&head, &rest], &mut wire).and_then(|()| channel.send(&wire)).is_err() {
-            // The reader will find out and say so.
-            queue.end();
-            return channel.close();
+impl Shared {
+    fn close(&self) {
+        lock(&self.channel).close();
+    }
+
+    fn spawn_writer(self: &Arc<Self>, connection: u64) -> io::Result<JoinHandle<()>> {
+        let me = self.clone();
+        thread::Builder::new().name("send".into()).spawn(move || me.write(connection))
+    }
+
+    fn write(&self, connection: u64) {
+        let channel = lock(&self.channel).clone();
+        let mut wire = Vec::new();
+        while let Some(pieces) = self.queue.next(connection) {
+            wire.clear();
+            let [head, rest] = &*pieces;
+            if channel.encrypt(&[head, rest], &mut wire).and_then(|()| channel.send(&wire)).is_err() {
+                // The reader will find out.
+                return channel.close();
+            }
         }
+        wire.clear();
+        channel.encrypt_end(&mut wire);
+        let _ = channel.send_now(&wire);
+        self.queue.finished();
     }
-    wire.clear();
-    channel.encrypt_end(&mut wire);
-    let _ = channel.send_now(&wire);
 }
 
-fn read(mut connection: Connection, pings: &Queue, hub: &Hub, mut deliver: impl FnMut(Event) -> bool) {
-    let mut heard = Instant::now();
-    let reason = loop {
-        match connection.lines.next_frame(MAX_PACKET) {
-            Err(_) => break "it sent an overlong line".to_string(),
-            Ok(Some(frame)) => {
-                let event = match frame {
-                    Frame::Line(line) => match ServerMessage::decode(line) {
-                        Ok(ServerMessage::Grant(grant)) => {
-                            hub.grant(&grant);
-                            continue;
-                        }
-                        Ok(ServerMessage::Refused(refused)) => {
-                            hub.refused(&refused);
-                            continue;
-                        }
-                        Ok(message) => Event::Server(message),
-                        Err(error) => Event::Unreadable(error),
-                    },
-                    Frame::Packet(body) => match Packet::decode(body) {
-                        Ok(packet) => {
-                            hub.packet(&packet);
-                            continue;
-                        }
-                        Err(error) => Event::Unreadable(error),
-                    },
-                };
-                if !deliver(event) {
+/// Frames of this session that were taken in.
+#[derive(Default)]
+struct Taken {
+    frames: u64,
+    /// Since the last acknowledgement.
+    new_frames: u64,
+    new_bytes: usize,
+}
+
+struct Reader<D> {
+    shared: Arc<Shared>,
+    way: Way,
+    hub: Arc<Hub>,
+    deliver: D,
+    taken: Taken,
+}
+
+/// Why a connection is not read any more.
+enum End {
+    /// It broke.
+    Lost(String),
+    /// It is over: what to tell, if anybody listens.
+    Over(Option<String>),
+}
+
+impl<D: FnMut(Event) -> bool> Reader<D> {
+    fn run(mut self, mut connection: Connection, mut writer: JoinHandle<()>) {
+        loop {
+            let end = self.read(&mut connection);
+            connection.channel.close();
+            self.shared.queue.disconnect();
+            // It waits for nothing any more: the socket is closed.
+            let _ = writer.join();
+            let why = match end {
+                End::Lost(why) => why,
+                End::Over(why) => {
+                    why.map(|why| (self.deliver)(Event::Closed(why)));
                     return;
                 }
-                continue;
+            };
+            let lost = Instant::now();
+            if !(self.deliver)(Event::Lost(why)) {
+                return;
             }
-            Ok(None) => {}
+            match self.reconnect(lost) {
+                Some((new, number)) => {
+                    connection = new;
+                    match self.shared.spawn_writer(number) {
+                        Ok(thread) => writer = thread,
+                        Err(error) => {
+                            (self.deliver)(Event::Closed(error.to_string()));
+                            return;
+                        }
+                    }
+                }
+                None => return,
+            }
         }
-        match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), PING_AFTER) {
-            Ok(Received::Some) => heard = Instant::now(),
-            Ok(Received::End) => break "the server has closed it".to_string(),
-            Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {
-                break "no sign of life for 90 seconds".to_string();
+    }
+
+    /// Tries until the session is there again, or another one; `None` if it is over.
+    fn reconnect(&mut self, lost: Instant) -> Option<(Connection, u64)> {
+        for attempt in 0.. {
+            let mut then = Instant::now() + pause(attempt);
+            if !(self.deliver)(Event::Retry(then)) || self.shared.queue.is_over_by(then) {
+                return None;
             }
-            Ok(Received::Silence) => {
-                let _ = pings.say(&ClientMessage::Ping);
+            if let Some(key) = lock(&self.shared.password_key).take() {
+                self.way.set_password_key(key);
             }
-            Err(error) => break reason(&error),
+            let again = self.way.again(self.taken.frames);
+            let error = match again {
+                Ok((connection, again)) => {
+                    let number = match &again {
+                        Again::Resumed(received) => self.shared.queue.resume(*received),
+                        Again::LoggedIn(_) => {
+                            self.taken = Taken::default();
+                            Some(self.shared.queue.restart())
+                        }
+                    };
+                    let Some(number) = number else {
+                        (self.deliver)(Event::Closed("it claims what cannot be".into()));
+                        return None;
+                    };
+                    let channel = connection.channel.clone();
+                    *lock(&self.shared.channel) = channel;
+                    let event = match again {
+                        Again::Resumed(_) => Event::Resumed(lost.elapsed()),
+                        Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
+                    };
+                    return (self.deliver)(event).then_some((connection, number));
+                }
+                Err(error) => error,
+            };
+            if is_final(&error) {
+                (self.deliver)(Event::Closed(error.to_string()));
+                return None;
+            }
+            if let StartError::Locked(_, seconds) = error {
+                then = Instant::now() + Duration::from_secs(seconds);
+                if !(self.deliver)(Event::Retry(then)) || self.shared.queue.is_over_by(then) {
+                    return None;
+                }
+            }
         }
-    };
-    deliver(Event::Closed(reason));
+        None
+    }
+
+    fn read(&mut self, connection: &mut Connection) -> End {
+        let mut heard = Instant::now();
+        loop {
+            let frame = match connection.lines.next_frame(MAX_PACKET) {
+                Err(_) => return End::Over(Some("it sent an overlong line".into())),
+                Ok(frame) => frame,
+            };
+            if let Some(frame) = frame {
+                match self.take(frame) {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                }
+            }
+            match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), PING_AFTER) {
+                Ok(Received::Some) => heard = Instant::now(),
+                Ok(Received::End) => return End::Lost("the server has closed it".into()),
+                Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {
+                    return End::Lost("no sign of life for 90 seconds".into());
+                }
+                Ok(Received::Silence) => self.shared.queue.sign(&ClientMessage::Ping),
+                Err(error) => return End::Lost(reason(&error)),
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame<'_>) -> Result<(), End> {
+        let bytes = match &frame {
+            Frame::Line(bytes) | Frame::Packet(bytes) => bytes.len(),
+        };
+        let event = match frame {
+            Frame::Packet(body) => match Packet::decode(body) {
+                Ok(packet) => {
+                    self.hub.packet(&packet);
+                    None
+                }
+                Err(error) => Some(Event::Unreadable(error)),
+            },
+            Frame::Line(line) => match ServerMessage::decode(line) {
+                Ok(ServerMessage::Ping) => {
+                    self.acknowledge();
+                    self.shared.queue.sign(&ClientMessage::Pong);
+                    return Ok(());
+                }
+                Ok(ServerMessage::Pong) => return Ok(()),
+                Ok(ServerMessage::Ack(ack)) => {
+                    let possible = self.shared.queue.acknowledge(ack.received);
+                    let impossible = || End::Over(Some("it acknowledges what was never sent".into()));
+                    return possible.then_some(()).ok_or_else(impossible);
+                }
+                Ok(ServerMessage::Grant(grant)) => {
+                    self.hub.grant(&grant);
+                    None
+                }
+                Ok(ServerMessage::Refused(refused)) => {
+                    self.hub.refused(&refused);
+                    None
+                }
+                // Another client of this person is there now: to come back would throw it off.
+                Ok(ServerMessage::Error(failure))
+                    if failure.code == ErrorCode::SignedInElsewhere.as_str() =>
+                {
+                    (self.deliver)(Event::Server(ServerMessage::Error(failure)));
+                    return Err(End::Over(None));
+                }
+                Ok(message) => {
+                    if let ServerMessage::Session(session) = &message {
+                        self.way.set_token(session.token.duplicate());
+                    }
+                    Some(Event::Server(message))
+                }
+                Err(error) => Some(Event::Unreadable(error)),
+            },
+        };
+        if event.is_some_and(|event| !(self.deliver)(event)) {
+            return Err(End::Over(None));
+        }
+        self.taken.frames += 1;
+        self.taken.new_frames += 1;
+        self.taken.new_bytes += bytes;
+        if self.taken.new_frames >= ACK_FRAMES || self.taken.new_bytes >= ACK_BYTES {
+            self.acknowledge();
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self) {
+        if self.taken.new_frames > 0 {
+            (self.taken.new_frames, self.taken.new_bytes) = (0, 0);
+            let received = crate::protocol::Received { received: self.taken.frames };
+            self.shared.queue.sign(&ClientMessage::Ack(received));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn lines_go_before_packets_and_after_the_end_only_lines_go() {
+    fn begun() -> (Queue, u64) {
         let queue = Queue::default();
-        let packet = |n: u8| queue.packet(vec![0, n], vec![n]);
-        assert!(packet(1) && packet(2) && queue.say(&ClientMessage::Ping));
-        assert_eq!(queue.next().expect("a line")[0], ClientMessage::Ping.encode());
-        assert_eq!(queue.next(), Some([vec![0, 1], vec![1]]));
-        assert!(queue.say(&ClientMessage::Pong));
+        let connection = queue.restart();
+        queue.begin();
+        (queue, connection)
+    }
+
+    /// What goes out next, as text.
+    fn next(queue: &Queue, connection: u64) -> String {
+        let pieces = queue.next(connection).expect("something waits");
+        pieces.iter().map(|piece| String::from_utf8_lossy(piece).trim_end().to_string()).collect()
+    }
+
+    fn packet(queue: &Queue, text: &str) {
+        assert!(queue.packet(text.into(), Vec::new()));
+    }
+
+    const LOGOUT: &str = r#"{"type":"logout"}"#;
+
+    #[test]
+    fn lines_go_before_packets_and_after_the_end_only_what_waits_goes() {
+        let (queue, connection) = begun();
+        packet(&queue, "one");
+        packet(&queue, "two");
+        assert!(queue.say(&ClientMessage::Logout));
+        assert_eq!(next(&queue, connection), LOGOUT);
+        assert_eq!(next(&queue, connection), "one");
+        assert!(queue.say(&ClientMessage::Logout));
         queue.end();
-        assert!(!packet(3) && !queue.say(&ClientMessage::Ping));
-        assert_eq!(queue.next().expect("a line")[0], ClientMessage::Pong.encode());
-        assert_eq!(queue.next(), None);
+        assert!(!queue.packet(Vec::new(), Vec::new()) && !queue.say(&ClientMessage::Logout));
+        assert_eq!(next(&queue, connection), LOGOUT);
+        assert!(queue.next(connection).is_none());
+    }
+
+    #[test]
+    fn exactly_what_was_not_taken_in_goes_out_again_and_in_the_same_order() {
+        let (queue, first) = begun();
+        for text in ["one", "two", "three", "four"] {
+            packet(&queue, text);
+        }
+        queue.sign(&ClientMessage::Ping);
+        assert_eq!(next(&queue, first), r#"{"type":"ping"}"#);
+        let gone: Vec<String> = (0..3).map(|_| next(&queue, first)).collect();
+        assert_eq!(gone, ["one", "two", "three"]);
+        assert!(queue.acknowledge(1));
+        queue.sign(&ClientMessage::Ping);
+        queue.disconnect();
+        assert!(queue.next(first).is_none(), "the former writer ends");
+        assert!(queue.say(&ClientMessage::Logout));
+        let second = queue.resume(2).expect("possible");
+        let gone: Vec<String> = (0..3).map(|_| next(&queue, second)).collect();
+        assert_eq!(gone, ["three", LOGOUT, "four"], "no sign of the former connection, and nothing twice");
+        assert!(queue.acknowledge(5));
+        assert_eq!((queue.lock().kept.len(), queue.lock().kept_bytes), (0, 0));
+    }
+
+    #[test]
+    fn an_acknowledgement_of_what_was_never_sent_is_refused() {
+        let (queue, connection) = begun();
+        packet(&queue, "one");
+        assert!(!queue.acknowledge(1));
+        next(&queue, connection);
+        assert!(!queue.acknowledge(2) && !queue.acknowledge(u64::MAX) && queue.acknowledge(1));
+        assert!(!queue.acknowledge(0) && queue.resume(0).is_none() && queue.resume(2).is_none());
+    }
+
+    #[test]
+    fn a_new_session_begins_with_nothing_of_the_former_one() {
+        let (queue, first) = begun();
+        packet(&queue, "one");
+        next(&queue, first);
+        packet(&queue, "two");
+        let second = queue.restart();
+        packet(&queue, "three");
+        assert!(queue.say(&ClientMessage::Logout), "whose sender has not heard of it yet");
+        queue.begin();
+        packet(&queue, "four");
+        assert_eq!(next(&queue, second), "four");
+        assert!(queue.acknowledge(1));
     }
 
     #[test]
     fn who_sends_packets_waits_for_room_and_is_woken_at_the_end() {
-        let queue = Queue::default();
+        let (queue, connection) = begun();
         thread::scope(|scope| {
             let sender = scope.spawn(|| (0..).take_while(|_| queue.packet(Vec::new(), vec![0; 9])).count());
             while queue.lock().packets.len() < MAX_PACKETS {
                 thread::yield_now();
             }
-            assert!(queue.next().is_some());
+            assert!(queue.next(connection).is_some());
             while queue.lock().packets.len() < MAX_PACKETS {
                 thread::yield_now();
             }

@@ -18,6 +18,7 @@ pub mod menu;
 pub mod options;
 pub mod password;
 pub mod plain;
+pub mod reconnect;
 pub mod screen;
 pub mod session;
 pub mod terminal;
@@ -26,6 +27,7 @@ pub mod transfer;
 pub mod trust;
 pub mod view;
 
+use crate::auth::PasswordKey;
 use crate::clock;
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::Password;
@@ -35,6 +37,7 @@ use account::LoggedIn;
 use connect::{Connection, StartError};
 use options::Options;
 use password::ChangeError;
+use reconnect::Way;
 use session::{Event, Session};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -71,15 +74,17 @@ fn prepare(options: &Options) -> Result<(), StartError> {
     disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)
 }
 
-fn begin(options: &Options, login: LoggedIn) -> Result<(Session, String), StartError> {
+fn begin(options: &Options, login: LoggedIn) -> Result<(Session, Way, String), StartError> {
     let path = options.data_dir.join("known_users");
     let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
     let path = options.data_dir.join("ignored");
     let ignored = Ignored::open(&path, options.server()).map_err(StartError::Disk)?;
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
-    let greeting = format!("logged in as {} on {}{tls}", login.name, options.server());
-    let session = Session::new(login.name, login.identity, login.key, (known, ignored), Instant::now());
-    Ok((session, greeting))
+    let LoggedIn { credentials, key, token } = login;
+    let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
+    let greeting = format!("logged in as {name} on {}{tls}", options.server());
+    let session = Session::new(name, identity, key, (known, ignored), Instant::now());
+    Ok((session, Way::new(options, credentials, token), greeting))
 }
 
 fn run_plain(options: &Options) -> Result<u8, StartError> {
@@ -95,8 +100,8 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
         false => account::log_in(options, name, &password, connect)?,
     };
     drop(password);
-    let (session, greeting) = begin(options, login)?;
-    plain::run(connection, session, options, &greeting).map_err(StartError::Disk)
+    let (session, way, greeting) = begin(options, login)?;
+    plain::run(connection, way, session, options, &greeting).map_err(StartError::Disk)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
@@ -127,14 +132,14 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let Some((connection, login)) = login else {
         return Ok(0);
     };
-    let (session, greeting) = begin(options, login)?;
+    let (session, way, greeting) = begin(options, login)?;
     let facts = screen::Facts {
         options: options.clone(),
         offset,
         color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
     let (status, problem) =
-        screen::run(connection, session, keyboard, facts, greeting).map_err(StartError::Disk)?;
+        screen::run((connection, way), session, keyboard, facts, greeting).map_err(StartError::Disk)?;
     if status != 0 && !problem.is_empty() {
         let _ = writeln!(io::stderr(), "{problem}");
     }
@@ -147,18 +152,20 @@ fn make_session_key(deliver: impl FnOnce(Event) + Send + 'static) -> io::Result<
     thread::Builder::new().name("key".into()).spawn(work).map(drop)
 }
 
-/// Changes the password of `name` on a thread of its own. `passwords` gives the old and the new one.
+/// Changes the password of `name` on a thread of its own. `passwords` gives the old and the new one; `keep` gets what
+/// stands for the new one.
 fn change_password(
     options: &Options,
     name: &Username,
     passwords: impl FnOnce() -> Result<(Password, Password), StartError> + Send + 'static,
+    keep: impl FnOnce(PasswordKey) + Send + 'static,
     deliver: impl FnOnce(Event) + Send + 'static,
 ) -> io::Result<()> {
     let (options, name) = (options.clone(), name.clone());
     let work = move || {
         let passwords = passwords().map_err(ChangeError::Refused);
         let outcome = passwords.and_then(|(old, new)| password::change(&options, &name, &old, &new));
-        deliver(Event::PasswordChanged(outcome));
+        deliver(Event::PasswordChanged(outcome.map(keep)));
     };
     thread::Builder::new().name("password".into()).spawn(work).map(drop)
 }

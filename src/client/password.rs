@@ -9,7 +9,7 @@
 use super::account;
 use super::connect::{StartError, connect, refusal};
 use super::options::Options;
-use crate::auth::NewPasswordKey;
+use crate::auth::PasswordKey;
 use crate::crypto::key_file::{self, KeyFileError};
 use crate::crypto::keys::IdentityKey;
 use crate::crypto::secret::Password;
@@ -21,6 +21,7 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why the password is not changed, or may not be. `Display` says what to do.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ fn is_for(options: &Options, new: &Path) -> bool {
 
 /// What the password has opened.
 pub struct Opened {
-    pub identity: IdentityKey,
+    pub identity: Arc<IdentityKey>,
     /// There are two files, and this client may decide between them.
     choice: Option<Choice>,
 }
@@ -133,7 +134,7 @@ pub fn open(options: &Options, name: &Username, password: &Password) -> Result<O
         match identity {
             Ok(identity) => {
                 let choice = lock.map(|_lock| Choice { path, new, by_new, _lock });
-                return Ok(Some(Opened { identity, choice }));
+                return Ok(Some(Opened { identity: Arc::new(identity), choice }));
             }
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -144,7 +145,7 @@ pub fn open(options: &Options, name: &Username, password: &Password) -> Result<O
 impl Opened {
     /// A key whose file has no successor.
     pub fn alone(identity: IdentityKey) -> Opened {
-        Opened { identity, choice: None }
+        Opened { identity: Arc::new(identity), choice: None }
     }
 
     /// The server has let this password in: the file that it opened is the key file, the other one goes. What
@@ -158,11 +159,17 @@ impl Opened {
 }
 
 /// Changes the password of `name`, of the key file and on the server together; up to a second, and as long as
-/// the server takes. On a connection of its own: the session goes on meanwhile, and after.
+/// the server takes. On a connection of its own: the session goes on meanwhile, and after. What stands for the
+/// new password from then on is returned.
 ///
 /// # Errors
 /// [`ChangeError`]; in any case the account can be used with the old or the new password.
-pub fn change(options: &Options, name: &Username, old: &Password, new: &Password) -> Result<(), ChangeError> {
+pub fn change(
+    options: &Options,
+    name: &Username,
+    old: &Password,
+    new: &Password,
+) -> Result<PasswordKey, ChangeError> {
     use ChangeError::{NotReplaced, Refused, Unclear};
     let disk_error = |error| Refused(StartError::Disk(error));
     if !new.is_long_enough() {
@@ -183,7 +190,7 @@ pub fn change(options: &Options, name: &Username, old: &Password, new: &Password
     })?;
     let sealed = key_file::seal(&identity, name, new);
     let sealed = format!("{{\"server\":{},{}", json::to_string(&options.server()), &sealed[1..]);
-    let key = NewPasswordKey::derive(new);
+    let key = PasswordKey::new(new);
     let mut connection = connect(options, |_| false).map_err(Refused)?;
     let challenge = account::challenge(&mut connection, name, &identity).map_err(Refused)?;
     let exporter = connection.channel.exporter().to_vec();
@@ -193,7 +200,8 @@ pub fn change(options: &Options, name: &Username, old: &Password, new: &Password
     match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {
         Ok(ServerMessage::PasswordChanged) => {
             let replaced = fs::rename(&new_path, &path).map_err(disk::at(&path));
-            replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)
+            replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)?;
+            Ok(key)
         }
         // A server whose disk has failed cannot be sure itself.
         Ok(ServerMessage::Error(failure)) if failure.code != ErrorCode::ServerError.as_str() => {

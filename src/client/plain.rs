@@ -8,6 +8,7 @@ use super::entry::{Entry, SendState};
 use super::file::typed_path;
 use super::link::Link;
 use super::options::Options;
+use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::transfer::{Hub, Transfers};
 use crate::clock;
@@ -38,6 +39,7 @@ enum Wake {
 /// If the output cannot be written, or no thread can be had.
 pub fn run(
     connection: Connection,
+    way: Way,
     mut session: Session,
     options: &Options,
     greeting: &str,
@@ -46,7 +48,8 @@ pub fn run(
     let (lines, typed) = sync_channel(QUEUE);
     let network = wake.clone();
     let hub = Arc::new(Hub::default());
-    let link = Link::start(connection, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
+    let link =
+        Link::start(connection, way, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
     let working = wake.clone();
     let transfers = Transfers::new(options.data_dir.join("files"), hub, link.queue(), move |event| {
         working.send(Wake::Event(event)).is_ok()
@@ -83,6 +86,7 @@ fn serve(
             for event in std::mem::take(&mut events) {
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
                     match effect {
+                        Effect::Begin => link.begin(),
                         Effect::Send(message) => link.send(&message),
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
@@ -102,6 +106,7 @@ fn serve(
                                 options,
                                 session.me(),
                                 move || passwords(old, file),
+                                link.password_keeper(),
                                 move |event| drop(wake.send(Wake::Event(event))),
                             )?;
                         }

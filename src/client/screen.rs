@@ -11,6 +11,7 @@ use super::file;
 use super::input::Key;
 use super::link::Link;
 use super::options::Options;
+use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::terminal::{self, Keyboard, Terminal, Unseen};
 use super::transfer::{Hub, Transfers};
@@ -89,7 +90,7 @@ struct Asking {
 /// # Errors
 /// If terminal or threads cannot be had.
 pub fn run(
-    connection: Connection,
+    (connection, way): (Connection, Way),
     session: Session,
     mut keyboard: Keyboard,
     facts: Facts,
@@ -117,7 +118,8 @@ pub fn run(
     })?;
     let network = wake.clone();
     let hub = Arc::new(Hub::default());
-    let link = Link::start(connection, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
+    let link =
+        Link::start(connection, way, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
     let working = wake.clone();
     let transfers = Transfers::new(facts.options.data_dir.join("files"), hub, link.queue(), move |event| {
         working.send(Wake::Event(event)).is_ok()
@@ -205,6 +207,7 @@ impl Front {
     fn handle(&mut self, event: Event) -> io::Result<Option<u8>> {
         for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
             match effect {
+                Effect::Begin => self.link.begin(),
                 Effect::Send(message) => self.link.send(&message),
                 Effect::Show(entry) => self.show(entry),
                 Effect::Transfer(number, job) => {
@@ -235,6 +238,7 @@ impl Front {
                             (Some(old), Some(new)) => Ok((old, new)),
                             _ => Err(StartError::Usage("/passwd asks for it, without a file".into())),
                         },
+                        self.link.password_keeper(),
                         move |event| drop(wake.send(Wake::Event(event))),
                     )?;
                 }
@@ -440,10 +444,7 @@ impl Front {
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
             tabs,
-            link: match session.under_way() {
-                0 => "on-line".into(),
-                count => format!("on-line, {count} under way"),
-            },
+            link: session.connection(),
             encryption: format!("end-to-end encrypted{tls}"),
             trust: trust.into(),
             me: session.me().to_string(),

@@ -68,7 +68,15 @@ pub enum Event {
     Server(ServerMessage),
     /// The server said something that is no message.
     Unreadable(DecodeError),
-    /// The connection has ended.
+    /// The connection broke: why. It is being had again.
+    Lost(String),
+    /// The next attempt is made then.
+    Retry(Instant),
+    /// The session goes on over a new connection, after this time.
+    Resumed(Duration),
+    /// The former session is over, and a new one has begun with this key, after this time.
+    LoggedIn(Box<SessionKey>, Duration),
+    /// The connection has ended for good.
     Closed(String),
     /// No more lines will be typed.
     EndOfInput,
@@ -85,6 +93,8 @@ pub enum Event {
 /// What the front end has to do.
 pub enum Effect {
     Send(ClientMessage),
+    /// What is sent from now on belongs to the new session.
+    Begin,
     /// A new entry, or what has become of the own message with the same number.
     Show(Entry),
     /// This person is talking to the one at the keyboard, here.
@@ -156,7 +166,7 @@ pub struct Session {
     pub(super) now: u64,
     /// The monotonic clock, as of the same event.
     pub(super) instant: Instant,
-    pub(super) identity: IdentityKey,
+    pub(super) identity: Arc<IdentityKey>,
     pub(super) keys: OwnKeys,
     pub(super) peers: Peers,
     pub(super) outbox: Outbox,
@@ -189,6 +199,8 @@ pub struct Session {
     to_ask: VecDeque<Username>,
     /// The request under way.
     asking: Option<BTreeSet<Username>>,
+    /// The connection is lost, and the next attempt is made then, if that is known.
+    lost: Option<Option<Instant>>,
     ending: Option<Instant>,
     /// Files under way are waited for at the end.
     patient: bool,
@@ -198,11 +210,20 @@ pub struct Session {
     unchanged: bool,
 }
 
+fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        0 => "a moment".into(),
+        1 => "1 second".into(),
+        seconds @ 2..120 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", seconds / 60),
+    }
+}
+
 impl Session {
     /// Begins after a login.
     pub fn new(
         me: Username,
-        identity: IdentityKey,
+        identity: impl Into<Arc<IdentityKey>>,
         key: SessionKey,
         (known, ignored): (KnownUsers, Ignored),
         now: Instant,
@@ -211,7 +232,7 @@ impl Session {
             me,
             now: 0,
             instant: now,
-            identity,
+            identity: identity.into(),
             keys: OwnKeys::new(key, now),
             peers: Peers::new(known),
             outbox: Outbox::default(),
@@ -232,6 +253,7 @@ impl Session {
             moved: now,
             to_ask: VecDeque::new(),
             asking: None,
+            lost: None,
             ending: None,
             patient: false,
             changing: false,
@@ -242,7 +264,8 @@ impl Session {
     /// Takes one event. `now_ms` is the wall clock, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
-        if !self.waits_for_answers() {
+        // Nobody can answer while the connection is lost; but the end does not wait for ever.
+        if !self.waits_for_answers() || (self.lost.is_some() && self.ending.is_none()) {
             self.answered = now;
         }
         match event {
@@ -253,6 +276,16 @@ impl Session {
             Event::Unreadable(error) => {
                 self.problem(format!("the server sent something unreadable: {error}"))
             }
+            Event::Lost(why) => {
+                self.lost = Some(None);
+                self.problem(format!("the connection to the server is lost: {why}; trying again"));
+            }
+            Event::Retry(then) => self.lost = Some(Some(then)),
+            Event::Resumed(after) => {
+                self.lost = None;
+                self.notice(format!("back on-line after {}", seconds(after)));
+            }
+            Event::LoggedIn(key, after) => self.logged_in(*key, after, now),
             Event::Closed(why) => {
                 self.problem(format!("the connection to the server is lost: {why}"));
                 self.tell_unsettled();
@@ -426,6 +459,29 @@ impl Session {
         }
     }
 
+    /// The server knows nothing of the former session any more: what was sent in it and not acknowledged is told, and
+    /// nothing is sent again by itself.
+    fn logged_in(&mut self, key: SessionKey, after: Duration, now: Instant) {
+        self.effects.push(Effect::Begin);
+        (self.lost, self.answered) = (None, now);
+        let former = std::mem::replace(&mut self.keys, OwnKeys::new(key, now));
+        let earlier = former.former.into_iter();
+        let keys = [Some(former.current), former.announced].into_iter().flatten();
+        self.keys.former = keys.map(|key| (key, now)).chain(earlier).collect();
+        let text = "back on-line after {}, in a new session: the server had ended the one before";
+        self.notice(text.replace("{}", &seconds(after)));
+        self.interrupt_files(|_| true, "your session is a new one");
+        self.give_up_all();
+        self.rooms.clear();
+        (self.ready, self.partial, self.started) = (false, false, now);
+        self.online.clear();
+        self.to_ask.clear();
+        self.asking = None;
+        let waiting = self.peers.restart();
+        let verifying = self.verifying.clone();
+        self.ask_for_keys(waiting.into_iter().chain(verifying));
+    }
+
     fn leave_if_done(&mut self, now: Instant) {
         let Some(since) = self.ending else { return };
         let answered = if self.waits_for_answers() { self.answered } else { since };
@@ -453,10 +509,24 @@ impl Session {
         self.changing.then(|| ChangeError::Unfinished.to_string())
     }
 
-    /// Messages that the server has not taken yet, if it lets one wait for them.
-    pub fn under_way(&self) -> usize {
-        let waits = self.instant.duration_since(self.answered) >= NOTICEABLE;
-        if waits { self.outbox.len() } else { 0 }
+    /// How the connection is, in a few words: with the messages that the server has not taken yet, if it lets one
+    /// wait for them.
+    pub fn connection(&self) -> String {
+        let waits = self.lost.is_some() || self.instant.duration_since(self.answered) >= NOTICEABLE;
+        let under_way = match self.outbox.len() {
+            count if count > 0 && waits => format!(", {count} under way"),
+            _ => String::new(),
+        };
+        match self.lost {
+            None => format!("on-line{under_way}"),
+            Some(then) => {
+                let left = then.map_or(Duration::ZERO, |then| then.saturating_duration_since(self.instant));
+                match left.as_millis().div_ceil(1000) {
+                    0 | 1 => format!("CONNECTION LOST, trying again{under_way}"),
+                    left => format!("CONNECTION LOST, trying again in {left} s{under_way}"),
+                }
+            }
+        }
     }
 
     /// What is to be said of messages that nobody has acknowledged, if there are any.
@@ -474,8 +544,6 @@ impl Session {
 
     fn server(&mut self, message: ServerMessage, now: Instant) {
         match message {
-            ServerMessage::Ping => self.effects.push(Effect::Send(ClientMessage::Pong)),
-            ServerMessage::Pong => {}
             ServerMessage::Session(_) => self.renewed(now),
             ServerMessage::Presence(presence) => self.presence(presence),
             ServerMessage::Keys(keys) => self.take_keys(&keys, now),
@@ -485,13 +553,15 @@ impl Session {
                 self.sent(&sent);
             }
             ServerMessage::Error(failure) => self.failure(&failure, now),
-            // The last two go past the session, to their transfers.
+            // The last five are for the link, and for the threads of transfers.
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
             | ServerMessage::Challenge(_)
             | ServerMessage::ResumeChallenge(_)
             | ServerMessage::Resumed(_)
             | ServerMessage::Ack(_)
+            | ServerMessage::Ping
+            | ServerMessage::Pong
             | ServerMessage::Grant(_)
             | ServerMessage::Refused(_) => {
                 self.problem("the server sent something out of place".into());

@@ -529,8 +529,13 @@ impl Session {
 
     /// `name` is not on-line any more: nothing with them goes on.
     pub(super) fn files_of_left(&mut self, name: &Username) {
+        self.interrupt_files(|peer| peer == name, &format!("{name} has left"));
+    }
+
+    /// What goes on between those two sessions ends, and can be taken up by others. `why` it does.
+    pub(super) fn interrupt_files(&mut self, with: impl Fn(&Username) -> bool, why: &str) {
         let theirs = |(number, one): (&u32, &Transfer)| {
-            (one.peer == *name && !matches!(one.state, State::Keeping)).then_some(*number)
+            (with(&one.peer) && !matches!(one.state, State::Keeping)).then_some(*number)
         };
         for number in self.files.list.iter().filter_map(theirs).collect::<Vec<_>>() {
             let Some(transfer) = self.files.list.get(&number) else { continue };
@@ -543,8 +548,8 @@ impl Session {
             };
             self.end_transfer(number, false, None);
             match offered {
-                true => self.notice(format!("{name} has left: {title} is not offered any more")),
-                false => self.problem(format!("{name} has left: {title} is interrupted; {again}")),
+                true => self.notice(format!("{why}: {title} is not offered any more")),
+                false => self.problem(format!("{why}: {title} is interrupted; {again}")),
             }
         }
     }

@@ -95,6 +95,13 @@ impl Outbox {
         !self.flights.is_empty()
     }
 
+    /// A new session: nothing is under way any more. What was.
+    fn restart(&mut self) -> BTreeMap<u64, Outgoing> {
+        self.flights.clear();
+        self.broadcasts = 0;
+        std::mem::take(&mut self.messages)
+    }
+
     /// A new session key begins new conversations.
     pub fn restart_numbers(&mut self) {
         self.broadcasts = 0;
@@ -215,6 +222,20 @@ impl Session {
         self.outbox.failed.insert(number, (message.audience, message.text));
         if self.outbox.failed.len() > MAX_FAILED {
             self.outbox.failed.pop_first();
+        }
+    }
+
+    /// The session that these were sent in is over: whoever may not have got one is told.
+    pub(super) fn give_up_all(&mut self) {
+        for (number, message) in self.outbox.restart() {
+            let maybe = "the connection was lost before the server took it";
+            if message.kind != Kind::Message {
+                // A room or a file: both have ended with the session.
+            } else if message.delivered > 0 {
+                self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
+            } else {
+                self.unsent(number, message, format!("{maybe}: it may not have arrived"));
+            }
         }
     }
 
@@ -559,6 +580,7 @@ mod tests {
                     Effect::Show(entry) => self.shown[n].push(entry),
                     Effect::MakeSessionKey => self.wants_key[n] = true,
                     Effect::Alert(..)
+                    | Effect::Begin
                     | Effect::Enter(_)
                     | Effect::Leave(_)
                     | Effect::Clear

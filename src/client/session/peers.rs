@@ -140,6 +140,18 @@ impl Peers {
         self.peers.values_mut().for_each(|peer| peer.sequence = None);
     }
 
+    /// A new own session: nothing that went to the sessions of others is under way any more. Those of whom something
+    /// waits for their keys.
+    pub fn restart(&mut self) -> Vec<Username> {
+        for peer in self.peers.values_mut() {
+            peer.backlog.clear();
+            (peer.session, peer.flying, peer.in_flight) = (None, None, 0);
+            (peer.asked, peer.sequence) = (false, None);
+        }
+        let waiting = self.peers.iter().filter(|(_, peer)| !peer.inbox.is_empty() && peer.changed.is_none());
+        waiting.map(|(name, _)| name.clone()).collect()
+    }
+
     /// How well the key of `name` is known; `None` for a stranger.
     pub fn trust(&self, name: &Username) -> Option<Trust> {
         self.known.get(name).map(|(_, trust)| trust)
