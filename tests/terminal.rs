@@ -5,8 +5,11 @@
 mod common;
 
 use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,9 +36,9 @@ impl Terminal {
     /// Runs a tmux command on a private socket in the test's own folder; its output.
     fn tmux(&self, arguments: &[&str]) -> String {
         let output = Command::new("tmux")
-            .args(["-u", "-L", "screen", "-f", "/dev/null"])
+            .args(["-u", "-f", "/dev/null", "-S"])
+            .arg(self.home.path("tmux"))
             .args(arguments)
-            .env("TMUX_TMPDIR", &self.home.0)
             .env("HOME", &self.home.0)
             .env("LC_ALL", "C.UTF-8")
             .env_remove("TMUX")
@@ -104,8 +107,8 @@ impl Terminal {
     /// Starts a client that logs in without questions, and waits for its screen.
     fn log_in(&self, server: &Server, name: &str) {
         self.enter(&self.unasked(server, name));
-        self.expect(" on-line: ");
-        self.expect("everyone · on-line · end-to-end encrypted");
+        let status = format!(" everyone · on-line · end-to-end encrypted · {name} · ");
+        self.wait("a login", |screen| screen.contains(&status) && !screen.contains(" 0 people"));
     }
 
     fn unasked(&self, server: &Server, name: &str) -> String {
@@ -114,16 +117,59 @@ impl Terminal {
         self.client(server, &rest)
     }
 
-    /// The terminal's modes, as the shell sees them.
-    fn modes(&self) -> String {
-        self.enter("clear");
-        self.enter("echo mod''es $(stty -g)");
-        let screen = self.expect("modes ");
+    /// What tmux tells about the terminal.
+    fn tell(&self, format: &str) -> String {
+        self.tmux(&["display-message", "-p", format]).trim_end().to_string()
+    }
+
+    /// A screen on which there is something to lose, and a new record of what is written to it.
+    fn prepare(&self) -> Before {
+        // A pipe that is there already would be closed instead.
+        self.tmux(&["pipe-pane"]);
+        self.enter("clear; printf 'kept %s.\\n' one two three");
+        self.expect("kept three.");
         self.wait_for_shell();
-        let all: String = screen.lines().collect();
-        let end = all.find("ready> ready").unwrap_or(all.len());
-        let modes = &all[all.find("modes ").expect("seen")..end];
-        modes.split_whitespace().nth(1).expect("modes").replace("ready>", "")
+        self.tmux(&["pipe-pane", &format!("cat > {}", self.record().display())]);
+        Before { modes: self.modes(), screen: self.screen() }
+    }
+
+    fn record(&self) -> PathBuf {
+        self.home.path("written")
+    }
+
+    /// Everything that was written to the terminal since it was prepared, once `part` is there.
+    fn written(&self, part: &str) -> String {
+        let read = || String::from_utf8_lossy(&std::fs::read(self.record()).unwrap_or_default()).into_owned();
+        common::until(part, || read().contains(part));
+        read()
+    }
+
+    /// All modes that can be asked for: of the line, and of the terminal.
+    fn modes(&self) -> String {
+        let line = Command::new("stty").args(["-a", "-F", &self.tell("#{pane_tty}")]).output().expect("stty");
+        assert!(line.status.success(), "{line:?}");
+        let terminal = "alternate #{alternate_on} cursor #{cursor_flag} wrap #{wrap_flag} insert #{insert_flag} \
+            origin #{origin_flag} keypad #{keypad_flag} #{keypad_cursor_flag} mouse #{mouse_any_flag} \
+            #{mouse_standard_flag} #{mouse_button_flag} #{mouse_all_flag} #{mouse_sgr_flag} #{mouse_utf8_flag} \
+            region #{scroll_region_upper} #{scroll_region_lower}";
+        String::from_utf8(line.stdout).expect("UTF-8") + &self.tell(terminal)
+    }
+
+    /// Nothing is left of the client but its exit status, and `said` on the normal screen.
+    fn expect_as_before(&self, before: &Before, what: &str, said: &str, status: u8) {
+        self.wait_for_shell();
+        let (modes, screen) = (self.modes(), self.screen());
+        assert_eq!(modes, before.modes, "{what}");
+        let kept = before.screen.trim_end();
+        assert!(screen.starts_with(kept), "{what}:\n{kept}\nstood there before; now:\n{screen}");
+        let text: String = screen.lines().collect();
+        assert!(text.contains(said) && !text.contains("everyone ·"), "{what}: {said:?}\n{screen}");
+        let styled = self.styled();
+        assert_eq!(last_line(&styled), "ready>", "{what}: without colour or style");
+        self.expect_status(status);
+        // Modes that tmux has no word for.
+        let written = self.written(&format!("status {status}."));
+        assert_eq!(changed_modes(&written), "", "{what}");
     }
 
     /// The exit status of the last command.
@@ -141,19 +187,72 @@ impl Terminal {
         children.expect("Linux tells the children").trim().to_string()
     }
 
-    fn is_whole(&self) {
-        let state = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag} #{wrap_flag}"]);
-        assert_eq!(state.trim(), "0 1 1", "normal screen, cursor seen, wrapping on");
+    fn signal(&self, signal: &str) {
+        let killed = Command::new("kill").args([signal, &self.child()]).status().expect("kill");
+        assert!(killed.success());
     }
+}
+
+/// What has to be there again.
+struct Before {
+    modes: String,
+    screen: String,
+}
+
+/// The private modes (DECSET) that are now other than in a new terminal, after all this was written to it.
+fn changed_modes(written: &str) -> String {
+    let mut changed = BTreeSet::new();
+    for sequence in written.split("\u{1b}[?").skip(1) {
+        let length = sequence.find(|c: char| !c.is_ascii_digit() && c != ';').unwrap_or(sequence.len());
+        let on = match sequence[length..].chars().next() {
+            Some('h') => true,
+            Some('l') => false,
+            _ => continue,
+        };
+        for mode in sequence[..length].split(';') {
+            // A new terminal wraps, and shows its cursor.
+            match on == ["7", "25"].contains(&mode) {
+                true => changed.remove(mode),
+                false => changed.insert(mode),
+            };
+        }
+    }
+    changed.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let _ = Command::new("tmux")
-            .args(["-L", "screen", "kill-server"])
-            .env("TMUX_TMPDIR", &self.home.0)
-            .env_remove("TMUX")
-            .output();
+        let socket = self.home.path("tmux");
+        let _ = Command::new("tmux").arg("-S").arg(socket).arg("kill-server").env_remove("TMUX").output();
+    }
+}
+
+/// Somebody who says one thing after another, until told to be quiet.
+struct Talker {
+    quiet: Arc<AtomicBool>,
+    talking: thread::JoinHandle<Client>,
+}
+
+impl Talker {
+    fn start(mut who: Client) -> Talker {
+        let quiet = Arc::new(AtomicBool::new(false));
+        let told = quiet.clone();
+        let talking = thread::spawn(move || {
+            for number in 0.. {
+                if told.load(Ordering::Relaxed) {
+                    break;
+                }
+                who.say(&format!("word {number}."));
+                who.expect(&format!(" word {number}."));
+            }
+            who
+        });
+        Talker { quiet, talking }
+    }
+
+    fn stop(self) -> Client {
+        self.quiet.store(true, Ordering::Relaxed);
+        self.talking.join().expect("it could talk all the time")
     }
 }
 
@@ -294,7 +393,6 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
 fn every_prompt_can_be_backed_out_of() {
     let server = Server::start();
     let terminal = Terminal::new();
-    let modes = terminal.modes();
     let new = "new password (unseen, at least 6 characters):";
     // Each way ends in the menu, however far it went: by Escape and by Ctrl-C.
     let back = |key: &str| {
@@ -333,20 +431,10 @@ fn every_prompt_can_be_backed_out_of() {
     let key = terminal.home.path(".secure_messenger_client/keys/alice_private.key");
     assert!(!key.exists(), "an account that was not made leaves no key");
     assert!(!server.log().contains("alice"), "nothing was told to a server that nobody vouched for");
-    // Out of the menu itself: by 3, by Escape, by Ctrl-C, by Ctrl-D.
+    // Out of the menu itself.
     terminal.enter("3");
     terminal.wait_for_shell();
     terminal.expect_status(0);
-    for key in ["Escape", "C-c", "C-d"] {
-        terminal.enter("clear");
-        terminal.enter(&terminal.client(&server, ""));
-        terminal.expect("  3  exit");
-        terminal.expect_last(">");
-        terminal.keys(&[key]);
-        terminal.wait_for_shell();
-        terminal.expect_status(0);
-    }
-    assert_eq!(terminal.modes(), modes);
 }
 
 #[test]
@@ -454,11 +542,20 @@ fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
     terminal.enter("fir");
     bob.expect("<alice> bob: first⏎<bob> second");
     terminal.expect_last("> half");
-    // Nothing in a paste is a key, and several lines are asked about.
-    terminal.tmux(&["set-buffer", " a\n/exit\n"]);
+}
+
+#[test]
+fn nothing_in_a_paste_is_a_key_and_several_lines_are_asked_about() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let paste = |text: &str| {
+        terminal.tmux(&["set-buffer", "--", text]);
+        // Between the marks, and with CR for LF, as terminals do it.
+        terminal.tmux(&["paste-buffer", "-p"]);
+    };
+    terminal.text("half");
     let question = "2 lines were pasted: Enter again sends one message, Esc removes the paste";
     for last in ["Escape", "Enter"] {
-        terminal.tmux(&["paste-buffer", "-p"]);
+        paste(" a\n/exit\n");
         terminal.expect_last("> half a⏎/exit");
         terminal.keys(&["Enter"]);
         terminal.expect(question);
@@ -467,6 +564,35 @@ fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
     }
     bob.expect("<alice> half a⏎/exit");
     terminal.expect_last(">");
+    // Keys that would leave, suspend, clear the line, complete, search and send; arrows and pages; focus lost; what
+    // begins or only resembles the mark at the end: none does what it does when typed.
+    let keys = [
+        "\u{3}\u{4}\u{1a}\u{15}\t\u{12}\u{c}\u{7f}",
+        "\u{1b}[A\u{1b}[5~\u{1b}OM\u{1b}[O\u{1b}\r\u{1b}",
+        "\u{1b}[200~\u{1b}[201\u{1b}[20\u{1b}[0201~\u{1b}[201;1~\u{1b}[201 ~\u{9b}201~",
+        "\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[?1049l",
+    ];
+    for keys in keys {
+        let title = terminal.tell("#{pane_title}");
+        terminal.text("be");
+        paste(&format!("fore{keys}/exit after"));
+        let line = terminal.wait("what was pasted", |screen| {
+            last_line(screen).starts_with("> before") && last_line(screen).ends_with("/exit after")
+        });
+        assert_eq!(terminal.tell("#{alternate_on} #{pane_title}"), format!("1 {title}"), "{line}");
+        assert!(!line.contains("(search)") && !line.contains(" ↑"), "{line}");
+        // It is asked about if it has a line end; then once more.
+        terminal.keys(&["Enter"]);
+        let screen = terminal.wait("sent, or asked about", |screen| {
+            screen.contains("lines were pasted") || last_line(screen) == ">"
+        });
+        if screen.contains("lines were pasted") {
+            terminal.keys(&["Enter"]);
+        }
+        let got = bob.expect("<alice> before");
+        assert!(got.ends_with("/exit after") && !got.contains(char::is_control), "{got:?}");
+        terminal.expect_last(">");
+    }
 }
 
 /// The part of a styled screen between the last escape sequence before `text` and `text`.
@@ -527,30 +653,52 @@ fn long_lines_and_wide_characters_are_wrapped_in_line() {
 }
 
 #[test]
-fn a_resized_terminal_is_drawn_anew() {
-    let (_server, terminal, mut bob) = alice_and_bob();
-    bob.say("a message that is a little longer than forty columns are");
-    terminal.expect("columns are");
+fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
+    let (server, terminal, bob) = alice_and_bob();
     terminal.text("half a line");
     terminal.expect_last("> half a line");
-    for (columns, rows) in [(40, 10), (120, 40), (20, 5), (80, 24)] {
-        let (x, y) = (columns.to_string(), rows.to_string());
-        terminal.tmux(&["resize-window", "-x", &x, "-y", &y]);
-        let screen = terminal.wait("the new size", |screen| {
+    let talker = Talker::start(bob);
+    let resize = |columns: u16, rows: u16| {
+        terminal.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
+    };
+    let whole = |columns: usize, rows: usize| {
+        let cursor = format!("13,{}", rows - 1);
+        // Or it could be the former screen, cut off.
+        let end = if columns < 80 { "…".to_string() } else { format!("127.0.0.1:{}", server.port) };
+        terminal.wait(&format!("a screen of {columns} by {rows}"), |screen| {
             let lines: Vec<&str> = screen.lines().collect();
-            let filled = terminal.tmux(&["display-message", "-p", "#{cursor_y}"]);
             lines.len() == rows
-                && filled.trim() == (rows - 1).to_string()
                 && lines[rows - 1].starts_with("> half a line")
                 && lines[rows - 2].starts_with(" everyone")
+                && lines[rows - 2].trim_end().ends_with(&end)
+                && lines.iter().all(|line| line.chars().count() <= columns)
+                && screen.contains("word ")
+                // Nothing is left over.
+                && screen.matches("half a line").count() == 1
+                && screen.matches(" everyone").count() == 1
+                && terminal.tell("#{cursor_x},#{cursor_y}") == cursor
         });
-        assert_eq!(screen.matches("half a line").count(), 1, "nothing is left over:\n{screen}");
-        assert_eq!(screen.matches(" everyone ·").count(), 1, "nothing is left over:\n{screen}");
-        let all: Vec<&str> = screen.split_whitespace().collect();
-        if rows >= 10 {
-            assert!(all.join(" ").contains("<bob> a message that is"), "{screen}");
-        }
+    };
+    for (columns, rows) in [(20, 6), (300, 100), (40, 10), (80, 24)] {
+        resize(columns, rows);
+        whole(columns.into(), rows.into());
     }
+    // A window dragged by its corner.
+    for step in 0..40 {
+        resize(20 + step * 7, 6 + step * 2);
+    }
+    resize(20, 6);
+    whole(20, 6);
+    resize(80, 24);
+    let mut bob = talker.stop();
+    bob.say("a message that is a little longer than forty columns are");
+    terminal.expect("columns are");
+    whole(80, 24);
+    resize(40, 10);
+    whole(40, 10);
+    let screen = terminal.screen();
+    let all: Vec<&str> = screen.split_whitespace().collect();
+    assert!(all.join(" ").contains("<bob> a message that is a little longer than"), "{screen}");
     terminal.keys(&["Enter"]);
     bob.expect("<alice> half a line");
 }
@@ -706,114 +854,148 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
 
 // ---- the ends
 
-#[test]
-fn leaving_leaves_the_terminal_as_it_was() {
+/// A way to end: its name, the command that begins (nothing: a login), what it shows when it has begun, what ends it,
+/// what it leaves on the normal screen, the exit status.
+type End<'a> = (&'a str, Option<String>, &'a str, &'a dyn Fn(), &'a str, u8);
+
+/// Ends the client in every way there is; `busy`: while messages arrive.
+fn end_in_every_way(busy: bool) {
     let (server, terminal) = (Server::start(), Terminal::new());
-    let modes = terminal.modes();
-    let leave: [&dyn Fn(); 3] = [
-        &|| terminal.enter("/exit"),
-        &|| {
-            // With something typed, it is thrown away first.
-            terminal.text("never sent");
-            terminal.expect_last("> never sent");
-            terminal.keys(&["C-c"]);
-            terminal.expect_last(">");
-            terminal.keys(&["C-c"]);
-        },
-        &|| terminal.keys(&["C-d"]),
+    let hello = "secure messenger ";
+    // Somebody who listens, or the talker would have nobody to talk to.
+    let _carol = server.client("carol").ready();
+    let talker = busy.then(|| Talker::start(server.client("bob").ready()));
+    let leaves = || terminal.enter("/exit");
+    let interrupts = || {
+        // With something typed, it is thrown away first.
+        terminal.text("never sent");
+        terminal.expect_last("> never sent");
+        terminal.keys(&["C-c"]);
+        terminal.expect_last(">");
+        terminal.keys(&["C-c"]);
+    };
+    let again = || {
+        let second = Client::within(terminal.home.clone(), server.port, "alice", true, &[]).ready();
+        assert_eq!(second.finish().0, 0);
+    };
+    let press = |key: &'static str| move |terminal: &Terminal| terminal.keys(&[key]);
+    let (escape, interrupt, end_of_file) = (press("Escape"), press("C-c"), press("C-d"));
+    let test = std::env::current_exe().expect("this program");
+    let panics = "RUST_BACKTRACE=0 ".to_string()
+        + &test.display().to_string()
+        + " --ignored --exact panic_on_the_full_screen --nocapture";
+    let asks = || Some(terminal.client(&server, "--user alice"));
+    let menu = || Some(terminal.client(&server, ""));
+    let ends: &[End] = &[
+        ("/exit", None, "", &leaves, hello, 0),
+        ("Ctrl-C", None, "", &interrupts, hello, 0),
+        ("Ctrl-D", None, "", &|| end_of_file(&terminal), hello, 0),
+        ("SIGTERM", None, "", &|| terminal.signal("-TERM"), hello, 0),
+        ("SIGHUP", None, "", &|| terminal.signal("-HUP"), hello, 0),
+        ("SIGINT", None, "", &|| terminal.signal("-INT"), hello, 0),
+        ("another login", None, "", &again, "you have logged in from elsewhere", 1),
+        ("a panic", Some(panics), "", &|| {}, "as it was meant to", 0),
+        ("Escape in the menu", menu(), ">", &|| escape(&terminal), "  3  exit", 0),
+        ("Ctrl-C in the menu", menu(), ">", &|| interrupt(&terminal), "  3  exit", 0),
+        ("Ctrl-D in the menu", menu(), ">", &|| end_of_file(&terminal), "  3  exit", 0),
+        ("SIGTERM at a question", asks(), "password:", &|| terminal.signal("-TERM"), "password:", 143),
+        ("SIGHUP at a question", asks(), "password:", &|| terminal.signal("-HUP"), "password:", 129),
+        ("SIGINT at a question", asks(), "password:", &|| terminal.signal("-INT"), "password:", 130),
     ];
-    for leave in leave {
-        terminal.log_in(&server, "alice");
-        let inside = terminal.tmux(&["display-message", "-p", "#{alternate_on}"]);
-        assert_eq!(inside.trim(), "1");
-        leave();
-        terminal.wait_for_shell();
-        terminal.expect_status(0);
-        assert!(!terminal.screen().contains("everyone ·"), "{}", terminal.screen());
-        terminal.is_whole();
-        assert_eq!(terminal.modes(), modes);
+    for (what, command, begun, end, said, status) in ends {
+        // Questions do not hear what arrives.
+        if busy && !begun.is_empty() {
+            continue;
+        }
+        let before = terminal.prepare();
+        match command {
+            Some(command) => terminal.enter(command),
+            None => {
+                terminal.log_in(&server, "alice");
+                // Or there would be nothing to put right.
+                assert_ne!(terminal.modes(), before.modes);
+                let changed = changed_modes(&terminal.written("everyone · on-line"));
+                assert!(["1004", "1049", "2004"].iter().all(|mode| changed.contains(mode)), "{changed}");
+            }
+        }
+        if !begun.is_empty() {
+            terminal.expect_last(begun);
+            assert_eq!(changed_modes(&terminal.written(hello)), "2004");
+        }
+        if busy && command.is_none() {
+            let first = terminal.expect("<bob> word ");
+            terminal.wait("more from bob", |screen| *screen != first);
+        }
+        end();
+        terminal.expect_as_before(&before, what, said, *status);
     }
+    drop(talker.map(Talker::stop));
+    let before = terminal.prepare();
+    terminal.log_in(&server, "alice");
+    drop(server);
+    terminal.expect_as_before(&before, "a dead server", "the connection to the server is lost", 1);
 }
 
 #[test]
-fn a_client_that_was_stopped_and_continued_goes_on() {
-    let server = Server::start();
-    let terminal = Terminal::new();
-    let modes = terminal.modes();
+fn however_the_client_ends_the_terminal_is_as_it_was() {
+    end_in_every_way(false);
+}
+
+#[test]
+fn however_the_client_ends_while_messages_arrive_the_terminal_is_as_it_was() {
+    end_in_every_way(true);
+}
+
+/// Not a test of its own: what [`end_in_every_way`] runs in a terminal.
+#[test]
+#[ignore = "panics on purpose, and needs a terminal"]
+#[should_panic]
+fn panic_on_the_full_screen() {
+    secure_messenger::client::terminal::install_panic_hook();
+    let terminal = secure_messenger::client::terminal::Terminal::open(false).expect("a terminal");
+    // Never dropped: whatever is restored, the hook restores.
+    std::mem::forget(terminal);
+    panic!("as it was meant to");
+}
+
+#[test]
+fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    let mut before = terminal.prepare();
     terminal.log_in(&server, "alice");
+    let _carol = server.client("carol").ready();
     let mut bob = server.client("bob").ready();
     terminal.expect("* bob is on-line");
     terminal.text("half a li");
     terminal.expect_last("> half a li");
+    // 128 and SIGSTOP.
+    const STOPPED: u8 = 147;
     terminal.keys(&["C-z"]);
-    terminal.wait_for_shell();
-    terminal.is_whole();
-    assert_eq!(terminal.modes(), modes);
+    terminal.expect_as_before(&before, "suspended", "Stopped", STOPPED);
     bob.say("while you were away");
     bob.expect("<bob> while you were away");
+    before.screen = terminal.prepare().screen;
     terminal.enter("fg");
     terminal.expect("<bob> while you were away");
     terminal.expect_last("> half a li");
+    // The same while something comes all the time, before, at and after the moment.
+    let talker = Talker::start(bob);
+    for _ in 0..3 {
+        let first = terminal.expect("<bob> word ");
+        terminal.wait("more from bob", |screen| *screen != first);
+        terminal.keys(&["C-z"]);
+        terminal.expect_as_before(&before, "suspended in a flood", "Stopped", STOPPED);
+        before.screen = terminal.prepare().screen;
+        terminal.enter("fg");
+        terminal.expect_last("> half a li");
+    }
+    let mut bob = talker.stop();
+    bob.say("now quiet");
+    terminal.expect("<bob> now quiet");
     terminal.enter("ne");
     bob.expect("<alice> half a line");
-    terminal.keys(&["C-c"]);
-    terminal.wait_for_shell();
-    assert_eq!(terminal.modes(), modes);
-}
-
-#[test]
-fn a_signal_ends_the_client_with_the_terminal_whole() {
-    let (server, terminal) = (Server::start(), Terminal::new());
-    let modes = terminal.modes();
-    for signal in ["-TERM", "-HUP", "-INT"] {
-        terminal.log_in(&server, "alice");
-        let killed = Command::new("kill").args([signal, &terminal.child()]).status().expect("kill");
-        assert!(killed.success());
-        terminal.wait_for_shell();
-        terminal.is_whole();
-        assert_eq!(terminal.modes(), modes, "{signal}");
-    }
-}
-
-#[test]
-fn a_signal_at_a_question_ends_the_client_with_the_terminal_whole() {
-    let (server, terminal) = (Server::start(), Terminal::new());
-    let modes = terminal.modes();
-    for signal in ["-TERM", "-INT"] {
-        terminal.enter("clear");
-        terminal.enter(&terminal.client(&server, "--user alice"));
-        terminal.expect_last("password:");
-        let killed = Command::new("kill").args([signal, &terminal.child()]).status().expect("kill");
-        assert!(killed.success());
-        let screen = terminal.wait("the shell", |screen| screen.matches("ready>").count() == 2);
-        assert!(last_line(&screen) == "ready>", "on a line of its own: {screen}");
-        assert_eq!(terminal.modes(), modes, "{signal}");
-    }
-}
-
-#[test]
-fn a_server_that_dies_leaves_the_terminal_whole_and_a_reason_on_it() {
-    let (server, terminal) = (Server::start(), Terminal::new());
-    let modes = terminal.modes();
-    terminal.log_in(&server, "alice");
-    drop(server);
-    terminal.wait_for_shell();
-    assert!(terminal.screen().contains("the connection to the server is lost"), "{}", terminal.screen());
-    terminal.is_whole();
-    terminal.expect_status(1);
-    assert_eq!(terminal.modes(), modes);
-}
-
-#[test]
-fn a_login_elsewhere_ends_the_older_client_with_the_reason_on_the_normal_screen() {
-    let (server, terminal) = (Server::start(), Terminal::new());
-    terminal.log_in(&server, "alice");
-    let home = terminal.home.clone();
-    let second = Client::within(home, server.port, "alice", true, &[]).ready();
-    terminal.wait_for_shell();
-    assert!(terminal.screen().contains("you have logged in from elsewhere"), "{}", terminal.screen());
-    terminal.expect_status(1);
-    assert_eq!(second.finish().0, 0);
+    terminal.enter("/exit");
+    terminal.expect_as_before(&before, "after all that", "client", 0);
 }
 
 #[test]
@@ -834,35 +1016,6 @@ fn a_server_that_dies_with_a_message_under_way_leaves_both_facts_on_the_screen()
     assert!(screen.contains("1 message of yours was not acknowledged"), "{screen}");
     let (status, lines) = bob.finish();
     assert_eq!(status, 1, "{lines:#?}");
-}
-
-/// Not a test of its own: what [`a_panic_is_told_on_the_normal_screen`] runs in a terminal.
-#[test]
-#[ignore = "panics on purpose, and needs a terminal"]
-#[should_panic]
-fn panic_on_the_full_screen() {
-    secure_messenger::client::terminal::install_panic_hook();
-    let terminal = secure_messenger::client::terminal::Terminal::open(false).expect("a terminal");
-    // Never dropped: whatever is restored, the hook restores.
-    std::mem::forget(terminal);
-    panic!("as it was meant to");
-}
-
-#[test]
-fn a_panic_is_told_on_the_normal_screen() {
-    let terminal = Terminal::new();
-    let modes = terminal.modes();
-    let program = std::env::current_exe().expect("this program");
-    terminal.enter("clear");
-    terminal.enter(&format!(
-        "RUST_BACKTRACE=0 {} --ignored --exact panic_on_the_full_screen --nocapture; echo \"en\"\"ded\"",
-        program.display()
-    ));
-    let screen = terminal.expect("ended");
-    assert!(screen.contains("as it was meant to"), "{screen}");
-    terminal.wait_for_shell();
-    terminal.is_whole();
-    assert_eq!(terminal.modes(), modes);
 }
 
 #[test]

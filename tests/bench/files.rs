@@ -5,8 +5,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod measure;
 
 use common::{Client, Folder, Server};
+use measure::{cpu, median, memory};
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan};
 use secure_messenger::crypto::keys::SessionKey;
 use secure_messenger::crypto::primitives::{Hasher, eax_seal};
@@ -41,26 +43,6 @@ fn make_file(path: &Path, size: usize) {
         file.write_all(&block).expect("written");
     }
     file.sync_all().expect("on disk");
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// CPU seconds of a process so far.
-fn cpu(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("ticks")).sum();
-    ticks / 100.0
-}
-
-/// The most memory that a process ever held, in MiB.
-fn memory(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a high-water mark");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("KiB") / 1024.0
 }
 
 fn end_to_end(path: &Path, size: usize) {
@@ -100,7 +82,7 @@ fn end_to_end(path: &Path, size: usize) {
     println!("  a message, beside the file:  median {:.1} ms, most {:.1} ms", busy.0, busy.1);
     for (n, name) in ["server", "sender", "recipient"].iter().enumerate() {
         let seconds = median(cpus.iter().map(|one| one[n]).collect());
-        println!("  {name:<9}  {seconds:.2} s CPU, {:.0} MiB at most", memory(pids[n]));
+        println!("  {name:<9}  {seconds:.2} s CPU, {:.0} MiB at most", memory(pids[n], "VmHWM"));
     }
 }
 

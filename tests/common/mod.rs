@@ -286,11 +286,12 @@ impl Drop for Client {
     }
 }
 
-/// A way to the server on which clients are held up: what they say goes through only so far, while what the
-/// server says comes back freely.
+/// A way to the server on which clients are held up: what they say goes through only so far; what the
+/// server says comes back freely, unless that is held as well.
 pub struct Gate {
     pub port: u16,
     flow: Arc<Flow>,
+    back: Arc<Flow>,
 }
 
 /// Bytes that have gone through, and those that may.
@@ -304,20 +305,22 @@ impl Gate {
     pub fn before(server: &Server) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let (port, target) = (listener.local_addr().expect("bound").port(), server.port);
-        let flow = Arc::new(Flow { counts: Mutex::new((0, u64::MAX)), changed: Condvar::new() });
-        let shared = flow.clone();
+        let [flow, back] =
+            [(); 2].map(|()| Arc::new(Flow { counts: Mutex::new((0, u64::MAX)), changed: Condvar::new() }));
+        let (shared, shared_back) = (flow.clone(), back.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
                 for socket in [&client, &server] {
                     socket.set_nodelay(true).expect("a socket");
                 }
-                let (mut from, mut to) = (
+                let (from, to) = (
                     server.try_clone().expect("a second handle"),
                     client.try_clone().expect("a second handle"),
                 );
+                let flow = shared_back.clone();
                 thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = flow.pass(&from, &to);
                     let _ = to.shutdown(Shutdown::Both);
                 });
                 let flow = shared.clone();
@@ -327,7 +330,7 @@ impl Gate {
                 });
             }
         });
-        Gate { port, flow }
+        Gate { port, flow, back }
     }
 
     /// The line filter of a person behind it.
@@ -342,13 +345,16 @@ impl Gate {
 
     /// Lets about so many bytes more through.
     pub fn hold_after(&self, more: u64) {
-        let mut counts = self.flow.counts.lock().expect("whole");
-        counts.1 = counts.0.saturating_add(more);
-        self.flow.changed.notify_all();
+        self.flow.hold_after(more);
     }
 
     pub fn open(&self) {
         self.hold_after(u64::MAX);
+    }
+
+    /// Whether what the server says is held.
+    pub fn hold_answers(&self, held: bool) {
+        self.back.hold_after(if held { 0 } else { u64::MAX });
     }
 }
 
@@ -356,10 +362,17 @@ impl Drop for Gate {
     fn drop(&mut self) {
         // Or a client that has gone would not be seen to.
         self.open();
+        self.hold_answers(false);
     }
 }
 
 impl Flow {
+    fn hold_after(&self, more: u64) {
+        let mut counts = self.counts.lock().expect("whole");
+        counts.1 = counts.0.saturating_add(more);
+        self.changed.notify_all();
+    }
+
     fn pass(&self, mut from: &TcpStream, mut to: &TcpStream) -> std::io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         loop {
