@@ -145,6 +145,7 @@ pub fn run(
         problem,
         asking,
     };
+    front.show_earlier();
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
@@ -285,6 +286,17 @@ impl Front {
         }
         self.unseen += usize::from(said && self.scroll > 0);
         self.push(entry);
+    }
+
+    /// Shows what was kept of earlier sessions, from its first day to the rule that ends it.
+    fn show_earlier(&mut self) {
+        let earlier: Vec<Entry> = self.session.history().cloned().collect();
+        let (Some(first), Some(last)) = (earlier.first(), earlier.last()) else { return };
+        let (began, ended) = (first.time, last.time);
+        let day = clock::day(began, self.facts.offset);
+        self.push(Entry::new(began, Source::Rule, day, false));
+        earlier.into_iter().for_each(|entry| self.show(entry));
+        self.push(Entry::new(ended, Source::Rule, "earlier sessions".into(), false));
     }
 
     fn push(&mut self, entry: Entry) {
