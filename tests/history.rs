@@ -118,17 +118,16 @@ fn without_the_option_nothing_is_read_or_written_and_what_is_there_is_told() {
     alice.say("/msg bob kept");
     alice.expect("<alice -> bob> kept");
     assert_eq!(alice.finish().0, 0);
-    let (file, before) = (home.history(), fs::read(home.history()).expect("there"));
-    // Not even when it could not be.
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).expect("ours");
+    // Whoever reads it is stopped by this.
+    let (file, before) = (home.history(), "damaged\n");
+    fs::write(&file, before).expect("written");
     let mut alice = home.alice(&server, &[]).ready();
     let told = alice.output.seen.iter().filter(|line| line.contains("--keep-history")).collect::<Vec<_>>();
     assert!(told.len() == 1 && told[0].contains("/history forget"), "{told:?}");
     alice.say("/msg bob unkept");
     alice.expect("<alice -> bob> unkept");
     assert_eq!(history(&mut alice), ["* <alice -> bob> unkept"]);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("ours");
-    assert_eq!(fs::read(&file).expect("there"), before);
+    assert_eq!(fs::read_to_string(&file).expect("there"), before);
     alice.say("/history forget");
     alice.expect("* the messages are forgotten, and the file that kept them is erased");
     assert!(!file.exists() && history(&mut alice).is_empty());

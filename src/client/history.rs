@@ -284,7 +284,7 @@ impl History {
         let _ = fs::remove_file(&temporary);
         let file = disk::create_new(&temporary)?;
         let mut end = End::default();
-        let written = is_locked(&file).and_then(|_| {
+        let written = is_ours(&file, &temporary).and_then(|_| {
             let mut writer = BufWriter::new(&file);
             for message in messages.iter().filter_map(Message::of) {
                 writer.write_all(&self.seal(&message, &mut end))?;
@@ -337,12 +337,8 @@ fn lock(path: &Path, patience: Duration) -> io::Result<Option<File>> {
     let end = Instant::now() + patience;
     loop {
         let file = disk::append(path)?;
-        if is_locked(&file).map_err(disk::at(path))? {
-            // Not one that was replaced or removed between the two.
-            let (ours, there) = (file.metadata()?, fs::symlink_metadata(path));
-            if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-                return Ok(Some(file));
-            }
+        if is_ours(&file, path).map_err(disk::at(path))? {
+            return Ok(Some(file));
         }
         if Instant::now() >= end {
             return Ok(None);
@@ -351,13 +347,16 @@ fn lock(path: &Path, patience: Duration) -> io::Result<Option<File>> {
     }
 }
 
-/// Whether the lock is ours now. Where the file system has no locks, nobody has one.
-fn is_locked(file: &File) -> io::Result<bool> {
+/// Whether the file is locked by us now, and still what `path` names: another client may have replaced or erased
+/// it before it let go of the lock. Where the file system has no locks, nobody has one.
+fn is_ours(file: &File, path: &Path) -> io::Result<bool> {
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => Err(error),
-        _ => Ok(true),
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        _ => {}
     }
+    let (ours, named) = (file.metadata()?, fs::symlink_metadata(path));
+    Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
 }
 
 #[cfg(test)]
@@ -654,7 +653,7 @@ mod tests {
         // One that has the former file is not taken for one that has this.
         let former = disk::append(&first.path).expect("opens");
         first.rewrite(&said("one")).expect("rewritten");
-        former.try_lock().expect("nobody's any more");
+        assert!(!is_ours(&former, &first.path).expect("locks"));
         assert!(lock(&first.path, Duration::ZERO).expect("opens").is_none());
         drop(first);
         assert!(lock(&home.history().path, Duration::ZERO).expect("opens").is_some());

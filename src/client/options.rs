@@ -23,8 +23,8 @@ usage: client [OPTION...]
   --user NAME           log in as NAME
   --register            make the account first, if it is not there
   --password-file PATH  the password is the first line; nobody else may read the file
-  --keep-history        keep messages on this disk, sealed: weakens forward secrecy, who
-                        later has disk and password reads them
+  --keep-history        keep messages on this disk, sealed; weakens forward
+                        secrecy: who later has disk and password reads them
   --plain               no screen: lines in, lines out (also without a terminal)
 
   --help, --version
