@@ -57,13 +57,13 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
 }
 
-/// Opens a file for appending, and makes it if need be.
+/// Opens a file for reading and appending, and makes it if need be.
 ///
 /// # Errors
 /// With the path in the text.
 pub fn append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options.open(path).map_err(at(path))
 }
 

@@ -38,6 +38,10 @@
 //! recipient's threads check, decrypt and write them into a [`Part`](client::file::Part), which
 //! gets its name when its hash is right.
 //!
+//! # What stays on disk
+//!
+//! Of messages nothing, unless somebody asks for it: then [`history`](client::history) seals what the session shows.
+//!
 //! # Invariants
 //!
 //! - The server can name no private key and no envelope's contents: it imports

@@ -1062,3 +1062,31 @@ fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
     terminal.enter("/notify off");
     terminal.expect("* the terminal does not ring");
 }
+
+#[test]
+fn messages_of_earlier_sessions_stand_above_a_rule() {
+    let server = Server::start();
+    let terminal = Terminal::new();
+    let mut bob = server.client("bob").ready();
+    let keep = ["--register", "--keep-history"];
+    let mut before = Client::within(terminal.home.clone(), server.port, "alice", true, &keep).ready();
+    for name in ["bob", "carol"] {
+        let mut other = if name == "bob" { None } else { Some(server.client(name).ready()) };
+        other.as_mut().unwrap_or(&mut bob).say(&format!("/msg alice from {name}"));
+        before.expect(&format!("from {name}"));
+    }
+    before.say("/ignore carol");
+    before.expect("* nothing from carol is shown any more");
+    assert_eq!(before.finish().0, 0);
+    let client = terminal.unasked(&server, "alice") + " --keep-history";
+    terminal.enter(&client);
+    let screen = terminal.expect(" on-line: ");
+    let rows: Vec<&str> = screen.lines().collect();
+    let rule = rows.iter().position(|row| row.starts_with("── earlier sessions ──")).expect("a rule");
+    assert!(rows[rule - 1].contains("[private bob → alice] from bob"), "{screen}");
+    assert!(rows[rule + 1].contains("* logged in as alice"), "{screen}");
+    assert!(!screen.contains("from carol"), "of somebody who is ignored: {screen}");
+    terminal.enter("/history forget");
+    let screen = terminal.expect("the file that kept them is erased");
+    assert!(!screen.contains("from bob"), "{screen}");
+}

@@ -4,8 +4,14 @@
 //! shares no code with this crate; the script says how to run it. Invariant: these tests need
 //! neither program, and each vector fails once a bit of it is flipped. Specification: README.
 
+mod common;
+
+use common::Folder;
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PendingLogin};
+use secure_messenger::client::entry::Entry;
+use secure_messenger::client::history::History;
+use secure_messenger::client::options::{self, Request};
 use secure_messenger::client::session::wire_form::typed;
 use secure_messenger::crypto::chunk::Plan;
 use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope};
@@ -22,6 +28,7 @@ use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ChallengeResponse, ClientMessage, LoginRequest, Register, ServerMessage, VERSION,
 };
+use std::fs;
 
 /// `vectors.json`. Bytes are hexadecimal, except inside the key file and the lines of the wire.
 #[derive(Deserialize)]
@@ -35,6 +42,7 @@ struct Vectors {
     oaep: Vec<OaepVector>,
     pss: Vec<PssVector>,
     key_file: KeyFileVector,
+    history: HistoryVector,
     certificate: CertificateVector,
     logins: Vec<LoginVector>,
     fake_salt: FakeSaltVector,
@@ -107,6 +115,15 @@ struct PssVector {
     by: String,
     message: String,
     signature: String,
+}
+
+#[derive(Deserialize)]
+struct HistoryVector {
+    owner: String,
+    server: String,
+    key: String,
+    file: String,
+    text: String,
 }
 
 #[derive(Deserialize)]
@@ -392,6 +409,33 @@ fn signatures_by_other_implementations_verify() {
 }
 
 /// A JSON text in which the base64 of `field` begins with another character.
+#[test]
+fn a_history_made_by_another_implementation_loads() {
+    let (v, home) = (vectors(), Folder::new());
+    let HistoryVector { owner, server, key: documented, file, text } = &v.history;
+    let (identity, owner) = (v.identity(), name(owner));
+    assert_eq!(identity.history_key(&owner, server), key(documented));
+    let (host, port) = server.split_once(':').expect("an address");
+    let data = home.0.to_str().expect("UTF-8");
+    let words = ["--keep-history", "--data-dir", data, "--host", host, "--port", port];
+    let Ok(Request::Run(options)) = options::parse(words.map(Into::into)) else { panic!("options") };
+    fs::create_dir(home.path("history")).expect("a folder");
+    fs::write(home.path("history").join(file), text).expect("written");
+    let mut history = History::new(&options, &owner, &identity);
+    let loaded = history.load().expect("loads");
+    let lines: Vec<String> = loaded.iter().map(Entry::line).collect();
+    let long = format!("<alice -> bob> {}", "x".repeat(300));
+    assert_eq!(lines, ["<alice> to everyone", "<bob -> alice> @alice é⏎2", &long]);
+    assert_eq!(loaded.iter().map(|entry| entry.mention).collect::<Vec<_>>(), [false, true, false]);
+    assert_eq!(loaded[1].time, 1_800_000_000_001);
+    drop(history);
+    for field in ["nonce", "data", "tag"] {
+        fs::write(home.path("history").join(file), altered(text, field)).expect("written");
+        let error = History::new(&options, &owner, &identity).load().expect_err(field).to_string();
+        assert!(error.contains("line 1 is damaged"), "{field}: {error}");
+    }
+}
+
 fn altered(text: &str, field: &str) -> String {
     let start = format!("\"{field}\": \"");
     let at = text.find(&start).expect("the field") + start.len();

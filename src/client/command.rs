@@ -18,6 +18,8 @@ pub enum Command {
     History(usize),
     /// The messages that hold this text.
     Search(String),
+    /// The messages are to be erased, on disk too.
+    Forget,
     /// `None` tells who is ignored.
     Ignore(Option<Username>),
     Unignore(Username),
@@ -65,7 +67,7 @@ pub const COMMANDS: [Usage; 20] = [
     usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
     usage("unignore", "/unignore NAME", "show it again"),
     usage("notify", "/notify [off]", "ring when somebody wants you, or do not"),
-    usage("history", "/history [N or TEXT]", "the last N messages (20), or those that hold TEXT"),
+    usage("history", "/history [N or TEXT]", "the last N (20) or those with TEXT; forget: erase"),
     usage("passwd", "/passwd [FILE]", "change your password (line filter: to that in FILE)"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command"),
@@ -142,6 +144,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
             return Ok(match rest.trim_end().parse() {
                 Ok(count) => Command::History(count),
                 Err(_) if rest.is_empty() => Command::History(HISTORY),
+                Err(_) if rest.trim_end().eq_ignore_ascii_case("forget") => Command::Forget,
                 Err(_) => Command::Search(rest.trim_end().into()),
             });
         }
@@ -270,6 +273,8 @@ mod tests {
             ("/history", Command::History(20)),
             ("/history 5", Command::History(5)),
             ("/history see you ", Command::Search("see you".into())),
+            ("/history Forget ", Command::Forget),
+            ("/history forget me not", Command::Search("forget me not".into())),
             ("/ignore", Command::Ignore(None)),
             ("/ignore @bob", Command::Ignore(Some(name("bob")))),
             ("/notify OFF", Command::Notify(false)),

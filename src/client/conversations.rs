@@ -186,6 +186,27 @@ impl Conversations {
         self.append(view, entry, day);
     }
 
+    /// Shows what was said in earlier sessions, the oldest first, as read.
+    pub fn begin_with(&mut self, earlier: Vec<Entry>, day: &dyn Fn(u64) -> String) {
+        for entry in earlier {
+            let at = match (self.find(&entry.place), &entry.place) {
+                (None, Place::With(name)) => self.open(Some(name.clone())),
+                (at, _) => at.unwrap_or(0),
+            };
+            let view = &mut self.views[at];
+            let today = day(entry.time);
+            if view.entries.back().is_none_or(|last| day(last.time) != today) {
+                view.push(rule(entry.time, today));
+            }
+            view.push(entry);
+        }
+        for view in &mut self.views {
+            if let Some(time) = view.entries.back().map(|last| last.time) {
+                view.push(rule(time, "earlier sessions".into()));
+            }
+        }
+    }
+
     fn append(&mut self, at: usize, entry: Entry, day: &dyn Fn(u64) -> String) {
         // What one has said oneself is read.
         let said = entry.source.from().is_some() && entry.sending.is_none();

@@ -12,6 +12,7 @@ pub mod conversations;
 pub mod editor;
 pub mod entry;
 pub mod file;
+pub mod history;
 pub mod input;
 pub mod link;
 pub mod menu;
@@ -35,6 +36,7 @@ use crate::disk;
 use crate::name::Username;
 use account::LoggedIn;
 use connect::{Connection, StartError};
+use history::History;
 use options::Options;
 use password::ChangeError;
 use reconnect::Way;
@@ -70,7 +72,9 @@ pub fn run(options: &Options) -> u8 {
 
 /// Makes the folders.
 fn prepare(options: &Options) -> Result<(), StartError> {
-    let folders = ["keys", "files", "files/received", "files/sent"];
+    let mut folders = vec!["keys", "files", "files/received", "files/sent"];
+    // Without the option there is no trace of it.
+    folders.extend(options.keep_history.then_some("history"));
     disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)
 }
 
@@ -79,11 +83,14 @@ fn begin(options: &Options, login: LoggedIn) -> Result<(Session, Way, String), S
     let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
     let path = options.data_dir.join("ignored");
     let ignored = Ignored::open(&path, options.server()).map_err(StartError::Disk)?;
+    let mut history = History::new(options, &login.credentials.name, &login.credentials.identity);
+    let earlier = history.load().map_err(StartError::Disk)?;
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let LoggedIn { credentials, key, token } = login;
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
-    let session = Session::new(name, identity, key, (known, ignored), Instant::now());
+    let mut session = Session::new(name, identity, key, (known, ignored), Instant::now());
+    session.keep(history, earlier, clock::now_ms());
     Ok((session, Way::new(options, credentials, token), greeting))
 }
 

@@ -23,6 +23,8 @@ usage: client [OPTION...]
   --user NAME           log in as NAME
   --register            make the account first, if it is not there
   --password-file PATH  the password is the first line; nobody else may read the file
+  --keep-history        keep messages on this disk, sealed; weakens forward
+                        secrecy: who later has disk and password reads them
   --plain               no screen: lines in, lines out (also without a terminal)
 
   --help, --version
@@ -42,6 +44,7 @@ pub struct Options {
     pub user: Option<Username>,
     pub register: bool,
     pub password_file: Option<PathBuf>,
+    pub keep_history: bool,
     pub plain: bool,
 }
 
@@ -79,6 +82,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         user: None,
         register: false,
         password_file: None,
+        keep_history: false,
         plain: false,
     };
     let mut arguments = Arguments::new(words);
@@ -93,6 +97,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
             "--user" => options.user = Some(arguments.value(&flag)?),
             "--register" => options.register = true,
             "--password-file" => options.password_file = Some(arguments.value(&flag)?),
+            "--keep-history" => options.keep_history = true,
             "--plain" => options.plain = true,
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),

@@ -128,6 +128,8 @@ pub fn run(
     let (asking, problem) = (None, String::new());
     let mut front =
         Front { session, link, transfers, terminal, facts, conversations, ahead, wake, problem, asking };
+    let earlier = front.session.history().cloned().collect();
+    front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));

@@ -12,6 +12,7 @@ pub mod peers;
 pub mod wire_form;
 
 use super::entry::{Entry, Place, Source};
+use super::history::{History, MAX_HISTORY};
 use super::password::ChangeError;
 use super::text::{mentions, sanitise};
 use super::transfer::{Job, Step};
@@ -30,8 +31,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Messages of this session that `/history` can show.
-pub const MAX_HISTORY: usize = 1000;
 /// People on-line that are kept in mind; a server that names more is not believed.
 const MAX_ONLINE: usize = 200_000;
 /// Messages under way beyond which no further line is taken.
@@ -184,6 +183,8 @@ pub struct Session {
     /// Who was told of a room with them, and is on-line since.
     rooms: BTreeSet<Username>,
     history: VecDeque<Entry>,
+    /// Where they are kept.
+    kept: Option<History>,
     pub(super) ignored: Ignored,
     /// The terminal does not ring.
     quiet: bool,
@@ -245,6 +246,7 @@ impl Session {
             partner: None,
             rooms: BTreeSet::new(),
             history: VecDeque::new(),
+            kept: None,
             ignored,
             quiet: false,
             verifying: BTreeSet::new(),
@@ -259,6 +261,21 @@ impl Session {
             changing: false,
             unchanged: false,
         }
+    }
+
+    /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it.
+    pub fn keep(&mut self, kept: History, earlier: VecDeque<Entry>, now_ms: u64) {
+        self.now = now_ms;
+        if let Some(text) = kept.notice() {
+            self.notice(text.into());
+        }
+        (self.history, self.kept) = (earlier, Some(kept));
+    }
+
+    /// The messages that `/history` finds, the oldest first, without those of people who are ignored now.
+    pub fn history(&self) -> impl Iterator<Item = &Entry> {
+        let ignored = |entry: &&Entry| entry.source.from().is_some_and(|from| self.ignored.contains(from));
+        self.history.iter().filter(move |entry| !ignored(entry))
     }
 
     /// Takes one event. `now_ms` is the wall clock, `now` the monotonic one.
@@ -420,6 +437,9 @@ impl Session {
         }
         self.history.push_back(entry.clone());
         self.effects.push(Effect::Show(entry));
+        if let Some(Err(error)) = self.kept.as_mut().map(|kept| kept.append(&self.history)) {
+            self.problem(format!("{error}; messages are no longer kept, those kept so far stay readable"));
+        }
     }
 
     fn tick(&mut self, now: Instant) {

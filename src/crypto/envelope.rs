@@ -194,8 +194,11 @@ impl Sealed {
 }
 
 /// Length, text, zeros: see [`BUCKET`].
-fn pad(text: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(text.len()).expect("bounded by MAX_TEXT");
+///
+/// # Panics
+/// If `text` is longer than 4 GiB.
+pub fn pad(text: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(text.len()).expect("texts are bounded far below 4 GiB");
     let mut padded = Vec::with_capacity((4 + text.len()).next_multiple_of(BUCKET));
     padded.extend_from_slice(&length.to_be_bytes());
     padded.extend_from_slice(text);
@@ -203,12 +206,12 @@ fn pad(text: &[u8]) -> Vec<u8> {
     padded
 }
 
-/// Reverses [`pad`]; padding that another program would not have made is refused.
-fn unpad(padded: &[u8]) -> Option<&[u8]> {
+/// Reverses [`pad`]; a text over `limit`, and padding that another program would not have made, are refused.
+pub fn unpad(padded: &[u8], limit: usize) -> Option<&[u8]> {
     let (length, rest) = padded.split_first_chunk::<4>()?;
     let length = u32::from_be_bytes(*length) as usize;
     let (text, zeros) = rest.split_at_checked(length)?;
-    let exact = padded.len() == (4 + length).next_multiple_of(BUCKET) && length <= MAX_TEXT;
+    let exact = padded.len() == (4 + length).next_multiple_of(BUCKET) && length <= limit;
     (exact && zeros.iter().all(|&byte| byte == 0)).then_some(text)
 }
 
@@ -261,7 +264,7 @@ impl Verified<'_> {
         }
         let mut text = Zeroizing::new(body.ciphertext.clone());
         primitives::eax_open(&key, &body.nonce, 0, &self.header, &mut text, &body.tag)?;
-        let text = unpad(&text).ok_or(CryptoError::BadCiphertext)?;
+        let text = unpad(&text, MAX_TEXT).ok_or(CryptoError::BadCiphertext)?;
         Ok(Zeroizing::new(text.to_vec()))
     }
 }

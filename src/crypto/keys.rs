@@ -1,4 +1,5 @@
-//! Private keys. The identity key only signs; the session key only decrypts.
+//! Private keys. The identity key signs, and gives the key of its owner's kept history; the session key only
+//! decrypts.
 //!
 //! Invariant: neither key can do the other's work, neither is cloned, and both are wiped on
 //! drop (by `rsa` and aws-lc, whose private operations are all blinded). The server never names this file.
@@ -6,11 +7,13 @@
 //! Session keys decrypt with aws-lc, which TLS brings along: a key is unwrapped for every message and every
 //! five chunks of a file, and `rsa` takes five times as long for it.
 
+use super::primitives::{self, sha256};
 use super::public::{
     Fingerprint, IdentityPublicKey, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate, SessionPublicKey,
     Signature,
 };
-use super::{CryptoError, primitives::sha256};
+use super::secret::Key;
+use super::{CryptoError, Fields, label};
 use crate::name::Username;
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
@@ -28,7 +31,7 @@ fn spki(key: &RsaPrivateKey) -> Vec<u8> {
     key.to_public_key().to_public_key_der().expect("an RSA key has a DER form").into_vec()
 }
 
-/// The long-lived key that a person is known by. It only signs.
+/// The long-lived key that a person is known by.
 pub struct IdentityKey {
     key: RsaPrivateKey,
     public: IdentityPublicKey,
@@ -53,7 +56,7 @@ impl IdentityKey {
         Self::from_rsa(RsaPrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
     }
 
-    /// PKCS#8 in DER, about 1.2 KB; for the key file only.
+    /// PKCS#8 in DER, about 1.2 KB; for the key file and [`IdentityKey::history_key`] only.
     pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
         let document = self.key.to_pkcs8_der().expect("an RSA key has a DER form");
         Zeroizing::new(document.as_bytes().to_vec())
@@ -78,6 +81,16 @@ impl IdentityKey {
         let key = session.public().clone();
         let signature = self.sign(&SessionCertificate::signed_bytes(owner, &key.spki(), created));
         SessionCertificate { key, created, signature }
+    }
+
+    /// `HMAC[PKCS#8](Fields("… history key", owner, server))`, which seals what `owner` keeps of `server`
+    /// (`host:port`). From this key and not from the password itself: the private key rests only under
+    /// the password, so a new password costs the history nothing, and nothing more to guess the password at
+    /// lies on the disk.
+    pub fn history_key(&self, owner: &Username, server: &str) -> Key {
+        let fields =
+            Fields::new(label::HISTORY_KEY).bytes(owner.as_str().as_bytes()).bytes(server.as_bytes());
+        primitives::derive(&self.to_pkcs8(), &fields.finish())
     }
 }
 

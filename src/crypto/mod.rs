@@ -31,6 +31,8 @@ pub mod label {
     pub const CHUNK_KEYS: &str = "secure-messenger/1 chunk keys";
     pub const SAFETY_NUMBER: &str = "secure-messenger/1 safety number";
     pub const KEY_FILE: &str = "secure-messenger/1 key file";
+    pub const HISTORY_KEY: &str = "secure-messenger/1 history key";
+    pub const HISTORY: &str = "secure-messenger/1 history";
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
 }
 

@@ -44,16 +44,22 @@ impl Hasher {
 
 /// `HMAC-SHA256[key](message)`, RFC 2104.
 pub fn hmac(key: &Key, message: &[u8]) -> [u8; 32] {
-    keyed(key, message).finalize().into_bytes().into()
+    keyed(key.expose(), message).finalize().into_bytes().into()
 }
 
 /// Whether `mac` is `HMAC-SHA256[key](message)`, in constant time.
 pub fn hmac_matches(key: &Key, message: &[u8], mac: &[u8]) -> bool {
-    keyed(key, message).verify_slice(mac).is_ok()
+    keyed(key.expose(), message).verify_slice(mac).is_ok()
 }
 
-fn keyed(key: &Key, message: &[u8]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+/// `HMAC-SHA256[secret](message)` as a key; the secret has any length.
+pub fn derive(secret: &[u8], message: &[u8]) -> Key {
+    let key: Zeroizing<[u8; 32]> = Zeroizing::new(keyed(secret, message).finalize().into_bytes().into());
+    Key::new(*key)
+}
+
+fn keyed(key: &[u8], message: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.update(message);
     mac
 }
@@ -99,11 +105,11 @@ pub fn eax_open(
         .map_err(|_| CryptoError::BadCiphertext)
 }
 
-/// `AES-256-GCM[key](nonce, header, text)` in place, NIST SP 800-38D; for the key file only.
+/// `AES-256-GCM[key](nonce, header, text)` in place, NIST SP 800-38D; for what rests on disk.
 pub fn gcm_seal(key: &Key, nonce: &[u8; 12], header: &[u8], text: &mut [u8]) -> Tag {
     aes_gcm::Aes256Gcm::new(key.expose().into())
         .encrypt_inout_detached(nonce.into(), header, text.into())
-        .expect("a key file is far below GCM's 64 GiB")
+        .expect("what rests on disk is far below GCM's 64 GiB")
         .into()
 }
 

@@ -14,7 +14,7 @@ mod measure;
 use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 use measure::{cpu, median, memory, percentile};
 use secure_messenger::client::editor::Editor;
-use secure_messenger::client::entry::{Entry, Source};
+use secure_messenger::client::entry::{Entry, Place, Source};
 use secure_messenger::client::view::{self, Size, Status};
 use std::collections::VecDeque;
 use std::fs;
@@ -324,7 +324,10 @@ fn frames() {
             let entries: VecDeque<Entry> = (0..count)
                 .map(|_| {
                     let from = "sender".parse().expect("a name");
-                    Entry::new(0, Source::Broadcast { from }, text.clone(), true)
+                    Entry {
+                        mention: true,
+                        ..Entry::new(0, Source::Broadcast { from }, Place::Everyone, text.clone())
+                    }
                 })
                 .collect();
             let time = |scroll: usize, rounds: usize| {
@@ -355,7 +358,7 @@ fn draw(entries: &VecDeque<Entry>, scroll: usize, size: Size) -> view::Frame {
     let screen = view::Screen {
         entries,
         progress: &[],
-        status: &Status { place: "everyone".into(), prompt: "> ".into(), ..Status::default() },
+        status: &Status { prompt: "> ".into(), ..Status::default() },
         editor: &Editor::for_messages(),
         scroll,
         newer: 0,

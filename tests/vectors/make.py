@@ -266,6 +266,22 @@ def key_file_vector(owner, password, rounds):
     return {"owner": owner, "password": password, "text": json.dumps(text, indent=2) + "\n"}
 
 
+def history_vector(owner, server, messages):
+    random = stream("history")
+    secret = IDENTITY.export_key("DER", pkcs=8)
+    key = HMAC.new(secret, fields(label("history key"), owner, server), SHA256).digest()
+    lines, last = "", b""
+    for index, message in enumerate(messages):
+        text = json.dumps(message).encode()
+        padded = len(text).to_bytes(4, "big") + text
+        padded += bytes(-len(padded) % 256)
+        nonce = random(12)
+        data, last = gcm(key, nonce, fields(label("history"), owner, server, index, last), padded)
+        lines += json.dumps({"nonce": b64(nonce), "data": b64(data), "tag": b64(last)}) + "\n"
+    file = owner + "_" + sha256(server.encode()).hex()[:16]
+    return {"owner": owner, "server": server, "key": key.hex(), "file": file, "text": lines}
+
+
 def certificate(owner, created):
     signed = fields(label("session certificate"), owner, spki(SESSION), created)
     return signed, sign(IDENTITY, signed, stream("certificate"))
@@ -491,6 +507,15 @@ def main():
         "oaep": oaep_vectors(),
         "pss": pss_vectors(),
         "key_file": key_file_vector("alice", "correct horse", 100_000),
+        "history": history_vector(
+            "alice",
+            "localhost:1315",
+            [
+                {"time": 1_800_000_000_000, "scope": "broadcast", "from": "alice", "text": "to everyone"},
+                {"time": 1_800_000_000_001, "scope": "private", "from": "bob", "to": "alice", "text": "@alice é\n2"},
+                {"time": 1_800_000_000_002, "scope": "room", "from": "alice", "to": "bob", "text": "x" * 300},
+            ],
+        ),
         "certificate": certificate_vector("alice", 1_800_000_000_000),
         "logins": [
             login_vector("alice", "correct horse", stream("exporter")(32), 1_800_000_000_000),

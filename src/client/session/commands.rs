@@ -4,11 +4,13 @@ use super::outgoing::Audience;
 use super::{Effect, Session};
 use crate::client::command::{self, Command};
 use crate::client::entry::{Entry, Place, Source};
+use crate::client::history::History;
 use crate::client::text::sanitise;
 use crate::client::trust::Trust;
 use crate::crypto::envelope::Kind;
 use crate::crypto::public::safety_number;
 use crate::name::Username;
+use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Messages that a search shows, the latest.
@@ -46,6 +48,7 @@ impl Session {
             Command::Users => self.tell_users(),
             Command::History(count) => self.tell_history(count, ""),
             Command::Search(text) => self.tell_history(MAX_FOUND, &sanitise(&text)),
+            Command::Forget => self.forget(),
             Command::Ignore(name) => self.ignore(name),
             Command::Unignore(name) => self.unignore(name),
             Command::Notify(ring) => {
@@ -156,13 +159,30 @@ impl Session {
         let mut lines: Vec<String> = found.filter(|line| line.to_lowercase().contains(&wanted)).collect();
         let lines = lines.split_off(lines.len().saturating_sub(count));
         let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };
+        let wanted = self.kept.as_ref().is_some_and(History::is_wanted);
+        let session = if wanted { "this and earlier sessions" } else { "this session" };
         self.notice(match lines.len() {
-            0 => format!("no messages{with} yet in this session"),
-            1 => format!("the last message{with} of this session"),
-            shown => format!("the last {shown} messages{with} of this session"),
+            0 => format!("no messages{with} yet in {session}"),
+            1 => format!("the last message{with} of {session}"),
+            shown => format!("the last {shown} messages{with} of {session}"),
         });
         for line in lines {
             self.notice(line);
+        }
+    }
+
+    /// Erases all messages, on the screen and on disk too.
+    fn forget(&mut self) {
+        self.history = VecDeque::new();
+        self.effects.push(Effect::Clear);
+        let forgotten = "the messages are forgotten";
+        match self.kept.as_mut().map_or(Ok(false), History::forget) {
+            Ok(false) => self.notice(format!("{forgotten}; none were kept on disk")),
+            Ok(true) => self.notice(format!("{forgotten}, and the file that kept them is erased")),
+            Err(error) => self.problem(format!("{forgotten} here, but their file is not erased: {error}")),
+        }
+        if self.kept.as_ref().is_some_and(History::is_kept) {
+            self.notice("messages from now on are kept again".into());
         }
     }
 

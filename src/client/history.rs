@@ -1,0 +1,691 @@
+//! Messages that outlive the session, sealed on disk, for who asks for that with `--keep-history`.
+//!
+//! Invariant: no text is on disk in clear; a record opens for its account on its server alone, and only behind
+//! the records that were before it; a file that is damaged stops the login before a byte of it is changed; one
+//! client at a time has the file. Without the option nothing is read or written, only erased when that is
+//! asked for. Format: README, "Kept history".
+
+use super::entry::{Entry, Source};
+use super::options::Options;
+use super::text::{mentions, sanitise_lines};
+use crate::crypto::envelope::{BUCKET, MAX_TEXT, pad, unpad};
+use crate::crypto::keys::IdentityKey;
+use crate::crypto::primitives::{Tag, gcm_open, gcm_seal, sha256};
+use crate::crypto::secret::{Key, random};
+use crate::crypto::{Fields, label};
+use crate::disk;
+use crate::encoding::{Bytes, Fixed};
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize, json};
+use std::collections::VecDeque;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::str::from_utf8;
+use std::thread;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// Messages that `/history` can show, those of earlier sessions included.
+pub const MAX_HISTORY: usize = 1000;
+/// Records at which the file is rewritten with the last [`MAX_HISTORY`]; a longer one is not of this program.
+const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
+/// The longest plaintext: sanitising and JSON make at most three bytes of one of the text; names and
+/// the rest take some hundred.
+const MAX_PLAINTEXT: usize = 3 * MAX_TEXT + 1024;
+/// The longest line: the padded plaintext in base64; nonce, tag and the members' names take some hundred.
+const MAX_LINE: usize = (MAX_PLAINTEXT + BUCKET).div_ceil(3) * 4 + 256;
+/// The login has ended an older client of the same account; it needs a moment to leave.
+const HANDOVER: Duration = Duration::from_secs(2);
+/// How often the lock is tried meanwhile.
+const HANDOVER_STEP: Duration = Duration::from_millis(20);
+
+const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --keep-history shows them and keeps \
+    more, /history forget erases them";
+const ELSEWHERE: &str = "another client has the file of your history: this one neither shows nor keeps messages of \
+    other sessions";
+
+/// What is sealed of a message.
+#[derive(Serialize, Deserialize)]
+struct Message {
+    time: u64,
+    scope: String,
+    from: Username,
+    to: Option<Username>,
+    text: String,
+}
+
+impl Message {
+    /// `None` if nobody has said it.
+    fn of(entry: &Entry) -> Option<Message> {
+        let (scope, from, to) = match &entry.source {
+            Source::Broadcast { from } => ("broadcast", from, None),
+            Source::Private { from, to } => ("private", from, Some(to)),
+            Source::Room { from, to } => ("room", from, Some(to)),
+            Source::Notice | Source::Problem | Source::SafetyNumber | Source::Rule => return None,
+        };
+        let (scope, from, to, text) = (scope.into(), from.clone(), to.cloned(), entry.text.clone());
+        Some(Message { time: entry.time, scope, from, to, text })
+    }
+
+    /// As `reader` is shown it; `None` if scope and names do not fit.
+    fn entry(self, reader: &Username) -> Option<Entry> {
+        let Message { time, scope, from, to, text } = self;
+        // Who could write the file could write anything.
+        let text = sanitise_lines(&text);
+        let mention = from != *reader && !mentions(&text, reader.as_str()).is_empty();
+        let source = match (scope.as_str(), to) {
+            ("broadcast", None) => Source::Broadcast { from },
+            ("private", Some(to)) => Source::Private { from, to },
+            ("room", Some(to)) => Source::Room { from, to },
+            _ => return None,
+        };
+        let place = source.place(reader);
+        Some(Entry { mention, ..Entry::new(time, source, place, text) })
+    }
+}
+
+/// One line of the file.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    nonce: Fixed<12>,
+    data: Bytes,
+    tag: Fixed<16>,
+}
+
+/// Where the next record goes.
+#[derive(Clone, Copy, Default)]
+struct End {
+    /// Records before it.
+    index: u64,
+    /// The last one's tag: a record of an older copy of the file does not fit in, even at its own index.
+    tag: Option<Tag>,
+    /// The length of them all.
+    bytes: u64,
+}
+
+impl End {
+    fn advance(&mut self, tag: Tag, length: usize) {
+        *self = End { index: self.index + 1, tag: Some(tag), bytes: self.bytes + length as u64 };
+    }
+}
+
+/// The file of one account on one server.
+pub struct History {
+    path: PathBuf,
+    owner: Username,
+    server: String,
+    key: Key,
+    wanted: bool,
+    /// Locked. `None` while nothing is kept.
+    file: Option<File>,
+    end: End,
+}
+
+impl History {
+    /// Of this account on the server of `options`; nothing is read yet.
+    pub fn new(options: &Options, owner: &Username, identity: &IdentityKey) -> History {
+        let server = options.server();
+        let hash: String = sha256(server.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        History {
+            path: options.data_dir.join("history").join(format!("{owner}_{hash}")),
+            key: identity.history_key(owner, &server),
+            owner: owner.clone(),
+            server,
+            wanted: options.keep_history,
+            file: None,
+            end: End::default(),
+        }
+    }
+
+    /// Whether `--keep-history` was given.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Whether messages are kept now.
+    pub fn is_kept(&self) -> bool {
+        self.file.is_some()
+    }
+
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|data| data.len() > 0)
+    }
+
+    /// What the person should know at the start.
+    pub fn notice(&self) -> Option<&'static str> {
+        match self.wanted {
+            true => (!self.is_kept()).then_some(ELSEWHERE),
+            false => self.is_there().then_some(NOT_WANTED),
+        }
+    }
+
+    /// Takes the file for this client and reads the last [`MAX_HISTORY`] messages, the oldest first; none
+    /// without the option, or if another client has the file.
+    ///
+    /// # Errors
+    /// The disk's; with file, line and remedy in the text if a record is damaged or of another key.
+    pub fn load(&mut self) -> io::Result<VecDeque<Entry>> {
+        let file = if self.wanted { lock(&self.path, HANDOVER)? } else { None };
+        let Some(file) = file else { return Ok(VecDeque::new()) };
+        let (entries, end) = self.read(&file)?;
+        // What a crash may have left of a last line.
+        file.set_len(end.bytes).map_err(disk::at(&self.path))?;
+        (self.file, self.end) = (Some(file), end);
+        if end.index > MAX_HISTORY as u64 {
+            // If the disk is full, the longer file will do for now.
+            let _ = self.rewrite(&entries);
+        }
+        Ok(entries)
+    }
+
+    fn read(&self, file: &File) -> io::Result<(VecDeque<Entry>, End)> {
+        let (mut entries, mut end, mut line) = (VecDeque::new(), End::default(), Vec::new());
+        let mut reader = BufReader::new(file);
+        loop {
+            line.clear();
+            let mut bounded = (&mut reader).take(MAX_LINE as u64);
+            bounded.read_until(b'\n', &mut line).map_err(disk::at(&self.path))?;
+            if !line.ends_with(b"\n") && line.len() < MAX_LINE {
+                return Ok((entries, end));
+            }
+            let number = end.index + 1;
+            let entry = if number <= MAX_RECORDS { self.open(&line, &mut end) } else { None };
+            let entry = entry.ok_or_else(|| {
+                io::Error::other(format!(
+                    "{}: line {number} is damaged, or of another key: restore the file from a copy, or log in \
+                     without --keep-history and erase it with /history forget",
+                    self.path.display()
+                ))
+            })?;
+            if entries.len() >= MAX_HISTORY {
+                entries.pop_front();
+            }
+            entries.push_back(entry);
+        }
+    }
+
+    /// What GCM authenticates beside a record behind `end`: whose it is, and its place.
+    fn associated(&self, end: &End) -> Vec<u8> {
+        Fields::new(label::HISTORY)
+            .bytes(self.owner.as_str().as_bytes())
+            .bytes(self.server.as_bytes())
+            .number(end.index)
+            .bytes(end.tag.as_ref().map_or(&[], |tag| tag))
+            .finish()
+    }
+
+    /// The line behind `end`, which moves on.
+    fn seal(&self, message: &Message, end: &mut End) -> Vec<u8> {
+        let plaintext = Zeroizing::new(json::to_string(message));
+        assert!(plaintext.len() <= MAX_PLAINTEXT, "texts are bounded where they are typed and received");
+        let (nonce, mut data) = (random(), pad(plaintext.as_bytes()));
+        let tag = gcm_seal(&self.key, &nonce, &self.associated(end), &mut data);
+        let line =
+            json::to_string(&Record { nonce: Fixed(nonce), data: Bytes(data), tag: Fixed(tag) }) + "\n";
+        end.advance(tag, line.len());
+        line.into_bytes()
+    }
+
+    /// Reverses [`History::seal`]; `None` if anything differs.
+    fn open(&self, line: &[u8], end: &mut End) -> Option<Entry> {
+        let record: Record = json::from_str(from_utf8(line).ok()?).ok()?;
+        let (mut data, tag) = (Zeroizing::new(record.data.0), record.tag.0);
+        gcm_open(&self.key, &record.nonce.0, &self.associated(end), &mut data, &tag).ok()?;
+        let plaintext = from_utf8(unpad(&data, MAX_PLAINTEXT)?).ok()?;
+        let entry = json::from_str::<Message>(plaintext).ok()?.entry(&self.owner)?;
+        end.advance(tag, line.len());
+        Some(entry)
+    }
+
+    /// Keeps the last of `messages`, if messages are kept. After a failure nothing more is: there would be a gap
+    /// that nobody sees.
+    ///
+    /// # Errors
+    /// The disk's; what was kept before stands.
+    pub fn append(&mut self, messages: &VecDeque<Entry>) -> io::Result<()> {
+        let Some(message) = messages.back().filter(|_| self.is_kept()).and_then(Message::of) else {
+            return Ok(());
+        };
+        let written = match self.end.index < MAX_RECORDS {
+            true => self.write(&message),
+            // A session may be long.
+            false => self.rewrite(messages),
+        };
+        if written.is_err()
+            && let Some(file) = self.file.take()
+        {
+            // If this fails, too, the half line is dropped like that of a crash.
+            let _ = file.set_len(self.end.bytes);
+        }
+        written
+    }
+
+    fn write(&mut self, message: &Message) -> io::Result<()> {
+        let mut end = self.end;
+        let line = self.seal(message, &mut end);
+        if let Some(file) = &self.file {
+            // Not where the handle stands: the file may have been erased since.
+            file.write_all_at(&line, self.end.bytes).map_err(disk::at(&self.path))?;
+            self.end = end;
+        }
+        Ok(())
+    }
+
+    /// What a crash may leave of a rewrite.
+    fn temporary(&self) -> PathBuf {
+        self.path.with_extension("tmp")
+    }
+
+    /// Puts a file of these messages alone in the place of the old one: temporary file, fsync, rename. It is
+    /// locked before it has its name, so that no other client is in between.
+    fn rewrite(&mut self, messages: &VecDeque<Entry>) -> io::Result<()> {
+        let temporary = self.temporary();
+        let _ = fs::remove_file(&temporary);
+        let file = disk::create_new(&temporary)?;
+        let mut end = End::default();
+        let written = is_ours(&file, &temporary).and_then(|_| {
+            let mut writer = BufWriter::new(&file);
+            for message in messages.iter().filter_map(Message::of) {
+                writer.write_all(&self.seal(&message, &mut end))?;
+            }
+            writer.flush()?;
+            file.sync_all()?;
+            fs::rename(&temporary, &self.path)
+        });
+        if let Err(error) = written {
+            let _ = fs::remove_file(&temporary);
+            return Err(disk::at(&temporary)(error));
+        }
+        (self.file, self.end) = (Some(file), end);
+        disk::sync_parent(&self.path)
+    }
+
+    /// Erases the file, and what a crash has left beside it; whether there was one. Messages from now on are
+    /// kept if that is wanted.
+    ///
+    /// # Errors
+    /// The disk's, or that another client has the file.
+    pub fn forget(&mut self) -> io::Result<bool> {
+        let was_there = self.is_there();
+        let temporary = self.temporary();
+        if temporary.exists() {
+            fs::remove_file(&temporary).map_err(disk::at(&temporary))?;
+        }
+        if !self.is_kept() && was_there {
+            self.file = lock(&self.path, Duration::ZERO)?;
+            if self.file.is_none() {
+                let text = "another client has it: leave that one, or tell it the same";
+                return Err(disk::at(&self.path)(io::Error::other(text)));
+            }
+        }
+        let Some(file) = &self.file else { return Ok(false) };
+        // In place, so that the lock stays what it is.
+        file.set_len(0).and_then(|()| file.sync_all()).map_err(disk::at(&self.path))?;
+        self.end = End::default();
+        if !self.wanted {
+            fs::remove_file(&self.path).map_err(disk::at(&self.path))?;
+            self.file = None;
+            disk::sync_parent(&self.path)?;
+        }
+        Ok(was_there)
+    }
+}
+
+/// Opens the file for this client alone; `None` if another one has it for so long.
+fn lock(path: &Path, patience: Duration) -> io::Result<Option<File>> {
+    let end = Instant::now() + patience;
+    loop {
+        let file = disk::append(path)?;
+        if is_ours(&file, path).map_err(disk::at(path))? {
+            return Ok(Some(file));
+        }
+        if Instant::now() >= end {
+            return Ok(None);
+        }
+        thread::sleep(HANDOVER_STEP);
+    }
+}
+
+/// Whether the file is locked by us now, and still what `path` names: another client may have replaced or erased
+/// it before it let go of the lock. Where the file system has no locks, nobody has one.
+fn is_ours(file: &File, path: &Path) -> io::Result<bool> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        _ => {}
+    }
+    let (ours, named) = (file.metadata()?, fs::symlink_metadata(path));
+    Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Place;
+    use super::*;
+    use crate::client::options::{self, Request};
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::LazyLock;
+
+    static KEY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
+
+    fn name(text: &str) -> Username {
+        text.parse().expect("name")
+    }
+
+    /// A data folder, removed at the end.
+    struct Home(PathBuf);
+
+    impl Home {
+        fn new() -> Home {
+            let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+            let path = std::env::temp_dir().join(format!("history-{id}"));
+            disk::private_folders(&path, &["history"]).expect("folder");
+            Home(path)
+        }
+
+        fn history_of(&self, owner: &str, identity: &IdentityKey, words: &[&str]) -> History {
+            let data = self.0.to_str().expect("UTF-8");
+            let words = [&["--data-dir", data], words].concat();
+            match options::parse(words.iter().map(|&word| word.into())) {
+                Ok(Request::Run(options)) => History::new(&options, &name(owner), identity),
+                _ => panic!("options"),
+            }
+        }
+
+        /// Alice's.
+        fn history(&self) -> History {
+            self.history_of("alice", &KEY, &["--keep-history"])
+        }
+
+        fn keep(&self, texts: &[&str]) {
+            let mut history = self.history();
+            history.load().expect("loads");
+            for text in texts {
+                append(&mut history, text);
+            }
+        }
+
+        /// The texts that load.
+        fn texts(&self) -> Vec<String> {
+            let entries = self.history().load().expect("loads");
+            entries.into_iter().map(|entry| entry.text).collect()
+        }
+
+        fn lines(&self) -> Vec<String> {
+            let text = fs::read_to_string(self.history().path).expect("text");
+            text.lines().map(|line| format!("{line}\n")).collect()
+        }
+
+        /// Puts these lines in the place of the file; which line is refused. The file stays as it is then.
+        fn refused(&self, lines: &[String]) -> Option<usize> {
+            let (path, text) = (self.history().path, lines.concat());
+            fs::write(&path, &text).expect("written");
+            let mut history = self.history();
+            let error = history.load().err()?.to_string();
+            assert_eq!(fs::read_to_string(&path).expect("text"), text, "untouched");
+            assert!(!history.is_kept() && history.append(&said("x")).is_ok());
+            assert_eq!(fs::read_to_string(&path).expect("text"), text, "untouched");
+            let file = path.to_str().expect("UTF-8");
+            assert!(error.starts_with(file) && error.contains("erase it with /history forget"), "{error}");
+            let number = error.split("line ").nth(1).and_then(|rest| rest.split(' ').next());
+            Some(number.and_then(|number| number.parse().ok()).expect("a number"))
+        }
+    }
+
+    impl Drop for Home {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn entry(text: &str) -> Entry {
+        Entry::new(1, Source::Broadcast { from: name("bob") }, Place::Everyone, text.into())
+    }
+
+    fn said(text: &str) -> VecDeque<Entry> {
+        VecDeque::from([entry(text)])
+    }
+
+    fn append(history: &mut History, text: &str) {
+        history.append(&said(text)).expect("appended");
+    }
+
+    #[test]
+    fn what_was_said_comes_back_as_it_was_and_is_nowhere_in_clear() {
+        let home = Home::new();
+        let (alice, bob) = (name("alice"), name("bob"));
+        let sources = [
+            Source::Broadcast { from: alice.clone() },
+            Source::Private { from: bob.clone(), to: alice.clone() },
+            Source::Room { from: alice.clone(), to: bob.clone() },
+        ];
+        let mut entries: VecDeque<Entry> = VecDeque::new();
+        let mut history = home.history();
+        assert!(history.load().expect("nothing is there").is_empty());
+        for (time, source) in (1_700_000_000_000..).zip(sources) {
+            let mention = source.from() == Some(&bob);
+            let (place, text) = (source.place(&alice), "two lines\nfor @Alice \"\\ ⏎ é");
+            entries.push_back(Entry { mention, ..Entry::new(time, source, place, text.into()) });
+            history.append(&entries).expect("appended");
+        }
+        history
+            .append(&VecDeque::from([Entry::new(0, Source::Notice, Place::Here, "a notice".into())]))
+            .expect("none");
+        drop(history);
+        assert_eq!(home.history().load().expect("loads"), entries);
+        let path = home.history().path;
+        assert_eq!(path.file_name().expect("named").to_str(), Some("alice_1ab68e0d91a2553b"));
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        let file = fs::read_to_string(&path).expect("text");
+        for clear in ["lines", "Alice", "alice", "bob", "private", "1700000000", "text"] {
+            assert!(!file.contains(clear), "{clear}");
+        }
+        // Nor do lengths say more than steps of 256 bytes do.
+        let lengths: Vec<usize> = home.lines().iter().map(String::len).collect();
+        assert_eq!(lengths, [lengths[0]; 3]);
+    }
+
+    #[test]
+    fn another_key_another_account_and_another_server_open_nothing() {
+        let home = Home::new();
+        home.keep(&["secret"]);
+        let path = home.history().path;
+        let before = fs::read(&path).expect("there");
+        let other = IdentityKey::generate();
+        for (owner, identity, words) in [
+            ("alice", &other, &["--keep-history"][..]),
+            ("bob", &*KEY, &["--keep-history"]),
+            ("alice", &*KEY, &["--keep-history", "--port", "1316"]),
+            ("alice", &*KEY, &["--keep-history", "--host", "127.0.0.1"]),
+        ] {
+            let mut history = home.history_of(owner, identity, words);
+            fs::write(&history.path, &before).expect("written");
+            let error = history.load().expect_err("refused").to_string();
+            assert!(error.contains("line 1 is damaged, or of another key"), "{error}");
+            assert_eq!(fs::read(&history.path).expect("there"), before);
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_altered_moved_repeated_or_missing_is_refused_and_the_file_untouched() {
+        let home = Home::new();
+        home.keep(&["one", "two", "three"]);
+        let lines = home.lines();
+        let pick = |wanted: &[usize]| wanted.iter().map(|&n| lines[n].clone()).collect::<Vec<_>>();
+        assert_eq!(home.refused(&pick(&[0, 1, 2])), None);
+        for (wanted, refused) in [
+            (&[1, 0, 2][..], 1),
+            (&[0, 2, 1], 2),
+            (&[0, 2], 2),
+            (&[1, 2], 1),
+            (&[2], 1),
+            (&[0, 0, 1, 2], 2),
+            (&[0, 1, 2, 2], 4),
+        ] {
+            assert_eq!(home.refused(&pick(wanted)), Some(refused), "{wanted:?}");
+        }
+        for field in ["nonce", "data", "tag"] {
+            let mut altered = lines.clone();
+            let at = altered[1].find(&format!("\"{field}\":\"")).expect("there") + field.len() + 4;
+            let other = if altered[1].as_bytes()[at] == b'A' { "B" } else { "A" };
+            altered[1].replace_range(at..=at, other);
+            assert_eq!(home.refused(&altered), Some(2), "{field}");
+        }
+        for bad in ["\n", "{}\n", "\u{0}\n", "[[[[\n"] {
+            assert_eq!(home.refused(&[&lines[..1], &[bad.into()]].concat()), Some(2), "{bad:?}");
+        }
+        // A line without an end that is too long for one.
+        assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE)]), Some(2));
+    }
+
+    #[test]
+    fn a_record_of_an_older_copy_does_not_fit_in_even_at_its_own_place() {
+        let home = Home::new();
+        home.keep(&["one", "two", "three"]);
+        let older = home.lines();
+        home.history().load().expect("loads");
+        fs::write(home.history().path, "").expect("written");
+        home.keep(&["four", "five", "six"]);
+        let mut lines = home.lines();
+        lines[2] = older[2].clone();
+        assert_eq!(home.refused(&lines), Some(3));
+    }
+
+    #[test]
+    fn a_torn_last_line_is_dropped_and_what_follows_fits() {
+        let home = Home::new();
+        home.keep(&["one", "two"]);
+        let whole = home.lines();
+        for cut in [1, 20, whole[1].len() - 1] {
+            fs::write(home.history().path, whole[0].clone() + &whole[1][..cut]).expect("written");
+            assert_eq!(home.texts(), ["one"], "{cut}");
+            assert_eq!(home.lines(), whole[..1], "{cut}");
+        }
+        home.keep(&["three"]);
+        assert_eq!(home.texts(), ["one", "three"]);
+    }
+
+    #[test]
+    fn what_the_disk_says_is_made_harmless_again() {
+        let home = Home::new();
+        home.keep(&["\u{1b}[2J\u{202e}x\r"]);
+        assert_eq!(home.texts(), ["\u{fffd}[2J\u{fffd}x\u{fffd}"]);
+    }
+
+    #[test]
+    fn the_longest_message_fits() {
+        let home = Home::new();
+        let worst = [sanitise_lines(&"\u{1}".repeat(MAX_TEXT)), "\"".repeat(MAX_TEXT), "\n".repeat(MAX_TEXT)];
+        let worst: Vec<String> = worst.iter().map(|text| sanitise_lines(text)).collect();
+        home.keep(&worst.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(home.texts(), worst);
+    }
+
+    #[test]
+    fn a_rewrite_keeps_the_last_thousand_at_a_login_and_in_a_long_session() {
+        let home = Home::new();
+        let mut history = home.history();
+        let mut session = history.load().expect("loads");
+        for n in 0..MAX_RECORDS + 2 {
+            session.extend(said(&n.to_string()));
+            session.drain(..session.len().saturating_sub(MAX_HISTORY));
+            history.append(&session).expect("appended");
+            let rewritten = n >= MAX_RECORDS;
+            let records = if rewritten { MAX_HISTORY as u64 + n - MAX_RECORDS } else { n + 1 };
+            assert_eq!(history.end.index, records);
+        }
+        assert!(lock(&history.path, Duration::ZERO).expect("opens").is_none(), "the new file is locked");
+        drop(history);
+        assert_eq!(home.lines().len(), MAX_HISTORY + 1);
+        let last: Vec<String> = (1002..2002).map(|n| n.to_string()).collect();
+        assert_eq!(home.texts(), last);
+        assert_eq!(home.lines().len(), MAX_HISTORY, "and rewritten");
+        assert_eq!(home.texts(), last);
+        home.keep(&["and on"]);
+        assert_eq!(home.texts().last().map(String::as_str), Some("and on"));
+        // A file that goes on and on is not read to its end.
+        let mut history = home.history();
+        history.load().expect("loads");
+        while history.end.index <= MAX_RECORDS {
+            history.write(&Message::of(&entry("x")).expect("a message")).expect("written");
+        }
+        drop(history);
+        assert_eq!(home.refused(&home.lines()), Some(MAX_RECORDS as usize + 1));
+    }
+
+    #[test]
+    fn forgetting_leaves_nothing_and_what_comes_then_is_kept() {
+        let home = Home::new();
+        home.keep(&vec!["x"; MAX_HISTORY + 1]);
+        let mut history = home.history();
+        // It is rewritten at the load: the handle is not one for appending.
+        history.load().expect("loads");
+        fs::write(history.temporary(), "of a crash").expect("written");
+        assert!(history.forget().expect("erased"));
+        assert!(fs::read(&history.path).expect("there").is_empty() && !history.temporary().exists());
+        append(&mut history, "new");
+        assert!(history.is_kept());
+        drop(history);
+        assert_eq!(home.texts(), ["new"]);
+        // Without the option nothing is read, and what is there goes when that is asked for.
+        let mut without = home.history_of("alice", &KEY, &[]);
+        assert!(without.notice().is_some_and(|text| text.contains("/history forget")));
+        assert!(without.load().expect("not read").is_empty() && !without.is_kept());
+        append(&mut without, "unkept");
+        assert_eq!(home.texts(), ["new"]);
+        assert!(without.forget().expect("erased") && !without.path.exists());
+        assert!(!without.forget().expect("nothing there") && !without.path.exists());
+        assert_eq!(without.notice(), None);
+    }
+
+    #[test]
+    fn one_client_at_a_time_has_the_file_also_when_it_is_replaced_meanwhile() {
+        let home = Home::new();
+        let mut first = home.history();
+        first.load().expect("loads");
+        append(&mut first, "one");
+        assert_eq!(first.notice(), None);
+        let mut second = home.history();
+        assert!(second.load().expect("told, no error").is_empty());
+        assert_eq!(second.notice(), Some(ELSEWHERE));
+        append(&mut second, "lost");
+        let error = second.forget().expect_err("not ours").to_string();
+        assert!(error.contains("another client has it"), "{error}");
+        // One that has the former file is not taken for one that has this.
+        let former = disk::append(&first.path).expect("opens");
+        first.rewrite(&said("one")).expect("rewritten");
+        assert!(!is_ours(&former, &first.path).expect("locks"));
+        assert!(lock(&first.path, Duration::ZERO).expect("opens").is_none());
+        drop(first);
+        assert!(lock(&home.history().path, Duration::ZERO).expect("opens").is_some());
+        assert_eq!(home.texts(), ["one"]);
+    }
+
+    #[test]
+    fn a_disk_that_fails_costs_no_record_that_was_kept_before() {
+        let home = Home::new();
+        let mut history = home.history();
+        history.load().expect("loads");
+        append(&mut history, "one");
+        // It takes no more.
+        history.file = Some(File::open(&history.path).expect("opens"));
+        let error = history.append(&said("two")).expect_err("refused").to_string();
+        assert!(error.starts_with(history.path.to_str().expect("UTF-8")), "{error}");
+        // Told once; no gap that nobody would see.
+        assert!(!history.is_kept());
+        append(&mut history, "three");
+        assert_eq!(home.texts(), ["one"]);
+    }
+
+    #[test]
+    fn no_link_is_followed() {
+        let home = Home::new();
+        fs::write(home.0.join("treasure"), "whole").expect("written");
+        std::os::unix::fs::symlink(home.0.join("treasure"), home.history().path).expect("link");
+        home.history().load().expect_err("a link");
+        home.history_of("alice", &KEY, &[]).forget().expect_err("a link");
+        assert_eq!(fs::read(home.0.join("treasure")).expect("there"), b"whole");
+    }
+}

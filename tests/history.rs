@@ -1,0 +1,239 @@
+//! What `--keep-history` leaves on the disk, with the real programs: the next session finds it, nobody else reads it,
+//! without the option there is none, and it goes when that is asked for.
+
+mod common;
+
+use common::{Client, Folder, Server, files};
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const KEEP: &str = "--keep-history";
+
+/// Alice's folder.
+struct Home(Arc<Folder>);
+
+impl Home {
+    fn new() -> Home {
+        Home(Arc::new(Folder::new()))
+    }
+
+    fn alice(&self, server: &Server, arguments: &[&str]) -> Client {
+        Client::within(self.0.clone(), server.port, "alice", true, &[&["--register"], arguments].concat())
+    }
+
+    fn data(&self, path: &str) -> PathBuf {
+        self.0.path(".secure_messenger_client").join(path)
+    }
+
+    /// The one file of the history.
+    fn history(&self) -> PathBuf {
+        let found = files(&self.data("history"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].clone()
+    }
+
+    fn records(&self) -> usize {
+        fs::read_to_string(self.history()).expect("text").lines().count()
+    }
+}
+
+/// Everyone's answer to `/history`.
+fn history(client: &mut Client) -> Vec<String> {
+    let before = client.output.seen.len();
+    client.say("/history");
+    client.say("/notify");
+    client.expect("* the terminal rings");
+    let lines = &client.output.seen[before..];
+    let start = lines.iter().position(|line| line.contains(" session")).expect("an answer");
+    lines[start + 1..lines.len() - 1].to_vec()
+}
+
+#[test]
+fn the_next_session_finds_what_was_said_and_the_disk_tells_nobody_else() {
+    let (server, home) = (Server::start(), Home::new());
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    alice.say("pineapple for everyone");
+    alice.expect("<alice> pineapple");
+    bob.expect("<alice> pineapple");
+    bob.say("/msg alice pineapple for one");
+    alice.expect("<bob -> alice> pineapple");
+    alice.say("/room bob");
+    alice.expect("* you are in a private room with bob");
+    alice.say("pineapple in a room");
+    alice.expect("<alice -> bob> pineapple");
+    // Not a message that nobody took, and no notice.
+    alice.say("/msg carol pineapple for nobody");
+    alice.expect("! there is no account named carol");
+    assert_eq!(alice.finish().0, 0);
+    let said = [
+        "* <alice> pineapple for everyone",
+        "* <bob -> alice> pineapple for one",
+        "* <alice -> bob> pineapple in a room",
+    ];
+    assert_eq!(home.records(), said.len());
+    assert_eq!(fs::metadata(home.history()).expect("there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(home.data("history")).expect("there").permissions().mode() & 0o777, 0o700);
+    for path in files(&home.data("")) {
+        let bytes = fs::read(&path).expect("readable");
+        assert!(!bytes.windows(9).any(|part| part == b"pineapple"), "{}", path.display());
+    }
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    assert!(!alice.output.seen.iter().any(|line| line.contains("pineapple")), "nothing at the start");
+    assert_eq!(history(&mut alice), said);
+    alice.say("/history ROOM");
+    alice.expect("* the last message with \"ROOM\" of this and earlier sessions");
+    alice.expect(said[2]);
+    // A new password costs nothing of it.
+    const NEW: &str = "tr0ub4dor and three";
+    alice.say(&format!("/passwd {}", home.0.password_file(NEW).display()));
+    alice.expect("* your password is changed");
+    assert_eq!(alice.finish().0, 0);
+    let new = home.0.password_file(NEW);
+    let new = ["--password-file", new.to_str().expect("UTF-8"), KEEP];
+    let mut alice = home.alice(&server, &new).ready();
+    assert_eq!(history(&mut alice), said);
+    // On another server there is another one.
+    let other = Server::start();
+    let mut elsewhere = home.alice(&other, &new).ready();
+    assert!(history(&mut elsewhere).is_empty());
+}
+
+#[test]
+fn without_the_option_nothing_is_read_or_written_and_what_is_there_is_told() {
+    let (server, home) = (Server::start(), Home::new());
+    let mut bob = server.client("bob").ready();
+    let mut alice = home.alice(&server, &[]).ready();
+    alice.say("/msg bob unkept");
+    alice.expect("<alice -> bob> unkept");
+    alice.say("/history forget");
+    alice.expect("* the messages are forgotten; none were kept on disk");
+    assert!(history(&mut alice).is_empty());
+    assert_eq!(alice.finish().0, 0);
+    assert!(!home.data("history").exists());
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    alice.say("/msg bob kept");
+    alice.expect("<alice -> bob> kept");
+    assert_eq!(alice.finish().0, 0);
+    // Whoever reads it is stopped by this.
+    let (file, before) = (home.history(), "damaged\n");
+    fs::write(&file, before).expect("written");
+    let mut alice = home.alice(&server, &[]).ready();
+    let told = alice.output.seen.iter().filter(|line| line.contains("--keep-history")).collect::<Vec<_>>();
+    assert!(told.len() == 1 && told[0].contains("/history forget"), "{told:?}");
+    alice.say("/msg bob unkept");
+    alice.expect("<alice -> bob> unkept");
+    assert_eq!(history(&mut alice), ["* <alice -> bob> unkept"]);
+    assert_eq!(fs::read_to_string(&file).expect("there"), before);
+    alice.say("/history forget");
+    alice.expect("* the messages are forgotten, and the file that kept them is erased");
+    assert!(!file.exists() && history(&mut alice).is_empty());
+    assert_eq!(alice.finish().0, 0);
+    let alice = home.alice(&server, &[]).ready();
+    assert!(!alice.output.seen.iter().any(|line| line.contains("--keep-history")));
+    bob.expect("unkept");
+}
+
+#[test]
+fn what_is_forgotten_is_gone_and_what_comes_after_is_kept() {
+    let (server, home) = (Server::start(), Home::new());
+    let _bob = server.client("bob").ready();
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    alice.say("/msg bob before");
+    alice.expect("<alice -> bob> before");
+    alice.say("/history forget");
+    alice.expect("* the messages are forgotten, and the file that kept them is erased");
+    alice.expect("* messages from now on are kept again");
+    assert_eq!(fs::metadata(home.history()).expect("there").len(), 0);
+    assert!(history(&mut alice).is_empty());
+    alice.say("/msg bob after");
+    alice.expect("<alice -> bob> after");
+    assert_eq!(alice.finish().0, 0);
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    assert_eq!(history(&mut alice), ["* <alice -> bob> after"]);
+}
+
+#[test]
+fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
+    let (server, home) = (Server::start(), Home::new());
+    let _bob = server.client("bob").ready();
+    let mut first = home.alice(&server, &[KEEP]).ready();
+    first.say("/msg bob one");
+    first.expect("<alice -> bob> one");
+    // Its login ends the first, which then lets go of the file.
+    let mut second = home.alice(&server, &[KEEP]).ready();
+    assert_eq!(first.finish().0, 1);
+    assert_eq!(history(&mut second), ["* <alice -> bob> one"]);
+    second.say("/msg bob two");
+    second.expect("<alice -> bob> two");
+    assert_eq!(second.finish().0, 0);
+    let other = File::open(home.history()).expect("opens");
+    other.try_lock().expect("free");
+    let mut alice = home.alice(&server, &[KEEP]);
+    alice.expect("* another client has the file of your history: this one neither shows nor keeps");
+    alice.expect(" on-line: ");
+    alice.say("/msg bob unkept");
+    alice.expect("<alice -> bob> unkept");
+    alice.say("/history forget");
+    alice.expect("! the messages are forgotten here, but their file is not erased: ");
+    assert_eq!(alice.finish().0, 0);
+    drop(other);
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    assert_eq!(history(&mut alice), ["* <alice -> bob> one", "* <alice -> bob> two"]);
+}
+
+#[test]
+fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed() {
+    let (server, home) = (Server::start(), Home::new());
+    let _bob = server.client("bob").ready();
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    for text in ["one", "two"] {
+        alice.say(&format!("/msg bob {text}"));
+        alice.expect(text);
+    }
+    assert_eq!(alice.finish().0, 0);
+    let file = home.history();
+    let text = fs::read_to_string(&file).expect("text");
+    let second = text.lines().nth(1).expect("two records");
+    fs::write(&file, format!("{second}\n{second}\n")).expect("written");
+    let (status, lines) = home.alice(&server, &[KEEP]).finish();
+    let problem = lines.last().expect("told");
+    assert!(
+        status == 1 && problem.starts_with(&format!("! {}: line 1 is damaged", file.display())),
+        "{lines:?}"
+    );
+    assert_eq!(fs::read_to_string(&file).expect("text"), format!("{second}\n{second}\n"));
+    // The remedy.
+    let mut alice = home.alice(&server, &[]).ready();
+    alice.say("/history forget");
+    alice.expect("the file that kept them is erased");
+    assert_eq!(alice.finish().0, 0);
+    assert_eq!(home.alice(&server, &[KEEP]).finish().0, 0);
+}
+
+#[test]
+fn a_full_disk_is_told_once_and_costs_no_message_that_was_kept_before() {
+    let (server, home) = (Server::start(), Home::new());
+    let _bob = server.client("bob").ready();
+    assert_eq!(home.alice(&server, &[]).finish().0, 0);
+    // Writes beyond 1 or 2 KiB (a block is what the shell takes it for) fail as on a full disk.
+    let limit = "trap '' XFSZ; ulimit -f 2";
+    let mut alice =
+        Client::after(limit, home.0.clone(), server.port, "alice", &["--accept-new", KEEP]).ready();
+    for n in 1..=8 {
+        alice.say(&format!("/msg bob message {n}"));
+        alice.expect(&format!("<alice -> bob> message {n}"));
+    }
+    assert_eq!(history(&mut alice).len(), 8);
+    let (status, lines) = alice.finish();
+    let told: Vec<_> = lines.iter().filter(|line| line.starts_with("! ")).collect();
+    assert!(status == 0 && told.len() == 1 && told[0].contains("messages are no longer kept"), "{told:?}");
+    let kept = home.records();
+    assert!((1..8).contains(&kept) && fs::read(home.history()).expect("there").ends_with(b"\n"));
+    let mut alice = home.alice(&server, &[KEEP]).ready();
+    let lines: Vec<String> = (1..=kept).map(|n| format!("* <alice -> bob> message {n}")).collect();
+    assert_eq!(history(&mut alice), lines);
+}
