@@ -19,7 +19,7 @@ use super::view::{self, Screen, Status, Tab};
 use crate::clock;
 use crate::crypto::secret::Password;
 use crate::name::Username;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -31,7 +31,9 @@ use time::UtcOffset;
 /// Events that may wait: few, so that a key never waits behind much.
 const QUEUE: usize = 8;
 /// The screen is drawn at most 60 times a second, but for what is typed.
-const FRAME: Duration = Duration::from_millis(16);
+const FRAME: Duration = Duration::from_millis(17);
+/// It rings at most this often for others.
+const RING: Duration = Duration::from_secs(1);
 /// Time passes at least this often.
 const TICK: Duration = Duration::from_secs(1);
 /// Lines typed ahead of the server.
@@ -44,6 +46,8 @@ enum Wake {
     Event(Event),
     Keys(Vec<Key>),
     Resized,
+    /// The process is to be stopped for a while.
+    Stopped,
     /// The process is to end, or the keyboard is gone.
     Stop,
 }
@@ -70,6 +74,8 @@ struct Front {
     facts: Facts,
     conversations: Conversations,
     ahead: VecDeque<Typed>,
+    /// When it rang last for somebody.
+    rang: Option<Instant>,
     wake: SyncSender<Wake>,
     /// The last problem, for the normal screen after a failure.
     problem: String,
@@ -97,13 +103,15 @@ pub fn run(
     greeting: String,
 ) -> io::Result<(u8, String)> {
     let (wake, waking) = sync_channel(QUEUE);
-    let mut signals = signal_hook::iterator::Signals::new([SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGCONT])?;
+    let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
+    let mut signals = signal_hook::iterator::Signals::new(which)?;
     let terminal = Terminal::open(facts.color)?;
     let signalled = wake.clone();
     spawn("signals", move || {
         for signal in signals.forever() {
             let woken = match signal {
                 SIGWINCH | SIGCONT => Wake::Resized,
+                SIGTSTP => Wake::Stopped,
                 _ => Wake::Stop,
             };
             if signalled.send(woken).is_err() {
@@ -125,9 +133,20 @@ pub fn run(
         working.send(Wake::Event(event)).is_ok()
     });
     let (ahead, conversations) = (VecDeque::new(), Conversations::default());
-    let (asking, problem) = (None, String::new());
-    let mut front =
-        Front { session, link, transfers, terminal, facts, conversations, ahead, wake, problem, asking };
+    let (rang, asking, problem) = (None, None, String::new());
+    let mut front = Front {
+        session,
+        link,
+        transfers,
+        terminal,
+        facts,
+        conversations,
+        ahead,
+        rang,
+        wake,
+        problem,
+        asking,
+    };
     let earlier = front.session.history().cloned().collect();
     front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
     front.show(notice(greeting));
@@ -142,7 +161,7 @@ pub fn run(
             Ok(woken) => woken,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Wake::Event(Event::Tick),
         };
-        let at_once = matches!(woken, Wake::Keys(_) | Wake::Resized);
+        let at_once = matches!(woken, Wake::Keys(_) | Wake::Resized | Wake::Stopped);
         // What has come meanwhile is drawn together.
         let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
         let mut end = None;
@@ -201,6 +220,7 @@ impl Front {
                 }
             }
             Wake::Resized => self.terminal.redraw(),
+            Wake::Stopped => self.suspend()?,
             Wake::Stop => return Ok(Some(self.abandon())),
         }
         Ok(None)
@@ -219,8 +239,15 @@ impl Front {
                 }
                 // A bar shows it.
                 Effect::Progress(_) => {}
-                Effect::Alert(_, place) if self.conversations.in_view(&place) => self.terminal.bell()?,
-                Effect::Alert(from, _) => self.terminal.notify(&format!("message from {from}"))?,
+                // In a flood, one ring is enough.
+                Effect::Alert(..) if self.rang.is_some_and(|rang| rang.elapsed() < RING) => {}
+                Effect::Alert(from, place) => {
+                    self.rang = Some(Instant::now());
+                    match self.conversations.in_view(&place) {
+                        true => self.terminal.bell()?,
+                        false => self.terminal.notify(&format!("message from {from}"))?,
+                    }
+                }
                 Effect::Enter(with) => self.conversations.enter(with),
                 Effect::Leave(with) => self.conversations.close(&with),
                 Effect::Clear => self.conversations.clear(),

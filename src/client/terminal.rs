@@ -11,7 +11,7 @@ use super::input::{Decoder, Key};
 use super::text::{fitting, width, wrap};
 use super::view::{Frame, Row, Size, Style};
 use crate::crypto::secret::Password;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -31,6 +31,9 @@ const ESCAPE_TIMEOUT: Duration = Duration::from_millis(30);
 /// The longest password, in bytes: longer than any; reserved at once, for a buffer that grows
 /// leaves copies behind.
 const MAX_PASSWORD: usize = 1024;
+
+/// The exit status after a panic, as the standard library has it.
+const PANICKED: i32 = 101;
 
 /// Bracketed paste (DECSET 2004).
 const PASTE_ON: &str = "\x1b[?2004h";
@@ -68,18 +71,20 @@ pub fn size() -> Size {
     }
 }
 
-/// Makes every panic restore the terminal before its message is printed.
+/// Makes every panic restore the terminal, print its message and end the process, whichever thread it is in: none
+/// goes on unseen.
 pub fn install_panic_hook() {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         restore();
         print(panic);
+        std::process::exit(PANICKED);
     }));
 }
 
 /// Until the handle is closed, a signal that ends the process restores the terminal first.
 pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
     let handle = signals.handle();
     thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
