@@ -361,9 +361,13 @@ impl Client {
         session.outbox.send([ServerMessage::Session(announcement).encode().into()]);
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
-            let text = "you have logged in from elsewhere";
-            former.outbox.send([ServerMessage::error(ErrorCode::SignedInElsewhere, text).encode().into()]);
-            former.outbox.end();
+            former.end(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere");
+        }
+        // The account may have been removed since the login was verified.
+        let identity = login.identity().fingerprint();
+        if shared.accounts.get(login.name()).is_none_or(|account| account.identity != identity) {
+            shared.registry.remove(&session);
+            session.end(ErrorCode::AccountRemoved, "this account was removed just now");
         }
         let rate = f64::from(shared.limits.rate);
         Client {

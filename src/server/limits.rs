@@ -335,6 +335,14 @@ impl Lockout {
         }
     }
 
+    /// The name may be tried again at once; true if it was locked.
+    pub fn unlock(&self, name: &Username) -> bool {
+        let mut names = lock(&self.names);
+        let locked = names.locked(&name.folded(), MAX_FAILURES).is_some();
+        names.of.remove(&name.folded());
+        locked
+    }
+
     /// Locks `folded` for `left` more, as a file from before a restart says.
     pub fn restore(&self, folded: String, left: Duration) {
         let since = Instant::now().checked_sub(LOCKOUT.saturating_sub(left)).unwrap_or_else(Instant::now);

@@ -58,6 +58,15 @@ impl Locks {
         self.append(&Lock::line(name.folded(), LOCKOUT)).map(drop)
     }
 
+    /// Writes down that it is not locked any more; returns when that is on disk.
+    ///
+    /// # Errors
+    /// Of the disk, with the path in the text.
+    pub fn unlock(&self, name: &Username) -> io::Result<()> {
+        let file = self.append(&Lock::line(name.folded(), Duration::ZERO))?;
+        file.sync_all().map_err(disk::at(&self.path))
+    }
+
     fn append(&self, line: &str) -> io::Result<File> {
         let writing = lock(&self.writing);
         let mut file = disk::append(&self.path)?;

@@ -1,15 +1,18 @@
 //! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
-//! for its operator [`status`] and the [`audit`] log.
+//! for its operator [`admin`], [`check`], [`status`] and the [`audit`] log.
 //!
 //! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
 //! imports), locks are held for microseconds and never while waiting for I/O, every wait has a deadline
 //! and every queue a bound; all of them stand in [`limits`].
 
 pub mod accounts;
+pub mod admin;
 pub mod audit;
 pub mod certificates;
+pub mod check;
 pub mod connection;
 pub mod delivery;
+pub mod journal;
 pub mod limits;
 pub mod locks;
 pub mod options;
@@ -127,6 +130,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         shared.lockout.restore(name, left);
     }
     status::start(&shared)?;
+    if let Err(error) = admin::serve(&shared, &options.data_dir) {
+        writeln!(out, "WARNING: `server user` will not reach this server: {error}")?;
+    }
     let flushing = shared.clone();
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     let telling = shared.clone();
