@@ -1,5 +1,5 @@
 //! What an operator asks of a server, and what reaches the log when somebody asks too much of it: `--check`,
-//! the status, `server user`, and kills at any moment.
+//! the status, `server user`, kills at any moment, and the README's unit and filter.
 
 mod common;
 
@@ -524,4 +524,84 @@ fn a_wrong_clock_locks_nobody_for_longer_than_fifteen_minutes() {
         text.trim_end().strip_prefix("{\"name\":\"alice\",\"until\":").and_then(|t| t.strip_suffix('}'));
     let until: u64 = until.and_then(|t| t.parse().ok()).unwrap_or_else(|| panic!("{text}"));
     assert!(until <= clock::now_ms() + 15 * 60_000, "{text}");
+}
+
+// ---- the README's unit and filter
+
+/// The `ini` block of the README that begins with `head`.
+fn block(head: &str) -> String {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
+    let mut blocks = readme.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.starts_with(head)).unwrap_or_else(|| panic!("no block {head}")).to_string()
+}
+
+/// The output of a program, if it is installed.
+fn ask(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
+    match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        result => {
+            let out = result.expect("it runs");
+            let text = [out.stdout, out.stderr].concat();
+            Some((out.status.success(), String::from_utf8_lossy(&text).into_owned()))
+        }
+    }
+}
+
+#[test]
+fn the_readme_s_filter_finds_guessers_and_nobody_else() {
+    let server = Server::start();
+    let (_raw, _) = newcomer(&server, "alice");
+    let guessed = Person::new("nobody");
+    for _ in 0..8 {
+        fail(&server, &guessed);
+    }
+    until("it is logged", || server.log().contains("event=login_while_locked"));
+    let log = server.log();
+    let filter = block("[Definition]");
+    let regex = filter.lines().find_map(|line| line.strip_prefix("failregex = ")).expect("a regex");
+    // Its parts, taken apart here so that nothing but this shape passes.
+    let (events, rest) = regex
+        .strip_prefix("^\\s*event=(?:")
+        .and_then(|rest| rest.split_once(')'))
+        .expect("anchored, then alternatives");
+    assert_eq!(rest, " user=\\S+ addr=<ADDR>(?:\\s|$)");
+    let events: Vec<&str> = events.split('|').collect();
+    let caught = |line: &&str| {
+        let mut words = line.split(' ').skip(1);
+        let event = words.next().and_then(|word| word.strip_prefix("event=")).expect("an event");
+        words.next().and_then(|word| word.strip_prefix("user=")).expect("a user");
+        let address = words.next().and_then(|word| word.strip_prefix("addr=")).expect("an address");
+        events.contains(&event) && address != "-"
+    };
+    // Five failures, and the first attempt of the minute after the lock.
+    assert_eq!(log.lines().filter(caught).count(), 6, "{log}");
+    let folder = Folder::new();
+    let path = folder.path("filter.conf");
+    fs::write(&path, &filter).expect("written");
+    let log_path = server.data("logs/security.log");
+    let arguments = [log_path.to_str().expect("UTF-8"), path.to_str().expect("UTF-8")];
+    if let Some((_, text)) = ask("fail2ban-regex", &arguments) {
+        let total = log.lines().count();
+        let expected = format!("Lines: {total} lines, 0 ignored, 6 matched, {} missed", total - 6);
+        assert!(text.contains(&expected), "{text}");
+    }
+    assert!(block("[secure-messenger]").contains("filter = secure-messenger\n"));
+}
+
+#[test]
+fn the_readme_s_unit_is_one_and_leaves_little_exposed() {
+    let unit = block("[Unit]");
+    assert!(unit.contains("SocketBindAllow=tcp:1315") && unit.contains("TasksMax=infinity"));
+    let folder = Folder::new();
+    let path = folder.path("secure-messenger.service");
+    let program = env!("CARGO_BIN_EXE_server");
+    fs::write(&path, unit.replace("/usr/local/bin/server", program)).expect("written");
+    let path = path.to_str().expect("UTF-8");
+    if let Some((good, text)) = ask("systemd-analyze", &["verify", path]) {
+        assert!(good && text.is_empty(), "{text}");
+        let (_, text) = ask("systemd-analyze", &["security", "--offline=true", path]).expect("installed");
+        let level =
+            text.rsplit("service: ").next().and_then(|rest| rest.split(' ').next()?.parse::<f32>().ok());
+        assert!(level.is_some_and(|level| level <= 2.0), "{text}");
+    }
 }
