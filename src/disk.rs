@@ -36,15 +36,38 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
 pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path));
     make(root)?;
+    check_root(root)?;
+    for folder in [""].iter().chain(folders) {
+        let path = root.join(folder);
+        make(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(at(&path))?;
+    }
+    Ok(())
+}
+
+/// Whether `root`, which exists, is private or ours to close.
+///
+/// # Errors
+/// With the path in the text if others can enter it and it is neither empty nor used by this program.
+pub fn check_root(root: &Path) -> io::Result<()> {
     let ours = root.join("keys").is_dir() || fs::read_dir(root).map_err(at(root))?.next().is_none();
     if !ours && fs::metadata(root).map_err(at(root))?.permissions().mode() & 0o077 != 0 {
         let text = "others can enter this folder, and it holds other things: name another, or chmod 700 it";
         return Err(at(root)(io::Error::other(text)));
     }
-    for folder in [""].iter().chain(folders) {
-        let path = root.join(folder);
-        make(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(at(&path))?;
+    Ok(())
+}
+
+/// Removes what crashes of [`replace`] have left in `folder`: each is the half of a file that nobody was told of.
+///
+/// # Errors
+/// With the path in the text.
+pub fn remove_temporary(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let path = entry.map_err(at(folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "tmp") {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
     }
     Ok(())
 }
@@ -116,6 +139,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// With file, line and remedy in the text if any other line is not a `T` or is over 4 KiB long.
 pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io::Result<u64> {
+    read_lines(path, |text| json::from_str(text).map(&mut each).is_ok())
+}
+
+/// The same, for records of several kinds: `each` says whether the line is one.
+///
+/// # Errors
+/// As above.
+pub fn read_lines(path: &Path, mut each: impl FnMut(&str) -> bool) -> io::Result<u64> {
     let mut reader = BufReader::new(File::open(path).map_err(at(path))?);
     let (mut good, mut line) = (0, Vec::new());
     for number in 1.. {
@@ -124,14 +155,13 @@ pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io:
         if !line.ends_with(b"\n") && length < MAX_RECORD {
             break;
         }
-        let record = std::str::from_utf8(&line).ok().and_then(|text| json::from_str(text).ok());
-        each(record.ok_or_else(|| {
-            io::Error::other(format!(
+        if !std::str::from_utf8(&line).is_ok_and(&mut each) {
+            return Err(io::Error::other(format!(
                 "{}: line {number} is damaged: restore the file from a copy, or remove that line and \
                  what it stands for",
                 path.display()
-            ))
-        })?);
+            )));
+        }
         good += length;
     }
     Ok(good)

@@ -345,7 +345,7 @@ fn a_port_in_use_and_a_folder_in_use_are_told_and_leave_the_first_server_alone()
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let error = refusal(&server.home, &[]);
-    assert!(error.contains("users.json") && error.contains("another server uses this folder"), "{error}");
+    assert!(error.contains("another server uses this folder") && error.contains("--data-dir"), "{error}");
     let other = Folder::new();
     let error = refusal(&other, &["--port", &server.port.to_string()]);
     assert!(error.contains(&format!("127.0.0.1:{}", server.port)) && error.contains("--port"), "{error}");

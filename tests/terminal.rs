@@ -464,7 +464,7 @@ fn typing_is_undisturbed_by_what_arrives() {
     terminal.expect_last("> half a li");
     for text in ["one", "two", "three"] {
         bob.say(text);
-        terminal.expect(&format!("<bob> {text}"));
+        terminal.expect(&format!("<bob?> {text}"));
         terminal.expect_last("> half a li");
     }
     let cursor = terminal.tmux(&["display-message", "-p", "#{cursor_x},#{cursor_y}"]);
@@ -480,7 +480,7 @@ fn public_private_and_room_messages_look_different_and_the_prompt_says_where_one
     let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("to everyone");
     bob.say("/msg alice for you alone");
-    terminal.expect("<bob> to everyone");
+    terminal.expect("<bob?> to everyone");
     terminal.expect("[private bob → alice] for you alone");
     terminal.enter("/msg bob an answer");
     terminal.expect("[private alice → bob] an answer");
@@ -527,7 +527,7 @@ fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
     terminal.keys(&["M-Enter"]);
     terminal.enter("<bob> second");
     bob.expect("<alice> bob: first⏎<bob> second");
-    let screen = terminal.expect("<bob> second");
+    let screen = terminal.expect("<bob?> second");
     let rows: Vec<&str> = screen.lines().skip_while(|row| !row.contains("<alice> bob: first")).collect();
     assert_eq!(rows[1].trim_start(), "<bob> second", "{screen}");
     assert_eq!(rows[0].find("bob: first"), rows[1].find("<bob> second"), "below the text: {screen}");
@@ -624,7 +624,7 @@ fn long_lines_and_wide_characters_are_wrapped_in_line() {
     let words = "lorem ipsum dolor sit amet ".repeat(8) + "finis";
     bob.say(&words);
     let screen = terminal.expect("finis");
-    let first = screen.lines().position(|line| line.contains("<bob> lorem")).expect("the first row");
+    let first = screen.lines().position(|line| line.contains("<bob?> lorem")).expect("the first row");
     let rows: Vec<&str> =
         screen.lines().skip(first).take_while(|line| !line.contains("everyone ·")).collect();
     assert!(rows.len() >= 4, "{screen}");
@@ -698,7 +698,7 @@ fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
     whole(40, 10);
     let screen = terminal.screen();
     let all: Vec<&str> = screen.split_whitespace().collect();
-    assert!(all.join(" ").contains("<bob> a message that is a little longer than"), "{screen}");
+    assert!(all.join(" ").contains("<bob?> a message that is a little longer than"), "{screen}");
     terminal.keys(&["Enter"]);
     bob.expect("<alice> half a line");
 }
@@ -714,7 +714,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
     terminal.enter("/hlep");
     terminal.expect("there is no command /hlep: did you mean /help?");
     terminal.enter("/help room");
-    terminal.expect("talk to NAME alone until /leave");
+    terminal.expect("talk to NAME alone; /leave returns");
     terminal.enter("/clear");
     terminal.wait("an empty screen", |screen| !screen.contains("/hlep") && screen.contains("everyone ·"));
     terminal.enter("//hlep is not a command");
@@ -774,7 +774,7 @@ fn a_message_can_neither_move_the_cursor_nor_rename_the_terminal() {
     let title = terminal.tmux(&["display-message", "-p", "#{pane_title}"]);
     bob.say("\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[1;1Htop\u{1b}[?1049l\u{9b}5A bottom");
     let screen = terminal.expect("bottom");
-    assert!(screen.contains("<bob> \u{fffd}]0;owned\u{fffd}\u{fffd}[2J\u{fffd}[1;1Htop"), "{screen}");
+    assert!(screen.contains("<bob?> \u{fffd}]0;owned\u{fffd}\u{fffd}[2J\u{fffd}[1;1Htop"), "{screen}");
     assert!(!screen.lines().next().unwrap_or_default().contains("top"), "{screen}");
     assert_eq!(terminal.tmux(&["display-message", "-p", "#{pane_title}"]), title);
     terminal.expect_last(">");
@@ -923,7 +923,7 @@ fn end_in_every_way(busy: bool) {
             assert_eq!(changed_modes(&terminal.written(hello)), "2004");
         }
         if busy && command.is_none() {
-            let first = terminal.expect("<bob> word ");
+            let first = terminal.expect("<bob?> word ");
             terminal.wait("more from bob", |screen| *screen != first);
         }
         end();
@@ -976,12 +976,12 @@ fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
     bob.expect("<bob> while you were away");
     before.screen = terminal.prepare().screen;
     terminal.enter("fg");
-    terminal.expect("<bob> while you were away");
+    terminal.expect("<bob?> while you were away");
     terminal.expect_last("> half a li");
     // The same while something comes all the time, before, at and after the moment.
     let talker = Talker::start(bob);
     for _ in 0..3 {
-        let first = terminal.expect("<bob> word ");
+        let first = terminal.expect("<bob?> word ");
         terminal.wait("more from bob", |screen| *screen != first);
         terminal.keys(&["C-z"]);
         terminal.expect_as_before(&before, "suspended in a flood", "Stopped", STOPPED);
@@ -991,7 +991,7 @@ fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
     }
     let mut bob = talker.stop();
     bob.say("now quiet");
-    terminal.expect("<bob> now quiet");
+    terminal.expect("<bob?> now quiet");
     terminal.enter("ne");
     bob.expect("<alice> half a line");
     terminal.enter("/exit");
@@ -1024,7 +1024,7 @@ fn a_scrolled_view_stays_where_it_is_and_a_rule_marks_where_reading_stopped() {
     for number in 0..40 {
         bob.say(&format!("line number {number}."));
     }
-    terminal.expect("<bob> line number 39.");
+    terminal.expect("<bob?> line number 39.");
     terminal.keys(&["PPage"]);
     let scrolled = terminal.expect(" ↑");
     let first = scrolled.lines().next().expect("a row").to_string();
@@ -1034,7 +1034,7 @@ fn a_scrolled_view_stays_where_it_is_and_a_rule_marks_where_reading_stopped() {
     assert_eq!(screen.lines().next(), Some(&*first), "{screen}");
     assert!(!screen.contains("while you"), "{screen}");
     terminal.keys(&["Escape"]);
-    let screen = terminal.expect("<bob> twice");
+    let screen = terminal.expect("<bob?> twice");
     let rows: Vec<&str> = screen.lines().collect();
     let rule = rows.iter().position(|row| row.starts_with("── new ──")).expect("a rule");
     assert!(rows[rule - 1].contains("line number 39.") && rows[rule + 1].contains("while you"), "{screen}");

@@ -2,6 +2,7 @@
 
 use secure_messenger::server::limits::Limits;
 use secure_messenger::server::options::{self, Request};
+use secure_messenger::server::{admin, check};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -21,14 +22,27 @@ fn main() -> ExitCode {
             let _ = writeln!(out, "server {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        Ok(Request::Check(options)) => match check::check(&options, &mut out) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => fail(error),
+        },
+        Ok(Request::User(folder, action)) => match admin::command(&folder, &action, &mut out) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(error),
+        },
         Ok(Request::Run(options)) => {
             let Err(error) = secure_messenger::server::run(&options, &mut out);
-            let _ = writeln!(io::stderr(), "server: {error}");
-            ExitCode::FAILURE
+            fail(error)
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "server: {error}");
             ExitCode::from(2)
         }
     }
+}
+
+fn fail(error: io::Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "server: {error}");
+    ExitCode::FAILURE
 }

@@ -519,6 +519,17 @@ impl Session {
         }
     }
 
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    /// Leaves now, and tells what may be lost by it.
+    pub(super) fn quit_unsettled(&mut self) {
+        let status = u8::from(!self.is_settled() || self.unfinished_files().is_some() || self.unchanged);
+        self.tell_unsettled();
+        self.effects.push(Effect::Quit(status));
+    }
+
     fn tell_unsettled(&mut self) {
         let texts = [self.unsettled(), self.unfinished_files(), self.unclear_password()];
         texts.into_iter().flatten().for_each(|text| self.problem(text));

@@ -1,13 +1,15 @@
 //! The accounts: `users.json` and `keys/NAME.pem`.
 //!
 //! Invariant: `users.json` is only appended to, one JSON record a line, and rewritten only at the start; a
-//! registration is answered after its key file and then its record are on disk, a new password after its
-//! record is. Simultaneous ones share one fsync. A last line without its end is a torn write and is
-//! dropped; any other damage stops the start. No lock is held across a write. Once a login was accepted,
-//! no password change that was begun before it takes effect. Format: README, "Server files".
+//! registration is answered after its key file and then its record are on disk, a new password or a removal
+//! after its record is. A last line without its end is a torn write and is dropped; any other damage stops
+//! the start. No lock is held across a write. Who holds an [`Accounts`] holds the folder's lock: no other
+//! process changes it. Once a login was accepted, no password change that was begun before it takes effect.
+//! Format: README, "Server files".
 
-use super::lock;
+use super::journal::Journal;
 use crate::auth::{Account, NewPassword};
+use crate::clock;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
 use crate::crypto::secret::Key;
 use crate::disk;
@@ -19,7 +21,7 @@ use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
@@ -50,6 +52,14 @@ impl Record {
     }
 }
 
+/// The record that an account is no more. The name can be registered again.
+#[derive(Serialize, Deserialize)]
+struct Removed {
+    name: Username,
+    /// Always true.
+    removed: bool,
+}
+
 /// Why an account could not be made.
 #[derive(Debug)]
 pub enum RegisterError {
@@ -70,13 +80,13 @@ impl fmt::Display for RegisterError {
 
 impl std::error::Error for RegisterError {}
 
-/// All accounts, by folded name. `None` marks a registration under way.
+/// All accounts, by folded name. `None` marks a registration or removal under way.
 pub struct Accounts {
     keys: PathBuf,
     by_name: RwLock<ByName>,
     journal: Journal,
-    /// The file of before a rewrite, which stays locked: a second server may have opened it just then.
-    _former: Option<File>,
+    /// Locked for as long as this is open, against a second process.
+    _lock: File,
     /// Makes the salts of names that do not exist.
     secret: Key,
 }
@@ -116,24 +126,27 @@ impl Entry {
 }
 
 impl Accounts {
-    /// Reads `users.json` of `folder`, and locks it against a second server.
+    /// Locks `folder` against other processes, removes what a crash has left there, and reads `users.json`.
     ///
     /// # Errors
     /// With the file, the line and the remedy in the text.
     pub fn open(folder: &Path) -> io::Result<(Accounts, Notices)> {
-        let path = folder.join("users.json");
-        let file = disk::append(&path)?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => disk::at(&path)(io::Error::other("another server uses this folder")),
-            TryLockError::Error(error) => disk::at(&path)(error),
-        })?;
-        let former = path.with_extension("json.old");
-        let (by_name, good, lines) = load(&path).map_err(|error| match former.exists() {
-            true => {
-                io::Error::other(format!("{error} ({} is from before the last rewrite)", former.display()))
+        let lock_path = folder.join("lock");
+        let lock = disk::append(&lock_path)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                let text = "another server uses this folder, or `server user` does: stop it, or name another \
+                            with --data-dir";
+                disk::at(folder)(io::Error::other(text))
             }
-            false => error,
+            TryLockError::Error(error) => disk::at(&lock_path)(error),
         })?;
+        let (path, keys) = (folder.join("users.json"), folder.join("keys"));
+        disk::remove_temporary(folder)?;
+        disk::remove_temporary(&keys)?;
+        let file = disk::append(&path)?;
+        let former = former(&path);
+        let (by_name, good, lines) = load(&path)?;
         let torn = file.metadata()?.len() - good;
         if torn > 0 {
             file.set_len(good).map_err(disk::at(&path))?;
@@ -143,21 +156,21 @@ impl Accounts {
         disk::sync_parent(&path)?;
         let superseded = lines - by_name.len();
         let many = superseded >= MANY_SUPERSEDED.max(by_name.len() / 4);
-        let (journal, _former, dropped) = match many.then(|| rewrite(&path, &former, &by_name)) {
-            None => (Journal::new(file, good), None, None),
+        let (journal, dropped) = match many.then(|| rewrite(&path, &former, &by_name)) {
+            None => (Journal::new(file, good), None),
             Some(Ok((new, length))) => {
                 // Or what is confirmed from now on could be in a file that a power failure takes away.
                 disk::sync_parent(&path)?;
-                (Journal::new(new, length), Some(file), Some(Ok(superseded)))
+                (Journal::new(new, length), Some(Ok(superseded)))
             }
             // A full disk is no reason to serve nobody.
-            Some(Err(error)) => (Journal::new(file, good), None, Some(Err(error.to_string()))),
+            Some(Err(error)) => (Journal::new(file, good), Some(Err(error.to_string()))),
         };
         let accounts = Accounts {
-            keys: folder.join("keys"),
+            keys,
             by_name: RwLock::new(by_name),
             journal,
-            _former,
+            _lock: lock,
             secret: fake_salt_secret(&folder.join("salt.secret"))?,
         };
         Ok((accounts, Notices { torn, dropped }))
@@ -228,18 +241,7 @@ impl Accounts {
     /// # Errors
     /// If the file is missing, damaged, or not the key that the account was made with.
     pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
-        let path = self.key_path(&account.name);
-        let bytes = disk::read(&path, MAX_KEY_FILE)?;
-        let key = std::str::from_utf8(&bytes).ok().and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
-        key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
-            disk::at(&path)(io::Error::other(
-                "not the key this account was made with: restore it from a copy",
-            ))
-        })
-    }
-
-    fn key_path(&self, name: &Username) -> PathBuf {
-        self.keys.join(format!("{name}.pem"))
+        identity(&self.keys, account)
     }
 
     /// Makes an account; returns when it is on disk.
@@ -255,7 +257,7 @@ impl Accounts {
             }
             accounts.insert(folded.clone(), None);
         }
-        let path = self.key_path(&account.name);
+        let path = key_path(&self.keys, &account.name);
         // One left by a crash before its record was written belongs to nobody.
         let stored = disk::replace(&path, identity.to_pem().as_bytes())
             .and_then(|()| self.journal.append(&Record::line(&account)));
@@ -270,6 +272,60 @@ impl Accounts {
         };
         stored.map_err(RegisterError::Io)
     }
+
+    /// Takes an account away; returns its identity's fingerprint when that is on disk. From the call on nobody
+    /// logs in to it; when it returns, the name is free. The key file stays, as `NAME.pem.removed-TIME`.
+    ///
+    /// # Errors
+    /// If there is no account of exactly this name, its password is being changed at this moment, or of the
+    /// disk; the account stays then.
+    pub fn remove(&self, name: &Username) -> io::Result<Fingerprint> {
+        let folded = name.folded();
+        let entry = {
+            let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+            let place = accounts.get_mut(&folded);
+            // A registration under way is not an account yet: it comes after this.
+            match place.filter(|place| place.as_ref().is_some_and(|entry| entry.account.name == *name)) {
+                Some(Some(entry)) if entry.changing => {
+                    return Err(io::Error::other("its password is being changed at this moment: try again"));
+                }
+                Some(place) => place.take(),
+                None => {
+                    let text = format!("no account has exactly this name: {name} (`user list` shows them)");
+                    return Err(io::Error::other(text));
+                }
+            }
+        };
+        let identity = entry.as_ref().map(|entry| entry.account.identity).expect("filtered above");
+        let line = json::to_string(&Removed { name: name.clone(), removed: true }) + "\n";
+        let stored = self.journal.append(&line);
+        if stored.is_ok() {
+            let path = key_path(&self.keys, name);
+            let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
+            // While the name is still taken, or it could be the next one's file. If it cannot be moved, the
+            // next one's replaces it.
+            let _ = std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}")));
+        }
+        let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        match stored {
+            Ok(()) => accounts.remove(&folded),
+            Err(_) => accounts.insert(folded, entry),
+        };
+        stored.map(|()| identity)
+    }
+}
+
+fn key_path(keys: &Path, name: &Username) -> PathBuf {
+    keys.join(format!("{name}.pem"))
+}
+
+fn identity(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
+    let path = key_path(keys, &account.name);
+    let bytes = disk::read(&path, MAX_KEY_FILE)?;
+    let key = std::str::from_utf8(&bytes).ok().and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
+    key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
+        disk::at(&path)(io::Error::other("not the key this account was made with: restore it from a copy"))
+    })
 }
 
 type ByName = HashMap<String, Option<Entry>>;
@@ -277,21 +333,80 @@ type ByName = HashMap<String, Option<Entry>>;
 /// Reads all records; also returns the bytes and the number of whole lines.
 fn load(path: &Path) -> io::Result<(ByName, u64, usize)> {
     let (mut accounts, mut lines) = (HashMap::new(), 0);
-    let good = disk::read_records(path, |record: Record| {
-        let account = Account {
-            name: record.name,
-            salt: record.salt.0,
-            rounds: record.rounds,
-            password_key: record.password_key,
-            identity: Fingerprint(record.identity.0),
-        };
-        accounts.insert(account.name.folded(), Some(Entry::new(account)));
+    let good = disk::read_lines(path, |line| {
         lines += 1;
-    })?;
-    Ok((accounts, good, lines))
+        if let Ok(record) = json::from_str::<Record>(line) {
+            let account = Account {
+                name: record.name,
+                salt: record.salt.0,
+                rounds: record.rounds,
+                password_key: record.password_key,
+                identity: Fingerprint(record.identity.0),
+            };
+            accounts.insert(account.name.folded(), Some(Entry::new(account)));
+            return true;
+        }
+        match json::from_str::<Removed>(line) {
+            Ok(Removed { name, removed: true }) => {
+                accounts.remove(&name.folded());
+                true
+            }
+            _ => false,
+        }
+    });
+    let former = former(path);
+    let way_back = |error: io::Error| match former.exists() {
+        true => io::Error::other(format!(
+            "{error}; or put {} in its place, the file of before the last rewrite: accounts made since are \
+             missing then, those removed since are back",
+            former.display()
+        )),
+        false => error,
+    };
+    Ok((accounts, good.map_err(way_back)?, lines))
 }
 
-/// Writes one line for each account into a new file, locked before it has the name; the former one stays as
+/// What a folder's files say of its accounts, read without a lock and without changing anything.
+pub struct Survey {
+    /// By name.
+    pub accounts: Vec<Arc<Account>>,
+    /// Bytes behind the last whole line of `users.json`.
+    pub torn: u64,
+    keys: PathBuf,
+}
+
+impl Survey {
+    /// Also beside a running server. A missing `users.json` has no accounts.
+    ///
+    /// # Errors
+    /// As [`Accounts::open`]'s.
+    pub fn of(folder: &Path) -> io::Result<Survey> {
+        let (path, keys) = (folder.join("users.json"), folder.join("keys"));
+        if !path.exists() {
+            return Ok(Survey { accounts: Vec::new(), torn: 0, keys });
+        }
+        // Before it is read: what a server appends meanwhile is not torn.
+        let length = std::fs::metadata(&path).map_err(disk::at(&path))?.len();
+        let (by_name, good, _) = load(&path)?;
+        let mut accounts: Vec<_> = by_name.into_values().flatten().map(|entry| entry.account).collect();
+        accounts.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Survey { accounts, torn: length.saturating_sub(good), keys })
+    }
+
+    /// See [`Accounts::identity`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
+        identity(&self.keys, account)
+    }
+}
+
+fn former(path: &Path) -> PathBuf {
+    path.with_extension("json.old")
+}
+
+/// Writes one line for each account into a new file; the former one stays as
 /// `former`. The new file, open for appending, and its length; the caller waits for the folder.
 fn rewrite(path: &Path, former: &Path, accounts: &ByName) -> io::Result<(File, u64)> {
     let temporary = path.with_extension("json.tmp");
@@ -301,7 +416,6 @@ fn rewrite(path: &Path, former: &Path, accounts: &ByName) -> io::Result<(File, u
     };
     remove(&temporary)?;
     let file = disk::append(&temporary)?;
-    file.try_lock()?;
     let mut writer = BufWriter::new(&file);
     for entry in accounts.values().flatten() {
         writer.write_all(Record::line(&entry.account).as_bytes()).map_err(disk::at(&temporary))?;
@@ -320,82 +434,19 @@ fn fake_salt_secret(path: &Path) -> io::Result<Key> {
     if !path.exists() {
         disk::replace(path, Key::random().expose())?;
     }
+    read_secret(path)
+}
+
+/// Reads `salt.secret`.
+///
+/// # Errors
+/// With the path and the remedy in the text.
+pub fn read_secret(path: &Path) -> io::Result<Key> {
     Key::from_slice(&disk::read(path, 32)?).ok_or_else(|| {
         disk::at(path)(io::Error::other(
             "not 32 bytes: restore it from a copy, or remove it to make a new one",
         ))
     })
-}
-
-/// Appends lines to a file; those that arrive together share one write and one fsync.
-struct Journal {
-    file: File,
-    state: Mutex<JournalState>,
-    done: Condvar,
-}
-
-/// What became of a batch; the text of an error is for all who share it.
-type Outcome = Arc<OnceLock<Result<(), String>>>;
-
-struct JournalState {
-    /// The batch that is being collected.
-    waiting: String,
-    outcome: Outcome,
-    /// Somebody writes.
-    busy: bool,
-    /// Bytes of whole lines in the file.
-    length: u64,
-    /// There may be half a line behind them.
-    torn: bool,
-}
-
-impl Journal {
-    fn new(file: File, length: u64) -> Journal {
-        let (waiting, outcome) = (String::new(), Outcome::default());
-        let state = JournalState { waiting, outcome, busy: false, length, torn: false };
-        Journal { file, state: Mutex::new(state), done: Condvar::new() }
-    }
-
-    /// Returns when `line` is on disk. The first to find nobody writing writes for all.
-    fn append(&self, line: &str) -> io::Result<()> {
-        let mut state = lock(&self.state);
-        state.waiting += line;
-        let mine = state.outcome.clone();
-        loop {
-            if let Some(outcome) = mine.get() {
-                return outcome.clone().map_err(io::Error::other);
-            }
-            if state.busy {
-                state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let (bytes, outcome) = (std::mem::take(&mut state.waiting), std::mem::take(&mut state.outcome));
-            let (length, torn) = (state.length, state.torn);
-            state.busy = true;
-            drop(state);
-            let written = self.write(bytes.as_bytes(), length, torn);
-            state = lock(&self.state);
-            (state.busy, state.torn) = (false, written.is_err());
-            if written.is_ok() {
-                state.length += bytes.len() as u64;
-            }
-            let _ = outcome.set(written.map_err(|error| error.to_string()));
-            self.done.notify_all();
-        }
-    }
-
-    /// Half a line in the middle of the file would be damage: before anything else is written,
-    /// the file ends with its last whole line.
-    fn write(&self, bytes: &[u8], length: u64, torn: bool) -> io::Result<()> {
-        if torn {
-            self.file.set_len(length)?;
-        }
-        let written = (&self.file).write_all(bytes).and_then(|()| self.file.sync_data());
-        if written.is_err() {
-            let _ = self.file.set_len(length).and_then(|()| self.file.sync_all());
-        }
-        written
-    }
 }
 
 #[cfg(test)]
@@ -503,5 +554,67 @@ mod tests {
         }
         std::fs::write(&path, key.public().to_pem()).expect("write");
         assert!(accounts.identity(&alice).is_ok());
+    }
+
+    #[test]
+    fn a_removal_is_done_or_not_wherever_its_line_is_torn() {
+        let folder = Folder::new();
+        let path = folder.0.join("users.json");
+        let key = IdentityKey::generate();
+        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        accounts.register(account("alice", key.public()), key.public()).expect("registered");
+        let before = std::fs::metadata(&path).expect("there").len() as usize;
+        let name = "alice".parse().expect("name");
+        assert_eq!(accounts.remove(&name).expect("removed"), key.public().fingerprint());
+        assert!(accounts.see(&name).is_none() && accounts.remove(&name).is_err());
+        // Nor does a new password that is on its way to the disk bring an account back.
+        accounts.register(account("bob", key.public()), key.public()).expect("registered");
+        let bob = accounts.see(&"bob".parse().expect("name")).expect("there");
+        assert!(accounts.update(&bob, |_| true, |entry| entry.changing = true));
+        let error = accounts.remove(&bob.account.name).expect_err("changing").to_string();
+        assert!(error.contains("try again"), "{error}");
+        assert!(accounts.update(&bob, |_| true, |entry| entry.changing = false));
+        accounts.remove(&bob.account.name).expect("removed");
+        drop(accounts);
+        let text = std::fs::read_to_string(&path).expect("read");
+        let whole = text.split_inclusive('\n').take(2).collect::<String>().into_bytes();
+        for length in before..=whole.len() {
+            std::fs::write(&path, &whole[..length]).expect("write");
+            let (accounts, notices) = Accounts::open(&folder.0).expect("open");
+            assert_eq!(accounts.count(), usize::from(length < whole.len()), "{length}");
+            assert_eq!(notices.torn > 0, length > before && length < whole.len());
+        }
+    }
+
+    #[test]
+    fn removals_and_registrations_of_one_name_at_the_same_time_leave_what_a_restart_finds() {
+        let folder = Folder::new();
+        let keys = [IdentityKey::generate(), IdentityKey::generate()];
+        let name: Username = "alice".parse().expect("name");
+        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        std::thread::scope(|scope| {
+            for key in &keys {
+                let (accounts, name) = (&accounts, &name);
+                scope.spawn(move || {
+                    for _ in 0..40 {
+                        let _ = accounts.register(account("alice", key.public()), key.public());
+                        let seen = accounts.get(name);
+                        if let Some(seen) = seen.filter(|seen| seen.identity == key.public().fingerprint()) {
+                            // It is there whole, or has gone meanwhile.
+                            let whole = accounts.identity(&seen).is_ok();
+                            assert!(whole || accounts.get(name).is_none_or(|now| !Arc::ptr_eq(&now, &seen)));
+                        }
+                        let _ = accounts.remove(name);
+                    }
+                });
+            }
+        });
+        let _ = accounts.register(account("alice", keys[0].public()), keys[0].public());
+        let last = accounts.get(&name).map(|account| account.identity);
+        drop(accounts);
+        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let found = accounts.get(&name).expect("registered last");
+        assert_eq!(Some(found.identity), last);
+        assert!(accounts.identity(&found).is_ok());
     }
 }

@@ -2,18 +2,22 @@
 //!
 //! Invariant: a line holds only words of this program, valid names and numeric addresses, so no user can
 //! write a line of their own; nobody waits for the disk (a thread writes, a full queue is
-//! counted). Format: README, "Security log".
+//! counted); what anyone can cause again and again is written so often a minute and then only
+//! counted, so nobody can drown what others do. Format: README, "Security log".
 
+use super::{limits, lock};
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The log is rotated at this size, in bytes.
 const MAX_SIZE: u64 = 10 * 1024 * 1024;
@@ -22,10 +26,59 @@ const KEPT: u32 = 5;
 /// Lines that wait for the disk.
 const QUEUE: usize = 4096;
 
+/// Lines are counted over this time.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+/// Lines of one event from one address (IPv6: one /64) in an interval: more than the 50 failures that lock an
+/// address, as many as the registrations of a minute.
+const MAX_LINES: u32 = 120;
+/// Events and addresses whose lines are counted; beyond that, addresses count as one.
+const MAX_KEYS: usize = 20_000;
+
 /// Where events go.
 pub struct Audit {
     queue: SyncSender<Item>,
     lost: AtomicU64,
+    recent: Mutex<Recent>,
+}
+
+/// What was written in the last interval, by event and address.
+#[derive(Default)]
+struct Recent(HashMap<(&'static str, Option<IpAddr>), Lines>);
+
+struct Lines {
+    since: Instant,
+    written: u32,
+    /// Not written.
+    more: u64,
+}
+
+impl Recent {
+    /// Counts an event. `None` if there were `max` lines of it already, else how many were left out before.
+    fn count(&mut self, event: &'static str, address: Option<IpAddr>, max: u32, now: Instant) -> Option<u64> {
+        let mut key = (event, address.map(limits::origin));
+        if self.0.len() >= MAX_KEYS && !self.0.contains_key(&key) {
+            key.1 = None;
+        }
+        let lines = self.0.entry(key).or_insert(Lines { since: now, written: 0, more: 0 });
+        if now.duration_since(lines.since) >= INTERVAL {
+            let more = lines.more;
+            *lines = Lines { since: now, written: 1, more: 0 };
+            return Some(more);
+        }
+        if lines.written >= max {
+            lines.more += 1;
+            return None;
+        }
+        lines.written += 1;
+        Some(0)
+    }
+
+    /// Forgets intervals that are over; what was left out in them.
+    fn finish(&mut self, now: Instant) -> Vec<(&'static str, Option<IpAddr>, u64)> {
+        let over = self.0.extract_if(|_, lines| now.duration_since(lines.since) >= INTERVAL);
+        let left_out = over.filter(|(_, lines)| lines.more > 0);
+        left_out.map(|((event, address), lines)| (event, address, lines.more)).collect()
+    }
 }
 
 enum Item {
@@ -44,17 +97,48 @@ impl Audit {
         let file = disk::append(&path)?;
         let (queue, items) = sync_channel(QUEUE);
         std::thread::Builder::new().name("audit".into()).spawn(move || write(&items, file, &path))?;
-        Ok(Audit { queue, lost: AtomicU64::new(0) })
+        Ok(Audit { queue, lost: AtomicU64::new(0), recent: Mutex::default() })
     }
 
-    /// Logs one event. `event` and `detail` are this program's own words.
+    /// Logs one event, if not too many of it came from this address in the last minute. `event` and `detail`
+    /// are this program's own words.
     pub fn log(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
+        if let Some(more) = lock(&self.recent).count(event, address, MAX_LINES, Instant::now()) {
+            self.write(event, user, address, more, detail);
+        }
+    }
+
+    /// Logs that a limit acts, once a minute, whoever has met it.
+    pub fn limit(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
+        if let Some(more) = lock(&self.recent).count(event, None, 1, Instant::now()) {
+            self.write(event, user, address, more, detail);
+        }
+    }
+
+    /// Logs how much was left out in minutes that are over; to be called once a minute.
+    pub fn sum_up(&self) {
+        let left_out = lock(&self.recent).finish(Instant::now());
+        for (event, address, more) in left_out {
+            self.write(event, None, address, more, "");
+        }
+    }
+
+    fn write(
+        &self,
+        event: &'static str,
+        user: Option<&Username>,
+        address: Option<IpAddr>,
+        more: u64,
+        detail: &str,
+    ) {
         let user = user.map_or("-", Username::as_str);
         let address = address.map_or("-".to_string(), |address| address.to_canonical().to_string());
         let mut line = format!("{} event={event} user={user} addr={address}", clock::utc(clock::now_ms()));
         let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            line += &format!(" lost_before={lost}");
+        for (word, count) in [("lost_before", lost), ("more", more)] {
+            if count > 0 {
+                line += &format!(" {word}={count}");
+            }
         }
         if !detail.is_empty() {
             line += &format!(" {}", detail.replace(|c: char| c.is_control(), "?"));
@@ -106,4 +190,48 @@ fn rotate(path: &Path) {
         let _ = fs::rename(numbered(n), numbered(n + 1));
     }
     let _ = fs::rename(path, numbered(1));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here(n: u8) -> Option<IpAddr> {
+        Some(IpAddr::from([10, 0, 0, n]))
+    }
+
+    #[test]
+    fn one_address_cannot_drown_another_and_what_was_left_out_is_counted() {
+        let (mut recent, start) = (Recent::default(), Instant::now());
+        let written =
+            (0..1000).filter(|_| recent.count("login", here(1), MAX_LINES, start).is_some()).count();
+        assert_eq!(written, MAX_LINES as usize);
+        assert_eq!(recent.count("login", here(2), MAX_LINES, start), Some(0));
+        assert_eq!(recent.count("login_failed", here(1), MAX_LINES, start), Some(0));
+        let left_out = 1000 - u64::from(MAX_LINES);
+        assert!(recent.finish(start + INTERVAL / 2).is_empty(), "the minute is not over");
+        // The next line tells, or the sum if none comes.
+        let mut other = Recent::default();
+        std::mem::swap(&mut other.0, &mut recent.0);
+        assert_eq!(other.finish(start + INTERVAL), [("login", here(1), left_out)]);
+        assert!(other.0.is_empty());
+        for n in [left_out + 2, 0] {
+            for _ in 0..u64::from(MAX_LINES) + n {
+                recent.count("login", here(1), MAX_LINES, start);
+            }
+        }
+        assert_eq!(recent.count("login", here(1), MAX_LINES, start + INTERVAL), Some(left_out + 2 + 120));
+    }
+
+    #[test]
+    fn a_limit_is_one_line_a_minute_and_addresses_are_remembered_in_bounded_memory() {
+        let (mut recent, start) = (Recent::default(), Instant::now());
+        for n in 0..2 * MAX_KEYS as u32 {
+            recent.count("login_failed", Some(IpAddr::from(n.to_be_bytes())), MAX_LINES, start);
+            recent.count("refused", None, 1, start);
+        }
+        assert!(recent.0.len() <= MAX_KEYS + 2, "{}", recent.0.len());
+        let left_out = recent.finish(start + INTERVAL);
+        assert!(left_out.contains(&("refused", None, 2 * MAX_KEYS as u64 - 1)), "{left_out:?}");
+    }
 }

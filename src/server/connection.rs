@@ -8,7 +8,7 @@ use super::accounts::Seen;
 use super::limits::{self, Bucket, Ticket};
 use super::outbox::Outbox;
 use super::session::Session;
-use super::{Shared, delivery};
+use super::{Shared, delivery, status};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
 use crate::crypto::public::{IdentityPublicKey, SessionCertificate, SessionPublicKey};
@@ -89,7 +89,10 @@ pub fn admit(
     let deadline = Instant::now() + limits::FIRST_LINE;
     let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
     let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(shared));
-    let channel = Channel::accept(acceptor, socket, deadline, lines.buffer()).ok()?;
+    let Ok(channel) = Channel::accept(acceptor, socket, deadline, lines.buffer()) else {
+        shared.audit.limit("handshake_failed", None, Some(address), "");
+        return None;
+    };
     let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
     let mut guest = Guest { shared, address, channel, reader, lines, deadline, patience };
     match guest.log_in() {
@@ -122,6 +125,7 @@ impl Guest<'_> {
         loop {
             let wait = self.deadline.saturating_duration_since(Instant::now());
             if wait.is_zero() {
+                self.shared.audit.limit("login_timed_out", None, Some(self.address), "");
                 return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
             }
             match self.lines.next_line() {
@@ -191,6 +195,7 @@ impl Guest<'_> {
     /// What makes `users.json` grow is counted by address.
     fn count_record(&self) -> Result<(), Refusal> {
         self.shared.registrations.take(self.address).map_err(|wait| {
+            self.shared.audit.limit("too_many_registrations", None, Some(self.address), "");
             Refusal::Say(ServerMessage::Error(Failure {
                 code: ErrorCode::TooManyRequests.as_str().into(),
                 message: "too many new accounts and passwords from your address".into(),
@@ -235,6 +240,7 @@ impl Guest<'_> {
                     && self.shared.registry.get(login.name()).is_none() =>
             {
                 self.shared.lockout.forgive(&name, self.address);
+                self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
                 Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"))
             }
             Ok(login) => {
@@ -292,7 +298,7 @@ impl Guest<'_> {
     }
 
     fn locked(&self, name: &Username, left: Duration) -> Refusal {
-        self.audit("login_while_locked", name);
+        self.shared.audit.limit("login_while_locked", Some(name), Some(self.address), "");
         let message = "too many failed logins".to_string();
         let (code, retry_after) = (ErrorCode::Locked.as_str().into(), Some(left.as_secs() + 1));
         Refusal::Say(ServerMessage::Error(Failure { code, message, id: None, retry_after }))
@@ -355,9 +361,13 @@ impl Client {
         session.outbox.send([ServerMessage::Session(announcement).encode().into()]);
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
-            let text = "you have logged in from elsewhere";
-            former.outbox.send([ServerMessage::error(ErrorCode::SignedInElsewhere, text).encode().into()]);
-            former.outbox.end();
+            former.end(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere");
+        }
+        // The account may have been removed since the login was verified.
+        let identity = login.identity().fingerprint();
+        if shared.accounts.get(login.name()).is_none_or(|account| account.identity != identity) {
+            shared.registry.remove(&session);
+            session.end(ErrorCode::AccountRemoved, "this account was removed just now");
         }
         let rate = f64::from(shared.limits.rate);
         Client {
@@ -457,6 +467,7 @@ impl Client {
     /// Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
     fn slow_down(&mut self, cost: f64) {
         while let Err(wait) = self.bucket.take(cost) {
+            status::SLOWED.add();
             std::thread::sleep(wait);
         }
     }

@@ -4,10 +4,10 @@
 //! target's own wrapped key and nobody else's; every target is accounted for in the answer.
 //! The server checks where it goes, never what it says: it has no key for that.
 
-use super::Shared;
 use super::limits::PACKET_PATIENCE;
 use super::outbox::{Part, Queued};
 use super::session::Session;
+use super::{Shared, status};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
@@ -47,7 +47,10 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
         let flusher = (!alone).then_some(&shared.flusher);
         let list = match session.outbox.deliver(line, flusher) {
             Queued::Yes => &mut sent.delivered,
-            Queued::Full => &mut sent.busy,
+            Queued::Full => {
+                status::BUSY.add();
+                &mut sent.busy
+            }
             Queued::Gone => &mut sent.offline,
         };
         list.push(target.clone());

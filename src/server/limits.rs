@@ -86,7 +86,7 @@ impl Limits {
 }
 
 /// One person's share of an IPv6 network is a /64.
-fn origin(address: IpAddr) -> IpAddr {
+pub(super) fn origin(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
             Some(v4) => IpAddr::V4(v4),
@@ -118,6 +118,8 @@ pub struct Ticket {
     doors: Arc<Doors>,
     number: u64,
     origin: IpAddr,
+    /// The oldest of those who waited had to go for it.
+    pub pushed_out: bool,
 }
 
 impl Doors {
@@ -140,17 +142,25 @@ impl Doors {
         if here >= self.per_address || state.total >= self.total {
             return None;
         }
+        let mut pushed_out = false;
         if state.waiting.len() >= self.waiting
             && let Some((_, oldest)) = state.waiting.pop_first()
         {
             let _ = oldest.shutdown(Shutdown::Both);
+            pushed_out = true;
         }
         let number = state.next;
         state.next += 1;
         state.total += 1;
         state.waiting.insert(number, socket.clone());
         *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket { doors: self.clone(), number, origin })
+        Some(Ticket { doors: self.clone(), number, origin, pushed_out })
+    }
+
+    /// Connections, and how many of them are not logged in.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = lock(&self.state);
+        (state.total, state.waiting.len())
     }
 }
 
@@ -323,6 +333,14 @@ impl Lockout {
         if let Some(record) = lock(&self.addresses).of.get_mut(&origin(address)) {
             record.count = record.count.saturating_sub(1);
         }
+    }
+
+    /// The name may be tried again at once; true if it was locked.
+    pub fn unlock(&self, name: &Username) -> bool {
+        let mut names = lock(&self.names);
+        let locked = names.locked(&name.folded(), MAX_FAILURES).is_some();
+        names.of.remove(&name.folded());
+        locked
     }
 
     /// Locks `folded` for `left` more, as a file from before a restart says.

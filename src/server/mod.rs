@@ -1,38 +1,41 @@
-//! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es.
+//! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
+//! for its operator [`admin`], [`check`], [`status`] and the [`audit`] log.
 //!
 //! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
 //! imports), locks are held for microseconds and never while waiting for I/O, every wait has a deadline
 //! and every queue a bound; all of them stand in [`limits`].
 
 pub mod accounts;
+pub mod admin;
 pub mod audit;
 pub mod certificates;
+pub mod check;
 pub mod connection;
 pub mod delivery;
+pub mod journal;
 pub mod limits;
+pub mod locks;
 pub mod options;
 pub mod outbox;
 pub mod registry;
 pub mod session;
+pub mod status;
 
-use crate::clock;
 use crate::disk;
 use crate::name::Username;
 use accounts::Accounts;
 use audit::Audit;
 use certificates::Certificates;
-use limits::{Doors, LOCKOUT, Limits, Lockout, Registrations};
-use miniserde::{Deserialize, Serialize, json};
+use limits::{Doors, Limits, Lockout, Registrations};
+use locks::Locks;
 use options::Options;
 use outbox::Flusher;
 use registry::Registry;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Stack of a thread that does handshakes and logins: four times that of a connection's, so
 /// that the allocator does not hand its dirty pages to one.
@@ -41,13 +44,6 @@ const ADMISSION_STACK: usize = 1024 * 1024;
 const CONNECTION_STACK: usize = 256 * 1024;
 /// An admission thread waits this long for the next connection before it ends.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
-
-/// That connections are refused is logged once in this time, not a million times.
-const REFUSALS_TOLD: Duration = Duration::from_secs(60);
-
-/// `locks.json` is shortened beyond this size, in bytes, to so many locks.
-const MAX_LOCKS: u64 = 1024 * 1024;
-const MAX_KEPT_LOCKS: usize = 5000;
 
 /// What all threads share.
 pub struct Shared {
@@ -63,7 +59,7 @@ pub struct Shared {
     pub certificates: Option<Certificates>,
     doors: Arc<Doors>,
     queue: AdmissionQueue,
-    locks_path: PathBuf,
+    locks: Locks,
 }
 
 /// Sockets that wait for an admission thread, and how many such threads have nothing to do.
@@ -128,10 +124,15 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         audit,
         certificates,
         queue: AdmissionQueue::default(),
-        locks_path: options.data_dir.join("locks.json"),
+        locks: Locks::new(&options.data_dir),
     });
-    shared.restore_locks()?;
-    stop_on_signals(&shared)?;
+    for (name, left) in shared.locks.shorten()? {
+        shared.lockout.restore(name, left);
+    }
+    status::start(&shared)?;
+    if let Err(error) = admin::serve(&shared, &options.data_dir) {
+        writeln!(out, "WARNING: `server user` will not reach this server: {error}")?;
+    }
     let flushing = shared.clone();
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     let telling = shared.clone();
@@ -165,30 +166,8 @@ fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// SIGINT and SIGTERM end the process at once. That is safe at any moment: files are only
-/// appended to or replaced whole, and nothing is confirmed before it is on disk.
-fn stop_on_signals(shared: &Arc<Shared>) -> io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-    let shared = shared.clone();
-    thread("signals", CONNECTION_STACK, move || {
-        if signals.forever().next().is_some() {
-            shared.audit.log("stopped", None, None, "");
-            shared.audit.flush();
-            let _ = writeln!(io::stdout(), "stopped");
-            std::process::exit(0);
-        }
-    })
-}
-
 fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
-    let mut told: Option<Instant> = None;
-    let mut tell = |event: &'static str, detail: &str| {
-        if told.is_none_or(|told| told.elapsed() >= REFUSALS_TOLD) {
-            told = Some(Instant::now());
-            shared.audit.log(event, None, None, detail);
-        }
-    };
+    let tell = |event: &'static str, detail: &str| shared.audit.limit(event, None, None, detail);
     loop {
         let (socket, address) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -202,9 +181,13 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
         };
         let socket = Arc::new(socket);
         let Some(ticket) = shared.doors.admit(address.ip(), &socket) else {
+            status::REFUSED.add();
             tell("refused", "too many connections");
             continue;
         };
+        if ticket.pushed_out {
+            tell("pushed_out", "too many connections that are not logged in");
+        }
         let _ = socket2::SockRef::from(&*socket).set_send_buffer_size(limits::SEND_BUFFER);
         shared.enqueue((socket, address.ip(), ticket));
     }
@@ -249,43 +232,8 @@ impl Shared {
 
     /// Writes down that a name is locked, so that a restart does not unlock it.
     pub fn remember_lock(&self, name: &Username) {
-        let until = clock::now_ms() + LOCKOUT.as_millis() as u64;
-        let line = json::to_string(&Lock { name: name.folded(), until }) + "\n";
-        let written = disk::append(&self.locks_path).and_then(|mut file| {
-            file.write_all(line.as_bytes())?;
-            // Anyone can make lines; only those of the last minutes are worth keeping.
-            if file.metadata()?.len() > MAX_LOCKS { self.restore_locks() } else { Ok(()) }
-        });
-        if let Err(error) = written {
+        if let Err(error) = self.locks.lock(name) {
             self.audit.log("storage_failed", Some(name), None, &error.to_string());
         }
     }
-
-    /// Reads the locks of before the start; the file keeps only those that still hold.
-    fn restore_locks(&self) -> io::Result<()> {
-        if !self.locks_path.exists() {
-            return Ok(());
-        }
-        let mut text = Vec::new();
-        File::open(&self.locks_path)?.take(2 * MAX_LOCKS).read_to_end(&mut text)?;
-        let now = clock::now_ms();
-        let mut kept: Vec<String> = Vec::new();
-        for line in String::from_utf8_lossy(&text).lines() {
-            let Ok(held) = json::from_str::<Lock>(line) else { continue };
-            let left = Duration::from_millis(held.until.saturating_sub(now)).min(LOCKOUT);
-            if !left.is_zero() {
-                kept.push(format!("{line}\n"));
-                self.lockout.restore(held.name, left);
-            }
-        }
-        let skip = kept.len().saturating_sub(MAX_KEPT_LOCKS);
-        disk::replace(&self.locks_path, kept[skip..].concat().as_bytes())
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Lock {
-    name: String,
-    /// Milliseconds since 1970.
-    until: u64,
 }

@@ -1,5 +1,6 @@
 //! The server's command line.
 
+use super::admin::Action;
 use super::limits::Limits;
 use crate::arguments::Arguments;
 use crate::disk;
@@ -11,6 +12,7 @@ pub const HELP: &str = "\
 The server of a self-hosted, end-to-end encrypted messenger.
 
 usage: server [OPTION...]
+       server user list|remove NAME|unlock NAME [--data-dir FOLDER]
 
   --host ADDRESS        address to listen on (default 0.0.0.0)
   --port PORT           port to listen on; 0 takes a free one (default 1315)
@@ -26,7 +28,12 @@ Limits (the defaults of the first two follow from the machine's):
   --rate N              requests a second of one client; faster ones wait (default 100)
   --registrations N     new accounts and passwords a minute from one address (default 120)
 
+  --check               say what the data folder holds and whether a server could start with it
   --help, --version
+
+  user list             all accounts, their identity keys' fingerprints, and who is locked
+  user remove NAME      ends the account and its session; the name can then be registered anew
+  user unlock NAME      lets NAME, locked after failed logins, try again at once
 ";
 
 /// A parsed command line.
@@ -43,6 +50,8 @@ pub struct Options {
 /// What the command line asks for.
 pub enum Request {
     Run(Box<Options>),
+    Check(Box<Options>),
+    User(PathBuf, Action),
     Help,
     Version,
 }
@@ -53,7 +62,12 @@ pub enum Request {
 /// One line that names the option.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
     let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
-    let (mut tls, mut closed, mut limits, mut per_address) = (true, false, defaults, None);
+    let (mut tls, mut closed, mut check) = (true, false, false);
+    let (mut limits, mut per_address) = (defaults, None);
+    let mut words = words.into_iter().peekable();
+    if words.next_if(|word| word == "user").is_some() {
+        return parse_user(words);
+    }
     let mut arguments = Arguments::new(words);
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
@@ -62,6 +76,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
             "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
             "--no-tls" => tls = false,
             "--closed" => closed = true,
+            "--check" => check = true,
             "--clients" => limits.clients = positive(&mut arguments, &flag)?,
             "--per-address" => per_address = Some(positive(&mut arguments, &flag)?),
             "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
@@ -83,11 +98,34 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
         ));
     }
     limits.per_address = per_address.unwrap_or(limits.clients.div_ceil(2).max(16));
-    let data_dir = match data_dir {
-        Some(folder) => folder,
-        None => disk::under_home(".secure_messenger").map_err(|error| error.to_string())?,
-    };
-    Ok(Request::Run(Box::new(Options { host, port, data_dir, tls, closed, limits })))
+    let options = Box::new(Options { host, port, data_dir: or_default(data_dir)?, tls, closed, limits });
+    Ok(if check { Request::Check(options) } else { Request::Run(options) })
+}
+
+fn or_default(data_dir: Option<PathBuf>) -> Result<PathBuf, String> {
+    match data_dir {
+        Some(folder) => Ok(folder),
+        None => disk::under_home(".secure_messenger").map_err(|error| error.to_string()),
+    }
+}
+
+/// The words behind `user`: what to do, to whom, where.
+fn parse_user(words: impl Iterator<Item = OsString>) -> Result<Request, String> {
+    let mut words = words.peekable();
+    let mut plain =
+        || words.next_if(|word| !word.as_encoded_bytes().starts_with(b"-")).map(OsString::into_string);
+    let not_utf8 = |_| "an argument that is not UTF-8".to_string();
+    let verb = plain().transpose().map_err(not_utf8)?.unwrap_or_default();
+    let name = plain().transpose().map_err(not_utf8)?;
+    let action = Action::parse(&verb, name.as_deref())?;
+    let (mut data_dir, mut arguments) = (None, Arguments::new(words));
+    while let Some(flag) = arguments.flag()? {
+        match flag.as_str() {
+            "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
+            _ => return Err(format!("unknown option: {flag} (user takes --data-dir alone)")),
+        }
+    }
+    Ok(Request::User(or_default(data_dir)?, action))
 }
 
 fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {

@@ -10,10 +10,11 @@
 //! client is closed, as is one that takes nothing for 30 s.
 
 use super::limits::{MAX_WAITING_PACKETS, MAX_WRITERS, Ticket};
-use super::lock;
+use super::{lock, status};
 use crate::protocol::MAX_LINE;
 use crate::wire::tls::Channel;
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -201,6 +202,7 @@ impl Outbox {
             return;
         }
         if queue.bytes > self.limit.saturating_mul(2).saturating_add(MAX_LINE) {
+            status::SLOW_CLOSED.add();
             return self.shut(queue);
         }
         put(queue, line);
@@ -269,6 +271,7 @@ impl Outbox {
                 .is_ok();
         if !started {
             WRITERS.fetch_sub(1, Ordering::Relaxed);
+            status::SLOW_CLOSED.add();
             self.close();
         }
     }
@@ -279,7 +282,10 @@ impl Outbox {
         loop {
             let sent = self.channel.send(&wire);
             let mut queue = lock(&self.queue);
-            if sent.is_err() {
+            if let Err(error) = sent {
+                if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) {
+                    status::SLOW_CLOSED.add();
+                }
                 return self.shut(&mut queue);
             }
             if self.lay_down(&mut queue) {

@@ -7,7 +7,7 @@ use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
+use crate::protocol::{self, ErrorCode, MAX_GRANTED, PersonKeys, ServerMessage, SessionKeyFields};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -69,6 +69,12 @@ impl Session {
         let announcement = new.announcement();
         *lock(&self.current) = new;
         announcement
+    }
+
+    /// Tells the client why its session is over, and closes the connection.
+    pub fn end(&self, code: ErrorCode, text: &str) {
+        self.outbox.send([ServerMessage::error(code, text).encode().into()]);
+        self.outbox.end();
     }
 
     /// Whether `key_name` names the session key in use.

@@ -98,10 +98,7 @@ pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
             certify(&key_path, &certificate_path, now_ms)?;
             Ok(Prepared::Renewed)
         }
-        (false, true) => Err(disk::at(&key_path)(io::Error::other(
-            "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
-             whose new fingerprint every client will have to accept",
-        ))),
+        (false, true) => Err(key_missing(&key_path)),
         (has_key, false) => {
             if !has_key {
                 let key = KeyPair::generate().map_err(io::Error::other)?;
@@ -111,6 +108,28 @@ pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
             Ok(Prepared::Made)
         }
     }
+}
+
+/// What is told of a certificate that stands alone.
+pub fn key_missing(key_path: &Path) -> io::Error {
+    disk::at(key_path)(io::Error::other(
+        "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
+         whose new fingerprint every client will have to accept",
+    ))
+}
+
+/// Whether a certificate could be made for this key.
+///
+/// # Errors
+/// With the path in the text.
+pub fn check_key(key_path: &Path) -> io::Result<()> {
+    read_key(key_path).map(drop)
+}
+
+fn read_key(path: &Path) -> io::Result<KeyPair> {
+    let pem = zeroize::Zeroizing::new(disk::read(path, MAX_PEM)?);
+    let pem = std::str::from_utf8(&pem).map_err(|_| disk::at(path)(io::Error::other("not PEM")))?;
+    KeyPair::from_pem(pem).map_err(|e| disk::at(path)(io::Error::other(e)))
 }
 
 /// Reads the first certificate of a PEM file.
@@ -128,9 +147,7 @@ pub fn read_facts(path: &Path) -> io::Result<Facts> {
 
 /// Signs a certificate for this machine's names with the key in `key_path`.
 fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<()> {
-    let pem = zeroize::Zeroizing::new(disk::read(key_path, MAX_PEM)?);
-    let pem = std::str::from_utf8(&pem).map_err(|_| disk::at(key_path)(io::Error::other("not PEM")))?;
-    let key = KeyPair::from_pem(pem).map_err(|e| disk::at(key_path)(io::Error::other(e)))?;
+    let key = read_key(key_path)?;
     let mut names = vec!["localhost".to_string(), "127.0.0.1".to_string(), "::1".to_string()];
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();

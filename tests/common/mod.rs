@@ -514,14 +514,14 @@ pub fn newcomer(server: &Server, name: &str) -> (Raw, Person) {
     (raw, person)
 }
 
-/// All files below a folder.
+/// All files below a folder; sockets are none.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("readable") {
         let path = entry.expect("entry").path();
         if path.is_dir() {
             found.extend(files(&path));
-        } else {
+        } else if path.is_file() {
             found.push(path);
         }
     }

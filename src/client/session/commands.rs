@@ -58,6 +58,8 @@ impl Session {
             }
             Command::Clear => self.effects.push(Effect::Clear),
             Command::Help(topic) => self.help(topic.as_deref()),
+            // Nobody is there to wait for.
+            Command::Exit if self.is_lost() => self.quit_unsettled(),
             Command::Exit => self.ending = self.ending.or(Some(now)),
             Command::Verify(name, compared) => self.verify(name, compared),
             Command::Trust(name) => self.trust(name),

@@ -1,0 +1,197 @@
+//! What an operator does to accounts while the server runs, or while none does: `server user …`.
+//!
+//! A running server listens on `admin.sock` in its data folder; a request is a line `remove NAME` or
+//! `unlock NAME`, the answer a line that begins with `ok` or `error`. When nobody listens, the command takes
+//! the folder's lock and does the same by itself.
+//!
+//! Invariant: a change is one line appended to a file and is answered when that is on disk, so whichever side
+//! is killed at whatever moment, it is done or not done. Who may connect owns the folder (0700) and could
+//! edit its files anyway; nothing here can be reached from a network.
+
+use super::accounts::{Accounts, Survey};
+use super::audit::Audit;
+use super::locks::Locks;
+use super::{CONNECTION_STACK, Shared, thread};
+use crate::disk;
+use crate::name::Username;
+use crate::protocol::ErrorCode;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A request has a verb and a name of 32 bytes; an answer may have a path.
+const MAX_LINE: u64 = 8192;
+/// The server waits this long for a request, the command for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What may be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Prints all accounts. Asks no server.
+    List,
+    Remove(Username),
+    Unlock(Username),
+}
+
+impl Action {
+    /// From the words of a command line or a request.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn parse(verb: &str, name: Option<&str>) -> Result<Action, String> {
+        let named = || name.ok_or_else(|| format!("user {verb} needs a name"))?.parse().map_err(text);
+        match verb {
+            "list" if name.is_none() => Ok(Action::List),
+            "remove" => Ok(Action::Remove(named()?)),
+            "unlock" => Ok(Action::Unlock(named()?)),
+            _ => Err("user list, user remove NAME or user unlock NAME".into()),
+        }
+    }
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+/// Does what was asked for, by the server that runs on `folder` if one does.
+///
+/// # Errors
+/// With the reason and the remedy in the text.
+pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Result<()> {
+    let users = folder.join("users.json");
+    let owner = fs::metadata(&users).map_err(disk::at(&users))?.uid();
+    let request = match action {
+        Action::List => return list(folder, out),
+        Action::Remove(name) => format!("remove {name}\n"),
+        Action::Unlock(name) => format!("unlock {name}\n"),
+    };
+    match UnixStream::connect(folder.join("admin.sock")) {
+        Ok(stream) => writeln!(out, "{}", ask(&stream, &request)?),
+        Err(_) => {
+            // Files that belong to somebody else would keep the server from its next start.
+            if fs::metadata("/proc/self").is_ok_and(|me| me.uid() != owner) {
+                let text =
+                    format!("no server runs here: start it, or be the owner of its files (user {owner})");
+                return Err(disk::at(folder)(io::Error::other(text)));
+            }
+            writeln!(out, "{}", alone(folder, action)?)
+        }
+    }
+}
+
+fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
+    let (survey, locked) = (Survey::of(folder)?, Locks::new(folder).read()?);
+    for account in &survey.accounts {
+        let left = locked.get(&account.name.folded());
+        let lock = left.map(|left| format!(" locked for {} min", left.as_secs() / 60 + 1));
+        writeln!(out, "{} {}{}", account.name, account.identity, lock.unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// Asks the running server.
+fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
+    let unknown =
+        |_| io::Error::other("the server did not answer: it may have done it or not (`user list` tells)");
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = String::new();
+    let mut reader = BufReader::new(stream.take(MAX_LINE));
+    let asked = (&*stream).write_all(request.as_bytes()).and_then(|()| reader.read_line(&mut answer));
+    asked.map_err(unknown)?;
+    match answer.trim_end().split_once(' ') {
+        Some(("ok", text)) if answer.ends_with('\n') => Ok(text.into()),
+        Some(("error", text)) if answer.ends_with('\n') => Err(io::Error::other(text.to_string())),
+        _ => Err(unknown(io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Does it while no server runs.
+fn alone(folder: &Path, action: &Action) -> io::Result<String> {
+    disk::private_folders(folder, &["keys", "logs"])?;
+    let (accounts, _) = Accounts::open(folder)?;
+    let audit = Audit::open(&folder.join("logs"))?;
+    let done = match action {
+        Action::Remove(name) => remove(&accounts, &audit, name),
+        Action::Unlock(name) => unlock(&Locks::new(folder), &audit, name),
+        Action::List => Ok(String::new()),
+    };
+    audit.flush();
+    done
+}
+
+fn remove(accounts: &Accounts, audit: &Audit, name: &Username) -> io::Result<String> {
+    let identity = accounts.remove(name)?;
+    audit.log("removed", Some(name), None, &identity.to_string());
+    Ok(format!("{name} is removed: {identity}"))
+}
+
+fn unlock(locks: &Locks, audit: &Audit, name: &Username) -> io::Result<String> {
+    locks.unlock(name)?;
+    audit.log("unlocked", Some(name), None, "");
+    Ok(format!("{name} is not locked"))
+}
+
+/// Listens for requests from now on. To be called by who holds the folder's lock.
+///
+/// # Errors
+/// If the socket cannot be made, with its path in the text: a path may have about 100 bytes.
+pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
+    let path = folder.join("admin.sock");
+    // Left by a former server: nobody else listens, for nobody else has the lock.
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(disk::at(&path))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(disk::at(&path))?;
+    let shared = shared.clone();
+    thread("admin", CONNECTION_STACK, move || {
+        loop {
+            match listener.accept() {
+                // Who asked and has gone is told nothing.
+                Ok((stream, _)) => drop(answer(&shared, &stream)),
+                // Out of descriptors: the next try is not at once.
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    })
+}
+
+fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
+    // Half a line is from a command that was killed while it asked.
+    let Some(line) = line.strip_suffix('\n') else { return Ok(()) };
+    let (verb, name) = line.split_once(' ').unwrap_or((line, ""));
+    let done = Action::parse(verb, Some(name)).and_then(|action| perform(shared, &action).map_err(text));
+    let (word, text) = match done {
+        Ok(text) => ("ok", text),
+        Err(text) => ("error", text),
+    };
+    (&*stream).write_all(format!("{word} {}\n", text.replace('\n', " ")).as_bytes())
+}
+
+fn perform(shared: &Shared, action: &Action) -> io::Result<String> {
+    match action {
+        Action::Remove(name) => {
+            let done = remove(&shared.accounts, &shared.audit, name)?;
+            // Only now: a login that was verified before looks for its account after it stands in the
+            // registry, so one of the two finds the other.
+            if let Some(session) = shared.registry.get(name) {
+                shared.registry.remove(&session);
+                session.end(ErrorCode::AccountRemoved, "the operator of the server has removed this account");
+                return Ok(format!("{done}; its session is ended"));
+            }
+            Ok(done)
+        }
+        Action::Unlock(name) => {
+            let done = unlock(&shared.locks, &shared.audit, name)?;
+            shared.lockout.unlock(name);
+            Ok(done)
+        }
+        Action::List => Err(io::Error::other("read users.json: it needs no server")),
+    }
+}

@@ -1,0 +1,123 @@
+//! `locks.json`: which names are locked, so that a restart unlocks nobody.
+//!
+//! Invariant: one JSON record a line, a later one for a name supersedes; the file is bounded, and a line that
+//! cannot be read, as a crash may leave one, stands for nothing. A lock read from it lasts no longer than a
+//! new one, whatever the clock says now or said when it was written.
+
+use super::limits::LOCKOUT;
+use super::lock;
+use crate::clock;
+use crate::disk;
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize, json};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// The file is shortened beyond this size, in bytes, to so many locks: anyone can make lines, and only those
+/// of the last minutes are worth keeping.
+const MAX_SIZE: u64 = 1024 * 1024;
+const MAX_KEPT: usize = 5000;
+
+/// See the module.
+pub struct Locks {
+    path: PathBuf,
+    /// Or what is appended while the file is shortened would go with the old one.
+    writing: Mutex<()>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Lock {
+    /// Folded.
+    name: String,
+    /// Milliseconds since 1970; 0 unlocks.
+    until: u64,
+}
+
+impl Lock {
+    fn line(name: String, left: Duration) -> String {
+        let until = if left.is_zero() { 0 } else { clock::now_ms() + left.as_millis() as u64 };
+        json::to_string(&Lock { name, until }) + "\n"
+    }
+}
+
+impl Locks {
+    /// In the server's data folder; touches nothing.
+    pub fn new(folder: &Path) -> Locks {
+        Locks { path: folder.join("locks.json"), writing: Mutex::default() }
+    }
+
+    /// Writes down that a name is locked from now on.
+    ///
+    /// # Errors
+    /// Of the disk, with the path in the text.
+    pub fn lock(&self, name: &Username) -> io::Result<()> {
+        self.append(&Lock::line(name.folded(), LOCKOUT)).map(drop)
+    }
+
+    /// Writes down that it is not locked any more; returns when that is on disk.
+    ///
+    /// # Errors
+    /// Of the disk, with the path in the text.
+    pub fn unlock(&self, name: &Username) -> io::Result<()> {
+        let file = self.append(&Lock::line(name.folded(), Duration::ZERO))?;
+        file.sync_all().map_err(disk::at(&self.path))
+    }
+
+    fn append(&self, line: &str) -> io::Result<File> {
+        let writing = lock(&self.writing);
+        let mut file = disk::append(&self.path)?;
+        file.write_all(line.as_bytes()).map_err(disk::at(&self.path))?;
+        let long = file.metadata().map_err(disk::at(&self.path))?.len() > MAX_SIZE;
+        drop(writing);
+        if long {
+            self.shorten()?;
+        }
+        Ok(file)
+    }
+
+    /// The folded names that are locked, and for how much longer.
+    ///
+    /// # Errors
+    /// Of the disk, with the path in the text. A missing file locks nobody.
+    pub fn read(&self) -> io::Result<HashMap<String, Duration>> {
+        let mut text = Vec::new();
+        match File::open(&self.path) {
+            Ok(file) => file.take(2 * MAX_SIZE).read_to_end(&mut text).map_err(disk::at(&self.path))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(disk::at(&self.path)(error)),
+        };
+        let (now, mut locked) = (clock::now_ms(), HashMap::new());
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Ok(held) = json::from_str::<Lock>(line) else { continue };
+            let left = Duration::from_millis(held.until.saturating_sub(now)).min(LOCKOUT);
+            match left.is_zero() {
+                true => locked.remove(&held.name),
+                false => locked.insert(held.name, left),
+            };
+        }
+        Ok(locked)
+    }
+
+    /// The same; the file then holds nothing else.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn shorten(&self) -> io::Result<HashMap<String, Duration>> {
+        let _writing = lock(&self.writing);
+        let locked = self.read()?;
+        if self.path.exists() {
+            let mut newest: Vec<_> = locked.iter().collect();
+            newest.sort_by(|a, b| b.1.cmp(a.1));
+            newest.truncate(MAX_KEPT);
+            // With the time that is left, or one written when the clock was wrong would come back for years.
+            let lines: String =
+                newest.into_iter().map(|(name, left)| Lock::line(name.clone(), *left)).collect();
+            disk::replace(&self.path, lines.as_bytes())?;
+        }
+        Ok(locked)
+    }
+}

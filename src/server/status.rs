@@ -1,0 +1,138 @@
+//! How the server is doing: counters, one line of them an hour or when asked for, and the end on a signal.
+//!
+//! Invariant: counting takes no lock; nobody but this thread waits for standard output, so a reader that does
+//! not read holds up neither clients nor the end. Fields: README, "Status".
+
+use super::{Shared, audit, thread};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// A status is told this often without being asked for.
+const EVERY: Duration = Duration::from_secs(3600);
+/// The last word waits this long for who reads standard output.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Counts since the start.
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Connections that were not let in.
+pub static REFUSED: Counter = Counter(AtomicU64::new(0));
+/// Envelopes not taken for a recipient, because too much waited for them; their sender was told.
+pub static BUSY: Counter = Counter(AtomicU64::new(0));
+/// Clients closed because they did not take what was sent to them.
+pub static SLOW_CLOSED: Counter = Counter(AtomicU64::new(0));
+/// Times that a client was read more slowly because it asked for too much.
+pub static SLOWED: Counter = Counter(AtomicU64::new(0));
+
+/// What is counted where no event is logged, as the event that tells of it once a minute.
+static SILENT: [(&str, &Counter); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
+
+enum Ask {
+    Status,
+    /// The last word; answered when it is said.
+    Stop(SyncSender<()>),
+}
+
+/// Starts the threads. SIGUSR1 asks for a status; SIGINT and SIGTERM end the process at once. That is safe at
+/// any moment: files are only appended to or replaced whole, and nothing is confirmed before it is on disk.
+///
+/// # Errors
+/// If there is no thread or signal handler to be had.
+pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    let (ask, asked) = sync_channel(16);
+    let telling = shared.clone();
+    thread("status", super::CONNECTION_STACK, move || run(&telling, &asked))?;
+    let shared = shared.clone();
+    thread("signals", super::CONNECTION_STACK, move || {
+        for signal in signals.forever() {
+            if signal == SIGUSR1 {
+                let _ = ask.try_send(Ask::Status);
+                continue;
+            }
+            shared.audit.log("stopped", None, None, "");
+            shared.audit.flush();
+            let (done, wait) = sync_channel(1);
+            if ask.try_send(Ask::Stop(done)).is_ok() {
+                let _ = wait.recv_timeout(LAST_WORD);
+            }
+            std::process::exit(0);
+        }
+    })
+}
+
+fn run(shared: &Shared, asked: &Receiver<Ask>) {
+    let started = Instant::now();
+    let (mut told, mut summed) = (started, started);
+    let mut counted = [0; SILENT.len()];
+    loop {
+        let wait = (summed + audit::INTERVAL).saturating_duration_since(Instant::now());
+        let ask = asked.recv_timeout(wait);
+        if matches!(ask, Err(RecvTimeoutError::Timeout)) {
+            summed = Instant::now();
+            shared.audit.sum_up();
+            for ((event, counter), before) in SILENT.iter().zip(&mut counted) {
+                let now = counter.get();
+                if now > *before {
+                    shared.audit.log(event, None, None, &format!("count={}", now - *before));
+                }
+                *before = now;
+            }
+            if told.elapsed() < EVERY {
+                continue;
+            }
+        }
+        let mut out = io::stdout();
+        match ask {
+            Ok(Ask::Stop(done)) => {
+                let _ = writeln!(out, "stopped");
+                let _ = done.send(());
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+            Ok(Ask::Status) | Err(RecvTimeoutError::Timeout) => {
+                told = Instant::now();
+                let line = line(shared, started);
+                shared.audit.log("status", None, None, &line);
+                let _ = writeln!(out, "status: {line}");
+            }
+        }
+    }
+}
+
+fn line(shared: &Shared, started: Instant) -> String {
+    let (connections, waiting) = shared.doors.counts();
+    format!(
+        "sessions={} connections={connections} waiting={waiting} accounts={} memory_kib={} refused={} busy={} \
+         slow_closed={} slowed={} uptime={}",
+        shared.registry.count(),
+        shared.accounts.count(),
+        resident_kib(),
+        REFUSED.get(),
+        BUSY.get(),
+        SLOW_CLOSED.get(),
+        SLOWED.get(),
+        started.elapsed().as_secs()
+    )
+}
+
+/// Physical memory in use; 0 where the system does not tell.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}

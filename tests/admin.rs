@@ -1,0 +1,607 @@
+//! What an operator asks of a server, and what reaches the log when somebody asks too much of it: `--check`,
+//! the status, `server user`, kills at any moment, and the README's unit and filter.
+
+mod common;
+
+use common::{Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, until};
+use secure_messenger::auth;
+use secure_messenger::clock;
+use secure_messenger::crypto::secret::Password;
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::protocol::{ChallengeResponse, ClientMessage, LoginRequest, ServerMessage, VERSION};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Runs the program to its end: status, output, errors.
+fn run(home: &Folder, arguments: &[&str]) -> (i32, String, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(home.path("data"))
+        .env("HOME", &home.0)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
+}
+
+fn user(home: &Folder, arguments: &[&str]) -> (i32, String, String) {
+    run(home, &[&["user"], arguments].concat())
+}
+
+/// Every file and folder, with what could change.
+fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("readable") {
+        let path = entry.expect("entry").path();
+        let data = fs::symlink_metadata(&path).expect("there");
+        let bytes = if data.is_file() { fs::read(&path).expect("readable") } else { Vec::new() };
+        if data.is_dir() {
+            found.extend(snapshot(&path));
+        }
+        found.insert(path, (data.mode(), data.mtime(), data.mtime_nsec(), bytes));
+    }
+    found
+}
+
+fn signal(server: &Server, signal: &str) {
+    let pid = server.child.id().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+}
+
+// ---- check
+
+#[test]
+fn check_tells_what_there_is_beside_a_running_server_and_changes_nothing() {
+    let home = Folder::new();
+    let (status, out, errors) = run(&home, &["--check"]);
+    assert_eq!((status, errors.as_str()), (0, ""), "{out}");
+    assert!(out.contains("not there: a start would make it") && !home.path("data").exists(), "{out}");
+    let server = Server::start();
+    newcomer(&server, "alice");
+    newcomer(&server, "bob");
+    // The log is written behind the answers.
+    until("all of it is logged", || server.log().matches("event=logout").count() == 2);
+    let line = server.greeting.iter().find(|line| line.contains("certificate")).expect("told");
+    let before = snapshot(&server.data(""));
+    let (status, out, errors) = run(&server.home, &["--check"]);
+    assert_eq!((status, errors.as_str()), (0, ""), "{out}");
+    for part in
+        ["a server runs on it", "2 accounts", "0 locked names", &line[line.find("SHA256").expect("it")..]]
+    {
+        assert!(out.contains(part), "{part:?}: {out}");
+    }
+    assert!(!out.contains("WARNING") && !out.contains("problem"), "{out}");
+    assert_eq!(snapshot(&server.data("")), before);
+    let home = server.kill();
+    let before = snapshot(&home.path("data"));
+    let (status, out, _) = run(&home, &["--check"]);
+    assert!(status == 0 && !out.contains("a server runs"), "{out}");
+    assert_eq!(snapshot(&home.path("data")), before);
+}
+
+#[test]
+fn check_finds_what_would_stop_a_start_and_what_would_not() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    newcomer(&server, "bob");
+    let home = server.kill();
+    let path = |name: &str| home.path("data").join(name);
+    let foreign = Server::start().kill();
+    let starts = || {
+        let (status, out, errors) = run(&home, &["--check"]);
+        assert_eq!(errors, "");
+        assert_eq!(status == 0, !out.contains("problem: "), "{out}");
+        (status, out)
+    };
+    let foreign_key = fs::read(foreign.path("data/certs/server.key")).expect("made");
+    for (name, bytes, status, words) in [
+        ("users.json", &b"rubbish\n"[..], 1, &["users.json: line 1 ", "restore"][..]),
+        ("users.json", b"half a li", 0, &["WARNING", "9 bytes", "a start drops them"]),
+        ("salt.secret", b"short", 1, &["salt.secret", "restore it"]),
+        ("certs/server.crt", b"rubbish", 1, &["server.crt"]),
+        ("certs/server.key", b"rubbish", 1, &["server.key"]),
+        ("certs/server.key", &foreign_key, 1, &["certs", "key"]),
+        ("keys/bob.pem", b"rubbish", 0, &["WARNING", "bob.pem", "restore it"]),
+        ("locks.json", b"rubbish", 0, &["0 locked"]),
+    ] {
+        let kept = fs::read(path(name)).ok();
+        fs::write(path(name), bytes).expect("written");
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o600)).expect("mode");
+        let (found, out) = starts();
+        assert_eq!(found, status, "{name}: {out}");
+        let told = out.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(told, "{name}: {words:?} is not in {out}");
+        assert_eq!(fs::read(path(name)).expect("kept"), bytes);
+        // It is what a start finds, too: one that it calls sound serves, one that it does not ends.
+        if status == 0 {
+            drop(Server::within(home.clone(), &[]));
+        } else {
+            let (status, _, errors) = run(&home, &["--host", "127.0.0.1", "--port", "0"]);
+            assert!(status == 1 && errors.starts_with("server: "), "{name}: {errors}");
+        }
+        match kept {
+            Some(kept) => fs::write(path(name), kept).expect("written"),
+            None => fs::remove_file(path(name)).expect("removed"),
+        }
+    }
+    // A certificate without its key, and a key without its certificate.
+    let key = fs::read(path("certs/server.key")).expect("there");
+    fs::remove_file(path("certs/server.key")).expect("removed");
+    let (status, out) = starts();
+    assert!(status == 1 && out.contains("the certificate's key is missing"), "{out}");
+    assert_eq!(run(&home, &["--check", "--no-tls"]).0, 0, "TLS is not asked for");
+    fs::write(path("certs/server.key"), key).expect("written");
+    fs::remove_file(path("certs/server.crt")).expect("removed");
+    let (status, out) = starts();
+    assert!(status == 0 && out.contains("a start makes one for certs/server.key"), "{out}");
+    assert!(out.contains("server.key: others have rights to it: chmod 600"), "{out}");
+    // A folder of something else's, that others can enter.
+    let other = Folder::new();
+    fs::create_dir(other.path("data")).expect("folder");
+    fs::write(other.path("data/letter.txt"), "somebody's").expect("written");
+    fs::set_permissions(other.path("data"), fs::Permissions::from_mode(0o755)).expect("mode");
+    let (status, out, _) = run(&other, &["--check"]);
+    assert!(status == 1 && out.contains("chmod 700"), "{out}");
+}
+
+#[test]
+fn wrong_words_of_an_operator_are_one_line_and_status_2() {
+    let home = Folder::new();
+    for words in [
+        &["user"][..],
+        &["user", "lits"],
+        &["user", "list", "alice"],
+        &["user", "remove"],
+        &["user", "remove", "a/b"],
+        &["user", "remove", "alice", "bob"],
+        &["user", "list", "--port", "1"],
+        &["--check=yes"],
+    ] {
+        let (status, out, errors) = run(&home, words);
+        assert_eq!((status, out.as_str(), errors.lines().count()), (2, "", 1), "{words:?}: {errors}");
+    }
+    let (status, _, errors) = user(&home, &["list"]);
+    assert!(status == 1 && errors.contains("users.json"), "{errors}");
+    assert!(!home.path("data").exists());
+}
+
+// ---- status
+
+/// The number of a field in a status line.
+fn field(line: &str, name: &str) -> u64 {
+    let word = line.split(' ').find_map(|word| word.strip_prefix(&format!("{name}=")));
+    word.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{name} is not in {line}"))
+}
+
+#[test]
+fn a_status_comes_when_asked_for_in_output_and_log() {
+    let mut server = Server::with(&["--per-address", "12"]);
+    let (_alice, _) = newcomer(&server, "alice");
+    let _guest = server.raw();
+    let mut sockets: Vec<_> = (0..300).map(|_| server.socket()).collect();
+    for socket in &mut sockets[20..] {
+        assert!(!matches!(socket.read(&mut [0; 64]), Ok(1..)), "refused");
+    }
+    signal(&server, "-USR1");
+    let line = server.output.expect("status: ");
+    assert_eq!(field(&line, "sessions"), 1, "{line}");
+    assert_eq!(field(&line, "accounts"), 1, "{line}");
+    assert_eq!(field(&line, "connections"), field(&line, "waiting") + 1, "{line}");
+    assert!(field(&line, "waiting") < 12, "{line}");
+    assert!((1_000..200_000).contains(&field(&line, "memory_kib")), "{line}");
+    assert!(field(&line, "refused") >= 200 && field(&line, "uptime") < 600, "{line}");
+    until("it is logged", || server.log().contains(&format!("event=status user=- addr=- {}", &line[8..])));
+    // All fields are in the README, and no others.
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
+    let example = readme.lines().find_map(|line| line.trim().strip_prefix("status: ")).expect("an example");
+    let names = |line: &str| -> Vec<String> {
+        line.split(' ').map(|word| word.split('=').next().unwrap_or_default().into()).collect()
+    };
+    assert_eq!(names(example), names(&line[8..]));
+    assert!(names(example).iter().all(|name| readme.contains(&format!("`{name}`"))));
+    // Refused hundreds of times, told once.
+    assert_eq!(server.log().matches("event=refused").count(), 1, "{}", server.log());
+}
+
+#[test]
+fn an_output_that_nobody_reads_holds_up_neither_clients_nor_the_end() {
+    let home = Arc::new(Folder::new());
+    let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+    let mut filling = theirs.try_clone().expect("a second handle");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
+        .arg(home.path("data"))
+        .stdin(Stdio::null())
+        .stdout(OwnedFd::from(theirs))
+        .spawn()
+        .expect("it starts");
+    let mut greeting = String::new();
+    while !greeting.contains("listening on ") || !greeting.ends_with('\n') {
+        let mut buffer = [0; 1024];
+        let count = ours.read(&mut buffer).expect("a greeting");
+        greeting += std::str::from_utf8(&buffer[..count]).expect("UTF-8");
+    }
+    filling.set_nonblocking(true).expect("a socket");
+    while filling.write(&[b'x'; 4096]).is_ok() {}
+    while filling.write(b"x").is_ok() {}
+    filling.set_nonblocking(false).expect("a socket");
+    let pid = child.id().to_string();
+    let kill =
+        |signal: &str| assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+    let log = home.path("data/logs/security.log");
+    kill("-USR1");
+    until("it is asked", || fs::read_to_string(&log).is_ok_and(|log| log.contains("event=status")));
+    let port = greeting.trim_end().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let socket = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected");
+    assert!(Raw::over(socket, true).is_usable());
+    let started = Instant::now();
+    kill("-TERM");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(fs::read_to_string(&log).expect("there").trim_end().ends_with("event=stopped user=- addr=-"));
+}
+
+// ---- the log under attack
+
+/// One failed login; the code of its answer.
+fn fail(server: &Server, person: &Person) -> String {
+    let mut raw = server.raw();
+    raw.say(&ClientMessage::LoginRequest(LoginRequest {
+        version: VERSION,
+        username: person.name.clone(),
+        public_key: Bytes(person.identity.public().spki()),
+    }));
+    match raw.answer() {
+        Some(ServerMessage::Challenge(_)) => {}
+        Some(ServerMessage::Error(failure)) => return failure.code,
+        _ => panic!("no challenge"),
+    }
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(ChallengeResponse {
+        response: Fixed([1; 32]),
+        session_key: Bytes(person.session.public().spki()),
+        created: clock::now_ms(),
+        certificate: Fixed([1; 256]),
+        proof: Fixed([1; 256]),
+    })));
+    raw.error()
+}
+
+#[test]
+fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
+    let server = Server::with(&["--registrations", "2"]);
+    newcomer(&server, "alice");
+    let alice = Person::new("alice");
+    let answers: Vec<String> = (0..60).map(|_| fail(&server, &alice)).collect();
+    assert!(answers[..5].iter().all(|code| code == "login_failed"), "{answers:?}");
+    assert!(answers[5..].iter().all(|code| code == "locked"), "{answers:?}");
+    let mut raw = server.raw();
+    raw.register(&Person::new("bob"));
+    for n in 0..20 {
+        let password = Password::new(PASSWORD.into());
+        let request = auth::register(&Person::new(&format!("c{n}")).name, &password, alice.identity.public());
+        let mut raw = server.raw();
+        raw.say(&ClientMessage::Register(request));
+        assert_eq!(raw.error(), "too_many_requests");
+    }
+    // Neither do those who never say anything that is TLS get more.
+    for _ in 0..30 {
+        let mut socket = server.socket();
+        let _ = socket.write_all(b"GET / HTTP/1.0\r\n\r\n");
+        let _ = socket.read_to_end(&mut Vec::new());
+    }
+    until("it is logged", || server.log().contains("event=handshake_failed"));
+    let log = server.log();
+    let lines = |event: &str| log.matches(&format!("event={event} ")).count();
+    assert_eq!((lines("login_failed"), lines("locked")), (5, 1), "{log}");
+    assert_eq!(lines("login_while_locked"), 1, "{log}");
+    assert_eq!(lines("too_many_registrations"), 1, "{log}");
+    assert_eq!(lines("handshake_failed"), 1, "{log}");
+}
+
+// ---- accounts
+
+#[test]
+fn a_removed_person_is_shown_out_and_whoever_takes_the_name_is_a_stranger_to_all_who_knew_it() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.say("/msg bob hello");
+    bob.expect("<alice -> bob> hello");
+    let (status, list, _) = user(&server.home, &["list"]);
+    let line = list.lines().find(|line| line.starts_with("alice ")).expect("listed");
+    let fingerprint = &line[6..];
+    assert!(status == 0 && list.lines().count() == 2 && fingerprint.starts_with("SHA256:"), "{list}");
+    let pem = fs::read(server.data("keys/alice.pem")).expect("a key");
+    let (status, out, errors) = user(&server.home, &["remove", "alice"]);
+    assert!(status == 0 && out.contains(fingerprint) && out.contains("session is ended"), "{out}{errors}");
+    alice.expect("the operator of the server has removed this account");
+    assert_eq!(alice.output.all().len(), alice.output.seen.len());
+    bob.expect("alice");
+    until("it is logged", || {
+        server.log().contains(&format!("event=removed user=alice addr=- {fingerprint}\n"))
+    });
+    assert!(!user(&server.home, &["list"]).1.contains("alice"));
+    // The old public key stands aside; the old key and password open nothing.
+    let aside = common::files(&server.data("keys"));
+    let aside: Vec<_> = aside.iter().filter(|path| path.to_string_lossy().contains("alice")).collect();
+    assert_eq!(aside.len(), 1, "{aside:?}");
+    assert!(aside[0].to_string_lossy().contains("/alice.pem.removed-20"), "{aside:?}");
+    assert_eq!(fs::read(aside[0]).expect("kept"), pem);
+    let (status, lines) = Client::within(alice.home.clone(), server.port, "alice", true, &[]).finish();
+    assert!(status == 1 && lines.iter().any(|line| line.contains("login failed")), "{lines:#?}");
+    // Another key under the name, without a restart: bob is warned, and is not read or told anything.
+    let mut other = server.client("alice").ready();
+    other.say("/msg bob it is me");
+    bob.expect("key");
+    bob.say("/msg alice secret");
+    bob.expect("! ");
+    assert!(!bob.output.seen.iter().any(|line| line.contains("it is me")), "{:#?}", bob.output.seen);
+    drop((alice, other, bob));
+    // All of it is so after a restart.
+    let server = Server::within(server.kill(), &[]);
+    assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")), "{:#?}", server.greeting);
+    let now = user(&server.home, &["list"]).1;
+    assert!(now.contains("alice SHA256:") && !now.contains(fingerprint), "{now}");
+}
+
+#[test]
+fn without_a_server_the_commands_do_it_themselves_and_refuse_what_is_not_theirs() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    newcomer(&server, "bob");
+    let (_, alice) = (server.raw(), Person::new("alice"));
+    for _ in 0..5 {
+        fail(&server, &alice);
+    }
+    assert_eq!(fail(&server, &alice), "locked");
+    until("it is written", || server.data("locks.json").exists());
+    let home = server.kill();
+    let list = user(&home, &["list"]).1;
+    assert!(
+        list.lines().any(|line| line.starts_with("alice ") && line.contains("locked for 15 min")),
+        "{list}"
+    );
+    for name in ["carol", "BOB"] {
+        let (status, _, errors) = user(&home, &["remove", name]);
+        assert!(status == 1 && errors.contains("no account has exactly this name"), "{errors}");
+    }
+    assert_eq!(user(&home, &["unlock", "ALICE"]).0, 0, "as in a lock, letter case does not count");
+    assert_eq!(user(&home, &["remove", "bob"]).0, 0);
+    let log = fs::read_to_string(home.path("data/logs/security.log")).expect("a log");
+    assert!(log.contains("event=unlocked user=ALICE ") && log.contains("event=removed user=bob "), "{log}");
+    let server = Server::within(home, &[]);
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "unlocked");
+    newcomer(&server, "Bob");
+    // The same by the server, at once.
+    for _ in 0..5 {
+        fail(&server, &alice);
+    }
+    assert_eq!(fail(&server, &alice), "locked");
+    assert_eq!(user(&server.home, &["unlock", "alice"]).0, 0);
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "unlocked");
+    let server = Server::within(server.kill(), &[]);
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "and stays so");
+    // Files of another user's would be left to that user: a command by root would make its own among them.
+    let home = server.kill();
+    if std::os::unix::fs::chown(home.path("data/users.json"), Some(12345), None).is_ok() {
+        let (status, _, errors) = user(&home, &["remove", "alice"]);
+        assert!(status == 1 && errors.contains("user 12345"), "{errors}");
+        assert!(user(&home, &["list"]).1.contains("alice"));
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_asked_is_never_bypassed() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    let before = fs::read(server.data("users.json")).expect("there");
+    fs::remove_file(server.data("admin.sock")).expect("removed");
+    let (status, _, errors) = user(&server.home, &["remove", "alice"]);
+    assert!(status == 1 && errors.contains("another server uses this folder"), "{errors}");
+    // Nor is one believed that says nothing, or half of something.
+    for half in [&b""[..], b"ok it is do"] {
+        let _ = fs::remove_file(server.data("admin.sock"));
+        let listener = UnixListener::bind(server.data("admin.sock")).expect("bound");
+        let answering = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("asked");
+            // Read first: a close with something unread would be an error of the socket's.
+            let asked = stream.read(&mut [0; 64]).expect("a request");
+            stream.write_all(half).map(|()| asked)
+        });
+        let (status, _, errors) = user(&server.home, &["remove", "alice"]);
+        assert!(status == 1 && errors.contains("it may have done it or not"), "{errors}");
+        assert!(matches!(answering.join(), Ok(Ok(13))), "remove alice and a line's end");
+    }
+    assert_eq!(fs::read(server.data("users.json")).expect("there"), before);
+}
+
+#[test]
+fn what_is_asked_badly_over_the_socket_changes_nothing_and_half_a_request_is_none() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    let ask = |bytes: &[u8]| {
+        let mut stream = UnixStream::connect(server.data("admin.sock")).expect("connected");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    for bytes in
+        [&b"remove alice"[..], b"", b"\n", b"remove\n", b"remove \n", b"remove ../x\n", b"list\n", b"\xff\n"]
+    {
+        let answer = ask(bytes);
+        assert!(answer.is_empty() || answer.starts_with("error "), "{bytes:?}: {answer}");
+    }
+    assert!(ask(&vec![b'x'; 100_000]).is_empty());
+    assert!(user(&server.home, &["list"]).1.contains("alice"));
+    assert!(ask(b"remove alice\n").starts_with("ok alice "));
+    assert_eq!(user(&server.home, &["list"]).1, "");
+}
+
+#[test]
+fn killing_either_side_at_any_moment_leaves_an_account_whole_or_gone() {
+    let mut home = Arc::new(Folder::new());
+    for round in 0..10u64 {
+        let server = Server::within(home, &[]);
+        let name = format!("alice{round}");
+        let (_, alice) = newcomer(&server, &name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_server"))
+            .args(["user", "remove", &name, "--data-dir"])
+            .arg(server.data(""))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        // Not to wait for anything: to be somewhere else in each round.
+        thread::park_timeout(Duration::from_micros(round * 700));
+        if round % 2 == 0 {
+            let _ = command.kill();
+            let _ = command.wait();
+            home = server.kill();
+        } else {
+            home = server.kill();
+            let _ = command.wait();
+        }
+        assert_eq!(run(&home, &["--check"]).0, 0);
+        let server = Server::within(home, &[]);
+        let list = user(&server.home, &["list"]).1;
+        let mut raw = server.raw();
+        if list.contains(&format!("{name} ")) {
+            assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))), "whole");
+        } else {
+            raw.register(&alice);
+            assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))), "gone, and made anew");
+        }
+        home = server.kill();
+    }
+}
+
+#[test]
+fn what_crashes_leave_behind_goes_at_the_next_start() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    let home = server.kill();
+    let left =
+        ["users.json.tmp", "locks.json.tmp", "salt.secret.tmp", "keys/bob.pem.tmp", "keys/carol.pem.tmp"];
+    for name in left {
+        fs::write(home.path("data").join(name), "half").expect("written");
+    }
+    let server = Server::within(home, &[]);
+    for name in left {
+        assert!(!server.data(name).exists(), "{name}");
+    }
+    assert_eq!(user(&server.home, &["list"]).1.lines().count(), 1);
+}
+
+#[test]
+fn a_wrong_clock_locks_nobody_for_longer_than_fifteen_minutes() {
+    let home = Server::start().kill();
+    let path = home.path("data/locks.json");
+    // Written when the clock was ten years ahead; and one of an hour ago, as after a clock was set forward.
+    let (far, past) = (clock::now_ms() + 10 * 365 * 24 * 3_600_000, clock::now_ms() - 3_600_000);
+    let text =
+        format!("{{\"name\":\"alice\",\"until\":{far}}}\n{{\"name\":\"bob\",\"until\":{past}}}\n{{\"na");
+    fs::write(&path, text).expect("written");
+    let server = Server::within(home, &[]);
+    assert_eq!(fail(&server, &Person::new("alice")), "locked");
+    assert_eq!(fail(&server, &Person::new("bob")), "login_failed");
+    // At a later start it counts from this one, not from the wrong clock.
+    let text = fs::read_to_string(&path).expect("there");
+    let until =
+        text.trim_end().strip_prefix("{\"name\":\"alice\",\"until\":").and_then(|t| t.strip_suffix('}'));
+    let until: u64 = until.and_then(|t| t.parse().ok()).unwrap_or_else(|| panic!("{text}"));
+    assert!(until <= clock::now_ms() + 15 * 60_000, "{text}");
+}
+
+// ---- the README's unit and filter
+
+/// The `ini` block of the README that begins with `head`.
+fn block(head: &str) -> String {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
+    let mut blocks = readme.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.starts_with(head)).unwrap_or_else(|| panic!("no block {head}")).to_string()
+}
+
+/// The output of a program, if it is installed.
+fn ask(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
+    match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        result => {
+            let out = result.expect("it runs");
+            let text = [out.stdout, out.stderr].concat();
+            Some((out.status.success(), String::from_utf8_lossy(&text).into_owned()))
+        }
+    }
+}
+
+#[test]
+fn the_readme_s_filter_finds_guessers_and_nobody_else() {
+    let server = Server::start();
+    let (_raw, _) = newcomer(&server, "alice");
+    let guessed = Person::new("nobody");
+    for _ in 0..8 {
+        fail(&server, &guessed);
+    }
+    until("it is logged", || server.log().contains("event=login_while_locked"));
+    let log = server.log();
+    let filter = block("[Definition]");
+    let regex = filter.lines().find_map(|line| line.strip_prefix("failregex = ")).expect("a regex");
+    // Its parts, taken apart here so that nothing but this shape passes.
+    let (events, rest) = regex
+        .strip_prefix("^\\s*event=(?:")
+        .and_then(|rest| rest.split_once(')'))
+        .expect("anchored, then alternatives");
+    assert_eq!(rest, " user=\\S+ addr=<ADDR>(?:\\s|$)");
+    let events: Vec<&str> = events.split('|').collect();
+    let caught = |line: &&str| {
+        let mut words = line.split(' ').skip(1);
+        let event = words.next().and_then(|word| word.strip_prefix("event=")).expect("an event");
+        words.next().and_then(|word| word.strip_prefix("user=")).expect("a user");
+        let address = words.next().and_then(|word| word.strip_prefix("addr=")).expect("an address");
+        events.contains(&event) && address != "-"
+    };
+    // Five failures; what comes after the lock may be the owner of the name.
+    assert_eq!(log.lines().filter(caught).count(), 5, "{log}");
+    let folder = Folder::new();
+    let path = folder.path("filter.conf");
+    fs::write(&path, &filter).expect("written");
+    let log_path = server.data("logs/security.log");
+    let arguments = [log_path.to_str().expect("UTF-8"), path.to_str().expect("UTF-8")];
+    if let Some((_, text)) = ask("fail2ban-regex", &arguments) {
+        let total = log.lines().count();
+        let expected = format!("Lines: {total} lines, 0 ignored, 5 matched, {} missed", total - 5);
+        assert!(text.contains(&expected), "{text}");
+    }
+    assert!(block("[secure-messenger]").contains("filter = secure-messenger\n"));
+}
+
+#[test]
+fn the_readme_s_unit_is_one_and_leaves_little_exposed() {
+    let unit = block("[Unit]");
+    assert!(unit.contains("SocketBindAllow=tcp:1315") && unit.contains("TasksMax=infinity"));
+    let folder = Folder::new();
+    let path = folder.path("secure-messenger.service");
+    let program = env!("CARGO_BIN_EXE_server");
+    fs::write(&path, unit.replace("/usr/local/bin/server", program)).expect("written");
+    let path = path.to_str().expect("UTF-8");
+    if let Some((good, text)) = ask("systemd-analyze", &["verify", path]) {
+        assert!(good && text.is_empty(), "{text}");
+        let (_, text) = ask("systemd-analyze", &["security", "--offline=true", path]).expect("installed");
+        let level =
+            text.rsplit("service: ").next().and_then(|rest| rest.split(' ').next()?.parse::<f32>().ok());
+        assert!(level.is_some_and(|level| level <= 2.0), "{text}");
+    }
+}
