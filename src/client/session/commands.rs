@@ -16,7 +16,7 @@ use std::time::Instant;
 /// Messages that a search shows, the latest.
 const MAX_FOUND: usize = 100;
 
-const KEYS: &str = "Alt-1 to 9, Alt-Left, Alt-Right: other conversations; PgUp: older; Tab completes";
+const KEYS: &str = "Alt-1…9, Alt-arrows: other conversations; PgUp: older; Tab completes";
 
 impl Session {
     pub(super) fn line(&mut self, line: &str, now: Instant) {
