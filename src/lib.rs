@@ -29,6 +29,9 @@
 //! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
 //!
+//! When a connection breaks, the client's [`link`](client::link) has it again ([`reconnect`](client::reconnect)): both sides kept what
+//! they had sent and send again exactly what the other has not taken in.
+//!
 //! # A file on its way
 //!
 //! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks

@@ -778,7 +778,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
     terminal.enter("/verify bob yes");
     terminal.expect("* bob is verified");
     terminal.enter("/room bob");
-    terminal.expect("end-to-end encrypted · verified");
+    terminal.expect("[2 private room with bob✓] · verified");
 }
 
 #[test]
