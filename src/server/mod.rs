@@ -9,10 +9,13 @@ pub mod audit;
 pub mod certificates;
 pub mod connection;
 pub mod delivery;
+pub mod frames;
+pub mod grace;
 pub mod limits;
 pub mod options;
 pub mod outbox;
 pub mod registry;
+pub mod resume;
 pub mod session;
 
 use crate::clock;
@@ -21,6 +24,7 @@ use crate::name::Username;
 use accounts::Accounts;
 use audit::Audit;
 use certificates::Certificates;
+use grace::Grace;
 use limits::{Doors, LOCKOUT, Limits, Lockout, Registrations};
 use miniserde::{Deserialize, Serialize, json};
 use options::Options;
@@ -56,6 +60,7 @@ pub struct Shared {
     pub accounts: Accounts,
     pub registry: Registry,
     pub flusher: Flusher,
+    pub grace: Grace,
     pub lockout: Lockout,
     pub registrations: Registrations,
     pub audit: Audit,
@@ -123,6 +128,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         accounts,
         registry: Registry::default(),
         flusher: Flusher::default(),
+        grace: Grace::new(options.limits.grace),
         lockout: Lockout::default(),
         registrations: Registrations::new(options.limits.registrations),
         audit,
@@ -136,6 +142,8 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     let telling = shared.clone();
     thread("presence", CONNECTION_STACK, move || telling.registry.tell_presence(&telling.flusher))?;
+    let ending = shared.clone();
+    thread("grace", CONNECTION_STACK, move || ending.grace.run(&ending))?;
     writeln!(out, "listening on {}", listener.local_addr()?)?;
     out.flush()?;
     shared.audit.log("started", None, None, "");
