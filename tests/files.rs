@@ -127,7 +127,8 @@ struct Middle {
 
 impl Middle {
     fn reach() -> Middle {
-        let server = Server::start();
+        // Whoever is killed here has left soon.
+        let server = Server::with(&["--grace", "1"]);
         let (gate, mut alice, mut bob) = gated(&server);
         let bytes = make(&alice, "big.bin", BIG);
         offer(&mut alice, &mut bob, "big.bin");

@@ -575,7 +575,7 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
 
 #[test]
 fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_target_once() {
-    let mut scene = Scene::open(&[]);
+    let mut scene = Scene::open(&["--grace", "1"]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let mut members: Vec<(Raw, Person)> =
         ["carol", "dave", "erin"].map(|name| newcomer(&scene.server, name)).into();
@@ -916,7 +916,7 @@ fn bytes_that_are_not_tls_end_the_connection_at_once() {
 
 #[test]
 fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
-    let mut scene = Scene::open(&[]);
+    let mut scene = Scene::open(&["--grace", "1"]);
     let (raw, mallory) = newcomer(&scene.server, "mallory");
     let message = send(letter(&mallory, &["mallory"])).encode();
     let ask = login_request(&mallory);

@@ -1373,7 +1373,7 @@ fn who_sends_what_nobody_wants_is_read_more_slowly() {
 
 #[test]
 fn a_packet_cut_anywhere_is_put_together_and_one_that_breaks_off_leaves_nothing_behind() {
-    let server = Server::with(&["--no-tls"]);
+    let server = Server::with(&["--no-tls", "--grace", "1"]);
     let mut pair = Pair::on(&server);
     let (mut raw, _) = newcomer(&server, "mallory");
     let whole = packet("bob", [1; 16], b"1\n{}\0");

@@ -300,6 +300,8 @@ fn wrong_options_are_one_line_and_status_2() {
         &["--port=-1"],
         &["--clients", "0"],
         &["--rate", "many"],
+        &["--outbox", "191"],
+        &["--grace", "0"],
         &["--no-tls=yes"],
         &["--closed", "yes"],
     ] {
@@ -328,6 +330,7 @@ fn help_names_every_option_and_version_the_version() {
         "--outbox",
         "--rate",
         "--registrations",
+        "--grace",
         "--help",
         "--version",
         "1315",

@@ -11,7 +11,7 @@
 use super::accounts::{Accounts, Survey};
 use super::audit::Audit;
 use super::locks::Locks;
-use super::{CONNECTION_STACK, Shared, thread};
+use super::{CONNECTION_STACK, Shared, grace, thread};
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::ErrorCode;
@@ -182,7 +182,12 @@ fn perform(shared: &Shared, action: &Action) -> io::Result<String> {
             // registry, so one of the two finds the other.
             if let Some(session) = shared.registry.get(name) {
                 shared.registry.remove(&session);
-                session.end(ErrorCode::AccountRemoved, "the operator of the server has removed this account");
+                grace::dismiss(
+                    shared,
+                    &session,
+                    ErrorCode::AccountRemoved,
+                    "the operator of the server has removed this account",
+                );
                 return Ok(format!("{done}; its session is ended"));
             }
             Ok(done)

@@ -2,22 +2,26 @@
 //!
 //! Invariant: [`admit`] runs on a short-lived thread with a large stack and gives a [`Client`] only to who
 //! has logged in; [`Client::run`] then holds one small thread, which blocks on the socket
-//! outside every lock. Whatever ends a connection, `Drop` takes its session off the registry.
+//! outside every lock. Whatever ends a connection, `Drop` gives back its turn to read from its session
+//! ([`grace`](super::grace)), which waits for another connection unless it has ended.
 
 use super::accounts::Seen;
-use super::limits::{self, Bucket, Ticket};
-use super::outbox::Outbox;
+use super::frames::{FalseAck, Frame};
+use super::grace::{self, Inbound, Turn};
+use super::limits::{self, Ticket};
+use super::outbox::{Link, Outbox};
+use super::resume::Resumption;
 use super::session::Session;
 use super::{Shared, delivery, status};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
-use crate::crypto::public::{IdentityPublicKey, SessionCertificate, SessionPublicKey};
+use crate::crypto::public::{SessionCertificate, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, Grant, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN,
     MAX_PACKET, Packet, PasswordChange, Register, ServerMessage, SessionKeyFields, VERSION,
 };
-use crate::wire::frame::{Frame, Lines};
+use crate::wire::frame::{self, Lines};
 use crate::wire::tls::{Channel, Reader, Received};
 use std::io;
 use std::net::{IpAddr, TcpStream};
@@ -25,13 +29,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A connection that is not logged in.
-struct Guest<'a> {
-    shared: &'a Shared,
-    address: IpAddr,
-    channel: Channel,
+pub(super) struct Guest<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) address: IpAddr,
+    pub(super) channel: Channel,
     reader: Reader,
     lines: Lines,
     deadline: Instant,
+    /// The first line has come.
+    begun: bool,
     /// Lines that may still come before the login is complete.
     patience: u32,
 }
@@ -54,7 +60,7 @@ fn linger(channel: &Channel, reader: &mut Reader) {
 }
 
 /// Why a guest is shown out.
-enum Refusal {
+pub(super) enum Refusal {
     /// The connection is of no more use; nothing can be said.
     Gone,
     /// The last thing that is said.
@@ -67,7 +73,7 @@ impl From<io::Error> for Refusal {
     }
 }
 
-fn refuse(code: ErrorCode, text: &str) -> Refusal {
+pub(super) fn refuse(code: ErrorCode, text: &str) -> Refusal {
     Refusal::Say(ServerMessage::error(code, text))
 }
 
@@ -79,7 +85,13 @@ fn not_a_message(error: DecodeError) -> ServerMessage {
     ServerMessage::error(code, error.to_string())
 }
 
-/// Handshake and login. `None` if nothing came of it; the other side has been told why.
+/// How a guest became a client.
+enum Entry {
+    Login(Authenticated),
+    Resumed(Resumption),
+}
+
+/// Handshake, and login or resumption. `None` if nothing came of it; the other side has been told why.
 pub fn admit(
     shared: &Arc<Shared>,
     socket: Arc<TcpStream>,
@@ -94,9 +106,10 @@ pub fn admit(
         return None;
     };
     let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
-    let mut guest = Guest { shared, address, channel, reader, lines, deadline, patience };
+    let mut guest = Guest { shared, address, channel, reader, lines, deadline, begun: false, patience };
     match guest.log_in() {
-        Ok(login) => Some(Client::new(shared, guest, &login, ticket)),
+        Ok(Entry::Login(login)) => Some(Client::new(guest, &login, ticket)),
+        Ok(Entry::Resumed(resumption)) => Client::resumed(guest, resumption, ticket),
         Err(refusal) => {
             if let Refusal::Say(message) = refusal {
                 // Time for the last word, also when time is what ran out.
@@ -114,7 +127,7 @@ pub fn admit(
 }
 
 impl Guest<'_> {
-    fn say(&self, message: &ServerMessage) -> io::Result<()> {
+    pub(super) fn say(&self, message: &ServerMessage) -> io::Result<()> {
         let mut wire = Vec::new();
         self.channel.encrypt(&[&message.encode()], &mut wire)?;
         self.channel.send_by(&wire, self.deadline)
@@ -147,23 +160,37 @@ impl Guest<'_> {
         }
     }
 
-    /// Registrations and a login request, until a login succeeds or fails.
-    fn log_in(&mut self) -> Result<Authenticated, Refusal> {
-        let mut message = self.hear()?;
-        self.deadline = Instant::now() + limits::LOGIN;
+    /// The next message that is part of a login.
+    pub(super) fn next(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
+            let message = self.hear()?;
+            if !self.begun {
+                (self.begun, self.deadline) = (true, Instant::now() + limits::LOGIN);
+            }
             match message {
-                ClientMessage::Register(request) => self.register(request)?,
-                ClientMessage::LoginRequest(request) => return self.challenge(request),
-                ClientMessage::ChallengeResponse(_) | ClientMessage::PasswordChange(_) => {
-                    return Err(refuse(ErrorCode::NoChallenge, "ask for a challenge first: login_request"));
-                }
                 ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
                 ClientMessage::Logout => return Err(Refusal::Gone),
+                message => return Ok(message),
+            }
+        }
+    }
+
+    /// Registrations, then a login or a resumption, which succeeds or fails.
+    fn log_in(&mut self) -> Result<Entry, Refusal> {
+        loop {
+            match self.next()? {
+                ClientMessage::Register(request) => self.register(request)?,
+                ClientMessage::LoginRequest(request) => return self.challenge(request).map(Entry::Login),
+                ClientMessage::ResumeRequest(request) => return self.resume(request).map(Entry::Resumed),
+                ClientMessage::ChallengeResponse(_)
+                | ClientMessage::PasswordChange(_)
+                | ClientMessage::Resume(_) => {
+                    let text = "ask for a challenge first: login_request, resume_request";
+                    return Err(refuse(ErrorCode::NoChallenge, text));
+                }
                 _ => return Err(refuse(ErrorCode::NotLoggedIn, "log in first")),
             }
-            message = self.hear()?;
         }
     }
 
@@ -217,27 +244,23 @@ impl Guest<'_> {
         let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), self.shared.accounts.secret());
         let (pending, challenge) = PendingLogin::new(request, account, secret).map_err(auth_error)?;
         self.say(&ServerMessage::Challenge(challenge))?;
-        let response = loop {
-            match self.hear()? {
-                ClientMessage::ChallengeResponse(response) => break response,
-                ClientMessage::PasswordChange(change) => {
-                    return Err(self.change_password(pending, seen.as_ref(), *change));
-                }
-                ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
-                ClientMessage::Pong => {}
-                ClientMessage::Logout => return Err(Refusal::Gone),
-                _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
+        let response = match self.next()? {
+            ClientMessage::ChallengeResponse(response) => response,
+            ClientMessage::PasswordChange(change) => {
+                return Err(self.change_password(pending, seen.as_ref(), *change));
             }
+            _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
         };
         let name = pending.name().clone();
         let locks = self.count_attempt(&name)?;
         let verified = pending.verify(*response, self.channel.exporter(), clock::now_ms());
         let is_current = || seen.is_some_and(|seen| self.shared.accounts.admit(&seen));
         match verified.and_then(|login| is_current().then_some(login).ok_or(AuthError::Denied)) {
-            // Who takes over a session of their own needs no new place.
+            // Who takes over a session of their own needs no new place, and one without a connection gives up its.
             Ok(login)
                 if self.shared.registry.count() >= self.shared.limits.clients
-                    && self.shared.registry.get(login.name()).is_none() =>
+                    && self.shared.registry.get(login.name()).is_none()
+                    && !self.shared.grace.end_first(self.shared) =>
             {
                 self.shared.lockout.forgive(&name, self.address);
                 self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
@@ -305,7 +328,7 @@ impl Guest<'_> {
     }
 }
 
-fn check_version(version: u32) -> Result<(), Refusal> {
+pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
     if version == VERSION {
         return Ok(());
     }
@@ -341,45 +364,55 @@ fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
 pub struct Client {
     shared: Arc<Shared>,
     session: Arc<Session>,
-    address: IpAddr,
-    identity: IdentityPublicKey,
-    channel: Arc<Channel>,
+    turn: Turn,
+    link: Arc<Link>,
     reader: Reader,
     lines: Lines,
-    bucket: Bucket,
 }
 
 impl Client {
-    fn new(shared: &Arc<Shared>, guest: Guest<'_>, login: &Authenticated, ticket: Ticket) -> Client {
-        let Guest { channel, reader, mut lines, address, .. } = guest;
-        lines.set_limit(MAX_LINE);
+    fn new(guest: Guest<'_>, login: &Authenticated, ticket: Ticket) -> Client {
+        let Guest { shared, channel, reader, lines, address, .. } = guest;
         ticket.logged_in();
-        let channel = Arc::new(channel);
-        let outbox = Arc::new(Outbox::new(channel.clone(), shared.limits.outbox, ticket));
+        let link = Link::new(channel, ticket);
+        let outbox = Arc::new(Outbox::new(link.clone(), shared.limits.outbox));
         let (session, announcement) = Session::new(login, outbox, clock::now_ms());
         // Queued first: the session is the first thing that its client hears.
-        session.outbox.send([ServerMessage::Session(announcement).encode().into()]);
+        session.outbox.send(Frame::aside(&ServerMessage::Session(announcement)));
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
-            former.end(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere");
+            grace::dismiss(
+                shared,
+                &former,
+                ErrorCode::SignedInElsewhere,
+                "you have logged in from elsewhere",
+            );
         }
         // The account may have been removed since the login was verified.
         let identity = login.identity().fingerprint();
         if shared.accounts.get(login.name()).is_none_or(|account| account.identity != identity) {
-            shared.registry.remove(&session);
-            session.end(ErrorCode::AccountRemoved, "this account was removed just now");
+            grace::dismiss(shared, &session, ErrorCode::AccountRemoved, "this account was removed just now");
         }
-        let rate = f64::from(shared.limits.rate);
-        Client {
-            shared: shared.clone(),
-            session,
-            address,
-            identity: login.identity().clone(),
-            channel,
-            reader,
-            lines,
-            bucket: Bucket::new(rate, rate * 4.0),
-        }
+        let turn = Turn::first(shared, &session, Inbound::new(shared.limits.rate, address));
+        Client::of(shared, turn, link, reader, lines)
+    }
+
+    /// `None` if the session has ended since, or another resumption was later.
+    fn resumed(guest: Guest<'_>, resumption: Resumption, ticket: Ticket) -> Option<Client> {
+        let Guest { shared, channel, reader, lines, address, .. } = guest;
+        let Resumption { turn, claim, received } = resumption;
+        ticket.logged_in();
+        let link = Link::new(channel, ticket);
+        let goes_on = turn.session().outbox.attach(link.clone(), claim, received);
+        goes_on.then(|| {
+            shared.audit.log("resumed", Some(&turn.session().name), Some(address), "");
+            Client::of(shared, turn, link, reader, lines)
+        })
+    }
+
+    fn of(shared: &Arc<Shared>, turn: Turn, link: Arc<Link>, reader: Reader, mut lines: Lines) -> Client {
+        lines.set_limit(MAX_LINE);
+        Client { shared: shared.clone(), session: turn.session().clone(), turn, link, reader, lines }
     }
 
     /// Serves the client until its connection ends.
@@ -387,59 +420,87 @@ impl Client {
         let mut heard = Instant::now();
         loop {
             if !self.take_lines() {
-                return linger(&self.channel, &mut self.reader);
+                return linger(&self.link.channel, &mut self.reader);
             }
-            match self.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
+            match self.link.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
                 Ok(Received::Some) => heard = Instant::now(),
                 Ok(Received::Silence) if heard.elapsed() < limits::DEAD_AFTER => {
                     self.answer(&ServerMessage::Ping)
                 }
                 Ok(Received::Silence | Received::End) | Err(_) => return,
             }
-            if self.channel.wants_to_send() {
+            if self.link.channel.wants_to_send() {
                 self.session.outbox.flush();
             }
         }
     }
 
     fn answer(&self, message: &ServerMessage) {
-        self.session.outbox.send([message.encode().into()]);
+        self.session.outbox.send(Frame::message(message));
     }
 
-    /// Handles all whole lines and packets; false if the connection ends.
+    /// Tells the client how much was taken in, if that is due.
+    fn acknowledge(&mut self, early: bool) {
+        if let Some(position) = self.turn.inbound().ack(early) {
+            self.answer(&ServerMessage::Ack(position));
+        }
+    }
+
+    /// Handles all whole lines and packets; false if the connection ends. What is not handled is not counted, and comes
+    /// again when the session is resumed.
     fn take_lines(&mut self) -> bool {
         loop {
-            let (cost, request) = match self.lines.next_frame(MAX_PACKET) {
+            self.acknowledge(false);
+            let (length, cost, request) = match self.lines.next_frame(MAX_PACKET) {
                 Ok(None) => return true,
-                Ok(Some(Frame::Line(line))) => {
+                Ok(Some(frame::Frame::Line(line))) => {
                     let message = ClientMessage::decode(line);
-                    (cost(&message, line.len()), message)
+                    (line.len(), cost(&message, line.len()), message)
                 }
-                Ok(Some(Frame::Packet(body))) => {
-                    if !self.session.outbox.is_open() {
+                Ok(Some(frame::Frame::Packet(body))) => {
+                    let is_served = || self.session.outbox.serves(&self.link);
+                    if !is_served() {
                         return false;
                     }
                     // Large packets cost nothing: their recipient decides how fast they come.
-                    let cost = if body.len() < SMALL_PACKET { 0.1 } else { 0.0 };
+                    let (length, cost) = (body.len(), if body.len() < SMALL_PACKET { 0.1 } else { 0.0 });
                     let refused = match Packet::decode(body) {
-                        Ok(packet) => delivery::relay(&self.shared, &self.session, packet),
+                        Ok(packet) => match delivery::relay(&self.shared, &self.session, packet, is_served) {
+                            Ok(refused) => refused,
+                            Err(delivery::Interrupted) => return false,
+                        },
                         Err(error) => Some(not_a_message(error)),
                     };
-                    self.slow_down(cost);
+                    self.turn.inbound().count(length);
                     self.refuse(refused);
+                    if !self.slow_down(cost) {
+                        return false;
+                    }
                     continue;
                 }
                 Err(_) => {
-                    let text = "a line has at most 1 MiB, a packet 66 KiB";
-                    self.answer(&ServerMessage::error(ErrorCode::LineTooLong, text));
-                    self.session.outbox.end();
-                    return false;
+                    return self.end(ErrorCode::LineTooLong, "a line has at most 1 MiB, a packet 66 KiB");
                 }
             };
-            self.slow_down(cost);
-            // A session that another login has taken over says nothing more.
-            if !self.session.outbox.is_open() {
+            if let Ok(ClientMessage::Ack(ack)) = request {
+                // At once: it makes room. One that was due costs nothing, like what it acknowledges.
+                match self.session.outbox.acknowledge(&self.link, ack.received) {
+                    Ok(was_due) if was_due || self.slow_down(cost) => continue,
+                    Ok(_) => return false,
+                    Err(FalseAck) => {
+                        return self.end(
+                            ErrorCode::Malformed,
+                            "an ack of what was not sent, or of less than before",
+                        );
+                    }
+                }
+            }
+            // A session that another login has taken over, or another connection, takes nothing more from this one.
+            if !self.slow_down(cost) {
                 return false;
+            }
+            if request.as_ref().map_or(true, ClientMessage::is_counted) {
+                self.turn.inbound().count(length);
             }
             match request {
                 Ok(ClientMessage::Logout) => {
@@ -456,6 +517,13 @@ impl Client {
         }
     }
 
+    /// The client has broken the protocol: its session ends with the connection.
+    fn end(&self, code: ErrorCode, text: &str) -> bool {
+        self.session.outbox.send(Frame::aside(&ServerMessage::error(code, text)));
+        self.session.outbox.end();
+        false
+    }
+
     /// What is refused costs as much as any request.
     fn refuse(&mut self, refused: Option<ServerMessage>) {
         if let Some(refused) = refused {
@@ -464,20 +532,31 @@ impl Client {
         }
     }
 
-    /// Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down.
-    fn slow_down(&mut self, cost: f64) {
-        while let Err(wait) = self.bucket.take(cost) {
-            status::SLOWED.add();
-            std::thread::sleep(wait);
+    /// Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down. False if meanwhile the
+    /// session has ended, or gone to another connection.
+    fn slow_down(&mut self, cost: f64) -> bool {
+        let mut told = false;
+        while let Err(wait) = self.turn.inbound().bucket.take(cost) {
+            if !std::mem::replace(&mut told, true) {
+                status::SLOWED.add();
+            }
+            if !self.session.outbox.serves(&self.link) {
+                return false;
+            }
+            std::thread::sleep(wait.min(limits::NOTICE));
         }
+        self.session.outbox.serves(&self.link)
     }
 
-    fn handle(&self, message: ClientMessage) {
+    fn handle(&mut self, message: ClientMessage) {
         let answer = match message {
             ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, &send),
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
-            ClientMessage::Ping => ServerMessage::Pong,
+            ClientMessage::Ping => {
+                self.acknowledge(true);
+                ServerMessage::Pong
+            }
             ClientMessage::Ack(_) | ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => {
                 return;
             }
@@ -498,7 +577,7 @@ impl Client {
         let certificate = SessionPublicKey::parse(&fields.session_key.0).and_then(|key| {
             let signature = fields.certificate.0;
             let certificate = SessionCertificate { key, created: fields.created, signature };
-            certificate.verify(&self.session.name, &self.identity, now).map(|()| certificate)
+            certificate.verify(&self.session.name, &self.session.identity(), now).map(|()| certificate)
         });
         match certificate {
             Ok(certificate) => ServerMessage::Session(self.session.renew(&certificate, now)),
@@ -509,10 +588,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if self.shared.registry.remove(&self.session) {
-            self.shared.audit.log("logout", Some(&self.session.name), Some(self.address), "");
-        }
-        // The outbox may still have something to say, and then ends the connection itself.
-        self.session.outbox.end();
+        // Before the turn is given back: its next holder finds no link but its own.
+        self.session.outbox.detach(&self.link);
     }
 }

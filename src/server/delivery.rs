@@ -4,8 +4,9 @@
 //! target's own wrapped key and nobody else's; every target is accounted for in the answer.
 //! The server checks where it goes, never what it says: it has no key for that.
 
+use super::frames::{Frame, Part};
 use super::limits::PACKET_PATIENCE;
-use super::outbox::{Part, Queued};
+use super::outbox::Queued;
 use super::session::Session;
 use super::{Shared, status};
 use crate::encoding::{Bytes, Fixed};
@@ -16,7 +17,6 @@ use crate::protocol::{
 };
 use crate::wire::frame;
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Delivers one envelope and says what became of it.
@@ -26,7 +26,7 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
         let (code, message) = (code.as_str().into(), text.into());
         return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
     }
-    let head: Arc<[u8]> = protocol::shared_part(&send.envelope).into();
+    let head: Part = protocol::shared_part(&send.envelope).into();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
     let alone = send.routing.targets.len() == 1;
@@ -43,7 +43,7 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
             sent.stale.push(target.clone());
             continue;
         }
-        let line = [Part::Shared(head.clone()), protocol::own_part(key).into()];
+        let line = Frame::envelope(head.clone(), protocol::own_part(key));
         let flusher = (!alone).then_some(&shared.flusher);
         let list = match session.outbox.deliver(line, flusher) {
             Queued::Yes => &mut sent.delivered,
@@ -113,8 +113,8 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     let sender = shared.registry.get(&peer);
     // Recorded first: the packets may come before this returns.
     if let Some(sender) = sender.filter(|_| recipient.grant(&peer, transfer.0, count)) {
-        let line = ServerMessage::Grant(Grant { peer: recipient.name.clone(), transfer, count }).encode();
-        if sender.outbox.deliver([line.into()], None) == Queued::Yes {
+        let line = ServerMessage::Grant(Grant { peer: recipient.name.clone(), transfer, count });
+        if sender.outbox.deliver(Frame::message(&line), None) == Queued::Yes {
             return None;
         }
         recipient.revoke(&peer, transfer.0);
@@ -122,25 +122,43 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     Some(ServerMessage::Refused(Refused { peer, transfer }))
 }
 
+/// The sender's connection was taken over before its packet was: it is neither passed on nor refused.
+#[derive(Debug)]
+pub struct Interrupted;
+
 /// Passes a packet on to who has granted it; what to answer, if anything. Under memory pressure this
-/// waits, and so slows its sender alone.
-pub fn relay(shared: &Shared, sender: &Session, packet: Packet<'_>) -> Option<ServerMessage> {
+/// waits, and so slows its sender alone, as long as its connection `is_served`.
+///
+/// # Errors
+/// [`Interrupted`].
+pub fn relay(
+    shared: &Shared,
+    sender: &Session,
+    packet: Packet<'_>,
+    is_served: impl Fn() -> bool,
+) -> Result<Option<ServerMessage>, Interrupted> {
     let Packet { peer, transfer, payload } = packet;
-    let recipient = shared.registry.get(&peer).filter(|peer| peer.take_grant(&sender.name, transfer));
-    let taken = recipient.is_some_and(|recipient| {
-        let patience = Instant::now() + PACKET_PATIENCE;
-        while !recipient.outbox.has_room() {
-            if Instant::now() > patience || !sender.outbox.is_open() {
-                // The rest of them does not wait again.
-                recipient.revoke(&sender.name, transfer);
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+    let refused =
+        || Ok(Some(ServerMessage::Refused(Refused { peer: peer.clone(), transfer: Fixed(transfer) })));
+    let granted = shared.registry.get(&peer).filter(|peer| peer.has_granted(&sender.name, transfer));
+    let Some(recipient) = granted else { return refused() };
+    let patience = Instant::now() + PACKET_PATIENCE;
+    while !recipient.outbox.has_room() {
+        if !is_served() {
+            return Err(Interrupted);
         }
-        let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
-        recipient.outbox.relay([&head, payload].concat())
-    });
-    (!taken).then(|| ServerMessage::Refused(Refused { peer, transfer: Fixed(transfer) }))
+        if Instant::now() > patience {
+            // The rest of them does not wait again.
+            recipient.revoke(&sender.name, transfer);
+            return refused();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
+    // Only its one sender uses a grant up, but meanwhile it may have been taken back.
+    let taken =
+        recipient.take_grant(&sender.name, transfer) && recipient.outbox.relay(Frame::packet(head, payload));
+    if taken { Ok(None) } else { refused() }
 }
 
 /// The keys of those who have an account; of those on-line, the session's too.

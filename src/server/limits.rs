@@ -25,11 +25,22 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(90);
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Kernel memory for what a client does not read: 0.4 MB instead of 3.9.
 pub const SEND_BUFFER: usize = 128 * 1024;
-/// Bytes of packets that wait for all clients together: those who send to a client that takes none are
-/// read more slowly long before.
+/// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
+/// takes none are read more slowly long before.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
+/// Both sides acknowledge after so many frames, or bytes: seldom enough to cost nothing, and far below what may be kept.
+pub const ACK_AFTER_FRAMES: u64 = 32;
+pub const ACK_AFTER_BYTES: usize = 128 * 1024;
+/// The smallest outbox: what a client need not have acknowledged yet, and an envelope, leave it open.
+pub const MIN_OUTBOX: usize = 192 * 1024;
+/// A session outlives its connection by this time: enough to change networks, too short to look on-line for long.
+pub const GRACE: Duration = Duration::from_secs(60);
+/// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
+pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
+/// Who waits for something else looks this often whether their connection was taken over.
+pub const NOTICE: Duration = Duration::from_millis(50);
 /// Writer threads for clients that do not keep up; more stalled ones than this are closed.
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.
@@ -58,12 +69,14 @@ pub struct Limits {
     pub per_address: usize,
     /// Connections that are not logged in yet; when there are more, the oldest goes.
     pub waiting: usize,
-    /// Bytes that wait for one client before it is given up.
+    /// Bytes that may wait for one client, or not be acknowledged by it.
     pub outbox: usize,
     /// Requests a second of one client; faster ones wait.
     pub rate: u32,
     /// New accounts and changed passwords a minute from one address.
     pub registrations: u32,
+    /// How long a session outlives its connection.
+    pub grace: Duration,
 }
 
 impl Limits {
@@ -81,6 +94,7 @@ impl Limits {
             outbox: 384 * 1024,
             rate: 100,
             registrations: 120,
+            grace: GRACE,
         }
     }
 }

@@ -12,12 +12,15 @@ pub mod certificates;
 pub mod check;
 pub mod connection;
 pub mod delivery;
+pub mod frames;
+pub mod grace;
 pub mod journal;
 pub mod limits;
 pub mod locks;
 pub mod options;
 pub mod outbox;
 pub mod registry;
+pub mod resume;
 pub mod session;
 pub mod status;
 
@@ -26,6 +29,7 @@ use crate::name::Username;
 use accounts::Accounts;
 use audit::Audit;
 use certificates::Certificates;
+use grace::Grace;
 use limits::{Doors, Limits, Lockout, Registrations};
 use locks::Locks;
 use options::Options;
@@ -52,6 +56,7 @@ pub struct Shared {
     pub accounts: Accounts,
     pub registry: Registry,
     pub flusher: Flusher,
+    pub grace: Grace,
     pub lockout: Lockout,
     pub registrations: Registrations,
     pub audit: Audit,
@@ -119,6 +124,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         accounts,
         registry: Registry::default(),
         flusher: Flusher::default(),
+        grace: Grace::new(options.limits.grace),
         lockout: Lockout::default(),
         registrations: Registrations::new(options.limits.registrations),
         audit,
@@ -137,6 +143,8 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     let telling = shared.clone();
     thread("presence", CONNECTION_STACK, move || telling.registry.tell_presence(&telling.flusher))?;
+    let ending = shared.clone();
+    thread("grace", CONNECTION_STACK, move || ending.grace.run(&ending))?;
     writeln!(out, "listening on {}", listener.local_addr()?)?;
     out.flush()?;
     shared.audit.log("started", None, None, "");

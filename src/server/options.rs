@@ -1,11 +1,12 @@
 //! The server's command line.
 
 use super::admin::Action;
-use super::limits::Limits;
+use super::limits::{Limits, MIN_OUTBOX};
 use crate::arguments::Arguments;
 use crate::disk;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -26,6 +27,7 @@ Limits (the defaults of the first two follow from the machine's):
   --waiting N           connections that have not logged in yet; the oldest goes
   --outbox KIB          what may wait for one slow client (default 384)
   --rate N              requests a second of one client; faster ones wait (default 100)
+  --grace SECONDS       how long a session outlives its connection (default 60)
   --registrations N     new accounts and passwords a minute from one address (default 120)
 
   --check               say what the data folder holds and whether a server could start with it
@@ -80,7 +82,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
             "--clients" => limits.clients = positive(&mut arguments, &flag)?,
             "--per-address" => per_address = Some(positive(&mut arguments, &flag)?),
             "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
-            "--outbox" => limits.outbox = positive(&mut arguments, &flag)?.saturating_mul(1024),
+            "--outbox" => limits.outbox = outbox(&mut arguments, &flag)?,
+            "--grace" => {
+                limits.grace = Duration::from_secs(positive(&mut arguments, &flag)?.min(3600) as u64)
+            }
             "--rate" => limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
             "--registrations" => {
                 limits.registrations = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
@@ -126,6 +131,16 @@ fn parse_user(words: impl Iterator<Item = OsString>) -> Result<Request, String> 
         }
     }
     Ok(Request::User(or_default(data_dir)?, action))
+}
+
+/// Bytes. A smaller one would be full before its client has to acknowledge anything.
+fn outbox(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {
+    let bytes = arguments.value::<usize>(flag)?.saturating_mul(1024);
+    if bytes < MIN_OUTBOX {
+        Err(format!("{flag} takes a number from {}", MIN_OUTBOX / 1024))
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {

@@ -1,130 +1,145 @@
-//! What waits to be sent to one client, and who sends it.
+//! The outbox of a session: its [`Frames`], the connection they go out on, and who sends them.
 //!
 //! Invariant: whoever holds the *baton* (`Queue::busy`) alone encrypts and writes, so ciphertext
 //! leaves in the order in which it was made. Whoever queues something and finds the baton free
 //! takes it; whoever finds it taken leaves at once, because the holder looks at the queue again,
 //! under the same lock, before it lays the baton down. Nobody ever waits for a client:
 //! when its socket is full, baton and rest go to a writer thread that ends when it has caught up.
-//! Packets wait behind all lines. The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
+//! The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
 //! no sender can throw a slow reader off; what the server itself has to say still fits, or the
-//! client is closed, as is one that takes nothing for 30 s.
+//! session ends. A connection that takes nothing for 30 s is closed.
+//!
+//! The outbox outlives its connection, a [`Link`]. There is one baton for each link: `busy` speaks of `link`, and both
+//! change together, under the lock. A holder takes frames out of the queue only under the lock and after it has seen that
+//! `link` is still the one it writes to; if not, it has lost its baton, leaves what it was about to write, and touches
+//! nothing more. So when another link is put in, no frame gets a number any more on account of the former, and what
+//! its holder may still be writing goes to a socket that is shut; every counted frame that it took is among those kept,
+//! and is sent again. [`Outbox::claim`] takes the link off, [`Outbox::attach`] puts the next one in, and only for the
+//! latest claim: of two resumptions at once the later one wins.
 
-use super::limits::{MAX_WAITING_PACKETS, MAX_WRITERS, Ticket};
+use super::frames::{FalseAck, Frame, Frames};
+use super::limits::{MAX_WRITERS, Ticket};
 use super::{lock, status};
-use crate::protocol::MAX_LINE;
 use crate::wire::tls::Channel;
-use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-/// Bytes and parts that are encrypted together: one TLS record.
-const BATCH_BYTES: usize = 16 * 1024;
-const BATCH_PARTS: usize = 64;
 /// Batches after which the holder of the baton gives it to a thread of its own: others wait for it.
 const MAX_BATCHES: usize = 64;
 /// Stack of a writer thread, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
 static WRITERS: AtomicUsize = AtomicUsize::new(0);
-/// Bytes of packets in all outboxes.
-static WAITING_PACKETS: AtomicUsize = AtomicUsize::new(0);
 
-/// A piece of a line.
-#[derive(Clone)]
-pub enum Part {
-    /// The same bytes for many clients.
-    Shared(Arc<[u8]>),
-    /// This client's alone.
-    Own(Box<[u8]>),
+/// A connection, counted as long as any thread holds on to its socket.
+pub struct Link {
+    pub channel: Channel,
+    _ticket: Ticket,
 }
 
-impl Part {
-    /// What is sent.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Part::Shared(bytes) => bytes,
-            Part::Own(bytes) => bytes,
-        }
+impl Link {
+    /// A connection that has logged in or resumed.
+    pub fn new(channel: Channel, ticket: Ticket) -> Arc<Link> {
+        Arc::new(Link { channel, _ticket: ticket })
     }
 }
 
-impl From<Vec<u8>> for Part {
-    fn from(bytes: Vec<u8>) -> Self {
-        Part::Own(bytes.into_boxed_slice())
-    }
-}
-
-#[derive(Default)]
 struct Queue {
-    parts: VecDeque<Part>,
-    bytes: usize,
-    /// Packets, which let every line go first: a file does not hold up what people say.
-    packets: VecDeque<Vec<u8>>,
-    packet_bytes: usize,
-    /// The baton: somebody encrypts and writes.
+    frames: Frames,
+    /// `None` while the session has no connection.
+    link: Option<Arc<Link>>,
+    /// The baton of `link`: somebody encrypts and writes.
     busy: bool,
     /// On the flusher's list.
     listed: bool,
-    /// The connection ends when the queue is empty.
+    /// Resumptions so far.
+    claims: u64,
+    /// The connection ends when the queue is empty, and the session with it.
     ending: bool,
     closed: bool,
 }
 
-/// The queue of one client.
-pub struct Outbox {
-    channel: Arc<Channel>,
-    limit: usize,
-    queue: Mutex<Queue>,
-    /// Counted out when the last thread has let go of the socket.
-    _ticket: Ticket,
+impl Queue {
+    fn is_open(&self) -> bool {
+        !self.closed && !self.ending
+    }
+
+    fn is_on(&self, link: &Arc<Link>) -> bool {
+        self.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+    }
+
+    /// Takes the link off and shuts it; its reader returns, and the holder of its baton has lost it.
+    fn cut(&mut self) {
+        self.busy = false;
+        if let Some(link) = self.link.take() {
+            link.channel.close();
+        }
+    }
+
+    /// Ends the session at once.
+    fn shut(&mut self) {
+        self.closed = true;
+        self.frames.clear();
+        self.cut();
+    }
 }
 
-/// What became of a line.
+/// The queue of one session.
+pub struct Outbox {
+    queue: Mutex<Queue>,
+}
+
+/// What became of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queued {
     Yes,
     /// Too much waits already.
     Full,
-    /// The client is gone.
+    /// The session has ended.
     Gone,
 }
 
 impl Outbox {
     /// `limit` is in bytes.
-    pub fn new(channel: Arc<Channel>, limit: usize, ticket: Ticket) -> Outbox {
-        Outbox { channel, limit, queue: Mutex::default(), _ticket: ticket }
+    pub fn new(link: Arc<Link>, limit: usize) -> Outbox {
+        let queue = Queue {
+            frames: Frames::new(limit),
+            link: Some(link),
+            busy: false,
+            listed: false,
+            claims: 0,
+            ending: false,
+            closed: false,
+        };
+        Outbox { queue: Mutex::new(queue) }
     }
 
-    /// Queues one whole line of the server's own and sends what can be sent now.
-    pub fn send(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>) {
+    /// Queues one frame of the server's own and sends what can be sent now.
+    pub fn send(self: &Arc<Outbox>, frame: Frame) {
         let mut queue = lock(&self.queue);
-        self.put_own(&mut queue, line);
+        put_own(&mut queue, frame);
         self.take_baton(queue);
     }
 
-    /// Queues one whole line of the server's own for the flusher.
-    pub fn queue(self: &Arc<Outbox>, line: impl IntoIterator<Item = Part>, flusher: &Flusher) {
+    /// Queues one frame of the server's own for the flusher.
+    pub fn queue(self: &Arc<Outbox>, frame: Frame, flusher: &Flusher) {
         let mut queue = lock(&self.queue);
-        self.put_own(&mut queue, line);
+        put_own(&mut queue, frame);
         self.list(queue, flusher);
     }
 
-    /// Queues one whole line from another client, for the flusher or to be sent at once, unless too
+    /// Queues one line from another client, for the flusher or to be sent at once, unless too
     /// much waits already.
-    pub fn deliver(
-        self: &Arc<Outbox>,
-        line: impl IntoIterator<Item = Part>,
-        flusher: Option<&Flusher>,
-    ) -> Queued {
+    pub fn deliver(self: &Arc<Outbox>, frame: Frame, flusher: Option<&Flusher>) -> Queued {
         let mut queue = lock(&self.queue);
-        if queue.closed || queue.ending {
+        if !queue.is_open() {
             return Queued::Gone;
         }
-        if queue.bytes > self.limit {
+        if queue.frames.is_full(queue.link.is_some()) {
             return Queued::Full;
         }
-        put(&mut queue, line);
+        put(&mut queue, frame);
         match flusher {
             Some(flusher) => self.list(queue, flusher),
             None => self.take_baton(queue),
@@ -132,38 +147,84 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Whether a packet may be queued now. There is room for far more than one client may grant, unless many
-    /// do not take what they have granted: then each may have an eighth of what is left.
+    /// Whether a packet may be queued now: see [`Frames::has_room`].
     pub fn has_room(&self) -> bool {
-        let left = MAX_WAITING_PACKETS.saturating_sub(WAITING_PACKETS.load(Ordering::Relaxed));
-        lock(&self.queue).packet_bytes <= left / 8
-    }
-
-    /// How many packets wait.
-    pub fn packets(&self) -> u32 {
-        u32::try_from(lock(&self.queue).packets.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Queues a packet behind all lines. False if the client is gone.
-    pub fn relay(self: &Arc<Outbox>, packet: Vec<u8>) -> bool {
         let mut queue = lock(&self.queue);
-        if queue.closed || queue.ending {
-            return false;
-        }
-        count_packet(&mut queue, packet.len());
-        queue.packets.push_back(packet);
-        self.take_baton(queue);
-        true
+        let connected = queue.link.is_some();
+        queue.frames.has_room(connected)
     }
 
-    /// Whether the client is still served.
+    /// How many packets count against what may be granted: see [`Frames::packets`].
+    pub fn packets(&self) -> u32 {
+        u32::try_from(lock(&self.queue).frames.packets()).unwrap_or(u32::MAX)
+    }
+
+    /// Queues a packet behind all lines. False if the session has ended.
+    pub fn relay(self: &Arc<Outbox>, packet: Frame) -> bool {
+        let mut queue = lock(&self.queue);
+        let open = queue.is_open();
+        if open {
+            put(&mut queue, packet);
+            self.take_baton(queue);
+        }
+        open
+    }
+
+    /// Whether the session goes on.
     pub fn is_open(&self) -> bool {
+        lock(&self.queue).is_open()
+    }
+
+    /// Whether the session goes on, and on this connection.
+    pub fn serves(&self, link: &Arc<Link>) -> bool {
         let queue = lock(&self.queue);
-        !queue.closed && !queue.ending
+        queue.is_open() && queue.is_on(link)
+    }
+
+    /// Takes in what the client of `link` says to have received. True if it was so much that an `ack` was due.
+    ///
+    /// # Errors
+    /// [`FalseAck`].
+    pub fn acknowledge(&self, link: &Arc<Link>, received: u64) -> Result<bool, FalseAck> {
+        let mut queue = lock(&self.queue);
+        if queue.is_on(link) { queue.frames.acknowledge(received) } else { Ok(true) }
+    }
+
+    /// Closes the session's connection for one whose client has received so much, and returns the number of the claim.
+    /// `None`, and nothing has changed, if the session has ended or cannot be resumed from there.
+    pub fn claim(&self, received: u64) -> Option<u64> {
+        let mut queue = lock(&self.queue);
+        if !queue.is_open() || !queue.frames.reaches(received) {
+            return None;
+        }
+        queue.cut();
+        queue.claims += 1;
+        Some(queue.claims)
+    }
+
+    /// Goes on sending on `link`. False, and nothing has changed, if the session has ended since the claim, or there was
+    /// a later one.
+    pub fn attach(self: &Arc<Outbox>, link: Arc<Link>, claim: u64, received: u64) -> bool {
+        let mut queue = lock(&self.queue);
+        let goes_on = queue.is_open() && queue.claims == claim && queue.frames.resume(received);
+        if goes_on {
+            queue.cut();
+            queue.link = Some(link);
+            self.take_baton(queue);
+        }
+        goes_on
+    }
+
+    /// The reader of `link` has ended: the connection is closed, unless it is ending by itself.
+    pub fn detach(&self, link: &Arc<Link>) {
+        let mut queue = lock(&self.queue);
+        if queue.is_open() && queue.is_on(link) {
+            queue.cut();
+        }
     }
 
     fn list(self: &Arc<Outbox>, mut queue: MutexGuard<'_, Queue>, flusher: &Flusher) {
-        if !queue.busy && !queue.closed && !std::mem::replace(&mut queue.listed, true) {
+        if !queue.busy && queue.link.is_some() && !std::mem::replace(&mut queue.listed, true) {
             drop(queue);
             flusher.add(self.clone());
         }
@@ -176,176 +237,152 @@ impl Outbox {
         self.take_baton(queue);
     }
 
-    /// Closes the connection when all that is queued has been sent.
+    /// Ends the session: when all lines that are queued have been sent, or at once without a connection.
     pub fn end(self: &Arc<Outbox>) {
         let mut queue = lock(&self.queue);
+        if queue.link.is_none() {
+            return queue.shut();
+        }
         queue.ending = true;
-        drop_packets(&mut queue);
+        queue.frames.end();
         self.take_baton(queue);
-    }
-
-    /// Closes the connection now; its reader returns.
-    pub fn close(&self) {
-        self.shut(&mut lock(&self.queue));
-    }
-
-    fn shut(&self, queue: &mut Queue) {
-        queue.closed = true;
-        queue.parts = VecDeque::new();
-        queue.bytes = 0;
-        drop_packets(queue);
-        self.channel.close();
-    }
-
-    fn put_own(&self, queue: &mut Queue, line: impl IntoIterator<Item = Part>) {
-        if queue.closed || queue.ending {
-            return;
-        }
-        if queue.bytes > self.limit.saturating_mul(2).saturating_add(MAX_LINE) {
-            status::SLOW_CLOSED.add();
-            return self.shut(queue);
-        }
-        put(queue, line);
     }
 
     /// Takes the baton if it is free, and runs with it.
     fn take_baton<'a>(self: &'a Arc<Outbox>, mut queue: MutexGuard<'a, Queue>) {
-        if queue.busy || queue.closed {
-            return;
-        }
+        let Some(link) = queue.link.clone().filter(|_| !queue.busy) else { return };
         queue.busy = true;
         let mut wire = Vec::new();
         for batches in 1.. {
-            let more = next_batch(&mut queue);
+            let batch = next_batch(&mut queue);
             drop(queue);
             wire.clear();
-            let sent = self.encrypt(more, &mut wire).and_then(|()| self.channel.send_now(&wire));
+            let sent = encrypt(&link, &batch, &mut wire).and_then(|()| link.channel.send_now(&wire));
             queue = lock(&self.queue);
+            if !queue.is_on(&link) {
+                return;
+            }
             match sent {
-                Err(_) => return self.shut(&mut queue),
+                Err(_) => return broken(&mut queue),
                 Ok(count) if count < wire.len() || batches >= MAX_BATCHES => {
                     drop(queue);
                     let rest = wire.split_off(count);
-                    return self.hand_over(rest);
+                    return self.hand_over(link, rest);
                 }
                 Ok(_) => {}
             }
-            if self.lay_down(&mut queue) {
+            if lay_down(&mut queue, &link) {
                 return;
             }
         }
     }
 
-    /// Lays the baton down if nothing is left to do.
-    fn lay_down(&self, queue: &mut Queue) -> bool {
-        if (queue.parts.is_empty() && queue.packets.is_empty()) || queue.closed {
-            queue.busy = false;
-            if queue.ending && !queue.closed {
-                let mut wire = Vec::new();
-                self.channel.encrypt_end(&mut wire);
-                let _ = self.channel.send_now(&wire);
-                queue.closed = true;
-                self.channel.finish();
-            }
-            return true;
-        }
-        false
-    }
-
-    fn encrypt(&self, batch: Vec<Part>, wire: &mut Vec<u8>) -> std::io::Result<()> {
-        let parts: Vec<&[u8]> = batch.iter().map(Part::bytes).collect();
-        self.channel.encrypt(&parts, wire)
-    }
-
-    /// Gives the baton and the rest to a writer thread of this client's own.
-    fn hand_over(self: &Arc<Outbox>, rest: Vec<u8>) {
-        let me = self.clone();
+    /// Gives the baton and the rest to a writer thread of this link's own.
+    fn hand_over(self: &Arc<Outbox>, link: Arc<Link>, rest: Vec<u8>) {
+        let (me, its) = (self.clone(), link.clone());
         let room = WRITERS.fetch_add(1, Ordering::Relaxed) < MAX_WRITERS;
         let thread = std::thread::Builder::new().name("writer".into()).stack_size(WRITER_STACK);
         let started = room
             && thread
                 .spawn(move || {
-                    me.write_out(rest);
+                    me.write_out(&its, rest);
                     WRITERS.fetch_sub(1, Ordering::Relaxed);
                 })
                 .is_ok();
         if !started {
             WRITERS.fetch_sub(1, Ordering::Relaxed);
             status::SLOW_CLOSED.add();
-            self.close();
+            self.give_up(&link);
+        }
+    }
+
+    fn give_up(&self, link: &Arc<Link>) {
+        let mut queue = lock(&self.queue);
+        if queue.is_on(link) {
+            broken(&mut queue);
         }
     }
 
     /// The writer thread: sends, waiting for the client, until it has caught up. Each batch has
     /// 30 s, so who takes less than 2.2 KiB a second (a packet) is given up.
-    fn write_out(self: &Arc<Outbox>, mut wire: Vec<u8>) {
+    fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {
-            let sent = self.channel.send(&wire);
+            let sent = link.channel.send(&wire);
             let mut queue = lock(&self.queue);
+            if !queue.is_on(link) {
+                return;
+            }
             if let Err(error) = sent {
                 if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) {
                     status::SLOW_CLOSED.add();
                 }
-                return self.shut(&mut queue);
+                return broken(&mut queue);
             }
-            if self.lay_down(&mut queue) {
+            if lay_down(&mut queue, link) {
                 return;
             }
             let batch = next_batch(&mut queue);
             drop(queue);
             wire.clear();
-            if self.encrypt(batch, &mut wire).is_err() {
-                return self.close();
+            if encrypt(link, &batch, &mut wire).is_err() {
+                return self.give_up(link);
             }
         }
     }
 }
 
-impl Drop for Outbox {
-    fn drop(&mut self) {
-        drop_packets(&mut lock(&self.queue));
-    }
+/// The connection takes nothing more. The session waits for another one, unless it was ending.
+fn broken(queue: &mut Queue) {
+    if queue.ending { queue.shut() } else { queue.cut() }
 }
 
-fn put(queue: &mut Queue, line: impl IntoIterator<Item = Part>) {
-    for part in line {
-        queue.bytes += part.bytes().len();
-        queue.parts.push_back(part);
-    }
-}
-
-fn count_packet(queue: &mut Queue, length: usize) {
-    queue.packet_bytes += length;
-    WAITING_PACKETS.fetch_add(length, Ordering::Relaxed);
-}
-
-fn drop_packets(queue: &mut Queue) {
-    WAITING_PACKETS.fetch_sub(queue.packet_bytes, Ordering::Relaxed);
-    queue.packet_bytes = 0;
-    queue.packets = VecDeque::new();
-}
-
-/// Lines if there are any, one packet otherwise.
-fn next_batch(queue: &mut Queue) -> Vec<Part> {
-    if queue.parts.is_empty()
-        && let Some(packet) = queue.packets.pop_front()
-    {
-        queue.packet_bytes -= packet.len();
-        WAITING_PACKETS.fetch_sub(packet.len(), Ordering::Relaxed);
-        return vec![packet.into()];
-    }
-    let mut bytes = 0;
-    let mut batch = Vec::with_capacity(queue.parts.len().min(BATCH_PARTS));
-    while let Some(part) = queue.parts.front() {
-        let length = part.bytes().len();
-        if !batch.is_empty() && (bytes + length > BATCH_BYTES || batch.len() >= BATCH_PARTS) {
-            break;
-        }
-        bytes += length;
-        batch.extend(queue.parts.pop_front());
-    }
-    queue.bytes -= bytes;
+fn next_batch(queue: &mut Queue) -> Vec<Frame> {
+    let batch = queue.frames.next_batch();
+    queue.frames.forget();
     batch
+}
+
+/// Lays the baton of the current link down if nothing is left to do.
+fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
+    if !queue.frames.is_idle() {
+        return false;
+    }
+    queue.busy = false;
+    if queue.ending {
+        let mut wire = Vec::new();
+        link.channel.encrypt_end(&mut wire);
+        let _ = link.channel.send_now(&wire);
+        link.channel.finish();
+        // Not cut: the reader still listens for a moment.
+        (queue.closed, queue.link) = (true, None);
+        queue.frames.clear();
+    }
+    true
+}
+
+fn encrypt(link: &Link, batch: &[Frame], wire: &mut Vec<u8>) -> std::io::Result<()> {
+    let parts: Vec<&[u8]> = batch.iter().flat_map(Frame::parts).collect();
+    link.channel.encrypt(&parts, wire)
+}
+
+fn put(queue: &mut Queue, frame: Frame) {
+    queue.frames.put(frame);
+    if queue.link.is_some() {
+        queue.frames.forget();
+    }
+}
+
+/// What the server itself has to say and no longer fits ends the session. Without a connection it stays
+/// on the list of those on-line, and takes nothing, until its time is over.
+fn put_own(queue: &mut Queue, frame: Frame) {
+    if !queue.is_open() {
+        return;
+    }
+    if queue.frames.overflows(queue.link.is_some()) {
+        status::SLOW_CLOSED.add();
+        return queue.shut();
+    }
+    put(queue, frame);
 }
 
 /// Writes out what broadcasts have queued, in passes: what arrives for a client during a pass goes
@@ -395,11 +432,11 @@ mod tests {
         let socket = Arc::new(socket);
         let doors = Arc::new(Doors::new(&Limits::for_machine(1024, 65_530)));
         let ticket = doors.admit(from.ip(), &socket).expect("the first");
-        let channel = Arc::new(Channel::bare(socket).expect("a socket"));
-        let outbox = Arc::new(Outbox::new(channel, 1024, ticket));
+        let link = Link::new(Channel::bare(socket).expect("a socket"), ticket);
+        let outbox = Arc::new(Outbox::new(link, 1024));
         // Some megabytes are the kernel's; long before the write times out, the rest is too much.
         let lines = (0..1000).take_while(|_| {
-            outbox.send([Part::from(vec![b'x'; 64 * 1024])]);
+            outbox.send(Frame::line(vec![b'x'; 64 * 1024]));
             outbox.is_open()
         });
         let taken = lines.count();

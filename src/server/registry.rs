@@ -4,9 +4,10 @@
 //! in lines that are made once for everyone. A newcomer gets the whole list once, then changes:
 //! ten thousand logins cause changes in the order of seconds, not of logins squared.
 
+use super::frames::{Frame, Part};
 use super::limits::PRESENCE_INTERVAL;
 use super::lock;
-use super::outbox::{Flusher, Part};
+use super::outbox::Flusher;
 use super::session::Session;
 use crate::name::Username;
 use crate::protocol::{MAX_PRESENCE_NAMES, Presence, ServerMessage};
@@ -120,7 +121,7 @@ impl Registry {
         for session in sessions {
             if !newcomers.contains(&Arc::as_ptr(&session)) {
                 news.iter().for_each(|line| {
-                    session.outbox.queue([line.clone()], flusher);
+                    session.outbox.queue(Frame::line(line.clone()), flusher);
                 });
             }
         }
@@ -128,7 +129,7 @@ impl Registry {
             let all = encode(true, told.iter().cloned().collect(), Vec::new());
             for newcomer in &changes.newcomers {
                 all.iter().for_each(|line| {
-                    newcomer.outbox.queue([line.clone()], flusher);
+                    newcomer.outbox.queue(Frame::line(line.clone()), flusher);
                 });
             }
         }
@@ -151,7 +152,7 @@ fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
     let line = |(n, (left, joined)): (usize, (&[Username], &[Username]))| {
         let (more, full) = (n < last, full && n == 0);
         let presence = Presence { more, full, joined: joined.to_vec(), left: left.to_vec() };
-        Part::Shared(ServerMessage::Presence(presence).encode().into())
+        Part::from(ServerMessage::Presence(presence).encode())
     };
     pieces.into_iter().enumerate().map(line).collect()
 }
@@ -165,7 +166,7 @@ mod tests {
     }
 
     fn lines(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Presence> {
-        let decode = |part: Part| match ServerMessage::decode(part.bytes()) {
+        let decode = |part: Part| match ServerMessage::decode(&part) {
             Ok(ServerMessage::Presence(presence)) => presence,
             _ => panic!("not presence"),
         };

@@ -1,13 +1,18 @@
 //! One person's login on this server: what others may ask for, and where their messages go.
+//!
+//! It outlives connections: what goes to the client is the [`Outbox`]'s, what comes from it belongs to whoever
+//! holds the turn ([`grace`](super::grace)), and nothing here belongs to a connection. Every lock is held for a few
+//! instructions; `granted` is taken before the outbox's, no others are held together.
 
+use super::grace::Slot;
 use super::lock;
 use super::outbox::Outbox;
 use crate::auth::Authenticated;
-use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate};
+use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{self, ErrorCode, MAX_GRANTED, PersonKeys, ServerMessage, SessionKeyFields};
+use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +20,7 @@ use std::sync::{Arc, Mutex};
 pub struct Session {
     pub name: Username,
     pub outbox: Arc<Outbox>,
+    pub slot: Slot,
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
@@ -31,15 +37,18 @@ struct Current {
     token: Key,
     /// Milliseconds since 1970.
     expires: u64,
+    /// The token before this one, in case the answer to the renewal was lost, and its end.
+    former: (Key, u64),
 }
 
 impl Current {
-    fn new(certificate: &SessionCertificate, now_ms: u64) -> Current {
+    fn new(certificate: &SessionCertificate, now_ms: u64, former: (Key, u64)) -> Current {
         Current {
             key_name: certificate.key.fingerprint().short(),
             certificate: SessionKeyFields::new(certificate),
             token: Key::random(),
             expires: now_ms + SESSION_KEY_LIFETIME.as_millis() as u64,
+            former,
         }
     }
 
@@ -51,11 +60,12 @@ impl Current {
 impl Session {
     /// The session, and what its client is told.
     pub fn new(login: &Authenticated, outbox: Arc<Outbox>, now_ms: u64) -> (Session, protocol::Session) {
-        let current = Current::new(login.certificate(), now_ms);
+        let current = Current::new(login.certificate(), now_ms, (Key::random(), 0));
         let announcement = current.announcement();
         let session = Session {
             name: login.name().clone(),
             outbox,
+            slot: Slot::default(),
             identity: login.identity().spki(),
             current: Mutex::new(current),
             granted: Mutex::default(),
@@ -65,16 +75,23 @@ impl Session {
 
     /// Takes a new session key, whose certificate was verified.
     pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> protocol::Session {
-        let new = Current::new(certificate, now_ms);
-        let announcement = new.announcement();
-        *lock(&self.current) = new;
-        announcement
+        let mut current = lock(&self.current);
+        let former = (current.token.duplicate(), current.expires);
+        *current = Current::new(certificate, now_ms, former);
+        current.announcement()
     }
 
-    /// Tells the client why its session is over, and closes the connection.
-    pub fn end(&self, code: ErrorCode, text: &str) {
-        self.outbox.send([ServerMessage::error(code, text).encode().into()]);
-        self.outbox.end();
+    /// What the session can be resumed with: always two, of which those that have expired fit nothing.
+    pub fn tokens(&self, now_ms: u64) -> [Key; 2] {
+        let current = lock(&self.current);
+        let (former, until) = &current.former;
+        [(&current.token, current.expires), (former, *until)]
+            .map(|(token, expires)| if now_ms < expires { token.duplicate() } else { Key::random() })
+    }
+
+    /// The identity key.
+    pub fn identity(&self) -> IdentityPublicKey {
+        IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
     }
 
     /// Whether `key_name` names the session key in use.
@@ -97,6 +114,11 @@ impl Session {
     /// Nothing more is granted to `sender` for this transfer.
     pub fn revoke(&self, sender: &Username, transfer: [u8; 16]) {
         lock(&self.granted).remove(&(sender.clone(), transfer));
+    }
+
+    /// Whether `sender` may send a packet.
+    pub fn has_granted(&self, sender: &Username, transfer: [u8; 16]) -> bool {
+        lock(&self.granted).contains_key(&(sender.clone(), transfer))
     }
 
     /// Uses up one packet of those granted to `sender`; false if there is none.

@@ -437,11 +437,11 @@ impl Raw {
         }
     }
 
-    /// The next message that is not presence or a ping.
+    /// The next message that is not presence, a ping or an acknowledgement.
     pub fn answer(&mut self) -> Option<ServerMessage> {
         loop {
             match self.hear() {
-                Some(ServerMessage::Presence(_) | ServerMessage::Ping) => {}
+                Some(ServerMessage::Presence(_) | ServerMessage::Ping | ServerMessage::Ack(_)) => {}
                 other => return other,
             }
         }

@@ -1,0 +1,419 @@
+//! The frames of one session, in order: those that went out and are kept until its client acknowledges them, and
+//! those that wait (README, "Resuming"). Data alone; who may touch it when is for [`outbox`](super::outbox).
+//!
+//! Invariant: a counted frame gets its number when it first goes out, which is when it moves from what waits
+//! to the end of `kept`; so `kept` is in wire order, and frame `before + n + 1` of the session is
+//! `kept[n]`. Nothing leaves `kept` but at its front: acknowledged, or forgotten for a bound, after which the session
+//! cannot be resumed from before that point. Keeping copies no bytes.
+
+use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, MAX_WAITING_PACKETS};
+use crate::protocol::{MAX_LINE, ServerMessage};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes and frames that are encrypted together: one TLS record.
+const BATCH_BYTES: usize = 16 * 1024;
+const BATCH_FRAMES: usize = 64;
+
+/// Bytes of packets in all sessions, waiting or kept.
+static ALL_PACKETS: AtomicUsize = AtomicUsize::new(0);
+
+/// A piece of a line or packet, perhaps the same bytes for many clients.
+pub type Part = Arc<[u8]>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A line that both sides count.
+    Line,
+    /// A line that is not counted: it speaks of this connection, and is never sent again.
+    Aside,
+    Packet,
+}
+
+/// A whole line or packet.
+#[derive(Clone)]
+pub struct Frame {
+    head: Part,
+    tail: Option<Part>,
+    kind: Kind,
+}
+
+impl Frame {
+    /// A line that is counted, with its end.
+    pub fn line(line: impl Into<Part>) -> Frame {
+        Frame { head: line.into(), tail: None, kind: Kind::Line }
+    }
+
+    /// A message; whether it is counted is [`ServerMessage::is_counted`].
+    pub fn message(message: &ServerMessage) -> Frame {
+        let kind = if message.is_counted() { Kind::Line } else { Kind::Aside };
+        Frame { kind, ..Frame::line(message.encode()) }
+    }
+
+    /// A message that is not counted, whatever it is: the login's own, and last words.
+    pub fn aside(message: &ServerMessage) -> Frame {
+        Frame { kind: Kind::Aside, ..Frame::line(message.encode()) }
+    }
+
+    /// An envelope: what is the same for all recipients, and this one's key.
+    pub fn envelope(shared: Part, own: Vec<u8>) -> Frame {
+        Frame { tail: Some(own.into()), ..Frame::line(shared) }
+    }
+
+    /// A packet with its head.
+    pub fn packet(head: Vec<u8>, payload: &[u8]) -> Frame {
+        Frame { head: head.into(), tail: Some(payload.into()), kind: Kind::Packet }
+    }
+
+    /// What is sent.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&*self.head).chain(self.tail.as_deref())
+    }
+
+    fn length(&self) -> usize {
+        self.parts().map(<[u8]>::len).sum()
+    }
+}
+
+/// A queue of frames and what it holds.
+#[derive(Default)]
+struct Line {
+    frames: VecDeque<Frame>,
+    /// Of lines.
+    bytes: usize,
+    packets: usize,
+    packet_bytes: usize,
+}
+
+impl Line {
+    fn push(&mut self, frame: Frame) {
+        match frame.kind {
+            Kind::Packet => {
+                self.packets += 1;
+                self.packet_bytes += frame.length();
+            }
+            Kind::Line | Kind::Aside => self.bytes += frame.length(),
+        }
+        self.frames.push_back(frame);
+    }
+
+    fn pop(&mut self) -> Option<Frame> {
+        let frame = self.frames.pop_front()?;
+        match frame.kind {
+            Kind::Packet => {
+                self.packets -= 1;
+                self.packet_bytes -= frame.length();
+            }
+            Kind::Line | Kind::Aside => self.bytes -= frame.length(),
+        }
+        if self.frames.is_empty() {
+            // An idle client holds no memory for the frames it may get one day.
+            self.frames = VecDeque::new();
+        }
+        Some(frame)
+    }
+}
+
+/// An `ack` of more than was sent, or of less than the one before.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FalseAck;
+
+/// All frames of one session.
+pub struct Frames {
+    /// Bytes of lines: see [`Frames::is_full`].
+    limit: usize,
+    /// Those that went out, on this connection or a former one.
+    kept: Line,
+    /// So many of them, at the front, went out on this connection; the others are sent again before anything else.
+    gone: usize,
+    /// Counted frames before the first that is kept.
+    before: u64,
+    /// What the client has last said to have taken in.
+    acknowledged: u64,
+    /// Whether it has ever sent an `ack`.
+    acknowledges: bool,
+    lines: Line,
+    /// They let every line go first: a file does not hold up what people say.
+    packets: Line,
+}
+
+impl Frames {
+    /// None. `limit` is in bytes.
+    pub fn new(limit: usize) -> Frames {
+        Frames {
+            limit,
+            kept: Line::default(),
+            gone: 0,
+            before: 0,
+            acknowledged: 0,
+            acknowledges: false,
+            lines: Line::default(),
+            packets: Line::default(),
+        }
+    }
+
+    /// Queues a frame.
+    pub fn put(&mut self, frame: Frame) {
+        match frame.kind {
+            Kind::Packet => {
+                ALL_PACKETS.fetch_add(frame.length(), Ordering::Relaxed);
+                self.packets.push(frame);
+            }
+            Kind::Line | Kind::Aside => self.lines.push(frame),
+        }
+    }
+
+    /// Bytes of lines that count against the limit. What a connected client that never acknowledges has been sent
+    /// does not: it is [forgotten](Frames::forget) instead.
+    fn counted_bytes(&self, connected: bool) -> usize {
+        let kept = if self.acknowledges || !connected { self.kept.bytes } else { 0 };
+        self.lines.bytes + kept
+    }
+
+    /// Whether an envelope is not taken.
+    pub fn is_full(&self, connected: bool) -> bool {
+        self.counted_bytes(connected) > self.limit
+    }
+
+    /// Whether not even what the server itself has to say is taken.
+    pub fn overflows(&self, connected: bool) -> bool {
+        self.counted_bytes(connected) > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
+    }
+
+    /// How many packets wait, or are kept although the client could have acknowledged them.
+    pub fn packets(&self) -> usize {
+        let kept = if self.acknowledges { self.kept.packets } else { 0 };
+        self.packets.packets + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
+    }
+
+    /// Whether a packet may be queued. There is room for far more than one client may grant, unless many do not
+    /// take what they have granted: then each may have an eighth of what is left, and of what a connected client was
+    /// sent only twice what it may take in without a word is kept.
+    pub fn has_room(&mut self, connected: bool) -> bool {
+        let share = MAX_WAITING_PACKETS.saturating_sub(ALL_PACKETS.load(Ordering::Relaxed)) / 8;
+        if !connected {
+            return self.packets.packet_bytes + self.kept.packet_bytes <= share;
+        }
+        while self.gone > 0 && self.kept.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
+            self.drop_first();
+        }
+        self.packets.packet_bytes <= share
+    }
+
+    /// Whether nothing is left to send.
+    pub fn is_idle(&self) -> bool {
+        self.gone == self.kept.frames.len() && self.lines.frames.is_empty() && self.packets.frames.is_empty()
+    }
+
+    /// What goes out next: what has to be sent again, then lines, then one packet.
+    pub fn next_batch(&mut self) -> Vec<Frame> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = self.peek() {
+            bytes += next.length();
+            if !batch.is_empty() && (bytes > BATCH_BYTES || batch.len() >= BATCH_FRAMES) {
+                break;
+            }
+            batch.extend(self.step());
+        }
+        batch
+    }
+
+    fn peek(&self) -> Option<&Frame> {
+        let again = self.kept.frames.get(self.gone);
+        again.or_else(|| self.lines.frames.front()).or_else(|| self.packets.frames.front())
+    }
+
+    /// Takes what [`Frames::peek`] shows; a counted frame is kept.
+    fn step(&mut self) -> Option<Frame> {
+        if let Some(again) = self.kept.frames.get(self.gone) {
+            self.gone += 1;
+            return Some(again.clone());
+        }
+        let frame = self.lines.pop().or_else(|| self.packets.pop())?;
+        if frame.kind != Kind::Aside {
+            self.kept.push(frame.clone());
+            self.gone += 1;
+        }
+        Some(frame)
+    }
+
+    /// Of a client that has never acknowledged anything, drops what was sent first until no more than the limit is held.
+    pub fn forget(&mut self) {
+        let held = |frames: &Frames| frames.kept.bytes + frames.kept.packet_bytes + frames.lines.bytes;
+        while !self.acknowledges && self.gone > 0 && held(self) > self.limit {
+            self.drop_first();
+        }
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(frame) = self.kept.pop() {
+            self.before += 1;
+            self.gone = self.gone.saturating_sub(1);
+            if frame.kind == Kind::Packet {
+                ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Drops what the client has taken in. True if that was so much that an `ack` was due.
+    ///
+    /// # Errors
+    /// [`FalseAck`], and nothing has changed.
+    pub fn acknowledge(&mut self, received: u64) -> Result<bool, FalseAck> {
+        if received < self.acknowledged || received > self.before + self.gone as u64 {
+            return Err(FalseAck);
+        }
+        let bytes = |frames: &Frames| frames.kept.bytes + frames.kept.packet_bytes;
+        let (former, held) = (self.acknowledged, bytes(self));
+        self.drop_to(received);
+        self.acknowledges = true;
+        Ok(received - former >= ACK_AFTER_FRAMES || held - bytes(self) >= ACK_AFTER_BYTES)
+    }
+
+    fn drop_to(&mut self, received: u64) {
+        while self.before < received {
+            self.drop_first();
+        }
+        self.acknowledged = received;
+    }
+
+    /// Whether a client that has taken in so much can be sent all the rest.
+    pub fn reaches(&self, received: u64) -> bool {
+        (self.before..=self.before + self.gone as u64).contains(&received)
+    }
+
+    /// Begins anew on another connection whose client has taken in so much. False, and nothing has changed, if that is
+    /// [out of reach](Frames::reaches).
+    pub fn resume(&mut self, received: u64) -> bool {
+        if !self.reaches(received) {
+            return false;
+        }
+        self.drop_to(received);
+        self.gone = 0;
+        // What spoke of the former connection is void: an old `ack` would even be false now.
+        for frame in std::mem::take(&mut self.lines).frames {
+            if frame.kind != Kind::Aside {
+                self.lines.push(frame);
+            }
+        }
+        true
+    }
+
+    /// The session ends: its lines still go out, nothing can be sent again.
+    pub fn end(&mut self) {
+        self.release_packets();
+        (self.kept, self.packets, self.gone) = (Line::default(), Line::default(), 0);
+    }
+
+    /// Nothing is sent any more.
+    pub fn clear(&mut self) {
+        self.end();
+        self.lines = Line::default();
+    }
+
+    fn release_packets(&self) {
+        ALL_PACKETS.fetch_sub(self.kept.packet_bytes + self.packets.packet_bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.release_packets();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(n: u8) -> Frame {
+        Frame::line(vec![n; 10])
+    }
+
+    fn packet(n: u8) -> Frame {
+        Frame::packet(vec![n; 4], &[n; 6])
+    }
+
+    fn aside() -> Frame {
+        Frame { kind: Kind::Aside, ..line(255) }
+    }
+
+    /// The first bytes of all that goes out now.
+    fn sent(frames: &mut Frames) -> Vec<u8> {
+        let mut out = Vec::new();
+        while !frames.is_idle() {
+            out.extend(frames.next_batch().iter().map(|frame| frame.head[0]));
+        }
+        out
+    }
+
+    #[test]
+    fn what_was_sent_and_not_taken_in_is_sent_again_in_its_order_and_before_the_rest() {
+        let mut frames = Frames::new(1000);
+        [packet(1), line(2), aside(), line(3)].map(|frame| frames.put(frame));
+        assert_eq!(sent(&mut frames), [2, 255, 3, 1]);
+        [line(4), aside(), packet(5)].map(|frame| frames.put(frame));
+        assert!(!frames.resume(4) && frames.resume(1));
+        frames.put(line(6));
+        // Cut again in the middle: only what went out on the last connection can have been taken in.
+        let again: Vec<u8> =
+            [frames.step(), frames.step()].into_iter().flatten().map(|f| f.head[0]).collect();
+        assert_eq!(again, [3, 1]);
+        assert!(!frames.reaches(4) && frames.resume(3));
+        assert_eq!(sent(&mut frames), [4, 6, 5]);
+        assert_eq!(frames.acknowledge(6), Ok(false));
+        assert!(frames.kept.frames.is_empty() && frames.kept.bytes == 0 && frames.kept.packet_bytes == 0);
+    }
+
+    #[test]
+    fn an_ack_neither_falls_nor_exceeds_what_was_sent() {
+        let mut frames = Frames::new(1000);
+        (1..=3).for_each(|n| frames.put(line(n)));
+        assert_eq!(frames.acknowledge(1), Err(FalseAck), "nothing has gone out");
+        sent(&mut frames);
+        assert_eq!(frames.acknowledge(4), Err(FalseAck));
+        assert_eq!(frames.acknowledge(2), Ok(false));
+        assert_eq!(frames.acknowledge(2), Ok(false));
+        assert_eq!(frames.acknowledge(1), Err(FalseAck));
+        assert!(!frames.reaches(1) && frames.reaches(2) && frames.reaches(3));
+    }
+
+    #[test]
+    fn who_never_acknowledges_is_served_and_the_oldest_is_forgotten() {
+        let mut frames = Frames::new(50);
+        for n in 0..100 {
+            assert!(!frames.is_full(true), "{n}");
+            frames.put(line(n));
+            sent(&mut frames);
+            frames.forget();
+            assert!(frames.kept.bytes <= 50);
+        }
+        assert!(!frames.reaches(94) && frames.reaches(95) && frames.reaches(100));
+        // Without a connection nothing more is forgotten, and so it fills.
+        frames.put(line(100));
+        assert!(frames.is_full(false));
+    }
+
+    #[test]
+    fn what_is_kept_for_one_who_acknowledges_counts_like_what_waits() {
+        let mut frames = Frames::new(50);
+        frames.put(line(0));
+        sent(&mut frames);
+        assert_eq!(frames.acknowledge(1), Ok(false));
+        for n in 1..=6 {
+            assert!(!frames.is_full(true), "{n}");
+            frames.put(line(n));
+            sent(&mut frames);
+            frames.forget();
+        }
+        assert!(frames.is_full(true) && frames.reaches(1));
+        (0..40).for_each(|n| frames.put(packet(n)));
+        assert_eq!(frames.packets(), 40);
+        sent(&mut frames);
+        assert_eq!(frames.packets(), 8, "those it must have acknowledged");
+        assert_eq!(frames.acknowledge(47), Ok(true));
+        assert_eq!(frames.packets(), 0);
+        assert!(!frames.is_full(true));
+    }
+}

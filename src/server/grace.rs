@@ -1,0 +1,203 @@
+//! Who reads from a session's client, and what becomes of a session that nobody reads from (README, "Resuming").
+//!
+//! Invariant: what is needed to handle a session's frames is its [`Inbound`], of which there is one. It is always in one
+//! of three places: with a connection's thread, inside a [`Turn`]; with a resumption that takes over, inside a `Turn`, too;
+//! or in the session's [`Slot`], and then the session stands on the list of [`Grace`], with the end of its time. Slot and list
+//! change together, under the slot's lock (which is taken before the list's). So no frame is handled or counted by two, a
+//! session without a connection always ends, and who takes the `Inbound` out of the slot, be it a resumption or the
+//! end of the time, decides alone what becomes of it.
+//!
+//! A resumption first shuts the former connection ([`Outbox::claim`](super::outbox::Outbox::claim)). Its thread then
+//! handles no further frame: before each one, and while it waits for anything, it looks whether the session still is on
+//! its link. What it had read and not handled is not counted, so the client sends it again. Then it drops its `Turn`.
+
+use super::frames::Frame;
+use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, Bucket};
+use super::session::Session;
+use super::{Shared, lock};
+use crate::protocol::{ErrorCode, Received, ServerMessage};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a session knows of the frames that come from its client.
+pub struct Inbound {
+    /// Counted frames that were taken in, all in all.
+    received: u64,
+    /// Frames and bytes since the last `ack`.
+    unsaid: (u64, usize),
+    /// The client's rate.
+    pub bucket: Bucket,
+    /// Where the client was last.
+    pub address: IpAddr,
+}
+
+impl Inbound {
+    /// Of a new session. `rate` is in requests a second.
+    pub fn new(rate: u32, address: IpAddr) -> Inbound {
+        let rate = f64::from(rate);
+        Inbound { received: 0, unsaid: (0, 0), bucket: Bucket::new(rate, rate * 4.0), address }
+    }
+
+    /// Counts one frame, just before it is handled.
+    pub fn count(&mut self, bytes: usize) {
+        self.received += 1;
+        self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
+    }
+
+    /// The `ack` that is due, if one is; `early` if any news is enough.
+    pub fn ack(&mut self, early: bool) -> Option<Received> {
+        let (frames, bytes) = self.unsaid;
+        let due = frames >= ACK_AFTER_FRAMES || bytes >= ACK_AFTER_BYTES || (early && frames > 0);
+        due.then(|| self.position())
+    }
+
+    /// How much was taken in, for a client that is told so now.
+    pub fn position(&mut self) -> Received {
+        self.unsaid = (0, 0);
+        Received { received: self.received }
+    }
+}
+
+/// The end of a session's time, and a number that makes it unique.
+type Place = (Instant, u64);
+
+/// Where the [`Inbound`] of a session without a connection is.
+#[derive(Default)]
+pub struct Slot {
+    inbound: Mutex<Option<(Place, Inbound)>>,
+    returned: Condvar,
+}
+
+/// The right to handle the frames of a session. Dropped, it goes to the slot; or the session ends, if its outbox has.
+pub struct Turn {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    inbound: Option<Inbound>,
+}
+
+impl Turn {
+    /// The first one of a session.
+    pub fn first(shared: &Arc<Shared>, session: &Arc<Session>, inbound: Inbound) -> Turn {
+        Turn { shared: shared.clone(), session: session.clone(), inbound: Some(inbound) }
+    }
+
+    /// The next one, as soon as the former is dropped; `None` if that takes too long.
+    pub fn next(shared: &Arc<Shared>, session: &Arc<Session>, patience: Duration) -> Option<Turn> {
+        let slot = &session.slot;
+        let waited = slot.returned.wait_timeout_while(lock(&slot.inbound), patience, |place| place.is_none());
+        let (place, inbound) = waited.unwrap_or_else(PoisonError::into_inner).0.take()?;
+        shared.grace.remove(place);
+        Some(Turn::first(shared, session, inbound))
+    }
+
+    /// Whose frames.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// What is known of them.
+    pub fn inbound(&mut self) -> &mut Inbound {
+        self.inbound.as_mut().expect("only the end of the turn takes it")
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(inbound) = self.inbound.take() else { return };
+        if !self.session.outbox.is_open() {
+            return finish(&self.shared, &self.session, inbound.address);
+        }
+        let mut place = lock(&self.session.slot.inbound);
+        *place = Some((self.shared.grace.add(&self.session), inbound));
+        self.session.slot.returned.notify_one();
+    }
+}
+
+/// The end of a session, once for each.
+fn finish(shared: &Shared, session: &Arc<Session>, address: IpAddr) {
+    if shared.registry.remove(session) {
+        shared.audit.log("logout", Some(&session.name), Some(address), "");
+    }
+    // The outbox may still have something to say, and then ends the connection itself.
+    session.outbox.end();
+}
+
+/// Ends a session, wherever it is, and tells its client why. If it has a connection, its thread does the rest.
+pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &str) {
+    session.outbox.send(Frame::aside(&ServerMessage::error(code, text)));
+    session.outbox.end();
+    let taken = lock(&session.slot.inbound).take();
+    if let Some((place, inbound)) = taken {
+        shared.grace.remove(place);
+        finish(shared, session, inbound.address);
+    }
+}
+
+/// The sessions without a connection, by the end of their time.
+pub struct Grace {
+    length: Duration,
+    list: Mutex<(BTreeMap<Place, Arc<Session>>, u64)>,
+    wake: Condvar,
+}
+
+impl Grace {
+    /// `length` is the time that a session has.
+    pub fn new(length: Duration) -> Grace {
+        Grace { length, list: Mutex::default(), wake: Condvar::new() }
+    }
+
+    fn add(&self, session: &Arc<Session>) -> Place {
+        let mut list = lock(&self.list);
+        let place = (Instant::now() + self.length, list.1);
+        list.1 += 1;
+        list.0.insert(place, session.clone());
+        // All have the same time: only the first one is earlier than what the thread waits for.
+        if list.0.len() == 1 {
+            self.wake.notify_one();
+        }
+        place
+    }
+
+    fn remove(&self, place: Place) {
+        lock(&self.list).0.remove(&place);
+    }
+
+    /// Ends the session whose time would end first, to make room for another. False if there is none.
+    pub fn end_first(&self, shared: &Shared) -> bool {
+        let first = lock(&self.list).0.pop_first();
+        first.is_some_and(|(place, session)| end(shared, place, &session))
+    }
+
+    /// The thread that ends sessions whose time is over.
+    pub fn run(&self, shared: &Shared) -> ! {
+        let mut list = lock(&self.list);
+        loop {
+            let now = Instant::now();
+            list = match list.0.first_key_value() {
+                None => self.wake.wait(list).unwrap_or_else(PoisonError::into_inner),
+                Some(((until, _), _)) if *until > now => {
+                    let left = *until - now;
+                    self.wake.wait_timeout(list, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                Some(_) => {
+                    let first = list.0.pop_first();
+                    drop(list);
+                    if let Some((place, session)) = first {
+                        end(shared, place, &session);
+                    }
+                    lock(&self.list)
+                }
+            };
+        }
+    }
+}
+
+/// Ends a session that was taken off the list. False if a resumption was faster.
+fn end(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
+    let taken = lock(&session.slot.inbound).take_if(|(its, _)| *its == place);
+    let Some((_, inbound)) = taken else { return false };
+    finish(shared, session, inbound.address);
+    true
+}

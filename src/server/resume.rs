@@ -1,0 +1,51 @@
+//! The handshake that takes up a session on a new connection (README, "Resuming").
+//!
+//! Invariant: whatever is wrong - no such session, token, channel, count - takes the same steps and gets the same answer,
+//! and until the proof and the count are right nothing of the session or its connection has changed.
+
+use super::connection::{Guest, Refusal, check_version, refuse};
+use super::grace::Turn;
+use super::limits;
+use super::session::Session;
+use crate::auth::PendingResume;
+use crate::clock;
+use crate::crypto::secret::Key;
+use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage};
+use std::sync::Arc;
+
+/// A session that was taken from its former connection, and whose client has been told so.
+pub struct Resumption {
+    pub turn: Turn,
+    /// See [`Outbox::claim`](super::outbox::Outbox::claim).
+    pub claim: u64,
+    /// Frames that the client has taken in.
+    pub received: u64,
+}
+
+impl Guest<'_> {
+    /// From the request to `resumed`.
+    pub(super) fn resume(&mut self, request: ResumeRequest) -> Result<Resumption, Refusal> {
+        check_version(request.version)?;
+        let (pending, challenge) = PendingResume::new(request.username);
+        self.say(&ServerMessage::ResumeChallenge(challenge))?;
+        let ClientMessage::Resume(answer) = self.next()? else {
+            return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first"));
+        };
+        // Only now: the session may have ended or begun while the client thought.
+        let session = self.shared.registry.get(pending.name());
+        let nobody = || [Key::random(), Key::random()];
+        let tokens = session.as_deref().map_or_else(nobody, |session| session.tokens(clock::now_ms()));
+        // A token cannot be guessed, so a failure is not counted against anybody.
+        let proven = pending.verify(&answer, self.channel.exporter(), &tokens).is_ok();
+        let claimed = |session: Arc<Session>| Some((session.outbox.claim(answer.received)?, session));
+        let Some((claim, session)) = session.filter(|_| proven).and_then(claimed) else {
+            return Err(refuse(ErrorCode::NoSession, "there is no such session to resume: log in"));
+        };
+        let Some(mut turn) = Turn::next(self.shared, &session, limits::RESUME_PATIENCE) else {
+            return Err(refuse(ErrorCode::TimedOut, "the former connection is still busy: try again"));
+        };
+        turn.inbound().address = self.address;
+        self.say(&ServerMessage::Resumed(turn.inbound().position()))?;
+        Ok(Resumption { turn, claim, received: answer.received })
+    }
+}

@@ -1,0 +1,829 @@
+//! Sessions that outlive their connections: whatever is cut, and wherever, every frame is taken in once and in order, in
+//! both directions; and nobody but who holds the session's token can take it up. Real servers, raw clients that keep
+//! and count as README, "Resuming" says.
+
+mod common;
+
+use common::{Heard, Person, Raw, Server, until};
+use secure_messenger::auth;
+use secure_messenger::clock;
+use secure_messenger::crypto::keys::SessionKey;
+use secure_messenger::crypto::public::RSA_BYTES;
+use secure_messenger::crypto::secret::{Key, random};
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{
+    ClientMessage, EncryptedSend, EnvelopeFields, Grant, KeysRequest, Packet, Received, Resume,
+    ResumeChallenge, ResumeRequest, Routing, Sent, ServerMessage, SessionKeyFields, VERSION,
+};
+use secure_messenger::wire::frame;
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes that may still go to the server and come from it, before both ends are cut.
+#[derive(Clone)]
+struct Cut(Arc<[AtomicU64; 2]>);
+
+impl Cut {
+    /// A connection to the server that is whole so far.
+    fn before(server: &Server) -> (TcpStream, Cut) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let (inside, _) = listener.accept().expect("accepted");
+        let far = server.socket();
+        let cut = Cut(Arc::new([AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)]));
+        for (way, from, to) in [(0, &inside, &far), (1, &far, &inside)] {
+            let (from, to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
+            let cut = cut.clone();
+            from.set_read_timeout(None).expect("socket");
+            thread::spawn(move || cut.pass(way, from, to));
+        }
+        (near, cut)
+    }
+
+    fn pass(&self, way: usize, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let left = self.0[way].load(Ordering::SeqCst);
+            let count = (count as u64).min(left);
+            if left != u64::MAX {
+                self.0[way].store(left - count, Ordering::SeqCst);
+            }
+            if to.write_all(&buffer[..count as usize]).is_err() || count == left {
+                break;
+            }
+        }
+        for socket in [from, to] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn after(&self, way: usize, bytes: u64) {
+        self.0[way].store(bytes, Ordering::SeqCst);
+    }
+}
+
+/// A client as far as its session goes.
+struct Peer<'a> {
+    server: &'a Server,
+    raw: Raw,
+    cut: Cut,
+    person: Person,
+    token: Key,
+    /// Frames taken in, and told to the server.
+    received: u64,
+    told: u64,
+    acks: bool,
+    /// Frames sent that the server has not acknowledged, and those before them.
+    kept: VecDeque<Vec<u8>>,
+    before: u64,
+    resumed: usize,
+}
+
+fn connect(server: &Server) -> (Raw, Cut) {
+    let (socket, cut) = Cut::before(server);
+    (Raw::over(socket, server.tls), cut)
+}
+
+fn token(answer: Option<ServerMessage>) -> Key {
+    match answer {
+        Some(ServerMessage::Session(session)) => session.token,
+        _ => panic!("not logged in"),
+    }
+}
+
+impl<'a> Peer<'a> {
+    fn new(server: &'a Server, name: &str) -> Peer<'a> {
+        let (mut raw, cut) = connect(server);
+        let person = Person::new(name);
+        raw.register(&person);
+        let token = token(raw.log_in(&person));
+        let (kept, before) = (VecDeque::new(), 0);
+        let mut peer = Peer {
+            server,
+            raw,
+            cut,
+            person,
+            token,
+            received: 0,
+            told: 0,
+            acks: true,
+            kept,
+            before,
+            resumed: 0,
+        };
+        // The first list.
+        peer.hear_message(|message| matches!(message, ServerMessage::Presence(presence) if !presence.more));
+        peer
+    }
+
+    fn name(&self) -> Username {
+        self.person.name.clone()
+    }
+
+    fn frame(&mut self, frame: Vec<u8>) {
+        self.raw.bytes(&frame);
+        self.kept.push_back(frame);
+    }
+
+    fn say(&mut self, message: &ClientMessage) {
+        match message.is_counted() {
+            true => self.frame(message.encode()),
+            false => drop(self.raw.bytes(&message.encode())),
+        }
+    }
+
+    fn ack(&mut self) {
+        self.told = self.received;
+        self.say(&ClientMessage::Ack(Received { received: self.received }));
+    }
+
+    fn acknowledged(&mut self, received: u64) {
+        let count = received.checked_sub(self.before).expect("never falls") as usize;
+        assert!(count <= self.kept.len(), "more than was sent");
+        self.kept.drain(..count);
+        self.before = received;
+    }
+
+    /// The next frame on this connection; `None` when it has ended.
+    fn next(&mut self) -> Option<Heard> {
+        loop {
+            let heard = self.raw.next()?;
+            match &heard {
+                Heard::Message(ServerMessage::Ack(ack)) => self.acknowledged(ack.received),
+                Heard::Message(ServerMessage::Ping) => {
+                    self.ack();
+                    self.say(&ClientMessage::Pong);
+                }
+                Heard::Message(ServerMessage::Pong) => return Some(heard),
+                _ => {
+                    self.received += 1;
+                    if self.acks && self.received - self.told >= 32 {
+                        self.ack();
+                    }
+                    return Some(heard);
+                }
+            }
+        }
+    }
+
+    /// The next frame on this or any later connection.
+    fn hear(&mut self) -> Heard {
+        loop {
+            match self.next() {
+                Some(heard) => return heard,
+                None => self.resume(),
+            }
+        }
+    }
+
+    fn hear_message(&mut self, fits: impl Fn(&ServerMessage) -> bool) -> ServerMessage {
+        loop {
+            if let Heard::Message(message) = self.hear()
+                && fits(&message)
+            {
+                return message;
+            }
+        }
+    }
+
+    fn sent(&mut self) -> Sent {
+        match self.hear_message(|message| matches!(message, ServerMessage::Sent(_))) {
+            ServerMessage::Sent(sent) => sent,
+            _ => unreachable!(),
+        }
+    }
+
+    /// The number of the next envelope.
+    fn letter(&mut self) -> u64 {
+        match self.hear_message(|message| matches!(message, ServerMessage::EncryptedMessage(_))) {
+            ServerMessage::EncryptedMessage(message) => message.envelope.sequence,
+            _ => unreachable!(),
+        }
+    }
+
+    /// Everything said so far was dealt with.
+    fn settle(&mut self) {
+        let resumed = self.resumed;
+        self.say(&ClientMessage::Ping);
+        loop {
+            if let Heard::Message(ServerMessage::Pong) = self.hear() {
+                return;
+            }
+            if self.resumed != resumed {
+                return self.settle();
+            }
+        }
+    }
+
+    /// Takes the session up, as often as it takes.
+    fn resume(&mut self) {
+        while !self.attempt(u64::MAX, u64::MAX) {}
+    }
+
+    /// One attempt, whose connection is cut after so many bytes each way. False if that was too early.
+    fn attempt(&mut self, up: u64, down: u64) -> bool {
+        let (raw, cut) = connect(self.server);
+        (self.raw, self.cut) = (raw, cut);
+        self.cut.after(0, up);
+        self.cut.after(1, down);
+        let challenge = match challenge(&mut self.raw, &self.name()) {
+            Some(challenge) => challenge,
+            None => return false,
+        };
+        let exporter = self.raw.channel.exporter().to_vec();
+        let proof = auth::resume(&self.person.name, &challenge, &exporter, &self.token, self.received);
+        self.raw.bytes(&ClientMessage::Resume(proof).encode());
+        match self.raw.hear() {
+            None => false,
+            Some(ServerMessage::Resumed(position)) => {
+                self.acknowledged(position.received);
+                self.told = self.received;
+                self.resumed += 1;
+                self.kept.iter().for_each(|frame| drop(self.raw.bytes(frame)));
+                true
+            }
+            Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+            Some(_) => panic!("something else came first"),
+        }
+    }
+
+    /// Closes the connection without a word.
+    fn hang_up(&mut self) {
+        self.raw.channel.close();
+    }
+}
+
+fn challenge(raw: &mut Raw, name: &Username) -> Option<ResumeChallenge> {
+    let request = ResumeRequest { version: VERSION, username: name.clone() };
+    raw.bytes(&ClientMessage::ResumeRequest(request).encode());
+    match raw.hear() {
+        Some(ServerMessage::ResumeChallenge(challenge)) => Some(challenge),
+        None => None,
+        _ => panic!("no challenge"),
+    }
+}
+
+/// The code that answers an attempt to resume, on a connection that is then closed; `None` if it was let in.
+fn refusal(server: &Server, name: &Username, received: u64, token: &Key) -> Option<String> {
+    let mut raw = server.raw();
+    let challenge = challenge(&mut raw, name).expect("a challenge for every name");
+    let proof = auth::resume(name, &challenge, raw.channel.exporter(), token, received);
+    answer(raw, proof)
+}
+
+fn answer(mut raw: Raw, proof: Resume) -> Option<String> {
+    raw.say(&ClientMessage::Resume(proof));
+    match raw.hear() {
+        Some(ServerMessage::Resumed(_)) => None,
+        Some(ServerMessage::Error(failure)) => {
+            assert!(raw.is_closed());
+            Some(failure.code)
+        }
+        _ => panic!("no answer"),
+    }
+}
+
+const NO_SESSION: &str = "no_session";
+
+/// An envelope as far as the server can see.
+fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMessage {
+    let names: Vec<Username> = targets.iter().map(|name| name.parse().expect("name")).collect();
+    let private = names.len() == 1;
+    ClientMessage::EncryptedSend(Box::new(EncryptedSend {
+        routing: Routing {
+            id: number,
+            keys: targets.iter().map(|name| (name.to_string(), Fixed([7; RSA_BYTES]))).collect(),
+            sessions: targets
+                .iter()
+                .map(|name| (name.to_string(), from.session.fingerprint().short()))
+                .collect(),
+            targets: names.clone(),
+        },
+        envelope: EnvelopeFields {
+            from: from.name.clone(),
+            kind: "message".into(),
+            scope: if private { "private" } else { "broadcast" }.into(),
+            recipient: private.then(|| names[0].clone()),
+            recipient_session: None,
+            identity: Fixed(from.identity.public().fingerprint().0),
+            session: Fixed(from.session.fingerprint().0),
+            sequence: number,
+            time: 1,
+            commitment: Fixed([1; 32]),
+            nonce: Fixed([2; 12]),
+            ciphertext: Bytes(vec![5; size]),
+            tag: Fixed([6; 16]),
+            signature: Fixed([7; RSA_BYTES]),
+        },
+    }))
+}
+
+const TRANSFER: [u8; 16] = [9; 16];
+
+fn packet(peer: &str, number: u64, size: usize) -> Vec<u8> {
+    let payload = [&number.to_be_bytes()[..], &vec![0; size]].concat();
+    let address = Packet::address(&peer.parse().expect("name"), &TRANSFER);
+    [&frame::packet_head(&address, &payload), &payload[..]].concat()
+}
+
+fn grant(peer: &str, count: u32) -> ClientMessage {
+    ClientMessage::Grant(Grant { peer: peer.parse().expect("name"), transfer: Fixed(TRANSFER), count })
+}
+
+/// Numbers that look random, and are the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Takes in all that was sent to bob: the numbers must go on where they were.
+struct Tally {
+    letters: u64,
+    packets: u64,
+}
+
+impl Tally {
+    fn take(&mut self, heard: Heard) {
+        match heard {
+            Heard::Message(ServerMessage::EncryptedMessage(message)) => {
+                self.letters += 1;
+                assert_eq!(message.envelope.sequence, self.letters);
+            }
+            Heard::Packet(_, _, payload) => {
+                self.packets += 1;
+                assert_eq!(payload[..8], self.packets.to_be_bytes());
+            }
+            Heard::Message(ServerMessage::Refused(_)) => panic!("refused"),
+            Heard::Message(_) => {}
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
+    let seed = u64::from_be_bytes(random());
+    println!("seed {seed}");
+    let mut dice = Dice(seed);
+    let server = Server::with(&["--rate", "100000"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let mut tally = Tally { letters: 0, packets: 0 };
+    let (mut letters, mut packets) = (0, 0);
+    for round in 0..200 {
+        // Either loses its connection, at any byte of either direction; sometimes while it resumes, too.
+        let (way, bytes) = (dice.below(2) as usize, dice.below(6000));
+        let victim = if dice.below(2) == 0 { &mut alice } else { &mut bob };
+        if dice.below(3) == 0 {
+            victim.hang_up();
+            let early = dice.below(1500);
+            let _ = if way == 0 { victim.attempt(early, u64::MAX) } else { victim.attempt(u64::MAX, early) };
+        } else {
+            victim.cut.after(way, bytes);
+        }
+        let count = 1 + dice.below(3);
+        bob.say(&grant("alice", count as u32));
+        bob.settle_into(&mut tally);
+        alice.hear_message(|message| matches!(message, ServerMessage::Grant(_)));
+        for _ in 0..count {
+            letters += 1;
+            packets += 1;
+            let targets: &[&str] = if dice.below(2) == 0 { &["bob"] } else { &["bob", "alice"] };
+            let size = dice.below(3000) as usize;
+            let letter = letter(&alice.person, targets, letters, size);
+            alice.say(&letter);
+            let packet = packet("bob", packets, dice.below(5000) as usize);
+            alice.frame(packet);
+        }
+        for id in letters - count + 1..=letters {
+            let sent = alice.sent();
+            assert_eq!((sent.id, sent.delivered.contains(&bob.name())), (id, true), "round {round}");
+        }
+        alice.settle();
+        while (tally.letters, tally.packets) != (letters, packets) {
+            tally.take(bob.hear());
+        }
+        bob.settle_into(&mut tally);
+        assert_eq!((tally.letters, tally.packets), (letters, packets), "round {round}");
+    }
+    let resumed = alice.resumed + bob.resumed;
+    println!("{resumed} resumptions, {letters} envelopes, {packets} packets");
+    assert!(resumed >= 100, "{resumed}");
+    let log = server.log();
+    assert!(!log.contains("event=logout"), "{log}");
+}
+
+impl Peer<'_> {
+    fn settle_into(&mut self, tally: &mut Tally) {
+        let resumed = self.resumed;
+        self.say(&ClientMessage::Ping);
+        loop {
+            match self.hear() {
+                Heard::Message(ServerMessage::Pong) => return,
+                heard => tally.take(heard),
+            }
+            if self.resumed != resumed {
+                return self.settle_into(tally);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
+    let server = Server::with(&["--no-tls", "--rate", "100000"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let mut tally = Tally { letters: 0, packets: 0 };
+    let length = letter(&alice.person, &["bob"], 1, 10).encode().len() as u64;
+    let both = 2 * length + packet("bob", 1, 300).len() as u64 + 2;
+    let mut number = 0;
+    for way in [0, 1] {
+        for at in (0..both).step_by(47).chain(length - 2..length + 8) {
+            bob.say(&grant("alice", 1));
+            bob.settle_into(&mut tally);
+            alice.hear_message(|message| matches!(message, ServerMessage::Grant(_)));
+            // What alice says is cut, or what bob hears.
+            [&alice.cut, &bob.cut][way].after(way, at);
+            for part in 0..2 {
+                let letter = letter(&alice.person, &["bob"], 2 * number + part + 1, 10);
+                alice.say(&letter);
+                if part == 0 {
+                    alice.frame(packet("bob", number + 1, 300));
+                }
+            }
+            number += 1;
+            alice.settle();
+            while (tally.letters, tally.packets) != (2 * number, number) {
+                tally.take(bob.hear());
+            }
+            for cut in [&alice.cut, &bob.cut] {
+                cut.after(way, u64::MAX);
+            }
+        }
+    }
+    assert!(alice.resumed > 50 && bob.resumed > 50, "{} {}", alice.resumed, bob.resumed);
+}
+
+#[test]
+fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
+    let server = Server::with(&["--rate", "4"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let (mut sent, mut next) = (0, 0);
+    for busy in [false, true] {
+        // The server is kept busy with what came last: many seconds' worth of requests.
+        for _ in 0..if busy { 40 } else { 3 } {
+            sent += 1;
+            let letter = letter(&alice.person, &["bob"], sent, 10);
+            alice.say(&letter);
+        }
+        while next < if busy { 20 } else { 3 } {
+            next += 1;
+            assert_eq!(bob.letter(), next);
+        }
+        let (raw, cut) = connect(&server);
+        let (mut former, _held) =
+            (std::mem::replace(&mut alice.raw, raw), std::mem::replace(&mut alice.cut, cut));
+        let started = Instant::now();
+        assert!(alice.attempt(u64::MAX, u64::MAX));
+        assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+        while former.next().is_some() {}
+    }
+    while next < sent {
+        next += 1;
+        assert_eq!(bob.letter(), next);
+    }
+    bob.settle();
+    assert!(!server.log().contains("event=logout"));
+}
+
+#[test]
+fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_connection() {
+    let server = Server::with(&["--rate", "100000", "--outbox", "16384"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    bob.ack();
+    bob.settle();
+    let mut taken = Vec::new();
+    for number in 1.. {
+        let letter = letter(&alice.person, &["bob"], number, 32 * 1024);
+        alice.say(&letter);
+        match alice.sent().busy.is_empty() {
+            true => taken.push(number),
+            false => break,
+        }
+        assert!(number < 1000);
+    }
+    // A writer waits for the former connection, and must not send another frame.
+    bob.resume();
+    for number in taken {
+        assert_eq!(bob.letter(), number);
+    }
+    bob.settle();
+    let letter = letter(&alice.person, &["bob"], 1, 10);
+    alice.say(&letter);
+    assert!(alice.sent().busy.is_empty());
+}
+
+#[test]
+fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_it() {
+    let server = Server::start();
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    alice.settle();
+    bob.ack();
+    bob.settle();
+    let no = Some(NO_SESSION.to_string());
+    let (name, received) = (bob.name(), bob.received);
+    let capitals: Username = "Bob".parse().expect("name");
+    let nobody: Username = "nobody".parse().expect("name");
+    assert_eq!(refusal(&server, &name, received, &Key::random()), no, "a wrong token");
+    assert_eq!(refusal(&server, &name, received, &alice.token), no, "another's token");
+    assert_eq!(refusal(&server, &capitals, received, &bob.token), no, "another name");
+    assert_eq!(refusal(&server, &nobody, 0, &Key::random()), no, "nobody's");
+    assert_eq!(refusal(&server, &name, received + 1, &bob.token), no, "more than was sent");
+    assert_eq!(refusal(&server, &name, u64::MAX, &bob.token), no, "far more than was sent");
+    assert_eq!(refusal(&server, &name, 0, &bob.token), no, "what was acknowledged already");
+    // Made for one challenge on one channel, shown on another.
+    let (mut one, mut other) = (server.raw(), server.raw());
+    let first = challenge(&mut one, &name).expect("a challenge");
+    let second = challenge(&mut other, &name).expect("a challenge");
+    let proof =
+        |raw: &Raw, challenge| auth::resume(&name, challenge, raw.channel.exporter(), &bob.token, received);
+    let (replayed, relayed) = (proof(&one, &first), proof(&one, &second));
+    assert_eq!(answer(other, relayed), no, "another channel");
+    let mut other = server.raw();
+    challenge(&mut other, &name).expect("a challenge");
+    assert_eq!(answer(other, replayed), no, "another challenge");
+    // A count that was not proven.
+    let mut unproven = proof(&one, &first);
+    unproven.received = received.wrapping_sub(1);
+    assert_eq!(answer(one, unproven), no, "another count");
+    // Out of its order, and after something else.
+    let mut raw = server.raw();
+    raw.say(&ClientMessage::Resume(Resume { received: 0, proof: Fixed([0; 32]) }));
+    assert_eq!(raw.error(), "no_challenge");
+    let mut raw = server.raw();
+    challenge(&mut raw, &name).expect("a challenge");
+    raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name.clone()] }));
+    assert_eq!(raw.error(), "not_logged_in");
+    // None of this was noticed by either.
+    let letter = letter(&alice.person, &["bob"], 1, 10);
+    alice.say(&letter);
+    assert_eq!(bob.letter(), 1);
+    bob.settle();
+    assert_eq!((alice.resumed, bob.resumed), (0, 0));
+    assert_eq!(refusal(&server, &name, bob.received, &bob.token), None);
+    // A token cannot be guessed, so who tries locks nobody out.
+    assert!(!server.log().contains("locked"));
+}
+
+#[test]
+fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
+    let server = Server::start();
+    let mut alice = Peer::new(&server, "alice");
+    let first = alice.token.duplicate();
+    let mut renew = |alice: &mut Peer<'_>| {
+        let key = SessionKey::generate();
+        let certificate = alice.person.identity.certify(&alice.person.name, &key, clock::now_ms());
+        alice.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+        match alice.hear_message(|message| matches!(message, ServerMessage::Session(_))) {
+            ServerMessage::Session(session) => session.token,
+            _ => unreachable!(),
+        }
+    };
+    let second = renew(&mut alice);
+    alice.resume();
+    alice.token = second;
+    alice.resume();
+    alice.token = renew(&mut alice);
+    alice.settle();
+    let refused = refusal(&server, &alice.name(), alice.received, &first);
+    assert_eq!(refused, Some(NO_SESSION.into()), "the one before the former");
+    alice.resume();
+    alice.settle();
+}
+
+#[test]
+fn a_session_that_has_ended_is_not_resumed() {
+    let server = Server::with(&["--grace", "1"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let mut carol = Peer::new(&server, "carol");
+    let no = Some(NO_SESSION.to_string());
+    // By a logout.
+    alice.say(&ClientMessage::Logout);
+    while alice.next().is_some() {}
+    assert_eq!(refusal(&server, &alice.name(), alice.received, &alice.token), no);
+    // By another login, whose session it cannot disturb.
+    bob.hang_up();
+    let mut second = server.raw();
+    let new = token(second.log_in(&bob.person));
+    assert_eq!(refusal(&server, &bob.name(), bob.received, &bob.token), no);
+    assert!(second.is_usable());
+    assert_eq!(refusal(&server, &bob.name(), bob.received + 1000, &new), no);
+    // By its time.
+    carol.hang_up();
+    until("carol has left", || server.log().contains("event=logout user=carol "));
+    assert_eq!(refusal(&server, &carol.name(), carol.received, &carol.token), no);
+    assert!(second.is_usable());
+    let log = server.log();
+    let ended = log.lines().filter(|line| line.contains("event=logout")).count();
+    assert_eq!(ended, 2, "{log}");
+}
+
+#[test]
+fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end() {
+    let server = Server::with(&["--grace", "2"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let shown = |alice: &mut Peer<'_>| {
+        alice.say(&ClientMessage::KeysRequest(KeysRequest { names: vec!["bob".parse().expect("name")] }));
+        match alice.hear_message(|message| matches!(message, ServerMessage::Keys(_))) {
+            ServerMessage::Keys(keys) => keys.keys[0].session_key.is_some(),
+            _ => unreachable!(),
+        }
+    };
+    alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&bob.person.name)));
+    bob.hang_up();
+    assert!(shown(&mut alice));
+    let word = letter(&alice.person, &["bob"], 1, 10);
+    alice.say(&word);
+    assert_eq!(alice.sent().delivered.len(), 1);
+    assert_eq!(bob.letter(), 1);
+    assert_eq!(bob.resumed, 1);
+    // Somebody comes, so that there would be a line to hear of bob in, for both of them.
+    let carol = Peer::new(&server, "carol");
+    for peer in [&mut alice, &mut bob] {
+        let news = peer.hear_message(|message| matches!(message, ServerMessage::Presence(_)));
+        let ServerMessage::Presence(news) = news else { unreachable!() };
+        assert!(!news.full && news.left.is_empty() && news.joined == [carol.name()]);
+    }
+    bob.hang_up();
+    let gone = Instant::now();
+    let news = alice.hear_message(|message| matches!(message, ServerMessage::Presence(_)));
+    let ServerMessage::Presence(news) = news else { unreachable!() };
+    assert!(news.joined.is_empty() && news.left == [bob.name()]);
+    assert!(gone.elapsed() >= Duration::from_millis(1900), "{:?}", gone.elapsed());
+    assert!(!shown(&mut alice));
+    let word = letter(&alice.person, &["bob"], 2, 10);
+    alice.say(&word);
+    assert_eq!(alice.sent().offline.len(), 1);
+}
+
+#[test]
+fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_are_back() {
+    let server = Server::with(&["--outbox", "192", "--rate", "100000"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let flood = |alice: &mut Peer<'_>| {
+        (1..)
+            .find(|number| {
+                let letter = letter(&alice.person, &["bob"], *number, 8 * 1024);
+                alice.say(&letter);
+                !alice.sent().busy.is_empty()
+            })
+            .expect("a bound")
+    };
+    for _ in 0..2 {
+        bob.ack();
+        bob.settle();
+        bob.hang_up();
+        // 192 KiB of 12 KiB each.
+        let refused = flood(&mut alice);
+        assert!((14..=20).contains(&refused), "{refused}");
+        for number in 1..refused {
+            assert_eq!(bob.letter(), number);
+        }
+        bob.settle();
+    }
+    // Connected, it is the same for one who acknowledges once and then no more.
+    bob.ack();
+    bob.settle();
+    bob.acks = false;
+    let refused = flood(&mut alice);
+    assert!((14..=20).contains(&refused), "{refused}");
+    for number in 1..refused {
+        assert_eq!(bob.letter(), number);
+    }
+    let word = letter(&alice.person, &["bob"], 1, 10);
+    alice.say(&word);
+    assert_eq!(alice.sent().busy.len(), 1);
+    bob.ack();
+    bob.settle();
+    alice.say(&word);
+    assert_eq!(alice.sent().busy.len(), 0);
+}
+
+#[test]
+fn a_client_that_never_acknowledges_is_served_and_resumed_as_far_as_is_remembered() {
+    let server = Server::with(&["--outbox", "192", "--rate", "100000"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    bob.acks = false;
+    let early = bob.received;
+    for number in 1..=60 {
+        let letter = letter(&alice.person, &["bob"], number, 8 * 1024);
+        alice.say(&letter);
+        assert_eq!(alice.sent().busy.len(), 0);
+        assert_eq!(bob.letter(), number);
+    }
+    assert_eq!(refusal(&server, &bob.name(), early, &bob.token), Some(NO_SESSION.into()));
+    bob.settle();
+    assert_eq!(bob.resumed, 0, "it was not disturbed");
+    // The last ones are remembered.
+    bob.received -= 10;
+    bob.resume();
+    for number in 51..=60 {
+        assert_eq!(bob.letter(), number);
+    }
+}
+
+#[test]
+fn an_ack_of_what_was_not_sent_or_of_less_than_before_ends_the_session() {
+    let server = Server::start();
+    for (name, wrong) in [("alice", 1i64), ("bob", -1)] {
+        let mut peer = Peer::new(&server, name);
+        peer.settle();
+        peer.ack();
+        let received = peer.received.wrapping_add_signed(wrong);
+        peer.raw.say(&ClientMessage::Ack(Received { received }));
+        assert_eq!(peer.raw.error(), "malformed");
+        assert!(peer.raw.is_closed());
+        let refused = refusal(&server, &peer.name(), peer.received, &peer.token);
+        assert_eq!(refused, Some(NO_SESSION.into()));
+        until("it has ended", || server.log().contains(&format!("event=logout user={name} ")));
+    }
+}
+
+#[test]
+fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
+    let server = Server::with(&["--rate", "100000"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    bob.ack();
+    bob.acks = false;
+    let refused = |bob: &mut Peer<'_>, count| {
+        bob.say(&grant("alice", count));
+        bob.say(&ClientMessage::Ping);
+        let mut refused = false;
+        loop {
+            match bob.hear() {
+                Heard::Message(ServerMessage::Pong) => return refused,
+                Heard::Message(ServerMessage::Refused(_)) => refused = true,
+                _ => {}
+            }
+        }
+    };
+    assert!(!refused(&mut bob, 128));
+    (1..=128).for_each(|number| alice.frame(packet("bob", number, 10)));
+    let mut tally = Tally { letters: 0, packets: 0 };
+    while tally.packets < 128 {
+        tally.take(bob.hear());
+    }
+    // All but the 32 that it need not have acknowledged yet.
+    assert!(refused(&mut bob, 33) && !refused(&mut bob, 32));
+    bob.ack();
+    assert!(refused(&mut bob, 97) && !refused(&mut bob, 96));
+}
+
+#[test]
+fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
+    let server = Server::with(&["--rate", "100000"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let mut number = 0;
+    for _ in 0..10 {
+        let kept = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let mut raw = server.raw();
+                    let challenge = challenge(&mut raw, &alice.person.name).expect("a challenge");
+                    let exporter = raw.channel.exporter().to_vec();
+                    let proof =
+                        auth::resume(&alice.person.name, &challenge, &exporter, &alice.token, alice.received);
+                    raw.say(&ClientMessage::Resume(proof));
+                    // Who was overtaken hears nothing, or `resumed` and then nothing.
+                    if let Some(ServerMessage::Resumed(position)) = raw.hear() {
+                        if position.received == alice.before + alice.kept.len() as u64 {
+                            let word = letter(&alice.person, &["bob"], number + 1, 10);
+                            raw.bytes(&word.encode());
+                        }
+                        kept.lock().expect("whole").push(raw);
+                    }
+                });
+            }
+        });
+        // Some of them have said the same next frame. The server has taken in one, or none.
+        number += 1;
+        let word = letter(&alice.person, &["bob"], number, 10).encode();
+        alice.kept.push_back(word);
+        alice.resume();
+        alice.settle();
+        assert_eq!(bob.letter(), number);
+        bob.settle();
+    }
+    let letter = letter(&alice.person, &["bob"], number + 1, 10);
+    alice.say(&letter);
+    assert_eq!(bob.letter(), number + 1);
+}
