@@ -502,7 +502,7 @@ fn each_conversation_has_its_view_and_the_prompt_says_where_one_is() {
     terminal.keys(&["C-u"]);
     terminal.enter("/room bob");
     terminal.expect("you are in a private room with bob");
-    terminal.expect("[2 private room with bob?]");
+    terminal.expect("[2 room with bob?]");
     bob.expect("* alice has opened a private room with you: /room alice joins it");
     terminal.enter("in here");
     terminal.expect("(room alice → bob?) in here ✓");
@@ -778,7 +778,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
     terminal.enter("/verify bob yes");
     terminal.expect("* bob is verified");
     terminal.enter("/room bob");
-    terminal.expect("[2 private room with bob✓] · verified");
+    terminal.expect("[2 room with bob✓] · verified");
 }
 
 #[test]

@@ -446,7 +446,7 @@ impl Front {
         let session = &self.session;
         let (place, trust, prompt) = match session.partner() {
             Some(name) => {
-                let kind = if session.has_room(name) { "private room" } else { "private" };
+                let kind = if session.has_room(name) { "room" } else { "private" };
                 (format!("{kind} with {name}"), session.trust_word(name), format!("{name}> "))
             }
             None => ("everyone".to_string(), "", "> ".to_string()),
@@ -473,7 +473,8 @@ impl Front {
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
             tabs,
-            link: session.connection(),
+            alarm: if session.is_lost() { session.connection() } else { String::new() },
+            link: if session.is_lost() { String::new() } else { session.connection() },
             encryption: format!("end-to-end encrypted{tls}"),
             trust: trust.into(),
             me: session.me().to_string(),

@@ -519,7 +519,8 @@ impl Session {
         }
     }
 
-    pub(super) fn is_lost(&self) -> bool {
+    /// Whether there is no connection at the moment.
+    pub fn is_lost(&self) -> bool {
         self.lost.is_some()
     }
 

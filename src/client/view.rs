@@ -53,7 +53,7 @@ pub struct Frame {
 /// One of the conversations.
 #[derive(Debug, Clone, Default)]
 pub struct Tab {
-    /// "everyone", "bob✓"; where one is: "private room with bob✓".
+    /// "everyone", "bob✓"; where one is: "room with bob✓".
     pub name: String,
     /// Messages that came while another one was shown.
     pub unread: usize,
@@ -64,9 +64,11 @@ pub struct Tab {
 /// What the line above the input says, most important first.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
+    /// What must not be overlooked: "CONNECTION LOST".
+    pub alarm: String,
     /// All conversations.
     pub tabs: Vec<Tab>,
-    /// "on-line", "connection lost".
+    /// "on-line", "on-line, 2 under way".
     pub link: String,
     /// How messages are protected.
     pub encryption: String,
@@ -222,9 +224,9 @@ fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
         1 => "1 person".into(),
         n => format!("{n} people"),
     };
-    let Status { tabs, link, encryption, trust, me, server, .. } = screen.status;
+    let Status { alarm, tabs, link, encryption, trust, me, server, .. } = screen.status;
     let tabs = tabs_line(tabs, columns * 2 / 3);
-    let parts = [&above, &tabs, trust, link, encryption, me, &people, server];
+    let parts = [&above, alarm, &tabs, trust, link, encryption, me, &people, server];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     across(&parts.join(" · "), columns)
 }
@@ -434,6 +436,7 @@ mod tests {
         size: (u16, u16),
     ) -> Frame {
         let status = Status {
+            alarm: String::new(),
             tabs: vec![Tab { name: "room with bob".into(), unread: 0, current: true }],
             link: "on-line".into(),
             encryption: "end-to-end encrypted".into(),
