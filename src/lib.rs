@@ -29,6 +29,12 @@
 //! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
 //!
+//! # A connection on its way out
+//!
+//! A session outlives it. What went out stays among the outbox's [`Frames`](server::frames) until it is acknowledged;
+//! the right to read from the client goes from the connection's thread to [`grace`](server::grace), which ends the
+//! session after a minute; [`resume`](server::resume) takes it up on another connection before.
+//!
 //! # A file on its way
 //!
 //! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks

@@ -515,6 +515,7 @@ fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_conne
         assert_eq!(bob.letter(), number);
     }
     bob.settle();
+    assert_eq!(bob.resumed, 1, "the end of the former connection does not end this one");
     let letter = letter(&alice.person, &["bob"], 1, 10);
     alice.say(&letter);
     assert!(alice.sent().busy.is_empty());
