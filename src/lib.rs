@@ -29,8 +29,12 @@
 //! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
 //!
-//! When a connection breaks, the client's [`link`](client::link) has it again ([`reconnect`](client::reconnect)): both sides kept what
-//! they had sent and send again exactly what the other has not taken in.
+//! # A connection on its way out
+//!
+//! A session outlives it. What went out stays among the outbox's [`Frames`](server::frames) until it is acknowledged, and in the
+//! client's [`link`](client::link), too; the right to read from the client goes from the connection's thread to [`grace`](server::grace), which
+//! ends the session after a minute. Before, the client comes back ([`reconnect`](client::reconnect)), [`resume`](server::resume) takes the
+//! session up on the new connection, and both sides send again exactly what the other has not taken in.
 //!
 //! # A file on its way
 //!

@@ -658,7 +658,7 @@ fn tls_and_no_tls_never_mix() {
 
 #[test]
 fn a_full_server_says_so_and_serves_those_it_has() {
-    let server = Server::with(&["--clients", "2", "--per-address", "100"]);
+    let server = Server::with(&["--clients", "2", "--per-address", "100", "--grace", "3600"]);
     told(&server, "room for 2 clients");
     let (mut alice, _) = newcomer(&server, "alice");
     let (bob, _) = newcomer(&server, "bob");
@@ -670,6 +670,7 @@ fn a_full_server_says_so_and_serves_those_it_has() {
         _ => panic!("let in"),
     }
     assert!(alice.is_usable());
+    // Who has no connection any more gives up the place, before the time is over.
     drop(bob);
     until("there is room again", || matches!(server.raw().log_in(&carol), Some(ServerMessage::Session(_))));
 }

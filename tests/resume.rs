@@ -40,7 +40,7 @@ impl Cut {
         for (way, from, to) in [(0, &inside, &far), (1, &far, &inside)] {
             let (from, to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
             let cut = cut.clone();
-            from.set_read_timeout(None).expect("socket");
+            from.set_read_timeout(None).and(to.set_nodelay(true)).expect("a socket");
             thread::spawn(move || cut.pass(way, from, to));
         }
         (near, cut)
@@ -132,10 +132,10 @@ impl<'a> Peer<'a> {
     }
 
     fn say(&mut self, message: &ClientMessage) {
-        match message.is_counted() {
-            true => self.frame(message.encode()),
-            false => drop(self.raw.bytes(&message.encode())),
+        if message.is_counted() {
+            return self.frame(message.encode());
         }
+        self.raw.bytes(&message.encode());
     }
 
     fn ack(&mut self) {
@@ -207,16 +207,19 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Everything said so far was dealt with.
-    fn settle(&mut self) {
-        let resumed = self.resumed;
+    /// Everything said so far was dealt with; what is heard meanwhile.
+    fn settle(&mut self) -> Vec<Heard> {
+        let mut all = Vec::new();
         self.say(&ClientMessage::Ping);
         loop {
-            if let Heard::Message(ServerMessage::Pong) = self.hear() {
-                return;
-            }
-            if self.resumed != resumed {
-                return self.settle();
+            match self.next() {
+                Some(Heard::Message(ServerMessage::Pong)) => return all,
+                Some(heard) => all.push(heard),
+                None => {
+                    // A ping is not sent again by itself.
+                    self.resume();
+                    self.say(&ClientMessage::Ping);
+                }
             }
         }
     }
@@ -232,7 +235,7 @@ impl<'a> Peer<'a> {
         (self.raw, self.cut) = (raw, cut);
         self.cut.after(0, up);
         self.cut.after(1, down);
-        let challenge = match challenge(&mut self.raw, &self.name()) {
+        let challenge = match challenge(&mut self.raw, &self.person.name) {
             Some(challenge) => challenge,
             None => return false,
         };
@@ -245,7 +248,9 @@ impl<'a> Peer<'a> {
                 self.acknowledged(position.received);
                 self.told = self.received;
                 self.resumed += 1;
-                self.kept.iter().for_each(|frame| drop(self.raw.bytes(frame)));
+                for frame in &self.kept {
+                    self.raw.bytes(frame);
+                }
                 true
             }
             Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
@@ -391,7 +396,7 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
         }
         let count = 1 + dice.below(3);
         bob.say(&grant("alice", count as u32));
-        bob.settle_into(&mut tally);
+        bob.settle().into_iter().for_each(|heard| tally.take(heard));
         alice.hear_message(|message| matches!(message, ServerMessage::Grant(_)));
         for _ in 0..count {
             letters += 1;
@@ -411,7 +416,7 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
         while (tally.letters, tally.packets) != (letters, packets) {
             tally.take(bob.hear());
         }
-        bob.settle_into(&mut tally);
+        bob.settle().into_iter().for_each(|heard| tally.take(heard));
         assert_eq!((tally.letters, tally.packets), (letters, packets), "round {round}");
     }
     let resumed = alice.resumed + bob.resumed;
@@ -419,22 +424,6 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
     assert!(resumed >= 100, "{resumed}");
     let log = server.log();
     assert!(!log.contains("event=logout"), "{log}");
-}
-
-impl Peer<'_> {
-    fn settle_into(&mut self, tally: &mut Tally) {
-        let resumed = self.resumed;
-        self.say(&ClientMessage::Ping);
-        loop {
-            match self.hear() {
-                Heard::Message(ServerMessage::Pong) => return,
-                heard => tally.take(heard),
-            }
-            if self.resumed != resumed {
-                return self.settle_into(tally);
-            }
-        }
-    }
 }
 
 #[test]
@@ -448,7 +437,7 @@ fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
     for way in [0, 1] {
         for at in (0..both).step_by(47).chain(length - 2..length + 8) {
             bob.say(&grant("alice", 1));
-            bob.settle_into(&mut tally);
+            bob.settle().into_iter().for_each(|heard| tally.take(heard));
             alice.hear_message(|message| matches!(message, ServerMessage::Grant(_)));
             // What alice says is cut, or what bob hears.
             [&alice.cut, &bob.cut][way].after(way, at);
@@ -526,6 +515,7 @@ fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_conne
         assert_eq!(bob.letter(), number);
     }
     bob.settle();
+    assert_eq!(bob.resumed, 1, "the end of the former connection does not end this one");
     let letter = letter(&alice.person, &["bob"], 1, 10);
     alice.say(&letter);
     assert!(alice.sent().busy.is_empty());
@@ -588,7 +578,7 @@ fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
     let server = Server::start();
     let mut alice = Peer::new(&server, "alice");
     let first = alice.token.duplicate();
-    let mut renew = |alice: &mut Peer<'_>| {
+    let renew = |alice: &mut Peer<'_>| {
         let key = SessionKey::generate();
         let certificate = alice.person.identity.certify(&alice.person.name, &key, clock::now_ms());
         alice.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
@@ -765,15 +755,7 @@ fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
     bob.acks = false;
     let refused = |bob: &mut Peer<'_>, count| {
         bob.say(&grant("alice", count));
-        bob.say(&ClientMessage::Ping);
-        let mut refused = false;
-        loop {
-            match bob.hear() {
-                Heard::Message(ServerMessage::Pong) => return refused,
-                Heard::Message(ServerMessage::Refused(_)) => refused = true,
-                _ => {}
-            }
-        }
+        bob.settle().iter().any(|heard| matches!(heard, Heard::Message(ServerMessage::Refused(_))))
     };
     assert!(!refused(&mut bob, 128));
     (1..=128).for_each(|number| alice.frame(packet("bob", number, 10)));
@@ -793,21 +775,26 @@ fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut number = 0;
     for _ in 0..10 {
-        let kept = Mutex::new(Vec::new());
+        let raws: Vec<Raw> = (0..6).map(|_| server.raw()).collect();
+        let (kept, next) = (Mutex::new(Vec::new()), alice.before + alice.kept.len() as u64);
+        let (person, token, received) = (&alice.person, &alice.token, alice.received);
         thread::scope(|scope| {
-            for _ in 0..6 {
-                scope.spawn(|| {
-                    let mut raw = server.raw();
-                    let challenge = challenge(&mut raw, &alice.person.name).expect("a challenge");
+            for mut raw in raws {
+                let kept = &kept;
+                scope.spawn(move || {
+                    let challenge = challenge(&mut raw, &person.name).expect("a challenge");
                     let exporter = raw.channel.exporter().to_vec();
-                    let proof =
-                        auth::resume(&alice.person.name, &challenge, &exporter, &alice.token, alice.received);
-                    raw.say(&ClientMessage::Resume(proof));
+                    raw.say(&ClientMessage::Resume(auth::resume(
+                        &person.name,
+                        &challenge,
+                        &exporter,
+                        token,
+                        received,
+                    )));
                     // Who was overtaken hears nothing, or `resumed` and then nothing.
                     if let Some(ServerMessage::Resumed(position)) = raw.hear() {
-                        if position.received == alice.before + alice.kept.len() as u64 {
-                            let word = letter(&alice.person, &["bob"], number + 1, 10);
-                            raw.bytes(&word.encode());
+                        if position.received == next {
+                            raw.bytes(&letter(person, &["bob"], number + 1, 10).encode());
                         }
                         kept.lock().expect("whole").push(raw);
                     }

@@ -87,7 +87,7 @@ fn not_a_message(error: DecodeError) -> ServerMessage {
 
 /// How a guest became a client.
 enum Entry {
-    Login(Authenticated),
+    Login(Box<Authenticated>),
     Resumed(Resumption),
 }
 
@@ -181,7 +181,9 @@ impl Guest<'_> {
         loop {
             match self.next()? {
                 ClientMessage::Register(request) => self.register(request)?,
-                ClientMessage::LoginRequest(request) => return self.challenge(request).map(Entry::Login),
+                ClientMessage::LoginRequest(request) => {
+                    return self.challenge(request).map(|login| Entry::Login(Box::new(login)));
+                }
                 ClientMessage::ResumeRequest(request) => return self.resume(request).map(Entry::Resumed),
                 ClientMessage::ChallengeResponse(_)
                 | ClientMessage::PasswordChange(_)
@@ -256,12 +258,7 @@ impl Guest<'_> {
         let verified = pending.verify(*response, self.channel.exporter(), clock::now_ms());
         let is_current = || seen.is_some_and(|seen| self.shared.accounts.admit(&seen));
         match verified.and_then(|login| is_current().then_some(login).ok_or(AuthError::Denied)) {
-            // Who takes over a session of their own needs no new place, and one without a connection gives up its.
-            Ok(login)
-                if self.shared.registry.count() >= self.shared.limits.clients
-                    && self.shared.registry.get(login.name()).is_none()
-                    && !self.shared.grace.end_first(self.shared) =>
-            {
+            Ok(login) if !self.has_place(login.name()) => {
                 self.shared.lockout.forgive(&name, self.address);
                 self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
                 Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"))
@@ -273,6 +270,14 @@ impl Guest<'_> {
             }
             Err(error) => Err(self.failed("login_failed", &name, locks, error)),
         }
+    }
+
+    /// Who takes over a session of their own needs no new place; one without a connection gives up its place.
+    fn has_place(&self, name: &Username) -> bool {
+        let registry = &self.shared.registry;
+        registry.count() < self.shared.limits.clients
+            || registry.get(name).is_some()
+            || self.shared.grace.end_first(self.shared)
     }
 
     /// The last word on a request for a new password.

@@ -351,9 +351,9 @@ mod tests {
     #[test]
     fn what_was_sent_and_not_taken_in_is_sent_again_in_its_order_and_before_the_rest() {
         let mut frames = Frames::new(1000);
-        [packet(1), line(2), aside(), line(3)].map(|frame| frames.put(frame));
+        [packet(1), line(2), aside(), line(3)].into_iter().for_each(|frame| frames.put(frame));
         assert_eq!(sent(&mut frames), [2, 255, 3, 1]);
-        [line(4), aside(), packet(5)].map(|frame| frames.put(frame));
+        [line(4), aside(), packet(5)].into_iter().for_each(|frame| frames.put(frame));
         assert!(!frames.resume(4) && frames.resume(1));
         frames.put(line(6));
         // Cut again in the middle: only what went out on the last connection can have been taken in.

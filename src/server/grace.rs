@@ -106,10 +106,12 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let Some(inbound) = self.inbound.take() else { return };
+        let mut place = lock(&self.session.slot.inbound);
+        // Seen under the lock, so that who ends the session either is seen here or finds it in the slot.
         if !self.session.outbox.is_open() {
+            drop(place);
             return finish(&self.shared, &self.session, inbound.address);
         }
-        let mut place = lock(&self.session.slot.inbound);
         *place = Some((self.shared.grace.add(&self.session), inbound));
         self.session.slot.returned.notify_one();
     }

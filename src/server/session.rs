@@ -52,6 +52,13 @@ impl Current {
         }
     }
 
+    /// See [`Session::tokens`].
+    fn tokens(&self, now_ms: u64) -> [Key; 2] {
+        let (former, until) = &self.former;
+        [(&self.token, self.expires), (former, *until)]
+            .map(|(token, expires)| if now_ms < expires { token.duplicate() } else { Key::random() })
+    }
+
     fn announcement(&self) -> protocol::Session {
         protocol::Session { token: self.token.duplicate(), expires: self.expires }
     }
@@ -83,10 +90,7 @@ impl Session {
 
     /// What the session can be resumed with: always two, of which those that have expired fit nothing.
     pub fn tokens(&self, now_ms: u64) -> [Key; 2] {
-        let current = lock(&self.current);
-        let (former, until) = &current.former;
-        [(&current.token, current.expires), (former, *until)]
-            .map(|(token, expires)| if now_ms < expires { token.duplicate() } else { Key::random() })
+        lock(&self.current).tokens(now_ms)
     }
 
     /// The identity key.
@@ -144,5 +148,33 @@ impl Session {
             created: Some(current.certificate.created),
             certificate: Some(current.certificate.certificate),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoding::Fixed;
+
+    #[test]
+    fn a_token_and_the_one_before_it_are_good_until_their_own_time_is_over() {
+        let certificate =
+            SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
+        let key = |byte| Key::new([byte; 32]);
+        let current = Current {
+            key_name: String::new(),
+            certificate,
+            token: key(1),
+            expires: 20,
+            former: (key(2), 10),
+        };
+        let good = |now| {
+            let [token, former] = current.tokens(now);
+            (token == key(1), former == key(2))
+        };
+        assert_eq!(
+            (good(9), good(10), good(19), good(20)),
+            ((true, true), (true, false), (true, false), (false, false))
+        );
     }
 }
