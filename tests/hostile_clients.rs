@@ -926,7 +926,7 @@ fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
     // Threads that have nothing to do any more are ending.
     until("the server is at rest", || {
         let former = std::mem::replace(&mut before, scene.held());
-        before == former && before.0 <= 9
+        before == former && before.0 <= 12
     });
     for hard in [false, true] {
         let cut = |socket: &TcpStream| {
