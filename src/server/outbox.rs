@@ -422,17 +422,23 @@ impl Flusher {
 mod tests {
     use super::super::limits::{Doors, Limits};
     use super::*;
+    use std::io::Read;
     use std::net::{TcpListener, TcpStream};
 
-    #[test]
-    fn what_the_server_itself_says_to_one_who_never_reads_is_bounded_too() {
+    /// A link without TLS, and its other end.
+    fn link() -> (Arc<Link>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let _deaf = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let other = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (socket, from) = listener.accept().expect("accepted");
         let socket = Arc::new(socket);
         let doors = Arc::new(Doors::new(&Limits::for_machine(1024, 65_530)));
         let ticket = doors.admit(from.ip(), &socket).expect("the first");
-        let link = Link::new(Channel::bare(socket).expect("a socket"), ticket);
+        (Link::new(Channel::bare(socket).expect("a socket"), ticket), other)
+    }
+
+    #[test]
+    fn what_the_server_itself_says_to_one_who_never_reads_is_bounded_too() {
+        let (link, _deaf) = link();
         let outbox = Arc::new(Outbox::new(link, 1024));
         // Some megabytes are the kernel's; long before the write times out, the rest is too much.
         let lines = (0..1000).take_while(|_| {
@@ -441,5 +447,28 @@ mod tests {
         });
         let taken = lines.count();
         assert!(taken < 1000, "{taken} lines of 64 KiB wait for one client");
+    }
+
+    #[test]
+    fn a_writer_of_the_former_link_touches_nothing_of_the_next() {
+        const LINE: usize = 64 * 1024;
+        for _ in 0..20 {
+            let (former, _deaf) = link();
+            let outbox = Arc::new(Outbox::new(former.clone(), 1 << 30));
+            let line = |n: u8| Frame::line(vec![n; LINE]);
+            // More than the kernel takes: a writer waits, and the rest waits for it.
+            (0..200).for_each(|n| outbox.send(line(n)));
+            let (next, mut other) = link();
+            let claim = outbox.claim(0).expect("nothing is forgotten");
+            assert!(!outbox.serves(&former) && outbox.attach(next.clone(), claim, 0));
+            assert!(!outbox.attach(former, claim - 1, 0), "an older claim");
+            outbox.send(line(200));
+            let mut got = vec![0; LINE];
+            for n in 0..=200 {
+                other.read_exact(&mut got).expect("the next link stays open");
+                assert!(got.iter().all(|byte| *byte == n), "{n}");
+            }
+            assert!(outbox.serves(&next));
+        }
     }
 }
