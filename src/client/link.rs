@@ -584,7 +584,8 @@ mod tests {
         let gone: Vec<String> = (0..3).map(|_| next(&queue, second)).collect();
         assert_eq!(gone, ["three", LOGOUT, "four"], "no sign of the former connection, and nothing twice");
         assert!(queue.acknowledge(5));
-        assert_eq!((queue.lock().kept.len(), queue.lock().kept_bytes), (0, 0));
+        let waiting = queue.lock();
+        assert_eq!((waiting.kept.len(), waiting.kept_bytes), (0, 0));
     }
 
     #[test]

@@ -234,7 +234,9 @@ impl Session {
             } else if message.delivered > 0 {
                 self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
             } else {
-                self.unsent(number, message, format!("{maybe}: it may not have arrived"));
+                // The line filter prints the reason alone: it has to say which.
+                let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
+                self.unsent(number, message, why);
             }
         }
     }
