@@ -19,8 +19,8 @@ use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, ErrorCode, Failure, Keys,
-    KeysRequest, MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Routing, Sent, ServerMessage,
-    Session as SessionGrant, VERSION,
+    KeysRequest, MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Received, ResumeChallenge, Routing, Sent,
+    ServerMessage, Session as SessionGrant, VERSION,
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{Channel, ChannelError, Unverified};
@@ -193,6 +193,17 @@ impl Stage {
         let client = Client::within(self.home.clone(), port, "bob", false, &[]);
         let (socket, _) = self.listener.accept().expect("the client connects");
         (client, Line::new(socket))
+    }
+
+    /// Takes the next connection of bob's client, up to its wish to go on with its session.
+    fn again(&self) -> Line {
+        let (socket, _) = self.listener.accept().expect("the client comes back");
+        let line = Line::new(socket);
+        assert!(matches!(line.hear(), Some(ClientMessage::ResumeRequest(_))));
+        let nonce = Fixed(random());
+        line.say(&ServerMessage::ResumeChallenge(ResumeChallenge { version: VERSION, nonce }));
+        assert!(matches!(line.hear(), Some(ClientMessage::Resume(_))));
+        line
     }
 
     /// Bob is logged in and told that these people are on-line.
@@ -1139,6 +1150,156 @@ fn a_connection_that_ends_in_a_session_is_told_with_what_may_not_have_arrived() 
         told("the connection to the server is lost") && told("1 message of yours was not acknowledged"),
         "{lines:#?}"
     );
+}
+
+// ---- sessions that go on, or do not
+
+/// What ended a client, told once, with status 1.
+fn ended_with(bob: Client, part: &str) {
+    let (status, lines) = bob.finish();
+    let told = lines.iter().filter(|line| line.starts_with("! ") && line.contains(part)).count();
+    assert_eq!((status, told), (1, 1), "{lines:#?}");
+    assert_harmless(&lines);
+}
+
+#[test]
+fn a_server_that_claims_to_have_taken_in_what_was_never_sent_is_left() {
+    for count in [1, 1000, u64::MAX] {
+        let stage = Stage::new();
+        let (mut bob, line) = stage.with(&[]);
+        line.close();
+        let line = stage.again();
+        line.say(&ServerMessage::Resumed(Received { received: count }));
+        bob.expect("it claims what cannot be");
+        ended_with(bob, "it claims what cannot be");
+        let (mut bob, line) = stage.with(&[]);
+        line.say(&ServerMessage::Ack(Received { received: count }));
+        bob.expect("it acknowledges what was never sent");
+        ended_with(bob, "it acknowledges what was never sent");
+    }
+}
+
+#[test]
+fn a_server_that_takes_back_an_acknowledgement_is_left() {
+    let alice = person("alice");
+    for resumes in [false, true] {
+        let stage = Stage::new();
+        let (mut bob, mut line) = stage.with(&[&alice]);
+        bob.say("/msg alice hello");
+        let send = line.hear_send();
+        // The request for her key, and the message.
+        line.say(&ServerMessage::Ack(Received { received: 2 }));
+        line.delivered(&send);
+        bob.expect("<bob -> alice> hello");
+        if resumes {
+            line.close();
+            line = stage.again();
+            line.say(&ServerMessage::Resumed(Received { received: 1 }));
+            bob.expect("it claims what cannot be");
+        } else {
+            line.say(&ServerMessage::Ack(Received { received: 1 }));
+            bob.expect("it acknowledges what was never sent");
+        }
+        assert_eq!(bob.finish().0, 1);
+    }
+}
+
+#[test]
+fn what_a_server_sends_twice_after_resuming_is_shown_once() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, mut line) = stage.with(&[&alice]);
+    let session = SessionPublicKey::parse(&line.bob().spki()).expect("a key");
+    let text = |n: u64| message(&alice, private_to("bob", &session), n, &format!("number {n}"), &session);
+    let mut sent: Vec<ServerMessage> = Vec::new();
+    for n in 1..=3 {
+        let letter = text(n);
+        line.say(&letter);
+        sent.push(letter);
+        bob.expect(&format!("<alice -> bob> number {n}"));
+        line.close();
+        line = stage.again();
+        line.say(&ServerMessage::Resumed(Received { received: 0 }));
+        bob.expect("* back on-line");
+        sent.iter().for_each(|letter| line.say(letter));
+    }
+    line.say(&text(4));
+    bob.expect("<alice -> bob> number 4");
+    line.close();
+    // What was under way is none: the end of input waits for nothing.
+    let (_, lines) = bob.finish();
+    for n in 1..=4 {
+        let shown = lines.iter().filter(|line| line.ends_with(&format!("> number {n}"))).count();
+        assert_eq!(shown, 1, "{lines:#?}");
+    }
+    assert_eq!(lines.iter().filter(|line| line.starts_with(REFUSED)).count(), 6, "{lines:#?}");
+    assert_harmless(&lines);
+}
+
+#[test]
+fn what_the_server_took_in_is_not_sent_again_and_what_it_did_not_is() {
+    let alice = person("alice");
+    for taken in [0, 1, 2] {
+        let stage = Stage::new();
+        let (mut bob, line) = stage.with(&[&alice]);
+        bob.say("/msg alice hello");
+        let send = line.hear_send();
+        line.close();
+        let line = stage.again();
+        line.show(keys_of(&alice));
+        line.say(&ServerMessage::Resumed(Received { received: taken }));
+        if taken < 2 {
+            let again = line.hear_send();
+            assert_eq!(again.routing.id, send.routing.id);
+            assert_eq!(again.envelope.nonce.0, send.envelope.nonce.0, "the very same");
+        }
+        line.delivered(&send);
+        bob.expect("<bob -> alice> hello");
+        bob.end();
+        assert!(line.hears_no_more_sends());
+        assert_eq!(bob.finish().0, 0);
+    }
+}
+
+#[test]
+fn a_false_login_after_no_session_is_refused_with_the_reason() {
+    let no_session = || ServerMessage::error(ErrorCode::NoSession, "no such session".into());
+    let falsehoods = [
+        (ServerMessage::error(ErrorCode::LoginFailed, "no".into()), "login failed"),
+        // A key for the asking.
+        (Line::challenge(1), "login failed"),
+    ];
+    for (falsehood, part) in falsehoods {
+        let stage = Stage::new();
+        let (mut bob, line) = stage.with(&[]);
+        line.close();
+        stage.again().say(&no_session());
+        let (socket, _) = stage.listener.accept().expect("the client comes back");
+        let line = Line::new(socket);
+        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
+        line.say(&falsehood);
+        ended_with(bob, part);
+    }
+}
+
+#[test]
+fn a_login_that_was_never_answered_for_is_no_session() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    line.close();
+    // A session out of nothing, twice; then what is right.
+    stage.again().say(&granted());
+    stage.again().say(&ServerMessage::Registered);
+    let line = stage.again();
+    line.say(&ServerMessage::Resumed(Received { received: 0 }));
+    bob.expect("* back on-line");
+    line.presence(&["carol"], &[]);
+    bob.expect("* carol is on-line");
+    bob.end();
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("back on-line")).count(), 1);
 }
 
 // ---- between real clients and a real server

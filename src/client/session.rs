@@ -209,6 +209,8 @@ pub struct Session {
     changing: bool,
     /// The last attempt at that has failed.
     unchanged: bool,
+    /// A session ended before the server had acknowledged all messages.
+    gave_up: bool,
 }
 
 fn seconds(time: Duration) -> String {
@@ -260,6 +262,7 @@ impl Session {
             patient: false,
             changing: false,
             unchanged: false,
+            gave_up: false,
         }
     }
 
@@ -509,7 +512,7 @@ impl Session {
         let patience = if self.is_settled() { FAREWELL_OF_FILES } else { FAREWELL };
         if self.is_settled() && (self.files.is_idle() || !self.patient) {
             let unfinished = self.unfinished_files();
-            let status = u8::from(unfinished.is_some() || self.unchanged);
+            let status = u8::from(unfinished.is_some() || self.unchanged || self.gave_up);
             unfinished.into_iter().for_each(|text| self.problem(text));
             self.effects.push(Effect::Send(ClientMessage::Logout));
             self.effects.push(Effect::Quit(status));
@@ -526,7 +529,8 @@ impl Session {
 
     /// Leaves now, and tells what may be lost by it.
     pub(super) fn quit_unsettled(&mut self) {
-        let status = u8::from(!self.is_settled() || self.unfinished_files().is_some() || self.unchanged);
+        let unfinished = !self.is_settled() || self.unfinished_files().is_some();
+        let status = u8::from(unfinished || self.unchanged || self.gave_up);
         self.tell_unsettled();
         self.effects.push(Effect::Quit(status));
     }

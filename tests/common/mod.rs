@@ -3,20 +3,24 @@
 //! wait is for a line or an end, with a deadline that only a broken program reaches.
 #![allow(dead_code)]
 
-use secure_messenger::auth;
+use secure_messenger::auth::{self, PasswordKey};
 use secure_messenger::client::trust::{Ignored, KnownUsers};
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::primitives::PBKDF2_MIN_ROUNDS;
 use secure_messenger::crypto::secret::{Password, random};
-use secure_messenger::encoding::Bytes;
+use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
-use secure_messenger::protocol::{ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION};
+use secure_messenger::protocol::{
+    Challenge, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION,
+};
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
@@ -133,7 +137,18 @@ impl Server {
 
     /// Starts on a data folder that may be there already.
     pub fn within(home: Arc<Folder>, arguments: &[&str]) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+        Server::run(Command::new(env!("CARGO_BIN_EXE_server")), home, arguments)
+    }
+
+    /// The same, started by a shell that has run `preparation`.
+    pub fn after(preparation: &str, home: Arc<Folder>, arguments: &[&str]) -> Server {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{preparation}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_server")]);
+        Server::run(shell, home, arguments)
+    }
+
+    fn run(mut command: Command, home: Arc<Folder>, arguments: &[&str]) -> Server {
+        let mut child = command
             .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
             .arg(home.path("data"))
             .args(arguments)
@@ -287,11 +302,15 @@ impl Drop for Client {
 }
 
 /// A way to the server on which clients are held up: what they say goes through only so far; what the
-/// server says comes back freely, unless that is held as well.
+/// server says comes back freely, unless that is held as well. It can be cut, shut, and lead to another server.
 pub struct Gate {
     pub port: u16,
     flow: Arc<Flow>,
     back: Arc<Flow>,
+    /// The port that it leads to; 0 while it is shut.
+    target: Arc<AtomicU16>,
+    /// Both ends of what goes through.
+    sockets: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 /// Bytes that have gone through, and those that may.
@@ -304,16 +323,24 @@ impl Gate {
     /// An open one.
     pub fn before(server: &Server) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let (port, target) = (listener.local_addr().expect("bound").port(), server.port);
+        let port = listener.local_addr().expect("bound").port();
+        let (target, sockets) = (Arc::new(AtomicU16::new(server.port)), Arc::<Mutex<Vec<_>>>::default());
         let [flow, back] =
             [(); 2].map(|()| Arc::new(Flow { counts: Mutex::new((0, u64::MAX)), changed: Condvar::new() }));
         let (shared, shared_back) = (flow.clone(), back.clone());
+        let (leads, all) = (target.clone(), sockets.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
+                // Under the lock, so that nobody slips through while it is cut.
+                let mut all = all.lock().expect("whole");
+                let Ok(server) = TcpStream::connect(("127.0.0.1", leads.load(Ordering::SeqCst))) else {
+                    continue;
+                };
                 for socket in [&client, &server] {
                     socket.set_nodelay(true).expect("a socket");
+                    all.push(socket.try_clone().expect("a second handle"));
                 }
+                drop(all);
                 let (from, to) = (
                     server.try_clone().expect("a second handle"),
                     client.try_clone().expect("a second handle"),
@@ -330,7 +357,25 @@ impl Gate {
                 });
             }
         });
-        Gate { port, flow, back }
+        Gate { port, flow, back, target, sockets }
+    }
+
+    /// Breaks every connection.
+    pub fn cut(&self) {
+        for socket in self.sockets.lock().expect("whole").drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Breaks every connection, and lets no other one through.
+    pub fn shut(&self) {
+        self.target.store(0, Ordering::SeqCst);
+        self.cut();
+    }
+
+    /// From now on, connections lead there.
+    pub fn lead_to(&self, server: &Server) {
+        self.target.store(server.port, Ordering::SeqCst);
     }
 
     /// The line filter of a person behind it.
@@ -382,7 +427,12 @@ impl Flow {
             if length == 0 {
                 return Ok(());
             }
-            self.counts.lock().expect("whole").0 += length as u64;
+            // Held while it was reading.
+            let counts = self.counts.lock().expect("whole");
+            let mut counts =
+                self.changed.wait_while(counts, |(passed, limit)| passed >= limit).expect("whole");
+            counts.0 += length as u64;
+            drop(counts);
             to.write_all(&buffer[..length])?;
         }
     }
@@ -468,24 +518,57 @@ impl Raw {
         assert!(matches!(self.answer(), Some(ServerMessage::Registered)), "registered");
     }
 
-    /// Logs `person` in, and returns the server's last word on it.
-    pub fn log_in(&mut self, person: &Person) -> Option<ServerMessage> {
+    /// The server's answer to the wish to log in.
+    fn challenge(&mut self, person: &Person) -> Option<ServerMessage> {
         let public_key = Bytes(person.identity.public().spki());
         let username = person.name.clone();
-        self.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
-        let challenge = match self.answer() {
+        let request = LoginRequest { version: VERSION, username, public_key };
+        self.bytes(&ClientMessage::LoginRequest(request).encode());
+        self.answer()
+    }
+
+    /// Logs `person` in, and returns the server's last word on it.
+    pub fn log_in(&mut self, person: &Person) -> Option<ServerMessage> {
+        self.log_in_with(person, PASSWORD)
+    }
+
+    /// The same with a password of one's own. A server that is gone says nothing.
+    pub fn log_in_with(&mut self, person: &Person, password: &str) -> Option<ServerMessage> {
+        let challenge = match self.challenge(person) {
             Some(ServerMessage::Challenge(challenge)) => challenge,
             other => return other,
         };
         let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-        let password = Password::new(PASSWORD.into());
+        let password = Password::new(password.into());
         let exporter = self.channel.exporter().to_vec();
         let session = (&*person.session, certificate);
         let response =
             auth::respond(&person.name, &challenge, &exporter, &password, &person.identity, session);
-        self.say(&ClientMessage::ChallengeResponse(Box::new(response.expect("acceptable rounds"))));
+        let response = response.expect("acceptable rounds");
+        self.bytes(&ClientMessage::ChallengeResponse(Box::new(response)).encode());
         self.answer()
     }
+
+    /// Changes a password; the server's last word on it.
+    pub fn change_password(&mut self, person: &Person, old: &str, new: &str) -> Option<ServerMessage> {
+        let challenge = match self.challenge(person) {
+            Some(ServerMessage::Challenge(challenge)) => challenge,
+            other => return other,
+        };
+        let (key, old) = (quick_key(new), Password::new(old.into()));
+        let exporter = self.channel.exporter();
+        let change = key.replace(&person.name, &challenge, exporter, &old, &person.identity);
+        let change = change.expect("acceptable rounds");
+        self.bytes(&ClientMessage::PasswordChange(Box::new(change)).encode());
+        self.answer()
+    }
+}
+
+/// What stands for a password, after as few rounds as a server takes.
+pub fn quick_key(password: &str) -> PasswordKey {
+    let (nonce, salt) = (Fixed(random()), Fixed(random()));
+    let shape = Challenge { version: VERSION, nonce, salt, rounds: PBKDF2_MIN_ROUNDS };
+    PasswordKey::derive(&Password::new(password.into()), &shape).expect("enough rounds")
 }
 
 /// A name with keys. The keys are the same for all people of a test program, which the server

@@ -231,10 +231,15 @@ impl Session {
             let maybe = "the connection was lost before the server took it";
             if message.kind != Kind::Message {
                 // A room or a file: both have ended with the session.
-            } else if message.delivered > 0 {
+                continue;
+            }
+            self.gave_up = true;
+            if message.delivered > 0 {
                 self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
             } else {
-                self.unsent(number, message, format!("{maybe}: it may not have arrived"));
+                // The line filter prints the reason alone: it has to say which.
+                let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
+                self.unsent(number, message, why);
             }
         }
     }

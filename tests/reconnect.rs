@@ -1,0 +1,423 @@
+//! The client's half of a connection that breaks: real clients as line filters behind a [`Gate`] that cuts. Within the
+//! session's grace nothing is lost or doubled, in either direction, and others notice nothing; after it the client logs in anew,
+//! and tells exactly what may not have arrived. What a lying server can do then is in `hostile_server.rs`.
+
+mod common;
+
+use common::{Client, Folder, Gate, PASSWORD, Person, Server, until};
+use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::keys::SessionKey;
+use secure_messenger::crypto::primitives::sha256;
+use secure_messenger::crypto::secret::{Password, random};
+use secure_messenger::protocol::ServerMessage;
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const MIB: usize = 1024 * 1024;
+const NEW: &str = "tr0ub4dor and three";
+const LOST: &str = "! the connection to the server is lost: ";
+const ANEW: &str = "in a new session: the server had ended the one before";
+const MAYBE: &str = "the connection was lost before the server took it: ";
+
+/// Two people, each behind a gate of their own.
+struct Two {
+    gates: [Gate; 2],
+    alice: Client,
+    bob: Client,
+}
+
+impl Two {
+    fn on(server: &Server) -> Two {
+        let gates = [Gate::before(server), Gate::before(server)];
+        let open = |n: usize, name| gates[n].client(Arc::new(Folder::new()), name, &["--register"]).ready();
+        let (mut alice, bob) = (open(0, "alice"), open(1, "bob"));
+        alice.expect("* bob is on-line");
+        Two { gates, alice, bob }
+    }
+
+    /// What each says reaches the other.
+    fn talk(&mut self, text: &str) {
+        exchange(&mut self.alice, &mut self.bob, text);
+        exchange(&mut self.bob, &mut self.alice, text);
+    }
+
+    /// The server is killed, and another one takes its place at the same ports, with the same data.
+    fn restart(&mut self, server: Server) -> Server {
+        self.gates.iter().for_each(Gate::shut);
+        let server = Server::within(server.kill(), &[]);
+        self.gates.iter().for_each(|gate| gate.lead_to(&server));
+        server
+    }
+
+    /// Both have logged in anew, and know of each other.
+    fn are_back(&mut self) {
+        for one in [&mut self.alice, &mut self.bob] {
+            one.expect(ANEW);
+            if one.expect(" on-line: ").starts_with("* 1 ") {
+                one.expect(" is on-line");
+            }
+        }
+    }
+}
+
+fn exchange(from: &mut Client, to: &mut Client, text: &str) {
+    from.say(&format!("/msg {} {text}", to.name));
+    let line = format!("<{} -> {}> {text}", from.name, to.name);
+    from.expect(&line);
+    to.expect(&line);
+}
+
+/// Cuts, and waits until the client is back in the same session.
+fn cut(gate: &Gate, client: &mut Client) {
+    gate.cut();
+    client.expect(LOST);
+    let back = client.expect("* back on-line after ");
+    assert!(!back.contains(ANEW), "{back}");
+}
+
+/// Those lines that hold `part`.
+fn holding<'a>(lines: &'a [String], part: &str) -> Vec<&'a String> {
+    lines.iter().filter(|line| line.contains(part)).collect()
+}
+
+fn presence(lines: &[String]) -> Vec<&String> {
+    let of =
+        |line: &&String| ["is on-line", "has left", "logged in anew"].iter().any(|part| line.contains(part));
+    lines.iter().filter(of).collect()
+}
+
+// ---- within the grace
+
+#[test]
+fn cut_again_and_again_a_conversation_loses_and_doubles_nothing_and_others_notice_nothing() {
+    let server = Server::start();
+    let Two { gates, mut alice, mut bob } = Two::on(&server);
+    let mut carol = server.client("carol").ready();
+    alice.expect("* carol is on-line");
+    bob.expect("* carol is on-line");
+    const ROUNDS: usize = 8;
+    for round in 0..ROUNDS {
+        for n in 0..10 {
+            alice.say(&format!("/msg bob private {round}.{n}"));
+            bob.say(&format!("/msg alice private {round}.{n}"));
+            alice.say(&format!("public {round}.{n}"));
+            // In the middle of what is said, both ways.
+            if n == round {
+                gates[round % 2].cut();
+            }
+        }
+        let whose = [&mut alice, &mut bob];
+        whose.into_iter().nth(round % 2).expect("one of two").expect("* back on-line after ");
+    }
+    for one in [&mut alice, &mut bob, &mut carol] {
+        one.expect(&format!("<alice> public {}.9", ROUNDS - 1));
+    }
+    for one in [&mut alice, &mut bob] {
+        for (from, to) in [("alice", "bob"), ("bob", "alice")] {
+            let last = format!("<{from} -> {to}> private {}.9", ROUNDS - 1);
+            if !one.output.seen.contains(&last) {
+                one.expect(&last);
+            }
+        }
+    }
+    carol.say("/users");
+    carol.expect("* 3 on-line");
+    let all = |mark: &str| -> Vec<String> {
+        let numbers = (0..ROUNDS).flat_map(|round| (0..10).map(move |n| format!("{round}.{n}")));
+        numbers.map(|number| format!("{mark} {number}")).collect()
+    };
+    let outputs = [&alice, &bob, &carol].map(|one| one.output.seen.clone());
+    for (n, lines) in outputs.iter().enumerate() {
+        assert!(holding(lines, "<alice> public").into_iter().eq(&all("<alice> public")), "{lines:#?}");
+        for mark in ["<alice -> bob> private", "<bob -> alice> private"] {
+            let expected = if n < 2 { all(mark) } else { Vec::new() };
+            assert!(holding(lines, mark).into_iter().eq(&expected), "{lines:#?}");
+        }
+        // Each of them came before carol.
+        let noticed = presence(lines);
+        assert!(noticed.iter().all(|line| line.starts_with("* carol is") || line.starts_with("* bob is")));
+        assert!(noticed.len() <= 2, "{noticed:#?}");
+        assert!(holding(lines, "missing").is_empty() && holding(lines, "refused").is_empty(), "{lines:#?}");
+    }
+    for one in [alice, bob, carol] {
+        assert_eq!(one.finish().0, 0);
+    }
+}
+
+#[test]
+fn what_is_typed_while_the_connection_is_gone_arrives_in_order_afterwards() {
+    let server = Server::start();
+    let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
+    gate.shut();
+    alice.expect(LOST);
+    for n in 0..50 {
+        alice.say(&format!("/msg bob number {n}"));
+    }
+    // Somebody who was sent something meanwhile waits for nothing.
+    bob.say("/msg alice while you were away");
+    bob.expect("<bob -> alice> while you were away");
+    gate.lead_to(&server);
+    alice.expect("* back on-line after ");
+    let expected: Vec<String> = (0..50).map(|n| format!("<alice -> bob> number {n}")).collect();
+    for one in [&mut alice, &mut bob] {
+        one.expect("number 49");
+        assert!(holding(&one.output.seen, "> number ").into_iter().eq(&expected));
+    }
+    assert_eq!(holding(&alice.output.seen, "while you were away").len(), 1);
+    let (status, lines) = alice.finish();
+    assert!(status == 0 && lines.iter().filter(|line| line.starts_with('!')).count() == 1, "{lines:#?}");
+    assert_eq!(bob.finish().0, 0);
+}
+
+#[test]
+fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
+    let server = Server::start();
+    let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
+    let make = |owner: &Client| {
+        let block = random::<4099>();
+        let bytes: Vec<u8> = block.iter().cycle().take(6 * MIB + 77).copied().collect();
+        fs::write(owner.home.path("big.bin"), &bytes).expect("written");
+        sha256(&bytes)
+    };
+    let hashes = [make(&alice), make(&bob)];
+    let start = gate.passed();
+    alice.say("/sendfile bob big.bin");
+    bob.expect("* alice offers you a file: ");
+    bob.say("/sendfile alice big.bin");
+    alice.expect("* bob offers you a file: ");
+    bob.say("/acceptfile");
+    alice.say("/acceptfile");
+    for n in 1..=4 {
+        // What alice sends, for the most part.
+        until("another mebibyte has gone", || gate.passed() > start + n * MIB as u64);
+        cut(&gate, &mut alice);
+    }
+    for (one, other, hash) in [(&mut bob, "alice", &hashes[0]), (&mut alice, "bob", &hashes[1])] {
+        let whole = format!("* \"big.bin\" (6.2 MB) from {other} has arrived whole: ");
+        if !one.output.seen.iter().any(|line| line.starts_with(&whole)) {
+            one.expect(&whole);
+        }
+        let path = one.data("files/received").join(format!("{other}_big.bin"));
+        assert!(sha256(&fs::read(path).expect("it is there")) == *hash);
+    }
+    for one in [alice, bob] {
+        let (status, lines) = one.finish();
+        assert!(status == 0 && holding(&lines, "interrupted").is_empty(), "{lines:#?}");
+    }
+}
+
+#[test]
+fn the_end_of_input_without_a_connection_waits_for_what_is_under_way_and_for_nothing_else() {
+    let server = Server::start();
+    let Two { gates, mut alice, mut bob } = Two::on(&server);
+    gates.iter().for_each(Gate::shut);
+    for one in [&mut alice, &mut bob] {
+        one.expect(LOST);
+    }
+    // Bob has said nothing.
+    let (status, lines) = bob.finish();
+    assert_eq!(status, 0, "{lines:#?}");
+    alice.say("/msg bob hello");
+    alice.end();
+    let start = Instant::now();
+    let (status, lines) = alice.finish();
+    assert!(start.elapsed() > Duration::from_secs(20), "she did not wait for an answer");
+    assert_eq!(status, 1);
+    let told = "! 1 message of yours was not acknowledged and may not have arrived";
+    assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
+}
+
+#[test]
+fn the_end_of_input_without_a_connection_is_in_time_if_the_connection_is() {
+    let server = Server::start();
+    let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
+    gate.shut();
+    alice.expect(LOST);
+    alice.say("/msg bob hello");
+    alice.end();
+    gate.lead_to(&server);
+    assert_eq!(bob.expect("hello"), "<alice -> bob> hello");
+    let (status, lines) = alice.finish();
+    assert!(status == 0 && lines.contains(&"<alice -> bob> hello".into()), "{lines:#?}");
+}
+
+// ---- after it
+
+/// Exactly `lost` is told as what may not have arrived.
+fn told_as_lost(lines: &[String], lost: &[&str]) {
+    let told = holding(lines, MAYBE);
+    assert_eq!(told.len(), lost.len(), "{lines:#?}");
+    assert!(
+        told.iter().zip(lost).all(|(line, text)| line.starts_with('!') && line.contains(text)),
+        "{told:#?}"
+    );
+}
+
+#[test]
+fn after_the_grace_the_client_logs_in_anew_and_tells_what_may_be_lost() {
+    let server = Server::with(&["--grace", "1"]);
+    let mut two = Two::on(&server);
+    two.talk("before");
+    two.gates[0].shut();
+    two.alice.expect(LOST);
+    two.alice.say("one");
+    two.alice.say("two");
+    two.bob.expect("* alice has left");
+    two.gates[0].lead_to(&server);
+    two.alice.expect(ANEW);
+    two.bob.expect("* alice is on-line");
+    two.talk("after");
+    let lines = two.alice.output.seen.clone();
+    told_as_lost(&lines, &["one", "two"]);
+    let (_, lines) = two.bob.finish();
+    assert!(!lines.iter().any(|line| line.ends_with("> one") || line.ends_with("> two")), "{lines:#?}");
+    assert_eq!(two.alice.finish().0, 1, "two messages were never acknowledged");
+}
+
+#[test]
+fn after_a_crash_of_the_server_exactly_what_it_had_not_acknowledged_is_told_and_nothing_is_sent_twice() {
+    let server = Server::start();
+    let mut two = Two::on(&server);
+    two.talk("before");
+    // Taken by the server and delivered; alice does not hear of it.
+    two.gates[0].hold_answers(true);
+    two.alice.say("/msg bob taken");
+    two.bob.expect("<alice -> bob> taken");
+    let server = two.restart(server);
+    two.alice.expect(LOST);
+    two.gates[0].hold_answers(false);
+    two.are_back();
+    two.talk("after");
+    told_as_lost(&two.alice.output.seen, &["taken"]);
+    told_as_lost(&two.bob.output.seen, &[]);
+    let (status, lines) = two.bob.finish();
+    assert_eq!((status, holding(&lines, "<alice -> bob> taken").len()), (0, 1), "{lines:#?}");
+    let (status, lines) = two.alice.finish();
+    assert_eq!(status, 1, "one message was never acknowledged");
+    let said = lines.iter().filter(|line| *line == "<alice -> bob> taken").count();
+    assert_eq!(said, 0, "what was told as failed was never taken: {lines:#?}");
+    drop(server);
+}
+
+#[test]
+fn a_server_that_comes_and_goes_is_found_again_each_time() {
+    let mut server = Server::start();
+    let mut two = Two::on(&server);
+    for round in 0..5 {
+        server = two.restart(server);
+        two.are_back();
+        two.talk(&format!("round {round}"));
+    }
+    for one in [two.alice, two.bob] {
+        let (status, lines) = one.finish();
+        assert_eq!((status, holding(&lines, ANEW).len()), (0, 5), "{lines:#?}");
+    }
+}
+
+// ---- what ends it
+
+#[test]
+fn a_login_from_elsewhere_is_not_fought_over() {
+    let server = Server::start();
+    let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
+    cut(&gate, &mut alice);
+    let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    let (status, lines) = alice.finish();
+    assert_eq!(status, 1);
+    assert_eq!(
+        holding(&lines, "! you have logged in from elsewhere: this client leaves").len(),
+        1,
+        "{lines:#?}"
+    );
+    bob.expect("* alice has logged in anew");
+    exchange(&mut bob, &mut second, "who is it");
+    assert_eq!(second.finish().0, 0);
+    let logins = |log: String| log.matches("event=login user=alice").count();
+    assert_eq!(logins(server.log()), 2);
+}
+
+#[test]
+fn of_two_clients_the_one_that_came_last_stays_and_they_do_not_take_turns() {
+    let server = Server::start();
+    let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
+    gate.shut();
+    alice.expect(LOST);
+    let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    bob.expect("* alice has logged in anew");
+    // Its session is gone, which is all that it is told, so that it comes last.
+    gate.lead_to(&server);
+    alice.expect(ANEW);
+    second.expect("! you have logged in from elsewhere: this client leaves");
+    assert_eq!(second.finish().0, 1);
+    exchange(&mut bob, &mut alice, "who is it");
+    assert_eq!(alice.finish().0, 0);
+    assert_eq!(server.log().matches("event=login user=alice").count(), 3);
+}
+
+#[test]
+fn a_server_with_another_key_at_the_same_port_is_refused_for_good() {
+    let (server, other) = (Server::start(), Server::start());
+    let Two { gates: [gate, _other], mut alice, bob: _bob } = Two::on(&server);
+    gate.shut();
+    alice.expect(LOST);
+    gate.lead_to(&other);
+    let line = alice.expect("HAS CHANGED");
+    assert!(line.starts_with("! ") && line.contains("THE KEY OF THE SERVER AT 127.0.0.1:"), "{line}");
+    // Though the right one would be there again.
+    gate.lead_to(&server);
+    let (status, lines) = alice.finish();
+    assert_eq!((status, holding(&lines, "back on-line").len()), (1, 0), "{lines:#?}");
+    let log = other.log();
+    assert!(!log.contains("user=alice"), "{log}");
+}
+
+#[test]
+fn a_password_that_another_client_has_changed_ends_the_client_with_the_reason() {
+    let server = Server::start();
+    let mut two = Two::on(&server);
+    let mut person = Person::new("alice");
+    let file = fs::read(two.alice.data("keys/alice_private.key")).expect("a key file");
+    let identity = key_file::open(&file, &person.name, &Password::new(PASSWORD.into()));
+    person.identity = Arc::new(identity.ok().expect("it opens"));
+    person.session = Arc::new(SessionKey::generate());
+    let changed = server.raw().change_password(&person, PASSWORD, NEW);
+    assert!(matches!(changed, Some(ServerMessage::PasswordChanged)));
+    // The session goes on, also over another connection.
+    cut(&two.gates[0], &mut two.alice);
+    two.talk("as ever");
+    let server = two.restart(server);
+    let line = two.alice.expect("login failed");
+    assert!(line.starts_with("! ") && line.contains("the password is wrong"), "{line}");
+    let (status, lines) = two.alice.finish();
+    assert_eq!(status, 1, "{lines:#?}");
+    // It sees by the challenge that what it has kept is of no use, and does not waste an attempt on it.
+    assert_eq!(server.log().matches("event=login_failed").count(), 0);
+}
+
+#[test]
+fn a_password_that_this_client_has_changed_is_the_one_it_logs_in_anew_with() {
+    let server = Server::start();
+    let mut two = Two::on(&server);
+    let path = two.alice.home.password_file(NEW);
+    two.alice.say(&format!("/passwd {}", path.display()));
+    two.alice.expect("* your password is changed");
+    let server = two.restart(server);
+    two.are_back();
+    two.talk("after");
+    assert_eq!(server.log().matches("event=login_failed").count(), 0);
+    assert_eq!(two.alice.finish().0, 0);
+}
+
+#[test]
+fn two_clients_that_lose_the_connection_together_come_back_together() {
+    let server = Server::start();
+    let mut two = Two::on(&server);
+    thread::scope(|scope| {
+        let [one, other] = &two.gates;
+        scope.spawn(|| cut(one, &mut two.alice));
+        scope.spawn(|| cut(other, &mut two.bob));
+    });
+    two.talk("both back");
+}
