@@ -54,9 +54,18 @@ pub fn is_harmful(c: char) -> bool {
             | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The columns a text takes.
+/// The columns a text takes: the sum of its signs', whatever joins them, so that no part of it is wider alone.
 pub fn width(text: &str) -> usize {
-    clusters(text).map(cluster_width).sum()
+    let (mut total, mut last) = (0, 0);
+    for c in text.chars() {
+        match columns(c) {
+            // The selector may turn a narrow sign into a wide picture.
+            0 if c == EMOJI_STYLE && last == 1 => (total, last) = (total + 1, 2),
+            0 => {}
+            columns => (total, last) = (total + columns, columns),
+        }
+    }
+    total
 }
 
 /// Splits into what a person takes for one character: a letter with its marks, a joined emoji.
@@ -86,17 +95,11 @@ fn columns(c: char) -> usize {
     if c == '\n' { 1 } else { c.width().unwrap_or(0) }
 }
 
-fn cluster_width(cluster: &str) -> usize {
-    let narrow = cluster.chars().map(columns).sum();
-    // The selector may turn a narrow sign into a wide picture.
-    if narrow == 1 && cluster.contains(EMOJI_STYLE) { 2 } else { narrow }
-}
-
 /// The beginning of the text that fits into `limit` columns.
 pub fn fitting(text: &str, limit: usize) -> &str {
     let mut used = 0;
     let fits = |cluster: &&str| {
-        used += cluster_width(cluster);
+        used += width(cluster);
         used <= limit
     };
     let end = clusters(text).take_while(fits).map(str::len).sum();
@@ -121,7 +124,7 @@ pub fn wrap(text: &str, limit: usize) -> Vec<String> {
     let mut rows = Vec::new();
     let (mut row, mut used) = (String::new(), 0);
     for cluster in clusters(text) {
-        let (cluster, columns) = match cluster_width(cluster) {
+        let (cluster, columns) = match width(cluster) {
             columns if columns <= limit => (cluster, columns),
             _ => ("\u{fffd}", 1),
         };
@@ -211,6 +214,21 @@ mod tests {
         }
         assert_eq!(clusters("ae\u{301}👨‍👩‍👧b👍🏽").collect::<Vec<_>>(), ["a", "e\u{301}", "👨‍👩‍👧", "b", "👍🏽"]);
         assert_eq!(clusters(&"x\u{200d}".repeat(80)).count(), 10);
+    }
+
+    #[test]
+    fn a_picture_takes_two_columns_also_where_it_is_joined_to_others() {
+        assert_eq!(width("x\u{200d}☺\u{fe0f}"), 3);
+        assert_eq!(width("☺\u{301}\u{fe0f}\u{fe0f}"), 2);
+        // Broken elsewhere, the same signs join otherwise: no row gets wider by that.
+        let joined = "a\u{200d}".repeat(8) + " b\u{200d}☺\u{fe0f}\u{200d}☺\u{fe0f}";
+        for limit in 1..20 {
+            let rows = wrap(&joined, limit);
+            assert!(
+                rows.iter().all(|row| row.chars().map(|c| width(&c.to_string())).sum::<usize>() <= limit)
+            );
+            assert!(rows.iter().all(|row| 2 * row.matches('☺').count() <= limit.max(2)), "{rows:?}");
+        }
     }
 
     #[test]
