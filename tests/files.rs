@@ -629,23 +629,17 @@ fn a_transfer_goes_on_after_its_recipient_was_killed() {
 
 #[test]
 fn a_transfer_goes_on_after_the_server_was_killed() {
-    let Middle { server, gate: _gate, alice, bob, bytes } = Middle::reach();
+    let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let data = server.kill();
-    let homes = [&alice, &bob].map(|client| client.home.clone());
-    for client in [alice, bob] {
-        let (status, lines) = client.finish();
-        assert_eq!(status, 1);
-        assert!(lines.iter().any(|line| line.starts_with("! the connection to the server is lost")));
-        assert_eq!(
-            lines.last().expect("a line"),
-            "! not complete: \"big.bin\" (8.3 MB); offered again, it goes on"
-        );
-    }
+    let home = bob.home.clone();
+    drop(bob);
     let server = Server::within(data, &[]);
-    let gate = Gate::before(&server);
-    let [hers, his] = homes;
-    let mut alice = gate.client(hers, "alice", &[]).ready();
-    let mut bob = Client::within(his, server.port, "bob", true, &[]).ready();
+    gate.lead_to(&server);
+    gate.open();
+    alice.expect("in a new session");
+    let told = alice.expect("is interrupted");
+    assert!(told.ends_with("\"big.bin\" (8.3 MB) is interrupted; offer it again and it goes on"), "{told}");
+    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
     alice.expect("* bob is on-line");
     goes_on(&gate, &mut alice, &mut bob, &bytes);
 }
