@@ -1,14 +1,17 @@
 //! The client's state after login: events in, effects out, no I/O and no clock of its own.
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
-//! them. Rooms below it: [`commands`] (what is typed), [`peers`] (keys of others), [`outgoing`],
-//! [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages).
+//! them. Rooms below it: [`commands`] (what is typed), [`presence`], [`peers`] (keys of others), [`own_keys`], [`outgoing`],
+//! [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages), [`connection`] (lost, had again, the end).
 
 pub mod commands;
+pub mod connection;
 pub mod files;
 pub mod incoming;
 pub mod outgoing;
+pub mod own_keys;
 pub mod peers;
+pub mod presence;
 pub mod wire_form;
 
 use super::entry::{Entry, Place, Source};
@@ -18,37 +21,23 @@ use super::text::{mentions, sanitise};
 use super::transfer::{Job, Step};
 use super::trust::{Ignored, KnownUsers, Trust};
 use crate::crypto::keys::{IdentityKey, SessionKey};
-use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME};
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys, Presence,
-    ServerMessage, SessionKeyFields,
+    ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys,
+    ServerMessage,
 };
 use files::Files;
 use outgoing::{Missed, Outbox};
+use own_keys::OwnKeys;
 use peers::{Learned, Peers};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// People on-line that are kept in mind; a server that names more is not believed.
-const MAX_ONLINE: usize = 200_000;
 /// Messages under way beyond which no further line is taken.
 const MAX_UNSETTLED: usize = 64;
-/// A former session key still opens what was under way when it was renewed.
-const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
-/// A new session key is made an hour before the old one's day is over.
-const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
-/// A renewal that failed is tried again after this time.
-const RENEW_AGAIN: Duration = Duration::from_secs(600);
 /// A server that owes answers and gives none for this long is given up.
 const ANSWER: Duration = Duration::from_secs(90);
-/// A delay that a person notices.
-const NOTICEABLE: Duration = Duration::from_millis(500);
-/// At the end, the next answer is waited for this long.
-const FAREWELL: Duration = Duration::from_secs(30);
-/// At the end of the input, files and the answers to offers are waited for this long.
-const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 /// Where the old password still is.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
     on another machine still has the old one: copy it anew";
@@ -114,50 +103,6 @@ pub enum Effect {
     Quit(u8),
 }
 
-/// The own session keys: the current one, one that the server has not confirmed yet, and
-/// former ones for what is still under way.
-pub struct OwnKeys {
-    current: Arc<SessionKey>,
-    /// When the current one was made, or a renewal was last tried.
-    made: Instant,
-    announced: Option<Arc<SessionKey>>,
-    former: Vec<(Arc<SessionKey>, Instant)>,
-}
-
-impl OwnKeys {
-    fn new(current: SessionKey, now: Instant) -> OwnKeys {
-        OwnKeys { current: Arc::new(current), made: now, announced: None, former: Vec::new() }
-    }
-
-    /// What others are told to encrypt to. Who holds it on keeps it alive.
-    pub fn current(&self) -> Arc<SessionKey> {
-        self.current.clone()
-    }
-
-    /// Every key that still decrypts.
-    pub fn all(&self) -> impl Iterator<Item = &SessionKey> {
-        let others = self.announced.iter().chain(self.former.iter().map(|(key, _)| key));
-        std::iter::once(&self.current).chain(others).map(Arc::as_ref)
-    }
-
-    /// Whether one of them has this fingerprint.
-    pub fn holds(&self, fingerprint: Fingerprint) -> bool {
-        self.all().any(|key| key.fingerprint() == fingerprint)
-    }
-
-    /// The server has confirmed the announced key. False if there is none.
-    fn confirm(&mut self, now: Instant) -> bool {
-        let Some(new) = self.announced.take() else { return false };
-        self.former.push((std::mem::replace(&mut self.current, new), now));
-        self.made = now;
-        true
-    }
-
-    fn forget_former(&mut self, now: Instant) {
-        self.former.retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
-    }
-}
-
 /// See the module.
 pub struct Session {
     me: Username,
@@ -211,15 +156,6 @@ pub struct Session {
     unchanged: bool,
     /// A session ended before the server had acknowledged all messages.
     gave_up: bool,
-}
-
-fn seconds(time: Duration) -> String {
-    match time.as_secs() {
-        0 => "a moment".into(),
-        1 => "1 second".into(),
-        seconds @ 2..120 => format!("{seconds} seconds"),
-        seconds => format!("{} minutes", seconds / 60),
-    }
 }
 
 impl Session {
@@ -296,15 +232,9 @@ impl Session {
             Event::Unreadable(error) => {
                 self.problem(format!("the server sent something unreadable: {error}"))
             }
-            Event::Lost(why) => {
-                self.lost = Some(None);
-                self.problem(format!("the connection to the server is lost: {why}; trying again"));
-            }
+            Event::Lost(why) => self.connection_lost(&why),
             Event::Retry(then) => self.lost = Some(Some(then)),
-            Event::Resumed(after) => {
-                self.lost = None;
-                self.notice(format!("back on-line after {}", seconds(after)));
-            }
+            Event::Resumed(after) => self.resumed(after),
             Event::LoggedIn(key, after) => self.logged_in(*key, after, now),
             Event::Closed(why) => {
                 self.problem(format!("the connection to the server is lost: {why}"));
@@ -446,13 +376,8 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.keys.forget_former(now);
+        self.keys_tick(now);
         self.files_tick();
-        if now.duration_since(self.keys.made) >= RENEW_AFTER {
-            // Unless it is confirmed, this is tried again in ten minutes.
-            self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN);
-            self.effects.push(Effect::MakeSessionKey);
-        }
         if !self.ready && now.duration_since(self.started) >= ANSWER {
             self.problem("the server does not say who is on-line".into());
             self.effects.push(Effect::Quit(1));
@@ -461,118 +386,6 @@ impl Session {
             self.problem("the server does not answer".into());
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
-        }
-    }
-
-    /// Announces a new session key. It opens messages from here on, because the server may tell
-    /// it to others before its confirmation is here; it is the current one after that.
-    fn announce(&mut self, key: SessionKey, now: Instant) {
-        let certificate = self.identity.certify(&self.me, &key, self.now);
-        let fields = SessionKeyFields::new(&certificate);
-        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
-        // One that was announced in vain may have reached somebody.
-        let former = self.keys.announced.replace(Arc::new(key));
-        self.keys.former.extend(former.map(|key| (key, now)));
-    }
-
-    fn renewed(&mut self, now: Instant) {
-        if self.keys.confirm(now) {
-            self.outbox.restart_numbers();
-            self.peers.restart_numbers();
-        }
-    }
-
-    /// The server knows nothing of the former session any more: what was sent in it and not acknowledged is told, and
-    /// nothing is sent again by itself.
-    fn logged_in(&mut self, key: SessionKey, after: Duration, now: Instant) {
-        self.effects.push(Effect::Begin);
-        (self.lost, self.answered) = (None, now);
-        let former = std::mem::replace(&mut self.keys, OwnKeys::new(key, now));
-        let earlier = former.former.into_iter();
-        let keys = [Some(former.current), former.announced].into_iter().flatten();
-        self.keys.former = keys.map(|key| (key, now)).chain(earlier).collect();
-        let text = "back on-line after {}, in a new session: the server had ended the one before";
-        self.notice(text.replace("{}", &seconds(after)));
-        self.interrupt_files(|_| true, "your session is a new one");
-        self.give_up_all();
-        self.rooms.clear();
-        (self.ready, self.partial, self.started) = (false, false, now);
-        self.online.clear();
-        self.to_ask.clear();
-        self.asking = None;
-        let waiting = self.peers.restart();
-        let verifying = self.verifying.clone();
-        self.ask_for_keys(waiting.into_iter().chain(verifying));
-    }
-
-    fn leave_if_done(&mut self, now: Instant) {
-        let Some(since) = self.ending else { return };
-        let answered = if self.waits_for_answers() { self.answered } else { since };
-        // A file that stands still ends by itself; its copy, or an answer, may take long.
-        let patience = if self.is_settled() { FAREWELL_OF_FILES } else { FAREWELL };
-        if self.is_settled() && (self.files.is_idle() || !self.patient) {
-            let unfinished = self.unfinished_files();
-            let status = u8::from(unfinished.is_some() || self.unchanged || self.gave_up);
-            unfinished.into_iter().for_each(|text| self.problem(text));
-            self.effects.push(Effect::Send(ClientMessage::Logout));
-            self.effects.push(Effect::Quit(status));
-        } else if now.duration_since(since.max(self.moved).max(answered)) >= patience {
-            self.tell_unsettled();
-            self.effects.push(Effect::Quit(1));
-        }
-    }
-
-    /// Whether there is no connection at the moment.
-    pub fn is_lost(&self) -> bool {
-        self.lost.is_some()
-    }
-
-    /// Leaves now, and tells what may be lost by it.
-    pub(super) fn quit_unsettled(&mut self) {
-        let unfinished = !self.is_settled() || self.unfinished_files().is_some();
-        let status = u8::from(unfinished || self.unchanged || self.gave_up);
-        self.tell_unsettled();
-        self.effects.push(Effect::Quit(status));
-    }
-
-    fn tell_unsettled(&mut self) {
-        let texts = [self.unsettled(), self.unfinished_files(), self.unclear_password()];
-        texts.into_iter().flatten().for_each(|text| self.problem(text));
-    }
-
-    /// What is to be said of a change of the password that has not ended, if there is one.
-    pub fn unclear_password(&self) -> Option<String> {
-        self.changing.then(|| ChangeError::Unfinished.to_string())
-    }
-
-    /// How the connection is, in a few words: with the messages that the server has not taken yet, if it lets one
-    /// wait for them.
-    pub fn connection(&self) -> String {
-        let waits = self.lost.is_some() || self.instant.duration_since(self.answered) >= NOTICEABLE;
-        let under_way = match self.outbox.len() {
-            count if count > 0 && waits => format!(", {count} under way"),
-            _ => String::new(),
-        };
-        match self.lost {
-            None => format!("on-line{under_way}"),
-            Some(then) => {
-                let left = then.map_or(Duration::ZERO, |then| then.saturating_duration_since(self.instant));
-                match left.as_millis().div_ceil(1000) {
-                    0 | 1 => format!("CONNECTION LOST, trying again{under_way}"),
-                    left => format!("CONNECTION LOST, trying again in {left} s{under_way}"),
-                }
-            }
-        }
-    }
-
-    /// What is to be said of messages that nobody has acknowledged, if there are any.
-    pub fn unsettled(&self) -> Option<String> {
-        match self.outbox.len() {
-            0 => None,
-            1 => Some("1 message of yours was not acknowledged and may not have arrived".into()),
-            count => {
-                Some(format!("{count} messages of yours were not acknowledged and may not have arrived"))
-            }
         }
     }
 
@@ -616,60 +429,6 @@ impl Session {
             self.refused(id, &text);
         } else {
             self.problem(format!("the server says: {text}"));
-        }
-    }
-
-    fn presence(&mut self, presence: Presence) {
-        if presence.full && (self.ready || self.partial) {
-            // It could slip somebody in without a word.
-            return self.problem("the server sent something out of place".into());
-        }
-        if presence.full {
-            self.online.clear();
-            self.partial = true;
-        }
-        let was_ready = self.ready;
-        let listing = self.partial;
-        let (mut joined, mut left) = (Vec::new(), Vec::new());
-        for name in presence.left {
-            if self.online.remove(&name) && name != self.me {
-                self.peers.left(&name);
-                self.rooms.remove(&name);
-                self.files_of_left(&name);
-                left.push(name);
-            }
-        }
-        for name in presence.joined {
-            if self.online.len() < MAX_ONLINE && self.online.insert(name.clone()) && name != self.me {
-                joined.push(name);
-            }
-        }
-        if self.partial && !presence.more {
-            self.partial = false;
-            self.ready = true;
-        }
-        let gone: BTreeSet<Username> = left.iter().cloned().collect();
-        let anew: BTreeSet<Username> = joined.iter().filter(|name| gone.contains(name)).cloned().collect();
-        let told = |name: &Username| !anew.contains(name) && !self.ignored.contains(name);
-        joined.retain(told);
-        left.retain(told);
-        let anew: Vec<Username> = anew.into_iter().filter(|name| !self.ignored.contains(name)).collect();
-        if !listing && was_ready {
-            self.tell_people(&anew, "has logged in anew", "have logged in anew");
-            self.tell_people(&joined, "is on-line", "are on-line now");
-            self.tell_people(&left, "has left", "have left");
-        } else if self.ready && !was_ready {
-            self.tell_users();
-        }
-    }
-
-    fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {
-        if names.len() > MAX_NAMED {
-            let text = format!("{} people {many}", names.len());
-            return self.show(Source::Notice, Place::Everyone, text);
-        }
-        for name in names {
-            self.notice_about(name, format!("{name} {one}"));
         }
     }
 

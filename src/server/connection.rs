@@ -3,7 +3,7 @@
 //! Invariant: [`admit`] runs on a short-lived thread with a large stack and gives a [`Client`] only to who
 //! has logged in; [`Client::run`] then holds one small thread, which blocks on the socket
 //! outside every lock. Whatever ends a connection, `Drop` gives back its turn to read from its session
-//! ([`grace`](super::grace)), which waits for another connection unless it has ended.
+//! ([`grace`]), which waits for another connection unless it has ended.
 
 use super::accounts::Seen;
 use super::frames::{FalseAck, Frame};

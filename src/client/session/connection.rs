@@ -1,0 +1,132 @@
+//! The session and its connection: lost and had again, and the end.
+//!
+//! Invariant: nobody leaves without being told what was not acknowledged; a new session repeats nothing of the former
+//! one by itself. Specification: README, "When the connection breaks".
+
+use super::{Effect, Session};
+use crate::client::password::ChangeError;
+use crate::crypto::keys::SessionKey;
+use crate::protocol::ClientMessage;
+use std::time::{Duration, Instant};
+
+/// A delay that a person notices.
+const NOTICEABLE: Duration = Duration::from_millis(500);
+/// At the end, the next answer is waited for this long.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// At the end of the input, files and the answers to offers are waited for this long.
+const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
+
+impl Session {
+    /// The connection broke.
+    pub(super) fn connection_lost(&mut self, why: &str) {
+        self.lost = Some(None);
+        self.problem(format!("the connection to the server is lost: {why}; trying again"));
+    }
+
+    /// The session goes on.
+    pub(super) fn resumed(&mut self, after: Duration) {
+        self.lost = None;
+        self.notice(format!("back on-line after {}", seconds(after)));
+    }
+
+    /// The server knows nothing of the former session any more: what was sent in it and not acknowledged is told, and
+    /// nothing is sent again by itself.
+    pub(super) fn logged_in(&mut self, key: SessionKey, after: Duration, now: Instant) {
+        self.effects.push(Effect::Begin);
+        (self.lost, self.answered) = (None, now);
+        self.keys.restart(key, now);
+        let text = "back on-line after {}, in a new session: the server had ended the one before";
+        self.notice(text.replace("{}", &seconds(after)));
+        self.interrupt_files(|_| true, "your session is a new one");
+        self.give_up_all();
+        self.rooms.clear();
+        (self.ready, self.partial, self.started) = (false, false, now);
+        self.online.clear();
+        self.to_ask.clear();
+        self.asking = None;
+        let waiting = self.peers.restart();
+        let verifying = self.verifying.clone();
+        self.ask_for_keys(waiting.into_iter().chain(verifying));
+    }
+
+    /// Leaves when nothing is left to wait for, or when that takes too long.
+    pub(super) fn leave_if_done(&mut self, now: Instant) {
+        let Some(since) = self.ending else { return };
+        let answered = if self.waits_for_answers() { self.answered } else { since };
+        // A file that stands still ends by itself; its copy, or an answer, may take long.
+        let patience = if self.is_settled() { FAREWELL_OF_FILES } else { FAREWELL };
+        if self.is_settled() && (self.files.is_idle() || !self.patient) {
+            let unfinished = self.unfinished_files();
+            let status = u8::from(unfinished.is_some() || self.unchanged || self.gave_up);
+            unfinished.into_iter().for_each(|text| self.problem(text));
+            self.effects.push(Effect::Send(ClientMessage::Logout));
+            self.effects.push(Effect::Quit(status));
+        } else if now.duration_since(since.max(self.moved).max(answered)) >= patience {
+            self.tell_unsettled();
+            self.effects.push(Effect::Quit(1));
+        }
+    }
+
+    /// Whether there is no connection at the moment.
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    /// Leaves now, and tells what may be lost by it.
+    pub(super) fn quit_unsettled(&mut self) {
+        let unfinished = !self.is_settled() || self.unfinished_files().is_some();
+        let status = u8::from(unfinished || self.unchanged || self.gave_up);
+        self.tell_unsettled();
+        self.effects.push(Effect::Quit(status));
+    }
+
+    pub(super) fn tell_unsettled(&mut self) {
+        let texts = [self.unsettled(), self.unfinished_files(), self.unclear_password()];
+        texts.into_iter().flatten().for_each(|text| self.problem(text));
+    }
+
+    /// What is to be said of a change of the password that has not ended, if there is one.
+    pub fn unclear_password(&self) -> Option<String> {
+        self.changing.then(|| ChangeError::Unfinished.to_string())
+    }
+
+    /// How the connection is, in a few words: with the messages that the server has not taken yet, if it lets one
+    /// wait for them.
+    pub fn connection(&self) -> String {
+        let waits = self.lost.is_some() || self.instant.duration_since(self.answered) >= NOTICEABLE;
+        let under_way = match self.outbox.len() {
+            count if count > 0 && waits => format!(", {count} under way"),
+            _ => String::new(),
+        };
+        match self.lost {
+            None => format!("on-line{under_way}"),
+            Some(then) => {
+                let left = then.map_or(Duration::ZERO, |then| then.saturating_duration_since(self.instant));
+                match left.as_millis().div_ceil(1000) {
+                    0 | 1 => format!("CONNECTION LOST, trying again{under_way}"),
+                    left => format!("CONNECTION LOST, trying again in {left} s{under_way}"),
+                }
+            }
+        }
+    }
+
+    /// What is to be said of messages that nobody has acknowledged, if there are any.
+    pub fn unsettled(&self) -> Option<String> {
+        match self.outbox.len() {
+            0 => None,
+            1 => Some("1 message of yours was not acknowledged and may not have arrived".into()),
+            count => {
+                Some(format!("{count} messages of yours were not acknowledged and may not have arrived"))
+            }
+        }
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        0 => "a moment".into(),
+        1 => "1 second".into(),
+        seconds @ 2..120 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", seconds / 60),
+    }
+}

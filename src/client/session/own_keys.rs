@@ -1,0 +1,100 @@
+//! The own session keys, and their renewal within a day.
+//!
+//! Invariant: a key that others may have been told still opens what they sealed for it; one that is a minute past
+//! its replacement is gone, and with it what it could open. Specification: README, "Keys".
+
+use super::{Effect, Session};
+use crate::crypto::keys::SessionKey;
+use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME};
+use crate::protocol::{ClientMessage, SessionKeyFields};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A former session key still opens what was under way when it was renewed.
+const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
+/// A new session key is made an hour before the old one's day is over.
+const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
+/// A renewal that failed is tried again after this time.
+const RENEW_AGAIN: Duration = Duration::from_secs(600);
+
+/// The own session keys: the current one, one that the server has not confirmed yet, and
+/// former ones for what is still under way.
+pub struct OwnKeys {
+    current: Arc<SessionKey>,
+    /// When the current one was made, or a renewal was last tried.
+    made: Instant,
+    announced: Option<Arc<SessionKey>>,
+    former: Vec<(Arc<SessionKey>, Instant)>,
+}
+
+impl OwnKeys {
+    /// The key of a login.
+    pub fn new(current: SessionKey, now: Instant) -> OwnKeys {
+        OwnKeys { current: Arc::new(current), made: now, announced: None, former: Vec::new() }
+    }
+
+    /// What others are told to encrypt to. Who holds it on keeps it alive.
+    pub fn current(&self) -> Arc<SessionKey> {
+        self.current.clone()
+    }
+
+    /// Every key that still decrypts.
+    pub fn all(&self) -> impl Iterator<Item = &SessionKey> {
+        let others = self.announced.iter().chain(self.former.iter().map(|(key, _)| key));
+        std::iter::once(&self.current).chain(others).map(Arc::as_ref)
+    }
+
+    /// Whether one of them has this fingerprint.
+    pub fn holds(&self, fingerprint: Fingerprint) -> bool {
+        self.all().any(|key| key.fingerprint() == fingerprint)
+    }
+
+    /// The server has confirmed the announced key. False if there is none.
+    fn confirm(&mut self, now: Instant) -> bool {
+        let Some(new) = self.announced.take() else { return false };
+        self.former.push((std::mem::replace(&mut self.current, new), now));
+        self.made = now;
+        true
+    }
+
+    fn forget_former(&mut self, now: Instant) {
+        self.former.retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
+    }
+
+    /// A new session has begun with a key of its own; what it replaces counts as former.
+    pub fn restart(&mut self, current: SessionKey, now: Instant) {
+        let former = std::mem::replace(self, OwnKeys::new(current, now));
+        let replaced = [Some(former.current), former.announced].into_iter().flatten();
+        self.former = replaced.map(|key| (key, now)).chain(former.former).collect();
+    }
+}
+
+impl Session {
+    /// Forgets former keys, and has a new one made in time.
+    pub(super) fn keys_tick(&mut self, now: Instant) {
+        self.keys.forget_former(now);
+        if now.duration_since(self.keys.made) >= RENEW_AFTER {
+            // Unless it is confirmed, this is tried again in ten minutes.
+            self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN);
+            self.effects.push(Effect::MakeSessionKey);
+        }
+    }
+
+    /// Announces a new session key. It opens messages from here on, because the server may tell
+    /// it to others before its confirmation is here; it is the current one after that.
+    pub(super) fn announce(&mut self, key: SessionKey, now: Instant) {
+        let certificate = self.identity.certify(&self.me, &key, self.now);
+        let fields = SessionKeyFields::new(&certificate);
+        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
+        // One that was announced in vain may have reached somebody.
+        let former = self.keys.announced.replace(Arc::new(key));
+        self.keys.former.extend(former.map(|key| (key, now)));
+    }
+
+    pub(super) fn renewed(&mut self, now: Instant) {
+        if self.keys.confirm(now) {
+            self.outbox.restart_numbers();
+            self.peers.restart_numbers();
+        }
+    }
+}
