@@ -1261,15 +1261,15 @@ fn what_the_server_took_in_is_not_sent_again_and_what_it_did_not_is() {
 
 #[test]
 fn a_false_login_after_no_session_is_refused_with_the_reason() {
-    let no_session = || ServerMessage::error(ErrorCode::NoSession, "no such session".into());
+    let no_session = || ServerMessage::error(ErrorCode::NoSession, "no such session");
     let falsehoods = [
-        (ServerMessage::error(ErrorCode::LoginFailed, "no".into()), "login failed"),
+        (ServerMessage::error(ErrorCode::LoginFailed, "no"), "login failed"),
         // A key for the asking.
         (Line::challenge(1), "login failed"),
     ];
     for (falsehood, part) in falsehoods {
         let stage = Stage::new();
-        let (mut bob, line) = stage.with(&[]);
+        let (bob, line) = stage.with(&[]);
         line.close();
         stage.again().say(&no_session());
         let (socket, _) = stage.listener.accept().expect("the client comes back");
