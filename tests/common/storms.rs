@@ -4,16 +4,18 @@
 #![allow(dead_code)]
 
 use super::common::{Output, PASSWORD, Person, Raw, quick_key};
+use secure_messenger::auth::PasswordKey;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 /// What a storm makes the witnesses' server be started with.
 pub const ARGUMENTS: [&str; 8] =
-    ["--registrations", "100000", "--waiting", "64", "--clients", "300", "--per-address", "2000"];
+    ["--registrations", "100000", "--waiting", "64", "--clients", "120", "--per-address", "2000"];
 /// Logins at once, half-open handshakes.
 const LOGINS: usize = 200;
 const HALF_OPEN: usize = 500;
@@ -46,7 +48,9 @@ fn reach(port: u16) -> Raw {
 }
 
 fn register(raw: &mut Raw, person: &Person) {
-    let request = quick_key(PASSWORD).register(&person.name, person.identity.public());
+    static KEY: OnceLock<PasswordKey> = OnceLock::new();
+    let key = KEY.get_or_init(|| quick_key(PASSWORD));
+    let request = key.register(&person.name, person.identity.public());
     raw.bytes(&ClientMessage::Register(request).encode());
     match raw.answer() {
         Some(ServerMessage::Registered) => {}
@@ -176,7 +180,8 @@ pub fn key_updates(port: u16, stop: &AtomicBool) {
         let mut output = Output::of(child.stdout.take().expect("piped"));
         let mut errors = Output::of(child.stderr.take().expect("piped"));
         output.expect("Verify return code");
-        for _ in 0..50 {
+        // More than 32 without a word in between, and the server's TLS library gives it up.
+        for _ in 0..30 {
             // One command a read.
             input.write_all(b"K\n").expect("it reads");
             errors.expect("KEYUPDATE");
