@@ -1,5 +1,6 @@
 //! How long a message of two people who chat takes, typed to shown, while others do all they can to be too much for the
-//! server: median and 99 of 100, quiet and in each storm. Real clients over TLS, all on this machine.
+//! server: median and 99 of 100, quiet and in each storm. Real clients over TLS, all on this machine, so that the storms
+//! take from the two what they need of it themselves: their CPU seconds stand beside the server's.
 //!
 //! `cargo bench --bench storms [-- MESSAGES]`
 
@@ -33,7 +34,7 @@ fn run(name: &str, storm: fn(u16, &AtomicBool), count: usize, quiet: Option<f64>
     alice.expect("bob is on-line");
     chat(&mut alice, &mut bob, 20);
     let (stop, port, pid) = (AtomicBool::new(false), server.port, server.child.id());
-    let before = cpu(pid);
+    let before = [pid, std::process::id()].map(cpu);
     let times = thread::scope(|scope| {
         scope.spawn(|| storm(port, &stop));
         let times = chat(&mut alice, &mut bob, count);
@@ -42,10 +43,11 @@ fn run(name: &str, storm: fn(u16, &AtomicBool), count: usize, quiet: Option<f64>
     });
     let rare = percentile(times.clone(), 99);
     let factor = quiet.map_or(String::new(), |quiet| format!(", {:.1} times the quiet one", rare / quiet));
-    let (seconds, most) = (cpu(pid) - before, memory(pid, "VmHWM"));
+    let [seconds, own] = [cpu(pid) - before[0], cpu(std::process::id()) - before[1]];
+    let most = memory(pid, "VmHWM");
     let middle = median(times);
     println!(
-        "  {name:<34} {middle:>6.1} ms {rare:>6.1} ms{factor}; {seconds:.1} s CPU, {most:.0} MiB at most"
+        "  {name:<34} {middle:>6.1} ms {rare:>6.1} ms{factor}; {seconds:.1} s CPU (storm {own:.1}), {most:.0} MiB at most"
     );
     rare
 }
