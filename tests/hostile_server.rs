@@ -1271,7 +1271,7 @@ fn a_false_login_after_no_session_is_refused_with_the_reason() {
     ];
     for (falsehood, part) in falsehoods {
         let stage = Stage::new();
-        let (mut bob, line) = stage.with(&[]);
+        let (bob, line) = stage.with(&[]);
         line.close();
         stage.again().say(&no_session());
         let (socket, _) = stage.listener.accept().expect("the client comes back");

@@ -380,7 +380,7 @@ fn a_password_that_another_client_has_changed_ends_the_client_with_the_reason() 
     let mut person = Person::new("alice");
     let file = fs::read(two.alice.data("keys/alice_private.key")).expect("a key file");
     let identity = key_file::open(&file, &person.name, &Password::new(PASSWORD.into()));
-    person.identity = Arc::new(identity.ok().expect("it opens"));
+    person.identity = Arc::new(identity.expect("it opens"));
     person.session = Arc::new(SessionKey::generate());
     let changed = server.raw().change_password(&person, PASSWORD, NEW);
     assert!(matches!(changed, Some(ServerMessage::PasswordChanged)));

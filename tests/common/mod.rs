@@ -15,7 +15,7 @@ use secure_messenger::protocol::{
     Challenge, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
-use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
+use secure_messenger::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -448,17 +448,28 @@ pub struct Raw {
 impl Raw {
     pub fn over(socket: TcpStream, tls: bool) -> Raw {
         let socket = Arc::new(socket);
-        let mut lines = Lines::new(4 * 1024 * 1024);
-        let channel = if tls {
-            let unverified =
-                Unverified::connect("localhost", socket, Instant::now() + DEADLINE).expect("handshake");
-            let seen = unverified.fingerprint();
-            let (channel, early) = unverified.trust(seen).expect("the key just seen");
-            lines.buffer().extend_from_slice(&early);
-            channel
+        if tls {
+            Raw::shaken(socket).expect("handshake")
         } else {
-            Channel::bare(socket).expect("socket")
-        };
+            Raw::on(Channel::bare(socket).expect("socket"), &[])
+        }
+    }
+
+    /// With a server that may be gone at any moment.
+    pub fn reach(port: u16) -> Option<Raw> {
+        Raw::shaken(Arc::new(TcpStream::connect(("127.0.0.1", port)).ok()?)).ok()
+    }
+
+    fn shaken(socket: Arc<TcpStream>) -> Result<Raw, ChannelError> {
+        let unverified = Unverified::connect("localhost", socket, Instant::now() + DEADLINE)?;
+        let seen = unverified.fingerprint();
+        let (channel, early) = unverified.trust(seen)?;
+        Ok(Raw::on(channel, &early))
+    }
+
+    fn on(channel: Channel, early: &[u8]) -> Raw {
+        let mut lines = Lines::new(4 * 1024 * 1024);
+        lines.buffer().extend_from_slice(early);
         Raw { channel: Arc::new(channel), reader: Reader::default(), lines }
     }
 

@@ -1,0 +1,90 @@
+//! Too many clients, and too busy ones, while two people chat: every message of theirs arrives, and a limit that acts is
+//! logged, but not as often as it acts. How much slower the two are meanwhile is for `bench/storms.rs` to say.
+
+mod common;
+#[path = "common/storms.rs"]
+mod storms;
+
+use common::{Client, Server, until};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use storms::ARGUMENTS;
+
+/// The two talk through the storm; the server, for what is to be looked at afterwards.
+fn witnessed(storm: fn(u16, &AtomicBool)) -> Server {
+    let server = Server::with(&ARGUMENTS);
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    let (stop, port) = (AtomicBool::new(false), server.port);
+    thread::scope(|scope| {
+        let raging = scope.spawn(|| storm(port, &stop));
+        let mut n = 0;
+        while n < 20 || !raging.is_finished() {
+            exchange(&mut alice, &mut bob, n);
+            exchange(&mut bob, &mut alice, n);
+            n += 1;
+            stop.store(n >= 20, Ordering::SeqCst);
+        }
+    });
+    for one in [alice, bob] {
+        let (status, lines) = one.finish();
+        let problem = lines.iter().find(|line| line.starts_with('!'));
+        assert_eq!((status, problem), (0, None), "{lines:#?}");
+    }
+    server
+}
+
+fn exchange(from: &mut Client, to: &mut Client, n: usize) {
+    from.say(&format!("/msg {} number {n}", to.name));
+    let line = format!("<{} -> {}> number {n}", from.name, to.name);
+    assert_eq!(to.expect(" number "), line);
+    assert_eq!(from.expect(" number "), line);
+}
+
+/// An event stands in the log, though not often: once a minute, and this has taken less than some.
+fn is_logged_sparingly(server: &Server, event: &str) {
+    let count = || server.log().lines().filter(|line| line.contains(&format!(" event={event} "))).count();
+    until(event, || count() > 0);
+    assert!(count() <= 5, "{event}: {} lines", count());
+}
+
+#[test]
+fn hundreds_of_logins_at_once_are_all_let_in_beside_those_who_chat() {
+    witnessed(storms::logins);
+}
+
+#[test]
+fn those_who_are_too_many_are_told_so_and_those_who_are_in_chat_on() {
+    is_logged_sparingly(&witnessed(storms::crowd), "server_full");
+}
+
+#[test]
+fn hundreds_of_half_open_handshakes_push_each_other_out_and_nobody_else() {
+    is_logged_sparingly(&witnessed(storms::half_open), "pushed_out");
+}
+
+#[test]
+fn who_sends_as_fast_as_possible_is_slowed_down_and_nobody_else() {
+    let mut server = witnessed(storms::flood);
+    let asked = Command::new("kill").args(["-USR1", &server.child.id().to_string()]).status();
+    assert!(asked.expect("it is there").success());
+    let status = server.output.expect("status: ");
+    assert!(status.contains(" slowed=") && !status.contains(" slowed=0 "), "{status}");
+}
+
+#[test]
+fn who_asks_and_never_reads_holds_up_nobody_else() {
+    witnessed(storms::deaf);
+}
+
+#[test]
+fn records_of_one_byte_are_read_like_any_other() {
+    witnessed(storms::crumbs);
+}
+
+#[test]
+fn a_client_that_wants_new_keys_again_and_again_holds_up_nobody_else() {
+    witnessed(storms::key_updates);
+}
