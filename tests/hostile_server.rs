@@ -1271,13 +1271,15 @@ fn a_false_login_after_no_session_is_refused_with_the_reason() {
     ];
     for (falsehood, part) in falsehoods {
         let stage = Stage::new();
-        let (bob, line) = stage.with(&[]);
+        let (mut bob, line) = stage.with(&[]);
         line.close();
         stage.again().say(&no_session());
         let (socket, _) = stage.listener.accept().expect("the client comes back");
         let line = Line::new(socket);
         assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
         line.say(&falsehood);
+        // Before the end of its input, at which it would leave by itself.
+        bob.expect(part);
         ended_with(bob, part);
     }
 }
