@@ -182,17 +182,21 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
         sha256(&bytes)
     };
     let hashes = [make(&alice), make(&bob)];
-    let start = gate.passed();
     alice.say("/sendfile bob big.bin");
     bob.expect("* alice offers you a file: ");
     bob.say("/sendfile alice big.bin");
     alice.expect("* bob offers you a file: ");
     bob.say("/acceptfile");
     alice.say("/acceptfile");
-    for n in 1..=4 {
-        // What alice sends, for the most part.
-        until("another mebibyte has gone", || gate.passed() > start + n * MIB as u64);
-        cut(&gate, &mut alice);
+    for _ in 0..4 {
+        // Held in the middle of what alice sends, so that something is under way when it is cut.
+        let before = gate.passed();
+        gate.hold_after(MIB as u64);
+        until("another mebibyte has gone", || gate.passed() >= before + MIB as u64);
+        gate.cut();
+        gate.open();
+        alice.expect(LOST);
+        alice.expect("* back on-line after ");
     }
     for (one, other, hash) in [(&mut bob, "alice", &hashes[0]), (&mut alice, "bob", &hashes[1])] {
         let whole = format!("* \"big.bin\" (6.2 MB) from {other} has arrived whole: ");
