@@ -234,6 +234,12 @@ fn flood() {
         sender.say("/room alice");
         sender.expect("you are in a private room");
     }
+    // What comes is before the eyes.
+    let from = screen.log.len();
+    senders[0].say("hello");
+    screen.until("2 sender0", from);
+    screen.write("\u{1b}2");
+    screen.until("private with ", from);
     let [mut quiet, mut live, mut held] = [const { Vec::new() }; 3];
     let mut memories = vec![(0, memories_of(screen.client))];
     for run in 0..RUNS {
