@@ -30,16 +30,18 @@ pub fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let forbidden = |c: char| is_harmful(c) || matches!(c, ':' | '*' | '?' | '"' | '<' | '>' | '|');
     let clean = last.replace(forbidden, "_");
-    let clean = clean.trim_start_matches(|c: char| c == '.' || c.is_whitespace());
-    let clean = clean.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
+    let outer = |c: char| c == '.' || c.is_whitespace();
+    let clean = clean.trim_matches(outer);
+    // Cut before it is looked at: what is left may end as another name. Two bytes are for what is added then.
     let (stem, extension) = split(clean);
-    let extension = if extension.eq_ignore_ascii_case(".part") { ".part_" } else { extension };
-    let room = MAX_NAME.saturating_sub(extension.len());
-    let mut end = stem.len().min(room);
+    let mut end = stem.len().min(MAX_NAME - 2 - extension.len());
     while !stem.is_char_boundary(end) {
         end -= 1;
     }
-    match &stem[..end] {
+    let short = format!("{}{extension}", &stem[..end]);
+    let (stem, extension) = split(short.trim_end_matches(outer));
+    let extension = if extension.eq_ignore_ascii_case(".part") { ".part_" } else { extension };
+    match stem {
         "" => format!("file{extension}"),
         device if is_device(device) => format!("_{device}{extension}"),
         stem => format!("{stem}{extension}"),
@@ -374,16 +376,17 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_name_it_is_one_plain_component() {
-        for _ in 0..2000 {
-            let wild: Vec<u8> = random::<40>()
-                .iter()
-                .map(|b| b"/\\.~: \x00\x1bCON\n\xe2\x80\xae"[*b as usize % 15])
-                .collect();
-            let safe = safe_name(&String::from_utf8_lossy(&wild));
-            assert!(!safe.starts_with('.') && !safe.contains(['/', '\\', '\0']), "{safe:?}");
-            assert!(!safe.is_empty() && !safe.chars().any(is_harmful), "{safe:?}");
+    fn a_long_name_is_no_other_where_it_is_cut() {
+        for length in MAX_NAME - 20..=MAX_NAME {
+            for end in [".part is not the end", ".", " ", ". .", "\u{3000}"] {
+                let safe = safe_name(&("x".repeat(length) + end + &"y".repeat(50)));
+                assert!(!safe.ends_with(".part") && safe.len() <= MAX_NAME, "{safe}");
+                assert!(!safe.ends_with(|c: char| c == '.' || c.is_whitespace()), "{safe}");
+            }
         }
+        let device = safe_name(&format!("COM1.{}", "y".repeat(MAX_NAME)));
+        assert!(device.starts_with("_COM1.") && device.len() <= MAX_NAME, "{device}");
+        assert!(safe_name(&format!("CON{}x", " ".repeat(MAX_NAME))) == "_CON");
     }
 
     #[test]
