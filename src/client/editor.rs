@@ -603,48 +603,6 @@ mod tests {
     }
 
     #[test]
-    fn no_keys_break_the_line() {
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut random = |bound: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            usize::try_from(seed >> 33).expect("31 bits") % bound
-        };
-        use Key::{Alt, Char, Ctrl};
-        let mut keys = vec![Key::Enter, Key::AltEnter, Key::Backspace, Key::Delete, Key::Left, Key::Right];
-        keys.extend([Key::Up, Key::Down, Key::Home, Key::End, Key::WordLeft, Key::WordRight, Key::Escape]);
-        keys.extend("abdefghknprtuwyc".chars().map(Ctrl));
-        keys.extend("bd\x7f".chars().map(Alt));
-        keys.extend("aé日\u{301}\u{200d}👩👧🏽\u{fe0f} \u{1b}\u{202e}".chars().map(Char));
-        let long = "日\n".repeat(MAX_LINE / 5);
-        keys.extend(["x\ny", "\n", "\u{301}\r\n\u{200d}", &long].map(|text| Key::Paste(text.into())));
-        for _ in 0..40 {
-            let mut editor = Editor::for_messages();
-            for _ in 0..200 {
-                match random(keys.len() + 2) {
-                    n if n < keys.len() => drop(editor.key(&keys[n])),
-                    n => {
-                        let find = |before: &str| Completion {
-                            start: before.char_indices().last().map_or(0, |(at, _)| at),
-                            candidates: ["", "é\n", "👩"].into_iter().take(n % 4).map(String::from).collect(),
-                        };
-                        editor.complete(n % 2 == 0, find);
-                    }
-                }
-                let Line { text, cursor, pastes } = &editor.line;
-                assert!(text.len() <= MAX_LINE && text.is_char_boundary(*cursor));
-                assert!(!text.contains(|c| c != '\n' && is_harmful(c)));
-                assert!(pastes.iter().all(|paste| text[paste.clone()].contains('\n')));
-                let columns = random(20);
-                let (shown, column) = editor.visible(columns);
-                assert!(width(shown) <= columns && column < columns.max(1), "{shown:?}");
-                assert!(editor.history.len() + editor.left.len() <= 2 * MAX_HISTORY + 1);
-            }
-        }
-    }
-
-    #[test]
     fn enter_submits_and_up_brings_back() {
         let mut editor = typed("first");
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("first".into()));

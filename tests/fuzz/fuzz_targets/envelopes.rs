@@ -1,0 +1,6 @@
+//! Tries the property of this name in properties/crypto.rs.
+#![no_main]
+
+use fuzz::crypto::ENVELOPES as TARGET;
+
+include!("../target.rs");

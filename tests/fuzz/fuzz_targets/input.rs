@@ -1,0 +1,6 @@
+//! Tries the property of this name in properties/client.rs.
+#![no_main]
+
+use fuzz::client::INPUT as TARGET;
+
+include!("../target.rs");

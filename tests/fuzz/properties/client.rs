@@ -1,0 +1,302 @@
+//! What the terminal and other people send to a client's own eyes: keys, names of files, texts, typed lines.
+
+use super::{Choices, Property, no_examples};
+use secure_messenger::client::command::{self, Command};
+use secure_messenger::client::completion::{self, Completion};
+use secure_messenger::client::editor::{Editor, MAX_LINE, Outcome};
+use secure_messenger::client::file::safe_name;
+use secure_messenger::client::input::{Decoder, Key};
+use secure_messenger::client::text::{
+    all_mentions, clusters, fitting, is_harmful, sanitise, sanitise_lines, truncate, width, wrap,
+};
+use secure_messenger::name::Username;
+use std::path::{Component, Path};
+
+pub const INPUT: Property = Property { name: "input", holds: input, examples: some_input };
+pub const NAMES: Property = Property { name: "names", holds: names, examples: some_names };
+pub const TEXT: Property = Property { name: "text", holds: text, examples: some_text };
+pub const TYPING: Property = Property { name: "typing", holds: typing, examples: no_examples };
+
+/// Cut anywhere, bytes of a terminal are the same keys; of an escape sequence nothing is text.
+fn input(data: &[u8]) {
+    let mut choices = Choices(data);
+    let mut cuts = Choices(choices.bytes(8));
+    let structured = choices.below(2) == 1;
+    let (bytes, expected) = if structured { sequences(&mut choices) } else { (choices.0.to_vec(), None) };
+    let keys = Decoder::default().feed(&bytes);
+    let (mut decoder, mut pieces, mut rest) = (Decoder::default(), Vec::new(), &bytes[..]);
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at((1 + cuts.below(256)).min(rest.len()));
+        pieces.extend(decoder.feed(piece));
+        rest = after;
+    }
+    assert_eq!(pieces, keys);
+    let mut typed = String::new();
+    for key in keys.iter().chain(&decoder.flush()) {
+        match key {
+            Key::Char(c) => {
+                assert!(!c.is_control());
+                typed.push(*c);
+            }
+            // Three bytes for each that is no text.
+            Key::Paste(text) => {
+                assert!(text.len() <= 3 * 64 * 1024);
+                typed.push_str(text);
+            }
+            _ => {}
+        }
+    }
+    if let Some(expected) = expected {
+        assert_eq!(typed, expected, "{bytes:?}");
+    }
+}
+
+/// Whole sequences as ECMA-48 has them, and text between and in pastes; the text alone.
+fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
+    let (mut bytes, mut expected) = (Vec::new(), String::new());
+    while !choices.is_empty() {
+        let raw = choices.text();
+        let text = raw.replace(|c: char| c.is_control(), "");
+        match choices.below(6) {
+            0 => {
+                bytes.extend(text.as_bytes());
+                expected += &text;
+            }
+            // Whatever it holds but its own end.
+            1 if !raw.contains("\x1b[201~") => {
+                bytes.extend([b"\x1b[200~", raw.as_bytes(), b"\x1b[201~"].concat());
+                expected += &raw;
+            }
+            2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 27]),
+            3 => {
+                bytes.extend(b"\x1b[M");
+                bytes.extend([choices.byte(), choices.byte(), choices.byte()]);
+            }
+            _ => {
+                let count = choices.below(48);
+                let parameters = choices.bytes(count).iter().map(|byte| b'0' + byte % 16);
+                let count = choices.below(4);
+                let parameters: Vec<u8> =
+                    parameters.chain(choices.bytes(count).iter().map(|byte| b' ' + byte % 16)).collect();
+                let last = b'@' + choices.byte() % 63;
+                // The marks of a paste, a mouse's report and the Linux console's keys go on behind it.
+                let longer = match last {
+                    b'~' => parameters == b"200",
+                    b'M' | b'[' => parameters.is_empty(),
+                    _ => false,
+                };
+                if !longer {
+                    bytes.extend([b"\x1b[", &parameters[..], &[last]].concat());
+                }
+            }
+        }
+    }
+    (bytes, Some(expected))
+}
+
+fn some_input() -> Vec<Vec<u8>> {
+    let cut = b"\x01\x02\x03\x01\x02\x03\x01\x02\0";
+    let texts: [&[u8]; 5] = [
+        b"a\x1b[A\x1bOB\x1b[1;5C\x1b[<64;10;2M\x1b[M !!",
+        b"\x1b[200~pasted\r\n\x1b[A\x1b[201~\r",
+        b"\x1b\x1b[3~\x1bb\x1b\r\x7f\x03",
+        "é日😀\u{1b}ä".as_bytes(),
+        b"\xe2\x82\x1b[[A\xff",
+    ];
+    texts.map(|text| [cut, text].concat()).to_vec()
+}
+
+/// Whatever somebody calls a file, it is one plain name; a user's name is one as it is.
+fn names(data: &[u8]) {
+    let name = String::from_utf8_lossy(data);
+    let safe = safe_name(&name);
+    assert!(!safe.is_empty() && safe.len() <= 180, "{safe:?}");
+    let mut parts = Path::new(&safe).components();
+    assert_eq!(parts.next(), Some(Component::Normal(safe.as_ref())));
+    assert_eq!(parts.next(), None);
+    let outer = |c: char| c == '.' || c.is_whitespace();
+    assert!(!safe.starts_with(outer) && !safe.ends_with(outer), "{safe:?}");
+    assert!(!safe.contains(|c| is_harmful(c) || "/\\:*?\"<>|".contains(c)), "{safe:?}");
+    assert!(!safe.to_ascii_lowercase().ends_with(".part"), "{safe:?}");
+    let first = safe.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
+    assert!(!["CON", "PRN", "AUX", "NUL", "COM1", "LPT9"].contains(&&*first), "{safe:?}");
+    assert!(safe.len() > 178 || safe_name(&safe) == safe, "{safe:?}");
+    if let Ok(user) = name.parse::<Username>() {
+        assert!(user.as_str() == name && (1..=32).contains(&name.len()));
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        assert!(name.bytes().all(plain) && !name.starts_with(['_', '-']));
+    }
+}
+
+fn some_names() -> Vec<Vec<u8>> {
+    let long = ["x".repeat(179) + ". and more", "y".repeat(175) + ".part is not the end"];
+    let long = long.into_iter().chain([format!("COM1.{}", "z".repeat(300)), "é.".repeat(200)]);
+    let short =
+        ["../../.bashrc", "C:\\nul.txt", "a\u{1b}[2J\u{202e}b.jpg", " . .hidden. ", "x.PaRt", "alice-2"];
+    long.chain(short.map(String::from)).map(String::into_bytes).collect()
+}
+
+/// The columns of a terminal that joins nothing: a letter or sign with the marks on it, one after another.
+fn columns(text: &str) -> usize {
+    let (mut total, mut start) = (0, 0);
+    for (at, c) in text.char_indices() {
+        if width(&text[at..at + c.len_utf8()]) > 0 {
+            total += width(&text[start..at]);
+            start = at;
+        }
+    }
+    total + width(&text[start..])
+}
+
+/// What is shown of a text is harmless and never wider than asked; breaking it into rows loses nothing
+/// but spaces.
+fn text(data: &[u8]) {
+    let mut choices = Choices(data);
+    let limit = choices.below(64);
+    let raw = String::from_utf8_lossy(choices.0);
+    let clean = sanitise(&raw);
+    assert!(!clean.contains(is_harmful) && !clean.contains('\n'));
+    assert_eq!(sanitise(&clean), clean);
+    let lines = sanitise_lines(&raw);
+    assert!(!lines.contains(|c| c != '\n' && is_harmful(c)));
+    assert!(lines.matches('\n').count() < 100);
+    assert_eq!(sanitise_lines(&lines), lines);
+    // Also what somebody types, which is not sanitised.
+    for text in [&clean, &lines, &*raw] {
+        assert_eq!(clusters(text).collect::<String>(), *text);
+        assert_eq!(width(text), columns(text), "{text:?}");
+        let (short, cut) = (fitting(text, limit), truncate(text, limit));
+        assert!(text.starts_with(short) && columns(short) <= limit);
+        assert!(columns(&cut) <= limit && (cut == *text || cut.ends_with('…') || limit == 0));
+        for at in all_mentions(text) {
+            assert!(text[at.clone()].starts_with('@') && at.len() > 1);
+        }
+        let rows = wrap(text, limit);
+        assert!(!rows.is_empty());
+        for row in &rows {
+            assert!(columns(row) <= limit.max(1), "{limit}: {row:?} of {text:?}");
+        }
+        // Wider than any one sign.
+        if limit > 20 {
+            assert_eq!(rows.concat().replace(' ', ""), text.replace(' ', ""), "{limit}");
+        }
+    }
+}
+
+fn some_text() -> Vec<Vec<u8>> {
+    let texts = [
+        "the quick  brown fox @alice",
+        "日本語 👨‍👩‍👧‍👦 e\u{301}\u{301} ☺️ 👍🏽 x\u{200d}y\u{200d}☺\u{fe0f}",
+        "a\u{1b}[2J\u{9b}\u{202e}b\r\n\tc\u{200b}",
+        "می\u{200c}خواهم שלום \u{fe0f}\u{301}",
+    ];
+    texts.map(|text| [&[7], text.as_bytes()].concat()).to_vec()
+}
+
+/// Whatever is pressed, the line is bounded, holds nothing harmful, and its cursor is in sight; what is
+/// submitted means exactly one thing, and a line that looks like a command is never sent as text.
+fn typing(data: &[u8]) {
+    let mut choices = Choices(data);
+    let messages = choices.below(4) > 0;
+    let mut editor = if messages { Editor::for_messages() } else { Editor::default() };
+    let allowed = |c: char| (messages && c == '\n') || !is_harmful(c);
+    while !choices.is_empty() {
+        match choices.below(40) {
+            kind @ 0..2 => {
+                let count = choices.below(4);
+                let find = |before: &str| match choices.below(3) {
+                    0 => complete(before),
+                    _ => Completion {
+                        start: before.char_indices().last().map_or(0, |(at, _)| at),
+                        candidates: ["", "é", "👩 "].map(String::from)[..count.min(3)].to_vec(),
+                    },
+                };
+                editor.complete(kind == 0, find);
+                let _ = editor.candidates();
+            }
+            kind => {
+                if let Outcome::Submitted(line) = editor.key(&key(kind, &mut choices)) {
+                    assert!(line.chars().all(allowed));
+                    parsed(&line);
+                }
+            }
+        }
+        let line = editor.text();
+        assert!(line.len() <= MAX_LINE && line.chars().all(allowed), "{line:?}");
+        let columns = choices.below(24);
+        // This slices the text at the cursor.
+        let (shown, column) = editor.visible(columns);
+        assert!(width(shown) <= columns && column < columns.max(1), "{columns}: {shown:?} {column}");
+        if let Some(question) = editor.question() {
+            let lines: Option<usize> = question.split(' ').next().and_then(|count| count.parse().ok());
+            assert!(lines.is_some_and(|lines| lines > 1), "{question}");
+        }
+        assert!(editor.label().is_none_or(|label| !label.contains(is_harmful)));
+        let _ = command::hint(line);
+    }
+    parsed(editor.text());
+    // Lines that no editor has seen come from the line filter.
+    parsed(&String::from_utf8_lossy(data));
+    complete(&String::from_utf8_lossy(data));
+}
+
+fn key(kind: usize, choices: &mut Choices<'_>) -> Key {
+    // No control characters: a terminal's are other keys (see [`input`]).
+    const SIGNS: [char; 14] =
+        ['a', 'é', '日', '\u{301}', '\u{200d}', '👩', '👧', '🏽', '\u{fe0f}', '☺', ' ', '/', '@', '\u{202e}'];
+    match kind {
+        2..10 => Key::Char(SIGNS[choices.below(SIGNS.len())]),
+        10 => {
+            let c = char::from_u32(choices.number() as u32 % 0x11_0000);
+            Key::Char(c.filter(|c| !c.is_control()).unwrap_or('\u{e000}'))
+        }
+        11 => Key::Paste(choices.text()),
+        12 => Key::Paste(choices.pick(&["x\ny", "\n", "\u{301}\r\n\u{200d}", "/msg bob ", "\t"]).into()),
+        // Bounded, so that it is seldom.
+        13 if choices.below(32) == 0 => Key::Paste("日\n".repeat(MAX_LINE / 5)),
+        14..22 => Key::Ctrl(char::from(b'a' + choices.byte() % 26)),
+        22 => Key::Alt(choices.pick(&["b", "d", "\x7f"]).chars().next().unwrap_or('b')),
+        _ => {
+            let keys = [
+                Key::Enter,
+                Key::AltEnter,
+                Key::Backspace,
+                Key::Delete,
+                Key::Left,
+                Key::Right,
+                Key::Up,
+                Key::Down,
+                Key::Home,
+                Key::End,
+                Key::WordLeft,
+                Key::WordRight,
+                Key::Escape,
+                Key::Tab,
+                Key::Unknown,
+            ];
+            keys[choices.below(keys.len())].clone()
+        }
+    }
+}
+
+fn complete(before: &str) -> Completion {
+    let files = |folder: &str| vec![format!("{folder}a"), "b\u{1b}".into(), "é c/".into(), String::new()];
+    let completion = completion::complete(before, ["alice", "Al"].into_iter(), files);
+    assert!(before.is_char_boundary(completion.start) && completion.candidates.len() <= 200);
+    assert!(completion.candidates.iter().all(|text| !text.contains(is_harmful)));
+    completion
+}
+
+fn parsed(line: &str) {
+    match command::parse(line) {
+        Ok(Command::Say(text)) => {
+            assert!(!line.starts_with('/') || (line.starts_with("//") && text.starts_with('/')), "{line:?}");
+            assert!(!text.trim().is_empty() && line.contains(&text));
+        }
+        Ok(Command::Message(_, text)) => assert!(!text.is_empty() && line.contains(&text), "{line:?}"),
+        Ok(Command::SendFile(_, path)) => assert!(!path.is_empty() && !path.contains('\n'), "{line:?}"),
+        Ok(Command::Nothing) => assert!(line.trim().is_empty()),
+        Ok(_) => assert!(line.starts_with('/') && !line.starts_with("//"), "{line:?}"),
+        Err(text) => assert!(!text.is_empty() && line.starts_with('/'), "{line:?}"),
+    }
+}

@@ -1,0 +1,252 @@
+//! Envelopes, chunks, public keys, the key file.
+
+use super::{Choices, Property, no_examples};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use miniserde::{Deserialize, json};
+use secure_messenger::client::session::wire_form::{typed, wire_form};
+use secure_messenger::crypto::chunk::{self, CHUNK, Plan};
+use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::crypto::key_file::{self, KeyFileError};
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::primitives::{PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS};
+use secure_messenger::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey};
+use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::encoding::Fixed;
+use secure_messenger::protocol::{EncryptedMessage, ServerMessage};
+use std::sync::LazyLock;
+
+pub const ENVELOPES: Property = Property { name: "envelopes", holds: envelopes, examples: no_examples };
+pub const CHUNKS: Property = Property { name: "chunks", holds: chunks, examples: no_examples };
+pub const KEYS: Property = Property { name: "keys", holds: keys, examples: some_keys };
+pub const KEY_FILE: Property = Property { name: "key_file", holds: key_file, examples: some_key_files };
+
+/// Made once: RSA keys take long.
+static IDENTITY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
+static SESSION: LazyLock<SessionKey> = LazyLock::new(SessionKey::generate);
+
+const TEXT: &[u8] = "two lines\nof text, sealed once: é".as_bytes();
+
+/// One private and one broadcast envelope of alice's, as bob gets them.
+static SEALED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let recipient = Recipient { name: "bob".parse().expect("name"), session: SESSION.fingerprint() };
+    [Scope::Private(recipient), Scope::Broadcast].map(|scope| {
+        let header = Header {
+            kind: Kind::Message,
+            scope,
+            sender: "alice".parse().expect("name"),
+            identity: IDENTITY.public().fingerprint(),
+            session: Fingerprint([3; 32]),
+            sequence: 4,
+            time: 1_700_000_000_000,
+        };
+        let sealed = Sealed::seal(header, &IDENTITY, TEXT);
+        let key = Fixed(sealed.wrap_for(SESSION.public()));
+        let message = EncryptedMessage { envelope: wire_form(&sealed.body), key };
+        ServerMessage::EncryptedMessage(Box::new(message)).encode()
+    })
+});
+
+fn decoded(line: &[u8]) -> Option<EncryptedMessage> {
+    match ServerMessage::decode(line) {
+        Ok(ServerMessage::EncryptedMessage(message)) => Some(*message),
+        _ => None,
+    }
+}
+
+/// Whatever of an envelope's fields or of its line is altered: either it still means the same, or it is refused.
+fn envelopes(data: &[u8]) {
+    let mut choices = Choices(data);
+    let line = &SEALED[choices.below(2)];
+    let before = decoded(&line[..line.len() - 1]).expect("an envelope");
+    let mut line = line[..line.len() - 1].to_vec();
+    let mut message = decoded(&line).expect("an envelope");
+    if choices.below(4) == 0 {
+        while !choices.is_empty() {
+            choices.edit(&mut line);
+        }
+        let Some(altered) = decoded(&line) else { return };
+        message = altered;
+    } else {
+        while !choices.is_empty() {
+            alter(&mut message, &mut choices);
+        }
+    }
+    let encode = |message| text(&ServerMessage::EncryptedMessage(Box::new(message)).encode());
+    let copy = EncryptedMessage { envelope: message.envelope.clone(), key: message.key };
+    let same = encode(copy) == encode(before);
+    let opened = typed(message).and_then(|envelope| {
+        let verified = envelope.verify(IDENTITY.public()).ok()?;
+        Some(verified.open(&SESSION).ok()?.to_vec())
+    });
+    assert_eq!(opened.as_deref(), same.then_some(TEXT));
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Alters one field.
+fn alter(message: &mut EncryptedMessage, choices: &mut Choices<'_>) {
+    let wire = &mut message.envelope;
+    let names = ["alice", "bob", "Bob", "carol"];
+    let kinds = ["message", "room_opened", "file_offer", "file_done", "Message", ""];
+    let scopes = ["private", "room", "broadcast", "group", ""];
+    match choices.below(17) {
+        0 => wire.from = choices.pick(&names).parse().expect("name"),
+        1 => wire.kind = choices.pick(&kinds).into(),
+        2 => wire.kind = choices.text(),
+        3 => wire.scope = choices.pick(&scopes).into(),
+        4 => wire.recipient = choices.pick(&names).parse().ok(),
+        5 => (wire.recipient, wire.recipient_session) = (None, None),
+        6 => wire.recipient_session = Some(Fixed(SESSION.fingerprint().0)),
+        7 => flip(&mut wire.recipient_session.get_or_insert(Fixed([0; 32])).0, choices),
+        8 => flip(&mut wire.identity.0, choices),
+        9 => flip(&mut wire.session.0, choices),
+        10 => wire.sequence = wire.sequence.wrapping_add(choices.number()),
+        11 => wire.time ^= choices.number(),
+        12 => flip(&mut wire.commitment.0, choices),
+        13 => flip(&mut wire.nonce.0, choices),
+        14 => choices.edit(&mut wire.ciphertext.0),
+        15 => flip(&mut wire.tag.0, choices),
+        // Nor is the same number written otherwise, as the remainder it leaves is the same.
+        _ => match choices.below(4) {
+            0 => flip(&mut wire.signature.0, choices),
+            1 => flip(&mut message.key.0, choices),
+            2 => add_modulus(&mut wire.signature.0, &IDENTITY.public().spki()),
+            _ => add_modulus(&mut message.key.0, &SESSION.public().spki()),
+        },
+    }
+}
+
+fn flip(bytes: &mut [u8], choices: &mut Choices<'_>) {
+    let at = choices.below(bytes.len());
+    bytes[at] ^= choices.byte();
+}
+
+/// Adds a key's modulus to a number, if there is room for it.
+fn add_modulus(number: &mut [u8; 256], spki: &[u8]) {
+    // In 294 bytes the exponent and its head are the last five.
+    let (modulus, before) = (&spki[spki.len() - 261..spki.len() - 5], *number);
+    let mut carry = 0;
+    for (digit, more) in number.iter_mut().zip(modulus).rev() {
+        let sum = u16::from(*digit) + u16::from(*more) + carry;
+        (*digit, carry) = (sum as u8, sum >> 8);
+    }
+    if carry > 0 {
+        *number = before;
+    }
+}
+
+const FILE: usize = CHUNK + 40;
+
+static GROUP: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| plan().seal_group(1, SESSION.public(), &[5; FILE]));
+
+/// Two chunks, the second short, behind one that was there already.
+fn plan() -> Plan {
+    Plan { id: [7; 16], key: Key::new([8; 32]), size: (CHUNK + FILE) as u64, start: 1 }
+}
+
+/// Payloads that were altered, moved, repeated, left out, or are another's, open nothing.
+fn chunks(data: &[u8]) {
+    let mut choices = Choices(data);
+    let (mut plan, mut payloads, mut first) = (plan(), GROUP.clone(), 1);
+    let mut elsewhere = false;
+    while !choices.is_empty() {
+        let (count, kind) = (payloads.len().max(1), choices.below(12));
+        let (one, other) = (choices.below(count), choices.below(count));
+        match kind {
+            0..6 => {
+                let Some(payload) = payloads.get_mut(one) else { continue };
+                // Most of what matters is in front.
+                let at = if kind < 4 { choices.below(400) } else { choices.below(65_535) };
+                let length = payload.len().max(1);
+                match payload.get_mut(at % length) {
+                    Some(byte) => *byte ^= choices.byte(),
+                    None => payload.push(choices.byte()),
+                }
+            }
+            6 => payloads.get_mut(one).into_iter().for_each(|payload| payload.truncate(other * 300)),
+            7 => payloads.get_mut(one).into_iter().for_each(|payload| choices.edit(payload)),
+            8 if !payloads.is_empty() => payloads.swap(one, other),
+            9 if payloads.len() < 6 => payloads.extend(GROUP.get(one).cloned()),
+            10 if !payloads.is_empty() => drop(payloads.remove(one)),
+            11 => {
+                elsewhere = true;
+                match choices.below(5) {
+                    // A place that a file can have.
+                    0 => first = (choices.number() as u32 | 1 << 31).min(u32::MAX - chunk::GROUP),
+                    1 => plan.id = [6; 16],
+                    2 => plan.key = Key::new([9; 32]),
+                    // Not a multiple of the group away.
+                    3 => plan.start = 2,
+                    _ => plan.size -= 1,
+                }
+            }
+            _ => {}
+        }
+    }
+    let same = !elsewhere && payloads == *GROUP;
+    match plan.open_group(first, payloads, &SESSION) {
+        Ok(opened) => {
+            let bytes: Vec<u8> = opened.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+            assert!(same && bytes == [5; FILE]);
+        }
+        Err(_) => assert!(!same),
+    }
+}
+
+/// A public key has one encoding, and is of use whatever its modulus.
+fn keys(spki: &[u8]) {
+    if let Ok(key) = IdentityPublicKey::parse(spki) {
+        assert_eq!(key.spki(), spki);
+        assert_eq!(key.fingerprint(), Fingerprint::of(spki));
+        let again = IdentityPublicKey::parse_pem(&key.to_pem()).expect("its own PEM");
+        assert_eq!(again.spki(), spki);
+        assert!(key.verify(b"text", &[1; 256]).is_err());
+        let session = SessionPublicKey::parse(spki).expect("the same rules");
+        session.wrap(&[7; 160], [1; 32]);
+    }
+    if let Ok(text) = std::str::from_utf8(spki) {
+        if let Ok(key) = IdentityPublicKey::parse_pem(text) {
+            assert!(IdentityPublicKey::parse(&key.spki()).is_ok());
+        }
+        if let Ok(fingerprint) = text.parse::<Fingerprint>() {
+            assert_eq!(fingerprint.to_string(), text.trim_end_matches('='));
+        }
+    }
+}
+
+fn some_keys() -> Vec<Vec<u8>> {
+    let key = IDENTITY.public();
+    vec![key.spki(), key.to_pem().into_bytes(), key.fingerprint().to_string().into_bytes()]
+}
+
+#[derive(Deserialize)]
+struct Rounds {
+    rounds: u32,
+}
+
+/// Nothing but a key file is taken for one, and no work is done for parameters out of bounds. Those within are left
+/// out: a second's work each.
+fn key_file(text: &[u8]) {
+    let parsed = std::str::from_utf8(text).ok().and_then(|text| json::from_str::<Rounds>(text).ok());
+    if parsed.is_some_and(|file| (PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds)) {
+        return;
+    }
+    let alice = "alice".parse().expect("name");
+    let error = key_file::open(text, &alice, &Password::new("secret".into())).expect_err("refused");
+    assert!(matches!(error, KeyFileError::Damaged | KeyFileError::Unsupported));
+}
+
+fn some_key_files() -> Vec<Vec<u8>> {
+    let binary = |length| BASE64_STANDARD.encode(vec![7; length]);
+    let file = format!(
+        r#"{{"version":1,"kdf":"PBKDF2-HMAC-SHA256","rounds":99999,"salt":"{}","cipher":"AES-256-GCM","nonce":"{}","ciphertext":"{}","tag":"{}"}}"#,
+        binary(16),
+        binary(12),
+        binary(40),
+        binary(16)
+    );
+    vec![file.into_bytes()]
+}

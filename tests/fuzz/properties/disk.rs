@@ -1,0 +1,309 @@
+//! What is read back from disk: accounts, what a client remembers, the kept history, certificates.
+//!
+//! The folders are made below the system's temporary one: with `TMPDIR=/dev/shm` they cost no disk.
+
+use super::{Choices, Property, no_examples};
+use secure_messenger::client::entry::{Entry, Place, Source};
+use secure_messenger::client::history::History;
+use secure_messenger::client::options::{self, Request};
+use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
+use secure_messenger::crypto::keys::IdentityKey;
+use secure_messenger::crypto::public::Fingerprint;
+use secure_messenger::name::Username;
+use secure_messenger::server::accounts::{Accounts, Survey};
+use secure_messenger::server::limits::LOCKOUT;
+use secure_messenger::server::locks::Locks;
+use secure_messenger::wire::certificate;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub const USERS: Property = Property { name: "users", holds: users, examples: no_examples };
+pub const RECORDS: Property = Property { name: "records", holds: records, examples: some_records };
+pub const HISTORY: Property = Property { name: "history", holds: history, examples: no_examples };
+pub const CERTIFICATES: Property =
+    Property { name: "certificates", holds: certificates, examples: some_certificates };
+
+/// A folder that is removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("properties-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a folder");
+        Folder(path)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).expect("written");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What was refused is told with file, line and remedy, and left as it was.
+fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
+    let text = error.to_string();
+    assert!(text.contains("is damaged") && text.contains(": line "), "{text}");
+    assert!(text.contains(path.to_str().expect("UTF-8")), "{text}");
+    assert!(fs::read(path).expect("there") == bytes, "untouched");
+}
+
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)]
+}
+
+/// Of a users file either all lines count, the last one's torn half aside, or none: then it is left as it is.
+/// Whoever reads it finds the same.
+fn users(data: &[u8]) {
+    let mut choices = Choices(data);
+    let folder = Folder::new();
+    fs::create_dir(folder.0.join("keys")).expect("a folder");
+    folder.write("salt.secret", &[1; 32]);
+    let (mut bytes, mut expected) = (Vec::new(), Some(BTreeMap::new()));
+    let damaged = choices.below(2) == 1;
+    while !choices.is_empty() {
+        let name = choices.pick(&["alice", "Alice", "bob", "carol-2"]);
+        let rounds = choices.byte();
+        let mut line = match choices.below(4) {
+            0 => format!("{{\"name\":\"{name}\",\"removed\":true}}\n").into_bytes(),
+            _ => format!(
+                "{{\"name\":\"{name}\",\"salt\":\"{KEY}\",\"rounds\":{rounds},\"password_key\":\"{KEY}\",\"identity\":\"{KEY}\"}}\n"
+            )
+            .into_bytes(),
+        };
+        if let Some(accounts) = &mut expected {
+            match line.ends_with(b"true}\n") {
+                true => drop(accounts.remove(&name.to_lowercase())),
+                false => drop(accounts.insert(name.to_lowercase(), (name.to_owned(), u32::from(rounds)))),
+            }
+        }
+        match choices.below(8) {
+            0 if damaged => choices.edit(&mut line),
+            1 if damaged => line = choices.text().into_bytes(),
+            _ => {
+                bytes.extend(line);
+                continue;
+            }
+        }
+        // What that means is not foreseen here.
+        expected = None;
+        bytes.extend(line);
+    }
+    let path = folder.write("users.json", &bytes);
+    let found = Survey::of(&folder.0).map(|survey| (told(&survey), survey.torn));
+    match Accounts::open(&folder.0) {
+        Err(error) => {
+            refused(&error, &path, &bytes);
+            assert!(found.is_err() && expected.is_none());
+        }
+        Ok((accounts, notices)) => {
+            let (found, torn) = found.expect("the same");
+            assert_eq!((accounts.count(), notices.torn), (found.len(), torn));
+            assert!(expected.is_none_or(|expected| expected.into_values().eq(found.iter().cloned())));
+            for (name, rounds) in &found {
+                let account = accounts.get(&name.parse().expect("a name"));
+                assert_eq!(account.map(|account| account.rounds), Some(*rounds));
+            }
+            drop(accounts);
+            let survey = Survey::of(&folder.0).expect("the same again");
+            assert_eq!((told(&survey), survey.torn), (found, 0));
+            let rewritten = notices.dropped.is_some();
+            assert!(rewritten || fs::read(&path).expect("there") == whole_lines(&bytes));
+        }
+    }
+}
+
+/// 32 bytes.
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+fn told(survey: &Survey) -> Vec<(String, u32)> {
+    let mut all: Vec<_> =
+        survey.accounts.iter().map(|account| (account.name.to_string(), account.rounds)).collect();
+    all.sort_by_key(|(name, _)| name.to_lowercase());
+    all
+}
+
+/// A file of records is whole lines, or refused and left as it is; what is added to it afterwards is found
+/// again. Locks are never longer than new ones, whatever their file holds.
+fn records(bytes: &[u8]) {
+    let folder = Folder::new();
+    let (kept, bob): (_, Username) = (whole_lines(bytes), "bob".parse().expect("name"));
+    let path = folder.write("known_users", bytes);
+    match KnownUsers::open(&path, "a:1".into()) {
+        Err(error) => refused(&error, &path, bytes),
+        Ok(mut users) => {
+            assert!(fs::read(&path).expect("there") == kept);
+            users.decide(&bob, Fingerprint([9; 32]), Trust::Verified).expect("stored");
+            let again = KnownUsers::open(&path, "a:1".into()).expect("its own record");
+            assert_eq!(again.get(&bob), Some((Fingerprint([9; 32]), Trust::Verified)));
+        }
+    }
+    let path = folder.write("known_servers", bytes);
+    match KnownServers::open(&path) {
+        Err(error) => refused(&error, &path, bytes),
+        Ok(mut servers) => {
+            assert!(fs::read(&path).expect("there") == kept);
+            servers.remember("a:1", Fingerprint([9; 32])).expect("stored");
+            let again = KnownServers::open(&path).expect("its own record");
+            assert_eq!(again.get("a:1"), Some(Fingerprint([9; 32])));
+        }
+    }
+    let path = folder.write("ignored", bytes);
+    match Ignored::open(&path, "a:1".into()) {
+        Err(error) => refused(&error, &path, bytes),
+        Ok(mut ignored) => {
+            assert!(fs::read(&path).expect("there") == kept);
+            let others = ignored.names().filter(|name| name.folded() != "bob").count();
+            ignored.set(&bob, true).expect("stored");
+            let again = Ignored::open(&path, "a:1".into()).expect("its own record");
+            assert!(again.contains(&bob) && again.names().count() == others + 1);
+        }
+    }
+    folder.write("locks.json", bytes);
+    let locks = Locks::new(&folder.0);
+    let held = locks.read().expect("never refused");
+    assert!(held.values().all(|left| *left <= LOCKOUT));
+    let shortened = locks.shorten().expect("never refused");
+    assert!(shortened.keys().all(|name| held.contains_key(name)));
+    assert!(locks.read().expect("its own").keys().all(|name| shortened.contains_key(name)));
+}
+
+fn some_records() -> Vec<Vec<u8>> {
+    let user = |name: &str, verified: bool, decided: bool| {
+        format!(
+            "{{\"server\":\"a:1\",\"name\":\"{name}\",\"identity\":\"{KEY}\",\"verified\":{verified},\"decided\":{decided}}}\n"
+        )
+    };
+    let texts = [
+        user("bob", false, false) + &user("Bob", true, true) + &user("bob", true, false),
+        format!("{{\"server\":\"a:1\",\"fingerprint\":\"{KEY}\"}}\n{{\"server\":\"\",\"fingerprint\":\"{KEY}\"}}\n"),
+        "{\"server\":\"a:1\",\"name\":\"Bob\",\"ignored\":true}\n{\"server\":\"a:1\",\"name\":\"bob\",\"ignored\":false}\n".into(),
+        "{\"name\":\"bob\",\"until\":18446744073709551615}\n\n{\"name\":\"\",\"until\":0}\n".into(),
+        // One that fits every file.
+        format!("{{\"server\":\"a:1\",\"name\":\"bob\",\"identity\":\"{KEY}\",\"fingerprint\":\"{KEY}\",\"verified\":true,\"decided\":true,\"ignored\":true,\"until\":1}}\n"),
+        format!("{}\n", "x".repeat(4095)),
+    ];
+    texts.map(String::into_bytes).to_vec()
+}
+
+fn history_in(folder: &Path) -> History {
+    static IDENTITY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
+    let words = ["--keep-history", "--data-dir", folder.to_str().expect("UTF-8")];
+    match options::parse(words.into_iter().map(Into::into)) {
+        Ok(Request::Run(options)) => History::new(&options, &"alice".parse().expect("name"), &IDENTITY),
+        _ => panic!("options"),
+    }
+}
+
+/// The only file of a folder's history.
+fn history_file(folder: &Path) -> PathBuf {
+    let mut files = fs::read_dir(folder.join("history")).expect("a folder");
+    files.next().expect("one").expect("an entry").path()
+}
+
+/// What it holds.
+fn kept() -> VecDeque<Entry> {
+    let texts = ["one", "two\nlines, @alice", "", "é"];
+    let entries = (1..).zip(texts).map(|(time, text)| {
+        let source = Source::Broadcast { from: "bob".parse().expect("name") };
+        Entry { mention: text.contains('@'), ..Entry::new(time, source, Place::Everyone, text.into()) }
+    });
+    entries.collect()
+}
+
+/// A file's name and bytes.
+static FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
+    let folder = Folder::new();
+    fs::create_dir(folder.0.join("history")).expect("a folder");
+    let mut history = history_in(&folder.0);
+    history.load().expect("nothing is there");
+    for entry in kept() {
+        history.append(&VecDeque::from([entry])).expect("appended");
+    }
+    let path = history_file(&folder.0);
+    let name = path.file_name().expect("named").to_str().expect("UTF-8").to_owned();
+    (name, fs::read(path).expect("there"))
+});
+
+/// However a kept history is altered: what is still read is what was kept, from its beginning; or nothing
+/// is, and the file is left as it is.
+fn history(data: &[u8]) {
+    let ((name, bytes), entries) = (&*FILE, kept());
+    let mut choices = Choices(data);
+    let mut bytes = bytes.clone();
+    while !choices.is_empty() {
+        let mut lines: Vec<Vec<u8>> = bytes.split_inclusive(|byte| *byte == b'\n').map(Into::into).collect();
+        let count = lines.len().max(1);
+        let (kind, one, other) = (choices.below(6), choices.below(count), choices.below(count));
+        match kind {
+            0 if !lines.is_empty() => lines.swap(one, other),
+            1 if !lines.is_empty() => drop(lines.remove(one)),
+            // Bounded: a line without its end is one with the next.
+            2 if (1..1 << 14).contains(&bytes.len()) => lines.insert(one, lines[other].clone()),
+            3 => lines.push(choices.text().into_bytes()),
+            _ => lines.get_mut(one).into_iter().for_each(|line| choices.edit(line)),
+        }
+        bytes = lines.concat();
+    }
+    let folder = Folder::new();
+    fs::create_dir(folder.0.join("history")).expect("a folder");
+    let path = folder.write(&format!("history/{name}"), &bytes);
+    let mut history = history_in(&folder.0);
+    match history.load() {
+        Err(error) => {
+            refused_history(&error, &path, &bytes);
+            assert!(!history.is_kept());
+        }
+        Ok(found) => {
+            assert!(found.len() <= entries.len() && entries.iter().zip(&found).all(|(a, b)| a == b));
+            assert!(bytes.starts_with(&fs::read(&path).expect("there")));
+            // What is said next follows on.
+            history.append(&VecDeque::from([entries[0].clone()])).expect("appended");
+            drop(history);
+            let again = history_in(&folder.0).load().expect("its own record");
+            assert_eq!((again.len(), again.back()), (found.len() + 1, entries.front()));
+        }
+    }
+}
+
+fn refused_history(error: &io::Error, path: &Path, bytes: &[u8]) {
+    refused(error, path, bytes);
+    assert!(error.to_string().contains("/history forget"), "{error}");
+}
+
+/// Whatever stands in a certificate's file, it is a certificate or an error with the path; its end can be told.
+fn certificates(bytes: &[u8]) {
+    // As the client gets one, from TLS.
+    if let Ok(facts) = certificate::facts(bytes) {
+        assert!(facts.not_after < 1 << 48, "year 9999 at the latest");
+        for now in [0, facts.not_after, u64::MAX] {
+            assert_eq!(certificate::notice(&facts, now).is_some(), now > 0);
+        }
+    }
+    let folder = Folder::new();
+    let path = folder.write("server.crt", bytes);
+    if let Err(error) = certificate::read_facts(&path) {
+        assert!(error.to_string().starts_with(path.to_str().expect("UTF-8")), "{error}");
+    }
+}
+
+fn some_certificates() -> Vec<Vec<u8>> {
+    let folder = Folder::new();
+    certificate::prepare(&folder.0, 1_700_000_000_000).expect("made");
+    let pem = fs::read_to_string(folder.0.join("server.crt")).expect("there");
+    let lines = pem.lines().filter(|line| !line.starts_with("-----")).collect::<String>();
+    let der = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, lines).expect("PEM");
+    vec![pem.into_bytes(), der]
+}

@@ -1,0 +1,145 @@
+//! The properties that tests/fuzz tries with guided bytes, with random ones: a moment for each, at every run another.
+
+#[path = "fuzz/properties/mod.rs"]
+mod properties;
+
+use properties::{Choices, Property, client, crypto, disk, wire};
+use secure_messenger::crypto::secret::random;
+use std::time::{Duration, Instant};
+
+/// Not much: it runs with every `cargo test`. The fuzzers have all the time in the world.
+const MOMENT: Duration = Duration::from_millis(250);
+/// Named in a failure; set, it repeats it.
+const SEED: &str = "RANDOM_SEED";
+
+/// xorshift64*, good enough to make bytes.
+struct Generator(u64);
+
+impl Generator {
+    fn byte(&mut self) -> u8 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56) as u8
+    }
+
+    /// Random bytes, or an example with some of them altered.
+    fn input(&mut self, examples: &[Vec<u8>]) -> Vec<u8> {
+        let random: Vec<u8> = (0..usize::from(self.byte()) * 2).map(|_| self.byte()).collect();
+        let mut choices = Choices(&random);
+        if examples.is_empty() || choices.below(4) == 0 {
+            return choices.0.to_vec();
+        }
+        let mut input = examples[choices.below(examples.len())].clone();
+        for _ in 0..choices.below(6) {
+            choices.edit(&mut input);
+        }
+        input
+    }
+}
+
+/// Tells what failed and how to repeat it.
+struct Tried<'a>(&'a Property, u64, Vec<u8>);
+
+impl Drop for Tried<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Tried(property, seed, input) = self;
+            eprintln!("\n\"{}\" does not hold for {input:?}\n{SEED}={seed} repeats it", property.name);
+        }
+    }
+}
+
+fn holds(property: &Property) {
+    let given = std::env::var(SEED).ok().map(|seed| seed.parse().expect("a number"));
+    let examples = (property.examples)();
+    examples.iter().for_each(|example| (property.holds)(example));
+    let end = Instant::now() + MOMENT;
+    let mut tried = 0;
+    while Instant::now() < end || tried == 0 {
+        // One for each input: what has failed is repeated at once.
+        let seed = given.unwrap_or_else(|| u64::from_be_bytes(random()) | 1);
+        let tried_now = Tried(property, seed, Generator(seed).input(&examples));
+        (property.holds)(&tried_now.2);
+        tried += 1;
+        if given.is_some() {
+            break;
+        }
+    }
+    println!("{}: {tried} inputs", property.name);
+}
+
+#[test]
+fn a_stream_has_the_same_frames_however_it_is_cut() {
+    holds(&wire::FRAMES);
+}
+
+#[test]
+fn a_message_that_decodes_means_the_same_when_it_is_encoded_again() {
+    holds(&wire::MESSAGES);
+}
+
+#[test]
+fn a_packet_is_its_address_and_its_payload() {
+    holds(&wire::PACKETS);
+}
+
+#[test]
+fn an_envelope_of_which_anything_is_altered_does_not_open() {
+    holds(&crypto::ENVELOPES);
+}
+
+#[test]
+fn chunks_that_were_altered_or_moved_do_not_open() {
+    holds(&crypto::CHUNKS);
+}
+
+#[test]
+fn a_public_key_has_one_encoding_and_is_of_use() {
+    holds(&crypto::KEYS);
+}
+
+#[test]
+fn a_key_file_that_is_none_costs_no_work() {
+    holds(&crypto::KEY_FILE);
+}
+
+#[test]
+fn of_a_users_file_all_lines_count_or_none() {
+    holds(&disk::USERS);
+}
+
+#[test]
+fn records_are_whole_or_refused_and_left_as_they_are() {
+    holds(&disk::RECORDS);
+}
+
+#[test]
+fn of_an_altered_history_only_the_beginning_is_read() {
+    holds(&disk::HISTORY);
+}
+
+#[test]
+fn a_certificate_is_one_or_told_with_its_path() {
+    holds(&disk::CERTIFICATES);
+}
+
+#[test]
+fn nothing_of_an_escape_sequence_is_text() {
+    holds(&client::INPUT);
+}
+
+#[test]
+fn whatever_a_file_is_called_it_gets_one_plain_name() {
+    holds(&client::NAMES);
+}
+
+#[test]
+fn what_is_shown_is_harmless_and_no_wider_than_asked() {
+    holds(&client::TEXT);
+}
+
+#[test]
+fn no_keys_break_the_line_and_no_line_is_two_things() {
+    holds(&client::TYPING);
+}
