@@ -55,15 +55,17 @@ fn input(data: &[u8]) {
 fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
     let (mut bytes, mut expected) = (Vec::new(), String::new());
     while !choices.is_empty() {
-        let text = choices.text().replace(|c: char| c.is_control(), "");
+        let raw = choices.text();
+        let text = raw.replace(|c: char| c.is_control(), "");
         match choices.below(6) {
             0 => {
                 bytes.extend(text.as_bytes());
                 expected += &text;
             }
-            1 => {
-                bytes.extend([b"\x1b[200~", text.as_bytes(), b"\x1b[201~"].concat());
-                expected += &text;
+            // Whatever it holds but its own end.
+            1 if !raw.contains("\x1b[201~") => {
+                bytes.extend([b"\x1b[200~", raw.as_bytes(), b"\x1b[201~"].concat());
+                expected += &raw;
             }
             2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 27]),
             3 => {

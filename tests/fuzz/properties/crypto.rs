@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use miniserde::{Deserialize, json};
 use secure_messenger::client::session::wire_form::{typed, wire_form};
-use secure_messenger::crypto::chunk::{CHUNK, Plan};
+use secure_messenger::crypto::chunk::{self, CHUNK, Plan};
 use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
 use secure_messenger::crypto::key_file::{self, KeyFileError};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -174,7 +174,8 @@ fn chunks(data: &[u8]) {
             11 => {
                 elsewhere = true;
                 match choices.below(5) {
-                    0 => first = choices.number() as u32 | 1 << 31,
+                    // A place that a file can have.
+                    0 => first = (choices.number() as u32 | 1 << 31).min(u32::MAX - chunk::GROUP),
                     1 => plan.id = [6; 16],
                     2 => plan.key = Key::new([9; 32]),
                     // Not a multiple of the group away.

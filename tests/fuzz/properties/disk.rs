@@ -72,6 +72,7 @@ fn users(data: &[u8]) {
     fs::create_dir(folder.0.join("keys")).expect("a folder");
     folder.write("salt.secret", &[1; 32]);
     let (mut bytes, mut expected) = (Vec::new(), Some(BTreeMap::new()));
+    let damaged = choices.below(2) == 1;
     while !choices.is_empty() {
         let name = choices.pick(&["alice", "Alice", "bob", "carol-2"]);
         let rounds = choices.byte();
@@ -89,8 +90,8 @@ fn users(data: &[u8]) {
             }
         }
         match choices.below(8) {
-            0 => choices.edit(&mut line),
-            1 => line = choices.text().into_bytes(),
+            0 if damaged => choices.edit(&mut line),
+            1 if damaged => line = choices.text().into_bytes(),
             _ => {
                 bytes.extend(line);
                 continue;
@@ -249,7 +250,8 @@ fn history(data: &[u8]) {
         match kind {
             0 if !lines.is_empty() => lines.swap(one, other),
             1 if !lines.is_empty() => drop(lines.remove(one)),
-            2 if (1..9).contains(&lines.len()) => lines.insert(one, lines[other].clone()),
+            // Bounded: a line without its end is one with the next.
+            2 if (1..1 << 14).contains(&bytes.len()) => lines.insert(one, lines[other].clone()),
             3 => lines.push(choices.text().into_bytes()),
             _ => lines.get_mut(one).into_iter().for_each(|line| choices.edit(line)),
         }

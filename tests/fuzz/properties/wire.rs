@@ -13,7 +13,7 @@ use secure_messenger::wire::frame::{Frame, LineTooLong, Lines, packet_head};
 
 pub const FRAMES: Property = Property { name: "frames", holds: frames, examples: no_examples };
 pub const MESSAGES: Property = Property { name: "messages", holds: messages, examples: some_messages };
-pub const PACKETS: Property = Property { name: "packets", holds: packets, examples: no_examples };
+pub const PACKETS: Property = Property { name: "packets", holds: packets, examples: some_packets };
 
 /// A line or packet, so that it outlives the reader's buffer.
 #[derive(Debug, PartialEq)]
@@ -29,7 +29,11 @@ fn frames(data: &[u8]) {
     let limits = [choices.byte(), choices.byte(), choices.byte()].map(usize::from);
     let lines_first = choices.below(4);
     let mut cuts = Choices(choices.bytes(8));
-    let stream = choices.0;
+    let stream = match choices.below(2) {
+        0 => choices.0.to_vec(),
+        _ => near_the_limits(&mut choices, limits),
+    };
+    let stream = &stream[..];
     let whole = read(&[stream], limits, lines_first);
     let (mut pieces, mut rest) = (Vec::new(), stream);
     while !rest.is_empty() {
@@ -48,6 +52,21 @@ fn frames(data: &[u8]) {
         })
         .collect();
     assert_eq!([again, left].concat(), stream);
+}
+
+/// Lines and packets about as long as may be.
+fn near_the_limits(choices: &mut Choices<'_>, limits: [usize; 3]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    while !choices.is_empty() {
+        let length = (limits[choices.below(3)] + choices.below(3)).saturating_sub(choices.below(3));
+        let body = vec![choices.byte(); length];
+        match choices.below(3) {
+            0 => stream.extend([&body[..], b"\n"].concat()),
+            1 => stream.extend([packet_head(&[], &body), body].concat()),
+            _ => stream.extend(choices.bytes(4)),
+        }
+    }
+    stream
 }
 
 /// All frames, the first of them lines in any case, as before a login; then what is left, or that it is too long.
@@ -141,6 +160,13 @@ fn packets(body: &[u8]) {
     }
 }
 
+fn some_packets() -> Vec<Vec<u8>> {
+    let names = ["a", "alice-in_wonderland", "an-account-with-the-longest-name"];
+    names
+        .map(|name| [&Packet::address(&name.parse().expect("a name"), &[1; 16]), &b"payload"[..]].concat())
+        .to_vec()
+}
+
 fn some_messages() -> Vec<Vec<u8>> {
     let alice = || "alice".parse().expect("name");
     let envelope = EnvelopeFields {
@@ -201,7 +227,22 @@ fn some_messages() -> Vec<Vec<u8>> {
         ServerMessage::Error(failure),
         ServerMessage::Ack(Received { received: 3 }),
     ];
-    let mut all: Vec<Vec<u8>> = client.iter().map(ClientMessage::encode).collect();
-    all.extend(server.iter().map(ServerMessage::encode));
-    all.iter().map(|line| line[..line.len() - 1].to_vec()).collect()
+    let line = |mut encoded: Vec<u8>| {
+        encoded.pop();
+        encoded
+    };
+    // On these, at least, nothing is lost.
+    let client = client.map(|message| line(message.encode()));
+    assert!(
+        client
+            .iter()
+            .all(|text| ClientMessage::decode(text).is_ok_and(|again| line(again.encode()) == *text))
+    );
+    let server = server.map(|message| line(message.encode()));
+    assert!(
+        server
+            .iter()
+            .all(|text| ServerMessage::decode(text).is_ok_and(|again| line(again.encode()) == *text))
+    );
+    [&client[..], &server[..]].concat()
 }
