@@ -267,23 +267,20 @@ impl PendingResume {
         &self.name
     }
 
-    /// Checks the answer against the tokens that the session may be resumed with; none if there is no session. In
-    /// constant time for each.
+    /// Checks the answer against some tokens, always as many of them, whether or not there is a session: which of them was used
+    /// last. In constant time for each.
     ///
     /// # Errors
     /// [`AuthError::Expired`], [`AuthError::Denied`].
-    pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<(), AuthError> {
+    pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
         if self.issued.elapsed() > CHALLENGE_LIFETIME {
             return Err(AuthError::Expired);
         }
         let proven = resume_bytes(&self.name, &self.nonce, exporter, resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
-        // Without a session it takes as long as with one.
-        let fits = match tokens {
-            [] => fits(&Key::random()) & false,
-            tokens => tokens.iter().fold(false, |any, token| any | fits(token)),
-        };
-        if fits { Ok(()) } else { Err(AuthError::Denied) }
+        // All of them are tried, whichever fits.
+        let fold = |found, (at, token)| if fits(token) { Some(at) } else { found };
+        tokens.iter().enumerate().fold(None, fold).ok_or(AuthError::Denied)
     }
 }
 
@@ -527,8 +524,8 @@ mod tests {
             change(&mut answer);
             pending.verify(&answer, b"exporter", &[Key::new([1; 32]), Key::new([2; 32])])
         };
-        assert_eq!(attempt(&alice, &token, b"exporter", &|_| ()), Ok(()));
-        assert_eq!(attempt(&alice, &former, b"exporter", &|_| ()), Ok(()));
+        assert_eq!(attempt(&alice, &token, b"exporter", &|_| ()), Ok(0));
+        assert_eq!(attempt(&alice, &former, b"exporter", &|_| ()), Ok(1));
         let denied = Err(AuthError::Denied);
         assert_eq!(attempt(&alice, &other, b"exporter", &|_| ()), denied);
         assert_eq!(attempt(&bob, &token, b"exporter", &|_| ()), denied);

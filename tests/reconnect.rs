@@ -343,20 +343,24 @@ fn a_login_from_elsewhere_is_not_fought_over() {
 }
 
 #[test]
-fn of_two_clients_the_one_that_came_last_stays_and_they_do_not_take_turns() {
+fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_nobody_off() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     gate.shut();
     alice.expect(LOST);
-    let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    // Two of them, one after the other.
+    let another = || Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    let mut second = another();
     bob.expect("* alice has logged in anew");
-    // Its session is gone, which is all that it is told, so that it comes last.
-    gate.lead_to(&server);
-    alice.expect(ANEW);
-    second.expect("! you have logged in from elsewhere: this client leaves");
+    let mut third = another();
+    bob.expect("* alice has logged in anew");
+    second.expect("! you have logged in from elsewhere");
     assert_eq!(second.finish().0, 1);
-    exchange(&mut bob, &mut alice, "who is it");
-    assert_eq!(alice.finish().0, 0);
+    gate.lead_to(&server);
+    alice.expect("you have logged in from elsewhere: this client leaves");
+    assert_eq!(alice.finish().0, 1);
+    exchange(&mut bob, &mut third, "who is it");
+    assert_eq!(third.finish().0, 0);
     assert_eq!(server.log().matches("event=login user=alice").count(), 3);
 }
 

@@ -609,11 +609,12 @@ fn a_session_that_has_ended_is_not_resumed() {
     alice.say(&ClientMessage::Logout);
     while alice.next().is_some() {}
     assert_eq!(refusal(&server, &alice.name(), alice.received, &alice.token), no);
-    // By another login, whose session it cannot disturb.
+    // By another login, whose session it cannot disturb; it is told so, or it would log in and throw that one off.
     bob.hang_up();
     let mut second = server.raw();
     let new = token(second.log_in(&bob.person));
-    assert_eq!(refusal(&server, &bob.name(), bob.received, &bob.token), no);
+    let elsewhere = Some("signed_in_elsewhere".to_string());
+    assert_eq!(refusal(&server, &bob.name(), bob.received, &bob.token), elsewhere);
     assert!(second.is_usable());
     assert_eq!(refusal(&server, &bob.name(), bob.received + 1000, &new), no);
     // By its time.

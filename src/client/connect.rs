@@ -57,6 +57,8 @@ pub enum StartError {
     NameTaken(Username),
     ShortPassword,
     Login,
+    /// Another client of the same person has replaced this one.
+    Elsewhere,
     Locked(Username, u64),
     Auth(AuthError),
     Server(String),
@@ -112,6 +114,7 @@ impl fmt::Display for StartError {
                 "login failed: the name or the password is wrong, or the key on this machine is not this account's \
                  (if the password was changed on another machine, copy the key file from there)",
             ),
+            StartError::Elsewhere => f.write_str("you have logged in from elsewhere: this client leaves"),
             StartError::Locked(name, seconds) => write!(
                 f,
                 "too many failed logins as {name}, or from your address: try again in {}",
@@ -289,6 +292,8 @@ pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     let is = |code: ErrorCode| failure.code == code.as_str();
     if is(ErrorCode::LoginFailed) {
         StartError::Login
+    } else if is(ErrorCode::SignedInElsewhere) {
+        StartError::Elsewhere
     } else if is(ErrorCode::Locked) {
         StartError::Locked(name.clone(), failure.retry_after.unwrap_or(900).min(86_400))
     } else if is(ErrorCode::NameTaken) {

@@ -92,6 +92,7 @@ pub fn is_final(error: &StartError) -> bool {
     matches!(
         error,
         StartError::Login
+            | StartError::Elsewhere
             | StartError::ServerChanged { .. }
             | StartError::UnknownServer(..)
             | StartError::Auth(_)

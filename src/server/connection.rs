@@ -386,6 +386,7 @@ impl Client {
         session.outbox.send(Frame::aside(&ServerMessage::Session(announcement)));
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
+            session.supersede(&former);
             grace::dismiss(
                 shared,
                 &former,

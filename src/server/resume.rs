@@ -1,12 +1,12 @@
 //! The handshake that takes up a session on a new connection (README, "Resuming").
 //!
-//! Invariant: whatever is wrong - no such session, token, channel, count - takes the same steps and gets the same answer,
-//! and until the proof and the count are right nothing of the session or its connection has changed.
+//! Invariant: whatever is wrong - no such session, token, channel, count - takes the same steps and gets the same answer, unless
+//! who asks proves to be a client that another one of the same person has replaced; and until the proof and the count are right nothing of the session or its connection has changed.
 
 use super::connection::{Guest, Refusal, check_version, refuse};
 use super::grace::Turn;
 use super::limits;
-use super::session::Session;
+use super::session::{OWN_TOKENS, Session};
 use crate::auth::PendingResume;
 use crate::clock;
 use crate::crypto::secret::Key;
@@ -33,10 +33,15 @@ impl Guest<'_> {
         };
         // Only now: the session may have ended or begun while the client thought.
         let session = self.shared.registry.get(pending.name());
-        let nobody = || [Key::random(), Key::random()];
+        let nobody = || std::array::from_fn(|_| Key::random());
         let tokens = session.as_deref().map_or_else(nobody, |session| session.tokens(clock::now_ms()));
         // A token cannot be guessed, so a failure is not counted against anybody.
-        let proven = pending.verify(&answer, self.channel.exporter(), &tokens).is_ok();
+        let which = pending.verify(&answer, self.channel.exporter(), &tokens).ok();
+        if which.is_some_and(|which| which >= OWN_TOKENS) {
+            // Without this word it would log in, and throw off the client that came after it.
+            return Err(refuse(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere"));
+        }
+        let proven = which.is_some();
         let claimed = |session: Arc<Session>| Some((session.outbox.claim(answer.received)?, session));
         let Some((claim, session)) = session.filter(|_| proven).and_then(claimed) else {
             return Err(refuse(ErrorCode::NoSession, "there is no such session to resume: log in"));

@@ -16,6 +16,12 @@ use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+/// Sessions that were taken over and can still be told so: more clients of one person than are likely.
+const SUPERSEDED: usize = 4;
+/// What [`Session::tokens`] gives: those before [`OWN_TOKENS`] resume it.
+pub const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
+pub const OWN_TOKENS: usize = 2;
+
 /// A logged-in person. Made from an [`Authenticated`] alone.
 pub struct Session {
     pub name: Username,
@@ -24,6 +30,8 @@ pub struct Session {
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
+    /// Tokens of the sessions that this one has taken over from, the latest first: who comes back with one is told so.
+    superseded: Mutex<[Key; SUPERSEDED]>,
     /// How many packets others may send to this client, by sender and transfer: none is 0, so that there are
     /// at most [`MAX_GRANTED`].
     granted: Mutex<HashMap<(Username, [u8; 16]), u32>>,
@@ -75,6 +83,7 @@ impl Session {
             slot: Slot::default(),
             identity: login.identity().spki(),
             current: Mutex::new(current),
+            superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
         };
         (session, announcement)
@@ -88,9 +97,19 @@ impl Session {
         current.announcement()
     }
 
-    /// What the session can be resumed with: always two, of which those that have expired fit nothing.
-    pub fn tokens(&self, now_ms: u64) -> [Key; 2] {
-        lock(&self.current).tokens(now_ms)
+    /// What the session can be resumed with, two of them, of which those that have expired fit nothing; and behind these
+    /// those of the sessions that it has taken over from.
+    pub fn tokens(&self, now_ms: u64) -> [Key; TOKENS] {
+        let [current, former] = lock(&self.current).tokens(now_ms);
+        let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
+        [current, former, a, b, c, d]
+    }
+
+    /// Remembers that this session has taken over from `former`.
+    pub fn supersede(&self, former: &Session) {
+        let [a, b, c, _] = lock(&former.superseded).each_ref().map(Key::duplicate);
+        let token = lock(&former.current).token.duplicate();
+        *lock(&self.superseded) = [token, a, b, c];
     }
 
     /// The identity key.
