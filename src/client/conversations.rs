@@ -69,6 +69,11 @@ impl Conversation {
         self.newer += usize::from(self.scroll > 0);
     }
 
+    fn clear(&mut self) {
+        self.entries.clear();
+        (self.bytes, self.scroll, self.newer, self.unseen, self.unread) = (0, 0, 0, 0, 0);
+    }
+
     fn forget_oldest(&mut self) {
         self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
     }
@@ -155,9 +160,12 @@ impl Conversations {
 
     /// Empties the view that is shown.
     pub fn clear(&mut self) {
-        let view = self.current_mut();
-        view.entries.clear();
-        (view.bytes, view.scroll, view.newer, view.unseen) = (0, 0, 0, 0);
+        self.current_mut().clear();
+    }
+
+    /// Empties all views.
+    pub fn forget(&mut self) {
+        self.views.iter_mut().for_each(Conversation::clear);
     }
 
     /// Takes an entry in. `day` names the day of a time in milliseconds.
@@ -166,6 +174,9 @@ impl Conversations {
         if let (Place::About(name), true) = (&entry.place, self.find(&entry.place).is_some()) {
             let there = Entry { place: Place::With(name.clone()), ..entry.clone() };
             self.show(there, day);
+        }
+        if self.replace(&entry) {
+            return;
         }
         let known = match entry.place {
             Place::About(_) => Some(0),
@@ -176,11 +187,9 @@ impl Conversations {
             (None, Place::With(name)) if said => self.open(Some(name.clone())),
             (None, _) => self.current,
         };
-        if self.replace(&entry) {
-            return;
-        }
         // What one has sent from elsewhere is shown there, too: it may fail.
-        if entry.sending.is_some() && view != self.current {
+        let new = entry.sending.as_ref().is_some_and(|(_, state)| *state != SendState::Taken);
+        if new && view != self.current {
             self.append(self.current, entry.clone(), day);
         }
         self.append(view, entry, day);
@@ -430,8 +439,17 @@ mod tests {
         take(&mut views, elsewhere(SendState::Failed("why".into())));
         let failed = |view: &Conversation| view.entries.iter().filter(|entry| is_number(entry, 3)).count();
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [1, 1]);
+        // What became of it is told where it stands, and nowhere else.
+        views.clear();
+        views.enter(Some(name("carol")));
+        take(&mut views, elsewhere(SendState::Failed("why again".into())));
+        assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 1, 0]);
+        views.enter(Some(name("bob")));
         assert_eq!(views.take_failed(), Some(3));
-        assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 0]);
+        assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 0, 0]);
+        take(&mut views, received("dave", "new"));
+        views.forget();
+        assert!(views.all().iter().all(|view| view.entries.is_empty() && view.unread + view.bytes == 0));
     }
 
     #[test]

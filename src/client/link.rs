@@ -8,15 +8,18 @@
 //! acknowledged is told, never repeated. Specification: README, "Resuming".
 
 use super::connect::{Connection, StartError, reason};
-use super::reconnect::{Again, Way, is_final, pause};
+use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, pause};
 use super::session::Event;
 use super::transfer::Hub;
 use crate::auth::PasswordKey;
-use crate::protocol::{ClientMessage, ErrorCode, MAX_PACKET, Packet, ServerMessage};
+use crate::protocol::{
+    ClientMessage, ErrorCode, MAX_PACKET, Packet, Received as Acknowledged, ServerMessage,
+};
 use crate::wire::frame::Frame;
 use crate::wire::tls::{Channel, Received};
 use std::collections::VecDeque;
 use std::io;
+use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -34,8 +37,13 @@ const ACK_BYTES: usize = 128 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// A server that was silent for this long is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(90);
+/// A connection that ended sooner is not had again at once.
+const SHORT: Duration = Duration::from_secs(1);
 /// At the end, what is queued has this long to go out.
 const FAREWELL: Duration = Duration::from_secs(30);
+
+/// Why a server is given up for which [`Link::send`] has no room.
+pub const TAKES_NOTHING: &str = "it takes nothing of what is sent";
 
 /// The pieces of one line or packet.
 type Pieces = Arc<[Vec<u8>; 2]>;
@@ -49,8 +57,10 @@ pub struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    /// Signs of life and acknowledgements: of this connection alone, and not counted.
-    signs: VecDeque<Vec<u8>>,
+    /// What is said about this connection alone, and not counted: the latest of each.
+    ack: Option<u64>,
+    pong: bool,
+    ping: bool,
     lines: VecDeque<Pieces>,
     /// Heads and payloads.
     packets: VecDeque<Pieces>,
@@ -71,6 +81,15 @@ struct Waiting {
     ended: bool,
     /// Everything has been sent.
     finished: bool,
+}
+
+impl Waiting {
+    fn next_sign(&mut self) -> Option<ClientMessage> {
+        let ack = self.ack.take().map(|received| ClientMessage::Ack(Acknowledged { received }));
+        let pong = |waiting: &mut Waiting| take(&mut waiting.pong).then_some(ClientMessage::Pong);
+        let ping = |waiting: &mut Waiting| take(&mut waiting.ping).then_some(ClientMessage::Ping);
+        ack.or_else(|| pong(self)).or_else(|| ping(self))
+    }
 }
 
 impl Queue {
@@ -99,8 +118,8 @@ impl Queue {
     }
 
     /// Says something about this connection.
-    fn sign(&self, message: &ClientMessage) {
-        self.lock().signs.push_back(message.encode());
+    fn sign(&self, say: impl FnOnce(&mut Waiting)) {
+        say(&mut self.lock());
         self.changed.notify_all();
     }
 
@@ -144,7 +163,7 @@ impl Queue {
     fn connect(&self, change: impl FnOnce(&mut Waiting)) -> u64 {
         let mut waiting = self.lock();
         change(&mut waiting);
-        waiting.signs.clear();
+        (waiting.ack, waiting.pong, waiting.ping) = (None, false, false);
         waiting.connections += 1;
         waiting.connection = Some(waiting.connections);
         self.changed.notify_all();
@@ -170,8 +189,8 @@ impl Queue {
             if waiting.connection != Some(connection) {
                 return None;
             }
-            if let Some(sign) = waiting.signs.pop_front() {
-                return Some(Arc::new([sign, Vec::new()]));
+            if let Some(sign) = waiting.next_sign() {
+                return Some(Arc::new([sign.encode(), Vec::new()]));
             }
             if waiting.gone == waiting.kept.len() {
                 let new = waiting.lines.pop_front();
@@ -254,17 +273,17 @@ impl Link {
         let number = shared.queue.restart();
         shared.queue.begin();
         let writer = shared.spawn_writer(number)?;
-        let reader = Reader { shared: shared.clone(), way, hub, deliver, taken: Taken::default() };
+        let reader =
+            Reader { shared: shared.clone(), way, hub, deliver, taken: Taken::default(), attempts: 0 };
         let thread = thread::Builder::new().name("receive".into());
         thread.spawn(move || reader.run(connection, writer))?;
         Ok(Link { shared })
     }
 
-    /// Queues one message. A server that takes nothing for a thousand messages is given up.
-    pub fn send(&self, message: &ClientMessage) {
-        if !self.shared.queue.say(message) {
-            self.shared.close();
-        }
+    /// Queues one message. False if the server has taken nothing for a thousand messages: it is to be given up.
+    #[must_use]
+    pub fn send(&self, message: &ClientMessage) -> bool {
+        self.shared.queue.say(message)
     }
 
     /// What is queued from now on belongs to the new session.
@@ -340,6 +359,8 @@ struct Reader<D> {
     hub: Arc<Hub>,
     deliver: D,
     taken: Taken,
+    /// Attempts since a connection was of use.
+    attempts: u32,
 }
 
 /// Why a connection is not read any more.
@@ -353,6 +374,7 @@ enum End {
 impl<D: FnMut(Event) -> bool> Reader<D> {
     fn run(mut self, mut connection: Connection, mut writer: JoinHandle<()>) {
         loop {
+            let begun = Instant::now();
             let end = self.read(&mut connection);
             connection.channel.close();
             self.shared.queue.disconnect();
@@ -366,6 +388,12 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 }
             };
             let lost = Instant::now();
+            // A session that goes on costs little, a new one a key: who lets us in and throws us out meets a pause.
+            self.attempts = match (self.attempts, begun.elapsed()) {
+                (_, lasted) if lasted >= Duration::from_millis(LONGEST_PAUSE) => 0,
+                (0, lasted) => u32::from(lasted < SHORT),
+                (attempts, _) => attempts,
+            };
             if !(self.deliver)(Event::Lost(why)) {
                 return;
             }
@@ -387,8 +415,10 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
 
     /// Tries until the session is there again, or another one; `None` if it is over.
     fn reconnect(&mut self, lost: Instant) -> Option<(Connection, u64)> {
-        for attempt in 0.. {
-            let mut then = Instant::now() + pause(attempt);
+        let mut refused = false;
+        loop {
+            let mut then = Instant::now() + pause(self.attempts);
+            self.attempts += 1;
             if !(self.deliver)(Event::Retry(then)) || self.shared.queue.is_over_by(then) {
                 return None;
             }
@@ -412,14 +442,18 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                     let channel = connection.channel.clone();
                     *lock(&self.shared.channel) = channel;
                     let event = match again {
-                        Again::Resumed(_) => Event::Resumed(lost.elapsed()),
+                        Again::Resumed(_) => {
+                            self.attempts = 0;
+                            Event::Resumed(lost.elapsed())
+                        }
                         Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
                     };
                     return (self.deliver)(event).then_some((connection, number));
                 }
                 Err(error) => error,
             };
-            if is_final(&error) {
+            let again_refused = matches!(error, StartError::Login) && std::mem::replace(&mut refused, true);
+            if is_final(&error) || again_refused {
                 (self.deliver)(Event::Closed(error.to_string()));
                 return None;
             }
@@ -430,7 +464,6 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 }
             }
         }
-        None
     }
 
     fn read(&mut self, connection: &mut Connection) -> End {
@@ -452,7 +485,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {
                     return End::Lost("no sign of life for 90 seconds".into());
                 }
-                Ok(Received::Silence) => self.shared.queue.sign(&ClientMessage::Ping),
+                Ok(Received::Silence) => self.shared.queue.sign(|waiting| waiting.ping = true),
                 Err(error) => return End::Lost(reason(&error)),
             }
         }
@@ -473,7 +506,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
             Frame::Line(line) => match ServerMessage::decode(line) {
                 Ok(ServerMessage::Ping) => {
                     self.acknowledge();
-                    self.shared.queue.sign(&ClientMessage::Pong);
+                    self.shared.queue.sign(|waiting| waiting.pong = true);
                     return Ok(());
                 }
                 Ok(ServerMessage::Pong) => return Ok(()),
@@ -521,8 +554,8 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
     fn acknowledge(&mut self) {
         if self.taken.new_frames > 0 {
             (self.taken.new_frames, self.taken.new_bytes) = (0, 0);
-            let received = crate::protocol::Received { received: self.taken.frames };
-            self.shared.queue.sign(&ClientMessage::Ack(received));
+            let received = self.taken.frames;
+            self.shared.queue.sign(|waiting| waiting.ack = Some(received));
         }
     }
 }
@@ -571,12 +604,13 @@ mod tests {
         for text in ["one", "two", "three", "four"] {
             packet(&queue, text);
         }
-        queue.sign(&ClientMessage::Ping);
+        queue.sign(|waiting| (waiting.ping, waiting.ack) = (true, Some(7)));
+        assert_eq!(next(&queue, first), r#"{"type":"ack","received":7}"#);
         assert_eq!(next(&queue, first), r#"{"type":"ping"}"#);
         let gone: Vec<String> = (0..3).map(|_| next(&queue, first)).collect();
         assert_eq!(gone, ["one", "two", "three"]);
         assert!(queue.acknowledge(1));
-        queue.sign(&ClientMessage::Ping);
+        queue.sign(|waiting| waiting.pong = true);
         queue.disconnect();
         assert!(queue.next(first).is_none(), "the former writer ends");
         assert!(queue.say(&ClientMessage::Logout));

@@ -6,7 +6,7 @@
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState};
 use super::file::typed_path;
-use super::link::Link;
+use super::link::{Link, TAKES_NOTHING};
 use super::options::Options;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
@@ -87,7 +87,8 @@ fn serve(
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
                     match effect {
                         Effect::Begin => link.begin(),
-                        Effect::Send(message) => link.send(&message),
+                        Effect::Send(message) if link.send(&message) => {}
+                        Effect::Send(_) => events.push(Event::Closed(TAKES_NOTHING.into())),
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
                         Effect::Show(entry) => print(&entry.line())?,
@@ -110,7 +111,8 @@ fn serve(
                                 move |event| drop(wake.send(Wake::Event(event))),
                             )?;
                         }
-                        Effect::Alert(..) | Effect::Enter(_) | Effect::Leave(_) | Effect::Clear => {}
+                        Effect::Alert(..) | Effect::Enter(_) | Effect::Leave(_) => {}
+                        Effect::Clear | Effect::Forget => {}
                         Effect::Quit(status) => return Ok(status),
                     }
                 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// The first pause but one, in milliseconds; each further one is twice as long.
 const FIRST_PAUSE: u64 = 1000;
 /// The longest pause, in milliseconds: a server that is back is found within half a minute.
-const LONGEST_PAUSE: u64 = 30_000;
+pub const LONGEST_PAUSE: u64 = 30_000;
 
 /// How a connection was had again.
 pub enum Again {
@@ -58,6 +58,8 @@ impl Way {
         if let Some(theirs) = self.resume(&mut connection, received)? {
             return Ok((connection, Again::Resumed(theirs)));
         }
+        // That session is over; should the answer to this login be lost, it is not the one to ask for.
+        self.token = Key::random();
         let (mut connection, key) = (self.connect()?, SessionKey::generate());
         self.token = self.credentials.log_in(&mut connection, &key)?;
         Ok((connection, Again::LoggedIn(Box::new(key))))
@@ -87,12 +89,12 @@ impl Way {
     }
 }
 
-/// Whether another attempt is of no use, or not for a program to decide.
+/// Whether another attempt is of no use, or not for a program to decide. A refused login is that the second time: the
+/// password may be changing at this moment.
 pub fn is_final(error: &StartError) -> bool {
     matches!(
         error,
-        StartError::Login
-            | StartError::Elsewhere
+        StartError::Elsewhere
             | StartError::ServerChanged { .. }
             | StartError::UnknownServer(..)
             | StartError::Auth(_)

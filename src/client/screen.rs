@@ -9,7 +9,7 @@ use super::editor::{Editor, Outcome};
 use super::entry::{Entry, Place, Source};
 use super::file;
 use super::input::Key;
-use super::link::Link;
+use super::link::{Link, TAKES_NOTHING};
 use super::options::Options;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
@@ -52,13 +52,6 @@ enum Wake {
     Stop,
 }
 
-/// What is done in turn, as soon as the session takes it.
-enum Typed {
-    Line(String),
-    /// To the conversation with somebody, or with everyone.
-    Switch(Option<Username>),
-}
-
 /// What the full screen shows beside the session's state.
 pub struct Facts {
     pub options: Options,
@@ -73,7 +66,8 @@ struct Front {
     terminal: Terminal,
     facts: Facts,
     conversations: Conversations,
-    ahead: VecDeque<Typed>,
+    /// Lines that were typed and that the session does not take yet.
+    ahead: VecDeque<String>,
     /// When it rang last for somebody.
     rang: Option<Instant>,
     wake: SyncSender<Wake>,
@@ -180,12 +174,15 @@ pub fn run(
             (drawn, dirty) = (Instant::now(), false);
         }
     };
-    let Front { link, terminal, problem, .. } = front;
+    let unsent = front.unsent();
+    let Front { link, terminal, mut problem, .. } = front;
     drop(terminal);
     if status == 0 {
         link.finish();
     }
-    Ok((status, problem))
+    let Some(unsent) = unsent else { return Ok((status, problem)) };
+    problem.push_str(if problem.is_empty() { "" } else { "\n" });
+    Ok((1, problem + &unsent))
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -230,7 +227,8 @@ impl Front {
         for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
             match effect {
                 Effect::Begin => self.link.begin(),
-                Effect::Send(message) => self.link.send(&message),
+                Effect::Send(message) if self.link.send(&message) => {}
+                Effect::Send(_) => return self.handle(Event::Closed(TAKES_NOTHING.into())),
                 Effect::Show(entry) => self.show(entry),
                 Effect::Transfer(number, job) => {
                     if let Some(step) = self.transfers.take(number, job) {
@@ -251,6 +249,7 @@ impl Front {
                 Effect::Enter(with) => self.conversations.enter(with),
                 Effect::Leave(with) => self.conversations.close(&with),
                 Effect::Clear => self.conversations.clear(),
+                Effect::Forget => self.conversations.forget(),
                 Effect::MakeSessionKey => {
                     let wake = self.wake.clone();
                     super::make_session_key(move |event| drop(wake.send(Wake::Event(event))))?;
@@ -308,7 +307,7 @@ impl Front {
                 let (at, count) = (self.conversations.index(), self.conversations.all().len());
                 return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
             }
-            Key::Alt('r') => match self.conversations.take_failed() {
+            Key::Alt('r') if self.is_prompt() => match self.conversations.take_failed() {
                 Some(number) => return self.handle(Event::Again(number)),
                 None => self.terminal.bell()?,
             },
@@ -317,14 +316,23 @@ impl Front {
         Ok(None)
     }
 
-    /// Goes to another view: at once, or after what was typed before.
+    /// Whether a line would be taken now.
+    fn is_prompt(&self) -> bool {
+        self.ahead.is_empty() && self.session.takes_lines()
+    }
+
+    /// Goes to another view, unless lines wait: what is typed must go where the screen says.
     fn switch(&mut self, to: usize) -> io::Result<Option<u8>> {
-        let Some(view) = self.conversations.all().get(to) else {
-            self.terminal.bell()?;
-            return Ok(None);
-        };
-        self.ahead.push_back(Typed::Switch(view.with.clone()));
-        self.type_ahead()
+        match self.conversations.all().get(to) {
+            Some(view) if self.ahead.is_empty() => {
+                let with = view.with.clone();
+                self.handle(Event::Switch(with))
+            }
+            _ => {
+                self.terminal.bell()?;
+                Ok(None)
+            }
+        }
     }
 
     /// Takes a key that is meant for the line.
@@ -400,40 +408,49 @@ impl Front {
 
     /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
     fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
-        let leaves = |typed: &Typed| matches!(typed, Typed::Line(line) if line == "/exit");
-        if line == "/exit" && (self.ahead.iter().any(leaves) || !self.session.takes_lines()) {
+        if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
             return Ok(Some(self.abandon()));
         }
-        self.ahead.push_back(Typed::Line(line));
+        self.ahead.push_back(line);
         self.type_ahead()
     }
 
     /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
     fn abandon(&mut self) -> u8 {
-        let unsent = |typed: &&Typed| matches!(typed, Typed::Line(line) if line != "/exit");
-        let unsent = self.ahead.iter().filter(unsent).count();
-        let unsent = (unsent > 0).then(|| format!("{unsent} lines that you had typed were not sent"));
         let session = &self.session;
-        let texts = [session.unsettled(), unsent, session.unfinished_files(), session.unclear_password()];
+        let texts = [session.unsettled(), session.unfinished_files(), session.unclear_password()];
         self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
         u8::from(!self.problem.is_empty())
     }
 
     fn type_ahead(&mut self) -> io::Result<Option<u8>> {
-        while let Some(typed) = self.ahead.pop_front() {
-            let event = match typed {
-                Typed::Switch(with) => Event::Switch(with),
-                Typed::Line(line) if self.session.takes_lines() => Event::Line(line),
-                line => {
-                    self.ahead.push_front(line);
-                    break;
-                }
-            };
-            if let Some(status) = self.handle(event)? {
+        while self.session.takes_lines()
+            && let Some(line) = self.ahead.pop_front()
+        {
+            if let Some(status) = self.handle(Event::Line(line))? {
                 return Ok(Some(status));
             }
         }
         Ok(None)
+    }
+
+    /// What is to be said of lines that never came to be sent, if there are any.
+    fn unsent(&self) -> Option<String> {
+        match self.ahead.iter().filter(|line| *line != "/exit").count() {
+            0 => None,
+            1 => Some("1 line that you had typed was not sent".into()),
+            count => Some(format!("{count} lines that you had typed were not sent")),
+        }
+    }
+
+    /// Where the lines that wait lead: what is typed behind them goes there.
+    fn destination(&self) -> Option<Username> {
+        let leads = |line: &String| match command::parse(line) {
+            Ok(Command::Room(Some(name))) => Some(Some(name)),
+            Ok(Command::Leave) => Some(None),
+            _ => None,
+        };
+        self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
     }
 
     fn suspend(&mut self) -> io::Result<()> {
@@ -444,13 +461,14 @@ impl Front {
 
     fn draw(&mut self) -> io::Result<()> {
         let session = &self.session;
-        let (place, trust, prompt) = match session.partner() {
+        let (place, trust) = match session.partner() {
             Some(name) => {
                 let kind = if session.has_room(name) { "room" } else { "private" };
-                (format!("{kind} with {name}"), session.trust_word(name), format!("{name}> "))
+                (format!("{kind} with {name}"), session.trust_word(name))
             }
-            None => ("everyone".to_string(), "", "> ".to_string()),
+            None => ("everyone".to_string(), ""),
         };
+        let prompt = self.destination().map_or("> ".to_string(), |name| format!("{name}> "));
         let current = self.conversations.index();
         let tab = |(at, view): (usize, &Conversation)| Tab {
             name: match &view.with {

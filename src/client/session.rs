@@ -92,6 +92,8 @@ pub enum Effect {
     /// The conversation is over.
     Leave(Username),
     Clear,
+    /// Nothing that was said stays on the screen, in no view.
+    Forget,
     MakeSessionKey,
     /// The person wants a new password: from this file, or to be asked for.
     ChangePassword(Option<String>),

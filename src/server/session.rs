@@ -16,7 +16,7 @@ use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-/// Sessions that were taken over and can still be told so: more clients of one person than are likely.
+/// Tokens, two for each session that was taken over and can still be told so: of more clients than a person has at once.
 const SUPERSEDED: usize = 4;
 /// What [`Session::tokens`] gives: those before [`OWN_TOKENS`] resume it.
 pub const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
@@ -107,9 +107,9 @@ impl Session {
 
     /// Remembers that this session has taken over from `former`.
     pub fn supersede(&self, former: &Session) {
-        let [a, b, c, _] = lock(&former.superseded).each_ref().map(Key::duplicate);
-        let token = lock(&former.current).token.duplicate();
-        *lock(&self.superseded) = [token, a, b, c];
+        let [a, b, ..] = lock(&former.superseded).each_ref().map(Key::duplicate);
+        let current = lock(&former.current);
+        *lock(&self.superseded) = [current.token.duplicate(), current.former.0.duplicate(), a, b];
     }
 
     /// The identity key.

@@ -112,10 +112,11 @@ impl Session {
         if had_room && self.partner.as_ref() == Some(&name) {
             return self.notice(format!("you are in a room with {name} already"));
         }
+        // Before anything can be refused: what is typed next is meant for nobody else.
+        self.go_to(Some(name.clone()));
         if self.peers.has_changed(&name) {
             return self.reconsider(&name);
         }
-        self.go_to(Some(name.clone()));
         if !had_room {
             self.rooms.insert(name.clone());
             self.send(Kind::RoomOpened, Audience::Room(name), String::new());
@@ -176,7 +177,8 @@ impl Session {
     /// Erases all messages, on the screen and on disk too.
     fn forget(&mut self) {
         self.history = VecDeque::new();
-        self.effects.push(Effect::Clear);
+        self.outbox.forget_failed();
+        self.effects.push(Effect::Forget);
         let forgotten = "the messages are forgotten";
         match self.kept.as_mut().map_or(Ok(false), History::forget) {
             Ok(false) => self.notice(format!("{forgotten}; none were kept on disk")),

@@ -112,7 +112,7 @@ impl Session {
 
     /// What is to be said of messages that nobody has acknowledged, if there are any.
     pub fn unsettled(&self) -> Option<String> {
-        match self.outbox.len() {
+        match self.outbox.unacknowledged() {
             0 => None,
             1 => Some("1 message of yours was not acknowledged and may not have arrived".into()),
             count => {

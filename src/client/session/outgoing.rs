@@ -95,6 +95,16 @@ impl Outbox {
         !self.flights.is_empty()
     }
 
+    /// What the person at the keyboard said and nobody has acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.messages.values().filter(|message| message.kind == Kind::Message).count()
+    }
+
+    /// What has failed cannot be sent again.
+    pub fn forget_failed(&mut self) {
+        self.failed.clear();
+    }
+
     /// A new session: nothing is under way any more. What was.
     fn restart(&mut self) -> BTreeMap<u64, Outgoing> {
         self.flights.clear();
@@ -455,6 +465,8 @@ impl Session {
             let because = because(name, *why);
             let text = match message.kind {
                 Kind::RoomOpened => {
+                    // Who was not told can be told another time.
+                    self.rooms.remove(name);
                     format!("{because}: you are alone in the room; /leave returns to everyone")
                 }
                 _ => format!("{because}: your message was not delivered"),
@@ -589,6 +601,7 @@ mod tests {
                     | Effect::Enter(_)
                     | Effect::Leave(_)
                     | Effect::Clear
+                    | Effect::Forget
                     | Effect::ChangePassword(_)
                     | Effect::Transfer(..)
                     | Effect::Progress(_)
@@ -877,6 +890,46 @@ mod tests {
                 "everyone: public again",
             ]
         );
+    }
+
+    #[test]
+    fn a_room_that_is_refused_does_not_make_what_follows_public() {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob one");
+        net.settle();
+        net.bob_returns();
+        net.swap_bob();
+        net.type_in(0, "/msg bob two");
+        net.settle();
+        assert!(net.sessions[0].peers.has_changed(&name(1)));
+        net.shown = Default::default();
+        net.said = Default::default();
+        for line in ["/room bob", "a secret"] {
+            net.type_in(0, line);
+        }
+        let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
+        assert!(!net.said[0].iter().any(sent));
+        assert!(net.lines(0).contains(&"! your message was not sent".to_string()), "{:?}", net.lines(0));
+        // Nor is a room open that nobody was told of.
+        assert!(!net.sessions[0].has_room(&name(1)) && net.sessions[0].partner() == Some(&name(1)));
+    }
+
+    #[test]
+    fn a_room_whose_partner_was_not_told_can_be_opened_again() {
+        let mut net = Net::new();
+        net.bob_leaves();
+        net.type_in(0, "/room bob");
+        net.step(0);
+        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else {
+            panic!("it was tried")
+        };
+        let offline = send.routing.targets.clone();
+        let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
+        net.event(0, Event::Server(ServerMessage::Sent(sent)));
+        net.bob_joins();
+        net.type_in(0, "/room bob");
+        net.settle();
+        assert!(net.shown[1].iter().any(|entry| entry.text.contains("has opened a private room")));
     }
 
     #[test]
