@@ -542,6 +542,17 @@ fn what_failed_says_why_and_is_sent_again_with_one_key() {
 }
 
 #[test]
+fn escape_and_a_command_that_come_together_are_both_taken() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    terminal.tmux(&["send-keys", "-l", "\u{1b}/help room"]);
+    terminal.expect("> /help room ");
+    terminal.keys(&["Enter"]);
+    terminal.expect("talk to NAME alone; /leave returns");
+    terminal.enter("and a message");
+    assert_eq!(bob.expect("<alice>"), "<alice> and a message");
+}
+
+#[test]
 fn the_wheel_scrolls() {
     let (_server, terminal, mut bob) = alice_and_bob();
     for number in 0..40 {

@@ -361,7 +361,15 @@ impl Front {
                     return self.enter(line);
                 }
                 Outcome::Ignored if key == Key::Escape => view.scroll = 0,
-                Outcome::Ignored | Outcome::Edited => {}
+                Outcome::Ignored => {
+                    // Esc and then a letter, which a slow line has put together: a slash must not be lost, or a
+                    // command becomes a message.
+                    if let Key::Alt(c) = key {
+                        let end = self.edit(Key::Escape)?;
+                        return if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) };
+                    }
+                }
+                Outcome::Edited => {}
             },
         }
         Ok(None)
