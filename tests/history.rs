@@ -165,6 +165,7 @@ fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
     first.expect("<alice -> bob> one");
     // Its login ends the first, which then lets go of the file.
     let mut second = home.alice(&server, &[KEEP]).ready();
+    first.expect("! you have logged in from elsewhere");
     assert_eq!(first.finish().0, 1);
     assert_eq!(history(&mut second), ["* <alice -> bob> one"]);
     second.say("/msg bob two");

@@ -328,6 +328,8 @@ fn a_login_from_elsewhere_is_not_fought_over() {
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     cut(&gate, &mut alice);
     let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    let told = alice.expect("you have logged in from elsewhere: this client leaves");
+    assert!(told.starts_with("! "), "{told}");
     let (status, lines) = alice.finish();
     assert_eq!(status, 1);
     assert_eq!(

@@ -39,8 +39,9 @@ const PING_AFTER: Duration = Duration::from_secs(30);
 const DEAD_AFTER: Duration = Duration::from_secs(90);
 /// A connection that ended sooner is not had again at once.
 const SHORT: Duration = Duration::from_secs(1);
-/// At the end, what is queued has this long to go out.
+/// At the end, what is queued has this long to go out; if nobody wants to wait for it, so long.
 const FAREWELL: Duration = Duration::from_secs(30);
+const HURRIED_FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why a server is given up for which [`Link::send`] has no room.
 pub const TAKES_NOTHING: &str = "it takes nothing of what is sent";
@@ -224,9 +225,9 @@ impl Queue {
     }
 
     /// Waits until all has gone out, if there is a connection for it.
-    fn finish(&self) {
+    fn finish(&self, patience: Duration) {
         let unsent = |waiting: &mut Waiting| !waiting.finished && waiting.connection.is_some();
-        drop(self.changed.wait_timeout_while(self.lock(), FAREWELL, unsent));
+        drop(self.changed.wait_timeout_while(self.lock(), patience, unsent));
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -302,10 +303,11 @@ impl Link {
         move |key| *lock(&shared.password_key) = Some(key)
     }
 
-    /// Waits until everything queued is sent, then ends the connection.
-    pub fn finish(self) {
+    /// Waits until everything queued is sent, then ends the connection: at once if nothing is left to be said to the
+    /// server, and soon if the person does not wait.
+    pub fn finish(self, hurried: bool) {
         self.shared.queue.end();
-        self.shared.queue.finish();
+        self.shared.queue.finish(if hurried { HURRIED_FAREWELL } else { FAREWELL });
     }
 }
 

@@ -59,9 +59,8 @@ pub fn run(
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
     let status = serve(&mut session, options, &link, &transfers, &waking, &typed, &wake);
-    if matches!(status, Ok(0)) {
-        link.finish();
-    }
+    // With status 1, the farewell may have been said, or nobody may be there to hear it.
+    link.finish(!matches!(status, Ok(0)));
     status
 }
 

@@ -19,6 +19,7 @@ use super::view::{self, Screen, Status, Tab};
 use crate::clock;
 use crate::crypto::secret::Password;
 use crate::name::Username;
+use crate::protocol::ClientMessage;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
@@ -71,6 +72,8 @@ struct Front {
     /// When it rang last for somebody.
     rang: Option<Instant>,
     wake: SyncSender<Wake>,
+    /// The person does not wait for the end.
+    abandoned: bool,
     /// The last problem, for the normal screen after a failure.
     problem: String,
     /// The new password is being asked for: what is typed is no line, and not shown.
@@ -127,7 +130,7 @@ pub fn run(
         working.send(Wake::Event(event)).is_ok()
     });
     let (ahead, conversations) = (VecDeque::new(), Conversations::default());
-    let (rang, asking, problem) = (None, None, String::new());
+    let (rang, asking, problem, abandoned) = (None, None, String::new(), false);
     let mut front = Front {
         session,
         link,
@@ -137,6 +140,7 @@ pub fn run(
         conversations,
         ahead,
         rang,
+        abandoned,
         wake,
         problem,
         asking,
@@ -175,11 +179,10 @@ pub fn run(
         }
     };
     let unsent = front.unsent();
-    let Front { link, terminal, mut problem, .. } = front;
+    let Front { link, terminal, mut problem, abandoned, .. } = front;
     drop(terminal);
-    if status == 0 {
-        link.finish();
-    }
+    // With another status, the farewell may have been said, or nobody may be there to hear it.
+    link.finish(abandoned || status != 0);
     let Some(unsent) = unsent else { return Ok((status, problem)) };
     problem.push_str(if problem.is_empty() { "" } else { "\n" });
     Ok((1, problem + &unsent))
@@ -425,6 +428,9 @@ impl Front {
 
     /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
     fn abandon(&mut self) -> u8 {
+        // Or one would seem to be there for a minute more.
+        let _ = self.link.send(&ClientMessage::Logout);
+        self.abandoned = true;
         let session = &self.session;
         let texts = [session.unsettled(), session.unfinished_files(), session.unclear_password()];
         self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
