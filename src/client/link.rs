@@ -417,9 +417,9 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
 
     /// Tries until the session is there again, or another one; `None` if it is over.
     fn reconnect(&mut self, lost: Instant) -> Option<(Connection, u64)> {
-        let mut refused = false;
+        let (mut refused, mut locked) = (false, Duration::ZERO);
         loop {
-            let mut then = Instant::now() + pause(self.attempts);
+            let then = Instant::now() + pause(self.attempts) + take(&mut locked);
             self.attempts += 1;
             if !(self.deliver)(Event::Retry(then)) || self.shared.queue.is_over_by(then) {
                 return None;
@@ -460,10 +460,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 return None;
             }
             if let StartError::Locked(_, seconds) = error {
-                then = Instant::now() + Duration::from_secs(seconds);
-                if !(self.deliver)(Event::Retry(then)) || self.shared.queue.is_over_by(then) {
-                    return None;
-                }
+                locked = Duration::from_secs(seconds);
             }
         }
     }

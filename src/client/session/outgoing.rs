@@ -205,18 +205,12 @@ impl Session {
     /// An own message, as it is shown.
     fn own_entry(&self, number: u64, message: &Outgoing, state: SendState) -> Entry {
         let from = self.me().clone();
-        let to = |name: &Username| (name.clone(), self.peers.trust(name));
-        let (source, trust) = match &message.audience {
+        let (source, to) = match &message.audience {
             Audience::Everyone => (Source::Broadcast { from }, None),
-            Audience::Private(name) => {
-                let (to, trust) = to(name);
-                (Source::Private { from, to }, trust)
-            }
-            Audience::Room(name) => {
-                let (to, trust) = to(name);
-                (Source::Room { from, to }, trust)
-            }
+            Audience::Private(to) => (Source::Private { from, to: to.clone() }, Some(to)),
+            Audience::Room(to) => (Source::Room { from, to: to.clone() }, Some(to)),
         };
+        let trust = to.and_then(|to| self.peers.trust(to));
         let place = source.place(self.me());
         let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
         Entry { trust, sending: Some((number, state)), ..entry }
@@ -771,6 +765,18 @@ mod tests {
             self.event(0, Event::Server(ServerMessage::Presence(presence)));
         }
 
+        /// Alice has met the true bob, and then, in vain, written to another one.
+        fn with_swapped_bob() -> Net {
+            let mut net = Net::new();
+            net.type_in(0, "/msg bob one");
+            net.settle();
+            net.bob_returns();
+            net.swap_bob();
+            net.type_in(0, "/msg bob two");
+            net.settle();
+            net
+        }
+
         /// The server shows keys of its own making for bob.
         fn swap_bob(&mut self) {
             let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
@@ -781,13 +787,7 @@ mod tests {
 
     #[test]
     fn a_key_swapped_between_the_comparison_and_the_decision_is_not_accepted() {
-        let mut net = Net::new();
-        net.type_in(0, "/msg bob one");
-        net.settle();
-        net.bob_returns();
-        net.swap_bob();
-        net.type_in(0, "/msg bob two");
-        net.settle();
+        let mut net = Net::with_swapped_bob();
         net.type_in(0, "/verify bob");
         let warnings = |net: &Net| net.lines(0).iter().filter(|line| line.contains("HAS CHANGED")).count();
         let before = warnings(&net);
@@ -894,13 +894,7 @@ mod tests {
 
     #[test]
     fn a_room_that_is_refused_does_not_make_what_follows_public() {
-        let mut net = Net::new();
-        net.type_in(0, "/msg bob one");
-        net.settle();
-        net.bob_returns();
-        net.swap_bob();
-        net.type_in(0, "/msg bob two");
-        net.settle();
+        let mut net = Net::with_swapped_bob();
         assert!(net.sessions[0].peers.has_changed(&name(1)));
         net.shown = Default::default();
         net.said = Default::default();
