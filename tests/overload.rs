@@ -88,3 +88,8 @@ fn records_of_one_byte_are_read_like_any_other() {
 fn a_client_that_wants_new_keys_again_and_again_holds_up_nobody_else() {
     witnessed(storms::key_updates);
 }
+
+#[test]
+fn a_client_that_wants_another_handshake_is_refused_it_and_holds_up_nobody_else() {
+    witnessed(storms::renegotiations);
+}

@@ -431,3 +431,21 @@ fn two_clients_that_lose_the_connection_together_come_back_together() {
     });
     two.talk("both back");
 }
+
+#[test]
+fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_there_is_room() {
+    let server = Server::with(&["--clients", "2"]);
+    let Two { gates, mut alice, bob } = Two::on(&server);
+    gates[0].shut();
+    alice.expect(LOST);
+    // A newcomer takes the place of a session that has no connection.
+    let carol = server.client("carol").ready();
+    gates[0].lead_to(&server);
+    alice.expect("! not back on-line yet: the server says: the server is full");
+    assert_eq!(bob.finish().0, 0);
+    alice.expect(ANEW);
+    assert_eq!(holding(&alice.output.seen, "not back on-line yet").len(), 1, "once, however often");
+    for one in [alice, carol] {
+        one.finish();
+    }
+}

@@ -99,22 +99,22 @@ impl Terminal {
     }
 
     /// The command line of a client with these arguments.
-    fn client(&self, server: &Server, arguments: &str) -> String {
+    fn client(&self, port: u16, arguments: &str) -> String {
         let program = env!("CARGO_BIN_EXE_client");
-        format!("{program} --host 127.0.0.1 --port {} {arguments}", server.port)
+        format!("{program} --host 127.0.0.1 --port {port} {arguments}")
     }
 
     /// Starts a client that logs in without questions, and waits for its screen.
-    fn log_in(&self, server: &Server, name: &str) {
-        self.enter(&self.unasked(server, name));
+    fn log_in(&self, port: u16, name: &str) {
+        self.enter(&self.unasked(port, name));
         let status = format!(" everyone · on-line · end-to-end encrypted · {name} · ");
         self.wait("a login", |screen| screen.contains(&status) && !screen.contains(" 0 people"));
     }
 
-    fn unasked(&self, server: &Server, name: &str) -> String {
+    fn unasked(&self, port: u16, name: &str) -> String {
         let password = self.home.password_file(PASSWORD);
         let rest = format!("--accept-new --user {name} --register --password-file {}", password.display());
-        self.client(server, &rest)
+        self.client(port, &rest)
     }
 
     /// What tmux tells about the terminal.
@@ -264,7 +264,7 @@ fn last_line(screen: &str) -> &str {
 fn alice_and_bob() -> (Server, Terminal, Client) {
     let server = Server::start();
     let terminal = Terminal::new();
-    terminal.log_in(&server, "alice");
+    terminal.log_in(server.port, "alice");
     let bob = server.client("bob").ready();
     terminal.expect("* bob is on-line");
     (server, terminal, bob)
@@ -276,7 +276,7 @@ fn alice_and_bob() -> (Server, Terminal, Client) {
 fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
     let server = Server::start();
     let terminal = Terminal::new();
-    let client = terminal.client(&server, "");
+    let client = terminal.client(server.port, "");
     terminal.enter(&client);
     terminal.expect("  1  create an account");
     terminal.expect_last(">");
@@ -383,7 +383,7 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
     assert!(bob.output.seen.iter().all(|line| !line.contains("hunt") && !line.contains(PASSWORD)));
     terminal.enter("/exit");
     terminal.wait_for_shell();
-    terminal.enter(&terminal.client(&server, "--user alice"));
+    terminal.enter(&terminal.client(server.port, "--user alice"));
     terminal.expect_last("password:");
     terminal.enter("hunter22");
     terminal.expect("logged in as alice");
@@ -406,7 +406,7 @@ fn every_prompt_can_be_backed_out_of() {
             terminal.enter(answer);
         }
     };
-    terminal.enter(&terminal.client(&server, ""));
+    terminal.enter(&terminal.client(server.port, ""));
     terminal.expect_last(">");
     menu(&[]);
     terminal.expect_last("name:");
@@ -441,7 +441,7 @@ fn every_prompt_can_be_backed_out_of() {
 fn a_server_that_is_not_there_is_told_and_the_menu_comes_back() {
     let server = Server::start();
     let terminal = Terminal::new();
-    let client = terminal.client(&server, "--user alice --register");
+    let client = terminal.client(server.port, "--user alice --register");
     drop(server);
     terminal.enter(&client);
     let new = "new password (unseen, at least 6 characters):";
@@ -796,7 +796,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
 fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     let server = Server::start();
     let terminal = Terminal::new();
-    terminal.log_in(&server, "alice");
+    terminal.log_in(server.port, "alice");
     let gate = Gate::before(&server);
     let mut bob = gate.client(Arc::new(Folder::new()), "bob", &["--register"]).ready();
     terminal.expect("* bob is on-line");
@@ -845,7 +845,7 @@ fn colours_are_used_unless_the_person_wants_none() {
     let server = Server::start();
     let coloured = |styled: &str| styled.contains("38;5;");
     let terminal = Terminal::new();
-    terminal.log_in(&server, "alice");
+    terminal.log_in(server.port, "alice");
     let mut bob = server.client("bob").ready();
     terminal.expect("* bob is on-line");
     bob.say("@alice, in colour");
@@ -853,7 +853,7 @@ fn colours_are_used_unless_the_person_wants_none() {
     assert!(coloured(&terminal.styled()), "{:?}", terminal.styled());
     terminal.enter("/exit");
     terminal.wait_for_shell();
-    terminal.enter(&format!("NO_COLOR=1 {}", terminal.unasked(&server, "alice")));
+    terminal.enter(&format!("NO_COLOR=1 {}", terminal.unasked(server.port, "alice")));
     terminal.expect(" on-line: ");
     bob.expect("* alice has left");
     bob.expect("* alice is on-line");
@@ -878,9 +878,9 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
     // Everything that the terminal gets from here on.
     terminal.tmux(&["pipe-pane", "-o", &format!("cat > {}", raw.display())]);
     for command in [
-        format!("TERM=dumb {}", terminal.unasked(&server, "alice")),
-        format!("{} | cat", terminal.unasked(&server, "alice")),
-        format!("{} --plain", terminal.unasked(&server, "alice")),
+        format!("TERM=dumb {}", terminal.unasked(server.port, "alice")),
+        format!("{} | cat", terminal.unasked(server.port, "alice")),
+        format!("{} --plain", terminal.unasked(server.port, "alice")),
     ] {
         terminal.enter(&command);
         terminal.expect(" on-line: alice (you)");
@@ -890,7 +890,7 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
         terminal.wait("a scrolled screen", |screen| !screen.contains("on-line:"));
     }
     // Without an account and a password to use it says so, and asks nothing.
-    terminal.enter(&format!("TERM=dumb {}", terminal.client(&server, "")));
+    terminal.enter(&format!("TERM=dumb {}", terminal.client(server.port, "")));
     terminal.expect("give --user and --password-file");
     terminal.wait_for_shell();
     terminal.expect_status(2);
@@ -941,8 +941,8 @@ fn end_in_every_way(busy: bool) {
     let panics = "RUST_BACKTRACE=0 ".to_string()
         + &test.display().to_string()
         + " --ignored --exact panic_on_the_full_screen --nocapture";
-    let asks = || Some(terminal.client(&server, "--user alice"));
-    let menu = || Some(terminal.client(&server, ""));
+    let asks = || Some(terminal.client(server.port, "--user alice"));
+    let menu = || Some(terminal.client(server.port, ""));
     let ends: &[End] = &[
         ("/exit", None, "", &leaves, hello, 0),
         ("Ctrl-C", None, "", &interrupts, hello, 0),
@@ -970,7 +970,7 @@ fn end_in_every_way(busy: bool) {
         match command {
             Some(command) => terminal.enter(command),
             None => {
-                terminal.log_in(&server, "alice");
+                terminal.log_in(server.port, "alice");
                 // Or there would be nothing to put right.
                 assert_ne!(terminal.modes(), before.modes);
                 let changed = changed_modes(&terminal.written("everyone · on-line"));
@@ -990,7 +990,7 @@ fn end_in_every_way(busy: bool) {
     }
     drop(talker.map(Talker::stop));
     let before = terminal.prepare();
-    terminal.log_in(&server, "alice");
+    terminal.log_in(server.port, "alice");
     drop(server);
     terminal.expect("CONNECTION LOST");
     leaves();
@@ -1022,7 +1022,7 @@ fn panic_on_the_full_screen() {
 fn a_client_that_is_stopped_from_outside_gives_the_terminal_back() {
     let (server, terminal) = (Server::start(), Terminal::new());
     let before = terminal.prepare();
-    terminal.log_in(&server, "alice");
+    terminal.log_in(server.port, "alice");
     terminal.signal("-TSTP");
     // 128 and SIGSTOP.
     terminal.expect_as_before(&before, "TSTP", "Stopped", 147);
@@ -1032,7 +1032,7 @@ fn a_client_that_is_stopped_from_outside_gives_the_terminal_back() {
 fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
     let (server, terminal) = (Server::start(), Terminal::new());
     let mut before = terminal.prepare();
-    terminal.log_in(&server, "alice");
+    terminal.log_in(server.port, "alice");
     let _carol = server.client("carol").ready();
     let mut bob = server.client("bob").ready();
     terminal.expect("* bob is on-line");
@@ -1085,6 +1085,35 @@ fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_t
     assert!(screen.contains("1 message of yours was not acknowledged"), "{screen}");
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "bob has nothing to lose: {lines:#?}");
+}
+
+#[test]
+fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_good() {
+    let (server, other) = (Server::start(), Server::start());
+    let (gate, terminal) = (Gate::before(&server), Terminal::new());
+    terminal.log_in(gate.port, "alice");
+    let mut bob = server.client("bob").ready();
+    bob.say("/msg alice hello");
+    terminal.expect(" [1 everyone]  2 bob? (1) · on-line");
+    gate.hold_answers(true);
+    // As many as may be under way, and two more.
+    for n in 0..64 {
+        terminal.enter(&format!("under way {n}."));
+    }
+    terminal.expect("under way 63. …");
+    terminal.enter("this one waits");
+    terminal.enter("and this one");
+    terminal.keys(&["M-2"]);
+    terminal.text("typed after");
+    let screen = terminal.expect_last("> typed after");
+    assert!(screen.contains(" [1 everyone]  2 bob? (1) · ") && !screen.contains("waits"), "{screen}");
+    gate.lead_to(&other);
+    gate.cut();
+    gate.hold_answers(false);
+    terminal.expect("HAS CHANGED");
+    terminal.wait_for_shell();
+    let screen = terminal.expect("2 lines that you had typed were not sent");
+    assert!(screen.contains("messages of yours were not acknowledged"), "{screen}");
 }
 
 #[test]
@@ -1161,7 +1190,7 @@ fn messages_of_earlier_sessions_stand_above_a_rule() {
     before.say("/ignore carol");
     before.expect("* nothing from carol is shown any more");
     assert_eq!(before.finish().0, 0);
-    let client = terminal.unasked(&server, "alice") + " --keep-history";
+    let client = terminal.unasked(server.port, "alice") + " --keep-history";
     terminal.enter(&client);
     let screen = terminal.expect(" on-line: ");
     assert!(screen.contains("* logged in as alice"), "{screen}");

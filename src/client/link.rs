@@ -8,7 +8,7 @@
 //! acknowledged is told, never repeated. Specification: README, "Resuming".
 
 use super::connect::{Connection, StartError, reason};
-use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, pause};
+use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, is_refused, pause};
 use super::session::Event;
 use super::transfer::Hub;
 use crate::auth::PasswordKey;
@@ -68,6 +68,8 @@ struct Waiting {
     /// Frames that the server has not acknowledged, in the order in which they go out.
     kept: VecDeque<Pieces>,
     kept_bytes: usize,
+    /// Since when they are too much for another packet, and none was acknowledged.
+    full: Option<Instant>,
     /// How many of them have gone out on this connection.
     gone: usize,
     /// Frames of this session that the server has acknowledged.
@@ -85,6 +87,12 @@ struct Waiting {
 }
 
 impl Waiting {
+    fn look_if_full(&mut self) {
+        if self.full.is_none() && self.kept_bytes > MAX_KEPT {
+            self.full = Some(Instant::now());
+        }
+    }
+
     fn next_sign(&mut self) -> Option<ClientMessage> {
         let ack = self.ack.take().map(|received| ClientMessage::Ack(Acknowledged { received }));
         let pong = |waiting: &mut Waiting| take(&mut waiting.pong).then_some(ClientMessage::Pong);
@@ -108,7 +116,7 @@ impl Queue {
     /// Queues a packet, and waits for room. False if it is over.
     pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>) -> bool {
         let mut waiting = self.lock();
-        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.kept_bytes > MAX_KEPT) {
+        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.full.is_some()) {
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         if !waiting.ended && !waiting.outdated {
@@ -138,8 +146,17 @@ impl Queue {
         waiting.kept_bytes -= done;
         waiting.gone -= new;
         waiting.acknowledged = received;
+        if new > 0 {
+            waiting.full = None;
+            waiting.look_if_full();
+        }
         self.changed.notify_all();
         true
+    }
+
+    /// Whether packets wait for a server that answers, and acknowledges nothing for as long as `patience`.
+    fn is_stuck(&self, patience: Duration) -> bool {
+        self.lock().full.is_some_and(|since| since.elapsed() >= patience)
     }
 
     /// The session goes on over a new connection: what the server has not taken in goes out again. `None` if it
@@ -167,6 +184,8 @@ impl Queue {
         (waiting.ack, waiting.pong, waiting.ping) = (None, false, false);
         waiting.connections += 1;
         waiting.connection = Some(waiting.connections);
+        waiting.full = None;
+        waiting.look_if_full();
         self.changed.notify_all();
         waiting.connections
     }
@@ -198,6 +217,7 @@ impl Queue {
                 if let Some(new) = new.or_else(|| waiting.packets.pop_front()) {
                     waiting.kept_bytes += length(&new);
                     waiting.kept.push_back(new);
+                    waiting.look_if_full();
                     self.changed.notify_all();
                 }
             }
@@ -417,11 +437,11 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
 
     /// Tries until the session is there again, or another one; `None` if it is over.
     fn reconnect(&mut self, lost: Instant) -> Option<(Connection, u64)> {
-        let (mut refused, mut locked) = (false, Duration::ZERO);
+        let (mut refused, mut locked, mut why) = (false, Duration::ZERO, None);
         loop {
             let then = Instant::now() + pause(self.attempts) + take(&mut locked);
             self.attempts += 1;
-            if !(self.deliver)(Event::Retry(then)) || self.shared.queue.is_over_by(then) {
+            if !(self.deliver)(Event::Retry(then, why)) || self.shared.queue.is_over_by(then) {
                 return None;
             }
             if let Some(key) = lock(&self.shared.password_key).take() {
@@ -459,6 +479,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 (self.deliver)(Event::Closed(error.to_string()));
                 return None;
             }
+            why = is_refused(&error).then(|| error.to_string());
             if let StartError::Locked(_, seconds) = error {
                 locked = Duration::from_secs(seconds);
             }
@@ -479,6 +500,9 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 }
             }
             match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), PING_AFTER) {
+                Ok(Received::Some | Received::Silence) if self.shared.queue.is_stuck(DEAD_AFTER) => {
+                    return End::Lost("it acknowledges nothing of a file".into());
+                }
                 Ok(Received::Some) => heard = Instant::now(),
                 Ok(Received::End) => return End::Lost("the server has closed it".into()),
                 Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {
@@ -661,5 +685,26 @@ mod tests {
             queue.end();
             assert_eq!(sender.join().expect("it ends"), MAX_PACKETS + 1);
         });
+    }
+
+    #[test]
+    fn a_server_that_acknowledges_nothing_of_a_file_is_noticed() {
+        const SIZE: usize = MAX_KEPT / 4;
+        let (queue, first) = begun();
+        let send = |connection| {
+            assert!(queue.packet(Vec::new(), vec![0; SIZE]) && queue.next(connection).is_some());
+        };
+        (0..4).for_each(|_| send(first));
+        assert!(!queue.is_stuck(Duration::ZERO), "there is room for one more");
+        send(first);
+        assert!(queue.is_stuck(Duration::ZERO) && !queue.is_stuck(DEAD_AFTER));
+        let since = queue.lock().full;
+        assert!(queue.acknowledge(0), "says nothing new");
+        assert_eq!(queue.lock().full, since);
+        assert!(queue.acknowledge(2) && !queue.is_stuck(Duration::ZERO));
+        (0..2).for_each(|_| send(first));
+        assert!(queue.is_stuck(Duration::ZERO));
+        let full = queue.lock().full;
+        assert!(queue.resume(2).is_some() && queue.lock().full > full, "a new connection has its own time");
     }
 }

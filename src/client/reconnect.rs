@@ -11,6 +11,7 @@ use crate::auth::{self, PasswordKey};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};
 use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage, VERSION};
+use crate::wire::tls::ChannelError;
 use std::time::Duration;
 
 /// The first pause but one, in milliseconds; each further one is twice as long.
@@ -100,6 +101,11 @@ pub fn is_final(error: &StartError) -> bool {
             | StartError::Auth(_)
             | StartError::Disk(_)
     )
+}
+
+/// Whether somebody was there and refused: worth telling, unlike one more time that nobody is reached.
+pub fn is_refused(error: &StartError) -> bool {
+    !matches!(error, StartError::Unreachable(..) | StartError::Lost(_) | StartError::Channel(ChannelError::Io(_)))
 }
 
 /// How long to wait before an attempt, from 0: at first hardly, then twice as long each time. Who lost the connection at the

@@ -58,8 +58,8 @@ pub enum Event {
     Unreadable(DecodeError),
     /// The connection broke: why. It is being had again.
     Lost(String),
-    /// The next attempt is made then.
-    Retry(Instant),
+    /// The next attempt is made then; why the one before was refused, if somebody was reached and said so.
+    Retry(Instant, Option<String>),
     /// The session goes on over a new connection, after this time.
     Resumed(Duration),
     /// The former session is over, and a new one has begun with this key, after this time.
@@ -149,6 +149,8 @@ pub struct Session {
     asking: Option<BTreeSet<Username>>,
     /// The connection is lost, and the next attempt is made then, if that is known.
     lost: Option<Option<Instant>>,
+    /// What an attempt to come back was refused for last, since the connection broke.
+    refused: Option<String>,
     ending: Option<Instant>,
     /// Files under way are waited for at the end.
     patient: bool,
@@ -196,6 +198,7 @@ impl Session {
             to_ask: VecDeque::new(),
             asking: None,
             lost: None,
+            refused: None,
             ending: None,
             patient: false,
             changing: false,
@@ -235,7 +238,7 @@ impl Session {
                 self.problem(format!("the server sent something unreadable: {error}"))
             }
             Event::Lost(why) => self.connection_lost(&why),
-            Event::Retry(then) => self.lost = Some(Some(then)),
+            Event::Retry(then, refused) => self.retrying(then, refused),
             Event::Resumed(after) => self.resumed(after),
             Event::LoggedIn(key, after) => self.logged_in(*key, after, now),
             Event::Closed(why) => {

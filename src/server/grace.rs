@@ -168,8 +168,16 @@ impl Grace {
 
     /// Ends the session whose time would end first, to make room for another. False if there is none.
     pub fn end_first(&self, shared: &Shared) -> bool {
-        let first = lock(&self.list).0.pop_first();
-        first.is_some_and(|(place, session)| end(shared, place, &session))
+        loop {
+            // Not in the condition of a `while let`: the lock would be held while the session ends.
+            let first = lock(&self.list).0.pop_first();
+            match first {
+                None => return false,
+                Some((place, session)) if end(shared, place, &session) => return true,
+                // A resumption was faster: the next one.
+                Some(_) => {}
+            }
+        }
     }
 
     /// The thread that ends sessions whose time is over.

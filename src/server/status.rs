@@ -76,15 +76,34 @@ pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
     })
 }
 
+/// What happens without being asked for.
+struct Rounds {
+    /// When the log was summed up last.
+    summed: Instant,
+    /// When the last status was told.
+    told: Instant,
+}
+
+impl Rounds {
+    fn next(&self) -> Instant {
+        self.summed + audit::INTERVAL
+    }
+
+    /// The log is summed up. True if it is also time for a status.
+    fn sum_up(&mut self, now: Instant) -> bool {
+        self.summed = now;
+        now.duration_since(self.told) >= EVERY
+    }
+}
+
 fn run(shared: &Shared, asked: &Receiver<Ask>) {
     let started = Instant::now();
-    let (mut told, mut summed) = (started, started);
+    let mut rounds = Rounds { summed: started, told: started };
     let mut counted = [0; SILENT.len()];
     loop {
-        let wait = (summed + audit::INTERVAL).saturating_duration_since(Instant::now());
-        let ask = asked.recv_timeout(wait);
+        let ask = asked.recv_timeout(rounds.next().saturating_duration_since(Instant::now()));
         if matches!(ask, Err(RecvTimeoutError::Timeout)) {
-            summed = Instant::now();
+            let tells = rounds.sum_up(Instant::now());
             shared.audit.sum_up();
             for ((event, counter), before) in SILENT.iter().zip(&mut counted) {
                 let now = counter.get();
@@ -93,7 +112,7 @@ fn run(shared: &Shared, asked: &Receiver<Ask>) {
                 }
                 *before = now;
             }
-            if told.elapsed() < EVERY {
+            if !tells {
                 continue;
             }
         }
@@ -105,7 +124,7 @@ fn run(shared: &Shared, asked: &Receiver<Ask>) {
             }
             Err(RecvTimeoutError::Disconnected) => return,
             Ok(Ask::Status) | Err(RecvTimeoutError::Timeout) => {
-                told = Instant::now();
+                rounds.told = Instant::now();
                 let line = line(shared, started);
                 shared.audit.log("status", None, None, &line);
                 let _ = writeln!(out, "status: {line}");
@@ -135,4 +154,26 @@ fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_told_once_an_hour_and_an_hour_after_one_that_was_asked_for() {
+        let start = Instant::now();
+        let mut rounds = Rounds { summed: start, told: start };
+        let mut told = Vec::new();
+        let minutes = |now: Instant| now.duration_since(start).as_secs() / 60;
+        while minutes(rounds.next()) <= 200 {
+            let now = rounds.next();
+            let asked = minutes(now) == 90;
+            if rounds.sum_up(now) || asked {
+                rounds.told = now;
+                told.push(minutes(now));
+            }
+        }
+        assert_eq!(told, [60, 90, 150]);
+    }
 }

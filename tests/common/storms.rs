@@ -8,7 +8,7 @@ use secure_messenger::auth::PasswordKey;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -23,7 +23,7 @@ const HALF_OPEN: usize = 500;
 type Storm = fn(u16, &AtomicBool);
 
 /// All storms that need no other server than that.
-pub const STORMS: [(&str, Storm); 7] = [
+pub const STORMS: [(&str, Storm); 8] = [
     ("hundreds of logins at once", logins),
     ("more logged in than --clients", crowd),
     ("half-open handshakes", half_open),
@@ -31,6 +31,7 @@ pub const STORMS: [(&str, Storm); 7] = [
     ("one that asks and never reads", deaf),
     ("TLS records of one byte", crumbs),
     ("TLS key updates", key_updates),
+    ("TLS 1.2 renegotiations", renegotiations),
 ];
 
 /// Again and again until it is to stop.
@@ -169,17 +170,7 @@ pub fn crumbs(port: u16, stop: &AtomicBool) {
 pub fn key_updates(port: u16, stop: &AtomicBool) {
     // Who is not logged in may say 32 lines, so that it is a new connection each time.
     again(stop, || {
-        let mut child = Command::new("openssl")
-            .args(["s_client", "-connect", &format!("127.0.0.1:{port}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("openssl is there");
-        let mut input = child.stdin.take().expect("piped");
-        let mut output = Output::of(child.stdout.take().expect("piped"));
-        let mut errors = Output::of(child.stderr.take().expect("piped"));
-        output.expect("Verify return code");
+        let (mut child, mut input, mut output, mut errors) = openssl(port, "-tls1_3");
         // More than 32 without a word in between, and the server's TLS library gives it up.
         for _ in 0..30 {
             // One command a read.
@@ -191,4 +182,31 @@ pub fn key_updates(port: u16, stop: &AtomicBool) {
         child.kill().expect("it runs");
         child.wait().expect("it ends");
     });
+}
+
+/// New handshakes on a connection that has one: TLS 1.2 would allow it, the server does not.
+pub fn renegotiations(port: u16, stop: &AtomicBool) {
+    again(stop, || {
+        let (mut child, mut input, _output, mut errors) = openssl(port, "-tls1_2");
+        input.write_all(b"R\n").expect("it reads");
+        errors.expect("RENEGOTIATING");
+        errors.expect("no renegotiation");
+        child.wait().expect("it ends");
+    });
+}
+
+/// `openssl s_client` after its handshake: the process, where its commands go, what it says, and what it complains of.
+fn openssl(port: u16, version: &str) -> (Child, ChildStdin, Output, Output) {
+    let mut child = Command::new("openssl")
+        .args(["s_client", version, "-connect", &format!("127.0.0.1:{port}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("openssl is there");
+    let input = child.stdin.take().expect("piped");
+    let mut output = Output::of(child.stdout.take().expect("piped"));
+    let errors = Output::of(child.stderr.take().expect("piped"));
+    output.expect("Verify return code");
+    (child, input, output, errors)
 }

@@ -19,8 +19,17 @@ const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 impl Session {
     /// The connection broke.
     pub(super) fn connection_lost(&mut self, why: &str) {
-        self.lost = Some(None);
+        (self.lost, self.refused) = (Some(None), None);
         self.problem(format!("the connection to the server is lost: {why}; trying again"));
+    }
+
+    /// Another attempt is made then. What the one before was refused for is told once, however often that happens.
+    pub(super) fn retrying(&mut self, then: Instant, refused: Option<String>) {
+        self.lost = Some(Some(then));
+        if refused.is_some() && refused != self.refused {
+            self.problem(format!("not back on-line yet: {}", refused.as_deref().unwrap_or_default()));
+            self.refused = refused;
+        }
     }
 
     /// The session goes on.
