@@ -1110,7 +1110,7 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     gate.lead_to(&other);
     gate.cut();
     gate.hold_answers(false);
-    terminal.expect("HAS CHANGED");
+    terminal.expect("THE KEY OF THE SERVER AT");
     terminal.wait_for_shell();
     let screen = terminal.expect("2 lines that you had typed were not sent");
     assert!(screen.contains("messages of yours were not acknowledged"), "{screen}");
