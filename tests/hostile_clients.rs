@@ -15,7 +15,7 @@ use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     ChallengeResponse, ClientMessage, EncryptedSend, EnvelopeFields, Failure, KeysRequest, LoginRequest,
     MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing, Sent,
-    ServerMessage, SessionKeyFields, VERSION,
+    ServerMessage, SessionKeyFields, VERSION, WrappedKey,
 };
 use secure_messenger::wire::tls::{Reader, Received};
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,8 +219,8 @@ fn false_response(person: &Person) -> Vec<u8> {
 /// An envelope as far as the server can see. The wrapped key of target N is all 100 + N.
 fn letter(from: &Person, targets: &[&str]) -> EncryptedSend {
     let name = |name: &&str| name.parse().expect("name");
-    let wrapped = |(n, name): (usize, &&str)| (name.to_string(), Fixed([(100 + n) as u8; RSA_BYTES]));
-    let session = |name: &&str| (name.to_string(), from.session.fingerprint().short());
+    let wrapped = |(n, one): (usize, &&str)| (name(one), WrappedKey::new(&[(100 + n) as u8; RSA_BYTES]));
+    let session = |one: &&str| (name(one), from.session.fingerprint().short());
     EncryptedSend {
         routing: Routing {
             id: 7,
@@ -283,7 +283,7 @@ fn rubbish() -> Vec<(Vec<u8>, &'static str)> {
         (text("{\"type\":\"PING\"}"), "unknown_type"),
         (text("{\"type\":\"shutdown\"}"), "unknown_type"),
         (text("{\"type\":\"registered\"}"), "unknown_type"),
-        (text("{\"type\":\"pong\",\"type\":\"x\"}"), "unknown_type"),
+        (text("{\"type\":\"x\",\"type\":\"pong\"}"), "unknown_type"),
         ("[".repeat(16_000).into_bytes(), "malformed"),
         ("{\"a\":".repeat(3_000).into_bytes(), "malformed"),
         (format!("{{\"type\":\"ping\",\"x\":{}{}}}", "[".repeat(50), "]".repeat(50)).into(), "malformed"),
@@ -400,8 +400,8 @@ fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable
     let names = vec![mallory.name.clone(); MAX_KEY_NAMES + 1];
     raw.say(&ClientMessage::KeysRequest(KeysRequest { names }));
     assert_eq!(raw.error(), "bad_targets");
-    // Of duplicate keys the last one counts, and unknown fields are ignored.
-    raw.bytes(b"{\"type\":\"nonsense\",\"type\":\"ping\",\"more\":[{}]}\n");
+    // Of two types the first one counts, and unknown fields are ignored.
+    raw.bytes(b"{\"type\":\"ping\",\"type\":\"nonsense\",\"more\":[{}]}\n");
     assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
     raw.bytes(&letter);
     assert_eq!(sent(&mut raw).offline.len(), 1);
@@ -518,16 +518,16 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
     });
     add("twice", both(), "bad_targets", &|l| l.routing.targets.push("carol".parse().expect("name")));
     add("no key", both(), "bad_targets", &|l| {
-        l.routing.keys.remove("bob");
+        l.routing.keys.remove(&"bob".parse().expect("name"));
     });
     add("no session", both(), "bad_targets", &|l| {
-        l.routing.sessions.remove("bob");
+        l.routing.sessions.remove(&"bob".parse().expect("name"));
     });
     add("a key for nobody", both(), "bad_targets", &|l| {
-        l.routing.keys.insert("alice".into(), Fixed([0; RSA_BYTES]));
+        l.routing.keys.insert("alice".parse().expect("name"), WrappedKey::new(&[0; RSA_BYTES]));
     });
     add("a session for nobody", both(), "bad_targets", &|l| {
-        l.routing.sessions.insert("../x".into(), "0".into());
+        l.routing.sessions.insert("alice".parse().expect("name"), "0".into());
     });
     add("private to two", both(), "bad_targets", &|l| {
         l.envelope.scope = "private".into();
@@ -779,7 +779,7 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
         let names: Vec<&str> = delivered.iter().chain(&busy).map(|name| name.as_str()).collect();
         match busy.is_empty() {
             true => {
-                assert_eq!(names, ["sloth", "keen"]);
+                assert_eq!(names, ["keen", "sloth"]);
                 taken.push(number);
             }
             false => {

@@ -21,7 +21,7 @@ use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::Fixed;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedSend, Grant, KeysRequest, MAX_PACKET, Refused, Routing, ServerMessage,
+    ClientMessage, EncryptedSend, Grant, KeysRequest, MAX_PACKET, Refused, Routing, ServerMessage, WrappedKey,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -215,11 +215,11 @@ impl Mallory {
         let header = Header { kind, scope, sender, identity, session, sequence, time };
         let sealed = Sealed::seal(header, &self.me.identity, text.as_bytes());
         self.requests += 1;
-        let (id, victim) = (self.requests, self.victim.to_string());
+        let (id, victim) = (self.requests, self.victim.clone());
         let routing = Routing {
             id,
             targets: vec![self.victim.clone()],
-            keys: BTreeMap::from([(victim.clone(), Fixed(sealed.wrap_for(&self.session)))]),
+            keys: BTreeMap::from([(victim.clone(), WrappedKey::new(&sealed.wrap_for(&self.session)))]),
             sessions: BTreeMap::from([(victim, self.session.fingerprint().short())]),
         };
         let envelope = wire_form(&sealed.body);

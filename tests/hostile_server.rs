@@ -20,7 +20,7 @@ use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, ErrorCode, Failure, Keys,
     KeysRequest, MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Received, ResumeChallenge, Routing, Sent,
-    ServerMessage, Session as SessionGrant, VERSION,
+    ServerMessage, Session as SessionGrant, VERSION, WrappedKey,
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{Channel, ChannelError, Unverified};
@@ -105,7 +105,7 @@ fn assemble(
 }
 
 fn delivery(envelope: EnvelopeFields, key: [u8; 256]) -> ServerMessage {
-    ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: Fixed(key) }))
+    ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: WrappedKey::new(&key) }))
 }
 
 /// A message as an honest client seals it, delivered to `session`.
@@ -337,7 +337,7 @@ impl Line {
     /// The names with keys in a message, and whether it stayed at that.
     fn targets(send: &EncryptedSend) -> Vec<&str> {
         let targets: Vec<&str> = send.routing.targets.iter().map(Username::as_str).collect();
-        let keys: Vec<&str> = send.routing.keys.keys().map(String::as_str).collect();
+        let keys: Vec<&str> = send.routing.keys.keys().map(Username::as_str).collect();
         assert_eq!(targets, keys, "exactly the targets have keys");
         targets
     }
@@ -746,7 +746,11 @@ fn keys_that_were_not_asked_for_change_nothing() {
     bob.say("/msg alice secret");
     let send = line.hear_send();
     let wanted = alice.session.fingerprint().short();
-    assert_eq!(send.routing.sessions.get("alice"), Some(&wanted), "sealed for the key that was asked for");
+    assert_eq!(
+        send.routing.sessions.get(&name("alice")),
+        Some(&wanted),
+        "sealed for the key that was asked for"
+    );
     line.delivered(&send);
     bob.expect("<bob -> alice> secret");
     assert_eq!(bob.finish().0, 0);
@@ -1514,8 +1518,8 @@ fn send_raw(raw: &mut Raw, to: &str, seal: impl FnOnce(&SessionPublicKey) -> (En
     let routing = Routing {
         id: 1,
         targets: vec![name(to)],
-        keys: BTreeMap::from([(to.to_string(), Fixed(wrapped))]),
-        sessions: BTreeMap::from([(to.to_string(), session.fingerprint().short())]),
+        keys: BTreeMap::from([(name(to), WrappedKey::new(&wrapped))]),
+        sessions: BTreeMap::from([(name(to), session.fingerprint().short())]),
     };
     raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
 }

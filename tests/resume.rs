@@ -14,7 +14,7 @@ use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     ClientMessage, EncryptedSend, EnvelopeFields, Grant, KeysRequest, Packet, Received, Resume,
-    ResumeChallenge, ResumeRequest, Routing, Sent, ServerMessage, SessionKeyFields, VERSION,
+    ResumeChallenge, ResumeRequest, Routing, Sent, ServerMessage, SessionKeyFields, VERSION, WrappedKey,
 };
 use secure_messenger::wire::frame;
 use std::collections::VecDeque;
@@ -303,11 +303,8 @@ fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMe
     ClientMessage::EncryptedSend(Box::new(EncryptedSend {
         routing: Routing {
             id: number,
-            keys: targets.iter().map(|name| (name.to_string(), Fixed([7; RSA_BYTES]))).collect(),
-            sessions: targets
-                .iter()
-                .map(|name| (name.to_string(), from.session.fingerprint().short()))
-                .collect(),
+            keys: names.iter().map(|name| (name.clone(), WrappedKey::new(&[7; RSA_BYTES]))).collect(),
+            sessions: names.iter().map(|name| (name.clone(), from.session.fingerprint().short())).collect(),
             targets: names.clone(),
         },
         envelope: EnvelopeFields {

@@ -103,9 +103,11 @@ pub fn is_final(error: &StartError) -> bool {
     )
 }
 
-/// Whether somebody was there and refused: worth telling, unlike one more time that nobody is reached.
+/// Whether somebody was there and refused: worth telling, unlike one more time that nobody is reached. A refused login
+/// is told when it is final.
 pub fn is_refused(error: &StartError) -> bool {
-    !matches!(error, StartError::Unreachable(..) | StartError::Lost(_) | StartError::Channel(ChannelError::Io(_)))
+    let is_channel = matches!(error, StartError::Channel(ChannelError::Io(_)));
+    !is_channel && !matches!(error, StartError::Login | StartError::Unreachable(..) | StartError::Lost(_))
 }
 
 /// How long to wait before an attempt, from 0: at first hardly, then twice as long each time. Who lost the connection at the

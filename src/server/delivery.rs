@@ -6,70 +6,61 @@
 
 use super::frames::{Frame, Part};
 use super::limits::PACKET_PATIENCE;
-use super::outbox::Queued;
+use super::outbox::{Pass, Queued};
 use super::session::Session;
 use super::{Shared, status};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
     self, EncryptedSend, ErrorCode, Failure, Grant, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES,
-    MAX_TARGETS, Packet, PersonKeys, Refused, Sent, ServerMessage,
+    MAX_TARGETS, Packet, PersonKeys, Refused, Routing, Sent, ServerMessage, WrappedKey,
 };
 use crate::wire::frame;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Delivers one envelope and says what became of it.
 pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> ServerMessage {
     let id = send.routing.id;
-    if let Err((code, text)) = check(sender, send) {
-        let (code, message) = (code.as_str().into(), text.into());
-        return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
-    }
+    let routes = match check(sender, send).and_then(|()| routes(&send.routing)) {
+        Ok(routes) => routes,
+        Err((code, text)) => {
+            let (code, message) = (code.as_str().into(), text.into());
+            return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
+        }
+    };
     let head: Part = protocol::shared_part(&send.envelope).into();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
-    let alone = send.routing.targets.len() == 1;
-    for target in &send.routing.targets {
-        let (key, key_name) = match routing_of(send, target) {
-            Some(routing) => routing,
-            None => continue, // check() has seen to it
-        };
-        let Some(session) = shared.registry.get(target) else {
-            sent.offline.push(target.clone());
-            continue;
-        };
-        if !session.uses_key(key_name) {
-            sent.stale.push(target.clone());
-            continue;
-        }
-        let line = Frame::envelope(head.clone(), protocol::own_part(key));
-        let flusher = (!alone).then_some(&shared.flusher);
-        let list = match session.outbox.deliver(line, flusher) {
-            Queued::Yes => &mut sent.delivered,
-            Queued::Full => {
-                status::BUSY.add();
-                &mut sent.busy
+    let (alone, mut pass) = (routes.len() == 1, Pass::default());
+    for Route { target, key, session: key_name } in routes {
+        let list = match shared.registry.get(target) {
+            None => &mut sent.offline,
+            Some(session) if !session.uses_key(key_name) => &mut sent.stale,
+            Some(session) => {
+                let line = Frame::envelope(head.clone(), key.clone());
+                match session.outbox.deliver(line, (!alone).then_some(&mut pass)) {
+                    Queued::Yes => &mut sent.delivered,
+                    Queued::Full => {
+                        status::BUSY.add();
+                        &mut sent.busy
+                    }
+                    Queued::Gone => &mut sent.offline,
+                }
             }
-            Queued::Gone => &mut sent.offline,
         };
         list.push(target.clone());
     }
+    shared.flusher.add(pass);
     ServerMessage::Sent(sent)
 }
 
 /// The longest kind, in bytes: the server passes on kinds that it does not know.
 const MAX_KIND: usize = 32;
 
-type WrappedKey = crate::encoding::Fixed<{ crate::crypto::public::RSA_BYTES }>;
+type Bad = (ErrorCode, &'static str);
 
-fn routing_of<'a>(send: &'a EncryptedSend, target: &Username) -> Option<(&'a WrappedKey, &'a String)> {
-    let (keys, sessions) = (&send.routing.keys, &send.routing.sessions);
-    Some((keys.get(target.as_str())?, sessions.get(target.as_str())?))
-}
-
-fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'static str)> {
-    let bad = |text| Err((ErrorCode::BadTargets, text));
+fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     let (routing, envelope) = (&send.routing, &send.envelope);
     if envelope.from != sender.name {
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
@@ -77,30 +68,43 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), (ErrorCode, &'sta
     if envelope.ciphertext.0.len() > MAX_CIPHERTEXT || envelope.kind.len() > MAX_KIND {
         return Err((ErrorCode::Malformed, "the ciphertext or the kind is too long"));
     }
-    if routing.targets.is_empty() || routing.targets.len() > MAX_TARGETS {
-        return bad("1 to 1024 targets a message");
-    }
-    let distinct: HashSet<&Username> = routing.targets.iter().collect();
-    if distinct.len() != routing.targets.len() {
-        return bad("a target is listed twice");
-    }
-    if routing.targets.iter().any(|target| routing_of(send, target).is_none()) {
-        return bad("a target has no wrapped key or no session");
-    }
-    // A name that no session can have would be stale for ever.
-    let hex =
-        |name: &String| name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !routing.sessions.values().all(hex) {
-        return bad("a session is not 16 lower-case hexadecimal digits");
-    }
-    if routing.keys.len() != distinct.len() || routing.sessions.len() != distinct.len() {
-        return bad("a wrapped key or session is for nobody among the targets");
-    }
     match (envelope.scope.as_str(), &envelope.recipient) {
         ("broadcast", None) => Ok(()),
         ("private" | "room", Some(name)) if routing.targets == [name.clone()] => Ok(()),
-        _ => bad("the scope does not fit the targets"),
+        _ => Err((ErrorCode::BadTargets, "the scope does not fit the targets")),
     }
+}
+
+/// Where one copy of an envelope goes.
+struct Route<'a> {
+    target: &'a Username,
+    key: &'a WrappedKey,
+    /// Of the session key that it is wrapped for.
+    session: &'a str,
+}
+
+/// One for each target, in the order of names: that of `keys` and `sessions`, so that all three are gone through once.
+fn routes(routing: &Routing) -> Result<Vec<Route<'_>>, Bad> {
+    let bad = |text| Err((ErrorCode::BadTargets, text));
+    let Routing { targets, keys, sessions, .. } = routing;
+    if targets.is_empty() || targets.len() > MAX_TARGETS {
+        return bad("1 to 1024 targets a message");
+    }
+    let mut targets: Vec<&Username> = targets.iter().collect();
+    targets.sort_unstable();
+    let is_sorted = targets.is_sorted_by(|one, next| one < next);
+    let names = || targets.iter().copied();
+    if !is_sorted || !names().eq(keys.keys()) || !names().eq(sessions.keys()) {
+        return bad("targets, keys and sessions are not of the same people, each once");
+    }
+    // A name that no session can have would be stale for ever.
+    let is_hex =
+        |name: &String| name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if !sessions.values().all(is_hex) {
+        return bad("a session is not 16 lower-case hexadecimal digits");
+    }
+    let all = targets.iter().zip(keys.values().zip(sessions.values()));
+    Ok(all.map(|(target, (key, session))| Route { target, key, session }).collect())
 }
 
 /// Passes on that `recipient` takes so many packets more from somebody; what to answer, if anything.

@@ -7,7 +7,7 @@
 //! cannot be resumed from before that point. Keeping copies no bytes.
 
 use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, MAX_WAITING_PACKETS};
-use crate::protocol::{MAX_LINE, ServerMessage};
+use crate::protocol::{KEY_BEGINS, KEY_ENDS, MAX_LINE, ServerMessage, WrappedKey};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes and frames that are encrypted together: one TLS record.
 const BATCH_BYTES: usize = 16 * 1024;
 const BATCH_FRAMES: usize = 64;
+
+/// Frames that a queue which is empty keeps room for: less than a kilobyte.
+const SMALL_QUEUE: usize = 8;
 
 /// Bytes of packets in all sessions, waiting or kept.
 static ALL_PACKETS: AtomicUsize = AtomicUsize::new(0);
@@ -35,14 +38,21 @@ enum Kind {
 #[derive(Clone)]
 pub struct Frame {
     head: Part,
-    tail: Option<Part>,
+    tail: Tail,
     kind: Kind,
+}
+
+#[derive(Clone)]
+enum Tail {
+    None,
+    Payload(Part),
+    Key(WrappedKey),
 }
 
 impl Frame {
     /// A line that is counted, with its end.
     pub fn line(line: impl Into<Part>) -> Frame {
-        Frame { head: line.into(), tail: None, kind: Kind::Line }
+        Frame { head: line.into(), tail: Tail::None, kind: Kind::Line }
     }
 
     /// A message; whether it is counted is [`ServerMessage::is_counted`].
@@ -57,22 +67,26 @@ impl Frame {
     }
 
     /// An envelope: what is the same for all recipients, and this one's key.
-    pub fn envelope(shared: Part, own: Vec<u8>) -> Frame {
-        Frame { tail: Some(own.into()), ..Frame::line(shared) }
+    pub fn envelope(shared: Part, own: WrappedKey) -> Frame {
+        Frame { tail: Tail::Key(own), ..Frame::line(shared) }
     }
 
     /// A packet with its head.
     pub fn packet(head: Vec<u8>, payload: &[u8]) -> Frame {
-        Frame { head: head.into(), tail: Some(payload.into()), kind: Kind::Packet }
+        Frame { head: head.into(), tail: Tail::Payload(payload.into()), kind: Kind::Packet }
     }
 
     /// What is sent.
-    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        std::iter::once(&*self.head).chain(self.tail.as_deref())
+    pub fn parts(&self) -> [&[u8]; 4] {
+        match &self.tail {
+            Tail::None => [&self.head, &[], &[], &[]],
+            Tail::Payload(payload) => [&self.head, payload, &[], &[]],
+            Tail::Key(key) => [&self.head, KEY_BEGINS, key.as_str().as_bytes(), KEY_ENDS],
+        }
     }
 
     fn length(&self) -> usize {
-        self.parts().map(<[u8]>::len).sum()
+        self.parts().iter().map(|part| part.len()).sum()
     }
 }
 
@@ -107,7 +121,7 @@ impl Line {
             }
             Kind::Line | Kind::Aside => self.bytes -= frame.length(),
         }
-        if self.frames.is_empty() {
+        if self.frames.is_empty() && self.frames.capacity() > SMALL_QUEUE {
             // An idle client holds no memory for the frames it may get one day.
             self.frames = VecDeque::new();
         }

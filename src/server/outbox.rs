@@ -51,7 +51,7 @@ struct Queue {
     link: Option<Arc<Link>>,
     /// The baton of `link`: somebody encrypts and writes.
     busy: bool,
-    /// On the flusher's list.
+    /// In a [`Pass`].
     listed: bool,
     /// Resumptions so far.
     claims: u64,
@@ -122,16 +122,16 @@ impl Outbox {
         self.take_baton(queue);
     }
 
-    /// Queues one frame of the server's own for the flusher.
-    pub fn queue(self: &Arc<Outbox>, frame: Frame, flusher: &Flusher) {
+    /// Queues one frame of the server's own for the next pass.
+    pub fn queue(self: &Arc<Outbox>, frame: Frame, pass: &mut Pass) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
-        self.list(queue, flusher);
+        self.list(queue, pass);
     }
 
-    /// Queues one line from another client, for the flusher or to be sent at once, unless too
+    /// Queues one line from another client, for the next pass or to be sent at once, unless too
     /// much waits already.
-    pub fn deliver(self: &Arc<Outbox>, frame: Frame, flusher: Option<&Flusher>) -> Queued {
+    pub fn deliver(self: &Arc<Outbox>, frame: Frame, pass: Option<&mut Pass>) -> Queued {
         let mut queue = lock(&self.queue);
         if !queue.is_open() {
             return Queued::Gone;
@@ -140,8 +140,8 @@ impl Outbox {
             return Queued::Full;
         }
         put(&mut queue, frame);
-        match flusher {
-            Some(flusher) => self.list(queue, flusher),
+        match pass {
+            Some(pass) => self.list(queue, pass),
             None => self.take_baton(queue),
         }
         Queued::Yes
@@ -223,10 +223,10 @@ impl Outbox {
         }
     }
 
-    fn list(self: &Arc<Outbox>, mut queue: MutexGuard<'_, Queue>, flusher: &Flusher) {
+    fn list(self: &Arc<Outbox>, mut queue: MutexGuard<'_, Queue>, pass: &mut Pass) {
         if !queue.busy && queue.link.is_some() && !std::mem::replace(&mut queue.listed, true) {
             drop(queue);
-            flusher.add(self.clone());
+            pass.0.push(self.clone());
         }
     }
 
@@ -361,7 +361,7 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
 }
 
 fn encrypt(link: &Link, batch: &[Frame], wire: &mut Vec<u8>) -> std::io::Result<()> {
-    let parts: Vec<&[u8]> = batch.iter().flat_map(Frame::parts).collect();
+    let parts: Vec<&[u8]> = batch.iter().flat_map(Frame::parts).filter(|part| !part.is_empty()).collect();
     link.channel.encrypt(&parts, wire)
 }
 
@@ -385,6 +385,11 @@ fn put_own(queue: &mut Queue, frame: Frame) {
     put(queue, frame);
 }
 
+/// Outboxes that something was queued in, for the flusher to write out.
+#[must_use]
+#[derive(Default)]
+pub struct Pass(Vec<Arc<Outbox>>);
+
 /// Writes out what broadcasts have queued, in passes: what arrives for a client during a pass goes
 /// out together in the next, in one TLS record and one write.
 #[derive(Default)]
@@ -394,10 +399,12 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    fn add(&self, outbox: Arc<Outbox>) {
+    /// Writes these out next, all that was queued for everyone before anything is written.
+    pub fn add(&self, pass: Pass) {
         let mut list = lock(&self.list);
-        list.push(outbox);
-        if list.len() == 1 {
+        let is_idle = list.is_empty() && !pass.0.is_empty();
+        list.extend(pass.0);
+        if is_idle {
             self.wake.notify_one();
         }
     }

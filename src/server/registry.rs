@@ -7,7 +7,7 @@
 use super::frames::{Frame, Part};
 use super::limits::PRESENCE_INTERVAL;
 use super::lock;
-use super::outbox::Flusher;
+use super::outbox::{Flusher, Pass};
 use super::session::Session;
 use crate::name::Username;
 use crate::protocol::{MAX_PRESENCE_NAMES, Presence, ServerMessage};
@@ -118,10 +118,11 @@ impl Registry {
         }
         let news = encode(false, joined, left);
         let newcomers: HashSet<_> = changes.newcomers.iter().map(Arc::as_ptr).collect();
+        let mut pass = Pass::default();
         for session in sessions {
             if !newcomers.contains(&Arc::as_ptr(&session)) {
                 news.iter().for_each(|line| {
-                    session.outbox.queue(Frame::line(line.clone()), flusher);
+                    session.outbox.queue(Frame::line(line.clone()), &mut pass);
                 });
             }
         }
@@ -129,10 +130,11 @@ impl Registry {
             let all = encode(true, told.iter().cloned().collect(), Vec::new());
             for newcomer in &changes.newcomers {
                 all.iter().for_each(|line| {
-                    newcomer.outbox.queue(Frame::line(line.clone()), flusher);
+                    newcomer.outbox.queue(Frame::line(line.clone()), &mut pass);
                 });
             }
         }
+        flusher.add(pass);
     }
 }
 

@@ -440,9 +440,10 @@ impl Flow {
 
 /// A connection that says what it is told to.
 pub struct Raw {
+    pub socket: Arc<TcpStream>,
     pub channel: Arc<Channel>,
-    reader: Reader,
-    lines: Lines,
+    pub reader: Reader,
+    pub lines: Lines,
 }
 
 impl Raw {
@@ -451,7 +452,7 @@ impl Raw {
         if tls {
             Raw::shaken(socket).expect("handshake")
         } else {
-            Raw::on(Channel::bare(socket).expect("socket"), &[])
+            Raw::on(socket.clone(), Channel::bare(socket).expect("socket"), &[])
         }
     }
 
@@ -461,16 +462,16 @@ impl Raw {
     }
 
     fn shaken(socket: Arc<TcpStream>) -> Result<Raw, ChannelError> {
-        let unverified = Unverified::connect("localhost", socket, Instant::now() + DEADLINE)?;
+        let unverified = Unverified::connect("localhost", socket.clone(), Instant::now() + DEADLINE)?;
         let seen = unverified.fingerprint();
         let (channel, early) = unverified.trust(seen)?;
-        Ok(Raw::on(channel, &early))
+        Ok(Raw::on(socket, channel, &early))
     }
 
-    fn on(channel: Channel, early: &[u8]) -> Raw {
+    fn on(socket: Arc<TcpStream>, channel: Channel, early: &[u8]) -> Raw {
         let mut lines = Lines::new(4 * 1024 * 1024);
         lines.buffer().extend_from_slice(early);
-        Raw { channel: Arc::new(channel), reader: Reader::default(), lines }
+        Raw { socket, channel: Arc::new(channel), reader: Reader::default(), lines }
     }
 
     /// Any bytes. False if the connection takes no more.
@@ -529,6 +530,31 @@ impl Raw {
         assert!(matches!(self.answer(), Some(ServerMessage::Registered)), "registered");
     }
 
+    /// Registers `person`, if there is no such account yet, under [`shared_key`].
+    pub fn register_quickly(&mut self, person: &Person) {
+        self.bytes(
+            &ClientMessage::Register(shared_key().register(&person.name, person.identity.public())).encode(),
+        );
+        match self.answer() {
+            Some(ServerMessage::Registered) => {}
+            Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "name_taken"),
+            _ => panic!("neither registered nor refused"),
+        }
+    }
+
+    /// Logs in whom [`Raw::register_quickly`] has registered.
+    pub fn log_in_quickly(&mut self, person: &Person) -> Option<ServerMessage> {
+        let challenge = match self.challenge(person) {
+            Some(ServerMessage::Challenge(challenge)) => challenge,
+            other => return other,
+        };
+        let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
+        let (session, exporter) = ((&*person.session, certificate), self.channel.exporter());
+        let response = shared_key().log_in(&person.name, &challenge, exporter, &person.identity, session);
+        self.bytes(&ClientMessage::ChallengeResponse(Box::new(response)).encode());
+        self.answer()
+    }
+
     /// The server's answer to the wish to log in.
     fn challenge(&mut self, person: &Person) -> Option<ServerMessage> {
         let public_key = Bytes(person.identity.public().spki());
@@ -580,6 +606,13 @@ pub fn quick_key(password: &str) -> PasswordKey {
     let (nonce, salt) = (Fixed(random()), Fixed(random()));
     let shape = Challenge { version: VERSION, nonce, salt, rounds: PBKDF2_MIN_ROUNDS };
     PasswordKey::derive(&Password::new(password.into()), &shape).expect("enough rounds")
+}
+
+/// What stands for the password of many people, made once: with a password of one's own, their logins would cost a test
+/// program far more than the server.
+pub fn shared_key() -> &'static PasswordKey {
+    static KEY: OnceLock<PasswordKey> = OnceLock::new();
+    KEY.get_or_init(|| quick_key(PASSWORD))
 }
 
 /// A name with keys. The keys are the same for all people of a test program, which the server

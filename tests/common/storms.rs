@@ -3,13 +3,11 @@
 
 #![allow(dead_code)]
 
-use super::common::{Output, PASSWORD, Person, Raw, quick_key};
-use secure_messenger::auth::PasswordKey;
+use super::common::{Output, Person, Raw};
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -48,23 +46,11 @@ fn reach(port: u16) -> Raw {
     Raw::reach(port).expect("a handshake")
 }
 
-fn register(raw: &mut Raw, person: &Person) {
-    static KEY: OnceLock<PasswordKey> = OnceLock::new();
-    let key = KEY.get_or_init(|| quick_key(PASSWORD));
-    let request = key.register(&person.name, person.identity.public());
-    raw.bytes(&ClientMessage::Register(request).encode());
-    match raw.answer() {
-        Some(ServerMessage::Registered) => {}
-        Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "name_taken"),
-        _ => panic!("neither registered nor refused"),
-    }
-}
-
 /// A person of that name, logged in; of those before, if there is one.
 fn someone(port: u16, name: &str) -> Raw {
     let (mut raw, person) = (reach(port), Person::new(name));
-    register(&mut raw, &person);
-    assert!(matches!(raw.log_in(&person), Some(ServerMessage::Session(_))), "{name} is in");
+    raw.register_quickly(&person);
+    assert!(matches!(raw.log_in_quickly(&person), Some(ServerMessage::Session(_))), "{name} is in");
     raw
 }
 
@@ -91,8 +77,8 @@ pub fn crowd(port: u16, stop: &AtomicBool) {
     let mut full = 0;
     for n in 0.. {
         let (mut raw, person) = (reach(port), Person::new(&format!("crowd{n}")));
-        register(&mut raw, &person);
-        match raw.log_in(&person) {
+        raw.register_quickly(&person);
+        match raw.log_in_quickly(&person) {
             Some(ServerMessage::Session(_)) => people.push(raw),
             Some(ServerMessage::Error(failure)) => {
                 assert_eq!(failure.code, "server_full");

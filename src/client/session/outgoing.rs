@@ -11,10 +11,9 @@ use super::{Effect, MAX_NAMED, Session};
 use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::{sanitise, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
-use crate::crypto::public::{RSA_BYTES, SessionPublicKey};
-use crate::encoding::Fixed;
+use crate::crypto::public::SessionPublicKey;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, Sent};
+use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, Sent, WrappedKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -335,7 +334,7 @@ impl Session {
             keys: wrap(&sealed, &recipients),
             sessions: recipients
                 .iter()
-                .map(|(name, key)| (name.to_string(), key.fingerprint().short()))
+                .map(|(name, key)| ((*name).clone(), key.fingerprint().short()))
                 .collect(),
         };
         self.outbox.flights.insert(id, (number, names.to_vec()));
@@ -502,9 +501,9 @@ fn quoted(text: &str) -> String {
 }
 
 /// One wrapped key for each recipient, spread over the cores.
-fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> BTreeMap<String, Fixed<RSA_BYTES>> {
-    let part = |some: &[(&Username, SessionPublicKey)]| -> Vec<(String, Fixed<RSA_BYTES>)> {
-        some.iter().map(|(name, key)| (name.to_string(), Fixed(sealed.wrap_for(key)))).collect()
+fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> BTreeMap<Username, WrappedKey> {
+    let part = |some: &[(&Username, SessionPublicKey)]| -> Vec<(Username, WrappedKey)> {
+        some.iter().map(|(name, key)| ((*name).clone(), WrappedKey::new(&sealed.wrap_for(key)))).collect()
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if recipients.len() < SPREAD_FROM || cores == 1 {
@@ -630,11 +629,12 @@ mod tests {
                 ClientMessage::EncryptedSend(send) => {
                     let other = 1 - n;
                     let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
-                    let fits = send.routing.sessions[NAMES[other]] == current.fingerprint().short();
+                    let fits =
+                        send.routing.sessions[&send.routing.targets[0]] == current.fingerprint().short();
                     let targets = send.routing.targets.clone();
                     let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
                     if fits {
-                        let key = send.routing.keys[NAMES[other]];
+                        let key = send.routing.keys[&send.routing.targets[0]].clone();
                         let message = EncryptedMessage { envelope: send.envelope.clone(), key };
                         self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
                     }
@@ -739,7 +739,8 @@ mod tests {
         net.renew(1);
         assert!(net.sessions[1].keys.holds(former) && net.sessions[1].keys.current().fingerprint() != former);
         let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
-        let message = EncryptedMessage { envelope: send.envelope.clone(), key: send.routing.keys["bob"] };
+        let key = send.routing.keys[&send.routing.targets[0]].clone();
+        let message = EncryptedMessage { envelope: send.envelope.clone(), key };
         net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
         net.settle();
         assert!(net.lines(1).iter().any(|line| line == "<alice -> bob> one"), "{:?}", net.lines(1));

@@ -60,5 +60,5 @@ pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
         tag: wire.tag.0,
         signature: wire.signature.0,
     };
-    Some(Envelope { body, wrapped: message.key.0 })
+    Some(Envelope { body, wrapped: message.key.bytes() })
 }

@@ -13,7 +13,7 @@ use secure_messenger::crypto::primitives::{PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS}
 use secure_messenger::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey};
 use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::encoding::Fixed;
-use secure_messenger::protocol::{EncryptedMessage, ServerMessage};
+use secure_messenger::protocol::{EncryptedMessage, ServerMessage, WrappedKey};
 use std::sync::LazyLock;
 
 pub const ENVELOPES: Property = Property { name: "envelopes", holds: envelopes, examples: no_examples };
@@ -41,7 +41,7 @@ static SEALED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
             time: 1_700_000_000_000,
         };
         let sealed = Sealed::seal(header, &IDENTITY, TEXT);
-        let key = Fixed(sealed.wrap_for(SESSION.public()));
+        let key = WrappedKey::new(&sealed.wrap_for(SESSION.public()));
         let message = EncryptedMessage { envelope: wire_form(&sealed.body), key };
         ServerMessage::EncryptedMessage(Box::new(message)).encode()
     })
@@ -73,7 +73,7 @@ fn envelopes(data: &[u8]) {
         }
     }
     let encode = |message| text(&ServerMessage::EncryptedMessage(Box::new(message)).encode());
-    let copy = EncryptedMessage { envelope: message.envelope.clone(), key: message.key };
+    let copy = EncryptedMessage { envelope: message.envelope.clone(), key: message.key.clone() };
     let same = encode(copy) == encode(before);
     let opened = typed(message).and_then(|envelope| {
         let verified = envelope.verify(IDENTITY.public()).ok()?;
@@ -112,11 +112,17 @@ fn alter(message: &mut EncryptedMessage, choices: &mut Choices<'_>) {
         // Nor is the same number written otherwise, as the remainder it leaves is the same.
         _ => match choices.below(4) {
             0 => flip(&mut wire.signature.0, choices),
-            1 => flip(&mut message.key.0, choices),
+            1 => rewrap(message, |key| flip(key, choices)),
             2 => add_modulus(&mut wire.signature.0, &IDENTITY.public().spki()),
-            _ => add_modulus(&mut message.key.0, &SESSION.public().spki()),
+            _ => rewrap(message, |key| add_modulus(key, &SESSION.public().spki())),
         },
     }
+}
+
+fn rewrap(message: &mut EncryptedMessage, change: impl FnOnce(&mut [u8; 256])) {
+    let mut key = message.key.bytes();
+    change(&mut key);
+    message.key = WrappedKey::new(&key);
 }
 
 fn flip(bytes: &mut [u8], choices: &mut Choices<'_>) {

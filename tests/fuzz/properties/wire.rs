@@ -5,9 +5,9 @@ use secure_messenger::client::session::wire_form::{typed, wire_form};
 use secure_messenger::crypto::secret::Key;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, Failure, Grant, Keys, KeysRequest,
-    Packet, PersonKeys, Presence, Received, Register, Resume, Routing, Sent, ServerMessage, Session,
-    own_part, shared_part,
+    ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, Failure, Grant, KEY_BEGINS, KEY_ENDS,
+    Keys, KeysRequest, Packet, PersonKeys, Presence, Received, Register, Resume, Routing, Sent,
+    ServerMessage, Session, WrappedKey, shared_part,
 };
 use secure_messenger::wire::frame::{Frame, LineTooLong, Lines, packet_head};
 
@@ -137,9 +137,9 @@ fn stable(line: &[u8], encoded: Vec<u8>) -> Vec<u8> {
 
 /// What the server makes of a client's envelope arrives as it was.
 fn delivered(line: &[u8], envelope: EnvelopeFields) {
-    let key = Fixed([7; 256]);
-    let passed_on = [shared_part(&envelope), own_part(&key)].concat();
-    assert!(passed_on.len() <= line.len() + own_part(&key).len() + 64);
+    let key = WrappedKey::new(&[7; 256]);
+    let passed_on = [&shared_part(&envelope), KEY_BEGINS, key.as_str().as_bytes(), KEY_ENDS].concat();
+    assert!(passed_on.len() <= line.len() + key.as_str().len() + 128);
     match ServerMessage::decode(&passed_on[..passed_on.len() - 1]) {
         Ok(ServerMessage::EncryptedMessage(message)) => {
             assert_eq!(text(&shared_part(&message.envelope)), text(&shared_part(&envelope)));
@@ -188,8 +188,8 @@ fn some_messages() -> Vec<Vec<u8>> {
     let routing = Routing {
         id: 1,
         targets: vec![alice()],
-        keys: [("alice".into(), Fixed([9; 256]))].into(),
-        sessions: [("alice".into(), "0123456789abcdef".into())].into(),
+        keys: [(alice(), WrappedKey::new(&[9; 256]))].into(),
+        sessions: [(alice(), "0123456789abcdef".into())].into(),
     };
     let person = PersonKeys {
         name: alice(),
@@ -222,7 +222,10 @@ fn some_messages() -> Vec<Vec<u8>> {
         ServerMessage::Session(Session { token: Key::new([1; 32]), expires: 2 }),
         ServerMessage::Presence(presence),
         ServerMessage::Keys(Keys { keys: vec![person], unknown: vec![alice()] }),
-        ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: Fixed([9; 256]) })),
+        ServerMessage::EncryptedMessage(Box::new(EncryptedMessage {
+            envelope,
+            key: WrappedKey::new(&[9; 256]),
+        })),
         ServerMessage::Sent(sent),
         ServerMessage::Error(failure),
         ServerMessage::Ack(Received { received: 3 }),

@@ -1,0 +1,567 @@
+//! Thousands of logged-in clients in one process, over real TLS, as a load for the server: they read, acknowledge, answer
+//! pings and send what a plan says. What they send are real envelopes, sealed, signed and wrapped once for each sender; only their
+//! sequence number changes from one message to the next, so that the load costs less than what is measured. Nobody decrypts:
+//! a message is known by its sender and number, and its time by a table that all of them share.
+#![allow(dead_code)]
+
+use super::common::{Person, Raw};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use secure_messenger::client::session::wire_form::wire_form;
+use secure_messenger::clock;
+use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::protocol::{
+    ClientMessage, EncryptedSend, Received as Ack, Routing, ServerMessage, WrappedKey,
+};
+use secure_messenger::wire::tls::Received;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Logins under way at once.
+const AT_ONCE: usize = 16;
+/// Threads that poll.
+const WORKERS: usize = 2;
+/// Sequence numbers begin here, so that all of them have as many digits.
+const FIRST: u64 = 1_000_000_000;
+/// Messages of one sender whose time is remembered.
+const REMEMBERED: usize = 1 << 14;
+/// After the end of a plan, what has not come for so long is lost.
+const QUIET: Duration = Duration::from_secs(4);
+
+pub fn name(number: usize) -> String {
+    format!("m{number:06}")
+}
+
+fn nanoseconds() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// How often a delivery took how long, to about 2 %.
+#[derive(Clone)]
+pub struct Times(Vec<u64>);
+
+impl Default for Times {
+    fn default() -> Self {
+        Times(vec![0; 64 * 32])
+    }
+}
+
+impl Times {
+    fn add(&mut self, nanoseconds: u64) {
+        let octave = 63 - (nanoseconds | 32).leading_zeros() as usize;
+        let step = (nanoseconds | 32) >> (octave - 5) & 31;
+        self.0[octave * 32 + step as usize] += 1;
+    }
+
+    fn merge(&mut self, other: &Times) {
+        self.0.iter_mut().zip(&other.0).for_each(|(mine, its)| *mine += its);
+    }
+
+    /// The time in milliseconds that so many of 1,000 did not exceed.
+    pub fn permille(&self, share: u64) -> f64 {
+        let total: u64 = self.0.iter().sum();
+        let mut left = (total * share).div_ceil(1000);
+        for (place, count) in self.0.iter().enumerate() {
+            left = left.saturating_sub(*count);
+            if left == 0 {
+                return (((32 + place % 32 + 1) as u64) << (place / 32) >> 5) as f64 / 1e6;
+            }
+        }
+        f64::NAN
+    }
+}
+
+/// How long the messages of a plan keep coming, and when the next one is said.
+#[derive(Clone, Copy)]
+pub enum Pace {
+    /// Each sender has at most so many under way.
+    Window(u64),
+    /// So many a second, of all senders together.
+    Rate(f64),
+    /// Who is heard is answered; those with an even number begin.
+    Replies,
+}
+
+/// What is to be said, and what has become of it.
+pub struct Plan {
+    senders: Vec<Speech>,
+    /// How many of those who hear a message count.
+    receivers: usize,
+    /// They are the members below this.
+    listeners: usize,
+    pace: Pace,
+    begin: Instant,
+    end: Instant,
+    said: Vec<AtomicU64>,
+    heard: Vec<AtomicU64>,
+    times: Vec<Vec<AtomicU64>>,
+}
+
+/// A line of a sender, and where its number stands.
+struct Speech {
+    member: usize,
+    line: Vec<u8>,
+    at: usize,
+}
+
+/// What a plan has shown.
+#[derive(Default, Clone)]
+pub struct Found {
+    pub times: Times,
+    pub said: u64,
+    pub heard: u64,
+    /// Bytes of lines.
+    pub bytes: u64,
+    /// Messages that came out of order or twice.
+    pub wrong: u64,
+    /// Recipients for whom one was not taken.
+    pub busy: u64,
+    pub lost: u64,
+    /// From the beginning to the last delivery.
+    pub seconds: f64,
+}
+
+impl Plan {
+    /// `senders` of `members` talk to all others. What those from `listeners` on hear does not count.
+    pub fn broadcast(
+        members: usize,
+        listeners: usize,
+        senders: usize,
+        pace: Pace,
+        length: Duration,
+    ) -> Arc<Plan> {
+        let speakers = (0..senders).map(|n| n * listeners / senders);
+        let speech =
+            |from| Speech::of(from, (0..members).filter(|to| *to != from).collect(), Scope::Broadcast);
+        let plan = Plan::of(speakers.map(speech).collect(), listeners - 1, pace, length);
+        Arc::new(Plan { listeners, ..Arc::into_inner(plan).expect("new") })
+    }
+
+    /// 0 and 1 talk to each other, 2 and 3, and so on.
+    pub fn pairs(members: usize, pace: Pace, length: Duration) -> Arc<Plan> {
+        let speech = |from: usize| {
+            let to = Person::new(&name(from ^ 1));
+            let recipient = Recipient { name: to.name.clone(), session: to.session.fingerprint() };
+            Speech::of(from, vec![from ^ 1], Scope::Private(recipient))
+        };
+        Plan::of((0..members).map(speech).collect(), 1, pace, length)
+    }
+
+    fn of(senders: Vec<Speech>, receivers: usize, pace: Pace, length: Duration) -> Arc<Plan> {
+        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+        let (said, heard) = (zeros(senders.len()), zeros(senders.len()));
+        let times = senders.iter().map(|_| zeros(REMEMBERED)).collect();
+        let begin = Instant::now();
+        Arc::new(Plan {
+            senders,
+            receivers,
+            listeners: usize::MAX,
+            pace,
+            begin,
+            end: begin + length,
+            said,
+            heard,
+            times,
+        })
+    }
+
+    /// The same once more, from now on.
+    pub fn again(self: &Arc<Plan>, length: Duration) -> Arc<Plan> {
+        let senders =
+            self.senders.iter().map(|speech| Speech { line: speech.line.clone(), ..*speech }).collect();
+        let mut plan = Plan::of(senders, self.receivers, self.pace, length);
+        if let Some(plan) = Arc::get_mut(&mut plan) {
+            plan.listeners = self.listeners;
+        }
+        plan
+    }
+
+    /// Whether this sender says one more now.
+    fn is_due(&self, place: usize) -> bool {
+        let now = Instant::now();
+        if now >= self.end {
+            return false;
+        }
+        let said = self.said[place].load(Ordering::Relaxed);
+        let heard = self.heard[place].load(Ordering::Relaxed) / self.receivers as u64;
+        match self.pace {
+            Pace::Window(window) => said - heard < window,
+            Pace::Rate(rate) => {
+                let due = now.duration_since(self.begin).as_secs_f64() * rate - place as f64;
+                said < (due / self.senders.len() as f64) as u64
+            }
+            Pace::Replies => said == 0 && self.senders[place].member.is_multiple_of(2),
+        }
+    }
+
+    fn total(counts: &[AtomicU64]) -> u64 {
+        counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl Speech {
+    /// 256 bytes of text for all of `to`, who have the same keys.
+    fn of(member: usize, to: Vec<usize>, scope: Scope) -> Speech {
+        let me = Person::new(&name(member));
+        let header = Header {
+            kind: Kind::Message,
+            scope,
+            sender: me.name.clone(),
+            identity: me.identity.public().fingerprint(),
+            session: me.session.fingerprint(),
+            sequence: FIRST,
+            time: clock::now_ms(),
+        };
+        let sealed = Sealed::seal(header, &me.identity, &[b'x'; 252]);
+        let (key, session) =
+            (WrappedKey::new(&sealed.wrap_for(me.session.public())), me.session.fingerprint().short());
+        let names = || to.iter().map(|number| name(*number).parse().expect("a name"));
+        let routing = Routing {
+            id: 0,
+            targets: names().collect(),
+            keys: names().map(|name| (name, key.clone())).collect(),
+            sessions: names().map(|name| (name, session.clone())).collect(),
+        };
+        let line = ClientMessage::EncryptedSend(Box::new(EncryptedSend {
+            routing,
+            envelope: wire_form(&sealed.body),
+        }))
+        .encode();
+        let number = FIRST.to_string();
+        let at = find(&line, br#""sequence":"#).expect("it has one") + br#""sequence":"#.len();
+        assert_eq!(&line[at..at + number.len()], number.as_bytes());
+        Speech { member, line, at }
+    }
+}
+
+fn find(line: &[u8], what: &[u8]) -> Option<usize> {
+    line.windows(what.len()).position(|window| window == what)
+}
+
+/// One client.
+struct Member {
+    number: usize,
+    raw: Raw,
+    /// Frames taken in, and those not acknowledged yet, with their bytes.
+    frames: u64,
+    new: (u64, usize),
+    /// What the socket has not taken yet.
+    out: Vec<u8>,
+    /// The last message of each sender.
+    last: Vec<u64>,
+    deaf: bool,
+}
+
+enum Order {
+    Join(Box<Member>),
+    Begin(Arc<Plan>),
+    /// These do not read from now on.
+    Deafen(std::ops::Range<usize>),
+    End(Sender<Found>),
+}
+
+/// All clients, each with one of the workers.
+pub struct Crowd {
+    workers: Vec<(Sender<Order>, Arc<Waker>)>,
+    threads: Vec<JoinHandle<()>>,
+    /// Connections that ended.
+    pub closed: Arc<AtomicUsize>,
+}
+
+impl Crowd {
+    /// Logs in `members`, whose accounts are there; and how long each login took, in milliseconds.
+    pub fn log_in(port: u16, members: std::ops::Range<usize>) -> (Crowd, Vec<f64>) {
+        let closed = Arc::new(AtomicUsize::new(0));
+        let (mut workers, mut threads) = (Vec::new(), Vec::new());
+        for _ in 0..WORKERS {
+            let (order, orders) = channel();
+            let poll = Poll::new().expect("a poll");
+            let waker = Arc::new(Waker::new(poll.registry(), Token(usize::MAX)).expect("a waker"));
+            workers.push((order, waker));
+            let closed = closed.clone();
+            threads.push(thread::spawn(move || Worker::new(poll, orders, closed).run()));
+        }
+        let crowd = Crowd { workers, threads, closed };
+        let (next, times) = (AtomicUsize::new(members.start), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if !members.contains(&number) {
+                            return;
+                        }
+                        let begin = Instant::now();
+                        let member = Member::log_in(port, number);
+                        times.lock().expect("whole").push(begin.elapsed().as_secs_f64() * 1e3);
+                        // Both of a pair have the same worker.
+                        crowd.order(number / 2 % WORKERS, Order::Join(Box::new(member)));
+                    }
+                });
+            }
+        });
+        (crowd, times.into_inner().expect("whole"))
+    }
+
+    fn order(&self, worker: usize, order: Order) {
+        let (orders, waker) = &self.workers[worker];
+        orders.send(order).expect("it runs");
+        waker.wake().expect("it runs");
+    }
+
+    /// These read nothing from now on.
+    pub fn deafen(&self, members: std::ops::Range<usize>) {
+        (0..WORKERS).for_each(|worker| self.order(worker, Order::Deafen(members.clone())));
+    }
+
+    /// Carries a plan out.
+    pub fn carry_out(&self, plan: &Arc<Plan>) -> Found {
+        (0..WORKERS).for_each(|worker| self.order(worker, Order::Begin(plan.clone())));
+        let (mut heard, mut since, mut last) = (0, Instant::now(), Instant::now());
+        loop {
+            thread::sleep(Duration::from_millis(5));
+            let now = Plan::total(&plan.heard);
+            if now > heard {
+                (heard, since, last) = (now, Instant::now(), Instant::now());
+            }
+            let all = Plan::total(&plan.said) * plan.receivers as u64;
+            if Instant::now() > plan.end && (heard == all || since.elapsed() > QUIET) {
+                break;
+            }
+        }
+        let mut found = self.found();
+        (found.said, found.heard) = (Plan::total(&plan.said), Plan::total(&plan.heard));
+        found.lost = found.said * plan.receivers as u64 - found.heard;
+        found.seconds = last.duration_since(plan.begin).as_secs_f64();
+        found
+    }
+
+    fn found(&self) -> Found {
+        let (tell, told) = channel();
+        (0..WORKERS).for_each(|worker| self.order(worker, Order::End(tell.clone())));
+        drop(tell);
+        told.iter().fold(Found::default(), |mut all, one| {
+            all.times.merge(&one.times);
+            all.bytes += one.bytes;
+            all.wrong += one.wrong;
+            all.busy += one.busy;
+            all
+        })
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for (_, waker) in std::mem::take(&mut self.workers) {
+            let _ = waker.wake();
+        }
+        self.threads.drain(..).for_each(|thread| thread.join().expect("it ends"));
+    }
+}
+
+impl Member {
+    fn log_in(port: u16, number: usize) -> Member {
+        let (mut raw, person) = (Raw::reach(port).expect("a handshake"), Person::new(&name(number)));
+        match raw.log_in_quickly(&person) {
+            Some(ServerMessage::Session(_)) => {}
+            Some(ServerMessage::Error(failure)) => panic!("{}: {}", person.name, failure.message),
+            _ => panic!("{} is not let in", person.name),
+        }
+        raw.socket.set_nonblocking(true).expect("a socket");
+        Member { number, raw, frames: 0, new: (0, 0), out: Vec::new(), last: Vec::new(), deaf: false }
+    }
+
+    fn say(&mut self, line: &[u8]) {
+        if self.raw.channel.encrypt(&[line], &mut self.out).is_ok() {
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
+        while !self.out.is_empty() {
+            match self.raw.channel.send_now(&self.out) {
+                Ok(0) => return,
+                Ok(count) => drop(self.out.drain(..count)),
+                // The reader finds out.
+                Err(_) => return self.out.clear(),
+            }
+        }
+    }
+}
+
+struct Worker {
+    poll: Poll,
+    orders: Receiver<Order>,
+    members: Vec<Option<Member>>,
+    plan: Option<Arc<Plan>>,
+    /// The members of this worker that send: place in the plan, place here.
+    senders: Vec<(usize, usize)>,
+    found: Found,
+    closed: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn new(poll: Poll, orders: Receiver<Order>, closed: Arc<AtomicUsize>) -> Worker {
+        let (members, senders) = (Vec::new(), Vec::new());
+        Worker { poll, orders, members, plan: None, senders, found: Found::default(), closed }
+    }
+
+    fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            loop {
+                match self.orders.try_recv() {
+                    Ok(order) => self.take(order),
+                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
+                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            let wait = if self.plan.is_some() { 1 } else { 1000 };
+            // Interrupted at most.
+            let _ = self.poll.poll(&mut events, Some(Duration::from_millis(wait)));
+            for event in &events {
+                let Token(place) = event.token();
+                if let Some(Some(member)) = self.members.get_mut(place) {
+                    member.send();
+                    self.read(place);
+                }
+            }
+            self.speak();
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Join(member) => {
+                let (place, socket) = (self.members.len(), member.raw.socket.clone());
+                self.members.push(Some(*member));
+                let (fd, both) = (socket.as_raw_fd(), Interest::READABLE | Interest::WRITABLE);
+                self.poll.registry().register(&mut SourceFd(&fd), Token(place), both).expect("a socket");
+                self.read(place);
+            }
+            Order::Begin(plan) => {
+                let of = |number| {
+                    self.members.iter().position(|one| one.as_ref().is_some_and(|one| one.number == number))
+                };
+                let senders = plan.senders.iter().enumerate();
+                self.senders =
+                    senders.filter_map(|(place, speech)| Some((place, of(speech.member)?))).collect();
+                for member in self.members.iter_mut().flatten() {
+                    member.last = vec![FIRST; plan.senders.len()];
+                }
+                (self.plan, self.found) = (Some(plan), Found::default());
+            }
+            Order::Deafen(range) => {
+                let members = self.members.iter_mut().flatten();
+                members.for_each(|member| member.deaf = range.contains(&member.number));
+            }
+            Order::End(tell) => {
+                self.plan = None;
+                let _ = tell.send(std::mem::take(&mut self.found));
+            }
+        }
+    }
+
+    fn speak(&mut self) {
+        let Some(plan) = self.plan.clone() else { return };
+        for (place, at) in self.senders.clone() {
+            let is_free =
+                |members: &[Option<Member>]| members[at].as_ref().is_some_and(|member| member.out.is_empty());
+            while is_free(&self.members) && plan.is_due(place) {
+                self.say(&plan, place, at);
+            }
+        }
+    }
+
+    fn say(&mut self, plan: &Plan, place: usize, at: usize) {
+        let (Some(member), speech) = (&mut self.members[at], &plan.senders[place]) else { return };
+        let number = plan.said[place].fetch_add(1, Ordering::Relaxed) + 1;
+        plan.times[place][number as usize % REMEMBERED].store(nanoseconds(), Ordering::Relaxed);
+        let digits = (FIRST + number).to_string();
+        let mut line = speech.line.clone();
+        line[speech.at..speech.at + digits.len()].copy_from_slice(digits.as_bytes());
+        member.say(&line);
+    }
+
+    /// Reads all that is there.
+    fn read(&mut self, place: usize) {
+        let plan = self.plan.clone();
+        let Some(member) = &mut self.members[place] else { return };
+        let mut answers = Vec::new();
+        while !member.deaf {
+            let raw = &mut member.raw;
+            match raw.channel.receive(&mut raw.reader, raw.lines.buffer(), Duration::from_millis(1)) {
+                Ok(Received::Silence) => break,
+                Ok(Received::Some) => {}
+                Ok(Received::End) | Err(_) => {
+                    self.closed.fetch_add(1, Ordering::Relaxed);
+                    self.members[place] = None;
+                    return;
+                }
+            }
+            let mut pings = 0;
+            while let Some(line) = raw.lines.next_line().expect("bounded lines") {
+                match kind(line) {
+                    b"ping" => pings += 1,
+                    b"pong" | b"ack" => {}
+                    other => {
+                        member.frames += 1;
+                        member.new = (member.new.0 + 1, member.new.1 + line.len());
+                        let Some(plan) = &plan else { continue };
+                        if other == b"sent" && !line.ends_with(br#""busy":[]}"#) {
+                            let busy = find(line, br#""busy":"#).unwrap_or(0);
+                            self.found.busy +=
+                                line[busy..].iter().filter(|byte| **byte == b'm').count() as u64;
+                        }
+                        if other == b"encrypted_message"
+                            && member.number < plan.listeners
+                            && let Some((sender, number)) = message(plan, line)
+                        {
+                            let since =
+                                plan.times[sender][number as usize % REMEMBERED].load(Ordering::Relaxed);
+                            self.found.times.add(nanoseconds() - since);
+                            self.found.bytes += line.len() as u64 + 1;
+                            // A gap is a message that was not taken, and counted as such.
+                            self.found.wrong += u64::from(FIRST + number <= member.last[sender]);
+                            member.last[sender] = FIRST + number;
+                            plan.heard[sender].fetch_add(1, Ordering::Relaxed);
+                            if matches!(plan.pace, Pace::Replies) && Instant::now() < plan.end {
+                                answers.push(sender ^ 1);
+                            }
+                        }
+                    }
+                }
+            }
+            (0..pings).for_each(|_| member.say(&ClientMessage::Pong.encode()));
+            if member.new.0 >= 32 || member.new.1 >= 128 * 1024 {
+                member.new = (0, 0);
+                member.say(&ClientMessage::Ack(Ack { received: member.frames }).encode());
+            }
+        }
+        if let Some(plan) = plan {
+            answers.into_iter().for_each(|sender| self.say(&plan, sender, place));
+        }
+    }
+}
+
+/// The `type` of a line.
+fn kind(line: &[u8]) -> &[u8] {
+    const HEAD: &[u8] = br#"{"type":""#;
+    let rest = line.strip_prefix(HEAD).unwrap_or_default();
+    rest.split(|byte| *byte == b'"').next().unwrap_or_default()
+}
+
+/// Place of the sender in the plan, and which message of theirs it is.
+fn message(plan: &Plan, line: &[u8]) -> Option<(usize, u64)> {
+    let head = std::str::from_utf8(line.get(..400)?).ok()?;
+    let after = |what: &str| head.split_once(what).map(|(_, rest)| rest);
+    let from: usize = after(r#""from":"m"#)?.get(..6)?.parse().ok()?;
+    let number: u64 = after(r#""sequence":"#)?.get(..10)?.parse().ok()?;
+    let sender = plan.senders.binary_search_by_key(&from, |speech| speech.member).ok()?;
+    Some((sender, number.checked_sub(FIRST)?))
+}
