@@ -1313,7 +1313,7 @@ fn a_login_that_was_never_answered_for_is_no_session() {
     bob.end();
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
-    assert_eq!(lines.iter().filter(|line| line.contains("back on-line")).count(), 1);
+    assert_eq!(lines.iter().filter(|line| line.contains("* back on-line")).count(), 1);
 }
 
 // ---- between real clients and a real server
