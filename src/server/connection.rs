@@ -417,7 +417,7 @@ impl Client {
     }
 
     fn of(shared: &Arc<Shared>, turn: Turn, link: Arc<Link>, reader: Reader, mut lines: Lines) -> Client {
-        lines.set_limit(MAX_LINE);
+        lines.log_in(MAX_LINE);
         Client { shared: shared.clone(), session: turn.session().clone(), turn, link, reader, lines }
     }
 
@@ -436,7 +436,7 @@ impl Client {
                 Ok(Received::Silence | Received::End) | Err(_) => return,
             }
             if self.link.channel.wants_to_send() {
-                self.session.outbox.flush();
+                self.session.outbox.flush(&mut Vec::new());
             }
         }
     }

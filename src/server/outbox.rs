@@ -119,7 +119,7 @@ impl Outbox {
     pub fn send(self: &Arc<Outbox>, frame: Frame) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
-        self.take_baton(queue);
+        self.take_baton(queue, &mut Vec::new());
     }
 
     /// Queues one frame of the server's own for the next pass.
@@ -142,7 +142,7 @@ impl Outbox {
         put(&mut queue, frame);
         match pass {
             Some(pass) => self.list(queue, pass),
-            None => self.take_baton(queue),
+            None => self.take_baton(queue, &mut Vec::new()),
         }
         Queued::Yes
     }
@@ -165,7 +165,7 @@ impl Outbox {
         let open = queue.is_open();
         if open {
             put(&mut queue, packet);
-            self.take_baton(queue);
+            self.take_baton(queue, &mut Vec::new());
         }
         open
     }
@@ -210,7 +210,7 @@ impl Outbox {
         if goes_on {
             queue.cut();
             queue.link = Some(link);
-            self.take_baton(queue);
+            self.take_baton(queue, &mut Vec::new());
         }
         goes_on
     }
@@ -230,11 +230,11 @@ impl Outbox {
         }
     }
 
-    /// Sends what is queued, and what TLS itself has to say, unless somebody is at it.
-    pub fn flush(self: &Arc<Outbox>) {
+    /// Sends what is queued, and what TLS itself has to say, unless somebody is at it. `wire` is for ciphertext.
+    pub fn flush(self: &Arc<Outbox>, wire: &mut Vec<u8>) {
         let mut queue = lock(&self.queue);
         queue.listed = false;
-        self.take_baton(queue);
+        self.take_baton(queue, wire);
     }
 
     /// Ends the session: when all lines that are queued have been sent, or at once without a connection.
@@ -245,19 +245,18 @@ impl Outbox {
         }
         queue.ending = true;
         queue.frames.end();
-        self.take_baton(queue);
+        self.take_baton(queue, &mut Vec::new());
     }
 
     /// Takes the baton if it is free, and runs with it.
-    fn take_baton<'a>(self: &'a Arc<Outbox>, mut queue: MutexGuard<'a, Queue>) {
+    fn take_baton<'a>(self: &'a Arc<Outbox>, mut queue: MutexGuard<'a, Queue>, wire: &mut Vec<u8>) {
         let Some(link) = queue.link.clone().filter(|_| !queue.busy) else { return };
         queue.busy = true;
-        let mut wire = Vec::new();
         for batches in 1.. {
             let batch = next_batch(&mut queue);
             drop(queue);
             wire.clear();
-            let sent = encrypt(&link, &batch, &mut wire).and_then(|()| link.channel.send_now(&wire));
+            let sent = encrypt(&link, &batch, wire).and_then(|()| link.channel.send_now(wire));
             queue = lock(&self.queue);
             if !queue.is_on(&link) {
                 return;
@@ -411,6 +410,7 @@ impl Flusher {
 
     /// The flusher thread.
     pub fn run(&self) -> ! {
+        let mut wire = Vec::new();
         loop {
             let mut list = lock(&self.list);
             while list.is_empty() {
@@ -419,7 +419,7 @@ impl Flusher {
             let pass = std::mem::take(&mut *list);
             drop(list);
             for outbox in pass {
-                outbox.flush();
+                outbox.flush(&mut wire);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Who is on-line, and who is told about it.
 //!
 //! Invariant: a name has at most one session; presence is told by one thread, at most every 200 ms,
-//! in lines that are made once for everyone. A newcomer gets the whole list once, then changes:
-//! ten thousand logins cause changes in the order of seconds, not of logins squared.
+//! in lines that are made once for everyone. A newcomer gets the whole list once, then changes; the more there are to
+//! hear of them, the more of them are told together: ten thousand logins cause changes in the order of seconds, not of
+//! logins squared.
 
 use super::frames::{Frame, Part};
 use super::limits::PRESENCE_INTERVAL;
@@ -13,7 +14,7 @@ use crate::name::Username;
 use crate::protocol::{MAX_PRESENCE_NAMES, Presence, ServerMessage};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The sessions by name, and the changes nobody was told of yet.
 #[derive(Default)]
@@ -82,23 +83,31 @@ impl Registry {
     /// The presence thread.
     pub fn tell_presence(&self, flusher: &Flusher) -> ! {
         let mut told: BTreeSet<Username> = BTreeSet::new();
+        let mut due = Instant::now();
         loop {
             let mut changes = lock(&self.changes);
             while changes.names.is_empty() {
                 changes = self.changed.wait(changes).unwrap_or_else(PoisonError::into_inner);
             }
             let started = Instant::now();
-            let sessions: Vec<Arc<Session>> = self.read().values().cloned().collect();
-            let taken = std::mem::take(&mut *changes);
+            let newcomers = std::mem::take(&mut changes.newcomers);
+            let (mut sessions, mut news) = (Vec::new(), Changes::default());
+            if started >= due {
+                news = std::mem::take(&mut *changes);
+                sessions = self.read().values().cloned().collect();
+                due = started + interval(sessions.len());
+            }
             drop(changes);
-            self.tell(sessions, &taken, &mut told, flusher);
+            self.tell(&sessions, &newcomers, &news, &mut told, flusher);
             std::thread::sleep(PRESENCE_INTERVAL.saturating_sub(started.elapsed()));
         }
     }
 
+    /// Tells the sessions what is new, and the newcomers everything that has been told.
     fn tell(
         &self,
-        sessions: Vec<Arc<Session>>,
+        sessions: &[Arc<Session>],
+        newcomers: &[Arc<Session>],
         changes: &Changes,
         told: &mut BTreeSet<Username>,
         flusher: &Flusher,
@@ -117,18 +126,18 @@ impl Registry {
             }
         }
         let news = encode(false, joined, left);
-        let newcomers: HashSet<_> = changes.newcomers.iter().map(Arc::as_ptr).collect();
+        let new: HashSet<_> = newcomers.iter().map(Arc::as_ptr).collect();
         let mut pass = Pass::default();
         for session in sessions {
-            if !newcomers.contains(&Arc::as_ptr(&session)) {
+            if !new.contains(&Arc::as_ptr(session)) {
                 news.iter().for_each(|line| {
                     session.outbox.queue(Frame::line(line.clone()), &mut pass);
                 });
             }
         }
-        if !changes.newcomers.is_empty() {
+        if !newcomers.is_empty() {
             let all = encode(true, told.iter().cloned().collect(), Vec::new());
-            for newcomer in &changes.newcomers {
+            for newcomer in newcomers {
                 all.iter().for_each(|line| {
                     newcomer.outbox.queue(Frame::line(line.clone()), &mut pass);
                 });
@@ -136,6 +145,12 @@ impl Registry {
         }
         flusher.add(pass);
     }
+}
+
+/// Time between two changes that so many are told: they have at most 2,500 lines a second together.
+fn interval(sessions: usize) -> Duration {
+    const AT_ONCE: usize = 500;
+    PRESENCE_INTERVAL * u32::try_from(sessions.div_ceil(AT_ONCE)).unwrap_or(u32::MAX).clamp(1, 100)
 }
 
 /// Presence lines of bounded length; none if there is nothing to tell. Who has left comes before who has
@@ -185,6 +200,13 @@ mod tests {
             online.extend(line.joined.iter().cloned());
         }
         assert_eq!(online, names(0..5000).into_iter().collect());
+    }
+
+    #[test]
+    fn the_more_there_are_the_less_often_each_is_told() {
+        let milliseconds = [0, 1, 500, 501, 10_000].map(|count| interval(count).as_millis());
+        assert_eq!(milliseconds, [200, 200, 200, 400, 4000]);
+        assert_eq!(interval(usize::MAX), PRESENCE_INTERVAL * 100);
     }
 
     #[test]

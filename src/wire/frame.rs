@@ -39,17 +39,21 @@ pub struct Lines {
     /// Bytes of `buffer` known to hold no line end.
     searched: usize,
     limit: usize,
+    /// What was given out does not stay behind in memory.
+    wipes: bool,
 }
 
 impl Lines {
     /// `limit` is the longest line in bytes, its end not counted.
     pub fn new(limit: usize) -> Lines {
-        Lines { buffer: Vec::new(), taken: 0, searched: 0, limit }
+        Lines { buffer: Vec::new(), taken: 0, searched: 0, limit, wipes: true }
     }
 
-    /// Changes the limit, for what has not been given out yet.
-    pub fn set_limit(&mut self, limit: usize) {
-        self.limit = limit;
+    /// After a login: another limit, for what has not been given out yet, and the last wiping. What clients say from now on is
+    /// sealed, and half a megabyte of it takes long to wipe.
+    pub fn log_in(&mut self, limit: usize) {
+        self.buffer();
+        (self.limit, self.wipes) = (limit, false);
     }
 
     /// Where received bytes are appended.
@@ -57,8 +61,10 @@ impl Lines {
         if self.taken > 0 {
             let rest = self.buffer.len() - self.taken;
             self.buffer.copy_within(self.taken.., 0);
-            // Lines before login hold password keys: what was given out does not stay behind.
-            self.buffer[rest..].zeroize();
+            // Lines before login hold password keys.
+            if self.wipes {
+                self.buffer[rest..].zeroize();
+            }
             self.buffer.truncate(rest);
             self.searched -= self.taken;
             self.taken = 0;

@@ -84,7 +84,10 @@ fn accounts(count: usize) -> Arc<Folder> {
     fs::write(users, all).expect("written");
     let key = |number| keys.join(format!("{}.pem", name(number)));
     for number in 1..count {
-        fs::hard_link(key(0), key(number)).expect("linked");
+        // A file takes no more links than some ten thousand.
+        fs::hard_link(key(number - number % 1000), key(number))
+            .or_else(|_| fs::copy(key(0), key(number)).map(drop))
+            .expect("written");
     }
     home
 }

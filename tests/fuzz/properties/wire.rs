@@ -83,7 +83,7 @@ fn read(
             let next = if frames.len() < lines_first {
                 lines.next_line().map(|line| line.map(Frame::Line))
             } else {
-                lines.set_limit(limit);
+                lines.log_in(limit);
                 lines.next_frame(packet_limit)
             };
             let frame = match next {
