@@ -533,6 +533,12 @@ mod tests {
         assert_eq!(attempt(&alice, &token, b"exporter", &|answer| answer.received += 1), denied);
         let (pending, challenge) = PendingResume::new(alice.clone());
         assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[]), denied);
+        for (age, outcome) in [(0, Ok(0)), (1, Err(AuthError::Expired))] {
+            let (mut pending, challenge) = PendingResume::new(alice.clone());
+            pending.issued -= age * (CHALLENGE_LIFETIME + Duration::from_secs(1));
+            let tokens = [token.duplicate()];
+            assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &tokens), outcome);
+        }
         let (_, challenge) = PendingResume::new(alice.clone());
         let (pending, _) = PendingResume::new(alice.clone());
         assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), denied);

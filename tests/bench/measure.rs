@@ -1,4 +1,5 @@
 //! What the benches measure with: the middle and the rare case of many values, a process's CPU and memory.
+#![allow(dead_code)]
 
 /// The middle one.
 pub fn median(values: Vec<f64>) -> f64 {
@@ -6,7 +7,6 @@ pub fn median(values: Vec<f64>) -> f64 {
 }
 
 /// The value that `percent` of all are not above.
-#[allow(dead_code)]
 pub fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values[(values.len() * percent / 100).min(values.len() - 1)]
