@@ -1,6 +1,6 @@
 //! How long a message of two people who chat takes, typed to shown, while others do all they can to be too much for the
-//! server: median and 99 of 100, quiet and in each storm. Real clients over TLS, all on this machine, so that the storms
-//! take from the two what they need of it themselves: their CPU seconds stand beside the server's.
+//! server: median and 99 of 100, quiet and in each storm. Real clients over TLS, all on this machine; what rages is a process of
+//! its own that yields to all others, as if it had a machine of its own: what the two notice is the server's doing.
 //!
 //! `cargo bench --bench storms [-- MESSAGES]`
 
@@ -12,39 +12,69 @@ mod storms;
 
 use common::{Client, Server};
 use measure::{cpu, median, memory, percentile};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
+/// Makes this program rage: which storm, and the server's port.
+const RAGE: &str = "--rage";
+
 fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    if let [_, flag, number, port] = &words[..]
+        && flag == RAGE
+    {
+        return rage(number.parse().expect("a storm"), port.parse().expect("a port"));
+    }
     // cargo adds `--bench`.
     let count = std::env::args().skip(1).find_map(|word| word.parse::<usize>().ok()).unwrap_or(200);
     println!("{count} messages each, typed to shown: median, 99 of 100; the server");
-    let quiet = run("quiet", |_, _| {}, count, None);
-    for (name, storm) in storms::STORMS {
-        run(name, storm, count, Some(quiet));
+    let quiet = run("quiet", None, count, None);
+    for (number, (name, _)) in storms::STORMS.iter().enumerate() {
+        run(name, Some(number), count, Some(quiet));
     }
 }
 
+/// Rages until the input ends.
+fn rage(number: usize, port: u16) {
+    let stop = AtomicBool::new(false);
+    let (_, storm) = storms::STORMS[number];
+    thread::scope(|scope| {
+        scope.spawn(|| storm(port, &stop));
+        let _ = std::io::stdin().read(&mut [0]);
+        stop.store(true, Ordering::SeqCst);
+    });
+}
+
+fn begin(number: usize, port: u16) -> Child {
+    let me = std::env::current_exe().expect("it runs");
+    let mut command = Command::new("nice");
+    command.args(["-n", "19"]).arg(me).args([RAGE, &number.to_string(), &port.to_string()]);
+    command.stdin(Stdio::piped()).spawn().expect("nice is there")
+}
+
 /// The time that 99 of 100 messages did not exceed, in milliseconds.
-fn run(name: &str, storm: fn(u16, &AtomicBool), count: usize, quiet: Option<f64>) -> f64 {
+fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f64 {
     let server = Server::with(&storms::ARGUMENTS);
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
     alice.expect("bob is on-line");
     chat(&mut alice, &mut bob, 20);
-    let (stop, port, pid) = (AtomicBool::new(false), server.port, server.child.id());
-    let before = [pid, std::process::id()].map(cpu);
-    let times = thread::scope(|scope| {
-        scope.spawn(|| storm(port, &stop));
-        let times = chat(&mut alice, &mut bob, count);
-        stop.store(true, Ordering::SeqCst);
-        times
-    });
+    let pid = server.child.id();
+    let before = cpu(pid);
+    let raging = storm.map(|number| begin(number, server.port));
+    let times = chat(&mut alice, &mut bob, count);
+    let (seconds, most) = (cpu(pid) - before, memory(pid, "VmHWM"));
+    let mut own = 0.0;
+    if let Some(mut raging) = raging {
+        own = cpu(raging.id());
+        drop(raging.stdin.take());
+        assert!(raging.wait().expect("it runs").success(), "the storm went as it should");
+    }
     let rare = percentile(times.clone(), 99);
     let factor = quiet.map_or(String::new(), |quiet| format!(", {:.1} times the quiet one", rare / quiet));
-    let [seconds, own] = [cpu(pid) - before[0], cpu(std::process::id()) - before[1]];
-    let most = memory(pid, "VmHWM");
     let middle = median(times);
     println!(
         "  {name:<34} {middle:>6.1} ms {rare:>6.1} ms{factor}; {seconds:.1} s CPU (storm {own:.1}), {most:.0} MiB at most"
