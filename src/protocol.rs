@@ -899,4 +899,23 @@ mod tests {
         }
         assert!(!is_base64_of_a_key(&format!("é{}", &good.as_str()[2..])));
     }
+
+    #[test]
+    fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(is_shallow(&nested(MAX_DEPTH)) && !is_shallow(&nested(MAX_DEPTH + 1)));
+        let objects = |depth: usize| r#"{"a":"#.repeat(depth);
+        assert!(is_shallow(&objects(MAX_DEPTH)) && !is_shallow(&objects(MAX_DEPTH + 1)));
+        assert!(is_shallow(&format!("[{}[]]", "[{}],".repeat(20))), "many beside each other");
+        let deep = "[".repeat(MAX_DEPTH + 1);
+        assert!(is_shallow(&format!(r#"{{"a":"{deep}"}}"#)), "in a string");
+        assert!(is_shallow(&format!(r#"{{"a":"\"{deep}","b":"\\\"{deep}"}}"#)), "behind a quote in a string");
+        assert!(
+            !is_shallow(&format!(r#"{{"a":"\\","b":{deep}"#)),
+            "behind a string that ends with a backslash"
+        );
+        assert!(!is_shallow(&format!(r#"{{"a":"]]]","b":{deep}"#)), "behind a string with brackets");
+        assert!(!is_shallow(&format!("]]{deep}")), "brackets that close nothing make no room");
+        assert!(!is_shallow(&format!(r#"\{deep}{deep}"#)), "a backslash outside a string is nothing");
+    }
 }
