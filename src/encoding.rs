@@ -1,4 +1,5 @@
-//! Binary data and names inside JSON: standard base64 with padding (RFC 4648 section 4).
+//! Binary data and names inside JSON: standard base64 with padding (RFC 4648 section 4); and how objects are read, in one
+//! pass and no deeper than messages are.
 //!
 //! Invariant: a decoded value already has its final type and length, so nothing behind the
 //! decoder checks lengths again. JSON itself is miniserde's: no recursion, unknown fields ignored.
@@ -7,7 +8,7 @@ use crate::crypto::secret::Secret;
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use miniserde::de::{Deserialize, Visitor};
+use miniserde::de::{Deserialize, Map, Visitor};
 use miniserde::ser::{Fragment, Serialize};
 use miniserde::{Error, Result, make_place};
 use zeroize::Zeroizing;
@@ -100,6 +101,117 @@ impl Serialize for Username {
     }
 }
 
+/// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
+pub const MAX_DEPTH: usize = 8;
+
+/// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.
+pub fn is_shallow(text: &str) -> bool {
+    // Most lines have no more brackets than that at all, which is found out many bytes at a time.
+    let count = |bracket: char| text.matches(bracket).take(MAX_DEPTH + 1).count();
+    if count('[') + count('{') <= MAX_DEPTH {
+        return true;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return false;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    true
+}
+
+/// The first member `type`; others of that name are ignored like unknown ones.
+pub struct FirstType(pub String);
+
+impl Deserialize for FirstType {
+    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
+        Place::new(out)
+    }
+}
+
+impl Visitor for Place<FirstType> {
+    fn map(&mut self) -> Result<Box<dyn Map + '_>> {
+        Ok(Box::new(FirstTypeMap { seen: false, kind: None, out: &mut self.out }))
+    }
+}
+
+struct FirstTypeMap<'a> {
+    seen: bool,
+    kind: Option<String>,
+    out: &'a mut Option<FirstType>,
+}
+
+impl Map for FirstTypeMap<'_> {
+    fn key(&mut self, name: &str) -> Result<&mut dyn Visitor> {
+        match name == "type" && !std::mem::replace(&mut self.seen, true) {
+            true => Ok(Deserialize::begin(&mut self.kind)),
+            false => Ok(<dyn Visitor>::ignore()),
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        *self.out = Some(FirstType(self.kind.take().ok_or(Error)?));
+        Ok(())
+    }
+}
+
+/// Two structs whose fields stand in one object, read in one pass.
+pub struct Both<A, B>(Option<A>, Option<B>);
+
+impl<A, B> Both<A, B> {
+    /// The two; `None` if a field was missing.
+    pub fn parts(self) -> Option<(A, B)> {
+        self.0.zip(self.1)
+    }
+}
+
+/// What belongs to the first of [`Both`]; everything else is the second's.
+pub trait Fields {
+    /// Their names on the wire.
+    const NAMES: &[&str];
+}
+
+impl<A: Deserialize + Fields, B: Deserialize> Deserialize for Both<A, B> {
+    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
+        Place::new(out)
+    }
+}
+
+impl<A: Deserialize + Fields, B: Deserialize> Visitor for Place<Both<A, B>> {
+    fn map(&mut self) -> Result<Box<dyn Map + '_>> {
+        let Both(first, second) = self.out.insert(Both(None, None));
+        let (first, second) = (A::begin(first).map()?, B::begin(second).map()?);
+        Ok(Box::new(BothMaps { names: A::NAMES, first, second }))
+    }
+}
+
+struct BothMaps<'a> {
+    names: &'static [&'static str],
+    first: Box<dyn Map + 'a>,
+    second: Box<dyn Map + 'a>,
+}
+
+impl Map for BothMaps<'_> {
+    fn key(&mut self, name: &str) -> Result<&mut dyn Visitor> {
+        if self.names.contains(&name) { self.first.key(name) } else { self.second.key(name) }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.first.finish()?;
+        self.second.finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,5 +226,24 @@ mod tests {
         }
         assert!(json::from_str::<Bytes>("\"AB==\"").is_err(), "trailing bits must be zero");
         assert!(json::from_str::<Username>("\"a b\"").is_err());
+    }
+
+    #[test]
+    fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(is_shallow(&nested(MAX_DEPTH)) && !is_shallow(&nested(MAX_DEPTH + 1)));
+        let objects = |depth: usize| r#"{"a":"#.repeat(depth);
+        assert!(is_shallow(&objects(MAX_DEPTH)) && !is_shallow(&objects(MAX_DEPTH + 1)));
+        assert!(is_shallow(&format!("[{}[]]", "[{}],".repeat(20))), "many beside each other");
+        let deep = "[".repeat(MAX_DEPTH + 1);
+        assert!(is_shallow(&format!(r#"{{"a":"{deep}"}}"#)), "in a string");
+        assert!(is_shallow(&format!(r#"{{"a":"\"{deep}","b":"\\\"{deep}"}}"#)), "behind a quote in a string");
+        assert!(
+            !is_shallow(&format!(r#"{{"a":"\\","b":{deep}"#)),
+            "behind a string that ends with a backslash"
+        );
+        assert!(!is_shallow(&format!(r#"{{"a":"]]]","b":{deep}"#)), "behind a string with brackets");
+        assert!(!is_shallow(&format!("]]{deep}")), "brackets that close nothing make no room");
+        assert!(!is_shallow(&format!(r#"\{deep}{deep}"#)), "a backslash outside a string is nothing");
     }
 }

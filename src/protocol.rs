@@ -6,11 +6,11 @@
 
 use crate::crypto::public::{RSA_BYTES, SessionCertificate};
 use crate::crypto::secret::Key;
-use crate::encoding::{Bytes, Fixed};
+use crate::encoding::{Both, Bytes, Fields, FirstType, Fixed, is_shallow};
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use miniserde::de::{Map, Visitor};
+use miniserde::de::Visitor;
 use miniserde::ser::Fragment;
 use miniserde::{Deserialize, Serialize, json, make_place};
 use std::borrow::Cow;
@@ -451,35 +451,6 @@ impl std::error::Error for DecodeError {}
 
 make_place!(Place);
 
-/// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
-const MAX_DEPTH: usize = 8;
-
-/// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.
-fn is_shallow(text: &str) -> bool {
-    // Most lines have no more brackets than that at all, which is found out many bytes at a time.
-    let count = |bracket: char| text.matches(bracket).take(MAX_DEPTH + 1).count();
-    if count('[') + count('{') <= MAX_DEPTH {
-        return true;
-    }
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-    for byte in text.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return false;
-                }
-            }
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    true
-}
-
 /// The text of a line and its `type`.
 fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     let text = std::str::from_utf8(line).map_err(|_| DecodeError::Malformed)?;
@@ -494,49 +465,6 @@ fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     }
 }
 
-/// The first member `type`; others of that name are ignored like unknown ones.
-struct FirstType(String);
-
-impl Deserialize for FirstType {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl Visitor for Place<FirstType> {
-    fn map(&mut self) -> miniserde::Result<Box<dyn Map + '_>> {
-        Ok(Box::new(FirstTypeMap { seen: false, kind: None, out: &mut self.out }))
-    }
-}
-
-struct FirstTypeMap<'a> {
-    seen: bool,
-    kind: Option<String>,
-    out: &'a mut Option<FirstType>,
-}
-
-impl Map for FirstTypeMap<'_> {
-    fn key(&mut self, name: &str) -> miniserde::Result<&mut dyn Visitor> {
-        match name == "type" && !std::mem::replace(&mut self.seen, true) {
-            true => Ok(Deserialize::begin(&mut self.kind)),
-            false => Ok(<dyn Visitor>::ignore()),
-        }
-    }
-
-    fn finish(&mut self) -> miniserde::Result<()> {
-        *self.out = Some(FirstType(self.kind.take().ok_or(miniserde::Error)?));
-        Ok(())
-    }
-}
-
-/// Two structs whose fields stand in one object, read in one pass.
-struct Both<A, B>(Option<A>, Option<B>);
-
-/// What belongs to the first of [`Both`]; everything else is the second's.
-trait Fields {
-    const NAMES: &[&str];
-}
-
 impl Fields for Routing {
     const NAMES: &[&str] = &["id", "targets", "keys", "sessions"];
 }
@@ -545,41 +473,9 @@ impl Fields for OwnKey {
     const NAMES: &[&str] = &["key"];
 }
 
-impl<A: Deserialize + Fields, B: Deserialize> Deserialize for Both<A, B> {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl<A: Deserialize + Fields, B: Deserialize> Visitor for Place<Both<A, B>> {
-    fn map(&mut self) -> miniserde::Result<Box<dyn Map + '_>> {
-        let Both(first, second) = self.out.insert(Both(None, None));
-        let (first, second) = (A::begin(first).map()?, B::begin(second).map()?);
-        Ok(Box::new(BothMaps { names: A::NAMES, first, second }))
-    }
-}
-
-struct BothMaps<'a> {
-    names: &'static [&'static str],
-    first: Box<dyn Map + 'a>,
-    second: Box<dyn Map + 'a>,
-}
-
-impl Map for BothMaps<'_> {
-    fn key(&mut self, name: &str) -> miniserde::Result<&mut dyn Visitor> {
-        if self.names.contains(&name) { self.first.key(name) } else { self.second.key(name) }
-    }
-
-    fn finish(&mut self) -> miniserde::Result<()> {
-        self.first.finish()?;
-        self.second.finish()
-    }
-}
-
 /// The fields of two structs that share a line.
 fn both<A: Deserialize + Fields, B: Deserialize>(text: &str) -> Result<(A, B), DecodeError> {
-    let Both(first, second) = body::<Both<A, B>>(text)?;
-    first.zip(second).ok_or(DecodeError::Malformed)
+    body::<Both<A, B>>(text)?.parts().ok_or(DecodeError::Malformed)
 }
 
 fn body<T: Deserialize>(text: &str) -> Result<T, DecodeError> {
@@ -898,24 +794,5 @@ mod tests {
             assert!(!is_base64_of_a_key(&text), "{count} bytes");
         }
         assert!(!is_base64_of_a_key(&format!("é{}", &good.as_str()[2..])));
-    }
-
-    #[test]
-    fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
-        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-        assert!(is_shallow(&nested(MAX_DEPTH)) && !is_shallow(&nested(MAX_DEPTH + 1)));
-        let objects = |depth: usize| r#"{"a":"#.repeat(depth);
-        assert!(is_shallow(&objects(MAX_DEPTH)) && !is_shallow(&objects(MAX_DEPTH + 1)));
-        assert!(is_shallow(&format!("[{}[]]", "[{}],".repeat(20))), "many beside each other");
-        let deep = "[".repeat(MAX_DEPTH + 1);
-        assert!(is_shallow(&format!(r#"{{"a":"{deep}"}}"#)), "in a string");
-        assert!(is_shallow(&format!(r#"{{"a":"\"{deep}","b":"\\\"{deep}"}}"#)), "behind a quote in a string");
-        assert!(
-            !is_shallow(&format!(r#"{{"a":"\\","b":{deep}"#)),
-            "behind a string that ends with a backslash"
-        );
-        assert!(!is_shallow(&format!(r#"{{"a":"]]]","b":{deep}"#)), "behind a string with brackets");
-        assert!(!is_shallow(&format!("]]{deep}")), "brackets that close nothing make no room");
-        assert!(!is_shallow(&format!(r#"\{deep}{deep}"#)), "a backslash outside a string is nothing");
     }
 }

@@ -87,10 +87,9 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// From now on what is kept is too much, or it is not.
     fn look_if_full(&mut self) {
-        if self.full.is_none() && self.kept_bytes > MAX_KEPT {
-            self.full = Some(Instant::now());
-        }
+        self.full = (self.kept_bytes > MAX_KEPT).then(Instant::now);
     }
 
     fn next_sign(&mut self) -> Option<ClientMessage> {
@@ -147,7 +146,6 @@ impl Queue {
         waiting.gone -= new;
         waiting.acknowledged = received;
         if new > 0 {
-            waiting.full = None;
             waiting.look_if_full();
         }
         self.changed.notify_all();
@@ -184,7 +182,6 @@ impl Queue {
         (waiting.ack, waiting.pong, waiting.ping) = (None, false, false);
         waiting.connections += 1;
         waiting.connection = Some(waiting.connections);
-        waiting.full = None;
         waiting.look_if_full();
         self.changed.notify_all();
         waiting.connections
@@ -217,7 +214,9 @@ impl Queue {
                 if let Some(new) = new.or_else(|| waiting.packets.pop_front()) {
                     waiting.kept_bytes += length(&new);
                     waiting.kept.push_back(new);
-                    waiting.look_if_full();
+                    if waiting.full.is_none() {
+                        waiting.look_if_full();
+                    }
                     self.changed.notify_all();
                 }
             }
