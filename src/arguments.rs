@@ -16,7 +16,7 @@ impl Arguments {
         Arguments { words: words.into_iter().collect::<Vec<_>>().into_iter(), inline: None }
     }
 
-    /// The next flag, if there is one more.
+    /// The next flag; `None` at the end of the command line.
     ///
     /// # Errors
     /// A word that is not UTF-8 or no flag, or a value that the flag before does not take.

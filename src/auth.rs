@@ -20,34 +20,35 @@ use std::fmt;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-/// A challenge is worth nothing after this time.
+/// A challenge is worth nothing after this time: as long as a login may take, the slowest hash that is accepted included.
 pub const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What the server keeps of an account.
 pub struct Account {
+    /// In the letter case in which it was registered.
     pub name: Username,
-    /// Of the password key.
+    /// Of PBKDF2, random.
     pub salt: [u8; 32],
-    /// Of the password key.
+    /// Of PBKDF2, 100,000 to 10,000,000.
     pub rounds: u32,
     /// `PBKDF2(password, salt, rounds)`.
     pub password_key: Key,
-    /// Of the identity key.
+    /// Of the identity key, which itself is in a file of its own.
     pub identity: Fingerprint,
 }
 
 /// Why a registration or login cannot be.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AuthError {
-    /// Fewer than 100,000 PBKDF2 rounds, or so many that it would be an attack.
+    /// Fewer than 100,000 PBKDF2 rounds, or more than 10,000,000: a cheap hash or an endless one.
     BadRounds,
-    /// The key sent is not RSA-2048.
+    /// The key sent is not RSA-2048 with e = 65,537 in canonical DER.
     BadKey,
     /// Name, password, key or channel: which of them is not told.
     Denied,
     /// The challenge is over five minutes old.
     Expired,
-    /// The session certificate is of another day, by the server's clock.
+    /// The session certificate is outside its time by the server's clock: 2 hours before `created` to 26 after.
     Clock,
 }
 
@@ -148,7 +149,8 @@ impl PasswordKey {
         }
     }
 
-    /// The answer to a challenge that makes this the account's password key; `old` is the password so far.
+    /// The answer to a challenge that makes this the account's password key; `old` is the password so far, `exporter`
+    /// the channel's ([`Channel::exporter`](crate::wire::tls::Channel::exporter)).
     ///
     /// # Errors
     /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
@@ -172,7 +174,8 @@ impl PasswordKey {
         })
     }
 
-    /// The answer to a challenge that asks for this key.
+    /// The answer to a challenge that asks for this key, on the channel of `exporter`, with a session key and its
+    /// certificate.
     pub fn log_in(
         &self,
         name: &Username,
@@ -203,7 +206,7 @@ pub fn register(name: &Username, password: &Password, identity: &IdentityPublicK
     PasswordKey::new(password).register(name, identity)
 }
 
-/// Server: turns a registration into an account and its identity key.
+/// Server: turns a registration into an account and its identity key. Whether the name is free is not looked at.
 ///
 /// # Errors
 /// [`AuthError::BadRounds`], [`AuthError::BadKey`].
@@ -219,7 +222,7 @@ pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublic
     Ok((account, identity))
 }
 
-/// Client: the answer to a challenge.
+/// Client: the answer to a challenge from the password itself, which takes one PBKDF2; see [`PasswordKey::log_in`].
 ///
 /// # Errors
 /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
@@ -235,7 +238,8 @@ pub fn respond(
     Ok(key.log_in(name, challenge, exporter, identity, session))
 }
 
-/// Client: the answer to the challenge of a session whose `token` is at hand.
+/// Client: the answer to the challenge of a session whose `token` is at hand, and of which `received` frames were
+/// taken in.
 pub fn resume(
     name: &Username,
     challenge: &ResumeChallenge,
@@ -267,11 +271,11 @@ impl PendingResume {
         &self.name
     }
 
-    /// Checks the answer against some tokens, always as many of them, whether or not there is a session: which of them was used
-    /// last. In constant time for each.
+    /// Checks the answer against some tokens, always as many of them, whether or not there is a session, each in constant
+    /// time. The place of the token that fits; of several the last.
     ///
     /// # Errors
-    /// [`AuthError::Expired`], [`AuthError::Denied`].
+    /// [`AuthError::Expired`] after [`CHALLENGE_LIFETIME`], [`AuthError::Denied`] if no token fits.
     pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
         if self.issued.elapsed() > CHALLENGE_LIFETIME {
             return Err(AuthError::Expired);
@@ -334,7 +338,7 @@ impl PendingLogin {
     /// the name under `secret`: stable, and not to be told from a real one.
     ///
     /// # Errors
-    /// [`AuthError::BadKey`], for known and unknown names alike.
+    /// [`AuthError::BadKey`] if the key sent is none, for known and unknown names alike.
     pub fn new(
         request: LoginRequest,
         account: Option<&Account>,
@@ -398,7 +402,8 @@ impl PendingLogin {
         Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0)
     }
 
-    /// Checks password, identity key, session certificate and channel, all of them whichever fails.
+    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `now_ms` is the server's
+    /// clock, milliseconds since 1970.
     ///
     /// # Errors
     /// [`AuthError::Expired`], [`AuthError::BadKey`], [`AuthError::Clock`] (all told by what the client

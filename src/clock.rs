@@ -13,14 +13,14 @@ fn date_time(ms: u64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp((ms / 1000) as i64).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
-/// `2026-01-31T08:05:09Z`.
+/// `2026-01-31T08:05:09Z`, from milliseconds since 1970; `1970-01-01T00:00:00Z` for a time beyond the year 9999.
 pub fn utc(ms: u64) -> String {
     let t = date_time(ms);
     let (y, mo, d) = (t.year(), u8::from(t.month()), t.day());
     format!("{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}Z", t.hour(), t.minute(), t.second())
 }
 
-/// The part of [`utc`] before the `T`.
+/// The part of [`utc`] before the `T`: `2026-01-31`.
 pub fn utc_day(ms: u64) -> String {
     utc(ms)[..10].to_string()
 }
@@ -30,13 +30,13 @@ pub fn local_offset() -> UtcOffset {
     UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC)
 }
 
-/// `08:05` at `offset`.
+/// `08:05` at `offset`, from milliseconds since 1970.
 pub fn hour_minute(ms: u64, offset: UtcOffset) -> String {
     let t = date_time(ms).to_offset(offset);
     format!("{:02}:{:02}", t.hour(), t.minute())
 }
 
-/// `Monday 2 November 2026` at `offset`.
+/// `Monday 2 November 2026` at `offset`, from milliseconds since 1970.
 pub fn day(ms: u64, offset: UtcOffset) -> String {
     let t = date_time(ms).to_offset(offset);
     format!("{} {} {} {}", t.weekday(), t.day(), t.month(), t.year())

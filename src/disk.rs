@@ -137,15 +137,16 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// A last line without its end is a torn write and is not counted.
 ///
 /// # Errors
-/// With file, line and remedy in the text if any other line is not a `T` or is over 4 KiB long.
+/// With file, line and remedy in the text if any other line is not a `T` or is over 4 KiB long; with the path if the file
+/// is missing or the disk fails.
 pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io::Result<u64> {
     read_lines(path, |text| json::from_str(text).map(&mut each).is_ok())
 }
 
-/// The same, for records of several kinds: `each` says whether the line is one.
+/// The same, for records of several kinds: `each` gets a line with its end, and says whether it is one.
 ///
 /// # Errors
-/// As above.
+/// As [`read_records`].
 pub fn read_lines(path: &Path, mut each: impl FnMut(&str) -> bool) -> io::Result<u64> {
     let mut reader = BufReader::new(File::open(path).map_err(at(path))?);
     let (mut good, mut line) = (0, Vec::new());
@@ -167,10 +168,10 @@ pub fn read_lines(path: &Path, mut each: impl FnMut(&str) -> bool) -> io::Result
     Ok(good)
 }
 
-/// Waits until the folder's entries are on disk.
+/// Waits until the entries of the folder that `path` is in are on disk.
 ///
 /// # Errors
-/// With the path in the text.
+/// With the folder's path in the text.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(at(parent))

@@ -15,11 +15,11 @@ use zeroize::Zeroizing;
 
 make_place!(Place);
 
-/// Bytes of any length.
+/// Bytes of any length, as base64; the line's limit bounds them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
-/// Exactly `N` bytes.
+/// Exactly `N` bytes, as base64; any other number is no value of this type.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fixed<const N: usize>(pub [u8; N]);
 
@@ -130,7 +130,7 @@ pub fn is_shallow(text: &str) -> bool {
     true
 }
 
-/// The first member `type`; others of that name are ignored like unknown ones.
+/// The first member `type`; others of that name are ignored like unknown ones. Without one, decoding fails.
 pub struct FirstType(pub String);
 
 impl Deserialize for FirstType {

@@ -66,6 +66,7 @@
 //! - All text from others is sanitised at one point, [`client::text::sanitise`].
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod arguments;
 pub mod auth;

@@ -34,12 +34,12 @@ impl fmt::Display for InvalidName {
 impl std::error::Error for InvalidName {}
 
 impl Username {
-    /// The name as it was registered.
+    /// The name as it was registered: 1 to 32 bytes of ASCII.
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
     }
 
-    /// The form under which names are compared for uniqueness and lockout.
+    /// The name in lower case, under which names are compared for uniqueness and lockout.
     pub fn folded(&self) -> String {
         self.as_str().to_ascii_lowercase()
     }

@@ -24,108 +24,132 @@ pub const VERSION: u32 = 1;
 pub const MAX_LINE_BEFORE_LOGIN: usize = 16 * 1024;
 /// The longest line after login: an envelope for [`MAX_TARGETS`] recipients has about half of it.
 pub const MAX_LINE: usize = 1024 * 1024;
-/// The most recipients of one `encrypted_send`.
+/// The most recipients of one `encrypted_send`; a broadcast to more goes out in several.
 pub const MAX_TARGETS: usize = 1024;
 /// The most names of one `keys_request`: its answer then has about 80 KiB.
 pub const MAX_KEY_NAMES: usize = 64;
-/// The most names in one `presence` line.
+/// The most names in one `presence` line: under 150 KB of them.
 pub const MAX_PRESENCE_NAMES: usize = 4096;
-/// The longest ciphertext of an envelope, in bytes.
+/// The longest ciphertext of an envelope, in bytes: a text of 32 KiB, its length and its padding.
 pub const MAX_CIPHERTEXT: usize = 33_024;
 /// The longest body of a packet, in bytes: a chunk of 64 KiB, what protects it, and a name.
 pub const MAX_PACKET: usize = 66 * 1024;
-/// The most packets that one client may have granted to others and not received yet.
+/// The most packets that one client may have granted to others and not received yet: 8.25 MiB.
 pub const MAX_GRANTED: u32 = 128;
 
 /// Client: make an account.
 #[derive(Serialize, Deserialize)]
 pub struct Register {
+    /// The protocol's version; another one than [`VERSION`] is `unsupported_version`.
     pub version: u32,
+    /// The name to be registered; it is taken if another one differs from it in letter case alone.
     pub username: Username,
+    /// Random, for PBKDF2.
     pub salt: Fixed<32>,
+    /// Of PBKDF2: 100,000 to 10,000,000 are accepted.
     pub rounds: u32,
+    /// `PBKDF2(password, salt, rounds)`, 32 bytes; the password itself never leaves the client.
     pub password_key: Key,
-    /// The identity key, DER.
+    /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
     pub public_key: Bytes,
 }
 
 /// Client: ask for a challenge.
 #[derive(Serialize, Deserialize)]
 pub struct LoginRequest {
+    /// The protocol's version: [`VERSION`].
     pub version: u32,
+    /// The name of the account, in its own letter case.
     pub username: Username,
-    /// The identity key, DER.
+    /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
     pub public_key: Bytes,
 }
 
 /// Server: what a login must answer.
 #[derive(Serialize, Deserialize)]
 pub struct Challenge {
+    /// The protocol's version: [`VERSION`].
     pub version: u32,
+    /// Random; good for one response on this connection, within 5 minutes.
     pub nonce: Fixed<32>,
+    /// The account's; for an unknown name one that is made from the name and a secret of the server.
     pub salt: Fixed<32>,
+    /// Of the account's PBKDF2; a client refuses fewer than 100,000 or more than 10,000,000.
     pub rounds: u32,
 }
 
 /// Client: the answer to a challenge.
 #[derive(Serialize, Deserialize)]
 pub struct ChallengeResponse {
+    /// `HMAC[password key](nonce)`.
     pub response: Fixed<32>,
-    /// DER.
+    /// The session key, DER `SubjectPublicKeyInfo`, 294 bytes.
     pub session_key: Bytes,
-    /// Milliseconds since 1970.
+    /// When the session key was made, in milliseconds since 1970, by the client's clock.
     pub created: u64,
+    /// The identity key's signature over name, session key and `created` (README, "Keys").
     pub certificate: Fixed<RSA_BYTES>,
+    /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (README, "Login").
     pub proof: Fixed<RSA_BYTES>,
 }
 
 /// Client: a new password, as the other answer to a challenge.
 #[derive(Serialize, Deserialize)]
 pub struct PasswordChange {
-    /// By the password so far.
+    /// `HMAC[password key](nonce)`, by the password so far.
     pub response: Fixed<32>,
+    /// Random, for the new password's PBKDF2.
     pub salt: Fixed<32>,
+    /// Of the new password's PBKDF2: 100,000 to 10,000,000 are accepted.
     pub rounds: u32,
+    /// `PBKDF2(new password, salt, rounds)`, 32 bytes.
     pub password_key: Key,
+    /// The identity key's signature over name, nonce, TLS exporter, salt, rounds and password key.
     pub proof: Fixed<RSA_BYTES>,
 }
 
 /// Client: ask to take up a session whose connection broke.
 #[derive(Serialize, Deserialize)]
 pub struct ResumeRequest {
+    /// The protocol's version: [`VERSION`].
     pub version: u32,
+    /// Whose session is to go on.
     pub username: Username,
 }
 
 /// Server: what that must answer.
 #[derive(Serialize, Deserialize)]
 pub struct ResumeChallenge {
+    /// The protocol's version: [`VERSION`].
     pub version: u32,
+    /// Random; good for one answer on this connection, within 5 minutes.
     pub nonce: Fixed<32>,
 }
 
 /// Client: the answer, and how much has arrived.
 #[derive(Serialize, Deserialize)]
 pub struct Resume {
-    /// Frames of this session that the client has taken in.
+    /// Frames of this session that the client has taken in, since the login.
     pub received: u64,
-    /// By the session's token.
+    /// `HMAC[token]` over name, nonce, TLS exporter and `received` (README, "Resuming").
     pub proof: Fixed<32>,
 }
 
 /// Either: so many frames of this session were taken in. As `resumed`: and the session goes on.
 #[derive(Serialize, Deserialize)]
 pub struct Received {
+    /// Counted frames since the login; it never falls, and never exceeds what the other side has sent.
     pub received: u64,
 }
 
 /// Client: a new session key for the running session.
 #[derive(Serialize, Deserialize)]
 pub struct SessionKeyFields {
-    /// DER.
+    /// DER `SubjectPublicKeyInfo`, 294 bytes.
     pub session_key: Bytes,
-    /// Milliseconds since 1970.
+    /// When the key was made, in milliseconds since 1970, by its owner's clock.
     pub created: u64,
+    /// The identity key's signature over name, session key and `created` (README, "Keys").
     pub certificate: Fixed<RSA_BYTES>,
 }
 
@@ -143,9 +167,9 @@ impl SessionKeyFields {
 /// Server: the login, or the new session key, was accepted.
 #[derive(Serialize, Deserialize)]
 pub struct Session {
-    /// Proves the session when its connection broke.
+    /// 32 bytes that prove the session when its connection broke; each `renew` brings new ones.
     pub token: Key,
-    /// Milliseconds since 1970.
+    /// When the token is void: 24 hours on, in milliseconds since 1970, by the server's clock.
     pub expires: u64,
 }
 
@@ -154,53 +178,75 @@ pub struct Session {
 pub struct Presence {
     /// More of the first list follows.
     pub more: bool,
-    /// Replaces what was known.
+    /// True on the first line of the first list alone: it replaces what was known.
     pub full: bool,
+    /// Who is on-line: on the lines of the first list everyone, later who came. At most [`MAX_PRESENCE_NAMES`].
     pub joined: Vec<Username>,
+    /// Who has left. Who has logged in anew since the last line stands in `joined`, too.
     pub left: Vec<Username>,
 }
 
 /// Client: the keys of these people, please.
 #[derive(Serialize, Deserialize)]
 pub struct KeysRequest {
+    /// At most [`MAX_KEY_NAMES`].
     pub names: Vec<Username>,
 }
 
 /// Server: what was asked for.
 #[derive(Serialize, Deserialize)]
 pub struct Keys {
+    /// Of everyone asked for who has an account, once.
     pub keys: Vec<PersonKeys>,
-    /// Names without an account.
+    /// Names without an account; also of one whose key file the server cannot read.
     pub unknown: Vec<Username>,
 }
 
 /// One person's keys; the session's are missing for someone who is not on-line.
 #[derive(Serialize, Deserialize)]
 pub struct PersonKeys {
+    /// The name of the account, in its own letter case.
     pub name: Username,
-    /// DER.
+    /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
     pub identity: Bytes,
+    /// The session key, DER, 294 bytes; `None` for someone who is not on-line, like the next two.
     pub session_key: Option<Bytes>,
+    /// When the session key was made, in milliseconds since 1970, by its owner's clock.
     pub created: Option<u64>,
+    /// The identity key's signature over name, session key and `created`.
     pub certificate: Option<Fixed<RSA_BYTES>>,
 }
 
 /// What the sender signed, and the ciphertext: the same for every recipient.
 #[derive(Serialize, Deserialize, Clone)]
 pub struct EnvelopeFields {
+    /// The sender; the server compares it with the name logged in with.
     pub from: Username,
+    /// A word such as `message` or `file_offer`: see [`Kind`](crate::crypto::envelope::Kind).
     pub kind: String,
+    /// `broadcast`, `private` or `room`.
     pub scope: String,
+    /// Of a private or room envelope; `None` in a broadcast.
     pub recipient: Option<Username>,
+    /// Fingerprint of the session key that it is for; `None` in a broadcast.
     pub recipient_session: Option<Fixed<32>>,
+    /// Fingerprint of the sender's identity key.
     pub identity: Fixed<32>,
+    /// Fingerprint of the sender's session key, which names the conversation.
     pub session: Fixed<32>,
+    /// Rises by one from 1 in each conversation (README, "Envelope").
     pub sequence: u64,
+    /// The sender's clock, milliseconds since 1970.
     pub time: u64,
+    /// To the message key, because EAX does not commit to its key.
     pub commitment: Fixed<32>,
+    /// Random; with a counter of 32 bits, 0 for messages, it is the 16-byte nonce of EAX.
     pub nonce: Fixed<12>,
+    /// The padded text, encrypted: at most [`MAX_CIPHERTEXT`] bytes.
     pub ciphertext: Bytes,
+    /// Of EAX, over nonce, header and ciphertext.
     pub tag: Fixed<16>,
+    /// The identity key's, over header, nonce and the hash of ciphertext and tag.
     pub signature: Fixed<RSA_BYTES>,
 }
 
@@ -209,8 +255,11 @@ pub struct EnvelopeFields {
 pub struct Routing {
     /// The sender's number for this request, repeated in the answer.
     pub id: u64,
+    /// 1 to [`MAX_TARGETS`] different names.
     pub targets: Vec<Username>,
+    /// The message key, wrapped for each target's session key: exactly the targets' names.
     pub keys: BTreeMap<Username, WrappedKey>,
+    /// Short form of each target's session key fingerprint, 16 hexadecimal digits: exactly the targets' names.
     pub sessions: BTreeMap<Username, String>,
 }
 
@@ -220,18 +269,18 @@ pub struct Routing {
 pub struct WrappedKey(Arc<str>);
 
 impl WrappedKey {
-    /// Of one.
+    /// The base64 of a wrapped key.
     pub fn new(wrapped: &[u8; RSA_BYTES]) -> WrappedKey {
         WrappedKey(BASE64_STANDARD.encode(wrapped).into())
     }
 
-    /// Its bytes.
+    /// What the recipient unwraps.
     pub fn bytes(&self) -> [u8; RSA_BYTES] {
         let bytes = BASE64_STANDARD.decode(&*self.0).ok().and_then(|bytes| bytes.try_into().ok());
         bytes.expect("it was checked")
     }
 
-    /// Its base64.
+    /// Its base64, 344 characters.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -270,21 +319,28 @@ impl Serialize for WrappedKey {
 
 /// Client: an envelope with a wrapped key for each recipient.
 pub struct EncryptedSend {
+    /// Where it goes.
     pub routing: Routing,
+    /// What every recipient gets.
     pub envelope: EnvelopeFields,
 }
 
 /// Server: an envelope with the recipient's own wrapped key.
 pub struct EncryptedMessage {
+    /// What every recipient gets.
     pub envelope: EnvelopeFields,
+    /// The message key, wrapped for this recipient's session key.
     pub key: WrappedKey,
 }
 
 /// Server: what became of an `encrypted_send`. Every target is in exactly one list.
 #[derive(Serialize, Deserialize)]
 pub struct Sent {
+    /// Of the `encrypted_send` that it answers.
     pub id: u64,
+    /// It was queued for these people, no more.
     pub delivered: Vec<Username>,
+    /// No session of theirs is there.
     pub offline: Vec<Username>,
     /// On-line with another session key than the one used: fetch it and send again.
     pub stale: Vec<Username>,
@@ -295,24 +351,31 @@ pub struct Sent {
 /// Client: `peer` may send me so many packets more. Server: `peer` grants you so many.
 #[derive(Serialize, Deserialize)]
 pub struct Grant {
+    /// To the server who may send, from it who grants.
     pub peer: Username,
+    /// The transfer, as its sender has named it: random.
     pub transfer: Fixed<16>,
-    /// With 0, what was granted and not used is taken back.
+    /// Packets. At most [`MAX_GRANTED`] in all; with 0, what was granted and not used is taken back.
     pub count: u32,
 }
 
 /// Server: a packet or grant for `peer` was not passed on: it was not asked for, or they are gone.
 #[derive(Serialize, Deserialize)]
 pub struct Refused {
+    /// The other side of the transfer, as the packet or grant named it.
     pub peer: Username,
+    /// The transfer of the packet or grant.
     pub transfer: Fixed<16>,
 }
 
 /// Opaque bytes for one person: all that the server knows of a file. `peer` is, to the server, the
 /// recipient, and, from it, the sender.
 pub struct Packet<'a> {
+    /// To the server the recipient, from it the sender.
     pub peer: Username,
+    /// The transfer, as its sender has named it: random.
     pub transfer: [u8; 16],
+    /// What the server does not look at: a chunk (README, "Chunks").
     pub payload: &'a [u8],
 }
 
@@ -323,9 +386,9 @@ pub struct Failure {
     pub code: String,
     /// For people.
     pub message: String,
-    /// Of the `encrypted_send` it answers.
+    /// Of the `encrypted_send` it answers; `None` for anything else.
     pub id: Option<u64>,
-    /// Seconds until it is worth trying again.
+    /// Seconds until it is worth trying again; `None` where waiting is of no use.
     pub retry_after: Option<u64>,
 }
 
@@ -335,27 +398,49 @@ struct Empty {}
 /// The codes of [`Failure`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
+    /// The line or packet is no message, or a part of it is too long; after a false `ack` the connection is closed, too.
     Malformed,
+    /// A `type` that the server does not take.
     UnknownType,
+    /// A line or packet over its limit, of which nothing can be read any more: the connection is closed.
     LineTooLong,
+    /// Another `version` than [`VERSION`].
     UnsupportedVersion,
+    /// What only a session may say, before the login is complete.
     NotLoggedIn,
+    /// A step of a login in a session.
     AlreadyLoggedIn,
+    /// An answer, and nothing was asked on this connection.
     NoChallenge,
+    /// Registration: somebody has the name, perhaps in another letter case. The connection stays open.
     NameTaken,
+    /// Registration: the server runs with `--closed`.
     RegistrationClosed,
+    /// Login or change: name, password, identity key, signature or channel is wrong; which, is not told.
     LoginFailed,
+    /// Resumption: there is no session that proof and count fit. The client logs in.
     NoSession,
+    /// Login or change: too many failures for the name or from the address; `retry_after` is set.
     Locked,
+    /// A key that is not RSA-2048 in canonical DER, or a session certificate that is no good by itself.
     BadKey,
+    /// Fewer than 100,000 or more than 10,000,000 PBKDF2 rounds.
     BadRounds,
+    /// Targets, keys, sessions and scope do not fit each other, or there are too many names.
     BadTargets,
+    /// The envelope's `from` is not the name logged in with.
     WrongSender,
+    /// Too many lines before a login, or new accounts and passwords from one address.
     TooManyRequests,
+    /// Another login of the account has taken over; also to a `resume` of the session that it replaced.
     SignedInElsewhere,
+    /// The operator has ended the account; the connection is closed.
     AccountRemoved,
+    /// The login, or the end of a session's former connection, took too long.
     TimedOut,
+    /// There are as many sessions as the server allows.
     ServerFull,
+    /// The server cannot write to its disk; a change of the password may or may not have been made.
     ServerError,
 }
 
@@ -391,39 +476,69 @@ impl ErrorCode {
 
 /// What a client says.
 pub enum ClientMessage {
+    /// `register`, answered by `registered`.
     Register(Register),
+    /// `login_request`, answered by `challenge`.
     LoginRequest(LoginRequest),
+    /// `challenge_response`, answered by `session`.
     ChallengeResponse(Box<ChallengeResponse>),
+    /// `password_change`, answered by `password_changed`; then the connection is closed.
     PasswordChange(Box<PasswordChange>),
+    /// `resume_request`, answered by `resume_challenge`.
     ResumeRequest(ResumeRequest),
+    /// `resume`, answered by `resumed`.
     Resume(Resume),
+    /// `renew`, answered by `session`.
     Renew(Box<SessionKeyFields>),
+    /// `keys_request`, answered by `keys`.
     KeysRequest(KeysRequest),
+    /// `encrypted_send`, answered by `sent`.
     EncryptedSend(Box<EncryptedSend>),
+    /// `grant`, answered by `refused` or nothing.
     Grant(Grant),
+    /// `ack`, without an answer.
     Ack(Received),
+    /// `ping`, answered by `pong`.
     Ping,
+    /// `pong`, a sign of life.
     Pong,
+    /// `logout`: the session ends at once.
     Logout,
 }
 
 /// What a server says.
 pub enum ServerMessage {
+    /// `registered`: the account is on disk.
     Registered,
+    /// `challenge`, to a `login_request`.
     Challenge(Challenge),
+    /// `session`, to a `challenge_response` or `renew`.
     Session(Session),
+    /// `password_changed`: the new password is on disk.
     PasswordChanged,
+    /// `resume_challenge`, to a `resume_request`.
     ResumeChallenge(ResumeChallenge),
+    /// `resumed`: the session goes on, on this connection.
     Resumed(Received),
+    /// `presence`, unasked.
     Presence(Presence),
+    /// `keys`, to a `keys_request`.
     Keys(Keys),
+    /// `encrypted_message`, unasked.
     EncryptedMessage(Box<EncryptedMessage>),
+    /// `sent`, to an `encrypted_send`.
     Sent(Sent),
+    /// `grant`, passed on from the peer who grants.
     Grant(Grant),
+    /// `refused`, to a packet or grant that is not passed on.
     Refused(Refused),
+    /// `error`, to any request, or before the connection is closed.
     Error(Failure),
+    /// `ack`, without an answer.
     Ack(Received),
+    /// `ping`, to a client that was silent for 30 s.
     Ping,
+    /// `pong`, to a `ping`.
     Pong,
 }
 
@@ -506,7 +621,7 @@ fn one<T: Serialize>(kind: &str, body: &T) -> Vec<u8> {
 }
 
 impl ClientMessage {
-    /// Decodes one line without its end.
+    /// Decodes one line without its end. Unknown members are ignored; how long a line may be is the reader's to say.
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -572,7 +687,7 @@ struct OwnKey {
 }
 
 impl ServerMessage {
-    /// Decodes one line without its end.
+    /// Decodes one line without its end, by the same rules.
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -632,7 +747,7 @@ impl ServerMessage {
         !matches!(self, ServerMessage::Ack(_) | ServerMessage::Ping | ServerMessage::Pong)
     }
 
-    /// An error without further fields.
+    /// An error without `id` and `retry_after`.
     pub fn error(code: ErrorCode, message: impl Into<String>) -> ServerMessage {
         ServerMessage::Error(Failure {
             code: code.as_str().into(),
@@ -651,8 +766,9 @@ pub fn shared_part(envelope: &EnvelopeFields) -> Vec<u8> {
     start
 }
 
-/// Around the wrapped key in an `encrypted_message`.
+/// What stands before the base64 of the wrapped key in an `encrypted_message`.
 pub const KEY_BEGINS: &[u8] = b",\"key\":\"";
+/// What stands after it: the end of the line.
 pub const KEY_ENDS: &[u8] = b"\"}\n";
 
 impl<'a> Packet<'a> {
@@ -663,10 +779,10 @@ impl<'a> Packet<'a> {
         [&[length], name, transfer].concat()
     }
 
-    /// Decodes a packet's body.
+    /// Decodes a packet's body: name, transfer, payload, which may be empty. Its length is the reader's to bound.
     ///
     /// # Errors
-    /// [`DecodeError::Malformed`].
+    /// [`DecodeError::Malformed`] if the body is too short for its parts, or its name is none.
     pub fn decode(body: &'a [u8]) -> Result<Packet<'a>, DecodeError> {
         let split = || {
             let (length, rest) = body.split_first()?;

@@ -23,16 +23,21 @@ use std::thread;
 
 /// What a login yields beside the connection.
 pub struct LoggedIn {
+    /// For the next login, without asking.
     pub credentials: Credentials,
+    /// The session key that the login has announced.
     pub key: SessionKey,
-    /// Proves the session.
+    /// Proves the session when its connection broke: 32 bytes.
     pub token: Key,
 }
 
 /// What a later login takes: all of it wiped at the end.
 pub struct Credentials {
+    /// In the letter case of the account.
     pub name: Username,
+    /// As the key file held it.
     pub identity: Arc<IdentityKey>,
+    /// What stands for the password towards this server; the password itself is not kept.
     pub password_key: PasswordKey,
 }
 

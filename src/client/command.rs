@@ -10,9 +10,13 @@ use crate::name::Username;
 pub enum Command {
     /// To whoever one is talking to.
     Say(String),
+    /// One private message to this person.
     Message(Username, String),
+    /// Goes to the conversation with this person and opens a room there; `None` tells whom one is talking to.
     Room(Option<Username>),
+    /// Leaves the room, or closes the conversation.
     Leave,
+    /// Who is on-line, and how well their keys are known.
     Users,
     /// The last so many messages.
     History(usize),
@@ -22,23 +26,31 @@ pub enum Command {
     Forget,
     /// `None` tells who is ignored.
     Ignore(Option<Username>),
+    /// Shows what this person says again.
     Unignore(Username),
     /// Whether to ring.
     Notify(bool),
+    /// Empties the screen.
     Clear,
+    /// All commands, or the one of this name.
     Help(Option<String>),
+    /// Ends the client.
     Exit,
     /// With `true`: the numbers were compared.
     Verify(Username, bool),
+    /// Accepts the changed key of this person.
     Trust(Username),
+    /// Offers this person a file, by its path as it was typed.
     SendFile(Username, String),
-    /// The number of an offer, or the newest.
+    /// The number of an offer; `None` is the newest.
     AcceptFile(Option<u32>),
+    /// The same, declined.
     RejectFile(Option<u32>),
-    /// The number of a transfer, or the newest.
+    /// The number of a transfer; `None` is the newest.
     Cancel(Option<u32>),
+    /// What is offered or under way, with numbers.
     Files,
-    /// In the line filter, with the file of the new one.
+    /// In the line filter, with the path of the file that holds the new one; `None` on the full screen, which asks.
     Password(Option<String>),
     /// Nothing was typed.
     Nothing,
@@ -46,8 +58,11 @@ pub enum Command {
 
 /// A command's name, usage and one-line explanation.
 pub struct Usage {
+    /// Without its slash.
     pub name: &'static str,
+    /// The whole line, with its arguments in capitals.
     pub usage: &'static str,
+    /// What `/help` says of it.
     pub explanation: &'static str,
 }
 
@@ -79,7 +94,7 @@ const fn usage(name: &'static str, usage: &'static str, explanation: &'static st
     Usage { name, usage, explanation }
 }
 
-/// The command that is being typed, as soon as it is clear which.
+/// The command that is being typed, as soon as it is clear which; `None` for anything else.
 pub fn hint(line: &str) -> Option<&'static Usage> {
     let line = line.strip_prefix('/')?;
     let (word, typed) = line.split_once(char::is_whitespace).map_or((line, false), |(word, _)| (word, true));

@@ -12,7 +12,7 @@ const MAX_CANDIDATES: usize = 200;
 /// What the text from `start` up to the cursor may become.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Completion {
-    /// In bytes.
+    /// In bytes, from the beginning of the text.
     pub start: usize,
     /// The likeliest first.
     pub candidates: Vec<String>,

@@ -21,48 +21,65 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Each address is tried for this long.
+/// Each address is tried for this long: a SYN that is lost can be sent again three times.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The TLS handshake may take this long.
+/// The TLS handshake may take this long: the server waits no longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The server's answer to each step of a login may take this long.
+/// The server's answer to each step of a login may take this long: it checks hashes and waits for its disk.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes that the kernel takes from us before it has sent the former ones.
+/// Bytes that the kernel takes from us before it has sent the former ones: a line waits behind no more than these.
 #[cfg(target_os = "linux")]
 const NOT_SENT: u32 = 128 * 1024;
 
 /// Why there is no session. `Display` says what happened and what to do.
 #[derive(Debug)]
 pub enum StartError {
+    /// No connection to `host:port`, and why.
     Unreachable(String, io::Error),
     /// The server does not speak TLS.
     NotTls,
     /// The server speaks TLS, and this client was told not to.
     SpeaksTls,
+    /// The connection or its TLS handshake failed.
     Channel(ChannelError),
-    /// Nobody has vouched for the server's key.
+    /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),
-    /// The server's key is not the remembered one.
+    /// The server's key is not the remembered one, or not that of `--fingerprint`.
     ServerChanged {
+        /// `host:port`, as typed.
         server: String,
+        /// The key that it has shown.
         seen: Fingerprint,
+        /// The key that it should have.
         expected: Fingerprint,
     },
+    /// The connection broke before the login was complete, or no answer came in time.
     Lost(io::Error),
+    /// The server said something that is no answer.
     OutOfPlace,
+    /// There is no key file for this name; this is where it would be.
     NoKey(Username, std::path::PathBuf),
+    /// The key file does not open.
     KeyFile(KeyFileError),
-    /// A key for the name is here, and the password does not open it.
+    /// A registration: there is a key file for the name already, with this path, and the password does not open it.
     OtherKey(Username, std::path::PathBuf),
+    /// A registration: somebody has the name.
     NameTaken(Username),
+    /// A registration: the password has fewer than [`MIN_PASSWORD`](crate::crypto::secret::MIN_PASSWORD) characters.
     ShortPassword,
+    /// The server has refused name, password or key, and does not tell which.
     Login,
     /// Another client of the same person has replaced this one.
     Elsewhere,
+    /// Too many failed logins as this person or from here: so many seconds are left, a day at most.
     Locked(Username, u64),
+    /// The server's challenge is not safe to answer.
     Auth(AuthError),
+    /// Any other refusal, in the server's words, which are sanitised.
     Server(String),
+    /// A file of the data folder cannot be read or written; the text names it.
     Disk(io::Error),
+    /// The options, or a command, lack something or do not fit together; at the start, the exit status is 2.
     Usage(String),
 }
 
@@ -150,15 +167,19 @@ pub fn reason(error: &io::Error) -> String {
 
 /// A connection that is not logged in: one question, one answer.
 pub struct Connection {
+    /// To a server whose key is trusted, or bare with `--no-tls`.
     pub channel: Arc<Channel>,
+    /// What has come and was not looked at yet.
     pub lines: Lines,
+    /// Of the channel, for its one reader.
     pub reader: Reader,
 }
 
-/// Connects to the server of `options`. `ask` decides about a server that is seen for the first time.
+/// Connects to the server of `options`. `ask` decides about a server that is seen for the first time; true remembers its
+/// key.
 ///
 /// # Errors
-/// [`StartError`].
+/// [`StartError`]; [`StartError::UnknownServer`] if `ask` says no.
 pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Result<Connection, StartError> {
     let seen = match attempt(options)? {
         Ok(connection) => return Ok(connection),
@@ -240,7 +261,7 @@ impl Connection {
     /// Says one thing.
     ///
     /// # Errors
-    /// [`StartError::Lost`].
+    /// [`StartError::Lost`] if the connection does not take it in 30 s, or is broken.
     pub fn say(&self, message: &ClientMessage) -> Result<(), StartError> {
         let line = zeroize::Zeroizing::new(message.encode());
         let mut wire = Vec::new();
@@ -287,7 +308,7 @@ impl Connection {
     }
 }
 
-/// What a server's refusal means for `name`.
+/// What a server's refusal means for `name`; waits that it names are cut to a day.
 pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     let is = |code: ErrorCode| failure.code == code.as_str();
     if is(ErrorCode::LoginFailed) {

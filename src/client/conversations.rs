@@ -10,7 +10,7 @@ use super::entry::{Entry, Place, SendState, Source};
 use crate::name::Username;
 use std::collections::VecDeque;
 
-/// Entries of one view that can be scrolled back to.
+/// Entries of one view that can be scrolled back to: more than anybody reads again.
 const MAX_ENTRIES: usize = 2000;
 /// Text in all views together, in bytes: the longest messages are 48 KiB.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -23,9 +23,11 @@ const NEW: &str = "new";
 pub struct Conversation {
     /// `None` for everyone.
     pub with: Option<Username>,
+    /// The oldest first, 2,000 at most.
     pub entries: VecDeque<Entry>,
     /// Of the texts in `entries`.
     bytes: usize,
+    /// What is typed in this view, and what was typed there before.
     pub editor: Editor,
     /// Rows up from the newest entry but the `newer` last.
     pub scroll: usize,
@@ -253,7 +255,7 @@ impl Conversations {
         found
     }
 
-    /// Takes the latest message that failed out of the view that is shown: its number.
+    /// Takes the latest message that failed out of the view that is shown: its number; `None` if there is none.
     pub fn take_failed(&mut self) -> Option<u64> {
         let failed = |entry: &&Entry| matches!(entry.sending, Some((_, SendState::Failed(_))));
         let (number, _) = self.current().entries.iter().rev().find(failed)?.sending.clone()?;

@@ -114,7 +114,7 @@ impl Editor {
         (fitting(&text[start..], columns), before.saturating_sub(column))
     }
 
-    /// What stands in place of the prompt during a search.
+    /// What stands in place of the prompt during a search; `None` without one.
     pub fn label(&self) -> Option<String> {
         let Search { word, found } = self.search.as_ref()?;
         let nothing = found.is_none() && !word.text.is_empty();
@@ -122,14 +122,14 @@ impl Editor {
         Some(format!("({state}) {}: ", word.text.replace('\n', "⏎")))
     }
 
-    /// What the person has to decide now.
+    /// What the person has to decide now; `None` if nothing.
     pub fn question(&self) -> Option<String> {
         let paste = self.line.pastes.last().filter(|_| self.asked)?;
         let lines = 1 + self.text()[paste.clone()].matches('\n').count();
         Some(format!("{lines} lines were pasted: Enter again sends one message, Esc removes the paste"))
     }
 
-    /// What further Tabs would bring.
+    /// What further Tabs would bring; `None` if nothing.
     pub fn candidates(&self) -> Option<String> {
         let Cycle { completion: Completion { candidates, .. }, at } = self.cycle.as_ref()?;
         let others = candidates.iter().cycle().skip(at + 1).take(candidates.len() - 1);

@@ -10,6 +10,7 @@ use std::cell::Cell;
 /// The view in which something is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
+    /// The conversation of all who are on-line.
     Everyone,
     /// The conversation with one person.
     With(Username),
@@ -22,6 +23,7 @@ pub enum Place {
 /// What became of an own message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendState {
+    /// The server has not said yet what became of it.
     UnderWay,
     /// By the server, for at least one recipient.
     Taken,
@@ -33,11 +35,24 @@ pub enum SendState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// From one person to everyone on-line.
-    Broadcast { from: Username },
+    Broadcast {
+        /// Who said it.
+        from: Username,
+    },
     /// From one person to another, outside a room.
-    Private { from: Username, to: Username },
+    Private {
+        /// Who said it.
+        from: Username,
+        /// Whom to.
+        to: Username,
+    },
     /// From one person to another, in the room of the two.
-    Room { from: Username, to: Username },
+    Room {
+        /// Who said it.
+        from: Username,
+        /// Whom to.
+        to: Username,
+    },
     /// The program tells something: who came, answers to commands.
     Notice,
     /// Something is wrong, and what to do.
@@ -49,7 +64,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Who says it, if a person does.
+    /// Who says it; `None` if no person does.
     pub fn from(&self) -> Option<&Username> {
         match self {
             Source::Broadcast { from } | Source::Private { from, .. } | Source::Room { from, .. } => {
@@ -76,15 +91,17 @@ impl Source {
 pub struct Entry {
     /// When it was shown here, milliseconds since 1970.
     pub time: u64,
+    /// Whose word it is: the view frames it by this and nothing else.
     pub source: Source,
+    /// Where it is shown.
     pub place: Place,
     /// Sanitised; line breaks only in what somebody has said.
     pub text: String,
     /// Whether the reader is mentioned in it (by somebody else).
     pub mention: bool,
-    /// How well the other person's key was known when this was checked, or sent.
+    /// How well the other person's key was known when this was checked, or sent; `None` if no key was.
     pub trust: Option<Trust>,
-    /// The number of an own message, and what has become of it.
+    /// The number of an own message, and what has become of it; `None` for anything else.
     pub sending: Option<(u64, SendState)>,
     /// The columns that it was last wrapped for, and the rows that it took: so that scrolling up through
     /// much costs little.
@@ -92,7 +109,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// `text` is sanitised.
+    /// `text` is sanitised, `time` in milliseconds since 1970.
     pub fn new(time: u64, source: Source, place: Place, text: String) -> Entry {
         let wrapped = Cell::default();
         Entry { time, source, place, text, mention: false, trust: None, sending: None, wrapped }

@@ -19,13 +19,13 @@ use std::time::SystemTime;
 /// The longest name that is kept of a file, in bytes: with a person's name, a number and `.part`
 /// it stays below the 255 of every file system.
 const MAX_NAME: usize = 180;
-/// Files of one name, numbered.
+/// Files of one name, numbered: one after the other is tried, so not without end.
 const MAX_NUMBER: u32 = 10_000;
 /// Files of a folder that are looked at: a person who presses Tab does not wait for more.
 const MAX_LISTED: usize = 10_000;
 
 /// Makes somebody else's file name harmless: the last part of a path, without control, direction or
-/// wildcard characters, leading dots or a device's name, never empty, and never like a [`Part`]'s.
+/// wildcard characters, leading dots or a device's name, never empty, at most 180 bytes, and never like a [`Part`]'s.
 pub fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let forbidden = |c: char| is_harmful(c) || matches!(c, ':' | '*' | '?' | '"' | '<' | '>' | '|');
@@ -89,7 +89,9 @@ pub fn listing(folder: &str) -> Vec<String> {
 /// A file that is offered to somebody.
 pub struct Source {
     file: File,
+    /// The last part of its path, as it is told to the other side.
     pub name: String,
+    /// Bytes, when it was opened.
     pub size: u64,
     modified: Option<SystemTime>,
 }
@@ -98,7 +100,7 @@ impl Source {
     /// Opens a plain file.
     ///
     /// # Errors
-    /// For people, without the path.
+    /// For people, without the path: if it is no plain file, or cannot be read.
     pub fn open(path: &Path) -> Result<Source, String> {
         let explain = |error: io::Error| match error.kind() {
             ErrorKind::NotFound => "there is no such file".to_string(),
@@ -133,7 +135,7 @@ impl Source {
         Ok(hasher.finish())
     }
 
-    /// Fills the buffer from one place of the file.
+    /// Fills the buffer from byte `at` of the file.
     ///
     /// # Errors
     /// The disk's; a file that has become shorter is one.

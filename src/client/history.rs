@@ -27,7 +27,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-/// Messages that `/history` can show, those of earlier sessions included.
+/// Messages that `/history` can show, those of earlier sessions included: enough to look something up, few enough to be
+/// rewritten at a login.
 pub const MAX_HISTORY: usize = 1000;
 /// Records at which the file is rewritten with the last [`MAX_HISTORY`]; a longer one is not of this program.
 const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
@@ -36,7 +37,7 @@ const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
 const MAX_PLAINTEXT: usize = 3 * MAX_TEXT + 1024;
 /// The longest line: the padded plaintext in base64; nonce, tag and the members' names take some hundred.
 const MAX_LINE: usize = (MAX_PLAINTEXT + BUCKET).div_ceil(3) * 4 + 256;
-/// The login has ended an older client of the same account; it needs a moment to leave.
+/// The login has ended an older client of the same account; it needs a moment to leave, and nobody sees anything meanwhile.
 const HANDOVER: Duration = Duration::from_secs(2);
 /// How often the lock is tried meanwhile.
 const HANDOVER_STEP: Duration = Duration::from_millis(20);
@@ -153,7 +154,7 @@ impl History {
         fs::symlink_metadata(&self.path).is_ok_and(|data| data.len() > 0)
     }
 
-    /// What the person should know at the start.
+    /// What the person should know at the start; `None` if nothing.
     pub fn notice(&self) -> Option<&'static str> {
         match self.wanted {
             true => (!self.is_kept()).then_some(ELSEWHERE),

@@ -18,35 +18,57 @@ const END_OF_PASTE: &[u8] = b"\x1b[201~";
 /// What a person did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
+    /// A character that was typed.
     Char(char),
+    /// Ends the line.
     Enter,
+    /// Begins another line of the same message.
     AltEnter,
+    /// Completes.
     Tab,
+    /// Shift-Tab.
     BackTab,
+    /// Removes to the left.
     Backspace,
+    /// Removes to the right.
     Delete,
+    /// One character back.
     Left,
+    /// One character on.
     Right,
+    /// What was typed before.
     Up,
+    /// What was typed after it.
     Down,
+    /// To the beginning of the line.
     Home,
+    /// To its end.
     End,
+    /// A screen back.
     PageUp,
+    /// A screen on.
     PageDown,
-    /// With Ctrl: a word.
+    /// An arrow with Ctrl: one word back.
     WordLeft,
+    /// One word on.
     WordRight,
+    /// An arrow with Alt: the view before.
     AltLeft,
+    /// The view after.
     AltRight,
-    /// Of the mouse.
+    /// The mouse's wheel, away from the person.
     WheelUp,
+    /// Towards the person.
     WheelDown,
+    /// ESC alone: see [`Decoder::pending`].
     Escape,
-    /// The terminal's window has the keyboard now, or no longer.
+    /// The terminal's window has the keyboard now (DECSET 1004).
     FocusIn,
+    /// And no longer.
     FocusOut,
     /// With a lower-case letter, or one of ` \]^_`.
     Ctrl(char),
+    /// A character that came after ESC.
     Alt(char),
     /// As it was pasted, line breaks and all.
     Paste(String),

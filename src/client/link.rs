@@ -24,7 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Lines that wait to be sent, or acknowledged. The session has far fewer under way.
+/// Lines that wait to be sent, or acknowledged: the session has far fewer under way, so more means that nothing is taken.
 const MAX_LINES: usize = 1024;
 /// Packets that wait to be sent: enough to keep the writer busy.
 const MAX_PACKETS: usize = 8;
@@ -32,15 +32,17 @@ const MAX_PACKETS: usize = 8;
 const MAX_KEPT: usize = 16 * 1024 * 1024;
 /// What was taken in is acknowledged after so many frames, or bytes (README, "Resuming").
 const ACK_FRAMES: u64 = 32;
+/// See [`ACK_FRAMES`].
 const ACK_BYTES: usize = 128 * 1024;
-/// A silent server is asked for a sign of life after this time.
+/// A silent server is asked for a sign of life after this time, as the server asks a client.
 const PING_AFTER: Duration = Duration::from_secs(30);
-/// A server that was silent for this long is gone.
+/// A server that was silent for this long is gone, as a client is for the server.
 const DEAD_AFTER: Duration = Duration::from_secs(90);
 /// A connection that ended sooner is not had again at once.
 const SHORT: Duration = Duration::from_secs(1);
 /// At the end, what is queued has this long to go out; if nobody wants to wait for it, so long.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// See [`FAREWELL`].
 const HURRIED_FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why a server is given up for which [`Link::send`] has no room.

@@ -53,7 +53,7 @@ use zeroize::Zeroizing;
 
 const NO_TLS: &str = "WARNING: --no-tls: anyone on the way can see who talks to whom, take over your login, and \
     guess at your password";
-/// The longest password in a file, in bytes.
+/// The longest password in a file, in bytes: longer than any, so that a wrong path is not read whole.
 const MAX_PASSWORD: u64 = 1024;
 
 /// Runs the client; the exit status: 0, 1 for a failure, 2 for wrong usage.

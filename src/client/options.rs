@@ -35,21 +35,32 @@ In the messenger, /help lists the commands.
 /// A parsed command line.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The server's name or address; `localhost` unless given.
     pub host: String,
+    /// 1315 unless given.
     pub port: u16,
+    /// README, "Client files"; `~/.secure_messenger_client` unless given.
     pub data_dir: PathBuf,
+    /// The only key that the server may have; `None` for the one that is remembered, or asked about.
     pub fingerprint: Option<Fingerprint>,
+    /// Remembers a server seen for the first time without asking.
     pub accept_new: bool,
+    /// False with `--no-tls`.
     pub tls: bool,
+    /// Who logs in; `None` asks.
     pub user: Option<Username>,
+    /// Makes the account first.
     pub register: bool,
+    /// Whose first line is the password, without its end; `None` asks.
     pub password_file: Option<PathBuf>,
+    /// Keeps messages on disk (README, "Keeping messages").
     pub keep_history: bool,
+    /// The line filter (README, "The line filter").
     pub plain: bool,
 }
 
 impl Options {
-    /// `host:port`, under which server and people are remembered.
+    /// `host:port`, the host as typed but in lower case, under which server and people are remembered.
     pub fn server(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
@@ -62,8 +73,11 @@ impl Options {
 
 /// What the command line asks for.
 pub enum Request {
+    /// Connect.
     Run(Box<Options>),
+    /// Print [`HELP`].
     Help,
+    /// Print the program's version.
     Version,
 }
 

@@ -102,6 +102,7 @@ fn is_for(options: &Options, new: &Path) -> bool {
 
 /// What the password has opened.
 pub struct Opened {
+    /// Out of the file that the password has opened.
     pub identity: Arc<IdentityKey>,
     /// There are two files, and this client may decide between them.
     choice: Option<Choice>,

@@ -21,9 +21,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Events of the network that may wait.
+/// Events of the network that may wait: few, so that a line of the input never waits behind much.
 const QUEUE: usize = 16;
-/// Time passes at least this often.
+/// Time passes at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
 
 /// What wakes the loop.

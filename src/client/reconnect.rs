@@ -50,7 +50,7 @@ impl Way {
         self.credentials.password_key = key;
     }
 
-    /// One attempt. `received` frames of the session were taken in.
+    /// One attempt. `received` frames of the session were taken in, since its login.
     ///
     /// # Errors
     /// [`StartError`]; see [`is_final`].

@@ -33,11 +33,11 @@ use time::UtcOffset;
 const QUEUE: usize = 8;
 /// The screen is drawn at most 60 times a second, but for what is typed.
 const FRAME: Duration = Duration::from_millis(17);
-/// It rings at most this often for others.
+/// It rings at most this often for others: they choose how often they speak.
 const RING: Duration = Duration::from_secs(1);
-/// Time passes at least this often.
+/// Time passes at least this often: what is shown in seconds is right.
 const TICK: Duration = Duration::from_secs(1);
-/// Lines typed ahead of the server.
+/// Lines typed ahead of the server: a person sees long before that nothing goes out.
 const MAX_AHEAD: usize = 100;
 /// Rows that one step of the mouse wheel scrolls.
 const WHEEL: usize = 3;
@@ -55,8 +55,11 @@ enum Wake {
 
 /// What the full screen shows beside the session's state.
 pub struct Facts {
+    /// The command line.
     pub options: Options,
+    /// The time zone in which times are shown.
     pub offset: UtcOffset,
+    /// False with `NO_COLOR`.
     pub color: bool,
 }
 

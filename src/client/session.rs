@@ -34,14 +34,14 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Messages under way beyond which no further line is taken.
+/// Messages under way beyond which no further line is taken: a round trip's worth, and few to tell of if they fail.
 const MAX_UNSETTLED: usize = 64;
-/// A server that owes answers and gives none for this long is given up.
+/// A server that owes answers and gives none for this long is given up: as one that is silent.
 const ANSWER: Duration = Duration::from_secs(90);
 /// Where the old password still is.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
     on another machine still has the old one: copy it anew";
-/// More people than this coming or going at once are told as a number.
+/// More people than this coming or going at once are told as a number: names would fill the screen.
 const MAX_NAMED: usize = 5;
 
 /// What happens to a session.
@@ -80,6 +80,7 @@ pub enum Event {
 
 /// What the front end has to do.
 pub enum Effect {
+    /// To the server.
     Send(ClientMessage),
     /// What is sent from now on belongs to the new session.
     Begin,
@@ -91,9 +92,11 @@ pub enum Effect {
     Enter(Option<Username>),
     /// The conversation is over.
     Leave(Username),
+    /// The view that is shown is emptied.
     Clear,
     /// Nothing that was said stays on the screen, in no view.
     Forget,
+    /// It takes up to 300 ms, so not here; [`Event::NewKey`] brings it.
     MakeSessionKey,
     /// The person wants a new password: from this file, or to be asked for.
     ChangePassword(Option<String>),
@@ -207,7 +210,8 @@ impl Session {
         }
     }
 
-    /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it.
+    /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it. `now_ms` is in
+    /// milliseconds since 1970.
     pub fn keep(&mut self, kept: History, earlier: VecDeque<Entry>, now_ms: u64) {
         self.now = now_ms;
         if let Some(text) = kept.notice() {
@@ -222,7 +226,7 @@ impl Session {
         self.history.iter().filter(move |entry| !ignored(entry))
     }
 
-    /// Takes one event. `now_ms` is the wall clock, `now` the monotonic one.
+    /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
         // Nobody can answer while the connection is lost; but the end does not wait for ever.

@@ -82,7 +82,8 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// Until the handle is closed, a signal that ends the process restores the terminal first.
+/// Until the handle is closed, a signal that ends the process restores the terminal first. Fails if there is no signal
+/// handler or thread to be had.
 pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
     let handle = signals.handle();
@@ -138,7 +139,8 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Takes the screen over. Without `color` there is still bold and reverse.
+    /// Takes the screen over. Without `color` there is still bold and reverse. This and what follows fail if the terminal
+    /// cannot be read or written to.
     pub fn open(color: bool) -> io::Result<Terminal> {
         let terminal = Terminal { color, shown: Vec::new() };
         enter(true)?;
@@ -234,7 +236,7 @@ pub struct Keyboard {
 }
 
 impl Keyboard {
-    /// Begins to read; a process needs only one.
+    /// Begins to read; a process needs only one. Fails if no thread can be had.
     pub fn open() -> io::Result<Keyboard> {
         // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
         let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -301,7 +303,7 @@ impl Unseen {
         self.0.is_empty()
     }
 
-    /// Does what the key says; the password at Enter.
+    /// Does what the key says; the password at Enter, else `None`.
     pub fn key(&mut self, key: Key) -> Option<Password> {
         match key {
             Key::Char(c) => self.push(c),
@@ -328,7 +330,8 @@ pub struct Prompter<'a> {
 }
 
 impl<'a> Prompter<'a> {
-    /// Begins; what is left in the keyboard when it ends is for whoever comes next.
+    /// Begins; what is left in the keyboard when it ends is for whoever comes next. This and what follows fail if the
+    /// terminal cannot be written to.
     pub fn open(keyboard: &'a mut Keyboard) -> io::Result<Prompter<'a>> {
         let prompter = Prompter { keyboard };
         enter(false)?;
@@ -342,7 +345,7 @@ impl<'a> Prompter<'a> {
         write(&rows.map(|row| row + "\r\n").collect::<String>())
     }
 
-    /// Asks for a line; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
+    /// Asks for a line, which may be empty; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
     pub fn line(&mut self, label: &str) -> io::Result<Option<String>> {
         let mut editor = Editor::default();
         let answer = loop {
@@ -365,7 +368,7 @@ impl<'a> Prompter<'a> {
         Ok(answer)
     }
 
-    /// Asks for a password and shows nothing of it.
+    /// Asks for a password and shows nothing of it; `None` if the person backed out.
     pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
         write(label)?;
         let mut typed = Unseen::default();

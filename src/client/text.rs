@@ -148,7 +148,7 @@ pub fn wrap(text: &str, limit: usize) -> Vec<String> {
     rows
 }
 
-/// Where somebody is addressed: every `@` with the name after it, unless it stands inside a word.
+/// Where somebody is addressed, in bytes: every `@` with the name after it, unless it stands inside a word.
 pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     text.match_indices('@').filter_map(move |(at, _)| {
@@ -159,7 +159,7 @@ pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Where the bearer of `name` is addressed, in any letter case.
+/// Where the bearer of `name` is addressed, in bytes, in any letter case.
 pub fn mentions(text: &str, name: &str) -> Vec<Range<usize>> {
     let addressed = |at: &Range<usize>| text[at.start + 1..at.end].eq_ignore_ascii_case(name);
     all_mentions(text).filter(addressed).collect()

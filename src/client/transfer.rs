@@ -24,7 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Files that arrive at once.
+/// Files that arrive at once, each with a thread and a window of chunks.
 pub const MAX_ARRIVING: usize = 8;
 /// Chunks under way to this client for one transfer, at most: 2 MiB.
 const WINDOW: u32 = 32;
@@ -33,39 +33,78 @@ const ALL_WINDOWS: u32 = 64;
 const _: () = assert!(ALL_WINDOWS + MAX_ARRIVING as u32 * GROUP <= MAX_GRANTED);
 /// Whether more can be granted is looked at this often, if nothing comes.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// When no packet of any transfer has come or gone for this long, they have ended.
+/// When no packet of any transfer has come or gone for this long, they have ended: as long as a session waits to be resumed.
 const STALLED: Duration = Duration::from_secs(60);
 /// An offer that nobody answers is withdrawn long before; its thread ends at last.
 const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
 /// When the server passes nothing on any more, the other side's word on why comes within this time.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// Progress is told this often.
+/// Progress is told this often: a bar moves smoothly, and no more.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
 /// What the session wants done for one of its transfers, named by its number.
 pub enum Job {
     /// Open and hash a file that is to be offered; then wait for [`Job::Send`].
-    Prepare { peer: Username, id: TransferId, path: String },
+    Prepare {
+        /// Who is offered it.
+        peer: Username,
+        /// Names the transfer.
+        id: TransferId,
+        /// As it was typed.
+        path: String,
+    },
     /// The offer was accepted: send it.
-    Send { recipient: SessionPublicKey, plan: Plan },
+    Send {
+        /// The session key that the chunks' keys are wrapped for.
+        recipient: SessionPublicKey,
+        /// What both sides know, with the first chunk that is wanted.
+        plan: Plan,
+    },
     /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
-    Receive { peer: Username, plan: Plan, sha256: [u8; 32], name: String },
+    Receive {
+        /// Who has offered it.
+        peer: Username,
+        /// What both sides know; its `start` is found here.
+        plan: Plan,
+        /// Of the whole file.
+        sha256: [u8; 32],
+        /// As it was offered, made harmless already.
+        name: String,
+    },
     /// The other side knows: take the chunks, which are wrapped for this key.
     Start(Arc<SessionKey>),
     /// The other side has it all: keep a copy.
     Keep,
     /// It is over. What has arrived of it stays for another time, or not.
-    Stop { discard: bool },
+    Stop {
+        /// Whether what has arrived is removed.
+        discard: bool,
+    },
 }
 
 /// How far a transfer is.
 pub enum Step {
     /// So much of the file is read.
-    Read { done: u64, size: u64 },
+    Read {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes of the whole file.
+        size: u64,
+    },
     /// The file can be offered.
-    Prepared { name: String, size: u64, sha256: [u8; 32] },
+    Prepared {
+        /// The last part of its path.
+        name: String,
+        /// Bytes.
+        size: u64,
+        /// Of the whole file.
+        sha256: [u8; 32],
+    },
     /// Chunks before this one are there already.
-    Ready { start: u32 },
+    Ready {
+        /// The first chunk that is wanted.
+        start: u32,
+    },
     /// Bytes of the file that are sent, or written.
     Progress(u64),
     /// Everything was sent.
@@ -76,7 +115,14 @@ pub enum Step {
     Kept(Result<PathBuf, String>),
     /// It has ended otherwise: why, for the people on this side and on the other, and whether what has
     /// arrived is of use.
-    Failed { here: String, there: String, goes_on: bool },
+    Failed {
+        /// For the person at the keyboard.
+        here: String,
+        /// For the other side.
+        there: String,
+        /// Whether what has arrived stays for another time.
+        goes_on: bool,
+    },
 }
 
 /// Why a transfer's thread ends early.
@@ -273,7 +319,7 @@ impl Transfers {
         Transfers(Arc::new(Shared { received, sent, hub, queue, deliver, arriving, outstanding }))
     }
 
-    /// Does what the session wants, or says at once why not.
+    /// Does what the session wants; what has failed at once, else `None`.
     pub fn take(&self, number: u32, job: Job) -> Option<Step> {
         let find = || {
             let running = lock(&self.0.hub.running);

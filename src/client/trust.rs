@@ -158,12 +158,12 @@ impl KnownServers {
         Ok(KnownServers { file, known })
     }
 
-    /// The remembered key.
+    /// The remembered key of `host:port`; `None` for a server that is seen for the first time.
     pub fn get(&self, server: &str) -> Option<Fingerprint> {
         self.known.get(server).copied()
     }
 
-    /// Remembers a key that the person has decided for.
+    /// Remembers a key that the person has decided for; it is on disk when this returns.
     ///
     /// # Errors
     /// The disk's.
@@ -203,12 +203,12 @@ impl KnownUsers {
         Ok(KnownUsers { file, server, known, spellings })
     }
 
-    /// The remembered key.
+    /// The remembered key, and how well it is known; `None` for a stranger.
     pub fn get(&self, name: &Username) -> Option<(Fingerprint, Trust)> {
         self.known.get(name).copied()
     }
 
-    /// The known name that differs from `name` in letter case alone: a server that keeps its
+    /// The known name that differs from `name` in letter case alone, else `None`: a server that keeps its
     /// own rules has no two such names.
     pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
         let spelling = self.spellings.get(&name.folded())?;
@@ -226,7 +226,7 @@ impl KnownUsers {
     /// Remembers a decision of the person at the keyboard; it is on disk when this returns.
     ///
     /// # Errors
-    /// The disk's; nothing has changed then.
+    /// The disk's. If it fails only when it is waited for, the decision counts in this session all the same.
     pub fn decide(&mut self, name: &Username, key: Fingerprint, trust: Trust) -> io::Result<()> {
         self.store(name, key, trust, true)?;
         self.file.sync_data()

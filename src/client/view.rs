@@ -16,7 +16,9 @@ use std::collections::VecDeque;
 /// Columns and rows of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
+    /// Of one character each; a wide one takes two.
     pub columns: u16,
+    /// Lines of text.
     pub rows: u16,
 }
 
@@ -25,15 +27,20 @@ pub struct Size {
 pub struct Style {
     /// Of the 256-colour palette; `None` is the terminal's own.
     pub color: Option<u8>,
+    /// Or brighter, as the terminal has it.
     pub bold: bool,
+    /// Less bright.
     pub dim: bool,
+    /// Text and background exchanged.
     pub reverse: bool,
 }
 
 /// A piece of a row in one style.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
+    /// Sanitised, without line breaks.
     pub text: String,
+    /// Of all of it.
     pub style: Style,
 }
 
@@ -43,6 +50,7 @@ pub type Row = Vec<Span>;
 /// A whole screen.
 #[derive(Debug)]
 pub struct Frame {
+    /// From the top.
     pub rows: Vec<Row>,
     /// Column and row of the cursor, from 0.
     pub cursor: (u16, u16),
@@ -78,6 +86,7 @@ pub struct Status {
     pub me: String,
     /// How many people are on-line.
     pub online: usize,
+    /// `host:port`.
     pub server: String,
     /// Before the input: "> ", "bob> ".
     pub prompt: String,
@@ -85,10 +94,13 @@ pub struct Status {
 
 /// Everything a frame is made of.
 pub struct Screen<'a> {
+    /// Of the view that is shown, the oldest first.
     pub entries: &'a VecDeque<Entry>,
     /// Files under way.
     pub progress: &'a [Progress],
+    /// What the line above the input says.
     pub status: &'a Status,
+    /// What is being typed.
     pub editor: &'a Editor,
     /// Rows up from the newest entry but the `newer` last.
     pub scroll: usize,

@@ -12,21 +12,22 @@ use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use zeroize::Zeroizing;
 
-/// Bytes of a file in one chunk; the last one may have fewer.
+/// Bytes of a file in one chunk, 64 KiB; the last one may have fewer.
 pub const CHUNK: usize = 64 * 1024;
-/// Chunks whose keys share an RSA block.
+/// Chunks whose keys share an RSA block: as many as fit, 32 bytes each.
 pub const GROUP: u32 = 5;
 const _: () = assert!(GROUP as usize * 32 <= OAEP_BYTES);
 
-/// What names a transfer: random, made by the sender. The server sees it and nothing else of the transfer.
+/// What names a transfer: 16 bytes, random, made by the sender. The server sees it and nothing else of the transfer.
 pub type TransferId = [u8; 16];
 
 /// What both sides know of a transfer when it begins.
 pub struct Plan {
+    /// Also in every MAC and in the associated data: a chunk of another transfer does not open.
     pub id: TransferId,
-    /// The transfer key, from the offer.
+    /// The transfer key, from the offer: 32 bytes that only the two sides know.
     pub key: Key,
-    /// Bytes of the whole file.
+    /// Bytes of the whole file: less than 2^32 chunks, which is checked before a plan is made.
     pub size: u64,
     /// The first chunk that is sent; those before it are there already. Groups are counted from it.
     pub start: u32,
@@ -57,17 +58,17 @@ const TAG: usize = NONCE + 12;
 const KEYS: usize = TAG + 16;
 
 impl Plan {
-    /// All chunks of the file.
+    /// All chunks of the file: 0 of an empty one.
     pub fn chunks(&self) -> u32 {
         chunks(self.size).unwrap_or(u32::MAX)
     }
 
-    /// Chunks in the group that begins with chunk `first`.
+    /// Chunks in the group that begins with chunk `first`: [`GROUP`], fewer at the end, 0 behind it.
     pub fn group(&self, first: u32) -> u32 {
         GROUP.min(self.chunks().saturating_sub(first))
     }
 
-    /// Bytes of chunk `index`.
+    /// Bytes of chunk `index`; 0 behind the end of the file.
     pub fn length(&self, index: u32) -> usize {
         let before = u64::from(index) * CHUNK as u64;
         usize::try_from(self.size.saturating_sub(before)).map_or(CHUNK, |rest| rest.min(CHUNK))

@@ -13,7 +13,7 @@ use super::{CryptoError, Fields, label};
 use crate::name::Username;
 use zeroize::Zeroizing;
 
-/// Plaintexts are padded to a multiple of this many bytes.
+/// Plaintexts are padded to a multiple of this many bytes, so that a ciphertext tells a length in such steps alone.
 pub const BUCKET: usize = 256;
 /// The longest text of a message, in bytes.
 pub const MAX_TEXT: usize = 32 * 1024;
@@ -56,13 +56,14 @@ pub enum Scope {
 /// The one recipient of a private or room envelope, down to the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipient {
+    /// In the letter case of the account.
     pub name: Username,
-    /// Of the recipient's session key.
+    /// Of the recipient's session key: an envelope cannot be shown to another login of theirs.
     pub session: Fingerprint,
 }
 
 impl Scope {
-    /// The one recipient, if there is one.
+    /// The one recipient; `None` of a broadcast.
     pub fn recipient(&self) -> Option<&Recipient> {
         match self {
             Scope::Broadcast => None,
@@ -95,7 +96,7 @@ impl Kind {
         }
     }
 
-    /// Reverses [`Kind::as_str`].
+    /// Reverses [`Kind::as_str`]; `None` for a word that this version does not know.
     pub fn parse(text: &str) -> Option<Kind> {
         use Kind::{FileAccept, FileCancel, FileDone, FileOffer, FileReject, Message, RoomLeft, RoomOpened};
         let all = [Message, RoomOpened, RoomLeft, FileOffer, FileAccept, FileReject, FileCancel, FileDone];
@@ -106,12 +107,15 @@ impl Kind {
 /// What the sender signs and the AEAD authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
+    /// What it is.
     pub kind: Kind,
+    /// Who it is for.
     pub scope: Scope,
+    /// In the letter case of the account.
     pub sender: Username,
     /// Of the sender's identity key.
     pub identity: Fingerprint,
-    /// Of the sender's session key.
+    /// Of the sender's session key, which names the conversation.
     pub session: Fingerprint,
     /// Strictly rising from 1 in each conversation of the sender's session.
     pub sequence: u64,
@@ -153,11 +157,17 @@ fn signed_bytes(header: &[u8], nonce: &[u8; 12], ciphertext: &[u8], tag: &Tag) -
 /// The part of an envelope that is the same for all its recipients, as it goes over the wire.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Body {
+    /// What was signed.
     pub header: Header,
+    /// `HMAC[message key](label)`: a ciphertext has one key under which it is accepted.
     pub commitment: [u8; 32],
+    /// Random; a counter of 0 makes it EAX's 16 bytes.
     pub nonce: [u8; 12],
+    /// Of the padded text: at most [`MAX_CIPHERTEXT`] bytes, which [`Envelope::verify`] checks.
     pub ciphertext: Vec<u8>,
+    /// Of EAX, with the encoded header as associated data.
     pub tag: Tag,
+    /// The identity key's, over header, nonce and the hash of ciphertext and tag.
     pub signature: Signature,
 }
 
@@ -187,13 +197,13 @@ impl Sealed {
         Sealed { body, key, oaep_label: sha256(&encoded) }
     }
 
-    /// The message key for one recipient, bound to this header; about 0.1 ms.
+    /// The message key for one recipient, bound to this header, 256 bytes; about 0.1 ms.
     pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; RSA_BYTES] {
         recipient.wrap(self.key.expose(), self.oaep_label)
     }
 }
 
-/// Length, text, zeros: see [`BUCKET`].
+/// Length as 32 bits, text, zeros: see [`BUCKET`].
 ///
 /// # Panics
 /// If `text` is longer than 4 GiB.
@@ -206,7 +216,8 @@ pub fn pad(text: &[u8]) -> Vec<u8> {
     padded
 }
 
-/// Reverses [`pad`]; a text over `limit`, and padding that another program would not have made, are refused.
+/// Reverses [`pad`]. `None` for a text of more than `limit` bytes, and for padding that another program would not have
+/// made.
 pub fn unpad(padded: &[u8], limit: usize) -> Option<&[u8]> {
     let (length, rest) = padded.split_first_chunk::<4>()?;
     let length = u32::from_be_bytes(*length) as usize;
@@ -217,8 +228,9 @@ pub fn unpad(padded: &[u8], limit: usize) -> Option<&[u8]> {
 
 /// An envelope as a recipient got it: nothing in it is believed yet.
 pub struct Envelope {
+    /// The same for all recipients.
     pub body: Body,
-    /// The message key, wrapped for this recipient.
+    /// The message key, wrapped for this recipient's session key.
     pub wrapped: [u8; RSA_BYTES],
 }
 
@@ -226,8 +238,8 @@ impl Envelope {
     /// The first check, before any RSA decryption or AES: the sender's signature.
     ///
     /// # Errors
-    /// [`CryptoError::BadEnvelope`] if `identity` is not the key that the header names,
-    /// [`CryptoError::BadSignature`].
+    /// [`CryptoError::BadEnvelope`] if `identity` is not the key that the header names, or the ciphertext is longer than
+    /// [`MAX_CIPHERTEXT`]; [`CryptoError::BadSignature`].
     pub fn verify(&self, identity: &IdentityPublicKey) -> Result<Verified<'_>, CryptoError> {
         let body = &self.body;
         if body.header.identity != identity.fingerprint() || body.ciphertext.len() > MAX_CIPHERTEXT {

@@ -38,7 +38,7 @@ pub struct IdentityKey {
 }
 
 impl IdentityKey {
-    /// Makes a new one.
+    /// Makes a new one; 60 to 300 ms.
     pub fn generate() -> IdentityKey {
         Self::from_rsa(generate()).expect("a fresh key has the right size")
     }
@@ -101,7 +101,7 @@ pub struct SessionKey {
 }
 
 impl SessionKey {
-    /// Makes a new one.
+    /// Makes a new one; 60 to 300 ms.
     pub fn generate() -> SessionKey {
         Self::from_rsa(&generate()).expect("a fresh key has the right size")
     }
@@ -127,12 +127,12 @@ impl SessionKey {
         &self.public
     }
 
-    /// What the session is named by.
+    /// What the session is named by: the fingerprint of the public half.
     pub fn fingerprint(&self) -> Fingerprint {
         self.public.fingerprint()
     }
 
-    /// Reverses [`SessionPublicKey::wrap`]; about 0.4 ms.
+    /// Reverses [`SessionPublicKey::wrap`]: at most [`OAEP_BYTES`](super::public::OAEP_BYTES) bytes; about 0.4 ms.
     ///
     /// # Errors
     /// [`CryptoError::BadCiphertext`] for another key, another label or altered bytes alike.

@@ -20,19 +20,33 @@ use std::fmt;
 /// Domain labels. The number is the protocol's version: bytes made under one label can never
 /// be taken for bytes made under another.
 pub mod label {
+    /// The identity key's signature under a session key (README, "Keys").
     pub const SESSION_CERTIFICATE: &str = "secure-messenger/1 session certificate";
+    /// The identity key's signature that binds a login to its challenge and TLS channel (README, "Login").
     pub const LOGIN_PROOF: &str = "secure-messenger/1 login proof";
+    /// The same for a new password (README, "Changing the password").
     pub const PASSWORD_CHANGE: &str = "secure-messenger/1 password change";
+    /// HMAC under a session's token, for its challenge and TLS channel (README, "Resuming").
     pub const RESUME: &str = "secure-messenger/1 resume";
+    /// The associated data of a message, whose hash is the label of OAEP, too (README, "Envelope").
     pub const ENVELOPE_HEADER: &str = "secure-messenger/1 envelope header";
+    /// The sender's signature under header, nonce and hash of the ciphertext (README, "Envelope").
     pub const ENVELOPE_SIGNATURE: &str = "secure-messenger/1 envelope signature";
+    /// HMAC under the message key, of this label's bytes alone (README, "Envelope").
     pub const KEY_COMMITMENT: &str = "secure-messenger/1 key commitment";
+    /// HMAC under the transfer key, and associated data, of a chunk: two lists of different length (README, "Chunks").
     pub const CHUNK: &str = "secure-messenger/1 chunk";
+    /// Its hash is the label of OAEP for the keys of a group of chunks (README, "Chunks").
     pub const CHUNK_KEYS: &str = "secure-messenger/1 chunk keys";
+    /// One person's half of the digits that two compare (README, "Safety number").
     pub const SAFETY_NUMBER: &str = "secure-messenger/1 safety number";
+    /// The associated data of the identity key at rest (README, "Key file").
     pub const KEY_FILE: &str = "secure-messenger/1 key file";
+    /// HMAC under the identity key, which makes the history's key (README, "Kept history").
     pub const HISTORY_KEY: &str = "secure-messenger/1 history key";
+    /// The associated data of one kept message (README, "Kept history").
     pub const HISTORY: &str = "secure-messenger/1 history";
+    /// HMAC under the server's secret, which makes the salt of an unknown name (README, "Login").
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
 }
 
@@ -47,7 +61,7 @@ impl Fields {
         Fields(Vec::with_capacity(512)).bytes(label.as_bytes())
     }
 
-    /// Appends one field.
+    /// Appends one field. Panics if it has 4 GiB or more: all of them are bounded far below.
     pub fn bytes(mut self, field: &[u8]) -> Fields {
         let length = u32::try_from(field.len()).expect("fields are bounded far below 4 GiB");
         self.0.extend_from_slice(&length.to_be_bytes());
@@ -74,11 +88,11 @@ pub enum CryptoError {
     BadKey,
     /// The signature is not this key's over these bytes.
     BadSignature,
-    /// Decryption failed: another key, or altered bytes.
+    /// Decryption failed: another key, altered bytes, a commitment to another key or false padding.
     BadCiphertext,
-    /// The envelope's fields contradict one another or their commitment.
+    /// The envelope names another identity key than its sender's, or its ciphertext is too long.
     BadEnvelope,
-    /// The certificate is older than a day or from the future.
+    /// The certificate is older than a day or from the future, by more than two hours.
     StaleCertificate,
     /// A chunk was altered, or is not of this transfer.
     BadChunk,

@@ -11,14 +11,14 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// PBKDF2 rounds for new records and key files (about 0.1 s).
+/// PBKDF2 rounds for new records and key files (about 0.1 s): what OWASP asks of PBKDF2-HMAC-SHA256.
 pub const PBKDF2_ROUNDS: u32 = 600_000;
 /// The fewest rounds either side accepts, so that a hostile server cannot ask for a cheap hash.
 pub const PBKDF2_MIN_ROUNDS: u32 = 100_000;
 /// The most rounds either side accepts (some seconds), so that a hostile server cannot stall a client.
 pub const PBKDF2_MAX_ROUNDS: u32 = 10_000_000;
 
-/// An authentication tag of EAX or GCM.
+/// An authentication tag of EAX or GCM: 128 bits, untruncated.
 pub type Tag = [u8; 16];
 
 /// `SHA-256(message)`, FIPS 180-4.
@@ -47,7 +47,7 @@ pub fn hmac(key: &Key, message: &[u8]) -> [u8; 32] {
     keyed(key.expose(), message).finalize().into_bytes().into()
 }
 
-/// Whether `mac` is `HMAC-SHA256[key](message)`, in constant time.
+/// Whether `mac` is `HMAC-SHA256[key](message)`, in constant time; false unless it has 32 bytes.
 pub fn hmac_matches(key: &Key, message: &[u8], mac: &[u8]) -> bool {
     keyed(key.expose(), message).verify_slice(mac).is_ok()
 }

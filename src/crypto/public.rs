@@ -18,20 +18,21 @@ use std::time::Duration;
 
 /// Bits of every RSA modulus.
 pub const RSA_BITS: usize = 2048;
-/// Bytes of a signature or of one OAEP block.
+/// Bytes of a signature or of one OAEP block: 256.
 pub const RSA_BYTES: usize = RSA_BITS / 8;
-/// The most bytes that one OAEP block holds, RFC 8017 section 7.1.1.
+/// The most bytes that one OAEP block holds, RFC 8017 section 7.1.1: 190, five keys and a rest.
 pub const OAEP_BYTES: usize = RSA_BYTES - 2 * 32 - 2;
-/// The most bytes of a DER-encoded public key that are looked at (RSA-2048 has 294).
+/// The most bytes of a DER-encoded public key that are looked at: RSA-2048 has 294, and nothing is parsed that cannot be
+/// one.
 const MAX_SPKI: usize = 512;
 /// Salt bytes of PSS: as many as the hash, RFC 8017 section 9.1.
 pub(super) const PSS_SALT: usize = 32;
-/// A session key is renewed after this time at the latest.
+/// A session key is renewed after this time at the latest: one that is stolen opens the messages of a day.
 pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// Clocks may differ by this much before a certificate counts as stale or from the future.
+/// Clocks may differ by this much before a certificate counts as stale or from the future: a wrong summer time is one hour.
 const CERTIFICATE_SLACK: Duration = Duration::from_secs(2 * 3600);
 
-/// A PSS signature.
+/// A PSS signature, 256 bytes.
 pub type Signature = [u8; RSA_BYTES];
 
 /// SHA-256 of a DER-encoded `SubjectPublicKeyInfo`; shown as `SHA256:` and unpadded base64.
@@ -39,7 +40,7 @@ pub type Signature = [u8; RSA_BYTES];
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// Of a DER-encoded public key.
+    /// Of a DER-encoded public key, whose form is not checked here.
     pub fn of(spki: &[u8]) -> Fingerprint {
         Fingerprint(sha256(spki))
     }
@@ -142,7 +143,7 @@ impl IdentityPublicKey {
     /// Checks `RSASSA-PSS[self](message)` with SHA-256, MGF1-SHA-256 and 32 salt bytes, RFC 8017 section 8.1.
     ///
     /// # Errors
-    /// [`CryptoError::BadSignature`].
+    /// [`CryptoError::BadSignature`] if the signature is not this key's over `message`.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), CryptoError> {
         self.0
             .key
@@ -159,7 +160,7 @@ impl SessionPublicKey {
     /// As [`IdentityPublicKey::parse`].
     ///
     /// # Errors
-    /// [`CryptoError::BadKey`].
+    /// [`CryptoError::BadKey`] unless it is RSA-2048 with e = 65,537 in canonical DER.
     pub fn parse(spki: &[u8]) -> Result<Self, CryptoError> {
         Public::parse(spki).map(SessionPublicKey)
     }
@@ -204,7 +205,7 @@ pub struct SessionCertificate {
     pub key: SessionPublicKey,
     /// When it was made, in milliseconds since 1970, by its owner's clock.
     pub created: u64,
-    /// By the identity key.
+    /// The identity key's, over label, owner, DER of the key and `created`.
     pub signature: Signature,
 }
 
@@ -218,10 +219,11 @@ impl SessionCertificate {
             .finish()
     }
 
-    /// Checks that `identity` made this for `owner`, at most a day (and two hours for clocks) from `now`.
+    /// Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at most two hours before or
+    /// 26 hours after `created`.
     ///
     /// # Errors
-    /// [`CryptoError::BadSignature`], [`CryptoError::StaleCertificate`].
+    /// [`CryptoError::BadSignature`] before anything else; [`CryptoError::StaleCertificate`] outside that time.
     pub fn verify(
         &self,
         owner: &Username,

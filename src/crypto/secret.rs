@@ -25,7 +25,7 @@ impl<const N: usize> Secret<N> {
         Secret(random())
     }
 
-    /// `None` if the length differs from `N`.
+    /// A copy of the bytes; `None` if there are not `N` of them.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Secret)
     }
@@ -63,7 +63,7 @@ impl<const N: usize> fmt::Debug for Secret<N> {
 /// A password as it was typed, UTF-8.
 pub struct Password(Zeroizing<String>);
 
-/// The fewest characters of a password (checked by the client, which alone ever sees one).
+/// The fewest characters of a password (checked by the client, which alone ever sees one): PBKDF2 helps little with fewer.
 pub const MIN_PASSWORD: usize = 6;
 
 impl Password {

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
-/// So many superseded lines, and a quarter of all accounts, are worth a rewrite at the start.
+/// So many superseded lines, and a quarter of all accounts, are worth a rewrite at the start: fewer are read in no time.
 const MANY_SUPERSEDED: usize = 100;
 
 #[derive(Serialize, Deserialize)]
@@ -65,7 +65,7 @@ struct Removed {
 pub enum RegisterError {
     /// Somebody has it, perhaps in another letter case.
     NameTaken,
-    /// The disk.
+    /// The disk fails.
     Io(io::Error),
 }
 
@@ -102,6 +102,7 @@ pub struct Notices {
 
 /// An account as it stood when a challenge was made for it.
 pub struct Seen {
+    /// What a password is checked against; a change puts another one in its place.
     pub account: Arc<Account>,
     logins: u64,
 }
@@ -176,12 +177,13 @@ impl Accounts {
         Ok((accounts, Notices { torn, dropped }))
     }
 
-    /// The account of exactly this name.
+    /// The account of exactly this name, letter case included; `None` also while it is being made or removed.
     pub fn get(&self, name: &Username) -> Option<Arc<Account>> {
         self.see(name).map(|seen| seen.account)
     }
 
-    /// The same, for a challenge: what [`admit`](Self::admit) or [`change`](Self::change) will compare.
+    /// The same, for a challenge: what [`admit`](Self::admit) or [`change`](Self::change) will compare. `None` as for
+    /// [`get`](Self::get).
     pub fn see(&self, name: &Username) -> Option<Seen> {
         let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
         let entry = accounts.get(&name.folded())?.as_ref().filter(|entry| entry.account.name == *name)?;
@@ -198,7 +200,7 @@ impl Accounts {
     /// it was `seen`, or somebody has logged in since.
     ///
     /// # Errors
-    /// Of the disk; the old password holds then.
+    /// The disk's; the old password holds then.
     pub fn change(&self, seen: &Seen, new: NewPassword) -> io::Result<bool> {
         let account = Arc::new(new.into_account());
         let untouched = |entry: &Entry| entry.is_as(seen) && entry.logins == seen.logins;
@@ -226,12 +228,12 @@ impl Accounts {
         entry.filter(|entry| fits(entry)).map(change).is_some()
     }
 
-    /// How many there are.
+    /// How many there are, those included that are being made or removed.
     pub fn count(&self) -> usize {
         self.by_name.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The secret behind the salts of unknown names.
+    /// The secret behind the salts of unknown names, 32 bytes.
     pub fn secret(&self) -> &Key {
         &self.secret
     }
@@ -239,7 +241,7 @@ impl Accounts {
     /// The identity key of an account, as it stands in `keys/`.
     ///
     /// # Errors
-    /// If the file is missing, damaged, or not the key that the account was made with.
+    /// With the path in the text if the file is missing, damaged, or not the key that the account was made with.
     pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
         identity(&self.keys, account)
     }
@@ -437,10 +439,10 @@ fn fake_salt_secret(path: &Path) -> io::Result<Key> {
     read_secret(path)
 }
 
-/// Reads `salt.secret`.
+/// Reads `salt.secret`, 32 bytes.
 ///
 /// # Errors
-/// With the path and the remedy in the text.
+/// With the path and the remedy in the text if it is missing or has another length.
 pub fn read_secret(path: &Path) -> io::Result<Key> {
     Key::from_slice(&disk::read(path, 32)?).ok_or_else(|| {
         disk::at(path)(io::Error::other(

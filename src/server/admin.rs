@@ -23,9 +23,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A request has a verb and a name of 32 bytes; an answer may have a path.
+/// The longest line of either side, in bytes: a request has a verb and a name of 32, an answer may have a path.
 const MAX_LINE: u64 = 8192;
-/// The server waits this long for a request, the command for an answer.
+/// The server waits this long for a request, the command for an answer: an answer needs the disk, and no more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What may be asked for.
@@ -33,7 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Action {
     /// Prints all accounts. Asks no server.
     List,
+    /// Ends the account of this name and its session.
     Remove(Username),
+    /// Lets this name, locked after failed logins, try again at once.
     Unlock(Username),
 }
 
@@ -41,7 +43,7 @@ impl Action {
     /// From the words of a command line or a request.
     ///
     /// # Errors
-    /// One line.
+    /// One line: the usage, or what is wrong with the name.
     pub fn parse(verb: &str, name: Option<&str>) -> Result<Action, String> {
         let named = || name.ok_or_else(|| format!("user {verb} needs a name"))?.parse().map_err(text);
         match verb {

@@ -19,19 +19,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// The log is rotated at this size, in bytes.
+/// The log is rotated at this size, in bytes: with those that are kept, 60 MiB, some hundred thousand events.
 const MAX_SIZE: u64 = 10 * 1024 * 1024;
 /// Rotated logs that are kept: `security.log.1` is the newest.
 const KEPT: u32 = 5;
-/// Lines that wait for the disk.
+/// Lines that wait for the disk: at about 100 bytes each, less than half a megabyte.
 const QUEUE: usize = 4096;
 
-/// Lines are counted over this time.
+/// Lines are counted over this time: limits that act are told once in it.
 pub const INTERVAL: Duration = Duration::from_secs(60);
 /// Lines of one event from one address (IPv6: one /64) in an interval: more than the 50 failures that lock an
 /// address, as many as the registrations of a minute.
 const MAX_LINES: u32 = 120;
-/// Events and addresses whose lines are counted; beyond that, addresses count as one.
+/// Events and addresses whose lines are counted, some megabytes; beyond that, addresses count as one.
 const MAX_KEYS: usize = 20_000;
 
 /// Where events go.
@@ -91,7 +91,7 @@ impl Audit {
     /// Opens the log in `folder` and starts its thread.
     ///
     /// # Errors
-    /// With the path in the text.
+    /// With the path in the text if the file cannot be opened; or if no thread can be had.
     pub fn open(folder: &Path) -> io::Result<Audit> {
         let path = folder.join("security.log");
         let file = disk::append(&path)?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The files are looked at this often at most, when somebody connects.
+/// The files are looked at this often at most, when somebody connects: a storm of logins costs no look each.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -33,7 +33,7 @@ struct State {
 type Stamp = [Option<(SystemTime, u64)>; 2];
 
 impl Certificates {
-    /// Makes or renews what is missing or expired, and says what there is.
+    /// Makes or renews what is missing or expired in `folder`, and says on `out` what there is.
     ///
     /// # Errors
     /// With the path and the remedy in the text.

@@ -42,7 +42,7 @@ pub(super) struct Guest<'a> {
     patience: u32,
 }
 
-/// A connection that ends has this long for its last words, and the other side's.
+/// A connection that ends has this long for its last words, and the other side's: a round trip, and no more.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
@@ -349,7 +349,7 @@ fn auth_error(error: AuthError) -> Refusal {
     refuse(code, &error.to_string())
 }
 
-/// Packets with a shorter body than this are counted, too.
+/// Packets with a shorter body than this, in bytes, are counted, too: those of files are larger, but for the last.
 const SMALL_PACKET: usize = 32 * 1024;
 
 /// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant of many

@@ -19,7 +19,7 @@ use crate::wire::frame;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// Delivers one envelope and says what became of it.
+/// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`.
 pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> ServerMessage {
     let id = send.routing.id;
     let routes = match check(sender, send).and_then(|()| routes(&send.routing)) {
@@ -55,7 +55,7 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
     ServerMessage::Sent(sent)
 }
 
-/// The longest kind, in bytes: the server passes on kinds that it does not know.
+/// The longest kind, in bytes: the server passes on kinds that it does not know; those of today have at most 11.
 const MAX_KIND: usize = 32;
 
 type Bad = (ErrorCode, &'static str);
@@ -107,7 +107,8 @@ fn routes(routing: &Routing) -> Result<Vec<Route<'_>>, Bad> {
     Ok(all.map(|(target, (key, session))| Route { target, key, session }).collect())
 }
 
-/// Passes on that `recipient` takes so many packets more from somebody; what to answer, if anything.
+/// Passes on that `recipient` takes so many packets more from somebody. The answer is `refused`; `None` if the grant was
+/// passed on, or taken back.
 pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
     let Grant { peer, transfer, count } = grant;
     if count == 0 {
@@ -130,11 +131,11 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
 #[derive(Debug)]
 pub struct Interrupted;
 
-/// Passes a packet on to who has granted it; what to answer, if anything. Under memory pressure this
-/// waits, and so slows its sender alone, as long as its connection `is_served`.
+/// Passes a packet on to who has granted it. The answer is `refused`; `None` if it was queued. Under memory pressure this
+/// waits up to [`PACKET_PATIENCE`], and so slows its sender alone, as long as its connection `is_served`.
 ///
 /// # Errors
-/// [`Interrupted`].
+/// [`Interrupted`] if it no longer is.
 pub fn relay(
     shared: &Shared,
     sender: &Session,
@@ -165,7 +166,8 @@ pub fn relay(
     if taken { Ok(None) } else { refused() }
 }
 
-/// The keys of those who have an account; of those on-line, the session's too.
+/// The keys of those who have an account; of those on-line, the session's too. For more than [`MAX_KEY_NAMES`] names,
+/// `bad_targets`.
 pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
         return ServerMessage::error(ErrorCode::BadTargets, "at most 64 names a request");

@@ -12,8 +12,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes and frames that are encrypted together: one TLS record.
+/// Bytes that are encrypted together: as much as one TLS record holds.
 const BATCH_BYTES: usize = 16 * 1024;
+/// Frames that are encrypted together: they are gathered under the queue's lock, so not without end.
 const BATCH_FRAMES: usize = 64;
 
 /// Frames that a queue which is empty keeps room for: less than a kilobyte.
@@ -220,7 +221,8 @@ impl Frames {
         self.gone == self.kept.frames.len() && self.lines.frames.is_empty() && self.packets.frames.is_empty()
     }
 
-    /// What goes out next: what has to be sent again, then lines, then one packet.
+    /// What goes out next: what has to be sent again, then lines, then packets. One frame of any length, or what fits one
+    /// record; empty if nothing is left to send.
     pub fn next_batch(&mut self) -> Vec<Frame> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(next) = self.peek() {
@@ -270,7 +272,8 @@ impl Frames {
         }
     }
 
-    /// Drops what the client has taken in. True if that was so much that an `ack` was due.
+    /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
+    /// due.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
@@ -292,13 +295,13 @@ impl Frames {
         self.acknowledged = received;
     }
 
-    /// Whether a client that has taken in so much can be sent all the rest.
+    /// Whether a client that has taken in `received` frames since the login can be sent all the rest.
     pub fn reaches(&self, received: u64) -> bool {
         (self.before..=self.before + self.gone as u64).contains(&received)
     }
 
-    /// Begins anew on another connection whose client has taken in so much. False, and nothing has changed, if that is
-    /// [out of reach](Frames::reaches).
+    /// Begins anew on another connection whose client has taken in `received` frames since the login. False, and nothing
+    /// has changed, if that is [out of reach](Frames::reaches).
     pub fn resume(&mut self, received: u64) -> bool {
         if !self.reaches(received) {
             return false;

@@ -40,13 +40,13 @@ impl Inbound {
         Inbound { received: 0, unsaid: (0, 0), bucket: Bucket::new(rate, rate * 4.0), address }
     }
 
-    /// Counts one frame, just before it is handled.
+    /// Counts one frame of so many bytes, just before it is handled.
     pub fn count(&mut self, bytes: usize) {
         self.received += 1;
         self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
     }
 
-    /// The `ack` that is due, if one is; `early` if any news is enough.
+    /// The `ack` that is due, if one is, else `None`; `early` if any news is enough.
     pub fn ack(&mut self, early: bool) -> Option<Received> {
         let (frames, bytes) = self.unsaid;
         let due = frames >= ACK_AFTER_FRAMES || bytes >= ACK_AFTER_BYTES || (early && frames > 0);
@@ -83,7 +83,8 @@ impl Turn {
         Turn { shared: shared.clone(), session: session.clone(), inbound: Some(inbound) }
     }
 
-    /// The next one, as soon as the former is dropped; `None` if that takes too long.
+    /// The next one, as soon as the former is dropped; `None` if that takes longer than `patience`, or the session has
+    /// ended.
     pub fn next(shared: &Arc<Shared>, session: &Arc<Session>, patience: Duration) -> Option<Turn> {
         let slot = &session.slot;
         let waited = slot.returned.wait_timeout_while(lock(&slot.inbound), patience, |place| place.is_none());

@@ -13,35 +13,37 @@ use super::lock;
 
 /// TLS handshake and first line: enough for a slow line, too short to be worth holding open.
 pub const FIRST_LINE: Duration = Duration::from_secs(10);
-/// From the first line to the end of a login.
+/// From the first line to the end of a login: time for the slowest hash that is accepted, and for another name.
 pub const LOGIN: Duration = Duration::from_secs(300);
 /// Lines of one connection before it is logged in: a registration and a login have three.
 pub const LINES_BEFORE_LOGIN: u32 = 32;
-/// A silent client is asked for a sign of life after this time.
+/// A silent client is asked for a sign of life after this time: a third of [`DEAD_AFTER`].
 pub const PING_AFTER: Duration = Duration::from_secs(30);
-/// A client that was silent for this long is gone.
+/// A client that was silent for this long is gone: it has left a ping unanswered for a minute.
 pub const DEAD_AFTER: Duration = Duration::from_secs(90);
-/// Presence is told at most this often.
+/// Presence is told at most this often: a person does not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
-/// Kernel memory for what a client does not read: 0.4 MB instead of 3.9.
+/// Bytes of send buffer that the kernel is asked for: what a client does not read takes 0.4 MB there instead of 3.9.
 pub const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
 /// takes none are read more slowly long before.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
-/// A packet for which there is no room waits this long, and its sender with it.
+/// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
+/// then.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
 /// Both sides acknowledge after so many frames, or bytes: seldom enough to cost nothing, and far below what may be kept.
 pub const ACK_AFTER_FRAMES: u64 = 32;
+/// See [`ACK_AFTER_FRAMES`].
 pub const ACK_AFTER_BYTES: usize = 128 * 1024;
-/// The smallest outbox: what a client need not have acknowledged yet, and an envelope, leave it open.
+/// The smallest outbox, in bytes: what a client need not have acknowledged yet, and an envelope, leave it open.
 pub const MIN_OUTBOX: usize = 192 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to look on-line for long.
 pub const GRACE: Duration = Duration::from_secs(60);
 /// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
-/// Who waits for something else looks this often whether their connection was taken over.
+/// Who waits for something else looks this often whether their connection was taken over: a resumption hardly waits.
 pub const NOTICE: Duration = Duration::from_millis(50);
-/// Writer threads for clients that do not keep up; more stalled ones than this are closed.
+/// Writer threads for clients that do not keep up, 128 KiB of stack each; more stalled ones than this are closed.
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.
 pub const SPARE_DESCRIPTORS: usize = 64;
@@ -49,13 +51,13 @@ pub const SPARE_DESCRIPTORS: usize = 64;
 /// `vm.max_map_count` of them, and a process that runs out aborts.
 const MAPPINGS_PER_THREAD: usize = 4;
 
-/// Failed logins after which a name is locked.
+/// Failed logins after which a name is locked: a person mistypes less often, and 480 guesses a day find no password.
 pub const MAX_FAILURES: u32 = 5;
 /// Failed logins after which an address is locked: more than one person may live there.
 pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
-/// Failures are counted, and locks last, for this long.
+/// Failures are counted, and locks last, for this long: who shuts somebody out on purpose has to do it again and again.
 pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
-/// Names and addresses whose failures are remembered; the oldest are forgotten first.
+/// Names and addresses whose failures are remembered, some megabytes; the oldest are forgotten first.
 const MAX_REMEMBERED: usize = 20_000;
 
 /// What an operator may adjust; the flags of the server's command line.
@@ -71,7 +73,7 @@ pub struct Limits {
     pub waiting: usize,
     /// Bytes that may wait for one client, or not be acknowledged by it.
     pub outbox: usize,
-    /// Requests a second of one client; faster ones wait.
+    /// Requests a second of one client, four seconds' worth at once; faster ones wait.
     pub rate: u32,
     /// New accounts and changed passwords a minute from one address.
     pub registrations: u32,
@@ -80,7 +82,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Defaults that the machine's limits on descriptors and memory mappings allow.
+    /// Defaults that the machine's limits on descriptors and memory mappings (`vm.max_map_count`) allow.
     pub fn for_machine(descriptors: usize, max_map_count: usize) -> Limits {
         let threads = max_map_count.saturating_sub(4096) / MAPPINGS_PER_THREAD;
         let room = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(threads.saturating_sub(MAX_WRITERS));
@@ -171,7 +173,7 @@ impl Doors {
         Some(Ticket { doors: self.clone(), number, origin, pushed_out })
     }
 
-    /// Connections, and how many of them are not logged in.
+    /// Connections in all, and how many of them are not logged in.
     pub fn counts(&self) -> (usize, usize) {
         let state = lock(&self.state);
         (state.total, state.waiting.len())
@@ -210,12 +212,12 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full one.
+    /// A full one: `rate` tokens a second, and at most `burst` of them at once.
     pub fn new(rate: f64, burst: f64) -> Bucket {
         Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
 
-    /// Takes `cost` tokens (a full bucket is always enough), or says how long to wait for them.
+    /// Takes `cost` tokens (a full bucket is always enough), or takes none and says how long to wait for them.
     pub fn take(&mut self, cost: f64) -> Result<(), Duration> {
         self.fill();
         let cost = cost.min(self.burst);
@@ -248,7 +250,7 @@ impl Registrations {
         Registrations { per_minute: f64::from(per_minute.max(1)), buckets: Mutex::default() }
     }
 
-    /// Counts one registration, or says how long its address has to wait.
+    /// Counts one registration, or counts none and says how long its address (IPv6: its /64) has to wait.
     pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
         let mut buckets = lock(&self.buckets);
         if buckets.len() >= MAX_REMEMBERED {
@@ -325,7 +327,7 @@ impl<K: std::hash::Hash + Eq + Clone> Failures<K> {
 }
 
 impl Lockout {
-    /// The time until `name`, or `address`, may try again, if it is locked.
+    /// The time until `name`, or `address`, may try again; `None` if neither is locked.
     pub fn locked(&self, name: &Username, address: IpAddr) -> Option<Duration> {
         let by_name = lock(&self.names).locked(&name.folded(), MAX_FAILURES);
         by_name.or_else(|| lock(&self.addresses).locked(&origin(address), MAX_FAILURES_PER_ADDRESS))

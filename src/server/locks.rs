@@ -20,6 +20,7 @@ use std::time::Duration;
 /// The file is shortened beyond this size, in bytes, to so many locks: anyone can make lines, and only those
 /// of the last minutes are worth keeping.
 const MAX_SIZE: u64 = 1024 * 1024;
+/// See [`MAX_SIZE`].
 const MAX_KEPT: usize = 5000;
 
 /// See the module.
@@ -50,10 +51,10 @@ impl Locks {
         Locks { path: folder.join("locks.json"), writing: Mutex::default() }
     }
 
-    /// Writes down that a name is locked from now on.
+    /// Writes down that a name is locked from now on, for [`LOCKOUT`]; does not wait for the disk.
     ///
     /// # Errors
-    /// Of the disk, with the path in the text.
+    /// The disk's, with the path in the text.
     pub fn lock(&self, name: &Username) -> io::Result<()> {
         self.append(&Lock::line(name.folded(), LOCKOUT)).map(drop)
     }
@@ -61,7 +62,7 @@ impl Locks {
     /// Writes down that it is not locked any more; returns when that is on disk.
     ///
     /// # Errors
-    /// Of the disk, with the path in the text.
+    /// The disk's, with the path in the text.
     pub fn unlock(&self, name: &Username) -> io::Result<()> {
         let file = self.append(&Lock::line(name.folded(), Duration::ZERO))?;
         file.sync_all().map_err(disk::at(&self.path))
@@ -79,10 +80,10 @@ impl Locks {
         Ok(file)
     }
 
-    /// The folded names that are locked, and for how much longer.
+    /// The folded names that are locked, and for how much longer: at most [`LOCKOUT`].
     ///
     /// # Errors
-    /// Of the disk, with the path in the text. A missing file locks nobody.
+    /// The disk's, with the path in the text. A missing file locks nobody, a damaged line is left out.
     pub fn read(&self) -> io::Result<HashMap<String, Duration>> {
         let mut text = Vec::new();
         match File::open(&self.path) {
@@ -102,10 +103,10 @@ impl Locks {
         Ok(locked)
     }
 
-    /// The same; the file then holds nothing else.
+    /// The same; the file then holds nothing else, and at most [`MAX_KEPT`] of them.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Locks::read`].
     pub fn shorten(&self) -> io::Result<HashMap<String, Duration>> {
         let _writing = lock(&self.writing);
         let locked = self.read()?;

@@ -44,23 +44,32 @@ use std::time::Duration;
 /// Stack of a thread that does handshakes and logins: four times that of a connection's, so
 /// that the allocator does not hand its dirty pages to one.
 const ADMISSION_STACK: usize = 1024 * 1024;
-/// Stack of a connection's thread.
+/// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
 const CONNECTION_STACK: usize = 256 * 1024;
-/// An admission thread waits this long for the next connection before it ends.
+/// An admission thread waits this long for the next connection before it ends: through a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
 
 /// What all threads share.
 pub struct Shared {
+    /// As the operator has set them.
     pub limits: Limits,
+    /// With `--closed`: no new accounts.
     pub closed: bool,
+    /// And with them the data folder's lock.
     pub accounts: Accounts,
+    /// Who is on-line.
     pub registry: Registry,
+    /// Writes out what broadcasts and presence have queued.
     pub flusher: Flusher,
+    /// The sessions that wait for another connection.
     pub grace: Grace,
+    /// Failed logins, by name and by address.
     pub lockout: Lockout,
+    /// New accounts and changed passwords, by address.
     pub registrations: Registrations,
+    /// The security log.
     pub audit: Audit,
-    /// `None` with `--no-tls`.
+    /// The server's TLS certificate and key. `None` with `--no-tls`.
     pub certificates: Option<Certificates>,
     doors: Arc<Doors>,
     queue: AdmissionQueue,
@@ -238,7 +247,7 @@ impl Shared {
         }
     }
 
-    /// Writes down that a name is locked, so that a restart does not unlock it.
+    /// Writes down that a name is locked, so that a restart does not unlock it. A failure of the disk is logged, no more.
     pub fn remember_lock(&self, name: &Username) {
         if let Err(error) = self.locks.lock(name) {
             self.audit.log("storage_failed", Some(name), None, &error.to_string());

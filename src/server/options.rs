@@ -41,27 +41,38 @@ Limits (the defaults of the first two follow from the machine's):
 /// A parsed command line.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The address to listen on, or a name of it; 0.0.0.0 unless given.
     pub host: String,
+    /// 1315 unless given; 0 takes a free one.
     pub port: u16,
+    /// README, "Server files"; `~/.secure_messenger` unless given.
     pub data_dir: PathBuf,
+    /// False with `--no-tls`.
     pub tls: bool,
+    /// With `--closed`: no new accounts.
     pub closed: bool,
+    /// The machine's, but for what was given.
     pub limits: Limits,
 }
 
 /// What the command line asks for.
 pub enum Request {
+    /// Serve.
     Run(Box<Options>),
+    /// `--check`: say what there is, and change nothing.
     Check(Box<Options>),
+    /// `user …`: what to do to the accounts of this data folder.
     User(PathBuf, Action),
+    /// Print [`HELP`].
     Help,
+    /// Print the program's version.
     Version,
 }
 
 /// Parses the words behind the program's name. `defaults` are the machine's.
 ///
 /// # Errors
-/// One line that names the option.
+/// One line that names the option, or says that a data folder has to be named because `HOME` is not set.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
     let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
     let (mut tls, mut closed, mut check) = (true, false, false);

@@ -25,15 +25,17 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-/// Batches after which the holder of the baton gives it to a thread of its own: others wait for it.
+/// Batches (1 MiB of lines) after which the holder of the baton gives it to a thread of its own: others wait for it.
 const MAX_BATCHES: usize = 64;
-/// Stack of a writer thread, which only encrypts and writes.
+/// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
+/// Writer threads at work, of [`MAX_WRITERS`].
 static WRITERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A connection, counted as long as any thread holds on to its socket.
 pub struct Link {
+    /// Encrypted and written to by the holder of the baton alone, read by the connection's thread.
     pub channel: Channel,
     _ticket: Ticket,
 }
@@ -93,6 +95,7 @@ pub struct Outbox {
 /// What became of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queued {
+    /// It is in the queue, or out already. Whether it arrives is not known.
     Yes,
     /// Too much waits already.
     Full,
@@ -101,7 +104,7 @@ pub enum Queued {
 }
 
 impl Outbox {
-    /// `limit` is in bytes.
+    /// `limit` is in bytes of lines: see [`Frames::is_full`].
     pub fn new(link: Arc<Link>, limit: usize) -> Outbox {
         let queue = Queue {
             frames: Frames::new(limit),
@@ -181,17 +184,19 @@ impl Outbox {
         queue.is_open() && queue.is_on(link)
     }
 
-    /// Takes in what the client of `link` says to have received. True if it was so much that an `ack` was due.
+    /// Takes in what the client of `link` says to have received. True if it was so much that an `ack` was due, and for a
+    /// link that is no longer the session's.
     ///
     /// # Errors
-    /// [`FalseAck`].
+    /// [`FalseAck`], as [`Frames::acknowledge`].
     pub fn acknowledge(&self, link: &Arc<Link>, received: u64) -> Result<bool, FalseAck> {
         let mut queue = lock(&self.queue);
         if queue.is_on(link) { queue.frames.acknowledge(received) } else { Ok(true) }
     }
 
-    /// Closes the session's connection for one whose client has received so much, and returns the number of the claim.
-    /// `None`, and nothing has changed, if the session has ended or cannot be resumed from there.
+    /// Closes the session's connection for one whose client has taken in `received` frames since the login, and returns
+    /// the number of the claim. `None`, and nothing has changed, if the session has ended or cannot be resumed from
+    /// there.
     pub fn claim(&self, received: u64) -> Option<u64> {
         let mut queue = lock(&self.queue);
         if !queue.is_open() || !queue.frames.reaches(received) {

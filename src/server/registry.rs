@@ -33,7 +33,7 @@ struct Changes {
 }
 
 impl Registry {
-    /// Adds a session and returns the one it replaces.
+    /// Adds a session and returns the one it replaces; `None` if nobody of that name was on-line.
     pub fn add(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
         // Both at once, or a newcomer could hear of changes before the whole list.
         let mut changes = lock(&self.changes);
@@ -62,7 +62,7 @@ impl Registry {
         mine
     }
 
-    /// The session of a name.
+    /// The session of exactly this name; `None` if nobody of it is on-line.
     pub fn get(&self, name: &Username) -> Option<Arc<Session>> {
         self.read().get(name).cloned()
     }

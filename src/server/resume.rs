@@ -15,10 +15,11 @@ use std::sync::Arc;
 
 /// A session that was taken from its former connection, and whose client has been told so.
 pub struct Resumption {
+    /// The right to handle the session's frames from now on.
     pub turn: Turn,
     /// See [`Outbox::claim`](super::outbox::Outbox::claim).
     pub claim: u64,
-    /// Frames that the client has taken in.
+    /// Frames that the client has taken in, since the login.
     pub received: u64,
 }
 

@@ -16,16 +16,21 @@ use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-/// Tokens, two for each session that was taken over and can still be told so: of more clients than a person has at once.
+/// Tokens of sessions that were taken over and can still be told so, two for each: enough for a person who moves between
+/// three machines.
 const SUPERSEDED: usize = 4;
-/// What [`Session::tokens`] gives: those before [`OWN_TOKENS`] resume it.
+/// How many [`Session::tokens`] gives: always the same, so that an answer's time tells nothing.
 pub const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
+/// So many of them, the first ones, resume the session: the latest, and the one before it.
 pub const OWN_TOKENS: usize = 2;
 
 /// A logged-in person. Made from an [`Authenticated`] alone.
 pub struct Session {
+    /// In the letter case of the account.
     pub name: Username,
+    /// What goes to the client.
     pub outbox: Arc<Outbox>,
+    /// Where the right to read from the client is while there is no connection.
     pub slot: Slot,
     /// The identity key, DER.
     identity: Vec<u8>,
@@ -73,7 +78,7 @@ impl Current {
 }
 
 impl Session {
-    /// The session, and what its client is told.
+    /// The session, and what its client is told. `now_ms` is in milliseconds since 1970.
     pub fn new(login: &Authenticated, outbox: Arc<Outbox>, now_ms: u64) -> (Session, protocol::Session) {
         let current = Current::new(login.certificate(), now_ms, (Key::random(), 0));
         let announcement = current.announcement();
@@ -89,7 +94,8 @@ impl Session {
         (session, announcement)
     }
 
-    /// Takes a new session key, whose certificate was verified.
+    /// Takes a new session key, whose certificate was verified; what its client is told. `now_ms` is in milliseconds
+    /// since 1970.
     pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> protocol::Session {
         let mut current = lock(&self.current);
         let former = (current.token.duplicate(), current.expires);
@@ -97,8 +103,8 @@ impl Session {
         current.announcement()
     }
 
-    /// What the session can be resumed with, two of them, of which those that have expired fit nothing; and behind these
-    /// those of the sessions that it has taken over from.
+    /// What the session can be resumed with, two of them, of which those that have expired by `now_ms` (milliseconds
+    /// since 1970) fit nothing; and behind these those of the sessions that it has taken over from.
     pub fn tokens(&self, now_ms: u64) -> [Key; TOKENS] {
         let [current, former] = lock(&self.current).tokens(now_ms);
         let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
@@ -117,7 +123,7 @@ impl Session {
         IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
     }
 
-    /// Whether `key_name` names the session key in use.
+    /// Whether `key_name`, 16 hexadecimal digits, names the session key in use.
     pub fn uses_key(&self, key_name: &str) -> bool {
         lock(&self.current).key_name == key_name
     }

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// A status is told this often without being asked for.
+/// A status is told this often without being asked for: often enough to see a day's course, 24 lines of it.
 const EVERY: Duration = Duration::from_secs(3600);
-/// The last word waits this long for who reads standard output.
+/// The last word waits this long for who reads standard output, who may not: the end does not depend on it.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Counts since the start.

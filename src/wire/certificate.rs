@@ -14,9 +14,9 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-/// A certificate made here is valid for this long.
+/// A certificate made here is valid for this long: clients check the key, and no dates.
 const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The end of a certificate is announced this long before.
+/// The end of a certificate is announced this long before: time for an operator to get another.
 pub const NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The common name by which a certificate made here is known.
 const COMMON_NAME: &str = "secure_messenger";
@@ -33,7 +33,7 @@ pub struct Facts {
     pub self_made: bool,
 }
 
-/// Reads a DER certificate, RFC 5280 section 4.1.
+/// Reads a DER certificate, RFC 5280 section 4.1. No signature is checked.
 ///
 /// # Errors
 /// If it is not one.
@@ -78,15 +78,20 @@ pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
 /// What [`prepare`] did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Prepared {
+    /// Both files were there, and nothing was changed: also with a certificate of others that is expired.
     Found,
+    /// A certificate was made, and a key if there was none.
     Made,
+    /// A certificate of this program's own was expired: there is a new one for the same key.
     Renewed,
 }
 
-/// Sees to it that `folder` holds `server.key` and a `server.crt` that is not expired.
+/// Sees to it that `folder` holds `server.key` and a `server.crt`, which is renewed if it is expired and self-made.
+/// `now_ms` is in milliseconds since 1970.
 ///
 /// # Errors
-/// If one of the two is missing or unreadable; nothing is overwritten then.
+/// With the path in the text if the key is missing beside a certificate, or one of the two is damaged: nothing is
+/// overwritten then; or if the disk fails.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
     match (key_path.exists(), certificate_path.exists()) {
@@ -110,7 +115,7 @@ pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     }
 }
 
-/// What is told of a certificate that stands alone.
+/// What is told of a certificate whose key is not there.
 pub fn key_missing(key_path: &Path) -> io::Error {
     disk::at(key_path)(io::Error::other(
         "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
@@ -167,7 +172,8 @@ fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<
     disk::replace(certificate_path, certificate.pem().as_bytes())
 }
 
-/// How a certificate's end is told, if it is near or past.
+/// How a certificate's end is told if at `now_ms` (milliseconds since 1970) it is past or at most [`NOTICE`] away, else
+/// `None`.
 pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
     let day = clock::utc_day(facts.not_after);
     if facts.not_after <= now_ms {

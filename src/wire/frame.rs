@@ -44,7 +44,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// `limit` is the longest line in bytes, its end not counted.
+    /// `limit` is the longest line in bytes, its end not counted. What is given out is wiped until [`Lines::log_in`].
     pub fn new(limit: usize) -> Lines {
         Lines { buffer: Vec::new(), taken: 0, searched: 0, limit, wipes: true }
     }
@@ -76,7 +76,7 @@ impl Lines {
         &mut self.buffer
     }
 
-    /// The next whole line without its end, if there is one.
+    /// The next whole line without its end; `None` until its end has arrived.
     ///
     /// # Errors
     /// [`LineTooLong`], also for a line whose end has not arrived yet.
@@ -96,7 +96,7 @@ impl Lines {
         Ok(Some(&self.buffer[start..end]))
     }
 
-    /// The next whole line or packet; a packet's body has at most `limit` bytes.
+    /// The next whole line or packet; `None` until all of it has arrived. A packet's body has at most `limit` bytes.
     ///
     /// # Errors
     /// [`LineTooLong`], before the rest has arrived.

@@ -20,13 +20,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A blocked write gives up after this time.
+/// A blocked write gives up after this time: who takes nothing for so long is gone, or reads too slowly to be served.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
-/// A first read has this size, on the stack; idle connections hold no more.
+/// A first read has this size in bytes, on the stack; idle connections hold no more.
 const SMALL_READ: usize = 2048;
-/// What follows a full first read is read in pieces of this size.
+/// What follows a full first read is read in pieces of this size in bytes: about a chunk of a file.
 const LARGE_READ: usize = 64 * 1024;
 
 /// The server's side of TLS: certificate, key, versions.
@@ -113,7 +113,10 @@ pub enum ChannelError {
     /// The TLS handshake failed.
     Tls(String),
     /// The server's key is not the one expected.
-    WrongKey { seen: Fingerprint },
+    WrongKey {
+        /// Fingerprint of the key that it has shown.
+        seen: Fingerprint,
+    },
 }
 
 impl fmt::Display for ChannelError {
@@ -194,7 +197,7 @@ impl Channel {
     /// A channel without TLS, for `--no-tls` only.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's, when its options are set.
     pub fn bare(socket: Arc<TcpStream>) -> io::Result<Channel> {
         prepare(&socket)?;
         Ok(Channel { socket, tls: None, exporter: Vec::new() })
@@ -235,7 +238,7 @@ impl Channel {
         &self.exporter
     }
 
-    /// Reads once, outside the lock, and appends what it meant to `plain`.
+    /// Reads once, outside the lock, and appends what it meant to `plain`. Waits at most `wait`, and a millisecond at least.
     ///
     /// # Errors
     /// The socket's, or a TLS error, after which the channel is useless.
@@ -322,7 +325,7 @@ impl Channel {
         drain(&mut tls, wire)
     }
 
-    /// The end of the stream, to be sent last.
+    /// The end of the stream, to be sent last: TLS's `close_notify`, nothing without TLS.
     pub fn encrypt_end(&self, wire: &mut Vec<u8>) {
         if let Some(mut tls) = self.lock() {
             tls.send_close_notify();
@@ -330,7 +333,7 @@ impl Channel {
         }
     }
 
-    /// Sends as much as fits without waiting.
+    /// Sends as much as fits without waiting, and returns how many bytes that was: perhaps none.
     ///
     /// # Errors
     /// The socket's.
@@ -344,7 +347,7 @@ impl Channel {
     /// Sends everything within [`WRITE_TIMEOUT`], however slowly the other side takes it.
     ///
     /// # Errors
-    /// The socket's, a time-out included.
+    /// As [`Channel::send_by`].
     pub fn send(&self, wire: &[u8]) -> io::Result<()> {
         self.send_by(wire, Instant::now() + WRITE_TIMEOUT)
     }
@@ -352,7 +355,7 @@ impl Channel {
     /// Sends everything before `deadline`.
     ///
     /// # Errors
-    /// As [`Channel::send`].
+    /// The socket's; a time-out (`TimedOut` or `WouldBlock`) may leave a part sent, after which the channel is useless.
     pub fn send_by(&self, mut wire: &[u8], deadline: Instant) -> io::Result<()> {
         while !wire.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -436,7 +439,7 @@ impl Unverified {
     /// The channel, if the server's key is the expected one, and what the server said early.
     ///
     /// # Errors
-    /// [`ChannelError::WrongKey`].
+    /// [`ChannelError::WrongKey`], with the key that was shown.
     pub fn trust(self, expected: Fingerprint) -> Result<(Channel, Vec<u8>), ChannelError> {
         if self.fingerprint == expected {
             Ok((self.channel, self.early))

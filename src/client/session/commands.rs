@@ -13,7 +13,7 @@ use crate::name::Username;
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Messages that a search shows, the latest.
+/// Messages that a search shows, the latest: more would push the rest out of sight.
 const MAX_FOUND: usize = 100;
 
 const KEYS: &str = "Alt-1…9, Alt-arrows: other conversations; PgUp: older; Tab completes";

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 /// A delay that a person notices.
 const NOTICEABLE: Duration = Duration::from_millis(500);
-/// At the end, the next answer is waited for this long.
+/// At the end, the next answer is waited for this long: longer than a server needs that is not gone.
 const FAREWELL: Duration = Duration::from_secs(30);
-/// At the end of the input, files and the answers to offers are waited for this long.
+/// At the end of the input, files and the answers to offers are waited for this long: a person has to decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 
 impl Session {
@@ -94,7 +94,7 @@ impl Session {
         texts.into_iter().flatten().for_each(|text| self.problem(text));
     }
 
-    /// What is to be said of a change of the password that has not ended, if there is one.
+    /// What is to be said of a change of the password that has not ended; `None` if there is none.
     pub fn unclear_password(&self) -> Option<String> {
         self.changing.then(|| ChangeError::Unfinished.to_string())
     }
@@ -119,7 +119,7 @@ impl Session {
         }
     }
 
-    /// What is to be said of messages that nobody has acknowledged, if there are any.
+    /// What is to be said of messages that nobody has acknowledged; `None` if there are none.
     pub fn unsettled(&self) -> Option<String> {
         match self.outbox.unacknowledged() {
             0 => None,

@@ -24,20 +24,21 @@ use std::time::{Duration, Instant};
 use words::{Accept, Offer, Word};
 use zeroize::Zeroizing;
 
-/// Transfers and offers that are kept in mind, in each direction, and with one person as the sender.
+/// Transfers and offers that are kept in mind, in each direction: others can make a person's list no longer.
 const MAX_LISTED: usize = 64;
+/// So many of them with one person as the sender, who so leaves room for others.
 const MAX_OFFERS_OF_ONE: usize = 16;
-/// Files that are sent at once.
+/// Files that are sent at once, each with a thread: as many as may arrive at the other side.
 const MAX_LEAVING: usize = 8;
-/// An offer that nobody has answered for this long is withdrawn.
+/// An offer that nobody has answered for this long is withdrawn: its sender may no longer mean it.
 const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
-/// The confirmation of what was sent completely comes in this time.
+/// The confirmation of what was sent completely comes in this time: the other side still writes and compares the hash.
 const CONFIRMATION: Duration = Duration::from_secs(120);
 /// The reason of a person who wished it: what has arrived is not kept for another time.
 const CANCELLED: &str = "cancelled";
-/// Of smaller files, how fast they went says nothing.
+/// Of smaller files, in bytes, how fast they went says nothing.
 const MIN_RATED: u64 = 1_000_000;
-/// The longest reason that is told or believed, in characters.
+/// The longest reason that is told or believed, in characters: a sentence.
 const MAX_REASON: usize = 200;
 
 /// How far a transfer is.
@@ -88,12 +89,13 @@ pub struct Files {
 pub struct Progress {
     /// "photo.jpg → bob".
     pub label: String,
+    /// From 0 to 100.
     pub percent: u64,
     /// "98.2 MB/s, 3 s left".
     pub pace: String,
 }
 
-/// Bytes as people say them.
+/// Bytes, shown as people say them.
 pub struct Size(pub u64);
 
 impl fmt::Display for Size {
@@ -571,7 +573,7 @@ impl Session {
         }
     }
 
-    /// What is to be said of files that are not complete, if there are any.
+    /// What is to be said of files that are not complete; `None` if all are.
     pub fn unfinished_files(&self) -> Option<String> {
         let list = self.files.list.values();
         let titles =

@@ -17,9 +17,9 @@ use crate::protocol::EncryptedMessage;
 use std::collections::VecDeque;
 use zeroize::Zeroizing;
 
-/// A sender's clock that differs by more is told.
+/// A sender's clock that differs by more, in milliseconds, is told: no clock that is set by itself does.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
-/// Conversations of one sender that are remembered: each login of theirs begins some.
+/// Conversations of one sender that are remembered: each login of theirs begins some, and a hostile one begins many.
 const MAX_CONVERSATIONS: usize = 64;
 
 /// The conversations of one sender, the latest first.

@@ -28,8 +28,11 @@ const SPREAD_FROM: usize = 16;
 /// Who a typed line is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audience {
+    /// All who are on-line but oneself.
     Everyone,
+    /// This person, outside a room.
     Private(Username),
+    /// This person, in the room of the two.
     Room(Username),
 }
 

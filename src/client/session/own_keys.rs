@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 /// A former session key still opens what was under way when it was renewed.
 const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
-/// A new session key is made an hour before the old one's day is over.
+/// A new session key is made an hour before the old one's day is over: time for some attempts.
 const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
-/// A renewal that failed is tried again after this time.
+/// A renewal that failed is tried again after this time: five more attempts before the day is over.
 const RENEW_AGAIN: Duration = Duration::from_secs(600);
 
 /// The own session keys: the current one, one that the server has not confirmed yet, and

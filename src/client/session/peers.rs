@@ -13,20 +13,22 @@ use crate::name::Username;
 use crate::protocol::PersonKeys;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// Envelopes that wait for their senders' keys, in all and of one sender; more are refused.
+/// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
+/// at most.
 pub const MAX_INBOX: usize = 1024;
+/// And of one sender.
 pub const MAX_INBOX_OF_ONE: usize = 64;
-/// People that a server can make a client keep in mind.
+/// People that a server can make a client keep in mind: five times as many as are thought of.
 const MAX_PEERS: usize = 50_000;
 
 /// One other person.
 #[derive(Default)]
 pub struct Peer {
-    /// The identity key in use: remembered, and shown by the server.
+    /// The identity key in use: remembered, and shown by the server. `None` until it has shown it.
     pub identity: Option<IdentityPublicKey>,
-    /// A key that differs from the remembered one, undecided.
+    /// A key that differs from the remembered one, undecided; `None` if there is none.
     pub changed: Option<IdentityPublicKey>,
-    /// The certified session key, while on-line.
+    /// The certified session key; `None` while not on-line, or not asked for.
     pub session: Option<SessionPublicKey>,
     /// A `keys_request` is under way.
     pub asked: bool,
@@ -39,7 +41,7 @@ pub struct Peer {
     pub backlog: BTreeSet<u64>,
     /// What waits to be read until the key is here.
     pub inbox: VecDeque<Envelope>,
-    /// The last sequence number of the private conversation, and the session it belongs to.
+    /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
     pub sequence: Option<(Fingerprint, u64)>,
     /// The conversations that this person has begun.
     pub conversations: Conversations,
@@ -113,7 +115,7 @@ impl Peers {
         self.peers.entry(name.clone()).or_default()
     }
 
-    /// One person that something is known of already.
+    /// One person that something is known of already, else `None`.
     pub fn find(&self, name: &Username) -> Option<&Peer> {
         self.peers.get(name)
     }
@@ -162,13 +164,13 @@ impl Peers {
         self.find(name).is_some_and(|peer| peer.changed.is_some())
     }
 
-    /// The key that `/verify` is about: the changed one, if it has changed.
+    /// The key that `/verify` is about: the changed one, if it has changed; `None` for a stranger.
     pub fn fingerprint(&self, name: &Username) -> Option<Fingerprint> {
         let changed = self.find(name).and_then(|peer| peer.changed.as_ref());
         changed.map(IdentityPublicKey::fingerprint).or_else(|| self.known.get(name).map(|(key, _)| key))
     }
 
-    /// Takes in the keys that the server shows for one person.
+    /// Takes in the keys that the server shows for one person. `now_ms` is in milliseconds since 1970.
     pub fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
         let peer = self.peers.entry(keys.name.clone()).or_default();
         peer.asked = false;

@@ -9,7 +9,7 @@ use crate::name::Username;
 use crate::protocol::Presence;
 use std::collections::BTreeSet;
 
-/// People on-line that are kept in mind; a server that names more is not believed.
+/// People on-line that are kept in mind; a server that names more is not believed: it would fill the memory.
 const MAX_ONLINE: usize = 200_000;
 
 impl Session {

@@ -22,28 +22,37 @@ use miniserde::{Deserialize, Serialize, json};
 /// The text of a `file_offer`.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
+    /// Random: names the transfer.
     pub transfer: Fixed<16>,
+    /// The transfer key, random, 32 bytes.
     pub key: Key,
+    /// The last part of the path; the recipient trusts none of it.
     pub name: String,
+    /// Bytes of the file.
     pub size: u64,
+    /// Of the whole file.
     pub sha256: Fixed<32>,
+    /// `size` / 65,536, rounded up; below 2^32. An offer in which the two disagree is none.
     pub chunks: u64,
 }
 
 /// The text of a `file_accept`.
 #[derive(Serialize, Deserialize)]
 pub struct Accept {
+    /// As in the offer.
     pub transfer: Fixed<16>,
-    /// Chunks before this one are there already.
+    /// Chunks before this one are there already; all of them if it is their number.
     pub start: u32,
-    /// Of the session key that the chunks' keys are to be wrapped for.
+    /// Fingerprint of the session key that the chunks' keys are to be wrapped for.
     pub session: Fixed<32>,
 }
 
 /// The text of the other three; the reason is for people.
 #[derive(Serialize, Deserialize)]
 pub struct Word {
+    /// As in the offer.
     pub transfer: Fixed<16>,
+    /// Of a `file_cancel`, for people; exactly `cancelled` if a person wished it; may be `None`.
     pub reason: Option<String>,
 }
 
