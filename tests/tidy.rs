@@ -1,8 +1,10 @@
 //! The house rules that a reader relies on: file heads, the direction of imports, no `unwrap`,
 //! one place for each library, every dependency explained.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -105,28 +107,119 @@ fn each_library_with_a_surface_is_named_in_one_place() {
     }
 }
 
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+}
+
+/// What stands between `begin` and `end`, each time.
+fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item = &'a str> {
+    text.split(begin).skip(1).filter_map(move |rest| rest.split(end).next())
+}
+
+/// What README's anchors are called: its clauses and messages.
+fn clauses() -> BTreeSet<String> {
+    let readme = readme();
+    let all: Vec<_> = between(&readme, "<a id=\"", '"').map(String::from).collect();
+    let names: BTreeSet<_> = all.iter().cloned().collect();
+    assert_eq!(names.len(), all.len(), "each anchor stands once");
+    assert!(names.len() > 100, "the specification was found");
+    names
+}
+
+/// What the headings of a page are called as anchors.
+fn headings(page: &str) -> impl Iterator<Item = String> {
+    page.lines().filter_map(|line| line.strip_prefix('#')).map(|line| {
+        let words = line.trim_start_matches('#').trim().to_lowercase();
+        words
+            .chars()
+            .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-')
+            .collect::<String>()
+            .replace(' ', "-")
+    })
+}
+
+/// The clauses that a text cites, as `README#name`.
+fn cited(text: &str) -> impl Iterator<Item = String> {
+    text.split("README#").skip(1).map(|rest| {
+        let length =
+            rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).unwrap_or(rest.len());
+        rest[..length].trim_end_matches('-').to_string()
+    })
+}
+
 #[test]
-fn every_dependency_has_its_reason_in_the_readme() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("Cargo.toml");
-    let readme = fs::read_to_string(root.join("README.md")).expect("README.md");
-    let table = manifest.split("[dependencies]").nth(1).and_then(|rest| rest.split("\n[").next());
-    let names: Vec<&str> = table
-        .expect("dependencies")
-        .lines()
-        .filter_map(|line| line.split_once(" = "))
-        .map(|(name, _)| name)
-        .collect();
-    assert!(names.len() >= 14, "{names:?}");
-    for name in names {
-        assert!(readme.contains(&format!("| `{name}` |")), "README's dependency table lacks {name}");
+fn the_code_cites_every_clause_of_the_readme_and_nothing_else() {
+    let (clauses, cites): (_, BTreeSet<_>) =
+        (clauses(), sources().iter().flat_map(|(_, text)| cited(text)).collect());
+    let missing: Vec<_> = clauses.difference(&cites).collect();
+    assert!(missing.is_empty(), "nothing in src says that it enforces {missing:?}");
+    let known: BTreeSet<_> = clauses.into_iter().chain(headings(&readme())).collect();
+    let dangling: Vec<_> = cites.difference(&known).collect();
+    assert!(dangling.is_empty(), "README has no {dangling:?}");
+}
+
+#[test]
+fn every_link_of_the_readme_leads_to_a_place_that_is_there() {
+    let (readme, root) = (readme(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let anchors: BTreeSet<_> = clauses().into_iter().chain(headings(&readme)).collect();
+    let is_link = |link: &&str| !link.starts_with("http") && link.contains(['#', '.']) && !link.contains(' ');
+    // A primitive's key and argument, `PSS[key](m)`, look like one.
+    for link in between(&readme, "](", ')').filter(is_link) {
+        let (path, place) = link.split_once('#').unwrap_or((link, ""));
+        if path.is_empty() {
+            assert!(anchors.contains(place), "README has no #{place}");
+            continue;
+        }
+        let text = fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let test = format!("#[test]\nfn {place}()");
+        assert!(
+            place.is_empty() || text.replace("\n    ", "\n").contains(&test),
+            "{path} has no test {place}"
+        );
     }
 }
 
 #[test]
+fn whatever_an_adversary_cannot_do_is_linked_to_the_test_that_tries_it() {
+    let readme = readme();
+    let table =
+        readme.split("| adversary | cannot | can |").nth(1).and_then(|rest| rest.split("\n\n").next());
+    let rows: Vec<_> = table.expect("the table").lines().skip(2).collect();
+    assert!(rows.len() >= 8, "{rows:#?}");
+    for row in rows {
+        let claims = row.split('|').nth(2).expect("three cells").split("; ");
+        for claim in claims {
+            assert!(claim.contains(".rs#"), "no test for: {claim}");
+        }
+    }
+}
+
+#[test]
+fn every_dependency_stands_in_the_readme_as_it_is() {
+    let arguments = ["tree", "--locked", "--offline", "-e", "no-dev", "--prefix", "none", "--format"];
+    let tree = |extra: &[&str]| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).args(extra);
+        String::from_utf8(cargo.output().expect("cargo tree").stdout).expect("UTF-8")
+    };
+    let direct = tree(&["{p} | {l}", "--depth", "1"]);
+    let direct: Vec<_> = direct.lines().filter(|line| !line.starts_with("secure_messenger ")).collect();
+    assert!(direct.len() >= 14, "{direct:?}");
+    let readme = readme();
+    for line in direct {
+        let (package, licence) = line.split_once(" | ").expect("two columns");
+        let (name, version) = package.split_once(" v").expect("a name and a version");
+        let row = readme.lines().find(|row| row.starts_with(&format!("| `{name}` | {version} |")));
+        let row = row.unwrap_or_else(|| panic!("README's dependency table lacks {name} {version}"));
+        assert!(row.contains(&format!("| {licence} |")), "{name} is under {licence}");
+    }
+    let all: BTreeSet<_> = tree(&["{p}"]).lines().map(|line| line.replace(" (*)", "")).collect();
+    assert!(readme.contains(&format!("lists {} crates", all.len())), "there are {} crates", all.len());
+}
+
+#[test]
 fn the_readme_s_commands_are_the_program_s() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).expect("README.md");
+    let readme = readme();
     for usage in secure_messenger::client::command::COMMANDS {
         assert!(readme.contains(&format!("`{}`", usage.usage)), "README lacks {}", usage.usage);
     }

@@ -103,7 +103,7 @@ impl Locks {
         Ok(locked)
     }
 
-    /// The same; the file then holds nothing else, and at most [`MAX_KEPT`] of them.
+    /// The same; the file then holds nothing else, and at most 5,000 of them.
     ///
     /// # Errors
     /// As [`Locks::read`].

@@ -419,7 +419,7 @@ def envelope_vectors():
         envelope_vector("a private message", "message", "private", hello, 1),
         envelope_vector("a room message that fills its bucket", "message", "room", b"x" * 252, 2),
         envelope_vector("a broadcast one byte over its bucket", "message", "broadcast", b"y" * 253, 2**53),
-        envelope_vector("an opened room, without text", "room_opened", "private", b"", 4),
+        envelope_vector("an opened room, without text", "room_opened", "room", b"", 4),
         envelope_vector("a left room, without text", "room_left", "room", b"", 5),
     ]
 

@@ -1,0 +1,724 @@
+#!/usr/bin/env python3
+"""Two independent implementations of one specification talk to each other: `messenger.py` (Python)
+and the reference's programs, with a real server, over real TLS.
+
+    python3 interop.py --server PATH --client PATH [--vectors PATH]
+
+Prints `ok NAME` for each step. Fails at the first that does not hold, with the reason and status 1.
+All waiting is for events, with a deadline; nothing sleeps.
+"""
+
+import argparse, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time, traceback
+
+import messenger as m
+from messenger import Client, Envelope, Lost, MessengerError, PrivateKey, PublicKey, Refused, fields
+
+DEADLINE = 15                                                # seconds for any one thing to happen
+ROUNDS = 100_000                                             # of the Python accounts: the least that is allowed
+
+
+def check(condition, reason):
+    if not condition:
+        raise AssertionError(reason)
+
+
+def refused(code, act):
+    """`act` must fail, with this code."""
+    try:
+        act()
+    except MessengerError as error:
+        return check(error.code == code, f"refused with {error}, not with {code}")
+    raise AssertionError(f"not refused; expected {code}")
+
+
+class Rust:
+    """A program of the reference; its output as lines."""
+
+    def __init__(self, world, *command):
+        self.world, self.lines, self._rest = world, [], b""
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        env={"HOME": world.folder, "PATH": os.defpath}, cwd=world.folder)
+        world.processes.append(self)
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def fileno(self):
+        return self.process.stdout.fileno()
+
+    def read(self):
+        data = self.process.stdout.read(1 << 20)
+        if data == b"":
+            self.world.processes.remove(self)
+        *lines, self._rest = (self._rest + (data or b"")).split(b"\n")
+        self.lines += [line.decode() for line in lines]
+
+    def say(self, *lines):
+        self.process.stdin.write("".join(line + "\n" for line in lines).encode())
+        self.process.stdin.flush()
+
+    def expect(self, wanted):
+        """Takes away the first line that is `wanted` (or matches it, if it is a pattern), and returns it."""
+        def found():
+            for i, line in enumerate(self.lines):
+                if match := (wanted.search(line) if isinstance(wanted, re.Pattern) else line == wanted):
+                    del self.lines[i]
+                    return match
+        return self.world.until(found, f"the line {str(wanted)[:200]!r}; there was {[line[:200] for line in self.lines[-12:]]}")
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class World:
+    """A server, its folder, and everybody there."""
+
+    def __init__(self, arguments):
+        self.arguments, self.processes, self.clients, self.all = arguments, [], [], []
+        self.folder = tempfile.mkdtemp(prefix="interop-")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.all:
+            process.stop()
+        shutil.rmtree(self.folder)
+
+    def path(self, *parts):
+        return os.path.join(self.folder, *parts)
+
+    def until(self, test, reason):
+        """Lets everybody read what comes, until `test()` is true; returns what it is."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            if result := test():
+                return result
+            for client in self.clients:
+                while client.poll(0):                                # one frame each time
+                    if result := test():
+                        return result
+            left = deadline - time.monotonic()
+            check(left > 0, f"waited in vain for {reason}")
+            for ready in select.select([*self.processes, *self.clients], [], [], left)[0]:
+                if isinstance(ready, Rust):
+                    ready.read()
+
+    def start_server(self):
+        server = Rust(self, self.arguments.server, "--host", "127.0.0.1", "--port", "0", "--data-dir", self.path("server"))
+        self.all.append(server)
+        self.fingerprint = server.expect(re.compile(r"SHA256:\S+"))[0]
+        self.port = int(server.expect(re.compile(r"listening on .*:(\d+)$"))[1])
+
+    def rust(self, name, *options, fresh=True):
+        password_file = self.path(name + ".password")
+        with os.fdopen(os.open(password_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(f"secret {name}\n")
+        client = Rust(self, self.arguments.client, "--plain", "--host", "127.0.0.1", "--port", str(self.port), "--fingerprint", self.fingerprint,
+                      "--data-dir", self.path(name), "--user", name, "--password-file", password_file, *options)
+        self.all.append(client)
+        return client
+
+    def python(self, name, identity=None, password=None):
+        return Client("127.0.0.1", self.port, self.fingerprint, name, password or f"secret {name}", identity or PrivateKey())
+
+    def log_in(self, client, register=False):
+        client.connect()
+        if register:
+            client.register(ROUNDS)
+        client.login()
+        if client not in self.clients:
+            self.clients.append(client)
+        return client
+
+    def event(self, client, kind, **members):
+        def found():
+            for event in client.events:
+                if event.kind == kind and all(getattr(event, key, None) == value for key, value in members.items()):
+                    client.events.remove(event)
+                    return event
+        return self.until(found, f"the event {kind} {members}; there was {list(client.events)[-8:]}")
+
+    def delivered(self, *jobs):
+        for job in jobs:
+            self.until(lambda: job.done, "an answer of the server")
+            check(set(job.outcome.values()) == {"delivered"}, f"not delivered: {job.outcome}")
+
+
+# ---------------------------------------------------------------- vectors
+
+def unhex(text):
+    return bytes.fromhex(text)
+
+
+def vectors_primitives(v):
+    for which in ("identity", "session"):
+        key = PrivateKey(unhex(v[which]["pkcs8"])).public
+        check(key.der.hex() == v[which]["spki"] and key.short == v[which]["short"], which)
+        check("SHA256:" + m.base64_of(key.fingerprint).rstrip("=") == v[which]["fingerprint"], f"fingerprint of {which}")
+    for x in v["pbkdf2"]:
+        check(m.password_key(x["password"], unhex(x["salt"]), x["rounds"], least=1).hex() == x["key"], "pbkdf2")
+    for x in v["hmac"]:
+        check(m.hmac256(unhex(x["key"]), unhex(x["message"])).hex() == x["mac"], "hmac")
+    for name, mode in (("eax", m.AES.MODE_EAX), ("gcm", m.AES.MODE_GCM)):
+        for x in v[name]:
+            nonce = unhex(x["nonce"]) + (x["counter"].to_bytes(4, "big") if name == "eax" else b"")
+            key, header, text = unhex(x["key"]), unhex(x["header"]), unhex(x["text"])
+            sealed = m.seal(key, nonce, header, text, mode)
+            check(sealed == (unhex(x["ciphertext"]), unhex(x["tag"])), name)
+            check(m.unseal(key, nonce, header, *sealed, mode) == text, name)
+    session, identity = PrivateKey(unhex(v["session"]["pkcs8"])), PublicKey(unhex(v["identity"]["spki"]))
+    for x in v["oaep"]:
+        check(session.unwrap(unhex(x["block"]), unhex(x["label"]), 32).hex() == x["key"], "oaep")
+    for x in v["pss"]:
+        check(identity.verify(unhex(x["message"]), unhex(x["signature"])), "pss")
+    check(fields("fake salt", v["fake_salt"]["name"])[4:].startswith(b"secure-messenger/1 fake salt"), "labels")
+    check(m.hmac256(unhex(v["fake_salt"]["secret"]), fields("fake salt", v["fake_salt"]["name"])).hex() == v["fake_salt"]["salt"], "fake salt")
+    check(fields("", "ab", 1)[-18:].hex() == "00000002" "6162" "00000008" "0000000000000001", "the example of Fields")
+
+
+def vectors_keys_and_login(v):
+    file = v["key_file"]
+    identity = m.open_key_file(file["text"].encode(), file["owner"], file["password"])
+    check(identity.pkcs8().hex() == v["identity"]["pkcs8"], "the key in the key file, as PKCS#8")
+    refused("decrypt", lambda: m.open_key_file(file["text"].encode(), "alicE", file["password"]))
+    session, x = PublicKey(unhex(v["session"]["spki"])), v["certificate"]
+    check(m.certificate_text(x["owner"], session, x["created"]).hex() == x["signed"], "what a certificate signs")
+    for at, good in ((-2 * m.HOUR, True), (26 * m.HOUR, True), (-2 * m.HOUR - 1, False), (26 * m.HOUR + 1, False)):
+        act = lambda: m.check_certificate(identity.public, x["owner"], session, x["created"], unhex(x["signature"]), x["created"] + at)
+        act() if good else refused("certificate", act)
+    for x in v["logins"]:
+        register, challenge, response = (m.parse(x[key].encode()) for key in ("register", "challenge", "response"))
+        key = m.password_key(x["password"], m.binary(challenge, "salt", 32), challenge["rounds"])
+        nonce = m.binary(challenge, "nonce", 32)
+        check(key.hex() == x["password_key"] and m.base64_of(key) == register["password_key"], "password key")
+        check(m.base64_of(m.hmac256(key, nonce)) == response["response"], "response")
+        proof = fields("login proof", x["name"], nonce, unhex(x["exporter"]), session.fingerprint)
+        check(proof.hex() == x["proof_signed"], "what the login proof signs")
+        check(identity.public.verify(proof, m.binary(response, "proof", 256)), "login proof")
+    x = v["safety_number"]
+    check(m.safety_number(*zip(x["names"], map(unhex, x["fingerprints"]))) == x["number"], "safety number")
+
+
+def recipient_of_vectors(v, session):
+    """The person that the vectors' envelopes are for, without a connection."""
+    client = Client("", 0, "", "Bob-2", "", session)
+    client._begin_session(session)
+    client.person("alice").identity = PublicKey(unhex(v["identity"]["spki"]))
+    client.person("alice").remembered = client.person("alice").identity.fingerprint
+    return client
+
+
+def vectors_envelopes(v):
+    session = PrivateKey(unhex(v["session"]["pkcs8"]))
+    for x in v["envelopes"]:
+        client, message = recipient_of_vectors(v, session), m.parse(x["line"].encode())
+        envelope = Envelope.parse(message)
+        check(envelope.header().hex() == x["header"], f"header of {x['what']}")
+        check(envelope.signed().hex() == x["signed"], f"signed bytes of {x['what']}")
+        check(m.sha256(envelope.header()).hex() == x["oaep_label"] and m.sha256(envelope.signed()).hex() == x["signed_sha256"], "hashes")
+        check(m.pad(unhex(x["text"])).hex() == x["padded"], f"padding of {x['what']}")
+        wire = {key: value for key, value in message.items() if value is not None and key not in ("type", "key")}
+        check(envelope.wire() == wire, f"members of {x['what']}")
+        client._on_encrypted_message(message)
+        shown = [event for event in client.events if event.kind == message["kind"]]
+        check(len(shown) == 1 and shown[0].text == unhex(x["text"]).decode(), f"{x['what']}: {list(client.events)}")
+    codes = {"a commitment to another key": "commitment", "the label of another header": "unwrap", "no label": "unwrap", "a key of 31 bytes": "unwrap",
+             "the counter of a file's chunk": "decrypt", "other associated data": "decrypt"}
+    for x in v["wrong_envelopes"]:
+        client = recipient_of_vectors(v, session)
+        client._on_encrypted_message(m.parse(x["line"].encode()))
+        event, code = client.events[-1], codes.get(x["what"], "padding")
+        check(event.kind == "refused" and event.code == code, f"{x['what']}: {event}")
+
+
+def vectors_chunks(v):
+    session = PrivateKey(unhex(v["session"]["pkcs8"]))
+    for x in v["chunks"]:
+        payload, start, size = unhex(x["payload"]), x["start"], x["size"]
+        transfer, key, index = unhex(x["transfer"]), unhex(x["transfer_key"]), int.from_bytes(payload[:4], "big")
+        check(fields("chunk", transfer, index).hex() == x["associated"], "associated data")
+        length = min(m.CHUNK, size - index * m.CHUNK)
+        chunk = m.parse_chunk(payload, key, transfer, index, start, length)
+        check(session.unwrap(chunk[0], unhex(x["oaep_label"]), 32).hex() == x["chunk_key"], "chunk key")
+        check(m.open_chunks(session, transfer, index, [chunk]).hex() == x["text"], "bytes of a chunk")
+        for spoiled in (payload[:-1], payload[:-1] + bytes([payload[-1] ^ 1]), payload[:10] + b"!" + payload[11:]):
+            refused("chunk" if spoiled[:-1] != payload[:-1] else "decrypt", lambda: (
+                m.open_chunks(session, transfer, index, [m.parse_chunk(spoiled, key, transfer, index, start, length)])))
+
+
+# ---------------------------------------------------------------- talking
+
+def registration_and_login(world):
+    alice = world.log_in(world.python("alice"), register=True)
+    refused("name_taken", lambda: world.python("ALICE").connect().register(ROUNDS))
+    refused("login_failed", lambda: world.python("alice", alice.identity, "secret of another").connect().login())
+    refused("login_failed", lambda: world.python("alice").connect().login())                    # another identity key
+    refused("login_failed", lambda: world.python("alice", alice.identity).connect().login(proof_exporter=bytes(32)))
+    stranger = world.python("alice", alice.identity)
+    stranger.fingerprint = "SHA256:" + "A" * 43
+    refused("server_key", stranger.connect)
+    return alice
+
+
+TEXTS = ("hello", "two\nlines", "Grüße, привет, 你好, 👋🏽", " spaces  around ", "//", "x" * m.TEXT_MOST)
+
+
+def shown(text):
+    return text.replace("\n", "⏎")
+
+
+def python_to_rust(world, alice, *rusts):
+    for text in TEXTS:
+        jobs = [alice.broadcast(text), alice.send("bob", text), alice.room("bob", text)]
+        for rust in rusts:
+            rust.expect(f"<alice> {shown(text)}")
+        for _ in jobs[1:]:
+            rusts[0].expect(f"<alice -> bob> {shown(text)}")
+        world.delivered(*jobs)
+
+
+def rust_to_python(world, alice, bob):
+    for text in TEXTS:
+        if "\n" not in text and not text.startswith("/"):            # the line filter takes one line each
+            text = text.strip()
+            bob.say(text, "/msg alice " + text)
+            for scope in ("broadcast", "private"):
+                event = world.event(alice, "message", name="bob")
+                check((event.scope, event.text) == (scope, text), f"{scope} {text[:50]!r} came as {event}")
+
+
+def rooms(world, alice, bob):
+    world.delivered(alice.open_room("bob"))
+    bob.expect(re.compile(r"^\* alice has opened a private room with you"))
+    bob.say("/room alice", "in the room", "/leave", "outside")
+    for kind, scope, text in (("room_opened", "room", ""), ("message", "room", "in the room"), ("room_left", "room", ""), ("message", "broadcast", "outside")):
+        event = world.event(alice, kind, name="bob")
+        check((event.scope, event.text) == (scope, text), event)
+    world.delivered(alice.room("bob", "still here"), alice.leave_room("bob"))
+    bob.expect("<alice -> bob> still here")
+    bob.expect("* alice has left the room")
+
+
+def safety_numbers(world, alice, bob):
+    bob.say("/verify alice")
+    bob.expect(re.compile(r"^\* safety number with alice"))
+    number = " ".join(bob.expect(re.compile(r"^\*\s+(\d{5} \d{5} \d{5} \d{5})$"))[1] for _ in range(3))
+    check(number == alice.safety_number("bob"), f"bob has {number}, alice {alice.safety_number('bob')}")
+
+
+def key_files(world, alice, bob):
+    with open(world.path("bob", "keys", "bob_private.key"), "rb") as file:
+        text = file.read()
+    check(m.open_key_file(text, "bob", "secret bob").public.fingerprint == alice.person("bob").remembered, "another key in bob's file")
+    refused("decrypt", lambda: m.open_key_file(text, "bob", "secret boB"))
+    dave = world.python("dave").connect().register(ROUNDS)
+    os.makedirs(world.path("dave", "keys"), 0o700)
+    m.write_key_file(world.path("dave", "keys", "dave_private.key"), "dave", dave.password, dave.identity, ROUNDS)
+    rust = world.rust("dave")
+    rust.expect(re.compile(r"^\* logged in as dave"))
+    rust.say("/msg alice from a key file of Python")
+    event = world.event(alice, "message", name="dave", text="from a key file of Python")
+    check(alice.person("dave").remembered == dave.identity.public.fingerprint, event)
+    rust.say("/exit")
+    world.until(lambda: rust.process.poll() == 0, "dave's leaving")
+
+
+def stale_keys(world, alice, bob):
+    """Both sides notice that the other has another session key: after a renewal, and after a new login."""
+    alice.renew()
+    world.event(alice, "renewed")
+    bob.say("/msg alice to the renewed key")
+    world.event(alice, "message", text="to the renewed key")
+    world.delivered(alice.send("bob", "from the renewed key"))
+    bob.expect("<alice -> bob> from the renewed key")
+    bob.say("/exit")
+    world.until(lambda: "bob" not in alice.online, "bob's leaving")
+    job = alice.send("bob", "to nobody")
+    world.until(lambda: job.done, "an answer")
+    check(job.outcome == {"bob": "offline"}, job.outcome)
+    bob = world.rust("bob")
+    world.until(lambda: "bob" in alice.online, "bob's return")       # with another key than the one that alice has
+    jobs = [alice.send("bob", "a"), alice.broadcast("b"), alice.send("bob", "c")]
+    for line in ("<alice -> bob> a", "<alice> b", "<alice -> bob> c"):
+        bob.expect(line)
+    world.delivered(*jobs)
+    check(not [line for line in bob.lines if line.startswith("!")], bob.lines)
+    return bob
+
+
+# ---------------------------------------------------------------- resuming
+
+def resuming(world, alice, bob):
+    """The connection breaks four times while texts go both ways, many at once."""
+    alice.events.clear(), bob.lines.clear()
+    jobs, count = [], 40
+    for part in range(4):
+        jobs += [alice.send("bob", f"to bob {part}-{i}") for i in range(count)]
+        bob.say(*(f"/msg alice to alice {part}-{i}" for i in range(count)))
+        world.until(lambda: sum(event.kind == "message" for event in alice.events) >= part * count + 5, "some texts")
+        alice.transport.abort()
+        jobs += [alice.send("bob", f"to bob {part}-while lost-{i}") for i in range(5)]
+        refused("closed", lambda: alice.poll(0))
+        if part == 1:                                                # somebody else cannot take the session up, nor end it
+            thief = world.python("alice", alice.identity)
+            thief.token, thief.frames = bytes(32), alice.frames
+            refused("no_session", thief.resume)
+        alice.resume()
+    world.until(lambda: all(job.done for job in jobs), "all answers")
+    world.delivered(*jobs)
+    alice_hears = [f"to alice {part}-{i}" for part in range(4) for i in range(count)]
+    bob_hears = [job.text for job in jobs]
+    world.until(lambda: sum(event.kind == "message" for event in alice.events) >= len(alice_hears), "bob's texts")
+    world.delivered(alice.send("bob", "the end"))
+    world.until(lambda: "<alice -> bob> the end" in bob.lines, "alice's texts")
+    check([event.text for event in alice.events if event.kind == "message"] == alice_hears, "texts for alice are lost, doubled or in disorder")
+    prefix = "<alice -> bob> "
+    check([line[len(prefix):] for line in bob.lines if line.startswith(prefix)] == [*bob_hears, "the end"], "texts for bob, likewise")
+    check(not [line for line in bob.lines if line.startswith("!") or "on-line" in line], f"bob has noticed: {bob.lines[-5:]}")
+    check({event.kind for event in alice.events} == {"message"}, f"alice has noticed: {alice.events}")
+    bob.lines.clear(), alice.events.clear()
+
+
+def wrong_resumption(world, alice):
+    """`no_session` for a wrong proof (above) and for a count that was never reached; the session stays."""
+    alice.transport.abort()
+    received, alice.frames.received = alice.frames.received, 10**6
+    refused("no_session", alice.resume)
+    alice.ended, alice.frames.received = None, received
+    alice.resume()
+
+
+# ---------------------------------------------------------------- files
+
+def make_file(world, name, size):
+    data = bytes(i * 7 % 251 for i in range(1009)) * (size // 1009 + 1)
+    with open(world.path(name), "wb") as file:
+        file.write(data[:size])
+    return world.path(name), data[:size]
+
+
+OFFERED = r'^\* alice offers you a file: "%s" .*/acceptfile (\d+)'
+
+
+def over(world, transfer, state, reason=None):
+    world.until(lambda: transfer.over, "the end of a transfer")
+    check(transfer.state == state and reason in (None, transfer.reason), f"{transfer.state}: {transfer.reason}")
+
+
+def received_by_rust(world, bob, data):
+    path = bob.expect(re.compile(r"has arrived whole: (.*)$"))[1]
+    with open(path, "rb") as file:
+        check(file.read() == data, f"{path} has other contents")
+    return path
+
+
+def files_to_rust(world, alice, bob):
+    for name, size in (("some ünïcode file.bin", 700_001), ("empty", 0), ("exact", 5 * m.CHUNK)):
+        path, data = make_file(world, name, size)
+        transfer = alice.offer_file("bob", path)
+        bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % name))[1])
+        over(world, transfer, "complete")
+        received_by_rust(world, bob, data)
+
+
+def files_from_rust(world, alice, bob):
+    os.mkdir(world.path("received"))
+    for name, size in (("from bob.bin", 654_321), ("nothing", 0), ("exact too", 10 * m.CHUNK)):
+        path, data = make_file(world, name, size)
+        bob.say(f"/sendfile alice {path}")
+        transfer = alice.accept_file(world.event(alice, "file_offer", name="bob").transfer, world.path("received"))
+        over(world, transfer, "complete")
+        bob.expect(re.compile(rf'^\* alice has received "{name}"'))
+        with open(transfer.path, "rb") as file:
+            check(file.read() == data, f"{transfer.path} has other contents")
+    check(sorted(os.listdir(world.path("received"))) == ["bob_exact too", "bob_from bob.bin", "bob_nothing"], "something else in the folder")
+
+
+def refused_files(world, alice, bob):
+    """Rejected, withdrawn and cancelled under way, by each side."""
+    path, _ = make_file(world, "unwanted", 3_000_000)
+    transfer = alice.offer_file("bob", path)
+    bob.say("/rejectfile " + bob.expect(re.compile(OFFERED % "unwanted"))[1])
+    over(world, transfer, "ended", "rejected")
+    transfer = alice.offer_file("bob", path)
+    bob.expect(re.compile(OFFERED % "unwanted"))
+    alice.cancel_file(transfer)
+    bob.expect('! alice has withdrawn "unwanted" (3.0 MB)')
+
+    transfer = alice.offer_file("bob", path)                         # alice cancels when the first chunks have gone
+    bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "unwanted"))[1])
+    world.until(lambda: transfer.index, "the first chunk")
+    alice.cancel_file(transfer)
+    bob.expect(re.compile(r'^! alice has cancelled "unwanted"'))
+    transfer = alice.offer_file("bob", path)                         # bob cancels before alice hears that he has accepted
+    number = bob.expect(re.compile(OFFERED % "unwanted"))[1]
+    world.clients.remove(alice)
+    bob.say("/acceptfile " + number, "/cancel " + number)
+    bob.expect(re.compile(r'^\* receiving "unwanted"'))
+    bob.expect(re.compile(r'you have cancelled "unwanted"'))
+    world.clients.append(alice)
+    over(world, transfer, "ended", "cancelled")
+
+    bob.say(f"/sendfile alice {path}")
+    alice.reject_file(world.event(alice, "file_offer").transfer)
+    bob.expect('* alice has declined "unwanted" (3.0 MB)')
+    bob.say(f"/sendfile alice {path}")
+    transfer = alice.accept_file(world.event(alice, "file_offer").transfer, world.path("received"))
+    world.until(lambda: transfer.index >= 2 * m.GROUP, "the first chunks")
+    alice.cancel_file(transfer)
+    bob.expect(re.compile(r'^! alice has cancelled "unwanted"'))
+    check(not [name for name in os.listdir(world.path("received")) if "unwanted" in name or "part" in name], "something was left")
+
+
+def continued_file(world, alice, bob):
+    """What has arrived of a file that broke off is not sent again: the accept begins behind it."""
+    path, data = make_file(world, "long", 50 * m.CHUNK + 17)
+    transfer = alice.offer_file("bob", path)
+    bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "long"))[1])
+    world.until(lambda: transfer.index >= 11 or transfer.over, "eleven chunks")
+    alice._end(transfer, "a pause")
+    bob.expect(re.compile(r'^! .*"long".*pause'))
+    transfer = alice.offer_file("bob", path)
+    bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "long"))[1])
+    over(world, transfer, "complete")
+    check(transfer.start >= m.GROUP, f"it began at {transfer.start}")
+    received_by_rust(world, bob, data)
+
+
+def files_while_resuming(world, alice, bob):
+    path, data = make_file(world, "through thick and thin", 2_222_222)
+    sending = alice.offer_file("bob", path)
+    bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "through thick and thin"))[1], f"/sendfile alice {path}")
+    receiving = alice.accept_file(world.event(alice, "file_offer", name="bob").transfer, world.path("received"))
+    for least in (3, 17):
+        world.until(lambda: receiving.index >= least or receiving.over, "chunks")
+        alice.transport.abort()
+        alice.resume()
+    over(world, sending, "complete")
+    over(world, receiving, "complete")
+    received_by_rust(world, bob, data)
+    with open(receiving.path, "rb") as file:
+        check(file.read() == data, "other contents")
+
+
+def spoiled_chunks(world, alice, bob):
+    """One bit of a chunk is altered, on its way to either side: the transfer ends, and nothing of the file is there."""
+    path, _ = make_file(world, "spoiled", 400_000)
+    send = alice._send
+
+    def spoil(message, packet=False):
+        send(message[:-1] + bytes([message[-1] ^ 1]) if packet else message, packet)
+    alice._send = spoil
+    transfer = alice.offer_file("bob", path)
+    bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "spoiled"))[1])
+    over(world, transfer, "ended")
+    alice._send = send
+    bob.expect(re.compile(r'^! .*spoiled'))
+    bob.say(f"/sendfile alice {path}")
+    transfer, take = world.event(alice, "file_offer").transfer, alice._on_packet
+    alice._on_packet = lambda body: take(body[:-1] + bytes([body[-1] ^ 1]))
+    alice.accept_file(transfer, world.path("received"))
+    over(world, transfer, "ended")
+    alice._on_packet = take
+    bob.expect(re.compile(r'^! .*spoiled'))
+    check(not [name for name in os.listdir(world.path("received")) if "spoiled" in name or "part" in name], "something was left")
+
+
+# ---------------------------------------------------------------- hostile
+
+def shoot(world, alice, envelope, message_key, wrapped=None):
+    """Sends an envelope made by hand from alice's account to bob."""
+    session = alice.person("bob").session
+    job = m.Job(["bob"], "", "message", "private")
+    alice._last_id += 1
+    alice._due[alice._last_id] = job, ["bob"]
+    alice._send({"type": "encrypted_send", "id": alice._last_id, "targets": ["bob"], "sessions": {"bob": session.short},
+                 "keys": {"bob": m.base64_of(wrapped or envelope.wrap(session, message_key))}, **envelope.wire()})
+    world.until(lambda: job.done, "an answer")
+    return job.outcome
+
+
+def false_envelopes_for_rust(world, alice, bob):
+    session = alice.person("bob").session
+
+    def forged(text="forged", sign=True, message_key=m.secrets.token_bytes(32), **members):
+        place = (alice.key.public.fingerprint, session.fingerprint)
+        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "bob", "recipient_session": session.fingerprint,
+                 "session": alice.key.public.fingerprint, "sequence": alice.person("bob").sequences[place] + 1, "time": m.now()}
+        after = {key: members.pop(key) for key in ("identity", "commitment", "tag", "signature") if key in members}
+        envelope = Envelope.seal(alice.identity, text.encode(), message_key, **{**given, **members})
+        envelope.__dict__.update(after)
+        if sign and "signature" not in after:
+            envelope.signature = alice.identity.sign(envelope.signed())
+        return envelope, message_key
+
+    world.delivered(alice.send("bob", "a true one"))
+    bob.expect("<alice -> bob> a true one")
+    used = dict(alice.person("bob").sequences)[(alice.key.public.fingerprint, session.fingerprint)]
+    replayed = forged("shown once")
+    for what, envelope, reason in (
+            ("a replayed number", forged(sequence=used), "repetition"),
+            ("another signature", forged(signature=bytes(256)), "signature"),
+            ("for another session", forged(recipient_session=bytes(32)), "somebody else, or for an earlier session"),
+            ("another identity", forged(identity=bytes(32)), "contradict"),
+            ("another commitment", forged(commitment=bytes(32)), "decrypted"),
+            ("another tag", forged(tag=bytes(16)), "decrypted"),
+            ("an unknown kind", forged(kind="hello"), "contradict"),
+            ("a room notice that is private", forged("", kind="room_opened"), "contradict"),
+            ("a room notice with a text", forged(kind="room_opened", scope="room"), "contradict")):
+        check(shoot(world, alice, *envelope) == {"bob": "delivered"}, f"{what}: the server looks at it")
+        bob.expect(re.compile(rf"^! refused a message that claims to come from alice: .*{reason}"))
+    shoot(world, alice, *forged(recipient="carol"))
+    world.event(alice, "error", code="bad_targets")
+    shoot(world, alice, *forged(sender="carol"))
+    world.event(alice, "error", code="wrong_sender")
+    shoot(world, alice, *replayed)
+    bob.expect("<alice -> bob> shown once")
+    shoot(world, alice, *replayed)
+    bob.expect(re.compile(r"^! refused .*repetition"))
+    alice.person("bob").sequences[alice.key.public.fingerprint, session.fingerprint] += 1
+    world.delivered(alice.send("bob", "and a true one"))
+    bob.expect("<alice -> bob> and a true one")
+    check(not [line for line in bob.lines if "forged" in line or "missing" in line], bob.lines)
+
+
+def false_envelopes_for_python(world, alice, bob):
+    """The last envelope of bob, altered in every member, fed to alice again."""
+    heard, take = [], alice._on_encrypted_message
+    alice._on_encrypted_message = heard.append                       # kept back, to be altered first
+    bob.say("/msg alice genuine")
+    world.until(lambda: heard, "bob's envelope")
+    alice._on_encrypted_message = take
+    genuine = heard[0]
+
+    def flipped(key):
+        data = m.from_base64(genuine[key])
+        return m.base64_of(bytes([data[0] ^ 1]) + data[1:])
+
+    alice.events.clear()
+    for changed, codes in (
+            ({"from": "carol"}, {"identity"}), ({"from": "BOB"}, {"name"}), ({"from": "alice"}, {"name"}), ({"kind": "hello"}, {"kind"}),
+            ({"kind": "room_left"}, {"kind"}), ({"scope": "room"}, {"signature"}), ({"scope": "broadcast"}, {"recipient"}), ({"recipient": "carol"}, {"signature"}),
+            ({"sequence": genuine["sequence"] + 1}, {"signature"}), ({"sequence": 0}, {"malformed"}), ({"sequence": 1.5}, {"malformed"}),
+            ({"sequence": True}, {"malformed"}), ({"time": genuine["time"] + 1}, {"signature"}), ({"tag": genuine["nonce"]}, {"malformed"}),
+            ({"nonce": genuine["nonce"] + "\n"}, {"malformed"}), ({"signature": None}, {"malformed"}), ({"key": flipped("key")}, {"unwrap"}),
+            *(({key: flipped(key)}, {"identity"} if key == "identity" else {"signature"}) for key in (
+                "recipient_session", "identity", "session", "commitment", "nonce", "ciphertext", "tag", "signature"))):
+        alice._on_encrypted_message({**genuine, **changed})
+        event = world.event(alice, "refused")
+        check(event.code in codes, f"{str(changed)[:80]} was refused as {event.code}, not {codes}")
+    alice._on_encrypted_message(genuine)
+    world.event(alice, "message", text="genuine", name="bob")
+    alice._on_encrypted_message(genuine)
+    check(world.event(alice, "refused").code == "sequence", "a repetition")
+    check(not [event for event in alice.events if event.kind == "message"], alice.events)
+
+
+def changed_keys(world, alice, bob):
+    """An operator gives the name eve another key: both programs refuse it, until the person decides."""
+    eve = world.log_in(world.python("eve"), register=True)
+    world.delivered(eve.broadcast("I am eve"))
+    bob.expect("<eve> I am eve")
+    world.event(alice, "message", name="eve")
+    removal = Rust(world, world.arguments.server, "user", "remove", "eve", "--data-dir", world.path("server"))
+    world.all.append(removal)
+    world.event(eve, "error", code="account_removed")
+    world.clients.remove(eve)
+    refused("closed", lambda: [eve.poll(DEADLINE) for _ in range(9)])
+    refused("account_removed", eve.resume)
+    false = world.log_in(world.python("eve"), register=True)
+    job = false.broadcast("I am eve, too")
+    bob.expect(re.compile(r"^! .*eve.*key.*"))
+    check(world.event(alice, "refused", name="eve").code == "key_changed", "another code")
+    job = alice.send("eve", "who?")
+    world.until(lambda: job.done, "a refusal")
+    check(job.outcome == {"eve": "key_changed"}, job.outcome)
+    check(not [line for line in bob.lines if line.startswith("<eve> I am eve, too")], bob.lines)
+    alice.trust("eve")
+    world.delivered(alice.send("eve", "so it is you"))
+    world.event(false, "message", text="so it is you")
+    world.clients.remove(false)
+    false.logout()
+
+
+def unknown_types(world, alice, bob):
+    for line, code in (({"type": "hello"}, "unknown_type"), ({"type": 5}, "malformed"), ({"no": "type"}, "malformed"),
+                       ({"type": "keys_request", "names": [f"n{i}" for i in range(65)]}, "bad_targets"),
+                       ({"type": "login_request", "version": 1, "username": "alice", "public_key": ""}, "already_logged_in"),
+                       ({"type": "resume_request", "version": 1, "username": "alice"}, "already_logged_in")):
+        alice._send(line)
+        world.event(alice, "error", code=code)
+    world.delivered(alice.send("bob", "it goes on"))
+    bob.expect("<alice -> bob> it goes on")
+    alice.transport.abort()
+    alice.resume()                                                   # all of these were frames: the counts agree
+
+
+def changed_password(world, alice, _):
+    path = world.path("alice.key")
+    m.write_key_file(path, "alice", alice.password, alice.identity, ROUNDS)
+    alice.change_password("another secret", path, ROUNDS)
+    with open(path, "rb") as file:
+        m.open_key_file(file.read(), "alice", "another secret")
+    refused("login_failed", lambda: world.python("alice", alice.identity).connect().login())
+    second = world.log_in(world.python("alice", alice.identity, "another secret"))
+    world.event(alice, "error", code="signed_in_elsewhere")
+    world.clients.remove(alice)
+    refused("closed", lambda: alice.poll(DEADLINE))
+    refused("signed_in_elsewhere", alice.resume)
+    second.logout()
+
+
+def main():
+    here = os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--server", required=True, type=os.path.abspath)
+    parser.add_argument("--client", required=True, type=os.path.abspath)
+    parser.add_argument("--vectors", default=os.path.join(here, "..", "vectors", "vectors.json"))
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    began, name = time.monotonic(), "start"
+
+    def step(function, *parameters):
+        nonlocal name
+        name = function.__name__
+        at = time.monotonic()
+        result = function(*parameters)
+        print(f"ok {name} ({time.monotonic() - at:.1f} s)", flush=True)
+        return result
+
+    try:
+        with World(arguments) as world:
+            with open(arguments.vectors) as file:
+                vectors = json.load(file)
+            world.start_server()
+            bob, carol = (world.rust(who, "--register") for who in ("bob", "carol"))    # they start meanwhile
+            for function in (vectors_primitives, vectors_keys_and_login, vectors_envelopes, vectors_chunks):
+                step(function, vectors)
+            alice = step(registration_and_login, world)
+            for who, rust in (("bob", bob), ("carol", carol)):
+                rust.expect(re.compile(rf"^\* logged in as {who} "))
+            world.until(lambda: {"bob", "carol"} <= alice.online, "bob and carol")
+            step(python_to_rust, world, alice, bob, carol)
+            step(rust_to_python, world, alice, bob)
+            step(rooms, world, alice, bob)
+            step(safety_numbers, world, alice, bob)
+            step(key_files, world, alice, bob)
+            bob = step(stale_keys, world, alice, bob)
+            step(resuming, world, alice, bob)
+            step(wrong_resumption, world, alice)
+            for function in (files_to_rust, files_from_rust, refused_files, continued_file, files_while_resuming, spoiled_chunks,
+                             false_envelopes_for_rust, false_envelopes_for_python, changed_keys, unknown_types, changed_password):
+                step(function, world, alice, bob)
+    except (AssertionError, MessengerError, OSError) as error:
+        print(f"FAILED {name}: {error or type(error).__name__}", flush=True)
+        traceback.print_exc()
+        return 1
+    print(f"all ok in {time.monotonic() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

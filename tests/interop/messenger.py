@@ -1,0 +1,1390 @@
+#!/usr/bin/env python3
+"""A second client for Secure Messenger, written from its README alone.
+
+Read it from top to bottom: each section names the heading of README.md that it implements, and
+stands on the sections before it.  Nothing here knows about terminals; `main()` at the end is a
+minimal line-by-line program.
+
+    encodings -> primitives -> keys -> envelope, chunks -> transport -> session -> client
+
+The client is *single-threaded*: `poll()` takes in one frame from the server and acts on it,
+`wait()` polls until something has happened, and whatever concerns the person becomes an `Event`.
+Sending never waits: a text becomes a `Job`, and `wait(lambda: job.done)` waits for its fate.
+
+Needs pycryptodome and pyOpenSSL (for `export_keying_material`, which `ssl` does not offer).
+"""
+
+import argparse, base64, collections, hashlib, hmac, json, os, re, secrets, select, socket, struct, sys, time
+
+try:
+    from Cryptodome.Cipher import AES, PKCS1_OAEP            # Debian's name of pycryptodome
+    from Cryptodome.Hash import SHA256
+    from Cryptodome.PublicKey import RSA
+    from Cryptodome.Signature import pss
+except ImportError:
+    from Crypto.Cipher import AES, PKCS1_OAEP
+    from Crypto.Hash import SHA256
+    from Crypto.PublicKey import RSA
+    from Crypto.Signature import pss
+from OpenSSL import SSL, crypto
+
+VERSION = 1
+LABEL = "secure-messenger/1 "                                # what `…` stands for before every label
+MINUTE, HOUR = 60_000, 3_600_000                             # milliseconds, as all times on the wire
+LINE_BEFORE, LINE_AFTER, PACKET_MOST = 16 << 10, 1 << 20, 67_584
+TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST = 32 << 10, 33_024, 1_024, 64
+CHUNK, GROUP, WINDOW = 65_536, 5, 15                         # WINDOW: chunks under way, whole groups
+TRANSFERS_MOST, OFFERS_OF_ONE, OFFERS_MOST = 8, 16, 64       # 8 windows of 15 stay below 128 grants
+ROUNDS, ROUNDS_LEAST, ROUNDS_MOST = 600_000, 100_000, 10_000_000
+CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # remembered, unread: of one person
+KEPT_MOST = 32 << 20                                         # bytes that we keep for an `ack`
+
+
+class MessengerError(Exception):
+    """Something failed; `code` says what, for programs, the text says it for people."""
+
+    def __init__(self, code, text="", retry_after=None):
+        super().__init__(f"{code}: {text}" if text else code)
+        self.code, self.retry_after = code, retry_after
+
+
+class Lost(MessengerError):
+    """The connection has ended. `Client.resume()` may take the session up again."""
+
+
+class Refused(MessengerError):
+    """What somebody else made does not pass a check; `code` names the check."""
+
+
+# ---------------------------------------------------------------- README: Encodings
+
+def fields(label, *values):
+    """Fields(label, f1, f2, …): each with its length before it, numbers as 8 bytes."""
+    out = b""
+    for value in (LABEL + label, *values):
+        if isinstance(value, int):
+            value = struct.pack(">Q", value)
+        elif isinstance(value, str):
+            value = value.encode()
+        value = value or b""
+        out += struct.pack(">I", len(value)) + value
+    return out
+
+
+def base64_of(data):
+    return base64.b64encode(data).decode()
+
+
+def from_base64(text, length=None):
+    """Strict: nothing but the one canonical form of these bytes is taken."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, TypeError):
+        raise Refused("malformed", "not base64") from None
+    if base64_of(data) != text or (length is not None and len(data) != length):
+        raise Refused("malformed", "not base64 of the right length")
+    return data
+
+
+def now():
+    return int(time.time() * 1000)
+
+
+def number(message, key, least=0, most=2**64 - 1):
+    value = message.get(key)
+    if type(value) is not int or not least <= value <= most:         # neither bool nor float
+        raise Refused("malformed", f"{key} is no number in its bounds")
+    return value
+
+
+def binary(message, key, length=None):
+    return from_base64(message.get(key), length)
+
+
+def word(message, key, most=1_000):
+    value = message.get(key)
+    if not isinstance(value, str) or len(value) > most:
+        raise Refused("malformed", f"{key} is no text in its bounds")
+    return value
+
+
+def names(message, key):
+    value = message.get(key)
+    if not isinstance(value, list) or not all(map(is_name, value)):
+        raise Refused("malformed", f"{key} is no list of names")
+    return value
+
+
+def parse(line):
+    """One JSON object, nested at most 8 deep; of a repeated member the last counts, of `type` the first."""
+    def object_of(pairs):
+        found = dict(pairs)
+        if "type" in found:
+            found["type"] = next(value for key, value in pairs if key == "type")
+        return found
+
+    def no_constant(text):
+        raise ValueError(text)                                       # NaN and Infinity are not JSON
+
+    def depth(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    try:
+        text = line.decode()
+        value = json.loads(text, object_pairs_hook=object_of, parse_constant=no_constant)
+        json.dumps(value, ensure_ascii=False).encode()               # half a surrogate pair is no text
+        if not isinstance(value, dict) or depth(value) > 8:
+            raise ValueError
+        return value
+    except (ValueError, RecursionError):
+        raise Refused("malformed", "no JSON object") from None
+
+
+# ---------------------------------------------------------------- README: Names
+
+def is_name(name):
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name) is not None
+
+
+# ---------------------------------------------------------------- README: Encodings (primitives)
+
+def hmac256(key, message):
+    return hmac.new(key, message, hashlib.sha256).digest()
+
+
+def sha256(data):
+    return hashlib.sha256(data).digest()
+
+
+def password_key(password, salt, rounds, least=ROUNDS_LEAST):
+    if not least <= rounds <= ROUNDS_MOST:
+        raise Refused("bad_rounds", f"{rounds} rounds")
+    return hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
+
+
+def seal(key, nonce, associated, text, mode=AES.MODE_EAX):
+    """EAX[key](…) with a 16-byte nonce, or GCM with 12 bytes. Returns (ciphertext, tag)."""
+    cipher = AES.new(key, mode, nonce=nonce, mac_len=16)
+    cipher.update(associated)
+    return cipher.encrypt_and_digest(text)
+
+
+def unseal(key, nonce, associated, ciphertext, tag, mode=AES.MODE_EAX):
+    cipher = AES.new(key, mode, nonce=nonce, mac_len=16)
+    cipher.update(associated)
+    try:
+        return cipher.decrypt_and_verify(ciphertext, tag)
+    except ValueError:
+        raise Refused("decrypt", "altered, or for another key") from None
+
+
+class PublicKey:
+    """An RSA-2048 key with e = 65537 as canonical SubjectPublicKeyInfo; anything else is refused."""
+
+    def __init__(self, der):
+        try:
+            self._key = RSA.import_key(der)
+            good = (self._key.n.bit_length(), self._key.e) == (2048, 65537) and self._key.public_key().export_key("DER") == der
+        except (ValueError, IndexError, TypeError):
+            good = False
+        if not good:
+            raise Refused("bad_key", "not a canonical RSA-2048 key")
+        self.der, self.fingerprint = der, sha256(der)
+        self.short = self.fingerprint[:8].hex()
+
+    def verify(self, message, signature):
+        try:
+            pss.new(self._key, salt_bytes=32).verify(SHA256.new(message), signature)
+            return True
+        except ValueError:
+            return False
+
+    def wrap(self, secret, label):
+        return PKCS1_OAEP.new(self._key, SHA256, label=label).encrypt(secret)
+
+
+class PrivateKey:
+    def __init__(self, der=None):
+        if der is None:                                              # OpenSSL makes keys much faster than pycryptodome
+            made = crypto.PKey()
+            made.generate_key(crypto.TYPE_RSA, 2048)
+            parts = made.to_cryptography_key().private_numbers()
+            self._key = RSA.construct((parts.public_numbers.n, 65537, parts.d, parts.p, parts.q), consistency_check=False)
+        else:
+            self._key = RSA.import_key(der)
+        self.public = PublicKey(self._key.public_key().export_key("DER"))
+
+    def pkcs8(self):
+        return self._key.export_key("DER", pkcs=8)
+
+    def sign(self, message):
+        return pss.new(self._key, salt_bytes=32).sign(SHA256.new(message))
+
+    def unwrap(self, block, label, length):
+        try:
+            secret = PKCS1_OAEP.new(self._key, SHA256, label=label).decrypt(block)
+        except (ValueError, TypeError):
+            secret = b""
+        if len(secret) != length:
+            raise Refused("unwrap", "the wrapped key does not open")
+        return secret
+
+
+# ---------------------------------------------------------------- README: Keys
+
+def certificate_text(name, session, created):
+    return fields("session certificate", name, session.der, created)
+
+
+def check_certificate(identity, name, session, created, certificate, at=None):
+    """Valid from 2 hours before `created` to 26 hours after, signed by the identity key."""
+    at = now() if at is None else at
+    if not created - 2 * HOUR <= at <= created + 26 * HOUR:
+        raise Refused("certificate", "outside its time")
+    if not identity.verify(certificate_text(name, session, created), certificate):
+        raise Refused("certificate", "the signature is wrong")
+
+
+# ---------------------------------------------------------------- README: Key file
+
+def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
+    if len(password) < 6:
+        raise MessengerError("bad_password", "at least 6 characters")
+    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
+    ciphertext, tag = seal(password_key(password, salt, rounds), nonce, fields("key file", name), identity.pkcs8(), AES.MODE_GCM)
+    text = json.dumps({"version": 1, "kdf": "PBKDF2-HMAC-SHA256", "rounds": rounds, "salt": base64_of(salt), "cipher": "AES-256-GCM",
+                       "nonce": base64_of(nonce), "ciphertext": base64_of(ciphertext), "tag": base64_of(tag), **more})
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path)
+
+
+def sync_folder(path):
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def open_key_file(text, name, password):
+    file = parse(text)
+    if (file.get("version"), file.get("kdf"), file.get("cipher")) != (1, "PBKDF2-HMAC-SHA256", "AES-256-GCM"):
+        raise Refused("key_file", "of another version")
+    key = password_key(password, binary(file, "salt", 16), number(file, "rounds"))
+    return PrivateKey(unseal(key, binary(file, "nonce", 12), fields("key file", name), binary(file, "ciphertext"),
+                             binary(file, "tag", 16), AES.MODE_GCM))
+
+
+# ---------------------------------------------------------------- README: Safety number
+
+def safety_number(*people):
+    """Of two (name, identity fingerprint): twelve groups of five digits, the same for both."""
+    halves = []
+    for name, fingerprint in people:
+        digest = sha256(fields("safety number", name, fingerprint))
+        halves.append(" ".join(f"{int.from_bytes(digest[i:i + 5], 'big') % 100_000:05}" for i in range(0, 30, 5)))
+    return " ".join(sorted(halves))
+
+
+# ---------------------------------------------------------------- README: Envelope
+
+FILE_KINDS = ("file_offer", "file_accept", "file_reject", "file_cancel", "file_done")
+SCOPES_OF = {"message": ("broadcast", "private", "room"), "room_opened": ("room",), "room_left": ("room",),
+             **dict.fromkeys(FILE_KINDS, ("private",))}
+
+
+def pad(text):
+    """The length before, zeros behind, as few as make a multiple of 256 bytes."""
+    data = struct.pack(">I", len(text)) + text
+    return data + bytes(-len(data) % 256)
+
+
+def unpad(padded):
+    length = struct.unpack(">I", padded[:4])[0] if len(padded) >= 4 else TEXT_MOST + 1
+    if length > TEXT_MOST or pad(padded[4:4 + length]) != padded:
+        raise Refused("padding")
+    return padded[4:4 + length]
+
+
+class Envelope:
+    """What the sender signed. `key`, the wrapped message key, is another for each recipient and no part of it."""
+
+    LENGTHS = {"identity": 32, "session": 32, "commitment": 32, "nonce": 12, "tag": 16, "signature": 256}
+    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_session", "sequence", "time", "ciphertext", *LENGTHS)
+
+    def __init__(self, **members):
+        self.__dict__.update(dict.fromkeys(self.MEMBERS), **members)
+
+    def header(self):
+        return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_session, self.sender, self.identity,
+                      self.session, self.sequence, self.time, self.commitment)
+
+    def signed(self):
+        return fields("envelope signature", self.header(), self.nonce, sha256(self.ciphertext + self.tag))
+
+    def conversation(self):
+        """All broadcasts of a session key are one conversation, and what it sends to each other session key."""
+        return self.session, self.recipient_session
+
+    @classmethod
+    def seal(cls, identity, text, message_key, **members):
+        """Everything but the wrapped keys, which `wrap` makes."""
+        self = cls(identity=identity.public.fingerprint, commitment=hmac256(message_key, (LABEL + "key commitment").encode()),
+                   nonce=secrets.token_bytes(12), **members)
+        self.ciphertext, self.tag = seal(message_key, self.nonce + bytes(4), self.header(), pad(text))
+        self.signature = identity.sign(self.signed())
+        return self
+
+    def wrap(self, session, message_key):
+        return session.wrap(message_key, sha256(self.header()))
+
+    def open(self, session, wrapped):
+        """Step 6 of Receiving: unwrap, check the commitment, decrypt, check the padding."""
+        message_key = session.unwrap(wrapped, sha256(self.header()), 32)
+        if not hmac.compare_digest(hmac256(message_key, (LABEL + "key commitment").encode()), self.commitment):
+            raise Refused("commitment")
+        return unpad(unseal(message_key, self.nonce + bytes(4), self.header(), self.ciphertext, self.tag))
+
+    def wire(self):
+        """The members on a line; those that there are not are left out."""
+        out = {}
+        for key in self.MEMBERS:
+            value = getattr(self, key)
+            if value is not None:
+                out["from" if key == "sender" else key] = base64_of(value) if isinstance(value, bytes) else value
+        return out
+
+    @classmethod
+    def parse(cls, message):
+        """Step 1 of Receiving: the fields fit each other, and the kind and scope are known."""
+        self = cls(sender=word(message, "from"), kind=word(message, "kind"), scope=word(message, "scope"),
+                   sequence=number(message, "sequence", 1, 2**64 - 2), time=number(message, "time"), ciphertext=binary(message, "ciphertext"),
+                   **{key: binary(message, key, length) for key, length in cls.LENGTHS.items()})
+        if self.scope not in SCOPES_OF.get(self.kind, ()):
+            raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
+        if self.scope != "broadcast":
+            self.recipient, self.recipient_session = word(message, "recipient"), binary(message, "recipient_session", 32)
+        elif message.get("recipient") is not None or message.get("recipient_session") is not None:
+            raise Refused("recipient", "a broadcast with a recipient")
+        if not is_name(self.sender) or self.recipient is not None and not is_name(self.recipient):
+            raise Refused("name")
+        if len(self.ciphertext) > CIPHERTEXT_MOST:
+            raise Refused("malformed", "ciphertext too long")
+        return self
+
+
+# ---------------------------------------------------------------- README: Chunks
+
+def chunk_blocks(index, start):
+    return (index - start) % GROUP == 0
+
+
+def chunk_mac(transfer_key, transfer, index, block, nonce, tag):
+    return hmac256(transfer_key, fields("chunk", transfer, index, block, nonce, tag))
+
+
+def seal_chunk(transfer_key, transfer, index, chunk_key, block, data):
+    """The payload of one packet; `block` is empty but for the first chunk of a group."""
+    nonce = secrets.token_bytes(12)
+    ciphertext, tag = seal(chunk_key, nonce + struct.pack(">I", index), fields("chunk", transfer, index), data)
+    return struct.pack(">I", index) + chunk_mac(transfer_key, transfer, index, block, nonce, tag) + nonce + tag + block + ciphertext
+
+
+def wrap_chunk_keys(session, transfer, index, keys):
+    return session.wrap(b"".join(keys), sha256(fields("chunk keys", transfer, index)))
+
+
+def parse_chunk(payload, transfer_key, transfer, index, start, length):
+    """A chunk that its sender made, at its place and of its length: (block, nonce, tag, ciphertext)."""
+    block_length = 256 if chunk_blocks(index, start) else 0
+    if len(payload) != 64 + block_length + length or payload[:4] != struct.pack(">I", index):
+        raise Refused("chunk", "out of order, or of a wrong length")
+    mac, nonce, tag, block, ciphertext = payload[4:36], payload[36:48], payload[48:64], payload[64:64 + block_length], payload[64 + block_length:]
+    if not hmac.compare_digest(chunk_mac(transfer_key, transfer, index, block, nonce, tag), mac):
+        raise Refused("chunk", "altered")
+    return block, nonce, tag, ciphertext
+
+
+def open_chunks(session, transfer, first, group):
+    """A group of parsed chunks, of which all were checked before: their bytes."""
+    keys = session.unwrap(group[0][0], sha256(fields("chunk keys", transfer, first)), 32 * len(group))
+    return b"".join(unseal(keys[32 * i:32 * i + 32], nonce + struct.pack(">I", first + i), fields("chunk", transfer, first + i), ciphertext, tag)
+                    for i, (_, nonce, tag, ciphertext) in enumerate(group))
+
+
+# ---------------------------------------------------------------- README: Received files
+
+def plain_name(name):
+    """One harmless name of what somebody else calls a file."""
+    name = re.split(r"[/\\]", name)[-1]
+    name = "".join("_" if c in ':*?"<>|' or not c.isprintable() else c for c in name).strip(". \u00a0")
+    stem, extension = os.path.splitext(name)
+    if re.fullmatch(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])", name.split(".")[0].strip()):
+        stem = "_" + stem
+    if extension.lower() == ".part":
+        extension = ".part_"
+    while len((stem + extension).encode()) > 180:
+        stem, extension = (stem[:-1], extension) if stem else ("", extension[:-1])
+    return stem + extension or "file"
+
+
+# ---------------------------------------------------------------- README: Lines (the connection)
+
+class Transport:
+    """TLS to the server whose fingerprint is known, and frames: ("line", bytes) and ("packet", bytes).
+
+    The README allows TLS 1.2 with extended master secret. pyOpenSSL cannot tell whether that was used,
+    and every server speaks 1.3, so this client insists on it.
+    """
+
+    def __init__(self, host, port, fingerprint, timeout=10):
+        self.in_session, self._buffer, self._seen = False, bytearray(), 0
+        try:
+            self._socket = socket.create_connection((host, port), timeout)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setblocking(False)
+        except OSError as error:
+            raise Lost("connect", str(error)) from None
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(SSL.TLS1_3_VERSION)
+        self._tls = SSL.Connection(context, self._socket)
+        self._tls.set_connect_state()
+        self._patiently(self._tls.do_handshake, time.monotonic() + timeout)
+        # Not names, dates or authorities: only this key counts, and the handshake has proved that the server holds it.
+        spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, self._tls.get_peer_certificate().get_pubkey())
+        if "SHA256:" + base64_of(sha256(spki)).rstrip("=") != fingerprint:
+            self.abort()
+            raise MessengerError("server_key", "the server has another key than the expected one")
+        self.exporter = self._tls.export_keying_material(b"EXPORTER-Channel-Binding", 32)
+
+    def _patiently(self, act, deadline, reading=False):
+        """Repeats what would block until it is done (its result) or the time is over (None)."""
+        while True:
+            try:
+                return act()
+            except (SSL.WantReadError, SSL.WantWriteError) as wants:
+                writing = isinstance(wants, SSL.WantWriteError)
+                left = deadline - time.monotonic()
+                ready = select.select([self._socket], [self._socket] if writing else [], [], max(left, 0))
+                if ready == ([], [], []):
+                    if reading:
+                        return None
+                    raise Lost("timed_out") from None
+                if writing and ready[0]:
+                    self._read()                             # neither side may wait for the other to read first
+            except (SSL.Error, OSError, ValueError) as error:
+                raise Lost("closed", str(error)) from None
+
+    def _read(self):
+        try:
+            self._buffer += self._tls.recv(1 << 16)
+            return True
+        except SSL.WantReadError:
+            return False
+        except (SSL.Error, OSError):
+            return False                                     # the next reading tells
+
+    def send(self, data):
+        view = memoryview(data)
+        while view:
+            view = view[self._patiently(lambda: self._tls.send(view[:1 << 14]), time.monotonic() + 30):]
+
+    def receive(self, timeout):
+        deadline = time.monotonic() + timeout
+        while (frame := self._frame()) is None:
+            data = self._patiently(lambda: self._tls.recv(1 << 16), deadline, reading=True)
+            if data is None:
+                return None
+            self._buffer += data
+        return frame
+
+    def _frame(self):
+        if self.in_session and self._buffer[:1] == b"\0":
+            if len(self._buffer) < 5:
+                return None
+            end = 5 + struct.unpack(">I", self._buffer[1:5])[0]
+            if end > 5 + PACKET_MOST:
+                raise Lost("line_too_long", "a packet of the server")
+            return self._cut("packet", 5, end, end) if len(self._buffer) >= end else None
+        end = self._buffer.find(b"\n", self._seen)
+        if (len(self._buffer) if end < 0 else end) > (LINE_AFTER if self.in_session else LINE_BEFORE):
+            raise Lost("line_too_long", "a line of the server")
+        self._seen = len(self._buffer)
+        return self._cut("line", 0, end, end + 1) if end >= 0 else None
+
+    def _cut(self, kind, start, end, after):
+        body = bytes(self._buffer[start:end])
+        del self._buffer[:after]
+        self._seen = 0
+        return kind, body
+
+    def fileno(self):
+        return self._socket.fileno()
+
+    def abort(self):
+        """Drops the TCP connection at once, without a word."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
+
+
+# ---------------------------------------------------------------- README: Resuming (what is kept and counted)
+
+class Frames:
+    """Counts the frames of a session in both directions, and keeps what was sent until it is acknowledged."""
+
+    UNCOUNTED = ("ack", "ping", "pong", "resumed")
+
+    def __init__(self):
+        self.kept, self.kept_bytes, self.confirmed = collections.deque(), 0, 0
+        self.received, self.told, self.untold_bytes = 0, 0, 0
+
+    def sent(self, data):
+        if self.kept_bytes + len(data) > KEPT_MOST:
+            raise MessengerError("too_much", "the server acknowledges nothing")
+        self.kept.append(data)
+        self.kept_bytes += len(data)
+
+    def confirm(self, received):
+        if not self.confirmed <= received <= self.confirmed + len(self.kept):
+            raise Lost("malformed", "the server acknowledges what was not sent")
+        while self.confirmed < received:
+            self.kept_bytes -= len(self.kept.popleft())
+            self.confirmed += 1
+
+    def took(self, size):
+        self.received += 1
+        self.untold_bytes += size
+
+    def due(self):
+        return self.received - self.told >= 32 or self.untold_bytes >= 128 << 10
+
+    def tell(self):
+        self.told, self.untold_bytes = self.received, 0
+        return self.received
+
+
+# ---------------------------------------------------------------- people, events, jobs, transfers
+
+class Event:
+    """Something for the person: `kind` and whatever belongs to it."""
+
+    def __init__(self, kind, **members):
+        self.kind = kind
+        self.__dict__.update(members)
+
+    def __repr__(self):
+        return f"Event({', '.join(f'{k}={v!r:.80}' for k, v in self.__dict__.items())})"
+
+
+class Person:
+    """What is known about somebody else."""
+
+    def __init__(self, name):
+        self.name, self.remembered, self.changed = name, None, None  # fingerprints: trusted, seen instead
+        self.identity = self.session = None                          # PublicKey
+        self.created, self.asked = 0, False
+        self.waiting = []                                            # envelopes until their keys are known
+        self.sequences = collections.Counter()                       # the last number of each conversation that we sent
+        self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); of forgotten ones
+
+    def check_new(self, envelope):
+        """Step 5 of Receiving: not a repetition. Returns how many numbers are missing."""
+        last, _ = self.seen.get(envelope.conversation(), (None, 0))
+        if last is None:
+            if envelope.time <= self.floor:
+                raise Refused("sequence", "of a conversation of long ago")
+            return envelope.sequence - 1 if envelope.recipient else 0
+        if envelope.sequence <= last:
+            raise Refused("sequence", "it has come before, or too late")
+        return envelope.sequence - last - 1
+
+    def use(self, envelope):
+        self.seen[envelope.conversation()] = (envelope.sequence, envelope.time)
+        self.seen.move_to_end(envelope.conversation())
+        if len(self.seen) > CONVERSATIONS_MOST:
+            self.floor = max(self.floor, self.seen.popitem(last=False)[1][1])
+
+
+class Job:
+    """One text on its way. `outcome` says for each target: delivered, offline, busy, stale, or why not."""
+
+    def __init__(self, targets, text, kind, scope):
+        self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
+        self.outcome, self.tries, self.envelope, self.message_key = {}, 0, None, None
+
+    @property
+    def done(self):
+        return len(self.outcome) == len(self.targets)
+
+
+class Transfer:
+    """A file, in either direction. `state`: offered, under way, confirming (all sent), complete, ended."""
+
+    def __init__(self, person, transfer, key, name, size, digest):
+        self.person, self.id, self.key, self.name, self.size, self.digest = person, transfer, key, name, size, digest
+        self.chunks = -(-size // CHUNK)
+        self.state, self.deadline, self.start, self.index, self.reason = "offered", time.monotonic() + 3600, 0, 0, None
+        self.file, self.session, self.granted = None, None, 0
+        self.keys, self.group, self.hash, self.path = [], [], hashlib.sha256(), None
+
+    @property
+    def over(self):
+        return self.state in ("complete", "ended")
+
+    def length(self, index):
+        return min(CHUNK, self.size - index * CHUNK)
+
+
+# ---------------------------------------------------------------- the client
+
+class Client:
+    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None):
+        self.host, self.port, self.fingerprint = host, port, fingerprint
+        self.name, self.password, self.identity = name, password, identity
+        self.events, self.people, self.online = collections.deque(), {}, set()
+        self.transport = self.token = self.ended = None
+        self._key_at = {}                                            # the password's key for a (salt, rounds)
+        self._known_users = known_users                              # a file, as README: Client files has it
+        if known_users and os.path.exists(known_users):
+            with open(known_users) as file:
+                for record in map(json.loads, file):
+                    if record["server"] == self._server() and (record.get("decided") or record["name"] not in self.people):
+                        self.person(record["name"]).remembered = from_base64(record["identity"], 32)
+
+    def _server(self):
+        return f"{self.host.lower()}:{self.port}"
+
+    # -------------------------------------------------------- README: Login
+
+    def _say(self, message):
+        """A line outside the session's count."""
+        self.transport.send(json.dumps(message).encode() + b"\n")
+
+    def _hear(self, wanted, timeout=30):
+        """The answer before `session`; pings are answered meanwhile."""
+        while True:
+            frame = self.transport.receive(timeout)
+            if frame is None:
+                raise Lost("timed_out")
+            message = parse(frame[1])
+            kind = message.get("type")
+            if kind == "ping":
+                self._say({"type": "pong"})
+            elif kind == "error":
+                raise MessengerError(word(message, "code"), word(message, "message"), message.get("retry_after"))
+            elif kind == wanted:
+                return message
+            elif kind != "pong":
+                raise Lost("malformed", f"not the answer: {str(kind)[:40]}")
+
+    def connect(self):
+        self.transport = Transport(self.host, self.port, self.fingerprint)
+        return self
+
+    def register(self, rounds=ROUNDS):
+        salt = secrets.token_bytes(32)
+        key = self._key_at[salt, rounds] = password_key(self.password, salt, rounds)
+        self._say({"type": "register", "version": VERSION, "username": self.name, "salt": base64_of(salt), "rounds": rounds,
+                   "password_key": base64_of(key), "public_key": base64_of(self.identity.public.der)})
+        self._hear("registered")
+        return self
+
+    def _challenge(self):
+        """Steps 1 and 2: returns the nonce and our answer to it."""
+        self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
+        challenge = self._hear("challenge")
+        number(challenge, "version", VERSION, VERSION)
+        nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
+        if at not in self._key_at:
+            self._key_at = {at: password_key(self.password, *at)}
+        return nonce, hmac256(self._key_at[at], nonce)
+
+    def _new_session_key(self):
+        """A session key, and the members that prove it is ours."""
+        key, created = PrivateKey(), now()
+        certificate = self.identity.sign(certificate_text(self.name, key.public, created))
+        return key, {"session_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)}
+
+    def login(self, proof_exporter=None):
+        """Begins a new session, and returns when it is known who is on-line."""
+        nonce, response = self._challenge()
+        key, members = self._new_session_key()
+        proof = fields("login proof", self.name, nonce, self.transport.exporter if proof_exporter is None else proof_exporter, key.public.fingerprint)
+        self._say({"type": "challenge_response", "response": base64_of(response), **members, "proof": base64_of(self.identity.sign(proof))})
+        session = self._hear("session")
+        self.token, self.transport.in_session, self.ended = binary(session, "token", 32), True, None
+        self._begin_session(key)
+        self.wait(lambda: self._listed)
+        return self
+
+    def _begin_session(self, key):
+        self.key, self._key_since, self._next_key, self._former = key, time.monotonic(), None, []
+        self.frames, self.online, self._listed = Frames(), set(), False
+        self._queue, self._due, self._stale, self._last_id = collections.deque(), {}, [], 0
+        self._asked, self._broadcasts = collections.deque(), 0
+        self.offers, self.sending, self.receiving = {}, {}, {}       # by transfer; offers are those of others
+        for person in self.people.values():
+            person.session, person.asked, person.waiting = None, False, []
+            person.sequences.clear()
+
+    def logout(self):
+        self._send({"type": "logout"})
+        self.ended, self.token = "logged out", None
+
+    def fileno(self):
+        """For `select`: readable when `poll` has something to do."""
+        return self.transport.fileno()
+
+    # -------------------------------------------------------- README: Resuming
+
+    def resume(self, timeout=30):
+        """Takes the session up again on a new connection, after `Lost`."""
+        if self.ended or not self.token:
+            raise MessengerError(self.ended or "no_session")
+        self.connect()
+        self._say({"type": "resume_request", "version": VERSION, "username": self.name})
+        challenge = self._hear("resume_challenge", timeout)
+        number(challenge, "version", VERSION, VERSION)
+        received = self.frames.received
+        proof = hmac256(self.token, fields("resume", self.name, binary(challenge, "nonce", 32), self.transport.exporter, received))
+        self._say({"type": "resume", "received": received, "proof": base64_of(proof)})
+        try:
+            resumed = self._hear("resumed", timeout)
+        except MessengerError as error:
+            if error.code in ("no_session", "signed_in_elsewhere"):
+                self.ended = error.code
+            raise
+        self.transport.in_session = True
+        self.frames.tell()                                           # our `received` was an acknowledgement
+        self.frames.confirm(number(resumed, "received"))
+        for data in list(self.frames.kept):
+            self.transport.send(data)
+        return self
+
+    def _send(self, message, packet=False):
+        """One frame of the session. If the connection is lost, it waits for `resume`."""
+        data = b"\0" + struct.pack(">I", len(message)) + message if packet else json.dumps(message).encode() + b"\n"
+        if packet or message.get("type") not in Frames.UNCOUNTED:
+            self.frames.sent(data)
+        try:
+            self.transport.send(data)
+        except Lost:
+            pass                                                     # what the server said last can still be read; then `receive` tells
+
+    def _acknowledge(self):
+        self._send({"type": "ack", "received": self.frames.tell()})
+
+    # -------------------------------------------------------- README: Messages (taking in)
+
+    def poll(self, timeout):
+        """Takes in one frame, if one comes within the time. Raises `Lost` when the connection is."""
+        self._look_at_the_clock()
+        frame = self.transport.receive(timeout)
+        if frame is None:
+            return False
+        kind, body = frame
+        try:
+            if kind == "packet":
+                self.frames.took(len(body))
+                self._on_packet(body)
+            else:
+                message = parse(body)
+                name = message.get("type")
+                if name not in Frames.UNCOUNTED:
+                    self.frames.took(len(body))
+                handler = getattr(self, "_on_" + name, None) if isinstance(name, str) and re.fullmatch("[a-z_]+", name) else None
+                if handler and name in self.HANDLED:                 # what is unknown is counted, and no more
+                    handler(message)
+        except Refused as error:                                     # not a word of a person but of the server: it is broken, or false
+            self.transport.abort()
+            raise Lost("malformed", f"from the server: {error}") from None
+        if self.frames.due():
+            self._acknowledge()
+        self._flush()
+        return True
+
+    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "error")
+
+    def wait(self, test, timeout=30):
+        """Polls until `test()` is true, and returns what it is."""
+        deadline = time.monotonic() + timeout
+        while not (result := test()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise MessengerError("timed_out", "it did not happen")
+            self.poll(min(left, 1))
+        return result
+
+    def event(self, kind, timeout=30, **members):
+        """Waits for, and takes away, the first event of this kind with these members."""
+        def found():
+            for event in self.events:
+                if event.kind == kind and all(getattr(event, key, None) == value for key, value in members.items()):
+                    self.events.remove(event)
+                    return event
+        return self.wait(found, timeout)
+
+    def _tell(self, kind, **members):
+        self.events.append(Event(kind, **members))
+
+    def _on_ack(self, message):
+        self.frames.confirm(number(message, "received"))
+
+    def _on_ping(self, _):
+        if self.frames.received > self.frames.told:
+            self._acknowledge()
+        self._send({"type": "pong"})
+
+    def _on_error(self, message):
+        code = word(message, "code")
+        if code in ("signed_in_elsewhere", "account_removed"):
+            self.ended = code
+        concerns = number(message, "id") if message.get("id") is not None else None
+        if code == "bad_targets" and concerns is None and self._asked:
+            self._settle(self._asked.popleft(), code)
+        elif concerns in self._due:
+            job, targets = self._due.pop(concerns)
+            job.outcome.update(dict.fromkeys(targets, code))
+        elif code == "bad_key" and self._next_key:
+            self._next_key = None
+        self._tell("error", code=code, text=word(message, "message"), id=concerns)
+
+    def _on_presence(self, message):
+        joined, left = names(message, "joined"), names(message, "left")
+        if message.get("full") is True:
+            self.online, self._listed = set(), False
+        self.online = self.online - set(left) | set(joined)          # who is in both has logged in anew
+        if not self._listed:
+            self._listed = message.get("more") is not True
+        for name in left:
+            for transfer in [*self.offers.values(), *self.sending.values(), *self.receiving.values()]:
+                if transfer.person == name:
+                    self._end(transfer, f"{name} has left", tell=False)
+        self._tell("presence", joined=joined, left=left)
+
+    # -------------------------------------------------------- README: Keys (of others), Receiving step 2
+
+    def person(self, name):
+        """The person of this name; a name that differs in letter case alone from a known one is refused."""
+        if name not in self.people:
+            if not is_name(name) or any(name.lower() == other.lower() for other in (*self.people, self.name)):
+                raise Refused("name", "it differs in letter case alone from another, or is none")
+            self.people[name] = Person(name)
+        return self.people[name]
+
+    def _ask(self, wanted):
+        wanted = [name for name in wanted if not self.person(name).asked][:NAMES_MOST]
+        if wanted and not self._asked:                               # one request at a time: the answers are long
+            for name in wanted:
+                self.people[name].asked = True
+            self._asked.append(wanted)
+            self._send({"type": "keys_request", "names": wanted})
+
+    def _on_keys(self, message):
+        asked = self._asked.popleft() if self._asked else []
+        entries, unknown = message.get("keys"), names(message, "unknown")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise Refused("malformed", "keys")
+        if sorted(unknown + [word(entry, "name") for entry in entries]) != sorted(asked):
+            raise Refused("malformed", "other keys than those that were asked for")
+        failed = dict.fromkeys(unknown, "unknown")
+        for entry in entries:
+            person = self.people[entry["name"]]
+            person.session = None
+            try:
+                self._learn(person, entry)
+            except Refused as error:
+                failed[person.name] = error.code
+                self._tell("key_refused", name=person.name, reason=str(error))
+        self._settle(asked, "offline", failed)
+
+    def _learn(self, person, entry):
+        identity = PublicKey(binary(entry, "identity", 294))
+        if person.remembered is None:                                # trust on first use
+            self._remember(person, identity.fingerprint)
+            self._tell("new_key", name=person.name)
+        elif person.remembered != identity.fingerprint:
+            person.changed = identity.fingerprint
+            self._tell("key_changed", name=person.name)
+            raise Refused("key_changed", "not the key that is remembered")
+        person.identity, person.changed = identity, None
+        if entry.get("session_key") is not None:
+            session, created = PublicKey(binary(entry, "session_key", 294)), number(entry, "created")
+            check_certificate(identity, person.name, session, created, binary(entry, "certificate", 256))
+            person.session, person.created = session, created
+
+    def _remember(self, person, fingerprint, **more):
+        person.remembered = fingerprint
+        if self._known_users:
+            with open(self._known_users, "a") as file:
+                file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(fingerprint), **more}) + "\n")
+
+    def trust(self, name):
+        """The person has decided: the key that was seen instead is the right one."""
+        person = self.person(name)
+        if person.changed:
+            self._remember(person, person.changed, verified=False, decided=True)
+            person.identity = person.session = person.changed = None
+
+    def safety_number(self, name):
+        return safety_number((self.name, self.identity.public.fingerprint), (name, self.person(name).remembered))
+
+    def _settle(self, asked, otherwise, failed={}):
+        """The answer about these people is there: goes on with all that waited for it."""
+        for name in asked:
+            person = self.people[name]
+            person.asked = False
+            waiting, person.waiting = person.waiting, []
+            for envelope, wrapped in waiting:
+                self._open(person, envelope, wrapped)
+            if person.session is None:
+                for job, targets in self._queue:
+                    if name in targets:
+                        targets.remove(name)
+                        job.outcome[name] = failed.get(name, otherwise)
+        others = [name for name, person in self.people.items() if person.waiting and not person.asked]
+        self._ask(others)                                            # who began to wait while another answer was due
+        for transfer in list(self.sending.values()):
+            if transfer.state == "keys" and transfer.person in asked:
+                self._begin(transfer, asked_before=True)
+
+    # -------------------------------------------------------- README: Receiving
+
+    def _on_encrypted_message(self, message):
+        claimed = str(message.get("from"))[:32]
+        try:
+            envelope, wrapped = Envelope.parse(message), binary(message, "key", 256)            # 1
+            if envelope.sender == self.name:
+                raise Refused("name", "it claims to be from oneself")
+            person = self.person(envelope.sender)
+        except Refused as error:
+            return self._tell("refused", name=claimed, code=error.code, reason=str(error))
+        if not person.waiting and person.identity and person.identity.fingerprint == envelope.identity:
+            self._open(person, envelope, wrapped)
+        elif len(person.waiting) < WAITING_MOST:                                                # 2
+            person.waiting.append((envelope, wrapped))
+            self._ask([person.name])
+        else:
+            self._tell("refused", name=claimed, code="waiting", reason="too much waits for this key")
+
+    def _open(self, person, envelope, wrapped):
+        try:
+            if person.changed:
+                raise Refused("key_changed", "not the key that is remembered")
+            if not person.identity or person.identity.fingerprint != envelope.identity:         # 2
+                raise Refused("identity", "not the key of this person")
+            if not person.identity.verify(envelope.signed(), envelope.signature):               # 3
+                raise Refused("signature")
+            sessions = self._session_keys()
+            session = sessions.get(envelope.recipient_session) if envelope.recipient else None  # 4
+            if envelope.recipient and (envelope.recipient != self.name or session is None):
+                raise Refused("recipient", "for somebody else, or for another session")
+            missing = person.check_new(envelope)                                                # 5
+            text = self._unwrap(envelope, wrapped, [session] if session else sessions.values()) # 6
+            try:
+                text = text.decode()                                                            # 7
+            except UnicodeDecodeError:
+                raise Refused("text", "not UTF-8") from None
+            if text and envelope.kind in ("room_opened", "room_left"):
+                raise Refused("text", "a notice with a text")
+            person.use(envelope)                                     # all steps have passed: the number is used up
+            content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS else None
+        except Refused as error:
+            return self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
+        if missing:
+            self._tell("gap", name=person.name, missing=missing)
+        if abs(envelope.time - now()) > 5 * MINUTE:
+            self._tell("odd_time", name=person.name, time=envelope.time)
+        if content is None:
+            self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time)
+        else:
+            getattr(self, "_on_" + envelope.kind)(person.name, content)
+
+    @staticmethod
+    def _unwrap(envelope, wrapped, sessions):
+        """A broadcast does not say for which session key it is: the present one, or the one before."""
+        error = None
+        for session in sessions:
+            try:
+                return envelope.open(session, wrapped)
+            except Refused as refused:
+                error = error or refused
+        raise error
+
+    def _session_keys(self):
+        """Our own session keys by fingerprint: one former for 60 s, one that the server is still to confirm."""
+        self._former = [(key, until) for key, until in self._former if until > time.monotonic()]
+        return {key.public.fingerprint: key for key in (self.key, self._next_key, *(key for key, _ in self._former)) if key}
+
+    # -------------------------------------------------------- README: Sending
+
+    def send(self, name, text, kind="message", scope="private"):
+        return self._enqueue(Job([name], text, kind, scope))
+
+    def broadcast(self, text):
+        """To everyone on-line but oneself."""
+        return self._enqueue(Job(sorted(self.online - {self.name}), text, "message", "broadcast"))
+
+    def room(self, name, text):
+        return self.send(name, text, scope="room")
+
+    def open_room(self, name):
+        return self.send(name, "", "room_opened", "room")
+
+    def leave_room(self, name):
+        return self.send(name, "", "room_left", "room")
+
+    def _enqueue(self, job):
+        if len(job.text.encode()) > TEXT_MOST:
+            raise MessengerError("too_long", "a message has at most 32 KiB of text")
+        for name in job.targets:
+            if self.person(name).changed:
+                job.outcome[name] = "key_changed"
+        targets = [name for name in job.targets if name not in job.outcome]
+        for i in range(0, len(targets), TARGETS_MOST):
+            self._queue.append((job, targets[i:i + TARGETS_MOST]))
+        self._flush()
+        return job
+
+    def _flush(self):
+        """Sends what can be sent. One rule keeps the order, and the keys of one person apart: when somebody was
+        stale, nothing new goes out until every answer is there; then it is sent again before all else."""
+        if self._stale and not self._due:
+            for job, targets in reversed(self._stale):
+                for name in targets:
+                    self.people[name].session = None
+                self._queue.appendleft((job, targets))
+            self._stale = []
+        while self._queue and not self._stale:
+            job, targets = self._queue[0]
+            missing = [name for name in targets if not self._usable(self.people[name])]
+            if missing:
+                return self._ask(missing)
+            self._queue.popleft()
+            if targets:
+                self._transmit(job, targets)
+
+    @staticmethod
+    def _usable(person):
+        return person.session is not None and now() <= person.created + 26 * HOUR
+
+    def _transmit(self, job, targets):
+        session = None if job.scope == "broadcast" else self.people[targets[0]].session
+        if job.envelope is None or session and job.envelope.recipient_session != session.fingerprint:
+            if session:
+                counter, conversation = self.people[targets[0]].sequences, (self.key.public.fingerprint, session.fingerprint)
+                counter[conversation] += 1
+                place = {"recipient": targets[0], "recipient_session": session.fingerprint, "sequence": counter[conversation]}
+            else:
+                self._broadcasts += 1
+                place = {"sequence": self._broadcasts}
+            job.message_key = secrets.token_bytes(32)
+            job.envelope = Envelope.seal(self.identity, job.text.encode(), job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
+                                         session=self.key.public.fingerprint, time=now(), **place)
+        self._last_id += 1
+        self._due[self._last_id] = job, targets
+        sessions = {name: self.people[name].session for name in targets}
+        self._send({"type": "encrypted_send", "id": self._last_id, "targets": targets,
+                    "keys": {name: base64_of(job.envelope.wrap(key, job.message_key)) for name, key in sessions.items()},
+                    "sessions": {name: key.short for name, key in sessions.items()}, **job.envelope.wire()})
+
+    def _on_sent(self, message):
+        job, targets = self._due.pop(number(message, "id"), (None, ()))
+        fates = [(name, fate) for fate in ("delivered", "offline", "stale", "busy") for name in names(message, fate)]
+        if job is None or sorted(name for name, _ in fates) != sorted(targets):
+            raise Refused("malformed", "an answer that fits no message")
+        stale = [name for name, fate in fates if fate == "stale" and job.tries < 3]
+        if stale:
+            job.tries += 1
+            self._stale.append((job, stale))
+        job.outcome.update({name: fate for name, fate in fates if name not in stale})
+
+    # -------------------------------------------------------- README: Keys (renewal), Changing the password
+
+    def renew(self):
+        """A new session key, to be made every 24 hours; `poll` does it."""
+        self._next_key, members = self._new_session_key()
+        self._send({"type": "renew", **members})
+
+    def _on_session(self, message):
+        if self._next_key is None:
+            raise Refused("malformed", "a session that was not asked for")
+        self.token = binary(message, "token", 32)
+        self._former.append((self.key, time.monotonic() + 60))
+        self.key, self._key_since, self._next_key, self._broadcasts = self._next_key, time.monotonic(), None, 0
+        self._tell("renewed")
+
+    def change_password(self, new, key_file, rounds=ROUNDS):
+        """On a connection of its own, beside the session; the key file is left in two versions when it is not known how it ended."""
+        other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity).connect()
+        nonce, response = other._challenge()
+        write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server())
+        salt = secrets.token_bytes(32)
+        key = password_key(new, salt, rounds)
+        proof = fields("password change", self.name, nonce, other.transport.exporter, salt, rounds, key)
+        try:
+            other._say({"type": "password_change", "response": base64_of(response), "salt": base64_of(salt), "rounds": rounds,
+                        "password_key": base64_of(key), "proof": base64_of(self.identity.sign(proof))})
+            other._hear("password_changed")
+        except MessengerError as error:
+            if error.code != "server_error" and not isinstance(error, Lost):
+                os.remove(key_file + ".new")
+            raise
+        os.replace(key_file + ".new", key_file)
+        sync_folder(key_file)
+        self.password, self._key_at = new, {(salt, rounds): key}
+
+    # -------------------------------------------------------- README: File transfer
+
+    def offer_file(self, name, path):
+        digest, size = hashlib.sha256(), os.path.getsize(path)
+        with open(path, "rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+        transfer = Transfer(name, secrets.token_bytes(16), secrets.token_bytes(32), os.path.basename(path), size, digest.digest())
+        transfer.path = path
+        self.sending[transfer.id] = transfer
+        self._word(transfer, "file_offer", key=base64_of(transfer.key), name=transfer.name, size=size, sha256=base64_of(transfer.digest),
+                   chunks=transfer.chunks)
+        return transfer
+
+    def accept_file(self, transfer, folder):
+        """Takes an offered file; it appears in the folder when all of it is there and right."""
+        if len(self.receiving) >= TRANSFERS_MOST or self.offers.pop(transfer.id, None) is None:
+            raise MessengerError("transfer", "no such offer, or too many at once")
+        self.receiving[transfer.id] = transfer
+        transfer.path = os.path.join(folder, f"{transfer.person}_{plain_name(transfer.name)}")
+        part = os.path.join(folder, f"{transfer.person}_{transfer.id.hex()}.part")
+        transfer.file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
+        transfer.part, transfer.session, transfer.state = part, self.key, "under way"
+        self._word(transfer, "file_accept", start=0, session=base64_of(transfer.session.public.fingerprint))
+        self._grant(transfer)
+        if not transfer.chunks:
+            self._finish(transfer)
+        return transfer
+
+    def reject_file(self, transfer):
+        if self.offers.pop(transfer.id, None):
+            transfer.state = "ended"
+            self._word(transfer, "file_reject")
+
+    def cancel_file(self, transfer):
+        self._end(transfer, "cancelled")
+
+    def _word(self, transfer, kind, **members):
+        return self.send(transfer.person, json.dumps({"transfer": base64_of(transfer.id), **members}), kind)
+
+    def _file_word(self, kind, text):
+        """A word that lacks a member, or whose members disagree, is refused as an envelope."""
+        content = parse(text.encode())
+        content["id"] = binary(content, "transfer", 16)
+        if kind == "file_offer":
+            size, chunks = number(content, "size"), number(content, "chunks", most=2**32 - 1)
+            if chunks != -(-size // CHUNK):
+                raise Refused("text", "size and chunks disagree")
+            content["made"] = Transfer(None, content["id"], binary(content, "key", 32), word(content, "name", TEXT_MOST), size, binary(content, "sha256", 32))
+        elif kind == "file_accept":
+            number(content, "start"), binary(content, "session", 32)
+        elif content.get("reason") is not None:
+            content["reason"] = word(content, "reason", TEXT_MOST)[:200]
+        return content
+
+    def _of(self, where, name, transfer):
+        """The transfer that a word is about. From anybody but its other side it means nothing."""
+        found = where.get(transfer)
+        return found if found and found.person == name else None
+
+    def _on_file_offer(self, name, content):
+        transfer = content["made"]
+        transfer.person = name
+        if transfer.id in {**self.offers, **self.receiving, **self.sending} or len(self.offers) >= OFFERS_MOST \
+                or sum(offer.person == name for offer in self.offers.values()) >= OFFERS_OF_ONE:
+            return self._tell("refused", name=name, code="offers", reason="too many offers")
+        self.offers[transfer.id] = transfer
+        self._tell("file_offer", name=name, transfer=transfer)
+
+    def _on_file_accept(self, name, content):
+        transfer = self._of(self.sending, name, content["id"])
+        if transfer and transfer.state == "offered":
+            if content["start"] > transfer.chunks:
+                return self._end(transfer, "the accept begins behind the end")
+            transfer.start = transfer.index = content["start"]
+            transfer.wanted = binary(content, "session", 32)
+            self._begin(transfer)
+
+    def _begin(self, transfer, asked_before=False):
+        """The chunks' keys go to the session key that the accept names, and to no other."""
+        session = self.people[transfer.person].session
+        if session and session.fingerprint == transfer.wanted:
+            transfer.session, transfer.state, transfer.file = session, "under way", open(transfer.path, "rb")
+            transfer.file.seek(transfer.start * CHUNK)
+            self._continue(transfer)
+        elif asked_before:
+            self._end(transfer, "another session key than the server shows")
+        else:
+            transfer.state = "keys"
+            self._ask([transfer.person])
+
+    def _on_grant(self, message):
+        transfer = self._of(self.sending, word(message, "peer"), binary(message, "transfer", 16))
+        count = number(message, "count")
+        if transfer and not transfer.over:
+            transfer.granted += count
+            self._continue(transfer)
+
+    def _continue(self, transfer):
+        """Sends a chunk for each that was granted."""
+        while transfer.state == "under way" and transfer.granted and transfer.index < transfer.chunks:
+            index, block = transfer.index, b""
+            if chunk_blocks(index, transfer.start):
+                transfer.keys = [secrets.token_bytes(32) for _ in range(min(GROUP, transfer.chunks - index))]
+                block = wrap_chunk_keys(transfer.session, transfer.id, index, transfer.keys)
+            data = transfer.file.read(transfer.length(index))
+            if len(data) != transfer.length(index):
+                return self._end(transfer, "the file has changed")
+            payload = seal_chunk(transfer.key, transfer.id, index, transfer.keys.pop(0), block, data)
+            self._send(bytes([len(transfer.person)]) + transfer.person.encode() + transfer.id + payload, packet=True)
+            transfer.granted, transfer.index, transfer.deadline = transfer.granted - 1, index + 1, time.monotonic() + 60
+        if transfer.state == "under way" and transfer.index == transfer.chunks:
+            transfer.state, transfer.deadline = "confirming", time.monotonic() + 120
+
+    def _on_file_done(self, name, content):
+        transfer = self._of(self.sending, name, content["id"])
+        if transfer and transfer.state in ("under way", "confirming"):
+            self._close(transfer, "complete")
+
+    def _on_file_reject(self, name, content):
+        transfer = self._of(self.sending, name, content["id"])
+        if transfer and transfer.state == "offered":
+            self._close(transfer, "ended", "rejected")
+
+    def _on_file_cancel(self, name, content):
+        for where in (self.offers, self.sending, self.receiving):
+            if transfer := self._of(where, name, content["id"]):
+                self._close(transfer, "ended", content.get("reason") or "cancelled by the other side")
+
+    def _on_refused(self, message):
+        for where in (self.sending, self.receiving):
+            if transfer := self._of(where, word(message, "peer"), binary(message, "transfer", 16)):
+                transfer.deadline = min(transfer.deadline, time.monotonic() + 5)
+
+    def _look_at_the_clock(self):
+        for transfer in [*self.offers.values(), *self.sending.values(), *self.receiving.values()]:
+            if time.monotonic() > transfer.deadline:
+                self._end(transfer, "nothing has come for too long")
+        if time.monotonic() - self._key_since > 23 * 3600 and not self._next_key:
+            self.renew()
+
+    def _grant(self, transfer):
+        """As many as fill the window; it holds whole groups, so a group that was begun can always be ended."""
+        count = min(WINDOW - transfer.granted, transfer.chunks - transfer.index - transfer.granted)
+        if count > 0 and (transfer.granted == 0 or transfer.index % GROUP == 0):
+            transfer.granted += count
+            self._send({"type": "grant", "peer": transfer.person, "transfer": base64_of(transfer.id), "count": count})
+
+    def _on_packet(self, body):
+        length = body[0] if body else 0
+        name, transfer_id, payload = body[1:1 + length].decode("ascii", "replace"), body[1 + length:17 + length], body[17 + length:]
+        if not is_name(name) or len(transfer_id) != 16:
+            raise Refused("malformed", "a packet without its parts")
+        transfer = self._of(self.receiving, name, transfer_id)
+        if not transfer:
+            return                                                   # of a transfer that has ended
+        try:
+            if not transfer.granted:
+                raise Refused("chunk", "not asked for")
+            transfer.group.append(parse_chunk(payload, transfer.key, transfer.id, transfer.index, transfer.start, transfer.length(transfer.index)))
+            transfer.granted, transfer.index, transfer.deadline = transfer.granted - 1, transfer.index + 1, time.monotonic() + 60
+            if transfer.index == transfer.chunks or chunk_blocks(transfer.index, transfer.start):
+                data = open_chunks(transfer.session, transfer.id, transfer.index - len(transfer.group), transfer.group)
+                transfer.group = []
+                transfer.hash.update(data)
+                transfer.file.write(data)
+                self._grant(transfer)
+            if transfer.index == transfer.chunks:
+                self._finish(transfer)
+        except (Refused, OSError) as error:
+            self._end(transfer, str(error))
+
+    def _finish(self, transfer):
+        if transfer.hash.digest() != transfer.digest:
+            return self._end(transfer, "the file is not the one that was offered")
+        transfer.file.flush()
+        os.fsync(transfer.file.fileno())
+        stem, extension = os.path.splitext(transfer.path)
+        for count in range(10_000):                                  # never over another file
+            try:
+                path = transfer.path if not count else f"{stem}_{count}{extension}"
+                os.link(transfer.part, path)
+                break
+            except FileExistsError:
+                pass
+        transfer.path = path
+        self._word(transfer, "file_done")
+        self._close(transfer, "complete")
+
+    def _end(self, transfer, reason, tell=True):
+        """From our side: the other is told, unless gone. Whoever ends a reception takes back what was granted."""
+        if not transfer.over:
+            if tell:
+                self._word(transfer, "file_cancel", reason=reason)
+            self._close(transfer, "ended", reason)
+
+    def _close(self, transfer, state, reason=None):
+        transfer.state, transfer.reason = state, reason
+        if self.receiving.pop(transfer.id, None):
+            self._send({"type": "grant", "peer": transfer.person, "transfer": base64_of(transfer.id), "count": 0})
+            os.unlink(transfer.part)                                 # this client does not go on with interrupted files
+        self.offers.pop(transfer.id, None), self.sending.pop(transfer.id, None)
+        if transfer.file:
+            transfer.file.close()
+        self._tell("file_" + state, name=transfer.person, transfer=transfer, reason=reason)
+
+
+# ---------------------------------------------------------------- a minimal program
+
+def harmless(text):
+    """README: Text from others. A line of somebody else can neither steer the terminal nor look like another line."""
+    return "".join(c if c.isprintable() else {"\n": "⏎", "\t": " "}.get(c, "\ufffd") for c in text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Lines go to everyone; `NAME: text` goes to NAME alone.")
+    for option in ("host", "port", "fingerprint", "user", "key-file", "password-file"):
+        parser.add_argument("--" + option, required=True)
+    parser.add_argument("--register", action="store_true")
+    arguments = parser.parse_args()
+    with open(arguments.password_file) as file:
+        password = file.readline().rstrip("\n")
+    if not os.path.exists(arguments.key_file):
+        write_key_file(arguments.key_file, arguments.user, password, PrivateKey())
+    with open(arguments.key_file, "rb") as file:
+        identity = open_key_file(file.read(), arguments.user, password)
+    client = Client(arguments.host, int(arguments.port), arguments.fingerprint, arguments.user, password, identity,
+                    arguments.key_file + ".known_users").connect()
+    if arguments.register:
+        client.register()
+    client.login()
+    print("* on-line:", *sorted(client.online))
+    while True:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            line = sys.stdin.readline()
+            if not line:
+                return client.logout()
+            name, _, text = line.rstrip("\n").partition(": ")
+            job = client.send(name, text) if text and name in client.online else client.broadcast(line.rstrip("\n"))
+            print("*", client.wait(lambda: job.done) and job.outcome)
+        try:
+            client.poll(0.2)
+        except Lost:
+            client.resume()
+        while client.events:
+            event = client.events.popleft()
+            text = harmless(getattr(event, "text", repr(event)))
+            print(f"<{event.name}> {text}" if event.kind == "message" else f"* {text}")
+
+
+if __name__ == "__main__":
+    main()
