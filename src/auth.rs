@@ -3,7 +3,7 @@
 //! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only
 //! [`PendingLogin::verify_change`] a [`NewPassword`]; both take the pending login by
 //! value, so a challenge is used once. An unknown name takes the same steps with the same
-//! costs as a known one. Specification: README, "Login".
+//! costs as a known one. Specification: README#login.
 
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// A challenge is worth nothing after this time: as long as a login may take, the slowest hash that is accepted included.
+/// README#challenge-once.
 pub const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What the server keeps of an account.
@@ -66,13 +67,14 @@ impl fmt::Display for AuthError {
 
 impl std::error::Error for AuthError {}
 
+/// README#rounds.
 fn acceptable(rounds: u32) -> Result<u32, AuthError> {
     let bounds = PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS;
     if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
 }
 
 /// The bytes of the login proof: who logs in, to which challenge, over which TLS channel, with
-/// which session key. `exporter` is RFC 9266's, 32 bytes, or empty without TLS.
+/// which session key. `exporter` is RFC 9266's, 32 bytes, or empty without TLS. README#login-proof.
 fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fingerprint) -> Vec<u8> {
     Fields::new(label::LOGIN_PROOF)
         .bytes(name.as_str().as_bytes())
@@ -83,7 +85,7 @@ fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fing
 }
 
 /// The bytes of the proof that a client holds a session's token, for this challenge and channel, and of what it
-/// says has arrived.
+/// says has arrived. README#resume-proof.
 fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u64) -> Vec<u8> {
     Fields::new(label::RESUME)
         .bytes(name.as_str().as_bytes())
@@ -94,7 +96,7 @@ fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u6
 }
 
 /// The bytes of the proof of a password change: whose, in answer to which challenge, over which TLS
-/// channel, to which password key.
+/// channel, to which password key. README#password-proof.
 fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 32], u32, &Key)) -> Vec<u8> {
     let (salt, rounds, password_key) = new;
     Fields::new(label::PASSWORD_CHANGE)
@@ -347,6 +349,7 @@ impl PendingLogin {
         let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
         let nonce = random();
         // Of the name as it was typed: a known name in another letter case is an unknown one, too.
+        // README#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).bytes(request.username.as_str().as_bytes()).finish();
         let fake_salt = primitives::hmac(secret, &fake);
         let challenge = Challenge {
@@ -428,6 +431,7 @@ impl PendingLogin {
             return Err(AuthError::Clock);
         }
         let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
+        // README#login-failed.
         if self.known & password & identity & certified.is_ok() & proven {
             Ok(Authenticated { name: self.name, identity: self.offered, certificate })
         } else {

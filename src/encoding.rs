@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 make_place!(Place);
 
-/// Bytes of any length, as base64; the line's limit bounds them.
+/// Bytes of any length, as base64; the line's limit bounds them. README#base64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -102,6 +102,7 @@ impl Serialize for Username {
 }
 
 /// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
+/// README#depth.
 pub const MAX_DEPTH: usize = 8;
 
 /// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.

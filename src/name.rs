@@ -2,7 +2,7 @@
 //!
 //! Invariant: a [`Username`] is 1 to 32 ASCII letters, digits, `_` or `-` and begins with a
 //! letter or digit, so it is safe in a path, a log line, a terminal and a signed field.
-//! Letter case is kept, but two accounts never differ in case alone (README, "Names").
+//! Letter case is kept, but two accounts never differ in case alone (README#names).
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,7 +39,7 @@ impl Username {
         str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
     }
 
-    /// The name in lower case, under which names are compared for uniqueness and lockout.
+    /// The name in lower case, under which names are compared for uniqueness and lockout. README#name-case.
     pub fn folded(&self) -> String {
         self.as_str().to_ascii_lowercase()
     }
@@ -48,6 +48,7 @@ impl Username {
 impl FromStr for Username {
     type Err = InvalidName;
 
+    /// README#name-form.
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);

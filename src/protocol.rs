@@ -2,7 +2,7 @@
 //!
 //! Invariant: a decoded message has the right types, lengths and names; what it means is for others
 //! to check. A line is one JSON object whose `type` names the message; unknown fields are
-//! ignored. Specification: README, "Messages".
+//! ignored. Specification: README#messages.
 
 use crate::crypto::public::{RSA_BYTES, SessionCertificate};
 use crate::crypto::secret::Key;
@@ -87,9 +87,9 @@ pub struct ChallengeResponse {
     pub session_key: Bytes,
     /// When the session key was made, in milliseconds since 1970, by the client's clock.
     pub created: u64,
-    /// The identity key's signature over name, session key and `created` (README, "Keys").
+    /// The identity key's signature over name, session key and `created` (README#keys).
     pub certificate: Fixed<RSA_BYTES>,
-    /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (README, "Login").
+    /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (README#login).
     pub proof: Fixed<RSA_BYTES>,
 }
 
@@ -131,7 +131,7 @@ pub struct ResumeChallenge {
 pub struct Resume {
     /// Frames of this session that the client has taken in, since the login.
     pub received: u64,
-    /// `HMAC[token]` over name, nonce, TLS exporter and `received` (README, "Resuming").
+    /// `HMAC[token]` over name, nonce, TLS exporter and `received` (README#resuming).
     pub proof: Fixed<32>,
 }
 
@@ -149,7 +149,7 @@ pub struct SessionKeyFields {
     pub session_key: Bytes,
     /// When the key was made, in milliseconds since 1970, by its owner's clock.
     pub created: u64,
-    /// The identity key's signature over name, session key and `created` (README, "Keys").
+    /// The identity key's signature over name, session key and `created` (README#keys).
     pub certificate: Fixed<RSA_BYTES>,
 }
 
@@ -234,7 +234,7 @@ pub struct EnvelopeFields {
     pub identity: Fixed<32>,
     /// Fingerprint of the sender's session key, which names the conversation.
     pub session: Fixed<32>,
-    /// Rises by one from 1 in each conversation (README, "Envelope").
+    /// Rises by one from 1 in each conversation (README#envelope).
     pub sequence: u64,
     /// The sender's clock, milliseconds since 1970.
     pub time: u64,
@@ -375,7 +375,7 @@ pub struct Packet<'a> {
     pub peer: Username,
     /// The transfer, as its sender has named it: random.
     pub transfer: [u8; 16],
-    /// What the server does not look at: a chunk (README, "Chunks").
+    /// What the server does not look at: a chunk (README#chunks).
     pub payload: &'a [u8],
 }
 
@@ -395,7 +395,7 @@ pub struct Failure {
 #[derive(Serialize, Deserialize)]
 struct Empty {}
 
-/// The codes of [`Failure`].
+/// The codes of [`Failure`]. README#error-codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The line or packet is no message, or a part of it is too long; after a false `ack` the connection is closed, too.
@@ -476,69 +476,69 @@ impl ErrorCode {
 
 /// What a client says.
 pub enum ClientMessage {
-    /// `register`, answered by `registered`.
+    /// `register`, answered by `registered`. README#register.
     Register(Register),
-    /// `login_request`, answered by `challenge`.
+    /// `login_request`, answered by `challenge`. README#login_request.
     LoginRequest(LoginRequest),
-    /// `challenge_response`, answered by `session`.
+    /// `challenge_response`, answered by `session`. README#challenge_response.
     ChallengeResponse(Box<ChallengeResponse>),
-    /// `password_change`, answered by `password_changed`; then the connection is closed.
+    /// `password_change`, answered by `password_changed`; then the connection is closed. README#password_change.
     PasswordChange(Box<PasswordChange>),
-    /// `resume_request`, answered by `resume_challenge`.
+    /// `resume_request`, answered by `resume_challenge`. README#resume_request.
     ResumeRequest(ResumeRequest),
-    /// `resume`, answered by `resumed`.
+    /// `resume`, answered by `resumed`. README#resume.
     Resume(Resume),
-    /// `renew`, answered by `session`.
+    /// `renew`, answered by `session`. README#renew.
     Renew(Box<SessionKeyFields>),
-    /// `keys_request`, answered by `keys`.
+    /// `keys_request`, answered by `keys`. README#keys_request.
     KeysRequest(KeysRequest),
-    /// `encrypted_send`, answered by `sent`.
+    /// `encrypted_send`, answered by `sent`. README#encrypted_send.
     EncryptedSend(Box<EncryptedSend>),
-    /// `grant`, answered by `refused` or nothing.
+    /// `grant`, answered by `refused` or nothing. README#grant.
     Grant(Grant),
-    /// `ack`, without an answer.
+    /// `ack`, without an answer. README#ack.
     Ack(Received),
-    /// `ping`, answered by `pong`.
+    /// `ping`, answered by `pong`. README#ping.
     Ping,
-    /// `pong`, a sign of life.
+    /// `pong`, a sign of life. README#pong.
     Pong,
-    /// `logout`: the session ends at once.
+    /// `logout`: the session ends at once. README#logout.
     Logout,
 }
 
 /// What a server says.
 pub enum ServerMessage {
-    /// `registered`: the account is on disk.
+    /// `registered`: the account is on disk. README#registered.
     Registered,
-    /// `challenge`, to a `login_request`.
+    /// `challenge`, to a `login_request`. README#challenge.
     Challenge(Challenge),
-    /// `session`, to a `challenge_response` or `renew`.
+    /// `session`, to a `challenge_response` or `renew`. README#session.
     Session(Session),
-    /// `password_changed`: the new password is on disk.
+    /// `password_changed`: the new password is on disk. README#password_changed.
     PasswordChanged,
-    /// `resume_challenge`, to a `resume_request`.
+    /// `resume_challenge`, to a `resume_request`. README#resume_challenge.
     ResumeChallenge(ResumeChallenge),
-    /// `resumed`: the session goes on, on this connection.
+    /// `resumed`: the session goes on, on this connection. README#resumed.
     Resumed(Received),
-    /// `presence`, unasked.
+    /// `presence`, unasked. README#presence.
     Presence(Presence),
-    /// `keys`, to a `keys_request`.
+    /// `keys`, to a `keys_request`. README#keys_answer.
     Keys(Keys),
-    /// `encrypted_message`, unasked.
+    /// `encrypted_message`, unasked. README#encrypted_message.
     EncryptedMessage(Box<EncryptedMessage>),
-    /// `sent`, to an `encrypted_send`.
+    /// `sent`, to an `encrypted_send`. README#sent.
     Sent(Sent),
-    /// `grant`, passed on from the peer who grants.
+    /// `grant`, passed on from the peer who grants. README#grant.
     Grant(Grant),
-    /// `refused`, to a packet or grant that is not passed on.
+    /// `refused`, to a packet or grant that is not passed on. README#refused.
     Refused(Refused),
-    /// `error`, to any request, or before the connection is closed.
+    /// `error`, to any request, or before the connection is closed. README#error.
     Error(Failure),
-    /// `ack`, without an answer.
+    /// `ack`, without an answer. README#ack.
     Ack(Received),
-    /// `ping`, to a client that was silent for 30 s.
+    /// `ping`, to a client that was silent for 30 s. README#ping.
     Ping,
-    /// `pong`, to a `ping`.
+    /// `pong`, to a `ping`. README#pong.
     Pong,
 }
 
@@ -674,7 +674,7 @@ impl ClientMessage {
 
 impl ClientMessage {
     /// Whether it is one of the frames that both sides count and that are sent again when a session is
-    /// resumed. Of everything that follows a login, only these are not (README, "Resuming").
+    /// resumed. Of everything that follows a login, only these are not (README#resuming).
     pub fn is_counted(&self) -> bool {
         !matches!(self, ClientMessage::Ack(_) | ClientMessage::Ping | ClientMessage::Pong)
     }

@@ -3,7 +3,7 @@
 //! Invariant: what a sender signed decides the view (see [`Place`]); the first view is everyone's and stays; what is kept is bounded
 //! in entries, bytes and views, and a flood in one view takes nothing from another until all are large. What is typed
 //! in a view belongs to it: nobody's half-typed line goes to another by a change of the view.
-//! Pure: time and day come from the caller. Specification: README, "The screen".
+//! Pure: time and day come from the caller. Specification: README#the-screen.
 
 use super::editor::Editor;
 use super::entry::{Entry, Place, SendState, Source};

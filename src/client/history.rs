@@ -3,7 +3,7 @@
 //! Invariant: no text is on disk in clear; a record opens for its account on its server alone, and only behind
 //! the records that were before it; a file that is damaged stops the login before a byte of it is changed; one
 //! client at a time has the file. Without the option nothing is read or written, only erased when that is
-//! asked for. Format: README, "Kept history".
+//! asked for. Format: README#kept-history.
 
 use super::entry::{Entry, Source};
 use super::options::Options;
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// Messages that `/history` can show, those of earlier sessions included: enough to look something up, few enough to be
-/// rewritten at a login.
+/// rewritten at a login. README#history-length.
 pub const MAX_HISTORY: usize = 1000;
 /// Records at which the file is rewritten with the last [`MAX_HISTORY`]; a longer one is not of this program.
 const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
@@ -47,7 +47,7 @@ const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --
 const ELSEWHERE: &str = "another client has the file of your history: this one neither shows nor keeps messages of \
     other sessions";
 
-/// What is sealed of a message.
+/// What is sealed of a message. README#history-record.
 #[derive(Serialize, Deserialize)]
 struct Message {
     time: u64,
@@ -125,7 +125,7 @@ pub struct History {
 }
 
 impl History {
-    /// Of this account on the server of `options`; nothing is read yet.
+    /// Of this account on the server of `options`; nothing is read yet. README#history-file.
     pub fn new(options: &Options, owner: &Username, identity: &IdentityKey) -> History {
         let server = options.server();
         let hash: String = sha256(server.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -163,7 +163,7 @@ impl History {
     }
 
     /// Takes the file for this client and reads the last [`MAX_HISTORY`] messages, the oldest first; none
-    /// without the option, or if another client has the file.
+    /// without the option, or if another client has the file. README#history-damage.
     ///
     /// # Errors
     /// The disk's; with file, line and remedy in the text if a record is damaged or of another key.
@@ -207,7 +207,7 @@ impl History {
         }
     }
 
-    /// What GCM authenticates beside a record behind `end`: whose it is, and its place.
+    /// What GCM authenticates beside a record behind `end`: whose it is, and its place. README#history-chain.
     fn associated(&self, end: &End) -> Vec<u8> {
         Fields::new(label::HISTORY)
             .bytes(self.owner.as_str().as_bytes())
@@ -334,7 +334,7 @@ impl History {
     }
 }
 
-/// Opens the file for this client alone; `None` if another one has it for so long.
+/// Opens the file for this client alone; `None` if another one has it for so long. README#history-lock.
 fn lock(path: &Path, patience: Duration) -> io::Result<Option<File>> {
     let end = Instant::now() + patience;
     loop {

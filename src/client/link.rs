@@ -5,7 +5,7 @@
 //! their transfers: a file at full speed does not hold up what people say. Every frame is kept until the server
 //! acknowledges it; when the session is resumed, exactly what the server has not taken in goes out again,
 //! before anything new, so nothing is lost, doubled or reordered. A new login begins with nothing: what was not
-//! acknowledged is told, never repeated. Specification: README, "Resuming".
+//! acknowledged is told, never repeated. Specification: README#resuming.
 
 use super::connect::{Connection, StartError, reason};
 use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, is_refused, pause};
@@ -30,7 +30,7 @@ const MAX_LINES: usize = 1024;
 const MAX_PACKETS: usize = 8;
 /// Bytes that the server may leave unacknowledged before packets wait: a full window of every transfer.
 const MAX_KEPT: usize = 16 * 1024 * 1024;
-/// What was taken in is acknowledged after so many frames, or bytes (README, "Resuming").
+/// What was taken in is acknowledged after so many frames, or bytes (README#resuming).
 const ACK_FRAMES: u64 = 32;
 /// See [`ACK_FRAMES`].
 const ACK_BYTES: usize = 128 * 1024;

@@ -39,7 +39,7 @@ pub struct Options {
     pub host: String,
     /// 1315 unless given.
     pub port: u16,
-    /// README, "Client files"; `~/.secure_messenger_client` unless given.
+    /// README#client-files; `~/.secure_messenger_client` unless given.
     pub data_dir: PathBuf,
     /// The only key that the server may have; `None` for the one that is remembered, or asked about.
     pub fingerprint: Option<Fingerprint>,
@@ -53,9 +53,9 @@ pub struct Options {
     pub register: bool,
     /// Whose first line is the password, without its end; `None` asks.
     pub password_file: Option<PathBuf>,
-    /// Keeps messages on disk (README, "Keeping messages").
+    /// Keeps messages on disk (README#keeping-messages).
     pub keep_history: bool,
-    /// The line filter (README, "The line filter").
+    /// The line filter (README#the-line-filter).
     pub plain: bool,
 }
 

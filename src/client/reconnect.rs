@@ -2,7 +2,7 @@
 //!
 //! Invariant: the password is not kept, only what stands for it towards this one server, and the token; both are
 //! wiped at the end. A server whose key has changed, and a login that is refused, are final: nothing is tried that a person
-//! has not allowed. Specification: README, "Resuming".
+//! has not allowed. Specification: README#resuming.
 
 use super::account::Credentials;
 use super::connect::{Connection, StartError, connect, refusal};

@@ -3,7 +3,7 @@
 //! Invariant: whatever was switched on is switched off again by `Drop`, by the panic hook or by
 //! [`Terminal::suspend`], whichever comes first; and once it is off, nothing is drawn any more.
 //! What is typed ahead is kept: one thread reads, from the first prompt to the last screen,
-//! and [`Keyboard`] hands its bytes on (README, "The screen").
+//! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
 use super::editor::{Editor, Outcome};

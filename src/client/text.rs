@@ -3,7 +3,7 @@
 //! Invariant: what [`sanitise`] returns moves no cursor, changes no mode, reorders no neighbour
 //! and hides nothing; every text of a peer or the server passes it once, on arrival.
 //! Widths are the columns of a terminal that joins nothing: one that joins emoji shows less,
-//! never more, so no row can overflow (README, "Text from others").
+//! never more, so no row can overflow (README#text-from-others).
 
 use std::ops::Range;
 use unicode_width::UnicodeWidthChar;
@@ -18,7 +18,7 @@ const JOINER: char = '\u{200d}';
 const EMOJI_STYLE: char = '\u{fe0f}';
 
 /// Makes text of others harmless: line breaks become `⏎`, tabs spaces, and whatever controls the
-/// terminal or deceives the eye U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped.
+/// terminal or deceives the eye U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped. README#harmless.
 pub fn sanitise(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut marks = 0;

@@ -3,7 +3,7 @@
 //! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
 //! (2 MiB); disk, cryptography and network overlap, and none of them is touched by the owner of the
 //! state, which starts a [`Job`] and hears of its [`Step`]s. Only what [`Plan::open_group`] has checked is
-//! written. Specification: README, "File transfer".
+//! written. Specification: README#file-transfer.
 
 use super::file::{Part, Source, typed_path};
 use super::link::Queue;
@@ -506,6 +506,7 @@ impl Worker {
     }
 
     /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
+    /// README#chunk-order, README#asked-for.
     fn take_chunks(
         &self,
         peer: &Username,
@@ -611,7 +612,7 @@ impl Worker {
     }
 
     /// How many chunks more may be under way for a transfer that has `own` already: its share of all, and a
-    /// group in any case.
+    /// group in any case. README#asked-for.
     fn to_grant(&self, own: u32) -> u32 {
         let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
         let share = share.clamp(2 * GROUP, WINDOW).saturating_sub(own);

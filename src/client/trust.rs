@@ -2,7 +2,7 @@
 //!
 //! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a
 //! damaged file stops the start instead of making everyone a stranger again. All files are
-//! JSON records, one a line; a later line for the same name supersedes. Format: README, "Client files".
+//! JSON records, one a line; a later line for the same name supersedes. Format: README#client-files.
 
 use crate::crypto::public::Fingerprint;
 use crate::disk;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: every frame has exactly as many rows as the screen and none is wider; nothing in
 //! it is a control character; only the first row of an entry touches the left edge (from three
-//! columns up), also where its text has several lines, so none can pass for somebody else's entry (README, "The screen").
+//! columns up), also where its text has several lines, so none can pass for somebody else's entry (README#the-screen).
 
 use super::command;
 use super::editor::Editor;

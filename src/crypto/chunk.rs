@@ -3,7 +3,7 @@
 //! Invariant: nothing is decrypted before its HMAC under the transfer key was checked, which only the
 //! two sides know; a chunk opens in its own place of its own transfer alone. The transfer key
 //! proves who made a chunk, the RSA blocks keep it secret when the transfer key is lost later.
-//! Specification: README, "Chunks".
+//! Specification: README#chunks.
 
 use super::keys::SessionKey;
 use super::primitives::{self, Tag};
@@ -12,7 +12,7 @@ use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use zeroize::Zeroizing;
 
-/// Bytes of a file in one chunk, 64 KiB; the last one may have fewer.
+/// Bytes of a file in one chunk, 64 KiB; the last one may have fewer. README#chunk.
 pub const CHUNK: usize = 64 * 1024;
 /// Chunks whose keys share an RSA block: as many as fit, 32 bytes each.
 pub const GROUP: u32 = 5;
@@ -74,15 +74,18 @@ impl Plan {
         usize::try_from(self.size.saturating_sub(before)).map_or(CHUNK, |rest| rest.min(CHUNK))
     }
 
+    /// README#chunk-mac.
     fn mac(&self, index: u32, keys: &[u8], nonce: &[u8], tag: &[u8]) -> Vec<u8> {
         let fields = Fields::new(label::CHUNK).bytes(&self.id).number(index.into());
         fields.bytes(keys).bytes(nonce).bytes(tag).finish()
     }
 
+    /// README#chunk-ciphertext.
     fn associated(&self, index: u32) -> Vec<u8> {
         Fields::new(label::CHUNK).bytes(&self.id).number(index.into()).finish()
     }
 
+    /// README#chunk-keys.
     fn oaep_label(&self, first: u32) -> [u8; 32] {
         primitives::sha256(&Fields::new(label::CHUNK_KEYS).bytes(&self.id).number(first.into()).finish())
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing is decrypted before the sender's signature over every field was checked,
 //! and nothing is shown whose fields disagree. The order of the checks is the specification's
-//! (README, "Envelope"); the types enforce it: only [`Envelope::verify`] makes a [`Verified`],
+//! (README#envelope); the types enforce it: only [`Envelope::verify`] makes a [`Verified`],
 //! and only that opens.
 
 use super::keys::{IdentityKey, SessionKey};
@@ -30,7 +30,7 @@ pub enum Kind {
     /// The sender has left it. No text.
     RoomLeft,
     /// The sender offers the recipient a file. The text of this and the next four is JSON
-    /// (README, "File transfer").
+    /// (README#file-transfer).
     FileOffer,
     /// The recipient of an offer takes it.
     FileAccept,
@@ -124,6 +124,7 @@ pub struct Header {
 }
 
 impl Header {
+    /// README#header.
     fn encode(&self, commitment: &[u8; 32]) -> Vec<u8> {
         let (name, session): (&[u8], &[u8]) = match self.scope.recipient() {
             Some(recipient) => (recipient.name.as_str().as_bytes(), &recipient.session.0),
@@ -144,11 +145,12 @@ impl Header {
     }
 }
 
-/// `HMAC-SHA256[key](label)`: EAX does not commit to its key, this does.
+/// `HMAC-SHA256[key](label)`: EAX does not commit to its key, this does. README#commitment.
 fn commitment(key: &Key) -> [u8; 32] {
     primitives::hmac(key, label::KEY_COMMITMENT.as_bytes())
 }
 
+/// README#signature.
 fn signed_bytes(header: &[u8], nonce: &[u8; 12], ciphertext: &[u8], tag: &Tag) -> Vec<u8> {
     let body = sha256(&[ciphertext, tag].concat());
     Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(nonce).bytes(&body).finish()
@@ -186,24 +188,26 @@ impl Sealed {
     /// If `text` is longer than [`MAX_TEXT`]; callers bound what people type.
     pub fn seal(header: Header, identity: &IdentityKey, text: &[u8]) -> Sealed {
         assert!(text.len() <= MAX_TEXT, "texts are bounded where they are typed");
+        // README#message-key.
         let key = Key::random();
         let commitment = commitment(&key);
         let encoded = header.encode(&commitment);
         let nonce = random();
         let mut ciphertext = pad(text);
+        // README#ciphertext.
         let tag = primitives::eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
         let signature = identity.sign(&signed_bytes(&encoded, &nonce, &ciphertext, &tag));
         let body = Body { header, commitment, nonce, ciphertext, tag, signature };
         Sealed { body, key, oaep_label: sha256(&encoded) }
     }
 
-    /// The message key for one recipient, bound to this header, 256 bytes; about 0.1 ms.
+    /// The message key for one recipient, bound to this header, 256 bytes; about 0.1 ms. README#wrapped-key.
     pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; RSA_BYTES] {
         recipient.wrap(self.key.expose(), self.oaep_label)
     }
 }
 
-/// Length as 32 bits, text, zeros: see [`BUCKET`].
+/// Length as 32 bits, text, zeros: see [`BUCKET`]. README#padding.
 ///
 /// # Panics
 /// If `text` is longer than 4 GiB.
@@ -235,7 +239,7 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// The first check, before any RSA decryption or AES: the sender's signature.
+    /// The first check, before any RSA decryption or AES: the sender's signature. README#check-signature.
     ///
     /// # Errors
     /// [`CryptoError::BadEnvelope`] if `identity` is not the key that the header names, or the ciphertext is longer than
@@ -263,7 +267,7 @@ impl Verified<'_> {
         &self.envelope.body.header
     }
 
-    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms.
+    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. README#check-open.
     ///
     /// # Errors
     /// [`CryptoError::BadCiphertext`], whichever step failed.

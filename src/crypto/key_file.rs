@@ -1,7 +1,7 @@
 //! The identity key at rest: PKCS#8 under AES-256-GCM, with a key that PBKDF2 makes from the password.
 //!
 //! Invariant: the file says all that is needed to open it except the password; whatever is
-//! wrong with it, the answer is an error that names the remedy. Format: README, "Key file".
+//! wrong with it, the answer is an error that names the remedy. Format: README#key-file.
 
 use super::keys::IdentityKey;
 use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 /// The longest file that is read, in bytes (a real one has about 1.9 KB).
 pub const MAX_FILE: usize = 16 * 1024;
 
+/// README#key-file-form.
 #[derive(Serialize, Deserialize)]
 struct KeyFile {
     version: u32,

@@ -1,7 +1,7 @@
 //! Cryptography: RSA-2048, AES-256, PBKDF2, HMAC and SHA-256, and nothing else.
 //!
 //! Invariant: no primitive is written here, and every signed or authenticated byte string is
-//! built by [`Fields`] from explicit fields under a versioned label (README, "Encodings").
+//! built by [`Fields`] from explicit fields under a versioned label (README#encodings).
 //!
 //! Rooms: [`secret`] (bytes that are wiped), [`primitives`] (one function each), [`public`]
 //! (keys that only verify or encrypt: all that the server may name), [`keys`] (private keys),
@@ -18,41 +18,41 @@ pub mod secret;
 use std::fmt;
 
 /// Domain labels. The number is the protocol's version: bytes made under one label can never
-/// be taken for bytes made under another.
+/// be taken for bytes made under another. README#labels.
 pub mod label {
-    /// The identity key's signature under a session key (README, "Keys").
+    /// The identity key's signature under a session key (README#keys).
     pub const SESSION_CERTIFICATE: &str = "secure-messenger/1 session certificate";
-    /// The identity key's signature that binds a login to its challenge and TLS channel (README, "Login").
+    /// The identity key's signature that binds a login to its challenge and TLS channel (README#login).
     pub const LOGIN_PROOF: &str = "secure-messenger/1 login proof";
-    /// The same for a new password (README, "Changing the password").
+    /// The same for a new password (README#changing-the-password).
     pub const PASSWORD_CHANGE: &str = "secure-messenger/1 password change";
-    /// HMAC under a session's token, for its challenge and TLS channel (README, "Resuming").
+    /// HMAC under a session's token, for its challenge and TLS channel (README#resuming).
     pub const RESUME: &str = "secure-messenger/1 resume";
-    /// The associated data of a message, whose hash is the label of OAEP, too (README, "Envelope").
+    /// The associated data of a message, whose hash is the label of OAEP, too (README#envelope).
     pub const ENVELOPE_HEADER: &str = "secure-messenger/1 envelope header";
-    /// The sender's signature under header, nonce and hash of the ciphertext (README, "Envelope").
+    /// The sender's signature under header, nonce and hash of the ciphertext (README#envelope).
     pub const ENVELOPE_SIGNATURE: &str = "secure-messenger/1 envelope signature";
-    /// HMAC under the message key, of this label's bytes alone (README, "Envelope").
+    /// HMAC under the message key, of this label's bytes alone (README#envelope).
     pub const KEY_COMMITMENT: &str = "secure-messenger/1 key commitment";
-    /// HMAC under the transfer key, and associated data, of a chunk: two lists of different length (README, "Chunks").
+    /// HMAC under the transfer key, and associated data, of a chunk: two lists of different length (README#chunks).
     pub const CHUNK: &str = "secure-messenger/1 chunk";
-    /// Its hash is the label of OAEP for the keys of a group of chunks (README, "Chunks").
+    /// Its hash is the label of OAEP for the keys of a group of chunks (README#chunks).
     pub const CHUNK_KEYS: &str = "secure-messenger/1 chunk keys";
-    /// One person's half of the digits that two compare (README, "Safety number").
+    /// One person's half of the digits that two compare (README#safety-number).
     pub const SAFETY_NUMBER: &str = "secure-messenger/1 safety number";
-    /// The associated data of the identity key at rest (README, "Key file").
+    /// The associated data of the identity key at rest (README#key-file).
     pub const KEY_FILE: &str = "secure-messenger/1 key file";
-    /// HMAC under the identity key, which makes the history's key (README, "Kept history").
+    /// HMAC under the identity key, which makes the history's key (README#kept-history).
     pub const HISTORY_KEY: &str = "secure-messenger/1 history key";
-    /// The associated data of one kept message (README, "Kept history").
+    /// The associated data of one kept message (README#kept-history).
     pub const HISTORY: &str = "secure-messenger/1 history";
-    /// HMAC under the server's secret, which makes the salt of an unknown name (README, "Login").
+    /// HMAC under the server's secret, which makes the salt of an unknown name (README#login).
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
 }
 
 /// The one encoding of everything that is signed, authenticated or hashed as a structure:
 /// each field is its length as a 32-bit big-endian number, then its bytes; the first is the label.
-/// Numbers are 64-bit big-endian fields. Two different lists never encode alike.
+/// Numbers are 64-bit big-endian fields. Two different lists never encode alike. README#fields.
 pub struct Fields(Vec<u8>);
 
 impl Fields {

@@ -5,7 +5,7 @@
 //! after its record is. A last line without its end is a torn write and is dropped; any other damage stops
 //! the start. No lock is held across a write. Who holds an [`Accounts`] holds the folder's lock: no other
 //! process changes it. Once a login was accepted, no password change that was begun before it takes effect.
-//! Format: README, "Server files".
+//! Format: README#server-files.
 
 use super::journal::Journal;
 use crate::auth::{Account, NewPassword};
@@ -192,6 +192,7 @@ impl Accounts {
 
     /// A login was verified against `seen`: false if the password has changed since. If true, no change
     /// that was begun before takes effect any more, so the client may forget the password of one.
+    /// README#login-race.
     pub fn admit(&self, seen: &Seen) -> bool {
         self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
     }
@@ -246,7 +247,7 @@ impl Accounts {
         identity(&self.keys, account)
     }
 
-    /// Makes an account; returns when it is on disk.
+    /// Makes an account; returns when it is on disk. README#confirmed, README#name-case.
     ///
     /// # Errors
     /// [`RegisterError`]; nothing is left behind then.

@@ -3,7 +3,7 @@
 //! Invariant: a line holds only words of this program, valid names and numeric addresses, so no user can
 //! write a line of their own; nobody waits for the disk (a thread writes, a full queue is
 //! counted); what anyone can cause again and again is written so often a minute and then only
-//! counted, so nobody can drown what others do. Format: README, "Security log".
+//! counted, so nobody can drown what others do. Format: README#security-log.
 
 use super::{limits, lock};
 use crate::clock;

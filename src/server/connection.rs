@@ -73,10 +73,12 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// README#closing-errors.
 pub(super) fn refuse(code: ErrorCode, text: &str) -> Refusal {
     Refusal::Say(ServerMessage::error(code, text))
 }
 
+/// README#not-a-message.
 fn not_a_message(error: DecodeError) -> ServerMessage {
     let code = match error {
         DecodeError::Malformed => ErrorCode::Malformed,
@@ -133,7 +135,7 @@ impl Guest<'_> {
         self.channel.send_by(&wire, self.deadline)
     }
 
-    /// The next message, within the deadline.
+    /// The next message, within the deadline. README#deadlines.
     fn hear(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
             let wait = self.deadline.saturating_duration_since(Instant::now());
@@ -176,7 +178,7 @@ impl Guest<'_> {
         }
     }
 
-    /// Registrations, then a login or a resumption, which succeeds or fails.
+    /// Registrations, then a login or a resumption, which succeeds or fails. README#connection-order.
     fn log_in(&mut self) -> Result<Entry, Refusal> {
         loop {
             match self.next()? {
@@ -200,6 +202,7 @@ impl Guest<'_> {
         self.shared.audit.log(event, Some(user), Some(self.address), "");
     }
 
+    /// README#registration-limit.
     fn register(&mut self, request: Register) -> Result<(), Refusal> {
         check_version(request.version)?;
         if self.shared.closed {
@@ -208,6 +211,7 @@ impl Guest<'_> {
         self.count_record()?;
         let name = request.username.clone();
         let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
+        // On disk first: README#confirmed.
         match self.shared.accounts.register(account, &identity) {
             Ok(()) => {
                 self.audit("registered", &name);
@@ -273,6 +277,7 @@ impl Guest<'_> {
     }
 
     /// Who takes over a session of their own needs no new place; one without a connection gives up its place.
+    /// README#full.
     fn has_place(&self, name: &Username) -> bool {
         let registry = &self.shared.registry;
         registry.count() < self.shared.limits.clients
@@ -280,7 +285,7 @@ impl Guest<'_> {
             || self.shared.grace.end_first(self.shared)
     }
 
-    /// The last word on a request for a new password.
+    /// The last word on a request for a new password. README#password-race.
     fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
         let name = pending.name().clone();
         let changed = self.count_attempt(&name).and_then(|locks| {
@@ -304,7 +309,7 @@ impl Guest<'_> {
     }
 
     /// Counted before anything is checked: parallel guesses are guesses too. True if it is the one that
-    /// locks the name.
+    /// locks the name. README#lockout.
     fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
         self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
     }
@@ -333,6 +338,7 @@ impl Guest<'_> {
     }
 }
 
+/// README#version.
 pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
     if version == VERSION {
         return Ok(());
@@ -353,7 +359,7 @@ fn auth_error(error: AuthError) -> Refusal {
 const SMALL_PACKET: usize = 32 * 1024;
 
 /// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant of many
-/// packets costs less: it stands for them.
+/// packets costs less: it stands for them. README#packet-cost.
 fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
     if let Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) = message {
         return 0.1 + 0.9 / f64::from(*count);
@@ -386,6 +392,7 @@ impl Client {
         session.outbox.send(Frame::aside(&ServerMessage::Session(announcement)));
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
+            // README#replaced.
             session.supersede(&former);
             grace::dismiss(
                 shared,
@@ -421,7 +428,7 @@ impl Client {
         Client { shared: shared.clone(), session: turn.session().clone(), turn, link, reader, lines }
     }
 
-    /// Serves the client until its connection ends.
+    /// Serves the client until its connection ends. README#life.
     pub fn run(mut self) {
         let mut heard = Instant::now();
         loop {
@@ -445,7 +452,7 @@ impl Client {
         self.session.outbox.send(Frame::message(message));
     }
 
-    /// Tells the client how much was taken in, if that is due.
+    /// Tells the client how much was taken in, if that is due. README#ack-when.
     fn acknowledge(&mut self, early: bool) {
         if let Some(position) = self.turn.inbound().ack(early) {
             self.answer(&ServerMessage::Ack(position));
@@ -523,7 +530,7 @@ impl Client {
         }
     }
 
-    /// The client has broken the protocol: its session ends with the connection.
+    /// The client has broken the protocol: its session ends with the connection. README#ends-at-once.
     fn end(&self, code: ErrorCode, text: &str) -> bool {
         self.session.outbox.send(Frame::aside(&ServerMessage::error(code, text)));
         self.session.outbox.end();
@@ -539,7 +546,7 @@ impl Client {
     }
 
     /// Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down. False if meanwhile the
-    /// session has ended, or gone to another connection.
+    /// session has ended, or gone to another connection. README#rate.
     fn slow_down(&mut self, cost: f64) -> bool {
         let mut told = false;
         while let Err(wait) = self.turn.inbound().bucket.take(cost) {
@@ -578,6 +585,7 @@ impl Client {
         self.answer(&answer);
     }
 
+    /// README#renew.
     fn renew(&self, fields: &SessionKeyFields) -> ServerMessage {
         let now = clock::now_ms();
         let certificate = SessionPublicKey::parse(&fields.session_key.0).and_then(|key| {

@@ -19,7 +19,7 @@ use crate::wire::frame;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`.
+/// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. README#outcome.
 pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> ServerMessage {
     let id = send.routing.id;
     let routes = match check(sender, send).and_then(|()| routes(&send.routing)) {
@@ -38,6 +38,7 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
             None => &mut sent.offline,
             Some(session) if !session.uses_key(key_name) => &mut sent.stale,
             Some(session) => {
+                // README#own-key-only.
                 let line = Frame::envelope(head.clone(), key.clone());
                 match session.outbox.deliver(line, (!alone).then_some(&mut pass)) {
                     Queued::Yes => &mut sent.delivered,
@@ -60,6 +61,7 @@ const MAX_KIND: usize = 32;
 
 type Bad = (ErrorCode, &'static str);
 
+/// README#own-name.
 fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     let (routing, envelope) = (&send.routing, &send.envelope);
     if envelope.from != sender.name {
@@ -84,6 +86,7 @@ struct Route<'a> {
 }
 
 /// One for each target, in the order of names: that of `keys` and `sessions`, so that all three are gone through once.
+/// README#routing.
 fn routes(routing: &Routing) -> Result<Vec<Route<'_>>, Bad> {
     let bad = |text| Err((ErrorCode::BadTargets, text));
     let Routing { targets, keys, sessions, .. } = routing;
@@ -108,7 +111,7 @@ fn routes(routing: &Routing) -> Result<Vec<Route<'_>>, Bad> {
 }
 
 /// Passes on that `recipient` takes so many packets more from somebody. The answer is `refused`; `None` if the grant was
-/// passed on, or taken back.
+/// passed on, or taken back. README#not-granted.
 pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
     let Grant { peer, transfer, count } = grant;
     if count == 0 {
@@ -133,6 +136,7 @@ pub struct Interrupted;
 
 /// Passes a packet on to who has granted it. The answer is `refused`; `None` if it was queued. Under memory pressure this
 /// waits up to [`PACKET_PATIENCE`], and so slows its sender alone, as long as its connection `is_served`.
+/// README#packet-order.
 ///
 /// # Errors
 /// [`Interrupted`] if it no longer is.

@@ -1,5 +1,5 @@
 //! The frames of one session, in order: those that went out and are kept until its client acknowledges them, and
-//! those that wait (README, "Resuming"). Data alone; who may touch it when is for [`outbox`](super::outbox).
+//! those that wait (README#resuming). Data alone; who may touch it when is for [`outbox`](super::outbox).
 //!
 //! Invariant: a counted frame gets its number when it first goes out, which is when it moves from what waits
 //! to the end of `kept`; so `kept` is in wire order, and frame `before + n + 1` of the session is
@@ -134,7 +134,7 @@ impl Line {
 #[derive(Debug, PartialEq, Eq)]
 pub struct FalseAck;
 
-/// All frames of one session.
+/// All frames of one session. README#frames, README#kept.
 pub struct Frames {
     /// Bytes of lines: see [`Frames::is_full`].
     limit: usize,
@@ -196,7 +196,7 @@ impl Frames {
         self.counted_bytes(connected) > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
     }
 
-    /// How many packets wait, or are kept although the client could have acknowledged them.
+    /// How many packets wait, or are kept although the client could have acknowledged them. README#kept-limit.
     pub fn packets(&self) -> usize {
         let kept = if self.acknowledges { self.kept.packets } else { 0 };
         self.packets.packets + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
@@ -235,6 +235,7 @@ impl Frames {
         batch
     }
 
+    /// README#packet-order.
     fn peek(&self) -> Option<&Frame> {
         let again = self.kept.frames.get(self.gone);
         again.or_else(|| self.lines.frames.front()).or_else(|| self.packets.frames.front())
@@ -273,7 +274,7 @@ impl Frames {
     }
 
     /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
-    /// due.
+    /// due. README#ack-true.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
@@ -301,7 +302,7 @@ impl Frames {
     }
 
     /// Begins anew on another connection whose client has taken in `received` frames since the login. False, and nothing
-    /// has changed, if that is [out of reach](Frames::reaches).
+    /// has changed, if that is [out of reach](Frames::reaches). README#sent-again.
     pub fn resume(&mut self, received: u64) -> bool {
         if !self.reaches(received) {
             return false;

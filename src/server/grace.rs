@@ -1,4 +1,4 @@
-//! Who reads from a session's client, and what becomes of a session that nobody reads from (README, "Resuming").
+//! Who reads from a session's client, and what becomes of a session that nobody reads from (README#resuming).
 //!
 //! Invariant: what is needed to handle a session's frames is its [`Inbound`], of which there is one. It is always in one
 //! of three places: with a connection's thread, inside a [`Turn`]; with a resumption that takes over, inside a `Turn`, too;
@@ -71,6 +71,7 @@ pub struct Slot {
 }
 
 /// The right to handle the frames of a session. Dropped, it goes to the slot; or the session ends, if its outbox has.
+/// README#taken-over.
 pub struct Turn {
     shared: Arc<Shared>,
     session: Arc<Session>,
@@ -138,7 +139,7 @@ pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &
     }
 }
 
-/// The sessions without a connection, by the end of their time.
+/// The sessions without a connection, by the end of their time. README#outlives.
 pub struct Grace {
     length: Duration,
     list: Mutex<(BTreeMap<Place, Arc<Session>>, u64)>,

@@ -267,7 +267,7 @@ impl Registrations {
     }
 }
 
-/// Who failed to log in, and who is locked for it.
+/// Who failed to log in, and who is locked for it. README#lockout.
 #[derive(Default)]
 pub struct Lockout {
     names: Mutex<Failures<String>>,

@@ -45,7 +45,7 @@ pub struct Options {
     pub host: String,
     /// 1315 unless given; 0 takes a free one.
     pub port: u16,
-    /// README, "Server files"; `~/.secure_messenger` unless given.
+    /// README#server-files; `~/.secure_messenger` unless given.
     pub data_dir: PathBuf,
     /// False with `--no-tls`.
     pub tls: bool,

@@ -308,7 +308,7 @@ impl Outbox {
     }
 
     /// The writer thread: sends, waiting for the client, until it has caught up. Each batch has
-    /// 30 s, so who takes less than 2.2 KiB a second (a packet) is given up.
+    /// 30 s, so who takes less than 2.2 KiB a second (a packet) is given up. README#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {
             let sent = link.channel.send(&wire);
@@ -377,7 +377,7 @@ fn put(queue: &mut Queue, frame: Frame) {
 }
 
 /// What the server itself has to say and no longer fits ends the session. Without a connection it stays
-/// on the list of those on-line, and takes nothing, until its time is over.
+/// on the list of those on-line, and takes nothing, until its time is over. README#ends-at-once.
 fn put_own(queue: &mut Queue, frame: Frame) {
     if !queue.is_open() {
         return;

@@ -148,13 +148,14 @@ impl Registry {
 }
 
 /// Time between two changes that so many are told: they have at most 2,500 lines a second together.
+/// README#presence-rate.
 fn interval(sessions: usize) -> Duration {
     const AT_ONCE: usize = 500;
     PRESENCE_INTERVAL * u32::try_from(sessions.div_ceil(AT_ONCE)).unwrap_or(u32::MAX).clamp(1, 100)
 }
 
 /// Presence lines of bounded length; none if there is nothing to tell. Who has left comes before who has
-/// joined, or somebody in both lists could end as gone.
+/// joined, or somebody in both lists could end as gone. README#presence-lists.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
     let gone = left.chunks(MAX_PRESENCE_NAMES).map(|names| (names, &[][..]));
     let here = joined.chunks(MAX_PRESENCE_NAMES).map(|names| (&[][..], names));

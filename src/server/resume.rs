@@ -1,4 +1,4 @@
-//! The handshake that takes up a session on a new connection (README, "Resuming").
+//! The handshake that takes up a session on a new connection (README#resuming).
 //!
 //! Invariant: whatever is wrong - no such session, token, channel, count - takes the same steps and gets the same answer, unless
 //! who asks proves to be a client that another one of the same person has replaced; and until the proof and the count are right nothing of the session or its connection has changed.
@@ -24,7 +24,7 @@ pub struct Resumption {
 }
 
 impl Guest<'_> {
-    /// From the request to `resumed`.
+    /// From the request to `resumed`. README#resume-rules.
     pub(super) fn resume(&mut self, request: ResumeRequest) -> Result<Resumption, Refusal> {
         check_version(request.version)?;
         let (pending, challenge) = PendingResume::new(request.username);
@@ -38,6 +38,7 @@ impl Guest<'_> {
         let tokens = session.as_deref().map_or_else(nobody, |session| session.tokens(clock::now_ms()));
         // A token cannot be guessed, so a failure is not counted against anybody.
         let which = pending.verify(&answer, self.channel.exporter(), &tokens).ok();
+        // README#elsewhere.
         if which.is_some_and(|which| which >= OWN_TOKENS) {
             // Without this word it would log in, and throw off the client that came after it.
             return Err(refuse(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere"));
@@ -45,6 +46,7 @@ impl Guest<'_> {
         let proven = which.is_some();
         let claimed = |session: Arc<Session>| Some((session.outbox.claim(answer.received)?, session));
         let Some((claim, session)) = session.filter(|_| proven).and_then(claimed) else {
+            // README#no-session.
             return Err(refuse(ErrorCode::NoSession, "there is no such session to resume: log in"));
         };
         let Some(mut turn) = Turn::next(self.shared, &session, limits::RESUME_PATIENCE) else {

@@ -105,6 +105,7 @@ impl Session {
 
     /// What the session can be resumed with, two of them, of which those that have expired by `now_ms` (milliseconds
     /// since 1970) fit nothing; and behind these those of the sessions that it has taken over from.
+    /// README#latest-token.
     pub fn tokens(&self, now_ms: u64) -> [Key; TOKENS] {
         let [current, former] = lock(&self.current).tokens(now_ms);
         let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
@@ -129,7 +130,7 @@ impl Session {
     }
 
     /// This client lets `sender` send so many packets more. False, and nothing, if there would be more than
-    /// [`MAX_GRANTED`] that are granted, or wait for this client, in all.
+    /// [`MAX_GRANTED`] that are granted, or wait for this client, in all. README#grants, README#granted-limit.
     pub fn grant(&self, sender: &Username, transfer: [u8; 16], count: u32) -> bool {
         let mut granted = lock(&self.granted);
         let total = granted.values().sum::<u32>().saturating_add(self.outbox.packets());

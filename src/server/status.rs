@@ -1,7 +1,7 @@
 //! How the server is doing: counters, one line of them an hour or when asked for, and the end on a signal.
 //!
 //! Invariant: counting takes no lock; nobody but this thread waits for standard output, so a reader that does
-//! not read holds up neither clients nor the end. Fields: README, "Status".
+//! not read holds up neither clients nor the end. Fields: README#status.
 
 use super::{Shared, audit, thread};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};

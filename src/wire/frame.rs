@@ -1,4 +1,4 @@
-//! Lines and packets out of a byte stream (README, "Lines" and "Packets").
+//! Lines and packets out of a byte stream (README#lines, README#packets).
 //!
 //! Invariant: no more than the limit and one read is ever held, whatever arrives in
 //! whatever pieces; the limit is applied before a line or packet is looked at.
@@ -15,7 +15,7 @@ const PACKET: u8 = 0;
 /// A packet's first byte and its length.
 const PACKET_HEAD: usize = 5;
 
-/// What stands between two others in the stream.
+/// What stands between two others in the stream. README#packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// A line without its end.
@@ -31,7 +31,7 @@ pub fn packet_head(address: &[u8], payload: &[u8]) -> Vec<u8> {
     [&[PACKET], &length.to_be_bytes()[..], address].concat()
 }
 
-/// Collects bytes and gives them back as lines.
+/// Collects bytes and gives them back as lines. README#line.
 pub struct Lines {
     buffer: Vec<u8>,
     /// Bytes of `buffer` already given out.
@@ -76,7 +76,7 @@ impl Lines {
         &mut self.buffer
     }
 
-    /// The next whole line without its end; `None` until its end has arrived.
+    /// The next whole line without its end; `None` until its end has arrived. README#line-length.
     ///
     /// # Errors
     /// [`LineTooLong`], also for a line whose end has not arrived yet.
@@ -97,6 +97,7 @@ impl Lines {
     }
 
     /// The next whole line or packet; `None` until all of it has arrived. A packet's body has at most `limit` bytes.
+    /// README#bad-packet.
     ///
     /// # Errors
     /// [`LineTooLong`], before the rest has arrived.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// A blocked write gives up after this time: who takes nothing for so long is gone, or reads too slowly to be served.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context.
+/// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. README#exporter.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// A first read has this size in bytes, on the stack; idle connections hold no more.
 const SMALL_READ: usize = 2048;
@@ -34,6 +34,7 @@ pub type Acceptor = Arc<ServerConfig>;
 
 /// TLS 1.3 and 1.2, ECDHE with AES-GCM or ChaCha20-Poly1305, X25519MLKEM768 preferred: all of
 /// that are the library's defaults under the feature `prefer-post-quantum`; a test watches them.
+/// README#transport.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
@@ -394,7 +395,7 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// Client: a finished handshake with a server whose key nobody has vouched for yet.
+/// Client: a finished handshake with a server whose key nobody has vouched for yet. README#server-key.
 pub struct Unverified {
     channel: Channel,
     fingerprint: Fingerprint,

@@ -1,7 +1,7 @@
 //! The session and its connection: lost and had again, and the end.
 //!
 //! Invariant: nobody leaves without being told what was not acknowledged; a new session repeats nothing of the former
-//! one by itself. Specification: README, "When the connection breaks".
+//! one by itself. Specification: README#when-the-connection-breaks.
 
 use super::{Effect, Session};
 use crate::client::password::ChangeError;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key was
 //! checked; each envelope is shown once; where it belongs is what its sender signed. No
-//! answer to the server depends on what decryption yields. Specification: README, "Receiving".
+//! answer to the server depends on what decryption yields. Specification: README#receiving.
 
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
@@ -53,6 +53,7 @@ enum Order {
 }
 
 impl Conversations {
+    /// README#check-sequence, README#sequence.
     fn order(&self, header: &Header) -> Order {
         let known = self.last.iter().find(|conversation| conversation.between == between(header));
         let expected = match known {
@@ -130,6 +131,7 @@ impl Session {
         }
     }
 
+    /// README#no-answer.
     fn refuse(&mut self, from: &Username, why: &str) {
         if self.ignored.contains(from) {
             return;
@@ -137,6 +139,7 @@ impl Session {
         self.problem(format!("refused a message that claims to come from {from}: {why}"));
     }
 
+    /// README#check-identity.
     fn open(&mut self, from: &Username, envelope: Envelope) {
         let shown = match self.checked(from, &envelope) {
             Ok((header, gap, text)) => self.take_in(&header, gap, &text),
@@ -148,6 +151,7 @@ impl Session {
     }
 
     /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
+    /// README#checks, README#check-recipient.
     fn checked(
         &mut self,
         from: &Username,
@@ -212,6 +216,7 @@ impl Session {
         }
     }
 
+    /// README#check-text.
     fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
         let unasked =

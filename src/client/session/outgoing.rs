@@ -4,7 +4,7 @@
 //! Invariant: messages to one person leave in the order in which they were typed; every recipient
 //! of every message ends as delivered or is told as not; nothing is sealed for a key that was
 //! not certified. What meets a stale session key is sent again by itself. Specification:
-//! README, "Sending".
+//! README#sending.
 
 use super::wire_form::wire_form;
 use super::{Effect, MAX_NAMED, Session};
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// A message that meets a stale key this often is given up: somebody plays with us.
+/// A message that meets a stale key this often is given up: somebody plays with us. README#stale.
 const MAX_TRIES: u32 = 3;
 /// Messages that failed and can be sent again, the latest: more than a person goes back to.
 const MAX_FAILED: usize = 64;
@@ -270,7 +270,7 @@ impl Session {
         }
     }
 
-    /// Sends the backlogs of those whose keys are here, and asks for the keys of the others.
+    /// Sends the backlogs of those whose keys are here, and asks for the keys of the others. README#broadcast.
     pub(super) fn pump(&mut self, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
         let (mut keyless, mut changed) = (Vec::new(), Vec::new());
@@ -346,7 +346,7 @@ impl Session {
             .push(Effect::Send(ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope }))));
     }
 
-    /// The server has said what became of a request.
+    /// The server has said what became of a request. README#outcome, README#stale.
     pub(super) fn sent(&mut self, answer: &Sent) {
         let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
             return self.problem("the server answered something that was not asked".into());

@@ -1,7 +1,7 @@
 //! The own session keys, and their renewal within a day.
 //!
 //! Invariant: a key that others may have been told still opens what they sealed for it; one that is a minute past
-//! its replacement is gone, and with it what it could open. Specification: README, "Keys".
+//! its replacement is gone, and with it what it could open. Specification: README#keys.
 
 use super::{Effect, Session};
 use crate::crypto::keys::SessionKey;

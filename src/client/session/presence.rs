@@ -1,7 +1,7 @@
 //! Who is on-line.
 //!
 //! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
-//! without a word. Specification: README, "Messages".
+//! without a word. Specification: README#messages.
 
 use super::{MAX_NAMED, Session};
 use crate::client::entry::{Place, Source};

@@ -1,7 +1,7 @@
 //! Envelopes between their typed form and the message that carries them: both directions, side by side.
 //!
 //! Invariant: what is typed went through [`typed`], which refuses fields that contradict each other.
-//! Specification: README, "Envelope".
+//! Specification: README#envelope.
 
 use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
 use crate::crypto::public::Fingerprint;
@@ -33,6 +33,7 @@ pub fn wire_form(body: &Body) -> EnvelopeFields {
 }
 
 /// The typed form of an envelope from the wire; `None` if its fields contradict each other.
+/// README#check-fields.
 pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
     let wire = message.envelope;
     let recipient =

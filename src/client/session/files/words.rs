@@ -2,7 +2,7 @@
 //! side do here.
 //!
 //! Invariant: a word about a transfer counts only from the other side of it, and only when its turn has come.
-//! Specification: README, "File transfer".
+//! Specification: README#file-transfer.
 
 use super::super::Session;
 use super::{
@@ -19,7 +19,7 @@ use crate::encoding::Fixed;
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
 
-/// The text of a `file_offer`.
+/// The text of a `file_offer`. README#file-words, README#file_offer.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
     /// Random: names the transfer.
@@ -36,7 +36,7 @@ pub struct Offer {
     pub chunks: u64,
 }
 
-/// The text of a `file_accept`.
+/// The text of a `file_accept`. README#file_accept, README#chunk-session.
 #[derive(Serialize, Deserialize)]
 pub struct Accept {
     /// As in the offer.
@@ -48,6 +48,7 @@ pub struct Accept {
 }
 
 /// The text of the other three; the reason is for people.
+/// README#file_reject, README#file_cancel, README#file_done.
 #[derive(Serialize, Deserialize)]
 pub struct Word {
     /// As in the offer.
@@ -76,6 +77,7 @@ impl Session {
         Ok(())
     }
 
+    /// README#bad-word.
     fn offered(&mut self, from: &Username, offer: Offer) -> Result<(), String> {
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
             return Err("its size and its number of parts contradict each other".into());
@@ -116,6 +118,7 @@ impl Session {
         Ok(())
     }
 
+    /// README#chunk-session.
     fn accepted(&mut self, from: &Username, id: &TransferId, start: u32, session: Fingerprint) {
         let Some(number) = self.files.find(from, id) else { return };
         let Some(transfer) = self.files.list.get(&number) else { return };
