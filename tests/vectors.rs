@@ -486,6 +486,21 @@ fn a_session_certificate_made_by_another_implementation_verifies() {
     refused(&certificate, &name("alicf"));
 }
 
+#[test]
+fn a_session_certificate_is_valid_from_two_hours_before_it_was_made_to_twenty_six_after_and_no_millisecond_longer()
+ {
+    let v = vectors();
+    let (owner, created, certificate) = (name(&v.certificate.owner), v.certificate.created, v.certificate());
+    let hour = 3_600_000;
+    let verdict = |now| certificate.verify(&owner, &v.identity_public(), now);
+    for now in [created - 2 * hour, created + 26 * hour] {
+        assert_eq!(verdict(now), Ok(()));
+    }
+    for now in [0, created - 2 * hour - 1, created + 26 * hour + 1, u64::MAX] {
+        assert_eq!(verdict(now), Err(CryptoError::StaleCertificate));
+    }
+}
+
 fn challenge(v: &LoginVector) -> Challenge {
     let decoded = ServerMessage::decode(v.challenge.as_bytes());
     assert!(matches!(decoded, Ok(ServerMessage::Challenge(_))));

@@ -119,6 +119,12 @@ mod tests {
         let wrong = Password::new("correct house".into());
         assert_eq!(open(text.as_bytes(), &alice, &wrong).expect_err("wrong"), KeyFileError::WrongPassword);
         assert_eq!(open(text.as_bytes(), &bob, &right).expect_err("moved"), KeyFileError::WrongPassword);
+        let others = [("\"version\":1", "\"version\":2"), (KDF, "scrypt"), (CIPHER, "AES-128-GCM")];
+        for (ours, other) in others {
+            let foreign = text.replace(ours, other);
+            assert_ne!(foreign, text);
+            assert_eq!(open(foreign.as_bytes(), &alice, &right).expect_err(other), KeyFileError::Unsupported);
+        }
         let cheap = text.replace("600000", "99999");
         assert_eq!(open(cheap.as_bytes(), &alice, &right).expect_err("cheap"), KeyFileError::Unsupported);
         let endless = text.replace("600000", "4294967295");
