@@ -4,6 +4,7 @@
 //! Invariant: a decoded value already has its final type and length, so nothing behind the
 //! decoder checks lengths again. JSON itself is miniserde's: no recursion, unknown fields ignored.
 
+use crate::crypto::public::ShortFingerprint;
 use crate::crypto::secret::Secret;
 use crate::name::Username;
 use base64::Engine;
@@ -53,6 +54,13 @@ impl Visitor for Place<Username> {
     }
 }
 
+impl Visitor for Place<ShortFingerprint> {
+    fn string(&mut self, text: &str) -> Result<()> {
+        self.out = Some(text.parse().map_err(|_| Error)?);
+        Ok(())
+    }
+}
+
 impl Deserialize for Bytes {
     fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
         Place::new(out)
@@ -72,6 +80,12 @@ impl<const N: usize> Deserialize for Secret<N> {
 }
 
 impl Deserialize for Username {
+    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
+        Place::new(out)
+    }
+}
+
+impl Deserialize for ShortFingerprint {
     fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
         Place::new(out)
     }
@@ -101,6 +115,12 @@ impl Serialize for Username {
     }
 }
 
+impl Serialize for ShortFingerprint {
+    fn begin(&self) -> Fragment<'_> {
+        Fragment::Str(self.to_string().into())
+    }
+}
+
 /// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
 /// README#depth.
 pub const MAX_DEPTH: usize = 8;
@@ -108,8 +128,7 @@ pub const MAX_DEPTH: usize = 8;
 /// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.
 pub fn is_shallow(text: &str) -> bool {
     // Most lines have no more brackets than that at all, which is found out many bytes at a time.
-    let count = |bracket: char| text.matches(bracket).take(MAX_DEPTH + 1).count();
-    if count('[') + count('{') <= MAX_DEPTH {
+    if text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() <= MAX_DEPTH {
         return true;
     }
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
@@ -173,6 +192,95 @@ impl<A, B> Both<A, B> {
     /// The two; `None` if a field was missing.
     pub fn parts(self) -> Option<(A, B)> {
         self.0.zip(self.1)
+    }
+}
+
+/// An object whose members have people's names: one value for each, in the order of names. Of two members of one name the
+/// last counts.
+pub struct ByName<T>(Vec<(Username, T)>);
+
+impl<T> ByName<T> {
+    /// The value of `name`; `None` if there is no member of that name.
+    pub fn get(&self, name: &Username) -> Option<&T> {
+        let place = self.0.binary_search_by(|(other, _)| other.cmp(name)).ok()?;
+        Some(&self.0[place].1)
+    }
+
+    /// The names, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &Username> {
+        self.0.iter().map(|(name, _)| name)
+    }
+
+    /// The values, in the order of their names.
+    pub fn into_values(self) -> impl Iterator<Item = T> {
+        self.0.into_iter().map(|(_, value)| value)
+    }
+}
+
+impl<T> FromIterator<(Username, T)> for ByName<T> {
+    fn from_iter<I: IntoIterator<Item = (Username, T)>>(members: I) -> Self {
+        let mut members: Vec<(Username, T)> = members.into_iter().collect();
+        // Who writes names in their order, as our own client does, has a thousand of them sorted for nothing.
+        if !members.is_sorted_by(|(one, _), (next, _)| one < next) {
+            members.reverse();
+            members.sort_by(|(one, _), (other, _)| one.cmp(other));
+            members.dedup_by(|(one, _), (other, _)| one == other);
+        }
+        ByName(members)
+    }
+}
+
+impl<T: Deserialize> Deserialize for ByName<T> {
+    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
+        Place::new(out)
+    }
+}
+
+impl<T: Deserialize> Visitor for Place<ByName<T>> {
+    fn map(&mut self) -> Result<Box<dyn Map + '_>> {
+        Ok(Box::new(ByNameMap { members: Vec::new(), name: None, value: None, out: &mut self.out }))
+    }
+}
+
+struct ByNameMap<'a, T> {
+    members: Vec<(Username, T)>,
+    name: Option<Username>,
+    /// The member of that name, as soon as it has been read.
+    value: Option<T>,
+    out: &'a mut Option<ByName<T>>,
+}
+
+impl<T> ByNameMap<'_, T> {
+    fn close(&mut self) {
+        self.members.extend(self.name.take().zip(self.value.take()));
+    }
+}
+
+impl<T: Deserialize> Map for ByNameMap<'_, T> {
+    fn key(&mut self, name: &str) -> Result<&mut dyn Visitor> {
+        self.close();
+        self.name = Some(name.parse().map_err(|_| Error)?);
+        Ok(T::begin(&mut self.value))
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.close();
+        *self.out = Some(std::mem::take(&mut self.members).into_iter().collect());
+        Ok(())
+    }
+}
+
+impl<T: Serialize> Serialize for ByName<T> {
+    fn begin(&self) -> Fragment<'_> {
+        Fragment::Map(Box::new(Members(self.0.iter())))
+    }
+}
+
+struct Members<'a, T>(std::slice::Iter<'a, (Username, T)>);
+
+impl<T: Serialize> miniserde::ser::Map for Members<'_, T> {
+    fn next(&mut self) -> Option<(std::borrow::Cow<'_, str>, &dyn Serialize)> {
+        self.0.next().map(|(name, value)| (name.as_str().into(), value as &dyn Serialize))
     }
 }
 

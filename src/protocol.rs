@@ -4,9 +4,9 @@
 //! to check. A line is one JSON object whose `type` names the message; unknown fields are
 //! ignored. Specification: README#messages.
 
-use crate::crypto::public::{RSA_BYTES, SessionCertificate};
+use crate::crypto::public::{RSA_BYTES, SessionCertificate, ShortFingerprint};
 use crate::crypto::secret::Key;
-use crate::encoding::{Both, Bytes, Fields, FirstType, Fixed, is_shallow};
+use crate::encoding::{Both, ByName, Bytes, Fields, FirstType, Fixed, is_shallow};
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -14,7 +14,6 @@ use miniserde::de::Visitor;
 use miniserde::ser::Fragment;
 use miniserde::{Deserialize, Serialize, json, make_place};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -258,9 +257,9 @@ pub struct Routing {
     /// 1 to [`MAX_TARGETS`] different names.
     pub targets: Vec<Username>,
     /// The message key, wrapped for each target's session key: exactly the targets' names.
-    pub keys: BTreeMap<Username, WrappedKey>,
-    /// Short form of each target's session key fingerprint, 16 hexadecimal digits: exactly the targets' names.
-    pub sessions: BTreeMap<Username, String>,
+    pub keys: ByName<WrappedKey>,
+    /// Of each target's session key: exactly the targets' names.
+    pub sessions: ByName<ShortFingerprint>,
 }
 
 /// A wrapped key on its way through the server, which passes its text on: checked to be the base64 of [`RSA_BYTES`] bytes,

@@ -513,21 +513,19 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
     };
     add("another's name", both(), "wrong_sender", &|l| l.envelope.from = "alice".parse().expect("name"));
     add("capitals", both(), "wrong_sender", &|l| l.envelope.from = "Mallory".parse().expect("name"));
-    add("nobody", both(), "bad_targets", &|l| {
-        (l.routing.targets, l.routing.keys, l.routing.sessions) = Default::default()
-    });
+    add("nobody", letter(&mallory, &[]), "bad_targets", &|_| ());
     add("twice", both(), "bad_targets", &|l| l.routing.targets.push("carol".parse().expect("name")));
     add("no key", both(), "bad_targets", &|l| {
-        l.routing.keys.remove(&"bob".parse().expect("name"));
+        l.routing.keys = letter(&mallory, &["carol"]).routing.keys;
     });
     add("no session", both(), "bad_targets", &|l| {
-        l.routing.sessions.remove(&"bob".parse().expect("name"));
+        l.routing.sessions = letter(&mallory, &["carol"]).routing.sessions;
     });
     add("a key for nobody", both(), "bad_targets", &|l| {
-        l.routing.keys.insert("alice".parse().expect("name"), WrappedKey::new(&[0; RSA_BYTES]));
+        l.routing.keys = letter(&mallory, &["carol", "bob", "alice"]).routing.keys;
     });
     add("a session for nobody", both(), "bad_targets", &|l| {
-        l.routing.sessions.insert("alice".parse().expect("name"), "0".into());
+        l.routing.sessions = letter(&mallory, &["carol", "bob", "alice"]).routing.sessions;
     });
     add("private to two", both(), "bad_targets", &|l| {
         l.envelope.scope = "private".into();
@@ -728,7 +726,7 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
             }
             let mut wire = Vec::new();
             if let Some(byte) = line.next() {
-                raw.channel.encrypt(&[&[*byte]], &mut wire).expect("TLS");
+                raw.channel.encrypt(&[*byte], &mut wire).expect("TLS");
                 let _ = raw.channel.send(&wire);
             }
             assert!(started.elapsed() < common::DEADLINE, "never closed");

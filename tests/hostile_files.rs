@@ -219,8 +219,8 @@ impl Mallory {
         let routing = Routing {
             id,
             targets: vec![self.victim.clone()],
-            keys: BTreeMap::from([(victim.clone(), WrappedKey::new(&sealed.wrap_for(&self.session)))]),
-            sessions: BTreeMap::from([(victim, self.session.fingerprint().short())]),
+            keys: [(victim.clone(), WrappedKey::new(&sealed.wrap_for(&self.session)))].into_iter().collect(),
+            sessions: [(victim, self.session.fingerprint().short())].into_iter().collect(),
         };
         let envelope = wire_form(&sealed.body);
         self.raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));

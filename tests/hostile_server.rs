@@ -337,7 +337,7 @@ impl Line {
     /// The names with keys in a message, and whether it stayed at that.
     fn targets(send: &EncryptedSend) -> Vec<&str> {
         let targets: Vec<&str> = send.routing.targets.iter().map(Username::as_str).collect();
-        let keys: Vec<&str> = send.routing.keys.keys().map(Username::as_str).collect();
+        let keys: Vec<&str> = send.routing.keys.names().map(Username::as_str).collect();
         assert_eq!(targets, keys, "exactly the targets have keys");
         targets
     }
@@ -1518,8 +1518,8 @@ fn send_raw(raw: &mut Raw, to: &str, seal: impl FnOnce(&SessionPublicKey) -> (En
     let routing = Routing {
         id: 1,
         targets: vec![name(to)],
-        keys: BTreeMap::from([(name(to), WrappedKey::new(&wrapped))]),
-        sessions: BTreeMap::from([(name(to), session.fingerprint().short())]),
+        keys: [(name(to), WrappedKey::new(&wrapped))].into_iter().collect(),
+        sessions: [(name(to), session.fingerprint().short())].into_iter().collect(),
     };
     raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
 }

@@ -122,7 +122,7 @@ fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
 
 fn pass_on(bytes: &[u8], to: &Channel) {
     let mut wire = Vec::new();
-    if to.encrypt(&[bytes], &mut wire).is_ok() {
+    if to.encrypt(bytes, &mut wire).is_ok() {
         let _ = to.send(&wire);
     }
 }

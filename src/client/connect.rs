@@ -265,7 +265,7 @@ impl Connection {
     pub fn say(&self, message: &ClientMessage) -> Result<(), StartError> {
         let line = zeroize::Zeroizing::new(message.encode());
         let mut wire = Vec::new();
-        let sent = self.channel.encrypt(&[&line], &mut wire).and_then(|()| self.channel.send(&wire));
+        let sent = self.channel.encrypt(&line, &mut wire).and_then(|()| self.channel.send(&wire));
         sent.map_err(StartError::Lost)
     }
 

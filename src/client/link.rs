@@ -354,8 +354,7 @@ impl Shared {
         let mut wire = Vec::new();
         while let Some(pieces) = self.queue.next(connection) {
             wire.clear();
-            let [head, rest] = &*pieces;
-            if channel.encrypt(&[head, rest], &mut wire).and_then(|()| channel.send(&wire)).is_err() {
+            if channel.encrypt(&pieces.concat(), &mut wire).and_then(|()| channel.send(&wire)).is_err() {
                 // The reader will find out.
                 return channel.close();
             }

@@ -45,10 +45,10 @@ impl Fingerprint {
         Fingerprint(sha256(spki))
     }
 
-    /// The first eight bytes as 16 hexadecimal digits: names a session key where the server has
-    /// to tell which one a sender used. A routing hint, never a proof.
-    pub fn short(&self) -> String {
-        self.0[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    /// The first eight bytes.
+    pub fn short(&self) -> ShortFingerprint {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        ShortFingerprint(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
 }
 
@@ -72,6 +72,28 @@ impl FromStr for Fingerprint {
         let bytes =
             BASE64_STANDARD_NO_PAD.decode(digits.trim_end_matches('=')).map_err(|_| CryptoError::BadKey)?;
         bytes.try_into().map(Fingerprint).map_err(|_| CryptoError::BadKey)
+    }
+}
+
+/// Names a session key where the server has to tell which one a sender used: a routing hint, never a proof. As text, 16
+/// lower-case hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortFingerprint(u64);
+
+impl fmt::Display for ShortFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for ShortFingerprint {
+    type Err = CryptoError;
+
+    fn from_str(text: &str) -> Result<Self, CryptoError> {
+        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let digits = Some(text).filter(|text| text.len() == 16 && text.bytes().all(is_digit));
+        let number = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        number.map(ShortFingerprint).ok_or(CryptoError::BadKey)
     }
 }
 

@@ -9,7 +9,7 @@ use super::accounts::Seen;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
 use super::limits::{self, Ticket};
-use super::outbox::{Link, Outbox};
+use super::outbox::{Buffers, Link, Outbox};
 use super::resume::Resumption;
 use super::session::Session;
 use super::{Shared, delivery, status};
@@ -131,7 +131,7 @@ pub fn admit(
 impl Guest<'_> {
     pub(super) fn say(&self, message: &ServerMessage) -> io::Result<()> {
         let mut wire = Vec::new();
-        self.channel.encrypt(&[&message.encode()], &mut wire)?;
+        self.channel.encrypt(&message.encode(), &mut wire)?;
         self.channel.send_by(&wire, self.deadline)
     }
 
@@ -443,7 +443,7 @@ impl Client {
                 Ok(Received::Silence | Received::End) | Err(_) => return,
             }
             if self.link.channel.wants_to_send() {
-                self.session.outbox.flush(&mut Vec::new());
+                self.session.outbox.flush(&mut Buffers::default());
             }
         }
     }
@@ -563,7 +563,7 @@ impl Client {
 
     fn handle(&mut self, message: ClientMessage) {
         let answer = match message {
-            ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, &send),
+            ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, *send),
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => {

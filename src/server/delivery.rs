@@ -9,6 +9,7 @@ use super::limits::PACKET_PATIENCE;
 use super::outbox::{Pass, Queued};
 use super::session::Session;
 use super::{Shared, status};
+use crate::crypto::public::ShortFingerprint;
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
@@ -19,27 +20,36 @@ use crate::wire::frame;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+/// Where one copy of an envelope goes.
+struct Route {
+    target: Username,
+    key: WrappedKey,
+    /// The session key that it is wrapped for.
+    session: ShortFingerprint,
+}
+
 /// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. README#outcome.
-pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> ServerMessage {
-    let id = send.routing.id;
-    let routes = match check(sender, send).and_then(|()| routes(&send.routing)) {
+pub fn deliver(shared: &Shared, sender: &Session, send: EncryptedSend) -> ServerMessage {
+    let (id, checked) = (send.routing.id, check(sender, &send));
+    let EncryptedSend { routing, envelope } = send;
+    let routes = match checked.and_then(|()| routes(routing)) {
         Ok(routes) => routes,
         Err((code, text)) => {
             let (code, message) = (code.as_str().into(), text.into());
             return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
         }
     };
-    let head: Part = protocol::shared_part(&send.envelope).into();
+    let head: Part = protocol::shared_part(&envelope).into();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
     let (alone, mut pass) = (routes.len() == 1, Pass::default());
     for Route { target, key, session: key_name } in routes {
-        let list = match shared.registry.get(target) {
+        let list = match shared.registry.get(&target) {
             None => &mut sent.offline,
             Some(session) if !session.uses_key(key_name) => &mut sent.stale,
             Some(session) => {
                 // README#own-key-only.
-                let line = Frame::envelope(head.clone(), key.clone());
+                let line = Frame::envelope(head.clone(), key);
                 match session.outbox.deliver(line, (!alone).then_some(&mut pass)) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
@@ -50,7 +60,7 @@ pub fn deliver(shared: &Shared, sender: &Session, send: &EncryptedSend) -> Serve
                 }
             }
         };
-        list.push(target.clone());
+        list.push(target);
     }
     shared.flusher.add(pass);
     ServerMessage::Sent(sent)
@@ -77,36 +87,20 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     }
 }
 
-/// Where one copy of an envelope goes.
-struct Route<'a> {
-    target: &'a Username,
-    key: &'a WrappedKey,
-    /// Of the session key that it is wrapped for.
-    session: &'a str,
-}
-
 /// One for each target, in the order of names: that of `keys` and `sessions`, so that all three are gone through once.
 /// README#routing.
-fn routes(routing: &Routing) -> Result<Vec<Route<'_>>, Bad> {
+fn routes(routing: Routing) -> Result<Vec<Route>, Bad> {
     let bad = |text| Err((ErrorCode::BadTargets, text));
-    let Routing { targets, keys, sessions, .. } = routing;
+    let Routing { mut targets, keys, sessions, .. } = routing;
     if targets.is_empty() || targets.len() > MAX_TARGETS {
         return bad("1 to 1024 targets a message");
     }
-    let mut targets: Vec<&Username> = targets.iter().collect();
     targets.sort_unstable();
     let is_sorted = targets.is_sorted_by(|one, next| one < next);
-    let names = || targets.iter().copied();
-    if !is_sorted || !names().eq(keys.keys()) || !names().eq(sessions.keys()) {
+    if !is_sorted || !targets.iter().eq(keys.names()) || !targets.iter().eq(sessions.names()) {
         return bad("targets, keys and sessions are not of the same people, each once");
     }
-    // A name that no session can have would be stale for ever.
-    let is_hex =
-        |name: &String| name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !sessions.values().all(is_hex) {
-        return bad("a session is not 16 lower-case hexadecimal digits");
-    }
-    let all = targets.iter().zip(keys.values().zip(sessions.values()));
+    let all = targets.into_iter().zip(keys.into_values().zip(sessions.into_values()));
     Ok(all.map(|(target, (key, session))| Route { target, key, session }).collect())
 }
 

@@ -87,6 +87,13 @@ impl Queue {
     }
 }
 
+/// What goes out next, and what encryption makes of it: whoever sends much keeps them from one batch to the next.
+#[derive(Default)]
+pub struct Buffers {
+    plain: Vec<u8>,
+    wire: Vec<u8>,
+}
+
 /// The queue of one session.
 pub struct Outbox {
     queue: Mutex<Queue>,
@@ -122,7 +129,7 @@ impl Outbox {
     pub fn send(self: &Arc<Outbox>, frame: Frame) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
-        self.take_baton(queue, &mut Vec::new());
+        self.take_baton(queue, &mut Buffers::default());
     }
 
     /// Queues one frame of the server's own for the next pass.
@@ -145,7 +152,7 @@ impl Outbox {
         put(&mut queue, frame);
         match pass {
             Some(pass) => self.list(queue, pass),
-            None => self.take_baton(queue, &mut Vec::new()),
+            None => self.take_baton(queue, &mut Buffers::default()),
         }
         Queued::Yes
     }
@@ -168,7 +175,7 @@ impl Outbox {
         let open = queue.is_open();
         if open {
             put(&mut queue, packet);
-            self.take_baton(queue, &mut Vec::new());
+            self.take_baton(queue, &mut Buffers::default());
         }
         open
     }
@@ -215,7 +222,7 @@ impl Outbox {
         if goes_on {
             queue.cut();
             queue.link = Some(link);
-            self.take_baton(queue, &mut Vec::new());
+            self.take_baton(queue, &mut Buffers::default());
         }
         goes_on
     }
@@ -235,11 +242,11 @@ impl Outbox {
         }
     }
 
-    /// Sends what is queued, and what TLS itself has to say, unless somebody is at it. `wire` is for ciphertext.
-    pub fn flush(self: &Arc<Outbox>, wire: &mut Vec<u8>) {
+    /// Sends what is queued, and what TLS itself has to say, unless somebody is at it.
+    pub fn flush(self: &Arc<Outbox>, buffers: &mut Buffers) {
         let mut queue = lock(&self.queue);
         queue.listed = false;
-        self.take_baton(queue, wire);
+        self.take_baton(queue, buffers);
     }
 
     /// Ends the session: when all lines that are queued have been sent, or at once without a connection.
@@ -250,18 +257,19 @@ impl Outbox {
         }
         queue.ending = true;
         queue.frames.end();
-        self.take_baton(queue, &mut Vec::new());
+        self.take_baton(queue, &mut Buffers::default());
     }
 
     /// Takes the baton if it is free, and runs with it.
-    fn take_baton<'a>(self: &'a Arc<Outbox>, mut queue: MutexGuard<'a, Queue>, wire: &mut Vec<u8>) {
+    fn take_baton<'a>(self: &'a Arc<Outbox>, mut queue: MutexGuard<'a, Queue>, buffers: &mut Buffers) {
+        let Buffers { plain, wire } = buffers;
         let Some(link) = queue.link.clone().filter(|_| !queue.busy) else { return };
         queue.busy = true;
         for batches in 1.. {
-            let batch = next_batch(&mut queue);
+            next_batch(&mut queue, plain);
             drop(queue);
             wire.clear();
-            let sent = encrypt(&link, &batch, wire).and_then(|()| link.channel.send_now(wire));
+            let sent = link.channel.encrypt(plain, wire).and_then(|()| link.channel.send_now(wire));
             queue = lock(&self.queue);
             if !queue.is_on(&link) {
                 return;
@@ -310,6 +318,7 @@ impl Outbox {
     /// The writer thread: sends, waiting for the client, until it has caught up. Each batch has
     /// 30 s, so who takes less than 2.2 KiB a second (a packet) is given up. README#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
+        let mut plain = Vec::new();
         loop {
             let sent = link.channel.send(&wire);
             let mut queue = lock(&self.queue);
@@ -325,10 +334,10 @@ impl Outbox {
             if lay_down(&mut queue, link) {
                 return;
             }
-            let batch = next_batch(&mut queue);
+            next_batch(&mut queue, &mut plain);
             drop(queue);
             wire.clear();
-            if encrypt(link, &batch, &mut wire).is_err() {
+            if link.channel.encrypt(&plain, &mut wire).is_err() {
                 return self.give_up(link);
             }
         }
@@ -340,10 +349,9 @@ fn broken(queue: &mut Queue) {
     if queue.ending { queue.shut() } else { queue.cut() }
 }
 
-fn next_batch(queue: &mut Queue) -> Vec<Frame> {
-    let batch = queue.frames.next_batch();
+fn next_batch(queue: &mut Queue, plain: &mut Vec<u8>) {
+    queue.frames.next_batch(plain);
     queue.frames.forget();
-    batch
 }
 
 /// Lays the baton of the current link down if nothing is left to do.
@@ -362,11 +370,6 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
         queue.frames.clear();
     }
     true
-}
-
-fn encrypt(link: &Link, batch: &[Frame], wire: &mut Vec<u8>) -> std::io::Result<()> {
-    let parts: Vec<&[u8]> = batch.iter().flat_map(Frame::parts).filter(|part| !part.is_empty()).collect();
-    link.channel.encrypt(&parts, wire)
 }
 
 fn put(queue: &mut Queue, frame: Frame) {
@@ -415,7 +418,7 @@ impl Flusher {
 
     /// The flusher thread.
     pub fn run(&self) -> ! {
-        let mut wire = Vec::new();
+        let mut buffers = Buffers::default();
         loop {
             let mut list = lock(&self.list);
             while list.is_empty() {
@@ -424,7 +427,7 @@ impl Flusher {
             let pass = std::mem::take(&mut *list);
             drop(list);
             for outbox in pass {
-                outbox.flush(&mut wire);
+                outbox.flush(&mut buffers);
             }
         }
     }

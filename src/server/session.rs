@@ -8,7 +8,7 @@ use super::grace::Slot;
 use super::lock;
 use super::outbox::Outbox;
 use crate::auth::Authenticated;
-use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate};
+use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate, ShortFingerprint};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
@@ -44,8 +44,7 @@ pub struct Session {
 
 /// What a renewal replaces.
 struct Current {
-    /// The session key's short fingerprint.
-    key_name: String,
+    key_name: ShortFingerprint,
     certificate: SessionKeyFields,
     token: Key,
     /// Milliseconds since 1970.
@@ -124,8 +123,8 @@ impl Session {
         IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
     }
 
-    /// Whether `key_name`, 16 hexadecimal digits, names the session key in use.
-    pub fn uses_key(&self, key_name: &str) -> bool {
+    /// Whether `key_name` names the session key in use.
+    pub fn uses_key(&self, key_name: ShortFingerprint) -> bool {
         lock(&self.current).key_name == key_name
     }
 
@@ -180,6 +179,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::public::Fingerprint;
     use crate::encoding::Fixed;
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
             SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
         let key = |byte| Key::new([byte; 32]);
         let current = Current {
-            key_name: String::new(),
+            key_name: Fingerprint([0; 32]).short(),
             certificate,
             token: key(1),
             expires: 20,

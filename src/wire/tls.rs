@@ -14,7 +14,7 @@ use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, 
 use rustls::{InvalidMessage, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use std::fmt;
-use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -303,26 +303,17 @@ impl Channel {
         self.lock().is_some_and(|tls| tls.wants_write())
     }
 
-    /// Encrypts all parts as few records as possible, appended to `wire`. Calls must be in the
+    /// Encrypts `plain` in as few records as possible, appended to `wire`. Calls must be in the
     /// order in which their results are sent.
     ///
     /// # Errors
     /// A TLS error, after which the channel is useless.
-    pub fn encrypt(&self, parts: &[&[u8]], wire: &mut Vec<u8>) -> io::Result<()> {
+    pub fn encrypt(&self, plain: &[u8], wire: &mut Vec<u8>) -> io::Result<()> {
         let Some(mut tls) = self.lock() else {
-            parts.iter().for_each(|part| wire.extend_from_slice(part));
+            wire.extend_from_slice(plain);
             return Ok(());
         };
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut rest = &mut slices[..];
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            let taken = tls.writer().write_vectored(rest)?;
-            if taken == 0 {
-                return Err(ErrorKind::WriteZero.into());
-            }
-            IoSlice::advance_slices(&mut rest, taken);
-        }
+        tls.writer().write_all(plain)?;
         drain(&mut tls, wire)
     }
 

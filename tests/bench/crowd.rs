@@ -225,7 +225,7 @@ impl Speech {
             id: 0,
             targets: names().collect(),
             keys: names().map(|name| (name, key.clone())).collect(),
-            sessions: names().map(|name| (name, session.clone())).collect(),
+            sessions: names().map(|name| (name, session)).collect(),
         };
         let line = ClientMessage::EncryptedSend(Box::new(EncryptedSend {
             routing,
@@ -377,7 +377,7 @@ impl Member {
     }
 
     fn say(&mut self, line: &[u8]) {
-        if self.raw.channel.encrypt(&[line], &mut self.out).is_ok() {
+        if self.raw.channel.encrypt(line, &mut self.out).is_ok() {
             self.send();
         }
     }

@@ -477,7 +477,7 @@ impl Raw {
     /// Any bytes. False if the connection takes no more.
     pub fn bytes(&mut self, bytes: &[u8]) -> bool {
         let mut wire = Vec::new();
-        self.channel.encrypt(&[bytes], &mut wire).and_then(|()| self.channel.send(&wire)).is_ok()
+        self.channel.encrypt(bytes, &mut wire).and_then(|()| self.channel.send(&wire)).is_ok()
     }
 
     pub fn say(&mut self, message: &ClientMessage) {

@@ -12,6 +12,7 @@ use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::{sanitise, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
 use crate::crypto::public::SessionPublicKey;
+use crate::encoding::ByName;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, Sent, WrappedKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -504,7 +505,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// One wrapped key for each recipient, spread over the cores.
-fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> BTreeMap<Username, WrappedKey> {
+fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> ByName<WrappedKey> {
     let part = |some: &[(&Username, SessionPublicKey)]| -> Vec<(Username, WrappedKey)> {
         some.iter().map(|(name, key)| ((*name).clone(), WrappedKey::new(&sealed.wrap_for(key)))).collect()
     };
@@ -632,12 +633,12 @@ mod tests {
                 ClientMessage::EncryptedSend(send) => {
                     let other = 1 - n;
                     let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
-                    let fits =
-                        send.routing.sessions[&send.routing.targets[0]] == current.fingerprint().short();
+                    let to = &send.routing.targets[0];
+                    let fits = send.routing.sessions.get(to) == Some(&current.fingerprint().short());
                     let targets = send.routing.targets.clone();
                     let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
                     if fits {
-                        let key = send.routing.keys[&send.routing.targets[0]].clone();
+                        let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
                         let message = EncryptedMessage { envelope: send.envelope.clone(), key };
                         self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
                     }
@@ -742,7 +743,7 @@ mod tests {
         net.renew(1);
         assert!(net.sessions[1].keys.holds(former) && net.sessions[1].keys.current().fingerprint() != former);
         let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
-        let key = send.routing.keys[&send.routing.targets[0]].clone();
+        let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
         let message = EncryptedMessage { envelope: send.envelope.clone(), key };
         net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
         net.settle();

@@ -188,8 +188,8 @@ fn some_messages() -> Vec<Vec<u8>> {
     let routing = Routing {
         id: 1,
         targets: vec![alice()],
-        keys: [(alice(), WrappedKey::new(&[9; 256]))].into(),
-        sessions: [(alice(), "0123456789abcdef".into())].into(),
+        keys: [(alice(), WrappedKey::new(&[9; 256]))].into_iter().collect(),
+        sessions: [(alice(), "0123456789abcdef".parse().expect("digits"))].into_iter().collect(),
     };
     let person = PersonKeys {
         name: alice(),
