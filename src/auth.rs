@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 /// A challenge is worth nothing after this time: as long as a login may take, the slowest hash that is accepted included.
 /// README#challenge-once.
-pub const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What the server keeps of an account.
 pub struct Account {
@@ -277,7 +277,7 @@ impl PendingResume {
     /// time. The place of the token that fits; of several the last.
     ///
     /// # Errors
-    /// [`AuthError::Expired`] after [`CHALLENGE_LIFETIME`], [`AuthError::Denied`] if no token fits.
+    /// [`AuthError::Expired`] after five minutes, [`AuthError::Denied`] if no token fits.
     pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
         if self.issued.elapsed() > CHALLENGE_LIFETIME {
             return Err(AuthError::Expired);

@@ -103,9 +103,9 @@ impl Serialize for Username {
 
 /// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
 /// README#depth.
-pub const MAX_DEPTH: usize = 8;
+const MAX_DEPTH: usize = 8;
 
-/// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.
+/// Whether brackets outside strings nest at most 8 deep.
 pub fn is_shallow(text: &str) -> bool {
     // Most lines have no more brackets than that at all, which is found out many bytes at a time.
     let count = |bracket: char| text.matches(bracket).take(MAX_DEPTH + 1).count();

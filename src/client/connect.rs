@@ -65,7 +65,7 @@ pub enum StartError {
     OtherKey(Username, std::path::PathBuf),
     /// A registration: somebody has the name.
     NameTaken(Username),
-    /// A registration: the password has fewer than [`MIN_PASSWORD`](crate::crypto::secret::MIN_PASSWORD) characters.
+    /// A registration: the password has fewer than 6 characters.
     ShortPassword,
     /// The server has refused name, password or key, and does not tell which.
     Login,

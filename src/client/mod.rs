@@ -1,10 +1,10 @@
 //! The client: key thread and network thread → one channel → one owner of all state
 //! ([`session`]) → a pure view → the terminal, or lines.
 //!
-//! Invariant: everything from the server is hostile until checked; the two front ends ([`screen`] and [`plain`])
+//! Invariant: everything from the server is hostile until checked; the two front ends (`screen` and [`plain`])
 //! show the same entries of the same session.
 
-pub mod account;
+mod account;
 pub mod command;
 pub mod completion;
 pub mod connect;
@@ -15,12 +15,12 @@ pub mod file;
 pub mod history;
 pub mod input;
 pub mod link;
-pub mod menu;
+mod menu;
 pub mod options;
-pub mod password;
+mod password;
 pub mod plain;
 pub mod reconnect;
-pub mod screen;
+mod screen;
 pub mod session;
 pub mod terminal;
 pub mod text;

@@ -1,17 +1,17 @@
 //! The client's state after login: events in, effects out, no I/O and no clock of its own.
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
-//! them. Rooms below it: [`commands`] (what is typed), [`presence`], [`peers`] (keys of others), [`own_keys`], [`outgoing`],
-//! [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages), [`connection`] (lost, had again, the end).
+//! them. Rooms below it: `commands` (what is typed), `presence`, `peers` (keys of others), `own_keys`, `outgoing`,
+//! [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages), `connection` (lost, had again, the end).
 
-pub mod commands;
-pub mod connection;
+mod commands;
+mod connection;
 pub mod files;
 pub mod incoming;
-pub mod outgoing;
-pub mod own_keys;
-pub mod peers;
-pub mod presence;
+mod outgoing;
+mod own_keys;
+mod peers;
+mod presence;
 pub mod wire_form;
 
 use super::entry::{Entry, Place, Source};

@@ -82,8 +82,10 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// Until the handle is closed, a signal that ends the process restores the terminal first. Fails if there is no signal
-/// handler or thread to be had.
+/// Until the handle is closed, a signal that ends the process restores the terminal first.
+///
+/// # Errors
+/// If there is no signal handler or thread to be had.
 pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
     let handle = signals.handle();
@@ -139,8 +141,10 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Takes the screen over. Without `color` there is still bold and reverse. This and what follows fail if the terminal
-    /// cannot be read or written to.
+    /// Takes the screen over. Without `color` there is still bold and reverse.
+    ///
+    /// # Errors
+    /// If there is no terminal, or its modes cannot be set.
     pub fn open(color: bool) -> io::Result<Terminal> {
         let terminal = Terminal { color, shown: Vec::new() };
         enter(true)?;
@@ -148,6 +152,9 @@ impl Terminal {
     }
 
     /// Shows the frame; writes only the rows that changed.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn draw(&mut self, frame: &Frame) -> io::Result<()> {
         let out = self.difference(frame).expect("a string takes everything written to it");
         self.shown.clear();
@@ -200,11 +207,17 @@ impl Terminal {
     }
 
     /// Rings.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn bell(&mut self) -> io::Result<()> {
         write("\x07")
     }
 
     /// Rings, and asks the desktop to show a text (OSC 9).
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn notify(&mut self, text: &str) -> io::Result<()> {
         let text = text.replace(char::is_control, "");
         write(&format!("\x07\x1b]9;{text}\x07"))
@@ -216,6 +229,9 @@ impl Terminal {
     }
 
     /// Takes it over again; the next [`draw`](Self::draw) paints everything.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
     pub fn resume(&mut self) -> io::Result<()> {
         self.redraw();
         enter(true)
@@ -236,7 +252,10 @@ pub struct Keyboard {
 }
 
 impl Keyboard {
-    /// Begins to read; a process needs only one. Fails if no thread can be had.
+    /// Begins to read; a process needs only one.
+    ///
+    /// # Errors
+    /// If standard input is closed, or no thread can be had.
     pub fn open() -> io::Result<Keyboard> {
         // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
         let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -330,8 +349,10 @@ pub struct Prompter<'a> {
 }
 
 impl<'a> Prompter<'a> {
-    /// Begins; what is left in the keyboard when it ends is for whoever comes next. This and what follows fail if the
-    /// terminal cannot be written to.
+    /// Begins; what is left in the keyboard when it ends is for whoever comes next.
+    ///
+    /// # Errors
+    /// If there is no terminal, or its modes cannot be set.
     pub fn open(keyboard: &'a mut Keyboard) -> io::Result<Prompter<'a>> {
         let prompter = Prompter { keyboard };
         enter(false)?;
@@ -339,6 +360,9 @@ impl<'a> Prompter<'a> {
     }
 
     /// A line of text (or several) to the person; it must be sanitised already.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn println(&mut self, text: &str) -> io::Result<()> {
         let columns = usize::from(size().columns);
         let rows = text.lines().flat_map(|line| wrap(line, columns));
@@ -346,6 +370,9 @@ impl<'a> Prompter<'a> {
     }
 
     /// Asks for a line, which may be empty; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the input has ended; or if the terminal cannot be written to.
     pub fn line(&mut self, label: &str) -> io::Result<Option<String>> {
         let mut editor = Editor::default();
         let answer = loop {
@@ -369,6 +396,9 @@ impl<'a> Prompter<'a> {
     }
 
     /// Asks for a password and shows nothing of it; `None` if the person backed out.
+    ///
+    /// # Errors
+    /// As [`line`](Self::line).
     pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
         write(label)?;
         let mut typed = Unseen::default();
