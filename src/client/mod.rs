@@ -19,6 +19,7 @@ mod menu;
 pub mod options;
 mod password;
 pub mod plain;
+mod queue;
 pub mod reconnect;
 mod screen;
 pub mod session;
@@ -45,6 +46,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 use terminal::{Keyboard, Prompter};
@@ -68,6 +70,11 @@ pub fn run(options: &Options) -> u8 {
         };
         if matches!(error, StartError::Usage(_)) { 2 } else { 1 }
     })
+}
+
+/// A lock that a panic elsewhere does not poison: every critical section here leaves its data whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes the folders.

@@ -6,7 +6,8 @@
 //! written. Specification: README#file-transfer.
 
 use super::file::{Part, Source, typed_path};
-use super::link::Queue;
+use super::lock;
+use super::queue::Queue;
 use super::session::Event;
 use crate::crypto::chunk::{CHUNK, GROUP, Opened, Plan, TransferId};
 use crate::crypto::keys::SessionKey;
@@ -20,7 +21,7 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -160,10 +161,6 @@ impl Failure {
         };
         Some(Step::Failed { here, there, goes_on })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a transfer's threads share with the rest.
