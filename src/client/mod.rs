@@ -14,6 +14,7 @@ pub mod entry;
 pub mod file;
 pub mod history;
 pub mod input;
+mod line;
 pub mod link;
 mod menu;
 pub mod options;
