@@ -37,9 +37,6 @@ const FAREWELL: Duration = Duration::from_secs(30);
 /// See [`FAREWELL`].
 const HURRIED_FAREWELL: Duration = Duration::from_secs(1);
 
-/// Why a server is given up for which [`Link::send`] has no room.
-pub const TAKES_NOTHING: &str = "it takes nothing of what is sent";
-
 /// The way to the server.
 pub struct Link {
     shared: Arc<Shared>,

@@ -9,14 +9,14 @@ use super::editor::{Editor, Outcome};
 use super::entry::{Entry, Place, Source};
 use super::file;
 use super::input::Key;
-use super::link::{Link, TAKES_NOTHING};
 use super::options::Options;
 use super::prompter::Unseen;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
+use super::spawn;
 use super::terminal::{self, Keyboard, Terminal};
-use super::transfer::{Hub, Transfers};
 use super::view::{self, Screen, Status, Tab};
+use super::work::Work;
 use crate::clock;
 use crate::crypto::secret::Password;
 use crate::name::Username;
@@ -24,9 +24,7 @@ use crate::protocol::ClientMessage;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use time::UtcOffset;
 
@@ -66,8 +64,7 @@ pub struct Facts {
 
 struct Front {
     session: Session,
-    link: Link,
-    transfers: Transfers,
+    work: Work,
     terminal: Terminal,
     facts: Facts,
     conversations: Conversations,
@@ -75,7 +72,6 @@ struct Front {
     ahead: VecDeque<String>,
     /// When it rang last for somebody.
     rang: Option<Instant>,
-    wake: SyncSender<Wake>,
     /// The person does not wait for the end.
     abandoned: bool,
     /// The last problem, for the normal screen after a failure.
@@ -97,7 +93,7 @@ struct Asking {
 /// # Errors
 /// If terminal or threads cannot be had.
 pub fn run(
-    (connection, way): (Connection, Way),
+    way: (Connection, Way),
     session: Session,
     mut keyboard: Keyboard,
     facts: Facts,
@@ -125,30 +121,11 @@ pub fn run(
         keyboard.read_input(|keys| typed.send(Wake::Keys(keys)).is_ok());
         let _ = typed.send(Wake::Stop);
     })?;
-    let network = wake.clone();
-    let hub = Arc::new(Hub::default());
-    let link =
-        Link::start(connection, way, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
-    let working = wake.clone();
-    let transfers = Transfers::new(facts.options.data_dir.join("files"), hub, link.queue(), move |event| {
-        working.send(Wake::Event(event)).is_ok()
-    });
+    let work = Work::start(way, &facts.options, move |event| wake.send(Wake::Event(event)).is_ok())?;
     let (ahead, conversations) = (VecDeque::new(), Conversations::default());
     let (rang, asking, problem, abandoned) = (None, None, String::new(), false);
-    let mut front = Front {
-        session,
-        link,
-        transfers,
-        terminal,
-        facts,
-        conversations,
-        ahead,
-        rang,
-        abandoned,
-        wake,
-        problem,
-        asking,
-    };
+    let mut front =
+        Front { session, work, terminal, facts, conversations, ahead, rang, abandoned, problem, asking };
     let earlier = front.session.history().cloned().collect();
     front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
     front.show(notice(greeting));
@@ -183,17 +160,13 @@ pub fn run(
         }
     };
     let unsent = front.unsent();
-    let Front { link, terminal, mut problem, abandoned, .. } = front;
+    let Front { work, terminal, mut problem, abandoned, .. } = front;
     drop(terminal);
     // With another status, the farewell may have been said, or nobody may be there to hear it.
-    link.finish(abandoned || status != 0);
+    work.finish(abandoned || status != 0);
     let Some(unsent) = unsent else { return Ok((status, problem)) };
     problem.push_str(if problem.is_empty() { "" } else { "\n" });
     Ok((1, problem + &unsent))
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
 fn notice(text: String) -> Entry {
@@ -233,13 +206,16 @@ impl Front {
     fn handle(&mut self, event: Event) -> io::Result<Option<u8>> {
         for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
             match effect {
-                Effect::Begin => self.link.begin(),
-                Effect::Send(message) if self.link.send(&message) => {}
-                Effect::Send(_) => return self.handle(Event::Closed(TAKES_NOTHING.into())),
+                Effect::Begin => self.work.begin(),
+                Effect::Send(message) => {
+                    if let Some(end) = self.work.send(&message) {
+                        return self.handle(end);
+                    }
+                }
                 Effect::Show(entry) => self.show(entry),
                 Effect::Transfer(number, job) => {
-                    if let Some(step) = self.transfers.take(number, job) {
-                        self.handle(Event::Transfer(number, step))?;
+                    if let Some(failed) = self.work.transfer(number, job) {
+                        self.handle(failed)?;
                     }
                 }
                 // A bar shows it.
@@ -257,25 +233,16 @@ impl Front {
                 Effect::Leave(with) => self.conversations.close(&with),
                 Effect::Clear => self.conversations.clear(),
                 Effect::Forget => self.conversations.forget(),
-                Effect::MakeSessionKey => {
-                    let wake = self.wake.clone();
-                    super::make_session_key(move |event| drop(wake.send(Wake::Event(event))))?;
-                }
+                Effect::MakeSessionKey => self.work.make_session_key()?,
                 // What it takes was asked for before.
                 Effect::ChangePassword(file) => {
                     // A line with a file that was typed before must not end a question under way.
                     let asking = if file.is_none() { self.asking.take() } else { None };
-                    let (wake, asking) = (self.wake.clone(), asking.unwrap_or_default());
-                    super::change_password(
-                        &self.facts.options,
-                        self.session.me(),
-                        move || match (asking.old, asking.new) {
-                            (Some(old), Some(new)) => Ok((old, new)),
-                            _ => Err(StartError::Usage("/passwd asks for it, without a file".into())),
-                        },
-                        self.link.password_keeper(),
-                        move |event| drop(wake.send(Wake::Event(event))),
-                    )?;
+                    let Asking { old, new, .. } = asking.unwrap_or_default();
+                    self.work.change_password(self.session.me(), move || {
+                        let without = || StartError::Usage("/passwd asks for it, without a file".into());
+                        old.zip(new).ok_or_else(without)
+                    })?;
                 }
                 Effect::Quit(status) => return Ok(Some(status)),
             }
@@ -433,7 +400,7 @@ impl Front {
     /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
     fn abandon(&mut self) -> u8 {
         // Or one would seem to be there for a minute more.
-        let _ = self.link.send(&ClientMessage::Logout);
+        let _ = self.work.send(&ClientMessage::Logout);
         self.abandoned = true;
         let session = &self.session;
         let texts = [session.unsettled(), session.unfinished_files(), session.unclear_password()];
