@@ -1,16 +1,16 @@
 //! The client on a full screen: keys, network, signals and time into one channel, one loop that
-//! owns all state, one pure view.
+//! owns all state, one pure view. What keys do is in `typing`.
+//!
+//! Invariant: nothing touches session, views or terminal but this loop; nothing is shown that [`view`] has not drawn.
 
-use super::command::{self, Command};
-use super::completion::complete;
+mod typing;
+
 use super::connect::{Connection, StartError};
 use super::conversations::{Conversation, Conversations};
-use super::editor::{Editor, Outcome};
+use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
-use super::file;
 use super::input::Key;
 use super::options::Options;
-use super::prompter::Unseen;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::spawn;
@@ -18,15 +18,13 @@ use super::terminal::{self, Keyboard, Terminal};
 use super::view::{self, Screen, Status, Tab};
 use super::work::Work;
 use crate::clock;
-use crate::crypto::secret::Password;
-use crate::name::Username;
-use crate::protocol::ClientMessage;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use time::UtcOffset;
+use typing::Asking;
 
 /// Events that may wait: few, so that a key never waits behind much.
 const QUEUE: usize = 8;
@@ -36,11 +34,6 @@ const FRAME: Duration = Duration::from_millis(17);
 const RING: Duration = Duration::from_secs(1);
 /// Time passes at least this often: what is shown in seconds is right.
 const TICK: Duration = Duration::from_secs(1);
-/// Lines typed ahead of the server: a person sees long before that nothing goes out.
-const MAX_AHEAD: usize = 100;
-/// Rows that one step of the mouse wheel scrolls.
-const WHEEL: usize = 3;
-
 /// What wakes the loop.
 enum Wake {
     Event(Event),
@@ -78,14 +71,6 @@ struct Front {
     problem: String,
     /// The new password is being asked for: what is typed is no line, and not shown.
     asking: Option<Asking>,
-}
-
-/// What was answered so far: the old password, then the new one, then that once more.
-#[derive(Default)]
-struct Asking {
-    typed: Unseen,
-    old: Option<Password>,
-    new: Option<Password>,
 }
 
 /// Runs until the person leaves or the connection ends; the exit status and the last word.
@@ -259,185 +244,6 @@ impl Front {
         self.conversations.show(entry, &|time| clock::day(time, offset));
     }
 
-    fn scroll(&mut self, change: impl FnOnce(usize) -> usize) {
-        let view = self.conversations.current_mut();
-        view.scroll = change(view.scroll);
-    }
-
-    fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
-        let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
-        match key {
-            Key::FocusIn => self.conversations.away = false,
-            Key::FocusOut => self.conversations.away = true,
-            Key::Ctrl('l') => self.terminal.redraw(),
-            Key::Ctrl('z') => self.suspend()?,
-            Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
-            Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
-            Key::WheelUp => self.scroll(|rows| rows.saturating_add(WHEEL)),
-            Key::WheelDown => self.scroll(|rows| rows.saturating_sub(WHEEL)),
-            key if self.asking.is_some() => return self.answer(key),
-            Key::Alt(digit @ '1'..='9') => return self.switch(digit as usize - '1' as usize),
-            Key::AltLeft | Key::AltRight => {
-                let (at, count) = (self.conversations.index(), self.conversations.all().len());
-                return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
-            }
-            Key::Alt('r') if self.is_prompt() => match self.conversations.take_failed() {
-                Some(number) => return self.handle(Event::Again(number)),
-                None => self.terminal.bell()?,
-            },
-            key => return self.edit(key),
-        }
-        Ok(None)
-    }
-
-    /// Whether a line would be taken now.
-    fn is_prompt(&self) -> bool {
-        self.ahead.is_empty() && self.session.takes_lines()
-    }
-
-    /// Goes to another view, unless lines wait: what is typed must go where the screen says.
-    fn switch(&mut self, to: usize) -> io::Result<Option<u8>> {
-        match self.conversations.all().get(to) {
-            Some(view) if self.ahead.is_empty() => {
-                let with = view.with.clone();
-                self.handle(Event::Switch(with))
-            }
-            _ => {
-                self.terminal.bell()?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Takes a key that is meant for the line.
-    fn edit(&mut self, key: Key) -> io::Result<Option<u8>> {
-        let waiting = self.ahead.len();
-        let view = self.conversations.current_mut();
-        match key {
-            Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
-            // The line stays where it is.
-            Key::Enter if waiting >= MAX_AHEAD && view.editor.text() != "/exit" => self.terminal.bell()?,
-            Key::Tab | Key::BackTab => {
-                let people = self.session.people().map(Username::as_str);
-                let find = |before: &str| complete(before, people, file::listing);
-                if !view.editor.complete(key == Key::BackTab, find) {
-                    self.terminal.bell()?;
-                }
-            }
-            key => match view.editor.key(&key) {
-                Outcome::Submitted(line) => {
-                    view.scroll = 0;
-                    // At once, whatever waits: what is typed next must never become a message.
-                    if matches!(command::parse(&line), Ok(Command::Password(None))) {
-                        self.asking = Some(Asking::default());
-                        return Ok(None);
-                    }
-                    return self.enter(line);
-                }
-                Outcome::Ignored if key == Key::Escape => view.scroll = 0,
-                Outcome::Ignored => {
-                    // Esc and then a letter, which a slow line has put together: a slash must not be lost, or a
-                    // command becomes a message.
-                    if let Key::Alt(c) = key {
-                        let end = self.edit(Key::Escape)?;
-                        return if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) };
-                    }
-                }
-                Outcome::Edited => {}
-            },
-        }
-        Ok(None)
-    }
-
-    /// Takes a key of an answer to the question for passwords.
-    fn answer(&mut self, key: Key) -> io::Result<Option<u8>> {
-        let Some(asking) = &mut self.asking else { return Ok(None) };
-        let leaves = match key {
-            Key::Ctrl('c') => true,
-            // Not in the middle: on a slow line, an arrow key can begin with what looks like Esc.
-            Key::Escape | Key::Ctrl('d') => asking.typed.is_empty(),
-            _ => false,
-        };
-        if leaves {
-            self.asking = None;
-            self.show(notice("your password stays as it is".into()));
-            return Ok(None);
-        }
-        let Some(password) = asking.typed.key(key) else { return Ok(None) };
-        let problem = match (&asking.old, &asking.new) {
-            (None, _) => {
-                asking.old = Some(password);
-                return Ok(None);
-            }
-            (Some(_), None) if password.is_long_enough() => {
-                asking.new = Some(password);
-                return Ok(None);
-            }
-            (Some(_), None) => StartError::ShortPassword.to_string(),
-            (Some(_), Some(new)) if *new == password => {
-                let end = self.handle(Event::Line("/passwd".into()));
-                self.asking = None;
-                return end;
-            }
-            (Some(_), Some(_)) => {
-                asking.new = None;
-                "the two differ: the new password once more".into()
-            }
-        };
-        self.show(notice(problem));
-        Ok(None)
-    }
-
-    /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
-    fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
-        if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
-            return Ok(Some(self.abandon()));
-        }
-        self.ahead.push_back(line);
-        self.type_ahead()
-    }
-
-    /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
-    fn abandon(&mut self) -> u8 {
-        // Or one would seem to be there for a minute more.
-        let _ = self.work.send(&ClientMessage::Logout);
-        self.abandoned = true;
-        let session = &self.session;
-        let texts = [session.unsettled(), session.unfinished_files(), session.unclear_password()];
-        self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
-        u8::from(!self.problem.is_empty())
-    }
-
-    fn type_ahead(&mut self) -> io::Result<Option<u8>> {
-        while self.session.takes_lines()
-            && let Some(line) = self.ahead.pop_front()
-        {
-            if let Some(status) = self.handle(Event::Line(line))? {
-                return Ok(Some(status));
-            }
-        }
-        Ok(None)
-    }
-
-    /// What is to be said of lines that never came to be sent, if there are any.
-    fn unsent(&self) -> Option<String> {
-        match self.ahead.iter().filter(|line| *line != "/exit").count() {
-            0 => None,
-            1 => Some("1 line that you had typed was not sent".into()),
-            count => Some(format!("{count} lines that you had typed were not sent")),
-        }
-    }
-
-    /// Where the lines that wait lead: what is typed behind them goes there.
-    fn destination(&self) -> Option<Username> {
-        let leads = |line: &String| match command::parse(line) {
-            Ok(Command::Room(Some(name))) => Some(Some(name)),
-            Ok(Command::Leave) => Some(None),
-            _ => None,
-        };
-        self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
-    }
-
     fn suspend(&mut self) -> io::Result<()> {
         self.terminal.suspend();
         signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
@@ -453,7 +259,6 @@ impl Front {
             }
             None => ("everyone".to_string(), ""),
         };
-        let prompt = self.destination().map_or("> ".to_string(), |name| format!("{name}> "));
         let current = self.conversations.index();
         let tab = |(at, view): (usize, &Conversation)| Tab {
             name: match &view.with {
@@ -466,12 +271,6 @@ impl Front {
         };
         let tabs = self.conversations.all().iter().enumerate().map(tab).collect();
         let view = self.conversations.current();
-        let prompt = match &self.asking {
-            None => prompt,
-            Some(Asking { old: None, .. }) => "old password (unseen): ".into(),
-            Some(Asking { new: None, .. }) => "new password (unseen): ".into(),
-            Some(_) => "the same once more: ".into(),
-        };
         let unseen = Editor::default();
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
@@ -483,7 +282,7 @@ impl Front {
             me: session.me().to_string(),
             online: session.online(),
             server: self.facts.options.server(),
-            prompt,
+            prompt: self.prompt(),
         };
         let offset = self.facts.offset;
         let progress: Vec<_> = session.progress().collect();
