@@ -23,6 +23,7 @@ pub mod plain;
 mod prompter;
 mod queue;
 pub mod reconnect;
+mod rows;
 mod screen;
 pub mod session;
 pub mod terminal;

@@ -7,7 +7,8 @@
 //! Specification: xterm's "Control Sequences", by their names there.
 
 use super::input::{Decoder, Key};
-use super::view::{Frame, Row, Size, Style};
+use super::rows::{Row, Style};
+use super::view::{Frame, Size};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
@@ -317,7 +318,7 @@ impl Keyboard {
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::Span;
+    use super::super::rows::Span;
     use super::*;
 
     fn frame(lines: &[&str]) -> Frame {
