@@ -269,10 +269,11 @@ impl Connection {
         sent.map_err(StartError::Lost)
     }
 
-    /// Says one thing and returns the answer; errors of the server become errors here.
+    /// Says one thing and returns the answer, which may be the server's error.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// [`StartError::Lost`] if the connection breaks, or no answer has come after 30 s; [`StartError::OutOfPlace`] if it
+    /// is no message; [`StartError::SpeaksTls`].
     pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
         self.say(message)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;

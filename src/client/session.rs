@@ -1,4 +1,5 @@
-//! The client's state after login: events in, effects out, no I/O and no clock of its own.
+//! The client's state after login: events in, effects out, no network and no clock of its own; of the disk only what it
+//! remembers ([`trust`](super::trust), [`history`](super::history)).
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
 //! them. Rooms below it: `commands` (what is typed), `presence`, `peers` (keys of others), `own_keys`, `outgoing` (with what
