@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 /// A challenge is worth nothing after this time: as long as a login may take, the slowest hash that is accepted included.
 /// README#challenge-once.
-pub const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What the server keeps of an account.
 pub struct Account {
@@ -73,40 +73,33 @@ fn acceptable(rounds: u32) -> Result<u32, AuthError> {
     if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
 }
 
-/// The bytes of the login proof: who logs in, to which challenge, over which TLS channel, with
-/// which session key. `exporter` is RFC 9266's, 32 bytes, or empty without TLS. README#login-proof.
+/// What every proof begins with: for which purpose, whose, in answer to which challenge, over which TLS channel.
+/// `exporter` is RFC 9266's, 32 bytes, or empty without TLS.
+fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fields {
+    Fields::new(label).bytes(name.as_str().as_bytes()).bytes(nonce).bytes(exporter)
+}
+
+/// The bytes of the login proof, which also names the session key. README#login-proof.
 fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fingerprint) -> Vec<u8> {
-    Fields::new(label::LOGIN_PROOF)
-        .bytes(name.as_str().as_bytes())
-        .bytes(nonce)
-        .bytes(exporter)
-        .bytes(&session.0)
-        .finish()
+    bound(label::LOGIN_PROOF, name, nonce, exporter).bytes(&session.0).finish()
 }
 
-/// The bytes of the proof that a client holds a session's token, for this challenge and channel, and of what it
-/// says has arrived. README#resume-proof.
+/// The bytes of the proof that a client holds a session's token, and of what it says has arrived.
+/// README#resume-proof.
 fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u64) -> Vec<u8> {
-    Fields::new(label::RESUME)
-        .bytes(name.as_str().as_bytes())
-        .bytes(nonce)
-        .bytes(exporter)
-        .number(received)
-        .finish()
+    bound(label::RESUME, name, nonce, exporter).number(received).finish()
 }
 
-/// The bytes of the proof of a password change: whose, in answer to which challenge, over which TLS
-/// channel, to which password key. README#password-proof.
+/// The bytes of the proof of a password change, which also names the new password key. README#password-proof.
 fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 32], u32, &Key)) -> Vec<u8> {
     let (salt, rounds, password_key) = new;
-    Fields::new(label::PASSWORD_CHANGE)
-        .bytes(name.as_str().as_bytes())
-        .bytes(nonce)
-        .bytes(exporter)
-        .bytes(salt)
-        .number(rounds.into())
-        .bytes(password_key.expose())
-        .finish()
+    let fields = bound(label::PASSWORD_CHANGE, name, nonce, exporter);
+    fields.bytes(salt).number(rounds.into()).bytes(password_key.expose()).finish()
+}
+
+/// Whether a challenge is young enough to be answered.
+fn fresh(issued: Instant) -> Result<(), AuthError> {
+    if issued.elapsed() > CHALLENGE_LIFETIME { Err(AuthError::Expired) } else { Ok(()) }
 }
 
 /// Client: `PBKDF2(password, salt, rounds)`, and what it was made with. It stands for the password towards one
@@ -277,11 +270,9 @@ impl PendingResume {
     /// time. The place of the token that fits; of several the last.
     ///
     /// # Errors
-    /// [`AuthError::Expired`] after [`CHALLENGE_LIFETIME`], [`AuthError::Denied`] if no token fits.
+    /// [`AuthError::Expired`] after five minutes, [`AuthError::Denied`] if no token fits.
     pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
-        if self.issued.elapsed() > CHALLENGE_LIFETIME {
-            return Err(AuthError::Expired);
-        }
+        fresh(self.issued)?;
         let proven = resume_bytes(&self.name, &self.nonce, exporter, resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
         // All of them are tried, whichever fits.
@@ -380,9 +371,7 @@ impl PendingLogin {
     /// # Errors
     /// [`AuthError::Expired`], [`AuthError::BadRounds`] (of the new password), [`AuthError::Denied`].
     pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, AuthError> {
-        if self.issued.elapsed() > CHALLENGE_LIFETIME {
-            return Err(AuthError::Expired);
-        }
+        fresh(self.issued)?;
         let rounds = acceptable(change.rounds)?;
         let new = (&change.salt.0, rounds, &change.password_key);
         let signed = Zeroizing::new(change_bytes(&self.name, &self.nonce, exporter, new));
@@ -417,9 +406,7 @@ impl PendingLogin {
         exporter: &[u8],
         now_ms: u64,
     ) -> Result<Authenticated, AuthError> {
-        if self.issued.elapsed() > CHALLENGE_LIFETIME {
-            return Err(AuthError::Expired);
-        }
+        fresh(self.issued)?;
         let key = SessionPublicKey::parse(&response.session_key.0).map_err(|_| AuthError::BadKey)?;
         let certificate =
             SessionCertificate { key, created: response.created, signature: response.certificate.0 };

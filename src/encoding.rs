@@ -123,9 +123,9 @@ impl Serialize for ShortFingerprint {
 
 /// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
 /// README#depth.
-pub const MAX_DEPTH: usize = 8;
+const MAX_DEPTH: usize = 8;
 
-/// Whether brackets outside strings nest at most [`MAX_DEPTH`] deep.
+/// Whether brackets outside strings nest at most 8 deep.
 pub fn is_shallow(text: &str) -> bool {
     // Most lines have no more brackets than that at all, which is found out many bytes at a time.
     if text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() <= MAX_DEPTH {

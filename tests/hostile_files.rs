@@ -24,7 +24,7 @@ use secure_messenger::protocol::{
     ClientMessage, EncryptedSend, Grant, KeysRequest, MAX_PACKET, Refused, Routing, ServerMessage, WrappedKey,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;

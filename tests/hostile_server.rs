@@ -24,7 +24,7 @@ use secure_messenger::protocol::{
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{Channel, ChannelError, Unverified};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};

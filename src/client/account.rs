@@ -76,7 +76,7 @@ impl Credentials {
 /// Logs in with the key file of `name`. `connect` is called when password and key fit.
 ///
 /// # Errors
-/// [`StartError`].
+/// [`StartError`]: there is no key file or the password does not open it, `connect` fails, or the server refuses.
 pub fn log_in(
     options: &Options,
     name: &Username,
@@ -99,7 +99,8 @@ pub fn log_in(
 /// password is just logged in to.
 ///
 /// # Errors
-/// [`StartError`].
+/// [`StartError`]: the password is too short, another key of this name is here, the key file cannot be written,
+/// `connect` fails, or the server refuses.
 pub fn register(
     options: &Options,
     name: &Username,
@@ -179,7 +180,7 @@ fn prove(
 /// Asks for a challenge.
 ///
 /// # Errors
-/// [`StartError`].
+/// As [`Connection::ask`]; [`StartError`] by what the server refuses it for.
 pub fn challenge(
     connection: &mut Connection,
     name: &Username,

@@ -65,7 +65,7 @@ pub enum StartError {
     OtherKey(Username, std::path::PathBuf),
     /// A registration: somebody has the name.
     NameTaken(Username),
-    /// A registration: the password has fewer than [`MIN_PASSWORD`](crate::crypto::secret::MIN_PASSWORD) characters.
+    /// A registration: the password has fewer than 6 characters.
     ShortPassword,
     /// The server has refused name, password or key, and does not tell which.
     Login,
@@ -269,10 +269,11 @@ impl Connection {
         sent.map_err(StartError::Lost)
     }
 
-    /// Says one thing and returns the answer; errors of the server become errors here.
+    /// Says one thing and returns the answer, which may be the server's error.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// [`StartError::Lost`] if the connection breaks, or no answer has come after 30 s; [`StartError::OutOfPlace`] if it
+    /// is no message; [`StartError::SpeaksTls`].
     pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
         self.say(message)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;

@@ -148,7 +148,7 @@ impl Source {
     }
 
     /// Whether the file was written to since it was opened.
-    pub fn has_changed(&self) -> bool {
+    fn has_changed(&self) -> bool {
         let facts = self.file.metadata();
         !facts.is_ok_and(|facts| facts.len() == self.size && facts.modified().ok() == self.modified)
     }

@@ -1,35 +1,27 @@
 //! The way to the server, over as many connections as it takes: one thread reads and reconnects, one writes; the
 //! owner of the state waits for neither.
 //!
-//! Invariant: lines go before packets, and packets go past the owner of the state to and from the threads of
-//! their transfers: a file at full speed does not hold up what people say. Every frame is kept until the server
-//! acknowledges it; when the session is resumed, exactly what the server has not taken in goes out again,
-//! before anything new, so nothing is lost, doubled or reordered. A new login begins with nothing: what was not
-//! acknowledged is told, never repeated. Specification: README#resuming.
+//! Invariant: packets go past the owner of the state to and from the threads of their transfers: a file at full
+//! speed does not hold up what people say. What goes out waits in the queue (`Queue`), whichever connection takes it;
+//! what comes in is counted and acknowledged once it was delivered. Nothing is delivered behind an
+//! [`Event::Closed`]. Specification: README#resuming.
 
 use super::connect::{Connection, StartError, reason};
+use super::lock;
+use super::queue::Queue;
 use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, is_refused, pause};
 use super::session::Event;
 use super::transfer::Hub;
 use crate::auth::PasswordKey;
-use crate::protocol::{
-    ClientMessage, ErrorCode, MAX_PACKET, Packet, Received as Acknowledged, ServerMessage,
-};
+use crate::protocol::{ClientMessage, ErrorCode, MAX_PACKET, Packet, ServerMessage};
 use crate::wire::frame::Frame;
 use crate::wire::tls::{Channel, Received};
-use std::collections::VecDeque;
 use std::io;
 use std::mem::take;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Lines that wait to be sent, or acknowledged: the session has far fewer under way, so more means that nothing is taken.
-const MAX_LINES: usize = 1024;
-/// Packets that wait to be sent: enough to keep the writer busy.
-const MAX_PACKETS: usize = 8;
-/// Bytes that the server may leave unacknowledged before packets wait: a full window of every transfer.
-const MAX_KEPT: usize = 16 * 1024 * 1024;
 /// What was taken in is acknowledged after so many frames, or bytes (README#resuming).
 const ACK_FRAMES: u64 = 32;
 /// See [`ACK_FRAMES`].
@@ -44,225 +36,6 @@ const SHORT: Duration = Duration::from_secs(1);
 const FAREWELL: Duration = Duration::from_secs(30);
 /// See [`FAREWELL`].
 const HURRIED_FAREWELL: Duration = Duration::from_secs(1);
-
-/// Why a server is given up for which [`Link::send`] has no room.
-pub const TAKES_NOTHING: &str = "it takes nothing of what is sent";
-
-/// The pieces of one line or packet.
-type Pieces = Arc<[Vec<u8>; 2]>;
-
-/// What waits to be sent, and what was sent and may have to be sent again.
-#[derive(Default)]
-pub struct Queue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    /// What is said about this connection alone, and not counted: the latest of each.
-    ack: Option<u64>,
-    pong: bool,
-    ping: bool,
-    lines: VecDeque<Pieces>,
-    /// Heads and payloads.
-    packets: VecDeque<Pieces>,
-    /// Frames that the server has not acknowledged, in the order in which they go out.
-    kept: VecDeque<Pieces>,
-    kept_bytes: usize,
-    /// Since when they are too much for another packet, and none was acknowledged.
-    full: Option<Instant>,
-    /// How many of them have gone out on this connection.
-    gone: usize,
-    /// Frames of this session that the server has acknowledged.
-    acknowledged: u64,
-    /// The connection in use, counted; its writer ends when there is another one, or none.
-    connection: Option<u64>,
-    connections: u64,
-    /// A new session has begun, and who owns the state does not know yet: what is queued meanwhile belonged to the
-    /// former one.
-    outdated: bool,
-    /// Nothing more is taken; what waits is still sent.
-    ended: bool,
-    /// Everything has been sent.
-    finished: bool,
-}
-
-impl Waiting {
-    /// From now on what is kept is too much, or it is not.
-    fn look_if_full(&mut self) {
-        self.full = (self.kept_bytes > MAX_KEPT).then(Instant::now);
-    }
-
-    fn next_sign(&mut self) -> Option<ClientMessage> {
-        let ack = self.ack.take().map(|received| ClientMessage::Ack(Acknowledged { received }));
-        let pong = |waiting: &mut Waiting| take(&mut waiting.pong).then_some(ClientMessage::Pong);
-        let ping = |waiting: &mut Waiting| take(&mut waiting.ping).then_some(ClientMessage::Ping);
-        ack.or_else(|| pong(self)).or_else(|| ping(self))
-    }
-}
-
-impl Queue {
-    /// Queues a message. False if the server has taken nothing for a thousand messages, or it is over.
-    pub fn say(&self, message: &ClientMessage) -> bool {
-        let mut waiting = self.lock();
-        let taken = !waiting.ended && waiting.lines.len() + waiting.kept.len() < MAX_LINES;
-        if taken && !waiting.outdated {
-            waiting.lines.push_back(Arc::new([message.encode(), Vec::new()]));
-            self.changed.notify_all();
-        }
-        taken
-    }
-
-    /// Queues a packet, and waits for room. False if it is over.
-    pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>) -> bool {
-        let mut waiting = self.lock();
-        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.full.is_some()) {
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
-        if !waiting.ended && !waiting.outdated {
-            waiting.packets.push_back(Arc::new([head, payload]));
-            self.changed.notify_all();
-        }
-        !waiting.ended
-    }
-
-    /// Says something about this connection.
-    fn sign(&self, say: impl FnOnce(&mut Waiting)) {
-        say(&mut self.lock());
-        self.changed.notify_all();
-    }
-
-    /// The server has taken in so many frames. False if it cannot have.
-    fn acknowledge(&self, received: u64) -> bool {
-        let mut waiting = self.lock();
-        let Some(new) = received.checked_sub(waiting.acknowledged).and_then(|new| usize::try_from(new).ok())
-        else {
-            return false;
-        };
-        if new > waiting.gone {
-            return false;
-        }
-        let done: usize = waiting.kept.drain(..new).map(|pieces| length(&pieces)).sum();
-        waiting.kept_bytes -= done;
-        waiting.gone -= new;
-        waiting.acknowledged = received;
-        if new > 0 {
-            waiting.look_if_full();
-        }
-        self.changed.notify_all();
-        true
-    }
-
-    /// Whether packets wait for a server that answers, and acknowledges nothing for as long as `patience`.
-    fn is_stuck(&self, patience: Duration) -> bool {
-        self.lock().full.is_some_and(|since| since.elapsed() >= patience)
-    }
-
-    /// The session goes on over a new connection: what the server has not taken in goes out again. `None` if it
-    /// claims to have taken in what it cannot have.
-    fn resume(&self, received: u64) -> Option<u64> {
-        self.acknowledge(received).then(|| self.connect(|waiting| waiting.gone = 0))
-    }
-
-    /// A new session begins: nothing of the former one goes there.
-    fn restart(&self) -> u64 {
-        self.connect(|waiting| {
-            let (ended, connections) = (waiting.ended, waiting.connections);
-            *waiting = Waiting { ended, connections, outdated: true, ..Waiting::default() };
-        })
-    }
-
-    /// Who owns the state knows of the new session.
-    fn begin(&self) {
-        self.lock().outdated = false;
-    }
-
-    fn connect(&self, change: impl FnOnce(&mut Waiting)) -> u64 {
-        let mut waiting = self.lock();
-        change(&mut waiting);
-        (waiting.ack, waiting.pong, waiting.ping) = (None, false, false);
-        waiting.connections += 1;
-        waiting.connection = Some(waiting.connections);
-        waiting.look_if_full();
-        self.changed.notify_all();
-        waiting.connections
-    }
-
-    fn disconnect(&self) {
-        self.lock().connection = None;
-        self.changed.notify_all();
-    }
-
-    fn end(&self) {
-        let mut waiting = self.lock();
-        waiting.ended = true;
-        waiting.packets.clear();
-        self.changed.notify_all();
-    }
-
-    /// The next to be sent over this connection; `None` at its end.
-    fn next(&self, connection: u64) -> Option<Pieces> {
-        let mut waiting = self.lock();
-        loop {
-            if waiting.connection != Some(connection) {
-                return None;
-            }
-            if let Some(sign) = waiting.next_sign() {
-                return Some(Arc::new([sign.encode(), Vec::new()]));
-            }
-            if waiting.gone == waiting.kept.len() {
-                let new = waiting.lines.pop_front();
-                if let Some(new) = new.or_else(|| waiting.packets.pop_front()) {
-                    waiting.kept_bytes += length(&new);
-                    waiting.kept.push_back(new);
-                    if waiting.full.is_none() {
-                        waiting.look_if_full();
-                    }
-                    self.changed.notify_all();
-                }
-            }
-            if let Some(next) = waiting.kept.get(waiting.gone).cloned() {
-                waiting.gone += 1;
-                return Some(next);
-            }
-            if waiting.ended {
-                return None;
-            }
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Waits until then. True if it is over.
-    fn is_over_by(&self, then: Instant) -> bool {
-        let left = then.saturating_duration_since(Instant::now());
-        let wait = self.changed.wait_timeout_while(self.lock(), left, |waiting| !waiting.ended);
-        wait.unwrap_or_else(PoisonError::into_inner).0.ended
-    }
-
-    fn finished(&self) {
-        self.lock().finished = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits until all has gone out, if there is a connection for it.
-    fn finish(&self, patience: Duration) {
-        let unsent = |waiting: &mut Waiting| !waiting.finished && waiting.connection.is_some();
-        drop(self.changed.wait_timeout_while(self.lock(), patience, unsent));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        lock(&self.waiting)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn length(pieces: &Pieces) -> usize {
-    pieces.iter().map(Vec::len).sum()
-}
 
 /// The way to the server.
 pub struct Link {
@@ -508,7 +281,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {
                     return End::Lost("no sign of life for 90 seconds".into());
                 }
-                Ok(Received::Silence) => self.shared.queue.sign(|waiting| waiting.ping = true),
+                Ok(Received::Silence) => self.shared.queue.sign(|signs| signs.ping = true),
                 Err(error) => return End::Lost(reason(&error)),
             }
         }
@@ -529,7 +302,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
             Frame::Line(line) => match ServerMessage::decode(line) {
                 Ok(ServerMessage::Ping) => {
                     self.acknowledge();
-                    self.shared.queue.sign(|waiting| waiting.pong = true);
+                    self.shared.queue.sign(|signs| signs.pong = true);
                     return Ok(());
                 }
                 Ok(ServerMessage::Pong) => return Ok(()),
@@ -578,133 +351,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
         if self.taken.new_frames > 0 {
             (self.taken.new_frames, self.taken.new_bytes) = (0, 0);
             let received = self.taken.frames;
-            self.shared.queue.sign(|waiting| waiting.ack = Some(received));
+            self.shared.queue.sign(|signs| signs.ack = Some(received));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn begun() -> (Queue, u64) {
-        let queue = Queue::default();
-        let connection = queue.restart();
-        queue.begin();
-        (queue, connection)
-    }
-
-    /// What goes out next, as text.
-    fn next(queue: &Queue, connection: u64) -> String {
-        let pieces = queue.next(connection).expect("something waits");
-        pieces.iter().map(|piece| String::from_utf8_lossy(piece).trim_end().to_string()).collect()
-    }
-
-    fn packet(queue: &Queue, text: &str) {
-        assert!(queue.packet(text.into(), Vec::new()));
-    }
-
-    const LOGOUT: &str = r#"{"type":"logout"}"#;
-
-    #[test]
-    fn lines_go_before_packets_and_after_the_end_only_what_waits_goes() {
-        let (queue, connection) = begun();
-        packet(&queue, "one");
-        packet(&queue, "two");
-        assert!(queue.say(&ClientMessage::Logout));
-        assert_eq!(next(&queue, connection), LOGOUT);
-        assert_eq!(next(&queue, connection), "one");
-        assert!(queue.say(&ClientMessage::Logout));
-        queue.end();
-        assert!(!queue.packet(Vec::new(), Vec::new()) && !queue.say(&ClientMessage::Logout));
-        assert_eq!(next(&queue, connection), LOGOUT);
-        assert!(queue.next(connection).is_none());
-    }
-
-    #[test]
-    fn exactly_what_was_not_taken_in_goes_out_again_and_in_the_same_order() {
-        let (queue, first) = begun();
-        for text in ["one", "two", "three", "four"] {
-            packet(&queue, text);
-        }
-        queue.sign(|waiting| (waiting.ping, waiting.ack) = (true, Some(7)));
-        assert_eq!(next(&queue, first), r#"{"type":"ack","received":7}"#);
-        assert_eq!(next(&queue, first), r#"{"type":"ping"}"#);
-        let gone: Vec<String> = (0..3).map(|_| next(&queue, first)).collect();
-        assert_eq!(gone, ["one", "two", "three"]);
-        assert!(queue.acknowledge(1));
-        queue.sign(|waiting| waiting.pong = true);
-        queue.disconnect();
-        assert!(queue.next(first).is_none(), "the former writer ends");
-        assert!(queue.say(&ClientMessage::Logout));
-        let second = queue.resume(2).expect("possible");
-        let gone: Vec<String> = (0..3).map(|_| next(&queue, second)).collect();
-        assert_eq!(gone, ["three", LOGOUT, "four"], "no sign of the former connection, and nothing twice");
-        assert!(queue.acknowledge(5));
-        let waiting = queue.lock();
-        assert_eq!((waiting.kept.len(), waiting.kept_bytes), (0, 0));
-    }
-
-    #[test]
-    fn an_acknowledgement_of_what_was_never_sent_is_refused() {
-        let (queue, connection) = begun();
-        packet(&queue, "one");
-        assert!(!queue.acknowledge(1));
-        next(&queue, connection);
-        assert!(!queue.acknowledge(2) && !queue.acknowledge(u64::MAX) && queue.acknowledge(1));
-        assert!(!queue.acknowledge(0) && queue.resume(0).is_none() && queue.resume(2).is_none());
-    }
-
-    #[test]
-    fn a_new_session_begins_with_nothing_of_the_former_one() {
-        let (queue, first) = begun();
-        packet(&queue, "one");
-        next(&queue, first);
-        packet(&queue, "two");
-        let second = queue.restart();
-        packet(&queue, "three");
-        assert!(queue.say(&ClientMessage::Logout), "whose sender has not heard of it yet");
-        queue.begin();
-        packet(&queue, "four");
-        assert_eq!(next(&queue, second), "four");
-        assert!(queue.acknowledge(1));
-    }
-
-    #[test]
-    fn who_sends_packets_waits_for_room_and_is_woken_at_the_end() {
-        let (queue, connection) = begun();
-        thread::scope(|scope| {
-            let sender = scope.spawn(|| (0..).take_while(|_| queue.packet(Vec::new(), vec![0; 9])).count());
-            while queue.lock().packets.len() < MAX_PACKETS {
-                thread::yield_now();
-            }
-            assert!(queue.next(connection).is_some());
-            while queue.lock().packets.len() < MAX_PACKETS {
-                thread::yield_now();
-            }
-            queue.end();
-            assert_eq!(sender.join().expect("it ends"), MAX_PACKETS + 1);
-        });
-    }
-
-    #[test]
-    fn a_server_that_acknowledges_nothing_of_a_file_is_noticed() {
-        const SIZE: usize = MAX_KEPT / 4;
-        let (queue, first) = begun();
-        let send = |connection| {
-            assert!(queue.packet(Vec::new(), vec![0; SIZE]) && queue.next(connection).is_some());
-        };
-        (0..4).for_each(|_| send(first));
-        assert!(!queue.is_stuck(Duration::ZERO), "there is room for one more");
-        send(first);
-        assert!(queue.is_stuck(Duration::ZERO) && !queue.is_stuck(DEAD_AFTER));
-        let since = queue.lock().full;
-        assert!(queue.acknowledge(0), "says nothing new");
-        assert_eq!(queue.lock().full, since);
-        assert!(queue.acknowledge(2) && !queue.is_stuck(Duration::ZERO));
-        (0..2).for_each(|_| send(first));
-        assert!(queue.is_stuck(Duration::ZERO));
-        let full = queue.lock().full;
-        assert!(queue.resume(2).is_some() && queue.lock().full > full, "a new connection has its own time");
     }
 }

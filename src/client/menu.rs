@@ -3,7 +3,7 @@
 use super::account::{self, LoggedIn};
 use super::connect::{Connection, StartError, connect};
 use super::options::Options;
-use super::terminal::Prompter;
+use super::prompter::Prompter;
 use crate::crypto::secret::Password;
 use crate::name::Username;
 use std::io;

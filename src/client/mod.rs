@@ -1,10 +1,10 @@
 //! The client: key thread and network thread → one channel → one owner of all state
 //! ([`session`]) → a pure view → the terminal, or lines.
 //!
-//! Invariant: everything from the server is hostile until checked; the two front ends ([`screen`] and [`plain`])
-//! show the same entries of the same session.
+//! Invariant: everything from the server is hostile until checked; the two front ends (`screen` and [`plain`])
+//! show the same entries of the same session, whose work (`work`) is the same, too.
 
-pub mod account;
+mod account;
 pub mod command;
 pub mod completion;
 pub mod connect;
@@ -14,40 +14,43 @@ pub mod entry;
 pub mod file;
 pub mod history;
 pub mod input;
+mod line;
 pub mod link;
-pub mod menu;
+mod menu;
 pub mod options;
-pub mod password;
+mod password;
 pub mod plain;
+mod prompter;
+mod queue;
 pub mod reconnect;
-pub mod screen;
+mod rows;
+mod screen;
 pub mod session;
 pub mod terminal;
 pub mod text;
 pub mod transfer;
 pub mod trust;
 pub mod view;
+mod work;
 
-use crate::auth::PasswordKey;
 use crate::clock;
-use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::Password;
 use crate::disk;
-use crate::name::Username;
 use account::LoggedIn;
 use connect::{Connection, StartError};
 use history::History;
 use options::Options;
-use password::ChangeError;
+use prompter::Prompter;
 use reconnect::Way;
-use session::{Event, Session};
+use session::Session;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
-use terminal::{Keyboard, Prompter};
+use terminal::Keyboard;
 use trust::{Ignored, KnownUsers};
 use zeroize::Zeroizing;
 
@@ -68,6 +71,11 @@ pub fn run(options: &Options) -> u8 {
         };
         if matches!(error, StartError::Usage(_)) { 2 } else { 1 }
     })
+}
+
+/// A lock that a panic elsewhere does not poison: every critical section here leaves its data whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes the folders.
@@ -153,28 +161,8 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     Ok(status)
 }
 
-/// Makes a session key on a thread of its own.
-fn make_session_key(deliver: impl FnOnce(Event) + Send + 'static) -> io::Result<()> {
-    let work = move || deliver(Event::NewKey(Box::new(SessionKey::generate())));
-    thread::Builder::new().name("key".into()).spawn(work).map(drop)
-}
-
-/// Changes the password of `name` on a thread of its own. `passwords` gives the old and the new one; `keep` gets what
-/// stands for the new one.
-fn change_password(
-    options: &Options,
-    name: &Username,
-    passwords: impl FnOnce() -> Result<(Password, Password), StartError> + Send + 'static,
-    keep: impl FnOnce(PasswordKey) + Send + 'static,
-    deliver: impl FnOnce(Event) + Send + 'static,
-) -> io::Result<()> {
-    let (options, name) = (options.clone(), name.clone());
-    let work = move || {
-        let passwords = passwords().map_err(ChangeError::Refused);
-        let outcome = passwords.and_then(|(old, new)| password::change(&options, &name, &old, &new));
-        deliver(Event::PasswordChanged(outcome.map(keep)));
-    };
-    thread::Builder::new().name("password".into()).spawn(work).map(drop)
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
 /// The first line of a file that nobody else may read.

@@ -6,19 +6,17 @@
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState};
 use super::file::typed_path;
-use super::link::{Link, TAKES_NOTHING};
 use super::options::Options;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
-use super::transfer::{Hub, Transfers};
+use super::spawn;
+use super::work::Work;
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
 use crate::crypto::secret::Password;
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Events of the network that may wait: few, so that a line of the input never waits behind much.
@@ -46,32 +44,24 @@ pub fn run(
 ) -> io::Result<u8> {
     let (wake, waking) = sync_channel(QUEUE);
     let (lines, typed) = sync_channel(QUEUE);
-    let network = wake.clone();
-    let hub = Arc::new(Hub::default());
-    let link =
-        Link::start(connection, way, hub.clone(), move |event| network.send(Wake::Event(event)).is_ok())?;
-    let working = wake.clone();
-    let transfers = Transfers::new(options.data_dir.join("files"), hub, link.queue(), move |event| {
-        working.send(Wake::Event(event)).is_ok()
-    });
-    let reading = wake.clone();
-    thread::Builder::new().name("input".into()).spawn(move || read_lines(lines, &reading))?;
+    let happened = wake.clone();
+    let work =
+        Work::start((connection, way), options, move |event| happened.send(Wake::Event(event)).is_ok())?;
+    spawn("input", move || read_lines(lines, &wake))?;
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
-    let status = serve(&mut session, options, &link, &transfers, &waking, &typed, &wake);
+    let status = serve(&mut session, options, &work, &waking, &typed);
     // With status 1, the farewell may have been said, or nobody may be there to hear it.
-    link.finish(!matches!(status, Ok(0)));
+    work.finish(!matches!(status, Ok(0)));
     status
 }
 
 fn serve(
     session: &mut Session,
     options: &Options,
-    link: &Link,
-    transfers: &Transfers,
+    work: &Work,
     waking: &Receiver<Wake>,
     typed: &Receiver<String>,
-    wake: &SyncSender<Wake>,
 ) -> io::Result<u8> {
     let mut held: Option<String> = None;
     loop {
@@ -85,30 +75,17 @@ fn serve(
             for event in std::mem::take(&mut events) {
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
                     match effect {
-                        Effect::Begin => link.begin(),
-                        Effect::Send(message) if link.send(&message) => {}
-                        Effect::Send(_) => events.push(Event::Closed(TAKES_NOTHING.into())),
+                        Effect::Begin => work.begin(),
+                        Effect::Send(message) => events.extend(work.send(&message)),
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
                         Effect::Show(entry) => print(&entry.line())?,
                         Effect::Progress(text) => print(&format!("* {text}"))?,
-                        Effect::Transfer(number, job) => {
-                            let step = transfers.take(number, job);
-                            events.extend(step.map(|step| Event::Transfer(number, step)));
-                        }
-                        Effect::MakeSessionKey => super::make_session_key({
-                            let wake = wake.clone();
-                            move |event| drop(wake.send(Wake::Event(event)))
-                        })?,
+                        Effect::Transfer(number, job) => events.extend(work.transfer(number, job)),
+                        Effect::MakeSessionKey => work.make_session_key()?,
                         Effect::ChangePassword(file) => {
-                            let (wake, old) = (wake.clone(), options.password_file.clone());
-                            super::change_password(
-                                options,
-                                session.me(),
-                                move || passwords(old, file),
-                                link.password_keeper(),
-                                move |event| drop(wake.send(Wake::Event(event))),
-                            )?;
+                            let old = options.password_file.clone();
+                            work.change_password(session.me(), move || passwords(old, file))?;
                         }
                         Effect::Alert(..) | Effect::Enter(_) | Effect::Leave(_) => {}
                         Effect::Clear | Effect::Forget => {}

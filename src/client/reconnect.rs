@@ -53,7 +53,7 @@ impl Way {
     /// One attempt. `received` frames of the session were taken in, since its login.
     ///
     /// # Errors
-    /// [`StartError`]; see [`is_final`].
+    /// [`StartError`]: nobody is reached, the connection breaks, or the server refuses; see [`is_final`].
     pub fn again(&mut self, received: u64) -> Result<(Connection, Again), StartError> {
         let mut connection = self.connect()?;
         if let Some(theirs) = self.resume(&mut connection, received)? {

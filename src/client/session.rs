@@ -1,35 +1,34 @@
-//! The client's state after login: events in, effects out, no I/O and no clock of its own.
+//! The client's state after login: events in, effects out, no network and no clock of its own; of the disk only what it
+//! remembers ([`trust`](super::trust), [`history`](super::history)).
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
-//! them. Rooms below it: [`commands`] (what is typed), [`presence`], [`peers`] (keys of others), [`own_keys`], [`outgoing`],
-//! [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages), [`connection`] (lost, had again, the end).
+//! them. Rooms below it: `commands` (what is typed), `presence`, `peers` (keys of others), `own_keys`, `outgoing` (with what
+//! became of it), [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages), `connection` (lost, had again,
+//! the end).
 
-pub mod commands;
-pub mod connection;
+mod commands;
+mod connection;
 pub mod files;
 pub mod incoming;
-pub mod outgoing;
-pub mod own_keys;
-pub mod peers;
-pub mod presence;
+mod outgoing;
+mod own_keys;
+mod peers;
+mod presence;
 pub mod wire_form;
 
 use super::entry::{Entry, Place, Source};
 use super::history::{History, MAX_HISTORY};
 use super::password::ChangeError;
-use super::text::{mentions, sanitise};
+use super::text::sanitise;
 use super::transfer::{Job, Step};
-use super::trust::{Ignored, KnownUsers, Trust};
+use super::trust::{Ignored, KnownUsers};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::name::Username;
-use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys,
-    ServerMessage,
-};
+use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, ServerMessage};
 use files::Files;
-use outgoing::{Missed, Outbox};
+use outgoing::Outbox;
 use own_keys::OwnKeys;
-use peers::{Learned, Peers};
+use peers::Peers;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -301,41 +300,6 @@ impl Session {
         self.rooms.contains(name)
     }
 
-    /// How many are on-line, oneself included.
-    pub fn online(&self) -> usize {
-        self.online.len()
-    }
-
-    /// How well the key of `name` is known, in a word.
-    pub fn trust_word(&self, name: &Username) -> &'static str {
-        match self.peers.trust(name) {
-            _ if self.peers.has_changed(name) => "KEY CHANGED",
-            Some(Trust::Verified) => "verified",
-            Some(Trust::New) => "not verified",
-            None => "new",
-        }
-    }
-
-    /// The same as a mark beside the name.
-    pub fn trust_mark(&self, name: &Username) -> &'static str {
-        if self.peers.has_changed(name) { "!" } else { self.peers.trust(name).unwrap_or(Trust::New).mark() }
-    }
-
-    pub(super) fn is_online(&self, name: &Username) -> bool {
-        self.online.contains(name)
-    }
-
-    /// Everyone on-line but oneself.
-    pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
-        self.online.iter().filter(|name| **name != self.me)
-    }
-
-    /// Everyone whose key is known or who is on-line, these first; not oneself.
-    pub fn people(&self) -> impl Iterator<Item = &Username> {
-        let known = |name: &&Username| !self.is_online(name) && self.peers.trust(name).is_some();
-        self.others().chain(self.peers.names().filter(known))
-    }
-
     /// Tells something to the person at the keyboard.
     pub(super) fn notice(&mut self, text: String) {
         self.show(Source::Notice, Place::Here, text);
@@ -358,18 +322,6 @@ impl Session {
         if !self.quiet {
             self.effects.push(Effect::Alert(from.clone(), place));
         }
-    }
-
-    /// Shows what somebody else has said. `text` is sanitised.
-    pub(super) fn received(&mut self, source: Source, text: String) {
-        let Some(from) = source.from().cloned() else { return };
-        let place = source.place(&self.me);
-        let mention = !mentions(&text, self.me.as_str()).is_empty();
-        if mention || place != Place::Everyone {
-            self.alert(&from, place.clone());
-        }
-        let trust = self.peers.trust(&from);
-        self.said(Entry { mention, trust, ..Entry::new(self.now, source, place, text) });
     }
 
     /// Shows a message and keeps it for `/history`.
@@ -440,102 +392,7 @@ impl Session {
             self.problem(format!("the server says: {text}"));
         }
     }
-
-    /// Asks for keys that are not on their way already.
-    pub(super) fn ask_for_keys(&mut self, names: impl IntoIterator<Item = Username>) {
-        for name in names {
-            if !std::mem::replace(&mut self.peers.get(&name).asked, true) {
-                self.to_ask.push_back(name);
-            }
-        }
-    }
-
-    /// Sends the next request for keys, if none is under way.
-    fn ask(&mut self) {
-        if self.asking.is_none() && !self.to_ask.is_empty() {
-            let count = self.to_ask.len().min(MAX_KEY_NAMES);
-            let names: BTreeSet<Username> = self.to_ask.drain(..count).collect();
-            let request = KeysRequest { names: names.iter().cloned().collect() };
-            self.effects.push(Effect::Send(ClientMessage::KeysRequest(request)));
-            self.asking = Some(names);
-        }
-    }
-
-    /// Takes the answer to the request under way: everyone who was asked for is settled by it.
-    fn take_keys(&mut self, keys: &Keys, now: Instant) {
-        let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
-        let told: BTreeSet<Username> = told.cloned().collect();
-        // An answer is about exactly the names of the question.
-        let Some(mut asked) = self.asking.take_if(|asked| *asked == told) else {
-            return self.problem("the server sent keys that were not asked for".into());
-        };
-        self.answered = now;
-        let mut here = Vec::new();
-        for person in &keys.keys {
-            if asked.remove(&person.name) {
-                here.push(person.name.clone());
-                self.take_person(person);
-            }
-        }
-        // One envelope for all of them together.
-        self.pump(here);
-        for name in asked {
-            self.no_keys(&name, Missed::NoAccount);
-        }
-    }
-
-    fn take_person(&mut self, person: &PersonKeys) {
-        let name = &person.name;
-        let before = self.peers.fingerprint(name);
-        match self.peers.learn(person, self.now) {
-            Learned::Known => {}
-            Learned::Reverted => self.notice(format!("the server shows the known key of {name} again")),
-            Learned::Changed => {
-                if self.peers.fingerprint(name) != before {
-                    self.explain_changed(name);
-                }
-                self.give_up(name, Missed::KeyChanged);
-            }
-            Learned::Refused(why) => {
-                self.problem(format!("the keys of {name} cannot be used: {why}"));
-                return self.no_keys(name, Missed::NoKey);
-            }
-        }
-        if self.peers.find(name).is_some_and(|peer| peer.session.is_none()) {
-            self.give_up(name, Missed::Offline);
-        }
-        self.read_inbox(name);
-        self.keys_for_files(name);
-        if self.verifying.remove(name) {
-            self.tell_safety_number(name);
-        }
-    }
-
-    /// There are no keys of `name` to be had.
-    fn no_keys(&mut self, name: &Username, why: Missed) {
-        self.peers.get(name).asked = false;
-        self.give_up(name, why);
-        self.keys_for_files(name);
-        self.drop_inbox(name);
-        if self.verifying.remove(name) {
-            self.problem(match why {
-                Missed::NoAccount => format!("there is no account named {name}"),
-                _ => format!("no key of {name} is to be had"),
-            });
-        }
-    }
-
-    /// Says again why nothing goes to `name`, and looks whether the key is still another.
-    pub(super) fn reconsider(&mut self, name: &Username) {
-        self.explain_changed(name);
-        self.ask_for_keys([name.clone()]);
-    }
-
-    pub(super) fn explain_changed(&mut self, name: &Username) {
-        self.problem(format!(
-            "THE IDENTITY KEY OF {name} HAS CHANGED. Nothing is sent to {name} or shown from {name} until you decide. \
-             Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
-             /verify {name}, then /trust {name}"
-        ));
-    }
 }
+
+#[cfg(test)]
+mod tests;

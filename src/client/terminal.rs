@@ -6,11 +6,9 @@
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
-use super::editor::{Editor, Outcome};
 use super::input::{Decoder, Key};
-use super::text::{fitting, width, wrap};
-use super::view::{Frame, Row, Size, Style};
-use crate::crypto::secret::Password;
+use super::rows::{Row, Style};
+use super::view::{Frame, Size};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
@@ -28,10 +26,6 @@ use zeroize::Zeroizing;
 /// How long after ESC the rest of a key may take: a terminal sends both at once, a slow line
 /// may part them, and a person notices more.
 const ESCAPE_TIMEOUT: Duration = Duration::from_millis(30);
-/// The longest password, in bytes: longer than any; reserved at once, for a buffer that grows
-/// leaves copies behind.
-const MAX_PASSWORD: usize = 1024;
-
 /// The exit status after a panic, as the standard library has it.
 const PANICKED: i32 = 101;
 
@@ -82,8 +76,10 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// Until the handle is closed, a signal that ends the process restores the terminal first. Fails if there is no signal
-/// handler or thread to be had.
+/// Until the handle is closed, a signal that ends the process restores the terminal first.
+///
+/// # Errors
+/// If there is no signal handler or thread to be had.
 pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
     let handle = signals.handle();
@@ -96,7 +92,11 @@ pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
     Ok(handle)
 }
 
-fn enter(full_screen: bool) -> io::Result<()> {
+/// Takes the terminal: its modes are ours until [`restore`].
+///
+/// # Errors
+/// If there is no terminal, or its modes cannot be set.
+pub(super) fn enter(full_screen: bool) -> io::Result<()> {
     // Else the modes to go back to would be our own.
     restore();
     let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,8 +111,8 @@ fn enter(full_screen: bool) -> io::Result<()> {
     }
 }
 
-/// Does nothing the second time.
-fn restore() {
+/// Gives it back. Does nothing the second time.
+pub(super) fn restore() {
     let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(mut ours) = ours {
         // A terminal that is gone needs no restoring.
@@ -124,14 +124,25 @@ fn restore() {
 }
 
 /// In one piece, if the terminal is ours.
-fn write(text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// If it cannot be written to.
+pub(super) fn write(text: &str) -> io::Result<()> {
     match OURS.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
         Some(ours) => ours.tty.write_all(text.as_bytes()),
         None => Ok(()),
     }
 }
 
-/// The full screen, from [`open`](Self::open) to drop. Either this or a [`Prompter`] lives, not both.
+/// Writes the line anew in which the cursor stands, and leaves it behind `before`, the beginning of that line.
+///
+/// # Errors
+/// As [`write`].
+pub(super) fn rewrite(line: &str, before: &str) -> io::Result<()> {
+    write(&format!("\r{line}{}\r{before}", clear::UntilNewline))
+}
+
+/// The full screen, from [`open`](Self::open) to drop. Either this or a prompter lives, not both.
 pub struct Terminal {
     color: bool,
     /// What stands there now; empty when that is unknown.
@@ -139,8 +150,10 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Takes the screen over. Without `color` there is still bold and reverse. This and what follows fail if the terminal
-    /// cannot be read or written to.
+    /// Takes the screen over. Without `color` there is still bold and reverse.
+    ///
+    /// # Errors
+    /// If there is no terminal, or its modes cannot be set.
     pub fn open(color: bool) -> io::Result<Terminal> {
         let terminal = Terminal { color, shown: Vec::new() };
         enter(true)?;
@@ -148,6 +161,9 @@ impl Terminal {
     }
 
     /// Shows the frame; writes only the rows that changed.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn draw(&mut self, frame: &Frame) -> io::Result<()> {
         let out = self.difference(frame).expect("a string takes everything written to it");
         self.shown.clear();
@@ -200,11 +216,17 @@ impl Terminal {
     }
 
     /// Rings.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn bell(&mut self) -> io::Result<()> {
         write("\x07")
     }
 
     /// Rings, and asks the desktop to show a text (OSC 9).
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
     pub fn notify(&mut self, text: &str) -> io::Result<()> {
         let text = text.replace(char::is_control, "");
         write(&format!("\x07\x1b]9;{text}\x07"))
@@ -216,6 +238,9 @@ impl Terminal {
     }
 
     /// Takes it over again; the next [`draw`](Self::draw) paints everything.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
     pub fn resume(&mut self) -> io::Result<()> {
         self.redraw();
         enter(true)
@@ -236,7 +261,10 @@ pub struct Keyboard {
 }
 
 impl Keyboard {
-    /// Begins to read; a process needs only one. Fails if no thread can be had.
+    /// Begins to read; a process needs only one.
+    ///
+    /// # Errors
+    /// If standard input is closed, or no thread can be had.
     pub fn open() -> io::Result<Keyboard> {
         // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
         let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -264,7 +292,7 @@ impl Keyboard {
     }
 
     /// The next key; `None` when the input has ended.
-    fn next(&mut self) -> Option<Key> {
+    pub(super) fn next(&mut self) -> Option<Key> {
         self.fill();
         self.ready.pop_front()
     }
@@ -288,121 +316,9 @@ impl Keyboard {
     }
 }
 
-/// A password being typed.
-pub struct Unseen(Zeroizing<String>);
-
-impl Default for Unseen {
-    fn default() -> Unseen {
-        Unseen(Zeroizing::new(String::with_capacity(MAX_PASSWORD)))
-    }
-}
-
-impl Unseen {
-    /// Whether nothing is.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Does what the key says; the password at Enter, else `None`.
-    pub fn key(&mut self, key: Key) -> Option<Password> {
-        match key {
-            Key::Char(c) => self.push(c),
-            Key::Paste(text) => Zeroizing::new(text).chars().for_each(|c| self.push(c)),
-            Key::Backspace | Key::Ctrl('h') => drop(self.0.pop()),
-            Key::Ctrl('u') => self.0.clear(),
-            Key::Enter => return Some(Password::new(std::mem::take(&mut *std::mem::take(self).0))),
-            _ => {}
-        }
-        None
-    }
-
-    fn push(&mut self, c: char) {
-        if !c.is_control() && self.0.len() + c.len_utf8() <= MAX_PASSWORD {
-            self.0.push(c);
-        }
-    }
-}
-
-/// Questions on the normal screen, one line each. The terminal is raw throughout, so what is
-/// typed between two questions waits for the second, unseen.
-pub struct Prompter<'a> {
-    keyboard: &'a mut Keyboard,
-}
-
-impl<'a> Prompter<'a> {
-    /// Begins; what is left in the keyboard when it ends is for whoever comes next. This and what follows fail if the
-    /// terminal cannot be written to.
-    pub fn open(keyboard: &'a mut Keyboard) -> io::Result<Prompter<'a>> {
-        let prompter = Prompter { keyboard };
-        enter(false)?;
-        Ok(prompter)
-    }
-
-    /// A line of text (or several) to the person; it must be sanitised already.
-    pub fn println(&mut self, text: &str) -> io::Result<()> {
-        let columns = usize::from(size().columns);
-        let rows = text.lines().flat_map(|line| wrap(line, columns));
-        write(&rows.map(|row| row + "\r\n").collect::<String>())
-    }
-
-    /// Asks for a line, which may be empty; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
-    pub fn line(&mut self, label: &str) -> io::Result<Option<String>> {
-        let mut editor = Editor::default();
-        let answer = loop {
-            let columns = usize::from(size().columns);
-            // Whatever the question, there is room for an answer.
-            let label = fitting(label, columns.saturating_sub(16));
-            let (shown, at) = editor.visible(columns.saturating_sub(width(label) + 1));
-            let before = fitting(shown, at);
-            write(&format!("\r{label}{shown}{}\r{label}{before}", clear::UntilNewline))?;
-            match self.key(editor.is_empty())? {
-                None => break None,
-                Some(key) => {
-                    if let Outcome::Submitted(line) = editor.key(&key) {
-                        break Some(line);
-                    }
-                }
-            }
-        };
-        write("\r\n")?;
-        Ok(answer)
-    }
-
-    /// Asks for a password and shows nothing of it; `None` if the person backed out.
-    pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
-        write(label)?;
-        let mut typed = Unseen::default();
-        let answer = loop {
-            let Some(key) = self.key(typed.is_empty())? else { break None };
-            let password = typed.key(key);
-            if password.is_some() {
-                break password;
-            }
-        };
-        write("\r\n")?;
-        Ok(answer)
-    }
-
-    /// The next key; `None` for those that back out.
-    fn key(&mut self, nothing_typed: bool) -> io::Result<Option<Key>> {
-        match self.keyboard.next() {
-            Some(Key::Escape | Key::Ctrl('c')) => Ok(None),
-            Some(Key::Ctrl('d')) if nothing_typed => Ok(None),
-            Some(key) => Ok(Some(key)),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-}
-
-impl Drop for Prompter<'_> {
-    fn drop(&mut self) {
-        restore();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::view::Span;
+    use super::super::rows::Span;
     use super::*;
 
     fn frame(lines: &[&str]) -> Frame {

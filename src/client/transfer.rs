@@ -1,42 +1,32 @@
-//! Files on their way: a thread for each that is sent, a few for each that is received.
+//! Files on their way: a thread for each that is sent (`sending`), a few for each that is received (`receiving`).
 //!
 //! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
 //! (2 MiB); disk, cryptography and network overlap, and none of them is touched by the owner of the
-//! state, which starts a [`Job`] and hears of its [`Step`]s. Only what [`Plan::open_group`] has checked is
-//! written. Specification: README#file-transfer.
+//! state, which starts a [`Job`] and hears of its [`Step`]s. Specification: README#file-transfer.
 
-use super::file::{Part, Source, typed_path};
-use super::link::Queue;
+mod receiving;
+mod sending;
+
+use super::lock;
+use super::queue::Queue;
 use super::session::Event;
-use crate::crypto::chunk::{CHUNK, GROUP, Opened, Plan, TransferId};
+use crate::crypto::chunk::{Plan, TransferId};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;
-use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, Grant, MAX_GRANTED, Packet, Refused};
-use crate::wire::frame;
-use std::collections::{BTreeMap, VecDeque};
+use crate::protocol::{Grant, Packet, Refused};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Files that arrive at once, each with a thread and a window of chunks.
 pub const MAX_ARRIVING: usize = 8;
-/// Chunks under way to this client for one transfer, at most: 2 MiB.
-const WINDOW: u32 = 32;
-/// Chunks under way to this client in all, beside a group that each transfer may always have.
-const ALL_WINDOWS: u32 = 64;
-const _: () = assert!(ALL_WINDOWS + MAX_ARRIVING as u32 * GROUP <= MAX_GRANTED);
-/// Whether more can be granted is looked at this often, if nothing comes.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// When no packet of any transfer has come or gone for this long, they have ended: as long as a session waits to be resumed.
 const STALLED: Duration = Duration::from_secs(60);
-/// An offer that nobody answers is withdrawn long before; its thread ends at last.
-const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
 /// When the server passes nothing on any more, the other side's word on why comes within this time.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// Progress is told this often: a bar moves smoothly, and no more.
@@ -160,10 +150,6 @@ impl Failure {
         };
         Some(Step::Failed { here, there, goes_on })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a transfer's threads share with the rest.
@@ -390,233 +376,5 @@ impl Drop for Worker {
 impl Worker {
     fn tell(&self, step: Step) {
         (self.shared.deliver)(Event::Transfer(self.number, step));
-    }
-
-    /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
-    fn send(&self, path: &str, peer: &Username) -> Result<(), Failure> {
-        let source = Source::open(&typed_path(path)).map_err(Failure::Broken)?;
-        let mut told = Instant::now();
-        let sha256 = source.hash(|done| {
-            if told.elapsed() >= TOLD_EVERY {
-                told = Instant::now();
-                self.tell(Step::Read { done, size: source.size });
-            }
-            self.control.goes_on()
-        })?;
-        self.tell(Step::Prepared { name: source.name.clone(), size: source.size, sha256 });
-        // Who has it all already may confirm it before the first chunk.
-        let begun = self.control.wait(UNANSWERED, |state| match state.keep {
-            Some(()) => Some(None),
-            None => state.send.take().map(Some),
-        })?;
-        if let Some((recipient, plan)) = begun {
-            self.send_chunks(&source, peer, &recipient, &plan)?;
-            self.tell(Step::Sent);
-        }
-        self.control.wait(UNANSWERED, |state| state.keep.take())?;
-        let kept = source.copy(&self.shared.sent, peer).map_err(|error| error.to_string());
-        self.tell(Step::Kept(kept));
-        Ok(())
-    }
-
-    fn send_chunks(
-        &self,
-        source: &Source,
-        peer: &Username,
-        recipient: &SessionPublicKey,
-        plan: &Plan,
-    ) -> Result<(), Failure> {
-        let address = Packet::address(peer, &plan.id);
-        let mut told = Instant::now();
-        let mut buffer = vec![0; GROUP as usize * CHUNK];
-        let mut first = plan.start;
-        while first < plan.chunks() {
-            let count = plan.group(first);
-            let length = (first..first + count).map(|index| plan.length(index)).sum();
-            let at = u64::from(first) * CHUNK as u64;
-            let read = source.read_at(&mut buffer[..length], at);
-            read.map_err(|error| Failure::Wrong(error.to_string()))?;
-            for payload in plan.seal_group(first, recipient, &buffer[..length]) {
-                // Before a wait, too, or the last of it would never be told.
-                let waits = lock(&self.control.state).granted == 0;
-                if told.elapsed() >= if waits { TOLD_EVERY / 5 } else { TOLD_EVERY } {
-                    told = Instant::now();
-                    self.tell(Step::Progress(at));
-                }
-                // Who says to have it all gets nothing more.
-                let wanted = self.control.wait(STALLED, |state| match state.keep {
-                    Some(()) => Some(false),
-                    None => {
-                        state.granted = state.granted.checked_sub(1)?;
-                        Some(true)
-                    }
-                })?;
-                if !wanted {
-                    return Ok(());
-                }
-                if !self.shared.queue.packet(frame::packet_head(&address, &payload), payload) {
-                    return Err(Failure::Stopped);
-                }
-                *lock(&self.shared.hub.moved) = Some(Instant::now());
-            }
-            first += count;
-        }
-        Ok(())
-    }
-
-    fn receive(&self, peer: &Username, mut plan: Plan, sha256: &[u8; 32], name: &str) -> Result<(), Failure> {
-        let folder = &self.shared.received;
-        let mut part = Part::open(folder, peer, sha256)?;
-        let whole = self.fill(peer, &mut plan, &mut part).and_then(|()| {
-            if !part.is_right(sha256) {
-                return Err(Failure::Wrong("it is not the file that was offered".into()));
-            }
-            part.sync()?;
-            // The last moment at which it can be cancelled.
-            self.control.wait(STALLED, |_| Some(()))
-        });
-        if let Err(failure) = whole {
-            if matches!(failure, Failure::Wrong(_)) || lock(&self.control.state).discard {
-                part.discard();
-            }
-            return Err(failure);
-        }
-        self.tell(Step::Received(part.finish(folder, peer, name)?));
-        Ok(())
-    }
-
-    /// Finds what is there of a part, and takes the chunks that are missing.
-    fn fill(&self, peer: &Username, plan: &mut Plan, part: &mut Part) -> Result<(), Failure> {
-        let have = part.take_up(plan.size, || self.control.goes_on())?;
-        plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
-        self.tell(Step::Ready { start: plan.start });
-        let session = self.control.wait(STALLED, |state| state.start.take())?;
-        self.shared.arriving.fetch_add(1, Ordering::Relaxed);
-        let taken = self.take_chunks(peer, &session, plan, part);
-        self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
-        // Whatever was granted and has not come is not wanted any more.
-        self.grant(peer, plan, 0);
-        taken
-    }
-
-    fn grant(&self, peer: &Username, plan: &Plan, count: u32) {
-        let grant = Grant { peer: peer.clone(), transfer: Fixed(plan.id), count };
-        // The queue is full only when the server takes nothing: the session will find out.
-        let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
-    }
-
-    /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
-    /// README#chunk-order, README#asked-for.
-    fn take_chunks(
-        &self,
-        peer: &Username,
-        session: &SessionKey,
-        plan: &Plan,
-        part: &mut Part,
-    ) -> Result<(), Failure> {
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
-        let due = Mutex::new(plan.start);
-        let (opened, results) = sync_channel(threads);
-        thread::scope(|scope| {
-            for _ in 0..threads {
-                let (opened, due) = (opened.clone(), &due);
-                let opener = move || self.open_groups(session, plan, due, &opened);
-                // With fewer of them it is slower; without any, nothing comes and that is told.
-                let _ = thread::Builder::new().name("file".into()).spawn_scoped(scope, opener);
-            }
-            drop(opened);
-            let written = self.write_groups(peer, plan, part, results);
-            if written.is_err() {
-                // The other threads stop, too.
-                self.control.change(|state| state.stopped = true);
-            }
-            written
-        })
-    }
-
-    fn open_groups(
-        &self,
-        session: &SessionKey,
-        plan: &Plan,
-        due: &Mutex<u32>,
-        opened: &SyncSender<(u32, Result<Vec<Opened>, Failure>)>,
-    ) {
-        loop {
-            // One thread waits for packets at a time: groups are taken in order.
-            let mut due = lock(due);
-            let (first, count) = (*due, plan.group(*due) as usize);
-            if count == 0 {
-                return;
-            }
-            let packets = self.control.wait(STALLED, |state| {
-                (state.packets.len() >= count).then(|| state.packets.drain(..count).collect())
-            });
-            *due = if packets.is_ok() { first + count as u32 } else { plan.chunks() };
-            drop(due);
-            let group = packets.and_then(|packets: Vec<Vec<u8>>| {
-                let group = plan.open_group(first, packets, session);
-                group.map_err(|error| Failure::Broken(error.to_string()))
-            });
-            if opened.send((first, group)).is_err() {
-                return;
-            }
-        }
-    }
-
-    fn write_groups(
-        &self,
-        peer: &Username,
-        plan: &Plan,
-        part: &mut Part,
-        results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
-    ) -> Result<(), Failure> {
-        let (mut granted, mut written) = (plan.start, plan.start);
-        let result = (|| {
-            let mut waiting = BTreeMap::new();
-            let mut told = Instant::now();
-            while written < plan.chunks() {
-                let more = self.to_grant(granted - written).min(plan.chunks() - granted);
-                // Not for each chunk: a grant is a line through the server.
-                if more >= GROUP || more > 0 && granted + more == plan.chunks() {
-                    granted += more;
-                    self.shared.outstanding.fetch_add(more, Ordering::Relaxed);
-                    self.control.change(|state| state.room += more);
-                    self.grant(peer, plan, more);
-                }
-                let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
-                    Ok(result) => result,
-                    Err(RecvTimeoutError::Timeout) => {
-                        self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
-                        continue;
-                    }
-                    // The openers are gone only after one of them has said why, if there were any.
-                    Err(RecvTimeoutError::Disconnected) => {
-                        return Err(Failure::Broken("no thread is to be had for it".into()));
-                    }
-                };
-                waiting.insert(first, group?);
-                while let Some(group) = waiting.remove(&written) {
-                    written += group.len() as u32;
-                    self.shared.outstanding.fetch_sub(group.len() as u32, Ordering::Relaxed);
-                    group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
-                }
-                if told.elapsed() >= TOLD_EVERY {
-                    told = Instant::now();
-                    self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
-                }
-            }
-            Ok(())
-        })();
-        self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
-        result
-    }
-
-    /// How many chunks more may be under way for a transfer that has `own` already: its share of all, and a
-    /// group in any case. README#asked-for.
-    fn to_grant(&self, own: u32) -> u32 {
-        let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
-        let share = share.clamp(2 * GROUP, WINDOW).saturating_sub(own);
-        let free = ALL_WINDOWS.saturating_sub(self.shared.outstanding.load(Ordering::Relaxed));
-        share.min(free).max(GROUP.saturating_sub(own))
     }
 }

@@ -1,16 +1,14 @@
 //! What the screen shows: a pure function from the client's state and a size to rows of text.
 //!
 //! Invariant: every frame has exactly as many rows as the screen and none is wider; nothing in
-//! it is a control character; only the first row of an entry touches the left edge (from three
-//! columns up), also where its text has several lines, so none can pass for somebody else's entry (README#the-screen).
+//! it is a control character; an entry stands in it as its rows (`rows`) and not otherwise (README#the-screen).
 
 use super::command;
 use super::editor::Editor;
-use super::entry::{Entry, SendState, Source};
+use super::entry::Entry;
+use super::rows::{BOLD, DIM, PLAIN, REVERSE, Row, rows, span};
 use super::session::files::Progress;
-use super::text::{all_mentions, fitting, mentions, truncate, width, wrap};
-use super::trust::Trust;
-use crate::name::Username;
+use super::text::{fitting, truncate, width};
 use std::collections::VecDeque;
 
 /// Columns and rows of a terminal.
@@ -21,31 +19,6 @@ pub struct Size {
     /// Lines of text.
     pub rows: u16,
 }
-
-/// Looks of a text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Style {
-    /// Of the 256-colour palette; `None` is the terminal's own.
-    pub color: Option<u8>,
-    /// Or brighter, as the terminal has it.
-    pub bold: bool,
-    /// Less bright.
-    pub dim: bool,
-    /// Text and background exchanged.
-    pub reverse: bool,
-}
-
-/// A piece of a row in one style.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
-    /// Sanitised, without line breaks.
-    pub text: String,
-    /// Of all of it.
-    pub style: Style,
-}
-
-/// The spans of one row, left to right.
-pub type Row = Vec<Span>;
 
 /// A whole screen.
 #[derive(Debug)]
@@ -114,19 +87,6 @@ pub struct Screen<'a> {
     pub clock: &'a dyn Fn(u64) -> String,
 }
 
-// These colours of the palette can be read on black and on white alike.
-const PRIVATE: u8 = 163;
-const ROOM: u8 = 31;
-const PROBLEM: u8 = 160;
-const VERIFIED: u8 = 28;
-const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
-
-const PLAIN: Style = Style { color: None, bold: false, dim: false, reverse: false };
-const BOLD: Style = Style { bold: true, ..PLAIN };
-const DIM: Style = Style { dim: true, ..PLAIN };
-const REVERSE: Style = Style { reverse: true, ..PLAIN };
-const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
-
 /// Rows of bars; a small screen has fewer.
 const MAX_BARS: usize = 4;
 /// Columns below which a hint says nothing.
@@ -178,10 +138,11 @@ fn hint(editor: &Editor) -> Option<String> {
 /// `height` rows of entries, and how far up they really are. What is not shown is counted, and wrapped for that
 /// only once.
 fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) {
+    let rows_of = |entry: &Entry| rows(entry, screen.me, screen.clock, columns);
     let height_of = |entry: &Entry| match entry.wrapped.get() {
         (wrapped_for, height) if wrapped_for == columns && height > 0 => height,
         _ => {
-            let height = entry_rows(entry, screen, columns).len();
+            let height = rows_of(entry).len();
             entry.wrapped.set((columns, height));
             height
         }
@@ -205,9 +166,7 @@ fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) 
         }
         match hidden.checked_sub(height_of(entry)) {
             Some(rest) => hidden = rest,
-            None => upward.extend(
-                entry_rows(entry, screen, columns).into_iter().rev().skip(std::mem::take(&mut hidden)),
-            ),
+            None => upward.extend(rows_of(entry).into_iter().rev().skip(std::mem::take(&mut hidden))),
         }
     }
     upward.resize(height, Row::new());
@@ -275,127 +234,6 @@ fn across(text: &str, columns: usize) -> Row {
     vec![span(&(text + &padding), REVERSE)]
 }
 
-/// The time, who to whom, the text; what does not fit goes on below the text's first column.
-fn entry_rows(entry: &Entry, screen: &Screen, columns: usize) -> Vec<Row> {
-    if entry.source == Source::Rule {
-        let text = truncate(&format!("── {} ", entry.text), columns);
-        let line = "─".repeat(columns - width(&text));
-        return vec![vec![span(&(text + &line), DIM)]];
-    }
-    if entry.source == Source::SafetyNumber {
-        return large(&entry.text, columns);
-    }
-    let (head, style) = head(entry);
-    let head_text: String = head.iter().map(|span| span.text.as_str()).collect();
-    let time = format!("{} ", (screen.clock)(entry.time));
-    // A narrow screen cuts the time, never the words.
-    let time = fitting(&time, columns / 3);
-    let mut indent = width(time);
-    let mut rows = Vec::new();
-    let mut first = vec![span(time, DIM)];
-    if indent + width(&head_text) <= columns / 2 {
-        indent += width(&head_text);
-        first.extend(head);
-    } else {
-        // The head takes rows of its own: long names, or a narrow screen.
-        let head_style = head.first().map_or(PLAIN, |span| span.style);
-        for part in wrap(head_text.trim_end(), columns - indent) {
-            first.push(span(&part, head_style));
-            rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
-        }
-    }
-    let room = columns.saturating_sub(indent);
-    for part in entry.text.split('\n').flat_map(|line| wrap(line, room)) {
-        first.extend(highlighted(&part, style, screen.me));
-        rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
-    }
-    let (mark, style) = match &entry.sending {
-        None => return rows,
-        Some((_, SendState::UnderWay)) => (" …".to_string(), DIM),
-        Some((_, SendState::Taken)) => (" ✓".to_string(), DIM),
-        Some((_, SendState::Failed(why))) => (format!("✗ {why}; Alt-R sends it again"), ALARM),
-    };
-    match rows.last_mut() {
-        Some(row)
-            if mark.starts_with(' ')
-                && row.iter().map(|span| width(&span.text)).sum::<usize>() + 2 <= columns =>
-        {
-            row.push(span(&mark, style));
-        }
-        _ => rows
-            .extend(wrap(mark.trim_start(), room).iter().map(|part| vec![margin(indent), span(part, style)])),
-    }
-    rows
-}
-
-/// Digits to compare: bold, and apart where there is room for that.
-fn large(text: &str, columns: usize) -> Vec<Row> {
-    let apart: String = text.trim().chars().flat_map(|c| [c, ' ']).collect();
-    let text = if width(&apart) + 6 <= columns { apart } else { text.trim().to_string() };
-    let rows = wrap(&text, columns.saturating_sub(4));
-    rows.iter().map(|part| vec![margin(4.min(columns)), span(part, BOLD)]).chain([Row::new()]).collect()
-}
-
-/// Who speaks to whom, and the style of what is said.
-fn head(entry: &Entry) -> (Row, Style) {
-    let kind = |color| Style { color: Some(color), ..BOLD };
-    let name = |name: &Username| {
-        span(
-            name.as_str(),
-            Style { color: Some(color_of(name)), bold: true, reverse: entry.mention, dim: false },
-        )
-    };
-    let mark = entry.trust.map_or("", Trust::mark);
-    // Beside the name of the other one.
-    let (theirs, own) = if entry.sending.is_none() { (mark, "") } else { ("", mark) };
-    let mark = span(theirs, if entry.trust == Some(Trust::Verified) { kind(VERIFIED) } else { DIM });
-    match &entry.source {
-        Source::Broadcast { from } => (vec![span("<", PLAIN), name(from), mark, span("> ", PLAIN)], PLAIN),
-        Source::Private { from, to } => {
-            let to = format!(" → {to}{own}] ");
-            (vec![span("[private ", kind(PRIVATE)), name(from), mark, span(&to, kind(PRIVATE))], PLAIN)
-        }
-        Source::Room { from, to } => {
-            let to = format!(" → {to}{own}) ");
-            (vec![span("(room ", kind(ROOM)), name(from), mark, span(&to, kind(ROOM))], PLAIN)
-        }
-        Source::Notice | Source::SafetyNumber | Source::Rule => (vec![span("* ", DIM)], DIM),
-        Source::Problem => (vec![span("! ", ALARM)], ALARM),
-    }
-}
-
-/// The same for a name everywhere and always (FNV-1a of its folded form).
-fn color_of(name: &Username) -> u8 {
-    let hash = name
-        .folded()
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    NAMES[hash as usize % NAMES.len()]
-}
-
-fn highlighted(text: &str, style: Style, me: &str) -> Row {
-    let mine = mentions(text, me);
-    let mut row = Row::new();
-    let mut done = 0;
-    for at in all_mentions(text) {
-        let reverse = mine.contains(&at);
-        row.push(span(&text[done..at.start], style));
-        row.push(span(&text[at.clone()], Style { bold: true, reverse, ..style }));
-        done = at.end;
-    }
-    row.push(span(&text[done..], style));
-    row
-}
-
-/// The second look: entries are sanitised already, yet no control character can leave here.
-fn span(text: &str, style: Style) -> Span {
-    Span { text: text.replace(char::is_control, "\u{fffd}"), style }
-}
-
-fn margin(columns: usize) -> Span {
-    span(&" ".repeat(columns), PLAIN)
-}
-
 fn clip(row: &mut Row, columns: usize) {
     let mut left = columns;
     for span in row.iter_mut() {
@@ -408,9 +246,12 @@ fn clip(row: &mut Row, columns: usize) {
 #[cfg(test)]
 mod tests {
     use super::super::completion::Completion;
-    use super::super::entry::Place;
+    use super::super::entry::{Place, SendState, Source};
     use super::super::input::Key;
+    use super::super::rows::Style;
+    use super::super::trust::Trust;
     use super::*;
+    use crate::name::Username;
 
     fn entry(source: Source, text: &str) -> Entry {
         Entry::new(0, source, Place::Everyone, text.into())

@@ -65,7 +65,7 @@ pub struct Password(Zeroizing<String>);
 
 /// The fewest characters of a password (checked by the client, which alone ever sees one): PBKDF2 helps little with fewer.
 /// README#password.
-pub const MIN_PASSWORD: usize = 6;
+const MIN_PASSWORD: usize = 6;
 
 impl Password {
     /// Takes the text over.
@@ -78,7 +78,7 @@ impl Password {
         self.0.as_bytes()
     }
 
-    /// At least [`MIN_PASSWORD`] characters.
+    /// At least 6 characters.
     pub fn is_long_enough(&self) -> bool {
         self.0.chars().count() >= MIN_PASSWORD
     }

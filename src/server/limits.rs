@@ -38,7 +38,7 @@ pub const ACK_AFTER_BYTES: usize = 128 * 1024;
 /// The smallest outbox, in bytes: what a client need not have acknowledged yet, and an envelope, leave it open.
 pub const MIN_OUTBOX: usize = 192 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to look on-line for long.
-pub const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(60);
 /// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 /// Who waits for something else looks this often whether their connection was taken over: a resumption hardly waits.
@@ -46,15 +46,15 @@ pub const NOTICE: Duration = Duration::from_millis(50);
 /// Writer threads for clients that do not keep up, 128 KiB of stack each; more stalled ones than this are closed.
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.
-pub const SPARE_DESCRIPTORS: usize = 64;
+const SPARE_DESCRIPTORS: usize = 64;
 /// Memory mappings of a thread (stack, guard, signal stack and its guard); the kernel allows
 /// `vm.max_map_count` of them, and a process that runs out aborts.
 const MAPPINGS_PER_THREAD: usize = 4;
 
 /// Failed logins after which a name is locked: a person mistypes less often, and 480 guesses a day find no password.
-pub const MAX_FAILURES: u32 = 5;
+const MAX_FAILURES: u32 = 5;
 /// Failed logins after which an address is locked: more than one person may live there.
-pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
+const MAX_FAILURES_PER_ADDRESS: u32 = 50;
 /// Failures are counted, and locks last, for this long: who shuts somebody out on purpose has to do it again and again.
 pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
 /// Names and addresses whose failures are remembered, some megabytes; the oldest are forgotten first.
@@ -217,7 +217,10 @@ impl Bucket {
         Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
 
-    /// Takes `cost` tokens (a full bucket is always enough), or takes none and says how long to wait for them.
+    /// Takes `cost` tokens (a full bucket is always enough), or none.
+    ///
+    /// # Errors
+    /// If it holds fewer: how long to wait for them.
     pub fn take(&mut self, cost: f64) -> Result<(), Duration> {
         self.fill();
         let cost = cost.min(self.burst);
@@ -250,7 +253,10 @@ impl Registrations {
         Registrations { per_minute: f64::from(per_minute.max(1)), buckets: Mutex::default() }
     }
 
-    /// Counts one registration, or counts none and says how long its address (IPv6: its /64) has to wait.
+    /// Counts one registration, or none.
+    ///
+    /// # Errors
+    /// If its address (IPv6: its /64) has made too many: how long it has to wait.
     pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
         let mut buckets = lock(&self.buckets);
         if buckets.len() >= MAX_REMEMBERED {

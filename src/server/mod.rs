@@ -1,5 +1,5 @@
 //! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
-//! for its operator [`admin`], [`check`], [`status`] and the [`audit`] log.
+//! for its operator [`admin`], [`check`], [`status`] and the `audit` log.
 //!
 //! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
 //! imports), locks are held for microseconds and never while waiting for I/O, every wait has a deadline
@@ -7,14 +7,14 @@
 
 pub mod accounts;
 pub mod admin;
-pub mod audit;
-pub mod certificates;
+mod audit;
+mod certificates;
 pub mod check;
 pub mod connection;
 pub mod delivery;
 pub mod frames;
 pub mod grace;
-pub mod journal;
+mod journal;
 pub mod limits;
 pub mod locks;
 pub mod options;

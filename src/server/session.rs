@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 /// three machines.
 const SUPERSEDED: usize = 4;
 /// How many [`Session::tokens`] gives: always the same, so that an answer's time tells nothing.
-pub const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
+const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
 /// So many of them, the first ones, resume the session: the latest, and the one before it.
 pub const OWN_TOKENS: usize = 2;
 

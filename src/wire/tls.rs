@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A blocked write gives up after this time: who takes nothing for so long is gone, or reads too slowly to be served.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. README#exporter.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// A first read has this size in bytes, on the stack; idle connections hold no more.
@@ -336,7 +336,7 @@ impl Channel {
         }
     }
 
-    /// Sends everything within [`WRITE_TIMEOUT`], however slowly the other side takes it.
+    /// Sends everything within 30 s, however slowly the other side takes it.
     ///
     /// # Errors
     /// As [`Channel::send_by`].

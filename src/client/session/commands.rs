@@ -146,15 +146,6 @@ impl Session {
         }
     }
 
-    pub(super) fn tell_users(&mut self) {
-        let mut people = vec![format!("{} (you)", self.me)];
-        let others: Vec<Username> = self.others().take(200).cloned().collect();
-        people.extend(others.iter().map(|name| format!("{name} ({})", self.trust_word(name))));
-        let rest = self.online.len().saturating_sub(people.len());
-        let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-        self.notice(format!("{} on-line: {}{rest}", self.online.len().max(1), people.join(", ")));
-    }
-
     /// The last `count` messages that hold `text`, in any letter case.
     fn tell_history(&mut self, count: usize, text: &str) {
         let wanted = text.to_lowercase();

@@ -1,27 +1,29 @@
 //! Files that are offered, sent and received: what was agreed, how far each is, and what is told of it.
 //!
-//! Invariant: nothing is fetched or written before the person has accepted. What the other side says is
-//! taken in [`words`]; the work itself is done in [`transfer`](crate::client::transfer).
+//! Invariant: nothing is fetched or written before the person has accepted. What the person says is taken in
+//! `commands`, what the other side says in [`words`], what the threads that do the work
+//! ([`transfer`](crate::client::transfer)) say in `steps`.
 //! Specification: README#file-transfer.
 
+mod commands;
+mod steps;
 pub mod words;
 
 use super::outgoing::Audience;
 use super::{Effect, Session};
-use crate::client::file::safe_name;
 use crate::client::text::sanitise;
-use crate::client::transfer::{Job, MAX_ARRIVING, Step};
-use crate::crypto::chunk::{CHUNK, Plan, TransferId, chunks};
+use crate::client::transfer::Job;
+use crate::crypto::chunk::TransferId;
 use crate::crypto::envelope::Kind;
 use crate::crypto::public::Fingerprint;
-use crate::crypto::secret::{Key, random};
+use crate::crypto::secret::Key;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use miniserde::json;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
-use words::{Accept, Offer, Word};
+use words::Word;
 use zeroize::Zeroizing;
 
 /// Transfers and offers that are kept in mind, in each direction: others can make a person's list no longer.
@@ -232,243 +234,6 @@ impl Session {
         self.effects.push(Effect::Transfer(number, job));
     }
 
-    // ---- what the person types
-
-    pub(super) fn send_file(&mut self, name: Username, path: String) {
-        if !self.is_online(&name) {
-            return self.problem(format!("{name} is not on-line: files go only to people who are"));
-        }
-        if self.peers.has_changed(&name) {
-            return self.reconsider(&name);
-        }
-        if self.files.count(true) >= MAX_LISTED {
-            return self.problem("too many files are on the list: /files shows it, /cancel ends one".into());
-        }
-        let id = random();
-        let transfer = Transfer {
-            peer: name.clone(),
-            id,
-            key: Key::random(),
-            name: safe_name(&path),
-            size: 0,
-            sha256: [0; 32],
-            outgoing: true,
-            state: State::Preparing(0),
-            since: self.instant,
-            begun: (self.instant, 0),
-            told: 0,
-        };
-        let number = self.files.add(transfer);
-        self.job(number, Job::Prepare { peer: name, id, path });
-    }
-
-    /// The offer that a command is about: that number, or the newest.
-    fn offer(&mut self, number: Option<u32>) -> Option<u32> {
-        let offers = || self.files.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
-        let found = match number {
-            Some(number) => offers().find(|offer| *offer == number),
-            None => offers().next_back(),
-        };
-        if found.is_none() {
-            self.problem(match number {
-                Some(number) => format!("no offer has the number {number}: /files lists them"),
-                None => "nobody has offered you a file".into(),
-            });
-        }
-        found
-    }
-
-    pub(super) fn accept_file(&mut self, number: Option<u32>) {
-        let Some(number) = self.offer(number) else { return };
-        if self.files.moving(false) >= MAX_ARRIVING {
-            let text = format!("{MAX_ARRIVING} files are arriving already: wait for one, or /cancel it");
-            return self.problem(text);
-        }
-        let Some(transfer) = self.files.list.get(&number) else { return };
-        let same = |one: &Transfer| (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256);
-        if self.files.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
-            return self.problem(format!("{} is arriving already", transfer.title()));
-        }
-        let job = Job::Receive {
-            peer: transfer.peer.clone(),
-            plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
-            sha256: transfer.sha256,
-            name: transfer.name.clone(),
-        };
-        self.enter_state(number, State::Opening);
-        self.job(number, job);
-        self.tell_other_offers();
-    }
-
-    pub(super) fn reject_file(&mut self, number: Option<u32>) {
-        let Some(number) = self.offer(number) else { return };
-        if let Some(transfer) = self.files.list.remove(&number) {
-            self.word(Kind::FileReject, number, &transfer, None);
-            self.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
-        }
-        self.tell_other_offers();
-    }
-
-    /// When one of several offers was answered, the others are listed.
-    fn tell_other_offers(&mut self) {
-        let offers = self.files.list.iter();
-        let offers: Vec<String> = offers
-            .filter(|(_, one)| one.is_open())
-            .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
-            .collect();
-        if !offers.is_empty() {
-            self.notice(format!("still offered to you: {}", offers.join(", ")));
-        }
-    }
-
-    pub(super) fn cancel_file(&mut self, number: Option<u32>) {
-        let done = |one: &Transfer| matches!(one.state, State::Keeping);
-        let list = &self.files.list;
-        let found = match number {
-            Some(number) => list.get_key_value(&number).filter(|(_, one)| !done(one)),
-            None => list.iter().rfind(|(_, one)| !one.is_open() && !done(one)),
-        };
-        let Some((number, transfer)) = found.map(|(number, one)| (*number, one)) else {
-            return self.problem(match number {
-                Some(number) => format!("no file has the number {number}: /files lists them"),
-                None => "no file is under way".into(),
-            });
-        };
-        if transfer.is_open() {
-            return self.reject_file(Some(number));
-        }
-        let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
-        self.end_transfer(number, true, Some(CANCELLED.into()));
-        let way = if outgoing { "to" } else { "from" };
-        self.notice(format!("you have cancelled {title} {way} {peer}"));
-    }
-
-    pub(super) fn tell_files(&mut self) {
-        let lines: Vec<String> = self
-            .files
-            .list
-            .iter()
-            .map(|(number, transfer)| {
-                let (title, peer) = (transfer.title(), &transfer.peer);
-                let way = if transfer.outgoing { "to" } else { "from" };
-                let state = match &transfer.state {
-                    State::Preparing(_) => "is being read".to_string(),
-                    State::Offered if transfer.outgoing => {
-                        format!("waits for {peer}; /cancel {number} withdraws it")
-                    }
-                    State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
-                    State::Opening | State::AwaitingKey(..) => "begins".into(),
-                    State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(self.instant)),
-                    State::Confirming | State::Keeping => "is sent, almost done".into(),
-                };
-                match transfer.state {
-                    State::Preparing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
-                    _ => format!("#{number} {title} {way} {peer}: {state}"),
-                }
-            })
-            .collect();
-        match lines.is_empty() {
-            true => self.notice("no files are offered or under way: /sendfile NAME PATH offers one".into()),
-            false => lines.into_iter().for_each(|line| self.notice(line)),
-        }
-    }
-
-    // ---- what its thread says
-
-    /// A transfer has come one step further.
-    pub(super) fn step(&mut self, number: u32, step: Step) {
-        let Some(transfer) = self.files.list.get_mut(&number) else {
-            // What was cancelled meanwhile has nothing more to say, but that it was too late.
-            if let Step::Received(path) = step {
-                let path = sanitise(&path.to_string_lossy());
-                self.notice(format!("a file had arrived whole already: {path}"));
-            }
-            return;
-        };
-        match step {
-            Step::Read { done, size } => {
-                self.moved = self.instant;
-                (transfer.state, transfer.size) = (State::Preparing(done), size);
-            }
-            Step::Prepared { name, size, sha256 } => {
-                let Some(chunks) = chunks(size) else {
-                    return self.fail(number, "it is too large");
-                };
-                (transfer.name, transfer.size, transfer.sha256) = (safe_name(&name), size, sha256);
-                let offer = Offer {
-                    transfer: Fixed(transfer.id),
-                    key: transfer.key.duplicate(),
-                    name: transfer.name.clone(),
-                    size,
-                    sha256: Fixed(sha256),
-                    chunks: chunks.into(),
-                };
-                let (peer, text) = (transfer.peer.clone(), Zeroizing::new(json::to_string(&offer)));
-                self.enter_state(number, State::Offered);
-                self.send_about(Kind::FileOffer, Audience::Private(peer), text, Some(number));
-            }
-            Step::Ready { start } => {
-                // Whatever is renewed meanwhile, this key stays the transfer's.
-                let key = self.keys.current();
-                let session = Fixed(key.fingerprint().0);
-                let accept = Accept { transfer: Fixed(transfer.id), start, session };
-                let done = transfer.size.min(u64::from(start) * CHUNK as u64);
-                let peer = transfer.peer.clone();
-                self.begin(number, done);
-                // A grant that comes before the answer is kept there.
-                self.job(number, Job::Start(key));
-                let text = Zeroizing::new(json::to_string(&accept));
-                self.send_about(Kind::FileAccept, Audience::Private(peer), text, Some(number));
-            }
-            Step::Progress(bytes) => {
-                if let State::Moving(done) = &mut transfer.state {
-                    *done = bytes.min(transfer.size);
-                }
-                self.moved = self.instant;
-                self.tell_progress(number);
-            }
-            Step::Sent => self.enter_state(number, State::Confirming),
-            Step::Received(path) => {
-                let Some(transfer) = self.files.list.remove(&number) else { return };
-                self.word(Kind::FileDone, number, &transfer, None);
-                let (title, peer) = (transfer.title(), &transfer.peer);
-                self.notice(format!(
-                    "{title} from {peer} has arrived whole: {}",
-                    sanitise(&path.to_string_lossy())
-                ));
-            }
-            Step::Kept(kept) => {
-                self.files.list.remove(&number);
-                match kept {
-                    Ok(path) => self.notice(format!("a copy is kept: {}", sanitise(&path.to_string_lossy()))),
-                    Err(why) => self.notice(format!("no copy is kept: {}", sanitise(&why))),
-                }
-            }
-            Step::Failed { here, .. } if matches!(transfer.state, State::Keeping) => {
-                self.step(number, Step::Kept(Err(here)));
-            }
-            Step::Failed { here, there, goes_on } => {
-                let again = goes_on && matches!(transfer.state, State::Moving(1..));
-                let again = if again { "; when it is offered again, it goes on from there" } else { "" };
-                let label = transfer.label();
-                self.end_transfer(number, false, Some(there));
-                self.problem(format!("{label}: {}{again}", shortened(&here)));
-            }
-        }
-    }
-
-    /// One line for each tenth, where there is no bar.
-    fn tell_progress(&mut self, number: u32) {
-        let instant = self.instant;
-        let Some(transfer) = self.files.list.get_mut(&number) else { return };
-        let tenth = transfer.percent() / 10;
-        if tenth > transfer.told {
-            transfer.told = tenth;
-            let line = format!("{}: {} %, {}", transfer.label(), tenth * 10, transfer.pace(instant));
-            self.effects.push(Effect::Progress(line));
-        }
-    }
-
     fn enter_state(&mut self, number: u32, state: State) {
         let since = self.instant;
         if let Some(transfer) = self.files.list.get_mut(&number) {
@@ -528,8 +293,6 @@ impl Session {
             _ => {}
         }
     }
-
-    // ---- what else happens
 
     /// `name` is not on-line any more: nothing with them goes on.
     pub(super) fn files_of_left(&mut self, name: &Username) {

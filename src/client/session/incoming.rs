@@ -7,8 +7,8 @@
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
 use super::wire_form::typed;
-use crate::client::entry::{Place, Source};
-use crate::client::text::sanitise_lines;
+use crate::client::entry::{Entry, Place, Source};
+use crate::client::text::{mentions, sanitise_lines};
 use crate::crypto::envelope::{Envelope, Header, Kind, Scope};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::Fingerprint;
@@ -250,6 +250,18 @@ impl Session {
             _ => return self.file_word(header, text),
         }
         Ok(())
+    }
+
+    /// Shows what somebody else has said. `text` is sanitised.
+    fn received(&mut self, source: Source, text: String) {
+        let Some(from) = source.from().cloned() else { return };
+        let place = source.place(&self.me);
+        let mention = !mentions(&text, self.me.as_str()).is_empty();
+        if mention || place != Place::Everyone {
+            self.alert(&from, place.clone());
+        }
+        let trust = self.peers.trust(&from);
+        self.said(Entry { mention, trust, ..Entry::new(self.now, source, place, text) });
     }
 
     fn notice_in_room(&mut self, with: &Username, text: String) {

@@ -1,17 +1,20 @@
-//! The other people on the server: their keys, checked against what is remembered of them.
+//! The other people on the server: their keys, asked for, and checked against what is remembered of them.
 //!
 //! Invariant: a key is used only after it matched what is remembered (or was seen for the first time), and a session
 //! key only with its owner's certificate; a changed identity key is used for nothing until the
 //! person at the keyboard has decided.
 
 use super::incoming::Conversations;
+use super::outgoing::Missed;
+use super::{Effect, Session};
 use crate::client::trust::{KnownUsers, Trust};
 use crate::crypto::CryptoError;
 use crate::crypto::envelope::Envelope;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::name::Username;
-use crate::protocol::PersonKeys;
+use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
 
 /// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
 /// at most.
@@ -224,5 +227,120 @@ impl Peers {
             Some((key, _)) => self.known.decide(name, key, Trust::Verified),
             None => Ok(()),
         }
+    }
+}
+
+impl Session {
+    /// How well the key of `name` is known, in a word.
+    pub fn trust_word(&self, name: &Username) -> &'static str {
+        match self.peers.trust(name) {
+            _ if self.peers.has_changed(name) => "KEY CHANGED",
+            Some(Trust::Verified) => "verified",
+            Some(Trust::New) => "not verified",
+            None => "new",
+        }
+    }
+
+    /// The same as a mark beside the name.
+    pub fn trust_mark(&self, name: &Username) -> &'static str {
+        if self.peers.has_changed(name) { "!" } else { self.peers.trust(name).unwrap_or(Trust::New).mark() }
+    }
+
+    /// Asks for keys that are not on their way already.
+    pub(super) fn ask_for_keys(&mut self, names: impl IntoIterator<Item = Username>) {
+        for name in names {
+            if !std::mem::replace(&mut self.peers.get(&name).asked, true) {
+                self.to_ask.push_back(name);
+            }
+        }
+    }
+
+    /// Sends the next request for keys, if none is under way.
+    pub(super) fn ask(&mut self) {
+        if self.asking.is_none() && !self.to_ask.is_empty() {
+            let count = self.to_ask.len().min(MAX_KEY_NAMES);
+            let names: BTreeSet<Username> = self.to_ask.drain(..count).collect();
+            let request = KeysRequest { names: names.iter().cloned().collect() };
+            self.effects.push(Effect::Send(ClientMessage::KeysRequest(request)));
+            self.asking = Some(names);
+        }
+    }
+
+    /// Takes the answer to the request under way: everyone who was asked for is settled by it.
+    pub(super) fn take_keys(&mut self, keys: &Keys, now: Instant) {
+        let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
+        let told: BTreeSet<Username> = told.cloned().collect();
+        // An answer is about exactly the names of the question.
+        let Some(mut asked) = self.asking.take_if(|asked| *asked == told) else {
+            return self.problem("the server sent keys that were not asked for".into());
+        };
+        self.answered = now;
+        let mut here = Vec::new();
+        for person in &keys.keys {
+            if asked.remove(&person.name) {
+                here.push(person.name.clone());
+                self.take_person(person);
+            }
+        }
+        // One envelope for all of them together.
+        self.pump(here);
+        for name in asked {
+            self.no_keys(&name, Missed::NoAccount);
+        }
+    }
+
+    fn take_person(&mut self, person: &PersonKeys) {
+        let name = &person.name;
+        let before = self.peers.fingerprint(name);
+        match self.peers.learn(person, self.now) {
+            Learned::Known => {}
+            Learned::Reverted => self.notice(format!("the server shows the known key of {name} again")),
+            Learned::Changed => {
+                if self.peers.fingerprint(name) != before {
+                    self.explain_changed(name);
+                }
+                self.give_up(name, Missed::KeyChanged);
+            }
+            Learned::Refused(why) => {
+                self.problem(format!("the keys of {name} cannot be used: {why}"));
+                return self.no_keys(name, Missed::NoKey);
+            }
+        }
+        if self.peers.find(name).is_some_and(|peer| peer.session.is_none()) {
+            self.give_up(name, Missed::Offline);
+        }
+        self.read_inbox(name);
+        self.keys_for_files(name);
+        if self.verifying.remove(name) {
+            self.tell_safety_number(name);
+        }
+    }
+
+    /// There are no keys of `name` to be had.
+    fn no_keys(&mut self, name: &Username, why: Missed) {
+        self.peers.get(name).asked = false;
+        self.give_up(name, why);
+        self.keys_for_files(name);
+        self.drop_inbox(name);
+        if self.verifying.remove(name) {
+            self.problem(match why {
+                Missed::NoAccount => format!("there is no account named {name}"),
+                _ => format!("no key of {name} is to be had"),
+            });
+        }
+    }
+
+    /// Says again why nothing goes to `name`, and looks whether the key is still another.
+    pub(super) fn reconsider(&mut self, name: &Username) {
+        self.explain_changed(name);
+        self.ask_for_keys([name.clone()]);
+    }
+
+    pub(super) fn explain_changed(&mut self, name: &Username) {
+        self.problem(format!(
+            "THE IDENTITY KEY OF {name} HAS CHANGED. Nothing is sent to {name} or shown from {name} until you decide. \
+             Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
+             /verify {name}, then /trust {name}"
+        ));
     }
 }

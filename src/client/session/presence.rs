@@ -13,6 +13,11 @@ use std::collections::BTreeSet;
 const MAX_ONLINE: usize = 200_000;
 
 impl Session {
+    /// How many are on-line, oneself included.
+    pub fn online(&self) -> usize {
+        self.online.len()
+    }
+
     /// Takes in who has come and gone, and tells it.
     pub(super) fn presence(&mut self, presence: Presence) {
         if presence.full && (self.ready || self.partial) {
@@ -56,6 +61,30 @@ impl Session {
         } else if self.ready && !was_ready {
             self.tell_users();
         }
+    }
+
+    pub(super) fn is_online(&self, name: &Username) -> bool {
+        self.online.contains(name)
+    }
+
+    /// Everyone on-line but oneself.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
+        self.online.iter().filter(|name| **name != self.me)
+    }
+
+    /// Everyone whose key is known or who is on-line, these first; not oneself.
+    pub fn people(&self) -> impl Iterator<Item = &Username> {
+        let known = |name: &&Username| !self.is_online(name) && self.peers.trust(name).is_some();
+        self.others().chain(self.peers.names().filter(known))
+    }
+
+    pub(super) fn tell_users(&mut self) {
+        let mut people = vec![format!("{} (you)", self.me)];
+        let others: Vec<Username> = self.others().take(200).cloned().collect();
+        people.extend(others.iter().map(|name| format!("{name} ({})", self.trust_word(name))));
+        let rest = self.online.len().saturating_sub(people.len());
+        let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        self.notice(format!("{} on-line: {}{rest}", self.online.len().max(1), people.join(", ")));
     }
 
     fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {

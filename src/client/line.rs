@@ -1,0 +1,118 @@
+//! A text with a cursor.
+//!
+//! Invariant: the text is bounded and holds nothing [`is_harmful`] but line breaks; the cursor stands on a
+//! character's boundary; a letter with its marks or a joined emoji is passed and removed as one. What was pasted
+//! is known as that, wherever it moves.
+
+use super::text::{clusters, is_harmful};
+use std::ops::Range;
+
+/// The longest line, in bytes: far below the longest message, so what can be typed can be sent.
+pub const MAX_LINE: usize = 16 * 1024;
+
+/// A text with a cursor.
+#[derive(Default)]
+pub struct Line {
+    /// At most [`MAX_LINE`] bytes.
+    pub text: String,
+    /// In bytes.
+    pub cursor: usize,
+    /// Where pastes of several lines stand, the newest last.
+    pub pastes: Vec<Range<usize>>,
+}
+
+impl Line {
+    /// As much as there is room for.
+    pub fn insert(&mut self, text: &str) {
+        let mut new = String::new();
+        for c in text.chars().filter(|&c| c == '\n' || !is_harmful(c)) {
+            if self.text.len() + new.len() + c.len_utf8() > MAX_LINE {
+                break;
+            }
+            new.push(c);
+        }
+        let (start, added) = (self.cursor, new.len());
+        self.text.insert_str(start, &new);
+        self.cursor += added;
+        for paste in &mut self.pastes {
+            // What is typed at the edge of a paste does not belong to it.
+            paste.start += if start <= paste.start { added } else { 0 };
+            paste.end += if start < paste.end { added } else { 0 };
+        }
+    }
+
+    /// Inserts what was not typed: several lines of it are not sent unasked.
+    pub fn put(&mut self, text: &str) {
+        let start = self.cursor;
+        self.insert(text);
+        self.pastes.push(start..self.cursor);
+        self.forget_pastes();
+    }
+
+    /// Forgets those that have one line by now.
+    fn forget_pastes(&mut self) {
+        self.pastes.retain(|paste| self.text[paste.clone()].contains('\n'));
+    }
+
+    /// Removes what is between the cursor and another place in the text, and returns it.
+    pub fn remove_to(&mut self, other: usize) -> String {
+        let range = self.cursor.min(other)..self.cursor.max(other);
+        let moved = |at: usize| at - (at.min(range.end) - at.min(range.start));
+        for paste in &mut self.pastes {
+            *paste = moved(paste.start)..moved(paste.end);
+        }
+        self.cursor = range.start;
+        let removed = self.text.drain(range).collect();
+        self.forget_pastes();
+        removed
+    }
+
+    /// Swaps the characters on both sides of the cursor, or the last two, and passes them.
+    pub fn transpose(&mut self) {
+        let at_end = self.cursor == self.text.len();
+        let middle = if at_end { self.left() } else { self.cursor };
+        let (first, second) = self.text.split_at(middle);
+        let first = clusters(first).last().unwrap_or_default();
+        let second = clusters(second).next().unwrap_or_default();
+        if !first.is_empty() {
+            let swapped = format!("{second}{first}");
+            self.cursor = middle + second.len();
+            self.remove_to(middle - first.len());
+            self.insert(&swapped);
+        }
+    }
+
+    /// The place one character back.
+    pub fn left(&self) -> usize {
+        let last = clusters(&self.text[..self.cursor]).last();
+        self.cursor - last.map_or(0, str::len)
+    }
+
+    /// The place one character on.
+    pub fn right(&self) -> usize {
+        let next = clusters(&self.text[self.cursor..]).next();
+        self.cursor + next.map_or(0, str::len)
+    }
+
+    /// The beginning of the word before the cursor.
+    pub fn word_left(&self, in_word: fn(char) -> bool) -> usize {
+        let before = self.text[..self.cursor].trim_end_matches(|c| !in_word(c));
+        before.trim_end_matches(in_word).len()
+    }
+
+    /// The end of the word behind the cursor.
+    pub fn word_right(&self) -> usize {
+        let after = self.text[self.cursor..].trim_start_matches(|c| !in_word(c));
+        self.text.len() - after.trim_start_matches(in_word).len()
+    }
+}
+
+/// Pasted text with one kind of line break, and spaces for tabs.
+pub fn one_line_end(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n").replace('\t', " ")
+}
+
+/// Not only letters: marks and emoji belong to the word they stand in.
+pub fn in_word(c: char) -> bool {
+    !c.is_whitespace() && !c.is_ascii_punctuation()
+}

@@ -1,0 +1,174 @@
+//! One entry as rows of text: when, who to whom, what, and what became of it.
+//!
+//! Invariant: no row is wider than the screen and none holds a control character; only the first row touches the left
+//! edge (from three columns up), also where a text has several lines, so none can pass for somebody else's entry
+//! (README#the-screen).
+
+use super::entry::{Entry, SendState, Source};
+use super::text::{all_mentions, fitting, mentions, truncate, width, wrap};
+use super::trust::Trust;
+use crate::name::Username;
+
+/// Looks of a text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Of the 256-colour palette; `None` is the terminal's own.
+    pub color: Option<u8>,
+    /// Or brighter, as the terminal has it.
+    pub bold: bool,
+    /// Less bright.
+    pub dim: bool,
+    /// Text and background exchanged.
+    pub reverse: bool,
+}
+
+/// A piece of a row in one style.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Sanitised, without line breaks.
+    pub text: String,
+    /// Of all of it.
+    pub style: Style,
+}
+
+/// The spans of one row, left to right.
+pub type Row = Vec<Span>;
+
+// These colours of the palette can be read on black and on white alike.
+const PRIVATE: u8 = 163;
+const ROOM: u8 = 31;
+const PROBLEM: u8 = 160;
+const VERIFIED: u8 = 28;
+const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
+
+/// As the terminal writes by itself.
+pub const PLAIN: Style = Style { color: None, bold: false, dim: false, reverse: false };
+/// What matters.
+pub const BOLD: Style = Style { bold: true, ..PLAIN };
+/// What is beside the point.
+pub const DIM: Style = Style { dim: true, ..PLAIN };
+/// What stands across the screen.
+pub const REVERSE: Style = Style { reverse: true, ..PLAIN };
+const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
+
+/// The time, who to whom, the text; what does not fit goes on below the text's first column.
+/// `me` is the reader; `clock` makes "14:05" of milliseconds since 1970.
+pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usize) -> Vec<Row> {
+    if entry.source == Source::Rule {
+        let text = truncate(&format!("── {} ", entry.text), columns);
+        let line = "─".repeat(columns - width(&text));
+        return vec![vec![span(&(text + &line), DIM)]];
+    }
+    if entry.source == Source::SafetyNumber {
+        return large(&entry.text, columns);
+    }
+    let (head, style) = head(entry);
+    let head_text: String = head.iter().map(|span| span.text.as_str()).collect();
+    let time = format!("{} ", clock(entry.time));
+    // A narrow screen cuts the time, never the words.
+    let time = fitting(&time, columns / 3);
+    let mut indent = width(time);
+    let mut rows = Vec::new();
+    let mut first = vec![span(time, DIM)];
+    if indent + width(&head_text) <= columns / 2 {
+        indent += width(&head_text);
+        first.extend(head);
+    } else {
+        // The head takes rows of its own: long names, or a narrow screen.
+        let head_style = head.first().map_or(PLAIN, |span| span.style);
+        for part in wrap(head_text.trim_end(), columns - indent) {
+            first.push(span(&part, head_style));
+            rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
+        }
+    }
+    let room = columns.saturating_sub(indent);
+    for part in entry.text.split('\n').flat_map(|line| wrap(line, room)) {
+        first.extend(highlighted(&part, style, me));
+        rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
+    }
+    let (mark, style) = match &entry.sending {
+        None => return rows,
+        Some((_, SendState::UnderWay)) => (" …".to_string(), DIM),
+        Some((_, SendState::Taken)) => (" ✓".to_string(), DIM),
+        Some((_, SendState::Failed(why))) => (format!("✗ {why}; Alt-R sends it again"), ALARM),
+    };
+    match rows.last_mut() {
+        Some(row)
+            if mark.starts_with(' ')
+                && row.iter().map(|span| width(&span.text)).sum::<usize>() + 2 <= columns =>
+        {
+            row.push(span(&mark, style));
+        }
+        _ => rows
+            .extend(wrap(mark.trim_start(), room).iter().map(|part| vec![margin(indent), span(part, style)])),
+    }
+    rows
+}
+
+/// Digits to compare: bold, and apart where there is room for that.
+fn large(text: &str, columns: usize) -> Vec<Row> {
+    let apart: String = text.trim().chars().flat_map(|c| [c, ' ']).collect();
+    let text = if width(&apart) + 6 <= columns { apart } else { text.trim().to_string() };
+    let rows = wrap(&text, columns.saturating_sub(4));
+    rows.iter().map(|part| vec![margin(4.min(columns)), span(part, BOLD)]).chain([Row::new()]).collect()
+}
+
+/// Who speaks to whom, and the style of what is said.
+fn head(entry: &Entry) -> (Row, Style) {
+    let kind = |color| Style { color: Some(color), ..BOLD };
+    let name = |name: &Username| {
+        span(
+            name.as_str(),
+            Style { color: Some(color_of(name)), bold: true, reverse: entry.mention, dim: false },
+        )
+    };
+    let mark = entry.trust.map_or("", Trust::mark);
+    // Beside the name of the other one.
+    let (theirs, own) = if entry.sending.is_none() { (mark, "") } else { ("", mark) };
+    let mark = span(theirs, if entry.trust == Some(Trust::Verified) { kind(VERIFIED) } else { DIM });
+    match &entry.source {
+        Source::Broadcast { from } => (vec![span("<", PLAIN), name(from), mark, span("> ", PLAIN)], PLAIN),
+        Source::Private { from, to } => {
+            let to = format!(" → {to}{own}] ");
+            (vec![span("[private ", kind(PRIVATE)), name(from), mark, span(&to, kind(PRIVATE))], PLAIN)
+        }
+        Source::Room { from, to } => {
+            let to = format!(" → {to}{own}) ");
+            (vec![span("(room ", kind(ROOM)), name(from), mark, span(&to, kind(ROOM))], PLAIN)
+        }
+        Source::Notice | Source::SafetyNumber | Source::Rule => (vec![span("* ", DIM)], DIM),
+        Source::Problem => (vec![span("! ", ALARM)], ALARM),
+    }
+}
+
+/// The same for a name everywhere and always (FNV-1a of its folded form).
+fn color_of(name: &Username) -> u8 {
+    let hash = name
+        .folded()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    NAMES[hash as usize % NAMES.len()]
+}
+
+fn highlighted(text: &str, style: Style, me: &str) -> Row {
+    let mine = mentions(text, me);
+    let mut row = Row::new();
+    let mut done = 0;
+    for at in all_mentions(text) {
+        let reverse = mine.contains(&at);
+        row.push(span(&text[done..at.start], style));
+        row.push(span(&text[at.clone()], Style { bold: true, reverse, ..style }));
+        done = at.end;
+    }
+    row.push(span(&text[done..], style));
+    row
+}
+
+/// The second look: entries are sanitised already, yet no control character can leave here.
+pub fn span(text: &str, style: Style) -> Span {
+    Span { text: text.replace(char::is_control, "\u{fffd}"), style }
+}
+
+fn margin(columns: usize) -> Span {
+    span(&" ".repeat(columns), PLAIN)
+}

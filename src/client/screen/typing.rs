@@ -1,0 +1,225 @@
+//! What keys do on the full screen: lines, those that wait for the session, and the question for a new password.
+//!
+//! Invariant: a line goes where the screen said when it was typed; what is typed as a password is never a line, and
+//! never shown (README#the-screen).
+
+use super::{Front, notice};
+use crate::client::command::{self, Command};
+use crate::client::completion::complete;
+use crate::client::connect::StartError;
+use crate::client::editor::Outcome;
+use crate::client::file;
+use crate::client::input::Key;
+use crate::client::prompter::Unseen;
+use crate::client::session::Event;
+use crate::client::terminal;
+use crate::crypto::secret::Password;
+use crate::name::Username;
+use crate::protocol::ClientMessage;
+use std::io;
+
+/// Lines typed ahead of the server: a person sees long before that nothing goes out.
+const MAX_AHEAD: usize = 100;
+/// Rows that one step of the mouse wheel scrolls.
+const WHEEL: usize = 3;
+
+/// What was answered so far: the old password, then the new one, then that once more.
+#[derive(Default)]
+pub struct Asking {
+    pub typed: Unseen,
+    pub old: Option<Password>,
+    pub new: Option<Password>,
+}
+
+impl Front {
+    fn scroll(&mut self, change: impl FnOnce(usize) -> usize) {
+        let view = self.conversations.current_mut();
+        view.scroll = change(view.scroll);
+    }
+
+    /// Does what a key says; the exit status if it was the last.
+    pub fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
+        let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
+        match key {
+            Key::FocusIn => self.conversations.away = false,
+            Key::FocusOut => self.conversations.away = true,
+            Key::Ctrl('l') => self.terminal.redraw(),
+            Key::Ctrl('z') => self.suspend()?,
+            Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
+            Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
+            Key::WheelUp => self.scroll(|rows| rows.saturating_add(WHEEL)),
+            Key::WheelDown => self.scroll(|rows| rows.saturating_sub(WHEEL)),
+            key if self.asking.is_some() => return self.answer(key),
+            Key::Alt(digit @ '1'..='9') => return self.switch(digit as usize - '1' as usize),
+            Key::AltLeft | Key::AltRight => {
+                let (at, count) = (self.conversations.index(), self.conversations.all().len());
+                return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
+            }
+            Key::Alt('r') if self.is_prompt() => match self.conversations.take_failed() {
+                Some(number) => return self.handle(Event::Again(number)),
+                None => self.terminal.bell()?,
+            },
+            key => return self.edit(key),
+        }
+        Ok(None)
+    }
+
+    /// Whether a line would be taken now.
+    fn is_prompt(&self) -> bool {
+        self.ahead.is_empty() && self.session.takes_lines()
+    }
+
+    /// Goes to another view, unless lines wait: what is typed must go where the screen says.
+    fn switch(&mut self, to: usize) -> io::Result<Option<u8>> {
+        match self.conversations.all().get(to) {
+            Some(view) if self.ahead.is_empty() => {
+                let with = view.with.clone();
+                self.handle(Event::Switch(with))
+            }
+            _ => {
+                self.terminal.bell()?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes a key that is meant for the line.
+    fn edit(&mut self, key: Key) -> io::Result<Option<u8>> {
+        let waiting = self.ahead.len();
+        let view = self.conversations.current_mut();
+        match key {
+            Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
+            // The line stays where it is.
+            Key::Enter if waiting >= MAX_AHEAD && view.editor.text() != "/exit" => self.terminal.bell()?,
+            Key::Tab | Key::BackTab => {
+                let people = self.session.people().map(Username::as_str);
+                let find = |before: &str| complete(before, people, file::listing);
+                if !view.editor.complete(key == Key::BackTab, find) {
+                    self.terminal.bell()?;
+                }
+            }
+            key => match view.editor.key(&key) {
+                Outcome::Submitted(line) => {
+                    view.scroll = 0;
+                    // At once, whatever waits: what is typed next must never become a message.
+                    if matches!(command::parse(&line), Ok(Command::Password(None))) {
+                        self.asking = Some(Asking::default());
+                        return Ok(None);
+                    }
+                    return self.enter(line);
+                }
+                Outcome::Ignored if key == Key::Escape => view.scroll = 0,
+                Outcome::Ignored => {
+                    // Esc and then a letter, which a slow line has put together: a slash must not be lost, or a
+                    // command becomes a message.
+                    if let Key::Alt(c) = key {
+                        let end = self.edit(Key::Escape)?;
+                        return if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) };
+                    }
+                }
+                Outcome::Edited => {}
+            },
+        }
+        Ok(None)
+    }
+
+    /// Takes a key of an answer to the question for passwords.
+    fn answer(&mut self, key: Key) -> io::Result<Option<u8>> {
+        let Some(asking) = &mut self.asking else { return Ok(None) };
+        let leaves = match key {
+            Key::Ctrl('c') => true,
+            // Not in the middle: on a slow line, an arrow key can begin with what looks like Esc.
+            Key::Escape | Key::Ctrl('d') => asking.typed.is_empty(),
+            _ => false,
+        };
+        if leaves {
+            self.asking = None;
+            self.show(notice("your password stays as it is".into()));
+            return Ok(None);
+        }
+        let Some(password) = asking.typed.key(key) else { return Ok(None) };
+        let problem = match (&asking.old, &asking.new) {
+            (None, _) => {
+                asking.old = Some(password);
+                return Ok(None);
+            }
+            (Some(_), None) if password.is_long_enough() => {
+                asking.new = Some(password);
+                return Ok(None);
+            }
+            (Some(_), None) => StartError::ShortPassword.to_string(),
+            (Some(_), Some(new)) if *new == password => {
+                let end = self.handle(Event::Line("/passwd".into()));
+                self.asking = None;
+                return end;
+            }
+            (Some(_), Some(_)) => {
+                asking.new = None;
+                "the two differ: the new password once more".into()
+            }
+        };
+        self.show(notice(problem));
+        Ok(None)
+    }
+
+    /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
+    fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
+        if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
+            return Ok(Some(self.abandon()));
+        }
+        self.ahead.push_back(line);
+        self.type_ahead()
+    }
+
+    /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
+    pub fn abandon(&mut self) -> u8 {
+        // Or one would seem to be there for a minute more.
+        let _ = self.work.send(&ClientMessage::Logout);
+        self.abandoned = true;
+        let session = &self.session;
+        let texts = [session.unsettled(), session.unfinished_files(), session.unclear_password()];
+        self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
+        u8::from(!self.problem.is_empty())
+    }
+
+    /// Hands on the lines that wait, as far as the session takes them; the exit status if one was the last.
+    pub fn type_ahead(&mut self) -> io::Result<Option<u8>> {
+        while self.session.takes_lines()
+            && let Some(line) = self.ahead.pop_front()
+        {
+            if let Some(status) = self.handle(Event::Line(line))? {
+                return Ok(Some(status));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is to be said of lines that never came to be sent, if there are any.
+    pub fn unsent(&self) -> Option<String> {
+        match self.ahead.iter().filter(|line| *line != "/exit").count() {
+            0 => None,
+            1 => Some("1 line that you had typed was not sent".into()),
+            count => Some(format!("{count} lines that you had typed were not sent")),
+        }
+    }
+
+    /// What stands before the line: what is asked for, or where the line will go.
+    pub fn prompt(&self) -> String {
+        match &self.asking {
+            None => self.destination().map_or("> ".into(), |name| format!("{name}> ")),
+            Some(Asking { old: None, .. }) => "old password (unseen): ".into(),
+            Some(Asking { new: None, .. }) => "new password (unseen): ".into(),
+            Some(_) => "the same once more: ".into(),
+        }
+    }
+
+    /// Where the lines that wait lead: what is typed behind them goes there.
+    fn destination(&self) -> Option<Username> {
+        let leads = |line: &String| match command::parse(line) {
+            Ok(Command::Room(Some(name))) => Some(Some(name)),
+            Ok(Command::Leave) => Some(None),
+            _ => None,
+        };
+        self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
+    }
+}

@@ -1,0 +1,154 @@
+//! Files, as far as the person types it: offer one, take one, decline, end, list.
+//!
+//! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not
+//! fetched a second time. Specification: README#sending-files.
+
+use super::super::Session;
+use super::{CANCELLED, MAX_LISTED, State, Transfer};
+use crate::client::file::safe_name;
+use crate::client::transfer::{Job, MAX_ARRIVING};
+use crate::crypto::chunk::Plan;
+use crate::crypto::envelope::Kind;
+use crate::crypto::secret::{Key, random};
+use crate::name::Username;
+
+impl Session {
+    pub(in super::super) fn send_file(&mut self, name: Username, path: String) {
+        if !self.is_online(&name) {
+            return self.problem(format!("{name} is not on-line: files go only to people who are"));
+        }
+        if self.peers.has_changed(&name) {
+            return self.reconsider(&name);
+        }
+        if self.files.count(true) >= MAX_LISTED {
+            return self.problem("too many files are on the list: /files shows it, /cancel ends one".into());
+        }
+        let id = random();
+        let transfer = Transfer {
+            peer: name.clone(),
+            id,
+            key: Key::random(),
+            name: safe_name(&path),
+            size: 0,
+            sha256: [0; 32],
+            outgoing: true,
+            state: State::Preparing(0),
+            since: self.instant,
+            begun: (self.instant, 0),
+            told: 0,
+        };
+        let number = self.files.add(transfer);
+        self.job(number, Job::Prepare { peer: name, id, path });
+    }
+
+    /// The offer that a command is about: that number, or the newest.
+    fn offer(&mut self, number: Option<u32>) -> Option<u32> {
+        let offers = || self.files.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
+        let found = match number {
+            Some(number) => offers().find(|offer| *offer == number),
+            None => offers().next_back(),
+        };
+        if found.is_none() {
+            self.problem(match number {
+                Some(number) => format!("no offer has the number {number}: /files lists them"),
+                None => "nobody has offered you a file".into(),
+            });
+        }
+        found
+    }
+
+    pub(in super::super) fn accept_file(&mut self, number: Option<u32>) {
+        let Some(number) = self.offer(number) else { return };
+        if self.files.moving(false) >= MAX_ARRIVING {
+            let text = format!("{MAX_ARRIVING} files are arriving already: wait for one, or /cancel it");
+            return self.problem(text);
+        }
+        let Some(transfer) = self.files.list.get(&number) else { return };
+        let same = |one: &Transfer| (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256);
+        if self.files.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
+            return self.problem(format!("{} is arriving already", transfer.title()));
+        }
+        let job = Job::Receive {
+            peer: transfer.peer.clone(),
+            plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
+            sha256: transfer.sha256,
+            name: transfer.name.clone(),
+        };
+        self.enter_state(number, State::Opening);
+        self.job(number, job);
+        self.tell_other_offers();
+    }
+
+    pub(in super::super) fn reject_file(&mut self, number: Option<u32>) {
+        let Some(number) = self.offer(number) else { return };
+        if let Some(transfer) = self.files.list.remove(&number) {
+            self.word(Kind::FileReject, number, &transfer, None);
+            self.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
+        }
+        self.tell_other_offers();
+    }
+
+    /// When one of several offers was answered, the others are listed.
+    fn tell_other_offers(&mut self) {
+        let offers = self.files.list.iter();
+        let offers: Vec<String> = offers
+            .filter(|(_, one)| one.is_open())
+            .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
+            .collect();
+        if !offers.is_empty() {
+            self.notice(format!("still offered to you: {}", offers.join(", ")));
+        }
+    }
+
+    pub(in super::super) fn cancel_file(&mut self, number: Option<u32>) {
+        let done = |one: &Transfer| matches!(one.state, State::Keeping);
+        let list = &self.files.list;
+        let found = match number {
+            Some(number) => list.get_key_value(&number).filter(|(_, one)| !done(one)),
+            None => list.iter().rfind(|(_, one)| !one.is_open() && !done(one)),
+        };
+        let Some((number, transfer)) = found.map(|(number, one)| (*number, one)) else {
+            return self.problem(match number {
+                Some(number) => format!("no file has the number {number}: /files lists them"),
+                None => "no file is under way".into(),
+            });
+        };
+        if transfer.is_open() {
+            return self.reject_file(Some(number));
+        }
+        let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
+        self.end_transfer(number, true, Some(CANCELLED.into()));
+        let way = if outgoing { "to" } else { "from" };
+        self.notice(format!("you have cancelled {title} {way} {peer}"));
+    }
+
+    pub(in super::super) fn tell_files(&mut self) {
+        let lines: Vec<String> = self
+            .files
+            .list
+            .iter()
+            .map(|(number, transfer)| {
+                let (title, peer) = (transfer.title(), &transfer.peer);
+                let way = if transfer.outgoing { "to" } else { "from" };
+                let state = match &transfer.state {
+                    State::Preparing(_) => "is being read".to_string(),
+                    State::Offered if transfer.outgoing => {
+                        format!("waits for {peer}; /cancel {number} withdraws it")
+                    }
+                    State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
+                    State::Opening | State::AwaitingKey(..) => "begins".into(),
+                    State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(self.instant)),
+                    State::Confirming | State::Keeping => "is sent, almost done".into(),
+                };
+                match transfer.state {
+                    State::Preparing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
+                    _ => format!("#{number} {title} {way} {peer}: {state}"),
+                }
+            })
+            .collect();
+        match lines.is_empty() {
+            true => self.notice("no files are offered or under way: /sendfile NAME PATH offers one".into()),
+            false => lines.into_iter().for_each(|line| self.notice(line)),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What became of what was sent, as the server says it, and who is told.
+//!
+//! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
+//! sent again by itself, and nothing else is: what has failed waits for the person. Specification: README#outcome.
+
+use super::{Audience, Outgoing};
+use crate::client::entry::SendState;
+use crate::client::session::{Effect, MAX_NAMED, Session};
+use crate::client::text::sanitise;
+use crate::crypto::envelope::Kind;
+use crate::name::Username;
+use crate::protocol::Sent;
+use std::collections::BTreeSet;
+
+/// A message that meets a stale key this often is given up: somebody plays with us. README#stale.
+const MAX_TRIES: u32 = 3;
+/// Messages that failed and can be sent again, the latest: more than a person goes back to.
+const MAX_FAILED: usize = 64;
+
+/// Why somebody did not get a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Missed {
+    Offline,
+    NoAccount,
+    NoKey,
+    KeyChanged,
+    /// So much waits for them already that the server did not take it.
+    Busy,
+    /// The server refused it, or named a stale key again and again.
+    Failed,
+}
+
+impl Session {
+    /// The server has said what became of a request. README#outcome, README#stale.
+    pub(in super::super) fn sent(&mut self, answer: &Sent) {
+        let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
+            return self.problem("the server answered something that was not asked".into());
+        };
+        let [delivered, stale, busy] = [&answer.delivered, &answer.stale, &answer.busy]
+            .map(|names| names.iter().collect::<BTreeSet<_>>());
+        for name in &names {
+            let peer = self.peers.get(name);
+            peer.in_flight = peer.in_flight.saturating_sub(1);
+            if delivered.contains(name) {
+                self.settle(number, name, None);
+            } else if stale.contains(name) && self.may_retry(number, name) {
+                let peer = self.peers.get(name);
+                peer.session = None;
+                peer.flying = None;
+                peer.backlog.insert(number);
+            } else if busy.contains(name) {
+                self.settle(number, name, Some(Missed::Busy));
+            } else {
+                self.peers.get(name).session = None;
+                let missed = if stale.contains(name) { Missed::Failed } else { Missed::Offline };
+                self.settle(number, name, Some(missed));
+            }
+        }
+        self.pump(names);
+        self.finish(number);
+    }
+
+    fn may_retry(&mut self, number: u64, name: &Username) -> bool {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
+            return false;
+        };
+        let tries = message.tries.entry(name.clone()).or_default();
+        *tries += 1;
+        *tries <= MAX_TRIES
+    }
+
+    /// The server has refused a request: `why` is its own, sanitised sentence.
+    pub(in super::super) fn refused(&mut self, id: u64, why: &str) {
+        let Some((number, names)) = self.outbox.flights.remove(&id) else {
+            return;
+        };
+        self.problem(format!("the server refused your message: {why}"));
+        for name in &names {
+            let peer = self.peers.get(name);
+            peer.in_flight = peer.in_flight.saturating_sub(1);
+            self.settle(number, name, Some(Missed::Failed));
+        }
+        self.pump(names);
+        self.finish(number);
+    }
+
+    /// Nothing of the backlog of `name` can be sent.
+    pub(in super::super) fn give_up(&mut self, name: &Username, why: Missed) {
+        let numbers = std::mem::take(&mut self.peers.get(name).backlog);
+        for number in numbers {
+            self.settle(number, name, Some(why));
+            self.finish(number);
+        }
+    }
+
+    fn settle(&mut self, number: u64, name: &Username, missed: Option<Missed>) {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
+            return;
+        };
+        message.waiting.remove(name);
+        match missed {
+            None => message.delivered += 1,
+            Some(why) => {
+                message.missed.insert(name.clone(), why);
+            }
+        }
+    }
+
+    /// Shows that a message is taken once somebody has got it, and tells who has not when all is known.
+    fn finish(&mut self, number: u64) {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
+            return;
+        };
+        let first = message.delivered > 0 && !std::mem::replace(&mut message.shown, true);
+        if let Some(message) = self.outbox.messages.get(&number).filter(|_| first) {
+            match (message.kind, &message.audience) {
+                (Kind::Message, _) => {
+                    let entry = self.own_entry(number, message, SendState::Taken);
+                    self.said(entry);
+                }
+                (Kind::RoomOpened, Audience::Room(name)) => self.entered(&name.clone()),
+                _ => {}
+            }
+        }
+        if self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty())
+            && let Some(message) = self.outbox.messages.remove(&number)
+        {
+            self.tell_missed(number, message);
+        }
+    }
+
+    fn tell_missed(&mut self, number: u64, message: Outgoing) {
+        if message.kind == Kind::RoomLeft {
+            return;
+        }
+        if let Some(number) = message.transfer {
+            let missed = message.missed.iter().next().map(|(name, why)| because(name, *why));
+            return self.word_settled(number, message.kind, missed);
+        }
+        let to_all = message.audience == Audience::Everyone;
+        if to_all && message.delivered == 0 && message.missed.values().all(|why| *why == Missed::Offline) {
+            let why = "nobody else is on-line any more: your message was not delivered";
+            return self.unsent(number, message, why.into());
+        }
+        if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
+            let because = because(name, *why);
+            let text = match message.kind {
+                Kind::RoomOpened => {
+                    // Who was not told can be told another time.
+                    self.rooms.remove(name);
+                    format!("{because}: you are alone in the room; /leave returns to everyone")
+                }
+                _ => format!("{because}: your message was not delivered"),
+            };
+            return self.unsent(number, message, text);
+        }
+        let text = quoted(&message.text);
+        for (name, why) in message.missed.iter().take(MAX_NAMED) {
+            self.problem(format!("{}: {name} did not get {text}", because(name, *why)));
+        }
+        if message.missed.len() > MAX_NAMED {
+            let rest = message.missed.len() - MAX_NAMED;
+            self.problem(format!("nor did {rest} others"));
+        }
+        if message.delivered == 0 {
+            self.unsent(number, message, "nobody got your message".into());
+        }
+    }
+
+    /// Nobody gets this message.
+    pub(super) fn unsent(&mut self, number: u64, message: Outgoing, why: String) {
+        if message.kind != Kind::Message {
+            return self.problem(why);
+        }
+        let entry = self.own_entry(number, &message, SendState::Failed(why));
+        self.effects.push(Effect::Show(entry));
+        self.outbox.failed.insert(number, (message.audience, message.text));
+        if self.outbox.failed.len() > MAX_FAILED {
+            self.outbox.failed.pop_first();
+        }
+    }
+
+    /// The session that these were sent in is over: whoever may not have got one is told.
+    pub(in super::super) fn give_up_all(&mut self) {
+        for (number, message) in self.outbox.restart() {
+            let maybe = "the connection was lost before the server took it";
+            if message.kind != Kind::Message {
+                // A room or a file: both have ended with the session.
+                continue;
+            }
+            self.gave_up = true;
+            if message.delivered > 0 {
+                self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
+            } else {
+                // The line filter prints the reason alone: it has to say which.
+                let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
+                self.unsent(number, message, why);
+            }
+        }
+    }
+
+    /// Sends what has failed as a new message.
+    pub(in super::super) fn send_again(&mut self, number: u64) {
+        match self.outbox.failed.remove(&number) {
+            Some((audience, text)) => self.send_about(Kind::Message, audience, text, None),
+            None => self.problem("that message is no longer at hand: type it again".into()),
+        }
+    }
+}
+
+fn because(name: &Username, why: Missed) -> String {
+    match why {
+        Missed::Offline => format!("{name} is not on-line"),
+        Missed::NoAccount => format!("there is no account named {name}"),
+        Missed::NoKey => format!("no usable key of {name} is to be had"),
+        Missed::KeyChanged => format!("the key of {name} has changed"),
+        Missed::Busy => format!("the connection of {name} is too slow at the moment"),
+        Missed::Failed => format!("the server did not take it for {name}"),
+    }
+}
+
+/// The beginning of a text, to tell which one is meant.
+fn quoted(text: &str) -> String {
+    let text = sanitise(text);
+    match text.char_indices().nth(20) {
+        Some((end, _)) => format!("\"{}…\"", &text[..end]),
+        None => format!("\"{text}\""),
+    }
+}

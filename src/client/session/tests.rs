@@ -1,0 +1,445 @@
+//! Tests of sessions as a whole: two of them and the server between them, without threads or sockets.
+
+use super::*;
+use crate::client::entry::SendState;
+use crate::crypto::public::SessionPublicKey;
+use crate::crypto::secret::random;
+use crate::encoding::Bytes;
+use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, Sent, SessionKeyFields};
+
+const NOW: u64 = 1_800_000_000_000;
+
+/// Two sessions and the server between them, without threads or sockets.
+struct Net {
+    sessions: [Session; 2],
+    identities: [Vec<u8>; 2],
+    keys: [SessionKeyFields; 2],
+    /// What each has said that the server has not read yet.
+    said: [VecDeque<ClientMessage>; 2],
+    shown: [Vec<Entry>; 2],
+    wants_key: [bool; 2],
+    now: Instant,
+    file: std::path::PathBuf,
+}
+
+const NAMES: [&str; 2] = ["alice", "bob"];
+
+fn name(n: usize) -> Username {
+    NAMES[n].parse().expect("name")
+}
+
+impl Net {
+    fn new() -> Net {
+        let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let file = std::env::temp_dir().join(format!("session-{id}"));
+        let now = Instant::now();
+        let person = |n: usize| {
+            let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
+            let fields = SessionKeyFields::new(&identity.certify(&name(n), &key, NOW));
+            let known = KnownUsers::open(&file, format!("server-{n}")).expect("file");
+            let ignored = file.with_extension("ignored");
+            let ignored = Ignored::open(&ignored, format!("server-{n}")).expect("file");
+            let spki = identity.public().spki();
+            (Session::new(name(n), identity, key, (known, ignored), now), spki, fields)
+        };
+        let ((a, identity_a, key_a), (b, identity_b, key_b)) = (person(0), person(1));
+        let mut net = Net {
+            sessions: [a, b],
+            identities: [identity_a, identity_b],
+            keys: [key_a, key_b],
+            said: Default::default(),
+            shown: Default::default(),
+            wants_key: [false; 2],
+            now,
+            file,
+        };
+        for n in 0..2 {
+            let joined = vec![name(0), name(1)];
+            let presence = Presence { more: false, full: true, joined, left: Vec::new() };
+            net.event(n, Event::Server(ServerMessage::Presence(presence)));
+        }
+        net
+    }
+
+    fn event(&mut self, n: usize, event: Event) {
+        for effect in self.sessions[n].handle(event, NOW, self.now) {
+            match effect {
+                Effect::Send(message) => self.said[n].push_back(message),
+                Effect::Show(entry) => self.shown[n].push(entry),
+                Effect::MakeSessionKey => self.wants_key[n] = true,
+                Effect::Alert(..)
+                | Effect::Begin
+                | Effect::Enter(_)
+                | Effect::Leave(_)
+                | Effect::Clear
+                | Effect::Forget
+                | Effect::ChangePassword(_)
+                | Effect::Transfer(..)
+                | Effect::Progress(_)
+                | Effect::Quit(_) => {}
+            }
+        }
+    }
+
+    fn type_in(&mut self, n: usize, line: &str) {
+        self.event(n, Event::Line(line.into()));
+    }
+
+    /// The server reads one message of `n`; false if there is none.
+    fn step(&mut self, n: usize) -> bool {
+        let Some(message) = self.said[n].pop_front() else { return false };
+        match message {
+            ClientMessage::KeysRequest(request) => {
+                let keys = request.names.iter().map(|who| {
+                    let n = usize::from(*who == name(1));
+                    let fields = &self.keys[n];
+                    PersonKeys {
+                        name: who.clone(),
+                        identity: Bytes(self.identities[n].clone()),
+                        session_key: Some(fields.session_key.clone()),
+                        created: Some(fields.created),
+                        certificate: Some(fields.certificate),
+                    }
+                });
+                let keys = Keys { keys: keys.collect(), unknown: Vec::new() };
+                self.event(n, Event::Server(ServerMessage::Keys(keys)));
+            }
+            ClientMessage::EncryptedSend(send) => {
+                let other = 1 - n;
+                let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
+                let to = &send.routing.targets[0];
+                let fits = send.routing.sessions.get(to) == Some(&current.fingerprint().short());
+                let targets = send.routing.targets.clone();
+                let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
+                if fits {
+                    let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
+                    let message = EncryptedMessage { envelope: send.envelope.clone(), key };
+                    self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+                }
+                let sent =
+                    Sent { id: send.routing.id, delivered, offline: Vec::new(), stale, busy: Vec::new() };
+                self.event(n, Event::Server(ServerMessage::Sent(sent)));
+            }
+            ClientMessage::Renew(fields) => {
+                self.keys[n] = *fields;
+                let session =
+                    crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW };
+                self.event(n, Event::Server(ServerMessage::Session(session)));
+            }
+            _ => {}
+        }
+        true
+    }
+
+    fn settle(&mut self) {
+        while self.step(0) || self.step(1) {}
+    }
+
+    fn renew(&mut self, n: usize) {
+        self.event(n, Event::NewKey(Box::new(SessionKey::generate())));
+        while self.step(n) {}
+    }
+
+    /// What is settled.
+    fn lines(&self, n: usize) -> Vec<String> {
+        let told = |entry: &&Entry| {
+            !matches!(entry.source, Source::Notice | Source::SafetyNumber)
+                && !matches!(entry.sending, Some((_, SendState::UnderWay)))
+        };
+        self.shown[n].iter().filter(told).map(Entry::line).collect()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_file(self.file.with_extension("ignored"));
+    }
+}
+
+#[test]
+fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    net.renew(1);
+    for line in ["/msg bob two", "three", "/msg bob four", "five"] {
+        net.type_in(0, line);
+    }
+    // The first answers arrive, and something more is typed before the others do.
+    net.step(0);
+    net.type_in(0, "/msg bob six");
+    net.step(0);
+    net.type_in(0, "seven");
+    net.settle();
+    let received = net.lines(1);
+    let texts: Vec<&str> = received.iter().filter_map(|line| line.rsplit("> ").next()).collect();
+    assert_eq!(texts, ["one", "two", "three", "four", "five", "six", "seven"], "{received:#?}");
+    assert!(!received.iter().any(|line| line.starts_with('!')), "{received:#?}");
+    assert!(net.sessions[0].is_settled());
+}
+
+#[test]
+fn a_key_that_stays_stale_is_given_up_and_told() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    // The server shows one key and asks for another, again and again.
+    for _ in 0..20 {
+        if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
+            let (id, stale) = (send.routing.id, send.routing.targets.clone());
+            net.said[0].pop_front();
+            let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
+            net.event(0, Event::Server(ServerMessage::Sent(sent)));
+        } else if !net.step(0) {
+            break;
+        }
+    }
+    assert!(net.sessions[0].is_settled());
+    assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
+}
+
+#[test]
+fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
+    let mut net = Net::new();
+    net.event(1, Event::Tick);
+    assert!(!net.wants_key[1]);
+    net.now += Duration::from_secs(23 * 3600);
+    net.event(1, Event::Tick);
+    assert!(net.wants_key[1], "a new key is due after 23 hours");
+    net.type_in(0, "/msg bob one");
+    net.step(0);
+    net.type_in(1, "/msg alice zero");
+    // Sealed for the former key, delivered after the renewal.
+    let former = net.sessions[1].keys.current().fingerprint();
+    let under_way = net.said[0].pop_front();
+    net.renew(1);
+    assert!(net.sessions[1].keys.holds(former) && net.sessions[1].keys.current().fingerprint() != former);
+    let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
+    let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
+    let message = EncryptedMessage { envelope: send.envelope.clone(), key };
+    net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+    net.settle();
+    assert!(net.lines(1).iter().any(|line| line == "<alice -> bob> one"), "{:?}", net.lines(1));
+    net.now += Duration::from_secs(61);
+    net.event(1, Event::Tick);
+    assert!(!net.sessions[1].keys.holds(former), "the former key is gone");
+}
+
+impl Net {
+    /// Bob goes and comes again, as the server tells alice.
+    fn bob_returns(&mut self) {
+        self.bob_leaves();
+        self.bob_joins();
+    }
+
+    fn bob_leaves(&mut self) {
+        let presence = Presence { more: false, full: false, joined: vec![], left: vec![name(1)] };
+        self.event(0, Event::Server(ServerMessage::Presence(presence)));
+    }
+
+    fn bob_joins(&mut self) {
+        let presence = Presence { more: false, full: false, joined: vec![name(1)], left: vec![] };
+        self.event(0, Event::Server(ServerMessage::Presence(presence)));
+    }
+
+    /// Alice has met the true bob, and then, in vain, written to another one.
+    fn with_swapped_bob() -> Net {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob one");
+        net.settle();
+        net.bob_returns();
+        net.swap_bob();
+        net.type_in(0, "/msg bob two");
+        net.settle();
+        net
+    }
+
+    /// The server shows keys of its own making for bob.
+    fn swap_bob(&mut self) {
+        let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
+        self.keys[1] = SessionKeyFields::new(&identity.certify(&name(1), &key, NOW));
+        self.identities[1] = identity.public().spki();
+    }
+}
+
+#[test]
+fn a_key_swapped_between_the_comparison_and_the_decision_is_not_accepted() {
+    let mut net = Net::with_swapped_bob();
+    net.type_in(0, "/verify bob");
+    let warnings = |net: &Net| net.lines(0).iter().filter(|line| line.contains("HAS CHANGED")).count();
+    let before = warnings(&net);
+    assert!(before >= 1, "{:?}", net.lines(0));
+    // The number was compared; now the server shows yet another key.
+    net.swap_bob();
+    net.type_in(0, "/verify bob yes");
+    net.settle();
+    assert!(warnings(&net) > before + 1, "the second change is told, too: {:?}", net.lines(0));
+    net.type_in(0, "/trust bob");
+    assert!(net.lines(0).last().is_some_and(|line| line.contains("compare again")), "{:?}", net.lines(0));
+    net.type_in(0, "/msg bob three");
+    net.settle();
+    assert!(!net.lines(0).iter().any(|line| line.contains("> three")), "{:?}", net.lines(0));
+    // The number of the present key was shown with the refusal: a decision now is about that one.
+    net.type_in(0, "/trust bob");
+    assert!(!net.sessions[0].peers.has_changed(&name(1)));
+}
+
+#[test]
+fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_once() {
+    let mut net = Net::new();
+    let states = |net: &mut Net| -> Vec<(u64, SendState)> {
+        net.shown[0].drain(..).filter_map(|entry| entry.sending).collect()
+    };
+    net.type_in(0, "/msg bob one");
+    assert_eq!(states(&mut net), [(1, SendState::UnderWay)]);
+    net.settle();
+    assert_eq!(states(&mut net), [(1, SendState::Taken)]);
+    // Bob is gone by the time the server reads the next one.
+    net.type_in(0, "/msg bob two");
+    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was sent") };
+    let offline = send.routing.targets.clone();
+    let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
+    net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    let why = SendState::Failed("bob is not on-line: your message was not delivered".into());
+    assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
+    net.event(0, Event::Again(2));
+    net.settle();
+    assert_eq!(states(&mut net), [(3, SendState::UnderWay), (3, SendState::Taken)]);
+    // The number of what the server withheld is missing, and told.
+    let gap = "! 1 message from alice is missing";
+    assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
+    net.event(0, Event::Again(2));
+    assert!(net.lines(0)[0].contains("no longer at hand"), "{:?}", net.lines(0));
+}
+
+#[test]
+fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
+    let mut net = Net::new();
+    net.bob_leaves();
+    net.type_in(0, "is anybody there?");
+    assert_eq!(net.lines(0), ["! nobody else is on-line: your message was not sent"]);
+    for n in 0..64 {
+        net.type_in(0, &format!("{n}"));
+    }
+    assert_eq!(net.sessions[0].outbox.failed.len(), 64, "a bounded number of them");
+    net.bob_joins();
+    let last = net.sessions[0].outbox.next_message;
+    net.event(0, Event::Again(last));
+    net.settle();
+    assert_eq!(net.lines(1), ["<alice> 63"]);
+}
+
+#[test]
+fn what_is_typed_goes_where_one_is_and_a_switch_tells_nobody() {
+    let mut net = Net::new();
+    for event in [
+        Event::Switch(Some(name(1))),
+        Event::Line("private".into()),
+        Event::Line("/room bob".into()),
+        Event::Line("room".into()),
+        Event::Switch(None),
+        Event::Line("public".into()),
+        Event::Switch(Some(name(1))),
+        Event::Line("/room bob".into()),
+        Event::Line("room again".into()),
+        Event::Line("/leave".into()),
+        Event::Line("/leave".into()),
+        Event::Line("public again".into()),
+    ] {
+        net.event(0, event);
+        net.settle();
+    }
+    let said = |entry: &Entry| match &entry.source {
+        Source::Broadcast { .. } => format!("everyone: {}", entry.text),
+        Source::Private { .. } => format!("private: {}", entry.text),
+        Source::Room { .. } => format!("room: {}", entry.text),
+        _ => entry.text.clone(),
+    };
+    assert_eq!(
+        net.shown[1].iter().skip(1).map(said).collect::<Vec<_>>(),
+        [
+            "private: private",
+            "alice has opened a private room with you: /room alice joins it",
+            "room: room",
+            "everyone: public",
+            "room: room again",
+            "alice has left the room",
+            "everyone: public again",
+        ]
+    );
+}
+
+#[test]
+fn a_room_that_is_refused_does_not_make_what_follows_public() {
+    let mut net = Net::with_swapped_bob();
+    assert!(net.sessions[0].peers.has_changed(&name(1)));
+    net.shown = Default::default();
+    net.said = Default::default();
+    for line in ["/room bob", "a secret"] {
+        net.type_in(0, line);
+    }
+    let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
+    assert!(!net.said[0].iter().any(sent));
+    assert!(net.lines(0).contains(&"! your message was not sent".to_string()), "{:?}", net.lines(0));
+    // Nor is a room open that nobody was told of.
+    assert!(!net.sessions[0].has_room(&name(1)) && net.sessions[0].partner() == Some(&name(1)));
+}
+
+#[test]
+fn a_room_whose_partner_was_not_told_can_be_opened_again() {
+    let mut net = Net::new();
+    net.bob_leaves();
+    net.type_in(0, "/room bob");
+    net.step(0);
+    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was tried") };
+    let offline = send.routing.targets.clone();
+    let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
+    net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    net.bob_joins();
+    net.type_in(0, "/room bob");
+    net.settle();
+    assert!(net.shown[1].iter().any(|entry| entry.text.contains("has opened a private room")));
+}
+
+#[test]
+fn nothing_overtakes_a_message_whose_fate_is_open() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob zero");
+    net.settle();
+    net.type_in(0, "/msg bob one");
+    // The server holds it back; bob has another session key, and alice hears of bob's return.
+    let held = net.said[0].pop_front().expect("one is on its way");
+    net.renew(1);
+    net.bob_returns();
+    net.type_in(0, "/msg bob two");
+    net.settle();
+    net.said[0].push_front(held);
+    net.settle();
+    let received = net.lines(1);
+    assert_eq!(received, ["zero", "one", "two"].map(|text| format!("<alice -> bob> {text}")));
+}
+
+#[test]
+fn time_passes_in_a_busy_room_too() {
+    let mut net = Net::new();
+    net.now += Duration::from_secs(23 * 3600);
+    net.event(1, Event::Server(ServerMessage::Pong));
+    assert!(net.wants_key[1], "a new key is due, whatever happens meanwhile");
+    net.wants_key[1] = false;
+    net.now += Duration::from_secs(599);
+    net.event(1, Event::Server(ServerMessage::Pong));
+    assert!(!net.wants_key[1]);
+    net.now += Duration::from_secs(2);
+    net.event(1, Event::Server(ServerMessage::Pong));
+    assert!(net.wants_key[1], "an attempt that was never confirmed is made again");
+}
+
+#[test]
+fn a_list_that_comes_again_slips_nobody_in() {
+    let mut net = Net::new();
+    let joined = vec![name(0), name(1), "phantom".parse().expect("name")];
+    let presence = Presence { more: false, full: true, joined, left: Vec::new() };
+    net.event(0, Event::Server(ServerMessage::Presence(presence)));
+    assert!(net.lines(0)[0].contains("out of place"), "{:?}", net.lines(0));
+    assert_eq!(net.sessions[0].online(), 2);
+}

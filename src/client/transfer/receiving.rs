@@ -1,0 +1,194 @@
+//! A file that arrives: granted in windows, opened by several threads, written in order by one.
+//!
+//! Invariant: only what [`Plan::open_group`] has checked is written, each chunk in its place; no more is under way to
+//! this client than all windows hold; the file gets its name only when all of it is on disk and its hash is
+//! right. Specification: README#asked-for, README#chunk-order.
+
+use super::{Failure, MAX_ARRIVING, STALLED, Step, TOLD_EVERY, Worker};
+use crate::client::file::Part;
+use crate::client::lock;
+use crate::crypto::chunk::{CHUNK, GROUP, Opened, Plan};
+use crate::crypto::keys::SessionKey;
+use crate::encoding::Fixed;
+use crate::name::Username;
+use crate::protocol::{ClientMessage, Grant, MAX_GRANTED};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Chunks under way to this client for one transfer, at most: 2 MiB.
+const WINDOW: u32 = 32;
+/// Chunks under way to this client in all, beside a group that each transfer may always have.
+const ALL_WINDOWS: u32 = 64;
+const _: () = assert!(ALL_WINDOWS + MAX_ARRIVING as u32 * GROUP <= MAX_GRANTED);
+/// Whether more can be granted is looked at this often, if nothing comes.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Worker {
+    /// Finds what is there already, takes the rest, and gives the file its name when its hash is right.
+    /// README#whole-file.
+    pub fn receive(
+        &self,
+        peer: &Username,
+        mut plan: Plan,
+        sha256: &[u8; 32],
+        name: &str,
+    ) -> Result<(), Failure> {
+        let folder = &self.shared.received;
+        let mut part = Part::open(folder, peer, sha256)?;
+        let whole = self.fill(peer, &mut plan, &mut part).and_then(|()| {
+            if !part.is_right(sha256) {
+                return Err(Failure::Wrong("it is not the file that was offered".into()));
+            }
+            part.sync()?;
+            // The last moment at which it can be cancelled.
+            self.control.wait(STALLED, |_| Some(()))
+        });
+        if let Err(failure) = whole {
+            if matches!(failure, Failure::Wrong(_)) || lock(&self.control.state).discard {
+                part.discard();
+            }
+            return Err(failure);
+        }
+        self.tell(Step::Received(part.finish(folder, peer, name)?));
+        Ok(())
+    }
+
+    /// Finds what is there of a part, and takes the chunks that are missing.
+    fn fill(&self, peer: &Username, plan: &mut Plan, part: &mut Part) -> Result<(), Failure> {
+        let have = part.take_up(plan.size, || self.control.goes_on())?;
+        plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
+        self.tell(Step::Ready { start: plan.start });
+        let session = self.control.wait(STALLED, |state| state.start.take())?;
+        self.shared.arriving.fetch_add(1, Ordering::Relaxed);
+        let taken = self.take_chunks(peer, &session, plan, part);
+        self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
+        // Whatever was granted and has not come is not wanted any more.
+        self.grant(peer, plan, 0);
+        taken
+    }
+
+    fn grant(&self, peer: &Username, plan: &Plan, count: u32) {
+        let grant = Grant { peer: peer.clone(), transfer: Fixed(plan.id), count };
+        // The queue is full only when the server takes nothing: the session will find out.
+        let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
+    }
+
+    /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
+    /// README#chunk-order, README#asked-for.
+    fn take_chunks(
+        &self,
+        peer: &Username,
+        session: &SessionKey,
+        plan: &Plan,
+        part: &mut Part,
+    ) -> Result<(), Failure> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
+        let due = Mutex::new(plan.start);
+        let (opened, results) = sync_channel(threads);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                let (opened, due) = (opened.clone(), &due);
+                let opener = move || self.open_groups(session, plan, due, &opened);
+                // With fewer of them it is slower; without any, nothing comes and that is told.
+                let _ = thread::Builder::new().name("file".into()).spawn_scoped(scope, opener);
+            }
+            drop(opened);
+            let written = self.write_groups(peer, plan, part, results);
+            if written.is_err() {
+                // The other threads stop, too.
+                self.control.change(|state| state.stopped = true);
+            }
+            written
+        })
+    }
+
+    fn open_groups(
+        &self,
+        session: &SessionKey,
+        plan: &Plan,
+        due: &Mutex<u32>,
+        opened: &SyncSender<(u32, Result<Vec<Opened>, Failure>)>,
+    ) {
+        loop {
+            // One thread waits for packets at a time: groups are taken in order.
+            let mut due = lock(due);
+            let (first, count) = (*due, plan.group(*due) as usize);
+            if count == 0 {
+                return;
+            }
+            let packets = self.control.wait(STALLED, |state| {
+                (state.packets.len() >= count).then(|| state.packets.drain(..count).collect())
+            });
+            *due = if packets.is_ok() { first + count as u32 } else { plan.chunks() };
+            drop(due);
+            let group = packets.and_then(|packets: Vec<Vec<u8>>| {
+                let group = plan.open_group(first, packets, session);
+                group.map_err(|error| Failure::Broken(error.to_string()))
+            });
+            if opened.send((first, group)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn write_groups(
+        &self,
+        peer: &Username,
+        plan: &Plan,
+        part: &mut Part,
+        results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
+    ) -> Result<(), Failure> {
+        let (mut granted, mut written) = (plan.start, plan.start);
+        let result = (|| {
+            let mut waiting = BTreeMap::new();
+            let mut told = Instant::now();
+            while written < plan.chunks() {
+                let more = self.to_grant(granted - written).min(plan.chunks() - granted);
+                // Not for each chunk: a grant is a line through the server.
+                if more >= GROUP || more > 0 && granted + more == plan.chunks() {
+                    granted += more;
+                    self.shared.outstanding.fetch_add(more, Ordering::Relaxed);
+                    self.control.change(|state| state.room += more);
+                    self.grant(peer, plan, more);
+                }
+                let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
+                    Ok(result) => result,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+                        continue;
+                    }
+                    // The openers are gone only after one of them has said why, if there were any.
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(Failure::Broken("no thread is to be had for it".into()));
+                    }
+                };
+                waiting.insert(first, group?);
+                while let Some(group) = waiting.remove(&written) {
+                    written += group.len() as u32;
+                    self.shared.outstanding.fetch_sub(group.len() as u32, Ordering::Relaxed);
+                    group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
+                }
+                if told.elapsed() >= TOLD_EVERY {
+                    told = Instant::now();
+                    self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+                }
+            }
+            Ok(())
+        })();
+        self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
+        result
+    }
+
+    /// How many chunks more may be under way for a transfer that has `own` already: its share of all, and a
+    /// group in any case. README#asked-for.
+    fn to_grant(&self, own: u32) -> u32 {
+        let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
+        let share = share.clamp(2 * GROUP, WINDOW).saturating_sub(own);
+        let free = ALL_WINDOWS.saturating_sub(self.shared.outstanding.load(Ordering::Relaxed));
+        share.min(free).max(GROUP.saturating_sub(own))
+    }
+}
