@@ -641,6 +641,31 @@ fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_targ
 }
 
 #[test]
+fn every_name_that_is_asked_for_is_answered_once_with_its_keys_or_as_unknown() {
+    let server = Server::with(&["--grace", "1"]);
+    let (mut raw, mallory) = newcomer(&server, "mallory");
+    for name in ["frank", "lost"] {
+        drop(newcomer(&server, name));
+        until("they have left", || server.log().contains(&format!("event=logout user={name} ")));
+    }
+    std::fs::remove_file(server.data("keys/lost.pem")).expect("removed");
+    let asked = ["frank", "nobody", "mallory", "MALLORY", "lost", "frank", "nobody"];
+    let names = asked.map(|name| name.parse().expect("a name")).into();
+    raw.say(&ClientMessage::KeysRequest(KeysRequest { names }));
+    let Some(ServerMessage::Keys(answer)) = raw.answer() else { panic!("no keys") };
+    let mut known: Vec<_> =
+        answer.keys.iter().map(|keys| (keys.name.to_string(), keys.session_key.is_some())).collect();
+    known.sort();
+    assert_eq!(known, [("frank".into(), false), ("mallory".into(), true)]);
+    let mut unknown: Vec<_> = answer.unknown.iter().map(ToString::to_string).collect();
+    unknown.sort();
+    assert_eq!(unknown, ["MALLORY", "lost", "nobody"]);
+    let of_mallory = answer.keys.iter().find(|keys| keys.name == mallory.name).expect("known");
+    assert!(of_mallory.identity.0 == mallory.identity.public().spki());
+    assert!(of_mallory.session_key.as_ref().is_some_and(|key| key.0 == mallory.session.public().spki()));
+}
+
+#[test]
 fn steps_out_of_their_order_are_refused() {
     let mut scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");

@@ -448,6 +448,9 @@ fn a_message_with_any_field_altered_is_not_shown() {
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
     assert_eq!(lines.iter().filter(|line| line.contains("genuine")).count(), 1, "{lines:#?}");
+    // Neither alice nor the server learns from bob what became of any of them.
+    let said = std::iter::from_fn(|| line.hear()).filter(|said| !matches!(said, ClientMessage::Logout));
+    assert_eq!(said.count(), 0);
 }
 
 #[test]

@@ -306,6 +306,29 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
 }
 
 #[test]
+fn a_certificate_outside_its_time_is_told_apart_for_names_and_passwords_alike() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    let hour = 3_600_000;
+    for (person, password) in
+        [(&alice, PASSWORD), (&alice, "wrong horse battery"), (&Person::new("nobody"), PASSWORD)]
+    {
+        for created in [clock::now_ms() - 27 * hour, clock::now_ms() + 3 * hour] {
+            let mut raw = server.raw();
+            let challenge = challenge(&mut raw, person);
+            let mut response = response(&raw, person, &challenge, password);
+            response.created = created;
+            response.certificate =
+                Fixed(person.identity.certify(&person.name, &person.session, created).signature);
+            raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
+            assert_eq!(raw.error(), "bad_key");
+            assert!(raw.is_closed());
+        }
+    }
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+}
+
+#[test]
 fn a_login_makes_earlier_failures_forgotten() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");

@@ -229,3 +229,50 @@ fn the_readme_s_commands_are_the_program_s() {
         assert!(readme.contains(flag), "README lacks {flag}");
     }
 }
+
+/// The words in backquotes of the rows of the table that begins with `head`, as far as `column` goes.
+fn table(head: &str, column: usize) -> Vec<String> {
+    let readme = readme();
+    let table = readme.split(head).nth(1).and_then(|rest| rest.split("\n\n").next()).expect("the table");
+    let cells = table.lines().skip(2).filter_map(|row| row.split('|').nth(column));
+    let words =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(String::from).collect::<Vec<_>>());
+    words.collect()
+}
+
+/// README#labels.
+#[test]
+fn each_label_has_its_purpose_in_the_readme_and_none_serves_two() {
+    let sources = sources();
+    let (_, text) = sources.iter().find(|(name, _)| name == "crypto/mod.rs").expect("the labels' place");
+    let labels: Vec<_> = between(text, "&str = \"secure-messenger/1 ", '"').map(String::from).collect();
+    let listed: Vec<_> = table("| label | used in |", 1)
+        .iter()
+        .map(|label| label.trim_start_matches("secure-messenger/1 ").trim_start_matches("… ").to_string())
+        .collect();
+    let set = |list: &[String]| list.iter().cloned().collect::<BTreeSet<_>>();
+    assert!(labels.len() > 10 && set(&labels).len() == labels.len(), "{labels:?}");
+    assert_eq!((set(&labels), labels.len()), (set(&listed), listed.len()));
+    let elsewhere = sources.iter().filter(|(name, _)| name != "crypto/mod.rs");
+    for (name, text) in elsewhere {
+        assert!(
+            !code(text).any(|line| line.contains("\"secure-messenger/1")),
+            "{name} has a label of its own"
+        );
+    }
+}
+
+/// README#error-codes.
+#[test]
+fn the_readme_lists_exactly_the_codes_that_the_server_says() {
+    let sources = sources();
+    let (_, text) = sources.iter().find(|(name, _)| name == "protocol.rs").expect("the codes' place");
+    let said: BTreeSet<_> = code(text)
+        .filter_map(|line| line.strip_prefix("ErrorCode::")?.split_once(" => \""))
+        .filter_map(|(_, rest)| rest.split('"').next())
+        .map(String::from)
+        .collect();
+    assert!(said.len() > 20, "{said:?}");
+    // What stands beside them in a row's first cell is a code, too.
+    assert_eq!(said, table("| error code | when |", 1).into_iter().collect());
+}

@@ -14,7 +14,7 @@ use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
 use secure_messenger::client::session::wire_form::typed;
 use secure_messenger::crypto::chunk::Plan;
-use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope};
+use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope, Sealed};
 use secure_messenger::crypto::key_file::{self, KeyFileError};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::label;
@@ -753,5 +753,41 @@ fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_
         assert_eq!(mac, unhex(&v.mac));
         let keys = session.unwrap(block.try_into().expect("256"), fixed(&v.oaep_label)).expect("unwraps");
         assert_eq!(*keys, unhex(&v.chunk_key));
+    }
+}
+
+#[test]
+fn what_must_be_fresh_is_never_made_twice() {
+    let v = vectors();
+    let (identity, session) = (v.identity(), v.session());
+    let Envelope { body, .. } = envelope(&v.envelopes[0].line);
+    let [one, other] = [(); 2].map(|()| Sealed::seal(body.header.clone(), &identity, b"the same").body);
+    // The commitment is of the message key alone.
+    assert!(one.commitment != other.commitment && one.nonce != other.nonce);
+    let plan = Plan { id: [1; 16], key: Key::new([2; 32]), size: 5 * 65_536, start: 0 };
+    let oaep_label = sha256(&Fields::new(label::CHUNK_KEYS).bytes(&plan.id).number(0).finish());
+    let mut keys = Vec::new();
+    let mut nonces = Vec::new();
+    for _ in 0..2 {
+        let payloads = plan.seal_group(0, session.public(), &vec![7; 5 * 65_536]);
+        let block = payloads[0][64..320].try_into().expect("a block");
+        let unwrapped = session.unwrap(block, oaep_label).expect("it is for this key");
+        assert_eq!(unwrapped.len(), 5 * 32);
+        keys.extend(unwrapped.chunks(32).map(<[u8]>::to_vec));
+        nonces.extend(payloads.iter().map(|payload| payload[36..48].to_vec()));
+    }
+    for mut all in [keys, nonces] {
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 10);
+    }
+    let owner = name("alice");
+    let [one, other] = [(); 2].map(|()| key_file::seal(&identity, &owner, &Password::new("secret".into())));
+    for field in ["salt", "nonce", "ciphertext"] {
+        let value = |text: &str| {
+            let rest = text.split(&format!("\"{field}\":\"")).nth(1).expect("the field").to_string();
+            rest.split('"').next().expect("its end").to_string()
+        };
+        assert_ne!(value(&one), value(&other), "{field}");
     }
 }
