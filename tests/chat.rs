@@ -15,6 +15,7 @@ use secure_messenger::protocol::{
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+/// README#broadcast.
 #[test]
 fn people_talk_to_everyone_and_in_private() {
     let server = Server::start();
@@ -33,6 +34,7 @@ fn people_talk_to_everyone_and_in_private() {
     assert_eq!(bob.finish().0, 0);
 }
 
+/// README#stale.
 #[test]
 fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {
     let server = Server::start();
@@ -110,6 +112,7 @@ fn keys_of(name: &Username) -> PersonKeys {
     }
 }
 
+/// README#broadcast, README#ask-keys, README#sequence.
 #[test]
 fn what_is_for_more_than_1024_people_goes_out_in_parts_of_one_envelope_to_everyone_but_oneself() {
     let (folder, alice, start) = (Folder::new(), Person::new("alice"), Instant::now());

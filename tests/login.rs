@@ -139,6 +139,7 @@ fn relay(from: &Channel, to: &Channel) {
     to.close();
 }
 
+/// README#login-proof, README#exporter.
 #[test]
 fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
     let server = Server::start();
@@ -163,6 +164,7 @@ fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
     assert!(matches!(server.raw().log_in(&bob), Some(ServerMessage::Session(_))));
 }
 
+/// README#exporter.
 #[test]
 fn without_tls_there_is_no_channel_to_bind_and_the_same_relay_passes() {
     let server = Server::with(&["--no-tls"]);
@@ -177,6 +179,7 @@ struct Stolen {
     password_key: Key,
 }
 
+/// README#login-failed.
 #[test]
 fn a_thief_of_users_json_cannot_log_in() {
     let server = Server::start();
@@ -237,6 +240,7 @@ fn shape(server: &Server, person: &Person) -> Vec<String> {
     ]
 }
 
+/// README#unknown-name, README#login-failed.
 #[test]
 fn an_unknown_name_and_a_known_one_look_alike() {
     let server = Server::start();
@@ -267,6 +271,7 @@ fn salts_of_a_name_in_other_letter_case_do_not_tell_whether_it_exists() {
     assert_eq!(same("ALICE", "Alice"), same("NOBODY", "Nobody"));
 }
 
+/// README#lockout.
 #[test]
 fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     let server = Server::start();
@@ -305,6 +310,7 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
+/// README#login-failed, README#session-certificate.
 #[test]
 fn a_certificate_outside_its_time_is_told_apart_for_names_and_passwords_alike() {
     let server = Server::start();
@@ -340,6 +346,7 @@ fn a_login_makes_earlier_failures_forgotten() {
     }
 }
 
+/// README#lockout.
 #[test]
 fn guesses_at_the_same_time_are_all_counted() {
     let server = Server::start();
@@ -370,6 +377,7 @@ fn guesses_at_the_same_time_are_all_counted() {
     assert_eq!(tried, 5, "guesses that were compared");
 }
 
+/// README#challenge-once.
 #[test]
 fn a_challenge_serves_one_response() {
     let server = Server::start();
@@ -386,6 +394,7 @@ fn a_challenge_serves_one_response() {
     assert!(raw.is_closed());
 }
 
+/// README#challenge-once.
 #[test]
 fn a_recorded_response_is_worth_nothing_on_another_connection() {
     for arguments in [&[][..], &["--no-tls"]] {

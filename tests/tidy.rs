@@ -1,5 +1,5 @@
 //! The house rules that a reader relies on: file heads, the direction of imports, no `unwrap`,
-//! one place for each library, every dependency explained.
+//! one place for each library, every dependency explained, every clause of the README enforced somewhere and tried somewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -155,6 +155,50 @@ fn the_code_cites_every_clause_of_the_readme_and_nothing_else() {
     assert!(missing.is_empty(), "nothing in src says that it enforces {missing:?}");
     let known: BTreeSet<_> = clauses.into_iter().chain(headings(&readme())).collect();
     let dangling: Vec<_> = cites.difference(&known).collect();
+    assert!(dangling.is_empty(), "README has no {dangling:?}");
+}
+
+/// All files of a folder and those below it that end so, as text.
+fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut found) = (vec![root.join(folder)], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("readable") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == ending) {
+                found.push((path.display().to_string(), fs::read_to_string(&path).expect("UTF-8")));
+            }
+        }
+    }
+    found
+}
+
+/// What the comments right above a line that begins with `test` cite: a test says for itself what it tries, no file for
+/// all of its tests.
+fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
+    let (mut above, mut found) = (Vec::new(), Vec::new());
+    for line in text.lines().map(str::trim_start) {
+        match line.strip_prefix(comment) {
+            Some(words) => above.extend(cited(words)),
+            None if line.starts_with(test) => found.append(&mut above),
+            None => above.clear(),
+        }
+    }
+    found
+}
+
+#[test]
+fn every_clause_of_the_readme_is_cited_by_a_test_that_tries_it() {
+    let rust = [texts("tests", "rs"), texts("src", "rs")].concat();
+    let rust = rust.iter().flat_map(|(_, text)| cited_above(text, "///", "#[test]"));
+    let python = texts("tests/interop", "py");
+    let python = python.iter().flat_map(|(_, text)| cited_above(text, "#", "def "));
+    let (clauses, cites): (_, BTreeSet<_>) = (clauses(), rust.chain(python).collect());
+    let missing: Vec<_> = clauses.difference(&cites).collect();
+    assert!(missing.is_empty(), "no test says that it tries {missing:?}");
+    let dangling: Vec<_> = cites.difference(&clauses).collect();
     assert!(dangling.is_empty(), "README has no {dangling:?}");
 }
 

@@ -684,6 +684,7 @@ mod tests {
         }
     }
 
+    /// README#stale, README#sequence.
     #[test]
     fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
         let mut net = Net::new();
@@ -725,6 +726,7 @@ mod tests {
         assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
     }
 
+    /// README#session-key.
     #[test]
     fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
         let mut net = Net::new();
