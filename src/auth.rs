@@ -472,6 +472,7 @@ mod tests {
         pending.verify(response, exporter, NOW)
     }
 
+    /// README#login-failed, README#login-proof.
     #[test]
     fn every_part_of_a_login_is_needed() {
         let p = person("alice");
@@ -489,6 +490,7 @@ mod tests {
         denied(login(&p, true, |r| r.session_key = Bytes(other.public().spki()), b"exporter"));
     }
 
+    /// README#challenge-once.
     #[test]
     fn a_challenge_is_worth_nothing_after_five_minutes() {
         let p = person("alice");
@@ -509,6 +511,7 @@ mod tests {
         assert_eq!(answer(CHALLENGE_LIFETIME + Duration::from_secs(1)), Some(AuthError::Expired));
     }
 
+    /// README#resume-proof.
     #[test]
     fn a_session_is_resumed_with_its_token_for_this_name_channel_and_count_alone() {
         let (alice, bob): (Username, Username) =
@@ -540,6 +543,7 @@ mod tests {
         assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), denied);
     }
 
+    /// README#password-proof.
     #[test]
     fn a_password_change_needs_all_that_a_login_needs_and_in_time() {
         let p = person("alice");
@@ -580,6 +584,7 @@ mod tests {
         assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(AuthError::Denied));
     }
 
+    /// README#unknown-name, README#rounds.
     #[test]
     fn an_unknown_name_gets_a_stable_salt_and_a_fresh_nonce() {
         let p = person("nobody");
@@ -595,6 +600,7 @@ mod tests {
         assert!(ask(1).salt != ask(2).salt && ask(1).rounds == PBKDF2_ROUNDS);
     }
 
+    /// README#rounds.
     #[test]
     fn a_server_cannot_ask_for_a_cheap_or_an_endless_hash() {
         let p = person("alice");

@@ -326,6 +326,7 @@ mod tests {
     use super::*;
     use miniserde::json;
 
+    /// README#base64.
     #[test]
     fn a_wrong_length_or_alphabet_is_refused() {
         assert!(json::from_str::<Fixed<3>>("\"AAAA\"").is_ok());
@@ -337,6 +338,7 @@ mod tests {
         assert!(json::from_str::<Username>("\"a b\"").is_err());
     }
 
+    /// README#depth.
     #[test]
     fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);

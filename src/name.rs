@@ -78,6 +78,7 @@ impl fmt::Debug for Username {
 mod tests {
     use super::*;
 
+    /// README#name-form.
     #[test]
     fn names_that_could_leave_a_folder_or_a_line_are_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "a\n", "-rf", "_x", "é", "a\u{202e}b", "a.b", "a@b"] {

@@ -803,6 +803,7 @@ mod tests {
         ClientMessage::decode(line.as_bytes())
     }
 
+    /// README#not-a-message.
     #[test]
     fn what_is_not_a_message_is_refused_without_a_panic() {
         use DecodeError::{Malformed, UnknownType};
@@ -839,12 +840,14 @@ mod tests {
         assert!(matches!(decode(&text), Ok(ClientMessage::Ping)));
     }
 
+    /// README#line.
     #[test]
     fn unknown_fields_are_ignored_and_the_last_of_duplicates_counts() {
         let text = r#"{"extra":{"a":[1,2]},"received":1,"type":"ack","received":2,"more":null}"#;
         assert!(matches!(decode(text), Ok(ClientMessage::Ack(Received { received: 2 }))));
     }
 
+    /// README#encrypted_message.
     #[test]
     fn the_two_parts_of_a_delivery_make_one_message() {
         let envelope = EnvelopeFields {
@@ -875,6 +878,7 @@ mod tests {
         }
     }
 
+    /// README#line.
     #[test]
     fn the_first_type_counts_wherever_it_stands_and_the_rest_must_be_an_object_all_the_same() {
         let decode = |line: &str| ClientMessage::decode(line.as_bytes());
@@ -891,6 +895,7 @@ mod tests {
         assert!(matches!(decode(r#"{"a":"ping"}"#), Err(DecodeError::Malformed)));
     }
 
+    /// README#base64.
     #[test]
     fn a_wrapped_key_is_exactly_what_the_decoder_takes() {
         let decoded = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == RSA_BYTES);

@@ -17,7 +17,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -278,6 +278,7 @@ fn fail(server: &Server, person: &Person) -> String {
     raw.error()
 }
 
+/// README#lockout, README#registration-limit.
 #[test]
 fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
     let server = Server::with(&["--registrations", "2"]);
@@ -312,6 +313,7 @@ fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
 
 // ---- accounts
 
+/// README#ends-at-once.
 #[test]
 fn a_removed_person_is_shown_out_and_whoever_takes_the_name_is_a_stranger_to_all_who_knew_it() {
     let server = Server::start();
@@ -354,6 +356,86 @@ fn a_removed_person_is_shown_out_and_whoever_takes_the_name_is_a_stranger_to_all
     assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")), "{:#?}", server.greeting);
     let now = user(&server.home, &["list"]).1;
     assert!(now.contains("alice SHA256:") && !now.contains(fingerprint), "{now}");
+}
+
+/// Asks a running server over its socket, as `server user` does; its answer.
+fn ask_server(server: &Server, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(server.data("admin.sock")).expect("connected");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+/// How many people a server says are logged in.
+fn sessions(server: &mut Server) -> u64 {
+    signal(server, "-USR1");
+    let line = server.output.expect("status: ");
+    field(&line, "sessions")
+}
+
+/// A new account, and a connection with the right answer to its challenge, which is not sent yet.
+fn about_to_log_in(server: &Server, person: &Person) -> (Raw, ClientMessage) {
+    let mut raw = server.raw();
+    raw.register_quickly(person);
+    let Some(ServerMessage::Challenge(challenge)) = raw.challenge(person) else { panic!("no challenge") };
+    let response = raw.respond_quickly(person, &challenge);
+    (raw, response)
+}
+
+/// README#login-race.
+#[test]
+fn a_login_whose_account_changes_before_its_last_step_is_refused_and_leaves_no_session() {
+    fn remove(server: &Server, _: &Person) {
+        assert!(ask_server(server, b"remove alice\n").starts_with("ok alice "));
+    }
+    fn make_anew(server: &Server, alice: &Person) {
+        remove(server, alice);
+        // To the last byte as it was, but another account.
+        server.raw().register_quickly(alice);
+    }
+    fn change_password(server: &Server, alice: &Person) {
+        let changed = server.raw().change_password(alice, PASSWORD, "tr0ub4dor and three");
+        assert!(matches!(changed, Some(ServerMessage::PasswordChanged)));
+    }
+    for change in [remove, make_anew, change_password] {
+        let (mut server, alice) = (Server::start(), Person::new("alice"));
+        let (mut raw, response) = about_to_log_in(&server, &alice);
+        change(&server, &alice);
+        raw.say(&response);
+        assert_eq!(raw.error(), "login_failed");
+        assert!(raw.is_closed());
+        assert_eq!(sessions(&mut server), 0);
+    }
+}
+
+/// README#login-race.
+#[test]
+fn of_a_login_and_a_removal_at_the_same_time_no_session_is_left() {
+    let mut server = Server::start();
+    for n in 0..20 {
+        // Each time another name: failed logins lock one.
+        let person = Person::new(&format!("alice-{n}"));
+        let (mut raw, response) = about_to_log_in(&server, &person);
+        let together = Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                together.wait();
+                raw.say(&response);
+                match raw.answer() {
+                    Some(ServerMessage::Session(_)) => assert_eq!(raw.error(), "account_removed"),
+                    Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "login_failed"),
+                    _ => panic!("neither let in nor refused"),
+                }
+                assert!(raw.is_closed());
+            });
+            together.wait();
+            assert!(ask_server(&server, format!("remove {}\n", person.name).as_bytes()).starts_with("ok "));
+        });
+    }
+    assert_eq!(sessions(&mut server), 0);
 }
 
 #[test]
@@ -431,24 +513,15 @@ fn a_server_that_cannot_be_asked_is_never_bypassed() {
 fn what_is_asked_badly_over_the_socket_changes_nothing_and_half_a_request_is_none() {
     let server = Server::start();
     newcomer(&server, "alice");
-    let ask = |bytes: &[u8]| {
-        let mut stream = UnixStream::connect(server.data("admin.sock")).expect("connected");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
-        let _ = stream.write_all(bytes);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer);
-        answer
-    };
     for bytes in
         [&b"remove alice"[..], b"", b"\n", b"remove\n", b"remove \n", b"remove ../x\n", b"list\n", b"\xff\n"]
     {
-        let answer = ask(bytes);
+        let answer = ask_server(&server, bytes);
         assert!(answer.is_empty() || answer.starts_with("error "), "{bytes:?}: {answer}");
     }
-    assert!(ask(&vec![b'x'; 100_000]).is_empty());
+    assert!(ask_server(&server, &vec![b'x'; 100_000]).is_empty());
     assert!(user(&server.home, &["list"]).1.contains("alice"));
-    assert!(ask(b"remove alice\n").starts_with("ok alice "));
+    assert!(ask_server(&server, b"remove alice\n").starts_with("ok alice "));
     assert_eq!(user(&server.home, &["list"]).1, "");
 }
 

@@ -2,8 +2,20 @@
 
 mod common;
 
-use common::{Client, Server};
+use common::{Client, Folder, Person, Server, memory};
+use secure_messenger::client::session::{Effect, Event, Session};
+use secure_messenger::clock;
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{
+    ClientMessage, EncryptedSend, Keys, KeysRequest, MAX_KEY_NAMES, MAX_TARGETS, PersonKeys, Presence, Sent,
+    ServerMessage,
+};
+use std::collections::BTreeSet;
+use std::time::Instant;
 
+/// README#broadcast.
 #[test]
 fn people_talk_to_everyone_and_in_private() {
     let server = Server::start();
@@ -22,6 +34,7 @@ fn people_talk_to_everyone_and_in_private() {
     assert_eq!(bob.finish().0, 0);
 }
 
+/// README#stale.
 #[test]
 fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {
     let server = Server::start();
@@ -84,4 +97,81 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     bob.expect("* the last message with \"OUR\" of this session");
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("three")), "{lines:#?}");
+}
+
+/// What the server tells of somebody on-line.
+fn keys_of(name: &Username) -> PersonKeys {
+    let person = Person::new(name.as_str());
+    let certificate = person.identity.certify(name, &person.session, clock::now_ms());
+    PersonKeys {
+        name: name.clone(),
+        identity: Bytes(person.identity.public().spki()),
+        session_key: Some(Bytes(certificate.key.spki())),
+        created: Some(certificate.created),
+        certificate: Some(Fixed(certificate.signature)),
+    }
+}
+
+/// README#broadcast, README#ask-keys, README#sequence.
+#[test]
+fn what_is_for_more_than_1024_people_goes_out_in_parts_of_one_envelope_to_everyone_but_oneself() {
+    let (folder, alice, start) = (Folder::new(), Person::new("alice"), Instant::now());
+    let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
+    let mut session =
+        Session::new(alice.name.clone(), identity, SessionKey::generate(), memory(&folder), start);
+    let mut handle = |event| session.handle(event, clock::now_ms(), start);
+    let others: BTreeSet<Username> =
+        (0..MAX_TARGETS + 76).map(|n| format!("user-{n}").parse().expect("a name")).collect();
+    let joined = others.iter().chain([&alice.name]).cloned().collect();
+    let list = Presence { more: false, full: true, joined, left: vec![] };
+    let mut effects = handle(Event::Server(ServerMessage::Presence(list)));
+    effects.extend(handle(Event::Line("hello, all of you".into())));
+    let (mut asked, mut sends) = (BTreeSet::new(), Vec::<EncryptedSend>::new());
+    loop {
+        let mut request = None;
+        for effect in effects {
+            match effect {
+                Effect::Send(ClientMessage::KeysRequest(KeysRequest { names })) => {
+                    assert!(request.is_none(), "one at a time");
+                    assert!(names.len() <= MAX_KEY_NAMES && !names.iter().any(|name| asked.contains(name)));
+                    asked.extend(names.iter().cloned());
+                    request = Some(names);
+                }
+                Effect::Send(ClientMessage::EncryptedSend(send)) => sends.push(*send),
+                _ => {}
+            }
+        }
+        let Some(names) = request else { break };
+        let keys = names.iter().map(keys_of).collect();
+        effects = handle(Event::Server(ServerMessage::Keys(Keys { keys, unknown: vec![] })));
+    }
+    // The keys come 64 at a time, and whoever they are of has the message at once; the next one goes to all of them.
+    let everyone = |sends: &[EncryptedSend]| {
+        let targets = sends.iter().flat_map(|send| &send.routing.targets);
+        let once = targets.clone().count() == others.len();
+        assert!(once && targets.cloned().collect::<BTreeSet<_>>() == others);
+        let first = &sends[0].envelope;
+        for EncryptedSend { envelope, .. } in sends {
+            assert!(envelope.scope == "broadcast" && envelope.recipient.is_none());
+            assert!(envelope.signature == first.signature && envelope.ciphertext == first.ciphertext);
+        }
+        first.sequence
+    };
+    assert_eq!(everyone(&sends), 1);
+    for EncryptedSend { routing, .. } in sends {
+        let (id, delivered, none) = (routing.id, routing.targets, Vec::new());
+        let sent = Sent { id, delivered, offline: none.clone(), stale: none.clone(), busy: none };
+        handle(Event::Server(ServerMessage::Sent(sent)));
+    }
+    let sends: Vec<EncryptedSend> = handle(Event::Line("hello again".into()))
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Send(ClientMessage::EncryptedSend(send)) => Some(*send),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(everyone(&sends), 2);
+    let lengths: Vec<usize> = sends.iter().map(|send| send.routing.targets.len()).collect();
+    assert_eq!(lengths, [MAX_TARGETS, 76]);
+    assert_ne!(sends[0].routing.id, sends[1].routing.id);
 }

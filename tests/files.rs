@@ -170,6 +170,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
 
 // ---- what arrives
 
+/// README#asked-for, README#whole-file.
 #[test]
 fn a_file_arrives_whole_whatever_its_size() {
     let server = Server::start();
@@ -253,6 +254,7 @@ fn files_in_both_directions_and_what_is_said_meanwhile_do_not_disturb_each_other
     assert_eq!(names(&bob, "received"), ["alice_one.bin", "alice_two.bin"]);
 }
 
+/// README#never-over.
 #[test]
 fn no_file_takes_the_place_of_another_or_follows_a_link() {
     let server = Server::start();
@@ -286,6 +288,7 @@ fn no_file_takes_the_place_of_another_or_follows_a_link() {
 
 // ---- offers
 
+/// README#asked-for.
 #[test]
 fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     let server = Server::start();
@@ -315,6 +318,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     assert!(!lines.iter().any(|line| line.contains("big.bin")), "{lines:#?}");
 }
 
+/// README#file_reject, README#file_cancel.
 #[test]
 fn an_offer_is_withdrawn_or_declined_by_cancel() {
     let server = Server::start();
@@ -478,6 +482,7 @@ fn a_path_may_have_spaces_quotes_a_tilde_or_be_relative() {
 
 // ---- what is ended
 
+/// README#file_cancel.
 #[test]
 fn a_transfer_that_its_sender_cancels_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
@@ -488,6 +493,7 @@ fn a_transfer_that_its_sender_cancels_leaves_nothing() {
     leaves_nothing(&mut alice, &mut bob, &bytes);
 }
 
+/// README#file_cancel.
 #[test]
 fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
@@ -536,6 +542,7 @@ fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     assert!(holds(bob, "received/alice_big.bin", bytes));
 }
 
+/// README#offer-life.
 #[test]
 fn who_leaves_takes_offers_along_and_the_other_is_told() {
     let server = Server::start();
@@ -563,6 +570,7 @@ fn who_leaves_takes_offers_along_and_the_other_is_told() {
 
 // ---- what goes on
 
+/// README#go-on.
 #[test]
 fn a_transfer_goes_on_after_its_sender_was_killed() {
     let Middle { server, gate, alice, mut bob, bytes } = Middle::reach();
@@ -593,6 +601,7 @@ fn a_transfer_goes_on_after_its_sender_has_logged_in_anew() {
     goes_on(&new_gate, &mut anew, &mut bob, &bytes);
 }
 
+/// README#go-on.
 #[test]
 fn what_one_person_has_sent_is_no_beginning_for_another() {
     let Middle { server, gate: _gate, alice, mut bob, bytes } = Middle::reach();
@@ -644,6 +653,7 @@ fn a_transfer_goes_on_after_the_server_was_killed() {
     goes_on(&gate, &mut alice, &mut bob, &bytes);
 }
 
+/// README#whole-file.
 #[test]
 fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
@@ -673,6 +683,7 @@ fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
 
 // ---- what goes wrong
 
+/// README#whole-file.
 #[test]
 fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
     let server = Server::start();

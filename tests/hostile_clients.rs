@@ -290,6 +290,8 @@ fn rubbish() -> Vec<(Vec<u8>, &'static str)> {
     ]
 }
 
+/// README#not-a-message, README#closing-errors, README#version, README#rounds, README#name-form,
+/// README#base64.
 #[test]
 fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
     let mut scene = Scene::open(&[]);
@@ -360,6 +362,7 @@ fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
     scene.close();
 }
 
+/// README#not-a-message, README#keys_request, README#error, README#pong.
 #[test]
 fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable() {
     let mut scene = Scene::open(&[]);
@@ -408,6 +411,7 @@ fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable
     scene.close();
 }
 
+/// README#line-length.
 #[test]
 fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
     let mut scene = Scene::open(&[]);
@@ -436,6 +440,7 @@ fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
     scene.close();
 }
 
+/// README#der.
 #[test]
 fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
     let mut scene = Scene::open(&[]);
@@ -500,6 +505,7 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
     scene.close();
 }
 
+/// README#routing, README#own-name, README#name-case, README#encrypted_send.
 #[test]
 fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
     let mut scene = Scene::open(&[]);
@@ -571,6 +577,7 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
     scene.close();
 }
 
+/// README#own-key-only, README#outcome, README#sent, README#encrypted_message.
 #[test]
 fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_target_once() {
     let mut scene = Scene::open(&["--grace", "1"]);
@@ -638,6 +645,33 @@ fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_targ
     scene.close();
 }
 
+/// README#keys_answer.
+#[test]
+fn every_name_that_is_asked_for_is_answered_once_with_its_keys_or_as_unknown() {
+    let server = Server::with(&["--grace", "1"]);
+    let (mut raw, mallory) = newcomer(&server, "mallory");
+    for name in ["frank", "lost"] {
+        drop(newcomer(&server, name));
+        until("they have left", || server.log().contains(&format!("event=logout user={name} ")));
+    }
+    std::fs::remove_file(server.data("keys/lost.pem")).expect("removed");
+    let asked = ["frank", "nobody", "mallory", "MALLORY", "lost", "frank", "nobody"];
+    let names = asked.map(|name| name.parse().expect("a name")).into();
+    raw.say(&ClientMessage::KeysRequest(KeysRequest { names }));
+    let Some(ServerMessage::Keys(answer)) = raw.answer() else { panic!("no keys") };
+    let mut known: Vec<_> =
+        answer.keys.iter().map(|keys| (keys.name.to_string(), keys.session_key.is_some())).collect();
+    known.sort();
+    assert_eq!(known, [("frank".into(), false), ("mallory".into(), true)]);
+    let mut unknown: Vec<_> = answer.unknown.iter().map(ToString::to_string).collect();
+    unknown.sort();
+    assert_eq!(unknown, ["MALLORY", "lost", "nobody"]);
+    let of_mallory = answer.keys.iter().find(|keys| keys.name == mallory.name).expect("known");
+    assert!(of_mallory.identity.0 == mallory.identity.public().spki());
+    assert!(of_mallory.session_key.as_ref().is_some_and(|key| key.0 == mallory.session.public().spki()));
+}
+
+/// README#connection-order, README#deadlines.
 #[test]
 fn steps_out_of_their_order_are_refused() {
     let mut scene = Scene::open(&[]);
@@ -708,6 +742,7 @@ fn trickle(mut socket: TcpStream, bytes: &[u8]) -> Duration {
     }
 }
 
+/// README#deadlines.
 #[test]
 fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
     let mut scene = Scene::open(&[]);
@@ -753,6 +788,7 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
     scene.close();
 }
 
+/// README#outcome.
 #[test]
 fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_others_miss_nothing() {
     let mut scene = Scene::open(&[]);
@@ -800,6 +836,7 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
     scene.close();
 }
 
+/// README#ends-at-once.
 #[test]
 fn a_peer_that_asks_and_never_listens_is_closed() {
     // So fast that the answers pile up, and not the requests.
@@ -978,6 +1015,7 @@ fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
     scene.close();
 }
 
+/// README#replaced.
 #[test]
 fn a_session_that_another_login_has_taken_over_says_nothing_more() {
     let scene = Scene::open(&[]);
@@ -1002,6 +1040,7 @@ fn a_session_that_another_login_has_taken_over_says_nothing_more() {
     scene.close();
 }
 
+/// README#registration-limit.
 #[test]
 fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
     let server = Server::with(&["--registrations", "3"]);
@@ -1031,6 +1070,7 @@ fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
     assert!(!server.data("keys/erin.pem").exists());
 }
 
+/// README#rate.
 #[test]
 fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
     let server = Server::with(&["--rate", "20"]);
@@ -1044,6 +1084,7 @@ fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
 }
 
+/// README#renew, README#session-certificate.
 #[test]
 fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
     let scene = Scene::open(&[]);

@@ -452,6 +452,7 @@ impl Pair {
 
 // ---- a hostile sender
 
+/// README#plain-name.
 #[test]
 fn whatever_a_file_is_called_it_becomes_one_plain_file_in_its_folder() {
     let server = Server::start();
@@ -494,6 +495,7 @@ fn whatever_a_file_is_called_it_becomes_one_plain_file_in_its_folder() {
     farewell(bob);
 }
 
+/// README#harmless.
 #[test]
 fn a_file_name_climbs_into_no_other_row() {
     let server = Server::start();
@@ -528,6 +530,7 @@ fn a_file_that_has_arrived_is_never_taken_for_the_part_of_another() {
     farewell(bob);
 }
 
+/// README#bad-word, README#offer-life, README#file_offer.
 #[test]
 fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     let server = Server::start();
@@ -611,6 +614,7 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     farewell(bob);
 }
 
+/// README#chunk-order, README#chunk-mac, README#chunk-keys, README#whole-file, README#grants.
 #[test]
 fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
     let server = Server::start();
@@ -706,6 +710,7 @@ fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
     farewell(bob);
 }
 
+/// README#whole-file, README#file_cancel.
 #[test]
 fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
     let server = Server::start();
@@ -764,6 +769,7 @@ fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
     farewell(bob);
 }
 
+/// README#asked-for, README#not-granted.
 #[test]
 fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
     let server = Server::start();
@@ -796,6 +802,7 @@ fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
     farewell(bob);
 }
 
+/// README#bad-word.
 #[test]
 fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
     let server = Server::start();
@@ -837,6 +844,7 @@ fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
 
 // ---- a hostile recipient
 
+/// README#bad-word, README#chunk-session, README#file_accept.
 #[test]
 fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     let server = Server::start();
@@ -876,6 +884,7 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     }
 }
 
+/// README#granted-limit, README#harmless.
 #[test]
 fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
     let server = Server::start();
@@ -917,6 +926,7 @@ fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
     farewell(alice);
 }
 
+/// README#transfer-end, README#file_done.
 #[test]
 fn who_says_to_have_it_all_before_anything_was_sent_gets_nothing_more() {
     let server = Server::start();
@@ -933,6 +943,7 @@ fn who_says_to_have_it_all_before_anything_was_sent_gets_nothing_more() {
     farewell(alice);
 }
 
+/// README#bad-word.
 #[test]
 fn nobody_but_the_one_it_was_offered_to_can_answer_an_offer() {
     let server = Server::start();
@@ -1071,6 +1082,7 @@ fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
     ServerMessage::Refused(Refused { peer: name(peer), transfer: Fixed(id) }).encode()
 }
 
+/// README#chunk-order, README#chunk-mac, README#transfer-end.
 #[test]
 fn a_file_that_a_server_has_touched_ends_with_its_reason_on_both_sides_and_never_gets_its_name() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
@@ -1232,6 +1244,7 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
 
 // ---- hostile clients, against the server
 
+/// README#bad-packet, README#packet.
 #[test]
 fn a_packet_that_is_none_gets_a_code_and_one_too_long_is_refused_before_it_arrives() {
     let server = Server::start();
@@ -1294,6 +1307,7 @@ fn is_granted(raw: &mut Raw, id: TransferId, count: u32) {
     }
 }
 
+/// README#grants, README#granted-limit, README#not-granted, README#grant, README#refused.
 #[test]
 fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
     let server = Server::start();
@@ -1368,6 +1382,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
     pair.close(server);
 }
 
+/// README#packet-cost.
 #[test]
 fn who_sends_what_nobody_wants_is_read_more_slowly() {
     let server = Server::with(&["--rate", "20"]);
@@ -1386,6 +1401,7 @@ fn who_sends_what_nobody_wants_is_read_more_slowly() {
     assert!(started.elapsed() >= Duration::from_millis(1800), "{:?}", started.elapsed());
 }
 
+/// README#packet.
 #[test]
 fn a_packet_cut_anywhere_is_put_together_and_one_that_breaks_off_leaves_nothing_behind() {
     let server = Server::with(&["--no-tls", "--grace", "1"]);

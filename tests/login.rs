@@ -139,6 +139,7 @@ fn relay(from: &Channel, to: &Channel) {
     to.close();
 }
 
+/// README#login-proof, README#exporter.
 #[test]
 fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
     let server = Server::start();
@@ -163,6 +164,7 @@ fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
     assert!(matches!(server.raw().log_in(&bob), Some(ServerMessage::Session(_))));
 }
 
+/// README#exporter.
 #[test]
 fn without_tls_there_is_no_channel_to_bind_and_the_same_relay_passes() {
     let server = Server::with(&["--no-tls"]);
@@ -177,6 +179,7 @@ struct Stolen {
     password_key: Key,
 }
 
+/// README#login-failed.
 #[test]
 fn a_thief_of_users_json_cannot_log_in() {
     let server = Server::start();
@@ -237,6 +240,7 @@ fn shape(server: &Server, person: &Person) -> Vec<String> {
     ]
 }
 
+/// README#unknown-name, README#login-failed.
 #[test]
 fn an_unknown_name_and_a_known_one_look_alike() {
     let server = Server::start();
@@ -267,6 +271,7 @@ fn salts_of_a_name_in_other_letter_case_do_not_tell_whether_it_exists() {
     assert_eq!(same("ALICE", "Alice"), same("NOBODY", "Nobody"));
 }
 
+/// README#lockout.
 #[test]
 fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     let server = Server::start();
@@ -305,6 +310,30 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
+/// README#login-failed, README#session-certificate.
+#[test]
+fn a_certificate_outside_its_time_is_told_apart_for_names_and_passwords_alike() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    let hour = 3_600_000;
+    for (person, password) in
+        [(&alice, PASSWORD), (&alice, "wrong horse battery"), (&Person::new("nobody"), PASSWORD)]
+    {
+        for created in [clock::now_ms() - 27 * hour, clock::now_ms() + 3 * hour] {
+            let mut raw = server.raw();
+            let challenge = challenge(&mut raw, person);
+            let mut response = response(&raw, person, &challenge, password);
+            response.created = created;
+            response.certificate =
+                Fixed(person.identity.certify(&person.name, &person.session, created).signature);
+            raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
+            assert_eq!(raw.error(), "bad_key");
+            assert!(raw.is_closed());
+        }
+    }
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+}
+
 #[test]
 fn a_login_makes_earlier_failures_forgotten() {
     let server = Server::start();
@@ -317,6 +346,7 @@ fn a_login_makes_earlier_failures_forgotten() {
     }
 }
 
+/// README#lockout.
 #[test]
 fn guesses_at_the_same_time_are_all_counted() {
     let server = Server::start();
@@ -347,6 +377,7 @@ fn guesses_at_the_same_time_are_all_counted() {
     assert_eq!(tried, 5, "guesses that were compared");
 }
 
+/// README#challenge-once.
 #[test]
 fn a_challenge_serves_one_response() {
     let server = Server::start();
@@ -363,6 +394,7 @@ fn a_challenge_serves_one_response() {
     assert!(raw.is_closed());
 }
 
+/// README#challenge-once.
 #[test]
 fn a_recorded_response_is_worth_nothing_on_another_connection() {
     for arguments in [&[][..], &["--no-tls"]] {

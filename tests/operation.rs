@@ -156,6 +156,7 @@ fn the_first_certificate_is_for_a_year_and_for_this_machines_names() {
     assert!(digest.starts_with(&hex), "{digest}");
 }
 
+/// README#server-key.
 #[test]
 fn an_expired_certificate_is_renewed_with_its_key_and_a_client_that_pinned_it_does_not_complain() {
     let home = Arc::new(Folder::new());
@@ -421,6 +422,7 @@ fn s_client(server: &Server, arguments: &[&str]) -> String {
     openssl(&[&basics[..], arguments].concat(), "")
 }
 
+/// README#transport.
 #[test]
 fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
     let server = Server::start();
@@ -436,6 +438,7 @@ fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
     }
 }
 
+/// README#transport.
 #[test]
 fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
     let server = Server::start();
@@ -459,6 +462,55 @@ fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
     assert!(text.contains("alert handshake failure"), "{text}");
 }
 
+/// README#transport.
+#[test]
+fn no_tls_session_is_resumed_and_tls_1_2_needs_the_extended_master_secret() {
+    use rustls::client::Resumption;
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+    let server = Server::start();
+    let mut roots = rustls::RootCertStore::empty();
+    let certificate = CertificateDer::from_pem_file(server.data("certs/server.crt")).expect("a certificate");
+    roots.add(certificate).expect("acceptable");
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .expect("versions")
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        // A client that would resume whatever it is let.
+        (config.resumption, config.enable_early_data) = (Resumption::in_memory_sessions(16), true);
+        let config = Arc::new(config);
+        for _ in 0..3 {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let mut tls = rustls::ClientConnection::new(config.clone(), name).expect("a client");
+            assert!(tls.early_data().is_none());
+            let mut socket = server.socket();
+            // Up to an answer: a ticket would come before it.
+            tls.writer().write_all(&ClientMessage::Ping.encode()).expect("room");
+            let mut answer = [0; 16];
+            let length = rustls::Stream::new(&mut tls, &mut socket).read(&mut answer).expect("an answer");
+            assert!(answer[..length].starts_with(b"{\"type\":\"pong"));
+            assert_eq!(tls.handshake_kind(), Some(rustls::HandshakeKind::Full));
+            assert_eq!(tls.tls13_tickets_received(), 0);
+        }
+    }
+    let home = Folder::new();
+    let settings = "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\n";
+    for (options, spoken) in [("", true), ("Options = -ExtendedMasterSecret\n", false)] {
+        let path = home.path("openssl.cnf");
+        fs::write(&path, format!("{settings}{options}")).expect("written");
+        let address = format!("127.0.0.1:{}", server.port);
+        let mut client = Command::new("openssl");
+        client.args(["s_client", "-connect", &address, "-brief", "-tls1_2"]).env("OPENSSL_CONF", &path);
+        let out = client.stdin(Stdio::null()).output().expect("openssl is installed");
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(text.contains("Protocol version: TLSv1.2"), spoken, "{text}");
+        assert_eq!(text.contains("SSL alert number"), !spoken, "{text}");
+    }
+}
+
+/// README#transport.
 #[test]
 fn the_key_exchange_is_the_hybrid_post_quantum_one() {
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -484,6 +536,7 @@ fn the_key_exchange_is_the_hybrid_post_quantum_one() {
     assert_eq!(tls.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
 }
 
+/// README#registration-limit.
 #[test]
 fn a_closed_server_makes_no_accounts_and_lets_the_old_ones_in() {
     let server = Server::start();
@@ -598,6 +651,7 @@ fn holds(bytes: &[u8], trace: &[u8]) -> bool {
     bytes.windows(trace.len()).any(|window| window == trace)
 }
 
+/// README#password.
 #[test]
 fn neither_the_wire_without_tls_nor_any_file_of_the_server_holds_a_message_or_a_password() {
     let server = Server::with(&["--no-tls"]);
@@ -656,6 +710,7 @@ fn tls_and_no_tls_never_mix() {
     }
 }
 
+/// README#full.
 #[test]
 fn a_full_server_says_so_and_serves_those_it_has() {
     let server = Server::with(&["--clients", "2", "--per-address", "100", "--grace", "3600"]);

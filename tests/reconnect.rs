@@ -90,6 +90,7 @@ fn presence(lines: &[String]) -> Vec<&String> {
 
 // ---- within the grace
 
+/// README#outlives, README#sent-again.
 #[test]
 fn cut_again_and_again_a_conversation_loses_and_doubles_nothing_and_others_notice_nothing() {
     let server = Server::start();
@@ -280,6 +281,7 @@ fn after_the_grace_the_client_logs_in_anew_and_tells_what_may_be_lost() {
     assert_eq!(two.alice.finish().0, 1, "two messages were never acknowledged");
 }
 
+/// README#no-session.
 #[test]
 fn after_a_crash_of_the_server_exactly_what_it_had_not_acknowledged_is_told_and_nothing_is_sent_twice() {
     let server = Server::start();
@@ -322,6 +324,7 @@ fn a_server_that_comes_and_goes_is_found_again_each_time() {
 
 // ---- what ends it
 
+/// README#elsewhere.
 #[test]
 fn a_login_from_elsewhere_is_not_fought_over() {
     let server = Server::start();
@@ -344,6 +347,7 @@ fn a_login_from_elsewhere_is_not_fought_over() {
     assert_eq!(logins(server.log()), 2);
 }
 
+/// README#elsewhere.
 #[test]
 fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_nobody_off() {
     let server = Server::start();
@@ -432,6 +436,7 @@ fn two_clients_that_lose_the_connection_together_come_back_together() {
     two.talk("both back");
 }
 
+/// README#full.
 #[test]
 fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_there_is_room() {
     let server = Server::with(&["--clients", "2"]);

@@ -13,8 +13,9 @@ use secure_messenger::crypto::secret::{Key, random};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedSend, EnvelopeFields, Grant, KeysRequest, Packet, Received, Resume,
-    ResumeChallenge, ResumeRequest, Routing, Sent, ServerMessage, SessionKeyFields, VERSION, WrappedKey,
+    ClientMessage, EncryptedSend, EnvelopeFields, Grant, KeysRequest, MAX_LINE, Packet, Received, Resume,
+    ResumeChallenge, ResumeRequest, Routing, Sent, ServerMessage, Session, SessionKeyFields, VERSION,
+    WrappedKey,
 };
 use secure_messenger::wire::frame;
 use std::collections::VecDeque;
@@ -92,9 +93,15 @@ fn connect(server: &Server) -> (Raw, Cut) {
 
 fn token(answer: Option<ServerMessage>) -> Key {
     match answer {
-        Some(ServerMessage::Session(session)) => session.token,
+        Some(ServerMessage::Session(session)) => lasting_a_day(session),
         _ => panic!("not logged in"),
     }
+}
+
+fn lasting_a_day(session: Session) -> Key {
+    let left = session.expires.saturating_sub(clock::now_ms());
+    assert!((86_340_000..=86_400_000).contains(&left), "{left} ms");
+    session.token
 }
 
 impl<'a> Peer<'a> {
@@ -371,6 +378,7 @@ impl Tally {
     }
 }
 
+/// README#frames, README#sent-again.
 #[test]
 fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
     let seed = u64::from_be_bytes(random());
@@ -423,6 +431,7 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
     assert!(!log.contains("event=logout"), "{log}");
 }
 
+/// README#frames, README#sent-again.
 #[test]
 fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
     let server = Server::with(&["--no-tls", "--rate", "100000"]);
@@ -458,6 +467,7 @@ fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
     assert!(alice.resumed > 50 && bob.resumed > 50, "{} {}", alice.resumed, bob.resumed);
 }
 
+/// README#taken-over.
 #[test]
 fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
     let server = Server::with(&["--rate", "4"]);
@@ -490,6 +500,7 @@ fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
     assert!(!server.log().contains("event=logout"));
 }
 
+/// README#kept, README#taken-over.
 #[test]
 fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_connection() {
     let server = Server::with(&["--rate", "100000", "--outbox", "16384"]);
@@ -518,6 +529,7 @@ fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_conne
     assert!(alice.sent().busy.is_empty());
 }
 
+/// README#resume-proof, README#resume-rules, README#no-session.
 #[test]
 fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_it() {
     let server = Server::start();
@@ -570,6 +582,7 @@ fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_
     assert!(!server.log().contains("locked"));
 }
 
+/// README#latest-token, README#session, README#renew.
 #[test]
 fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
     let server = Server::start();
@@ -580,7 +593,7 @@ fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
         let certificate = alice.person.identity.certify(&alice.person.name, &key, clock::now_ms());
         alice.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
         match alice.hear_message(|message| matches!(message, ServerMessage::Session(_))) {
-            ServerMessage::Session(session) => session.token,
+            ServerMessage::Session(session) => lasting_a_day(session),
             _ => unreachable!(),
         }
     };
@@ -596,6 +609,7 @@ fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
     alice.settle();
 }
 
+/// README#ends-at-once, README#elsewhere, README#no-session, README#logout.
 #[test]
 fn a_session_that_has_ended_is_not_resumed() {
     let server = Server::with(&["--grace", "1"]);
@@ -624,6 +638,7 @@ fn a_session_that_has_ended_is_not_resumed() {
     assert_eq!(ended, 2, "{log}");
 }
 
+/// README#outlives, README#presence.
 #[test]
 fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end() {
     let server = Server::with(&["--grace", "2"]);
@@ -662,6 +677,7 @@ fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end()
     assert_eq!(alice.sent().offline.len(), 1);
 }
 
+/// README#outlives, README#kept-limit.
 #[test]
 fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_are_back() {
     let server = Server::with(&["--outbox", "192", "--rate", "100000"]);
@@ -705,6 +721,7 @@ fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_a
     assert_eq!(alice.sent().busy.len(), 0);
 }
 
+/// README#kept-limit.
 #[test]
 fn a_client_that_never_acknowledges_is_served_and_resumed_as_far_as_is_remembered() {
     let server = Server::with(&["--outbox", "192", "--rate", "100000"]);
@@ -728,6 +745,7 @@ fn a_client_that_never_acknowledges_is_served_and_resumed_as_far_as_is_remembere
     }
 }
 
+/// README#ack-true, README#ends-at-once, README#ack.
 #[test]
 fn an_ack_of_what_was_not_sent_or_of_less_than_before_ends_the_session() {
     let server = Server::start();
@@ -745,6 +763,105 @@ fn an_ack_of_what_was_not_sent_or_of_less_than_before_ends_the_session() {
     }
 }
 
+/// README#ends-at-once.
+#[test]
+fn a_line_or_packet_that_is_too_long_ends_the_session_at_once() {
+    let server = Server::start();
+    for (name, long) in [("alice", vec![b' '; MAX_LINE + 1]), ("bob", vec![0, 0xff, 0xff, 0xff, 0xff])] {
+        let mut peer = Peer::new(&server, name);
+        peer.settle();
+        peer.raw.bytes(&long);
+        assert_eq!(peer.raw.error(), "line_too_long");
+        assert!(peer.raw.is_closed());
+        let refused = refusal(&server, &peer.name(), peer.received, &peer.token);
+        assert_eq!(refused, Some(NO_SESSION.into()));
+        until("it has ended", || server.log().contains(&format!("event=logout user={name} ")));
+    }
+}
+
+/// README#ack-when, README#frames.
+#[test]
+fn the_server_acknowledges_32_frames_or_128_kib_and_before_a_pong_what_is_new() {
+    let server = Server::with(&["--rate", "100000"]);
+    let mut raw = Peer::new(&server, "alice").raw;
+    // What is no message is a frame as well, and is answered.
+    let mut answers_before_ack = |lines: &[u8], acknowledged: u64| {
+        raw.bytes(lines);
+        let mut answers = 0;
+        loop {
+            match raw.hear() {
+                Some(ServerMessage::Error(_)) => answers += 1,
+                Some(ServerMessage::Ack(ack)) => {
+                    assert_eq!(ack.received, acknowledged);
+                    return answers;
+                }
+                Some(ServerMessage::Presence(_)) => {}
+                _ => panic!("something else"),
+            }
+        }
+    };
+    let long = [&vec![b'x'; 70_000][..], b"\n"].concat();
+    assert_eq!(answers_before_ack(&b"x\n".repeat(32), 32), 32);
+    assert_eq!(answers_before_ack(&long.repeat(2), 34), 2);
+    let ping = ClientMessage::Ping.encode();
+    assert_eq!(answers_before_ack(&[b"x\n", &ping[..]].concat(), 35), 1);
+    assert!(matches!(raw.hear(), Some(ServerMessage::Pong)));
+    raw.bytes(&ping);
+    assert!(matches!(raw.hear(), Some(ServerMessage::Pong)), "nothing new");
+}
+
+/// The server's descriptors.
+fn descriptors(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).map_or(0, Iterator::count)
+}
+
+/// README#slow-client.
+#[test]
+fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() {
+    let server = Server::with(&["--rate", "100000", "--outbox", "16384"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    bob.ack();
+    bob.settle();
+    let before = descriptors(&server);
+    let mut taken = 0;
+    // More than the kernel takes: a writer of the server's waits.
+    loop {
+        let letter = letter(&alice.person, &["bob"], taken + 1, 32 * 1024);
+        alice.say(&letter);
+        if !alice.sent().busy.is_empty() {
+            break;
+        }
+        taken += 1;
+    }
+    let full = Instant::now();
+    until("the connection is closed", || descriptors(&server) < before);
+    let waited = full.elapsed();
+    assert!((15..45).contains(&waited.as_secs()), "{waited:?}");
+    for number in 1..=taken {
+        assert_eq!(bob.letter(), number);
+    }
+    assert!(bob.resumed == 1 && !server.log().contains("event=logout"), "{}", server.log());
+}
+
+/// README#life.
+#[test]
+fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute() {
+    let server = Server::start();
+    let mut raw = Peer::new(&server, "alice").raw;
+    let silent = Instant::now();
+    loop {
+        match raw.hear() {
+            Some(ServerMessage::Ping) => break,
+            Some(ServerMessage::Presence(_)) => {}
+            _ => panic!("not asked"),
+        }
+    }
+    assert!((29..50).contains(&silent.elapsed().as_secs()), "{:?}", silent.elapsed());
+    raw.say(&ClientMessage::Pong);
+    assert!(raw.is_usable());
+}
+
+/// README#kept-limit, README#granted-limit.
 #[test]
 fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
     let server = Server::with(&["--rate", "100000"]);
@@ -767,6 +884,7 @@ fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
     assert!(refused(&mut bob, 97) && !refused(&mut bob, 96));
 }
 
+/// README#taken-over.
 #[test]
 fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
     let server = Server::with(&["--rate", "100000"]);

@@ -1,5 +1,5 @@
 //! The house rules that a reader relies on: file heads, the direction of imports, no `unwrap`,
-//! one place for each library, every dependency explained.
+//! one place for each library, every dependency explained, every clause of the README enforced somewhere and tried somewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -158,6 +158,50 @@ fn the_code_cites_every_clause_of_the_readme_and_nothing_else() {
     assert!(dangling.is_empty(), "README has no {dangling:?}");
 }
 
+/// All files of a folder and those below it that end so, as text.
+fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut found) = (vec![root.join(folder)], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("readable") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == ending) {
+                found.push((path.display().to_string(), fs::read_to_string(&path).expect("UTF-8")));
+            }
+        }
+    }
+    found
+}
+
+/// What the comments right above a line that begins with `test` cite: a test says for itself what it tries, no file for
+/// all of its tests.
+fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
+    let (mut above, mut found) = (Vec::new(), Vec::new());
+    for line in text.lines().map(str::trim_start) {
+        match line.strip_prefix(comment) {
+            Some(words) => above.extend(cited(words)),
+            None if line.starts_with(test) => found.append(&mut above),
+            None => above.clear(),
+        }
+    }
+    found
+}
+
+#[test]
+fn every_clause_of_the_readme_is_cited_by_a_test_that_tries_it() {
+    let rust = [texts("tests", "rs"), texts("src", "rs")].concat();
+    let rust = rust.iter().flat_map(|(_, text)| cited_above(text, "///", "#[test]"));
+    let python = texts("tests/interop", "py");
+    let python = python.iter().flat_map(|(_, text)| cited_above(text, "#", "def "));
+    let (clauses, cites): (_, BTreeSet<_>) = (clauses(), rust.chain(python).collect());
+    let missing: Vec<_> = clauses.difference(&cites).collect();
+    assert!(missing.is_empty(), "no test says that it tries {missing:?}");
+    let dangling: Vec<_> = cites.difference(&clauses).collect();
+    assert!(dangling.is_empty(), "README has no {dangling:?}");
+}
+
 #[test]
 fn every_link_of_the_readme_leads_to_a_place_that_is_there() {
     let (readme, root) = (readme(), Path::new(env!("CARGO_MANIFEST_DIR")));
@@ -228,4 +272,51 @@ fn the_readme_s_commands_are_the_program_s() {
         let flag = flag.trim_end_matches(|c: char| !c.is_alphanumeric());
         assert!(readme.contains(flag), "README lacks {flag}");
     }
+}
+
+/// The words in backquotes of the rows of the table that begins with `head`, as far as `column` goes.
+fn table(head: &str, column: usize) -> Vec<String> {
+    let readme = readme();
+    let table = readme.split(head).nth(1).and_then(|rest| rest.split("\n\n").next()).expect("the table");
+    let cells = table.lines().skip(2).filter_map(|row| row.split('|').nth(column));
+    let words =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(String::from).collect::<Vec<_>>());
+    words.collect()
+}
+
+/// README#labels.
+#[test]
+fn each_label_has_its_purpose_in_the_readme_and_none_serves_two() {
+    let sources = sources();
+    let (_, text) = sources.iter().find(|(name, _)| name == "crypto/mod.rs").expect("the labels' place");
+    let labels: Vec<_> = between(text, "&str = \"secure-messenger/1 ", '"').map(String::from).collect();
+    let listed: Vec<_> = table("| label | used in |", 1)
+        .iter()
+        .map(|label| label.trim_start_matches("secure-messenger/1 ").trim_start_matches("… ").to_string())
+        .collect();
+    let set = |list: &[String]| list.iter().cloned().collect::<BTreeSet<_>>();
+    assert!(labels.len() > 10 && set(&labels).len() == labels.len(), "{labels:?}");
+    assert_eq!((set(&labels), labels.len()), (set(&listed), listed.len()));
+    let elsewhere = sources.iter().filter(|(name, _)| name != "crypto/mod.rs");
+    for (name, text) in elsewhere {
+        assert!(
+            !code(text).any(|line| line.contains("\"secure-messenger/1")),
+            "{name} has a label of its own"
+        );
+    }
+}
+
+/// README#error-codes.
+#[test]
+fn the_readme_lists_exactly_the_codes_that_the_server_says() {
+    let sources = sources();
+    let (_, text) = sources.iter().find(|(name, _)| name == "protocol.rs").expect("the codes' place");
+    let said: BTreeSet<_> = code(text)
+        .filter_map(|line| line.strip_prefix("ErrorCode::")?.split_once(" => \""))
+        .filter_map(|(_, rest)| rest.split('"').next())
+        .map(String::from)
+        .collect();
+    assert!(said.len() > 20, "{said:?}");
+    // What stands beside them in a row's first cell is a code, too.
+    assert_eq!(said, table("| error code | when |", 1).into_iter().collect());
 }

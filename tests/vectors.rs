@@ -14,7 +14,7 @@ use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
 use secure_messenger::client::session::wire_form::typed;
 use secure_messenger::crypto::chunk::Plan;
-use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope};
+use secure_messenger::crypto::envelope::{Body, Envelope, Kind, MAX_CIPHERTEXT, Recipient, Scope, Sealed};
 use secure_messenger::crypto::key_file::{self, KeyFileError};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::label;
@@ -234,6 +234,7 @@ impl Vectors {
     }
 }
 
+/// README#der, README#fingerprint.
 #[test]
 fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
     let v = vectors();
@@ -254,6 +255,7 @@ fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
     assert_ne!(from_pem.fingerprint(), session.fingerprint());
 }
 
+/// README#primitives.
 #[test]
 fn pbkdf2_agrees_with_other_implementations() {
     for v in vectors().pbkdf2 {
@@ -270,6 +272,7 @@ fn pbkdf2_agrees_with_other_implementations() {
     }
 }
 
+/// README#primitives.
 #[test]
 fn hmac_agrees_with_the_rfc_and_other_implementations() {
     for v in vectors().hmac {
@@ -341,6 +344,7 @@ impl Aead {
     }
 }
 
+/// README#primitives, README#ciphertext.
 #[test]
 fn eax_with_its_counter_agrees_with_pycryptodome() {
     for v in vectors().eax {
@@ -358,6 +362,7 @@ fn eax_with_its_counter_agrees_with_pycryptodome() {
     }
 }
 
+/// README#primitives.
 #[test]
 fn gcm_agrees_with_pycryptodome() {
     for v in vectors().gcm {
@@ -372,6 +377,7 @@ fn gcm_agrees_with_pycryptodome() {
     }
 }
 
+/// README#primitives.
 #[test]
 fn keys_wrapped_by_other_implementations_unwrap() {
     let v = vectors();
@@ -389,6 +395,7 @@ fn keys_wrapped_by_other_implementations_unwrap() {
     }
 }
 
+/// README#primitives.
 #[test]
 fn signatures_by_other_implementations_verify() {
     let v = vectors();
@@ -409,6 +416,7 @@ fn signatures_by_other_implementations_verify() {
 }
 
 /// A JSON text in which the base64 of `field` begins with another character.
+/// README#history-file, README#history-key, README#history-chain, README#history-record.
 #[test]
 fn a_history_made_by_another_implementation_loads() {
     let (v, home) = (vectors(), Folder::new());
@@ -443,6 +451,7 @@ fn altered(text: &str, field: &str) -> String {
     format!("{}{other}{}", &text[..at], &text[at + 1..])
 }
 
+/// README#key-file-form.
 #[test]
 fn a_key_file_made_by_another_implementation_opens() {
     let v = vectors();
@@ -465,6 +474,7 @@ fn a_key_file_made_by_another_implementation_opens() {
     assert_eq!(open(text, owner, "correct horsf"), Err(KeyFileError::WrongPassword));
 }
 
+/// README#session-certificate.
 #[test]
 fn a_session_certificate_made_by_another_implementation_verifies() {
     let v = vectors();
@@ -486,6 +496,7 @@ fn a_session_certificate_made_by_another_implementation_verifies() {
     refused(&certificate, &name("alicf"));
 }
 
+/// README#session-certificate, README#times.
 #[test]
 fn a_session_certificate_is_valid_from_two_hours_before_it_was_made_to_twenty_six_after_and_no_millisecond_longer()
  {
@@ -519,6 +530,7 @@ fn register(v: &LoginVector) -> Register {
     json::from_str(&v.register).expect("just decoded")
 }
 
+/// README#challenge, README#challenge_response, README#login-proof.
 #[test]
 fn a_login_answers_what_another_implementation_answers() {
     let v = vectors();
@@ -563,6 +575,7 @@ fn a_login_answers_what_another_implementation_answers() {
     }
 }
 
+/// README#register.
 #[test]
 fn a_registration_made_by_another_implementation_is_accepted() {
     let v = vectors();
@@ -576,6 +589,7 @@ fn a_registration_made_by_another_implementation_is_accepted() {
     }
 }
 
+/// README#unknown-name.
 #[test]
 fn the_salt_of_an_unknown_name_is_the_documented_one() {
     let v = vectors();
@@ -596,6 +610,7 @@ fn the_salt_of_an_unknown_name_is_the_documented_one() {
     assert!(flips(&secret).all(|flipped| salt(&v.fake_salt.name, flipped) != expected));
 }
 
+/// README#safety-digits.
 #[test]
 fn a_safety_number_is_the_same_as_elsewhere() {
     let v = vectors().safety_number;
@@ -625,6 +640,7 @@ fn copy(envelope: &Envelope) -> Envelope {
     Envelope { body: envelope.body.clone(), wrapped: envelope.wrapped }
 }
 
+/// README#encrypted_message.
 #[test]
 fn an_envelope_made_by_another_implementation_opens() {
     let v = vectors();
@@ -637,6 +653,8 @@ fn an_envelope_made_by_another_implementation_opens() {
     }
 }
 
+/// README#header, README#commitment, README#padding, README#ciphertext, README#signature,
+/// README#wrapped-key.
 #[test]
 fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
     let v = vectors();
@@ -660,6 +678,7 @@ fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
     }
 }
 
+/// README#header, README#signature.
 #[test]
 fn an_envelope_with_one_bit_flipped_is_refused() {
     let v = vectors();
@@ -713,6 +732,7 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
     }
 }
 
+/// README#check-open, README#commitment, README#wrapped-key, README#padding.
 #[test]
 fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
     let v = vectors();
@@ -727,6 +747,7 @@ fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
     assert_eq!(long.verify(&identity).err(), Some(CryptoError::BadEnvelope));
 }
 
+/// README#chunk, README#chunk-keys, README#chunk-ciphertext, README#chunk-mac.
 #[test]
 fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_not() {
     let session = SessionKey::from_pkcs8(&unhex(&vectors().session.pkcs8)).expect("a key");
@@ -753,5 +774,42 @@ fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_
         assert_eq!(mac, unhex(&v.mac));
         let keys = session.unwrap(block.try_into().expect("256"), fixed(&v.oaep_label)).expect("unwraps");
         assert_eq!(*keys, unhex(&v.chunk_key));
+    }
+}
+
+/// README#message-key, README#chunk-keys.
+#[test]
+fn what_must_be_fresh_is_never_made_twice() {
+    let v = vectors();
+    let (identity, session) = (v.identity(), v.session());
+    let Envelope { body, .. } = envelope(&v.envelopes[0].line);
+    let [one, other] = [(); 2].map(|()| Sealed::seal(body.header.clone(), &identity, b"the same").body);
+    // The commitment is of the message key alone.
+    assert!(one.commitment != other.commitment && one.nonce != other.nonce);
+    let plan = Plan { id: [1; 16], key: Key::new([2; 32]), size: 5 * 65_536, start: 0 };
+    let oaep_label = sha256(&Fields::new(label::CHUNK_KEYS).bytes(&plan.id).number(0).finish());
+    let mut keys = Vec::new();
+    let mut nonces = Vec::new();
+    for _ in 0..2 {
+        let payloads = plan.seal_group(0, session.public(), &vec![7; 5 * 65_536]);
+        let block = payloads[0][64..320].try_into().expect("a block");
+        let unwrapped = session.unwrap(block, oaep_label).expect("it is for this key");
+        assert_eq!(unwrapped.len(), 5 * 32);
+        keys.extend(unwrapped.chunks(32).map(<[u8]>::to_vec));
+        nonces.extend(payloads.iter().map(|payload| payload[36..48].to_vec()));
+    }
+    for mut all in [keys, nonces] {
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 10);
+    }
+    let owner = name("alice");
+    let [one, other] = [(); 2].map(|()| key_file::seal(&identity, &owner, &Password::new("secret".into())));
+    for field in ["salt", "nonce", "ciphertext"] {
+        let value = |text: &str| {
+            let rest = text.split(&format!("\"{field}\":\"")).nth(1).expect("the field").to_string();
+            rest.split('"').next().expect("its end").to_string()
+        };
+        assert_ne!(value(&one), value(&other), "{field}");
     }
 }

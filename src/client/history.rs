@@ -509,6 +509,7 @@ mod tests {
         }
     }
 
+    /// README#history-chain.
     #[test]
     fn a_record_that_is_altered_moved_repeated_or_missing_is_refused_and_the_file_untouched() {
         let home = Home::new();
@@ -541,6 +542,7 @@ mod tests {
         assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE)]), Some(2));
     }
 
+    /// README#history-chain.
     #[test]
     fn a_record_of_an_older_copy_does_not_fit_in_even_at_its_own_place() {
         let home = Home::new();
@@ -554,6 +556,7 @@ mod tests {
         assert_eq!(home.refused(&lines), Some(3));
     }
 
+    /// README#history-damage.
     #[test]
     fn a_torn_last_line_is_dropped_and_what_follows_fits() {
         let home = Home::new();
@@ -568,6 +571,7 @@ mod tests {
         assert_eq!(home.texts(), ["one", "three"]);
     }
 
+    /// README#history-record.
     #[test]
     fn what_the_disk_says_is_made_harmless_again() {
         let home = Home::new();
@@ -575,6 +579,7 @@ mod tests {
         assert_eq!(home.texts(), ["\u{fffd}[2J\u{fffd}x\u{fffd}"]);
     }
 
+    /// README#history-record.
     #[test]
     fn the_longest_message_fits() {
         let home = Home::new();
@@ -584,6 +589,7 @@ mod tests {
         assert_eq!(home.texts(), worst);
     }
 
+    /// README#history-length.
     #[test]
     fn a_rewrite_keeps_the_last_thousand_at_a_login_and_in_a_long_session() {
         let home = Home::new();
@@ -641,6 +647,7 @@ mod tests {
         assert_eq!(without.notice(), None);
     }
 
+    /// README#history-lock.
     #[test]
     fn one_client_at_a_time_has_the_file_also_when_it_is_replaced_meanwhile() {
         let home = Home::new();
@@ -664,6 +671,7 @@ mod tests {
         assert_eq!(home.texts(), ["one"]);
     }
 
+    /// README#history-damage.
     #[test]
     fn a_disk_that_fails_costs_no_record_that_was_kept_before() {
         let home = Home::new();

@@ -283,6 +283,7 @@ mod tests {
         assert!(queue.next(connection).is_none());
     }
 
+    /// README#kept, README#sent-again.
     #[test]
     fn exactly_what_was_not_taken_in_goes_out_again_and_in_the_same_order() {
         let (queue, first) = begun();

@@ -169,6 +169,7 @@ pub fn mentions(text: &str, name: &str) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
 
+    /// README#harmless.
     #[test]
     fn nothing_that_controls_or_deceives_survives() {
         assert_eq!(sanitise("a\u{1b}[2J\u{7f}\u{9b}b"), "a\u{fffd}[2J\u{fffd}\u{fffd}b");

@@ -196,6 +196,7 @@ mod tests {
         (0..length).map(|n| (n % 251) as u8).collect()
     }
 
+    /// README#chunk.
     #[test]
     fn every_length_survives_from_every_start() {
         for size in [1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 1, 7 * CHUNK + 3] {
@@ -216,6 +217,7 @@ mod tests {
         }
     }
 
+    /// README#chunk-mac, README#chunk-order.
     #[test]
     fn nothing_altered_moved_or_repeated_opens() {
         let plan = plan(7 * CHUNK as u64, 0);

@@ -108,6 +108,7 @@ pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<Identi
 mod tests {
     use super::*;
 
+    /// README#key-file-form, README#identity-key.
     #[test]
     fn only_the_owner_s_password_opens_a_key_file() {
         let (alice, bob) = ("alice".parse().expect("name"), "bob".parse().expect("name"));

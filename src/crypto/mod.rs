@@ -122,6 +122,7 @@ impl std::error::Error for CryptoError {}
 mod tests {
     use super::*;
 
+    /// README#fields.
     #[test]
     fn moving_a_byte_between_fields_changes_the_encoding() {
         let a = Fields::new("l").bytes(b"ab").bytes(b"c").finish();

@@ -508,6 +508,7 @@ mod tests {
         assert_eq!(accounts.identity(&one).expect("key").fingerprint(), key.public().fingerprint());
     }
 
+    /// README#name-case, README#registration-limit.
     #[test]
     fn a_name_is_taken_in_every_letter_case() {
         let folder = Folder::new();
@@ -542,6 +543,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).expect("read"), damaged);
     }
 
+    /// README#keys_answer.
     #[test]
     fn a_key_file_that_is_not_the_account_s_is_never_told_as_its_key() {
         let folder = Folder::new();

@@ -372,6 +372,7 @@ mod tests {
         out
     }
 
+    /// README#packet-order, README#sent-again.
     #[test]
     fn what_was_sent_and_not_taken_in_is_sent_again_in_its_order_and_before_the_rest() {
         let mut frames = Frames::new(1000);
@@ -390,6 +391,7 @@ mod tests {
         assert!(frames.kept.frames.is_empty() && frames.kept.bytes == 0 && frames.kept.packet_bytes == 0);
     }
 
+    /// README#ack-true.
     #[test]
     fn an_ack_neither_falls_nor_exceeds_what_was_sent() {
         let mut frames = Frames::new(1000);
@@ -403,6 +405,7 @@ mod tests {
         assert!(!frames.reaches(1) && frames.reaches(2) && frames.reaches(3));
     }
 
+    /// README#kept-limit.
     #[test]
     fn who_never_acknowledges_is_served_and_the_oldest_is_forgotten() {
         let mut frames = Frames::new(50);
@@ -419,6 +422,7 @@ mod tests {
         assert!(frames.is_full(false));
     }
 
+    /// README#kept-limit.
     #[test]
     fn what_is_kept_for_one_who_acknowledges_counts_like_what_waits() {
         let mut frames = Frames::new(50);

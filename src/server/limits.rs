@@ -380,6 +380,7 @@ impl Lockout {
 mod tests {
     use super::*;
 
+    /// README#lockout.
     #[test]
     fn five_failures_lock_a_name_in_any_letter_case_and_a_success_forgives() {
         let lockout = Lockout::default();
@@ -400,6 +401,7 @@ mod tests {
         assert_eq!(lockout.locked(&"bob".parse().expect("name"), here), None);
     }
 
+    /// README#lockout.
     #[test]
     fn an_address_that_guesses_at_many_names_is_locked() {
         let lockout = Lockout::default();

@@ -191,6 +191,7 @@ mod tests {
         encode(full, joined, left).into_iter().map(decode).collect()
     }
 
+    /// README#presence-lists.
     #[test]
     fn who_is_in_both_lists_is_on_line_at_the_end_however_long_they_are() {
         let lines = lines(false, names(0..5000), names(0..9000));
@@ -203,6 +204,7 @@ mod tests {
         assert_eq!(online, names(0..5000).into_iter().collect());
     }
 
+    /// README#presence-rate.
     #[test]
     fn the_more_there_are_the_less_often_each_is_told() {
         let milliseconds = [0, 1, 500, 501, 10_000].map(|count| interval(count).as_millis());
@@ -210,6 +212,7 @@ mod tests {
         assert_eq!(interval(usize::MAX), PRESENCE_INTERVAL * 100);
     }
 
+    /// README#presence-lists, README#presence.
     #[test]
     fn few_changes_are_one_line_and_a_full_list_says_where_it_begins_and_ends() {
         assert_eq!(lines(false, Vec::new(), Vec::new()).len(), 0);

@@ -182,6 +182,7 @@ mod tests {
     use crate::crypto::public::Fingerprint;
     use crate::encoding::Fixed;
 
+    /// README#latest-token.
     #[test]
     fn a_token_and_the_one_before_it_are_good_until_their_own_time_is_over() {
         let certificate =

@@ -134,6 +134,7 @@ mod tests {
         std::iter::from_fn(|| lines.next_line().expect("short").map(<[u8]>::to_vec)).collect()
     }
 
+    /// README#line.
     #[test]
     fn lines_are_the_same_however_the_stream_is_cut() {
         let stream = b"one\n\ntwo and a half\nthree\nrest";
@@ -148,6 +149,7 @@ mod tests {
         }
     }
 
+    /// README#packet.
     #[test]
     fn packets_and_lines_are_the_same_however_the_stream_is_cut() {
         let packet = |address: &[u8], payload: &[u8]| [&packet_head(address, payload), payload].concat();
@@ -177,6 +179,7 @@ mod tests {
         assert_eq!(lines.next_frame(9), Err(LineTooLong), "before its bytes have arrived");
     }
 
+    /// README#line-length.
     #[test]
     fn a_line_over_the_limit_is_refused_before_its_end_arrives() {
         let mut lines = Lines::new(3);

@@ -548,15 +548,21 @@ impl Raw {
             Some(ServerMessage::Challenge(challenge)) => challenge,
             other => return other,
         };
-        let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-        let (session, exporter) = ((&*person.session, certificate), self.channel.exporter());
-        let response = shared_key().log_in(&person.name, &challenge, exporter, &person.identity, session);
-        self.bytes(&ClientMessage::ChallengeResponse(Box::new(response)).encode());
+        let response = self.respond_quickly(person, &challenge);
+        self.bytes(&response.encode());
         self.answer()
     }
 
+    /// The right answer to a challenge for whom [`Raw::register_quickly`] has registered; nothing is sent.
+    pub fn respond_quickly(&self, person: &Person, challenge: &Challenge) -> ClientMessage {
+        let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
+        let (session, exporter) = ((&*person.session, certificate), self.channel.exporter());
+        let response = shared_key().log_in(&person.name, challenge, exporter, &person.identity, session);
+        ClientMessage::ChallengeResponse(Box::new(response))
+    }
+
     /// The server's answer to the wish to log in.
-    fn challenge(&mut self, person: &Person) -> Option<ServerMessage> {
+    pub fn challenge(&mut self, person: &Person) -> Option<ServerMessage> {
         let public_key = Bytes(person.identity.public().spki());
         let username = person.name.clone();
         let request = LoginRequest { version: VERSION, username, public_key };

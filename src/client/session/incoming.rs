@@ -287,6 +287,7 @@ mod tests {
         }
     }
 
+    /// README#check-sequence, README#sequence.
     #[test]
     fn every_number_is_taken_once_and_gaps_are_counted() {
         let mut seen = Conversations::default();
@@ -308,6 +309,7 @@ mod tests {
         assert_eq!(take(header(2, None, u64::MAX)), Order::Replayed, "nothing could follow it");
     }
 
+    /// README#check-sequence.
     #[test]
     fn a_sender_with_many_sessions_costs_little_and_opens_no_way_to_replay() {
         let mut seen = Conversations::default();

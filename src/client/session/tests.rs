@@ -157,6 +157,7 @@ impl Drop for Net {
     }
 }
 
+/// README#stale, README#sequence.
 #[test]
 fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
     let mut net = Net::new();
@@ -198,6 +199,7 @@ fn a_key_that_stays_stale_is_given_up_and_told() {
     assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
 }
 
+/// README#session-key.
 #[test]
 fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
     let mut net = Net::new();

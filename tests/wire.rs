@@ -1,0 +1,344 @@
+//! The wire in hostile hands: somebody on the way who alters what passes below TLS, and somebody who has recorded it and
+//! comes by the disks and passwords of both ends later.
+
+mod common;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use common::{Client, Folder, Heard, PASSWORD, Server, until};
+use rsa::traits::PublicKeyParts;
+use rsa::{BoxedUint, RsaPublicKey, pkcs8::DecodePublicKey};
+use secure_messenger::client::session::wire_form::typed;
+use secure_messenger::crypto::envelope::{Envelope, Sealed};
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
+use secure_messenger::crypto::primitives::sha256;
+use secure_messenger::crypto::secret::Password;
+use secure_messenger::crypto::{Fields, key_file, label};
+use secure_messenger::name::Username;
+use secure_messenger::protocol::{ClientMessage, MAX_PACKET, ServerMessage};
+use secure_messenger::wire::frame::{Frame, Lines};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// From the client to the server, and back.
+const UP: usize = 0;
+const DOWN: usize = 1;
+
+/// Which byte of a record's ciphertext is altered.
+#[derive(Clone, Copy)]
+enum Place {
+    First,
+    Middle,
+    /// Of the tag.
+    Last,
+}
+
+/// What somebody on the way has seen and does.
+#[derive(Default)]
+struct Hand {
+    seen: [Vec<u8>; 2],
+    /// The next record of application data that goes this way is altered at this place.
+    next: Option<(usize, Place)>,
+    altered: u32,
+}
+
+/// A way to the server on which somebody sits.
+struct Wire {
+    port: u16,
+    tls: bool,
+    hand: Arc<Mutex<Hand>>,
+}
+
+impl Wire {
+    fn before(server: &Server) -> Wire {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let (port, target, tls) = (listener.local_addr().expect("bound").port(), server.port, server.tls);
+        let hand = Arc::<Mutex<Hand>>::default();
+        let shared = hand.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
+                let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
+                for (way, from, to) in [(UP, twin(&client), twin(&server)), (DOWN, server, client)] {
+                    let hand = shared.clone();
+                    thread::spawn(move || {
+                        let _ = pass(way, &from, &to, tls, &hand);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Wire { port, tls, hand }
+    }
+
+    /// The line filter of a person behind it.
+    fn client(&self, name: &str) -> Client {
+        Client::within(Arc::new(Folder::new()), self.port, name, self.tls, &["--register"])
+    }
+
+    fn alter(&self, way: usize, place: Place) {
+        self.hand.lock().expect("whole").next = Some((way, place));
+    }
+
+    fn altered(&self) -> u32 {
+        self.hand.lock().expect("whole").altered
+    }
+
+    /// What passed this way, frame by frame.
+    fn frames<T>(&self, way: usize, of: impl Fn(Frame<'_>) -> T) -> Vec<T> {
+        let mut lines = Lines::new(4 * 1024 * 1024);
+        lines.buffer().extend_from_slice(&self.hand.lock().expect("whole").seen[way]);
+        let mut frames = Vec::new();
+        while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
+            frames.push(of(frame));
+        }
+        frames
+    }
+}
+
+/// Passes on record after record, or without TLS whatever comes.
+fn pass(
+    way: usize,
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    tls: bool,
+    hand: &Mutex<Hand>,
+) -> io::Result<()> {
+    const HEAD: usize = 5;
+    const APPLICATION_DATA: u8 = 23;
+    loop {
+        let mut piece = vec![0; if tls { HEAD } else { 4096 }];
+        if tls {
+            from.read_exact(&mut piece)?;
+            piece.resize(HEAD + usize::from(u16::from_be_bytes([piece[3], piece[4]])), 0);
+            from.read_exact(&mut piece[HEAD..])?;
+        } else {
+            let length = from.read(&mut piece)?;
+            if length == 0 {
+                return Ok(());
+            }
+            piece.truncate(length);
+        }
+        let mut hand = hand.lock().expect("whole");
+        hand.seen[way].extend_from_slice(&piece);
+        let is_data = !tls || piece[0] == APPLICATION_DATA;
+        if let Some((_, place)) = hand.next.take_if(|(wanted, _)| *wanted == way && is_data) {
+            let body = &mut piece[HEAD..];
+            let last = body.len() - 1;
+            let at = match place {
+                Place::First => 0,
+                Place::Middle => last / 2,
+                Place::Last => last,
+            };
+            body[at] ^= 1 << (hand.altered % 8);
+            hand.altered += 1;
+        }
+        drop(hand);
+        to.write_all(&piece)?;
+    }
+}
+
+/// README#transport, README#sent-again.
+#[test]
+fn a_bit_altered_below_tls_ends_the_connection_and_what_was_said_arrives_once_on_the_next() {
+    let server = Server::start();
+    let wire = Wire::before(&server);
+    let mut alice = wire.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    let mut said = Vec::new();
+    for way in [UP, DOWN] {
+        for place in [Place::First, Place::Middle, Place::Last] {
+            let text = format!("{} of six", said.len());
+            wire.alter(way, place);
+            let (from, to) = if way == UP { (&mut alice, &mut bob) } else { (&mut bob, &mut alice) };
+            from.say(&format!("/msg {} {text}", to.name));
+            said.push(format!("<{} -> {}> {text}", from.name, to.name));
+            let line = said.last().expect("just said");
+            // The one who is not behind the altered wire notices nothing.
+            alice.expect("! the connection to the server is lost: ");
+            let back = alice.expect("* back on-line after ");
+            assert!(!back.contains("in a new session"), "{back}");
+            for one in [&mut alice, &mut bob] {
+                if !one.output.seen.contains(line) {
+                    one.expect(line);
+                }
+            }
+            assert_eq!(wire.altered() as usize, said.len());
+        }
+    }
+    until("each resumption is logged", || server.log().matches("event=resumed user=alice").count() == 6);
+    assert!(!server.log().contains("event=logout"), "{}", server.log());
+    for one in [alice, bob] {
+        let is_alice = one.name == "alice";
+        let (status, lines) = one.finish();
+        let heard: Vec<_> = lines.iter().filter(|line| line.starts_with('<')).collect();
+        assert!(status == 0 && heard.into_iter().eq(&said), "{lines:#?}");
+        let problems: Vec<_> = lines.iter().filter(|line| line.starts_with("! ")).collect();
+        assert_eq!(problems.len(), if is_alice { 6 } else { 0 }, "{problems:#?}");
+        assert!(problems.iter().all(|line| line.contains("is lost: ")), "{problems:#?}");
+    }
+}
+
+// ---- later
+
+/// Everything that some bytes can be read as: themselves, and what stands in them in base64 or in hexadecimal.
+fn readings(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let mut all = vec![bytes.to_vec()];
+    for run in text.split(|byte| !byte.is_ascii_alphanumeric() && !b"+/".contains(byte)) {
+        all.extend(BASE64_STANDARD_NO_PAD.decode(&run[..run.len() / 4 * 4]));
+    }
+    for run in text.split(|byte| !byte.is_ascii_hexdigit()) {
+        let digit = |byte: u8| (byte as char).to_digit(16).expect("split so") as u8;
+        all.push(run.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect());
+    }
+    all
+}
+
+/// Whether one of the two primes of an RSA-2048 modulus stands in some bytes: without one, no form of the private key
+/// is worth anything, and with one, all of it is known.
+fn hold_a_prime(bytes: &[u8], modulus: &BoxedUint) -> bool {
+    let divides = |window: &[u8]| {
+        let prime = BoxedUint::from_be_slice_vartime(window).to_nz();
+        let rest = Option::from(prime).map(|prime| modulus.rem_vartime(&prime));
+        rest.is_some_and(|rest: BoxedUint| rest.is_zero().into())
+    };
+    // A prime of 1,024 bits has its first and last one set.
+    let could = |window: &&[u8]| window[0] >= 0x80 && window[127] & 1 == 1;
+    readings(bytes).iter().any(|bytes| bytes.windows(128).filter(could).any(divides))
+}
+
+fn modulus(spki: &[u8]) -> BoxedUint {
+    RsaPublicKey::from_public_key_der(spki).expect("a key").n().as_ref().clone()
+}
+
+/// What a thief of a person's disk and password has.
+struct Stolen {
+    files: Vec<Vec<u8>>,
+    identity: IdentityKey,
+    /// The identity key's private half, set to the work of a session key.
+    opener: SessionKey,
+}
+
+impl Stolen {
+    fn from(person: &Client) -> Stolen {
+        let name: Username = person.name.parse().expect("a name");
+        let path = person.data(&format!("keys/{name}_private.key"));
+        let text = fs::read(path).expect("a key file");
+        let identity = key_file::open(&text, &name, &Password::new(PASSWORD.into())).expect("opens");
+        let opener = SessionKey::from_pkcs8(&identity.to_pkcs8()).expect("an RSA key");
+        let files = common::files(&person.home.0);
+        let files = files.iter().map(|path| fs::read(path).expect("readable")).collect();
+        Stolen { files, identity, opener }
+    }
+}
+
+/// README#session-key, README#identity-key, README#wrapped-key, README#chunk-keys.
+#[test]
+fn who_recorded_the_wire_and_later_has_disks_and_passwords_opens_nothing_of_it() {
+    let server = Server::with(&["--no-tls"]);
+    let wires = [Wire::before(&server), Wire::before(&server)];
+    let mut people = [wires[0].client("alice").ready(), wires[1].client("bob").ready()];
+    people[0].expect("* bob is on-line");
+    if !people[1].output.seen.iter().any(|line| line.contains("alice")) {
+        people[1].expect("* alice is on-line");
+    }
+    // All that people can say; that it is shown says that the keys of then opened it.
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (name, other) = (people[from].name.clone(), people[to].name.clone());
+        for (command, mark) in [("", ""), ("/msg", " -> "), ("/room", " -> ")] {
+            let text = format!("a word of {name}'s behind {command:?}");
+            let to_one = format!("<{name} -> {other}> {text}");
+            match command {
+                "" => people[from].say(&text),
+                "/msg" => people[from].say(&format!("/msg {other} {text}")),
+                _ => {
+                    people[from].say(&format!("/room {other}"));
+                    people[from].expect("* you are in a private room");
+                    people[from].say(&text);
+                }
+            }
+            people[to].expect(if mark.is_empty() { &text } else { &to_one });
+        }
+    }
+    let file = people[0].home.path("plan.txt");
+    fs::write(&file, vec![b'p'; 70_000]).expect("written");
+    people[0].say(&format!("/sendfile bob {}", file.display()));
+    people[1].expect("plan.txt");
+    people[1].say("/acceptfile");
+    people[1].expect("alice_plan.txt");
+    let mut stolen = Vec::new();
+    for mut one in people {
+        one.end();
+        one.output.all();
+        assert!(one.child.wait().expect("it ends").success());
+        stolen.push(Stolen::from(&one));
+    }
+    let (mut envelopes, mut blocks) = (0, 0);
+    for (wire, reader) in wires.iter().zip(["alice", "bob"]) {
+        for heard in wire.frames(DOWN, Heard::of) {
+            match heard {
+                Heard::Message(ServerMessage::EncryptedMessage(message)) => {
+                    let envelope = typed(*message).expect("a whole envelope");
+                    let sender = &stolen[usize::from(reader == "alice")].identity;
+                    for thief in &stolen {
+                        opens_only_what_was_made_for_it(&envelope, sender, &thief.opener);
+                    }
+                    envelopes += 1;
+                }
+                Heard::Packet(_, transfer, payload) if payload[..4] == [0; 4] => {
+                    let fields = Fields::new(label::CHUNK_KEYS).bytes(&transfer).number(0).finish();
+                    let oaep_label = sha256(&fields);
+                    let block = payload[64..320].try_into().expect("256 bytes");
+                    for thief in &stolen {
+                        assert!(thief.opener.unwrap(block, oaep_label).is_err());
+                        let own = thief.opener.public().wrap(&[7; 64], oaep_label);
+                        assert!(thief.opener.unwrap(&own, oaep_label).is_ok());
+                    }
+                    blocks += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    // To each a broadcast, a private message, the opening of a room, a message in it; three words about the file.
+    assert!(envelopes >= 11 && blocks == 1, "{envelopes} {blocks}");
+    // Nor did the disks keep the keys that do open them.
+    for (wire, thief) in wires.iter().zip(&stolen) {
+        let sessions = wire.frames(UP, |frame| match frame {
+            Frame::Line(line) => match ClientMessage::decode(line).expect("a message") {
+                ClientMessage::ChallengeResponse(response) => Some(modulus(&response.session_key.0)),
+                _ => None,
+            },
+            Frame::Packet(_) => None,
+        });
+        let sessions: Vec<_> = sessions.into_iter().flatten().collect();
+        assert!(sessions.len() == 1 && thief.files.len() >= 3);
+        for file in &thief.files {
+            assert!(!hold_a_prime(file, &sessions[0]));
+        }
+        // What the search would find: the other private key, once the password has opened its file, in any form.
+        let (key, own) = (thief.identity.to_pkcs8(), modulus(&thief.identity.public().spki()));
+        let text = format!("{{\"key\":\"{}\"}}", BASE64_STANDARD_NO_PAD.encode(&*key));
+        let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        for form in [&key[..], text.as_bytes(), digits.as_bytes()] {
+            assert!(hold_a_prime(form, &own));
+        }
+        assert!(!thief.files.iter().any(|file| hold_a_prime(file, &own)), "the password is needed");
+    }
+}
+
+/// The recorded envelope does not open with `key`; the same header does, of an envelope that is for `key`.
+fn opens_only_what_was_made_for_it(envelope: &Envelope, sender: &IdentityKey, key: &SessionKey) {
+    let verified = envelope.verify(sender.public()).expect("it is the sender's");
+    assert!(verified.open(key).is_err(), "{:?} opens", verified.header());
+    let sealed = Sealed::seal(verified.header().clone(), sender, b"for the thief");
+    let wrapped = sealed.wrap_for(key.public());
+    let own = Envelope { body: sealed.body, wrapped };
+    let opened = own.verify(sender.public()).expect("signed so").open(key).expect("it is for this key");
+    assert_eq!(&**opened, b"for the thief");
+}
