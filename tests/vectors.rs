@@ -8,7 +8,7 @@ mod common;
 
 use common::Folder;
 use miniserde::{Deserialize, json};
-use secure_messenger::auth::{self, PendingLogin};
+use secure_messenger::auth::{self, PasswordKey, PendingLogin};
 use secure_messenger::client::entry::Entry;
 use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
@@ -26,7 +26,8 @@ use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{CryptoError, Fields};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    Challenge, ChallengeResponse, ClientMessage, LoginRequest, Register, ServerMessage, VERSION,
+    Challenge, ChallengeResponse, ClientMessage, LoginRequest, PasswordChange, Register, ServerMessage,
+    VERSION,
 };
 use std::fs;
 
@@ -45,6 +46,8 @@ struct Vectors {
     history: HistoryVector,
     certificate: CertificateVector,
     logins: Vec<LoginVector>,
+    password_changes: Vec<PasswordChangeVector>,
+    resumptions: Vec<ResumptionVector>,
     fake_salt: FakeSaltVector,
     safety_number: SafetyNumberVector,
     envelopes: Vec<EnvelopeVector>,
@@ -151,6 +154,27 @@ struct LoginVector {
     register: String,
     challenge: String,
     response: String,
+}
+
+#[derive(Deserialize)]
+struct PasswordChangeVector {
+    name: String,
+    old_password: String,
+    new_password: String,
+    exporter: String,
+    signed: String,
+    challenge: String,
+    change: String,
+}
+
+#[derive(Deserialize)]
+struct ResumptionVector {
+    name: String,
+    token: String,
+    exporter: String,
+    proven: String,
+    challenge: String,
+    resume: String,
 }
 
 #[derive(Deserialize)]
@@ -576,6 +600,58 @@ fn a_login_answers_what_another_implementation_answers() {
 }
 
 /// README#register.
+#[test]
+fn a_password_change_is_what_another_implementation_makes() {
+    let v = vectors();
+    let identity = v.identity();
+    for change in &v.password_changes {
+        let Ok(ClientMessage::PasswordChange(theirs)) = ClientMessage::decode(change.change.as_bytes())
+        else {
+            panic!("not a change")
+        };
+        let challenge = || match ServerMessage::decode(change.challenge.as_bytes()) {
+            Ok(ServerMessage::Challenge(challenge)) => challenge,
+            _ => panic!("not a challenge"),
+        };
+        let (exporter, signed) = (unhex(&change.exporter), unhex(&change.signed));
+        let [old, new] = [&change.old_password, &change.new_password].map(|text| Password::new(text.clone()));
+        // The new password under the salt that the other one has chosen.
+        let chosen = Challenge { salt: theirs.salt, rounds: theirs.rounds, ..challenge() };
+        let new = PasswordKey::derive(&new, &chosen).expect("the rounds are acceptable");
+        let answer = |exporter: &[u8]| {
+            let answer = new.replace(&name(&change.name), &challenge(), exporter, &old, &identity);
+            answer.expect("the rounds are acceptable")
+        };
+        let proves = |change: &PasswordChange| identity.public().verify(&signed, &change.proof.0);
+        let ours = answer(&exporter);
+        assert_eq!(ours.response.0, theirs.response.0);
+        assert_eq!(ours.password_key, theirs.password_key);
+        assert_eq!(proves(&theirs), Ok(()));
+        assert_eq!(proves(&ours), Ok(()), "we sign the same bytes");
+        assert!(proves(&answer(b"another channel")).is_err());
+    }
+}
+
+#[test]
+fn a_resumption_answers_what_another_implementation_answers() {
+    for v in vectors().resumptions {
+        let (Ok(ClientMessage::Resume(theirs)), Ok(ServerMessage::ResumeChallenge(challenge))) =
+            (ClientMessage::decode(v.resume.as_bytes()), ServerMessage::decode(v.challenge.as_bytes()))
+        else {
+            panic!("not a resumption")
+        };
+        let (name, token, exporter) = (name(&v.name), key(&v.token), unhex(&v.exporter));
+        let answer =
+            |exporter: &[u8], received| auth::resume(&name, &challenge, exporter, &token, received).proof.0;
+        assert_eq!(answer(&exporter, theirs.received), theirs.proof.0);
+        assert_ne!(answer(&exporter, theirs.received + 1), theirs.proof.0);
+        assert_ne!(answer(b"another channel", theirs.received), theirs.proof.0);
+        let proves = |mac: &[u8]| primitives::hmac_matches(&token, &unhex(&v.proven), mac);
+        assert!(proves(&theirs.proof.0));
+        assert!(flips(&theirs.proof.0).all(|flipped| !proves(&flipped)));
+    }
+}
+
 #[test]
 fn a_registration_made_by_another_implementation_is_accepted() {
     let v = vectors();

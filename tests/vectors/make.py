@@ -327,8 +327,50 @@ def login_vector(name, password, exporter, created):
     }
 
 
+def password_change_vector(name, old, new, exporter):
+    """The answer to a challenge that makes `new` the password."""
+    random = stream(f"password change with {len(exporter)} bytes")
+    old_salt, nonce, salt, rounds = random(32), random(32), random(32), 100_000
+    password_key = pbkdf2(new, salt, rounds)
+    signed = fields(label("password change"), name, nonce, exporter, salt, rounds, password_key)
+    challenge = {"type": "challenge", "version": 1, "nonce": b64(nonce), "salt": b64(old_salt), "rounds": rounds}
+    change = {
+        "type": "password_change",
+        "response": b64(hmac_sha256(pbkdf2(old, old_salt, rounds), nonce)),
+        "salt": b64(salt),
+        "rounds": rounds,
+        "password_key": b64(password_key),
+        "proof": b64(sign(IDENTITY, signed, random)),
+    }
+    return {
+        "name": name,
+        "old_password": old,
+        "new_password": new,
+        "exporter": exporter.hex(),
+        "signed": signed.hex(),
+        "challenge": json.dumps(challenge),
+        "change": json.dumps(change),
+    }
+
+
+def resumption_vector(name, received, exporter):
+    random = stream(f"resumption with {len(exporter)} bytes")
+    token, nonce = random(32), random(32)
+    proven = fields(label("resume"), name, nonce, exporter, received)
+    challenge = {"type": "resume_challenge", "version": 1, "nonce": b64(nonce)}
+    resume = {"type": "resume", "received": received, "proof": b64(hmac_sha256(token, proven))}
+    return {
+        "name": name,
+        "token": token.hex(),
+        "exporter": exporter.hex(),
+        "proven": proven.hex(),
+        "challenge": json.dumps(challenge),
+        "resume": json.dumps(resume),
+    }
+
+
 def fake_salt_vector(name):
-    """What the server answers for a name that has no account: names are compared in lower case."""
+    """What the server answers for a name that has no account: the salt is of the name as it was typed."""
     secret = stream("fake salt")(32)
     salt = hmac_sha256(secret, fields(label("fake salt"), name))
     return {"name": name, "secret": secret.hex(), "salt": salt.hex()}
@@ -520,6 +562,14 @@ def main():
         "logins": [
             login_vector("alice", "correct horse", stream("exporter")(32), 1_800_000_000_000),
             login_vector("alice", "correct horse", b"", 1_800_000_000_000),
+        ],
+        "password_changes": [
+            password_change_vector("alice", "correct horse", "battery staple", stream("exporter")(32)),
+            password_change_vector("alice", "correct horse", "battery staple", b""),
+        ],
+        "resumptions": [
+            resumption_vector("alice", 2**53 + 1, stream("exporter")(32)),
+            resumption_vector("alice", 0, b""),
         ],
         "fake_salt": fake_salt_vector("NoBody"),
         "safety_number": safety_number_vector(("alice", IDENTITY), ("Bob-2", SESSION)),

@@ -166,14 +166,6 @@ impl Session {
         {
             return Err("it is for somebody else, or for an earlier session of yours".into());
         }
-        let fits = match header.kind {
-            Kind::Message => true,
-            Kind::RoomOpened | Kind::RoomLeft => matches!(header.scope, Scope::Room(_)),
-            _ => matches!(header.scope, Scope::Private(_)),
-        };
-        if !fits {
-            return Err("its fields contradict each other".into());
-        }
         let gap = match peer.conversations.order(&header) {
             Order::Next => 0,
             Order::Gap(missing) => missing,

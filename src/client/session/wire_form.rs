@@ -44,8 +44,17 @@ pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
         "room" => Scope::Room(recipient()?),
         _ => return None,
     };
+    let kind = Kind::parse(&wire.kind)?;
+    let fits = match kind {
+        Kind::Message => true,
+        Kind::RoomOpened | Kind::RoomLeft => matches!(scope, Scope::Room(_)),
+        _ => matches!(scope, Scope::Private(_)),
+    };
+    if !fits {
+        return None;
+    }
     let header = Header {
-        kind: Kind::parse(&wire.kind)?,
+        kind,
         scope,
         sender: wire.from,
         identity: Fingerprint(wire.identity.0),
@@ -62,4 +71,41 @@ pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
         signature: wire.signature.0,
     };
     Some(Envelope { body, wrapped: message.key.bytes() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::WrappedKey;
+
+    #[test]
+    fn a_kind_is_typed_in_its_own_scope_alone() {
+        let recipient = || Recipient { name: "bob".parse().expect("name"), session: Fingerprint([1; 32]) };
+        let scopes = [Scope::Broadcast, Scope::Private(recipient()), Scope::Room(recipient())];
+        let fits = |kind| {
+            let typed = scopes.clone().map(|scope| {
+                let header = Header {
+                    kind,
+                    scope,
+                    sender: "alice".parse().expect("name"),
+                    identity: Fingerprint([2; 32]),
+                    session: Fingerprint([3; 32]),
+                    sequence: 1,
+                    time: 0,
+                };
+                let (ciphertext, signature) = (vec![0; 256], [0; 256]);
+                let body =
+                    Body { header, commitment: [4; 32], nonce: [5; 12], ciphertext, tag: [6; 16], signature };
+                typed(EncryptedMessage { envelope: wire_form(&body), key: WrappedKey::new(&[7; 256]) })
+            });
+            typed.map(|envelope| envelope.is_some())
+        };
+        assert_eq!(fits(Kind::Message), [true; 3]);
+        for notice in [Kind::RoomOpened, Kind::RoomLeft] {
+            assert_eq!(fits(notice), [false, false, true], "{notice:?}");
+        }
+        for word in [Kind::FileOffer, Kind::FileAccept, Kind::FileReject, Kind::FileCancel, Kind::FileDone] {
+            assert_eq!(fits(word), [false, true, false], "{word:?}");
+        }
+    }
 }
