@@ -340,6 +340,40 @@ mod tests {
 
     /// README#depth.
     #[test]
+    fn members_are_in_the_order_of_names_and_of_two_of_one_name_the_last_counts() {
+        let read = |text: &str| json::from_str::<ByName<u64>>(text).ok();
+        let sorted = read(r#"{"alice":1,"bob":2}"#).expect("members");
+        for other in [r#"{"bob":2,"alice":1}"#, r#"{"bob":7,"alice":1,"bob":8,"bob":2}"#] {
+            let other = read(other).expect("members");
+            assert!(other.names().eq(sorted.names()), "each once");
+            assert_eq!(json::to_string(&other), r#"{"alice":1,"bob":2}"#);
+        }
+        let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| name.parse().expect("a name"));
+        assert_eq!((sorted.get(&alice), sorted.get(&bob), sorted.get(&carol)), (Some(&1), Some(&2), None));
+        assert!(read("{}").is_some_and(|none| none.names().next().is_none()));
+        for bad in [r#"{"a b":1}"#, r#"{"alice":"1"}"#, r#"{"alice":null}"#, r#"["alice"]"#, "null"] {
+            assert!(read(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_short_fingerprint_is_sixteen_lower_case_digits_and_nothing_else() {
+        let read = |text: &str| json::from_str::<ShortFingerprint>(&format!("{text:?}")).ok();
+        let good = read("0123456789abcdef").expect("sixteen");
+        assert_eq!(json::to_string(&good), "\"0123456789abcdef\"");
+        for bad in [
+            "",
+            "0123456789abcde",
+            "0123456789abcdef0",
+            "0123456789ABCDEF",
+            "+123456789abcdef",
+            "0123456789abcdeg",
+        ] {
+            assert!(read(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
     fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(is_shallow(&nested(MAX_DEPTH)) && !is_shallow(&nested(MAX_DEPTH + 1)));

@@ -91,13 +91,18 @@ impl Limits {
         Limits {
             room,
             clients,
-            per_address: (clients / 2).max(1),
+            per_address: Limits::share(clients),
             waiting,
             outbox: 384 * 1024,
             rate: 100,
             registrations: 120,
             grace: GRACE,
         }
+    }
+
+    /// Connections that one address has unless it is told otherwise: half of all, and enough for one household.
+    pub fn share(clients: usize) -> usize {
+        clients.div_ceil(2).max(16)
     }
 }
 
@@ -423,8 +428,226 @@ mod tests {
         assert!(failures.of.len() <= MAX_REMEMBERED);
     }
 
+    /// As if `time` had gone by since.
+    fn ago(time: Duration) -> Instant {
+        Instant::now().checked_sub(time).expect("a clock with a past")
+    }
+
+    #[test]
+    fn failures_count_and_locks_hold_for_as_long_as_the_readme_says() {
+        let readme = include_str!("../../README.md").replace('\n', " ");
+        let minutes = LOCKOUT.as_secs() / 60;
+        let promise = format!(
+            "After {MAX_FAILURES} failures for a name (in any letter case, existing or not) within {minutes} minutes, or \
+             {MAX_FAILURES_PER_ADDRESS} from an address, the answer to `login_request` and to step 3 is `locked` with \
+             `retry_after` seconds, for {minutes} minutes."
+        );
+        assert!(readme.contains(&promise), "{promise}");
+        let mut failures = Failures::default();
+        let early = ago(LOCKOUT - Duration::from_secs(60));
+        failures.of.insert("early", Record { count: 4, since: early });
+        failures.of.insert("late", Record { count: 4, since: ago(LOCKOUT) });
+        failures.of.insert("locked", Record { count: 5, since: early });
+        failures.of.insert("unlocked", Record { count: 5, since: ago(LOCKOUT) });
+        assert!(failures.locked(&"locked", 5).is_some_and(|left| left <= Duration::from_secs(60)));
+        assert_eq!(failures.locked(&"unlocked", 5), None);
+        assert!(failures.attempt("locked", 5).is_err());
+        // Of a lock that is over nothing is left: the next failure is the first.
+        for name in ["late", "unlocked"] {
+            let locks: Vec<_> = (0..5).map(|_| failures.attempt(name, 5)).collect();
+            assert_eq!(locks, [Ok(false), Ok(false), Ok(false), Ok(false), Ok(true)], "{name}");
+        }
+        // A lock lasts from the last failure on, not from the first.
+        assert_eq!(failures.attempt("early", 5), Ok(true));
+        let left = failures.locked(&"early", 5).expect("locked");
+        assert!(left > LOCKOUT - Duration::from_secs(60), "{left:?}");
+    }
+
+    #[test]
+    fn a_storm_of_names_makes_no_lock_forgotten() {
+        let mut failures = Failures::default();
+        failures.of.insert(0, Record { count: 5, since: ago(LOCKOUT / 2) });
+        failures.of.insert(1, Record { count: 4, since: ago(LOCKOUT / 2) });
+        failures.of.insert(2, Record { count: 4, since: ago(LOCKOUT / 3) });
+        let since = ago(LOCKOUT / 4);
+        failures.of.extend((3..MAX_REMEMBERED).map(|n| (n, Record { count: 1, since })));
+        assert_eq!(failures.attempt(MAX_REMEMBERED, 5), Ok(false));
+        assert_eq!(failures.of.len(), MAX_REMEMBERED);
+        assert!(!failures.of.contains_key(&1), "the oldest that is no lock goes first");
+        assert!(failures.locked(&0, 5).is_some() && failures.of[&2].count == 4);
+        // When there is nothing but locks, the oldest of them goes; those that are over go before, all at once.
+        for record in failures.of.values_mut() {
+            record.count = 5;
+        }
+        assert_eq!(failures.attempt(MAX_REMEMBERED + 1, 5), Ok(false));
+        assert!(!failures.of.contains_key(&0) && failures.of.len() == MAX_REMEMBERED);
+        for n in 3..103 {
+            failures.of.get_mut(&n).expect("there").since = ago(LOCKOUT);
+        }
+        assert_eq!(failures.attempt(MAX_REMEMBERED + 2, 5), Ok(false));
+        assert_eq!(failures.of.len(), MAX_REMEMBERED - 99);
+    }
+
+    #[test]
+    fn a_success_takes_back_its_own_attempt_and_no_other() {
+        let lockout = Lockout::default();
+        let here = IpAddr::from([10, 0, 0, 1]);
+        let name = |n: u32| format!("name{n}").parse::<Username>().expect("name");
+        for n in 1..MAX_FAILURES_PER_ADDRESS {
+            assert_eq!(lockout.count(&name(n), here), Ok(false));
+        }
+        for _ in 0..10 {
+            assert_eq!(lockout.count(&name(0), here), Ok(false), "the last one before the lock");
+            assert!(lockout.locked(&name(0), here).is_some());
+            lockout.forgive(&name(0), here);
+            assert_eq!(lockout.locked(&name(0), here), None);
+        }
+    }
+
+    #[test]
+    fn an_operator_unlocks_a_name_and_a_restart_does_not() {
+        let lockout = Lockout::default();
+        let (alice, here) = ("Alice".parse().expect("name"), IpAddr::from([10, 0, 0, 1]));
+        assert!(!lockout.unlock(&alice));
+        lockout.restore("alice".into(), Duration::from_secs(100));
+        let left = lockout.locked(&alice, here).expect("locked");
+        assert!(left <= Duration::from_secs(100) && left > Duration::from_secs(40), "{left:?}");
+        assert!(lockout.unlock(&alice) && !lockout.unlock(&alice));
+        assert_eq!(lockout.locked(&alice, here), None);
+        for _ in 0..4 {
+            assert_eq!(lockout.count(&alice, here), Ok(false));
+        }
+        assert!(!lockout.unlock(&alice), "it was not locked yet");
+        assert_eq!(lockout.count(&alice, here), Ok(false), "and starts afresh all the same");
+        // A file is no way to fill the memory.
+        for n in 0..MAX_REMEMBERED + 100 {
+            lockout.restore(format!("name{n}"), LOCKOUT);
+        }
+        assert_eq!(lock(&lockout.names).of.len(), MAX_REMEMBERED);
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_at_once_and_then_its_rate() {
+        // So slow that a machine under load makes no difference.
+        let mut bucket = Bucket::new(0.01, 3.0);
+        assert_eq!((bucket.take(2.0), bucket.take(1.0)), (Ok(()), Ok(())));
+        let wait = bucket.take(2.0).expect_err("empty").as_secs_f64();
+        assert!((190.0..200.1).contains(&wait), "{wait}");
+        // What is refused costs nothing, and who waits as long as told has enough.
+        bucket.filled = ago(Duration::from_secs_f64(wait));
+        assert_eq!(bucket.take(2.0), Ok(()));
+        assert!(bucket.take(0.1).is_err());
+        bucket.filled = ago(Duration::from_secs(100_000));
+        assert_eq!((bucket.take(3.0), bucket.take(0.1).is_err()), (Ok(()), true), "never more than a burst");
+        bucket.filled = ago(Duration::from_secs(1_000));
+        assert_eq!(bucket.take(1_000.0), Ok(()), "a full one is always enough");
+        assert!(bucket.take(0.1).is_err());
+    }
+
+    #[test]
+    fn registrations_are_counted_by_address_in_bounded_memory() {
+        let registrations = Registrations::new(2);
+        let (here, there) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        assert_eq!((registrations.take(here), registrations.take(here)), (Ok(()), Ok(())));
+        let wait = registrations.take(here).expect_err("too many").as_secs_f64();
+        assert!((20.0..30.1).contains(&wait), "{wait}");
+        assert_eq!(registrations.take(there), Ok(()));
+        let address = |n: usize| IpAddr::from([11, (n >> 16) as u8, (n >> 8) as u8, n as u8]);
+        for n in 2..MAX_REMEMBERED {
+            assert_eq!(registrations.take(address(n)), Ok(()));
+        }
+        // Whoever comes to a full memory waits, and those who have waited a minute are forgotten.
+        assert_eq!(registrations.take(address(0)), Err(Duration::from_secs(60)));
+        for n in 2..102 {
+            let mut buckets = lock(&registrations.buckets);
+            buckets.get_mut(&address(n)).expect("there").filled = ago(Duration::from_secs(60));
+        }
+        assert_eq!(registrations.take(address(0)), Ok(()));
+        assert_eq!(lock(&registrations.buckets).len(), MAX_REMEMBERED - 99);
+        assert!(registrations.take(here).is_err(), "who has not is not");
+    }
+
+    #[test]
+    fn doors_close_at_each_limit_and_open_again_when_somebody_goes() {
+        use std::io::{ErrorKind, Read};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let connect = || {
+            let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+            (Arc::new(listener.accept().expect("accepted").0), far)
+        };
+        let limits = Limits { clients: 3, waiting: 2, per_address: 2, ..Limits::for_machine(1024, 65_530) };
+        let doors = Arc::new(Doors::new(&limits));
+        let house = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let admit = |n| doors.admit(house(n), &connect().0);
+
+        let first = [admit(1).expect("let in"), admit(1).expect("let in")];
+        assert!(doors.counts() == (2, 2) && admit(1).is_none(), "an address has two");
+        first.iter().for_each(Ticket::logged_in);
+        assert_eq!(doors.counts(), (2, 0));
+
+        // Two wait; a third one pushes the oldest out, and nobody else.
+        let (older, mut older_far) = connect();
+        let (newer, mut newer_far) = connect();
+        let older = doors.admit(house(2), &older).expect("let in");
+        let newer = doors.admit(house(2), &newer).expect("let in");
+        assert!(!older.pushed_out && !newer.pushed_out);
+        let third = admit(3).expect("let in");
+        assert!(third.pushed_out);
+        assert_eq!(older_far.read(&mut [0]).expect("shut"), 0);
+        newer_far.set_nonblocking(true).expect("a socket");
+        assert_eq!(newer_far.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+
+        // It counts until its thread has let go of it: three and two are all there may be.
+        assert!(doors.counts() == (5, 2) && admit(4).is_none(), "the house is full");
+        drop(older);
+        assert_eq!(doors.counts(), (4, 2));
+        newer.logged_in();
+        let fourth = admit(4).expect("let in");
+        assert!(!fourth.pushed_out && doors.counts() == (5, 2));
+
+        let [one, other] = first;
+        drop(one);
+        let again = admit(1).expect("one of the two has gone");
+        drop((third, fourth));
+        assert!(admit(1).is_none(), "and only one");
+        drop((again, other, newer));
+        assert_eq!(doors.counts(), (0, 0));
+        assert!(lock(&doors.state).per_address.is_empty(), "nothing is kept of those who have gone");
+    }
+
+    #[test]
+    fn the_readme_s_limits_are_the_ones_that_are_enforced() {
+        let readme = include_str!("../../README.md").replace('\n', " ");
+        let kib = 1024;
+        let thousands = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
+        let usual = Limits::for_machine(1 << 20, 65_530);
+        for promise in [
+            format!(
+                "`ack` is sent when {ACK_AFTER_FRAMES} frames or {} KiB have been",
+                ACK_AFTER_BYTES / kib
+            ),
+            format!("waits for many clients ({} MiB in all)", MAX_WAITING_PACKETS / kib / kib),
+            format!("then {} KiB of those that were sent are kept", 2 * ACK_AFTER_BYTES / kib),
+            format!("if that lasts over {} s, the transfer's grant is taken back", PACKET_PATIENCE.as_secs()),
+            format!("the server serves {} at once (a thread each)", thousands(MAX_WRITERS)),
+            format!("`--outbox KIB` | {} (at least {})", usual.outbox / kib, MIN_OUTBOX / kib),
+            format!("({} with 65,530 mappings)", thousands(usual.clients)),
+            format!("`--waiting N` | {} or a quarter", thousands(usual.waiting)),
+            format!("`--grace SECONDS` | {} |", usual.grace.as_secs()),
+            format!("`--rate N` | {} |", usual.rate),
+            format!("`--registrations N` | {} |", usual.registrations),
+        ] {
+            assert!(readme.contains(&promise), "{promise}");
+        }
+        assert_eq!([0, 1, 31, 33, 34, 1001].map(Limits::share), [16, 16, 16, 17, 17, 501]);
+    }
+
     #[test]
     fn defaults_fit_the_machine() {
+        let exact = Limits::for_machine(SPARE_DESCRIPTORS + 1000, 65_530);
+        assert_eq!((exact.room, exact.waiting, exact.clients, exact.per_address), (1000, 250, 750, 375));
+        let tiny = Limits::for_machine(0, 0);
+        assert_eq!((tiny.room, tiny.waiting, tiny.clients), (0, 1, 1));
         let small = Limits::for_machine(256, 65_530);
         assert!(small.clients + small.waiting + SPARE_DESCRIPTORS <= 256);
         let large = Limits::for_machine(1 << 20, 65_530);
@@ -438,6 +661,7 @@ mod tests {
         let a: IpAddr = "2001:db8::1".parse().expect("address");
         let b: IpAddr = "2001:db8::ffff:2".parse().expect("address");
         assert_eq!(origin(a), origin(b));
+        assert_ne!(origin(a), origin("2001:db8:0:1::1".parse().expect("address")));
         assert_eq!(origin("::ffff:10.0.0.1".parse().expect("address")), IpAddr::from([10, 0, 0, 1]));
     }
 }

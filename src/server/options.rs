@@ -113,7 +113,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
              allows (ulimit -n, vm.max_map_count)"
         ));
     }
-    limits.per_address = per_address.unwrap_or(limits.clients.div_ceil(2).max(16));
+    limits.per_address = per_address.unwrap_or(Limits::share(limits.clients));
     let options = Box::new(Options { host, port, data_dir: or_default(data_dir)?, tls, closed, limits });
     Ok(if check { Request::Check(options) } else { Request::Run(options) })
 }
@@ -158,5 +158,87 @@ fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {
     match arguments.value::<usize>(flag)? {
         0 => Err(format!("{flag} takes a number from 1")),
         number => Ok(number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With room for 1000 connections.
+    fn request(line: &str) -> Result<Request, String> {
+        let defaults = Limits::for_machine(1064, 65_530);
+        parse(line.split_whitespace().map(OsString::from), defaults)
+    }
+
+    fn limits(line: &str) -> Limits {
+        match request(&format!("--data-dir here {line}")) {
+            Ok(Request::Run(options)) => options.limits,
+            Ok(_) => panic!("{line}: something else"),
+            Err(error) => panic!("{line}: {error}"),
+        }
+    }
+
+    #[test]
+    fn every_limit_is_the_one_that_was_asked_for() {
+        let asked = limits(
+            "--clients 90 --per-address 7 --waiting 8 --outbox 200 --rate 9 --registrations 10 --grace 11",
+        );
+        let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace } = asked;
+        assert_eq!((room, clients, per_address, waiting), (1000, 90, 7, 8));
+        assert_eq!((outbox, rate, registrations, grace.as_secs()), (200 * 1024, 9, 10, 11));
+        // Half of those that were asked for, not of those that could be.
+        assert_eq!((limits("").per_address, limits("--clients 90").per_address), (375, 45));
+    }
+
+    #[test]
+    fn a_limit_is_never_nothing_nor_more_than_there_is_room_for() {
+        assert_eq!(limits("--outbox 192").outbox, MIN_OUTBOX);
+        assert_eq!(limits("--clients 750 --waiting 250").clients, 750);
+        assert_eq!(limits("--grace 4000").grace.as_secs(), 3600, "an hour at most");
+        let huge = u64::from(u32::MAX) + 1;
+        assert_eq!(limits(&format!("--rate {huge} --registrations {huge}")).rate, u32::MAX);
+        assert_eq!(limits(&format!("--registrations {huge}")).registrations, u32::MAX);
+        for (line, part) in [
+            ("--outbox 191", "from 192"),
+            ("--clients 751 --waiting 250", "751"),
+            ("--clients 750 --waiting 251", "251"),
+            ("--clients 0", "from 1"),
+            ("--per-address 0", "from 1"),
+            ("--waiting 0", "from 1"),
+            ("--rate 0", "from 1"),
+            ("--registrations 0", "from 1"),
+            ("--grace 0", "from 1"),
+        ] {
+            let error = request(&format!("--data-dir here {line}")).err().expect(line);
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_word_decides_between_serving_and_everything_else() {
+        let run = |line: &str| match request(&format!("--data-dir here {line}")) {
+            Ok(Request::Run(options)) => (options.tls, options.closed, options.host.clone(), options.port),
+            _ => panic!("{line}: something else"),
+        };
+        assert_eq!(run(""), (true, false, "0.0.0.0".into(), 1315));
+        assert_eq!(run("--no-tls --host 127.0.0.1"), (false, false, "127.0.0.1".into(), 1315));
+        assert_eq!(run("--closed --port 0"), (true, true, "0.0.0.0".into(), 0));
+        assert!(matches!(request("--check --data-dir here"), Ok(Request::Check(_))));
+        for line in ["--help", "-h", "--no-tls --help"] {
+            assert!(matches!(request(line), Ok(Request::Help)), "{line}");
+        }
+        for line in ["--version", "-V"] {
+            assert!(matches!(request(line), Ok(Request::Version)), "{line}");
+        }
+        let folder = |line: &str| match request(line) {
+            Ok(Request::User(folder, _)) => folder,
+            _ => panic!("{line}: something else"),
+        };
+        assert_eq!(folder("user list --data-dir here"), PathBuf::from("here"));
+        assert_eq!(folder("user unlock alice --data-dir=there"), PathBuf::from("there"));
+        for line in ["user list --port 1", "user", "user list --data-dir", "run user list"] {
+            assert!(request(line).is_err(), "{line}");
+        }
     }
 }

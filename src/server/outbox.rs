@@ -434,14 +434,14 @@ impl Flusher {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::limits::{Doors, Limits};
     use super::*;
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
 
     /// A link without TLS, and its other end.
-    fn link() -> (Arc<Link>, TcpStream) {
+    pub fn link() -> (Arc<Link>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let other = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (socket, from) = listener.accept().expect("accepted");

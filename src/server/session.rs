@@ -177,24 +177,43 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::outbox::tests::link;
     use super::*;
     use crate::crypto::public::Fingerprint;
     use crate::encoding::Fixed;
+    use std::net::TcpStream;
+
+    fn key(byte: u8) -> Key {
+        Key::new([byte; 32])
+    }
+
+    /// With a certificate that nobody has verified.
+    fn current(token: Key, expires: u64, former: (Key, u64)) -> Current {
+        let certificate =
+            SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
+        Current { key_name: Fingerprint([0; 32]).short(), certificate, token, expires, former }
+    }
+
+    /// The session of one who never logged in, and the other end of its connection.
+    pub fn session(name: &str) -> (Arc<Session>, TcpStream) {
+        let (link, far) = link();
+        let session = Session {
+            name: name.parse().expect("name"),
+            outbox: Arc::new(Outbox::new(link, 1024 * 1024)),
+            slot: Slot::default(),
+            identity: Vec::new(),
+            current: Mutex::new(current(Key::random(), u64::MAX, (Key::random(), u64::MAX))),
+            superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
+            granted: Mutex::default(),
+        };
+        (Arc::new(session), far)
+    }
 
     /// README#latest-token.
     #[test]
     fn a_token_and_the_one_before_it_are_good_until_their_own_time_is_over() {
-        let certificate =
-            SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
-        let key = |byte| Key::new([byte; 32]);
-        let current = Current {
-            key_name: Fingerprint([0; 32]).short(),
-            certificate,
-            token: key(1),
-            expires: 20,
-            former: (key(2), 10),
-        };
+        let current = current(key(1), 20, (key(2), 10));
         let good = |now| {
             let [token, former] = current.tokens(now);
             (token == key(1), former == key(2))
@@ -203,5 +222,55 @@ mod tests {
             (good(9), good(10), good(19), good(20)),
             ((true, true), (true, false), (true, false), (false, false))
         );
+    }
+
+    #[test]
+    fn who_took_over_knows_the_tokens_of_the_two_before_and_takes_none_for_its_own() {
+        let sessions = [1, 3, 5, 7].map(|byte| {
+            let (session, _) = session("alice");
+            *lock(&session.current) = current(key(byte), 20, (key(byte + 1), 10));
+            session
+        });
+        for two in sessions.windows(2) {
+            two[1].supersede(&two[0]);
+        }
+        // Also of those whose time is over: who comes back with one is told that it was taken over, not that it has ended.
+        assert!(sessions[3].tokens(9) == [key(7), key(8), key(5), key(6), key(3), key(4)]);
+        let late = sessions[3].tokens(20);
+        assert!(late[2..] == [key(5), key(6), key(3), key(4)]);
+        assert!(late[0] != key(7) && late[1] != key(8));
+    }
+
+    #[test]
+    fn a_letter_is_for_the_session_key_in_use() {
+        let (session, _far) = session("alice");
+        assert!(session.uses_key(Fingerprint([0; 32]).short()));
+        assert!(!session.uses_key(Fingerprint([1; 32]).short()));
+    }
+
+    #[test]
+    fn packets_are_granted_to_one_sender_for_one_transfer_and_never_too_many() {
+        let (alice, _far) = session("alice");
+        let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
+        let (one, other) = ([1; 16], [2; 16]);
+        assert!(!alice.grant(&bob, one, 0) && !alice.grant(&bob, one, MAX_GRANTED + 1));
+        assert!(
+            !alice.has_granted(&bob, one) && !alice.take_grant(&bob, one),
+            "what is refused grants nothing"
+        );
+        assert!(alice.grant(&bob, one, 2) && alice.grant(&bob, one, 1) && alice.has_granted(&bob, one));
+        for (name, transfer) in [(&carol, one), (&bob, other)] {
+            assert!(!alice.has_granted(name, transfer) && !alice.take_grant(name, transfer));
+        }
+        assert!(!alice.grant(&carol, one, MAX_GRANTED - 2), "of all together");
+        assert!(alice.grant(&carol, one, MAX_GRANTED - 3) && !alice.grant(&carol, other, 1));
+        // Each that was used up makes room for one.
+        for _ in 0..3 {
+            assert!(alice.take_grant(&bob, one));
+        }
+        assert!(!alice.take_grant(&bob, one) && !alice.has_granted(&bob, one));
+        assert!(!alice.grant(&bob, other, 4) && alice.grant(&bob, other, 3));
+        alice.revoke(&carol, one);
+        assert!(!alice.take_grant(&carol, one) && alice.take_grant(&bob, other), "no other is taken back");
     }
 }
