@@ -627,7 +627,7 @@ mod tests {
                 ACK_AFTER_BYTES / kib
             ),
             format!("waits for many clients ({} MiB in all)", MAX_WAITING_PACKETS / kib / kib),
-            format!("then {} KiB of those that were sent are kept", 2 * ACK_AFTER_BYTES / kib),
+            format!("perhaps only the latest {} KiB for each", 2 * ACK_AFTER_BYTES / kib),
             format!("if that lasts over {} s, the transfer's grant is taken back", PACKET_PATIENCE.as_secs()),
             format!("the server serves {} at once (a thread each)", thousands(MAX_WRITERS)),
             format!("`--outbox KIB` | {} (at least {})", usual.outbox / kib, MIN_OUTBOX / kib),
