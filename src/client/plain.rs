@@ -93,6 +93,9 @@ fn serve(
                     }
                 }
             }
+            if !events.is_empty() {
+                continue;
+            }
             if !session.takes_lines() {
                 break;
             }

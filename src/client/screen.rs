@@ -189,20 +189,13 @@ impl Front {
     }
 
     fn handle(&mut self, event: Event) -> io::Result<Option<u8>> {
+        let mut failed = Vec::new();
         for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
             match effect {
                 Effect::Begin => self.work.begin(),
-                Effect::Send(message) => {
-                    if let Some(end) = self.work.send(&message) {
-                        return self.handle(end);
-                    }
-                }
+                Effect::Send(message) => failed.extend(self.work.send(&message)),
                 Effect::Show(entry) => self.show(entry),
-                Effect::Transfer(number, job) => {
-                    if let Some(failed) = self.work.transfer(number, job) {
-                        self.handle(failed)?;
-                    }
-                }
+                Effect::Transfer(number, job) => failed.extend(self.work.transfer(number, job)),
                 // A bar shows it.
                 Effect::Progress(_) => {}
                 // In a flood, one ring is enough.
@@ -230,6 +223,12 @@ impl Front {
                     })?;
                 }
                 Effect::Quit(status) => return Ok(Some(status)),
+            }
+        }
+        // Only now: what else there was to show comes before the end.
+        for event in failed {
+            if let Some(status) = self.handle(event)? {
+                return Ok(Some(status));
             }
         }
         Ok(None)
