@@ -453,15 +453,16 @@ pub fn read_secret(path: &Path) -> io::Result<Key> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::crypto::keys::IdentityKey;
     use crate::crypto::secret::random;
 
-    struct Folder(PathBuf);
+    /// A data folder, removed at the end.
+    pub struct Folder(pub PathBuf);
 
     impl Folder {
-        fn new() -> Folder {
+        pub fn new() -> Folder {
             let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
             let path = std::env::temp_dir().join(format!("accounts-{name}"));
             disk::private_folders(&path, &["keys"]).expect("folder");

@@ -213,3 +213,158 @@ fn end(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
     finish(shared, session, inbound.address);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounts::tests::Folder;
+    use super::super::session::tests::session;
+    use super::super::tests::shared;
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn inbound() -> Inbound {
+        Inbound::new(100, IpAddr::from([10, 0, 0, 1]))
+    }
+
+    /// Somebody on-line, whose frames this thread handles.
+    fn turn(shared: &Arc<Shared>, name: &str) -> Turn {
+        let (session, _) = session(name);
+        shared.registry.add(&session);
+        Turn::first(shared, &session, inbound())
+    }
+
+    fn is_on_line(shared: &Shared, name: &str) -> bool {
+        shared.registry.get(&name.parse().expect("name")).is_some()
+    }
+
+    fn waiting(shared: &Shared) -> usize {
+        lock(&shared.grace.list).0.len()
+    }
+
+    fn logouts(shared: &Shared, folder: &Folder) -> usize {
+        shared.audit.flush();
+        let log = std::fs::read_to_string(folder.0.join("security.log")).expect("a log");
+        log.matches("event=logout").count()
+    }
+
+    /// README#ack-when.
+    #[test]
+    fn an_ack_is_due_after_32_frames_or_128_kib_or_when_there_is_news_to_tell() {
+        let mut inbound = inbound();
+        let said = |ack: Option<Received>| ack.map(|ack| ack.received);
+        assert_eq!(said(inbound.ack(true)), None, "no news");
+        (1..ACK_AFTER_FRAMES).for_each(|_| inbound.count(1));
+        assert_eq!(said(inbound.ack(false)), None);
+        inbound.count(1);
+        assert_eq!((said(inbound.ack(false)), said(inbound.ack(true))), (Some(32), None));
+        inbound.count(ACK_AFTER_BYTES / 2);
+        inbound.count(ACK_AFTER_BYTES / 2 - 1);
+        assert_eq!(said(inbound.ack(false)), None);
+        inbound.count(1);
+        assert_eq!((said(inbound.ack(false)), said(inbound.ack(false))), (Some(35), None));
+        inbound.count(0);
+        assert_eq!((said(inbound.ack(false)), said(inbound.ack(true))), (None, Some(36)));
+        // Who is told otherwise is not told again.
+        inbound.count(ACK_AFTER_BYTES);
+        assert_eq!((inbound.position().received, said(inbound.ack(true))), (37, None));
+    }
+
+    /// README#taken-over.
+    #[test]
+    fn one_alone_handles_the_frames_of_a_session_and_the_next_knows_how_far_they_came() {
+        let (shared, _folder) = shared(HOUR);
+        let mut first = turn(&shared, "alice");
+        let session = first.session().clone();
+        assert!(Turn::next(&shared, &session, Duration::from_millis(1)).is_none(), "somebody is at it");
+        first.inbound().count(1);
+        std::thread::scope(|scope| {
+            let next = scope
+                .spawn(|| Turn::next(&shared, &session, HOUR).expect("as soon as the former is dropped"));
+            drop(first);
+            let mut next = next.join().expect("whole");
+            assert!(Arc::ptr_eq(next.session(), &session) && next.inbound().position().received == 1);
+            assert_eq!(waiting(&shared), 0, "who is served is on no list");
+            drop(next);
+        });
+        assert!(waiting(&shared) == 1 && is_on_line(&shared, "alice"));
+        assert!(Turn::next(&shared, &session, Duration::ZERO).is_some());
+    }
+
+    /// README#full.
+    #[test]
+    fn room_is_made_by_whose_time_would_end_first_and_by_nobody_who_has_a_connection() {
+        let (shared, folder) = shared(HOUR);
+        let served = turn(&shared, "served");
+        let returned = turn(&shared, "returned");
+        let session = returned.session().clone();
+        drop(returned);
+        // A resumption that has taken the turn, but not yet the place on the list: the next one goes.
+        let taken = lock(&session.slot.inbound).take();
+        ["first", "second", "third"].iter().for_each(|name| drop(turn(&shared, name)));
+        let there =
+            || ["served", "returned", "first", "second", "third"].map(|name| is_on_line(&shared, name));
+        assert!(shared.grace.end_first(&shared));
+        assert_eq!((there(), waiting(&shared)), ([true, true, false, true, true], 2));
+        assert!(shared.grace.end_first(&shared));
+        assert_eq!(there(), [true, true, false, false, true]);
+        assert!(shared.grace.end_first(&shared) && !shared.grace.end_first(&shared));
+        assert_eq!((there(), waiting(&shared)), ([true, true, false, false, false], 0));
+        assert_eq!(logouts(&shared, &folder), 3);
+        drop((taken, served));
+        assert!(waiting(&shared) == 1 && is_on_line(&shared, "served"));
+    }
+
+    /// README#ends-at-once.
+    #[test]
+    fn who_is_dismissed_is_off_line_at_once_or_as_soon_as_its_frames_are_handled() {
+        let (shared, folder) = shared(HOUR);
+        let away = turn(&shared, "away");
+        let gone = away.session().clone();
+        drop(away);
+        dismiss(&shared, &gone, ErrorCode::AccountRemoved, "");
+        assert!(!is_on_line(&shared, "away") && !gone.outbox.is_open() && waiting(&shared) == 0);
+        assert!(Turn::next(&shared, &gone, Duration::ZERO).is_none());
+        let served = turn(&shared, "served");
+        let session = served.session().clone();
+        dismiss(&shared, &session, ErrorCode::AccountRemoved, "");
+        assert!(!session.outbox.is_open());
+        drop(served);
+        assert!(!is_on_line(&shared, "served") && waiting(&shared) == 0);
+        assert!(Turn::next(&shared, &session, Duration::ZERO).is_none(), "it does not wait for anybody");
+        assert_eq!(logouts(&shared, &folder), 2, "each is told of once");
+    }
+
+    /// README#outlives.
+    #[test]
+    fn a_session_ends_when_its_time_is_over_and_no_other() {
+        let ends = |shared: &Shared, name: &str| {
+            let end = Instant::now() + Duration::from_secs(60);
+            while is_on_line(shared, name) {
+                assert!(Instant::now() < end, "{name} never ends");
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        };
+        let (shared, _folder) = shared(Duration::from_millis(50));
+        let running = shared.clone();
+        std::thread::spawn(move || running.grace.run(&running));
+        // The thread is woken for the first on the list, whether it waits already or not.
+        for n in 0..5 {
+            let name = format!("short{n}");
+            drop(turn(&shared, &name));
+            ends(&shared, &name);
+        }
+        // One that has an hour: as there is none otherwise, the thread has to be told.
+        let later = turn(&shared, "later");
+        let place = (Instant::now() + HOUR, u64::MAX);
+        lock(&shared.grace.list).0.insert(place, later.session().clone());
+        *lock(&later.session().slot.inbound) = Some((place, inbound()));
+        // Two rounds: whatever the thread does about it in the first, it has done by the second.
+        for name in ["short", "last"] {
+            drop(turn(&shared, name));
+            shared.grace.wake.notify_one();
+            ends(&shared, name);
+        }
+        assert!(is_on_line(&shared, "later"));
+    }
+}

@@ -122,3 +122,88 @@ impl Locks {
         Ok(locked)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounts::tests::Folder;
+    use super::*;
+
+    fn record(name: &str, until: u64) -> String {
+        json::to_string(&Lock { name: name.into(), until }) + "\n"
+    }
+
+    fn name(name: &str) -> Username {
+        name.parse().expect("name")
+    }
+
+    #[test]
+    fn a_lock_outlives_a_restart_and_ends_when_it_would_have() {
+        let folder = Folder::new();
+        let locks = Locks::new(&folder.0);
+        assert!(locks.shorten().expect("none").is_empty() && !locks.path.exists());
+        let minute = Duration::from_secs(60);
+        for one in ["Alice", "bob", "carol"] {
+            locks.lock(&name(one)).expect("written");
+        }
+        locks.unlock(&name("BOB")).expect("written");
+        // What a clock that was wrong has written, what is over, and what a crash has left.
+        let now = clock::now_ms();
+        let lines = [
+            record("years", now + 1_000_000_000_000),
+            record("over", now - 1),
+            record("carol", now + 2 * 60_000),
+            "{\"name\":\"dave\",\"until\"\n".into(),
+        ];
+        disk::append(&locks.path)
+            .and_then(|mut file| file.write_all(lines.concat().as_bytes()))
+            .expect("written");
+        disk::append(&locks.path).and_then(|mut file| file.write_all(b"\xff\xfe")).expect("written");
+        for read in [locks.read(), locks.shorten(), locks.read()] {
+            let locked = read.expect("readable");
+            let mut names: Vec<&str> = locked.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            assert_eq!(names, ["alice", "carol", "years"]);
+            for (name, most) in [("alice", LOCKOUT), ("carol", 2 * minute), ("years", LOCKOUT)] {
+                let left = locked[name];
+                assert!(left <= most && left > most - minute, "{name}: {left:?}");
+            }
+        }
+        let text = std::fs::read_to_string(&locks.path).expect("readable");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let locked = locks.read().expect("readable");
+        assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");
+        // A file that cannot be read is no file that locks nobody.
+        std::fs::remove_file(&locks.path).and_then(|()| std::fs::create_dir(&locks.path)).expect("a folder");
+        assert!(locks.read().is_err() && locks.shorten().is_err() && locks.lock(&name("alice")).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_shortened_to_the_newest_locks() {
+        let folder = Folder::new();
+        let locks = Locks::new(&folder.0);
+        let soon = clock::now_ms() + 60_000;
+        let lines: Vec<String> = (0..6000).map(|n| record(&format!("name{n}"), soon + n * 100)).collect();
+        std::fs::write(&locks.path, lines.concat()).expect("written");
+        locks.lock(&name("alice")).expect("written");
+        assert_eq!(locks.read().expect("readable").len(), 6001, "not too long yet");
+        let rest = (1024 * 1024 - std::fs::metadata(&locks.path).expect("there").len()) as usize;
+        let line = Lock::line("bob".into(), LOCKOUT);
+        let filler = " ".repeat(rest - line.len() - 1) + "\n";
+        disk::append(&locks.path).and_then(|mut file| file.write_all(filler.as_bytes())).expect("written");
+        locks.lock(&name("bob")).expect("written");
+        assert_eq!(
+            std::fs::metadata(&locks.path).expect("there").len(),
+            1024 * 1024,
+            "just as long as it may be"
+        );
+        locks.lock(&name("carol")).expect("written");
+        let text = std::fs::read_to_string(&locks.path).expect("readable");
+        assert_eq!(text.lines().count(), 5000);
+        let locked = locks.read().expect("readable");
+        for (name, there) in
+            [("alice", true), ("bob", true), ("carol", true), ("name5999", true), ("name0", false)]
+        {
+            assert_eq!(locked.contains_key(name), there, "{name}");
+        }
+    }
+}

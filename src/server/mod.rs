@@ -254,3 +254,32 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::accounts::tests::Folder;
+    use super::*;
+
+    /// What the threads of a server share that nobody can connect to, and its data folder.
+    pub fn shared(grace: Duration) -> (Arc<Shared>, Folder) {
+        let folder = Folder::new();
+        let limits = Limits { grace, ..Limits::for_machine(1024, 65_530) };
+        let (accounts, _) = Accounts::open(&folder.0).expect("a new folder");
+        let shared = Shared {
+            doors: Arc::new(Doors::new(&limits)),
+            closed: false,
+            accounts,
+            registry: Registry::default(),
+            flusher: Flusher::default(),
+            grace: Grace::new(grace),
+            lockout: Lockout::default(),
+            registrations: Registrations::new(limits.registrations),
+            audit: Audit::open(&folder.0).expect("a log"),
+            certificates: None,
+            queue: AdmissionQueue::default(),
+            locks: Locks::new(&folder.0),
+            limits,
+        };
+        (Arc::new(shared), folder)
+    }
+}

@@ -177,7 +177,11 @@ fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outbox::Buffers;
+    use super::super::session::tests::session;
     use super::*;
+    use std::io::Read;
+    use std::net::TcpStream;
 
     fn names(range: std::ops::Range<usize>) -> Vec<Username> {
         range.map(|n| format!("n{n}").parse().expect("name")).collect()
@@ -221,5 +225,76 @@ mod tests {
         let marks: Vec<(bool, bool)> = all.iter().map(|line| (line.full, line.more)).collect();
         assert_eq!(marks, [(true, true), (false, true), (false, false)]);
         assert_eq!(lines(true, Vec::new(), Vec::new()).len(), 1);
+    }
+
+    /// A round of the presence thread in which nobody is told too often.
+    fn round(registry: &Registry, told: &mut BTreeSet<Username>) {
+        let mut news = std::mem::take(&mut *lock(&registry.changes));
+        let newcomers = std::mem::take(&mut news.newcomers);
+        let sessions: Vec<_> = registry.read().values().cloned().collect();
+        registry.tell(&sessions, &newcomers, &news, told, &Flusher::default());
+    }
+
+    /// What somebody has been told since they were asked last: whether it is the full list, who has joined, who has left.
+    fn heard((session, far): &(Arc<Session>, TcpStream)) -> Vec<(bool, String, String)> {
+        session.outbox.flush(&mut Buffers::default());
+        session.outbox.send(Frame::message(&ServerMessage::Pong));
+        far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+        let mut lines = Vec::new();
+        let mut line = Vec::new();
+        loop {
+            let mut byte = [0];
+            (&*far).read_exact(&mut byte).expect("it is told");
+            if byte != *b"\n" {
+                line.extend(byte);
+                continue;
+            }
+            let list = |names: &[Username]| names.iter().map(Username::as_str).collect::<Vec<_>>().join(" ");
+            match ServerMessage::decode(&std::mem::take(&mut line)) {
+                Ok(ServerMessage::Presence(one)) => {
+                    lines.push((one.full, list(&one.joined), list(&one.left)))
+                }
+                Ok(ServerMessage::Pong) => return lines,
+                _ => panic!("not presence"),
+            }
+        }
+    }
+
+    /// README#presence.
+    #[test]
+    fn a_newcomer_hears_of_everyone_and_everyone_once_of_who_comes_and_goes() {
+        let (registry, mut told) = (Registry::default(), BTreeSet::new());
+        let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
+        let full = |names: &str| [(true, names.to_string(), String::new())];
+        let change = |joined: &str, left: &str| [(false, joined.to_string(), left.to_string())];
+        assert!(registry.add(&alice.0).is_none() && registry.add(&bob.0).is_none());
+        round(&registry, &mut told);
+        assert_eq!((heard(&alice), heard(&bob)), (full("alice bob").into(), full("alice bob").into()));
+        assert!(registry.add(&carol.0).is_none());
+        round(&registry, &mut told);
+        for one in [&alice, &bob] {
+            assert_eq!(heard(one), change("carol", ""));
+        }
+        assert_eq!(heard(&carol), full("alice bob carol"));
+        // Who logs in anew has left and joined: what was agreed with the former session is void.
+        assert!(registry.add(&again.0).is_some_and(|former| Arc::ptr_eq(&former, &bob.0)));
+        assert!(!registry.remove(&bob.0), "the end of the former session is not that of the person");
+        round(&registry, &mut told);
+        for one in [&alice, &carol] {
+            assert_eq!(heard(one), change("bob", "bob"));
+        }
+        assert_eq!((heard(&again), heard(&bob)), (full("alice bob carol").into(), Vec::new()));
+        let name = &again.0.name;
+        assert!(registry.count() == 3 && registry.get(name).is_some_and(|now| Arc::ptr_eq(&now, &again.0)));
+        assert!(registry.remove(&again.0) && !registry.remove(&again.0));
+        assert!(registry.count() == 2 && registry.get(name).is_none());
+        // Nobody hears of one who came and went in between.
+        let dave = session("dave");
+        registry.add(&dave.0);
+        registry.remove(&dave.0);
+        round(&registry, &mut told);
+        assert_eq!((heard(&alice), heard(&carol)), (change("", "bob").into(), change("", "bob").into()));
+        round(&registry, &mut told);
+        assert_eq!((heard(&alice), heard(&carol), heard(&again)), (Vec::new(), Vec::new(), Vec::new()));
     }
 }
