@@ -196,11 +196,6 @@ impl PasswordKey {
     }
 }
 
-/// Client: a registration with a fresh salt; see [`PasswordKey`].
-pub fn register(name: &Username, password: &Password, identity: &IdentityPublicKey) -> Register {
-    PasswordKey::new(password).register(name, identity)
-}
-
 /// Server: turns a registration into an account and its identity key. Whether the name is free is not looked at.
 ///
 /// # Errors
@@ -215,22 +210,6 @@ pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublic
         identity: identity.fingerprint(),
     };
     Ok((account, identity))
-}
-
-/// Client: the answer to a challenge from the password itself, which takes one PBKDF2; see [`PasswordKey::log_in`].
-///
-/// # Errors
-/// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
-pub fn respond(
-    name: &Username,
-    challenge: &Challenge,
-    exporter: &[u8],
-    password: &Password,
-    identity: &IdentityKey,
-    session: (&SessionKey, SessionCertificate),
-) -> Result<ChallengeResponse, AuthError> {
-    let key = PasswordKey::derive(password, challenge)?;
-    Ok(key.log_in(name, challenge, exporter, identity, session))
 }
 
 /// Client: the answer to the challenge of a session whose `token` is at hand, and of which `received` frames were
@@ -444,7 +423,7 @@ mod tests {
     fn person(name: &str) -> Person {
         let (name, password) = (name.parse().expect("name"), Password::new("correct horse".into()));
         let (identity, session) = (IdentityKey::generate(), SessionKey::generate());
-        let request = register(&name, &password, identity.public());
+        let request = PasswordKey::new(&password).register(&name, identity.public());
         let (account, _) = accept_registration(request).expect("valid");
         Person { name, password, identity, session, account }
     }
@@ -466,8 +445,8 @@ mod tests {
             PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
         let certificate = p.identity.certify(&p.name, &p.session, NOW);
         let session = (&p.session, certificate);
-        let mut response =
-            respond(&p.name, &challenge, b"exporter", &p.password, &p.identity, session).expect("response");
+        let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
+        let mut response = key.log_in(&p.name, &challenge, b"exporter", &p.identity, session);
         change(&mut response);
         pending.verify(response, exporter, NOW)
     }
@@ -504,8 +483,8 @@ mod tests {
                 PendingLogin::new(request, Some(&p.account), &Key::new([1; 32])).expect("challenge");
             pending.issued -= age;
             let session = (&p.session, p.identity.certify(&p.name, &p.session, NOW));
-            let response = respond(&p.name, &challenge, b"", &p.password, &p.identity, session);
-            pending.verify(response.expect("response"), b"", NOW).err()
+            let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
+            pending.verify(key.log_in(&p.name, &challenge, b"", &p.identity, session), b"", NOW).err()
         };
         assert_eq!(answer(CHALLENGE_LIFETIME - Duration::from_secs(60)), None);
         assert_eq!(answer(CHALLENGE_LIFETIME + Duration::from_secs(1)), Some(AuthError::Expired));
@@ -607,9 +586,11 @@ mod tests {
         for rounds in [0, 1, 99_999, 10_000_001, u32::MAX] {
             let challenge =
                 Challenge { version: VERSION, nonce: Fixed([0; 32]), salt: Fixed([0; 32]), rounds };
-            let session = (&p.session, p.identity.certify(&p.name, &p.session, NOW));
-            let answer = respond(&p.name, &challenge, b"", &p.password, &p.identity, session);
-            assert_eq!(answer.err(), Some(AuthError::BadRounds));
+            let key = PasswordKey::derive(&p.password, &challenge);
+            assert_eq!(key.err(), Some(AuthError::BadRounds));
+            let key = PasswordKey::new(&p.password);
+            let change = key.replace(&p.name, &challenge, b"", &p.password, &p.identity);
+            assert_eq!(change.err(), Some(AuthError::BadRounds));
         }
     }
 }

@@ -4,7 +4,6 @@
 mod common;
 
 use common::{Client, Output, Person, Raw, Server, newcomer, until, with_field, without_field};
-use secure_messenger::auth;
 use secure_messenger::clock;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -190,10 +189,7 @@ impl Scene {
 }
 
 fn register(name: &str) -> Vec<u8> {
-    let person = Person::new(name);
-    let password = Password::new(common::PASSWORD.into());
-    let request = auth::register(&person.name, &password, person.identity.public());
-    ClientMessage::Register(request).encode()
+    Person::new(name).registration().encode()
 }
 
 fn login_request(person: &Person) -> Vec<u8> {

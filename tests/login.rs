@@ -5,7 +5,7 @@ mod common;
 
 use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
 use miniserde::json;
-use secure_messenger::auth;
+use secure_messenger::auth::PasswordKey;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::primitives;
@@ -38,21 +38,6 @@ fn challenge(raw: &mut Raw, person: &Person) -> Challenge {
         Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
         _ => panic!("no challenge"),
     }
-}
-
-/// A response in which everything is right, if the password is.
-fn response(raw: &Raw, person: &Person, challenge: &Challenge, password: &str) -> ChallengeResponse {
-    let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-    let exporter = raw.channel.exporter().to_vec();
-    auth::respond(
-        &person.name,
-        challenge,
-        &exporter,
-        &Password::new(password.into()),
-        &person.identity,
-        (&person.session, certificate),
-    )
-    .expect("acceptable rounds")
 }
 
 /// A response in which nothing is right but its form; it costs no time.
@@ -200,16 +185,9 @@ fn a_thief_of_users_json_cannot_log_in() {
             _ => panic!("no challenge"),
         };
         let certificate = signing.certify(&alice.name, &alice.session, clock::now_ms());
-        let exporter = raw.channel.exporter().to_vec();
-        let mut response = auth::respond(
-            &alice.name,
-            &challenge,
-            &exporter,
-            &Password::new("the thief does not know it".into()),
-            signing,
-            (&alice.session, certificate),
-        )
-        .expect("acceptable rounds");
+        let (exporter, session) = (raw.channel.exporter(), (&*alice.session, certificate));
+        let key = PasswordKey::new(&Password::new("the thief does not know it".into()));
+        let mut response = key.log_in(&alice.name, &challenge, exporter, signing, session);
         response.response = Fixed(primitives::hmac(&stolen.password_key, &challenge.nonce.0));
         raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
         raw.answer()
@@ -322,7 +300,7 @@ fn a_certificate_outside_its_time_is_told_apart_for_names_and_passwords_alike() 
         for created in [clock::now_ms() - 27 * hour, clock::now_ms() + 3 * hour] {
             let mut raw = server.raw();
             let challenge = challenge(&mut raw, person);
-            let mut response = response(&raw, person, &challenge, password);
+            let mut response = raw.response(person, &challenge, password);
             response.created = created;
             response.certificate =
                 Fixed(person.identity.certify(&person.name, &person.session, created).signature);
@@ -384,8 +362,8 @@ fn a_challenge_serves_one_response() {
     let (_raw, alice) = newcomer(&server, "alice");
     let mut raw = server.raw();
     let challenge = challenge(&mut raw, &alice);
-    let good = response(&raw, &alice, &challenge, PASSWORD);
-    let bad = response(&raw, &alice, &challenge, "wrong horse battery");
+    let good = raw.response(&alice, &challenge, PASSWORD);
+    let bad = raw.response(&alice, &challenge, "wrong horse battery");
     // Both in one go: the second is the right one, and comes too late.
     let mut lines = ClientMessage::ChallengeResponse(Box::new(bad)).encode();
     lines.extend(ClientMessage::ChallengeResponse(Box::new(good)).encode());
@@ -402,7 +380,7 @@ fn a_recorded_response_is_worth_nothing_on_another_connection() {
         let (_raw, alice) = newcomer(&server, "alice");
         let mut raw = server.raw();
         let challenge = challenge(&mut raw, &alice);
-        let good = response(&raw, &alice, &challenge, PASSWORD);
+        let good = raw.response(&alice, &challenge, PASSWORD);
         let line = ClientMessage::ChallengeResponse(Box::new(good)).encode();
         raw.bytes(&line);
         assert!(matches!(raw.answer(), Some(ServerMessage::Session(_))));

@@ -6,9 +6,7 @@ mod common;
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
-use secure_messenger::auth;
 use secure_messenger::clock;
-use secure_messenger::crypto::secret::Password;
 use secure_messenger::disk;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use secure_messenger::wire::certificate::{self, Prepared};
@@ -543,10 +541,7 @@ fn a_closed_server_makes_no_accounts_and_lets_the_old_ones_in() {
     let (_, alice) = newcomer(&server, "alice");
     let server = Server::within(server.kill(), &["--closed"]);
     let mut raw = server.raw();
-    let bob = Person::new("bob");
-    let password = Password::new(PASSWORD.into());
-    let request = auth::register(&bob.name, &password, bob.identity.public());
-    raw.say(&ClientMessage::Register(request));
+    raw.say(&Person::new("bob").registration());
     assert_eq!(raw.error(), "registration_closed");
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
     let carol = server.client("carol");
@@ -576,10 +571,7 @@ fn the_security_log_has_one_line_an_event_and_no_room_for_a_users_own() {
         raw.error();
     }
     let mut raw = server.raw();
-    let mallory = Person::new("alice");
-    let request =
-        auth::register(&mallory.name, &Password::new("another one".into()), mallory.identity.public());
-    raw.say(&ClientMessage::Register(request));
+    raw.say(&Person::new("alice").registration());
     assert_eq!(raw.error(), "name_taken");
     until("all of it is written", || server.log().contains("event=name_taken"));
     let log = server.log();

@@ -4,8 +4,7 @@
 mod common;
 
 use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
-use secure_messenger::auth::{self, PasswordKey};
-use secure_messenger::clock;
+use secure_messenger::auth::PasswordKey;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::secret::Password;
@@ -70,11 +69,7 @@ fn outcome(raw: &mut Raw, message: &ClientMessage) -> Option<String> {
 }
 
 fn answer(raw: &Raw, challenge: &Challenge, person: &Person, text: &str) -> ClientMessage {
-    let session = (&*person.session, person.identity.certify(&person.name, &person.session, clock::now_ms()));
-    let exporter = raw.channel.exporter();
-    let response =
-        auth::respond(&person.name, challenge, exporter, &password(text), &person.identity, session);
-    ClientMessage::ChallengeResponse(Box::new(response.expect("acceptable rounds")))
+    ClientMessage::ChallengeResponse(Box::new(raw.response(person, challenge, text)))
 }
 
 /// Whether a login with this password succeeds.

@@ -569,10 +569,9 @@ fn a_login_answers_what_another_implementation_answers() {
             signature: theirs.certificate.0,
         };
         let answer = |challenge: &Challenge, exporter: &[u8], password: &str| {
-            let password = Password::new(password.into());
-            let session = (&session, certificate());
-            auth::respond(&name, challenge, exporter, &password, &identity, session)
-                .expect("the rounds are acceptable")
+            let key =
+                PasswordKey::derive(&Password::new(password.into()), challenge).expect("acceptable rounds");
+            key.log_in(&name, challenge, exporter, &identity, (&session, certificate()))
         };
         let proves = |response: &ChallengeResponse| identity.public().verify(&signed, &response.proof.0);
         let ours = answer(&challenge(login), &exporter, &login.password);

@@ -1,12 +1,14 @@
 //! From terminal bytes to keys.
 //!
 //! Invariant: total and incremental. Every byte string decodes, the same bytes give the same
-//! keys however they were cut, and nothing of an escape sequence ever ends as text.
+//! keys however they were cut, and nothing of an escape sequence ever ends as text. What was typed may be a password:
+//! keys that nobody needs any more leave nothing in memory.
 //! Specification: ECMA-48 section 5.4 (control sequences), xterm's "PC-style function keys"
 //! and "bracketed paste mode". Not termion's own parser: that one panics on some input and
 //! cannot see where a paste ends.
 
 use std::mem::take;
+use zeroize::{Zeroize, Zeroizing};
 
 /// The longest parameters of a control sequence that are kept; real ones have under ten bytes.
 const MAX_SEQUENCE: usize = 32;
@@ -76,6 +78,19 @@ pub enum Key {
     Unknown,
 }
 
+impl Zeroize for Key {
+    fn zeroize(&mut self) {
+        if let Key::Paste(text) = self {
+            text.zeroize();
+        }
+        *self = Key::Unknown;
+    }
+}
+
+/// Keys in their order, wiped when they are dropped. Whoever fills it reserves the room first: one that grows leaves
+/// copies behind.
+pub type Keys = Zeroizing<Vec<Key>>;
+
 #[derive(Default)]
 enum State {
     #[default]
@@ -87,7 +102,7 @@ enum State {
     /// After `ESC [ M`, a mouse report of three bytes: how many are missing.
     Mouse(u8),
     /// Between the marks of a paste: the bytes so far, and how much of the end mark was seen.
-    Paste(Vec<u8>, usize),
+    Paste(Zeroizing<Vec<u8>>, usize),
 }
 
 /// Decodes bytes as they come and keeps what is incomplete.
@@ -98,12 +113,14 @@ pub struct Decoder {
     partial: Vec<u8>,
     /// Whether that character came after ESC.
     alt: bool,
-    keys: Vec<Key>,
+    keys: Keys,
 }
 
 impl Decoder {
     /// The keys these bytes complete.
-    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Key> {
+    pub fn feed(&mut self, bytes: &[u8]) -> Keys {
+        // A byte completes two keys at most: one that it breaks off, and its own.
+        self.keys.reserve(2 * bytes.len());
         for &byte in bytes {
             self.byte(byte);
         }
@@ -116,7 +133,7 @@ impl Decoder {
     }
 
     /// Nothing followed: what was [`pending`](Self::pending) is a key.
-    pub fn flush(&mut self) -> Vec<Key> {
+    pub fn flush(&mut self) -> Keys {
         if self.pending() {
             self.state = State::Text;
             self.keys.push(Key::Escape);
@@ -173,13 +190,13 @@ impl Decoder {
         match std::str::from_utf8(&self.partial) {
             Ok(text) => {
                 let c = text.chars().next().unwrap_or(char::REPLACEMENT_CHARACTER);
-                self.partial.clear();
+                self.partial.zeroize();
                 self.character(c);
             }
             Err(error) if error.error_len().is_none() => {}
             Err(_) => {
                 let begun = self.partial.len() > 1;
-                self.partial.clear();
+                self.partial.zeroize();
                 self.character(char::REPLACEMENT_CHARACTER);
                 // The byte that broke a character off may begin the next one.
                 if begun {
@@ -210,7 +227,7 @@ impl Decoder {
                 self.state = State::Sequence(kind, parameters);
             }
             b'@'..=b'~' if (byte, &parameters[..]) == (b'~', b"200") => {
-                self.state = State::Paste(Vec::new(), 0);
+                self.state = State::Paste(Zeroizing::new(Vec::with_capacity(MAX_PASTE)), 0);
             }
             // Terminals that know no better form send the button, the column and the row.
             b'M' if parameters.is_empty() && kind == b'[' => self.state = State::Mouse(3),
@@ -223,14 +240,12 @@ impl Decoder {
         }
     }
 
-    fn paste(&mut self, mut pasted: Vec<u8>, seen: usize, byte: u8) {
+    fn paste(&mut self, mut pasted: Zeroizing<Vec<u8>>, seen: usize, byte: u8) {
         if byte == END_OF_PASTE[seen] {
             if seen + 1 < END_OF_PASTE.len() {
                 self.state = State::Paste(pasted, seen + 1);
             } else {
-                let text = String::from_utf8(pasted)
-                    .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-                self.keys.push(Key::Paste(text));
+                self.keys.push(Key::Paste(String::from_utf8_lossy(&pasted).into_owned()));
             }
             return;
         }
@@ -292,7 +307,7 @@ fn named(parameters: &[u8], last: u8) -> Key {
 mod tests {
     use super::*;
 
-    fn keys(bytes: &[u8]) -> Vec<Key> {
+    fn keys(bytes: &[u8]) -> Keys {
         Decoder::default().feed(bytes)
     }
 
@@ -342,41 +357,41 @@ mod tests {
             (b"\xc2\x9b", Key::Unknown),
         ];
         for (bytes, key) in table {
-            assert_eq!(keys(bytes), std::slice::from_ref(key), "{bytes:?}");
+            assert_eq!(*keys(bytes), std::slice::from_ref(key), "{bytes:?}");
         }
     }
 
     #[test]
     fn escape_is_a_key_only_when_nothing_follows() {
         let mut decoder = Decoder::default();
-        assert_eq!(decoder.feed(b"\x1b"), []);
+        assert_eq!(*decoder.feed(b"\x1b"), []);
         assert!(decoder.pending());
-        assert_eq!(decoder.flush(), [Key::Escape]);
+        assert_eq!(*decoder.flush(), [Key::Escape]);
         assert!(!decoder.pending());
-        assert_eq!(decoder.feed(b"[A"), [Key::Char('['), Key::Char('A')]);
-        assert_eq!(decoder.feed(b"\x1b\x1b[A"), [Key::Escape, Key::Up]);
-        assert_eq!(decoder.flush(), []);
+        assert_eq!(*decoder.feed(b"[A"), [Key::Char('['), Key::Char('A')]);
+        assert_eq!(*decoder.feed(b"\x1b\x1b[A"), [Key::Escape, Key::Up]);
+        assert_eq!(*decoder.flush(), []);
     }
 
     #[test]
     fn a_paste_is_one_key_whatever_it_holds() {
         assert_eq!(
-            keys(b"\x1b[200~a\r\x1b[A\x1b\x1b[201~b"),
+            *keys(b"\x1b[200~a\r\x1b[A\x1b\x1b[201~b"),
             [Key::Paste("a\r\x1b[A\x1b".into()), Key::Char('b')]
         );
         let mut long = b"\x1b[200~".to_vec();
         long.extend([b'x'; 2 * MAX_PASTE]);
         long.extend(b"\x1b[201~y");
-        assert_eq!(keys(&long), [Key::Paste("x".repeat(MAX_PASTE)), Key::Char('y')]);
+        assert_eq!(*keys(&long), [Key::Paste("x".repeat(MAX_PASTE)), Key::Char('y')]);
     }
 
     #[test]
     fn broken_sequences_leave_no_text_behind() {
         let long = [b"\x1b[".as_slice(), &[b'1'; 500], b"A"].concat();
-        assert_eq!(keys(&long), [Key::Unknown]);
-        assert_eq!(keys(b"\x1b[1\x03"), [Key::Unknown, Key::Ctrl('c')]);
+        assert_eq!(*keys(&long), [Key::Unknown]);
+        assert_eq!(*keys(b"\x1b[1\x03"), [Key::Unknown, Key::Ctrl('c')]);
         let replaced = Key::Char(char::REPLACEMENT_CHARACTER);
-        assert_eq!(keys(b"\xff\xe2\x82a"), [replaced.clone(), replaced.clone(), Key::Char('a')]);
-        assert_eq!(keys(b"\xe2\x1b[A"), [replaced, Key::Up]);
+        assert_eq!(*keys(b"\xff\xe2\x82a"), [replaced.clone(), replaced.clone(), Key::Char('a')]);
+        assert_eq!(*keys(b"\xe2\x1b[A"), [replaced, Key::Up]);
     }
 }

@@ -9,7 +9,7 @@ use super::connect::{Connection, StartError};
 use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
-use super::input::Key;
+use super::input::Keys;
 use super::options::Options;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// What wakes the loop.
 enum Wake {
     Event(Event),
-    Keys(Vec<Key>),
+    Keys(Keys),
     Resized,
     /// The process is to be stopped for a while.
     Stopped,
@@ -174,8 +174,8 @@ impl Front {
                 self.conversations.carry(&before);
                 return end;
             }
-            Wake::Keys(keys) => {
-                for key in keys {
+            Wake::Keys(mut keys) => {
+                for key in keys.drain(..) {
                     if let Some(status) = self.key(key)? {
                         return Ok(Some(status));
                     }

@@ -6,14 +6,14 @@
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
-use super::input::{Decoder, Key};
+use super::input::{Decoder, Key, Keys};
 use super::rows::{Row, Style};
 use super::view::{Frame, Size};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write as _};
+use std::mem::take;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
@@ -257,7 +257,7 @@ impl Drop for Terminal {
 pub struct Keyboard {
     bytes: Receiver<Zeroizing<Vec<u8>>>,
     decoder: Decoder,
-    ready: VecDeque<Key>,
+    ready: Keys,
 }
 
 impl Keyboard {
@@ -283,18 +283,17 @@ impl Keyboard {
                 }
             }
         })?;
-        Ok(Keyboard { bytes, decoder: Decoder::default(), ready: VecDeque::new() })
+        Ok(Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() })
     }
 
     /// Hands on all keys as they come, until `deliver` returns false or the input ends.
-    pub fn read_input(&mut self, mut deliver: impl FnMut(Vec<Key>) -> bool) {
-        while self.fill() && deliver(self.ready.drain(..).collect()) {}
+    pub fn read_input(&mut self, mut deliver: impl FnMut(Keys) -> bool) {
+        while self.fill() && deliver(take(&mut self.ready)) {}
     }
 
     /// The next key; `None` when the input has ended.
     pub(super) fn next(&mut self) -> Option<Key> {
-        self.fill();
-        self.ready.pop_front()
+        self.fill().then(|| self.ready.remove(0))
     }
 
     /// Waits until a key is ready; false when there will be none.
@@ -306,9 +305,9 @@ impl Keyboard {
                 self.bytes.recv().map_err(RecvTimeoutError::from)
             };
             match piece {
-                Ok(piece) => self.ready.extend(self.decoder.feed(&piece)),
+                Ok(piece) => self.ready = self.decoder.feed(&piece),
                 // Also at the end of the input: an ESC before it is still a key.
-                Err(_) if self.decoder.pending() => self.ready.extend(self.decoder.flush()),
+                Err(_) if self.decoder.pending() => self.ready = self.decoder.flush(),
                 Err(_) => return false,
             }
         }
@@ -356,13 +355,13 @@ mod tests {
     #[test]
     fn keys_arrive_in_order_and_a_lone_escape_in_time() {
         let (sender, bytes) = mpsc::channel();
-        let mut keyboard = Keyboard { bytes, decoder: Decoder::default(), ready: VecDeque::new() };
+        let mut keyboard = Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() };
         sender.send(Zeroizing::new(b"a\rb\x1b".to_vec())).expect("open");
         assert_eq!(keyboard.next(), Some(Key::Char('a')));
         assert_eq!(keyboard.next(), Some(Key::Enter));
         let mut rest = Vec::new();
         keyboard.read_input(|keys| {
-            rest.extend(keys);
+            rest.extend(keys.iter().cloned());
             rest.len() < 2
         });
         assert_eq!(rest, [Key::Char('b'), Key::Escape]);

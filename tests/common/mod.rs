@@ -3,7 +3,7 @@
 //! wait is for a line or an end, with a deadline that only a broken program reaches.
 #![allow(dead_code)]
 
-use secure_messenger::auth::{self, PasswordKey};
+use secure_messenger::auth::PasswordKey;
 use secure_messenger::client::trust::{Ignored, KnownUsers};
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -12,7 +12,7 @@ use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    Challenge, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION,
+    Challenge, ChallengeResponse, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
@@ -525,8 +525,7 @@ impl Raw {
 
     /// Registers `person`.
     pub fn register(&mut self, person: &Person) {
-        let request = auth::register(&person.name, &Password::new(PASSWORD.into()), person.identity.public());
-        self.say(&ClientMessage::Register(request));
+        self.say(&person.registration());
         assert!(matches!(self.answer(), Some(ServerMessage::Registered)), "registered");
     }
 
@@ -581,15 +580,17 @@ impl Raw {
             Some(ServerMessage::Challenge(challenge)) => challenge,
             other => return other,
         };
-        let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-        let password = Password::new(password.into());
-        let exporter = self.channel.exporter().to_vec();
-        let session = (&*person.session, certificate);
-        let response =
-            auth::respond(&person.name, &challenge, &exporter, &password, &person.identity, session);
-        let response = response.expect("acceptable rounds");
+        let response = self.response(person, &challenge, password);
         self.bytes(&ClientMessage::ChallengeResponse(Box::new(response)).encode());
         self.answer()
+    }
+
+    /// The answer to a challenge in which everything is right, if the password is; nothing is sent.
+    pub fn response(&self, person: &Person, challenge: &Challenge, password: &str) -> ChallengeResponse {
+        let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
+        let key = PasswordKey::derive(&Password::new(password.into()), challenge).expect("acceptable rounds");
+        let session = (&*person.session, certificate);
+        key.log_in(&person.name, challenge, self.channel.exporter(), &person.identity, session)
     }
 
     /// Changes a password; the server's last word on it.
@@ -635,6 +636,12 @@ impl Person {
         let (identity, session) =
             KEYS.get_or_init(|| (Arc::new(IdentityKey::generate()), Arc::new(SessionKey::generate())));
         Person { name: name.parse().expect("name"), identity: identity.clone(), session: session.clone() }
+    }
+
+    /// Under a salt of its own, with [`PASSWORD`].
+    pub fn registration(&self) -> ClientMessage {
+        let key = PasswordKey::new(&Password::new(PASSWORD.into()));
+        ClientMessage::Register(key.register(&self.name, self.identity.public()))
     }
 }
 

@@ -27,12 +27,12 @@ fn input(data: &[u8]) {
     let (mut decoder, mut pieces, mut rest) = (Decoder::default(), Vec::new(), &bytes[..]);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at((1 + cuts.below(256)).min(rest.len()));
-        pieces.extend(decoder.feed(piece));
+        pieces.extend(decoder.feed(piece).drain(..));
         rest = after;
     }
-    assert_eq!(pieces, keys);
+    assert_eq!(pieces, *keys);
     let mut typed = String::new();
-    for key in keys.iter().chain(&decoder.flush()) {
+    for key in keys.iter().chain(decoder.flush().iter()) {
         match key {
             Key::Char(c) => {
                 assert!(!c.is_control());
