@@ -41,9 +41,9 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Stack of a thread that does handshakes and logins: four times that of a connection's, so
-/// that the allocator does not hand its dirty pages to one.
-const ADMISSION_STACK: usize = 1024 * 1024;
+/// Stack of a thread that does handshakes and logins, in bytes: more than four times that of a connection's, or glibc hands
+/// it on, when it ends, with all the pages that a handshake has touched.
+const ADMISSION_STACK: usize = 2 * 1024 * 1024;
 /// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
 const CONNECTION_STACK: usize = 256 * 1024;
 /// An admission thread waits this long for the next connection before it ends: through a storm of logins.
@@ -241,6 +241,8 @@ impl Shared {
             };
             drop(state);
             if let Some(client) = connection::admit(self, socket, address, ticket) {
+                // Boxed, for the stack of a thread that waits.
+                let client = Box::new(client);
                 // If no thread can be had, the closure is dropped, and with it the connection.
                 let _ = thread("client", CONNECTION_STACK, move || client.run());
             }
