@@ -52,11 +52,6 @@ fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     found
 }
 
-fn signal(server: &Server, signal: &str) {
-    let pid = server.child.id().to_string();
-    assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
-}
-
 // ---- check
 
 #[test]
@@ -192,7 +187,7 @@ fn a_status_comes_when_asked_for_in_output_and_log() {
     for socket in &mut sockets[20..] {
         assert!(!matches!(socket.read(&mut [0; 64]), Ok(1..)), "refused");
     }
-    signal(&server, "-USR1");
+    signal(server.child.id(), "-USR1");
     let line = server.output.expect("status: ");
     assert_eq!(field(&line, "sessions"), 1, "{line}");
     assert_eq!(field(&line, "accounts"), 1, "{line}");
@@ -235,17 +230,14 @@ fn an_output_that_nobody_reads_holds_up_neither_clients_nor_the_end() {
     while filling.write(&[b'x'; 4096]).is_ok() {}
     while filling.write(b"x").is_ok() {}
     filling.set_nonblocking(false).expect("a socket");
-    let pid = child.id().to_string();
-    let kill =
-        |signal: &str| assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
     let log = home.path("data/logs/security.log");
-    kill("-USR1");
+    signal(child.id(), "-USR1");
     until("it is asked", || fs::read_to_string(&log).is_ok_and(|log| log.contains("event=status")));
     let port = greeting.trim_end().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let socket = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected");
     assert!(Raw::over(socket, true).is_usable());
     let started = Instant::now();
-    kill("-TERM");
+    signal(child.id(), "-TERM");
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert!(fs::read_to_string(&log).expect("there").trim_end().ends_with("event=stopped user=- addr=-"));
@@ -367,7 +359,7 @@ fn ask_server(server: &Server, bytes: &[u8]) -> String {
 
 /// How many people a server says are logged in.
 fn sessions(server: &mut Server) -> u64 {
-    signal(server, "-USR1");
+    signal(server.child.id(), "-USR1");
     let line = server.output.expect("status: ");
     field(&line, "sessions")
 }

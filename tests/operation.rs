@@ -399,8 +399,7 @@ fn a_signal_ends_the_server_at_once_with_status_0_and_accounts_stay() {
         let _silent = server.socket();
         let _guest = server.raw();
         let started = std::time::Instant::now();
-        let pid = server.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
+        common::signal(server.child.id(), signal);
         let status = server.child.wait().expect("it ends");
         assert!(started.elapsed().as_secs() < 3, "{:?}", started.elapsed());
         assert_eq!(status.code(), Some(0), "{signal}");

@@ -68,8 +68,7 @@ fn hundreds_of_half_open_handshakes_push_each_other_out_and_nobody_else() {
 #[test]
 fn who_sends_as_fast_as_possible_is_slowed_down_and_nobody_else() {
     let mut server = witnessed(storms::flood);
-    let asked = Command::new("kill").args(["-USR1", &server.child.id().to_string()]).status();
-    assert!(asked.expect("it is there").success());
+    common::signal(server.child.id(), "-USR1");
     let status = server.output.expect("status: ");
     assert!(status.contains(" slowed=") && !status.contains(" slowed=0 "), "{status}");
 }

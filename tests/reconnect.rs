@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Client, Folder, Gate, PASSWORD, Person, Server, until};
+use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, interrupt, until};
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::SessionKey;
 use secure_messenger::crypto::primitives::sha256;
@@ -453,4 +453,30 @@ fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_t
     for one in [alice, carol] {
         one.finish();
     }
+}
+
+#[test]
+fn a_program_that_is_stopped_and_goes_on_keeps_its_connections_in_a_handshake_and_after_it() {
+    let server = Server::start();
+    let waiting: Vec<_> = (0..8).map(|_| server.socket()).collect();
+    let mut alice = server.raw();
+    for _ in 0..3 {
+        interrupt(server.child.id());
+        assert!(alice.is_usable());
+    }
+    for socket in waiting {
+        assert!(Raw::over(socket, true).is_usable());
+    }
+    let gate = Gate::before(&server);
+    gate.hold_answers(true);
+    let mut bob = gate.client(Arc::new(Folder::new()), "bob", &["--register"]);
+    until("it waits for the handshake's answer", || gate.passed() > 0);
+    interrupt(bob.child.id());
+    gate.hold_answers(false);
+    bob = bob.ready();
+    interrupt(bob.child.id());
+    bob.say("is somebody there?");
+    bob.expect("! nobody else is on-line");
+    let (status, lines) = bob.finish();
+    assert!(status == 0 && holding(&lines, LOST).is_empty(), "{lines:#?}");
 }

@@ -18,6 +18,7 @@ use secure_messenger::protocol::{
     WrappedKey,
 };
 use secure_messenger::wire::frame;
+use socket2::SockRef;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -37,6 +38,11 @@ impl Cut {
         let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (inside, _) = listener.accept().expect("accepted");
         let far = server.socket();
+        // Or the kernel takes more and more by itself, long after nobody reads.
+        for socket in [&near, &far] {
+            SockRef::from(socket).set_recv_buffer_size(64 * 1024).expect("a socket");
+        }
+        SockRef::from(&inside).set_send_buffer_size(64 * 1024).expect("a socket");
         let cut = Cut(Arc::new([AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)]));
         for (way, from, to) in [(0, &inside, &far), (1, &far, &inside)] {
             let (from, to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
@@ -818,11 +824,11 @@ fn descriptors(server: &Server) -> usize {
 /// README#slow-client.
 #[test]
 fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() {
-    let server = Server::with(&["--rate", "100000", "--outbox", "16384"]);
+    let server = Server::with(&["--rate", "100000", "--outbox", "2048"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     bob.ack();
     bob.settle();
-    let before = descriptors(&server);
+    let (before, begun) = (descriptors(&server), Instant::now());
     let mut taken = 0;
     // More than the kernel takes: a writer of the server's waits.
     loop {
@@ -833,10 +839,8 @@ fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() 
         }
         taken += 1;
     }
-    let full = Instant::now();
     until("the connection is closed", || descriptors(&server) < before);
-    let waited = full.elapsed();
-    assert!((15..45).contains(&waited.as_secs()), "{waited:?}");
+    assert!(begun.elapsed().as_secs() >= 30, "{:?}", begun.elapsed());
     for number in 1..=taken {
         assert_eq!(bob.letter(), number);
     }

@@ -188,8 +188,7 @@ impl Terminal {
     }
 
     fn signal(&self, signal: &str) {
-        let killed = Command::new("kill").args([signal, &self.child()]).status().expect("kill");
-        assert!(killed.success());
+        common::signal(self.child().parse().expect("a number"), signal);
     }
 }
 
@@ -1074,8 +1073,7 @@ fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_t
     let (mut server, terminal, bob) = alice_and_bob();
     terminal.enter("the first");
     terminal.expect("<alice> the first ✓");
-    let frozen = Command::new("kill").args(["-STOP", &server.child.id().to_string()]).status().expect("kill");
-    assert!(frozen.success());
+    common::signal(server.child.id(), "-STOP");
     terminal.enter("the second");
     terminal.expect("<alice> the second …");
     server.child.kill().expect("a child");

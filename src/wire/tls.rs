@@ -217,8 +217,11 @@ impl Channel {
             if !tls.is_handshaking() {
                 break;
             }
-            wait_until(&socket, deadline)?;
-            if tls.read_tls(&mut &*socket)? == 0 {
+            let read = uninterrupted(|| {
+                socket.set_read_timeout(Some(left_until(deadline)?))?;
+                tls.read_tls(&mut &*socket)
+            })?;
+            if read == 0 {
                 return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
             }
             if let Err(error) = tls.process_new_packets() {
@@ -254,15 +257,10 @@ impl Channel {
         }
         let mut small = [0; SMALL_READ];
         let buffer = if reader.large.is_empty() { &mut small[..] } else { &mut reader.large[..] };
-        let count = match (&*self.socket).read(buffer) {
+        let count = match uninterrupted(|| (&*self.socket).read(buffer)) {
             Ok(0) => return Ok(Received::End),
             Ok(count) => count,
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) =>
-            {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 reader.large = Vec::new();
                 return Ok(Received::Silence);
             }
@@ -350,17 +348,14 @@ impl Channel {
     /// The socket's; a time-out (`TimedOut` or `WouldBlock`) may leave a part sent, after which the channel is useless.
     pub fn send_by(&self, mut wire: &[u8], deadline: Instant) -> io::Result<()> {
         while !wire.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ErrorKind::TimedOut.into());
+            let sent = uninterrupted(|| {
+                self.socket.set_write_timeout(Some(left_until(deadline)?))?;
+                (&*self.socket).write(wire)
+            })?;
+            if sent == 0 {
+                return Err(ErrorKind::WriteZero.into());
             }
-            self.socket.set_write_timeout(Some(left))?;
-            match (&*self.socket).write(wire) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => wire = &wire[count..],
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+            wire = &wire[sent..];
         }
         Ok(())
     }
@@ -446,17 +441,26 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_write_timeout(Some(WRITE_TIMEOUT))
 }
 
-fn wait_until(socket: &TcpStream, deadline: Instant) -> io::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(ErrorKind::TimedOut.into());
+/// A socket with a time-out is interrupted when its process was stopped and goes on (signal(7)): it is asked again.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
-    socket.set_read_timeout(Some(left))
+}
+
+fn left_until(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
 }
 
 fn flush(tls: &mut Connection, socket: &TcpStream) -> io::Result<()> {
     while tls.wants_write() {
-        tls.write_tls(&mut &*socket)?;
+        uninterrupted(|| tls.write_tls(&mut &*socket))?;
     }
     Ok(())
 }

@@ -690,6 +690,24 @@ impl Raw {
     }
 }
 
+/// Sends a signal, `-TERM` for example, to a program.
+pub fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(sent.expect("kill").success());
+}
+
+/// Stops a program and lets it go on.
+pub fn interrupt(pid: u32) {
+    let stopped = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    };
+    signal(pid, "-STOP");
+    until("it is stopped", stopped);
+    signal(pid, "-CONT");
+    until("it goes on", || !stopped());
+}
+
 /// Waits for what has no event of its own, with a deadline.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
