@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, until};
+use common::{Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, signal, until};
 use secure_messenger::clock;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{ChallengeResponse, ClientMessage, LoginRequest, ServerMessage, VERSION};

@@ -6,7 +6,6 @@ mod common;
 mod storms;
 
 use common::{Client, Server, until};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use storms::ARGUMENTS;
