@@ -1,19 +1,21 @@
 //! What the real server does for how much CPU time, with thousands of real TLS sessions from one process: memory and
-//! logins, messages to all, messages to one, clients that stop reading, many accounts. Medians; server CPU seconds are what the
+//! logins, logins beside a thousand others, messages to all, messages to one, clients that stop reading, many accounts. Medians; server CPU seconds are what the
 //! operating system tells, so that a machine of two cores, one of which the load takes, says as much as a larger one.
 //!
-//! `cargo bench --bench server [-- [idle] [fanout] [pairs] [stall] [store] [--runs N] [--members N]]`
+//! `cargo bench --bench server [-- [idle] [logins] [fanout] [pairs] [stall] [store] [--runs N] [--members N]]`
 
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
 mod measure;
 
-use common::{Folder, Person, Server};
+use common::{Folder, Person, Raw, Server};
 use crowd::{Crowd, Found, Pace, Plan, name};
 use measure::{cpu, median, memory, percentile};
 use secure_messenger::protocol::ServerMessage;
 use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,16 +38,34 @@ const LENGTH: Duration = Duration::from_secs(4);
 /// Before that, it runs for this long.
 const WARM: Duration = Duration::from_secs(1);
 
+/// Makes this program log in [`CROWD`] people at once, at the port that follows.
+const LOG_IN: &str = "--log-in";
+/// So many connect or log in beside the login that is measured.
+const CROWD: usize = 1000;
+/// Of their logins, so many are under way: more of them would not be through with theirs in ten seconds.
+const AT_ONCE: usize = 250;
+
 fn main() {
     rlimit::increase_nofile_limit(u64::MAX).expect("a limit");
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    if let [flag, port] = &words[..]
+        && flag == LOG_IN
+    {
+        return log_in_at_once(port.parse().expect("a port"));
+    }
     let number = |flag: &str| {
         let at = words.iter().position(|word| word == flag)?;
         Some(words[at + 1].parse().expect("a number"))
     };
     let sizes = Sizes { runs: number("--runs").unwrap_or(5), members: number("--members") };
-    let benches: [(&str, Bench); 5] =
-        [("idle", idle), ("fanout", fanout), ("pairs", pairs), ("stall", stall), ("store", store)];
+    let benches: [(&str, Bench); 6] = [
+        ("idle", idle),
+        ("logins", logins),
+        ("fanout", fanout),
+        ("pairs", pairs),
+        ("stall", stall),
+        ("store", store),
+    ];
     let wanted = |name: &str| {
         words.iter().any(|word| word == name)
             || !benches.iter().any(|(name, _)| words.iter().any(|word| word == name))
@@ -134,6 +154,69 @@ fn idle(sizes: &Sizes) {
         let [kib, rate, each, p50, p99, idle] = std::array::from_fn(|n| of(&found, |one| one[n]));
         println!("  {count:>8} {kib:>9.1} {rate:>9.0} {each:>14.0} {p50:>9.1} {p99:>9.1} {idle:>11.1}");
     }
+}
+
+/// Logs in as `number` on a new connection, which is closed then; milliseconds.
+fn log_in(port: u16, number: usize) -> f64 {
+    let (person, start) = (Person::new(&name(number)), Instant::now());
+    let mut raw = Raw::reach(port).expect("the server accepts");
+    match raw.log_in_quickly(&person) {
+        Some(ServerMessage::Session(_)) => {}
+        Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+        _ => panic!("neither logged in nor refused"),
+    }
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+fn log_in_at_once(port: u16) {
+    for number in 1..=CROWD {
+        Raw::reach(port).expect("the server accepts").register_quickly(&Person::new(&name(number)));
+    }
+    println!();
+    let all = |first| {
+        (first..=CROWD).step_by(AT_ONCE).for_each(|number| {
+            log_in(port, number);
+        });
+    };
+    thread::scope(|scope| (1..=AT_ONCE).for_each(|first| drop(scope.spawn(move || all(first)))));
+}
+
+/// Who logs in beside others: what they send comes from a process that yields to this one, so that what is noticed is
+/// the server's doing.
+fn logins(sizes: &Sizes) {
+    let runs = sizes.runs;
+    println!("logins: one after the other, beside {CROWD} others; medians of {runs}");
+    println!("  {:<28} {:>9} {:>9}", "", "p50 ms", "p99 ms");
+    let mut found = [const { Vec::new() }; 3];
+    let mut gone = Vec::new();
+    for _ in 0..runs {
+        let server = Server::within(accounts(1), &ARGUMENTS);
+        let port = server.port;
+        found[0].push((0..100).map(|_| log_in(port, 0)).collect::<Vec<_>>());
+        let start = Instant::now();
+        let silent: Vec<_> = (0..CROWD).map(|_| server.socket()).collect();
+        found[1].push((0..100).map(|_| log_in(port, 0)).collect());
+        for mut socket in silent {
+            // Some were pushed out.
+            let _ = socket.read(&mut [0]);
+        }
+        gone.push(start.elapsed().as_secs_f64());
+        let me = std::env::current_exe().expect("it runs");
+        let mut crowd = Command::new("nice");
+        crowd.args(["-n", "19"]).arg(me).args([LOG_IN, &port.to_string()]);
+        let mut crowd = crowd.stdout(Stdio::piped()).spawn().expect("nice is there");
+        let _ = crowd.stdout.as_mut().expect("piped").read(&mut [0]);
+        let mut times = Vec::new();
+        while crowd.try_wait().expect("it runs").is_none() {
+            times.push(log_in(port, 0));
+        }
+        found[2].push(times);
+    }
+    for (title, times) in ["quiet", "beside silent connections", "beside logins at once"].iter().zip(&found) {
+        let [p50, p99] = [50, 99].map(|percent| of(times, |times| percentile(times.clone(), percent)));
+        println!("  {title:<28} {p50:>9.1} {p99:>9.1}");
+    }
+    println!("  the silent ones are gone after {:.1} s", median(gone));
 }
 
 /// What a plan has shown, and the server's CPU seconds meanwhile.
