@@ -446,6 +446,41 @@ mod tests {
         assert!(!frames.is_full(true));
     }
 
+    /// README#kept-limit.
+    #[test]
+    fn all_that_is_held_for_one_who_never_acknowledges_counts_and_what_was_not_sent_is_never_forgotten() {
+        let mut frames = Frames::new(50);
+        [line(1), packet(2), line(3), packet(4)].into_iter().for_each(|frame| frames.put(frame));
+        sent(&mut frames);
+        frames.put(line(5));
+        frames.forget();
+        assert!(frames.reaches(0), "just as much as may be held");
+        frames.put(line(6));
+        frames.forget();
+        assert!(!frames.reaches(0) && frames.resume(1));
+        (7..20).for_each(|n| frames.put(line(n)));
+        frames.forget();
+        assert_eq!(sent(&mut frames), [&[3, 2, 4][..], &(5..20).collect::<Vec<_>>()].concat());
+    }
+
+    /// README#ack-true.
+    #[test]
+    fn an_ack_was_due_after_32_frames_or_128_kib_since_the_one_before() {
+        for (count, length, due) in [(31, 10, false), (32, 10, true), (2, 65_535, false), (2, 65_536, true)] {
+            let mut frames = Frames::new(1 << 20);
+            for received in [count, 2 * count] {
+                for n in 0..count {
+                    let bytes = vec![0; length];
+                    frames.put(if n % 2 == 0 { Frame::line(bytes) } else { Frame::packet(bytes, b"") });
+                }
+                while !frames.is_idle() {
+                    frames.next_batch(&mut Vec::new());
+                }
+                assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
+            }
+        }
+    }
+
     #[test]
     fn a_frame_counts_as_many_bytes_as_go_out_and_its_own_messages_alone_are_not_counted_as_frames() {
         let (shared, key): (Part, _) =
