@@ -608,3 +608,194 @@ impl Drop for Client {
         self.session.outbox.detach(&self.link);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::Bucket;
+    use super::super::outbox::tests::link;
+    use super::super::session::tests::session;
+    use super::super::tests::shared;
+    use super::*;
+    use crate::encoding::Fixed;
+    use crate::protocol::{KeysRequest, Received as Taken};
+    use std::io::Read;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const TRANSFER: [u8; 16] = [9; 16];
+
+    fn name(name: &str) -> Username {
+        name.parse().expect("name")
+    }
+
+    /// One who is logged in, and the other end of the connection. The bucket is full and stays as it is.
+    fn client(shared: &Arc<Shared>, name: &str) -> (Client, TcpStream) {
+        let (session, _) = session(name);
+        assert!(shared.registry.add(&session).is_none());
+        let (link, far) = link();
+        far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+        let claim = session.outbox.claim(0).expect("nothing was sent");
+        assert!(session.outbox.attach(link.clone(), claim, 0));
+        let mut turn = Turn::first(shared, &session, Inbound::new(1, [127, 0, 0, 1].into()));
+        turn.inbound().bucket = Bucket::new(1e-9, 4.0);
+        (Client::of(shared, turn, link, Reader::default(), Lines::new(MAX_LINE)), far)
+    }
+
+    fn is_refilled(client: &mut Client) {
+        client.turn.inbound().bucket = Bucket::new(1e-9, 4.0);
+    }
+
+    /// Whether what a client asked for has cost so much, give or take a thousandth.
+    fn has_cost(client: &mut Client, cost: f64) -> bool {
+        let bucket = &mut client.turn.inbound().bucket;
+        let has = bucket.take(4.0 - cost - 0.001).is_ok() && bucket.take(0.002).is_err();
+        is_refilled(client);
+        has
+    }
+
+    fn packet(peer: &str, body: usize) -> Vec<u8> {
+        let address = Packet::address(&name(peer), &TRANSFER);
+        let payload = vec![0; body - address.len()];
+        [frame::packet_head(&address, &payload), payload].concat()
+    }
+
+    /// The next line.
+    fn heard(mut far: &TcpStream) -> ServerMessage {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let mut byte = [0];
+            far.read_exact(&mut byte).expect("it is told");
+            line.extend(byte);
+        }
+        line.pop();
+        ServerMessage::decode(&line).unwrap_or_else(|_| panic!("not a message"))
+    }
+
+    /// README#rate, README#packet-cost.
+    #[test]
+    fn a_line_costs_by_what_it_asks_for() {
+        let thousandths = |message: Result<ClientMessage, DecodeError>, length: usize| {
+            (cost(&message, length) * 1000.0).round() as u64
+        };
+        let grant = |count: u32| {
+            Ok(ClientMessage::Grant(Grant { peer: name("bob"), transfer: Fixed(TRANSFER), count }))
+        };
+        let ask =
+            |count: usize| Ok(ClientMessage::KeysRequest(KeysRequest { names: vec![name("bob"); count] }));
+        assert_eq!(thousandths(Ok(ClientMessage::Ping), 0), 1000);
+        assert_eq!(thousandths(Err(DecodeError::Malformed), 16_384), 2000);
+        assert_eq!((thousandths(ask(32), 0), thousandths(ask(64), 8192)), (2000, 3500));
+        assert_eq!((thousandths(grant(1), 100), thousandths(grant(9), 100)), (1000, 200));
+        assert_eq!(thousandths(grant(0), 16_384), 2000, "taken back");
+    }
+
+    /// README#packet-cost, README#not-granted.
+    #[test]
+    fn a_small_packet_costs_a_tenth_a_large_one_nothing_and_a_refused_one_a_request() {
+        let (shared, _folder) = shared(HOUR);
+        let ((mut alice, far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
+        assert!(bob.session.grant(&alice.session.name, TRANSFER, 2));
+        for (peer, body, cost) in [
+            ("bob", SMALL_PACKET - 1, 0.1),
+            ("bob", SMALL_PACKET, 0.0),
+            ("bob", SMALL_PACKET, 1.0),
+            ("carol", SMALL_PACKET - 1, 1.1),
+        ] {
+            alice.lines.buffer().extend(packet(peer, body));
+            assert!(alice.take_lines() && has_cost(&mut alice, cost), "{body} bytes to {peer}");
+        }
+        assert_eq!(SMALL_PACKET, 32 * 1024);
+        for peer in ["bob", "carol"] {
+            assert!(matches!(heard(&far), ServerMessage::Refused(refused) if refused.peer == name(peer)));
+        }
+        // A packet of nobody is answered like any line that is no message.
+        alice.lines.buffer().extend(frame::packet_head(b"", b""));
+        assert!(alice.take_lines() && has_cost(&mut alice, 1.1));
+        assert!(matches!(heard(&far), ServerMessage::Error(_)));
+        assert_eq!(alice.turn.inbound().position().received, 5, "each of them was taken in");
+    }
+
+    /// README#ack, README#ack-true.
+    #[test]
+    fn an_ack_that_was_due_costs_nothing_and_a_false_one_ends_the_session() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut alice, _far) = client(&shared, "alice");
+        let ack = |received: u64| ClientMessage::Ack(Taken { received }).encode();
+        (0..40).for_each(|_| alice.session.outbox.send(Frame::line(*b"x\n")));
+        alice.lines.buffer().extend(ack(32));
+        assert!(alice.take_lines() && has_cost(&mut alice, 0.0));
+        let early = ack(33);
+        alice.lines.buffer().extend(&early);
+        let cost = 1.0 + (early.len() - 1) as f64 / 16_384.0;
+        assert!(alice.take_lines() && has_cost(&mut alice, cost));
+        assert_eq!(alice.turn.inbound().position().received, 0, "no ack is counted");
+        assert!(alice.session.outbox.is_open());
+        alice.lines.buffer().extend(ack(41));
+        assert!(!alice.take_lines() && !alice.session.outbox.is_open());
+    }
+
+    /// README#frames, README#life.
+    #[test]
+    fn what_speaks_of_the_connection_is_answered_and_not_counted() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut alice, far) = client(&shared, "alice");
+        for message in [ClientMessage::Ping, ClientMessage::Pong, ClientMessage::Ping] {
+            alice.lines.buffer().extend(message.encode());
+        }
+        assert!(alice.take_lines());
+        assert!(matches!(heard(&far), ServerMessage::Pong) && matches!(heard(&far), ServerMessage::Pong));
+        is_refilled(&mut alice);
+        alice.lines.buffer().extend_from_slice(b"{}\n");
+        alice.lines.buffer().extend(ClientMessage::Ping.encode());
+        assert!(alice.take_lines());
+        assert!(matches!(heard(&far), ServerMessage::Error(_)));
+        // What is new is told before the answer.
+        assert!(matches!(heard(&far), ServerMessage::Ack(Taken { received: 1 })));
+        assert!(matches!(heard(&far), ServerMessage::Pong));
+    }
+
+    /// README#taken-over.
+    #[test]
+    fn of_a_connection_that_another_has_taken_over_nothing_more_is_handled_or_counted() {
+        let line = KeysRequest { names: vec![name("bob")] };
+        for bytes in [ClientMessage::KeysRequest(line).encode(), packet("bob", 100), b"{}\n".to_vec()] {
+            let (shared, _folder) = shared(HOUR);
+            let ((mut alice, _far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
+            assert!(bob.session.grant(&alice.session.name, TRANSFER, 1));
+            alice.lines.buffer().extend(&bytes);
+            let claim = alice.session.outbox.claim(0).expect("nothing was sent");
+            assert!(!alice.take_lines());
+            let mut turn = {
+                let session = alice.session.clone();
+                drop(alice);
+                Turn::next(&shared, &session, HOUR).expect("its turn is given back")
+            };
+            assert_eq!(turn.inbound().position().received, 0);
+            assert!(bob.session.has_granted(&turn.session().name, TRANSFER), "nothing has used it up");
+            // The next one is left alone by what the former one's thread does at its end.
+            let (link, _far) = link();
+            assert!(turn.session().outbox.attach(link.clone(), claim, 0));
+            assert!(turn.session().outbox.serves(&link));
+        }
+    }
+
+    /// README#logout, README#line-length.
+    #[test]
+    fn a_logout_and_a_line_without_end_end_the_session_and_nothing_behind_them_is_handled() {
+        for bytes in [ClientMessage::Logout.encode(), vec![b'x'; MAX_LINE + 1]] {
+            let (shared, _folder) = shared(HOUR);
+            let (mut alice, far) = client(&shared, "alice");
+            let is_logout = bytes.len() < MAX_LINE;
+            alice.lines.buffer().extend(bytes);
+            alice.lines.buffer().extend_from_slice(b"\n{}\n");
+            assert!(!alice.take_lines() && !alice.session.outbox.is_open());
+            let session = alice.session.clone();
+            drop(alice);
+            assert!(shared.registry.get(&session.name).is_none());
+            if !is_logout {
+                assert!(matches!(heard(&far), ServerMessage::Error(error) if error.code == "line_too_long"));
+            }
+            let mut rest = Vec::new();
+            assert!((&far).read_to_end(&mut rest).is_ok() && rest.is_empty(), "and the connection");
+        }
+    }
+}

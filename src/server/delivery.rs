@@ -195,3 +195,180 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     }
     ServerMessage::Keys(answer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::session::tests::session;
+    use super::super::tests::shared;
+    use super::*;
+    use crate::crypto::public::{Fingerprint, RSA_BYTES};
+    use crate::protocol::{EnvelopeFields, MAX_GRANTED};
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::sync::Arc;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const TRANSFER: [u8; 16] = [9; 16];
+
+    fn name(name: &str) -> Username {
+        name.parse().expect("name")
+    }
+
+    /// One who is on-line, and the other end of the connection.
+    fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
+        let (session, far) = session(name);
+        assert!(shared.registry.add(&session).is_none());
+        far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+        (session, far)
+    }
+
+    /// Whether these bytes come next.
+    fn comes(mut far: &TcpStream, bytes: &[u8]) -> bool {
+        let mut got = vec![0; bytes.len()];
+        far.read_exact(&mut got).is_ok() && got == bytes
+    }
+
+    /// A broadcast for the session keys that members have.
+    fn letter(from: &str, targets: &[&str]) -> EncryptedSend {
+        let targets: Vec<_> = targets.iter().copied().map(name).collect();
+        let (key, session) = (WrappedKey::new(&[1; RSA_BYTES]), Fingerprint([0; 32]).short());
+        EncryptedSend {
+            routing: Routing {
+                id: 7,
+                keys: targets.iter().map(|name| (name.clone(), key.clone())).collect(),
+                sessions: targets.iter().map(|name| (name.clone(), session)).collect(),
+                targets,
+            },
+            envelope: EnvelopeFields {
+                from: name(from),
+                kind: "message".into(),
+                scope: "broadcast".into(),
+                recipient: None,
+                recipient_session: None,
+                identity: Fixed([0; 32]),
+                session: Fixed([0; 32]),
+                sequence: 1,
+                time: 1,
+                commitment: Fixed([0; 32]),
+                nonce: Fixed([0; 12]),
+                ciphertext: Bytes(vec![5; 256]),
+                tag: Fixed([6; 16]),
+                signature: Fixed([7; RSA_BYTES]),
+            },
+        }
+    }
+
+    /// Without a connection, and with as much waiting as there may be.
+    fn fill(session: &Arc<Session>) {
+        assert!(session.outbox.claim(0).is_some());
+        while session.outbox.deliver(Frame::line(vec![b'x'; 64 * 1024]), None) == Queued::Yes {}
+    }
+
+    /// README#routing, README#own-name.
+    #[test]
+    fn an_envelope_is_taken_as_long_as_it_may_be_and_not_a_byte_longer() {
+        let (alice, _far) = session("alice");
+        let taken = |ciphertext: usize, kind: usize| {
+            let mut letter = letter("alice", &["bob"]);
+            (letter.envelope.ciphertext.0, letter.envelope.kind) = (vec![0; ciphertext], "k".repeat(kind));
+            check(&alice, &letter).map_err(|(code, _)| code.as_str())
+        };
+        assert_eq!((taken(MAX_CIPHERTEXT, 32), taken(0, 0)), (Ok(()), Ok(())));
+        assert_eq!(taken(MAX_CIPHERTEXT + 1, 32), Err("malformed"));
+        assert_eq!(taken(MAX_CIPHERTEXT, 33), Err("malformed"));
+    }
+
+    /// README#outcome.
+    #[test]
+    fn each_target_is_told_in_the_one_list_that_fits() {
+        let (shared, _folder) = shared(HOUR);
+        let members = ["bob", "busy", "gone", "stale"].map(|name| member(&shared, name));
+        let [(_, far), (busy, _), (gone, _), _] = &members;
+        fill(busy);
+        // The session has ended, and its thread has not seen it yet.
+        gone.outbox.end();
+        let (alice, _) = session("alice");
+        let all = ["nobody", "stale", "gone", "busy", "bob"];
+        let mut letter = letter("alice", &all);
+        letter.routing.sessions =
+            all.iter().map(|one| (name(one), Fingerprint([u8::from(*one == "stale"); 32]).short())).collect();
+        let line = [&protocol::shared_part(&letter.envelope)[..], b",\"key\":\""].concat();
+        let ServerMessage::Sent(sent) = deliver(&shared, &alice, letter) else { panic!("not sent") };
+        let list = |names: &[Username]| names.iter().map(Username::as_str).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            [&sent.delivered, &sent.offline, &sent.stale, &sent.busy].map(|names| list(names)),
+            ["bob", "gone nobody", "stale", "busy"]
+        );
+        members[0].0.outbox.flush(&mut super::super::outbox::Buffers::default());
+        assert!(sent.id == 7 && comes(far, &line));
+    }
+
+    /// README#grants, README#not-granted.
+    #[test]
+    fn a_grant_is_passed_on_or_refused_and_then_it_grants_nothing() {
+        let (shared, _folder) = shared(HOUR);
+        let ((alice, _), (bob, far)) = (member(&shared, "alice"), member(&shared, "bob"));
+        let ask = |peer: &str, count: u32| {
+            grant(&shared, &alice, Grant { peer: name(peer), transfer: Fixed(TRANSFER), count })
+        };
+        let is_refused = |answer: Option<ServerMessage>, of: &str| match answer {
+            Some(ServerMessage::Refused(refused)) => {
+                refused.peer == name(of) && refused.transfer == Fixed(TRANSFER)
+            }
+            _ => false,
+        };
+        assert!(is_refused(ask("nobody", 1), "nobody") && !alice.has_granted(&name("nobody"), TRANSFER));
+        assert!(is_refused(ask("bob", MAX_GRANTED + 1), "bob") && !alice.has_granted(&bob.name, TRANSFER));
+        assert!(ask("bob", 3).is_none() && alice.has_granted(&bob.name, TRANSFER));
+        let told = Grant { peer: name("alice"), transfer: Fixed(TRANSFER), count: 3 };
+        assert!(comes(&far, &ServerMessage::Grant(told).encode()), "and nothing of what was refused");
+        // Who takes it back is not answered, whoever it was for.
+        assert!(ask("bob", 0).is_none() && !alice.has_granted(&bob.name, TRANSFER));
+        assert!(ask("nobody", 0).is_none());
+        fill(&bob);
+        assert!(is_refused(ask("bob", 1), "bob") && !alice.has_granted(&bob.name, TRANSFER));
+    }
+
+    /// README#not-granted, README#packet.
+    #[test]
+    fn a_packet_that_is_granted_goes_on_under_its_sender_s_name_and_any_other_is_refused() {
+        let (shared, _folder) = shared(HOUR);
+        let ((alice, far), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
+        let send = |peer: &str, transfer: [u8; 16]| {
+            let packet = Packet { peer: name(peer), transfer, payload: b"piece" };
+            match relay(&shared, &bob, packet, || true) {
+                Ok(None) => "passed on",
+                Ok(Some(ServerMessage::Refused(refused)))
+                    if refused.peer == name(peer) && refused.transfer == Fixed(transfer) =>
+                {
+                    "refused"
+                }
+                _ => "neither",
+            }
+        };
+        assert_eq!((send("alice", TRANSFER), send("nobody", TRANSFER)), ("refused", "refused"));
+        assert!(alice.grant(&bob.name, TRANSFER, 2) && alice.grant(&name("carol"), [8; 16], 1));
+        assert_eq!((send("alice", [8; 16]), send("alice", TRANSFER)), ("refused", "passed on"));
+        let address = Packet::address(&bob.name, &TRANSFER);
+        assert!(comes(&far, &[&frame::packet_head(&address, b"piece")[..], b"piece"].concat()));
+        assert_eq!((send("alice", TRANSFER), send("alice", TRANSFER)), ("passed on", "refused"));
+        // Granted, but the session has ended.
+        assert!(alice.grant(&bob.name, TRANSFER, 1));
+        alice.outbox.end();
+        assert_eq!(send("alice", TRANSFER), "refused");
+    }
+
+    /// README#keys_request.
+    #[test]
+    fn as_many_names_may_be_asked_for_as_the_readme_says() {
+        let (shared, _folder) = shared(HOUR);
+        let asked = |count: usize| {
+            let names = (0..count).map(|n| name(&format!("name{n}"))).collect();
+            match keys(&shared, &KeysRequest { names }) {
+                ServerMessage::Keys(answer) => answer.unknown.len(),
+                _ => 0,
+            }
+        };
+        assert_eq!((asked(1), asked(MAX_KEY_NAMES), asked(MAX_KEY_NAMES + 1)), (1, MAX_KEY_NAMES, 0));
+    }
+}

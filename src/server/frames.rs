@@ -349,6 +349,7 @@ impl Drop for Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::ErrorCode;
 
     fn line(n: u8) -> Frame {
         Frame::line(vec![n; 10])
@@ -443,5 +444,133 @@ mod tests {
         assert_eq!(frames.acknowledge(47), Ok(true));
         assert_eq!(frames.packets(), 0);
         assert!(!frames.is_full(true));
+    }
+
+    /// README#kept-limit.
+    #[test]
+    fn all_that_is_held_for_one_who_never_acknowledges_counts_and_what_was_not_sent_is_never_forgotten() {
+        let mut frames = Frames::new(50);
+        [line(1), packet(2), line(3), packet(4)].into_iter().for_each(|frame| frames.put(frame));
+        sent(&mut frames);
+        frames.put(line(5));
+        frames.forget();
+        assert!(frames.reaches(0), "just as much as may be held");
+        frames.put(line(6));
+        frames.forget();
+        assert!(!frames.reaches(0) && frames.resume(1));
+        (7..20).for_each(|n| frames.put(line(n)));
+        frames.forget();
+        assert_eq!(sent(&mut frames), [&[3, 2, 4][..], &(5..20).collect::<Vec<_>>()].concat());
+    }
+
+    /// README#ack-true.
+    #[test]
+    fn an_ack_was_due_after_32_frames_or_128_kib_since_the_one_before() {
+        for (count, length, due) in [(31, 10, false), (32, 10, true), (2, 65_535, false), (2, 65_536, true)] {
+            let mut frames = Frames::new(1 << 20);
+            for received in [count, 2 * count] {
+                for n in 0..count {
+                    let bytes = vec![0; length];
+                    frames.put(if n % 2 == 0 { Frame::line(bytes) } else { Frame::packet(bytes, b"") });
+                }
+                while !frames.is_idle() {
+                    frames.next_batch(&mut Vec::new());
+                }
+                assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_counts_as_many_bytes_as_go_out_and_its_own_messages_alone_are_not_counted_as_frames() {
+        let (shared, key): (Part, _) =
+            (b"{\"type\":\"encrypted_message\""[..].into(), WrappedKey::new(&[7; 256]));
+        let written = |frame: &Frame| {
+            let mut plain = Vec::new();
+            frame.write(&mut plain);
+            plain
+        };
+        let envelope = Frame::envelope(shared.clone(), key.clone());
+        assert_eq!(written(&envelope), [&shared, KEY_BEGINS, key.as_str().as_bytes(), KEY_ENDS].concat());
+        let said = ServerMessage::error(ErrorCode::Malformed, "");
+        let (pong, error, last) =
+            (Frame::message(&ServerMessage::Pong), Frame::message(&said), Frame::aside(&said));
+        assert_eq!(
+            [&envelope, &packet(1), &pong, &error, &last].map(|frame| frame.kind),
+            [Kind::Line, Kind::Packet, Kind::Aside, Kind::Line, Kind::Aside]
+        );
+        for frame in [envelope, packet(1), line(1), pong, error, last] {
+            assert_eq!(frame.length(), written(&frame).len());
+        }
+    }
+
+    #[test]
+    fn what_goes_out_together_fits_one_record_and_what_does_not_fit_goes_alone() {
+        let mut frames = Frames::new(1 << 20);
+        for length in [8192, 8192, 1, 16_383, 40_000, 1] {
+            frames.put(Frame::line(vec![b'x'; length]));
+        }
+        let (mut batch, mut lengths) = (Vec::new(), Vec::new());
+        while !frames.is_idle() && lengths.len() < 6 {
+            frames.next_batch(&mut batch);
+            lengths.push(batch.len());
+        }
+        assert_eq!(lengths, [16_384, 16_384, 40_000, 1]);
+        frames.next_batch(&mut batch);
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn an_idle_queue_holds_no_more_memory_than_that_of_a_few_frames() {
+        for (count, held) in [(SMALL_QUEUE, SMALL_QUEUE), (SMALL_QUEUE + 1, 0), (1000, 0)] {
+            let mut line = Line { frames: VecDeque::with_capacity(count), ..Line::default() };
+            (0..count).for_each(|_| line.push(packet(1)));
+            for left in (0..count).rev() {
+                assert!(line.pop().is_some() && line.frames.len() == left);
+                assert!(left == 0 || line.frames.capacity() >= count);
+            }
+            assert_eq!((line.frames.capacity(), line.packets, line.packet_bytes), (held, 0, 0));
+        }
+    }
+
+    /// README#ends-at-once.
+    #[test]
+    fn what_the_server_itself_says_may_be_two_outboxes_and_a_mebibyte_and_no_more() {
+        let mut frames = Frames::new(50);
+        frames.put(Frame::line(vec![b'x'; 2 * 50 + MAX_LINE]));
+        assert!(frames.is_full(true) && !frames.overflows(true));
+        frames.put(Frame::line(*b"x"));
+        assert!(frames.overflows(true));
+    }
+
+    /// README#kept-limit.
+    #[test]
+    fn where_much_waits_for_many_each_may_have_an_eighth_of_the_rest_and_gives_it_back() {
+        const PACKET: usize = 64 * 1024;
+        // Room for four packets: 4 are at most (rest - 4) / 8. Half a packet is for what other tests have waiting.
+        const REST: usize = 9 * 4 * PACKET + PACKET / 2;
+        let queue = |count: usize| {
+            let mut frames = Frames::new(1 << 30);
+            (0..count).for_each(|_| frames.put(Frame::packet(vec![0], &[0; PACKET - 1])));
+            frames
+        };
+        ALL_PACKETS.fetch_add(MAX_WAITING_PACKETS - REST, Ordering::Relaxed);
+        assert!(queue(4).has_room(true) && queue(4).has_room(false));
+        let mut frames = queue(5);
+        assert!(!frames.has_room(true) && !frames.has_room(false));
+        while !frames.is_idle() {
+            frames.next_batch(&mut Vec::new());
+        }
+        assert!(!frames.has_room(false) && frames.reaches(0), "without a connection nothing is forgotten");
+        // Of what went out, 256 KiB are kept at least.
+        assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
+        assert_eq!(frames.kept.packet_bytes, 4 * PACKET);
+        // What is gone, however it went, makes room, and no more than it took.
+        frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
+        drop(frames);
+        let mut ended = queue(3);
+        ended.end();
+        assert!(queue(4).has_room(true) && !queue(5).has_room(true));
+        ALL_PACKETS.fetch_sub(MAX_WAITING_PACKETS - REST, Ordering::Relaxed);
     }
 }

@@ -439,6 +439,10 @@ pub(super) mod tests {
     use super::*;
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    /// What comes at all comes sooner, also on a machine that has much to do.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A link without TLS, and its other end.
     pub fn link() -> (Arc<Link>, TcpStream) {
@@ -485,5 +489,157 @@ pub(super) mod tests {
             }
             assert!(outbox.serves(&next));
         }
+    }
+
+    fn line(text: &str) -> Frame {
+        Frame::line(text.as_bytes())
+    }
+
+    /// What comes next.
+    fn next(mut far: &TcpStream, length: usize) -> String {
+        far.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let mut got = vec![0; length];
+        far.read_exact(&mut got).expect("it comes");
+        String::from_utf8(got).expect("text")
+    }
+
+    /// What comes until the connection ends.
+    fn rest(mut far: &TcpStream) -> String {
+        far.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let mut got = String::new();
+        far.read_to_string(&mut got).expect("it ends");
+        got
+    }
+
+    fn has_come(far: &TcpStream) -> bool {
+        far.set_nonblocking(true).expect("a socket");
+        let seen = far.peek(&mut [0]).is_ok();
+        far.set_nonblocking(false).expect("a socket");
+        seen
+    }
+
+    /// README#ends-at-once.
+    #[test]
+    fn who_ends_a_session_lets_its_lines_go_out_and_takes_nothing_after_them() {
+        let (link, far) = link();
+        let outbox = Arc::new(Outbox::new(link.clone(), 1024));
+        assert!(outbox.is_open() && outbox.serves(&link));
+        assert_eq!(outbox.deliver(line("one "), None), Queued::Yes);
+        let mut pass = Pass::default();
+        outbox.queue(line("two "), &mut pass);
+        outbox.end();
+        assert!(!outbox.is_open() && !outbox.serves(&link));
+        assert_eq!(outbox.deliver(line("late"), None), Queued::Gone);
+        assert!(!outbox.relay(Frame::packet(b"late".to_vec(), b"")) && outbox.claim(0).is_none());
+        outbox.send(line("late"));
+        assert_eq!(rest(&far), "one two ");
+    }
+
+    /// README#ends-at-once.
+    #[test]
+    fn a_session_without_a_connection_ends_at_once() {
+        let (former, _far) = link();
+        let outbox = Arc::new(Outbox::new(former.clone(), 1024));
+        let claim = outbox.claim(0).expect("nothing is forgotten");
+        outbox.send(line("waits"));
+        assert!(outbox.is_open());
+        outbox.end();
+        let (next, far) = link();
+        assert!(!outbox.is_open() && !outbox.attach(next.clone(), claim, 0) && outbox.claim(0).is_none());
+        next.channel.close();
+        assert_eq!(rest(&far), "");
+    }
+
+    /// README#taken-over, README#no-session.
+    #[test]
+    fn a_session_hears_its_own_link_alone_and_goes_on_from_where_it_can() {
+        let (former, _far) = link();
+        let outbox = Arc::new(Outbox::new(former.clone(), 1024));
+        outbox.send(line("one "));
+        assert!(outbox.claim(2).is_none() && outbox.serves(&former), "nothing has changed");
+        let claim = outbox.claim(0).expect("nothing is forgotten");
+        assert!(outbox.is_open() && !outbox.serves(&former));
+        let (current, far) = link();
+        assert!(outbox.attach(current.clone(), claim, 0));
+        assert_eq!(next(&far, 4), "one ");
+        // The former one's thread looks up late.
+        outbox.detach(&former);
+        assert_eq!(outbox.acknowledge(&former, 99), Ok(true));
+        assert!(outbox.serves(&current));
+        assert_eq!(outbox.acknowledge(&current, 99), Err(FalseAck));
+        assert_eq!(outbox.acknowledge(&current, 1), Ok(false));
+        outbox.detach(&current);
+        assert_eq!(rest(&far), "");
+        assert!(outbox.is_open() && !outbox.serves(&current));
+        assert_eq!(outbox.deliver(line("two "), None), Queued::Yes);
+        assert!(outbox.claim(0).is_none(), "what was acknowledged is gone");
+        let (earlier, later) = (outbox.claim(1).expect("in reach"), outbox.claim(1).expect("in reach"));
+        let (last, far) = link();
+        for (claim, received) in [(earlier, 1), (later, 0), (later, 2)] {
+            assert!(!outbox.attach(last.clone(), claim, received) && !outbox.serves(&last));
+        }
+        assert!(outbox.attach(last.clone(), later, 1) && outbox.serves(&last));
+        assert_eq!(next(&far, 4), "two ");
+    }
+
+    #[test]
+    fn a_connection_that_breaks_leaves_the_session_and_all_that_was_not_acknowledged() {
+        let (former, far) = link();
+        let outbox = Arc::new(Outbox::new(former.clone(), 1 << 30));
+        drop(far);
+        let sent = (0..1000).take_while(|_| {
+            outbox.send(line("again "));
+            outbox.serves(&former)
+        });
+        let sent = sent.count() + 1;
+        assert!(sent < 1000 && outbox.is_open());
+        let claim = outbox.claim(0).expect("nothing is forgotten");
+        let (current, far) = link();
+        assert!(outbox.attach(current, claim, 0));
+        assert_eq!(next(&far, 6 * sent), "again ".repeat(sent));
+    }
+
+    #[test]
+    fn what_is_queued_for_a_pass_goes_out_with_it_and_nobody_is_in_it_twice() {
+        let flusher = Arc::new(Flusher::default());
+        let running = flusher.clone();
+        std::thread::spawn(move || running.run());
+        for _ in 0..3 {
+            let (link, far) = link();
+            let outbox = Arc::new(Outbox::new(link.clone(), 1024));
+            for by_itself in [false, true] {
+                let mut pass = Pass::default();
+                outbox.queue(line("one "), &mut pass);
+                assert_eq!(outbox.deliver(line("two "), Some(&mut pass)), Queued::Yes);
+                assert!(pass.0.len() == 1 && !has_come(&far));
+                if by_itself {
+                    flusher.add(Pass::default());
+                    flusher.add(pass);
+                } else {
+                    outbox.flush(&mut Buffers::default());
+                }
+                assert_eq!(next(&far, 8), "one two ");
+            }
+            // Who has no connection gets it with the next.
+            outbox.detach(&link);
+            let mut pass = Pass::default();
+            outbox.queue(line("three"), &mut pass);
+            assert!(pass.0.is_empty());
+        }
+    }
+
+    #[test]
+    fn one_who_is_told_more_than_fits_is_full_and_takes_again_when_it_was_taken_in() {
+        let (link, far) = link();
+        let outbox = Arc::new(Outbox::new(link.clone(), 10));
+        outbox.send(line("a"));
+        assert_eq!((next(&far, 1).as_str(), outbox.acknowledge(&link, 1)), ("a", Ok(false)));
+        assert_eq!(outbox.deliver(line("0123456789"), None), Queued::Yes);
+        assert_eq!(outbox.deliver(line("b"), None), Queued::Yes, "just as much as may wait");
+        assert_eq!(outbox.deliver(line("c"), None), Queued::Full);
+        assert_eq!(next(&far, 11), "0123456789b");
+        assert_eq!(outbox.acknowledge(&link, 2), Ok(false));
+        assert_eq!(outbox.deliver(line("c"), None), Queued::Yes);
+        assert_eq!(next(&far, 1), "c");
     }
 }
