@@ -4,13 +4,17 @@
 //! a replaced file is either wholly the old or wholly the new one.
 
 use miniserde::{Deserialize, json};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// The longest line of a file of records, in bytes: real ones have about 300.
 const MAX_RECORD: u64 = 4096;
+/// What a file that is being written bears behind its name.
+const TEMPORARY: &str = ".tmp";
 
 /// `$HOME` joined with `folder`.
 ///
@@ -29,14 +33,14 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
 }
 
 /// Makes `root`, its parents and its `folders`, for the owner alone. A root that others can enter is
-/// closed to them if it is empty or was used by this program; any other is left as it is.
+/// closed to them if it is empty or was made for this program; any other is left as it is.
 ///
 /// # Errors
 /// With the path in the text, also if others can enter a root that is not ours to close.
 pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path));
     make(root)?;
-    check_root(root)?;
+    check_root(root, folders)?;
     for folder in [""].iter().chain(folders) {
         let path = root.join(folder);
         make(&path)?;
@@ -45,12 +49,16 @@ pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether `root`, which exists, is private or ours to close.
+/// Whether `root`, which exists, is private or ours to close: with all of our `folders`, or with nothing but such.
 ///
 /// # Errors
-/// With the path in the text if others can enter it and it is neither empty nor used by this program.
-pub fn check_root(root: &Path) -> io::Result<()> {
-    let ours = root.join("keys").is_dir() || fs::read_dir(root).map_err(at(root))?.next().is_none();
+/// With the path in the text if others can enter it and it is not ours to close.
+pub fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
+    let is_ours = |entry: &io::Result<fs::DirEntry>| {
+        entry.as_ref().is_ok_and(|entry| folders.iter().any(|folder| entry.file_name() == *folder))
+    };
+    let ours = folders.iter().all(|folder| root.join(folder).is_dir())
+        || fs::read_dir(root).map_err(at(root))?.all(|entry| is_ours(&entry));
     if !ours && fs::metadata(root).map_err(at(root))?.permissions().mode() & 0o077 != 0 {
         let text = "others can enter this folder, and it holds other things: name another, or chmod 700 it";
         return Err(at(root)(io::Error::other(text)));
@@ -58,14 +66,16 @@ pub fn check_root(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what crashes of [`replace`] have left in `folder`: each is the half of a file that nobody was told of.
+/// Removes what crashes of [`replace`] have left in `folder` of files that `is_ours` names: each is the half of a file
+/// that nobody was told of.
 ///
 /// # Errors
 /// With the path in the text.
-pub fn remove_temporary(folder: &Path) -> io::Result<()> {
+pub fn remove_temporary(folder: &Path, is_ours: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let path = entry.map_err(at(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "tmp") {
+        let name = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(TEMPORARY));
+        if name.is_some_and(&is_ours) {
             fs::remove_file(&path).map_err(at(&path))?;
         }
     }
@@ -124,7 +134,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// With the path in the text; the old file then stands untouched.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp");
+    name.push(TEMPORARY);
     let temporary = path.with_file_name(name);
     // One left by a crash is of no use to anyone.
     let _ = fs::remove_file(&temporary);
@@ -149,7 +159,8 @@ pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io:
 /// As [`read_records`].
 pub fn read_lines(path: &Path, mut each: impl FnMut(&str) -> bool) -> io::Result<u64> {
     let mut reader = BufReader::new(File::open(path).map_err(at(path))?);
-    let (mut good, mut line) = (0, Vec::new());
+    // Some hold password keys.
+    let (mut good, mut line) = (0, Zeroizing::new(Vec::with_capacity(MAX_RECORD as usize)));
     for number in 1.. {
         line.clear();
         let length = (&mut reader).take(MAX_RECORD).read_until(b'\n', &mut line).map_err(at(path))? as u64;
@@ -182,6 +193,30 @@ mod tests {
     use super::*;
     use crate::crypto::secret::random;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_not_ours_is_neither_removed_nor_closed() {
+        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let folder = std::env::temp_dir().join(format!("foreign-{name}"));
+        fs::create_dir_all(folder.join("keys")).expect("folder");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("open to all");
+        check_root(&folder, &["keys", "logs"]).expect("made by hand, with a key copied into it");
+        for name in ["notes.tmp", "ours.tmp", "ours", "keys/key.tmp"] {
+            fs::write(folder.join(name), "").expect("written");
+        }
+        remove_temporary(&folder, |name| name == "ours").expect("removed");
+        let is_there = |name: &str| folder.join(name).exists();
+        assert!(
+            is_there("notes.tmp") && is_there("ours") && is_there("keys/key.tmp") && !is_there("ours.tmp")
+        );
+        private_folders(&folder, &["keys", "logs"]).expect_err("others use it");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o755);
+        fs::create_dir(folder.join("logs")).expect("folder");
+        private_folders(&folder, &["keys", "logs"]).expect("all of ours");
+        assert!(mode(&folder) == 0o700 && mode(&folder.join("keys")) == 0o700);
+        fs::remove_dir_all(&folder).expect("clean up");
+    }
 
     #[test]
     fn nothing_is_overwritten_and_nothing_is_written_through_a_link() {

@@ -1036,6 +1036,32 @@ fn a_session_that_another_login_has_taken_over_says_nothing_more() {
     scene.close();
 }
 
+/// README#replaced.
+#[test]
+fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
+    let scene = Scene::open(&["--clients", "8", "--waiting", "8"]);
+    let (first, mallory) = newcomer(&scene.server, "mallory");
+    let log_in = || {
+        let mut raw = scene.server.raw();
+        assert!(matches!(raw.log_in(&mallory), Some(ServerMessage::Session(_))));
+        raw
+    };
+    let (mut older, (_, descriptors)) = (vec![first], scene.held());
+    // What comes is no reason to listen on; and what costs nothing elsewhere is not taken here.
+    for bytes in [&b" "[..], &b"{\"type\":\"ack\",\"received\":0}\n".repeat(1000)] {
+        older.push(log_in());
+        let [.., replaced, _] = &mut older[..] else { unreachable!() };
+        assert_eq!(replaced.error(), "signed_in_elsewhere");
+        replaced.bytes(bytes);
+        until("the server has let go of it", || scene.held().1 <= descriptors);
+    }
+    // Those who say nothing make room for others.
+    (0..30).for_each(|_| older.push(log_in()));
+    newcomer(&scene.server, "carol");
+    drop(older);
+    scene.close();
+}
+
 /// README#registration-limit.
 #[test]
 fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {

@@ -641,7 +641,7 @@ fn a_session_that_has_ended_is_not_resumed() {
     assert!(second.is_usable());
     let log = server.log();
     let ended = log.lines().filter(|line| line.contains("event=logout")).count();
-    assert_eq!(ended, 2, "{log}");
+    assert_eq!(ended, 3, "{log}");
 }
 
 /// README#outlives, README#presence.

@@ -28,6 +28,8 @@ use zeroize::Zeroizing;
 const MAX_KEY_FILE: usize = 4096;
 /// So many superseded lines, and a quarter of all accounts, are worth a rewrite at the start: fewer are read in no time.
 const MANY_SUPERSEDED: usize = 100;
+/// Files of the data folder that are replaced whole, of which a crash may leave the half of the next one.
+const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -143,8 +145,10 @@ impl Accounts {
             TryLockError::Error(error) => disk::at(&lock_path)(error),
         })?;
         let (path, keys) = (folder.join("users.json"), folder.join("keys"));
-        disk::remove_temporary(folder)?;
-        disk::remove_temporary(&keys)?;
+        disk::remove_temporary(folder, |name| REPLACED.contains(&name))?;
+        let is_key =
+            |name: &str| name.strip_suffix(".pem").is_some_and(|name| name.parse::<Username>().is_ok());
+        disk::remove_temporary(&keys, is_key)?;
         let file = disk::append(&path)?;
         let former = former(&path);
         let (by_name, good, lines) = load(&path)?;
@@ -445,7 +449,7 @@ fn fake_salt_secret(path: &Path) -> io::Result<Key> {
 /// # Errors
 /// With the path and the remedy in the text if it is missing or has another length.
 pub fn read_secret(path: &Path) -> io::Result<Key> {
-    Key::from_slice(&disk::read(path, 32)?).ok_or_else(|| {
+    Key::from_slice(&Zeroizing::new(disk::read(path, 32)?)).ok_or_else(|| {
         disk::at(path)(io::Error::other(
             "not 32 bytes: restore it from a copy, or remove it to make a new one",
         ))

@@ -113,7 +113,7 @@ fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
 
 /// Does it while no server runs.
 fn alone(folder: &Path, action: &Action) -> io::Result<String> {
-    disk::private_folders(folder, &["keys", "logs"])?;
+    disk::private_folders(folder, &super::FOLDERS)?;
     let (accounts, _) = Accounts::open(folder)?;
     let audit = Audit::open(&folder.join("logs"))?;
     let done = match action {

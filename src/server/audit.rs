@@ -172,8 +172,10 @@ fn write(items: &Receiver<Item>, mut file: File, path: &Path) {
                         file = new;
                     }
                 }
-                if file.write_all(line.as_bytes()).is_ok() {
-                    size += line.len() as u64;
+                match file.write_all(line.as_bytes()) {
+                    Ok(()) => size += line.len() as u64,
+                    // Half a line would spoil the next one.
+                    Err(_) => drop(file.set_len(size)),
                 }
             }
             Item::Barrier(done) => {

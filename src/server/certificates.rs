@@ -8,9 +8,10 @@ use crate::wire::certificate::{self, Prepared};
 use crate::wire::tls::{self, Acceptor};
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// The files are looked at this often at most, when somebody connects: a storm of logins costs no look each.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -23,14 +24,17 @@ pub struct Certificates {
 
 struct State {
     acceptor: Acceptor,
-    /// When the files were last changed.
+    /// The files that are in use.
     stamp: Stamp,
+    /// Those that could not be used, and it was told. They are tried again: perhaps only the moment was bad.
+    unusable: Option<Stamp>,
     looked: Instant,
     /// The end of validity, milliseconds since 1970.
     not_after: u64,
 }
 
-type Stamp = [Option<(SystemTime, u64)>; 2];
+/// Of both files: when anything about them last changed, be it their owner, and their length.
+type Stamp = [Option<(i64, i64, u64)>; 2];
 
 impl Certificates {
     /// Makes or renews what is missing or expired in `folder`, and says on `out` what there is.
@@ -51,7 +55,8 @@ impl Certificates {
         if let Some(notice) = certificate::notice(&facts, now) {
             writeln!(out, "WARNING: {notice}")?;
         }
-        let state = State { acceptor, stamp, looked: Instant::now(), not_after: facts.not_after };
+        let (looked, not_after) = (Instant::now(), facts.not_after);
+        let state = State { acceptor, stamp, unusable: None, looked, not_after };
         Ok(Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) })
     }
 
@@ -75,16 +80,19 @@ impl Certificates {
                 Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?))
             });
             let mut state = lock(&self.state);
-            state.stamp = stamp;
             match read {
                 Ok((acceptor, facts)) => {
                     (state.acceptor, state.not_after) = (acceptor, facts.not_after);
+                    (state.stamp, state.unusable) = (stamp, None);
                     drop(state);
                     shared.audit.log("certificate_changed", None, None, &facts.fingerprint.to_string());
                 }
                 Err(error) => {
+                    let is_told = state.unusable.replace(stamp) == Some(stamp);
                     drop(state);
-                    shared.audit.log("certificate_unusable", None, None, &error.to_string());
+                    if !is_told {
+                        shared.audit.log("certificate_unusable", None, None, &error.to_string());
+                    }
                 }
             }
         }
@@ -95,6 +103,37 @@ impl Certificates {
 fn stamp(folder: &Path) -> Stamp {
     ["server.crt", "server.key"].map(|name| {
         let data = fs::metadata(folder.join(name)).ok()?;
-        Some((data.modified().ok()?, data.len()))
+        Some((data.ctime(), data.ctime_nsec(), data.len()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounts::tests::Folder;
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_that_others_may_read_now_or_that_an_older_one_has_replaced_is_another_one() {
+        let folder = Folder::new();
+        let path = |name: &str| folder.0.join(name);
+        let write = |name: &str| fs::write(path(name), "as long").expect("written");
+        write("server.key");
+        // The clock of files has steps of some milliseconds.
+        let changed = |change: &dyn Fn()| {
+            let before = stamp(&folder.0);
+            while stamp(&folder.0) == before {
+                change();
+            }
+        };
+        changed(&|| {
+            fs::set_permissions(path("server.key"), fs::Permissions::from_mode(0o600)).expect("changed")
+        });
+        changed(&|| {
+            write("other");
+            fs::rename(path("other"), path("server.key")).expect("renamed");
+        });
+        let [certificate, key] = stamp(&folder.0);
+        assert!(certificate.is_none() && key.is_some());
+    }
 }

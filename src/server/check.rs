@@ -53,7 +53,7 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
     let mut report = Report { out, sound: true };
     report.say(format_args!("data in {}", folder.display()))?;
     match report.take(folder.try_exists().map_err(disk::at(folder)))? {
-        Some(true) if report.take(disk::check_root(folder))?.is_some() => {}
+        Some(true) if report.take(disk::check_root(folder, &super::FOLDERS))?.is_some() => {}
         Some(false) => {
             report.say("not there: a start would make it")?;
             return Ok(true);

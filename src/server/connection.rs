@@ -8,7 +8,7 @@
 use super::accounts::Seen;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
-use super::limits::{self, Ticket};
+use super::limits::{self, Ticket, Unfinished};
 use super::outbox::{Buffers, Link, Outbox};
 use super::resume::Resumption;
 use super::session::Session;
@@ -379,6 +379,7 @@ pub struct Client {
     link: Arc<Link>,
     reader: Reader,
     lines: Lines,
+    unfinished: Unfinished,
 }
 
 impl Client {
@@ -393,7 +394,6 @@ impl Client {
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session) {
             // README#replaced.
-            session.supersede(&former);
             grace::dismiss(
                 shared,
                 &former,
@@ -425,15 +425,21 @@ impl Client {
 
     fn of(shared: &Arc<Shared>, turn: Turn, link: Arc<Link>, reader: Reader, mut lines: Lines) -> Client {
         lines.log_in(MAX_LINE);
-        Client { shared: shared.clone(), session: turn.session().clone(), turn, link, reader, lines }
+        let (shared, session, unfinished) = (shared.clone(), turn.session().clone(), Unfinished::default());
+        Client { shared, session, turn, link, reader, lines, unfinished }
     }
 
     /// Serves the client until its connection ends. README#life.
     pub fn run(mut self: Box<Self>) {
         let mut heard = Instant::now();
         loop {
-            if !self.take_lines() {
+            // What a session that has ended still sends is not waited for.
+            if !self.take_lines() || !self.session.outbox.serves(&self.link) {
                 return linger(&self.link.channel, &mut self.reader);
+            }
+            let (bytes, anew) = self.lines.unfinished();
+            if !self.unfinished.is_bearable(bytes, anew, Instant::now()) {
+                return;
             }
             match self.link.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
                 Ok(Received::Some) => heard = Instant::now(),
@@ -519,7 +525,7 @@ impl Client {
             }
             match request {
                 Ok(ClientMessage::Logout) => {
-                    self.session.outbox.end();
+                    self.session.outbox.end(None);
                     return false;
                 }
                 Ok(ClientMessage::Grant(grant)) => {
@@ -534,8 +540,7 @@ impl Client {
 
     /// The client has broken the protocol: its session ends with the connection. README#ends-at-once.
     fn end(&self, code: ErrorCode, text: &str) -> bool {
-        self.session.outbox.send(Frame::aside(&ServerMessage::error(code, text)));
-        self.session.outbox.end();
+        self.session.outbox.end(Some(Frame::aside(&ServerMessage::error(code, text))));
         false
     }
 
@@ -595,8 +600,11 @@ impl Client {
             let certificate = SessionCertificate { key, created: fields.created, signature };
             certificate.verify(&self.session.name, &self.session.identity(), now).map(|()| certificate)
         });
-        match certificate {
-            Ok(certificate) => ServerMessage::Session(self.session.renew(&certificate, now)),
+        match certificate.map(|certificate| self.session.renew(&certificate, now)) {
+            Ok(Some(announcement)) => ServerMessage::Session(announcement),
+            Ok(None) => {
+                ServerMessage::error(ErrorCode::BadKey, "the session key is older than the one in use")
+            }
             Err(error) => ServerMessage::error(ErrorCode::BadKey, error.to_string()),
         }
     }

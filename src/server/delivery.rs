@@ -286,7 +286,7 @@ mod tests {
         let [(_, far), (busy, _), (gone, _), _] = &members;
         fill(busy);
         // The session has ended, and its thread has not seen it yet.
-        gone.outbox.end();
+        gone.outbox.end(None);
         let (alice, _) = session("alice");
         let all = ["nobody", "stale", "gone", "busy", "bob"];
         let mut letter = letter("alice", &all);
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!((send("alice", TRANSFER), send("alice", TRANSFER)), ("passed on", "refused"));
         // Granted, but the session has ended.
         assert!(alice.grant(&bob.name, TRANSFER, 1));
-        alice.outbox.end();
+        alice.outbox.end(None);
         assert_eq!(send("alice", TRANSFER), "refused");
     }
 

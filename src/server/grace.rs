@@ -121,17 +121,15 @@ impl Drop for Turn {
 
 /// The end of a session, once for each.
 fn finish(shared: &Shared, session: &Arc<Session>, address: IpAddr) {
-    if shared.registry.remove(session) {
-        shared.audit.log("logout", Some(&session.name), Some(address), "");
-    }
+    shared.registry.remove(session);
+    shared.audit.log("logout", Some(&session.name), Some(address), "");
     // The outbox may still have something to say, and then ends the connection itself.
-    session.outbox.end();
+    session.outbox.end(None);
 }
 
 /// Ends a session, wherever it is, and tells its client why. If it has a connection, its thread does the rest.
 pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &str) {
-    session.outbox.send(Frame::aside(&ServerMessage::error(code, text)));
-    session.outbox.end();
+    session.outbox.end(Some(Frame::aside(&ServerMessage::error(code, text))));
     let taken = lock(&session.slot.inbound).take();
     if let Some((place, inbound)) = taken {
         shared.grace.remove(place);

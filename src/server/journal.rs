@@ -7,6 +7,7 @@ use super::lock;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use zeroize::Zeroizing;
 
 /// See the module.
 pub struct Journal {
@@ -19,8 +20,8 @@ pub struct Journal {
 type Outcome = Arc<OnceLock<Result<(), String>>>;
 
 struct JournalState {
-    /// The batch that is being collected.
-    waiting: String,
+    /// The batch that is being collected; password keys are in it.
+    waiting: Zeroizing<String>,
     outcome: Outcome,
     /// Somebody writes.
     busy: bool,
@@ -33,7 +34,7 @@ struct JournalState {
 impl Journal {
     /// A file open for appending that ends after `length` bytes of whole lines.
     pub fn new(file: File, length: u64) -> Journal {
-        let (waiting, outcome) = (String::new(), Outcome::default());
+        let (waiting, outcome) = (Zeroizing::default(), Outcome::default());
         let state = JournalState { waiting, outcome, busy: false, length, torn: false };
         Journal { file, state: Mutex::new(state), done: Condvar::new() }
     }
@@ -44,7 +45,7 @@ impl Journal {
     /// Of the disk; the file then ends as it did before.
     pub fn append(&self, line: &str) -> io::Result<()> {
         let mut state = lock(&self.state);
-        state.waiting += line;
+        state.waiting.push_str(line);
         let mine = state.outcome.clone();
         loop {
             if let Some(outcome) = mine.get() {

@@ -6,6 +6,7 @@
 use crate::name::Username;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,13 @@ pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
 /// then.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
+/// A line or packet that a client has begun must be whole after this time: a mebibyte at 9 KiB a second.
+const LINE: Duration = Duration::from_secs(120);
+/// Bytes of lines and packets that all clients have begun and not finished; whose is longer than [`SMALL_LINE`] then loses
+/// the connection. Hundreds of people who talk to a thousand at once are far below.
+const MAX_UNFINISHED: usize = 256 * 1024 * 1024;
+/// See [`MAX_UNFINISHED`]: a chunk of a file, or a message to a hundred people.
+const SMALL_LINE: usize = 66 * 1024;
 /// Both sides acknowledge after so many frames, or bytes: seldom enough to cost nothing, and far below what may be kept.
 pub const ACK_AFTER_FRAMES: u64 = 32;
 /// See [`ACK_AFTER_FRAMES`].
@@ -137,6 +145,7 @@ struct DoorState {
 /// A counted connection; counted out when dropped.
 pub struct Ticket {
     doors: Arc<Doors>,
+    socket: Arc<TcpStream>,
     number: u64,
     origin: IpAddr,
     /// The oldest of those who waited had to go for it.
@@ -175,7 +184,7 @@ impl Doors {
         state.total += 1;
         state.waiting.insert(number, socket.clone());
         *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket { doors: self.clone(), number, origin, pushed_out })
+        Some(Ticket { doors: self.clone(), socket: socket.clone(), number, origin, pushed_out })
     }
 
     /// Connections in all, and how many of them are not logged in.
@@ -190,6 +199,11 @@ impl Ticket {
     pub fn logged_in(&self) {
         lock(&self.doors.state).waiting.remove(&self.number);
     }
+
+    /// Its session has ended: until the other side closes it, it is among the first to make room for newcomers.
+    pub fn logged_out(&self) {
+        lock(&self.doors.state).waiting.insert(self.number, self.socket.clone());
+    }
 }
 
 impl Drop for Ticket {
@@ -203,6 +217,35 @@ impl Drop for Ticket {
                 state.per_address.remove(&self.origin);
             }
         }
+    }
+}
+
+/// Bytes of unfinished lines and packets, of all who are logged in.
+static ALL_UNFINISHED: AtomicUsize = AtomicUsize::new(0);
+
+/// A line or packet of one client that is not whole yet: bounded in time, and together with all others' in bytes. Who breaks
+/// this loses the connection; the session goes on on another one. README#unfinished.
+#[derive(Default)]
+pub struct Unfinished {
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl Unfinished {
+    /// Now it has so many bytes; `anew` if they are another one's than before. False if that is too much, or too old.
+    pub fn is_bearable(&mut self, bytes: usize, anew: bool, now: Instant) -> bool {
+        let more = bytes.wrapping_sub(self.bytes);
+        let all = ALL_UNFINISHED.fetch_add(more, Ordering::Relaxed).wrapping_add(more);
+        let since = self.since.filter(|_| !anew && self.bytes > 0).unwrap_or(now);
+        (self.bytes, self.since) = (bytes, Some(since));
+        let is_old = bytes > 0 && now.duration_since(since) > LINE;
+        !is_old && (bytes <= SMALL_LINE || all <= MAX_UNFINISHED)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        ALL_UNFINISHED.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -384,6 +427,26 @@ impl Lockout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// README#unfinished.
+    #[test]
+    fn what_is_not_whole_is_bounded_in_time_and_with_that_of_all_others() {
+        let (mut one, start) = (Unfinished::default(), Instant::now());
+        let (late, second) = (start + LINE, Duration::from_secs(1));
+        assert!(one.is_bearable(1, true, start) && one.is_bearable(2, false, late));
+        assert!(!one.is_bearable(3, false, late + second) && !one.is_bearable(3, false, late + second));
+        assert!(one.is_bearable(3, true, late + second), "of another line");
+        assert!(one.is_bearable(0, true, late) && one.is_bearable(1, false, late + LINE), "none between");
+        assert!(one.is_bearable(2, false, late + LINE * 2) && one.is_bearable(0, false, late + LINE * 3));
+        // Others count as well, so this is not tried at its very bound.
+        let mut many = Unfinished::default();
+        assert!(
+            one.is_bearable(SMALL_LINE + 1, true, start) && !many.is_bearable(MAX_UNFINISHED, true, start)
+        );
+        assert!(!one.is_bearable(SMALL_LINE + 1, false, start) && one.is_bearable(SMALL_LINE, false, start));
+        drop(many);
+        assert!(one.is_bearable(SMALL_LINE + 1, false, start), "there is room again");
+    }
 
     /// README#lockout.
     #[test]

@@ -71,8 +71,13 @@ impl Locks {
     fn append(&self, line: &str) -> io::Result<File> {
         let writing = lock(&self.writing);
         let mut file = disk::append(&self.path)?;
-        file.write_all(line.as_bytes()).map_err(disk::at(&self.path))?;
-        let long = file.metadata().map_err(disk::at(&self.path))?.len() > MAX_SIZE;
+        let length = file.metadata().map_err(disk::at(&self.path))?.len();
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            // Half a line would spoil the next one.
+            let _ = file.set_len(length);
+            return Err(disk::at(&self.path)(error));
+        }
+        let long = length + line.len() as u64 > MAX_SIZE;
         drop(writing);
         if long {
             self.shorten()?;
@@ -103,23 +108,21 @@ impl Locks {
         Ok(locked)
     }
 
-    /// The same; the file then holds nothing else, and at most 5,000 of them.
+    /// Rewrites the file: it then holds nothing else, and at most 5,000 of them.
     ///
     /// # Errors
-    /// As [`Locks::read`].
-    pub fn shorten(&self) -> io::Result<HashMap<String, Duration>> {
+    /// As [`Locks::read`]; the file then stands as before.
+    pub fn shorten(&self) -> io::Result<()> {
         let _writing = lock(&self.writing);
-        let locked = self.read()?;
-        if self.path.exists() {
-            let mut newest: Vec<_> = locked.iter().collect();
-            newest.sort_by(|a, b| b.1.cmp(a.1));
-            newest.truncate(MAX_KEPT);
-            // With the time that is left, or one written when the clock was wrong would come back for years.
-            let lines: String =
-                newest.into_iter().map(|(name, left)| Lock::line(name.clone(), *left)).collect();
-            disk::replace(&self.path, lines.as_bytes())?;
+        if !self.path.exists() {
+            return Ok(());
         }
-        Ok(locked)
+        let mut newest: Vec<_> = self.read()?.into_iter().collect();
+        newest.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
+        newest.truncate(MAX_KEPT);
+        // With the time that is left, or one written when the clock was wrong would come back for years.
+        let lines: String = newest.into_iter().map(|(name, left)| Lock::line(name, left)).collect();
+        disk::replace(&self.path, lines.as_bytes())
     }
 }
 
@@ -140,7 +143,8 @@ mod tests {
     fn a_lock_outlives_a_restart_and_ends_when_it_would_have() {
         let folder = Folder::new();
         let locks = Locks::new(&folder.0);
-        assert!(locks.shorten().expect("none").is_empty() && !locks.path.exists());
+        locks.shorten().expect("none");
+        assert!(!locks.path.exists());
         let minute = Duration::from_secs(60);
         for one in ["Alice", "bob", "carol"] {
             locks.lock(&name(one)).expect("written");
@@ -158,8 +162,11 @@ mod tests {
             .and_then(|mut file| file.write_all(lines.concat().as_bytes()))
             .expect("written");
         disk::append(&locks.path).and_then(|mut file| file.write_all(b"\xff\xfe")).expect("written");
-        for read in [locks.read(), locks.shorten(), locks.read()] {
-            let locked = read.expect("readable");
+        for shortened in [false, true] {
+            if shortened {
+                locks.shorten().expect("written");
+            }
+            let locked = locks.read().expect("readable");
             let mut names: Vec<&str> = locked.keys().map(String::as_str).collect();
             names.sort_unstable();
             assert_eq!(names, ["alice", "carol", "years"]);
@@ -171,6 +178,10 @@ mod tests {
         let text = std::fs::read_to_string(&locks.path).expect("readable");
         assert_eq!(text.lines().count(), 3, "{text}");
         let locked = locks.read().expect("readable");
+        // What cannot be written takes nothing from those who read.
+        let blocked = folder.0.join("locks.json.tmp/x");
+        std::fs::create_dir_all(&blocked).expect("a folder");
+        assert!(locks.shorten().is_err() && locks.read().is_ok_and(|read| read.len() == 3));
         assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");
         // A file that cannot be read is no file that locks nobody.
         std::fs::remove_file(&locks.path).and_then(|()| std::fs::create_dir(&locks.path)).expect("a folder");

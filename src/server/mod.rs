@@ -46,6 +46,8 @@ use std::time::Duration;
 const ADMISSION_STACK: usize = 2 * 1024 * 1024;
 /// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
 const CONNECTION_STACK: usize = 256 * 1024;
+/// What the data folder holds besides files.
+const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
 /// An admission thread waits this long for the next connection before it ends: through a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
 
@@ -95,7 +97,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// With file, reason and remedy in the text.
 pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::Infallible> {
-    disk::private_folders(&options.data_dir, &["certs", "keys", "logs"])?;
+    disk::private_folders(&options.data_dir, &FOLDERS)?;
     let (accounts, notices) = Accounts::open(&options.data_dir)?;
     let audit = Audit::open(&options.data_dir.join("logs"))?;
     writeln!(out, "data in {} ({} accounts)", options.data_dir.display(), accounts.count())?;
@@ -141,8 +143,12 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         queue: AdmissionQueue::default(),
         locks: Locks::new(&options.data_dir),
     });
-    for (name, left) in shared.locks.shorten()? {
+    for (name, left) in shared.locks.read()? {
         shared.lockout.restore(name, left);
+    }
+    if let Err(error) = shared.locks.shorten() {
+        // A full disk is no reason to serve nobody.
+        writeln!(out, "WARNING: locks.json: not shortened: {error}")?;
     }
     status::start(&shared)?;
     if let Err(error) = admin::serve(&shared, &options.data_dir) {

@@ -37,13 +37,13 @@ static WRITERS: AtomicUsize = AtomicUsize::new(0);
 pub struct Link {
     /// Encrypted and written to by the holder of the baton alone, read by the connection's thread.
     pub channel: Channel,
-    _ticket: Ticket,
+    ticket: Ticket,
 }
 
 impl Link {
     /// A connection that has logged in or resumed.
     pub fn new(channel: Channel, ticket: Ticket) -> Arc<Link> {
-        Arc::new(Link { channel, _ticket: ticket })
+        Arc::new(Link { channel, ticket })
     }
 }
 
@@ -191,14 +191,14 @@ impl Outbox {
         queue.is_open() && queue.is_on(link)
     }
 
-    /// Takes in what the client of `link` says to have received. True if it was so much that an `ack` was due, and for a
-    /// link that is no longer the session's.
+    /// Takes in what the client of `link` says to have received, unless the session has gone to another link. True if it was
+    /// so much that an `ack` was due.
     ///
     /// # Errors
     /// [`FalseAck`], as [`Frames::acknowledge`].
     pub fn acknowledge(&self, link: &Arc<Link>, received: u64) -> Result<bool, FalseAck> {
         let mut queue = lock(&self.queue);
-        if queue.is_on(link) { queue.frames.acknowledge(received) } else { Ok(true) }
+        if queue.is_on(link) { queue.frames.acknowledge(received) } else { Ok(false) }
     }
 
     /// Closes the session's connection for one whose client has taken in `received` frames since the login, and returns
@@ -249,9 +249,12 @@ impl Outbox {
         self.take_baton(queue, buffers);
     }
 
-    /// Ends the session: when all lines that are queued have been sent, or at once without a connection.
-    pub fn end(self: &Arc<Outbox>) {
+    /// Ends the session: when all lines that are queued have been sent, and `last`, or at once without a connection.
+    pub fn end(self: &Arc<Outbox>, last: Option<Frame>) {
         let mut queue = lock(&self.queue);
+        if let Some(frame) = last {
+            put_own(&mut queue, frame);
+        }
         if queue.link.is_none() {
             return queue.shut();
         }
@@ -365,6 +368,7 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
         link.channel.encrypt_end(&mut wire);
         let _ = link.channel.send_now(&wire);
         link.channel.finish();
+        link.ticket.logged_out();
         // Not cut: the reader still listens for a moment.
         (queue.closed, queue.link) = (true, None);
         queue.frames.clear();
@@ -527,7 +531,7 @@ pub(super) mod tests {
         assert_eq!(outbox.deliver(line("one "), None), Queued::Yes);
         let mut pass = Pass::default();
         outbox.queue(line("two "), &mut pass);
-        outbox.end();
+        outbox.end(None);
         assert!(!outbox.is_open() && !outbox.serves(&link));
         assert_eq!(outbox.deliver(line("late"), None), Queued::Gone);
         assert!(!outbox.relay(Frame::packet(b"late".to_vec(), b"")) && outbox.claim(0).is_none());
@@ -543,7 +547,7 @@ pub(super) mod tests {
         let claim = outbox.claim(0).expect("nothing is forgotten");
         outbox.send(line("waits"));
         assert!(outbox.is_open());
-        outbox.end();
+        outbox.end(None);
         let (next, far) = link();
         assert!(!outbox.is_open() && !outbox.attach(next.clone(), claim, 0) && outbox.claim(0).is_none());
         next.channel.close();
@@ -564,7 +568,7 @@ pub(super) mod tests {
         assert_eq!(next(&far, 4), "one ");
         // The former one's thread looks up late.
         outbox.detach(&former);
-        assert_eq!(outbox.acknowledge(&former, 99), Ok(true));
+        assert_eq!(outbox.acknowledge(&former, 99), Ok(false));
         assert!(outbox.serves(&current));
         assert_eq!(outbox.acknowledge(&current, 99), Err(FalseAck));
         assert_eq!(outbox.acknowledge(&current, 1), Ok(false));

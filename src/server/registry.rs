@@ -37,7 +37,13 @@ impl Registry {
     pub fn add(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
         // Both at once, or a newcomer could hear of changes before the whole list.
         let mut changes = lock(&self.changes);
-        let former = self.write().insert(session.name.clone(), session.clone());
+        let mut sessions = self.write();
+        let former = sessions.insert(session.name.clone(), session.clone());
+        if let Some(former) = &former {
+            // Before anybody finds it: who comes back for the former one is to be told of this one.
+            session.supersede(former);
+        }
+        drop(sessions);
         changes.newcomers.push(session.clone());
         if former.is_some() {
             changes.ended.insert(session.name.clone());

@@ -93,13 +93,17 @@ impl Session {
         (session, announcement)
     }
 
-    /// Takes a new session key, whose certificate was verified; what its client is told. `now_ms` is in milliseconds
-    /// since 1970.
-    pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> protocol::Session {
+    /// Takes a new session key, whose certificate was verified; what its client is told. `None` if it is older than the
+    /// one in use: who has the session alone, and not the identity key, could only bring one of before. `now_ms` is in
+    /// milliseconds since 1970.
+    pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> Option<protocol::Session> {
         let mut current = lock(&self.current);
+        if certificate.created < current.certificate.created {
+            return None;
+        }
         let former = (current.token.duplicate(), current.expires);
         *current = Current::new(certificate, now_ms, former);
-        current.announcement()
+        Some(current.announcement())
     }
 
     /// What the session can be resumed with, two of them, of which those that have expired by `now_ms` (milliseconds
@@ -180,7 +184,8 @@ impl Session {
 pub(super) mod tests {
     use super::super::outbox::tests::link;
     use super::*;
-    use crate::crypto::public::Fingerprint;
+    use crate::crypto::keys::SessionKey;
+    use crate::crypto::public::{Fingerprint, RSA_BYTES};
     use crate::encoding::Fixed;
     use std::net::TcpStream;
 
@@ -239,6 +244,24 @@ pub(super) mod tests {
         let late = sessions[3].tokens(20);
         assert!(late[2..] == [key(5), key(6), key(3), key(4)]);
         assert!(late[0] != key(7) && late[1] != key(8));
+    }
+
+    /// README#renew.
+    #[test]
+    fn a_renewal_never_goes_back_to_an_older_key() {
+        let (session, _far) = session("alice");
+        let certificate = |created| SessionCertificate {
+            key: SessionKey::generate().public().clone(),
+            created,
+            signature: [0; RSA_BYTES],
+        };
+        let now = certificate(2);
+        for (certificate, is_taken) in
+            [(&certificate(1), true), (&now, true), (&now, true), (&certificate(1), false)]
+        {
+            assert_eq!(session.renew(certificate, 0).is_some(), is_taken);
+        }
+        assert!(session.uses_key(now.key.fingerprint().short()), "as before");
     }
 
     #[test]

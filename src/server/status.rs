@@ -1,7 +1,7 @@
 //! How the server is doing: counters, one line of them an hour or when asked for, and the end on a signal.
 //!
-//! Invariant: counting takes no lock; nobody but this thread waits for standard output, so a reader that does
-//! not read holds up neither clients nor the end. Fields: README#status.
+//! Invariant: counting takes no lock; nobody but one thread waits for standard output, so a reader that does
+//! not read holds up neither clients nor the log nor the end. Fields: README#status.
 
 use super::{Shared, audit, thread};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -42,11 +42,11 @@ pub static SLOWED: Counter = Counter(AtomicU64::new(0));
 /// What is counted where no event is logged, as the event that tells of it once a minute.
 static SILENT: [(&str, &Counter); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
 
-enum Ask {
-    Status,
-    /// The last word; answered when it is said.
-    Stop(SyncSender<()>),
-}
+/// A line for standard output, and who wants to know when it is out.
+type Line = (String, Option<SyncSender<()>>);
+
+/// Lines that wait for standard output; more are dropped.
+const MAX_LINES: usize = 16;
 
 /// Starts the threads. SIGUSR1 asks for a status; SIGINT and SIGTERM end the process at once. That is safe at
 /// any moment: files are only appended to or replaced whole, and nothing is confirmed before it is on disk.
@@ -55,20 +55,27 @@ enum Ask {
 /// If there is no thread or signal handler to be had.
 pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
-    let (ask, asked) = sync_channel(16);
-    let telling = shared.clone();
-    thread("status", super::CONNECTION_STACK, move || run(&telling, &asked))?;
+    let (say, said) = sync_channel::<Line>(MAX_LINES);
+    let (ask, asked) = sync_channel(1);
+    thread("output", super::CONNECTION_STACK, move || {
+        for (line, done) in said {
+            let _ = writeln!(io::stdout(), "{line}");
+            done.map(|done| done.send(()));
+        }
+    })?;
+    let (telling, saying) = (shared.clone(), say.clone());
+    thread("status", super::CONNECTION_STACK, move || run(&telling, &asked, &saying))?;
     let shared = shared.clone();
     thread("signals", super::CONNECTION_STACK, move || {
         for signal in signals.forever() {
             if signal == SIGUSR1 {
-                let _ = ask.try_send(Ask::Status);
+                let _ = ask.try_send(());
                 continue;
             }
             shared.audit.log("stopped", None, None, "");
             shared.audit.flush();
             let (done, wait) = sync_channel(1);
-            if ask.try_send(Ask::Stop(done)).is_ok() {
+            if say.try_send(("stopped".into(), Some(done))).is_ok() {
                 let _ = wait.recv_timeout(LAST_WORD);
             }
             std::process::exit(0);
@@ -96,7 +103,7 @@ impl Rounds {
     }
 }
 
-fn run(shared: &Shared, asked: &Receiver<Ask>) {
+fn run(shared: &Shared, asked: &Receiver<()>, say: &SyncSender<Line>) {
     let started = Instant::now();
     let mut rounds = Rounds { summed: started, told: started };
     let mut counted = [0; SILENT.len()];
@@ -116,20 +123,13 @@ fn run(shared: &Shared, asked: &Receiver<Ask>) {
                 continue;
             }
         }
-        let mut out = io::stdout();
-        match ask {
-            Ok(Ask::Stop(done)) => {
-                let _ = writeln!(out, "stopped");
-                let _ = done.send(());
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
-            Ok(Ask::Status) | Err(RecvTimeoutError::Timeout) => {
-                rounds.told = Instant::now();
-                let line = line(shared, started);
-                shared.audit.log("status", None, None, &line);
-                let _ = writeln!(out, "status: {line}");
-            }
+        if matches!(ask, Err(RecvTimeoutError::Disconnected)) {
+            return;
         }
+        rounds.told = Instant::now();
+        let line = line(shared, started);
+        shared.audit.log("status", None, None, &line);
+        let _ = say.try_send((format!("status: {line}"), None));
     }
 }
 

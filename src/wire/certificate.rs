@@ -13,6 +13,7 @@ use rsa::pkcs8::der::{Decode, Encode, Reader, Tag, Tagged};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// A certificate made here is valid for this long: clients check the key, and no dates.
 const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -107,7 +108,7 @@ pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
         (has_key, false) => {
             if !has_key {
                 let key = KeyPair::generate().map_err(io::Error::other)?;
-                disk::replace(&key_path, key.serialize_pem().as_bytes())?;
+                disk::replace(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
             }
             certify(&key_path, &certificate_path, now_ms)?;
             Ok(Prepared::Made)

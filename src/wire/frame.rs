@@ -120,6 +120,14 @@ impl Lines {
     }
 }
 
+impl Lines {
+    /// Bytes of a line or packet that is not whole yet; and whether something was given out since bytes were appended, so
+    /// that they are another one's than before.
+    pub fn unfinished(&self) -> (usize, bool) {
+        (self.buffer.len() - self.taken, self.taken > 0)
+    }
+}
+
 impl Drop for Lines {
     fn drop(&mut self) {
         self.buffer.zeroize();
