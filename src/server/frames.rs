@@ -347,9 +347,20 @@ impl Drop for Frames {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::lock;
     use super::*;
     use crate::protocol::ErrorCode;
+    use std::sync::Mutex;
+
+    /// Does something while so many bytes of packets wait for others that `rest` are left for all.
+    pub fn under_pressure(rest: usize, work: impl FnOnce()) {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = lock(&ALONE);
+        ALL_PACKETS.fetch_add(MAX_WAITING_PACKETS - rest, Ordering::Relaxed);
+        work();
+        ALL_PACKETS.fetch_sub(MAX_WAITING_PACKETS - rest, Ordering::Relaxed);
+    }
 
     fn line(n: u8) -> Frame {
         Frame::line(vec![n; 10])
@@ -554,23 +565,26 @@ mod tests {
             (0..count).for_each(|_| frames.put(Frame::packet(vec![0], &[0; PACKET - 1])));
             frames
         };
-        ALL_PACKETS.fetch_add(MAX_WAITING_PACKETS - REST, Ordering::Relaxed);
-        assert!(queue(4).has_room(true) && queue(4).has_room(false));
-        let mut frames = queue(5);
-        assert!(!frames.has_room(true) && !frames.has_room(false));
-        while !frames.is_idle() {
-            frames.next_batch(&mut Vec::new());
-        }
-        assert!(!frames.has_room(false) && frames.reaches(0), "without a connection nothing is forgotten");
-        // Of what went out, 256 KiB are kept at least.
-        assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
-        assert_eq!(frames.kept.packet_bytes, 4 * PACKET);
-        // What is gone, however it went, makes room, and no more than it took.
-        frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
-        drop(frames);
-        let mut ended = queue(3);
-        ended.end();
-        assert!(queue(4).has_room(true) && !queue(5).has_room(true));
-        ALL_PACKETS.fetch_sub(MAX_WAITING_PACKETS - REST, Ordering::Relaxed);
+        under_pressure(REST, || {
+            assert!(queue(4).has_room(true) && queue(4).has_room(false));
+            let mut frames = queue(5);
+            assert!(!frames.has_room(true) && !frames.has_room(false));
+            while !frames.is_idle() {
+                frames.next_batch(&mut Vec::new());
+            }
+            assert!(
+                !frames.has_room(false) && frames.reaches(0),
+                "without a connection nothing is forgotten"
+            );
+            // Of what went out, 256 KiB are kept at least.
+            assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
+            assert_eq!(frames.kept.packet_bytes, 4 * PACKET);
+            // What is gone, however it went, makes room, and no more than it took.
+            frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
+            drop(frames);
+            let mut ended = queue(3);
+            ended.end();
+            assert!(queue(4).has_room(true) && !queue(5).has_room(true));
+        });
     }
 }
