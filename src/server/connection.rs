@@ -806,8 +806,9 @@ mod tests {
         assert!(guest.has_place(&name("bob")));
         let (bob, _far) = client(&shared, "bob");
         assert!(!guest.has_place(&name("carol")) && guest.has_place(&name("bob")));
-        let session = bob.session.clone();
+        let (session, link) = (bob.session.clone(), bob.link.clone());
         drop(bob);
+        assert!(session.outbox.is_open() && !session.outbox.serves(&link));
         assert!(guest.has_place(&name("bob")) && guest.has_place(&name("alice")));
         assert!(session.outbox.is_open() && shared.registry.count() == 2, "they need no place of another");
         assert!(guest.has_place(&name("carol")));

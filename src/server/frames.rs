@@ -490,6 +490,12 @@ pub(super) mod tests {
                 assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
             }
         }
+        let mut frames = Frames::new(1 << 20);
+        (0..10).for_each(|_| frames.put(Frame::line(vec![b'x'; 65_535])));
+        while !frames.is_idle() {
+            frames.next_batch(&mut Vec::new());
+        }
+        assert_eq!(frames.acknowledge(1), Ok(false), "whatever is still to be acknowledged");
     }
 
     #[test]
@@ -544,6 +550,17 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn of_a_session_that_has_ended_nothing_is_held() {
+        let mut frames = Frames::new(1000);
+        frames.put(line(1));
+        sent(&mut frames);
+        [line(2), packet(3)].into_iter().for_each(|frame| frames.put(frame));
+        frames.clear();
+        assert!(frames.is_idle() && !frames.reaches(1));
+        assert_eq!([&frames.kept, &frames.lines, &frames.packets].map(|line| line.frames.len()), [0; 3]);
+    }
+
     /// README#ends-at-once.
     #[test]
     fn what_the_server_itself_says_may_be_two_outboxes_and_a_mebibyte_and_no_more() {
@@ -576,6 +593,11 @@ pub(super) mod tests {
                 !frames.has_room(false) && frames.reaches(0),
                 "without a connection nothing is forgotten"
             );
+            // Nor is what has to be sent again.
+            assert!(frames.resume(0) && !frames.is_idle() && frames.has_room(true) && frames.reaches(0));
+            while !frames.is_idle() {
+                frames.next_batch(&mut Vec::new());
+            }
             // Of what went out, 256 KiB are kept at least.
             assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
             assert_eq!(frames.kept.packet_bytes, 4 * PACKET);
