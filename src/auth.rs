@@ -579,6 +579,17 @@ mod tests {
         assert!(ask(1).salt != ask(2).salt && ask(1).rounds == PBKDF2_ROUNDS);
     }
 
+    #[test]
+    fn a_password_key_is_good_again_for_a_challenge_of_its_own_salt_and_rounds_alone() {
+        let (salt, rounds) = ([1; 32], PBKDF2_ROUNDS);
+        let key = PasswordKey { salt, rounds, key: Key::new([2; 32]) };
+        let asks = |salt: [u8; 32], rounds: u32| {
+            let (nonce, salt) = (Fixed([3; 32]), Fixed(salt));
+            key.answers(&Challenge { version: VERSION, nonce, salt, rounds })
+        };
+        assert!(asks(salt, rounds) && !asks([4; 32], rounds) && !asks(salt, rounds + 1));
+    }
+
     /// README#rounds.
     #[test]
     fn a_server_cannot_ask_for_a_cheap_or_an_endless_hash() {

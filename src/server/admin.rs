@@ -202,3 +202,24 @@ fn perform(shared: &Shared, action: &Action) -> io::Result<String> {
         Action::List => Err(io::Error::other("read users.json: it needs no server")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_when_all_of_it_has_come_and_no_other_is_told_as_done_or_refused() {
+        let told = |answer: &str| {
+            let (near, mut far) = UnixStream::pair().expect("sockets");
+            far.write_all(answer.as_bytes()).expect("written");
+            far.shutdown(std::net::Shutdown::Write).expect("ended");
+            ask(&near, "unlock alice\n").map_err(|error| error.to_string())
+        };
+        assert_eq!(told("ok alice is free\n"), Ok("alice is free".to_string()));
+        assert_eq!(told("error no such name\n"), Err("no such name".to_string()));
+        for half in ["", "ok", "ok alice", "error", "error no such", "okay alice\n", "\n"] {
+            let error = told(half).expect_err(half);
+            assert!(error.starts_with("the server did not answer"), "{half:?}: {error}");
+        }
+    }
+}

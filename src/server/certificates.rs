@@ -110,8 +110,10 @@ fn stamp(folder: &Path) -> Stamp {
 #[cfg(test)]
 mod tests {
     use super::super::accounts::tests::Folder;
+    use super::super::tests::shared;
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
 
     #[test]
     fn a_file_that_others_may_read_now_or_that_an_older_one_has_replaced_is_another_one() {
@@ -135,5 +137,40 @@ mod tests {
         });
         let [certificate, key] = stamp(&folder.0);
         assert!(certificate.is_none() && key.is_some());
+    }
+
+    #[test]
+    fn files_are_looked_at_when_a_second_is_over_and_an_own_certificate_is_renewed_while_the_server_runs() {
+        let (shared, folder) = shared(Duration::from_secs(3600));
+        let path = folder.0.join("server.crt");
+        let certificates = Certificates::open(&folder.0, &mut Vec::new()).expect("made");
+        let first = lock(&certificates.state).acceptor.clone();
+        let current = |looked: Instant| {
+            lock(&certificates.state).looked = looked;
+            certificates.current(&shared)
+        };
+        let (just_now, long_ago) = (Instant::now() + LOOK_EVERY * 3600, Instant::now() - 2 * LOOK_EVERY);
+        assert!(Arc::ptr_eq(&current(long_ago), &first), "nothing has changed");
+        // Two years have passed, and nobody has touched the files.
+        fs::remove_file(&path).expect("removed");
+        certificate::prepare(&folder.0, clock::now_ms() - 2 * 365 * 24 * 3_600_000).expect("made");
+        {
+            let mut state = lock(&certificates.state);
+            (state.stamp, state.not_after) = (stamp(&folder.0), 0);
+        }
+        assert!(Arc::ptr_eq(&current(just_now), &first));
+        let renewed = current(long_ago);
+        assert!(!Arc::ptr_eq(&renewed, &first));
+        let facts = certificate::read_facts(&path).expect("whole");
+        assert!(facts.not_after > clock::now_ms() && lock(&certificates.state).not_after == facts.not_after);
+        // What cannot be used is logged, and what could be is used on.
+        fs::write(&path, "no certificate").expect("written");
+        assert!(Arc::ptr_eq(&current(just_now), &renewed) && Arc::ptr_eq(&current(long_ago), &renewed));
+        // It is tried again, and told once.
+        assert!(Arc::ptr_eq(&current(long_ago), &renewed));
+        shared.audit.flush();
+        let log = fs::read_to_string(folder.0.join("security.log")).expect("a log");
+        let count = |event: &str| log.matches(event).count();
+        assert_eq!((count("certificate_changed"), count("certificate_unusable")), (1, 1), "{log}");
     }
 }

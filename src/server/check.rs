@@ -131,3 +131,28 @@ fn certificates(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounts::tests::Folder;
+    use super::*;
+
+    #[test]
+    fn what_a_start_would_do_about_a_certificate_is_told() {
+        const DAY: u64 = 24 * 3600 * 1000;
+        for (days, told, other) in [
+            (366, "expired: a start renews it\n", "WARNING"),
+            (340, "WARNING: the certificate expires on ", "renews"),
+            (1, "valid until", "WARNING"),
+        ] {
+            let folder = Folder::new();
+            certificate::prepare(&folder.0, clock::now_ms() - days * DAY).expect("made");
+            let mut out = Vec::new();
+            let mut report = Report { out: &mut out, sound: true };
+            certificates(&mut report, &folder.0).expect("told");
+            assert!(report.sound);
+            let text = String::from_utf8(out).expect("text");
+            assert!(text.contains(told) && !text.contains(other), "{days} days: {text}");
+        }
+    }
+}

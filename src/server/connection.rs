@@ -627,6 +627,7 @@ mod tests {
     use crate::encoding::Fixed;
     use crate::protocol::{KeysRequest, Received as Taken};
     use std::io::Read;
+    use std::net::TcpListener;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const TRANSFER: [u8; 16] = [9; 16];
@@ -646,6 +647,29 @@ mod tests {
         let mut turn = Turn::first(shared, &session, Inbound::new(1, [127, 0, 0, 1].into()));
         turn.inbound().bucket = Bucket::new(1e-9, 4.0);
         (Client::of(shared, turn, link, Reader::default(), Lines::new(MAX_LINE)), far)
+    }
+
+    /// Two ends of a connection.
+    fn socket() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        (listener.accept().expect("accepted").0, far)
+    }
+
+    /// One who is not logged in, and the other end of the connection.
+    fn guest(shared: &Arc<Shared>) -> (Guest<'_>, TcpStream) {
+        let (near, far) = socket();
+        let guest = Guest {
+            shared,
+            address: [127, 0, 0, 1].into(),
+            channel: Channel::bare(Arc::new(near)).expect("a socket"),
+            reader: Reader::default(),
+            lines: Lines::new(MAX_LINE_BEFORE_LOGIN),
+            deadline: Instant::now() + HOUR,
+            begun: true,
+            patience: 1,
+        };
+        (guest, far)
     }
 
     fn is_refilled(client: &mut Client) {
@@ -784,6 +808,49 @@ mod tests {
             assert!(turn.session().outbox.attach(link.clone(), claim, 0));
             assert!(turn.session().outbox.serves(&link));
         }
+    }
+
+    /// README#full.
+    #[test]
+    fn a_full_server_has_a_place_for_who_is_there_and_for_another_only_at_the_cost_of_who_is_away() {
+        let (mut shared, _folder) = shared(HOUR);
+        Arc::get_mut(&mut shared).expect("nobody else has it yet").limits.clients = 2;
+        let (guest, _far) = guest(&shared);
+        let (_alice, _far) = client(&shared, "alice");
+        assert!(guest.has_place(&name("bob")));
+        let (bob, _far) = client(&shared, "bob");
+        assert!(!guest.has_place(&name("carol")) && guest.has_place(&name("bob")));
+        let (session, link) = (bob.session.clone(), bob.link.clone());
+        drop(bob);
+        assert!(session.outbox.is_open() && !session.outbox.serves(&link));
+        assert!(guest.has_place(&name("bob")) && guest.has_place(&name("alice")));
+        assert!(session.outbox.is_open() && shared.registry.count() == 2, "they need no place of another");
+        assert!(guest.has_place(&name("carol")));
+        assert!(!session.outbox.is_open() && shared.registry.count() == 1);
+    }
+
+    /// README#lockout, README#registration-limit.
+    #[test]
+    fn who_waits_for_as_long_as_was_said_has_waited_long_enough() {
+        let (shared, _folder) = shared(HOUR);
+        let (guest, _far) = guest(&shared);
+        let said = |refusal: Refusal| match refusal {
+            Refusal::Say(ServerMessage::Error(Failure { retry_after: Some(seconds), .. })) => seconds,
+            _ => panic!("no time is told"),
+        };
+        for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
+            assert_eq!(said(guest.locked(&name("alice"), Duration::from_millis(left))), seconds);
+        }
+        let refused = loop {
+            if let Err(refusal) = guest.count_record() {
+                break said(refusal);
+            }
+        };
+        let left = shared.registrations.take(guest.address).expect_err("too many");
+        assert!(
+            Duration::from_secs(refused) >= left
+                && left + Duration::from_secs(60) > Duration::from_secs(refused)
+        );
     }
 
     /// README#logout, README#line-length.

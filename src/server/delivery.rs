@@ -198,6 +198,8 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frames::tests::under_pressure;
+    use super::super::outbox::tests::link;
     use super::super::session::tests::session;
     use super::super::tests::shared;
     use super::*;
@@ -218,12 +220,12 @@ mod tests {
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
         assert!(shared.registry.add(&session).is_none());
-        far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         (session, far)
     }
 
     /// Whether these bytes come next.
     fn comes(mut far: &TcpStream, bytes: &[u8]) -> bool {
+        far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         let mut got = vec![0; bytes.len()];
         far.read_exact(&mut got).is_ok() && got == bytes
     }
@@ -356,6 +358,34 @@ mod tests {
         assert!(alice.grant(&bob.name, TRANSFER, 1));
         alice.outbox.end(None);
         assert_eq!(send("alice", TRANSFER), "refused");
+    }
+
+    /// README#packet-order.
+    #[test]
+    fn a_packet_for_which_there_is_no_room_waits_and_goes_on_as_soon_as_there_is() {
+        let (shared, _folder) = shared(HOUR);
+        let ((alice, _), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
+        let (link, far) = link();
+        let claim = alice.outbox.claim(0).expect("nothing was sent");
+        assert!(alice.grant(&bob.name, TRANSFER, 3));
+        let send = |is_served: &dyn Fn() -> bool| {
+            let packet = Packet { peer: alice.name.clone(), transfer: TRANSFER, payload: b"piece" };
+            relay(&shared, &bob, packet, is_served)
+        };
+        under_pressure(0, || {
+            assert!(matches!(send(&|| false), Ok(None)), "nothing waits yet");
+            assert!(send(&|| false).is_err(), "its sender's connection was taken over");
+            // The recipient is back while the sender is waiting.
+            let asked = std::cell::Cell::new(0);
+            let passed_on = send(&|| {
+                asked.set(asked.get() + 1);
+                asked.get() < 3 || alice.outbox.attach(link.clone(), claim, 0)
+            });
+            assert!(matches!(passed_on, Ok(None)) && asked.get() == 3);
+        });
+        let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), b"piece")[..], b"piece"];
+        assert!(comes(&far, &packet.concat().repeat(2)));
+        assert!(alice.take_grant(&bob.name, TRANSFER) && !alice.take_grant(&bob.name, TRANSFER));
     }
 
     /// README#keys_request.

@@ -347,9 +347,20 @@ impl Drop for Frames {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::lock;
     use super::*;
     use crate::protocol::ErrorCode;
+    use std::sync::Mutex;
+
+    /// Does something while so many bytes of packets wait for others that `rest` are left for all.
+    pub fn under_pressure(rest: usize, work: impl FnOnce()) {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = lock(&ALONE);
+        ALL_PACKETS.fetch_add(MAX_WAITING_PACKETS - rest, Ordering::Relaxed);
+        work();
+        ALL_PACKETS.fetch_sub(MAX_WAITING_PACKETS - rest, Ordering::Relaxed);
+    }
 
     fn line(n: u8) -> Frame {
         Frame::line(vec![n; 10])
@@ -479,6 +490,12 @@ mod tests {
                 assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
             }
         }
+        let mut frames = Frames::new(1 << 20);
+        (0..10).for_each(|_| frames.put(Frame::line(vec![b'x'; 65_535])));
+        while !frames.is_idle() {
+            frames.next_batch(&mut Vec::new());
+        }
+        assert_eq!(frames.acknowledge(1), Ok(false), "whatever is still to be acknowledged");
     }
 
     #[test]
@@ -533,6 +550,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_a_session_that_has_ended_nothing_is_held() {
+        let mut frames = Frames::new(1000);
+        frames.put(line(1));
+        sent(&mut frames);
+        [line(2), packet(3)].into_iter().for_each(|frame| frames.put(frame));
+        frames.clear();
+        assert!(frames.is_idle() && !frames.reaches(1));
+        assert_eq!([&frames.kept, &frames.lines, &frames.packets].map(|line| line.frames.len()), [0; 3]);
+    }
+
     /// README#ends-at-once.
     #[test]
     fn what_the_server_itself_says_may_be_two_outboxes_and_a_mebibyte_and_no_more() {
@@ -554,23 +582,31 @@ mod tests {
             (0..count).for_each(|_| frames.put(Frame::packet(vec![0], &[0; PACKET - 1])));
             frames
         };
-        ALL_PACKETS.fetch_add(MAX_WAITING_PACKETS - REST, Ordering::Relaxed);
-        assert!(queue(4).has_room(true) && queue(4).has_room(false));
-        let mut frames = queue(5);
-        assert!(!frames.has_room(true) && !frames.has_room(false));
-        while !frames.is_idle() {
-            frames.next_batch(&mut Vec::new());
-        }
-        assert!(!frames.has_room(false) && frames.reaches(0), "without a connection nothing is forgotten");
-        // Of what went out, 256 KiB are kept at least.
-        assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
-        assert_eq!(frames.kept.packet_bytes, 4 * PACKET);
-        // What is gone, however it went, makes room, and no more than it took.
-        frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
-        drop(frames);
-        let mut ended = queue(3);
-        ended.end();
-        assert!(queue(4).has_room(true) && !queue(5).has_room(true));
-        ALL_PACKETS.fetch_sub(MAX_WAITING_PACKETS - REST, Ordering::Relaxed);
+        under_pressure(REST, || {
+            assert!(queue(4).has_room(true) && queue(4).has_room(false));
+            let mut frames = queue(5);
+            assert!(!frames.has_room(true) && !frames.has_room(false));
+            while !frames.is_idle() {
+                frames.next_batch(&mut Vec::new());
+            }
+            assert!(
+                !frames.has_room(false) && frames.reaches(0),
+                "without a connection nothing is forgotten"
+            );
+            // Nor is what has to be sent again.
+            assert!(frames.resume(0) && !frames.is_idle() && frames.has_room(true) && frames.reaches(0));
+            while !frames.is_idle() {
+                frames.next_batch(&mut Vec::new());
+            }
+            // Of what went out, 256 KiB are kept at least.
+            assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
+            assert_eq!(frames.kept.packet_bytes, 4 * PACKET);
+            // What is gone, however it went, makes room, and no more than it took.
+            frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
+            drop(frames);
+            let mut ended = queue(3);
+            ended.end();
+            assert!(queue(4).has_room(true) && !queue(5).has_room(true));
+        });
     }
 }

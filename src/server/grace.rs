@@ -289,6 +289,16 @@ mod tests {
         assert!(Turn::next(&shared, &session, Duration::ZERO).is_some());
     }
 
+    /// README#outlives.
+    #[test]
+    fn who_has_no_connection_has_a_place_of_its_own_and_all_of_its_time() {
+        let (shared, _folder) = shared(HOUR);
+        let before = Instant::now();
+        let places = ["one", "other"].map(|name| shared.grace.add(&session(name).0));
+        assert!(places[0].1 != places[1].1, "also of two that came at the same instant");
+        assert!(places.iter().all(|(until, _)| *until >= before + HOUR));
+    }
+
     /// README#full.
     #[test]
     fn room_is_made_by_whose_time_would_end_first_and_by_nobody_who_has_a_connection() {

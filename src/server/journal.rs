@@ -83,3 +83,29 @@ impl Journal {
         written
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounts::tests::Folder;
+    use super::*;
+    use crate::disk;
+
+    #[test]
+    fn half_a_line_that_a_full_disk_has_left_goes_before_the_next_one_comes_and_no_whole_line_with_it() {
+        let folder = Folder::new();
+        let path = folder.0.join("lines");
+        let add = |text: &str| disk::append(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        add("zero\n").expect("written");
+        let journal = Journal::new(disk::append(&path).expect("there"), 5);
+        for line in ["one\n", "two\n"] {
+            journal.append(line).expect("written");
+        }
+        add("hal").expect("written");
+        lock(&journal.state).torn = true;
+        for line in ["three\n", "four\n"] {
+            journal.append(line).expect("written");
+        }
+        let text = std::fs::read_to_string(&path).expect("readable");
+        assert_eq!(text, "zero\none\ntwo\nthree\nfour\n");
+    }
+}

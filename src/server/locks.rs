@@ -184,6 +184,7 @@ mod tests {
         assert!(locks.shorten().is_err() && locks.read().is_ok_and(|read| read.len() == 3));
         assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");
         // A file that cannot be read is no file that locks nobody.
+        assert!(Locks::new(&locks.path).read().is_err(), "no folder");
         std::fs::remove_file(&locks.path).and_then(|()| std::fs::create_dir(&locks.path)).expect("a folder");
         assert!(locks.read().is_err() && locks.shorten().is_err() && locks.lock(&name("alice")).is_err());
     }

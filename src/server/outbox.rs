@@ -568,6 +568,7 @@ pub(super) mod tests {
         assert_eq!(next(&far, 4), "one ");
         // The former one's thread looks up late.
         outbox.detach(&former);
+        outbox.give_up(&former);
         assert_eq!(outbox.acknowledge(&former, 99), Ok(false));
         assert!(outbox.serves(&current));
         assert_eq!(outbox.acknowledge(&current, 99), Err(FalseAck));
@@ -584,6 +585,9 @@ pub(super) mod tests {
         }
         assert!(outbox.attach(last.clone(), later, 1) && outbox.serves(&last));
         assert_eq!(next(&far, 4), "two ");
+        outbox.give_up(&last);
+        assert!(outbox.is_open() && !outbox.serves(&last));
+        assert!(outbox.relay(Frame::packet(b"waits".to_vec(), b"")) && outbox.packets() == 1);
     }
 
     #[test]
@@ -614,6 +618,7 @@ pub(super) mod tests {
             for by_itself in [false, true] {
                 let mut pass = Pass::default();
                 outbox.queue(line("one "), &mut pass);
+                assert_eq!(pass.0.len(), 1);
                 assert_eq!(outbox.deliver(line("two "), Some(&mut pass)), Queued::Yes);
                 assert!(pass.0.len() == 1 && !has_come(&far));
                 if by_itself {

@@ -185,3 +185,68 @@ pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+    use rcgen::{Issuer, PublicKeyData};
+    use std::fs;
+
+    const YEAR: u64 = 365 * 24 * 3_600_000;
+    const NOW: u64 = 60 * YEAR;
+
+    #[test]
+    fn an_expired_certificate_is_renewed_if_it_is_our_own_and_left_alone_if_it_is_anybody_else_s() {
+        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let folder = std::env::temp_dir().join(format!("certificates-{name}"));
+        disk::private_folders(&folder, &[]).expect("a folder");
+        assert_eq!(prepare(&folder, NOW).expect("made"), Prepared::Made);
+        let path = folder.join("server.crt");
+        let key = read_key(&folder.join("server.key")).expect("a key");
+        let read = || fs::read(&path).expect("there");
+        let params = |name: &str| {
+            let mut params = CertificateParams::new(vec!["localhost".to_string()]).expect("a name");
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.not_after = date_time_ymd(2001, 1, 1);
+            params.not_before = date_time_ymd(2000, 1, 1);
+            params
+        };
+        let authority = Issuer::new(params("An Authority"), KeyPair::generate().expect("a key"));
+        for of_others in [
+            params("example.org").self_signed(&key),
+            // Somebody's for the same purpose, and one who happens to have our name.
+            params(COMMON_NAME).signed_by(&key, &authority),
+        ] {
+            fs::write(&path, of_others.expect("signed").pem()).expect("written");
+            let before = read();
+            assert_eq!(prepare(&folder, NOW).expect("found"), Prepared::Found);
+            assert!(read() == before);
+            assert!(
+                notice(&read_facts(&path).expect("whole"), NOW).is_some_and(|text| text.contains("expired"))
+            );
+        }
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(prepare(&folder, NOW).expect("made"), Prepared::Made, "for the key that is there");
+        let made = read_facts(&path).expect("whole");
+        assert!(made.self_made && made.fingerprint == Fingerprint::of(&key.subject_public_key_info()));
+        assert_eq!(made.not_after, NOW + YEAR - 60_000);
+        assert_eq!(prepare(&folder, made.not_after - 1).expect("found"), Prepared::Found);
+        assert_eq!(prepare(&folder, made.not_after).expect("renewed"), Prepared::Renewed);
+        let renewed = read_facts(&path).expect("whole");
+        assert!(renewed.fingerprint == made.fingerprint && renewed.not_after > made.not_after);
+        fs::remove_dir_all(&folder).expect("clean up");
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_told_thirty_days_before_and_from_then_on() {
+        let told = |left: u64, now: u64| {
+            let fingerprint = Fingerprint([0; 32]);
+            notice(&Facts { fingerprint, not_after: NOW + left, self_made: true }, now).unwrap_or_default()
+        };
+        let month = 30 * 24 * 3_600_000;
+        assert_eq!(told(month + 1, NOW), "");
+        assert!(told(month, NOW).contains("expires on 2030-01-16") && told(1, NOW).contains("expires"));
+        assert!(told(0, NOW).contains("expired on") && told(0, NOW + YEAR).contains("expired on"));
+    }
+}

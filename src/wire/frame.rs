@@ -195,4 +195,29 @@ mod tests {
         assert_eq!(lines.next_line(), Ok(Some(&b"abc"[..])));
         assert_eq!(lines.next_line(), Err(LineTooLong));
     }
+
+    /// README#line-length.
+    #[test]
+    fn after_a_login_another_limit_is_for_all_that_was_not_given_out() {
+        let mut lines = Lines::new(3);
+        lines.buffer().extend_from_slice(b"abc\nlonger\n");
+        assert_eq!(lines.next_line(), Ok(Some(&b"abc"[..])));
+        lines.log_in(6);
+        assert_eq!(lines.next_line(), Ok(Some(&b"longer"[..])));
+        lines.buffer().extend_from_slice(b"too long");
+        assert_eq!(lines.next_line(), Err(LineTooLong));
+    }
+
+    #[test]
+    fn what_was_given_out_is_held_no_longer_and_who_says_nothing_holds_nothing() {
+        let mut lines = Lines::new(20);
+        for _ in 0..100 {
+            lines.buffer().extend_from_slice(b"one\ntwo\nth");
+            assert_eq!(all(&mut lines).len(), 2);
+            assert_eq!(lines.buffer(), b"th");
+            lines.buffer().extend_from_slice(b"ree\n");
+            assert_eq!(all(&mut lines), [b"three"]);
+            assert_eq!(lines.buffer().capacity(), 0);
+        }
+    }
 }
