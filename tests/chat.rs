@@ -61,6 +61,8 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is on-line");
+    alice.say("zero");
+    bob.expect("<alice> zero");
     bob.say("/ignore ALICE");
     bob.expect("* nothing from alice is shown any more");
     alice.say("one");
@@ -70,6 +72,9 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     alice.say("/room bob");
     alice.expect("* you are in a private room with bob");
     alice.say("/leave");
+    // Nor is what was said before shown again.
+    bob.say("/history");
+    bob.expect("* no messages yet in this session");
     // It holds in the next session, too.
     let (_, lines) = {
         let home = bob.home.clone();

@@ -303,6 +303,14 @@ fn a_full_disk_refuses_accounts_and_nothing_else_until_there_is_room() {
     let (status, lines) = Client::start(&server, "carol", &["--register"]).finish();
     assert_eq!(status, 1);
     assert!(lines.len() == 1 && lines[0].contains("the server cannot store accounts now"), "{lines:#?}");
+    // Whether there is an account, the server cannot know; so the only key of one stays, and is the one that is tried again.
+    let dave = |home: &Arc<Folder>| {
+        Client::within(home.clone(), server.port, "dave", true, &["--register"]).finish()
+    };
+    let home = Arc::new(Folder::new());
+    assert_eq!(dave(&home).0, 1);
+    let key = home.path(".secure_messenger_client/keys/dave_private.key");
+    let its_key = std::fs::read(&key).expect("it is kept");
     let pid = server.child.id().to_string();
     let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
     assert!(lifted.expect("it is there").success());
@@ -310,6 +318,7 @@ fn a_full_disk_refuses_accounts_and_nothing_else_until_there_is_room() {
         assert_eq!(register(&server, &format!("later{n}")), None, "there is room");
     }
     assert!(opens(&server, &Person::new("later0"), PASSWORD));
+    assert_eq!((dave(&home).0, std::fs::read(&key).expect("as before")), (0, its_key));
     until("what failed is logged", || server.log().contains("event=storage_failed"));
     drop((alice, bob));
     // All of it is there after a restart, and nothing else.
@@ -317,7 +326,7 @@ fn a_full_disk_refuses_accounts_and_nothing_else_until_there_is_room() {
     is_sound(&home);
     let server = Server::within(home, &PLENTY);
     is_tidy(&server.home.path("data"));
-    let accounts = format!("({} accounts)", 2 + made + 5);
+    let accounts = format!("({} accounts)", 2 + made + 5 + 1);
     assert!(server.greeting.iter().any(|line| line.contains(&accounts)), "{accounts} {:#?}", server.greeting);
     assert!(
         opens(&server, &Person::new("n0x0"), PASSWORD) && opens(&server, &Person::new("later4"), PASSWORD)

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Client, Folder, Server, files};
+use common::{Client, Folder, Server, files, until};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -191,7 +191,7 @@ fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
 /// README#history-damage.
 #[test]
 fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed() {
-    let (server, home) = (Server::start(), Home::new());
+    let (server, home) = (Server::with(&["--grace", "3600"]), Home::new());
     let _bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[KEEP]).ready();
     for text in ["one", "two"] {
@@ -210,6 +210,8 @@ fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed()
         "{lines:?}"
     );
     assert_eq!(fs::read_to_string(&file).expect("text"), format!("{second}\n{second}\n"));
+    // And nobody seems to be there.
+    until("it is said", || server.log().matches("event=logout user=alice ").count() == 2);
     // The remedy.
     let mut alice = home.alice(&server, &[]).ready();
     alice.say("/history forget");

@@ -505,6 +505,27 @@ fn a_key_copied_into_a_folder_made_by_hand_logs_in() {
 }
 
 #[test]
+fn a_damaged_memory_of_others_is_told_before_a_login_that_would_end_another_session() {
+    let server = Server::start();
+    let (mut alice, other) = (server.client("alice").ready(), Folder::new());
+    let key = ".secure_messenger_client/keys/alice_private.key";
+    std::fs::create_dir_all(other.path(key).parent().expect("a folder")).expect("folder");
+    std::fs::copy(alice.home.path(key), other.path(key)).expect("copied");
+    let private = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(other.path(".secure_messenger_client"), private).expect("closed");
+    for file in ["known_users", "ignored"] {
+        let path = other.path(".secure_messenger_client").join(file);
+        std::fs::write(&path, "damaged\n").expect("written");
+        let (status, lines) = run(&server, &other, PASSWORD, &["--user", "alice"]);
+        assert!(status == 1 && lines.concat().contains("line 1 is damaged"), "{lines:#?}");
+        std::fs::remove_file(&path).expect("removed");
+    }
+    assert_eq!(server.log().matches("event=login user=alice ").count(), 1);
+    alice.say("anybody?");
+    alice.expect("! nobody else is on-line");
+}
+
+#[test]
 fn a_password_file_that_others_can_read_is_refused() {
     let server = Server::start();
     let home = Folder::new();

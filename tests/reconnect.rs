@@ -456,6 +456,29 @@ fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_t
 }
 
 #[test]
+fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
+    let server = Server::with(&["--grace", "3600"]);
+    let (mut alice, home) = (server.client("alice").ready(), Arc::new(Folder::new()));
+    let bob = || Client::within(home.clone(), server.port, "bob", true, &["--register"]).ready();
+    for sign in ["-TERM", "-INT", "-HUP"] {
+        let mut bob = bob();
+        alice.expect("* bob is on-line");
+        common::signal(bob.child.id(), sign);
+        assert_eq!(bob.child.wait().expect("it ends").code(), Some(1), "{sign}");
+        alice.expect("* bob has left");
+    }
+    // Nor does it stay for a reader of its output that has gone.
+    let mut bob = bob();
+    alice.expect("* bob is on-line");
+    bob.output = common::Output::of(std::io::empty());
+    for _ in 0..2 {
+        alice.say("/msg bob word");
+        alice.expect("<alice -> bob> word");
+    }
+    alice.expect("* bob has left");
+}
+
+#[test]
 fn a_program_that_is_stopped_and_goes_on_keeps_its_connections_in_a_handshake_and_after_it() {
     let server = Server::start();
     let waiting: Vec<_> = (0..8).map(|_| server.socket()).collect();

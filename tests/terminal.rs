@@ -1029,6 +1029,18 @@ fn a_client_that_is_stopped_from_outside_gives_the_terminal_back() {
 }
 
 #[test]
+fn where_nobody_could_let_it_go_on_a_client_is_not_suspended() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    // script(1) gives it a terminal without a shell.
+    let client = format!("exec {}", terminal.unasked(server.port, "alice"));
+    terminal.enter(&format!("script -qc '{client}' /dev/null"));
+    terminal.wait("a login", |screen| screen.contains(" · alice · 1 person"));
+    terminal.keys(&["C-z"]);
+    terminal.text("still here");
+    terminal.expect_last("> still here");
+}
+
+#[test]
 fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
     let (server, terminal) = (Server::start(), Terminal::new());
     let mut before = terminal.prepare();

@@ -15,7 +15,7 @@ use crate::crypto::secret::{Key, Password};
 use crate::disk;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{Challenge, ClientMessage, LoginRequest, ServerMessage, VERSION};
+use crate::protocol::{Challenge, ClientMessage, ErrorCode, LoginRequest, ServerMessage, VERSION};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -129,11 +129,12 @@ pub fn register(
     match connection.ask(&ClientMessage::Register(request)) {
         Ok(ServerMessage::Registered) => {}
         Ok(ServerMessage::Error(failure)) => {
-            let error = refusal(&failure, name);
-            if !had_key {
-                // Only a refusal is sure to leave no account behind, whose only key this would be.
+            // Only a refusal is sure to leave no account behind, whose only key this would be; a server whose disk
+            // has failed cannot be sure itself.
+            if !had_key && failure.code != ErrorCode::ServerError.as_str() {
                 let _ = fs::remove_file(&path);
             }
+            let error = refusal(&failure, name);
             if !(had_key && matches!(error, StartError::NameTaken(_))) {
                 return Err(error);
             }

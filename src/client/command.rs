@@ -125,6 +125,13 @@ pub fn parse(line: &str) -> Result<Command, String> {
             }
         };
     }
+    let typed = line.trim_start_matches(|c: char| c.is_whitespace() && c != '\n');
+    if typed.len() < line.len() && typed.starts_with('/') {
+        // Sent as text it would be read by everyone.
+        return Err(
+            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
+        );
+    }
     let Some(rest) = line.strip_prefix('/') else {
         return Ok(if line.trim().is_empty() { Command::Nothing } else { Command::Say(line.into()) });
     };
@@ -319,6 +326,10 @@ mod tests {
             ("/msg bob hi \n/exit\n", Command::Message(name("bob"), "hi \n/exit".into())),
         ] {
             assert_eq!(parse(line), Ok(command), "{line:?}");
+        }
+        // What looks like a command is none by a blank before it, nor a word to everyone.
+        for line in [" /msg bob x", "\t/passwd", "  /room bob", "\u{a0}/exit", " //x"] {
+            assert!(parse(line).is_err(), "{line:?}");
         }
         for line in [
             "/exit\nhi",

@@ -5,10 +5,11 @@
 //! is known as that, wherever it moves.
 
 use super::text::{clusters, is_harmful};
+use crate::crypto::envelope::MAX_TEXT;
 use std::ops::Range;
 
-/// The longest line, in bytes: far below the longest message, so what can be typed can be sent.
-pub const MAX_LINE: usize = 16 * 1024;
+/// The longest line, in bytes: that of the longest message, so what can be typed can be sent.
+pub const MAX_LINE: usize = MAX_TEXT;
 
 /// A text with a cursor.
 #[derive(Default)]

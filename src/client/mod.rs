@@ -36,6 +36,7 @@ mod work;
 use crate::clock;
 use crate::crypto::secret::Password;
 use crate::disk;
+use crate::protocol::ClientMessage;
 use account::LoggedIn;
 use connect::{Connection, StartError};
 use history::History;
@@ -86,18 +87,31 @@ fn prepare(options: &Options) -> Result<(), StartError> {
     disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)
 }
 
-fn begin(options: &Options, login: LoggedIn) -> Result<(Session, Way, String), StartError> {
+/// What is remembered of others. It is read before a login, which would end an older session for nothing if it is damaged.
+fn remembered(options: &Options) -> Result<(KnownUsers, Ignored), StartError> {
     let path = options.data_dir.join("known_users");
     let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
     let path = options.data_dir.join("ignored");
-    let ignored = Ignored::open(&path, options.server()).map_err(StartError::Disk)?;
+    Ok((known, Ignored::open(&path, options.server()).map_err(StartError::Disk)?))
+}
+
+fn begin(
+    options: &Options,
+    memory: (KnownUsers, Ignored),
+    connection: &Connection,
+    login: LoggedIn,
+) -> Result<(Session, Way, String), StartError> {
     let mut history = History::new(options, &login.credentials.name, &login.credentials.identity);
-    let earlier = history.load().map_err(StartError::Disk)?;
+    let earlier = history.load().map_err(|error| {
+        // Or one would seem to be there for a minute.
+        let _ = connection.say(&ClientMessage::Logout);
+        StartError::Disk(error)
+    })?;
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let LoggedIn { credentials, key, token } = login;
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
-    let mut session = Session::new(name, identity, key, (known, ignored), Instant::now());
+    let mut session = Session::new(name, identity, key, memory, Instant::now());
     session.keep(history, earlier, clock::now_ms());
     Ok((session, Way::new(options, credentials, token), greeting))
 }
@@ -109,18 +123,20 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     };
     let password = read_password(path)?;
     prepare(options)?;
+    let memory = remembered(options)?;
     let connect = || connect::connect(options, |_| false);
     let (connection, login) = match options.register {
         true => account::register(options, name, &password, connect)?,
         false => account::log_in(options, name, &password, connect)?,
     };
     drop(password);
-    let (session, way, greeting) = begin(options, login)?;
+    let (session, way, greeting) = begin(options, memory, &connection, login)?;
     plain::run(connection, way, session, options, &greeting).map_err(StartError::Disk)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
     prepare(options)?;
+    let memory = remembered(options)?;
     // Before there is a second thread: with several, the time zone is not told.
     let offset = clock::local_offset();
     terminal::install_panic_hook();
@@ -142,19 +158,17 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
             Err(error) => return Err(StartError::Disk(error)),
         }
     };
-    // From here on they end the session.
-    signals.close();
     let Some((connection, login)) = login else {
         return Ok(0);
     };
-    let (session, way, greeting) = begin(options, login)?;
+    let (session, way, greeting) = begin(options, memory, &connection, login)?;
     let facts = screen::Facts {
         options: options.clone(),
         offset,
         color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
-    let (status, problem) =
-        screen::run((connection, way), session, keyboard, facts, greeting).map_err(StartError::Disk)?;
+    let (status, problem) = screen::run((connection, way), session, keyboard, facts, greeting, &signals)
+        .map_err(StartError::Disk)?;
     if status != 0 && !problem.is_empty() {
         let _ = writeln!(io::stderr(), "{problem}");
     }

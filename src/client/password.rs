@@ -161,8 +161,8 @@ impl Opened {
 }
 
 /// Changes the password of `name`, of the key file and on the server together; up to a second, and as long as
-/// the server takes. On a connection of its own: the session goes on meanwhile, and after. What stands for the
-/// new password from then on is returned. README#password-file.
+/// the server takes. On a connection of its own: the session goes on meanwhile, and after. `keep` gets what stands for
+/// the new password, as soon as the server expects that. README#password-file.
 ///
 /// # Errors
 /// [`ChangeError`]; in any case the account can be used with the old or the new password.
@@ -171,7 +171,8 @@ pub fn change(
     name: &Username,
     old: &Password,
     new: &Password,
-) -> Result<PasswordKey, ChangeError> {
+    keep: impl FnOnce(PasswordKey),
+) -> Result<(), ChangeError> {
     use ChangeError::{NotReplaced, Refused, Unclear};
     let disk_error = |error| Refused(StartError::Disk(error));
     if !new.is_long_enough() {
@@ -201,9 +202,10 @@ pub fn change(
     disk::write_new(&new_path, sealed.as_bytes()).map_err(disk_error)?;
     match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {
         Ok(ServerMessage::PasswordChanged) => {
+            // Whatever the disk does: the server expects it from now on.
+            keep(key);
             let replaced = fs::rename(&new_path, &path).map_err(disk::at(&path));
-            replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)?;
-            Ok(key)
+            replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)
         }
         // A server whose disk has failed cannot be sure itself.
         Ok(ServerMessage::Error(failure)) if failure.code != ErrorCode::ServerError.as_str() => {

@@ -14,6 +14,8 @@ use super::work::Work;
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
 use crate::crypto::secret::Password;
+use crate::protocol::ClientMessage;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
@@ -29,6 +31,8 @@ enum Wake {
     Event(Event),
     /// A line, or the end, waits in the other channel.
     Input,
+    /// The system, or the person, wants this to end.
+    Stop,
 }
 
 /// Runs until the input ends or the connection does; the exit status.
@@ -44,13 +48,26 @@ pub fn run(
 ) -> io::Result<u8> {
     let (wake, waking) = sync_channel(QUEUE);
     let (lines, typed) = sync_channel(QUEUE);
-    let happened = wake.clone();
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let (happened, signalled) = (wake.clone(), wake.clone());
+    spawn("signals", move || {
+        for (count, signal) in signals.forever().enumerate() {
+            // Who has to be told twice may be waiting for a reader of its output.
+            if count > 0 || signalled.try_send(Wake::Stop).is_err() {
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        }
+    })?;
     let work =
         Work::start((connection, way), options, move |event| happened.send(Wake::Event(event)).is_ok())?;
     spawn("input", move || read_lines(lines, &wake))?;
     writeln!(io::stdout(), "* {greeting}")?;
     io::stdout().flush()?;
     let status = serve(&mut session, options, &work, &waking, &typed);
+    if !matches!(status, Ok(0)) {
+        // Or one would seem to be there for a minute more.
+        let _ = work.send(&ClientMessage::Logout);
+    }
     // With status 1, the farewell may have been said, or nobody may be there to hear it.
     work.finish(!matches!(status, Ok(0)));
     status
@@ -69,6 +86,10 @@ fn serve(
         match waking.recv_timeout(TICK) {
             Ok(Wake::Event(event)) => events.push(event),
             Ok(Wake::Input) => {}
+            Ok(Wake::Stop) => {
+                session.last_words().lines().try_for_each(|line| print(&format!("! {line}")))?;
+                return Ok(1);
+            }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => events.push(Event::Tick),
         }
         loop {

@@ -73,7 +73,8 @@ struct Front {
     asking: Option<Asking>,
 }
 
-/// Runs until the person leaves or the connection ends; the exit status and the last word.
+/// Runs until the person leaves or the connection ends; the exit status and the last word. From now on signals are for the
+/// session, and no more for `former`.
 ///
 /// # Errors
 /// If terminal or threads cannot be had.
@@ -83,10 +84,12 @@ pub fn run(
     mut keyboard: Keyboard,
     facts: Facts,
     greeting: String,
+    former: &signal_hook::iterator::Handle,
 ) -> io::Result<(u8, String)> {
     let (wake, waking) = sync_channel(QUEUE);
     let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
     let mut signals = signal_hook::iterator::Signals::new(which)?;
+    former.close();
     let terminal = Terminal::open(facts.color)?;
     let signalled = wake.clone();
     spawn("signals", move || {
@@ -244,6 +247,9 @@ impl Front {
     }
 
     fn suspend(&mut self) -> io::Result<()> {
+        if !terminal::can_suspend() {
+            return Ok(());
+        }
         self.terminal.suspend();
         signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
         self.terminal.resume()

@@ -225,12 +225,22 @@ impl Session {
         self.history.iter().filter(move |entry| !ignored(entry))
     }
 
+    /// What is to be said when the person leaves at once: what may be lost by that. Empty if nothing is.
+    pub fn last_words(&self) -> String {
+        let texts = [self.unsettled(), self.unfinished_files(), self.unclear_password()];
+        texts.into_iter().flatten().collect::<Vec<_>>().join("\n")
+    }
+
     /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
         // Nobody can answer while the connection is lost; but the end does not wait for ever.
-        if !self.waits_for_answers() || (self.lost.is_some() && self.ending.is_none()) {
+        let cannot = self.lost.is_some() && self.ending.is_none();
+        if cannot || !self.waits_for_answers() {
             self.answered = now;
+        }
+        if cannot {
+            self.started = now;
         }
         match event {
             Event::Line(line) => self.line(&line, now),

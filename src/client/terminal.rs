@@ -92,6 +92,24 @@ pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
     Ok(handle)
 }
 
+/// Whether a shell is above that can let a stopped program go on: without one, nobody at this terminal could. True where the
+/// system does not tell. The kernel stops no such program on Ctrl-Z either (POSIX, orphaned process group).
+pub fn can_suspend() -> bool {
+    let of = |process: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(str::to_string);
+        Some((words.next()?, words.next()?, words.next()?))
+    };
+    let Some((mut parent, group, session)) = of("self") else { return true };
+    while let Some((next, its_group, its_session)) = of(&parent) {
+        if its_session != session || its_group != group {
+            return its_session == session;
+        }
+        parent = next;
+    }
+    false
+}
+
 /// Takes the terminal: its modes are ours until [`restore`].
 ///
 /// # Errors

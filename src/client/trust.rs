@@ -208,6 +208,11 @@ impl KnownUsers {
         self.known.get(name).copied()
     }
 
+    /// How many people are remembered on this server.
+    pub fn count(&self) -> usize {
+        self.known.len()
+    }
+
     /// The known name that differs from `name` in letter case alone, else `None`: a server that keeps its
     /// own rules has no two such names.
     pub fn other_spelling(&self, name: &Username) -> Option<&Username> {

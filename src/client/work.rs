@@ -84,8 +84,9 @@ impl Work {
         let keep = self.link.password_keeper();
         spawn("password", move || {
             let passwords = passwords().map_err(ChangeError::Refused);
-            let outcome = passwords.and_then(|(old, new)| password::change(&options, &name, &old, &new));
-            deliver(Event::PasswordChanged(outcome.map(keep)));
+            let change =
+                |(old, new): (Password, Password)| password::change(&options, &name, &old, &new, keep);
+            deliver(Event::PasswordChanged(passwords.and_then(change)));
         })
     }
 

@@ -7,7 +7,7 @@ use super::{Front, notice};
 use crate::client::command::{self, Command};
 use crate::client::completion::complete;
 use crate::client::connect::StartError;
-use crate::client::editor::Outcome;
+use crate::client::editor::{MAX_LINE, Outcome};
 use crate::client::file;
 use crate::client::input::Key;
 use crate::client::prompter::Unseen;
@@ -87,6 +87,8 @@ impl Front {
     fn edit(&mut self, key: Key) -> io::Result<Option<u8>> {
         let waiting = self.ahead.len();
         let view = self.conversations.current_mut();
+        let is_cut =
+            matches!(&key, Key::Paste(text) if view.editor.text().len() + text.trim_end().len() > MAX_LINE);
         match key {
             Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
             // The line stays where it is.
@@ -116,6 +118,11 @@ impl Front {
                         let end = self.edit(Key::Escape)?;
                         return if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) };
                     }
+                }
+                Outcome::Edited if is_cut => {
+                    self.show(notice(
+                        "a line has at most 32 KiB: the end of what you pasted is left out".into(),
+                    ));
                 }
                 Outcome::Edited => {}
             },
@@ -176,9 +183,7 @@ impl Front {
         // Or one would seem to be there for a minute more.
         let _ = self.work.send(&ClientMessage::Logout);
         self.abandoned = true;
-        let session = &self.session;
-        let texts = [session.unsettled(), session.unfinished_files(), session.unclear_password()];
-        self.problem = texts.into_iter().flatten().collect::<Vec<_>>().join("\n");
+        self.problem = self.session.last_words();
         u8::from(!self.problem.is_empty())
     }
 

@@ -149,7 +149,7 @@ impl Session {
     /// The last `count` messages that hold `text`, in any letter case.
     fn tell_history(&mut self, count: usize, text: &str) {
         let wanted = text.to_lowercase();
-        let found = self.history.iter().map(Entry::line);
+        let found = self.history().map(Entry::line);
         let mut lines: Vec<String> = found.filter(|line| line.to_lowercase().contains(&wanted)).collect();
         let lines = lines.split_off(lines.len().saturating_sub(count));
         let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };

@@ -196,6 +196,9 @@ impl Peers {
             (peer.identity, peer.changed, peer.session) = (None, Some(identity), session);
             return Learned::Changed;
         }
+        if remembered.is_none() && self.known.count() >= MAX_PEERS {
+            return Learned::Refused("more people are remembered than a client can keep in mind".into());
+        }
         if remembered.is_none()
             && let Err(error) = self.known.remember(&keys.name, identity.fingerprint())
         {

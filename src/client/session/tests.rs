@@ -199,6 +199,27 @@ fn a_key_that_stays_stale_is_given_up_and_told() {
     assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
 }
 
+#[test]
+fn a_first_list_is_not_missed_while_there_is_no_connection() {
+    let mut net = Net::new();
+    let session = |net: &mut Net, event| {
+        let quits = |effect: &Effect| matches!(effect, Effect::Quit(_));
+        net.sessions[0].handle(event, NOW, net.now).iter().any(quits)
+    };
+    // A new session, whose connection breaks before the list has come.
+    net.sessions[0].ready = false;
+    net.sessions[0].started = net.now;
+    assert!(!session(&mut net, Event::Lost("gone".into())));
+    for _ in 0..5 {
+        net.now += ANSWER;
+        assert!(!session(&mut net, Event::Tick));
+    }
+    net.sessions[0].lost = None;
+    assert!(!session(&mut net, Event::Tick));
+    net.now += ANSWER;
+    assert!(session(&mut net, Event::Tick), "a server that is there and says nothing is left");
+}
+
 /// README#session-key.
 #[test]
 fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
