@@ -196,6 +196,7 @@ fn rotate(path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::accounts::tests::Folder;
     use super::*;
 
     fn here(n: u8) -> Option<IpAddr> {
@@ -235,5 +236,73 @@ mod tests {
         assert!(recent.0.len() <= MAX_KEYS + 2, "{}", recent.0.len());
         let left_out = recent.finish(start + INTERVAL);
         assert!(left_out.contains(&("refused", None, 2 * MAX_KEYS as u64 - 1)), "{left_out:?}");
+    }
+
+    /// The lines of the log.
+    fn lines(folder: &Folder) -> Vec<String> {
+        let text = fs::read_to_string(folder.0.join("security.log")).expect("a log");
+        text.lines().map(String::from).collect()
+    }
+
+    #[test]
+    fn a_log_that_is_long_enough_is_put_aside_and_five_of_them_are_kept() {
+        let folder = Folder::new();
+        let path = |name: &str| folder.0.join(name);
+        let audit = Audit::open(&folder.0).expect("a log");
+        audit.log("login", None, None, "");
+        audit.flush();
+        let length = fs::metadata(path("security.log")).expect("a log").len();
+        drop(audit);
+        for n in 1..=5 {
+            fs::write(path(&format!("security.log.{n}")), n.to_string()).expect("written");
+        }
+        // As if one line more would be just as much as there may be.
+        disk::append(&path("security.log")).and_then(|log| log.set_len(MAX_SIZE - length)).expect("longer");
+        let audit = Audit::open(&folder.0).expect("a log");
+        let log = || {
+            audit.log("login", None, None, "");
+            audit.flush();
+            fs::metadata(path("security.log")).expect("a log").len()
+        };
+        assert_eq!((log(), log(), log()), (MAX_SIZE, length, 2 * length));
+        assert_eq!(fs::metadata(path("security.log.1")).expect("put aside").len(), MAX_SIZE);
+        let former = |n: u32| fs::read_to_string(path(&format!("security.log.{n}"))).expect("kept");
+        assert_eq!([2, 3, 4, 5].map(former), ["1", "2", "3", "4"]);
+        assert!(!path("security.log.6").exists() && !path("security.log.0").exists());
+    }
+
+    #[test]
+    fn what_was_left_out_or_lost_is_told_in_a_line_of_its_own_or_the_next() {
+        let folder = Folder::new();
+        let audit = Audit::open(&folder.0).expect("a log");
+        let over = Instant::now() - INTERVAL;
+        for _ in 0..3 {
+            lock(&audit.recent).count("refused", None, 1, over);
+        }
+        audit.sum_up();
+        audit.sum_up();
+        audit.lost.store(5, Ordering::Relaxed);
+        audit.log("login", None, here(1), "why\n");
+        audit.log("login", None, here(1), "");
+        audit.flush();
+        let told: Vec<_> = lines(&folder).iter().map(|line| line[21..].to_string()).collect();
+        assert_eq!(
+            told,
+            [
+                "event=refused user=- addr=- more=2",
+                "event=login user=- addr=10.0.0.1 lost_before=5 why?",
+                "event=login user=- addr=10.0.0.1",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_finds_the_disk_behind_is_counted_and_nobody_waits() {
+        let (queue, items) = sync_channel(1);
+        let audit = Audit { queue, lost: AtomicU64::new(0), recent: Mutex::default() };
+        (0..4).for_each(|_| audit.log("login", None, None, ""));
+        assert!(items.recv().is_ok() && items.try_recv().is_err());
+        audit.log("login", None, None, "");
+        assert!(matches!(items.recv(), Ok(Item::Line(line)) if line.ends_with(" lost_before=3\n")));
     }
 }

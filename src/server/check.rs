@@ -154,5 +154,11 @@ mod tests {
             let text = String::from_utf8(out).expect("text");
             assert!(text.contains(told) && !text.contains(other), "{days} days: {text}");
         }
+        // What no certificate can be made for stops a start, too.
+        let folder = Folder::new();
+        fs::write(folder.0.join("server.key"), "no key").expect("written");
+        let mut report = Report { out: &mut Vec::new(), sound: true };
+        certificates(&mut report, &folder.0).expect("told");
+        assert!(!report.sound);
     }
 }

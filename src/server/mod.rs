@@ -267,6 +267,8 @@ impl Shared {
 mod tests {
     use super::accounts::tests::Folder;
     use super::*;
+    use std::io::Read;
+    use std::time::Instant;
 
     /// What the threads of a server share that nobody can connect to, and its data folder.
     pub fn shared(grace: Duration) -> (Arc<Shared>, Folder) {
@@ -289,5 +291,36 @@ mod tests {
             limits,
         };
         (Arc::new(shared), folder)
+    }
+
+    /// README#deadlines.
+    #[test]
+    fn who_takes_long_to_log_in_keeps_nobody_waiting() {
+        let (shared, _folder) = shared(Duration::from_secs(3600));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let guest = || {
+            let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+            far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+            let (socket, address) = listener.accept().expect("accepted");
+            let socket = Arc::new(socket);
+            let ticket = shared.doors.admit(address.ip(), &socket).expect("there is room");
+            shared.enqueue((socket, address.ip(), ticket));
+            far
+        };
+        let is_answered = |mut far: &TcpStream| {
+            far.write_all(b"{\"type\":\"ping\"}\n").expect("written");
+            far.read(&mut [0; 100]).is_ok_and(|count| count > 0)
+        };
+        for _ in 0..3 {
+            let end = Instant::now() + Duration::from_secs(60);
+            // A thread that has served one is free for the next, for a while.
+            while lock(&shared.queue.state).1 == 0 {
+                assert!(Instant::now() < end, "no thread is ever free");
+                drop(guest());
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            let slow = [guest(), guest()];
+            assert!(slow.iter().all(is_answered) && is_answered(&guest()));
+        }
     }
 }

@@ -493,3 +493,64 @@ fn take_plaintext(tls: &mut Connection, plain: &mut Vec<u8>) -> io::Result<()> {
         reader.consume(count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A channel without TLS, and its other end.
+    fn channel() -> (Channel, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let (near, _) = listener.accept().expect("accepted");
+        (Channel::bare(Arc::new(near)).expect("a socket"), far)
+    }
+
+    #[test]
+    fn the_buffer_is_large_while_much_arrives_and_nothing_is_held_for_who_says_little() {
+        let (channel, mut far) = channel();
+        let (mut reader, mut plain) = (Reader::default(), Vec::new());
+        let mut take = |bytes: usize, wait: Duration| {
+            far.write_all(&vec![b'x'; bytes]).expect("written");
+            plain.clear();
+            let received = channel.receive(&mut reader, &mut plain, wait).expect("open");
+            (received, plain.len(), reader.large.len())
+        };
+        let short = Duration::from_millis(1);
+        assert_eq!(take(0, short), (Received::Silence, 0, 0));
+        assert_eq!(take(SMALL_READ - 1, HOUR), (Received::Some, SMALL_READ - 1, 0));
+        assert_eq!(take(SMALL_READ, HOUR), (Received::Some, SMALL_READ, LARGE_READ));
+        assert_eq!(take(SMALL_READ, HOUR), (Received::Some, SMALL_READ, LARGE_READ));
+        assert_eq!(take(SMALL_READ - 1, HOUR), (Received::Some, SMALL_READ - 1, 0));
+        assert_eq!(take(SMALL_READ, HOUR).2, LARGE_READ);
+        assert_eq!(take(0, Duration::ZERO), (Received::Silence, 0, 0), "silence lets it go, too");
+        far.shutdown(Shutdown::Write).expect("ended");
+        assert_eq!(channel.receive(&mut reader, &mut plain, HOUR).expect("ended"), Received::End);
+    }
+
+    #[test]
+    fn who_takes_nothing_is_sent_nothing_without_waiting_and_who_is_gone_is_an_error() {
+        let (channel, far) = channel();
+        let piece = vec![b'x'; 64 * 1024];
+        let mut sent = 0;
+        // Some megabytes are the kernel's.
+        let is_full = (0..10_000).any(|_| {
+            let count = channel.send_now(&piece).expect("a full socket is no error");
+            sent += count;
+            count == 0
+        });
+        assert!(is_full && sent > 0);
+        let late = channel.send_by(&piece, Instant::now()).expect_err("there is no time left");
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
+        drop(far);
+        let gone = (0..10_000).find_map(|_| channel.send_by(&piece, Instant::now() + HOUR).err());
+        assert!(
+            gone.is_some_and(|error| error.kind() != ErrorKind::TimedOut),
+            "long before the time is over"
+        );
+        assert!(channel.send_now(&piece).is_err());
+    }
+}
