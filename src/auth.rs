@@ -322,6 +322,8 @@ impl PendingLogin {
         // README#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).bytes(request.username.as_str().as_bytes()).finish();
         let fake_salt = primitives::hmac(secret, &fake);
+        // What stands for an account that is not there is made for everyone: it must not take a name longer.
+        let (nobody, no_key) = (Fingerprint(random()), Key::random());
         let challenge = Challenge {
             version: VERSION,
             nonce: Fixed(nonce),
@@ -333,8 +335,8 @@ impl PendingLogin {
             nonce,
             issued: Instant::now(),
             offered,
-            expected_identity: account.map_or(Fingerprint(random()), |account| account.identity),
-            password_key: account.map_or_else(Key::random, |account| account.password_key.duplicate()),
+            expected_identity: account.map_or(nobody, |account| account.identity),
+            password_key: account.map_or(no_key, |account| account.password_key.duplicate()),
             known: account.is_some(),
         };
         Ok((pending, challenge))

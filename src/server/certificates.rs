@@ -70,12 +70,11 @@ impl Certificates {
             state.looked = Instant::now();
             (state.stamp, state.not_after <= clock::now_ms())
         };
-        if expired {
-            // A server that runs for over a year renews its own certificate, too.
-            let _ = certificate::prepare(&self.folder, clock::now_ms());
-        }
+        // A server that runs for over a year renews its own certificate, too.
+        let renewed =
+            expired && matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed));
         let stamp = stamp(&self.folder);
-        if stamp != former {
+        if renewed || stamp != former {
             let read = tls::acceptor(&self.folder).and_then(|acceptor| {
                 Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?))
             });
