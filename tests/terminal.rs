@@ -1038,6 +1038,8 @@ fn where_nobody_could_let_it_go_on_a_client_is_not_suspended() {
     terminal.keys(&["C-z"]);
     terminal.text("still here");
     terminal.expect_last("> still here");
+    terminal.keys(&["C-c", "C-c"]);
+    terminal.wait_for_shell();
 }
 
 #[test]
