@@ -746,6 +746,9 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
     let slow_handshake = scene.server.socket();
     let quiet_guest = scene.server.raw();
     let slow_guest = scene.server.raw();
+    // Who has begun has longer.
+    let mut begun = scene.server.raw();
+    assert!(begun.is_usable());
     let started = Instant::now();
     let said_little = |raw: Raw, line: &'static [u8]| {
         let (mut reader, mut plain, mut line) = (Reader::default(), Vec::new(), line.iter());
@@ -781,6 +784,7 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
     for time in times {
         assert!((8..25).contains(&time.as_secs()), "ended after {} s", time.as_secs());
     }
+    assert!(begun.is_usable());
     scene.close();
 }
 

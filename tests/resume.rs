@@ -849,9 +849,9 @@ fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() 
 
 /// README#life.
 #[test]
-fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute() {
+fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute_and_left_after_one_and_a_half() {
     let server = Server::start();
-    let mut raw = Peer::new(&server, "alice").raw;
+    let (mut raw, mut dead) = (Peer::new(&server, "alice").raw, Peer::new(&server, "bob").raw);
     let silent = Instant::now();
     loop {
         match raw.hear() {
@@ -863,6 +863,9 @@ fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute() {
     assert!((29..50).contains(&silent.elapsed().as_secs()), "{:?}", silent.elapsed());
     raw.say(&ClientMessage::Pong);
     assert!(raw.is_usable());
+    // Who does not answer.
+    while dead.hear().is_some() {}
+    assert!(silent.elapsed().as_secs() >= 89, "{:?}", silent.elapsed());
 }
 
 /// README#kept-limit, README#granted-limit.

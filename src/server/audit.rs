@@ -269,6 +269,12 @@ mod tests {
         let former = |n: u32| fs::read_to_string(path(&format!("security.log.{n}"))).expect("kept");
         assert_eq!([2, 3, 4, 5].map(former), ["1", "2", "3", "4"]);
         assert!(!path("security.log.6").exists() && !path("security.log.0").exists());
+        // And again, by what was written since.
+        for _ in 0..3 {
+            audit.log("login", None, None, &"x".repeat(MAX_SIZE as usize * 2 / 5));
+            audit.flush();
+        }
+        assert_eq!(fs::metadata(path("security.log.2")).expect("put aside").len(), MAX_SIZE);
     }
 
     #[test]

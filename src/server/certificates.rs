@@ -153,8 +153,6 @@ mod tests {
         // Two years have passed, and nobody has touched the files.
         fs::remove_file(&path).expect("removed");
         certificate::prepare(&folder.0, clock::now_ms() - 2 * 365 * 24 * 3_600_000).expect("made");
-        let file = fs::File::options().write(true).open(&path).expect("made");
-        file.set_modified(SystemTime::UNIX_EPOCH).expect("long ago");
         {
             let mut state = lock(&certificates.state);
             (state.stamp, state.not_after) = (stamp(&folder.0), 0);
