@@ -15,7 +15,6 @@ use miniserde::ser::Fragment;
 use miniserde::{Deserialize, Serialize, json, make_place};
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 /// The version agreed in the first exchange.
 pub const VERSION: u32 = 1;
@@ -263,43 +262,46 @@ pub struct Routing {
 }
 
 /// A wrapped key on its way through the server, which passes its text on: checked to be the base64 of [`RSA_BYTES`] bytes,
-/// and never taken apart. Cheap to clone.
+/// and never taken apart. It is its own memory: a message to a thousand people has a thousand of them.
 #[derive(Clone, PartialEq, Eq)]
-pub struct WrappedKey(Arc<str>);
+pub struct WrappedKey([u8; WrappedKey::DIGITS]);
 
 impl WrappedKey {
+    /// Of the base64 of [`RSA_BYTES`] bytes: 344.
+    pub const DIGITS: usize = RSA_BYTES.div_ceil(3) * 4;
+
     /// The base64 of a wrapped key.
     pub fn new(wrapped: &[u8; RSA_BYTES]) -> WrappedKey {
-        WrappedKey(BASE64_STANDARD.encode(wrapped).into())
+        let text = BASE64_STANDARD.encode(wrapped);
+        WrappedKey(text.as_bytes().try_into().expect("the base64 of so many bytes"))
+    }
+
+    /// `None` where the decoder would not make [`RSA_BYTES`] bytes of it: asked a thousand times for one message, so that it
+    /// is worth not to decode. 256 bytes are 85 groups of three and one byte, whose second digit has four bits that are zero.
+    fn read(text: &str) -> Option<WrappedKey> {
+        let key = WrappedKey(text.as_bytes().try_into().ok()?);
+        let digits = key.0.strip_suffix(b"==")?;
+        let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/');
+        // Without a way out in the middle, many are looked at together.
+        let is_base64 = digits.iter().fold(true, |all, byte| all & is_digit(byte));
+        (is_base64 && matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w'))).then_some(key)
     }
 
     /// What the recipient unwraps.
     pub fn bytes(&self) -> [u8; RSA_BYTES] {
-        let bytes = BASE64_STANDARD.decode(&*self.0).ok().and_then(|bytes| bytes.try_into().ok());
+        let bytes = BASE64_STANDARD.decode(self.0).ok().and_then(|bytes| bytes.try_into().ok());
         bytes.expect("it was checked")
     }
 
     /// Its base64, 344 characters.
-    pub fn as_str(&self) -> &str {
+    pub fn digits(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Whether the decoder would make [`RSA_BYTES`] bytes of it: asked a thousand times for one message, so that it is worth
-/// not to decode. 256 bytes are 85 groups of three and one byte, whose second digit has four bits that are zero.
-fn is_base64_of_a_key(text: &str) -> bool {
-    const DIGITS: usize = RSA_BYTES / 3 * 4 + 2;
-    let Some(digits) = text.strip_suffix("==").map(str::as_bytes) else { return false };
-    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/');
-    // Without a way out in the middle, many are looked at together.
-    digits.len() == DIGITS
-        && matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w'))
-        && digits.iter().fold(true, |all, byte| all & is_digit(byte))
-}
-
 impl Visitor for Place<WrappedKey> {
     fn string(&mut self, text: &str) -> miniserde::Result<()> {
-        self.out = Some(WrappedKey(is_base64_of_a_key(text).then(|| text.into()).ok_or(miniserde::Error)?));
+        self.out = Some(WrappedKey::read(text).ok_or(miniserde::Error)?);
         Ok(())
     }
 }
@@ -312,7 +314,7 @@ impl Deserialize for WrappedKey {
 
 impl Serialize for WrappedKey {
     fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(self.as_str().into())
+        Fragment::Str(String::from_utf8_lossy(&self.0))
     }
 }
 
@@ -728,8 +730,8 @@ impl ServerMessage {
             ServerMessage::Presence(body) => one("presence", body),
             ServerMessage::Keys(body) => one("keys", body),
             ServerMessage::EncryptedMessage(message) => {
-                let (head, key) = (shared_part(&message.envelope), message.key.as_str());
-                [&head, KEY_BEGINS, key.as_bytes(), KEY_ENDS].concat()
+                let (head, key) = (shared_part(&message.envelope), message.key.digits());
+                [&head, KEY_BEGINS, key, KEY_ENDS].concat()
             }
             ServerMessage::Sent(body) => one("sent", body),
             ServerMessage::Grant(body) => one("grant", body),
@@ -867,7 +869,7 @@ mod tests {
             signature: Fixed([9; 256]),
         };
         let key = WrappedKey::new(&[10; 256]);
-        let line = [&shared_part(&envelope), KEY_BEGINS, key.as_str().as_bytes(), KEY_ENDS].concat();
+        let line = [&shared_part(&envelope), KEY_BEGINS, key.digits(), KEY_ENDS].concat();
         assert_eq!(line.last(), Some(&b'\n'));
         match ServerMessage::decode(&line[..line.len() - 1]) {
             Ok(ServerMessage::EncryptedMessage(message)) => {
@@ -900,19 +902,20 @@ mod tests {
     fn a_wrapped_key_is_exactly_what_the_decoder_takes() {
         let decoded = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == RSA_BYTES);
         let good = WrappedKey::new(&random());
-        assert!(is_base64_of_a_key(good.as_str()));
+        let is_taken = |text: &str| WrappedKey::read(text).is_some_and(|key| key.digits() == text.as_bytes());
+        assert!(is_taken(str::from_utf8(good.digits()).expect("ASCII")));
         for at in [0, 1, 170, 340, 341, 342, 343] {
             for byte in 0..=127u8 {
-                let mut text = good.as_str().as_bytes().to_vec();
+                let mut text = good.digits().to_vec();
                 text[at] = byte;
                 let text = String::from_utf8(text).expect("ASCII");
-                assert_eq!(is_base64_of_a_key(&text), decoded(&text), "{byte} at {at}");
+                assert_eq!(is_taken(&text), decoded(&text), "{byte} at {at}");
             }
         }
         for count in [0, 1, 85, 254, 255, 257, 258, 259] {
             let text = BASE64_STANDARD.encode(vec![7; count]);
-            assert!(!is_base64_of_a_key(&text), "{count} bytes");
+            assert!(!is_taken(&text), "{count} bytes");
         }
-        assert!(!is_base64_of_a_key(&format!("é{}", &good.as_str()[2..])));
+        assert!(!is_taken(&format!("é{}", str::from_utf8(&good.digits()[2..]).expect("ASCII"))));
     }
 }

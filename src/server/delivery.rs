@@ -18,53 +18,57 @@ use crate::protocol::{
 };
 use crate::wire::frame;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where one copy of an envelope goes.
-struct Route {
-    target: Username,
-    key: WrappedKey,
-    /// The session key that it is wrapped for.
-    session: ShortFingerprint,
-}
+/// Recipients that are looked up together, and queued for: some microseconds, for which nobody can log in.
+const TOGETHER: usize = 16;
 
 /// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. README#outcome.
-pub fn deliver(shared: &Shared, sender: &Session, send: EncryptedSend) -> ServerMessage {
-    let (id, checked) = (send.routing.id, check(sender, &send));
-    let EncryptedSend { routing, envelope } = send;
-    let routes = match checked.and_then(|()| routes(routing)) {
-        Ok(routes) => routes,
-        Err((code, text)) => {
-            let (code, message) = (code.as_str().into(), text.into());
-            return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
-        }
-    };
+pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> ServerMessage {
+    let id = send.routing.id;
+    if let Err((code, text)) = check(sender, &send).and_then(|()| check_routing(&mut send.routing)) {
+        let (code, message) = (code.as_str().into(), text.into());
+        return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
+    }
+    let EncryptedSend { routing: Routing { targets, keys, sessions, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
-    let (alone, mut pass) = (routes.len() == 1, Pass::default());
-    for Route { target, key, session: key_name } in routes {
-        let list = match shared.registry.get(&target) {
-            None => &mut sent.offline,
-            Some(session) if !session.uses_key(key_name) => &mut sent.stale,
-            Some(session) => {
+    let mut queue =
+        |session: Option<&Arc<Session>>, (target, (key, key_name)): Copy<'_>, pass: Option<&mut Pass>| {
+            let list = match session {
+                None => &mut sent.offline,
+                Some(session) if !session.uses_key(*key_name) => &mut sent.stale,
                 // README#own-key-only.
-                let line = Frame::envelope(head.clone(), key);
-                match session.outbox.deliver(line, (!alone).then_some(&mut pass)) {
+                Some(session) => match session.outbox.deliver(Frame::envelope(head.clone(), key), pass) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
                         status::BUSY.add();
                         &mut sent.busy
                     }
                     Queued::Gone => &mut sent.offline,
-                }
-            }
+                },
+            };
+            list.push(target);
         };
-        list.push(target);
+    let (alone, mut pass) = (targets.len() == 1, Pass::default());
+    let mut copies = targets.into_iter().zip(keys.values().zip(sessions.values())).peekable();
+    if alone && let Some(only) = copies.next() {
+        queue(shared.registry.get(&only.0).as_ref(), only, None);
+    }
+    while copies.peek().is_some() {
+        let online = shared.registry.look();
+        for copy in copies.by_ref().take(TOGETHER) {
+            queue(online.get(&copy.0), copy, Some(&mut pass));
+        }
     }
     shared.flusher.add(pass);
     ServerMessage::Sent(sent)
 }
+
+/// For whom, under which wrapped key, and for which session key that is.
+type Copy<'a> = (Username, (&'a WrappedKey, &'a ShortFingerprint));
 
 /// The longest kind, in bytes: the server passes on kinds that it does not know; those of today have at most 11.
 const MAX_KIND: usize = 32;
@@ -87,11 +91,11 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     }
 }
 
-/// One for each target, in the order of names: that of `keys` and `sessions`, so that all three are gone through once.
+/// Puts the targets into the order of names, that of `keys` and `sessions`, so that all three are gone through once.
 /// README#routing.
-fn routes(routing: Routing) -> Result<Vec<Route>, Bad> {
+fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
     let bad = |text| Err((ErrorCode::BadTargets, text));
-    let Routing { mut targets, keys, sessions, .. } = routing;
+    let Routing { targets, keys, sessions, .. } = routing;
     if targets.is_empty() || targets.len() > MAX_TARGETS {
         return bad("1 to 1024 targets a message");
     }
@@ -100,8 +104,7 @@ fn routes(routing: Routing) -> Result<Vec<Route>, Bad> {
     if !is_sorted || !targets.iter().eq(keys.names()) || !targets.iter().eq(sessions.names()) {
         return bad("targets, keys and sessions are not of the same people, each once");
     }
-    let all = targets.into_iter().zip(keys.into_values().zip(sessions.into_values()));
-    Ok(all.map(|(target, (key, session))| Route { target, key, session }).collect())
+    Ok(())
 }
 
 /// Passes on that `recipient` takes so many packets more from somebody. The answer is `refused`; `None` if the grant was
@@ -207,7 +210,6 @@ mod tests {
     use crate::protocol::{EnvelopeFields, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
-    use std::sync::Arc;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const TRANSFER: [u8; 16] = [9; 16];

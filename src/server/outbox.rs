@@ -126,14 +126,14 @@ impl Outbox {
     }
 
     /// Queues one frame of the server's own and sends what can be sent now.
-    pub fn send(self: &Arc<Outbox>, frame: Frame) {
+    pub fn send(self: &Arc<Outbox>, frame: Frame<'_>) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
         self.take_baton(queue, &mut Buffers::default());
     }
 
     /// Queues one frame of the server's own for the next pass.
-    pub fn queue(self: &Arc<Outbox>, frame: Frame, pass: &mut Pass) {
+    pub fn queue(self: &Arc<Outbox>, frame: Frame<'_>, pass: &mut Pass) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
         self.list(queue, pass);
@@ -141,7 +141,7 @@ impl Outbox {
 
     /// Queues one line from another client, for the next pass or to be sent at once, unless too
     /// much waits already.
-    pub fn deliver(self: &Arc<Outbox>, frame: Frame, pass: Option<&mut Pass>) -> Queued {
+    pub fn deliver(self: &Arc<Outbox>, frame: Frame<'_>, pass: Option<&mut Pass>) -> Queued {
         let mut queue = lock(&self.queue);
         if !queue.is_open() {
             return Queued::Gone;
@@ -170,7 +170,7 @@ impl Outbox {
     }
 
     /// Queues a packet behind all lines. False if the session has ended.
-    pub fn relay(self: &Arc<Outbox>, packet: Frame) -> bool {
+    pub fn relay(self: &Arc<Outbox>, packet: Frame<'_>) -> bool {
         let mut queue = lock(&self.queue);
         let open = queue.is_open();
         if open {
@@ -250,7 +250,7 @@ impl Outbox {
     }
 
     /// Ends the session: when all lines that are queued have been sent, and `last`, or at once without a connection.
-    pub fn end(self: &Arc<Outbox>, last: Option<Frame>) {
+    pub fn end(self: &Arc<Outbox>, last: Option<Frame<'_>>) {
         let mut queue = lock(&self.queue);
         if let Some(frame) = last {
             put_own(&mut queue, frame);
@@ -376,7 +376,7 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
     true
 }
 
-fn put(queue: &mut Queue, frame: Frame) {
+fn put(queue: &mut Queue, frame: Frame<'_>) {
     queue.frames.put(frame);
     if queue.link.is_some() {
         queue.frames.forget();
@@ -385,7 +385,7 @@ fn put(queue: &mut Queue, frame: Frame) {
 
 /// What the server itself has to say and no longer fits ends the session. Without a connection it stays
 /// on the list of those on-line, and takes nothing, until its time is over. README#ends-at-once.
-fn put_own(queue: &mut Queue, frame: Frame) {
+fn put_own(queue: &mut Queue, frame: Frame<'_>) {
     if !queue.is_open() {
         return;
     }
@@ -495,7 +495,7 @@ pub(super) mod tests {
         }
     }
 
-    fn line(text: &str) -> Frame {
+    fn line(text: &str) -> Frame<'static> {
         Frame::line(text.as_bytes())
     }
 
