@@ -26,15 +26,18 @@ pub struct Fixed<const N: usize>(pub [u8; N]);
 
 impl Visitor for Place<Bytes> {
     fn string(&mut self, text: &str) -> Result<()> {
-        self.out = Some(Bytes(BASE64_STANDARD.decode(text).map_err(|_| Error)?));
+        let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+        BASE64_STANDARD.decode_vec(text, &mut bytes).map_err(|_| Error)?;
+        self.out = Some(Bytes(bytes));
         Ok(())
     }
 }
 
 impl<const N: usize> Visitor for Place<Fixed<N>> {
     fn string(&mut self, text: &str) -> Result<()> {
-        let bytes = BASE64_STANDARD.decode(text).map_err(|_| Error)?;
-        self.out = Some(Fixed(bytes.try_into().map_err(|_| Error)?));
+        let mut bytes = [0; N];
+        let length = BASE64_STANDARD.decode_slice(text, &mut bytes).map_err(|_| Error)?;
+        self.out = Some(Fixed((length == N).then_some(bytes).ok_or(Error)?));
         Ok(())
     }
 }
@@ -91,15 +94,22 @@ impl Deserialize for ShortFingerprint {
     }
 }
 
+/// Into memory that is not filled with zeros first, for which the system's allocator takes its slow way.
+fn base64(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    BASE64_STANDARD.encode_string(bytes, &mut text);
+    text
+}
+
 impl Serialize for Bytes {
     fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(BASE64_STANDARD.encode(&self.0).into())
+        Fragment::Str(base64(&self.0).into())
     }
 }
 
 impl<const N: usize> Serialize for Fixed<N> {
     fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(BASE64_STANDARD.encode(self.0).into())
+        Fragment::Str(base64(&self.0).into())
     }
 }
 
@@ -239,7 +249,9 @@ impl<T: Deserialize> Deserialize for ByName<T> {
 
 impl<T: Deserialize> Visitor for Place<ByName<T>> {
     fn map(&mut self) -> Result<Box<dyn Map + '_>> {
-        Ok(Box::new(ByNameMap { members: Vec::new(), name: None, value: None, out: &mut self.out }))
+        // Most have one member, and of larger ones four are made room for at once.
+        let members = Vec::with_capacity(1);
+        Ok(Box::new(ByNameMap { members, name: None, value: None, out: &mut self.out }))
     }
 }
 

@@ -605,7 +605,11 @@ fn empty<M>(text: &str, message: M) -> Result<M, DecodeError> {
 
 /// One line: the type, then the fields of each part.
 fn line(kind: &str, parts: &[String]) -> Vec<u8> {
-    let mut line = format!("{{\"type\":\"{kind}\"").into_bytes();
+    let length = parts.iter().map(String::len).sum::<usize>();
+    let mut line = Vec::with_capacity(length + kind.len() + 16);
+    for part in ["{\"type\":\"", kind, "\""] {
+        line.extend_from_slice(part.as_bytes());
+    }
     for part in parts {
         let fields = &part[1..part.len() - 1];
         if !fields.is_empty() {

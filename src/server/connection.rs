@@ -570,7 +570,10 @@ impl Client {
 
     fn handle(&mut self, message: ClientMessage) {
         let answer = match message {
-            ClientMessage::EncryptedSend(send) => delivery::deliver(&self.shared, &self.session, *send),
+            ClientMessage::EncryptedSend(send) => {
+                let outcome = delivery::deliver(&self.shared, &self.session, *send);
+                return self.session.outbox.send_soon(Frame::message(&outcome), &self.shared.flusher);
+            }
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => {

@@ -261,6 +261,7 @@ impl Frames {
     /// or what fits [`BATCH_BYTES`]; nothing if nothing is left to send.
     pub fn next_batch(&mut self, plain: &mut Vec<u8>) {
         plain.clear();
+        plain.reserve(self.peek().map_or(0, Parts::length));
         while let Some(next) = self.peek() {
             if !plain.is_empty() && plain.len() + next.length() > BATCH_BYTES {
                 break;

@@ -23,10 +23,14 @@ use super::{lock, status};
 use crate::wire::tls::Channel;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Batches (1 MiB of lines) after which the holder of the baton gives it to a thread of its own: others wait for it.
 const MAX_BATCHES: usize = 64;
+/// What nobody waits for goes out after this time, or twice this time at most, if nothing else has taken it along before.
+/// Longer than the answer of a busy client takes, shorter than a person could notice.
+const SOON: Duration = Duration::from_millis(3);
 /// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
@@ -55,6 +59,8 @@ struct Queue {
     busy: bool,
     /// In a [`Pass`].
     listed: bool,
+    /// In the flusher's list of those that have something to send soon.
+    listed_for_soon: bool,
     /// Resumptions so far.
     claims: u64,
     /// The connection ends when the queue is empty, and the session with it.
@@ -118,6 +124,7 @@ impl Outbox {
             link: Some(link),
             busy: false,
             listed: false,
+            listed_for_soon: false,
             claims: 0,
             ending: false,
             closed: false,
@@ -130,6 +137,17 @@ impl Outbox {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
         self.take_baton(queue, &mut Buffers::default());
+    }
+
+    /// Queues one frame of the server's own that nobody waits for: it goes out with the next one, and at the latest
+    /// after twice [`SOON`]. README#soon.
+    pub fn send_soon(self: &Arc<Outbox>, frame: Frame<'_>, flusher: &Flusher) {
+        let mut queue = lock(&self.queue);
+        put_own(&mut queue, frame);
+        if !std::mem::replace(&mut queue.listed_for_soon, true) {
+            drop(queue);
+            flusher.add_for_soon(self.clone());
+        }
     }
 
     /// Queues one frame of the server's own for the next pass.
@@ -245,7 +263,7 @@ impl Outbox {
     /// Sends what is queued, and what TLS itself has to say, unless somebody is at it.
     pub fn flush(self: &Arc<Outbox>, buffers: &mut Buffers) {
         let mut queue = lock(&self.queue);
-        queue.listed = false;
+        (queue.listed, queue.listed_for_soon) = (false, false);
         self.take_baton(queue, buffers);
     }
 
@@ -402,20 +420,55 @@ fn put_own(queue: &mut Queue, frame: Frame<'_>) {
 pub struct Pass(Vec<Arc<Outbox>>);
 
 /// Writes out what broadcasts have queued, in passes: what arrives for a client during a pass goes
-/// out together in the next, in one TLS record and one write.
+/// out together in the next, in one TLS record and one write. And what may wait a little.
 #[derive(Default)]
 pub struct Flusher {
-    list: Mutex<Vec<Arc<Outbox>>>,
+    lists: Mutex<Lists>,
     wake: Condvar,
+}
+
+#[derive(Default)]
+struct Lists {
+    next: Vec<Arc<Outbox>>,
+    /// To be written out at `tick`.
+    soon: Vec<Arc<Outbox>>,
+    /// One tick later.
+    later: Vec<Arc<Outbox>>,
+    /// `None` if both are empty.
+    tick: Option<Instant>,
+}
+
+impl Lists {
+    /// What is to be written out now, and how long to wait if that is nothing.
+    fn due(&mut self) -> (Vec<Arc<Outbox>>, Option<Duration>) {
+        let mut due = std::mem::take(&mut self.next);
+        let Some(tick) = self.tick else { return (due, None) };
+        let now = Instant::now();
+        if tick <= now {
+            due.append(&mut self.soon);
+            std::mem::swap(&mut self.soon, &mut self.later);
+            self.tick = (!self.soon.is_empty()).then_some(now + SOON);
+        }
+        (due, self.tick.map(|tick| tick.saturating_duration_since(now)))
+    }
 }
 
 impl Flusher {
     /// Writes these out next, all that was queued for everyone before anything is written.
     pub fn add(&self, pass: Pass) {
-        let mut list = lock(&self.list);
-        let is_idle = list.is_empty() && !pass.0.is_empty();
-        list.extend(pass.0);
+        let mut lists = lock(&self.lists);
+        let is_idle = lists.next.is_empty() && !pass.0.is_empty();
+        lists.next.extend(pass.0);
         if is_idle {
+            self.wake.notify_one();
+        }
+    }
+
+    fn add_for_soon(&self, outbox: Arc<Outbox>) {
+        let mut lists = lock(&self.lists);
+        lists.later.push(outbox);
+        if lists.tick.is_none() {
+            lists.tick = Some(Instant::now() + SOON);
             self.wake.notify_one();
         }
     }
@@ -424,12 +477,17 @@ impl Flusher {
     pub fn run(&self) -> ! {
         let mut buffers = Buffers::default();
         loop {
-            let mut list = lock(&self.list);
-            while list.is_empty() {
-                list = self.wake.wait(list).unwrap_or_else(std::sync::PoisonError::into_inner);
-            }
-            let pass = std::mem::take(&mut *list);
-            drop(list);
+            let mut lists = lock(&self.lists);
+            let pass = loop {
+                lists = match lists.due() {
+                    (pass, _) if !pass.is_empty() => break pass,
+                    (_, Some(wait)) => {
+                        self.wake.wait_timeout(lists, wait).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    (_, None) => self.wake.wait(lists).unwrap_or_else(PoisonError::into_inner),
+                };
+            };
+            drop(lists);
             for outbox in pass {
                 outbox.flush(&mut buffers);
             }
@@ -635,6 +693,45 @@ pub(super) mod tests {
             outbox.queue(line("three"), &mut pass);
             assert!(pass.0.is_empty());
         }
+    }
+
+    /// README#soon.
+    #[test]
+    fn what_nobody_waits_for_goes_out_with_the_next_frame_or_by_itself() {
+        let flusher = Arc::new(Flusher::default());
+        let (link, far) = link();
+        let outbox = Arc::new(Outbox::new(link, 1024));
+        outbox.send_soon(line("one "), &flusher);
+        outbox.send_soon(line("two "), &flusher);
+        assert!(!has_come(&far));
+        outbox.send(line("three "));
+        assert_eq!(next(&far, 14), "one two three ");
+        // Those who have something to say are listed once, until they are seen to.
+        assert_eq!(lock(&flusher.lists).later.len(), 1);
+        let running = flusher.clone();
+        std::thread::spawn(move || running.run());
+        for _ in 0..3 {
+            outbox.send_soon(line("by itself "), &flusher);
+            assert_eq!(next(&far, 10), "by itself ");
+        }
+    }
+
+    #[test]
+    fn what_may_wait_waits_for_one_tick_and_not_for_three() {
+        let (mut lists, outbox) = (Lists::default(), Arc::new(Outbox::new(link().0, 1024)));
+        assert!(matches!(lists.due(), (none, None) if none.is_empty()));
+        let mut tick = |lists: &mut Lists| {
+            lists.tick = Some(Instant::now());
+            let (due, wait) = lists.due();
+            assert!(wait.is_none_or(|wait| wait <= SOON) && wait == lists.tick.map(|_| SOON));
+            due.len()
+        };
+        lists.later.push(outbox.clone());
+        assert_eq!(tick(&mut lists), 0);
+        lists.later.extend([outbox.clone(), outbox.clone()]);
+        assert!(matches!(lists.due(), (none, Some(_)) if none.is_empty()), "not before its time");
+        assert_eq!([tick(&mut lists), tick(&mut lists)], [1, 2]);
+        assert!(lists.tick.is_none(), "who has nothing to say soon is not woken");
     }
 
     #[test]

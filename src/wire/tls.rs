@@ -328,6 +328,9 @@ impl Channel {
     /// # Errors
     /// The socket's.
     pub fn send_now(&self, wire: &[u8]) -> io::Result<usize> {
+        if wire.is_empty() {
+            return Ok(0);
+        }
         match SockRef::from(&*self.socket).send_with_flags(wire, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
             result => result,
