@@ -13,14 +13,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that are encrypted and sent together: four TLS records. With one in each call, calls took a third of a broadcast's
-/// time that is not its reading.
-const BATCH_BYTES: usize = 64 * 1024;
-
-/// Frames, and wrapped keys, that a row which is empty keeps room for: less than five kilobytes.
+/// Frames that a row which is empty keeps room for: less than three kilobytes.
 const SMALL_ROW: usize = 64;
-/// See [`SMALL_ROW`].
-const FEW_KEYS: usize = 4;
+/// Wrapped keys in memory that is asked for at once: 2.7 KiB.
+const GROUP: usize = 8;
 
 /// Bytes of packets in all sessions, waiting or kept.
 static ALL_PACKETS: AtomicUsize = AtomicUsize::new(0);
@@ -93,13 +89,49 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Frames in order, and what they hold. The wrapped keys stand beside each other in memory of their own: to ask for some of
-/// it for each of a thousand recipients, and to give it back from another thread, took a quarter of a broadcast's time.
+/// Wrapped keys in order, in groups: to ask for memory for each of a thousand recipients, and to give it back from another
+/// thread, took a quarter of a broadcast's time.
+#[derive(Default)]
+struct Keys {
+    groups: VecDeque<Vec<WrappedKey>>,
+    /// So many of the first group are taken out already.
+    taken: usize,
+}
+
+impl Keys {
+    fn push(&mut self, key: WrappedKey) {
+        if self.groups.back().is_none_or(|last| last.len() == GROUP) {
+            self.groups.push_back(Vec::with_capacity(GROUP));
+        }
+        self.groups.back_mut().expect("it is there now").push(key);
+    }
+
+    fn get(&self, place: usize) -> &WrappedKey {
+        let place = self.taken + place;
+        &self.groups[place / GROUP][place % GROUP]
+    }
+
+    /// Takes the first one out.
+    fn pop(&mut self) {
+        self.taken += 1;
+        let is_only = self.groups.len() == 1;
+        let Some(first) = self.groups.front_mut().filter(|first| first.len() == self.taken) else { return };
+        self.taken = 0;
+        if is_only {
+            // Its memory is for the next.
+            first.clear();
+        } else {
+            self.groups.pop_front();
+        }
+    }
+}
+
+/// Frames in order, and what they hold.
 #[derive(Default)]
 struct Row {
     frames: VecDeque<Parts>,
     /// Of the envelopes, in the same order.
-    keys: VecDeque<WrappedKey>,
+    keys: Keys,
     /// Of lines.
     bytes: usize,
     packets: usize,
@@ -115,7 +147,9 @@ impl Row {
             }
             Kind::Line | Kind::Envelope | Kind::Aside => self.bytes += frame.length(),
         }
-        self.keys.extend(key.cloned());
+        if let Some(key) = key {
+            self.keys.push(key.clone());
+        }
         self.frames.push_back(frame);
     }
 
@@ -130,14 +164,11 @@ impl Row {
             Kind::Line | Kind::Envelope | Kind::Aside => self.bytes -= frame.length(),
         }
         if frame.kind == Kind::Envelope {
-            self.keys.pop_front();
+            self.keys.pop();
         }
         // An idle client holds no memory for what it may get one day.
         if self.frames.is_empty() && self.frames.capacity() > SMALL_ROW {
             self.frames = VecDeque::new();
-        }
-        if self.keys.is_empty() && self.keys.capacity() > FEW_KEYS {
-            self.keys = VecDeque::new();
         }
         Some(frame)
     }
@@ -258,12 +289,12 @@ impl Frames {
     }
 
     /// Puts into `plain` what goes out next: what has to be sent again, then lines, then packets. One frame of any length,
-    /// or what fits [`BATCH_BYTES`]; nothing if nothing is left to send.
-    pub fn next_batch(&mut self, plain: &mut Vec<u8>) {
+    /// or what fits `most` bytes; nothing if nothing is left to send.
+    pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
         plain.clear();
         plain.reserve(self.peek().map_or(0, Parts::length));
         while let Some(next) = self.peek() {
-            if !plain.is_empty() && plain.len() + next.length() > BATCH_BYTES {
+            if !plain.is_empty() && plain.len() + next.length() > most {
                 break;
             }
             self.step(plain);
@@ -289,7 +320,7 @@ impl Frames {
         match frame.kind {
             Kind::Aside => return self.row.remove_aside(self.gone),
             Kind::Envelope => {
-                for part in [KEY_BEGINS, self.row.keys[self.gone_keys].digits(), KEY_ENDS] {
+                for part in [KEY_BEGINS, self.row.keys.get(self.gone_keys).digits(), KEY_ENDS] {
                     plain.extend_from_slice(part);
                 }
                 self.gone_keys += 1;
@@ -308,18 +339,16 @@ impl Frames {
         }
     }
 
-    /// Drops one that has gone out, on this connection or a former one.
+    /// Drops the first of those that have gone out on this connection.
     fn drop_first(&mut self) {
         let Some(frame) = self.row.pop() else { return };
         self.before += 1;
-        let has_gone = self.gone > 0;
+        self.gone -= 1;
         match frame.kind {
             Kind::Packet => drop(ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed)),
-            Kind::Line | Kind::Envelope if has_gone => self.gone_bytes -= frame.length(),
-            _ => {}
+            Kind::Line | Kind::Envelope | Kind::Aside => self.gone_bytes -= frame.length(),
         }
-        self.gone_keys -= usize::from(has_gone && frame.kind == Kind::Envelope);
-        self.gone -= usize::from(has_gone);
+        self.gone_keys -= usize::from(frame.kind == Kind::Envelope);
     }
 
     /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
@@ -422,7 +451,7 @@ pub(super) mod tests {
     fn sent(frames: &mut Frames) -> Vec<u8> {
         let (mut batch, mut out) = (Vec::new(), Vec::new());
         while !frames.is_idle() {
-            frames.next_batch(&mut batch);
+            frames.next_batch(&mut batch, 100);
             out.extend(batch.chunks(10).map(|frame| frame[0]));
         }
         out
@@ -532,7 +561,7 @@ pub(super) mod tests {
                     frames.put(if n % 2 == 0 { Frame::line(bytes) } else { Frame::packet(bytes, b"") });
                 }
                 while !frames.is_idle() {
-                    frames.next_batch(&mut Vec::new());
+                    frames.next_batch(&mut Vec::new(), 100);
                 }
                 assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
             }
@@ -540,7 +569,7 @@ pub(super) mod tests {
         let mut frames = Frames::new(1 << 20);
         (0..10).for_each(|_| frames.put(Frame::line(vec![b'x'; 65_535])));
         while !frames.is_idle() {
-            frames.next_batch(&mut Vec::new());
+            frames.next_batch(&mut Vec::new(), 100);
         }
         assert_eq!(frames.acknowledge(1), Ok(false), "whatever is still to be acknowledged");
     }
@@ -563,7 +592,7 @@ pub(super) mod tests {
             let (mut frames, mut plain, length) = (Frames::new(1000), Vec::new(), frame.parts.length());
             frames.put(frame);
             assert_eq!(frames.row.bytes + frames.packets.packet_bytes, length);
-            frames.next_batch(&mut plain);
+            frames.next_batch(&mut plain, 100);
             assert_eq!(plain.len(), length);
             assert!(frames.is_idle() && frames.reaches(u64::from(kind != Kind::Aside)));
             if kind == Kind::Envelope {
@@ -580,59 +609,59 @@ pub(super) mod tests {
             frames.step(&mut plain);
             plain[plain.len().saturating_sub(KEY_ENDS.len() + 344)..][..4].to_vec()
         };
-        let keys = [1, 2, 3].map(|n| WrappedKey::new(&[n; 256]));
+        let keys: Vec<_> = (0..20).map(|n| WrappedKey::new(&[n; 256])).collect();
         for key in &keys {
             frames.put(Frame::envelope(b"{".to_vec().into(), key));
             frames.put(aside());
             frames.put(line(9));
         }
         let digits = |n: usize| keys[n].digits()[..4].to_vec();
-        assert_eq!(last_digits(&mut frames), digits(0));
-        (0..2).for_each(|_| drop(last_digits(&mut frames)));
-        assert_eq!(last_digits(&mut frames), digits(1));
-        assert_eq!(frames.acknowledge(2), Ok(false));
-        assert!(frames.resume(2));
-        for n in [1, 2] {
+        for n in 0..13 {
+            assert_eq!(last_digits(&mut frames), digits(n));
+            (0..2).for_each(|_| drop(last_digits(&mut frames)));
+        }
+        assert_eq!(frames.acknowledge(22), Ok(false));
+        assert!(frames.resume(22));
+        for n in 11..20 {
             assert_eq!(last_digits(&mut frames), digits(n));
             last_digits(&mut frames);
         }
-        assert!(frames.is_idle() && frames.acknowledge(6) == Ok(false));
-        assert_eq!((frames.row.bytes, frames.row.keys.len(), frames.gone, frames.gone_keys), (0, 0, 0, 0));
+        assert!(frames.is_idle() && frames.acknowledge(40) == Ok(false));
+        assert_eq!(
+            (frames.row.bytes, frames.row.keys.groups[0].len(), frames.gone, frames.gone_keys),
+            (0, 0, 0, 0)
+        );
     }
 
     #[test]
     fn what_goes_out_together_is_bounded_and_what_is_longer_goes_alone() {
         let mut frames = Frames::new(1 << 20);
-        const HALF: usize = BATCH_BYTES / 2;
-        for length in [HALF, HALF, 1, BATCH_BYTES - 1, 2 * BATCH_BYTES, 1] {
+        for length in [50, 50, 1, 99, 200, 1] {
             frames.put(Frame::line(vec![b'x'; length]));
         }
         let (mut batch, mut lengths) = (Vec::new(), Vec::new());
         while !frames.is_idle() && lengths.len() < 6 {
-            frames.next_batch(&mut batch);
+            frames.next_batch(&mut batch, 100);
             lengths.push(batch.len());
         }
-        assert_eq!(lengths, [BATCH_BYTES, BATCH_BYTES, 2 * BATCH_BYTES, 1]);
-        frames.next_batch(&mut batch);
+        assert_eq!(lengths, [100, 100, 200, 1]);
+        frames.next_batch(&mut batch, 100);
         assert!(batch.is_empty());
     }
 
     #[test]
     fn an_idle_queue_holds_no_more_memory_than_that_of_a_few_frames() {
         let key = WrappedKey::new(&[1; 256]);
-        for (count, frames, keys) in [(FEW_KEYS, FEW_KEYS, FEW_KEYS), (SMALL_ROW, SMALL_ROW, 0), (1000, 0, 0)]
-        {
-            let mut row = Row {
-                frames: VecDeque::with_capacity(count),
-                keys: VecDeque::with_capacity(count),
-                ..Row::default()
-            };
+        for (count, held) in [(1, 1), (SMALL_ROW, SMALL_ROW), (SMALL_ROW + 1, 0), (1000, 0)] {
+            let mut row = Row { frames: VecDeque::with_capacity(count), ..Row::default() };
             (0..count).for_each(|_| row.push(Frame::new(Kind::Envelope, *b"{").parts, Some(&key)));
             for left in (0..count).rev() {
-                assert!(row.pop().is_some() && (row.frames.len(), row.keys.len()) == (left, left));
-                assert!(left == 0 || row.frames.capacity().min(row.keys.capacity()) >= count);
+                assert!(row.pop().is_some() && row.frames.len() == left);
+                assert!(left == 0 || row.frames.capacity() >= count);
+                let groups = (left + row.keys.taken).div_ceil(GROUP).max(1);
+                assert!(row.keys.groups.len() == groups && row.keys.taken < GROUP);
             }
-            assert_eq!((row.frames.capacity(), row.keys.capacity(), row.bytes), (frames, keys, 0));
+            assert_eq!((row.frames.capacity(), row.bytes, row.keys.groups[0].len()), (held, 0, 0));
         }
     }
 
@@ -673,7 +702,7 @@ pub(super) mod tests {
             let mut frames = queue(5);
             assert!(!frames.has_room(true) && !frames.has_room(false));
             while !frames.is_idle() {
-                frames.next_batch(&mut Vec::new());
+                frames.next_batch(&mut Vec::new(), 100);
             }
             assert!(
                 !frames.has_room(false) && frames.reaches(0),
@@ -682,7 +711,7 @@ pub(super) mod tests {
             // Nor is what has to be sent again.
             assert!(frames.resume(0) && !frames.is_idle() && frames.has_room(true) && frames.reaches(0));
             while !frames.is_idle() {
-                frames.next_batch(&mut Vec::new());
+                frames.next_batch(&mut Vec::new(), 100);
             }
             // Of what went out, 256 KiB are kept at least.
             assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
