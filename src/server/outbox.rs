@@ -35,7 +35,7 @@ const SLOW_BATCH: usize = 16 * 1024;
 const MAX_BATCHES: usize = 16;
 /// What nobody waits for goes out after this time, or twice this time at most, if nothing else has taken it along before.
 /// Longer than the answer of a busy client takes, shorter than a person could notice.
-const SOON: Duration = Duration::from_millis(3);
+const SOON: Duration = Duration::from_millis(10);
 /// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
