@@ -2,7 +2,7 @@
 //!
 //! Invariant: whoever holds the *baton* (`Queue::busy`) alone encrypts and writes, so ciphertext
 //! leaves in the order in which it was made. Whoever queues something and finds the baton free
-//! takes it; whoever finds it taken leaves at once, because the holder looks at the queue again,
+//! takes it, or leaves it to the [`Flusher`]; whoever finds it taken leaves at once, because the holder looks at the queue again,
 //! under the same lock, before it lays the baton down. Nobody ever waits for a client:
 //! when its socket is full, baton and rest go to a writer thread that ends when it has caught up.
 //! The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 /// Bytes that are encrypted and sent together: four TLS records. With one in each call, calls took a third of a broadcast's
 /// time that is not its reading.
 const BATCH: usize = 64 * 1024;
-/// The same, of a client that does not take them at once: they wait in memory.
+/// The same, of a client that does not take them at once: they wait in memory. As much at a time has 30 s to go.
 const SLOW_BATCH: usize = 16 * 1024;
 /// Batches (1 MiB of lines) after which the holder of the baton gives it to a thread of its own: others wait for it.
 const MAX_BATCHES: usize = 16;
@@ -341,11 +341,11 @@ impl Outbox {
         }
     }
 
-    /// The writer thread: sends, waiting for the client, until it has caught up. Each batch has
-    /// 30 s, so who takes less than 2.2 KiB a second (a packet) is given up. README#slow-client.
+    /// The writer thread: sends, waiting for the client, until it has caught up. Each [`SLOW_BATCH`] has
+    /// 30 s, so who takes less than half a KiB a second is given up. README#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {
-            let sent = link.channel.send(&wire);
+            let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| link.channel.send(some));
             let mut queue = lock(&self.queue);
             if !queue.is_on(link) {
                 return;
@@ -426,7 +426,7 @@ fn put_own(queue: &mut Queue, frame: Frame<'_>) {
 pub struct Pass(Vec<Arc<Outbox>>);
 
 /// Writes out what broadcasts have queued, in passes: what arrives for a client during a pass goes
-/// out together in the next, in one TLS record and one write. And what may wait a little.
+/// out together in the next, in one write. And what may wait a little.
 #[derive(Default)]
 pub struct Flusher {
     lists: Mutex<Lists>,
