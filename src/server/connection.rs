@@ -615,6 +615,8 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        // Who says nothing more may still hear: what was to go out with something else goes now.
+        self.session.outbox.flush(&mut Buffers::default());
         // Before the turn is given back: its next holder finds no link but its own.
         self.session.outbox.detach(&self.link);
     }
@@ -811,6 +813,17 @@ mod tests {
             assert!(turn.session().outbox.attach(link.clone(), claim, 0));
             assert!(turn.session().outbox.serves(&link));
         }
+    }
+
+    /// README#soon.
+    #[test]
+    fn who_says_nothing_more_still_hears_what_was_to_go_out_with_something_else() {
+        let (shared, _folder) = shared(HOUR);
+        let (alice, far) = client(&shared, "alice");
+        alice.session.outbox.send_soon(Frame::message(&ServerMessage::Pong), &shared.flusher);
+        far.shutdown(std::net::Shutdown::Write).expect("ended");
+        Box::new(alice).run();
+        assert!(matches!(heard(&far), ServerMessage::Pong));
     }
 
     /// README#full.

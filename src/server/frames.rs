@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Frames that a row which is empty keeps room for: less than three kilobytes.
-const SMALL_ROW: usize = 64;
+/// A queue keeps room for so many, 1.3 KiB of frames, even if it is empty.
+const FEW: usize = 32;
 /// Wrapped keys in memory that is asked for at once: 2.7 KiB.
 const GROUP: usize = 8;
 
@@ -89,6 +89,13 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// Gives memory back that was for far more than is there: an idle client holds none for what it may get one day.
+fn spare<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > FEW && queue.len() < queue.capacity() / 8 {
+        queue.shrink_to(FEW.max(2 * queue.len()));
+    }
+}
+
 /// Wrapped keys in order, in groups: to ask for memory for each of a thousand recipients, and to give it back from another
 /// thread, took a quarter of a broadcast's time.
 #[derive(Default)]
@@ -122,6 +129,7 @@ impl Keys {
             first.clear();
         } else {
             self.groups.pop_front();
+            spare(&mut self.groups);
         }
     }
 }
@@ -166,10 +174,7 @@ impl Row {
         if frame.kind == Kind::Envelope {
             self.keys.pop();
         }
-        // An idle client holds no memory for what it may get one day.
-        if self.frames.is_empty() && self.frames.capacity() > SMALL_ROW {
-            self.frames = VecDeque::new();
-        }
+        spare(&mut self.frames);
         Some(frame)
     }
 
@@ -178,6 +183,7 @@ impl Row {
         if let Some(aside) = self.frames.remove(place) {
             self.bytes -= aside.length();
         }
+        spare(&mut self.frames);
     }
 
     /// Takes all of them out.
@@ -188,6 +194,7 @@ impl Row {
             *bytes -= if is_aside { frame.length() } else { 0 };
             !is_aside
         });
+        spare(frames);
     }
 }
 
@@ -650,18 +657,28 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_idle_queue_holds_no_more_memory_than_that_of_a_few_frames() {
+    fn a_queue_holds_no_more_memory_than_for_a_few_frames_or_eight_times_as_many_as_there_are() {
         let key = WrappedKey::new(&[1; 256]);
-        for (count, held) in [(1, 1), (SMALL_ROW, SMALL_ROW), (SMALL_ROW + 1, 0), (1000, 0)] {
-            let mut row = Row { frames: VecDeque::with_capacity(count), ..Row::default() };
-            (0..count).for_each(|_| row.push(Frame::new(Kind::Envelope, *b"{").parts, Some(&key)));
-            for left in (0..count).rev() {
-                assert!(row.pop().is_some() && row.frames.len() == left);
-                assert!(left == 0 || row.frames.capacity() >= count);
-                let groups = (left + row.keys.taken).div_ceil(GROUP).max(1);
-                assert!(row.keys.groups.len() == groups && row.keys.taken < GROUP);
+        let is_small = |queue_capacity: usize, length: usize| queue_capacity <= (8 * length + 8).max(FEW);
+        let mut row = Row::default();
+        (0..1000).for_each(|_| row.push(Frame::new(Kind::Envelope, *b"{").parts, Some(&key)));
+        for left in (0..1000).rev() {
+            assert!(row.pop().is_some() && row.frames.len() == left);
+            assert!(is_small(row.frames.capacity(), left), "{} for {left}", row.frames.capacity());
+            let groups = (left + row.keys.taken).div_ceil(GROUP).max(1);
+            assert!(row.keys.groups.len() == groups && row.keys.taken < GROUP);
+            assert!(is_small(row.keys.groups.capacity(), groups));
+        }
+        assert_eq!((row.bytes, row.keys.groups[0].len()), (0, 0));
+        // However they leave.
+        for resumed in [false, true] {
+            let mut frames = Frames::new(1 << 20);
+            (0..1000).for_each(|_| frames.put(aside()));
+            if resumed {
+                assert!(frames.resume(0));
             }
-            assert_eq!((row.frames.capacity(), row.bytes, row.keys.groups[0].len()), (held, 0, 0));
+            sent(&mut frames);
+            assert!(frames.is_idle() && is_small(frames.row.frames.capacity(), 0));
         }
     }
 

@@ -36,6 +36,11 @@ const MAX_BATCHES: usize = 16;
 /// What nobody waits for goes out after this time, or twice this time at most, if nothing else has taken it along before.
 /// Longer than the answer of a busy client takes, shorter than a person could notice.
 const SOON: Duration = Duration::from_millis(10);
+/// So many may wait for the same tick: the flusher writes to no more in that time. Whoever else has something to say writes
+/// it himself.
+const MOST_FOR_SOON: usize = 1024;
+/// Outboxes of a pass that are written out before the flusher looks whether others have waited long enough.
+const AT_ONCE: usize = 64;
 /// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
@@ -149,9 +154,12 @@ impl Outbox {
     pub fn send_soon(self: &Arc<Outbox>, frame: Frame<'_>, flusher: &Flusher) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
-        if !std::mem::replace(&mut queue.listed_for_soon, true) {
-            drop(queue);
-            flusher.add_for_soon(self.clone());
+        if std::mem::replace(&mut queue.listed_for_soon, true) {
+            return;
+        }
+        drop(queue);
+        if !flusher.add_for_soon(self) {
+            self.flush(&mut Buffers::default());
         }
     }
 
@@ -342,7 +350,8 @@ impl Outbox {
     }
 
     /// The writer thread: sends, waiting for the client, until it has caught up. Each [`SLOW_BATCH`] has
-    /// 30 s, so who takes less than half a KiB a second is given up. README#slow-client.
+    /// 30 s, and goes when a third of the system's send buffer is free: who takes 4 KiB a second is not given up.
+    /// README#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {
             let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| link.channel.send(some));
@@ -445,14 +454,12 @@ struct Lists {
 }
 
 impl Lists {
-    /// What is to be written out now, and how long to wait if that is nothing.
+    /// Those that have waited long enough, and how long the next have to wait; `None` if there are none.
     fn due(&mut self) -> (Vec<Arc<Outbox>>, Option<Duration>) {
-        let mut due = std::mem::take(&mut self.next);
-        let Some(tick) = self.tick else { return (due, None) };
-        let now = Instant::now();
+        let Some(tick) = self.tick else { return (Vec::new(), None) };
+        let (now, mut due) = (Instant::now(), Vec::new());
         if tick <= now {
-            due.append(&mut self.soon);
-            std::mem::swap(&mut self.soon, &mut self.later);
+            due = std::mem::replace(&mut self.soon, std::mem::take(&mut self.later));
             self.tick = (!self.soon.is_empty()).then_some(now + SOON);
         }
         (due, self.tick.map(|tick| tick.saturating_duration_since(now)))
@@ -470,32 +477,44 @@ impl Flusher {
         }
     }
 
-    fn add_for_soon(&self, outbox: Arc<Outbox>) {
+    /// False if too many wait already.
+    fn add_for_soon(&self, outbox: &Arc<Outbox>) -> bool {
         let mut lists = lock(&self.lists);
-        lists.later.push(outbox);
+        let fits = lists.later.len() < MOST_FOR_SOON;
+        if fits {
+            lists.later.push(outbox.clone());
+        }
         if lists.tick.is_none() {
             lists.tick = Some(Instant::now() + SOON);
             self.wake.notify_one();
         }
+        fits
     }
 
     /// The flusher thread.
     pub fn run(&self) -> ! {
         let mut buffers = Buffers::default();
+        let mut flush = |some: &[Arc<Outbox>]| some.iter().for_each(|outbox| outbox.flush(&mut buffers));
         loop {
             let mut lists = lock(&self.lists);
-            let pass = loop {
-                lists = match lists.due() {
-                    (pass, _) if !pass.is_empty() => break pass,
-                    (_, Some(wait)) => {
+            let (due, pass) = loop {
+                let (due, wait) = lists.due();
+                if !due.is_empty() || !lists.next.is_empty() {
+                    break (due, std::mem::take(&mut lists.next));
+                }
+                lists = match wait {
+                    Some(wait) => {
                         self.wake.wait_timeout(lists, wait).unwrap_or_else(PoisonError::into_inner).0
                     }
-                    (_, None) => self.wake.wait(lists).unwrap_or_else(PoisonError::into_inner),
+                    None => self.wake.wait(lists).unwrap_or_else(PoisonError::into_inner),
                 };
             };
             drop(lists);
-            for outbox in pass {
-                outbox.flush(&mut buffers);
+            flush(&due);
+            for some in pass.chunks(AT_ONCE) {
+                flush(some);
+                let due = lock(&self.lists).due().0;
+                flush(&due);
             }
         }
     }
@@ -720,6 +739,39 @@ pub(super) mod tests {
             outbox.send_soon(line("by itself "), &flusher);
             assert_eq!(next(&far, 10), "by itself ");
         }
+    }
+
+    /// README#soon.
+    #[test]
+    fn who_waits_for_company_does_not_wait_for_a_long_pass_and_too_many_do_not_wait_at_all() {
+        let flusher = Arc::new(Flusher::default());
+        let [(idle, _far), (another, far)] = [super::tests::link(), super::tests::link()];
+        let outbox = Arc::new(Outbox::new(idle, 1024));
+        // The pass gets no further than to these two.
+        let [(first, _first), (second, _second)] = [super::tests::link(), super::tests::link()];
+        let [first, second] = [first, second].map(|link| Arc::new(Outbox::new(link, 1024)));
+        let (held, held_longer) = (lock(&first.queue), lock(&second.queue));
+        let mut all = vec![outbox.clone(); AT_ONCE + 1];
+        (all[0], all[AT_ONCE]) = (first.clone(), second.clone());
+        flusher.add(Pass(all));
+        let running = flusher.clone();
+        std::thread::spawn(move || running.run());
+        let end = Instant::now() + PATIENCE;
+        while !lock(&flusher.lists).next.is_empty() {
+            assert!(Instant::now() < end, "it does not begin");
+            std::thread::yield_now();
+        }
+        let another = Arc::new(Outbox::new(another, 1024));
+        another.send_soon(line("one "), &flusher);
+        let mut lists = lock(&flusher.lists);
+        (lists.tick, lists.soon) = (Some(Instant::now()), std::mem::take(&mut lists.later));
+        drop((lists, held));
+        assert_eq!(next(&far, 4), "one ");
+        drop(held_longer);
+        let full = Flusher::default();
+        lock(&full.lists).later = vec![first.clone(); MOST_FOR_SOON];
+        another.send_soon(line("two "), &full);
+        assert_eq!(next(&far, 4), "two ");
     }
 
     #[test]
