@@ -36,7 +36,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
     let mut queue =
-        |session: Option<&Arc<Session>>, (target, (key, key_name)): Copy<'_>, pass: Option<&mut Pass>| {
+        |session: Option<&Arc<Session>>, (target, (key, key_name)): Route<'_>, pass: Option<&mut Pass>| {
             let list = match session {
                 None => &mut sent.offline,
                 Some(session) if !session.uses_key(*key_name) => &mut sent.stale,
@@ -53,14 +53,14 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
             list.push(target);
         };
     let (alone, mut pass) = (targets.len() == 1, Pass::default());
-    let mut copies = targets.into_iter().zip(keys.values().zip(sessions.values())).peekable();
-    if alone && let Some(only) = copies.next() {
+    let mut routes = targets.into_iter().zip(keys.values().zip(sessions.values())).peekable();
+    if alone && let Some(only) = routes.next() {
         queue(shared.registry.get(&only.0).as_ref(), only, None);
     }
-    while copies.peek().is_some() {
+    while routes.peek().is_some() {
         let online = shared.registry.look();
-        for copy in copies.by_ref().take(TOGETHER) {
-            queue(online.get(&copy.0), copy, Some(&mut pass));
+        for route in routes.by_ref().take(TOGETHER) {
+            queue(online.get(&route.0), route, Some(&mut pass));
         }
     }
     shared.flusher.add(pass);
@@ -68,7 +68,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
 }
 
 /// For whom, under which wrapped key, and for which session key that is.
-type Copy<'a> = (Username, (&'a WrappedKey, &'a ShortFingerprint));
+type Route<'a> = (Username, (&'a WrappedKey, &'a ShortFingerprint));
 
 /// The longest kind, in bytes: the server passes on kinds that it does not know; those of today have at most 11.
 const MAX_KIND: usize = 32;

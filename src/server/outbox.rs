@@ -150,7 +150,7 @@ impl Outbox {
     }
 
     /// Queues one frame of the server's own that nobody waits for: it goes out with the next one, and at the latest
-    /// after twice [`SOON`]. README#soon.
+    /// after 20 ms. README#soon.
     pub fn send_soon(self: &Arc<Outbox>, frame: Frame<'_>, flusher: &Flusher) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
