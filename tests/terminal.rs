@@ -777,7 +777,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
     terminal.enter("/clear");
     terminal.wait("an empty screen", |screen| !screen.contains("/hlep") && screen.contains("everyone ·"));
     terminal.enter("//hlep is not a command");
-    terminal.expect("<alice> /hlep is not a command");
+    terminal.expect("<alice> /hlep is not a command ✓");
     assert_eq!(bob.expect("hlep"), "<alice> /hlep is not a command");
     terminal.enter("/history");
     terminal.expect("* the last message of this session");
