@@ -26,7 +26,8 @@
 //! wraps its key for each recipient and hands an `encrypted_send` to the
 //! [`Link`](client::link::Link). The server's [`connection`](server::connection) decodes it,
 //! [`delivery`](server::delivery) checks where it goes and puts it, with each recipient's own
-//! wrapped key, into their [`Outbox`](server::outbox::Outbox). A recipient's
+//! wrapped key, into their [`Outbox`](server::outbox::Outbox); what goes to many is written out by the
+//! [`flusher`](server::flusher). A recipient's
 //! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
 //!

@@ -572,7 +572,7 @@ impl Client {
         let answer = match message {
             ClientMessage::EncryptedSend(send) => {
                 let outcome = delivery::deliver(&self.shared, &self.session, *send);
-                return self.session.outbox.send_soon(Frame::message(&outcome), &self.shared.flusher);
+                return self.shared.flusher.send_soon(&self.session.outbox, Frame::message(&outcome));
             }
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
@@ -820,7 +820,7 @@ mod tests {
     fn who_says_nothing_more_still_hears_what_was_to_go_out_with_something_else() {
         let (shared, _folder) = shared(HOUR);
         let (alice, far) = client(&shared, "alice");
-        alice.session.outbox.send_soon(Frame::message(&ServerMessage::Pong), &shared.flusher);
+        shared.flusher.send_soon(&alice.session.outbox, Frame::message(&ServerMessage::Pong));
         far.shutdown(std::net::Shutdown::Write).expect("ended");
         Box::new(alice).run();
         assert!(matches!(heard(&far), ServerMessage::Pong));

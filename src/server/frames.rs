@@ -202,19 +202,25 @@ impl Row {
 #[derive(Debug, PartialEq, Eq)]
 pub struct FalseAck;
 
+/// The beginning of a row.
+#[derive(Default)]
+struct Gone {
+    frames: usize,
+    /// Wrapped keys among them.
+    keys: usize,
+    /// Of lines among them.
+    bytes: usize,
+}
+
 /// All frames of one session. README#frames, README#kept.
 pub struct Frames {
     /// Bytes of lines: see [`Frames::is_full`].
     limit: usize,
     /// What went out, and the lines that wait.
     row: Row,
-    /// So many of them, at the front, went out on this connection; those behind, that have gone out on a former one, are
+    /// Those of them, at the front, that went out on this connection; those behind, that have gone out on a former one, are
     /// sent again before anything else.
-    gone: usize,
-    /// Wrapped keys among them.
-    gone_keys: usize,
-    /// Bytes of lines among them.
-    gone_bytes: usize,
+    gone: Gone,
     /// Counted frames before the first of the row.
     before: u64,
     /// What the client has last said to have taken in.
@@ -231,9 +237,7 @@ impl Frames {
         Frames {
             limit,
             row: Row::default(),
-            gone: 0,
-            gone_keys: 0,
-            gone_bytes: 0,
+            gone: Gone::default(),
             before: 0,
             acknowledged: 0,
             acknowledges: false,
@@ -257,7 +261,7 @@ impl Frames {
     /// does not: it is [forgotten](Frames::forget) instead.
     fn counted_bytes(&self, connected: bool) -> usize {
         let is_counted = self.acknowledges || !connected;
-        self.row.bytes - if is_counted { 0 } else { self.gone_bytes }
+        self.row.bytes - if is_counted { 0 } else { self.gone.bytes }
     }
 
     /// Whether an envelope is not taken.
@@ -284,7 +288,7 @@ impl Frames {
         if !connected {
             return self.packets.packet_bytes + self.row.packet_bytes <= share;
         }
-        while self.gone > 0 && self.row.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
+        while self.gone.frames > 0 && self.row.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
             self.drop_first();
         }
         self.packets.packet_bytes <= share
@@ -292,7 +296,7 @@ impl Frames {
 
     /// Whether nothing is left to send.
     pub fn is_idle(&self) -> bool {
-        self.gone == self.row.frames.len() && self.packets.frames.is_empty()
+        self.gone.frames == self.row.frames.len() && self.packets.frames.is_empty()
     }
 
     /// Puts into `plain` what goes out next: what has to be sent again, then lines, then packets. One frame of any length,
@@ -310,38 +314,41 @@ impl Frames {
 
     /// README#packet-order.
     fn peek(&self) -> Option<&Parts> {
-        self.row.frames.get(self.gone).or_else(|| self.packets.frames.front())
+        self.row.frames.get(self.gone.frames).or_else(|| self.packets.frames.front())
     }
 
     /// Takes what [`Frames::peek`] shows; a counted frame is kept. Its bytes are copied: that costs less than to
     /// count, from several cores, who holds which part of a line that goes to a thousand people.
     fn step(&mut self, plain: &mut Vec<u8>) {
-        if self.gone == self.row.frames.len()
+        if self.gone.frames == self.row.frames.len()
             && let Some(packet) = self.packets.pop()
         {
             self.row.push(packet, None);
         }
-        let Some(frame) = self.row.frames.get(self.gone) else { return };
+        let Some(frame) = self.row.frames.get(self.gone.frames) else { return };
         plain.extend_from_slice(&frame.head);
         plain.extend_from_slice(frame.tail.as_deref().unwrap_or_default());
         match frame.kind {
-            Kind::Aside => return self.row.remove_aside(self.gone),
+            Kind::Aside => return self.row.remove_aside(self.gone.frames),
             Kind::Envelope => {
-                for part in [KEY_BEGINS, self.row.keys.get(self.gone_keys).digits(), KEY_ENDS] {
+                for part in [KEY_BEGINS, self.row.keys.get(self.gone.keys).digits(), KEY_ENDS] {
                     plain.extend_from_slice(part);
                 }
-                self.gone_keys += 1;
-                self.gone_bytes += frame.length();
+                self.gone.keys += 1;
+                self.gone.bytes += frame.length();
             }
-            Kind::Line => self.gone_bytes += frame.length(),
+            Kind::Line => self.gone.bytes += frame.length(),
             Kind::Packet => {}
         }
-        self.gone += 1;
+        self.gone.frames += 1;
     }
 
     /// Of a client that has never acknowledged anything, drops what was sent first until no more than the limit is held.
     pub fn forget(&mut self) {
-        while !self.acknowledges && self.gone > 0 && self.row.bytes + self.row.packet_bytes > self.limit {
+        while !self.acknowledges
+            && self.gone.frames > 0
+            && self.row.bytes + self.row.packet_bytes > self.limit
+        {
             self.drop_first();
         }
     }
@@ -350,12 +357,12 @@ impl Frames {
     fn drop_first(&mut self) {
         let Some(frame) = self.row.pop() else { return };
         self.before += 1;
-        self.gone -= 1;
+        self.gone.frames -= 1;
         match frame.kind {
             Kind::Packet => drop(ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed)),
-            Kind::Line | Kind::Envelope | Kind::Aside => self.gone_bytes -= frame.length(),
+            Kind::Line | Kind::Envelope | Kind::Aside => self.gone.bytes -= frame.length(),
         }
-        self.gone_keys -= usize::from(frame.kind == Kind::Envelope);
+        self.gone.keys -= usize::from(frame.kind == Kind::Envelope);
     }
 
     /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
@@ -364,7 +371,7 @@ impl Frames {
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
     pub fn acknowledge(&mut self, received: u64) -> Result<bool, FalseAck> {
-        if received < self.acknowledged || received > self.before + self.gone as u64 {
+        if received < self.acknowledged || received > self.before + self.gone.frames as u64 {
             return Err(FalseAck);
         }
         let bytes = |frames: &Frames| frames.row.bytes + frames.row.packet_bytes;
@@ -383,7 +390,7 @@ impl Frames {
 
     /// Whether a client that has taken in `received` frames since the login can be sent all the rest.
     pub fn reaches(&self, received: u64) -> bool {
-        (self.before..=self.before + self.gone as u64).contains(&received)
+        (self.before..=self.before + self.gone.frames as u64).contains(&received)
     }
 
     /// Begins anew on another connection whose client has taken in `received` frames since the login. False, and nothing
@@ -393,7 +400,7 @@ impl Frames {
             return false;
         }
         self.drop_to(received);
-        (self.gone, self.gone_keys, self.gone_bytes) = (0, 0, 0);
+        self.gone = Gone::default();
         // What spoke of the former connection is void: an old `ack` would even be false now.
         self.row.drop_asides();
         true
@@ -401,7 +408,7 @@ impl Frames {
 
     /// The session ends: its lines still go out, nothing can be sent again.
     pub fn end(&mut self) {
-        while self.gone > 0 {
+        while self.gone.frames > 0 {
             self.drop_first();
         }
         ALL_PACKETS.fetch_sub(self.packets.packet_bytes, Ordering::Relaxed);
@@ -412,7 +419,7 @@ impl Frames {
     pub fn clear(&mut self) {
         self.release_packets();
         (self.row, self.packets) = (Row::default(), Row::default());
-        (self.gone, self.gone_keys, self.gone_bytes) = (0, 0, 0);
+        self.gone = Gone::default();
     }
 
     fn release_packets(&self) {
@@ -482,7 +489,7 @@ pub(super) mod tests {
         assert_eq!(frames.acknowledge(6), Ok(false));
         assert!(
             frames.row.frames.is_empty()
-                && (frames.row.bytes, frames.gone_bytes, frames.row.packet_bytes) == (0, 0, 0)
+                && (frames.row.bytes, frames.gone.bytes, frames.row.packet_bytes) == (0, 0, 0)
         );
     }
 
@@ -635,7 +642,7 @@ pub(super) mod tests {
         }
         assert!(frames.is_idle() && frames.acknowledge(40) == Ok(false));
         assert_eq!(
-            (frames.row.bytes, frames.row.keys.groups[0].len(), frames.gone, frames.gone_keys),
+            (frames.row.bytes, frames.row.keys.groups[0].len(), frames.gone.frames, frames.gone.keys),
             (0, 0, 0, 0)
         );
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whoever holds the *baton* (`Queue::busy`) alone encrypts and writes, so ciphertext
 //! leaves in the order in which it was made. Whoever queues something and finds the baton free
-//! takes it, or leaves it to the [`Flusher`]; whoever finds it taken leaves at once, because the holder looks at the queue again,
+//! takes it, or leaves it to the [flusher](super::flusher); whoever finds it taken leaves at once, because the holder looks at the queue again,
 //! under the same lock, before it lays the baton down. Nobody ever waits for a client:
 //! when its socket is full, baton and rest go to a writer thread that ends when it has caught up.
 //! The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
@@ -23,8 +23,7 @@ use super::{lock, status};
 use crate::wire::tls::Channel;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes that are encrypted and sent together: four TLS records. With one in each call, calls took a third of a broadcast's
 /// time that is not its reading.
@@ -33,14 +32,6 @@ const BATCH: usize = 64 * 1024;
 const SLOW_BATCH: usize = 16 * 1024;
 /// Batches (1 MiB of lines) after which the holder of the baton gives it to a thread of its own: others wait for it.
 const MAX_BATCHES: usize = 16;
-/// What nobody waits for goes out after this time, or twice this time at most, if nothing else has taken it along before.
-/// Longer than the answer of a busy client takes, shorter than a person could notice.
-const SOON: Duration = Duration::from_millis(10);
-/// So many may wait for the same tick: the flusher writes to no more in that time. Whoever else has something to say writes
-/// it himself.
-const MOST_FOR_SOON: usize = 1024;
-/// Outboxes of a pass that are written out before the flusher looks whether others have waited long enough.
-const AT_ONCE: usize = 64;
 /// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
@@ -149,18 +140,11 @@ impl Outbox {
         self.take_baton(queue, &mut Buffers::default());
     }
 
-    /// Queues one frame of the server's own that nobody waits for: it goes out with the next one, and at the latest
-    /// after 20 ms. README#soon.
-    pub fn send_soon(self: &Arc<Outbox>, frame: Frame<'_>, flusher: &Flusher) {
+    /// Queues one frame of the server's own. True if somebody has to [flush](Outbox::flush) it, and nobody else will.
+    pub fn queue_for_soon(&self, frame: Frame<'_>) -> bool {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
-        if std::mem::replace(&mut queue.listed_for_soon, true) {
-            return;
-        }
-        drop(queue);
-        if !flusher.add_for_soon(self) {
-            self.flush(&mut Buffers::default());
-        }
+        !std::mem::replace(&mut queue.listed_for_soon, true)
     }
 
     /// Queues one frame of the server's own for the next pass.
@@ -432,93 +416,7 @@ fn put_own(queue: &mut Queue, frame: Frame<'_>) {
 /// Outboxes that something was queued in, for the flusher to write out.
 #[must_use]
 #[derive(Default)]
-pub struct Pass(Vec<Arc<Outbox>>);
-
-/// Writes out what broadcasts have queued, in passes: what arrives for a client during a pass goes
-/// out together in the next, in one write. And what may wait a little.
-#[derive(Default)]
-pub struct Flusher {
-    lists: Mutex<Lists>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct Lists {
-    next: Vec<Arc<Outbox>>,
-    /// To be written out at `tick`.
-    soon: Vec<Arc<Outbox>>,
-    /// One tick later.
-    later: Vec<Arc<Outbox>>,
-    /// `None` if both are empty.
-    tick: Option<Instant>,
-}
-
-impl Lists {
-    /// Those that have waited long enough, and how long the next have to wait; `None` if there are none.
-    fn due(&mut self) -> (Vec<Arc<Outbox>>, Option<Duration>) {
-        let Some(tick) = self.tick else { return (Vec::new(), None) };
-        let (now, mut due) = (Instant::now(), Vec::new());
-        if tick <= now {
-            due = std::mem::replace(&mut self.soon, std::mem::take(&mut self.later));
-            self.tick = (!self.soon.is_empty()).then_some(now + SOON);
-        }
-        (due, self.tick.map(|tick| tick.saturating_duration_since(now)))
-    }
-}
-
-impl Flusher {
-    /// Writes these out next, all that was queued for everyone before anything is written.
-    pub fn add(&self, pass: Pass) {
-        let mut lists = lock(&self.lists);
-        let is_idle = lists.next.is_empty() && !pass.0.is_empty();
-        lists.next.extend(pass.0);
-        if is_idle {
-            self.wake.notify_one();
-        }
-    }
-
-    /// False if too many wait already.
-    fn add_for_soon(&self, outbox: &Arc<Outbox>) -> bool {
-        let mut lists = lock(&self.lists);
-        let fits = lists.later.len() < MOST_FOR_SOON;
-        if fits {
-            lists.later.push(outbox.clone());
-        }
-        if lists.tick.is_none() {
-            lists.tick = Some(Instant::now() + SOON);
-            self.wake.notify_one();
-        }
-        fits
-    }
-
-    /// The flusher thread.
-    pub fn run(&self) -> ! {
-        let mut buffers = Buffers::default();
-        let mut flush = |some: &[Arc<Outbox>]| some.iter().for_each(|outbox| outbox.flush(&mut buffers));
-        loop {
-            let mut lists = lock(&self.lists);
-            let (due, pass) = loop {
-                let (due, wait) = lists.due();
-                if !due.is_empty() || !lists.next.is_empty() {
-                    break (due, std::mem::take(&mut lists.next));
-                }
-                lists = match wait {
-                    Some(wait) => {
-                        self.wake.wait_timeout(lists, wait).unwrap_or_else(PoisonError::into_inner).0
-                    }
-                    None => self.wake.wait(lists).unwrap_or_else(PoisonError::into_inner),
-                };
-            };
-            drop(lists);
-            flush(&due);
-            for some in pass.chunks(AT_ONCE) {
-                flush(some);
-                let due = lock(&self.lists).due().0;
-                flush(&due);
-            }
-        }
-    }
-}
+pub struct Pass(pub(super) Vec<Arc<Outbox>>);
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -529,7 +427,7 @@ pub(super) mod tests {
     use std::time::Duration;
 
     /// What comes at all comes sooner, also on a machine that has much to do.
-    const PATIENCE: Duration = Duration::from_secs(60);
+    pub const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A link without TLS, and its other end.
     pub fn link() -> (Arc<Link>, TcpStream) {
@@ -540,6 +438,11 @@ pub(super) mod tests {
         let doors = Arc::new(Doors::new(&Limits::for_machine(1024, 65_530)));
         let ticket = doors.admit(from.ip(), &socket).expect("the first");
         (Link::new(Channel::bare(socket).expect("a socket"), ticket), other)
+    }
+
+    /// Whoever wants to queue or to send something waits until this is dropped.
+    pub fn hold(outbox: &Outbox) -> impl Sized {
+        lock(&outbox.queue)
     }
 
     #[test]
@@ -578,12 +481,12 @@ pub(super) mod tests {
         }
     }
 
-    fn line(text: &str) -> Frame<'static> {
+    pub fn line(text: &str) -> Frame<'static> {
         Frame::line(text.as_bytes())
     }
 
     /// What comes next.
-    fn next(mut far: &TcpStream, length: usize) -> String {
+    pub fn next(mut far: &TcpStream, length: usize) -> String {
         far.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let mut got = vec![0; length];
         far.read_exact(&mut got).expect("it comes");
@@ -598,7 +501,7 @@ pub(super) mod tests {
         got
     }
 
-    fn has_come(far: &TcpStream) -> bool {
+    pub fn has_come(far: &TcpStream) -> bool {
         far.set_nonblocking(true).expect("a socket");
         let seen = far.peek(&mut [0]).is_ok();
         far.set_nonblocking(false).expect("a socket");
@@ -688,108 +591,6 @@ pub(super) mod tests {
         let (current, far) = link();
         assert!(outbox.attach(current, claim, 0));
         assert_eq!(next(&far, 6 * sent), "again ".repeat(sent));
-    }
-
-    #[test]
-    fn what_is_queued_for_a_pass_goes_out_with_it_and_nobody_is_in_it_twice() {
-        let flusher = Arc::new(Flusher::default());
-        let running = flusher.clone();
-        std::thread::spawn(move || running.run());
-        for _ in 0..3 {
-            let (link, far) = link();
-            let outbox = Arc::new(Outbox::new(link.clone(), 1024));
-            for by_itself in [false, true] {
-                let mut pass = Pass::default();
-                outbox.queue(line("one "), &mut pass);
-                assert_eq!(pass.0.len(), 1);
-                assert_eq!(outbox.deliver(line("two "), Some(&mut pass)), Queued::Yes);
-                assert!(pass.0.len() == 1 && !has_come(&far));
-                if by_itself {
-                    flusher.add(Pass::default());
-                    flusher.add(pass);
-                } else {
-                    outbox.flush(&mut Buffers::default());
-                }
-                assert_eq!(next(&far, 8), "one two ");
-            }
-            // Who has no connection gets it with the next.
-            outbox.detach(&link);
-            let mut pass = Pass::default();
-            outbox.queue(line("three"), &mut pass);
-            assert!(pass.0.is_empty());
-        }
-    }
-
-    /// README#soon.
-    #[test]
-    fn what_nobody_waits_for_goes_out_with_the_next_frame_or_by_itself() {
-        let flusher = Arc::new(Flusher::default());
-        let (link, far) = link();
-        let outbox = Arc::new(Outbox::new(link, 1024));
-        outbox.send_soon(line("one "), &flusher);
-        outbox.send_soon(line("two "), &flusher);
-        assert!(!has_come(&far));
-        outbox.send(line("three "));
-        assert_eq!(next(&far, 14), "one two three ");
-        // Those who have something to say are listed once, until they are seen to.
-        assert_eq!(lock(&flusher.lists).later.len(), 1);
-        let running = flusher.clone();
-        std::thread::spawn(move || running.run());
-        for _ in 0..3 {
-            outbox.send_soon(line("by itself "), &flusher);
-            assert_eq!(next(&far, 10), "by itself ");
-        }
-    }
-
-    /// README#soon.
-    #[test]
-    fn who_waits_for_company_does_not_wait_for_a_long_pass_and_too_many_do_not_wait_at_all() {
-        let flusher = Arc::new(Flusher::default());
-        let [(idle, _far), (another, far)] = [super::tests::link(), super::tests::link()];
-        let outbox = Arc::new(Outbox::new(idle, 1024));
-        // The pass gets no further than to these two.
-        let [(first, _first), (second, _second)] = [super::tests::link(), super::tests::link()];
-        let [first, second] = [first, second].map(|link| Arc::new(Outbox::new(link, 1024)));
-        let (held, held_longer) = (lock(&first.queue), lock(&second.queue));
-        let mut all = vec![outbox.clone(); AT_ONCE + 1];
-        (all[0], all[AT_ONCE]) = (first.clone(), second.clone());
-        flusher.add(Pass(all));
-        let running = flusher.clone();
-        std::thread::spawn(move || running.run());
-        let end = Instant::now() + PATIENCE;
-        while !lock(&flusher.lists).next.is_empty() {
-            assert!(Instant::now() < end, "it does not begin");
-            std::thread::yield_now();
-        }
-        let another = Arc::new(Outbox::new(another, 1024));
-        another.send_soon(line("one "), &flusher);
-        let mut lists = lock(&flusher.lists);
-        (lists.tick, lists.soon) = (Some(Instant::now()), std::mem::take(&mut lists.later));
-        drop((lists, held));
-        assert_eq!(next(&far, 4), "one ");
-        drop(held_longer);
-        let full = Flusher::default();
-        lock(&full.lists).later = vec![first.clone(); MOST_FOR_SOON];
-        another.send_soon(line("two "), &full);
-        assert_eq!(next(&far, 4), "two ");
-    }
-
-    #[test]
-    fn what_may_wait_waits_for_one_tick_and_not_for_three() {
-        let (mut lists, outbox) = (Lists::default(), Arc::new(Outbox::new(link().0, 1024)));
-        assert!(matches!(lists.due(), (none, None) if none.is_empty()));
-        let tick = |lists: &mut Lists| {
-            lists.tick = Some(Instant::now());
-            let (due, wait) = lists.due();
-            assert!(wait.is_none_or(|wait| wait <= SOON) && wait == lists.tick.map(|_| SOON));
-            due.len()
-        };
-        lists.later.push(outbox.clone());
-        assert_eq!(tick(&mut lists), 0);
-        lists.later.extend([outbox.clone(), outbox.clone()]);
-        assert!(matches!(lists.due(), (none, Some(_)) if none.is_empty()), "not before its time");
-        assert_eq!([tick(&mut lists), tick(&mut lists)], [1, 2]);
-        assert!(lists.tick.is_none(), "who has nothing to say soon is not woken");
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //! hear of them, the more of them are told together: ten thousand logins cause changes in the order of seconds, not of
 //! logins squared.
 
+use super::flusher::Flusher;
 use super::frames::{Frame, Part};
 use super::limits::PRESENCE_INTERVAL;
 use super::lock;
-use super::outbox::{Flusher, Pass};
+use super::outbox::Pass;
 use super::session::Session;
 use crate::name::Username;
 use crate::protocol::{MAX_PRESENCE_NAMES, Presence, ServerMessage};
