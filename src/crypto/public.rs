@@ -80,6 +80,13 @@ impl FromStr for Fingerprint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortFingerprint(u64);
 
+impl ShortFingerprint {
+    /// The same as a number, for who compares it often.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Display for ShortFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)

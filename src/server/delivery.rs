@@ -18,7 +18,6 @@ use crate::protocol::{
 };
 use crate::wire::frame;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Recipients that are looked up together, and queued for: some microseconds, for which nobody can log in.
@@ -35,33 +34,37 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let head: Part = protocol::shared_part(&envelope).into();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
-    let mut queue =
-        |session: Option<&Arc<Session>>, (target, (key, key_name)): Route<'_>, pass: Option<&mut Pass>| {
-            let list = match session {
-                None => &mut sent.offline,
-                Some(session) if !session.uses_key(*key_name) => &mut sent.stale,
-                // README#own-key-only.
-                Some(session) => match session.outbox.deliver(Frame::envelope(head.clone(), key), pass) {
+    let mut queue = |found: Found<'_>, (target, (key, _)): Route<'_>, pass: Option<&mut Pass>| {
+        let list = match found {
+            Found::Offline => &mut sent.offline,
+            Found::Stale => &mut sent.stale,
+            // README#own-key-only.
+            Found::Online(session) => {
+                match session.outbox.deliver(Frame::envelope(head.clone(), key), pass) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
                         status::BUSY.add();
                         &mut sent.busy
                     }
                     Queued::Gone => &mut sent.offline,
-                },
-            };
-            list.push(target);
+                }
+            }
         };
+        list.push(target);
+    };
     let (alone, mut pass) = (targets.len() == 1, Pass::default());
     let mut routes = targets.into_iter().zip(keys.values().zip(sessions.values())).peekable();
     if alone && let Some(only) = routes.next() {
-        queue(shared.registry.get(&only.0).as_ref(), only, None);
+        let session = shared.registry.get(&only.0);
+        queue(Found::new(session.as_deref(), &only), only, None);
     }
     while routes.peek().is_some() {
         let online = shared.registry.look();
-        for route in routes.by_ref().take(TOGETHER) {
-            queue(online.get(&route.0), route, Some(&mut pass));
-        }
+        // All before the first is queued for: the processor then waits for their memory at once, not for one after the other.
+        let found =
+            routes.by_ref().take(TOGETHER).map(|route| (Found::new(online.get(&route.0), &route), route));
+        let some: Vec<_> = found.collect();
+        some.into_iter().for_each(|(found, route)| queue(found, route, Some(&mut pass)));
     }
     shared.flusher.add(pass);
     ServerMessage::Sent(sent)
@@ -69,6 +72,24 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
 
 /// For whom, under which wrapped key, and for which session key that is.
 type Route<'a> = (Username, (&'a WrappedKey, &'a ShortFingerprint));
+
+/// Where an envelope can go.
+enum Found<'a> {
+    Online(&'a Session),
+    /// On-line with another session key.
+    Stale,
+    Offline,
+}
+
+impl Found<'_> {
+    fn new<'a>(session: Option<&'a Session>, (_, (_, key_name)): &Route<'_>) -> Found<'a> {
+        match session {
+            None => Found::Offline,
+            Some(session) if !session.uses_key(**key_name) => Found::Stale,
+            Some(session) => Found::Online(session),
+        }
+    }
+}
 
 /// The longest kind, in bytes: the server passes on kinds that it does not know; those of today have at most 11.
 const MAX_KIND: usize = 32;
@@ -210,6 +231,7 @@ mod tests {
     use crate::protocol::{EnvelopeFields, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
+    use std::sync::Arc;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const TRANSFER: [u8; 16] = [9; 16];

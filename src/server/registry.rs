@@ -39,8 +39,8 @@ pub struct Sessions<'a>(RwLockReadGuard<'a, HashMap<Username, Arc<Session>>>);
 
 impl Sessions<'_> {
     /// As [`Registry::get`].
-    pub fn get(&self, name: &Username) -> Option<&Arc<Session>> {
-        self.0.get(name)
+    pub fn get(&self, name: &Username) -> Option<&Session> {
+        self.0.get(name).map(Arc::as_ref)
     }
 }
 

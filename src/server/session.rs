@@ -14,6 +14,7 @@ use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Tokens of sessions that were taken over and can still be told so, two for each: enough for a person who moves between
@@ -35,6 +36,8 @@ pub struct Session {
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
+    /// Of the session key in use, its [number](ShortFingerprint::number). Changes with `current`, under its lock.
+    key_name: AtomicU64,
     /// Tokens of the sessions that this one has taken over from, the latest first: who comes back with one is told so.
     superseded: Mutex<[Key; SUPERSEDED]>,
     /// How many packets others may send to this client, by sender and transfer: none is 0, so that there are
@@ -44,7 +47,6 @@ pub struct Session {
 
 /// What a renewal replaces.
 struct Current {
-    key_name: ShortFingerprint,
     certificate: SessionKeyFields,
     token: Key,
     /// Milliseconds since 1970.
@@ -56,7 +58,6 @@ struct Current {
 impl Current {
     fn new(certificate: &SessionCertificate, now_ms: u64, former: (Key, u64)) -> Current {
         Current {
-            key_name: certificate.key.fingerprint().short(),
             certificate: SessionKeyFields::new(certificate),
             token: Key::random(),
             expires: now_ms + SESSION_KEY_LIFETIME.as_millis() as u64,
@@ -76,6 +77,10 @@ impl Current {
     }
 }
 
+fn number(certificate: &SessionCertificate) -> u64 {
+    certificate.key.fingerprint().short().number()
+}
+
 impl Session {
     /// The session, and what its client is told. `now_ms` is in milliseconds since 1970.
     pub fn new(login: &Authenticated, outbox: Arc<Outbox>, now_ms: u64) -> (Session, protocol::Session) {
@@ -87,6 +92,7 @@ impl Session {
             slot: Slot::default(),
             identity: login.identity().spki(),
             current: Mutex::new(current),
+            key_name: AtomicU64::new(number(login.certificate())),
             superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
         };
@@ -103,6 +109,7 @@ impl Session {
         }
         let former = (current.token.duplicate(), current.expires);
         *current = Current::new(certificate, now_ms, former);
+        self.key_name.store(number(certificate), Ordering::Release);
         Some(current.announcement())
     }
 
@@ -127,9 +134,9 @@ impl Session {
         IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
     }
 
-    /// Whether `key_name` names the session key in use.
+    /// Whether `key_name` names the session key in use. Without a lock: a broadcast asks a thousand of them.
     pub fn uses_key(&self, key_name: ShortFingerprint) -> bool {
-        lock(&self.current).key_name == key_name
+        self.key_name.load(Ordering::Acquire) == key_name.number()
     }
 
     /// This client lets `sender` send so many packets more. False, and nothing, if there would be more than
@@ -197,7 +204,7 @@ pub(super) mod tests {
     fn current(token: Key, expires: u64, former: (Key, u64)) -> Current {
         let certificate =
             SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
-        Current { key_name: Fingerprint([0; 32]).short(), certificate, token, expires, former }
+        Current { certificate, token, expires, former }
     }
 
     /// The session of one who never logged in, and the other end of its connection.
@@ -209,6 +216,7 @@ pub(super) mod tests {
             slot: Slot::default(),
             identity: Vec::new(),
             current: Mutex::new(current(Key::random(), u64::MAX, (Key::random(), u64::MAX))),
+            key_name: AtomicU64::new(0),
             superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
         };
