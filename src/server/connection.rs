@@ -10,6 +10,7 @@ use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
 use super::limits::{self, Ticket, Unfinished};
 use super::outbox::{Buffers, Link, Outbox};
+use super::registry::Place;
 use super::resume::Resumption;
 use super::session::Session;
 use super::{Shared, delivery, status};
@@ -88,8 +89,8 @@ fn not_a_message(error: DecodeError) -> ServerMessage {
 }
 
 /// How a guest became a client.
-enum Entry {
-    Login(Box<Authenticated>),
+enum Entry<'a> {
+    Login(Box<Authenticated>, Place<'a>),
     Resumed(Resumption),
 }
 
@@ -110,7 +111,7 @@ pub fn admit(
     let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
     let mut guest = Guest { shared, address, channel, reader, lines, deadline, begun: false, patience };
     match guest.log_in() {
-        Ok(Entry::Login(login)) => Some(Client::new(guest, &login, ticket)),
+        Ok(Entry::Login(login, place)) => Some(Client::new(guest, &login, place, ticket)),
         Ok(Entry::Resumed(resumption)) => Client::resumed(guest, resumption, ticket),
         Err(refusal) => {
             if let Refusal::Say(message) = refusal {
@@ -128,7 +129,7 @@ pub fn admit(
     }
 }
 
-impl Guest<'_> {
+impl<'a> Guest<'a> {
     pub(super) fn say(&self, message: &ServerMessage) -> io::Result<()> {
         let mut wire = Vec::new();
         self.channel.encrypt(&message.encode(), &mut wire)?;
@@ -179,12 +180,13 @@ impl Guest<'_> {
     }
 
     /// Registrations, then a login or a resumption, which succeeds or fails. README#connection-order.
-    fn log_in(&mut self) -> Result<Entry, Refusal> {
+    fn log_in(&mut self) -> Result<Entry<'a>, Refusal> {
         loop {
             match self.next()? {
                 ClientMessage::Register(request) => self.register(request)?,
                 ClientMessage::LoginRequest(request) => {
-                    return self.challenge(request).map(|login| Entry::Login(Box::new(login)));
+                    let login = self.challenge(request);
+                    return login.map(|(login, place)| Entry::Login(Box::new(login), place));
                 }
                 ClientMessage::ResumeRequest(request) => return self.resume(request).map(Entry::Resumed),
                 ClientMessage::ChallengeResponse(_)
@@ -243,7 +245,7 @@ impl Guest<'_> {
         refuse(ErrorCode::ServerError, "the server cannot store accounts now: tell its operator")
     }
 
-    fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
+    fn challenge(&mut self, request: LoginRequest) -> Result<(Authenticated, Place<'a>), Refusal> {
         check_version(request.version)?;
         self.refuse_locked(&request.username)?;
         let seen = self.shared.accounts.see(&request.username);
@@ -262,27 +264,28 @@ impl Guest<'_> {
         let verified = pending.verify(*response, self.channel.exporter(), clock::now_ms());
         let is_current = || seen.is_some_and(|seen| self.shared.accounts.admit(&seen));
         match verified.and_then(|login| is_current().then_some(login).ok_or(AuthError::Denied)) {
-            Ok(login) if !self.has_place(login.name()) => {
-                self.shared.lockout.forgive(&name, self.address);
-                self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
-                Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"))
-            }
             Ok(login) => {
                 self.shared.lockout.forgive(&name, self.address);
+                let Some(place) = self.place(login.name()) else {
+                    self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
+                    return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
+                };
                 self.audit("login", &name);
-                Ok(login)
+                Ok((login, place))
             }
             Err(error) => Err(self.failed("login_failed", &name, locks, error)),
         }
     }
 
-    /// Who takes over a session of their own needs no new place; one without a connection gives up its place.
-    /// README#full.
-    fn has_place(&self, name: &Username) -> bool {
-        let registry = &self.shared.registry;
-        registry.count() < self.shared.limits.clients
-            || registry.get(name).is_some()
-            || self.shared.grace.end_first(self.shared)
+    /// One without a connection gives up its place. README#full.
+    fn place(&self, name: &Username) -> Option<Place<'a>> {
+        let shared = self.shared;
+        loop {
+            let place = shared.registry.place(name, shared.limits.clients);
+            if place.is_some() || !shared.grace.end_first(shared) {
+                return place;
+            }
+        }
     }
 
     /// The last word on a request for a new password. README#password-race.
@@ -383,7 +386,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(guest: Guest<'_>, login: &Authenticated, ticket: Ticket) -> Client {
+    fn new(guest: Guest<'_>, login: &Authenticated, place: Place<'_>, ticket: Ticket) -> Client {
         let Guest { shared, channel, reader, lines, address, .. } = guest;
         ticket.logged_in();
         let link = Link::new(channel, ticket);
@@ -392,7 +395,7 @@ impl Client {
         // Queued first: the session is the first thing that its client hears.
         session.outbox.send(Frame::aside(&ServerMessage::Session(announcement)));
         let session = Arc::new(session);
-        if let Some(former) = shared.registry.add(&session) {
+        if let Some(former) = shared.registry.add(&session, place) {
             // README#replaced.
             grace::dismiss(
                 shared,
@@ -644,7 +647,7 @@ mod tests {
     /// One who is logged in, and the other end of the connection. The bucket is full and stays as it is.
     fn client(shared: &Arc<Shared>, name: &str) -> (Client, TcpStream) {
         let (session, _) = session(name);
-        assert!(shared.registry.add(&session).is_none());
+        assert!(shared.registry.add(&session, Place::default()).is_none());
         let (link, far) = link();
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         let claim = session.outbox.claim(0).expect("nothing was sent");
@@ -833,15 +836,20 @@ mod tests {
         Arc::get_mut(&mut shared).expect("nobody else has it yet").limits.clients = 2;
         let (guest, _far) = guest(&shared);
         let (_alice, _far) = client(&shared, "alice");
-        assert!(guest.has_place(&name("bob")));
+        let has_place = |of: &str| guest.place(&name(of)).is_some();
+        assert!(has_place("bob"));
+        let reserved = guest.place(&name("bob"));
+        assert!(!has_place("carol") && has_place("alice"), "of two who come at once, one has it");
+        drop(reserved);
+        assert!(has_place("carol"));
         let (bob, _far) = client(&shared, "bob");
-        assert!(!guest.has_place(&name("carol")) && guest.has_place(&name("bob")));
+        assert!(!has_place("carol") && has_place("bob"));
         let (session, link) = (bob.session.clone(), bob.link.clone());
         drop(bob);
         assert!(session.outbox.is_open() && !session.outbox.serves(&link));
-        assert!(guest.has_place(&name("bob")) && guest.has_place(&name("alice")));
+        assert!(has_place("bob") && has_place("alice"));
         assert!(session.outbox.is_open() && shared.registry.count() == 2, "they need no place of another");
-        assert!(guest.has_place(&name("carol")));
+        assert!(has_place("carol"));
         assert!(!session.outbox.is_open() && shared.registry.count() == 1);
     }
 

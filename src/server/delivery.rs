@@ -224,6 +224,7 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
 mod tests {
     use super::super::frames::tests::under_pressure;
     use super::super::outbox::tests::link;
+    use super::super::registry::Place;
     use super::super::session::tests::session;
     use super::super::tests::shared;
     use super::*;
@@ -243,7 +244,7 @@ mod tests {
     /// One who is on-line, and the other end of the connection.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
-        assert!(shared.registry.add(&session).is_none());
+        assert!(shared.registry.add(&session, Place::default()).is_none());
         (session, far)
     }
 

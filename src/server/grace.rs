@@ -215,6 +215,7 @@ fn end(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::accounts::tests::Folder;
+    use super::super::registry::Place;
     use super::super::session::tests::session;
     use super::super::tests::shared;
     use super::*;
@@ -228,7 +229,7 @@ mod tests {
     /// Somebody on-line, whose frames this thread handles.
     fn turn(shared: &Arc<Shared>, name: &str) -> Turn {
         let (session, _) = session(name);
-        shared.registry.add(&session);
+        shared.registry.add(&session, Place::default());
         Turn::first(shared, &session, inbound())
     }
 

@@ -14,6 +14,7 @@ use super::session::Session;
 use crate::name::Username;
 use crate::protocol::{MAX_PRESENCE_NAMES, Presence, ServerMessage};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub struct Registry {
     sessions: RwLock<HashMap<Username, Arc<Session>>>,
+    /// Places that are taken and have no session yet. Changes under the lock of `sessions`.
+    reserved: AtomicUsize,
     changes: Mutex<Changes>,
     changed: Condvar,
 }
@@ -44,9 +47,35 @@ impl Sessions<'_> {
     }
 }
 
+/// The place of one who is about to be [added](Registry::add): until then, or until it is dropped, nobody else gets it.
+#[derive(Default)]
+pub struct Place<'a>(Option<&'a AtomicUsize>);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.0 {
+            reserved.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Registry {
+    /// A place for somebody of this name; who takes over a session of their own needs no new one. `None` if `limit` are
+    /// on-line, or about to be. README#full.
+    pub fn place(&self, name: &Username, limit: usize) -> Option<Place<'_>> {
+        let sessions = self.write();
+        if sessions.contains_key(name) {
+            return Some(Place(None));
+        }
+        let has_room = sessions.len() + self.reserved.load(Ordering::Relaxed) < limit;
+        has_room.then(|| {
+            self.reserved.fetch_add(1, Ordering::Relaxed);
+            Place(Some(&self.reserved))
+        })
+    }
+
     /// Adds a session and returns the one it replaces; `None` if nobody of that name was on-line.
-    pub fn add(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
+    pub fn add(&self, session: &Arc<Session>, place: Place<'_>) -> Option<Arc<Session>> {
         // Both at once, or a newcomer could hear of changes before the whole list.
         let mut changes = lock(&self.changes);
         let mut sessions = self.write();
@@ -55,7 +84,7 @@ impl Registry {
             // Before anybody finds it: who comes back for the former one is to be told of this one.
             session.supersede(former);
         }
-        drop(sessions);
+        drop((place, sessions));
         changes.newcomers.push(session.clone());
         if former.is_some() {
             changes.ended.insert(session.name.clone());
@@ -290,17 +319,20 @@ mod tests {
         let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
         let full = |names: &str| [(true, names.to_string(), String::new())];
         let change = |joined: &str, left: &str| [(false, joined.to_string(), left.to_string())];
-        assert!(registry.add(&alice.0).is_none() && registry.add(&bob.0).is_none());
+        assert!(
+            registry.add(&alice.0, Place::default()).is_none()
+                && registry.add(&bob.0, Place::default()).is_none()
+        );
         round(&registry, &mut told);
         assert_eq!((heard(&alice), heard(&bob)), (full("alice bob").into(), full("alice bob").into()));
-        assert!(registry.add(&carol.0).is_none());
+        assert!(registry.add(&carol.0, Place::default()).is_none());
         round(&registry, &mut told);
         for one in [&alice, &bob] {
             assert_eq!(heard(one), change("carol", ""));
         }
         assert_eq!(heard(&carol), full("alice bob carol"));
         // Who logs in anew has left and joined: what was agreed with the former session is void.
-        assert!(registry.add(&again.0).is_some_and(|former| Arc::ptr_eq(&former, &bob.0)));
+        assert!(registry.add(&again.0, Place::default()).is_some_and(|former| Arc::ptr_eq(&former, &bob.0)));
         assert!(!registry.remove(&bob.0), "the end of the former session is not that of the person");
         round(&registry, &mut told);
         for one in [&alice, &carol] {
@@ -313,7 +345,7 @@ mod tests {
         assert!(registry.count() == 2 && registry.get(name).is_none());
         // Nobody hears of one who came and went in between.
         let dave = session("dave");
-        registry.add(&dave.0);
+        registry.add(&dave.0, Place::default());
         registry.remove(&dave.0);
         round(&registry, &mut told);
         assert_eq!((heard(&alice), heard(&carol)), (change("", "bob").into(), change("", "bob").into()));
