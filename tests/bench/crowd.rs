@@ -23,8 +23,6 @@ use std::time::{Duration, Instant};
 
 /// Logins under way at once.
 const AT_ONCE: usize = 16;
-/// Threads that poll.
-const WORKERS: usize = 2;
 /// Sequence numbers begin here, so that all of them have as many digits.
 const FIRST: u64 = 1_000_000_000;
 /// Messages of one sender whose time is remembered.
@@ -265,10 +263,12 @@ enum Order {
     End(Sender<Found>),
 }
 
-/// All clients, each with one of the workers.
+/// All clients. One thread polls them, as in a generator of load for other servers, or figures could not be compared: to wake
+/// a thread of the clients' costs the server more than to find it awake.
 pub struct Crowd {
-    workers: Vec<(Sender<Order>, Arc<Waker>)>,
-    threads: Vec<JoinHandle<()>>,
+    orders: Option<Sender<Order>>,
+    waker: Waker,
+    worker: Option<JoinHandle<()>>,
     /// Connections that ended.
     pub closed: Arc<AtomicUsize>,
 }
@@ -276,17 +276,13 @@ pub struct Crowd {
 impl Crowd {
     /// Logs in `members`, whose accounts are there; and how long each login took, in milliseconds.
     pub fn log_in(port: u16, members: std::ops::Range<usize>) -> (Crowd, Vec<f64>) {
+        let (order, orders) = channel();
+        let poll = Poll::new().expect("a poll");
+        let waker = Waker::new(poll.registry(), Token(usize::MAX)).expect("a waker");
         let closed = Arc::new(AtomicUsize::new(0));
-        let (mut workers, mut threads) = (Vec::new(), Vec::new());
-        for _ in 0..WORKERS {
-            let (order, orders) = channel();
-            let poll = Poll::new().expect("a poll");
-            let waker = Arc::new(Waker::new(poll.registry(), Token(usize::MAX)).expect("a waker"));
-            workers.push((order, waker));
-            let closed = closed.clone();
-            threads.push(thread::spawn(move || Worker::new(poll, orders, closed).run()));
-        }
-        let crowd = Crowd { workers, threads, closed };
+        let its_closed = closed.clone();
+        let worker = Some(thread::spawn(move || Worker::new(poll, orders, its_closed).run()));
+        let crowd = Crowd { orders: Some(order), waker, worker, closed };
         let (next, times) = (AtomicUsize::new(members.start), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
@@ -299,8 +295,7 @@ impl Crowd {
                         let begin = Instant::now();
                         let member = Member::log_in(port, number);
                         times.lock().expect("whole").push(begin.elapsed().as_secs_f64() * 1e3);
-                        // Both of a pair have the same worker.
-                        crowd.order(number / 2 % WORKERS, Order::Join(Box::new(member)));
+                        crowd.order(Order::Join(Box::new(member)));
                     }
                 });
             }
@@ -308,20 +303,19 @@ impl Crowd {
         (crowd, times.into_inner().expect("whole"))
     }
 
-    fn order(&self, worker: usize, order: Order) {
-        let (orders, waker) = &self.workers[worker];
-        orders.send(order).expect("it runs");
-        waker.wake().expect("it runs");
+    fn order(&self, order: Order) {
+        self.orders.as_ref().expect("it runs").send(order).expect("it runs");
+        self.waker.wake().expect("it runs");
     }
 
     /// These read nothing from now on.
     pub fn deafen(&self, members: std::ops::Range<usize>) {
-        (0..WORKERS).for_each(|worker| self.order(worker, Order::Deafen(members.clone())));
+        self.order(Order::Deafen(members));
     }
 
     /// Carries a plan out.
     pub fn carry_out(&self, plan: &Arc<Plan>) -> Found {
-        (0..WORKERS).for_each(|worker| self.order(worker, Order::Begin(plan.clone())));
+        self.order(Order::Begin(plan.clone()));
         let (mut heard, mut since, mut last) = (0, Instant::now(), Instant::now());
         loop {
             thread::sleep(Duration::from_millis(5));
@@ -334,33 +328,23 @@ impl Crowd {
                 break;
             }
         }
-        let mut found = self.found();
+        let (tell, told) = channel();
+        self.order(Order::End(tell));
+        let mut found = told.recv().expect("it answers");
         (found.said, found.heard) = (Plan::total(&plan.said), Plan::total(&plan.heard));
         found.lost = found.said * plan.receivers as u64 - found.heard;
         found.seconds = last.duration_since(plan.begin).as_secs_f64();
         found
     }
-
-    fn found(&self) -> Found {
-        let (tell, told) = channel();
-        (0..WORKERS).for_each(|worker| self.order(worker, Order::End(tell.clone())));
-        drop(tell);
-        told.iter().fold(Found::default(), |mut all, one| {
-            all.times.merge(&one.times);
-            all.bytes += one.bytes;
-            all.wrong += one.wrong;
-            all.busy += one.busy;
-            all
-        })
-    }
 }
 
 impl Drop for Crowd {
     fn drop(&mut self) {
-        for (_, waker) in std::mem::take(&mut self.workers) {
-            let _ = waker.wake();
+        self.orders = None;
+        let _ = self.waker.wake();
+        if let Some(worker) = self.worker.take() {
+            worker.join().expect("it ends");
         }
-        self.threads.drain(..).for_each(|thread| thread.join().expect("it ends"));
     }
 }
 
