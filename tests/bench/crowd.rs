@@ -56,10 +56,6 @@ impl Times {
         self.0[octave * 32 + step as usize] += 1;
     }
 
-    fn merge(&mut self, other: &Times) {
-        self.0.iter_mut().zip(&other.0).for_each(|(mine, its)| *mine += its);
-    }
-
     /// The time in milliseconds that so many of 1,000 did not exceed.
     pub fn permille(&self, share: u64) -> f64 {
         let total: u64 = self.0.iter().sum();
