@@ -162,10 +162,12 @@ impl Source {
         if self.has_changed() {
             return Err(io::Error::other("the file has changed meanwhile"));
         }
+        sweep(folder);
         // A name that no other copy has, which may be under way at the same time.
         let part = part_path(folder, person, &random());
         let mut copy = disk::create_new(&part)?;
         let copied = (|| {
+            claim(&copy, &part)?;
             let mut from = &self.file;
             from.rewind()?;
             io::copy(&mut from, &mut copy).map(drop)
@@ -175,6 +177,19 @@ impl Source {
             let _ = fs::remove_file(&part);
         }
         placed
+    }
+}
+
+/// Removes copies that were cut off, by a crash or an exit: those that nobody is writing. It is tidiness: a failure is the next one's.
+fn sweep(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "part"))
+    {
+        let is_abandoned = part_options().open(&path).is_ok_and(|part| claim(&part, &path).is_ok());
+        if is_abandoned {
+            let _ = fs::remove_file(&path);
+        }
     }
 }
 
@@ -211,6 +226,12 @@ fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
     folder.join(format!("{person}_{hash}.part"))
 }
 
+fn part_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
+}
+
 /// No part is written by two at once, and none that has got its name meanwhile.
 fn claim(file: &File, path: &Path) -> io::Result<()> {
     match file.try_lock() {
@@ -235,10 +256,7 @@ impl Part {
     /// With the path in the text; `WouldBlock` if it is being written.
     pub fn open(folder: &Path, sender: &Username, sha256: &[u8; 32]) -> io::Result<Part> {
         let path = part_path(folder, sender, sha256);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = options.open(&path).map_err(disk::at(&path))?;
+        let file = part_options().create(true).truncate(false).open(&path).map_err(disk::at(&path))?;
         claim(&file, &path).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => error,
             _ => disk::at(&path)(error),
@@ -458,6 +476,13 @@ mod tests {
         let bob = "bob".parse().expect("name");
         let copy = source.copy(&folder.0, &bob).expect("copied");
         assert_eq!(fs::read(copy).expect("read"), b"content");
+        // One that was cut off goes with the next; one that is being made stays, and so does what is no copy.
+        let [cut, held] = ["bob_00.part", "bob_01.part"].map(|name| folder.0.join(name));
+        fs::write(&cut, b"con").expect("written");
+        let being_made = disk::create_new(&held).expect("made");
+        being_made.try_lock().expect("free");
+        source.copy(&folder.0, &bob).expect("copied");
+        assert!(!cut.exists() && held.exists() && folder.0.join("file").exists());
         fs::write(folder.0.join("file"), b"short").expect("written");
         assert!(source.has_changed() && source.copy(&folder.0, &bob).is_err());
         assert!(source.hash(|_| true).is_err());
