@@ -5,7 +5,7 @@
 //! counted); what anyone can cause again and again is written so often a minute and then only
 //! counted, so nobody can drown what others do. Format: README#security-log.
 
-use super::{limits, lock};
+use super::{doors, lock};
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
@@ -55,7 +55,7 @@ struct Lines {
 impl Recent {
     /// Counts an event. `None` if there were `max` lines of it already, else how many were left out before.
     fn count(&mut self, event: &'static str, address: Option<IpAddr>, max: u32, now: Instant) -> Option<u64> {
-        let mut key = (event, address.map(limits::origin));
+        let mut key = (event, address.map(doors::origin));
         if self.0.len() >= MAX_KEYS && !self.0.contains_key(&key) {
             key.1 = None;
         }

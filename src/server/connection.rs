@@ -6,13 +6,15 @@
 //! ([`grace`]), which waits for another connection unless it has ended.
 
 use super::accounts::Seen;
+use super::doors::Ticket;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
-use super::limits::{self, Ticket, Unfinished};
+use super::limits;
 use super::outbox::{Buffers, Link, Outbox};
 use super::registry::Place;
 use super::resume::Resumption;
 use super::session::Session;
+use super::unfinished::Unfinished;
 use super::{Shared, delivery, status};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
@@ -627,8 +629,8 @@ impl Drop for Client {
 
 #[cfg(test)]
 mod tests {
-    use super::super::limits::Bucket;
     use super::super::outbox::tests::link;
+    use super::super::rates::Bucket;
     use super::super::session::tests::session;
     use super::super::tests::shared;
     use super::*;

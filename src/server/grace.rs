@@ -12,7 +12,8 @@
 //! its link. What it had read and not handled is not counted, so the client sends it again. Then it drops its `Turn`.
 
 use super::frames::Frame;
-use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, Bucket};
+use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES};
+use super::rates::Bucket;
 use super::session::Session;
 use super::{Shared, lock};
 use crate::protocol::{ErrorCode, Received, ServerMessage};

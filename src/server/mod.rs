@@ -12,29 +12,36 @@ mod certificates;
 pub mod check;
 pub mod connection;
 pub mod delivery;
+pub mod doors;
 pub mod flusher;
 pub mod frames;
 pub mod grace;
 mod journal;
 pub mod limits;
+pub mod lockout;
 pub mod locks;
 pub mod options;
 pub mod outbox;
+pub mod rates;
 pub mod registry;
 pub mod resume;
 pub mod session;
 pub mod status;
+pub mod unfinished;
 
 use crate::disk;
 use crate::name::Username;
 use accounts::Accounts;
 use audit::Audit;
 use certificates::Certificates;
+use doors::Doors;
 use flusher::Flusher;
 use grace::Grace;
-use limits::{Doors, Limits, Lockout, Registrations};
+use limits::Limits;
+use lockout::Lockout;
 use locks::Locks;
 use options::Options;
+use rates::Registrations;
 use registry::Registry;
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -86,7 +93,7 @@ struct AdmissionQueue {
     wake: Condvar,
 }
 
-type Admission = (Arc<TcpStream>, std::net::IpAddr, limits::Ticket);
+type Admission = (Arc<TcpStream>, std::net::IpAddr, doors::Ticket);
 
 /// A lock that a panic elsewhere does not poison: every critical section here leaves its data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

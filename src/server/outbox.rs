@@ -17,8 +17,9 @@
 //! and is sent again. [`Outbox::claim`] takes the link off, [`Outbox::attach`] puts the next one in, and only for the
 //! latest claim: of two resumptions at once the later one wins.
 
+use super::doors::Ticket;
 use super::frames::{FalseAck, Frame, Frames};
-use super::limits::{MAX_WRITERS, Ticket};
+use super::limits::MAX_WRITERS;
 use super::{lock, status};
 use crate::wire::tls::Channel;
 use std::io::ErrorKind;
@@ -420,7 +421,8 @@ pub struct Pass(pub(super) Vec<Arc<Outbox>>);
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::limits::{Doors, Limits};
+    use super::super::doors::Doors;
+    use super::super::limits::Limits;
     use super::*;
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
