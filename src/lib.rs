@@ -11,7 +11,7 @@
 //! | room | what it is for |
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
-//! | [`server`] | accept → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox); for its operator [`admin`](server::admin), [`check`](server::check), [`status`](server::status) |
+//! | [`server`] | accept → [`guest`](server::guest) → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox); for its operator [`admin`](server::admin), [`check`](server::check), [`status`](server::status) |
 //! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::conversations) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |

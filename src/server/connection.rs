@@ -5,10 +5,10 @@
 //! outside every lock. Whatever ends a connection, `Drop` gives back its turn to read from its session
 //! ([`grace`]), which waits for another connection unless it has ended.
 
-use super::accounts::Seen;
 use super::doors::Ticket;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
+use super::guest::{Entry, Guest, linger, not_a_message};
 use super::limits;
 use super::outbox::{Buffers, Link, Outbox};
 use super::registry::Place;
@@ -16,85 +16,18 @@ use super::resume::Resumption;
 use super::session::Session;
 use super::unfinished::Unfinished;
 use super::{Shared, delivery, status};
-use crate::auth::{self, AuthError, Authenticated, PendingLogin};
+use crate::auth::Authenticated;
 use crate::clock;
 use crate::crypto::public::{SessionCertificate, SessionPublicKey};
-use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, Grant, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN,
-    MAX_PACKET, Packet, PasswordChange, Register, ServerMessage, SessionKeyFields, VERSION,
+    ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
+    SessionKeyFields,
 };
 use crate::wire::frame::{self, Lines};
-use crate::wire::tls::{Channel, Reader, Received};
-use std::io;
+use crate::wire::tls::{Reader, Received};
 use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// A connection that is not logged in.
-pub(super) struct Guest<'a> {
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) address: IpAddr,
-    pub(super) channel: Channel,
-    reader: Reader,
-    lines: Lines,
-    deadline: Instant,
-    /// The first line has come.
-    begun: bool,
-    /// Lines that may still come before the login is complete.
-    patience: u32,
-}
-
-/// A connection that ends has this long for its last words, and the other side's: a round trip, and no more.
-const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
-/// comes is read for a moment.
-fn linger(channel: &Channel, reader: &mut Reader) {
-    let end = Instant::now() + LAST_WORD;
-    let (mut sink, mut left) = (Vec::new(), 1024 * 1024usize);
-    while let Some(wait) = end.checked_duration_since(Instant::now()) {
-        match channel.receive(reader, &mut sink, wait) {
-            Ok(Received::Some) if sink.len() < left => left -= sink.len(),
-            _ => return,
-        }
-        sink.clear();
-    }
-}
-
-/// Why a guest is shown out.
-pub(super) enum Refusal {
-    /// The connection is of no more use; nothing can be said.
-    Gone,
-    /// The last thing that is said.
-    Say(ServerMessage),
-}
-
-impl From<io::Error> for Refusal {
-    fn from(_: io::Error) -> Self {
-        Refusal::Gone
-    }
-}
-
-/// README#closing-errors.
-pub(super) fn refuse(code: ErrorCode, text: &str) -> Refusal {
-    Refusal::Say(ServerMessage::error(code, text))
-}
-
-/// README#not-a-message.
-fn not_a_message(error: DecodeError) -> ServerMessage {
-    let code = match error {
-        DecodeError::Malformed => ErrorCode::Malformed,
-        DecodeError::UnknownType => ErrorCode::UnknownType,
-    };
-    ServerMessage::error(code, error.to_string())
-}
-
-/// How a guest became a client.
-enum Entry<'a> {
-    Login(Box<Authenticated>, Place<'a>),
-    Resumed(Resumption),
-}
+use std::time::Instant;
 
 /// Handshake, and login or resumption. `None` if nothing came of it; the other side has been told why.
 pub fn admit(
@@ -103,261 +36,15 @@ pub fn admit(
     address: IpAddr,
     ticket: Ticket,
 ) -> Option<Client> {
-    let deadline = Instant::now() + limits::FIRST_LINE;
-    let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
-    let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(shared));
-    let Ok(channel) = Channel::accept(acceptor, socket, deadline, lines.buffer()) else {
-        shared.audit.limit("handshake_failed", None, Some(address), "");
-        return None;
-    };
-    let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
-    let mut guest = Guest { shared, address, channel, reader, lines, deadline, begun: false, patience };
+    let mut guest = Guest::welcome(shared, socket, address)?;
     match guest.log_in() {
         Ok(Entry::Login(login, place)) => Some(Client::new(guest, &login, place, ticket)),
         Ok(Entry::Resumed(resumption)) => Client::resumed(guest, resumption, ticket),
         Err(refusal) => {
-            if let Refusal::Say(message) = refusal {
-                // Time for the last word, also when time is what ran out.
-                guest.deadline = Instant::now() + LAST_WORD;
-                let _ = guest.say(&message);
-            }
-            let mut wire = Vec::new();
-            guest.channel.encrypt_end(&mut wire);
-            let _ = guest.channel.send_now(&wire);
-            guest.channel.finish();
-            linger(&guest.channel, &mut guest.reader);
+            guest.show_out(refusal);
             None
         }
     }
-}
-
-impl<'a> Guest<'a> {
-    pub(super) fn say(&self, message: &ServerMessage) -> io::Result<()> {
-        let mut wire = Vec::new();
-        self.channel.encrypt(&message.encode(), &mut wire)?;
-        self.channel.send_by(&wire, self.deadline)
-    }
-
-    /// The next message, within the deadline. README#deadlines.
-    fn hear(&mut self) -> Result<ClientMessage, Refusal> {
-        loop {
-            let wait = self.deadline.saturating_duration_since(Instant::now());
-            if wait.is_zero() {
-                self.shared.audit.limit("login_timed_out", None, Some(self.address), "");
-                return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
-            }
-            match self.lines.next_line() {
-                Ok(Some(_)) if self.patience == 0 => {
-                    return Err(refuse(ErrorCode::TooManyRequests, "too many lines before a login"));
-                }
-                Ok(Some(line)) => {
-                    self.patience -= 1;
-                    return ClientMessage::decode(line).map_err(|e| Refusal::Say(not_a_message(e)));
-                }
-                Ok(None) => {}
-                Err(_) => {
-                    return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB"));
-                }
-            }
-            if self.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
-                return Err(Refusal::Gone);
-            }
-        }
-    }
-
-    /// The next message that is part of a login.
-    pub(super) fn next(&mut self) -> Result<ClientMessage, Refusal> {
-        loop {
-            let message = self.hear()?;
-            if !self.begun {
-                (self.begun, self.deadline) = (true, Instant::now() + limits::LOGIN);
-            }
-            match message {
-                ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
-                ClientMessage::Pong => {}
-                ClientMessage::Logout => return Err(Refusal::Gone),
-                message => return Ok(message),
-            }
-        }
-    }
-
-    /// Registrations, then a login or a resumption, which succeeds or fails. README#connection-order.
-    fn log_in(&mut self) -> Result<Entry<'a>, Refusal> {
-        loop {
-            match self.next()? {
-                ClientMessage::Register(request) => self.register(request)?,
-                ClientMessage::LoginRequest(request) => {
-                    let login = self.challenge(request);
-                    return login.map(|(login, place)| Entry::Login(Box::new(login), place));
-                }
-                ClientMessage::ResumeRequest(request) => return self.resume(request).map(Entry::Resumed),
-                ClientMessage::ChallengeResponse(_)
-                | ClientMessage::PasswordChange(_)
-                | ClientMessage::Resume(_) => {
-                    let text = "ask for a challenge first: login_request, resume_request";
-                    return Err(refuse(ErrorCode::NoChallenge, text));
-                }
-                _ => return Err(refuse(ErrorCode::NotLoggedIn, "log in first")),
-            }
-        }
-    }
-
-    fn audit(&self, event: &'static str, user: &Username) {
-        self.shared.audit.log(event, Some(user), Some(self.address), "");
-    }
-
-    /// README#registration-limit.
-    fn register(&mut self, request: Register) -> Result<(), Refusal> {
-        check_version(request.version)?;
-        if self.shared.closed {
-            return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
-        }
-        self.count_record()?;
-        let name = request.username.clone();
-        let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
-        // On disk first: README#confirmed.
-        match self.shared.accounts.register(account, &identity) {
-            Ok(()) => {
-                self.audit("registered", &name);
-                Ok(self.say(&ServerMessage::Registered)?)
-            }
-            Err(error @ super::accounts::RegisterError::NameTaken) => {
-                self.audit("name_taken", &name);
-                Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, error.to_string()))?)
-            }
-            Err(super::accounts::RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
-        }
-    }
-
-    /// What makes `users.json` grow is counted by address.
-    fn count_record(&self) -> Result<(), Refusal> {
-        self.shared.registrations.take(self.address).map_err(|wait| {
-            self.shared.audit.limit("too_many_registrations", None, Some(self.address), "");
-            Refusal::Say(ServerMessage::Error(Failure {
-                code: ErrorCode::TooManyRequests.as_str().into(),
-                message: "too many new accounts and passwords from your address".into(),
-                id: None,
-                retry_after: Some(wait.as_secs() + 1),
-            }))
-        })
-    }
-
-    fn not_stored(&self, name: &Username, error: &io::Error) -> Refusal {
-        self.shared.audit.log("storage_failed", Some(name), Some(self.address), &error.to_string());
-        refuse(ErrorCode::ServerError, "the server cannot store accounts now: tell its operator")
-    }
-
-    fn challenge(&mut self, request: LoginRequest) -> Result<(Authenticated, Place<'a>), Refusal> {
-        check_version(request.version)?;
-        self.refuse_locked(&request.username)?;
-        let seen = self.shared.accounts.see(&request.username);
-        let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), self.shared.accounts.secret());
-        let (pending, challenge) = PendingLogin::new(request, account, secret).map_err(auth_error)?;
-        self.say(&ServerMessage::Challenge(challenge))?;
-        let response = match self.next()? {
-            ClientMessage::ChallengeResponse(response) => response,
-            ClientMessage::PasswordChange(change) => {
-                return Err(self.change_password(pending, seen.as_ref(), *change));
-            }
-            _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
-        };
-        let name = pending.name().clone();
-        let locks = self.count_attempt(&name)?;
-        let verified = pending.verify(*response, self.channel.exporter(), clock::now_ms());
-        let is_current = || seen.is_some_and(|seen| self.shared.accounts.admit(&seen));
-        match verified.and_then(|login| is_current().then_some(login).ok_or(AuthError::Denied)) {
-            Ok(login) => {
-                self.shared.lockout.forgive(&name, self.address);
-                let Some(place) = self.place(login.name()) else {
-                    self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
-                    return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
-                };
-                self.audit("login", &name);
-                Ok((login, place))
-            }
-            Err(error) => Err(self.failed("login_failed", &name, locks, error)),
-        }
-    }
-
-    /// One without a connection gives up its place. README#full.
-    fn place(&self, name: &Username) -> Option<Place<'a>> {
-        let shared = self.shared;
-        loop {
-            let place = shared.registry.place(name, shared.limits.clients);
-            if place.is_some() || !shared.grace.end_first(shared) {
-                return place;
-            }
-        }
-    }
-
-    /// The last word on a request for a new password. README#password-race.
-    fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
-        let name = pending.name().clone();
-        let changed = self.count_attempt(&name).and_then(|locks| {
-            let failed = |error| self.failed("password_change_failed", &name, locks, error);
-            let new = pending.verify_change(change, self.channel.exporter()).map_err(failed)?;
-            self.shared.lockout.forgive(&name, self.address);
-            self.count_record()?;
-            let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
-            match stored.map_err(|error| self.not_stored(&name, &error))? {
-                true => Ok(()),
-                false => Err(self.failed("password_change_failed", &name, false, AuthError::Denied)),
-            }
-        });
-        match changed {
-            Err(refusal) => refusal,
-            Ok(()) => {
-                self.audit("password_changed", &name);
-                Refusal::Say(ServerMessage::PasswordChanged)
-            }
-        }
-    }
-
-    /// Counted before anything is checked: parallel guesses are guesses too. True if it is the one that
-    /// locks the name. README#lockout.
-    fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
-        self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
-    }
-
-    fn failed(&self, event: &'static str, name: &Username, locks: bool, error: AuthError) -> Refusal {
-        self.audit(event, name);
-        if locks {
-            self.audit("locked", name);
-            self.shared.remember_lock(name);
-        }
-        auth_error(error)
-    }
-
-    fn refuse_locked(&self, name: &Username) -> Result<(), Refusal> {
-        match self.shared.lockout.locked(name, self.address) {
-            Some(left) => Err(self.locked(name, left)),
-            None => Ok(()),
-        }
-    }
-
-    fn locked(&self, name: &Username, left: Duration) -> Refusal {
-        self.shared.audit.limit("login_while_locked", Some(name), Some(self.address), "");
-        let message = "too many failed logins".to_string();
-        let (code, retry_after) = (ErrorCode::Locked.as_str().into(), Some(left.as_secs() + 1));
-        Refusal::Say(ServerMessage::Error(Failure { code, message, id: None, retry_after }))
-    }
-}
-
-/// README#version.
-pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
-    if version == VERSION {
-        return Ok(());
-    }
-    Err(refuse(ErrorCode::UnsupportedVersion, "this server speaks version 1 of the protocol"))
-}
-
-fn auth_error(error: AuthError) -> Refusal {
-    let code = match error {
-        AuthError::BadRounds => ErrorCode::BadRounds,
-        AuthError::BadKey | AuthError::Clock => ErrorCode::BadKey,
-        AuthError::Denied | AuthError::Expired => ErrorCode::LoginFailed,
-    };
-    refuse(code, &error.to_string())
 }
 
 /// Packets with a shorter body than this, in bytes, are counted, too: those of files are larger, but for the last.
@@ -629,15 +316,17 @@ impl Drop for Client {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guest::tests::guest;
     use super::super::outbox::tests::link;
     use super::super::rates::Bucket;
     use super::super::session::tests::session;
     use super::super::tests::shared;
     use super::*;
     use crate::encoding::Fixed;
+    use crate::name::Username;
     use crate::protocol::{KeysRequest, Received as Taken};
     use std::io::Read;
-    use std::net::TcpListener;
+    use std::time::Duration;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const TRANSFER: [u8; 16] = [9; 16];
@@ -657,29 +346,6 @@ mod tests {
         let mut turn = Turn::first(shared, &session, Inbound::new(1, [127, 0, 0, 1].into()));
         turn.inbound().bucket = Bucket::new(1e-9, 4.0);
         (Client::of(shared, turn, link, Reader::default(), Lines::new(MAX_LINE)), far)
-    }
-
-    /// Two ends of a connection.
-    fn socket() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
-        (listener.accept().expect("accepted").0, far)
-    }
-
-    /// One who is not logged in, and the other end of the connection.
-    fn guest(shared: &Arc<Shared>) -> (Guest<'_>, TcpStream) {
-        let (near, far) = socket();
-        let guest = Guest {
-            shared,
-            address: [127, 0, 0, 1].into(),
-            channel: Channel::bare(Arc::new(near)).expect("a socket"),
-            reader: Reader::default(),
-            lines: Lines::new(MAX_LINE_BEFORE_LOGIN),
-            deadline: Instant::now() + HOUR,
-            begun: true,
-            patience: 1,
-        };
-        (guest, far)
     }
 
     fn is_refilled(client: &mut Client) {
@@ -853,30 +519,6 @@ mod tests {
         assert!(session.outbox.is_open() && shared.registry.count() == 2, "they need no place of another");
         assert!(has_place("carol"));
         assert!(!session.outbox.is_open() && shared.registry.count() == 1);
-    }
-
-    /// README#lockout, README#registration-limit.
-    #[test]
-    fn who_waits_for_as_long_as_was_said_has_waited_long_enough() {
-        let (shared, _folder) = shared(HOUR);
-        let (guest, _far) = guest(&shared);
-        let said = |refusal: Refusal| match refusal {
-            Refusal::Say(ServerMessage::Error(Failure { retry_after: Some(seconds), .. })) => seconds,
-            _ => panic!("no time is told"),
-        };
-        for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
-            assert_eq!(said(guest.locked(&name("alice"), Duration::from_millis(left))), seconds);
-        }
-        let refused = loop {
-            if let Err(refusal) = guest.count_record() {
-                break said(refusal);
-            }
-        };
-        let left = shared.registrations.take(guest.address).expect_err("too many");
-        assert!(
-            Duration::from_secs(refused) >= left
-                && left + Duration::from_secs(60) > Duration::from_secs(refused)
-        );
     }
 
     /// README#logout, README#line-length.

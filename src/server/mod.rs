@@ -1,4 +1,4 @@
-//! The server: accept loop → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
+//! The server: accept loop → [`guest`] → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
 //! for its operator [`admin`], [`check`], [`status`] and the `audit` log.
 //!
 //! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
@@ -16,6 +16,7 @@ pub mod doors;
 pub mod flusher;
 pub mod frames;
 pub mod grace;
+pub mod guest;
 mod journal;
 pub mod limits;
 pub mod lockout;

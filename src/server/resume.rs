@@ -3,8 +3,8 @@
 //! Invariant: whatever is wrong - no such session, token, channel, count - takes the same steps and gets the same answer, unless
 //! who asks proves to be a client that another one of the same person has replaced; and until the proof and the count are right nothing of the session or its connection has changed.
 
-use super::connection::{Guest, Refusal, check_version, refuse};
 use super::grace::Turn;
+use super::guest::{Guest, Refusal, check_version, refuse};
 use super::limits;
 use super::session::{OWN_TOKENS, Session};
 use crate::auth::PendingResume;
