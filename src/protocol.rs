@@ -1,18 +1,18 @@
-//! Every message between client and server: its fields, its line, and back.
+//! Every message between client and server, to a line and back: here which there are, in `fields` what they say. A
+//! [`Packet`] is no line.
 //!
 //! Invariant: a decoded message has the right types, lengths and names; what it means is for others
 //! to check. A line is one JSON object whose `type` names the message; unknown fields are
 //! ignored. Specification: README#messages.
 
-use crate::crypto::public::{RSA_BYTES, SessionCertificate, ShortFingerprint};
-use crate::crypto::secret::Key;
-use crate::encoding::{Both, ByName, Bytes, Fields, FirstType, Fixed, is_shallow};
-use crate::name::Username;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use miniserde::de::Visitor;
-use miniserde::ser::Fragment;
-use miniserde::{Deserialize, Serialize, json, make_place};
+mod fields;
+mod packet;
+
+pub use fields::*;
+pub use packet::Packet;
+
+use crate::encoding::{Both, Fields, FirstType, is_shallow};
+use miniserde::{Deserialize, Serialize, json};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -34,364 +34,6 @@ pub const MAX_CIPHERTEXT: usize = 33_024;
 pub const MAX_PACKET: usize = 66 * 1024;
 /// The most packets that one client may have granted to others and not received yet: 8.25 MiB.
 pub const MAX_GRANTED: u32 = 128;
-
-/// Client: make an account.
-#[derive(Serialize, Deserialize)]
-pub struct Register {
-    /// The protocol's version; another one than [`VERSION`] is `unsupported_version`.
-    pub version: u32,
-    /// The name to be registered; it is taken if another one differs from it in letter case alone.
-    pub username: Username,
-    /// Random, for PBKDF2.
-    pub salt: Fixed<32>,
-    /// Of PBKDF2: 100,000 to 10,000,000 are accepted.
-    pub rounds: u32,
-    /// `PBKDF2(password, salt, rounds)`, 32 bytes; the password itself never leaves the client.
-    pub password_key: Key,
-    /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
-    pub public_key: Bytes,
-}
-
-/// Client: ask for a challenge.
-#[derive(Serialize, Deserialize)]
-pub struct LoginRequest {
-    /// The protocol's version: [`VERSION`].
-    pub version: u32,
-    /// The name of the account, in its own letter case.
-    pub username: Username,
-    /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
-    pub public_key: Bytes,
-}
-
-/// Server: what a login must answer.
-#[derive(Serialize, Deserialize)]
-pub struct Challenge {
-    /// The protocol's version: [`VERSION`].
-    pub version: u32,
-    /// Random; good for one response on this connection, within 5 minutes.
-    pub nonce: Fixed<32>,
-    /// The account's; for an unknown name one that is made from the name and a secret of the server.
-    pub salt: Fixed<32>,
-    /// Of the account's PBKDF2; a client refuses fewer than 100,000 or more than 10,000,000.
-    pub rounds: u32,
-}
-
-/// Client: the answer to a challenge.
-#[derive(Serialize, Deserialize)]
-pub struct ChallengeResponse {
-    /// `HMAC[password key](nonce)`.
-    pub response: Fixed<32>,
-    /// The session key, DER `SubjectPublicKeyInfo`, 294 bytes.
-    pub session_key: Bytes,
-    /// When the session key was made, in milliseconds since 1970, by the client's clock.
-    pub created: u64,
-    /// The identity key's signature over name, session key and `created` (README#keys).
-    pub certificate: Fixed<RSA_BYTES>,
-    /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (README#login).
-    pub proof: Fixed<RSA_BYTES>,
-}
-
-/// Client: a new password, as the other answer to a challenge.
-#[derive(Serialize, Deserialize)]
-pub struct PasswordChange {
-    /// `HMAC[password key](nonce)`, by the password so far.
-    pub response: Fixed<32>,
-    /// Random, for the new password's PBKDF2.
-    pub salt: Fixed<32>,
-    /// Of the new password's PBKDF2: 100,000 to 10,000,000 are accepted.
-    pub rounds: u32,
-    /// `PBKDF2(new password, salt, rounds)`, 32 bytes.
-    pub password_key: Key,
-    /// The identity key's signature over name, nonce, TLS exporter, salt, rounds and password key.
-    pub proof: Fixed<RSA_BYTES>,
-}
-
-/// Client: ask to take up a session whose connection broke.
-#[derive(Serialize, Deserialize)]
-pub struct ResumeRequest {
-    /// The protocol's version: [`VERSION`].
-    pub version: u32,
-    /// Whose session is to go on.
-    pub username: Username,
-}
-
-/// Server: what that must answer.
-#[derive(Serialize, Deserialize)]
-pub struct ResumeChallenge {
-    /// The protocol's version: [`VERSION`].
-    pub version: u32,
-    /// Random; good for one answer on this connection, within 5 minutes.
-    pub nonce: Fixed<32>,
-}
-
-/// Client: the answer, and how much has arrived.
-#[derive(Serialize, Deserialize)]
-pub struct Resume {
-    /// Frames of this session that the client has taken in, since the login.
-    pub received: u64,
-    /// `HMAC[token]` over name, nonce, TLS exporter and `received` (README#resuming).
-    pub proof: Fixed<32>,
-}
-
-/// Either: so many frames of this session were taken in. As `resumed`: and the session goes on.
-#[derive(Serialize, Deserialize)]
-pub struct Received {
-    /// Counted frames since the login; it never falls, and never exceeds what the other side has sent.
-    pub received: u64,
-}
-
-/// Client: a new session key for the running session.
-#[derive(Serialize, Deserialize)]
-pub struct SessionKeyFields {
-    /// DER `SubjectPublicKeyInfo`, 294 bytes.
-    pub session_key: Bytes,
-    /// When the key was made, in milliseconds since 1970, by its owner's clock.
-    pub created: u64,
-    /// The identity key's signature over name, session key and `created` (README#keys).
-    pub certificate: Fixed<RSA_BYTES>,
-}
-
-impl SessionKeyFields {
-    /// The wire form of a certificate.
-    pub fn new(certificate: &SessionCertificate) -> SessionKeyFields {
-        SessionKeyFields {
-            session_key: Bytes(certificate.key.spki()),
-            created: certificate.created,
-            certificate: Fixed(certificate.signature),
-        }
-    }
-}
-
-/// Server: the login, or the new session key, was accepted.
-#[derive(Serialize, Deserialize)]
-pub struct Session {
-    /// 32 bytes that prove the session when its connection broke; each `renew` brings new ones.
-    pub token: Key,
-    /// When the token is void: 24 hours on, in milliseconds since 1970, by the server's clock.
-    pub expires: u64,
-}
-
-/// Server: who is on-line. The first one is full, the later ones say what changed.
-#[derive(Serialize, Deserialize)]
-pub struct Presence {
-    /// More of the first list follows.
-    pub more: bool,
-    /// True on the first line of the first list alone: it replaces what was known.
-    pub full: bool,
-    /// Who is on-line: on the lines of the first list everyone, later who came. At most [`MAX_PRESENCE_NAMES`].
-    pub joined: Vec<Username>,
-    /// Who has left. Who has logged in anew since the last line stands in `joined`, too.
-    pub left: Vec<Username>,
-}
-
-/// Client: the keys of these people, please.
-#[derive(Serialize, Deserialize)]
-pub struct KeysRequest {
-    /// At most [`MAX_KEY_NAMES`].
-    pub names: Vec<Username>,
-}
-
-/// Server: what was asked for.
-#[derive(Serialize, Deserialize)]
-pub struct Keys {
-    /// Of everyone asked for who has an account, once.
-    pub keys: Vec<PersonKeys>,
-    /// Names without an account; also of one whose key file the server cannot read.
-    pub unknown: Vec<Username>,
-}
-
-/// One person's keys; the session's are missing for someone who is not on-line.
-#[derive(Serialize, Deserialize)]
-pub struct PersonKeys {
-    /// The name of the account, in its own letter case.
-    pub name: Username,
-    /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
-    pub identity: Bytes,
-    /// The session key, DER, 294 bytes; `None` for someone who is not on-line, like the next two.
-    pub session_key: Option<Bytes>,
-    /// When the session key was made, in milliseconds since 1970, by its owner's clock.
-    pub created: Option<u64>,
-    /// The identity key's signature over name, session key and `created`.
-    pub certificate: Option<Fixed<RSA_BYTES>>,
-}
-
-/// What the sender signed, and the ciphertext: the same for every recipient.
-#[derive(Serialize, Deserialize, Clone)]
-pub struct EnvelopeFields {
-    /// The sender; the server compares it with the name logged in with.
-    pub from: Username,
-    /// A word such as `message` or `file_offer`: see [`Kind`](crate::crypto::envelope::Kind).
-    pub kind: String,
-    /// `broadcast`, `private` or `room`.
-    pub scope: String,
-    /// Of a private or room envelope; `None` in a broadcast.
-    pub recipient: Option<Username>,
-    /// Fingerprint of the session key that it is for; `None` in a broadcast.
-    pub recipient_session: Option<Fixed<32>>,
-    /// Fingerprint of the sender's identity key.
-    pub identity: Fixed<32>,
-    /// Fingerprint of the sender's session key, which names the conversation.
-    pub session: Fixed<32>,
-    /// Rises by one from 1 in each conversation (README#envelope).
-    pub sequence: u64,
-    /// The sender's clock, milliseconds since 1970.
-    pub time: u64,
-    /// To the message key, because EAX does not commit to its key.
-    pub commitment: Fixed<32>,
-    /// Random; with a counter of 32 bits, 0 for messages, it is the 16-byte nonce of EAX.
-    pub nonce: Fixed<12>,
-    /// The padded text, encrypted: at most [`MAX_CIPHERTEXT`] bytes.
-    pub ciphertext: Bytes,
-    /// Of EAX, over nonce, header and ciphertext.
-    pub tag: Fixed<16>,
-    /// The identity key's, over header, nonce and the hash of ciphertext and tag.
-    pub signature: Fixed<RSA_BYTES>,
-}
-
-/// Where an envelope goes. `sessions` names the session key that each wrapped key is for.
-#[derive(Serialize, Deserialize)]
-pub struct Routing {
-    /// The sender's number for this request, repeated in the answer.
-    pub id: u64,
-    /// 1 to [`MAX_TARGETS`] different names.
-    pub targets: Vec<Username>,
-    /// The message key, wrapped for each target's session key: exactly the targets' names.
-    pub keys: ByName<WrappedKey>,
-    /// Of each target's session key: exactly the targets' names.
-    pub sessions: ByName<ShortFingerprint>,
-}
-
-/// A wrapped key on its way through the server, which passes its text on: checked to be the base64 of [`RSA_BYTES`] bytes,
-/// and never taken apart. It is its own memory: a message to a thousand people has a thousand of them.
-#[derive(Clone, PartialEq, Eq)]
-pub struct WrappedKey([u8; WrappedKey::DIGITS]);
-
-impl WrappedKey {
-    /// Of the base64 of [`RSA_BYTES`] bytes: 344.
-    pub const DIGITS: usize = RSA_BYTES.div_ceil(3) * 4;
-
-    /// The base64 of a wrapped key.
-    pub fn new(wrapped: &[u8; RSA_BYTES]) -> WrappedKey {
-        let text = BASE64_STANDARD.encode(wrapped);
-        WrappedKey(text.as_bytes().try_into().expect("the base64 of so many bytes"))
-    }
-
-    /// `None` where the decoder would not make [`RSA_BYTES`] bytes of it: asked a thousand times for one message, so that it
-    /// is worth not to decode. 256 bytes are 85 groups of three and one byte, whose second digit has four bits that are zero.
-    fn read(text: &str) -> Option<WrappedKey> {
-        let key = WrappedKey(text.as_bytes().try_into().ok()?);
-        let digits = key.0.strip_suffix(b"==")?;
-        let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/');
-        // Without a way out in the middle, many are looked at together.
-        let is_base64 = digits.iter().fold(true, |all, byte| all & is_digit(byte));
-        (is_base64 && matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w'))).then_some(key)
-    }
-
-    /// What the recipient unwraps.
-    pub fn bytes(&self) -> [u8; RSA_BYTES] {
-        let bytes = BASE64_STANDARD.decode(self.0).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.expect("it was checked")
-    }
-
-    /// Its base64, 344 characters.
-    pub fn digits(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Visitor for Place<WrappedKey> {
-    fn string(&mut self, text: &str) -> miniserde::Result<()> {
-        self.out = Some(WrappedKey::read(text).ok_or(miniserde::Error)?);
-        Ok(())
-    }
-}
-
-impl Deserialize for WrappedKey {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl Serialize for WrappedKey {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(String::from_utf8_lossy(&self.0))
-    }
-}
-
-/// Client: an envelope with a wrapped key for each recipient.
-pub struct EncryptedSend {
-    /// Where it goes.
-    pub routing: Routing,
-    /// What every recipient gets.
-    pub envelope: EnvelopeFields,
-}
-
-/// Server: an envelope with the recipient's own wrapped key.
-pub struct EncryptedMessage {
-    /// What every recipient gets.
-    pub envelope: EnvelopeFields,
-    /// The message key, wrapped for this recipient's session key.
-    pub key: WrappedKey,
-}
-
-/// Server: what became of an `encrypted_send`. Every target is in exactly one list.
-#[derive(Serialize, Deserialize)]
-pub struct Sent {
-    /// Of the `encrypted_send` that it answers.
-    pub id: u64,
-    /// It was queued for these people, no more.
-    pub delivered: Vec<Username>,
-    /// No session of theirs is there.
-    pub offline: Vec<Username>,
-    /// On-line with another session key than the one used: fetch it and send again.
-    pub stale: Vec<Username>,
-    /// On-line, but so much waits for them already that this was not taken.
-    pub busy: Vec<Username>,
-}
-
-/// Client: `peer` may send me so many packets more. Server: `peer` grants you so many.
-#[derive(Serialize, Deserialize)]
-pub struct Grant {
-    /// To the server who may send, from it who grants.
-    pub peer: Username,
-    /// The transfer, as its sender has named it: random.
-    pub transfer: Fixed<16>,
-    /// Packets. At most [`MAX_GRANTED`] in all; with 0, what was granted and not used is taken back.
-    pub count: u32,
-}
-
-/// Server: a packet or grant for `peer` was not passed on: it was not asked for, or they are gone.
-#[derive(Serialize, Deserialize)]
-pub struct Refused {
-    /// The other side of the transfer, as the packet or grant named it.
-    pub peer: Username,
-    /// The transfer of the packet or grant.
-    pub transfer: Fixed<16>,
-}
-
-/// Opaque bytes for one person: all that the server knows of a file. `peer` is, to the server, the
-/// recipient, and, from it, the sender.
-pub struct Packet<'a> {
-    /// To the server the recipient, from it the sender.
-    pub peer: Username,
-    /// The transfer, as its sender has named it: random.
-    pub transfer: [u8; 16],
-    /// What the server does not look at: a chunk (README#chunks).
-    pub payload: &'a [u8],
-}
-
-/// Server: a request failed, or the connection ends.
-#[derive(Serialize, Deserialize)]
-pub struct Failure {
-    /// Stable, for programs: see [`ErrorCode`].
-    pub code: String,
-    /// For people.
-    pub message: String,
-    /// Of the `encrypted_send` it answers; `None` for anything else.
-    pub id: Option<u64>,
-    /// Seconds until it is worth trying again; `None` where waiting is of no use.
-    pub retry_after: Option<u64>,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Empty {}
@@ -565,8 +207,6 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-make_place!(Place);
-
 /// The text of a line and its `type`.
 fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     let text = std::str::from_utf8(line).map_err(|_| DecodeError::Malformed)?;
@@ -579,10 +219,6 @@ fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
         Some((kind, _)) if !kind.contains('\\') => Ok((text, Cow::Borrowed(kind))),
         _ => Ok((text, Cow::Owned(body::<FirstType>(text)?.0))),
     }
-}
-
-impl Fields for Routing {
-    const NAMES: &[&str] = &["id", "targets", "keys", "sessions"];
 }
 
 impl Fields for OwnKey {
@@ -776,34 +412,10 @@ pub const KEY_BEGINS: &[u8] = b",\"key\":\"";
 /// What stands after it: the end of the line.
 pub const KEY_ENDS: &[u8] = b"\"}\n";
 
-impl<'a> Packet<'a> {
-    /// What stands before the payload: the length of the name as one byte, the name, the transfer.
-    pub fn address(peer: &Username, transfer: &[u8; 16]) -> Vec<u8> {
-        let name = peer.as_str().as_bytes();
-        let length = u8::try_from(name.len()).expect("names are short");
-        [&[length], name, transfer].concat()
-    }
-
-    /// Decodes a packet's body: name, transfer, payload, which may be empty. Its length is the reader's to bound.
-    ///
-    /// # Errors
-    /// [`DecodeError::Malformed`] if the body is too short for its parts, or its name is none.
-    pub fn decode(body: &'a [u8]) -> Result<Packet<'a>, DecodeError> {
-        let split = || {
-            let (length, rest) = body.split_first()?;
-            let (name, rest) = rest.split_at_checked(usize::from(*length))?;
-            let (transfer, payload) = rest.split_first_chunk()?;
-            let peer = std::str::from_utf8(name).ok()?.parse().ok()?;
-            Some(Packet { peer, transfer: *transfer, payload })
-        };
-        split().ok_or(DecodeError::Malformed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::secret::random;
+    use crate::encoding::{Bytes, Fixed};
 
     fn decode(line: &str) -> Result<ClientMessage, DecodeError> {
         ClientMessage::decode(line.as_bytes())
@@ -899,27 +511,5 @@ mod tests {
         }
         assert!(matches!(decode(r#"{"type":"none"}"#), Err(DecodeError::UnknownType)));
         assert!(matches!(decode(r#"{"a":"ping"}"#), Err(DecodeError::Malformed)));
-    }
-
-    /// README#base64.
-    #[test]
-    fn a_wrapped_key_is_exactly_what_the_decoder_takes() {
-        let decoded = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == RSA_BYTES);
-        let good = WrappedKey::new(&random());
-        let is_taken = |text: &str| WrappedKey::read(text).is_some_and(|key| key.digits() == text.as_bytes());
-        assert!(is_taken(str::from_utf8(good.digits()).expect("ASCII")));
-        for at in [0, 1, 170, 340, 341, 342, 343] {
-            for byte in 0..=127u8 {
-                let mut text = good.digits().to_vec();
-                text[at] = byte;
-                let text = String::from_utf8(text).expect("ASCII");
-                assert_eq!(is_taken(&text), decoded(&text), "{byte} at {at}");
-            }
-        }
-        for count in [0, 1, 85, 254, 255, 257, 258, 259] {
-            let text = BASE64_STANDARD.encode(vec![7; count]);
-            assert!(!is_taken(&text), "{count} bytes");
-        }
-        assert!(!is_taken(&format!("é{}", str::from_utf8(&good.digits()[2..]).expect("ASCII"))));
     }
 }
