@@ -479,6 +479,20 @@ fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
 }
 
 #[test]
+fn who_leaves_after_a_cut_is_gone_for_the_others_at_once() {
+    let server = Server::with(&["--grace", "3600"]);
+    let (mut alice, gate) = (server.client("alice").ready(), Gate::before(&server));
+    let home = Arc::new(Folder::new());
+    for _ in 0..4 {
+        let mut bob = gate.client(home.clone(), "bob", &["--register"]).ready();
+        alice.expect("* bob is on-line");
+        cut(&gate, &mut bob);
+        assert_eq!(bob.finish().0, 0);
+        alice.expect("* bob has left");
+    }
+}
+
+#[test]
 fn a_program_that_is_stopped_and_goes_on_keeps_its_connections_in_a_handshake_and_after_it() {
     let server = Server::start();
     let waiting: Vec<_> = (0..8).map(|_| server.socket()).collect();

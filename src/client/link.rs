@@ -135,7 +135,7 @@ impl Shared {
         wire.clear();
         channel.encrypt_end(&mut wire);
         let _ = channel.send_now(&wire);
-        self.queue.finished();
+        self.queue.finished(connection);
     }
 }
 

@@ -223,9 +223,10 @@ impl Queue {
         wait.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
-    /// Everything has gone out.
-    pub fn finished(&self) {
-        self.lock().finished = true;
+    /// Everything has gone out over this connection. Of one that was lost before, that says nothing.
+    pub fn finished(&self, connection: u64) {
+        let mut waiting = self.lock();
+        waiting.finished |= waiting.connection == Some(connection);
         self.changed.notify_all();
     }
 
@@ -306,6 +307,23 @@ mod tests {
         assert!(queue.acknowledge(5));
         let waiting = queue.lock();
         assert_eq!((waiting.kept.len(), waiting.kept_bytes), (0, 0));
+    }
+
+    #[test]
+    fn the_end_of_a_connection_that_was_lost_is_not_the_end_of_the_next_one() {
+        let (queue, first) = begun();
+        queue.disconnect();
+        queue.finished(first);
+        let second = queue.resume(0).expect("possible");
+        assert!(queue.say(&ClientMessage::Logout));
+        queue.end();
+        queue.finished(first);
+        thread::scope(|scope| {
+            let end = scope.spawn(|| queue.finish(Duration::from_secs(60)));
+            assert_eq!(next(&queue, second), LOGOUT);
+            assert!(!end.is_finished() && queue.next(second).is_none());
+            queue.finished(second);
+        });
     }
 
     #[test]
