@@ -667,6 +667,12 @@ fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
         ("a block for somebody else", altered, &foreign),
         ("a chunk of another file", altered, &|_, all| all[1] = other[1].clone()),
     ];
+    const SECOND_GROUP: [&str; 4] = [
+        "the last longer than the file",
+        "a wrong nonce under a right MAC",
+        "an altered block",
+        "a block with too many keys",
+    ];
     for (n, (what, why, spoil)) in spoils.into_iter().enumerate() {
         let deal = Deal::of(&format!("file-{n}"), SEVEN);
         mallory.offer(&mut bob, &deal);
@@ -675,6 +681,9 @@ fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
         payloads.iter().for_each(|payload| mallory.send(deal.id(), payload));
         let told = bob.expect(&format!("! file-{n} ← mallory: "));
         assert!(told.contains(why), "{what}: {told}");
+        // The group before a wrong one is kept, and only that.
+        let first_is_right = SECOND_GROUP.contains(&what);
+        assert_eq!(told.ends_with("it goes on from there"), first_is_right, "{what}: {told}");
         let reason = mallory.word_of(Kind::FileCancel, deal.id());
         assert!(reason.contains(why), "{what}: {reason}");
         // What was granted is taken back.

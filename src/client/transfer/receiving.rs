@@ -166,8 +166,10 @@ impl Worker {
                         return Err(Failure::Broken("no thread is to be had for it".into()));
                     }
                 };
-                waiting.insert(first, group?);
+                // One that is wrong does not take those before it along: the file goes on behind them one day.
+                waiting.insert(first, group);
                 while let Some(group) = waiting.remove(&written) {
+                    let group = group?;
                     written += group.len() as u32;
                     self.shared.outstanding.fetch_sub(group.len() as u32, Ordering::Relaxed);
                     group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
@@ -180,6 +182,7 @@ impl Worker {
             Ok(())
         })();
         self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
+        self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
         result
     }
 
