@@ -463,6 +463,10 @@ mod tests {
     fn unknown_fields_are_ignored_and_the_last_of_duplicates_counts() {
         let text = r#"{"extra":{"a":[1,2]},"received":1,"type":"ack","received":2,"more":null}"#;
         assert!(matches!(decode(text), Ok(ClientMessage::Ack(Received { received: 2 }))));
+        for bad in ["\"1\"", "-1", "null"] {
+            let text = format!(r#"{{"type":"ack","received":{bad},"received":2}}"#);
+            assert!(matches!(decode(&text), Err(DecodeError::Malformed)), "{text}");
+        }
     }
 
     /// README#encrypted_message.
