@@ -5,8 +5,10 @@ mod common;
 #[path = "common/storms.rs"]
 mod storms;
 
-use common::{Client, Server, until};
-use std::sync::atomic::{AtomicBool, Ordering};
+use common::{Client, Person, Raw, Server, until};
+use secure_messenger::protocol::ServerMessage;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use storms::ARGUMENTS;
 
@@ -57,6 +59,47 @@ fn hundreds_of_logins_at_once_are_all_let_in_beside_those_who_chat() {
 #[test]
 fn those_who_are_too_many_are_told_so_and_those_who_are_in_chat_on() {
     is_logged_sparingly(&witnessed(storms::crowd), "server_full");
+}
+
+/// README#full.
+#[test]
+fn of_many_who_log_in_at_the_same_moment_exactly_as_many_get_in_as_there_is_room_for() {
+    const ROOM: usize = 3;
+    let server = Server::with(&["--clients", "3", "--per-address", "100"]);
+    let crowd: Vec<_> = (0..16)
+        .map(|n| {
+            let person = Person::new(&format!("person{n}"));
+            let mut raw = Raw::reach(server.port).expect("a handshake");
+            raw.register_quickly(&person);
+            let Some(ServerMessage::Challenge(challenge)) = raw.challenge(&person) else {
+                panic!("no challenge");
+            };
+            let response = raw.respond_quickly(&person, &challenge);
+            (raw, response)
+        })
+        .collect();
+    let all_are_ready = Barrier::new(crowd.len());
+    let (all_are_ready, inside) = (&all_are_ready, AtomicUsize::new(0));
+    // Who is in stays until all have had their answer.
+    let raws: Vec<Raw> = thread::scope(|scope| {
+        let logins = crowd.into_iter().map(|(mut raw, response)| {
+            let inside = &inside;
+            scope.spawn(move || {
+                all_are_ready.wait();
+                raw.say(&response);
+                match raw.answer() {
+                    Some(ServerMessage::Session(_)) => _ = inside.fetch_add(1, Ordering::Relaxed),
+                    Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
+                    _ => panic!("neither let in nor refused"),
+                }
+                raw
+            })
+        });
+        let logins: Vec<_> = logins.collect();
+        logins.into_iter().map(|login| login.join().expect("it ends")).collect()
+    });
+    assert_eq!(inside.into_inner(), ROOM);
+    drop(raws);
 }
 
 #[test]
