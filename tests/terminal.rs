@@ -934,6 +934,10 @@ fn end_in_every_way(busy: bool) {
     let again = || {
         let second = Client::within(terminal.home.clone(), server.port, "alice", true, &[]).ready();
         assert_eq!(second.finish().0, 0);
+        // What is typed at this moment is no command of the shell.
+        terminal.expect("* the session is over: Ctrl-C leaves");
+        terminal.enter("touch typed");
+        terminal.keys(&["C-c"]);
     };
     let press = |key: &'static str| move |terminal: &Terminal| terminal.keys(&[key]);
     let (escape, interrupt, end_of_file) = (press("Escape"), press("C-c"), press("C-d"));
@@ -1124,6 +1128,9 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     gate.cut();
     gate.hold_answers(false);
     terminal.expect("THE KEY OF THE SERVER AT");
+    let screen = terminal.expect("* the session is over: Ctrl-C leaves");
+    assert!(screen.contains(" THE SESSION IS OVER · ") && !screen.contains("trying again,"), "{screen}");
+    terminal.keys(&["C-c"]);
     terminal.wait_for_shell();
     let screen = terminal.expect("2 lines that you had typed were not sent");
     assert!(screen.contains("messages of yours were not acknowledged"), "{screen}");

@@ -81,7 +81,9 @@ fn argument(line: &str) -> Option<Place<'_>> {
         match (kind, rest.split_once(' ')) {
             ("PATH", _) => return Some(Place::File(rest)),
             (_, Some((_, after))) => rest = after.trim_start(),
-            ("NAME", None) => return Some(Place::Person(rest.strip_prefix('@').unwrap_or(rest), " ")),
+            ("NAME" | "[NAME]", None) => {
+                return Some(Place::Person(rest.strip_prefix('@').unwrap_or(rest), " "));
+            }
             ("[COMMAND]", None) => return Some(Place::Command(rest.strip_prefix('/').unwrap_or(rest))),
             (_, None) => return None,
         }

@@ -319,9 +319,11 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                     self.hub.refused(&refused);
                     None
                 }
-                // Another client of this person is there now: to come back would throw it off.
+                // Another client of this person is there now: to come back would throw it off. Or there is nowhere to come back to.
                 Ok(ServerMessage::Error(failure))
-                    if failure.code == ErrorCode::SignedInElsewhere.as_str() =>
+                    if [ErrorCode::SignedInElsewhere, ErrorCode::AccountRemoved]
+                        .iter()
+                        .any(|code| failure.code == code.as_str()) =>
                 {
                     (self.deliver)(Event::Server(ServerMessage::Error(failure)));
                     return Err(End::Over(None));

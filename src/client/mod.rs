@@ -170,7 +170,9 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let (status, problem) = screen::run((connection, way), session, keyboard, facts, greeting, &signals)
         .map_err(StartError::Disk)?;
     if status != 0 && !problem.is_empty() {
-        let _ = writeln!(io::stderr(), "{problem}");
+        let columns = usize::from(terminal::size().columns);
+        let rows = problem.lines().flat_map(|line| text::wrap(line, columns));
+        rows.for_each(|row| _ = writeln!(io::stderr(), "{row}"));
     }
     Ok(status)
 }

@@ -9,7 +9,7 @@ use super::connect::{Connection, StartError};
 use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
-use super::input::Keys;
+use super::input::{Key, Keys};
 use super::options::Options;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
@@ -21,7 +21,7 @@ use crate::clock;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use time::UtcOffset;
 use typing::Asking;
@@ -67,6 +67,8 @@ struct Front {
     rang: Option<Instant>,
     /// The person does not wait for the end.
     abandoned: bool,
+    /// The session has ended by itself.
+    over: bool,
     /// The last problem, for the normal screen after a failure.
     problem: String,
     /// The new password is being asked for: what is typed is no line, and not shown.
@@ -111,9 +113,20 @@ pub fn run(
     })?;
     let work = Work::start(way, &facts.options, move |event| wake.send(Wake::Event(event)).is_ok())?;
     let (ahead, conversations) = (VecDeque::new(), Conversations::default());
-    let (rang, asking, problem, abandoned) = (None, None, String::new(), false);
-    let mut front =
-        Front { session, work, terminal, facts, conversations, ahead, rang, abandoned, problem, asking };
+    let (rang, asking, problem, abandoned, over) = (None, None, String::new(), false, false);
+    let mut front = Front {
+        session,
+        work,
+        terminal,
+        facts,
+        conversations,
+        ahead,
+        rang,
+        abandoned,
+        over,
+        problem,
+        asking,
+    };
     let earlier = front.session.history().cloned().collect();
     front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
     front.show(notice(greeting));
@@ -133,7 +146,11 @@ pub fn run(
         let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
         let mut end = None;
         for woken in std::iter::once(woken).chain(rest) {
+            let by_itself = matches!(woken, Wake::Event(_));
             end = front.wake(woken)?;
+            if by_itself && end.is_some() && !front.session.is_leaving() {
+                front.stay(&waking)?;
+            }
             if end.is_some() {
                 break;
             }
@@ -246,6 +263,25 @@ impl Front {
         self.conversations.show(entry, &|time| clock::day(time, offset));
     }
 
+    /// The session has ended, and nobody has asked for it: until the person leaves, the reason stays to be read, and what is being
+    /// typed at this moment goes nowhere; in the shell it would be a command.
+    fn stay(&mut self, waking: &Receiver<Wake>) -> io::Result<()> {
+        self.over = true;
+        self.show(notice("the session is over: Ctrl-C leaves".into()));
+        loop {
+            self.draw()?;
+            match waking.recv() {
+                Ok(Wake::Keys(keys)) if keys.iter().any(|key| matches!(key, Key::Ctrl('c' | 'd'))) => {
+                    return Ok(());
+                }
+                Ok(Wake::Stop) | Err(_) => return Ok(()),
+                Ok(Wake::Resized) => self.terminal.redraw(),
+                Ok(Wake::Stopped) => self.suspend()?,
+                Ok(Wake::Keys(_) | Wake::Event(_)) => {}
+            }
+        }
+    }
+
     fn suspend(&mut self) -> io::Result<()> {
         if !terminal::can_suspend() {
             return Ok(());
@@ -277,11 +313,16 @@ impl Front {
         let tabs = self.conversations.all().iter().enumerate().map(tab).collect();
         let view = self.conversations.current();
         let unseen = Editor::default();
+        let (alarm, link) = match () {
+            () if self.over => ("THE SESSION IS OVER".into(), String::new()),
+            () if session.is_lost() => (session.connection(), String::new()),
+            () => (String::new(), session.connection()),
+        };
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
             tabs,
-            alarm: if session.is_lost() { session.connection() } else { String::new() },
-            link: if session.is_lost() { String::new() } else { session.connection() },
+            alarm,
+            link,
             encryption: format!("end-to-end encrypted{tls}"),
             trust: trust.into(),
             me: session.me().to_string(),

@@ -391,8 +391,16 @@ impl Session {
 
     fn failure(&mut self, failure: &Failure, now: Instant) {
         let text = sanitise(&failure.message);
-        if failure.code == ErrorCode::SignedInElsewhere.as_str() {
-            self.problem("you have logged in from elsewhere: this client leaves".into());
+        let is = |code: ErrorCode| failure.code == code.as_str();
+        let over = match () {
+            () if is(ErrorCode::SignedInElsewhere) => Some("you have logged in from elsewhere"),
+            () if is(ErrorCode::AccountRemoved) => {
+                Some("the operator of the server has removed this account")
+            }
+            () => None,
+        };
+        if let Some(over) = over {
+            self.problem(format!("{over}: this client leaves"));
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         } else if let Some(id) = failure.id {

@@ -149,8 +149,8 @@ impl Session {
     /// The last `count` messages that hold `text`, in any letter case.
     fn tell_history(&mut self, count: usize, text: &str) {
         let wanted = text.to_lowercase();
-        let found = self.history().map(Entry::line);
-        let mut lines: Vec<String> = found.filter(|line| line.to_lowercase().contains(&wanted)).collect();
+        let found = self.history().map(|entry| (entry.time, entry.line()));
+        let mut lines: Vec<_> = found.filter(|(_, line)| line.to_lowercase().contains(&wanted)).collect();
         let lines = lines.split_off(lines.len().saturating_sub(count));
         let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };
         let wanted = self.kept.as_ref().is_some_and(History::is_wanted);
@@ -160,8 +160,9 @@ impl Session {
             1 => format!("the last message{with} of {session}"),
             shown => format!("the last {shown} messages{with} of {session}"),
         });
-        for line in lines {
-            self.notice(line);
+        // Each with its own time.
+        for (time, line) in lines {
+            self.effects.push(Effect::Show(Entry::new(time, Source::Notice, Place::Here, line)));
         }
     }
 

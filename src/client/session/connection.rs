@@ -76,6 +76,11 @@ impl Session {
         }
     }
 
+    /// Whether the person has asked to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.ending.is_some()
+    }
+
     /// Whether there is no connection at the moment.
     pub fn is_lost(&self) -> bool {
         self.lost.is_some()
