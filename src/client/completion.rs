@@ -134,6 +134,7 @@ mod tests {
         assert_eq!(completed("(@bo"), ["(@bob"]);
         assert_eq!(completed("two\nlines @b"), ["two\nlines @bob"]);
         assert_eq!(completed("/msg b"), ["/msg bob "]);
+        assert_eq!(completed("/ignore b"), ["/ignore bob "]);
         assert_eq!(completed("/ROOM @b"), ["/ROOM @bob "]);
         assert_eq!(completed("/trust ").len(), PEOPLE.len());
         assert_eq!(completed("/msg bob hi @alb"), ["/msg bob hi @albert"]);

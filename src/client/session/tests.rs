@@ -336,6 +336,25 @@ fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_o
 }
 
 #[test]
+fn the_history_is_told_with_the_time_of_each_message() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob hello");
+    net.settle();
+    net.shown[0].clear();
+    let line = Event::Line("/history".into());
+    let told: Vec<_> = net.sessions[0]
+        .handle(line, NOW + 3_600_000, net.now)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Show(entry) => Some((entry.time - NOW, entry.text)),
+            _ => None,
+        })
+        .collect();
+    let head = "the last message of this session".to_string();
+    assert_eq!(told, [(3_600_000, head), (0, "<alice -> bob> hello".into())]);
+}
+
+#[test]
 fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
     let mut net = Net::new();
     net.bob_leaves();
