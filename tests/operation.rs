@@ -716,6 +716,11 @@ fn a_full_server_says_so_and_serves_those_it_has() {
         _ => panic!("let in"),
     }
     assert!(alice.is_usable());
+    let home = Arc::new(Folder::new());
+    let (status, lines) = Client::within(home.clone(), server.port, "dave", true, &["--register"]).finish();
+    let told =
+        "! your account is made, but not logged in to: the server says: the server is full: try again later";
+    assert!(status == 1 && lines.iter().any(|line| line == told), "{lines:#?}");
     // Who has no connection any more gives up the place, before the time is over.
     drop(bob);
     until("there is room again", || matches!(server.raw().log_in(&carol), Some(ServerMessage::Session(_))));

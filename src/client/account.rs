@@ -126,8 +126,9 @@ pub fn register(
         identity.map(|identity| (identity, key, password_key))
     })?;
     let request = password_key.register(name, opened.identity.public());
+    let mut is_made = false;
     match connection.ask(&ClientMessage::Register(request)) {
-        Ok(ServerMessage::Registered) => {}
+        Ok(ServerMessage::Registered) => is_made = true,
         Ok(ServerMessage::Error(failure)) => {
             // Only a refusal is sure to leave no account behind, whose only key this would be; a server whose disk
             // has failed cannot be sure itself.
@@ -144,6 +145,7 @@ pub fn register(
     match prove(&mut connection, name, password, opened.identity.clone(), key, Some(password_key)) {
         // The name is somebody else's: the key here is for another server's account.
         Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
+        Err(error) if is_made => Err(StartError::OnlyMade(Box::new(error))),
         Err(error) => Err(error),
         Ok(login) => {
             opened.settle();

@@ -67,6 +67,8 @@ pub enum StartError {
     NameTaken(Username),
     /// A registration: the password has fewer than 6 characters.
     ShortPassword,
+    /// A registration: the account is made, but the login that followed failed.
+    OnlyMade(Box<StartError>),
     /// The server has refused name, password or key, and does not tell which.
     Login,
     /// Another client of the same person has replaced this one.
@@ -92,6 +94,7 @@ impl fmt::Display for StartError {
             StartError::NotTls => {
                 f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, this client needs it too")
             }
+            StartError::OnlyMade(error) => write!(f, "your account is made, but not logged in to: {error}"),
             StartError::SpeaksTls => f.write_str("the server speaks TLS: leave out --no-tls"),
             StartError::Channel(ChannelError::Io(error)) => {
                 write!(f, "the connection failed: {}", reason(error))
