@@ -615,7 +615,7 @@ fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     // Though the room is refused: what was meant for her goes to nobody.
     bob.say("secret three");
-    bob.expect("! your message was not sent");
+    bob.expect(" has changed: your message was not sent");
     bob.say("/leave");
     bob.expect("* you are talking to everyone, and no more to alice");
     // What is for everyone goes to the others alone.

@@ -167,7 +167,11 @@ impl Session {
                 }
                 None if kind == Kind::RoomLeft => {}
                 None => {
-                    self.unsent(number, message, "your message was not sent".into());
+                    self.unsent(
+                        number,
+                        message,
+                        format!("the key of {name} has changed: your message was not sent"),
+                    );
                     self.reconsider(&name);
                 }
             }
@@ -198,7 +202,8 @@ impl Session {
             Audience::Private(to) => (Source::Private { from, to: to.clone() }, Some(to)),
             Audience::Room(to) => (Source::Room { from, to: to.clone() }, Some(to)),
         };
-        let trust = to.and_then(|to| self.peers.trust(to));
+        // What was known of a former key says nothing of the present one.
+        let trust = to.filter(|to| !self.peers.has_changed(to)).and_then(|to| self.peers.trust(to));
         let place = source.place(self.me());
         let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
         Entry { trust, sending: Some((number, state)), ..entry }

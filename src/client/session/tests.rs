@@ -422,7 +422,9 @@ fn a_room_that_is_refused_does_not_make_what_follows_public() {
     }
     let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
     assert!(!net.said[0].iter().any(sent));
-    assert!(net.lines(0).contains(&"! your message was not sent".to_string()), "{:?}", net.lines(0));
+    let refused = "! the key of bob has changed: your message was not sent".to_string();
+    assert!(net.lines(0).contains(&refused), "{:?}", net.lines(0));
+    assert!(net.shown[0].iter().all(|entry| entry.trust.is_none()), "no mark of the former key");
     // Nor is a room open that nobody was told of.
     assert!(!net.sessions[0].has_room(&name(1)) && net.sessions[0].partner() == Some(&name(1)));
 }
