@@ -114,12 +114,13 @@ fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>>
     }
 }
 
-/// Connects, asking if need be, and then says what is done next.
+/// Connects, which may take as long as a server that does not answer, asks if need be, and then says what is done next.
 fn connect_asking(
     options: &Options,
     prompter: &mut Prompter<'_>,
     doing: &str,
 ) -> Result<Connection, StartError> {
+    let _ = prompter.println("connecting ...");
     let connection = connect(options, |seen| {
         let server = options.server();
         let told = prompter
