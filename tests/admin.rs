@@ -317,7 +317,7 @@ fn a_removed_person_is_shown_out_and_whoever_takes_the_name_is_a_stranger_to_all
     let (status, out, errors) = user(&server.home, &["remove", "alice"]);
     assert!(status == 0 && out.contains(fingerprint) && out.contains("session is ended"), "{out}{errors}");
     // That is its last word, and it does not come back to be told of a wrong password.
-    alice.expect("! the operator of the server has removed this account: this client leaves");
+    alice.expect("! the operator of the server has removed this account: this session is over");
     assert_eq!(alice.output.all().len(), alice.output.seen.len());
     assert_eq!(alice.child.wait().expect("it ends").code(), Some(1));
     assert!(alice.output.seen.iter().all(|line| !line.contains(" is lost")), "{:#?}", alice.output.seen);

@@ -331,12 +331,12 @@ fn a_login_from_elsewhere_is_not_fought_over() {
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     cut(&gate, &mut alice);
     let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
-    let told = alice.expect("you have logged in from elsewhere: this client leaves");
+    let told = alice.expect("you have logged in from elsewhere: this session is over");
     assert!(told.starts_with("! "), "{told}");
     let (status, lines) = alice.finish();
     assert_eq!(status, 1);
     assert_eq!(
-        holding(&lines, "! you have logged in from elsewhere: this client leaves").len(),
+        holding(&lines, "! you have logged in from elsewhere: this session is over").len(),
         1,
         "{lines:#?}"
     );
@@ -363,7 +363,7 @@ fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_no
     second.expect("! you have logged in from elsewhere");
     assert_eq!(second.finish().0, 1);
     gate.lead_to(&server);
-    alice.expect("you have logged in from elsewhere: this client leaves");
+    alice.expect("you have logged in from elsewhere: this session is over");
     assert_eq!(alice.finish().0, 1);
     exchange(&mut bob, &mut third, "who is it");
     assert_eq!(third.finish().0, 0);

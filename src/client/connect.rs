@@ -134,7 +134,7 @@ impl fmt::Display for StartError {
                 "login failed: the name or the password is wrong, or the key on this machine is not this account's \
                  (if the password was changed on another machine, copy the key file from there)",
             ),
-            StartError::Elsewhere => f.write_str("you have logged in from elsewhere: this client leaves"),
+            StartError::Elsewhere => f.write_str("you have logged in from elsewhere: this session is over"),
             StartError::Locked(name, seconds) => write!(
                 f,
                 "too many failed logins as {name}, or from your address: try again in {}",

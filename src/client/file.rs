@@ -163,11 +163,16 @@ impl Source {
             return Err(io::Error::other("the file has changed meanwhile"));
         }
         sweep(folder);
-        // A name that no other copy has, which may be under way at the same time.
-        let part = part_path(folder, person, &random());
-        let mut copy = disk::create_new(&part)?;
+        // A name that no other copy has, which may be under way at the same time; once more if somebody has swept it away
+        // before it was locked.
+        let made = || {
+            let part = part_path(folder, person, &random());
+            let copy = disk::create_new(&part)?;
+            claim(&copy, &part).map_err(disk::at(&part)).map(|()| (part, copy))
+        };
+        let mut attempts = (0..10).map(|_| made());
+        let (part, mut copy) = attempts.find(Result::is_ok).unwrap_or_else(made)?;
         let copied = (|| {
-            claim(&copy, &part)?;
             let mut from = &self.file;
             from.rewind()?;
             io::copy(&mut from, &mut copy).map(drop)
@@ -180,14 +185,20 @@ impl Source {
     }
 }
 
-/// Removes copies that were cut off, by a crash or an exit: those that nobody is writing. It is tidiness: a failure is the next one's.
+/// Removes copies that were cut off, by a crash or an exit: those that nobody is writing, where that can be told. It is
+/// tidiness: a failure is the next one's.
 fn sweep(folder: &Path) {
+    let is_part = |path: &PathBuf| {
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".part"));
+        let random = name.and_then(|name| name.rsplit_once('_'));
+        random.is_some_and(|(_, hex)| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for path in
-        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "part"))
-    {
-        let is_abandoned = part_options().open(&path).is_ok_and(|part| claim(&part, &path).is_ok());
-        if is_abandoned {
+    for path in entries.map(|entry| entry.path()).filter(is_part) {
+        let Ok(part) = part_options().open(&path) else { continue };
+        // It stays locked until it is gone.
+        if part.try_lock().is_ok() && claim(&part, &path).is_ok() {
             let _ = fs::remove_file(&path);
         }
     }
@@ -463,6 +474,29 @@ mod tests {
     }
 
     #[test]
+    fn copies_that_are_made_at_the_same_time_leave_each_other_alone() {
+        let folder = Folder::new();
+        fs::write(folder.0.join("file"), b"content").expect("written");
+        let (into, bob) = (folder.0.join("sent"), "bob".parse().expect("name"));
+        fs::create_dir(&into).expect("folder");
+        let (into, bob) = (&into, &bob);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let path = folder.0.join("file");
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        Source::open(&path).expect("a file").copy(into, bob).expect("copied");
+                    }
+                });
+            }
+        });
+        let copies: Vec<_> =
+            fs::read_dir(into).expect("folder").map(|entry| entry.expect("entry").path()).collect();
+        assert_eq!(copies.len(), 400);
+        assert!(copies.iter().all(|path| fs::read(path).expect("read") == b"content"));
+    }
+
+    #[test]
     fn only_plain_files_are_offered() {
         let folder = Folder::new();
         assert!(Source::open(&folder.0).is_err_and(|why| why.contains("folder")));
@@ -477,12 +511,17 @@ mod tests {
         let copy = source.copy(&folder.0, &bob).expect("copied");
         assert_eq!(fs::read(copy).expect("read"), b"content");
         // One that was cut off goes with the next; one that is being made stays, and so does what is no copy.
-        let [cut, held] = ["bob_00.part", "bob_01.part"].map(|name| folder.0.join(name));
+        let [cut, held] = ["00", "01"].map(|byte| folder.0.join(format!("bob_{}.part", byte.repeat(32))));
+        fs::write(folder.0.join("mine.part"), b"mine").expect("written");
         fs::write(&cut, b"con").expect("written");
         let being_made = disk::create_new(&held).expect("made");
         being_made.try_lock().expect("free");
         source.copy(&folder.0, &bob).expect("copied");
-        assert!(!cut.exists() && held.exists() && folder.0.join("file").exists());
+        assert!(
+            !cut.exists()
+                && held.exists()
+                && ["file", "mine.part"].iter().all(|name| folder.0.join(name).exists())
+        );
         fs::write(folder.0.join("file"), b"short").expect("written");
         assert!(source.has_changed() && source.copy(&folder.0, &bob).is_err());
         assert!(source.hash(|_| true).is_err());

@@ -97,10 +97,15 @@ impl Link {
         move |key| *lock(&shared.password_key) = Some(key)
     }
 
+    /// What is queued still goes out, and nothing after it; no connection is had again.
+    pub fn end(&self) {
+        self.shared.queue.end();
+    }
+
     /// Waits until everything queued is sent, then ends the connection: at once if nothing is left to be said to the
     /// server, and soon if the person does not wait.
     pub fn finish(self, hurried: bool) {
-        self.shared.queue.end();
+        self.end();
         self.shared.queue.finish(if hurried { HURRIED_FAREWELL } else { FAREWELL });
     }
 }
@@ -129,7 +134,8 @@ impl Shared {
             wire.clear();
             if channel.encrypt(&pieces.concat(), &mut wire).and_then(|()| channel.send(&wire)).is_err() {
                 // The reader will find out.
-                return channel.close();
+                channel.close();
+                return self.queue.finished(connection);
             }
         }
         wire.clear();
@@ -193,23 +199,14 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 return;
             }
             match self.reconnect(lost) {
-                Some((new, number)) => {
-                    connection = new;
-                    match self.shared.spawn_writer(number) {
-                        Ok(thread) => writer = thread,
-                        Err(error) => {
-                            (self.deliver)(Event::Closed(error.to_string()));
-                            return;
-                        }
-                    }
-                }
+                Some(new) => (connection, writer) = new,
                 None => return,
             }
         }
     }
 
     /// Tries until the session is there again, or another one; `None` if it is over.
-    fn reconnect(&mut self, lost: Instant) -> Option<(Connection, u64)> {
+    fn reconnect(&mut self, lost: Instant) -> Option<(Connection, JoinHandle<()>)> {
         let (mut refused, mut locked, mut why) = (false, Duration::ZERO, None);
         loop {
             let then = Instant::now() + pause(self.attempts) + take(&mut locked);
@@ -236,6 +233,15 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                     };
                     let channel = connection.channel.clone();
                     *lock(&self.shared.channel) = channel;
+                    // First: who leaves at this moment waits for it.
+                    let writer = match self.shared.spawn_writer(number) {
+                        Ok(writer) => writer,
+                        Err(error) => {
+                            self.shared.close();
+                            (self.deliver)(Event::Closed(error.to_string()));
+                            return None;
+                        }
+                    };
                     let event = match again {
                         Again::Resumed(_) => {
                             self.attempts = 0;
@@ -243,7 +249,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                         }
                         Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
                     };
-                    return (self.deliver)(event).then_some((connection, number));
+                    return (self.deliver)(event).then_some((connection, writer));
                 }
                 Err(error) => error,
             };

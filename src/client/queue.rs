@@ -162,7 +162,7 @@ impl Queue {
     fn connect(&self, change: impl FnOnce(&mut Waiting)) -> u64 {
         let mut waiting = self.lock();
         change(&mut waiting);
-        waiting.signs = Signs::default();
+        (waiting.signs, waiting.finished) = (Signs::default(), false);
         waiting.connections += 1;
         waiting.connection = Some(waiting.connections);
         waiting.look_if_full();
@@ -223,7 +223,7 @@ impl Queue {
         wait.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
-    /// Everything has gone out over this connection. Of one that was lost before, that says nothing.
+    /// Nothing more goes out over this connection: everything has, or it is broken. Of one that was lost before, that says nothing.
     pub fn finished(&self, connection: u64) {
         let mut waiting = self.lock();
         waiting.finished |= waiting.connection == Some(connection);

@@ -45,6 +45,17 @@ enum Wake {
     Stop,
 }
 
+impl Wake {
+    /// Whether it ends a screen on which nothing happens any more.
+    fn leaves(&self) -> bool {
+        match self {
+            Wake::Keys(keys) => keys.iter().any(|key| matches!(key, Key::Ctrl('c' | 'd'))),
+            Wake::Stop => true,
+            Wake::Event(_) | Wake::Resized | Wake::Stopped => false,
+        }
+    }
+}
+
 /// What the full screen shows beside the session's state.
 pub struct Facts {
     /// The command line.
@@ -145,10 +156,12 @@ pub fn run(
         // What has come meanwhile is drawn together.
         let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
         let mut end = None;
-        for woken in std::iter::once(woken).chain(rest) {
+        let mut batch = std::iter::once(woken).chain(rest);
+        while let Some(woken) = batch.next() {
             let by_itself = matches!(woken, Wake::Event(_));
             end = front.wake(woken)?;
-            if by_itself && end.is_some() && !front.session.is_leaving() {
+            if by_itself && end.is_some() && !front.session.is_leaving() && !batch.any(|woken| woken.leaves())
+            {
                 front.stay(&waking)?;
             }
             if end.is_some() {
@@ -266,19 +279,20 @@ impl Front {
     /// The session has ended, and nobody has asked for it: until the person leaves, the reason stays to be read, and what is being
     /// typed at this moment goes nowhere; in the shell it would be a command.
     fn stay(&mut self, waking: &Receiver<Wake>) -> io::Result<()> {
+        // Or others would think that what they say is read, and a lost connection would be had again.
+        self.work.end();
         self.over = true;
         self.show(notice("the session is over: Ctrl-C leaves".into()));
+        self.draw()?;
         loop {
-            self.draw()?;
             match waking.recv() {
-                Ok(Wake::Keys(keys)) if keys.iter().any(|key| matches!(key, Key::Ctrl('c' | 'd'))) => {
-                    return Ok(());
-                }
-                Ok(Wake::Stop) | Err(_) => return Ok(()),
+                Err(_) => return Ok(()),
+                Ok(woken) if woken.leaves() => return Ok(()),
                 Ok(Wake::Resized) => self.terminal.redraw(),
                 Ok(Wake::Stopped) => self.suspend()?,
-                Ok(Wake::Keys(_) | Wake::Event(_)) => {}
+                Ok(Wake::Keys(_) | Wake::Event(_) | Wake::Stop) => continue,
             }
+            self.draw()?;
         }
     }
 

@@ -400,7 +400,7 @@ impl Session {
             () => None,
         };
         if let Some(over) = over {
-            self.problem(format!("{over}: this client leaves"));
+            self.problem(format!("{over}: this session is over"));
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         } else if let Some(id) = failure.id {

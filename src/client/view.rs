@@ -9,6 +9,7 @@ use super::entry::Entry;
 use super::rows::{BOLD, DIM, PLAIN, REVERSE, Row, rows, span};
 use super::session::files::Progress;
 use super::text::{fitting, truncate, width};
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 /// Columns and rows of a terminal.
@@ -196,16 +197,15 @@ fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
         n => format!("{n} people"),
     };
     let Status { alarm, tabs, link, encryption, trust, me, server, .. } = screen.status;
-    let most = columns.saturating_sub(width(&above) + width(alarm) + 8);
-    let tabs = tabs_line(tabs, columns * 2 / 3, most);
+    let tabs = tabs_line(tabs, columns * 2 / 3);
     let parts = [&above, alarm, &tabs, trust, link, encryption, me, &people, server];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     across(&parts.join(" · "), columns)
 }
 
 /// "1 everyone  2 bob✓ (3)", by their keys: the one that is shown in brackets, the number of unread messages behind each. Where
-/// that is more than `usual`, those go in which nothing is new; what is new may take `most`, and of the rest the number is told.
-fn tabs_line(tabs: &[Tab], usual: usize, most: usize) -> String {
+/// that is too much, those go first in which nothing is new; what is unread in the others stands behind `…`.
+fn tabs_line(tabs: &[Tab], columns: usize) -> String {
     if let [only] = tabs {
         return only.name.clone();
     }
@@ -214,27 +214,20 @@ fn tabs_line(tabs: &[Tab], usual: usize, most: usize) -> String {
         let text = format!("{} {}{unread}", at + 1, tab.name);
         if tab.current { format!("[{text}]") } else { text }
     };
-    let mut shown: Vec<(&Tab, String)> =
-        tabs.iter().enumerate().map(|(at, tab)| (tab, text((at, tab)))).collect();
-    let needed = |shown: &[(&Tab, String)]| shown.iter().map(|(_, text)| width(text) + 2).sum::<usize>();
-    let mut unread = 0;
-    while let Some((at, tab)) = shown
-        .iter()
-        .map(|(tab, _)| tab)
-        .enumerate()
-        .filter(|(_, tab)| !tab.current)
-        .min_by_key(|(at, tab)| (tab.unread > 0, std::cmp::Reverse(*at)))
-        && needed(&shown) > if tab.unread > 0 { most } else { usual }
-    {
-        unread += tab.unread;
-        shown.remove(at);
+    let mut shown: Vec<(usize, &Tab)> = tabs.iter().enumerate().collect();
+    loop {
+        let mut line = shown.iter().copied().map(text).collect::<Vec<_>>().join("  ");
+        let all: usize = tabs.iter().map(|tab| tab.unread).sum();
+        let hidden = all - shown.iter().map(|(_, tab)| tab.unread).sum::<usize>();
+        line += if shown.len() < tabs.len() { "  …" } else { "" };
+        line += &if hidden > 0 { format!(" ({hidden})") } else { String::new() };
+        let places = shown.iter().enumerate().filter(|(_, (_, tab))| !tab.current);
+        let dispensable = places.min_by_key(|(place, (_, tab))| (tab.unread > 0, Reverse(*place)));
+        match dispensable {
+            Some((place, _)) if width(&line) > columns => _ = shown.remove(place),
+            _ => return line,
+        }
     }
-    let hidden = match unread {
-        0 if shown.len() == tabs.len() => String::new(),
-        0 => "  …".into(),
-        unread => format!("  … ({unread})"),
-    };
-    shown.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("  ") + &hidden
 }
 
 /// A reverse row with this text.
@@ -450,19 +443,14 @@ mod tests {
     fn the_status_line_names_the_conversations_and_what_is_unread_in_them() {
         let tab = |name: &str, unread, current| Tab { name: name.into(), unread, current };
         let mut tabs = vec![tab("everyone", 0, false), tab("bob✓", 0, true), tab("carol?", 12, false)];
-        assert_eq!(tabs_line(&tabs, 60, 80), "1 everyone  [2 bob✓]  3 carol? (12)");
-        assert_eq!(tabs_line(&tabs[..1], 60, 80), "everyone");
+        assert_eq!(tabs_line(&tabs, 60), "1 everyone  [2 bob✓]  3 carol? (12)");
+        assert_eq!(tabs_line(&tabs[..1], 60), "everyone");
         tabs.extend((0..6).map(|n| tab(&format!("someone{n}"), 0, false)));
         tabs.push(tab("dave!", 1, false));
-        assert_eq!(tabs_line(&tabs, 60, 80), "1 everyone  [2 bob✓]  3 carol? (12)  10 dave! (1)  …");
-        assert_eq!(tabs_line(&tabs, 40, 60), "[2 bob✓]  3 carol? (12)  10 dave! (1)  …");
-        assert_eq!(
-            tabs_line(&tabs, 24, 40),
-            "[2 bob✓]  3 carol? (12)  10 dave! (1)  …",
-            "what is new comes first"
-        );
-        assert_eq!(tabs_line(&tabs, 24, 36), "[2 bob✓]  3 carol? (12)  … (1)");
-        assert_eq!(tabs_line(&tabs, 20, 20), "[2 bob✓]  … (13)");
+        assert_eq!(tabs_line(&tabs, 60), "1 everyone  [2 bob✓]  3 carol? (12)  10 dave! (1)  …");
+        assert_eq!(tabs_line(&tabs, 40), "[2 bob✓]  3 carol? (12)  10 dave! (1)  …");
+        assert_eq!(tabs_line(&tabs, 39), "[2 bob✓]  3 carol? (12)  … (1)");
+        assert_eq!(tabs_line(&tabs, 20), "[2 bob✓]  … (13)");
     }
 
     #[test]

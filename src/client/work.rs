@@ -90,6 +90,12 @@ impl Work {
         })
     }
 
+    /// Says farewell, if anybody is there to hear it; nothing is said after it, and no connection is had again.
+    pub fn end(&self) {
+        let _ = self.link.send(&ClientMessage::Logout);
+        self.link.end();
+    }
+
     /// Waits until everything queued is sent, then ends the connection; soon, if the person does not wait.
     pub fn finish(self, hurried: bool) {
         self.link.finish(hurried);

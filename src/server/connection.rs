@@ -508,7 +508,7 @@ mod tests {
         assert!(has_place("bob"));
         let reserved = guest.place(&name("bob"));
         assert!(!has_place("carol") && has_place("alice"), "of two who come at once, one has it");
-        drop(reserved);
+        drop((reserved, guest.place(&name("bob"))));
         assert!(has_place("carol"));
         let (bob, _far) = client(&shared, "bob");
         assert!(!has_place("carol") && has_place("bob"));
@@ -517,6 +517,10 @@ mod tests {
         assert!(session.outbox.is_open() && !session.outbox.serves(&link));
         assert!(has_place("bob") && has_place("alice"));
         assert!(session.outbox.is_open() && shared.registry.count() == 2, "they need no place of another");
+        // Who is about to take over from a session has its place, even if that ends meanwhile.
+        let taken_over = guest.place(&name("bob"));
+        assert!(!has_place("carol") && !session.outbox.is_open() && has_place("bob"));
+        drop(taken_over);
         assert!(has_place("carol"));
         assert!(!session.outbox.is_open() && shared.registry.count() == 1);
     }

@@ -14,7 +14,6 @@ use super::session::Session;
 use crate::name::Username;
 use crate::protocol::{MAX_PRESENCE_NAMES, Presence, ServerMessage};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -22,8 +21,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub struct Registry {
     sessions: RwLock<HashMap<Username, Arc<Session>>>,
-    /// Places that are taken and have no session yet. Changes under the lock of `sessions`.
-    reserved: AtomicUsize,
+    /// How many are about to be added, by name; taken after the lock of `sessions`.
+    reserved: Mutex<HashMap<Username, usize>>,
     changes: Mutex<Changes>,
     changed: Condvar,
 }
@@ -49,12 +48,15 @@ impl Sessions<'_> {
 
 /// The place of one who is about to be [added](Registry::add): until then, or until it is dropped, nobody else gets it.
 #[derive(Default)]
-pub struct Place<'a>(Option<&'a AtomicUsize>);
+pub struct Place<'a>(Option<(&'a Mutex<HashMap<Username, usize>>, Username)>);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(reserved) = self.0 {
-            reserved.fetch_sub(1, Ordering::Relaxed);
+        let Some((reserved, name)) = &self.0 else { return };
+        let mut reserved = lock(reserved);
+        match reserved.get_mut(name) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => _ = reserved.remove(name),
         }
     }
 }
@@ -63,14 +65,14 @@ impl Registry {
     /// A place for somebody of this name; who takes over a session of their own needs no new one. `None` if `limit` are
     /// on-line, or about to be. README#full.
     pub fn place(&self, name: &Username, limit: usize) -> Option<Place<'_>> {
-        let sessions = self.write();
-        if sessions.contains_key(name) {
-            return Some(Place(None));
-        }
-        let has_room = sessions.len() + self.reserved.load(Ordering::Relaxed) < limit;
-        has_room.then(|| {
-            self.reserved.fetch_add(1, Ordering::Relaxed);
-            Place(Some(&self.reserved))
+        let sessions = self.read();
+        let mut reserved = lock(&self.reserved);
+        let has_place = sessions.contains_key(name) || reserved.contains_key(name);
+        // As many as log in at this moment.
+        let newcomers = || reserved.keys().filter(|name| !sessions.contains_key(name)).count();
+        (has_place || sessions.len() + newcomers() < limit).then(|| {
+            *reserved.entry(name.clone()).or_default() += 1;
+            Place(Some((&self.reserved, name.clone())))
         })
     }
 

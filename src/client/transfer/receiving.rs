@@ -170,9 +170,9 @@ impl Worker {
                 waiting.insert(first, group);
                 while let Some(group) = waiting.remove(&written) {
                     let group = group?;
+                    group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
                     written += group.len() as u32;
                     self.shared.outstanding.fetch_sub(group.len() as u32, Ordering::Relaxed);
-                    group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
                 }
                 if told.elapsed() >= TOLD_EVERY {
                     told = Instant::now();
@@ -182,7 +182,10 @@ impl Worker {
             Ok(())
         })();
         self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
-        self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+        if result.is_err() {
+            // What is there is where it goes on one day.
+            self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+        }
         result
     }
 
