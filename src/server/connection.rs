@@ -8,11 +8,10 @@
 use super::doors::Ticket;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
-use super::guest::{Entry, Guest, linger, not_a_message};
+use super::guest::{Entry, Guest, Resumption, linger, not_a_message};
 use super::limits;
 use super::outbox::{Buffers, Link, Outbox};
 use super::registry::Place;
-use super::resume::Resumption;
 use super::session::Session;
 use super::unfinished::Unfinished;
 use super::{Shared, delivery, status};

@@ -3,8 +3,8 @@
 //! Invariant: everything comes before one deadline and in few short lines; who gets an `Entry` has proven to be somebody.
 
 use super::accounts::Seen;
+use super::grace::Turn;
 use super::registry::Place;
-use super::resume::Resumption;
 use super::{Shared, limits};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
@@ -77,6 +77,16 @@ pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
         DecodeError::UnknownType => ErrorCode::UnknownType,
     };
     ServerMessage::error(code, error.to_string())
+}
+
+/// A session that was taken from its former connection, and whose client has been told so.
+pub struct Resumption {
+    /// The right to handle the session's frames from now on.
+    pub turn: Turn,
+    /// See [`Outbox::claim`](super::outbox::Outbox::claim).
+    pub claim: u64,
+    /// Frames that the client has taken in, since the login.
+    pub received: u64,
 }
 
 /// How a guest became a client.

@@ -4,7 +4,7 @@
 //! who asks proves to be a client that another one of the same person has replaced; and until the proof and the count are right nothing of the session or its connection has changed.
 
 use super::grace::Turn;
-use super::guest::{Guest, Refusal, check_version, refuse};
+use super::guest::{Guest, Refusal, Resumption, check_version, refuse};
 use super::limits;
 use super::session::{OWN_TOKENS, Session};
 use crate::auth::PendingResume;
@@ -12,16 +12,6 @@ use crate::clock;
 use crate::crypto::secret::Key;
 use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage};
 use std::sync::Arc;
-
-/// A session that was taken from its former connection, and whose client has been told so.
-pub struct Resumption {
-    /// The right to handle the session's frames from now on.
-    pub turn: Turn,
-    /// See [`Outbox::claim`](super::outbox::Outbox::claim).
-    pub claim: u64,
-    /// Frames that the client has taken in, since the login.
-    pub received: u64,
-}
 
 impl Guest<'_> {
     /// From the request to `resumed`. README#resume-rules.
