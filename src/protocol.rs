@@ -87,6 +87,13 @@ pub enum ErrorCode {
     ServerError,
 }
 
+impl Failure {
+    /// Whether it is this one.
+    pub fn is(&self, code: ErrorCode) -> bool {
+        self.code == code.as_str()
+    }
+}
+
 impl ErrorCode {
     /// As it stands on the wire.
     pub fn as_str(self) -> &'static str {

@@ -132,7 +132,7 @@ pub fn register(
         Ok(ServerMessage::Error(failure)) => {
             // Only a refusal is sure to leave no account behind, whose only key this would be; a server whose disk
             // has failed cannot be sure itself.
-            if !had_key && failure.code != ErrorCode::ServerError.as_str() {
+            if !had_key && !failure.is(ErrorCode::ServerError) {
                 let _ = fs::remove_file(&path);
             }
             let error = refusal(&failure, name);

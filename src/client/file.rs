@@ -163,15 +163,14 @@ impl Source {
             return Err(io::Error::other("the file has changed meanwhile"));
         }
         sweep(folder);
-        // A name that no other copy has, which may be under way at the same time; once more if somebody has swept it away
-        // before it was locked.
+        // A name that no other copy has, which may be under way at the same time.
         let made = || {
             let part = part_path(folder, person, &random());
             let copy = disk::create_new(&part)?;
             claim(&copy, &part).map_err(disk::at(&part)).map(|()| (part, copy))
         };
-        let mut attempts = (0..10).map(|_| made());
-        let (part, mut copy) = attempts.find(Result::is_ok).unwrap_or_else(made)?;
+        // Again, if somebody has swept it away before it was locked; ten times in a row is something else.
+        let (part, mut copy) = (1..10).find_map(|_| made().ok()).map_or_else(made, Ok)?;
         let copied = (|| {
             let mut from = &self.file;
             from.rewind()?;

@@ -10,10 +10,10 @@ use super::connect::{Connection, StartError, reason};
 use super::lock;
 use super::queue::Queue;
 use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, is_refused, pause};
-use super::session::Event;
+use super::session::{Event, last_word};
 use super::transfer::Hub;
 use crate::auth::PasswordKey;
-use crate::protocol::{ClientMessage, ErrorCode, MAX_PACKET, Packet, ServerMessage};
+use crate::protocol::{ClientMessage, MAX_PACKET, Packet, ServerMessage};
 use crate::wire::frame::Frame;
 use crate::wire::tls::{Channel, Received};
 use std::io;
@@ -326,11 +326,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                     None
                 }
                 // Another client of this person is there now: to come back would throw it off. Or there is nowhere to come back to.
-                Ok(ServerMessage::Error(failure))
-                    if [ErrorCode::SignedInElsewhere, ErrorCode::AccountRemoved]
-                        .iter()
-                        .any(|code| failure.code == code.as_str()) =>
-                {
+                Ok(ServerMessage::Error(failure)) if last_word(&failure).is_some() => {
                     (self.deliver)(Event::Server(ServerMessage::Error(failure)));
                     return Err(End::Over(None));
                 }

@@ -208,7 +208,7 @@ pub fn change(
             replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)
         }
         // A server whose disk has failed cannot be sure itself.
-        Ok(ServerMessage::Error(failure)) if failure.code != ErrorCode::ServerError.as_str() => {
+        Ok(ServerMessage::Error(failure)) if !failure.is(ErrorCode::ServerError) => {
             let _ = fs::remove_file(&new_path);
             Err(Refused(refusal(&failure, name)))
         }

@@ -83,7 +83,7 @@ impl Way {
         let answer = auth::resume(name, &challenge, &exporter, &self.token, received);
         match connection.ask(&ClientMessage::Resume(answer))? {
             ServerMessage::Resumed(theirs) => Ok(Some(theirs.received)),
-            ServerMessage::Error(failure) if failure.code == ErrorCode::NoSession.as_str() => Ok(None),
+            ServerMessage::Error(failure) if failure.is(ErrorCode::NoSession) => Ok(None),
             ServerMessage::Error(failure) => Err(refusal(&failure, name)),
             _ => Err(StartError::OutOfPlace),
         }

@@ -327,10 +327,12 @@ impl Front {
         let tabs = self.conversations.all().iter().enumerate().map(tab).collect();
         let view = self.conversations.current();
         let unseen = Editor::default();
-        let (alarm, link) = match () {
-            () if self.over => ("THE SESSION IS OVER".into(), String::new()),
-            () if session.is_lost() => (session.connection(), String::new()),
-            () => (String::new(), session.connection()),
+        let (alarm, link) = if self.over {
+            ("THE SESSION IS OVER".into(), String::new())
+        } else if session.is_lost() {
+            (session.connection(), String::new())
+        } else {
+            (String::new(), session.connection())
         };
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {

@@ -107,6 +107,17 @@ pub enum Effect {
     Quit(u8),
 }
 
+/// Why the session is over for good, if the server has ended it: there is nothing to come back to.
+pub fn last_word(failure: &Failure) -> Option<&'static str> {
+    if failure.is(ErrorCode::SignedInElsewhere) {
+        Some("you have logged in from elsewhere")
+    } else if failure.is(ErrorCode::AccountRemoved) {
+        Some("the operator of the server has removed this account")
+    } else {
+        None
+    }
+}
+
 /// See the module.
 pub struct Session {
     me: Username,
@@ -391,15 +402,7 @@ impl Session {
 
     fn failure(&mut self, failure: &Failure, now: Instant) {
         let text = sanitise(&failure.message);
-        let is = |code: ErrorCode| failure.code == code.as_str();
-        let over = match () {
-            () if is(ErrorCode::SignedInElsewhere) => Some("you have logged in from elsewhere"),
-            () if is(ErrorCode::AccountRemoved) => {
-                Some("the operator of the server has removed this account")
-            }
-            () => None,
-        };
-        if let Some(over) = over {
+        if let Some(over) = last_word(failure) {
             self.problem(format!("{over}: this session is over"));
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));

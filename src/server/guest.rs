@@ -120,10 +120,7 @@ impl<'a> Guest<'a> {
             self.deadline = Instant::now() + LAST_WORD;
             let _ = self.say(&message);
         }
-        let mut wire = Vec::new();
-        self.channel.encrypt_end(&mut wire);
-        let _ = self.channel.send_now(&wire);
-        self.channel.finish();
+        self.channel.end();
         linger(&self.channel, &mut self.reader);
     }
 

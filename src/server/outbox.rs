@@ -382,10 +382,7 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
     }
     queue.busy = false;
     if queue.ending {
-        let mut wire = Vec::new();
-        link.channel.encrypt_end(&mut wire);
-        let _ = link.channel.send_now(&wire);
-        link.channel.finish();
+        link.channel.end();
         link.ticket.logged_out();
         // Not cut: the reader still listens for a moment.
         (queue.closed, queue.link) = (true, None);

@@ -363,8 +363,12 @@ impl Channel {
         Ok(())
     }
 
-    /// Ends our direction: what was sent still arrives, and the other side can still be heard.
-    pub fn finish(&self) {
+    /// Says the [end](Channel::encrypt_end) and ends our direction: what was sent still arrives, and the other side can still be
+    /// heard.
+    pub fn end(&self) {
+        let mut wire = Vec::new();
+        self.encrypt_end(&mut wire);
+        let _ = self.send_now(&wire);
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 

@@ -143,6 +143,7 @@ impl Worker {
         results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
     ) -> Result<(), Failure> {
         let (mut granted, mut written) = (plan.start, plan.start);
+        let tell = |written: u32| self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
         let result = (|| {
             let mut waiting = BTreeMap::new();
             let mut told = Instant::now();
@@ -158,7 +159,7 @@ impl Worker {
                 let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
                     Ok(result) => result,
                     Err(RecvTimeoutError::Timeout) => {
-                        self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+                        tell(written);
                         continue;
                     }
                     // The openers are gone only after one of them has said why, if there were any.
@@ -176,7 +177,7 @@ impl Worker {
                 }
                 if told.elapsed() >= TOLD_EVERY {
                     told = Instant::now();
-                    self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+                    tell(written);
                 }
             }
             Ok(())
@@ -184,7 +185,7 @@ impl Worker {
         self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
         if result.is_err() {
             // What is there is where it goes on one day.
-            self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
+            tell(written);
         }
         result
     }
