@@ -356,6 +356,8 @@ fn auth_error(error: AuthError) -> Refusal {
 pub(super) mod tests {
     use super::super::tests::shared;
     use super::*;
+    use crate::crypto::secret::Key;
+    use crate::encoding::{Bytes, Fixed};
     use std::net::TcpListener;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -403,5 +405,36 @@ pub(super) mod tests {
             Duration::from_secs(refused) >= left
                 && left + Duration::from_secs(60) > Duration::from_secs(refused)
         );
+    }
+
+    /// README#lockout.
+    #[test]
+    fn who_is_locked_is_told_so_before_anything_but_a_wrong_version_and_may_still_ask_for_an_account() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut guest, _far) = guest(&shared);
+        for n in 0..limits::MAX_FAILURES_PER_ADDRESS {
+            let name = format!("name{n}").parse().expect("name");
+            assert!(shared.lockout.count(&name, guest.address).is_ok());
+        }
+        let code = |refusal: Refusal| match refusal {
+            Refusal::Say(ServerMessage::Error(failure)) => failure.code,
+            _ => panic!("not told"),
+        };
+        let no_key = || Bytes(Vec::new());
+        for (version, told) in [(VERSION + 1, "unsupported_version"), (VERSION, "locked")] {
+            let username = "alice".parse().expect("name");
+            let request = LoginRequest { version, username, public_key: no_key() };
+            assert_eq!(guest.challenge(request).err().map(code), Some(told.into()));
+        }
+        let request = Register {
+            version: VERSION,
+            username: "alice".parse().expect("name"),
+            salt: Fixed([0; 32]),
+            rounds: 600_000,
+            password_key: Key::random(),
+            public_key: no_key(),
+        };
+        // It is looked at: there is no key in it.
+        assert_eq!(guest.register(request).err().map(code), Some("bad_key".into()));
     }
 }
