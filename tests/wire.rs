@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use common::{Client, Folder, Heard, PASSWORD, Server, until};
 use rsa::traits::PublicKeyParts;
-use rsa::{BoxedUint, RsaPublicKey, pkcs8::DecodePublicKey};
+use rsa::{BoxedUint, PublicKey, pkcs8::DecodePublicKey};
 use secure_messenger::client::session::wire_form::typed;
 use secure_messenger::crypto::envelope::{Envelope, Sealed};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -213,7 +213,7 @@ fn hold_a_prime(bytes: &[u8], modulus: &BoxedUint) -> bool {
 }
 
 fn modulus(spki: &[u8]) -> BoxedUint {
-    RsaPublicKey::from_public_key_der(spki).expect("a key").n().as_ref().clone()
+    PublicKey::from_public_key_der(spki).expect("a key").n().as_ref().clone()
 }
 
 /// What a thief of a person's disk and password has.

@@ -17,23 +17,23 @@ use super::{CryptoError, Fields, label};
 use crate::name::Username;
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
-use rsa::{Pss, RsaPrivateKey};
+use rsa::{PrivateKey, Pss};
 use sha2::Sha256;
 use std::fmt;
 use zeroize::Zeroizing;
 
 /// RSA-2048, FIPS 186-5; 60 to 300 ms.
-fn generate() -> RsaPrivateKey {
-    RsaPrivateKey::new(&mut rand::rng(), RSA_BITS).expect("2048 bits are a valid size")
+fn generate() -> PrivateKey {
+    PrivateKey::new(&mut rand::rng(), RSA_BITS).expect("2048 bits are a valid size")
 }
 
-fn spki(key: &RsaPrivateKey) -> Vec<u8> {
+fn spki(key: &PrivateKey) -> Vec<u8> {
     key.to_public_key().to_public_key_der().expect("an RSA key has a DER form").into_vec()
 }
 
 /// The long-lived key that a person is known by. README#identity-key.
 pub struct IdentityKey {
-    key: RsaPrivateKey,
+    key: PrivateKey,
     public: IdentityPublicKey,
 }
 
@@ -43,7 +43,7 @@ impl IdentityKey {
         Self::from_rsa(generate()).expect("a fresh key has the right size")
     }
 
-    fn from_rsa(key: RsaPrivateKey) -> Result<IdentityKey, CryptoError> {
+    fn from_rsa(key: PrivateKey) -> Result<IdentityKey, CryptoError> {
         let public = IdentityPublicKey::parse(&spki(&key))?;
         Ok(IdentityKey { key, public })
     }
@@ -53,7 +53,7 @@ impl IdentityKey {
     /// # Errors
     /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
     pub fn from_pkcs8(der: &[u8]) -> Result<IdentityKey, CryptoError> {
-        Self::from_rsa(RsaPrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+        Self::from_rsa(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
     }
 
     /// PKCS#8 in DER, about 1.2 KB; for the key file and [`IdentityKey::history_key`] only.
@@ -106,7 +106,7 @@ impl SessionKey {
         Self::from_rsa(&generate()).expect("a fresh key has the right size")
     }
 
-    fn from_rsa(key: &RsaPrivateKey) -> Result<SessionKey, CryptoError> {
+    fn from_rsa(key: &PrivateKey) -> Result<SessionKey, CryptoError> {
         let public = SessionPublicKey::parse(&spki(key))?;
         let document = key.to_pkcs8_der().map_err(|_| CryptoError::BadKey)?;
         let key = PrivateDecryptingKey::from_pkcs8(document.as_bytes()).map_err(|_| CryptoError::BadKey)?;
@@ -119,7 +119,7 @@ impl SessionKey {
     /// # Errors
     /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
     pub fn from_pkcs8(der: &[u8]) -> Result<SessionKey, CryptoError> {
-        Self::from_rsa(&RsaPrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+        Self::from_rsa(&PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
     }
 
     /// The public half.

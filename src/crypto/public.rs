@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use rsa::pkcs8::{DecodePublicKey, EncodePublicKey};
 use rsa::traits::PublicKeyParts;
-use rsa::{BoxedUint, Oaep, Pss, RsaPublicKey};
+use rsa::{BoxedUint, Oaep, Pss, PublicKey};
 use sha2::Sha256;
 use std::fmt;
 use std::str::FromStr;
@@ -107,7 +107,7 @@ impl FromStr for ShortFingerprint {
 /// A parsed key beside its DER form and fingerprint.
 #[derive(Clone)]
 struct Public {
-    key: RsaPublicKey,
+    key: PublicKey,
     fingerprint: Fingerprint,
 }
 
@@ -117,11 +117,11 @@ impl Public {
         if spki.len() > MAX_SPKI {
             return Err(CryptoError::BadKey);
         }
-        let key = RsaPublicKey::from_public_key_der(spki).map_err(|_| CryptoError::BadKey)?;
+        let key = PublicKey::from_public_key_der(spki).map_err(|_| CryptoError::BadKey)?;
         // One key, one encoding: otherwise one key could have two fingerprints.
         let canonical = key.to_public_key_der().map_err(|_| CryptoError::BadKey)?;
         let e = key.e() == &BoxedUint::from(65_537u64);
-        if !e || key.n().bits_vartime() as usize != RSA_BITS || canonical.as_bytes() != spki {
+        if !e || key.n().bit_width_vartime() as usize != RSA_BITS || canonical.as_bytes() != spki {
             return Err(CryptoError::BadKey);
         }
         Ok(Public { fingerprint: Fingerprint::of(spki), key })
@@ -150,7 +150,7 @@ impl IdentityPublicKey {
     /// # Errors
     /// [`CryptoError::BadKey`], as for [`IdentityPublicKey::parse`].
     pub fn parse_pem(pem: &str) -> Result<Self, CryptoError> {
-        let key = RsaPublicKey::from_public_key_pem(pem).map_err(|_| CryptoError::BadKey)?;
+        let key = PublicKey::from_public_key_pem(pem).map_err(|_| CryptoError::BadKey)?;
         Self::parse(key.to_public_key_der().map_err(|_| CryptoError::BadKey)?.as_bytes())
     }
 
