@@ -1,8 +1,11 @@
 //! What the tests of whole programs share: temporary folders, real servers on port 0, line-filter clients, and a
 //! raw connection that speaks bytes as an attacker would. Nothing here sleeps to wait: every
 //! wait is for a line or an end, with a deadline that only a broken program reaches.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
+mod relay;
+
+pub use relay::{Gate, Shape};
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::client::trust::{Ignored, KnownUsers};
 use secure_messenger::clock;
@@ -17,12 +20,11 @@ use secure_messenger::protocol::{
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -298,143 +300,6 @@ impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// A way to the server on which clients are held up: what they say goes through only so far; what the
-/// server says comes back freely, unless that is held as well. It can be cut, shut, and lead to another server.
-pub struct Gate {
-    pub port: u16,
-    flow: Arc<Flow>,
-    back: Arc<Flow>,
-    /// The port that it leads to; 0 while it is shut.
-    target: Arc<AtomicU16>,
-    /// Both ends of what goes through.
-    sockets: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-/// Bytes that have gone through, and those that may.
-struct Flow {
-    counts: Mutex<(u64, u64)>,
-    changed: Condvar,
-}
-
-impl Gate {
-    /// An open one.
-    pub fn before(server: &Server) -> Gate {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        let (target, sockets) = (Arc::new(AtomicU16::new(server.port)), Arc::<Mutex<Vec<_>>>::default());
-        let [flow, back] =
-            [(); 2].map(|()| Arc::new(Flow { counts: Mutex::new((0, u64::MAX)), changed: Condvar::new() }));
-        let (shared, shared_back) = (flow.clone(), back.clone());
-        let (leads, all) = (target.clone(), sockets.clone());
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                // Under the lock, so that nobody slips through while it is cut.
-                let mut all = all.lock().expect("whole");
-                let Ok(server) = TcpStream::connect(("127.0.0.1", leads.load(Ordering::SeqCst))) else {
-                    continue;
-                };
-                for socket in [&client, &server] {
-                    socket.set_nodelay(true).expect("a socket");
-                    all.push(socket.try_clone().expect("a second handle"));
-                }
-                drop(all);
-                let (from, to) = (
-                    server.try_clone().expect("a second handle"),
-                    client.try_clone().expect("a second handle"),
-                );
-                let flow = shared_back.clone();
-                thread::spawn(move || {
-                    let _ = flow.pass(&from, &to);
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-                let flow = shared.clone();
-                thread::spawn(move || {
-                    let _ = flow.pass(&client, &server);
-                    let _ = server.shutdown(Shutdown::Both);
-                });
-            }
-        });
-        Gate { port, flow, back, target, sockets }
-    }
-
-    /// Breaks every connection.
-    pub fn cut(&self) {
-        for socket in self.sockets.lock().expect("whole").drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Breaks every connection, and lets no other one through.
-    pub fn shut(&self) {
-        self.target.store(0, Ordering::SeqCst);
-        self.cut();
-    }
-
-    /// From now on, connections lead there.
-    pub fn lead_to(&self, server: &Server) {
-        self.target.store(server.port, Ordering::SeqCst);
-    }
-
-    /// The line filter of a person behind it.
-    pub fn client(&self, home: Arc<Folder>, name: &str, arguments: &[&str]) -> Client {
-        Client::within(home, self.port, name, true, arguments)
-    }
-
-    /// Bytes that clients have said.
-    pub fn passed(&self) -> u64 {
-        self.flow.counts.lock().expect("whole").0
-    }
-
-    /// Lets about so many bytes more through.
-    pub fn hold_after(&self, more: u64) {
-        self.flow.hold_after(more);
-    }
-
-    pub fn open(&self) {
-        self.hold_after(u64::MAX);
-    }
-
-    /// Whether what the server says is held.
-    pub fn hold_answers(&self, held: bool) {
-        self.back.hold_after(if held { 0 } else { u64::MAX });
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        // Or a client that has gone would not be seen to.
-        self.open();
-        self.hold_answers(false);
-    }
-}
-
-impl Flow {
-    fn hold_after(&self, more: u64) {
-        let mut counts = self.counts.lock().expect("whole");
-        counts.1 = counts.0.saturating_add(more);
-        self.changed.notify_all();
-    }
-
-    fn pass(&self, mut from: &TcpStream, mut to: &TcpStream) -> std::io::Result<()> {
-        let mut buffer = [0; 16 * 1024];
-        loop {
-            let counts = self.counts.lock().expect("whole");
-            drop(self.changed.wait_while(counts, |(passed, limit)| passed >= limit).expect("whole"));
-            let length = from.read(&mut buffer)?;
-            if length == 0 {
-                return Ok(());
-            }
-            // Held while it was reading.
-            let counts = self.counts.lock().expect("whole");
-            let mut counts =
-                self.changed.wait_while(counts, |(passed, limit)| passed >= limit).expect("whole");
-            counts.0 += length as u64;
-            drop(counts);
-            to.write_all(&buffer[..length])?;
-        }
     }
 }
 
