@@ -7,9 +7,11 @@
 
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
-use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
+use crate::crypto::public::{
+    Fingerprint, IdentityPublicKey, RSA_BYTES, SessionCertificate, SessionPublicKey, Skew,
+};
 use crate::crypto::secret::{Key, Password, random};
-use crate::crypto::{CryptoError, Fields, label};
+use crate::crypto::{Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
@@ -17,12 +19,7 @@ use crate::protocol::{
     SessionKeyFields, VERSION,
 };
 use std::fmt;
-use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
-
-/// A challenge is worth nothing after this time: as long as a login may take, the slowest hash that is accepted included.
-/// README#challenge-once.
-const CHALLENGE_LIFETIME: Duration = Duration::from_secs(300);
 
 /// What the server keeps of an account.
 pub struct Account {
@@ -47,28 +44,30 @@ pub enum AuthError {
     BadKey,
     /// Name, password, key or channel: which of them is not told.
     Denied,
-    /// The challenge is over five minutes old.
-    Expired,
     /// The session certificate is outside its time by the server's clock: 2 hours before `created` to 26 after.
-    Clock,
+    Clock(Skew),
 }
 
 impl fmt::Display for AuthError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            AuthError::BadRounds => "the number of PBKDF2 rounds is out of bounds",
-            AuthError::BadKey => "the key is not an RSA-2048 public key",
-            AuthError::Denied => "the name, the password or the key is wrong",
-            AuthError::Clock => "the session certificate is too old or from the future: compare the clocks",
-            AuthError::Expired => "the challenge has expired: log in again",
-        })
+        match self {
+            AuthError::BadRounds => f.write_str("the number of PBKDF2 rounds is out of bounds"),
+            AuthError::BadKey => f.write_str("the key is not an RSA-2048 public key"),
+            AuthError::Denied => f.write_str("the name, the password or the key is wrong"),
+            AuthError::Clock(skew) => {
+                write!(f, "your clock is {skew} the server's: set the one that is wrong")
+            }
+        }
     }
 }
 
 impl std::error::Error for AuthError {}
 
-/// README#rounds.
-fn acceptable(rounds: u32) -> Result<u32, AuthError> {
+/// Whether somebody may have this many PBKDF2 rounds. README#rounds.
+///
+/// # Errors
+/// [`AuthError::BadRounds`] for fewer than 100,000 or more than 10,000,000.
+pub fn acceptable(rounds: u32) -> Result<u32, AuthError> {
     let bounds = PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS;
     if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
 }
@@ -97,9 +96,22 @@ fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 
     fields.bytes(salt).number(rounds.into()).bytes(password_key.expose()).finish()
 }
 
-/// Whether a challenge is young enough to be answered.
-fn fresh(issued: Instant) -> Result<(), AuthError> {
-    if issued.elapsed() > CHALLENGE_LIFETIME { Err(AuthError::Expired) } else { Ok(()) }
+/// Server: the session certificate that a client offers, of which its form and time alone are checked: that is the client's
+/// own affair, and tells nothing of an account. `now_ms` is the server's clock, milliseconds since 1970.
+///
+/// # Errors
+/// [`AuthError::BadKey`], [`AuthError::Clock`].
+pub fn offered(
+    session_key: &Bytes,
+    created: u64,
+    signature: &Fixed<RSA_BYTES>,
+    now_ms: u64,
+) -> Result<SessionCertificate, AuthError> {
+    let key = SessionPublicKey::parse(&session_key.0).map_err(|_| AuthError::BadKey)?;
+    match Skew::between(created, now_ms) {
+        Some(skew) => Err(AuthError::Clock(skew)),
+        None => Ok(SessionCertificate { key, created, signature: signature.0 }),
+    }
 }
 
 /// Client: `PBKDF2(password, salt, rounds)`, and what it was made with. It stands for the password towards one
@@ -229,7 +241,6 @@ pub fn resume(
 pub struct PendingResume {
     name: Username,
     nonce: [u8; 32],
-    issued: Instant,
 }
 
 impl PendingResume {
@@ -237,7 +248,7 @@ impl PendingResume {
     pub fn new(name: Username) -> (PendingResume, ResumeChallenge) {
         let nonce = random();
         let challenge = ResumeChallenge { version: VERSION, nonce: Fixed(nonce) };
-        (PendingResume { name, nonce, issued: Instant::now() }, challenge)
+        (PendingResume { name, nonce }, challenge)
     }
 
     /// Whose session is asked for.
@@ -249,9 +260,8 @@ impl PendingResume {
     /// time. The place of the token that fits; of several the last.
     ///
     /// # Errors
-    /// [`AuthError::Expired`] after five minutes, [`AuthError::Denied`] if no token fits.
-    pub fn verify(self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
-        fresh(self.issued)?;
+    /// [`AuthError::Denied`] if no token fits.
+    pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
         let proven = resume_bytes(&self.name, &self.nonce, exporter, resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
         // All of them are tried, whichever fits.
@@ -264,7 +274,6 @@ impl PendingResume {
 pub struct PendingLogin {
     name: Username,
     nonce: [u8; 32],
-    issued: Instant,
     offered: IdentityPublicKey,
     expected_identity: Fingerprint,
     password_key: Key,
@@ -306,7 +315,7 @@ impl NewPassword {
 }
 
 impl PendingLogin {
-    /// Makes the challenge. `account` is `None` for an unknown name, whose salt then is an HMAC of
+    /// Makes the challenge, which serves one answer (README#challenge-once). `account` is `None` for an unknown name, whose salt then is an HMAC of
     /// the name under `secret`: stable, and not to be told from a real one.
     ///
     /// # Errors
@@ -333,7 +342,6 @@ impl PendingLogin {
         let pending = PendingLogin {
             name: request.username,
             nonce,
-            issued: Instant::now(),
             offered,
             expected_identity: account.map_or(nobody, |account| account.identity),
             password_key: account.map_or(no_key, |account| account.password_key.duplicate()),
@@ -350,9 +358,8 @@ impl PendingLogin {
     /// Checks password, identity key and channel of a password change, all of them whichever fails.
     ///
     /// # Errors
-    /// [`AuthError::Expired`], [`AuthError::BadRounds`] (of the new password), [`AuthError::Denied`].
+    /// [`AuthError::BadRounds`] (of the new password), [`AuthError::Denied`].
     pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, AuthError> {
-        fresh(self.issued)?;
         let rounds = acceptable(change.rounds)?;
         let new = (&change.salt.0, rounds, &change.password_key);
         let signed = Zeroizing::new(change_bytes(&self.name, &self.nonce, exporter, new));
@@ -375,29 +382,22 @@ impl PendingLogin {
         Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0)
     }
 
-    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `now_ms` is the server's
-    /// clock, milliseconds since 1970.
+    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `certificate` is what was
+    /// [`offered`] at `now_ms`, the server's clock, milliseconds since 1970.
     ///
     /// # Errors
-    /// [`AuthError::Expired`], [`AuthError::BadKey`], [`AuthError::Clock`] (all told by what the client
-    /// itself has sent), [`AuthError::Denied`].
+    /// [`AuthError::Denied`].
     pub fn verify(
         self,
-        response: ChallengeResponse,
+        response: &ChallengeResponse,
+        certificate: SessionCertificate,
         exporter: &[u8],
         now_ms: u64,
     ) -> Result<Authenticated, AuthError> {
-        fresh(self.issued)?;
-        let key = SessionPublicKey::parse(&response.session_key.0).map_err(|_| AuthError::BadKey)?;
-        let certificate =
-            SessionCertificate { key, created: response.created, signature: response.certificate.0 };
         let proof = proof_bytes(&self.name, &self.nonce, exporter, certificate.key.fingerprint());
         let password = self.knows_password(&response.response);
         let identity = self.is_owner();
         let certified = certificate.verify(&self.name, &self.offered, now_ms);
-        if certified == Err(CryptoError::StaleCertificate) {
-            return Err(AuthError::Clock);
-        }
         let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
         // README#login-failed.
         if self.known & password & identity & certified.is_ok() & proven {
@@ -450,7 +450,8 @@ mod tests {
         let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
         let mut response = key.log_in(&p.name, &challenge, b"exporter", &p.identity, session);
         change(&mut response);
-        pending.verify(response, exporter, NOW)
+        let certificate = offered(&response.session_key, response.created, &response.certificate, NOW)?;
+        pending.verify(&response, certificate, exporter, NOW)
     }
 
     /// README#login-failed, README#login-proof.
@@ -471,25 +472,29 @@ mod tests {
         denied(login(&p, true, |r| r.session_key = Bytes(other.public().spki()), b"exporter"));
     }
 
-    /// README#challenge-once.
+    /// README#session-certificate.
     #[test]
-    fn a_challenge_is_worth_nothing_after_five_minutes() {
+    fn clock_that_is_off_is_named_with_direction_and_days() {
         let p = person("alice");
-        let answer = |age: Duration| {
-            let request = LoginRequest {
-                version: VERSION,
-                username: p.name.clone(),
-                public_key: Bytes(p.identity.public().spki()),
-            };
-            let (mut pending, challenge) =
-                PendingLogin::new(request, Some(&p.account), &Key::new([1; 32])).expect("challenge");
-            pending.issued -= age;
-            let session = (&p.session, p.identity.certify(&p.name, &p.session, NOW));
-            let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
-            pending.verify(key.log_in(&p.name, &challenge, b"", &p.identity, session), b"", NOW).err()
+        let hours = |off: i64| {
+            let created = NOW.saturating_add_signed(off * 3_600_000);
+            let certificate = p.identity.certify(&p.name, &p.session, created);
+            let key = Bytes(p.session.public().spki());
+            let refused = offered(&key, created, &Fixed(certificate.signature), NOW).err();
+            assert_eq!(refused.is_some(), certificate.verify(&p.name, p.identity.public(), NOW).is_err());
+            refused.map_or(String::new(), |error| error.to_string())
         };
-        assert_eq!(answer(CHALLENGE_LIFETIME - Duration::from_secs(60)), None);
-        assert_eq!(answer(CHALLENGE_LIFETIME + Duration::from_secs(1)), Some(AuthError::Expired));
+        assert_eq!([hours(2), hours(0), hours(-26)], ["", "", ""]);
+        for (off, said) in [
+            (3, "your clock is 3 hours ahead of the server's"),
+            (48, "your clock is 2 days ahead of the server's"),
+            (-27, "your clock is 27 hours behind the server's"),
+            (-48, "your clock is 2 days behind the server's"),
+            (-24 * 365, "your clock is 365 days behind the server's"),
+        ] {
+            assert!(hours(off).starts_with(said), "{}", hours(off));
+        }
+        assert!(Skew::between(u64::MAX, 0).is_some() && Skew::between(0, u64::MAX).is_some());
     }
 
     /// README#resume-proof.
@@ -513,12 +518,6 @@ mod tests {
         assert_eq!(attempt(&alice, &token, b"exporter", &|answer| answer.received += 1), denied);
         let (pending, challenge) = PendingResume::new(alice.clone());
         assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[]), denied);
-        for (age, outcome) in [(0, Ok(0)), (1, Err(AuthError::Expired))] {
-            let (mut pending, challenge) = PendingResume::new(alice.clone());
-            pending.issued -= age * (CHALLENGE_LIFETIME + Duration::from_secs(1));
-            let tokens = [token.duplicate()];
-            assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &tokens), outcome);
-        }
         let (_, challenge) = PendingResume::new(alice.clone());
         let (pending, _) = PendingResume::new(alice.clone());
         assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), denied);
@@ -526,18 +525,17 @@ mod tests {
 
     /// README#password-proof.
     #[test]
-    fn a_password_change_needs_all_that_a_login_needs_and_in_time() {
+    fn a_password_change_needs_all_that_a_login_needs() {
         let p = person("alice");
-        let change = |age: Duration, known: bool, exporter: &[u8], alter: fn(&mut PasswordChange)| {
+        let change = |known: bool, exporter: &[u8], alter: fn(&mut PasswordChange)| {
             let request = LoginRequest {
                 version: VERSION,
                 username: p.name.clone(),
                 public_key: Bytes(p.identity.public().spki()),
             };
             let account = known.then_some(&p.account);
-            let (mut pending, challenge) =
+            let (pending, challenge) =
                 PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
-            pending.issued -= age;
             let new = PasswordKey::new(&Password::new("another".into()));
             let mut change =
                 new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
@@ -547,14 +545,12 @@ mod tests {
             assert!(account.name == p.name && account.identity == p.account.identity);
             Ok(())
         };
-        let (now, late) = (Duration::ZERO, CHALLENGE_LIFETIME + Duration::from_secs(1));
-        assert_eq!(change(now, true, b"exporter", |_| ()), Ok(()));
-        assert_eq!(change(late, true, b"exporter", |_| ()), Err(AuthError::Expired));
-        assert_eq!(change(now, false, b"exporter", |_| ()), Err(AuthError::Denied));
-        assert_eq!(change(now, true, b"another channel", |_| ()), Err(AuthError::Denied));
-        assert_eq!(change(now, true, b"exporter", |c| c.response.0[0] ^= 1), Err(AuthError::Denied));
-        assert_eq!(change(now, true, b"exporter", |c| c.proof.0[9] ^= 1), Err(AuthError::Denied));
-        assert_eq!(change(now, true, b"exporter", |c| c.rounds = 99_999), Err(AuthError::BadRounds));
+        assert_eq!(change(true, b"exporter", |_| ()), Ok(()));
+        assert_eq!(change(false, b"exporter", |_| ()), Err(AuthError::Denied));
+        assert_eq!(change(true, b"another channel", |_| ()), Err(AuthError::Denied));
+        assert_eq!(change(true, b"exporter", |c| c.response.0[0] ^= 1), Err(AuthError::Denied));
+        assert_eq!(change(true, b"exporter", |c| c.proof.0[9] ^= 1), Err(AuthError::Denied));
+        assert_eq!(change(true, b"exporter", |c| c.rounds = 99_999), Err(AuthError::BadRounds));
     }
 
     #[test]

@@ -2,13 +2,17 @@
 //!
 //! Invariant: a [`Username`] is 1 to 32 ASCII letters, digits, `_` or `-` and begins with a
 //! letter or digit, so it is safe in a path, a log line, a terminal and a signed field.
-//! Letter case is kept, but two accounts never differ in case alone (README#names).
+//! Letter case is kept, but two accounts never differ in case alone (README#names). A name that reads like a word of the
+//! interface is displayed with an `@` before it, which no name begins with, so nobody mistakes a user for the program.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// The longest name, in bytes: fits a status line beside a room's name.
 pub const MAX_NAME: usize = 32;
+
+/// Words that the interface uses where names stand. README#reserved-names.
+const WORDS: [&str; 8] = ["all", "everyone", "me", "operator", "private", "room", "server", "you"];
 
 /// A valid user name. It is its own memory: a message to a thousand people names each of them three times.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +43,15 @@ impl Username {
         str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
     }
 
+    /// Whether it reads like a [word](WORDS) of the interface: in any letter case, with `_` and `-` left out, digits at
+    /// either end left out, or characters exchanged for others that look alike.
+    pub fn is_reserved(&self) -> bool {
+        let plain: String = self.folded().chars().filter(char::is_ascii_alphanumeric).collect();
+        let bare = plain.trim_matches(|c: char| c.is_ascii_digit());
+        let is_word = |text| WORDS.iter().any(|word| looks_like(word) == text);
+        is_word(looks_like(&plain)) || is_word(looks_like(bare))
+    }
+
     /// The name in lower case, under which names are compared for uniqueness and lockout. README#name-case.
     pub fn folded(&self) -> String {
         self.as_str().to_ascii_lowercase()
@@ -62,9 +75,24 @@ impl FromStr for Username {
     }
 }
 
+/// The same for texts that look alike.
+fn looks_like(text: &str) -> String {
+    let alike = |c| match c {
+        '0' => 'o',
+        '1' | 'i' => 'l',
+        '3' => 'e',
+        '4' => 'a',
+        '5' => 's',
+        '7' => 't',
+        other => other,
+    };
+    text.chars().map(alike).collect::<String>().replace("rn", "m").replace("vv", "w")
+}
+
+/// For people: where the name itself is needed, as in a path, take [`Username::as_str`].
 impl fmt::Display for Username {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+        if self.is_reserved() { f.pad(&format!("@{}", self.as_str())) } else { f.pad(self.as_str()) }
     }
 }
 
@@ -77,6 +105,40 @@ impl fmt::Debug for Username {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// README#reserved-names.
+    #[test]
+    fn word_of_the_interface_is_known_in_every_disguise() {
+        let name = |text: &str| text.parse::<Username>().expect("valid");
+        for word in WORDS {
+            let upper = word.to_uppercase();
+            for text in [word, &upper, &format!("{word}2"), &format!("1{word}"), &format!("{word}_-")] {
+                assert!(name(text).is_reserved(), "{text}");
+                assert_eq!(name(text).to_string(), format!("@{text}"));
+            }
+        }
+        for text in [
+            "every-one",
+            "Ever1-Y0ne",
+            "EVERY0NE",
+            "y0u",
+            "serv3r",
+            "5erver",
+            "aIl",
+            "a1l",
+            "al1",
+            "rnE",
+            "pr1vate",
+        ] {
+            assert_eq!(name(text).is_reserved(), text != "Ever1-Y0ne", "{text}");
+        }
+        for text in
+            ["alice", "Bob2", "allan", "youssef", "roomy", "emma", "serverless", "1", "a", "0-0", "member7"]
+        {
+            assert!(!name(text).is_reserved(), "{text}");
+            assert_eq!(format!("{:>12}", name(text)), format!("{text:>12}"));
+        }
+    }
 
     /// README#name-form.
     #[test]

@@ -57,6 +57,8 @@ pub enum ErrorCode {
     NoChallenge,
     /// Registration: somebody has the name, perhaps in another letter case. The connection stays open.
     NameTaken,
+    /// Registration: the interface uses the name as a word.
+    NameReserved,
     /// Registration: the server runs with `--closed`.
     RegistrationClosed,
     /// Login or change: name, password, identity key, signature or channel is wrong; which, is not told.
@@ -106,6 +108,7 @@ impl ErrorCode {
             ErrorCode::AlreadyLoggedIn => "already_logged_in",
             ErrorCode::NoChallenge => "no_challenge",
             ErrorCode::NameTaken => "name_taken",
+            ErrorCode::NameReserved => "name_reserved",
             ErrorCode::RegistrationClosed => "registration_closed",
             ErrorCode::LoginFailed => "login_failed",
             ErrorCode::NoSession => "no_session",

@@ -288,16 +288,22 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
-/// README#login-failed, README#session-certificate.
+/// README#login-failed, README#session-certificate, README#lockout.
 #[test]
-fn a_certificate_outside_its_time_is_told_apart_for_names_and_passwords_alike() {
+fn clock_that_is_off_is_no_guess_and_named_in_days() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let hour = 3_600_000;
     for (person, password) in
         [(&alice, PASSWORD), (&alice, "wrong horse battery"), (&Person::new("nobody"), PASSWORD)]
     {
-        for created in [clock::now_ms() - 27 * hour, clock::now_ms() + 3 * hour] {
+        for (hours, said) in [
+            (48, "your clock is 2 days ahead of the server's"),
+            (3, "your clock is 3 hours ahead of the server's"),
+            (-48, "your clock is 2 days behind the server's"),
+            (-27, "your clock is 27 hours behind the server's"),
+        ] {
+            let created = clock::now_ms().saturating_add_signed(hours * hour);
             let mut raw = server.raw();
             let challenge = challenge(&mut raw, person);
             let mut response = raw.response(person, &challenge, password);
@@ -305,11 +311,45 @@ fn a_certificate_outside_its_time_is_told_apart_for_names_and_passwords_alike() 
             response.certificate =
                 Fixed(person.identity.certify(&person.name, &person.session, created).signature);
             raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
-            assert_eq!(raw.error(), "bad_key");
+            let failure = refused(raw.answer());
+            assert!(failure.code == "bad_key" && failure.message.starts_with(said), "{}", failure.message);
             assert!(raw.is_closed());
         }
     }
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    until("it is logged", || server.log().matches("event=login user=alice").count() == 2);
+    let log = server.log();
+    assert!(!log.contains("login_failed") && !log.contains("locked"), "{log}");
+    assert_eq!(log.matches("event=login_refused user=alice addr=127.0.0.1").count(), 1, "{log}");
+}
+
+/// README#lockout.
+#[test]
+fn answer_that_is_malformed_by_itself_is_no_guess() {
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    for _ in 0..6 {
+        let mut raw = server.raw();
+        let challenge = challenge(&mut raw, &alice);
+        let mut response = raw.response(&alice, &challenge, PASSWORD);
+        response.session_key = Bytes(vec![0; 294]);
+        raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
+        assert_eq!(raw.error(), "bad_key");
+        let mut raw = server.raw();
+        let challenge = self::challenge(&mut raw, &alice);
+        let new = PasswordKey::new(&Password::new("another".into()));
+        let old = Password::new(PASSWORD.into());
+        let exporter = raw.channel.exporter().to_vec();
+        let mut change =
+            new.replace(&alice.name, &challenge, &exporter, &old, &alice.identity).expect("rounds");
+        change.rounds = 1;
+        raw.say(&ClientMessage::PasswordChange(Box::new(change)));
+        assert_eq!(raw.error(), "bad_rounds");
+    }
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    until("it is logged", || server.log().matches("event=login user=alice").count() == 2);
+    let log = server.log();
+    assert!(!log.contains("_failed") && !log.contains("locked"), "{log}");
 }
 
 #[test]
@@ -557,4 +597,38 @@ fn a_server_that_cannot_be_reached_is_told_with_a_remedy() {
     let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--no-tls"]);
     assert_eq!(status, 1);
     says(&lines, &["! ", "--no-tls"]);
+}
+
+/// README#reserved-names.
+#[test]
+fn word_of_the_interface_is_no_name_and_an_old_one_is_marked() {
+    let server = Server::start();
+    for word in ["everyone", "You", "SERVER", "room", "all", "y0u", "server_2", "Private"] {
+        let mut raw = server.raw();
+        raw.say(&Person::new(word).registration());
+        let failure = refused(raw.answer());
+        assert_eq!(failure.code, "name_reserved", "{word}");
+        assert!(failure.message.starts_with(word), "{}", failure.message);
+    }
+    // As an older server may have made it.
+    let (raw, mut old) = newcomer(&server, "servex");
+    drop(raw);
+    let home = server.kill();
+    let path = |name: &str| home.path("data").join(name);
+    let users = std::fs::read_to_string(path("users.json")).expect("accounts");
+    std::fs::write(path("users.json"), users.replace("servex", "server")).expect("written");
+    std::fs::rename(path("keys/servex.pem"), path("keys/server.pem")).expect("renamed");
+    let server = Server::within(home, &[]);
+    let mut bob = server.client("bob").ready();
+    old.name = "server".parse().expect("a name");
+    let _raw = {
+        let mut raw = server.raw();
+        assert!(matches!(raw.log_in(&old), Some(ServerMessage::Session(_))));
+        raw
+    };
+    let line = bob.expect("server");
+    assert!(line.contains("@server"), "{line}");
+    bob.say("/users");
+    let line = bob.expect("server");
+    assert!(line.contains("@server"), "{line}");
 }

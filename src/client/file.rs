@@ -233,7 +233,7 @@ pub struct Part {
 
 fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
     let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    folder.join(format!("{person}_{hash}.part"))
+    folder.join(format!("{}_{hash}.part", person.as_str()))
 }
 
 fn part_options() -> OpenOptions {
@@ -338,7 +338,7 @@ fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Resul
     let (stem, extension) = split(&name);
     for number in 0..MAX_NUMBER {
         let number = if number == 0 { String::new() } else { format!("_{number}") };
-        let path = folder.join(format!("{person}_{stem}{number}{extension}"));
+        let path = folder.join(format!("{}_{stem}{number}{extension}", person.as_str()));
         let placed = match fs::hard_link(part, &path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
             Ok(()) => fs::remove_file(part),

@@ -130,7 +130,7 @@ impl History {
         let server = options.server();
         let hash: String = sha256(server.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         History {
-            path: options.data_dir.join("history").join(format!("{owner}_{hash}")),
+            path: options.data_dir.join("history").join(format!("{}_{hash}", owner.as_str())),
             key: identity.history_key(owner, &server),
             owner: owner.clone(),
             server,

@@ -67,7 +67,7 @@ impl Options {
 
     /// The key file of `name`.
     pub fn key_path(&self, name: &Username) -> PathBuf {
-        self.data_dir.join("keys").join(format!("{name}_private.key"))
+        self.data_dir.join("keys").join(format!("{}_private.key", name.as_str()))
     }
 }
 

@@ -118,7 +118,7 @@ fn head(entry: &Entry) -> (Row, Style) {
     let kind = |color| Style { color: Some(color), ..BOLD };
     let name = |name: &Username| {
         span(
-            name.as_str(),
+            &name.to_string(),
             Style { color: Some(color_of(name)), bold: true, reverse: entry.mention, dim: false },
         )
     };

@@ -29,6 +29,8 @@ const MAX_SPKI: usize = 512;
 pub(super) const PSS_SALT: usize = 32;
 /// A session key is renewed after this time at the latest: one that is stolen opens the messages of a day.
 pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// An hour, in milliseconds.
+const HOUR: u64 = 3_600_000;
 /// Clocks may differ by this much before a certificate counts as stale or from the future: a wrong summer time is one hour.
 const CERTIFICATE_SLACK: Duration = Duration::from_secs(2 * 3600);
 
@@ -264,11 +266,40 @@ impl SessionCertificate {
     ) -> Result<(), CryptoError> {
         let bytes = Self::signed_bytes(owner, &self.key.spki(), self.created);
         identity.verify(&bytes, &self.signature)?;
-        let (slack, life) = (CERTIFICATE_SLACK.as_millis() as u64, SESSION_KEY_LIFETIME.as_millis() as u64);
-        if self.created > now.saturating_add(slack) || now > self.created.saturating_add(life + slack) {
-            return Err(CryptoError::StaleCertificate);
+        Skew::between(self.created, now).map_or(Ok(()), |_| Err(CryptoError::StaleCertificate))
+    }
+
+    /// The time left of it at `now`, both in milliseconds since 1970.
+    pub fn time_left(&self, now: u64) -> Duration {
+        let ends = self.created.saturating_add((SESSION_KEY_LIFETIME + CERTIFICATE_SLACK).as_millis() as u64);
+        Duration::from_millis(ends.saturating_sub(now))
+    }
+}
+
+/// How far the clock behind a certificate is from another one that does not take it. `Display`: "2 days ahead of".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Skew {
+    is_ahead: bool,
+    hours: u64,
+}
+
+impl Skew {
+    /// `None` where a certificate of `created` is valid at `now`, both in milliseconds since 1970.
+    pub fn between(created: u64, now: u64) -> Option<Skew> {
+        let (is_ahead, off) = (created > now, created.abs_diff(now));
+        let slack = if is_ahead { CERTIFICATE_SLACK } else { SESSION_KEY_LIFETIME + CERTIFICATE_SLACK };
+        (u128::from(off) > slack.as_millis())
+            .then(|| Skew { is_ahead, hours: off.saturating_add(HOUR / 2) / HOUR })
+    }
+}
+
+impl fmt::Display for Skew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.hours {
+            hours @ ..36 => write!(f, "{hours} hours")?,
+            hours => write!(f, "{} days", (hours + 12) / 24)?,
         }
-        Ok(())
+        f.write_str(if self.is_ahead { " ahead of" } else { " behind" })
     }
 }
 

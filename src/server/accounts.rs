@@ -323,7 +323,7 @@ impl Accounts {
 }
 
 fn key_path(keys: &Path, name: &Username) -> PathBuf {
-    keys.join(format!("{name}.pem"))
+    keys.join(format!("{}.pem", name.as_str()))
 }
 
 fn identity(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> {

@@ -68,8 +68,8 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
     let owner = fs::metadata(&users).map_err(disk::at(&users))?.uid();
     let request = match action {
         Action::List => return list(folder, out),
-        Action::Remove(name) => format!("remove {name}\n"),
-        Action::Unlock(name) => format!("unlock {name}\n"),
+        Action::Remove(name) => format!("remove {}\n", name.as_str()),
+        Action::Unlock(name) => format!("unlock {}\n", name.as_str()),
     };
     match UnixStream::connect(folder.join("admin.sock")) {
         Ok(stream) => writeln!(out, "{}", ask(&stream, &request)?),
@@ -90,7 +90,7 @@ fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
     for account in &survey.accounts {
         let left = locked.get(&account.name.folded());
         let lock = left.map(|left| format!(" locked for {} min", left.as_secs() / 60 + 1));
-        writeln!(out, "{} {}{}", account.name, account.identity, lock.unwrap_or_default())?;
+        writeln!(out, "{} {}{}", account.name.as_str(), account.identity, lock.unwrap_or_default())?;
     }
     Ok(())
 }

@@ -15,9 +15,8 @@ use super::registry::Place;
 use super::session::Session;
 use super::unfinished::Unfinished;
 use super::{Shared, delivery, status};
-use crate::auth::Authenticated;
+use crate::auth::{self, Authenticated};
 use crate::clock;
-use crate::crypto::public::{SessionCertificate, SessionPublicKey};
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
     SessionKeyFields,
@@ -289,17 +288,17 @@ impl Client {
     /// README#renew.
     fn renew(&self, fields: &SessionKeyFields) -> ServerMessage {
         let now = clock::now_ms();
-        let certificate = SessionPublicKey::parse(&fields.session_key.0).and_then(|key| {
-            let signature = fields.certificate.0;
-            let certificate = SessionCertificate { key, created: fields.created, signature };
-            certificate.verify(&self.session.name, &self.session.identity(), now).map(|()| certificate)
-        });
-        match certificate.map(|certificate| self.session.renew(&certificate, now)) {
-            Ok(Some(announcement)) => ServerMessage::Session(announcement),
-            Ok(None) => {
-                ServerMessage::error(ErrorCode::BadKey, "the session key is older than the one in use")
-            }
-            Err(error) => ServerMessage::error(ErrorCode::BadKey, error.to_string()),
+        let bad = |text: &str| ServerMessage::error(ErrorCode::BadKey, text);
+        let certificate = match auth::offered(&fields.session_key, fields.created, &fields.certificate, now) {
+            Ok(certificate) => certificate,
+            Err(error) => return bad(&error.to_string()),
+        };
+        if certificate.verify(&self.session.name, &self.session.identity(), now).is_err() {
+            return bad("the session key is not certified by your identity key");
+        }
+        match self.session.renew(&certificate, now) {
+            Some(announcement) => ServerMessage::Session(announcement),
+            None => bad("the session key is older than the one in use"),
         }
     }
 }

@@ -204,8 +204,13 @@ impl<'a> Guest<'a> {
         if self.shared.closed {
             return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
         }
-        self.count_record()?;
         let name = request.username.clone();
+        if name.is_reserved() {
+            // README#reserved-names.
+            let text = format!("{} is a word of the messenger itself: choose another name", name.as_str());
+            return Err(refuse(ErrorCode::NameReserved, &text));
+        }
+        self.count_record()?;
         let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
         // On disk first: README#confirmed.
         match self.shared.accounts.register(account, &identity) {
@@ -253,22 +258,23 @@ impl<'a> Guest<'a> {
             }
             _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
         };
-        let name = pending.name().clone();
+        let (name, now) = (pending.name().clone(), clock::now_ms());
+        let offered = auth::offered(&response.session_key, response.created, &response.certificate, now);
+        let certificate = offered.map_err(|error| self.no_guess(&name, error))?;
         let locks = self.count_attempt(&name)?;
-        let verified = pending.verify(*response, self.channel.exporter(), clock::now_ms());
-        let is_current = || seen.is_some_and(|seen| self.shared.accounts.admit(&seen));
-        match verified.and_then(|login| is_current().then_some(login).ok_or(AuthError::Denied)) {
-            Ok(login) => {
-                self.shared.lockout.forgive(&name, self.address);
-                let Some(place) = self.place(login.name()) else {
-                    self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
-                    return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
-                };
-                self.audit("login", &name);
-                Ok((login, place))
-            }
-            Err(error) => Err(self.failed("login_failed", &name, locks, error)),
+        let verified = pending.verify(&response, certificate, self.channel.exporter(), now);
+        let login = verified.map_err(|error| self.failed("login_failed", &name, locks, error))?;
+        self.shared.lockout.forgive(&name, self.address);
+        // README#login-race.
+        if !seen.is_some_and(|seen| self.shared.accounts.admit(&seen)) {
+            return Err(self.no_guess(&name, AuthError::Denied));
         }
+        let Some(place) = self.place(login.name()) else {
+            self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
+            return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
+        };
+        self.audit("login", &name);
+        Ok((login, place))
     }
 
     /// One without a connection gives up its place. README#full.
@@ -285,7 +291,8 @@ impl<'a> Guest<'a> {
     /// The last word on a request for a new password. README#password-race.
     fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
         let name = pending.name().clone();
-        let changed = self.count_attempt(&name).and_then(|locks| {
+        let rounds = auth::acceptable(change.rounds).map_err(|error| self.no_guess(&name, error));
+        let changed = rounds.and_then(|_| self.count_attempt(&name)).and_then(|locks| {
             let failed = |error| self.failed("password_change_failed", &name, locks, error);
             let new = pending.verify_change(change, self.channel.exporter()).map_err(failed)?;
             self.shared.lockout.forgive(&name, self.address);
@@ -293,7 +300,7 @@ impl<'a> Guest<'a> {
             let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
             match stored.map_err(|error| self.not_stored(&name, &error))? {
                 true => Ok(()),
-                false => Err(self.failed("password_change_failed", &name, false, AuthError::Denied)),
+                false => Err(self.no_guess(&name, AuthError::Denied)),
             }
         });
         match changed {
@@ -305,7 +312,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Counted before anything is checked: parallel guesses are guesses too. True if it is the one that
+    /// Counted before any proof is checked: parallel guesses are guesses too. True if it is the one that
     /// locks the name. README#lockout.
     fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
         self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
@@ -317,6 +324,13 @@ impl<'a> Guest<'a> {
             self.audit("locked", name);
             self.shared.remember_lock(name);
         }
+        auth_error(error)
+    }
+
+    /// A refusal for what the client alone is to blame for, or because the account has changed since the challenge: neither
+    /// counted nor logged as a guess. README#lockout.
+    fn no_guess(&self, name: &Username, error: AuthError) -> Refusal {
+        self.shared.audit.limit("login_refused", Some(name), Some(self.address), "");
         auth_error(error)
     }
 
@@ -346,8 +360,8 @@ pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
 fn auth_error(error: AuthError) -> Refusal {
     let code = match error {
         AuthError::BadRounds => ErrorCode::BadRounds,
-        AuthError::BadKey | AuthError::Clock => ErrorCode::BadKey,
-        AuthError::Denied | AuthError::Expired => ErrorCode::LoginFailed,
+        AuthError::BadKey | AuthError::Clock(_) => ErrorCode::BadKey,
+        AuthError::Denied => ErrorCode::LoginFailed,
     };
     refuse(code, &error.to_string())
 }

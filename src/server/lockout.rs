@@ -84,8 +84,13 @@ impl Lockout {
     /// # Errors
     /// The time to wait, if name or address was locked already.
     pub fn count(&self, name: &Username, address: IpAddr) -> Result<bool, Duration> {
+        let (mut names, folded) = (lock(&self.names), name.folded());
+        if let Some(left) = names.locked(&folded, MAX_FAILURES) {
+            // Not counted for the address either: it may be the name's owner's.
+            return Err(left);
+        }
         lock(&self.addresses).attempt(origin(address), MAX_FAILURES_PER_ADDRESS)?;
-        lock(&self.names).attempt(name.folded(), MAX_FAILURES)
+        names.attempt(folded, MAX_FAILURES)
     }
 
     /// The attempt was a success: the name starts afresh.
@@ -152,6 +157,18 @@ mod tests {
         let fresh = "fresh".parse().expect("name");
         assert!(lockout.locked(&fresh, here).is_some());
         assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_none());
+    }
+
+    /// README#lockout.
+    #[test]
+    fn locked_name_does_not_count_for_the_address() {
+        let (lockout, here) = (Lockout::default(), IpAddr::from([10, 0, 0, 1]));
+        let [alice, bob]: [Username; 2] = ["alice", "bob"].map(|name| name.parse().expect("name"));
+        for _ in 0..2 * MAX_FAILURES_PER_ADDRESS {
+            let _ = lockout.count(&alice, here);
+        }
+        assert!(lockout.locked(&alice, here).is_some());
+        assert_eq!(lockout.locked(&bob, here), None);
     }
 
     #[test]
