@@ -7,6 +7,7 @@
 
 mod fields;
 mod packet;
+pub mod timing;
 
 pub use fields::*;
 pub use packet::Packet;

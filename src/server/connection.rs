@@ -21,11 +21,13 @@ use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
     SessionKeyFields,
 };
+use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::wire::frame::{self, Lines};
+use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Reader, Received};
 use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Handshake, and login or resumption. `None` if nothing came of it; the other side has been told why.
 pub fn admit(
@@ -45,6 +47,16 @@ pub fn admit(
     }
 }
 
+/// How long a client may be silent. A client owes nothing that the server waits for, and after a sleep of this machine
+/// thousands of clients answer at once: they get the usual time. README#life.
+const PATIENCE: Patience = Patience {
+    owed: SERVER_ASK,
+    idle: SERVER_ASK,
+    answer: SERVER_DROP.saturating_sub(SERVER_ASK),
+    awake: SERVER_DROP.saturating_sub(SERVER_ASK),
+    report: SERVER_DROP,
+    tick: SERVER_ASK,
+};
 /// Packets with a shorter body than this, in bytes, are counted, too: those of files are larger, but for the last.
 const SMALL_PACKET: usize = 32 * 1024;
 
@@ -121,7 +133,7 @@ impl Client {
 
     /// Serves the client until its connection ends. README#life.
     pub fn run(mut self: Box<Self>) {
-        let mut heard = Instant::now();
+        let mut liveness = Liveness::new(PATIENCE, Instant::now(), SystemTime::now());
         loop {
             // What a session that has ended still sends is not waited for.
             if !self.take_lines() || !self.session.outbox.serves(&self.link) {
@@ -131,12 +143,18 @@ impl Client {
             if !self.unfinished.is_bearable(bytes, anew, Instant::now()) {
                 return;
             }
-            match self.link.channel.receive(&mut self.reader, self.lines.buffer(), limits::PING_AFTER) {
-                Ok(Received::Some) => heard = Instant::now(),
-                Ok(Received::Silence) if heard.elapsed() < limits::DEAD_AFTER => {
-                    self.answer(&ServerMessage::Ping)
+            let wait = match liveness.next(Instant::now(), SystemTime::now()) {
+                Next::Wait(wait) => wait,
+                Next::Ask => {
+                    self.answer(&ServerMessage::Ping);
+                    continue;
                 }
-                Ok(Received::Silence | Received::End) | Err(_) => return,
+                Next::Drop => return,
+            };
+            match self.link.channel.receive(&mut self.reader, self.lines.buffer(), wait) {
+                Ok(Received::Some) => liveness.heard(Instant::now()),
+                Ok(Received::Silence) => {}
+                Ok(Received::End) | Err(_) => return,
             }
             if self.link.channel.wants_to_send() {
                 self.session.outbox.flush(&mut Buffers::default());

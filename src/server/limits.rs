@@ -10,10 +10,6 @@ pub const FIRST_LINE: Duration = Duration::from_secs(10);
 pub const LOGIN: Duration = Duration::from_secs(300);
 /// Lines of one connection before it is logged in: a registration and a login have three.
 pub const LINES_BEFORE_LOGIN: u32 = 32;
-/// A silent client is asked for a sign of life after this time: a third of [`DEAD_AFTER`].
-pub const PING_AFTER: Duration = Duration::from_secs(30);
-/// A client that was silent for this long is gone: it has left a ping unanswered for a minute.
-pub const DEAD_AFTER: Duration = Duration::from_secs(90);
 /// Presence is told at most this often: a person does not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes of send buffer that the kernel is asked for: what a client does not read takes 0.4 MB there instead of 3.9.
