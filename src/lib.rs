@@ -34,7 +34,7 @@
 //! # A connection on its way out
 //!
 //! A session outlives it. What went out stays among the outbox's [`Frames`](server::frames) until it is acknowledged, and in the
-//! client's queue, too; the right to read from the client goes from the connection's thread to [`grace`](server::grace), which
+//! client's queue, too. [`liveness`](wire::liveness) decides on both sides that it is dead; the right to read from the client goes from the connection's thread to [`grace`](server::grace), which
 //! ends the session after a minute. Before, the client comes back ([`reconnect`](client::reconnect)), [`resume`](server::resume) takes the
 //! session up on the new connection, and both sides send again exactly what the other has not taken in.
 //!

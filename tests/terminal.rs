@@ -1097,6 +1097,8 @@ fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_t
     server.child.kill().expect("a child");
     terminal.expect("CONNECTION LOST, trying again");
     terminal.enter("/exit");
+    terminal.expect("* waiting for the server to take what you sent; /exit again leaves at once");
+    terminal.enter("/quit");
     terminal.wait_for_shell();
     let screen = terminal.screen();
     assert!(screen.contains("1 message of yours was not acknowledged"), "{screen}");
@@ -1130,6 +1132,11 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     terminal.expect("THE KEY OF THE SERVER AT");
     let screen = terminal.expect("* the session is over: Ctrl-C leaves");
     assert!(screen.contains(" THE SESSION IS OVER · ") && !screen.contains("trying again,"), "{screen}");
+    // Everything can still be read.
+    terminal.keys(&["PageUp"]);
+    terminal.wait("older lines", |screen| !screen.contains("the session is over: Ctrl-C leaves"));
+    terminal.keys(&["M-2"]);
+    terminal.expect("[private bob? → alice] hello");
     terminal.keys(&["C-c"]);
     terminal.wait_for_shell();
     let screen = terminal.expect("2 lines that you had typed were not sent");

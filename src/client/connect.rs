@@ -25,8 +25,13 @@ use std::time::{Duration, Instant};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The TLS handshake may take this long: the server waits no longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The server's answer to each step of a login may take this long: it checks hashes and waits for its disk.
+/// The server's answer to each step of a login may take this long: it checks hashes and waits for its disk. An attempt to
+/// reconnect has its own, shorter deadline for everything.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Seconds that a server may ask to wait: a day.
+pub const MAX_RETRY_AFTER: u64 = 86_400;
+/// Seconds that a lock lasts if the server does not say: as long as this project's server locks.
+const LOCKED: u64 = 900;
 /// Bytes that the kernel takes from us before it has sent the former ones: a line waits behind no more than these.
 #[cfg(target_os = "linux")]
 const NOT_SENT: u32 = 128 * 1024;
@@ -176,6 +181,10 @@ pub struct Connection {
     pub lines: Lines,
     /// Of the channel, for its one reader.
     pub reader: Reader,
+    /// When the attempt is over, if it has a deadline.
+    by: Option<Instant>,
+    /// Seconds that the server's last error asks to wait.
+    pub retry_after: Option<u64>,
 }
 
 /// Connects to the server of `options`. `ask` decides about a server that is seen for the first time; true remembers its
@@ -184,7 +193,7 @@ pub struct Connection {
 /// # Errors
 /// [`StartError`]; [`StartError::UnknownServer`] if `ask` says no.
 pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Result<Connection, StartError> {
-    let seen = match attempt(options)? {
+    let seen = match attempt(options, None)? {
         Ok(connection) => return Ok(connection),
         Err(seen) => seen,
     };
@@ -193,22 +202,34 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
         return Err(StartError::UnknownServer(options.server(), seen));
     }
     known_servers(options)?.remember(&options.server(), seen).map_err(StartError::Disk)?;
-    attempt(options)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
+    attempt(options, None)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
 }
 
 fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
     KnownServers::open(&options.data_dir.join("known_servers")).map_err(StartError::Disk)
 }
 
+/// Connects again to a server whose key is known. Connecting and all that is asked on the connection ends at `by`.
+///
+/// # Errors
+/// As [`connect`].
+pub fn reconnect(options: &Options, by: Instant) -> Result<Connection, StartError> {
+    let unknown = |seen| StartError::UnknownServer(options.server(), seen);
+    attempt(options, Some(by))?.map_err(unknown)
+}
+
 /// One connection, or the key of a server that nobody has vouched for.
-fn attempt(options: &Options) -> Result<Result<Connection, Fingerprint>, StartError> {
-    let socket = Arc::new(reach(options)?);
-    let mut lines = Lines::new(MAX_LINE);
+fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, Fingerprint>, StartError> {
+    let socket = Arc::new(reach(options, by)?);
+    let lines = Lines::new(MAX_LINE);
+    let opened = |channel, lines| {
+        let (channel, reader) = (Arc::new(channel), Reader::default());
+        Ok(Ok(Connection { channel, lines, reader, by, retry_after: None }))
+    };
     if !options.tls {
-        let channel = Arc::new(Channel::bare(socket).map_err(StartError::Lost)?);
-        return Ok(Ok(Connection { channel, lines, reader: Reader::default() }));
+        return opened(Channel::bare(socket).map_err(StartError::Lost)?, lines);
     }
-    let unverified = Unverified::connect(&options.host, socket, Instant::now() + HANDSHAKE_TIMEOUT);
+    let unverified = Unverified::connect(&options.host, socket, sooner(HANDSHAKE_TIMEOUT, by));
     let unverified = unverified.map_err(|error| match error {
         ChannelError::NotTls => StartError::NotTls,
         other => StartError::Channel(other),
@@ -219,8 +240,15 @@ fn attempt(options: &Options) -> Result<Result<Connection, Fingerprint>, StartEr
     let changed = |_| StartError::ServerChanged { server: options.server(), seen, expected };
     let (channel, early) = unverified.trust(expected).map_err(changed)?;
     known.remember(&options.server(), seen).map_err(StartError::Disk)?;
+    let mut lines = lines;
     lines.buffer().extend_from_slice(&early);
-    Ok(Ok(Connection { channel: Arc::new(channel), lines, reader: Reader::default() }))
+    opened(channel, lines)
+}
+
+/// When a step is over that may take `limit`, in an attempt that is over at `by`.
+fn sooner(limit: Duration, by: Option<Instant>) -> Instant {
+    let end = Instant::now() + limit;
+    by.map_or(end, |by| by.min(end))
 }
 
 /// The key that somebody has vouched for: the command line, the server's own certificate on this
@@ -242,12 +270,13 @@ fn local_server() -> Option<Fingerprint> {
     certificate::read_facts(&path).ok().map(|facts| facts.fingerprint)
 }
 
-fn reach(options: &Options) -> Result<TcpStream, StartError> {
+fn reach(options: &Options, by: Option<Instant>) -> Result<TcpStream, StartError> {
     let failed = |error| StartError::Unreachable(options.server(), error);
     let addresses = (options.host.as_str(), options.port).to_socket_addrs().map_err(failed)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+        let wait = sooner(CONNECT_TIMEOUT, by).saturating_duration_since(Instant::now());
+        match TcpStream::connect_timeout(&address, wait.max(Duration::from_millis(1))) {
             Ok(socket) => {
                 // What people say must not wait behind a file's megabytes in the kernel.
                 #[cfg(target_os = "linux")]
@@ -264,28 +293,34 @@ impl Connection {
     /// Says one thing.
     ///
     /// # Errors
-    /// [`StartError::Lost`] if the connection does not take it in 30 s, or is broken.
+    /// [`StartError::Lost`] if the connection does not take it in time, or is broken.
     pub fn say(&self, message: &ClientMessage) -> Result<(), StartError> {
         let line = zeroize::Zeroizing::new(message.encode());
         let mut wire = Vec::new();
-        let sent = self.channel.encrypt(&line, &mut wire).and_then(|()| self.channel.send(&wire));
+        let end = sooner(ANSWER_TIMEOUT, self.by);
+        let sent = self.channel.encrypt(&line, &mut wire).and_then(|()| self.channel.send_by(&wire, end));
         sent.map_err(StartError::Lost)
     }
 
     /// Says one thing and returns the answer, which may be the server's error.
     ///
     /// # Errors
-    /// [`StartError::Lost`] if the connection breaks, or no answer has come after 30 s; [`StartError::OutOfPlace`] if it
+    /// [`StartError::Lost`] if the connection breaks, or no answer has come in time; [`StartError::OutOfPlace`] if it
     /// is no message; [`StartError::SpeaksTls`].
     pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
         self.say(message)?;
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let deadline = sooner(ANSWER_TIMEOUT, self.by);
         loop {
             match self.lines.next_line() {
                 Err(_) => return Err(StartError::OutOfPlace),
                 Ok(Some(line)) => match ServerMessage::decode(line) {
                     Ok(ServerMessage::Ping) => self.say(&ClientMessage::Pong)?,
-                    Ok(answer) => return Ok(answer),
+                    Ok(answer) => {
+                        if let ServerMessage::Error(failure) = &answer {
+                            self.retry_after = failure.retry_after;
+                        }
+                        return Ok(answer);
+                    }
                     Err(_) => return Err(StartError::OutOfPlace),
                 },
                 Ok(None) => self.wait(deadline)?,
@@ -320,11 +355,11 @@ pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     } else if is(ErrorCode::SignedInElsewhere) {
         StartError::Elsewhere
     } else if is(ErrorCode::Locked) {
-        StartError::Locked(name.clone(), failure.retry_after.unwrap_or(900).min(86_400))
+        StartError::Locked(name.clone(), failure.retry_after.unwrap_or(LOCKED).min(MAX_RETRY_AFTER))
     } else if is(ErrorCode::NameTaken) {
         StartError::NameTaken(name.clone())
     } else {
-        let again = failure.retry_after.map(|seconds| seconds.min(86_400));
+        let again = failure.retry_after.map(|seconds| seconds.min(MAX_RETRY_AFTER));
         let again = again.map_or(String::new(), |seconds| format!(" (try again in {seconds} seconds)"));
         StartError::Server(sanitise(&failure.message) + &again)
     }

@@ -3,35 +3,42 @@
 //!
 //! Invariant: packets go past the owner of the state to and from the threads of their transfers: a file at full
 //! speed does not hold up what people say. What goes out waits in the queue (`Queue`), whichever connection takes it;
-//! what comes in is counted and acknowledged once it was delivered. Nothing is delivered behind an
-//! [`Event::Closed`]. Specification: README#resuming.
+//! what comes in waits in the [`Inbox`]. Nothing is put there behind an [`Event::Closed`]. [`Liveness`] alone decides
+//! that a connection is dead. Specification: README#resuming, README#life.
 
 use super::connect::{Connection, StartError, reason};
+use super::inbox::{Inbox, Wake};
 use super::lock;
 use super::queue::Queue;
-use super::reconnect::{Again, LONGEST_PAUSE, Way, is_final, is_refused, pause};
-use super::session::{Event, last_word};
+use super::reconnect::{Again, Pause, Way, is_final, is_refused};
+use super::session::{Event, last_word, seconds};
 use super::transfer::Hub;
 use crate::auth::PasswordKey;
+use crate::crypto::secret::random;
+use crate::protocol::timing::{ANSWER, ANSWER_AWAKE, ANSWER_JITTER, ASK_IDLE, ASK_OWED};
 use crate::protocol::{ClientMessage, MAX_PACKET, Packet, ServerMessage};
 use crate::wire::frame::Frame;
+use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Channel, Received};
 use std::io;
-use std::mem::take;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-/// What was taken in is acknowledged after so many frames, or bytes (README#resuming).
-const ACK_FRAMES: u64 = 32;
-/// See [`ACK_FRAMES`].
-const ACK_BYTES: usize = 128 * 1024;
-/// A silent server is asked for a sign of life after this time, as the server asks a client.
-const PING_AFTER: Duration = Duration::from_secs(30);
-/// A server that was silent for this long is gone, as a client is for the server.
-const DEAD_AFTER: Duration = Duration::from_secs(90);
-/// A connection that ended sooner is not had again at once.
-const SHORT: Duration = Duration::from_secs(1);
+/// How long the server may be silent; up to [`ANSWER_JITTER`] is added for each connection. README#life.
+pub const PATIENCE: Patience = Patience {
+    owed: ASK_OWED,
+    idle: ASK_IDLE,
+    answer: ANSWER,
+    awake: ANSWER_AWAKE,
+    // Above the round trip of a line that is only slow.
+    report: Duration::from_secs(2),
+    tick: Duration::from_secs(1),
+};
+/// A resumed connection that lasted this long was of use, and the next one is tried at once.
+const USEFUL: Duration = Duration::from_secs(1);
+/// The same after a login, which costs both sides a key: a server that admits us and closes meets pauses.
+const USEFUL_LOGIN: Duration = Duration::from_secs(15);
 /// At the end, what is queued has this long to go out; if nobody wants to wait for it, so long.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// See [`FAREWELL`].
@@ -45,15 +52,23 @@ pub struct Link {
 /// What the link's owner and its threads share.
 struct Shared {
     queue: Arc<Queue>,
+    inbox: Arc<Inbox>,
     /// Of the connection in use, or of the last one.
     channel: Mutex<Arc<Channel>>,
+    /// Of the same connection.
+    liveness: Mutex<Liveness>,
+    patience: Patience,
+    /// Since when the server owes an answer.
+    owed: Mutex<Option<Instant>>,
+    /// When the last key was pressed, or the last line came.
+    key: Mutex<Instant>,
     /// Of a password that was changed meanwhile.
     password_key: Mutex<Option<PasswordKey>>,
 }
 
 impl Link {
-    /// Starts both threads. `deliver` gets what the server says, in order, what becomes of the connection, and at last an
-    /// [`Event::Closed`]; it returns false when nobody listens any more. `hub` gets the packets.
+    /// Starts both threads. What the server says, in order, what becomes of the connection, and at last an
+    /// [`Event::Closed`] come into the [inbox](Link::inbox), and then `wake` is called. `hub` gets the packets.
     ///
     /// # Errors
     /// If no thread can be had.
@@ -61,18 +76,42 @@ impl Link {
         connection: Connection,
         way: Way,
         hub: Arc<Hub>,
-        deliver: impl FnMut(Event) -> bool + Send + 'static,
+        patience: Patience,
+        wake: Wake,
     ) -> io::Result<Link> {
-        let channel = Mutex::new(connection.channel.clone());
-        let shared = Arc::new(Shared { queue: Arc::default(), channel, password_key: Mutex::default() });
+        let (queue, now) = (Arc::new(Queue::default()), Instant::now());
+        let shared = Arc::new(Shared {
+            inbox: Arc::new(Inbox::new(queue.clone(), wake)),
+            queue,
+            channel: Mutex::new(connection.channel.clone()),
+            liveness: Mutex::new(Liveness::new(jittered(patience), now, SystemTime::now())),
+            patience,
+            owed: Mutex::default(),
+            key: Mutex::new(now),
+            password_key: Mutex::default(),
+        });
         let number = shared.queue.restart();
         shared.queue.begin();
         let writer = shared.spawn_writer(number)?;
-        let reader =
-            Reader { shared: shared.clone(), way, hub, deliver, taken: Taken::default(), attempts: 0 };
+        let reader = Reader { shared: shared.clone(), way, hub, attempts: 0, useful: Duration::ZERO };
         let thread = thread::Builder::new().name("receive".into());
         thread.spawn(move || reader.run(connection, writer))?;
         Ok(Link { shared })
+    }
+
+    /// What comes in.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        self.shared.inbox.clone()
+    }
+
+    /// Since when the server owes an answer, if it does.
+    pub fn owes(&self, since: Option<Instant>) {
+        *lock(&self.shared.owed) = since;
+    }
+
+    /// Somebody is there: a pause between two attempts ends.
+    pub fn touch(&self) {
+        *lock(&self.shared.key) = Instant::now();
     }
 
     /// Queues one message. False if the server has taken nothing for a thousand messages: it is to be given up.
@@ -113,8 +152,16 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.shared.queue.end();
+        self.shared.inbox.close();
         self.shared.close();
     }
+}
+
+fn jittered(patience: Patience) -> Patience {
+    // In proportion, for the sake of a shorter patience.
+    let most = patience.answer * ANSWER_JITTER.as_millis() as u32 / ANSWER.as_millis() as u32;
+    let jitter = most * u32::from(random::<1>()[0]) / u32::from(u8::MAX);
+    Patience { answer: patience.answer + jitter, ..patience }
 }
 
 impl Shared {
@@ -129,13 +176,18 @@ impl Shared {
 
     fn write(&self, connection: u64) {
         let channel = lock(&self.channel).clone();
-        let mut wire = Vec::new();
+        let (mut wire, ping) = (Vec::new(), ClientMessage::Ping.encode());
+        let progressed = || lock(&self.liveness).progressed(Instant::now());
         while let Some(pieces) = self.queue.next(connection) {
             wire.clear();
-            if channel.encrypt(&pieces.concat(), &mut wire).and_then(|()| channel.send(&wire)).is_err() {
+            let encrypted = channel.encrypt(&pieces.concat(), &mut wire);
+            if encrypted.and_then(|()| channel.send_patiently(&wire, progressed)).is_err() {
                 // The reader will find out.
                 channel.close();
                 return self.queue.finished(connection);
+            }
+            if pieces[0] == ping {
+                lock(&self.liveness).ping_written(Instant::now());
             }
         }
         wire.clear();
@@ -145,23 +197,14 @@ impl Shared {
     }
 }
 
-/// Frames of this session that were taken in.
-#[derive(Default)]
-struct Taken {
-    frames: u64,
-    /// Since the last acknowledgement.
-    new_frames: u64,
-    new_bytes: usize,
-}
-
-struct Reader<D> {
+struct Reader {
     shared: Arc<Shared>,
     way: Way,
     hub: Arc<Hub>,
-    deliver: D,
-    taken: Taken,
     /// Attempts since a connection was of use.
     attempts: u32,
+    /// The present connection was of use if it lasts this long.
+    useful: Duration,
 }
 
 /// Why a connection is not read any more.
@@ -172,7 +215,11 @@ enum End {
     Over(Option<String>),
 }
 
-impl<D: FnMut(Event) -> bool> Reader<D> {
+impl Reader {
+    fn tell(&self, event: Event) -> bool {
+        self.shared.inbox.tell(event)
+    }
+
     fn run(mut self, mut connection: Connection, mut writer: JoinHandle<()>) {
         loop {
             let begun = Instant::now();
@@ -184,18 +231,15 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
             let why = match end {
                 End::Lost(why) => why,
                 End::Over(why) => {
-                    why.map(|why| (self.deliver)(Event::Closed(why)));
+                    why.map(|why| self.tell(Event::Closed(why)));
                     return;
                 }
             };
             let lost = Instant::now();
-            // A session that goes on costs little, a new one a key: who lets us in and throws us out meets a pause.
-            self.attempts = match (self.attempts, begun.elapsed()) {
-                (_, lasted) if lasted >= Duration::from_millis(LONGEST_PAUSE) => 0,
-                (0, lasted) => u32::from(lasted < SHORT),
-                (attempts, _) => attempts,
-            };
-            if !(self.deliver)(Event::Lost(why)) {
+            if lost - begun >= self.useful {
+                self.attempts = 0;
+            }
+            if !self.tell(Event::Lost(why)) {
                 return;
             }
             match self.reconnect(lost) {
@@ -207,66 +251,93 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
 
     /// Tries until the session is there again, or another one; `None` if it is over.
     fn reconnect(&mut self, lost: Instant) -> Option<(Connection, JoinHandle<()>)> {
-        let (mut refused, mut locked, mut why) = (false, Duration::ZERO, None);
+        let (mut refused, mut asked, mut why) = (false, Duration::ZERO, None);
         loop {
-            let then = Instant::now() + pause(self.attempts) + take(&mut locked);
-            self.attempts += 1;
-            if !(self.deliver)(Event::Retry(then, why)) || self.shared.queue.is_over_by(then) {
+            if !self.pause(lost, asked, why) {
                 return None;
             }
+            self.attempts += 1;
             if let Some(key) = lock(&self.shared.password_key).take() {
                 self.way.set_password_key(key);
             }
-            let again = self.way.again(self.taken.frames);
-            let error = match again {
-                Ok((connection, again)) => {
-                    let number = match &again {
-                        Again::Resumed(received) => self.shared.queue.resume(*received),
-                        Again::LoggedIn(_) => {
-                            self.taken = Taken::default();
-                            Some(self.shared.queue.restart())
-                        }
-                    };
-                    let Some(number) = number else {
-                        (self.deliver)(Event::Closed("it claims what cannot be".into()));
-                        return None;
-                    };
-                    let channel = connection.channel.clone();
-                    *lock(&self.shared.channel) = channel;
-                    // First: who leaves at this moment waits for it.
-                    let writer = match self.shared.spawn_writer(number) {
-                        Ok(writer) => writer,
-                        Err(error) => {
-                            self.shared.close();
-                            (self.deliver)(Event::Closed(error.to_string()));
-                            return None;
-                        }
-                    };
-                    let event = match again {
-                        Again::Resumed(_) => {
-                            self.attempts = 0;
-                            Event::Resumed(lost.elapsed())
-                        }
-                        Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
-                    };
-                    return (self.deliver)(event).then_some((connection, writer));
+            let read = self.shared.inbox.read();
+            let error = match self.way.again(read) {
+                Ok((connection, again)) => return self.connected(connection, again, lost),
+                Err((error, wait)) => {
+                    asked = wait;
+                    error
                 }
-                Err(error) => error,
             };
             let again_refused = matches!(error, StartError::Login) && std::mem::replace(&mut refused, true);
             if is_final(&error) || again_refused {
-                (self.deliver)(Event::Closed(error.to_string()));
+                self.tell(Event::Closed(error.to_string()));
                 return None;
             }
             why = is_refused(&error).then(|| error.to_string());
-            if let StartError::Locked(_, seconds) = error {
-                locked = Duration::from_secs(seconds);
-            }
         }
     }
 
+    /// Waits before the next attempt; false if it is over.
+    fn pause(&self, lost: Instant, asked: Duration, why: Option<String>) -> bool {
+        let key = || *lock(&self.shared.key);
+        let now = Instant::now();
+        let idle = now.saturating_duration_since(lost.max(key()));
+        let mut pause = Pause::new(self.attempts, idle, asked, now, SystemTime::now());
+        if !self.tell(Event::Retry(pause.then, why)) {
+            return false;
+        }
+        while let Some(left) = pause.left(key(), Instant::now(), SystemTime::now()) {
+            if self.shared.queue.is_over_by(Instant::now() + left) {
+                return false;
+            }
+        }
+        // It may have been cut short.
+        self.tell(Event::Retry(Instant::now(), None)) && !self.shared.queue.is_over_by(Instant::now())
+    }
+
+    fn connected(
+        &mut self,
+        connection: Connection,
+        again: Again,
+        lost: Instant,
+    ) -> Option<(Connection, JoinHandle<()>)> {
+        let number = match &again {
+            Again::Resumed(received) => {
+                self.shared.inbox.resumed();
+                self.useful = USEFUL;
+                self.shared.queue.resume(*received)
+            }
+            Again::LoggedIn(_) => {
+                self.shared.inbox.restart();
+                self.useful = USEFUL_LOGIN;
+                Some(self.shared.queue.restart())
+            }
+        };
+        let Some(number) = number else {
+            self.tell(Event::Closed("it claims what cannot be".into()));
+            return None;
+        };
+        let (channel, patience) = (connection.channel.clone(), jittered(self.shared.patience));
+        *lock(&self.shared.channel) = channel;
+        *lock(&self.shared.liveness) = Liveness::new(patience, Instant::now(), SystemTime::now());
+        // First: who leaves at this moment waits for it.
+        let writer = match self.shared.spawn_writer(number) {
+            Ok(writer) => writer,
+            Err(error) => {
+                self.shared.close();
+                self.tell(Event::Closed(error.to_string()));
+                return None;
+            }
+        };
+        let event = match again {
+            Again::Resumed(_) => Event::Resumed(lost.elapsed()),
+            Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
+        };
+        self.tell(event).then_some((connection, writer))
+    }
+
     fn read(&mut self, connection: &mut Connection) -> End {
-        let mut heard = Instant::now();
+        let (begun, mut silent) = (Instant::now(), None);
         loop {
             let frame = match connection.lines.next_frame(MAX_PACKET) {
                 Err(_) => return End::Over(Some("it sent an overlong line".into())),
@@ -278,19 +349,38 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                     Err(end) => return end,
                 }
             }
-            match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), PING_AFTER) {
-                Ok(Received::Some | Received::Silence) if self.shared.queue.is_stuck(DEAD_AFTER) => {
-                    return End::Lost("it acknowledges nothing of a file".into());
+            let (next, since) = self.look(begun);
+            if since != silent {
+                silent = since;
+                self.tell(Event::Silent(silent));
+            }
+            let wait = match next {
+                Next::Wait(wait) => wait,
+                Next::Ask => {
+                    self.shared.queue.sign(|signs| signs.ping = true);
+                    continue;
                 }
-                Ok(Received::Some) => heard = Instant::now(),
+                Next::Drop => {
+                    let time = silent.map_or(Duration::ZERO, |since| since.elapsed());
+                    return End::Lost(format!("no answer for {}", seconds(time)));
+                }
+            };
+            match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), wait) {
+                Ok(Received::Some) => lock(&self.shared.liveness).heard(Instant::now()),
                 Ok(Received::End) => return End::Lost("the server has closed it".into()),
-                Ok(Received::Silence) if heard.elapsed() >= DEAD_AFTER => {
-                    return End::Lost("no sign of life for 90 seconds".into());
-                }
-                Ok(Received::Silence) => self.shared.queue.sign(|signs| signs.ping = true),
+                Ok(Received::Silence) => {}
                 Err(error) => return End::Lost(reason(&error)),
             }
         }
+    }
+
+    /// What to do now on a connection that has `begun` then, and since when nothing is heard.
+    fn look(&self, begun: Instant) -> (Next, Option<Instant>) {
+        let (owed, owes_ack) = (*lock(&self.shared.owed), self.shared.queue.owes_ack());
+        let (mut liveness, now) = (lock(&self.shared.liveness), Instant::now());
+        liveness.owes(owed.or(owes_ack.then_some(begun)));
+        let next = liveness.next(now, SystemTime::now());
+        (next, liveness.silent(now))
     }
 
     fn take(&mut self, frame: Frame<'_>) -> Result<(), End> {
@@ -307,7 +397,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
             },
             Frame::Line(line) => match ServerMessage::decode(line) {
                 Ok(ServerMessage::Ping) => {
-                    self.acknowledge();
+                    self.shared.inbox.acknowledge_now();
                     self.shared.queue.sign(|signs| signs.pong = true);
                     return Ok(());
                 }
@@ -327,7 +417,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 }
                 // Another client of this person is there now: to come back would throw it off. Or there is nowhere to come back to.
                 Ok(ServerMessage::Error(failure)) if last_word(&failure).is_some() => {
-                    (self.deliver)(Event::Server(ServerMessage::Error(failure)));
+                    self.tell(Event::Server(ServerMessage::Error(failure)));
                     return Err(End::Over(None));
                 }
                 Ok(message) => {
@@ -339,23 +429,7 @@ impl<D: FnMut(Event) -> bool> Reader<D> {
                 Err(error) => Some(Event::Unreadable(error)),
             },
         };
-        if event.is_some_and(|event| !(self.deliver)(event)) {
-            return Err(End::Over(None));
-        }
-        self.taken.frames += 1;
-        self.taken.new_frames += 1;
-        self.taken.new_bytes += bytes;
-        if self.taken.new_frames >= ACK_FRAMES || self.taken.new_bytes >= ACK_BYTES {
-            self.acknowledge();
-        }
-        Ok(())
-    }
-
-    fn acknowledge(&mut self) {
-        if self.taken.new_frames > 0 {
-            (self.taken.new_frames, self.taken.new_bytes) = (0, 0);
-            let received = self.taken.frames;
-            self.shared.queue.sign(|signs| signs.ack = Some(received));
-        }
+        let is_wanted = self.shared.inbox.frame(event, bytes);
+        is_wanted.then_some(()).ok_or(End::Over(None))
     }
 }

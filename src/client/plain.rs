@@ -1,12 +1,14 @@
 //! The client as a line filter: what one would type in, one line an event out, no escape sequences.
 //!
 //! Invariant: it never asks; each line is flushed; a line is read only when the session takes it,
-//! so a long script waits for the server instead of for memory.
+//! so a long script waits for the server instead of for memory. Output that nobody reads holds up the session, and never
+//! the network.
 
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState};
 use super::file::typed_path;
 use super::options::Options;
+use super::printer::Printer;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::spawn;
@@ -16,24 +18,15 @@ use crate::crypto::envelope::MAX_TEXT;
 use crate::crypto::secret::Password;
 use crate::protocol::ClientMessage;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Events of the network that may wait: few, so that a line of the input never waits behind much.
+/// Lines of the input that may wait.
 const QUEUE: usize = 16;
 /// Time passes at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
-
-/// What wakes the loop.
-enum Wake {
-    Event(Event),
-    /// A line, or the end, waits in the other channel.
-    Input,
-    /// The system, or the person, wants this to end.
-    Stop,
-}
 
 /// Runs until the input ends or the connection does; the exit status.
 ///
@@ -46,30 +39,35 @@ pub fn run(
     options: &Options,
     greeting: &str,
 ) -> io::Result<u8> {
-    let (wake, waking) = sync_channel(QUEUE);
+    // A wake says nothing but that it is time to look: one that waits is enough.
+    let (wake, waking) = sync_channel(1);
     let (lines, typed) = sync_channel(QUEUE);
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (happened, signalled) = (wake.clone(), wake.clone());
+    let printer = Printer::start()?;
+    let stopping = printer.clone();
     spawn("signals", move || {
         for (count, signal) in signals.forever().enumerate() {
-            // Who has to be told twice may be waiting for a reader of its output.
-            if count > 0 || signalled.try_send(Wake::Stop).is_err() {
+            // A second signal exits at once: the end may be waiting for a reader of the output.
+            if count > 0 {
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
+            stopping.stop();
+            let _ = signalled.try_send(());
         }
     })?;
-    let work =
-        Work::start((connection, way), options, move |event| happened.send(Wake::Event(event)).is_ok())?;
+    let poke = Box::new(move || _ = happened.try_send(()));
+    let work = Work::start((connection, way), options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
-    writeln!(io::stdout(), "* {greeting}")?;
-    io::stdout().flush()?;
-    let status = serve(&mut session, options, &work, &waking, &typed);
+    printer.print(format!("* {greeting}"));
+    let status = serve(&mut session, options, &work, &printer, &waking, &typed);
     if !matches!(status, Ok(0)) {
-        // Or one would seem to be there for a minute more.
+        // Otherwise other users see us online until the grace period ends.
         let _ = work.send(&ClientMessage::Logout);
     }
     // With status 1, the farewell may have been said, or nobody may be there to hear it.
     work.finish(!matches!(status, Ok(0)));
+    printer.finish()?;
     status
 }
 
@@ -77,21 +75,20 @@ fn serve(
     session: &mut Session,
     options: &Options,
     work: &Work,
-    waking: &Receiver<Wake>,
+    printer: &Printer,
+    waking: &Receiver<()>,
     typed: &Receiver<String>,
 ) -> io::Result<u8> {
     let mut held: Option<String> = None;
     loop {
-        let mut events = Vec::new();
-        match waking.recv_timeout(TICK) {
-            Ok(Wake::Event(event)) => events.push(event),
-            Ok(Wake::Input) => {}
-            Ok(Wake::Stop) => {
-                session.last_words().lines().try_for_each(|line| print(&format!("! {line}")))?;
-                return Ok(1);
-            }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => events.push(Event::Tick),
+        if work.is_idle() {
+            let _ = waking.recv_timeout(TICK);
         }
+        if printer.is_stopped() {
+            session.last_words().lines().for_each(|line| printer.print(format!("! {line}")));
+            return Ok(1);
+        }
+        let mut events = vec![work.next().unwrap_or(Event::Tick)];
         loop {
             for event in std::mem::take(&mut events) {
                 for effect in session.handle(event, clock::now_ms(), Instant::now()) {
@@ -100,8 +97,8 @@ fn serve(
                         Effect::Send(message) => events.extend(work.send(&message)),
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
-                        Effect::Show(entry) => print(&entry.line())?,
-                        Effect::Progress(text) => print(&format!("* {text}"))?,
+                        Effect::Show(entry) => printer.print(entry.line()),
+                        Effect::Progress(text) => printer.print(format!("* {text}")),
                         Effect::Transfer(number, job) => events.extend(work.transfer(number, job)),
                         Effect::MakeSessionKey => work.make_session_key()?,
                         Effect::ChangePassword(file) => {
@@ -113,11 +110,15 @@ fn serve(
                         Effect::Quit(status) => return Ok(status),
                     }
                 }
+                work.owes(session.owed());
+            }
+            if printer.has_failed() {
+                return Ok(1);
             }
             if !events.is_empty() {
                 continue;
             }
-            if !session.takes_lines() {
+            if !session.takes_lines() || printer.is_stopped() {
                 break;
             }
             match held.take().map_or_else(|| typed.try_recv(), Ok) {
@@ -126,7 +127,10 @@ fn serve(
                     held = Some(line);
                     break;
                 }
-                Ok(line) => events.push(Event::Line(line)),
+                Ok(line) => {
+                    work.touch();
+                    events.push(Event::Line(line));
+                }
                 Err(TryRecvError::Disconnected) => events.push(Event::EndOfInput),
                 Err(TryRecvError::Empty) => break,
             }
@@ -142,14 +146,8 @@ fn passwords(old: Option<PathBuf>, new: Option<String>) -> Result<(Password, Pas
     Ok((super::read_password(&old)?, super::read_password(&typed_path(&new))?))
 }
 
-fn print(line: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
-}
-
 /// Reads lines of bounded length; what is not UTF-8 is replaced, a longer line is cut where the session will refuse it.
-fn read_lines(lines: SyncSender<String>, wake: &SyncSender<Wake>) {
+fn read_lines(lines: SyncSender<String>, wake: &SyncSender<()>) {
     let mut input = io::stdin().lock();
     let limit = MAX_TEXT as u64 * 2;
     loop {
@@ -167,11 +165,12 @@ fn read_lines(lines: SyncSender<String>, wake: &SyncSender<Wake>) {
             }
         }
         let line = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_string();
-        if lines.send(line).is_err() || wake.send(Wake::Input).is_err() {
+        if lines.send(line).is_err() {
             return;
         }
+        let _ = wake.try_send(());
     }
     // The end of the lines is the end of their channel: the loop is woken to see it.
     drop(lines);
-    let _ = wake.send(Wake::Input);
+    let _ = wake.try_send(());
 }

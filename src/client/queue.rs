@@ -5,6 +5,7 @@
 //! doubled or reordered. A new login begins with nothing: what was not acknowledged is told, never repeated. Only
 //! the threads of transfers wait here for room. Specification: README#resuming.
 
+use super::inbox::{ACK_BYTES, ACK_FRAMES};
 use super::lock;
 use crate::protocol::{ClientMessage, Received};
 use std::collections::VecDeque;
@@ -58,8 +59,6 @@ struct Waiting {
     /// Frames that the server has not acknowledged, in the order in which they go out.
     kept: VecDeque<Pieces>,
     kept_bytes: usize,
-    /// Since when they are too much for another packet, and none was acknowledged.
-    full: Option<Instant>,
     /// How many of them have gone out on this connection.
     gone: usize,
     /// Frames of this session that the server has acknowledged.
@@ -77,9 +76,9 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// From now on what is kept is too much, or it is not.
-    fn look_if_full(&mut self) {
-        self.full = (self.kept_bytes > MAX_KEPT).then(Instant::now);
+    /// Whether what is kept is too much for another packet.
+    fn is_full(&self) -> bool {
+        self.kept_bytes > MAX_KEPT
     }
 }
 
@@ -98,7 +97,7 @@ impl Queue {
     /// Queues a packet, and waits for room. False if it is over.
     pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>) -> bool {
         let mut waiting = self.lock();
-        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.full.is_some()) {
+        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.is_full()) {
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         if !waiting.ended && !waiting.outdated {
@@ -128,16 +127,14 @@ impl Queue {
         waiting.kept_bytes -= done;
         waiting.gone -= new;
         waiting.acknowledged = received;
-        if new > 0 {
-            waiting.look_if_full();
-        }
         self.changed.notify_all();
         true
     }
 
-    /// Whether packets wait for a server that answers, and acknowledges nothing for as long as `patience`.
-    pub fn is_stuck(&self, patience: Duration) -> bool {
-        self.lock().full.is_some_and(|since| since.elapsed() >= patience)
+    /// Whether an `ack` is due: the server has this many frames or bytes that it has not acknowledged.
+    pub fn owes_ack(&self) -> bool {
+        let waiting = self.lock();
+        waiting.gone as u64 >= ACK_FRAMES || (waiting.gone > 0 && waiting.kept_bytes >= ACK_BYTES)
     }
 
     /// The session goes on over a new connection, whose number is returned: what the server has not taken in goes out
@@ -165,7 +162,6 @@ impl Queue {
         (waiting.signs, waiting.finished) = (Signs::default(), false);
         waiting.connections += 1;
         waiting.connection = Some(waiting.connections);
-        waiting.look_if_full();
         self.changed.notify_all();
         waiting.connections
     }
@@ -199,9 +195,6 @@ impl Queue {
                 if let Some(new) = new.or_else(|| waiting.packets.pop_front()) {
                     waiting.kept_bytes += length(&new);
                     waiting.kept.push_back(new);
-                    if waiting.full.is_none() {
-                        waiting.look_if_full();
-                    }
                     self.changed.notify_all();
                 }
             }
@@ -368,24 +361,18 @@ mod tests {
         });
     }
 
+    /// README#ack-when.
     #[test]
-    fn a_server_that_acknowledges_nothing_of_a_file_is_noticed() {
-        const SIZE: usize = MAX_KEPT / 4;
+    fn ack_is_due_after_32_frames_or_128_kib() {
         let (queue, first) = begun();
-        let send = |connection| {
-            assert!(queue.packet(Vec::new(), vec![0; SIZE]) && queue.next(connection).is_some());
+        let send = |bytes: usize| {
+            assert!(queue.packet(Vec::new(), vec![0; bytes]) && queue.next(first).is_some());
         };
-        (0..4).for_each(|_| send(first));
-        assert!(!queue.is_stuck(Duration::ZERO), "there is room for one more");
-        send(first);
-        assert!(queue.is_stuck(Duration::ZERO) && !queue.is_stuck(Duration::from_secs(60)));
-        let since = queue.lock().full;
-        assert!(queue.acknowledge(0), "says nothing new");
-        assert_eq!(queue.lock().full, since);
-        assert!(queue.acknowledge(2) && !queue.is_stuck(Duration::ZERO));
-        (0..2).for_each(|_| send(first));
-        assert!(queue.is_stuck(Duration::ZERO));
-        let full = queue.lock().full;
-        assert!(queue.resume(2).is_some() && queue.lock().full > full, "a new connection has its own time");
+        (0..31).for_each(|_| send(9));
+        assert!(!queue.owes_ack());
+        send(9);
+        assert!(queue.owes_ack() && queue.acknowledge(2) && !queue.owes_ack());
+        send(ACK_BYTES);
+        assert!(queue.owes_ack() && queue.acknowledge(33) && !queue.owes_ack());
     }
 }

@@ -5,19 +5,26 @@
 //! has not allowed. Specification: README#resuming.
 
 use super::account::Credentials;
-use super::connect::{Connection, StartError, connect, refusal};
+use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};
 use super::options::Options;
 use crate::auth::{self, PasswordKey};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};
 use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage, VERSION};
+use crate::wire::liveness::Clocks;
 use crate::wire::tls::ChannelError;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-/// The first pause but one, in milliseconds; each further one is twice as long.
-const FIRST_PAUSE: u64 = 1000;
-/// The longest pause, in milliseconds: a server that is back is found within half a minute.
-pub const LONGEST_PAUSE: u64 = 30_000;
+/// One attempt takes at most this long, from the name's address to the last answer; a login after it, once more.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// Pauses before the first attempts, in milliseconds; the last one is repeated.
+const PAUSES: [u64; 6] = [100, 1000, 2000, 4000, 8000, 15_000];
+/// The pause, in milliseconds, after [`ABSENT`] without a connection and without a key: nobody waits.
+const SLOW_PAUSE: u64 = 60_000;
+/// See [`SLOW_PAUSE`].
+const ABSENT: Duration = Duration::from_secs(600);
+/// A key shortens no pause below this: somebody who goes on typing must not hammer at the server.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// How a connection was had again.
 pub enum Again {
@@ -50,24 +57,43 @@ impl Way {
         self.credentials.password_key = key;
     }
 
-    /// One attempt. `received` frames of the session were taken in, since its login.
+    /// One attempt. `received` frames of the session were read, since its login.
     ///
     /// # Errors
-    /// [`StartError`]: nobody is reached, the connection breaks, or the server refuses; see [`is_final`].
-    pub fn again(&mut self, received: u64) -> Result<(Connection, Again), StartError> {
-        let mut connection = self.connect()?;
-        if let Some(theirs) = self.resume(&mut connection, received)? {
+    /// [`StartError`]: nobody is reached, the connection breaks, or the server refuses; see [`is_final`]. With it, how long the
+    /// server asks to wait.
+    pub fn again(&mut self, received: u64) -> Result<(Connection, Again), (StartError, Duration)> {
+        let resumed = self.on_connection(|way, connection| way.resume(connection, received))?;
+        if let (connection, Some(theirs)) = resumed {
             return Ok((connection, Again::Resumed(theirs)));
         }
         // That session is over; should the answer to this login be lost, it is not the one to ask for.
         self.token = Key::random();
-        let (mut connection, key) = (self.connect()?, SessionKey::generate());
-        self.token = self.credentials.log_in(&mut connection, &key)?;
+        // Before connecting: it takes up to a second.
+        let key = SessionKey::generate();
+        let (connection, token) =
+            self.on_connection(|way, connection| way.credentials.log_in(connection, &key))?;
+        self.token = token;
         Ok((connection, Again::LoggedIn(Box::new(key))))
     }
 
-    fn connect(&self) -> Result<Connection, StartError> {
-        connect(&self.options, |_| false)
+    /// Asks something on a new connection.
+    fn on_connection<T>(
+        &self,
+        ask: impl FnOnce(&Way, &mut Connection) -> Result<T, StartError>,
+    ) -> Result<(Connection, T), (StartError, Duration)> {
+        let connected = reconnect(&self.options, Instant::now() + ATTEMPT);
+        let mut connection = connected.map_err(|error| (error, Duration::ZERO))?;
+        match ask(self, &mut connection) {
+            Ok(answer) => Ok((connection, answer)),
+            Err(error) => {
+                let wait = match error {
+                    StartError::Locked(_, seconds) => seconds,
+                    _ => connection.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER),
+                };
+                Err((error, Duration::from_secs(wait)))
+            }
+        }
     }
 
     /// What the server has taken in of the session; `None` if there is no such session any more.
@@ -110,15 +136,48 @@ pub fn is_refused(error: &StartError) -> bool {
     !is_channel && !matches!(error, StartError::Login | StartError::Unreachable(..) | StartError::Lost(_))
 }
 
-/// How long to wait before an attempt, from 0: at first hardly, then twice as long each time. Who lost the connection at the
-/// same moment does not come back at the same moment.
-pub fn pause(attempt: u32) -> Duration {
+/// A pause before an attempt. A key ends it, so does a sleep of this machine; neither ends what the server asks to wait.
+pub struct Pause {
+    begun: Instant,
+    /// When it ends by itself.
+    pub then: Instant,
+    /// When it may end sooner.
+    earliest: Instant,
+    woken: bool,
+    clocks: Clocks,
+}
+
+impl Pause {
+    /// How often somebody who pauses looks.
+    pub const LOOK: Duration = Duration::from_millis(250);
+
+    /// Begins `now`, before attempt number `attempt`, from 0. `idle` is the time without a connection and without a key,
+    /// `asked` what the server asks to wait.
+    pub fn new(attempt: u32, idle: Duration, asked: Duration, now: Instant, wall: SystemTime) -> Pause {
+        let length =
+            jittered(base(attempt, idle)).max(asked + jittered(if asked.is_zero() { 0 } else { PAUSES[0] }));
+        let (then, earliest) = (now + length, now + length.min(SHORTEST.max(asked)));
+        let mut clocks = Clocks::new(now, wall);
+        clocks.expect(Pause::LOOK);
+        Pause { begun: now, then, earliest, woken: false, clocks }
+    }
+
+    /// How long is left; `None` if it is over. The last key was pressed at `key`.
+    pub fn left(&mut self, key: Instant, now: Instant, wall: SystemTime) -> Option<Duration> {
+        self.woken |= self.clocks.slept(now, wall) || key > self.begun;
+        let end = if self.woken { self.earliest } else { self.then };
+        (now < end).then(|| (end - now).min(Pause::LOOK))
+    }
+}
+
+/// The pause in milliseconds.
+fn base(attempt: u32, idle: Duration) -> u64 {
+    if idle >= ABSENT { SLOW_PAUSE } else { PAUSES[PAUSES.len().min(attempt as usize + 1) - 1] }
+}
+
+/// Between three and five quarters of it: those who lost the connection at the same moment do not return at the same moment.
+fn jittered(base: u64) -> Duration {
     let jitter = u64::from(u16::from_be_bytes(random()));
-    let base = match attempt {
-        0 => 100,
-        n => FIRST_PAUSE.saturating_mul(1 << (n - 1).min(10)).min(LONGEST_PAUSE),
-    };
-    // Between three and five quarters of it.
     Duration::from_millis(base * 3 / 4 + base * jitter / (2 * u64::from(u16::MAX)))
 }
 
@@ -126,15 +185,51 @@ pub fn pause(attempt: u32) -> Duration {
 mod tests {
     use super::*;
 
+    fn pause(attempt: u32, idle: u64, asked: u64) -> (Pause, Instant) {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        (Pause::new(attempt, Duration::from_secs(idle), Duration::from_secs(asked), now, wall), now)
+    }
+
+    /// README#when-the-connection-breaks.
     #[test]
-    fn pauses_grow_to_half_a_minute_and_differ() {
+    fn pauses_grow_to_15_s_then_to_a_minute_and_differ() {
         for _ in 0..100 {
-            let pauses: Vec<u128> = (0..40).map(|attempt| pause(attempt).as_millis()).collect();
-            assert!((75..=125).contains(&pauses[0]) && (750..=1250).contains(&pauses[1]), "{pauses:?}");
-            assert!((3000..=5000).contains(&pauses[3]), "{pauses:?}");
-            assert!(pauses[7..].iter().all(|pause| (22_500..=37_500).contains(pause)), "{pauses:?}");
+            let length = |attempt, idle| {
+                let (pause, now) = pause(attempt, idle, 0);
+                (pause.then - now).as_millis()
+            };
+            let usual = [100, 1000, 2000, 4000, 8000, 15_000, 15_000, 15_000];
+            for (attempt, usual) in (0..).zip(usual) {
+                assert!((usual * 3 / 4..=usual * 5 / 4).contains(&length(attempt, 599)));
+            }
+            assert!((45_000..=75_000).contains(&length(99, 600)));
         }
-        let some: std::collections::BTreeSet<Duration> = (0..100).map(|_| pause(9)).collect();
+        let some: std::collections::BTreeSet<Instant> = (0..100).map(|_| pause(9, 0, 0).0.then).collect();
         assert!(some.len() > 50);
+    }
+
+    #[test]
+    fn key_or_sleep_ends_a_pause_after_a_second() {
+        let second = Duration::from_secs(1);
+        for sleeps in [false, true] {
+            let (mut pause, now) = pause(5, 0, 0);
+            let wall = SystemTime::now();
+            assert_eq!(pause.left(now, now, wall), Some(Pause::LOOK));
+            let (key, wall) = if sleeps { (now, wall + 60 * second) } else { (now + second / 8, wall) };
+            assert_eq!(pause.left(key, now + second / 4, wall), Some(Pause::LOOK));
+            assert_eq!(pause.left(now, now + second, wall + second), None);
+        }
+        let (mut pause, now) = pause(5, 0, 0);
+        assert!(pause.left(now, now + second, SystemTime::now() + second).is_some());
+        assert!(pause.left(now, pause.then, SystemTime::now()).is_none());
+    }
+
+    #[test]
+    fn pause_lasts_as_long_as_the_server_asks() {
+        let (mut pause, now) = pause(0, 0, 30);
+        let (asked, wall) = (Duration::from_secs(30), SystemTime::now());
+        assert!((asked..asked + Duration::from_millis(126)).contains(&(pause.then - now)));
+        assert!(pause.left(now + asked / 2, now + asked - Duration::from_millis(1), wall).is_some());
+        assert!(pause.left(now + asked / 2, now + asked, wall).is_none());
     }
 }

@@ -1,8 +1,10 @@
 //! The client on a full screen: keys, network, signals and time into one channel, one loop that
 //! owns all state, one pure view. What keys do is in `typing`.
 //!
-//! Invariant: nothing touches session, views or terminal but this loop; nothing is shown that [`view`] has not drawn.
+//! Invariant: nothing touches session or views but this loop, and nothing the terminal but `painter`, for which the loop
+//! does not wait; nothing is shown that [`view`] has not drawn.
 
+mod painter;
 mod typing;
 
 use super::connect::{Connection, StartError};
@@ -10,6 +12,7 @@ use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
 use super::input::{Key, Keys};
+use super::lock;
 use super::options::Options;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
@@ -18,10 +21,11 @@ use super::terminal::{self, Keyboard, Terminal};
 use super::view::{self, Screen, Status, Tab};
 use super::work::Work;
 use crate::clock;
+use painter::Painter;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use time::UtcOffset;
 use typing::Asking;
@@ -34,9 +38,11 @@ const FRAME: Duration = Duration::from_millis(17);
 const RING: Duration = Duration::from_secs(1);
 /// Time passes at least this often: what is shown in seconds is right.
 const TICK: Duration = Duration::from_secs(1);
+
 /// What wakes the loop.
 enum Wake {
-    Event(Event),
+    /// Events wait.
+    Events,
     Keys(Keys),
     Resized,
     /// The process is to be stopped for a while.
@@ -51,7 +57,7 @@ impl Wake {
         match self {
             Wake::Keys(keys) => keys.iter().any(|key| matches!(key, Key::Ctrl('c' | 'd'))),
             Wake::Stop => true,
-            Wake::Event(_) | Wake::Resized | Wake::Stopped => false,
+            Wake::Events | Wake::Resized | Wake::Stopped => false,
         }
     }
 }
@@ -69,7 +75,7 @@ pub struct Facts {
 struct Front {
     session: Session,
     work: Work,
-    terminal: Terminal,
+    painter: Painter,
     facts: Facts,
     conversations: Conversations,
     /// Lines that were typed and that the session does not take yet.
@@ -106,10 +112,16 @@ pub fn run(
     let terminal = Terminal::open(facts.color)?;
     let signalled = wake.clone();
     spawn("signals", move || {
+        let mut stopping = false;
         for signal in signals.forever() {
             let woken = match signal {
                 SIGWINCH | SIGCONT => Wake::Resized,
                 SIGTSTP => Wake::Stopped,
+                // A second signal exits at once: the end may be waiting for the terminal.
+                _ if std::mem::replace(&mut stopping, true) => {
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                    continue;
+                }
                 _ => Wake::Stop,
             };
             if signalled.send(woken).is_err() {
@@ -122,66 +134,67 @@ pub fn run(
         keyboard.read_input(|keys| typed.send(Wake::Keys(keys)).is_ok());
         let _ = typed.send(Wake::Stop);
     })?;
-    let work = Work::start(way, &facts.options, move |event| wake.send(Wake::Event(event)).is_ok())?;
+    let failed = wake.clone();
+    let painter = Painter::start(terminal, move || drop(failed.send(Wake::Stop)))?;
+    // If the channel is full, the loop looks for events anyway.
+    let work = Work::start(way, &facts.options, Box::new(move || drop(wake.try_send(Wake::Events))))?;
     let (ahead, conversations) = (VecDeque::new(), Conversations::default());
     let (rang, asking, problem, abandoned, over) = (None, None, String::new(), false, false);
-    let mut front = Front {
-        session,
-        work,
-        terminal,
-        facts,
-        conversations,
-        ahead,
-        rang,
-        abandoned,
-        over,
-        problem,
-        asking,
-    };
+    let mut front =
+        Front { session, work, painter, facts, conversations, ahead, rang, abandoned, over, problem, asking };
     let earlier = front.session.history().cloned().collect();
     front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
-    front.draw()?;
+    front.draw();
     // What was taken in and is not drawn yet waits for the next frame; keys do not.
     let (mut drawn, mut dirty) = (Instant::now(), false);
     let status = loop {
-        let wait = if dirty { FRAME.saturating_sub(drawn.elapsed()) } else { TICK };
-        let woken = match waking.recv_timeout(wait) {
-            Ok(woken) => woken,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Wake::Event(Event::Tick),
+        let wait = match dirty {
+            _ if !front.work.is_idle() => Duration::ZERO,
+            true => FRAME.saturating_sub(drawn.elapsed()),
+            false => TICK,
         };
-        let at_once = matches!(woken, Wake::Keys(_) | Wake::Resized | Wake::Stopped);
-        // What has come meanwhile is drawn together.
-        let rest: Vec<Wake> = waking.try_iter().take(QUEUE).collect();
+        let first = waking.recv_timeout(wait).ok();
+        let woken: Vec<Wake> = first.into_iter().chain(waking.try_iter().take(QUEUE)).collect();
+        let was_woken = !woken.is_empty();
+        let at_once = woken.iter().any(|woken| !matches!(woken, Wake::Events));
         let mut end = None;
-        let mut batch = std::iter::once(woken).chain(rest);
-        while let Some(woken) = batch.next() {
-            let by_itself = matches!(woken, Wake::Event(_));
-            end = front.wake(woken)?;
-            if by_itself && end.is_some() && !front.session.is_leaving() && !batch.any(|woken| woken.leaves())
-            {
+        for woken in woken {
+            end = end.or(front.wake(woken)?);
+        }
+        // What has come meanwhile is drawn together.
+        for _ in 0..QUEUE {
+            let event = front.work.next();
+            if end.is_some() || (event.is_none() && was_woken) {
+                break;
+            }
+            let is_last = event.is_none();
+            end = front.take(event.unwrap_or(Event::Tick))?;
+            if end.is_some() && !front.session.is_leaving() {
                 front.stay(&waking)?;
             }
-            if end.is_some() {
+            if is_last {
                 break;
             }
         }
         if let Some(status) = end {
             break status;
         }
+        front.work.owes(front.session.owed());
         dirty = true;
         if at_once || drawn.elapsed() >= FRAME {
-            front.draw()?;
+            front.draw();
             (drawn, dirty) = (Instant::now(), false);
         }
     };
     let unsent = front.unsent();
-    let Front { work, terminal, mut problem, abandoned, .. } = front;
-    drop(terminal);
+    let Front { work, painter, mut problem, abandoned, .. } = front;
+    painter.end();
     // With another status, the farewell may have been said, or nobody may be there to hear it.
     work.finish(abandoned || status != 0);
+    painter.finish();
     let Some(unsent) = unsent else { return Ok((status, problem)) };
     problem.push_str(if problem.is_empty() { "" } else { "\n" });
     Ok((1, problem + &unsent))
@@ -192,30 +205,34 @@ fn notice(text: String) -> Entry {
 }
 
 impl Front {
-    /// Takes one thing in; the exit status if it was the last.
+    /// Takes an event in; the exit status if it was the last.
+    fn take(&mut self, event: Event) -> io::Result<Option<u8>> {
+        // What ends the session may have several reasons: all of them are told.
+        self.problem.clear();
+        if let Some(status) = self.handle(event)? {
+            return Ok(Some(status));
+        }
+        // What is typed after a command is meant for where it leads.
+        let before = self.conversations.current().with.clone();
+        let end = self.type_ahead();
+        self.conversations.carry(&before);
+        end
+    }
+
+    /// Does what it was woken for; the exit status if that was the last.
     fn wake(&mut self, woken: Wake) -> io::Result<Option<u8>> {
         match woken {
-            Wake::Event(event) => {
-                // What ends the session may have several reasons: all of them are told.
-                self.problem.clear();
-                if let Some(status) = self.handle(event)? {
-                    return Ok(Some(status));
-                }
-                // What is typed after a command is meant for where it leads.
-                let before = self.conversations.current().with.clone();
-                let end = self.type_ahead();
-                self.conversations.carry(&before);
-                return end;
-            }
+            Wake::Events => {}
             Wake::Keys(mut keys) => {
+                self.work.touch();
                 for key in keys.drain(..) {
                     if let Some(status) = self.key(key)? {
                         return Ok(Some(status));
                     }
                 }
             }
-            Wake::Resized => self.terminal.redraw(),
-            Wake::Stopped => self.suspend()?,
+            Wake::Resized => self.painter.redraw(),
+            Wake::Stopped => self.suspend(),
             Wake::Stop => return Ok(Some(self.abandon())),
         }
         Ok(None)
@@ -236,8 +253,8 @@ impl Front {
                 Effect::Alert(from, place) => {
                     self.rang = Some(Instant::now());
                     match self.conversations.in_view(&place) {
-                        true => self.terminal.bell()?,
-                        false => self.terminal.notify(&format!("message from {from}"))?,
+                        true => self.painter.bell(),
+                        false => self.painter.notify(format!("message from {from}")),
                     }
                 }
                 Effect::Enter(with) => self.conversations.enter(with),
@@ -276,36 +293,38 @@ impl Front {
         self.conversations.show(entry, &|time| clock::day(time, offset));
     }
 
-    /// The session has ended, and nobody has asked for it: until the person leaves, the reason stays to be read, and what is being
-    /// typed at this moment goes nowhere; in the shell it would be a command.
+    /// The session has ended, and nobody has asked for it: until the person leaves, the reason and all conversations stay to
+    /// be read, and what is being typed at this moment goes nowhere; in the shell it would be a command.
     fn stay(&mut self, waking: &Receiver<Wake>) -> io::Result<()> {
         // Or others would think that what they say is read, and a lost connection would be had again.
         self.work.end();
-        self.over = true;
+        (self.over, self.asking) = (true, None);
         self.show(notice("the session is over: Ctrl-C leaves".into()));
-        self.draw()?;
+        self.draw();
         loop {
             match waking.recv() {
                 Err(_) => return Ok(()),
                 Ok(woken) if woken.leaves() => return Ok(()),
-                Ok(Wake::Resized) => self.terminal.redraw(),
-                Ok(Wake::Stopped) => self.suspend()?,
-                Ok(Wake::Keys(_) | Wake::Event(_) | Wake::Stop) => continue,
+                Ok(Wake::Keys(mut keys)) => {
+                    for key in keys.drain(..).filter(typing::only_looks) {
+                        self.key(key)?;
+                    }
+                }
+                Ok(Wake::Resized) => self.painter.redraw(),
+                Ok(Wake::Stopped) => self.suspend(),
+                Ok(Wake::Events | Wake::Stop) => continue,
             }
-            self.draw()?;
+            self.draw();
         }
     }
 
-    fn suspend(&mut self) -> io::Result<()> {
-        if !terminal::can_suspend() {
-            return Ok(());
+    fn suspend(&mut self) {
+        if terminal::can_suspend() {
+            self.painter.suspend();
         }
-        self.terminal.suspend();
-        signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
-        self.terminal.resume()
     }
 
-    fn draw(&mut self) -> io::Result<()> {
+    fn draw(&mut self) {
         let session = &self.session;
         let (place, trust) = match session.partner() {
             Some(name) => {
@@ -329,10 +348,10 @@ impl Front {
         let unseen = Editor::default();
         let (alarm, link) = if self.over {
             ("THE SESSION IS OVER".into(), String::new())
-        } else if session.is_lost() {
-            (session.connection(), String::new())
-        } else {
+        } else if session.is_heard() {
             (String::new(), session.connection())
+        } else {
+            (session.connection(), String::new())
         };
         let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
         let status = Status {
@@ -361,6 +380,6 @@ impl Front {
         };
         let frame = view::draw(&screen, terminal::size());
         self.conversations.drawn(frame.scroll);
-        self.terminal.draw(&frame)
+        self.painter.draw(frame);
     }
 }

@@ -33,10 +33,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use connection::Line;
+pub use connection::seconds;
+
 /// Messages under way beyond which no further line is taken: a round trip's worth, and few to tell of if they fail.
 const MAX_UNSETTLED: usize = 64;
-/// A server that owes answers and gives none for this long is given up: as one that is silent.
-const ANSWER: Duration = Duration::from_secs(90);
 /// Where the old password still is.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
     on another machine still has the old one: copy it anew";
@@ -55,6 +56,8 @@ pub enum Event {
     Server(ServerMessage),
     /// The server said something that is no message.
     Unreadable(DecodeError),
+    /// The server has been silent since then, and does not answer a `ping`; `None` when it is heard again.
+    Silent(Option<Instant>),
     /// The connection broke: why. It is being had again.
     Lost(String),
     /// The next attempt is made then; why the one before was refused, if somebody was reached and said so.
@@ -101,7 +104,7 @@ pub enum Effect {
     ChangePassword(Option<String>),
     /// Something is to be done for the transfer of this number.
     Transfer(u32, Job),
-    /// How far a file is, where no bar shows it.
+    /// What the full screen shows elsewhere: how far a file is, that the server is silent.
     Progress(String),
     /// The end, with the exit status.
     Quit(u8),
@@ -150,9 +153,8 @@ pub struct Session {
     quiet: bool,
     /// Safety numbers that wait for a key.
     verifying: BTreeSet<Username>,
-    started: Instant,
-    /// When the server last answered something, or was first asked after that.
-    answered: Instant,
+    /// Since when the server owes an answer, and has given none.
+    owed: Option<Instant>,
     /// When a file last came further.
     pub(super) moved: Instant,
     /// People whose keys are to be asked for: one request at a time, or the answers would be
@@ -160,8 +162,7 @@ pub struct Session {
     to_ask: VecDeque<Username>,
     /// The request under way.
     asking: Option<BTreeSet<Username>>,
-    /// The connection is lost, and the next attempt is made then, if that is known.
-    lost: Option<Option<Instant>>,
+    line: Line,
     /// What an attempt to come back was refused for last, since the connection broke.
     refused: Option<String>,
     ending: Option<Instant>,
@@ -205,12 +206,11 @@ impl Session {
             ignored,
             quiet: false,
             verifying: BTreeSet::new(),
-            started: now,
-            answered: now,
+            owed: None,
             moved: now,
             to_ask: VecDeque::new(),
             asking: None,
-            lost: None,
+            line: Line::Online,
             refused: None,
             ending: None,
             patient: false,
@@ -245,14 +245,6 @@ impl Session {
     /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
-        // Nobody can answer while the connection is lost; but the end does not wait for ever.
-        let cannot = self.lost.is_some() && self.ending.is_none();
-        if cannot || !self.waits_for_answers() {
-            self.answered = now;
-        }
-        if cannot {
-            self.started = now;
-        }
         match event {
             Event::Line(line) => self.line(&line, now),
             Event::Switch(partner) => self.go_to(partner),
@@ -261,6 +253,7 @@ impl Session {
             Event::Unreadable(error) => {
                 self.problem(format!("the server sent something unreadable: {error}"))
             }
+            Event::Silent(since) => self.silent(since),
             Event::Lost(why) => self.connection_lost(&why),
             Event::Retry(then, refused) => self.retrying(then, refused),
             Event::Resumed(after) => self.resumed(after),
@@ -286,8 +279,10 @@ impl Session {
             Event::Tick => {}
         }
         // With every event, or a busy room would stop the clock.
-        self.tick(now);
+        self.keys_tick(now);
+        self.files_tick();
         self.ask();
+        self.owed = if self.owes_answers() { self.owed.or(Some(now)) } else { None };
         self.leave_if_done(now);
         std::mem::take(&mut self.effects)
     }
@@ -302,8 +297,13 @@ impl Session {
         self.outbox.is_empty() && self.verifying.is_empty() && !self.changing
     }
 
-    fn waits_for_answers(&self) -> bool {
-        self.asking.is_some() || self.outbox.in_flight()
+    /// Since when the server owes an answer, or the list of online users, if it does. Each answer begins it again.
+    pub fn owed(&self) -> Option<Instant> {
+        self.owed
+    }
+
+    fn owes_answers(&self) -> bool {
+        !self.ready || self.asking.is_some() || self.outbox.in_flight()
     }
 
     /// The own name.
@@ -357,33 +357,19 @@ impl Session {
         }
     }
 
-    fn tick(&mut self, now: Instant) {
-        self.keys_tick(now);
-        self.files_tick();
-        if !self.ready && now.duration_since(self.started) >= ANSWER {
-            self.problem("the server does not say who is on-line".into());
-            self.effects.push(Effect::Quit(1));
-        }
-        if self.waits_for_answers() && now.duration_since(self.answered) >= ANSWER {
-            self.problem("the server does not answer".into());
-            self.tell_unsettled();
-            self.effects.push(Effect::Quit(1));
-        }
-    }
-
     // ---- what the server says
 
     fn server(&mut self, message: ServerMessage, now: Instant) {
         match message {
             ServerMessage::Session(_) => self.renewed(now),
             ServerMessage::Presence(presence) => self.presence(presence),
-            ServerMessage::Keys(keys) => self.take_keys(&keys, now),
+            ServerMessage::Keys(keys) => self.take_keys(&keys),
             ServerMessage::EncryptedMessage(message) => self.receive(*message),
             ServerMessage::Sent(sent) => {
-                self.answered = now;
+                self.owed = None;
                 self.sent(&sent);
             }
-            ServerMessage::Error(failure) => self.failure(&failure, now),
+            ServerMessage::Error(failure) => self.failure(&failure),
             // The last five are for the link, and for the threads of transfers.
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
@@ -400,14 +386,14 @@ impl Session {
         }
     }
 
-    fn failure(&mut self, failure: &Failure, now: Instant) {
+    fn failure(&mut self, failure: &Failure) {
         let text = sanitise(&failure.message);
         if let Some(over) = last_word(failure) {
             self.problem(format!("{over}: this session is over"));
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
         } else if let Some(id) = failure.id {
-            self.answered = now;
+            self.owed = None;
             self.refused(id, &text);
         } else {
             self.problem(format!("the server says: {text}"));

@@ -1,10 +1,11 @@
 //! The work that a session asks for, whichever front end shows it: what goes to the server, files, keys, passwords.
 //!
-//! Invariant: whatever takes long has a thread of its own, and what comes of it returns as an [`Event`] through the one
-//! channel of the front end's loop: the state has one owner.
+//! Invariant: whatever takes long has a thread of its own, and what comes of it returns as an [`Event`] through the
+//! [`Inbox`]: the state has one owner.
 
 use super::connect::{Connection, StartError};
-use super::link::Link;
+use super::inbox::{Inbox, Wake};
+use super::link::{self, Link};
 use super::options::Options;
 use super::password::{self, ChangeError};
 use super::reconnect::Way;
@@ -17,32 +18,48 @@ use crate::name::Username;
 use crate::protocol::ClientMessage;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// See the module.
 pub struct Work {
     options: Options,
     link: Link,
     transfers: Transfers,
-    deliver: Arc<dyn Fn(Event) -> bool + Send + Sync>,
+    inbox: Arc<Inbox>,
 }
 
 impl Work {
-    /// Starts the threads. `deliver` puts an event into the loop's channel; it returns false when nobody listens any
-    /// more.
+    /// Starts the threads. `wake` is called when an event waits for the loop, and does not wait itself.
     ///
     /// # Errors
     /// If no thread can be had.
-    pub fn start(
-        (connection, way): (Connection, Way),
-        options: &Options,
-        deliver: impl Fn(Event) -> bool + Send + Sync + 'static,
-    ) -> io::Result<Work> {
-        let deliver: Arc<dyn Fn(Event) -> bool + Send + Sync> = Arc::new(deliver);
-        let (heard, stepped, hub) = (deliver.clone(), deliver.clone(), Arc::new(Hub::default()));
-        let link = Link::start(connection, way, hub.clone(), move |event| heard(event))?;
-        let folder = options.data_dir.join("files");
-        let transfers = Transfers::new(folder, hub, link.queue(), move |event| stepped(event));
-        Ok(Work { options: options.clone(), link, transfers, deliver })
+    pub fn start((connection, way): (Connection, Way), options: &Options, wake: Wake) -> io::Result<Work> {
+        let hub = Arc::new(Hub::default());
+        let link = Link::start(connection, way, hub.clone(), link::PATIENCE, wake)?;
+        let (folder, inbox) = (options.data_dir.join("files"), link.inbox());
+        let stepped = inbox.clone();
+        let transfers = Transfers::new(folder, hub, link.queue(), move |event| stepped.report(event));
+        Ok(Work { options: options.clone(), link, transfers, inbox })
+    }
+
+    /// The next event; `None` if none waits.
+    pub fn next(&self) -> Option<Event> {
+        self.inbox.next()
+    }
+
+    /// Whether no event waits.
+    pub fn is_idle(&self) -> bool {
+        self.inbox.is_empty()
+    }
+
+    /// Since when the server owes the session an answer, if it does.
+    pub fn owes(&self, since: Option<Instant>) {
+        self.link.owes(since);
+    }
+
+    /// A key was pressed, or a line came.
+    pub fn touch(&self) {
+        self.link.touch();
     }
 
     /// What is sent from now on belongs to the new session.
@@ -65,9 +82,9 @@ impl Work {
     /// # Errors
     /// If no thread can be had.
     pub fn make_session_key(&self) -> io::Result<()> {
-        let deliver = self.deliver.clone();
+        let inbox = self.inbox.clone();
         spawn("key", move || {
-            deliver(Event::NewKey(Box::new(SessionKey::generate())));
+            inbox.report(Event::NewKey(Box::new(SessionKey::generate())));
         })
     }
 
@@ -80,13 +97,13 @@ impl Work {
         name: &Username,
         passwords: impl FnOnce() -> Result<(Password, Password), StartError> + Send + 'static,
     ) -> io::Result<()> {
-        let (options, name, deliver) = (self.options.clone(), name.clone(), self.deliver.clone());
+        let (options, name, inbox) = (self.options.clone(), name.clone(), self.inbox.clone());
         let keep = self.link.password_keeper();
         spawn("password", move || {
             let passwords = passwords().map_err(ChangeError::Refused);
             let change =
                 |(old, new): (Password, Password)| password::change(&options, &name, &old, &new, keep);
-            deliver(Event::PasswordChanged(passwords.and_then(change)));
+            inbox.report(Event::PasswordChanged(passwords.and_then(change)));
         })
     }
 

@@ -17,11 +17,11 @@ use super::unfinished::Unfinished;
 use super::{Shared, delivery, status};
 use crate::auth::{self, Authenticated};
 use crate::clock;
+use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
     SessionKeyFields,
 };
-use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::wire::frame::{self, Lines};
 use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Reader, Received};

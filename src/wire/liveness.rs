@@ -132,7 +132,8 @@ impl Liveness {
         }
         let due = match &self.question {
             Some(question) => {
-                let (report, end) = (question.asked + self.patience.report, question.asked + question.patience);
+                let (report, end) =
+                    (question.asked + self.patience.report, question.asked + question.patience);
                 if now >= end {
                     return Next::Drop;
                 }

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// A blocked write gives up after this time: who takes nothing for so long is gone, or reads too slowly to be served.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A write that waits for the other side is looked at this often.
+const WRITE_STEP: Duration = Duration::from_secs(1);
 /// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. README#exporter.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// A first read has this size in bytes, on the stack; idle connections hold no more.
@@ -345,6 +347,31 @@ impl Channel {
         self.send_by(wire, Instant::now() + WRITE_TIMEOUT)
     }
 
+    /// Sends everything, however long the other side takes for it: [`Channel::close`] by another thread ends it. Calls
+    /// `progressed` each time that a write had to wait and then continued.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn send_patiently(&self, mut wire: &[u8], mut progressed: impl FnMut()) -> io::Result<()> {
+        wire = &wire[self.send_now(wire)?..];
+        while !wire.is_empty() {
+            let sent = uninterrupted(|| {
+                self.socket.set_write_timeout(Some(WRITE_STEP))?;
+                (&*self.socket).write(wire)
+            });
+            match sent {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(sent) => {
+                    wire = &wire[sent..];
+                    progressed();
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Sends everything before `deadline`.
     ///
     /// # Errors
@@ -559,5 +586,28 @@ mod tests {
             "long before the time is over"
         );
         assert!(channel.send_now(&piece).is_err());
+    }
+
+    #[test]
+    fn patient_write_tells_that_it_waited_and_ends_with_close() {
+        let (channel, mut far) = channel();
+        let waits = std::cell::Cell::new(0);
+        let count = || waits.set(waits.get() + 1);
+        channel.send_patiently(&[0; 1024], count).expect("it fits");
+        assert_eq!(waits.get(), 0);
+        let piece = vec![0; 16 * 1024 * 1024];
+        std::thread::scope(|scope| {
+            scope.spawn(|| far.read_exact(&mut vec![0; 1024 + piece.len()]).expect("all of it"));
+            channel.send_patiently(&piece, count).expect("somebody reads");
+        });
+        assert!(waits.get() > 0);
+        std::thread::scope(|scope| {
+            let stuck = scope.spawn(|| channel.send_patiently(&piece, || ()));
+            scope.spawn(|| {
+                while channel.send_now(&[0]).is_ok_and(|sent| sent > 0) {}
+                channel.close();
+            });
+            assert!(stuck.join().expect("it ends").is_err());
+        });
     }
 }

@@ -43,8 +43,8 @@ impl Front {
         match key {
             Key::FocusIn => self.conversations.away = false,
             Key::FocusOut => self.conversations.away = true,
-            Key::Ctrl('l') => self.terminal.redraw(),
-            Key::Ctrl('z') => self.suspend()?,
+            Key::Ctrl('l') => self.painter.redraw(),
+            Key::Ctrl('z') => self.suspend(),
             Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
             Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
             Key::WheelUp => self.scroll(|rows| rows.saturating_add(WHEEL)),
@@ -57,7 +57,7 @@ impl Front {
             }
             Key::Alt('r') if self.is_prompt() => match self.conversations.take_failed() {
                 Some(number) => return self.handle(Event::Again(number)),
-                None => self.terminal.bell()?,
+                None => self.painter.bell(),
             },
             key => return self.edit(key),
         }
@@ -72,12 +72,12 @@ impl Front {
     /// Goes to another view, unless lines wait: what is typed must go where the screen says.
     fn switch(&mut self, to: usize) -> io::Result<Option<u8>> {
         match self.conversations.all().get(to) {
-            Some(view) if self.ahead.is_empty() => {
+            Some(view) if self.ahead.is_empty() || self.over => {
                 let with = view.with.clone();
                 self.handle(Event::Switch(with))
             }
             _ => {
-                self.terminal.bell()?;
+                self.painter.bell();
                 Ok(None)
             }
         }
@@ -92,12 +92,12 @@ impl Front {
         match key {
             Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
             // The line stays where it is.
-            Key::Enter if waiting >= MAX_AHEAD && view.editor.text() != "/exit" => self.terminal.bell()?,
+            Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.painter.bell(),
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
                 let find = |before: &str| complete(before, people, file::listing);
                 if !view.editor.complete(key == Key::BackTab, find) {
-                    self.terminal.bell()?;
+                    self.painter.bell();
                 }
             }
             key => match view.editor.key(&key) {
@@ -169,10 +169,17 @@ impl Front {
         Ok(None)
     }
 
-    /// Takes a typed line: now if the session can, in turn otherwise. A second `/exit` does not wait.
+    /// Takes a typed line: now if the session can, in turn otherwise. The first command to leave waits for what was typed and sent
+    /// before it; the second does not.
     fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
-        if line == "/exit" && (self.ahead.contains(&line) || !self.session.takes_lines()) {
-            return Ok(Some(self.abandon()));
+        if is_exit(&line) {
+            if self.session.is_leaving() || self.ahead.iter().any(|line| is_exit(line)) {
+                return Ok(Some(self.abandon()));
+            }
+            // The session takes this one at any time.
+            if self.ahead.is_empty() {
+                return self.handle(Event::Line(line));
+            }
         }
         self.ahead.push_back(line);
         self.type_ahead()
@@ -201,7 +208,7 @@ impl Front {
 
     /// What is to be said of lines that never came to be sent, if there are any.
     pub fn unsent(&self) -> Option<String> {
-        match self.ahead.iter().filter(|line| *line != "/exit").count() {
+        match self.ahead.iter().filter(|line| !is_exit(line)).count() {
             0 => None,
             1 => Some("1 line that you had typed was not sent".into()),
             count => Some(format!("{count} lines that you had typed were not sent")),
@@ -226,5 +233,20 @@ impl Front {
             _ => None,
         };
         self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
+    }
+}
+
+/// Whether a line is the command to leave, by whichever name.
+fn is_exit(line: &str) -> bool {
+    matches!(command::parse(line), Ok(Command::Exit))
+}
+
+/// Whether a key only changes what is shown: such keys are of use when the session is over.
+pub fn only_looks(key: &Key) -> bool {
+    match key {
+        Key::FocusIn | Key::FocusOut | Key::PageUp | Key::PageDown | Key::WheelUp | Key::WheelDown => true,
+        Key::Ctrl(c) => matches!(c, 'l' | 'z'),
+        Key::Alt(digit) => digit.is_ascii_digit(),
+        key => matches!(key, Key::AltLeft | Key::AltRight),
     }
 }

@@ -58,9 +58,7 @@ impl Session {
             }
             Command::Clear => self.effects.push(Effect::Clear),
             Command::Help(topic) => self.help(topic.as_deref()),
-            // Nobody is there to wait for.
-            Command::Exit if self.is_lost() => self.quit_unsettled(),
-            Command::Exit => self.ending = self.ending.or(Some(now)),
+            Command::Exit => self.exit(now),
             Command::Verify(name, compared) => self.verify(name, compared),
             Command::Trust(name) => self.trust(name),
             Command::SendFile(name, path) => {

@@ -16,16 +16,38 @@ const FAREWELL: Duration = Duration::from_secs(30);
 /// At the end of the input, files and the answers to offers are waited for this long: a person has to decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 
+/// What the connection is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// As far as anybody knows.
+    Online,
+    /// Nothing has been heard since then.
+    Silent(Instant),
+    /// It broke; the next attempt is made then, if that is known.
+    Lost(Option<Instant>),
+}
+
 impl Session {
+    /// The server is silent, or is heard again.
+    pub(super) fn silent(&mut self, since: Option<Instant>) {
+        self.line = since.map_or(Line::Online, Line::Silent);
+        self.effects.push(Effect::Progress(match since {
+            Some(since) => {
+                format!("no answer from the server for {}", seconds(self.instant.duration_since(since)))
+            }
+            None => "the server answers again".into(),
+        }));
+    }
+
     /// The connection broke.
     pub(super) fn connection_lost(&mut self, why: &str) {
-        (self.lost, self.refused) = (Some(None), None);
+        (self.line, self.refused) = (Line::Lost(None), None);
         self.problem(format!("the connection to the server is lost: {why}; trying again"));
     }
 
     /// Another attempt is made then. What the one before was refused for is told once, however often that happens.
     pub(super) fn retrying(&mut self, then: Instant, refused: Option<String>) {
-        self.lost = Some(Some(then));
+        self.line = Line::Lost(Some(then));
         if refused.is_some() && refused != self.refused {
             self.problem(format!("not back on-line yet: {}", refused.as_deref().unwrap_or_default()));
             self.refused = refused;
@@ -34,7 +56,7 @@ impl Session {
 
     /// The session goes on.
     pub(super) fn resumed(&mut self, after: Duration) {
-        self.lost = None;
+        (self.line, self.owed) = (Line::Online, None);
         self.notice(format!("back on-line after {}", seconds(after)));
     }
 
@@ -42,14 +64,14 @@ impl Session {
     /// nothing is sent again by itself.
     pub(super) fn logged_in(&mut self, key: SessionKey, after: Duration, now: Instant) {
         self.effects.push(Effect::Begin);
-        (self.lost, self.answered) = (None, now);
+        (self.line, self.owed) = (Line::Online, None);
         self.keys.restart(key, now);
         let text = "back on-line after {}, in a new session: the server had ended the one before";
         self.notice(text.replace("{}", &seconds(after)));
         self.interrupt_files(|_| true, "your session is a new one");
         self.give_up_all();
         self.rooms.clear();
-        (self.ready, self.partial, self.started) = (false, false, now);
+        (self.ready, self.partial) = (false, false);
         self.online.clear();
         self.to_ask.clear();
         self.asking = None;
@@ -58,10 +80,18 @@ impl Session {
         self.ask_for_keys(waiting.into_iter().chain(verifying));
     }
 
+    /// The person wants to leave: what was sent is waited for.
+    pub(super) fn exit(&mut self, now: Instant) {
+        self.ending = self.ending.or(Some(now));
+        if !self.is_settled() && !self.is_heard() {
+            self.notice("waiting for the server to take what you sent; /exit again leaves at once".into());
+        }
+    }
+
     /// Leaves when nothing is left to wait for, or when that takes too long.
     pub(super) fn leave_if_done(&mut self, now: Instant) {
         let Some(since) = self.ending else { return };
-        let answered = if self.waits_for_answers() { self.answered } else { since };
+        let answered = self.owed.unwrap_or(since);
         // A file that stands still ends by itself; its copy, or an answer, may take long.
         let patience = if self.is_settled() { FAREWELL_OF_FILES } else { FAREWELL };
         if self.is_settled() && (self.files.is_idle() || !self.patient) {
@@ -81,17 +111,9 @@ impl Session {
         self.ending.is_some()
     }
 
-    /// Whether there is no connection at the moment.
-    pub fn is_lost(&self) -> bool {
-        self.lost.is_some()
-    }
-
-    /// Leaves now, and tells what may be lost by it.
-    pub(super) fn quit_unsettled(&mut self) {
-        let unfinished = !self.is_settled() || self.unfinished_files().is_some();
-        let status = u8::from(unfinished || self.unchanged || self.gave_up);
-        self.tell_unsettled();
-        self.effects.push(Effect::Quit(status));
+    /// Whether the server is heard, as far as anybody knows.
+    pub fn is_heard(&self) -> bool {
+        self.line == Line::Online
     }
 
     pub(super) fn tell_unsettled(&mut self) {
@@ -107,14 +129,16 @@ impl Session {
     /// How the connection is, in a few words: with the messages that the server has not taken yet, if it lets one
     /// wait for them.
     pub fn connection(&self) -> String {
-        let waits = self.lost.is_some() || self.instant.duration_since(self.answered) >= NOTICEABLE;
+        let since = |then: Instant| self.instant.saturating_duration_since(then);
+        let waits = !self.is_heard() || self.owed.is_some_and(|owed| since(owed) >= NOTICEABLE);
         let under_way = match self.outbox.len() {
             count if count > 0 && waits => format!(", {count} under way"),
             _ => String::new(),
         };
-        match self.lost {
-            None => format!("on-line{under_way}"),
-            Some(then) => {
+        match self.line {
+            Line::Online => format!("on-line{under_way}"),
+            Line::Silent(then) => format!("no answer for {} s{under_way}", since(then).as_secs()),
+            Line::Lost(then) => {
                 let left = then.map_or(Duration::ZERO, |then| then.saturating_duration_since(self.instant));
                 match left.as_millis().div_ceil(1000) {
                     0 | 1 => format!("CONNECTION LOST, trying again{under_way}"),
@@ -136,7 +160,8 @@ impl Session {
     }
 }
 
-fn seconds(time: Duration) -> String {
+/// A time in words.
+pub fn seconds(time: Duration) -> String {
     match time.as_secs() {
         0 => "a moment".into(),
         1 => "1 second".into(),

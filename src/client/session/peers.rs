@@ -14,7 +14,6 @@ use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, 
 use crate::name::Username;
 use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::Instant;
 
 /// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
 /// at most.
@@ -270,14 +269,14 @@ impl Session {
     }
 
     /// Takes the answer to the request under way: everyone who was asked for is settled by it.
-    pub(super) fn take_keys(&mut self, keys: &Keys, now: Instant) {
+    pub(super) fn take_keys(&mut self, keys: &Keys) {
         let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
         let told: BTreeSet<Username> = told.cloned().collect();
         // An answer is about exactly the names of the question.
         let Some(mut asked) = self.asking.take_if(|asked| *asked == told) else {
             return self.problem("the server sent keys that were not asked for".into());
         };
-        self.answered = now;
+        self.owed = None;
         let mut here = Vec::new();
         for person in &keys.keys {
             if asked.remove(&person.name) {

@@ -199,25 +199,87 @@ fn a_key_that_stays_stale_is_given_up_and_told() {
     assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
 }
 
+/// README#life.
 #[test]
-fn a_first_list_is_not_missed_while_there_is_no_connection() {
+fn no_silence_ends_a_session_and_each_answer_begins_it_again() {
     let mut net = Net::new();
-    let session = |net: &mut Net, event| {
+    let now = net.now;
+    assert_eq!(net.sessions[0].owed(), None);
+    net.type_in(0, "/msg bob one");
+    assert_eq!(net.sessions[0].owed(), Some(now));
+    let quits = |net: &mut Net, event| {
         let quits = |effect: &Effect| matches!(effect, Effect::Quit(_));
         net.sessions[0].handle(event, NOW, net.now).iter().any(quits)
     };
-    // A new session, whose connection breaks before the list has come.
-    net.sessions[0].ready = false;
-    net.sessions[0].started = net.now;
-    assert!(!session(&mut net, Event::Lost("gone".into())));
-    for _ in 0..5 {
-        net.now += ANSWER;
-        assert!(!session(&mut net, Event::Tick));
+    for _ in 0..100 {
+        net.now += Duration::from_secs(600);
+        assert!(!quits(&mut net, Event::Tick));
     }
-    net.sessions[0].lost = None;
-    assert!(!session(&mut net, Event::Tick));
-    net.now += ANSWER;
-    assert!(session(&mut net, Event::Tick), "a server that is there and says nothing is left");
+    assert_eq!(net.sessions[0].owed(), Some(now));
+    // The keys of bob: the message itself is still owed.
+    net.step(0);
+    assert_eq!(net.sessions[0].owed(), Some(net.now));
+    net.settle();
+    assert_eq!(net.sessions[0].owed(), None);
+    // A list of online users that never comes is owed, too.
+    net.event(0, Event::LoggedIn(Box::new(SessionKey::generate()), Duration::ZERO));
+    net.now += Duration::from_secs(600);
+    assert!(!quits(&mut net, Event::Tick));
+    assert!(net.sessions[0].owed().is_some_and(|since| since < net.now));
+}
+
+/// README#when-the-connection-breaks.
+#[test]
+fn silence_is_told_in_the_status_and_ends_with_an_answer_or_the_connection() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    let since = net.now;
+    net.now += Duration::from_secs(12);
+    let told = |net: &mut Net, event| -> Vec<String> {
+        let effects = net.sessions[0].handle(event, NOW, net.now);
+        effects
+            .into_iter()
+            .filter_map(|effect| match effect {
+                Effect::Progress(text) => Some(text),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(told(&mut net, Event::Silent(Some(since))), ["no answer from the server for 12 seconds"]);
+    assert_eq!(net.sessions[0].connection(), "no answer for 12 s, 1 under way");
+    net.now += Duration::from_secs(1);
+    net.event(0, Event::Tick);
+    assert_eq!(net.sessions[0].connection(), "no answer for 13 s, 1 under way");
+    assert_eq!(told(&mut net, Event::Silent(None)), ["the server answers again"]);
+    assert_eq!(net.sessions[0].connection(), "on-line, 1 under way");
+    net.event(0, Event::Silent(Some(since)));
+    net.event(0, Event::Lost("no answer".into()));
+    assert!(net.sessions[0].connection().starts_with("CONNECTION LOST"));
+}
+
+/// README#the-line-filter.
+#[test]
+fn exit_waits_for_what_was_sent_also_without_a_connection() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.step(0);
+    net.event(0, Event::Lost("gone".into()));
+    let quits = |net: &mut Net, event| {
+        let effects = net.sessions[0].handle(event, NOW, net.now);
+        effects.iter().find_map(|effect| match effect {
+            Effect::Quit(status) => Some(*status),
+            _ => None,
+        })
+    };
+    assert_eq!(quits(&mut net, Event::Line("/quit".into())), None);
+    net.now += Duration::from_secs(29);
+    assert_eq!(quits(&mut net, Event::Tick), None);
+    net.now += Duration::from_secs(1);
+    assert_eq!(quits(&mut net, Event::Tick), Some(1));
+    // With nothing to wait for, it leaves at once.
+    let mut net = Net::new();
+    net.event(0, Event::Lost("gone".into()));
+    assert_eq!(quits(&mut net, Event::Line("/exit".into())), Some(0));
 }
 
 /// README#session-key.

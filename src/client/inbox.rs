@@ -1,0 +1,293 @@
+//! What waits for the owner of the state: events of the network and of the threads that work for it.
+//!
+//! Invariant: bounded in bytes, and the network's reader is never held up by a screen or a pipe: what it has read waits
+//! here. A frame is acknowledged when the owner has taken it; at a resumption, what was read counts, for it is not read
+//! again. Specification: README#ack-when, README#frames.
+
+use super::lock;
+use super::queue::Queue;
+use super::session::Event;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// What the owner has taken is acknowledged after this number of frames.
+pub const ACK_FRAMES: u64 = 32;
+/// See [`ACK_FRAMES`]; in bytes.
+pub const ACK_BYTES: usize = 128 * 1024;
+/// Bytes that the network's reader may put here. A server sends far less without an `ack`.
+const MAX_WAITING: usize = 4 * 1024 * 1024;
+/// Bytes that may wait when another thread puts something here: it waits before the reader has to.
+const MAX_OTHERS: usize = 1024 * 1024;
+/// What an event takes beside its frame, in bytes, roughly.
+const EVENT: usize = 256;
+
+/// Wakes the owner, and never waits for it.
+pub type Wake = Box<dyn Fn() + Send + Sync>;
+
+/// See the module.
+pub struct Inbox {
+    waiting: Mutex<Waiting>,
+    room: Condvar,
+    wake: Wake,
+    /// Takes the acknowledgements to the server.
+    queue: Arc<Queue>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    items: VecDeque<Item>,
+    /// Memory of all items.
+    bytes: usize,
+    /// Frames of this session that were read.
+    read: u64,
+    /// Those of them that the owner has taken.
+    taken: u64,
+    /// Bytes of frames taken since the last acknowledgement.
+    unsaid: usize,
+    /// Frames that the server knows of.
+    said: u64,
+    /// Nobody takes anything any more.
+    closed: bool,
+}
+
+struct Item {
+    event: Event,
+    memory: usize,
+    /// It and the frames behind it that bring no event.
+    frames: u64,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn take(&mut self, frames: u64, bytes: usize) {
+        self.taken += frames;
+        self.unsaid += bytes;
+    }
+
+    /// The acknowledgement that is due; with `early`, any news is.
+    fn ack(&mut self, early: bool) -> Option<u64> {
+        let news = self.taken.saturating_sub(self.said);
+        let due = news >= ACK_FRAMES || (news > 0 && (early || self.unsaid >= ACK_BYTES));
+        due.then(|| {
+            (self.said, self.unsaid) = (self.taken, 0);
+            self.taken
+        })
+    }
+}
+
+impl Inbox {
+    /// Empty. `wake` is called when something is there.
+    pub fn new(queue: Arc<Queue>, wake: Wake) -> Inbox {
+        Inbox { waiting: Mutex::default(), room: Condvar::new(), wake, queue }
+    }
+
+    /// Puts one counted frame of the session here, with what it means to the owner, if anything. False if nobody
+    /// takes it any more.
+    pub fn frame(&self, event: Option<Event>, bytes: usize) -> bool {
+        let memory = EVENT + bytes;
+        self.add(MAX_WAITING, |waiting| {
+            waiting.read += 1;
+            match (event, waiting.items.back_mut()) {
+                (Some(event), _) => waiting.items.push_back(Item { event, memory, frames: 1, bytes }),
+                (None, Some(last)) => {
+                    last.frames += 1;
+                    last.bytes += bytes;
+                    return 0;
+                }
+                (None, None) => {
+                    waiting.take(1, bytes);
+                    return 0;
+                }
+            }
+            memory
+        })
+    }
+
+    /// Puts something here that the network's reader says itself.
+    pub fn tell(&self, event: Event) -> bool {
+        self.put(event, MAX_WAITING)
+    }
+
+    /// The same for other threads, which wait for room.
+    pub fn report(&self, event: Event) -> bool {
+        self.put(event, MAX_OTHERS)
+    }
+
+    fn put(&self, event: Event, limit: usize) -> bool {
+        self.add(limit, |waiting| {
+            waiting.items.push_back(Item { event, memory: EVENT, frames: 0, bytes: 0 });
+            EVENT
+        })
+    }
+
+    fn add(&self, limit: usize, add: impl FnOnce(&mut Waiting) -> usize) -> bool {
+        let full = |waiting: &mut Waiting| waiting.bytes > limit && !waiting.closed;
+        let waiting = self.room.wait_while(lock(&self.waiting), full);
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        if waiting.closed {
+            return false;
+        }
+        let memory = add(&mut waiting);
+        waiting.bytes += memory;
+        self.acknowledge(&mut waiting, false);
+        drop(waiting);
+        if memory > 0 {
+            (self.wake)();
+        }
+        true
+    }
+
+    /// The next event; `None` if nothing waits.
+    pub fn next(&self) -> Option<Event> {
+        let mut waiting = lock(&self.waiting);
+        let item = waiting.items.pop_front()?;
+        waiting.bytes -= item.memory;
+        waiting.take(item.frames, item.bytes);
+        self.acknowledge(&mut waiting, false);
+        drop(waiting);
+        self.room.notify_all();
+        Some(item.event)
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.waiting).items.is_empty()
+    }
+
+    /// Acknowledges what the owner has taken, if that is news.
+    pub fn acknowledge_now(&self) {
+        self.acknowledge(&mut lock(&self.waiting), true);
+    }
+
+    // Under the lock: after a resumption, an older number must not go out.
+    fn acknowledge(&self, waiting: &mut Waiting, early: bool) {
+        if let Some(received) = waiting.ack(early) {
+            self.queue.sign(|signs| signs.ack = Some(received));
+        }
+    }
+
+    /// Frames that were read, for a resumption.
+    pub fn read(&self) -> u64 {
+        lock(&self.waiting).read
+    }
+
+    /// The session was resumed: the server knows of all frames that were read.
+    pub fn resumed(&self) {
+        let mut waiting = lock(&self.waiting);
+        waiting.said = waiting.read;
+    }
+
+    /// A new session begins. What waits of the former one counts no more.
+    pub fn restart(&self) {
+        let mut waiting = lock(&self.waiting);
+        (waiting.read, waiting.taken, waiting.unsaid, waiting.said) = (0, 0, 0, 0);
+        waiting.items.iter_mut().for_each(|item| (item.frames, item.bytes) = (0, 0));
+    }
+
+    /// Nobody takes anything any more.
+    pub fn close(&self) {
+        lock(&self.waiting).closed = true;
+        self.room.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    /// An inbox, its queue with a connection, and how often it woke its owner.
+    fn inbox() -> (Inbox, Arc<Queue>, u64, Arc<AtomicUsize>) {
+        let (queue, woken) = (Arc::new(Queue::default()), Arc::new(AtomicUsize::new(0)));
+        let connection = queue.restart();
+        let count = woken.clone();
+        let wake = Box::new(move || _ = count.fetch_add(1, Ordering::Relaxed));
+        (Inbox::new(queue.clone(), wake), queue, connection, woken)
+    }
+
+    fn acked(queue: &Queue, connection: u64) -> String {
+        queue.end();
+        let said = std::iter::from_fn(|| queue.next(connection)).map(|pieces| pieces.concat());
+        said.map(|line| String::from_utf8(line).expect("JSON")).collect()
+    }
+
+    /// README#ack-when.
+    #[test]
+    fn what_the_owner_has_taken_is_acknowledged_and_no_more() {
+        let (inbox, queue, connection, woken) = inbox();
+        for _ in 0..40 {
+            assert!(inbox.frame(Some(Event::Tick), 10));
+        }
+        // Of a file: it goes to another thread.
+        assert!(inbox.frame(None, 10));
+        inbox.acknowledge_now();
+        assert_eq!(woken.load(Ordering::Relaxed), 40);
+        for _ in 0..32 {
+            assert!(inbox.next().is_some());
+        }
+        assert_eq!(inbox.read(), 41);
+        for _ in 0..8 {
+            inbox.next();
+        }
+        assert!(inbox.is_empty() && inbox.next().is_none());
+        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":32}\n");
+        let (inbox, queue, connection, _) = self::inbox();
+        inbox.frame(None, ACK_BYTES);
+        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":1}\n");
+    }
+
+    /// README#ack-true.
+    #[test]
+    fn no_ack_is_lower_than_what_a_resumption_has_said() {
+        let (inbox, queue, connection, _) = inbox();
+        for _ in 0..100 {
+            inbox.frame(Some(Event::Tick), 10);
+        }
+        inbox.resumed();
+        for _ in 0..100 {
+            inbox.next();
+        }
+        inbox.acknowledge_now();
+        inbox.frame(None, 10);
+        inbox.acknowledge_now();
+        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":101}\n");
+    }
+
+    #[test]
+    fn frames_of_a_former_session_do_not_count_in_the_next() {
+        let (inbox, queue, connection, _) = inbox();
+        inbox.frame(Some(Event::Tick), 10);
+        inbox.restart();
+        inbox.frame(Some(Event::Tick), 10);
+        assert!(inbox.next().is_some());
+        inbox.acknowledge_now();
+        assert_eq!(acked(&queue, connection), "");
+        let (inbox, queue, connection, _) = self::inbox();
+        inbox.frame(Some(Event::Tick), 10);
+        inbox.restart();
+        inbox.frame(Some(Event::Tick), 10);
+        assert!(inbox.next().is_some() && inbox.next().is_some());
+        inbox.acknowledge_now();
+        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":1}\n");
+    }
+
+    #[test]
+    fn full_inbox_holds_its_writers_until_there_is_room_or_an_end() {
+        let (inbox, ..) = inbox();
+        let put = |count: usize| (0..count).filter(|_| inbox.frame(Some(Event::Tick), 1024 * 1024)).count();
+        assert_eq!(put(4), 4);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| inbox.report(Event::Tick));
+            let writer = scope.spawn(|| put(2));
+            assert!(inbox.next().is_some());
+            while inbox.read() < 5 {
+                thread::yield_now();
+            }
+            assert!(!waits.is_finished(), "others wait sooner");
+            inbox.close();
+            assert!(writer.join().expect("it ends") <= 2 && !waits.join().expect("it ends"));
+            assert!(!inbox.tell(Event::Tick));
+        });
+    }
+}

@@ -1,0 +1,185 @@
+//! Prints the lines of plain mode on a thread of its own.
+//!
+//! Invariant: no line is lost and none waits without a bound: when much waits for a reader of the output, the session
+//! waits, too, until there is room, the output has failed, or the process is to stop.
+
+use super::{lock, spawn};
+use std::io::{self, Write};
+use std::mem::take;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Bytes that may wait for a reader of the output.
+const MAX_WAITING: usize = 1024 * 1024;
+/// After a signal, what waits has this long to be read.
+const HURRIED: Duration = Duration::from_secs(1);
+
+/// See the module. Clones share one output.
+#[derive(Clone)]
+pub struct Printer(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    /// The thread writes at this moment.
+    writing: bool,
+    failed: Option<io::Error>,
+    stopped: bool,
+}
+
+impl Printer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If no thread can be had.
+    pub fn start() -> io::Result<Printer> {
+        let printer = Printer(Arc::default());
+        let (me, mut out) = (printer.clone(), io::stdout());
+        spawn("print", move || me.write_to(&mut out))?;
+        Ok(printer)
+    }
+
+    fn write_to(&self, out: &mut impl Write) {
+        loop {
+            let mut waiting = self.wait_while(|waiting| waiting.lines.is_empty());
+            let lines = take(&mut waiting.lines);
+            waiting.writing = true;
+            drop(waiting);
+            let written = out.write_all(&lines).and_then(|()| out.flush());
+            let mut waiting = lock(&self.0.waiting);
+            waiting.writing = false;
+            waiting.failed = written.err();
+            self.0.changed.notify_all();
+            if waiting.failed.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn wait_while(&self, condition: impl Fn(&Waiting) -> bool) -> MutexGuard<'_, Waiting> {
+        let waited = self.0.changed.wait_while(lock(&self.0.waiting), |waiting| condition(waiting));
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prints one line, and waits for room.
+    pub fn print(&self, line: String) {
+        let full = |waiting: &Waiting| {
+            waiting.lines.len() >= MAX_WAITING && waiting.failed.is_none() && !waiting.stopped
+        };
+        let mut waiting = self.wait_while(full);
+        if waiting.failed.is_none() {
+            waiting.lines.extend_from_slice(line.as_bytes());
+            waiting.lines.push(b'\n');
+        }
+        self.0.changed.notify_all();
+    }
+
+    /// Nobody waits for the output any more.
+    pub fn stop(&self) {
+        lock(&self.0.waiting).stopped = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Whether the process is to stop.
+    pub fn is_stopped(&self) -> bool {
+        lock(&self.0.waiting).stopped
+    }
+
+    /// Whether nothing can be printed any more.
+    pub fn has_failed(&self) -> bool {
+        lock(&self.0.waiting).failed.is_some()
+    }
+
+    /// Waits until everything is printed, or for a second when the process is to stop.
+    ///
+    /// # Errors
+    /// The output's.
+    pub fn finish(&self) -> io::Result<()> {
+        let unprinted =
+            |waiting: &Waiting| (waiting.writing || !waiting.lines.is_empty()) && waiting.failed.is_none();
+        let waiting = self.wait_while(|waiting| unprinted(waiting) && !waiting.stopped);
+        let waited = self.0.changed.wait_timeout_while(waiting, HURRIED, |waiting| unprinted(waiting));
+        waited.unwrap_or_else(PoisonError::into_inner).0.failed.take().map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+
+    /// An output that takes something only when it is told to.
+    struct Stuck(Receiver<()>, Sender<Vec<u8>>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.recv().map_err(io::Error::other)?;
+            let _ = self.1.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn printer() -> (Printer, Sender<()>, Receiver<Vec<u8>>) {
+        let (printer, (go, goes), (wrote, written)) = (Printer(Arc::default()), channel(), channel());
+        let me = printer.clone();
+        thread::spawn(move || me.write_to(&mut Stuck(goes, wrote)));
+        (printer, go, written)
+    }
+
+    #[test]
+    fn lines_wait_for_a_reader_in_order_and_none_is_lost() {
+        let (printer, go, written) = printer();
+        let line = "x".repeat(1000);
+        let count = 3 * MAX_WAITING / line.len();
+        thread::scope(|scope| {
+            let session = scope.spawn(|| (0..count).for_each(|n| printer.print(format!("{n} {line}"))));
+            let full = |waiting: &Waiting| waiting.lines.len() < MAX_WAITING;
+            drop(printer.wait_while(full));
+            assert!(!session.is_finished());
+            (0..count).for_each(|_| _ = go.send(()));
+        });
+        printer.finish().expect("printed");
+        let all: Vec<u8> = written.try_iter().flatten().collect();
+        let numbers: Vec<_> = all
+            .split(|byte| *byte == b'\n')
+            .map(|line| String::from_utf8_lossy(line).split(' ').next().unwrap_or_default().to_string())
+            .collect();
+        let expected: Vec<_> = (0..count).map(|n| n.to_string()).chain([String::new()]).collect();
+        assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn signal_ends_the_wait_for_a_reader() {
+        let (printer, _go, _written) = printer();
+        thread::scope(|scope| {
+            let session = scope.spawn(|| {
+                while !printer.is_stopped() {
+                    printer.print("x".repeat(MAX_WAITING));
+                }
+            });
+            drop(printer.wait_while(|waiting| waiting.lines.len() < MAX_WAITING));
+            printer.stop();
+            session.join().expect("it ends");
+        });
+        printer.finish().expect("nothing has failed");
+    }
+
+    #[test]
+    fn output_that_fails_is_an_error_and_nothing_waits_for_it() {
+        let (printer, go, _written) = printer();
+        drop(go);
+        (0..9).for_each(|_| printer.print("x".repeat(MAX_WAITING)));
+        printer.finish().expect_err("it has failed");
+    }
+}
