@@ -3,16 +3,13 @@
 //! Invariant: directories are 0700, files 0600; nothing is written through a symbolic link;
 //! a replaced file is either wholly the old or wholly the new one.
 
-use miniserde::{Deserialize, json};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// The longest line of a file of records, in bytes: real ones have about 300.
-const MAX_RECORD: u64 = 4096;
 /// What a file that is being written bears behind its name.
 const TEMPORARY: &str = ".tmp";
 
@@ -82,6 +79,29 @@ pub fn remove_temporary(folder: &Path, is_ours: impl Fn(&str) -> bool) -> io::Re
     Ok(())
 }
 
+/// The files of `folder` that `is_private` names and that others have rights to; links do not count.
+pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let is_open = |entry: &fs::DirEntry| {
+        let facts =
+            entry.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o077 != 0);
+        facts && entry.file_name().to_str().is_some_and(&is_private)
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.filter(is_open).map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Takes others' rights to those files away, as far as they are ours; one sentence for each.
+pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut paths = open_to_others(folder, is_private);
+    paths.retain(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_ok());
+    let told = paths
+        .iter()
+        .map(|path| format!("{}: others had rights to this file; it is closed to them now", path.display()));
+    told.collect()
+}
+
 /// Makes a new file; an existing one, or a link, is an error.
 ///
 /// # Errors
@@ -114,6 +134,28 @@ pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The same, of a file that holds a secret.
+///
+/// # Errors
+/// As [`read`]'s; also if everyone has rights to the file, and [`close_to_others`] cannot close it: it is another
+/// user's, or behind a link.
+pub fn read_private(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let data = fs::metadata(path).map_err(at(path))?;
+    let me = fs::metadata("/proc/self").map(|me| me.uid());
+    let is_ours = me.is_ok_and(|me| me == 0 || me == data.uid()) && !path.is_symlink();
+    if data.permissions().mode() & 0o007 != 0 && !is_ours {
+        return Err(at(path)(io::Error::other("others can read this private file: chmod 600 it")));
+    }
+    read(path, limit).map(Zeroizing::new)
+}
+
+/// The text of a small file that a person may have edited: without a byte order mark, blanks and line ends around it,
+/// and zeros that a crash has left behind it. `None` if it is not UTF-8.
+pub fn text(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0').trim();
+    Some(text.strip_prefix('\u{feff}').unwrap_or(text).trim_start())
+}
+
 /// Writes a new file and waits until it is on disk. A failure leaves no file behind.
 ///
 /// # Errors
@@ -133,50 +175,48 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// With the path in the text; the old file then stands untouched.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(TEMPORARY);
-    let temporary = path.with_file_name(name);
-    // One left by a crash is of no use to anyone.
-    let _ = fs::remove_file(&temporary);
-    write_new(&temporary, bytes)?;
-    fs::rename(&temporary, path).map_err(at(path))?;
+    replace_with(path, |file| file.write_all(bytes), |_| Ok(()))?;
     sync_parent(path)
 }
 
-/// Reads a file of JSON records, one a line, and returns the bytes of its whole lines.
-/// A last line without its end is a torn write and is not counted.
+/// The same, with what `write` writes, after `before` was called with the file that is about to get the name; the
+/// caller waits for the folder. Returns the new file, open for appending.
 ///
 /// # Errors
-/// With file, line and remedy in the text if any other line is not a `T` or is over 4 KiB long; with the path if the file
-/// is missing or the disk fails.
-pub fn read_records<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io::Result<u64> {
-    read_lines(path, |text| json::from_str(text).map(&mut each).is_ok())
+/// With the path in the text; the old file then stands untouched, and no other is left behind.
+pub fn replace_with(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    before: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<File> {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(TEMPORARY);
+    let temporary = Path::new(&name);
+    // One left by a crash is of no use to anyone.
+    let _ = fs::remove_file(temporary);
+    let mut options = OpenOptions::new();
+    let file = options.read(true).append(true).create_new(true).mode(0o600).open(temporary);
+    let replaced = file.map_err(at(temporary)).and_then(|file| {
+        let mut writer = BufWriter::new(&file);
+        write(&mut writer)
+            .and_then(|()| writer.flush())
+            .and_then(|()| file.sync_all())
+            .map_err(at(temporary))?;
+        drop(writer);
+        before(&file)?;
+        fs::rename(temporary, path).map_err(at(path))?;
+        Ok(file)
+    });
+    if replaced.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    replaced
 }
 
-/// The same, for records of several kinds: `each` gets a line with its end, and says whether it is one.
-///
-/// # Errors
-/// As [`read_records`].
-pub fn read_lines(path: &Path, mut each: impl FnMut(&str) -> bool) -> io::Result<u64> {
-    let mut reader = BufReader::new(File::open(path).map_err(at(path))?);
-    // Some hold password keys.
-    let (mut good, mut line) = (0, Zeroizing::new(Vec::with_capacity(MAX_RECORD as usize)));
-    for number in 1.. {
-        line.clear();
-        let length = (&mut reader).take(MAX_RECORD).read_until(b'\n', &mut line).map_err(at(path))? as u64;
-        if !line.ends_with(b"\n") && length < MAX_RECORD {
-            break;
-        }
-        if !std::str::from_utf8(&line).is_ok_and(&mut each) {
-            return Err(io::Error::other(format!(
-                "{}: line {number} is damaged: restore the file from a copy, or remove that line and \
-                 what it stands for",
-                path.display()
-            )));
-        }
-        good += length;
-    }
-    Ok(good)
+/// Whether `path` still names the open `file`: another program may have renamed, replaced or removed it.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    let (ours, named) = (file.metadata(), fs::symlink_metadata(path));
+    ours.is_ok_and(|ours| named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// Waits until the entries of the folder that `path` is in are on disk.

@@ -17,7 +17,7 @@
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |
 //! | [`crypto`] | keys, envelopes, chunks of files, the key file |
-//! | [`encoding`], [`name`], [`disk`], [`clock`], [`arguments`] | small things that everyone needs |
+//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`arguments`] | small things that everyone needs |
 //!
 //! # A message on its way
 //!
@@ -79,5 +79,6 @@ pub mod disk;
 pub mod encoding;
 pub mod name;
 pub mod protocol;
+pub mod records;
 pub mod server;
 pub mod wire;

@@ -101,13 +101,13 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     let foreign_key = fs::read(foreign.path("data/certs/server.key")).expect("made");
     for (name, bytes, status, words) in [
         ("users.json", &b"rubbish\n"[..], 1, &["users.json: line 1 ", "restore"][..]),
-        ("users.json", b"half a li", 0, &["WARNING", "9 bytes", "a start drops them"]),
+        ("users.json", b"half a li", 0, &["WARNING", "9 bytes", "a start sets them aside"]),
         ("salt.secret", b"short", 1, &["salt.secret", "restore it"]),
         ("certs/server.crt", b"rubbish", 1, &["server.crt"]),
         ("certs/server.key", b"rubbish", 1, &["server.key"]),
         ("certs/server.key", &foreign_key, 1, &["certs", "key"]),
         ("keys/bob.pem", b"rubbish", 0, &["WARNING", "bob.pem", "restore it"]),
-        ("locks.json", b"rubbish", 0, &["0 locked"]),
+        ("locks.json", b"rubbish", 0, &["WARNING", "locks.json: 1 lines", "sets them aside"]),
     ] {
         let kept = fs::read(path(name)).ok();
         fs::write(path(name), bytes).expect("written");
@@ -139,7 +139,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     fs::remove_file(path("certs/server.crt")).expect("removed");
     let (status, out) = starts();
     assert!(status == 0 && out.contains("a start makes one for certs/server.key"), "{out}");
-    assert!(out.contains("server.key: others have rights to it: chmod 600"), "{out}");
+    assert!(out.contains("server.key: others have rights to it: a start takes them away"), "{out}");
     // A folder of something else's, that others can enter.
     let other = Folder::new();
     fs::create_dir(other.path("data")).expect("folder");

@@ -368,7 +368,7 @@ fn damage_to_users_json_stops_the_start_with_file_and_line_and_a_torn_end_does_n
     for (damaged, line) in [
         (whole.replacen("\"bob\"", "\"b/b\"", 1), 2),
         (whole.replacen("salt", "tlas", 1), 1),
-        (whole.replacen('\n', "\n\n", 1), 2),
+        (whole.replacen('\n', "\n\n#\n", 1), 3),
         (format!("{whole}{}\n", "x".repeat(10_000)), 3),
         (format!("\0\0\0\0\n{whole}"), 1),
     ] {
@@ -380,7 +380,10 @@ fn damage_to_users_json_stops_the_start_with_file_and_line_and_a_torn_end_does_n
     }
     fs::write(&path, format!("{whole}{{\"name\":\"carol\",\"sal")).expect("written");
     let server = Server::within(home, &[]);
-    told(&server, "dropped 20 bytes");
+    let line = told(&server, " 20 bytes behind the last record were not understood, and are set aside in ");
+    let aside = line.rsplit(' ').next().expect("a path");
+    assert_eq!(fs::read_to_string(aside).expect("kept"), "{\"name\":\"carol\",\"sal");
+    assert!(server.log().contains("event=storage_notice "), "{}", server.log());
     told(&server, "(2 accounts)");
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
     newcomer(&server, "carol");

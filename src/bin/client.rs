@@ -7,18 +7,18 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut out = io::stdout();
     match options::parse(std::env::args_os().skip(1)) {
-        Ok(Request::Help) => {
-            let _ = out.write_all(options::HELP.as_bytes());
-            ExitCode::SUCCESS
-        }
-        Ok(Request::Version) => {
-            let _ = writeln!(out, "client {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        Ok(Request::Help) => printed(out.write_all(options::HELP.as_bytes())),
+        Ok(Request::Version) => printed(writeln!(out, "client {}", env!("CARGO_PKG_VERSION"))),
         Ok(Request::Run(options)) => ExitCode::from(secure_messenger::client::run(&options)),
         Err(error) => {
             let _ = writeln!(io::stderr(), "client: {error}");
             ExitCode::from(2)
         }
     }
+}
+
+fn printed(done: io::Result<()>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    let _ = writeln!(io::stderr(), "client: {error}");
+    ExitCode::FAILURE
 }

@@ -14,26 +14,17 @@ fn main() -> ExitCode {
     let defaults = Limits::for_machine(usize::try_from(descriptors).unwrap_or(usize::MAX), maps);
     let mut out = io::stdout();
     match options::parse(std::env::args_os().skip(1), defaults) {
-        Ok(Request::Help) => {
-            let _ = out.write_all(options::HELP.as_bytes());
-            ExitCode::SUCCESS
-        }
-        Ok(Request::Version) => {
-            let _ = writeln!(out, "server {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        Ok(Request::Help) => ended(out.write_all(options::HELP.as_bytes())),
+        Ok(Request::Version) => ended(writeln!(out, "server {}", env!("CARGO_PKG_VERSION"))),
         Ok(Request::Check(options)) => match check::check(&options, &mut out) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
-            Err(error) => fail(error),
+            Err(error) => ended(Err(error)),
         },
-        Ok(Request::User(folder, action)) => match admin::command(&folder, &action, &mut out) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(error),
-        },
+        Ok(Request::User(folder, action)) => ended(admin::command(&folder, &action, &mut out)),
         Ok(Request::Run(options)) => {
             let Err(error) = secure_messenger::server::run(&options, &mut out);
-            fail(error)
+            ended(Err(error))
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "server: {error}");
@@ -42,7 +33,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn fail(error: io::Error) -> ExitCode {
+fn ended(done: io::Result<()>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
     let _ = writeln!(io::stderr(), "server: {error}");
     ExitCode::FAILURE
 }

@@ -49,6 +49,8 @@ pub enum StartError {
     Channel(ChannelError),
     /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),
+    /// The record of `host:port` is damaged, so the server with this fingerprint is not new.
+    LostServer(String, Fingerprint),
     /// The server's key is not the remembered one, or not that of `--fingerprint`.
     ServerChanged {
         /// `host:port`, as typed.
@@ -109,6 +111,12 @@ impl fmt::Display for StartError {
                 f,
                 "the server at {server} is not known yet; its fingerprint is {seen}: compare it with the one the \
                  server prints at its start, then use --fingerprint {seen} (or --accept-new)"
+            ),
+            StartError::LostServer(server, seen) => write!(
+                f,
+                "the record of the server at {server} in known_servers was damaged and is set aside, so --accept-new does \
+                 not accept it; its fingerprint is {seen}: compare it with the one the server prints at its start, then \
+                 use --fingerprint {seen}"
             ),
             StartError::ServerChanged { server, seen, expected } => write!(
                 f,
@@ -197,6 +205,9 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
         Ok(connection) => return Ok(connection),
         Err(seen) => seen,
     };
+    if known_servers(options)?.is_doubtful(&options.server()) && options.accept_new {
+        return Err(StartError::LostServer(options.server(), seen));
+    }
     // The server would not wait for the answer: the decision first, then a new connection.
     if !ask(seen) {
         return Err(StartError::UnknownServer(options.server(), seen));
@@ -205,7 +216,11 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
     attempt(options, None)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
 }
 
-fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
+/// The keys of servers that this machine remembers.
+///
+/// # Errors
+/// [`StartError::Disk`].
+pub fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
     KnownServers::open(&options.data_dir.join("known_servers")).map_err(StartError::Disk)
 }
 
@@ -257,7 +272,8 @@ fn vouched(options: &Options, known: &KnownServers, seen: Fingerprint) -> Option
     // A server made anew on this machine shows its new key there, too.
     let local = || local_server().filter(|local| is_this_machine(&options.host) && *local == seen);
     let remembered = || known.get(&options.server());
-    options.fingerprint.or_else(local).or_else(remembered).or(options.accept_new.then_some(seen))
+    let is_new = options.accept_new && !known.is_doubtful(&options.server());
+    options.fingerprint.or_else(local).or_else(remembered).or(is_new.then_some(seen))
 }
 
 fn is_this_machine(host: &str) -> bool {

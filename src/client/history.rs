@@ -16,11 +16,11 @@ use crate::crypto::{Fields, label};
 use crate::disk;
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
+use crate::records::{self, Format, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::from_utf8;
 use std::thread;
@@ -41,6 +41,12 @@ const MAX_LINE: usize = (MAX_PLAINTEXT + BUCKET).div_ceil(3) * 4 + 256;
 const HANDOVER: Duration = Duration::from_secs(2);
 /// How often the lock is tried meanwhile.
 const HANDOVER_STEP: Duration = Duration::from_millis(20);
+
+const FORMAT: Format = Format {
+    longest: MAX_LINE,
+    damaged: "is damaged, or of another key: restore the file from a copy, or log in without --keep-history and erase \
+        it with /history forget",
+};
 
 const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --keep-history shows them and keeps \
     more, /history forget erases them";
@@ -102,13 +108,11 @@ struct End {
     index: u64,
     /// The last one's tag: a record of an older copy of the file does not fit in, even at its own index.
     tag: Option<Tag>,
-    /// The length of them all.
-    bytes: u64,
 }
 
 impl End {
-    fn advance(&mut self, tag: Tag, length: usize) {
-        *self = End { index: self.index + 1, tag: Some(tag), bytes: self.bytes + length as u64 };
+    fn advance(&mut self, tag: Tag) {
+        *self = End { index: self.index + 1, tag: Some(tag) };
     }
 }
 
@@ -120,7 +124,7 @@ pub struct History {
     key: Key,
     wanted: bool,
     /// Locked. `None` while nothing is kept.
-    file: Option<File>,
+    records: Option<Records>,
     end: End,
 }
 
@@ -135,7 +139,7 @@ impl History {
             owner: owner.clone(),
             server,
             wanted: options.keep_history,
-            file: None,
+            records: None,
             end: End::default(),
         }
     }
@@ -147,18 +151,20 @@ impl History {
 
     /// Whether messages are kept now.
     pub fn is_kept(&self) -> bool {
-        self.file.is_some()
+        self.records.is_some()
     }
 
     fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|data| data.len() > 0)
+        let is_full = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|data| data.len() > 0);
+        is_full(&self.path) || !records::asides(&self.path).is_empty()
     }
 
     /// What the person should know at the start; `None` if nothing.
-    pub fn notice(&self) -> Option<&'static str> {
-        match self.wanted {
-            true => (!self.is_kept()).then_some(ELSEWHERE),
-            false => self.is_there().then_some(NOT_WANTED),
+    pub fn notice(&self) -> Option<&str> {
+        match (self.wanted, &self.records) {
+            (true, Some(records)) => records.repaired(),
+            (true, None) => Some(ELSEWHERE),
+            (false, _) => self.is_there().then_some(NOT_WANTED),
         }
     }
 
@@ -168,43 +174,25 @@ impl History {
     /// # Errors
     /// The disk's; with file, line and remedy in the text if a record is damaged or of another key.
     pub fn load(&mut self) -> io::Result<VecDeque<Entry>> {
+        let (mut entries, mut end) = (VecDeque::new(), End::default());
         let file = if self.wanted { lock(&self.path, HANDOVER)? } else { None };
-        let Some(file) = file else { return Ok(VecDeque::new()) };
-        let (entries, end) = self.read(&file)?;
-        // What a crash may have left of a last line.
-        file.set_len(end.bytes).map_err(disk::at(&self.path))?;
-        (self.file, self.end) = (Some(file), end);
+        let Some(file) = file else { return Ok(entries) };
+        let each = |line: &[u8]| {
+            let entry = if end.index < MAX_RECORDS { self.open(line, &mut end) } else { None };
+            let is_understood = entry.is_some();
+            entries.extend(entry);
+            if entries.len() > MAX_HISTORY {
+                entries.pop_front();
+            }
+            is_understood
+        };
+        let records = Records::of(file, &self.path, Writers::One, &FORMAT, each)?;
+        (self.records, self.end) = (Some(records), end);
         if end.index > MAX_HISTORY as u64 {
             // If the disk is full, the longer file will do for now.
             let _ = self.rewrite(&entries);
         }
         Ok(entries)
-    }
-
-    fn read(&self, file: &File) -> io::Result<(VecDeque<Entry>, End)> {
-        let (mut entries, mut end, mut line) = (VecDeque::new(), End::default(), Vec::new());
-        let mut reader = BufReader::new(file);
-        loop {
-            line.clear();
-            let mut bounded = (&mut reader).take(MAX_LINE as u64);
-            bounded.read_until(b'\n', &mut line).map_err(disk::at(&self.path))?;
-            if !line.ends_with(b"\n") && line.len() < MAX_LINE {
-                return Ok((entries, end));
-            }
-            let number = end.index + 1;
-            let entry = if number <= MAX_RECORDS { self.open(&line, &mut end) } else { None };
-            let entry = entry.ok_or_else(|| {
-                io::Error::other(format!(
-                    "{}: line {number} is damaged, or of another key: restore the file from a copy, or log in \
-                     without --keep-history and erase it with /history forget",
-                    self.path.display()
-                ))
-            })?;
-            if entries.len() >= MAX_HISTORY {
-                entries.pop_front();
-            }
-            entries.push_back(entry);
-        }
     }
 
     /// What GCM authenticates beside a record behind `end`: whose it is, and its place. README#history-chain.
@@ -225,18 +213,18 @@ impl History {
         let tag = gcm_seal(&self.key, &nonce, &self.associated(end), &mut data);
         let line =
             json::to_string(&Record { nonce: Fixed(nonce), data: Bytes(data), tag: Fixed(tag) }) + "\n";
-        end.advance(tag, line.len());
+        end.advance(tag);
         line.into_bytes()
     }
 
     /// Reverses [`History::seal`]; `None` if anything differs.
     fn open(&self, line: &[u8], end: &mut End) -> Option<Entry> {
-        let record: Record = json::from_str(from_utf8(line).ok()?).ok()?;
+        let record: Record = records::parse(line)?;
         let (mut data, tag) = (Zeroizing::new(record.data.0), record.tag.0);
         gcm_open(&self.key, &record.nonce.0, &self.associated(end), &mut data, &tag).ok()?;
         let plaintext = from_utf8(unpad(&data, MAX_PLAINTEXT)?).ok()?;
         let entry = json::from_str::<Message>(plaintext).ok()?.entry(&self.owner)?;
-        end.advance(tag, line.len());
+        end.advance(tag);
         Some(entry)
     }
 
@@ -254,11 +242,8 @@ impl History {
             // A session may be long.
             false => self.rewrite(messages),
         };
-        if written.is_err()
-            && let Some(file) = self.file.take()
-        {
-            // If this fails, too, the half line is dropped like that of a crash.
-            let _ = file.set_len(self.end.bytes);
+        if written.is_err() {
+            self.records = None;
         }
         written
     }
@@ -266,9 +251,8 @@ impl History {
     fn write(&mut self, message: &Message) -> io::Result<()> {
         let mut end = self.end;
         let line = self.seal(message, &mut end);
-        if let Some(file) = &self.file {
-            // Not where the handle stands: the file may have been erased since.
-            file.write_all_at(&line, self.end.bytes).map_err(disk::at(&self.path))?;
+        if let Some(records) = &mut self.records {
+            records.append(&line, false)?;
             self.end = end;
         }
         Ok(())
@@ -279,27 +263,16 @@ impl History {
         self.path.with_extension("tmp")
     }
 
-    /// Puts a file of these messages alone in the place of the old one: temporary file, fsync, rename. It is
-    /// locked before it has its name, so that no other client is in between.
+    /// Puts a file of these messages alone in the place of the old one. It is locked before it has its name, so that no
+    /// other client is in between.
     fn rewrite(&mut self, messages: &VecDeque<Entry>) -> io::Result<()> {
-        let temporary = self.temporary();
-        let _ = fs::remove_file(&temporary);
-        let file = disk::create_new(&temporary)?;
+        let Some(mut records) = self.records.take() else { return Ok(()) };
         let mut end = End::default();
-        let written = is_ours(&file, &temporary).and_then(|_| {
-            let mut writer = BufWriter::new(&file);
-            for message in messages.iter().filter_map(Message::of) {
-                writer.write_all(&self.seal(&message, &mut end))?;
-            }
-            writer.flush()?;
-            file.sync_all()?;
-            fs::rename(&temporary, &self.path)
-        });
-        if let Err(error) = written {
-            let _ = fs::remove_file(&temporary);
-            return Err(disk::at(&temporary)(error));
-        }
-        (self.file, self.end) = (Some(file), end);
+        let lines = messages.iter().filter_map(Message::of).map(|message| self.seal(&message, &mut end));
+        let rewritten = records.rewrite(lines, |file| is_ours(file, &self.temporary()).map(drop));
+        self.records = Some(records);
+        rewritten?;
+        self.end = end;
         disk::sync_parent(&self.path)
     }
 
@@ -314,20 +287,23 @@ impl History {
         if temporary.exists() {
             fs::remove_file(&temporary).map_err(disk::at(&temporary))?;
         }
-        if !self.is_kept() && was_there {
-            self.file = lock(&self.path, Duration::ZERO)?;
-            if self.file.is_none() {
+        if let Some(records) = &self.records {
+            // In place, so that the lock stays what it is.
+            records.erase()?;
+        } else if was_there {
+            let Some(file) = lock(&self.path, Duration::ZERO)? else {
                 let text = "another client has it: leave that one, or tell it the same";
                 return Err(disk::at(&self.path)(io::Error::other(text)));
-            }
+            };
+            records::erase(&file, &self.path)?;
+            self.records = Some(Records::of(file, &self.path, Writers::One, &FORMAT, |_| false)?);
+        } else {
+            return Ok(false);
         }
-        let Some(file) = &self.file else { return Ok(false) };
-        // In place, so that the lock stays what it is.
-        file.set_len(0).and_then(|()| file.sync_all()).map_err(disk::at(&self.path))?;
         self.end = End::default();
         if !self.wanted {
             fs::remove_file(&self.path).map_err(disk::at(&self.path))?;
-            self.file = None;
+            self.records = None;
             disk::sync_parent(&self.path)?;
         }
         Ok(was_there)
@@ -357,8 +333,7 @@ fn is_ours(file: &File, path: &Path) -> io::Result<bool> {
         Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
         _ => {}
     }
-    let (ours, named) = (file.metadata()?, fs::symlink_metadata(path));
-    Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
+    Ok(disk::is_at(file, path))
 }
 
 #[cfg(test)]
@@ -517,6 +492,10 @@ mod tests {
         let lines = home.lines();
         let pick = |wanted: &[usize]| wanted.iter().map(|&n| lines[n].clone()).collect::<Vec<_>>();
         assert_eq!(home.refused(&pick(&[0, 1, 2])), None);
+        // What editors do is harmless.
+        let edited =
+            [format!("\u{feff}\r\n{}", lines[0].replace('\n', " \r\n")), "\n".into(), lines[1].clone()];
+        assert_eq!(home.refused(&edited), None);
         for (wanted, refused) in [
             (&[1, 0, 2][..], 1),
             (&[0, 2, 1], 2),
@@ -535,11 +514,11 @@ mod tests {
             altered[1].replace_range(at..=at, other);
             assert_eq!(home.refused(&altered), Some(2), "{field}");
         }
-        for bad in ["\n", "{}\n", "\u{0}\n", "[[[[\n"] {
+        for bad in ["{}\n", "\u{0}\n", "[[[[\n"] {
             assert_eq!(home.refused(&[&lines[..1], &[bad.into()]].concat()), Some(2), "{bad:?}");
         }
         // A line without an end that is too long for one.
-        assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE)]), Some(2));
+        assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE + 1)]), Some(2));
     }
 
     /// README#history-chain.
@@ -558,15 +537,29 @@ mod tests {
 
     /// README#history-damage.
     #[test]
-    fn a_torn_last_line_is_dropped_and_what_follows_fits() {
+    fn torn_last_line_is_set_aside_and_what_follows_fits() {
         let home = Home::new();
         home.keep(&["one", "two"]);
         let whole = home.lines();
-        for cut in [1, 20, whole[1].len() - 1] {
-            fs::write(home.history().path, whole[0].clone() + &whole[1][..cut]).expect("written");
-            assert_eq!(home.texts(), ["one"], "{cut}");
+        for cut in [1, 20, whole[1].len() - 2] {
+            let torn = whole[1][..cut].to_string() + if cut == 20 { "\0\0" } else { "" };
+            fs::write(home.history().path, whole[0].clone() + &torn).expect("written");
+            let mut history = home.history();
+            assert_eq!(history.load().expect("loads").len(), 1, "{cut}");
+            assert!(history.notice().is_some_and(|text| text.contains("set aside in")));
+            drop(history);
             assert_eq!(home.lines(), whole[..1], "{cut}");
+            let asides = records::asides(&home.history().path);
+            assert!(asides.iter().any(|aside| fs::read_to_string(aside).is_ok_and(|text| text == torn)));
         }
+        // What was set aside is erased with the rest.
+        assert_eq!(records::asides(&home.history().path).len(), 3);
+        home.history().forget().expect("erased");
+        assert!(records::asides(&home.history().path).is_empty());
+        // Without its line end alone, the record counts.
+        fs::write(home.history().path, whole.concat().trim_end()).expect("written");
+        assert_eq!(home.texts(), ["one", "two"]);
+        fs::write(home.history().path, &whole[0]).expect("written");
         home.keep(&["three"]);
         assert_eq!(home.texts(), ["one", "three"]);
     }
@@ -679,7 +672,9 @@ mod tests {
         history.load().expect("loads");
         append(&mut history, "one");
         // It takes no more.
-        history.file = Some(File::open(&history.path).expect("opens"));
+        let file = File::open(&history.path).expect("opens");
+        history.records =
+            Some(Records::of(file, &history.path, Writers::One, &FORMAT, |_| true).expect("whole"));
         let error = history.append(&said("two")).expect_err("refused").to_string();
         assert!(error.starts_with(history.path.to_str().expect("UTF-8")), "{error}");
         // Told once; no gap that nobody would see.

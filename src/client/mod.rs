@@ -70,7 +70,7 @@ pub fn run(options: &Options) -> u8 {
         let _ = match error {
             StartError::Usage(_) => writeln!(io::stderr(), "client: {error}"),
             _ if interactive => writeln!(io::stderr(), "{error}"),
-            _ => writeln!(io::stdout(), "! {error}"),
+            _ => writeln!(io::stdout(), "! {error}").or_else(|_| writeln!(io::stderr(), "client: {error}")),
         };
         if matches!(error, StartError::Usage(_)) { 2 } else { 1 }
     })
@@ -81,25 +81,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes the folders.
-fn prepare(options: &Options) -> Result<(), StartError> {
+/// Makes the folders, and closes private files to others; one sentence for each.
+fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
     let mut folders = vec!["keys", "files", "files/received", "files/sent"];
     // Without the option there is no trace of it.
     folders.extend(options.keep_history.then_some("history"));
-    disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)
+    disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)?;
+    let close = |folder: &&str| disk::close_to_others(&options.data_dir.join(folder), |_| true);
+    Ok(["", "keys", "history"].iter().flat_map(close).collect())
 }
 
-/// What is remembered of others. It is read before a login, which would end an older session for nothing if it is damaged.
-fn remembered(options: &Options) -> Result<(KnownUsers, Ignored), StartError> {
-    let path = options.data_dir.join("known_users");
-    let known = KnownUsers::open(&path, options.server()).map_err(StartError::Disk)?;
-    let path = options.data_dir.join("ignored");
-    Ok((known, Ignored::open(&path, options.server()).map_err(StartError::Disk)?))
+/// What is remembered of others, and what is worth knowing about the files, as sentences.
+struct Memory {
+    known: KnownUsers,
+    ignored: Ignored,
+    notices: Vec<String>,
+}
+
+impl Memory {
+    /// It is read before a login, which would end an older session for nothing if it is damaged.
+    fn read(options: &Options, mut notices: Vec<String>) -> Result<Memory, StartError> {
+        let path = |name: &str| options.data_dir.join(name);
+        let servers = connect::known_servers(options)?;
+        let known = KnownUsers::open(&path("known_users"), options.server()).map_err(StartError::Disk)?;
+        let ignored = Ignored::open(&path("ignored"), options.server()).map_err(StartError::Disk)?;
+        let repaired = [servers.repaired(), known.repaired(), ignored.repaired()];
+        notices.extend(repaired.into_iter().flatten().map(String::from));
+        Ok(Memory { known, ignored, notices })
+    }
 }
 
 fn begin(
     options: &Options,
-    memory: (KnownUsers, Ignored),
+    memory: Memory,
     connection: &Connection,
     login: LoggedIn,
 ) -> Result<(Session, Way, String), StartError> {
@@ -113,8 +127,8 @@ fn begin(
     let LoggedIn { credentials, key, token } = login;
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
-    let mut session = Session::new(name, identity, key, memory, Instant::now());
-    session.keep(history, earlier, clock::now_ms());
+    let mut session = Session::new(name, identity, key, (memory.known, memory.ignored), Instant::now());
+    session.keep(history, earlier, memory.notices, clock::now_ms());
     Ok((session, Way::new(options, credentials, token), greeting))
 }
 
@@ -124,8 +138,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
         return Err(StartError::Usage(text.into()));
     };
     let password = read_password(path)?;
-    prepare(options)?;
-    let memory = remembered(options)?;
+    let memory = Memory::read(options, prepare(options)?)?;
     let connect = || connect::connect(options, |_| false);
     let (connection, login) = match options.register {
         true => account::register(options, name, &password, connect)?,
@@ -137,8 +150,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
-    prepare(options)?;
-    let memory = remembered(options)?;
+    let memory = Memory::read(options, prepare(options)?)?;
     // Before there is a second thread: with several, the time zone is not told.
     let offset = clock::local_offset();
     terminal::install_panic_hook();

@@ -93,9 +93,8 @@ struct Successor {
 
 /// Whether the file at `new` was made for the server of `options`, as far as it says.
 fn is_for(options: &Options, new: &Path) -> bool {
-    let Ok(bytes) = disk::read(new, key_file::MAX_FILE) else { return false };
-    let text = String::from_utf8(bytes).ok();
-    let successor = text.and_then(|text| json::from_str::<Successor>(&text).ok());
+    let Ok(bytes) = disk::read_private(new, key_file::MAX_FILE) else { return false };
+    let successor = disk::text(&bytes).and_then(|text| json::from_str::<Successor>(text).ok());
     // One that was never written whole was never announced to any server.
     successor.is_none_or(|successor| successor.server.is_none_or(|server| server == options.server()))
 }
@@ -128,7 +127,7 @@ pub fn open(options: &Options, name: &Username, password: &Password) -> Result<O
     let mut failure = None;
     for by_new in [false, true] {
         let file = if by_new { &new } else { &path };
-        let identity = match disk::read(file, key_file::MAX_FILE) {
+        let identity = match disk::read_private(file, key_file::MAX_FILE) {
             Ok(text) => key_file::open(&text, name, password).map_err(StartError::KeyFile),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => Err(StartError::Disk(error)),
@@ -186,7 +185,7 @@ pub fn change(
     if new_path.exists() {
         return Err(ChangeError::Unsettled);
     }
-    let text = disk::read(&path, key_file::MAX_FILE).map_err(disk_error)?;
+    let text = disk::read_private(&path, key_file::MAX_FILE).map_err(disk_error)?;
     let identity = key_file::open(&text, name, old).map_err(|error| match error {
         KeyFileError::WrongPassword => ChangeError::WrongPassword,
         other => Refused(StartError::KeyFile(other)),

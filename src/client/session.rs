@@ -220,10 +220,11 @@ impl Session {
         }
     }
 
-    /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it. `now_ms` is in
-    /// milliseconds since 1970.
-    pub fn keep(&mut self, kept: History, earlier: VecDeque<Entry>, now_ms: u64) {
+    /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it; shows `notices`
+    /// of the start. `now_ms` is in milliseconds since 1970.
+    pub fn keep(&mut self, kept: History, earlier: VecDeque<Entry>, notices: Vec<String>, now_ms: u64) {
         self.now = now_ms;
+        notices.into_iter().for_each(|text| self.problem(text));
         if let Some(text) = kept.notice() {
             self.notice(text.into());
         }

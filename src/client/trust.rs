@@ -1,17 +1,16 @@
 //! What this machine remembers of others: servers by key, people by identity key, who is ignored.
 //!
 //! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a
-//! damaged file stops the start instead of making everyone a stranger again. All files are
+//! damaged file stops the start instead of making everyone a stranger again. All files are [`records`]:
 //! JSON records, one a line; a later line for the same name supersedes. Format: README#client-files.
 
 use crate::crypto::public::Fingerprint;
-use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
+use crate::records::{self, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 /// How well a person's key is known.
@@ -50,32 +49,13 @@ struct UserRecord {
     decided: bool,
 }
 
-/// Opens a file of records for appending, without the torn last line that a crash may have left.
-fn open<T: Deserialize>(path: &Path, each: impl FnMut(T)) -> io::Result<File> {
-    let file = disk::append(path)?;
-    // Another client may be at the same file.
-    file.lock().map_err(disk::at(path))?;
-    let good = disk::read_records(path, each)?;
-    if file.metadata()?.len() > good {
-        file.set_len(good).map_err(disk::at(path))?;
-    }
-    file.unlock().map_err(disk::at(path))?;
-    Ok(file)
+/// Opens a file of `T`s, which another client may have open as well.
+fn open<T: Deserialize>(path: &Path, mut each: impl FnMut(T)) -> io::Result<Records> {
+    Records::open(path, Writers::Many, |line| records::parse(line).map(&mut each).is_some())
 }
 
-/// Appends one record, or nothing.
-fn add<T: Serialize>(mut file: &File, record: &T) -> io::Result<()> {
-    file.lock()?;
-    let written = file.metadata().and_then(|data| {
-        let written = file.write_all((json::to_string(record) + "\n").as_bytes());
-        if written.is_err() {
-            // A disk that is full must not leave half a line for the next record to be glued to.
-            let _ = file.set_len(data.len());
-        }
-        written
-    });
-    file.unlock()?;
-    written
+fn line(record: &impl Serialize) -> Vec<u8> {
+    (json::to_string(record) + "\n").into_bytes()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,7 +67,7 @@ struct IgnoredRecord {
 
 /// The people on one server from whom nothing is shown.
 pub struct Ignored {
-    file: File,
+    records: Records,
     server: String,
     /// By folded name: letter case does not help to get around it.
     names: BTreeMap<String, Username>,
@@ -100,7 +80,7 @@ impl Ignored {
     /// With file, line and remedy in the text.
     pub fn open(path: &Path, server: String) -> io::Result<Ignored> {
         let mut names = BTreeMap::new();
-        let file = open(path, |record: IgnoredRecord| {
+        let records = open(path, |record: IgnoredRecord| {
             if record.server == server {
                 let folded = record.name.folded();
                 if record.ignored {
@@ -110,7 +90,12 @@ impl Ignored {
                 };
             }
         })?;
-        Ok(Ignored { file, server, names })
+        Ok(Ignored { records, server, names })
+    }
+
+    /// See [`Records::repaired`].
+    pub fn repaired(&self) -> Option<&str> {
+        self.records.repaired()
     }
 
     /// Whether this person is ignored.
@@ -128,7 +113,8 @@ impl Ignored {
     /// # Errors
     /// The disk's; nothing has changed then.
     pub fn set(&mut self, name: &Username, ignored: bool) -> io::Result<()> {
-        add(&self.file, &IgnoredRecord { server: self.server.clone(), name: name.clone(), ignored })?;
+        let record = IgnoredRecord { server: self.server.clone(), name: name.clone(), ignored };
+        self.records.append(&line(&record), false)?;
         let folded = name.folded();
         if ignored {
             self.names.insert(folded, name.clone())
@@ -141,8 +127,10 @@ impl Ignored {
 
 /// The keys of servers, by `host:port`.
 pub struct KnownServers {
-    file: File,
+    records: Records,
     known: HashMap<String, Fingerprint>,
+    /// What was set aside, not understood.
+    doubtful: Vec<Vec<u8>>,
 }
 
 impl KnownServers {
@@ -152,15 +140,28 @@ impl KnownServers {
     /// With file, line and remedy in the text.
     pub fn open(path: &Path) -> io::Result<KnownServers> {
         let mut known = HashMap::new();
-        let file = open(path, |record: ServerRecord| {
+        let records = open(path, |record: ServerRecord| {
             known.insert(record.server, Fingerprint(record.fingerprint.0));
         })?;
-        Ok(KnownServers { file, known })
+        let doubtful = records::asides(path).iter().filter_map(|aside| std::fs::read(aside).ok()).collect();
+        Ok(KnownServers { records, known, doubtful })
+    }
+
+    /// See [`Records::repaired`].
+    pub fn repaired(&self) -> Option<&str> {
+        self.records.repaired()
     }
 
     /// The remembered key of `host:port`; `None` for a server that is seen for the first time.
     pub fn get(&self, server: &str) -> Option<Fingerprint> {
         self.known.get(server).copied()
+    }
+
+    /// Whether a record of `host:port` may have been lost: it is named in what was set aside, and has no other record.
+    pub fn is_doubtful(&self, server: &str) -> bool {
+        let name = json::to_string(server);
+        let names = |rest: &Vec<u8>| rest.windows(name.len()).any(|window| window == name.as_bytes());
+        !self.known.contains_key(server) && self.doubtful.iter().any(names)
     }
 
     /// Remembers a key that the person has decided for; it is on disk when this returns.
@@ -169,8 +170,8 @@ impl KnownServers {
     /// The disk's.
     pub fn remember(&mut self, server: &str, fingerprint: Fingerprint) -> io::Result<()> {
         if self.get(server) != Some(fingerprint) {
-            add(&self.file, &ServerRecord { server: server.into(), fingerprint: Fixed(fingerprint.0) })?;
-            self.file.sync_data()?;
+            let record = ServerRecord { server: server.into(), fingerprint: Fixed(fingerprint.0) };
+            self.records.append(&line(&record), true)?;
             self.known.insert(server.into(), fingerprint);
         }
         Ok(())
@@ -179,7 +180,7 @@ impl KnownServers {
 
 /// The identity keys of the people on one server.
 pub struct KnownUsers {
-    file: File,
+    records: Records,
     server: String,
     known: HashMap<Username, (Fingerprint, Trust)>,
     /// By folded name.
@@ -193,14 +194,19 @@ impl KnownUsers {
     /// With file, line and remedy in the text.
     pub fn open(path: &Path, server: String) -> io::Result<KnownUsers> {
         let mut known = HashMap::new();
-        let file = open(path, |record: UserRecord| {
+        let records = open(path, |record: UserRecord| {
             if record.server == server && (record.decided || !known.contains_key(&record.name)) {
                 let trust = if record.verified { Trust::Verified } else { Trust::New };
                 known.insert(record.name, (Fingerprint(record.identity.0), trust));
             }
         })?;
         let spellings = known.keys().map(|name: &Username| (name.folded(), name.clone())).collect();
-        Ok(KnownUsers { file, server, known, spellings })
+        Ok(KnownUsers { records, server, known, spellings })
+    }
+
+    /// See [`Records::repaired`].
+    pub fn repaired(&self) -> Option<&str> {
+        self.records.repaired()
     }
 
     /// The remembered key, and how well it is known; `None` for a stranger.
@@ -231,16 +237,15 @@ impl KnownUsers {
     /// Remembers a decision of the person at the keyboard; it is on disk when this returns.
     ///
     /// # Errors
-    /// The disk's. If it fails only when it is waited for, the decision counts in this session all the same.
+    /// The disk's; nothing has changed then.
     pub fn decide(&mut self, name: &Username, key: Fingerprint, trust: Trust) -> io::Result<()> {
-        self.store(name, key, trust, true)?;
-        self.file.sync_data()
+        self.store(name, key, trust, true)
     }
 
     fn store(&mut self, name: &Username, key: Fingerprint, trust: Trust, decided: bool) -> io::Result<()> {
         let (server, verified) = (self.server.clone(), trust == Trust::Verified);
         let record = UserRecord { server, name: name.clone(), identity: Fixed(key.0), verified, decided };
-        add(&self.file, &record)?;
+        self.records.append(&line(&record), decided)?;
         self.known.insert(name.clone(), (key, trust));
         self.spellings.insert(name.folded(), name.clone());
         Ok(())
@@ -270,9 +275,32 @@ mod tests {
         std::fs::write(&path, whole.clone() + "{\"server\":\"a:1\",\"na").expect("write");
         assert_eq!(open("a:1").expect("a torn line").get(&bob), Some((two, Trust::Verified)));
         assert_eq!(std::fs::read_to_string(&path).expect("read"), whole);
+        // Without its line end the last record counts, and what comes next is a line of its own.
+        std::fs::write(&path, whole.trim_end()).expect("write");
+        open("a:1").expect("open").remember(&"carol".parse().expect("name"), one).expect("stored");
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((two, Trust::Verified)));
         std::fs::write(&path, whole.replacen("identity", "idenity", 1)).expect("write");
         let error = open("a:1").err().expect("damage").to_string();
         assert!(error.contains("line 1 is damaged"), "{error}");
-        std::fs::remove_file(&path).expect("clean up");
+        for file in records::asides(&path).iter().chain([&path]) {
+            std::fs::remove_file(file).expect("clean up");
+        }
+    }
+
+    #[test]
+    fn server_whose_record_was_torn_is_not_seen_for_the_first_time() {
+        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let path = std::env::temp_dir().join(format!("known-servers-{name}"));
+        std::fs::write(&path, "{\"server\":\"a:1\",\"finge").expect("written");
+        for _ in 0..2 {
+            let servers = KnownServers::open(&path).expect("set aside");
+            assert!(servers.is_doubtful("a:1") && !servers.is_doubtful("a:12"));
+        }
+        let mut servers = KnownServers::open(&path).expect("open");
+        servers.remember("a:1", Fingerprint([1; 32])).expect("stored");
+        assert!(!servers.is_doubtful("a:1"));
+        for file in records::asides(&path).iter().chain([&path]) {
+            std::fs::remove_file(file).expect("clean up");
+        }
     }
 }

@@ -7,6 +7,7 @@ use super::keys::IdentityKey;
 use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
 use super::secret::{Password, random};
 use super::{Fields, label};
+use crate::disk;
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
@@ -47,7 +48,10 @@ pub enum KeyFileError {
 impl fmt::Display for KeyFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            KeyFileError::Damaged => "the key file is damaged: restore it from a copy",
+            KeyFileError::Damaged => {
+                "the key file is damaged: restore it from a copy (or, if an editor has saved it in another encoding, save it \
+                 as UTF-8)"
+            }
             KeyFileError::Unsupported => {
                 "the key file is of a newer version or asks for parameters that are not safe"
             }
@@ -91,7 +95,7 @@ pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<Identi
     if text.len() > MAX_FILE {
         return Err(KeyFileError::Damaged);
     }
-    let text = std::str::from_utf8(text).map_err(|_| KeyFileError::Damaged)?;
+    let text = disk::text(text).ok_or(KeyFileError::Damaged)?;
     let file: KeyFile = json::from_str(text).map_err(|_| KeyFileError::Damaged)?;
     let known = file.version == VERSION && file.kdf == KDF && file.cipher == CIPHER;
     if !known || !(PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds) {
@@ -117,6 +121,14 @@ mod tests {
         let text = seal(&key, &alice, &right);
         let opened = open(text.as_bytes(), &alice, &right).expect("opens");
         assert_eq!(opened.public().fingerprint(), key.public().fingerprint());
+        // What editors and crashes leave around it is harmless.
+        for edited in [
+            text.trim_end().into(),
+            format!("\u{feff}\r\n{}\r\n\r\n", text.trim_end()),
+            text.clone() + "\0\0",
+        ] {
+            open(edited.as_bytes(), &alice, &right).expect("opens");
+        }
         let wrong = Password::new("correct house".into());
         assert_eq!(open(text.as_bytes(), &alice, &wrong).expect_err("wrong"), KeyFileError::WrongPassword);
         assert_eq!(open(text.as_bytes(), &bob, &right).expect_err("moved"), KeyFileError::WrongPassword);

@@ -2,9 +2,10 @@
 //!
 //! Invariant: `users.json` is only appended to, one JSON record a line, and rewritten only at the start; a
 //! registration is answered after its key file and then its record are on disk, a new password or a removal
-//! after its record is. A last line without its end is a torn write and is dropped; any other damage stops
-//! the start. No lock is held across a write. Who holds an [`Accounts`] holds the folder's lock: no other
-//! process changes it. Once a login was accepted, no password change that was begun before it takes effect.
+//! after its record is. A key file without a record keeps its name for that key, so that no damage to
+//! `users.json` gives a name to somebody else. No lock is held across a write. Who holds an [`Accounts`] holds the
+//! folder's lock: no other process changes it. Once a login was accepted, no password change that was begun before
+//! it takes effect.
 //! Format: README#server-files.
 
 use super::journal::Journal;
@@ -15,11 +16,12 @@ use crate::crypto::secret::Key;
 use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
+use crate::records::{self, Found, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use zeroize::Zeroizing;
@@ -82,7 +84,7 @@ impl fmt::Display for RegisterError {
 
 impl std::error::Error for RegisterError {}
 
-/// All accounts, by folded name. `None` marks a registration or removal under way.
+/// All accounts.
 pub struct Accounts {
     keys: PathBuf,
     by_name: RwLock<ByName>,
@@ -91,15 +93,6 @@ pub struct Accounts {
     _lock: File,
     /// Makes the salts of names that do not exist.
     secret: Key,
-}
-
-/// What was found at the start and is worth telling.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Notices {
-    /// Bytes of a torn last line that were dropped.
-    pub torn: u64,
-    /// Superseded lines that a rewrite has dropped, or why it could not be.
-    pub dropped: Option<Result<usize, String>>,
 }
 
 /// An account as it stood when a challenge was made for it.
@@ -128,12 +121,43 @@ impl Entry {
     }
 }
 
+/// By folded name.
+type ByName = HashMap<String, Place>;
+
+/// What has a name.
+enum Place {
+    /// A registration or removal in progress.
+    Busy,
+    /// A key file under this spelling, which has no record: only its key can be registered.
+    Kept(Box<Username>),
+    Account(Entry),
+}
+
+impl Place {
+    fn entry(&self) -> Option<&Entry> {
+        match self {
+            Place::Account(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// The exact name of an account or a key file.
+    fn name(&self) -> Option<&Username> {
+        match self {
+            Place::Busy => None,
+            Place::Kept(name) => Some(name),
+            Place::Account(entry) => Some(&entry.account.name),
+        }
+    }
+}
+
 impl Accounts {
-    /// Locks `folder` against other processes, removes what a crash has left there, and reads `users.json`.
+    /// Locks `folder` against other processes, removes what a crash has left there, and reads `users.json`. Also
+    /// returns what was repaired or is worth knowing, as sentences.
     ///
     /// # Errors
     /// With the file, the line and the remedy in the text.
-    pub fn open(folder: &Path) -> io::Result<(Accounts, Notices)> {
+    pub fn open(folder: &Path) -> io::Result<(Accounts, Vec<String>)> {
         let lock_path = folder.join("lock");
         let lock = disk::append(&lock_path)?;
         lock.try_lock().map_err(|error| match error {
@@ -146,39 +170,47 @@ impl Accounts {
         })?;
         let (path, keys) = (folder.join("users.json"), folder.join("keys"));
         disk::remove_temporary(folder, |name| REPLACED.contains(&name))?;
-        let is_key =
-            |name: &str| name.strip_suffix(".pem").is_some_and(|name| name.parse::<Username>().is_ok());
-        disk::remove_temporary(&keys, is_key)?;
-        let file = disk::append(&path)?;
-        let former = former(&path);
-        let (by_name, good, lines) = load(&path)?;
-        let torn = file.metadata()?.len() - good;
-        if torn > 0 {
-            file.set_len(good).map_err(disk::at(&path))?;
-        }
+        disk::remove_temporary(&keys, |name| key_name(name).is_some())?;
+        let mut loaded = Loaded::default();
+        let opened = Records::open(&path, Writers::One, |line| loaded.take(line));
+        let mut records = opened.map_err(|error| with_way_back(&path, error))?;
+        let mut notices: Vec<String> = records.repaired().map(String::from).into_iter().collect();
         // A line that was never confirmed counts from now on: it must not vanish with the power.
-        file.sync_all().map_err(disk::at(&path))?;
+        records.sync()?;
         disk::sync_parent(&path)?;
-        let superseded = lines - by_name.len();
-        let many = superseded >= MANY_SUPERSEDED.max(by_name.len() / 4);
-        let (journal, dropped) = match many.then(|| rewrite(&path, &former, &by_name)) {
-            None => (Journal::new(file, good), None),
-            Some(Ok((new, length))) => {
-                // Or what is confirmed from now on could be in a file that a power failure takes away.
-                disk::sync_parent(&path)?;
-                (Journal::new(new, length), Some(Ok(superseded)))
-            }
+        let superseded = loaded.superseded();
+        if loaded.is_worth_a_rewrite() {
+            let lines =
+                loaded.by_name.values().filter_map(Place::entry).map(|entry| Record::line(&entry.account));
+            let keep_former = |_: &File| keep_former(&path);
             // A full disk is no reason to serve nobody.
-            Some(Err(error)) => (Journal::new(file, good), Some(Err(error.to_string()))),
-        };
+            notices.push(match records.rewrite(lines.map(Line), keep_former) {
+                Ok(()) => format!(
+                    "users.json: rewritten without {superseded} superseded lines; users.json.old is the file of before"
+                ),
+                Err(error) => format!("users.json: not rewritten: {error}"),
+            });
+            // Or what is confirmed from now on could be in a file that a power failure takes away.
+            disk::sync_parent(&path)?;
+        }
+        for name in loaded.key_files(&keys)? {
+            match loaded.removed.contains(&name.folded()) {
+                // The removal has been cut off by a crash.
+                true => move_key_aside(&keys, &name),
+                false => {
+                    notices.push(kept_notice(&name));
+                    loaded.by_name.insert(name.folded(), Place::Kept(Box::new(name)));
+                }
+            }
+        }
         let accounts = Accounts {
             keys,
-            by_name: RwLock::new(by_name),
-            journal,
+            by_name: RwLock::new(loaded.by_name),
+            journal: Journal::new(records),
             _lock: lock,
             secret: fake_salt_secret(&folder.join("salt.secret"))?,
         };
-        Ok((accounts, Notices { torn, dropped }))
+        Ok((accounts, notices))
     }
 
     /// The account of exactly this name, letter case included; `None` also while it is being made or removed.
@@ -190,7 +222,7 @@ impl Accounts {
     /// [`get`](Self::get).
     pub fn see(&self, name: &Username) -> Option<Seen> {
         let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = accounts.get(&name.folded())?.as_ref().filter(|entry| entry.account.name == *name)?;
+        let entry = accounts.get(&name.folded())?.entry().filter(|entry| entry.account.name == *name)?;
         Some(Seen { account: entry.account.clone(), logins: entry.logins })
     }
 
@@ -229,13 +261,19 @@ impl Accounts {
     /// Changes the entry of `seen` if it `fits`.
     fn update(&self, seen: &Seen, fits: impl Fn(&Entry) -> bool, change: impl FnOnce(&mut Entry)) -> bool {
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        let entry = accounts.get_mut(&seen.account.name.folded()).and_then(Option::as_mut);
-        entry.filter(|entry| fits(entry)).map(change).is_some()
+        match accounts.get_mut(&seen.account.name.folded()) {
+            Some(Place::Account(entry)) if fits(entry) => {
+                change(entry);
+                true
+            }
+            _ => false,
+        }
     }
 
-    /// How many there are, those included that are being made or removed.
+    /// How many there are.
     pub fn count(&self) -> usize {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).len()
+        let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.values().filter(|place| place.entry().is_some()).count()
     }
 
     /// The secret behind the salts of unknown names, 32 bytes.
@@ -248,75 +286,80 @@ impl Accounts {
     /// # Errors
     /// With the path in the text if the file is missing, damaged, or not the key that the account was made with.
     pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
-        identity(&self.keys, account)
+        identity_in(&self.keys, account)
     }
 
-    /// Makes an account; returns when it is on disk. README#confirmed, README#name-case.
+    /// Makes an account; returns when it is on disk. README#confirmed, README#name-case, README#key-keeps-name.
     ///
     /// # Errors
     /// [`RegisterError`]; nothing is left behind then.
     pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> Result<(), RegisterError> {
         let folded = account.name.folded();
-        {
+        let kept = {
             let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-            if accounts.contains_key(&folded) {
-                return Err(RegisterError::NameTaken);
+            match accounts.get(&folded) {
+                None => {}
+                Some(Place::Kept(name)) if **name == account.name => {}
+                Some(_) => return Err(RegisterError::NameTaken),
             }
-            accounts.insert(folded.clone(), None);
-        }
+            accounts.insert(folded.clone(), Place::Busy)
+        };
         let path = key_path(&self.keys, &account.name);
-        // One left by a crash before its record was written belongs to nobody.
-        let stored = disk::replace(&path, identity.to_pem().as_bytes())
-            .and_then(|()| self.journal.append(&Record::line(&account)));
-        if stored.is_err() {
+        let is_taken = kept.is_some() && path.exists() && self.identity(&account).is_err();
+        let stored = match is_taken {
+            true => Err(RegisterError::NameTaken),
+            false => disk::replace(&path, identity.to_pem().as_bytes())
+                .and_then(|()| self.journal.append(&Record::line(&account)))
+                .map_err(RegisterError::Io),
+        };
+        if stored.is_err() && kept.is_none() {
             // Before the name is free again, or the next one's file would go.
             let _ = std::fs::remove_file(&path);
         }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        match stored {
-            Ok(()) => accounts.insert(folded, Some(Entry::new(account))),
-            Err(_) => accounts.remove(&folded),
+        match (&stored, kept) {
+            (Ok(()), _) => accounts.insert(folded, Place::Account(Entry::new(account))),
+            (Err(_), Some(kept)) => accounts.insert(folded, kept),
+            (Err(_), None) => accounts.remove(&folded),
         };
-        stored.map_err(RegisterError::Io)
+        stored
     }
 
-    /// Takes an account away; returns its identity's fingerprint when that is on disk. From the call on nobody
-    /// logs in to it; when it returns, the name is free. The key file stays, as `NAME.pem.removed-TIME`.
+    /// Takes an account away; returns its identity's fingerprint when that is on disk, or `None` if there was only a
+    /// key file that kept the name. From the call on nobody logs in to it; when it returns, the name is free. The key
+    /// file stays, as `NAME.pem.removed-TIME`.
     ///
     /// # Errors
-    /// If there is no account of exactly this name, its password is being changed at this moment, or of the
-    /// disk; the account stays then.
-    pub fn remove(&self, name: &Username) -> io::Result<Fingerprint> {
+    /// If nothing has exactly this name, its password is being changed at this moment, or of the disk; the account
+    /// stays then.
+    pub fn remove(&self, name: &Username) -> io::Result<Option<Fingerprint>> {
         let folded = name.folded();
-        let entry = {
+        let former = {
             let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-            let place = accounts.get_mut(&folded);
-            // A registration under way is not an account yet: it comes after this.
-            match place.filter(|place| place.as_ref().is_some_and(|entry| entry.account.name == *name)) {
-                Some(Some(entry)) if entry.changing => {
+            // A registration in progress is not an account yet: it comes after this.
+            let place = accounts.get_mut(&folded).filter(|place| place.name() == Some(name));
+            match place {
+                Some(Place::Account(entry)) if entry.changing => {
                     return Err(io::Error::other("its password is being changed at this moment: try again"));
                 }
-                Some(place) => place.take(),
+                Some(place) => std::mem::replace(place, Place::Busy),
                 None => {
                     let text = format!("no account has exactly this name: {name} (`user list` shows them)");
                     return Err(io::Error::other(text));
                 }
             }
         };
-        let identity = entry.as_ref().map(|entry| entry.account.identity).expect("filtered above");
+        let identity = former.entry().map(|entry| entry.account.identity);
         let line = json::to_string(&Removed { name: name.clone(), removed: true }) + "\n";
         let stored = self.journal.append(&line);
         if stored.is_ok() {
-            let path = key_path(&self.keys, name);
-            let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
-            // While the name is still taken, or it could be the next one's file. If it cannot be moved, the
-            // next one's replaces it.
-            let _ = std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}")));
+            // While the name is still taken, or it could be the next one's file.
+            move_key_aside(&self.keys, name);
         }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
         match stored {
             Ok(()) => accounts.remove(&folded),
-            Err(_) => accounts.insert(folded, entry),
+            Err(_) => accounts.insert(folded, former),
         };
         stored.map(|()| identity)
     }
@@ -326,23 +369,67 @@ fn key_path(keys: &Path, name: &Username) -> PathBuf {
     keys.join(format!("{}.pem", name.as_str()))
 }
 
-fn identity(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
+/// Whose key file has this name.
+fn key_name(file: &str) -> Option<Username> {
+    file.strip_suffix(".pem")?.parse().ok()
+}
+
+/// The key of a removed account. If it cannot be moved now, the next start does it.
+fn move_key_aside(keys: &Path, name: &Username) {
+    let path = key_path(keys, name);
+    let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
+    let _ = std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}")));
+}
+
+fn kept_notice(name: &Username) -> String {
+    format!(
+        "keys/{name}.pem belongs to no account: only this key can register the name {name}; `server user remove {name}` \
+         frees it"
+    )
+}
+
+/// [`Accounts::identity`] of an account of the server's data folder, read without a lock.
+///
+/// # Errors
+/// The same.
+pub fn identity(folder: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
+    identity_in(&folder.join("keys"), account)
+}
+
+fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
     let path = key_path(keys, &account.name);
     let bytes = disk::read(&path, MAX_KEY_FILE)?;
-    let key = std::str::from_utf8(&bytes).ok().and_then(|pem| IdentityPublicKey::parse_pem(pem).ok());
+    // Without the blanks and blank lines that an editor may have left, which a strict parser refuses.
+    let lines =
+        disk::text(&bytes).into_iter().flat_map(str::lines).map(str::trim).filter(|line| !line.is_empty());
+    let key = IdentityPublicKey::parse_pem(&lines.collect::<Vec<_>>().join("\n")).ok();
     key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
         disk::at(&path)(io::Error::other("not the key this account was made with: restore it from a copy"))
     })
 }
 
-type ByName = HashMap<String, Option<Entry>>;
+/// One line of `users.json`, for a rewrite.
+struct Line(Zeroizing<String>);
 
-/// Reads all records; also returns the bytes and the number of whole lines.
-fn load(path: &Path) -> io::Result<(ByName, u64, usize)> {
-    let (mut accounts, mut lines) = (HashMap::new(), 0);
-    let good = disk::read_lines(path, |line| {
-        lines += 1;
-        if let Ok(record) = json::from_str::<Record>(line) {
+impl AsRef<[u8]> for Line {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// What was read from `users.json`.
+#[derive(Default)]
+struct Loaded {
+    by_name: ByName,
+    /// Names whose last record is a removal, folded.
+    removed: HashSet<String>,
+    lines: usize,
+}
+
+impl Loaded {
+    /// Takes one record; false if it is none.
+    fn take(&mut self, line: &[u8]) -> bool {
+        if let Some(record) = records::parse::<Record>(line) {
             let account = Account {
                 name: record.name,
                 salt: record.salt.0,
@@ -350,36 +437,61 @@ fn load(path: &Path) -> io::Result<(ByName, u64, usize)> {
                 password_key: record.password_key,
                 identity: Fingerprint(record.identity.0),
             };
-            accounts.insert(account.name.folded(), Some(Entry::new(account)));
-            return true;
+            let folded = account.name.folded();
+            self.removed.remove(&folded);
+            self.by_name.insert(folded, Place::Account(Entry::new(account)));
+        } else if let Some(Removed { name, removed: true }) = records::parse(line) {
+            self.by_name.remove(&name.folded());
+            self.removed.insert(name.folded());
+        } else {
+            return false;
         }
-        match json::from_str::<Removed>(line) {
-            Ok(Removed { name, removed: true }) => {
-                accounts.remove(&name.folded());
-                true
-            }
-            _ => false,
+        self.lines += 1;
+        true
+    }
+
+    fn superseded(&self) -> usize {
+        self.lines - self.by_name.len()
+    }
+
+    fn is_worth_a_rewrite(&self) -> bool {
+        self.superseded() >= MANY_SUPERSEDED.max(self.by_name.len() / 4)
+    }
+
+    /// The names of key files that have no account.
+    fn key_files(&self, keys: &Path) -> io::Result<Vec<Username>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(keys).map_err(disk::at(keys))? {
+            let file = entry.map_err(disk::at(keys))?.file_name();
+            let name = file.to_str().and_then(key_name);
+            names.extend(name.filter(|name| !self.by_name.contains_key(&name.folded())));
         }
-    });
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// With an older copy as another remedy, if there is one.
+fn with_way_back(path: &Path, error: io::Error) -> io::Error {
     let former = former(path);
-    let way_back = |error: io::Error| match former.exists() {
+    match former.exists() {
         true => io::Error::other(format!(
             "{error}; or put {} in its place, the file of before the last rewrite: accounts made since are \
              missing then, those removed since are back",
             former.display()
         )),
         false => error,
-    };
-    Ok((accounts, good.map_err(way_back)?, lines))
+    }
 }
 
 /// What a folder's files say of its accounts, read without a lock and without changing anything.
 pub struct Survey {
     /// By name.
     pub accounts: Vec<Arc<Account>>,
-    /// Bytes behind the last whole line of `users.json`.
-    pub torn: u64,
-    keys: PathBuf,
+    /// What a start would repair in `users.json`, as a sentence.
+    pub repair: Option<String>,
+    /// What else a start would do or say, as sentences.
+    pub notices: Vec<String>,
 }
 
 impl Survey {
@@ -388,24 +500,32 @@ impl Survey {
     /// # Errors
     /// As [`Accounts::open`]'s.
     pub fn of(folder: &Path) -> io::Result<Survey> {
-        let (path, keys) = (folder.join("users.json"), folder.join("keys"));
-        if !path.exists() {
-            return Ok(Survey { accounts: Vec::new(), torn: 0, keys });
+        let (path, mut loaded) = (folder.join("users.json"), Loaded::default());
+        let found = match path.exists() {
+            true => Some(
+                records::read(&path, |line| loaded.take(line))
+                    .map_err(|error| with_way_back(&path, error))?,
+            ),
+            false => None,
+        };
+        let repair = found.and_then(|found: Found| found.plan(&path));
+        let mut notices = Vec::new();
+        if loaded.is_worth_a_rewrite() {
+            notices.push(format!(
+                "users.json: a start rewrites it without {} superseded lines",
+                loaded.superseded()
+            ));
         }
-        // Before it is read: what a server appends meanwhile is not torn.
-        let length = std::fs::metadata(&path).map_err(disk::at(&path))?.len();
-        let (by_name, good, _) = load(&path)?;
-        let mut accounts: Vec<_> = by_name.into_values().flatten().map(|entry| entry.account).collect();
+        let keys = folder.join("keys");
+        if keys.exists() {
+            let kept =
+                loaded.key_files(&keys)?.into_iter().filter(|name| !loaded.removed.contains(&name.folded()));
+            notices.extend(kept.map(|name| kept_notice(&name)));
+        }
+        let entries = loaded.by_name.values().filter_map(Place::entry);
+        let mut accounts: Vec<_> = entries.map(|entry| entry.account.clone()).collect();
         accounts.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Survey { accounts, torn: length.saturating_sub(good), keys })
-    }
-
-    /// See [`Accounts::identity`].
-    ///
-    /// # Errors
-    /// The same.
-    pub fn identity(&self, account: &Account) -> io::Result<IdentityPublicKey> {
-        identity(&self.keys, account)
+        Ok(Survey { accounts, repair, notices })
     }
 }
 
@@ -413,28 +533,14 @@ fn former(path: &Path) -> PathBuf {
     path.with_extension("json.old")
 }
 
-/// Writes one line for each account into a new file; the former one stays as
-/// `former`. The new file, open for appending, and its length; the caller waits for the folder.
-fn rewrite(path: &Path, former: &Path, accounts: &ByName) -> io::Result<(File, u64)> {
-    let temporary = path.with_extension("json.tmp");
-    let remove = |stale: &Path| match std::fs::remove_file(stale) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk::at(stale)(error)),
-        _ => Ok(()),
-    };
-    remove(&temporary)?;
-    let file = disk::append(&temporary)?;
-    let mut writer = BufWriter::new(&file);
-    for entry in accounts.values().flatten() {
-        writer.write_all(Record::line(&entry.account).as_bytes()).map_err(disk::at(&temporary))?;
+/// The file that is about to be replaced stays under a second name, which the one of before loses only now.
+fn keep_former(path: &Path) -> io::Result<()> {
+    let former = former(path);
+    match std::fs::remove_file(&former) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk::at(&former)(error)),
+        _ => {}
     }
-    writer.flush().and_then(|()| file.sync_all()).map_err(disk::at(&temporary))?;
-    drop(writer);
-    let length = file.metadata().map_err(disk::at(&temporary))?.len();
-    // The former backup goes only now. A second name first: at no moment is there none.
-    remove(former)?;
-    std::fs::hard_link(path, former).map_err(disk::at(former))?;
-    std::fs::rename(&temporary, path).map_err(disk::at(path))?;
-    Ok((file, length))
+    std::fs::hard_link(path, &former).map_err(disk::at(&former))
 }
 
 fn fake_salt_secret(path: &Path) -> io::Result<Key> {
@@ -444,12 +550,14 @@ fn fake_salt_secret(path: &Path) -> io::Result<Key> {
     read_secret(path)
 }
 
-/// Reads `salt.secret`, 32 bytes.
+/// Reads `salt.secret`, 32 bytes; an editor may have put a line end behind them.
 ///
 /// # Errors
 /// With the path and the remedy in the text if it is missing or has another length.
 pub fn read_secret(path: &Path) -> io::Result<Key> {
-    Key::from_slice(&Zeroizing::new(disk::read(path, 32)?)).ok_or_else(|| {
+    let bytes = disk::read_private(path, MAX_KEY_FILE)?;
+    let secret = bytes.strip_suffix(b"\n").filter(|rest| rest.len() == 32).unwrap_or(&bytes);
+    Key::from_slice(secret).ok_or_else(|| {
         disk::at(path)(io::Error::other(
             "not 32 bytes: restore it from a copy, or remove it to make a new one",
         ))
@@ -508,7 +616,7 @@ pub(super) mod tests {
         });
         drop(accounts);
         let (accounts, notices) = Accounts::open(&folder.0).expect("open");
-        assert_eq!((accounts.count(), notices.torn), (80, 0));
+        assert_eq!((accounts.count(), notices), (80, Vec::new()));
         let one = accounts.get(&"user7-9".parse().expect("name")).expect("there");
         assert_eq!(accounts.identity(&one).expect("key").fingerprint(), key.public().fingerprint());
     }
@@ -527,7 +635,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_dropped_and_other_damage_stops_the_start() {
+    fn torn_last_line_is_set_aside_and_other_damage_stops_the_start() {
         let folder = Folder::new();
         let path = folder.0.join("users.json");
         let key = IdentityKey::generate();
@@ -536,9 +644,9 @@ pub(super) mod tests {
             accounts.register(account(name, key.public()), key.public()).expect("registered");
         }
         let whole = std::fs::read(&path).expect("read");
-        std::fs::write(&path, &whole[..whole.len() - 1]).expect("write");
+        std::fs::write(&path, &whole[..whole.len() - 2]).expect("write");
         let (accounts, notices) = Accounts::open(&folder.0).expect("open");
-        assert!(accounts.count() == 1 && notices.torn > 0);
+        assert!(accounts.count() == 1 && notices[0].contains("set aside"), "{notices:?}");
         drop(accounts);
         let mut damaged = whole.clone();
         damaged[5] = b'#';
@@ -575,7 +683,7 @@ pub(super) mod tests {
         accounts.register(account("alice", key.public()), key.public()).expect("registered");
         let before = std::fs::metadata(&path).expect("there").len() as usize;
         let name = "alice".parse().expect("name");
-        assert_eq!(accounts.remove(&name).expect("removed"), key.public().fingerprint());
+        assert_eq!(accounts.remove(&name).expect("removed"), Some(key.public().fingerprint()));
         assert!(accounts.see(&name).is_none() && accounts.remove(&name).is_err());
         // Nor does a new password that is on its way to the disk bring an account back.
         accounts.register(account("bob", key.public()), key.public()).expect("registered");
@@ -591,8 +699,11 @@ pub(super) mod tests {
         for length in before..=whole.len() {
             std::fs::write(&path, &whole[..length]).expect("write");
             let (accounts, notices) = Accounts::open(&folder.0).expect("open");
-            assert_eq!(accounts.count(), usize::from(length < whole.len()), "{length}");
-            assert_eq!(notices.torn > 0, length > before && length < whole.len());
+            // Without its line end a record counts, too.
+            let is_whole = length >= whole.len() - 1;
+            assert_eq!(accounts.count(), usize::from(!is_whole), "{length}");
+            let torn = notices.iter().any(|notice| notice.contains("set aside"));
+            assert_eq!(torn, length > before && !is_whole);
         }
     }
 

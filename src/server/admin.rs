@@ -10,15 +10,16 @@
 
 use super::accounts::{Accounts, Survey};
 use super::audit::Audit;
-use super::locks::Locks;
+use super::locks::{self, Locks};
 use super::{CONNECTION_STACK, Shared, grace, thread};
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::ErrorCode;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +72,7 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
         Action::Remove(name) => format!("remove {}\n", name.as_str()),
         Action::Unlock(name) => format!("unlock {}\n", name.as_str()),
     };
-    match UnixStream::connect(folder.join("admin.sock")) {
+    match connect(folder) {
         Ok(stream) => writeln!(out, "{}", ask(&stream, &request)?),
         Err(_) => {
             // Files that belong to somebody else would keep the server from its next start.
@@ -85,8 +86,29 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
     }
 }
 
+/// Calls `act` with the path of the socket in `folder`, by way of the folder's descriptor if an address has no room for
+/// it (108 bytes, on Linux).
+fn at_socket<T>(folder: &Path, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
+    let path = folder.join("admin.sock");
+    let done = match SocketAddr::from_pathname(&path) {
+        Ok(_) => act(&path),
+        Err(_) => File::open(folder).and_then(|folder| {
+            act(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join("admin.sock"))
+        }),
+    };
+    done.map_err(disk::at(&path))
+}
+
+/// A connection to the server that runs on `folder`.
+///
+/// # Errors
+/// With the path in the text, if none runs.
+pub fn connect(folder: &Path) -> io::Result<UnixStream> {
+    at_socket(folder, |path| UnixStream::connect(path))
+}
+
 fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
-    let (survey, locked) = (Survey::of(folder)?, Locks::new(folder).read()?);
+    let (survey, locked) = (Survey::of(folder)?, locks::survey(folder)?.locked);
     for account in &survey.accounts {
         let left = locked.get(&account.name.folded());
         let lock = left.map(|left| format!(" locked for {} min", left.as_secs() / 60 + 1));
@@ -118,7 +140,7 @@ fn alone(folder: &Path, action: &Action) -> io::Result<String> {
     let audit = Audit::open(&folder.join("logs"))?;
     let done = match action {
         Action::Remove(name) => remove(&accounts, &audit, name),
-        Action::Unlock(name) => unlock(&Locks::new(folder), &audit, name),
+        Action::Unlock(name) => unlock(&Locks::open(folder)?.0, &audit, name),
         Action::List => Ok(String::new()),
     };
     audit.flush();
@@ -127,7 +149,9 @@ fn alone(folder: &Path, action: &Action) -> io::Result<String> {
 
 fn remove(accounts: &Accounts, audit: &Audit, name: &Username) -> io::Result<String> {
     let identity = accounts.remove(name)?;
-    audit.log("removed", Some(name), None, &identity.to_string());
+    let identity =
+        identity.map_or("it had a key file and no account".into(), |identity| identity.to_string());
+    audit.log("removed", Some(name), None, &identity);
     Ok(format!("{name} is removed: {identity}"))
 }
 
@@ -140,12 +164,12 @@ fn unlock(locks: &Locks, audit: &Audit, name: &Username) -> io::Result<String> {
 /// Listens for requests from now on. To be called by who holds the folder's lock.
 ///
 /// # Errors
-/// If the socket cannot be made, with its path in the text: a path may have about 100 bytes.
+/// If the socket cannot be made, with its path in the text.
 pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
     let path = folder.join("admin.sock");
     // Left by a former server: nobody else listens, for nobody else has the lock.
     let _ = fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(disk::at(&path))?;
+    let listener = at_socket(folder, |path| UnixListener::bind(path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(disk::at(&path))?;
     let shared = shared.clone();
     thread("admin", CONNECTION_STACK, move || {

@@ -1,8 +1,8 @@
 //! The security log: `logs/security.log`, one line an event, made for fail2ban.
 //!
 //! Invariant: a line holds only words of this program, valid names and numeric addresses, so no user can
-//! write a line of their own; nobody waits for the disk (a thread writes, a full queue is
-//! counted); what anyone can cause again and again is written so often a minute and then only
+//! write a line of their own; nobody waits for the disk (a thread writes; what a full queue or a full disk does not take is
+//! counted); a log that was renamed or removed is made again for the next line; what anyone can cause again and again is written so often a minute and then only
 //! counted, so nobody can drown what others do. Format: README#security-log.
 
 use super::{doors, lock};
@@ -14,9 +14,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The log is rotated at this size, in bytes: with those that are kept, 60 MiB, some hundred thousand events.
@@ -37,7 +37,8 @@ const MAX_KEYS: usize = 20_000;
 /// Where events go.
 pub struct Audit {
     queue: SyncSender<Item>,
-    lost: AtomicU64,
+    /// Lines that were not written.
+    lost: Arc<AtomicU64>,
     recent: Mutex<Recent>,
 }
 
@@ -82,7 +83,8 @@ impl Recent {
 }
 
 enum Item {
-    Line(String),
+    /// A line, and how many it tells as lost.
+    Line(String, u64),
     /// Answered when everything before it is on disk.
     Barrier(SyncSender<()>),
 }
@@ -96,8 +98,10 @@ impl Audit {
         let path = folder.join("security.log");
         let file = disk::append(&path)?;
         let (queue, items) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("audit".into()).spawn(move || write(&items, file, &path))?;
-        Ok(Audit { queue, lost: AtomicU64::new(0), recent: Mutex::default() })
+        let lost = Arc::<AtomicU64>::default();
+        let mut log = Log { path, file, lost: lost.clone(), failed: false };
+        std::thread::Builder::new().name("audit".into()).spawn(move || log.run(&items))?;
+        Ok(Audit { queue, lost, recent: Mutex::default() })
     }
 
     /// Logs one event, if not too many of it came from this address in the last minute. `event` and `detail`
@@ -113,6 +117,11 @@ impl Audit {
         if let Some(more) = lock(&self.recent).count(event, None, 1, Instant::now()) {
             self.write(event, user, address, more, detail);
         }
+    }
+
+    /// Logs that standard output cannot be written, once a minute.
+    pub fn output_failed(&self, error: &io::Error) {
+        self.limit("output_failed", None, None, &error.to_string());
     }
 
     /// Logs how much was left out in minutes that are over; to be called once a minute.
@@ -144,7 +153,7 @@ impl Audit {
             line += &format!(" {}", detail.replace(|c: char| c.is_control(), "?"));
         }
         line.push('\n');
-        if self.queue.try_send(Item::Line(line)).is_err() {
+        if self.queue.try_send(Item::Line(line, lost)).is_err() {
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }
@@ -159,30 +168,58 @@ impl Audit {
     }
 }
 
-fn write(items: &Receiver<Item>, mut file: File, path: &Path) {
-    let mut size = file.metadata().map_or(0, |data| data.len());
-    // A full disk must not stop the server: what cannot be written is dropped.
-    for item in items {
-        match item {
-            Item::Line(line) => {
-                if size + line.len() as u64 > MAX_SIZE {
-                    rotate(path);
-                    size = 0;
-                    if let Ok(new) = disk::append(path) {
-                        file = new;
+/// The file, in its thread.
+struct Log {
+    path: PathBuf,
+    file: File,
+    lost: Arc<AtomicU64>,
+    /// The last line could not be written, and standard error has said so.
+    failed: bool,
+}
+
+impl Log {
+    fn run(&mut self, items: &Receiver<Item>) {
+        for item in items {
+            match item {
+                Item::Line(line, told) => {
+                    let written = self.write(&line);
+                    if let Err(error) = &written {
+                        self.lost.fetch_add(1 + told, Ordering::Relaxed);
+                        if !self.failed {
+                            let path = self.path.display();
+                            let _ = writeln!(
+                                io::stderr(),
+                                "server: {path}: {error}: events are lost until it can be written"
+                            );
+                        }
                     }
+                    self.failed = written.is_err();
                 }
-                match file.write_all(line.as_bytes()) {
-                    Ok(()) => size += line.len() as u64,
-                    // Half a line would spoil the next one.
-                    Err(_) => drop(file.set_len(size)),
+                Item::Barrier(done) => {
+                    let _ = self.file.sync_all();
+                    let _ = done.send(());
                 }
-            }
-            Item::Barrier(done) => {
-                let _ = file.sync_all();
-                let _ = done.send(());
             }
         }
+    }
+
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        if !disk::is_at(&self.file, &self.path) {
+            self.file = disk::append(&self.path)?;
+        }
+        // Another program may have made it shorter.
+        let mut size = self.file.metadata()?.len();
+        if size + line.len() as u64 > MAX_SIZE {
+            rotate(&self.path);
+            self.file = disk::append(&self.path)?;
+            size = self.file.metadata()?.len();
+        }
+        let written = self.file.write_all(line.as_bytes());
+        if written.is_err() {
+            // Half a line would spoil the next one.
+            let _ = self.file.set_len(size);
+        }
+        written
     }
 }
 
@@ -305,10 +342,10 @@ mod tests {
     #[test]
     fn what_finds_the_disk_behind_is_counted_and_nobody_waits() {
         let (queue, items) = sync_channel(1);
-        let audit = Audit { queue, lost: AtomicU64::new(0), recent: Mutex::default() };
+        let audit = Audit { queue, lost: Arc::default(), recent: Mutex::default() };
         (0..4).for_each(|_| audit.log("login", None, None, ""));
         assert!(items.recv().is_ok() && items.try_recv().is_err());
         audit.log("login", None, None, "");
-        assert!(matches!(items.recv(), Ok(Item::Line(line)) if line.ends_with(" lost_before=3\n")));
+        assert!(matches!(items.recv(), Ok(Item::Line(line, 3)) if line.ends_with(" lost_before=3\n")));
     }
 }

@@ -4,10 +4,11 @@
 
 use super::{Shared, lock};
 use crate::clock;
-use crate::wire::certificate::{self, Prepared};
+use crate::disk;
+use crate::wire::certificate::{self, Facts, Prepared};
 use crate::wire::tls::{self, Acceptor};
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -29,19 +30,18 @@ struct State {
     /// Those that could not be used, and it was told. They are tried again: perhaps only the moment was bad.
     unusable: Option<Stamp>,
     looked: Instant,
-    /// The end of validity, milliseconds since 1970.
-    not_after: u64,
+    facts: Facts,
 }
 
 /// Of both files: when anything about them last changed, be it their owner, and their length.
 type Stamp = [Option<(i64, i64, u64)>; 2];
 
 impl Certificates {
-    /// Makes or renews what is missing or expired in `folder`, and says on `out` what there is.
+    /// Makes or renews what is missing or expired in `folder`. Also returns what there is, as sentences.
     ///
     /// # Errors
     /// With the path and the remedy in the text.
-    pub fn open(folder: &Path, out: &mut impl Write) -> io::Result<Certificates> {
+    pub fn open(folder: &Path) -> io::Result<(Certificates, Vec<String>)> {
         let now = clock::now_ms();
         let what = match certificate::prepare(folder, now)? {
             Prepared::Found => "certificate",
@@ -51,51 +51,74 @@ impl Certificates {
         let stamp = stamp(folder);
         let acceptor = tls::acceptor(folder)?;
         let facts = certificate::read_facts(&folder.join("server.crt"))?;
-        writeln!(out, "{what}: {} (valid until {})", facts.fingerprint, clock::utc_day(facts.not_after))?;
-        if let Some(notice) = certificate::notice(&facts, now) {
-            writeln!(out, "WARNING: {notice}")?;
-        }
-        let (looked, not_after) = (Instant::now(), facts.not_after);
-        let state = State { acceptor, stamp, unusable: None, looked, not_after };
-        Ok(Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) })
+        let mut notices = vec![format!("{what}: {facts}")];
+        notices.extend(certificate::notice(&facts, now).map(|notice| format!("WARNING: {notice}")));
+        let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts };
+        Ok((Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) }, notices))
     }
 
     /// What the next handshake uses.
     pub fn current(&self, shared: &Shared) -> Acceptor {
-        let (former, expired) = {
+        {
             let mut state = lock(&self.state);
             if state.looked.elapsed() < LOOK_EVERY {
                 return state.acceptor.clone();
             }
             state.looked = Instant::now();
-            (state.stamp, state.not_after <= clock::now_ms())
+        }
+        // What cannot be used is logged.
+        let _ = self.take_up(shared);
+        lock(&self.state).acceptor.clone()
+    }
+
+    /// Takes up files that have changed, now; what is in use then, or why it is what it was before, as a sentence.
+    pub fn reload(&self, shared: &Shared) -> String {
+        match self.take_up(shared) {
+            Ok(()) => format!("reloaded; certificate: {}", lock(&self.state).facts),
+            Err(error) => {
+                let facts = lock(&self.state).facts.clone();
+                format!(
+                    "WARNING: reloaded, but the new certificate cannot be used: {error}; still in use: {facts}"
+                )
+            }
+        }
+    }
+
+    fn take_up(&self, shared: &Shared) -> io::Result<()> {
+        let (former, expired) = {
+            let state = lock(&self.state);
+            (state.stamp, state.facts.not_after <= clock::now_ms())
         };
+        for notice in disk::close_to_others(&self.folder, super::is_private) {
+            shared.audit.log("storage_notice", None, None, &notice);
+        }
         // A server that runs for over a year renews its own certificate, too.
         let renewed =
             expired && matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed));
         let stamp = stamp(&self.folder);
-        if renewed || stamp != former {
-            let read = tls::acceptor(&self.folder).and_then(|acceptor| {
-                Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?))
-            });
-            let mut state = lock(&self.state);
-            match read {
-                Ok((acceptor, facts)) => {
-                    (state.acceptor, state.not_after) = (acceptor, facts.not_after);
-                    (state.stamp, state.unusable) = (stamp, None);
-                    drop(state);
-                    shared.audit.log("certificate_changed", None, None, &facts.fingerprint.to_string());
+        if !renewed && stamp == former {
+            return Ok(());
+        }
+        let read = tls::acceptor(&self.folder)
+            .and_then(|acceptor| Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?)));
+        let mut state = lock(&self.state);
+        match read {
+            Ok((acceptor, facts)) => {
+                let fingerprint = facts.fingerprint.to_string();
+                (state.acceptor, state.facts, state.stamp, state.unusable) = (acceptor, facts, stamp, None);
+                drop(state);
+                shared.audit.log("certificate_changed", None, None, &fingerprint);
+                Ok(())
+            }
+            Err(error) => {
+                let is_told = state.unusable.replace(stamp) == Some(stamp);
+                drop(state);
+                if !is_told {
+                    shared.audit.log("certificate_unusable", None, None, &error.to_string());
                 }
-                Err(error) => {
-                    let is_told = state.unusable.replace(stamp) == Some(stamp);
-                    drop(state);
-                    if !is_told {
-                        shared.audit.log("certificate_unusable", None, None, &error.to_string());
-                    }
-                }
+                Err(error)
             }
         }
-        lock(&self.state).acceptor.clone()
     }
 }
 
@@ -142,7 +165,7 @@ mod tests {
     fn files_are_looked_at_when_a_second_is_over_and_an_own_certificate_is_renewed_while_the_server_runs() {
         let (shared, folder) = shared(Duration::from_secs(3600));
         let path = folder.0.join("server.crt");
-        let certificates = Certificates::open(&folder.0, &mut Vec::new()).expect("made");
+        let certificates = Certificates::open(&folder.0).expect("made").0;
         let first = lock(&certificates.state).acceptor.clone();
         let current = |looked: Instant| {
             lock(&certificates.state).looked = looked;
@@ -155,13 +178,15 @@ mod tests {
         certificate::prepare(&folder.0, clock::now_ms() - 2 * 365 * 24 * 3_600_000).expect("made");
         {
             let mut state = lock(&certificates.state);
-            (state.stamp, state.not_after) = (stamp(&folder.0), 0);
+            (state.stamp, state.facts.not_after) = (stamp(&folder.0), 0);
         }
         assert!(Arc::ptr_eq(&current(just_now), &first));
         let renewed = current(long_ago);
         assert!(!Arc::ptr_eq(&renewed, &first));
         let facts = certificate::read_facts(&path).expect("whole");
-        assert!(facts.not_after > clock::now_ms() && lock(&certificates.state).not_after == facts.not_after);
+        assert!(
+            facts.not_after > clock::now_ms() && lock(&certificates.state).facts.not_after == facts.not_after
+        );
         // What cannot be used is logged, and what could be is used on.
         fs::write(&path, "no certificate").expect("written");
         assert!(Arc::ptr_eq(&current(just_now), &renewed) && Arc::ptr_eq(&current(long_ago), &renewed));

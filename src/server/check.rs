@@ -4,17 +4,16 @@
 //! stop a start, with its remedy; a *WARNING* is what would not.
 
 use super::accounts::{self, Survey};
-use super::locks::Locks;
+use super::admin;
+use super::locks;
 use super::options::Options;
 use crate::clock;
 use crate::disk;
 use crate::wire::certificate;
 use crate::wire::tls;
+use std::ffi::OsStr;
 use std::fmt::Display;
-use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 struct Report<'a> {
@@ -60,23 +59,28 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
         }
         _ => return Ok(false),
     }
-    if UnixStream::connect(folder.join("admin.sock")).is_ok() {
+    if admin::connect(folder).is_ok() {
         report.say("a server runs on it")?;
     }
     modes(&mut report, folder)?;
     if let Some(survey) = report.take(Survey::of(folder))? {
         report.say(format_args!("{} accounts", survey.accounts.len()))?;
-        if survey.torn > 0 {
-            let torn = survey.torn;
-            report.warn(format_args!("users.json: {torn} bytes behind its last line: a start drops them"))?;
-        }
+        survey.notices.iter().try_for_each(|notice| report.say(notice))?;
+        survey.repair.map_or(Ok(()), |repair| report.warn(repair))?;
         // A server starts without them, and tells nobody the keys of such a person.
-        for error in survey.accounts.iter().filter_map(|account| survey.identity(account).err()) {
+        for error in survey.accounts.iter().filter_map(|account| accounts::identity(folder, account).err()) {
             report.warn(error)?;
         }
     }
-    if let Some(locked) = report.take(Locks::new(folder).read())? {
-        report.say(format_args!("{} locked names", locked.len()))?;
+    if let Some(held) = report.take(locks::survey(folder))? {
+        report.say(format_args!("{} locked names", held.locked.len()))?;
+        held.repair.map_or(Ok(()), |repair| report.warn(repair))?;
+        if held.unread > 0 {
+            report.warn(format_args!(
+                "locks.json: {} lines are not understood: a start sets them aside",
+                held.unread
+            ))?;
+        }
     }
     let secret = folder.join("salt.secret");
     if secret.exists() {
@@ -88,19 +92,14 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
     Ok(report.sound)
 }
 
-/// A start closes folders, but leaves files as they are.
+/// A start closes folders and private files to others, and leaves other files as they are.
 fn modes(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
-    for folder in [folder.to_path_buf(), folder.join("certs"), folder.join("keys"), folder.join("logs")] {
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        for entry in entries {
-            let Some(entry) = report.take(entry.map_err(disk::at(&folder)))? else { continue };
-            let Some(data) = report.take(entry.metadata().map_err(disk::at(&entry.path())))? else {
-                continue;
-            };
-            if data.is_file() && data.permissions().mode() & 0o077 != 0 {
-                let path = entry.path();
-                report.warn(format_args!("{}: others have rights to it: chmod 600", path.display()))?;
-            }
+    for name in [""].iter().chain(&super::FOLDERS) {
+        let folder = folder.join(name);
+        for path in disk::open_to_others(&folder, |_| true) {
+            let is_private = path.file_name().and_then(OsStr::to_str).is_some_and(super::is_private);
+            let remedy = if is_private { "a start takes them away" } else { "chmod 600" };
+            report.warn(format_args!("{}: others have rights to it: {remedy}", path.display()))?;
         }
     }
     Ok(())
@@ -136,6 +135,7 @@ fn certificates(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
 mod tests {
     use super::super::accounts::tests::Folder;
     use super::*;
+    use std::fs;
 
     #[test]
     fn what_a_start_would_do_about_a_certificate_is_told() {

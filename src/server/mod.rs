@@ -45,8 +45,10 @@ use options::Options;
 use rates::Registrations;
 use registry::Registry;
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,37 +108,37 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// With file, reason and remedy in the text.
 pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::Infallible> {
-    disk::private_folders(&options.data_dir, &FOLDERS)?;
-    let (accounts, notices) = Accounts::open(&options.data_dir)?;
-    let audit = Audit::open(&options.data_dir.join("logs"))?;
-    writeln!(out, "data in {} ({} accounts)", options.data_dir.display(), accounts.count())?;
-    if notices.torn > 0 {
-        writeln!(
-            out,
-            "users.json: dropped {} bytes of a registration or password that was never confirmed",
-            notices.torn
-        )?;
-    }
-    match notices.dropped {
-        Some(Ok(lines)) => writeln!(
-            out,
-            "users.json: rewritten without {lines} superseded lines; users.json.old is the file of before"
-        )?,
-        Some(Err(error)) => writeln!(out, "users.json: not rewritten: {error}")?,
-        None => {}
+    // Nothing but the end of a start may end by it.
+    let signals = status::catch()?;
+    let folder = &options.data_dir;
+    disk::private_folders(folder, &FOLDERS)?;
+    let mut notices = close_private(folder);
+    let (accounts, repaired) = Accounts::open(folder)?;
+    notices.extend(repaired);
+    let audit = Audit::open(&folder.join("logs"))?;
+    let (locks, held, repaired) = Locks::open(folder)?;
+    notices.extend(repaired);
+    let mut output = Output { out, failed: None };
+    output.say(format_args!("data in {} ({} accounts)", folder.display(), accounts.count()));
+    for notice in notices {
+        output.say(&notice);
+        audit.log("storage_notice", None, None, &notice);
     }
     let certificates = match options.tls {
-        true => Some(Certificates::open(&options.data_dir.join("certs"), out)?),
+        true => {
+            let (certificates, notices) = Certificates::open(&folder.join("certs"))?;
+            notices.iter().for_each(|notice| output.say(notice));
+            Some(certificates)
+        }
         false => {
-            writeln!(
-                out,
-                "WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins"
-            )?;
+            output.say(
+                "WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins",
+            );
             None
         }
     };
     let listener = bind(&options.host, options.port)?;
-    writeln!(out, "room for {} clients", options.limits.clients)?;
+    output.say(format_args!("room for {} clients", options.limits.clients));
     let shared = Arc::new(Shared {
         doors: Arc::new(Doors::new(&options.limits)),
         limits: options.limits.clone(),
@@ -150,18 +152,14 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         audit,
         certificates,
         queue: AdmissionQueue::default(),
-        locks: Locks::new(&options.data_dir),
+        locks,
     });
-    for (name, left) in shared.locks.read()? {
+    for (name, left) in held.locked {
         shared.lockout.restore(name, left);
     }
-    if let Err(error) = shared.locks.shorten() {
-        // A full disk is no reason to serve nobody.
-        writeln!(out, "WARNING: locks.json: not shortened: {error}")?;
-    }
-    status::start(&shared)?;
-    if let Err(error) = admin::serve(&shared, &options.data_dir) {
-        writeln!(out, "WARNING: `server user` will not reach this server: {error}")?;
+    status::start(&shared, signals)?;
+    if let Err(error) = admin::serve(&shared, folder) {
+        output.say(format_args!("WARNING: `server user` will not reach this server: {error}"));
     }
     let flushing = shared.clone();
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
@@ -169,10 +167,36 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     thread("presence", CONNECTION_STACK, move || telling.registry.tell_presence(&telling.flusher))?;
     let ending = shared.clone();
     thread("grace", CONNECTION_STACK, move || ending.grace.run(&ending))?;
-    writeln!(out, "listening on {}", listener.local_addr()?)?;
-    out.flush()?;
+    output.say(format_args!("listening on {}", listener.local_addr()?));
     shared.audit.log("started", None, None, "");
+    if let Some(error) = output.failed {
+        shared.audit.output_failed(&error);
+    }
     accept(&shared, &listener)
+}
+
+/// Standard output, which may be on a full disk: that is no reason to serve nobody.
+struct Output<'a, W> {
+    out: &'a mut W,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Output<'_, W> {
+    fn say(&mut self, line: impl Display) {
+        if let Err(error) = writeln!(self.out, "{line}").and_then(|()| self.out.flush()) {
+            self.failed = Some(error);
+        }
+    }
+}
+
+/// Whether this file of the data folder holds what nobody else may read.
+fn is_private(name: &str) -> bool {
+    ["server.key", "salt.secret", "users.json", "locks.json"].iter().any(|begin| name.starts_with(begin))
+}
+
+/// Closes private files to others; one sentence for each.
+fn close_private(folder: &Path) -> Vec<String> {
+    ["", "certs"].iter().flat_map(|name| disk::close_to_others(&folder.join(name), is_private)).collect()
 }
 
 fn thread(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -296,7 +320,7 @@ mod tests {
             audit: Audit::open(&folder.0).expect("a log"),
             certificates: None,
             queue: AdmissionQueue::default(),
-            locks: Locks::new(&folder.0),
+            locks: Locks::open(&folder.0).expect("none").0,
             limits,
         };
         (Arc::new(shared), folder)

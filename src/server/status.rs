@@ -4,7 +4,8 @@
 //! not read holds up neither clients nor the log nor the end. Fields: README#status.
 
 use super::{Shared, audit, thread};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+use signal_hook::iterator::Signals;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,18 +49,38 @@ type Line = (String, Option<SyncSender<()>>);
 /// Lines that wait for standard output; more are dropped.
 const MAX_LINES: usize = 16;
 
-/// Starts the threads. SIGUSR1 asks for a status; SIGINT and SIGTERM end the process at once. That is safe at
-/// any moment: files are only appended to or replaced whole, and nothing is confirmed before it is on disk.
+/// What a signal asks for.
+enum Request {
+    Status,
+    Reload,
+}
+
+/// From now on a logrotate's signal does not end the process, nor does a file that may not grow: writing to it fails.
 ///
 /// # Errors
-/// If there is no thread or signal handler to be had.
-pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+/// If no signal handler is available.
+pub fn catch() -> io::Result<Signals> {
+    Signals::new([SIGHUP, SIGXFSZ])
+}
+
+/// Starts the threads. SIGUSR1 asks for a status, SIGHUP to reload log and certificate; SIGINT and SIGTERM end the
+/// process at once. That is safe at any moment: files are only appended to or replaced whole, and nothing is confirmed
+/// before it is on disk. `signals` are those of [`catch`].
+///
+/// # Errors
+/// If no thread or signal handler is available.
+pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGUSR1] {
+        signals.add_signal(signal)?;
+    }
     let (say, said) = sync_channel::<Line>(MAX_LINES);
-    let (ask, asked) = sync_channel(1);
+    let (ask, asked) = sync_channel(MAX_LINES);
+    let output = shared.clone();
     thread("output", super::CONNECTION_STACK, move || {
         for (line, done) in said {
-            let _ = writeln!(io::stdout(), "{line}");
+            if let Err(error) = writeln!(io::stdout(), "{line}") {
+                output.audit.output_failed(&error);
+            }
             done.map(|done| done.send(()));
         }
     })?;
@@ -68,8 +89,15 @@ pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let shared = shared.clone();
     thread("signals", super::CONNECTION_STACK, move || {
         for signal in signals.forever() {
-            if signal == SIGUSR1 {
-                let _ = ask.try_send(());
+            let request = match signal {
+                SIGUSR1 => Some(Request::Status),
+                SIGHUP => Some(Request::Reload),
+                _ => None,
+            };
+            if let Some(request) = request {
+                let _ = ask.try_send(request);
+            }
+            if ![SIGINT, SIGTERM].contains(&signal) {
                 continue;
             }
             shared.audit.log("stopped", None, None, "");
@@ -103,7 +131,7 @@ impl Rounds {
     }
 }
 
-fn run(shared: &Shared, asked: &Receiver<()>, say: &SyncSender<Line>) {
+fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
     let started = Instant::now();
     let mut rounds = Rounds { summed: started, told: started };
     let mut counted = [0; SILENT.len()];
@@ -125,6 +153,13 @@ fn run(shared: &Shared, asked: &Receiver<()>, say: &SyncSender<Line>) {
         }
         if matches!(ask, Err(RecvTimeoutError::Disconnected)) {
             return;
+        }
+        if matches!(ask, Ok(Request::Reload)) {
+            let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(shared));
+            // The log is opened again for this line, if it was renamed.
+            shared.audit.log("reloaded", None, None, "");
+            let _ = say.try_send((certificate.unwrap_or("reloaded".into()), None));
+            continue;
         }
         rounds.told = Instant::now();
         let line = line(shared, started);

@@ -10,6 +10,7 @@ use crate::disk;
 use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
 use rsa::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use rsa::pkcs8::der::{Decode, Encode, Reader, Tag, Tagged};
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -21,17 +22,29 @@ const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 pub const NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The common name by which a certificate made here is known.
 const COMMON_NAME: &str = "secure_messenger";
+/// What stands before [`COMMON_NAME`] in the subject of a certificate made here, which has nothing else: the headers of
+/// a set, of a sequence, of the object identifier 2.5.4.3 with its value, and of a UTF-8 string of 16 bytes.
+const SUBJECT: &[u8] = b"\x31\x19\x30\x17\x06\x03\x55\x04\x03\x0c\x10";
+/// How the alternative names of a certificate made here begin: localhost, 127.0.0.1, ::1.
+const LOCAL: &[u8] = b"\x82\x09localhost\x87\x04\x7f\x00\x00\x01\x87\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01";
 /// The longest PEM file that is read, in bytes: a chain has some KiB.
 pub const MAX_PEM: usize = 256 * 1024;
 
-/// What is read out of a certificate.
+/// What is read out of a certificate. `Display` is its fingerprint and its end.
+#[derive(Debug, Clone)]
 pub struct Facts {
     /// Of the public key (SPKI).
     pub fingerprint: Fingerprint,
     /// The end of its validity, milliseconds since 1970.
     pub not_after: u64,
-    /// Whether issuer and subject are the ones this program writes.
+    /// Whether issuer, subject and names are the ones this program writes.
     pub self_made: bool,
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (valid until {})", self.fingerprint, clock::utc_day(self.not_after))
+    }
 }
 
 /// Reads a DER certificate, RFC 5280 section 4.1. No signature is checked.
@@ -55,8 +68,10 @@ pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
                 (serial, fields.decode()?, fields.decode()?);
             let validity: AnyRef<'_> = fields.decode()?;
             let (subject, key): (AnyRef<'_>, AnyRef<'_>) = (fields.decode()?, fields.decode()?);
+            let mut is_for_this_machine = false;
             while !fields.is_finished() {
-                fields.decode::<AnyRef<'_>>()?;
+                let rest: AnyRef<'_> = fields.decode()?;
+                is_for_this_machine |= rest.value().windows(LOCAL.len()).any(|window| window == LOCAL);
             }
             let end = validity.sequence(|times| {
                 let _: AnyRef<'_> = times.decode()?;
@@ -66,11 +81,11 @@ pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
                     _ => end.decode_as::<GeneralizedTime>().map(|time| time.to_unix_duration()),
                 }
             })?;
-            let named = subject.value().windows(COMMON_NAME.len()).any(|w| w == COMMON_NAME.as_bytes());
+            let named = subject.value() == [SUBJECT, COMMON_NAME.as_bytes()].concat();
             Ok(Facts {
                 fingerprint: Fingerprint::of(&key.to_der()?),
                 not_after: end.as_millis() as u64,
-                self_made: named && issuer == subject,
+                self_made: named && is_for_this_machine && issuer == subject,
             })
         })
     })
@@ -133,9 +148,52 @@ pub fn check_key(key_path: &Path) -> io::Result<()> {
 }
 
 fn read_key(path: &Path) -> io::Result<KeyPair> {
-    let pem = zeroize::Zeroizing::new(disk::read(path, MAX_PEM)?);
+    let pem = read_key_pem(path)?;
     let pem = std::str::from_utf8(&pem).map_err(|_| disk::at(path)(io::Error::other("not PEM")))?;
     KeyPair::from_pem(pem).map_err(|e| disk::at(path)(io::Error::other(e)))
+}
+
+/// Reads a PEM file, without the byte order mark that an editor may have put before it.
+///
+/// # Errors
+/// With the path in the text, and the remedy if it is in another form.
+pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    plain(path, disk::read(path, MAX_PEM)?)
+}
+
+/// The same, of a private key.
+///
+/// # Errors
+/// The same; also if others can read the file, or the key is encrypted.
+pub fn read_key_pem(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let pem = Zeroizing::new(plain(path, std::mem::take(&mut *disk::read_private(path, MAX_PEM)?))?);
+    // PKCS#8, and the older form of OpenSSL.
+    if [&b"BEGIN ENCRYPTED"[..], b"4,ENCRYPTED"]
+        .iter()
+        .any(|mark| pem.windows(mark.len()).any(|w| w == *mark))
+    {
+        return Err(disk::at(path)(io::Error::other(
+            "the key is encrypted, and nobody is there to type its password: decrypt it (openssl pkey -in server.key \
+             -out plain.key), and put the result in its place with chmod 600",
+        )));
+    }
+    Ok(pem)
+}
+
+fn plain(path: &Path, mut pem: Vec<u8>) -> io::Result<Vec<u8>> {
+    let wrong = |text| Err(disk::at(path)(io::Error::other(text)));
+    match pem[..] {
+        [0xef, 0xbb, 0xbf, ..] => drop(pem.drain(..3)),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            return wrong("this looks like UTF-16: save the file as UTF-8");
+        }
+        // A sequence of more than 127 bytes, as every key and certificate is.
+        [0x30, 0x81 | 0x82, ..] => {
+            return wrong("this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)");
+        }
+        _ => {}
+    }
+    Ok(pem)
 }
 
 /// Reads the first certificate of a PEM file.
@@ -143,7 +201,7 @@ fn read_key(path: &Path) -> io::Result<KeyPair> {
 /// # Errors
 /// With the path in the text.
 pub fn read_facts(path: &Path) -> io::Result<Facts> {
-    let pem = disk::read(path, MAX_PEM)?;
+    let pem = read_pem(path)?;
     let first = rustls_pemfile::certs(&mut &pem[..]).next();
     let der = first
         .unwrap_or_else(|| Err(io::Error::other("no certificate in this file")))
@@ -215,6 +273,10 @@ mod tests {
         let authority = Issuer::new(params("An Authority"), KeyPair::generate().expect("a key"));
         for of_others in [
             params("example.org").self_signed(&key),
+            params("secure_messenger-prod").self_signed(&key),
+            params("my secure_messenger").self_signed(&key),
+            // The name alone does not make it ours.
+            params(COMMON_NAME).self_signed(&key),
             // Somebody's for the same purpose, and one who happens to have our name.
             params(COMMON_NAME).signed_by(&key, &authority),
         ] {

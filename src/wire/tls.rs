@@ -10,8 +10,9 @@ use crate::disk;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
-use rustls::{InvalidMessage, ServerConfig, ServerConnection};
+use rustls::{InconsistentKeys, InvalidMessage, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use std::fmt;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
@@ -31,6 +32,13 @@ const SMALL_READ: usize = 2048;
 /// What follows a full first read is read in pieces of this size in bytes: about a chunk of a file.
 const LARGE_READ: usize = 64 * 1024;
 
+const UNUSABLE_KEY: &str = "this key cannot be used for TLS: make one of RSA with 2048 bits or more, of ECDSA on P-256, \
+    P-384 or P-521, or of Ed25519, and have it certified";
+const WRONG_ORDER: &str = "the server's own certificate, which belongs to server.key, must be the first in this file: put \
+    those of the authorities behind it";
+const OTHER_KEY: &str =
+    "server.key is not the key of the certificate in server.crt: put the two there that belong together";
+
 /// The server's side of TLS: certificate, key, versions.
 pub type Acceptor = Arc<ServerConfig>;
 
@@ -47,17 +55,33 @@ fn provider() -> Arc<CryptoProvider> {
 /// With the path in the text, or if the two do not belong together.
 pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
     let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
-    let pem = disk::read(&certificate_path, certificate::MAX_PEM)?;
+    let wrong = |path: &Path, text: &str| disk::at(path)(io::Error::other(text));
+    let pem = certificate::read_pem(&certificate_path)?;
     let chain: Vec<_> = rustls_pemfile::certs(&mut &pem[..])
         .collect::<Result<_, _>>()
         .map_err(disk::at(&certificate_path))?;
-    let pem = zeroize::Zeroizing::new(disk::read(&key_path, certificate::MAX_PEM)?);
+    let pem = certificate::read_key_pem(&key_path)?;
     let key = rustls_pemfile::private_key(&mut &pem[..]).map_err(disk::at(&key_path))?;
-    let key = key.ok_or_else(|| disk::at(&key_path)(io::Error::other("no private key in this file")))?;
+    let key = key.ok_or_else(|| wrong(&key_path, "no private key in this file"))?;
+    let key = provider().key_provider.load_private_key(key).map_err(|_| wrong(&key_path, UNUSABLE_KEY))?;
+    let is_of_key = |chain| match CertifiedKey::new(chain, key.clone()).keys_match() {
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        other => other,
+    };
+    if let Err(error) = is_of_key(chain.clone()) {
+        let others = chain.iter().skip(1).any(|one| is_of_key(vec![one.clone()]).is_ok());
+        return Err(match error {
+            _ if others => wrong(&certificate_path, WRONG_ORDER),
+            rustls::Error::InconsistentKeys(_) => wrong(folder, OTHER_KEY),
+            error => wrong(&certificate_path, &error.to_string()),
+        });
+    }
+    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|e| io::Error::other(format!("{}: {e}", folder.display())))?;
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certified));
     // RFC 9266 section 4.2: without it, a TLS 1.2 exporter does not name one channel.
     config.require_ems = true;
     // Every login is a full one: there is nothing to resume, and nothing to keep for it.

@@ -10,9 +10,10 @@ use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::public::Fingerprint;
 use secure_messenger::name::Username;
+use secure_messenger::records::asides;
 use secure_messenger::server::accounts::{Accounts, Survey};
 use secure_messenger::server::limits::LOCKOUT;
-use secure_messenger::server::locks::Locks;
+use secure_messenger::server::locks::{self, Locks};
 use secure_messenger::wire::certificate;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -60,11 +61,17 @@ fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     assert!(fs::read(path).expect("there") == bytes, "untouched");
 }
 
-fn whole_lines(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)]
+/// What was there is still there: in the file, apart from a line end that was missing, or set aside.
+fn nothing_is_lost(path: &Path, bytes: &[u8]) {
+    let aside: Vec<u8> = asides(path).iter().flat_map(|aside| fs::read(aside).expect("there")).collect();
+    let mut now = fs::read(path).expect("there");
+    if now.len() + aside.len() > bytes.len() {
+        assert_eq!(now.pop(), Some(b'\n'));
+    }
+    assert!([now, aside].concat() == bytes);
 }
 
-/// Of a users file either all lines count, the last one's torn half aside, or none: then it is left as it is.
+/// Of a users file either all lines count, and the last one's torn half is set aside, or none: then it is left as it is.
 /// Whoever reads it finds the same.
 fn users(data: &[u8]) {
     let mut choices = Choices(data);
@@ -102,15 +109,18 @@ fn users(data: &[u8]) {
         bytes.extend(line);
     }
     let path = folder.write("users.json", &bytes);
-    let found = Survey::of(&folder.0).map(|survey| (told(&survey), survey.torn));
+    let found = Survey::of(&folder.0).map(|survey| (told(&survey), survey.repair.is_some(), survey.notices));
     match Accounts::open(&folder.0) {
         Err(error) => {
             refused(&error, &path, &bytes);
             assert!(found.is_err() && expected.is_none());
         }
         Ok((accounts, notices)) => {
-            let (found, torn) = found.expect("the same");
-            assert_eq!((accounts.count(), notices.torn), (found.len(), torn));
+            let (found, is_repaired, also) = found.expect("the same");
+            assert_eq!(
+                (accounts.count(), notices.len()),
+                (found.len(), usize::from(is_repaired) + also.len())
+            );
             assert!(expected.is_none_or(|expected| expected.into_values().eq(found.iter().cloned())));
             for (name, rounds) in &found {
                 let account = accounts.get(&name.parse().expect("a name"));
@@ -118,9 +128,13 @@ fn users(data: &[u8]) {
             }
             drop(accounts);
             let survey = Survey::of(&folder.0).expect("the same again");
-            assert_eq!((told(&survey), survey.torn), (found, 0));
-            let rewritten = notices.dropped.is_some();
-            assert!(rewritten || fs::read(&path).expect("there") == whole_lines(&bytes));
+            assert_eq!((told(&survey), survey.repair), (found, None));
+            match also.iter().any(|notice| notice.contains("rewrites")) {
+                true => {
+                    assert!(is_repaired || fs::read(path.with_extension("json.old")).expect("there") == bytes)
+                }
+                false => nothing_is_lost(&path, &bytes),
+            }
         }
     }
 }
@@ -135,16 +149,16 @@ fn told(survey: &Survey) -> Vec<(String, u32)> {
     all
 }
 
-/// A file of records is whole lines, or refused and left as it is; what is added to it afterwards is found
+/// A file of records is understood, or refused and left as it is; what is added to it afterwards is found
 /// again. Locks are never longer than new ones, whatever their file holds.
 fn records(bytes: &[u8]) {
     let folder = Folder::new();
-    let (kept, bob): (_, Username) = (whole_lines(bytes), "bob".parse().expect("name"));
+    let bob: Username = "bob".parse().expect("name");
     let path = folder.write("known_users", bytes);
     match KnownUsers::open(&path, "a:1".into()) {
         Err(error) => refused(&error, &path, bytes),
         Ok(mut users) => {
-            assert!(fs::read(&path).expect("there") == kept);
+            nothing_is_lost(&path, bytes);
             users.decide(&bob, Fingerprint([9; 32]), Trust::Verified).expect("stored");
             let again = KnownUsers::open(&path, "a:1".into()).expect("its own record");
             assert_eq!(again.get(&bob), Some((Fingerprint([9; 32]), Trust::Verified)));
@@ -154,7 +168,7 @@ fn records(bytes: &[u8]) {
     match KnownServers::open(&path) {
         Err(error) => refused(&error, &path, bytes),
         Ok(mut servers) => {
-            assert!(fs::read(&path).expect("there") == kept);
+            nothing_is_lost(&path, bytes);
             servers.remember("a:1", Fingerprint([9; 32])).expect("stored");
             let again = KnownServers::open(&path).expect("its own record");
             assert_eq!(again.get("a:1"), Some(Fingerprint([9; 32])));
@@ -164,21 +178,26 @@ fn records(bytes: &[u8]) {
     match Ignored::open(&path, "a:1".into()) {
         Err(error) => refused(&error, &path, bytes),
         Ok(mut ignored) => {
-            assert!(fs::read(&path).expect("there") == kept);
+            nothing_is_lost(&path, bytes);
             let others = ignored.names().filter(|name| name.folded() != "bob").count();
             ignored.set(&bob, true).expect("stored");
             let again = Ignored::open(&path, "a:1".into()).expect("its own record");
             assert!(again.contains(&bob) && again.names().count() == others + 1);
         }
     }
-    folder.write("locks.json", bytes);
-    let locks = Locks::new(&folder.0);
-    let held = locks.read().expect("never refused");
-    assert!(held.values().all(|left| *left <= LOCKOUT));
-    locks.shorten().expect("never refused");
-    let shortened = locks.read().expect("its own");
-    assert!(shortened.keys().all(|name| held.contains_key(name)));
-    assert!(locks.read().expect("its own").keys().all(|name| shortened.contains_key(name)));
+    let path = folder.write("locks.json", bytes);
+    let held = match locks::survey(&folder.0) {
+        Err(error) => return refused(&error, &path, bytes),
+        Ok(held) => held,
+    };
+    assert!(held.locked.values().all(|left| *left <= LOCKOUT));
+    Locks::open(&folder.0).expect("not refused now either");
+    let shortened = locks::survey(&folder.0).expect("its own");
+    assert!(shortened.unread == 0 && shortened.locked.keys().all(|name| held.locked.contains_key(name)));
+    // Zeros behind the last line are set aside in a file of their own.
+    let lines = &bytes[..bytes.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1)];
+    let holds = |aside: &PathBuf| fs::read(aside).expect("there").starts_with(lines);
+    assert!(held.unread == 0 || asides(&path).iter().any(holds));
 }
 
 fn some_records() -> Vec<Vec<u8>> {
@@ -195,6 +214,8 @@ fn some_records() -> Vec<Vec<u8>> {
         // One that fits every file.
         format!("{{\"server\":\"a:1\",\"name\":\"bob\",\"identity\":\"{KEY}\",\"fingerprint\":\"{KEY}\",\"verified\":true,\"decided\":true,\"ignored\":true,\"until\":1}}\n"),
         format!("{}\n", "x".repeat(4095)),
+        format!("\u{feff}\r\n{}\0\0\0", user("bob", true, true).replace('\n', " \r\n \n")),
+        user("bob", true, true).trim_end().into(),
     ];
     texts.map(String::into_bytes).to_vec()
 }
@@ -269,7 +290,7 @@ fn history(data: &[u8]) {
         }
         Ok(found) => {
             assert!(found.len() <= entries.len() && entries.iter().zip(&found).all(|(a, b)| a == b));
-            assert!(bytes.starts_with(&fs::read(&path).expect("there")));
+            nothing_is_lost(&path, &bytes);
             // What is said next follows on.
             history.append(&VecDeque::from([entries[0].clone()])).expect("appended");
             drop(history);

@@ -1,0 +1,726 @@
+//! Files as editors, crashes, backups and log rotation leave them, and outputs that are full: real programs read, refuse
+//! or set aside, and erase nothing.
+
+mod common;
+
+use common::{Client, Folder, Output, Person, Server, newcomer, quick_key, signal, until};
+use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
+use secure_messenger::crypto::keys::IdentityKey;
+use secure_messenger::crypto::public::Fingerprint;
+use secure_messenger::protocol::{ClientMessage, ServerMessage};
+use secure_messenger::records::asides;
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// Runs the server on `home/data` to an end it comes to by itself: status, and all that it printed.
+fn run(home: &Folder, arguments: &[&str]) -> (i32, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["--data-dir"])
+        .arg(home.path("data"))
+        .args(arguments)
+        .env("HOME", &home.0)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it runs");
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn user(home: &Folder, arguments: &[&str]) -> (i32, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_server"))
+        .arg("user")
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(home.path("data"))
+        .output()
+        .expect("it runs");
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A start on this data folder is refused; why. `--check` has said the same, and neither has changed `path`.
+fn refusal(home: &Folder, path: &Path) -> String {
+    let before = fs::read(path).expect("there");
+    let (status, checked) = run(home, &["--check"]);
+    assert_eq!(status, 1, "{checked}");
+    let (status, text) = run(home, &["--host", "127.0.0.1", "--port", "0"]);
+    assert_eq!(status, 1, "{text}");
+    let reason = text.lines().find_map(|line| line.strip_prefix("server: ")).expect("a reason");
+    assert!(checked.contains(&format!("problem: {reason}\n")), "{checked} is not {reason}");
+    assert!(fs::read(path).expect("there") == before, "untouched");
+    reason.into()
+}
+
+fn utf16(text: &str, mark: bool) -> Vec<u8> {
+    let units = mark.then_some(0xfeff).into_iter().chain(text.encode_utf16());
+    units.flat_map(u16::to_le_bytes).collect()
+}
+
+/// What editors make of lines, all of it harmless.
+fn edited(text: &str) -> Vec<String> {
+    let (first, last) = (text.lines().next().expect("a line"), text.lines().last().expect("a line"));
+    vec![
+        text.trim_end().into(),
+        format!("\u{feff}{text}"),
+        text.replace('\n', "\r\n"),
+        format!("\n\n{}\n \n", text.replace('\n', "\n\t\n")),
+        text.replace('\n', "   \n"),
+        format!("{first}\n{text}{last}"),
+        format!("\u{feff}{}\r\n   ", text.trim_end().replace('\n', "\r\n")),
+    ]
+}
+
+/// Two accounts, and nobody connected.
+fn two_accounts() -> (Arc<Folder>, PathBuf, String) {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    newcomer(&server, "bob");
+    let home = server.kill();
+    let path = home.path("data/users.json");
+    let text = fs::read_to_string(&path).expect("there");
+    (home, path, text)
+}
+
+/// README#records.
+#[test]
+fn accounts_count_however_an_editor_has_saved_them() {
+    let (mut home, path, text) = two_accounts();
+    for edited in edited(&text) {
+        fs::write(&path, &edited).expect("written");
+        let (status, checked) = run(&home, &["--check"]);
+        assert!(status == 0 && checked.contains("2 accounts"), "{edited:?}: {checked}");
+        assert_eq!(fs::read_to_string(&path).expect("there"), edited);
+        let server = Server::within(home, &[]);
+        let (_, carol) = newcomer(&server, "carol");
+        for person in [&Person::new("alice"), &Person::new("bob"), &carol] {
+            assert!(matches!(server.raw().log_in(person), Some(ServerMessage::Session(_))), "{edited:?}");
+        }
+        home = server.kill();
+        assert!(fs::read_to_string(&path).expect("there").starts_with(&edited), "nothing is erased");
+        let (status, gone) = user(&home, &["remove", "carol"]);
+        assert_eq!(status, 0, "{gone}");
+    }
+    assert!(asides(&path).is_empty());
+}
+
+/// README#records.
+#[test]
+fn accounts_that_are_not_understood_stop_the_start() {
+    let (home, path, text) = two_accounts();
+    let first = text.lines().next().expect("alice").to_string() + "\n";
+    for (bytes, words) in [
+        (utf16(&text, true), "line 1 is damaged: this looks like UTF-16, save the file as UTF-8"),
+        (utf16(&text, false), "line 1 is damaged: this looks like UTF-16"),
+        (utf16(first.trim_end(), false), "line 1 is damaged: this looks like UTF-16"),
+        (text.replacen("\"bob\"", "\"b b\"", 1).into_bytes(), "line 2 is damaged: restore"),
+        // A slip of the pen in the last line is no torn write.
+        (
+            text.trim_end().replacen("{\"name\":\"bob\"", "{\"name:\"bob\"", 1).into_bytes(),
+            "line 2 is damaged",
+        ),
+        (format!("{first}\0\0\0\0\n{text}").into_bytes(), "line 2 is damaged"),
+        (format!("{first}{}{text}", "\0".repeat(10_000)).into_bytes(), "line 2 is damaged"),
+        (format!("{first}{}", "x".repeat(10_000)).into_bytes(), "line 2 is damaged"),
+        (format!("{first}{{\"name\":\"bob\"\n{text}").into_bytes(), "line 2 is damaged"),
+        (text.replace('\n', "\r").into_bytes(), "line 1 is damaged"),
+    ] {
+        fs::write(&path, &bytes).expect("written");
+        let reason = refusal(&home, &path);
+        assert!(reason.contains("users.json: ") && reason.contains(words), "{words}: {reason}");
+    }
+}
+
+/// README#records.
+#[test]
+fn torn_rest_of_accounts_is_set_aside_and_each_time_anew() {
+    let (mut home, path, text) = two_accounts();
+    let rests = ["{\"name\":\"carol\",\"sa", "{\"na\0\0\0\0", &"\0".repeat(9000), "\0"];
+    for rest in rests {
+        fs::write(&path, format!("{text}{rest}")).expect("written");
+        let (status, checked) = run(&home, &["--check"]);
+        let plan = format!(
+            "{} bytes behind the last record are not understood: a start sets them aside",
+            rest.len()
+        );
+        assert!(status == 0 && checked.contains(&plan), "{checked}");
+        let server = Server::within(home, &[]);
+        assert!(server.greeting.iter().any(|line| line.contains("set aside in ")), "{:#?}", server.greeting);
+        assert!(server.log().contains("event=storage_notice "));
+        home = server.kill();
+        assert_eq!(fs::read_to_string(&path).expect("there"), text);
+    }
+    let kept: Vec<_> = asides(&path).iter().map(|aside| fs::read_to_string(aside).expect("kept")).collect();
+    assert!(kept.len() == rests.len() && rests.iter().all(|rest| kept.iter().any(|kept| kept == rest)));
+    // Whole, but for its line end, and zeros behind it.
+    fs::write(&path, format!("{}\0\0\0\0", text.trim_end())).expect("written");
+    let server = Server::within(home, &[]);
+    assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")));
+    assert_eq!(fs::read_to_string(&path).expect("there"), text);
+}
+
+/// README#key-keeps-name.
+#[test]
+fn name_stays_with_its_key_when_its_record_is_lost() {
+    let (mut home, path, text) = two_accounts();
+    let alice = Person::new("alice");
+    let other = Person { identity: Arc::new(IdentityKey::generate()), ..Person::new("alice") };
+    let register = |server: &Server, person: &Person| {
+        let mut raw = server.raw();
+        let key = quick_key(common::PASSWORD);
+        raw.say(&ClientMessage::Register(key.register(&person.name, person.identity.public())));
+        match raw.answer() {
+            Some(ServerMessage::Registered) => "registered".to_string(),
+            Some(ServerMessage::Error(failure)) => failure.code,
+            _ => panic!("no answer"),
+        }
+    };
+    let torn = format!("{}{}", text.lines().last().expect("bob"), "\n{\"name\":\"alice\",\"sal");
+    for lost in ["", "\n", "\0\0\0\0\0\0", &torn] {
+        fs::write(&path, lost).expect("written");
+        let (status, checked) = run(&home, &["--check"]);
+        assert!(status == 0 && checked.contains("only this key can register the name alice"), "{checked}");
+        let server = Server::within(home, &[]);
+        assert!(server.greeting.iter().any(|line| line.starts_with("keys/alice.pem belongs to no account")));
+        for name in ["alice", "Alice"] {
+            let other = Person { name: name.parse().expect("name"), ..Person::new("alice") };
+            let other = Person { identity: Arc::new(IdentityKey::generate()), ..other };
+            assert_eq!(register(&server, &other), "name_taken", "{lost:?}");
+        }
+        assert_eq!(register(&server, &alice), "registered");
+        assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+        home = server.kill();
+    }
+    // The operator frees it.
+    fs::write(&path, "").expect("written");
+    let server = Server::within(home, &[]);
+    let (status, out) = user(&server.home, &["remove", "alice"]);
+    assert!(status == 0 && out.contains("alice is removed"), "{out}");
+    assert_eq!(register(&server, &other), "registered");
+    // What was removed is not kept, wherever a crash came between.
+    let (status, _) = user(&server.home, &["remove", "alice"]);
+    assert_eq!(status, 0);
+    let home = server.kill();
+    fs::write(home.path("data/keys/alice.pem"), other.identity.public().to_pem()).expect("written");
+    let server = Server::within(home, &[]);
+    assert!(!server.greeting.iter().any(|line| line.contains("keys/alice.pem")), "{:#?}", server.greeting);
+    assert_eq!(register(&server, &alice), "registered");
+}
+
+#[test]
+fn key_file_of_an_account_counts_however_it_was_saved() {
+    let server = Server::start();
+    let (mut raw, alice) = newcomer(&server, "alice");
+    let path = server.data("keys/alice.pem");
+    let pem = fs::read_to_string(&path).expect("there");
+    for edited in edited(&pem).iter().filter(|edited| edited.matches("BEGIN").count() == 1) {
+        fs::write(&path, edited).expect("written");
+        let (_, checked) = run(&server.home, &["--check"]);
+        assert!(!checked.contains("alice.pem: not the key"), "{edited:?}: {checked}");
+    }
+    assert!(raw.is_usable() && alice.name.as_str() == "alice");
+}
+
+// ---- the client's
+
+/// Alice has verified bob and ignores eve; her files as they are then.
+fn knowing(server: &Server) -> Arc<Folder> {
+    let _bob = server.client("bob").ready();
+    let _eve = server.client("eve").ready();
+    let mut alice = server.client("alice").ready();
+    alice.say("/verify bob");
+    alice.expect("safety number with bob");
+    alice.say("/verify bob yes");
+    alice.expect("verified");
+    alice.say("/ignore eve");
+    alice.expect("eve");
+    let home = alice.home.clone();
+    assert_eq!(alice.finish().0, 0);
+    home
+}
+
+fn folder(home: &Folder, name: &str) -> PathBuf {
+    home.path(".secure_messenger_client").join(name)
+}
+
+/// README#records.
+#[test]
+fn what_a_client_knows_counts_however_it_was_saved() {
+    let server = Server::start();
+    let home = knowing(&server);
+    let host = format!("127.0.0.1:{}", server.port);
+    let names = ["known_users", "known_servers", "ignored"];
+    let texts = names.map(|name| fs::read_to_string(folder(&home, name)).expect("there"));
+    let edits = texts.clone().map(|text| edited(&text));
+    for n in 0..edits[0].len() {
+        for (name, edited) in names.iter().zip(&edits) {
+            fs::write(folder(&home, name), &edited[n]).expect("written");
+        }
+        let alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+        let (status, lines) = alice.finish();
+        assert!(status == 0 && !lines.iter().any(|line| line.contains("set aside")), "{lines:#?}");
+        let bob = "bob".parse().expect("name");
+        let known = KnownUsers::open(&folder(&home, "known_users"), host.clone()).expect("whole");
+        assert!(matches!(known.get(&bob), Some((_, Trust::Verified))), "{:?}", edits[0][n]);
+        let servers = KnownServers::open(&folder(&home, "known_servers")).expect("whole");
+        assert!(servers.get(&host).is_some(), "{:?}", edits[1][n]);
+        let ignored = Ignored::open(&folder(&home, "ignored"), host.clone()).expect("whole");
+        assert!(ignored.contains(&"eve".parse().expect("name")), "{:?}", edits[2][n]);
+        for (name, edited) in names.iter().zip(&edits) {
+            assert!(fs::read_to_string(folder(&home, name)).expect("there").starts_with(&edited[n]));
+        }
+    }
+    for (name, text) in names.iter().zip(&texts) {
+        for (bytes, words) in [
+            (utf16(text, true), "line 1 is damaged: this looks like UTF-16"),
+            (format!("garbage\n{text}").into_bytes(), "line 1 is damaged: restore"),
+            (format!("{text}{}", "x".repeat(9000)).into_bytes(), "is damaged: restore"),
+            (
+                format!("{}x\"}}", text.trim_end().trim_end_matches("\"}")).replace("\":", ":").into_bytes(),
+                "is damaged",
+            ),
+        ] {
+            fs::write(folder(&home, name), &bytes).expect("written");
+            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+            assert!(status == 1 && lines.concat().contains(words), "{name}: {words} {lines:#?}");
+            assert!(lines.concat().contains(&format!("/{name}: line ")), "{lines:#?}");
+            assert!(fs::read(folder(&home, name)).expect("there") == bytes, "untouched");
+        }
+        fs::write(folder(&home, name), text).expect("written");
+    }
+}
+
+/// README#records.
+#[test]
+fn torn_rest_of_what_a_client_knows_is_told_and_set_aside() {
+    let server = Server::start();
+    let home = knowing(&server);
+    for name in ["known_users", "known_servers", "ignored"] {
+        let path = folder(&home, name);
+        let text = fs::read_to_string(&path).expect("there");
+        for rest in ["{\"server\":\"127.0", "\0\0\0\0"] {
+            fs::write(&path, format!("{text}{rest}")).expect("written");
+            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+            let told = format!("! {}: {} bytes behind the last record", path.display(), rest.len());
+            assert!(status == 0 && lines.iter().any(|line| line.starts_with(&told)), "{lines:#?}");
+            assert!(fs::read_to_string(&path).expect("there").starts_with(&text));
+            let is_kept = |aside: &PathBuf| fs::read_to_string(aside).expect("there") == rest;
+            assert!(asides(&path).iter().any(is_kept), "{name}: {rest:?}");
+        }
+    }
+}
+
+/// README#records.
+#[test]
+fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
+    let server = Server::start();
+    let home = knowing(&server);
+    let (path, host) = (folder(&home, "known_servers"), format!("127.0.0.1:{}", server.port));
+    let text = fs::read_to_string(&path).expect("there");
+    fs::remove_file(&path).expect("removed");
+    KnownServers::open(&path)
+        .and_then(|mut known| known.remember(&host, Fingerprint([7; 32])))
+        .expect("another");
+    let other = fs::read_to_string(&path).expect("there");
+    // Its whole record, but for the line end, is that of another server.
+    for saved in edited(&other) {
+        fs::write(&path, saved).expect("written");
+        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+        assert!(status == 1 && lines.concat().contains("HAS CHANGED"), "{lines:#?}");
+    }
+    // Half of it is known to have been there, also at the next start.
+    fs::write(&path, &text[..text.len() - 20]).expect("written");
+    for _ in 0..2 {
+        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+        assert!(status == 1 && lines.concat().contains("--accept-new does not accept it"), "{lines:#?}");
+    }
+    let fingerprint =
+        server.greeting.iter().find_map(|line| line.split("certificate: ").nth(1)).expect("told");
+    let fingerprint = fingerprint.split(' ').next().expect("one");
+    let decided = &["--fingerprint", fingerprint];
+    assert_eq!(Client::within(home.clone(), server.port, "alice", true, decided).finish().0, 0);
+    assert_eq!(Client::within(home, server.port, "alice", true, &[]).finish().0, 0);
+}
+
+#[test]
+fn private_key_file_opens_however_it_was_saved() {
+    let server = Server::start();
+    let home = knowing(&server);
+    let path = folder(&home, "keys/alice_private.key");
+    let text = fs::read_to_string(&path).expect("there");
+    for saved in
+        [text.trim_end().to_string(), format!("\u{feff}\r\n{text}\r\n"), text.replace(',', " ,\r\n  ")]
+    {
+        fs::write(&path, saved).expect("written");
+        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+        assert_eq!(status, 0, "{lines:#?}");
+    }
+    for bad in [utf16(&text, true), Vec::new(), vec![0; 300], text.as_bytes()[..100].to_vec()] {
+        fs::write(&path, &bad).expect("written");
+        for register in [&["--register"][..], &[]] {
+            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, register).finish();
+            assert!(status == 1 && lines.concat().contains("the key file is damaged"), "{lines:#?}");
+            assert!(fs::read(&path).expect("there") == bad, "untouched");
+        }
+    }
+}
+
+// ---- private files
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("there").permissions().mode() & 0o777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("changed");
+}
+
+#[test]
+fn private_file_that_others_can_read_is_closed_and_told() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    let home = server.kill();
+    let names = ["users.json", "salt.secret", "certs/server.key"];
+    for wide in [0o644, 0o640, 0o666] {
+        names.iter().for_each(|name| set_mode(&home.path("data").join(name), wide));
+        let (_, checked) = run(&home, &["--check"]);
+        assert_eq!(
+            checked.matches("others have rights to it: a start takes them away").count(),
+            3,
+            "{checked}"
+        );
+        let server = Server::within(home.clone(), &[]);
+        for name in names {
+            let path = server.data(name);
+            let told =
+                format!("{}: others had rights to this file; it is closed to them now", path.display());
+            assert!(server.greeting.contains(&told) && mode(&path) == 0o600, "{:#?}", server.greeting);
+        }
+    }
+    // Elsewhere, it is not ours to close.
+    let (key, elsewhere) = (home.path("data/certs/server.key"), home.path("server.key"));
+    fs::rename(&key, &elsewhere).expect("moved");
+    symlink(&elsewhere, &key).expect("linked");
+    set_mode(&elsewhere, 0o644);
+    let reason = refusal(&home, &elsewhere);
+    assert!(reason.contains("server.key: others can read this private file: chmod 600 it"), "{reason}");
+    assert_eq!(mode(&elsewhere), 0o644);
+    set_mode(&elsewhere, 0o600);
+    drop(Server::within(home, &[]));
+    // The client's.
+    let server = Server::start();
+    let home = knowing(&server);
+    let key = folder(&home, "keys/alice_private.key");
+    set_mode(&key, 0o644);
+    let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+    let told = format!("! {}: others had rights to this file; it is closed to them now", key.display());
+    assert!(status == 0 && lines.contains(&told) && mode(&key) == 0o600, "{lines:#?}");
+    let elsewhere = home.path("alice.key");
+    fs::rename(&key, &elsewhere).expect("moved");
+    symlink(&elsewhere, &key).expect("linked");
+    set_mode(&elsewhere, 0o644);
+    let (status, lines) = Client::within(home, server.port, "alice", true, &[]).finish();
+    assert!(status == 1 && lines.concat().contains("others can read this private file"), "{lines:#?}");
+}
+
+// ---- certificates
+
+fn openssl(arguments: &[&str]) {
+    let done =
+        Command::new("openssl").args(arguments).stdin(Stdio::null()).output().expect("openssl is installed");
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn certificate_that_cannot_be_used_gets_a_sentence_with_a_remedy() {
+    let home = Arc::new(Folder::new());
+    drop(Server::within(home.clone(), &[]));
+    let path = |name: &str| home.path(name).to_str().expect("UTF-8").to_string();
+    let (key, certificate) = (home.path("data/certs/server.key"), home.path("data/certs/server.crt"));
+    let make = |name: &str, algorithm: &[&str]| {
+        let (key, out) = (path(&format!("{name}.key")), path(&format!("{name}.crt")));
+        let subject = format!("/CN={name}");
+        let basics =
+            ["req", "-x509", "-nodes", "-days", "90", "-subj", &subject, "-keyout", &key, "-out", &out];
+        openssl(&[&basics[..], &["-newkey"], algorithm].concat());
+        let read = |path: &str| fs::read(path).expect("made");
+        (read(&key), read(&out))
+    };
+    let ec = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    let (own_key, own) = make("own", &ec);
+    let (_, authority) = make("authority", &ec);
+    let (small_key, small) = make("small", &["rsa:1024"]);
+    let (k1_key, k1) = make("k1", &["ec", "-pkeyopt", "ec_paramgen_curve:secp256k1"]);
+    openssl(&["pkey", "-in", &path("own.key"), "-aes256", "-passout", "pass:x", "-out", &path("sealed.key")]);
+    openssl(&["ec", "-in", &path("own.key"), "-aes256", "-passout", "pass:x", "-out", &path("older.key")]);
+    openssl(&["x509", "-in", &path("own.crt"), "-outform", "DER", "-out", &path("own.der")]);
+    let read = |name: &str| fs::read(home.path(name)).expect("made");
+    let text = String::from_utf8(own.clone()).expect("PEM");
+    let put = |(new_key, new): (&[u8], &[u8])| {
+        fs::write(&key, new_key).and_then(|()| fs::write(&certificate, new)).expect("written");
+        set_mode(&key, 0o600);
+        set_mode(&certificate, 0o600);
+    };
+    for (new_key, new, words) in [
+        (read("sealed.key"), own.clone(), "server.key: the key is encrypted"),
+        (read("older.key"), own.clone(), "server.key: the key is encrypted"),
+        (own_key.clone(), [&authority[..], &own].concat(), "server.crt: the server's own certificate"),
+        (own_key.clone(), authority, "server.key is not the key of the certificate in server.crt"),
+        (small_key, small, "RSA with 2048 bits or more"),
+        (k1_key, k1, "ECDSA on P-256"),
+        (own_key.clone(), utf16(&text, true), "server.crt: this looks like UTF-16"),
+        (own_key.clone(), read("own.der"), "server.crt: this is DER"),
+        (own_key.clone(), Vec::new(), "no certificate in this file"),
+        (Vec::new(), own.clone(), "no private key in this file"),
+    ] {
+        put((&new_key, &new));
+        let reason = refusal(&home, &certificate);
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+    let mark = "\u{feff}".as_bytes();
+    put((&[mark, &own_key].concat(), &[mark, text.replace('\n', "\r\n").as_bytes()].concat()));
+    drop(Server::within(home.clone(), &[]));
+}
+
+// ---- the log
+
+/// What a running server's log says of SIGHUP.
+fn reloads(server: &Server) -> usize {
+    server.log().matches("event=reloaded ").count()
+}
+
+#[test]
+fn log_that_was_renamed_or_removed_is_made_again() {
+    let server = Server::start();
+    let (mut alice, _) = newcomer(&server, "alice");
+    let (log, old) = (server.data("logs/security.log"), server.data("logs/old.log"));
+    until("it is logged", || server.log().contains("event=login user=alice "));
+    fs::rename(&log, &old).expect("renamed");
+    let (mut bob, _) = newcomer(&server, "bob");
+    until("it is there again", || log.exists() && server.log().contains("event=login user=bob "));
+    assert!(!server.log().contains("alice") && !fs::read_to_string(&old).expect("there").contains("bob"));
+    assert_eq!(mode(&log), 0o600);
+    fs::remove_file(&log).expect("removed");
+    newcomer(&server, "carol");
+    until("it is there again", || log.exists() && server.log().contains("event=login user=carol "));
+    // At once, when that is asked for.
+    fs::rename(&log, &old).expect("renamed");
+    signal(server.child.id(), "-HUP");
+    until("it is there again", || log.exists() && reloads(&server) == 1);
+    // As copytruncate does.
+    File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("cut");
+    newcomer(&server, "dave");
+    until("it is logged", || server.log().contains("event=login user=dave "));
+    assert!(server.log().starts_with("20"), "no hole");
+    assert!(alice.is_usable() && bob.is_usable());
+}
+
+#[test]
+fn hangup_reloads_the_certificate_and_ends_nothing() {
+    let mut server = Server::start();
+    let (mut alice, _) = newcomer(&server, "alice");
+    let hang_up = |server: &Server| signal(server.child.id(), "-HUP");
+    hang_up(&server);
+    let line = server.output.expect("reloaded; certificate: SHA256:");
+    let (path, key) = (server.data("certs/server.crt"), server.data("certs/server.key"));
+    let good = fs::read(&path).expect("there");
+    fs::write(&path, "rubbish").expect("written");
+    for _ in 0..2 {
+        hang_up(&server);
+        let told = server.output.expect("WARNING: reloaded, but the new certificate cannot be used: ");
+        assert!(
+            told.contains("server.crt") && told.contains(line.rsplit("SHA256:").next().expect("one")),
+            "{told}"
+        );
+    }
+    newcomer(&server, "bob");
+    fs::write(&path, &good).expect("written");
+    let (new_key, new) = (server.home.path("key"), server.home.path("crt"));
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_string();
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=example.org",
+        "-days",
+        "90",
+        "-keyout",
+        &text(&new_key),
+        "-out",
+        &text(&new),
+    ]);
+    fs::copy(&new, &path).and_then(|_| fs::copy(&new_key, &key)).expect("copied");
+    set_mode(&key, 0o644);
+    hang_up(&server);
+    let now = server.output.expect("reloaded; certificate: SHA256:");
+    assert!(now != line && mode(&key) == 0o600, "{now}");
+    for _ in 0..50 {
+        hang_up(&server);
+    }
+    assert!(alice.is_usable());
+    signal(server.child.id(), "-TERM");
+    assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+}
+
+/// The block of the README that begins so.
+fn block(head: &str) -> String {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
+    let mut blocks = readme.split("\n```\n");
+    blocks.find(|block| block.starts_with(head)).unwrap_or_else(|| panic!("no block {head}")).to_string()
+}
+
+#[test]
+fn readme_s_rotation_loses_no_event() {
+    let rotation = block("/var/lib/secure-messenger/logs/security.log {");
+    assert!(rotation.contains("systemctl reload secure-messenger"), "{rotation}");
+    let program =
+        ["/usr/sbin/logrotate", "/sbin/logrotate"].into_iter().find(|path| Path::new(path).exists());
+    let Some(program) = program else {
+        println!("skipped: logrotate is not installed");
+        return;
+    };
+    for truncates in [false, true] {
+        let server = Server::start();
+        let (mut alice, _) = newcomer(&server, "alice");
+        until("it is logged", || server.log().contains("event=login user=alice "));
+        let log = server.data("logs/security.log");
+        let reload = format!("kill -HUP {}", server.child.id());
+        let rotation = rotation
+            .replace("/var/lib/secure-messenger/logs/security.log", log.to_str().expect("UTF-8"))
+            .replace("systemctl reload secure-messenger", if truncates { "true" } else { &reload })
+            .replace("nocreate", if truncates { "copytruncate" } else { "nocreate" });
+        let (config, state) = (server.home.path("logrotate.conf"), server.home.path("logrotate.state"));
+        fs::write(&config, rotation).expect("written");
+        set_mode(&config, 0o600);
+        let done =
+            Command::new(program).arg("-f").arg("-s").arg(&state).arg(&config).output().expect("it runs");
+        assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+        newcomer(&server, "bob");
+        until("it is logged", || log.exists() && server.log().contains("event=login user=bob "));
+        let files = common::files(&server.data("logs"));
+        assert!(files.len() == 2 && alice.is_usable(), "{files:?}");
+        let old = files.iter().find(|path| **path != log).expect("the former one");
+        let old = fs::read_to_string(old).expect("there");
+        assert!(old.contains("event=login user=alice ") && !server.log().contains("user=alice "));
+        assert!(server.log().starts_with("20") && (truncates || reloads(&server) == 1), "{}", server.log());
+    }
+}
+
+#[test]
+fn full_log_disk_is_told_and_counted_and_ends_nothing() {
+    let home = Arc::new(Folder::new());
+    drop(Server::within(home.clone(), &[]));
+    let log = home.path("data/logs/security.log");
+    // No file may have more than 32 KiB (a block is what the shell takes it for), and this one has.
+    fs::write(&log, "2026-01-31T08:05:09Z event=started user=- addr=-\n".repeat(2000)).expect("written");
+    let errors = home.path("errors");
+    let full = format!("ulimit -S -f 32; exec 2>{}", errors.display());
+    let server = Server::after(&full, home, &[]);
+    let lifts = Command::new("prlimit").arg("--version").stdout(Stdio::null()).status();
+    if !lifts.is_ok_and(|status| status.success()) {
+        println!("skipped: the limit of a file's size cannot be lifted here");
+        return;
+    }
+    let (mut alice, _) = newcomer(&server, "alice");
+    until("it is told", || {
+        let told = fs::read_to_string(&errors).expect("there");
+        told.lines().count() == 1 && told.contains("security.log") && told.contains("events are lost until")
+    });
+    assert!(!server.log().contains("alice") && alice.is_usable());
+    let pid = server.child.id().to_string();
+    let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    assert!(lifted.expect("it is there").success());
+    newcomer(&server, "bob");
+    until("what was lost is counted", || server.log().contains(" lost_before="));
+    assert!(server.log().trim_end().lines().all(|line| line.contains(" event=")), "no half line");
+}
+
+#[test]
+fn full_output_is_logged_and_ends_nothing() {
+    let home = Arc::new(Folder::new());
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("there"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
+        .arg(home.path("data"))
+        .stdin(Stdio::null())
+        .stdout(full())
+        .stderr(full())
+        .spawn()
+        .expect("it starts");
+    let log = || fs::read_to_string(home.path("data/logs/security.log")).unwrap_or_default();
+    until("it has started", || log().contains("event=started ") && log().contains("event=output_failed "));
+    signal(child.id(), "-USR1");
+    until("it answers", || log().contains("event=status "));
+    signal(child.id(), "-HUP");
+    until("it answers", || log().contains("event=reloaded "));
+    let (status, out) = user(&home, &["unlock", "alice"]);
+    assert!(status == 0 && out.contains("alice is not locked"), "{out}");
+    signal(child.id(), "-TERM");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    // What is asked for and cannot be printed is a failure.
+    let data = home.path("data");
+    let data = data.to_str().expect("UTF-8");
+    for words in [&["--check", "--data-dir", data][..], &["--help"], &["--version"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_server"));
+        let child = child.args(words).stdout(full()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("it starts");
+        let errors = Output::of(child.stderr.take().expect("piped")).all();
+        assert_eq!(child.wait().expect("it ends").code(), Some(1), "{words:?}");
+        assert!(errors.len() == 1 && errors[0].starts_with("server: "), "{errors:?}");
+    }
+}
+
+#[test]
+fn operator_reaches_a_server_in_a_deep_folder() {
+    let deep = Folder::new();
+    let home = Arc::new(Folder(deep.path(&"deep/".repeat(30))));
+    fs::create_dir_all(&home.0).expect("folders");
+    let server = Server::within(home, &[]);
+    assert!(server.data("admin.sock").as_os_str().len() > 108);
+    assert!(!server.greeting.iter().any(|line| line.contains("WARNING")), "{:#?}", server.greeting);
+    let (mut alice, _) = newcomer(&server, "alice");
+    let (status, out) = run(&server.home, &["--check"]);
+    assert!(status == 0 && out.contains("a server runs on it"), "{out}");
+    let (status, out) = user(&server.home, &["remove", "alice"]);
+    assert!(status == 0 && out.contains("its session is ended"), "{out}");
+    assert!(alice.error() == "account_removed");
+}
+
+#[test]
+fn editor_that_replaces_a_file_in_use_costs_no_record() {
+    let server = Server::start();
+    let home = knowing(&server);
+    let mut alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+    let path = folder(&home, "ignored");
+    let text = fs::read_to_string(&path).expect("there");
+    // Without the line end, in place and by a new file.
+    for replaced in [false, true] {
+        let copy = folder(&home, "copy");
+        fs::write(if replaced { &copy } else { &path }, text.trim_end()).expect("written");
+        if replaced {
+            fs::rename(&copy, &path).expect("replaced");
+        }
+        let name = if replaced { "mallory" } else { "oscar" };
+        alice.say(&format!("/ignore {name}"));
+        alice.expect(name);
+        let saved = fs::read_to_string(&path).expect("there");
+        assert!(saved.starts_with(&text) && saved.lines().count() == text.lines().count() + 1, "{saved}");
+        assert!(saved.ends_with("}\n") && saved.contains(name), "{saved}");
+    }
+    assert_eq!(alice.finish().0, 0);
+    // The server, whose memory is not that of another file, confirms nothing that a restart would not find.
+    let users = server.data("users.json");
+    let mut copy = File::create(server.data("copy")).expect("made");
+    copy.write_all(&fs::read(&users).expect("there")).expect("written");
+    fs::rename(server.data("copy"), &users).expect("replaced");
+    let mut raw = server.raw();
+    raw.say(&Person::new("zoe").registration());
+    assert_eq!(raw.error(), "server_error");
+    until("it is logged", || server.log().contains("it was replaced or removed while it was in use"));
+}
