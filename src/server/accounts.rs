@@ -382,6 +382,7 @@ fn move_key_aside(keys: &Path, name: &Username) {
 }
 
 fn kept_notice(name: &Username) -> String {
+    let name = name.as_str();
     format!(
         "keys/{name}.pem belongs to no account: only this key can register the name {name}; `server user remove {name}` \
          frees it"
