@@ -861,7 +861,7 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     let mut mallory = Mallory::new(&server, "mallory", &mut alice);
     let content = noise(SEVEN);
     // Beyond the end.
-    for start in [8, u32::MAX.into()] {
+    for start in [8, u32::MAX.into(), 1 << 32, u64::MAX] {
         let offer = mallory.is_offered(&mut alice, "beyond", &content);
         mallory.accept(offer.transfer.0, start);
         alice.expect("! beyond → mallory: the answer is about more than the file has");

@@ -53,7 +53,7 @@ impl Session {
                 // Whatever is renewed meanwhile, this key stays the transfer's.
                 let key = self.keys.current();
                 let session = Fixed(key.fingerprint().0);
-                let accept = Accept { transfer: Fixed(transfer.id), start, session };
+                let accept = Accept { transfer: Fixed(transfer.id), start: start.into(), session };
                 let done = transfer.size.min(u64::from(start) * CHUNK as u64);
                 let peer = transfer.peer.clone();
                 self.begin(number, done);

@@ -42,7 +42,7 @@ pub struct Accept {
     /// As in the offer.
     pub transfer: Fixed<16>,
     /// Chunks before this one are there already; all of them if it is their number.
-    pub start: u32,
+    pub start: u64,
     /// Fingerprint of the session key that the chunks' keys are to be wrapped for.
     pub session: Fixed<32>,
 }
@@ -119,15 +119,16 @@ impl Session {
     }
 
     /// README#chunk-session.
-    fn accepted(&mut self, from: &Username, id: &TransferId, start: u32, session: Fingerprint) {
+    fn accepted(&mut self, from: &Username, id: &TransferId, start: u64, session: Fingerprint) {
         let Some(number) = self.files.find(from, id) else { return };
         let Some(transfer) = self.files.list.get(&number) else { return };
         if !transfer.outgoing || !matches!(transfer.state, State::Offered) {
             return;
         }
-        if start > chunks(transfer.size).unwrap_or(0) {
+        let chunks = chunks(transfer.size).unwrap_or(0);
+        let Some(start) = u32::try_from(start).ok().filter(|start| *start <= chunks) else {
             return self.fail(number, "the answer is about more than the file has");
-        }
+        };
         if self.files.moving(true) >= MAX_LEAVING {
             return self.fail(number, "too many files are under way already: offer it again later");
         }
