@@ -64,7 +64,8 @@
 //!   [`Envelope::verify`](crypto::envelope::Envelope::verify) makes a
 //!   [`Verified`](crypto::envelope::Verified), and only
 //!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.
-//! - No lock is held across I/O, no wait is without a deadline, no queue without a bound.
+//! - No lock is held while a thread waits for the other side; no wait for it is without a deadline, and nothing that it can
+//!   make grow without a bound. ([`server`] says in which order locks are taken.)
 //! - All text from others is sanitised at one point, [`client::text::sanitise`].
 
 #![forbid(unsafe_code)]

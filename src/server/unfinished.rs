@@ -1,6 +1,7 @@
 //! Lines and packets that have begun to come.
 //!
-//! Invariant: none takes for ever, and all together no more than so much memory.
+//! Invariant: none takes for ever. All together have no more than [`MAX_UNFINISHED`] bytes, but for [`SMALL_LINE`], and what
+//! one read brings, of each client.
 
 use super::limits::{LINE, MAX_UNFINISHED, SMALL_LINE};
 use std::sync::atomic::{AtomicUsize, Ordering};
