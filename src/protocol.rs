@@ -39,6 +39,12 @@ pub const MAX_GRANTED: u32 = 128;
 #[derive(Serialize, Deserialize)]
 struct Empty {}
 
+/// What can be read of a message of another version.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u64,
+}
+
 /// The codes of [`Failure`]. README#error-codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
@@ -80,6 +86,8 @@ pub enum ErrorCode {
     TooManyRequests,
     /// Another login of the account has taken over; also to a `resume` of the session that it replaced.
     SignedInElsewhere,
+    /// The certificate of the session key is no longer valid: the connection is closed, and the client logs in again.
+    CertificateExpired,
     /// The operator has ended the account; the connection is closed.
     AccountRemoved,
     /// The login, or the end of a session's former connection, took too long.
@@ -120,6 +128,7 @@ impl ErrorCode {
             ErrorCode::WrongSender => "wrong_sender",
             ErrorCode::TooManyRequests => "too_many_requests",
             ErrorCode::SignedInElsewhere => "signed_in_elsewhere",
+            ErrorCode::CertificateExpired => "certificate_expired",
             ErrorCode::AccountRemoved => "account_removed",
             ErrorCode::TimedOut => "timed_out",
             ErrorCode::ServerFull => "server_full",
@@ -203,6 +212,8 @@ pub enum DecodeError {
     Malformed,
     /// A `type` that this side does not take.
     UnknownType,
+    /// Of another version than [`VERSION`], whose members are not known.
+    OtherVersion,
 }
 
 impl fmt::Display for DecodeError {
@@ -212,6 +223,9 @@ impl fmt::Display for DecodeError {
                 "not a message: it is not JSON, or a field is missing or of the wrong type"
             }
             DecodeError::UnknownType => "unknown message type",
+            DecodeError::OtherVersion => {
+                "the protocol's version here is 1: one of the two programs is too old"
+            }
         })
     }
 }
@@ -234,6 +248,16 @@ fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
 
 impl Fields for OwnKey {
     const NAMES: &[&str] = &["key"];
+}
+
+/// Why a message cannot be read. One of another version may have other members. README#version.
+fn blame(error: DecodeError, text: &str, kind: &str) -> DecodeError {
+    let kinds = ["register", "login_request", "resume_request", "challenge", "resume_challenge"];
+    let is_other = |line: Versioned| line.version != u64::from(VERSION);
+    match kinds.contains(&kind) && body(text).is_ok_and(is_other) {
+        true => DecodeError::OtherVersion,
+        false => error,
+    }
 }
 
 /// The fields of two structs that share a line.
@@ -279,7 +303,11 @@ impl ClientMessage {
     /// [`DecodeError`].
     pub fn decode(line: &[u8]) -> Result<ClientMessage, DecodeError> {
         let (text, kind) = head(line)?;
-        Ok(match &*kind {
+        ClientMessage::read(text, &kind).map_err(|error| blame(error, text, &kind))
+    }
+
+    fn read(text: &str, kind: &str) -> Result<ClientMessage, DecodeError> {
+        Ok(match kind {
             "register" => ClientMessage::Register(body(text)?),
             "login_request" => ClientMessage::LoginRequest(body(text)?),
             "challenge_response" => ClientMessage::ChallengeResponse(Box::new(body(text)?)),
@@ -345,7 +373,11 @@ impl ServerMessage {
     /// [`DecodeError`].
     pub fn decode(line: &[u8]) -> Result<ServerMessage, DecodeError> {
         let (text, kind) = head(line)?;
-        Ok(match &*kind {
+        ServerMessage::read(text, &kind).map_err(|error| blame(error, text, &kind))
+    }
+
+    fn read(text: &str, kind: &str) -> Result<ServerMessage, DecodeError> {
+        Ok(match kind {
             "registered" => empty(text, ServerMessage::Registered)?,
             "challenge" => ServerMessage::Challenge(body(text)?),
             "session" => ServerMessage::Session(body(text)?),
@@ -463,6 +495,23 @@ mod tests {
         assert_eq!(decode(&nested).err(), Some(Malformed));
     }
 
+    /// README#version.
+    #[test]
+    fn line_of_another_version_is_told_as_such() {
+        for line in [
+            r#"{"type":"login_request","version":2,"name":"alice"}"#,
+            r#"{"type":"register","version":0}"#,
+            r#"{"type":"resume_request","version":18446744073709551615}"#,
+        ] {
+            assert_eq!(decode(line).err(), Some(DecodeError::OtherVersion), "{line}");
+        }
+        for line in [r#"{"type":"login_request","version":1}"#, r#"{"type":"keys_request","version":2}"#] {
+            assert_eq!(decode(line).err(), Some(DecodeError::Malformed), "{line}");
+        }
+        let challenge = ServerMessage::decode(br#"{"type":"challenge","version":2,"nonce":"new"}"#);
+        assert_eq!(challenge.err(), Some(DecodeError::OtherVersion));
+    }
+
     #[test]
     fn brackets_inside_strings_are_not_nesting() {
         let text = format!("{{\"note\":\"{}\\\"[[\",\"type\":\"ping\"}}", "[{".repeat(50));
@@ -518,7 +567,12 @@ mod tests {
         let is_ping = |line: &str| matches!(decode(line), Ok(ClientMessage::Ping));
         assert!(is_ping(r#"{"type":"ping"}"#) && is_ping(r#"{ "a": [1], "type": "ping" }"#));
         assert!(is_ping(r#"{"type":"p\u0069ng"}"#));
-        for twice in [r#"{"type":"ping","type":"logout"}"#, r#"{"a":1,"type":"ping","type":"logout"}"#] {
+        for twice in [
+            r#"{"type":"ping","type":"logout"}"#,
+            r#"{"a":1,"type":"ping","type":"logout"}"#,
+            r#"{"type":"ping","type":7}"#,
+            r#"{"a":1,"type":"ping","type":{"b":[]}}"#,
+        ] {
             assert!(is_ping(twice), "{twice}");
         }
         for cut in [r#"{"type":"ping""#, r#"{"type":"ping"}}"#, r#"{"type":"ping",}"#, r#"{"type":"none""#] {

@@ -12,8 +12,8 @@ use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::disk;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
-    ChallengeResponse, ClientMessage, EncryptedSend, EnvelopeFields, Failure, KeysRequest, LoginRequest,
-    MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing, Sent,
+    ChallengeResponse, ClientMessage, EncryptedSend, EnvelopeFields, Failure, Grant, KeysRequest,
+    LoginRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing, Sent,
     ServerMessage, SessionKeyFields, VERSION, WrappedKey,
 };
 use secure_messenger::wire::tls::{Reader, Received};
@@ -205,7 +205,7 @@ fn false_response(person: &Person) -> Vec<u8> {
     ClientMessage::ChallengeResponse(Box::new(ChallengeResponse {
         response: Fixed([1; 32]),
         session_key: Bytes(person.session.public().spki()),
-        created: 1,
+        created: clock::now_ms(),
         certificate: Fixed([1; RSA_BYTES]),
         proof: Fixed([1; RSA_BYTES]),
     }))
@@ -834,6 +834,52 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
     }
     assert!(sloth.is_usable() && keen.is_usable());
     scene.close();
+}
+
+/// README#shares.
+#[test]
+fn flood_leaves_room_for_the_word_of_another() {
+    let server = Server::with(&["--rate", "100000"]);
+    let (mut carol, carols) = newcomer(&server, "carol");
+    let floods: [(&str, usize, usize, bool); 5] = [
+        ("private", 1, MAX_CIPHERTEXT, false),
+        ("broadcast", 1, MAX_CIPHERTEXT, false),
+        ("private", 1, 0, false),
+        ("private", 3, MAX_CIPHERTEXT, false),
+        ("grants", 1, 0, true),
+    ];
+    for (n, (scope, senders, size, grants)) in floods.into_iter().enumerate() {
+        let bob = format!("bob{n}");
+        let (raw, bobs) = newcomer(&server, &bob);
+        // Bob's connection is cut, and his session waits.
+        drop(raw);
+        for sender in 0..senders {
+            let (mut eve, eves) = newcomer(&server, &format!("eve{n}-{sender}"));
+            let mut is_busy = || {
+                if grants {
+                    let grant = |count: u32| {
+                        ClientMessage::Grant(Grant {
+                            peer: bobs.name.clone(),
+                            transfer: Fixed([7; 16]),
+                            count,
+                        })
+                    };
+                    [grant(1), grant(0), ClientMessage::Ping].iter().for_each(|message| eve.say(message));
+                    let refused = matches!(eve.answer(), Some(ServerMessage::Refused(_)));
+                    return refused && matches!(eve.answer(), Some(ServerMessage::Pong));
+                }
+                let mut flood = letter(&eves, &[&bob]);
+                flood.envelope.ciphertext = Bytes(vec![5; size]);
+                flood.envelope.scope = scope.into();
+                flood.envelope.recipient = (scope == "private").then(|| bobs.name.clone());
+                eve.say(&send(flood));
+                !sent(&mut eve).busy.is_empty()
+            };
+            assert!((0..10_000).any(|_| is_busy()), "the server holds it all");
+        }
+        carol.say(&send(letter(&carols, &[&bob])));
+        assert_eq!(sent(&mut carol).delivered.len(), 1, "{senders} times {scope} of {size} bytes");
+    }
 }
 
 /// README#ends-at-once.

@@ -299,7 +299,7 @@ fn wrong_options_are_one_line_and_status_2() {
         &["--port=-1"],
         &["--clients", "0"],
         &["--rate", "many"],
-        &["--outbox", "191"],
+        &["--outbox", "383"],
         &["--grace", "0"],
         &["--no-tls=yes"],
         &["--closed", "yes"],

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Heard, Person, Raw, Server, until};
+use common::{DEADLINE, Heard, PASSWORD, Person, Raw, Server, until};
 use secure_messenger::auth;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::SessionKey;
@@ -686,7 +686,7 @@ fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end()
 /// README#outlives, README#kept-limit.
 #[test]
 fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_are_back() {
-    let server = Server::with(&["--outbox", "192", "--rate", "100000"]);
+    let server = Server::with(&["--outbox", "384", "--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let flood = |alice: &mut Peer<'_>| {
         (1..)
@@ -701,7 +701,7 @@ fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_a
         bob.ack();
         bob.settle();
         bob.hang_up();
-        // 192 KiB of 12 KiB each.
+        // Her half of 384 KiB, of 12 KiB each.
         let refused = flood(&mut alice);
         assert!((14..=20).contains(&refused), "{refused}");
         for number in 1..refused {
@@ -730,7 +730,7 @@ fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_a
 /// README#kept-limit.
 #[test]
 fn a_client_that_never_acknowledges_is_served_and_resumed_as_far_as_is_remembered() {
-    let server = Server::with(&["--outbox", "192", "--rate", "100000"]);
+    let server = Server::with(&["--outbox", "384", "--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     bob.acks = false;
     let early = bob.received;
@@ -863,8 +863,10 @@ fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute_and_left_afte
     assert!((29..50).contains(&silent.elapsed().as_secs()), "{:?}", silent.elapsed());
     raw.say(&ClientMessage::Pong);
     assert!(raw.is_usable());
-    // Who does not answer.
-    while dead.hear().is_some() {}
+    // Who does not answer, for a minute, which is as long as a broken program is waited for elsewhere.
+    while !matches!(dead.hear(), Some(ServerMessage::Ping)) {}
+    dead.socket.set_read_timeout(Some(2 * DEADLINE)).expect("a socket");
+    assert!((&*dead.socket).read_to_end(&mut Vec::new()).is_ok());
     assert!(silent.elapsed().as_secs() >= 89, "{:?}", silent.elapsed());
 }
 
@@ -941,4 +943,31 @@ fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
     let letter = letter(&alice.person, &["bob"], number + 1, 10);
     alice.say(&letter);
     assert_eq!(bob.letter(), number + 1);
+}
+
+/// README#certificate-ends.
+#[test]
+fn session_with_an_expired_certificate_ends_and_a_login_begins_another() {
+    let server = Server::start();
+    let alice = Person::new("alice");
+    let mut raw = server.raw();
+    raw.register(&alice);
+    let challenge = match raw.challenge(&alice) {
+        Some(ServerMessage::Challenge(challenge)) => challenge,
+        _ => panic!("no challenge"),
+    };
+    let mut response = raw.response(&alice, &challenge, PASSWORD);
+    // Its 26 hours are over in some seconds.
+    response.created = clock::now_ms() - 26 * 3_600_000 + 3_000;
+    let certificate = alice.identity.certify(&alice.name, &alice.session, response.created);
+    response.certificate = Fixed(certificate.signature);
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
+    let token = token(raw.answer());
+    let (mut bob, _) = common::newcomer(&server, "bob");
+    assert_eq!(raw.error(), "certificate_expired");
+    assert!(raw.is_closed());
+    let is_gone = |message: &ServerMessage| matches!(message, ServerMessage::Presence(presence) if presence.left.contains(&alice.name));
+    while !bob.hear().is_some_and(|message| is_gone(&message)) {}
+    assert_eq!(refusal(&server, &alice.name, 0, &token).as_deref(), Some(NO_SESSION));
+    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
 }

@@ -86,7 +86,7 @@ pub struct Client {
 
 impl Client {
     fn new(guest: Guest<'_>, login: &Authenticated, place: Place<'_>, ticket: Ticket) -> Client {
-        let Guest { shared, channel, reader, lines, address, .. } = guest;
+        let Guest { shared, channel, reader, lines, .. } = guest;
         ticket.logged_in();
         let link = Link::new(channel, ticket);
         let outbox = Arc::new(Outbox::new(link.clone(), shared.limits.outbox));
@@ -108,7 +108,7 @@ impl Client {
         if shared.accounts.get(login.name()).is_none_or(|account| account.identity != identity) {
             grace::dismiss(shared, &session, ErrorCode::AccountRemoved, "this account was removed just now");
         }
-        let turn = Turn::first(shared, &session, Inbound::new(shared.limits.rate, address));
+        let turn = Turn::first(shared, &session, Inbound::new(shared.limits.rate));
         Client::of(shared, turn, link, reader, lines)
     }
 
@@ -137,7 +137,8 @@ impl Client {
         loop {
             // What a session that has ended still sends is not waited for.
             if !self.take_lines() || !self.session.outbox.serves(&self.link) {
-                return linger(&self.link.channel, &mut self.reader);
+                let (outbox, link) = (&self.session.outbox, &self.link);
+                return linger(&link.channel, &mut self.reader, || outbox.says_farewell(link));
             }
             let (bytes, anew) = self.lines.unfinished();
             if !self.unfinished.is_bearable(bytes, anew, Instant::now()) {
@@ -198,7 +199,10 @@ impl Client {
                             Ok(refused) => refused,
                             Err(delivery::Interrupted) => return false,
                         },
-                        Err(error) => Some(not_a_message(error)),
+                        Err(_) => Some(ServerMessage::error(
+                            ErrorCode::Malformed,
+                            "not a packet: it needs the length of a name, the name and 16 bytes of a transfer",
+                        )),
                     };
                     self.turn.inbound().count(length);
                     self.refuse(refused);
@@ -233,7 +237,7 @@ impl Client {
             }
             match request {
                 Ok(ClientMessage::Logout) => {
-                    self.session.outbox.end(None);
+                    grace::end(&self.shared, &self.session, None);
                     return false;
                 }
                 Ok(ClientMessage::Grant(grant)) => {
@@ -248,7 +252,7 @@ impl Client {
 
     /// The client has broken the protocol: its session ends with the connection. README#ends-at-once.
     fn end(&self, code: ErrorCode, text: &str) -> bool {
-        self.session.outbox.end(Some(Frame::aside(&ServerMessage::error(code, text))));
+        grace::dismiss(&self.shared, &self.session, code, text);
         false
     }
 
@@ -359,7 +363,7 @@ mod tests {
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         let claim = session.outbox.claim(0).expect("nothing was sent");
         assert!(session.outbox.attach(link.clone(), claim, 0));
-        let mut turn = Turn::first(shared, &session, Inbound::new(1, [127, 0, 0, 1].into()));
+        let mut turn = Turn::first(shared, &session, Inbound::new(1));
         turn.inbound().bucket = Bucket::new(1e-9, 4.0);
         (Client::of(shared, turn, link, Reader::default(), Lines::new(MAX_LINE)), far)
     }
@@ -551,9 +555,9 @@ mod tests {
             alice.lines.buffer().extend(bytes);
             alice.lines.buffer().extend_from_slice(b"\n{}\n");
             assert!(!alice.take_lines() && !alice.session.outbox.is_open());
-            let session = alice.session.clone();
+            // Others see it at once, however long the connection takes to end.
+            assert!(shared.registry.get(&alice.session.name).is_none());
             drop(alice);
-            assert!(shared.registry.get(&session.name).is_none());
             if !is_logout {
                 assert!(matches!(heard(&far), ServerMessage::Error(error) if error.code == "line_too_long"));
             }

@@ -7,7 +7,7 @@
 use super::frames::{Frame, Part};
 use super::limits::PACKET_PATIENCE;
 use super::outbox::{Pass, Queued};
-use super::session::Session;
+use super::session::{Admission, Session};
 use super::{Shared, status};
 use crate::crypto::public::ShortFingerprint;
 use crate::encoding::{Bytes, Fixed};
@@ -40,7 +40,8 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
             Found::Stale => &mut sent.stale,
             // README#own-key-only.
             Found::Online(session) => {
-                match session.outbox.deliver(Frame::envelope(head.clone(), key), pass) {
+                let frame = Frame::envelope(head.clone(), key).by(sender.sender);
+                match session.outbox.deliver(frame, pass) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
                         status::BUSY.add();
@@ -102,28 +103,35 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     if envelope.from != sender.name {
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
     }
-    if envelope.ciphertext.0.len() > MAX_CIPHERTEXT || envelope.kind.len() > MAX_KIND {
-        return Err((ErrorCode::Malformed, "the ciphertext or the kind is too long"));
+    if envelope.ciphertext.0.len() > MAX_CIPHERTEXT {
+        return Err((ErrorCode::Malformed, "the ciphertext has more than 33,024 bytes"));
     }
+    if envelope.kind.len() > MAX_KIND {
+        return Err((ErrorCode::Malformed, "the kind has more than 32 bytes"));
+    }
+    let bad = |text| Err((ErrorCode::BadTargets, text));
     match (envelope.scope.as_str(), &envelope.recipient) {
+        _ if routing.targets.is_empty() => bad("there are no targets"),
+        _ if routing.targets.len() > MAX_TARGETS => {
+            bad("there are more than 1,024 targets: send it several times")
+        }
         ("broadcast", None) => Ok(()),
+        ("broadcast", Some(_)) => bad("a broadcast has a recipient"),
         ("private" | "room", Some(name)) if routing.targets == [name.clone()] => Ok(()),
-        _ => Err((ErrorCode::BadTargets, "the scope does not fit the targets")),
+        ("private" | "room", _) => bad("a private or room envelope has not its recipient as its one target"),
+        _ => bad("the scope is neither broadcast nor private nor room"),
     }
 }
 
 /// Puts the targets into the order of names, that of `keys` and `sessions`, so that all three are gone through once.
 /// README#routing.
 fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
-    let bad = |text| Err((ErrorCode::BadTargets, text));
     let Routing { targets, keys, sessions, .. } = routing;
-    if targets.is_empty() || targets.len() > MAX_TARGETS {
-        return bad("1 to 1024 targets a message");
-    }
     targets.sort_unstable();
     let is_sorted = targets.is_sorted_by(|one, next| one < next);
     if !is_sorted || !targets.iter().eq(keys.names()) || !targets.iter().eq(sessions.names()) {
-        return bad("targets, keys and sessions are not of the same people, each once");
+        let text = "targets, keys and sessions do not name the same users, each once";
+        return Err((ErrorCode::BadTargets, text));
     }
     Ok(())
 }
@@ -140,7 +148,7 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     // Recorded first: the packets may come before this returns.
     if let Some(sender) = sender.filter(|_| recipient.grant(&peer, transfer.0, count)) {
         let line = ServerMessage::Grant(Grant { peer: recipient.name.clone(), transfer, count });
-        if sender.outbox.deliver(Frame::message(&line), None) == Queued::Yes {
+        if sender.outbox.deliver(Frame::message(&line).by(recipient.sender), None) == Queued::Yes {
             return None;
         }
         recipient.revoke(&peer, transfer.0);
@@ -167,10 +175,15 @@ pub fn relay(
     let Packet { peer, transfer, payload } = packet;
     let refused =
         || Ok(Some(ServerMessage::Refused(Refused { peer: peer.clone(), transfer: Fixed(transfer) })));
-    let granted = shared.registry.get(&peer).filter(|peer| peer.has_granted(&sender.name, transfer));
-    let Some(recipient) = granted else { return refused() };
+    let Some(recipient) = shared.registry.get(&peer) else { return refused() };
+    let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
     let patience = Instant::now() + PACKET_PATIENCE;
-    while !recipient.outbox.has_room() {
+    let room = loop {
+        match recipient.admit(&sender.name, transfer, head.len() + payload.len()) {
+            Admission::NotGranted => return refused(),
+            Admission::Room(room) => break room,
+            Admission::Full => {}
+        }
         if !is_served() {
             return Err(Interrupted);
         }
@@ -180,12 +193,8 @@ pub fn relay(
             return refused();
         }
         std::thread::sleep(Duration::from_millis(10));
-    }
-    let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
-    // Only its one sender uses a grant up, but meanwhile it may have been taken back.
-    let taken =
-        recipient.take_grant(&sender.name, transfer) && recipient.outbox.relay(Frame::packet(head, payload));
-    if taken { Ok(None) } else { refused() }
+    };
+    if room.queue(Frame::packet(head, payload)) { Ok(None) } else { refused() }
 }
 
 /// The keys of those who have an account; of those on-line, the session's too. For more than [`MAX_KEY_NAMES`] names,
@@ -288,7 +297,7 @@ mod tests {
     /// Without a connection, and with as much waiting as there may be.
     fn fill(session: &Arc<Session>) {
         assert!(session.outbox.claim(0).is_some());
-        while session.outbox.deliver(Frame::line(vec![b'x'; 64 * 1024]), None) == Queued::Yes {}
+        session.outbox.send(Frame::line(vec![b'x'; 1024 * 1024]));
     }
 
     /// README#routing, README#own-name.

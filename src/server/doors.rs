@@ -42,7 +42,8 @@ pub struct Ticket {
     doors: Arc<Doors>,
     socket: Arc<TcpStream>,
     number: u64,
-    origin: IpAddr,
+    /// Where it comes from.
+    pub address: IpAddr,
     /// The oldest of those who waited had to go for it.
     pub pushed_out: bool,
 }
@@ -79,7 +80,7 @@ impl Doors {
         state.total += 1;
         state.waiting.insert(number, socket.clone());
         *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket { doors: self.clone(), socket: socket.clone(), number, origin, pushed_out })
+        Some(Ticket { doors: self.clone(), socket: socket.clone(), number, address, pushed_out })
     }
 
     /// Connections in all, and how many of them are not logged in.
@@ -106,10 +107,11 @@ impl Drop for Ticket {
         let mut state = lock(&self.doors.state);
         state.waiting.remove(&self.number);
         state.total -= 1;
-        if let Some(here) = state.per_address.get_mut(&self.origin) {
+        let origin = origin(self.address);
+        if let Some(here) = state.per_address.get_mut(&origin) {
             *here -= 1;
             if *here == 0 {
-                state.per_address.remove(&self.origin);
+                state.per_address.remove(&origin);
             }
         }
     }

@@ -3,15 +3,19 @@
 //!
 //! Invariant: lines stand in one row, in the order in which they were queued. The first `gone` of it went out on this
 //! connection and are kept; a counted frame gets its number when it first goes out, so the first of the row is
-//! frame `before + 1` of the session, and so on. A packet is put into the row when it goes out, which is when no line
+//! frame `before + 1` of the session, and so on. `reached` is the highest number that ever went out, on whichever
+//! connection: a client may resume from there, and acknowledges no more than this connection was sent. A packet is put into the row when it goes out, which is when no line
 //! waits; a line that is not counted is taken out of it then. Nothing else leaves it but at its front: acknowledged, or
 //! forgotten for a bound, after which the session cannot be resumed from before that point.
 
 use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, MAX_WAITING_PACKETS};
+use crate::name::Username;
 use crate::protocol::{KEY_BEGINS, KEY_ENDS, MAX_LINE, ServerMessage, WrappedKey};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// A queue keeps room for so many, 1.3 KiB of frames, even if it is empty.
 const FEW: usize = 32;
@@ -23,6 +27,18 @@ static ALL_PACKETS: AtomicUsize = AtomicUsize::new(0);
 
 /// A piece of a line or packet, perhaps the same bytes for many clients.
 pub type Part = Arc<[u8]>;
+
+/// Whose frame it is: a hash of the name under a random key, so that nobody can choose a name that counts as another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender(NonZeroU32);
+
+impl Sender {
+    /// The same for a name until the process ends.
+    pub fn of(name: &Username) -> Sender {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Sender(NonZeroU32::new(KEY.hash_one(name) as u32).unwrap_or(NonZeroU32::MIN))
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -40,6 +56,8 @@ struct Parts {
     head: Part,
     tail: Option<Part>,
     kind: Kind,
+    /// `None` for the server's own.
+    sender: Option<Sender>,
 }
 
 impl Parts {
@@ -58,7 +76,7 @@ pub struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     fn new(kind: Kind, head: impl Into<Part>) -> Frame<'a> {
-        Frame { parts: Parts { head: head.into(), tail: None, kind }, key: None }
+        Frame { parts: Parts { head: head.into(), tail: None, kind, sender: None }, key: None }
     }
 
     /// A line that is counted, with its end.
@@ -79,6 +97,12 @@ impl<'a> Frame<'a> {
     /// An envelope: what is the same for all recipients, and this one's key.
     pub fn envelope(shared: Part, own: &'a WrappedKey) -> Frame<'a> {
         Frame { key: Some(own), ..Frame::new(Kind::Envelope, shared) }
+    }
+
+    /// The same, from another client.
+    pub fn by(mut self, sender: Sender) -> Frame<'a> {
+        self.parts.sender = Some(sender);
+        self
     }
 
     /// A packet with its head.
@@ -229,6 +253,10 @@ pub struct Frames {
     acknowledges: bool,
     /// Those that wait. They let every line go first: a file does not hold up what people say.
     packets: Row,
+    /// Packets that are about to be queued, and their bytes: see [`Frames::reserve`].
+    reserved: (usize, usize),
+    /// The highest number that went out on a former connection.
+    reached: u64,
 }
 
 impl Frames {
@@ -242,6 +270,8 @@ impl Frames {
             acknowledged: 0,
             acknowledges: false,
             packets: Row::default(),
+            reserved: (0, 0),
+            reached: 0,
         }
     }
 
@@ -257,16 +287,29 @@ impl Frames {
         }
     }
 
-    /// Bytes of lines that count against the limit. What a connected client that never acknowledges has been sent
-    /// does not: it is [forgotten](Frames::forget) instead.
-    fn counted_bytes(&self, connected: bool) -> usize {
-        let is_counted = self.acknowledges || !connected;
-        self.row.bytes - if is_counted { 0 } else { self.gone.bytes }
+    /// What of the row does not count against the limit: what a connected client that never acknowledges has been sent,
+    /// which is [forgotten](Frames::forget) instead.
+    fn uncounted(&self, connected: bool) -> (usize, usize) {
+        if self.acknowledges || !connected { (0, 0) } else { (self.gone.frames, self.gone.bytes) }
     }
 
-    /// Whether an envelope is not taken.
-    pub fn is_full(&self, connected: bool) -> bool {
-        self.counted_bytes(connected) > self.limit
+    /// Bytes of lines that count against the limit.
+    fn counted_bytes(&self, connected: bool) -> usize {
+        self.row.bytes - self.uncounted(connected).1
+    }
+
+    /// Whether a frame of another client is taken. Beyond half of the limit its sender may hold no more, with this frame, than
+    /// is free: so a flood leaves half of it to all others, a second one a quarter. README#shares.
+    pub fn takes(&self, frame: &Frame<'_>, connected: bool) -> bool {
+        let held = self.counted_bytes(connected);
+        if held <= self.limit / 2 {
+            return true;
+        }
+        // A walk along the row, in an outbox that is filling up alone.
+        let theirs = |parts: &&Parts| parts.kind != Kind::Packet && parts.sender == frame.parts.sender;
+        let counted = self.row.frames.iter().skip(self.uncounted(connected).0);
+        let theirs: usize = counted.filter(theirs).map(Parts::length).sum();
+        theirs + frame.parts.length() <= self.limit.saturating_sub(held)
     }
 
     /// Whether not even what the server itself has to say is taken.
@@ -274,24 +317,35 @@ impl Frames {
         self.counted_bytes(connected) > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
     }
 
-    /// How many packets wait, or are kept although the client could have acknowledged them. README#kept-limit.
+    /// How many packets wait or are about to, or are kept although the client could have acknowledged them.
+    /// README#kept-limit.
     pub fn packets(&self) -> usize {
         let kept = if self.acknowledges { self.row.packets } else { 0 };
-        self.packets.packets + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
+        self.packets.packets + self.reserved.0 + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
     }
 
-    /// Whether a packet may be queued. There is room for far more than one client may grant, unless many do not
-    /// take what they have granted: then each may have an eighth of what is left, and of what a connected client was
-    /// sent only twice what it may take in without a word is kept.
-    pub fn has_room(&mut self, connected: bool) -> bool {
+    /// Reserves room for a packet of so many bytes, which counts as one that waits from now on. There is room for far more
+    /// than one client may grant, unless many do not take what they have granted: then each may have an eighth of what
+    /// is left (and one packet, if it has none), and of what a connected client was sent only twice what it may take
+    /// in without a word is kept.
+    pub fn reserve(&mut self, length: usize, connected: bool) -> bool {
         let share = MAX_WAITING_PACKETS.saturating_sub(ALL_PACKETS.load(Ordering::Relaxed)) / 8;
-        if !connected {
-            return self.packets.packet_bytes + self.row.packet_bytes <= share;
-        }
-        while self.gone.frames > 0 && self.row.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
+        while connected && self.gone.frames > 0 && self.row.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
             self.drop_first();
         }
-        self.packets.packet_bytes <= share
+        let kept = if connected { 0 } else { self.row.packet_bytes };
+        let fits = self.packets.packet_bytes + self.reserved.1 + kept <= share;
+        if fits {
+            ALL_PACKETS.fetch_add(length, Ordering::Relaxed);
+            self.reserved = (self.reserved.0 + 1, self.reserved.1 + length);
+        }
+        fits
+    }
+
+    /// Gives back what was reserved for a packet of so many bytes: it is queued, or will not be.
+    pub fn release(&mut self, length: usize) {
+        ALL_PACKETS.fetch_sub(length, Ordering::Relaxed);
+        self.reserved = (self.reserved.0 - 1, self.reserved.1 - length);
     }
 
     /// Whether nothing is left to send.
@@ -355,14 +409,20 @@ impl Frames {
 
     /// Drops the first of those that have gone out on this connection.
     fn drop_first(&mut self) {
-        let Some(frame) = self.row.pop() else { return };
-        self.before += 1;
+        let Some(frame) = self.pop() else { return };
         self.gone.frames -= 1;
-        match frame.kind {
-            Kind::Packet => drop(ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed)),
-            Kind::Line | Kind::Envelope | Kind::Aside => self.gone.bytes -= frame.length(),
-        }
+        self.gone.bytes -= if frame.kind == Kind::Packet { 0 } else { frame.length() };
         self.gone.keys -= usize::from(frame.kind == Kind::Envelope);
+    }
+
+    /// Takes the first one out of the row.
+    fn pop(&mut self) -> Option<Parts> {
+        let frame = self.row.pop()?;
+        self.before += 1;
+        if frame.kind == Kind::Packet {
+            ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed);
+        }
+        Some(frame)
     }
 
     /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
@@ -376,21 +436,22 @@ impl Frames {
         }
         let bytes = |frames: &Frames| frames.row.bytes + frames.row.packet_bytes;
         let (former, held) = (self.acknowledged, bytes(self));
-        self.drop_to(received);
-        self.acknowledges = true;
-        Ok(received - former >= ACK_AFTER_FRAMES || held - bytes(self) >= ACK_AFTER_BYTES)
-    }
-
-    fn drop_to(&mut self, received: u64) {
         while self.before < received {
             self.drop_first();
         }
-        self.acknowledged = received;
+        (self.acknowledged, self.acknowledges) = (received, true);
+        Ok(received - former >= ACK_AFTER_FRAMES || held - bytes(self) >= ACK_AFTER_BYTES)
     }
 
-    /// Whether a client that has taken in `received` frames since the login can be sent all the rest.
+    /// The highest number that has ever gone out.
+    fn reached(&self) -> u64 {
+        self.reached.max(self.before + self.gone.frames as u64)
+    }
+
+    /// Whether a client that has taken in `received` frames since the login can be sent all the rest. It may have them from
+    /// any connection: one that was given up may have been resumed after the one that it came back on.
     pub fn reaches(&self, received: u64) -> bool {
-        (self.before..=self.before + self.gone.frames as u64).contains(&received)
+        (self.before..=self.reached()).contains(&received)
     }
 
     /// Begins anew on another connection whose client has taken in `received` frames since the login. False, and nothing
@@ -399,10 +460,11 @@ impl Frames {
         if !self.reaches(received) {
             return false;
         }
-        self.drop_to(received);
-        self.gone = Gone::default();
+        (self.reached, self.gone) = (self.reached(), Gone::default());
         // What spoke of the former connection is void: an old `ack` would even be false now.
         self.row.drop_asides();
+        while self.before < received && self.pop().is_some() {}
+        self.acknowledged = received;
         true
     }
 
@@ -457,6 +519,21 @@ pub(super) mod tests {
         Frame::packet(vec![n; 4], &[n; 6])
     }
 
+    /// Whether a line of a third person is not taken.
+    fn is_full(frames: &Frames, connected: bool) -> bool {
+        !frames.takes(&line(0).by(sender("carol")), connected)
+    }
+
+    fn sender(name: &str) -> Sender {
+        Sender::of(&name.parse().expect("name"))
+    }
+
+    fn has_room(frames: &mut Frames, connected: bool) -> bool {
+        let fits = frames.reserve(1, connected);
+        (0..u8::from(fits)).for_each(|_| frames.release(1));
+        fits
+    }
+
     fn aside() -> Frame<'static> {
         Frame::new(Kind::Aside, vec![255; 10])
     }
@@ -493,6 +570,63 @@ pub(super) mod tests {
         );
     }
 
+    /// README#no-session.
+    #[test]
+    fn older_resumption_that_comes_late_ends_no_session() {
+        let mut frames = Frames::new(1000);
+        [line(1), packet(2), line(3)].into_iter().for_each(|frame| frames.put(frame));
+        assert_eq!(sent(&mut frames), [1, 3, 2]);
+        // An attempt that was given up, and on which nothing goes out; then the count that is true.
+        assert!(frames.resume(1) && frames.resume(1));
+        assert_eq!(frames.acknowledge(2), Err(FalseAck), "this connection was sent nothing yet");
+        assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
+        assert!(frames.is_idle() && !frames.reaches(2) && frames.row.packet_bytes == 0);
+        frames.put(line(4));
+        assert_eq!((sent(&mut frames), frames.acknowledge(4)), (vec![4], Ok(false)));
+    }
+
+    /// README#shares.
+    #[test]
+    fn sender_beyond_half_holds_no_more_than_is_free() {
+        let [eve, mallory, carol] = ["eve", "mallory", "carol"].map(sender);
+        let mut frames = Frames::new(100);
+        let flood = |frames: &mut Frames, sender: Sender| {
+            let mut taken = 0;
+            while frames.takes(&line(0).by(sender), false) {
+                frames.put(line(0).by(sender));
+                taken += 1;
+            }
+            taken
+        };
+        // Up to half it is anybody's; an acknowledged frame makes room, and what went out and is kept counts.
+        assert_eq!(flood(&mut frames, eve), 6);
+        sent(&mut frames);
+        assert_eq!((flood(&mut frames, eve), flood(&mut frames, mallory)), (0, 2));
+        assert_eq!((flood(&mut frames, carol), flood(&mut frames, eve)), (1, 0));
+        assert_eq!((frames.acknowledge(3), flood(&mut frames, eve)), (Ok(false), 1));
+        // What the server itself has to say leaves less to all of them.
+        frames.put(Frame::line(vec![0; 100]));
+        assert_eq!([eve, mallory, carol].map(|one| flood(&mut frames, one)), [0; 3]);
+        assert_eq!(size_of::<Parts>(), 40, "one more member would cost every idle client 256 bytes");
+    }
+
+    /// README#granted-limit.
+    #[test]
+    fn packet_counts_from_its_reservation_on() {
+        let mut frames = Frames::new(1000);
+        let all = || ALL_PACKETS.load(Ordering::Relaxed);
+        under_pressure(1 << 20, || {
+            let before = all();
+            assert!(frames.reserve(10, true) && frames.packets() == 1 && all() >= before + 10);
+            frames.release(10);
+            frames.put(packet(1));
+            assert_eq!(frames.packets(), 1);
+        });
+        assert!(frames.reserve(10, false) && frames.packets() == 2);
+        frames.release(10);
+        assert_eq!((frames.packets(), frames.reserved), (1, (0, 0)));
+    }
+
     /// README#ack-true.
     #[test]
     fn an_ack_neither_falls_nor_exceeds_what_was_sent() {
@@ -512,7 +646,7 @@ pub(super) mod tests {
     fn who_never_acknowledges_is_served_and_the_oldest_is_forgotten() {
         let mut frames = Frames::new(50);
         for n in 0..100 {
-            assert!(!frames.is_full(true), "{n}");
+            assert!(!is_full(&frames, true), "{n}");
             frames.put(line(n));
             sent(&mut frames);
             frames.forget();
@@ -521,7 +655,7 @@ pub(super) mod tests {
         assert!(!frames.reaches(94) && frames.reaches(95) && frames.reaches(100));
         // Without a connection nothing more is forgotten, and so it fills.
         frames.put(line(100));
-        assert!(frames.is_full(false));
+        assert!(is_full(&frames, false));
     }
 
     /// README#kept-limit.
@@ -531,20 +665,20 @@ pub(super) mod tests {
         frames.put(line(0));
         sent(&mut frames);
         assert_eq!(frames.acknowledge(1), Ok(false));
-        for n in 1..=6 {
-            assert!(!frames.is_full(true), "{n}");
+        for n in 1..=5 {
+            assert!(!is_full(&frames, true), "{n}");
             frames.put(line(n));
             sent(&mut frames);
             frames.forget();
         }
-        assert!(frames.is_full(true) && frames.reaches(1));
+        assert!(is_full(&frames, true) && frames.reaches(1));
         (0..40).for_each(|n| frames.put(packet(n)));
         assert_eq!(frames.packets(), 40);
         sent(&mut frames);
         assert_eq!(frames.packets(), 8, "those it must have acknowledged");
-        assert_eq!(frames.acknowledge(47), Ok(true));
+        assert_eq!(frames.acknowledge(46), Ok(true));
         assert_eq!(frames.packets(), 0);
-        assert!(!frames.is_full(true));
+        assert!(!is_full(&frames, true));
     }
 
     /// README#kept-limit.
@@ -705,7 +839,7 @@ pub(super) mod tests {
     fn what_the_server_itself_says_may_be_two_outboxes_and_a_mebibyte_and_no_more() {
         let mut frames = Frames::new(50);
         frames.put(Frame::line(vec![b'x'; 2 * 50 + MAX_LINE]));
-        assert!(frames.is_full(true) && !frames.overflows(true));
+        assert!(is_full(&frames, true) && !frames.overflows(true));
         frames.put(Frame::line(*b"x"));
         assert!(frames.overflows(true));
     }
@@ -722,30 +856,31 @@ pub(super) mod tests {
             frames
         };
         under_pressure(REST, || {
-            assert!(queue(4).has_room(true) && queue(4).has_room(false));
+            assert!(has_room(&mut queue(4), true) && has_room(&mut queue(4), false));
             let mut frames = queue(5);
-            assert!(!frames.has_room(true) && !frames.has_room(false));
+            assert!(!has_room(&mut frames, true) && !has_room(&mut frames, false));
             while !frames.is_idle() {
                 frames.next_batch(&mut Vec::new(), 100);
             }
             assert!(
-                !frames.has_room(false) && frames.reaches(0),
+                !has_room(&mut frames, false) && frames.reaches(0),
                 "without a connection nothing is forgotten"
             );
             // Nor is what has to be sent again.
-            assert!(frames.resume(0) && !frames.is_idle() && frames.has_room(true) && frames.reaches(0));
+            assert!(frames.resume(0) && !frames.is_idle());
+            assert!(has_room(&mut frames, true) && frames.reaches(0));
             while !frames.is_idle() {
                 frames.next_batch(&mut Vec::new(), 100);
             }
             // Of what went out, 256 KiB are kept at least.
-            assert!(frames.has_room(true) && !frames.reaches(0) && frames.reaches(1));
+            assert!(has_room(&mut frames, true) && !frames.reaches(0) && frames.reaches(1));
             assert_eq!(frames.row.packet_bytes, 4 * PACKET);
             // What is gone, however it went, makes room, and no more than it took.
             frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
             drop(frames);
             let mut ended = queue(3);
             ended.end();
-            assert!(queue(4).has_room(true) && !queue(5).has_room(true));
+            assert!(has_room(&mut queue(4), true) && !has_room(&mut queue(5), true));
         });
     }
 }

@@ -12,13 +12,12 @@
 //! its link. What it had read and not handled is not counted, so the client sends it again. Then it drops its `Turn`.
 
 use super::frames::Frame;
-use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES};
+use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, SWEEP};
 use super::rates::Bucket;
 use super::session::Session;
 use super::{Shared, lock};
 use crate::protocol::{ErrorCode, Received, ServerMessage};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,15 +29,13 @@ pub struct Inbound {
     unsaid: (u64, usize),
     /// The client's rate.
     pub bucket: Bucket,
-    /// Where the client was last.
-    pub address: IpAddr,
 }
 
 impl Inbound {
     /// Of a new session. `rate` is in requests a second.
-    pub fn new(rate: u32, address: IpAddr) -> Inbound {
+    pub fn new(rate: u32) -> Inbound {
         let rate = f64::from(rate);
-        Inbound { received: 0, unsaid: (0, 0), bucket: Bucket::new(rate, rate * 4.0), address }
+        Inbound { received: 0, unsaid: (0, 0), bucket: Bucket::new(rate, rate * 4.0) }
     }
 
     /// Counts one frame of so many bytes, just before it is handled.
@@ -71,7 +68,7 @@ pub struct Slot {
     returned: Condvar,
 }
 
-/// The right to handle the frames of a session. Dropped, it goes to the slot; or the session ends, if its outbox has.
+/// The right to handle the frames of a session. Dropped, it goes to the slot, unless the session has ended.
 /// README#taken-over.
 pub struct Turn {
     shared: Arc<Shared>,
@@ -85,11 +82,12 @@ impl Turn {
         Turn { shared: shared.clone(), session: session.clone(), inbound: Some(inbound) }
     }
 
-    /// The next one, as soon as the former is dropped; `None` if that takes longer than `patience`, or the session has
-    /// ended.
+    /// The next one, as soon as the former is dropped; `None` if that takes longer than `patience`, or as soon as the
+    /// session has ended.
     pub fn next(shared: &Arc<Shared>, session: &Arc<Session>, patience: Duration) -> Option<Turn> {
         let slot = &session.slot;
-        let waited = slot.returned.wait_timeout_while(lock(&slot.inbound), patience, |place| place.is_none());
+        let is_due = |place: &mut Option<_>| place.is_none() && session.outbox.is_open();
+        let waited = slot.returned.wait_timeout_while(lock(&slot.inbound), patience, is_due);
         let (place, inbound) = waited.unwrap_or_else(PoisonError::into_inner).0.take()?;
         shared.grace.remove(place);
         Some(Turn::first(shared, session, inbound))
@@ -113,29 +111,36 @@ impl Drop for Turn {
         // Seen under the lock, so that who ends the session either is seen here or finds it in the slot.
         if !self.session.outbox.is_open() {
             drop(place);
-            return finish(&self.shared, &self.session, inbound.address);
+            return report_end(&self.shared, &self.session);
         }
         *place = Some((self.shared.grace.add(&self.session), inbound));
         self.session.slot.returned.notify_one();
     }
 }
 
-/// The end of a session, once for each.
-fn finish(shared: &Shared, session: &Arc<Session>, address: IpAddr) {
-    shared.registry.remove(session);
-    shared.audit.log("logout", Some(&session.name), Some(address), "");
-    // The outbox may still have something to say, and then ends the connection itself.
-    session.outbox.end(None);
+/// Ends a session, wherever it is: others see its client leave at once, and the client still gets what waits for it, and
+/// `last`. README#ends-at-once.
+pub fn end(shared: &Shared, session: &Arc<Session>, last: Option<Frame<'_>>) {
+    session.outbox.end(last);
+    report_end(shared, session);
 }
 
-/// Ends a session, wherever it is, and tells its client why. If it has a connection, its thread does the rest.
-pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &str) {
-    session.outbox.end(Some(Frame::aside(&ServerMessage::error(code, text))));
-    let taken = lock(&session.slot.inbound).take();
-    if let Some((place, inbound)) = taken {
+/// What follows the end of an outbox, once for each, whoever comes first.
+fn report_end(shared: &Shared, session: &Arc<Session>) {
+    let Some(address) = session.outbox.take_end() else { return };
+    shared.registry.remove(session);
+    shared.audit.log("logout", Some(&session.name), Some(address), "");
+    let waiting = lock(&session.slot.inbound).take();
+    if let Some((place, _)) = waiting {
         shared.grace.remove(place);
-        finish(shared, session, inbound.address);
     }
+    // A resumption that waits for its turn waits in vain.
+    session.slot.returned.notify_all();
+}
+
+/// [Ends](end) a session, and tells its client why.
+pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &str) {
+    end(shared, session, Some(Frame::aside(&ServerMessage::error(code, text))));
 }
 
 /// The sessions without a connection, by the end of their time. README#outlives.
@@ -174,43 +179,53 @@ impl Grace {
             let first = lock(&self.list).0.pop_first();
             match first {
                 None => return false,
-                Some((place, session)) if end(shared, place, &session) => return true,
+                Some((place, session)) if expire(shared, place, &session) => return true,
                 // A resumption was faster: the next one.
                 Some(_) => {}
             }
         }
     }
 
-    /// The thread that ends sessions whose time is over.
+    /// The thread that ends sessions whose time without a connection is over, or whose certificate has expired.
     pub fn run(&self, shared: &Shared) -> ! {
-        let mut list = lock(&self.list);
+        let (mut list, mut sweep) = (lock(&self.list), Instant::now() + SWEEP);
         loop {
             let now = Instant::now();
-            list = match list.0.first_key_value() {
-                None => self.wake.wait(list).unwrap_or_else(PoisonError::into_inner),
-                Some(((until, _), _)) if *until > now => {
-                    let left = *until - now;
-                    self.wake.wait_timeout(list, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-                Some(_) => {
-                    let first = list.0.pop_first();
-                    drop(list);
-                    if let Some((place, session)) = first {
-                        end(shared, place, &session);
-                    }
-                    lock(&self.list)
-                }
-            };
+            let due = list.0.first_key_value().map_or(sweep, |((until, _), _)| sweep.min(*until));
+            if due > now {
+                list = self.wake.wait_timeout(list, due - now).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            let first =
+                list.0.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove_entry());
+            drop(list);
+            if let Some((place, session)) = first {
+                expire(shared, place, &session);
+            }
+            if sweep <= now {
+                end_uncertified(shared, now);
+                sweep = now + SWEEP;
+            }
+            list = lock(&self.list);
         }
     }
 }
 
 /// Ends a session that was taken off the list. False if a resumption was faster.
-fn end(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
+fn expire(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
     let taken = lock(&session.slot.inbound).take_if(|(its, _)| *its == place);
-    let Some((_, inbound)) = taken else { return false };
-    finish(shared, session, inbound.address);
-    true
+    if taken.is_some() {
+        end(shared, session, None);
+    }
+    taken.is_some()
+}
+
+/// Ends the sessions whose certificate others do not take any more. README#certificate-ends.
+fn end_uncertified(shared: &Shared, now: Instant) {
+    for session in shared.registry.uncertified(now) {
+        let text = "the certificate of your session key has expired: log in again";
+        dismiss(shared, &session, ErrorCode::CertificateExpired, text);
+    }
 }
 
 #[cfg(test)]
@@ -224,7 +239,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn inbound() -> Inbound {
-        Inbound::new(100, IpAddr::from([10, 0, 0, 1]))
+        Inbound::new(100)
     }
 
     /// Somebody on-line, whose frames this thread handles.
@@ -327,7 +342,7 @@ mod tests {
 
     /// README#ends-at-once.
     #[test]
-    fn who_is_dismissed_is_off_line_at_once_or_as_soon_as_its_frames_are_handled() {
+    fn dismissed_user_is_offline_at_once() {
         let (shared, folder) = shared(HOUR);
         let away = turn(&shared, "away");
         let gone = away.session().clone();
@@ -338,11 +353,43 @@ mod tests {
         let served = turn(&shared, "served");
         let session = served.session().clone();
         dismiss(&shared, &session, ErrorCode::AccountRemoved, "");
-        assert!(!session.outbox.is_open());
+        assert!(!session.outbox.is_open() && !is_on_line(&shared, "served"));
         drop(served);
         assert!(!is_on_line(&shared, "served") && waiting(&shared) == 0);
         assert!(Turn::next(&shared, &session, Duration::ZERO).is_none(), "it does not wait for anybody");
         assert_eq!(logouts(&shared, &folder), 2, "each is told of once");
+    }
+
+    /// README#taken-over.
+    #[test]
+    fn resumption_does_not_wait_for_a_session_that_ends() {
+        let (shared, _folder) = shared(HOUR);
+        let first = turn(&shared, "alice");
+        let session = first.session().clone();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| Turn::next(&shared, &session, HOUR).is_none());
+            end(&shared, &session, None);
+            assert!(waiting.join().expect("whole"));
+        });
+        drop(first);
+    }
+
+    /// README#certificate-ends.
+    #[test]
+    fn session_ends_with_its_certificate() {
+        let (shared, folder) = shared(HOUR);
+        let [old, new] = ["old", "new"].map(|name| turn(&shared, name));
+        drop(turn(&shared, "away"));
+        end_uncertified(&shared, Instant::now());
+        assert!(is_on_line(&shared, "old") && is_on_line(&shared, "away"));
+        for name in ["old", "away"] {
+            shared.registry.get(&name.parse().expect("name")).expect("online").expire();
+        }
+        end_uncertified(&shared, Instant::now());
+        assert!(["old", "away"].iter().all(|name| !is_on_line(&shared, name)) && is_on_line(&shared, "new"));
+        assert!(!old.session().outbox.is_open() && waiting(&shared) == 0);
+        drop((old, new));
+        assert_eq!(logouts(&shared, &folder), 2);
     }
 
     /// README#outlives.

@@ -38,13 +38,19 @@ pub(super) struct Guest<'a> {
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
-/// comes is read for a moment.
-pub(super) fn linger(channel: &Channel, reader: &mut Reader) {
-    let end = Instant::now() + LAST_WORD;
+/// comes is read while it `is_sent`, and for a moment more.
+pub(super) fn linger(channel: &Channel, reader: &mut Reader, is_sent: impl Fn() -> bool) {
+    let mut end = Instant::now() + LAST_WORD;
     let (mut sink, mut left) = (Vec::new(), 1024 * 1024usize);
-    while let Some(wait) = end.checked_duration_since(Instant::now()) {
-        match channel.receive(reader, &mut sink, wait) {
+    loop {
+        let now = Instant::now();
+        end = if is_sent() { now + LAST_WORD } else { end };
+        if end <= now {
+            return;
+        }
+        match channel.receive(reader, &mut sink, limits::NOTICE.min(end - now)) {
             Ok(Received::Some) if sink.len() < left => left -= sink.len(),
+            Ok(Received::Silence) => {}
             _ => return,
         }
         sink.clear();
@@ -75,6 +81,7 @@ pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
     let code = match error {
         DecodeError::Malformed => ErrorCode::Malformed,
         DecodeError::UnknownType => ErrorCode::UnknownType,
+        DecodeError::OtherVersion => ErrorCode::UnsupportedVersion,
     };
     ServerMessage::error(code, error.to_string())
 }
@@ -121,7 +128,7 @@ impl<'a> Guest<'a> {
             let _ = self.say(&message);
         }
         self.channel.end();
-        linger(&self.channel, &mut self.reader);
+        linger(&self.channel, &mut self.reader, || false);
     }
 
     pub(super) fn say(&self, message: &ServerMessage) -> io::Result<()> {
@@ -354,7 +361,7 @@ pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
     if version == VERSION {
         return Ok(());
     }
-    Err(refuse(ErrorCode::UnsupportedVersion, "this server speaks version 1 of the protocol"))
+    Err(Refusal::Say(not_a_message(DecodeError::OtherVersion)))
 }
 
 fn auth_error(error: AuthError) -> Refusal {

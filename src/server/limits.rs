@@ -1,4 +1,6 @@
-//! Every limit of the server in one place. Who enforces them: [`doors`](super::doors) connections,
+//! The limits of the server that its operator or a client can meet; those of the protocol stand in
+//! [`protocol`](crate::protocol), and sizes that only one mechanism knows (batches, ticks, stacks) beside it. Who enforces
+//! them: [`doors`](super::doors) connections,
 //! [`lockout`](super::lockout) failed logins, [`rates`](super::rates) requests and registrations,
 //! [`unfinished`](super::unfinished) lines that do not end, [`outbox`](super::outbox) what waits for a client.
 
@@ -15,7 +17,8 @@ pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes of send buffer that the kernel is asked for: what a client does not read takes 0.4 MB there instead of 3.9.
 pub const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
-/// takes none are read more slowly long before.
+/// takes none are read more slowly long before. When they are all in use, there is still one packet for each client that has
+/// none, and each keeps the latest 256 KiB that it was sent.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
 /// then.
@@ -23,18 +26,25 @@ pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
 /// A line or packet that a client has begun must be whole after this time: a mebibyte at 9 KiB a second.
 pub const LINE: Duration = Duration::from_secs(120);
 /// Bytes of lines and packets that all clients have begun and not finished; whose is longer than [`SMALL_LINE`] then loses
-/// the connection. Hundreds of people who talk to a thousand at once are far below.
+/// the connection, so that there is no more than this, and a small one of each client. Hundreds of people who talk to a thousand at once are far below.
 pub const MAX_UNFINISHED: usize = 256 * 1024 * 1024;
 /// See [`MAX_UNFINISHED`]: a chunk of a file, or a message to a hundred people.
 pub const SMALL_LINE: usize = 66 * 1024;
+/// What a client is sent must be taken in pieces of 16 KiB, each within this time.
+pub const WRITE: Duration = Duration::from_secs(30);
+/// When its session has ended, it has this long for all that it is still sent.
+pub const FAREWELL: Duration = Duration::from_secs(30);
 /// Both sides acknowledge after so many frames, or bytes: seldom enough to cost nothing, and far below what may be kept.
 pub const ACK_AFTER_FRAMES: u64 = 32;
 /// See [`ACK_AFTER_FRAMES`].
 pub const ACK_AFTER_BYTES: usize = 128 * 1024;
-/// The smallest outbox, in bytes: what a client need not have acknowledged yet, and an envelope, leave it open.
-pub const MIN_OUTBOX: usize = 192 * 1024;
+/// The smallest outbox, in bytes: one sender may fill half of it, so half of it is more than a client need not have
+/// acknowledged yet, and an envelope.
+pub const MIN_OUTBOX: usize = 384 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to look on-line for long.
 const GRACE: Duration = Duration::from_secs(60);
+/// Sessions whose certificate has expired are looked for this often: others hardly notice one that is a little older.
+pub const SWEEP: Duration = Duration::from_secs(10);
 /// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 /// Who waits for something else looks this often whether their connection was taken over: a resumption hardly waits.

@@ -1,9 +1,15 @@
 //! The server: accept loop → [`guest`] → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
 //! for its operator [`admin`], [`check`], [`status`] and the `audit` log.
 //!
-//! Invariant: nothing here can name a private key or an envelope's contents (a test reads the
-//! imports), locks are held for microseconds and never while waiting for I/O, every wait has a deadline
-//! and every queue a bound; all of them stand in [`limits`].
+//! Invariants: nothing here can name a private key or an envelope's contents (a test reads the imports). No lock is held
+//! while a thread waits for a client; one that is held while it waits for the disk (that of `locks.json`) is taken for
+//! nothing else. Every wait for a client has a deadline, and everything that a client can make grow has a bound; those
+//! that somebody can meet stand in [`limits`].
+//!
+//! Lock order, each before those behind it: a session's slot → the list of [`grace`]; slot, or what it has granted, or the
+//! presence changes → the registry's sessions (→ its reservations) → an outbox → its TLS, the [`doors`]. A session's
+//! certificate and tokens are locked within the registry's, those of a replaced session before its successor's. The [`lockout`]'s
+//! names come before its addresses. No two outboxes or slots are held together.
 
 pub mod accounts;
 pub mod admin;

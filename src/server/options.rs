@@ -182,25 +182,25 @@ mod tests {
     #[test]
     fn every_limit_is_the_one_that_was_asked_for() {
         let asked = limits(
-            "--clients 90 --per-address 7 --waiting 8 --outbox 200 --rate 9 --registrations 10 --grace 11",
+            "--clients 90 --per-address 7 --waiting 8 --outbox 400 --rate 9 --registrations 10 --grace 11",
         );
         let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace } = asked;
         assert_eq!((room, clients, per_address, waiting), (1000, 90, 7, 8));
-        assert_eq!((outbox, rate, registrations, grace.as_secs()), (200 * 1024, 9, 10, 11));
+        assert_eq!((outbox, rate, registrations, grace.as_secs()), (400 * 1024, 9, 10, 11));
         // Half of those that were asked for, not of those that could be.
         assert_eq!((limits("").per_address, limits("--clients 90").per_address), (375, 45));
     }
 
     #[test]
     fn a_limit_is_never_nothing_nor_more_than_there_is_room_for() {
-        assert_eq!(limits("--outbox 192").outbox, MIN_OUTBOX);
+        assert_eq!(limits("--outbox 384").outbox, MIN_OUTBOX);
         assert_eq!(limits("--clients 750 --waiting 250").clients, 750);
         assert_eq!(limits("--grace 4000").grace.as_secs(), 3600, "an hour at most");
         let huge = u64::from(u32::MAX) + 1;
         assert_eq!(limits(&format!("--rate {huge} --registrations {huge}")).rate, u32::MAX);
         assert_eq!(limits(&format!("--registrations {huge}")).registrations, u32::MAX);
         for (line, part) in [
-            ("--outbox 191", "from 192"),
+            ("--outbox 383", "from 384"),
             ("--clients 751 --waiting 250", "751"),
             ("--clients 750 --waiting 251", "251"),
             ("--clients 0", "from 1"),

@@ -7,7 +7,8 @@
 //! when its socket is full, baton and rest go to a writer thread that ends when it has caught up.
 //! The queue is bounded: when it is full, an envelope is not taken and its sender is told, so that
 //! no sender can throw a slow reader off; what the server itself has to say still fits, or the
-//! session ends. A connection that takes nothing for 30 s is closed.
+//! session ends. A connection that takes nothing for 30 s is closed, and one whose session has ended 30 s after that, however
+//! much it takes.
 //!
 //! The outbox outlives its connection, a [`Link`]. There is one baton for each link: `busy` speaks of `link`, and both
 //! change together, under the lock. A holder takes frames out of the queue only under the lock and after it has seen that
@@ -19,12 +20,14 @@
 
 use super::doors::Ticket;
 use super::frames::{FalseAck, Frame, Frames};
-use super::limits::MAX_WRITERS;
+use super::limits::{FAREWELL, MAX_WRITERS, WRITE};
 use super::{lock, status};
 use crate::wire::tls::Channel;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 /// Bytes that are encrypted and sent together: four TLS records. With one in each call, calls took a third of a broadcast's
 /// time that is not its reading.
@@ -65,14 +68,16 @@ struct Queue {
     listed_for_soon: bool,
     /// Resumptions so far.
     claims: u64,
-    /// The connection ends when the queue is empty, and the session with it.
-    ending: bool,
+    /// The session has ended, and its connection ends when the queue is empty, at the latest then.
+    ending: Option<Instant>,
     closed: bool,
+    /// Where the client was last; `None` once the end was reported.
+    address: Option<IpAddr>,
 }
 
 impl Queue {
     fn is_open(&self) -> bool {
-        !self.closed && !self.ending
+        !self.closed && self.ending.is_none()
     }
 
     fn is_on(&self, link: &Arc<Link>) -> bool {
@@ -119,16 +124,17 @@ pub enum Queued {
 }
 
 impl Outbox {
-    /// `limit` is in bytes of lines: see [`Frames::is_full`].
+    /// `limit` is in bytes of lines: see [`Frames::takes`].
     pub fn new(link: Arc<Link>, limit: usize) -> Outbox {
         let queue = Queue {
             frames: Frames::new(limit),
+            address: Some(link.ticket.address),
             link: Some(link),
             busy: false,
             listed: false,
             listed_for_soon: false,
             claims: 0,
-            ending: false,
+            ending: None,
             closed: false,
         };
         Outbox { queue: Mutex::new(queue) }
@@ -162,7 +168,7 @@ impl Outbox {
         if !queue.is_open() {
             return Queued::Gone;
         }
-        if queue.frames.is_full(queue.link.is_some()) {
+        if !queue.frames.takes(&frame, queue.link.is_some()) {
             return Queued::Full;
         }
         put(&mut queue, frame);
@@ -173,27 +179,16 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Whether a packet may be queued now: see [`Frames::has_room`].
-    pub fn has_room(&self) -> bool {
+    /// Reserves room for a packet of so many bytes, if there is some: see [`Frames::reserve`].
+    pub fn reserve(self: &Arc<Outbox>, length: usize) -> Option<Reserved> {
         let mut queue = lock(&self.queue);
         let connected = queue.link.is_some();
-        queue.frames.has_room(connected)
+        queue.frames.reserve(length, connected).then(|| Reserved { outbox: self.clone(), length })
     }
 
     /// How many packets count against what may be granted: see [`Frames::packets`].
     pub fn packets(&self) -> u32 {
         u32::try_from(lock(&self.queue).frames.packets()).unwrap_or(u32::MAX)
-    }
-
-    /// Queues a packet behind all lines. False if the session has ended.
-    pub fn relay(self: &Arc<Outbox>, packet: Frame<'_>) -> bool {
-        let mut queue = lock(&self.queue);
-        let open = queue.is_open();
-        if open {
-            put(&mut queue, packet);
-            self.take_baton(queue, &mut Buffers::default());
-        }
-        open
     }
 
     /// Whether the session goes on.
@@ -237,7 +232,7 @@ impl Outbox {
         let goes_on = queue.is_open() && queue.claims == claim && queue.frames.resume(received);
         if goes_on {
             queue.cut();
-            queue.link = Some(link);
+            (queue.address, queue.link) = (Some(link.ticket.address), Some(link));
             self.take_baton(queue, &mut Buffers::default());
         }
         goes_on
@@ -274,9 +269,27 @@ impl Outbox {
         if queue.link.is_none() {
             return queue.shut();
         }
-        queue.ending = true;
+        queue.ending.get_or_insert_with(|| Instant::now() + FAREWELL);
         queue.frames.end();
         self.take_baton(queue, &mut Buffers::default());
+    }
+
+    /// Where the client of a session that has ended was last: for the first who asks, and reports the end.
+    pub fn take_end(&self) -> Option<IpAddr> {
+        let mut queue = lock(&self.queue);
+        if queue.is_open() { None } else { queue.address.take() }
+    }
+
+    /// Whether the session has ended and `link` is still sent the rest.
+    pub fn says_farewell(&self, link: &Arc<Link>) -> bool {
+        let queue = lock(&self.queue);
+        !queue.is_open() && queue.is_on(link)
+    }
+
+    /// How long a writer may take for what it sends next; `None` if it has lost its link.
+    fn write_until(&self, link: &Arc<Link>) -> Option<Instant> {
+        let (queue, usual) = (lock(&self.queue), Instant::now() + WRITE);
+        queue.is_on(link).then(|| queue.ending.map_or(usual, |end| end.min(usual)))
     }
 
     /// Takes the baton if it is free, and runs with it.
@@ -339,7 +352,10 @@ impl Outbox {
     /// README#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {
-            let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| link.channel.send(some));
+            let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| {
+                let until = self.write_until(link).ok_or(io::Error::from(ErrorKind::NotConnected))?;
+                link.channel.send_by(some, until)
+            });
             let mut queue = lock(&self.queue);
             if !queue.is_on(link) {
                 return;
@@ -367,7 +383,7 @@ impl Outbox {
 
 /// The connection takes nothing more. The session waits for another one, unless it was ending.
 fn broken(queue: &mut Queue) {
-    if queue.ending { queue.shut() } else { queue.cut() }
+    if queue.ending.is_some() { queue.shut() } else { queue.cut() }
 }
 
 fn next_batch(queue: &mut Queue, plain: &mut Vec<u8>, most: usize) {
@@ -381,7 +397,7 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
         return false;
     }
     queue.busy = false;
-    if queue.ending {
+    if queue.ending.is_some() {
         link.channel.end();
         link.ticket.logged_out();
         // Not cut: the reader still listens for a moment.
@@ -409,6 +425,35 @@ fn put_own(queue: &mut Queue, frame: Frame<'_>) {
         return queue.shut();
     }
     put(queue, frame);
+}
+
+/// Room for a packet, counted like one that waits; given back when dropped.
+pub struct Reserved {
+    outbox: Arc<Outbox>,
+    length: usize,
+}
+
+impl Reserved {
+    /// Queues the packet behind all lines. False if the session has ended.
+    pub fn queue(mut self, packet: Frame<'_>) -> bool {
+        let outbox = self.outbox.clone();
+        let mut queue = lock(&outbox.queue);
+        queue.frames.release(std::mem::take(&mut self.length));
+        let open = queue.is_open();
+        if open {
+            put(&mut queue, packet);
+            outbox.take_baton(queue, &mut Buffers::default());
+        }
+        open
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            lock(&self.outbox.queue).frames.release(self.length);
+        }
+    }
 }
 
 /// Outboxes that something was queued in, for the flusher to write out.
@@ -480,6 +525,28 @@ pub(super) mod tests {
         }
     }
 
+    /// README#ends-at-once.
+    #[test]
+    fn farewell_that_is_read_slowly_ends_in_time() {
+        let (link, far) = link();
+        let outbox = Arc::new(Outbox::new(link.clone(), 1 << 30));
+        // More than the kernel takes: a writer waits for the client.
+        const LINE: usize = 64 * 1024;
+        (0..400).for_each(|_| outbox.send(Frame::line(vec![b'x'; LINE])));
+        outbox.end(None);
+        assert!(outbox.says_farewell(&link) && outbox.take_end().is_some() && outbox.take_end().is_none());
+        let until = lock(&outbox.queue).ending.expect("it is ending");
+        assert!(until <= Instant::now() + FAREWELL);
+        lock(&outbox.queue).ending = Some(Instant::now());
+        let got = rest(&far).len();
+        assert!(got < 400 * LINE, "all of it went out, in its own time");
+        assert!(!outbox.says_farewell(&link));
+    }
+
+    fn relay(outbox: &Arc<Outbox>, packet: Frame<'_>) -> bool {
+        outbox.reserve(1).is_some_and(|room| room.queue(packet))
+    }
+
     pub fn line(text: &str) -> Frame<'static> {
         Frame::line(text.as_bytes())
     }
@@ -519,7 +586,7 @@ pub(super) mod tests {
         outbox.end(None);
         assert!(!outbox.is_open() && !outbox.serves(&link));
         assert_eq!(outbox.deliver(line("late"), None), Queued::Gone);
-        assert!(!outbox.relay(Frame::packet(b"late".to_vec(), b"")) && outbox.claim(0).is_none());
+        assert!(!relay(&outbox, Frame::packet(b"late".to_vec(), b"")) && outbox.claim(0).is_none());
         outbox.send(line("late"));
         assert_eq!(rest(&far), "one two ");
     }
@@ -572,7 +639,7 @@ pub(super) mod tests {
         assert_eq!(next(&far, 4), "two ");
         outbox.give_up(&last);
         assert!(outbox.is_open() && !outbox.serves(&last));
-        assert!(outbox.relay(Frame::packet(b"waits".to_vec(), b"")) && outbox.packets() == 1);
+        assert!(relay(&outbox, Frame::packet(b"waits".to_vec(), b"")) && outbox.packets() == 1);
     }
 
     #[test]
@@ -598,10 +665,9 @@ pub(super) mod tests {
         let outbox = Arc::new(Outbox::new(link.clone(), 10));
         outbox.send(line("a"));
         assert_eq!((next(&far, 1).as_str(), outbox.acknowledge(&link, 1)), ("a", Ok(false)));
-        assert_eq!(outbox.deliver(line("0123456789"), None), Queued::Yes);
-        assert_eq!(outbox.deliver(line("b"), None), Queued::Yes, "just as much as may wait");
+        assert_eq!(outbox.deliver(line("0123456789"), None), Queued::Yes, "just as much as may wait");
         assert_eq!(outbox.deliver(line("c"), None), Queued::Full);
-        assert_eq!(next(&far, 11), "0123456789b");
+        assert_eq!(next(&far, 10), "0123456789");
         assert_eq!(outbox.acknowledge(&link, 2), Ok(false));
         assert_eq!(outbox.deliver(line("c"), None), Queued::Yes);
         assert_eq!(next(&far, 1), "c");

@@ -121,6 +121,11 @@ impl Registry {
         Sessions(self.read())
     }
 
+    /// The sessions whose certificate has expired by `now`.
+    pub fn uncertified(&self, now: Instant) -> Vec<Arc<Session>> {
+        self.read().values().filter(|session| !session.is_certified(now)).cloned().collect()
+    }
+
     /// How many are on-line.
     pub fn count(&self) -> usize {
         self.read().len()

@@ -2,11 +2,12 @@
 //!
 //! It outlives connections: what goes to the client is the [`Outbox`]'s, what comes from it belongs to whoever
 //! holds the turn ([`grace`](super::grace)), and nothing here belongs to a connection. Every lock is held for a few
-//! instructions; `granted` is taken before the outbox's, no others are held together.
+//! instructions; which are held together, and in which order, stands in [`server`](super).
 
+use super::frames::Sender;
 use super::grace::Slot;
 use super::lock;
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Reserved};
 use crate::auth::Authenticated;
 use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate, ShortFingerprint};
 use crate::crypto::secret::Key;
@@ -16,6 +17,7 @@ use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Tokens of sessions that were taken over and can still be told so, two for each: enough for a person who moves between
 /// three machines.
@@ -29,6 +31,8 @@ pub const OWN_TOKENS: usize = 2;
 pub struct Session {
     /// In the letter case of the account.
     pub name: Username,
+    /// What its frames are known by in others' outboxes.
+    pub sender: Sender,
     /// What goes to the client.
     pub outbox: Arc<Outbox>,
     /// Where the right to read from the client is while there is no connection.
@@ -45,12 +49,24 @@ pub struct Session {
     granted: Mutex<HashMap<(Username, [u8; 16]), u32>>,
 }
 
+/// What becomes of a packet.
+pub enum Admission {
+    /// Its recipient has not asked for it, or not any more.
+    NotGranted,
+    /// Too much waits already.
+    Full,
+    /// It may be queued.
+    Room(Reserved),
+}
+
 /// What a renewal replaces.
 struct Current {
     certificate: SessionKeyFields,
     token: Key,
     /// Milliseconds since 1970.
     expires: u64,
+    /// The end of the certificate, by the clock of when it was accepted: a clock that is set ends no session.
+    certified_until: Instant,
     /// The token before this one, in case the answer to the renewal was lost, and its end.
     former: (Key, u64),
 }
@@ -61,6 +77,7 @@ impl Current {
             certificate: SessionKeyFields::new(certificate),
             token: Key::random(),
             expires: now_ms + SESSION_KEY_LIFETIME.as_millis() as u64,
+            certified_until: Instant::now() + certificate.time_left(now_ms),
             former,
         }
     }
@@ -88,6 +105,7 @@ impl Session {
         let announcement = current.announcement();
         let session = Session {
             name: login.name().clone(),
+            sender: Sender::of(login.name()),
             outbox,
             slot: Slot::default(),
             identity: login.identity().spki(),
@@ -129,6 +147,11 @@ impl Session {
         *lock(&self.superseded) = [current.token.duplicate(), current.former.0.duplicate(), a, b];
     }
 
+    /// Whether others still take the certificate of its session key.
+    pub fn is_certified(&self, now: Instant) -> bool {
+        now < lock(&self.current).certified_until
+    }
+
     /// The identity key.
     pub fn identity(&self) -> IdentityPublicKey {
         IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
@@ -156,22 +179,18 @@ impl Session {
         lock(&self.granted).remove(&(sender.clone(), transfer));
     }
 
-    /// Whether `sender` may send a packet.
-    pub fn has_granted(&self, sender: &Username, transfer: [u8; 16]) -> bool {
-        lock(&self.granted).contains_key(&(sender.clone(), transfer))
-    }
-
-    /// Uses up one packet of those granted to `sender`; false if there is none.
-    pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
+    /// Lets a packet of `length` bytes in, and uses up one of those granted to `sender`. Grant and room change hands under
+    /// one lock: at every moment [`Session::grant`] counts the packet once.
+    pub fn admit(&self, sender: &Username, transfer: [u8; 16], length: usize) -> Admission {
         let mut granted = lock(&self.granted);
         let place = (sender.clone(), transfer);
-        let left = granted.get(&place).copied().unwrap_or(0);
-        match left {
-            0 => return false,
-            1 => granted.remove(&place),
-            more => granted.insert(place, more - 1),
-        };
-        true
+        let Some(left) = granted.get_mut(&place) else { return Admission::NotGranted };
+        let Some(room) = self.outbox.reserve(length) else { return Admission::Full };
+        *left -= 1;
+        if *left == 0 {
+            granted.remove(&place);
+        }
+        Admission::Room(room)
     }
 
     /// What others are told when they ask for this person's keys.
@@ -196,6 +215,23 @@ pub(super) mod tests {
     use crate::encoding::Fixed;
     use std::net::TcpStream;
 
+    impl Session {
+        /// Whether `sender` may send a packet.
+        pub fn has_granted(&self, sender: &Username, transfer: [u8; 16]) -> bool {
+            lock(&self.granted).contains_key(&(sender.clone(), transfer))
+        }
+
+        /// Uses one up for a packet that is never queued.
+        pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
+            matches!(self.admit(sender, transfer, 1), Admission::Room(_))
+        }
+
+        /// As if its certificate had expired.
+        pub fn expire(&self) {
+            lock(&self.current).certified_until = Instant::now();
+        }
+    }
+
     fn key(byte: u8) -> Key {
         Key::new([byte; 32])
     }
@@ -204,7 +240,8 @@ pub(super) mod tests {
     fn current(token: Key, expires: u64, former: (Key, u64)) -> Current {
         let certificate =
             SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
-        Current { certificate, token, expires, former }
+        let certified_until = Instant::now() + SESSION_KEY_LIFETIME;
+        Current { certificate, token, expires, certified_until, former }
     }
 
     /// The session of one who never logged in, and the other end of its connection.
@@ -212,6 +249,7 @@ pub(super) mod tests {
         let (link, far) = link();
         let session = Session {
             name: name.parse().expect("name"),
+            sender: Sender::of(&name.parse().expect("name")),
             outbox: Arc::new(Outbox::new(link, 1024 * 1024)),
             slot: Slot::default(),
             identity: Vec::new(),
