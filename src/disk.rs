@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -217,6 +217,19 @@ pub fn replace_with(
 pub fn is_at(file: &File, path: &Path) -> bool {
     let (ours, named) = (file.metadata(), fs::symlink_metadata(path));
     ours.is_ok_and(|ours| named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
+}
+
+/// Whether a file is empty or its last line has its end.
+///
+/// # Errors
+/// The disk's.
+pub fn ends_line(file: &File) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    match file.metadata()?.len() {
+        0 => {}
+        length => file.read_exact_at(&mut last, length - 1)?,
+    }
+    Ok(last == [b'\n'])
 }
 
 /// Waits until the entries of the folder that `path` is in are on disk.

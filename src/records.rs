@@ -125,7 +125,7 @@ fn scan(
             _ if text.is_empty() => found.open &= !is_whole,
             None if each(text) => found.open = !is_whole,
             // A record that was not written to its end.
-            None if !is_whole && !text.ends_with(b"}") => rest = Some(number),
+            None if !is_whole && !text.ends_with(b"}") && !is_utf16(&line) => rest = Some(number),
             _ => return Err(damaged(path, format, rest.unwrap_or(number), &line)),
         }
         if rest.is_none() {
@@ -140,15 +140,17 @@ fn scan(
 }
 
 fn damaged(path: &Path, format: &Format, number: u64, line: &[u8]) -> io::Error {
-    // With a byte order mark, or a zero beside each letter.
-    let is_utf16 = match line {
+    let hint = if is_utf16(line) { " (this looks like UTF-16: save the file as UTF-8)" } else { "" };
+    io::Error::other(format!("{}: line {number} {}{hint}", path.display(), format.damaged))
+}
+
+/// With a byte order mark, or a zero beside each letter.
+fn is_utf16(line: &[u8]) -> bool {
+    match line {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
         [0, one, 0, other, ..] | [one, 0, other, 0, ..] => *one != 0 && *other != 0,
         _ => false,
-    };
-    let words =
-        if is_utf16 { "is damaged: this looks like UTF-16, save the file as UTF-8" } else { format.damaged };
-    io::Error::other(format!("{}: line {number} {words}", path.display()))
+    }
 }
 
 /// Makes a file beside `path` for what is set aside of it now; no earlier one is overwritten.
@@ -176,9 +178,14 @@ fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
 fn set_aside(mut file: &File, path: &Path, from: u64) -> io::Result<PathBuf> {
     let (aside, mut copy) = create_aside(path)?;
     let copied = file.seek(SeekFrom::Start(from)).and_then(|_| io::copy(&mut file, &mut copy));
-    copied.and_then(|_| copy.sync_all()).map_err(disk::at(&aside))?;
-    disk::sync_parent(&aside)?;
-    Ok(aside)
+    let copied = copied.and_then(|_| copy.sync_all()).map_err(disk::at(&aside));
+    match copied.and_then(|()| disk::sync_parent(&aside)) {
+        Ok(()) => Ok(aside),
+        Err(error) => {
+            let _ = std::fs::remove_file(&aside);
+            Err(error)
+        }
+    }
 }
 
 /// Copies a whole file that is about to be rewritten into one of its own, whose path it returns.
@@ -267,14 +274,11 @@ impl Records {
     /// Sees to it that what is appended now follows a line end, in the file that has the name: an editor may have
     /// changed or replaced it, or a full disk may have left half a line.
     fn ready(&self) -> io::Result<()> {
-        let length = self.file.metadata()?.len();
-        let mut last = vec![0; length.min(self.format.longest as u64) as usize];
-        // The end alone first: this is nearly always all.
-        let end = &mut last[..length.min(1) as usize];
-        self.file.read_exact_at(end, length.saturating_sub(1))?;
-        if matches!(end, [] | [b'\n']) {
+        if disk::ends_line(&self.file)? {
             return Ok(());
         }
+        let length = self.file.metadata()?.len();
+        let mut last = vec![0; length.min(self.format.longest as u64) as usize];
         let begin = length - last.len() as u64;
         self.file.read_exact_at(&mut last, begin)?;
         let line = begin + last.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);

@@ -87,8 +87,13 @@ fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
     // Without the option there is no trace of it.
     folders.extend(options.keep_history.then_some("history"));
     disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)?;
-    let close = |folder: &&str| disk::close_to_others(&options.data_dir.join(folder), |_| true);
-    Ok(["", "keys", "history"].iter().flat_map(close).collect())
+    // A folder of one's own may hold other things.
+    let is_ours = |name: &str| ["known_", "ignored"].iter().any(|begin| name.starts_with(begin));
+    let mut closed = disk::close_to_others(&options.data_dir, is_ours);
+    for folder in ["keys", "history"] {
+        closed.extend(disk::close_to_others(&options.data_dir.join(folder), |_| true));
+    }
+    Ok(closed)
 }
 
 /// What is remembered of others, and what is worth knowing about the files, as sentences.

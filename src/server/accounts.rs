@@ -30,6 +30,8 @@ use zeroize::Zeroizing;
 const MAX_KEY_FILE: usize = 4096;
 /// So many superseded lines, and a quarter of all accounts, are worth a rewrite at the start: fewer are read in no time.
 const MANY_SUPERSEDED: usize = 100;
+/// This number of names is listed, and no more, when key files belong to no account.
+const MANY_NAMES: usize = 20;
 /// Files of the data folder that are replaced whole, of which a crash may leave the half of the next one.
 const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
@@ -184,7 +186,7 @@ impl Accounts {
                 loaded.by_name.values().filter_map(Place::entry).map(|entry| Record::line(&entry.account));
             let keep_former = |_: &File| keep_former(&path);
             // A full disk is no reason to serve nobody.
-            notices.push(match records.rewrite(lines.map(Line), keep_former) {
+            notices.push(match records.rewrite(lines, keep_former) {
                 Ok(()) => format!(
                     "users.json: rewritten without {superseded} superseded lines; users.json.old is the file of before"
                 ),
@@ -193,16 +195,11 @@ impl Accounts {
             // Or what is confirmed from now on could be in a file that a power failure takes away.
             disk::sync_parent(&path)?;
         }
-        for name in loaded.key_files(&keys)? {
-            match loaded.removed.contains(&name.folded()) {
-                // The removal has been cut off by a crash.
-                true => move_key_aside(&keys, &name),
-                false => {
-                    notices.push(kept_notice(&name));
-                    loaded.by_name.insert(name.folded(), Place::Kept(Box::new(name)));
-                }
-            }
-        }
+        let (removed, kept) = loaded.key_files(&keys)?;
+        // These removals were cut off by a crash.
+        removed.iter().for_each(|name| move_key_aside(&keys, name));
+        notices.extend(kept_notice(&kept));
+        loaded.by_name.extend(kept.into_iter().map(|name| (name.folded(), Place::Kept(Box::new(name)))));
         let accounts = Accounts {
             keys,
             by_name: RwLock::new(loaded.by_name),
@@ -381,12 +378,17 @@ fn move_key_aside(keys: &Path, name: &Username) {
     let _ = std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}")));
 }
 
-fn kept_notice(name: &Username) -> String {
-    let name = name.as_str();
-    format!(
-        "keys/{name}.pem belongs to no account: only this key can register the name {name}; `server user remove {name}` \
-         frees it"
-    )
+fn kept_notice(names: &[Username]) -> Option<String> {
+    let first: Vec<&str> = names.iter().take(MANY_NAMES).map(Username::as_str).collect();
+    let dots = if names.len() > MANY_NAMES { ", …" } else { "" };
+    (!names.is_empty()).then(|| {
+        format!(
+            "keys: {} key files belong to no account, and only their keys can register their names: {}{dots} \
+             (`server user remove NAME` frees a name)",
+            names.len(),
+            first.join(", ")
+        )
+    })
 }
 
 /// [`Accounts::identity`] of an account of the server's data folder, read without a lock.
@@ -407,15 +409,6 @@ fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> 
     key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
         disk::at(&path)(io::Error::other("not the key this account was made with: restore it from a copy"))
     })
-}
-
-/// One line of `users.json`, for a rewrite.
-struct Line(Zeroizing<String>);
-
-impl AsRef<[u8]> for Line {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
 }
 
 /// What was read from `users.json`.
@@ -459,8 +452,8 @@ impl Loaded {
         self.superseded() >= MANY_SUPERSEDED.max(self.by_name.len() / 4)
     }
 
-    /// The names of key files that have no account.
-    fn key_files(&self, keys: &Path) -> io::Result<Vec<Username>> {
+    /// The names of key files that have no account: of those that were removed, and of the others.
+    fn key_files(&self, keys: &Path) -> io::Result<(Vec<Username>, Vec<Username>)> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(keys).map_err(disk::at(keys))? {
             let file = entry.map_err(disk::at(keys))?.file_name();
@@ -468,7 +461,7 @@ impl Loaded {
             names.extend(name.filter(|name| !self.by_name.contains_key(&name.folded())));
         }
         names.sort();
-        Ok(names)
+        Ok(names.into_iter().partition(|name| self.removed.contains(&name.folded())))
     }
 }
 
@@ -519,9 +512,7 @@ impl Survey {
         }
         let keys = folder.join("keys");
         if keys.exists() {
-            let kept =
-                loaded.key_files(&keys)?.into_iter().filter(|name| !loaded.removed.contains(&name.folded()));
-            notices.extend(kept.map(|name| kept_notice(&name)));
+            notices.extend(kept_notice(&loaded.key_files(&keys)?.1));
         }
         let entries = loaded.by_name.values().filter_map(Place::entry);
         let mut accounts: Vec<_> = entries.map(|entry| entry.account.clone()).collect();

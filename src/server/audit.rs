@@ -96,7 +96,7 @@ impl Audit {
     /// With the path in the text if the file cannot be opened; or if no thread can be had.
     pub fn open(folder: &Path) -> io::Result<Audit> {
         let path = folder.join("security.log");
-        let file = disk::append(&path)?;
+        let file = open(&path)?;
         let (queue, items) = sync_channel(QUEUE);
         let lost = Arc::<AtomicU64>::default();
         let mut log = Log { path, file, lost: lost.clone(), failed: false };
@@ -205,13 +205,13 @@ impl Log {
 
     fn write(&mut self, line: &str) -> io::Result<()> {
         if !disk::is_at(&self.file, &self.path) {
-            self.file = disk::append(&self.path)?;
+            self.file = open(&self.path)?;
         }
         // Another program may have made it shorter.
         let mut size = self.file.metadata()?.len();
         if size + line.len() as u64 > MAX_SIZE {
             rotate(&self.path);
-            self.file = disk::append(&self.path)?;
+            self.file = open(&self.path)?;
             size = self.file.metadata()?.len();
         }
         let written = self.file.write_all(line.as_bytes());
@@ -221,6 +221,15 @@ impl Log {
         }
         written
     }
+}
+
+/// Opens the log for appending, behind a line end: a crash or an editor may have left half a line.
+fn open(path: &Path) -> io::Result<File> {
+    let mut file = disk::append(path)?;
+    if !disk::ends_line(&file)? {
+        file.write_all(b"\n").map_err(disk::at(path))?;
+    }
+    Ok(file)
 }
 
 fn rotate(path: &Path) {
@@ -293,8 +302,10 @@ mod tests {
         for n in 1..=5 {
             fs::write(path(&format!("security.log.{n}")), n.to_string()).expect("written");
         }
-        // As if one line more would be just as much as there may be.
-        disk::append(&path("security.log")).and_then(|log| log.set_len(MAX_SIZE - length)).expect("longer");
+        // As if one line more would be just as much as there may be, behind the line end that is added.
+        disk::append(&path("security.log"))
+            .and_then(|log| log.set_len(MAX_SIZE - length - 1))
+            .expect("longer");
         let audit = Audit::open(&folder.0).expect("a log");
         let log = || {
             audit.log("login", None, None, "");

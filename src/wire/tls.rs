@@ -12,7 +12,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
-use rustls::{InconsistentKeys, InvalidMessage, ServerConfig, ServerConnection};
+use rustls::{InvalidMessage, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use std::fmt;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
@@ -64,10 +64,7 @@ pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
     let key = rustls_pemfile::private_key(&mut &pem[..]).map_err(disk::at(&key_path))?;
     let key = key.ok_or_else(|| wrong(&key_path, "no private key in this file"))?;
     let key = provider().key_provider.load_private_key(key).map_err(|_| wrong(&key_path, UNUSABLE_KEY))?;
-    let is_of_key = |chain| match CertifiedKey::new(chain, key.clone()).keys_match() {
-        Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
-        other => other,
-    };
+    let is_of_key = |chain| CertifiedKey::new(chain, key.clone()).keys_match();
     if let Err(error) = is_of_key(chain.clone()) {
         let others = chain.iter().skip(1).any(|one| is_of_key(vec![one.clone()]).is_ok());
         return Err(match error {
