@@ -36,6 +36,12 @@ pub fn hour_minute(ms: u64, offset: UtcOffset) -> String {
     format!("{:02}:{:02}", t.hour(), t.minute())
 }
 
+/// `2026-01-31 08:05` at `offset`, from milliseconds since 1970.
+pub fn date_minute(ms: u64, offset: UtcOffset) -> String {
+    let t = date_time(ms).to_offset(offset);
+    format!("{:04}-{:02}-{:02} {}", t.year(), u8::from(t.month()), t.day(), hour_minute(ms, offset))
+}
+
 /// `Monday 2 November 2026` at `offset`, from milliseconds since 1970.
 pub fn day(ms: u64, offset: UtcOffset) -> String {
     let t = date_time(ms).to_offset(offset);
@@ -52,6 +58,7 @@ mod tests {
         assert_eq!(utc_day(0), "1970-01-01");
         utc(u64::MAX);
         hour_minute(u64::MAX, UtcOffset::UTC);
+        assert_eq!(date_minute(1_769_846_709_000, UtcOffset::UTC), "2026-01-31 08:05");
         assert_eq!(day(1_769_846_709_000, UtcOffset::UTC), "Saturday 31 January 2026");
     }
 }

@@ -269,6 +269,16 @@ fn body<T: Deserialize>(text: &str) -> Result<T, DecodeError> {
     json::from_str(text).map_err(|_| DecodeError::Malformed)
 }
 
+/// The version that a line names, if it names one: a later one may have other members. README#version.
+pub fn version_of(line: &[u8]) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: Option<u32>,
+    }
+    let (text, _) = head(line).ok()?;
+    body::<Version>(text).ok()?.version
+}
+
 /// A message without fields: its line is an object all the same.
 fn empty<M>(text: &str, message: M) -> Result<M, DecodeError> {
     body::<Empty>(text).map(|_| message)

@@ -368,8 +368,15 @@ fn several_offers_are_told_apart_by_their_numbers() {
         bob.expect(answer);
     }
     assert!(names(&bob, "received").is_empty(), "nothing was taken by mistake");
-    // The newest, then a given one; the other is told of.
-    bob.say("/acceptfile");
+    // Which one a person means, only a number says.
+    for command in ["acceptfile", "rejectfile"] {
+        bob.say(&format!("/{command}"));
+        bob.expect(&format!("! several files are offered: /{command} NUMBER says which one"));
+        bob.expect("* still offered to you: #1");
+    }
+    alice.say("/cancel");
+    alice.expect("! several files are in progress: /cancel NUMBER ends one");
+    bob.say("/acceptfile 3");
     bob.expect("* still offered to you: #1 \"a.txt\" (1.0 kB) from alice, #2 \"b.txt\" (1.0 kB) from alice");
     bob.expect("* \"c.txt\" (1.0 kB) from alice has arrived whole: ");
     bob.say("/acceptfile #1");
@@ -377,7 +384,8 @@ fn several_offers_are_told_apart_by_their_numbers() {
     bob.expect("* \"a.txt\" (1.0 kB) from alice has arrived whole: ");
     alice.say("/acceptfile 2");
     alice.expect("! no offer has the number 2");
-    bob.say("/rejectfile 2");
+    // The only one needs no number.
+    bob.say("/rejectfile");
     alice.expect("* bob has declined \"b.txt\" (1.0 kB)");
     assert_eq!(names(&bob, "received"), ["alice_a.txt", "alice_c.txt"]);
     for name in [0, 2] {

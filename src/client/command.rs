@@ -42,11 +42,11 @@ pub enum Command {
     Trust(Username),
     /// Offers this person a file, by its path as it was typed.
     SendFile(Username, String),
-    /// The number of an offer; `None` is the newest.
+    /// The number of an offer; `None` is the only one.
     AcceptFile(Option<u32>),
     /// The same, declined.
     RejectFile(Option<u32>),
-    /// The number of a transfer; `None` is the newest.
+    /// The number of a transfer; `None` is the only one.
     Cancel(Option<u32>),
     /// What is offered or under way, with numbers.
     Files,
@@ -75,9 +75,9 @@ pub const COMMANDS: [Usage; 20] = [
     usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared"),
     usage("trust", "/trust NAME", "accept the changed key of NAME"),
     usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts"),
-    usage("acceptfile", "/acceptfile [#]", "take the file that was offered last, or number #"),
+    usage("acceptfile", "/acceptfile [#]", "take the file that is offered, or number #"),
     usage("rejectfile", "/rejectfile [#]", "decline it"),
-    usage("cancel", "/cancel [#]", "end the newest transfer, or number #"),
+    usage("cancel", "/cancel [#]", "end the transfer, or number #"),
     usage("files", "/files", "files offered or under way, with their numbers"),
     usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
     usage("unignore", "/unignore NAME", "show it again"),

@@ -4,14 +4,14 @@
 //! is refused with the reason and the remedy; there is no way from TLS to none but `--no-tls`.
 
 use super::options::Options;
-use super::text::sanitise;
+use super::session::files::shortened;
 use super::trust::KnownServers;
 use crate::auth::AuthError;
 use crate::crypto::key_file::KeyFileError;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, ErrorCode, Failure, MAX_LINE, ServerMessage};
+use crate::protocol::{ClientMessage, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION, version_of};
 use crate::wire::certificate;
 use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
@@ -64,6 +64,8 @@ pub enum StartError {
     Lost(io::Error),
     /// The server said something that is no answer.
     OutOfPlace,
+    /// The server speaks this version of the protocol, or another one that it has not named.
+    OtherVersion(Option<u32>),
     /// There is no key file for this name; this is where it would be.
     NoKey(Username, std::path::PathBuf),
     /// The key file does not open.
@@ -125,6 +127,14 @@ impl fmt::Display for StartError {
             ),
             StartError::Lost(error) => write!(f, "the connection was lost: {}", reason(error)),
             StartError::OutOfPlace => f.write_str("the server sent something out of place: is it a server of this messenger?"),
+            StartError::OtherVersion(theirs) => {
+                let theirs = theirs.map_or("another version".into(), |version| format!("version {version}"));
+                write!(
+                    f,
+                    "the server speaks {theirs} of the protocol, and this client version {VERSION}: use a client of \
+                     the server's version, or ask its operator for a server of this one"
+                )
+            }
             StartError::NoKey(name, path) => write!(
                 f,
                 "there is no key for {name} on this machine: copy {} from the machine where the account was made, or \
@@ -322,13 +332,16 @@ impl Connection {
     ///
     /// # Errors
     /// [`StartError::Lost`] if the connection breaks, or no answer has come in time; [`StartError::OutOfPlace`] if it
-    /// is no message; [`StartError::SpeaksTls`].
+    /// is no message; [`StartError::OtherVersion`]; [`StartError::SpeaksTls`].
     pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
         self.say(message)?;
         let deadline = sooner(ANSWER_TIMEOUT, self.by);
         loop {
             match self.lines.next_line() {
                 Err(_) => return Err(StartError::OutOfPlace),
+                Ok(Some(line)) if version_of(line).is_some_and(|version| version != VERSION) => {
+                    return Err(StartError::OtherVersion(version_of(line)));
+                }
                 Ok(Some(line)) => match ServerMessage::decode(line) {
                     Ok(ServerMessage::Ping) => self.say(&ClientMessage::Pong)?,
                     Ok(answer) => {
@@ -372,11 +385,13 @@ pub fn refusal(failure: &Failure, name: &Username) -> StartError {
         StartError::Elsewhere
     } else if is(ErrorCode::Locked) {
         StartError::Locked(name.clone(), failure.retry_after.unwrap_or(LOCKED).min(MAX_RETRY_AFTER))
+    } else if is(ErrorCode::UnsupportedVersion) {
+        StartError::OtherVersion(None)
     } else if is(ErrorCode::NameTaken) {
         StartError::NameTaken(name.clone())
     } else {
         let again = failure.retry_after.map(|seconds| seconds.min(MAX_RETRY_AFTER));
         let again = again.map_or(String::new(), |seconds| format!(" (try again in {seconds} seconds)"));
-        StartError::Server(sanitise(&failure.message) + &again)
+        StartError::Server(shortened(&failure.message) + &again)
     }
 }

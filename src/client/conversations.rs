@@ -7,6 +7,7 @@
 
 use super::editor::Editor;
 use super::entry::{Entry, Place, SendState, Source};
+use super::trust::Trust;
 use crate::name::Username;
 use std::collections::VecDeque;
 
@@ -41,8 +42,10 @@ pub struct Conversation {
     marked: bool,
     /// When it was last shown, or something came, in a count of such events.
     touched: u64,
-    /// The person has been here.
+    /// The person has been here, or has written to this user from elsewhere.
     visited: bool,
+    /// How well the other's key was known at best.
+    trust: Option<Trust>,
 }
 
 impl Conversation {
@@ -59,7 +62,15 @@ impl Conversation {
             marked: false,
             touched: 0,
             visited: false,
+            trust: None,
         }
+    }
+
+    /// What speaks against closing it, most important first: a stranger's messages must not close a friend's view.
+    fn worth(&self) -> (bool, bool, bool, bool, u64) {
+        let known = self.visited || self.trust >= Some(Trust::Known);
+        let verified = self.trust == Some(Trust::Verified);
+        (!self.editor.is_empty(), verified, known, self.unread > 0, self.touched)
     }
 
     fn push(&mut self, entry: Entry) {
@@ -79,6 +90,11 @@ impl Conversation {
     fn forget_oldest(&mut self) {
         self.bytes -= self.entries.pop_front().as_ref().map_or(0, weight);
     }
+
+    fn forget_newest(&mut self) {
+        self.bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
+        self.newer = self.newer.saturating_sub(1);
+    }
 }
 
 /// In bytes. A rule, which may go at any time, has none.
@@ -91,13 +107,26 @@ pub struct Conversations {
     views: Vec<Conversation>,
     current: usize,
     touches: u64,
+    closed: Closed,
     /// The window has lost the keyboard.
     pub away: bool,
 }
 
+/// Views that were closed for lack of room, since the notice of it last had to begin again.
+#[derive(Default)]
+struct Closed {
+    views: usize,
+    unread: usize,
+    /// As it is shown.
+    text: String,
+    /// The latest, which is not reported yet, and what was unread in it.
+    latest: Vec<(Username, usize)>,
+}
+
 impl Default for Conversations {
     fn default() -> Conversations {
-        Conversations { views: vec![Conversation::new(None)], current: 0, touches: 0, away: false }
+        let views = vec![Conversation::new(None)];
+        Conversations { views, current: 0, touches: 0, closed: Closed::default(), away: false }
     }
 }
 
@@ -195,6 +224,34 @@ impl Conversations {
             self.append(self.current, entry.clone(), day);
         }
         self.append(view, entry, day);
+        self.tell_closed(day);
+    }
+
+    /// Says which views were closed: one line that is brought up to date, as long as nothing else is shown below it.
+    fn tell_closed(&mut self, day: &dyn Fn(u64) -> String) {
+        let closed = std::mem::take(&mut self.closed.latest);
+        let (Some((name, _)), Some(time)) = (closed.last(), self.views.iter().filter_map(last_time).max())
+        else {
+            return;
+        };
+        let last = self.current().entries.back();
+        if last.is_some_and(|last| last.source == Source::Problem && last.text == self.closed.text) {
+            self.current_mut().forget_newest();
+        } else {
+            (self.closed.views, self.closed.unread) = (0, 0);
+        }
+        self.closed.views += closed.len();
+        self.closed.unread += closed.iter().map(|(_, unread)| unread).sum::<usize>();
+        let Closed { views, unread, .. } = self.closed;
+        let (were, messages) = (
+            if views == 1 { "view was" } else { "views were" },
+            if unread == 1 { "message" } else { "messages" },
+        );
+        self.closed.text = format!(
+            "{views} {were} closed to make room, the latest of {name}, with {unread} unread {messages}: /history shows them"
+        );
+        let text = self.closed.text.clone();
+        self.append(self.current, Entry::new(time, Source::Problem, Place::Here, text), day);
     }
 
     /// Shows what was said in earlier sessions, the oldest first, as read.
@@ -232,6 +289,8 @@ impl Conversations {
             view.push(rule(entry.time, NEW.into()));
         }
         view.unread += usize::from(said && hidden);
+        view.visited |= entry.sending.is_some();
+        view.trust = view.trust.max(entry.trust);
         view.unseen += usize::from(said && view.scroll > 0);
         view.push(entry);
         self.touch(at);
@@ -255,10 +314,14 @@ impl Conversations {
         found
     }
 
-    /// Takes the latest message that failed out of the view that is shown: its number; `None` if there is none.
-    pub fn take_failed(&mut self) -> Option<u64> {
-        let failed = |entry: &&Entry| matches!(entry.sending, Some((_, SendState::Failed(_))));
-        let (number, _) = self.current().entries.iter().rev().find(failed)?.sending.clone()?;
+    /// Takes the oldest message that failed out of the view that is shown, if it is `at_hand` to be sent again: its number;
+    /// `None` if there is none. Asked again and again, it finds them in the order in which they were typed.
+    pub fn take_failed(&mut self, at_hand: impl Fn(u64) -> bool) -> Option<u64> {
+        let failed = |entry: &Entry| match entry.sending {
+            Some((number, SendState::Failed(_))) => Some(number),
+            _ => None,
+        };
+        let number = self.current().entries.iter().filter_map(failed).find(|number| at_hand(*number))?;
         for view in &mut self.views {
             if let Some(at) = view.entries.iter().rposition(|entry| is_number(entry, number)) {
                 view.bytes -= view.entries.remove(at).as_ref().map_or(0, weight);
@@ -288,12 +351,13 @@ impl Conversations {
         }
     }
 
-    /// Makes room by closing what matters least: where the person never was, then what was silent longest.
+    /// Makes room by closing what matters least (see [`Conversation::worth`]); it is reported.
     fn open(&mut self, with: Option<Username>) -> usize {
         if self.views.len() >= MAX_VIEWS {
             let others = self.views.iter().enumerate().skip(1).filter(|(at, _)| *at != self.current);
-            let worth = |view: &Conversation| (!view.editor.is_empty(), view.visited, view.touched);
-            if let Some((at, _)) = others.min_by_key(|(_, view)| worth(view)) {
+            if let Some((at, _)) = others.min_by_key(|(_, view)| view.worth()) {
+                let Conversation { with, unread, .. } = &self.views[at];
+                self.closed.latest.extend(with.clone().map(|name| (name, *unread)));
                 self.remove(at);
             }
         }
@@ -306,6 +370,10 @@ impl Conversations {
         self.touches += 1;
         self.views[at].touched = self.touches;
     }
+}
+
+fn last_time(view: &Conversation) -> Option<u64> {
+    view.entries.back().map(|last| last.time)
 }
 
 /// Whether it is the own message of this number.
@@ -433,8 +501,8 @@ mod tests {
         take(&mut views, received("bob", "new"));
         let states: Vec<_> = views.current().entries.iter().map(|entry| entry.sending.clone()).collect();
         assert_eq!(states, [Some((1, SendState::Taken)), Some((2, SendState::Failed("why".into())))]);
-        assert_eq!(views.take_failed(), Some(2));
-        assert_eq!((views.take_failed(), views.current().entries.len()), (None, 1));
+        assert_eq!(views.take_failed(|_| true), Some(2));
+        assert_eq!((views.take_failed(|_| true), views.current().entries.len()), (None, 1));
         // Sent from here to a view elsewhere: seen in both.
         let elsewhere = |state| Entry { place: Place::With(name("bob")), ..own(3, state, "three") };
         take(&mut views, elsewhere(SendState::UnderWay));
@@ -447,7 +515,7 @@ mod tests {
         take(&mut views, elsewhere(SendState::Failed("why again".into())));
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 1, 0]);
         views.enter(Some(name("bob")));
-        assert_eq!(views.take_failed(), Some(3));
+        assert_eq!(views.take_failed(|_| true), Some(3));
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 0, 0]);
         take(&mut views, received("dave", "new"));
         views.forget();
@@ -476,6 +544,63 @@ mod tests {
         views.enter(None);
         take(&mut views, received("one-more", "hi"));
         assert!(views.all().iter().any(|view| view.with == Some(name("bob"))), "where one was stays longest");
+    }
+
+    #[test]
+    fn failed_messages_are_taken_in_order_if_at_hand() {
+        let mut views = Conversations::default();
+        for number in 1..5 {
+            take(&mut views, own(number, SendState::Failed("why".into()), "text"));
+        }
+        assert_eq!(views.take_failed(|number| number != 1), Some(2));
+        assert_eq!(views.take_failed(|number| number != 1), Some(3));
+        assert_eq!(views.take_failed(|number| number != 1), Some(4));
+        assert_eq!(views.take_failed(|number| number != 1), None);
+        assert_eq!(texts(views.current()), ["text"], "what cannot be sent again stays to be read");
+    }
+
+    #[test]
+    fn strangers_close_no_friends_view_and_it_is_reported() {
+        let mut views = Conversations::default();
+        let known = |from: &str, trust| Entry { trust: Some(trust), ..received(from, "precious") };
+        take(&mut views, known("verified", Trust::Verified));
+        take(&mut views, known("known", Trust::Known));
+        let answered = Entry { place: Place::With(name("answered")), ..own(1, SendState::UnderWay, "hi") };
+        take(&mut views, received("answered", "precious"));
+        take(&mut views, answered);
+        let count = |views: &Conversations| {
+            let told = |entry: &&Entry| entry.source == Source::Problem;
+            views.current().entries.iter().filter(told).map(|entry| entry.text.clone()).collect::<Vec<_>>()
+        };
+        for n in 0..46 {
+            take(&mut views, known(&format!("stranger{n}"), Trust::New));
+        }
+        assert!(count(&views).is_empty());
+        // Of two strangers, the one whose message was read goes first.
+        views.enter(Some(name("stranger7")));
+        views.enter(None);
+        views.views.iter_mut().for_each(|view| view.visited &= view.trust != Some(Trust::New));
+        for n in 46..1000 {
+            take(&mut views, known(&format!("stranger{n}"), Trust::New));
+            if n == 46 {
+                let first = "1 view was closed to make room, the latest of stranger7, with 0 unread messages";
+                assert!(count(&views)[0].starts_with(first), "{:?}", count(&views));
+            }
+        }
+        let told = count(&views);
+        assert_eq!(told.len(), 1, "one line, brought up to date");
+        assert!(
+            told[0].starts_with("954 views were closed to make room, the latest of stranger953, with 953"),
+            "{told:?}"
+        );
+        for friend in ["verified", "known", "answered"] {
+            let view = views.all().iter().find(|view| view.with == Some(name(friend))).expect("still there");
+            assert!(view.unread == 1 && texts(view).contains(&"precious"), "{friend}");
+        }
+        // Below something else it begins again.
+        take(&mut views, notice(Place::Here, "something else"));
+        take(&mut views, received("another", "hi"));
+        assert!(count(&views)[1].starts_with("1 view was closed"), "{:?}", count(&views));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use super::completion::Completion;
 use super::input::Key;
 use super::line::{Line, in_word, one_line_end};
-use super::text::{clusters, fitting, width};
+use super::text::{clusters, fitting, folded, width};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::take;
 
@@ -255,10 +255,10 @@ impl Editor {
                 return *key == Key::Escape;
             }
         };
-        let (word, former) = (word.text.to_lowercase(), found.filter(|_| *key == Key::Ctrl('r')));
+        let (word, former) = (folded(&word.text), found.filter(|_| *key == Key::Ctrl('r')));
         let mut older = (from..=self.history.len()).filter(|back| {
             let text = self.at(*back).unwrap_or_default();
-            text.to_lowercase().contains(&word)
+            folded(text).contains(&word)
         });
         let next = older.next().or(former);
         if let Some(search) = &mut self.search {

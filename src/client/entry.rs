@@ -55,6 +55,8 @@ pub enum Source {
     },
     /// The program tells something: who came, answers to commands.
     Notice,
+    /// Something that was said before, as a line, with the time of then.
+    Recalled,
     /// Something is wrong, and what to do.
     Problem,
     /// The digits to compare.
@@ -70,7 +72,7 @@ impl Source {
             Source::Broadcast { from } | Source::Private { from, .. } | Source::Room { from, .. } => {
                 Some(from)
             }
-            Source::Notice | Source::Problem | Source::SafetyNumber | Source::Rule => None,
+            Source::Notice | Source::Recalled | Source::Problem | Source::SafetyNumber | Source::Rule => None,
         }
     }
 
@@ -126,7 +128,7 @@ impl Entry {
             Source::Private { from, to } | Source::Room { from, to } => {
                 format!("<{from} -> {to}> {text}")
             }
-            Source::Notice | Source::SafetyNumber | Source::Rule => format!("* {text}"),
+            Source::Notice | Source::Recalled | Source::SafetyNumber | Source::Rule => format!("* {text}"),
             Source::Problem => format!("! {text}"),
         }
     }

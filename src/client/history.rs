@@ -70,7 +70,9 @@ impl Message {
             Source::Broadcast { from } => ("broadcast", from, None),
             Source::Private { from, to } => ("private", from, Some(to)),
             Source::Room { from, to } => ("room", from, Some(to)),
-            Source::Notice | Source::Problem | Source::SafetyNumber | Source::Rule => return None,
+            Source::Notice | Source::Recalled | Source::Problem | Source::SafetyNumber | Source::Rule => {
+                return None;
+            }
         };
         let (scope, from, to, text) = (scope.into(), from.clone(), to.cloned(), entry.text.clone());
         Some(Message { time: entry.time, scope, from, to, text })

@@ -21,6 +21,7 @@ use crate::wire::frame::Frame;
 use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Channel, Received};
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -64,6 +65,8 @@ struct Shared {
     key: Mutex<Instant>,
     /// Of a password that was changed meanwhile.
     password_key: Mutex<Option<PasswordKey>>,
+    /// Answers to `renew` that are due: no other `session` brings a token.
+    renewals: AtomicU32,
 }
 
 impl Link {
@@ -89,6 +92,7 @@ impl Link {
             owed: Mutex::default(),
             key: Mutex::new(now),
             password_key: Mutex::default(),
+            renewals: AtomicU32::new(0),
         });
         let number = shared.queue.restart();
         shared.queue.begin();
@@ -117,11 +121,15 @@ impl Link {
     /// Queues one message. False if the server has taken nothing for a thousand messages: it is to be given up.
     #[must_use]
     pub fn send(&self, message: &ClientMessage) -> bool {
+        if matches!(message, ClientMessage::Renew(_)) {
+            self.shared.renewals.fetch_add(1, Relaxed);
+        }
         self.shared.queue.say(message)
     }
 
     /// What is queued from now on belongs to the new session.
     pub fn begin(&self) {
+        self.shared.renewals.store(0, Relaxed);
         self.shared.queue.begin();
     }
 
@@ -421,7 +429,11 @@ impl Reader {
                     return Err(End::Over(None));
                 }
                 Ok(message) => {
-                    if let ServerMessage::Session(session) = &message {
+                    // README#renew.
+                    let is_due = |due: u32| due.checked_sub(1);
+                    if let ServerMessage::Session(session) = &message
+                        && self.shared.renewals.fetch_update(Relaxed, Relaxed, is_due).is_ok()
+                    {
                         self.way.set_token(session.token.duplicate());
                     }
                     Some(Event::Server(message))

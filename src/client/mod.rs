@@ -142,6 +142,8 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
         let text = "without a terminal (or with --plain) give --user and --password-file (--help explains)";
         return Err(StartError::Usage(text.into()));
     };
+    // Before there is a second thread: with several, the time zone is not told.
+    let offset = clock::local_offset();
     let password = read_password(path)?;
     let memory = Memory::read(options, prepare(options)?)?;
     let connect = || connect::connect(options, |_| false);
@@ -151,7 +153,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     };
     drop(password);
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    plain::run(connection, way, session, options, &greeting).map_err(StartError::Disk)
+    plain::run(connection, way, session, options, (&greeting, offset)).map_err(StartError::Disk)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {

@@ -5,7 +5,7 @@
 //! the network.
 
 use super::connect::{Connection, StartError};
-use super::entry::{Entry, SendState};
+use super::entry::{Entry, SendState, Source};
 use super::file::typed_path;
 use super::options::Options;
 use super::printer::Printer;
@@ -22,6 +22,7 @@ use std::io::{self, BufRead, Read};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
+use time::UtcOffset;
 
 /// Lines of the input that may wait.
 const QUEUE: usize = 16;
@@ -37,7 +38,7 @@ pub fn run(
     way: Way,
     mut session: Session,
     options: &Options,
-    greeting: &str,
+    (greeting, offset): (&str, UtcOffset),
 ) -> io::Result<u8> {
     // A wake says nothing but that it is time to look: one that waits is enough.
     let (wake, waking) = sync_channel(1);
@@ -60,7 +61,7 @@ pub fn run(
     let work = Work::start((connection, way), options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
-    let status = serve(&mut session, options, &work, &printer, &waking, &typed);
+    let status = serve(&mut session, (options, offset), &work, &printer, &waking, &typed);
     if !matches!(status, Ok(0)) {
         // Otherwise other users see us online until the grace period ends.
         let _ = work.send(&ClientMessage::Logout);
@@ -73,7 +74,7 @@ pub fn run(
 
 fn serve(
     session: &mut Session,
-    options: &Options,
+    (options, offset): (&Options, UtcOffset),
     work: &Work,
     printer: &Printer,
     waking: &Receiver<()>,
@@ -97,6 +98,10 @@ fn serve(
                         Effect::Send(message) => events.extend(work.send(&message)),
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
+                        Effect::Show(entry) if entry.source == Source::Recalled => {
+                            let date = clock::date_minute(entry.time, offset);
+                            printer.print(format!("* {date} {}", entry.text));
+                        }
                         Effect::Show(entry) => printer.print(entry.line()),
                         Effect::Progress(text) => printer.print(format!("* {text}")),
                         Effect::Transfer(number, job) => events.extend(work.transfer(number, job)),

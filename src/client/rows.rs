@@ -136,7 +136,9 @@ fn head(entry: &Entry) -> (Row, Style) {
             let to = format!(" → {to}{own}) ");
             (vec![span("(room ", kind(ROOM)), name(from), mark, span(&to, kind(ROOM))], PLAIN)
         }
-        Source::Notice | Source::SafetyNumber | Source::Rule => (vec![span("* ", DIM)], DIM),
+        Source::Notice | Source::Recalled | Source::SafetyNumber | Source::Rule => {
+            (vec![span("* ", DIM)], DIM)
+        }
         Source::Problem => (vec![span("! ", ALARM)], ALARM),
     }
 }

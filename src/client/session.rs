@@ -10,25 +10,30 @@ mod commands;
 mod connection;
 pub mod files;
 pub mod incoming;
+mod notices;
 mod outgoing;
 mod own_keys;
 mod peers;
 mod presence;
+mod record;
+mod replay;
 pub mod wire_form;
 
 use super::entry::{Entry, Place, Source};
-use super::history::{History, MAX_HISTORY};
+use super::history::History;
 use super::password::ChangeError;
-use super::text::sanitise;
 use super::transfer::{Job, Step};
 use super::trust::{Ignored, KnownUsers};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, ServerMessage};
-use files::Files;
+use files::{Files, shortened};
+use notices::Notices;
 use outgoing::Outbox;
 use own_keys::OwnKeys;
 use peers::Peers;
+use presence::Changes;
+use record::Record;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,6 +142,9 @@ pub struct Session {
     pub(super) unread: usize,
     pub(super) effects: Vec<Effect>,
     online: BTreeSet<Username>,
+    /// Who has come and gone, and is not reported yet.
+    changes: Changes,
+    notices: Notices,
     /// The list of who is on-line has arrived.
     ready: bool,
     /// The list is still arriving.
@@ -145,7 +153,7 @@ pub struct Session {
     partner: Option<Username>,
     /// Who was told of a room with them, and is on-line since.
     rooms: BTreeSet<Username>,
-    history: VecDeque<Entry>,
+    history: Record,
     /// Where they are kept.
     kept: Option<History>,
     pub(super) ignored: Ignored,
@@ -197,11 +205,13 @@ impl Session {
             unread: 0,
             effects: Vec::new(),
             online: BTreeSet::new(),
+            changes: Changes::default(),
+            notices: Notices::default(),
             ready: false,
             partial: false,
             partner: None,
             rooms: BTreeSet::new(),
-            history: VecDeque::new(),
+            history: Record::default(),
             kept: None,
             ignored,
             quiet: false,
@@ -228,13 +238,13 @@ impl Session {
         if let Some(text) = kept.notice() {
             self.notice(text.into());
         }
-        (self.history, self.kept) = (earlier, Some(kept));
+        (self.history, self.kept) = (earlier.into(), Some(kept));
     }
 
     /// The messages that `/history` finds, the oldest first, without those of people who are ignored now.
     pub fn history(&self) -> impl Iterator<Item = &Entry> {
         let ignored = |entry: &&Entry| entry.source.from().is_some_and(|from| self.ignored.contains(from));
-        self.history.iter().filter(move |entry| !ignored(entry))
+        self.history.entries().iter().filter(move |entry| !ignored(entry))
     }
 
     /// What is to be said when the person leaves at once: what may be lost by that. Empty if nothing is.
@@ -246,13 +256,19 @@ impl Session {
     /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
+        self.tell_counted(false);
+        self.tell_changes(matches!(event, Event::Line(_)));
         match event {
             Event::Line(line) => self.line(&line, now),
             Event::Switch(partner) => self.go_to(partner),
             Event::Again(number) => self.send_again(number),
             Event::Server(message) => self.server(message, now),
+            // README#later-versions.
+            Event::Unreadable(DecodeError::UnknownType) => {
+                self.tell_later("the server sent a message that this version does not know".into());
+            }
             Event::Unreadable(error) => {
-                self.problem(format!("the server sent something unreadable: {error}"))
+                self.server_problem(format!("the server sent something unreadable: {error}"));
             }
             Event::Silent(since) => self.silent(since),
             Event::Lost(why) => self.connection_lost(&why),
@@ -285,6 +301,7 @@ impl Session {
         self.ask();
         self.owed = if self.owes_answers() { self.owed.or(Some(now)) } else { None };
         self.leave_if_done(now);
+        self.tell_last();
         std::mem::take(&mut self.effects)
     }
 
@@ -315,6 +332,11 @@ impl Session {
     /// Whom one is talking to; `None` is everyone.
     pub fn partner(&self) -> Option<&Username> {
         self.partner.as_ref()
+    }
+
+    /// Whether the failed message of this number can still be sent again.
+    pub fn is_at_hand(&self, number: u64) -> bool {
+        self.outbox.failed.contains_key(&number)
     }
 
     /// Whether there is a room with `name`.
@@ -348,12 +370,9 @@ impl Session {
 
     /// Shows a message and keeps it for `/history`.
     pub(super) fn said(&mut self, entry: Entry) {
-        if self.history.len() >= MAX_HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(entry.clone());
+        self.history.push(entry.clone());
         self.effects.push(Effect::Show(entry));
-        if let Some(Err(error)) = self.kept.as_mut().map(|kept| kept.append(&self.history)) {
+        if let Some(Err(error)) = self.kept.as_mut().map(|kept| kept.append(self.history.entries())) {
             self.problem(format!("{error}; messages are no longer kept, those kept so far stay readable"));
         }
     }
@@ -381,14 +400,16 @@ impl Session {
             | ServerMessage::Ping
             | ServerMessage::Pong
             | ServerMessage::Grant(_)
-            | ServerMessage::Refused(_) => {
-                self.problem("the server sent something out of place".into());
-            }
+            | ServerMessage::Refused(_) => self.out_of_place(),
         }
     }
 
+    fn out_of_place(&mut self) {
+        self.server_problem("the server sent something out of place".into());
+    }
+
     fn failure(&mut self, failure: &Failure) {
-        let text = sanitise(&failure.message);
+        let text = shortened(&failure.message);
         if let Some(over) = last_word(failure) {
             self.problem(format!("{over}: this session is over"));
             self.tell_unsettled();
@@ -397,7 +418,7 @@ impl Session {
             self.owed = None;
             self.refused(id, &text);
         } else {
-            self.problem(format!("the server says: {text}"));
+            self.server_problem(format!("the server says: {text}"));
         }
     }
 }

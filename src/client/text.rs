@@ -6,6 +6,7 @@
 //! never more, so no row can overflow (README#text-from-others).
 
 use std::ops::Range;
+use unicode_normalization::UnicodeNormalization;
 use unicode_width::UnicodeWidthChar;
 
 /// Marks shown on one letter: four serve every living script, more climb into other rows.
@@ -148,6 +149,12 @@ pub fn wrap(text: &str, limit: usize) -> Vec<String> {
     rows
 }
 
+/// As texts are compared in a search: letter case, and the two ways to write a letter with marks, make no difference.
+pub fn folded(text: &str) -> String {
+    // Upper case first: some letters have two lower-case forms (ς and σ, s and ſ), or two letters in upper case (ß).
+    text.nfd().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+}
+
 /// Where somebody is addressed, in bytes: every `@` with the name after it, unless it stands inside a word.
 pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -170,6 +177,24 @@ mod tests {
     use super::*;
 
     /// README#harmless.
+    #[test]
+    fn folded_texts_ignore_case_and_normal_form() {
+        for (one, other) in [
+            ("é", "e\u{301}"),
+            ("É", "e\u{301}"),
+            ("Ñandú", "n\u{303}ANDU\u{301}"),
+            ("Straße", "STRASSE"),
+            ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+            ("ПРИВЕТ, Й", "привет, и\u{306}"),
+            ("ế", "E\u{302}\u{301}"),
+            ("\u{1ead}", "a\u{302}\u{323}"),
+            ("한글", "\u{1112}\u{1161}\u{11ab}\u{1100}\u{1173}\u{11af}"),
+        ] {
+            assert_eq!(folded(one), folded(other), "{one}");
+        }
+        assert_ne!(folded("e"), folded("é"));
+    }
+
     #[test]
     fn nothing_that_controls_or_deceives_survives() {
         assert_eq!(sanitise("a\u{1b}[2J\u{7f}\u{9b}b"), "a\u{fffd}[2J\u{fffd}\u{fffd}b");

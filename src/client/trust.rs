@@ -14,10 +14,12 @@ use std::io;
 use std::path::Path;
 
 /// How well a person's key is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trust {
-    /// Remembered at first sight, never compared.
+    /// Seen for the first time since this client was started, never compared.
     New,
+    /// Remembered from before, never compared.
+    Known,
     /// The safety number was compared.
     Verified,
 }
@@ -26,7 +28,7 @@ impl Trust {
     /// What stands beside a name.
     pub fn mark(self) -> &'static str {
         match self {
-            Trust::New => "?",
+            Trust::New | Trust::Known => "?",
             Trust::Verified => "✓",
         }
     }
@@ -196,7 +198,7 @@ impl KnownUsers {
         let mut known = HashMap::new();
         let records = open(path, |record: UserRecord| {
             if record.server == server && (record.decided || !known.contains_key(&record.name)) {
-                let trust = if record.verified { Trust::Verified } else { Trust::New };
+                let trust = if record.verified { Trust::Verified } else { Trust::Known };
                 known.insert(record.name, (Fingerprint(record.identity.0), trust));
             }
         })?;
@@ -267,7 +269,7 @@ mod tests {
         let mut users = open("a:1").expect("open");
         users.remember(&bob, one).expect("stored");
         users.remember(&bob, two).expect("stored");
-        assert_eq!(open("a:1").expect("open").get(&bob), Some((one, Trust::New)), "a second first sight");
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((one, Trust::Known)), "a second first sight");
         users.decide(&bob, two, Trust::Verified).expect("stored");
         assert_eq!(open("a:1").expect("open").get(&bob), Some((two, Trust::Verified)));
         assert_eq!(open("a:2").expect("open").get(&bob), None);

@@ -20,6 +20,30 @@ pub const MAX_TEXT: usize = 32 * 1024;
 /// The longest ciphertext: a full text, its length and padding.
 pub const MAX_CIPHERTEXT: usize = MAX_TEXT + BUCKET;
 
+/// The longest word for a kind or scope, in bytes.
+const MAX_WORD: usize = 32;
+
+/// A kind or scope of a later version, as it stands on the wire: 32 bytes at most. README#later-versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word {
+    bytes: [u8; MAX_WORD],
+    length: usize,
+}
+
+impl Word {
+    /// `None` for a longer one.
+    pub fn new(text: &str) -> Option<Word> {
+        let mut bytes = [0; MAX_WORD];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(Word { bytes, length: text.len() })
+    }
+
+    /// As it stands on the wire.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.bytes[..self.length]).expect("it was made of a text")
+    }
+}
+
 /// What an envelope is. Part of the signed header: one kind is never taken for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -40,6 +64,8 @@ pub enum Kind {
     FileCancel,
     /// The recipient has the whole file, and its hash is right.
     FileDone,
+    /// A kind of a later version.
+    Later(Word),
 }
 
 /// Who an envelope is for, as the sender signed it.
@@ -51,6 +77,8 @@ pub enum Scope {
     Private(Recipient),
     /// One person, in the room of the two.
     Room(Recipient),
+    /// A scope of a later version, for one person or for everyone.
+    Later(Word, Option<Recipient>),
 }
 
 /// The one recipient of a private or room envelope, down to the session.
@@ -68,22 +96,24 @@ impl Scope {
         match self {
             Scope::Broadcast => None,
             Scope::Private(recipient) | Scope::Room(recipient) => Some(recipient),
+            Scope::Later(_, recipient) => recipient.as_ref(),
         }
     }
 
     /// As it stands on the wire and in the header.
-    pub fn as_str(&self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Scope::Broadcast => "broadcast",
             Scope::Private(_) => "private",
             Scope::Room(_) => "room",
+            Scope::Later(word, _) => word.as_str(),
         }
     }
 }
 
 impl Kind {
     /// As it stands on the wire and in the header.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Kind::Message => "message",
             Kind::RoomOpened => "room_opened",
@@ -93,14 +123,16 @@ impl Kind {
             Kind::FileReject => "file_reject",
             Kind::FileCancel => "file_cancel",
             Kind::FileDone => "file_done",
+            Kind::Later(word) => word.as_str(),
         }
     }
 
-    /// Reverses [`Kind::as_str`]; `None` for a word that this version does not know.
+    /// Reverses [`Kind::as_str`]; `None` for a word that is too long.
     pub fn parse(text: &str) -> Option<Kind> {
         use Kind::{FileAccept, FileCancel, FileDone, FileOffer, FileReject, Message, RoomLeft, RoomOpened};
         let all = [Message, RoomOpened, RoomLeft, FileOffer, FileAccept, FileReject, FileCancel, FileDone];
-        all.into_iter().find(|kind| kind.as_str() == text)
+        let known = all.into_iter().find(|kind| kind.as_str() == text);
+        known.or_else(|| Word::new(text).map(Kind::Later))
     }
 }
 

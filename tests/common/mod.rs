@@ -303,6 +303,16 @@ impl Drop for Client {
     }
 }
 
+/// How often lines report `part`, with what was counted: "(once more)", "(7 more times)".
+#[allow(dead_code)]
+pub fn times(lines: &[String], part: &str) -> u64 {
+    let count = |line: &String| match line.rsplit_once(" (") {
+        Some((_, rest)) => rest.strip_suffix(" more times)").and_then(|n| n.parse().ok()).unwrap_or(1),
+        None => 1,
+    };
+    lines.iter().filter(|line| line.contains(part)).map(count).sum()
+}
+
 /// A connection that says what it is told to.
 pub struct Raw {
     pub socket: Arc<TcpStream>,

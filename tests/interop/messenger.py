@@ -362,9 +362,13 @@ class Envelope:
         self = cls(sender=word(message, "from"), kind=word(message, "kind"), scope=word(message, "scope"),
                    sequence=number(message, "sequence", 1, 2**64 - 2), time=number(message, "time"), ciphertext=binary(message, "ciphertext"),
                    **{key: binary(message, key, length) for key, length in cls.LENGTHS.items()})
-        if self.scope not in SCOPES_OF.get(self.kind, ()):
+        scopes = {scope for known in SCOPES_OF.values() for scope in known}
+        self.later = self.kind not in SCOPES_OF or self.scope not in scopes             # of a later version: not shown
+        if len(self.kind.encode()) > 32 or len(self.scope.encode()) > 32:
+            raise Refused("kind", "too long a word")
+        if not self.later and self.scope not in SCOPES_OF[self.kind]:
             raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
-        if self.scope != "broadcast":
+        if self.scope in scopes - {"broadcast"} or (self.scope not in scopes and message.get("recipient") is not None):
             self.recipient, self.recipient_session = word(message, "recipient"), binary(message, "recipient_session", 32)
         elif message.get("recipient") is not None or message.get("recipient_session") is not None:
             raise Refused("recipient", "a broadcast with a recipient")
@@ -990,13 +994,15 @@ class Client:
             if text and envelope.kind in ("room_opened", "room_left"):
                 raise Refused("text", "a notice with a text")
             person.use(envelope)                                     # all steps have passed: the number is used up
-            content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS else None
+            content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS and not envelope.later else None
         except Refused as error:
             return self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
         if missing:
             self._tell("gap", name=person.name, missing=missing)
         if abs(envelope.time - now()) > 5 * MINUTE:
             self._tell("odd_time", name=person.name, time=envelope.time)
+        if envelope.later:
+            return
         if content is None:
             self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time)
         else:

@@ -55,10 +55,12 @@ impl Front {
                 let (at, count) = (self.conversations.index(), self.conversations.all().len());
                 return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
             }
-            Key::Alt('r') if self.is_prompt() => match self.conversations.take_failed() {
-                Some(number) => return self.handle(Event::Again(number)),
-                None => self.painter.bell(),
-            },
+            Key::Alt('r') if self.is_prompt() => {
+                match self.conversations.take_failed(|number| self.session.is_at_hand(number)) {
+                    Some(number) => return self.handle(Event::Again(number)),
+                    None => self.painter.bell(),
+                }
+            }
             key => return self.edit(key),
         }
         Ok(None)

@@ -1,16 +1,16 @@
 //! What the person types: every command, and what it answers.
 
 use super::outgoing::Audience;
+use super::record::Record;
 use super::{Effect, Session};
 use crate::client::command::{self, Command};
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::history::History;
-use crate::client::text::sanitise;
+use crate::client::text::{folded, sanitise};
 use crate::client::trust::Trust;
 use crate::crypto::envelope::Kind;
 use crate::crypto::public::safety_number;
 use crate::name::Username;
-use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Messages that a search shows, the latest: more would push the rest out of sight.
@@ -146,9 +146,9 @@ impl Session {
 
     /// The last `count` messages that hold `text`, in any letter case.
     fn tell_history(&mut self, count: usize, text: &str) {
-        let wanted = text.to_lowercase();
+        let wanted = folded(text);
         let found = self.history().map(|entry| (entry.time, entry.line()));
-        let mut lines: Vec<_> = found.filter(|(_, line)| line.to_lowercase().contains(&wanted)).collect();
+        let mut lines: Vec<_> = found.filter(|(_, line)| folded(line).contains(&wanted)).collect();
         let lines = lines.split_off(lines.len().saturating_sub(count));
         let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };
         let wanted = self.kept.as_ref().is_some_and(History::is_wanted);
@@ -160,13 +160,13 @@ impl Session {
         });
         // Each with its own time.
         for (time, line) in lines {
-            self.effects.push(Effect::Show(Entry::new(time, Source::Notice, Place::Here, line)));
+            self.effects.push(Effect::Show(Entry::new(time, Source::Recalled, Place::Here, line)));
         }
     }
 
     /// Erases all messages, on the screen and on disk too.
     fn forget(&mut self) {
-        self.history = VecDeque::new();
+        self.history = Record::default();
         self.outbox.forget_failed();
         self.effects.push(Effect::Forget);
         let forgotten = "the messages are forgotten";
@@ -234,6 +234,10 @@ impl Session {
         }
         if self.peers.has_changed(&name) {
             return self.reconsider(&name);
+        }
+        if self.peers.get(&name).shown.is_none() {
+            self.problem(format!("the safety number with {name} was not shown yet: compare this one first"));
+            return self.tell_safety_number(&name);
         }
         if !self.is_about_the_shown_key(&name) {
             return;

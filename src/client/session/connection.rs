@@ -3,6 +3,7 @@
 //! Invariant: nobody leaves without being told what was not acknowledged; a new session repeats nothing of the former
 //! one by itself. Specification: README#when-the-connection-breaks.
 
+use super::presence::Changes;
 use super::{Effect, Session};
 use crate::client::password::ChangeError;
 use crate::crypto::keys::SessionKey;
@@ -73,6 +74,7 @@ impl Session {
         self.rooms.clear();
         (self.ready, self.partial) = (false, false);
         self.online.clear();
+        self.changes = Changes::default();
         self.to_ask.clear();
         self.asking = None;
         let waiting = self.peers.restart();

@@ -127,7 +127,8 @@ fn time_left(seconds: u64) -> String {
     }
 }
 
-fn shortened(reason: &str) -> String {
+/// At most 200 characters of a text of others, sanitised.
+pub fn shortened(reason: &str) -> String {
     sanitise(&reason.chars().take(MAX_REASON).collect::<String>())
 }
 

@@ -6,6 +6,7 @@
 
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
+use super::replay::{Between, Order, between};
 use super::wire_form::typed;
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::text::{mentions, sanitise_lines};
@@ -14,84 +15,27 @@ use crate::crypto::keys::SessionKey;
 use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::EncryptedMessage;
-use std::collections::VecDeque;
 use zeroize::Zeroizing;
 
 /// A sender's clock that differs by more, in milliseconds, is told: no clock that is set by itself does.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
-/// Conversations of one sender that are remembered: each login of theirs begins some, and a hostile one begins many.
-const MAX_CONVERSATIONS: usize = 64;
-
-/// The conversations of one sender, the latest first.
-#[derive(Default)]
-pub struct Conversations {
-    last: VecDeque<Conversation>,
-    /// Of conversations that are no longer remembered: nothing new is that old.
-    forgotten: Option<u64>,
-}
-
-struct Conversation {
-    /// The sender's session, and the own session it is for (none for broadcasts).
-    between: (Fingerprint, Option<Fingerprint>),
-    sequence: u64,
-    /// The latest of its messages, by the sender's clock.
-    time: u64,
-}
-
-fn between(header: &Header) -> (Fingerprint, Option<Fingerprint>) {
-    (header.session, header.scope.recipient().map(|recipient| recipient.session))
-}
-
-/// How a sequence number stands to those before it.
-#[derive(Debug, PartialEq, Eq)]
-enum Order {
-    Next,
-    /// So many before it have not arrived.
-    Gap(u64),
-    /// Not higher than one already shown.
-    Replayed,
-}
-
-impl Conversations {
-    /// README#check-sequence, README#sequence.
-    fn order(&self, header: &Header) -> Order {
-        let known = self.last.iter().find(|conversation| conversation.between == between(header));
-        let expected = match known {
-            Some(conversation) => conversation.sequence + 1,
-            None if self.forgotten.is_some_and(|time| header.time <= time) => return Order::Replayed,
-            // A private conversation begins at 1; a broadcast may have begun before we came.
-            None if header.scope.recipient().is_some() => 1,
-            None => header.sequence,
-        };
-        match header.sequence {
-            sequence if sequence < expected || sequence == u64::MAX => Order::Replayed,
-            sequence if sequence == expected => Order::Next,
-            sequence => Order::Gap(sequence - expected),
-        }
-    }
-
-    fn record(&mut self, header: &Header) {
-        let former = self.last.iter().position(|conversation| conversation.between == between(header));
-        let former = former.and_then(|at| self.last.remove(at)).map_or(0, |conversation| conversation.time);
-        let (sequence, time) = (header.sequence, header.time.max(former));
-        self.last.push_front(Conversation { between: between(header), sequence, time });
-        if self.last.len() > MAX_CONVERSATIONS
-            && let Some(oldest) = self.last.pop_back()
-        {
-            self.forgotten = self.forgotten.max(Some(oldest.time));
-        }
-    }
-}
+/// More missing messages than this are not counted: at the server's rate they would take a day.
+const MAX_MISSING: u64 = 10_000_000;
+/// Times that a partner who opens and leaves a room is reported: what is typed there depends on it.
+const MAX_ROOM_NOTICES: u32 = 4;
 
 impl Session {
     /// Takes an envelope from the server.
     pub(super) fn receive(&mut self, message: EncryptedMessage) {
         let from = message.envelope.from.clone();
         if from == *self.me() || !self.peers.admits(&from) {
-            return self.refuse(&from, "the server cannot have it from there");
+            return self.tell_refused(&from, "the server cannot have it from there");
         }
+        let wire = &message.envelope;
+        let recipient = wire.recipient_session.as_ref().map(|session| Fingerprint(session.0));
+        let claimed = ((Fingerprint(wire.session.0), recipient), wire.sequence);
         let Some(envelope) = typed(message) else {
-            return self.refuse(&from, "its fields contradict each other");
+            return self.refuse(&from, claimed, "its fields contradict each other");
         };
         let named = envelope.body.header.identity;
         let peer = self.peers.get(&from);
@@ -101,7 +45,7 @@ impl Session {
         }
         // A stranger, a changed key, or a forgery: the server's word on the key decides which.
         if self.unread >= MAX_INBOX || peer.inbox.len() >= MAX_INBOX_OF_ONE {
-            return self.refuse(&from, "too many wait for a key already");
+            return self.refuse(&from, claimed, "too many wait for a key already");
         }
         self.unread += 1;
         let peer = self.peers.get(&from);
@@ -124,19 +68,23 @@ impl Session {
 
     /// The keys of `name` cannot be had: what waits for them is not believed.
     pub(super) fn drop_inbox(&mut self, name: &Username) {
-        let dropped = std::mem::take(&mut self.peers.get(name).inbox).len();
-        self.unread -= dropped;
-        for _ in 0..dropped {
-            self.refuse(name, "there is no key to check it with");
+        while let Some(envelope) = self.peers.get(name).inbox.pop_front() {
+            self.unread -= 1;
+            self.refuse(name, claimed(&envelope.body.header), "there is no key to check it with");
         }
     }
 
-    /// README#no-answer.
-    fn refuse(&mut self, from: &Username, why: &str) {
-        if self.ignored.contains(from) {
-            return;
-        }
-        self.problem(format!("refused a message that claims to come from {from}: {why}"));
+    /// What is refused is reported as that, and not as missing later. README#no-answer, README#check-sequence.
+    fn refuse(&mut self, from: &Username, (place, sequence): (Between, u64), why: &str) {
+        let peer = self.peers.get(from);
+        let waiting = peer.inbox.iter().rev().map(|envelope| claimed(&envelope.body.header));
+        let waiting = waiting.into_iter().find(|(of, _)| *of == place).map(|(_, sequence)| sequence);
+        peer.replay.refuse(place, sequence, waiting);
+        self.tell_refused(from, why);
+    }
+
+    fn tell_refused(&mut self, from: &Username, why: &str) {
+        self.problem_about(from, why, format!("refused a message that claims to come from {from}: {why}"));
     }
 
     /// README#check-identity.
@@ -146,7 +94,7 @@ impl Session {
             Err(why) => Err(why),
         };
         if let Err(why) = shown {
-            self.refuse(from, &why);
+            self.refuse(from, claimed(&envelope.body.header), &why);
         }
     }
 
@@ -166,7 +114,7 @@ impl Session {
         {
             return Err("it is for somebody else, or for an earlier session of yours".into());
         }
-        let gap = match peer.conversations.order(&header) {
+        let gap = match peer.replay.order(&header, self.now) {
             Order::Next => 0,
             Order::Gap(missing) => missing,
             Order::Replayed => {
@@ -186,48 +134,55 @@ impl Session {
         if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft) && !text.is_empty() {
             return Err("its fields contradict each other".into());
         }
-        self.peers.get(from).conversations.record(&header);
+        self.peers.get(from).replay.record(&header, self.now);
         Ok((header, gap, text))
     }
 
-    /// Tells a time that is off: once for a clock that is wrong, again for whatever is held back longer.
+    /// Reports a time that is off.
     fn tell_skew(&mut self, header: &Header) {
-        let from = &header.sender;
-        let skew = i64::try_from(i128::from(header.time) - i128::from(self.now)).unwrap_or(i64::MAX);
-        let told = &mut self.peers.get(from).skew_told;
-        if skew.abs_diff(0) <= MAX_SKEW_MS {
-            *told = 0;
-        } else if skew.abs_diff(*told) > MAX_SKEW_MS {
-            *told = skew;
-            let direction = if skew < 0 { "behind" } else { "ahead of" };
-            let minutes = skew.abs_diff(0) / 60_000;
-            self.problem(format!(
-                "the next message from {from} is {minutes} minutes {direction} this machine's clock: a clock is \
-                 wrong, or it was held back"
-            ));
+        let (from, off) = (&header.sender, header.time.abs_diff(self.now));
+        if off > MAX_SKEW_MS {
+            let direction = if header.time < self.now { "behind" } else { "ahead of" };
+            let text = format!(
+                "a message from {from} is {} {direction} this machine's clock: a clock is wrong, or it was held back",
+                span(off)
+            );
+            self.problem_about(from, direction, text);
         }
+    }
+
+    fn tell_gap(&mut self, from: &Username, missing: u64) {
+        let (messages, are) = if missing == 1 { ("message", "is") } else { ("messages", "are") };
+        let count =
+            if missing > MAX_MISSING { format!("more than {MAX_MISSING}") } else { missing.to_string() };
+        self.problem_about(from, "missing", format!("{count} {messages} from {from} {are} missing"));
     }
 
     /// README#check-text.
     fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
-        let unasked =
-            matches!(header.kind, Kind::Message | Kind::RoomOpened | Kind::RoomLeft | Kind::FileOffer);
-        if unasked && self.ignored.contains(&from) {
+        let about_files =
+            matches!(header.kind, Kind::FileAccept | Kind::FileReject | Kind::FileCancel | Kind::FileDone);
+        if !about_files && self.ignored.contains(&from) {
             return Ok(());
         }
         if gap > 0 {
-            let (messages, are) = if gap == 1 { ("message", "is") } else { ("messages", "are") };
-            self.problem(format!("{gap} {messages} from {from} {are} missing"));
+            self.tell_gap(&from, gap);
         }
         self.tell_skew(header);
+        // README#later-versions.
+        if matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(..)) {
+            self.tell_later(format!("{from} has sent something that this version does not know"));
+            return Ok(());
+        }
         let to = self.me().clone();
         match header.kind {
             Kind::RoomOpened if self.has_room(&from) => {
                 self.notice_in_room(&from, format!("{from} has joined the room"));
             }
             Kind::RoomOpened => {
-                self.notice(format!("{from} has opened a private room with you: /room {from} joins it"));
+                let text = format!("{from} has opened a private room with you: /room {from} joins it");
+                self.tell_about(&from, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::Here, text));
                 self.alert(&from, Place::With(from.clone()));
             }
             Kind::RoomLeft => self.notice_in_room(&from, format!("{from} has left the room")),
@@ -236,6 +191,7 @@ impl Session {
                     Scope::Broadcast => Source::Broadcast { from },
                     Scope::Private(_) => Source::Private { from, to },
                     Scope::Room(_) => Source::Room { from, to },
+                    Scope::Later(..) => return Ok(()),
                 };
                 self.received(source, sanitise_lines(text));
             }
@@ -257,63 +213,21 @@ impl Session {
     }
 
     fn notice_in_room(&mut self, with: &Username, text: String) {
-        self.show(Source::Notice, Place::With(with.clone()), text);
+        let notice = (Source::Notice, Place::With(with.clone()), text);
+        self.tell_about(with, "room", MAX_ROOM_NOTICES, notice);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::crypto::envelope::Recipient;
+fn claimed(header: &Header) -> (Between, u64) {
+    (between(header), header.sequence)
+}
 
-    fn header(session: u8, to: Option<u8>, sequence: u64) -> Header {
-        let recipient = |n| Recipient { name: "bob".parse().expect("name"), session: Fingerprint([n; 32]) };
-        Header {
-            kind: Kind::Message,
-            scope: to.map_or(Scope::Broadcast, |n| Scope::Private(recipient(n))),
-            sender: "alice".parse().expect("name"),
-            identity: Fingerprint([9; 32]),
-            session: Fingerprint([session; 32]),
-            sequence,
-            time: 0,
-        }
-    }
-
-    /// README#check-sequence, README#sequence.
-    #[test]
-    fn every_number_is_taken_once_and_gaps_are_counted() {
-        let mut seen = Conversations::default();
-        let mut take = |header: Header| {
-            let order = seen.order(&header);
-            if order != Order::Replayed {
-                seen.record(&header);
-            }
-            order
-        };
-        assert_eq!(take(header(1, None, 7)), Order::Next);
-        assert_eq!(take(header(1, None, 7)), Order::Replayed);
-        assert_eq!(take(header(1, None, 8)), Order::Next);
-        assert_eq!(take(header(1, None, 11)), Order::Gap(2));
-        assert_eq!(take(header(1, None, 10)), Order::Replayed);
-        assert_eq!(take(header(1, Some(1), 2)), Order::Gap(1), "a private conversation begins at 1");
-        assert_eq!(take(header(1, Some(2), 1)), Order::Next, "a new session of the recipient begins anew");
-        assert_eq!(take(header(2, None, 1)), Order::Next, "a new session of the sender begins anew");
-        assert_eq!(take(header(2, None, u64::MAX)), Order::Replayed, "nothing could follow it");
-    }
-
-    /// README#check-sequence.
-    #[test]
-    fn a_sender_with_many_sessions_costs_little_and_opens_no_way_to_replay() {
-        let mut seen = Conversations::default();
-        for session in 0..200 {
-            let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
-            assert_eq!(seen.order(&fresh), Order::Next);
-            seen.record(&fresh);
-        }
-        assert_eq!(seen.last.len(), MAX_CONVERSATIONS);
-        for session in 0..200 {
-            let again = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
-            assert_eq!(seen.order(&again), Order::Replayed, "{session}");
-        }
+/// Milliseconds as people say them.
+fn span(ms: u64) -> String {
+    match ms / 60_000 {
+        minutes @ 0..120 => format!("{minutes} minutes"),
+        minutes @ 120..2880 => format!("{} hours", minutes / 60),
+        minutes @ 2880..1_440_000 => format!("{} days", minutes / 1440),
+        _ => "more than 1000 days".into(),
     }
 }

@@ -91,10 +91,12 @@ impl Session {
         self.keys.former.extend(former.map(|key| (key, now)));
     }
 
+    /// The server has answered a `renew`. README#renew.
     pub(super) fn renewed(&mut self, now: Instant) {
-        if self.keys.confirm(now) {
-            self.outbox.restart_numbers();
-            self.peers.restart_numbers();
+        if !self.keys.confirm(now) {
+            return self.out_of_place();
         }
+        self.outbox.restart_numbers();
+        self.peers.restart_numbers();
     }
 }

@@ -4,9 +4,10 @@
 //! key only with its owner's certificate; a changed identity key is used for nothing until the
 //! person at the keyboard has decided.
 
-use super::incoming::Conversations;
 use super::outgoing::Missed;
+use super::replay::Replay;
 use super::{Effect, Session};
+use crate::client::entry::{Place, Source};
 use crate::client::trust::{KnownUsers, Trust};
 use crate::crypto::CryptoError;
 use crate::crypto::envelope::Envelope;
@@ -45,12 +46,10 @@ pub struct Peer {
     pub inbox: VecDeque<Envelope>,
     /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
     pub sequence: Option<(Fingerprint, u64)>,
-    /// The conversations that this person has begun.
-    pub conversations: Conversations,
+    /// What was taken in of what this person sent.
+    pub replay: Replay,
     /// The key whose safety number was shown last: a decision is about that one.
     pub shown: Option<Fingerprint>,
-    /// How far this person's clock was off when it was last told, in milliseconds.
-    pub skew_told: i64,
 }
 
 impl Peer {
@@ -215,7 +214,7 @@ impl Peers {
     pub fn accept(&mut self, name: &Username) -> std::io::Result<bool> {
         let peer = self.peers.entry(name.clone()).or_default();
         let Some(identity) = &peer.changed else { return Ok(false) };
-        self.known.decide(name, identity.fingerprint(), Trust::New)?;
+        self.known.decide(name, identity.fingerprint(), Trust::Known)?;
         peer.identity = peer.changed.take();
         Ok(true)
     }
@@ -238,7 +237,7 @@ impl Session {
         match self.peers.trust(name) {
             _ if self.peers.has_changed(name) => "KEY CHANGED",
             Some(Trust::Verified) => "verified",
-            Some(Trust::New) => "not verified",
+            Some(Trust::New | Trust::Known) => "not verified",
             None => "new",
         }
     }
@@ -274,7 +273,7 @@ impl Session {
         let told: BTreeSet<Username> = told.cloned().collect();
         // An answer is about exactly the names of the question.
         let Some(mut asked) = self.asking.take_if(|asked| *asked == told) else {
-            return self.problem("the server sent keys that were not asked for".into());
+            return self.server_problem("the server sent keys that were not asked for".into());
         };
         self.owed = None;
         let mut here = Vec::new();
@@ -296,15 +295,25 @@ impl Session {
         let before = self.peers.fingerprint(name);
         match self.peers.learn(person, self.now) {
             Learned::Known => {}
-            Learned::Reverted => self.notice(format!("the server shows the known key of {name} again")),
+            Learned::Reverted => {
+                let text = format!("the server shows the known key of {name} again");
+                self.tell_about(name, "reverted", 1, (Source::Notice, Place::Here, text));
+            }
             Learned::Changed => {
-                if self.peers.fingerprint(name) != before {
-                    self.explain_changed(name);
+                match self.peers.trust(name) {
+                    _ if self.peers.fingerprint(name) == before => {}
+                    // A server can invent any number of these.
+                    Some(Trust::New) => {
+                        let key = self.peers.fingerprint(name).map_or(String::new(), |key| key.to_string());
+                        self.problem_about(name, &key, changed_key(name));
+                    }
+                    _ if self.ignored.contains(name) => {}
+                    _ => self.explain_changed(name),
                 }
                 self.give_up(name, Missed::KeyChanged);
             }
             Learned::Refused(why) => {
-                self.problem(format!("the keys of {name} cannot be used: {why}"));
+                self.problem_about(name, &why, format!("the keys of {name} cannot be used: {why}"));
                 return self.no_keys(name, Missed::NoKey);
             }
         }
@@ -339,10 +348,14 @@ impl Session {
     }
 
     pub(super) fn explain_changed(&mut self, name: &Username) {
-        self.problem(format!(
-            "THE IDENTITY KEY OF {name} HAS CHANGED. Nothing is sent to {name} or shown from {name} until you decide. \
-             Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
-             /verify {name}, then /trust {name}"
-        ));
+        self.problem(changed_key(name));
     }
+}
+
+fn changed_key(name: &Username) -> String {
+    format!(
+        "THE IDENTITY KEY OF {name} HAS CHANGED. Nothing is sent to {name} or shown from {name} until you decide. \
+         Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
+         /verify {name}, then /trust {name}"
+    )
 }

@@ -8,9 +8,46 @@ use crate::client::entry::{Place, Source};
 use crate::name::Username;
 use crate::protocol::Presence;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// People on-line that are kept in mind; a server that names more is not believed: it would fill the memory.
 const MAX_ONLINE: usize = 200_000;
+
+/// The rest of a change follows at once; a server that withholds it hides nobody by that.
+const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
+
+/// Who has come and gone since it was last told: each user once, however often they did.
+#[derive(Default)]
+pub struct Changes {
+    joined: BTreeSet<Username>,
+    left: BTreeSet<Username>,
+    /// Left and came back.
+    again: BTreeSet<Username>,
+    /// When the last line came, if it was not the last one of its change.
+    incomplete: Option<Instant>,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.joined.is_empty() && self.left.is_empty() && self.again.is_empty()
+    }
+
+    fn has_joined(&mut self, name: Username) {
+        if self.left.remove(&name) {
+            self.again.insert(name)
+        } else {
+            self.joined.insert(name)
+        };
+    }
+
+    fn has_left(&mut self, name: Username) {
+        // Nobody was told that they had come.
+        if !self.joined.remove(&name) {
+            self.again.remove(&name);
+            self.left.insert(name);
+        }
+    }
+}
 
 impl Session {
     /// How many are on-line, oneself included.
@@ -18,49 +55,67 @@ impl Session {
         self.online.len()
     }
 
-    /// Takes in who has come and gone, and tells it.
+    /// Takes in who has come and gone, and tells it. README#presence-lists.
     pub(super) fn presence(&mut self, presence: Presence) {
         if presence.full && (self.ready || self.partial) {
             // It could slip somebody in without a word.
-            return self.problem("the server sent something out of place".into());
+            return self.out_of_place();
         }
         if presence.full {
             self.online.clear();
             self.partial = true;
         }
-        let was_ready = self.ready;
-        let listing = self.partial;
-        let (mut joined, mut left) = (Vec::new(), Vec::new());
         for name in presence.left {
             if self.online.remove(&name) && name != self.me {
                 self.peers.left(&name);
                 self.rooms.remove(&name);
                 self.files_of_left(&name);
-                left.push(name);
+                self.changes.has_left(name);
             }
         }
         for name in presence.joined {
-            if self.online.len() < MAX_ONLINE && self.online.insert(name.clone()) && name != self.me {
-                joined.push(name);
+            if self.online.len() >= MAX_ONLINE && !self.online.contains(&name) {
+                self.server_problem(format!(
+                    "the server names more than {MAX_ONLINE} users; the rest is ignored"
+                ));
+                break;
+            }
+            if self.online.insert(name.clone()) && name != self.me {
+                self.changes.has_joined(name);
             }
         }
-        if self.partial && !presence.more {
-            self.partial = false;
-            self.ready = true;
+        if !self.ready {
+            self.changes = Changes::default();
         }
-        let gone: BTreeSet<Username> = left.iter().cloned().collect();
-        let anew: BTreeSet<Username> = joined.iter().filter(|name| gone.contains(name)).cloned().collect();
-        let told = |name: &Username| !anew.contains(name) && !self.ignored.contains(name);
-        joined.retain(told);
-        left.retain(told);
-        let anew: Vec<Username> = anew.into_iter().filter(|name| !self.ignored.contains(name)).collect();
-        if !listing && was_ready {
-            self.tell_people(&anew, "has logged in anew", "have logged in anew");
-            self.tell_people(&joined, "is on-line", "are on-line now");
-            self.tell_people(&left, "has left", "have left");
-        } else if self.ready && !was_ready {
+        if self.partial && !presence.more {
+            (self.partial, self.ready) = (false, true);
             self.tell_users();
         }
+        self.changes.incomplete = presence.more.then_some(self.instant);
+        self.tell_changes(false);
+    }
+
+    /// Tells who has come and gone, unless the rest of a change is still to come or too much was told; before something is sent,
+    /// in any case. README#notices.
+    pub(super) fn tell_changes(&mut self, at_once: bool) {
+        let waits = self.changes.incomplete.is_some_and(|since| self.instant - since < REST_OF_A_CHANGE);
+        if self.changes.is_empty() || waits && !at_once {
+            return;
+        }
+        let shown = |names: &BTreeSet<Username>| -> Vec<Username> {
+            names.iter().filter(|name| !self.ignored.contains(name)).cloned().collect()
+        };
+        let [again, joined, left] =
+            [&self.changes.again, &self.changes.joined, &self.changes.left].map(shown);
+        let lines =
+            [&again, &joined, &left].map(|names| if names.len() > MAX_NAMED { 1 } else { names.len() });
+        if !self.notices.presence.take(lines.iter().sum()) && !at_once {
+            return;
+        }
+        self.changes = Changes::default();
+        self.tell_people(&again, "has logged in anew", "have logged in again");
+        self.tell_people(&joined, "is on-line", "have come online");
+        self.tell_people(&left, "has left", "have left");
     }
 
     pub(super) fn is_online(&self, name: &Username) -> bool {
@@ -89,7 +144,7 @@ impl Session {
 
     fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {
         if names.len() > MAX_NAMED {
-            let text = format!("{} people {many}", names.len());
+            let text = format!("{} users {many}; {} are online now", names.len(), self.online.len());
             return self.show(Source::Notice, Place::Everyone, text);
         }
         for name in names {

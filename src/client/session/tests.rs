@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::client::entry::SendState;
+use crate::client::trust::Trust;
+use crate::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
 use crate::encoding::Bytes;
-use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, Sent, SessionKeyFields};
+use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, Sent, SessionKeyFields, WrappedKey};
 
 const NOW: u64 = 1_800_000_000_000;
 
@@ -548,4 +550,250 @@ fn a_list_that_comes_again_slips_nobody_in() {
     net.event(0, Event::Server(ServerMessage::Presence(presence)));
     assert!(net.lines(0)[0].contains("out of place"), "{:?}", net.lines(0));
     assert_eq!(net.sessions[0].online(), 2);
+}
+
+impl Net {
+    fn server(&mut self, n: usize, message: ServerMessage) {
+        self.event(n, Event::Server(message));
+    }
+
+    fn failure(text: String) -> ServerMessage {
+        ServerMessage::Error(Failure { code: "odd".into(), message: text, id: None, retry_after: None })
+    }
+
+    /// What alice is shown of a message of bob's, sealed as `header` says.
+    fn from_bob(&mut self, kind: Kind, scope: Option<Scope>, sequence: u64, time: u64, text: &[u8]) {
+        let session = self.sessions[0].keys.current();
+        let to_alice = || Recipient { name: name(0), session: session.fingerprint() };
+        let bob = &self.sessions[1];
+        let header = Header {
+            kind,
+            scope: scope.unwrap_or_else(|| Scope::Private(to_alice())),
+            sender: name(1),
+            identity: bob.identity.public().fingerprint(),
+            session: bob.keys.current().fingerprint(),
+            sequence,
+            time,
+        };
+        let sealed = Sealed::seal(header, &bob.identity, text);
+        let key = WrappedKey::new(&sealed.wrap_for(session.public()));
+        let message = EncryptedMessage { envelope: wire_form::wire_form(&sealed.body), key };
+        self.server(0, ServerMessage::EncryptedMessage(Box::new(message)));
+        self.settle();
+    }
+
+    fn minutes_pass(&mut self, minutes: u64) {
+        for _ in 0..minutes {
+            self.now += Duration::from_secs(60);
+            self.event(0, Event::Tick);
+        }
+    }
+
+    fn count(&self, part: &str) -> usize {
+        self.shown[0].iter().filter(|entry| entry.line().contains(part)).count()
+    }
+}
+
+/// README#notices.
+#[test]
+fn expired_certificate_is_reported_once_then_counted() {
+    let mut net = Net::new();
+    // A day and a half ago.
+    net.keys[1] = SessionKeyFields::new(&net.sessions[1].identity.certify(
+        &name(1),
+        &SessionKey::generate(),
+        NOW - 130_000_000,
+    ));
+    for n in 0..20 {
+        net.type_in(0, &format!("hello {n}"));
+        net.settle();
+    }
+    let (unusable, missed) = ("the keys of bob cannot be used", "bob did not get");
+    assert_eq!((net.count(unusable), net.count(missed)), (1, 1), "{:#?}", net.lines(0));
+    net.minutes_pass(1);
+    assert_eq!((net.count(unusable), net.count(missed)), (2, 2));
+    assert_eq!(net.count("\"hello 19\" (19 more times)"), 1, "{:#?}", net.lines(0));
+    net.minutes_pass(10);
+    assert_eq!((net.count(unusable), net.count(missed)), (2, 2), "nothing happened meanwhile");
+    // Of a user who is ignored there are none.
+    net.shown[0].clear();
+    net.type_in(0, "/ignore BOB");
+    net.type_in(0, "hello again");
+    net.settle();
+    assert_eq!((net.count(unusable), net.count(missed)), (0, 0), "{:#?}", net.lines(0));
+    assert_eq!(net.count("nobody got your message"), 1);
+}
+
+/// README#notices.
+#[test]
+fn server_cannot_print_a_line_for_each_line_it_sends() {
+    let mut net = Net::new();
+    net.shown[0].clear();
+    let names = |n: u64, kind: &str| -> Vec<Username> {
+        // Also names that differ in letter case alone.
+        let letters = format!("{n:010b}").replace('0', "a").replace('1', "A");
+        vec![format!("{kind}-{letters}").parse().expect("a name")]
+    };
+    for n in 0..1000 {
+        net.server(0, Net::failure(format!("problem {n} {}", "x".repeat(9000))));
+        net.event(0, Event::Unreadable(DecodeError::Malformed));
+        net.server(0, ServerMessage::Registered);
+        net.server(0, ServerMessage::Keys(Keys { keys: vec![], unknown: names(n, "odd") }));
+        let sent = Sent { id: n, delivered: vec![], offline: vec![], stale: vec![], busy: vec![] };
+        net.server(0, ServerMessage::Sent(sent));
+        let session = crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW };
+        net.server(0, ServerMessage::Session(session));
+        for (joined, left) in [(names(n, "some"), vec![]), (vec![], names(n, "some"))] {
+            net.server(0, ServerMessage::Presence(Presence { more: false, full: false, joined, left }));
+        }
+    }
+    let lines: Vec<String> = net.shown[0].iter().map(Entry::line).collect();
+    assert!(lines.len() <= 10 + 60, "{} lines", lines.len());
+    assert!(lines.iter().all(|line| line.len() < 1000), "{lines:#?}");
+    net.minutes_pass(1);
+    assert!(net.count("(999 more times)") > 0 && net.count("more problems with the server") == 1);
+    assert!(net.shown[0].len() <= 2 * (10 + 60), "{:#?}", net.lines(0));
+}
+
+/// README#notices.
+#[test]
+fn counted_notices_are_shown_at_the_end() {
+    let mut net = Net::new();
+    for _ in 0..3 {
+        net.event(0, Event::Unreadable(DecodeError::Malformed));
+    }
+    assert_eq!(net.count("unreadable"), 1);
+    net.type_in(0, "/exit");
+    assert_eq!(net.count("(2 more times)"), 1, "{:#?}", net.lines(0));
+}
+
+/// README#later-versions.
+#[test]
+fn later_versions_are_reported_once_and_counted_like_others() {
+    let mut net = Net::new();
+    let word = |text: &str| Word::new(text).expect("short");
+    let alice = || Recipient { name: name(0), session: net.sessions[0].keys.current().fingerprint() };
+    let scopes = [
+        (Kind::Later(word("poll")), Scope::Private(alice())),
+        (Kind::Later(word("poll")), Scope::Room(alice())),
+        (Kind::Message, Scope::Later(word("channel"), Some(alice()))),
+        (Kind::Later(word(&"x".repeat(32))), Scope::Later(word(""), Some(alice()))),
+    ];
+    net.from_bob(Kind::Message, None, 1, NOW, b"one");
+    for (sequence, (kind, scope)) in (2..).zip(scopes) {
+        net.from_bob(kind, Some(scope), sequence, NOW, b"what this is, nobody here knows");
+    }
+    for sequence in 1..4 {
+        net.from_bob(Kind::Later(word("poll")), Some(Scope::Broadcast), sequence, NOW, b"");
+        net.event(0, Event::Unreadable(DecodeError::UnknownType));
+    }
+    net.from_bob(Kind::Message, None, 6, NOW, b"two");
+    net.from_bob(Kind::Message, Some(Scope::Broadcast), 4, NOW, b"three");
+    net.minutes_pass(9);
+    assert_eq!(net.lines(0), ["<bob -> alice> one", "<bob -> alice> two", "<bob> three"]);
+    assert_eq!(net.count("this version does not know"), 1);
+}
+
+/// README#check-sequence.
+#[test]
+fn refused_message_is_not_missing_as_well() {
+    let mut net = Net::new();
+    net.from_bob(Kind::Message, None, 1, NOW, b"one");
+    net.from_bob(Kind::Message, None, 2, NOW, &[0xff]);
+    net.from_bob(Kind::RoomOpened, None, 3, NOW, b"");
+    net.from_bob(Kind::Message, None, 4, NOW, b"four");
+    assert_eq!((net.count("refused a message"), net.count("missing")), (2, 0), "{:#?}", net.lines(0));
+    net.from_bob(Kind::Message, None, u64::MAX - 1, NOW, b"last");
+    assert_eq!(net.count("! more than 10000000 messages from bob are missing"), 1, "{:#?}", net.lines(0));
+    for time in [0, u64::MAX] {
+        net.from_bob(Kind::Message, Some(Scope::Broadcast), 1 + time % 2, time, b"odd");
+    }
+    assert_eq!(net.count("more than 1000 days behind") + net.count("more than 1000 days ahead"), 2);
+}
+
+/// README#presence-lists.
+#[test]
+fn a_change_in_several_lines_is_told_as_one() {
+    let mut net = Net::new();
+    let names = |range: std::ops::Range<u32>| -> Vec<Username> {
+        range.map(|n| format!("user-{n}").parse().expect("a name")).collect()
+    };
+    let change = |more, joined| Presence { more, full: false, joined, left: vec![] };
+    net.server(0, ServerMessage::Presence(change(true, names(0..4096))));
+    assert_eq!(net.count("online"), 0);
+    net.server(0, ServerMessage::Presence(change(false, names(4096..4097))));
+    assert_eq!(net.count("* 4097 users have come online; 4099 are online now"), 1, "{:?}", net.shown[0]);
+    // A change without an end hides nobody, least of all from whoever is about to type.
+    net.server(0, ServerMessage::Presence(change(true, names(5000..5001))));
+    net.type_in(0, "/help");
+    assert_eq!(net.count("user-5000 is on-line"), 1);
+    net.server(0, ServerMessage::Presence(change(true, names(5001..5002))));
+    net.now += Duration::from_secs(1);
+    net.event(0, Event::Tick);
+    assert_eq!(net.count("user-5001 is on-line"), 1);
+}
+
+/// README#renew.
+#[test]
+fn session_that_was_not_asked_for_changes_nothing() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    let session = || crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW };
+    net.server(0, ServerMessage::Session(session()));
+    assert_eq!(net.count("the server sent something out of place"), 1);
+    net.type_in(0, "/msg bob two");
+    net.settle();
+    assert_eq!(net.lines(1), ["<alice -> bob> one", "<alice -> bob> two"]);
+}
+
+#[test]
+fn verify_yes_needs_a_number_that_was_shown() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    net.type_in(0, "/verify bob yes");
+    assert_eq!((net.count("was not shown yet"), net.count("safety number with bob (")), (1, 1));
+    assert_eq!(net.sessions[0].peers.trust(&name(1)), Some(Trust::New));
+    net.type_in(0, "/verify bob yes");
+    assert_eq!(net.count("* bob is verified"), 1, "it is shown now");
+    // The number of another key is another number.
+    net.bob_returns();
+    net.swap_bob();
+    net.type_in(0, "/msg bob two");
+    net.settle();
+    net.type_in(0, "/trust bob");
+    net.type_in(0, "/trust bob");
+    net.settle();
+    net.type_in(0, "/verify bob yes");
+    assert_eq!(net.sessions[0].peers.trust(&name(1)), Some(Trust::Verified), "{:#?}", net.shown[0]);
+}
+
+#[test]
+fn search_finds_both_normal_forms_in_any_case() {
+    let mut net = Net::new();
+    for text in ["Café one", "cafe\u{301} two", "CAFÉ three", "cafe four"] {
+        net.type_in(0, &format!("/msg bob {text}"));
+        net.settle();
+    }
+    for wanted in ["café", "CAFE\u{301}", "cAFÉ"] {
+        net.shown[0].clear();
+        net.type_in(0, &format!("/history {wanted}"));
+        let found: Vec<&str> =
+            net.shown[0][1..].iter().filter_map(|entry| entry.text.rsplit(' ').next()).collect();
+        assert_eq!(found, ["one", "two", "three"], "{wanted}");
+        assert!(net.shown[0][1..].iter().all(|entry| entry.source == Source::Recalled));
+    }
+}
+
+#[test]
+fn failed_messages_stay_at_hand_until_sent_again() {
+    let mut net = Net::new();
+    net.bob_leaves();
+    for text in ["one", "two"] {
+        net.type_in(0, text);
+    }
+    assert!(net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(3));
+    net.event(0, Event::Again(1));
+    assert!(!net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(3), "it has failed once more");
 }

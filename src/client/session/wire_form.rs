@@ -3,7 +3,7 @@
 //! Invariant: what is typed went through [`typed`], which refuses fields that contradict each other.
 //! Specification: README#envelope.
 
-use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope};
+use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope, Word};
 use crate::crypto::public::Fingerprint;
 use crate::encoding::{Bytes, Fixed};
 use crate::protocol::{self, EncryptedMessage, EnvelopeFields};
@@ -32,23 +32,28 @@ pub fn wire_form(body: &Body) -> EnvelopeFields {
     }
 }
 
-/// The typed form of an envelope from the wire; `None` if its fields contradict each other.
-/// README#check-fields.
+/// The typed form of an envelope from the wire; `None` if its fields contradict each other. A kind or scope of a later
+/// version is typed, too. README#check-fields.
 pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
     let wire = message.envelope;
-    let recipient =
-        || Some(Recipient { name: wire.recipient.clone()?, session: Fingerprint(wire.recipient_session?.0) });
-    let scope = match wire.scope.as_str() {
-        "broadcast" if wire.recipient.is_none() && wire.recipient_session.is_none() => Scope::Broadcast,
-        "private" => Scope::Private(recipient()?),
-        "room" => Scope::Room(recipient()?),
+    let recipient = match (wire.recipient, wire.recipient_session) {
+        (Some(name), Some(session)) => Some(Recipient { name, session: Fingerprint(session.0) }),
+        (None, None) => None,
         _ => return None,
     };
+    let scope = match (wire.scope.as_str(), recipient) {
+        ("broadcast", None) => Scope::Broadcast,
+        ("private", Some(recipient)) => Scope::Private(recipient),
+        ("room", Some(recipient)) => Scope::Room(recipient),
+        ("broadcast" | "private" | "room", _) => return None,
+        (word, recipient) => Scope::Later(Word::new(word)?, recipient),
+    };
     let kind = Kind::parse(&wire.kind)?;
-    let fits = match kind {
-        Kind::Message => true,
-        Kind::RoomOpened | Kind::RoomLeft => matches!(scope, Scope::Room(_)),
-        _ => matches!(scope, Scope::Private(_)),
+    let fits = match (kind, &scope) {
+        // README#later-versions.
+        (Kind::Message | Kind::Later(_), _) | (_, Scope::Later(..)) => true,
+        (Kind::RoomOpened | Kind::RoomLeft, scope) => matches!(scope, Scope::Room(_)),
+        (_, scope) => matches!(scope, Scope::Private(_)),
     };
     if !fits {
         return None;

@@ -41,24 +41,30 @@ impl Session {
         self.job(number, Job::Prepare { peer: name, id, path });
     }
 
-    /// The offer that a command is about: that number, or the newest.
-    fn offer(&mut self, number: Option<u32>) -> Option<u32> {
-        let offers = || self.files.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
+    /// The offer that `command` is about: that number, or the only one. With several, the newest may be another than the one
+    /// that the person has just read of.
+    fn offer(&mut self, number: Option<u32>, command: &str) -> Option<u32> {
+        let mut offers = self.files.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
-            Some(number) => offers().find(|offer| *offer == number),
-            None => offers().next_back(),
+            Some(number) => offers.find(|offer| *offer == number),
+            None => offers.next().filter(|_| offers.next().is_none()),
         };
         if found.is_none() {
+            let none = self.files.list.values().all(|one| !one.is_open());
             self.problem(match number {
                 Some(number) => format!("no offer has the number {number}: /files lists them"),
-                None => "nobody has offered you a file".into(),
+                None if none => "nobody has offered you a file".into(),
+                None => format!("several files are offered: /{command} NUMBER says which one"),
             });
+            if number.is_none() {
+                self.tell_other_offers();
+            }
         }
         found
     }
 
     pub(in super::super) fn accept_file(&mut self, number: Option<u32>) {
-        let Some(number) = self.offer(number) else { return };
+        let Some(number) = self.offer(number, "acceptfile") else { return };
         if self.files.moving(false) >= MAX_ARRIVING {
             let text = format!("{MAX_ARRIVING} files are arriving already: wait for one, or /cancel it");
             return self.problem(text);
@@ -80,7 +86,7 @@ impl Session {
     }
 
     pub(in super::super) fn reject_file(&mut self, number: Option<u32>) {
-        let Some(number) = self.offer(number) else { return };
+        let Some(number) = self.offer(number, "rejectfile") else { return };
         if let Some(transfer) = self.files.list.remove(&number) {
             self.word(Kind::FileReject, number, &transfer, None);
             self.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
@@ -103,13 +109,17 @@ impl Session {
     pub(in super::super) fn cancel_file(&mut self, number: Option<u32>) {
         let done = |one: &Transfer| matches!(one.state, State::Keeping);
         let list = &self.files.list;
-        let found = match number {
-            Some(number) => list.get_key_value(&number).filter(|(_, one)| !done(one)),
-            None => list.iter().rfind(|(_, one)| !one.is_open() && !done(one)),
+        let mut moving = list.iter().filter(|(_, one)| !one.is_open() && !done(one));
+        let (found, several) = match number {
+            Some(number) => (list.get_key_value(&number).filter(|(_, one)| !done(one)), false),
+            None => (moving.next(), moving.next().is_some()),
         };
-        let Some((number, transfer)) = found.map(|(number, one)| (*number, one)) else {
+        let Some((number, transfer)) = found.map(|(number, one)| (*number, one)).filter(|_| !several) else {
             return self.problem(match number {
                 Some(number) => format!("no file has the number {number}: /files lists them"),
+                None if several => {
+                    "several files are in progress: /cancel NUMBER ends one, /files lists them".into()
+                }
                 None => "no file is under way".into(),
             });
         };

@@ -34,7 +34,7 @@ impl Session {
     /// The server has said what became of a request. README#outcome, README#stale.
     pub(in super::super) fn sent(&mut self, answer: &Sent) {
         let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
-            return self.problem("the server answered something that was not asked".into());
+            return self.server_problem("the server answered something that was not asked".into());
         };
         let [delivered, stale, busy] = [&answer.delivered, &answer.stale, &answer.busy]
             .map(|names| names.iter().collect::<BTreeSet<_>>());
@@ -156,11 +156,12 @@ impl Session {
         }
         let text = quoted(&message.text);
         for (name, why) in message.missed.iter().take(MAX_NAMED) {
-            self.problem(format!("{}: {name} did not get {text}", because(name, *why)));
+            let why = because(name, *why);
+            self.problem_about(name, &why, format!("{why}: {name} did not get {text}"));
         }
         if message.missed.len() > MAX_NAMED {
             let rest = message.missed.len() - MAX_NAMED;
-            self.problem(format!("nor did {rest} others"));
+            self.problem_about_some("nor", format!("nor did {rest} others"));
         }
         if message.delivered == 0 {
             self.unsent(number, message, "nobody got your message".into());

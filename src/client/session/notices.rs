@@ -1,0 +1,210 @@
+//! Notices that others can cause, about users and about the server: shown once, then counted.
+//!
+//! Invariant: whatever others send, and however fast, a minute shows a bounded number of these lines; none is lost: what
+//! is not shown is counted, and the count is shown later or at the end. Users who are ignored cause none.
+
+use super::{Effect, Session};
+use crate::client::entry::{Entry, Place, Source};
+use crate::name::Username;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What was counted is shown after this time, and after twice as long each time that it continues.
+const COUNTED: Duration = Duration::from_secs(60);
+/// The longest of these times.
+const COUNTED_AT_MOST: Duration = Duration::from_secs(3600);
+/// Notices about users in a minute: more than a person reads.
+const MAX_ABOUT_USERS: u32 = 30;
+/// Notices about the server in a minute: its messages are few, or it plays with us.
+const MAX_ABOUT_SERVER: u32 = 10;
+/// Lines in a minute about users who come and go.
+const MAX_PRESENCE: u32 = 60;
+/// Different notices that are remembered: some 100 KiB.
+const MAX_TOLD: usize = 512;
+
+/// Lines that may still be shown in the current minute.
+pub struct Allowance {
+    most: u32,
+    used: u32,
+    since: Option<Instant>,
+    /// Notices that were not shown.
+    more: u64,
+}
+
+impl Allowance {
+    const fn new(most: u32) -> Allowance {
+        Allowance { most, used: 0, since: None, more: 0 }
+    }
+
+    /// Whether another minute begins, or the end has come, which has room as well.
+    fn renew(&mut self, now: Instant, last: bool) -> bool {
+        let is_over = last || self.since.is_none_or(|since| now.duration_since(since) >= COUNTED);
+        if is_over {
+            (self.used, self.since) = (0, Some(now));
+        }
+        is_over
+    }
+
+    /// Whether `lines` may be shown now; if so, they are.
+    pub fn take(&mut self, lines: usize) -> bool {
+        let used = self.used.saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
+        let allowed = used <= self.most;
+        self.used = if allowed { used } else { self.used };
+        allowed
+    }
+}
+
+/// A notice that was shown.
+struct Told {
+    shown: u32,
+    /// Times that it was not shown since.
+    more: u64,
+    /// The latest of them.
+    entry: Entry,
+    due: Instant,
+    wait: Duration,
+}
+
+/// What others have caused so far.
+pub struct Notices {
+    /// By whom it is about, in lower case (empty for the server), and what it is about.
+    told: BTreeMap<(String, String), Told>,
+    users: Allowance,
+    server: Allowance,
+    pub(super) presence: Allowance,
+    /// A message of a later version was reported.
+    later: bool,
+}
+
+impl Default for Notices {
+    fn default() -> Notices {
+        let [users, server, presence] = [MAX_ABOUT_USERS, MAX_ABOUT_SERVER, MAX_PRESENCE].map(Allowance::new);
+        Notices { told: BTreeMap::new(), users, server, presence, later: false }
+    }
+}
+
+impl Notices {
+    /// Whether `entry` is to be shown: the first `limit` with the same key are, as long as there is room.
+    fn admits(&mut self, key: (String, String), limit: u32, entry: &Entry, now: Instant) -> bool {
+        let allowance = if key.0.is_empty() { &mut self.server } else { &mut self.users };
+        let is_full = self.told.len() >= MAX_TOLD;
+        match self.told.get_mut(&key) {
+            Some(told) if told.shown >= limit => {
+                told.more = told.more.saturating_add(1);
+                told.entry = entry.clone();
+                return false;
+            }
+            None if is_full => {}
+            known if allowance.take(1) => {
+                match known {
+                    Some(told) => told.shown += 1,
+                    None => {
+                        let (entry, due) = (entry.clone(), now + COUNTED);
+                        let told = Told { shown: 1, more: 0, entry, due, wait: COUNTED };
+                        self.told.insert(key, told);
+                    }
+                }
+                return true;
+            }
+            _ => {}
+        }
+        allowance.more = allowance.more.saturating_add(1);
+        false
+    }
+
+    /// What was counted and is to be shown now; all of it at the end.
+    fn counted(&mut self, now: Instant, last: bool) -> Vec<(Source, Place, String)> {
+        let mut shown = Vec::new();
+        let [of_users, of_server, _] = [&mut self.users, &mut self.server, &mut self.presence]
+            .map(|allowance| allowance.renew(now, last));
+        let (users, server) = (&mut self.users, &mut self.server);
+        self.told.retain(|(about, _), told| {
+            if told.due > now && !last {
+                return true;
+            }
+            let allowance = if about.is_empty() { &mut *server } else { &mut *users };
+            let more = std::mem::take(&mut told.more);
+            if more > 0 && allowance.take(1) {
+                let Entry { source, place, text, .. } = told.entry.clone();
+                let times = if more == 1 { "once more".into() } else { format!("{more} more times") };
+                shown.push((source, place, format!("{text} ({times})")));
+            } else {
+                allowance.more = allowance.more.saturating_add(more);
+            }
+            told.wait = (told.wait * 2).min(COUNTED_AT_MOST);
+            told.due = now + told.wait;
+            more > 0
+        });
+        for (allowance, is_due, what) in
+            [(users, of_users, "notices about users"), (server, of_server, "problems with the server")]
+        {
+            let more = if is_due { std::mem::take(&mut allowance.more) } else { 0 };
+            if more > 0 {
+                let text = format!("{more} more {what} were not shown one by one");
+                shown.push((Source::Problem, Place::Here, text));
+            }
+        }
+        shown
+    }
+}
+
+impl Session {
+    /// Shows a problem with `name` that others can cause, or counts it. Problems with the same `topic` are the same.
+    pub(super) fn problem_about(&mut self, name: &Username, topic: &str, text: String) {
+        self.tell_about(name, topic, 1, (Source::Problem, Place::Here, text));
+    }
+
+    /// The same of several users at once.
+    pub(super) fn problem_about_some(&mut self, topic: &str, text: String) {
+        let entry = Entry::new(self.now, Source::Problem, Place::Here, text);
+        self.tell(("*".into(), topic.into()), 1, entry);
+    }
+
+    /// Shows a notice about `name` up to `limit` times, then counts it. README#notices.
+    pub(super) fn tell_about(
+        &mut self,
+        name: &Username,
+        topic: &str,
+        limit: u32,
+        (source, place, text): (Source, Place, String),
+    ) {
+        if !self.ignored.contains(name) {
+            self.tell((name.folded(), topic.into()), limit, Entry::new(self.now, source, place, text));
+        }
+    }
+
+    /// Shows a problem with what the server sent, or counts it. README#notices.
+    pub(super) fn server_problem(&mut self, text: String) {
+        let entry = Entry::new(self.now, Source::Problem, Place::Here, text.clone());
+        self.tell((String::new(), text), 1, entry);
+    }
+
+    fn tell(&mut self, key: (String, String), limit: u32, entry: Entry) {
+        if self.notices.admits(key, limit, &entry, self.instant) {
+            self.effects.push(Effect::Show(entry));
+        }
+    }
+
+    /// Says once in a session that a later version sends what this one does not know. README#later-versions.
+    pub(super) fn tell_later(&mut self, what: String) {
+        if !std::mem::replace(&mut self.notices.later, true) {
+            self.notice(format!("{what}: it is not shown here, a newer client may show it"));
+        }
+    }
+
+    /// Shows what was counted, when it is time, or all of it at the end.
+    pub(super) fn tell_counted(&mut self, last: bool) {
+        for (source, place, text) in self.notices.counted(self.instant, last) {
+            self.show(source, place, text);
+        }
+    }
+
+    /// At the end: what was counted comes before the last effect.
+    pub(super) fn tell_last(&mut self) {
+        if let Some(at) = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_))) {
+            let end = self.effects.split_off(at);
+            self.tell_counted(true);
+            self.effects.extend(end);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What was taken in of one sender: each number once, and how many are missing.
+//!
+//! Invariant: no envelope is taken in twice, also when more conversations were begun than are remembered; no date that
+//! a sender makes up keeps out what is dated rightly. Specification: README#check-sequence, README#sequence.
+
+use crate::crypto::envelope::Header;
+use crate::crypto::public::Fingerprint;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Conversations of one sender that are remembered: each login of theirs begins some, and a hostile one begins many.
+const MAX_CONVERSATIONS: usize = 64;
+
+/// The sender's session, and the own session that it is for (none for broadcasts).
+pub type Between = (Fingerprint, Option<Fingerprint>);
+
+/// Which conversation a header belongs to.
+pub fn between(header: &Header) -> Between {
+    (header.session, header.scope.recipient().map(|recipient| recipient.session))
+}
+
+struct Conversation {
+    between: Between,
+    sequence: u64,
+    /// The latest of its messages, by the sender's clock.
+    time: u64,
+}
+
+/// How a sequence number stands to those before it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing is missing.
+    Next,
+    /// This many before it have not arrived, nor were they refused.
+    Gap(u64),
+    /// Not higher than one already shown.
+    Replayed,
+}
+
+/// The conversations of one sender.
+#[derive(Default)]
+pub struct Replay {
+    /// The one that was written in last comes first.
+    conversations: VecDeque<Conversation>,
+    /// The latest time of conversations that are no longer remembered: nothing new is that old.
+    forgotten: Option<u64>,
+    /// The same of those dated in the future when they were forgotten. It says nothing of what is dated rightly.
+    ahead: Option<u64>,
+    /// Numbers in a row that were refused where the next one was due: reported already, so not missing.
+    refused: Option<(Between, Range<u64>)>,
+}
+
+impl Replay {
+    /// What `header` is, at `now` by the reader's clock; both in milliseconds since 1970.
+    pub fn order(&self, header: &Header, now: u64) -> Order {
+        let place = between(header);
+        let expected = match self.next(place) {
+            None if self.is_forgotten(header.time, now) => return Order::Replayed,
+            next => next.unwrap_or(header.sequence).max(1),
+        };
+        match header.sequence {
+            sequence if sequence < expected || sequence == u64::MAX => Order::Replayed,
+            sequence => match sequence - expected - self.refused_of(place, expected..sequence) {
+                0 => Order::Next,
+                missing => Order::Gap(missing),
+            },
+        }
+    }
+
+    /// The number that is due in a conversation; `None` if any may be: a broadcast may have begun before we came.
+    fn next(&self, place: Between) -> Option<u64> {
+        let known = self.conversations.iter().find(|conversation| conversation.between == place);
+        // The highest number is never taken in.
+        known.map(|conversation| conversation.sequence + 1).or(place.1.map(|_| 1))
+    }
+
+    fn is_forgotten(&self, time: u64, now: u64) -> bool {
+        let ahead = self.ahead.filter(|ahead| time > now || *ahead <= now);
+        self.forgotten.max(ahead).is_some_and(|forgotten| time <= forgotten)
+    }
+
+    fn refused_of(&self, place: Between, missing: Range<u64>) -> u64 {
+        match &self.refused {
+            Some((of, numbers)) if *of == place && numbers.start == missing.start => {
+                numbers.end.min(missing.end) - numbers.start
+            }
+            _ => 0,
+        }
+    }
+
+    /// An envelope was refused that claims this place and number; `waiting` is the last number there that still waits for
+    /// a key. Only where the next number is due: a forgery must not excuse what is withheld later.
+    pub fn refuse(&mut self, place: Between, sequence: u64, waiting: Option<u64>) {
+        let next = waiting.and_then(|number| number.checked_add(1)).or(self.next(place));
+        match &mut self.refused {
+            _ if sequence == u64::MAX => {}
+            Some((of, numbers)) if *of == place && numbers.end == sequence => numbers.end += 1,
+            _ if next == Some(sequence) => self.refused = Some((place, sequence..sequence + 1)),
+            _ => {}
+        }
+    }
+
+    /// `header` was taken in, at `now` by the reader's clock.
+    pub fn record(&mut self, header: &Header, now: u64) {
+        let place = between(header);
+        let former = self.conversations.iter().position(|conversation| conversation.between == place);
+        let former = former.and_then(|at| self.conversations.remove(at));
+        let time = header.time.max(former.map_or(0, |conversation| conversation.time));
+        self.refused.take_if(|(of, _)| *of == place);
+        self.conversations.push_front(Conversation { between: place, sequence: header.sequence, time });
+        if self.conversations.len() > MAX_CONVERSATIONS {
+            self.forget(now);
+        }
+    }
+
+    /// Forgets the oldest but the one that was just written in: what is dated in the future goes last.
+    fn forget(&mut self, now: u64) {
+        let others = self.conversations.iter().enumerate().skip(1);
+        let oldest = others.min_by_key(|(_, conversation)| conversation.time).map(|(at, _)| at);
+        if let Some(oldest) = oldest.and_then(|at| self.conversations.remove(at)) {
+            let latest = if oldest.time > now { &mut self.ahead } else { &mut self.forgotten };
+            *latest = (*latest).max(Some(oldest.time));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::envelope::{Kind, Recipient, Scope};
+
+    const NOW: u64 = 1_800_000_000_000;
+    const DAY: u64 = 86_400_000;
+
+    fn header(session: u8, to: Option<u8>, sequence: u64) -> Header {
+        let recipient = |n| Recipient { name: "bob".parse().expect("name"), session: Fingerprint([n; 32]) };
+        Header {
+            kind: Kind::Message,
+            scope: to.map_or(Scope::Broadcast, |n| Scope::Private(recipient(n))),
+            sender: "alice".parse().expect("name"),
+            identity: Fingerprint([9; 32]),
+            session: Fingerprint([session; 32]),
+            sequence,
+            time: 0,
+        }
+    }
+
+    fn take(seen: &mut Replay, header: &Header, now: u64) -> Order {
+        let order = seen.order(header, now);
+        if order != Order::Replayed {
+            seen.record(header, now);
+        }
+        order
+    }
+
+    /// README#check-sequence, README#sequence.
+    #[test]
+    fn every_number_is_taken_once_and_gaps_are_counted() {
+        let mut seen = Replay::default();
+        let mut take = |header: Header| take(&mut seen, &header, NOW);
+        assert_eq!(take(header(1, None, 0)), Order::Replayed, "numbers begin at 1");
+        assert_eq!(take(header(1, None, 7)), Order::Next);
+        assert_eq!(take(header(1, None, 7)), Order::Replayed);
+        assert_eq!(take(header(1, None, 8)), Order::Next);
+        assert_eq!(take(header(1, None, 11)), Order::Gap(2));
+        assert_eq!(take(header(1, None, 10)), Order::Replayed);
+        assert_eq!(take(header(1, Some(1), 2)), Order::Gap(1), "a private conversation begins at 1");
+        assert_eq!(take(header(1, Some(2), 1)), Order::Next, "a new session of the recipient begins anew");
+        assert_eq!(take(header(2, None, 1)), Order::Next, "a new session of the sender begins anew");
+        assert_eq!(take(header(2, None, u64::MAX)), Order::Replayed, "nothing could follow it");
+        assert_eq!(take(header(2, None, u64::MAX - 1)), Order::Gap(u64::MAX - 3));
+        assert_eq!(take(header(2, None, u64::MAX - 1)), Order::Replayed);
+        assert_eq!(take(header(3, None, u64::MAX)), Order::Replayed);
+    }
+
+    /// README#check-sequence.
+    #[test]
+    fn a_sender_with_many_sessions_costs_little_and_opens_no_way_to_replay() {
+        let mut seen = Replay::default();
+        for session in 0..200 {
+            let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
+            assert_eq!(take(&mut seen, &fresh, NOW), Order::Next);
+        }
+        assert_eq!(seen.conversations.len(), MAX_CONVERSATIONS);
+        for session in 0..200 {
+            let again = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
+            assert_eq!(seen.order(&again, NOW), Order::Replayed, "{session}");
+        }
+    }
+
+    /// README#check-sequence.
+    #[test]
+    fn future_date_keeps_out_nothing_dated_rightly() {
+        for (ahead, count) in [(DAY, 1), (DAY, 100), (u64::MAX - NOW, 1), (u64::MAX - NOW, 100)] {
+            let mut seen = Replay::default();
+            let dated = |session: u8| Header {
+                time: NOW + ahead - u64::from(100 - session),
+                ..header(session, None, 1)
+            };
+            for session in 0..count {
+                assert_eq!(take(&mut seen, &dated(session), NOW), Order::Next);
+            }
+            for session in 100..250 {
+                let now = NOW + u64::from(session);
+                let right = Header { time: now, ..header(session, None, 1) };
+                assert_eq!(
+                    take(&mut seen, &right, now),
+                    Order::Next,
+                    "{session} after {count} {ahead} ahead"
+                );
+                assert_eq!(seen.order(&right, now), Order::Replayed);
+            }
+            for session in 0..count {
+                assert_eq!(seen.order(&dated(session), NOW + 250), Order::Replayed, "{session}");
+            }
+        }
+        // What was ahead once is a time like any other later.
+        let mut seen = Replay { ahead: Some(NOW), ..Replay::default() };
+        assert_eq!(take(&mut seen, &Header { time: NOW, ..header(1, None, 1) }, NOW + 1), Order::Replayed);
+        assert_eq!(take(&mut seen, &Header { time: NOW + 1, ..header(1, None, 1) }, NOW + 1), Order::Next);
+    }
+
+    /// README#check-sequence.
+    #[test]
+    fn refused_number_is_not_missing_as_well() {
+        let mut seen = Replay::default();
+        let (all, private) = (between(&header(1, None, 1)), between(&header(1, Some(1), 1)));
+        assert_eq!(take(&mut seen, &header(1, None, 5), NOW), Order::Next);
+        seen.refuse(all, 6, None);
+        seen.refuse(all, 7, None);
+        assert_eq!(take(&mut seen, &header(1, None, 9), NOW), Order::Gap(1), "8 was not refused");
+        seen.refuse(private, 1, None);
+        assert_eq!(take(&mut seen, &header(1, Some(1), 2), NOW), Order::Next);
+        seen.refuse(private, 3, None);
+        assert_eq!(take(&mut seen, &header(1, Some(1), 3), NOW), Order::Next, "its number is not used up");
+        // Forged in advance, or at the ends of the numbers, it excuses nothing.
+        for sequence in [0, 11, 12, u64::MAX - 1, u64::MAX] {
+            seen.refuse(all, sequence, None);
+        }
+        assert_eq!(take(&mut seen, &header(1, None, 13), NOW), Order::Gap(3));
+        // Behind those that wait for a key.
+        seen.refuse(all, 16, Some(15));
+        seen.refuse(all, 17, Some(u64::MAX));
+        assert_eq!(take(&mut seen, &header(1, None, 14), NOW), Order::Next);
+    }
+}
