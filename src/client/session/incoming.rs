@@ -68,7 +68,7 @@ impl Session {
 
     /// The keys of `name` cannot be had: what waits for them is not believed.
     pub(super) fn drop_inbox(&mut self, name: &Username) {
-        while let Some(envelope) = self.peers.get(name).inbox.pop_front() {
+        for envelope in std::mem::take(&mut self.peers.get(name).inbox) {
             self.unread -= 1;
             self.refuse(name, claimed(&envelope.body.header), "there is no key to check it with");
         }
@@ -152,18 +152,21 @@ impl Session {
     }
 
     fn tell_gap(&mut self, from: &Username, missing: u64) {
-        let (messages, are) = if missing == 1 { ("message", "is") } else { ("messages", "are") };
-        let count =
-            if missing > MAX_MISSING { format!("more than {MAX_MISSING}") } else { missing.to_string() };
-        self.problem_about(from, "missing", format!("{count} {messages} from {from} {are} missing"));
+        let total = &mut self.peers.get(from).missing;
+        let in_all = if *total > 0 { " in all" } else { "" };
+        *total = total.saturating_add(missing);
+        let (messages, are) = if *total == 1 { ("message", "is") } else { ("messages", "are") };
+        let count = if *total > MAX_MISSING { format!("more than {MAX_MISSING}") } else { total.to_string() };
+        self.problem_about(from, "missing", format!("{count} {messages} from {from} {are} missing{in_all}"));
     }
 
     /// README#check-text.
     fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
+        let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(..));
         let about_files =
             matches!(header.kind, Kind::FileAccept | Kind::FileReject | Kind::FileCancel | Kind::FileDone);
-        if !about_files && self.ignored.contains(&from) {
+        if (later || !about_files) && self.ignored.contains(&from) {
             return Ok(());
         }
         if gap > 0 {
@@ -171,7 +174,7 @@ impl Session {
         }
         self.tell_skew(header);
         // README#later-versions.
-        if matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(..)) {
+        if later {
             self.tell_later(format!("{from} has sent something that this version does not know"));
             return Ok(());
         }

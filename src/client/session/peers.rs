@@ -48,6 +48,8 @@ pub struct Peer {
     pub sequence: Option<(Fingerprint, u64)>,
     /// What was taken in of what this person sent.
     pub replay: Replay,
+    /// Messages that did not arrive, in all.
+    pub missing: u64,
     /// The key whose safety number was shown last: a decision is about that one.
     pub shown: Option<Fingerprint>,
 }

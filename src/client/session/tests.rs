@@ -562,7 +562,7 @@ impl Net {
     }
 
     /// What alice is shown of a message of bob's, sealed as `header` says.
-    fn from_bob(&mut self, kind: Kind, scope: Option<Scope>, sequence: u64, time: u64, text: &[u8]) {
+    fn bob_sends(&mut self, kind: Kind, scope: Option<Scope>, sequence: u64, time: u64, text: &[u8]) {
         let session = self.sessions[0].keys.current();
         let to_alice = || Recipient { name: name(0), session: session.fingerprint() };
         let bob = &self.sessions[1];
@@ -679,16 +679,16 @@ fn later_versions_are_reported_once_and_counted_like_others() {
         (Kind::Message, Scope::Later(word("channel"), Some(alice()))),
         (Kind::Later(word(&"x".repeat(32))), Scope::Later(word(""), Some(alice()))),
     ];
-    net.from_bob(Kind::Message, None, 1, NOW, b"one");
+    net.bob_sends(Kind::Message, None, 1, NOW, b"one");
     for (sequence, (kind, scope)) in (2..).zip(scopes) {
-        net.from_bob(kind, Some(scope), sequence, NOW, b"what this is, nobody here knows");
+        net.bob_sends(kind, Some(scope), sequence, NOW, b"what this is, nobody here knows");
     }
     for sequence in 1..4 {
-        net.from_bob(Kind::Later(word("poll")), Some(Scope::Broadcast), sequence, NOW, b"");
+        net.bob_sends(Kind::Later(word("poll")), Some(Scope::Broadcast), sequence, NOW, b"");
         net.event(0, Event::Unreadable(DecodeError::UnknownType));
     }
-    net.from_bob(Kind::Message, None, 6, NOW, b"two");
-    net.from_bob(Kind::Message, Some(Scope::Broadcast), 4, NOW, b"three");
+    net.bob_sends(Kind::Message, None, 6, NOW, b"two");
+    net.bob_sends(Kind::Message, Some(Scope::Broadcast), 4, NOW, b"three");
     net.minutes_pass(9);
     assert_eq!(net.lines(0), ["<bob -> alice> one", "<bob -> alice> two", "<bob> three"]);
     assert_eq!(net.count("this version does not know"), 1);
@@ -698,17 +698,38 @@ fn later_versions_are_reported_once_and_counted_like_others() {
 #[test]
 fn refused_message_is_not_missing_as_well() {
     let mut net = Net::new();
-    net.from_bob(Kind::Message, None, 1, NOW, b"one");
-    net.from_bob(Kind::Message, None, 2, NOW, &[0xff]);
-    net.from_bob(Kind::RoomOpened, None, 3, NOW, b"");
-    net.from_bob(Kind::Message, None, 4, NOW, b"four");
+    net.bob_sends(Kind::Message, None, 1, NOW, b"one");
+    net.bob_sends(Kind::Message, None, 2, NOW, &[0xff]);
+    net.bob_sends(Kind::RoomOpened, None, 3, NOW, b"");
+    net.bob_sends(Kind::Message, None, 4, NOW, b"four");
     assert_eq!((net.count("refused a message"), net.count("missing")), (2, 0), "{:#?}", net.lines(0));
-    net.from_bob(Kind::Message, None, u64::MAX - 1, NOW, b"last");
-    assert_eq!(net.count("! more than 10000000 messages from bob are missing"), 1, "{:#?}", net.lines(0));
+    net.bob_sends(Kind::Message, None, 6, NOW, b"six");
+    assert_eq!(net.count("! 1 message from bob is missing"), 1, "{:#?}", net.lines(0));
+    net.bob_sends(Kind::Message, None, u64::MAX - 1, NOW, b"last");
+    net.minutes_pass(1);
+    let missing = "! more than 10000000 messages from bob are missing in all (once more)";
+    assert_eq!(net.count(missing), 1, "{:#?}", net.lines(0));
     for time in [0, u64::MAX] {
-        net.from_bob(Kind::Message, Some(Scope::Broadcast), 1 + time % 2, time, b"odd");
+        net.bob_sends(Kind::Message, Some(Scope::Broadcast), 1 + time % 2, time, b"odd");
     }
     assert_eq!(net.count("more than 1000 days behind") + net.count("more than 1000 days ahead"), 2);
+}
+
+/// README#check-sequence.
+#[test]
+fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
+    let mut net = Net::new();
+    let expired = NOW - 130_000_000;
+    net.keys[1] =
+        SessionKeyFields::new(&net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), expired));
+    for sequence in 1..4 {
+        net.bob_sends(Kind::Message, None, sequence, NOW, b"unread");
+    }
+    assert_eq!(net.count("there is no key to check it with"), 1, "{:#?}", net.lines(0));
+    net.keys[1] =
+        SessionKeyFields::new(&net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW));
+    net.bob_sends(Kind::Message, None, 4, NOW, b"four");
+    assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
 
 /// README#presence-lists.
