@@ -34,6 +34,49 @@ fn people_talk_to_everyone_and_in_private() {
     assert_eq!(bob.finish().0, 0);
 }
 
+#[test]
+fn line_that_looks_like_a_command_is_sent_to_nobody() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut alice = server.client("alice");
+    // A byte order mark before all is no part of the first line.
+    alice.say("\u{feff}/msg bob with a mark");
+    let mut alice = alice.ready();
+    alice.expect("<alice -> bob> with a mark");
+    let before = [
+        "\u{feff}",
+        "\u{200b}",
+        "\0",
+        "\u{fffd}",
+        "\u{a0}",
+        "\u{ad}",
+        "\u{1b}[0m",
+        "x\u{8}",
+        "x\r",
+        "\u{301}",
+        "\u{200d}",
+    ];
+    for line in before.map(|before| format!("{before}/msg bob secret")) {
+        alice.say(&line);
+        alice.expect("! a command begins with its slash");
+    }
+    for slash in ["\u{ff0f}", "\u{2215}", "\u{2571}", "\u{338}", " \u{29f8}"] {
+        alice.say(&format!("{slash}msg bob secret"));
+        alice.expect("! this looks like a command");
+    }
+    for name in ["b\u{200b}ob", "bob\u{ad}", "bo\u{301}b"] {
+        alice.say(&format!("/msg {name} secret"));
+        alice.expect("cannot be a name");
+    }
+    for nothing in ["\u{feff}", "\u{200b} ", "\u{3000}"] {
+        alice.say(nothing);
+    }
+    alice.say("the end");
+    bob.expect("<alice> the end");
+    let heard: Vec<_> = bob.output.seen.iter().filter(|line| line.starts_with('<')).collect();
+    assert_eq!(heard, ["<alice -> bob> with a mark", "<alice> the end"]);
+}
+
 /// README#stale.
 #[test]
 fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {

@@ -22,6 +22,17 @@ fn password(text: &str) -> Password {
     Password::new(text.into())
 }
 
+#[test]
+fn password_file_may_begin_with_a_byte_order_mark() {
+    let server = Server::start();
+    let home = Arc::new(Folder::new());
+    let file = home.password_file(&format!("\u{feff}{PASSWORD}"));
+    let alice = server.client("alice").ready();
+    let again = ["--password-file", file.to_str().expect("UTF-8")];
+    let alice = Client::within(alice.home.clone(), server.port, "alice", true, &again).ready();
+    assert_eq!(alice.finish().0, 0);
+}
+
 // ---- as an attacker would
 
 fn challenge(raw: &mut Raw, person: &Person) -> Challenge {

@@ -654,6 +654,54 @@ fn nothing_in_a_paste_is_a_key_and_several_lines_are_asked_about() {
     }
 }
 
+#[test]
+fn lines_without_paste_marks_are_a_paste_all_the_same() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    terminal.tmux(&["set-buffer", "--", "one\n/exit\n"]);
+    // Without marks, as a terminal does it that knows none.
+    terminal.tmux(&["paste-buffer"]);
+    terminal.expect_last("> one⏎/exit");
+    terminal.keys(&["Enter"]);
+    terminal.expect("2 lines were pasted: Enter again sends one message");
+    terminal.keys(&["Enter"]);
+    bob.expect("<alice> one⏎/exit");
+    // What looks like a command is refused as it is when typed.
+    terminal.tmux(&["set-buffer", "--", "\n/msg bob secret\n"]);
+    terminal.tmux(&["paste-buffer"]);
+    terminal.expect_last("> ⏎/msg bob secret");
+    terminal.keys(&["Enter", "Enter"]);
+    terminal.expect("a command begins with its slash");
+    terminal.enter("\u{ff0f}msg bob secret");
+    terminal.expect("U+FF0F is not the slash");
+    terminal.enter("after it");
+    assert_eq!(bob.expect("<alice"), "<alice> after it");
+}
+
+#[test]
+fn terminal_replies_and_unfinished_input_type_nothing() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let send = |bytes: &str| terminal.tmux(&["send-keys", "-l", "--", bytes]);
+    for reply in [
+        "\u{1b}]11;rgb:0000/0000/0000\u{1b}\\",
+        "\u{1b}]10;rgb:ffff/ffff/ffff\u{7}",
+        "\u{1b}P>|XTerm(390)\u{1b}\\",
+        "\u{1b}_Gi=31;OK\u{1b}\\",
+        "\u{1b}[?62;22c\u{1b}[>1;10;0c\u{1b}[?2026;2$y",
+        "\u{1b}Od\u{1b}[c\u{1b}[7~",
+    ] {
+        send(reply);
+    }
+    send("half");
+    terminal.expect_last("> half");
+    terminal.keys(&["C-u"]);
+    terminal.expect_last(">");
+    // The end mark never comes; the keyboard comes back.
+    send("\u{1b}[200~pasted");
+    terminal.expect_last("> pasted");
+    terminal.enter(" and typed");
+    assert_eq!(bob.expect("<alice"), "<alice> pasted and typed");
+}
+
 /// The part of a styled screen between the last escape sequence before `text` and `text`.
 fn style_before(styled: &str, text: &str) -> String {
     let at = styled.find(text).expect("it stands there");

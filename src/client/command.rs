@@ -1,8 +1,10 @@
 //! What a typed line means.
 //!
 //! Invariant: every line is exactly one [`Command`]; a line that looks like a command and is none
-//! is never sent as a message.
+//! is never sent as a message. What the person sees decides, not the bytes: see [`parse`].
 
+use super::input::{Key, keys};
+use super::text::is_blank;
 use crate::name::Username;
 
 /// A parsed line.
@@ -104,10 +106,40 @@ pub fn hint(line: &str) -> Option<&'static Usage> {
     COMMANDS.iter().find(|usage| usage.name == word).or(only)
 }
 
+/// What looks like a slash: Unicode's confusables, the forms of other keyboards, and marks that strike through nothing.
+const SOLIDI: &[char] = &[
+    '/',
+    '\u{337}',
+    '\u{338}',
+    '\u{1735}',
+    '\u{2041}',
+    '\u{2044}',
+    '\u{20eb}',
+    '\u{2215}',
+    '\u{233f}',
+    '\u{2571}',
+    '\u{27cb}',
+    '\u{29f6}',
+    '\u{29f8}',
+    '\u{2afb}',
+    '\u{2afd}',
+    '\u{2e0d}',
+    '\u{2e4a}',
+    '\u{ff0f}',
+    '\u{1d23a}',
+    '\u{1f67c}',
+];
+/// Letters and strokes that look like one. They begin ordinary words: only before a Latin letter they mean a command.
+const STROKES: &[char] = &[
+    '\u{280c}', '\u{2cc6}', '\u{2cc7}', '\u{2f03}', '\u{3033}', '\u{30ce}', '\u{31d2}', '\u{31d3}',
+    '\u{4e3f}', '\u{ff89}',
+];
+
 /// Entries that `/history` shows without a number.
 pub const HISTORY: usize = 20;
 
-/// Parses one line.
+/// Parses one line, from either front end. A line is a command if it begins with a slash. It is refused if the first
+/// thing that a person sees in it is a slash or looks like one: sent as text, everyone would read it.
 ///
 /// # Errors
 /// What is wrong with it, for the person who typed it.
@@ -125,16 +157,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
             }
         };
     }
-    let typed = line.trim_start_matches(|c: char| c.is_whitespace() && c != '\n');
-    if typed.len() < line.len() && typed.starts_with('/') {
-        // Sent as text it would be read by everyone.
-        return Err(
-            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
-        );
-    }
-    let Some(rest) = line.strip_prefix('/') else {
-        return Ok(if line.trim().is_empty() { Command::Nothing } else { Command::Say(line.into()) });
-    };
+    let Some(rest) = line.strip_prefix('/') else { return text(line) };
     if rest.starts_with('/') {
         return Ok(Command::Say(rest.into()));
     }
@@ -202,6 +225,49 @@ pub fn parse(line: &str) -> Result<Command, String> {
         Some(_) => Err(wrong_usage(word)),
         None => Ok(command),
     }
+}
+
+/// A line that does not begin with a slash.
+fn text(line: &str) -> Result<Command, String> {
+    // Of several lines, the first in which there is something to see.
+    let visible = |c: &char| SOLIDI.contains(c) || !is_blank(*c);
+    let shown = line.split('\n').map(shown).find(|shown| shown.contains(|c| visible(&c)));
+    let Some(shown) = shown else {
+        return match line.chars().all(is_blank) {
+            true => Ok(Command::Nothing),
+            false => Err("nothing of this line can be seen: it was not sent".into()),
+        };
+    };
+    let mut shown = shown.chars().filter(visible);
+    let (first, second) = (shown.next().unwrap_or_default(), shown.next().unwrap_or_default());
+    if first == '/' {
+        return Err(
+            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
+        );
+    }
+    if SOLIDI.contains(&first) || STROKES.contains(&first) && second.is_ascii_alphabetic() {
+        let code = u32::from(first);
+        return Err(format!(
+            "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
+        ));
+    }
+    Ok(Command::Say(line.into()))
+}
+
+/// What a terminal would show of one line: no escape sequence, and nothing that was written over.
+fn shown(line: &str) -> String {
+    let mut shown = String::new();
+    for key in keys(line.trim_end_matches('\r').as_bytes()).iter() {
+        match key {
+            Key::Char(c) | Key::Alt(c) => shown.push(*c),
+            Key::Paste(text) => shown.push_str(text),
+            Key::Tab => shown.push(' '),
+            Key::Backspace | Key::Ctrl('h') => _ = shown.pop(),
+            Key::Enter | Key::AltEnter => shown.clear(),
+            _ => {}
+        }
+    }
+    shown
 }
 
 fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
@@ -321,14 +387,15 @@ mod tests {
     fn only_the_first_line_of_several_decides_and_the_others_are_text_or_nothing() {
         for (line, command) in [
             ("hi\n/exit", Command::Say("hi\n/exit".into())),
-            ("\n/exit", Command::Say("\n/exit".into())),
             ("//exit\n/exit", Command::Say("/exit\n/exit".into())),
             ("/msg bob hi \n/exit\n", Command::Message(name("bob"), "hi \n/exit".into())),
         ] {
             assert_eq!(parse(line), Ok(command), "{line:?}");
         }
         // What looks like a command is none by a blank before it, nor a word to everyone.
-        for line in [" /msg bob x", "\t/passwd", "  /room bob", "\u{a0}/exit", " //x"] {
+        for line in
+            [" /msg bob x", "\t/passwd", "  /room bob", "\u{a0}/exit", " //x", "\n/exit", " \n\r\n /exit"]
+        {
             assert!(parse(line).is_err(), "{line:?}");
         }
         for line in [
@@ -341,6 +408,81 @@ mod tests {
             "/sendfile bob a\nb",
             "/\nexit",
         ] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn line_is_refused_when_a_slash_is_seen_first() {
+        let unseen = [
+            "\u{feff}",
+            "\u{200b}",
+            "\u{200d}",
+            "\u{2060}",
+            "\u{ad}",
+            "\u{200f}",
+            "\u{202e}",
+            "\u{fe0f}",
+            "\u{e0100}",
+            "\u{301}",
+            "\0",
+            "\u{7f}",
+            "\u{85}",
+            "\u{9b}31m",
+            "\u{a0}",
+            "\u{3000}",
+            "\u{2003}",
+            "\u{1680}",
+            "\u{2800}",
+            "\u{3164}",
+            "\u{34f}",
+            "\u{fffd}\0",
+            "\u{1d159}",
+            "\u{1b}[0m",
+            "\u{1b}",
+            "\u{1b}]0;t\u{7}",
+            "x\u{8}",
+            "x\r",
+            "\n",
+            "\u{e002f}",
+            "",
+        ];
+        let solidi =
+            "\u{ff0f}\u{2044}\u{2215}\u{29f8}\u{2571}\u{338}\u{337}\u{27cb}\u{1f67c}\u{30ce}\u{ff89}";
+        for before in unseen {
+            for slash in solidi.chars().chain((!before.is_empty()).then_some('/')) {
+                let line = format!("{before}{slash}msg bob secret");
+                assert!(parse(&line).is_err(), "{line:?}");
+            }
+        }
+        for text in [
+            "ノート",
+            "ﾉｰﾄ",
+            "\u{7}hi /exit",
+            "1/2",
+            "\u{200b}.",
+            "·/x",
+            "\u{1b}[31mred\u{1b}[0m /x",
+            "hi\r\n/x",
+        ] {
+            assert_eq!(parse(text), Ok(Command::Say(text.into())), "{text:?}");
+        }
+        for nothing in ["\u{feff}", "\u{200b}\u{a0}", "\u{3000}", "\0", "\n\n", "\u{301}"] {
+            assert_eq!(parse(nothing), Ok(Command::Nothing), "{nothing:?}");
+        }
+        assert!(parse("\u{1b}P/msg bob secret").is_err(), "nothing is seen, yet something is there");
+    }
+
+    #[test]
+    fn name_with_something_unseen_is_nobodys() {
+        for name in ["b\u{200b}ob", "\u{feff}bob", "bob\u{ad}", "bo\u{301}b", "b\u{fe0f}ob", "bob\0", "bоb"]
+        {
+            for line in [format!("/msg {name} text"), format!("/room {name}"), format!("/sendfile {name} a")]
+            {
+                assert!(parse(&line).is_err(), "{line:?}");
+            }
+        }
+        for line in ["/\u{200b}msg bob x", "/msg\u{200b} bob x", "/\u{338}msg bob x", "/\0m\0s\0g\0 b"] {
             assert!(parse(line).is_err(), "{line:?}");
         }
     }

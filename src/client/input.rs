@@ -1,20 +1,29 @@
 //! From terminal bytes to keys.
 //!
-//! Invariant: total and incremental. Every byte string decodes, the same bytes give the same
-//! keys however they were cut, and nothing of an escape sequence ever ends as text. What was typed may be a password:
-//! keys that nobody needs any more leave nothing in memory.
-//! Specification: ECMA-48 section 5.4 (control sequences), xterm's "PC-style function keys"
-//! and "bracketed paste mode". Not termion's own parser: that one panics on some input and
-//! cannot see where a paste ends.
+//! Invariant: total, incremental and pure. Every byte string decodes, the same bytes give the same keys however they
+//! were cut, and nothing of an escape sequence ever ends as text. No state waits for ever: the caller passes the time
+//! in, and silence ends whatever has begun ([`Decoder::deadline`]). What was typed may be a password: keys that
+//! nobody needs any more leave nothing in memory.
+//! Specification: ECMA-48 (5.4 control sequences, 5.6 control strings), xterm's "PC-style function keys", "bracketed
+//! paste mode" and "modifyOtherKeys", rxvt's keys, kitty's `CSI u`. Not termion's own parser: that one panics on some
+//! input and cannot see where a paste ends.
 
 use std::mem::take;
+use std::time::{Duration, Instant};
 use zeroize::{Zeroize, Zeroizing};
 
-/// The longest parameters of a control sequence that are kept; real ones have under ten bytes.
+/// How long after ESC the rest of a key may take. A mobile line parts the two by up to 200 ms; a person who presses
+/// Escape hardly notices.
+const ESCAPE_WAIT: Duration = Duration::from_millis(300);
+/// Silence that ends a sequence, a control string or a paste: the rest of it is lost.
+const SEQUENCE_WAIT: Duration = Duration::from_secs(1);
+/// Ctrl-C ends what has begun only if it comes alone, after this silence: in a paste it is a character like others.
+const ALONE: Duration = Duration::from_millis(100);
+/// The longest parameters of a control sequence that are kept; real ones have under 20 bytes.
 const MAX_SEQUENCE: usize = 32;
 /// The longest paste that is kept; it exceeds the longest message.
 const MAX_PASTE: usize = 64 * 1024;
-const ESCAPE: u8 = 0x1b;
+const ESCAPE: char = '\x1b';
 const END_OF_PASTE: &[u8] = b"\x1b[201~";
 
 /// What a person did.
@@ -62,7 +71,7 @@ pub enum Key {
     WheelUp,
     /// Towards the person.
     WheelDown,
-    /// ESC alone: see [`Decoder::pending`].
+    /// ESC alone, after 300 ms.
     Escape,
     /// The terminal's window has the keyboard now (DECSET 1004).
     FocusIn,
@@ -74,6 +83,10 @@ pub enum Key {
     Alt(char),
     /// As it was pasted, line breaks and all.
     Paste(String),
+    /// The end mark of a paste that had ended already, by silence.
+    PasteEnd,
+    /// The terminal's answer to where its cursor is: row and column, from 1.
+    Position(u16, u16),
     /// A key or a report that means nothing here.
     Unknown,
 }
@@ -94,12 +107,15 @@ pub type Keys = Zeroizing<Vec<Key>>;
 #[derive(Default)]
 enum State {
     #[default]
-    Text,
-    /// After ESC.
-    Escape,
-    /// After `ESC [` or `ESC O`: which, and the parameters so far.
-    Sequence(u8, Vec<u8>),
-    /// After `ESC [ M`, a mouse report of three bytes: how many are missing.
+    Ground,
+    /// After ESC, or after two: some terminals send Alt so.
+    Escape { twice: bool },
+    /// After CSI (`[`) or SS3 (`O`): parameters and intermediates so far.
+    Sequence { kind: char, twice: bool, text: Vec<u8> },
+    /// After the character that begins OSC, DCS, APC, PM or SOS: whether anything followed, and whether ESC did, which may
+    /// begin its end.
+    String { kind: char, begun: bool, escape: bool },
+    /// After `CSI M`, a mouse report of three bytes: how many are missing.
     Mouse(u8),
     /// Between the marks of a paste: the bytes so far, and how much of the end mark was seen.
     Paste(Zeroizing<Vec<u8>>, usize),
@@ -111,78 +127,75 @@ pub struct Decoder {
     state: State,
     /// The beginning of a UTF-8 character.
     partial: Vec<u8>,
-    /// Whether that character came after ESC.
-    alt: bool,
+    /// When bytes came last.
+    fed: Option<Instant>,
     keys: Keys,
 }
 
 impl Decoder {
-    /// The keys these bytes complete.
-    pub fn feed(&mut self, bytes: &[u8]) -> Keys {
-        // A byte completes two keys at most: one that it breaks off, and its own.
-        self.keys.reserve(2 * bytes.len());
+    /// The keys that these bytes, read at `now`, complete.
+    pub fn feed(&mut self, bytes: &[u8], now: Instant) -> Keys {
+        let silence = self.fed.map(|fed| now.saturating_duration_since(fed));
+        // A byte completes two keys at most: one that it breaks off, and its own. An end adds two.
+        self.keys.reserve(2 * bytes.len() + 2);
+        if bytes == [3] && silence >= Some(ALONE) {
+            self.end();
+        }
+        self.fed = Some(now);
         for &byte in bytes {
             self.byte(byte);
         }
         take(&mut self.keys)
     }
 
-    /// Whether an ESC stands alone: the key of that name, unless more follows at once.
-    pub fn pending(&self) -> bool {
-        matches!(self.state, State::Escape)
+    /// When what has begun ends by itself unless more comes; `None` if nothing has begun.
+    pub fn deadline(&self) -> Option<Instant> {
+        let wait = match self.state {
+            State::Ground if self.partial.is_empty() => return None,
+            State::Escape { .. } => ESCAPE_WAIT,
+            _ => SEQUENCE_WAIT,
+        };
+        self.fed.map(|fed| fed + wait)
     }
 
-    /// Nothing followed: what was [`pending`](Self::pending) is a key.
-    pub fn flush(&mut self) -> Keys {
-        if self.pending() {
-            self.state = State::Text;
-            self.keys.push(Key::Escape);
-        }
+    /// The deadline has passed: the keys of what has begun.
+    pub fn expire(&mut self) -> Keys {
+        self.end();
         take(&mut self.keys)
+    }
+
+    fn end(&mut self) {
+        if !take(&mut self.partial).is_empty() {
+            self.character(char::REPLACEMENT_CHARACTER);
+        }
+        let key = match take(&mut self.state) {
+            State::Ground => return,
+            State::Escape { twice } => {
+                self.keys.extend(twice.then_some(Key::Escape));
+                Key::Escape
+            }
+            // Nothing has followed: a person pressed Alt and this character.
+            State::Sequence { kind, text, .. } if text.is_empty() => Key::Alt(kind),
+            State::String { kind, begun: false, .. } => Key::Alt(kind),
+            State::Paste(pasted, _) => pasted_key(&pasted),
+            _ => Key::Unknown,
+        };
+        // Introducers of eight bits are no keys.
+        self.keys.push(if matches!(key, Key::Alt(c) if c.is_control()) { Key::Unknown } else { key });
     }
 
     fn byte(&mut self, byte: u8) {
         match take(&mut self.state) {
-            State::Text => self.text(byte),
-            State::Escape => match byte {
-                b'[' | b'O' => self.state = State::Sequence(byte, Vec::new()),
-                b'\r' | b'\n' => self.keys.push(Key::AltEnter),
-                0x00..0x20 => {
-                    self.keys.push(Key::Escape);
-                    self.text(byte);
-                }
-                _ => {
-                    self.alt = true;
-                    self.text(byte);
-                }
-            },
-            State::Sequence(kind, parameters) => self.sequence(kind, parameters, byte),
             State::Mouse(missing) => match missing {
                 2.. => self.state = State::Mouse(missing - 1),
                 _ => self.keys.push(Key::Unknown),
             },
             State::Paste(pasted, seen) => self.paste(pasted, seen, byte),
-        }
-    }
-
-    fn text(&mut self, byte: u8) {
-        if byte >= 0x80 || !self.partial.is_empty() {
-            return self.utf8(byte);
-        }
-        let key = match byte {
-            ESCAPE => {
-                self.state = State::Escape;
-                return;
+            state => {
+                self.state = state;
+                self.utf8(byte);
             }
-            b'\r' | b'\n' => Key::Enter,
-            b'\t' => Key::Tab,
-            0x00 => Key::Ctrl(' '),
-            0x01..0x1b => Key::Ctrl(char::from(byte | 0x60)),
-            0x1c..0x20 => Key::Ctrl(char::from(byte | 0x40)),
-            0x7f if !self.alt => Key::Backspace,
-            _ => return self.character(char::from(byte)),
-        };
-        self.keys.push(key);
+        }
     }
 
     fn utf8(&mut self, byte: u8) {
@@ -197,45 +210,108 @@ impl Decoder {
             Err(_) => {
                 let begun = self.partial.len() > 1;
                 self.partial.zeroize();
-                self.character(char::REPLACEMENT_CHARACTER);
+                // A control character of eight bits, from a terminal that sends those bare.
+                let control = matches!(byte, 0x80..0xa0) && !begun;
+                self.character(if control { char::from(byte) } else { char::REPLACEMENT_CHARACTER });
                 // The byte that broke a character off may begin the next one.
                 if begun {
-                    self.text(byte);
+                    self.byte(byte);
                 }
             }
         }
     }
 
     fn character(&mut self, c: char) {
-        self.keys.push(match (take(&mut self.alt), c) {
-            // ESC DEL is Alt and Backspace together.
-            (true, '\x7f') => Key::Alt(c),
-            (_, c) if c.is_control() => Key::Unknown,
-            (true, c) => Key::Alt(c),
-            (false, c) => Key::Char(c),
-        });
+        match take(&mut self.state) {
+            State::Escape { twice } => self.escape(twice, c),
+            State::Sequence { kind, twice, text } => self.sequence(kind, twice, text, c),
+            State::String { kind, escape, .. } => match c {
+                // Cancelled, or at its end: ST of one or two characters, BEL for OSC as xterm has it.
+                '\x18' | '\x1a' | '\u{9c}' => {}
+                '\x07' if matches!(kind, ']' | '\u{9d}') => {}
+                '\\' if escape => {}
+                _ if escape => self.escape(false, c),
+                _ => self.state = State::String { kind, begun: true, escape: c == ESCAPE },
+            },
+            _ => self.ground(c),
+        }
     }
 
-    fn sequence(&mut self, kind: u8, mut parameters: Vec<u8>, byte: u8) {
-        match byte {
-            // The Linux console's function keys have a second bracket: ESC [ [ A.
-            b' '..=b'?' | b'[' if byte != b'[' || parameters.is_empty() => {
-                // One byte over the limit marks it as too long.
-                if parameters.len() <= MAX_SEQUENCE {
-                    parameters.push(byte);
-                }
-                self.state = State::Sequence(kind, parameters);
+    fn ground(&mut self, c: char) {
+        let key = match c {
+            ESCAPE => return self.state = State::Escape { twice: false },
+            '\u{8f}' | '\u{9b}' => return self.begin(c, false),
+            '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => return self.begin(c, false),
+            '\r' | '\n' => Key::Enter,
+            '\t' => Key::Tab,
+            '\0' => Key::Ctrl(' '),
+            '\x7f' => Key::Backspace,
+            '\x01'..='\x1a' => Key::Ctrl(char::from(c as u8 | 0x60)),
+            '\x1c'..='\x1f' => Key::Ctrl(char::from(c as u8 | 0x40)),
+            c if c.is_control() => Key::Unknown,
+            c => Key::Char(c),
+        };
+        self.keys.push(key);
+    }
+
+    fn escape(&mut self, twice: bool, c: char) {
+        let sequence = matches!(c, '[' | 'O');
+        // With an arrow, both together are Alt.
+        self.keys.extend((twice && !sequence).then_some(Key::Escape));
+        match c {
+            ESCAPE => self.state = State::Escape { twice: true },
+            '[' | 'O' | 'P' | 'X' | ']' | '^' | '_' => self.begin(c, twice),
+            '\r' | '\n' => self.keys.push(Key::AltEnter),
+            // ESC DEL is Alt and Backspace together.
+            c if c == '\x7f' || !c.is_control() => self.keys.push(Key::Alt(c)),
+            c => {
+                self.keys.push(Key::Escape);
+                self.ground(c);
             }
-            b'@'..=b'~' if (byte, &parameters[..]) == (b'~', b"200") => {
+        }
+    }
+
+    /// Begins a sequence or a string, by the character after ESC or the one that stands for both.
+    fn begin(&mut self, c: char, twice: bool) {
+        self.state = match c {
+            '[' | 'O' | '\u{8f}' | '\u{9b}' => State::Sequence { kind: c, twice, text: Vec::new() },
+            kind => State::String { kind, begun: false, escape: false },
+        };
+    }
+
+    fn sequence(&mut self, kind: char, twice: bool, mut text: Vec<u8>, c: char) {
+        let control = matches!(kind, '[' | '\u{9b}');
+        let number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+        match c {
+            // Terminals that know no better form send the button, the column and the row.
+            'M' if control && text.is_empty() => self.state = State::Mouse(3),
+            '~' if control && text == b"200" => {
                 self.state = State::Paste(Zeroizing::new(Vec::with_capacity(MAX_PASTE)), 0);
             }
-            // Terminals that know no better form send the button, the column and the row.
-            b'M' if parameters.is_empty() && kind == b'[' => self.state = State::Mouse(3),
-            b'@'..=b'~' => self.keys.push(named(&parameters, byte)),
+            // What would come before the end of a sequence is the end of rxvt's keys with Shift, and of the keypad's space.
+            '$' if control && number => self.keys.push(named(control, &text, '~')),
+            ' ' if !control && text.is_empty() => self.keys.push(Key::Char(' ')),
+            // The Linux console's function keys have a second bracket: ESC [ [ A.
+            ' '..='?' | '[' if c != '[' || text.is_empty() => {
+                // One byte over the limit marks it as too long.
+                text.extend((text.len() <= MAX_SEQUENCE).then_some(c as u8));
+                self.state = State::Sequence { kind, twice, text };
+            }
+            '@'..='~' => {
+                let key = match (named(control, &text, c), twice) {
+                    (Key::Left, true) => Key::AltLeft,
+                    (Key::Right, true) => Key::AltRight,
+                    (key, twice) => {
+                        self.keys.extend(twice.then_some(Key::Escape));
+                        key
+                    }
+                };
+                self.keys.push(key);
+            }
             // Broken off by something that cannot be part of it.
             _ => {
                 self.keys.push(Key::Unknown);
-                self.text(byte);
+                self.ground(c);
             }
         }
     }
@@ -245,12 +321,12 @@ impl Decoder {
             if seen + 1 < END_OF_PASTE.len() {
                 self.state = State::Paste(pasted, seen + 1);
             } else {
-                self.keys.push(Key::Paste(String::from_utf8_lossy(&pasted).into_owned()));
+                self.keys.push(pasted_key(&pasted));
             }
             return;
         }
         // Not the end mark after all. ESC occurs in it only first, so nothing else can restart it.
-        let restarted = byte == ESCAPE;
+        let restarted = byte == END_OF_PASTE[0];
         let last = if restarted { &[][..] } else { &[byte] };
         let room = MAX_PASTE - pasted.len();
         pasted.extend(END_OF_PASTE[..seen].iter().chain(last).take(room));
@@ -258,57 +334,165 @@ impl Decoder {
     }
 }
 
-/// The key of a complete sequence: `CSI number ; modifiers final`, or `SS3 final`.
-fn named(parameters: &[u8], last: u8) -> Key {
+fn pasted_key(bytes: &[u8]) -> Key {
+    Key::Paste(String::from_utf8_lossy(bytes).into_owned())
+}
+
+/// The keys of bytes that are all there are.
+pub fn keys(bytes: &[u8]) -> Keys {
+    Decoder::default().feed(bytes, Instant::now())
+}
+
+/// The keys of one read, as a line takes them. Several lines at once were pasted, with or without marks: nobody types
+/// so fast. So was what comes before an end mark that is late.
+pub fn pasted_together(mut keys: Keys) -> Keys {
+    if !are_lines(&keys) && !keys.contains(&Key::PasteEnd) {
+        return keys;
+    }
+    let mut text = String::with_capacity(4 * keys.len());
+    // Reports of the terminal stay what they are; no key in a paste is one.
+    let is_report = |key: &Key| matches!(key, Key::FocusIn | Key::FocusOut | Key::Position(..));
+    let mut joined = Keys::new(Vec::with_capacity(keys.len() + 1));
+    for key in keys.drain(..) {
+        match key {
+            Key::Char(c) | Key::Alt(c) => text.push(c),
+            Key::Enter | Key::AltEnter => text.push('\n'),
+            Key::Tab => text.push('\t'),
+            Key::Paste(mut pasted) => {
+                text.push_str(&pasted);
+                pasted.zeroize();
+            }
+            key if is_report(&key) => joined.push(key),
+            _ => {}
+        }
+    }
+    joined.push(Key::Paste(text));
+    joined
+}
+
+/// Whether there is text on both sides of a line's end, or a whole line behind another.
+pub fn are_lines(keys: &[Key]) -> bool {
+    let is_end = |key: &Key| match key {
+        Key::Enter => Some(true),
+        Key::Char(_) | Key::Alt(_) => Some(false),
+        _ => None,
+    };
+    let mut ends: Vec<bool> = keys.iter().filter_map(is_end).collect();
+    ends.dedup();
+    ends.len() > 2
+}
+
+/// A key that is sent by its code: `CSI code ; modifiers u`, or xterm's `CSI 27 ; modifiers ; code ~`.
+fn coded(code: u32, modifiers: u32) -> Key {
+    let (shift, alt, ctrl) = (modifiers & 1 != 0, modifiers & 2 != 0, modifiers & 4 != 0);
+    match char::from_u32(code).unwrap_or_default() {
+        ESCAPE => Key::Escape,
+        '\r' if shift || alt || ctrl => Key::AltEnter,
+        '\r' => Key::Enter,
+        '\t' if shift => Key::BackTab,
+        '\t' => Key::Tab,
+        '\x7f' | '\x08' if alt => Key::Alt('\x7f'),
+        '\x7f' | '\x08' => Key::Backspace,
+        // The private ones are kitty's keys without text; Super and its like mean nothing here.
+        c if c.is_control() || matches!(c, '\u{e000}'..='\u{f8ff}') || modifiers & 0x38 != 0 => Key::Unknown,
+        c if ctrl && (c.is_ascii_alphabetic() || " \\]^_".contains(c)) => Key::Ctrl(c.to_ascii_lowercase()),
+        _ if ctrl => Key::Unknown,
+        c if alt => Key::Alt(c),
+        c if shift => Key::Char(c.to_uppercase().next().unwrap_or(c)),
+        c => Key::Char(c),
+    }
+}
+
+/// The key of a complete sequence: `CSI number ; modifiers final` (`control`), or `SS3 modifiers final`.
+fn named(control: bool, text: &[u8], last: char) -> Key {
     // A mouse report: `CSI < button ; column ; row M`.
-    if parameters.first() == Some(&b'<') {
-        return match (parameters.split(|byte| *byte == b';').next(), last) {
-            (Some(b"<64"), b'M') => Key::WheelUp,
-            (Some(b"<65"), b'M') => Key::WheelDown,
+    if text.first() == Some(&b'<') {
+        return match (text.split(|byte| *byte == b';').next(), last) {
+            (Some(b"<64"), 'M') => Key::WheelUp,
+            (Some(b"<65"), 'M') => Key::WheelDown,
             _ => Key::Unknown,
         };
     }
-    let text = if parameters.len() <= MAX_SEQUENCE { std::str::from_utf8(parameters) } else { Ok("?") };
-    let mut numbers = text.unwrap_or("?").split(';').map(|number| match number {
-        "" => Some(1),
-        number => number.parse::<u16>().ok(),
-    });
-    let (Some(Some(number)), Some(modifiers), None) =
-        (numbers.next(), numbers.next().unwrap_or(Some(1)), numbers.next())
-    else {
-        return Key::Unknown;
+    let Some(numbers) = numbers(text) else { return Key::Unknown };
+    let number = |at: usize| numbers.get(at).and_then(|(number, _)| *number);
+    let (first, second) = match control {
+        true => (number(0), number(1)),
+        false => (None, number(1).or(number(0))),
     };
+    // A key that is let go.
+    if numbers.get(1).is_some_and(|(_, kind)| *kind == Some(3)) {
+        return Key::Unknown;
+    }
     // One more than a set of bits: Shift 1, Alt 2, Ctrl 4.
-    let modifiers = modifiers.saturating_sub(1);
+    let modifiers = second.unwrap_or(1).saturating_sub(1);
     let (by_word, alt) = (modifiers & 4 != 0, modifiers & 2 != 0);
-    match (last, number) {
-        (b'A', _) => Key::Up,
-        (b'B', _) => Key::Down,
-        (b'C', _) if by_word => Key::WordRight,
-        (b'D', _) if by_word => Key::WordLeft,
-        (b'C', _) if alt => Key::AltRight,
-        (b'D', _) if alt => Key::AltLeft,
-        (b'C', _) => Key::Right,
-        (b'D', _) => Key::Left,
-        (b'H', _) | (b'~', 1 | 7) => Key::Home,
-        (b'F', _) | (b'~', 4 | 8) => Key::End,
-        (b'~', 3) => Key::Delete,
-        (b'~', 5) => Key::PageUp,
-        (b'~', 6) => Key::PageDown,
-        (b'Z', _) => Key::BackTab,
-        (b'M', 1) if parameters.is_empty() => Key::Enter,
-        (b'I', 1) if parameters.is_empty() => Key::FocusIn,
-        (b'O', 1) if parameters.is_empty() => Key::FocusOut,
+    match (last, first) {
+        ('A' | 'a', _) => Key::Up,
+        ('B' | 'b', _) => Key::Down,
+        ('C', _) if by_word => Key::WordRight,
+        ('D', _) if by_word => Key::WordLeft,
+        ('C', _) if alt => Key::AltRight,
+        ('D', _) if alt => Key::AltLeft,
+        // rxvt's arrows: CSI with Shift, SS3 with Ctrl.
+        ('c', None) if !control => Key::WordRight,
+        ('d', None) if !control => Key::WordLeft,
+        ('C', _) | ('c', None) => Key::Right,
+        ('D', _) | ('d', None) => Key::Left,
+        ('~', Some(27)) => number(2).map_or(Key::Unknown, |code| coded(code, modifiers)),
+        ('u', Some(code)) => coded(code, modifiers),
+        ('H', _) | ('~' | '^' | '@', Some(1 | 7)) => Key::Home,
+        ('F', _) | ('~' | '^' | '@', Some(4 | 8)) => Key::End,
+        ('~' | '^' | '@', Some(3)) => Key::Delete,
+        ('~' | '^' | '@', Some(5)) => Key::PageUp,
+        ('~' | '^' | '@', Some(6)) => Key::PageDown,
+        ('~', Some(201)) => Key::PasteEnd,
+        ('Z', _) => Key::BackTab,
+        ('R', Some(row)) if row > 0 => match (row.try_into(), second.unwrap_or(1).try_into()) {
+            (Ok(row), Ok(column)) => Key::Position(row, column),
+            _ => Key::Unknown,
+        },
+        ('I', None) if control && text.is_empty() => Key::FocusIn,
+        ('O', None) if control && text.is_empty() => Key::FocusOut,
+        // The keypad, when a program has left it in its application mode.
+        ('M', _) if !control => Key::Enter,
+        ('I', _) if !control => Key::Tab,
+        ('X', _) if !control => Key::Char('='),
+        ('j'..='y', _) if !control => Key::Char(char::from(last as u8 & 0x3f)),
         _ => Key::Unknown,
     }
+}
+
+/// The parameters, each with its second part behind a colon; `None` if they are not numbers, or too long.
+fn numbers(text: &[u8]) -> Option<Vec<(Option<u32>, Option<u32>)>> {
+    let text =
+        std::str::from_utf8(text).ok().filter(|text| text.len() <= MAX_SEQUENCE && !text.contains('+'))?;
+    let number = |part: Option<&str>| match part {
+        None | Some("") => Some(None),
+        Some(part) => part.parse().ok().map(Some),
+    };
+    let parameter = |part: &str| {
+        let mut parts = part.split(':');
+        Some((number(parts.next())?, number(parts.next())?))
+    };
+    text.split(';').map(parameter).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn keys(bytes: &[u8]) -> Keys {
-        Decoder::default().feed(bytes)
+    /// What pieces give, each with the milliseconds that passed before it; silence is waited out where it ends something.
+    fn timed(pieces: &[(u64, &[u8])]) -> Vec<Key> {
+        let (mut decoder, mut now, mut keys) = (Decoder::default(), Instant::now(), Vec::new());
+        for (pause, bytes) in pieces {
+            let next = now + Duration::from_millis(*pause);
+            if decoder.deadline().is_some_and(|deadline| deadline <= next) {
+                keys.extend(decoder.expire().drain(..));
+            }
+            keys.extend(decoder.feed(bytes, next).drain(..));
+            now = next;
+        }
+        keys
     }
 
     #[test]
@@ -350,11 +534,52 @@ mod tests {
             (b"\x1b[3~", Key::Delete),
             (b"\x1b[5~", Key::PageUp),
             (b"\x1b[6;5~", Key::PageDown),
+            (b"\x1b[7~", Key::Home),
+            (b"\x1b[8~", Key::End),
+            (b"\x1bOc", Key::WordRight),
+            (b"\x1bOd", Key::WordLeft),
+            (b"\x1b[c", Key::Right),
+            (b"\x1b[d", Key::Left),
+            (b"\x1b[a", Key::Up),
+            (b"\x1bOb", Key::Down),
+            (b"\x1b[3^", Key::Delete),
+            (b"\x1b[3$", Key::Delete),
+            (b"\x1b[5@", Key::PageUp),
+            (b"\x1b\x1b[D", Key::AltLeft),
+            (b"\x1b\x1bOC", Key::AltRight),
+            (b"\x1bO5C", Key::WordRight),
+            (b"\x1bOo", Key::Char('/')),
+            (b"\x1bOp", Key::Char('0')),
+            (b"\x1bO ", Key::Char(' ')),
+            (b"\x1b[97u", Key::Char('a')),
+            (b"\x1b[97;2u", Key::Char('A')),
+            (b"\x1b[97;5u", Key::Ctrl('a')),
+            (b"\x1b[97;5:3u", Key::Unknown),
+            (b"\x1b[50;3u", Key::Alt('2')),
+            (b"\x1b[13u", Key::Enter),
+            (b"\x1b[13;2u", Key::AltEnter),
+            (b"\x1b[27u", Key::Escape),
+            (b"\x1b[57352u", Key::Unknown),
+            (b"\x1b[97;9u", Key::Unknown),
+            (b"\x1b[27;5;97~", Key::Ctrl('a')),
+            (b"\x1b[27;2;13~", Key::AltEnter),
+            (b"\x1b[24;80R", Key::Position(24, 80)),
+            (b"\x1b[201~", Key::PasteEnd),
             (b"\x1bOP", Key::Unknown),
+            (b"\x1b[4;1$y", Key::Unknown),
+            (b"\x1b[?2026;2$y", Key::Unknown),
+            (b"\x1b[1 q", Key::Unknown),
+            (b"\x1b[~", Key::Unknown),
+            (b"\x1b[>0;276;0c", Key::Unknown),
+            (b"\x1b[8;24;80t", Key::Unknown),
+            (b"\x1b[+5A", Key::Unknown),
+            (b"\x9bA", Key::Up),
+            ("\u{9b}1;5C".as_bytes(), Key::WordRight),
+            ("\u{8f}B".as_bytes(), Key::Down),
+            ("\u{84}".as_bytes(), Key::Unknown),
             (b"\x1b[[A", Key::Unknown),
             (b"\x1b[<0;1;2M", Key::Unknown),
             (b"\x1b[?1;2c", Key::Unknown),
-            (b"\xc2\x9b", Key::Unknown),
         ];
         for (bytes, key) in table {
             assert_eq!(*keys(bytes), std::slice::from_ref(key), "{bytes:?}");
@@ -363,14 +588,87 @@ mod tests {
 
     #[test]
     fn escape_is_a_key_only_when_nothing_follows() {
-        let mut decoder = Decoder::default();
-        assert_eq!(*decoder.feed(b"\x1b"), []);
-        assert!(decoder.pending());
-        assert_eq!(*decoder.flush(), [Key::Escape]);
-        assert!(!decoder.pending());
-        assert_eq!(*decoder.feed(b"[A"), [Key::Char('['), Key::Char('A')]);
-        assert_eq!(*decoder.feed(b"\x1b\x1b[A"), [Key::Escape, Key::Up]);
-        assert_eq!(*decoder.flush(), []);
+        assert_eq!(timed(&[(0, b"\x1b"), (400, b"[A")]), [Key::Escape, Key::Char('['), Key::Char('A')]);
+        assert_eq!(timed(&[(0, b"\x1b"), (299, b"[A")]), [Key::Up]);
+        assert_eq!(timed(&[(0, b"\x1b"), (60, b"\r")]), [Key::AltEnter]);
+        assert_eq!(timed(&[(0, b"\x1b"), (60, b"b")]), [Key::Alt('b')]);
+        assert_eq!(*keys(b"\x1b\x1b[A"), [Key::Escape, Key::Up]);
+        assert_eq!(timed(&[(0, b"\x1b\x1b"), (400, b"")]), [Key::Escape, Key::Escape]);
+        assert_eq!(*keys(b"\x1b\x1bx"), [Key::Escape, Key::Alt('x')]);
+    }
+
+    #[test]
+    fn sequence_that_has_begun_waits_one_second() {
+        assert_eq!(timed(&[(0, b"\x1b["), (900, b"1;"), (900, b"5C")]), [Key::WordRight]);
+        assert_eq!(timed(&[(0, b"\x1b[1"), (1100, b"x")]), [Key::Unknown, Key::Char('x')]);
+        assert_eq!(timed(&[(0, b"\x1bO"), (900, b"d")]), [Key::WordLeft]);
+        assert_eq!(
+            timed(&[(0, b"\x1b[20"), (900, b"0~/exit\r\x1b[2"), (900, b"01~")]),
+            [Key::Paste("/exit\r".into())]
+        );
+        assert_eq!(timed(&[(0, b"\xe2\x82"), (1100, b"x")]), [Key::Char('\u{fffd}'), Key::Char('x')]);
+        // Alt with a character that would begin one.
+        for c in ['O', '[', 'P', ']'] {
+            assert_eq!(
+                timed(&[(0, format!("\x1b{c}").as_bytes()), (1100, b"x")]),
+                [Key::Alt(c), Key::Char('x')]
+            );
+        }
+        assert_eq!(timed(&[(0, "\u{9b}".as_bytes()), (1100, b"x")]), [Key::Unknown, Key::Char('x')]);
+    }
+
+    #[test]
+    fn control_string_is_discarded_whole() {
+        for begin in
+            ["\x1b]", "\x1bP", "\x1b_", "\x1b^", "\x1bX", "\u{9d}", "\u{90}", "\u{9f}", "\u{9e}", "\u{98}"]
+        {
+            for end in ["\x1b\\", "\u{9c}", "\x18", "\x1a"] {
+                let string = format!("a{begin}11;rgb:0/0/0\r/exit\r“Ü\x03{end}b");
+                for cut in 0..string.len() {
+                    let (first, second) = string.as_bytes().split_at(cut);
+                    assert_eq!(
+                        timed(&[(0, first), (200, second)]),
+                        [Key::Char('a'), Key::Char('b')],
+                        "{string:?}"
+                    );
+                }
+            }
+            let open = format!("{begin}10;?");
+            assert_eq!(timed(&[(0, open.as_bytes()), (1100, b"b")]), [Key::Unknown, Key::Char('b')]);
+            assert_eq!(
+                timed(&[(0, open.as_bytes()), (200, b"\x03"), (0, b"b")]),
+                [Key::Unknown, Key::Ctrl('c'), Key::Char('b')]
+            );
+            // Another one cancels it.
+            assert_eq!(*keys(format!("{open}\x1b[A").as_bytes()), [Key::Up]);
+        }
+        assert_eq!(*keys(b"\x1b]0;t\x07b"), [Key::Char('b')]);
+    }
+
+    #[test]
+    fn paste_without_its_end_ends_by_silence_or_ctrl_c() {
+        let pasted = Key::Paste("a\r".into());
+        assert_eq!(timed(&[(0, b"\x1b[200~a\r"), (1100, b"b")]), [pasted.clone(), Key::Char('b')]);
+        assert_eq!(timed(&[(0, b"\x1b[200~a\r"), (200, b"\x03")]), [pasted, Key::Ctrl('c')]);
+        // In what is pasted it is a character.
+        let all = Key::Paste("a\x03\r/exit\r".into());
+        assert_eq!(timed(&[(0, b"\x1b[200~a"), (0, b"\x03"), (0, b"\r/exit\r\x1b[201~")]), [all]);
+    }
+
+    #[test]
+    fn lines_of_one_read_are_a_paste() {
+        let together = |bytes: &[u8]| pasted_together(keys(bytes)).to_vec();
+        let paste = |text: &str| vec![Key::Paste(text.into())];
+        assert_eq!(together(b"one\rtwo\r"), paste("one\ntwo\n"));
+        assert_eq!(together(b"\r/exit\n"), paste("\n/exit\n"));
+        assert_eq!(together(b"a\t\x1b[A\x03\x1b/\rb"), paste("a\t/\nb"));
+        assert_eq!(together(b"a\x1b[I\rb"), [vec![Key::FocusIn], paste("a\nb")].concat());
+        assert_eq!(together(b"rest\r\x1b[201~"), paste("rest\n"));
+        for typed in
+            [&b"one\r"[..], b"\r", b"\rone", b"\x1b[A\r\x1b[A", b"one\r\x1b[200~x\x1b[201~", b"a\x1b[B"]
+        {
+            assert_eq!(*pasted_together(keys(typed)), *keys(typed), "{typed:?}");
+        }
     }
 
     #[test]

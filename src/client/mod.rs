@@ -218,5 +218,7 @@ fn read_password(path: &Path) -> Result<Password, StartError> {
         return Err(usage("a password has at most 1024 bytes".into()));
     }
     let text = std::str::from_utf8(&line).map_err(|_| usage("the password is not UTF-8".into()))?;
+    // Some editors begin a file with a byte order mark, which nobody sees.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     Ok(Password::new(text.trim_end_matches(['\r', '\n']).to_string()))
 }

@@ -155,6 +155,7 @@ fn passwords(old: Option<PathBuf>, new: Option<String>) -> Result<(Password, Pas
 fn read_lines(lines: SyncSender<String>, wake: &SyncSender<()>) {
     let mut input = io::stdin().lock();
     let limit = MAX_TEXT as u64 * 2;
+    let mut first = true;
     loop {
         let mut line = Vec::new();
         let length = (&mut input).take(limit).read_until(b'\n', &mut line).unwrap_or(0);
@@ -169,7 +170,10 @@ fn read_lines(lines: SyncSender<String>, wake: &SyncSender<()>) {
                 rest.clear();
             }
         }
-        let line = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_string();
+        let line = String::from_utf8_lossy(&line);
+        // A byte order mark, which some editors put before all, is no part of the first line.
+        let line = if std::mem::take(&mut first) { line.trim_start_matches('\u{feff}') } else { &line };
+        let line = line.trim_end_matches(['\r', '\n']).to_string();
         if lines.send(line).is_err() {
             return;
         }

@@ -33,7 +33,8 @@ impl Unseen {
     /// Does what the key says; the password at Enter, else `None`.
     pub fn key(&mut self, key: Key) -> Option<Password> {
         match key {
-            Key::Char(c) => self.push(c),
+            // With Alt where somebody has just pressed Escape, which takes nothing back.
+            Key::Char(c) | Key::Alt(c) => self.push(c),
             Key::Paste(text) => Zeroizing::new(text).chars().for_each(|c| self.push(c)),
             Key::Backspace | Key::Ctrl('h') => drop(self.0.pop()),
             Key::Ctrl('u') => self.0.clear(),
@@ -124,7 +125,12 @@ impl<'a> Prompter<'a> {
     /// The next key; `None` for those that back out.
     fn key(&mut self, nothing_typed: bool) -> io::Result<Option<Key>> {
         match self.keyboard.next() {
-            Some(Key::Escape | Key::Ctrl('c')) => Ok(None),
+            Some(Key::Escape | Key::AltEnter | Key::Ctrl('c')) => Ok(None),
+            // Escape, and soon after it what the next question is for.
+            Some(Key::Alt(c)) => {
+                self.keyboard.give_back(Key::Char(c));
+                Ok(None)
+            }
             Some(Key::Ctrl('d')) if nothing_typed => Ok(None),
             Some(key) => Ok(Some(key)),
             None => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -82,6 +82,8 @@ struct Front {
     ahead: VecDeque<String>,
     /// When it rang last for somebody.
     rang: Option<Instant>,
+    /// When Escape was the last key.
+    escaped: Option<Instant>,
     /// The person does not wait for the end.
     abandoned: bool,
     /// The session has ended by itself.
@@ -139,9 +141,21 @@ pub fn run(
     // If the channel is full, the loop looks for events anyway.
     let work = Work::start(way, &facts.options, Box::new(move || drop(wake.try_send(Wake::Events))))?;
     let (ahead, conversations) = (VecDeque::new(), Conversations::default());
-    let (rang, asking, problem, abandoned, over) = (None, None, String::new(), false, false);
-    let mut front =
-        Front { session, work, painter, facts, conversations, ahead, rang, abandoned, over, problem, asking };
+    let (rang, escaped, asking, problem, abandoned, over) = (None, None, None, String::new(), false, false);
+    let mut front = Front {
+        session,
+        work,
+        painter,
+        facts,
+        conversations,
+        ahead,
+        rang,
+        escaped,
+        abandoned,
+        over,
+        problem,
+        asking,
+    };
     let earlier = front.session.history().cloned().collect();
     front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
     front.show(notice(greeting));
@@ -223,13 +237,9 @@ impl Front {
     fn wake(&mut self, woken: Wake) -> io::Result<Option<u8>> {
         match woken {
             Wake::Events => {}
-            Wake::Keys(mut keys) => {
+            Wake::Keys(keys) => {
                 self.work.touch();
-                for key in keys.drain(..) {
-                    if let Some(status) = self.key(key)? {
-                        return Ok(Some(status));
-                    }
-                }
+                return self.keys(keys);
             }
             Wake::Resized => self.painter.redraw(),
             Wake::Stopped => self.suspend(),

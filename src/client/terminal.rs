@@ -6,7 +6,7 @@
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
-use super::input::{Decoder, Key, Keys};
+use super::input::{Decoder, Key, Keys, are_lines};
 use super::rows::{Row, Style};
 use super::view::{Frame, Size};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -17,15 +17,18 @@ use std::mem::take;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{panic, thread};
 use termion::raw::{IntoRawMode, RawTerminal};
 use termion::{clear, color, cursor, screen, style};
 use zeroize::Zeroizing;
 
-/// How long after ESC the rest of a key may take: a terminal sends both at once, a slow line
-/// may part them, and a person notices more.
-const ESCAPE_TIMEOUT: Duration = Duration::from_millis(30);
+/// Lines that follow one another this closely are one paste, however many reads they take.
+const BURST: Duration = Duration::from_millis(10);
+/// Nobody types as many keys in one read: there may be more to come.
+const MANY: usize = 256;
+/// Keys after which such a paste is handed on, whatever comes.
+const MAX_BURST: usize = 64 * 1024;
 /// The exit status after a panic, as the standard library has it.
 const PANICKED: i32 = 101;
 
@@ -304,9 +307,23 @@ impl Keyboard {
         Ok(Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() })
     }
 
-    /// Hands on all keys as they come, until `deliver` returns false or the input ends.
+    /// Hands on all keys as they come, those of one read together, until `deliver` returns false or the input ends.
     pub fn read_input(&mut self, mut deliver: impl FnMut(Keys) -> bool) {
-        while self.fill() && deliver(take(&mut self.ready)) {}
+        while self.fill() {
+            // A paste may take several reads.
+            while (are_lines(&self.ready) || self.ready.len() >= MANY)
+                && self.ready.len() < MAX_BURST
+                && let Ok(piece) = self.bytes.recv_timeout(BURST)
+            {
+                let more = self.decoder.feed(&piece, Instant::now());
+                let mut both = Keys::new(Vec::with_capacity(self.ready.len() + more.len()));
+                [take(&mut self.ready), more].iter_mut().for_each(|keys| both.append(keys));
+                self.ready = both;
+            }
+            if !deliver(take(&mut self.ready)) {
+                return;
+            }
+        }
     }
 
     /// The next key; `None` when the input has ended.
@@ -314,20 +331,25 @@ impl Keyboard {
         self.fill().then(|| self.ready.remove(0))
     }
 
+    /// Gives back a key that [`next`](Self::next) gave.
+    pub(super) fn give_back(&mut self, key: Key) {
+        self.ready.insert(0, key);
+    }
+
     /// Waits until a key is ready; false when there will be none.
     fn fill(&mut self) -> bool {
         while self.ready.is_empty() {
-            let piece = if self.decoder.pending() {
-                self.bytes.recv_timeout(ESCAPE_TIMEOUT)
-            } else {
-                self.bytes.recv().map_err(RecvTimeoutError::from)
+            let deadline = self.decoder.deadline();
+            let piece = match deadline {
+                Some(deadline) => self.bytes.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+                None => self.bytes.recv().map_err(RecvTimeoutError::from),
             };
-            match piece {
-                Ok(piece) => self.ready = self.decoder.feed(&piece),
-                // Also at the end of the input: an ESC before it is still a key.
-                Err(_) if self.decoder.pending() => self.ready = self.decoder.flush(),
+            self.ready = match piece {
+                Ok(piece) => self.decoder.feed(&piece, Instant::now()),
+                // Also at the end of the input: what has begun before it is still something.
+                Err(_) if deadline.is_some() => self.decoder.expire(),
                 Err(_) => return false,
-            }
+            };
         }
         true
     }
@@ -385,5 +407,21 @@ mod tests {
         assert_eq!(rest, [Key::Char('b'), Key::Escape]);
         drop(sender);
         assert_eq!(keyboard.next(), None);
+    }
+
+    #[test]
+    fn lines_of_several_reads_are_handed_on_together() {
+        let (sender, bytes) = mpsc::channel();
+        let mut keyboard = Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() };
+        for piece in [&b"one\rtwo"[..], b"\r", b"/exit\r"] {
+            sender.send(Zeroizing::new(piece.to_vec())).expect("open");
+        }
+        drop(sender);
+        let mut reads = Vec::new();
+        keyboard.read_input(|keys| {
+            reads.push(super::super::input::pasted_together(keys).to_vec());
+            true
+        });
+        assert_eq!(reads, [[Key::Paste("one\ntwo\n/exit\n".into())]]);
     }
 }

@@ -55,6 +55,13 @@ pub fn is_harmful(c: char) -> bool {
             | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
+/// Whether a character leaves nothing to see where it stands alone: blanks of every kind, controls, marks and what
+/// joins, and what stands for bytes that are no text.
+pub fn is_blank(c: char) -> bool {
+    let hollow = matches!(c, '\u{fffc}' | '\u{fffd}' | '\u{1d159}');
+    hollow || c.is_whitespace() || is_harmful(c) || columns(c) == 0
+}
+
 /// The columns a text takes: the sum of its signs', whatever joins them, so that no part of it is wider alone.
 pub fn width(text: &str) -> usize {
     let (mut total, mut last) = (0, 0);

@@ -9,7 +9,7 @@ use crate::client::completion::complete;
 use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
 use crate::client::file;
-use crate::client::input::Key;
+use crate::client::input::{Key, Keys, pasted_together};
 use crate::client::prompter::Unseen;
 use crate::client::session::Event;
 use crate::client::terminal;
@@ -17,9 +17,12 @@ use crate::crypto::secret::Password;
 use crate::name::Username;
 use crate::protocol::ClientMessage;
 use std::io;
+use std::time::{Duration, Instant};
 
 /// Lines typed ahead of the server: a person sees long before that nothing goes out.
 const MAX_AHEAD: usize = 100;
+/// After Escape, a digit within this time is Alt and the digit: for keyboards without Alt.
+const DIGIT_WAIT: Duration = Duration::from_secs(1);
 /// Rows that one step of the mouse wheel scrolls.
 const WHEEL: usize = 3;
 
@@ -37,8 +40,22 @@ impl Front {
         view.scroll = change(view.scroll);
     }
 
+    /// Does what the keys of one read say; the exit status if one was the last.
+    pub fn keys(&mut self, keys: Keys) -> io::Result<Option<u8>> {
+        // Answers that were typed ahead are no paste.
+        let mut keys = if self.asking.is_some() { keys } else { pasted_together(keys) };
+        for key in keys.drain(..) {
+            if let Some(status) = self.key(key)? {
+                return Ok(Some(status));
+            }
+        }
+        Ok(None)
+    }
+
     /// Does what a key says; the exit status if it was the last.
     pub fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
+        let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
+        self.escaped = (key == Key::Escape).then(Instant::now);
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
             Key::FocusIn => self.conversations.away = false,
@@ -51,6 +68,7 @@ impl Front {
             Key::WheelDown => self.scroll(|rows| rows.saturating_sub(WHEEL)),
             key if self.asking.is_some() => return self.answer(key),
             Key::Alt(digit @ '1'..='9') => return self.switch(digit as usize - '1' as usize),
+            Key::Char(digit @ '1'..='9') if escaped => return self.switch(digit as usize - '1' as usize),
             Key::AltLeft | Key::AltRight => {
                 let (at, count) = (self.conversations.index(), self.conversations.all().len());
                 return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);

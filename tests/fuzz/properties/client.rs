@@ -5,12 +5,13 @@ use secure_messenger::client::command::{self, Command};
 use secure_messenger::client::completion::{self, Completion};
 use secure_messenger::client::editor::{Editor, MAX_LINE, Outcome};
 use secure_messenger::client::file::safe_name;
-use secure_messenger::client::input::{Decoder, Key};
+use secure_messenger::client::input::{Decoder, Key, keys, pasted_together};
 use secure_messenger::client::text::{
-    all_mentions, clusters, fitting, is_harmful, sanitise, sanitise_lines, truncate, width, wrap,
+    all_mentions, clusters, fitting, is_blank, is_harmful, sanitise, sanitise_lines, truncate, width, wrap,
 };
 use secure_messenger::name::Username;
 use std::path::{Component, Path};
+use std::time::Instant;
 
 pub const INPUT: Property = Property { name: "input", holds: input, examples: some_input };
 pub const NAMES: Property = Property { name: "names", holds: names, examples: some_names };
@@ -23,16 +24,22 @@ fn input(data: &[u8]) {
     let mut cuts = Choices(choices.bytes(8));
     let structured = choices.below(2) == 1;
     let (bytes, expected) = if structured { sequences(&mut choices) } else { (choices.0.to_vec(), None) };
-    let keys = Decoder::default().feed(&bytes);
+    let now = Instant::now();
+    let keys = keys(&bytes);
     let (mut decoder, mut pieces, mut rest) = (Decoder::default(), Vec::new(), &bytes[..]);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at((1 + cuts.below(256)).min(rest.len()));
-        pieces.extend(decoder.feed(piece).drain(..));
+        pieces.extend(decoder.feed(piece, now).drain(..));
         rest = after;
     }
     assert_eq!(pieces, *keys);
     let mut typed = String::new();
-    for key in keys.iter().chain(decoder.flush().iter()) {
+    let rest = decoder.expire();
+    assert_eq!(decoder.deadline(), None, "silence ends everything");
+    // Several lines are one paste, which loses no text.
+    let text = |keys: &[Key]| -> String { keys.iter().map(text_of).collect() };
+    assert_eq!(text(&pasted_together(keys.clone())), text(&keys));
+    for key in keys.iter().chain(rest.iter()) {
         match key {
             Key::Char(c) => {
                 assert!(!c.is_control());
@@ -51,13 +58,22 @@ fn input(data: &[u8]) {
     }
 }
 
+/// What a key types, without line ends.
+fn text_of(key: &Key) -> String {
+    match key {
+        Key::Char(c) | Key::Alt(c) => c.to_string(),
+        Key::Paste(text) => text.replace(['\n', '\t'], ""),
+        _ => String::new(),
+    }
+}
+
 /// Whole sequences as ECMA-48 has them, and text between and in pastes; the text alone.
 fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
     let (mut bytes, mut expected) = (Vec::new(), String::new());
     while !choices.is_empty() {
         let raw = choices.text();
         let text = raw.replace(|c: char| c.is_control(), "");
-        match choices.below(6) {
+        match choices.below(8) {
             0 => {
                 bytes.extend(text.as_bytes());
                 expected += &text;
@@ -67,7 +83,18 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 bytes.extend([b"\x1b[200~", raw.as_bytes(), b"\x1b[201~"].concat());
                 expected += &raw;
             }
-            2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 27]),
+            // But for the keypad's equals sign.
+            2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 24]),
+            // A control string, whatever it holds but what would end it.
+            4 => {
+                let begin = [
+                    "\x1bP", "\x1bX", "\x1b]", "\x1b^", "\x1b_", "\u{90}", "\u{98}", "\u{9d}", "\u{9e}",
+                    "\u{9f}",
+                ];
+                bytes.extend(choices.pick(&begin).as_bytes());
+                bytes.extend(raw.replace(['\x07', '\x18', '\x1a', '\x1b', '\u{9c}'], "").as_bytes());
+                bytes.extend(choices.pick(&["\x1b\\", "\u{9c}", "\x18"]).as_bytes());
+            }
             3 => {
                 bytes.extend(b"\x1b[M");
                 bytes.extend([choices.byte(), choices.byte(), choices.byte()]);
@@ -79,12 +106,19 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 let parameters: Vec<u8> =
                     parameters.chain(choices.bytes(count).iter().map(|byte| b' ' + byte % 16)).collect();
                 let last = b'@' + choices.byte() % 63;
-                // The marks of a paste, a mouse's report and the Linux console's keys go on behind it.
+                // The marks of a paste, a mouse's report and the Linux console's keys go on behind it; rxvt's keys with
+                // Shift end before it; others are text by their codes.
+                let digits = parameters.iter().take_while(|byte| byte.is_ascii_digit()).count();
                 let longer = match last {
-                    b'~' => parameters == b"200",
+                    b'~' => {
+                        parameters == b"200"
+                            || parameters.starts_with(b"27;")
+                            || parameters.starts_with(b"27:")
+                    }
                     b'M' | b'[' => parameters.is_empty(),
-                    _ => false,
+                    _ => last == b'u',
                 };
+                let longer = longer || (digits > 0 && parameters.get(digits) == Some(&b'$'));
                 if !longer {
                     bytes.extend([b"\x1b[", &parameters[..], &[last]].concat());
                 }
@@ -96,7 +130,9 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
 
 fn some_input() -> Vec<Vec<u8>> {
     let cut = b"\x01\x02\x03\x01\x02\x03\x01\x02\0";
-    let texts: [&[u8]; 5] = [
+    let texts: [&[u8]; 7] = [
+        b"\x1b]11;rgb:00/00/00\x1b\\\x1bP>|term\x1b\\a\x1b_Gi=1;OK\x1b\\",
+        b"one\rtwo\r\x1b[97;5u\x1b[3$\x1bOd\x9b1;5C\xc2\x9bA",
         b"a\x1b[A\x1bOB\x1b[1;5C\x1b[<64;10;2M\x1b[M !!",
         b"\x1b[200~pasted\r\n\x1b[A\x1b[201~\r",
         b"\x1b\x1b[3~\x1bb\x1b\r\x7f\x03",
@@ -288,7 +324,8 @@ fn complete(before: &str) -> Completion {
 }
 
 fn parsed(line: &str) {
-    let is_like_one = line.trim_start_matches(|c: char| c.is_whitespace() && c != '\n').starts_with('/');
+    let first = line.chars().find(|&c| c == '\u{338}' || !is_blank(c));
+    let is_like_one = matches!(first, Some('/' | '\u{338}' | '\u{ff0f}' | '\u{2215}'));
     match command::parse(line) {
         Ok(Command::Say(text)) => {
             assert!(!is_like_one || (line.starts_with("//") && text.starts_with('/')), "{line:?}");
@@ -296,8 +333,12 @@ fn parsed(line: &str) {
         }
         Ok(Command::Message(_, text)) => assert!(!text.is_empty() && line.contains(&text), "{line:?}"),
         Ok(Command::SendFile(_, path)) => assert!(!path.is_empty() && !path.contains('\n'), "{line:?}"),
-        Ok(Command::Nothing) => assert!(line.trim().is_empty()),
+        Ok(Command::Nothing) => assert!(line.chars().all(is_blank)),
         Ok(_) => assert!(line.starts_with('/') && !line.starts_with("//"), "{line:?}"),
-        Err(text) => assert!(!text.is_empty() && is_like_one, "{line:?}"),
+        // What it looks like in a terminal is not computed here.
+        Err(text) => assert!(
+            !text.is_empty() && (is_like_one || !line.is_ascii() || line.contains(char::is_control)),
+            "{line:?}"
+        ),
     }
 }
