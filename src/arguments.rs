@@ -1,6 +1,7 @@
 //! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`, with errors of one line.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::str::FromStr;
 
 /// Words of a command line that have not been looked at yet.
@@ -44,7 +45,7 @@ impl Arguments {
     ///
     /// # Errors
     /// If it is missing or not a `T`.
-    pub fn value<T: FromStr>(&mut self, flag: &str) -> Result<T, String> {
+    pub fn value<T: FromStr<Err: Display>>(&mut self, flag: &str) -> Result<T, String> {
         let value = match self.inline.take() {
             Some(value) => value,
             None => match self.words.next().map(OsString::into_string) {
@@ -53,7 +54,7 @@ impl Arguments {
                 None => return Err(format!("{flag} needs a value")),
             },
         };
-        value.parse().map_err(|_| format!("{flag} does not take this value: {value}"))
+        value.parse().map_err(|error| format!("{flag} does not take this value: {value} ({error})"))
     }
 }
 

@@ -77,6 +77,28 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
     assert_eq!(heard, ["<alice -> bob> with a mark", "<alice> the end"]);
 }
 
+#[test]
+fn view_changes_the_addressee_and_notifies_nobody() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut alice = server.client("alice").ready();
+    alice.say("/view BOB");
+    alice.expect("* you are talking to bob alone");
+    alice.say("psst");
+    alice.expect("<alice -> bob> psst");
+    alice.say("/view");
+    alice.expect("* you are talking to everyone");
+    alice.say("hello all");
+    bob.expect("<alice> hello all");
+    assert!(bob.output.seen.iter().all(|line| !line.contains("room")), "{:?}", bob.output.seen);
+    for (line, answer) in
+        [("/view 2", "views have no numbers"), ("/view carol", "nobody called carol"), ("/mouse", "no mouse")]
+    {
+        alice.say(line);
+        alice.expect(answer);
+    }
+}
+
 /// README#stale.
 #[test]
 fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {

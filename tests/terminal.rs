@@ -585,21 +585,21 @@ fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
     terminal.text("first");
     terminal.keys(&["M-Enter"]);
     terminal.enter("<bob> second");
-    bob.expect("<alice> bob: first⏎<bob> second");
+    bob.expect("<alice> @bob: first⏎<bob> second");
     let screen = terminal.expect("<bob> second");
-    let rows: Vec<&str> = screen.lines().skip_while(|row| !row.contains("<alice> bob: first")).collect();
+    let rows: Vec<&str> = screen.lines().skip_while(|row| !row.contains("<alice> @bob: first")).collect();
     assert!(rows[1].trim_start().starts_with("<bob> second"), "{screen}");
-    assert_eq!(rows[0].find("bob: first"), rows[1].find("<bob> second"), "below the text: {screen}");
+    assert_eq!(rows[0].find("@bob: first"), rows[1].find("<bob> second"), "below the text: {screen}");
     // A half-typed line outlives a search, given up or not.
     terminal.text("half");
     terminal.keys(&["C-r"]);
     terminal.text("FIR");
-    terminal.expect_last("(search) FIR: bob: first⏎<bob> second");
+    terminal.expect_last("(search) FIR: @bob: first⏎<bob> second");
     terminal.keys(&["C-g"]);
     terminal.expect_last("> half");
     terminal.keys(&["C-r"]);
     terminal.enter("fir");
-    bob.expect("<alice> bob: first⏎<bob> second");
+    bob.expect("<alice> @bob: first⏎<bob> second");
     terminal.expect_last("> half");
 }
 
@@ -700,6 +700,114 @@ fn terminal_replies_and_unfinished_input_type_nothing() {
     terminal.expect_last("> pasted");
     terminal.enter(" and typed");
     assert_eq!(bob.expect("<alice"), "<alice> pasted and typed");
+}
+
+#[test]
+fn other_views_are_reached_without_alt() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    bob.say("/msg alice for you alone");
+    terminal.expect(" [1 everyone]  2 bob? (1) · ");
+    terminal.enter("/view 2");
+    terminal.expect_last("bob>");
+    terminal.enter("/view");
+    terminal.expect_last(">");
+    terminal.keys(&["Escape", "2"]);
+    terminal.expect_last("bob>");
+    terminal.enter("/view Everyone");
+    terminal.expect_last(">");
+    terminal.enter("/view BOB");
+    terminal.expect_last("bob>");
+    terminal.enter("/view 9");
+    terminal.expect("there is no view 9");
+    terminal.enter("/view carol");
+    terminal.expect("nobody called carol is known here");
+    terminal.enter("to you");
+    bob.expect("<alice -> bob> to you");
+    assert!(bob.output.seen.iter().all(|line| !line.contains("room")), "{:?}", bob.output.seen);
+}
+
+#[test]
+fn mouse_is_taken_or_left_as_the_person_wants() {
+    let server = Server::start();
+    let terminal = Terminal::new();
+    let mouse = |flag: &str| common::until(flag, || terminal.tell("#{mouse_any_flag}") == flag);
+    terminal.log_in(server.port, "alice");
+    mouse("1");
+    terminal.enter("/mouse");
+    terminal.expect("the mouse is the terminal's");
+    mouse("0");
+    terminal.enter("/mouse");
+    terminal.expect("the mouse wheel scrolls here");
+    mouse("1");
+    terminal.enter("/exit");
+    terminal.wait_for_shell();
+    terminal.enter(&format!("{} --no-mouse", terminal.unasked(server.port, "alice")));
+    terminal.expect(" on-line: ");
+    mouse("0");
+}
+
+#[test]
+fn cursor_stands_where_the_terminal_shows_it_behind_emoji() {
+    let server = Server::start();
+    let terminal = Terminal::new();
+    terminal.log_in(server.port, "alice");
+    for emoji in [
+        "👩\u{200d}🚀",
+        "👍🏽",
+        "☺\u{fe0f}",
+        "❤\u{fe0f}\u{200d}🔥",
+        "👨\u{200d}👩\u{200d}👧",
+        "🇩🇪",
+        "e\u{301}",
+        "日",
+    ] {
+        terminal.text(&format!("{emoji}x"));
+        terminal.wait(emoji, |screen| last_line(screen).ends_with('x'));
+        terminal.keys(&["Left"]);
+        common::until(emoji, || terminal.tell("#{cursor_character}") == "x");
+        terminal.keys(&["C-u", "C-k"]);
+        terminal.expect_last(">");
+    }
+}
+
+#[test]
+fn address_is_a_link_and_nothing_of_it_a_sequence() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    terminal.tmux(&["pipe-pane", &format!("cat > {}", terminal.record().display())]);
+    let address = format!("https://example.org/{}", "long/".repeat(20));
+    bob.say(&format!("see {address}."));
+    let written = terminal.written("\u{1b}]8;;\u{1b}\\\u{1b}[m.");
+    let parts = written.matches(&format!("\u{1b}]8;;{address}\u{1b}\\")).count();
+    assert!(parts >= 2, "each row leads to all of it: {written:?}");
+    bob.say("https://a.org/\u{7}\u{1b}\\\u{1b}]0;owned\u{7}");
+    terminal.expect("]0;owned");
+    assert!(!terminal.written("]0;owned").contains("8;;https://a.org"));
+}
+
+#[test]
+fn wrong_password_file_leaves_a_menu_that_asks() {
+    let server = Server::start();
+    let terminal = Terminal::new();
+    drop(Client::within(terminal.home.clone(), server.port, "alice", true, &["--register"]).ready());
+    let wrong = terminal.home.password_file("something else");
+    for (file, problem) in [(wrong, "the password is wrong"), (terminal.home.path("none"), "No such file")] {
+        let arguments = format!("--user alice --password-file {}", file.display());
+        terminal.enter(&terminal.client(server.port, &arguments));
+        terminal.expect(problem);
+        if problem == "the password is wrong" {
+            terminal.expect_last(">");
+            terminal.enter("2");
+            terminal.expect_last("name:");
+            terminal.enter("alice");
+        }
+        terminal.expect_last("password:");
+        terminal.enter(PASSWORD);
+        terminal.expect("logged in as alice");
+        terminal.enter("/exit");
+        terminal.wait_for_shell();
+        terminal.enter("clear");
+        terminal.wait_for_shell();
+    }
 }
 
 /// The part of a styled screen between the last escape sequence before `text` and `text`.
@@ -1064,7 +1172,7 @@ fn however_the_client_ends_while_messages_arrive_the_terminal_is_as_it_was() {
 #[ignore = "panics on purpose, and needs a terminal"]
 fn panic_on_the_full_screen() {
     secure_messenger::client::terminal::install_panic_hook();
-    let terminal = secure_messenger::client::terminal::Terminal::open(false).expect("a terminal");
+    let terminal = secure_messenger::client::terminal::Terminal::open(false, true).expect("a terminal");
     // Never dropped: whatever is restored, the hook restores.
     std::mem::forget(terminal);
     panic!("as it was meant to");
@@ -1165,9 +1273,10 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     gate.hold_answers(true);
     // As many as may be under way, and two more.
     for n in 0..64 {
+        // Faster, they would be a paste.
         terminal.enter(&format!("under way {n}."));
+        terminal.expect(&format!("under way {n}. …"));
     }
-    terminal.expect("under way 63. …");
     terminal.enter("this one waits");
     terminal.enter("and this one");
     terminal.keys(&["M-2"]);

@@ -18,6 +18,10 @@ pub enum Command {
     Room(Option<Username>),
     /// Leaves the room, or closes the conversation.
     Leave,
+    /// Goes to another view, and tells nobody.
+    View(View),
+    /// The mouse is the client's or the terminal's, whichever it was not.
+    Mouse,
     /// Who is on-line, and how well their keys are known.
     Users,
     /// The last so many messages.
@@ -58,6 +62,17 @@ pub enum Command {
     Nothing,
 }
 
+/// Which view is meant.
+#[derive(Debug, PartialEq, Eq)]
+pub enum View {
+    /// That of everyone.
+    Everyone,
+    /// The one with this number, from 1.
+    Number(usize),
+    /// That of the conversation with this person.
+    With(Username),
+}
+
 /// A command's name, usage and one-line explanation.
 pub struct Usage {
     /// Without its slash.
@@ -69,10 +84,11 @@ pub struct Usage {
 }
 
 /// All commands, as `/help` lists them.
-pub const COMMANDS: [Usage; 20] = [
+pub const COMMANDS: [Usage; 22] = [
     usage("msg", "/msg NAME TEXT", "send one private message"),
     usage("room", "/room NAME", "talk to NAME alone; /leave returns"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
+    usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone's"),
     usage("users", "/users", "who is on-line, and how well you know their keys"),
     usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared"),
     usage("trust", "/trust NAME", "accept the changed key of NAME"),
@@ -84,10 +100,11 @@ pub const COMMANDS: [Usage; 20] = [
     usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
     usage("unignore", "/unignore NAME", "show it again"),
     usage("notify", "/notify [off]", "ring when somebody wants you, or do not"),
+    usage("mouse", "/mouse", "scroll with the mouse, or leave it to the terminal"),
     usage("history", "/history [N or TEXT]", "the last N (20) or those with TEXT; forget: erase"),
     usage("passwd", "/passwd [FILE]", "change your password (line filter: to that in FILE)"),
     usage("clear", "/clear", "empty the screen"),
-    usage("help", "/help [COMMAND]", "this list, or one command"),
+    usage("help", "/help [COMMAND]", "this list, or one command; Tab completes"),
     usage("exit", "/exit", "leave"),
     usage("/", "//TEXT", "send a line that begins with a slash"),
 ];
@@ -184,6 +201,15 @@ pub fn parse(line: &str) -> Result<Command, String> {
         "files" => Command::Files,
         "room" => Command::Room(words.next().map(|name| person(Some(name), "room")).transpose()?),
         "leave" => Command::Leave,
+        "mouse" => Command::Mouse,
+        "view" => Command::View(match words.next() {
+            None => View::Everyone,
+            Some(word) if word.eq_ignore_ascii_case("everyone") => View::Everyone,
+            Some(word) => match word.trim_start_matches('#').parse() {
+                Ok(number) => View::Number(number),
+                Err(_) => View::With(person(Some(word), "view")?),
+            },
+        }),
         "users" => Command::Users,
         "history" => {
             return Ok(match rest.trim_end().parse() {
@@ -339,7 +365,7 @@ mod tests {
 
     #[test]
     fn the_list_of_commands_fits_a_screen_of_80_by_24() {
-        assert!(COMMANDS.len() <= 20, "with two lines more, above status and input");
+        assert!(COMMANDS.len() <= 22, "with a line instead of the last, above status and input");
         for usage in COMMANDS {
             // The time and a mark stand before it.
             let line = format!("14:05 * {:<20} {}", usage.usage, usage.explanation);
@@ -358,6 +384,13 @@ mod tests {
             ("/msg @bob hi", Command::Message(name("bob"), "hi".into())),
             ("/ROOM bob", Command::Room(Some(name("bob")))),
             ("/room", Command::Room(None)),
+            ("/view", Command::View(View::Everyone)),
+            ("/view Everyone", Command::View(View::Everyone)),
+            ("/view 2", Command::View(View::Number(2))),
+            ("/view #12", Command::View(View::Number(12))),
+            ("/view bob", Command::View(View::With(name("bob")))),
+            ("/view @2", Command::View(View::With(name("2")))),
+            ("/mouse", Command::Mouse),
             ("/history", Command::History(20)),
             ("/history 5", Command::History(5)),
             ("/history see you ", Command::Search("see you".into())),
@@ -529,6 +562,9 @@ mod tests {
             "/unignore",
             "/verify bob no",
             "/leave now",
+            "/mouse on",
+            "/view 1 2",
+            "/view b\u{200b}ob",
             "/sendfile bob",
             "/cancel x",
         ] {

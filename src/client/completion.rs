@@ -1,7 +1,7 @@
 //! What Tab makes of the line: commands, people, files.
 //!
 //! Invariant: pure; whom there is and what a folder holds is told by the caller. A candidate holds nothing
-//! that could not be typed, and begins with what was typed, but for letter case in names.
+//! that could not be typed, and begins with what was typed, but for letter case in names and the `@` of a mention.
 
 use super::command::COMMANDS;
 use super::text::is_harmful;
@@ -32,9 +32,9 @@ pub fn complete<'a>(
             let space = |usage: &str| if usage.contains(' ') { " " } else { "" };
             (typed, named.map(|usage| format!("{}{}", usage.name, space(usage.usage))).collect())
         }
-        Place::Person(typed, end) => {
+        Place::Person(typed, start, end) => {
             let named = people.filter(|name| begins(name, typed)).take(MAX_CANDIDATES);
-            (typed, named.map(|name| format!("{name}{end}")).collect())
+            (typed, named.map(|name| format!("{start}{name}{end}")).collect())
         }
         Place::File("~") => ("~", vec!["~/".to_string()]),
         Place::File(path) => {
@@ -52,8 +52,8 @@ pub fn complete<'a>(
 /// What is being typed at the end of a text: the beginning of what.
 enum Place<'a> {
     Command(&'a str),
-    /// With what follows the name.
-    Person(&'a str, &'static str),
+    /// With what stands before the name, and behind it.
+    Person(&'a str, &'static str, &'static str),
     File(&'a str),
     Nothing,
 }
@@ -66,8 +66,9 @@ fn place(before: &str) -> Place<'_> {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let typed = &before[before.trim_end_matches(in_name).len()..];
     match before[..before.len() - typed.len()].strip_suffix('@') {
-        Some(ahead) if !ahead.ends_with(in_name) => Place::Person(typed, ""),
-        None if typed == before && !typed.is_empty() => Place::Person(typed, ": "),
+        Some(ahead) if !ahead.ends_with(in_name) => Place::Person(typed, "", ""),
+        // Who is spoken to is mentioned.
+        None if typed == before && !typed.is_empty() => Place::Person(typed, "@", ": "),
         _ => Place::Nothing,
     }
 }
@@ -81,8 +82,8 @@ fn argument(line: &str) -> Option<Place<'_>> {
         match (kind, rest.split_once(' ')) {
             ("PATH", _) => return Some(Place::File(rest)),
             (_, Some((_, after))) => rest = after.trim_start(),
-            ("NAME" | "[NAME]", None) => {
-                return Some(Place::Person(rest.strip_prefix('@').unwrap_or(rest), " "));
+            ("NAME" | "[NAME]" | "[NAME", None) => {
+                return Some(Place::Person(rest.strip_prefix('@').unwrap_or(rest), "", " "));
             }
             ("[COMMAND]", None) => return Some(Place::Command(rest.strip_prefix('/').unwrap_or(rest))),
             (_, None) => return None,
@@ -129,12 +130,13 @@ mod tests {
 
     #[test]
     fn people_are_completed_in_any_letter_case_where_one_would_name_them() {
-        assert_eq!(completed("al"), ["Alice: ", "albert: ", "al-1: "]);
+        assert_eq!(completed("al"), ["@Alice: ", "@albert: ", "@al-1: "]);
         assert_eq!(completed("hi @AL"), ["hi @Alice", "hi @albert", "hi @al-1"]);
         assert_eq!(completed("(@bo"), ["(@bob"]);
         assert_eq!(completed("two\nlines @b"), ["two\nlines @bob"]);
         assert_eq!(completed("/msg b"), ["/msg bob "]);
         assert_eq!(completed("/ignore b"), ["/ignore bob "]);
+        assert_eq!(completed("/view b"), ["/view bob "]);
         assert_eq!(completed("/ROOM @b"), ["/ROOM @bob "]);
         assert_eq!(completed("/trust ").len(), PEOPLE.len());
         assert_eq!(completed("/msg bob hi @alb"), ["/msg bob hi @albert"]);

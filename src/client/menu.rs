@@ -7,14 +7,16 @@ use super::prompter::Prompter;
 use crate::crypto::secret::Password;
 use crate::name::Username;
 use std::io;
+use std::path::PathBuf;
 
 /// Asks until somebody is logged in; `None` if the person wants to leave.
 ///
 /// # Errors
 /// If the terminal is gone.
 pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<(Connection, LoggedIn)>> {
+    let mut file = options.password_file.clone();
     if let Some(name) = &options.user {
-        let attempt = with_name(options, prompter, name.clone(), options.register)?;
+        let attempt = with_name(options, &mut file, prompter, name.clone(), options.register)?;
         if attempt.is_some() {
             return Ok(attempt);
         }
@@ -40,7 +42,7 @@ pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<
         let Some(name) = ask_name(prompter)? else {
             continue;
         };
-        let attempt = with_name(options, prompter, name, register)?;
+        let attempt = with_name(options, &mut file, prompter, name, register)?;
         if attempt.is_some() {
             return Ok(attempt);
         }
@@ -60,22 +62,23 @@ fn ask_name(prompter: &mut Prompter<'_>) -> io::Result<Option<Username>> {
     }
 }
 
+/// `file` holds the password, until it turns out to be a wrong one: then the person is asked.
 fn with_name(
     options: &Options,
+    file: &mut Option<PathBuf>,
     prompter: &mut Prompter<'_>,
     name: Username,
     register: bool,
 ) -> io::Result<Option<(Connection, LoggedIn)>> {
-    let password = match &options.password_file {
-        Some(path) => match super::read_password(path) {
-            Ok(password) => Some(password),
-            Err(error) => {
+    let password = match file.as_deref().map(super::read_password) {
+        Some(Ok(password)) => Some(password),
+        unreadable => {
+            if let Some(Err(error)) = unreadable {
                 prompter.println(&error.to_string())?;
-                None
+                *file = None;
             }
-        },
-        None if register => ask_new_password(prompter)?,
-        None => prompter.password("password: ")?,
+            if register { ask_new_password(prompter)? } else { prompter.password("password: ")? }
+        }
     };
     let Some(password) = password else {
         return Ok(None);
@@ -90,6 +93,16 @@ fn with_name(
         Ok(done) => Ok(Some(done)),
         Err(error) => {
             prompter.println(&error.to_string())?;
+            let is_wrong = matches!(
+                error,
+                StartError::Login
+                    | StartError::KeyFile(_)
+                    | StartError::OtherKey(..)
+                    | StartError::ShortPassword
+            );
+            if is_wrong && file.take().is_some() {
+                prompter.println("that was the password of --password-file: the next one is asked for")?;
+            }
             Ok(None)
         }
     }

@@ -1,10 +1,12 @@
 //! The client's command line.
 
+use super::text::is_blank;
 use crate::arguments::Arguments;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::name::Username;
 use std::ffi::OsString;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 /// What `--help` prints.
@@ -25,6 +27,7 @@ usage: client [OPTION...]
   --password-file PATH  the password is the first line; nobody else may read the file
   --keep-history        keep messages on this disk, sealed; weakens forward
                         secrecy: who later has disk and password reads them
+  --no-mouse            leave the mouse to the terminal: the wheel does not scroll
   --plain               no screen: lines in, lines out (also without a terminal)
 
   --help, --version
@@ -55,6 +58,8 @@ pub struct Options {
     pub password_file: Option<PathBuf>,
     /// Keeps messages on disk (README#keeping-messages).
     pub keep_history: bool,
+    /// False with `--no-mouse`: the wheel is the terminal's.
+    pub mouse: bool,
     /// The line filter (README#the-line-filter).
     pub plain: bool,
 }
@@ -97,32 +102,104 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         register: false,
         password_file: None,
         keep_history: false,
+        mouse: true,
         plain: false,
     };
     let mut arguments = Arguments::new(words);
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
-            "--host" => options.host = arguments.value::<String>(&flag)?.to_ascii_lowercase(),
+            "--host" => options.host = host(&arguments.value::<String>(&flag)?)?,
             "--port" => options.port = arguments.value(&flag)?,
             "--data-dir" => options.data_dir = arguments.value(&flag)?,
-            "--fingerprint" => options.fingerprint = Some(arguments.value(&flag)?),
+            "--fingerprint" => {
+                let typed: String = arguments.value(&flag)?;
+                let wrong =
+                    |_| format!("--fingerprint takes what the server prints at its start, not {typed:?}");
+                options.fingerprint = Some(typed.parse().map_err(wrong)?);
+            }
             "--accept-new" => options.accept_new = true,
             "--no-tls" => options.tls = false,
             "--user" => options.user = Some(arguments.value(&flag)?),
             "--register" => options.register = true,
             "--password-file" => options.password_file = Some(arguments.value(&flag)?),
             "--keep-history" => options.keep_history = true,
+            "--no-mouse" => options.mouse = false,
             "--plain" => options.plain = true,
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),
         }
     }
-    if options.host.is_empty() || options.host.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err("--host needs a name or an address".into());
-    }
     if options.data_dir.as_os_str().is_empty() {
         options.data_dir = disk::under_home(".secure_messenger_client").map_err(|error| error.to_string())?;
     }
     Ok(Request::Run(Box::new(options)))
+}
+
+/// The server's name or address as it is remembered: in lower case, an IPv6 address without its brackets.
+fn host(typed: &str) -> Result<String, String> {
+    let host = typed.to_ascii_lowercase();
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&host);
+    // Behind `%` stands the interface of a local address.
+    if bare.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()) {
+        return Ok(bare.into());
+    }
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() && (!name.contains(':') || name.ends_with(']')) => {
+            Err(format!("--host takes no port: use --host {name} --port {port}"))
+        }
+        None if !host.is_empty() && !host.contains(|c: char| is_blank(c) || "/@[]".contains(c)) => Ok(host),
+        _ => Err(format!("--host takes a name or an address (example.org, 192.0.2.1, ::1), not {typed:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Options, String> {
+        match parse(words.iter().map(OsString::from))? {
+            Request::Run(options) => Ok(*options),
+            _ => Err("no options".into()),
+        }
+    }
+
+    #[test]
+    fn host_is_a_name_or_an_address_and_never_a_port() {
+        let host = |value| parsed(&["--data-dir", "x", "--host", value]).map(|options| options.host);
+        for (value, expected) in [
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("FE80::1%eth0", "fe80::1%eth0"),
+            ("Example.ORG", "example.org"),
+        ] {
+            assert_eq!(host(value).as_deref(), Ok(expected));
+        }
+        for (value, remedy) in [
+            ("127.0.0.1:1315", "--host 127.0.0.1 --port 1315"),
+            ("[::1]:1315", "--host [::1] --port 1315"),
+            ("example.org:7", "--host example.org --port 7"),
+            ("https://example.org", "a name or an address"),
+            ("[::1", "a name or an address"),
+            ("a b", "a name or an address"),
+            ("local\u{200b}host", "a name or an address"),
+            ("", "a name or an address"),
+        ] {
+            let error = host(value).expect_err(value);
+            assert!(error.contains(remedy), "{value}: {error}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_what_would_be_right() {
+        for (flag, value, remedy) in [
+            ("--user", "Zo\u{eb}", "letters (a-z, A-Z), digits, _ or -"),
+            ("--user", "a b", "letters (a-z, A-Z)"),
+            ("--port", "70000", "too large"),
+            ("--fingerprint", "x", "what the server prints at its start"),
+        ] {
+            let error = parsed(&[flag, value]).expect_err(value);
+            assert!(error.contains(flag) && error.contains(value) && error.contains(remedy), "{error}");
+        }
+    }
 }

@@ -111,6 +111,10 @@ fn serve(
                             work.change_password(session.me(), move || passwords(old, file))?;
                         }
                         Effect::Alert(..) | Effect::Enter(_) | Effect::Leave(_) => {}
+                        Effect::View(_) => {
+                            printer.print("! without a screen views have no numbers: /view NAME".into());
+                        }
+                        Effect::Mouse => printer.print("! without a screen there is no mouse to take".into()),
                         Effect::Clear | Effect::Forget => {}
                         Effect::Quit(status) => return Ok(status),
                     }

@@ -5,9 +5,11 @@
 //! (README#the-screen).
 
 use super::entry::{Entry, SendState, Source};
-use super::text::{all_mentions, fitting, mentions, truncate, width, wrap};
+use super::text::{all_mentions, breaks, fitted, fitting, links, mentions, target, truncate, width, wrap};
 use super::trust::Trust;
 use crate::name::Username;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Looks of a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Span {
     pub text: String,
     /// Of all of it.
     pub style: Style,
+    /// Where it leads: the whole address of which it is a part, in printable ASCII.
+    pub link: Option<Arc<str>>,
 }
 
 /// The spans of one row, left to right.
@@ -82,9 +86,12 @@ pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usi
         }
     }
     let room = columns.saturating_sub(indent);
-    for part in entry.text.split('\n').flat_map(|line| wrap(line, room)) {
-        first.extend(highlighted(&part, style, me));
-        rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
+    for line in entry.text.split('\n') {
+        let marks = marks(line, style, me);
+        for row in breaks(line, room) {
+            first.extend(marked(line, row, style, &marks, room));
+            rows.push(std::mem::replace(&mut first, vec![margin(indent)]));
+        }
     }
     let (mark, style) = match &entry.sending {
         None => return rows,
@@ -152,23 +159,44 @@ fn color_of(name: &Username) -> u8 {
     NAMES[hash as usize % NAMES.len()]
 }
 
-fn highlighted(text: &str, style: Style, me: &str) -> Row {
-    let mine = mentions(text, me);
-    let mut row = Row::new();
-    let mut done = 0;
-    for at in all_mentions(text) {
-        let reverse = mine.contains(&at);
-        row.push(span(&text[done..at.start], style));
-        row.push(span(&text[at.clone()], Style { bold: true, reverse, ..style }));
+/// What stands out in a line: where, how, and where it leads.
+type Mark = (Range<usize>, Style, Option<Arc<str>>);
+
+/// Mentions and links, from left to right. They are found before the line is broken into rows, which may part them.
+fn marks(line: &str, style: Style, me: &str) -> Vec<Mark> {
+    let mine = mentions(line, me);
+    let mut marks: Vec<Mark> = links(line)
+        .map(|at| (at.clone(), style, Some(target(&line[at]).into())))
+        .chain(all_mentions(line).map(|at| {
+            let reverse = mine.binary_search_by_key(&at.start, |mine| mine.start).is_ok();
+            (at, Style { bold: true, reverse, ..style }, None)
+        }))
+        .collect();
+    marks.sort_by_key(|(at, ..)| at.start);
+    marks
+}
+
+/// One row of a line.
+fn marked(line: &str, row: Range<usize>, style: Style, marks: &[Mark], columns: usize) -> Row {
+    let mut spans = Row::new();
+    let mut done = row.start;
+    if fitted(&line[row.clone()], columns) != &line[row.clone()] {
+        return vec![span(fitted(&line[row], columns), style)];
+    }
+    let first = marks.partition_point(|(at, ..)| at.end <= row.start);
+    for (at, style_there, link) in marks[first..].iter().take_while(|(at, ..)| at.start < row.end) {
+        let at = at.start.max(row.start)..at.end.min(row.end);
+        spans.push(span(&line[done..at.start], style));
+        spans.push(Span { link: link.clone(), ..span(&line[at.clone()], *style_there) });
         done = at.end;
     }
-    row.push(span(&text[done..], style));
-    row
+    spans.push(span(&line[done..row.end], style));
+    spans
 }
 
 /// The second look: entries are sanitised already, yet no control character can leave here.
 pub fn span(text: &str, style: Style) -> Span {
-    Span { text: text.replace(char::is_control, "\u{fffd}"), style }
+    Span { text: text.replace(char::is_control, "\u{fffd}"), style, link: None }
 }
 
 fn margin(columns: usize) -> Span {

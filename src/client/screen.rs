@@ -38,6 +38,8 @@ const FRAME: Duration = Duration::from_millis(17);
 const RING: Duration = Duration::from_secs(1);
 /// Time passes at least this often: what is shown in seconds is right.
 const TICK: Duration = Duration::from_secs(1);
+const MOUSE_TAKEN: &str = "the mouse wheel scrolls here; hold Shift to select text";
+const MOUSE_LEFT: &str = "the mouse is the terminal's: it selects text; PgUp and PgDn scroll";
 
 /// What wakes the loop.
 enum Wake {
@@ -111,7 +113,7 @@ pub fn run(
     let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
     let mut signals = signal_hook::iterator::Signals::new(which)?;
     former.close();
-    let terminal = Terminal::open(facts.color)?;
+    let terminal = Terminal::open(facts.color, facts.options.mouse)?;
     let signalled = wake.clone();
     spawn("signals", move || {
         let mut stopping = false;
@@ -269,6 +271,16 @@ impl Front {
                 }
                 Effect::Enter(with) => self.conversations.enter(with),
                 Effect::Leave(with) => self.conversations.close(&with),
+                Effect::View(number) => match self.conversations.all().get(number.wrapping_sub(1)) {
+                    Some(view) => failed.push(Event::Switch(view.with.clone())),
+                    None => self.show(notice(format!("there is no view {number}"))),
+                },
+                Effect::Mouse => {
+                    self.facts.options.mouse = !self.facts.options.mouse;
+                    self.painter.take_mouse(self.facts.options.mouse);
+                    let state = if self.facts.options.mouse { MOUSE_TAKEN } else { MOUSE_LEFT };
+                    self.show(notice(state.into()));
+                }
                 Effect::Clear => self.conversations.clear(),
                 Effect::Forget => self.conversations.forget(),
                 Effect::MakeSessionKey => self.work.make_session_key()?,

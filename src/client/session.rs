@@ -99,6 +99,10 @@ pub enum Effect {
     Enter(Option<Username>),
     /// The conversation is over.
     Leave(Username),
+    /// The person goes to the view with this number, from 1.
+    View(usize),
+    /// The mouse is taken, or left to the terminal.
+    Mouse,
     /// The view that is shown is emptied.
     Clear,
     /// Nothing that was said stays on the screen, in no view.

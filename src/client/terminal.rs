@@ -8,12 +8,13 @@
 
 use super::input::{Decoder, Key, Keys, are_lines};
 use super::rows::{Row, Style};
+use super::text::{self, SAMPLES};
 use super::view::{Frame, Size};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write as _};
-use std::mem::take;
+use std::mem::{replace, take};
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
@@ -41,6 +42,11 @@ const FOCUS_OFF: &str = "\x1b[?1004l";
 /// Telling of the mouse's buttons, to which the wheel belongs (DECSET 1000), in the form without a limit (1006).
 const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
 const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
+/// A link (OSC 8): its target follows, and without one it ends; then the end of the sequence.
+const LINK: &str = "\x1b]8;;";
+const ST: &str = "\x1b\\";
+/// The row in which widths are measured first. F3 with Shift looks like an answer about row 1.
+const FIRST_SAMPLE: u16 = 2;
 /// No wrapping at the right edge (DECAWM): should the terminal measure a character wider than
 /// we do, the row is cut and the screen stays whole.
 const WRAP_OFF: &str = "\x1b[?7l";
@@ -113,6 +119,12 @@ pub fn can_suspend() -> bool {
     false
 }
 
+/// Takes in where the cursor stood behind a sample; whether texts have other widths than assumed until now.
+pub fn has_measured(row: u16, column: u16) -> bool {
+    let sample = row.checked_sub(FIRST_SAMPLE).map(usize::from);
+    sample.is_some_and(|sample| text::measured(sample, usize::from(column.saturating_sub(1))))
+}
+
 /// Takes the terminal: its modes are ours until [`restore`].
 ///
 /// # Errors
@@ -126,7 +138,7 @@ pub(super) fn enter(full_screen: bool) -> io::Result<()> {
     drop(ours);
     write(PASTE_ON)?;
     if full_screen {
-        write(&format!("{}{WRAP_OFF}{FOCUS_ON}{MOUSE_ON}{}", screen::ToAlternateScreen, clear::All))
+        write(&format!("{}{WRAP_OFF}{FOCUS_ON}{}", screen::ToAlternateScreen, clear::All))
     } else {
         Ok(())
     }
@@ -166,19 +178,30 @@ pub(super) fn rewrite(line: &str, before: &str) -> io::Result<()> {
 /// The full screen, from [`open`](Self::open) to drop. Either this or a prompter lives, not both.
 pub struct Terminal {
     color: bool,
+    /// The mouse's reports are asked for.
+    mouse: bool,
     /// What stands there now; empty when that is unknown.
     shown: Vec<Row>,
 }
 
 impl Terminal {
-    /// Takes the screen over. Without `color` there is still bold and reverse.
+    /// Takes the screen over, and the mouse if wanted. Without `color` there is still bold and reverse.
     ///
     /// # Errors
     /// If there is no terminal, or its modes cannot be set.
-    pub fn open(color: bool) -> io::Result<Terminal> {
-        let terminal = Terminal { color, shown: Vec::new() };
-        enter(true)?;
+    pub fn open(color: bool, mouse: bool) -> io::Result<Terminal> {
+        let mut terminal = Terminal { color, mouse, shown: Vec::new() };
+        terminal.resume()?;
         Ok(terminal)
+    }
+
+    /// Takes the mouse, or leaves it to the terminal.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
+    pub fn take_mouse(&mut self, taken: bool) -> io::Result<()> {
+        self.mouse = taken;
+        write(if taken { MOUSE_ON } else { MOUSE_OFF })
     }
 
     /// Shows the frame; writes only the rows that changed.
@@ -207,7 +230,10 @@ impl Terminal {
             write!(out, "{}{}", cursor::Goto(1, n), clear::CurrentLine)?;
             for span in line {
                 self.paint(&mut out, span.style)?;
-                write!(out, "{}{}", span.text, style::Reset)?;
+                match &span.link {
+                    Some(target) => write!(out, "{LINK}{target}{ST}{}{LINK}{ST}{}", span.text, style::Reset)?,
+                    None => write!(out, "{}{}", span.text, style::Reset)?,
+                }
             }
         }
         let (column, row) = frame.cursor;
@@ -264,7 +290,24 @@ impl Terminal {
     /// As [`open`](Self::open).
     pub fn resume(&mut self) -> io::Result<()> {
         self.redraw();
-        enter(true)
+        enter(true)?;
+        write(if self.mouse { MOUSE_ON } else { "" })
+    }
+
+    /// Asks how wide the terminal shows what terminals do not agree about, each in a row of its own: the answers (CPR)
+    /// tell where the cursor came to stand. The next frame is drawn over it. Only for a program that reads the answers.
+    ///
+    /// # Errors
+    /// If the terminal cannot be written to.
+    pub fn measure(&mut self) -> io::Result<()> {
+        // On a lower screen the answers could not be told apart.
+        if usize::from(size().rows) < SAMPLES.len() + 1 {
+            return Ok(());
+        }
+        let ask =
+            |(row, sample): (u16, &(&str, _, _))| format!("{}{}\x1b[6n", cursor::Goto(1, row), sample.0);
+        self.redraw();
+        write(&(FIRST_SAMPLE..).zip(&SAMPLES).map(ask).collect::<String>())
     }
 }
 
@@ -276,7 +319,10 @@ impl Drop for Terminal {
 
 /// The one reader of the terminal's input, and what it read that nobody has asked for yet.
 pub struct Keyboard {
-    bytes: Receiver<Zeroizing<Vec<u8>>>,
+    /// With the time at which they were read.
+    bytes: Receiver<(Instant, Zeroizing<Vec<u8>>)>,
+    /// When the latest were, of those that were decoded.
+    read: Instant,
     decoder: Decoder,
     ready: Keys,
 }
@@ -299,26 +345,38 @@ impl Keyboard {
                     Err(_) | Ok(0) => break,
                     Ok(length) => piece.truncate(length),
                 }
-                if sender.send(piece).is_err() {
+                if sender.send((Instant::now(), piece)).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() })
+        Ok(Keyboard::of(bytes))
+    }
+
+    fn of(bytes: Receiver<(Instant, Zeroizing<Vec<u8>>)>) -> Keyboard {
+        Keyboard { bytes, read: Instant::now(), decoder: Decoder::default(), ready: Keys::default() }
     }
 
     /// Hands on all keys as they come, those of one read together, until `deliver` returns false or the input ends.
     pub fn read_input(&mut self, mut deliver: impl FnMut(Keys) -> bool) {
         while self.fill() {
-            // A paste may take several reads.
+            // A paste may take several reads, but what was typed later and waited is none of it.
             while (are_lines(&self.ready) || self.ready.len() >= MANY)
                 && self.ready.len() < MAX_BURST
-                && let Ok(piece) = self.bytes.recv_timeout(BURST)
+                && let Ok((read, piece)) = self.bytes.recv_timeout(BURST)
             {
-                let more = self.decoder.feed(&piece, Instant::now());
-                let mut both = Keys::new(Vec::with_capacity(self.ready.len() + more.len()));
-                [take(&mut self.ready), more].iter_mut().for_each(|keys| both.append(keys));
-                self.ready = both;
+                let more = self.decoder.feed(&piece, read);
+                let before = take(&mut self.ready);
+                if read.saturating_duration_since(replace(&mut self.read, read)) < BURST {
+                    let mut both = Keys::new(Vec::with_capacity(before.len() + more.len()));
+                    [before, more].iter_mut().for_each(|keys| both.append(keys));
+                    self.ready = both;
+                } else {
+                    self.ready = more;
+                    if !deliver(before) {
+                        return;
+                    }
+                }
             }
             if !deliver(take(&mut self.ready)) {
                 return;
@@ -345,7 +403,10 @@ impl Keyboard {
                 None => self.bytes.recv().map_err(RecvTimeoutError::from),
             };
             self.ready = match piece {
-                Ok(piece) => self.decoder.feed(&piece, Instant::now()),
+                Ok((read, piece)) => {
+                    self.read = read;
+                    self.decoder.feed(&piece, read)
+                }
                 // Also at the end of the input: what has begun before it is still something.
                 Err(_) if deadline.is_some() => self.decoder.expire(),
                 Err(_) => return false,
@@ -362,12 +423,12 @@ mod tests {
 
     fn frame(lines: &[&str]) -> Frame {
         let style = Style { color: Some(31), bold: true, ..Style::default() };
-        let rows = lines.iter().map(|line| vec![Span { text: (*line).into(), style }]).collect();
+        let rows = lines.iter().map(|line| vec![Span { text: (*line).into(), style, link: None }]).collect();
         Frame { rows, cursor: (2, 1), scroll: 0 }
     }
 
     fn terminal(color: bool, shown: &[&str]) -> Terminal {
-        Terminal { color, shown: frame(shown).rows }
+        Terminal { color, mouse: true, shown: frame(shown).rows }
     }
 
     #[test]
@@ -376,6 +437,21 @@ mod tests {
         assert_eq!(out, "\x1b[?25l\x1b[2;1H\x1b[2K\x1b[38;5;31m\x1b[1m2\x1b[m\x1b[2;3H\x1b[?25h");
         let out = terminal(true, &["one"]).difference(&frame(&["one", "two"])).expect("a string");
         assert!(out.contains("\x1b[2J") && out.contains("one") && out.contains("two"));
+    }
+
+    #[test]
+    fn links_are_opened_and_closed_around_their_text() {
+        let mut linked = frame(&["https://a.org"]);
+        linked.rows[0][0].link = Some("https://a.org".into());
+        let out = terminal(false, &[]).difference(&linked).expect("a string");
+        assert!(out.contains("\x1b]8;;https://a.org\x1b\\https://a.org\x1b]8;;\x1b\\\x1b[m"), "{out:?}");
+    }
+
+    #[test]
+    fn answer_about_the_cursor_is_one_only_in_the_rows_of_samples() {
+        for (row, column) in [(1, 3), (2, 5), (0, 0), (9, 3), (5, 9)] {
+            assert!(!has_measured(row, column), "a key that looks like one, or nothing new: {row} {column}");
+        }
     }
 
     #[test]
@@ -395,8 +471,8 @@ mod tests {
     #[test]
     fn keys_arrive_in_order_and_a_lone_escape_in_time() {
         let (sender, bytes) = mpsc::channel();
-        let mut keyboard = Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() };
-        sender.send(Zeroizing::new(b"a\rb\x1b".to_vec())).expect("open");
+        let mut keyboard = Keyboard::of(bytes);
+        sender.send((Instant::now(), Zeroizing::new(b"a\rb\x1b".to_vec()))).expect("open");
         assert_eq!(keyboard.next(), Some(Key::Char('a')));
         assert_eq!(keyboard.next(), Some(Key::Enter));
         let mut rest = Vec::new();
@@ -412,9 +488,11 @@ mod tests {
     #[test]
     fn lines_of_several_reads_are_handed_on_together() {
         let (sender, bytes) = mpsc::channel();
-        let mut keyboard = Keyboard { bytes, decoder: Decoder::default(), ready: Keys::default() };
-        for piece in [&b"one\rtwo"[..], b"\r", b"/exit\r"] {
-            sender.send(Zeroizing::new(piece.to_vec())).expect("open");
+        let mut keyboard = Keyboard::of(bytes);
+        let now = Instant::now();
+        for (piece, late) in [(&b"one\rtwo"[..], 0), (b"\r", 0), (b"/exit\r", 0), (b"typed\r", 1)] {
+            let read = now + late * 2 * BURST;
+            sender.send((read, Zeroizing::new(piece.to_vec()))).expect("open");
         }
         drop(sender);
         let mut reads = Vec::new();
@@ -422,6 +500,7 @@ mod tests {
             reads.push(super::super::input::pasted_together(keys).to_vec());
             true
         });
-        assert_eq!(reads, [[Key::Paste("one\ntwo\n/exit\n".into())]]);
+        assert_eq!(reads[0], [Key::Paste("one\ntwo\n/exit\n".into())]);
+        assert_eq!((reads.len(), reads[1].last()), (2, Some(&Key::Enter)), "what was typed later");
     }
 }

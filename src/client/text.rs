@@ -2,10 +2,11 @@
 //!
 //! Invariant: what [`sanitise`] returns moves no cursor, changes no mode, reorders no neighbour
 //! and hides nothing; every text of a peer or the server passes it once, on arrival.
-//! Widths are the columns of a terminal that joins nothing: one that joins emoji shows less,
-//! never more, so no row can overflow (README#text-from-others).
+//! Widths are the columns of a terminal that joins nothing, until [`measured`] tells what this one does
+//! (README#text-from-others).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
 use unicode_normalization::UnicodeNormalization;
 use unicode_width::UnicodeWidthChar;
 
@@ -15,6 +16,8 @@ const MAX_MARKS: usize = 4;
 const MAX_CLUSTER: usize = 8;
 /// Lines of one message that get rows of their own: many more would push what others say out of sight.
 const MAX_LINES: usize = 100;
+/// The longest address that is a link, in bytes: terminals take little more.
+const MAX_LINK: usize = 2000;
 const JOINER: char = '\u{200d}';
 const EMOJI_STYLE: char = '\u{fe0f}';
 
@@ -62,18 +65,53 @@ pub fn is_blank(c: char) -> bool {
     hollow || c.is_whitespace() || is_harmful(c) || columns(c) == 0
 }
 
-/// The columns a text takes: the sum of its signs', whatever joins them, so that no part of it is wider alone.
+/// Where terminals do not agree: a text, its columns in one that joins nothing, and its columns in others.
+pub const SAMPLES: [(&str, usize, usize); 4] =
+    [("👩\u{200d}🚀", 4, 2), ("👍\u{1f3fd}", 4, 2), ("☺\u{fe0f}", 2, 1), ("…", 1, 2)];
+const JOINED: u8 = 1;
+const TONED: u8 = 2;
+const UNSTYLED: u8 = 4;
+const AMBIGUOUS: u8 = 8;
+/// Bits of [`SAMPLES`] that this process's terminal shows as others do. A fact, found out once: every width depends on it.
+static OTHERS: AtomicU8 = AtomicU8::new(0);
+
+/// The terminal has shown a sample in so many columns; whether that changes widths.
+pub fn measured(sample: usize, columns: usize) -> bool {
+    let Some((_, usual, other)) = SAMPLES.get(sample) else { return false };
+    let bit = 1 << sample;
+    let before = match columns {
+        _ if columns == *usual => OTHERS.fetch_and(!bit, Ordering::Relaxed),
+        _ if columns == *other => OTHERS.fetch_or(bit, Ordering::Relaxed),
+        _ => return false,
+    };
+    before != OTHERS.load(Ordering::Relaxed)
+}
+
+/// The columns a text takes: where this terminal joins nothing, the sum of its signs', so that no part of it is wider
+/// alone.
 pub fn width(text: &str) -> usize {
-    let (mut total, mut last) = (0, 0);
+    width_as(OTHERS.load(Ordering::Relaxed), text)
+}
+
+fn width_as(others: u8, text: &str) -> usize {
+    let (mut total, mut last, mut before) = (0, 0, ' ');
     for c in text.chars() {
-        match columns(c) {
+        let joins = (others & JOINED != 0 && before == JOINER && last > 0 && !c.is_ascii())
+            || (others & TONED != 0 && last == 2 && is_skin_tone(c));
+        match columns_as(others, c) {
             // The selector may turn a narrow sign into a wide picture.
-            0 if c == EMOJI_STYLE && last == 1 => (total, last) = (total + 1, 2),
+            0 if c == EMOJI_STYLE && last == 1 && others & UNSTYLED == 0 => (total, last) = (total + 1, 2),
             0 => {}
+            _ if joins => {}
             columns => (total, last) = (total + columns, columns),
         }
+        before = c;
     }
     total
+}
+
+fn is_skin_tone(c: char) -> bool {
+    matches!(c, '\u{1f3fb}'..='\u{1f3ff}')
 }
 
 /// Splits into what a person takes for one character: a letter with its marks, a joined emoji.
@@ -84,8 +122,7 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
         let (_, mut before) = chars.next()?;
         let mut used = columns(before);
         let joins = |before: char, c: char, used: usize| {
-            let skin_tone = matches!(c, '\u{1f3fb}'..='\u{1f3ff}');
-            columns(c) == 0 || ((before == JOINER || skin_tone) && used < MAX_CLUSTER && c != '\n')
+            columns(c) == 0 || ((before == JOINER || is_skin_tone(c)) && used < MAX_CLUSTER && c != '\n')
         };
         let end = chars.find(|&(_, c)| {
             let ends = !joins(before, c, used);
@@ -100,7 +137,12 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
 
 /// A line break takes the place of the sign that is shown for it.
 fn columns(c: char) -> usize {
-    if c == '\n' { 1 } else { c.width().unwrap_or(0) }
+    columns_as(OTHERS.load(Ordering::Relaxed), c)
+}
+
+fn columns_as(others: u8, c: char) -> usize {
+    let width = if others & AMBIGUOUS == 0 { c.width() } else { c.width_cjk() };
+    if c == '\n' { 1 } else { width.unwrap_or(0) }
 }
 
 /// The beginning of the text that fits into `limit` columns.
@@ -128,26 +170,37 @@ pub fn truncate(text: &str, limit: usize) -> String {
 /// Breaks into rows of at most `limit` columns, between words where there are any. Never
 /// empty; a character wider than a whole row becomes U+FFFD.
 pub fn wrap(text: &str, limit: usize) -> Vec<String> {
+    breaks(text, limit).into_iter().map(|row| fitted(&text[row], limit).into()).collect()
+}
+
+/// A row that [`breaks`] gave, or U+FFFD for a single character that is wider than a row.
+pub fn fitted(row: &str, limit: usize) -> &str {
+    if width(row) <= limit.max(1) { row } else { "\u{fffd}" }
+}
+
+/// Where a text breaks into rows, as [`wrap`] does it: in bytes, without the spaces at the breaks. A character wider
+/// than a row has one of its own.
+pub fn breaks(text: &str, limit: usize) -> Vec<Range<usize>> {
     let limit = limit.max(1);
     let mut rows = Vec::new();
-    let (mut row, mut used) = (String::new(), 0);
+    let (mut row, mut used) = (0..0, 0);
     for cluster in clusters(text) {
-        let (cluster, columns) = match width(cluster) {
-            columns if columns <= limit => (cluster, columns),
-            _ => ("\u{fffd}", 1),
-        };
+        let columns = width(cluster).min(limit);
         // Twice when the word carried over leaves no room for a wide character either.
         while used + columns > limit {
-            let word = match row.rfind(' ') {
-                Some(space) if cluster != " " => row.split_off(space + 1),
-                _ => String::new(),
+            let word = match text[row.clone()].rfind(' ') {
+                Some(space) if cluster != " " => row.start + space + 1,
+                _ => row.end,
             };
-            rows.push(row.trim_end_matches(' ').into());
-            (used, row) = (width(&word), word);
+            rows.push(row.start..row.start + text[row.start..word].trim_end_matches(' ').len());
+            row.start = word;
+            used = width(&text[row.clone()]);
         }
-        if cluster != " " || !row.is_empty() || rows.is_empty() {
-            row.push_str(cluster);
+        row.end += cluster.len();
+        if cluster != " " || row.len() > 1 || rows.is_empty() {
             used += columns;
+        } else {
+            row.start = row.end;
         }
     }
     if !row.is_empty() || rows.is_empty() {
@@ -162,14 +215,21 @@ pub fn folded(text: &str) -> String {
     text.nfd().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-/// Where somebody is addressed, in bytes: every `@` with the name after it, unless it stands inside a word.
+/// Where somebody is addressed, in bytes: every `@` with the name after it, unless it stands inside a word or an
+/// address of the web. What is seen as one word is no name and something else.
 pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let mut links = links(text).peekable();
     text.match_indices('@').filter_map(move |(at, _)| {
         let name = &text[at + 1..];
         let length = name.find(|c| !in_name(c)).unwrap_or(name.len());
-        let alone = !text[..at].ends_with(in_name);
-        (alone && length > 0).then_some(at..at + 1 + length)
+        let goes_on = |c: char| {
+            c == char::REPLACEMENT_CHARACTER || columns(c) == 0 || (c.is_alphanumeric() && columns(c) == 1)
+        };
+        let alone = !text[..at].ends_with(|c| in_name(c) || c == '/') && !name[length..].starts_with(goes_on);
+        while links.next_if(|link| link.end <= at).is_some() {}
+        let linked = links.peek().is_some_and(|link| link.start < at);
+        (alone && !linked && length > 0).then_some(at..at + 1 + length)
     })
 }
 
@@ -177,6 +237,57 @@ pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
 pub fn mentions(text: &str, name: &str) -> Vec<Range<usize>> {
     let addressed = |at: &Range<usize>| text[at.start + 1..at.end].eq_ignore_ascii_case(name);
     all_mentions(text).filter(addressed).collect()
+}
+
+/// Where addresses of the web (`http://`, `https://`) stand, in bytes, without the punctuation behind them. One that
+/// holds something invisible is none: it would lead elsewhere than it seems.
+pub fn links(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let is_outside = |c: char| c.is_whitespace() || "<>\"`{}|\\^“”„«»「」。，、！？（）".contains(c);
+    let hides =
+        |c: char| is_harmful(c) || matches!(c, '\u{34f}' | '\u{200c}' | JOINER | '\u{fffc}' | '\u{fffd}');
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        while let Some(at) = text[from..].find("://").map(|at| from + at) {
+            from = at + 3;
+            let scheme = text[..at].trim_end_matches(|c: char| c.is_ascii_alphanumeric()).len();
+            let is_web = ["http", "https"].iter().any(|name| text[scheme..at].eq_ignore_ascii_case(name));
+            if is_web && text[from..].starts_with(|c: char| c.is_alphanumeric() || c == '[') {
+                from = text[from..].find(is_outside).map_or(text.len(), |length| from + length);
+                let whole = &text[scheme..from];
+                if whole.len() <= MAX_LINK && !whole.contains(hides) {
+                    return Some(scheme..scheme + without_punctuation(whole).len());
+                }
+            }
+        }
+        None
+    })
+}
+
+fn without_punctuation(link: &str) -> &str {
+    let excess = |open, close| link.matches(close).count().saturating_sub(link.matches(open).count());
+    let (mut round, mut square) = (excess('(', ')'), excess('[', ']'));
+    let is_behind = |c: char| match c {
+        ')' if round > 0 => {
+            round -= 1;
+            true
+        }
+        ']' if square > 0 => {
+            square -= 1;
+            true
+        }
+        c => ".,;:!?'…".contains(c),
+    };
+    link.trim_end_matches(is_behind)
+}
+
+/// A link as its own target: what is not printable ASCII is escaped, as an address has it, so that it ends no escape
+/// sequence (OSC 8).
+pub fn target(link: &str) -> String {
+    let escaped = |byte: u8| match byte {
+        0x21..=0x7e => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    link.bytes().map(escaped).collect()
 }
 
 #[cfg(test)]
@@ -291,6 +402,52 @@ mod tests {
     }
 
     #[test]
+    fn terminal_that_joins_shows_less() {
+        let widths = |others| {
+            ["👩\u{200d}🚀", "👍🏽", "☺\u{fe0f}", "…", "👨\u{200d}❤\u{fe0f}\u{200d}👨", "x\u{200d}y"]
+                .map(|text| width_as(others, text))
+        };
+        assert_eq!(widths(0), [4, 4, 2, 1, 6, 2]);
+        assert_eq!(widths(JOINED), [2, 4, 2, 1, 2, 2]);
+        assert_eq!(widths(TONED), [4, 2, 2, 1, 6, 2]);
+        assert_eq!(widths(UNSTYLED), [4, 4, 1, 1, 5, 2]);
+        assert_eq!(widths(AMBIGUOUS), [4, 4, 2, 2, 6, 2]);
+        for (n, (text, usual, other)) in SAMPLES.iter().enumerate() {
+            assert_eq!((width_as(0, text), width_as(1 << n, text)), (*usual, *other), "{text}");
+        }
+        assert!(!measured(0, 4) && !measured(0, 3) && !measured(9, 1), "nothing is new, or means anything");
+    }
+
+    #[test]
+    fn addresses_of_the_web_are_links_as_far_as_they_are_seen() {
+        let found = |text: &'static str| links(text).map(|at| &text[at]).collect::<Vec<_>>();
+        assert_eq!(
+            found("see https://a.org/x?y=1#z, (http://b.org/a_(b)) <HTTPS://[::1]:8/>."),
+            ["https://a.org/x?y=1#z", "http://b.org/a_(b)", "HTTPS://[::1]:8/"]
+        );
+        assert_eq!(
+            found("https://k.de/K\u{f6}ln… und “http://x.y”"),
+            ["https://k.de/K\u{f6}ln", "http://x.y"]
+        );
+        for none in [
+            "ftp://a.org",
+            "xhttp://a.org",
+            "https://",
+            "http:// a",
+            "https://good.org\u{200d}.evil.org",
+            "https://a\u{fffd}b.org",
+        ] {
+            assert!(links(none).next().is_none(), "{none:?}");
+        }
+        let long = format!("https://a.org/{}", ")".repeat(40_000));
+        assert!(links(&long).next().is_none());
+        assert_eq!(
+            target("https://k.de/K\u{f6}ln;\u{1b}\\\u{9c} \u{7}"),
+            "https://k.de/K%C3%B6ln;%1B\\%C2%9C%20%07"
+        );
+    }
+
+    #[test]
     fn only_a_whole_name_is_a_mention() {
         assert_eq!(mentions("hi @Alice, @bob @alice", "alice"), [3..9, 16..22]);
         assert_eq!(mentions("@alice@alice (@alice)", "alice"), [0..6, 14..20]);
@@ -298,5 +455,17 @@ mod tests {
             assert!(mentions(other, "alice").is_empty(), "{other}");
         }
         assert_eq!(all_mentions("@a é@bob, x@c").collect::<Vec<_>>(), [0..2, 5..9]);
+        assert_eq!(mentions("@alice: 你好@alice吗 @alice's", "alice"), [0..6, 14..20, 24..30]);
+        for seen in [
+            "http://x/@alice",
+            "x.org/@alice",
+            "https://a@alice/b",
+            "@al\u{fffd}ice",
+            "@al\u{200d}ice",
+            "@alice\u{301}",
+            "@alicé",
+        ] {
+            assert!(all_mentions(seen).next().is_none(), "{seen}");
+        }
     }
 }

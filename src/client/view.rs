@@ -623,6 +623,25 @@ mod tests {
     }
 
     #[test]
+    fn wrapped_address_leads_as_a_whole_from_each_row() {
+        let text = "see https://example.org/a/rather/long/path?to=the#end, @carol";
+        with_frame(vec![said(text)], 0, (40, 8), |frame| {
+            let linked =
+                frame.rows.iter().flatten().filter_map(|span| Some((&*span.text, span.link.as_deref()?)));
+            let (parts, targets): (Vec<_>, Vec<_>) = linked.unzip();
+            assert_eq!(parts.concat(), "https://example.org/a/rather/long/path?to=the#end");
+            assert!(parts.len() > 1 && targets.iter().all(|target| *target == parts.concat()), "{targets:?}");
+        });
+        // Whatever it holds, nothing of it leaves the address.
+        let hostile =
+            "https://a.org/\u{1b}\\\u{1b}]0;x\u{7} https://b.org/\u{9c}\u{202e}x https://c.org/\u{20ac}";
+        with_frame(vec![said(hostile)], 0, (200, 4), |frame| {
+            let links: Vec<_> = frame.rows.iter().flatten().filter_map(|span| span.link.as_deref()).collect();
+            assert_eq!(links, ["https://c.org/%E2%82%AC"]);
+        });
+    }
+
+    #[test]
     fn mentions_stand_out() {
         let mut mine = said("hey @Carol and @bob");
         mine.mention = true;

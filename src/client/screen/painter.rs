@@ -32,6 +32,8 @@ struct Wanted {
     redraw: bool,
     bell: bool,
     notification: Option<String>,
+    /// The mouse is to be taken, or left to the terminal.
+    mouse: Option<bool>,
     suspend: bool,
     end: bool,
     /// The thread has ended, and the terminal is as it was.
@@ -41,7 +43,7 @@ struct Wanted {
 impl Wanted {
     fn is_nothing(&self) -> bool {
         let quiet = self.frame.is_none() && !self.bell && self.notification.is_none();
-        quiet && !self.suspend && !self.end
+        quiet && self.mouse.is_none() && !self.suspend && !self.end
     }
 }
 
@@ -90,6 +92,11 @@ impl Painter {
         self.want(|wanted| wanted.notification = Some(text));
     }
 
+    /// Takes the mouse, or leaves it to the terminal.
+    pub fn take_mouse(&self, taken: bool) {
+        self.want(|wanted| wanted.mouse = Some(taken));
+    }
+
     /// Gives the terminal back, stops the process, and takes the terminal again when it continues.
     pub fn suspend(&self) {
         self.want(|wanted| wanted.suspend = true);
@@ -110,6 +117,7 @@ impl Painter {
 
 impl Shared {
     fn run(&self, terminal: &mut Terminal) -> io::Result<()> {
+        terminal.measure()?;
         loop {
             let wanted = self.changed.wait_while(lock(&self.wanted), |wanted| wanted.is_nothing());
             let wanted = take(&mut *wanted.unwrap_or_else(PoisonError::into_inner));
@@ -120,6 +128,10 @@ impl Shared {
                 terminal.suspend();
                 signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
                 terminal.resume()?;
+                terminal.measure()?;
+            }
+            if let Some(taken) = wanted.mouse {
+                terminal.take_mouse(taken)?;
             }
             if wanted.redraw {
                 terminal.redraw();

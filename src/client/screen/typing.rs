@@ -4,7 +4,7 @@
 //! never shown (README#the-screen).
 
 use super::{Front, notice};
-use crate::client::command::{self, Command};
+use crate::client::command::{self, Command, View};
 use crate::client::completion::complete;
 use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
@@ -62,6 +62,11 @@ impl Front {
             Key::FocusOut => self.conversations.away = true,
             Key::Ctrl('l') => self.painter.redraw(),
             Key::Ctrl('z') => self.suspend(),
+            Key::Position(row, column) if terminal::has_measured(row, column) => {
+                let entries = self.conversations.all().iter().flat_map(|view| &view.entries);
+                entries.for_each(|entry| entry.wrapped.set((0, 0)));
+                self.painter.redraw();
+            }
             Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
             Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
             Key::WheelUp => self.scroll(|rows| rows.saturating_add(WHEEL)),
@@ -120,6 +125,8 @@ impl Front {
                     self.painter.bell();
                 }
             }
+            // On an empty line there is nothing to edit: it was Escape, and soon after it the first letter of another line.
+            Key::Alt(c) if c.is_ascii_alphabetic() && view.editor.is_empty() => return self.after_escape(c),
             key => match view.editor.key(&key) {
                 Outcome::Submitted(line) => {
                     view.scroll = 0;
@@ -132,11 +139,8 @@ impl Front {
                 }
                 Outcome::Ignored if key == Key::Escape => view.scroll = 0,
                 Outcome::Ignored => {
-                    // Esc and then a letter, which a slow line has put together: a slash must not be lost, or a
-                    // command becomes a message.
                     if let Key::Alt(c) = key {
-                        let end = self.edit(Key::Escape)?;
-                        return if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) };
+                        return self.after_escape(c);
                     }
                 }
                 Outcome::Edited if is_cut => {
@@ -150,13 +154,20 @@ impl Front {
         Ok(None)
     }
 
+    /// Esc and then a character, which a slow line or a fast person has put together: a slash must not be lost, or a
+    /// command becomes a message.
+    fn after_escape(&mut self, c: char) -> io::Result<Option<u8>> {
+        let end = self.edit(Key::Escape)?;
+        if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) }
+    }
+
     /// Takes a key of an answer to the question for passwords.
     fn answer(&mut self, key: Key) -> io::Result<Option<u8>> {
         let Some(asking) = &mut self.asking else { return Ok(None) };
         let leaves = match key {
             Key::Ctrl('c') => true,
             // Not in the middle: on a slow line, an arrow key can begin with what looks like Esc.
-            Key::Escape | Key::Ctrl('d') => asking.typed.is_empty(),
+            Key::Escape | Key::AltEnter | Key::Ctrl('d') => asking.typed.is_empty(),
             _ => false,
         };
         if leaves {
@@ -249,7 +260,11 @@ impl Front {
     fn destination(&self) -> Option<Username> {
         let leads = |line: &String| match command::parse(line) {
             Ok(Command::Room(Some(name))) => Some(Some(name)),
-            Ok(Command::Leave) => Some(None),
+            Ok(Command::Leave | Command::View(View::Everyone)) => Some(None),
+            Ok(Command::View(View::With(name))) => Some(Some(name)),
+            Ok(Command::View(View::Number(number))) => {
+                self.conversations.all().get(number.wrapping_sub(1)).map(|view| view.with.clone())
+            }
             _ => None,
         };
         self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
@@ -267,6 +282,6 @@ pub fn only_looks(key: &Key) -> bool {
         Key::FocusIn | Key::FocusOut | Key::PageUp | Key::PageDown | Key::WheelUp | Key::WheelDown => true,
         Key::Ctrl(c) => matches!(c, 'l' | 'z'),
         Key::Alt(digit) => digit.is_ascii_digit(),
-        key => matches!(key, Key::AltLeft | Key::AltRight),
+        key => matches!(key, Key::AltLeft | Key::AltRight | Key::Position(..)),
     }
 }

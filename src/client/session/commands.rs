@@ -3,7 +3,7 @@
 use super::outgoing::Audience;
 use super::record::Record;
 use super::{Effect, Session};
-use crate::client::command::{self, Command};
+use crate::client::command::{self, Command, View};
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::history::History;
 use crate::client::text::{folded, sanitise};
@@ -16,7 +16,7 @@ use std::time::Instant;
 /// Messages that a search shows, the latest: more would push the rest out of sight.
 const MAX_FOUND: usize = 100;
 
-const KEYS: &str = "Alt-1…9, Alt-arrows: other conversations; PgUp: older; Tab completes";
+const ELSE: &str = "anything else goes to everyone, or whom you are with; //TEXT sends /TEXT";
 
 impl Session {
     pub(super) fn line(&mut self, line: &str, now: Instant) {
@@ -45,6 +45,13 @@ impl Session {
             }),
             Command::Room(Some(name)) => self.enter(name),
             Command::Leave => self.leave(),
+            Command::View(View::Everyone) => {
+                self.go_to(None);
+                self.notice("you are talking to everyone".into());
+            }
+            Command::View(View::Number(number)) => self.effects.push(Effect::View(number)),
+            Command::View(View::With(name)) => self.view(name),
+            Command::Mouse => self.effects.push(Effect::Mouse),
             Command::Users => self.tell_users(),
             Command::History(count) => self.tell_history(count, ""),
             Command::Search(text) => self.tell_history(MAX_FOUND, &sanitise(&text)),
@@ -102,6 +109,16 @@ impl Session {
     pub(super) fn go_to(&mut self, partner: Option<Username>) {
         self.partner = partner.clone();
         self.effects.push(Effect::Enter(partner));
+    }
+
+    /// Goes to a conversation without a word to anybody, if there may be one.
+    fn view(&mut self, name: Username) {
+        let Some(name) = self.other(name) else { return };
+        if !self.online.contains(&name) && self.peers.trust(&name).is_none() {
+            return self.problem(format!("nobody called {name} is known here: /users lists who is on-line"));
+        }
+        self.go_to(Some(name.clone()));
+        self.notice(format!("you are talking to {name} alone: /view returns to everyone, and tells nobody"));
     }
 
     fn enter(&mut self, name: Username) {
@@ -181,7 +198,8 @@ impl Session {
     }
 
     fn help(&mut self, topic: Option<&str>) {
-        let matching = |usage: &&command::Usage| topic.is_none_or(|topic| usage.name == topic);
+        // The last one stands in the last line.
+        let matching = |usage: &&command::Usage| topic.map_or(usage.name != "/", |topic| usage.name == topic);
         let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
         if let (Some(topic), true) = (topic, found.is_empty()) {
             return self.problem(format!("there is no command /{} (/help lists all)", sanitise(topic)));
@@ -190,8 +208,7 @@ impl Session {
             self.notice(format!("{:<20} {}", usage.usage, usage.explanation));
         }
         if topic.is_none() {
-            self.notice("anything else goes to everyone on-line, or to the partner you are with".into());
-            self.notice(KEYS.into());
+            self.notice(ELSE.into());
         }
     }
 

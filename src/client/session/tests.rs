@@ -73,6 +73,8 @@ impl Net {
                 | Effect::Begin
                 | Effect::Enter(_)
                 | Effect::Leave(_)
+                | Effect::View(_)
+                | Effect::Mouse
                 | Effect::Clear
                 | Effect::Forget
                 | Effect::ChangePassword(_)
