@@ -81,7 +81,7 @@ fn witness(server: &Server, name: &str) -> Client {
     let folder = home.path(".secure_messenger_client/keys");
     disk::private_folders(&home.path(".secure_messenger_client"), &[]).expect("folder");
     disk::private_folders(&folder, &[]).expect("folder");
-    std::fs::write(folder.join(format!("{name}_private.key")), key).expect("written");
+    disk::write_new(&folder.join(format!("{name}_private.key")), key.as_bytes()).expect("written");
     Client::within(home, server.port, name, server.tls, &[])
 }
 

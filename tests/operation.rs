@@ -383,7 +383,7 @@ fn damage_to_users_json_stops_the_start_with_file_and_line_and_a_torn_end_does_n
     let line = told(&server, " 20 bytes behind the last record were not understood, and are set aside in ");
     let aside = line.rsplit(' ').next().expect("a path");
     assert_eq!(fs::read_to_string(aside).expect("kept"), "{\"name\":\"carol\",\"sal");
-    assert!(server.log().contains("event=storage_notice "), "{}", server.log());
+    until("the log tells it", || server.log().contains("event=storage_notice "));
     told(&server, "(2 accounts)");
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
     newcomer(&server, "carol");
