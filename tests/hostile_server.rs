@@ -909,7 +909,7 @@ fn expired_certificate_warns_once_not_at_each_broadcast() {
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     let expired = alice.identity.certify(&alice.name, &alice.session, clock::now_ms() - 27 * 3_600_000);
     line.show(shown(&alice, Some(&expired)));
-    let mut broadcast = |bob: &mut Client, text: &str| {
+    let broadcast = |bob: &mut Client, text: &str| {
         bob.say(text);
         let send = line.hear_send();
         assert_eq!(Line::targets(&send), ["carol"]);
