@@ -190,7 +190,6 @@ mod tests {
         (Pause::new(attempt, Duration::from_secs(idle), Duration::from_secs(asked), now, wall), now)
     }
 
-    /// README#when-the-connection-breaks.
     #[test]
     fn pauses_grow_to_15_s_then_to_a_minute_and_differ() {
         for _ in 0..100 {

@@ -272,7 +272,6 @@ mod tests {
         assert_eq!(line.act(), (50, Next::Ask));
     }
 
-    /// README#when-the-connection-breaks.
     #[test]
     fn silence_is_reported_12_s_after_an_answer_was_due() {
         let mut line = Line::new(CLIENT);

@@ -232,7 +232,6 @@ fn no_silence_ends_a_session_and_each_answer_begins_it_again() {
     assert!(net.sessions[0].owed().is_some_and(|since| since < net.now));
 }
 
-/// README#when-the-connection-breaks.
 #[test]
 fn silence_is_told_in_the_status_and_ends_with_an_answer_or_the_connection() {
     let mut net = Net::new();
@@ -261,7 +260,6 @@ fn silence_is_told_in_the_status_and_ends_with_an_answer_or_the_connection() {
     assert!(net.sessions[0].connection().starts_with("CONNECTION LOST"));
 }
 
-/// README#the-line-filter.
 #[test]
 fn exit_waits_for_what_was_sent_also_without_a_connection() {
     let mut net = Net::new();
