@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Client, Folder, Gate, Person, Server, until};
+use common::{Client, Folder, Gate, Person, Server, Shape, until};
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::client::transfer::Step;
 use secure_messenger::clock;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1024 * 1024;
-/// Much more than what may be under way at once (2 MiB), and no whole number of chunks.
+/// More than may be under way at once (7.6 MiB), and no whole number of chunks.
 const BIG: usize = 8 * MIB + 123;
 
 // ---- files
@@ -574,6 +574,71 @@ fn who_leaves_takes_offers_along_and_the_other_is_told() {
     is_quiet(&mut alice, &mut carol);
     carol.say("/acceptfile");
     carol.expect("! nobody has offered you a file");
+}
+
+// ---- slow and long lines
+
+/// Alice and bob, each behind a relay.
+fn both_gated(server: &Server) -> ([Gate; 2], Client, Client) {
+    let gates = [Gate::before(server), Gate::before(server)];
+    let client = |gate: &Gate, name| gate.client(Arc::new(Folder::new()), name, &["--register"]).ready();
+    let (mut alice, bob) = (client(&gates[0], "alice"), client(&gates[1], "bob"));
+    alice.expect("* bob is on-line");
+    (gates, alice, bob)
+}
+
+/// README#asked-for.
+#[test]
+fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
+    const RATE: u64 = 1_000_000;
+    let server = Server::start();
+    let ([near, far], mut alice, mut bob) = both_gated(&server);
+    for (client, name) in [(&alice, "there.bin"), (&bob, "back.bin")] {
+        make(client, name, 3 * MIB);
+    }
+    let (slow, fast) = (Shape::slow(RATE), Shape::default());
+    for (shapes, gate, from_client) in
+        [((slow, fast), &near, true), ((fast, slow), &far, false), ((slow, slow), &far, false)]
+    {
+        gate.shape(shapes.0, shapes.1);
+        offer(&mut alice, &mut bob, "there.bin");
+        offer(&mut bob, &mut alice, "back.bin");
+        bob.say("/acceptfile");
+        alice.say("/acceptfile");
+        for client in [&mut alice, &mut bob] {
+            let mut missing = vec![" has arrived whole: ", "* a copy is kept: "];
+            while !missing.is_empty() {
+                let line = client.output.next().expect("it goes on");
+                missing.retain(|part| !line.contains(part));
+            }
+        }
+        let (there, back) = gate.most_held();
+        let held = if from_client { there } else { back };
+        // Two files: half a second of the line at most, and the chunks that cannot be cut.
+        assert!(held as u64 <= RATE / 2 + 4 * CHUNK as u64, "{there}, {back} bytes were held");
+        gate.shape(fast, fast);
+    }
+    is_quiet(&mut alice, &mut bob);
+}
+
+#[test]
+fn file_arrives_over_a_line_that_changes_and_jitters() {
+    let server = Server::start();
+    let ([near, far], mut alice, mut bob) = both_gated(&server);
+    let bytes = make(&alice, "big.bin", BIG);
+    let jittery = Shape { jitter: Duration::from_millis(40), ..Shape::long(20) };
+    let slow = Shape { rate: 2_000_000, ..jittery };
+    [&near, &far].iter().for_each(|gate| gate.shape(jittery, jittery));
+    offer(&mut alice, &mut bob, "big.bin");
+    bob.say("/acceptfile");
+    for (part, shape) in [(1, slow), (3, jittery), (5, slow), (7, jittery)] {
+        until("more of it has gone", || near.passed() >= part * BIG as u64 / 8);
+        [&near, &far].iter().for_each(|gate| gate.shape(shape, shape));
+    }
+    bob.expect(" has arrived whole: ");
+    alice.expect("* a copy is kept: ");
+    assert!(holds(&bob, "received/alice_big.bin", &bytes));
+    is_quiet(&mut alice, &mut bob);
 }
 
 // ---- what goes on

@@ -14,7 +14,7 @@ use crate::name::Username;
 use crate::protocol::{ClientMessage, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION, version_of};
 use crate::wire::certificate;
 use crate::wire::frame::Lines;
-use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
+use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified, limit_unsent};
 use std::fmt;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -32,9 +32,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_RETRY_AFTER: u64 = 86_400;
 /// Seconds that a lock lasts if the server does not say: as long as this project's server locks.
 const LOCKED: u64 = 900;
-/// Bytes that the kernel takes from us before it has sent the former ones: a line waits behind no more than these.
-#[cfg(target_os = "linux")]
-const NOT_SENT: u32 = 128 * 1024;
 
 /// Why there is no session. `Display` says what happened and what to do.
 #[derive(Debug)]
@@ -304,9 +301,7 @@ fn reach(options: &Options, by: Option<Instant>) -> Result<TcpStream, StartError
         let wait = sooner(CONNECT_TIMEOUT, by).saturating_duration_since(Instant::now());
         match TcpStream::connect_timeout(&address, wait.max(Duration::from_millis(1))) {
             Ok(socket) => {
-                // What people say must not wait behind a file's megabytes in the kernel.
-                #[cfg(target_os = "linux")]
-                let _ = socket2::SockRef::from(&socket).set_tcp_notsent_lowat(NOT_SENT);
+                limit_unsent(&socket);
                 return Ok(socket);
             }
             Err(error) => last = error,

@@ -1,11 +1,13 @@
 //! Files on their way: a thread for each that is sent (`sending`), a few for each that is received (`receiving`).
 //!
 //! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
-//! (2 MiB); disk, cryptography and network overlap, and none of them is touched by the owner of the
+//! (10.5 MiB for all transfers); disk, cryptography and network overlap, and none of them is touched by the owner of the
 //! state, which starts a [`Job`] and hears of its [`Step`]s. Specification: README#file-transfer.
 
+mod grants;
 mod receiving;
 mod sending;
+mod window;
 
 use super::lock;
 use super::queue::Queue;
@@ -15,6 +17,7 @@ use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;
 use crate::name::Username;
 use crate::protocol::{Grant, Packet, Refused};
+use grants::Grants;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -171,8 +174,8 @@ struct State {
     keep: Option<()>,
     /// Receiving: packets that have come.
     packets: VecDeque<Vec<u8>>,
-    /// How many may still come: as many as were granted.
-    room: u32,
+    /// What was granted for them, and may be.
+    grants: Option<Grants>,
     start: Option<Arc<SessionKey>>,
     stopped: bool,
     discard: bool,
@@ -249,13 +252,11 @@ impl Hub {
     /// A chunk has come. One that nobody waits for is dropped.
     pub fn packet(&self, packet: &Packet<'_>) {
         let Some(control) = self.find(&packet.peer, &packet.transfer) else { return };
-        *lock(&self.moved) = Some(Instant::now());
-        control.change(|state| match state.room.checked_sub(1) {
-            Some(room) => {
-                state.room = room;
-                state.packets.push_back(packet.payload.to_vec());
-            }
-            None => state.broken = Some("more came than was asked for"),
+        let now = Instant::now();
+        *lock(&self.moved) = Some(now);
+        control.change(|state| match state.grants.as_mut().is_some_and(|grants| grants.arrive(now)) {
+            true => state.packets.push_back(packet.payload.to_vec()),
+            false => state.broken = Some("more came than was asked for"),
         });
     }
 
@@ -286,9 +287,9 @@ struct Shared {
     hub: Arc<Hub>,
     queue: Arc<Queue>,
     deliver: Box<dyn Fn(Event) -> bool + Send + Sync>,
-    /// Files that are arriving, and the chunks that were granted for them and are not written.
+    /// Files that are arriving, and the chunks that are in flight for them.
     arriving: AtomicU32,
-    outstanding: AtomicU32,
+    in_flight: AtomicU32,
 }
 
 impl Transfers {
@@ -300,9 +301,9 @@ impl Transfers {
         deliver: impl Fn(Event) -> bool + Send + Sync + 'static,
     ) -> Transfers {
         let (received, sent) = (folder.join("received"), folder.join("sent"));
-        let (arriving, outstanding) = (AtomicU32::new(0), AtomicU32::new(0));
+        let (arriving, in_flight) = (AtomicU32::new(0), AtomicU32::new(0));
         let deliver = Box::new(deliver);
-        Transfers(Arc::new(Shared { received, sent, hub, queue, deliver, arriving, outstanding }))
+        Transfers(Arc::new(Shared { received, sent, hub, queue, deliver, arriving, in_flight }))
     }
 
     /// Does what the session wants; what has failed at once, else `None`.

@@ -14,8 +14,6 @@ pub const LOGIN: Duration = Duration::from_secs(300);
 pub const LINES_BEFORE_LOGIN: u32 = 32;
 /// Presence is told at most this often: a person does not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
-/// Bytes of send buffer that the kernel is asked for: what a client does not read takes 0.4 MB there instead of 3.9.
-pub const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
 /// takes none are read more slowly long before. When they are all in use, there is still one packet for each client that has
 /// none, and each keeps the latest 256 KiB that it was sent.

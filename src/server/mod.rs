@@ -38,6 +38,7 @@ pub mod unfinished;
 
 use crate::disk;
 use crate::name::Username;
+use crate::wire::tls::limit_unsent;
 use accounts::Accounts;
 use audit::Audit;
 use certificates::Certificates;
@@ -250,7 +251,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
         if ticket.pushed_out {
             tell("pushed_out", "too many connections that are not logged in");
         }
-        let _ = socket2::SockRef::from(&*socket).set_send_buffer_size(limits::SEND_BUFFER);
+        limit_unsent(&socket);
         shared.enqueue((socket, address.ip(), ticket));
     }
 }

@@ -348,7 +348,7 @@ impl Outbox {
     }
 
     /// The writer thread: sends, waiting for the client, until it has caught up. Each [`SLOW_BATCH`] has
-    /// 30 s, and goes when a third of the system's send buffer is free: who takes 4 KiB a second is not given up.
+    /// 30 s, and goes when half of what the system holds unsent has gone: who takes 4 KiB a second is not given up.
     /// README#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {

@@ -27,6 +27,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_STEP: Duration = Duration::from_secs(1);
 /// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. README#exporter.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+/// Bytes that the kernel holds before it has sent the former ones: a line waits behind no more than these, and a client that
+/// does not read costs no more. What is in flight is not limited by it, so a long line is as fast as it can be.
+const NOT_SENT: u32 = 128 * 1024;
 /// A first read has this size in bytes, on the stack; idle connections hold no more.
 const SMALL_READ: usize = 2048;
 /// What follows a full first read is read in pieces of this size in bytes: about a chunk of a file.
@@ -125,6 +128,14 @@ impl ServerCertVerifier for PossessionOnly {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Limits what the kernel holds unsent. A system that cannot do that limits what it holds at all.
+pub fn limit_unsent(socket: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT);
+    #[cfg(not(target_os = "linux"))]
+    let _ = SockRef::from(socket).set_send_buffer_size(NOT_SENT as usize);
 }
 
 /// Why a channel could not be made.

@@ -7,7 +7,7 @@
 mod common;
 mod measure;
 
-use common::{Client, Folder, Server};
+use common::{Client, Folder, Gate, Server, Shape};
 use measure::{cpu, median, memory};
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan};
 use secure_messenger::crypto::keys::SessionKey;
@@ -18,6 +18,7 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 const RUNS: usize = 5;
@@ -32,6 +33,10 @@ fn main() {
     println!("{} MiB, client to client, median of {RUNS}", size / MIB);
     stages(&path, size);
     end_to_end(&path, size);
+    long_line(&path, size);
+    let small = folder.path("small.bin");
+    make_file(&small, 4 * MIB);
+    slow_line(&small, 4 * MIB);
 }
 
 /// Of bytes that nothing can compress or guess.
@@ -86,13 +91,70 @@ fn end_to_end(path: &Path, size: usize) {
     }
 }
 
-/// Messages from bob to alice, one at a time: the milliseconds from typed to shown, median and most.
+/// Alice and bob, each behind a relay that shapes both directions alike.
+fn behind(shapes: [Shape; 2], server: &Server) -> ([Gate; 2], Client, Client) {
+    let gates = shapes.map(|shape| {
+        let gate = Gate::before(server);
+        gate.shape(shape, shape);
+        gate
+    });
+    let client = |gate: &Gate, name| gate.client(Arc::new(Folder::new()), name, &["--register"]).ready();
+    let (mut alice, bob) = (client(&gates[0], "alice"), client(&gates[1], "bob"));
+    alice.expect("bob is on-line");
+    (gates, alice, bob)
+}
+
+fn offer(alice: &mut Client, bob: &mut Client, path: &Path) {
+    alice.say(&format!("/sendfile bob {}", path.display()));
+    bob.expect("offers you a file");
+}
+
+/// 50 ms each way for each of the two: a round trip of 200 ms from end to end.
+fn long_line(path: &Path, size: usize) {
+    let server = Server::start();
+    let (_gates, mut alice, mut bob) = behind([Shape::long(50); 2], &server);
+    let mut rates = Vec::new();
+    for _ in 0..RUNS {
+        offer(&mut alice, &mut bob, path);
+        let start = Instant::now();
+        bob.say("/acceptfile");
+        let arrived = bob.expect("has arrived whole: ");
+        rates.push(size as f64 / 1e6 / start.elapsed().as_secs_f64());
+        alice.expect("a copy is kept: ");
+        fs::remove_file(arrived.split(": ").last().expect("a path")).expect("the file is there");
+    }
+    println!("\nthrough 200 ms: {:.1} MB/s", median(rates));
+}
+
+/// 250 kB/s behind 4 MB of buffer, on the sender's side and on the recipient's; a message of the sender goes the file's way.
+fn slow_line(path: &Path, size: usize) {
+    println!("\nthrough 250 kB/s behind 4 MB of buffer");
+    let shape = Shape::slow(250_000);
+    for (whose, shapes) in [("sender", [shape, Shape::default()]), ("recipient", [Shape::default(), shape])] {
+        let server = Server::start();
+        let (_gates, mut alice, mut bob) = behind(shapes, &server);
+        let quiet = chat(&mut bob, &mut alice, |count, _| count < 20);
+        offer(&mut alice, &mut bob, path);
+        let (start, seen) = (Instant::now(), alice.output.seen.len());
+        bob.say("/acceptfile");
+        let busy = chat(&mut bob, &mut alice, |_, all| {
+            !all[seen..].iter().any(|line| line.contains("has received"))
+        });
+        let rate = size as f64 / 1e3 / start.elapsed().as_secs_f64();
+        println!(
+            "  the {whose}'s: {rate:.0} kB/s; a message {:.0} ms, at most {:.0}; alone {:.0} ms",
+            busy.0, busy.1, quiet.0
+        );
+    }
+}
+
+/// Messages to alice, one at a time: the milliseconds from typed to shown, median and most.
 fn chat(alice: &mut Client, bob: &mut Client, more: impl Fn(usize, &[String]) -> bool) -> (f64, f64) {
     let mut times = Vec::new();
     while more(times.len(), &bob.output.seen) {
         let text = format!("message {} of {}", times.len(), alice.output.seen.len());
         let start = Instant::now();
-        bob.say(&format!("/msg alice {text}"));
+        bob.say(&format!("/msg {} {text}", alice.name));
         alice.expect(&text);
         times.push(start.elapsed().as_secs_f64() * 1e3);
         bob.expect(&text);

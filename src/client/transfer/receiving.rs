@@ -1,29 +1,21 @@
-//! A file that arrives: granted in windows, opened by several threads, written in order by one.
+//! A file that arrives: granted chunk by chunk, opened by several threads, written in order by one.
 //!
-//! Invariant: only what [`Plan::open_group`] has checked is written, each chunk in its place; no more is under way to
-//! this client than all windows hold; the file gets its name only when all of it is on disk and its hash is
+//! Invariant: only what [`Plan::open_group`] has checked is written, each chunk in its place; the file gets its name only when all of it is on disk and its hash is
 //! right. Specification: README#asked-for, README#chunk-order.
 
-use super::{Failure, MAX_ARRIVING, STALLED, Step, TOLD_EVERY, Worker};
+use super::grants::Grants;
+use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
 use crate::client::file::Part;
 use crate::client::lock;
-use crate::crypto::chunk::{CHUNK, GROUP, Opened, Plan};
+use crate::crypto::chunk::{CHUNK, Opened, Plan};
 use crate::crypto::keys::SessionKey;
-use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, Grant, MAX_GRANTED};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Chunks under way to this client for one transfer, at most: 2 MiB.
-const WINDOW: u32 = 32;
-/// Chunks under way to this client in all, beside a group that each transfer may always have.
-const ALL_WINDOWS: u32 = 64;
-const _: () = assert!(ALL_WINDOWS + MAX_ARRIVING as u32 * GROUP <= MAX_GRANTED);
 /// Whether more can be granted is looked at this often, if nothing comes.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -63,29 +55,24 @@ impl Worker {
         plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
         self.tell(Step::Ready { start: plan.start });
         let session = self.control.wait(STALLED, |state| state.start.take())?;
-        self.shared.arriving.fetch_add(1, Ordering::Relaxed);
-        let taken = self.take_chunks(peer, &session, plan, part);
-        self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
+        let left = plan.chunks() - plan.start;
+        let grants = Grants::new(self.shared.clone(), peer.clone(), plan.id, left);
+        lock(&self.control.state).grants = Some(grants);
+        let taken = self.take_chunks(&session, plan, part);
         // Whatever was granted and has not come is not wanted any more.
-        self.grant(peer, plan, 0);
+        lock(&self.control.state).grants = None;
         taken
     }
 
-    fn grant(&self, peer: &Username, plan: &Plan, count: u32) {
-        let grant = Grant { peer: peer.clone(), transfer: Fixed(plan.id), count };
-        // The queue is full only when the server takes nothing: the session will find out.
-        let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
+    fn grants(&self, change: impl FnOnce(&mut Grants)) {
+        if let Some(grants) = &mut lock(&self.control.state).grants {
+            change(grants);
+        }
     }
 
     /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
     /// README#chunk-order, README#asked-for.
-    fn take_chunks(
-        &self,
-        peer: &Username,
-        session: &SessionKey,
-        plan: &Plan,
-        part: &mut Part,
-    ) -> Result<(), Failure> {
+    fn take_chunks(&self, session: &SessionKey, plan: &Plan, part: &mut Part) -> Result<(), Failure> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
         let due = Mutex::new(plan.start);
         let (opened, results) = sync_channel(threads);
@@ -97,7 +84,7 @@ impl Worker {
                 let _ = thread::Builder::new().name("file".into()).spawn_scoped(scope, opener);
             }
             drop(opened);
-            let written = self.write_groups(peer, plan, part, results);
+            let written = self.write_groups(plan, part, results);
             if written.is_err() {
                 // The other threads stop, too.
                 self.control.change(|state| state.stopped = true);
@@ -137,25 +124,17 @@ impl Worker {
 
     fn write_groups(
         &self,
-        peer: &Username,
         plan: &Plan,
         part: &mut Part,
         results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
     ) -> Result<(), Failure> {
-        let (mut granted, mut written) = (plan.start, plan.start);
+        let mut written = plan.start;
         let tell = |written: u32| self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
         let result = (|| {
             let mut waiting = BTreeMap::new();
             let mut told = Instant::now();
             while written < plan.chunks() {
-                let more = self.to_grant(granted - written).min(plan.chunks() - granted);
-                // Not for each chunk: a grant is a line through the server.
-                if more >= GROUP || more > 0 && granted + more == plan.chunks() {
-                    granted += more;
-                    self.shared.outstanding.fetch_add(more, Ordering::Relaxed);
-                    self.control.change(|state| state.room += more);
-                    self.grant(peer, plan, more);
-                }
+                self.grants(|grants| grants.grant(Instant::now()));
                 let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
                     Ok(result) => result,
                     Err(RecvTimeoutError::Timeout) => {
@@ -173,7 +152,7 @@ impl Worker {
                     let group = group?;
                     group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
                     written += group.len() as u32;
-                    self.shared.outstanding.fetch_sub(group.len() as u32, Ordering::Relaxed);
+                    self.grants(|grants| grants.written(group.len() as u32));
                 }
                 if told.elapsed() >= TOLD_EVERY {
                     told = Instant::now();
@@ -182,20 +161,10 @@ impl Worker {
             }
             Ok(())
         })();
-        self.shared.outstanding.fetch_sub(granted - written, Ordering::Relaxed);
         if result.is_err() {
             // What is there is where it goes on one day.
             tell(written);
         }
         result
-    }
-
-    /// How many chunks more may be under way for a transfer that has `own` already: its share of all, and a
-    /// group in any case. README#asked-for.
-    fn to_grant(&self, own: u32) -> u32 {
-        let share = ALL_WINDOWS / self.shared.arriving.load(Ordering::Relaxed).max(1);
-        let share = share.clamp(2 * GROUP, WINDOW).saturating_sub(own);
-        let free = ALL_WINDOWS.saturating_sub(self.shared.outstanding.load(Ordering::Relaxed));
-        share.min(free).max(GROUP.saturating_sub(own))
     }
 }
