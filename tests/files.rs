@@ -14,9 +14,11 @@ use secure_messenger::crypto::primitives::Hasher;
 use secure_messenger::crypto::secret::random;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{ClientMessage, Keys, PersonKeys, Presence, Sent, ServerMessage};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -485,6 +487,104 @@ fn a_path_may_have_spaces_quotes_a_tilde_or_be_relative() {
         take(&mut alice, &mut bob);
         assert!(holds(&bob, &format!("received/alice_{stem}.txt"), &bytes), "{path}");
         assert!(holds(&alice, &format!("sent/bob_{stem}.txt"), &bytes), "{path}");
+    }
+}
+
+/// README#typed-path.
+#[test]
+fn dropped_file_and_any_name_is_sent() {
+    let server = Server::start();
+    let (mut alice, mut bob) = alice_and_bob(&server);
+    fs::create_dir(alice.home.path("a (b)")).expect("a folder");
+    let bytes = noise(100);
+    let names: [&[u8]; 3] = [b"it's me.txt", b"caf\xe9.txt", b"last "];
+    for name in names {
+        fs::write(alice.home.path("a (b)").join(OsStr::from_bytes(name)), &bytes).expect("written");
+    }
+    let base = alice.home.0.display().to_string();
+    for (path, arrives) in [
+        (format!("'{base}/a (b)/it'\\''s me.txt' "), "it's me.txt"),
+        (format!("{base}/a\\ \\(b\\)/it\\'s\\ me.txt"), "it's me_1.txt"),
+        (format!("\"{base}/a (b)/it's me.txt\""), "it's me_2.txt"),
+        (format!("file://{base}/a%20(b)/it%27s%20me.txt\r"), "it's me_3.txt"),
+        ("~/a (b)/it's me.txt".into(), "it's me_4.txt"),
+        ("a (b)/caf\\xE9.txt".into(), "caf\u{fffd}.txt"),
+        ("'a (b)/caf'$'\\351''.txt'".into(), "caf\u{fffd}_1.txt"),
+        ("a (b)/last\\ ".into(), "last"),
+    ] {
+        offer(&mut alice, &mut bob, &path);
+        take(&mut alice, &mut bob);
+        assert!(holds(&bob, &format!("received/alice_{arrives}"), &bytes), "{path}");
+    }
+}
+
+#[test]
+fn error_names_the_whole_path_that_was_tried() {
+    let server = Server::start();
+    let (mut alice, _bob) = alice_and_bob(&server);
+    let base = alice.home.0.display().to_string();
+    let deep = "long-name/".repeat(30);
+    for (typed, tried, why) in [
+        ("none.txt", "none.txt", "there is no such file"),
+        ("'a b'/\\(c\\)", "a b/(c)", "there is no such file"),
+        ("~", "", "it is a folder: pack it into one file first"),
+        (&format!("{deep}x"), &format!("{deep}x"), "there is no such file"),
+    ] {
+        alice.say(&format!("/sendfile bob {typed}"));
+        let line = alice.expect("! ");
+        assert!(line.ends_with(&format!("{base}/{tried}: {why}")), "{line}");
+    }
+}
+
+#[test]
+fn full_disk_is_warned_of_and_no_more_than_that() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    let home = Arc::new(Folder::new());
+    // Says that a kilobyte is free.
+    let df = home.path("df");
+    let says = "#!/bin/sh\necho 'a disk 1024-blocks Used Available Capacity Mounted on'\necho 'a disk 9 8 1 90% /a b'\n";
+    fs::write(&df, says).expect("written");
+    fs::set_permissions(&df, fs::Permissions::from_mode(0o755)).expect("allowed");
+    let preparation = format!("PATH={}:$PATH", home.0.display());
+    let mut bob = Client::after(&preparation, home, server.port, "bob", &["--register"]).ready();
+    alice.expect("* bob is on-line");
+    for (size, warns) in [(1024, false), (1025, true)] {
+        let bytes = make(&alice, "file.bin", size);
+        offer(&mut alice, &mut bob, "file.bin");
+        let seen = bob.output.seen.len();
+        take(&mut alice, &mut bob);
+        let warning =
+            "! the disk has 1.0 kB free, and \"file.bin\" (1.0 kB) needs 1.0 kB: it may not fit; /cancel";
+        let warned = bob.output.seen[seen..].iter().any(|line| line.starts_with(warning));
+        assert_eq!(warned, warns, "{size}");
+        assert!(names(&bob, "received").iter().any(|name| holds(&bob, &format!("received/{name}"), &bytes)));
+    }
+}
+
+/// README#go-on.
+#[test]
+fn files_lists_what_was_begun_and_cannot_finish() {
+    let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
+    let home = bob.home.clone();
+    drop(bob);
+    alice.expect("! bob has left: \"big.bin\" (8.3 MB) is interrupted; offer it again and it goes on");
+    gate.open();
+    alice.say("/files");
+    alice.expect("* no files are offered or under way");
+    alice.expect("* \"big.bin\" (8.3 MB) to bob was interrupted: offer it again and it continues");
+    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    alice.expect("* bob is on-line");
+    bob.say("/files");
+    let line = bob.expect("* a file from alice was interrupted, ");
+    assert!(line.ends_with(" MB are here: it continues when alice offers it again"), "{line}");
+    goes_on(&gate, &mut alice, &mut bob, &bytes);
+    for client in [&mut alice, &mut bob] {
+        client.say("/files");
+        client.expect("* no files are offered or under way");
+        client.say("/files");
+        let next = client.output.next().expect("an answer");
+        assert!(next.contains("* no files are offered or under way"), "{next}");
     }
 }
 

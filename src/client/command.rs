@@ -188,7 +188,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
         }
         "sendfile" => {
             let (name, path) = addressed(rest, "sendfile")?;
-            return Ok(Command::SendFile(name, path.trim_end().into()));
+            return Ok(Command::SendFile(name, path.into()));
         }
         "passwd" => {
             return Ok(Command::Password(

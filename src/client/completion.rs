@@ -1,7 +1,7 @@
 //! What Tab makes of the line: commands, people, files.
 //!
-//! Invariant: pure; whom there is and what a folder holds is told by the caller. A candidate holds nothing
-//! that could not be typed, and begins with what was typed, but for letter case in names and the `@` of a mention.
+//! Invariant: pure; whom there is and what a path may become is told by the caller. A candidate holds nothing that could
+//! not be typed, and a name begins with what was typed, but for letter case and the `@` of a mention.
 
 use super::command::COMMANDS;
 use super::text::is_harmful;
@@ -18,12 +18,12 @@ pub struct Completion {
     pub candidates: Vec<String>,
 }
 
-/// Completes `before`, the text before the cursor. `people` come with the likeliest first; `list` gives the
-/// names in a folder as it was typed (the current one without any), those of folders with a `/` at their end.
+/// Completes `before`, the text before the cursor. `people` come with the likeliest first; `paths` gives what a path as it
+/// was typed may become.
 pub fn complete<'a>(
     before: &str,
     people: impl Iterator<Item = &'a str>,
-    list: impl FnOnce(&str) -> Vec<String>,
+    paths: impl FnOnce(&str) -> Vec<String>,
 ) -> Completion {
     let (typed, mut candidates) = match place(before) {
         Place::Nothing => return Completion::default(),
@@ -36,13 +36,10 @@ pub fn complete<'a>(
             let named = people.filter(|name| begins(name, typed)).take(MAX_CANDIDATES);
             (typed, named.map(|name| format!("{start}{name}{end}")).collect())
         }
-        Place::File("~") => ("~", vec!["~/".to_string()]),
         Place::File(path) => {
-            let (folder, typed) = path.split_at(path.rfind('/').map_or(0, |slash| slash + 1));
-            let mut names = list(folder);
-            let unasked = |name: &str| name.starts_with('.') && !typed.starts_with('.');
-            names.retain(|name| name.starts_with(typed) && !unasked(name) && !name.contains(is_harmful));
-            (typed, names)
+            let mut paths = paths(path);
+            paths.retain(|path| !path.contains(is_harmful));
+            (path, paths)
         }
     };
     candidates.truncate(MAX_CANDIDATES);
@@ -104,15 +101,11 @@ mod tests {
 
     /// What `before` may become.
     fn completed(before: &str) -> Vec<String> {
-        let list = |folder: &str| {
-            let names: &[&str] = match folder {
-                "" => &["My Files/", "a.txt", ".hidden", "bad\u{202e}name", "two\nlines"],
-                "~/" | "../" => &["a b", "a c/", ".profile"],
-                _ => &[],
-            };
-            names.iter().map(|name| (*name).to_string()).collect()
+        let paths = |typed: &str| match typed {
+            "~/a " => vec!["~/a b".to_string(), "~/a c/".into(), "~/a \u{202e}".into()],
+            _ => Vec::new(),
         };
-        let Completion { start, candidates } = complete(before, PEOPLE.into_iter(), list);
+        let Completion { start, candidates } = complete(before, PEOPLE.into_iter(), paths);
         candidates.iter().map(|text| format!("{}{text}", &before[..start])).collect()
     }
 
@@ -146,15 +139,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_completed_and_hidden_ones_only_when_a_dot_asks_for_them() {
-        let files = |path: &str| completed(&format!("/sendfile bob {path}"));
+    fn path_is_completed_from_its_beginning() {
         let path = |path: &str| format!("/sendfile bob {path}");
-        assert_eq!(files(""), [path("My Files/"), path("a.txt")]);
-        assert_eq!(files("."), [path(".hidden")]);
-        assert_eq!(files("~"), [path("~/")]);
-        assert_eq!(files("~/a "), [path("~/a b"), path("~/a c/")]);
-        assert_eq!(files("../.p"), [path("../.profile")]);
-        assert!(files("none/").is_empty());
+        assert_eq!(completed(&path("~/a ")), [path("~/a b"), path("~/a c/")]);
+        assert!(completed(&path("none/")).is_empty());
         assert_eq!(completed("/sendfile b"), ["/sendfile bob "]);
     }
 }

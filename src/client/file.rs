@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 /// The longest name that is kept of a file, in bytes: with a person's name, a number and `.part`
@@ -21,8 +22,9 @@ use std::time::SystemTime;
 const MAX_NAME: usize = 180;
 /// Files of one name, numbered: one after the other is tried, so not without end.
 const MAX_NUMBER: u32 = 10_000;
-/// Files of a folder that are looked at: a person who presses Tab does not wait for more.
-const MAX_LISTED: usize = 10_000;
+
+/// Files of a folder that are looked at for parts.
+const MAX_PARTS: usize = 1000;
 
 /// Makes somebody else's file name harmless: the last part of a path, without control, direction or
 /// wildcard characters, leading dots or a device's name, never empty, at most 180 bytes, and never like a [`Part`]'s.
@@ -62,29 +64,6 @@ fn is_device(stem: &str) -> bool {
     let first = stem.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
     let numbered = |kind| first.strip_prefix(kind).is_some_and(|n| matches!(n.as_bytes(), [b'0'..=b'9']));
     matches!(first.as_str(), "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
-}
-
-/// What a person typed, as a path: `~` is their home, and quotes around a name may stay.
-pub fn typed_path(typed: &str) -> PathBuf {
-    let quoted = |mark: char| typed.strip_prefix(mark).and_then(|rest| rest.strip_suffix(mark));
-    let bare = quoted('"').or_else(|| quoted('\'')).filter(|_| !Path::new(typed).exists());
-    let path = bare.unwrap_or(typed);
-    let below_home = path.strip_prefix("~/").or((path == "~").then_some(""));
-    below_home.and_then(|rest| disk::under_home(rest).ok()).unwrap_or_else(|| path.into())
-}
-
-/// What is in a folder that somebody typed, folders with a `/` at the end, in order; nothing if
-/// it cannot be read.
-pub fn listing(folder: &str) -> Vec<String> {
-    let folder = if folder.is_empty() { PathBuf::from(".") } else { typed_path(folder) };
-    let name = |entry: fs::DirEntry| {
-        let end = if entry.path().is_dir() { "/" } else { "" };
-        Some(entry.file_name().into_string().ok()? + end)
-    };
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_LISTED);
-    let mut names: Vec<String> = entries.filter_map(name).collect();
-    names.sort();
-    names
 }
 
 /// A file that is offered to somebody.
@@ -234,6 +213,42 @@ pub struct Part {
 fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
     let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
     folder.join(format!("{}_{hash}.part", person.as_str()))
+}
+
+/// A part of a file that nobody may be sending any more.
+pub struct LeftPart {
+    /// Who has offered the file.
+    pub sender: Username,
+    /// Of the whole file.
+    pub sha256: [u8; 32],
+    /// Bytes that are there.
+    pub bytes: u64,
+}
+
+/// The parts in a folder, the first thousand that the system names.
+pub fn left_parts(folder: &Path) -> Vec<LeftPart> {
+    let part = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let (sender, hash) = name.strip_suffix(".part")?.rsplit_once('_')?;
+        let digits = |at: usize| u8::from_str_radix(hash.get(at..at + 2)?, 16).ok();
+        let bytes: Vec<u8> = (0..hash.len()).step_by(2).map(digits).collect::<Option<_>>()?;
+        let facts = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some(LeftPart { sender: sender.parse().ok()?, sha256: bytes.try_into().ok()?, bytes: facts.len() })
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_PARTS);
+    entries.filter_map(part).collect()
+}
+
+/// Bytes that are free on the disk of a folder, as `df` of POSIX says; `None` where there is none. They may be too many (a
+/// quota) or too few (compression). No safe call gives them without another crate.
+pub fn free_space(folder: &Path) -> Option<u64> {
+    let output =
+        Command::new("df").arg("-Pk").arg(folder).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let text = String::from_utf8(output.ok()?.stdout).ok()?;
+    // Other words may have blanks: what is free stands before the only one with a per cent sign.
+    let words: Vec<&str> = text.lines().last()?.split_whitespace().collect();
+    let used = words.iter().rposition(|word| word.ends_with('%'))?;
+    words[..used].last()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn part_options() -> OpenOptions {

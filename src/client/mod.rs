@@ -20,6 +20,7 @@ pub mod link;
 mod menu;
 pub mod options;
 mod password;
+pub mod path;
 pub mod plain;
 mod printer;
 mod prompter;

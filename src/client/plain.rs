@@ -6,8 +6,8 @@
 
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState, Source};
-use super::file::typed_path;
 use super::options::Options;
+use super::path::typed_path;
 use super::printer::Printer;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};

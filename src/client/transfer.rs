@@ -9,6 +9,7 @@ mod receiving;
 mod sending;
 mod window;
 
+use super::file::{LeftPart, left_parts};
 use super::lock;
 use super::queue::Queue;
 use super::session::Event;
@@ -53,6 +54,8 @@ pub enum Job {
         /// What both sides know, with the first chunk that is wanted.
         plan: Plan,
     },
+    /// Tell which parts of files are there.
+    List,
     /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
     Receive {
         /// Who has offered it.
@@ -93,6 +96,15 @@ pub enum Step {
         /// Of the whole file.
         sha256: [u8; 32],
     },
+    /// What is there of files that have not arrived whole.
+    Parts(Vec<LeftPart>),
+    /// The disk seems to have too little room.
+    Tight {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes of the file that are missing.
+        missing: u64,
+    },
     /// Chunks before this one are there already.
     Ready {
         /// The first chunk that is wanted.
@@ -122,6 +134,8 @@ pub enum Step {
 enum Failure {
     Stopped,
     Broken(String),
+    /// The file at this path cannot be offered.
+    NotOpened(String, String),
     /// The file is another than the one that was offered.
     Wrong(String),
     Disk(io::Error),
@@ -144,6 +158,7 @@ impl Failure {
         let (here, there, goes_on) = match self {
             Failure::Stopped => return None,
             Failure::Broken(why) => (why.clone(), why, true),
+            Failure::NotOpened(path, why) => (format!("{path}: {why}"), why, false),
             Failure::Wrong(why) => (why.clone(), why, false),
             Failure::Disk(error) => {
                 let full = matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
@@ -326,6 +341,7 @@ impl Transfers {
                     worker.receive(&peer, plan, &sha256, &name)
                 });
             }
+            Job::List => return Some(Step::Parts(left_parts(&self.0.received))),
             Job::Send { recipient, plan } => {
                 let mut send = Some((recipient, plan));
                 change(&mut |state| state.send = send.take());

@@ -8,8 +8,8 @@ use crate::client::command::{self, Command, View};
 use crate::client::completion::complete;
 use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
-use crate::client::file;
 use crate::client::input::{Key, Keys, pasted_together};
+use crate::client::path;
 use crate::client::prompter::Unseen;
 use crate::client::session::Event;
 use crate::client::terminal;
@@ -120,7 +120,7 @@ impl Front {
             Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.painter.bell(),
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
-                let find = |before: &str| complete(before, people, file::listing);
+                let find = |before: &str| complete(before, people, path::completions);
                 if !view.editor.complete(key == Key::BackTab, find) {
                     self.painter.bell();
                 }

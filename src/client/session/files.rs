@@ -20,7 +20,7 @@ use crate::crypto::secret::Key;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use miniserde::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 use words::Word;
@@ -81,10 +81,20 @@ struct Transfer {
     told: u64,
 }
 
+/// A transfer that was begun and has ended before its file was whole.
+struct Stopped {
+    title: String,
+    peer: Username,
+    sha256: [u8; 32],
+    outgoing: bool,
+}
+
 /// All of them, by number.
 #[derive(Default)]
 pub struct Files {
     list: BTreeMap<u32, Transfer>,
+    /// The latest that can be taken up again, at most [`MAX_LISTED`].
+    stopped: VecDeque<Stopped>,
     last: u32,
 }
 
@@ -245,6 +255,8 @@ impl Session {
     fn begin(&mut self, number: u32, from: u64) {
         self.enter_state(number, State::Moving(from));
         let Some(transfer) = self.files.list.get_mut(&number) else { return };
+        let of = (&transfer.peer, transfer.sha256, transfer.outgoing);
+        self.files.stopped.retain(|one| (&one.peer, one.sha256, one.outgoing) != of);
         transfer.begun = (self.instant, from);
         transfer.told = transfer.percent() / 10;
         let (title, peer, percent) = (transfer.title(), &transfer.peer, transfer.percent());
@@ -267,6 +279,13 @@ impl Session {
     fn end_transfer(&mut self, number: u32, discard: bool, tell: Option<String>) {
         let Some(transfer) = self.files.list.remove(&number) else { return };
         self.job(number, Job::Stop { discard });
+        let is_begun = !matches!(transfer.state, State::Preparing(_) | State::Offered);
+        if is_begun && !discard {
+            let stopped = &mut self.files.stopped;
+            stopped.truncate(MAX_LISTED - 1);
+            let (peer, sha256, outgoing) = (transfer.peer.clone(), transfer.sha256, transfer.outgoing);
+            stopped.push_front(Stopped { title: transfer.title(), peer, sha256, outgoing });
+        }
         if tell.is_some() && !matches!(transfer.state, State::Preparing(_)) {
             self.word(Kind::FileCancel, number, &transfer, tell);
         }

@@ -5,7 +5,7 @@
 
 use super::grants::Grants;
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
-use crate::client::file::Part;
+use crate::client::file::{Part, free_space};
 use crate::client::lock;
 use crate::crypto::chunk::{CHUNK, Opened, Plan};
 use crate::crypto::keys::SessionKey;
@@ -53,6 +53,10 @@ impl Worker {
     fn fill(&self, peer: &Username, plan: &mut Plan, part: &mut Part) -> Result<(), Failure> {
         let have = part.take_up(plan.size, || self.control.goes_on())?;
         plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
+        let missing = plan.size - have;
+        if let Some(free) = free_space(&self.shared.received).filter(|free| *free < missing) {
+            self.tell(Step::Tight { free, missing });
+        }
         self.tell(Step::Ready { start: plan.start });
         let session = self.control.wait(STALLED, |state| state.start.take())?;
         let left = plan.chunks() - plan.start;

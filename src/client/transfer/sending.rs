@@ -4,8 +4,9 @@
 //! shorter ends it. Specification: README#file-transfer.
 
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
-use crate::client::file::{Source, typed_path};
+use crate::client::file::Source;
 use crate::client::lock;
+use crate::client::path::{typed_path, whole};
 use crate::crypto::chunk::{CHUNK, GROUP, Plan};
 use crate::crypto::public::SessionPublicKey;
 use crate::name::Username;
@@ -19,7 +20,8 @@ const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
 impl Worker {
     /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
     pub fn send(&self, path: &str, peer: &Username) -> Result<(), Failure> {
-        let source = Source::open(&typed_path(path)).map_err(Failure::Broken)?;
+        let path = typed_path(path);
+        let source = Source::open(&path).map_err(|why| Failure::NotOpened(whole(&path), why))?;
         let mut told = Instant::now();
         let sha256 = source.hash(|done| {
             if told.elapsed() >= TOLD_EVERY {

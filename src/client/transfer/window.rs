@@ -107,7 +107,7 @@ impl Window {
             // How long a chunk takes: alone, as one of those in flight.
             let chunk = match grant.count {
                 1 => trip / self.size,
-                count => (trip - first) / (count - 1),
+                count => trip.saturating_sub(first) / (count - 1),
             };
             self.end_round(shortest, trip, chunk, sharing, now);
         }

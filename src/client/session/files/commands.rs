@@ -4,8 +4,9 @@
 //! fetched a second time. Specification: README#sending-files.
 
 use super::super::Session;
-use super::{CANCELLED, MAX_LISTED, State, Transfer};
-use crate::client::file::safe_name;
+use super::{CANCELLED, MAX_LISTED, Size, State, Stopped, Transfer};
+use crate::client::file::{LeftPart, safe_name};
+use crate::client::path::meant_path;
 use crate::client::transfer::{Job, MAX_ARRIVING};
 use crate::crypto::chunk::Plan;
 use crate::crypto::envelope::Kind;
@@ -28,7 +29,7 @@ impl Session {
             peer: name.clone(),
             id,
             key: Key::random(),
-            name: safe_name(&path),
+            name: safe_name(&meant_path(&path).to_string_lossy()),
             size: 0,
             sha256: [0; 32],
             outgoing: true,
@@ -133,7 +134,12 @@ impl Session {
     }
 
     pub(in super::super) fn tell_files(&mut self) {
-        let lines: Vec<String> = self
+        self.job(0, Job::List);
+    }
+
+    /// Answers `/files`: what is offered or under way, and what was begun and has no other side now.
+    pub(super) fn list_files(&mut self, parts: &[LeftPart]) {
+        let mut lines: Vec<String> = self
             .files
             .list
             .iter()
@@ -156,9 +162,25 @@ impl Session {
                 }
             })
             .collect();
-        match lines.is_empty() {
-            true => self.notice("no files are offered or under way: /sendfile NAME PATH offers one".into()),
-            false => lines.into_iter().for_each(|line| self.notice(line)),
+        if lines.is_empty() {
+            lines.push("no files are offered or under way: /sendfile NAME PATH offers one".into());
         }
+        let stopped = self.files.stopped.iter().filter(|one| one.outgoing);
+        lines.extend(stopped.map(|one| {
+            format!("{} to {} was interrupted: offer it again and it continues", one.title, one.peer)
+        }));
+        let is_known = |part: &LeftPart| {
+            let same = |one: &Transfer| (&one.peer, one.sha256) == (&part.sender, part.sha256);
+            self.files.list.values().any(|one| !one.outgoing && same(one))
+        };
+        lines.extend(parts.iter().filter(|part| !is_known(part)).take(MAX_LISTED).map(|part| {
+            let same = |one: &&Stopped| {
+                !one.outgoing && (&one.peer, one.sha256) == (&part.sender, part.sha256)
+            };
+            let title = self.files.stopped.iter().find(same).map_or("a file", |one| &one.title);
+            let (sender, size) = (&part.sender, Size(part.bytes));
+            format!("{title} from {sender} was interrupted, {size} are here: it continues when {sender} offers it again")
+        }));
+        lines.into_iter().for_each(|line| self.notice(line));
     }
 }

@@ -6,7 +6,7 @@
 use super::super::outgoing::Audience;
 use super::super::{Effect, Session};
 use super::words::{Accept, Offer};
-use super::{State, shortened};
+use super::{Size, State};
 use crate::client::file::safe_name;
 use crate::client::text::sanitise;
 use crate::client::transfer::{Job, Step};
@@ -19,6 +19,9 @@ use zeroize::Zeroizing;
 impl Session {
     /// A transfer has come one step further.
     pub(in super::super) fn step(&mut self, number: u32, step: Step) {
+        if let Step::Parts(parts) = step {
+            return self.list_files(&parts);
+        }
         let Some(transfer) = self.files.list.get_mut(&number) else {
             // What was cancelled meanwhile has nothing more to say, but that it was too late.
             if let Step::Received(path) = step {
@@ -48,6 +51,13 @@ impl Session {
                 let (peer, text) = (transfer.peer.clone(), Zeroizing::new(json::to_string(&offer)));
                 self.enter_state(number, State::Offered);
                 self.send_about(Kind::FileOffer, Audience::Private(peer), text, Some(number));
+            }
+            Step::Parts(_) => {}
+            Step::Tight { free, missing } => {
+                let (title, free, missing) = (transfer.title(), Size(free), Size(missing));
+                self.problem(format!(
+                    "the disk has {free} free, and {title} needs {missing}: it may not fit; /cancel {number} ends it"
+                ));
             }
             Step::Ready { start } => {
                 // Whatever is renewed meanwhile, this key stays the transfer's.
@@ -93,8 +103,8 @@ impl Session {
                 let again = goes_on && matches!(transfer.state, State::Moving(1..));
                 let again = if again { "; when it is offered again, it goes on from there" } else { "" };
                 let label = transfer.label();
-                self.end_transfer(number, false, Some(there));
-                self.problem(format!("{label}: {}{again}", shortened(&here)));
+                self.end_transfer(number, !goes_on, Some(there));
+                self.problem(format!("{label}: {}{again}", sanitise(&here)));
             }
         }
     }

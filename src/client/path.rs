@@ -1,0 +1,300 @@
+//! Paths as people type them, and as terminals write a file that was dropped on them.
+//!
+//! Invariant: what [`completions`] offers holds nothing that could not be typed, and [`typed_path`] gives exactly the
+//! path back that it stands for, whatever bytes its names have. Specification: README#typed-path.
+
+use super::text::is_harmful;
+use crate::disk;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Files of a folder that are looked at: a person who presses Tab does not wait for more.
+const MAX_LISTED: usize = 10_000;
+/// Around a path, these say nothing.
+const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
+
+/// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file.
+pub fn typed_path(typed: &str) -> PathBuf {
+    let meant = meant_path(typed);
+    let plain = plain_path(typed);
+    if !meant.exists() && plain.exists() { plain } else { meant }
+}
+
+/// The path by the rules alone, for which no disk is asked. Where a quotation mark is left open, they do not hold.
+pub fn meant_path(typed: &str) -> PathBuf {
+    let Read { mut bytes, end, is_open } = read(typed);
+    bytes.truncate(end);
+    if is_open { plain_path(typed) } else { at_home(&bytes) }
+}
+
+fn plain_path(typed: &str) -> PathBuf {
+    at_home(typed.trim_matches(BLANKS).as_bytes())
+}
+
+/// With the person's home in place of a leading `~`.
+fn at_home(path: &[u8]) -> PathBuf {
+    let as_path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
+    let below = path.strip_prefix(b"~/").or((path == b"~").then_some(b""));
+    let home = below.and_then(|below| Some(disk::under_home("").ok()?.join(as_path(below))));
+    home.unwrap_or_else(|| as_path(path))
+}
+
+/// What a text stands for.
+struct Read {
+    bytes: Vec<u8>,
+    /// Where the blanks behind it begin.
+    end: usize,
+    /// Whether a quotation mark is left open.
+    is_open: bool,
+}
+
+/// README#typed-path.
+fn read(typed: &str) -> Read {
+    let mut rest = typed.trim_start_matches(BLANKS);
+    if let Some(path) = url_path(rest.trim_end_matches(BLANKS)) {
+        return Read { end: path.len(), bytes: path, is_open: false };
+    }
+    let (mut bytes, mut end, mut quote) = (Vec::new(), 0, None);
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        match (quote, c) {
+            (None, '$') if rest.starts_with('\'') => {
+                rest = &rest[1..];
+                quote = Some('$');
+            }
+            (None, '\'' | '"') => quote = Some(c),
+            (Some('\'' | '$'), '\'') | (Some('"'), '"') => quote = None,
+            (None | Some('$'), '\\') => rest = escape(rest, quote.is_some(), &mut bytes),
+            (Some('"'), '\\') if rest.starts_with(['"', '\\', '$', '`']) => {
+                bytes.push(rest.as_bytes()[0]);
+                rest = &rest[1..];
+            }
+            _ => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+        // Blanks count when a quotation mark or a backslash says so.
+        if quote.is_some() || !BLANKS.contains(&c) {
+            end = bytes.len();
+        }
+    }
+    Read { bytes, end, is_open: quote.is_some() }
+}
+
+/// Reads what stands behind a backslash, and returns what follows it: two hexadecimal digits behind an `x`, or three octal
+/// ones, are a byte; in `$'…'` there are line breaks and tabs, too; anything else is itself.
+fn escape<'a>(rest: &'a str, dollar: bool, bytes: &mut Vec<u8>) -> &'a str {
+    let number = |digits: Option<&str>, radix| {
+        let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        u8::from_str_radix(digits, radix).ok()
+    };
+    let hexadecimal = rest.strip_prefix('x').and_then(|rest| number(rest.get(..2), 16));
+    if let Some(byte) = hexadecimal.or_else(|| number(rest.get(..3), 8)) {
+        bytes.push(byte);
+        return &rest[3..];
+    }
+    let Some(c) = rest.chars().next() else {
+        bytes.push(b'\\');
+        return rest;
+    };
+    let meant = match c {
+        'n' if dollar => '\n',
+        't' if dollar => '\t',
+        c => c,
+    };
+    bytes.extend_from_slice(meant.encode_utf8(&mut [0; 4]).as_bytes());
+    &rest[c.len_utf8()..]
+}
+
+/// The path of a `file:` URL of this machine.
+fn url_path(text: &str) -> Option<Vec<u8>> {
+    let prefix = |text: &str, prefix: &str| {
+        text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    let mut path = text.get(5..).filter(|_| prefix(text, "file:"))?;
+    if let Some(rest) = path.strip_prefix("//") {
+        path = if prefix(rest, "localhost/") { &rest[9..] } else { rest };
+    }
+    if !path.starts_with('/') {
+        return None;
+    }
+    let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
+    while let [first, tail @ ..] = rest {
+        let digits =
+            tail.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &tail[2..] } else { tail };
+    }
+    Some(bytes)
+}
+
+/// The text that stands for these bytes.
+fn written(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    let byte = |text: &mut String, byte: &u8| text.push_str(&format!("\\x{byte:02X}"));
+    for chunk in path.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '\'' | '"' => text.extend(['\\', c]),
+                c if is_harmful(c) => {
+                    c.encode_utf8(&mut [0; 4]).bytes().for_each(|one| byte(&mut text, &one))
+                }
+                c => text.push(c),
+            }
+        }
+        chunk.invalid().iter().for_each(|one| byte(&mut text, one));
+    }
+    if text.ends_with(' ') {
+        text.insert(text.len() - 1, '\\');
+    }
+    if text.starts_with(char::is_whitespace) {
+        text.insert(0, '\\');
+    } else if text == "~" || text.starts_with("~/") || url_path(&text).is_some() {
+        text.insert_str(0, "./");
+    }
+    text
+}
+
+/// What a path that is being typed may become, folders with a `/` at their end, in order; nothing if its folder cannot be
+/// read. Hidden files only when a dot asks for them.
+pub fn completions(typed: &str) -> Vec<String> {
+    if typed == "~" {
+        return vec!["~/".into()];
+    }
+    let begun_by = |path: &[u8]| {
+        let (home, path) = path.strip_prefix(b"~/").map_or(("", path), |below| ("~/", below));
+        let slash = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (folder, begun) = path.split_at(slash);
+        let place = [home.as_bytes(), folder].concat();
+        let place = if place.is_empty() { PathBuf::from(".") } else { at_home(&place) };
+        let entries = fs::read_dir(place).into_iter().flatten().flatten().take(MAX_LISTED);
+        let mut names: Vec<Vec<u8>> = entries
+            .filter(|entry| {
+                let name = entry.file_name();
+                name.as_bytes().starts_with(begun) && !(name.as_bytes().starts_with(b".") && begun.is_empty())
+            })
+            .map(|entry| {
+                let end: &[u8] = if entry.path().is_dir() { b"/" } else { b"" };
+                [folder, entry.file_name().as_bytes(), end].concat()
+            })
+            .collect();
+        names.sort();
+        names.iter().map(|name| format!("{home}{}", written(name))).collect::<Vec<_>>()
+    };
+    let meant = begun_by(&read(typed).bytes);
+    if meant.is_empty() { begun_by(typed.as_bytes()) } else { meant }
+}
+
+/// A path for people: the whole of it, wherever the client was started.
+pub fn whole(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+
+    fn folder() -> PathBuf {
+        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = std::env::temp_dir().join(format!("path-{name}"));
+        fs::create_dir(&path).expect("a folder");
+        path
+    }
+
+    /// README#typed-path.
+    #[test]
+    fn path_is_read_as_terminals_write_a_dropped_file() {
+        let home = disk::under_home("").expect("a home");
+        for (typed, bytes) in [
+            ("/a/b.txt", &b"/a/b.txt"[..]),
+            (" /a b.txt \r\n", b"/a b.txt"),
+            ("'/a b.txt' ", b"/a b.txt"),
+            ("'/it'\\''s'", b"/it's"),
+            ("\"/a \\\"b\\\" $c.txt\"\n", b"/a \"b\" $c.txt"),
+            ("/a\\ b\\(1\\)\\'s.txt ", b"/a b(1)'s.txt"),
+            ("/a\\  ", b"/a "),
+            ("'/a ' ", b"/a "),
+            ("'/caf'$'\\351''.txt'", b"/caf\xe9.txt"),
+            ("/caf\\xE9\\xa0", b"/caf\xe9\xa0"),
+            ("/x\\\\y\\", b"/x\\y\\"),
+            ("/a$b$'\\n\\t'", b"/a$b\n\t"),
+            ("file:///tmp/a%20b%E9%zz%", b"/tmp/a b\xe9%zz%"),
+            ("FILE://LocalHost/tmp/a b\r\n", b"/tmp/a b"),
+            ("file:/tmp/%C3%A9 ", b"/tmp/\xc3\xa9"),
+            ("file://elsewhere/tmp/a", b"file://elsewhere/tmp/a"),
+            ("it's", b"it's"),
+            ("", b""),
+        ] {
+            assert_eq!(meant_path(typed).as_os_str().as_bytes(), bytes, "{typed:?}");
+        }
+        for typed in ["~/a b", " ~/a\\ b ", "'~/a b'", "\"~/a b\""] {
+            assert_eq!(meant_path(typed), home.join("a b"), "{typed:?}");
+        }
+        assert_eq!(meant_path("~"), home);
+        assert_eq!(meant_path("~bob/a"), PathBuf::from("~bob/a"));
+    }
+
+    /// README#typed-path.
+    #[test]
+    fn completed_path_names_exactly_the_file_it_came_from() {
+        let folder = folder();
+        let names: [&[u8]; 16] = [
+            b"plain.txt",
+            b"two  words",
+            b" first",
+            b"last ",
+            b"last  ",
+            b"it's",
+            b"\"quoted\"",
+            b"back\\slash",
+            b"back\\",
+            b"caf\xe9",
+            b"caf\xc3\xa9",
+            b"\xff\xfe",
+            b"two\nlines",
+            b"\xe2\x80\xaegnp",
+            b"$'x'",
+            b"\\x41",
+        ];
+        for name in names {
+            fs::write(folder.join(OsString::from_vec(name.to_vec())), name).expect("written");
+        }
+        fs::create_dir(folder.join("~")).expect("a folder");
+        fs::write(folder.join(".hidden"), b"").expect("written");
+        let base = format!("{}/", folder.display());
+        let found = completions(&base);
+        assert_eq!(found.len(), names.len() + 1, "{found:?}");
+        for text in found.iter().filter(|text| !text.ends_with('/')) {
+            assert!(!text.contains(is_harmful), "{text:?}");
+            let path = typed_path(text);
+            let name = path.file_name().expect("a name").as_bytes();
+            assert_eq!(fs::read(&path).expect("the file"), name, "{text:?}");
+            assert_eq!(completions(text), [text.as_str()].map(str::to_owned), "{text:?}");
+        }
+        assert_eq!(completions(&format!("{base}.")), [format!("{base}.hidden")]);
+        assert_eq!(completions(&format!("'{base}two  w")), [format!("{base}two  words")]);
+        assert_eq!(completions(&format!("file://{base}pl")), [format!("{base}plain.txt")]);
+        assert_eq!(completions("~"), ["~/"]);
+        assert!(completions(&format!("{base}none/")).is_empty());
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn text_that_names_a_file_as_it_is_means_that_file() {
+        let folder = folder();
+        let base = folder.display();
+        for name in ["a\\b", "'c'"] {
+            fs::write(folder.join(name), b"").expect("written");
+            assert_eq!(typed_path(&format!("{base}/{name}")), folder.join(name));
+        }
+        fs::write(folder.join("ab"), b"").expect("written");
+        assert_eq!(typed_path(&format!("{base}/a\\b")), folder.join("ab"), "the rules go first");
+        assert_eq!(written(b"~"), "./~");
+        assert_eq!(written(b"~/x "), "./~/x\\ ");
+        assert_eq!(written(b"file:/x"), "./file:/x");
+        fs::remove_dir_all(folder).expect("removed");
+    }
+}
