@@ -402,7 +402,7 @@ mod tests {
             ("/verify bob YES", Command::Verify(name("bob"), true)),
             (
                 "/sendfile bob ~/My Files/a b.txt ",
-                Command::SendFile(name("bob"), "~/My Files/a b.txt".into()),
+                Command::SendFile(name("bob"), "~/My Files/a b.txt ".into()),
             ),
             ("/acceptfile", Command::AcceptFile(None)),
             ("/rejectfile #12", Command::RejectFile(Some(12))),

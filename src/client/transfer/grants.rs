@@ -94,3 +94,21 @@ impl Drop for Grants {
         self.say(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::window::{FIRST, LONGEST_QUEUE, QUEUE};
+    use super::*;
+
+    #[test]
+    fn readme_names_the_limits_of_the_window() {
+        let readme = include_str!("../../../README.md").replace('\n', " ");
+        for promise in [
+            format!("begins with {FIRST} chunks in flight"),
+            format!("in a round trip and {} ms, at most {MAX_IN_FLIGHT} chunks", QUEUE.as_millis()),
+            format!("over {} ms longer than the shortest", LONGEST_QUEUE.as_millis()),
+        ] {
+            assert!(readme.contains(&promise), "{promise}");
+        }
+    }
+}

@@ -10,11 +10,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// The first window: 128 KiB, half a second of a line with 250 kB/s.
-const FIRST: u32 = 2;
+pub const FIRST: u32 = 2;
 /// The queue that a window aims at: long enough to keep the line busy, short enough for the messages behind it.
-const QUEUE: Duration = Duration::from_millis(150);
+pub const QUEUE: Duration = Duration::from_millis(150);
 /// The longest queue that does not shrink the window.
-const LONGEST_QUEUE: Duration = Duration::from_millis(300);
+pub const LONGEST_QUEUE: Duration = Duration::from_millis(300);
 /// The shortest round trip is measured again after this time, which costs about one round trip.
 const REFRESH: Duration = Duration::from_secs(10);
 
