@@ -438,15 +438,15 @@ fn what_cannot_be_offered_is_answered_with_the_reason() {
     let fifo = Command::new("mkfifo").arg(alice.home.path("fifo")).status();
     assert!(fifo.expect("mkfifo runs").success());
     for (words, answer) in [
-        ("bob missing.txt", "! missing.txt → bob: there is no such file"),
+        ("bob missing.txt", "/missing.txt: there is no such file"),
         ("bob folder/missing.txt", "there is no such file"),
         ("bob ~nobody/here.txt", "there is no such file"),
         ("bob here.txt/", "! "),
-        ("bob folder", "! folder → bob: it is a folder"),
+        ("bob folder", "/folder: it is a folder"),
         ("bob .", "it is a folder"),
         ("bob ~", "it is a folder"),
-        ("bob fifo", "! fifo → bob: it is not a plain file"),
-        ("bob /dev/zero", "! zero → bob: it is not a plain file"),
+        ("bob fifo", "/fifo: it is not a plain file"),
+        ("bob /dev/zero", "! zero → bob: /dev/zero: it is not a plain file"),
         ("carol here.txt", "! carol is not on-line"),
         ("nobody here.txt", "! nobody is not on-line"),
         ("alice here.txt", "! that is you"),
