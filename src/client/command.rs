@@ -255,27 +255,30 @@ pub fn parse(line: &str) -> Result<Command, String> {
 
 /// A line that does not begin with a slash.
 fn text(line: &str) -> Result<Command, String> {
-    // Of several lines, the first in which there is something to see.
     let visible = |c: &char| SOLIDI.contains(c) || !is_blank(*c);
+    if !line.contains(|c| visible(&c)) {
+        return Ok(Command::Nothing);
+    }
+    // Of several lines, the first in which there is something to see.
     let shown = line.split('\n').map(shown).find(|shown| shown.contains(|c| visible(&c)));
     let Some(shown) = shown else {
-        return match line.chars().all(is_blank) {
-            true => Ok(Command::Nothing),
-            false => Err("nothing of this line can be seen: it was not sent".into()),
-        };
+        return Err("nothing of this line can be seen: it was not sent".into());
     };
-    let mut shown = shown.chars().filter(visible);
-    let (first, second) = (shown.next().unwrap_or_default(), shown.next().unwrap_or_default());
-    if first == '/' {
-        return Err(
-            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
-        );
-    }
-    if SOLIDI.contains(&first) || STROKES.contains(&first) && second.is_ascii_alphabetic() {
-        let code = u32::from(first);
-        return Err(format!(
-            "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
-        ));
+    // As its author sees it, and as the others would: what was written over reaches them.
+    for form in [line, &shown] {
+        let mut seen = form.chars().filter(visible);
+        let (first, second) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
+        if first == '/' {
+            return Err(
+                "a command begins with its slash: remove what stands before it; //… sends it as text".into(),
+            );
+        }
+        if SOLIDI.contains(&first) || STROKES.contains(&first) && second.is_ascii_alphabetic() {
+            let code = u32::from(first);
+            return Err(format!(
+                "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
+            ));
+        }
     }
     Ok(Command::Say(line.into()))
 }
@@ -502,6 +505,9 @@ mod tests {
         }
         for nothing in ["\u{feff}", "\u{200b}\u{a0}", "\u{3000}", "\0", "\n\n", "\u{301}"] {
             assert_eq!(parse(nothing), Ok(Command::Nothing), "{nothing:?}");
+        }
+        for written_over in ["\0/msg bob secret\rother", "\u{feff}/x\u{8}\u{8}hi"] {
+            assert!(parse(written_over).is_err(), "{written_over:?}");
         }
         assert!(parse("\u{1b}P/msg bob secret").is_err(), "nothing is seen, yet something is there");
     }
