@@ -990,6 +990,89 @@ fn later_kinds_and_scopes_are_not_shown_nor_missing() {
     assert_eq!(times(&lines, "* alice has sent something that this version does not know"), 1);
 }
 
+/// README#when-the-connection-breaks.
+#[test]
+fn pause_lasts_as_long_as_any_error_asks() {
+    for code in [ErrorCode::ServerFull, ErrorCode::TooManyRequests, ErrorCode::LoginFailed] {
+        let stage = Stage::new();
+        let (bob, line) = stage.with(&[]);
+        line.close();
+        let line = stage.again();
+        let message = "later".to_string();
+        line.say(&ServerMessage::Error(Failure {
+            code: code.as_str().into(),
+            message,
+            id: None,
+            retry_after: Some(3),
+        }));
+        let refused = Instant::now();
+        stage.again().say(&ServerMessage::Resumed(Received { received: 0 }));
+        assert!(refused.elapsed() >= Duration::from_secs(3), "{code:?}: {:?}", refused.elapsed());
+        drop(bob);
+    }
+}
+
+// ---- an output that nobody reads
+
+impl Stage {
+    /// Bob's client, whose output nobody reads, and the pipe that it goes to.
+    fn stuck(&self, alice: &Person) -> (Client, Line, std::path::PathBuf) {
+        let port = self.listener.local_addr().expect("bound").port();
+        // The shell holds both ends, so that the pipe is open although nobody reads.
+        let client =
+            Client::after("mkfifo out; exec 3<>out >out", self.home.clone(), port, "bob", &["--no-tls"]);
+        let mut line = Line::new(self.listener.accept().expect("the client connects").0);
+        line.let_in();
+        line.show(keys_of(alice));
+        let joined = vec![name("bob"), alice.name.clone()];
+        line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+        (client, line, self.home.path("out"))
+    }
+
+    /// Many long messages from alice.
+    fn flood(line: &Line, alice: &Person) {
+        let session = line.bob();
+        for n in 1..=FLOOD {
+            let text = format!("number {n} {}", "x".repeat(30_000));
+            line.say(&message(alice, private_to("bob", session), n, &text, session));
+        }
+    }
+}
+
+/// More than the pipe and what waits for it hold: 2 MB.
+const FLOOD: u64 = 70;
+
+/// README#the-line-filter.
+#[test]
+fn output_that_nobody_reads_loses_no_line_and_holds_up_no_pong() {
+    let (stage, alice) = (Stage::new(), person("alice"));
+    let (client, line, out) = stage.stuck(&alice);
+    Stage::flood(&line, &alice);
+    for _ in 0..3 {
+        line.say(&ServerMessage::Ping);
+        assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
+    }
+    let mut output = Output::of(std::fs::File::open(out).expect("the pipe"));
+    output.expect(&format!("> number {FLOOD} "));
+    let numbers = output.seen.iter().filter_map(|line| line.strip_prefix("<alice -> bob> number "));
+    let numbers: Vec<_> = numbers.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok()).collect();
+    assert!(numbers.iter().copied().eq(1..=FLOOD), "{numbers:?}");
+    drop(client);
+}
+
+/// README#the-line-filter.
+#[test]
+fn first_sigterm_says_farewell_also_when_nobody_reads() {
+    let (stage, alice) = (Stage::new(), person("alice"));
+    let (mut client, line, _out) = stage.stuck(&alice);
+    Stage::flood(&line, &alice);
+    line.say(&ServerMessage::Ping);
+    assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
+    common::signal(client.child.id(), "-TERM");
+    assert!(matches!(line.hear(), Some(ClientMessage::Logout)));
+    assert_eq!(client.child.wait().expect("it ends").code(), Some(1));
+}
+
 // ---- lines that are none
 
 /// README#ping.

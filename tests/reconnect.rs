@@ -248,6 +248,114 @@ fn the_end_of_input_without_a_connection_is_in_time_if_the_connection_is() {
     assert!(status == 0 && lines.contains(&"<alice -> bob> hello".into()), "{lines:#?}");
 }
 
+// ---- silence, with the real times
+
+/// Sends five messages each way, and then holds what the relay passes.
+fn silence(two: &mut Two, up: bool, down: bool) {
+    if up {
+        two.gates[0].hold_after(0);
+    }
+    two.gates[0].hold_answers(down);
+    for n in 0..5 {
+        two.alice.say(&format!("/msg bob number {n}"));
+        two.bob.say(&format!("/msg alice number {n}"));
+    }
+}
+
+fn speak_again(two: &mut Two) {
+    two.gates[0].open();
+    two.gates[0].hold_answers(false);
+}
+
+/// All five messages, each once and in order; or their sender was told of those that may be missing.
+fn arrived_or_told(from: &str, to: &Client, sender: &Client) {
+    let mark = format!("<{from} -> {}> number ", to.name);
+    let came = |lines: &[String]| -> Vec<usize> {
+        lines.iter().filter_map(|line| line.strip_prefix(&mark)?.parse().ok()).collect()
+    };
+    let (arrived, told) = (came(&to.output.seen), holding(&sender.output.seen, "may not have arrived"));
+    assert!(arrived.is_sorted() && arrived.len() <= 5, "{arrived:?}");
+    for n in 0..5 {
+        let is_told = told.iter().any(|line| line.contains(&format!("\"number {n}\"")));
+        assert!(arrived.contains(&n) || is_told, "{n} of {from}: {arrived:?} {told:#?}");
+    }
+    assert_eq!(arrived, (0..5).filter(|n| arrived.contains(n)).collect::<Vec<_>>(), "each once");
+}
+
+/// README#life, README#when-the-connection-breaks.
+#[test]
+fn silence_is_reported_within_15_s_and_loses_nothing() {
+    let server = Server::start();
+    let mut two = Two::on(&server);
+    let start = Instant::now();
+    silence(&mut two, true, true);
+    two.alice.expect("* no answer from the server for ");
+    // It is early when the machine has time: the real limit is in the unit tests.
+    assert!(start.elapsed() >= Duration::from_secs(10));
+    two.alice.expect(&format!("{LOST}no answer for "));
+    speak_again(&mut two);
+    let back = two.alice.expect("* back on-line after ");
+    assert!(!back.contains(ANEW), "{back}");
+    for (one, other) in [(&mut two.alice, "bob"), (&mut two.bob, "alice")] {
+        let last = format!("<{other} -> {}> number 4", one.name);
+        if !one.output.seen.contains(&last) {
+            one.expect(&last);
+        }
+    }
+    two.talk("after");
+    for (from, to) in [("alice", &two.bob), ("bob", &two.alice)] {
+        let mark = format!("<{from} -> {}> number ", to.name);
+        let expected: Vec<String> = (0..5).map(|n| format!("{mark}{n}")).collect();
+        assert!(holding(&to.output.seen, &mark).into_iter().eq(&expected), "{:#?}", to.output.seen);
+    }
+    assert_eq!(two.alice.finish().0, 0);
+}
+
+/// README#life.
+#[test]
+#[ignore = "takes 11 minutes: cargo test --test reconnect -- --ignored"]
+fn silence_of_any_length_and_direction_ends_no_client() {
+    let cases = [
+        (20, true, true, "60"),
+        (105, true, true, "60"),
+        (105, true, false, "60"),
+        (105, false, true, "60"),
+        (105, true, true, "300"),
+        (600, true, true, "60"),
+        (600, true, true, "3600"),
+    ];
+    thread::scope(|scope| {
+        for (seconds, up, down, grace) in cases {
+            scope.spawn(move || {
+                let server = Server::with(&["--grace", grace]);
+                let mut two = Two::on(&server);
+                silence(&mut two, up, down);
+                let end = Instant::now() + Duration::from_secs(seconds);
+                while Instant::now() < end {
+                    thread::park_timeout(end.saturating_duration_since(Instant::now()));
+                }
+                speak_again(&mut two);
+                if seconds > 90 {
+                    two.alice.expect("* back on-line after ");
+                }
+                // A new session has to learn who is there.
+                until("both talk", || {
+                    two.alice.say("/msg bob are you there?");
+                    let line = two.alice.expect("are you there?");
+                    line == "<alice -> bob> are you there?"
+                });
+                two.bob.expect("are you there?");
+                exchange(&mut two.bob, &mut two.alice, "after");
+                exchange(&mut two.alice, &mut two.bob, "after");
+                arrived_or_told("alice", &two.bob, &two.alice);
+                if seconds < 90 || grace != "60" {
+                    arrived_or_told("bob", &two.alice, &two.bob);
+                }
+            });
+        }
+    });
+}
+
 // ---- after it
 
 /// Exactly `lost` is told as what may not have arrived.

@@ -474,6 +474,32 @@ fn typing_is_undisturbed_by_what_arrives() {
     terminal.expect_last(">");
 }
 
+/// README#when-the-connection-breaks.
+#[test]
+fn terminal_that_accepts_no_output_holds_up_no_message() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let tmux: u32 = terminal.tell("#{pid}").parse().expect("a number");
+    common::signal(tmux, "-STOP");
+    // Far more than may be unacknowledged: what is refused meanwhile is tried again.
+    let taken = (0..60).all(|n| {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            bob.say(&format!("number {n} {}", "word ".repeat(4000)));
+            if bob.expect(&format!("number {n} ")).starts_with("<bob> ") {
+                return true;
+            }
+            if Instant::now() > end {
+                return false;
+            }
+            thread::park_timeout(LOOK);
+        }
+    });
+    common::signal(tmux, "-CONT");
+    assert!(taken, "{:#?}", bob.output.seen.last());
+    bob.say("the last");
+    terminal.expect("<bob?> the last");
+}
+
 #[test]
 fn each_conversation_has_its_view_and_the_prompt_says_where_one_is() {
     let (_server, terminal, mut bob) = alice_and_bob();

@@ -5,6 +5,7 @@
 
 use super::options::Options;
 use super::session::files::shortened;
+use super::spawn;
 use super::trust::KnownServers;
 use crate::auth::AuthError;
 use crate::crypto::key_file::KeyFileError;
@@ -17,8 +18,8 @@ use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified, limit_unsent};
 use std::fmt;
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Each address is tried for this long: a SYN that is lost can be sent again three times.
@@ -293,9 +294,20 @@ fn local_server() -> Option<Fingerprint> {
     certificate::read_facts(&path).ok().map(|facts| facts.fingerprint)
 }
 
+/// The server's addresses. The system's resolver has no deadline, so it runs on a thread of its own.
+fn resolve(options: &Options, by: Instant) -> io::Result<Vec<SocketAddr>> {
+    let (host, port) = (options.host.clone(), options.port);
+    let (sender, found) = mpsc::channel();
+    spawn("resolve", move || {
+        let _ = sender.send((host.as_str(), port).to_socket_addrs().map(Iterator::collect));
+    })?;
+    let left = by.saturating_duration_since(Instant::now());
+    found.recv_timeout(left).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
 fn reach(options: &Options, by: Option<Instant>) -> Result<TcpStream, StartError> {
     let failed = |error| StartError::Unreachable(options.server(), error);
-    let addresses = (options.host.as_str(), options.port).to_socket_addrs().map_err(failed)?;
+    let addresses = resolve(options, sooner(CONNECT_TIMEOUT, by)).map_err(failed)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         let wait = sooner(CONNECT_TIMEOUT, by).saturating_duration_since(Instant::now());

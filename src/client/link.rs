@@ -445,3 +445,143 @@ impl Reader {
         is_wanted.then_some(()).ok_or(End::Over(None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::account::Credentials;
+    use super::super::connect::connect;
+    use super::super::options::{Options, Request, parse};
+    use super::*;
+    use crate::crypto::keys::IdentityKey;
+    use crate::crypto::secret::{Key, Password};
+    use crate::encoding::Fixed;
+    use crate::protocol::{Received as Taken, ResumeChallenge, VERSION};
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{Receiver, channel};
+
+    /// A hundred times shorter.
+    fn hasty() -> Patience {
+        let Patience { owed, idle, answer, awake, report, tick } = PATIENCE;
+        let [owed, idle, answer, awake, report, tick] =
+            [owed, idle, answer, awake, report, tick].map(|time| time / 100);
+        Patience { owed, idle, answer, awake, report, tick }
+    }
+
+    /// The server's end of a connection.
+    struct End(BufReader<TcpStream>);
+
+    impl End {
+        fn accept(listener: &TcpListener) -> End {
+            End(BufReader::new(listener.accept().expect("the client connects").0))
+        }
+
+        fn say(&mut self, message: &ServerMessage) {
+            self.0.get_mut().write_all(&message.encode()).expect("the client reads");
+        }
+
+        fn hear(&mut self) -> Option<ClientMessage> {
+            let mut line = Vec::new();
+            self.0.read_until(b'\n', &mut line).ok().filter(|length| *length > 0)?;
+            ClientMessage::decode(line.trim_ascii_end()).ok()
+        }
+
+        fn resumes(listener: &TcpListener, received: u64) -> End {
+            let mut end = End::accept(listener);
+            assert!(matches!(end.hear(), Some(ClientMessage::ResumeRequest(_))));
+            let nonce = Fixed(random());
+            end.say(&ServerMessage::ResumeChallenge(ResumeChallenge { version: VERSION, nonce }));
+            assert!(matches!(end.hear(), Some(ClientMessage::Resume(_))));
+            end.say(&ServerMessage::Resumed(Taken { received }));
+            end
+        }
+    }
+
+    /// A link in a session, its server, and what wakes the link's owner.
+    fn link(patience: Patience) -> (Link, TcpListener, End, Receiver<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port().to_string();
+        let words = ["--no-tls", "--host", "127.0.0.1", "--port", &port, "--data-dir", "/nowhere"];
+        let Ok(Request::Run(options)) = parse(words.map(Into::into)) else { panic!("good options") };
+        let options: Options = *options;
+        let connection = connect(&options, |_| false).expect("it listens");
+        let end = End::accept(&listener);
+        let (name, identity) = ("alice".parse().expect("name"), Arc::new(IdentityKey::generate()));
+        let password_key = PasswordKey::new(&Password::new("a password".into()));
+        let credentials = Credentials { name, identity, password_key };
+        let way = Way::new(&options, credentials, Key::random());
+        let (wake, woken) = channel();
+        let wake = Box::new(move || _ = wake.send(()));
+        let link = Link::start(connection, way, Arc::default(), patience, wake).expect("threads");
+        (link, listener, end, woken)
+    }
+
+    fn next(link: &Link, woken: &Receiver<()>) -> Event {
+        loop {
+            if let Some(event) = link.inbox().next() {
+                return event;
+            }
+            woken.recv_timeout(Duration::from_secs(60)).expect("something happens");
+        }
+    }
+
+    /// README#life, README#when-the-connection-breaks.
+    #[test]
+    fn silent_server_is_asked_reported_dropped_and_resumed() {
+        let (link, listener, mut end, woken) = link(hasty());
+        for round in 0..3 {
+            link.owes(Some(Instant::now()));
+            assert!(matches!(end.hear(), Some(ClientMessage::Ping)), "round {round}");
+            assert!(matches!(next(&link, &woken), Event::Silent(Some(_))));
+            assert!(matches!(next(&link, &woken), Event::Lost(why) if why.starts_with("no answer for ")));
+            end = End::resumes(&listener, 0);
+            while !matches!(next(&link, &woken), Event::Resumed(_)) {}
+        }
+        link.finish(false);
+    }
+
+    /// README#pong.
+    #[test]
+    fn server_that_answers_is_never_dropped() {
+        let (link, _listener, mut end, woken) = link(Patience { answer: Duration::from_secs(60), ..hasty() });
+        link.owes(Some(Instant::now()));
+        for _ in 0..20 {
+            assert!(matches!(end.hear(), Some(ClientMessage::Ping)));
+            end.say(&ServerMessage::Pong);
+        }
+        // Others may have been slow to answer, and nothing else is told.
+        drop(woken);
+        while let Some(event) = link.inbox().next() {
+            assert!(matches!(event, Event::Silent(_)));
+        }
+    }
+
+    /// README#life.
+    #[test]
+    fn server_that_takes_nothing_is_dropped_without_a_ping() {
+        let (link, listener, _end, woken) = link(hasty());
+        let queue = link.queue();
+        let sender = thread::spawn(move || while queue.packet(vec![b'x'; 60_000], vec![b'\n']) {});
+        while !matches!(next(&link, &woken), Event::Lost(_)) {}
+        let mut end = End::resumes(&listener, 0);
+        let mut line = Vec::new();
+        end.0.read_until(b'\n', &mut line).expect("it is sent again");
+        assert_eq!(line.len(), 60_001);
+        drop(link);
+        sender.join().expect("it ends");
+    }
+
+    #[test]
+    fn session_that_takes_nothing_holds_up_no_pong_and_gets_all_later() {
+        let (link, _listener, mut end, woken) = link(PATIENCE);
+        for _ in 0..100 {
+            end.say(&ServerMessage::error(crate::protocol::ErrorCode::Malformed, "x".repeat(10_000)));
+        }
+        end.say(&ServerMessage::Ping);
+        assert!(matches!(end.hear(), Some(ClientMessage::Pong)), "and nothing is acknowledged before");
+        for _ in 0..100 {
+            assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Error(_))));
+        }
+        assert!(matches!(end.hear(), Some(ClientMessage::Ack(_))));
+    }
+}
