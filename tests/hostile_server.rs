@@ -990,7 +990,6 @@ fn later_kinds_and_scopes_are_not_shown_nor_missing() {
     assert_eq!(times(&lines, "* alice has sent something that this version does not know"), 1);
 }
 
-/// README#when-the-connection-breaks.
 #[test]
 fn pause_lasts_as_long_as_any_error_asks() {
     for code in [ErrorCode::ServerFull, ErrorCode::TooManyRequests, ErrorCode::LoginFailed] {
@@ -1042,7 +1041,6 @@ impl Stage {
 /// More than the pipe and what waits for it hold: 2 MB.
 const FLOOD: u64 = 70;
 
-/// README#the-line-filter.
 #[test]
 fn output_that_nobody_reads_loses_no_line_and_holds_up_no_pong() {
     let (stage, alice) = (Stage::new(), person("alice"));
@@ -1060,7 +1058,6 @@ fn output_that_nobody_reads_loses_no_line_and_holds_up_no_pong() {
     drop(client);
 }
 
-/// README#the-line-filter.
 #[test]
 fn first_sigterm_says_farewell_also_when_nobody_reads() {
     let (stage, alice) = (Stage::new(), person("alice"));

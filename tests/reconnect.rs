@@ -282,7 +282,7 @@ fn arrived_or_told(from: &str, to: &Client, sender: &Client) {
     assert_eq!(arrived, (0..5).filter(|n| arrived.contains(n)).collect::<Vec<_>>(), "each once");
 }
 
-/// README#life, README#when-the-connection-breaks.
+/// README#life.
 #[test]
 fn silence_is_reported_within_15_s_and_loses_nothing() {
     let server = Server::start();

@@ -474,7 +474,6 @@ fn typing_is_undisturbed_by_what_arrives() {
     terminal.expect_last(">");
 }
 
-/// README#when-the-connection-breaks.
 #[test]
 fn terminal_that_accepts_no_output_holds_up_no_message() {
     let (_server, terminal, mut bob) = alice_and_bob();

@@ -525,7 +525,7 @@ mod tests {
         }
     }
 
-    /// README#life, README#when-the-connection-breaks.
+    /// README#life.
     #[test]
     fn silent_server_is_asked_reported_dropped_and_resumed() {
         let (link, listener, mut end, woken) = link(hasty());
