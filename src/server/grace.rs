@@ -186,7 +186,8 @@ impl Grace {
         }
     }
 
-    /// The thread that ends sessions whose time without a connection is over, or whose certificate has expired.
+    /// The thread that ends sessions whose time without a connection is over, whose certificate has expired, or for which too
+    /// much waited.
     pub fn run(&self, shared: &Shared) -> ! {
         let (mut list, mut sweep) = (lock(&self.list), Instant::now() + SWEEP);
         loop {
@@ -203,7 +204,7 @@ impl Grace {
                 expire(shared, place, &session);
             }
             if sweep <= now {
-                end_uncertified(shared, now);
+                sweep_out(shared, now);
                 sweep = now + SWEEP;
             }
             list = lock(&self.list);
@@ -220,10 +221,11 @@ fn expire(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
     taken.is_some()
 }
 
-/// Ends the sessions whose certificate others do not take any more. README#certificate-ends.
-fn end_uncertified(shared: &Shared, now: Instant) {
-    for session in shared.registry.uncertified(now) {
-        let text = "the certificate of your session key has expired: log in again";
+/// Ends the sessions whose certificate others do not take any more, and reports the end of those whose outbox has overflowed
+/// while nobody was there to notice it. README#certificate-ends.
+fn sweep_out(shared: &Shared, now: Instant) {
+    for session in shared.registry.overdue(now) {
+        let text = "the certificate of your session key has expired: a new login is needed";
         dismiss(shared, &session, ErrorCode::CertificateExpired, text);
     }
 }
@@ -380,16 +382,30 @@ mod tests {
         let (shared, folder) = shared(HOUR);
         let [old, new] = ["old", "new"].map(|name| turn(&shared, name));
         drop(turn(&shared, "away"));
-        end_uncertified(&shared, Instant::now());
+        sweep_out(&shared, Instant::now());
         assert!(is_on_line(&shared, "old") && is_on_line(&shared, "away"));
         for name in ["old", "away"] {
             shared.registry.get(&name.parse().expect("name")).expect("online").expire();
         }
-        end_uncertified(&shared, Instant::now());
+        sweep_out(&shared, Instant::now());
         assert!(["old", "away"].iter().all(|name| !is_on_line(&shared, name)) && is_on_line(&shared, "new"));
         assert!(!old.session().outbox.is_open() && waiting(&shared) == 0);
         drop((old, new));
         assert_eq!(logouts(&shared, &folder), 2);
+    }
+
+    /// README#ends-at-once.
+    #[test]
+    fn session_that_overflows_without_a_connection_is_soon_gone() {
+        let (shared, folder) = shared(HOUR);
+        drop(turn(&shared, "away"));
+        let session = shared.registry.get(&"away".parse().expect("name")).expect("online");
+        session.outbox.claim(0).expect("it has a connection");
+        // Its limit is a mebibyte.
+        (0..5).for_each(|_| session.outbox.send(Frame::line(vec![b'x'; 1 << 20])));
+        assert!(!session.outbox.is_open() && is_on_line(&shared, "away"));
+        sweep_out(&shared, Instant::now());
+        assert!(!is_on_line(&shared, "away") && waiting(&shared) == 0 && logouts(&shared, &folder) == 1);
     }
 
     /// README#outlives.

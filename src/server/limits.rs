@@ -41,7 +41,7 @@ pub const ACK_AFTER_BYTES: usize = 128 * 1024;
 pub const MIN_OUTBOX: usize = 384 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to look on-line for long.
 const GRACE: Duration = Duration::from_secs(60);
-/// Sessions whose certificate has expired are looked for this often: others hardly notice one that is a little older.
+/// Sessions that are over and have no thread to notice it are looked for this often: others hardly see them for longer.
 pub const SWEEP: Duration = Duration::from_secs(10);
 /// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);

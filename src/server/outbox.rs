@@ -414,8 +414,8 @@ fn put(queue: &mut Queue, frame: Frame<'_>) {
     }
 }
 
-/// What the server itself has to say and no longer fits ends the session. Without a connection it stays
-/// on the list of those on-line, and takes nothing, until its time is over. README#ends-at-once.
+/// What the server itself has to say and no longer fits ends the session. Without a connection, others see it go at the
+/// next sweep. README#ends-at-once.
 fn put_own(queue: &mut Queue, frame: Frame<'_>) {
     if !queue.is_open() {
         return;

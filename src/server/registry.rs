@@ -121,9 +121,10 @@ impl Registry {
         Sessions(self.read())
     }
 
-    /// The sessions whose certificate has expired by `now`.
-    pub fn uncertified(&self, now: Instant) -> Vec<Arc<Session>> {
-        self.read().values().filter(|session| !session.is_certified(now)).cloned().collect()
+    /// The sessions whose certificate has expired by `now`, or whose outbox has ended.
+    pub fn overdue(&self, now: Instant) -> Vec<Arc<Session>> {
+        let is_overdue = |session: &&Arc<Session>| !session.is_certified(now) || !session.outbox.is_open();
+        self.read().values().filter(is_overdue).cloned().collect()
     }
 
     /// How many are on-line.
