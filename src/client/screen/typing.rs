@@ -42,8 +42,11 @@ impl Front {
 
     /// Does what the keys of one read say; the exit status if one was the last.
     pub fn keys(&mut self, keys: Keys) -> io::Result<Option<u8>> {
-        // Answers that were typed ahead are no paste.
-        let mut keys = if self.asking.is_some() { keys } else { pasted_together(keys) };
+        // Answers that were typed ahead are no paste, and are not shown.
+        let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
+        let line: String = self.conversations.current().editor.text().chars().chain(typed).collect();
+        let asks = self.asking.is_some() || matches!(command::parse(&line), Ok(Command::Password(None)));
+        let mut keys = if asks { keys } else { pasted_together(keys) };
         for key in keys.drain(..) {
             if let Some(status) = self.key(key)? {
                 return Ok(Some(status));
