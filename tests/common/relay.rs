@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// The most that is read at once, and held unless a [`Shape`] says otherwise.
 const PIECE: usize = 16 * 1024;
 /// Kernel buffers of a relay whose rate is limited, so that the modelled buffer is the only one that counts.
-const SMALL_BUFFER: usize = 16 * 1024;
+const SMALL_BUFFER: usize = 64 * 1024;
 
 /// What a network does to the bytes of one direction. Connections through the same relay share its rate and buffer.
 #[derive(Debug, Clone, Copy)]
