@@ -150,7 +150,7 @@ fn torn_rest_of_accounts_is_set_aside_and_each_time_anew() {
         assert!(status == 0 && checked.contains(&plan), "{checked}");
         let server = Server::within(home, &[]);
         assert!(server.greeting.iter().any(|line| line.contains("set aside in ")), "{:#?}", server.greeting);
-        assert!(server.log().contains("event=storage_notice "));
+        until("the log tells it", || server.log().contains("event=storage_notice "));
         home = server.kill();
         assert_eq!(fs::read_to_string(&path).expect("there"), text);
     }
