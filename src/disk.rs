@@ -117,7 +117,11 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 pub fn append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options.open(path).map_err(at(path))
+    let linked = |error: io::Error| match error.raw_os_error() {
+        Some(libc::ELOOP) => io::Error::other("this is a symbolic link: put the file itself in its place"),
+        _ => error,
+    };
+    options.open(path).map_err(linked).map_err(at(path))
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -284,7 +288,11 @@ mod tests {
             let error = write_new(&path(name), b"other").expect_err(name);
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
         }
-        append(&path("link")).expect_err("a link");
+        let error = append(&path("link")).expect_err("a link").to_string();
+        assert!(
+            error.ends_with("link: this is a symbolic link: put the file itself in its place"),
+            "{error}"
+        );
         append(&path("dangling")).expect_err("a link to nowhere");
         // A link is replaced itself, even if its temporary file is one, too.
         symlink(path("treasure"), path("link.tmp")).expect("link");

@@ -13,6 +13,7 @@ use secure_messenger::protocol::{
     Challenge, ClientMessage, LoginRequest, PasswordChange, ServerMessage, VERSION,
 };
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -291,6 +292,20 @@ fn the_new_password_opens_key_file_and_account_and_the_old_one_neither() {
     // The old key file is no way round.
     fs::write(home.key(), home.sealed(PASSWORD, "hunter2-old")).expect("written");
     assert!(!home.logs_in(server.port, "hunter2-old"));
+}
+
+#[test]
+fn new_password_replaces_a_linked_key_file_and_not_its_link() {
+    let server = Server::start();
+    let home = Home::new(&server);
+    let kept = home.0.path("kept.key");
+    fs::rename(home.key(), &kept).and_then(|()| symlink(&kept, home.key())).expect("linked");
+    let mut client = home.client(server.port, PASSWORD).ready();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    assert_eq!(client.finish().0, 0);
+    assert_eq!(fs::read_link(home.key()).expect("still a link"), kept);
+    assert!(home.logs_in(server.port, NEW) && !home.logs_in(server.port, PASSWORD));
 }
 
 /// README#password, README#password-file.

@@ -67,9 +67,11 @@ impl fmt::Display for ChangeError {
 
 impl std::error::Error for ChangeError {}
 
-/// The key file of `name`, and its successor.
+/// The key file of `name`, and its successor. A link to the file, as some keep in their home, is followed: a change
+/// replaces the file, not the link.
 fn paths(options: &Options, name: &Username) -> (PathBuf, PathBuf) {
     let path = options.key_path(name);
+    let path = fs::canonicalize(&path).unwrap_or(path);
     let new = path.with_extension("key.new");
     (path, new)
 }
