@@ -569,6 +569,10 @@ fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
     let (mut alice, home) = (server.client("alice").ready(), Arc::new(Folder::new()));
     let bob = || Client::within(home.clone(), server.port, "bob", true, &["--register"]).ready();
     for sign in ["-TERM", "-INT", "-HUP"] {
+        // A client keeps ignoring what it was started with: these tests may run under nohup.
+        if common::is_ignored(sign) {
+            continue;
+        }
         let mut bob = bob();
         alice.expect("* bob is on-line");
         common::signal(bob.child.id(), sign);
@@ -584,6 +588,19 @@ fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
         alice.expect("<alice -> bob> word");
     }
     alice.expect("* bob has left");
+}
+
+#[test]
+fn signal_stays_ignored_if_the_client_was_started_so() {
+    let server = Server::start();
+    for (sign, name) in [("-HUP", "alice"), ("-INT", "bob")] {
+        let (ignore, home) = (format!("trap '' {}", &sign[1..]), Arc::new(Folder::new()));
+        let mut client = Client::after(&ignore, home, server.port, name, &["--register"]).ready();
+        common::signal(client.child.id(), sign);
+        client.say("still there");
+        client.expect("nobody else is on-line");
+        assert_eq!(client.finish().0, 0, "{sign}");
+    }
 }
 
 #[test]

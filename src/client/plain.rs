@@ -43,7 +43,8 @@ pub fn run(
     // A wake says nothing but that it is time to look: one that waits is enough.
     let (wake, waking) = sync_channel(1);
     let (lines, typed) = sync_channel(QUEUE);
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let wanted = [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
+    let mut signals = signal_hook::iterator::Signals::new(wanted)?;
     let (happened, signalled) = (wake.clone(), wake.clone());
     let printer = Printer::start()?;
     let stopping = printer.clone();
@@ -70,6 +71,15 @@ pub fn run(
     work.finish(!matches!(status, Ok(0)));
     printer.finish()?;
     status
+}
+
+/// Whether the process was started with the signal ignored, as nohup(1) does, and a shell for what runs in the background:
+/// it stays ignored. False where the system does not tell.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 fn serve(

@@ -571,6 +571,15 @@ pub fn signal(pid: u32, signal: &str) {
     assert!(sent.expect("kill").success());
 }
 
+/// Whether this process ignores a signal: under nohup, for example. What it starts does, too.
+pub fn is_ignored(signal: &str) -> bool {
+    let bit = ["-HUP", "-INT"].iter().position(|name| *name == signal);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    bit.is_some_and(|bit| mask.unwrap_or(0) >> bit & 1 == 1)
+}
+
 /// Stops a program and lets it go on.
 pub fn interrupt(pid: u32) {
     let stopped = || {
