@@ -3,6 +3,7 @@
 //! Invariant: no byte of ours goes to a server whose key nobody has vouched for; a changed key
 //! is refused with the reason and the remedy; there is no way from TLS to none but `--no-tls`.
 
+use super::dial::dial;
 use super::options::Options;
 use super::session::files::shortened;
 use super::spawn;
@@ -22,7 +23,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-/// Each address is tried for this long: a SYN that is lost can be sent again three times.
+/// All addresses of the server together may take this long: a SYN that is lost can be sent again three times.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The TLS handshake may take this long: the server waits no longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -307,19 +308,11 @@ fn resolve(options: &Options, by: Instant) -> io::Result<Vec<SocketAddr>> {
 
 fn reach(options: &Options, by: Option<Instant>) -> Result<TcpStream, StartError> {
     let failed = |error| StartError::Unreachable(options.server(), error);
-    let addresses = resolve(options, sooner(CONNECT_TIMEOUT, by)).map_err(failed)?;
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        let wait = sooner(CONNECT_TIMEOUT, by).saturating_duration_since(Instant::now());
-        match TcpStream::connect_timeout(&address, wait.max(Duration::from_millis(1))) {
-            Ok(socket) => {
-                limit_unsent(&socket);
-                return Ok(socket);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(failed(last))
+    let end = sooner(CONNECT_TIMEOUT, by);
+    let socket =
+        resolve(options, end).and_then(|addresses| dial(addresses.into_iter(), end)).map_err(failed)?;
+    limit_unsent(&socket);
+    Ok(socket)
 }
 
 impl Connection {

@@ -9,6 +9,7 @@ pub mod command;
 pub mod completion;
 pub mod connect;
 pub mod conversations;
+mod dial;
 pub mod editor;
 pub mod entry;
 pub mod file;
