@@ -25,26 +25,28 @@ pub fn utc_day(ms: u64) -> String {
     utc(ms)[..10].to_string()
 }
 
-/// The time zone of this machine; UTC where it cannot be told.
-pub fn local_offset() -> UtcOffset {
-    UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC)
+/// In this machine's time zone; in UTC where that is unknown. Each time has the offset of its own moment: a client runs
+/// across the change to summer time, and shows messages from before it.
+fn local(ms: u64) -> OffsetDateTime {
+    let t = date_time(ms);
+    t.checked_to_offset(UtcOffset::local_offset_at(t).unwrap_or(UtcOffset::UTC)).unwrap_or(t)
 }
 
-/// `08:05` at `offset`, from milliseconds since 1970.
-pub fn hour_minute(ms: u64, offset: UtcOffset) -> String {
-    let t = date_time(ms).to_offset(offset);
+/// `08:05` here, from milliseconds since 1970.
+pub fn hour_minute(ms: u64) -> String {
+    let t = local(ms);
     format!("{:02}:{:02}", t.hour(), t.minute())
 }
 
-/// `2026-01-31 08:05` at `offset`, from milliseconds since 1970.
-pub fn date_minute(ms: u64, offset: UtcOffset) -> String {
-    let t = date_time(ms).to_offset(offset);
-    format!("{:04}-{:02}-{:02} {}", t.year(), u8::from(t.month()), t.day(), hour_minute(ms, offset))
+/// `2026-01-31 08:05` here, from milliseconds since 1970.
+pub fn date_minute(ms: u64) -> String {
+    let t = local(ms);
+    format!("{:04}-{:02}-{:02} {}", t.year(), u8::from(t.month()), t.day(), hour_minute(ms))
 }
 
-/// `Monday 2 November 2026` at `offset`, from milliseconds since 1970.
-pub fn day(ms: u64, offset: UtcOffset) -> String {
-    let t = date_time(ms).to_offset(offset);
+/// `Monday 2 November 2026` here, from milliseconds since 1970.
+pub fn day(ms: u64) -> String {
+    let t = local(ms);
     format!("{} {} {} {}", t.weekday(), t.day(), t.month(), t.year())
 }
 
@@ -57,8 +59,15 @@ mod tests {
         assert_eq!(utc(1_769_846_709_000), "2026-01-31T08:05:09Z");
         assert_eq!(utc_day(0), "1970-01-01");
         utc(u64::MAX);
-        hour_minute(u64::MAX, UtcOffset::UTC);
-        assert_eq!(date_minute(1_769_846_709_000, UtcOffset::UTC), "2026-01-31 08:05");
-        assert_eq!(day(1_769_846_709_000, UtcOffset::UTC), "Saturday 31 January 2026");
+        hour_minute(u64::MAX);
+        let last = 253_402_300_799_000;
+        assert_eq!(
+            (utc(last).as_str(), utc_day(last + 1000).as_str()),
+            ("9999-12-31T23:59:59Z", "1970-01-01")
+        );
+        day(last);
+        assert_eq!(date_minute(1_769_860_800_000).len(), "2026-01-31 08:05".len());
+        // Noon of that day is the same day from the Azores to Japan.
+        assert_eq!(day(1_769_860_800_000), "Saturday 31 January 2026");
     }
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
+use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server, until};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
@@ -1412,4 +1412,40 @@ fn messages_of_earlier_sessions_stand_above_a_rule() {
     terminal.enter("/history forget");
     let screen = terminal.expect("the file that kept them is erased");
     assert!(!screen.contains("from bob"), "{screen}");
+}
+
+/// A time zone (POSIX) whose clocks go forward by an hour at this moment, in seconds since 1970.
+fn summer_time_from(second: i64) -> String {
+    let change = time::OffsetDateTime::from_unix_timestamp(second).expect("a time");
+    let day = change.ordinal() - 1;
+    format!("WIN0SUM,{day}/{}:{}:{},{}/0", change.hour(), change.minute(), change.second(), (day + 60) % 365)
+}
+
+#[test]
+fn time_shows_the_offset_of_its_own_moment() {
+    let server = Server::start();
+    let terminal = Terminal::new();
+    let now = || time::OffsetDateTime::now_utc().unix_timestamp();
+    let hour = |word: &str| {
+        let screen = terminal.expect(word);
+        let line = screen.lines().find(|line| line.contains(word)).expect("expected");
+        line[..2].parse::<u8>().expect("a time")
+    };
+    let client = terminal.unasked(server.port, "alice") + " --keep-history";
+    terminal.enter(&format!("TZ=UTC {client}"));
+    terminal.expect(" on-line · end-to-end encrypted");
+    let mut bob = server.client("bob").ready();
+    terminal.expect("* bob is on-line");
+    bob.say("winter");
+    let winter = hour("winter");
+    let change = now() + 1;
+    terminal.enter("/exit");
+    terminal.wait_for_shell();
+    until("the change", || now() > change);
+    terminal.enter(&format!("clear; TZ={} {client}", summer_time_from(change)));
+    terminal.expect("earlier sessions");
+    terminal.expect(" 2 people");
+    bob.say("summer");
+    assert_ne!(hour("summer"), winter);
+    assert_eq!(hour("winter"), winter);
 }

@@ -144,8 +144,6 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
         let text = "without a terminal (or with --plain) give --user and --password-file (--help explains)";
         return Err(StartError::Usage(text.into()));
     };
-    // Before there is a second thread: with several, the time zone is not told.
-    let offset = clock::local_offset();
     let password = read_password(path)?;
     let memory = Memory::read(options, prepare(options)?)?;
     let connect = || connect::connect(options, |_| false);
@@ -155,13 +153,11 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     };
     drop(password);
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    plain::run(connection, way, session, options, (&greeting, offset)).map_err(StartError::Disk)
+    plain::run(connection, way, session, options, &greeting).map_err(StartError::Disk)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
     let memory = Memory::read(options, prepare(options)?)?;
-    // Before there is a second thread: with several, the time zone is not told.
-    let offset = clock::local_offset();
     terminal::install_panic_hook();
     let mut keyboard = Keyboard::open().map_err(StartError::Disk)?;
     let signals = terminal::restore_on_signals().map_err(StartError::Disk)?;
@@ -187,7 +183,6 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
     let facts = screen::Facts {
         options: options.clone(),
-        offset,
         color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     };
     let (status, problem) = screen::run((connection, way), session, keyboard, facts, greeting, &signals)

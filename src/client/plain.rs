@@ -22,7 +22,6 @@ use std::io::{self, BufRead, Read};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
-use time::UtcOffset;
 
 /// Lines of the input that may wait.
 const QUEUE: usize = 16;
@@ -38,7 +37,7 @@ pub fn run(
     way: Way,
     mut session: Session,
     options: &Options,
-    (greeting, offset): (&str, UtcOffset),
+    greeting: &str,
 ) -> io::Result<u8> {
     // A wake says nothing but that it is time to look: one that waits is enough.
     let (wake, waking) = sync_channel(1);
@@ -62,7 +61,7 @@ pub fn run(
     let work = Work::start((connection, way), options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
-    let status = serve(&mut session, (options, offset), &work, &printer, &waking, &typed);
+    let status = serve(&mut session, options, &work, &printer, &waking, &typed);
     if !matches!(status, Ok(0)) {
         // Otherwise other users see us online until the grace period ends.
         let _ = work.send(&ClientMessage::Logout);
@@ -84,7 +83,7 @@ fn is_ignored(signal: i32) -> bool {
 
 fn serve(
     session: &mut Session,
-    (options, offset): (&Options, UtcOffset),
+    options: &Options,
     work: &Work,
     printer: &Printer,
     waking: &Receiver<()>,
@@ -109,7 +108,7 @@ fn serve(
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
                         Effect::Show(entry) if entry.source == Source::Recalled => {
-                            let date = clock::date_minute(entry.time, offset);
+                            let date = clock::date_minute(entry.time);
                             printer.print(format!("* {date} {}", entry.text));
                         }
                         Effect::Show(entry) => printer.print(entry.line()),

@@ -27,7 +27,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
-use time::UtcOffset;
 use typing::Asking;
 
 /// Events that may wait: few, so that a key never waits behind much.
@@ -68,8 +67,6 @@ impl Wake {
 pub struct Facts {
     /// The command line.
     pub options: Options,
-    /// The time zone in which times are shown.
-    pub offset: UtcOffset,
     /// False with `NO_COLOR`.
     pub color: bool,
 }
@@ -159,7 +156,7 @@ pub fn run(
         asking,
     };
     let earlier = front.session.history().cloned().collect();
-    front.conversations.begin_with(earlier, &|time| clock::day(time, front.facts.offset));
+    front.conversations.begin_with(earlier, &clock::day);
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
@@ -311,8 +308,7 @@ impl Front {
             let newline = if self.problem.is_empty() { "" } else { "\n" };
             self.problem.push_str(&format!("{newline}{}", entry.text));
         }
-        let offset = self.facts.offset;
-        self.conversations.show(entry, &|time| clock::day(time, offset));
+        self.conversations.show(entry, &clock::day);
     }
 
     /// The session has ended, and nobody has asked for it: until the person leaves, the reason and all conversations stay to
@@ -387,7 +383,6 @@ impl Front {
             server: self.facts.options.server(),
             prompt: self.prompt(),
         };
-        let offset = self.facts.offset;
         let progress: Vec<_> = session.progress().collect();
         let screen = Screen {
             entries: &view.entries,
@@ -398,7 +393,7 @@ impl Front {
             newer: view.newer,
             unseen: view.unseen,
             me: session.me().as_str(),
-            clock: &|ms| clock::hour_minute(ms, offset),
+            clock: &clock::hour_minute,
         };
         let frame = view::draw(&screen, terminal::size());
         self.conversations.drawn(frame.scroll);
