@@ -1449,3 +1449,21 @@ fn time_shows_the_offset_of_its_own_moment() {
     assert_ne!(hour("summer"), winter);
     assert_eq!(hour("winter"), winter);
 }
+
+#[test]
+fn terminal_without_utf8_gets_ascii_alone() {
+    let server = Server::start();
+    let terminal = Terminal::new();
+    terminal.enter("export LC_ALL=C");
+    terminal.prepare();
+    terminal.enter(&terminal.unasked(server.port, "alice"));
+    terminal.expect("your locale is not UTF-8");
+    let mut bob = server.client("bob").ready();
+    terminal.expect("* bob is on-line");
+    // The last bytes of these are CSI and OSC where each byte is a character.
+    bob.say("ě2J ĝ2;title 漢字.");
+    let screen = terminal.expect("<bob?> ?2J ?2;title ????.");
+    assert!(screen.contains(" everyone | on-line | "), "{screen}");
+    let written = std::fs::read(terminal.record()).expect("recorded");
+    assert!(written.is_ascii(), "{}", String::from_utf8_lossy(&written));
+}

@@ -5,6 +5,7 @@
 //! show the same entries of the same session, whose work (`work`) is the same, too.
 
 mod account;
+mod charset;
 pub mod command;
 pub mod completion;
 pub mod connect;
@@ -71,8 +72,9 @@ pub fn run(options: &Options) -> u8 {
     status.unwrap_or_else(|error| {
         let _ = match error {
             StartError::Usage(_) => writeln!(io::stderr(), "client: {error}"),
-            _ if interactive => writeln!(io::stderr(), "{error}"),
-            _ => writeln!(io::stdout(), "! {error}").or_else(|_| writeln!(io::stderr(), "client: {error}")),
+            _ if interactive => writeln!(io::stderr(), "{}", charset::shown(&error.to_string())),
+            _ => writeln!(io::stdout(), "{}", charset::printed(&format!("! {error}")))
+                .or_else(|_| writeln!(io::stderr(), "client: {error}")),
         };
         if matches!(error, StartError::Usage(_)) { 2 } else { 1 }
     })
@@ -190,7 +192,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     if status != 0 && !problem.is_empty() {
         let columns = usize::from(terminal::size().columns);
         let rows = problem.lines().flat_map(|line| text::wrap(line, columns));
-        rows.for_each(|row| _ = writeln!(io::stderr(), "{row}"));
+        rows.for_each(|row| _ = writeln!(io::stderr(), "{}", charset::shown(&row)));
     }
     Ok(status)
 }

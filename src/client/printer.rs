@@ -3,7 +3,7 @@
 //! Invariant: no line is lost and none waits without a bound: when much waits for a reader of the output, the session
 //! waits, too, until there is room, the output has failed, or the process is to stop.
 
-use super::{lock, spawn};
+use super::{charset, lock, spawn};
 use std::io::{self, Write};
 use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -74,7 +74,7 @@ impl Printer {
         };
         let mut waiting = self.wait_while(full);
         if waiting.failed.is_none() {
-            waiting.lines.extend_from_slice(line.as_bytes());
+            waiting.lines.extend_from_slice(charset::printed(&line).as_bytes());
             waiting.lines.push(b'\n');
         }
         self.0.changed.notify_all();

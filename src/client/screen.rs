@@ -7,6 +7,7 @@
 mod painter;
 mod typing;
 
+use super::charset;
 use super::connect::{Connection, StartError};
 use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
@@ -160,6 +161,10 @@ pub fn run(
     front.show(notice(greeting));
     front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
+    if !charset::is_complete() {
+        let text = "your locale is not UTF-8: what is not ASCII is shown as ?; LANG=C.UTF-8 shows all";
+        front.show(notice(text.into()));
+    }
     front.draw();
     // What was taken in and is not drawn yet waits for the next frame; keys do not.
     let (mut drawn, mut dirty) = (Instant::now(), false);

@@ -6,6 +6,7 @@
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
+use super::charset;
 use super::input::{Decoder, Key, Keys, are_lines};
 use super::rows::{Row, Style};
 use super::text::{self, SAMPLES};
@@ -162,7 +163,7 @@ pub(super) fn restore() {
 /// If it cannot be written to.
 pub(super) fn write(text: &str) -> io::Result<()> {
     match OURS.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-        Some(ours) => ours.tty.write_all(text.as_bytes()),
+        Some(ours) => ours.tty.write_all(charset::shown(text).as_bytes()),
         None => Ok(()),
     }
 }

@@ -135,8 +135,8 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A line break takes the place of the sign that is shown for it.
-fn columns(c: char) -> usize {
+/// The columns of one character alone. A line break takes the place of the sign that is shown for it.
+pub(super) fn columns(c: char) -> usize {
     columns_as(OTHERS.load(Ordering::Relaxed), c)
 }
 
