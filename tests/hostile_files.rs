@@ -609,6 +609,7 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
             mallory.tell(kind, text);
         }
     }
+    // One that answers no offer is ignored.
     mallory.accept(random(), 1 << 32);
     mallory.chat(&mut bob);
     bob.say("/files");
@@ -629,7 +630,7 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     assert!(received(&bob).is_empty());
     let lines = farewell(bob);
     assert_eq!(times(&lines, "offers you a file"), 16);
-    let refused = texts.len() as u64 + 8 + 20 + 1 + 1 + 185;
+    let refused = texts.len() as u64 + 8 + 20 + 1 + 185;
     assert_eq!(times(&lines, REFUSED), refused, "{lines:#?}");
 }
 

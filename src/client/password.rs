@@ -128,7 +128,8 @@ pub fn open(options: &Options, name: &Username, password: &Password) -> Result<O
     let lock = if new.exists() { lock(&path).ok().filter(|_| is_for(options, &new)) } else { None };
     let mut failure = None;
     for by_new in [false, true] {
-        let file = if by_new { &new } else { &path };
+        // Through the link: a file behind one is not closed to others by this program, and is refused if it is open.
+        let file = if by_new { &new } else { &options.key_path(name) };
         let identity = match disk::read_private(file, key_file::MAX_FILE) {
             Ok(text) => key_file::open(&text, name, password).map_err(StartError::KeyFile),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -187,7 +188,7 @@ pub fn change(
     if new_path.exists() {
         return Err(ChangeError::Unsettled);
     }
-    let text = disk::read_private(&path, key_file::MAX_FILE).map_err(disk_error)?;
+    let text = disk::read_private(&options.key_path(name), key_file::MAX_FILE).map_err(disk_error)?;
     let identity = key_file::open(&text, name, old).map_err(|error| match error {
         KeyFileError::WrongPassword => ChangeError::WrongPassword,
         other => Refused(StartError::KeyFile(other)),
