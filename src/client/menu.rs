@@ -39,7 +39,7 @@ pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<
                 continue;
             }
         };
-        let Some(name) = ask_name(prompter)? else {
+        let Some(name) = ask_name(prompter, register)? else {
             continue;
         };
         let attempt = with_name(options, &mut file, prompter, name, register)?;
@@ -49,12 +49,19 @@ pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<
     }
 }
 
-fn ask_name(prompter: &mut Prompter<'_>) -> io::Result<Option<Username>> {
+fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Username>> {
     loop {
         let Some(line) = prompter.line("name: ")? else {
             return Ok(None);
         };
-        match line.trim().parse() {
+        match line.trim().parse::<Username>() {
+            // The server refuses it, too, but only after the passwords.
+            Ok(name) if register && name.is_reserved() => {
+                prompter.println(&format!(
+                    "{} is a word of the messenger itself: choose another name",
+                    name.as_str()
+                ))?;
+            }
             Ok(name) => return Ok(Some(name)),
             Err(_) if line.trim().is_empty() => return Ok(None),
             Err(error) => prompter.println(&format!("{error}"))?,

@@ -206,6 +206,9 @@ fn read_password(path: &Path) -> Result<Password, StartError> {
     let usage = |text: String| StartError::Usage(format!("{}: {text}", path.display()));
     let file = File::open(path).map_err(|error| usage(error.to_string()))?;
     let data = file.metadata().map_err(|error| usage(error.to_string()))?;
+    if data.is_dir() {
+        return Err(usage("this is a folder, not a password file".into()));
+    }
     if data.permissions().mode() & 0o077 != 0 {
         return Err(usage("others can read this password file: chmod 600 it".into()));
     }
