@@ -496,6 +496,23 @@ fn a_server_with_another_key_at_the_same_port_is_refused_for_good() {
 }
 
 #[test]
+fn reconnect_trusts_the_key_of_the_session_and_no_file() {
+    let (server, other) = (Server::start(), Server::start());
+    let Two { gates, mut alice, mut bob } = Two::on(&server);
+    gates.iter().for_each(Gate::shut);
+    alice.expect(LOST);
+    bob.expect(LOST);
+    std::fs::write(bob.data("known_servers"), "damage\n").expect("written");
+    gates[1].lead_to(&server);
+    bob.expect("back on-line");
+    std::fs::remove_file(alice.data("known_servers")).expect("removed");
+    gates[0].lead_to(&other);
+    alice.expect("HAS CHANGED");
+    assert_eq!(alice.finish().0, 1);
+    assert!(!other.log().contains("user=alice"));
+}
+
+#[test]
 fn a_password_that_another_client_has_changed_ends_the_client_with_the_reason() {
     let server = Server::start();
     let mut two = Two::on(&server);

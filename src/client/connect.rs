@@ -194,6 +194,8 @@ pub fn reason(error: &io::Error) -> String {
 pub struct Connection {
     /// To a server whose key is trusted, or bare with `--no-tls`.
     pub channel: Arc<Channel>,
+    /// That key; `None` with `--no-tls`.
+    pub server: Option<Fingerprint>,
     /// What has come and was not looked at yet.
     pub lines: Lines,
     /// Of the channel, for its one reader.
@@ -210,8 +212,12 @@ pub struct Connection {
 /// # Errors
 /// [`StartError`]; [`StartError::UnknownServer`] if `ask` says no.
 pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Result<Connection, StartError> {
+    let remember = |seen| known_servers(options)?.remember(&options.server(), seen).map_err(StartError::Disk);
     let seen = match attempt(options, None)? {
-        Ok(connection) => return Ok(connection),
+        Ok(connection) => {
+            connection.server.map_or(Ok(()), remember)?;
+            return Ok(connection);
+        }
         Err(seen) => seen,
     };
     if known_servers(options)?.is_doubtful(&options.server()) && options.accept_new {
@@ -221,7 +227,7 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
     if !ask(seen) {
         return Err(StartError::UnknownServer(options.server(), seen));
     }
-    known_servers(options)?.remember(&options.server(), seen).map_err(StartError::Disk)?;
+    remember(seen)?;
     attempt(options, None)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
 }
 
@@ -233,7 +239,8 @@ pub fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
     KnownServers::open(&options.data_dir.join("known_servers")).map_err(StartError::Disk)
 }
 
-/// Connects again to a server whose key is known. Connecting and all that is asked on the connection ends at `by`.
+/// Connects again to the server whose key `options` pin; no file is read for that. Connecting and all that is asked on
+/// the connection ends at `by`.
 ///
 /// # Errors
 /// As [`connect`].
@@ -246,12 +253,12 @@ pub fn reconnect(options: &Options, by: Instant) -> Result<Connection, StartErro
 fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, Fingerprint>, StartError> {
     let socket = Arc::new(reach(options, by)?);
     let lines = Lines::new(MAX_LINE);
-    let opened = |channel, lines| {
+    let opened = |channel, lines, server| {
         let (channel, reader) = (Arc::new(channel), Reader::default());
-        Ok(Ok(Connection { channel, lines, reader, by, retry_after: None }))
+        Ok(Ok(Connection { channel, server, lines, reader, by, retry_after: None }))
     };
     if !options.tls {
-        return opened(Channel::bare(socket).map_err(StartError::Lost)?, lines);
+        return opened(Channel::bare(socket).map_err(StartError::Lost)?, lines, None);
     }
     let unverified = Unverified::connect(&options.host, socket, sooner(HANDSHAKE_TIMEOUT, by));
     let unverified = unverified.map_err(|error| match error {
@@ -259,14 +266,12 @@ fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, 
         other => StartError::Channel(other),
     })?;
     let seen = unverified.fingerprint();
-    let mut known = known_servers(options)?;
-    let Some(expected) = vouched(options, &known, seen) else { return Ok(Err(seen)) };
+    let Some(expected) = vouched(options, seen)? else { return Ok(Err(seen)) };
     let changed = |_| StartError::ServerChanged { server: options.server(), seen, expected };
     let (channel, early) = unverified.trust(expected).map_err(changed)?;
-    known.remember(&options.server(), seen).map_err(StartError::Disk)?;
     let mut lines = lines;
     lines.buffer().extend_from_slice(&early);
-    opened(channel, lines)
+    opened(channel, lines, Some(seen))
 }
 
 /// When a step is over that may take `limit`, in an attempt that is over at `by`.
@@ -277,12 +282,16 @@ fn sooner(limit: Duration, by: Option<Instant>) -> Instant {
 
 /// The key that somebody has vouched for: the command line, the server's own certificate on this
 /// machine, or memory. `None` if the person has to be asked.
-fn vouched(options: &Options, known: &KnownServers, seen: Fingerprint) -> Option<Fingerprint> {
+fn vouched(options: &Options, seen: Fingerprint) -> Result<Option<Fingerprint>, StartError> {
+    if options.fingerprint.is_some() {
+        return Ok(options.fingerprint);
+    }
+    let known = known_servers(options)?;
     // A server made anew on this machine shows its new key there, too.
     let local = || local_server().filter(|local| is_this_machine(&options.host) && *local == seen);
     let remembered = || known.get(&options.server());
     let is_new = options.accept_new && !known.is_doubtful(&options.server());
-    options.fingerprint.or_else(local).or_else(remembered).or(is_new.then_some(seen))
+    Ok(local().or_else(remembered).or(is_new.then_some(seen)))
 }
 
 fn is_this_machine(host: &str) -> bool {

@@ -138,7 +138,7 @@ fn begin(
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
     let mut session = Session::new(name, identity, key, (memory.known, memory.ignored), Instant::now());
     session.keep(history, earlier, memory.notices, clock::now_ms());
-    Ok((session, Way::new(options, credentials, token), greeting))
+    Ok((session, Way::new(&options.pinned(connection.server), credentials, token), greeting))
 }
 
 fn run_plain(options: &Options) -> Result<u8, StartError> {

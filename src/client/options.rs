@@ -70,6 +70,11 @@ impl Options {
         format!("{}:{}", self.host, self.port)
     }
 
+    /// The same, for one server key alone: that of a connection, if it has one.
+    pub fn pinned(&self, server: Option<Fingerprint>) -> Options {
+        Options { fingerprint: server.or(self.fingerprint), ..self.clone() }
+    }
+
     /// The key file of `name`.
     pub fn key_path(&self, name: &Username) -> PathBuf {
         self.data_dir.join("keys").join(format!("{}_private.key", name.as_str()))

@@ -1,8 +1,8 @@
 //! How a session is had again when its connection broke: by its token, or else by a new login.
 //!
 //! Invariant: the password is not kept, only what stands for it towards this one server, and the token; both are
-//! wiped at the end. A server whose key has changed, and a login that is refused, are final: nothing is tried that a person
-//! has not allowed. Specification: README#resuming.
+//! wiped at the end. A server with another key than at the login, and a login that is refused, are final: nothing is
+//! tried that a person has not allowed. Specification: README#resuming.
 
 use super::account::Credentials;
 use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};
@@ -42,7 +42,7 @@ pub struct Way {
 }
 
 impl Way {
-    /// After a login.
+    /// After a login; `options` pin the key of the server that it was on.
     pub fn new(options: &Options, credentials: Credentials, token: Key) -> Way {
         Way { options: options.clone(), credentials, token }
     }
@@ -125,7 +125,6 @@ pub fn is_final(error: &StartError) -> bool {
             | StartError::ServerChanged { .. }
             | StartError::UnknownServer(..)
             | StartError::Auth(_)
-            | StartError::Disk(_)
     )
 }
 

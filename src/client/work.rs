@@ -34,12 +34,13 @@ impl Work {
     /// # Errors
     /// If no thread can be had.
     pub fn start((connection, way): (Connection, Way), options: &Options, wake: Wake) -> io::Result<Work> {
+        let options = options.pinned(connection.server);
         let hub = Arc::new(Hub::default());
         let link = Link::start(connection, way, hub.clone(), link::PATIENCE, wake)?;
         let (folder, inbox) = (options.data_dir.join("files"), link.inbox());
         let stepped = inbox.clone();
         let transfers = Transfers::new(folder, hub, link.queue(), move |event| stepped.report(event));
-        Ok(Work { options: options.clone(), link, transfers, inbox })
+        Ok(Work { options, link, transfers, inbox })
     }
 
     /// The next event; `None` if none waits.
