@@ -11,7 +11,7 @@ use crate::records::{self, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How well a person's key is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,12 +127,37 @@ impl Ignored {
     }
 }
 
+/// The torn records that were set aside of a file: without blanks, and in lower case, as names differ in more than that.
+struct Torn(Vec<String>);
+
+impl Torn {
+    fn of(path: &Path) -> Torn {
+        let text = |aside: &PathBuf| {
+            let bytes = std::fs::read(aside).ok()?;
+            let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+            // Zeros stand where nothing was written, U+FFFD for a character that was cut.
+            let is_text = |c: &char| !c.is_whitespace() && !['\0', '\u{feff}', '\u{fffd}'].contains(c);
+            Some(text.chars().filter(is_text).collect()).filter(|text: &String| !text.is_empty())
+        };
+        Torn(records::asides(path).iter().filter_map(text).collect())
+    }
+
+    /// Whether one of them may be of a record that begins with these members: it names them, or was cut before
+    /// it had.
+    fn may_be_of(&self, members: &[(&str, &str)]) -> bool {
+        let member = |(name, value): &(&str, &str)| format!("\"{name}\":{}", json::to_string(*value));
+        let members: Vec<String> = members.iter().map(|one| member(one).to_ascii_lowercase()).collect();
+        let begin = format!("{{{}", members.join(","));
+        let names = |torn: &String| members.iter().all(|member| torn.contains(member));
+        self.0.iter().any(|torn| begin.starts_with(torn) || names(torn))
+    }
+}
+
 /// The keys of servers, by `host:port`.
 pub struct KnownServers {
     records: Records,
     known: HashMap<String, Fingerprint>,
-    /// What was set aside, not understood.
-    doubtful: Vec<Vec<u8>>,
+    torn: Torn,
 }
 
 impl KnownServers {
@@ -145,8 +170,7 @@ impl KnownServers {
         let records = open(path, |record: ServerRecord| {
             known.insert(record.server, Fingerprint(record.fingerprint.0));
         })?;
-        let doubtful = records::asides(path).iter().filter_map(|aside| std::fs::read(aside).ok()).collect();
-        Ok(KnownServers { records, known, doubtful })
+        Ok(KnownServers { records, known, torn: Torn::of(path) })
     }
 
     /// See [`Records::repaired`].
@@ -159,11 +183,9 @@ impl KnownServers {
         self.known.get(server).copied()
     }
 
-    /// Whether a record of `host:port` may have been lost: it is named in what was set aside, and has no other record.
+    /// Whether a record of `host:port` may have been lost: a torn one may be its, and it has no other.
     pub fn is_doubtful(&self, server: &str) -> bool {
-        let name = json::to_string(server);
-        let names = |rest: &Vec<u8>| rest.windows(name.len()).any(|window| window == name.as_bytes());
-        !self.known.contains_key(server) && self.doubtful.iter().any(names)
+        !self.known.contains_key(server) && self.torn.may_be_of(&[("server", server)])
     }
 
     /// Remembers a key that the person has decided for; it is on disk when this returns.
@@ -187,6 +209,7 @@ pub struct KnownUsers {
     known: HashMap<Username, (Fingerprint, Trust)>,
     /// By folded name.
     spellings: HashMap<String, Username>,
+    torn: Torn,
 }
 
 impl KnownUsers {
@@ -203,7 +226,7 @@ impl KnownUsers {
             }
         })?;
         let spellings = known.keys().map(|name: &Username| (name.folded(), name.clone())).collect();
-        Ok(KnownUsers { records, server, known, spellings })
+        Ok(KnownUsers { records, server, known, spellings, torn: Torn::of(path) })
     }
 
     /// See [`Records::repaired`].
@@ -226,6 +249,12 @@ impl KnownUsers {
     pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
         let spelling = self.spellings.get(&name.folded())?;
         (spelling != name).then_some(spelling)
+    }
+
+    /// Whether a record of this person may have been lost: a torn one may be theirs, and they have no other.
+    pub fn is_doubtful(&self, name: &Username) -> bool {
+        let members = [("server", self.server.as_str()), ("name", name.as_str())];
+        !self.known.contains_key(name) && self.torn.may_be_of(&members)
     }
 
     /// Remembers a key that was seen for the first time.
@@ -289,6 +318,33 @@ mod tests {
         }
     }
 
+    /// README#records.
+    #[test]
+    fn user_whose_record_was_torn_is_not_seen_for_the_first_time() {
+        for (torn, doubtful, others) in [
+            ("{\"server\":\"a:1\",\"name\":\"bob\",\"iden", "bob Bob", "bo bobby carol"),
+            ("{\"server\": \"a:1\", \"name\": \"bo\0\0", "bo bob bobby", "b carol"),
+            ("{\"server\":\"a:1", "bob carol", ""),
+            ("{\"server\":\"a:2\",\"name\":\"bob\",\"iden", "", "bob"),
+            ("\0\0", "", "bob"),
+        ] {
+            let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+            let path = std::env::temp_dir().join(format!("known-users-{name}"));
+            std::fs::write(&path, torn).expect("written");
+            let mut users = KnownUsers::open(&path, "a:1".into()).expect("set aside");
+            for (names, expected) in [(doubtful, true), (others, false)] {
+                for name in names.split_whitespace().map(|name| name.parse().expect("name")) {
+                    assert_eq!(users.is_doubtful(&name), expected, "{torn}: {name}");
+                    users.decide(&name, Fingerprint([1; 32]), Trust::Known).expect("stored");
+                    assert!(!users.is_doubtful(&name));
+                }
+            }
+            for file in records::asides(&path).iter().chain([&path]) {
+                std::fs::remove_file(file).expect("clean up");
+            }
+        }
+    }
+
     #[test]
     fn server_whose_record_was_torn_is_not_seen_for_the_first_time() {
         let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
@@ -301,6 +357,10 @@ mod tests {
         let mut servers = KnownServers::open(&path).expect("open");
         servers.remember("a:1", Fingerprint([1; 32])).expect("stored");
         assert!(!servers.is_doubtful("a:1"));
+        // A record that was cut within the name may be of any that begins so.
+        std::fs::write(&path, "{\"server\":\"b:1").expect("written");
+        let servers = KnownServers::open(&path).expect("set aside");
+        assert!(servers.is_doubtful("b:1") && servers.is_doubtful("b:12") && !servers.is_doubtful("c:1"));
         for file in records::asides(&path).iter().chain([&path]) {
             std::fs::remove_file(file).expect("clean up");
         }

@@ -29,7 +29,7 @@ const MAX_PEERS: usize = 50_000;
 pub struct Peer {
     /// The identity key in use: remembered, and shown by the server. `None` until it has shown it.
     pub identity: Option<IdentityPublicKey>,
-    /// A key that differs from the remembered one, undecided; `None` if there is none.
+    /// A key that differs from the remembered one, or whose record may have been lost, undecided; `None` if there is none.
     pub changed: Option<IdentityPublicKey>,
     /// The certified session key; `None` while not on-line, or not asked for.
     pub session: Option<SessionPublicKey>,
@@ -79,7 +79,7 @@ pub enum Learned {
     Known,
     /// The remembered key again, after another one.
     Reverted,
-    /// The identity key differs from the remembered one.
+    /// The identity key differs from the remembered one, or the record of it may have been lost.
     Changed,
     /// The server shows a key that is none, or a session key that its owner has not certified.
     Refused(String),
@@ -192,7 +192,8 @@ impl Peers {
             }
         };
         let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
-        if remembered.is_some_and(|known| known != identity.fingerprint()) {
+        let is_new = remembered.is_none() && !self.known.is_doubtful(&keys.name);
+        if !is_new && remembered != Some(identity.fingerprint()) {
             (peer.identity, peer.changed, peer.session) = (None, Some(identity), session);
             return Learned::Changed;
         }
@@ -237,6 +238,7 @@ impl Session {
     /// How well the key of `name` is known, in a word.
     pub fn trust_word(&self, name: &Username) -> &'static str {
         match self.peers.trust(name) {
+            None if self.peers.has_changed(name) => "RECORD DAMAGED",
             _ if self.peers.has_changed(name) => "KEY CHANGED",
             Some(Trust::Verified) => "verified",
             Some(Trust::New | Trust::Known) => "not verified",
@@ -305,9 +307,9 @@ impl Session {
                 match self.peers.trust(name) {
                     _ if self.peers.fingerprint(name) == before => {}
                     // A server can invent any number of these.
-                    Some(Trust::New) => {
+                    Some(Trust::New) | None => {
                         let key = self.peers.fingerprint(name).map_or(String::new(), |key| key.to_string());
-                        self.problem_about(name, &key, changed_key(name));
+                        self.problem_about(name, &key, self.undecided(name));
                     }
                     _ if self.ignored.contains(name) => {}
                     _ => self.explain_changed(name),
@@ -350,14 +352,55 @@ impl Session {
     }
 
     pub(super) fn explain_changed(&mut self, name: &Username) {
-        self.problem(changed_key(name));
+        self.problem(self.undecided(name));
+    }
+
+    /// Why the key of `name` has to be decided about, and how.
+    fn undecided(&self, name: &Username) -> String {
+        let (what, why) = match self.peers.trust(name) {
+            Some(_) => ("HAS CHANGED", format!("Either {name} has a new key, or somebody is in between")),
+            None => (
+                "MAY HAVE CHANGED",
+                format!("The record of {name} in known_users was damaged and is set aside"),
+            ),
+        };
+        format!(
+            "THE IDENTITY KEY OF {name} {what}. Nothing is sent to {name} or shown from {name} until you decide. \
+             {why}: ask {name} in person or by phone, compare /verify {name}, then /trust {name}"
+        )
     }
 }
 
-fn changed_key(name: &Username) -> String {
-    format!(
-        "THE IDENTITY KEY OF {name} HAS CHANGED. Nothing is sent to {name} or shown from {name} until you decide. \
-         Either {name} has a new key, or somebody is in between: ask {name} in person or by phone, compare \
-         /verify {name}, then /trust {name}"
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::keys::IdentityKey;
+    use crate::crypto::secret::random;
+    use crate::encoding::Bytes;
+    use crate::records;
+
+    /// README#records.
+    #[test]
+    fn key_whose_record_was_torn_is_used_after_a_decision() {
+        let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let file = std::env::temp_dir().join(format!("peers-{id}"));
+        std::fs::write(&file, "{\"server\":\"a:1\",\"name\":\"bob\",\"iden").expect("written");
+        let mut peers = Peers::new(KnownUsers::open(&file, "a:1".into()).expect("set aside"));
+        let identity = Bytes(IdentityKey::generate().public().spki());
+        for (name, is_doubtful) in [("bob", true), ("carol", false)] {
+            let name: Username = name.parse().expect("name");
+            let identity = identity.clone();
+            let keys = PersonKeys { name, identity, session_key: None, created: None, certificate: None };
+            for _ in 0..2 {
+                assert_eq!(peers.learn(&keys, 0) == Learned::Changed, is_doubtful);
+                assert_eq!(peers.get(&keys.name).identity.is_none(), is_doubtful);
+            }
+            assert_eq!(peers.accept(&keys.name).expect("stored"), is_doubtful);
+            assert_eq!(peers.learn(&keys, 0), Learned::Known);
+            assert!(peers.get(&keys.name).identity.is_some());
+        }
+        for file in records::asides(&file).iter().chain([&file]) {
+            std::fs::remove_file(file).expect("clean up");
+        }
+    }
 }
