@@ -24,6 +24,8 @@ struct Conversation {
     sequence: u64,
     /// The latest of its messages, by the sender's clock.
     time: u64,
+    /// The latest of those that were not ahead of the reader's clock; `None` if all were.
+    right: Option<u64>,
 }
 
 /// How a sequence number stands to those before it.
@@ -105,9 +107,15 @@ impl Replay {
         let place = between(header);
         let former = self.conversations.iter().position(|conversation| conversation.between == place);
         let former = former.and_then(|at| self.conversations.remove(at));
-        let time = header.time.max(former.map_or(0, |conversation| conversation.time));
+        let (time, right) = former.map_or((0, None), |conversation| (conversation.time, conversation.right));
+        let (time, right) = (time.max(header.time), right.max((header.time <= now).then_some(header.time)));
         self.refused.take_if(|(of, _)| *of == place);
-        self.conversations.push_front(Conversation { between: place, sequence: header.sequence, time });
+        self.conversations.push_front(Conversation {
+            between: place,
+            sequence: header.sequence,
+            time,
+            right,
+        });
         if self.conversations.len() > MAX_CONVERSATIONS {
             self.forget(now);
         }
@@ -120,6 +128,7 @@ impl Replay {
         if let Some(oldest) = oldest.and_then(|at| self.conversations.remove(at)) {
             let latest = if oldest.time > now { &mut self.ahead } else { &mut self.forgotten };
             *latest = (*latest).max(Some(oldest.time));
+            self.forgotten = self.forgotten.max(oldest.right);
         }
     }
 }
@@ -218,6 +227,19 @@ mod tests {
         let mut seen = Replay { ahead: Some(NOW), ..Replay::default() };
         assert_eq!(take(&mut seen, &Header { time: NOW, ..header(1, None, 1) }, NOW + 1), Order::Replayed);
         assert_eq!(take(&mut seen, &Header { time: NOW + 1, ..header(1, None, 1) }, NOW + 1), Order::Next);
+    }
+
+    /// README#check-sequence.
+    #[test]
+    fn right_date_stays_forgotten_behind_one_ahead() {
+        let mut seen = Replay::default();
+        let first = Header { time: NOW - 1, ..header(0, None, 1) };
+        assert_eq!(take(&mut seen, &first, NOW), Order::Next);
+        for session in 0..100 {
+            let ahead = Header { time: NOW + DAY + u64::from(session), ..header(session, None, 2) };
+            assert_eq!(take(&mut seen, &ahead, NOW), Order::Next);
+        }
+        assert_eq!(seen.order(&first, NOW), Order::Replayed);
     }
 
     /// README#check-sequence.
