@@ -1,6 +1,6 @@
 //! What the terminal can show, according to the locale.
 //!
-//! Invariant: a terminal with another character set than UTF-8 gets ASCII alone. It would take bytes of UTF-8 for control
+//! Invariant: a terminal whose locale is set and does not name UTF-8 gets ASCII alone. It could take bytes of UTF-8 for control
 //! characters (the last byte of `ě` is CSI), and any user could write escape sequences to it.
 
 use super::text::columns;
@@ -11,7 +11,8 @@ use std::sync::LazyLock;
 
 static UTF8: LazyLock<bool> = LazyLock::new(|| is_utf8(|name| env::var_os(name)?.into_string().ok()));
 
-/// Whether the locale, read as setlocale(3) reads it, says UTF-8 or says nothing.
+/// Whether the locale names UTF-8, or is not set at all, which setlocale(3) takes for the locale "C". The variables are those
+/// that it reads, in its order.
 fn is_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
     let locale =
         ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(|name| variable(name).filter(|s| !s.is_empty()));
