@@ -60,7 +60,7 @@ const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
 pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usize) -> Vec<Row> {
     if entry.source == Source::Rule {
         let text = truncate(&format!("── {} ", entry.text), columns);
-        let line = "─".repeat(columns - width(&text));
+        let line = "─".repeat(columns.saturating_sub(width(&text)) / width("─"));
         return vec![vec![span(&(text + &line), DIM)]];
     }
     if entry.source == Source::SafetyNumber {
@@ -102,7 +102,7 @@ pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usi
     match rows.last_mut() {
         Some(row)
             if mark.starts_with(' ')
-                && row.iter().map(|span| width(&span.text)).sum::<usize>() + 2 <= columns =>
+                && row.iter().map(|span| width(&span.text)).sum::<usize>() + width(&mark) <= columns =>
         {
             row.push(span(&mark, style));
         }
@@ -185,7 +185,11 @@ fn marked(line: &str, row: Range<usize>, style: Style, marks: &[Mark], columns: 
     }
     let first = marks.partition_point(|(at, ..)| at.end <= row.start);
     for (at, style_there, link) in marks[first..].iter().take_while(|(at, ..)| at.start < row.end) {
-        let at = at.start.max(row.start)..at.end.min(row.end);
+        // No two marks overlap; if two did, the first would stand.
+        let at = at.start.max(done)..at.end.min(row.end);
+        if at.is_empty() {
+            continue;
+        }
         spans.push(span(&line[done..at.start], style));
         spans.push(Span { link: link.clone(), ..span(&line[at.clone()], *style_there) });
         done = at.end;

@@ -61,7 +61,7 @@ pub fn is_harmful(c: char) -> bool {
 /// Whether a character leaves nothing to see where it stands alone: blanks of every kind, controls, marks and what
 /// joins, and what stands for bytes that are no text.
 pub fn is_blank(c: char) -> bool {
-    let hollow = matches!(c, '\u{fffc}' | '\u{fffd}' | '\u{1d159}');
+    let hollow = matches!(c, '\u{fffc}' | '\u{fffd}' | '\u{13441}' | '\u{13442}' | '\u{1d159}');
     hollow || c.is_whitespace() || is_harmful(c) || columns(c) == 0
 }
 
@@ -160,22 +160,23 @@ pub fn fitting(text: &str, limit: usize) -> &str {
 pub fn truncate(text: &str, limit: usize) -> String {
     if fitting(text, limit) == text {
         text.into()
-    } else if limit == 0 {
-        String::new()
+    } else if let Some(room) = limit.checked_sub(columns('…')) {
+        fitting(text, room).to_owned() + "…"
     } else {
-        fitting(text, limit - 1).to_owned() + "…"
+        fitting(text, limit).into()
     }
 }
 
 /// Breaks into rows of at most `limit` columns, between words where there are any. Never
-/// empty; a character wider than a whole row becomes U+FFFD.
+/// empty; a character wider than a whole row becomes U+FFFD, or `?` where that is too wide as well.
 pub fn wrap(text: &str, limit: usize) -> Vec<String> {
     breaks(text, limit).into_iter().map(|row| fitted(&text[row], limit).into()).collect()
 }
 
-/// A row that [`breaks`] gave, or U+FFFD for a single character that is wider than a row.
+/// A row that [`breaks`] gave, or a sign that fits for a single character that is wider than a row.
 pub fn fitted(row: &str, limit: usize) -> &str {
-    if width(row) <= limit.max(1) { row } else { "\u{fffd}" }
+    let signs = [row, "\u{fffd}"];
+    signs.into_iter().find(|sign| width(sign) <= limit.max(1)).unwrap_or("?")
 }
 
 /// Where a text breaks into rows, as [`wrap`] does it: in bytes, without the spaces at the breaks. A character wider
@@ -228,7 +229,8 @@ pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
         };
         let alone = !text[..at].ends_with(|c| in_name(c) || c == '/') && !name[length..].starts_with(goes_on);
         while links.next_if(|link| link.end <= at).is_some() {}
-        let linked = links.peek().is_some_and(|link| link.start < at);
+        // Not only before it: a link may begin in what would be the name, as in `@http://`.
+        let linked = links.peek().is_some_and(|link| link.start < at + 1 + length);
         (alone && !linked && length > 0).then_some(at..at + 1 + length)
     })
 }
@@ -464,6 +466,8 @@ mod tests {
             "@al\u{200d}ice",
             "@alice\u{301}",
             "@alicé",
+            "@http://x",
+            "@a-https://b",
         ] {
             assert!(all_mentions(seen).next().is_none(), "{seen}");
         }

@@ -108,7 +108,7 @@ pub fn draw(screen: &Screen, size: Size) -> Frame {
     }
     let label = screen.editor.label();
     let prompt = truncate(label.as_ref().unwrap_or(&screen.status.prompt), columns / 2);
-    let (input, at) = screen.editor.visible(columns - width(&prompt));
+    let (input, at) = screen.editor.visible(columns.saturating_sub(width(&prompt)));
     // Both fit: the cursor is left of the last column, and that was a u16.
     let column = u16::try_from(width(&prompt) + at).unwrap_or(0);
     if height > 0 {
@@ -181,8 +181,10 @@ fn bar(progress: &Progress, columns: usize) -> Row {
     let percent = usize::try_from(progress.percent).map_or(100, |percent| percent.min(100));
     let figures = truncate(&format!(" {percent} % · {}", progress.pace), columns / 2);
     let room = columns.saturating_sub(width(&label) + width(&figures) + 2);
-    let full = room * percent / 100;
-    let (done, left) = ("━".repeat(full), "─".repeat(room - full));
+    // Both signs are equally wide.
+    let signs = room / width("─");
+    let full = signs * percent / 100;
+    let (done, left) = ("━".repeat(full), "─".repeat(signs - full));
     vec![span(&format!(" {label} "), BOLD), span(&done, BOLD), span(&left, DIM), span(&figures, PLAIN)]
 }
 
@@ -233,7 +235,7 @@ fn tabs_line(tabs: &[Tab], columns: usize) -> String {
 /// A reverse row with this text.
 fn across(text: &str, columns: usize) -> Row {
     let text = truncate(&format!(" {text}"), columns);
-    let padding = " ".repeat(columns - width(&text));
+    let padding = " ".repeat(columns.saturating_sub(width(&text)));
     vec![span(&(text + &padding), REVERSE)]
 }
 
@@ -241,7 +243,7 @@ fn clip(row: &mut Row, columns: usize) {
     let mut left = columns;
     for span in row.iter_mut() {
         span.text.truncate(fitting(&span.text, left).len());
-        left -= width(&span.text);
+        left = left.saturating_sub(width(&span.text));
     }
     row.retain(|span| !span.text.is_empty());
 }
@@ -252,6 +254,7 @@ mod tests {
     use super::super::entry::{Place, SendState, Source};
     use super::super::input::Key;
     use super::super::rows::Style;
+    use super::super::text::{SAMPLES, measured, wrap};
     use super::super::trust::Trust;
     use super::*;
     use crate::name::Username;
@@ -501,6 +504,8 @@ mod tests {
         let mut entries = all_kinds();
         entries.push(said(&wide));
         entries.push(said(&wide.replace(' ', "\n")));
+        entries.push(entry(Source::Rule, "Monday"));
+        entries.push(Entry { sending: Some((1, SendState::UnderWay)), ..said("one") });
         entries
             .push(entry(Source::Private { from: name(&"a".repeat(32)), to: name(&"b".repeat(32)) }, &wide));
         let sizes = (0..6).flat_map(|c| (0..6).map(move |r| (c, r)));
@@ -514,6 +519,37 @@ mod tests {
                         assert!(!row.contains(char::is_control), "{row:?}");
                     }
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn every_frame_fits_in_whatever_widths_were_measured() {
+        let test = std::env::current_exe().expect("this program");
+        let name = "client::view::tests::frames_in_all_widths";
+        let drawn = std::process::Command::new(test).args(["--ignored", "--exact", name]).output();
+        let drawn = drawn.expect("it runs");
+        let said = String::from_utf8_lossy(&drawn.stdout);
+        assert!(drawn.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "changes the widths of the whole process"]
+    fn frames_in_all_widths() {
+        for others in 0..16 {
+            for (n, (_, usual, other)) in SAMPLES.iter().enumerate() {
+                measured(n, if others >> n & 1 == 0 { *usual } else { *other });
+            }
+            every_frame_fits_its_screen_exactly();
+            let bars = [Progress { label: "photo.jpg → bob".into(), percent: 50, pace: "3 s left".into() }];
+            for size in (0..60).map(|columns| (columns, 8)) {
+                with_bars(&bars, all_kinds(), 0, size, |frame| {
+                    assert!(frame.rows.iter().all(|row| width(&text_of(row)) <= size.0.into()), "{size:?}");
+                });
+            }
+            for limit in 0..6 {
+                let (short, row) = (truncate("hello", limit), &wrap("日", limit)[0]);
+                assert!(width(&short) <= limit && width(row) <= limit.max(1), "{limit}: {short} {row}");
             }
         }
     }
@@ -639,6 +675,19 @@ mod tests {
             let links: Vec<_> = frame.rows.iter().flatten().filter_map(|span| span.link.as_deref()).collect();
             assert_eq!(links, ["https://c.org/%E2%82%AC"]);
         });
+    }
+
+    #[test]
+    fn mentions_that_run_into_links_are_drawn_whole() {
+        let texts = ["@http://x", "@a-https://b", "@http://x@bob", "@x-http://y", "hi", "@bob"];
+        for text in texts.iter().flat_map(|one| texts.map(|two| format!("{one} {two}{one}"))) {
+            for columns in 20..60 {
+                let rows = shown(vec![said(&text)], 0, (columns, 9));
+                assert!(rows.concat().contains(&text[..2]), "{text}: {rows:?}");
+            }
+            let line = shown(vec![said(&text)], 0, (200, 3))[0].clone();
+            assert_eq!(line, format!("14:05 <alice> {text}"));
+        }
     }
 
     #[test]
