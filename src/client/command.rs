@@ -265,7 +265,7 @@ fn text(line: &str) -> Result<Command, String> {
         return Err("nothing of this line can be seen: it was not sent".into());
     };
     // As its author sees it, and as the others would: what was written over reaches them.
-    for form in [line, &shown] {
+    for form in [line].into_iter().chain(shown.split('\n')) {
         let mut seen = form.chars().filter(visible);
         let (first, second) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
         if first == '/' {
@@ -283,20 +283,41 @@ fn text(line: &str) -> Result<Command, String> {
     Ok(Command::Say(line.into()))
 }
 
-/// What a terminal would show of one line: no escape sequence, and nothing that was written over.
+/// What a terminal would show of one line: no escape sequence, and nothing that was written over. A line break stands
+/// where the cursor went elsewhere, or something was removed: what follows may be seen first.
 fn shown(line: &str) -> String {
     let mut shown = String::new();
-    for key in keys(line.trim_end_matches('\r').as_bytes()).iter() {
+    for key in keys(without_colours(line.trim_end_matches('\r')).as_bytes()).iter() {
         match key {
-            Key::Char(c) | Key::Alt(c) => shown.push(*c),
+            Key::Char(c) => shown.push(*c),
+            // A key that moves, or a character that is seen.
+            Key::Alt(c) if c.is_ascii_alphanumeric() => shown.extend(['\n', *c, '\n']),
+            Key::Alt(c) => shown.extend(['\n', *c]),
             Key::Paste(text) => shown.push_str(text),
             Key::Tab => shown.push(' '),
-            Key::Backspace | Key::Ctrl('h') => _ = shown.pop(),
+            Key::Backspace | Key::Ctrl('h') if !shown.ends_with('\n') => _ = shown.pop(),
             Key::Enter | Key::AltEnter => shown.clear(),
-            _ => {}
+            // A bell, and nothing.
+            Key::Ctrl('g' | ' ') => {}
+            _ => shown.push('\n'),
         }
     }
     shown
+}
+
+/// Without the sequences that move no cursor and remove nothing before it: colours, and what clears the rest of a row.
+fn without_colours(line: &str) -> String {
+    let mut pieces = line.split("\u{1b}[");
+    let mut kept = pieces.next().unwrap_or_default().to_string();
+    for piece in pieces {
+        let last = piece.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';' || c == ':');
+        match last.strip_prefix('m').or_else(|| piece.strip_prefix('K')) {
+            // Nothing may become a sequence by that.
+            Some(text) if !kept.ends_with('\u{1b}') => kept.push_str(text),
+            _ => kept.extend(["\u{1b}[", piece]),
+        }
+    }
+    kept
 }
 
 fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
@@ -479,6 +500,17 @@ mod tests {
             "\u{1b}]0;t\u{7}",
             "x\u{8}",
             "x\r",
+            "x \u{1b}[D",
+            "abc \u{15} ",
+            "abc \u{17}",
+            "abc \u{1}",
+            "abc \u{1b}[2K \u{1b}[G ",
+            "abc\u{1b}[H",
+            "abc \u{1b}[1;5D",
+            "abc\u{1b}[A",
+            "abc\u{1b}b",
+            "\u{13441}",
+            "\u{13442}",
             "\n",
             "\u{e002f}",
             "",
@@ -500,6 +532,8 @@ mod tests {
             "·/x",
             "\u{1b}[31mred\u{1b}[0m /x",
             "hi\r\n/x",
+            "\u{1b}[35mfile\u{1b}[m\u{1b}[K/path\u{1b}[K",
+            "left\u{1b}[D",
         ] {
             assert_eq!(parse(text), Ok(Command::Say(text.into())), "{text:?}");
         }
