@@ -130,6 +130,8 @@ pub struct Decoder {
     /// When bytes came last.
     fed: Option<Instant>,
     keys: Keys,
+    /// A paste has ended by silence, and the rest of it may follow.
+    late: bool,
 }
 
 impl Decoder {
@@ -141,11 +143,18 @@ impl Decoder {
         if bytes == [3] && silence >= Some(ALONE) {
             self.end();
         }
+        self.late &= silence < Some(SEQUENCE_WAIT);
         self.fed = Some(now);
         for &byte in bytes {
             self.byte(byte);
         }
-        take(&mut self.keys)
+        let mut keys = take(&mut self.keys);
+        if self.late && keys.len() > 1 && !are_lines(&keys) {
+            // Nobody types so fast: the end of a line in the paste sends nothing.
+            keys.iter_mut().filter(|key| **key == Key::Enter).for_each(|key| *key = Key::AltEnter);
+        }
+        self.late &= !keys.iter().any(|key| matches!(key, Key::Paste(_) | Key::PasteEnd));
+        keys
     }
 
     /// When what has begun ends by itself unless more comes; `None` if nothing has begun.
@@ -160,6 +169,10 @@ impl Decoder {
 
     /// The deadline has passed: the keys of what has begun.
     pub fn expire(&mut self) -> Keys {
+        // How long this silence lasts does not matter: what follows it may be the rest.
+        if matches!(self.state, State::Paste(..)) {
+            (self.late, self.fed) = (true, None);
+        }
         self.end();
         take(&mut self.keys)
     }
@@ -653,6 +666,20 @@ mod tests {
         // In what is pasted it is a character.
         let all = Key::Paste("a\x03\r/exit\r".into());
         assert_eq!(timed(&[(0, b"\x1b[200~a"), (0, b"\x03"), (0, b"\r/exit\r\x1b[201~")]), [all]);
+    }
+
+    #[test]
+    fn rest_of_a_paste_that_stalled_sends_nothing() {
+        let begun: (u64, &[u8]) = (0, b"\x1b[200~a");
+        let rest = |pieces: &[(u64, &[u8])]| timed(&[&[begun], pieces].concat())[1..].to_vec();
+        let line = [Key::Char('b'), Key::AltEnter];
+        assert_eq!(rest(&[(1100, b"b\r")]), line);
+        assert_eq!(rest(&[(9000, b"b\r"), (900, b"b\r")]), [line.clone(), line].concat());
+        // It is over with its end mark, or after silence; and a person's Enter comes alone.
+        let typed = [Key::Char('b'), Key::Enter];
+        assert_eq!(rest(&[(1100, b"b"), (200, b"\r")]), typed);
+        assert_eq!(rest(&[(1100, b"\x1b[201~"), (200, b"b\r")])[1..], typed);
+        assert_eq!(rest(&[(1100, b"c"), (1000, b"b\r")])[1..], typed);
     }
 
     #[test]
