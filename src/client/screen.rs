@@ -168,6 +168,7 @@ pub fn run(
     front.draw();
     // What was taken in and is not drawn yet waits for the next frame; keys do not.
     let (mut drawn, mut dirty) = (Instant::now(), false);
+    let mut ticked = drawn;
     let status = loop {
         let wait = match dirty {
             _ if !front.work.is_idle() => Duration::ZERO,
@@ -183,12 +184,17 @@ pub fn run(
             end = end.or(front.wake(woken)?);
         }
         // What has come meanwhile is drawn together.
+        // Time passes also while keys and events never cease.
+        let is_due = ticked.elapsed() >= TICK;
         for _ in 0..QUEUE {
-            let event = front.work.next();
-            if end.is_some() || (event.is_none() && was_woken) {
+            let event = if is_due { None } else { front.work.next() };
+            if end.is_some() || (event.is_none() && was_woken && !is_due) {
                 break;
             }
             let is_last = event.is_none();
+            if is_last {
+                ticked = Instant::now();
+            }
             end = front.take(event.unwrap_or(Event::Tick))?;
             if end.is_some() && !front.session.is_leaving() {
                 front.stay(&waking)?;
@@ -329,7 +335,7 @@ impl Front {
                 Err(_) => return Ok(()),
                 Ok(woken) if woken.leaves() => return Ok(()),
                 Ok(Wake::Keys(mut keys)) => {
-                    for key in keys.drain(..).filter(typing::only_looks) {
+                    for key in keys.drain(..) {
                         self.key(key)?;
                     }
                 }

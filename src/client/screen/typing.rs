@@ -59,6 +59,9 @@ impl Front {
     pub fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
         let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
         self.escaped = (key == Key::Escape).then(Instant::now);
+        if self.over && !only_looks(&key, escaped) {
+            return Ok(None);
+        }
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
             Key::FocusIn => self.conversations.away = false,
@@ -279,12 +282,27 @@ fn is_exit(line: &str) -> bool {
     matches!(command::parse(line), Ok(Command::Exit))
 }
 
-/// Whether a key only changes what is shown: such keys are of use when the session is over.
-pub fn only_looks(key: &Key) -> bool {
+/// Whether a key, soon after Escape or not, only changes what is shown: such keys are of use when the session is over.
+fn only_looks(key: &Key, escaped: bool) -> bool {
     match key {
         Key::FocusIn | Key::FocusOut | Key::PageUp | Key::PageDown | Key::WheelUp | Key::WheelDown => true,
         Key::Ctrl(c) => matches!(c, 'l' | 'z'),
-        Key::Alt(digit) => digit.is_ascii_digit(),
+        Key::Alt(digit) => matches!(digit, '1'..='9'),
+        Key::Char(digit) => escaped && matches!(digit, '1'..='9'),
         key => matches!(key, Key::AltLeft | Key::AltRight | Key::Position(..)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_can_be_reached_after_the_end_with_escape_and_digit() {
+        assert!(only_looks(&Key::Char('2'), true) && only_looks(&Key::Alt('2'), false));
+        for (key, escaped) in [('2', false), ('0', true), ('a', true)] {
+            assert!(!only_looks(&Key::Char(key), escaped), "{key}");
+        }
+        assert!(!only_looks(&Key::Alt('0'), false) && !only_looks(&Key::Escape, false));
     }
 }
