@@ -50,6 +50,8 @@ impl Printer {
             let mut waiting = self.wait_while(|waiting| waiting.lines.is_empty());
             let lines = take(&mut waiting.lines);
             waiting.writing = true;
+            // There is room again.
+            self.0.changed.notify_all();
             drop(waiting);
             let written = out.write_all(&lines).and_then(|()| out.flush());
             let mut waiting = lock(&self.0.waiting);
