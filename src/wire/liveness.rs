@@ -75,6 +75,8 @@ struct Question {
     /// When it was asked, then when it was written.
     asked: Instant,
     patience: Duration,
+    /// The same as `asked`, of the first of several questions that got no answer: its silence goes on.
+    first: Instant,
     /// The silence that a person sees began here.
     silent: Instant,
     written: bool,
@@ -115,6 +117,9 @@ impl Liveness {
     /// The question has gone out: its time begins here.
     pub fn ping_written(&mut self, now: Instant) {
         if let Some(question) = self.question.as_mut().filter(|question| !question.written) {
+            if question.first == question.asked {
+                question.first = now;
+            }
             (question.asked, question.written) = (now, true);
         }
     }
@@ -122,7 +127,7 @@ impl Liveness {
     /// Since when nothing is heard, if that is to be reported.
     pub fn silent(&self, now: Instant) -> Option<Instant> {
         let question = self.question.as_ref()?;
-        (now.saturating_duration_since(question.asked) >= self.patience.report).then_some(question.silent)
+        (now.saturating_duration_since(question.first) >= self.patience.report).then_some(question.silent)
     }
 
     /// What to do now.
@@ -133,7 +138,7 @@ impl Liveness {
         let due = match &self.question {
             Some(question) => {
                 let (report, end) =
-                    (question.asked + self.patience.report, question.asked + question.patience);
+                    (question.first + self.patience.report, question.asked + question.patience);
                 if now >= end {
                     return Next::Drop;
                 }
@@ -156,8 +161,11 @@ impl Liveness {
 
     fn ask(&mut self, now: Instant, patience: Duration) -> Next {
         self.clocks.expect(Duration::ZERO);
-        let silent = self.owed.map_or(now, |since| since.max(self.heard).min(now));
-        self.question = Some(Question { asked: now, patience, silent, written: false });
+        let (first, silent) = match &self.question {
+            Some(former) => (former.first, former.silent),
+            None => (now, self.owed.map_or(now, |since| since.max(self.heard).min(now))),
+        };
+        self.question = Some(Question { asked: now, patience, first, silent, written: false });
         Next::Ask
     }
 }
@@ -284,6 +292,24 @@ mod tests {
         }
         assert_eq!(line.passed, s(12));
         assert_eq!(line.liveness.silent(line.now()), Some(line.start));
+        line.liveness.heard(line.now());
+        assert_eq!(line.liveness.silent(line.now()), None);
+    }
+
+    #[test]
+    fn question_after_a_sleep_continues_the_silence_before() {
+        let mut line = Line::new(CLIENT);
+        line.liveness.owes(Some(line.now()));
+        assert_eq!(line.act(), (10, Next::Ask));
+        line.passed = s(13);
+        line.next();
+        assert_eq!(line.liveness.silent(line.now()), Some(line.start));
+        line.wall += s(3600);
+        assert_eq!(line.next(), Next::Ask);
+        assert_eq!(line.liveness.silent(line.now()), Some(line.start), "nothing was heard meanwhile");
+        line.liveness.ping_written(line.now());
+        assert_eq!(line.liveness.silent(line.now()), Some(line.start));
+        assert_eq!(line.act(), (21, Next::Drop));
         line.liveness.heard(line.now());
         assert_eq!(line.liveness.silent(line.now()), None);
     }
