@@ -102,6 +102,18 @@ pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<
     told.collect()
 }
 
+/// Whether `path` names anything, be it a link that cannot be followed.
+///
+/// # Errors
+/// With the path in the text if that cannot be found out.
+pub fn is_there(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
 /// Makes a new file; an existing one, or a link, is an error.
 ///
 /// # Errors
@@ -115,13 +127,23 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 /// # Errors
 /// With the path in the text.
 pub fn append(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    open_itself(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)
+}
+
+/// Opens a file for reading; a link is an error, as it is for [`append`].
+///
+/// # Errors
+/// With the path in the text.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_itself(OpenOptions::new().read(true), path)
+}
+
+fn open_itself(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let linked = |error: io::Error| match error.raw_os_error() {
         Some(libc::ELOOP) => io::Error::other("this is a symbolic link: put the file itself in its place"),
         _ => error,
     };
-    options.open(path).map_err(linked).map_err(at(path))
+    options.custom_flags(libc::O_NOFOLLOW).open(path).map_err(linked).map_err(at(path))
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -288,11 +310,15 @@ mod tests {
             let error = write_new(&path(name), b"other").expect_err(name);
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
         }
-        let error = append(&path("link")).expect_err("a link").to_string();
-        assert!(
-            error.ends_with("link: this is a symbolic link: put the file itself in its place"),
-            "{error}"
-        );
+        for error in [append(&path("link")), open(&path("link")), open(&path("dangling"))] {
+            let error = error.expect_err("a link").to_string();
+            let told = "this is a symbolic link: put the file itself in its place";
+            assert!(error.ends_with(told), "{error}");
+        }
+        for (name, there) in [("treasure", true), ("link", true), ("dangling", true), ("nowhere", false)] {
+            assert_eq!(is_there(&path(name)).expect("known"), there, "{name}");
+        }
+        is_there(&path("treasure/inside")).expect_err("no folder");
         append(&path("dangling")).expect_err("a link to nowhere");
         // A link is replaced itself, even if its temporary file is one, too.
         symlink(path("treasure"), path("link.tmp")).expect("link");

@@ -2,8 +2,8 @@
 //!
 //! Invariant: nothing that was not understood is erased. A record counts with or without its line end; a byte order
 //! mark, blanks, blank lines and CRLF are harmless; what a torn write has left behind the last record is set aside in
-//! a file of its own; any other damage is an error with file, line and remedy. An append is written whole or not at
-//! all, and is never glued to a line that has lost its end. Specification: README#records.
+//! a file of its own; any other damage is an error with file, line and remedy. An append that fails is taken back as far as
+//! the disk allows, and none is ever glued to a line that has lost its end. Specification: README#records.
 
 use crate::clock;
 use crate::disk;
@@ -86,9 +86,9 @@ pub fn parse<T: Deserialize>(line: &[u8]) -> Option<T> {
 ///
 /// # Errors
 /// With file, line and remedy in the text if `each` does not understand a line that is not a torn write's rest; with
-/// the path if the file is missing or the disk fails.
+/// the path if the file is missing, is a link, or the disk fails.
 pub fn read(path: &Path, each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
-    scan(&File::open(path).map_err(disk::at(path))?, path, &PLAIN, 0, each)
+    scan(&disk::open(path)?, path, &PLAIN, 0, each)
 }
 
 /// Reads from byte `from` on. A line that is too long comes in pieces, of which the first is not understood.

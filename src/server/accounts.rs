@@ -180,13 +180,20 @@ impl Accounts {
         // A line that was never confirmed counts from now on: it must not vanish with the power.
         records.sync()?;
         disk::sync_parent(&path)?;
+        let (removed, kept) = loaded.key_files(&keys)?;
+        // These removals were cut off by a crash. As long as their records stand, the next start finds them again.
+        let moved = removed
+            .iter()
+            .map(|name| move_key_aside(&keys, name))
+            .fold(Ok(()), Result::and)
+            .and_then(|()| File::open(&keys)?.sync_all().map_err(disk::at(&keys)));
         let superseded = loaded.superseded();
         if loaded.is_worth_a_rewrite() {
             let lines =
                 loaded.by_name.values().filter_map(Place::entry).map(|entry| Record::line(&entry.account));
             let keep_former = |_: &File| keep_former(&path);
             // A full disk is no reason to serve nobody.
-            notices.push(match records.rewrite(lines, keep_former) {
+            notices.push(match moved.and_then(|()| records.rewrite(lines, keep_former)) {
                 Ok(()) => format!(
                     "users.json: rewritten without {superseded} superseded lines; users.json.old is the file of before"
                 ),
@@ -195,9 +202,6 @@ impl Accounts {
             // Or what is confirmed from now on could be in a file that a power failure takes away.
             disk::sync_parent(&path)?;
         }
-        let (removed, kept) = loaded.key_files(&keys)?;
-        // These removals were cut off by a crash.
-        removed.iter().for_each(|name| move_key_aside(&keys, name));
         notices.extend(kept_notice(&kept));
         loaded.by_name.extend(kept.into_iter().map(|name| (name.folded(), Place::Kept(Box::new(name)))));
         let accounts = Accounts {
@@ -302,7 +306,9 @@ impl Accounts {
             accounts.insert(folded.clone(), Place::Busy)
         };
         let path = key_path(&self.keys, &account.name);
-        let is_taken = kept.is_some() && path.exists() && self.identity(&account).is_err();
+        // A key file that cannot be read, be it a link to nowhere, keeps the name too.
+        let is_kept = kept.is_some() && disk::is_there(&path).unwrap_or(true);
+        let is_taken = is_kept && self.identity(&account).is_err();
         let stored = match is_taken {
             true => Err(RegisterError::NameTaken),
             false => disk::replace(&path, identity.to_pem().as_bytes())
@@ -351,7 +357,7 @@ impl Accounts {
         let stored = self.journal.append(&line);
         if stored.is_ok() {
             // While the name is still taken, or it could be the next one's file.
-            move_key_aside(&self.keys, name);
+            let _ = move_key_aside(&self.keys, name);
         }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
         match stored {
@@ -372,10 +378,10 @@ fn key_name(file: &str) -> Option<Username> {
 }
 
 /// The key of a removed account. If it cannot be moved now, the next start does it.
-fn move_key_aside(keys: &Path, name: &Username) {
+fn move_key_aside(keys: &Path, name: &Username) -> io::Result<()> {
     let path = key_path(keys, name);
     let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
-    let _ = std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}")));
+    std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}"))).map_err(disk::at(&path))
 }
 
 fn kept_notice(names: &[Username]) -> Option<String> {
@@ -495,7 +501,7 @@ impl Survey {
     /// As [`Accounts::open`]'s.
     pub fn of(folder: &Path) -> io::Result<Survey> {
         let (path, mut loaded) = (folder.join("users.json"), Loaded::default());
-        let found = match path.exists() {
+        let found = match disk::is_there(&path)? {
             true => Some(
                 records::read(&path, |line| loaded.take(line))
                     .map_err(|error| with_way_back(&path, error))?,
@@ -511,7 +517,7 @@ impl Survey {
             ));
         }
         let keys = folder.join("keys");
-        if keys.exists() {
+        if disk::is_there(&keys)? {
             notices.extend(kept_notice(&loaded.key_files(&keys)?.1));
         }
         let entries = loaded.by_name.values().filter_map(Place::entry);
@@ -536,7 +542,7 @@ fn keep_former(path: &Path) -> io::Result<()> {
 }
 
 fn fake_salt_secret(path: &Path) -> io::Result<Key> {
-    if !path.exists() {
+    if !disk::is_there(path)? {
         disk::replace(path, Key::random().expose())?;
     }
     read_secret(path)
@@ -697,6 +703,21 @@ pub(super) mod tests {
             let torn = notices.iter().any(|notice| notice.contains("set aside"));
             assert_eq!(torn, length > before && !is_whole);
         }
+    }
+
+    /// README#key-keeps-name.
+    #[test]
+    fn key_file_behind_a_broken_link_keeps_its_name() {
+        let folder = Folder::new();
+        let path = folder.0.join("keys/alice.pem");
+        std::os::unix::fs::symlink(folder.0.join("nowhere"), &path).expect("linked");
+        let key = IdentityKey::generate();
+        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let taken = accounts.register(account("alice", key.public()), key.public());
+        assert!(matches!(taken, Err(RegisterError::NameTaken)) && path.is_symlink());
+        // Once it is gone, the name is free.
+        std::fs::remove_file(&path).expect("removed");
+        accounts.register(account("alice", key.public()), key.public()).expect("made");
     }
 
     #[test]

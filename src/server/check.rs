@@ -83,8 +83,12 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
         }
     }
     let secret = folder.join("salt.secret");
-    if secret.exists() {
+    if report.take(disk::is_there(&secret))? == Some(true) {
         report.take(accounts::read_secret(&secret))?;
+    }
+    let log = folder.join("logs/security.log");
+    if report.take(disk::is_there(&log))? == Some(true) {
+        report.take(disk::open(&log))?;
     }
     if options.tls {
         certificates(&mut report, &folder.join("certs"))?;
@@ -108,7 +112,9 @@ fn modes(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
 /// What [`certificate::prepare`] would do.
 fn certificates(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
     let (key, path) = (folder.join("server.key"), folder.join("server.crt"));
-    match (key.exists(), path.exists()) {
+    let there = disk::is_there(&key).and_then(|key| Ok((key, disk::is_there(&path)?)));
+    let Some(there) = report.take(there)? else { return Ok(()) };
+    match there {
         (false, false) => return report.say("no certificate: a start makes one"),
         (true, false) => {
             if report.take(certificate::check_key(&key))?.is_some() {
@@ -122,13 +128,13 @@ fn certificates(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
     let Some(facts) = report.take(certificate::read_facts(&path))? else { return Ok(()) };
     let day = clock::utc_day(facts.not_after);
     report.say(format_args!("certificate: {} (valid until {day})", facts.fingerprint))?;
-    report.take(tls::acceptor(folder))?;
     let now = clock::now_ms();
-    match certificate::notice(&facts, now) {
-        Some(_) if facts.self_made && facts.not_after <= now => report.say("expired: a start renews it"),
-        Some(notice) => report.warn(notice),
-        None => Ok(()),
-    }
+    match report.take(certificate::is_renewed(folder, &facts, now))? {
+        Some(true) => return report.say("expired: a start renews it"),
+        Some(false) => report.take(tls::acceptor(folder))?,
+        None => return Ok(()),
+    };
+    certificate::notice(&facts, now).map_or(Ok(()), |notice| report.warn(notice))
 }
 
 #[cfg(test)]

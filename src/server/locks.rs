@@ -82,7 +82,7 @@ fn path(folder: &Path) -> PathBuf {
 /// The disk's, with the path in the text.
 pub fn survey(folder: &Path) -> io::Result<Held> {
     let (path, now, mut held) = (path(folder), clock::now_ms(), Held::default());
-    if path.try_exists().map_err(disk::at(&path))? {
+    if disk::is_there(&path)? {
         held.repair = records::read(&path, |line| held.take(line, now))?.plan(&path);
     }
     Ok(held)

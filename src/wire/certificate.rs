@@ -7,7 +7,8 @@
 use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
-use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+use crate::wire::tls::OTHER_KEY;
+use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData, date_time_ymd};
 use rsa::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use rsa::pkcs8::der::{Decode, Encode, Reader, Tag, Tagged};
 use std::fmt;
@@ -106,14 +107,13 @@ pub enum Prepared {
 /// `now_ms` is in milliseconds since 1970.
 ///
 /// # Errors
-/// With the path in the text if the key is missing beside a certificate, or one of the two is damaged: nothing is
-/// overwritten then; or if the disk fails.
+/// With the path in the text if the key is missing beside a certificate, one of the two is damaged or a link that cannot
+/// be followed, or an expired certificate is another key's: nothing is overwritten then; or if the disk fails.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
-    match (key_path.exists(), certificate_path.exists()) {
+    match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
         (true, true) => {
-            let facts = read_facts(&certificate_path)?;
-            if facts.not_after > now_ms || !facts.self_made {
+            if !is_renewed(folder, &read_facts(&certificate_path)?, now_ms)? {
                 return Ok(Prepared::Found);
             }
             certify(&key_path, &certificate_path, now_ms)?;
@@ -129,6 +129,21 @@ pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
             Ok(Prepared::Made)
         }
     }
+}
+
+/// Whether [`prepare`] renews the certificate of these facts in `folder`, which holds a key too.
+///
+/// # Errors
+/// With the path in the text if it would, but for a key that cannot be read or is another certificate's.
+pub fn is_renewed(folder: &Path, facts: &Facts, now_ms: u64) -> io::Result<bool> {
+    if facts.not_after > now_ms || !facts.self_made {
+        return Ok(false);
+    }
+    let key = read_key(&folder.join("server.key"))?;
+    if Fingerprint::of(&key.subject_public_key_info()) != facts.fingerprint {
+        return Err(disk::at(folder)(io::Error::other(OTHER_KEY)));
+    }
+    Ok(true)
 }
 
 /// What is told of a certificate whose key is not there.
@@ -248,7 +263,7 @@ pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
 mod tests {
     use super::*;
     use crate::crypto::secret::random;
-    use rcgen::{Issuer, PublicKeyData};
+    use rcgen::Issuer;
     use std::fs;
 
     const YEAR: u64 = 365 * 24 * 3_600_000;
@@ -297,6 +312,12 @@ mod tests {
         assert_eq!(prepare(&folder, made.not_after).expect("renewed"), Prepared::Renewed);
         let renewed = read_facts(&path).expect("whole");
         assert!(renewed.fingerprint == made.fingerprint && renewed.not_after > made.not_after);
+        // Beside another key, nobody knows which of the two is to stay.
+        let before = read();
+        let other = KeyPair::generate().expect("a key").serialize_pem();
+        fs::write(folder.join("server.key"), other).expect("written");
+        let error = prepare(&folder, renewed.not_after).expect_err("another key").to_string();
+        assert!(error.ends_with(OTHER_KEY) && read() == before, "{error}");
         fs::remove_dir_all(&folder).expect("clean up");
     }
 

@@ -39,7 +39,7 @@ const UNUSABLE_KEY: &str = "this key cannot be used for TLS: make one of RSA wit
     P-384 or P-521, or of Ed25519, and have it certified";
 const WRONG_ORDER: &str = "the server's own certificate, which belongs to server.key, must be the first in this file: put \
     those of the authorities behind it";
-const OTHER_KEY: &str =
+pub(super) const OTHER_KEY: &str =
     "server.key is not the key of the certificate in server.crt: put the two there that belong together";
 
 /// The server's side of TLS: certificate, key, versions.
