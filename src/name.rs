@@ -44,12 +44,16 @@ impl Username {
     }
 
     /// Whether it reads like a [word](WORDS) of the interface: in any letter case, with `_` and `-` left out, digits at
-    /// either end left out, or characters exchanged for others that look alike.
+    /// either end left out, or characters exchanged for others that look alike. An `i` does not pass for the `l` of a short
+    /// word: `ali` is a name. A capital one does, where small letters make it look like one.
     pub fn is_reserved(&self) -> bool {
+        let has = |kind: fn(&u8) -> bool| self.as_str().bytes().any(|byte| kind(&byte));
+        let may_be_short = !has(|&b| b == b'i') && (has(u8::is_ascii_lowercase) || !has(|&b| b == b'I'));
         let plain: String = self.folded().chars().filter(char::is_ascii_alphanumeric).collect();
         let bare = plain.trim_matches(|c: char| c.is_ascii_digit());
-        let is_word = |text| WORDS.iter().any(|word| looks_like(word) == text);
-        is_word(looks_like(&plain)) || is_word(looks_like(bare))
+        let mut words = WORDS.iter().filter(|word| word.len() > 3 || may_be_short);
+        let [plain, bare] = [&plain, bare].map(looks_like);
+        words.any(|word| [&plain, &bare].contains(&&looks_like(word)))
     }
 
     /// The name in lower case, under which names are compared for uniqueness and lockout. README#name-case.
@@ -125,6 +129,7 @@ mod tests {
             "serv3r",
             "5erver",
             "aIl",
+            "AIl_2",
             "a1l",
             "al1",
             "rnE",
@@ -133,8 +138,11 @@ mod tests {
             assert_eq!(name(text).is_reserved(), text != "Ever1-Y0ne", "{text}");
         }
         for text in
-            ["alice", "Bob2", "allan", "youssef", "roomy", "emma", "serverless", "1", "a", "0-0", "member7"]
+            ["ali", "Ali_1", "ALI", "AI1", "mel", "rob", "eve", "may", "alice", "Bob2", "allan", "youssef"]
         {
+            assert!(!name(text).is_reserved(), "{text}");
+        }
+        for text in ["roomy", "emma", "serverless", "1", "a", "0-0", "member7"] {
             assert!(!name(text).is_reserved(), "{text}");
             assert_eq!(format!("{:>12}", name(text)), format!("{text:>12}"));
         }
