@@ -158,6 +158,12 @@ impl Audit {
         }
     }
 
+    /// Whether what was logged last could not be written; waits for it as [`Audit::flush`] does.
+    pub fn loses(&self) -> bool {
+        self.flush();
+        self.lost.load(Ordering::Relaxed) > 0
+    }
+
     /// Waits until all that was logged is on disk.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
@@ -348,6 +354,21 @@ mod tests {
                 "event=login user=- addr=10.0.0.1",
             ]
         );
+    }
+
+    #[test]
+    fn log_that_cannot_be_made_again_loses_lines() {
+        let folder = Folder::new();
+        let audit = Audit::open(&folder.0).expect("a log");
+        let path = folder.0.join("security.log");
+        for is_blocked in [false, true, false] {
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+            if is_blocked {
+                fs::create_dir(&path).expect("in its way");
+            }
+            audit.log("reloaded", None, None, "");
+            assert_eq!(audit.loses(), is_blocked);
+        }
     }
 
     #[test]

@@ -37,14 +37,20 @@ pub(super) struct Guest<'a> {
 /// A connection that ends has this long for its last words, and the other side's: a round trip, and no more.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
+/// And for so many bytes of the other side's: what was under way.
+const LAST_BYTES: usize = 1024 * 1024;
+
 /// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
-/// comes is read while it `is_sent`, and for a moment more.
+/// comes is read while it `is_sent`, for at most [`limits::FAREWELL`], and for a moment and [`LAST_BYTES`] more.
 pub(super) fn linger(channel: &Channel, reader: &mut Reader, is_sent: impl Fn() -> bool) {
-    let mut end = Instant::now() + LAST_WORD;
-    let (mut sink, mut left) = (Vec::new(), 1024 * 1024usize);
+    let begun = Instant::now();
+    let mut end = begun + LAST_WORD;
+    let (mut sink, mut left) = (Vec::new(), LAST_BYTES);
     loop {
         let now = Instant::now();
-        end = if is_sent() { now + LAST_WORD } else { end };
+        if now < begun + limits::FAREWELL && is_sent() {
+            (end, left) = (now + LAST_WORD, LAST_BYTES);
+        }
         if end <= now {
             return;
         }
@@ -379,7 +385,9 @@ pub(super) mod tests {
     use super::*;
     use crate::crypto::secret::Key;
     use crate::encoding::{Bytes, Fixed};
+    use std::io::Write;
     use std::net::TcpListener;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -399,6 +407,24 @@ pub(super) mod tests {
             patience: 1,
         };
         (guest, far)
+    }
+
+    #[test]
+    fn farewell_outlasts_a_client_that_keeps_sending() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut guest, mut far) = guest(&shared);
+        let is_out = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                // Far more than any buffer holds.
+                let sent = (0..64).try_for_each(|_| far.write_all(&[b'x'; 1024 * 1024]));
+                is_out.store(true, Ordering::Relaxed);
+                sent
+            });
+            linger(&guest.channel, &mut guest.reader, || !is_out.load(Ordering::Relaxed));
+            drop(guest);
+            sending.join().expect("whole").expect("all of it was read");
+        });
     }
 
     /// README#lockout, README#registration-limit.

@@ -158,7 +158,12 @@ fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
             let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(shared));
             // The log is opened again for this line, if it was renamed.
             shared.audit.log("reloaded", None, None, "");
-            let _ = say.try_send((certificate.unwrap_or("reloaded".into()), None));
+            let mut told = certificate.unwrap_or("reloaded".into());
+            if shared.audit.loses() {
+                told =
+                    format!("WARNING: the security log cannot be written: standard error says why; {told}");
+            }
+            let _ = say.try_send((told, None));
             continue;
         }
         rounds.told = Instant::now();
