@@ -1,8 +1,9 @@
 //! When what was queued for others is written out: a broadcast's frames in passes, what nobody waits for at a tick. One
 //! thread, so that whoever has queued for a thousand people goes on at once.
 //!
-//! Invariant: an outbox is in a [`Pass`] at most once, and in the lists for a tick at most once; [`Outbox::flush`] takes it
-//! out of both, before it looks at the queue, so what is queued later lists it again and nothing is left lying.
+//! Invariant: an outbox is put into a [`Pass`] only if its mark for that is not set, and so into the lists for a tick;
+//! [`Outbox::flush`] clears both marks before it looks at the queue, so what is queued later lists it again and nothing is
+//! left lying. Where it still stands in another list, the flush for that one finds what there is by then, or nothing.
 
 use super::frames::Frame;
 use super::lock;

@@ -2,8 +2,10 @@
 //!
 //! Invariant: what is needed to handle a session's frames is its [`Inbound`], of which there is one. It is always in one
 //! of three places: with a connection's thread, inside a [`Turn`]; with a resumption that takes over, inside a `Turn`, too;
-//! or in the session's [`Slot`], and then the session stands on the list of [`Grace`], with the end of its time. Slot and list
-//! change together, under the slot's lock (which is taken before the list's). So no frame is handled or counted by two, a
+//! or in the session's [`Slot`]. A session is put on the list of [`Grace`], with the end of its time, under the slot's lock
+//! (which is taken before the list's), before its `Inbound` is in the slot. The two are left one after the other: who has
+//! emptied the slot then takes the session off the list, and who has taken it off the list, because its time is over or its
+//! room is needed, ends it only if the slot still has the same place. So no frame is handled or counted by two, a
 //! session without a connection always ends, and who takes the `Inbound` out of the slot, be it a resumption or the
 //! end of the time, decides alone what becomes of it.
 //!

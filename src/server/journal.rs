@@ -1,7 +1,8 @@
 //! A file of records that many append to at once: those that arrive together share one write and one fsync.
 //!
 //! Invariant: who was told `Ok` has their line on disk; who was told of an error has nothing in the file, not
-//! even half a line; no lock is held across a write.
+//! even half a line, unless the disk that has failed does not let the file be shortened either: then a whole line stays,
+//! and counts at the next start; half a line is set aside before the next one. No lock is held across a write.
 
 use super::lock;
 use crate::records::Records;

@@ -16,7 +16,8 @@ pub const LINES_BEFORE_LOGIN: u32 = 32;
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
 /// takes none are read more slowly long before. When they are all in use, there is still one packet for each client that has
-/// none, and each keeps the latest 256 KiB that it was sent.
+/// none, and each keeps the latest 256 KiB that it was sent. Threads that ask for room at the same moment may exceed this by one packet
+/// each.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
 /// then.
@@ -125,7 +126,7 @@ mod tests {
                 "`ack` is sent when {ACK_AFTER_FRAMES} frames or {} KiB have been",
                 ACK_AFTER_BYTES / kib
             ),
-            format!("waits for many clients ({} MiB in all)", MAX_WAITING_PACKETS / kib / kib),
+            format!("waits for many clients (about {} MiB in all)", MAX_WAITING_PACKETS / kib / kib),
             format!("perhaps only the latest {} KiB for each", 2 * ACK_AFTER_BYTES / kib),
             format!("if that lasts over {} s, the transfer's grant is taken back", PACKET_PATIENCE.as_secs()),
             format!("the server serves {} at once (a thread each)", thousands(MAX_WRITERS)),
