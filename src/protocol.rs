@@ -191,6 +191,8 @@ pub enum ServerMessage {
     EncryptedMessage(Box<EncryptedMessage>),
     /// `sent`, to an `encrypted_send`. README#sent.
     Sent(Sent),
+    /// `lost`, unasked: the recipient's session ended before it acknowledged a message. README#lost.
+    Lost(Lost),
     /// `grant`, passed on from the peer who grants. README#grant.
     Grant(Grant),
     /// `refused`, to a packet or grant that is not passed on. README#refused.
@@ -401,6 +403,7 @@ impl ServerMessage {
                 ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key }))
             }
             "sent" => ServerMessage::Sent(body(text)?),
+            "lost" => ServerMessage::Lost(body(text)?),
             "grant" => ServerMessage::Grant(body(text)?),
             "refused" => ServerMessage::Refused(body(text)?),
             "error" => ServerMessage::Error(body(text)?),
@@ -427,6 +430,7 @@ impl ServerMessage {
                 [&head, KEY_BEGINS, key, KEY_ENDS].concat()
             }
             ServerMessage::Sent(body) => one("sent", body),
+            ServerMessage::Lost(body) => one("lost", body),
             ServerMessage::Grant(body) => one("grant", body),
             ServerMessage::Refused(body) => one("refused", body),
             ServerMessage::Error(body) => one("error", body),

@@ -607,6 +607,48 @@ fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
     alice.expect("* bob has left");
 }
 
+/// README#lost.
+#[test]
+fn sender_learns_which_messages_a_killed_client_has_not_shown() {
+    let server = Server::with(&["--grace", "1"]);
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    common::signal(bob.child.id(), "-STOP");
+    let texts = ["first", "second", "third"];
+    for text in texts {
+        alice.say(&format!("/msg bob {text}"));
+        alice.expect(&format!("<alice -> bob> {text}"));
+    }
+    bob.child.kill().expect("it is there");
+    alice.expect("* bob has left");
+    let (status, lines) = alice.finish();
+    let why = |text| format!("! \"{text}\" may not have arrived: bob's session ended first");
+    let told: Vec<_> = lines.iter().filter(|line| line.starts_with('!')).collect();
+    assert!(status == 0 && told == texts.map(why).iter().collect::<Vec<_>>(), "{lines:#?}");
+}
+
+/// README#lost, README#ack-when.
+#[test]
+fn client_that_leaves_has_acknowledged_what_it_has_shown() {
+    let server = Server::start();
+    let mut alice = server.client("alice").ready();
+    for (end, name) in [("/exit", "bob"), ("-TERM", "carol"), ("", "dave")] {
+        let home = Arc::new(Folder::new());
+        let mut bob = Client::within(home, server.port, name, true, &["--register"]).ready();
+        alice.expect(&format!("* {name} is on-line"));
+        exchange(&mut alice, &mut bob, "hello");
+        match end {
+            "/exit" => bob.say(end),
+            "" => bob.end(),
+            sign => common::signal(bob.child.id(), sign),
+        }
+        alice.expect(&format!("* {name} has left"));
+    }
+    let (status, lines) = alice.finish();
+    assert!(status == 0 && !lines.iter().any(|line| line.starts_with('!')), "{lines:#?}");
+}
+
 #[test]
 fn signal_stays_ignored_if_the_client_was_started_so() {
     let server = Server::start();

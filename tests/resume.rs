@@ -644,6 +644,110 @@ fn a_session_that_has_ended_is_not_resumed() {
     assert_eq!(ended, 3, "{log}");
 }
 
+/// The ids of lost messages to `name` that `peer` hears of before it hears that `name` has left.
+fn lost_before_leaving(peer: &mut Peer<'_>, name: &Username) -> Vec<u64> {
+    let mut ids = Vec::new();
+    loop {
+        match peer.hear_message(|m| matches!(m, ServerMessage::Lost(_) | ServerMessage::Presence(_))) {
+            ServerMessage::Lost(lost) => {
+                assert_eq!(lost.name, *name);
+                ids.push(lost.id);
+            }
+            ServerMessage::Presence(presence) if presence.left.contains(name) => return ids,
+            _ => {}
+        }
+    }
+}
+
+/// README#lost.
+#[test]
+fn unacknowledged_messages_are_lost_however_a_session_ends() {
+    let server = Server::with(&["--grace", "1"]);
+    let mut alice = Peer::new(&server, "alice");
+    let carol = Peer::new(&server, "carol");
+    type End = (&'static str, fn(&Server, &mut Peer<'_>), &'static [u64]);
+    let ends: [End; 5] = [
+        ("grace", |_, bob| bob.hang_up(), &[3, 4, 6]),
+        ("login", |server, bob| _ = token(server.raw().log_in(&bob.person)), &[3, 4, 6]),
+        ("logout", |_, bob| bob.say(&ClientMessage::Logout), &[3, 4, 6]),
+        ("false_ack", |_, bob| bob.say(&ClientMessage::Ack(Received { received: 1 << 40 })), &[3, 4, 6]),
+        (
+            "farewell",
+            |_, bob| {
+                (3..=8).for_each(|_| _ = bob.letter());
+                bob.ack();
+                bob.say(&ClientMessage::Logout);
+            },
+            &[],
+        ),
+    ];
+    for (base, (how, end, expected)) in (0..).step_by(8).zip(ends) {
+        let mut bob = Peer::new(&server, how);
+        bob.acks = false;
+        let name = bob.name();
+        alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&name)));
+        let mut kinds: Vec<_> = (1..=8).map(|n| letter(&alice.person, &[how], base + n, 100)).collect();
+        kinds[4] = letter(&alice.person, &[how, "carol"], base + 5, 100);
+        for (at, kind, scope) in
+            [(5, "message", "room"), (6, "file_offer", "private"), (7, "room_left", "room")]
+        {
+            let ClientMessage::EncryptedSend(send) = &mut kinds[at] else { unreachable!() };
+            (send.envelope.kind, send.envelope.scope) = (kind.into(), scope.into());
+        }
+        for message in &kinds[..2] {
+            alice.say(message);
+        }
+        while bob.letter() != base + 2 {}
+        bob.ack();
+        bob.settle();
+        for message in &kinds[2..] {
+            alice.say(message);
+        }
+        for n in 1..=8 {
+            let sent = alice.sent();
+            assert!(sent.id == base + n && sent.delivered.contains(&name), "{how}");
+        }
+        end(&server, &mut bob);
+        let lost: Vec<_> = lost_before_leaving(&mut alice, &name).iter().map(|id| id - base).collect();
+        assert_eq!(lost, expected, "{how}");
+        let late = |heard: &Heard| matches!(heard, Heard::Message(ServerMessage::Lost(_)));
+        assert!(!alice.settle().iter().any(late), "{how}");
+    }
+    drop(carol);
+}
+
+/// README#lost.
+#[test]
+fn lost_is_only_for_the_session_that_sent_the_message() {
+    let server = Server::with(&["--grace", "1"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let name = bob.name();
+    alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&name)));
+    alice.say(&letter(&alice.person, &["bob"], 1, 100));
+    assert_eq!(alice.sent().delivered.len(), 1);
+    // A resumption is the same session, a login is not.
+    alice.hang_up();
+    alice.resume();
+    alice.say(&letter(&alice.person, &["bob"], 2, 100));
+    assert_eq!(alice.sent().delivered.len(), 1);
+    let mut again = server.raw();
+    token(again.log_in(&alice.person));
+    // The list comes first: bob is seen to leave only by a client that has seen him.
+    while !matches!(again.hear(), Some(ServerMessage::Presence(list)) if list.joined.contains(&name)) {}
+    again.say(&letter(&alice.person, &["bob"], 1, 100));
+    assert!(matches!(again.answer(), Some(ServerMessage::Sent(_))));
+    bob.say(&ClientMessage::Logout);
+    let mut ids = Vec::new();
+    loop {
+        match again.hear().expect("it is connected") {
+            ServerMessage::Lost(lost) => ids.push(lost.id),
+            ServerMessage::Presence(presence) if presence.left.contains(&name) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(ids, [1]);
+}
+
 /// README#outlives, README#presence.
 #[test]
 fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end() {

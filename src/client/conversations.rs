@@ -206,7 +206,12 @@ impl Conversations {
             let there = Entry { place: Place::With(name.clone()), ..entry.clone() };
             self.show(there, day);
         }
-        if self.replace(&entry) {
+        if let Some(was) = self.replace(&entry) {
+            if let (SendState::Taken, Some((_, SendState::Failed(why)))) = (was, &entry.sending) {
+                // It is marked where it was said, perhaps long ago and in another view.
+                let notice = Entry::new(entry.time, Source::Problem, Place::Here, why.clone());
+                self.append(self.current, notice, day);
+            }
             return;
         }
         let known = match entry.place {
@@ -301,17 +306,16 @@ impl Conversations {
         }
     }
 
-    /// The own message of the same number has come further.
-    fn replace(&mut self, entry: &Entry) -> bool {
-        let Some((number, _)) = entry.sending else { return false };
-        let mut found = false;
+    /// Brings the own message of the same number up to date, and returns its former state.
+    fn replace(&mut self, entry: &Entry) -> Option<SendState> {
+        let (number, _) = entry.sending.as_ref()?;
+        let mut former = None;
         for view in &mut self.views {
-            if let Some(old) = view.entries.iter_mut().rev().find(|entry| is_number(entry, number)) {
-                *old = entry.clone();
-                found = true;
+            if let Some(old) = view.entries.iter_mut().rev().find(|entry| is_number(entry, *number)) {
+                former = std::mem::replace(old, entry.clone()).sending;
             }
         }
-        found
+        former.map(|(_, state)| state)
     }
 
     /// Takes the oldest message that failed out of the view that is shown, if it is `at_hand` to be sent again: its number;
@@ -509,6 +513,16 @@ mod tests {
         take(&mut views, elsewhere(SendState::Failed("why".into())));
         let failed = |view: &Conversation| view.entries.iter().filter(|entry| is_number(entry, 3)).count();
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [1, 1]);
+        // One that fails after it was taken is told where the person is, too.
+        let problems = |views: &Conversations| {
+            let is_problem = |entry: &&Entry| entry.source == Source::Problem;
+            views.current().entries.iter().filter(is_problem).count()
+        };
+        let lost = |state| Entry { place: Place::With(name("bob")), ..own(4, state, "four") };
+        take(&mut views, lost(SendState::Taken));
+        assert_eq!(problems(&views), 0);
+        take(&mut views, lost(SendState::Failed("why".into())));
+        assert_eq!(problems(&views), 1);
         // What became of it is told where it stands, and nowhere else.
         views.clear();
         views.enter(Some(name("carol")));

@@ -124,6 +124,10 @@ impl Link {
         if matches!(message, ClientMessage::Renew(_)) {
             self.shared.renewals.fetch_add(1, Relaxed);
         }
+        if matches!(message, ClientMessage::Logout) {
+            // Otherwise the senders of what was shown are told that it may not have arrived. README#ack-when.
+            self.shared.inbox.acknowledge_now();
+        }
         self.shared.queue.say(message)
     }
 

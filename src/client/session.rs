@@ -261,6 +261,7 @@ impl Session {
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
         self.tell_counted(false);
+        self.forget_delivered();
         self.tell_changes(matches!(event, Event::Line(_)));
         match event {
             Event::Line(line) => self.line(&line, now),
@@ -393,6 +394,7 @@ impl Session {
                 self.owed = None;
                 self.sent(&sent);
             }
+            ServerMessage::Lost(lost) => self.lost(&lost),
             ServerMessage::Error(failure) => self.failure(&failure),
             // The last five are for the link, and for the threads of transfers.
             ServerMessage::Registered

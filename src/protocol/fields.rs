@@ -328,6 +328,15 @@ pub struct Sent {
     pub busy: Vec<Username>,
 }
 
+/// Server: a message that was `delivered` may not have arrived, because the recipient's session ended.
+#[derive(Serialize, Deserialize)]
+pub struct Lost {
+    /// Of the `encrypted_send`.
+    pub id: u64,
+    /// The recipient.
+    pub name: Username,
+}
+
 /// Client: `peer` may send me so many packets more. Server: `peer` grants you so many.
 #[derive(Serialize, Deserialize)]
 pub struct Grant {

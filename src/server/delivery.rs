@@ -7,6 +7,7 @@
 use super::frames::{Frame, Part};
 use super::limits::PACKET_PATIENCE;
 use super::outbox::{Pass, Queued};
+use super::receipts::Receipt;
 use super::session::{Admission, Session};
 use super::{Shared, status};
 use crate::crypto::public::ShortFingerprint;
@@ -18,6 +19,7 @@ use crate::protocol::{
 };
 use crate::wire::frame;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Recipients that are looked up together, and queued for: some microseconds, for which nobody can log in.
@@ -32,6 +34,8 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     }
     let EncryptedSend { routing: Routing { targets, keys, sessions, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
+    // Broadcasts, words about files and notices of rooms have no receipt.
+    let has_receipt = envelope.kind == "message" && envelope.recipient.is_some();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
     let mut queue = |found: Found<'_>, (target, (key, _)): Route<'_>, pass: Option<&mut Pass>| {
@@ -40,7 +44,10 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
             Found::Stale => &mut sent.stale,
             // README#own-key-only.
             Found::Online(session) => {
-                let frame = Frame::envelope(head.clone(), key).by(sender.sender);
+                let mut frame = Frame::envelope(head.clone(), key).by(sender.sender);
+                if has_receipt {
+                    frame = frame.with_receipt(Receipt::new(Arc::downgrade(&sender.outbox), id));
+                }
                 match session.outbox.deliver(frame, pass) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
@@ -241,7 +248,6 @@ mod tests {
     use crate::protocol::{EnvelopeFields, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
-    use std::sync::Arc;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const TRANSFER: [u8; 16] = [9; 16];

@@ -10,6 +10,7 @@
 //! forgotten for a bound, after which the session cannot be resumed from before that point.
 
 use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, MAX_WAITING_PACKETS};
+use super::receipts::{Receipt, Receipts};
 use crate::name::Username;
 use crate::protocol::{KEY_BEGINS, KEY_ENDS, MAX_LINE, ServerMessage, WrappedKey};
 use std::collections::VecDeque;
@@ -47,9 +48,18 @@ enum Kind {
     Line,
     /// A line that ends with its recipient's own wrapped key, and is counted.
     Envelope,
+    /// The same, with a [`Receipt`].
+    Letter,
     /// A line that is not counted: it speaks of this connection, and is never sent again.
     Aside,
     Packet,
+}
+
+impl Kind {
+    /// Whether a wrapped key belongs to it.
+    fn has_key(self) -> bool {
+        matches!(self, Kind::Envelope | Kind::Letter)
+    }
 }
 
 /// A whole line or packet, but for its wrapped key.
@@ -64,7 +74,7 @@ struct Parts {
 impl Parts {
     fn length(&self) -> usize {
         const KEY: usize = KEY_BEGINS.len() + WrappedKey::DIGITS + KEY_ENDS.len();
-        let key = if self.kind == Kind::Envelope { KEY } else { 0 };
+        let key = if self.kind.has_key() { KEY } else { 0 };
         self.head.len() + self.tail.as_ref().map_or(0, |tail| tail.len()) + key
     }
 }
@@ -73,11 +83,13 @@ impl Parts {
 pub struct Frame<'a> {
     parts: Parts,
     key: Option<&'a WrappedKey>,
+    receipt: Option<Receipt>,
 }
 
 impl<'a> Frame<'a> {
     fn new(kind: Kind, head: impl Into<Part>) -> Frame<'a> {
-        Frame { parts: Parts { head: head.into(), tail: None, kind, sender: None }, key: None }
+        let parts = Parts { head: head.into(), tail: None, kind, sender: None };
+        Frame { parts, key: None, receipt: None }
     }
 
     /// A line that is counted, with its end.
@@ -98,6 +110,12 @@ impl<'a> Frame<'a> {
     /// An envelope: what is the same for all recipients, and this one's key.
     pub fn envelope(shared: Part, own: &'a WrappedKey) -> Frame<'a> {
         Frame { key: Some(own), ..Frame::new(Kind::Envelope, shared) }
+    }
+
+    /// The same, whose sender is notified if the session ends before it was acknowledged.
+    pub fn with_receipt(mut self, receipt: Receipt) -> Frame<'a> {
+        self.parts.kind = Kind::Letter;
+        Frame { receipt: Some(receipt), ..self }
     }
 
     /// The same, from another client.
@@ -178,7 +196,7 @@ impl Row {
                 self.packets += 1;
                 self.packet_bytes += frame.length();
             }
-            Kind::Line | Kind::Envelope | Kind::Aside => self.bytes += frame.length(),
+            _ => self.bytes += frame.length(),
         }
         if let Some(key) = key {
             self.keys.push(key.clone());
@@ -194,9 +212,9 @@ impl Row {
                 self.packets -= 1;
                 self.packet_bytes -= frame.length();
             }
-            Kind::Line | Kind::Envelope | Kind::Aside => self.bytes -= frame.length(),
+            _ => self.bytes -= frame.length(),
         }
-        if frame.kind == Kind::Envelope {
+        if frame.kind.has_key() {
             self.keys.pop();
         }
         spare(&mut self.frames);
@@ -258,6 +276,8 @@ pub struct Frames {
     reserved: (usize, usize),
     /// The highest number that went out on a former connection.
     reached: u64,
+    /// `None` once they were [taken](Frames::take_receipts).
+    receipts: Option<Receipts>,
 }
 
 impl Frames {
@@ -273,18 +293,22 @@ impl Frames {
             packets: Row::default(),
             reserved: (0, 0),
             reached: 0,
+            receipts: Some(Receipts::default()),
         }
     }
 
     /// Queues a frame.
     pub fn put(&mut self, frame: Frame<'_>) {
-        let Frame { parts, key } = frame;
+        let Frame { parts, key, receipt } = frame;
+        if let (Some(receipts), Some(receipt)) = (&mut self.receipts, receipt) {
+            receipts.push(receipt);
+        }
         match parts.kind {
             Kind::Packet => {
                 ALL_PACKETS.fetch_add(parts.length(), Ordering::Relaxed);
                 self.packets.push(parts, None);
             }
-            Kind::Line | Kind::Envelope | Kind::Aside => self.row.push(parts, key),
+            _ => self.row.push(parts, key),
         }
     }
 
@@ -334,6 +358,7 @@ impl Frames {
         while connected && self.gone.frames > 0 && self.row.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
             self.drop_first();
         }
+        self.receipts.iter_mut().for_each(Receipts::forget);
         let kept = if connected { 0 } else { self.row.packet_bytes };
         let fits = self.packets.packet_bytes + self.reserved.1 + kept <= share;
         if fits {
@@ -385,7 +410,7 @@ impl Frames {
         plain.extend_from_slice(frame.tail.as_deref().unwrap_or_default());
         match frame.kind {
             Kind::Aside => return self.row.remove_aside(self.gone.frames),
-            Kind::Envelope => {
+            Kind::Envelope | Kind::Letter => {
                 for part in [KEY_BEGINS, self.row.keys.get(self.gone.keys).digits(), KEY_ENDS] {
                     plain.extend_from_slice(part);
                 }
@@ -405,6 +430,7 @@ impl Frames {
             && self.row.bytes + self.row.packet_bytes > self.limit
         {
             self.drop_first();
+            self.receipts.iter_mut().for_each(Receipts::forget);
         }
     }
 
@@ -413,15 +439,17 @@ impl Frames {
         let Some(frame) = self.pop() else { return };
         self.gone.frames -= 1;
         self.gone.bytes -= if frame.kind == Kind::Packet { 0 } else { frame.length() };
-        self.gone.keys -= usize::from(frame.kind == Kind::Envelope);
+        self.gone.keys -= usize::from(frame.kind.has_key());
     }
 
     /// Takes the first one out of the row.
     fn pop(&mut self) -> Option<Parts> {
         let frame = self.row.pop()?;
         self.before += 1;
-        if frame.kind == Kind::Packet {
-            ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed);
+        match (frame.kind, &mut self.receipts) {
+            (Kind::Packet, _) => _ = ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed),
+            (Kind::Letter, Some(receipts)) => receipts.leaves(self.before),
+            _ => {}
         }
         Some(frame)
     }
@@ -440,6 +468,7 @@ impl Frames {
         while self.before < received {
             self.drop_first();
         }
+        self.receipts.iter_mut().for_each(|receipts| receipts.acknowledge(received));
         (self.acknowledged, self.acknowledges) = (received, true);
         Ok(received - former >= ACK_AFTER_FRAMES || held - bytes(self) >= ACK_AFTER_BYTES)
     }
@@ -465,6 +494,7 @@ impl Frames {
         // What spoke of the former connection is void: an old `ack` would even be false now.
         self.row.drop_asides();
         while self.before < received && self.pop().is_some() {}
+        self.receipts.iter_mut().for_each(|receipts| receipts.acknowledge(received));
         self.acknowledged = received;
         true
     }
@@ -478,7 +508,17 @@ impl Frames {
         self.packets = Row::default();
     }
 
-    /// Nothing is sent any more.
+    /// Takes the receipts of what the client has not acknowledged; `None` if they were taken.
+    pub fn take_receipts(&mut self) -> Option<Receipts> {
+        self.receipts.take()
+    }
+
+    /// Whether the receipts were taken: no message may be queued after that.
+    pub fn are_reported(&self) -> bool {
+        self.receipts.is_none()
+    }
+
+    /// Nothing is sent any more. The receipts stay.
     pub fn clear(&mut self) {
         self.release_packets();
         (self.row, self.packets) = (Row::default(), Row::default());
@@ -501,7 +541,15 @@ pub(super) mod tests {
     use super::super::lock;
     use super::*;
     use crate::protocol::ErrorCode;
-    use std::sync::Mutex;
+    use std::ops::Range;
+    use std::sync::{Mutex, Weak};
+
+    impl Frames {
+        /// Of the messages that have a receipt.
+        fn ids(&self) -> Vec<u64> {
+            self.receipts.as_ref().map(Receipts::ids).unwrap_or_default()
+        }
+    }
 
     /// Does something while so many bytes of packets wait for others that `rest` are left for all.
     pub fn under_pressure(rest: usize, work: impl FnOnce()) {
@@ -609,6 +657,49 @@ pub(super) mod tests {
         frames.put(Frame::line(vec![0; 100]));
         assert_eq!([eve, mallory, carol].map(|one| flood(&mut frames, one)), [0; 3]);
         assert_eq!(size_of::<Parts>(), 40, "one more member would cost every idle client 256 bytes");
+    }
+
+    /// README#lost.
+    #[test]
+    fn receipts_leave_with_the_frames_the_client_acknowledges() {
+        let key = WrappedKey::new(&[1; 256]);
+        let letter = |id| {
+            Frame::envelope(vec![id; 10].into(), &key).with_receipt(Receipt::new(Weak::new(), id.into()))
+        };
+        let mut frames = Frames::new(100_000);
+        let put = |frames: &mut Frames, ids: Range<u8>| ids.for_each(|id| frames.put(letter(id)));
+        put(&mut frames, 1..3);
+        [packet(0), aside(), line(0)].into_iter().for_each(|frame| frames.put(frame));
+        put(&mut frames, 3..5);
+        // Lines first: frames 1 and 2, line 3, frames 4 and 5, packet 6.
+        sent(&mut frames);
+        put(&mut frames, 5..7);
+        assert_eq!(frames.ids(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!((frames.acknowledge(1), frames.ids()), (Ok(false), vec![2, 3, 4, 5, 6]));
+        // What is not sent again any more is not acknowledged either.
+        frames.drop_first();
+        frames.drop_first();
+        assert_eq!(frames.ids(), [2, 3, 4, 5, 6]);
+        assert_eq!((frames.acknowledge(3), frames.ids()), (Ok(false), vec![3, 4, 5, 6]));
+        assert!(frames.resume(4));
+        assert_eq!(frames.ids(), [4, 5, 6]);
+        sent(&mut frames);
+        assert_eq!((frames.acknowledge(7), frames.ids()), (Ok(false), vec![6]));
+        put(&mut frames, 7..9);
+        frames.end();
+        frames.clear();
+        assert_eq!(frames.ids(), [6, 7, 8]);
+        assert!(
+            frames.take_receipts().is_some() && frames.are_reported() && frames.take_receipts().is_none()
+        );
+        // Of a client that never acknowledges, the latest are remembered.
+        let mut frames = Frames::new(0);
+        for _ in 0..1000 {
+            put(&mut frames, 0..1);
+            sent(&mut frames);
+            frames.forget();
+        }
+        assert_eq!(frames.ids().len(), 256);
     }
 
     /// README#granted-limit.

@@ -130,6 +130,8 @@ pub fn end(shared: &Shared, session: &Arc<Session>, last: Option<Frame<'_>>) {
 /// What follows the end of an outbox, once for each, whoever comes first.
 fn report_end(shared: &Shared, session: &Arc<Session>) {
     let Some(address) = session.outbox.take_end() else { return };
+    // Before the registry reports that the person left.
+    session.report_lost().flush();
     shared.registry.remove(session);
     shared.audit.log("logout", Some(&session.name), Some(address), "");
     let waiting = lock(&session.slot.inbound).take();

@@ -30,6 +30,7 @@ pub mod locks;
 pub mod options;
 pub mod outbox;
 pub mod rates;
+pub mod receipts;
 pub mod registry;
 pub mod resume;
 pub mod session;

@@ -21,6 +21,7 @@
 use super::doors::Ticket;
 use super::frames::{FalseAck, Frame, Frames};
 use super::limits::{FAREWELL, MAX_WRITERS, WRITE};
+use super::receipts::Receipts;
 use super::{lock, status};
 use crate::wire::tls::Channel;
 use std::io::{self, ErrorKind};
@@ -165,7 +166,7 @@ impl Outbox {
     /// much waits already.
     pub fn deliver(self: &Arc<Outbox>, frame: Frame<'_>, pass: Option<&mut Pass>) -> Queued {
         let mut queue = lock(&self.queue);
-        if !queue.is_open() {
+        if !queue.is_open() || queue.frames.are_reported() {
             return Queued::Gone;
         }
         if !queue.frames.takes(&frame, queue.link.is_some()) {
@@ -272,6 +273,11 @@ impl Outbox {
         queue.ending.get_or_insert_with(|| Instant::now() + FAREWELL);
         queue.frames.end();
         self.take_baton(queue, &mut Buffers::default());
+    }
+
+    /// Accepts no more from other clients. The receipts of what the client has not acknowledged, for the first caller.
+    pub fn take_receipts(&self) -> Option<Receipts> {
+        lock(&self.queue).frames.take_receipts()
     }
 
     /// Where the client of a session that has ended was last: for the first who asks, and reports the end.
@@ -460,6 +466,14 @@ impl Drop for Reserved {
 #[must_use]
 #[derive(Default)]
 pub struct Pass(pub(super) Vec<Arc<Outbox>>);
+
+impl Pass {
+    /// Writes them out on this thread.
+    pub fn flush(self) {
+        let mut buffers = Buffers::default();
+        self.0.iter().for_each(|outbox| outbox.flush(&mut buffers));
+    }
+}
 
 #[cfg(test)]
 pub(super) mod tests {

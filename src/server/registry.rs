@@ -81,6 +81,8 @@ impl Registry {
         // Both at once, or a newcomer could hear of changes before the whole list.
         let mut changes = lock(&self.changes);
         let mut sessions = self.write();
+        // Before anybody can find the new session.
+        let lost = sessions.get(&session.name).map(|former| former.report_lost());
         let former = sessions.insert(session.name.clone(), session.clone());
         if let Some(former) = &former {
             // Before anybody finds it: who comes back for the former one is to be told of this one.
@@ -93,6 +95,8 @@ impl Registry {
         }
         changes.names.insert(session.name.clone());
         self.changed.notify_one();
+        drop(changes);
+        lost.into_iter().for_each(Pass::flush);
         former
     }
 
@@ -237,9 +241,11 @@ fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outbox::Buffers;
+    use super::super::outbox::{Buffers, Queued};
+    use super::super::receipts::Receipt;
     use super::super::session::tests::session;
     use super::*;
+    use crate::protocol::{Lost, WrappedKey};
     use std::io::Read;
     use std::net::TcpStream;
 
@@ -285,6 +291,29 @@ mod tests {
         let marks: Vec<(bool, bool)> = all.iter().map(|line| (line.full, line.more)).collect();
         assert_eq!(marks, [(true, true), (false, true), (false, false)]);
         assert_eq!(lines(true, Vec::new(), Vec::new()).len(), 1);
+    }
+
+    /// README#lost.
+    #[test]
+    fn lost_messages_are_reported_before_the_new_session_is_found() {
+        let registry = Registry::default();
+        let [alice, bob, again] = ["alice", "bob", "bob"].map(session);
+        [&alice, &bob].iter().for_each(|one| _ = registry.add(&one.0, Place::default()));
+        let key = WrappedKey::new(&[1; 256]);
+        let letter = |id| {
+            let receipt = Receipt::new(Arc::downgrade(&alice.0.outbox), id);
+            Frame::envelope((*b"{}\n").into(), &key).with_receipt(receipt)
+        };
+        assert_eq!(bob.0.outbox.deliver(letter(7), None), Queued::Yes);
+        registry.add(&again.0, Place::default());
+        assert_eq!(bob.0.outbox.deliver(letter(8), None), Queued::Gone);
+        let line = ServerMessage::Lost(Lost { id: 7, name: bob.0.name.clone() }).encode();
+        let mut got = vec![0; line.len()];
+        alice.1.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+        (&alice.1).read_exact(&mut got).expect("it is told");
+        assert_eq!(got, line);
+        // Only once, however the former session then ends.
+        assert!(bob.0.outbox.take_receipts().is_none());
     }
 
     /// A round of the presence thread in which nobody is told too often.

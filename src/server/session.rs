@@ -7,7 +7,7 @@
 use super::frames::Sender;
 use super::grace::Slot;
 use super::lock;
-use super::outbox::{Outbox, Reserved};
+use super::outbox::{Outbox, Pass, Reserved};
 use crate::auth::Authenticated;
 use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate, ShortFingerprint};
 use crate::crypto::secret::Key;
@@ -138,6 +138,17 @@ impl Session {
         let [current, former] = lock(&self.current).tokens(now_ms);
         let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
         [current, former, a, b, c, d]
+    }
+
+    /// Notifies the senders of messages that the client has not acknowledged, once; no message is accepted after that.
+    /// The caller flushes the result when it holds no lock. README#lost.
+    pub fn report_lost(&self) -> Pass {
+        let mut pass = Pass::default();
+        // Its own outbox is not locked while others are.
+        if let Some(receipts) = self.outbox.take_receipts() {
+            receipts.report(&self.name, &mut pass);
+        }
+        pass
     }
 
     /// Remembers that this session has taken over from `former`.

@@ -680,6 +680,25 @@ def unknown_types(world, alice, bob):
     alice.resume()                                                   # all of these were frames: the counts agree
 
 
+# README#lost.
+def lost_messages(world, alice, bob):
+    """A session ends before its client has acknowledged what was sent to it: its sender is told, in either program."""
+    eve = world.log_in(world.python("eve2"), register=True)
+    world.delivered(alice.send("eve2", "shown"))
+    world.event(eve, "message", text="shown")
+    eve._acknowledge()
+    world.clients.remove(eve)                                        # from here on, nobody reads what comes for her
+    world.delivered(*(alice.send("eve2", text) for text in ("one", "two")))
+    bob.say("/msg eve2 three")
+    bob.expect("<bob -> eve2> three")
+    again = world.log_in(world.python("eve2", eve.identity))
+    ids = [world.event(alice, "lost", name="eve2").id for _ in range(2)]
+    check(ids[1] == ids[0] + 1 and not [event for event in alice.events if event.kind == "lost"], ids)
+    bob.expect("! \"three\" may not have arrived: eve2's session ended first")
+    world.clients.remove(again)
+    again.logout()
+
+
 # README#password_change, README#password_changed, README#replaced, README#elsewhere.
 def changed_password(world, alice, _):
     path = world.path("alice.key")
@@ -735,7 +754,7 @@ def main():
             step(resuming, world, alice, bob)
             step(wrong_resumption, world, alice)
             for function in (files_to_rust, files_from_rust, refused_files, continued_file, files_while_resuming, spoiled_chunks,
-                             false_envelopes_for_rust, false_envelopes_for_python, changed_keys, unknown_types, changed_password):
+                             false_envelopes_for_rust, false_envelopes_for_python, changed_keys, unknown_types, lost_messages, changed_password):
                 step(function, world, alice, bob)
     except (AssertionError, MessengerError, OSError) as error:
         print(f"FAILED {name}: {error or type(error).__name__}", flush=True)

@@ -734,6 +734,7 @@ class Client:
             person.sequences.clear()
 
     def logout(self):
+        self._acknowledge()                                          # or what was shown here is reported as lost
         self._send({"type": "logout"})
         self.ended, self.token = "logged out", None
 
@@ -809,7 +810,7 @@ class Client:
         self._flush()
         return True
 
-    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "error")
+    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "lost", "error")
 
     def wait(self, test, timeout=30):
         """Polls until `test()` is true, and returns what it is."""
@@ -1106,6 +1107,9 @@ class Client:
             job.tries += 1
             self._stale.append((job, stale))
         job.outcome.update({name: fate for name, fate in fates if name not in stale})
+
+    def _on_lost(self, message):
+        self._tell("lost", id=number(message, "id"), name=word(message, "name"))
 
     # -------------------------------------------------------- README: Keys (renewal), Changing the password
 

@@ -14,8 +14,9 @@ use crate::crypto::public::SessionPublicKey;
 use crate::encoding::ByName;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, WrappedKey};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 use zeroize::Zeroizing;
 
 pub(super) use outcome::Missed;
@@ -51,6 +52,15 @@ struct Outgoing {
     missed: BTreeMap<Username, Missed>,
     tries: HashMap<Username, u32>,
     shown: bool,
+    /// The latest request that it went out with.
+    request: u64,
+}
+
+/// A private or room message that the server has answered as delivered, then.
+struct Delivered {
+    number: u64,
+    message: Outgoing,
+    since: Instant,
 }
 
 /// All messages on their way.
@@ -61,6 +71,10 @@ pub struct Outbox {
     pub(super) failed: BTreeMap<u64, (Audience, Zeroizing<String>)>,
     /// Requests without an answer: the message, and whom it was for.
     flights: BTreeMap<u64, (u64, Vec<Username>)>,
+    /// The latest that were delivered: the server may still report that they are lost.
+    delivered: VecDeque<Delivered>,
+    /// Requests in flight that were reported as lost.
+    lost: BTreeSet<u64>,
     pub(super) next_message: u64,
     next_request: u64,
     /// The last number of the broadcast conversation.
@@ -91,11 +105,14 @@ impl Outbox {
     /// What has failed cannot be sent again.
     pub fn forget_failed(&mut self) {
         self.failed.clear();
+        self.delivered.clear();
     }
 
     /// A new session: nothing is under way any more. What was.
     fn restart(&mut self) -> BTreeMap<u64, Outgoing> {
         self.flights.clear();
+        self.delivered.clear();
+        self.lost.clear();
         self.broadcasts = 0;
         std::mem::take(&mut self.messages)
     }
@@ -134,6 +151,7 @@ impl Session {
             missed: BTreeMap::new(),
             tries: HashMap::new(),
             shown: false,
+            request: 0,
         };
         if message.text.len() > MAX_TEXT {
             return self.unsent(
@@ -251,9 +269,10 @@ impl Session {
 
     /// Sends message `number` to people whose session keys are here.
     fn transmit(&mut self, number: u64, names: &[Username]) {
-        let Some(message) = self.outbox.messages.get(&number) else {
+        let Some(message) = self.outbox.messages.get_mut(&number) else {
             return;
         };
+        message.request = self.outbox.next_request + 1;
         let (kind, audience) = (message.kind, message.audience.clone());
         let sealed = match (&message.sealed, audience) {
             (Some(sealed), _) => sealed.clone(),

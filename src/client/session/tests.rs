@@ -7,7 +7,9 @@ use crate::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
 use crate::encoding::Bytes;
-use crate::protocol::{EncryptedMessage, Keys, PersonKeys, Presence, Sent, SessionKeyFields, WrappedKey};
+use crate::protocol::{
+    EncryptedMessage, Keys, Lost, PersonKeys, Presence, Sent, SessionKeyFields, WrappedKey,
+};
 
 const NOW: u64 = 1_800_000_000_000;
 
@@ -397,6 +399,78 @@ fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_o
     assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
     net.event(0, Event::Again(2));
     assert!(net.lines(0)[0].contains("no longer at hand"), "{:?}", net.lines(0));
+}
+
+impl Net {
+    /// The server reports to `n` that a message may not have arrived.
+    fn lose(&mut self, n: usize, id: u64, who: &str) {
+        let name = who.parse().expect("name");
+        self.event(n, Event::Server(ServerMessage::Lost(Lost { id, name })));
+    }
+
+    /// Numbers and reasons of the messages of `n` that have failed since this was asked last.
+    fn failed(&mut self, n: usize) -> Vec<(u64, String)> {
+        let failed = |entry: Entry| match entry.sending {
+            Some((number, SendState::Failed(why))) => Some((number, why)),
+            _ => None,
+        };
+        self.shown[n].drain(..).filter_map(failed).collect()
+    }
+}
+
+/// README#lost.
+#[test]
+fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
+    let mut net = Net::new();
+    ["/msg bob one", "to everyone", "/msg bob two"].iter().for_each(|line| net.type_in(0, line));
+    net.settle();
+    assert_eq!(net.failed(0), []);
+    net.lose(0, 3, "bob");
+    let why = |text: &str| format!("\"{text}\" may not have arrived: bob's session ended first");
+    assert_eq!(net.shown[0][0].line(), format!("! {}", why("two")));
+    assert_eq!(net.failed(0), [(3, why("two"))]);
+    net.event(0, Event::Again(3));
+    net.settle();
+    assert_eq!(net.lines(1).last().expect("it came again"), "<alice -> bob> two");
+    // The answer may be overtaken.
+    net.type_in(0, "/msg bob three");
+    net.lose(0, 5, "bob");
+    assert_eq!(net.failed(0), []);
+    net.settle();
+    assert_eq!(net.failed(0), [(5, why("three"))]);
+}
+
+/// README#lost.
+#[test]
+fn lost_of_an_unknown_message_is_reported_once() {
+    let mut net = Net::new();
+    let send = |net: &mut Net, count: u64| {
+        (0..count).for_each(|n| net.type_in(0, &format!("/msg bob {n}")));
+        net.settle();
+        net.shown[0].clear();
+    };
+    send(&mut net, 1);
+    // Twice, of another recipient, and of nothing that was sent.
+    net.lose(0, 1, "bob");
+    assert_eq!(net.failed(0).len(), 1);
+    for (id, name) in [(1, "bob"), (1, "carol"), (99, "bob")] {
+        net.lose(0, id, name);
+    }
+    let notice =
+        |name: &str| format!("! some messages to {name} may not have arrived: their session ended first");
+    assert_eq!(net.lines(0), [notice("bob"), notice("carol")]);
+    // Kept: 256 messages, for 5 minutes.
+    for _ in 0..257 {
+        send(&mut net, 1);
+    }
+    net.lose(0, 2, "bob");
+    assert_eq!(net.failed(0), []);
+    net.now += Duration::from_secs(299);
+    net.lose(0, 3, "bob");
+    assert_eq!(net.failed(0).len(), 1);
+    net.now += Duration::from_secs(1);
+    net.lose(0, 258, "bob");
+    assert_eq!(net.failed(0), []);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use secure_messenger::crypto::secret::Key;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, Failure, Grant, KEY_BEGINS, KEY_ENDS,
-    Keys, KeysRequest, Packet, PersonKeys, Presence, Received, Register, Resume, Routing, Sent,
+    Keys, KeysRequest, Lost, Packet, PersonKeys, Presence, Received, Register, Resume, Routing, Sent,
     ServerMessage, Session, WrappedKey, shared_part,
 };
 use secure_messenger::wire::frame::{Frame, LineTooLong, Lines, packet_head};
@@ -227,6 +227,7 @@ fn some_messages() -> Vec<Vec<u8>> {
             key: WrappedKey::new(&[9; 256]),
         })),
         ServerMessage::Sent(sent),
+        ServerMessage::Lost(Lost { id: 1, name: alice() }),
         ServerMessage::Error(failure),
         ServerMessage::Ack(Received { received: 3 }),
     ];

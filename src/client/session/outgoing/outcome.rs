@@ -3,19 +3,24 @@
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
 //! sent again by itself, and nothing else is: what has failed waits for the person. Specification: README#outcome.
 
-use super::{Audience, Outgoing};
+use super::{Audience, Delivered, Outgoing};
 use crate::client::entry::SendState;
 use crate::client::session::{Effect, MAX_NAMED, Session};
 use crate::client::text::sanitise;
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
-use crate::protocol::Sent;
+use crate::protocol::{Lost, Sent};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A message that meets a stale key this often is given up: somebody plays with us. README#stale.
 const MAX_TRIES: u32 = 3;
 /// Messages that failed and can be sent again, the latest: more than a person goes back to.
 const MAX_FAILED: usize = 64;
+/// Private and room messages that are kept after their delivery, in case the server reports them as lost.
+const MAX_DELIVERED: usize = 256;
+/// The same in time: the grace period of a session, and some minutes more.
+const KEEP_DELIVERED: Duration = Duration::from_secs(5 * 60);
 
 /// Why somebody did not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +63,39 @@ impl Session {
         }
         self.pump(names);
         self.finish(number);
+        if self.outbox.lost.remove(&answer.id)
+            && let Some(name) = answer.delivered.first()
+        {
+            self.lost(&Lost { id: answer.id, name: name.clone() });
+        }
+    }
+
+    /// The recipient's session ended before it acknowledged a message. README#lost.
+    pub(in super::super) fn lost(&mut self, lost: &Lost) {
+        if self.outbox.flights.contains_key(&lost.id) {
+            // The session ended so soon that this overtook the answer.
+            self.outbox.lost.insert(lost.id);
+            return;
+        }
+        let is_it = |one: &Delivered| one.message.request == lost.id && one.message.is_for(&lost.name);
+        let known = self.outbox.delivered.iter().position(is_it);
+        let Some(Delivered { number, message, .. }) = known.and_then(|at| self.outbox.delivered.remove(at))
+        else {
+            let text = "some messages to {} may not have arrived: their session ended first";
+            return self.problem_about(&lost.name, "lost", text.replace("{}", lost.name.as_str()));
+        };
+        let text = quoted(&message.text);
+        let why = format!("{text} may not have arrived: {}'s session ended first", lost.name);
+        self.unsent(number, message, why);
+    }
+
+    /// Forgets delivered messages, in time.
+    pub(in super::super) fn forget_delivered(&mut self) {
+        let now = self.instant;
+        let is_over = |one: &Delivered| now.duration_since(one.since) >= KEEP_DELIVERED;
+        while self.outbox.delivered.front().is_some_and(is_over) {
+            self.outbox.delivered.pop_front();
+        }
     }
 
     fn may_retry(&mut self, number: u64, name: &Username) -> bool {
@@ -74,6 +112,7 @@ impl Session {
         let Some((number, names)) = self.outbox.flights.remove(&id) else {
             return;
         };
+        self.outbox.lost.remove(&id);
         self.problem(format!("the server refused your message: {why}"));
         for name in &names {
             let peer = self.peers.get(name);
@@ -132,6 +171,12 @@ impl Session {
     fn tell_missed(&mut self, number: u64, message: Outgoing) {
         if message.kind == Kind::RoomLeft {
             return;
+        }
+        if message.kind == Kind::Message && message.audience != Audience::Everyone && message.delivered > 0 {
+            if self.outbox.delivered.len() == MAX_DELIVERED {
+                self.outbox.delivered.pop_front();
+            }
+            return self.outbox.delivered.push_back(Delivered { number, message, since: self.instant });
         }
         if let Some(number) = message.transfer {
             let missed = message.missed.iter().next().map(|(name, why)| because(name, *why));
@@ -206,6 +251,13 @@ impl Session {
             Some((audience, text)) => self.send_about(Kind::Message, audience, text, None),
             None => self.problem("that message is no longer at hand: type it again".into()),
         }
+    }
+}
+
+impl Outgoing {
+    /// Whether `name` is its one recipient.
+    fn is_for(&self, name: &Username) -> bool {
+        matches!(&self.audience, Audience::Private(to) | Audience::Room(to) if to == name)
     }
 }
 
