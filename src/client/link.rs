@@ -369,6 +369,8 @@ impl Reader {
             let wait = match next {
                 Next::Wait(wait) => wait,
                 Next::Ask => {
+                    // Otherwise senders would be told of the loss of what was shown long ago.
+                    self.shared.inbox.acknowledge_now();
                     self.shared.queue.sign(|signs| signs.ping = true);
                     continue;
                 }
