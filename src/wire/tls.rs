@@ -198,7 +198,7 @@ pub struct Reader {
 pub enum Received {
     /// Bytes, perhaps none for the reader (a TLS message of its own).
     Some,
-    /// Nothing within the time allowed.
+    /// Nothing so far: perhaps sooner than the time allowed.
     Silence,
     /// The other side has closed.
     End,
@@ -276,7 +276,8 @@ impl Channel {
         &self.exporter
     }
 
-    /// Reads once, outside the lock, and appends what it meant to `plain`. Waits at most `wait`, and a millisecond at least.
+    /// Reads once, outside the lock, and appends what it meant to `plain`. Waits at most `wait`, and a millisecond at least;
+    /// less when the process was stopped and goes on, for the caller has to look at its clocks then.
     ///
     /// # Errors
     /// The socket's, or a TLS error, after which the channel is useless.
@@ -291,13 +292,15 @@ impl Channel {
         }
         let mut small = [0; SMALL_READ];
         let buffer = if reader.large.is_empty() { &mut small[..] } else { &mut reader.large[..] };
-        let count = match uninterrupted(|| (&*self.socket).read(buffer)) {
+        let count = match (&*self.socket).read(buffer) {
             Ok(0) => return Ok(Received::End),
             Ok(count) => count,
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 reader.large = Vec::new();
                 return Ok(Received::Silence);
             }
+            // Asked again, it would wait for the whole time once more.
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(Received::Silence),
             Err(e) => return Err(e),
         };
         let before = plain.len();
