@@ -43,7 +43,7 @@ impl Username {
         str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
     }
 
-    /// Whether it reads like a [word](WORDS) of the interface: in any letter case, with `_` and `-` left out, digits at
+    /// Whether it reads like a word of the interface: in any letter case, with `_` and `-` left out, digits at
     /// either end left out, or characters exchanged for others that look alike. An `i` does not pass for the `l` of a short
     /// word: `ali` is a name. A capital one does, where small letters make it look like one.
     pub fn is_reserved(&self) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! Invariant: lines stand in one row, in the order in which they were queued. The first `gone` of it went out on this
 //! connection and are kept; a counted frame gets its number when it first goes out, so the first of the row is
-//! frame `before + 1` of the session, and so on. [`Frames::reached`] tells the highest number that ever went out, on
+//! frame `before + 1` of the session, and so on. `Frames::reached` tells the highest number that ever went out, on
 //! whichever connection (the member of that name knows of former ones alone): a client may resume from there, and
 //! acknowledges no more than this connection was sent. A packet is put into the row when it goes out, which is when no line
 //! waits; a line that is not counted is taken out of it then. Nothing else leaves it but at its front: acknowledged, or
