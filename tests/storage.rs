@@ -44,14 +44,16 @@ fn user(home: &Folder, arguments: &[&str]) -> (i32, String) {
 
 /// A start on this data folder is refused; why. `--check` has said the same, and neither has changed `path`.
 fn refusal(home: &Folder, path: &Path) -> String {
-    let before = fs::read(path).expect("there");
+    let content = || (fs::read_link(path).ok(), fs::read(path).ok());
+    let before = content();
+    assert!(before != (None, None), "there");
     let (status, checked) = run(home, &["--check"]);
     assert_eq!(status, 1, "{checked}");
     let (status, text) = run(home, &["--host", "127.0.0.1", "--port", "0"]);
     assert_eq!(status, 1, "{text}");
     let reason = text.lines().find_map(|line| line.strip_prefix("server: ")).expect("a reason");
     assert!(checked.contains(&format!("problem: {reason}\n")), "{checked} is not {reason}");
-    assert!(fs::read(path).expect("there") == before, "untouched");
+    assert!(content() == before, "untouched");
     reason.into()
 }
 
@@ -428,6 +430,40 @@ fn private_file_that_others_can_read_is_closed_and_told() {
     set_mode(&elsewhere, 0o644);
     let (status, lines) = Client::within(home, server.port, "alice", true, &[]).finish();
     assert!(status == 1 && lines.concat().contains("others can read this private file"), "{lines:#?}");
+}
+
+/// README#records.
+#[test]
+fn linked_file_stops_the_start_and_the_link_stays() {
+    let (home, users, _) = two_accounts();
+    let elsewhere = home.path("elsewhere");
+    for name in ["users.json", "locks.json", "logs/security.log"] {
+        let path = home.path("data").join(name);
+        fs::rename(&path, &elsewhere).expect("moved");
+        symlink(&elsewhere, &path).expect("linked");
+        let reason = refusal(&home, &path);
+        assert!(reason.contains(&format!("{name}: this is a symbolic link: put the file")), "{reason}");
+        fs::rename(&elsewhere, &path).expect("moved back");
+    }
+    let files = ["certs/server.key", "certs/server.crt", "salt.secret"];
+    let kept = |path: &Path| format!("{}.kept", path.display());
+    // One of them, or certificate and key, on a disk that is not there now.
+    for names in [&files[..1], &files[1..2], &files[2..], &files[..2]] {
+        let paths: Vec<PathBuf> = names.iter().map(|name| home.path("data").join(name)).collect();
+        for path in &paths {
+            fs::rename(path, kept(path)).expect("moved");
+            symlink(home.path("nowhere"), path).expect("linked");
+        }
+        for path in &paths {
+            let reason = refusal(&home, path);
+            assert!(reason.contains("No such file") && path.is_symlink(), "{reason}");
+        }
+        for path in &paths {
+            fs::rename(kept(path), path).expect("moved back");
+        }
+    }
+    assert!(!home.path("nowhere").exists() && users.is_file());
+    drop(Server::within(home, &[]));
 }
 
 // ---- certificates
