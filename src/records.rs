@@ -33,7 +33,7 @@ const SET_ASIDE: &str = ".set-aside-";
 /// U+FEFF in UTF-8: editors put it at the beginning of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Who may write to a file while it is open.
+/// The processes that may write to a file while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
     /// This process alone, by a lock that the caller holds: another file under this name is an error.

@@ -1052,7 +1052,7 @@ fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
 
 /// README#certificate-ends.
 #[test]
-fn session_with_an_expired_certificate_ends_and_a_login_begins_another() {
+fn expired_certificate_ends_the_session_and_login_works() {
     let server = Server::start();
     let alice = Person::new("alice");
     let mut raw = server.raw();

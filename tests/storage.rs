@@ -475,7 +475,7 @@ fn openssl(arguments: &[&str]) {
 }
 
 #[test]
-fn certificate_that_cannot_be_used_gets_a_sentence_with_a_remedy() {
+fn unusable_certificate_is_refused_with_a_remedy() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &[]));
     let path = |name: &str| home.path(name).to_str().expect("UTF-8").to_string();

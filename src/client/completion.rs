@@ -64,7 +64,7 @@ fn place(before: &str) -> Place<'_> {
     let typed = &before[before.trim_end_matches(in_name).len()..];
     match before[..before.len() - typed.len()].strip_suffix('@') {
         Some(ahead) if !ahead.ends_with(in_name) => Place::Person(typed, "", ""),
-        // Who is spoken to is mentioned.
+        // A name at the start addresses that user, so it becomes a mention.
         None if typed == before && !typed.is_empty() => Place::Person(typed, "@", ": "),
         _ => Place::Nothing,
     }

@@ -217,7 +217,7 @@ fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
 
 /// A part of a file that nobody may be sending any more.
 pub struct LeftPart {
-    /// Who has offered the file.
+    /// The user that offered the file.
     pub sender: Username,
     /// Of the whole file.
     pub sha256: [u8; 32],

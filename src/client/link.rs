@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn session_that_takes_nothing_holds_up_no_pong_and_gets_all_later() {
+    fn stuck_session_delays_no_pong_and_gets_all_later() {
         let (link, _listener, mut end, woken) = link(PATIENCE);
         for _ in 0..100 {
             end.say(&ServerMessage::error(crate::protocol::ErrorCode::Malformed, "x".repeat(10_000)));

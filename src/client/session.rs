@@ -146,7 +146,7 @@ pub struct Session {
     pub(super) unread: usize,
     pub(super) effects: Vec<Effect>,
     online: BTreeSet<Username>,
-    /// Who has come and gone, and is not reported yet.
+    /// Users that came online or left and are not reported yet.
     changes: Changes,
     notices: Notices,
     /// The list of who is on-line has arrived.

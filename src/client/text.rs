@@ -75,7 +75,7 @@ const AMBIGUOUS: u8 = 8;
 /// Bits of [`SAMPLES`] that this process's terminal shows as others do. A fact, found out once: every width depends on it.
 static OTHERS: AtomicU8 = AtomicU8::new(0);
 
-/// The terminal has shown a sample in so many columns; whether that changes widths.
+/// Records that the terminal shows a sample in this number of columns; true if that changes widths.
 pub fn measured(sample: usize, columns: usize) -> bool {
     let Some((_, usual, other)) = SAMPLES.get(sample) else { return false };
     let bit = 1 << sample;

@@ -58,7 +58,7 @@ pub enum Job {
     List,
     /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
     Receive {
-        /// Who has offered it.
+        /// The user that offered it.
         peer: Username,
         /// What both sides know; its `start` is found here.
         plan: Plan,

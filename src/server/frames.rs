@@ -349,7 +349,7 @@ impl Frames {
         self.packets.packets + self.reserved.0 + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
     }
 
-    /// Reserves room for a packet of so many bytes, which counts as one that waits from now on. There is room for far more
+    /// Reserves room for a packet of `length` bytes, which counts as waiting from now on. There is room for far more
     /// than one client may grant, unless many do not take what they have granted: then each may have an eighth of what
     /// is left (and one packet, if it has none), and of what a connected client was sent only twice what it may take
     /// in without a word is kept.
@@ -368,7 +368,7 @@ impl Frames {
         fits
     }
 
-    /// Gives back what was reserved for a packet of so many bytes: it is queued, or will not be.
+    /// Releases the room reserved for a packet of `length` bytes: it is queued or dropped.
     pub fn release(&mut self, length: usize) {
         ALL_PACKETS.fetch_sub(length, Ordering::Relaxed);
         self.reserved = (self.reserved.0 - 1, self.reserved.1 - length);

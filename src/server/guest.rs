@@ -37,7 +37,7 @@ pub(super) struct Guest<'a> {
 /// A connection that ends has this long for its last words, and the other side's: a round trip, and no more.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// And for so many bytes of the other side's: what was under way.
+/// Bytes that are read from the other side meanwhile: what was in flight.
 const LAST_BYTES: usize = 1024 * 1024;
 
 /// Closing a socket with unread bytes makes the kernel throw the last answer away: what still

@@ -180,7 +180,7 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Reserves room for a packet of so many bytes, if there is some: see [`Frames::reserve`].
+    /// Reserves room for a packet of `length` bytes, if available: see [`Frames::reserve`].
     pub fn reserve(self: &Arc<Outbox>, length: usize) -> Option<Reserved> {
         let mut queue = lock(&self.queue);
         let connected = queue.link.is_some();

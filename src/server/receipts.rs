@@ -15,7 +15,7 @@ use std::sync::Weak;
 /// reaches this number. All others are bounded by the frames in the outbox.
 const MAX_DROPPED: usize = 256;
 
-/// Who sent a message, and under which `id`.
+/// The sender of a message, and its `id`.
 pub struct Receipt {
     /// Of the session that sent it; a later session of the same person is not notified.
     sender: Weak<Outbox>,

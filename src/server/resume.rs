@@ -69,7 +69,7 @@ mod tests {
 
     /// README#taken-over, README#elsewhere.
     #[test]
-    fn resumption_of_a_session_that_ends_meanwhile_gets_the_answer_that_holds() {
+    fn resumption_is_refused_at_once_when_its_session_ends() {
         for (takes_over, code) in [(false, "no_session"), (true, "signed_in_elsewhere")] {
             let (shared, _folder) = shared(Duration::from_secs(3600));
             let (alice, _) = session("alice");

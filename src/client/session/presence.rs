@@ -16,7 +16,7 @@ const MAX_ONLINE: usize = 200_000;
 /// The rest of a change follows at once; a server that withholds it hides nobody by that.
 const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
 
-/// Who has come and gone since it was last told: each user once, however often they did.
+/// Users that came online or left since the last report, each once.
 #[derive(Default)]
 pub struct Changes {
     joined: BTreeSet<Username>,
