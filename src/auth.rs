@@ -3,7 +3,7 @@
 //! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only
 //! [`PendingLogin::verify_change`] a [`NewPassword`]; both take the pending login by
 //! value, so a challenge is used once. An unknown name takes the same steps with the same
-//! costs as a known one. Specification: README#login.
+//! costs as a known one. Specification: PROTOCOL#login.
 
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
@@ -63,7 +63,7 @@ impl fmt::Display for AuthError {
 
 impl std::error::Error for AuthError {}
 
-/// Whether somebody may have this many PBKDF2 rounds. README#rounds.
+/// Whether somebody may have this many PBKDF2 rounds. PROTOCOL#rounds.
 ///
 /// # Errors
 /// [`AuthError::BadRounds`] for fewer than 100,000 or more than 10,000,000.
@@ -78,18 +78,18 @@ fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fie
     Fields::new(label).bytes(name.as_str().as_bytes()).bytes(nonce).bytes(exporter)
 }
 
-/// The bytes of the login proof, which also names the session key. README#login-proof.
+/// The bytes of the login proof, which also names the session key. PROTOCOL#login-proof.
 fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fingerprint) -> Vec<u8> {
     bound(label::LOGIN_PROOF, name, nonce, exporter).bytes(&session.0).finish()
 }
 
 /// The bytes of the proof that a client holds a session's token, and of what it says has arrived.
-/// README#resume-proof.
+/// PROTOCOL#resume-proof.
 fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u64) -> Vec<u8> {
     bound(label::RESUME, name, nonce, exporter).number(received).finish()
 }
 
-/// The bytes of the proof of a password change, which also names the new password key. README#password-proof.
+/// The bytes of the proof of a password change, which also names the new password key. PROTOCOL#password-proof.
 fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 32], u32, &Key)) -> Vec<u8> {
     let (salt, rounds, password_key) = new;
     let fields = bound(label::PASSWORD_CHANGE, name, nonce, exporter);
@@ -315,7 +315,7 @@ impl NewPassword {
 }
 
 impl PendingLogin {
-    /// Makes the challenge, which serves one answer (README#challenge-once). `account` is `None` for an unknown name, whose salt then is an HMAC of
+    /// Makes the challenge, which serves one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown name, whose salt then is an HMAC of
     /// the name under `secret`: stable, and not to be told from a real one.
     ///
     /// # Errors
@@ -328,7 +328,7 @@ impl PendingLogin {
         let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
         let nonce = random();
         // Of the name as it was typed: a known name in another letter case is an unknown one, too.
-        // README#unknown-name.
+        // PROTOCOL#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).bytes(request.username.as_str().as_bytes()).finish();
         let fake_salt = primitives::hmac(secret, &fake);
         // What stands for an account that is not there is made for everyone: it must not take a name longer.
@@ -399,7 +399,7 @@ impl PendingLogin {
         let identity = self.is_owner();
         let certified = certificate.verify(&self.name, &self.offered, now_ms);
         let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
-        // README#login-failed.
+        // PROTOCOL#login-failed.
         if self.known & password & identity & certified.is_ok() & proven {
             Ok(Authenticated { name: self.name, identity: self.offered, certificate })
         } else {
@@ -454,7 +454,7 @@ mod tests {
         pending.verify(&response, certificate, exporter, NOW)
     }
 
-    /// README#login-failed, README#login-proof.
+    /// PROTOCOL#login-failed, PROTOCOL#login-proof.
     #[test]
     fn every_part_of_a_login_is_needed() {
         let p = person("alice");
@@ -472,7 +472,7 @@ mod tests {
         denied(login(&p, true, |r| r.session_key = Bytes(other.public().spki()), b"exporter"));
     }
 
-    /// README#session-certificate.
+    /// PROTOCOL#session-certificate.
     #[test]
     fn clock_that_is_off_is_named_with_direction_and_days() {
         let p = person("alice");
@@ -497,7 +497,7 @@ mod tests {
         assert!(Skew::between(u64::MAX, 0).is_some() && Skew::between(0, u64::MAX).is_some());
     }
 
-    /// README#resume-proof.
+    /// PROTOCOL#resume-proof.
     #[test]
     fn a_session_is_resumed_with_its_token_for_this_name_channel_and_count_alone() {
         let (alice, bob): (Username, Username) =
@@ -523,7 +523,7 @@ mod tests {
         assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), denied);
     }
 
-    /// README#password-proof.
+    /// PROTOCOL#password-proof.
     #[test]
     fn a_password_change_needs_all_that_a_login_needs() {
         let p = person("alice");
@@ -561,7 +561,7 @@ mod tests {
         assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(AuthError::Denied));
     }
 
-    /// README#unknown-name, README#rounds.
+    /// PROTOCOL#unknown-name, PROTOCOL#rounds.
     #[test]
     fn an_unknown_name_gets_a_stable_salt_and_a_fresh_nonce() {
         let p = person("nobody");
@@ -588,7 +588,7 @@ mod tests {
         assert!(asks(salt, rounds) && !asks([4; 32], rounds) && !asks(salt, rounds + 1));
     }
 
-    /// README#rounds.
+    /// PROTOCOL#rounds.
     #[test]
     fn a_server_cannot_ask_for_a_cheap_or_an_endless_hash() {
         let p = person("alice");

@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 use time::{OffsetDateTime, UtcOffset};
 
-/// Milliseconds since 1970; 0 before. README#times.
+/// Milliseconds since 1970; 0 before. PROTOCOL#times.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

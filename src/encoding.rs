@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 make_place!(Place);
 
-/// Bytes of any length, as base64; the line's limit bounds them. README#base64.
+/// Bytes of any length, as base64; the line's limit bounds them. PROTOCOL#base64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -132,7 +132,7 @@ impl Serialize for ShortFingerprint {
 }
 
 /// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
-/// README#depth.
+/// PROTOCOL#depth.
 const MAX_DEPTH: usize = 8;
 
 /// Whether brackets outside strings nest at most 8 deep.
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use miniserde::json;
 
-    /// README#base64.
+    /// PROTOCOL#base64.
     #[test]
     fn a_wrong_length_or_alphabet_is_refused() {
         assert!(json::from_str::<Fixed<3>>("\"AAAA\"").is_ok());
@@ -351,7 +351,7 @@ mod tests {
         assert!(json::from_str::<Username>("\"a b\"").is_err());
     }
 
-    /// README#depth.
+    /// PROTOCOL#depth.
     #[test]
     fn members_are_in_the_order_of_names_and_of_two_of_one_name_the_last_counts() {
         let read = |text: &str| json::from_str::<ByName<u64>>(text).ok();

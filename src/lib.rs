@@ -1,8 +1,8 @@
 //! A self-hosted, end-to-end encrypted messenger for the terminal: one server, one client.
 //!
-//! This page is the map. What the programs do, the protocol and every format are specified in
-//! README.md; the code cites its clauses and sections by their anchors, and every clause is cited by
-//! code and by a test that tries it (`tests/tidy.rs`).
+//! This page is the map. README.md says what the programs do, `protocol/PROTOCOL.md` specifies the
+//! protocol and the formats; the code cites their clauses and sections by their anchors, and every
+//! clause is cited by code and by a test that tries it (`tests/tidy.rs`).
 //!
 //! # Rooms
 //!

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a [`Username`] is 1 to 32 ASCII letters, digits, `_` or `-` and begins with a
 //! letter or digit, so it is safe in a path, a log line, a terminal and a signed field.
-//! Letter case is kept, but two accounts never differ in case alone (README#names). A name that reads like a word of the
+//! Letter case is kept, but two accounts never differ in case alone (PROTOCOL#names). A name that reads like a word of the
 //! interface is displayed with an `@` before it, which no name begins with, so nobody mistakes a user for the program.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 /// The longest name, in bytes: fits a status line beside a room's name.
 pub const MAX_NAME: usize = 32;
 
-/// Words that the interface uses where names stand. README#reserved-names.
+/// Words that the interface uses where names stand. PROTOCOL#reserved-names.
 const WORDS: [&str; 8] = ["all", "everyone", "me", "operator", "private", "room", "server", "you"];
 
 /// A valid user name. It is its own memory: a message to a thousand people names each of them three times.
@@ -56,7 +56,7 @@ impl Username {
         words.any(|word| [&plain, &bare].contains(&&looks_like(word)))
     }
 
-    /// The name in lower case, under which names are compared for uniqueness and lockout. README#name-case.
+    /// The name in lower case, under which names are compared for uniqueness and lockout. PROTOCOL#name-case.
     pub fn folded(&self) -> String {
         self.as_str().to_ascii_lowercase()
     }
@@ -65,7 +65,7 @@ impl Username {
 impl FromStr for Username {
     type Err = InvalidName;
 
-    /// README#name-form.
+    /// PROTOCOL#name-form.
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
@@ -110,7 +110,7 @@ impl fmt::Debug for Username {
 mod tests {
     use super::*;
 
-    /// README#reserved-names.
+    /// PROTOCOL#reserved-names.
     #[test]
     fn word_of_the_interface_is_known_in_every_disguise() {
         let name = |text: &str| text.parse::<Username>().expect("valid");
@@ -148,7 +148,7 @@ mod tests {
         }
     }
 
-    /// README#name-form.
+    /// PROTOCOL#name-form.
     #[test]
     fn names_that_could_leave_a_folder_or_a_line_are_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "a\n", "-rf", "_x", "é", "a\u{202e}b", "a.b", "a@b"] {

@@ -3,7 +3,7 @@
 //!
 //! Invariant: a decoded message has the right types, lengths and names; what it means is for others
 //! to check. A line is one JSON object whose `type` names the message; unknown fields are
-//! ignored. Specification: README#messages.
+//! ignored. Specification: PROTOCOL#messages.
 
 mod fields;
 mod packet;
@@ -45,7 +45,7 @@ struct Versioned {
     version: u64,
 }
 
-/// The codes of [`Failure`]. README#error-codes.
+/// The codes of [`Failure`]. PROTOCOL#error-codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The line or packet is no message, or a part of it is too long; after a false `ack` the connection is closed, too.
@@ -139,71 +139,71 @@ impl ErrorCode {
 
 /// What a client says.
 pub enum ClientMessage {
-    /// `register`, answered by `registered`. README#register.
+    /// `register`, answered by `registered`. PROTOCOL#register.
     Register(Register),
-    /// `login_request`, answered by `challenge`. README#login_request.
+    /// `login_request`, answered by `challenge`. PROTOCOL#login_request.
     LoginRequest(LoginRequest),
-    /// `challenge_response`, answered by `session`. README#challenge_response.
+    /// `challenge_response`, answered by `session`. PROTOCOL#challenge_response.
     ChallengeResponse(Box<ChallengeResponse>),
-    /// `password_change`, answered by `password_changed`; then the connection is closed. README#password_change.
+    /// `password_change`, answered by `password_changed`; then the connection is closed. PROTOCOL#password_change.
     PasswordChange(Box<PasswordChange>),
-    /// `resume_request`, answered by `resume_challenge`. README#resume_request.
+    /// `resume_request`, answered by `resume_challenge`. PROTOCOL#resume_request.
     ResumeRequest(ResumeRequest),
-    /// `resume`, answered by `resumed`. README#resume.
+    /// `resume`, answered by `resumed`. PROTOCOL#resume.
     Resume(Resume),
-    /// `renew`, answered by `session`. README#renew.
+    /// `renew`, answered by `session`. PROTOCOL#renew.
     Renew(Box<SessionKeyFields>),
-    /// `keys_request`, answered by `keys`. README#keys_request.
+    /// `keys_request`, answered by `keys`. PROTOCOL#keys_request.
     KeysRequest(KeysRequest),
-    /// `encrypted_send`, answered by `sent`. README#encrypted_send.
+    /// `encrypted_send`, answered by `sent`. PROTOCOL#encrypted_send.
     EncryptedSend(Box<EncryptedSend>),
-    /// `grant`, answered by `refused` or nothing. README#grant.
+    /// `grant`, answered by `refused` or nothing. PROTOCOL#grant.
     Grant(Grant),
-    /// `ack`, without an answer. README#ack.
+    /// `ack`, without an answer. PROTOCOL#ack.
     Ack(Received),
-    /// `ping`, answered by `pong`. README#ping.
+    /// `ping`, answered by `pong`. PROTOCOL#ping.
     Ping,
-    /// `pong`, a sign of life. README#pong.
+    /// `pong`, a sign of life. PROTOCOL#pong.
     Pong,
-    /// `logout`: the session ends at once. README#logout.
+    /// `logout`: the session ends at once. PROTOCOL#logout.
     Logout,
 }
 
 /// What a server says.
 pub enum ServerMessage {
-    /// `registered`: the account is on disk. README#registered.
+    /// `registered`: the account is on disk. PROTOCOL#registered.
     Registered,
-    /// `challenge`, to a `login_request`. README#challenge.
+    /// `challenge`, to a `login_request`. PROTOCOL#challenge.
     Challenge(Challenge),
-    /// `session`, to a `challenge_response` or `renew`. README#session.
+    /// `session`, to a `challenge_response` or `renew`. PROTOCOL#session.
     Session(Session),
-    /// `password_changed`: the new password is on disk. README#password_changed.
+    /// `password_changed`: the new password is on disk. PROTOCOL#password_changed.
     PasswordChanged,
-    /// `resume_challenge`, to a `resume_request`. README#resume_challenge.
+    /// `resume_challenge`, to a `resume_request`. PROTOCOL#resume_challenge.
     ResumeChallenge(ResumeChallenge),
-    /// `resumed`: the session goes on, on this connection. README#resumed.
+    /// `resumed`: the session goes on, on this connection. PROTOCOL#resumed.
     Resumed(Received),
-    /// `presence`, unasked. README#presence.
+    /// `presence`, unasked. PROTOCOL#presence.
     Presence(Presence),
-    /// `keys`, to a `keys_request`. README#keys_answer.
+    /// `keys`, to a `keys_request`. PROTOCOL#keys_answer.
     Keys(Keys),
-    /// `encrypted_message`, unasked. README#encrypted_message.
+    /// `encrypted_message`, unasked. PROTOCOL#encrypted_message.
     EncryptedMessage(Box<EncryptedMessage>),
-    /// `sent`, to an `encrypted_send`. README#sent.
+    /// `sent`, to an `encrypted_send`. PROTOCOL#sent.
     Sent(Sent),
-    /// `lost`, unasked: the recipient's session ended before it acknowledged a message. README#lost.
+    /// `lost`, unasked: the recipient's session ended before it acknowledged a message. PROTOCOL#lost.
     Lost(Lost),
-    /// `grant`, passed on from the peer who grants. README#grant.
+    /// `grant`, passed on from the peer who grants. PROTOCOL#grant.
     Grant(Grant),
-    /// `refused`, to a packet or grant that is not passed on. README#refused.
+    /// `refused`, to a packet or grant that is not passed on. PROTOCOL#refused.
     Refused(Refused),
-    /// `error`, to any request, or before the connection is closed. README#error.
+    /// `error`, to any request, or before the connection is closed. PROTOCOL#error.
     Error(Failure),
-    /// `ack`, without an answer. README#ack.
+    /// `ack`, without an answer. PROTOCOL#ack.
     Ack(Received),
-    /// `ping`, to a client that was silent for 30 s. README#ping.
+    /// `ping`, to a client that was silent for 30 s. PROTOCOL#ping.
     Ping,
-    /// `pong`, to a `ping`. README#pong.
+    /// `pong`, to a `ping`. PROTOCOL#pong.
     Pong,
 }
 
@@ -252,7 +252,7 @@ impl Fields for OwnKey {
     const NAMES: &[&str] = &["key"];
 }
 
-/// Why a message cannot be read. One of another version may have other members. README#version.
+/// Why a message cannot be read. One of another version may have other members. PROTOCOL#version.
 fn blame(error: DecodeError, text: &str, kind: &str) -> DecodeError {
     let kinds = ["register", "login_request", "resume_request", "challenge", "resume_challenge"];
     let is_other = |line: Versioned| line.version != u64::from(VERSION);
@@ -271,7 +271,7 @@ fn body<T: Deserialize>(text: &str) -> Result<T, DecodeError> {
     json::from_str(text).map_err(|_| DecodeError::Malformed)
 }
 
-/// The version that a line names, if it names one: a later one may have other members. README#version.
+/// The version that a line names, if it names one: a later one may have other members. PROTOCOL#version.
 pub fn version_of(line: &[u8]) -> Option<u32> {
     #[derive(Deserialize)]
     struct Version {
@@ -366,7 +366,7 @@ impl ClientMessage {
 
 impl ClientMessage {
     /// Whether it is one of the frames that both sides count and that are sent again when a session is
-    /// resumed. Of everything that follows a login, only these are not (README#resuming).
+    /// resumed. Of everything that follows a login, only these are not (PROTOCOL#resuming).
     pub fn is_counted(&self) -> bool {
         !matches!(self, ClientMessage::Ack(_) | ClientMessage::Ping | ClientMessage::Pong)
     }
@@ -478,7 +478,7 @@ mod tests {
         ClientMessage::decode(line.as_bytes())
     }
 
-    /// README#not-a-message.
+    /// PROTOCOL#not-a-message.
     #[test]
     fn what_is_not_a_message_is_refused_without_a_panic() {
         use DecodeError::{Malformed, UnknownType};
@@ -509,7 +509,7 @@ mod tests {
         assert_eq!(decode(&nested).err(), Some(Malformed));
     }
 
-    /// README#version.
+    /// PROTOCOL#version.
     #[test]
     fn line_of_another_version_is_told_as_such() {
         for line in [
@@ -532,7 +532,7 @@ mod tests {
         assert!(matches!(decode(&text), Ok(ClientMessage::Ping)));
     }
 
-    /// README#line.
+    /// PROTOCOL#line.
     #[test]
     fn unknown_fields_are_ignored_and_the_last_of_duplicates_counts() {
         let text = r#"{"extra":{"a":[1,2]},"received":1,"type":"ack","received":2,"more":null}"#;
@@ -543,7 +543,7 @@ mod tests {
         }
     }
 
-    /// README#encrypted_message.
+    /// PROTOCOL#encrypted_message.
     #[test]
     fn the_two_parts_of_a_delivery_make_one_message() {
         let envelope = EnvelopeFields {
@@ -574,7 +574,7 @@ mod tests {
         }
     }
 
-    /// README#line.
+    /// PROTOCOL#line.
     #[test]
     fn the_first_type_counts_wherever_it_stands_and_the_rest_must_be_an_object_all_the_same() {
         let decode = |line: &str| ClientMessage::decode(line.as_bytes());

@@ -268,7 +268,7 @@ fn fail(server: &Server, person: &Person) -> String {
     raw.error()
 }
 
-/// README#lockout, README#registration-limit.
+/// PROTOCOL#lockout, PROTOCOL#registration-limit.
 #[test]
 fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
     let server = Server::with(&["--registrations", "2"]);
@@ -301,7 +301,7 @@ fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
 
 // ---- accounts
 
-/// README#ends-at-once.
+/// PROTOCOL#ends-at-once.
 #[test]
 fn a_removed_person_is_shown_out_and_whoever_takes_the_name_is_a_stranger_to_all_who_knew_it() {
     let server = Server::start();
@@ -376,7 +376,7 @@ fn about_to_log_in(server: &Server, person: &Person) -> (Raw, ClientMessage) {
     (raw, response)
 }
 
-/// README#login-race.
+/// PROTOCOL#login-race.
 #[test]
 fn a_login_whose_account_changes_before_its_last_step_is_refused_and_leaves_no_session() {
     fn remove(server: &Server, _: &Person) {
@@ -402,7 +402,7 @@ fn a_login_whose_account_changes_before_its_last_step_is_refused_and_leaves_no_s
     }
 }
 
-/// README#login-race.
+/// PROTOCOL#login-race.
 #[test]
 fn of_a_login_and_a_removal_at_the_same_time_no_session_is_left() {
     let mut server = Server::start();

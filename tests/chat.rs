@@ -15,7 +15,7 @@ use secure_messenger::protocol::{
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-/// README#broadcast.
+/// PROTOCOL#broadcast.
 #[test]
 fn people_talk_to_everyone_and_in_private() {
     let server = Server::start();
@@ -99,7 +99,7 @@ fn view_changes_the_addressee_and_notifies_nobody() {
     }
 }
 
-/// README#stale.
+/// PROTOCOL#stale.
 #[test]
 fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {
     let server = Server::start();
@@ -182,7 +182,7 @@ fn keys_of(name: &Username) -> PersonKeys {
     }
 }
 
-/// README#broadcast, README#ask-keys, README#sequence.
+/// PROTOCOL#broadcast, PROTOCOL#ask-keys, PROTOCOL#sequence.
 #[test]
 fn what_is_for_more_than_1024_people_goes_out_in_parts_of_one_envelope_to_everyone_but_oneself() {
     let (folder, alice, start) = (Folder::new(), Person::new("alice"), Instant::now());

@@ -109,7 +109,7 @@ fn is_tidy(data: &Path) {
     assert_eq!(left.count(), 0);
 }
 
-/// README#confirmed.
+/// PROTOCOL#confirmed.
 #[test]
 fn whenever_the_server_is_killed_what_it_confirmed_is_there_and_works() {
     let mut state = seed();

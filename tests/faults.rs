@@ -161,7 +161,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// README#frames, README#sent-again, README#no-session.
+/// PROTOCOL#frames, PROTOCOL#sent-again, PROTOCOL#no-session.
 #[test]
 fn whatever_breaks_each_message_arrives_once_and_in_order_or_its_sender_is_told() {
     let clock = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;

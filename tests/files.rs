@@ -172,7 +172,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
 
 // ---- what arrives
 
-/// README#asked-for, README#whole-file.
+/// PROTOCOL#asked-for, PROTOCOL#whole-file.
 #[test]
 fn a_file_arrives_whole_whatever_its_size() {
     let server = Server::start();
@@ -256,7 +256,7 @@ fn files_in_both_directions_and_what_is_said_meanwhile_do_not_disturb_each_other
     assert_eq!(names(&bob, "received"), ["alice_one.bin", "alice_two.bin"]);
 }
 
-/// README#never-over.
+/// PROTOCOL#never-over.
 #[test]
 fn no_file_takes_the_place_of_another_or_follows_a_link() {
     let server = Server::start();
@@ -290,7 +290,7 @@ fn no_file_takes_the_place_of_another_or_follows_a_link() {
 
 // ---- offers
 
-/// README#asked-for.
+/// PROTOCOL#asked-for.
 #[test]
 fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     let server = Server::start();
@@ -320,7 +320,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     assert!(!lines.iter().any(|line| line.contains("big.bin")), "{lines:#?}");
 }
 
-/// README#file_reject, README#file_cancel.
+/// PROTOCOL#file_reject, PROTOCOL#file_cancel.
 #[test]
 fn an_offer_is_withdrawn_or_declined_by_cancel() {
     let server = Server::start();
@@ -562,7 +562,7 @@ fn full_disk_is_warned_of_and_no_more_than_that() {
     }
 }
 
-/// README#go-on.
+/// PROTOCOL#go-on.
 #[test]
 fn files_lists_what_was_begun_and_cannot_finish() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
@@ -590,7 +590,7 @@ fn files_lists_what_was_begun_and_cannot_finish() {
 
 // ---- what is ended
 
-/// README#file_cancel.
+/// PROTOCOL#file_cancel.
 #[test]
 fn a_transfer_that_its_sender_cancels_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
@@ -601,7 +601,7 @@ fn a_transfer_that_its_sender_cancels_leaves_nothing() {
     leaves_nothing(&mut alice, &mut bob, &bytes);
 }
 
-/// README#file_cancel.
+/// PROTOCOL#file_cancel.
 #[test]
 fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
@@ -650,7 +650,7 @@ fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     assert!(holds(bob, "received/alice_big.bin", bytes));
 }
 
-/// README#offer-life.
+/// PROTOCOL#offer-life.
 #[test]
 fn who_leaves_takes_offers_along_and_the_other_is_told() {
     let server = Server::start();
@@ -687,7 +687,7 @@ fn both_gated(server: &Server) -> ([Gate; 2], Client, Client) {
     (gates, alice, bob)
 }
 
-/// README#asked-for.
+/// PROTOCOL#asked-for.
 #[test]
 fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
     const RATE: u64 = 1_000_000;
@@ -743,7 +743,7 @@ fn file_arrives_over_a_line_that_changes_and_jitters() {
 
 // ---- what goes on
 
-/// README#go-on.
+/// PROTOCOL#go-on.
 #[test]
 fn a_transfer_goes_on_after_its_sender_was_killed() {
     let Middle { server, gate, alice, mut bob, bytes } = Middle::reach();
@@ -774,7 +774,7 @@ fn a_transfer_goes_on_after_its_sender_has_logged_in_anew() {
     goes_on(&new_gate, &mut anew, &mut bob, &bytes);
 }
 
-/// README#go-on.
+/// PROTOCOL#go-on.
 #[test]
 fn what_one_person_has_sent_is_no_beginning_for_another() {
     let Middle { server, gate: _gate, alice, mut bob, bytes } = Middle::reach();
@@ -826,7 +826,7 @@ fn a_transfer_goes_on_after_the_server_was_killed() {
     goes_on(&gate, &mut alice, &mut bob, &bytes);
 }
 
-/// README#whole-file.
+/// PROTOCOL#whole-file.
 #[test]
 fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
@@ -856,7 +856,7 @@ fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
 
 // ---- what goes wrong
 
-/// README#whole-file.
+/// PROTOCOL#whole-file.
 #[test]
 fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
     let server = Server::start();

@@ -58,7 +58,7 @@ fn without_date(line: &String) -> String {
     format!("* {rest}")
 }
 
-/// README#history-file, README#history-key.
+/// PROTOCOL#history-file, PROTOCOL#history-key.
 #[test]
 fn the_next_session_finds_what_was_said_and_the_disk_tells_nobody_else() {
     let (server, home) = (Server::start(), Home::new());
@@ -165,7 +165,7 @@ fn what_is_forgotten_is_gone_and_what_comes_after_is_kept() {
     assert_eq!(history(&mut alice), ["* <alice -> bob> after"]);
 }
 
-/// README#history-lock.
+/// PROTOCOL#history-lock.
 #[test]
 fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
     let (server, home) = (Server::start(), Home::new());
@@ -196,7 +196,7 @@ fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
     assert_eq!(history(&mut alice), ["* <alice -> bob> one", "* <alice -> bob> two"]);
 }
 
-/// README#history-damage.
+/// PROTOCOL#history-damage.
 #[test]
 fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed() {
     let (server, home) = (Server::with(&["--grace", "3600"]), Home::new());
@@ -228,7 +228,7 @@ fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed()
     assert_eq!(home.alice(&server, &[KEEP]).finish().0, 0);
 }
 
-/// README#history-damage.
+/// PROTOCOL#history-damage.
 #[test]
 fn a_full_disk_is_told_once_and_costs_no_message_that_was_kept_before() {
     let (server, home) = (Server::start(), Home::new());

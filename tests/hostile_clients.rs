@@ -286,8 +286,8 @@ fn rubbish() -> Vec<(Vec<u8>, &'static str)> {
     ]
 }
 
-/// README#not-a-message, README#closing-errors, README#version, README#rounds, README#name-form,
-/// README#base64.
+/// PROTOCOL#not-a-message, PROTOCOL#closing-errors, PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#name-form,
+/// PROTOCOL#base64.
 #[test]
 fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
     let mut scene = Scene::open(&[]);
@@ -358,7 +358,7 @@ fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
     scene.close();
 }
 
-/// README#not-a-message, README#keys_request, README#error, README#pong.
+/// PROTOCOL#not-a-message, PROTOCOL#keys_request, PROTOCOL#error, PROTOCOL#pong.
 #[test]
 fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable() {
     let mut scene = Scene::open(&[]);
@@ -407,7 +407,7 @@ fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable
     scene.close();
 }
 
-/// README#line-length.
+/// PROTOCOL#line-length.
 #[test]
 fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
     let mut scene = Scene::open(&[]);
@@ -436,7 +436,7 @@ fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
     scene.close();
 }
 
-/// README#der.
+/// PROTOCOL#der.
 #[test]
 fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
     let mut scene = Scene::open(&[]);
@@ -501,7 +501,7 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
     scene.close();
 }
 
-/// README#routing, README#own-name, README#name-case, README#encrypted_send.
+/// PROTOCOL#routing, PROTOCOL#own-name, PROTOCOL#name-case, PROTOCOL#encrypted_send.
 #[test]
 fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
     let mut scene = Scene::open(&[]);
@@ -573,7 +573,7 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
     scene.close();
 }
 
-/// README#own-key-only, README#outcome, README#sent, README#encrypted_message.
+/// PROTOCOL#own-key-only, PROTOCOL#outcome, PROTOCOL#sent, PROTOCOL#encrypted_message.
 #[test]
 fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_target_once() {
     let mut scene = Scene::open(&["--grace", "1"]);
@@ -641,7 +641,7 @@ fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_targ
     scene.close();
 }
 
-/// README#keys_answer.
+/// PROTOCOL#keys_answer.
 #[test]
 fn every_name_that_is_asked_for_is_answered_once_with_its_keys_or_as_unknown() {
     let server = Server::with(&["--grace", "1"]);
@@ -667,7 +667,7 @@ fn every_name_that_is_asked_for_is_answered_once_with_its_keys_or_as_unknown() {
     assert!(of_mallory.session_key.as_ref().is_some_and(|key| key.0 == mallory.session.public().spki()));
 }
 
-/// README#connection-order, README#deadlines.
+/// PROTOCOL#connection-order, PROTOCOL#deadlines.
 #[test]
 fn steps_out_of_their_order_are_refused() {
     let mut scene = Scene::open(&[]);
@@ -738,7 +738,7 @@ fn trickle(mut socket: TcpStream, bytes: &[u8]) -> Duration {
     }
 }
 
-/// README#deadlines.
+/// PROTOCOL#deadlines.
 #[test]
 fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
     let mut scene = Scene::open(&[]);
@@ -788,7 +788,7 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
     scene.close();
 }
 
-/// README#outcome.
+/// PROTOCOL#outcome.
 #[test]
 fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_others_miss_nothing() {
     let mut scene = Scene::open(&[]);
@@ -836,7 +836,7 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
     scene.close();
 }
 
-/// README#shares.
+/// PROTOCOL#shares.
 #[test]
 fn flood_leaves_room_for_the_word_of_another() {
     let server = Server::with(&["--rate", "100000"]);
@@ -882,7 +882,7 @@ fn flood_leaves_room_for_the_word_of_another() {
     }
 }
 
-/// README#ends-at-once.
+/// PROTOCOL#ends-at-once.
 #[test]
 fn a_peer_that_asks_and_never_listens_is_closed() {
     // So fast that the answers pile up, and not the requests.
@@ -1061,7 +1061,7 @@ fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
     scene.close();
 }
 
-/// README#replaced.
+/// PROTOCOL#replaced.
 #[test]
 fn a_session_that_another_login_has_taken_over_says_nothing_more() {
     let scene = Scene::open(&[]);
@@ -1086,7 +1086,7 @@ fn a_session_that_another_login_has_taken_over_says_nothing_more() {
     scene.close();
 }
 
-/// README#replaced.
+/// PROTOCOL#replaced.
 #[test]
 fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
     let scene = Scene::open(&["--clients", "8", "--waiting", "8"]);
@@ -1112,7 +1112,7 @@ fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
     scene.close();
 }
 
-/// README#registration-limit.
+/// PROTOCOL#registration-limit.
 #[test]
 fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
     let server = Server::with(&["--registrations", "3"]);
@@ -1142,7 +1142,7 @@ fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
     assert!(!server.data("keys/erin.pem").exists());
 }
 
-/// README#rate.
+/// PROTOCOL#rate.
 #[test]
 fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
     let server = Server::with(&["--rate", "20"]);
@@ -1156,7 +1156,7 @@ fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
 }
 
-/// README#renew, README#session-certificate.
+/// PROTOCOL#renew, PROTOCOL#session-certificate.
 #[test]
 fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
     let scene = Scene::open(&[]);

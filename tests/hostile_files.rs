@@ -99,7 +99,7 @@ fn accept(id: TransferId, start: u64, session: Fingerprint) -> String {
     about(id, &format!(",\"start\":{start},\"session\":{}", json::to_string(&Fixed(session.0))))
 }
 
-// Where the fields of a chunk begin: README, "Chunks".
+// Where the fields of a chunk begin: PROTOCOL.md, "Chunks".
 const MAC: usize = 4;
 const NONCE: usize = 36;
 const TAG: usize = 48;
@@ -479,7 +479,7 @@ impl Pair {
 
 // ---- a hostile sender
 
-/// README#plain-name.
+/// PROTOCOL#plain-name.
 #[test]
 fn whatever_a_file_is_called_it_becomes_one_plain_file_in_its_folder() {
     let server = Server::start();
@@ -522,7 +522,7 @@ fn whatever_a_file_is_called_it_becomes_one_plain_file_in_its_folder() {
     farewell(bob);
 }
 
-/// README#harmless.
+/// PROTOCOL#harmless.
 #[test]
 fn a_file_name_climbs_into_no_other_row() {
     let server = Server::start();
@@ -531,7 +531,7 @@ fn a_file_name_climbs_into_no_other_row() {
     let tower = format!("a{}.txt", "\u{301}".repeat(60));
     mallory.tell(Kind::FileOffer, &Deal::of(&tower, 3).text());
     let told = bob.expect("* mallory offers you a file: ");
-    // As in a message: README, "Text from others".
+    // As in a message: PROTOCOL.md, "Text from others".
     assert!(!told.contains(&"\u{301}".repeat(5)), "{told}");
 }
 
@@ -557,7 +557,7 @@ fn a_file_that_has_arrived_is_never_taken_for_the_part_of_another() {
     farewell(bob);
 }
 
-/// README#bad-word, README#offer-life, README#file_offer.
+/// PROTOCOL#bad-word, PROTOCOL#offer-life, PROTOCOL#file_offer.
 #[test]
 fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     let server = Server::start();
@@ -634,7 +634,7 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     assert_eq!(times(&lines, REFUSED), refused, "{lines:#?}");
 }
 
-/// README#chunk-order, README#chunk-mac, README#chunk-keys, README#whole-file, README#grants.
+/// PROTOCOL#chunk-order, PROTOCOL#chunk-mac, PROTOCOL#chunk-keys, PROTOCOL#whole-file, PROTOCOL#grants.
 #[test]
 fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
     let server = Server::start();
@@ -739,7 +739,7 @@ fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
     farewell(bob);
 }
 
-/// README#whole-file, README#file_cancel.
+/// PROTOCOL#whole-file, PROTOCOL#file_cancel.
 #[test]
 fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
     let server = Server::start();
@@ -798,7 +798,7 @@ fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
     farewell(bob);
 }
 
-/// README#asked-for, README#not-granted.
+/// PROTOCOL#asked-for, PROTOCOL#not-granted.
 #[test]
 fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
     let server = Server::start();
@@ -830,7 +830,7 @@ fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
     farewell(bob);
 }
 
-/// README#bad-word.
+/// PROTOCOL#bad-word.
 #[test]
 fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
     let server = Server::start();
@@ -871,7 +871,7 @@ fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
 
 // ---- a hostile recipient
 
-/// README#bad-word, README#chunk-session, README#file_accept.
+/// PROTOCOL#bad-word, PROTOCOL#chunk-session, PROTOCOL#file_accept.
 #[test]
 fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     let server = Server::start();
@@ -911,7 +911,7 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     }
 }
 
-/// README#granted-limit, README#harmless.
+/// PROTOCOL#granted-limit, PROTOCOL#harmless.
 #[test]
 fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
     let server = Server::start();
@@ -953,7 +953,7 @@ fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
     farewell(alice);
 }
 
-/// README#transfer-end, README#file_done.
+/// PROTOCOL#transfer-end, PROTOCOL#file_done.
 #[test]
 fn who_says_to_have_it_all_before_anything_was_sent_gets_nothing_more() {
     let server = Server::start();
@@ -970,7 +970,7 @@ fn who_says_to_have_it_all_before_anything_was_sent_gets_nothing_more() {
     farewell(alice);
 }
 
-/// README#bad-word.
+/// PROTOCOL#bad-word.
 #[test]
 fn nobody_but_the_one_it_was_offered_to_can_answer_an_offer() {
     let server = Server::start();
@@ -1109,7 +1109,7 @@ fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
     ServerMessage::Refused(Refused { peer: name(peer), transfer: Fixed(id) }).encode()
 }
 
-/// README#chunk-order, README#chunk-mac, README#transfer-end.
+/// PROTOCOL#chunk-order, PROTOCOL#chunk-mac, PROTOCOL#transfer-end.
 #[test]
 fn a_file_that_a_server_has_touched_ends_with_its_reason_on_both_sides_and_never_gets_its_name() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
@@ -1270,7 +1270,7 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
 
 // ---- hostile clients, against the server
 
-/// README#bad-packet, README#packet.
+/// PROTOCOL#bad-packet, PROTOCOL#packet.
 #[test]
 fn a_packet_that_is_none_gets_a_code_and_one_too_long_is_refused_before_it_arrives() {
     let server = Server::start();
@@ -1333,7 +1333,7 @@ fn is_granted(raw: &mut Raw, id: TransferId, count: u32) {
     }
 }
 
-/// README#grants, README#granted-limit, README#not-granted, README#grant, README#refused.
+/// PROTOCOL#grants, PROTOCOL#granted-limit, PROTOCOL#not-granted, PROTOCOL#grant, PROTOCOL#refused.
 #[test]
 fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
     let server = Server::start();
@@ -1408,7 +1408,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
     pair.close(server);
 }
 
-/// README#packet-cost.
+/// PROTOCOL#packet-cost.
 #[test]
 fn who_sends_what_nobody_wants_is_read_more_slowly() {
     let server = Server::with(&["--rate", "20"]);
@@ -1427,7 +1427,7 @@ fn who_sends_what_nobody_wants_is_read_more_slowly() {
     assert!(started.elapsed() >= Duration::from_millis(1800), "{:?}", started.elapsed());
 }
 
-/// README#packet.
+/// PROTOCOL#packet.
 #[test]
 fn a_packet_cut_anywhere_is_put_together_and_one_that_breaks_off_leaves_nothing_behind() {
     let server = Server::with(&["--no-tls", "--grace", "1"]);

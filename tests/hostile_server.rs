@@ -122,7 +122,7 @@ fn message(
 }
 
 /// An envelope made by hand, so that its author holds the key and may lie about the commitment
-/// and the padding; made as README, "Envelope", says and not by the client's code.
+/// and the padding; made as PROTOCOL.md, "Envelope", says and not by the client's code.
 fn handmade(
     from: &Person,
     header: &Header,
@@ -373,7 +373,7 @@ const REFUSED: &str = "! refused a message that claims to come from ";
 
 // ---- envelopes: altered, forged, repeated, moved
 
-/// README#checks, README#check-fields, README#check-signature, README#check-open, README#no-answer.
+/// PROTOCOL#checks, PROTOCOL#check-fields, PROTOCOL#check-signature, PROTOCOL#check-open, PROTOCOL#no-answer.
 #[test]
 fn a_message_with_any_field_altered_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
@@ -466,7 +466,7 @@ fn a_message_with_any_field_altered_is_not_shown() {
     assert_eq!(said.count(), 0);
 }
 
-/// README#check-identity, README#check-signature, README#check-recipient.
+/// PROTOCOL#check-identity, PROTOCOL#check-signature, PROTOCOL#check-recipient.
 #[test]
 fn a_message_forged_in_another_s_name_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
@@ -515,7 +515,7 @@ fn a_message_forged_in_the_reader_s_own_name_is_not_shown() {
     assert!(!lines.iter().any(|line| line.contains("I owe")), "{lines:#?}");
 }
 
-/// README#check-open, README#commitment, README#padding.
+/// PROTOCOL#check-open, PROTOCOL#commitment, PROTOCOL#padding.
 #[test]
 fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
     let mallory = person("mallory");
@@ -548,7 +548,7 @@ fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
     assert_eq!(times(&lines, REFUSED), 6, "{lines:#?}");
 }
 
-/// README#check-text, README#times.
+/// PROTOCOL#check-text, PROTOCOL#times.
 #[test]
 fn a_message_that_was_held_back_says_so() {
     let alice = person("alice");
@@ -570,7 +570,7 @@ fn a_message_that_was_held_back_says_so() {
     assert_eq!(bob.finish().0, 0);
 }
 
-/// README#check-sequence, README#sequence.
+/// PROTOCOL#check-sequence, PROTOCOL#sequence.
 #[test]
 fn the_highest_numbers_end_no_conversation_and_no_client() {
     let alice = person("alice");
@@ -598,7 +598,7 @@ fn the_highest_numbers_end_no_conversation_and_no_client() {
 
 // ---- keys
 
-/// README#check-identity, README#ask-keys.
+/// PROTOCOL#check-identity, PROTOCOL#ask-keys.
 #[test]
 fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
     let (alice, carol, mallory) = (person("alice"), person("carol"), person("mallory"));
@@ -694,7 +694,7 @@ fn nobody_on_line_but_one_whose_key_has_changed_is_told_as_that() {
     assert_eq!(bob.finish().0, 0);
 }
 
-/// README#session-certificate, README#ask-keys.
+/// PROTOCOL#session-certificate, PROTOCOL#ask-keys.
 #[test]
 fn a_session_key_without_its_owner_s_valid_certificate_gets_no_message() {
     let (alice, mallory) = (person("alice"), person("mallory"));
@@ -752,7 +752,7 @@ fn a_session_key_without_its_owner_s_valid_certificate_gets_no_message() {
     assert!(line.hears_no_more_sends());
 }
 
-/// README#ask-keys.
+/// PROTOCOL#ask-keys.
 #[test]
 fn keys_that_were_not_asked_for_change_nothing() {
     let (alice, mallory) = (person("alice"), person("mallory"));
@@ -782,7 +782,7 @@ fn keys_that_were_not_asked_for_change_nothing() {
 
 // ---- answers
 
-/// README#stale.
+/// PROTOCOL#stale.
 #[test]
 fn a_session_key_that_is_stale_for_ever_is_given_up() {
     let alice = person("alice");
@@ -869,7 +869,7 @@ fn a_server_that_never_answers_is_left_after_thirty_seconds() {
     assert_eq!(quits(effects), Some(1));
 }
 
-/// README#renew, README#latest-token.
+/// PROTOCOL#renew, PROTOCOL#latest-token.
 #[test]
 fn session_that_was_not_asked_for_brings_no_token() {
     let stage = Stage::new();
@@ -901,7 +901,7 @@ fn session_that_was_not_asked_for_brings_no_token() {
     assert!(answer.proof.0 == expected.proof.0, "proven with the token of the login");
 }
 
-/// README#notices.
+/// PROTOCOL#notices.
 #[test]
 fn expired_certificate_warns_once_not_at_each_broadcast() {
     let (alice, carol) = (person("alice"), person("carol"));
@@ -931,7 +931,7 @@ fn expired_certificate_warns_once_not_at_each_broadcast() {
     }
 }
 
-/// README#notices.
+/// PROTOCOL#notices.
 #[test]
 fn hostile_server_fills_neither_screen_nor_memory() {
     let alice = person("alice");
@@ -961,7 +961,7 @@ fn hostile_server_fills_neither_screen_nor_memory() {
     assert_harmless(&lines);
 }
 
-/// README#later-versions.
+/// PROTOCOL#later-versions.
 #[test]
 fn later_kinds_and_scopes_are_not_shown_nor_missing() {
     let alice = person("alice");
@@ -1072,7 +1072,7 @@ fn first_sigterm_says_farewell_also_when_nobody_reads() {
 
 // ---- lines that are none
 
-/// README#ping.
+/// PROTOCOL#ping.
 #[test]
 fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
     let alice = person("alice");
@@ -1123,7 +1123,7 @@ fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
     assert_harmless(&lines);
 }
 
-/// README#harmless.
+/// PROTOCOL#harmless.
 #[test]
 fn what_the_server_says_to_people_stays_one_harmless_line() {
     let stage = Stage::new();
@@ -1178,7 +1178,7 @@ fn a_crowd_that_comes_and_goes_is_told_as_a_number() {
     assert_eq!(bob.finish().0, 0);
 }
 
-/// README#line-length.
+/// PROTOCOL#line-length.
 #[test]
 fn a_line_without_end_ends_the_connection() {
     let stage = Stage::new();
@@ -1215,7 +1215,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
 
 // ---- logging in
 
-/// README#version, README#rounds, README#challenge-once.
+/// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once.
 #[test]
 fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
     type Play = fn(&mut Line);
@@ -1418,7 +1418,7 @@ fn ended_with(bob: Client, part: &str) {
     assert_harmless(&lines);
 }
 
-/// README#ack-true.
+/// PROTOCOL#ack-true.
 #[test]
 fn a_server_that_claims_to_have_taken_in_what_was_never_sent_is_left() {
     for count in [1, 1000, u64::MAX] {
@@ -1436,7 +1436,7 @@ fn a_server_that_claims_to_have_taken_in_what_was_never_sent_is_left() {
     }
 }
 
-/// README#ack-true.
+/// PROTOCOL#ack-true.
 #[test]
 fn a_server_that_takes_back_an_acknowledgement_is_left() {
     let alice = person("alice");
@@ -1494,7 +1494,7 @@ fn what_a_server_sends_twice_after_resuming_is_shown_once() {
     assert_harmless(&lines);
 }
 
-/// README#kept, README#sent-again.
+/// PROTOCOL#kept, PROTOCOL#sent-again.
 #[test]
 fn what_the_server_took_in_is_not_sent_again_and_what_it_did_not_is() {
     let alice = person("alice");
@@ -1639,7 +1639,7 @@ fn copy(message: &ServerMessage) -> ServerMessage {
     ServerMessage::decode(&line[..line.len() - 1]).expect("decodes")
 }
 
-/// README#check-sequence.
+/// PROTOCOL#check-sequence.
 #[test]
 fn messages_held_back_repeated_and_reordered_on_the_way_are_noticed() {
     let server = Server::with(&["--no-tls"]);
@@ -1686,7 +1686,7 @@ fn messages_held_back_repeated_and_reordered_on_the_way_are_noticed() {
     );
 }
 
-/// README#check-recipient, README#wrapped-key.
+/// PROTOCOL#check-recipient, PROTOCOL#wrapped-key.
 #[test]
 fn an_envelope_redirected_to_a_third_person_is_refused() {
     let server = Server::with(&["--no-tls"]);
@@ -1776,7 +1776,7 @@ fn send_raw(raw: &mut Raw, to: &str, seal: impl FnOnce(&SessionPublicKey) -> (En
     raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
 }
 
-/// README#harmless.
+/// PROTOCOL#harmless.
 #[test]
 fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
     let server = Server::start();
@@ -1817,7 +1817,7 @@ fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
     assert_harmless(&lines);
 }
 
-/// README#check-signature, README#check-recipient.
+/// PROTOCOL#check-signature, PROTOCOL#check-recipient.
 #[test]
 fn a_user_can_neither_sign_for_another_nor_pass_on_what_was_private() {
     let server = Server::start();
@@ -1907,7 +1907,7 @@ fn fingerprint_of(server: &Server) -> String {
     printed[at..].split([' ', ',']).next().expect("a word").to_string()
 }
 
-/// README#server-key.
+/// PROTOCOL#server-key.
 #[test]
 fn a_server_with_another_key_than_the_remembered_one_is_refused_with_the_remedy() {
     let (first, second) = (Server::start(), Server::start());
@@ -1956,7 +1956,7 @@ fn an_unknown_server_is_refused_unless_its_fingerprint_is_given() {
     assert_eq!(status, 0, "{lines:#?}");
 }
 
-/// README#transport.
+/// PROTOCOL#transport.
 #[test]
 fn nothing_falls_back_from_tls_and_each_mismatch_names_its_remedy() {
     let (bare, secure) = (Server::with(&["--no-tls"]), Server::start());
@@ -1977,7 +1977,7 @@ fn nothing_falls_back_from_tls_and_each_mismatch_names_its_remedy() {
     assert!(lines[0].contains("WITHOUT TLS"), "{lines:#?}");
 }
 
-/// README#check-recipient.
+/// PROTOCOL#check-recipient.
 #[test]
 fn a_message_for_another_name_or_an_earlier_session_is_refused_though_its_key_opens() {
     let mallory = person("mallory");
@@ -2004,7 +2004,7 @@ fn a_message_for_another_name_or_an_earlier_session_is_refused_though_its_key_op
     );
 }
 
-/// README#check-fields, README#check-text.
+/// PROTOCOL#check-fields, PROTOCOL#check-text.
 #[test]
 fn a_room_is_opened_and_left_only_by_a_message_of_that_room() {
     let mallory = person("mallory");
@@ -2031,7 +2031,7 @@ fn a_room_is_opened_and_left_only_by_a_message_of_that_room() {
     assert_eq!((status, times(&lines, REFUSED)), (0, 4), "{lines:#?}");
 }
 
-/// README#name-case.
+/// PROTOCOL#name-case.
 #[test]
 fn a_double_whose_name_differs_in_letter_case_alone_is_refused() {
     let (alice, mallory) = (person("alice"), person("mallory"));
@@ -2135,7 +2135,7 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     assert!(last.is_some_and(|text| text.contains("the server cannot have it from there")));
 }
 
-/// README#server-key.
+/// PROTOCOL#server-key.
 #[test]
 fn a_channel_is_had_only_for_the_fingerprint_that_was_named() {
     let server = Server::start();
@@ -2152,7 +2152,7 @@ fn a_channel_is_had_only_for_the_fingerprint_that_was_named() {
     assert!(shake().trust(seen).is_ok());
 }
 
-/// README#server-key.
+/// PROTOCOL#server-key.
 #[test]
 fn a_server_that_shows_a_certificate_without_holding_its_key_gets_no_channel() {
     let (owner, thief) = (Folder::new(), Folder::new());

@@ -1,4 +1,4 @@
-//! Another client, in another language, written from README.md alone, talks with these programs: registers, logs in, chats both ways,
+//! Another client, in another language, written from PROTOCOL.md alone, talks with these programs: registers, logs in, chats both ways,
 //! sends and receives files, resumes its session, compares safety numbers, and plays some adversaries.
 //!
 //! `tests/interop/messenger.py` is that client, `interop.py` the conversation. Needs Python with pycryptodome and
@@ -17,7 +17,7 @@ fn python() -> Option<&'static str> {
 }
 
 #[test]
-fn a_client_written_from_the_readme_alone_talks_with_this_one() {
+fn client_written_from_the_specification_alone_talks_with_this_one() {
     let Some(python) = python() else {
         println!("left out: no Python with pycryptodome and pyOpenSSL");
         return;

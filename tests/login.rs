@@ -124,7 +124,7 @@ fn relay(from: &Channel, to: &Channel) {
     to.close();
 }
 
-/// README#login-proof, README#exporter.
+/// PROTOCOL#login-proof, PROTOCOL#exporter.
 #[test]
 fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
     let server = Server::start();
@@ -149,7 +149,7 @@ fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
     assert!(matches!(server.raw().log_in(&bob), Some(ServerMessage::Session(_))));
 }
 
-/// README#exporter.
+/// PROTOCOL#exporter.
 #[test]
 fn without_tls_there_is_no_channel_to_bind_and_the_same_relay_passes() {
     let server = Server::with(&["--no-tls"]);
@@ -164,7 +164,7 @@ struct Stolen {
     password_key: Key,
 }
 
-/// README#login-failed.
+/// PROTOCOL#login-failed.
 #[test]
 fn a_thief_of_users_json_cannot_log_in() {
     let server = Server::start();
@@ -218,7 +218,7 @@ fn shape(server: &Server, person: &Person) -> Vec<String> {
     ]
 }
 
-/// README#unknown-name, README#login-failed.
+/// PROTOCOL#unknown-name, PROTOCOL#login-failed.
 #[test]
 fn an_unknown_name_and_a_known_one_look_alike() {
     let server = Server::start();
@@ -249,7 +249,7 @@ fn salts_of_a_name_in_other_letter_case_do_not_tell_whether_it_exists() {
     assert_eq!(same("ALICE", "Alice"), same("NOBODY", "Nobody"));
 }
 
-/// README#lockout.
+/// PROTOCOL#lockout.
 #[test]
 fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     let server = Server::start();
@@ -288,7 +288,7 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
-/// README#login-failed, README#session-certificate, README#lockout.
+/// PROTOCOL#login-failed, PROTOCOL#session-certificate, PROTOCOL#lockout.
 #[test]
 fn clock_that_is_off_is_no_guess_and_named_in_days() {
     let server = Server::start();
@@ -323,7 +323,7 @@ fn clock_that_is_off_is_no_guess_and_named_in_days() {
     assert_eq!(log.matches("event=login_refused user=alice addr=127.0.0.1").count(), 1, "{log}");
 }
 
-/// README#lockout.
+/// PROTOCOL#lockout.
 #[test]
 fn answer_that_is_malformed_by_itself_is_no_guess() {
     let server = Server::start();
@@ -364,7 +364,7 @@ fn a_login_makes_earlier_failures_forgotten() {
     }
 }
 
-/// README#lockout.
+/// PROTOCOL#lockout.
 #[test]
 fn guesses_at_the_same_time_are_all_counted() {
     let server = Server::start();
@@ -395,7 +395,7 @@ fn guesses_at_the_same_time_are_all_counted() {
     assert_eq!(tried, 5, "guesses that were compared");
 }
 
-/// README#challenge-once.
+/// PROTOCOL#challenge-once.
 #[test]
 fn a_challenge_serves_one_response() {
     let server = Server::start();
@@ -412,7 +412,7 @@ fn a_challenge_serves_one_response() {
     assert!(raw.is_closed());
 }
 
-/// README#challenge-once.
+/// PROTOCOL#challenge-once.
 #[test]
 fn a_recorded_response_is_worth_nothing_on_another_connection() {
     for arguments in [&[][..], &["--no-tls"]] {
@@ -599,7 +599,7 @@ fn a_server_that_cannot_be_reached_is_told_with_a_remedy() {
     says(&lines, &["! ", "--no-tls"]);
 }
 
-/// README#reserved-names.
+/// PROTOCOL#reserved-names.
 #[test]
 fn word_of_the_interface_is_no_name_and_an_old_one_is_marked() {
     let server = Server::start();

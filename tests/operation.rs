@@ -154,7 +154,7 @@ fn the_first_certificate_is_for_a_year_and_for_this_machines_names() {
     assert!(digest.starts_with(&hex), "{digest}");
 }
 
-/// README#server-key.
+/// PROTOCOL#server-key.
 #[test]
 fn an_expired_certificate_is_renewed_with_its_key_and_a_client_that_pinned_it_does_not_complain() {
     let home = Arc::new(Folder::new());
@@ -422,7 +422,7 @@ fn s_client(server: &Server, arguments: &[&str]) -> String {
     openssl(&[&basics[..], arguments].concat(), "")
 }
 
-/// README#transport.
+/// PROTOCOL#transport.
 #[test]
 fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
     let server = Server::start();
@@ -438,7 +438,7 @@ fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
     }
 }
 
-/// README#transport.
+/// PROTOCOL#transport.
 #[test]
 fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
     let server = Server::start();
@@ -462,7 +462,7 @@ fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
     assert!(text.contains("alert handshake failure"), "{text}");
 }
 
-/// README#transport.
+/// PROTOCOL#transport.
 #[test]
 fn no_tls_session_is_resumed_and_tls_1_2_needs_the_extended_master_secret() {
     use rustls::client::Resumption;
@@ -510,7 +510,7 @@ fn no_tls_session_is_resumed_and_tls_1_2_needs_the_extended_master_secret() {
     }
 }
 
-/// README#transport.
+/// PROTOCOL#transport.
 #[test]
 fn the_key_exchange_is_the_hybrid_post_quantum_one() {
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -536,7 +536,7 @@ fn the_key_exchange_is_the_hybrid_post_quantum_one() {
     assert_eq!(tls.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
 }
 
-/// README#registration-limit.
+/// PROTOCOL#registration-limit.
 #[test]
 fn a_closed_server_makes_no_accounts_and_lets_the_old_ones_in() {
     let server = Server::start();
@@ -645,7 +645,7 @@ fn holds(bytes: &[u8], trace: &[u8]) -> bool {
     bytes.windows(trace.len()).any(|window| window == trace)
 }
 
-/// README#password.
+/// PROTOCOL#password.
 #[test]
 fn neither_the_wire_without_tls_nor_any_file_of_the_server_holds_a_message_or_a_password() {
     let server = Server::with(&["--no-tls"]);
@@ -704,7 +704,7 @@ fn tls_and_no_tls_never_mix() {
     }
 }
 
-/// README#full.
+/// PROTOCOL#full.
 #[test]
 fn a_full_server_says_so_and_serves_those_it_has() {
     let server = Server::with(&["--clients", "2", "--per-address", "100", "--grace", "3600"]);

@@ -61,7 +61,7 @@ fn those_who_are_too_many_are_told_so_and_those_who_are_in_chat_on() {
     is_logged_sparingly(&witnessed(storms::crowd), "server_full");
 }
 
-/// README#full.
+/// PROTOCOL#full.
 #[test]
 fn of_many_who_log_in_at_the_same_moment_exactly_as_many_get_in_as_there_is_room_for() {
     const ROOM: usize = 3;

@@ -92,7 +92,7 @@ fn opens(server: &Server, person: &Person, text: &str) -> bool {
     matches!(raw.answer(), Some(ServerMessage::Session(_)))
 }
 
-/// README#password_changed.
+/// PROTOCOL#password_changed.
 #[test]
 fn a_change_is_on_disk_before_it_is_confirmed_and_ends_no_session() {
     let server = Server::start();
@@ -108,7 +108,7 @@ fn a_change_is_on_disk_before_it_is_confirmed_and_ends_no_session() {
     assert!(opens(&server, &alice, NEW));
 }
 
-/// README#password-proof, README#password_change.
+/// PROTOCOL#password-proof, PROTOCOL#password_change.
 #[test]
 fn a_session_alone_or_a_password_alone_or_a_key_alone_changes_nothing() {
     let server = Server::start();
@@ -156,7 +156,7 @@ fn a_session_alone_or_a_password_alone_or_a_key_alone_changes_nothing() {
     assert!(opens(&server, &alice, PASSWORD));
 }
 
-/// README#password-proof, README#lockout.
+/// PROTOCOL#password-proof, PROTOCOL#lockout.
 #[test]
 fn guesses_at_the_old_password_lock_the_name_like_failed_logins() {
     let server = Server::start();
@@ -178,7 +178,7 @@ fn guesses_at_the_old_password_lock_the_name_like_failed_logins() {
     assert_eq!(log.matches("event=password_change_failed user=alice addr=127.0.0.1\n").count(), 5, "{log}");
 }
 
-/// README#challenge-once.
+/// PROTOCOL#challenge-once.
 #[test]
 fn a_challenge_serves_one_change_on_its_own_connection() {
     let server = Server::start();
@@ -198,7 +198,7 @@ fn a_challenge_serves_one_change_on_its_own_connection() {
     assert!(opens(&server, &alice, PASSWORD));
 }
 
-/// README#password-race, README#login-race.
+/// PROTOCOL#password-race, PROTOCOL#login-race.
 #[test]
 fn of_a_change_and_a_login_that_cross_the_first_to_be_accepted_outdates_the_other() {
     let server = Server::start();
@@ -268,7 +268,7 @@ impl Home {
     }
 }
 
-/// README#password-file.
+/// PROTOCOL#password-file.
 #[test]
 fn the_new_password_opens_key_file_and_account_and_the_old_one_neither() {
     let server = Server::start();
@@ -308,7 +308,7 @@ fn new_password_replaces_a_linked_key_file_and_not_its_link() {
     assert!(home.logs_in(server.port, NEW) && !home.logs_in(server.port, PASSWORD));
 }
 
-/// README#password, README#password-file.
+/// PROTOCOL#password, PROTOCOL#password-file.
 #[test]
 fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
     let server = Server::start();
@@ -347,7 +347,7 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
     assert!(fs::read(home.key()).expect("there") == before && !home.successor().exists());
 }
 
-/// README#password-files.
+/// PROTOCOL#password-files.
 #[test]
 fn a_change_that_broke_off_before_the_server_took_it_leaves_the_old_password() {
     let server = Server::start();
@@ -373,7 +373,7 @@ fn a_change_that_broke_off_before_the_server_took_it_leaves_the_old_password() {
     assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
 }
 
-/// README#password-files.
+/// PROTOCOL#password-files.
 #[test]
 fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
     let server = Server::start();
@@ -405,7 +405,7 @@ fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
     }
 }
 
-/// README#password-file, README#password-files.
+/// PROTOCOL#password-file, PROTOCOL#password-files.
 #[test]
 fn whoever_is_killed_during_a_change_one_of_the_two_passwords_opens_the_account_for_good() {
     let mut server = Server::start();

@@ -69,37 +69,37 @@ fn holds(property: &Property) {
     println!("{}: {tried} inputs", property.name);
 }
 
-/// README#line, README#packet.
+/// PROTOCOL#line, PROTOCOL#packet.
 #[test]
 fn a_stream_has_the_same_frames_however_it_is_cut() {
     holds(&wire::FRAMES);
 }
 
-/// README#line.
+/// PROTOCOL#line.
 #[test]
 fn a_message_that_decodes_means_the_same_when_it_is_encoded_again() {
     holds(&wire::MESSAGES);
 }
 
-/// README#packet.
+/// PROTOCOL#packet.
 #[test]
 fn a_packet_is_its_address_and_its_payload() {
     holds(&wire::PACKETS);
 }
 
-/// README#signature.
+/// PROTOCOL#signature.
 #[test]
 fn an_envelope_of_which_anything_is_altered_does_not_open() {
     holds(&crypto::ENVELOPES);
 }
 
-/// README#chunk-mac.
+/// PROTOCOL#chunk-mac.
 #[test]
 fn chunks_that_were_altered_or_moved_do_not_open() {
     holds(&crypto::CHUNKS);
 }
 
-/// README#der.
+/// PROTOCOL#der.
 #[test]
 fn a_public_key_has_one_encoding_and_is_of_use() {
     holds(&crypto::KEYS);
@@ -120,7 +120,7 @@ fn records_are_whole_or_refused_and_left_as_they_are() {
     holds(&disk::RECORDS);
 }
 
-/// README#history-chain.
+/// PROTOCOL#history-chain.
 #[test]
 fn of_an_altered_history_only_the_beginning_is_read() {
     holds(&disk::HISTORY);
@@ -136,13 +136,13 @@ fn nothing_of_an_escape_sequence_is_text() {
     holds(&client::INPUT);
 }
 
-/// README#plain-name.
+/// PROTOCOL#plain-name.
 #[test]
 fn whatever_a_file_is_called_it_gets_one_plain_name() {
     holds(&client::NAMES);
 }
 
-/// README#harmless.
+/// PROTOCOL#harmless.
 #[test]
 fn what_is_shown_is_harmless_and_no_wider_than_asked() {
     holds(&client::TEXT);

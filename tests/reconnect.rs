@@ -90,7 +90,7 @@ fn presence(lines: &[String]) -> Vec<&String> {
 
 // ---- within the grace
 
-/// README#outlives, README#sent-again.
+/// PROTOCOL#outlives, PROTOCOL#sent-again.
 #[test]
 fn cut_again_and_again_a_conversation_loses_and_doubles_nothing_and_others_notice_nothing() {
     let server = Server::start();
@@ -282,7 +282,7 @@ fn arrived_or_told(from: &str, to: &Client, sender: &Client) {
     assert_eq!(arrived, (0..5).filter(|n| arrived.contains(n)).collect::<Vec<_>>(), "each once");
 }
 
-/// README#life.
+/// PROTOCOL#life.
 #[test]
 fn silence_is_reported_within_15_s_and_loses_nothing() {
     let server = Server::start();
@@ -311,7 +311,7 @@ fn silence_is_reported_within_15_s_and_loses_nothing() {
     assert_eq!(two.alice.finish().0, 0);
 }
 
-/// README#life.
+/// PROTOCOL#life.
 #[test]
 #[ignore = "takes 11 minutes: cargo test --test reconnect -- --ignored"]
 fn silence_of_any_length_and_direction_ends_no_client() {
@@ -389,7 +389,7 @@ fn after_the_grace_the_client_logs_in_anew_and_tells_what_may_be_lost() {
     assert_eq!(two.alice.finish().0, 1, "two messages were never acknowledged");
 }
 
-/// README#no-session.
+/// PROTOCOL#no-session.
 #[test]
 fn after_a_crash_of_the_server_exactly_what_it_had_not_acknowledged_is_told_and_nothing_is_sent_twice() {
     let server = Server::start();
@@ -432,7 +432,7 @@ fn a_server_that_comes_and_goes_is_found_again_each_time() {
 
 // ---- what ends it
 
-/// README#elsewhere.
+/// PROTOCOL#elsewhere.
 #[test]
 fn a_login_from_elsewhere_is_not_fought_over() {
     let server = Server::start();
@@ -455,7 +455,7 @@ fn a_login_from_elsewhere_is_not_fought_over() {
     assert_eq!(logins(server.log()), 2);
 }
 
-/// README#elsewhere.
+/// PROTOCOL#elsewhere.
 #[test]
 fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_nobody_off() {
     let server = Server::start();
@@ -561,7 +561,7 @@ fn two_clients_that_lose_the_connection_together_come_back_together() {
     two.talk("both back");
 }
 
-/// README#full.
+/// PROTOCOL#full.
 #[test]
 fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_there_is_room() {
     let server = Server::with(&["--clients", "2"]);
@@ -607,7 +607,7 @@ fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
     alice.expect("* bob has left");
 }
 
-/// README#lost.
+/// PROTOCOL#lost.
 #[test]
 fn sender_learns_which_messages_a_killed_client_has_not_shown() {
     let server = Server::with(&["--grace", "1"]);
@@ -628,7 +628,7 @@ fn sender_learns_which_messages_a_killed_client_has_not_shown() {
     assert!(status == 0 && told == texts.map(why).iter().collect::<Vec<_>>(), "{lines:#?}");
 }
 
-/// README#lost, README#ack-when.
+/// PROTOCOL#lost, PROTOCOL#ack-when.
 #[test]
 fn client_that_leaves_has_acknowledged_what_it_has_shown() {
     let server = Server::start();

@@ -1,6 +1,6 @@
 //! Sessions that outlive their connections: whatever is cut, and wherever, every frame is taken in once and in order, in
 //! both directions; and nobody but who holds the session's token can take it up. Real servers, raw clients that keep
-//! and count as README, "Resuming" says.
+//! and count as PROTOCOL.md, "Resuming" says.
 
 mod common;
 
@@ -384,7 +384,7 @@ impl Tally {
     }
 }
 
-/// README#frames, README#sent-again.
+/// PROTOCOL#frames, PROTOCOL#sent-again.
 #[test]
 fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
     let seed = u64::from_be_bytes(random());
@@ -437,7 +437,7 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
     assert!(!log.contains("event=logout"), "{log}");
 }
 
-/// README#frames, README#sent-again.
+/// PROTOCOL#frames, PROTOCOL#sent-again.
 #[test]
 fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
     let server = Server::with(&["--no-tls", "--rate", "100000"]);
@@ -473,7 +473,7 @@ fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
     assert!(alice.resumed > 50 && bob.resumed > 50, "{} {}", alice.resumed, bob.resumed);
 }
 
-/// README#taken-over.
+/// PROTOCOL#taken-over.
 #[test]
 fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
     let server = Server::with(&["--rate", "4"]);
@@ -506,7 +506,7 @@ fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
     assert!(!server.log().contains("event=logout"));
 }
 
-/// README#kept, README#taken-over.
+/// PROTOCOL#kept, PROTOCOL#taken-over.
 #[test]
 fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_connection() {
     let server = Server::with(&["--rate", "100000", "--outbox", "16384"]);
@@ -535,7 +535,7 @@ fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_conne
     assert!(alice.sent().busy.is_empty());
 }
 
-/// README#resume-proof, README#resume-rules, README#no-session.
+/// PROTOCOL#resume-proof, PROTOCOL#resume-rules, PROTOCOL#no-session.
 #[test]
 fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_it() {
     let server = Server::start();
@@ -588,7 +588,7 @@ fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_
     assert!(!server.log().contains("locked"));
 }
 
-/// README#latest-token, README#session, README#renew.
+/// PROTOCOL#latest-token, PROTOCOL#session, PROTOCOL#renew.
 #[test]
 fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
     let server = Server::start();
@@ -615,7 +615,7 @@ fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
     alice.settle();
 }
 
-/// README#ends-at-once, README#elsewhere, README#no-session, README#logout.
+/// PROTOCOL#ends-at-once, PROTOCOL#elsewhere, PROTOCOL#no-session, PROTOCOL#logout.
 #[test]
 fn a_session_that_has_ended_is_not_resumed() {
     let server = Server::with(&["--grace", "1"]);
@@ -659,7 +659,7 @@ fn lost_before_leaving(peer: &mut Peer<'_>, name: &Username) -> Vec<u64> {
     }
 }
 
-/// README#lost.
+/// PROTOCOL#lost.
 #[test]
 fn unacknowledged_messages_are_lost_however_a_session_ends() {
     let server = Server::with(&["--grace", "1"]);
@@ -716,7 +716,7 @@ fn unacknowledged_messages_are_lost_however_a_session_ends() {
     drop(carol);
 }
 
-/// README#lost.
+/// PROTOCOL#lost.
 #[test]
 fn lost_is_only_for_the_session_that_sent_the_message() {
     let server = Server::with(&["--grace", "1"]);
@@ -748,7 +748,7 @@ fn lost_is_only_for_the_session_that_sent_the_message() {
     assert_eq!(ids, [1]);
 }
 
-/// README#outlives, README#presence.
+/// PROTOCOL#outlives, PROTOCOL#presence.
 #[test]
 fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end() {
     let server = Server::with(&["--grace", "2"]);
@@ -787,7 +787,7 @@ fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end()
     assert_eq!(alice.sent().offline.len(), 1);
 }
 
-/// README#outlives, README#kept-limit.
+/// PROTOCOL#outlives, PROTOCOL#kept-limit.
 #[test]
 fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_are_back() {
     let server = Server::with(&["--outbox", "384", "--rate", "100000"]);
@@ -831,7 +831,7 @@ fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_a
     assert_eq!(alice.sent().busy.len(), 0);
 }
 
-/// README#kept-limit.
+/// PROTOCOL#kept-limit.
 #[test]
 fn a_client_that_never_acknowledges_is_served_and_resumed_as_far_as_is_remembered() {
     let server = Server::with(&["--outbox", "384", "--rate", "100000"]);
@@ -855,7 +855,7 @@ fn a_client_that_never_acknowledges_is_served_and_resumed_as_far_as_is_remembere
     }
 }
 
-/// README#ack-true, README#ends-at-once, README#ack.
+/// PROTOCOL#ack-true, PROTOCOL#ends-at-once, PROTOCOL#ack.
 #[test]
 fn an_ack_of_what_was_not_sent_or_of_less_than_before_ends_the_session() {
     let server = Server::start();
@@ -873,7 +873,7 @@ fn an_ack_of_what_was_not_sent_or_of_less_than_before_ends_the_session() {
     }
 }
 
-/// README#ends-at-once.
+/// PROTOCOL#ends-at-once.
 #[test]
 fn a_line_or_packet_that_is_too_long_ends_the_session_at_once() {
     let server = Server::start();
@@ -889,7 +889,7 @@ fn a_line_or_packet_that_is_too_long_ends_the_session_at_once() {
     }
 }
 
-/// README#ack-when, README#frames.
+/// PROTOCOL#ack-when, PROTOCOL#frames.
 #[test]
 fn the_server_acknowledges_32_frames_or_128_kib_and_before_a_pong_what_is_new() {
     let server = Server::with(&["--rate", "100000"]);
@@ -925,7 +925,7 @@ fn descriptors(server: &Server) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).map_or(0, Iterator::count)
 }
 
-/// README#slow-client.
+/// PROTOCOL#slow-client.
 #[test]
 fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() {
     let server = Server::with(&["--rate", "100000", "--outbox", "2048"]);
@@ -951,7 +951,7 @@ fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() 
     assert!(bob.resumed == 1 && !server.log().contains("event=logout"), "{}", server.log());
 }
 
-/// README#life.
+/// PROTOCOL#life.
 #[test]
 fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute_and_left_after_one_and_a_half() {
     let server = Server::start();
@@ -975,7 +975,7 @@ fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute_and_left_afte
     assert!(silent.elapsed().as_secs() >= 89, "{:?}", silent.elapsed());
 }
 
-/// README#kept-limit, README#granted-limit.
+/// PROTOCOL#kept-limit, PROTOCOL#granted-limit.
 #[test]
 fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
     let server = Server::with(&["--rate", "100000"]);
@@ -998,7 +998,7 @@ fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
     assert!(refused(&mut bob, 97) && !refused(&mut bob, 96));
 }
 
-/// README#taken-over.
+/// PROTOCOL#taken-over.
 #[test]
 fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
     let server = Server::with(&["--rate", "100000"]);
@@ -1050,7 +1050,7 @@ fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
     assert_eq!(bob.letter(), number + 1);
 }
 
-/// README#certificate-ends.
+/// PROTOCOL#certificate-ends.
 #[test]
 fn expired_certificate_ends_the_session_and_login_works() {
     let server = Server::start();

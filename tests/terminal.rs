@@ -1008,7 +1008,7 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     assert!(std::fs::read(path).expect("the file is there") == bytes);
 }
 
-/// README#harmless.
+/// PROTOCOL#harmless.
 #[test]
 fn a_message_can_neither_move_the_cursor_nor_rename_the_terminal() {
     let (_server, terminal, mut bob) = alice_and_bob();

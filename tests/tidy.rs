@@ -1,5 +1,5 @@
 //! The house rules that a reader relies on: file heads, the direction of imports, no `unwrap`,
-//! one place for each library, every dependency explained, every clause of the README enforced somewhere and tried somewhere.
+//! one place for each library, every dependency explained, every clause of the documents enforced somewhere and tried somewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ fn sources() -> Vec<(String, String)> {
             let path: PathBuf = entry.expect("entry").path();
             if path.is_dir() {
                 folders.push(path);
-            } else {
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
                 let name = path.strip_prefix(&root).expect("below src");
                 let text = fs::read_to_string(&path).expect("UTF-8");
                 // What only tests see is free to do as it likes.
@@ -107,8 +107,16 @@ fn each_library_with_a_surface_is_named_in_one_place() {
     }
 }
 
+/// The documents, as citations name them, and where they are.
+const DOCUMENTS: [(&str, &str); 2] = [("README", "README.md"), ("PROTOCOL", "src/protocol/PROTOCOL.md")];
+
+fn document(name: &str) -> String {
+    let (_, path) = DOCUMENTS.iter().find(|(document, _)| *document == name).expect("a document");
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
+}
+
 fn readme() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+    document("README")
 }
 
 /// What stands between `begin` and `end`, each time.
@@ -116,12 +124,18 @@ fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item =
     text.split(begin).skip(1).filter_map(move |rest| rest.split(end).next())
 }
 
-/// What README's anchors are called: its clauses and messages.
-fn clauses() -> BTreeSet<String> {
-    let readme = readme();
-    let all: Vec<_> = between(&readme, "<a id=\"", '"').map(String::from).collect();
+/// The anchors of a page: its clauses and messages.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let all: Vec<_> = between(page, "<a id=\"", '"').map(String::from).collect();
     let names: BTreeSet<_> = all.iter().cloned().collect();
     assert_eq!(names.len(), all.len(), "each anchor stands once");
+    names
+}
+
+/// All clauses, as they are cited: `PROTOCOL#name`.
+fn clauses() -> BTreeSet<String> {
+    let of = |name| anchors(&document(name)).into_iter().map(move |anchor| format!("{name}#{anchor}"));
+    let names: BTreeSet<_> = DOCUMENTS.iter().flat_map(|(name, _)| of(*name)).collect();
     assert!(names.len() > 100, "the specification was found");
     names
 }
@@ -138,24 +152,31 @@ fn headings(page: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// The clauses that a text cites, as `README#name`.
+/// The clauses that a text cites, as `PROTOCOL#name`.
 fn cited(text: &str) -> impl Iterator<Item = String> {
-    text.split("README#").skip(1).map(|rest| {
-        let length =
-            rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-')).unwrap_or(rest.len());
-        rest[..length].trim_end_matches('-').to_string()
-    })
+    let of = |name| {
+        text.split(name).skip(1).filter_map(move |rest| {
+            let rest = rest.strip_prefix('#')?;
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            let length = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
+            Some(format!("{name}#{}", rest[..length].trim_end_matches('-')))
+        })
+    };
+    DOCUMENTS.iter().flat_map(move |(name, _)| of(*name))
 }
 
 #[test]
-fn the_code_cites_every_clause_of_the_readme_and_nothing_else() {
+fn the_code_cites_every_clause_and_nothing_else() {
     let (clauses, cites): (_, BTreeSet<_>) =
         (clauses(), sources().iter().flat_map(|(_, text)| cited(text)).collect());
     let missing: Vec<_> = clauses.difference(&cites).collect();
     assert!(missing.is_empty(), "nothing in src says that it enforces {missing:?}");
-    let known: BTreeSet<_> = clauses.into_iter().chain(headings(&readme())).collect();
+    let headings =
+        |name| headings(&document(name)).map(move |heading| format!("{name}#{heading}")).collect::<Vec<_>>();
+    let known: BTreeSet<_> =
+        clauses.into_iter().chain(DOCUMENTS.iter().flat_map(|(name, _)| headings(*name))).collect();
     let dangling: Vec<_> = cites.difference(&known).collect();
-    assert!(dangling.is_empty(), "README has no {dangling:?}");
+    assert!(dangling.is_empty(), "no document has {dangling:?}");
 }
 
 /// All files of a folder and those below it that end so, as text.
@@ -190,7 +211,7 @@ fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_clause_of_the_readme_is_cited_by_a_test_that_tries_it() {
+fn every_clause_is_cited_by_a_test_that_tries_it() {
     let rust = [texts("tests", "rs"), texts("src", "rs")].concat();
     let rust = rust.iter().flat_map(|(_, text)| cited_above(text, "///", "#[test]"));
     let python = texts("tests/interop", "py");
@@ -199,27 +220,29 @@ fn every_clause_of_the_readme_is_cited_by_a_test_that_tries_it() {
     let missing: Vec<_> = clauses.difference(&cites).collect();
     assert!(missing.is_empty(), "no test says that it tries {missing:?}");
     let dangling: Vec<_> = cites.difference(&clauses).collect();
-    assert!(dangling.is_empty(), "README has no {dangling:?}");
+    assert!(dangling.is_empty(), "no document has {dangling:?}");
 }
 
 #[test]
-fn every_link_of_the_readme_leads_to_a_place_that_is_there() {
-    let (readme, root) = (readme(), Path::new(env!("CARGO_MANIFEST_DIR")));
-    let anchors: BTreeSet<_> = clauses().into_iter().chain(headings(&readme)).collect();
+fn every_link_of_the_documents_leads_to_a_place_that_is_there() {
     let is_link = |link: &&str| !link.starts_with("http") && link.contains(['#', '.']) && !link.contains(' ');
-    // A primitive's key and argument, `PSS[key](m)`, look like one.
-    for link in between(&readme, "](", ')').filter(is_link) {
-        let (path, place) = link.split_once('#').unwrap_or((link, ""));
-        if path.is_empty() {
-            assert!(anchors.contains(place), "README has no #{place}");
-            continue;
+    for (name, file) in DOCUMENTS {
+        let (page, path) = (document(name), Path::new(env!("CARGO_MANIFEST_DIR")).join(file));
+        // A primitive's key and argument, `PSS[key](m)`, look like one.
+        for link in between(&page, "](", ')').filter(is_link) {
+            let (target, place) = link.split_once('#').unwrap_or((link, ""));
+            let target = if target.is_empty() { path.clone() } else { path.with_file_name(target) };
+            let text = fs::read_to_string(target).unwrap_or_else(|error| panic!("{file}: {link}: {error}"));
+            let test = format!("#[test]\nfn {place}()");
+            let is_there = if link.contains(".rs#") {
+                text.replace("\n    ", "\n").contains(&test)
+            } else {
+                place.is_empty()
+                    || anchors(&text).contains(place)
+                    || headings(&text).any(|heading| heading == place)
+            };
+            assert!(is_there, "{file}: nothing is at {link}");
         }
-        let text = fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let test = format!("#[test]\nfn {place}()");
-        assert!(
-            place.is_empty() || text.replace("\n    ", "\n").contains(&test),
-            "{path} has no test {place}"
-        );
     }
 }
 
@@ -274,19 +297,20 @@ fn the_readme_s_commands_are_the_program_s() {
     }
 }
 
-/// The words in backquotes of the rows of the table that begins with `head`, as far as `column` goes.
+/// The words in backquotes of the specification's table that begins with `head`, in one column.
 fn table(head: &str, column: usize) -> Vec<String> {
-    let readme = readme();
-    let table = readme.split(head).nth(1).and_then(|rest| rest.split("\n\n").next()).expect("the table");
+    let specification = document("PROTOCOL");
+    let table =
+        specification.split(head).nth(1).and_then(|rest| rest.split("\n\n").next()).expect("the table");
     let cells = table.lines().skip(2).filter_map(|row| row.split('|').nth(column));
     let words =
         cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(String::from).collect::<Vec<_>>());
     words.collect()
 }
 
-/// README#labels.
+/// PROTOCOL#labels.
 #[test]
-fn each_label_has_its_purpose_in_the_readme_and_none_serves_two() {
+fn each_label_has_one_purpose_in_the_specification() {
     let sources = sources();
     let (_, text) = sources.iter().find(|(name, _)| name == "crypto/mod.rs").expect("the labels' place");
     let labels: Vec<_> = between(text, "&str = \"secure-messenger/1 ", '"').map(String::from).collect();
@@ -306,9 +330,9 @@ fn each_label_has_its_purpose_in_the_readme_and_none_serves_two() {
     }
 }
 
-/// README#error-codes.
+/// PROTOCOL#error-codes.
 #[test]
-fn the_readme_lists_exactly_the_codes_that_the_server_says() {
+fn specification_lists_exactly_the_codes_of_the_server() {
     let sources = sources();
     let (_, text) = sources.iter().find(|(name, _)| name == "protocol.rs").expect("the codes' place");
     let said: BTreeSet<_> = code(text)

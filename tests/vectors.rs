@@ -2,7 +2,7 @@
 //!
 //! `vectors/vectors.json` was made by `vectors/make.py` (pycryptodome 4.4.0, OpenSSL 3.0.19), which
 //! shares no code with this crate; the script says how to run it. Invariant: these tests need
-//! neither program, and each vector fails once a bit of it is flipped. Specification: README.
+//! neither program, and each vector fails once a bit of it is flipped. Specification: PROTOCOL.md.
 
 mod common;
 
@@ -258,7 +258,7 @@ impl Vectors {
     }
 }
 
-/// README#der, README#fingerprint.
+/// PROTOCOL#der, PROTOCOL#fingerprint.
 #[test]
 fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
     let v = vectors();
@@ -279,7 +279,7 @@ fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
     assert_ne!(from_pem.fingerprint(), session.fingerprint());
 }
 
-/// README#primitives.
+/// PROTOCOL#primitives.
 #[test]
 fn pbkdf2_agrees_with_other_implementations() {
     for v in vectors().pbkdf2 {
@@ -296,7 +296,7 @@ fn pbkdf2_agrees_with_other_implementations() {
     }
 }
 
-/// README#primitives.
+/// PROTOCOL#primitives.
 #[test]
 fn hmac_agrees_with_the_rfc_and_other_implementations() {
     for v in vectors().hmac {
@@ -368,7 +368,7 @@ impl Aead {
     }
 }
 
-/// README#primitives, README#ciphertext.
+/// PROTOCOL#primitives, PROTOCOL#ciphertext.
 #[test]
 fn eax_with_its_counter_agrees_with_pycryptodome() {
     for v in vectors().eax {
@@ -386,7 +386,7 @@ fn eax_with_its_counter_agrees_with_pycryptodome() {
     }
 }
 
-/// README#primitives.
+/// PROTOCOL#primitives.
 #[test]
 fn gcm_agrees_with_pycryptodome() {
     for v in vectors().gcm {
@@ -401,7 +401,7 @@ fn gcm_agrees_with_pycryptodome() {
     }
 }
 
-/// README#primitives.
+/// PROTOCOL#primitives.
 #[test]
 fn keys_wrapped_by_other_implementations_unwrap() {
     let v = vectors();
@@ -419,7 +419,7 @@ fn keys_wrapped_by_other_implementations_unwrap() {
     }
 }
 
-/// README#primitives.
+/// PROTOCOL#primitives.
 #[test]
 fn signatures_by_other_implementations_verify() {
     let v = vectors();
@@ -440,7 +440,7 @@ fn signatures_by_other_implementations_verify() {
 }
 
 /// A JSON text in which the base64 of `field` begins with another character.
-/// README#history-file, README#history-key, README#history-chain, README#history-record.
+/// PROTOCOL#history-file, PROTOCOL#history-key, PROTOCOL#history-chain, PROTOCOL#history-record.
 #[test]
 fn a_history_made_by_another_implementation_loads() {
     let (v, home) = (vectors(), Folder::new());
@@ -475,7 +475,7 @@ fn altered(text: &str, field: &str) -> String {
     format!("{}{other}{}", &text[..at], &text[at + 1..])
 }
 
-/// README#key-file-form.
+/// PROTOCOL#key-file-form.
 #[test]
 fn a_key_file_made_by_another_implementation_opens() {
     let v = vectors();
@@ -498,7 +498,7 @@ fn a_key_file_made_by_another_implementation_opens() {
     assert_eq!(open(text, owner, "correct horsf"), Err(KeyFileError::WrongPassword));
 }
 
-/// README#session-certificate.
+/// PROTOCOL#session-certificate.
 #[test]
 fn a_session_certificate_made_by_another_implementation_verifies() {
     let v = vectors();
@@ -520,7 +520,7 @@ fn a_session_certificate_made_by_another_implementation_verifies() {
     refused(&certificate, &name("alicf"));
 }
 
-/// README#session-certificate, README#times.
+/// PROTOCOL#session-certificate, PROTOCOL#times.
 #[test]
 fn a_session_certificate_is_valid_from_two_hours_before_it_was_made_to_twenty_six_after_and_no_millisecond_longer()
  {
@@ -554,7 +554,7 @@ fn register(v: &LoginVector) -> Register {
     json::from_str(&v.register).expect("just decoded")
 }
 
-/// README#challenge, README#challenge_response, README#login-proof.
+/// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#login-proof.
 #[test]
 fn a_login_answers_what_another_implementation_answers() {
     let v = vectors();
@@ -598,7 +598,7 @@ fn a_login_answers_what_another_implementation_answers() {
     }
 }
 
-/// README#register.
+/// PROTOCOL#register.
 #[test]
 fn a_password_change_is_what_another_implementation_makes() {
     let v = vectors();
@@ -664,7 +664,7 @@ fn a_registration_made_by_another_implementation_is_accepted() {
     }
 }
 
-/// README#unknown-name.
+/// PROTOCOL#unknown-name.
 #[test]
 fn the_salt_of_an_unknown_name_is_the_documented_one() {
     let v = vectors();
@@ -685,7 +685,7 @@ fn the_salt_of_an_unknown_name_is_the_documented_one() {
     assert!(flips(&secret).all(|flipped| salt(&v.fake_salt.name, flipped) != expected));
 }
 
-/// README#safety-digits.
+/// PROTOCOL#safety-digits.
 #[test]
 fn a_safety_number_is_the_same_as_elsewhere() {
     let v = vectors().safety_number;
@@ -715,7 +715,7 @@ fn copy(envelope: &Envelope) -> Envelope {
     Envelope { body: envelope.body.clone(), wrapped: envelope.wrapped }
 }
 
-/// README#encrypted_message.
+/// PROTOCOL#encrypted_message.
 #[test]
 fn an_envelope_made_by_another_implementation_opens() {
     let v = vectors();
@@ -728,8 +728,8 @@ fn an_envelope_made_by_another_implementation_opens() {
     }
 }
 
-/// README#header, README#commitment, README#padding, README#ciphertext, README#signature,
-/// README#wrapped-key.
+/// PROTOCOL#header, PROTOCOL#commitment, PROTOCOL#padding, PROTOCOL#ciphertext, PROTOCOL#signature,
+/// PROTOCOL#wrapped-key.
 #[test]
 fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
     let v = vectors();
@@ -753,7 +753,7 @@ fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
     }
 }
 
-/// README#header, README#signature.
+/// PROTOCOL#header, PROTOCOL#signature.
 #[test]
 fn an_envelope_with_one_bit_flipped_is_refused() {
     let v = vectors();
@@ -807,7 +807,7 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
     }
 }
 
-/// README#check-open, README#commitment, README#wrapped-key, README#padding.
+/// PROTOCOL#check-open, PROTOCOL#commitment, PROTOCOL#wrapped-key, PROTOCOL#padding.
 #[test]
 fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
     let v = vectors();
@@ -822,7 +822,7 @@ fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
     assert_eq!(long.verify(&identity).err(), Some(CryptoError::BadEnvelope));
 }
 
-/// README#chunk, README#chunk-keys, README#chunk-ciphertext, README#chunk-mac.
+/// PROTOCOL#chunk, PROTOCOL#chunk-keys, PROTOCOL#chunk-ciphertext, PROTOCOL#chunk-mac.
 #[test]
 fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_not() {
     let session = SessionKey::from_pkcs8(&unhex(&vectors().session.pkcs8)).expect("a key");
@@ -852,7 +852,7 @@ fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_
     }
 }
 
-/// README#message-key, README#chunk-keys.
+/// PROTOCOL#message-key, PROTOCOL#chunk-keys.
 #[test]
 fn what_must_be_fresh_is_never_made_twice() {
     let v = vectors();

@@ -141,7 +141,7 @@ fn pass(
     }
 }
 
-/// README#transport, README#sent-again.
+/// PROTOCOL#transport, PROTOCOL#sent-again.
 #[test]
 fn a_bit_altered_below_tls_ends_the_connection_and_what_was_said_arrives_once_on_the_next() {
     let server = Server::start();
@@ -237,7 +237,7 @@ impl Stolen {
     }
 }
 
-/// README#session-key, README#identity-key, README#wrapped-key, README#chunk-keys.
+/// PROTOCOL#session-key, PROTOCOL#identity-key, PROTOCOL#wrapped-key, PROTOCOL#chunk-keys.
 #[test]
 fn who_recorded_the_wire_and_later_has_disks_and_passwords_opens_nothing_of_it() {
     let server = Server::with(&["--no-tls"]);

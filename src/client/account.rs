@@ -54,7 +54,7 @@ impl Credentials {
         self.respond(connection, &challenge, key)
     }
 
-    /// The login itself: README#login.
+    /// The login itself: PROTOCOL#login.
     fn respond(
         &self,
         connection: &mut Connection,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a name from somebody else becomes one plain name directly in its folder; nothing that exists is
 //! ever overwritten and no link followed; a file gets its name only when its hash is right.
-//! Specification: README#received-files.
+//! Specification: PROTOCOL#received-files.
 
 use super::text::is_harmful;
 use crate::crypto::chunk::CHUNK;
@@ -28,7 +28,7 @@ const MAX_PARTS: usize = 1000;
 
 /// Makes somebody else's file name harmless: the last part of a path, without control, direction or
 /// wildcard characters, leading dots or a device's name, never empty, at most 180 bytes, and never like a [`Part`]'s.
-/// README#plain-name.
+/// PROTOCOL#plain-name.
 pub fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let forbidden = |c: char| is_harmful(c) || matches!(c, ':' | '*' | '?' | '"' | '<' | '>' | '|');
@@ -290,7 +290,7 @@ impl Part {
     }
 
     /// Takes up what is there of a file of `size` bytes, whole chunks, as long as `go_on` holds; how many bytes.
-    /// README#go-on.
+    /// PROTOCOL#go-on.
     ///
     /// # Errors
     /// With the path in the text; `Interrupted` when `go_on` does not hold.
@@ -318,7 +318,7 @@ impl Part {
         self.file.write_all(bytes).map_err(disk::at(&self.path))
     }
 
-    /// Whether what is written has this hash. README#whole-file.
+    /// Whether what is written has this hash. PROTOCOL#whole-file.
     pub fn is_right(&self, sha256: &[u8; 32]) -> bool {
         self.hasher.clone().finish() == *sha256
     }
@@ -347,7 +347,7 @@ impl Part {
 
 /// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …: a second name for the same
 /// file, which fails if the name is taken, then the first one goes. Where a file has one name only, the
-/// part takes the place of an empty file that was made under the free name. README#never-over.
+/// part takes the place of an empty file that was made under the free name. PROTOCOL#never-over.
 fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Result<PathBuf> {
     let name = safe_name(name);
     let (stem, extension) = split(&name);

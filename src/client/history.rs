@@ -3,7 +3,7 @@
 //! Invariant: no text is on disk in clear; a record opens for its account on its server alone, and only behind
 //! the records that were before it; a file that is damaged stops the login before a byte of it is changed; one
 //! client at a time has the file. Without the option nothing is read or written, only erased when that is
-//! asked for. Format: README#kept-history.
+//! asked for. Format: PROTOCOL#kept-history.
 
 use super::entry::{Entry, Source};
 use super::options::Options;
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// Messages that `/history` can show, those of earlier sessions included: enough to look something up, few enough to be
-/// rewritten at a login. README#history-length.
+/// rewritten at a login. PROTOCOL#history-length.
 pub const MAX_HISTORY: usize = 1000;
 /// Records at which the file is rewritten with the last [`MAX_HISTORY`]; a longer one is not of this program.
 const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
@@ -53,7 +53,7 @@ const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --
 const ELSEWHERE: &str = "another client has the file of your history: this one neither shows nor keeps messages of \
     other sessions";
 
-/// What is sealed of a message. README#history-record.
+/// What is sealed of a message. PROTOCOL#history-record.
 #[derive(Serialize, Deserialize)]
 struct Message {
     time: u64,
@@ -131,7 +131,7 @@ pub struct History {
 }
 
 impl History {
-    /// Of this account on the server of `options`; nothing is read yet. README#history-file.
+    /// Of this account on the server of `options`; nothing is read yet. PROTOCOL#history-file.
     pub fn new(options: &Options, owner: &Username, identity: &IdentityKey) -> History {
         let server = options.server();
         let hash: String = sha256(server.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -171,7 +171,7 @@ impl History {
     }
 
     /// Takes the file for this client and reads the last [`MAX_HISTORY`] messages, the oldest first; none
-    /// without the option, or if another client has the file. README#history-damage.
+    /// without the option, or if another client has the file. PROTOCOL#history-damage.
     ///
     /// # Errors
     /// The disk's; with file, line and remedy in the text if a record is damaged or of another key.
@@ -197,7 +197,7 @@ impl History {
         Ok(entries)
     }
 
-    /// What GCM authenticates beside a record behind `end`: whose it is, and its place. README#history-chain.
+    /// What GCM authenticates beside a record behind `end`: whose it is, and its place. PROTOCOL#history-chain.
     fn associated(&self, end: &End) -> Vec<u8> {
         Fields::new(label::HISTORY)
             .bytes(self.owner.as_str().as_bytes())
@@ -312,7 +312,7 @@ impl History {
     }
 }
 
-/// Opens the file for this client alone; `None` if another one has it for so long. README#history-lock.
+/// Opens the file for this client alone; `None` if another one has it for so long. PROTOCOL#history-lock.
 fn lock(path: &Path, patience: Duration) -> io::Result<Option<File>> {
     let end = Instant::now() + patience;
     loop {
@@ -486,7 +486,7 @@ mod tests {
         }
     }
 
-    /// README#history-chain.
+    /// PROTOCOL#history-chain.
     #[test]
     fn a_record_that_is_altered_moved_repeated_or_missing_is_refused_and_the_file_untouched() {
         let home = Home::new();
@@ -523,7 +523,7 @@ mod tests {
         assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE + 1)]), Some(2));
     }
 
-    /// README#history-chain.
+    /// PROTOCOL#history-chain.
     #[test]
     fn a_record_of_an_older_copy_does_not_fit_in_even_at_its_own_place() {
         let home = Home::new();
@@ -537,7 +537,7 @@ mod tests {
         assert_eq!(home.refused(&lines), Some(3));
     }
 
-    /// README#history-damage.
+    /// PROTOCOL#history-damage.
     #[test]
     fn torn_last_line_is_set_aside_and_what_follows_fits() {
         let home = Home::new();
@@ -566,7 +566,7 @@ mod tests {
         assert_eq!(home.texts(), ["one", "three"]);
     }
 
-    /// README#history-record.
+    /// PROTOCOL#history-record.
     #[test]
     fn what_the_disk_says_is_made_harmless_again() {
         let home = Home::new();
@@ -574,7 +574,7 @@ mod tests {
         assert_eq!(home.texts(), ["\u{fffd}[2J\u{fffd}x\u{fffd}"]);
     }
 
-    /// README#history-record.
+    /// PROTOCOL#history-record.
     #[test]
     fn the_longest_message_fits() {
         let home = Home::new();
@@ -584,7 +584,7 @@ mod tests {
         assert_eq!(home.texts(), worst);
     }
 
-    /// README#history-length.
+    /// PROTOCOL#history-length.
     #[test]
     fn a_rewrite_keeps_the_last_thousand_at_a_login_and_in_a_long_session() {
         let home = Home::new();
@@ -642,7 +642,7 @@ mod tests {
         assert_eq!(without.notice(), None);
     }
 
-    /// README#history-lock.
+    /// PROTOCOL#history-lock.
     #[test]
     fn one_client_at_a_time_has_the_file_also_when_it_is_replaced_meanwhile() {
         let home = Home::new();
@@ -666,7 +666,7 @@ mod tests {
         assert_eq!(home.texts(), ["one"]);
     }
 
-    /// README#history-damage.
+    /// PROTOCOL#history-damage.
     #[test]
     fn a_disk_that_fails_costs_no_record_that_was_kept_before() {
         let home = Home::new();

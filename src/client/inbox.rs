@@ -2,7 +2,7 @@
 //!
 //! Invariant: bounded in bytes, and the network's reader is never held up by a screen or a pipe: what it has read waits
 //! here. A frame is acknowledged when the owner has taken it; at a resumption, what was read counts, for it is not read
-//! again. Specification: README#ack-when, README#frames.
+//! again. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
 
 use super::lock;
 use super::queue::Queue;
@@ -212,7 +212,7 @@ mod tests {
         said.map(|line| String::from_utf8(line).expect("JSON")).collect()
     }
 
-    /// README#ack-when.
+    /// PROTOCOL#ack-when.
     #[test]
     fn what_the_owner_has_taken_is_acknowledged_and_no_more() {
         let (inbox, queue, connection, woken) = inbox();
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":1}\n");
     }
 
-    /// README#ack-true.
+    /// PROTOCOL#ack-true.
     #[test]
     fn no_ack_is_lower_than_what_a_resumption_has_said() {
         let (inbox, queue, connection, _) = inbox();

@@ -4,7 +4,7 @@
 //! Invariant: packets go past the owner of the state to and from the threads of their transfers: a file at full
 //! speed does not hold up what people say. What goes out waits in the queue (`Queue`), whichever connection takes it;
 //! what comes in waits in the [`Inbox`]. Nothing is put there behind an [`Event::Closed`]. [`Liveness`] alone decides
-//! that a connection is dead. Specification: README#resuming, README#life.
+//! that a connection is dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
 
 use super::connect::{Connection, StartError, reason};
 use super::inbox::{Inbox, Wake};
@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long the server may be silent; up to [`ANSWER_JITTER`] is added for each connection. README#life.
+/// How long the server may be silent; up to [`ANSWER_JITTER`] is added for each connection. PROTOCOL#life.
 pub const PATIENCE: Patience = Patience {
     owed: ASK_OWED,
     idle: ASK_IDLE,
@@ -125,7 +125,7 @@ impl Link {
             self.shared.renewals.fetch_add(1, Relaxed);
         }
         if matches!(message, ClientMessage::Logout) {
-            // Otherwise the senders of what was shown are told that it may not have arrived. README#ack-when.
+            // Otherwise the senders of what was shown are told that it may not have arrived. PROTOCOL#ack-when.
             self.shared.inbox.acknowledge_now();
         }
         self.shared.queue.say(message)
@@ -435,7 +435,7 @@ impl Reader {
                     return Err(End::Over(None));
                 }
                 Ok(message) => {
-                    // README#renew.
+                    // PROTOCOL#renew.
                     let is_due = |due: u32| due.checked_sub(1);
                     if let ServerMessage::Session(session) = &message
                         && self.shared.renewals.fetch_update(Relaxed, Relaxed, is_due).is_ok()
@@ -531,7 +531,7 @@ mod tests {
         }
     }
 
-    /// README#life.
+    /// PROTOCOL#life.
     #[test]
     fn silent_server_is_asked_reported_dropped_and_resumed() {
         let (link, listener, mut end, woken) = link(hasty());
@@ -546,7 +546,7 @@ mod tests {
         link.finish(false);
     }
 
-    /// README#pong.
+    /// PROTOCOL#pong.
     #[test]
     fn server_that_answers_is_never_dropped() {
         let (link, _listener, mut end, woken) = link(Patience { answer: Duration::from_secs(60), ..hasty() });
@@ -562,7 +562,7 @@ mod tests {
         }
     }
 
-    /// README#life.
+    /// PROTOCOL#life.
     #[test]
     fn server_that_takes_nothing_is_dropped_without_a_ping() {
         let (link, listener, _end, woken) = link(hasty());

@@ -4,7 +4,7 @@
 //! password that the server wants. The new one is on disk before the server is asked; the server makes the
 //! change or does not; then one of the two goes. If it is not known which, both stay, and the next login
 //! finds out: the server decides, and a login that it has accepted outdates every change begun before.
-//! A lock on the folder keeps two clients from doing this at once. Specification: README#changing-the-password.
+//! A lock on the folder keeps two clients from doing this at once. Specification: PROTOCOL#changing-the-password.
 
 use super::account;
 use super::connect::{StartError, connect, refusal};
@@ -117,7 +117,7 @@ struct Choice {
 }
 
 /// Opens the key file of `name`, or the one that a change has left beside it; `None` if there is none.
-/// README#password-files.
+/// PROTOCOL#password-files.
 ///
 /// # Errors
 /// [`StartError::KeyFile`], [`StartError::Disk`], of the first file that is there.
@@ -164,7 +164,7 @@ impl Opened {
 
 /// Changes the password of `name`, of the key file and on the server together; up to a second, and as long as
 /// the server takes. On a connection of its own: the session goes on meanwhile, and after. `keep` gets what stands for
-/// the new password, as soon as the server expects that. README#password-file.
+/// the new password, as soon as the server expects that. PROTOCOL#password-file.
 ///
 /// # Errors
 /// [`ChangeError`]; in any case the account can be used with the old or the new password.

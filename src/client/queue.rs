@@ -3,7 +3,7 @@
 //! Invariant: lines go before packets. Every frame is kept until the server acknowledges it; when the session is
 //! resumed, exactly what the server has not taken in goes out again, before anything new, so nothing is lost,
 //! doubled or reordered. A new login begins with nothing: what was not acknowledged is told, never repeated. Only
-//! the threads of transfers wait here for room. Specification: README#resuming.
+//! the threads of transfers wait here for room. Specification: PROTOCOL#resuming.
 
 use super::inbox::{ACK_BYTES, ACK_FRAMES};
 use super::lock;
@@ -277,7 +277,7 @@ mod tests {
         assert!(queue.next(connection).is_none());
     }
 
-    /// README#kept, README#sent-again.
+    /// PROTOCOL#kept, PROTOCOL#sent-again.
     #[test]
     fn exactly_what_was_not_taken_in_goes_out_again_and_in_the_same_order() {
         let (queue, first) = begun();
@@ -361,7 +361,7 @@ mod tests {
         });
     }
 
-    /// README#ack-when.
+    /// PROTOCOL#ack-when.
     #[test]
     fn ack_is_due_after_32_frames_or_128_kib() {
         let (queue, first) = begun();

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the password is not kept, only what stands for it towards this one server, and the token; both are
 //! wiped at the end. A server with another key than at the login, and a login that is refused, are final: nothing is
-//! tried that a person has not allowed. Specification: README#resuming.
+//! tried that a person has not allowed. Specification: PROTOCOL#resuming.
 
 use super::account::Credentials;
 use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};

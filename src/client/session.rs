@@ -268,7 +268,7 @@ impl Session {
             Event::Switch(partner) => self.go_to(partner),
             Event::Again(number) => self.send_again(number),
             Event::Server(message) => self.server(message, now),
-            // README#later-versions.
+            // PROTOCOL#later-versions.
             Event::Unreadable(DecodeError::UnknownType) => {
                 self.tell_later("the server sent a message that this version does not know".into());
             }

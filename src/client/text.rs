@@ -3,7 +3,7 @@
 //! Invariant: what [`sanitise`] returns moves no cursor, changes no mode, reorders no neighbour
 //! and hides nothing; every text of a peer or the server passes it once, on arrival.
 //! Widths are the columns of a terminal that joins nothing, until [`measured`] tells what this one does
-//! (README#text-from-others).
+//! (PROTOCOL#text-from-others).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,7 +22,7 @@ const JOINER: char = '\u{200d}';
 const EMOJI_STYLE: char = '\u{fe0f}';
 
 /// Makes text of others harmless: line breaks become `⏎`, tabs spaces, and whatever controls the
-/// terminal or deceives the eye U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped. README#harmless.
+/// terminal or deceives the eye U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped. PROTOCOL#harmless.
 pub fn sanitise(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut marks = 0;
@@ -296,7 +296,7 @@ pub fn target(link: &str) -> String {
 mod tests {
     use super::*;
 
-    /// README#harmless.
+    /// PROTOCOL#harmless.
     #[test]
     fn folded_texts_ignore_case_and_normal_form() {
         for (one, other) in [

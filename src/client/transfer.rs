@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
 //! (10.5 MiB for all transfers); disk, cryptography and network overlap, and none of them is touched by the owner of the
-//! state, which starts a [`Job`] and hears of its [`Step`]s. Specification: README#file-transfer.
+//! state, which starts a [`Job`] and hears of its [`Step`]s. Specification: PROTOCOL#file-transfer.
 
 mod grants;
 mod receiving;

@@ -3,7 +3,7 @@
 //! Invariant: nothing is decrypted before its HMAC under the transfer key was checked, which only the
 //! two sides know; a chunk opens in its own place of its own transfer alone. The transfer key
 //! proves who made a chunk, the RSA blocks keep it secret when the transfer key is lost later.
-//! Specification: README#chunks.
+//! Specification: PROTOCOL#chunks.
 
 use super::keys::SessionKey;
 use super::primitives::{self, Tag};
@@ -12,7 +12,7 @@ use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use zeroize::Zeroizing;
 
-/// Bytes of a file in one chunk, 64 KiB; the last one may have fewer. README#chunk.
+/// Bytes of a file in one chunk, 64 KiB; the last one may have fewer. PROTOCOL#chunk.
 pub const CHUNK: usize = 64 * 1024;
 /// Chunks whose keys share an RSA block: as many as fit, 32 bytes each.
 pub const GROUP: u32 = 5;
@@ -74,18 +74,18 @@ impl Plan {
         usize::try_from(self.size.saturating_sub(before)).map_or(CHUNK, |rest| rest.min(CHUNK))
     }
 
-    /// README#chunk-mac.
+    /// PROTOCOL#chunk-mac.
     fn mac(&self, index: u32, keys: &[u8], nonce: &[u8], tag: &[u8]) -> Vec<u8> {
         let fields = Fields::new(label::CHUNK).bytes(&self.id).number(index.into());
         fields.bytes(keys).bytes(nonce).bytes(tag).finish()
     }
 
-    /// README#chunk-ciphertext.
+    /// PROTOCOL#chunk-ciphertext.
     fn associated(&self, index: u32) -> Vec<u8> {
         Fields::new(label::CHUNK).bytes(&self.id).number(index.into()).finish()
     }
 
-    /// README#chunk-keys.
+    /// PROTOCOL#chunk-keys.
     fn oaep_label(&self, first: u32) -> [u8; 32] {
         primitives::sha256(&Fields::new(label::CHUNK_KEYS).bytes(&self.id).number(first.into()).finish())
     }
@@ -196,7 +196,7 @@ mod tests {
         (0..length).map(|n| (n % 251) as u8).collect()
     }
 
-    /// README#chunk.
+    /// PROTOCOL#chunk.
     #[test]
     fn every_length_survives_from_every_start() {
         for size in [1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 1, 7 * CHUNK + 3] {
@@ -217,7 +217,7 @@ mod tests {
         }
     }
 
-    /// README#chunk-mac, README#chunk-order.
+    /// PROTOCOL#chunk-mac, PROTOCOL#chunk-order.
     #[test]
     fn nothing_altered_moved_or_repeated_opens() {
         let plan = plan(7 * CHUNK as u64, 0);

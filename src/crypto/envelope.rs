@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing is decrypted before the sender's signature over every field was checked,
 //! and nothing is shown whose fields disagree. The order of the checks is the specification's
-//! (README#envelope); the types enforce it: only [`Envelope::verify`] makes a [`Verified`],
+//! (PROTOCOL#envelope); the types enforce it: only [`Envelope::verify`] makes a [`Verified`],
 //! and only that opens.
 
 use super::keys::{IdentityKey, SessionKey};
@@ -23,7 +23,7 @@ pub const MAX_CIPHERTEXT: usize = MAX_TEXT + BUCKET;
 /// The longest word for a kind or scope, in bytes.
 const MAX_WORD: usize = 32;
 
-/// A kind or scope of a later version, as it stands on the wire: 32 bytes at most. README#later-versions.
+/// A kind or scope of a later version, as it stands on the wire: 32 bytes at most. PROTOCOL#later-versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Word {
     bytes: [u8; MAX_WORD],
@@ -54,7 +54,7 @@ pub enum Kind {
     /// The sender has left it. No text.
     RoomLeft,
     /// The sender offers the recipient a file. The text of this and the next four is JSON
-    /// (README#file-transfer).
+    /// (PROTOCOL#file-transfer).
     FileOffer,
     /// The recipient of an offer takes it.
     FileAccept,
@@ -156,7 +156,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// README#header.
+    /// PROTOCOL#header.
     fn encode(&self, commitment: &[u8; 32]) -> Vec<u8> {
         let (name, session): (&[u8], &[u8]) = match self.scope.recipient() {
             Some(recipient) => (recipient.name.as_str().as_bytes(), &recipient.session.0),
@@ -177,12 +177,12 @@ impl Header {
     }
 }
 
-/// `HMAC-SHA256[key](label)`: EAX does not commit to its key, this does. README#commitment.
+/// `HMAC-SHA256[key](label)`: EAX does not commit to its key, this does. PROTOCOL#commitment.
 fn commitment(key: &Key) -> [u8; 32] {
     primitives::hmac(key, label::KEY_COMMITMENT.as_bytes())
 }
 
-/// README#signature.
+/// PROTOCOL#signature.
 fn signed_bytes(header: &[u8], nonce: &[u8; 12], ciphertext: &[u8], tag: &Tag) -> Vec<u8> {
     let body = sha256(&[ciphertext, tag].concat());
     Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(nonce).bytes(&body).finish()
@@ -220,26 +220,26 @@ impl Sealed {
     /// If `text` is longer than [`MAX_TEXT`]; callers bound what people type.
     pub fn seal(header: Header, identity: &IdentityKey, text: &[u8]) -> Sealed {
         assert!(text.len() <= MAX_TEXT, "texts are bounded where they are typed");
-        // README#message-key.
+        // PROTOCOL#message-key.
         let key = Key::random();
         let commitment = commitment(&key);
         let encoded = header.encode(&commitment);
         let nonce = random();
         let mut ciphertext = pad(text);
-        // README#ciphertext.
+        // PROTOCOL#ciphertext.
         let tag = primitives::eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
         let signature = identity.sign(&signed_bytes(&encoded, &nonce, &ciphertext, &tag));
         let body = Body { header, commitment, nonce, ciphertext, tag, signature };
         Sealed { body, key, oaep_label: sha256(&encoded) }
     }
 
-    /// The message key for one recipient, bound to this header, 256 bytes; about 0.1 ms. README#wrapped-key.
+    /// The message key for one recipient, bound to this header, 256 bytes; about 0.1 ms. PROTOCOL#wrapped-key.
     pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; RSA_BYTES] {
         recipient.wrap(self.key.expose(), self.oaep_label)
     }
 }
 
-/// Length as 32 bits, text, zeros: see [`BUCKET`]. README#padding.
+/// Length as 32 bits, text, zeros: see [`BUCKET`]. PROTOCOL#padding.
 ///
 /// # Panics
 /// If `text` is longer than 4 GiB.
@@ -271,7 +271,7 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// The first check, before any RSA decryption or AES: the sender's signature. README#check-signature.
+    /// The first check, before any RSA decryption or AES: the sender's signature. PROTOCOL#check-signature.
     ///
     /// # Errors
     /// [`CryptoError::BadEnvelope`] if `identity` is not the key that the header names, or the ciphertext is longer than
@@ -299,7 +299,7 @@ impl Verified<'_> {
         &self.envelope.body.header
     }
 
-    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. README#check-open.
+    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. PROTOCOL#check-open.
     ///
     /// # Errors
     /// [`CryptoError::BadCiphertext`], whichever step failed.

@@ -1,7 +1,7 @@
 //! The identity key at rest: PKCS#8 under AES-256-GCM, with a key that PBKDF2 makes from the password.
 //!
 //! Invariant: the file says all that is needed to open it except the password; whatever is
-//! wrong with it, the answer is an error that names the remedy. Format: README#key-file.
+//! wrong with it, the answer is an error that names the remedy. Format: PROTOCOL#key-file.
 
 use super::keys::IdentityKey;
 use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 /// The longest file that is read, in bytes (a real one has about 1.9 KB).
 pub const MAX_FILE: usize = 16 * 1024;
 
-/// README#key-file-form.
+/// PROTOCOL#key-file-form.
 #[derive(Serialize, Deserialize)]
 struct KeyFile {
     version: u32,
@@ -112,7 +112,7 @@ pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<Identi
 mod tests {
     use super::*;
 
-    /// README#key-file-form, README#identity-key.
+    /// PROTOCOL#key-file-form, PROTOCOL#identity-key.
     #[test]
     fn only_the_owner_s_password_opens_a_key_file() {
         let (alice, bob) = ("alice".parse().expect("name"), "bob".parse().expect("name"));

@@ -31,7 +31,7 @@ fn spki(key: &PrivateKey) -> Vec<u8> {
     key.to_public_key().to_public_key_der().expect("an RSA key has a DER form").into_vec()
 }
 
-/// The long-lived key that a person is known by. README#identity-key.
+/// The long-lived key that a person is known by. PROTOCOL#identity-key.
 pub struct IdentityKey {
     key: PrivateKey,
     public: IdentityPublicKey,
@@ -86,7 +86,7 @@ impl IdentityKey {
     /// `HMAC[PKCS#8](Fields("… history key", owner, server))`, which seals what `owner` keeps of `server`
     /// (`host:port`). From this key and not from the password itself: the private key rests only under
     /// the password, so a new password costs the history nothing, and nothing more to guess the password at
-    /// lies on the disk. README#history-key.
+    /// lies on the disk. PROTOCOL#history-key.
     pub fn history_key(&self, owner: &Username, server: &str) -> Key {
         let fields =
             Fields::new(label::HISTORY_KEY).bytes(owner.as_str().as_bytes()).bytes(server.as_bytes());
@@ -94,7 +94,7 @@ impl IdentityKey {
     }
 }
 
-/// The key of one login, in memory alone. It only decrypts. README#session-key.
+/// The key of one login, in memory alone. It only decrypts. PROTOCOL#session-key.
 pub struct SessionKey {
     key: OaepPrivateDecryptingKey,
     public: SessionPublicKey,

@@ -1,7 +1,7 @@
 //! Cryptography: RSA-2048, AES-256, PBKDF2, HMAC and SHA-256, and nothing else.
 //!
 //! Invariant: no primitive is written here, and every signed or authenticated byte string is
-//! built by [`Fields`] from explicit fields under a versioned label (README#encodings).
+//! built by [`Fields`] from explicit fields under a versioned label (PROTOCOL#encodings).
 //!
 //! Rooms: [`secret`] (bytes that are wiped), [`primitives`] (one function each), [`public`]
 //! (keys that only verify or encrypt: all that the server may name), [`keys`] (private keys),
@@ -18,41 +18,41 @@ pub mod secret;
 use std::fmt;
 
 /// Domain labels. The number is the protocol's version: bytes made under one label can never
-/// be taken for bytes made under another. README#labels.
+/// be taken for bytes made under another. PROTOCOL#labels.
 pub mod label {
-    /// The identity key's signature under a session key (README#keys).
+    /// The identity key's signature under a session key (PROTOCOL#keys).
     pub const SESSION_CERTIFICATE: &str = "secure-messenger/1 session certificate";
-    /// The identity key's signature that binds a login to its challenge and TLS channel (README#login).
+    /// The identity key's signature that binds a login to its challenge and TLS channel (PROTOCOL#login).
     pub const LOGIN_PROOF: &str = "secure-messenger/1 login proof";
-    /// The same for a new password (README#changing-the-password).
+    /// The same for a new password (PROTOCOL#changing-the-password).
     pub const PASSWORD_CHANGE: &str = "secure-messenger/1 password change";
-    /// HMAC under a session's token, for its challenge and TLS channel (README#resuming).
+    /// HMAC under a session's token, for its challenge and TLS channel (PROTOCOL#resuming).
     pub const RESUME: &str = "secure-messenger/1 resume";
-    /// The associated data of a message, whose hash is the label of OAEP, too (README#envelope).
+    /// The associated data of a message, whose hash is the label of OAEP, too (PROTOCOL#envelope).
     pub const ENVELOPE_HEADER: &str = "secure-messenger/1 envelope header";
-    /// The sender's signature under header, nonce and hash of the ciphertext (README#envelope).
+    /// The sender's signature under header, nonce and hash of the ciphertext (PROTOCOL#envelope).
     pub const ENVELOPE_SIGNATURE: &str = "secure-messenger/1 envelope signature";
-    /// HMAC under the message key, of this label's bytes alone (README#envelope).
+    /// HMAC under the message key, of this label's bytes alone (PROTOCOL#envelope).
     pub const KEY_COMMITMENT: &str = "secure-messenger/1 key commitment";
-    /// HMAC under the transfer key, and associated data, of a chunk: two lists of different length (README#chunks).
+    /// HMAC under the transfer key, and associated data, of a chunk: two lists of different length (PROTOCOL#chunks).
     pub const CHUNK: &str = "secure-messenger/1 chunk";
-    /// Its hash is the label of OAEP for the keys of a group of chunks (README#chunks).
+    /// Its hash is the label of OAEP for the keys of a group of chunks (PROTOCOL#chunks).
     pub const CHUNK_KEYS: &str = "secure-messenger/1 chunk keys";
-    /// One person's half of the digits that two compare (README#safety-number).
+    /// One person's half of the digits that two compare (PROTOCOL#safety-number).
     pub const SAFETY_NUMBER: &str = "secure-messenger/1 safety number";
-    /// The associated data of the identity key at rest (README#key-file).
+    /// The associated data of the identity key at rest (PROTOCOL#key-file).
     pub const KEY_FILE: &str = "secure-messenger/1 key file";
-    /// HMAC under the identity key, which makes the history's key (README#kept-history).
+    /// HMAC under the identity key, which makes the history's key (PROTOCOL#kept-history).
     pub const HISTORY_KEY: &str = "secure-messenger/1 history key";
-    /// The associated data of one kept message (README#kept-history).
+    /// The associated data of one kept message (PROTOCOL#kept-history).
     pub const HISTORY: &str = "secure-messenger/1 history";
-    /// HMAC under the server's secret, which makes the salt of an unknown name (README#login).
+    /// HMAC under the server's secret, which makes the salt of an unknown name (PROTOCOL#login).
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
 }
 
 /// The one encoding of everything that is signed, authenticated or hashed as a structure:
 /// each field is its length as a 32-bit big-endian number, then its bytes; the first is the label.
-/// Numbers are 64-bit big-endian fields. Two different lists never encode alike. README#fields.
+/// Numbers are 64-bit big-endian fields. Two different lists never encode alike. PROTOCOL#fields.
 pub struct Fields(Vec<u8>);
 
 impl Fields {
@@ -122,7 +122,7 @@ impl std::error::Error for CryptoError {}
 mod tests {
     use super::*;
 
-    /// README#fields.
+    /// PROTOCOL#fields.
     #[test]
     fn moving_a_byte_between_fields_changes_the_encoding() {
         let a = Fields::new("l").bytes(b"ab").bytes(b"c").finish();

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 /// PBKDF2 rounds for new records and key files (about 0.1 s): what OWASP asks of PBKDF2-HMAC-SHA256.
 pub const PBKDF2_ROUNDS: u32 = 600_000;
-/// The fewest rounds either side accepts, so that a hostile server cannot ask for a cheap hash. README#rounds.
+/// The fewest rounds either side accepts, so that a hostile server cannot ask for a cheap hash. PROTOCOL#rounds.
 pub const PBKDF2_MIN_ROUNDS: u32 = 100_000;
 /// The most rounds either side accepts (some seconds), so that a hostile server cannot stall a client.
 pub const PBKDF2_MAX_ROUNDS: u32 = 10_000_000;
@@ -81,7 +81,7 @@ fn eax_nonce(nonce: &[u8; 12], counter: u32) -> [u8; 16] {
 }
 
 /// `AES-256-EAX[key](nonce ‖ counter, header, text)` in place (Bellare, Rogaway, Wagner 2004).
-/// README#primitives.
+/// PROTOCOL#primitives.
 pub fn eax_seal(key: &Key, nonce: &[u8; 12], counter: u32, header: &[u8], text: &mut [u8]) -> Tag {
     Eax::<Aes256>::new(key.expose().into())
         .encrypt_inout_detached(&eax_nonce(nonce, counter).into(), header, text.into())

@@ -37,7 +37,7 @@ const CERTIFICATE_SLACK: Duration = Duration::from_secs(2 * 3600);
 /// A PSS signature, 256 bytes.
 pub type Signature = [u8; RSA_BYTES];
 
-/// SHA-256 of a DER-encoded `SubjectPublicKeyInfo`; shown as `SHA256:` and unpadded base64. README#fingerprint.
+/// SHA-256 of a DER-encoded `SubjectPublicKeyInfo`; shown as `SHA256:` and unpadded base64. PROTOCOL#fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
 
@@ -114,7 +114,7 @@ struct Public {
 }
 
 impl Public {
-    /// README#der.
+    /// PROTOCOL#der.
     fn parse(spki: &[u8]) -> Result<Public, CryptoError> {
         if spki.len() > MAX_SPKI {
             return Err(CryptoError::BadKey);
@@ -173,7 +173,7 @@ impl IdentityPublicKey {
     }
 
     /// Checks `RSASSA-PSS[self](message)` with SHA-256, MGF1-SHA-256 and 32 salt bytes, RFC 8017 section 8.1.
-    /// README#primitives.
+    /// PROTOCOL#primitives.
     ///
     /// # Errors
     /// [`CryptoError::BadSignature`] if the signature is not this key's over `message`.
@@ -209,7 +209,7 @@ impl SessionPublicKey {
     }
 
     /// `RSAES-OAEP[self](keys)` with SHA-256, MGF1-SHA-256 and a label, RFC 8017 section 7.1.
-    /// README#primitives.
+    /// PROTOCOL#primitives.
     ///
     /// # Panics
     /// For more than [`OAEP_BYTES`].
@@ -244,7 +244,7 @@ pub struct SessionCertificate {
 }
 
 impl SessionCertificate {
-    /// The bytes that the identity key signs. README#session-certificate.
+    /// The bytes that the identity key signs. PROTOCOL#session-certificate.
     pub(super) fn signed_bytes(owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {
         Fields::new(label::SESSION_CERTIFICATE)
             .bytes(owner.as_str().as_bytes())
@@ -303,7 +303,7 @@ impl fmt::Display for Skew {
     }
 }
 
-/// The 60-digit safety number of two people: the same whoever computes it. README#safety-digits.
+/// The 60-digit safety number of two people: the same whoever computes it. PROTOCOL#safety-digits.
 ///
 /// Each person's half is `SHA-256(label, name, identity fingerprint)`: six groups of five
 /// digits, each five bytes as a big-endian number modulo 100,000. The smaller half comes first.

@@ -64,7 +64,7 @@ impl<const N: usize> fmt::Debug for Secret<N> {
 pub struct Password(Zeroizing<String>);
 
 /// The fewest characters of a password (checked by the client, which alone ever sees one): PBKDF2 helps little with fewer.
-/// README#password.
+/// PROTOCOL#password.
 const MIN_PASSWORD: usize = 6;
 
 impl Password {

@@ -1,4 +1,4 @@
-//! What messages say: the members of each one's line, beside its `type`. Specification: README#messages.
+//! What messages say: the members of each one's line, beside its `type`. Specification: PROTOCOL#messages.
 //!
 //! Invariant: whatever has a fixed length or form has a type that allows no other.
 
@@ -64,9 +64,9 @@ pub struct ChallengeResponse {
     pub session_key: Bytes,
     /// When the session key was made, in milliseconds since 1970, by the client's clock.
     pub created: u64,
-    /// The identity key's signature over name, session key and `created` (README#keys).
+    /// The identity key's signature over name, session key and `created` (PROTOCOL#keys).
     pub certificate: Fixed<RSA_BYTES>,
-    /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (README#login).
+    /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (PROTOCOL#login).
     pub proof: Fixed<RSA_BYTES>,
 }
 
@@ -108,7 +108,7 @@ pub struct ResumeChallenge {
 pub struct Resume {
     /// Frames of this session that the client has taken in, since the login.
     pub received: u64,
-    /// `HMAC[token]` over name, nonce, TLS exporter and `received` (README#resuming).
+    /// `HMAC[token]` over name, nonce, TLS exporter and `received` (PROTOCOL#resuming).
     pub proof: Fixed<32>,
 }
 
@@ -126,7 +126,7 @@ pub struct SessionKeyFields {
     pub session_key: Bytes,
     /// When the key was made, in milliseconds since 1970, by its owner's clock.
     pub created: u64,
-    /// The identity key's signature over name, session key and `created` (README#keys).
+    /// The identity key's signature over name, session key and `created` (PROTOCOL#keys).
     pub certificate: Fixed<RSA_BYTES>,
 }
 
@@ -211,7 +211,7 @@ pub struct EnvelopeFields {
     pub identity: Fixed<32>,
     /// Fingerprint of the sender's session key, which names the conversation.
     pub session: Fixed<32>,
-    /// Rises by one from 1 in each conversation (README#envelope).
+    /// Rises by one from 1 in each conversation (PROTOCOL#envelope).
     pub sequence: u64,
     /// The sender's clock, milliseconds since 1970.
     pub time: u64,
@@ -379,7 +379,7 @@ mod tests {
     use super::*;
     use crate::crypto::secret::random;
 
-    /// README#base64.
+    /// PROTOCOL#base64.
     #[test]
     fn a_wrapped_key_is_exactly_what_the_decoder_takes() {
         let decoded = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == RSA_BYTES);

@@ -1,4 +1,4 @@
-//! What goes past the lines: opaque bytes on their way from one person to another. Specification: README#packets.
+//! What goes past the lines: opaque bytes on their way from one person to another. Specification: PROTOCOL#packets.
 
 use super::DecodeError;
 use crate::name::Username;
@@ -10,7 +10,7 @@ pub struct Packet<'a> {
     pub peer: Username,
     /// The transfer, as its sender has named it: random.
     pub transfer: [u8; 16],
-    /// What the server does not look at: a chunk (README#chunks).
+    /// What the server does not look at: a chunk (PROTOCOL#chunks).
     pub payload: &'a [u8],
 }
 

@@ -1,4 +1,4 @@
-//! The times of both sides that decide whether the other one is still there (README#life). Client and server pass them to
+//! The times of both sides that decide whether the other one is still there (PROTOCOL#life). Client and server pass them to
 //! [`liveness`](crate::wire::liveness).
 //!
 //! Invariant: a client finds a dead connection well within the time that the server keeps its session (60 s).

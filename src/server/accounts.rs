@@ -229,7 +229,7 @@ impl Accounts {
 
     /// A login was verified against `seen`: false if the password has changed since. If true, no change
     /// that was begun before takes effect any more, so the client may forget the password of one.
-    /// README#login-race.
+    /// PROTOCOL#login-race.
     pub fn admit(&self, seen: &Seen) -> bool {
         self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
     }
@@ -290,7 +290,7 @@ impl Accounts {
         identity_in(&self.keys, account)
     }
 
-    /// Makes an account; returns when it is on disk. README#confirmed, README#name-case, README#key-keeps-name.
+    /// Makes an account; returns when it is on disk. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
     ///
     /// # Errors
     /// [`RegisterError`]; nothing is left behind then.
@@ -619,7 +619,7 @@ pub(super) mod tests {
         assert_eq!(accounts.identity(&one).expect("key").fingerprint(), key.public().fingerprint());
     }
 
-    /// README#name-case, README#registration-limit.
+    /// PROTOCOL#name-case, PROTOCOL#registration-limit.
     #[test]
     fn a_name_is_taken_in_every_letter_case() {
         let folder = Folder::new();
@@ -654,7 +654,7 @@ pub(super) mod tests {
         assert_eq!(std::fs::read(&path).expect("read"), damaged);
     }
 
-    /// README#keys_answer.
+    /// PROTOCOL#keys_answer.
     #[test]
     fn a_key_file_that_is_not_the_account_s_is_never_told_as_its_key() {
         let folder = Folder::new();

@@ -48,7 +48,7 @@ pub fn admit(
 }
 
 /// How long a client may be silent. A client owes nothing that the server waits for, and after a sleep of this machine
-/// thousands of clients answer at once: they get the usual time. README#life.
+/// thousands of clients answer at once: they get the usual time. PROTOCOL#life.
 const PATIENCE: Patience = Patience {
     owed: SERVER_ASK,
     idle: SERVER_ASK,
@@ -61,7 +61,7 @@ const PATIENCE: Patience = Patience {
 const SMALL_PACKET: usize = 32 * 1024;
 
 /// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant of many
-/// packets costs less: it stands for them. README#packet-cost.
+/// packets costs less: it stands for them. PROTOCOL#packet-cost.
 fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
     if let Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) = message {
         return 0.1 + 0.9 / f64::from(*count);
@@ -95,7 +95,7 @@ impl Client {
         session.outbox.send(Frame::aside(&ServerMessage::Session(announcement)));
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session, place) {
-            // README#replaced.
+            // PROTOCOL#replaced.
             grace::dismiss(
                 shared,
                 &former,
@@ -131,7 +131,7 @@ impl Client {
         Client { shared, session, turn, link, reader, lines, unfinished }
     }
 
-    /// Serves the client until its connection ends. README#life.
+    /// Serves the client until its connection ends. PROTOCOL#life.
     pub fn run(mut self: Box<Self>) {
         let mut liveness = Liveness::new(PATIENCE, Instant::now(), SystemTime::now());
         loop {
@@ -167,7 +167,7 @@ impl Client {
         self.session.outbox.send(Frame::message(message));
     }
 
-    /// Tells the client how much was taken in, if that is due. README#ack-when.
+    /// Tells the client how much was taken in, if that is due. PROTOCOL#ack-when.
     fn acknowledge(&mut self, early: bool) {
         if let Some(position) = self.turn.inbound().ack(early) {
             self.answer(&ServerMessage::Ack(position));
@@ -250,7 +250,7 @@ impl Client {
         }
     }
 
-    /// The client has broken the protocol: its session ends with the connection. README#ends-at-once.
+    /// The client has broken the protocol: its session ends with the connection. PROTOCOL#ends-at-once.
     fn end(&self, code: ErrorCode, text: &str) -> bool {
         grace::dismiss(&self.shared, &self.session, code, text);
         false
@@ -265,7 +265,7 @@ impl Client {
     }
 
     /// Who sends faster than allowed is read more slowly: nothing is lost, TCP slows them down. False if meanwhile the
-    /// session has ended, or gone to another connection. README#rate.
+    /// session has ended, or gone to another connection. PROTOCOL#rate.
     fn slow_down(&mut self, cost: f64) -> bool {
         let mut told = false;
         while let Err(wait) = self.turn.inbound().bucket.take(cost) {
@@ -307,7 +307,7 @@ impl Client {
         self.answer(&answer);
     }
 
-    /// README#renew.
+    /// PROTOCOL#renew.
     fn renew(&self, fields: &SessionKeyFields) -> ServerMessage {
         let now = clock::now_ms();
         let bad = |text: &str| ServerMessage::error(ErrorCode::BadKey, text);
@@ -398,7 +398,7 @@ mod tests {
         ServerMessage::decode(&line).unwrap_or_else(|_| panic!("not a message"))
     }
 
-    /// README#rate, README#packet-cost.
+    /// PROTOCOL#rate, PROTOCOL#packet-cost.
     #[test]
     fn a_line_costs_by_what_it_asks_for() {
         let thousandths = |message: Result<ClientMessage, DecodeError>, length: usize| {
@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(thousandths(grant(0), 16_384), 2000, "taken back");
     }
 
-    /// README#packet-cost, README#not-granted.
+    /// PROTOCOL#packet-cost, PROTOCOL#not-granted.
     #[test]
     fn a_small_packet_costs_a_tenth_a_large_one_nothing_and_a_refused_one_a_request() {
         let (shared, _folder) = shared(HOUR);
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(alice.turn.inbound().position().received, 5, "each of them was taken in");
     }
 
-    /// README#ack, README#ack-true.
+    /// PROTOCOL#ack, PROTOCOL#ack-true.
     #[test]
     fn an_ack_that_was_due_costs_nothing_and_a_false_one_ends_the_session() {
         let (shared, _folder) = shared(HOUR);
@@ -461,7 +461,7 @@ mod tests {
         assert!(!alice.take_lines() && !alice.session.outbox.is_open());
     }
 
-    /// README#frames, README#life.
+    /// PROTOCOL#frames, PROTOCOL#life.
     #[test]
     fn what_speaks_of_the_connection_is_answered_and_not_counted() {
         let (shared, _folder) = shared(HOUR);
@@ -481,7 +481,7 @@ mod tests {
         assert!(matches!(heard(&far), ServerMessage::Pong));
     }
 
-    /// README#taken-over.
+    /// PROTOCOL#taken-over.
     #[test]
     fn of_a_connection_that_another_has_taken_over_nothing_more_is_handled_or_counted() {
         let line = KeysRequest { names: vec![name("bob")] };
@@ -506,7 +506,7 @@ mod tests {
         }
     }
 
-    /// README#soon.
+    /// PROTOCOL#soon.
     #[test]
     fn who_says_nothing_more_still_hears_what_was_to_go_out_with_something_else() {
         let (shared, _folder) = shared(HOUR);
@@ -517,7 +517,7 @@ mod tests {
         assert!(matches!(heard(&far), ServerMessage::Pong));
     }
 
-    /// README#full.
+    /// PROTOCOL#full.
     #[test]
     fn a_full_server_has_a_place_for_who_is_there_and_for_another_only_at_the_cost_of_who_is_away() {
         let (mut shared, _folder) = shared(HOUR);
@@ -545,7 +545,7 @@ mod tests {
         assert!(!session.outbox.is_open() && shared.registry.count() == 1);
     }
 
-    /// README#logout, README#line-length.
+    /// PROTOCOL#logout, PROTOCOL#line-length.
     #[test]
     fn a_logout_and_a_line_without_end_end_the_session_and_nothing_behind_them_is_handled() {
         for bytes in [ClientMessage::Logout.encode(), vec![b'x'; MAX_LINE + 1]] {

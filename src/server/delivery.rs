@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Recipients that are looked up together, and queued for: some microseconds, for which nobody can log in.
 const TOGETHER: usize = 16;
 
-/// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. README#outcome.
+/// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. PROTOCOL#outcome.
 pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> ServerMessage {
     let id = send.routing.id;
     if let Err((code, text)) = check(sender, &send).and_then(|()| check_routing(&mut send.routing)) {
@@ -42,7 +42,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
         let list = match found {
             Found::Offline => &mut sent.offline,
             Found::Stale => &mut sent.stale,
-            // README#own-key-only.
+            // PROTOCOL#own-key-only.
             Found::Online(session) => {
                 let mut frame = Frame::envelope(head.clone(), key).by(sender.sender);
                 if has_receipt {
@@ -104,7 +104,7 @@ const MAX_KIND: usize = 32;
 
 type Bad = (ErrorCode, &'static str);
 
-/// README#own-name.
+/// PROTOCOL#own-name.
 fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     let (routing, envelope) = (&send.routing, &send.envelope);
     if envelope.from != sender.name {
@@ -131,7 +131,7 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
 }
 
 /// Puts the targets into the order of names, that of `keys` and `sessions`, so that all three are gone through once.
-/// README#routing.
+/// PROTOCOL#routing.
 fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
     let Routing { targets, keys, sessions, .. } = routing;
     targets.sort_unstable();
@@ -144,7 +144,7 @@ fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
 }
 
 /// Passes on that `recipient` takes so many packets more from somebody. The answer is `refused`; `None` if the grant was
-/// passed on, or taken back. README#not-granted.
+/// passed on, or taken back. PROTOCOL#not-granted.
 pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
     let Grant { peer, transfer, count } = grant;
     if count == 0 {
@@ -169,7 +169,7 @@ pub struct Interrupted;
 
 /// Passes a packet on to who has granted it. The answer is `refused`; `None` if it was queued. Under memory pressure this
 /// waits up to [`PACKET_PATIENCE`], and so slows its sender alone, as long as its connection `is_served`.
-/// README#packet-order.
+/// PROTOCOL#packet-order.
 ///
 /// # Errors
 /// [`Interrupted`] if it no longer is.
@@ -306,7 +306,7 @@ mod tests {
         session.outbox.send(Frame::line(vec![b'x'; 1024 * 1024]));
     }
 
-    /// README#routing, README#own-name.
+    /// PROTOCOL#routing, PROTOCOL#own-name.
     #[test]
     fn an_envelope_is_taken_as_long_as_it_may_be_and_not_a_byte_longer() {
         let (alice, _far) = session("alice");
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(taken(MAX_CIPHERTEXT, 33), Err("malformed"));
     }
 
-    /// README#outcome.
+    /// PROTOCOL#outcome.
     #[test]
     fn each_target_is_told_in_the_one_list_that_fits() {
         let (shared, _folder) = shared(HOUR);
@@ -345,7 +345,7 @@ mod tests {
         assert!(sent.id == 7 && comes(far, &line));
     }
 
-    /// README#grants, README#not-granted.
+    /// PROTOCOL#grants, PROTOCOL#not-granted.
     #[test]
     fn a_grant_is_passed_on_or_refused_and_then_it_grants_nothing() {
         let (shared, _folder) = shared(HOUR);
@@ -371,7 +371,7 @@ mod tests {
         assert!(is_refused(ask("bob", 1), "bob") && !alice.has_granted(&bob.name, TRANSFER));
     }
 
-    /// README#not-granted, README#packet.
+    /// PROTOCOL#not-granted, PROTOCOL#packet.
     #[test]
     fn a_packet_that_is_granted_goes_on_under_its_sender_s_name_and_any_other_is_refused() {
         let (shared, _folder) = shared(HOUR);
@@ -400,7 +400,7 @@ mod tests {
         assert_eq!(send("alice", TRANSFER), "refused");
     }
 
-    /// README#packet-order.
+    /// PROTOCOL#packet-order.
     #[test]
     fn a_packet_for_which_there_is_no_room_waits_and_goes_on_as_soon_as_there_is() {
         let (shared, _folder) = shared(HOUR);
@@ -428,7 +428,7 @@ mod tests {
         assert!(alice.take_grant(&bob.name, TRANSFER) && !alice.take_grant(&bob.name, TRANSFER));
     }
 
-    /// README#keys_request.
+    /// PROTOCOL#keys_request.
     #[test]
     fn as_many_names_may_be_asked_for_as_the_readme_says() {
         let (shared, _folder) = shared(HOUR);

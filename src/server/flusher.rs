@@ -64,7 +64,7 @@ impl Flusher {
     }
 
     /// Queues one frame of the server's own that nobody waits for: it goes out with the next one, and at the latest
-    /// after 20 ms. README#soon.
+    /// after 20 ms. PROTOCOL#soon.
     pub fn send_soon(&self, outbox: &Arc<Outbox>, frame: Frame<'_>) {
         if outbox.queue_for_soon(frame) && !self.add_for_soon(outbox) {
             outbox.flush(&mut Buffers::default());
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// README#soon.
+    /// PROTOCOL#soon.
     #[test]
     fn what_nobody_waits_for_goes_out_with_the_next_frame_or_by_itself() {
         let flusher = Arc::new(Flusher::default());
@@ -171,7 +171,7 @@ mod tests {
         }
     }
 
-    /// README#soon.
+    /// PROTOCOL#soon.
     #[test]
     fn who_waits_for_company_does_not_wait_for_a_long_pass_and_too_many_do_not_wait_at_all() {
         let flusher = Arc::new(Flusher::default());

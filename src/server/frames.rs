@@ -1,5 +1,5 @@
 //! The frames of one session, in order: those that went out and are kept until its client acknowledges them, and
-//! those that wait (README#resuming). Data alone; who may touch it when is for [`outbox`](super::outbox).
+//! those that wait (PROTOCOL#resuming). Data alone; who may touch it when is for [`outbox`](super::outbox).
 //!
 //! Invariant: lines stand in one row, in the order in which they were queued. The first `gone` of it went out on this
 //! connection and are kept; a counted frame gets its number when it first goes out, so the first of the row is
@@ -255,7 +255,7 @@ struct Gone {
     bytes: usize,
 }
 
-/// All frames of one session. README#frames, README#kept.
+/// All frames of one session. PROTOCOL#frames, PROTOCOL#kept.
 pub struct Frames {
     /// Bytes of lines: see [`Frames::is_full`].
     limit: usize,
@@ -324,7 +324,7 @@ impl Frames {
     }
 
     /// Whether a frame of another client is taken. Beyond half of the limit its sender may hold no more, with this frame, than
-    /// is free: so a flood leaves half of it to all others, a second one a quarter. README#shares.
+    /// is free: so a flood leaves half of it to all others, a second one a quarter. PROTOCOL#shares.
     pub fn takes(&self, frame: &Frame<'_>, connected: bool) -> bool {
         let held = self.counted_bytes(connected);
         if held <= self.limit / 2 {
@@ -343,7 +343,7 @@ impl Frames {
     }
 
     /// How many packets wait or are about to, or are kept although the client could have acknowledged them.
-    /// README#kept-limit.
+    /// PROTOCOL#kept-limit.
     pub fn packets(&self) -> usize {
         let kept = if self.acknowledges { self.row.packets } else { 0 };
         self.packets.packets + self.reserved.0 + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
@@ -392,7 +392,7 @@ impl Frames {
         }
     }
 
-    /// README#packet-order.
+    /// PROTOCOL#packet-order.
     fn peek(&self) -> Option<&Parts> {
         self.row.frames.get(self.gone.frames).or_else(|| self.packets.frames.front())
     }
@@ -455,7 +455,7 @@ impl Frames {
     }
 
     /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
-    /// due. README#ack-true.
+    /// due. PROTOCOL#ack-true.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
@@ -485,7 +485,7 @@ impl Frames {
     }
 
     /// Begins anew on another connection whose client has taken in `received` frames since the login. False, and nothing
-    /// has changed, if that is [out of reach](Frames::reaches). README#sent-again.
+    /// has changed, if that is [out of reach](Frames::reaches). PROTOCOL#sent-again.
     pub fn resume(&mut self, received: u64) -> bool {
         if !self.reaches(received) {
             return false;
@@ -597,7 +597,7 @@ pub(super) mod tests {
         out
     }
 
-    /// README#packet-order, README#sent-again.
+    /// PROTOCOL#packet-order, PROTOCOL#sent-again.
     #[test]
     fn what_was_sent_and_not_taken_in_is_sent_again_in_its_order_and_before_the_rest() {
         let mut frames = Frames::new(1000);
@@ -619,7 +619,7 @@ pub(super) mod tests {
         );
     }
 
-    /// README#no-session.
+    /// PROTOCOL#no-session.
     #[test]
     fn older_resumption_that_comes_late_ends_no_session() {
         let mut frames = Frames::new(1000);
@@ -634,7 +634,7 @@ pub(super) mod tests {
         assert_eq!((sent(&mut frames), frames.acknowledge(4)), (vec![4], Ok(false)));
     }
 
-    /// README#shares.
+    /// PROTOCOL#shares.
     #[test]
     fn sender_beyond_half_holds_no_more_than_is_free() {
         let [eve, mallory, carol] = ["eve", "mallory", "carol"].map(sender);
@@ -659,7 +659,7 @@ pub(super) mod tests {
         assert_eq!(size_of::<Parts>(), 40, "one more member would cost every idle client 256 bytes");
     }
 
-    /// README#lost.
+    /// PROTOCOL#lost.
     #[test]
     fn receipts_leave_with_the_frames_the_client_acknowledges() {
         let key = WrappedKey::new(&[1; 256]);
@@ -702,7 +702,7 @@ pub(super) mod tests {
         assert_eq!(frames.ids().len(), 256);
     }
 
-    /// README#granted-limit.
+    /// PROTOCOL#granted-limit.
     #[test]
     fn packet_counts_from_its_reservation_on() {
         let mut frames = Frames::new(1000);
@@ -719,7 +719,7 @@ pub(super) mod tests {
         assert_eq!((frames.packets(), frames.reserved), (1, (0, 0)));
     }
 
-    /// README#ack-true.
+    /// PROTOCOL#ack-true.
     #[test]
     fn an_ack_neither_falls_nor_exceeds_what_was_sent() {
         let mut frames = Frames::new(1000);
@@ -733,7 +733,7 @@ pub(super) mod tests {
         assert!(!frames.reaches(1) && frames.reaches(2) && frames.reaches(3));
     }
 
-    /// README#kept-limit.
+    /// PROTOCOL#kept-limit.
     #[test]
     fn who_never_acknowledges_is_served_and_the_oldest_is_forgotten() {
         let mut frames = Frames::new(50);
@@ -750,7 +750,7 @@ pub(super) mod tests {
         assert!(is_full(&frames, false));
     }
 
-    /// README#kept-limit.
+    /// PROTOCOL#kept-limit.
     #[test]
     fn what_is_kept_for_one_who_acknowledges_counts_like_what_waits() {
         let mut frames = Frames::new(50);
@@ -773,7 +773,7 @@ pub(super) mod tests {
         assert!(!is_full(&frames, true));
     }
 
-    /// README#kept-limit.
+    /// PROTOCOL#kept-limit.
     #[test]
     fn all_that_is_held_for_one_who_never_acknowledges_counts_and_what_was_not_sent_is_never_forgotten() {
         let mut frames = Frames::new(50);
@@ -790,7 +790,7 @@ pub(super) mod tests {
         assert_eq!(sent(&mut frames), [&[3, 2, 4][..], &(5..20).collect::<Vec<_>>()].concat());
     }
 
-    /// README#ack-true.
+    /// PROTOCOL#ack-true.
     #[test]
     fn an_ack_was_due_after_32_frames_or_128_kib_since_the_one_before() {
         for (count, length, due) in [(31, 10, false), (32, 10, true), (2, 65_535, false), (2, 65_536, true)] {
@@ -926,7 +926,7 @@ pub(super) mod tests {
         assert_eq!([&frames.row, &frames.packets].map(|row| (row.frames.len(), row.bytes)), [(0, 0); 2]);
     }
 
-    /// README#ends-at-once.
+    /// PROTOCOL#ends-at-once.
     #[test]
     fn what_the_server_itself_says_may_be_two_outboxes_and_a_mebibyte_and_no_more() {
         let mut frames = Frames::new(50);
@@ -936,7 +936,7 @@ pub(super) mod tests {
         assert!(frames.overflows(true));
     }
 
-    /// README#kept-limit.
+    /// PROTOCOL#kept-limit.
     #[test]
     fn where_much_waits_for_many_each_may_have_an_eighth_of_the_rest_and_gives_it_back() {
         const PACKET: usize = 64 * 1024;

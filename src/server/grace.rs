@@ -1,4 +1,4 @@
-//! Who reads from a session's client, and what becomes of a session that nobody reads from (README#resuming).
+//! Who reads from a session's client, and what becomes of a session that nobody reads from (PROTOCOL#resuming).
 //!
 //! Invariant: what is needed to handle a session's frames is its [`Inbound`], of which there is one. It is always in one
 //! of three places: with a connection's thread, inside a [`Turn`]; with a resumption that takes over, inside a `Turn`, too;
@@ -71,7 +71,7 @@ pub struct Slot {
 }
 
 /// The right to handle the frames of a session. Dropped, it goes to the slot, unless the session has ended.
-/// README#taken-over.
+/// PROTOCOL#taken-over.
 pub struct Turn {
     shared: Arc<Shared>,
     session: Arc<Session>,
@@ -121,7 +121,7 @@ impl Drop for Turn {
 }
 
 /// Ends a session, wherever it is: others see its client leave at once, and the client still gets what waits for it, and
-/// `last`. README#ends-at-once.
+/// `last`. PROTOCOL#ends-at-once.
 pub fn end(shared: &Shared, session: &Arc<Session>, last: Option<Frame<'_>>) {
     session.outbox.end(last);
     report_end(shared, session);
@@ -147,7 +147,7 @@ pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &
     end(shared, session, Some(Frame::aside(&ServerMessage::error(code, text))));
 }
 
-/// The sessions without a connection, by the end of their time. README#outlives.
+/// The sessions without a connection, by the end of their time. PROTOCOL#outlives.
 pub struct Grace {
     length: Duration,
     list: Mutex<(BTreeMap<Place, Arc<Session>>, u64)>,
@@ -226,7 +226,7 @@ fn expire(shared: &Shared, place: Place, session: &Arc<Session>) -> bool {
 }
 
 /// Ends the sessions whose certificate others do not take any more, and reports the end of those whose outbox has overflowed
-/// while nobody was there to notice it. README#certificate-ends.
+/// while nobody was there to notice it. PROTOCOL#certificate-ends.
 fn sweep_out(shared: &Shared, now: Instant) {
     for session in shared.registry.overdue(now) {
         let text = "the certificate of your session key has expired: a new login is needed";
@@ -269,7 +269,7 @@ mod tests {
         log.matches("event=logout").count()
     }
 
-    /// README#ack-when.
+    /// PROTOCOL#ack-when.
     #[test]
     fn an_ack_is_due_after_32_frames_or_128_kib_or_when_there_is_news_to_tell() {
         let mut inbound = inbound();
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!((inbound.position().received, said(inbound.ack(true))), (37, None));
     }
 
-    /// README#taken-over.
+    /// PROTOCOL#taken-over.
     #[test]
     fn one_alone_handles_the_frames_of_a_session_and_the_next_knows_how_far_they_came() {
         let (shared, _folder) = shared(HOUR);
@@ -312,7 +312,7 @@ mod tests {
         assert!(Turn::next(&shared, &session, Duration::ZERO).is_some());
     }
 
-    /// README#outlives.
+    /// PROTOCOL#outlives.
     #[test]
     fn who_has_no_connection_has_a_place_of_its_own_and_all_of_its_time() {
         let (shared, _folder) = shared(HOUR);
@@ -322,7 +322,7 @@ mod tests {
         assert!(places.iter().all(|(until, _)| *until >= before + HOUR));
     }
 
-    /// README#full.
+    /// PROTOCOL#full.
     #[test]
     fn room_is_made_by_whose_time_would_end_first_and_by_nobody_who_has_a_connection() {
         let (shared, folder) = shared(HOUR);
@@ -346,7 +346,7 @@ mod tests {
         assert!(waiting(&shared) == 1 && is_on_line(&shared, "served"));
     }
 
-    /// README#ends-at-once.
+    /// PROTOCOL#ends-at-once.
     #[test]
     fn dismissed_user_is_offline_at_once() {
         let (shared, folder) = shared(HOUR);
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(logouts(&shared, &folder), 2, "each is told of once");
     }
 
-    /// README#taken-over.
+    /// PROTOCOL#taken-over.
     #[test]
     fn resumption_does_not_wait_for_a_session_that_ends() {
         let (shared, _folder) = shared(HOUR);
@@ -380,7 +380,7 @@ mod tests {
         drop(first);
     }
 
-    /// README#certificate-ends.
+    /// PROTOCOL#certificate-ends.
     #[test]
     fn session_ends_with_its_certificate() {
         let (shared, folder) = shared(HOUR);
@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(logouts(&shared, &folder), 2);
     }
 
-    /// README#ends-at-once.
+    /// PROTOCOL#ends-at-once.
     #[test]
     fn session_that_overflows_without_a_connection_is_soon_gone() {
         let (shared, folder) = shared(HOUR);
@@ -412,7 +412,7 @@ mod tests {
         assert!(!is_on_line(&shared, "away") && waiting(&shared) == 0 && logouts(&shared, &folder) == 1);
     }
 
-    /// README#outlives.
+    /// PROTOCOL#outlives.
     #[test]
     fn a_session_ends_when_its_time_is_over_and_no_other() {
         let ends = |shared: &Shared, name: &str| {

@@ -77,12 +77,12 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// README#closing-errors.
+/// PROTOCOL#closing-errors.
 pub(super) fn refuse(code: ErrorCode, text: &str) -> Refusal {
     Refusal::Say(ServerMessage::error(code, text))
 }
 
-/// README#not-a-message.
+/// PROTOCOL#not-a-message.
 pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
     let code = match error {
         DecodeError::Malformed => ErrorCode::Malformed,
@@ -143,7 +143,7 @@ impl<'a> Guest<'a> {
         self.channel.send_by(&wire, self.deadline)
     }
 
-    /// The next message, within the deadline. README#deadlines.
+    /// The next message, within the deadline. PROTOCOL#deadlines.
     fn hear(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
             let wait = self.deadline.saturating_duration_since(Instant::now());
@@ -186,7 +186,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Registrations, then a login or a resumption, which succeeds or fails. README#connection-order.
+    /// Registrations, then a login or a resumption, which succeeds or fails. PROTOCOL#connection-order.
     pub(super) fn log_in(&mut self) -> Result<Entry<'a>, Refusal> {
         loop {
             match self.next()? {
@@ -211,7 +211,7 @@ impl<'a> Guest<'a> {
         self.shared.audit.log(event, Some(user), Some(self.address), "");
     }
 
-    /// README#registration-limit.
+    /// PROTOCOL#registration-limit.
     fn register(&mut self, request: Register) -> Result<(), Refusal> {
         check_version(request.version)?;
         if self.shared.closed {
@@ -219,13 +219,13 @@ impl<'a> Guest<'a> {
         }
         let name = request.username.clone();
         if name.is_reserved() {
-            // README#reserved-names.
+            // PROTOCOL#reserved-names.
             let text = format!("{} is a word of the messenger itself: choose another name", name.as_str());
             return Err(refuse(ErrorCode::NameReserved, &text));
         }
         self.count_record()?;
         let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
-        // On disk first: README#confirmed.
+        // On disk first: PROTOCOL#confirmed.
         match self.shared.accounts.register(account, &identity) {
             Ok(()) => {
                 self.audit("registered", &name);
@@ -278,7 +278,7 @@ impl<'a> Guest<'a> {
         let verified = pending.verify(&response, certificate, self.channel.exporter(), now);
         let login = verified.map_err(|error| self.failed("login_failed", &name, locks, error))?;
         self.shared.lockout.forgive(&name, self.address);
-        // README#login-race.
+        // PROTOCOL#login-race.
         if !seen.is_some_and(|seen| self.shared.accounts.admit(&seen)) {
             return Err(self.no_guess(&name, AuthError::Denied));
         }
@@ -290,7 +290,7 @@ impl<'a> Guest<'a> {
         Ok((login, place))
     }
 
-    /// One without a connection gives up its place. README#full.
+    /// One without a connection gives up its place. PROTOCOL#full.
     pub(super) fn place(&self, name: &Username) -> Option<Place<'a>> {
         let shared = self.shared;
         loop {
@@ -301,7 +301,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// The last word on a request for a new password. README#password-race.
+    /// The last word on a request for a new password. PROTOCOL#password-race.
     fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
         let name = pending.name().clone();
         let rounds = auth::acceptable(change.rounds).map_err(|error| self.no_guess(&name, error));
@@ -326,7 +326,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Counted before any proof is checked: parallel guesses are guesses too. True if it is the one that
-    /// locks the name. README#lockout.
+    /// locks the name. PROTOCOL#lockout.
     fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
         self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
     }
@@ -341,7 +341,7 @@ impl<'a> Guest<'a> {
     }
 
     /// A refusal for what the client alone is to blame for, or because the account has changed since the challenge: neither
-    /// counted nor logged as a guess. README#lockout.
+    /// counted nor logged as a guess. PROTOCOL#lockout.
     fn no_guess(&self, name: &Username, error: AuthError) -> Refusal {
         self.shared.audit.limit("login_refused", Some(name), Some(self.address), "");
         auth_error(error)
@@ -362,7 +362,7 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// README#version.
+/// PROTOCOL#version.
 pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
     if version == VERSION {
         return Ok(());
@@ -427,7 +427,7 @@ pub(super) mod tests {
         });
     }
 
-    /// README#lockout, README#registration-limit.
+    /// PROTOCOL#lockout, PROTOCOL#registration-limit.
     #[test]
     fn who_waits_for_as_long_as_was_said_has_waited_long_enough() {
         let (shared, _folder) = shared(HOUR);
@@ -454,7 +454,7 @@ pub(super) mod tests {
         );
     }
 
-    /// README#lockout.
+    /// PROTOCOL#lockout.
     #[test]
     fn who_is_locked_is_told_so_before_anything_but_a_wrong_version_and_may_still_ask_for_an_account() {
         let (shared, _folder) = shared(HOUR);

@@ -116,8 +116,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_readme_s_limits_are_the_ones_that_are_enforced() {
-        let readme = include_str!("../../README.md").replace('\n', " ");
+    fn documented_limits_are_the_ones_enforced() {
+        let documents = [include_str!("../../README.md"), include_str!("../protocol/PROTOCOL.md")]
+            .concat()
+            .replace('\n', " ");
         let kib = 1024;
         let thousands = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
         let usual = Limits::for_machine(1 << 20, 65_530);
@@ -137,7 +139,7 @@ mod tests {
             format!("`--rate N` | {} |", usual.rate),
             format!("`--registrations N` | {} |", usual.registrations),
         ] {
-            assert!(readme.contains(&promise), "{promise}");
+            assert!(documents.contains(&promise), "{promise}");
         }
         assert_eq!([0, 1, 31, 33, 34, 1001].map(Limits::share), [16, 16, 16, 17, 17, 501]);
     }

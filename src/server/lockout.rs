@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Who failed to log in, and who is locked for it. README#lockout.
+/// Who failed to log in, and who is locked for it. PROTOCOL#lockout.
 #[derive(Default)]
 pub struct Lockout {
     names: Mutex<Failures<String>>,
@@ -125,7 +125,7 @@ mod tests {
     use super::super::rates::tests::ago;
     use super::*;
 
-    /// README#lockout.
+    /// PROTOCOL#lockout.
     #[test]
     fn five_failures_lock_a_name_in_any_letter_case_and_a_success_forgives() {
         let lockout = Lockout::default();
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(lockout.locked(&"bob".parse().expect("name"), here), None);
     }
 
-    /// README#lockout.
+    /// PROTOCOL#lockout.
     #[test]
     fn an_address_that_guesses_at_many_names_is_locked() {
         let lockout = Lockout::default();
@@ -159,7 +159,7 @@ mod tests {
         assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_none());
     }
 
-    /// README#lockout.
+    /// PROTOCOL#lockout.
     #[test]
     fn locked_name_does_not_count_for_the_address() {
         let (lockout, here) = (Lockout::default(), IpAddr::from([10, 0, 0, 1]));
@@ -181,15 +181,15 @@ mod tests {
     }
 
     #[test]
-    fn failures_count_and_locks_hold_for_as_long_as_the_readme_says() {
-        let readme = include_str!("../../README.md").replace('\n', " ");
+    fn failures_count_and_locks_hold_as_long_as_specified() {
+        let specification = include_str!("../protocol/PROTOCOL.md").replace('\n', " ");
         let minutes = LOCKOUT.as_secs() / 60;
         let promise = format!(
             "After {MAX_FAILURES} failures for a name (in any letter case, existing or not) within {minutes} minutes, or \
              {MAX_FAILURES_PER_ADDRESS} from an address, the answer to `login_request` and to step 3 is `locked` with \
              `retry_after` seconds, for {minutes} minutes."
         );
-        assert!(readme.contains(&promise), "{promise}");
+        assert!(specification.contains(&promise), "{promise}");
         let mut failures = Failures::default();
         let early = ago(LOCKOUT - Duration::from_secs(60));
         failures.of.insert("early", Record { count: 4, since: early });

@@ -334,7 +334,7 @@ mod tests {
         (Arc::new(shared), folder)
     }
 
-    /// README#deadlines.
+    /// PROTOCOL#deadlines.
     #[test]
     fn who_takes_long_to_log_in_keeps_nobody_waiting() {
         let (shared, _folder) = shared(Duration::from_secs(3600));

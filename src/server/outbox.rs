@@ -355,7 +355,7 @@ impl Outbox {
 
     /// The writer thread: sends, waiting for the client, until it has caught up. Each [`SLOW_BATCH`] has
     /// 30 s, and goes when half of what the system holds unsent has gone: who takes 4 KiB a second is not given up.
-    /// README#slow-client.
+    /// PROTOCOL#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
         loop {
             let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| {
@@ -421,7 +421,7 @@ fn put(queue: &mut Queue, frame: Frame<'_>) {
 }
 
 /// What the server itself has to say and no longer fits ends the session. Without a connection, others see it go at the
-/// next sweep. README#ends-at-once.
+/// next sweep. PROTOCOL#ends-at-once.
 fn put_own(queue: &mut Queue, frame: Frame<'_>) {
     if !queue.is_open() {
         return;
@@ -539,7 +539,7 @@ pub(super) mod tests {
         }
     }
 
-    /// README#ends-at-once.
+    /// PROTOCOL#ends-at-once.
     #[test]
     fn farewell_that_is_read_slowly_ends_in_time() {
         let (link, far) = link();
@@ -588,7 +588,7 @@ pub(super) mod tests {
         seen
     }
 
-    /// README#ends-at-once.
+    /// PROTOCOL#ends-at-once.
     #[test]
     fn who_ends_a_session_lets_its_lines_go_out_and_takes_nothing_after_them() {
         let (link, far) = link();
@@ -605,7 +605,7 @@ pub(super) mod tests {
         assert_eq!(rest(&far), "one two ");
     }
 
-    /// README#ends-at-once.
+    /// PROTOCOL#ends-at-once.
     #[test]
     fn a_session_without_a_connection_ends_at_once() {
         let (former, _far) = link();
@@ -620,7 +620,7 @@ pub(super) mod tests {
         assert_eq!(rest(&far), "");
     }
 
-    /// README#taken-over, README#no-session.
+    /// PROTOCOL#taken-over, PROTOCOL#no-session.
     #[test]
     fn a_session_hears_its_own_link_alone_and_goes_on_from_where_it_can() {
         let (former, _far) = link();

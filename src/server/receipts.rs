@@ -1,4 +1,4 @@
-//! The private and room messages that a session's client has not acknowledged, and their senders (README#lost).
+//! The private and room messages that a session's client has not acknowledged, and their senders (PROTOCOL#lost).
 //!
 //! Invariant: a message that was answered `delivered` has one receipt, in the order of delivery, until the client
 //! acknowledges its frame or the session ends. Whoever ends the session takes the receipts, and the outbox accepts no
@@ -77,7 +77,7 @@ impl Receipts {
     }
 
     /// Queues a `lost` for each sender that is still in the same session. `name` is the recipient's. No outbox may be
-    /// locked. README#lost.
+    /// locked. PROTOCOL#lost.
     pub fn report(self, name: &Username, pass: &mut Pass) {
         for receipt in self.all {
             if let Some(sender) = receipt.sender.upgrade() {

@@ -63,7 +63,7 @@ impl Drop for Place<'_> {
 
 impl Registry {
     /// A place for somebody of this name; who takes over a session of their own needs no new one. `None` if `limit` are
-    /// on-line, or about to be. README#full.
+    /// on-line, or about to be. PROTOCOL#full.
     pub fn place(&self, name: &Username, limit: usize) -> Option<Place<'_>> {
         let sessions = self.read();
         let mut reserved = lock(&self.reserved);
@@ -212,14 +212,14 @@ impl Registry {
 }
 
 /// Time between two changes that so many are told: they have at most 2,500 lines a second together.
-/// README#presence-rate.
+/// PROTOCOL#presence-rate.
 fn interval(sessions: usize) -> Duration {
     const AT_ONCE: usize = 500;
     PRESENCE_INTERVAL * u32::try_from(sessions.div_ceil(AT_ONCE)).unwrap_or(u32::MAX).clamp(1, 100)
 }
 
 /// Presence lines of bounded length; none if there is nothing to tell. Who has left comes before who has
-/// joined, or somebody in both lists could end as gone. README#presence-lists.
+/// joined, or somebody in both lists could end as gone. PROTOCOL#presence-lists.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
     let gone = left.chunks(MAX_PRESENCE_NAMES).map(|names| (names, &[][..]));
     let here = joined.chunks(MAX_PRESENCE_NAMES).map(|names| (&[][..], names));
@@ -261,7 +261,7 @@ mod tests {
         encode(full, joined, left).into_iter().map(decode).collect()
     }
 
-    /// README#presence-lists.
+    /// PROTOCOL#presence-lists.
     #[test]
     fn who_is_in_both_lists_is_on_line_at_the_end_however_long_they_are() {
         let lines = lines(false, names(0..5000), names(0..9000));
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(online, names(0..5000).into_iter().collect());
     }
 
-    /// README#presence-rate.
+    /// PROTOCOL#presence-rate.
     #[test]
     fn the_more_there_are_the_less_often_each_is_told() {
         let milliseconds = [0, 1, 500, 501, 10_000].map(|count| interval(count).as_millis());
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(interval(usize::MAX), PRESENCE_INTERVAL * 100);
     }
 
-    /// README#presence-lists, README#presence.
+    /// PROTOCOL#presence-lists, PROTOCOL#presence.
     #[test]
     fn few_changes_are_one_line_and_a_full_list_says_where_it_begins_and_ends() {
         assert_eq!(lines(false, Vec::new(), Vec::new()).len(), 0);
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(lines(true, Vec::new(), Vec::new()).len(), 1);
     }
 
-    /// README#lost.
+    /// PROTOCOL#lost.
     #[test]
     fn lost_messages_are_reported_before_the_new_session_is_found() {
         let registry = Registry::default();
@@ -349,7 +349,7 @@ mod tests {
         }
     }
 
-    /// README#presence.
+    /// PROTOCOL#presence.
     #[test]
     fn a_newcomer_hears_of_everyone_and_everyone_once_of_who_comes_and_goes() {
         let (registry, mut told) = (Registry::default(), BTreeSet::new());

@@ -1,4 +1,4 @@
-//! The handshake that takes up a session on a new connection (README#resuming).
+//! The handshake that takes up a session on a new connection (PROTOCOL#resuming).
 //!
 //! Invariant: whatever is wrong - no such session, token, channel, count - takes the same steps and gets the same answer, unless
 //! who asks proves to be a client that another one of the same person has replaced; and until the proof and the count are right nothing of the session or its connection has changed.
@@ -14,7 +14,7 @@ use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage};
 use std::sync::Arc;
 
 impl Guest<'_> {
-    /// From the request to `resumed`. README#resume-rules.
+    /// From the request to `resumed`. PROTOCOL#resume-rules.
     pub(super) fn resume(&mut self, request: ResumeRequest) -> Result<Resumption, Refusal> {
         check_version(request.version)?;
         let (pending, challenge) = PendingResume::new(request.username);
@@ -30,7 +30,7 @@ impl Guest<'_> {
             let tokens = session.as_deref().map_or(nobody, |session| session.tokens(clock::now_ms()));
             // A token cannot be guessed, so a failure is not counted against anybody.
             let which = pending.verify(&answer, self.channel.exporter(), &tokens).ok();
-            // README#elsewhere.
+            // PROTOCOL#elsewhere.
             if which.is_some_and(|which| which >= OWN_TOKENS) {
                 // Without this word it would log in, and throw off the client that came after it.
                 return Err(refuse(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere"));
@@ -38,7 +38,7 @@ impl Guest<'_> {
             let proven = which.is_some();
             let claimed = |session: Arc<Session>| Some((session.outbox.claim(answer.received)?, session));
             let Some((claim, session)) = session.filter(|_| proven).and_then(claimed) else {
-                // README#no-session.
+                // PROTOCOL#no-session.
                 return Err(refuse(ErrorCode::NoSession, "there is no such session to resume: log in"));
             };
             if let Some(turn) = Turn::next(self.shared, &session, limits::RESUME_PATIENCE) {
@@ -67,7 +67,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::time::Duration;
 
-    /// README#taken-over, README#elsewhere.
+    /// PROTOCOL#taken-over, PROTOCOL#elsewhere.
     #[test]
     fn resumption_is_refused_at_once_when_its_session_ends() {
         for (takes_over, code) in [(false, "no_session"), (true, "signed_in_elsewhere")] {

@@ -133,7 +133,7 @@ impl Session {
 
     /// What the session can be resumed with, two of them, of which those that have expired by `now_ms` (milliseconds
     /// since 1970) fit nothing; and behind these those of the sessions that it has taken over from.
-    /// README#latest-token.
+    /// PROTOCOL#latest-token.
     pub fn tokens(&self, now_ms: u64) -> [Key; TOKENS] {
         let [current, former] = lock(&self.current).tokens(now_ms);
         let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
@@ -141,7 +141,7 @@ impl Session {
     }
 
     /// Notifies the senders of messages that the client has not acknowledged, once; no message is accepted after that.
-    /// The caller flushes the result when it holds no lock. README#lost.
+    /// The caller flushes the result when it holds no lock. PROTOCOL#lost.
     pub fn report_lost(&self) -> Pass {
         let mut pass = Pass::default();
         // Its own outbox is not locked while others are.
@@ -174,7 +174,7 @@ impl Session {
     }
 
     /// This client lets `sender` send so many packets more. False, and nothing, if there would be more than
-    /// [`MAX_GRANTED`] that are granted, or wait for this client, in all. README#grants, README#granted-limit.
+    /// [`MAX_GRANTED`] that are granted, or wait for this client, in all. PROTOCOL#grants, PROTOCOL#granted-limit.
     pub fn grant(&self, sender: &Username, transfer: [u8; 16], count: u32) -> bool {
         let mut granted = lock(&self.granted);
         let total = granted.values().sum::<u32>().saturating_add(self.outbox.packets());
@@ -272,7 +272,7 @@ pub(super) mod tests {
         (Arc::new(session), far)
     }
 
-    /// README#latest-token.
+    /// PROTOCOL#latest-token.
     #[test]
     fn a_token_and_the_one_before_it_are_good_until_their_own_time_is_over() {
         let current = current(key(1), 20, (key(2), 10));
@@ -303,7 +303,7 @@ pub(super) mod tests {
         assert!(late[0] != key(7) && late[1] != key(8));
     }
 
-    /// README#renew.
+    /// PROTOCOL#renew.
     #[test]
     fn a_renewal_never_goes_back_to_an_older_key() {
         let (session, _far) = session("alice");

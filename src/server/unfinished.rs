@@ -11,7 +11,7 @@ use std::time::Instant;
 static ALL_UNFINISHED: AtomicUsize = AtomicUsize::new(0);
 
 /// A line or packet of one client that is not whole yet: bounded in time, and together with all others' in bytes. Who breaks
-/// this loses the connection; the session goes on on another one. README#unfinished.
+/// this loses the connection; the session goes on on another one. PROTOCOL#unfinished.
 #[derive(Default)]
 pub struct Unfinished {
     bytes: usize,
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// README#unfinished.
+    /// PROTOCOL#unfinished.
     #[test]
     fn what_is_not_whole_is_bounded_in_time_and_with_that_of_all_others() {
         let (mut one, start) = (Unfinished::default(), Instant::now());

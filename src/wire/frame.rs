@@ -1,4 +1,4 @@
-//! Lines and packets out of a byte stream (README#lines, README#packets).
+//! Lines and packets out of a byte stream (PROTOCOL#lines, PROTOCOL#packets).
 //!
 //! Invariant: no more than the limit and one read is ever held, whatever arrives in
 //! whatever pieces; the limit is applied before a line or packet is looked at.
@@ -15,7 +15,7 @@ const PACKET: u8 = 0;
 /// A packet's first byte and its length.
 const PACKET_HEAD: usize = 5;
 
-/// What stands between two others in the stream. README#packet.
+/// What stands between two others in the stream. PROTOCOL#packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// A line without its end.
@@ -31,7 +31,7 @@ pub fn packet_head(address: &[u8], payload: &[u8]) -> Vec<u8> {
     [&[PACKET], &length.to_be_bytes()[..], address].concat()
 }
 
-/// Collects bytes and gives them back as lines. README#line.
+/// Collects bytes and gives them back as lines. PROTOCOL#line.
 pub struct Lines {
     buffer: Vec<u8>,
     /// Bytes of `buffer` already given out.
@@ -76,7 +76,7 @@ impl Lines {
         &mut self.buffer
     }
 
-    /// The next whole line without its end; `None` until its end has arrived. README#line-length.
+    /// The next whole line without its end; `None` until its end has arrived. PROTOCOL#line-length.
     ///
     /// # Errors
     /// [`LineTooLong`], also for a line whose end has not arrived yet.
@@ -97,7 +97,7 @@ impl Lines {
     }
 
     /// The next whole line or packet; `None` until all of it has arrived. A packet's body has at most `limit` bytes.
-    /// README#bad-packet.
+    /// PROTOCOL#bad-packet.
     ///
     /// # Errors
     /// [`LineTooLong`], before the rest has arrived.
@@ -142,7 +142,7 @@ mod tests {
         std::iter::from_fn(|| lines.next_line().expect("short").map(<[u8]>::to_vec)).collect()
     }
 
-    /// README#line.
+    /// PROTOCOL#line.
     #[test]
     fn lines_are_the_same_however_the_stream_is_cut() {
         let stream = b"one\n\ntwo and a half\nthree\nrest";
@@ -157,7 +157,7 @@ mod tests {
         }
     }
 
-    /// README#packet.
+    /// PROTOCOL#packet.
     #[test]
     fn packets_and_lines_are_the_same_however_the_stream_is_cut() {
         let packet = |address: &[u8], payload: &[u8]| [&packet_head(address, payload), payload].concat();
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(lines.next_frame(9), Err(LineTooLong), "before its bytes have arrived");
     }
 
-    /// README#line-length.
+    /// PROTOCOL#line-length.
     #[test]
     fn a_line_over_the_limit_is_refused_before_its_end_arrives() {
         let mut lines = Lines::new(3);
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(lines.next_line(), Err(LineTooLong));
     }
 
-    /// README#line-length.
+    /// PROTOCOL#line-length.
     #[test]
     fn after_a_login_another_limit_is_for_all_that_was_not_given_out() {
         let mut lines = Lines::new(3);

@@ -2,7 +2,7 @@
 //! the connection. Both sides use it; no other timer decides that a peer is dead.
 //!
 //! Invariant: pure. It has no clock and no socket: the owner passes instants and does what [`Next`] says. A wall clock
-//! that is set forwards or backwards costs one question. Specification: README#life.
+//! that is set forwards or backwards costs one question. Specification: PROTOCOL#life.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -217,7 +217,7 @@ mod tests {
         }
     }
 
-    /// README#life.
+    /// PROTOCOL#life.
     #[test]
     fn quiet_peer_is_asked_after_25_s_and_dropped_20_s_later() {
         let mut line = Line::new(CLIENT);
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(line.act(), (90, Next::Drop));
     }
 
-    /// README#life.
+    /// PROTOCOL#life.
     #[test]
     fn peer_that_owes_an_answer_is_asked_after_10_s() {
         let mut line = Line::new(CLIENT);

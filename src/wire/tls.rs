@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A write that waits for the other side is looked at this often.
 const WRITE_STEP: Duration = Duration::from_secs(1);
-/// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. README#exporter.
+/// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. PROTOCOL#exporter.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 /// Bytes that the kernel holds before it has sent the former ones: a line waits behind no more than these, and a client that
 /// does not read costs no more. What is in flight is not limited by it, so a long line is as fast as it can be.
@@ -47,7 +47,7 @@ pub type Acceptor = Arc<ServerConfig>;
 
 /// TLS 1.3 and 1.2, ECDHE with AES-GCM or ChaCha20-Poly1305, X25519MLKEM768 preferred: all of
 /// that are the library's defaults under the feature `prefer-post-quantum`; a test watches them.
-/// README#transport.
+/// PROTOCOL#transport.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
@@ -450,7 +450,7 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// Client: a finished handshake with a server whose key nobody has vouched for yet. README#server-key.
+/// Client: a finished handshake with a server whose key nobody has vouched for yet. PROTOCOL#server-key.
 pub struct Unverified {
     channel: Channel,
     fingerprint: Fingerprint,

@@ -251,8 +251,8 @@ def vectors_chunks(v):
 
 # ---------------------------------------------------------------- talking
 
-# README#register, README#registered, README#login_request, README#challenge, README#challenge_response,
-# README#session, README#login-failed, README#exporter.
+# PROTOCOL#register, PROTOCOL#registered, PROTOCOL#login_request, PROTOCOL#challenge, PROTOCOL#challenge_response,
+# PROTOCOL#session, PROTOCOL#login-failed, PROTOCOL#exporter.
 def registration_and_login(world):
     alice = world.log_in(world.python("alice"), register=True)
     refused("name_taken", lambda: world.python("ALICE").connect().register(ROUNDS))
@@ -272,7 +272,7 @@ def shown(text):
     return text.replace("\n", "⏎")
 
 
-# README#encrypted_send, README#sent, README#encrypted_message.
+# PROTOCOL#encrypted_send, PROTOCOL#sent, PROTOCOL#encrypted_message.
 def python_to_rust(world, alice, *rusts):
     for text in TEXTS:
         jobs = [alice.broadcast(text), alice.send("bob", text), alice.room("bob", text)]
@@ -283,7 +283,7 @@ def python_to_rust(world, alice, *rusts):
         world.delivered(*jobs)
 
 
-# README#broadcast, README#sequence.
+# PROTOCOL#broadcast, PROTOCOL#sequence.
 def rust_to_python(world, alice, bob):
     for text in TEXTS:
         if "\n" not in text and not text.startswith("/"):            # the line filter takes one line each
@@ -306,7 +306,7 @@ def rooms(world, alice, bob):
     bob.expect("* alice has left the room")
 
 
-# README#safety-digits.
+# PROTOCOL#safety-digits.
 def safety_numbers(world, alice, bob):
     bob.say("/verify alice")
     bob.expect(re.compile(r"^\* safety number with alice"))
@@ -314,7 +314,7 @@ def safety_numbers(world, alice, bob):
     check(number == alice.safety_number("bob"), f"bob has {number}, alice {alice.safety_number('bob')}")
 
 
-# README#key-file-form.
+# PROTOCOL#key-file-form.
 def key_files(world, alice, bob):
     with open(world.path("bob", "keys", "bob_private.key"), "rb") as file:
         text = file.read()
@@ -332,7 +332,7 @@ def key_files(world, alice, bob):
     world.until(lambda: rust.process.poll() == 0, "dave's leaving")
 
 
-# README#stale.
+# PROTOCOL#stale.
 def stale_keys(world, alice, bob):
     """Both sides notice that the other has another session key: after a renewal, and after a new login."""
     alice.renew()
@@ -358,8 +358,8 @@ def stale_keys(world, alice, bob):
 
 # ---------------------------------------------------------------- resuming
 
-# README#resume_request, README#resume_challenge, README#resume, README#resumed, README#resume-proof,
-# README#sent-again, README#frames.
+# PROTOCOL#resume_request, PROTOCOL#resume_challenge, PROTOCOL#resume, PROTOCOL#resumed, PROTOCOL#resume-proof,
+# PROTOCOL#sent-again, PROTOCOL#frames.
 def resuming(world, alice, bob):
     """The connection breaks four times while texts go both ways, many at once."""
     alice.events.clear(), bob.lines.clear()
@@ -391,7 +391,7 @@ def resuming(world, alice, bob):
     bob.lines.clear(), alice.events.clear()
 
 
-# README#no-session.
+# PROTOCOL#no-session.
 def wrong_resumption(world, alice):
     """`no_session` for a wrong proof (above) and for a count that was never reached; the session stays."""
     alice.transport.abort()
@@ -425,7 +425,7 @@ def received_by_rust(world, bob, data):
     return path
 
 
-# README#file-words, README#file_offer, README#file_accept, README#file_done, README#chunk.
+# PROTOCOL#file-words, PROTOCOL#file_offer, PROTOCOL#file_accept, PROTOCOL#file_done, PROTOCOL#chunk.
 def files_to_rust(world, alice, bob):
     for name, size in (("some ünïcode file.bin", 700_001), ("empty", 0), ("exact", 5 * m.CHUNK)):
         path, data = make_file(world, name, size)
@@ -435,7 +435,7 @@ def files_to_rust(world, alice, bob):
         received_by_rust(world, bob, data)
 
 
-# README#file-words, README#grant, README#packet, README#asked-for.
+# PROTOCOL#file-words, PROTOCOL#grant, PROTOCOL#packet, PROTOCOL#asked-for.
 def files_from_rust(world, alice, bob):
     os.mkdir(world.path("received"))
     for name, size in (("from bob.bin", 654_321), ("nothing", 0), ("exact too", 10 * m.CHUNK)):
@@ -449,7 +449,7 @@ def files_from_rust(world, alice, bob):
     check(sorted(os.listdir(world.path("received"))) == ["bob_exact too", "bob_from bob.bin", "bob_nothing"], "something else in the folder")
 
 
-# README#file_reject, README#file_cancel.
+# PROTOCOL#file_reject, PROTOCOL#file_cancel.
 def refused_files(world, alice, bob):
     """Rejected, withdrawn and cancelled under way, by each side."""
     path, _ = make_file(world, "unwanted", 3_000_000)
@@ -486,7 +486,7 @@ def refused_files(world, alice, bob):
     check(not [name for name in os.listdir(world.path("received")) if "unwanted" in name or "part" in name], "something was left")
 
 
-# README#go-on.
+# PROTOCOL#go-on.
 def continued_file(world, alice, bob):
     """What has arrived of a file that broke off is not sent again: the accept begins behind it."""
     path, data = make_file(world, "long", 50 * m.CHUNK + 17)
@@ -502,7 +502,7 @@ def continued_file(world, alice, bob):
     received_by_rust(world, bob, data)
 
 
-# README#frames.
+# PROTOCOL#frames.
 def files_while_resuming(world, alice, bob):
     path, data = make_file(world, "through thick and thin", 2_222_222)
     sending = alice.offer_file("bob", path)
@@ -519,7 +519,7 @@ def files_while_resuming(world, alice, bob):
         check(file.read() == data, "other contents")
 
 
-# README#chunk-order.
+# PROTOCOL#chunk-order.
 def spoiled_chunks(world, alice, bob):
     """One bit of a chunk is altered, on its way to either side: the transfer ends, and nothing of the file is there."""
     path, _ = make_file(world, "spoiled", 400_000)
@@ -557,8 +557,8 @@ def shoot(world, alice, envelope, message_key, wrapped=None):
     return job.outcome
 
 
-# README#check-fields, README#check-identity, README#check-signature, README#check-recipient,
-# README#check-sequence, README#check-open, README#own-name, README#routing, README#later-versions.
+# PROTOCOL#check-fields, PROTOCOL#check-identity, PROTOCOL#check-signature, PROTOCOL#check-recipient,
+# PROTOCOL#check-sequence, PROTOCOL#check-open, PROTOCOL#own-name, PROTOCOL#routing, PROTOCOL#later-versions.
 def false_envelopes_for_rust(world, alice, bob):
     session = alice.person("bob").session
 
@@ -638,7 +638,7 @@ def false_envelopes_for_python(world, alice, bob):
     check(not [event for event in alice.events if event.kind == "message"], alice.events)
 
 
-# README#check-identity, README#ends-at-once.
+# PROTOCOL#check-identity, PROTOCOL#ends-at-once.
 def changed_keys(world, alice, bob):
     """An operator gives the name eve another key: both programs refuse it, until the person decides."""
     eve = world.log_in(world.python("eve"), register=True)
@@ -666,7 +666,7 @@ def changed_keys(world, alice, bob):
     false.logout()
 
 
-# README#not-a-message, README#frames, README#connection-order.
+# PROTOCOL#not-a-message, PROTOCOL#frames, PROTOCOL#connection-order.
 def unknown_types(world, alice, bob):
     for line, code in (({"type": "hello"}, "unknown_type"), ({"type": 5}, "malformed"), ({"no": "type"}, "malformed"),
                        ({"type": "keys_request", "names": [f"n{i}" for i in range(65)]}, "bad_targets"),
@@ -680,7 +680,7 @@ def unknown_types(world, alice, bob):
     alice.resume()                                                   # all of these were frames: the counts agree
 
 
-# README#lost.
+# PROTOCOL#lost.
 def lost_messages(world, alice, bob):
     """A session ends before its client has acknowledged what was sent to it: its sender is told, in either program."""
     eve = world.log_in(world.python("eve2"), register=True)
@@ -699,7 +699,7 @@ def lost_messages(world, alice, bob):
     again.logout()
 
 
-# README#password_change, README#password_changed, README#replaced, README#elsewhere.
+# PROTOCOL#password_change, PROTOCOL#password_changed, PROTOCOL#replaced, PROTOCOL#elsewhere.
 def changed_password(world, alice, _):
     path = world.path("alice.key")
     m.write_key_file(path, "alice", alice.password, alice.identity, ROUNDS)

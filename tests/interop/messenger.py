@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A second client for Secure Messenger, written from its README alone.
+"""A second client for Secure Messenger, written from its specification alone.
 
-Read it from top to bottom: each section names the heading of README.md that it implements, and
+Read it from top to bottom: each section names the heading of PROTOCOL.md that it implements, and
 stands on the sections before it.  Nothing here knows about terminals; `main()` at the end is a
 minimal line-by-line program.
 
@@ -56,7 +56,7 @@ class Refused(MessengerError):
     """What somebody else made does not pass a check; `code` names the check."""
 
 
-# ---------------------------------------------------------------- README: Encodings
+# ---------------------------------------------------------------- PROTOCOL: Encodings
 
 def fields(label, *values):
     """Fields(label, f1, f2, …): each with its length before it, numbers as 8 bytes."""
@@ -141,13 +141,13 @@ def parse(line):
         raise Refused("malformed", "no JSON object") from None
 
 
-# ---------------------------------------------------------------- README: Names
+# ---------------------------------------------------------------- PROTOCOL: Names
 
 def is_name(name):
     return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name) is not None
 
 
-# ---------------------------------------------------------------- README: Encodings (primitives)
+# ---------------------------------------------------------------- PROTOCOL: Encodings (primitives)
 
 def hmac256(key, message):
     return hmac.new(key, message, hashlib.sha256).digest()
@@ -231,7 +231,7 @@ class PrivateKey:
         return secret
 
 
-# ---------------------------------------------------------------- README: Keys
+# ---------------------------------------------------------------- PROTOCOL: Keys
 
 def certificate_text(name, session, created):
     return fields("session certificate", name, session.der, created)
@@ -246,7 +246,7 @@ def check_certificate(identity, name, session, created, certificate, at=None):
         raise Refused("certificate", "the signature is wrong")
 
 
-# ---------------------------------------------------------------- README: Key file
+# ---------------------------------------------------------------- PROTOCOL: Key file
 
 def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
     if len(password) < 6:
@@ -277,7 +277,7 @@ def open_key_file(text, name, password):
                              binary(file, "tag", 16), AES.MODE_GCM))
 
 
-# ---------------------------------------------------------------- README: Safety number
+# ---------------------------------------------------------------- PROTOCOL: Safety number
 
 def safety_number(*people):
     """Of two (name, identity fingerprint): twelve groups of five digits, the same for both."""
@@ -288,7 +288,7 @@ def safety_number(*people):
     return " ".join(sorted(halves))
 
 
-# ---------------------------------------------------------------- README: Envelope
+# ---------------------------------------------------------------- PROTOCOL: Envelope
 
 FILE_KINDS = ("file_offer", "file_accept", "file_reject", "file_cancel", "file_done")
 SCOPES_OF = {"message": ("broadcast", "private", "room"), "room_opened": ("room",), "room_left": ("room",),
@@ -379,7 +379,7 @@ class Envelope:
         return self
 
 
-# ---------------------------------------------------------------- README: Chunks
+# ---------------------------------------------------------------- PROTOCOL: Chunks
 
 def chunk_blocks(index, start):
     return (index - start) % GROUP == 0
@@ -418,7 +418,7 @@ def open_chunks(session, transfer, first, group):
                     for i, (_, nonce, tag, ciphertext) in enumerate(group))
 
 
-# ---------------------------------------------------------------- README: Received files
+# ---------------------------------------------------------------- PROTOCOL: Received files
 
 def plain_name(name):
     """One harmless name of what somebody else calls a file."""
@@ -434,12 +434,12 @@ def plain_name(name):
     return stem + extension or "file"
 
 
-# ---------------------------------------------------------------- README: Lines (the connection)
+# ---------------------------------------------------------------- PROTOCOL: Lines (the connection)
 
 class Transport:
     """TLS to the server whose fingerprint is known, and frames: ("line", bytes) and ("packet", bytes).
 
-    The README allows TLS 1.2 with extended master secret. pyOpenSSL cannot tell whether that was used,
+    The specification allows TLS 1.2 with extended master secret. pyOpenSSL cannot tell whether that was used,
     and every server speaks 1.3, so this client insists on it.
     """
 
@@ -533,7 +533,7 @@ class Transport:
         self._socket.close()
 
 
-# ---------------------------------------------------------------- README: Resuming (what is kept and counted)
+# ---------------------------------------------------------------- PROTOCOL: Resuming (what is kept and counted)
 
 class Frames:
     """Counts the frames of a session in both directions, and keeps what was sent until it is acknowledged."""
@@ -650,7 +650,7 @@ class Client:
         self.events, self.people, self.online = collections.deque(), {}, set()
         self.transport = self.token = self.ended = None
         self._key_at = {}                                            # the password's key for a (salt, rounds)
-        self._known_users = known_users                              # a file, as README: Client files has it
+        self._known_users = known_users                              # a file, as README.md: Client files has it
         if known_users and os.path.exists(known_users):
             with open(known_users) as file:
                 for record in map(json.loads, file):
@@ -660,7 +660,7 @@ class Client:
     def _server(self):
         return f"{self.host.lower()}:{self.port}"
 
-    # -------------------------------------------------------- README: Login
+    # -------------------------------------------------------- PROTOCOL: Login
 
     def _say(self, message):
         """A line outside the session's count."""
@@ -742,7 +742,7 @@ class Client:
         """For `select`: readable when `poll` has something to do."""
         return self.transport.fileno()
 
-    # -------------------------------------------------------- README: Resuming
+    # -------------------------------------------------------- PROTOCOL: Resuming
 
     def resume(self, timeout=30):
         """Takes the session up again on a new connection, after `Lost`."""
@@ -781,7 +781,7 @@ class Client:
     def _acknowledge(self):
         self._send({"type": "ack", "received": self.frames.tell()})
 
-    # -------------------------------------------------------- README: Messages (taking in)
+    # -------------------------------------------------------- PROTOCOL: Messages (taking in)
 
     def poll(self, timeout):
         """Takes in one frame, if one comes within the time. Raises `Lost` when the connection is."""
@@ -869,7 +869,7 @@ class Client:
                     self._end(transfer, f"{name} has left", tell=False)
         self._tell("presence", joined=joined, left=left)
 
-    # -------------------------------------------------------- README: Keys (of others), Receiving step 2
+    # -------------------------------------------------------- PROTOCOL: Keys (of others), Receiving step 2
 
     def person(self, name):
         """The person of this name; a name that differs in letter case alone from a known one is refused."""
@@ -955,7 +955,7 @@ class Client:
             if transfer.state == "keys" and transfer.person in asked:
                 self._begin(transfer, asked_before=True)
 
-    # -------------------------------------------------------- README: Receiving
+    # -------------------------------------------------------- PROTOCOL: Receiving
 
     def _on_encrypted_message(self, message):
         claimed = str(message.get("from"))[:32]
@@ -1025,7 +1025,7 @@ class Client:
         self._former = [(key, until) for key, until in self._former if until > time.monotonic()]
         return {key.public.fingerprint: key for key in (self.key, self._next_key, *(key for key, _ in self._former)) if key}
 
-    # -------------------------------------------------------- README: Sending
+    # -------------------------------------------------------- PROTOCOL: Sending
 
     def send(self, name, text, kind="message", scope="private"):
         return self._enqueue(Job([name], text, kind, scope))
@@ -1111,7 +1111,7 @@ class Client:
     def _on_lost(self, message):
         self._tell("lost", id=number(message, "id"), name=word(message, "name"))
 
-    # -------------------------------------------------------- README: Keys (renewal), Changing the password
+    # -------------------------------------------------------- PROTOCOL: Keys (renewal), Changing the password
 
     def renew(self):
         """A new session key, to be made every 24 hours; `poll` does it."""
@@ -1146,7 +1146,7 @@ class Client:
         sync_folder(key_file)
         self.password, self._key_at = new, {(salt, rounds): key}
 
-    # -------------------------------------------------------- README: File transfer
+    # -------------------------------------------------------- PROTOCOL: File transfer
 
     def offer_file(self, name, path):
         digest, size = hashlib.sha256(), os.path.getsize(path)
@@ -1356,7 +1356,7 @@ class Client:
 # ---------------------------------------------------------------- a minimal program
 
 def harmless(text):
-    """README: Text from others. A line of somebody else can neither steer the terminal nor look like another line."""
+    """PROTOCOL: Text from others. A line of somebody else can neither steer the terminal nor look like another line."""
     return "".join(c if c.isprintable() else {"\n": "⏎", "\t": " "}.get(c, "\ufffd") for c in text)
 
 

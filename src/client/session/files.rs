@@ -3,7 +3,7 @@
 //! Invariant: nothing is fetched or written before the person has accepted. What the person says is taken in
 //! `commands`, what the other side says in [`words`], what the threads that do the work
 //! ([`transfer`](crate::client::transfer)) say in `steps`.
-//! Specification: README#file-transfer.
+//! Specification: PROTOCOL#file-transfer.
 
 mod commands;
 mod steps;
@@ -33,10 +33,10 @@ const MAX_OFFERS_OF_ONE: usize = 16;
 /// Files that are sent at once, each with a thread: as many as may arrive at the other side.
 const MAX_LEAVING: usize = 8;
 /// An offer that nobody has answered for this long is withdrawn: its sender may no longer mean it.
-/// README#offer-life.
+/// PROTOCOL#offer-life.
 const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
 /// The confirmation of what was sent completely comes in this time: the other side still writes and compares the hash.
-/// README#transfer-end.
+/// PROTOCOL#transfer-end.
 const CONFIRMATION: Duration = Duration::from_secs(120);
 /// The reason of a person who wished it: what has arrived is not kept for another time.
 const CANCELLED: &str = "cancelled";

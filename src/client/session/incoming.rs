@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key was
 //! checked; each envelope is shown once; where it belongs is what its sender signed. No
-//! answer to the server depends on what decryption yields. Specification: README#receiving.
+//! answer to the server depends on what decryption yields. Specification: PROTOCOL#receiving.
 
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
@@ -74,7 +74,7 @@ impl Session {
         }
     }
 
-    /// What is refused is reported as that, and not as missing later. README#no-answer, README#check-sequence.
+    /// What is refused is reported as that, and not as missing later. PROTOCOL#no-answer, PROTOCOL#check-sequence.
     fn refuse(&mut self, from: &Username, (place, sequence): (Between, u64), why: &str) {
         let peer = self.peers.get(from);
         let waiting = peer.inbox.iter().rev().map(|envelope| claimed(&envelope.body.header));
@@ -87,7 +87,7 @@ impl Session {
         self.problem_about(from, why, format!("refused a message that claims to come from {from}: {why}"));
     }
 
-    /// README#check-identity.
+    /// PROTOCOL#check-identity.
     fn open(&mut self, from: &Username, envelope: Envelope) {
         let shown = match self.checked(from, &envelope) {
             Ok((header, gap, text)) => self.take_in(&header, gap, &text),
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
-    /// README#checks, README#check-recipient.
+    /// PROTOCOL#checks, PROTOCOL#check-recipient.
     fn checked(
         &mut self,
         from: &Username,
@@ -160,7 +160,7 @@ impl Session {
         self.problem_about(from, "missing", format!("{count} {messages} from {from} {are} missing{in_all}"));
     }
 
-    /// README#check-text.
+    /// PROTOCOL#check-text.
     fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
         let from = header.sender.clone();
         let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(..));
@@ -173,7 +173,7 @@ impl Session {
             self.tell_gap(&from, gap);
         }
         self.tell_skew(header);
-        // README#later-versions.
+        // PROTOCOL#later-versions.
         if later {
             self.tell_later(format!("{from} has sent something that this version does not know"));
             return Ok(());

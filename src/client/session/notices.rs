@@ -160,7 +160,7 @@ impl Session {
         self.tell(("*".into(), topic.into()), 1, entry);
     }
 
-    /// Shows a notice about `name` up to `limit` times, then counts it. README#notices.
+    /// Shows a notice about `name` up to `limit` times, then counts it. PROTOCOL#notices.
     pub(super) fn tell_about(
         &mut self,
         name: &Username,
@@ -173,7 +173,7 @@ impl Session {
         }
     }
 
-    /// Shows a problem with what the server sent, or counts it. README#notices.
+    /// Shows a problem with what the server sent, or counts it. PROTOCOL#notices.
     pub(super) fn server_problem(&mut self, text: String) {
         let entry = Entry::new(self.now, Source::Problem, Place::Here, text.clone());
         self.tell((String::new(), text), 1, entry);
@@ -185,7 +185,7 @@ impl Session {
         }
     }
 
-    /// Says once in a session that a later version sends what this one does not know. README#later-versions.
+    /// Says once in a session that a later version sends what this one does not know. PROTOCOL#later-versions.
     pub(super) fn tell_later(&mut self, what: String) {
         if !std::mem::replace(&mut self.notices.later, true) {
             self.notice(format!("{what}: it is not shown here, a newer client may show it"));

@@ -1,7 +1,7 @@
 //! What this person sends: sealed, wrapped for each recipient, sent. What became of it is taken in by `outcome`.
 //!
 //! Invariant: messages to one person leave in the order in which they were typed; nothing is sealed for a key that was
-//! not certified. Specification: README#sending.
+//! not certified. Specification: PROTOCOL#sending.
 
 mod outcome;
 
@@ -239,7 +239,7 @@ impl Session {
         }
     }
 
-    /// Sends the backlogs of those whose keys are here, and asks for the keys of the others. README#broadcast.
+    /// Sends the backlogs of those whose keys are here, and asks for the keys of the others. PROTOCOL#broadcast.
     pub(super) fn pump(&mut self, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
         let (mut keyless, mut changed) = (Vec::new(), Vec::new());

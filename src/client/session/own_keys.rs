@@ -1,7 +1,7 @@
 //! The own session keys, and their renewal within a day.
 //!
 //! Invariant: a key that others may have been told still opens what they sealed for it; one that is a minute past
-//! its replacement is gone, and with it what it could open. Specification: README#keys.
+//! its replacement is gone, and with it what it could open. Specification: PROTOCOL#keys.
 
 use super::{Effect, Session};
 use crate::crypto::keys::SessionKey;
@@ -91,7 +91,7 @@ impl Session {
         self.keys.former.extend(former.map(|key| (key, now)));
     }
 
-    /// The server has answered a `renew`. README#renew.
+    /// The server has answered a `renew`. PROTOCOL#renew.
     pub(super) fn renewed(&mut self, now: Instant) {
         if !self.keys.confirm(now) {
             return self.out_of_place();

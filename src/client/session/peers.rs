@@ -61,7 +61,7 @@ impl Peer {
         self.changed.is_none() && (self.in_flight == 0 || self.flying == Some(session.fingerprint()))
     }
 
-    /// The next number of the private conversation with the current session, from 1. README#sequence.
+    /// The next number of the private conversation with the current session, from 1. PROTOCOL#sequence.
     pub fn next_sequence(&mut self, session: Fingerprint) -> u64 {
         let next = match self.sequence {
             Some((former, last)) if former == session => last + 1,
@@ -174,7 +174,7 @@ impl Peers {
     }
 
     /// Takes in the keys that the server shows for one person. `now_ms` is in milliseconds since 1970.
-    /// README#ask-keys.
+    /// PROTOCOL#ask-keys.
     pub fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
         let peer = self.peers.entry(keys.name.clone()).or_default();
         peer.asked = false;

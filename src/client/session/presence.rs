@@ -1,7 +1,7 @@
 //! Who is on-line.
 //!
 //! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
-//! without a word. Specification: README#messages.
+//! without a word. Specification: PROTOCOL#messages.
 
 use super::{MAX_NAMED, Session};
 use crate::client::entry::{Place, Source};
@@ -55,7 +55,7 @@ impl Session {
         self.online.len()
     }
 
-    /// Takes in who has come and gone, and tells it. README#presence-lists.
+    /// Takes in who has come and gone, and tells it. PROTOCOL#presence-lists.
     pub(super) fn presence(&mut self, presence: Presence) {
         if presence.full && (self.ready || self.partial) {
             // It could slip somebody in without a word.
@@ -96,7 +96,7 @@ impl Session {
     }
 
     /// Tells who has come and gone, unless the rest of a change is still to come or too much was told; before something is sent,
-    /// in any case. README#notices.
+    /// in any case. PROTOCOL#notices.
     pub(super) fn tell_changes(&mut self, at_once: bool) {
         let waits = self.changes.incomplete.is_some_and(|since| self.instant - since < REST_OF_A_CHANGE);
         if self.changes.is_empty() || waits && !at_once {

@@ -1,7 +1,7 @@
 //! What was taken in of one sender: each number once, and how many are missing.
 //!
 //! Invariant: no envelope is taken in twice, also when more conversations were begun than are remembered; no date that
-//! a sender makes up keeps out what is dated rightly. Specification: README#check-sequence, README#sequence.
+//! a sender makes up keeps out what is dated rightly. Specification: PROTOCOL#check-sequence, PROTOCOL#sequence.
 
 use crate::crypto::envelope::Header;
 use crate::crypto::public::Fingerprint;
@@ -162,7 +162,7 @@ mod tests {
         order
     }
 
-    /// README#check-sequence, README#sequence.
+    /// PROTOCOL#check-sequence, PROTOCOL#sequence.
     #[test]
     fn every_number_is_taken_once_and_gaps_are_counted() {
         let mut seen = Replay::default();
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(take(header(3, None, u64::MAX)), Order::Replayed);
     }
 
-    /// README#check-sequence.
+    /// PROTOCOL#check-sequence.
     #[test]
     fn a_sender_with_many_sessions_costs_little_and_opens_no_way_to_replay() {
         let mut seen = Replay::default();
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    /// README#check-sequence.
+    /// PROTOCOL#check-sequence.
     #[test]
     fn future_date_keeps_out_nothing_dated_rightly() {
         for (ahead, count) in [(DAY, 1), (DAY, 100), (u64::MAX - NOW, 1), (u64::MAX - NOW, 100)] {
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(take(&mut seen, &Header { time: NOW + 1, ..header(1, None, 1) }, NOW + 1), Order::Next);
     }
 
-    /// README#check-sequence.
+    /// PROTOCOL#check-sequence.
     #[test]
     fn right_date_stays_forgotten_behind_one_ahead() {
         let mut seen = Replay::default();
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(seen.order(&first, NOW), Order::Replayed);
     }
 
-    /// README#check-sequence.
+    /// PROTOCOL#check-sequence.
     #[test]
     fn refused_number_is_not_missing_as_well() {
         let mut seen = Replay::default();

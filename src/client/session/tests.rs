@@ -163,7 +163,7 @@ impl Drop for Net {
     }
 }
 
-/// README#stale, README#sequence.
+/// PROTOCOL#stale, PROTOCOL#sequence.
 #[test]
 fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
     let mut net = Net::new();
@@ -205,7 +205,7 @@ fn a_key_that_stays_stale_is_given_up_and_told() {
     assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
 }
 
-/// README#life.
+/// PROTOCOL#life.
 #[test]
 fn no_silence_ends_a_session_and_each_answer_begins_it_again() {
     let mut net = Net::new();
@@ -286,7 +286,7 @@ fn exit_waits_for_what_was_sent_also_without_a_connection() {
     assert_eq!(quits(&mut net, Event::Line("/exit".into())), Some(0));
 }
 
-/// README#session-key.
+/// PROTOCOL#session-key.
 #[test]
 fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
     let mut net = Net::new();
@@ -418,7 +418,7 @@ impl Net {
     }
 }
 
-/// README#lost.
+/// PROTOCOL#lost.
 #[test]
 fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
     let mut net = Net::new();
@@ -440,7 +440,7 @@ fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
     assert_eq!(net.failed(0), [(5, why("three"))]);
 }
 
-/// README#lost.
+/// PROTOCOL#lost.
 #[test]
 fn lost_of_an_unknown_message_is_reported_once() {
     let mut net = Net::new();
@@ -668,7 +668,7 @@ impl Net {
     }
 }
 
-/// README#notices.
+/// PROTOCOL#notices.
 #[test]
 fn expired_certificate_is_reported_once_then_counted() {
     let mut net = Net::new();
@@ -698,7 +698,7 @@ fn expired_certificate_is_reported_once_then_counted() {
     assert_eq!(net.count("nobody got your message"), 1);
 }
 
-/// README#notices.
+/// PROTOCOL#notices.
 #[test]
 fn server_cannot_print_a_line_for_each_line_it_sends() {
     let mut net = Net::new();
@@ -729,7 +729,7 @@ fn server_cannot_print_a_line_for_each_line_it_sends() {
     assert!(net.shown[0].len() <= 2 * (10 + 60), "{:#?}", net.lines(0));
 }
 
-/// README#notices.
+/// PROTOCOL#notices.
 #[test]
 fn counted_notices_are_shown_at_the_end() {
     let mut net = Net::new();
@@ -741,7 +741,7 @@ fn counted_notices_are_shown_at_the_end() {
     assert_eq!(net.count("(2 more times)"), 1, "{:#?}", net.lines(0));
 }
 
-/// README#later-versions.
+/// PROTOCOL#later-versions.
 #[test]
 fn later_versions_are_reported_once_and_counted_like_others() {
     let mut net = Net::new();
@@ -768,7 +768,7 @@ fn later_versions_are_reported_once_and_counted_like_others() {
     assert_eq!(net.count("this version does not know"), 1);
 }
 
-/// README#check-sequence.
+/// PROTOCOL#check-sequence.
 #[test]
 fn refused_message_is_not_missing_as_well() {
     let mut net = Net::new();
@@ -789,7 +789,7 @@ fn refused_message_is_not_missing_as_well() {
     assert_eq!(net.count("more than 1000 days behind") + net.count("more than 1000 days ahead"), 2);
 }
 
-/// README#check-sequence.
+/// PROTOCOL#check-sequence.
 #[test]
 fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
     let mut net = Net::new();
@@ -806,7 +806,7 @@ fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
     assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
 
-/// README#presence-lists.
+/// PROTOCOL#presence-lists.
 #[test]
 fn a_change_in_several_lines_is_told_as_one() {
     let mut net = Net::new();
@@ -828,7 +828,7 @@ fn a_change_in_several_lines_is_told_as_one() {
     assert_eq!(net.count("user-5001 is on-line"), 1);
 }
 
-/// README#renew.
+/// PROTOCOL#renew.
 #[test]
 fn session_that_was_not_asked_for_changes_nothing() {
     let mut net = Net::new();

@@ -1,7 +1,7 @@
 //! Envelopes between their typed form and the message that carries them: both directions, side by side.
 //!
 //! Invariant: what is typed went through [`typed`], which refuses fields that contradict each other.
-//! Specification: README#envelope.
+//! Specification: PROTOCOL#envelope.
 
 use crate::crypto::envelope::{self, Body, Envelope, Header, Kind, Recipient, Scope, Word};
 use crate::crypto::public::Fingerprint;
@@ -33,7 +33,7 @@ pub fn wire_form(body: &Body) -> EnvelopeFields {
 }
 
 /// The typed form of an envelope from the wire; `None` if its fields contradict each other. A kind or scope of a later
-/// version is typed, too. README#check-fields.
+/// version is typed, too. PROTOCOL#check-fields.
 pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
     let wire = message.envelope;
     let recipient = match (wire.recipient, wire.recipient_session) {
@@ -50,7 +50,7 @@ pub fn typed(message: EncryptedMessage) -> Option<Envelope> {
     };
     let kind = Kind::parse(&wire.kind)?;
     let fits = match (kind, &scope) {
-        // README#later-versions.
+        // PROTOCOL#later-versions.
         (Kind::Message | Kind::Later(_), _) | (_, Scope::Later(..)) => true,
         (Kind::RoomOpened | Kind::RoomLeft, scope) => matches!(scope, Scope::Room(_)),
         (_, scope) => matches!(scope, Scope::Private(_)),

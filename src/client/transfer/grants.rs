@@ -2,7 +2,7 @@
 //! the disk has written.
 //!
 //! Invariant: the chunks in flight of all transfers are at most [`MAX_GRANTED`], or the server would refuse a grant; every
-//! transfer may have one. Dropping this takes back what was granted and has not come. Specification: README#asked-for.
+//! transfer may have one. Dropping this takes back what was granted and has not come. Specification: PROTOCOL#asked-for.
 
 use super::window::Window;
 use super::{MAX_ARRIVING, Shared};
@@ -101,14 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readme_names_the_limits_of_the_window() {
-        let readme = include_str!("../../../README.md").replace('\n', " ");
+    fn specification_names_the_limits_of_the_window() {
+        let specification = include_str!("../../protocol/PROTOCOL.md").replace('\n', " ");
         for promise in [
             format!("begins with {FIRST} chunks in flight"),
             format!("in a round trip and {} ms, at most {MAX_IN_FLIGHT} chunks", QUEUE.as_millis()),
             format!("over {} ms longer than the shortest", LONGEST_QUEUE.as_millis()),
         ] {
-            assert!(readme.contains(&promise), "{promise}");
+            assert!(specification.contains(&promise), "{promise}");
         }
     }
 }

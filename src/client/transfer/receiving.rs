@@ -1,7 +1,7 @@
 //! A file that arrives: granted chunk by chunk, opened by several threads, written in order by one.
 //!
 //! Invariant: only what [`Plan::open_group`] has checked is written, each chunk in its place; the file gets its name only when all of it is on disk and its hash is
-//! right. Specification: README#asked-for, README#chunk-order.
+//! right. Specification: PROTOCOL#asked-for, PROTOCOL#chunk-order.
 
 use super::grants::Grants;
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
@@ -21,7 +21,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Worker {
     /// Finds what is there already, takes the rest, and gives the file its name when its hash is right.
-    /// README#whole-file.
+    /// PROTOCOL#whole-file.
     pub fn receive(
         &self,
         peer: &Username,
@@ -75,7 +75,7 @@ impl Worker {
     }
 
     /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
-    /// README#chunk-order, README#asked-for.
+    /// PROTOCOL#chunk-order, PROTOCOL#asked-for.
     fn take_chunks(&self, session: &SessionKey, plan: &Plan, part: &mut Part) -> Result<(), Failure> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
         let due = Mutex::new(plan.start);

@@ -1,7 +1,7 @@
 //! A file that is sent: read, hashed, offered, sealed chunk by chunk as the other side asks for them.
 //!
 //! Invariant: no chunk goes out that was not granted, and none before the offer was accepted; a file that has become
-//! shorter ends it. Specification: README#file-transfer.
+//! shorter ends it. Specification: PROTOCOL#file-transfer.
 
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
 use crate::client::file::Source;

@@ -4,7 +4,7 @@
 //! chunks in flight take) the window follows the queue that they wait in: the round trip of the chunks that were granted
 //! last, less the shortest round trip. A short queue lets the window grow, a long one shrinks it to what the line takes in
 //! that time. The shortest round trip is measured again from time to time, with the line empty: lines change.
-//! Specification: README#asked-for.
+//! Specification: PROTOCOL#asked-for.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Files, as far as their threads tell: read, found, sent, arrived, failed, and what the other side hears of that.
 //!
 //! Invariant: a step counts only while its transfer is on the list; what of it is shown is made harmless.
-//! Specification: README#file-transfer.
+//! Specification: PROTOCOL#file-transfer.
 
 use super::super::outgoing::Audience;
 use super::super::{Effect, Session};

@@ -2,7 +2,7 @@
 //! side do here.
 //!
 //! Invariant: a word about a transfer counts only from the other side of it, and only when its turn has come.
-//! Specification: README#file-transfer.
+//! Specification: PROTOCOL#file-transfer.
 
 use super::super::Session;
 use super::{
@@ -19,7 +19,7 @@ use crate::encoding::Fixed;
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
 
-/// The text of a `file_offer`. README#file-words, README#file_offer.
+/// The text of a `file_offer`. PROTOCOL#file-words, PROTOCOL#file_offer.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
     /// Random: names the transfer.
@@ -36,7 +36,7 @@ pub struct Offer {
     pub chunks: u64,
 }
 
-/// The text of a `file_accept`. README#file_accept, README#chunk-session.
+/// The text of a `file_accept`. PROTOCOL#file_accept, PROTOCOL#chunk-session.
 #[derive(Serialize, Deserialize)]
 pub struct Accept {
     /// As in the offer.
@@ -48,7 +48,7 @@ pub struct Accept {
 }
 
 /// The text of the other three; the reason is for people.
-/// README#file_reject, README#file_cancel, README#file_done.
+/// PROTOCOL#file_reject, PROTOCOL#file_cancel, PROTOCOL#file_done.
 #[derive(Serialize, Deserialize)]
 pub struct Word {
     /// As in the offer.
@@ -77,7 +77,7 @@ impl Session {
         Ok(())
     }
 
-    /// README#bad-word.
+    /// PROTOCOL#bad-word.
     fn offered(&mut self, from: &Username, offer: Offer) -> Result<(), String> {
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
             return Err("its size and its number of parts contradict each other".into());
@@ -118,7 +118,7 @@ impl Session {
         Ok(())
     }
 
-    /// README#chunk-session.
+    /// PROTOCOL#chunk-session.
     fn accepted(&mut self, from: &Username, id: &TransferId, start: u64, session: Fingerprint) {
         let Some(number) = self.files.find(from, id) else { return };
         let Some(transfer) = self.files.list.get(&number) else { return };

@@ -1,7 +1,7 @@
 //! What became of what was sent, as the server says it, and who is told.
 //!
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
-//! sent again by itself, and nothing else is: what has failed waits for the person. Specification: README#outcome.
+//! sent again by itself, and nothing else is: what has failed waits for the person. Specification: PROTOCOL#outcome.
 
 use super::{Audience, Delivered, Outgoing};
 use crate::client::entry::SendState;
@@ -13,7 +13,7 @@ use crate::protocol::{Lost, Sent};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// A message that meets a stale key this often is given up: somebody plays with us. README#stale.
+/// A message that meets a stale key this often is given up: somebody plays with us. PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
 /// Messages that failed and can be sent again, the latest: more than a person goes back to.
 const MAX_FAILED: usize = 64;
@@ -36,7 +36,7 @@ pub enum Missed {
 }
 
 impl Session {
-    /// The server has said what became of a request. README#outcome, README#stale.
+    /// The server has said what became of a request. PROTOCOL#outcome, PROTOCOL#stale.
     pub(in super::super) fn sent(&mut self, answer: &Sent) {
         let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
             return self.server_problem("the server answered something that was not asked".into());
@@ -70,7 +70,7 @@ impl Session {
         }
     }
 
-    /// The recipient's session ended before it acknowledged a message. README#lost.
+    /// The recipient's session ended before it acknowledged a message. PROTOCOL#lost.
     pub(in super::super) fn lost(&mut self, lost: &Lost) {
         if self.outbox.flights.contains_key(&lost.id) {
             // The session ended so soon that this overtook the answer.
