@@ -11,13 +11,13 @@
 //! | room | what it is for |
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
-//! | [`server`] | accept → [`guest`](server::guest) → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox); for its operator [`admin`](server::admin), [`check`](server::check), [`status`](server::status) |
+//! | [`server`] | accept → [`guest`](server::guest) → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox); for its operator [`operator`](server::operator); [`store`](server::store) is what it keeps on disk |
 //! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::conversations) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |
 //! | [`crypto`] | keys, envelopes, chunks of files, the key file |
-//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`arguments`] | small things that everyone needs |
+//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`arguments`], `sync` | small things that everyone needs |
 //!
 //! # A message on its way
 //!
@@ -83,4 +83,5 @@ pub mod name;
 pub mod protocol;
 pub mod records;
 pub mod server;
+mod sync;
 pub mod wire;

@@ -94,6 +94,21 @@ fn imports_run_one_way() {
 }
 
 #[test]
+fn server_store_knows_no_connection_and_only_the_start_its_operator() {
+    for (name, text) in sources() {
+        for line in code(&text) {
+            let named = line.split("crate::server::").nth(1).unwrap_or("store");
+            let is_below = ["limits", "rates", "store"].iter().any(|room| named.starts_with(room));
+            let is_store = name.starts_with("server/store/");
+            assert!(!is_store || is_below && !line.contains("super::super"), "{name}: {line}");
+            let may_name =
+                ["server/operator/", "server/mod.rs", "bin/"].iter().any(|at| name.starts_with(at));
+            assert!(may_name || !line.contains("operator::"), "{name}: {line}");
+        }
+    }
+}
+
+#[test]
 fn each_library_with_a_surface_is_named_in_one_place() {
     for (library, home) in
         [("termion", "client/terminal.rs"), ("rustls::", "wire/tls.rs"), ("rcgen", "wire/certificate.rs")]

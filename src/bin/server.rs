@@ -1,8 +1,8 @@
 //! The server's command: arguments, then run.
 
 use secure_messenger::server::limits::Limits;
+use secure_messenger::server::operator::{admin, check};
 use secure_messenger::server::options::{self, Request};
-use secure_messenger::server::{admin, check};
 use std::io::{self, Write};
 use std::process::ExitCode;
 

@@ -42,6 +42,7 @@ use crate::clock;
 use crate::crypto::secret::Password;
 use crate::disk;
 use crate::protocol::ClientMessage;
+use crate::sync::lock;
 use account::LoggedIn;
 use connect::{Connection, StartError};
 use history::History;
@@ -53,7 +54,6 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 use terminal::Keyboard;
@@ -78,11 +78,6 @@ pub fn run(options: &Options) -> u8 {
         };
         if matches!(error, StartError::Usage(_)) { 2 } else { 1 }
     })
-}
-
-/// A lock that a panic elsewhere does not poison: every critical section here leaves its data whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes the folders, and closes private files to others; one sentence for each.

@@ -5,7 +5,7 @@
 //! outside every lock. Whatever ends a connection, `Drop` gives back its turn to read from its session
 //! ([`grace`]), which waits for another connection unless it has ended.
 
-use super::doors::Ticket;
+use super::accept::Ticket;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
 use super::guest::{Entry, Guest, Resumption, linger, not_a_message};
@@ -14,7 +14,7 @@ use super::outbox::{Buffers, Link, Outbox};
 use super::registry::Place;
 use super::session::Session;
 use super::unfinished::Unfinished;
-use super::{Shared, delivery, status};
+use super::{Shared, delivery, metrics};
 use crate::auth::{self, Authenticated};
 use crate::clock;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
@@ -270,7 +270,7 @@ impl Client {
         let mut told = false;
         while let Err(wait) = self.turn.inbound().bucket.take(cost) {
             if !std::mem::replace(&mut told, true) {
-                status::SLOWED.add();
+                metrics::SLOWED.add();
             }
             if !self.session.outbox.serves(&self.link) {
                 return false;

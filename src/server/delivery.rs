@@ -9,7 +9,7 @@ use super::limits::PACKET_PATIENCE;
 use super::outbox::{Pass, Queued};
 use super::receipts::Receipt;
 use super::session::{Admission, Session};
-use super::{Shared, status};
+use super::{Shared, metrics};
 use crate::crypto::public::ShortFingerprint;
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
@@ -51,7 +51,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
                 match session.outbox.deliver(frame, pass) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
-                        status::BUSY.add();
+                        metrics::BUSY.add();
                         &mut sent.busy
                     }
                     Queued::Gone => &mut sent.offline,

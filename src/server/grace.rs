@@ -236,9 +236,9 @@ fn sweep_out(shared: &Shared, now: Instant) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::accounts::tests::Folder;
     use super::super::registry::Place;
     use super::super::session::tests::session;
+    use super::super::store::accounts::tests::Folder;
     use super::super::tests::shared;
     use super::*;
 

@@ -2,9 +2,9 @@
 //!
 //! Invariant: everything comes before one deadline and in few short lines; who gets an `Entry` has proven to be somebody.
 
-use super::accounts::Seen;
 use super::grace::Turn;
 use super::registry::Place;
+use super::store::accounts::{RegisterError, Seen};
 use super::{Shared, limits};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
@@ -117,7 +117,7 @@ impl<'a> Guest<'a> {
     ) -> Option<Guest<'a>> {
         let deadline = Instant::now() + limits::FIRST_LINE;
         let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
-        let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(shared));
+        let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(&shared.audit));
         let Ok(channel) = Channel::accept(acceptor, socket, deadline, lines.buffer()) else {
             shared.audit.limit("handshake_failed", None, Some(address), "");
             return None;
@@ -231,11 +231,11 @@ impl<'a> Guest<'a> {
                 self.audit("registered", &name);
                 Ok(self.say(&ServerMessage::Registered)?)
             }
-            Err(error @ super::accounts::RegisterError::NameTaken) => {
+            Err(error @ RegisterError::NameTaken) => {
                 self.audit("name_taken", &name);
                 Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, error.to_string()))?)
             }
-            Err(super::accounts::RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
+            Err(RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The limits of the server that its operator or a client can meet; those of the protocol stand in
 //! [`protocol`](crate::protocol), and sizes that only one mechanism knows (batches, ticks, stacks) beside it. Who enforces
-//! them: [`doors`](super::doors) connections,
-//! [`lockout`](super::lockout) failed logins, [`rates`](super::rates) requests and registrations,
+//! them: [`accept`](super::accept) connections,
+//! [`lockout`](super::store::lockout) failed logins, [`rates`](super::rates) requests and registrations,
 //! [`unfinished`](super::unfinished) lines that do not end, [`outbox`](super::outbox) what waits for a client.
 
 use std::time::Duration;

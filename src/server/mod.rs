@@ -1,5 +1,5 @@
 //! The server: accept loop → [`guest`] → [`connection`] → [`delivery`] → [`registry`] → the recipients' [`outbox`]es;
-//! for its operator [`admin`], [`check`], [`status`] and the `audit` log.
+//! for its operator [`operator`], on disk [`store`].
 //!
 //! Invariants: nothing here can name a private key or an envelope's contents (a test reads the imports). No lock is held
 //! while a thread waits for a client; one that is held while it waits for the disk (that of `locks.json`) is taken for
@@ -7,26 +7,20 @@
 //! that somebody can meet stand in [`limits`].
 //!
 //! Lock order, each before those behind it: a session's slot → the list of [`grace`]; slot, or what it has granted, or the
-//! presence changes → the registry's sessions (→ its reservations) → an outbox → its TLS, the [`doors`]. A session's
-//! certificate and tokens are locked within the registry's, those of a replaced session before its successor's. The [`lockout`]'s
+//! presence changes → the registry's sessions (→ its reservations) → an outbox → its TLS, the connection limits ([`accept`]). A session's
+//! certificate and tokens are locked within the registry's, those of a replaced session before its successor's. The [`lockout`](store::lockout)'s
 //! names come before its addresses. No two outboxes or slots are held together.
 
-pub mod accounts;
-pub mod admin;
-mod audit;
-mod certificates;
-pub mod check;
+pub mod accept;
 pub mod connection;
 pub mod delivery;
-pub mod doors;
 pub mod flusher;
 pub mod frames;
 pub mod grace;
 pub mod guest;
-mod journal;
 pub mod limits;
-pub mod lockout;
-pub mod locks;
+mod metrics;
+pub mod operator;
 pub mod options;
 pub mod outbox;
 pub mod rates;
@@ -34,21 +28,18 @@ pub mod receipts;
 pub mod registry;
 pub mod resume;
 pub mod session;
-pub mod status;
+pub mod store;
 pub mod unfinished;
 
 use crate::disk;
 use crate::name::Username;
+use crate::sync::lock;
 use crate::wire::tls::limit_unsent;
-use accounts::Accounts;
-use audit::Audit;
-use certificates::Certificates;
-use doors::Doors;
+use accept::{ConnectionLimits, Ticket};
 use flusher::Flusher;
 use grace::Grace;
 use limits::Limits;
-use lockout::Lockout;
-use locks::Locks;
+use operator::{admin, status};
 use options::Options;
 use rates::Registrations;
 use registry::Registry;
@@ -56,17 +47,19 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+use store::accounts::Accounts;
+use store::audit::Audit;
+use store::certificates::Certificates;
+use store::lockout::Lockout;
+use store::locks::Locks;
 
 /// Stack of a thread that does handshakes and logins, in bytes: more than four times that of a connection's, or glibc hands
 /// it on, when it ends, with all the pages that a handshake has touched.
 const ADMISSION_STACK: usize = 2 * 1024 * 1024;
 /// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
 const CONNECTION_STACK: usize = 256 * 1024;
-/// What the data folder holds besides files.
-const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
 /// An admission thread waits this long for the next connection before it ends: through a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
 
@@ -92,7 +85,7 @@ pub struct Shared {
     pub audit: Audit,
     /// The server's TLS certificate and key. `None` with `--no-tls`.
     pub certificates: Option<Certificates>,
-    doors: Arc<Doors>,
+    connections: Arc<ConnectionLimits>,
     queue: AdmissionQueue,
     locks: Locks,
 }
@@ -104,12 +97,7 @@ struct AdmissionQueue {
     wake: Condvar,
 }
 
-type Admission = (Arc<TcpStream>, std::net::IpAddr, doors::Ticket);
-
-/// A lock that a panic elsewhere does not poison: every critical section here leaves its data whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+type Admission = (Arc<TcpStream>, std::net::IpAddr, Ticket);
 
 /// Serves until the process ends. Returns only an error of the start.
 ///
@@ -119,8 +107,8 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     // Nothing but the end of a start may end by it.
     let signals = status::catch()?;
     let folder = &options.data_dir;
-    disk::private_folders(folder, &FOLDERS)?;
-    let mut notices = close_private(folder);
+    disk::private_folders(folder, &store::FOLDERS)?;
+    let mut notices = store::close_private(folder);
     let (accounts, repaired) = Accounts::open(folder)?;
     notices.extend(repaired);
     let audit = Audit::open(&folder.join("logs"))?;
@@ -148,7 +136,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     let listener = bind(&options.host, options.port)?;
     output.say(format_args!("room for {} clients", options.limits.clients));
     let shared = Arc::new(Shared {
-        doors: Arc::new(Doors::new(&options.limits)),
+        connections: Arc::new(ConnectionLimits::new(&options.limits)),
         limits: options.limits.clone(),
         closed: options.closed,
         accounts,
@@ -197,16 +185,6 @@ impl<W: Write> Output<'_, W> {
     }
 }
 
-/// Whether this file of the data folder holds what nobody else may read.
-fn is_private(name: &str) -> bool {
-    ["server.key", "salt.secret", "users.json", "locks.json"].iter().any(|begin| name.starts_with(begin))
-}
-
-/// Closes private files to others; one sentence for each.
-fn close_private(folder: &Path) -> Vec<String> {
-    ["", "certs"].iter().flat_map(|name| disk::close_to_others(&folder.join(name), is_private)).collect()
-}
-
 fn thread(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(work).map(drop)
 }
@@ -244,8 +222,8 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
             }
         };
         let socket = Arc::new(socket);
-        let Some(ticket) = shared.doors.admit(address.ip(), &socket) else {
-            status::REFUSED.add();
+        let Some(ticket) = shared.connections.admit(address.ip(), &socket) else {
+            metrics::REFUSED.add();
             tell("refused", "too many connections");
             continue;
         };
@@ -306,7 +284,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::accounts::tests::Folder;
+    use super::store::accounts::tests::Folder;
     use super::*;
     use std::io::Read;
     use std::time::Instant;
@@ -317,7 +295,7 @@ mod tests {
         let limits = Limits { grace, ..Limits::for_machine(1024, 65_530) };
         let (accounts, _) = Accounts::open(&folder.0).expect("a new folder");
         let shared = Shared {
-            doors: Arc::new(Doors::new(&limits)),
+            connections: Arc::new(ConnectionLimits::new(&limits)),
             closed: false,
             accounts,
             registry: Registry::default(),
@@ -344,7 +322,7 @@ mod tests {
             far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
             let (socket, address) = listener.accept().expect("accepted");
             let socket = Arc::new(socket);
-            let ticket = shared.doors.admit(address.ip(), &socket).expect("there is room");
+            let ticket = shared.connections.admit(address.ip(), &socket).expect("there is room");
             shared.enqueue((socket, address.ip(), ticket));
             far
         };

@@ -18,11 +18,11 @@
 //! and is sent again. [`Outbox::claim`] takes the link off, [`Outbox::attach`] puts the next one in, and only for the
 //! latest claim: of two resumptions at once the later one wins.
 
-use super::doors::Ticket;
+use super::accept::Ticket;
 use super::frames::{FalseAck, Frame, Frames};
 use super::limits::{FAREWELL, MAX_WRITERS, WRITE};
 use super::receipts::Receipts;
-use super::{lock, status};
+use super::{lock, metrics};
 use crate::wire::tls::Channel;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
@@ -341,7 +341,7 @@ impl Outbox {
                 .is_ok();
         if !started {
             WRITERS.fetch_sub(1, Ordering::Relaxed);
-            status::SLOW_CLOSED.add();
+            metrics::SLOW_CLOSED.add();
             self.give_up(&link);
         }
     }
@@ -368,7 +368,7 @@ impl Outbox {
             }
             if let Err(error) = sent {
                 if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) {
-                    status::SLOW_CLOSED.add();
+                    metrics::SLOW_CLOSED.add();
                 }
                 return broken(&mut queue);
             }
@@ -427,7 +427,7 @@ fn put_own(queue: &mut Queue, frame: Frame<'_>) {
         return;
     }
     if queue.frames.overflows(queue.link.is_some()) {
-        status::SLOW_CLOSED.add();
+        metrics::SLOW_CLOSED.add();
         return queue.shut();
     }
     put(queue, frame);
@@ -477,7 +477,7 @@ impl Pass {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::doors::Doors;
+    use super::super::accept::ConnectionLimits;
     use super::super::limits::Limits;
     use super::*;
     use std::io::Read;
@@ -493,8 +493,8 @@ pub(super) mod tests {
         let other = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (socket, from) = listener.accept().expect("accepted");
         let socket = Arc::new(socket);
-        let doors = Arc::new(Doors::new(&Limits::for_machine(1024, 65_530)));
-        let ticket = doors.admit(from.ip(), &socket).expect("the first");
+        let connections = Arc::new(ConnectionLimits::new(&Limits::for_machine(1024, 65_530)));
+        let ticket = connections.admit(from.ip(), &socket).expect("the first");
         (Link::new(Channel::bare(socket).expect("a socket"), ticket), other)
     }
 

@@ -2,13 +2,23 @@
 //!
 //! Invariant: who is within the rate never waits, and what is remembered of those who are not is bounded.
 
-use super::doors::origin;
 use super::limits::MAX_REMEMBERED;
-use super::lock;
+use crate::sync::lock;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+/// One person's share of an IPv6 network is a /64.
+pub(super) fn origin(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
+        },
+        v4 => v4,
+    }
+}
 
 /// A token bucket.
 pub struct Bucket {
@@ -130,5 +140,14 @@ pub(super) mod tests {
         assert_eq!(registrations.take(address(0)), Ok(()));
         assert_eq!(lock(&registrations.buckets).len(), MAX_REMEMBERED - 99);
         assert!(registrations.take(here).is_err(), "who has not is not");
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_count_as_one() {
+        let a: IpAddr = "2001:db8::1".parse().expect("address");
+        let b: IpAddr = "2001:db8::ffff:2".parse().expect("address");
+        assert_eq!(origin(a), origin(b));
+        assert_ne!(origin(a), origin("2001:db8:0:1::1".parse().expect("address")));
+        assert_eq!(origin("::ffff:10.0.0.1".parse().expect("address")), IpAddr::from([10, 0, 0, 1]));
     }
 }

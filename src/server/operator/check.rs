@@ -3,12 +3,12 @@
 //! Invariant: nothing is made, changed or locked, so it may be run beside a server. A *problem* is what would
 //! stop a start, with its remedy; a *WARNING* is what would not.
 
-use super::accounts::{self, Survey};
 use super::admin;
-use super::locks;
-use super::options::Options;
 use crate::clock;
 use crate::disk;
+use crate::server::options::Options;
+use crate::server::store::accounts::{self, Survey};
+use crate::server::store::{self, locks};
 use crate::wire::certificate;
 use crate::wire::tls;
 use std::ffi::OsStr;
@@ -52,7 +52,7 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
     let mut report = Report { out, sound: true };
     report.say(format_args!("data in {}", folder.display()))?;
     match report.take(folder.try_exists().map_err(disk::at(folder)))? {
-        Some(true) if report.take(disk::check_root(folder, &super::FOLDERS))?.is_some() => {}
+        Some(true) if report.take(disk::check_root(folder, &store::FOLDERS))?.is_some() => {}
         Some(false) => {
             report.say("not there: a start would make it")?;
             return Ok(true);
@@ -98,10 +98,10 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
 
 /// A start closes folders and private files to others, and leaves other files as they are.
 fn modes(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
-    for name in [""].iter().chain(&super::FOLDERS) {
+    for name in [""].iter().chain(&store::FOLDERS) {
         let folder = folder.join(name);
         for path in disk::open_to_others(&folder, |_| true) {
-            let is_private = path.file_name().and_then(OsStr::to_str).is_some_and(super::is_private);
+            let is_private = path.file_name().and_then(OsStr::to_str).is_some_and(store::is_private);
             let remedy = if is_private { "a start takes them away" } else { "chmod 600" };
             report.warn(format_args!("{}: others have rights to it: {remedy}", path.display()))?;
         }
@@ -139,8 +139,8 @@ fn certificates(report: &mut Report<'_>, folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::accounts::tests::Folder;
     use super::*;
+    use crate::server::store::accounts::tests::Folder;
     use std::fs;
 
     #[test]

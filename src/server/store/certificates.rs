@@ -2,9 +2,10 @@
 //!
 //! Invariant: a changed file that cannot be used never replaces one that works.
 
-use super::{Shared, lock};
+use super::audit::Audit;
 use crate::clock;
 use crate::disk;
+use crate::sync::lock;
 use crate::wire::certificate::{self, Facts, Prepared};
 use crate::wire::tls::{self, Acceptor};
 use std::fs;
@@ -58,7 +59,7 @@ impl Certificates {
     }
 
     /// What the next handshake uses.
-    pub fn current(&self, shared: &Shared) -> Acceptor {
+    pub fn current(&self, audit: &Audit) -> Acceptor {
         {
             let mut state = lock(&self.state);
             if state.looked.elapsed() < LOOK_EVERY {
@@ -67,13 +68,13 @@ impl Certificates {
             state.looked = Instant::now();
         }
         // What cannot be used is logged.
-        let _ = self.take_up(shared);
+        let _ = self.take_up(audit);
         lock(&self.state).acceptor.clone()
     }
 
     /// Takes up files that have changed, now; what is in use then, or why it is what it was before, as a sentence.
-    pub fn reload(&self, shared: &Shared) -> String {
-        match self.take_up(shared) {
+    pub fn reload(&self, audit: &Audit) -> String {
+        match self.take_up(audit) {
             Ok(()) => format!("reloaded; certificate: {}", lock(&self.state).facts),
             Err(error) => {
                 let facts = lock(&self.state).facts.clone();
@@ -84,13 +85,13 @@ impl Certificates {
         }
     }
 
-    fn take_up(&self, shared: &Shared) -> io::Result<()> {
+    fn take_up(&self, audit: &Audit) -> io::Result<()> {
         let (former, expired) = {
             let state = lock(&self.state);
             (state.stamp, state.facts.not_after <= clock::now_ms())
         };
         for notice in disk::close_to_others(&self.folder, super::is_private) {
-            shared.audit.log("storage_notice", None, None, &notice);
+            audit.log("storage_notice", None, None, &notice);
         }
         // A server that runs for over a year renews its own certificate, too.
         let renewed =
@@ -107,14 +108,14 @@ impl Certificates {
                 let fingerprint = facts.fingerprint.to_string();
                 (state.acceptor, state.facts, state.stamp, state.unusable) = (acceptor, facts, stamp, None);
                 drop(state);
-                shared.audit.log("certificate_changed", None, None, &fingerprint);
+                audit.log("certificate_changed", None, None, &fingerprint);
                 Ok(())
             }
             Err(error) => {
                 let is_told = state.unusable.replace(stamp) == Some(stamp);
                 drop(state);
                 if !is_told {
-                    shared.audit.log("certificate_unusable", None, None, &error.to_string());
+                    audit.log("certificate_unusable", None, None, &error.to_string());
                 }
                 Err(error)
             }
@@ -132,8 +133,8 @@ fn stamp(folder: &Path) -> Stamp {
 #[cfg(test)]
 mod tests {
     use super::super::accounts::tests::Folder;
-    use super::super::tests::shared;
     use super::*;
+    use crate::server::tests::shared;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
@@ -169,7 +170,7 @@ mod tests {
         let first = lock(&certificates.state).acceptor.clone();
         let current = |looked: Instant| {
             lock(&certificates.state).looked = looked;
-            certificates.current(&shared)
+            certificates.current(&shared.audit)
         };
         let (just_now, long_ago) = (Instant::now() + LOOK_EVERY * 3600, Instant::now() - 2 * LOOK_EVERY);
         assert!(Arc::ptr_eq(&current(long_ago), &first), "nothing has changed");

@@ -3,12 +3,13 @@
 //! Invariant: counting takes no lock; nobody but one thread waits for standard output, so a reader that does
 //! not read holds up neither clients nor the log nor the end. Fields: README#status.
 
-use super::{Shared, audit, thread};
+use crate::server::metrics::{BUSY, Counter, REFUSED, SLOW_CLOSED, SLOWED};
+use crate::server::store::audit;
+use crate::server::{CONNECTION_STACK, Shared, thread};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -16,29 +17,6 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(3600);
 /// The last word waits this long for who reads standard output, who may not: the end does not depend on it.
 const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// Counts since the start.
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Connections that were not let in.
-pub static REFUSED: Counter = Counter(AtomicU64::new(0));
-/// Envelopes not taken for a recipient, because too much waited for them; their sender was told.
-pub static BUSY: Counter = Counter(AtomicU64::new(0));
-/// Clients closed because they did not take what was sent to them.
-pub static SLOW_CLOSED: Counter = Counter(AtomicU64::new(0));
-/// Times that a client was read more slowly because it asked for too much.
-pub static SLOWED: Counter = Counter(AtomicU64::new(0));
 
 /// What is counted where no event is logged, as the event that tells of it once a minute.
 static SILENT: [(&str, &Counter); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
@@ -76,7 +54,7 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
     let (say, said) = sync_channel::<Line>(MAX_LINES);
     let (ask, asked) = sync_channel(MAX_LINES);
     let output = shared.clone();
-    thread("output", super::CONNECTION_STACK, move || {
+    thread("output", CONNECTION_STACK, move || {
         for (line, done) in said {
             if let Err(error) = writeln!(io::stdout(), "{line}") {
                 output.audit.output_failed(&error);
@@ -85,9 +63,9 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
         }
     })?;
     let (telling, saying) = (shared.clone(), say.clone());
-    thread("status", super::CONNECTION_STACK, move || run(&telling, &asked, &saying))?;
+    thread("status", CONNECTION_STACK, move || run(&telling, &asked, &saying))?;
     let shared = shared.clone();
-    thread("signals", super::CONNECTION_STACK, move || {
+    thread("signals", CONNECTION_STACK, move || {
         for signal in signals.forever() {
             let request = match signal {
                 SIGUSR1 => Some(Request::Status),
@@ -155,7 +133,8 @@ fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
             return;
         }
         if matches!(ask, Ok(Request::Reload)) {
-            let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(shared));
+            let certificate =
+                shared.certificates.as_ref().map(|certificates| certificates.reload(&shared.audit));
             // The log is opened again for this line, if it was renamed.
             shared.audit.log("reloaded", None, None, "");
             let mut told = certificate.unwrap_or("reloaded".into());
@@ -174,7 +153,7 @@ fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
 }
 
 fn line(shared: &Shared, started: Instant) -> String {
-    let (connections, waiting) = shared.doors.counts();
+    let (connections, waiting) = shared.connections.counts();
     format!(
         "sessions={} connections={connections} waiting={waiting} accounts={} memory_kib={} refused={} busy={} \
          slow_closed={} slowed={} uptime={}",

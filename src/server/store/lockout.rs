@@ -3,10 +3,10 @@
 //! Invariant: a name is counted the same whether or not there is such an account; what is remembered is bounded, and no
 //! storm of names makes a lock forgotten.
 
-use super::doors::origin;
-use super::limits::{LOCKOUT, MAX_FAILURES, MAX_FAILURES_PER_ADDRESS, MAX_REMEMBERED};
-use super::lock;
 use crate::name::Username;
+use crate::server::limits::{LOCKOUT, MAX_FAILURES, MAX_FAILURES_PER_ADDRESS, MAX_REMEMBERED};
+use crate::server::rates::origin;
+use crate::sync::lock;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Mutex;
@@ -122,8 +122,8 @@ impl Lockout {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rates::tests::ago;
     use super::*;
+    use crate::server::rates::tests::ago;
 
     /// PROTOCOL#lockout.
     #[test]
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn failures_count_and_locks_hold_as_long_as_specified() {
-        let specification = include_str!("../protocol/PROTOCOL.md").replace('\n', " ");
+        let specification = include_str!("../../protocol/PROTOCOL.md").replace('\n', " ");
         let minutes = LOCKOUT.as_secs() / 60;
         let promise = format!(
             "After {MAX_FAILURES} failures for a name (in any letter case, existing or not) within {minutes} minutes, or \

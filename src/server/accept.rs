@@ -4,32 +4,22 @@
 //! bound is reached the oldest or the newcomer goes, and nobody who is logged in notices.
 
 use super::limits::Limits;
-use super::lock;
+use super::rates::origin;
+use crate::sync::lock;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// One person's share of an IPv6 network is a /64.
-pub(super) fn origin(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => IpAddr::V4(v4),
-            None => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
-        },
-        v4 => v4,
-    }
-}
-
 /// Lets connections in and counts them.
-pub struct Doors {
-    state: Mutex<DoorState>,
+pub struct ConnectionLimits {
+    state: Mutex<State>,
     waiting: usize,
     per_address: usize,
     total: usize,
 }
 
 #[derive(Default)]
-struct DoorState {
+struct State {
     next: u64,
     /// Not logged in yet, oldest first.
     waiting: BTreeMap<u64, Arc<TcpStream>>,
@@ -39,7 +29,7 @@ struct DoorState {
 
 /// A counted connection; counted out when dropped.
 pub struct Ticket {
-    doors: Arc<Doors>,
+    limits: Arc<ConnectionLimits>,
     socket: Arc<TcpStream>,
     number: u64,
     /// Where it comes from.
@@ -48,10 +38,10 @@ pub struct Ticket {
     pub pushed_out: bool,
 }
 
-impl Doors {
+impl ConnectionLimits {
     /// See [`Limits`].
-    pub fn new(limits: &Limits) -> Doors {
-        Doors {
+    pub fn new(limits: &Limits) -> ConnectionLimits {
+        ConnectionLimits {
             state: Mutex::default(),
             waiting: limits.waiting,
             per_address: limits.per_address,
@@ -61,7 +51,7 @@ impl Doors {
 
     /// Counts a new connection in; `None` if its address or the server has too many.
     /// When too many wait for their login, the oldest of them goes.
-    pub fn admit(self: &Arc<Doors>, address: IpAddr, socket: &Arc<TcpStream>) -> Option<Ticket> {
+    pub fn admit(self: &Arc<ConnectionLimits>, address: IpAddr, socket: &Arc<TcpStream>) -> Option<Ticket> {
         let origin = origin(address);
         let mut state = lock(&self.state);
         let here = state.per_address.get(&origin).copied().unwrap_or(0);
@@ -80,7 +70,7 @@ impl Doors {
         state.total += 1;
         state.waiting.insert(number, socket.clone());
         *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket { doors: self.clone(), socket: socket.clone(), number, address, pushed_out })
+        Some(Ticket { limits: self.clone(), socket: socket.clone(), number, address, pushed_out })
     }
 
     /// Connections in all, and how many of them are not logged in.
@@ -93,18 +83,18 @@ impl Doors {
 impl Ticket {
     /// The connection has logged in: it can no longer be pushed out by newcomers.
     pub fn logged_in(&self) {
-        lock(&self.doors.state).waiting.remove(&self.number);
+        lock(&self.limits.state).waiting.remove(&self.number);
     }
 
     /// Its session has ended: until the other side closes it, it is among the first to make room for newcomers.
     pub fn logged_out(&self) {
-        lock(&self.doors.state).waiting.insert(self.number, self.socket.clone());
+        lock(&self.limits.state).waiting.insert(self.number, self.socket.clone());
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = lock(&self.doors.state);
+        let mut state = lock(&self.limits.state);
         state.waiting.remove(&self.number);
         state.total -= 1;
         let origin = origin(self.address);
@@ -122,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doors_close_at_each_limit_and_open_again_when_somebody_goes() {
+    fn connections_are_refused_at_each_limit() {
         use std::io::{ErrorKind, Read};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let connect = || {
@@ -130,20 +120,20 @@ mod tests {
             (Arc::new(listener.accept().expect("accepted").0), far)
         };
         let limits = Limits { clients: 3, waiting: 2, per_address: 2, ..Limits::for_machine(1024, 65_530) };
-        let doors = Arc::new(Doors::new(&limits));
+        let connections = Arc::new(ConnectionLimits::new(&limits));
         let house = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let admit = |n| doors.admit(house(n), &connect().0);
+        let admit = |n| connections.admit(house(n), &connect().0);
 
         let first = [admit(1).expect("let in"), admit(1).expect("let in")];
-        assert!(doors.counts() == (2, 2) && admit(1).is_none(), "an address has two");
+        assert!(connections.counts() == (2, 2) && admit(1).is_none(), "an address has two");
         first.iter().for_each(Ticket::logged_in);
-        assert_eq!(doors.counts(), (2, 0));
+        assert_eq!(connections.counts(), (2, 0));
 
         // Two wait; a third one pushes the oldest out, and nobody else.
         let (older, mut older_far) = connect();
         let (newer, mut newer_far) = connect();
-        let older = doors.admit(house(2), &older).expect("let in");
-        let newer = doors.admit(house(2), &newer).expect("let in");
+        let older = connections.admit(house(2), &older).expect("let in");
+        let newer = connections.admit(house(2), &newer).expect("let in");
         assert!(!older.pushed_out && !newer.pushed_out);
         let third = admit(3).expect("let in");
         assert!(third.pushed_out);
@@ -152,12 +142,12 @@ mod tests {
         assert_eq!(newer_far.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
 
         // It counts until its thread has let go of it: three and two are all there may be.
-        assert!(doors.counts() == (5, 2) && admit(4).is_none(), "the house is full");
+        assert!(connections.counts() == (5, 2) && admit(4).is_none(), "the house is full");
         drop(older);
-        assert_eq!(doors.counts(), (4, 2));
+        assert_eq!(connections.counts(), (4, 2));
         newer.logged_in();
         let fourth = admit(4).expect("let in");
-        assert!(!fourth.pushed_out && doors.counts() == (5, 2));
+        assert!(!fourth.pushed_out && connections.counts() == (5, 2));
 
         let [one, other] = first;
         drop(one);
@@ -165,16 +155,7 @@ mod tests {
         drop((third, fourth));
         assert!(admit(1).is_none(), "and only one");
         drop((again, other, newer));
-        assert_eq!(doors.counts(), (0, 0));
-        assert!(lock(&doors.state).per_address.is_empty(), "nothing is kept of those who have gone");
-    }
-
-    #[test]
-    fn addresses_of_one_ipv6_network_count_as_one() {
-        let a: IpAddr = "2001:db8::1".parse().expect("address");
-        let b: IpAddr = "2001:db8::ffff:2".parse().expect("address");
-        assert_eq!(origin(a), origin(b));
-        assert_ne!(origin(a), origin("2001:db8:0:1::1".parse().expect("address")));
-        assert_eq!(origin("::ffff:10.0.0.1".parse().expect("address")), IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(connections.counts(), (0, 0));
+        assert!(lock(&connections.state).per_address.is_empty(), "nothing is kept of those who have gone");
     }
 }

@@ -8,13 +8,14 @@
 //! is killed at whatever moment, it is done or not done. Who may connect owns the folder (0700) and could
 //! edit its files anyway; nothing here can be reached from a network.
 
-use super::accounts::{Accounts, Survey};
-use super::audit::Audit;
-use super::locks::{self, Locks};
-use super::{CONNECTION_STACK, Shared, grace, thread};
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::ErrorCode;
+use crate::server::store::FOLDERS;
+use crate::server::store::accounts::{Accounts, Survey};
+use crate::server::store::audit::Audit;
+use crate::server::store::locks::{self, Locks};
+use crate::server::{CONNECTION_STACK, Shared, grace, thread};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -135,7 +136,7 @@ fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
 
 /// Does it while no server runs.
 fn alone(folder: &Path, action: &Action) -> io::Result<String> {
-    disk::private_folders(folder, &super::FOLDERS)?;
+    disk::private_folders(folder, &FOLDERS)?;
     let (accounts, _) = Accounts::open(folder)?;
     let audit = Audit::open(&folder.join("logs"))?;
     let done = match action {

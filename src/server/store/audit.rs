@@ -5,10 +5,11 @@
 //! counted); a log that was renamed or removed is made again for the next line; what anyone can cause again and again is written so often a minute and then only
 //! counted, so nobody can drown what others do. Format: README#security-log.
 
-use super::{doors, lock};
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
+use crate::server::rates::origin;
+use crate::sync::lock;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -56,7 +57,7 @@ struct Lines {
 impl Recent {
     /// Counts an event. `None` if there were `max` lines of it already, else how many were left out before.
     fn count(&mut self, event: &'static str, address: Option<IpAddr>, max: u32, now: Instant) -> Option<u64> {
-        let mut key = (event, address.map(doors::origin));
+        let mut key = (event, address.map(origin));
         if self.0.len() >= MAX_KEYS && !self.0.contains_key(&key) {
             key.1 = None;
         }

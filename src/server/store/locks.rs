@@ -4,12 +4,12 @@
 //! is not understood stands for nothing, and is kept in a file of its own when the file is rewritten. A lock read from
 //! it lasts no longer than a new one, whatever the clock says now or said when it was written.
 
-use super::limits::LOCKOUT;
-use super::lock;
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
 use crate::records::{self, Records, Writers};
+use crate::server::limits::LOCKOUT;
+use crate::sync::lock;
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::HashMap;
 use std::io;

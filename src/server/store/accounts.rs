@@ -563,7 +563,7 @@ pub fn read_secret(path: &Path) -> io::Result<Key> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::server) mod tests {
     use super::*;
     use crate::crypto::keys::IdentityKey;
     use crate::crypto::secret::random;

@@ -4,8 +4,8 @@
 //! even half a line, unless the disk that has failed does not let the file be shortened either: then a whole line stays,
 //! and counts at the next start; half a line is set aside before the next one. No lock is held across a write.
 
-use super::lock;
 use crate::records::Records;
+use crate::sync::lock;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use zeroize::Zeroizing;
