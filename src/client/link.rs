@@ -349,7 +349,7 @@ impl Reader {
     }
 
     fn read(&mut self, connection: &mut Connection) -> End {
-        let (begun, mut silent) = (Instant::now(), None);
+        let mut silent = None;
         loop {
             let frame = match connection.lines.next_frame(MAX_PACKET) {
                 Err(_) => return End::Over(Some("it sent an overlong line".into())),
@@ -361,7 +361,7 @@ impl Reader {
                     Err(end) => return end,
                 }
             }
-            let (next, since) = self.look(begun);
+            let (next, since) = self.look();
             if since != silent {
                 silent = since;
                 self.tell(Event::Silent(silent));
@@ -388,11 +388,11 @@ impl Reader {
         }
     }
 
-    /// What to do now on a connection that has `begun` then, and since when nothing is heard.
-    fn look(&self, begun: Instant) -> (Next, Option<Instant>) {
+    /// What to do now, and since when no answer is heard.
+    fn look(&self) -> (Next, Option<Instant>) {
         let (owed, owes_ack) = (*lock(&self.shared.owed), self.shared.queue.owes_ack());
         let (mut liveness, now) = (lock(&self.shared.liveness), Instant::now());
-        liveness.owes(owed.or(owes_ack.then_some(begun)));
+        liveness.owes(owed, owes_ack);
         let next = liveness.next(now, SystemTime::now());
         (next, liveness.silent(now))
     }
@@ -415,8 +415,12 @@ impl Reader {
                     self.shared.queue.sign(|signs| signs.pong = true);
                     return Ok(());
                 }
-                Ok(ServerMessage::Pong) => return Ok(()),
+                Ok(ServerMessage::Pong) => {
+                    lock(&self.shared.liveness).answered(Instant::now());
+                    return Ok(());
+                }
                 Ok(ServerMessage::Ack(ack)) => {
+                    lock(&self.shared.liveness).answered(Instant::now());
                     let possible = self.shared.queue.acknowledge(ack.received);
                     let impossible = || End::Over(Some("it acknowledges what was never sent".into()));
                     return possible.then_some(()).ok_or_else(impossible);
@@ -560,6 +564,23 @@ mod tests {
         while let Some(event) = link.inbox().next() {
             assert!(matches!(event, Event::Silent(_)));
         }
+    }
+
+    /// PROTOCOL#life.
+    #[test]
+    fn server_that_speaks_and_does_not_answer_is_reported() {
+        let (link, _listener, mut end, _woken) =
+            link(Patience { answer: Duration::from_secs(60), ..hasty() });
+        link.owes(Some(Instant::now()));
+        assert!(matches!(end.hear(), Some(ClientMessage::Ping)));
+        let event = loop {
+            end.say(&ServerMessage::Ping);
+            assert!(matches!(end.hear(), Some(ClientMessage::Pong)), "it is asked once");
+            if let Some(event) = link.inbox().next() {
+                break event;
+            }
+        };
+        assert!(matches!(event, Event::Silent(Some(_))));
     }
 
     /// PROTOCOL#life.

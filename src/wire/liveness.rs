@@ -80,6 +80,8 @@ struct Question {
     /// The silence that a person sees began here.
     silent: Instant,
     written: bool,
+    /// Asked because an answer is owed: what else arrives does not tell that the peer hears this side.
+    owed: bool,
 }
 
 /// What is known of the peer of one connection.
@@ -87,20 +89,29 @@ pub struct Liveness {
     patience: Patience,
     clocks: Clocks,
     heard: Instant,
+    answered: Instant,
     owed: Option<Instant>,
+    owes_ack: bool,
     question: Option<Question>,
 }
 
 impl Liveness {
     /// Of a connection that begins now.
     pub fn new(patience: Patience, now: Instant, wall: SystemTime) -> Liveness {
-        Liveness { patience, clocks: Clocks::new(now, wall), heard: now, owed: None, question: None }
+        let clocks = Clocks::new(now, wall);
+        Liveness { patience, clocks, heard: now, answered: now, owed: None, owes_ack: false, question: None }
     }
 
-    /// Something has arrived.
+    /// Something has arrived: the connection is not dropped. It is no answer if one is owed: a line that has gone silent
+    /// in one direction goes on delivering in the other.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
-        self.question = None;
+        self.question.take_if(|question| !question.owed);
+    }
+
+    /// What has arrived shows that the peer hears this side.
+    pub fn answered(&mut self, now: Instant) {
+        (self.heard, self.answered, self.question) = (now, now, None);
     }
 
     /// A write that had to wait has continued: the peer takes what is sent. A write that fits the kernel's buffer is no
@@ -109,9 +120,13 @@ impl Liveness {
         self.heard(now);
     }
 
-    /// Since when the peer owes an answer, if it does.
-    pub fn owes(&mut self, since: Option<Instant>) {
-        self.owed = since;
+    /// Since when the peer owes an answer, if it does; and whether this side owes an `ack`.
+    pub fn owes(&mut self, since: Option<Instant>, ack: bool) {
+        if since != self.owed {
+            // One has come.
+            self.question.take_if(|question| question.owed);
+        }
+        (self.owed, self.owes_ack) = (since, ack);
     }
 
     /// The question has gone out: its time begins here.
@@ -124,7 +139,7 @@ impl Liveness {
         }
     }
 
-    /// Since when nothing is heard, if that is to be reported.
+    /// Since when no answer is heard, if that is to be reported.
     pub fn silent(&self, now: Instant) -> Option<Instant> {
         let question = self.question.as_ref()?;
         (now.saturating_duration_since(question.first) >= self.patience.report).then_some(question.silent)
@@ -137,17 +152,17 @@ impl Liveness {
         }
         let due = match &self.question {
             Some(question) => {
-                let (report, end) =
-                    (question.first + self.patience.report, question.asked + question.patience);
+                let report = question.first + self.patience.report;
+                let end = question.asked.max(self.heard) + question.patience;
                 if now >= end {
                     return Next::Drop;
                 }
                 if now < report { report.min(end) } else { end }
             }
             None => {
-                let owed = self.owed.map(|since| since.max(self.heard) + self.patience.owed);
-                let idle = self.heard + self.patience.idle;
-                let due = owed.map_or(idle, |owed| owed.min(idle));
+                let owed = self.owed.map(|since| since.max(self.answered) + self.patience.owed);
+                let silence = if self.owes_ack { self.patience.owed } else { self.patience.idle };
+                let due = (self.heard + silence).min(owed.unwrap_or(self.heard + silence));
                 if now >= due {
                     return self.ask(now, self.patience.answer);
                 }
@@ -163,9 +178,10 @@ impl Liveness {
         self.clocks.expect(Duration::ZERO);
         let (first, silent) = match &self.question {
             Some(former) => (former.first, former.silent),
-            None => (now, self.owed.map_or(now, |since| since.max(self.heard).min(now))),
+            None => (now, self.owed.map_or(now, |since| since.max(self.answered).min(now))),
         };
-        self.question = Some(Question { asked: now, patience, first, silent, written: false });
+        let owed = self.owed.is_some();
+        self.question = Some(Question { asked: now, patience, first, silent, written: false, owed });
         Next::Ask
     }
 }
@@ -232,18 +248,55 @@ mod tests {
     #[test]
     fn peer_that_owes_an_answer_is_asked_after_10_s() {
         let mut line = Line::new(CLIENT);
-        line.liveness.owes(Some(line.now()));
+        line.liveness.owes(Some(line.now()), false);
         assert_eq!(line.act(), (10, Next::Ask));
         // What it owes since later counts from then on; an answer to another question delays it.
         let mut line = Line::new(CLIENT);
         line.passed = s(1);
-        line.liveness.owes(Some(line.now()));
+        line.liveness.owes(Some(line.now()), false);
         for _ in 0..3 {
             line.passed += s(1);
             line.next();
         }
+        line.liveness.answered(line.now());
+        assert_eq!(line.act(), (14, Next::Ask));
+        // So is one that owes nothing, while this side owes an `ack`.
+        let mut line = Line::new(CLIENT);
+        line.passed = s(4);
+        line.liveness.owes(None, true);
         line.liveness.heard(line.now());
         assert_eq!(line.act(), (14, Next::Ask));
+    }
+
+    /// PROTOCOL#life.
+    #[test]
+    fn what_others_say_is_no_answer_and_no_silence() {
+        let mut line = Line::new(CLIENT);
+        line.liveness.owes(Some(line.now()), false);
+        let (mut asked, mut reported) = (Vec::new(), None);
+        for second in 1..=80 {
+            line.passed = s(second);
+            while line.next() == Next::Ask {
+                asked.push(second);
+            }
+            line.liveness.heard(line.now());
+            reported = reported.or(line.liveness.silent(line.now()).map(|since| (second, since)));
+        }
+        assert_eq!((asked, reported), (vec![10], Some((12, line.start))), "asked once, and reported");
+        assert_eq!(line.act(), (100, Next::Drop), "when nobody is heard any more");
+        // The answer ends it: to the question, or to what was asked before.
+        for answer in [
+            |line: &mut Line| line.liveness.answered(line.now()),
+            |line: &mut Line| line.liveness.owes(None, false),
+        ] {
+            let mut line = Line::new(CLIENT);
+            line.liveness.owes(Some(line.now()), false);
+            assert_eq!(line.act(), (10, Next::Ask));
+            line.passed = s(13);
+            line.liveness.heard(line.now());
+            answer(&mut line);
+            assert_eq!(line.liveness.silent(line.now()), None);
+        }
     }
 
     #[test]
@@ -283,7 +336,7 @@ mod tests {
     #[test]
     fn silence_is_reported_12_s_after_an_answer_was_due() {
         let mut line = Line::new(CLIENT);
-        line.liveness.owes(Some(line.now()));
+        line.liveness.owes(Some(line.now()), false);
         line.act();
         assert_eq!(line.liveness.silent(line.now()), None, "most answers come sooner");
         while line.liveness.silent(line.now()).is_none() {
@@ -292,14 +345,14 @@ mod tests {
         }
         assert_eq!(line.passed, s(12));
         assert_eq!(line.liveness.silent(line.now()), Some(line.start));
-        line.liveness.heard(line.now());
+        line.liveness.answered(line.now());
         assert_eq!(line.liveness.silent(line.now()), None);
     }
 
     #[test]
     fn question_after_a_sleep_continues_the_silence_before() {
         let mut line = Line::new(CLIENT);
-        line.liveness.owes(Some(line.now()));
+        line.liveness.owes(Some(line.now()), false);
         assert_eq!(line.act(), (10, Next::Ask));
         line.passed = s(13);
         line.next();
@@ -310,7 +363,7 @@ mod tests {
         line.liveness.ping_written(line.now());
         assert_eq!(line.liveness.silent(line.now()), Some(line.start));
         assert_eq!(line.act(), (21, Next::Drop));
-        line.liveness.heard(line.now());
+        line.liveness.answered(line.now());
         assert_eq!(line.liveness.silent(line.now()), None);
     }
 
