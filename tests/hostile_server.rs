@@ -869,6 +869,33 @@ fn a_server_that_never_answers_is_left_after_thirty_seconds() {
     assert_eq!(quits(effects), Some(1));
 }
 
+/// PROTOCOL#two-clocks.
+#[test]
+fn clocks_that_are_too_far_apart_end_the_login() {
+    let hour = 3_600_000;
+    for (hours, said) in [
+        (-3, "your clock is 3 hours ahead of the server's"),
+        (25, "your clock is 25 hours behind the server's"),
+        (1, ""),
+    ] {
+        let stage = Stage::new();
+        let (bob, line) = stage.open();
+        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
+        line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
+        let expires = clock::now_ms().saturating_add_signed((24 + hours) * hour);
+        line.say(&ServerMessage::Session(SessionGrant { token: Key::random(), expires }));
+        if said.is_empty() {
+            let joined = vec![name("bob")];
+            line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+            bob.ready();
+        } else {
+            let (status, lines) = bob.finish();
+            assert!(status == 1 && lines.iter().any(|line| line.contains(said)), "{lines:?}");
+        }
+    }
+}
+
 /// PROTOCOL#renew, PROTOCOL#latest-token.
 #[test]
 fn session_that_was_not_asked_for_brings_no_token() {

@@ -11,6 +11,7 @@ use crate::auth::PasswordKey;
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError};
 use crate::crypto::keys::{IdentityKey, SessionKey};
+use crate::crypto::public::{SESSION_KEY_LIFETIME, Skew};
 use crate::crypto::secret::{Key, Password};
 use crate::disk;
 use crate::encoding::Bytes;
@@ -54,7 +55,7 @@ impl Credentials {
         self.respond(connection, &challenge, key)
     }
 
-    /// The login itself: PROTOCOL#login.
+    /// The login itself: PROTOCOL#login, PROTOCOL#two-clocks.
     fn respond(
         &self,
         connection: &mut Connection,
@@ -66,7 +67,12 @@ impl Credentials {
         let session = (key, certificate);
         let response = self.password_key.log_in(&self.name, challenge, &exporter, &self.identity, session);
         match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
-            ServerMessage::Session(session) => Ok(session.token),
+            ServerMessage::Session(session) => {
+                // It is for a day, by the server's clock.
+                let theirs = session.expires.saturating_sub(SESSION_KEY_LIFETIME.as_millis() as u64);
+                let skew = Skew::of_clocks(clock::now_ms(), theirs).map(StartError::Clock);
+                skew.map_or(Ok(session.token), Err)
+            }
             ServerMessage::Error(failure) => Err(refusal(&failure, &self.name)),
             _ => Err(StartError::OutOfPlace),
         }

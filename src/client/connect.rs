@@ -10,7 +10,7 @@ use super::spawn;
 use super::trust::KnownServers;
 use crate::auth::AuthError;
 use crate::crypto::key_file::KeyFileError;
-use crate::crypto::public::Fingerprint;
+use crate::crypto::public::{Fingerprint, Skew};
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION, version_of};
@@ -85,6 +85,8 @@ pub enum StartError {
     Locked(Username, u64),
     /// The server's challenge is not safe to answer.
     Auth(AuthError),
+    /// This clock is too far from the server's: certificates would be refused, with what was said to their owners.
+    Clock(Skew),
     /// Any other refusal, in the server's words, which are sanitised.
     Server(String),
     /// A file of the data folder cannot be read or written; the text names it.
@@ -163,6 +165,7 @@ impl fmt::Display for StartError {
                 minutes(*seconds)
             ),
             StartError::Auth(error) => write!(f, "the server asks for something unsafe: {error}"),
+            StartError::Clock(skew) => write!(f, "{}", AuthError::Clock(*skew)),
             StartError::Server(text) => write!(f, "the server says: {text}"),
             StartError::Disk(error) => write!(f, "{error}"),
             StartError::Usage(text) => f.write_str(text),

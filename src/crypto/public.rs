@@ -276,7 +276,7 @@ impl SessionCertificate {
     }
 }
 
-/// How far the clock behind a certificate is from another one that does not take it. `Display`: "2 days ahead of".
+/// How far one clock is from another, if it is too far. `Display`: "2 days ahead of".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Skew {
     is_ahead: bool,
@@ -286,8 +286,17 @@ pub struct Skew {
 impl Skew {
     /// `None` where a certificate of `created` is valid at `now`, both in milliseconds since 1970.
     pub fn between(created: u64, now: u64) -> Option<Skew> {
-        let (is_ahead, off) = (created > now, created.abs_diff(now));
-        let slack = if is_ahead { CERTIFICATE_SLACK } else { SESSION_KEY_LIFETIME + CERTIFICATE_SLACK };
+        Skew::beyond(created, now, SESSION_KEY_LIFETIME + CERTIFICATE_SLACK)
+    }
+
+    /// `None` where each of two clocks takes the certificates that are made by the other one: they differ by two hours at most.
+    pub fn of_clocks(own: u64, other: u64) -> Option<Skew> {
+        Skew::beyond(own, other, CERTIFICATE_SLACK)
+    }
+
+    fn beyond(one: u64, other: u64, behind: Duration) -> Option<Skew> {
+        let (is_ahead, off) = (one > other, one.abs_diff(other));
+        let slack = if is_ahead { CERTIFICATE_SLACK } else { behind };
         (u128::from(off) > slack.as_millis())
             .then(|| Skew { is_ahead, hours: off.saturating_add(HOUR / 2) / HOUR })
     }
