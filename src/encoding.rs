@@ -1,20 +1,106 @@
-//! Binary data and names inside JSON: standard base64 with padding (RFC 4648 section 4); and how objects are read, in one
-//! pass and no deeper than messages are.
+//! Values that are one string in JSON (binary data as base64, RFC 4648 section 4, with padding; words), and how objects are
+//! read, in one pass and no deeper than messages are.
 //!
 //! Invariant: a decoded value already has its final type and length, so nothing behind the
 //! decoder checks lengths again. JSON itself is miniserde's: no recursion, unknown fields ignored.
 
-use crate::crypto::public::ShortFingerprint;
-use crate::crypto::secret::Secret;
-use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use miniserde::de::{Deserialize, Map, Visitor};
-use miniserde::ser::{Fragment, Serialize};
 use miniserde::{Error, Result, make_place};
-use zeroize::Zeroizing;
+use std::borrow::Cow;
 
 make_place!(Place);
+
+/// A value that is one string in JSON; [`text!`](crate::encoding::text) makes it a member of messages.
+pub trait Text: Sized {
+    /// `None` if the string is no such value.
+    fn read(text: &str) -> Option<Self>;
+
+    /// The string.
+    fn write(&self) -> Cow<'_, str>;
+}
+
+impl<T: Text> Visitor for Place<T> {
+    fn string(&mut self, text: &str) -> Result<()> {
+        self.out = Some(T::read(text).ok_or(Error)?);
+        Ok(())
+    }
+}
+
+/// Where the decoder puts such a value.
+pub fn place<T: Text>(out: &mut Option<T>) -> &mut dyn Visitor {
+    Place::new(out)
+}
+
+/// Lets messages have members of a type that is [`Text`].
+macro_rules! text {
+    ($type:ty $(, const $n:ident)?) => {
+        impl $(<const $n: usize>)? miniserde::Deserialize for $type {
+            fn begin(out: &mut Option<Self>) -> &mut dyn miniserde::de::Visitor {
+                $crate::encoding::place(out)
+            }
+        }
+
+        impl $(<const $n: usize>)? miniserde::Serialize for $type {
+            fn begin(&self) -> miniserde::ser::Fragment<'_> {
+                miniserde::ser::Fragment::Str($crate::encoding::Text::write(self))
+            }
+        }
+    };
+}
+pub(crate) use text;
+
+/// An enum of which each value is a word on the wire, or the sentence of an error. With `else Later(Word)`, any other word
+/// is a value, too, and the enum can be a member of messages.
+macro_rules! words {
+    ($(#[$doc:meta])* $vis:vis enum $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        $vis enum $name { $($(#[$about])* $variant,)* }
+
+        impl $name {
+            /// As it is written.
+            $vis fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $word,)* }
+            }
+        }
+
+        $crate::encoding::words!(@display $name);
+    };
+    ($(#[$doc:meta])* $vis:vis enum $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)* }
+     else $(#[$other_about:meta])* $other:ident($rest:ty)) => {
+        $(#[$doc])*
+        $vis enum $name { $($(#[$about])* $variant,)* $(#[$other_about])* $other($rest) }
+
+        impl $name {
+            /// As it is written.
+            $vis fn as_str(&self) -> &str {
+                match self { $($name::$variant => $word,)* $name::$other(word) => word.as_str() }
+            }
+        }
+
+        $crate::encoding::words!(@display $name);
+        $crate::encoding::text!($name);
+
+        impl $crate::encoding::Text for $name {
+            fn read(text: &str) -> Option<$name> {
+                match text { $($word => Some($name::$variant),)* _ => <$rest>::new(text).map($name::$other) }
+            }
+
+            fn write(&self) -> std::borrow::Cow<'_, str> {
+                self.as_str().into()
+            }
+        }
+    };
+    (@display $name:ident) => {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+pub(crate) use words;
 
 /// Bytes of any length, as base64; the line's limit bounds them. PROTOCOL#base64.
 #[derive(Clone, PartialEq, Eq)]
@@ -24,111 +110,38 @@ pub struct Bytes(pub Vec<u8>);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fixed<const N: usize>(pub [u8; N]);
 
-impl Visitor for Place<Bytes> {
-    fn string(&mut self, text: &str) -> Result<()> {
+text!(Bytes);
+text!(Fixed<N>, const N);
+
+impl Text for Bytes {
+    fn read(text: &str) -> Option<Bytes> {
         let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-        BASE64_STANDARD.decode_vec(text, &mut bytes).map_err(|_| Error)?;
-        self.out = Some(Bytes(bytes));
-        Ok(())
+        BASE64_STANDARD.decode_vec(text, &mut bytes).ok()?;
+        Some(Bytes(bytes))
+    }
+
+    fn write(&self) -> Cow<'_, str> {
+        base64(&self.0).into()
     }
 }
 
-impl<const N: usize> Visitor for Place<Fixed<N>> {
-    fn string(&mut self, text: &str) -> Result<()> {
+impl<const N: usize> Text for Fixed<N> {
+    fn read(text: &str) -> Option<Fixed<N>> {
         let mut bytes = [0; N];
-        let length = BASE64_STANDARD.decode_slice(text, &mut bytes).map_err(|_| Error)?;
-        self.out = Some(Fixed((length == N).then_some(bytes).ok_or(Error)?));
-        Ok(())
+        let length = BASE64_STANDARD.decode_slice(text, &mut bytes).ok()?;
+        (length == N).then_some(Fixed(bytes))
     }
-}
 
-impl<const N: usize> Visitor for Place<Secret<N>> {
-    fn string(&mut self, text: &str) -> Result<()> {
-        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text).map_err(|_| Error)?);
-        self.out = Some(Secret::from_slice(&bytes).ok_or(Error)?);
-        Ok(())
-    }
-}
-
-impl Visitor for Place<Username> {
-    fn string(&mut self, text: &str) -> Result<()> {
-        self.out = Some(text.parse().map_err(|_| Error)?);
-        Ok(())
-    }
-}
-
-impl Visitor for Place<ShortFingerprint> {
-    fn string(&mut self, text: &str) -> Result<()> {
-        self.out = Some(text.parse().map_err(|_| Error)?);
-        Ok(())
-    }
-}
-
-impl Deserialize for Bytes {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl<const N: usize> Deserialize for Fixed<N> {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl<const N: usize> Deserialize for Secret<N> {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl Deserialize for Username {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl Deserialize for ShortFingerprint {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
+    fn write(&self) -> Cow<'_, str> {
+        base64(&self.0).into()
     }
 }
 
 /// Into memory that is not filled with zeros first, for which the system's allocator takes its slow way.
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     BASE64_STANDARD.encode_string(bytes, &mut text);
     text
-}
-
-impl Serialize for Bytes {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(base64(&self.0).into())
-    }
-}
-
-impl<const N: usize> Serialize for Fixed<N> {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(base64(&self.0).into())
-    }
-}
-
-impl<const N: usize> Serialize for Secret<N> {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(BASE64_STANDARD.encode(self.expose()).into())
-    }
-}
-
-impl Serialize for Username {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(self.as_str().into())
-    }
-}
-
-impl Serialize for ShortFingerprint {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(self.to_string().into())
-    }
 }
 
 /// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
@@ -206,114 +219,23 @@ impl<A, B> Both<A, B> {
     }
 }
 
-/// An object whose members have people's names: one value for each, in the order of names. Of two members of one name the
-/// last counts.
-pub struct ByName<T>(Vec<(Username, T)>);
-
-impl<T> ByName<T> {
-    /// The value of `name`; `None` if there is no member of that name.
-    pub fn get(&self, name: &Username) -> Option<&T> {
-        let place = self.0.binary_search_by(|(other, _)| other.cmp(name)).ok()?;
-        Some(&self.0[place].1)
-    }
-
-    /// The names, in their order.
-    pub fn names(&self) -> impl Iterator<Item = &Username> {
-        self.0.iter().map(|(name, _)| name)
-    }
-
-    /// The values, in the order of their names.
-    pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|(_, value)| value)
-    }
-}
-
-impl<T> FromIterator<(Username, T)> for ByName<T> {
-    fn from_iter<I: IntoIterator<Item = (Username, T)>>(members: I) -> Self {
-        let mut members: Vec<(Username, T)> = members.into_iter().collect();
-        // Who writes names in their order, as our own client does, has a thousand of them sorted for nothing.
-        if !members.is_sorted_by(|(one, _), (next, _)| one < next) {
-            members.reverse();
-            members.sort_by(|(one, _), (other, _)| one.cmp(other));
-            members.dedup_by(|(one, _), (other, _)| one == other);
-        }
-        ByName(members)
-    }
-}
-
-impl<T: Deserialize> Deserialize for ByName<T> {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl<T: Deserialize> Visitor for Place<ByName<T>> {
-    fn map(&mut self) -> Result<Box<dyn Map + '_>> {
-        // Most have one member, and of larger ones four are made room for at once.
-        let members = Vec::with_capacity(1);
-        Ok(Box::new(ByNameMap { members, name: None, value: None, out: &mut self.out }))
-    }
-}
-
-struct ByNameMap<'a, T> {
-    members: Vec<(Username, T)>,
-    name: Option<Username>,
-    /// The member of that name, as soon as it has been read.
-    value: Option<T>,
-    out: &'a mut Option<ByName<T>>,
-}
-
-impl<T> ByNameMap<'_, T> {
-    fn close(&mut self) {
-        self.members.extend(self.name.take().zip(self.value.take()));
-    }
-}
-
-impl<T: Deserialize> Map for ByNameMap<'_, T> {
-    fn key(&mut self, name: &str) -> Result<&mut dyn Visitor> {
-        self.close();
-        self.name = Some(name.parse().map_err(|_| Error)?);
-        Ok(T::begin(&mut self.value))
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.close();
-        *self.out = Some(std::mem::take(&mut self.members).into_iter().collect());
-        Ok(())
-    }
-}
-
-impl<T: Serialize> Serialize for ByName<T> {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Map(Box::new(Members(self.0.iter())))
-    }
-}
-
-struct Members<'a, T>(std::slice::Iter<'a, (Username, T)>);
-
-impl<T: Serialize> miniserde::ser::Map for Members<'_, T> {
-    fn next(&mut self) -> Option<(std::borrow::Cow<'_, str>, &dyn Serialize)> {
-        self.0.next().map(|(name, value)| (name.as_str().into(), value as &dyn Serialize))
-    }
-}
-
-/// What belongs to the first of [`Both`]; everything else is the second's.
-pub trait Fields {
+/// The first of [`Both`] has these members; all others are the second's.
+pub trait Joined {
     /// Their names on the wire.
-    const NAMES: &[&str];
+    const MEMBERS: &[&str];
 }
 
-impl<A: Deserialize + Fields, B: Deserialize> Deserialize for Both<A, B> {
+impl<A: Deserialize + Joined, B: Deserialize> Deserialize for Both<A, B> {
     fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
         Place::new(out)
     }
 }
 
-impl<A: Deserialize + Fields, B: Deserialize> Visitor for Place<Both<A, B>> {
+impl<A: Deserialize + Joined, B: Deserialize> Visitor for Place<Both<A, B>> {
     fn map(&mut self) -> Result<Box<dyn Map + '_>> {
         let Both(first, second) = self.out.insert(Both(None, None));
         let (first, second) = (A::begin(first).map()?, B::begin(second).map()?);
-        Ok(Box::new(BothMaps { names: A::NAMES, first, second }))
+        Ok(Box::new(BothMaps { names: A::MEMBERS, first, second }))
     }
 }
 
@@ -348,44 +270,9 @@ mod tests {
             assert!(json::from_str::<Fixed<3>>(bad).is_err(), "{bad}");
         }
         assert!(json::from_str::<Bytes>("\"AB==\"").is_err(), "trailing bits must be zero");
-        assert!(json::from_str::<Username>("\"a b\"").is_err());
     }
 
     /// PROTOCOL#depth.
-    #[test]
-    fn members_are_in_the_order_of_names_and_of_two_of_one_name_the_last_counts() {
-        let read = |text: &str| json::from_str::<ByName<u64>>(text).ok();
-        let sorted = read(r#"{"alice":1,"bob":2}"#).expect("members");
-        for other in [r#"{"bob":2,"alice":1}"#, r#"{"bob":7,"alice":1,"bob":8,"bob":2}"#] {
-            let other = read(other).expect("members");
-            assert!(other.names().eq(sorted.names()), "each once");
-            assert_eq!(json::to_string(&other), r#"{"alice":1,"bob":2}"#);
-        }
-        let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| name.parse().expect("a name"));
-        assert_eq!((sorted.get(&alice), sorted.get(&bob), sorted.get(&carol)), (Some(&1), Some(&2), None));
-        assert!(read("{}").is_some_and(|none| none.names().next().is_none()));
-        for bad in [r#"{"a b":1}"#, r#"{"alice":"1"}"#, r#"{"alice":null}"#, r#"["alice"]"#, "null"] {
-            assert!(read(bad).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_short_fingerprint_is_sixteen_lower_case_digits_and_nothing_else() {
-        let read = |text: &str| json::from_str::<ShortFingerprint>(&format!("{text:?}")).ok();
-        let good = read("0123456789abcdef").expect("sixteen");
-        assert_eq!(json::to_string(&good), "\"0123456789abcdef\"");
-        for bad in [
-            "",
-            "0123456789abcde",
-            "0123456789abcdef0",
-            "0123456789ABCDEF",
-            "+123456789abcdef",
-            "0123456789abcdeg",
-        ] {
-            assert!(read(bad).is_none(), "{bad}");
-        }
-    }
-
     #[test]
     fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);

@@ -54,8 +54,9 @@
 //!
 //! # Invariants
 //!
-//! - The server can name no private key and no envelope's contents: it imports
-//!   [`crypto::public`], never [`crypto::keys`] or [`crypto::envelope`] (`tests/tidy.rs`).
+//! - The server can name no private key and nothing that opens an envelope: it imports
+//!   [`crypto::public`] and, from [`protocol`], an envelope as it is sent, never [`crypto::keys`] or
+//!   [`crypto::envelope`] (`tests/tidy.rs`).
 //! - Everything from wire or disk is bounded before it is parsed and typed after: a
 //!   [`Username`](name::Username) is valid, a [`Fixed`](encoding::Fixed) has its length.
 //! - Only [`PendingLogin::verify`](auth::PendingLogin::verify) makes an

@@ -5,6 +5,8 @@
 //! Letter case is kept, but two accounts never differ in case alone (PROTOCOL#names). A name that reads like a word of the
 //! interface is displayed with an `@` before it, which no name begins with, so nobody mistakes a user for the program.
 
+use crate::encoding::{Text, text};
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -76,6 +78,18 @@ impl FromStr for Username {
         } else {
             Err(InvalidName)
         }
+    }
+}
+
+text!(Username);
+
+impl Text for Username {
+    fn read(text: &str) -> Option<Username> {
+        text.parse().ok()
+    }
+
+    fn write(&self) -> Cow<'_, str> {
+        self.as_str().into()
     }
 }
 

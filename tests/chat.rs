@@ -9,8 +9,8 @@ use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedSend, Keys, KeysRequest, MAX_KEY_NAMES, MAX_TARGETS, PersonKeys, Presence, Sent,
-    ServerMessage,
+    ClientMessage, EncryptedSend, Keys, KeysRequest, MAX_KEY_NAMES, MAX_TARGETS, PersonKeys, Presence, Scope,
+    Sent, ServerMessage,
 };
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -222,10 +222,9 @@ fn what_is_for_more_than_1024_people_goes_out_in_parts_of_one_envelope_to_everyo
         assert!(once && targets.cloned().collect::<BTreeSet<_>>() == others);
         let first = &sends[0].envelope;
         for EncryptedSend { envelope, .. } in sends {
-            assert!(envelope.scope == "broadcast" && envelope.recipient.is_none());
-            assert!(envelope.signature == first.signature && envelope.ciphertext == first.ciphertext);
+            assert!(envelope.header.scope == Scope::Broadcast && envelope == first);
         }
-        first.sequence
+        first.header.sequence
     };
     assert_eq!(everyone(&sends), 1);
     for EncryptedSend { routing, .. } in sends {

@@ -5,16 +5,17 @@ mod common;
 
 use common::{Client, Output, Person, Raw, Server, newcomer, until, with_field, without_field};
 use secure_messenger::clock;
+use secure_messenger::crypto::envelope::Word;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
-use secure_messenger::crypto::public::RSA_BYTES;
+use secure_messenger::crypto::public::{RSA_BYTES, WRAPPED_BYTES};
 use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::disk;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
-    ChallengeResponse, ClientMessage, EncryptedSend, EnvelopeFields, Failure, Grant, KeysRequest,
-    LoginRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing, Sent,
-    ServerMessage, SessionKeyFields, VERSION, WrappedKey,
+    Body, ChallengeResponse, ClientMessage, EncryptedSend, Envelope, Failure, Grant, Header, KeysRequest,
+    Kind, LoginRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing,
+    Scope, Sent, ServerMessage, SessionKeyFields, VERSION, WrappedKey,
 };
 use secure_messenger::wire::tls::{Reader, Received};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,33 +213,42 @@ fn false_response(person: &Person) -> Vec<u8> {
     .encode()
 }
 
-/// An envelope as far as the server can see. The wrapped key of target N is all 100 + N.
+/// A key for whoever has the session key of `of`, as everybody here does, all of it `filling`.
+fn wrapped(of: &Person, filling: u8) -> WrappedKey {
+    let mut wrapped = [filling; WRAPPED_BYTES];
+    wrapped[..8].copy_from_slice(&of.session.fingerprint().short().0);
+    WrappedKey::new(&wrapped)
+}
+
+/// An envelope as far as the server can see. The wrapped key of target N is all 100 + N, behind the key's id.
 fn letter(from: &Person, targets: &[&str]) -> EncryptedSend {
     let name = |name: &&str| name.parse().expect("name");
-    let wrapped = |(n, one): (usize, &&str)| (name(one), WrappedKey::new(&[(100 + n) as u8; RSA_BYTES]));
-    let session = |one: &&str| (name(one), from.session.fingerprint().short());
+    let key = |(n, one): (usize, &&str)| (name(one), wrapped(from, (100 + n) as u8));
     EncryptedSend {
         routing: Routing {
             id: 7,
             targets: targets.iter().map(name).collect(),
-            keys: targets.iter().enumerate().map(wrapped).collect(),
-            sessions: targets.iter().map(session).collect(),
+            keys: targets.iter().enumerate().map(key).collect(),
         },
-        envelope: EnvelopeFields {
-            from: from.name.clone(),
-            kind: "message".into(),
-            scope: "broadcast".into(),
-            recipient: None,
-            recipient_session: None,
-            identity: Fixed(from.identity.public().fingerprint().0),
-            session: Fixed(from.session.fingerprint().0),
-            sequence: 1,
-            time: 1,
-            commitment: Fixed(random()),
-            nonce: Fixed(random()),
-            ciphertext: Bytes(vec![5; 256]),
-            tag: Fixed([6; 16]),
-            signature: Fixed([7; RSA_BYTES]),
+        envelope: Envelope {
+            header: Header {
+                kind: Kind::Message,
+                scope: Scope::Broadcast,
+                recipient: None,
+                recipient_key: None,
+                from: from.name.clone(),
+                identity: from.identity.public().fingerprint(),
+                session: from.session.fingerprint(),
+                sequence: 1,
+                time: 1,
+            },
+            body: Body {
+                commitment: Fixed(random()),
+                nonce: Fixed(random()),
+                ciphertext: Bytes(vec![5; 256]),
+                tag: Fixed([6; 16]),
+                signature: Fixed([7; RSA_BYTES]),
+            },
         },
     }
 }
@@ -382,7 +392,9 @@ fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable
         with_field(&letter, "targets", "[\"../mallory\"]"),
         with_field(&letter, "keys", "[]"),
         with_field(&letter, "keys", "{\"nobody\":\"AAAA\"}"),
-        with_field(&letter, "sessions", "{\"nobody\":3}"),
+        with_field(&letter, "keys", "{\"nobody\":3}"),
+        with_field(&letter, "kind", &format!("\"{}\"", "k".repeat(33))),
+        with_field(&letter, "scope", &format!("\"{}\"", "s".repeat(33))),
         with_field(&letter, "from", "\"mallory \""),
         with_field(&letter, "nonce", "\"AAAA\""),
         with_field(&letter, "tag", "\"!\""),
@@ -513,37 +525,37 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
         change(&mut letter);
         bad.push((what, letter, code));
     };
-    add("another's name", both(), "wrong_sender", &|l| l.envelope.from = "alice".parse().expect("name"));
-    add("capitals", both(), "wrong_sender", &|l| l.envelope.from = "Mallory".parse().expect("name"));
+    add("another's name", both(), "wrong_sender", &|l| {
+        l.envelope.header.from = "alice".parse().expect("name")
+    });
+    add("capitals", both(), "wrong_sender", &|l| l.envelope.header.from = "Mallory".parse().expect("name"));
     add("nobody", letter(&mallory, &[]), "bad_targets", &|_| ());
     add("twice", both(), "bad_targets", &|l| l.routing.targets.push("carol".parse().expect("name")));
     add("no key", both(), "bad_targets", &|l| {
         l.routing.keys = letter(&mallory, &["carol"]).routing.keys;
     });
-    add("no session", both(), "bad_targets", &|l| {
-        l.routing.sessions = letter(&mallory, &["carol"]).routing.sessions;
-    });
     add("a key for nobody", both(), "bad_targets", &|l| {
         l.routing.keys = letter(&mallory, &["carol", "bob", "alice"]).routing.keys;
     });
-    add("a session for nobody", both(), "bad_targets", &|l| {
-        l.routing.sessions = letter(&mallory, &["carol", "bob", "alice"]).routing.sessions;
-    });
     add("private to two", both(), "bad_targets", &|l| {
-        l.envelope.scope = "private".into();
-        l.envelope.recipient = Some("carol".parse().expect("name"));
+        l.envelope.header.scope = Scope::Private;
+        l.envelope.header.recipient = Some("carol".parse().expect("name"));
     });
     let one = || letter(&mallory, &["carol"]);
     add("private to another", one(), "bad_targets", &|l| {
-        l.envelope.scope = "room".into();
-        l.envelope.recipient = Some("bob".parse().expect("name"));
+        l.envelope.header.scope = Scope::Room;
+        l.envelope.header.recipient = Some("bob".parse().expect("name"));
     });
-    add("private to nobody", one(), "bad_targets", &|l| l.envelope.scope = "private".into());
+    add("private to nobody", one(), "bad_targets", &|l| l.envelope.header.scope = Scope::Private);
     add("a broadcast to one", one(), "bad_targets", &|l| {
-        l.envelope.recipient = Some("carol".parse().expect("name"))
+        l.envelope.header.recipient = Some("carol".parse().expect("name"))
     });
-    add("unheard-of scope", one(), "bad_targets", &|l| l.envelope.scope = "all".into());
-    add("too much text", one(), "malformed", &|l| l.envelope.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT + 1]));
+    add("unheard-of scope", one(), "bad_targets", &|l| {
+        l.envelope.header.scope = Scope::Later(Word::new("all").expect("short"))
+    });
+    add("too much text", one(), "malformed", &|l| {
+        l.envelope.body.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT + 1])
+    });
     let names: Vec<String> = (0..10_000).map(|n| format!("carol{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     add("ten thousand", both(), "bad_targets", &|l| {
@@ -590,7 +602,7 @@ fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_targ
         let of = |name: &&str| {
             let from = line.find("\"keys\":").expect("keys");
             let from = from + line[from..].find(&format!("\"{name}\":")).expect("key") + name.len() + 4;
-            line[from..from + 344].to_string()
+            line[from..from + WrappedKey::DIGITS].to_string()
         };
         targets.iter().map(of).collect()
     };
@@ -796,7 +808,7 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
     let (mut keen, _) = newcomer(&scene.server, "keen");
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let next = |raw: &mut Raw| match raw.answer() {
-        Some(ServerMessage::EncryptedMessage(message)) => message.envelope.sequence,
+        Some(ServerMessage::EncryptedMessage(message)) => message.envelope.header.sequence,
         _ => panic!("not a message"),
     };
     let (mut taken, mut refused) = (Vec::new(), 0);
@@ -805,8 +817,8 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
     while refused < 30 {
         number += 1;
         let mut flood = letter(&mallory, &["sloth", "keen"]);
-        flood.envelope.sequence = number;
-        flood.envelope.ciphertext = Bytes(vec![9; 32 * 1024]);
+        flood.envelope.header.sequence = number;
+        flood.envelope.body.ciphertext = Bytes(vec![9; 32 * 1024]);
         raw.say(&send(flood));
         let Sent { delivered, offline, stale, busy, .. } = sent(&mut raw);
         assert!(offline.is_empty() && stale.is_empty());
@@ -841,12 +853,12 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
 fn flood_leaves_room_for_the_word_of_another() {
     let server = Server::with(&["--rate", "100000"]);
     let (mut carol, carols) = newcomer(&server, "carol");
-    let floods: [(&str, usize, usize, bool); 5] = [
-        ("private", 1, MAX_CIPHERTEXT, false),
-        ("broadcast", 1, MAX_CIPHERTEXT, false),
-        ("private", 1, 0, false),
-        ("private", 3, MAX_CIPHERTEXT, false),
-        ("grants", 1, 0, true),
+    let floods: [(Scope, usize, usize, bool); 5] = [
+        (Scope::Private, 1, MAX_CIPHERTEXT, false),
+        (Scope::Broadcast, 1, MAX_CIPHERTEXT, false),
+        (Scope::Private, 1, 0, false),
+        (Scope::Private, 3, MAX_CIPHERTEXT, false),
+        (Scope::Later(Word::new("grants").expect("short")), 1, 0, true),
     ];
     for (n, (scope, senders, size, grants)) in floods.into_iter().enumerate() {
         let bob = format!("bob{n}");
@@ -869,9 +881,9 @@ fn flood_leaves_room_for_the_word_of_another() {
                     return refused && matches!(eve.answer(), Some(ServerMessage::Pong));
                 }
                 let mut flood = letter(&eves, &[&bob]);
-                flood.envelope.ciphertext = Bytes(vec![5; size]);
-                flood.envelope.scope = scope.into();
-                flood.envelope.recipient = (scope == "private").then(|| bobs.name.clone());
+                flood.envelope.body.ciphertext = Bytes(vec![5; size]);
+                flood.envelope.header.scope = scope;
+                flood.envelope.header.recipient = (scope == Scope::Private).then(|| bobs.name.clone());
                 eve.say(&send(flood));
                 !sent(&mut eve).busy.is_empty()
             };

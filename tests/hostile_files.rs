@@ -9,10 +9,9 @@ use base64::prelude::BASE64_STANDARD_NO_PAD;
 use common::{Client, Folder, Heard, Person, Raw, Server, newcomer, times, until};
 use miniserde::json;
 use secure_messenger::client::session::files::words::Offer;
-use secure_messenger::client::session::wire_form::{typed, wire_form};
 use secure_messenger::clock;
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
-use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed};
 use secure_messenger::crypto::keys::SessionKey;
 use secure_messenger::crypto::primitives::{hmac, sha256};
 use secure_messenger::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey};
@@ -194,9 +193,8 @@ impl Mallory {
                 let told = match self.raw.next().unwrap_or_else(|| panic!("closed before {what}")) {
                     Heard::Packet(_, id, payload) => Told::Packet(id, payload),
                     Heard::Message(ServerMessage::EncryptedMessage(message)) => {
-                        let envelope = typed(*message).expect("whole");
-                        let verified = envelope.verify(&self.identity).expect("the victim's");
-                        let text = verified.open(&self.me.session).expect("for us");
+                        let verified = message.envelope.verify(&self.identity).expect("the victim's");
+                        let text = verified.open(&self.me.session, &message.key.bytes()).expect("for us");
                         Told::Word(verified.header().kind, String::from_utf8_lossy(&text).into())
                     }
                     Heard::Message(message) => Told::Message(message),
@@ -213,19 +211,21 @@ impl Mallory {
 
     /// Sends an envelope as it is, and waits until it is taken.
     fn post(&mut self, kind: Kind, scope: Scope, sequence: u64, session: Fingerprint, text: &str) {
-        let sender = self.me.name.clone();
+        let (from, to_one) = (self.me.name.clone(), scope != Scope::Broadcast);
+        let (recipient, recipient_key) =
+            to_one.then(|| (self.victim.clone(), self.session.fingerprint())).unzip();
         let (identity, time) = (self.me.identity.public().fingerprint(), clock::now_ms());
-        let header = Header { kind, scope, sender, identity, session, sequence, time };
+        let header =
+            Header { kind, scope, recipient, recipient_key, from, identity, session, sequence, time };
         let sealed = Sealed::seal(header, &self.me.identity, text.as_bytes());
         self.requests += 1;
         let (id, victim) = (self.requests, self.victim.clone());
         let routing = Routing {
             id,
             targets: vec![self.victim.clone()],
-            keys: [(victim.clone(), WrappedKey::new(&sealed.wrap_for(&self.session)))].into_iter().collect(),
-            sessions: [(victim, self.session.fingerprint().short())].into_iter().collect(),
+            keys: [(victim, WrappedKey::new(&sealed.wrap_for(&self.session)))].into_iter().collect(),
         };
-        let envelope = wire_form(&sealed.body);
+        let envelope = sealed.envelope;
         self.raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
         self.want("an answer", |told| match told {
             Told::Message(ServerMessage::Sent(sent)) if sent.id == id => {
@@ -235,15 +235,11 @@ impl Mallory {
         });
     }
 
-    fn recipient(&self) -> Recipient {
-        Recipient { name: self.victim.clone(), session: self.session.fingerprint() }
-    }
-
     /// Tells the victim something, in the private conversation and its order.
     fn tell(&mut self, kind: Kind, text: &str) {
         self.sequence += 1;
-        let (scope, session) = (Scope::Private(self.recipient()), self.me.session.fingerprint());
-        self.post(kind, scope, self.sequence, session, text);
+        let session = self.me.session.fingerprint();
+        self.post(kind, Scope::Private, self.sequence, session, text);
     }
 
     /// Says all that is no offer about a transfer.
@@ -598,9 +594,9 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     }
     // Not for everyone, nor for a room; the number is not used up.
     let ours = mallory.me.session.fingerprint();
-    for scope in [Scope::Broadcast, Scope::Room(mallory.recipient())] {
+    for scope in [Scope::Broadcast, Scope::Room] {
         for kind in [Kind::FileOffer, Kind::FileAccept, Kind::FileCancel, Kind::FileDone] {
-            mallory.post(kind, scope.clone(), mallory.sequence + 1, ours, &honest.text());
+            mallory.post(kind, scope, mallory.sequence + 1, ours, &honest.text());
         }
     }
     // Words that are none, about nothing.

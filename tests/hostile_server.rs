@@ -7,21 +7,20 @@ mod common;
 
 use common::{Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, times};
 use secure_messenger::auth;
-use secure_messenger::client::session::wire_form::wire_form;
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
-use secure_messenger::crypto::envelope::{Body, Header, Kind, Recipient, Scope, Sealed, Word};
+use secure_messenger::crypto::envelope::{Body, Envelope, Header, Kind, Scope, Sealed, Word};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::{PBKDF2_MIN_ROUNDS, eax_seal, hmac, sha256};
-use secure_messenger::crypto::public::{Fingerprint, SessionCertificate, SessionPublicKey};
+use secure_messenger::crypto::public::{Fingerprint, SessionCertificate, SessionPublicKey, WRAPPED_BYTES};
 use secure_messenger::crypto::secret::{Key, Password, random};
 use secure_messenger::crypto::{Fields, key_file, label};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    Challenge, ClientMessage, EncryptedMessage, EncryptedSend, EnvelopeFields, ErrorCode, Failure, Keys,
-    KeysRequest, MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Received, ResumeChallenge, Routing, Sent,
-    ServerMessage, Session as SessionGrant, VERSION, WrappedKey,
+    Challenge, ClientMessage, EncryptedMessage, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest,
+    MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Received, ResumeChallenge, Routing, Sent, ServerMessage,
+    Session as SessionGrant, VERSION, WrappedKey,
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{Channel, ChannelError, Unverified};
@@ -73,11 +72,19 @@ fn shown(person: &Person, certificate: Option<&SessionCertificate>) -> PersonKey
 
 // ---- envelopes
 
-fn header(from: &Person, scope: Scope, sequence: u64) -> Header {
+/// Whom an envelope is for.
+type To = (Scope, Option<(Username, Fingerprint)>);
+
+const EVERYONE: To = (Scope::Broadcast, None);
+
+fn header(from: &Person, (scope, to): To, sequence: u64) -> Header {
+    let (recipient, recipient_key) = to.unzip();
     Header {
         kind: Kind::Message,
         scope,
-        sender: from.name.clone(),
+        recipient,
+        recipient_key,
+        from: from.name.clone(),
         identity: from.identity.public().fingerprint(),
         session: from.session.fingerprint(),
         sequence,
@@ -85,39 +92,21 @@ fn header(from: &Person, scope: Scope, sequence: u64) -> Header {
     }
 }
 
-fn private_to(who: &str, session: &SessionPublicKey) -> Scope {
-    Scope::Private(Recipient { name: name(who), session: session.fingerprint() })
+fn private_to(who: &str, session: &SessionPublicKey) -> To {
+    (Scope::Private, Some((name(who), session.fingerprint())))
 }
 
-fn fields(sealed: &Sealed) -> EnvelopeFields {
-    let body = &sealed.body;
-    assemble(&body.header, body.commitment, body.nonce, body.ciphertext.clone(), body.tag, body.signature)
+fn fields(sealed: &Sealed) -> Envelope {
+    sealed.envelope.clone()
 }
 
-fn assemble(
-    header: &Header,
-    commitment: [u8; 32],
-    nonce: [u8; 12],
-    ciphertext: Vec<u8>,
-    tag: [u8; 16],
-    signature: [u8; 256],
-) -> EnvelopeFields {
-    wire_form(&Body { header: header.clone(), commitment, nonce, ciphertext, tag, signature })
-}
-
-fn delivery(envelope: EnvelopeFields, key: [u8; 256]) -> ServerMessage {
+fn delivery(envelope: Envelope, key: [u8; WRAPPED_BYTES]) -> ServerMessage {
     ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: WrappedKey::new(&key) }))
 }
 
 /// A message as an honest client seals it, delivered to `session`.
-fn message(
-    from: &Person,
-    scope: Scope,
-    sequence: u64,
-    text: &str,
-    session: &SessionPublicKey,
-) -> ServerMessage {
-    let sealed = Sealed::seal(header(from, scope, sequence), &from.identity, text.as_bytes());
+fn message(from: &Person, to: To, sequence: u64, text: &str, session: &SessionPublicKey) -> ServerMessage {
+    let sealed = Sealed::seal(header(from, to, sequence), &from.identity, text.as_bytes());
     delivery(fields(&sealed), sealed.wrap_for(session))
 }
 
@@ -128,19 +117,17 @@ fn handmade(
     header: &Header,
     padded: &[u8],
     lie: Option<[u8; 32]>,
-) -> (EnvelopeFields, Key, [u8; 32]) {
+) -> (Envelope, Key, [u8; 32]) {
     let key = Key::random();
     let commitment = lie.unwrap_or_else(|| hmac(&key, label::KEY_COMMITMENT.as_bytes()));
-    let (to, session): (&[u8], &[u8]) = match header.scope.recipient() {
-        Some(recipient) => (recipient.name.as_str().as_bytes(), &recipient.session.0),
-        None => (b"", b""),
-    };
+    let to = header.recipient.as_ref().map_or("", Username::as_str);
+    let to_key: &[u8] = header.recipient_key.as_ref().map_or(&[], |key| &key.0);
     let encoded = Fields::new(label::ENVELOPE_HEADER)
         .bytes(header.kind.as_str().as_bytes())
         .bytes(header.scope.as_str().as_bytes())
-        .bytes(to)
-        .bytes(session)
-        .bytes(header.sender.as_str().as_bytes())
+        .bytes(to.as_bytes())
+        .bytes(to_key)
+        .bytes(header.from.as_str().as_bytes())
         .bytes(&header.identity.0)
         .bytes(&header.session.0)
         .number(header.sequence)
@@ -152,8 +139,20 @@ fn handmade(
     let tag = eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
     let body = sha256(&[&ciphertext[..], &tag].concat());
     let signed = Fields::new(label::ENVELOPE_SIGNATURE).bytes(&encoded).bytes(&nonce).bytes(&body).finish();
-    let envelope = assemble(header, commitment, nonce, ciphertext, tag, from.identity.sign(&signed));
-    (envelope, key, sha256(&encoded))
+    let body = Body {
+        commitment: Fixed(commitment),
+        nonce: Fixed(nonce),
+        ciphertext: Bytes(ciphertext),
+        tag: Fixed(tag),
+        signature: Fixed(from.identity.sign(&signed)),
+    };
+    (Envelope { header: header.clone(), body }, key, sha256(&encoded))
+}
+
+/// The message key of a handmade envelope, wrapped for a session key, behind its id.
+fn wrap(session: &SessionPublicKey, key: &Key, oaep_label: [u8; 32]) -> [u8; WRAPPED_BYTES] {
+    let (id, block) = (session.fingerprint().short().0, session.wrap(key.expose(), oaep_label));
+    [&id[..], &block].concat().try_into().expect("8 and 256 bytes")
 }
 
 /// Length, text, zeros up to 256 bytes.
@@ -384,37 +383,37 @@ fn a_message_with_any_field_altered_is_not_shown() {
     assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> first");
     let sealed = Sealed::seal(header(&alice, private_to("bob", &session), 2), &alice.identity, b"genuine");
     let wrapped = sealed.wrap_for(&session);
-    let public = Sealed::seal(header(&alice, Scope::Broadcast, 1), &alice.identity, b"public");
+    let public = Sealed::seal(header(&alice, EVERYONE, 1), &alice.identity, b"public");
     let public_wrapped = public.wrap_for(&session);
 
-    type Change = fn(&mut EnvelopeFields);
+    type Change = fn(&mut Envelope);
     let changes: [(&str, Change); 17] = [
-        ("the sender", |e| e.from = name("mallory")),
-        ("the kind", |e| e.kind = "room_opened".into()),
-        ("an unknown kind", |e| e.kind = "file_offer".into()),
-        ("private to room", |e| e.scope = "room".into()),
-        ("an unknown scope", |e| e.scope = "everyone".into()),
+        ("the sender", |e| e.header.from = name("mallory")),
+        ("the kind", |e| e.header.kind = Kind::RoomOpened),
+        ("an unknown kind", |e| e.header.kind = Kind::FileOffer),
+        ("private to room", |e| e.header.scope = Scope::Room),
+        ("an unknown scope", |e| e.header.scope = Scope::Later(Word::new("everyone").expect("short"))),
         ("private to public", |e| {
-            (e.scope, e.recipient, e.recipient_session) = ("broadcast".into(), None, None);
+            (e.header.scope, e.header.recipient, e.header.recipient_key) = (Scope::Broadcast, None, None);
         }),
-        ("public, yet with a recipient", |e| e.scope = "broadcast".into()),
-        ("private to nobody", |e| (e.recipient, e.recipient_session) = (None, None)),
-        ("the recipient", |e| e.recipient = Some(name("carol"))),
-        ("the recipient's session", |e| e.recipient_session = Some(Fixed([7; 32]))),
-        ("the sender's session", |e| e.session.0[0] ^= 1),
-        ("the number", |e| e.sequence += 1),
-        ("the time", |e| e.time -= 1),
-        ("the commitment", |e| e.commitment.0[31] ^= 1),
-        ("the nonce", |e| e.nonce.0[0] ^= 1),
-        ("the tag", |e| e.tag.0[15] ^= 1),
-        ("the signature", |e| e.signature.0[255] ^= 1),
+        ("public, yet with a recipient", |e| e.header.scope = Scope::Broadcast),
+        ("private to nobody", |e| (e.header.recipient, e.header.recipient_key) = (None, None)),
+        ("the recipient", |e| e.header.recipient = Some(name("carol"))),
+        ("the recipient's key", |e| e.header.recipient_key = Some(Fingerprint([7; 32]))),
+        ("the sender's session", |e| e.header.session.0[0] ^= 1),
+        ("the number", |e| e.header.sequence += 1),
+        ("the time", |e| e.header.time -= 1),
+        ("the commitment", |e| e.body.commitment.0[31] ^= 1),
+        ("the nonce", |e| e.body.nonce.0[0] ^= 1),
+        ("the tag", |e| e.body.tag.0[15] ^= 1),
+        ("the signature", |e| e.body.signature.0[255] ^= 1),
     ];
     // The same reason is shown once and then counted, so that each of them is followed by a message of mallory's.
     let mut altered = 0;
     let mut refuses = |bob: &mut Client, what: &str, envelope, key| {
         altered += 1;
         line.say(&delivery(envelope, key));
-        line.say(&message(&mallory, Scope::Broadcast, altered, &format!("that was {what}"), &session));
+        line.say(&message(&mallory, EVERYONE, altered, &format!("that was {what}"), &session));
         loop {
             let shown = bob.output.next().expect("a line");
             if shown == format!("<mallory> that was {what}") {
@@ -429,16 +428,18 @@ fn a_message_with_any_field_altered_is_not_shown() {
         refuses(&mut bob, what, envelope, wrapped);
     }
     let mut ciphertexts = [fields(&sealed), fields(&sealed), fields(&sealed)];
-    ciphertexts[0].ciphertext.0[0] ^= 1;
-    ciphertexts[1].ciphertext.0.pop();
-    ciphertexts[2].ciphertext.0.clear();
+    ciphertexts[0].body.ciphertext.0[0] ^= 1;
+    ciphertexts[1].body.ciphertext.0.pop();
+    ciphertexts[2].body.ciphertext.0.clear();
     let mut identity = fields(&sealed);
-    identity.identity = Fixed(mallory.identity.public().fingerprint().0);
+    identity.header.identity = mallory.identity.public().fingerprint();
     let mut private = fields(&public);
-    (private.scope, private.recipient) = ("private".into(), Some(name("bob")));
-    private.recipient_session = Some(Fixed(session.fingerprint().0));
-    let mut key = wrapped;
-    key[100] ^= 1;
+    (private.header.scope, private.header.recipient) = (Scope::Private, Some(name("bob")));
+    private.header.recipient_key = Some(session.fingerprint());
+    let (mut key, mut key_id) = (wrapped, wrapped);
+    (key[100], key_id[0]) = (key[100] ^ 1, key_id[0] ^ 1);
+    let mut other_id = wrapped;
+    other_id[..8].copy_from_slice(&mallory.session.fingerprint().short().0);
     let [one, two, three] = ciphertexts;
     for (what, envelope, key) in [
         ("the ciphertext", one, wrapped),
@@ -447,6 +448,8 @@ fn a_message_with_any_field_altered_is_not_shown() {
         ("the identity", identity, wrapped),
         ("public to private", private, public_wrapped),
         ("the wrapped key", fields(&sealed), key),
+        ("the id of the key", fields(&sealed), key_id),
+        ("the id of another's key", fields(&sealed), other_id),
         ("the key of another message", fields(&sealed), public_wrapped),
         ("a key wrapped for somebody else", fields(&sealed), sealed.wrap_for(mallory.session.public())),
     ] {
@@ -473,11 +476,11 @@ fn a_message_forged_in_another_s_name_is_not_shown() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &mallory]);
     let session = line.bob().clone();
-    line.say(&message(&alice, Scope::Broadcast, 1, "it is me", &session));
+    line.say(&message(&alice, EVERYONE, 1, "it is me", &session));
     bob.expect("<alice> it is me");
     // With the forger's own keys, named honestly in the header.
     let mut forged = header(&mallory, private_to("bob", &session), 1);
-    forged.sender = name("alice");
+    forged.from = name("alice");
     let sealed = Sealed::seal(forged.clone(), &mallory.identity, b"forged");
     line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
@@ -489,7 +492,7 @@ fn a_message_forged_in_another_s_name_is_not_shown() {
     // A message of alice's to mallory, who passes it on as hers to bob: with its key for bob.
     let to_mallory = header(&alice, private_to("mallory", mallory.session.public()), 1);
     let (envelope, key, oaep_label) = handmade(&alice, &to_mallory, &padded("I love you"), None);
-    line.say(&delivery(envelope, session.wrap(key.expose(), oaep_label)));
+    line.say(&delivery(envelope, wrap(&session, &key, oaep_label)));
     let refused = bob.output.next().expect("a line");
     assert!(refused.starts_with(REFUSED) && refused.contains("for somebody else"), "{refused}");
     let (_, lines) = bob.finish();
@@ -506,10 +509,10 @@ fn a_message_forged_in_the_reader_s_own_name_is_not_shown() {
     let impostor =
         Person { name: name("bob"), identity: mallory.identity.clone(), session: mallory.session.clone() };
     line.show(keys_of(&impostor));
-    line.say(&message(&impostor, Scope::Broadcast, 1, "I owe mallory money", &session));
+    line.say(&message(&impostor, EVERYONE, 1, "I owe mallory money", &session));
     let shown = bob.output.next().expect("a line");
     assert!(shown.starts_with("! "), "{shown}");
-    line.say(&message(&mallory, Scope::Broadcast, 1, "still here", &session));
+    line.say(&message(&mallory, EVERYONE, 1, "still here", &session));
     bob.expect("<mallory> still here");
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("I owe")), "{lines:#?}");
@@ -522,9 +525,9 @@ fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
     let session = line.bob().clone();
-    let to_all = |sequence| header(&mallory, Scope::Broadcast, sequence);
-    let wrap = |(envelope, key, oaep_label): (EnvelopeFields, Key, [u8; 32])| {
-        delivery(envelope, session.wrap(key.expose(), oaep_label))
+    let to_all = |sequence| header(&mallory, EVERYONE, sequence);
+    let wrap = |(envelope, key, oaep_label): (Envelope, Key, [u8; 32])| {
+        delivery(envelope, wrap(&session, &key, oaep_label))
     };
     // The same envelope made by hand without a lie is shown: the lie alone is what is refused.
     line.say(&wrap(handmade(&mallory, &to_all(1), &padded("honest"), None)));
@@ -556,7 +559,7 @@ fn a_message_that_was_held_back_says_so() {
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
     for (sequence, minutes, word) in [(1u64, -7i64, "behind"), (2, 9, "ahead of"), (3, -4, ""), (4, 4, "")] {
-        let mut header = header(&alice, Scope::Broadcast, sequence);
+        let mut header = header(&alice, EVERYONE, sequence);
         header.time = header.time.saturating_add_signed(minutes * 60_000 + minutes.signum() * 1000);
         let sealed = Sealed::seal(header, &alice.identity, b"what time is it?");
         line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
@@ -578,7 +581,7 @@ fn the_highest_numbers_end_no_conversation_and_no_client() {
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
     let numbered = |sequence| {
-        let sealed = Sealed::seal(header(&alice, Scope::Broadcast, sequence), &alice.identity, b"number");
+        let sealed = Sealed::seal(header(&alice, EVERYONE, sequence), &alice.identity, b"number");
         delivery(fields(&sealed), sealed.wrap_for(&session))
     };
     line.say(&numbered(1));
@@ -605,7 +608,7 @@ fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     let session = line.bob().clone();
-    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     // Another key in alice's name, properly certified, after she has come back.
     let swapped =
@@ -618,7 +621,7 @@ fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.expect("! the key of alice has changed: your message was not delivered");
     line.say(&message(&swapped, private_to("bob", &session), 1, "held one", &session));
-    line.say(&message(&swapped, Scope::Broadcast, 1, "held two", &session));
+    line.say(&message(&swapped, EVERYONE, 1, "held two", &session));
     bob.say("/msg alice secret two");
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.say("/room alice");
@@ -659,14 +662,14 @@ fn a_swapped_identity_key_is_noticed_by_the_next_start_of_the_client_too() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
-    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     assert_eq!(bob.finish().0, 0);
     let swapped =
         Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
     let (mut bob, line) = stage.with(&[&swapped]);
     let session = line.bob().clone();
-    line.say(&message(&swapped, Scope::Broadcast, 1, "it is me, alice", &session));
+    line.say(&message(&swapped, EVERYONE, 1, "it is me, alice", &session));
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.say("hello?");
     bob.expect("! ");
@@ -681,12 +684,12 @@ fn nobody_on_line_but_one_whose_key_has_changed_is_told_as_that() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
-    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     let swapped =
         Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
     line.show(keys_of(&swapped));
-    line.say(&message(&swapped, Scope::Broadcast, 1, "it is me", &session));
+    line.say(&message(&swapped, EVERYONE, 1, "it is me", &session));
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.say("hello?");
     let told = bob.output.next().expect("a line");
@@ -771,8 +774,8 @@ fn keys_that_were_not_asked_for_change_nothing() {
     let send = line.hear_send();
     let wanted = alice.session.fingerprint().short();
     assert_eq!(
-        send.routing.sessions.get(&name("alice")),
-        Some(&wanted),
+        send.routing.keys.get(&name("alice")).map(WrappedKey::id),
+        Some(wanted),
         "sealed for the key that was asked for"
     );
     line.delivered(&send);
@@ -973,7 +976,7 @@ fn hostile_server_fills_neither_screen_nor_memory() {
         line.presence(&[], &[&format!("user-{n}")]);
         line.bytes(b"{\"type\":\"poll\"}\n");
     }
-    line.say(&message(&alice, Scope::Broadcast, 1, "undisturbed", &session));
+    line.say(&message(&alice, EVERYONE, 1, "undisturbed", &session));
     bob.expect("<alice> undisturbed");
     let lines = bob.output.seen.len();
     assert!(lines <= 10 + 60 + 5, "{lines} lines: {:#?}", bob.output.seen);
@@ -996,19 +999,19 @@ fn later_kinds_and_scopes_are_not_shown_nor_missing() {
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
     let word = |text: &str| Word::new(text).expect("short");
-    let bob_alone = || Recipient { name: name("bob"), session: session.fingerprint() };
+    let bob_alone = || Some((name("bob"), session.fingerprint()));
     let later = |kind, scope, sequence| {
         let header = Header { kind, ..header(&alice, scope, sequence) };
         let sealed = Sealed::seal(header, &alice.identity, b"for later versions");
         line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
     };
     line.say(&message(&alice, private_to("bob", &session), 1, "one", &session));
-    later(Kind::Later(word("poll")), Scope::Private(bob_alone()), 2);
-    later(Kind::Message, Scope::Later(word("channel"), Some(bob_alone())), 3);
-    later(Kind::Later(word("poll")), Scope::Later(word("channel"), None), 1);
+    later(Kind::Later(word("poll")), (Scope::Private, bob_alone()), 2);
+    later(Kind::Message, (Scope::Later(word("channel")), bob_alone()), 3);
+    later(Kind::Later(word("poll")), (Scope::Later(word("channel")), None), 1);
     line.say(&message(&alice, private_to("bob", &session), 4, "four", &session));
     bob.expect("<alice -> bob> four");
-    line.say(&message(&alice, Scope::Broadcast, 2, "two", &session));
+    line.say(&message(&alice, EVERYONE, 2, "two", &session));
     bob.expect("<alice> two");
     let (status, lines) = bob.finish();
     let shown: Vec<_> = lines.iter().filter(|line| !line.starts_with("* ")).collect();
@@ -1141,7 +1144,7 @@ fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
     line.say(&ServerMessage::Pong);
     line.say(&ServerMessage::Ping);
     assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
-    line.say(&message(&alice, Scope::Broadcast, 1, "undisturbed", &session));
+    line.say(&message(&alice, EVERYONE, 1, "undisturbed", &session));
     assert_eq!(bob.output.next().expect("a line"), "<alice> undisturbed");
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
@@ -1221,18 +1224,18 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
     let session = line.bob().clone();
-    line.say(&message(&mallory, Scope::Broadcast, 1, "the first", &session));
+    line.say(&message(&mallory, EVERYONE, 1, "the first", &session));
     bob.expect("<mallory> the first");
-    let sealed = Sealed::seal(header(&mallory, Scope::Broadcast, 1), &mallory.identity, b"");
+    let sealed = Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b"");
     let wrapped = sealed.wrap_for(&session);
     let mut envelope = fields(&sealed);
-    envelope.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT]);
+    envelope.body.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT]);
     // No key is shown for any of them, so each message could wait.
     for n in 0..2500 {
-        envelope.from = name(&format!("stranger-{n}"));
+        envelope.header.from = name(&format!("stranger-{n}"));
         line.say(&delivery(envelope.clone(), wrapped));
     }
-    line.say(&message(&mallory, Scope::Broadcast, 2, "the last", &session));
+    line.say(&message(&mallory, EVERYONE, 2, "the last", &session));
     bob.expect("<mallory> the last");
     let status = std::fs::read_to_string(format!("/proc/{}/status", bob.child.id())).expect("Linux");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
@@ -1344,7 +1347,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
             |line| {
                 let alice = person("alice");
                 asked(line);
-                line.say(&message(&alice, Scope::Broadcast, 1, "too early", alice.session.public()));
+                line.say(&message(&alice, EVERYONE, 1, "too early", alice.session.public()));
                 gives_nothing_away(line);
             },
             "out of place",
@@ -1537,7 +1540,7 @@ fn what_the_server_took_in_is_not_sent_again_and_what_it_did_not_is() {
         if taken < 2 {
             let again = line.hear_send();
             assert_eq!(again.routing.id, send.routing.id);
-            assert_eq!(again.envelope.nonce.0, send.envelope.nonce.0, "the very same");
+            assert_eq!(again.envelope.body.nonce.0, send.envelope.body.nonce.0, "the very same");
         }
         line.delivered(&send);
         bob.expect("<bob -> alice> hello");
@@ -1783,7 +1786,11 @@ fn a_new_key_after_the_server_lost_its_data_must_be_trusted_first() {
 // ---- other users
 
 /// Sends one envelope from `from` to the one person `to`, whose keys are fetched.
-fn send_raw(raw: &mut Raw, to: &str, seal: impl FnOnce(&SessionPublicKey) -> (EnvelopeFields, [u8; 256])) {
+fn send_raw(
+    raw: &mut Raw,
+    to: &str,
+    seal: impl FnOnce(&SessionPublicKey) -> (Envelope, [u8; WRAPPED_BYTES]),
+) {
     raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name(to)] }));
     let key = loop {
         match raw.answer().expect("an answer") {
@@ -1798,7 +1805,6 @@ fn send_raw(raw: &mut Raw, to: &str, seal: impl FnOnce(&SessionPublicKey) -> (En
         id: 1,
         targets: vec![name(to)],
         keys: [(name(to), WrappedKey::new(&wrapped))].into_iter().collect(),
-        sessions: [(name(to), session.fingerprint().short())].into_iter().collect(),
     };
     raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
 }
@@ -1827,13 +1833,13 @@ fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
     for (n, (text, shown)) in texts.iter().enumerate() {
         let sequence = n as u64 + 1;
         send_raw(&mut raw, "bob", |session| {
-            let sealed = Sealed::seal(header(&mallory, Scope::Broadcast, sequence), &mallory.identity, text);
+            let sealed = Sealed::seal(header(&mallory, EVERYONE, sequence), &mallory.identity, text);
             (fields(&sealed), sealed.wrap_for(session))
         });
         assert_eq!(bob.output.next().expect("a line"), format!("<mallory> {shown}"));
     }
     send_raw(&mut raw, "bob", |session| {
-        let to_all = header(&mallory, Scope::Broadcast, texts.len() as u64 + 1);
+        let to_all = header(&mallory, EVERYONE, texts.len() as u64 + 1);
         let sealed = Sealed::seal(to_all, &mallory.identity, b"not \xff UTF-8");
         (fields(&sealed), sealed.wrap_for(session))
     });
@@ -1853,8 +1859,8 @@ fn a_user_can_neither_sign_for_another_nor_pass_on_what_was_private() {
     bob.expect("* mallory is on-line");
     // The server already refuses another's name.
     send_raw(&mut raw, "bob", |session| {
-        let mut forged = header(&mallory, Scope::Broadcast, 1);
-        forged.sender = name("bob");
+        let mut forged = header(&mallory, EVERYONE, 1);
+        forged.from = name("bob");
         let sealed = Sealed::seal(forged, &mallory.identity, b"I am bob");
         (fields(&sealed), sealed.wrap_for(session))
     });
@@ -1864,7 +1870,7 @@ fn a_user_can_neither_sign_for_another_nor_pass_on_what_was_private() {
     send_raw(&mut raw, "bob", |session| {
         let to_carol = header(&mallory, private_to("carol", carol.session.public()), 1);
         let (envelope, key, oaep_label) = handmade(&mallory, &to_carol, &padded("between us two"), None);
-        (envelope, session.wrap(key.expose(), oaep_label))
+        (envelope, wrap(session, &key, oaep_label))
     });
     let told = match raw.answer() {
         Some(ServerMessage::Sent(_)) => bob.expect("! "),
@@ -2014,10 +2020,10 @@ fn a_message_for_another_name_or_an_earlier_session_is_refused_though_its_key_op
     // Rightly signed, and the message key is wrapped for bob's own session each time.
     for scope in [
         private_to("carol", &session),
-        Scope::Room(Recipient { name: name("carol"), session: session.fingerprint() }),
+        (Scope::Room, Some((name("carol"), session.fingerprint()))),
         private_to("Bob", &session),
         private_to("bob", mallory.session.public()),
-        Scope::Room(Recipient { name: name("bob"), session: Fingerprint([7; 32]) }),
+        (Scope::Room, Some((name("bob"), Fingerprint([7; 32])))),
     ] {
         line.say(&message(&mallory, scope.clone(), 1, "not for you", &session));
     }
@@ -2044,12 +2050,12 @@ fn a_room_is_opened_and_left_only_by_a_message_of_that_room() {
         line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
     };
     for kind in [Kind::RoomOpened, Kind::RoomLeft] {
-        for scope in [Scope::Broadcast, private_to("bob", &session)] {
+        for scope in [EVERYONE, private_to("bob", &session)] {
             say(kind, scope.clone(), 1);
         }
     }
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    let room = || Scope::Room(Recipient { name: name("bob"), session: session.fingerprint() });
+    let room = || (Scope::Room, Some((name("bob"), session.fingerprint())));
     say(Kind::RoomOpened, room(), 1);
     assert!(bob.output.next().expect("a line").starts_with("* mallory has opened a private room with you"));
     say(Kind::RoomLeft, room(), 2);
@@ -2065,7 +2071,7 @@ fn a_double_whose_name_differs_in_letter_case_alone_is_refused() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
-    line.say(&message(&alice, Scope::Broadcast, 1, "the real one", &session));
+    line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     let double =
         Person { name: name("Alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
@@ -2105,7 +2111,7 @@ fn what_is_typed_in_a_room_never_goes_to_everyone_whatever_becomes_of_the_partne
     line.show(keys_of(&alice));
     bob.say("/room alice");
     let send = line.hear_send();
-    assert_eq!((Line::targets(&send), send.envelope.scope.as_str()), (vec!["alice"], "room"));
+    assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["alice"], Scope::Room));
     line.delivered(&send);
     bob.expect("* you are in a private room with alice");
     line.show(shown(&alice, None));
@@ -2117,7 +2123,7 @@ fn what_is_typed_in_a_room_never_goes_to_everyone_whatever_becomes_of_the_partne
     bob.expect("* you are talking to everyone, and no more to alice");
     bob.say("hello everyone");
     let send = line.hear_send();
-    assert_eq!((Line::targets(&send), send.envelope.scope.as_str()), (vec!["carol"], "broadcast"));
+    assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["carol"], Scope::Broadcast));
     line.delivered(&send);
     bob.expect("<bob> hello everyone");
     assert_eq!(bob.finish().0, 0);
@@ -2131,7 +2137,7 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
-    let envelope = fields(&Sealed::seal(header(&mallory, Scope::Broadcast, 1), &mallory.identity, b""));
+    let envelope = fields(&Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b""));
     let mut told = Vec::new();
     let mut take = |event, now| {
         let effects = session.handle(event, 0, now);
@@ -2142,8 +2148,9 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     };
     // Nobody answers for their keys: a number of them wait, and no more.
     for n in 0..50_001 {
-        let envelope = EnvelopeFields { from: name(&format!("stranger-{n}")), ..envelope.clone() };
-        take(Event::Server(delivery(envelope, [0; 256])), start);
+        let mut envelope = envelope.clone();
+        envelope.header.from = name(&format!("stranger-{n}"));
+        take(Event::Server(delivery(envelope, [0; WRAPPED_BYTES])), start);
     }
     take(Event::Tick, start + Duration::from_secs(60));
     let refused = |why: &str| told.iter().filter(|line| line.contains(why)).count();
@@ -2152,9 +2159,13 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     assert_eq!(told.last(), Some(&format!("! {more} more notices about users were not shown one by one")));
     assert_eq!(told.len(), 31);
     // All who wait are kept in mind; one more is not.
-    let envelope = EnvelopeFields { from: name("one-more"), ..envelope.clone() };
-    let effects =
-        session.handle(Event::Server(delivery(envelope, [0; 256])), 0, start + Duration::from_secs(61));
+    let mut envelope = envelope.clone();
+    envelope.header.from = name("one-more");
+    let effects = session.handle(
+        Event::Server(delivery(envelope, [0; WRAPPED_BYTES])),
+        0,
+        start + Duration::from_secs(61),
+    );
     let last = effects.into_iter().find_map(|effect| match effect {
         Effect::Show(entry) => Some(entry.text),
         _ => None,

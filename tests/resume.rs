@@ -8,14 +8,14 @@ use common::{DEADLINE, Heard, PASSWORD, Person, Raw, Server, until};
 use secure_messenger::auth;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::SessionKey;
-use secure_messenger::crypto::public::RSA_BYTES;
+use secure_messenger::crypto::public::{RSA_BYTES, WRAPPED_BYTES};
 use secure_messenger::crypto::secret::{Key, random};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedSend, EnvelopeFields, Grant, KeysRequest, MAX_LINE, Packet, Received, Resume,
-    ResumeChallenge, ResumeRequest, Routing, Sent, ServerMessage, Session, SessionKeyFields, VERSION,
-    WrappedKey,
+    Body, ClientMessage, EncryptedSend, Envelope, Grant, Header, KeysRequest, Kind, MAX_LINE, Packet,
+    Received, Resume, ResumeChallenge, ResumeRequest, Routing, Scope, Sent, ServerMessage, Session,
+    SessionKeyFields, VERSION, WrappedKey,
 };
 use secure_messenger::wire::frame;
 use socket2::SockRef;
@@ -215,7 +215,7 @@ impl<'a> Peer<'a> {
     /// The number of the next envelope.
     fn letter(&mut self) -> u64 {
         match self.hear_message(|message| matches!(message, ServerMessage::EncryptedMessage(_))) {
-            ServerMessage::EncryptedMessage(message) => message.envelope.sequence,
+            ServerMessage::EncryptedMessage(message) => message.envelope.header.sequence,
             _ => unreachable!(),
         }
     }
@@ -316,27 +316,37 @@ fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMe
     ClientMessage::EncryptedSend(Box::new(EncryptedSend {
         routing: Routing {
             id: number,
-            keys: names.iter().map(|name| (name.clone(), WrappedKey::new(&[7; RSA_BYTES]))).collect(),
-            sessions: names.iter().map(|name| (name.clone(), from.session.fingerprint().short())).collect(),
+            keys: names.iter().map(|name| (name.clone(), own_key(from))).collect(),
             targets: names.clone(),
         },
-        envelope: EnvelopeFields {
-            from: from.name.clone(),
-            kind: "message".into(),
-            scope: if private { "private" } else { "broadcast" }.into(),
-            recipient: private.then(|| names[0].clone()),
-            recipient_session: None,
-            identity: Fixed(from.identity.public().fingerprint().0),
-            session: Fixed(from.session.fingerprint().0),
-            sequence: number,
-            time: 1,
-            commitment: Fixed([1; 32]),
-            nonce: Fixed([2; 12]),
-            ciphertext: Bytes(vec![5; size]),
-            tag: Fixed([6; 16]),
-            signature: Fixed([7; RSA_BYTES]),
+        envelope: Envelope {
+            header: Header {
+                kind: Kind::Message,
+                scope: if private { Scope::Private } else { Scope::Broadcast },
+                recipient: private.then(|| names[0].clone()),
+                recipient_key: None,
+                from: from.name.clone(),
+                identity: from.identity.public().fingerprint(),
+                session: from.session.fingerprint(),
+                sequence: number,
+                time: 1,
+            },
+            body: Body {
+                commitment: Fixed([1; 32]),
+                nonce: Fixed([2; 12]),
+                ciphertext: Bytes(vec![5; size]),
+                tag: Fixed([6; 16]),
+                signature: Fixed([7; RSA_BYTES]),
+            },
         },
     }))
+}
+
+/// Wrapped for the session key that everybody here has.
+fn own_key(of: &Person) -> WrappedKey {
+    let mut wrapped = [7; WRAPPED_BYTES];
+    wrapped[..8].copy_from_slice(&of.session.fingerprint().short().0);
+    WrappedKey::new(&wrapped)
 }
 
 const TRANSFER: [u8; 16] = [9; 16];
@@ -372,7 +382,7 @@ impl Tally {
         match heard {
             Heard::Message(ServerMessage::EncryptedMessage(message)) => {
                 self.letters += 1;
-                assert_eq!(message.envelope.sequence, self.letters);
+                assert_eq!(message.envelope.header.sequence, self.letters);
             }
             Heard::Packet(_, _, payload) => {
                 self.packets += 1;
@@ -688,11 +698,13 @@ fn unacknowledged_messages_are_lost_however_a_session_ends() {
         alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&name)));
         let mut kinds: Vec<_> = (1..=8).map(|n| letter(&alice.person, &[how], base + n, 100)).collect();
         kinds[4] = letter(&alice.person, &[how, "carol"], base + 5, 100);
-        for (at, kind, scope) in
-            [(5, "message", "room"), (6, "file_offer", "private"), (7, "room_left", "room")]
-        {
+        for (at, kind, scope) in [
+            (5, Kind::Message, Scope::Room),
+            (6, Kind::FileOffer, Scope::Private),
+            (7, Kind::RoomLeft, Scope::Room),
+        ] {
             let ClientMessage::EncryptedSend(send) = &mut kinds[at] else { unreachable!() };
-            (send.envelope.kind, send.envelope.scope) = (kind.into(), scope.into());
+            (send.envelope.header.kind, send.envelope.header.scope) = (kind, scope);
         }
         for message in &kinds[..2] {
             alice.say(message);

@@ -3,7 +3,7 @@
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows
 //! them. Rooms below it: `commands` (what is typed), `presence`, `peers` (keys of others), `own_keys`, `outgoing` (with what
-//! became of it), [`incoming`], [`files`], [`wire_form`] (envelopes to and from messages), `connection` (lost, had again,
+//! became of it), [`incoming`], [`files`], `connection` (lost, had again,
 //! the end).
 
 mod commands;
@@ -17,7 +17,6 @@ mod peers;
 mod presence;
 mod record;
 mod replay;
-pub mod wire_form;
 
 use super::entry::{Entry, Place, Source};
 use super::history::History;

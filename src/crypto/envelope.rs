@@ -6,11 +6,15 @@
 //! and only that opens.
 
 use super::keys::{IdentityKey, SessionKey};
-use super::primitives::{self, Tag, sha256};
-use super::public::{Fingerprint, IdentityPublicKey, RSA_BYTES, SessionPublicKey, Signature};
+use super::primitives::{self, sha256};
+use super::public::{
+    Fingerprint, IdentityPublicKey, KEY_ID_BYTES, RSA_BYTES, SessionPublicKey, WRAPPED_BYTES,
+};
 use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
+use crate::encoding::{Bytes, Fixed, Joined, words};
 use crate::name::Username;
+use miniserde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Plaintexts are padded to a multiple of this many bytes, so that a ciphertext tells a length in such steps alone.
@@ -44,112 +48,65 @@ impl Word {
     }
 }
 
-/// What an envelope is. Part of the signed header: one kind is never taken for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A text that a person wrote.
-    Message,
-    /// The sender has opened a private room with the recipient. No text.
-    RoomOpened,
-    /// The sender has left it. No text.
-    RoomLeft,
-    /// The sender offers the recipient a file. The text of this and the next four is JSON
-    /// (PROTOCOL#file-transfer).
-    FileOffer,
-    /// The recipient of an offer takes it.
-    FileAccept,
-    /// The recipient of an offer does not take it.
-    FileReject,
-    /// Either side ends a transfer.
-    FileCancel,
-    /// The recipient has the whole file, and its hash is right.
-    FileDone,
+words! {
+    /// What an envelope is. Part of the signed header: one kind is never taken for another.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Kind {
+        /// A text that a user wrote.
+        Message = "message",
+        /// The sender has opened a private room with the recipient. No text.
+        RoomOpened = "room_opened",
+        /// The sender has left it. No text.
+        RoomLeft = "room_left",
+        /// The sender offers the recipient a file. The text of this and the next four is JSON
+        /// (PROTOCOL#file-transfer).
+        FileOffer = "file_offer",
+        /// The recipient of an offer takes it.
+        FileAccept = "file_accept",
+        /// The recipient of an offer does not take it.
+        FileReject = "file_reject",
+        /// Either side ends a transfer.
+        FileCancel = "file_cancel",
+        /// The recipient has the whole file, and its hash is right.
+        FileDone = "file_done",
+    } else
     /// A kind of a later version.
-    Later(Word),
+    Later(Word)
 }
 
-/// Who an envelope is for, as the sender signed it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
-    /// Everyone on-line.
-    Broadcast,
-    /// One person, outside a room.
-    Private(Recipient),
-    /// One person, in the room of the two.
-    Room(Recipient),
-    /// A scope of a later version, for one person or for everyone.
-    Later(Word, Option<Recipient>),
-}
-
-/// The one recipient of a private or room envelope, down to the session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recipient {
-    /// In the letter case of the account.
-    pub name: Username,
-    /// Of the recipient's session key: an envelope cannot be shown to another login of theirs.
-    pub session: Fingerprint,
-}
-
-impl Scope {
-    /// The one recipient; `None` of a broadcast.
-    pub fn recipient(&self) -> Option<&Recipient> {
-        match self {
-            Scope::Broadcast => None,
-            Scope::Private(recipient) | Scope::Room(recipient) => Some(recipient),
-            Scope::Later(_, recipient) => recipient.as_ref(),
-        }
-    }
-
-    /// As it stands on the wire and in the header.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Scope::Broadcast => "broadcast",
-            Scope::Private(_) => "private",
-            Scope::Room(_) => "room",
-            Scope::Later(word, _) => word.as_str(),
-        }
-    }
-}
-
-impl Kind {
-    /// As it stands on the wire and in the header.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Kind::Message => "message",
-            Kind::RoomOpened => "room_opened",
-            Kind::RoomLeft => "room_left",
-            Kind::FileOffer => "file_offer",
-            Kind::FileAccept => "file_accept",
-            Kind::FileReject => "file_reject",
-            Kind::FileCancel => "file_cancel",
-            Kind::FileDone => "file_done",
-            Kind::Later(word) => word.as_str(),
-        }
-    }
-
-    /// Reverses [`Kind::as_str`]; `None` for a word that is too long.
-    pub fn parse(text: &str) -> Option<Kind> {
-        use Kind::{FileAccept, FileCancel, FileDone, FileOffer, FileReject, Message, RoomLeft, RoomOpened};
-        let all = [Message, RoomOpened, RoomLeft, FileOffer, FileAccept, FileReject, FileCancel, FileDone];
-        let known = all.into_iter().find(|kind| kind.as_str() == text);
-        known.or_else(|| Word::new(text).map(Kind::Later))
-    }
+words! {
+    /// Who an envelope is for, as the sender signed it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Scope {
+        /// Everyone online.
+        Broadcast = "broadcast",
+        /// One user, outside a room.
+        Private = "private",
+        /// One user, in the room of the two.
+        Room = "room",
+    } else
+    /// A scope of a later version, for one user or for everyone.
+    Later(Word)
 }
 
 /// What the sender signs and the AEAD authenticates.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// What it is.
     pub kind: Kind,
     /// Who it is for.
     pub scope: Scope,
-    /// In the letter case of the account.
-    pub sender: Username,
+    /// Of a private or room envelope, in the letter case of the account; `None` in a broadcast.
+    pub recipient: Option<Username>,
+    /// The recipient's session key: an envelope cannot be shown to another login of theirs. `None` in a broadcast.
+    pub recipient_key: Option<Fingerprint>,
+    /// The sender, in the letter case of the account; the server compares it with the name logged in with.
+    pub from: Username,
     /// Of the sender's identity key.
     pub identity: Fingerprint,
     /// Of the sender's session key, which names the conversation.
     pub session: Fingerprint,
-    /// Strictly rising from 1 in each conversation of the sender's session.
+    /// Rises by one from 1 in each conversation of the sender's session (PROTOCOL#envelope).
     pub sequence: u64,
     /// The sender's clock, milliseconds since 1970.
     pub time: u64,
@@ -158,22 +115,35 @@ pub struct Header {
 impl Header {
     /// PROTOCOL#header.
     fn encode(&self, commitment: &[u8; 32]) -> Vec<u8> {
-        let (name, session): (&[u8], &[u8]) = match self.scope.recipient() {
-            Some(recipient) => (recipient.name.as_str().as_bytes(), &recipient.session.0),
-            None => (b"", b""),
-        };
         Fields::new(label::ENVELOPE_HEADER)
             .bytes(self.kind.as_str().as_bytes())
             .bytes(self.scope.as_str().as_bytes())
-            .bytes(name)
-            .bytes(session)
-            .bytes(self.sender.as_str().as_bytes())
+            .bytes(self.recipient.as_ref().map_or("", Username::as_str).as_bytes())
+            .bytes(self.recipient_key.as_ref().map_or(&[], |key| &key.0))
+            .bytes(self.from.as_str().as_bytes())
             .bytes(&self.identity.0)
             .bytes(&self.session.0)
             .number(self.sequence)
             .number(self.time)
             .bytes(commitment)
             .finish()
+    }
+
+    /// Whether kind, scope and recipient fit each other; words of a later version fit all. PROTOCOL#check-fields,
+    /// PROTOCOL#later-versions.
+    fn agrees(&self) -> bool {
+        let to_one = self.recipient.is_some();
+        let is_known = match self.scope {
+            Scope::Broadcast => !to_one,
+            Scope::Private | Scope::Room => to_one,
+            Scope::Later(_) => true,
+        };
+        let fits = match self.kind {
+            Kind::Message | Kind::Later(_) => true,
+            Kind::RoomOpened | Kind::RoomLeft => matches!(self.scope, Scope::Room | Scope::Later(_)),
+            _ => matches!(self.scope, Scope::Private | Scope::Later(_)),
+        };
+        is_known && fits && to_one == self.recipient_key.is_some()
     }
 }
 
@@ -182,33 +152,46 @@ fn commitment(key: &Key) -> [u8; 32] {
     primitives::hmac(key, label::KEY_COMMITMENT.as_bytes())
 }
 
-/// PROTOCOL#signature.
-fn signed_bytes(header: &[u8], nonce: &[u8; 12], ciphertext: &[u8], tag: &Tag) -> Vec<u8> {
-    let body = sha256(&[ciphertext, tag].concat());
-    Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(nonce).bytes(&body).finish()
+/// The rest of an envelope: what the header was sealed with.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Body {
+    /// `HMAC[message key](label)`: a ciphertext has one key under which it is accepted.
+    pub commitment: Fixed<32>,
+    /// Random; a counter of 0 makes it EAX's 16 bytes.
+    pub nonce: Fixed<12>,
+    /// The padded text, encrypted: at most [`MAX_CIPHERTEXT`] bytes.
+    pub ciphertext: Bytes,
+    /// Of EAX, over nonce, header and ciphertext.
+    pub tag: Fixed<16>,
+    /// The identity key's, over header, nonce and the hash of ciphertext and tag.
+    pub signature: Fixed<RSA_BYTES>,
 }
 
-/// The part of an envelope that is the same for all its recipients, as it goes over the wire.
+impl Joined for Body {
+    const MEMBERS: &[&str] = &["commitment", "nonce", "ciphertext", "tag", "signature"];
+}
+
+impl Body {
+    /// PROTOCOL#signature.
+    fn signed(&self, header: &[u8]) -> Vec<u8> {
+        let body = sha256(&[&self.ciphertext.0[..], &self.tag.0].concat());
+        Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(&self.nonce.0).bytes(&body).finish()
+    }
+}
+
+/// What every recipient gets: sealed once, sent as it is, verified by each. Nothing in one that was received is trusted yet.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Body {
-    /// What was signed.
+pub struct Envelope {
+    /// What it is, from whom and for whom.
     pub header: Header,
-    /// `HMAC[message key](label)`: a ciphertext has one key under which it is accepted.
-    pub commitment: [u8; 32],
-    /// Random; a counter of 0 makes it EAX's 16 bytes.
-    pub nonce: [u8; 12],
-    /// Of the padded text: at most [`MAX_CIPHERTEXT`] bytes, which [`Envelope::verify`] checks.
-    pub ciphertext: Vec<u8>,
-    /// Of EAX, with the encoded header as associated data.
-    pub tag: Tag,
-    /// The identity key's, over header, nonce and the hash of ciphertext and tag.
-    pub signature: Signature,
+    /// The ciphertext, and what protects both.
+    pub body: Body,
 }
 
 /// A sealed message with its key, on the sender's side, until it was wrapped for all.
 pub struct Sealed {
     /// What everyone gets.
-    pub body: Body,
+    pub envelope: Envelope,
     key: Key,
     oaep_label: [u8; 32],
 }
@@ -217,7 +200,7 @@ impl Sealed {
     /// Encrypts and signs `text` under a fresh key; about 2 ms.
     ///
     /// # Panics
-    /// If `text` is longer than [`MAX_TEXT`]; callers bound what people type.
+    /// If `text` is longer than [`MAX_TEXT`]; callers limit what users type.
     pub fn seal(header: Header, identity: &IdentityKey, text: &[u8]) -> Sealed {
         assert!(text.len() <= MAX_TEXT, "texts are bounded where they are typed");
         // PROTOCOL#message-key.
@@ -228,14 +211,25 @@ impl Sealed {
         let mut ciphertext = pad(text);
         // PROTOCOL#ciphertext.
         let tag = primitives::eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
-        let signature = identity.sign(&signed_bytes(&encoded, &nonce, &ciphertext, &tag));
-        let body = Body { header, commitment, nonce, ciphertext, tag, signature };
-        Sealed { body, key, oaep_label: sha256(&encoded) }
+        let mut body = Body {
+            commitment: Fixed(commitment),
+            nonce: Fixed(nonce),
+            ciphertext: Bytes(ciphertext),
+            tag: Fixed(tag),
+            signature: Fixed([0; RSA_BYTES]),
+        };
+        body.signature = Fixed(identity.sign(&body.signed(&encoded)));
+        Sealed { envelope: Envelope { header, body }, key, oaep_label: sha256(&encoded) }
     }
 
-    /// The message key for one recipient, bound to this header, 256 bytes; about 0.1 ms. PROTOCOL#wrapped-key.
-    pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; RSA_BYTES] {
-        recipient.wrap(self.key.expose(), self.oaep_label)
+    /// The message key for one recipient, bound to this header, behind the id of the recipient's key; about 0.1 ms.
+    /// PROTOCOL#wrapped-key.
+    pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; WRAPPED_BYTES] {
+        let mut wrapped = [0; WRAPPED_BYTES];
+        let (id, block) = wrapped.split_at_mut(KEY_ID_BYTES);
+        id.copy_from_slice(&recipient.fingerprint().short().0);
+        block.copy_from_slice(&recipient.wrap(self.key.expose(), self.oaep_label));
+        wrapped
     }
 }
 
@@ -262,57 +256,98 @@ pub fn unpad(padded: &[u8], limit: usize) -> Option<&[u8]> {
     (exact && zeros.iter().all(|&byte| byte == 0)).then_some(text)
 }
 
-/// An envelope as a recipient got it: nothing in it is believed yet.
-pub struct Envelope {
-    /// The same for all recipients.
-    pub body: Body,
-    /// The message key, wrapped for this recipient's session key.
-    pub wrapped: [u8; RSA_BYTES],
-}
-
 impl Envelope {
     /// The first check, before any RSA decryption or AES: the sender's signature. PROTOCOL#check-signature.
     ///
     /// # Errors
-    /// [`CryptoError::BadEnvelope`] if `identity` is not the key that the header names, or the ciphertext is longer than
-    /// [`MAX_CIPHERTEXT`]; [`CryptoError::BadSignature`].
+    /// [`CryptoError::BadEnvelope`] if its fields contradict each other, `identity` is not the key that the header names, or
+    /// the ciphertext is longer than [`MAX_CIPHERTEXT`]; [`CryptoError::BadSignature`].
     pub fn verify(&self, identity: &IdentityPublicKey) -> Result<Verified<'_>, CryptoError> {
-        let body = &self.body;
-        if body.header.identity != identity.fingerprint() || body.ciphertext.len() > MAX_CIPHERTEXT {
+        let (header, body) = (&self.header, &self.body);
+        let is_whole = header.agrees() && body.ciphertext.0.len() <= MAX_CIPHERTEXT;
+        if !is_whole || header.identity != identity.fingerprint() {
             return Err(CryptoError::BadEnvelope);
         }
-        let header = body.header.encode(&body.commitment);
-        identity.verify(&signed_bytes(&header, &body.nonce, &body.ciphertext, &body.tag), &body.signature)?;
-        Ok(Verified { envelope: self, header })
+        let encoded = header.encode(&body.commitment.0);
+        identity.verify(&body.signed(&encoded), &body.signature.0)?;
+        Ok(Verified { envelope: self, encoded })
     }
 }
 
 /// An envelope whose signature is its sender's.
 pub struct Verified<'a> {
     envelope: &'a Envelope,
-    header: Vec<u8>,
+    encoded: Vec<u8>,
 }
 
 impl Verified<'_> {
     /// What the sender signed.
     pub fn header(&self) -> &Header {
-        &self.envelope.body.header
+        &self.envelope.header
     }
 
-    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. PROTOCOL#check-open.
+    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. `wrapped` is
+    /// [`Sealed::wrap_for`]'s. PROTOCOL#check-open, PROTOCOL#key-id.
     ///
     /// # Errors
     /// [`CryptoError::BadCiphertext`], whichever step failed.
-    pub fn open(&self, session: &SessionKey) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
-        let body = &self.envelope.body;
-        let key = session.unwrap(&self.envelope.wrapped, sha256(&self.header))?;
-        let key = Key::from_slice(&key).ok_or(CryptoError::BadCiphertext)?;
-        if Key::new(commitment(&key)) != Key::new(body.commitment) {
+    pub fn open(
+        &self,
+        session: &SessionKey,
+        wrapped: &[u8; WRAPPED_BYTES],
+    ) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
+        let (body, encoded) = (&self.envelope.body, &self.encoded);
+        let (id, block) = wrapped.split_first_chunk().expect("an id and a block");
+        if *id != session.fingerprint().short().0 {
             return Err(CryptoError::BadCiphertext);
         }
-        let mut text = Zeroizing::new(body.ciphertext.clone());
-        primitives::eax_open(&key, &body.nonce, 0, &self.header, &mut text, &body.tag)?;
+        let key = session.unwrap(block.try_into().expect("a block"), sha256(encoded))?;
+        let key = Key::from_slice(&key).ok_or(CryptoError::BadCiphertext)?;
+        if Key::new(commitment(&key)) != Key::new(body.commitment.0) {
+            return Err(CryptoError::BadCiphertext);
+        }
+        let mut text = Zeroizing::new(body.ciphertext.0.clone());
+        primitives::eax_open(&key, &body.nonce.0, 0, encoded, &mut text, &body.tag.0)?;
         let text = unpad(&text, MAX_TEXT).ok_or(CryptoError::BadCiphertext)?;
         Ok(Zeroizing::new(text.to_vec()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PROTOCOL#check-fields.
+    #[test]
+    fn kind_fits_its_own_scope_alone() {
+        let fits = |kind, scope, to_one: bool| {
+            let header = Header {
+                kind,
+                scope,
+                recipient: to_one.then(|| "bob".parse().expect("name")),
+                recipient_key: to_one.then_some(Fingerprint([1; 32])),
+                from: "alice".parse().expect("name"),
+                identity: Fingerprint([2; 32]),
+                session: Fingerprint([3; 32]),
+                sequence: 1,
+                time: 0,
+            };
+            let half = Header { recipient_key: None, ..header.clone() };
+            assert!(!to_one || !half.agrees(), "a recipient without a key");
+            header.agrees()
+        };
+        let scopes = |kind| {
+            assert!(!fits(kind, Scope::Broadcast, true) && !fits(kind, Scope::Private, false));
+            assert!(!fits(kind, Scope::Room, false));
+            [(Scope::Broadcast, false), (Scope::Private, true), (Scope::Room, true)]
+                .map(|(scope, to_one)| fits(kind, scope, to_one))
+        };
+        assert_eq!(scopes(Kind::Message), [true; 3]);
+        for notice in [Kind::RoomOpened, Kind::RoomLeft] {
+            assert_eq!(scopes(notice), [false, false, true], "{notice}");
+        }
+        for word in [Kind::FileOffer, Kind::FileAccept, Kind::FileReject, Kind::FileCancel, Kind::FileDone] {
+            assert_eq!(scopes(word), [false, true, false], "{word}");
+        }
     }
 }

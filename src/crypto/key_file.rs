@@ -8,10 +8,9 @@ use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUND
 use super::secret::{Password, random};
 use super::{Fields, label};
 use crate::disk;
-use crate::encoding::{Bytes, Fixed};
+use crate::encoding::{Bytes, Fixed, words};
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
-use std::fmt;
 use zeroize::Zeroizing;
 
 /// The longest file that is read, in bytes (a real one has about 1.9 KB).
@@ -34,29 +33,17 @@ const VERSION: u32 = 1;
 const KDF: &str = "PBKDF2-HMAC-SHA256";
 const CIPHER: &str = "AES-256-GCM";
 
-/// Why a key file does not open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyFileError {
-    /// It is not of this format.
-    Damaged,
-    /// It is of a version, or asks for parameters, that this program does not accept.
-    Unsupported,
-    /// The password is wrong (or the file was altered: the tag cannot tell which).
-    WrongPassword,
-}
-
-impl fmt::Display for KeyFileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            KeyFileError::Damaged => {
-                "the key file is damaged: restore it from a copy (or, if an editor has saved it in another encoding, save it \
-                 as UTF-8)"
-            }
-            KeyFileError::Unsupported => {
-                "the key file is of a newer version or asks for parameters that are not safe"
-            }
-            KeyFileError::WrongPassword => "the password does not open the key file",
-        })
+words! {
+    /// Why a key file does not open.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum KeyFileError {
+        /// It is not of this format.
+        Damaged = "the key file is damaged: restore it from a copy (or, if an editor has saved it in another encoding, save it \
+                     as UTF-8)",
+        /// It is of a version, or asks for parameters, that this program does not accept.
+        Unsupported = "the key file is of a newer version or asks for parameters that are not safe",
+        /// The password is wrong (or the file was altered: the tag cannot tell which).
+        WrongPassword = "the password does not open the key file",
     }
 }
 

@@ -15,7 +15,7 @@ pub mod primitives;
 pub mod public;
 pub mod secret;
 
-use std::fmt;
+use crate::encoding::words;
 
 /// Domain labels. The number is the protocol's version: bytes made under one label can never
 /// be taken for bytes made under another. PROTOCOL#labels.
@@ -80,39 +80,25 @@ impl Fields {
     }
 }
 
-/// What can be wrong with bytes that claim to be cryptographic. It says no more than that on
-/// purpose: details would help only whoever made them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CryptoError {
-    /// Not a DER-encoded RSA key of 2048 bits with exponent 65,537.
-    BadKey,
-    /// The signature is not this key's over these bytes.
-    BadSignature,
-    /// Decryption failed: another key, altered bytes, a commitment to another key or false padding.
-    BadCiphertext,
-    /// The envelope names another identity key than its sender's, or its ciphertext is too long.
-    BadEnvelope,
-    /// The certificate is older than a day or from the future, by more than two hours.
-    StaleCertificate,
-    /// A chunk was altered, or is not of this transfer.
-    BadChunk,
-    /// A chunk is not the one that is due: it came twice, or one before it is missing.
-    WrongChunk,
-}
-
-impl fmt::Display for CryptoError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            CryptoError::BadKey => "not an RSA-2048 public key",
-            CryptoError::BadSignature => "the signature is wrong",
-            CryptoError::BadCiphertext => "it cannot be decrypted",
-            CryptoError::BadEnvelope => "its fields contradict each other",
-            CryptoError::StaleCertificate => {
-                "the session certificate is too old or from the future: compare the clocks"
-            }
-            CryptoError::BadChunk => "a part of it was altered on the way",
-            CryptoError::WrongChunk => "a part of it came twice, or is missing",
-        })
+words! {
+    /// What can be wrong with bytes that claim to be cryptographic. It says no more than that on
+    /// purpose: details would help only whoever made them.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum CryptoError {
+        /// Not a DER-encoded RSA key of 2048 bits with exponent 65,537.
+        BadKey = "not an RSA-2048 public key",
+        /// The signature is not this key's over these bytes.
+        BadSignature = "the signature is wrong",
+        /// Decryption failed: another key, altered bytes, a commitment to another key or false padding.
+        BadCiphertext = "it cannot be decrypted",
+        /// The envelope names another identity key than its sender's, or its ciphertext is too long.
+        BadEnvelope = "its fields contradict each other",
+        /// The certificate is older than a day or from the future, by more than two hours.
+        StaleCertificate = "the session certificate is too old or from the future: compare the clocks",
+        /// A chunk was altered, or is not of this transfer.
+        BadChunk = "a part of it was altered on the way",
+        /// A chunk is not the one that is due: it came twice, or one before it is missing.
+        WrongChunk = "a part of it came twice, or is missing",
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::{CryptoError, Fields, label};
 use crate::crypto::primitives::sha256;
+use crate::encoding::{Fixed, Text, base64, text};
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
@@ -12,6 +13,7 @@ use rsa::pkcs8::{DecodePublicKey, EncodePublicKey};
 use rsa::traits::PublicKeyParts;
 use rsa::{BoxedUint, Oaep, Pss, PublicKey};
 use sha2::Sha256;
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,6 +22,10 @@ use std::time::Duration;
 pub const RSA_BITS: usize = 2048;
 /// Bytes of a signature or of one OAEP block: 256.
 pub const RSA_BYTES: usize = RSA_BITS / 8;
+/// Bytes of a [`ShortFingerprint`].
+pub const KEY_ID_BYTES: usize = 8;
+/// Bytes of a wrapped key as it is sent: the short fingerprint of the recipient's key, then one OAEP block.
+pub const WRAPPED_BYTES: usize = KEY_ID_BYTES + RSA_BYTES;
 /// The most bytes that one OAEP block holds, RFC 8017 section 7.1.1: 190, five keys and a rest.
 pub const OAEP_BYTES: usize = RSA_BYTES - 2 * 32 - 2;
 /// The most bytes of a DER-encoded public key that are looked at: RSA-2048 has 294, and nothing is parsed that cannot be
@@ -49,8 +55,8 @@ impl Fingerprint {
 
     /// The first eight bytes.
     pub fn short(&self) -> ShortFingerprint {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        ShortFingerprint(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+        let (id, _) = self.0.split_first_chunk().expect("32 bytes have eight");
+        ShortFingerprint(*id)
     }
 }
 
@@ -77,32 +83,26 @@ impl FromStr for Fingerprint {
     }
 }
 
-/// Names a session key where the server has to tell which one a sender used: a routing hint, never a proof. As text, 16
-/// lower-case hexadecimal digits.
+text!(Fingerprint);
+
+impl Text for Fingerprint {
+    fn read(text: &str) -> Option<Fingerprint> {
+        Fixed::read(text).map(|Fixed(bytes)| Fingerprint(bytes))
+    }
+
+    fn write(&self) -> Cow<'_, str> {
+        base64(&self.0).into()
+    }
+}
+
+/// Names a session key where the server has to tell which one a sender used: a routing hint, never a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShortFingerprint(u64);
+pub struct ShortFingerprint(pub [u8; KEY_ID_BYTES]);
 
 impl ShortFingerprint {
-    /// The same as a number, for who compares it often.
+    /// The same as a number, for callers that compare it often.
     pub fn number(self) -> u64 {
-        self.0
-    }
-}
-
-impl fmt::Display for ShortFingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for ShortFingerprint {
-    type Err = CryptoError;
-
-    fn from_str(text: &str) -> Result<Self, CryptoError> {
-        let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        let digits = Some(text).filter(|text| text.len() == 16 && text.bytes().all(is_digit));
-        let number = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        number.map(ShortFingerprint).ok_or(CryptoError::BadKey)
+        u64::from_be_bytes(self.0)
     }
 }
 

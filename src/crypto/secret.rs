@@ -3,7 +3,9 @@
 //! Invariant: a secret is wiped when dropped, compared in constant time, never cloned by accident,
 //! and says nothing in `Debug`. Reading it takes the word `expose`, which is easy to search for.
 
+use crate::encoding::{Bytes, Text, base64, text};
 use rand::TryRng;
+use std::borrow::Cow;
 use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
@@ -38,6 +40,18 @@ impl<const N: usize> Secret<N> {
     /// A second copy, which is wiped like the first.
     pub fn duplicate(&self) -> Self {
         Secret(self.0)
+    }
+}
+
+text!(Secret<N>, const N);
+
+impl<const N: usize> Text for Secret<N> {
+    fn read(text: &str) -> Option<Self> {
+        Secret::from_slice(&Zeroizing::new(Bytes::read(text)?.0))
+    }
+
+    fn write(&self) -> Cow<'_, str> {
+        base64(&self.0).into()
     }
 }
 

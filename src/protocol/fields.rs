@@ -2,17 +2,16 @@
 //!
 //! Invariant: whatever has a fixed length or form has a type that allows no other.
 
-use crate::crypto::public::{RSA_BYTES, SessionCertificate, ShortFingerprint};
+use super::ByName;
+use crate::crypto::envelope::Envelope;
+use crate::crypto::public::{RSA_BYTES, SessionCertificate, ShortFingerprint, WRAPPED_BYTES};
 use crate::crypto::secret::Key;
-use crate::encoding::{ByName, Bytes, Fields, Fixed};
+use crate::encoding::{Bytes, Fixed, Joined, Text, base64, text};
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use miniserde::de::Visitor;
-use miniserde::ser::Fragment;
-use miniserde::{Deserialize, Serialize, make_place};
-
-make_place!(Place);
+use miniserde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Client: make an account.
 #[derive(Serialize, Deserialize)]
@@ -194,40 +193,7 @@ pub struct PersonKeys {
     pub certificate: Option<Fixed<RSA_BYTES>>,
 }
 
-/// What the sender signed, and the ciphertext: the same for every recipient.
-#[derive(Serialize, Deserialize, Clone)]
-pub struct EnvelopeFields {
-    /// The sender; the server compares it with the name logged in with.
-    pub from: Username,
-    /// A word such as `message` or `file_offer`: see [`Kind`](crate::crypto::envelope::Kind).
-    pub kind: String,
-    /// `broadcast`, `private` or `room`.
-    pub scope: String,
-    /// Of a private or room envelope; `None` in a broadcast.
-    pub recipient: Option<Username>,
-    /// Fingerprint of the session key that it is for; `None` in a broadcast.
-    pub recipient_session: Option<Fixed<32>>,
-    /// Fingerprint of the sender's identity key.
-    pub identity: Fixed<32>,
-    /// Fingerprint of the sender's session key, which names the conversation.
-    pub session: Fixed<32>,
-    /// Rises by one from 1 in each conversation (PROTOCOL#envelope).
-    pub sequence: u64,
-    /// The sender's clock, milliseconds since 1970.
-    pub time: u64,
-    /// To the message key, because EAX does not commit to its key.
-    pub commitment: Fixed<32>,
-    /// Random; with a counter of 32 bits, 0 for messages, it is the 16-byte nonce of EAX.
-    pub nonce: Fixed<12>,
-    /// The padded text, encrypted: at most [`MAX_CIPHERTEXT`](super::MAX_CIPHERTEXT) bytes.
-    pub ciphertext: Bytes,
-    /// Of EAX, over nonce, header and ciphertext.
-    pub tag: Fixed<16>,
-    /// The identity key's, over header, nonce and the hash of ciphertext and tag.
-    pub signature: Fixed<RSA_BYTES>,
-}
-
-/// Where an envelope goes. `sessions` names the session key that each wrapped key is for.
+/// Where an envelope goes.
 #[derive(Serialize, Deserialize)]
 pub struct Routing {
     /// The sender's number for this request, repeated in the answer.
@@ -236,80 +202,83 @@ pub struct Routing {
     pub targets: Vec<Username>,
     /// The message key, wrapped for each target's session key: exactly the targets' names.
     pub keys: ByName<WrappedKey>,
-    /// Of each target's session key: exactly the targets' names.
-    pub sessions: ByName<ShortFingerprint>,
 }
 
-/// A wrapped key on its way through the server, which passes its text on: checked to be the base64 of [`RSA_BYTES`] bytes,
-/// and never taken apart. It is its own memory: a message to a thousand people has a thousand of them.
+impl Joined for Routing {
+    const MEMBERS: &[&str] = &["id", "targets", "keys"];
+}
+
+/// The id of a recipient's key, and the message key wrapped for it, on its way through the server, which passes its text on:
+/// checked to be the base64 of [`WRAPPED_BYTES`] bytes. The server reads the id alone. It is its own memory: a message to a
+/// thousand users has a thousand of them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WrappedKey([u8; WrappedKey::DIGITS]);
 
-impl WrappedKey {
-    /// Of the base64 of [`RSA_BYTES`] bytes: 344.
-    pub const DIGITS: usize = RSA_BYTES.div_ceil(3) * 4;
+text!(WrappedKey);
 
-    /// The base64 of a wrapped key.
-    pub fn new(wrapped: &[u8; RSA_BYTES]) -> WrappedKey {
-        let text = BASE64_STANDARD.encode(wrapped);
-        WrappedKey(text.as_bytes().try_into().expect("the base64 of so many bytes"))
-    }
-
-    /// `None` where the decoder would not make [`RSA_BYTES`] bytes of it: asked a thousand times for one message, so that it
-    /// is worth not to decode. 256 bytes are 85 groups of three and one byte, whose second digit has four bits that are zero.
+impl Text for WrappedKey {
+    /// `None` where the decoder would not make [`WRAPPED_BYTES`] bytes of it: asked a thousand times for one message, so that
+    /// it is worth not to decode. Their number is a multiple of three: no padding, and each digit has six bits.
     fn read(text: &str) -> Option<WrappedKey> {
-        let key = WrappedKey(text.as_bytes().try_into().ok()?);
-        let digits = key.0.strip_suffix(b"==")?;
+        let digits = text.as_bytes().try_into().ok()?;
         let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/');
         // Without a way out in the middle, many are looked at together.
-        let is_base64 = digits.iter().fold(true, |all, byte| all & is_digit(byte));
-        (is_base64 && matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w'))).then_some(key)
+        let is_base64 = text.as_bytes().iter().fold(true, |all, byte| all & is_digit(byte));
+        is_base64.then_some(WrappedKey(digits))
+    }
+
+    fn write(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.0)
+    }
+}
+
+impl WrappedKey {
+    /// Of the base64 of [`WRAPPED_BYTES`] bytes: 352.
+    pub const DIGITS: usize = WRAPPED_BYTES / 3 * 4;
+
+    /// The base64 of a wrapped key.
+    pub fn new(wrapped: &[u8; WRAPPED_BYTES]) -> WrappedKey {
+        WrappedKey(base64(wrapped).as_bytes().try_into().expect("the base64 of so many bytes"))
+    }
+
+    /// Which key it is wrapped for, as the sender says. PROTOCOL#key-id.
+    pub fn id(&self) -> ShortFingerprint {
+        let [a, b, c, d, e, f, g, h, _] = self.decoded(12);
+        ShortFingerprint([a, b, c, d, e, f, g, h])
     }
 
     /// What the recipient unwraps.
-    pub fn bytes(&self) -> [u8; RSA_BYTES] {
-        let bytes = BASE64_STANDARD.decode(self.0).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.expect("it was checked")
+    pub fn bytes(&self) -> [u8; WRAPPED_BYTES] {
+        self.decoded(Self::DIGITS)
     }
 
-    /// Its base64, 344 characters.
+    fn decoded<const N: usize>(&self, digits: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        BASE64_STANDARD.decode_slice(&self.0[..digits], &mut bytes).expect("it was checked");
+        bytes
+    }
+
+    /// Its base64, 352 characters.
     pub fn digits(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Visitor for Place<WrappedKey> {
-    fn string(&mut self, text: &str) -> miniserde::Result<()> {
-        self.out = Some(WrappedKey::read(text).ok_or(miniserde::Error)?);
-        Ok(())
-    }
-}
-
-impl Deserialize for WrappedKey {
-    fn begin(out: &mut Option<Self>) -> &mut dyn Visitor {
-        Place::new(out)
-    }
-}
-
-impl Serialize for WrappedKey {
-    fn begin(&self) -> Fragment<'_> {
-        Fragment::Str(String::from_utf8_lossy(&self.0))
-    }
-}
+const _: () = assert!(WRAPPED_BYTES / 3 * 3 == WRAPPED_BYTES, "its base64 has no padding");
 
 /// Client: an envelope with a wrapped key for each recipient.
 pub struct EncryptedSend {
     /// Where it goes.
     pub routing: Routing,
     /// What every recipient gets.
-    pub envelope: EnvelopeFields,
+    pub envelope: Envelope,
 }
 
 /// Server: an envelope with the recipient's own wrapped key.
 pub struct EncryptedMessage {
     /// What every recipient gets.
-    pub envelope: EnvelopeFields,
-    /// The message key, wrapped for this recipient's session key.
+    pub envelope: Envelope,
+    /// The message key, wrapped for this recipient's session key, whose id it begins with.
     pub key: WrappedKey,
 }
 
@@ -370,23 +339,22 @@ pub struct Failure {
     pub retry_after: Option<u64>,
 }
 
-impl Fields for Routing {
-    const NAMES: &[&str] = &["id", "targets", "keys", "sessions"];
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::crypto::secret::random;
 
-    /// PROTOCOL#base64.
+    /// PROTOCOL#base64, PROTOCOL#key-id.
     #[test]
     fn a_wrapped_key_is_exactly_what_the_decoder_takes() {
-        let decoded = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == RSA_BYTES);
-        let good = WrappedKey::new(&random());
+        let decoded =
+            |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == WRAPPED_BYTES);
+        let bytes: [u8; WRAPPED_BYTES] = random();
+        let good = WrappedKey::new(&bytes);
+        assert!(good.bytes() == bytes && good.id().0 == bytes[..8]);
         let is_taken = |text: &str| WrappedKey::read(text).is_some_and(|key| key.digits() == text.as_bytes());
         assert!(is_taken(str::from_utf8(good.digits()).expect("ASCII")));
-        for at in [0, 1, 170, 340, 341, 342, 343] {
+        for at in [0, 1, 170, 348, 349, 350, 351] {
             for byte in 0..=127u8 {
                 let mut text = good.digits().to_vec();
                 text[at] = byte;
@@ -394,7 +362,7 @@ mod tests {
                 assert_eq!(is_taken(&text), decoded(&text), "{byte} at {at}");
             }
         }
-        for count in [0, 1, 85, 254, 255, 257, 258, 259] {
+        for count in [0, 1, 85, 256, 262, 263, 265, 266, 267] {
             let text = BASE64_STANDARD.encode(vec![7; count]);
             assert!(!is_taken(&text), "{count} bytes");
         }

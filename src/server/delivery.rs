@@ -10,12 +10,11 @@ use super::outbox::{Pass, Queued};
 use super::receipts::Receipt;
 use super::session::{Admission, Session};
 use super::{Shared, metrics};
-use crate::crypto::public::ShortFingerprint;
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
-    self, EncryptedSend, ErrorCode, Failure, Grant, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES,
-    MAX_TARGETS, Packet, PersonKeys, Refused, Routing, Sent, ServerMessage, WrappedKey,
+    self, EncryptedSend, Envelope, ErrorCode, Failure, Grant, Keys, KeysRequest, Kind, MAX_CIPHERTEXT,
+    MAX_KEY_NAMES, MAX_TARGETS, Packet, PersonKeys, Refused, Routing, Scope, Sent, ServerMessage, WrappedKey,
 };
 use crate::wire::frame;
 use std::collections::BTreeSet;
@@ -32,13 +31,13 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
         let (code, message) = (code.as_str().into(), text.into());
         return ServerMessage::Error(Failure { code, message, id: Some(id), retry_after: None });
     }
-    let EncryptedSend { routing: Routing { targets, keys, sessions, .. }, envelope } = send;
+    let EncryptedSend { routing: Routing { targets, keys, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
     // Broadcasts, words about files and notices of rooms have no receipt.
-    let has_receipt = envelope.kind == "message" && envelope.recipient.is_some();
+    let has_receipt = envelope.header.kind == Kind::Message && envelope.header.recipient.is_some();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
-    let mut queue = |found: Found<'_>, (target, (key, _)): Route<'_>, pass: Option<&mut Pass>| {
+    let mut queue = |found: Found<'_>, (target, key): Route<'_>, pass: Option<&mut Pass>| {
         let list = match found {
             Found::Offline => &mut sent.offline,
             Found::Stale => &mut sent.stale,
@@ -61,7 +60,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
         list.push(target);
     };
     let (alone, mut pass) = (targets.len() == 1, Pass::default());
-    let mut routes = targets.into_iter().zip(keys.values().zip(sessions.values())).peekable();
+    let mut routes = targets.into_iter().zip(keys.values()).peekable();
     if alone && let Some(only) = routes.next() {
         let session = shared.registry.get(&only.0);
         queue(Found::new(session.as_deref(), &only), only, None);
@@ -78,8 +77,8 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     ServerMessage::Sent(sent)
 }
 
-/// For whom, under which wrapped key, and for which session key that is.
-type Route<'a> = (Username, (&'a WrappedKey, &'a ShortFingerprint));
+/// For whom, and under which wrapped key.
+type Route<'a> = (Username, &'a WrappedKey);
 
 /// Where an envelope can go.
 enum Found<'a> {
@@ -90,54 +89,50 @@ enum Found<'a> {
 }
 
 impl Found<'_> {
-    fn new<'a>(session: Option<&'a Session>, (_, (_, key_name)): &Route<'_>) -> Found<'a> {
+    fn new<'a>(session: Option<&'a Session>, (_, key): &Route<'_>) -> Found<'a> {
         match session {
             None => Found::Offline,
-            Some(session) if !session.uses_key(**key_name) => Found::Stale,
+            Some(session) if !session.uses_key(key.id()) => Found::Stale,
             Some(session) => Found::Online(session),
         }
     }
 }
 
-/// The longest kind, in bytes: the server passes on kinds that it does not know; those of today have at most 11.
-const MAX_KIND: usize = 32;
-
 type Bad = (ErrorCode, &'static str);
 
 /// PROTOCOL#own-name.
 fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
-    let (routing, envelope) = (&send.routing, &send.envelope);
-    if envelope.from != sender.name {
+    let (routing, Envelope { header, body }) = (&send.routing, &send.envelope);
+    if header.from != sender.name {
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
     }
-    if envelope.ciphertext.0.len() > MAX_CIPHERTEXT {
+    if body.ciphertext.0.len() > MAX_CIPHERTEXT {
         return Err((ErrorCode::Malformed, "the ciphertext has more than 33,024 bytes"));
     }
-    if envelope.kind.len() > MAX_KIND {
-        return Err((ErrorCode::Malformed, "the kind has more than 32 bytes"));
-    }
     let bad = |text| Err((ErrorCode::BadTargets, text));
-    match (envelope.scope.as_str(), &envelope.recipient) {
+    match (header.scope, &header.recipient) {
         _ if routing.targets.is_empty() => bad("there are no targets"),
         _ if routing.targets.len() > MAX_TARGETS => {
             bad("there are more than 1,024 targets: send it several times")
         }
-        ("broadcast", None) => Ok(()),
-        ("broadcast", Some(_)) => bad("a broadcast has a recipient"),
-        ("private" | "room", Some(name)) if routing.targets == [name.clone()] => Ok(()),
-        ("private" | "room", _) => bad("a private or room envelope has not its recipient as its one target"),
-        _ => bad("the scope is neither broadcast nor private nor room"),
+        (Scope::Broadcast, None) => Ok(()),
+        (Scope::Broadcast, Some(_)) => bad("a broadcast has a recipient"),
+        (Scope::Private | Scope::Room, Some(name)) if routing.targets == [name.clone()] => Ok(()),
+        (Scope::Private | Scope::Room, _) => {
+            bad("a private or room envelope has not its recipient as its one target")
+        }
+        (Scope::Later(_), _) => bad("the scope is neither broadcast nor private nor room"),
     }
 }
 
-/// Puts the targets into the order of names, that of `keys` and `sessions`, so that all three are gone through once.
+/// Puts the targets into the order of names, that of `keys`, so that both are gone through once.
 /// PROTOCOL#routing.
 fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
-    let Routing { targets, keys, sessions, .. } = routing;
+    let Routing { targets, keys, .. } = routing;
     targets.sort_unstable();
     let is_sorted = targets.is_sorted_by(|one, next| one < next);
-    if !is_sorted || !targets.iter().eq(keys.names()) || !targets.iter().eq(sessions.names()) {
-        let text = "targets, keys and sessions do not name the same users, each once";
+    if !is_sorted || !targets.iter().eq(keys.names()) {
+        let text = "targets and keys do not name the same users, each once";
         return Err((ErrorCode::BadTargets, text));
     }
     Ok(())
@@ -244,8 +239,8 @@ mod tests {
     use super::super::session::tests::session;
     use super::super::tests::shared;
     use super::*;
-    use crate::crypto::public::{Fingerprint, RSA_BYTES};
-    use crate::protocol::{EnvelopeFields, MAX_GRANTED};
+    use crate::crypto::public::{Fingerprint, RSA_BYTES, WRAPPED_BYTES};
+    use crate::protocol::{Body, Header, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
 
@@ -273,29 +268,32 @@ mod tests {
     /// A broadcast for the session keys that members have.
     fn letter(from: &str, targets: &[&str]) -> EncryptedSend {
         let targets: Vec<_> = targets.iter().copied().map(name).collect();
-        let (key, session) = (WrappedKey::new(&[1; RSA_BYTES]), Fingerprint([0; 32]).short());
+        let key = WrappedKey::new(&[0; WRAPPED_BYTES]);
         EncryptedSend {
             routing: Routing {
                 id: 7,
                 keys: targets.iter().map(|name| (name.clone(), key.clone())).collect(),
-                sessions: targets.iter().map(|name| (name.clone(), session)).collect(),
                 targets,
             },
-            envelope: EnvelopeFields {
-                from: name(from),
-                kind: "message".into(),
-                scope: "broadcast".into(),
-                recipient: None,
-                recipient_session: None,
-                identity: Fixed([0; 32]),
-                session: Fixed([0; 32]),
-                sequence: 1,
-                time: 1,
-                commitment: Fixed([0; 32]),
-                nonce: Fixed([0; 12]),
-                ciphertext: Bytes(vec![5; 256]),
-                tag: Fixed([6; 16]),
-                signature: Fixed([7; RSA_BYTES]),
+            envelope: Envelope {
+                header: Header {
+                    kind: Kind::Message,
+                    scope: Scope::Broadcast,
+                    recipient: None,
+                    recipient_key: None,
+                    from: name(from),
+                    identity: Fingerprint([0; 32]),
+                    session: Fingerprint([0; 32]),
+                    sequence: 1,
+                    time: 1,
+                },
+                body: Body {
+                    commitment: Fixed([0; 32]),
+                    nonce: Fixed([0; 12]),
+                    ciphertext: Bytes(vec![5; 256]),
+                    tag: Fixed([6; 16]),
+                    signature: Fixed([7; RSA_BYTES]),
+                },
             },
         }
     }
@@ -310,14 +308,13 @@ mod tests {
     #[test]
     fn an_envelope_is_taken_as_long_as_it_may_be_and_not_a_byte_longer() {
         let (alice, _far) = session("alice");
-        let taken = |ciphertext: usize, kind: usize| {
+        let taken = |ciphertext: usize| {
             let mut letter = letter("alice", &["bob"]);
-            (letter.envelope.ciphertext.0, letter.envelope.kind) = (vec![0; ciphertext], "k".repeat(kind));
-            check(&alice, &letter).map_err(|(code, _)| code.as_str())
+            letter.envelope.body.ciphertext.0 = vec![0; ciphertext];
+            check(&alice, &letter).map_err(|(code, _)| code)
         };
-        assert_eq!((taken(MAX_CIPHERTEXT, 32), taken(0, 0)), (Ok(()), Ok(())));
-        assert_eq!(taken(MAX_CIPHERTEXT + 1, 32), Err("malformed"));
-        assert_eq!(taken(MAX_CIPHERTEXT, 33), Err("malformed"));
+        assert_eq!((taken(MAX_CIPHERTEXT), taken(0)), (Ok(()), Ok(())));
+        assert_eq!(taken(MAX_CIPHERTEXT + 1), Err(ErrorCode::Malformed));
     }
 
     /// PROTOCOL#outcome.
@@ -332,8 +329,8 @@ mod tests {
         let (alice, _) = session("alice");
         let all = ["nobody", "stale", "gone", "busy", "bob"];
         let mut letter = letter("alice", &all);
-        letter.routing.sessions =
-            all.iter().map(|one| (name(one), Fingerprint([u8::from(*one == "stale"); 32]).short())).collect();
+        let key = |one: &str| WrappedKey::new(&[u8::from(one == "stale"); WRAPPED_BYTES]);
+        letter.routing.keys = all.iter().map(|one| (name(one), key(one))).collect();
         let line = [&protocol::shared_part(&letter.envelope)[..], b",\"key\":\""].concat();
         let ServerMessage::Sent(sent) = deliver(&shared, &alice, letter) else { panic!("not sent") };
         let list = |names: &[Username]| names.iter().map(Username::as_str).collect::<Vec<_>>().join(" ");

@@ -662,7 +662,7 @@ pub(super) mod tests {
     /// PROTOCOL#lost.
     #[test]
     fn receipts_leave_with_the_frames_the_client_acknowledges() {
-        let key = WrappedKey::new(&[1; 256]);
+        let key = WrappedKey::new(&[1; 264]);
         let letter = |id| {
             Frame::envelope(vec![id; 10].into(), &key).with_receipt(Receipt::new(Weak::new(), id.into()))
         };
@@ -817,7 +817,7 @@ pub(super) mod tests {
     #[test]
     fn a_frame_counts_as_many_bytes_as_go_out_and_its_own_messages_alone_are_not_counted_as_frames() {
         let (shared, key): (Part, _) =
-            (b"{\"type\":\"encrypted_message\""[..].into(), WrappedKey::new(&[7; 256]));
+            (b"{\"type\":\"encrypted_message\""[..].into(), WrappedKey::new(&[7; 264]));
         let said = ServerMessage::error(ErrorCode::Malformed, "");
         let all = [
             (Frame::envelope(shared.clone(), &key), Kind::Envelope),
@@ -847,9 +847,9 @@ pub(super) mod tests {
         let last_digits = |frames: &mut Frames| {
             let mut plain = Vec::new();
             frames.step(&mut plain);
-            plain[plain.len().saturating_sub(KEY_ENDS.len() + 344)..][..4].to_vec()
+            plain[plain.len().saturating_sub(KEY_ENDS.len() + WrappedKey::DIGITS)..][..4].to_vec()
         };
-        let keys: Vec<_> = (0..20).map(|n| WrappedKey::new(&[n; 256])).collect();
+        let keys: Vec<_> = (0..20).map(|n| WrappedKey::new(&[n; 264])).collect();
         for key in &keys {
             frames.put(Frame::envelope(b"{".to_vec().into(), key));
             frames.put(aside());
@@ -891,7 +891,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_queue_holds_no_more_memory_than_for_a_few_frames_or_eight_times_as_many_as_there_are() {
-        let key = WrappedKey::new(&[1; 256]);
+        let key = WrappedKey::new(&[1; 264]);
         let is_small = |queue_capacity: usize, length: usize| queue_capacity <= (8 * length + 8).max(FEW);
         let mut row = Row::default();
         (0..1000).for_each(|_| row.push(Frame::new(Kind::Envelope, *b"{").parts, Some(&key)));

@@ -299,7 +299,7 @@ mod tests {
         let registry = Registry::default();
         let [alice, bob, again] = ["alice", "bob", "bob"].map(session);
         [&alice, &bob].iter().for_each(|one| _ = registry.add(&one.0, Place::default()));
-        let key = WrappedKey::new(&[1; 256]);
+        let key = WrappedKey::new(&[1; 264]);
         let letter = |id| {
             let receipt = Receipt::new(Arc::downgrade(&alice.0.outbox), id);
             Frame::envelope((*b"{}\n").into(), &key).with_receipt(receipt)

@@ -9,7 +9,6 @@ mod measure;
 
 use common::{Folder, PASSWORD, Person, Server, memory};
 use measure::{cpu, median};
-use secure_messenger::client::session::wire_form::wire_form;
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed};
@@ -143,7 +142,9 @@ fn open(runs: usize) -> f64 {
         let header = Header {
             kind: Kind::Message,
             scope: Scope::Broadcast,
-            sender: alice.name.clone(),
+            recipient: None,
+            recipient_key: None,
+            from: alice.name.clone(),
             identity: alice.identity.public().fingerprint(),
             session: alice.session.fingerprint(),
             sequence,
@@ -151,7 +152,7 @@ fn open(runs: usize) -> f64 {
         };
         let sealed = Sealed::seal(header, &alice.identity, b"an answer of about the usual length");
         let key = WrappedKey::new(&sealed.wrap_for(&mine));
-        let message = EncryptedMessage { envelope: wire_form(&sealed.body), key };
+        let message = EncryptedMessage { envelope: sealed.envelope, key };
         let line = ServerMessage::EncryptedMessage(Box::new(message)).encode();
         let start = Instant::now();
         let message = ServerMessage::decode(&line[..line.len() - 1]).expect("a message");

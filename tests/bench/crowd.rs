@@ -7,9 +7,10 @@
 use super::common::{Person, Raw};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use secure_messenger::client::session::wire_form::wire_form;
 use secure_messenger::clock;
-use secure_messenger::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed};
+use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed};
+use secure_messenger::crypto::public::Fingerprint;
+use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     ClientMessage, EncryptedSend, Received as Ack, Routing, ServerMessage, WrappedKey,
 };
@@ -130,8 +131,7 @@ impl Plan {
         length: Duration,
     ) -> Arc<Plan> {
         let speakers = (0..senders).map(|n| n * listeners / senders);
-        let speech =
-            |from| Speech::of(from, (0..members).filter(|to| *to != from).collect(), Scope::Broadcast);
+        let speech = |from| Speech::of(from, (0..members).filter(|to| *to != from).collect(), None);
         let plan = Plan::of(speakers.map(speech).collect(), listeners - 1, pace, length);
         Arc::new(Plan { listeners, ..Arc::into_inner(plan).expect("new") })
     }
@@ -140,8 +140,7 @@ impl Plan {
     pub fn pairs(members: usize, pace: Pace, length: Duration) -> Arc<Plan> {
         let speech = |from: usize| {
             let to = Person::new(&name(from ^ 1));
-            let recipient = Recipient { name: to.name.clone(), session: to.session.fingerprint() };
-            Speech::of(from, vec![from ^ 1], Scope::Private(recipient))
+            Speech::of(from, vec![from ^ 1], Some((to.name.clone(), to.session.fingerprint())))
         };
         Plan::of((0..members).map(speech).collect(), 1, pace, length)
     }
@@ -200,32 +199,32 @@ impl Plan {
 
 impl Speech {
     /// 256 bytes of text for all of `to`, who have the same keys.
-    fn of(member: usize, to: Vec<usize>, scope: Scope) -> Speech {
+    fn of(member: usize, to: Vec<usize>, one: Option<(Username, Fingerprint)>) -> Speech {
         let me = Person::new(&name(member));
+        let scope = if one.is_some() { Scope::Private } else { Scope::Broadcast };
+        let (recipient, recipient_key) = one.unzip();
         let header = Header {
             kind: Kind::Message,
             scope,
-            sender: me.name.clone(),
+            recipient,
+            recipient_key,
+            from: me.name.clone(),
             identity: me.identity.public().fingerprint(),
             session: me.session.fingerprint(),
             sequence: FIRST,
             time: clock::now_ms(),
         };
         let sealed = Sealed::seal(header, &me.identity, &[b'x'; 252]);
-        let (key, session) =
-            (WrappedKey::new(&sealed.wrap_for(me.session.public())), me.session.fingerprint().short());
+        let key = WrappedKey::new(&sealed.wrap_for(me.session.public()));
         let names = || to.iter().map(|number| name(*number).parse().expect("a name"));
         let routing = Routing {
             id: 0,
             targets: names().collect(),
             keys: names().map(|name| (name, key.clone())).collect(),
-            sessions: names().map(|name| (name, session)).collect(),
         };
-        let line = ClientMessage::EncryptedSend(Box::new(EncryptedSend {
-            routing,
-            envelope: wire_form(&sealed.body),
-        }))
-        .encode();
+        let line =
+            ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope: sealed.envelope }))
+                .encode();
         let number = FIRST.to_string();
         let at = find(&line, br#""sequence":"#).expect("it has one") + br#""sequence":"#.len();
         assert_eq!(&line[at..at + number.len()], number.as_bytes());

@@ -156,7 +156,7 @@ def unhex(text):
 def vectors_primitives(v):
     for which in ("identity", "session"):
         key = PrivateKey(unhex(v[which]["pkcs8"])).public
-        check(key.der.hex() == v[which]["spki"] and key.short == v[which]["short"], which)
+        check(key.der.hex() == v[which]["spki"] and key.short.hex() == v[which]["short"], which)
         check("SHA256:" + m.base64_of(key.fingerprint).rstrip("=") == v[which]["fingerprint"], f"fingerprint of {which}")
     for x in v["pbkdf2"]:
         check(m.password_key(x["password"], unhex(x["salt"]), x["rounds"], least=1).hex() == x["key"], "pbkdf2")
@@ -226,7 +226,7 @@ def vectors_envelopes(v):
         shown = [event for event in client.events if event.kind == message["kind"]]
         check(len(shown) == 1 and shown[0].text == unhex(x["text"]).decode(), f"{x['what']}: {list(client.events)}")
     codes = {"a commitment to another key": "commitment", "the label of another header": "unwrap", "no label": "unwrap", "a key of 31 bytes": "unwrap",
-             "the counter of a file's chunk": "decrypt", "other associated data": "decrypt"}
+             "the counter of a file's chunk": "decrypt", "other associated data": "decrypt", "the id of another key": "key_id"}
     for x in v["wrong_envelopes"]:
         client = recipient_of_vectors(v, session)
         client._on_encrypted_message(m.parse(x["line"].encode()))
@@ -551,7 +551,7 @@ def shoot(world, alice, envelope, message_key, wrapped=None):
     job = m.Job(["bob"], "", "message", "private")
     alice._last_id += 1
     alice._due[alice._last_id] = job, ["bob"]
-    alice._send({"type": "encrypted_send", "id": alice._last_id, "targets": ["bob"], "sessions": {"bob": session.short},
+    alice._send({"type": "encrypted_send", "id": alice._last_id, "targets": ["bob"],
                  "keys": {"bob": m.base64_of(wrapped or envelope.wrap(session, message_key))}, **envelope.wire()})
     world.until(lambda: job.done, "an answer")
     return job.outcome
@@ -564,7 +564,7 @@ def false_envelopes_for_rust(world, alice, bob):
 
     def forged(text="forged", sign=True, message_key=m.secrets.token_bytes(32), **members):
         place = (alice.key.public.fingerprint, session.fingerprint)
-        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "bob", "recipient_session": session.fingerprint,
+        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "bob", "recipient_key": session.fingerprint,
                  "session": alice.key.public.fingerprint, "sequence": alice.person("bob").sequences[place] + 1, "time": m.now()}
         after = {key: members.pop(key) for key in ("identity", "commitment", "tag", "signature") if key in members}
         envelope = Envelope.seal(alice.identity, text.encode(), message_key, **{**given, **members})
@@ -580,7 +580,7 @@ def false_envelopes_for_rust(world, alice, bob):
     for what, envelope, reason in (
             ("a replayed number", forged(sequence=used), "repetition"),
             ("another signature", forged(signature=bytes(256)), "signature"),
-            ("for another session", forged(recipient_session=bytes(32)), "somebody else, or for an earlier session"),
+            ("for another session", forged(recipient_key=bytes(32)), "somebody else, or for an earlier session"),
             ("another identity", forged(identity=bytes(32)), "contradict"),
             ("another commitment", forged(commitment=bytes(32)), "decrypted"),
             ("another tag", forged(tag=bytes(16)), "decrypted"),
@@ -615,9 +615,10 @@ def false_envelopes_for_python(world, alice, bob):
     alice._on_encrypted_message = take
     genuine = heard[0]
 
-    def flipped(key):
-        data = m.from_base64(genuine[key])
-        return m.base64_of(bytes([data[0] ^ 1]) + data[1:])
+    def flipped(key, at=0):
+        data = bytearray(m.from_base64(genuine[key]))
+        data[at] ^= 1
+        return m.base64_of(bytes(data))
 
     alice.events.clear()
     for changed, codes in (
@@ -625,9 +626,9 @@ def false_envelopes_for_python(world, alice, bob):
             ({"kind": "room_left"}, {"kind"}), ({"scope": "room"}, {"signature"}), ({"scope": "broadcast"}, {"recipient"}), ({"recipient": "carol"}, {"signature"}),
             ({"sequence": genuine["sequence"] + 1}, {"signature"}), ({"sequence": 0}, {"malformed"}), ({"sequence": 1.5}, {"malformed"}),
             ({"sequence": True}, {"malformed"}), ({"time": genuine["time"] + 1}, {"signature"}), ({"tag": genuine["nonce"]}, {"malformed"}),
-            ({"nonce": genuine["nonce"] + "\n"}, {"malformed"}), ({"signature": None}, {"malformed"}), ({"key": flipped("key")}, {"unwrap"}),
+            ({"nonce": genuine["nonce"] + "\n"}, {"malformed"}), ({"signature": None}, {"malformed"}), ({"key": flipped("key")}, {"key_id"}), ({"key": flipped("key", 100)}, {"unwrap"}),
             *(({key: flipped(key)}, {"identity"} if key == "identity" else {"signature"}) for key in (
-                "recipient_session", "identity", "session", "commitment", "nonce", "ciphertext", "tag", "signature"))):
+                "recipient_key", "identity", "session", "commitment", "nonce", "ciphertext", "tag", "signature"))):
         alice._on_encrypted_message({**genuine, **changed})
         event = world.event(alice, "refused")
         check(event.code in codes, f"{str(changed)[:80]} was refused as {event.code}, not {codes}")

@@ -191,7 +191,7 @@ class PublicKey:
         if not good:
             raise Refused("bad_key", "not a canonical RSA-2048 key")
         self.der, self.fingerprint = der, sha256(der)
-        self.short = self.fingerprint[:8].hex()
+        self.short = self.fingerprint[:8]
 
     def verify(self, message, signature):
         try:
@@ -312,13 +312,13 @@ class Envelope:
     """What the sender signed. `key`, the wrapped message key, is another for each recipient and no part of it."""
 
     LENGTHS = {"identity": 32, "session": 32, "commitment": 32, "nonce": 12, "tag": 16, "signature": 256}
-    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_session", "sequence", "time", "ciphertext", *LENGTHS)
+    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "ciphertext", *LENGTHS)
 
     def __init__(self, **members):
         self.__dict__.update(dict.fromkeys(self.MEMBERS), **members)
 
     def header(self):
-        return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_session, self.sender, self.identity,
+        return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_key, self.sender, self.identity,
                       self.session, self.sequence, self.time, self.commitment)
 
     def signed(self):
@@ -326,7 +326,7 @@ class Envelope:
 
     def conversation(self):
         """All broadcasts of a session key are one conversation, and what it sends to each other session key."""
-        return self.session, self.recipient_session
+        return self.session, self.recipient_key
 
     @classmethod
     def seal(cls, identity, text, message_key, **members):
@@ -338,11 +338,13 @@ class Envelope:
         return self
 
     def wrap(self, session, message_key):
-        return session.wrap(message_key, sha256(self.header()))
+        return session.short + session.wrap(message_key, sha256(self.header()))
 
     def open(self, session, wrapped):
         """Step 6 of Receiving: unwrap, check the commitment, decrypt, check the padding."""
-        message_key = session.unwrap(wrapped, sha256(self.header()), 32)
+        if wrapped[:8] != session.public.short:
+            raise Refused("key_id", "wrapped for another key")
+        message_key = session.unwrap(wrapped[8:], sha256(self.header()), 32)
         if not hmac.compare_digest(hmac256(message_key, (LABEL + "key commitment").encode()), self.commitment):
             raise Refused("commitment")
         return unpad(unseal(message_key, self.nonce + bytes(4), self.header(), self.ciphertext, self.tag))
@@ -369,8 +371,8 @@ class Envelope:
         if not self.later and self.scope not in SCOPES_OF[self.kind]:
             raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
         if self.scope in scopes - {"broadcast"} or (self.scope not in scopes and message.get("recipient") is not None):
-            self.recipient, self.recipient_session = word(message, "recipient"), binary(message, "recipient_session", 32)
-        elif message.get("recipient") is not None or message.get("recipient_session") is not None:
+            self.recipient, self.recipient_key = word(message, "recipient"), binary(message, "recipient_key", 32)
+        elif message.get("recipient") is not None or message.get("recipient_key") is not None:
             raise Refused("recipient", "a broadcast with a recipient")
         if not is_name(self.sender) or self.recipient is not None and not is_name(self.recipient):
             raise Refused("name")
@@ -960,7 +962,7 @@ class Client:
     def _on_encrypted_message(self, message):
         claimed = str(message.get("from"))[:32]
         try:
-            envelope, wrapped = Envelope.parse(message), binary(message, "key", 256)            # 1
+            envelope, wrapped = Envelope.parse(message), binary(message, "key", 264)            # 1
             if envelope.sender == self.name:
                 raise Refused("name", "it claims to be from oneself")
             person = self.person(envelope.sender)
@@ -983,11 +985,10 @@ class Client:
             if not person.identity.verify(envelope.signed(), envelope.signature):               # 3
                 raise Refused("signature")
             sessions = self._session_keys()
-            session = sessions.get(envelope.recipient_session) if envelope.recipient else None  # 4
-            if envelope.recipient and (envelope.recipient != self.name or session is None):
+            if envelope.recipient and (envelope.recipient != self.name or envelope.recipient_key not in sessions):  # 4
                 raise Refused("recipient", "for somebody else, or for another session")
             missing = person.check_new(envelope)                                                # 5
-            text = self._unwrap(envelope, wrapped, [session] if session else sessions.values()) # 6
+            text = self._unwrap(envelope, wrapped, sessions)                                    # 6
             try:
                 text = text.decode()                                                            # 7
             except UnicodeDecodeError:
@@ -1011,14 +1012,11 @@ class Client:
 
     @staticmethod
     def _unwrap(envelope, wrapped, sessions):
-        """A broadcast does not say for which session key it is: the present one, or the one before."""
-        error = None
-        for session in sessions:
-            try:
-                return envelope.open(session, wrapped)
-            except Refused as refused:
-                error = error or refused
-        raise error
+        """The id before the wrapped key says for which of our keys it is; of a private envelope, the one that the sender signed."""
+        session = next((key for key in sessions.values() if key.public.short == wrapped[:8]), None)
+        if session is None or envelope.recipient and envelope.recipient_key != session.public.fingerprint:
+            raise Refused("key_id", "wrapped for another key")
+        return envelope.open(session, wrapped)
 
     def _session_keys(self):
         """Our own session keys by fingerprint: one former for 60 s, one that the server is still to confirm."""
@@ -1079,11 +1077,11 @@ class Client:
 
     def _transmit(self, job, targets):
         session = None if job.scope == "broadcast" else self.people[targets[0]].session
-        if job.envelope is None or session and job.envelope.recipient_session != session.fingerprint:
+        if job.envelope is None or session and job.envelope.recipient_key != session.fingerprint:
             if session:
                 counter, conversation = self.people[targets[0]].sequences, (self.key.public.fingerprint, session.fingerprint)
                 counter[conversation] += 1
-                place = {"recipient": targets[0], "recipient_session": session.fingerprint, "sequence": counter[conversation]}
+                place = {"recipient": targets[0], "recipient_key": session.fingerprint, "sequence": counter[conversation]}
             else:
                 self._broadcasts += 1
                 place = {"sequence": self._broadcasts}
@@ -1094,8 +1092,7 @@ class Client:
         self._due[self._last_id] = job, targets
         sessions = {name: self.people[name].session for name in targets}
         self._send({"type": "encrypted_send", "id": self._last_id, "targets": targets,
-                    "keys": {name: base64_of(job.envelope.wrap(key, job.message_key)) for name, key in sessions.items()},
-                    "sessions": {name: key.short for name, key in sessions.items()}, **job.envelope.wire()})
+                    "keys": {name: base64_of(job.envelope.wrap(key, job.message_key)) for name, key in sessions.items()}, **job.envelope.wire()})
 
     def _on_sent(self, message):
         job, targets = self._due.pop(number(message, "id"), (None, ()))

@@ -404,13 +404,13 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
     identity, session = fingerprint(IDENTITY), sha256(b"the sender's session key")
     commitment = wrong.get("commitment", hmac_sha256(key, label("key commitment").encode()))
     to_one = scope != "broadcast"
-    to_name, to_session = (recipient, fingerprint(SESSION)) if to_one else (b"", b"")
+    to_name, to_key = (recipient, fingerprint(SESSION)) if to_one else (b"", b"")
     header = fields(
         label("envelope header"),
         kind,
         scope,
         to_name,
-        to_session,
+        to_key,
         sender,
         identity,
         session,
@@ -421,7 +421,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
     padded = wrong.get("padded", pad(text))
     ciphertext, tag = eax(key, nonce, wrong.get("counter", 0), wrong.get("associated", header), padded)
     oaep_label = wrong.get("oaep_label", sha256(header))
-    wrapped = oaep(SESSION, key[: wrong.get("key_length", 32)], oaep_label, random)
+    wrapped = wrong.get("key_id", fingerprint(SESSION)[:8]) + oaep(SESSION, key[: wrong.get("key_length", 32)], oaep_label, random)
     signed = fields(label("envelope signature"), header, nonce, sha256(ciphertext + tag))
     line = {
         "type": "encrypted_message",
@@ -429,7 +429,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         "kind": kind,
         "scope": scope,
         "recipient": recipient if to_one else None,
-        "recipient_session": b64(to_session) if to_one else None,
+        "recipient_key": b64(to_key) if to_one else None,
         "identity": b64(identity),
         "session": b64(session),
         "sequence": sequence,
@@ -473,6 +473,7 @@ def wrong_envelope_vectors():
         "a commitment to another key": {"commitment": sha256(b"another key")},
         "the label of another header": {"oaep_label": sha256(b"another header")},
         "no label": {"oaep_label": b""},
+        "the id of another key": {"key_id": fingerprint(IDENTITY)[:8]},
         "the counter of a file's chunk": {"counter": 1},
         "other associated data": {"associated": b""},
         "a key of 31 bytes": {"key_length": 31},

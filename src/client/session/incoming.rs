@@ -7,12 +7,10 @@
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
 use super::replay::{Between, Order, between};
-use super::wire_form::typed;
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::text::{mentions, sanitise_lines};
-use crate::crypto::envelope::{Envelope, Header, Kind, Scope};
+use crate::crypto::envelope::{Header, Kind, Scope};
 use crate::crypto::keys::SessionKey;
-use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::EncryptedMessage;
 use zeroize::Zeroizing;
@@ -27,21 +25,15 @@ const MAX_ROOM_NOTICES: u32 = 4;
 impl Session {
     /// Takes an envelope from the server.
     pub(super) fn receive(&mut self, message: EncryptedMessage) {
-        let from = message.envelope.from.clone();
+        let header = &message.envelope.header;
+        let (from, named, claimed) = (header.from.clone(), header.identity, claimed(header));
         if from == *self.me() || !self.peers.admits(&from) {
             return self.tell_refused(&from, "the server cannot have it from there");
         }
-        let wire = &message.envelope;
-        let recipient = wire.recipient_session.as_ref().map(|session| Fingerprint(session.0));
-        let claimed = ((Fingerprint(wire.session.0), recipient), wire.sequence);
-        let Some(envelope) = typed(message) else {
-            return self.refuse(&from, claimed, "its fields contradict each other");
-        };
-        let named = envelope.body.header.identity;
         let peer = self.peers.get(&from);
         let known = peer.identity.as_ref().is_some_and(|key| key.fingerprint() == named);
         if known && peer.inbox.is_empty() {
-            return self.open(&from, envelope);
+            return self.open(&from, &message);
         }
         // A stranger, a changed key, or a forgery: the server's word on the key decides which.
         if self.unread >= MAX_INBOX || peer.inbox.len() >= MAX_INBOX_OF_ONE {
@@ -49,7 +41,7 @@ impl Session {
         }
         self.unread += 1;
         let peer = self.peers.get(&from);
-        peer.inbox.push_back(envelope);
+        peer.inbox.push_back(message);
         if peer.changed.is_none() {
             self.ask_for_keys([from]);
         }
@@ -60,24 +52,24 @@ impl Session {
         if self.peers.has_changed(name) {
             return;
         }
-        for envelope in std::mem::take(&mut self.peers.get(name).inbox) {
+        for message in std::mem::take(&mut self.peers.get(name).inbox) {
             self.unread -= 1;
-            self.open(name, envelope);
+            self.open(name, &message);
         }
     }
 
     /// The keys of `name` cannot be had: what waits for them is not believed.
     pub(super) fn drop_inbox(&mut self, name: &Username) {
-        for envelope in std::mem::take(&mut self.peers.get(name).inbox) {
+        for message in std::mem::take(&mut self.peers.get(name).inbox) {
             self.unread -= 1;
-            self.refuse(name, claimed(&envelope.body.header), "there is no key to check it with");
+            self.refuse(name, claimed(&message.envelope.header), "there is no key to check it with");
         }
     }
 
     /// What is refused is reported as that, and not as missing later. PROTOCOL#no-answer, PROTOCOL#check-sequence.
     fn refuse(&mut self, from: &Username, (place, sequence): (Between, u64), why: &str) {
         let peer = self.peers.get(from);
-        let waiting = peer.inbox.iter().rev().map(|envelope| claimed(&envelope.body.header));
+        let waiting = peer.inbox.iter().rev().map(|message| claimed(&message.envelope.header));
         let waiting = waiting.into_iter().find(|(of, _)| *of == place).map(|(_, sequence)| sequence);
         peer.replay.refuse(place, sequence, waiting);
         self.tell_refused(from, why);
@@ -88,13 +80,13 @@ impl Session {
     }
 
     /// PROTOCOL#check-identity.
-    fn open(&mut self, from: &Username, envelope: Envelope) {
-        let shown = match self.checked(from, &envelope) {
+    fn open(&mut self, from: &Username, message: &EncryptedMessage) {
+        let shown = match self.checked(from, message) {
             Ok((header, gap, text)) => self.take_in(&header, gap, &text),
             Err(why) => Err(why),
         };
         if let Err(why) = shown {
-            self.refuse(from, claimed(&envelope.body.header), &why);
+            self.refuse(from, claimed(&message.envelope.header), &why);
         }
     }
 
@@ -103,14 +95,14 @@ impl Session {
     fn checked(
         &mut self,
         from: &Username,
-        envelope: &Envelope,
+        message: &EncryptedMessage,
     ) -> Result<(Header, u64, Zeroizing<String>), String> {
         let Some(peer) = self.peers.find(from) else { return Err("nobody knows them".into()) };
         let Some(identity) = &peer.identity else { return Err("their key is not known".into()) };
-        let verified = envelope.verify(identity).map_err(|error| error.to_string())?;
+        let verified = message.envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
-        if let Some(recipient) = header.scope.recipient()
-            && (recipient.name != *self.me() || !self.keys.holds(recipient.session))
+        if let (Some(name), Some(key)) = (&header.recipient, header.recipient_key)
+            && (name != self.me() || !self.keys.holds(key))
         {
             return Err("it is for somebody else, or for an earlier session of yours".into());
         }
@@ -121,10 +113,12 @@ impl Session {
                 return Err("it is a repetition, or it arrived after later ones".into());
             }
         };
-        let wanted = header.scope.recipient().map(|recipient| recipient.session);
-        let candidates =
-            self.keys.all().filter(|key| wanted.is_none_or(|wanted| key.fingerprint() == wanted));
-        let opened = candidates.map(|key: &SessionKey| verified.open(key)).find(Result::is_ok);
+        // PROTOCOL#key-id.
+        let id = message.key.id();
+        let is_meant = |key: &&SessionKey| {
+            key.fingerprint().short() == id && header.recipient_key.is_none_or(|it| it == key.fingerprint())
+        };
+        let opened = self.keys.all().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
         let mut text = match opened {
             Some(Ok(text)) => text,
             _ => return Err("it cannot be decrypted".into()),
@@ -140,7 +134,7 @@ impl Session {
 
     /// Reports a time that is off.
     fn tell_skew(&mut self, header: &Header) {
-        let (from, off) = (&header.sender, header.time.abs_diff(self.now));
+        let (from, off) = (&header.from, header.time.abs_diff(self.now));
         if off > MAX_SKEW_MS {
             let direction = if header.time < self.now { "behind" } else { "ahead of" };
             let text = format!(
@@ -162,8 +156,8 @@ impl Session {
 
     /// PROTOCOL#check-text.
     fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
-        let from = header.sender.clone();
-        let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(..));
+        let from = header.from.clone();
+        let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));
         let about_files =
             matches!(header.kind, Kind::FileAccept | Kind::FileReject | Kind::FileCancel | Kind::FileDone);
         if (later || !about_files) && self.ignored.contains(&from) {
@@ -192,9 +186,9 @@ impl Session {
             Kind::Message => {
                 let source = match header.scope {
                     Scope::Broadcast => Source::Broadcast { from },
-                    Scope::Private(_) => Source::Private { from, to },
-                    Scope::Room(_) => Source::Room { from, to },
-                    Scope::Later(..) => return Ok(()),
+                    Scope::Private => Source::Private { from, to },
+                    Scope::Room => Source::Room { from, to },
+                    Scope::Later(_) => return Ok(()),
                 };
                 self.received(source, sanitise_lines(text));
             }

@@ -5,15 +5,13 @@
 
 mod outcome;
 
-use super::wire_form::wire_form;
 use super::{Effect, Session};
 use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::sanitise_lines;
-use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Recipient, Scope, Sealed};
-use crate::crypto::public::SessionPublicKey;
-use crate::encoding::ByName;
+use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed};
+use crate::crypto::public::{Fingerprint, SessionPublicKey};
 use crate::name::Username;
-use crate::protocol::{ClientMessage, EncryptedSend, MAX_TARGETS, Routing, WrappedKey};
+use crate::protocol::{ByName, ClientMessage, EncryptedSend, MAX_TARGETS, Routing, WrappedKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -197,7 +195,7 @@ impl Session {
         }
         if message.audience == Audience::Everyone {
             self.outbox.broadcasts += 1;
-            let header = self.header(kind, Scope::Broadcast, self.outbox.broadcasts);
+            let header = self.header(kind, Scope::Broadcast, None, self.outbox.broadcasts);
             message.sealed = Some(Arc::new(Sealed::seal(header, &self.identity, message.text.as_bytes())));
         }
         let names = message.waiting.clone();
@@ -227,11 +225,14 @@ impl Session {
         Entry { trust, sending: Some((number, state)), ..entry }
     }
 
-    fn header(&self, kind: Kind, scope: Scope, sequence: u64) -> Header {
+    fn header(&self, kind: Kind, scope: Scope, to: Option<(Username, Fingerprint)>, sequence: u64) -> Header {
+        let (recipient, recipient_key) = to.unzip();
         Header {
             kind,
             scope,
-            sender: self.me().clone(),
+            recipient,
+            recipient_key,
+            from: self.me().clone(),
             identity: self.identity.public().fingerprint(),
             session: self.keys.current().fingerprint(),
             sequence,
@@ -277,16 +278,16 @@ impl Session {
         let sealed = match (&message.sealed, audience) {
             (Some(sealed), _) => sealed.clone(),
             (None, Audience::Private(name) | Audience::Room(name)) => {
-                let private = matches!(message.audience, Audience::Private(_));
+                let is_private = matches!(message.audience, Audience::Private(_));
                 let text = message.text.clone();
                 let peer = self.peers.get(&name);
                 let Some(session) = peer.session.as_ref().map(SessionPublicKey::fingerprint) else {
                     return;
                 };
                 let sequence = peer.next_sequence(session);
-                let recipient = Recipient { name, session };
-                let scope = if private { Scope::Private(recipient) } else { Scope::Room(recipient) };
-                Arc::new(Sealed::seal(self.header(kind, scope, sequence), &self.identity, text.as_bytes()))
+                let scope = if is_private { Scope::Private } else { Scope::Room };
+                let header = self.header(kind, scope, Some((name, session)), sequence);
+                Arc::new(Sealed::seal(header, &self.identity, text.as_bytes()))
             }
             (None, Audience::Everyone) => return,
         };
@@ -301,19 +302,10 @@ impl Session {
         }
         self.outbox.next_request += 1;
         let id = self.outbox.next_request;
-        let routing = Routing {
-            id,
-            targets: names.to_vec(),
-            keys: wrap(&sealed, &recipients),
-            sessions: recipients
-                .iter()
-                .map(|(name, key)| ((*name).clone(), key.fingerprint().short()))
-                .collect(),
-        };
+        let routing = Routing { id, targets: names.to_vec(), keys: wrap(&sealed, &recipients) };
         self.outbox.flights.insert(id, (number, names.to_vec()));
-        let envelope = wire_form(&sealed.body);
-        self.effects
-            .push(Effect::Send(ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope }))));
+        let send = EncryptedSend { routing, envelope: sealed.envelope.clone() };
+        self.effects.push(Effect::Send(ClientMessage::EncryptedSend(Box::new(send))));
     }
 }
 

@@ -10,10 +10,9 @@ use super::{Effect, Session};
 use crate::client::entry::{Place, Source};
 use crate::client::trust::{KnownUsers, Trust};
 use crate::crypto::CryptoError;
-use crate::crypto::envelope::Envelope;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
 use crate::name::Username;
-use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
+use crate::protocol::{ClientMessage, EncryptedMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
@@ -43,7 +42,7 @@ pub struct Peer {
     /// What waits to be sent to this person, by number: that is, in order.
     pub backlog: BTreeSet<u64>,
     /// What waits to be read until the key is here.
-    pub inbox: VecDeque<Envelope>,
+    pub inbox: VecDeque<EncryptedMessage>,
     /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
     pub sequence: Option<(Fingerprint, u64)>,
     /// What was taken in of what this person sent.

@@ -16,7 +16,7 @@ pub type Between = (Fingerprint, Option<Fingerprint>);
 
 /// Which conversation a header belongs to.
 pub fn between(header: &Header) -> Between {
-    (header.session, header.scope.recipient().map(|recipient| recipient.session))
+    (header.session, header.recipient_key)
 }
 
 struct Conversation {
@@ -136,17 +136,18 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::envelope::{Kind, Recipient, Scope};
+    use crate::crypto::envelope::{Kind, Scope};
 
     const NOW: u64 = 1_800_000_000_000;
     const DAY: u64 = 86_400_000;
 
     fn header(session: u8, to: Option<u8>, sequence: u64) -> Header {
-        let recipient = |n| Recipient { name: "bob".parse().expect("name"), session: Fingerprint([n; 32]) };
         Header {
             kind: Kind::Message,
-            scope: to.map_or(Scope::Broadcast, |n| Scope::Private(recipient(n))),
-            sender: "alice".parse().expect("name"),
+            scope: if to.is_some() { Scope::Private } else { Scope::Broadcast },
+            recipient: to.map(|_| "bob".parse().expect("name")),
+            recipient_key: to.map(|n| Fingerprint([n; 32])),
+            from: "alice".parse().expect("name"),
             identity: Fingerprint([9; 32]),
             session: Fingerprint([session; 32]),
             sequence,

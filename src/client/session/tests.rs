@@ -3,7 +3,7 @@
 use super::*;
 use crate::client::entry::SendState;
 use crate::client::trust::Trust;
-use crate::crypto::envelope::{Header, Kind, Recipient, Scope, Sealed, Word};
+use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
 use crate::encoding::Bytes;
@@ -114,12 +114,12 @@ impl Net {
                 let other = 1 - n;
                 let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
                 let to = &send.routing.targets[0];
-                let fits = send.routing.sessions.get(to) == Some(&current.fingerprint().short());
+                let key = send.routing.keys.get(to).expect("wrapped");
+                let fits = key.id() == current.fingerprint().short();
                 let targets = send.routing.targets.clone();
                 let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
                 if fits {
-                    let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
-                    let message = EncryptedMessage { envelope: send.envelope.clone(), key };
+                    let message = EncryptedMessage { envelope: send.envelope.clone(), key: key.clone() };
                     self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
                 }
                 let sent =
@@ -636,14 +636,16 @@ impl Net {
     }
 
     /// What alice is shown of a message of bob's, sealed as `header` says.
-    fn bob_sends(&mut self, kind: Kind, scope: Option<Scope>, sequence: u64, time: u64, text: &[u8]) {
+    fn bob_sends(&mut self, kind: Kind, scope: Scope, sequence: u64, time: u64, text: &[u8]) {
         let session = self.sessions[0].keys.current();
-        let to_alice = || Recipient { name: name(0), session: session.fingerprint() };
+        let to_one = scope != Scope::Broadcast;
         let bob = &self.sessions[1];
         let header = Header {
             kind,
-            scope: scope.unwrap_or_else(|| Scope::Private(to_alice())),
-            sender: name(1),
+            scope,
+            recipient: to_one.then(|| name(0)),
+            recipient_key: to_one.then(|| session.fingerprint()),
+            from: name(1),
             identity: bob.identity.public().fingerprint(),
             session: bob.keys.current().fingerprint(),
             sequence,
@@ -651,7 +653,7 @@ impl Net {
         };
         let sealed = Sealed::seal(header, &bob.identity, text);
         let key = WrappedKey::new(&sealed.wrap_for(session.public()));
-        let message = EncryptedMessage { envelope: wire_form::wire_form(&sealed.body), key };
+        let message = EncryptedMessage { envelope: sealed.envelope, key };
         self.server(0, ServerMessage::EncryptedMessage(Box::new(message)));
         self.settle();
     }
@@ -746,23 +748,22 @@ fn counted_notices_are_shown_at_the_end() {
 fn later_versions_are_reported_once_and_counted_like_others() {
     let mut net = Net::new();
     let word = |text: &str| Word::new(text).expect("short");
-    let alice = || Recipient { name: name(0), session: net.sessions[0].keys.current().fingerprint() };
     let scopes = [
-        (Kind::Later(word("poll")), Scope::Private(alice())),
-        (Kind::Later(word("poll")), Scope::Room(alice())),
-        (Kind::Message, Scope::Later(word("channel"), Some(alice()))),
-        (Kind::Later(word(&"x".repeat(32))), Scope::Later(word(""), Some(alice()))),
+        (Kind::Later(word("poll")), Scope::Private),
+        (Kind::Later(word("poll")), Scope::Room),
+        (Kind::Message, Scope::Later(word("channel"))),
+        (Kind::Later(word(&"x".repeat(32))), Scope::Later(word(""))),
     ];
-    net.bob_sends(Kind::Message, None, 1, NOW, b"one");
+    net.bob_sends(Kind::Message, Scope::Private, 1, NOW, b"one");
     for (sequence, (kind, scope)) in (2..).zip(scopes) {
-        net.bob_sends(kind, Some(scope), sequence, NOW, b"what this is, nobody here knows");
+        net.bob_sends(kind, scope, sequence, NOW, b"what this is, nobody here knows");
     }
     for sequence in 1..4 {
-        net.bob_sends(Kind::Later(word("poll")), Some(Scope::Broadcast), sequence, NOW, b"");
+        net.bob_sends(Kind::Later(word("poll")), Scope::Broadcast, sequence, NOW, b"");
         net.event(0, Event::Unreadable(DecodeError::UnknownType));
     }
-    net.bob_sends(Kind::Message, None, 6, NOW, b"two");
-    net.bob_sends(Kind::Message, Some(Scope::Broadcast), 4, NOW, b"three");
+    net.bob_sends(Kind::Message, Scope::Private, 6, NOW, b"two");
+    net.bob_sends(Kind::Message, Scope::Broadcast, 4, NOW, b"three");
     net.minutes_pass(9);
     assert_eq!(net.lines(0), ["<bob -> alice> one", "<bob -> alice> two", "<bob> three"]);
     assert_eq!(net.count("this version does not know"), 1);
@@ -772,19 +773,19 @@ fn later_versions_are_reported_once_and_counted_like_others() {
 #[test]
 fn refused_message_is_not_missing_as_well() {
     let mut net = Net::new();
-    net.bob_sends(Kind::Message, None, 1, NOW, b"one");
-    net.bob_sends(Kind::Message, None, 2, NOW, &[0xff]);
-    net.bob_sends(Kind::RoomOpened, None, 3, NOW, b"");
-    net.bob_sends(Kind::Message, None, 4, NOW, b"four");
+    net.bob_sends(Kind::Message, Scope::Private, 1, NOW, b"one");
+    net.bob_sends(Kind::Message, Scope::Private, 2, NOW, &[0xff]);
+    net.bob_sends(Kind::RoomOpened, Scope::Private, 3, NOW, b"");
+    net.bob_sends(Kind::Message, Scope::Private, 4, NOW, b"four");
     assert_eq!((net.count("refused a message"), net.count("missing")), (2, 0), "{:#?}", net.lines(0));
-    net.bob_sends(Kind::Message, None, 6, NOW, b"six");
+    net.bob_sends(Kind::Message, Scope::Private, 6, NOW, b"six");
     assert_eq!(net.count("! 1 message from bob is missing"), 1, "{:#?}", net.lines(0));
-    net.bob_sends(Kind::Message, None, u64::MAX - 1, NOW, b"last");
+    net.bob_sends(Kind::Message, Scope::Private, u64::MAX - 1, NOW, b"last");
     net.minutes_pass(1);
     let missing = "! more than 10000000 messages from bob are missing in all (once more)";
     assert_eq!(net.count(missing), 1, "{:#?}", net.lines(0));
     for time in [0, u64::MAX] {
-        net.bob_sends(Kind::Message, Some(Scope::Broadcast), 1 + time % 2, time, b"odd");
+        net.bob_sends(Kind::Message, Scope::Broadcast, 1 + time % 2, time, b"odd");
     }
     assert_eq!(net.count("more than 1000 days behind") + net.count("more than 1000 days ahead"), 2);
 }
@@ -797,12 +798,12 @@ fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
     net.keys[1] =
         SessionKeyFields::new(&net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), expired));
     for sequence in 1..4 {
-        net.bob_sends(Kind::Message, None, sequence, NOW, b"unread");
+        net.bob_sends(Kind::Message, Scope::Private, sequence, NOW, b"unread");
     }
     assert_eq!(net.count("there is no key to check it with"), 1, "{:#?}", net.lines(0));
     net.keys[1] =
         SessionKeyFields::new(&net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW));
-    net.bob_sends(Kind::Message, None, 4, NOW, b"four");
+    net.bob_sends(Kind::Message, Scope::Private, 4, NOW, b"four");
     assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
 

@@ -60,7 +60,7 @@ pub struct Word {
 impl Session {
     /// A word about a file. `Err` if it is none.
     pub(in super::super) fn file_word(&mut self, header: &Header, text: &str) -> Result<(), String> {
-        let from = &header.sender;
+        let from = &header.from;
         let nonsense = |_| "its text is not what it should be".to_string();
         match header.kind {
             Kind::FileOffer => self.offered(from, json::from_str(text).map_err(nonsense)?)?,
