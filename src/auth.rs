@@ -1,9 +1,8 @@
 //! Registration, login and a new password, both sides, without sockets or files.
 //!
-//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only
-//! [`PendingLogin::verify_change`] a [`NewPassword`]; both take the pending login by
-//! value, so a challenge is used once. An unknown name takes the same steps with the same
-//! costs as a known one. Specification: PROTOCOL#login.
+//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only [`PendingLogin::verify_change`] a
+//! [`NewPassword`]. Both take the pending login by value, so a challenge is used once. An unknown name takes the same
+//! steps, at the same cost, as a known one. Specification: PROTOCOL#login.
 
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
@@ -21,9 +20,9 @@ use crate::protocol::{
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// What the server keeps of an account.
+/// An account, as the server keeps it.
 pub struct Account {
-    /// In the letter case in which it was registered.
+    /// In the letter case of its registration.
     pub name: Username,
     /// Of PBKDF2, random.
     pub salt: [u8; 32],
@@ -31,20 +30,20 @@ pub struct Account {
     pub rounds: u32,
     /// `PBKDF2(password, salt, rounds)`.
     pub password_key: Key,
-    /// Of the identity key, which itself is in a file of its own.
+    /// Of the identity key, which has a file of its own.
     pub identity: Fingerprint,
 }
 
-/// Why a registration or login cannot be.
+/// Why a registration or login is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AuthError {
     /// Fewer than 100,000 PBKDF2 rounds, or more than 10,000,000: a cheap hash or an endless one.
     BadRounds,
     /// The key sent is not RSA-2048 with e = 65,537 in canonical DER.
     BadKey,
-    /// Name, password, key or channel: which of them is not told.
+    /// Name, password, key or channel is wrong; the client does not learn which.
     Denied,
-    /// The session certificate is outside its time by the server's clock: 2 hours before `created` to 26 after.
+    /// By the server's clock, the session certificate is outside its time: 2 hours before `created` to 26 after.
     Clock(Skew),
 }
 
@@ -63,7 +62,7 @@ impl fmt::Display for AuthError {
 
 impl std::error::Error for AuthError {}
 
-/// Whether somebody may have this many PBKDF2 rounds. PROTOCOL#rounds.
+/// Whether an account may have this number of PBKDF2 rounds. PROTOCOL#rounds.
 ///
 /// # Errors
 /// [`AuthError::BadRounds`] for fewer than 100,000 or more than 10,000,000.
@@ -72,7 +71,7 @@ pub fn acceptable(rounds: u32) -> Result<u32, AuthError> {
     if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
 }
 
-/// What every proof begins with: for which purpose, whose, in answer to which challenge, over which TLS channel.
+/// The beginning of every proof: its purpose, the name, the challenge that it answers, the TLS channel.
 /// `exporter` is RFC 9266's, 32 bytes, or empty without TLS.
 fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fields {
     Fields::new(label).bytes(name.as_str().as_bytes()).bytes(nonce).bytes(exporter)
@@ -83,7 +82,7 @@ fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fing
     bound(label::LOGIN_PROOF, name, nonce, exporter).bytes(&session.0).finish()
 }
 
-/// The bytes of the proof that a client holds a session's token, and of what it says has arrived.
+/// The bytes of the proof that a client has a session's token, with the number of frames that it received.
 /// PROTOCOL#resume-proof.
 fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u64) -> Vec<u8> {
     bound(label::RESUME, name, nonce, exporter).number(received).finish()
@@ -96,8 +95,8 @@ fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 
     fields.bytes(salt).number(rounds.into()).bytes(password_key.expose()).finish()
 }
 
-/// Server: the session certificate that a client offers, of which its form and time alone are checked: that is the client's
-/// own affair, and tells nothing of an account. `now_ms` is the server's clock, milliseconds since 1970.
+/// Server: the session certificate that a client offers. Only its form and time are checked: they depend on the client alone
+/// and reveal nothing about an account. `now_ms` is the server's clock, milliseconds since 1970.
 ///
 /// # Errors
 /// [`AuthError::BadKey`], [`AuthError::Clock`].
@@ -114,8 +113,7 @@ pub fn offered(
     }
 }
 
-/// Client: `PBKDF2(password, salt, rounds)`, and what it was made with. It stands for the password towards one
-/// server.
+/// Client: `PBKDF2(password, salt, rounds)` with its salt and rounds. It replaces the password towards one server.
 pub struct PasswordKey {
     salt: [u8; 32],
     rounds: u32,
@@ -123,14 +121,13 @@ pub struct PasswordKey {
 }
 
 impl PasswordKey {
-    /// Under a fresh salt, for a registration or a new password. About 0.1 s, which can pass while the identity
-    /// key is made.
+    /// With a new salt, for a registration or a new password. Takes about 0.1 s; the identity key can be made meanwhile.
     pub fn new(password: &Password) -> PasswordKey {
         let salt = random();
         PasswordKey { salt, rounds: PBKDF2_ROUNDS, key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS) }
     }
 
-    /// The one that a challenge asks for.
+    /// The key that a challenge asks for.
     ///
     /// # Errors
     /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
@@ -139,7 +136,7 @@ impl PasswordKey {
         Ok(PasswordKey { salt, rounds, key: primitives::pbkdf2(password, &salt, rounds) })
     }
 
-    /// Whether a challenge asks for this one.
+    /// Whether a challenge asks for this key.
     pub fn answers(&self, challenge: &Challenge) -> bool {
         (challenge.salt.0, challenge.rounds) == (self.salt, self.rounds)
     }
@@ -208,7 +205,7 @@ impl PasswordKey {
     }
 }
 
-/// Server: turns a registration into an account and its identity key. Whether the name is free is not looked at.
+/// Server: turns a registration into an account and its identity key. Does not check whether the name is free.
 ///
 /// # Errors
 /// [`AuthError::BadRounds`], [`AuthError::BadKey`].
@@ -224,8 +221,7 @@ pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublic
     Ok((account, identity))
 }
 
-/// Client: the answer to the challenge of a session whose `token` is at hand, and of which `received` frames were
-/// taken in.
+/// Client: the answer to the challenge of a session with this `token`, of which the client has received `received` frames.
 pub fn resume(
     name: &Username,
     challenge: &ResumeChallenge,
@@ -251,20 +247,20 @@ impl PendingResume {
         (PendingResume { name, nonce }, challenge)
     }
 
-    /// Whose session is asked for.
+    /// The user whose session is requested.
     pub fn name(&self) -> &Username {
         &self.name
     }
 
-    /// Checks the answer against some tokens, always as many of them, whether or not there is a session, each in constant
-    /// time. The place of the token that fits; of several the last.
+    /// Checks the answer against all `tokens`, each in constant time, and returns the place of the one that matches; of
+    /// several the last. The caller passes the same number whether or not there is a session.
     ///
     /// # Errors
-    /// [`AuthError::Denied`] if no token fits.
+    /// [`AuthError::Denied`] if no token matches.
     pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
         let proven = resume_bytes(&self.name, &self.nonce, exporter, resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
-        // All of them are tried, whichever fits.
+        // Try all of them, so that the time does not depend on the match.
         let fold = |found, (at, token)| if fits(token) { Some(at) } else { found };
         tokens.iter().enumerate().fold(None, fold).ok_or(AuthError::Denied)
     }
@@ -280,7 +276,7 @@ pub struct PendingLogin {
     known: bool,
 }
 
-/// Server: proof that a login was complete. Only [`PendingLogin::verify`] makes one.
+/// Server: proof of a complete login. Only [`PendingLogin::verify`] makes one.
 pub struct Authenticated {
     name: Username,
     identity: IdentityPublicKey,
@@ -288,7 +284,7 @@ pub struct Authenticated {
 }
 
 impl Authenticated {
-    /// Who logged in.
+    /// The user who logged in.
     pub fn name(&self) -> &Username {
         &self.name
     }
@@ -304,7 +300,7 @@ impl Authenticated {
     }
 }
 
-/// Server: an account as its owner wants it from now on. Only [`PendingLogin::verify_change`] makes one.
+/// Server: an account with the new password of its owner. Only [`PendingLogin::verify_change`] makes one.
 pub struct NewPassword(Account);
 
 impl NewPassword {
@@ -315,11 +311,11 @@ impl NewPassword {
 }
 
 impl PendingLogin {
-    /// Makes the challenge, which serves one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown name, whose salt then is an HMAC of
-    /// the name under `secret`: stable, and not to be told from a real one.
+    /// Makes the challenge, which serves one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown name. Its salt
+    /// is an HMAC of the name under `secret`: stable, and not distinguishable from a real one.
     ///
     /// # Errors
-    /// [`AuthError::BadKey`] if the key sent is none, for known and unknown names alike.
+    /// [`AuthError::BadKey`] if the key sent is not valid, for known and unknown names alike.
     pub fn new(
         request: LoginRequest,
         account: Option<&Account>,
@@ -327,11 +323,11 @@ impl PendingLogin {
     ) -> Result<(PendingLogin, Challenge), AuthError> {
         let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
         let nonce = random();
-        // Of the name as it was typed: a known name in another letter case is an unknown one, too.
+        // From the name as typed: a known name in another letter case is an unknown one, too.
         // PROTOCOL#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).bytes(request.username.as_str().as_bytes()).finish();
         let fake_salt = primitives::hmac(secret, &fake);
-        // What stands for an account that is not there is made for everyone: it must not take a name longer.
+        // Compute the dummy values for known names too, so that timing does not reveal unknown ones.
         let (nobody, no_key) = (Fingerprint(random()), Key::random());
         let challenge = Challenge {
             version: VERSION,
@@ -350,12 +346,12 @@ impl PendingLogin {
         Ok((pending, challenge))
     }
 
-    /// Who asks to be let in.
+    /// The user who requests a login.
     pub fn name(&self) -> &Username {
         &self.name
     }
 
-    /// Checks password, identity key and channel of a password change, all of them whichever fails.
+    /// Checks password, identity key and channel of a password change; all of them, whichever fails.
     ///
     /// # Errors
     /// [`AuthError::BadRounds`] (of the new password), [`AuthError::Denied`].
@@ -382,7 +378,7 @@ impl PendingLogin {
         Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0)
     }
 
-    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `certificate` is what was
+    /// Checks password, identity key, session certificate and channel; all of them, whichever fails. `certificate` was
     /// [`offered`] at `now_ms`, the server's clock, milliseconds since 1970.
     ///
     /// # Errors
@@ -499,7 +495,7 @@ mod tests {
 
     /// PROTOCOL#resume-proof.
     #[test]
-    fn a_session_is_resumed_with_its_token_for_this_name_channel_and_count_alone() {
+    fn resume_proof_binds_token_name_channel_and_count() {
         let (alice, bob): (Username, Username) =
             ("alice".parse().expect("name"), "bob".parse().expect("name"));
         let (token, former, other) = (Key::new([1; 32]), Key::new([2; 32]), Key::new([3; 32]));
@@ -525,7 +521,7 @@ mod tests {
 
     /// PROTOCOL#password-proof.
     #[test]
-    fn a_password_change_needs_all_that_a_login_needs() {
+    fn password_change_needs_all_parts_of_a_login() {
         let p = person("alice");
         let change = |known: bool, exporter: &[u8], alter: fn(&mut PasswordChange)| {
             let request = LoginRequest {
@@ -554,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stolen_user_file_opens_no_account() {
+    fn stolen_user_file_opens_no_account() {
         let mut p = person("alice");
         // The thief knows the password key, which is what the server checks, but has another identity key.
         p.identity = IdentityKey::generate();
@@ -563,7 +559,7 @@ mod tests {
 
     /// PROTOCOL#unknown-name, PROTOCOL#rounds.
     #[test]
-    fn an_unknown_name_gets_a_stable_salt_and_a_fresh_nonce() {
+    fn unknown_name_gets_a_stable_salt_and_a_fresh_nonce() {
         let p = person("nobody");
         let ask = |secret: u8| {
             let request = LoginRequest {
@@ -578,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_key_is_good_again_for_a_challenge_of_its_own_salt_and_rounds_alone() {
+    fn password_key_answers_only_its_own_salt_and_rounds() {
         let (salt, rounds) = ([1; 32], PBKDF2_ROUNDS);
         let key = PasswordKey { salt, rounds, key: Key::new([2; 32]) };
         let asks = |salt: [u8; 32], rounds: u32| {
@@ -590,7 +586,7 @@ mod tests {
 
     /// PROTOCOL#rounds.
     #[test]
-    fn a_server_cannot_ask_for_a_cheap_or_an_endless_hash() {
+    fn server_cannot_ask_for_a_cheap_or_an_endless_hash() {
         let p = person("alice");
         for rounds in [0, 1, 99_999, 10_000_001, u32::MAX] {
             let challenge =

@@ -1,7 +1,7 @@
 //! Files that only their owner may read, and that a crash cannot leave half-written.
 //!
-//! Invariant: directories are 0700, files 0600; nothing is written through a symbolic link;
-//! a replaced file is either wholly the old or wholly the new one.
+//! Invariant: directories are 0700, files 0600. Nothing is written through a symbolic link. A replaced file is entirely the
+//! old or entirely the new one.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// What a file that is being written bears behind its name.
+/// The end of the name of a file that is being written.
 const TEMPORARY: &str = ".tmp";
 
 /// `$HOME` joined with `folder`.
@@ -29,19 +29,37 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Makes `root`, its parents and its `folders`, for the owner alone. A root that others can enter is
-/// closed to them if it is empty or was made for this program; any other is left as it is.
+/// Makes `root`, its parents and its `folders`, for the owner alone. Closes a root that other users can enter if it is empty
+/// or was made for this program, and changes no other.
 ///
 /// # Errors
-/// With the path in the text, also if others can enter a root that is not ours to close.
+/// With the path in the text, also if other users can enter a root that is not ours to close.
 pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
-    let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path));
-    make(root)?;
+    make_folder(root)?;
     check_root(root, folders)?;
     for folder in [""].iter().chain(folders) {
         let path = root.join(folder);
-        make(&path)?;
+        make_folder(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(at(&path))?;
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
+}
+
+/// Whether [`private_folders`] would succeed on a `root` that exists; makes and changes nothing.
+///
+/// # Errors
+/// The same.
+pub fn check_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
+    check_root(root, folders)?;
+    for path in folders.iter().map(|folder| root.join(folder)) {
+        // Of a folder that is there this makes nothing, and of anything else it says why not.
+        if is_there(&path)? {
+            make_folder(&path)?;
+        }
     }
     Ok(())
 }
@@ -49,8 +67,8 @@ pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
 /// Whether `root`, which exists, is private or ours to close: with all of our `folders`, or with nothing but such.
 ///
 /// # Errors
-/// With the path in the text if others can enter it and it is not ours to close.
-pub fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
+/// With the path in the text if other users can enter it and it is not ours to close.
+fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
     let is_ours = |entry: &io::Result<fs::DirEntry>| {
         entry.as_ref().is_ok_and(|entry| folders.iter().any(|folder| entry.file_name() == *folder))
     };
@@ -63,23 +81,24 @@ pub fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what crashes of [`replace`] have left in `folder` of files that `is_ours` names: each is the half of a file
-/// that nobody was told of.
+/// Removes temporary files in `folder`, of files that `is_ours` names, that a crash during [`replace`] has left: each is a
+/// part of a file that was never confirmed.
 ///
 /// # Errors
 /// With the path in the text.
 pub fn remove_temporary(folder: &Path, is_ours: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let path = entry.map_err(at(folder))?.path();
+        let entry = entry.map_err(at(folder))?;
+        let (path, is_folder) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
         let name = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(TEMPORARY));
-        if name.is_some_and(&is_ours) {
+        if name.is_some_and(&is_ours) && !is_folder {
             fs::remove_file(&path).map_err(at(&path))?;
         }
     }
     Ok(())
 }
 
-/// The files of `folder` that `is_private` names and that others have rights to; links do not count.
+/// The files of `folder` that `is_private` names and that other users have rights to; links do not count.
 pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let is_open = |entry: &fs::DirEntry| {
         let facts =
@@ -92,7 +111,7 @@ pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<P
     paths
 }
 
-/// Takes others' rights to those files away, as far as they are ours; one sentence for each.
+/// Takes other users' rights to those files away, if the files are ours; one sentence for each.
 pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<String> {
     let mut paths = open_to_others(folder, is_private);
     paths.retain(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_ok());
@@ -102,10 +121,10 @@ pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<
     told.collect()
 }
 
-/// Whether `path` names anything, be it a link that cannot be followed.
+/// Whether `path` names anything, even a broken link.
 ///
 /// # Errors
-/// With the path in the text if that cannot be found out.
+/// With the path in the text if that is unknown.
 pub fn is_there(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
@@ -114,7 +133,7 @@ pub fn is_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes a new file; an existing one, or a link, is an error.
+/// Makes a new file; an existing file or link is an error.
 ///
 /// # Errors
 /// With the path in the text.
@@ -128,6 +147,17 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 /// With the path in the text.
 pub fn append(path: &Path) -> io::Result<File> {
     open_itself(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)
+}
+
+/// The same, of a file that is there; `None` if there is none.
+///
+/// # Errors
+/// The same.
+pub fn existing(path: &Path) -> io::Result<Option<File>> {
+    match is_there(path)? {
+        true => open_itself(OpenOptions::new().read(true).append(true), path).map(Some),
+        false => Ok(None),
+    }
 }
 
 /// Opens a file for reading; a link is an error, as it is for [`append`].
@@ -163,8 +193,8 @@ pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 /// The same, of a file that holds a secret.
 ///
 /// # Errors
-/// As [`read`]'s; also if everyone has rights to the file, and [`close_to_others`] cannot close it: it is another
-/// user's, or behind a link.
+/// As [`read`]; also if all users have rights to the file and [`close_to_others`] cannot close it, because it belongs to
+/// another user or is behind a link.
 pub fn read_private(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let data = fs::metadata(path).map_err(at(path))?;
     let me = fs::metadata("/proc/self").map(|me| me.uid());
@@ -175,8 +205,8 @@ pub fn read_private(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>>
     read(path, limit).map(Zeroizing::new)
 }
 
-/// The text of a small file that a person may have edited: without a byte order mark, blanks and line ends around it,
-/// and zeros that a crash has left behind it. `None` if it is not UTF-8.
+/// The text of a small file that may have been edited by hand: without a byte order mark, surrounding blanks and line ends,
+/// and zeros that a crash has left at the end. `None` if it is not UTF-8.
 pub fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0').trim();
     Some(text.strip_prefix('\u{feff}').unwrap_or(text).trim_start())
@@ -205,11 +235,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// The same, with what `write` writes, after `before` was called with the file that is about to get the name; the
-/// caller waits for the folder. Returns the new file, open for appending.
+/// The same, with the bytes that `write` writes. Calls `before` with the new file before it gets the name; the caller waits
+/// for the folder. Returns the new file, open for appending.
 ///
 /// # Errors
-/// With the path in the text; the old file then stands untouched, and no other is left behind.
+/// With the path in the text; the old file is then unchanged, and no temporary file stays.
 pub fn replace_with(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -218,7 +248,7 @@ pub fn replace_with(
     let mut name = path.as_os_str().to_os_string();
     name.push(TEMPORARY);
     let temporary = Path::new(&name);
-    // One left by a crash is of no use to anyone.
+    // Left by a crash.
     let _ = fs::remove_file(temporary);
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create_new(true).mode(0o600).open(temporary);
@@ -258,7 +288,7 @@ pub fn ends_line(file: &File) -> io::Result<bool> {
     Ok(last == [b'\n'])
 }
 
-/// Waits until the entries of the folder that `path` is in are on disk.
+/// Waits until the entries of the folder that contains `path` are on disk.
 ///
 /// # Errors
 /// With the folder's path in the text.
@@ -274,7 +304,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn what_is_not_ours_is_neither_removed_nor_closed() {
+    fn files_of_others_are_neither_removed_nor_closed() {
         let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("foreign-{name}"));
         fs::create_dir_all(folder.join("keys")).expect("folder");
@@ -298,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_overwritten_and_nothing_is_written_through_a_link() {
+    fn new_file_overwrites_nothing_and_follows_no_link() {
         let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("disk-{name}"));
         private_folders(&folder, &[]).expect("folder");

@@ -150,6 +150,51 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
 }
 
 #[test]
+fn check_reports_exactly_what_would_stop_a_start() {
+    let server = Server::start();
+    newcomer(&server, "alice");
+    let mut home = server.kill();
+    let in_the_way = |path: &Path, kind: &str| match kind {
+        "folder" => fs::create_dir_all(path.join("x")).expect("made"),
+        "file" => fs::write(path, "").expect("written"),
+        _ => std::os::unix::fs::symlink("nowhere", path).expect("linked"),
+    };
+    let (stops, serves) = (true, false);
+    for (name, kind, stops_start) in [
+        ("lock", "folder", stops),
+        ("lock", "link", stops),
+        ("users.json", "folder", stops),
+        ("locks.json", "link", stops),
+        ("salt.secret", "folder", stops),
+        ("logs/security.log", "folder", stops),
+        ("logs/security.log", "link", stops),
+        ("certs/server.key", "folder", stops),
+        ("keys", "file", stops),
+        ("certs", "file", stops),
+        ("logs", "file", stops),
+        ("users.json.tmp", "folder", serves),
+        ("locks.json.tmp", "folder", serves),
+        ("keys/bob.pem.tmp", "folder", serves),
+    ] {
+        let (path, aside) = (home.path("data").join(name), home.path("aside"));
+        let is_there = fs::rename(&path, &aside).is_ok();
+        in_the_way(&path, kind);
+        let (status, out, _) = run(&home, &["--check"]);
+        assert_eq!((status == 1, out.contains("problem: ")), (stops_start, stops_start), "{name}: {out}");
+        if stops_start {
+            let (status, _, errors) = run(&home, &["--host", "127.0.0.1", "--port", "0"]);
+            let reason = errors.lines().find_map(|line| line.strip_prefix("server: ")).expect("a reason");
+            assert!(status == 1 && out.contains(&format!("problem: {reason}\n")), "{out} is not {reason}");
+        } else {
+            home = Server::within(home, &[]).kill();
+        }
+        let path = home.path("data").join(name);
+        if kind == "folder" { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.expect("removed");
+        assert!(!is_there || fs::rename(&aside, &path).is_ok());
+    }
+}
+
+#[test]
 fn wrong_words_of_an_operator_are_one_line_and_status_2() {
     let home = Folder::new();
     for words in [

@@ -98,14 +98,28 @@ fn imports_run_one_way() {
     }
 }
 
+/// A room of the server, how its files name another, and the rooms below it.
+const BELOW: [(&str, &str, &[&str]); 5] = [
+    ("server/store/", "crate::server::", &["limits", "rates", "store"]),
+    ("server/connection_limits.rs", "super::", &["limits", "rates"]),
+    ("server/rates.rs", "super::", &["limits"]),
+    ("server/limits.rs", "super::", &[]),
+    ("server/metrics.rs", "super::", &[]),
+];
+
 #[test]
-fn server_store_knows_no_connection_and_only_the_start_its_operator() {
+fn rooms_of_the_server_name_only_rooms_below() {
     for (name, text) in sources() {
         for line in code(&text) {
-            let named = line.split("crate::server::").nth(1).unwrap_or("store");
-            let is_below = ["limits", "rates", "store"].iter().any(|room| named.starts_with(room));
-            let is_store = name.starts_with("server/store/");
-            assert!(!is_store || is_below && !line.contains("super::super"), "{name}: {line}");
+            for (_, path, below) in BELOW.iter().filter(|(room, ..)| name.starts_with(room)) {
+                let mut named = line.split(path).skip(1);
+                assert!(
+                    named.all(|named| below.iter().any(|room| named.starts_with(room))),
+                    "{name}: {line}"
+                );
+                assert!(!line.contains("super::super"), "{name}: {line}");
+            }
+            // Only the start names what its operator sees.
             let may_name =
                 ["server/operator/", "server/mod.rs", "bin/"].iter().any(|at| name.starts_with(at));
             assert!(may_name || !line.contains("operator::"), "{name}: {line}");

@@ -1,161 +1,153 @@
-//! Who may connect, and how many.
+//! The listener: takes connections, and hands each to a thread that does its handshake and login.
 //!
-//! Invariant: what an unauthenticated peer can make the server hold is bounded per address and in all; when a
-//! bound is reached the oldest or the newcomer goes, and nobody who is logged in notices.
+//! Invariant: the accept loop waits for no client, and a client that takes long to log in keeps no other waiting.
 
-use super::limits::Limits;
-use super::rates::origin;
-use crate::sync::lock;
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Shutdown, TcpStream};
-use std::sync::{Arc, Mutex};
+use super::connection_limits::Ticket;
+use super::{CONNECTION_STACK, Shared, connection, lock, metrics, thread};
+use crate::wire::tls::limit_unsent;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{TcpListener, ToSocketAddrs};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
-/// Lets connections in and counts them.
-pub struct ConnectionLimits {
-    state: Mutex<State>,
-    waiting: usize,
-    per_address: usize,
-    total: usize,
-}
+/// Stack of a thread that does handshakes and logins, in bytes: more than four times that of a connection's. Otherwise
+/// glibc reuses it, when the thread ends, with all the pages that a handshake has touched.
+const ADMISSION_STACK: usize = 2 * 1024 * 1024;
+/// An admission thread waits this long for the next connection before it ends: through a storm of logins.
+const ADMISSION_IDLE: Duration = Duration::from_secs(1);
+/// Connections that the kernel keeps for [`run`]: its 128 are too few for a storm of logins.
+const BACKLOG: i32 = 4096;
 
+/// Connections that wait for an admission thread, and the number of such threads that are idle.
 #[derive(Default)]
-struct State {
-    next: u64,
-    /// Not logged in yet, oldest first.
-    waiting: BTreeMap<u64, Arc<TcpStream>>,
-    per_address: HashMap<IpAddr, usize>,
-    total: usize,
+pub(super) struct AdmissionQueue {
+    state: Mutex<(VecDeque<Ticket>, usize)>,
+    wake: Condvar,
 }
 
-/// A counted connection; counted out when dropped.
-pub struct Ticket {
-    limits: Arc<ConnectionLimits>,
-    socket: Arc<TcpStream>,
-    number: u64,
-    /// Where it comes from.
-    pub address: IpAddr,
-    /// The oldest of those who waited had to go for it.
-    pub pushed_out: bool,
+/// Listens on `host`, an address or a name of one, and `port`.
+///
+/// # Errors
+/// With the address and the remedy in the text.
+pub(super) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    let failed = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => " (is a server running already? --port chooses another)",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}{hint}"))
+    };
+    let address = (host, port).to_socket_addrs().map_err(failed)?.next();
+    let address = address.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
+    socket.set_reuse_address(true).map_err(failed)?;
+    socket.bind(&address.into()).map_err(failed)?;
+    socket.listen(BACKLOG).map_err(failed)?;
+    Ok(socket.into())
 }
 
-impl ConnectionLimits {
-    /// See [`Limits`].
-    pub fn new(limits: &Limits) -> ConnectionLimits {
-        ConnectionLimits {
-            state: Mutex::default(),
-            waiting: limits.waiting,
-            per_address: limits.per_address,
-            total: limits.clients.saturating_add(limits.waiting),
-        }
-    }
-
-    /// Counts a new connection in; `None` if its address or the server has too many.
-    /// When too many wait for their login, the oldest of them goes.
-    pub fn admit(self: &Arc<ConnectionLimits>, address: IpAddr, socket: &Arc<TcpStream>) -> Option<Ticket> {
-        let origin = origin(address);
-        let mut state = lock(&self.state);
-        let here = state.per_address.get(&origin).copied().unwrap_or(0);
-        if here >= self.per_address || state.total >= self.total {
-            return None;
-        }
-        let mut pushed_out = false;
-        if state.waiting.len() >= self.waiting
-            && let Some((_, oldest)) = state.waiting.pop_first()
-        {
-            let _ = oldest.shutdown(Shutdown::Both);
-            pushed_out = true;
-        }
-        let number = state.next;
-        state.next += 1;
-        state.total += 1;
-        state.waiting.insert(number, socket.clone());
-        *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket { limits: self.clone(), socket: socket.clone(), number, address, pushed_out })
-    }
-
-    /// Connections in all, and how many of them are not logged in.
-    pub fn counts(&self) -> (usize, usize) {
-        let state = lock(&self.state);
-        (state.total, state.waiting.len())
-    }
-}
-
-impl Ticket {
-    /// The connection has logged in: it can no longer be pushed out by newcomers.
-    pub fn logged_in(&self) {
-        lock(&self.limits.state).waiting.remove(&self.number);
-    }
-
-    /// Its session has ended: until the other side closes it, it is among the first to make room for newcomers.
-    pub fn logged_out(&self) {
-        lock(&self.limits.state).waiting.insert(self.number, self.socket.clone());
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut state = lock(&self.limits.state);
-        state.waiting.remove(&self.number);
-        state.total -= 1;
-        let origin = origin(self.address);
-        if let Some(here) = state.per_address.get_mut(&origin) {
-            *here -= 1;
-            if *here == 0 {
-                state.per_address.remove(&origin);
+/// Takes connections until the process ends.
+pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
+    let log = |event: &'static str, detail: &str| shared.audit.limit(event, None, None, detail);
+    loop {
+        let (socket, address) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => {
+                // Out of descriptors: connected clients are still served, new ones wait a little.
+                log("accept_failed", &error.to_string());
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
             }
+        };
+        let Some(ticket) = shared.connections.admit(address.ip(), &Arc::new(socket)) else {
+            metrics::REFUSED.add();
+            log("refused", "too many connections");
+            continue;
+        };
+        if ticket.evicted {
+            log("pushed_out", "too many connections that are not logged in");
+        }
+        limit_unsent(&ticket.socket);
+        enqueue(shared, ticket);
+    }
+}
+
+/// Hands a connection to an idle admission thread, or to a new one.
+fn enqueue(shared: &Arc<Shared>, ticket: Ticket) {
+    let mut state = lock(&shared.queue.state);
+    state.0.push_back(ticket);
+    if state.1 >= state.0.len() {
+        shared.queue.wake.notify_one();
+        return;
+    }
+    drop(state);
+    let admitting = shared.clone();
+    if thread("admission", ADMISSION_STACK, move || admit_all(&admitting)).is_err() {
+        // No thread is available: drop this connection, the others continue.
+        lock(&shared.queue.state).0.pop_back();
+    }
+}
+
+fn admit_all(shared: &Arc<Shared>) {
+    loop {
+        let mut state = lock(&shared.queue.state);
+        if state.0.is_empty() {
+            state.1 += 1;
+            let waited = shared.queue.wake.wait_timeout(state, ADMISSION_IDLE);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.1 -= 1;
+        }
+        let Some(ticket) = state.0.pop_front() else { return };
+        drop(state);
+        if let Some(client) = connection::admit(shared, ticket.socket.clone(), ticket.address, ticket) {
+            // Boxed, to keep the stack of the waiting thread small.
+            let client = Box::new(client);
+            // Without a thread the closure is dropped, and with it the connection.
+            let _ = thread("client", CONNECTION_STACK, move || client.run());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::shared;
     use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::time::Instant;
 
+    /// PROTOCOL#deadlines.
     #[test]
-    fn connections_are_refused_at_each_limit() {
-        use std::io::{ErrorKind, Read};
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let connect = || {
+    fn slow_login_keeps_no_other_client_waiting() {
+        let (shared, _folder) = shared(Duration::from_secs(3600));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let guest = || {
             let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
-            (Arc::new(listener.accept().expect("accepted").0), far)
+            far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+            let (socket, address) = listener.accept().expect("accepted");
+            enqueue(
+                &shared,
+                shared.connections.admit(address.ip(), &Arc::new(socket)).expect("there is room"),
+            );
+            far
         };
-        let limits = Limits { clients: 3, waiting: 2, per_address: 2, ..Limits::for_machine(1024, 65_530) };
-        let connections = Arc::new(ConnectionLimits::new(&limits));
-        let house = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let admit = |n| connections.admit(house(n), &connect().0);
-
-        let first = [admit(1).expect("let in"), admit(1).expect("let in")];
-        assert!(connections.counts() == (2, 2) && admit(1).is_none(), "an address has two");
-        first.iter().for_each(Ticket::logged_in);
-        assert_eq!(connections.counts(), (2, 0));
-
-        // Two wait; a third one pushes the oldest out, and nobody else.
-        let (older, mut older_far) = connect();
-        let (newer, mut newer_far) = connect();
-        let older = connections.admit(house(2), &older).expect("let in");
-        let newer = connections.admit(house(2), &newer).expect("let in");
-        assert!(!older.pushed_out && !newer.pushed_out);
-        let third = admit(3).expect("let in");
-        assert!(third.pushed_out);
-        assert_eq!(older_far.read(&mut [0]).expect("shut"), 0);
-        newer_far.set_nonblocking(true).expect("a socket");
-        assert_eq!(newer_far.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
-
-        // It counts until its thread has let go of it: three and two are all there may be.
-        assert!(connections.counts() == (5, 2) && admit(4).is_none(), "the house is full");
-        drop(older);
-        assert_eq!(connections.counts(), (4, 2));
-        newer.logged_in();
-        let fourth = admit(4).expect("let in");
-        assert!(!fourth.pushed_out && connections.counts() == (5, 2));
-
-        let [one, other] = first;
-        drop(one);
-        let again = admit(1).expect("one of the two has gone");
-        drop((third, fourth));
-        assert!(admit(1).is_none(), "and only one");
-        drop((again, other, newer));
-        assert_eq!(connections.counts(), (0, 0));
-        assert!(lock(&connections.state).per_address.is_empty(), "nothing is kept of those who have gone");
+        let is_answered = |mut far: &TcpStream| {
+            far.write_all(b"{\"type\":\"ping\"}\n").expect("written");
+            far.read(&mut [0; 100]).is_ok_and(|count| count > 0)
+        };
+        for _ in 0..3 {
+            let end = Instant::now() + Duration::from_secs(60);
+            // A thread that has served one client waits for the next, for a while.
+            while lock(&shared.queue.state).1 == 0 {
+                assert!(Instant::now() < end, "no thread is ever free");
+                drop(guest());
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            let slow = [guest(), guest()];
+            assert!(slow.iter().all(is_answered) && is_answered(&guest()));
+        }
     }
 }

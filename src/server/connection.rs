@@ -5,7 +5,7 @@
 //! outside every lock. Whatever ends a connection, `Drop` gives back its turn to read from its session
 //! ([`grace`]), which waits for another connection unless it has ended.
 
-use super::accept::Ticket;
+use super::connection_limits::Ticket;
 use super::frames::{FalseAck, Frame};
 use super::grace::{self, Inbound, Turn};
 use super::guest::{Entry, Guest, Resumption, linger, not_a_message};

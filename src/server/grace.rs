@@ -265,7 +265,7 @@ mod tests {
 
     fn logouts(shared: &Shared, folder: &Folder) -> usize {
         shared.audit.flush();
-        let log = std::fs::read_to_string(folder.0.join("security.log")).expect("a log");
+        let log = std::fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
         log.matches("event=logout").count()
     }
 

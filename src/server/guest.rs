@@ -3,9 +3,10 @@
 //! Invariant: everything comes before one deadline and in few short lines; who gets an `Entry` has proven to be somebody.
 
 use super::grace::Turn;
+use super::rates::origin;
 use super::registry::Place;
 use super::store::accounts::{RegisterError, Seen};
-use super::{Shared, limits};
+use super::{Shared, limits, lock};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
 use crate::name::Username;
@@ -231,9 +232,10 @@ impl<'a> Guest<'a> {
                 self.audit("registered", &name);
                 Ok(self.say(&ServerMessage::Registered)?)
             }
-            Err(error @ RegisterError::NameTaken) => {
+            Err(RegisterError::NameTaken) => {
                 self.audit("name_taken", &name);
-                Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, error.to_string()))?)
+                let text = "this name is taken: choose another";
+                Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, text))?)
             }
             Err(RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
         }
@@ -241,7 +243,7 @@ impl<'a> Guest<'a> {
 
     /// What makes `users.json` grow is counted by address.
     fn count_record(&self) -> Result<(), Refusal> {
-        self.shared.registrations.take(self.address).map_err(|wait| {
+        lock(&self.shared.registrations).take(origin(self.address), Instant::now()).map_err(|wait| {
             self.shared.audit.limit("too_many_registrations", None, Some(self.address), "");
             Refusal::Say(ServerMessage::Error(Failure {
                 code: ErrorCode::TooManyRequests.as_str().into(),
@@ -261,7 +263,7 @@ impl<'a> Guest<'a> {
         check_version(request.version)?;
         self.refuse_locked(&request.username)?;
         let seen = self.shared.accounts.see(&request.username);
-        let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), self.shared.accounts.secret());
+        let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), &self.shared.salt_secret);
         let (pending, challenge) = PendingLogin::new(request, account, secret).map_err(auth_error)?;
         self.say(&ServerMessage::Challenge(challenge))?;
         let response = match self.next()? {
@@ -335,7 +337,9 @@ impl<'a> Guest<'a> {
         self.audit(event, name);
         if locks {
             self.audit("locked", name);
-            self.shared.remember_lock(name);
+            if let Err(error) = self.shared.lockout.remember(name) {
+                self.shared.audit.log("storage_failed", Some(name), None, &error.to_string());
+            }
         }
         auth_error(error)
     }
@@ -429,7 +433,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#lockout, PROTOCOL#registration-limit.
     #[test]
-    fn who_waits_for_as_long_as_was_said_has_waited_long_enough() {
+    fn retry_after_is_long_enough() {
         let (shared, _folder) = shared(HOUR);
         let (guest, _far) = guest(&shared);
         let said = |refusal: Refusal| match refusal {
@@ -447,7 +451,8 @@ pub(super) mod tests {
                 break said(refusal);
             }
         };
-        let left = shared.registrations.take(guest.address).expect_err("too many");
+        let left =
+            lock(&shared.registrations).take(origin(guest.address), Instant::now()).expect_err("too many");
         assert!(
             Duration::from_secs(refused) >= left
                 && left + Duration::from_secs(60) > Duration::from_secs(refused)
@@ -456,7 +461,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#lockout.
     #[test]
-    fn who_is_locked_is_told_so_before_anything_but_a_wrong_version_and_may_still_ask_for_an_account() {
+    fn lock_is_reported_before_the_key_and_allows_registration() {
         let (shared, _folder) = shared(HOUR);
         let (mut guest, _far) = guest(&shared);
         for n in 0..limits::MAX_FAILURES_PER_ADDRESS {

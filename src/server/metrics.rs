@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts since the start.
+/// A count since the start.
 pub struct Counter(AtomicU64);
 
 impl Counter {
@@ -13,17 +13,17 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many there were.
+    /// The count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Connections that were not let in.
+/// Refused connections.
 pub static REFUSED: Counter = Counter(AtomicU64::new(0));
-/// Envelopes not taken for a recipient, because too much waited for them; their sender was told.
+/// Envelopes refused because too much waited for the recipient; the sender got `busy`.
 pub static BUSY: Counter = Counter(AtomicU64::new(0));
-/// Clients closed because they did not take what was sent to them.
+/// Clients closed because they did not read what was sent to them.
 pub static SLOW_CLOSED: Counter = Counter(AtomicU64::new(0));
-/// Times that a client was read more slowly because it asked for too much.
+/// Times that a client was throttled.
 pub static SLOWED: Counter = Counter(AtomicU64::new(0));

@@ -18,7 +18,7 @@
 //! and is sent again. [`Outbox::claim`] takes the link off, [`Outbox::attach`] puts the next one in, and only for the
 //! latest claim: of two resumptions at once the later one wins.
 
-use super::accept::Ticket;
+use super::connection_limits::Ticket;
 use super::frames::{FalseAck, Frame, Frames};
 use super::limits::{FAREWELL, MAX_WRITERS, WRITE};
 use super::receipts::Receipts;
@@ -477,7 +477,7 @@ impl Pass {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::accept::ConnectionLimits;
+    use super::super::connection_limits::ConnectionLimits;
     use super::super::limits::Limits;
     use super::*;
     use std::io::Read;

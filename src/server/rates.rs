@@ -1,21 +1,19 @@
-//! How often somebody may ask for something.
+//! How often something may happen: a token bucket for one client, and a counter for many names or addresses.
 //!
-//! Invariant: who is within the rate never waits, and what is remembered of those who are not is bounded.
+//! Invariant: a client within its rate never waits. A [`Counter`] knows no clock, the time is passed in; it is bounded by
+//! [`has_room`](Counter::has_room), which every caller of [`count`](Counter::count) asks before.
 
 use super::limits::MAX_REMEMBERED;
-use crate::sync::lock;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// One person's share of an IPv6 network is a /64.
+/// What stands for `address` where addresses are counted: an IPv6 network of 64 bits, which one person has, or an IPv4
+/// address.
 pub(super) fn origin(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => IpAddr::V4(v4),
-            None => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
-        },
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
         v4 => v4,
     }
 }
@@ -41,7 +39,10 @@ impl Bucket {
     /// # Errors
     /// If it holds fewer: how long to wait for them.
     pub fn take(&mut self, cost: f64) -> Result<(), Duration> {
-        self.fill();
+        let now = Instant::now();
+        let gained = now.duration_since(self.filled).as_secs_f64() * self.rate;
+        self.tokens = (self.tokens + gained).min(self.burst);
+        self.filled = now;
         let cost = cost.min(self.burst);
         if self.tokens >= cost {
             self.tokens -= cost;
@@ -51,64 +52,134 @@ impl Bucket {
             Err(Duration::from_secs_f64((cost - self.tokens) / self.rate + 0.001))
         }
     }
-
-    fn fill(&mut self) {
-        let now = Instant::now();
-        let gained = now.duration_since(self.filled).as_secs_f64() * self.rate;
-        self.tokens = (self.tokens + gained).min(self.burst);
-        self.filled = now;
-    }
 }
 
-/// Registrations by address.
-pub struct Registrations {
-    per_minute: f64,
-    buckets: Mutex<HashMap<IpAddr, Bucket>>,
+/// Counts events by key. A key's interval begins with its first event; `limit` events in it are allowed.
+pub struct Counter<K> {
+    limit: u64,
+    interval: Duration,
+    counts: HashMap<K, Count>,
 }
 
-impl Registrations {
-    /// See [`Limits::registrations`](super::limits::Limits::registrations).
-    pub fn new(per_minute: u32) -> Registrations {
-        Registrations { per_minute: f64::from(per_minute.max(1)), buckets: Mutex::default() }
+#[derive(Clone, Copy)]
+struct Count {
+    /// Events in this interval, those beyond the limit included.
+    events: u64,
+    /// The end of the interval.
+    until: Instant,
+}
+
+impl<K: Clone + Eq + Hash> Counter<K> {
+    /// For `limit` events of a key in an `interval`.
+    pub fn new(limit: u32, interval: Duration) -> Counter<K> {
+        Counter { limit: limit.into(), interval, counts: HashMap::new() }
     }
 
-    /// Counts one registration, or none.
+    /// How long `key` has to wait for its next interval, if it has reached the limit.
+    pub fn wait(&self, key: &K, now: Instant) -> Option<Duration> {
+        let count = self.counts.get(key).filter(|count| count.events >= self.limit)?;
+        Some(count.until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    /// Whether `key` may be counted: up to [`MAX_REMEMBERED`] keys are remembered.
+    pub fn has_room(&self, key: &K) -> bool {
+        self.counts.len() < MAX_REMEMBERED || self.counts.contains_key(key)
+    }
+
+    /// Counts an event, allowed or not. Returns the number of events in this interval, and of those that the interval
+    /// before had beyond the limit.
+    pub fn count(&mut self, key: K, now: Instant) -> (u64, u64) {
+        let fresh = Count { events: 0, until: now + self.interval };
+        let count = self.counts.entry(key).or_insert(fresh);
+        let former = if count.until <= now { std::mem::replace(count, fresh) } else { fresh };
+        count.events += 1;
+        (count.events, former.events.saturating_sub(self.limit))
+    }
+
+    /// Counts an allowed event.
     ///
     /// # Errors
-    /// If its address (IPv6: its /64) has made too many: how long it has to wait.
-    pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
-        let mut buckets = lock(&self.buckets);
-        if buckets.len() >= MAX_REMEMBERED {
-            buckets.retain(|_, bucket| {
-                bucket.fill();
-                bucket.tokens < bucket.burst
-            });
-            if buckets.len() >= MAX_REMEMBERED {
-                return Err(Duration::from_secs(60));
+    /// How long to wait, if it is beyond the limit or there is no room; it is not counted then.
+    pub fn take(&mut self, key: K, now: Instant) -> Result<(), Duration> {
+        if !self.has_room(&key) {
+            self.forget_expired(now);
+        }
+        match self.wait(&key, now) {
+            None if self.has_room(&key) => self.count(key, now),
+            wait => return Err(wait.unwrap_or(self.interval)),
+        };
+        Ok(())
+    }
+
+    /// Takes one event back.
+    pub fn uncount(&mut self, key: &K) {
+        if let Some(count) = self.counts.get_mut(key) {
+            count.events = count.events.saturating_sub(1);
+        }
+    }
+
+    /// `key` has reached the limit, and has to wait until then.
+    pub fn hold(&mut self, key: K, until: Instant) {
+        self.counts.insert(key, Count { events: self.limit, until });
+    }
+
+    /// Nothing of `key` is counted any more.
+    pub fn forget(&mut self, key: &K) {
+        self.counts.remove(key);
+    }
+
+    /// Forgets intervals that are over. Returns the number of events beyond the limit of each key that had some.
+    pub fn forget_expired(&mut self, now: Instant) -> Vec<(K, u64)> {
+        let limit = self.limit;
+        let expired = self.counts.extract_if(|_, count| count.until <= now);
+        expired
+            .filter(|(_, count)| count.events > limit)
+            .map(|(key, count)| (key, count.events - limit))
+            .collect()
+    }
+
+    /// Counts an event whether or not it is allowed, and makes room for it. A key that reaches the limit has to wait for a
+    /// whole interval from now on; true if this is the event with which it does.
+    pub fn count_failure(&mut self, key: K, now: Instant) -> bool {
+        self.make_room(&key, now);
+        let is_last = self.count(key.clone(), now).0 == self.limit;
+        if is_last {
+            self.hold(key, now + self.interval);
+        }
+        is_last
+    }
+
+    /// Forgets intervals that are over, or else the oldest key: one that has reached the limit only if all have.
+    fn make_room(&mut self, key: &K, now: Instant) {
+        if !self.has_room(key) {
+            self.forget_expired(now);
+        }
+        if !self.has_room(key) {
+            let by_age = |(_, count): &(&K, &Count)| (count.events >= self.limit, count.until);
+            if let Some(oldest) = self.counts.iter().min_by_key(by_age).map(|(key, _)| key.clone()) {
+                self.counts.remove(&oldest);
             }
         }
-        let fresh = || Bucket::new(self.per_minute / 60.0, self.per_minute);
-        buckets.entry(origin(address)).or_insert_with(fresh).take(1.0)
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    /// As if `time` had gone by since.
-    pub fn ago(time: Duration) -> Instant {
+    /// As if `time` had passed since.
+    fn ago(time: Duration) -> Instant {
         Instant::now().checked_sub(time).expect("a clock with a past")
     }
 
     #[test]
-    fn a_bucket_gives_its_burst_at_once_and_then_its_rate() {
+    fn bucket_gives_its_burst_at_once_and_then_its_rate() {
         // So slow that a machine under load makes no difference.
         let mut bucket = Bucket::new(0.01, 3.0);
         assert_eq!((bucket.take(2.0), bucket.take(1.0)), (Ok(()), Ok(())));
         let wait = bucket.take(2.0).expect_err("empty").as_secs_f64();
         assert!((190.0..200.1).contains(&wait), "{wait}");
-        // What is refused costs nothing, and who waits as long as told has enough.
+        // A refusal costs nothing, and a client that waits as long as it was told has enough.
         bucket.filled = ago(Duration::from_secs_f64(wait));
         assert_eq!(bucket.take(2.0), Ok(()));
         assert!(bucket.take(0.1).is_err());
@@ -119,27 +190,102 @@ pub(super) mod tests {
         assert!(bucket.take(0.1).is_err());
     }
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// PROTOCOL#registration-limit.
     #[test]
-    fn registrations_are_counted_by_address_in_bounded_memory() {
-        let registrations = Registrations::new(2);
-        let (here, there) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        assert_eq!((registrations.take(here), registrations.take(here)), (Ok(()), Ok(())));
-        let wait = registrations.take(here).expect_err("too many").as_secs_f64();
-        assert!((20.0..30.1).contains(&wait), "{wait}");
-        assert_eq!(registrations.take(there), Ok(()));
-        let address = |n: usize| IpAddr::from([11, (n >> 16) as u8, (n >> 8) as u8, n as u8]);
-        for n in 2..MAX_REMEMBERED {
-            assert_eq!(registrations.take(address(n)), Ok(()));
+    fn counter_allows_its_limit_in_each_interval() {
+        let (mut counter, start) = (Counter::new(2, MINUTE), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert_eq!((counter.take("here", start), counter.take("here", at(10))), (Ok(()), Ok(())));
+        assert_eq!(counter.take("here", at(20)), Err(MINUTE * 2 / 3), "from the first event on");
+        assert_eq!(counter.take("there", at(20)), Ok(()));
+        assert_eq!(counter.wait(&"here", at(59)), Some(Duration::from_secs(1)));
+        assert_eq!((counter.wait(&"here", at(60)), counter.wait(&"elsewhere", at(0))), (None, None));
+        assert_eq!((counter.take("here", at(60)), counter.take("here", at(119))), (Ok(()), Ok(())));
+        assert_eq!(counter.take("here", at(119)), Err(Duration::from_secs(1)));
+        counter.uncount(&"here");
+        assert_eq!(counter.take("here", at(119)), Ok(()), "an event taken back counts no more");
+        counter.forget(&"here");
+        assert_eq!(counter.take("here", at(119)), Ok(()));
+        counter.hold("here", at(200));
+        assert_eq!(counter.take("here", at(199)), Err(Duration::from_secs(1)));
+        assert_eq!(counter.take("here", at(200)), Ok(()));
+    }
+
+    #[test]
+    fn counter_reports_what_went_beyond_the_limit() {
+        let (mut counter, start) = (Counter::new(3, MINUTE), Instant::now());
+        let counted: Vec<_> = (0..5).map(|_| counter.count("here", start)).collect();
+        assert_eq!(counted, [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)]);
+        assert_eq!(counter.count("here", start + MINUTE), (1, 2));
+        assert_eq!(counter.count("here", start + 2 * MINUTE), (1, 0), "once");
+        for _ in 0..9 {
+            counter.count("there", start + MINUTE);
         }
-        // Whoever comes to a full memory waits, and those who have waited a minute are forgotten.
-        assert_eq!(registrations.take(address(0)), Err(Duration::from_secs(60)));
-        for n in 2..102 {
-            let mut buckets = lock(&registrations.buckets);
-            buckets.get_mut(&address(n)).expect("there").filled = ago(Duration::from_secs(60));
+        assert!(counter.forget_expired(start + MINUTE).is_empty(), "the minute is not over");
+        assert_eq!(counter.forget_expired(start + 2 * MINUTE), [("there", 6)]);
+        assert_eq!(counter.counts.len(), 1);
+    }
+
+    /// All but `n` expired keys and one that has reached the limit of 2.
+    fn full(expired: usize) -> (Counter<usize>, Instant) {
+        let (mut counter, start) = (Counter::new(2, MINUTE), Instant::now());
+        counter.hold(0, start + MINUTE);
+        for key in 1..MAX_REMEMBERED {
+            let age = if key <= expired { MINUTE } else { MINUTE / 2 };
+            counter.count(key, start - age);
         }
-        assert_eq!(registrations.take(address(0)), Ok(()));
-        assert_eq!(lock(&registrations.buckets).len(), MAX_REMEMBERED - 99);
-        assert!(registrations.take(here).is_err(), "who has not is not");
+        (counter, start)
+    }
+
+    #[test]
+    fn full_counter_refuses_new_keys_until_an_interval_ends() {
+        let (mut counter, start) = full(0);
+        let new = MAX_REMEMBERED;
+        assert!(!counter.has_room(&new) && counter.has_room(&1));
+        assert_eq!(counter.take(new, start), Err(MINUTE));
+        assert_eq!((counter.take(1, start), counter.counts.len()), (Ok(()), MAX_REMEMBERED));
+        let (mut counter, start) = full(100);
+        assert_eq!(counter.take(new, start), Ok(()));
+        assert_eq!(counter.counts.len(), MAX_REMEMBERED - 99);
+        assert!(counter.wait(&0, start).is_some(), "whose interval is not over stays");
+    }
+
+    #[test]
+    fn failure_at_the_limit_holds_for_a_whole_interval() {
+        let (mut counter, start) = (Counter::new(3, MINUTE), Instant::now());
+        let late = start + MINUTE - Duration::from_secs(1);
+        let failures = [start, start, late].map(|now| counter.count_failure("here", now));
+        assert_eq!(failures, [false, false, true]);
+        assert_eq!(counter.wait(&"here", late), Some(MINUTE), "from the last failure on, not from the first");
+        // Of a lock that is over nothing is left: the next failure is the first.
+        let failures = [MINUTE; 3].map(|later| counter.count_failure("here", late + later));
+        assert_eq!(failures, [false, false, true]);
+        counter.count_failure("there", start);
+        counter.count_failure("there", start);
+        let failures = [MINUTE; 3].map(|later| counter.count_failure("there", start + later));
+        assert_eq!(failures, [false, false, true], "the first two are forgotten");
+    }
+
+    #[test]
+    fn full_counter_forgets_the_oldest_below_the_limit_first() {
+        let (mut counter, start) = full(0);
+        let new = MAX_REMEMBERED;
+        counter.hold(0, start + MINUTE / 4);
+        counter.counts.get_mut(&5).expect("there").until = start + MINUTE / 3;
+        counter.make_room(&1, start);
+        assert_eq!(counter.counts.len(), MAX_REMEMBERED, "a known key needs no room");
+        counter.make_room(&new, start);
+        assert_eq!(counter.counts.len(), MAX_REMEMBERED - 1);
+        assert!(!counter.counts.contains_key(&5) && counter.wait(&0, start).is_some());
+        // Of nothing but locks the oldest goes, and expired ones go first, all at once.
+        counter.count(new, start);
+        counter.counts.values_mut().for_each(|count| count.events = 2);
+        assert!(!counter.count_failure(5, start), "its first");
+        assert!(!counter.counts.contains_key(&0) && counter.counts.len() == MAX_REMEMBERED);
+        counter.make_room(&0, start + MINUTE / 2);
+        assert_eq!(counter.counts.len(), 2, "those counted now");
     }
 
     #[test]

@@ -103,39 +103,45 @@ pub enum Prepared {
     Renewed,
 }
 
+/// What [`prepare`] would do in `folder` at `now_ms`, milliseconds since 1970.
+///
+/// # Errors
+/// With the path in the text if the key is missing beside a certificate, one of the two is damaged or a link that cannot
+/// be followed, or an expired certificate is another key's.
+pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
+    let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
+    match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
+        (true, true) if is_renewed(folder, &read_facts(&certificate_path)?, now_ms)? => Ok(Prepared::Renewed),
+        (true, true) => Ok(Prepared::Found),
+        (true, false) => read_key(&key_path).map(|_| Prepared::Made),
+        (false, true) => Err(disk::at(&key_path)(io::Error::other(
+            "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
+             whose new fingerprint every client will have to accept",
+        ))),
+        (false, false) => Ok(Prepared::Made),
+    }
+}
+
 /// Sees to it that `folder` holds `server.key` and a `server.crt`, which is renewed if it is expired and self-made.
 /// `now_ms` is in milliseconds since 1970.
 ///
 /// # Errors
-/// With the path in the text if the key is missing beside a certificate, one of the two is damaged or a link that cannot
-/// be followed, or an expired certificate is another key's: nothing is overwritten then; or if the disk fails.
+/// Those of [`plan`]: nothing is overwritten then; or if the disk fails.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
-    let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
-    match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
-        (true, true) => {
-            if !is_renewed(folder, &read_facts(&certificate_path)?, now_ms)? {
-                return Ok(Prepared::Found);
-            }
-            certify(&key_path, &certificate_path, now_ms)?;
-            Ok(Prepared::Renewed)
+    let (key_path, plan) = (folder.join("server.key"), plan(folder, now_ms)?);
+    if plan != Prepared::Found {
+        if !disk::is_there(&key_path)? {
+            let key = KeyPair::generate().map_err(io::Error::other)?;
+            disk::replace(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
         }
-        (false, true) => Err(key_missing(&key_path)),
-        (has_key, false) => {
-            if !has_key {
-                let key = KeyPair::generate().map_err(io::Error::other)?;
-                disk::replace(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
-            }
-            certify(&key_path, &certificate_path, now_ms)?;
-            Ok(Prepared::Made)
-        }
+        certify(&key_path, &folder.join("server.crt"), now_ms)?;
     }
+    Ok(plan)
 }
 
-/// Whether [`prepare`] renews the certificate of these facts in `folder`, which holds a key too.
-///
-/// # Errors
-/// With the path in the text if it would, but for a key that cannot be read or is another certificate's.
-pub fn is_renewed(folder: &Path, facts: &Facts, now_ms: u64) -> io::Result<bool> {
+/// Whether the certificate of these facts in `folder`, which holds a key too, is to be renewed; an error if the key cannot
+/// be read or is another certificate's.
+fn is_renewed(folder: &Path, facts: &Facts, now_ms: u64) -> io::Result<bool> {
     if facts.not_after > now_ms || !facts.self_made {
         return Ok(false);
     }
@@ -144,22 +150,6 @@ pub fn is_renewed(folder: &Path, facts: &Facts, now_ms: u64) -> io::Result<bool>
         return Err(disk::at(folder)(io::Error::other(OTHER_KEY)));
     }
     Ok(true)
-}
-
-/// What is told of a certificate whose key is not there.
-pub fn key_missing(key_path: &Path) -> io::Error {
-    disk::at(key_path)(io::Error::other(
-        "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
-         whose new fingerprint every client will have to accept",
-    ))
-}
-
-/// Whether a certificate could be made for this key.
-///
-/// # Errors
-/// With the path in the text.
-pub fn check_key(key_path: &Path) -> io::Result<()> {
-    read_key(key_path).map(drop)
 }
 
 fn read_key(path: &Path) -> io::Result<KeyPair> {

@@ -1,20 +1,20 @@
-//! What an operator does to accounts while the server runs, or while none does: `server user …`.
+//! What an operator does to accounts, whether or not a server runs: `server user …`.
 //!
-//! A running server listens on `admin.sock` in its data folder; a request is a line `remove NAME` or
-//! `unlock NAME`, the answer a line that begins with `ok` or `error`. When nobody listens, the command takes
-//! the folder's lock and does the same by itself.
+//! A running server listens on `admin.sock` in its data folder. A request is a line `remove NAME` or `unlock NAME`, the
+//! answer a line that begins with `ok` or `error`. When no server listens, the command takes the folder's lock and does the
+//! same itself.
 //!
-//! Invariant: a change is one line appended to a file and is answered when that is on disk, so whichever side
-//! is killed at whatever moment, it is done or not done. Who may connect owns the folder (0700) and could
-//! edit its files anyway; nothing here can be reached from a network.
+//! Invariant: a change is one line appended to a file and is answered when that is on disk, so if either side is killed, it
+//! is done or not done. Only the folder's owner (0700) can connect, who could edit its files anyway; no network reaches the
+//! socket.
 
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::ErrorCode;
-use crate::server::store::FOLDERS;
-use crate::server::store::accounts::{Accounts, Survey};
+use crate::server::store::accounts::{self, Accounts};
 use crate::server::store::audit::Audit;
-use crate::server::store::locks::{self, Locks};
+use crate::server::store::lockout::{self, Lockout};
+use crate::server::store::{Findings, Mode, Store};
 use crate::server::{CONNECTION_STACK, Shared, grace, thread};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -27,13 +27,13 @@ use std::time::Duration;
 
 /// The longest line of either side, in bytes: a request has a verb and a name of 32, an answer may have a path.
 const MAX_LINE: u64 = 8192;
-/// The server waits this long for a request, the command for an answer: an answer needs the disk, and no more.
+/// The server waits this long for a request, the command for an answer: an answer needs only the disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What may be asked for.
+/// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Prints all accounts. Asks no server.
+    /// Prints all accounts; needs no server.
     List,
     /// Ends the account of this name and its session.
     Remove(Username),
@@ -61,7 +61,7 @@ fn text(error: impl ToString) -> String {
     error.to_string()
 }
 
-/// Does what was asked for, by the server that runs on `folder` if one does.
+/// Performs `action`, through the server that runs on `folder` if one does.
 ///
 /// # Errors
 /// With the reason and the remedy in the text.
@@ -76,7 +76,7 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
     match connect(folder) {
         Ok(stream) => writeln!(out, "{}", ask(&stream, &request)?),
         Err(_) => {
-            // Files that belong to somebody else would keep the server from its next start.
+            // Files of another user would keep the server from its next start.
             if fs::metadata("/proc/self").is_ok_and(|me| me.uid() != owner) {
                 let text =
                     format!("no server runs here: start it, or be the owner of its files (user {owner})");
@@ -87,8 +87,8 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
     }
 }
 
-/// Calls `act` with the path of the socket in `folder`, by way of the folder's descriptor if an address has no room for
-/// it (108 bytes, on Linux).
+/// Calls `act` with the path of the socket in `folder`, through the folder's descriptor if the path does not fit an address
+/// (108 bytes on Linux).
 fn at_socket<T>(folder: &Path, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let path = folder.join("admin.sock");
     let done = match SocketAddr::from_pathname(&path) {
@@ -109,8 +109,8 @@ pub fn connect(folder: &Path) -> io::Result<UnixStream> {
 }
 
 fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
-    let (survey, locked) = (Survey::of(folder)?, locks::survey(folder)?.locked);
-    for account in &survey.accounts {
+    let locked = lockout::list(folder)?;
+    for account in accounts::list(folder)? {
         let left = locked.get(&account.name.folded());
         let lock = left.map(|left| format!(" locked for {} min", left.as_secs() / 60 + 1));
         writeln!(out, "{} {}{}", account.name.as_str(), account.identity, lock.unwrap_or_default())?;
@@ -134,41 +134,40 @@ fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
     }
 }
 
-/// Does it while no server runs.
+/// Performs `action` while no server runs.
 fn alone(folder: &Path, action: &Action) -> io::Result<String> {
-    disk::private_folders(folder, &FOLDERS)?;
-    let (accounts, _) = Accounts::open(folder)?;
-    let audit = Audit::open(&folder.join("logs"))?;
-    let done = match action {
-        Action::Remove(name) => remove(&accounts, &audit, name),
-        Action::Unlock(name) => unlock(&Locks::open(folder)?.0, &audit, name),
-        Action::List => Ok(String::new()),
-    };
-    audit.flush();
+    let store =
+        Store::open(folder, false, &mut Findings::new(Mode::Start))?.expect("a start opens every part");
+    let done = perform(action, &store.accounts, &store.lockout, &store.audit);
+    store.audit.flush();
     done
 }
 
-fn remove(accounts: &Accounts, audit: &Audit, name: &Username) -> io::Result<String> {
-    let identity = accounts.remove(name)?;
-    let identity =
-        identity.map_or("it had a key file and no account".into(), |identity| identity.to_string());
-    audit.log("removed", Some(name), None, &identity);
-    Ok(format!("{name} is removed: {identity}"))
+/// Changes what is on disk and in memory; an account's session stays.
+fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audit) -> io::Result<String> {
+    match action {
+        Action::List => Err(io::Error::other("read users.json: it needs no server")),
+        Action::Remove(name) => {
+            let identity = accounts.remove(name)?.map(|identity| identity.to_string());
+            let identity = identity.unwrap_or("it had a key file and no account".into());
+            audit.log("removed", Some(name), None, &identity);
+            Ok(format!("{name} is removed: {identity}"))
+        }
+        Action::Unlock(name) => {
+            lockout.unlock(name)?;
+            audit.log("unlocked", Some(name), None, "");
+            Ok(format!("{name} is not locked"))
+        }
+    }
 }
 
-fn unlock(locks: &Locks, audit: &Audit, name: &Username) -> io::Result<String> {
-    locks.unlock(name)?;
-    audit.log("unlocked", Some(name), None, "");
-    Ok(format!("{name} is not locked"))
-}
-
-/// Listens for requests from now on. To be called by who holds the folder's lock.
+/// Listens for requests from now on. The caller holds the folder's lock.
 ///
 /// # Errors
 /// If the socket cannot be made, with its path in the text.
 pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
     let path = folder.join("admin.sock");
-    // Left by a former server: nobody else listens, for nobody else has the lock.
+    // Left by a former server: no other one listens, because no other has the lock.
     let _ = fs::remove_file(&path);
     let listener = at_socket(folder, |path| UnixListener::bind(path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(disk::at(&path))?;
@@ -176,9 +175,9 @@ pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
     thread("admin", CONNECTION_STACK, move || {
         loop {
             match listener.accept() {
-                // Who asked and has gone is told nothing.
+                // A command that has ended gets no answer.
                 Ok((stream, _)) => drop(answer(&shared, &stream)),
-                // Out of descriptors: the next try is not at once.
+                // Out of descriptors: wait before the next try.
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
@@ -190,10 +189,10 @@ fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
-    // Half a line is from a command that was killed while it asked.
+    // A partial line is from a command that was killed.
     let Some(line) = line.strip_suffix('\n') else { return Ok(()) };
     let (verb, name) = line.split_once(' ').unwrap_or((line, ""));
-    let done = Action::parse(verb, Some(name)).and_then(|action| perform(shared, &action).map_err(text));
+    let done = Action::parse(verb, Some(name)).and_then(|action| perform_here(shared, &action).map_err(text));
     let (word, text) = match done {
         Ok(text) => ("ok", text),
         Err(text) => ("error", text),
@@ -201,31 +200,17 @@ fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
     (&*stream).write_all(format!("{word} {}\n", text.replace('\n', " ")).as_bytes())
 }
 
-fn perform(shared: &Shared, action: &Action) -> io::Result<String> {
-    match action {
-        Action::Remove(name) => {
-            let done = remove(&shared.accounts, &shared.audit, name)?;
-            // Only now: a login that was verified before looks for its account after it stands in the
-            // registry, so one of the two finds the other.
-            if let Some(session) = shared.registry.get(name) {
-                shared.registry.remove(&session);
-                grace::dismiss(
-                    shared,
-                    &session,
-                    ErrorCode::AccountRemoved,
-                    "the operator of the server has removed this account",
-                );
-                return Ok(format!("{done}; its session is ended"));
-            }
-            Ok(done)
-        }
-        Action::Unlock(name) => {
-            let done = unlock(&shared.locks, &shared.audit, name)?;
-            shared.lockout.unlock(name);
-            Ok(done)
-        }
-        Action::List => Err(io::Error::other("read users.json: it needs no server")),
-    }
+/// Performs `action` and ends the session of a removed account.
+fn perform_here(shared: &Shared, action: &Action) -> io::Result<String> {
+    let done = perform(action, &shared.accounts, &shared.lockout, &shared.audit)?;
+    let Action::Remove(name) = action else { return Ok(done) };
+    // Only now: a login that was verified before checks its account again once it is in the registry, so one of the two
+    // finds the other.
+    let Some(session) = shared.registry.get(name) else { return Ok(done) };
+    shared.registry.remove(&session);
+    let text = "the operator of the server has removed this account";
+    grace::dismiss(shared, &session, ErrorCode::AccountRemoved, text);
+    Ok(format!("{done}; its session is ended"))
 }
 
 #[cfg(test)]
@@ -233,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_counts_when_all_of_it_has_come_and_no_other_is_told_as_done_or_refused() {
+    fn partial_or_unknown_answer_is_neither_done_nor_refused() {
         let told = |answer: &str| {
             let (near, mut far) = UnixStream::pair().expect("sockets");
             far.write_all(answer.as_bytes()).expect("written");

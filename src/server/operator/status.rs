@@ -1,7 +1,7 @@
-//! How the server is doing: counters, one line of them an hour or when asked for, and the end on a signal.
+//! The status, a line every hour or on a signal, and what the other signals do.
 //!
-//! Invariant: counting takes no lock; nobody but one thread waits for standard output, so a reader that does
-//! not read holds up neither clients nor the log nor the end. Fields: README#status.
+//! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the log
+//! nor the end. Fields: README#status.
 
 use crate::server::metrics::{BUSY, Counter, REFUSED, SLOW_CLOSED, SLOWED};
 use crate::server::store::audit;
@@ -13,27 +13,27 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// A status is told this often without being asked for: often enough to see a day's course, 24 lines of it.
+/// A status is reported at least this often: 24 lines show the course of a day.
 const EVERY: Duration = Duration::from_secs(3600);
-/// The last word waits this long for who reads standard output, who may not: the end does not depend on it.
+/// The last line waits this long for a reader of standard output, who may not read.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// What is counted where no event is logged, as the event that tells of it once a minute.
+/// Counters whose increase is logged once a minute, and the name of that event.
 static SILENT: [(&str, &Counter); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
 
-/// A line for standard output, and who wants to know when it is out.
+/// A line for standard output, and where to report that it is written.
 type Line = (String, Option<SyncSender<()>>);
 
-/// Lines that wait for standard output; more are dropped.
+/// The most lines that wait for standard output; more are dropped.
 const MAX_LINES: usize = 16;
 
-/// What a signal asks for.
+/// A signal's request.
 enum Request {
     Status,
     Reload,
 }
 
-/// From now on a logrotate's signal does not end the process, nor does a file that may not grow: writing to it fails.
+/// From now on SIGHUP (from logrotate) does not end the process, and a file that may not grow is an error of its write.
 ///
 /// # Errors
 /// If no signal handler is available.
@@ -41,9 +41,9 @@ pub fn catch() -> io::Result<Signals> {
     Signals::new([SIGHUP, SIGXFSZ])
 }
 
-/// Starts the threads. SIGUSR1 asks for a status, SIGHUP to reload log and certificate; SIGINT and SIGTERM end the
-/// process at once. That is safe at any moment: files are only appended to or replaced whole, and nothing is confirmed
-/// before it is on disk. `signals` are those of [`catch`].
+/// Starts the threads. SIGUSR1 requests a status, SIGHUP a reload of log and certificate; SIGINT and SIGTERM end the process
+/// at once. That is safe at any moment: files are only appended to or replaced as a whole, and nothing is confirmed before
+/// it is on disk. `signals` are those of [`catch`].
 ///
 /// # Errors
 /// If no thread or signal handler is available.
@@ -67,37 +67,32 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
     let shared = shared.clone();
     thread("signals", CONNECTION_STACK, move || {
         for signal in signals.forever() {
-            let request = match signal {
-                SIGUSR1 => Some(Request::Status),
-                SIGHUP => Some(Request::Reload),
-                _ => None,
+            let _ = match signal {
+                SIGUSR1 => ask.try_send(Request::Status),
+                SIGHUP => ask.try_send(Request::Reload),
+                SIGINT | SIGTERM => break,
+                _ => Ok(()),
             };
-            if let Some(request) = request {
-                let _ = ask.try_send(request);
-            }
-            if ![SIGINT, SIGTERM].contains(&signal) {
-                continue;
-            }
-            shared.audit.log("stopped", None, None, "");
-            shared.audit.flush();
-            let (done, wait) = sync_channel(1);
-            if say.try_send(("stopped".into(), Some(done))).is_ok() {
-                let _ = wait.recv_timeout(LAST_WORD);
-            }
-            std::process::exit(0);
         }
+        shared.audit.log("stopped", None, None, "");
+        shared.audit.flush();
+        let (done, wait) = sync_channel(1);
+        if say.try_send(("stopped".into(), Some(done))).is_ok() {
+            let _ = wait.recv_timeout(LAST_WORD);
+        }
+        std::process::exit(0);
     })
 }
 
-/// What happens without being asked for.
-struct Rounds {
+/// When the status thread acts without a request.
+struct Schedule {
     /// When the log was summed up last.
     summed: Instant,
-    /// When the last status was told.
-    told: Instant,
+    /// When the last status was reported.
+    reported: Instant,
 }
 
-impl Rounds {
+impl Schedule {
     fn next(&self) -> Instant {
         self.summed + audit::INTERVAL
     }
@@ -105,50 +100,52 @@ impl Rounds {
     /// The log is summed up. True if it is also time for a status.
     fn sum_up(&mut self, now: Instant) -> bool {
         self.summed = now;
-        now.duration_since(self.told) >= EVERY
+        now.duration_since(self.reported) >= EVERY
     }
 }
 
 fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
     let started = Instant::now();
-    let mut rounds = Rounds { summed: started, told: started };
+    let mut schedule = Schedule { summed: started, reported: started };
     let mut counted = [0; SILENT.len()];
     loop {
-        let ask = asked.recv_timeout(rounds.next().saturating_duration_since(Instant::now()));
-        if matches!(ask, Err(RecvTimeoutError::Timeout)) {
-            let tells = rounds.sum_up(Instant::now());
-            shared.audit.sum_up();
-            for ((event, counter), before) in SILENT.iter().zip(&mut counted) {
-                let now = counter.get();
-                if now > *before {
-                    shared.audit.log(event, None, None, &format!("count={}", now - *before));
-                }
-                *before = now;
-            }
-            if !tells {
+        match asked.recv_timeout(schedule.next().saturating_duration_since(Instant::now())) {
+            Ok(Request::Status) => {}
+            Ok(Request::Reload) => {
+                let _ = say.try_send((reload(shared), None));
                 continue;
             }
-        }
-        if matches!(ask, Err(RecvTimeoutError::Disconnected)) {
-            return;
-        }
-        if matches!(ask, Ok(Request::Reload)) {
-            let certificate =
-                shared.certificates.as_ref().map(|certificates| certificates.reload(&shared.audit));
-            // The log is opened again for this line, if it was renamed.
-            shared.audit.log("reloaded", None, None, "");
-            let mut told = certificate.unwrap_or("reloaded".into());
-            if shared.audit.loses() {
-                told =
-                    format!("WARNING: the security log cannot be written: standard error says why; {told}");
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                shared.audit.sum_up();
+                for ((event, counter), before) in SILENT.iter().zip(&mut counted) {
+                    let now = counter.get();
+                    if now > *before {
+                        shared.audit.log(event, None, None, &format!("count={}", now - *before));
+                    }
+                    *before = now;
+                }
+                if !schedule.sum_up(Instant::now()) {
+                    continue;
+                }
             }
-            let _ = say.try_send((told, None));
-            continue;
         }
-        rounds.told = Instant::now();
+        schedule.reported = Instant::now();
         let line = line(shared, started);
         shared.audit.log("status", None, None, &line);
         let _ = say.try_send((format!("status: {line}"), None));
+    }
+}
+
+/// Takes up a changed certificate and opens the log again. Returns what is reported, as a sentence.
+fn reload(shared: &Shared) -> String {
+    let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(&shared.audit));
+    // The log is opened again for this line, if it was renamed.
+    shared.audit.log("reloaded", None, None, "");
+    let done = certificate.unwrap_or("reloaded".into());
+    match shared.audit.loses() {
+        true => format!("WARNING: the security log cannot be written: standard error says why; {done}"),
+        false => done,
     }
 }
 
@@ -168,7 +165,7 @@ fn line(shared: &Shared, started: Instant) -> String {
     )
 }
 
-/// Physical memory in use; 0 where the system does not tell.
+/// Physical memory in use; 0 if unknown.
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -180,16 +177,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_told_once_an_hour_and_an_hour_after_one_that_was_asked_for() {
+    fn status_is_reported_an_hour_after_the_last_one() {
         let start = Instant::now();
-        let mut rounds = Rounds { summed: start, told: start };
+        let mut schedule = Schedule { summed: start, reported: start };
         let mut told = Vec::new();
         let minutes = |now: Instant| now.duration_since(start).as_secs() / 60;
-        while minutes(rounds.next()) <= 200 {
-            let now = rounds.next();
+        while minutes(schedule.next()) <= 200 {
+            let now = schedule.next();
             let asked = minutes(now) == 90;
-            if rounds.sum_up(now) || asked {
-                rounds.told = now;
+            if schedule.sum_up(now) || asked {
+                schedule.reported = now;
                 told.push(minutes(now));
             }
         }

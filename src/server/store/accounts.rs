@@ -1,14 +1,14 @@
 //! The accounts: `users.json` and `keys/NAME.pem`.
 //!
-//! Invariant: `users.json` is only appended to, one JSON record a line, and rewritten only at the start; a
-//! registration is answered after its key file and then its record are on disk, a new password or a removal
-//! after its record is. A key file without a record keeps its name for that key, so that no damage to
-//! `users.json` gives a name to somebody else. No lock is held across a write. Who holds an [`Accounts`] holds the
-//! folder's lock: no other process changes it. Once a login was accepted, no password change that was begun before
-//! it takes effect.
+//! Invariant: the server only appends to `users.json`, one JSON record a line, and rewrites it only at a start. It answers
+//! a registration when the key file and then the record are on disk, a new password or a removal when the record is. A
+//! key file without a record keeps its name for that key, so that damage to `users.json` gives no name to another user.
+//! No lock is held across a write. An [`Accounts`] holds the folder's lock: no other process changes the folder. After an
+//! accepted login, no password change that began before it takes effect.
 //! Format: README#server-files.
 
 use super::journal::Journal;
+use super::{Mode, Opened};
 use crate::auth::{Account, NewPassword};
 use crate::clock;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
@@ -16,10 +16,9 @@ use crate::crypto::secret::Key;
 use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::records::{self, Found, Records, Writers};
+use crate::records::{self, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,11 +27,11 @@ use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
-/// So many superseded lines, and a quarter of all accounts, are worth a rewrite at the start: fewer are read in no time.
+/// This number of superseded lines, and a quarter of all accounts, are worth a rewrite at a start: fewer cost no time.
 const MANY_SUPERSEDED: usize = 100;
-/// This number of names is listed, and no more, when key files belong to no account.
+/// The most names that are listed when key files belong to no account.
 const MANY_NAMES: usize = 20;
-/// Files of the data folder that are replaced whole, of which a crash may leave the half of the next one.
+/// Files of the data folder that are replaced as a whole: a crash may leave a part of the next one.
 const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
 #[derive(Serialize, Deserialize)]
@@ -58,7 +57,7 @@ impl Record {
     }
 }
 
-/// The record that an account is no more. The name can be registered again.
+/// The record that an account was removed. Its name can be registered again.
 #[derive(Serialize, Deserialize)]
 struct Removed {
     name: Username,
@@ -66,25 +65,14 @@ struct Removed {
     removed: bool,
 }
 
-/// Why an account could not be made.
+/// Why a registration failed.
 #[derive(Debug)]
 pub enum RegisterError {
-    /// Somebody has it, perhaps in another letter case.
+    /// Another account or key file has this name, perhaps in another letter case.
     NameTaken,
-    /// The disk fails.
+    /// The disk failed.
     Io(io::Error),
 }
-
-impl fmt::Display for RegisterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RegisterError::NameTaken => f.write_str("this name is taken: choose another"),
-            RegisterError::Io(error) => write!(f, "{error}"),
-        }
-    }
-}
-
-impl std::error::Error for RegisterError {}
 
 /// All accounts.
 pub struct Accounts {
@@ -93,13 +81,11 @@ pub struct Accounts {
     journal: Journal,
     /// Locked for as long as this is open, against a second process.
     _lock: File,
-    /// Makes the salts of names that do not exist.
-    secret: Key,
 }
 
 /// An account as it stood when a challenge was made for it.
 pub struct Seen {
-    /// What a password is checked against; a change puts another one in its place.
+    /// A password is checked against this; a change replaces it.
     pub account: Arc<Account>,
     logins: u64,
 }
@@ -108,7 +94,7 @@ struct Entry {
     account: Arc<Account>,
     /// Since the start.
     logins: u64,
-    /// A new password is on its way to the disk.
+    /// A new password is being written.
     changing: bool,
 }
 
@@ -126,7 +112,7 @@ impl Entry {
 /// By folded name.
 type ByName = HashMap<String, Place>;
 
-/// What has a name.
+/// What a name belongs to.
 enum Place {
     /// A registration or removal in progress.
     Busy,
@@ -154,13 +140,17 @@ impl Place {
 }
 
 impl Accounts {
-    /// Locks `folder` against other processes, removes what a crash has left there, and reads `users.json`. Also
-    /// returns what was repaired or is worth knowing, as sentences.
+    /// Reads the accounts of the data folder `folder`. A start also locks it against other processes, removes what a crash
+    /// has left there, and rewrites `users.json` if that is worth it.
     ///
     /// # Errors
     /// With the file, the line and the remedy in the text.
-    pub fn open(folder: &Path) -> io::Result<(Accounts, Vec<String>)> {
-        let lock_path = folder.join("lock");
+    pub fn open(folder: &Path, mode: Mode) -> Opened<Accounts> {
+        let (lock_path, keys) = (folder.join("lock"), folder.join("keys"));
+        let Mode::Start = mode else {
+            disk::existing(&lock_path)?;
+            return Ok((None, check(folder, &keys)?));
+        };
         let lock = disk::append(&lock_path)?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
@@ -170,48 +160,39 @@ impl Accounts {
             }
             TryLockError::Error(error) => disk::at(&lock_path)(error),
         })?;
-        let (path, keys) = (folder.join("users.json"), folder.join("keys"));
         disk::remove_temporary(folder, |name| REPLACED.contains(&name))?;
         disk::remove_temporary(&keys, |name| key_name(name).is_some())?;
-        let mut loaded = Loaded::default();
-        let opened = Records::open(&path, Writers::One, |line| loaded.take(line));
-        let mut records = opened.map_err(|error| with_way_back(&path, error))?;
-        let mut notices: Vec<String> = records.repaired().map(String::from).into_iter().collect();
+        let (mut loaded, records, mut lines) = Loaded::read(folder, mode)?;
+        let Some(mut records) = records else { return Ok((None, lines)) };
+        let path = folder.join("users.json");
         // A line that was never confirmed counts from now on: it must not vanish with the power.
         records.sync()?;
         disk::sync_parent(&path)?;
         let (removed, kept) = loaded.key_files(&keys)?;
-        // These removals were cut off by a crash. As long as their records stand, the next start finds them again.
+        // A crash has cut off these removals. As long as their records stand, the next start finds them again.
         let moved = removed
             .iter()
             .map(|name| move_key_aside(&keys, name))
             .fold(Ok(()), Result::and)
             .and_then(|()| File::open(&keys)?.sync_all().map_err(disk::at(&keys)));
-        let superseded = loaded.superseded();
         if loaded.is_worth_a_rewrite() {
-            let lines =
-                loaded.by_name.values().filter_map(Place::entry).map(|entry| Record::line(&entry.account));
+            let superseded = loaded.superseded();
+            let records_left = loaded.entries().map(|entry| Record::line(&entry.account));
             let keep_former = |_: &File| keep_former(&path);
-            // A full disk is no reason to serve nobody.
-            notices.push(match moved.and_then(|()| records.rewrite(lines, keep_former)) {
+            // A full disk must not keep the server from its start.
+            lines.push(match moved.and_then(|()| records.rewrite(records_left, keep_former)) {
                 Ok(()) => format!(
                     "users.json: rewritten without {superseded} superseded lines; users.json.old is the file of before"
                 ),
                 Err(error) => format!("users.json: not rewritten: {error}"),
             });
-            // Or what is confirmed from now on could be in a file that a power failure takes away.
+            // Otherwise what is confirmed from now on could be in a file that a power failure takes away.
             disk::sync_parent(&path)?;
         }
-        notices.extend(kept_notice(&kept));
+        lines.extend(kept_notice(&kept));
         loaded.by_name.extend(kept.into_iter().map(|name| (name.folded(), Place::Kept(Box::new(name)))));
-        let accounts = Accounts {
-            keys,
-            by_name: RwLock::new(loaded.by_name),
-            journal: Journal::new(records),
-            _lock: lock,
-            secret: fake_salt_secret(&folder.join("salt.secret"))?,
-        };
-        Ok((accounts, notices))
+        let (by_name, journal) = (RwLock::new(loaded.by_name), Journal::new(records));
+        Ok((Some(Accounts { keys, by_name, journal, _lock: lock }), lines))
     }
 
     /// The account of exactly this name, letter case included; `None` also while it is being made or removed.
@@ -219,26 +200,26 @@ impl Accounts {
         self.see(name).map(|seen| seen.account)
     }
 
-    /// The same, for a challenge: what [`admit`](Self::admit) or [`change`](Self::change) will compare. `None` as for
-    /// [`get`](Self::get).
+    /// The same, for a challenge: [`admit`](Self::admit) and [`change`](Self::change) compare it with the account as it is
+    /// then. `None` as for [`get`](Self::get).
     pub fn see(&self, name: &Username) -> Option<Seen> {
         let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
         let entry = accounts.get(&name.folded())?.entry().filter(|entry| entry.account.name == *name)?;
         Some(Seen { account: entry.account.clone(), logins: entry.logins })
     }
 
-    /// A login was verified against `seen`: false if the password has changed since. If true, no change
-    /// that was begun before takes effect any more, so the client may forget the password of one.
+    /// A login was verified against `seen`: false if the password has changed since. If true, no change that began before
+    /// takes effect any more, so the client may forget that change's password.
     /// PROTOCOL#login-race.
     pub fn admit(&self, seen: &Seen) -> bool {
         self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
     }
 
-    /// Takes a new password; returns when it is on disk. False, and nothing, if the account is no longer as
-    /// it was `seen`, or somebody has logged in since.
+    /// Takes a new password; returns when it is on disk. False, and no change, if the account is no longer as it was
+    /// `seen`, or there was a login since.
     ///
     /// # Errors
-    /// The disk's; the old password holds then.
+    /// The disk's; the old password stays valid then.
     pub fn change(&self, seen: &Seen, new: NewPassword) -> io::Result<bool> {
         let account = Arc::new(new.into_account());
         let untouched = |entry: &Entry| entry.is_as(seen) && entry.logins == seen.logins;
@@ -271,18 +252,13 @@ impl Accounts {
         }
     }
 
-    /// How many there are.
+    /// The number of accounts.
     pub fn count(&self) -> usize {
         let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
         accounts.values().filter(|place| place.entry().is_some()).count()
     }
 
-    /// The secret behind the salts of unknown names, 32 bytes.
-    pub fn secret(&self) -> &Key {
-        &self.secret
-    }
-
-    /// The identity key of an account, as it stands in `keys/`.
+    /// The identity key of an account, read from `keys/`.
     ///
     /// # Errors
     /// With the path in the text if the file is missing, damaged, or not the key that the account was made with.
@@ -293,7 +269,7 @@ impl Accounts {
     /// Makes an account; returns when it is on disk. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
     ///
     /// # Errors
-    /// [`RegisterError`]; nothing is left behind then.
+    /// [`RegisterError`]; no file stays behind then.
     pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> Result<(), RegisterError> {
         let folded = account.name.folded();
         let kept = {
@@ -306,7 +282,7 @@ impl Accounts {
             accounts.insert(folded.clone(), Place::Busy)
         };
         let path = key_path(&self.keys, &account.name);
-        // A key file that cannot be read, be it a link to nowhere, keeps the name too.
+        // A key file that cannot be read, even a broken link, keeps the name too.
         let is_kept = kept.is_some() && disk::is_there(&path).unwrap_or(true);
         let is_taken = is_kept && self.identity(&account).is_err();
         let stored = match is_taken {
@@ -316,7 +292,7 @@ impl Accounts {
                 .map_err(RegisterError::Io),
         };
         if stored.is_err() && kept.is_none() {
-            // Before the name is free again, or the next one's file would go.
+            // Before the name is free again: afterwards it could be the next account's file.
             let _ = std::fs::remove_file(&path);
         }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
@@ -328,13 +304,13 @@ impl Accounts {
         stored
     }
 
-    /// Takes an account away; returns its identity's fingerprint when that is on disk, or `None` if there was only a
-    /// key file that kept the name. From the call on nobody logs in to it; when it returns, the name is free. The key
-    /// file stays, as `NAME.pem.removed-TIME`.
+    /// Removes an account; returns its identity's fingerprint when that is on disk, or `None` if there was only a key file
+    /// that kept the name. From the call on no login to it succeeds; when it returns, the name is free. The key file stays,
+    /// as `NAME.pem.removed-TIME`.
     ///
     /// # Errors
-    /// If nothing has exactly this name, its password is being changed at this moment, or of the disk; the account
-    /// stays then.
+    /// If nothing has exactly this name, if its password is being changed at this moment, or the disk's; the account stays
+    /// then.
     pub fn remove(&self, name: &Username) -> io::Result<Option<Fingerprint>> {
         let folded = name.folded();
         let former = {
@@ -356,7 +332,7 @@ impl Accounts {
         let line = json::to_string(&Removed { name: name.clone(), removed: true }) + "\n";
         let stored = self.journal.append(&line);
         if stored.is_ok() {
-            // While the name is still taken, or it could be the next one's file.
+            // While the name is still taken: afterwards it could be the next account's file.
             let _ = move_key_aside(&self.keys, name);
         }
         let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
@@ -372,12 +348,12 @@ fn key_path(keys: &Path, name: &Username) -> PathBuf {
     keys.join(format!("{}.pem", name.as_str()))
 }
 
-/// Whose key file has this name.
+/// The name of the account whose key file this is.
 fn key_name(file: &str) -> Option<Username> {
     file.strip_suffix(".pem")?.parse().ok()
 }
 
-/// The key of a removed account. If it cannot be moved now, the next start does it.
+/// Renames the key file of a removed account. If that fails now, the next start does it.
 fn move_key_aside(keys: &Path, name: &Username) -> io::Result<()> {
     let path = key_path(keys, name);
     let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
@@ -397,18 +373,10 @@ fn kept_notice(names: &[Username]) -> Option<String> {
     })
 }
 
-/// [`Accounts::identity`] of an account of the server's data folder, read without a lock.
-///
-/// # Errors
-/// The same.
-pub fn identity(folder: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
-    identity_in(&folder.join("keys"), account)
-}
-
 fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
     let path = key_path(keys, &account.name);
     let bytes = disk::read(&path, MAX_KEY_FILE)?;
-    // Without the blanks and blank lines that an editor may have left, which a strict parser refuses.
+    // Without the spaces and blank lines that an editor may have left: a strict parser refuses them.
     let lines =
         disk::text(&bytes).into_iter().flat_map(str::lines).map(str::trim).filter(|line| !line.is_empty());
     let key = IdentityPublicKey::parse_pem(&lines.collect::<Vec<_>>().join("\n")).ok();
@@ -417,7 +385,7 @@ fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> 
     })
 }
 
-/// What was read from `users.json`.
+/// The content of `users.json`.
 #[derive(Default)]
 struct Loaded {
     by_name: ByName,
@@ -427,6 +395,24 @@ struct Loaded {
 }
 
 impl Loaded {
+    fn read(folder: &Path, mode: Mode) -> io::Result<(Loaded, Option<Records>, Vec<String>)> {
+        let (path, mut loaded) = (folder.join("users.json"), Loaded::default());
+        let read = super::load(&path, Writers::One, mode, |line| loaded.take(line));
+        let (records, lines) = read.map_err(|error| with_way_back(&path, error))?;
+        Ok((loaded, records, lines))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.by_name.values().filter_map(Place::entry)
+    }
+
+    /// By name.
+    fn accounts(&self) -> Vec<Arc<Account>> {
+        let mut accounts: Vec<_> = self.entries().map(|entry| entry.account.clone()).collect();
+        accounts.sort_by(|a, b| a.name.cmp(&b.name));
+        accounts
+    }
+
     /// Takes one record; false if it is none.
     fn take(&mut self, line: &[u8]) -> bool {
         if let Some(record) = records::parse::<Record>(line) {
@@ -458,9 +444,12 @@ impl Loaded {
         self.superseded() >= MANY_SUPERSEDED.max(self.by_name.len() / 4)
     }
 
-    /// The names of key files that have no account: of those that were removed, and of the others.
+    /// The names of key files without an account: those of removed accounts, and the others.
     fn key_files(&self, keys: &Path) -> io::Result<(Vec<Username>, Vec<Username>)> {
         let mut names = Vec::new();
+        if !disk::is_there(keys)? {
+            return Ok((names, Vec::new()));
+        }
         for entry in std::fs::read_dir(keys).map_err(disk::at(keys))? {
             let file = entry.map_err(disk::at(keys))?.file_name();
             let name = file.to_str().and_then(key_name);
@@ -471,7 +460,7 @@ impl Loaded {
     }
 }
 
-/// With an older copy as another remedy, if there is one.
+/// Adds an older copy as another remedy, if there is one.
 fn with_way_back(path: &Path, error: io::Error) -> io::Error {
     let former = former(path);
     match former.exists() {
@@ -484,54 +473,38 @@ fn with_way_back(path: &Path, error: io::Error) -> io::Error {
     }
 }
 
-/// What a folder's files say of its accounts, read without a lock and without changing anything.
-pub struct Survey {
-    /// By name.
-    pub accounts: Vec<Arc<Account>>,
-    /// What a start would repair in `users.json`, as a sentence.
-    pub repair: Option<String>,
-    /// What else a start would do or say, as sentences.
-    pub notices: Vec<String>,
+/// The accounts of the data folder `folder`, by name; read without a lock, also beside a running server. A missing
+/// `users.json` has none.
+///
+/// # Errors
+/// As [`Accounts::open`].
+pub fn list(folder: &Path) -> io::Result<Vec<Arc<Account>>> {
+    Ok(Loaded::read(folder, Mode::Check)?.0.accounts())
 }
 
-impl Survey {
-    /// Also beside a running server. A missing `users.json` has no accounts.
-    ///
-    /// # Errors
-    /// As [`Accounts::open`]'s.
-    pub fn of(folder: &Path) -> io::Result<Survey> {
-        let (path, mut loaded) = (folder.join("users.json"), Loaded::default());
-        let found = match disk::is_there(&path)? {
-            true => Some(
-                records::read(&path, |line| loaded.take(line))
-                    .map_err(|error| with_way_back(&path, error))?,
-            ),
-            false => None,
-        };
-        let repair = found.and_then(|found: Found| found.plan(&path));
-        let mut notices = Vec::new();
-        if loaded.is_worth_a_rewrite() {
-            notices.push(format!(
-                "users.json: a start rewrites it without {} superseded lines",
-                loaded.superseded()
-            ));
-        }
-        let keys = folder.join("keys");
-        if disk::is_there(&keys)? {
-            notices.extend(kept_notice(&loaded.key_files(&keys)?.1));
-        }
-        let entries = loaded.by_name.values().filter_map(Place::entry);
-        let mut accounts: Vec<_> = entries.map(|entry| entry.account.clone()).collect();
-        accounts.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Survey { accounts, repair, notices })
+/// What [`Accounts::open`] would find and do.
+fn check(folder: &Path, keys: &Path) -> io::Result<Vec<String>> {
+    let (loaded, _, mut lines) = Loaded::read(folder, Mode::Check)?;
+    let accounts = loaded.accounts();
+    lines.push(format!("{} accounts", accounts.len()));
+    if loaded.is_worth_a_rewrite() {
+        lines.push(format!(
+            "users.json: a start rewrites it without {} superseded lines",
+            loaded.superseded()
+        ));
     }
+    lines.extend(kept_notice(&loaded.key_files(keys)?.1));
+    // A server starts without these keys, and answers no request for one.
+    let damaged = accounts.iter().filter_map(|account| identity_in(keys, account).err());
+    lines.extend(damaged.map(|error| format!("WARNING: {error}")));
+    Ok(lines)
 }
 
 fn former(path: &Path) -> PathBuf {
     path.with_extension("json.old")
 }
 
-/// The file that is about to be replaced stays under a second name, which the one of before loses only now.
+/// Keeps the file that is about to be replaced under a second name, and only now gives up the one before it.
 fn keep_former(path: &Path) -> io::Result<()> {
     let former = former(path);
     match std::fs::remove_file(&former) {
@@ -539,27 +512,6 @@ fn keep_former(path: &Path) -> io::Result<()> {
         _ => {}
     }
     std::fs::hard_link(path, &former).map_err(disk::at(&former))
-}
-
-fn fake_salt_secret(path: &Path) -> io::Result<Key> {
-    if !disk::is_there(path)? {
-        disk::replace(path, Key::random().expose())?;
-    }
-    read_secret(path)
-}
-
-/// Reads `salt.secret`, 32 bytes; an editor may have put a line end behind them.
-///
-/// # Errors
-/// With the path and the remedy in the text if it is missing or has another length.
-pub fn read_secret(path: &Path) -> io::Result<Key> {
-    let bytes = disk::read_private(path, MAX_KEY_FILE)?;
-    let secret = bytes.strip_suffix(b"\n").filter(|rest| rest.len() == 32).unwrap_or(&bytes);
-    Key::from_slice(secret).ok_or_else(|| {
-        disk::at(path)(io::Error::other(
-            "not 32 bytes: restore it from a copy, or remove it to make a new one",
-        ))
-    })
 }
 
 #[cfg(test)]
@@ -586,6 +538,10 @@ pub(in crate::server) mod tests {
         }
     }
 
+    fn open(folder: &Folder) -> io::Result<(Accounts, Vec<String>)> {
+        Accounts::open(&folder.0, Mode::Start).map(|(accounts, lines)| (accounts.expect("to serve"), lines))
+    }
+
     fn account(name: &str, identity: &IdentityPublicKey) -> Account {
         Account {
             name: name.parse().expect("name"),
@@ -597,10 +553,10 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn accounts_made_at_the_same_time_are_all_there_after_a_restart() {
+    fn concurrent_registrations_survive_a_restart() {
         let folder = Folder::new();
         let key = IdentityKey::generate();
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         std::thread::scope(|scope| {
             for n in 0..8 {
                 let (accounts, key) = (&accounts, &key);
@@ -613,7 +569,7 @@ pub(in crate::server) mod tests {
             }
         });
         drop(accounts);
-        let (accounts, notices) = Accounts::open(&folder.0).expect("open");
+        let (accounts, notices) = open(&folder).expect("open");
         assert_eq!((accounts.count(), notices), (80, Vec::new()));
         let one = accounts.get(&"user7-9".parse().expect("name")).expect("there");
         assert_eq!(accounts.identity(&one).expect("key").fingerprint(), key.public().fingerprint());
@@ -621,15 +577,15 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#name-case, PROTOCOL#registration-limit.
     #[test]
-    fn a_name_is_taken_in_every_letter_case() {
+    fn name_is_taken_in_every_letter_case() {
         let folder = Folder::new();
         let key = IdentityKey::generate();
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         accounts.register(account("Alice", key.public()), key.public()).expect("registered");
         let again = accounts.register(account("aLICE", key.public()), key.public());
         assert!(matches!(again, Err(RegisterError::NameTaken)));
         assert!(accounts.get(&"alice".parse().expect("name")).is_none());
-        assert!(Accounts::open(&folder.0).is_err(), "a second server on the same folder");
+        assert!(open(&folder).is_err(), "a second server on the same folder");
     }
 
     #[test]
@@ -638,28 +594,28 @@ pub(in crate::server) mod tests {
         let path = folder.0.join("users.json");
         let key = IdentityKey::generate();
         for name in ["alice", "bob"] {
-            let (accounts, _) = Accounts::open(&folder.0).expect("open");
+            let (accounts, _) = open(&folder).expect("open");
             accounts.register(account(name, key.public()), key.public()).expect("registered");
         }
         let whole = std::fs::read(&path).expect("read");
         std::fs::write(&path, &whole[..whole.len() - 2]).expect("write");
-        let (accounts, notices) = Accounts::open(&folder.0).expect("open");
+        let (accounts, notices) = open(&folder).expect("open");
         assert!(accounts.count() == 1 && notices[0].contains("set aside"), "{notices:?}");
         drop(accounts);
         let mut damaged = whole.clone();
         damaged[5] = b'#';
         std::fs::write(&path, &damaged).expect("write");
-        let error = Accounts::open(&folder.0).err().expect("damage").to_string();
+        let error = open(&folder).err().expect("damage").to_string();
         assert!(error.contains("users.json") && error.contains("line 1"), "{error}");
         assert_eq!(std::fs::read(&path).expect("read"), damaged);
     }
 
     /// PROTOCOL#keys_answer.
     #[test]
-    fn a_key_file_that_is_not_the_account_s_is_never_told_as_its_key() {
+    fn key_file_of_another_key_is_never_given_out() {
         let folder = Folder::new();
         let (key, other) = (IdentityKey::generate(), IdentityKey::generate());
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         accounts.register(account("alice", key.public()), key.public()).expect("registered");
         let alice = accounts.get(&"alice".parse().expect("name")).expect("there");
         let path = folder.0.join("keys/alice.pem");
@@ -673,17 +629,17 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn a_removal_is_done_or_not_wherever_its_line_is_torn() {
+    fn removal_is_done_or_not_wherever_its_line_is_torn() {
         let folder = Folder::new();
         let path = folder.0.join("users.json");
         let key = IdentityKey::generate();
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         accounts.register(account("alice", key.public()), key.public()).expect("registered");
         let before = std::fs::metadata(&path).expect("there").len() as usize;
         let name = "alice".parse().expect("name");
         assert_eq!(accounts.remove(&name).expect("removed"), Some(key.public().fingerprint()));
         assert!(accounts.see(&name).is_none() && accounts.remove(&name).is_err());
-        // Nor does a new password that is on its way to the disk bring an account back.
+        // A new password that is being written does not bring an account back.
         accounts.register(account("bob", key.public()), key.public()).expect("registered");
         let bob = accounts.see(&"bob".parse().expect("name")).expect("there");
         assert!(accounts.update(&bob, |_| true, |entry| entry.changing = true));
@@ -696,7 +652,7 @@ pub(in crate::server) mod tests {
         let whole = text.split_inclusive('\n').take(2).collect::<String>().into_bytes();
         for length in before..=whole.len() {
             std::fs::write(&path, &whole[..length]).expect("write");
-            let (accounts, notices) = Accounts::open(&folder.0).expect("open");
+            let (accounts, notices) = open(&folder).expect("open");
             // Without its line end a record counts, too.
             let is_whole = length >= whole.len() - 1;
             assert_eq!(accounts.count(), usize::from(!is_whole), "{length}");
@@ -712,20 +668,20 @@ pub(in crate::server) mod tests {
         let path = folder.0.join("keys/alice.pem");
         std::os::unix::fs::symlink(folder.0.join("nowhere"), &path).expect("linked");
         let key = IdentityKey::generate();
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         let taken = accounts.register(account("alice", key.public()), key.public());
         assert!(matches!(taken, Err(RegisterError::NameTaken)) && path.is_symlink());
-        // Once it is gone, the name is free.
+        // Without it, the name is free.
         std::fs::remove_file(&path).expect("removed");
         accounts.register(account("alice", key.public()), key.public()).expect("made");
     }
 
     #[test]
-    fn removals_and_registrations_of_one_name_at_the_same_time_leave_what_a_restart_finds() {
+    fn concurrent_removals_and_registrations_survive_a_restart() {
         let folder = Folder::new();
         let keys = [IdentityKey::generate(), IdentityKey::generate()];
         let name: Username = "alice".parse().expect("name");
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         std::thread::scope(|scope| {
             for key in &keys {
                 let (accounts, name) = (&accounts, &name);
@@ -734,7 +690,7 @@ pub(in crate::server) mod tests {
                         let _ = accounts.register(account("alice", key.public()), key.public());
                         let seen = accounts.get(name);
                         if let Some(seen) = seen.filter(|seen| seen.identity == key.public().fingerprint()) {
-                            // It is there whole, or has gone meanwhile.
+                            // It is complete, or was removed meanwhile.
                             let whole = accounts.identity(&seen).is_ok();
                             assert!(whole || accounts.get(name).is_none_or(|now| !Arc::ptr_eq(&now, &seen)));
                         }
@@ -746,7 +702,7 @@ pub(in crate::server) mod tests {
         let _ = accounts.register(account("alice", keys[0].public()), keys[0].public());
         let last = accounts.get(&name).map(|account| account.identity);
         drop(accounts);
-        let (accounts, _) = Accounts::open(&folder.0).expect("open");
+        let (accounts, _) = open(&folder).expect("open");
         let found = accounts.get(&name).expect("registered last");
         assert_eq!(Some(found.identity), last);
         assert!(accounts.identity(&found).is_ok());

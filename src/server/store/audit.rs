@@ -1,16 +1,16 @@
 //! The security log: `logs/security.log`, one line an event, made for fail2ban.
 //!
-//! Invariant: a line holds only words of this program, valid names and numeric addresses, so no user can
-//! write a line of their own; nobody waits for the disk (a thread writes; what a full queue or a full disk does not take is
-//! counted); a log that was renamed or removed is made again for the next line; what anyone can cause again and again is written so often a minute and then only
-//! counted, so nobody can drown what others do. Format: README#security-log.
+//! Invariant: a line has only words of this program, valid names and numeric addresses, so no user can write a line of
+//! their own. No thread waits for the disk: one thread writes, and lines that a full queue or disk does not take are
+//! counted. A log that was renamed or removed is made again for the next line. An event that anyone can cause is written a
+//! limited number of times a minute and then only counted, so no user can hide what others do. Format: README#security-log.
 
+use super::{Mode, Opened};
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
-use crate::server::rates::origin;
+use crate::server::rates::{Counter, origin};
 use crate::sync::lock;
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -20,102 +20,80 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The log is rotated at this size, in bytes: with those that are kept, 60 MiB, some hundred thousand events.
+/// The log is rotated at this size, in bytes: with the rotated ones 60 MiB, some hundred thousand events.
 const MAX_SIZE: u64 = 10 * 1024 * 1024;
-/// Rotated logs that are kept: `security.log.1` is the newest.
+/// The number of rotated logs; `security.log.1` is the newest.
 const KEPT: u32 = 5;
-/// Lines that wait for the disk: at about 100 bytes each, less than half a megabyte.
+/// The most lines that wait for the disk: at about 100 bytes each, less than half a megabyte.
 const QUEUE: usize = 4096;
 
-/// Lines are counted over this time: limits that act are told once in it.
+/// Lines are counted over this time; a limit that acts is logged once in it.
 pub const INTERVAL: Duration = Duration::from_secs(60);
-/// Lines of one event from one address (IPv6: one /64) in an interval: more than the 50 failures that lock an
+/// The most lines of one event from one address (IPv6: one /64) in an interval: more than the 50 failures that lock an
 /// address, as many as the registrations of a minute.
 const MAX_LINES: u32 = 120;
-/// Events and addresses whose lines are counted, some megabytes; beyond that, addresses count as one.
-const MAX_KEYS: usize = 20_000;
 
-/// Where events go.
+/// See the module.
 pub struct Audit {
     queue: SyncSender<Item>,
     /// Lines that were not written.
     lost: Arc<AtomicU64>,
-    recent: Mutex<Recent>,
+    lines: Mutex<Counter<Key>>,
+    limits: Mutex<Counter<&'static str>>,
 }
 
-/// What was written in the last interval, by event and address.
-#[derive(Default)]
-struct Recent(HashMap<(&'static str, Option<IpAddr>), Lines>);
-
-struct Lines {
-    since: Instant,
-    written: u32,
-    /// Not written.
-    more: u64,
-}
-
-impl Recent {
-    /// Counts an event. `None` if there were `max` lines of it already, else how many were left out before.
-    fn count(&mut self, event: &'static str, address: Option<IpAddr>, max: u32, now: Instant) -> Option<u64> {
-        let mut key = (event, address.map(origin));
-        if self.0.len() >= MAX_KEYS && !self.0.contains_key(&key) {
-            key.1 = None;
-        }
-        let lines = self.0.entry(key).or_insert(Lines { since: now, written: 0, more: 0 });
-        if now.duration_since(lines.since) >= INTERVAL {
-            let more = lines.more;
-            *lines = Lines { since: now, written: 1, more: 0 };
-            return Some(more);
-        }
-        if lines.written >= max {
-            lines.more += 1;
-            return None;
-        }
-        lines.written += 1;
-        Some(0)
-    }
-
-    /// Forgets intervals that are over; what was left out in them.
-    fn finish(&mut self, now: Instant) -> Vec<(&'static str, Option<IpAddr>, u64)> {
-        let over = self.0.extract_if(|_, lines| now.duration_since(lines.since) >= INTERVAL);
-        let left_out = over.filter(|(_, lines)| lines.more > 0);
-        left_out.map(|((event, address), lines)| (event, address, lines.more)).collect()
-    }
-}
+/// An event and the address that it comes from.
+type Key = (&'static str, Option<IpAddr>);
 
 enum Item {
-    /// A line, and how many it tells as lost.
+    /// A line, and the number of lost lines that it reports.
     Line(String, u64),
     /// Answered when everything before it is on disk.
     Barrier(SyncSender<()>),
 }
 
 impl Audit {
-    /// Opens the log in `folder` and starts its thread.
+    /// Opens the log in `folder`; a start also starts its thread.
     ///
     /// # Errors
-    /// With the path in the text if the file cannot be opened; or if no thread can be had.
-    pub fn open(folder: &Path) -> io::Result<Audit> {
+    /// With the path in the text if the file cannot be opened; or if no thread is available.
+    pub fn open(folder: &Path, mode: Mode) -> Opened<Audit> {
         let path = folder.join("security.log");
+        if mode == Mode::Check {
+            return Ok((None, disk::existing(&path).map(|_| Vec::new())?));
+        }
         let file = open(&path)?;
         let (queue, items) = sync_channel(QUEUE);
         let lost = Arc::<AtomicU64>::default();
         let mut log = Log { path, file, lost: lost.clone(), failed: false };
         std::thread::Builder::new().name("audit".into()).spawn(move || log.run(&items))?;
-        Ok(Audit { queue, lost, recent: Mutex::default() })
+        Ok((Some(Audit::new(queue, lost)), Vec::new()))
     }
 
-    /// Logs one event, if not too many of it came from this address in the last minute. `event` and `detail`
-    /// are this program's own words.
+    fn new(queue: SyncSender<Item>, lost: Arc<AtomicU64>) -> Audit {
+        let lines = Mutex::new(Counter::new(MAX_LINES, INTERVAL));
+        Audit { queue, lost, lines, limits: Mutex::new(Counter::new(1, INTERVAL)) }
+    }
+
+    /// Logs an event, unless this address had too many of it in the last minute. `event` and `detail` are this program's
+    /// own words.
     pub fn log(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
-        if let Some(more) = lock(&self.recent).count(event, address, MAX_LINES, Instant::now()) {
+        let (mut lines, mut key) = (lock(&self.lines), (event, address.map(origin)));
+        if !lines.has_room(&key) {
+            // Too many addresses: the others count as one.
+            key.1 = None;
+        }
+        let (count, more) = lines.count(key, Instant::now());
+        drop(lines);
+        if count <= MAX_LINES.into() {
             self.write(event, user, address, more, detail);
         }
     }
 
-    /// Logs that a limit acts, once a minute, whoever has met it.
+    /// Logs that a limit acts, once a minute for all addresses together.
     pub fn limit(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
-        if let Some(more) = lock(&self.recent).count(event, None, 1, Instant::now()) {
+        let (count, more) = lock(&self.limits).count(event, Instant::now());
+        if count == 1 {
             self.write(event, user, address, more, detail);
         }
     }
@@ -125,10 +103,12 @@ impl Audit {
         self.limit("output_failed", None, None, &error.to_string());
     }
 
-    /// Logs how much was left out in minutes that are over; to be called once a minute.
+    /// Logs the number of lines left out in minutes that are over; to be called once a minute.
     pub fn sum_up(&self) {
-        let left_out = lock(&self.recent).finish(Instant::now());
-        for (event, address, more) in left_out {
+        let now = Instant::now();
+        let limits = lock(&self.limits).forget_expired(now);
+        let limits = limits.into_iter().map(|(event, more)| ((event, None), more));
+        for ((event, address), more) in lock(&self.lines).forget_expired(now).into_iter().chain(limits) {
             self.write(event, None, address, more, "");
         }
     }
@@ -159,17 +139,17 @@ impl Audit {
         }
     }
 
-    /// Whether what was logged last could not be written; waits for it as [`Audit::flush`] does.
+    /// Whether the last line could not be written; waits for it as [`Audit::flush`] does.
     pub fn loses(&self) -> bool {
         self.flush();
         self.lost.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits until all that was logged is on disk.
+    /// Waits until all lines are on disk.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         if self.queue.try_send(Item::Barrier(done)).is_ok() {
-            // A disk that hangs must not keep the server from ending.
+            // A disk that hangs must not keep the process from ending.
             let _ = wait.recv_timeout(Duration::from_secs(1));
         }
     }
@@ -180,7 +160,7 @@ struct Log {
     path: PathBuf,
     file: File,
     lost: Arc<AtomicU64>,
-    /// The last line could not be written, and standard error has said so.
+    /// The last line could not be written, and this was reported on standard error.
     failed: bool,
 }
 
@@ -214,7 +194,7 @@ impl Log {
         if !disk::is_at(&self.file, &self.path) {
             self.file = open(&self.path)?;
         }
-        // Another program may have made it shorter.
+        // Another program may have shortened it.
         let mut size = self.file.metadata()?.len();
         if size + line.len() as u64 > MAX_SIZE {
             rotate(&self.path);
@@ -223,14 +203,14 @@ impl Log {
         }
         let written = self.file.write_all(line.as_bytes());
         if written.is_err() {
-            // Half a line would spoil the next one.
+            // A partial line would run into the next one.
             let _ = self.file.set_len(size);
         }
         written
     }
 }
 
-/// Opens the log for appending, behind a line end: a crash or an editor may have left half a line.
+/// Opens the log for appending, after a line end: a crash or an editor may have left a partial line.
 fn open(path: &Path) -> io::Result<File> {
     let mut file = disk::append(path)?;
     if !disk::ends_line(&file)? {
@@ -251,44 +231,61 @@ fn rotate(path: &Path) {
 mod tests {
     use super::super::accounts::tests::Folder;
     use super::*;
+    use crate::server::limits::MAX_REMEMBERED;
 
     fn here(n: u8) -> Option<IpAddr> {
         Some(IpAddr::from([10, 0, 0, n]))
     }
 
-    #[test]
-    fn one_address_cannot_drown_another_and_what_was_left_out_is_counted() {
-        let (mut recent, start) = (Recent::default(), Instant::now());
-        let written =
-            (0..1000).filter(|_| recent.count("login", here(1), MAX_LINES, start).is_some()).count();
-        assert_eq!(written, MAX_LINES as usize);
-        assert_eq!(recent.count("login", here(2), MAX_LINES, start), Some(0));
-        assert_eq!(recent.count("login_failed", here(1), MAX_LINES, start), Some(0));
-        let left_out = 1000 - u64::from(MAX_LINES);
-        assert!(recent.finish(start + INTERVAL / 2).is_empty(), "the minute is not over");
-        // The next line tells, or the sum if none comes.
-        let mut other = Recent::default();
-        std::mem::swap(&mut other.0, &mut recent.0);
-        assert_eq!(other.finish(start + INTERVAL), [("login", here(1), left_out)]);
-        assert!(other.0.is_empty());
-        for n in [left_out + 2, 0] {
-            for _ in 0..u64::from(MAX_LINES) + n {
-                recent.count("login", here(1), MAX_LINES, start);
-            }
-        }
-        assert_eq!(recent.count("login", here(1), MAX_LINES, start + INTERVAL), Some(left_out + 2 + 120));
+    fn open(folder: &Folder) -> Audit {
+        Audit::open(&folder.0, Mode::Start).expect("a log").0.expect("to write")
+    }
+
+    /// Takes what was to be written from the queue.
+    fn written(items: &Receiver<Item>) -> Vec<String> {
+        let line = |item| match item {
+            Item::Line(line, _) => line[21..].trim_end().to_string(),
+            Item::Barrier(_) => String::new(),
+        };
+        items.try_iter().map(line).collect()
     }
 
     #[test]
-    fn a_limit_is_one_line_a_minute_and_addresses_are_remembered_in_bounded_memory() {
-        let (mut recent, start) = (Recent::default(), Instant::now());
-        for n in 0..2 * MAX_KEYS as u32 {
-            recent.count("login_failed", Some(IpAddr::from(n.to_be_bytes())), MAX_LINES, start);
-            recent.count("refused", None, 1, start);
+    fn address_with_many_events_cannot_drown_another() {
+        let (queue, items) = sync_channel(QUEUE);
+        let audit = Audit::new(queue, Arc::default());
+        (0..1000).for_each(|_| audit.log("login", None, here(1), ""));
+        assert_eq!(written(&items).len(), MAX_LINES as usize);
+        audit.log("login", None, here(2), "");
+        audit.log("login_failed", None, here(1), "");
+        let others = ["event=login user=- addr=10.0.0.2", "event=login_failed user=- addr=10.0.0.1"];
+        assert_eq!(written(&items), others);
+        audit.sum_up();
+        assert!(written(&items).is_empty(), "the minute is not over");
+        let left_out = lock(&audit.lines).forget_expired(Instant::now() + INTERVAL);
+        assert_eq!(left_out, [(("login", here(1)), 1000 - u64::from(MAX_LINES))]);
+    }
+
+    #[test]
+    fn limit_is_logged_once_a_minute_for_all_addresses() {
+        let (queue, items) = sync_channel(QUEUE);
+        let audit = Audit::new(queue, Arc::default());
+        (0..100).for_each(|n| audit.limit("refused", None, here(n), ""));
+        assert_eq!(written(&items), ["event=refused user=- addr=10.0.0.0"]);
+        let left_out = lock(&audit.limits).forget_expired(Instant::now() + INTERVAL);
+        assert_eq!(left_out, [("refused", 99)]);
+    }
+
+    #[test]
+    fn addresses_beyond_bounded_memory_count_as_one() {
+        let (queue, items) = sync_channel(QUEUE);
+        let audit = Audit::new(queue, Arc::default());
+        let mut lines = 0;
+        for n in 0..2 * MAX_REMEMBERED as u32 {
+            audit.log("login_failed", None, Some(IpAddr::from(n.to_be_bytes())), "");
+            lines += written(&items).len();
         }
-        assert!(recent.0.len() <= MAX_KEYS + 2, "{}", recent.0.len());
-        let left_out = recent.finish(start + INTERVAL);
-        assert!(left_out.contains(&("refused", None, 2 * MAX_KEYS as u64 - 1)), "{left_out:?}");
+        assert_eq!(lines, MAX_REMEMBERED + MAX_LINES as usize);
     }
 
     /// The lines of the log.
@@ -298,10 +295,10 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_long_enough_is_put_aside_and_five_of_them_are_kept() {
+    fn log_is_rotated_at_its_size_and_five_are_kept() {
         let folder = Folder::new();
         let path = |name: &str| folder.0.join(name);
-        let audit = Audit::open(&folder.0).expect("a log");
+        let audit = open(&folder);
         audit.log("login", None, None, "");
         audit.flush();
         let length = fs::metadata(path("security.log")).expect("a log").len();
@@ -309,11 +306,11 @@ mod tests {
         for n in 1..=5 {
             fs::write(path(&format!("security.log.{n}")), n.to_string()).expect("written");
         }
-        // As if one line more would be just as much as there may be, behind the line end that is added.
+        // One more line reaches the limit exactly, behind the line end that is added.
         disk::append(&path("security.log"))
             .and_then(|log| log.set_len(MAX_SIZE - length - 1))
             .expect("longer");
-        let audit = Audit::open(&folder.0).expect("a log");
+        let audit = open(&folder);
         let log = || {
             audit.log("login", None, None, "");
             audit.flush();
@@ -324,7 +321,7 @@ mod tests {
         let former = |n: u32| fs::read_to_string(path(&format!("security.log.{n}"))).expect("kept");
         assert_eq!([2, 3, 4, 5].map(former), ["1", "2", "3", "4"]);
         assert!(!path("security.log.6").exists() && !path("security.log.0").exists());
-        // And again, by what was written since.
+        // The same again, with lines written since.
         for _ in 0..3 {
             audit.log("login", None, None, &"x".repeat(MAX_SIZE as usize * 2 / 5));
             audit.flush();
@@ -333,12 +330,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_or_lost_is_told_in_a_line_of_its_own_or_the_next() {
+    fn lines_left_out_or_lost_are_counted_in_a_later_line() {
         let folder = Folder::new();
-        let audit = Audit::open(&folder.0).expect("a log");
+        let audit = open(&folder);
         let over = Instant::now() - INTERVAL;
         for _ in 0..3 {
-            lock(&audit.recent).count("refused", None, 1, over);
+            lock(&audit.limits).count("refused", over);
         }
         audit.sum_up();
         audit.sum_up();
@@ -360,7 +357,7 @@ mod tests {
     #[test]
     fn log_that_cannot_be_made_again_loses_lines() {
         let folder = Folder::new();
-        let audit = Audit::open(&folder.0).expect("a log");
+        let audit = open(&folder);
         let path = folder.0.join("security.log");
         for is_blocked in [false, true, false] {
             let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
@@ -373,9 +370,9 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_the_disk_behind_is_counted_and_nobody_waits() {
+    fn full_queue_counts_its_lines_and_blocks_no_caller() {
         let (queue, items) = sync_channel(1);
-        let audit = Audit { queue, lost: Arc::default(), recent: Mutex::default() };
+        let audit = Audit::new(queue, Arc::default());
         (0..4).for_each(|_| audit.log("login", None, None, ""));
         assert!(items.recv().is_ok() && items.try_recv().is_err());
         audit.log("login", None, None, "");

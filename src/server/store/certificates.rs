@@ -1,8 +1,9 @@
-//! The certificate in use: announced at the start, taken up anew when its files change.
+//! The certificate in use: reported at the start, and read again when its files change.
 //!
-//! Invariant: a changed file that cannot be used never replaces one that works.
+//! Invariant: a changed file that cannot be used never replaces a certificate that works.
 
 use super::audit::Audit;
+use super::{Mode, Opened};
 use crate::clock;
 use crate::disk;
 use crate::sync::lock;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// The files are looked at this often at most, when somebody connects: a storm of logins costs no look each.
+/// A connection has the files checked at most this often: a storm of logins must not cost a check each.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -26,25 +27,35 @@ pub struct Certificates {
 
 struct State {
     acceptor: Acceptor,
-    /// The files that are in use.
+    /// Of the files in use.
     stamp: Stamp,
-    /// Those that could not be used, and it was told. They are tried again: perhaps only the moment was bad.
+    /// Of files that failed to load and were logged. Retried silently: the operator may be mid-copy.
     unusable: Option<Stamp>,
     looked: Instant,
     facts: Facts,
 }
 
-/// Of both files: when anything about them last changed, be it their owner, and their length.
+/// Of both files: the time of the last change, also of owner or mode, and the length.
 type Stamp = [Option<(i64, i64, u64)>; 2];
 
 impl Certificates {
-    /// Makes or renews what is missing or expired in `folder`. Also returns what there is, as sentences.
+    /// Reads the certificate in `folder`; a start makes or renews it before, if it is missing or expired.
     ///
     /// # Errors
     /// With the path and the remedy in the text.
-    pub fn open(folder: &Path) -> io::Result<(Certificates, Vec<String>)> {
-        let now = clock::now_ms();
-        let what = match certificate::prepare(folder, now)? {
+    pub fn open(folder: &Path, mode: Mode) -> Opened<Certificates> {
+        let (now, is_start) = (clock::now_ms(), mode == Mode::Start);
+        let prepare = if is_start { certificate::prepare } else { certificate::plan };
+        let what = match prepare(folder, now)? {
+            Prepared::Made if !is_start => {
+                let key =
+                    if disk::is_there(&folder.join("server.key"))? { " for certs/server.key" } else { "" };
+                return Ok((None, vec![format!("no certificate: a start makes one{key}")]));
+            }
+            Prepared::Renewed if !is_start => {
+                let facts = certificate::read_facts(&folder.join("server.crt"))?;
+                return Ok((None, vec![format!("certificate: {facts}; expired: a start renews it")]));
+            }
             Prepared::Found => "certificate",
             Prepared::Made => "new certificate",
             Prepared::Renewed => "certificate renewed with the same key",
@@ -52,13 +63,14 @@ impl Certificates {
         let stamp = stamp(folder);
         let acceptor = tls::acceptor(folder)?;
         let facts = certificate::read_facts(&folder.join("server.crt"))?;
-        let mut notices = vec![format!("{what}: {facts}")];
-        notices.extend(certificate::notice(&facts, now).map(|notice| format!("WARNING: {notice}")));
+        let mut lines = vec![format!("{what}: {facts}")];
+        lines.extend(certificate::notice(&facts, now).map(|notice| format!("WARNING: {notice}")));
         let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts };
-        Ok((Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) }, notices))
+        let certificates = Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) };
+        Ok((is_start.then_some(certificates), lines))
     }
 
-    /// What the next handshake uses.
+    /// For the next handshake.
     pub fn current(&self, audit: &Audit) -> Acceptor {
         {
             let mut state = lock(&self.state);
@@ -67,12 +79,12 @@ impl Certificates {
             }
             state.looked = Instant::now();
         }
-        // What cannot be used is logged.
+        // A failure is logged.
         let _ = self.take_up(audit);
         lock(&self.state).acceptor.clone()
     }
 
-    /// Takes up files that have changed, now; what is in use then, or why it is what it was before, as a sentence.
+    /// Takes up changed files now. Returns what is in use then, or why it is still the former, as a sentence.
     pub fn reload(&self, audit: &Audit) -> String {
         match self.take_up(audit) {
             Ok(()) => format!("reloaded; certificate: {}", lock(&self.state).facts),
@@ -93,7 +105,7 @@ impl Certificates {
         for notice in disk::close_to_others(&self.folder, super::is_private) {
             audit.log("storage_notice", None, None, &notice);
         }
-        // A server that runs for over a year renews its own certificate, too.
+        // A server that runs for more than a year renews its own certificate, too.
         let renewed =
             expired && matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed));
         let stamp = stamp(&self.folder);
@@ -112,9 +124,9 @@ impl Certificates {
                 Ok(())
             }
             Err(error) => {
-                let is_told = state.unusable.replace(stamp) == Some(stamp);
+                let is_logged = state.unusable.replace(stamp) == Some(stamp);
                 drop(state);
-                if !is_told {
+                if !is_logged {
                     audit.log("certificate_unusable", None, None, &error.to_string());
                 }
                 Err(error)
@@ -139,12 +151,12 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn a_file_that_others_may_read_now_or_that_an_older_one_has_replaced_is_another_one() {
+    fn change_of_mode_or_file_changes_the_stamp() {
         let folder = Folder::new();
         let path = |name: &str| folder.0.join(name);
         let write = |name: &str| fs::write(path(name), "as long").expect("written");
         write("server.key");
-        // The clock of files has steps of some milliseconds.
+        // Files have a clock with steps of some milliseconds.
         let changed = |change: &dyn Fn()| {
             let before = stamp(&folder.0);
             while stamp(&folder.0) == before {
@@ -163,10 +175,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_looked_at_when_a_second_is_over_and_an_own_certificate_is_renewed_while_the_server_runs() {
+    fn running_server_renews_its_certificate_within_a_second() {
         let (shared, folder) = shared(Duration::from_secs(3600));
         let path = folder.0.join("server.crt");
-        let certificates = Certificates::open(&folder.0).expect("made").0;
+        let certificates = Certificates::open(&folder.0, Mode::Start).expect("made").0.expect("to serve");
         let first = lock(&certificates.state).acceptor.clone();
         let current = |looked: Instant| {
             lock(&certificates.state).looked = looked;
@@ -174,7 +186,7 @@ mod tests {
         };
         let (just_now, long_ago) = (Instant::now() + LOOK_EVERY * 3600, Instant::now() - 2 * LOOK_EVERY);
         assert!(Arc::ptr_eq(&current(long_ago), &first), "nothing has changed");
-        // Two years have passed, and nobody has touched the files.
+        // Two years have passed without a change to the files.
         fs::remove_file(&path).expect("removed");
         certificate::prepare(&folder.0, clock::now_ms() - 2 * 365 * 24 * 3_600_000).expect("made");
         {
@@ -188,14 +200,37 @@ mod tests {
         assert!(
             facts.not_after > clock::now_ms() && lock(&certificates.state).facts.not_after == facts.not_after
         );
-        // What cannot be used is logged, and what could be is used on.
+        // An unusable certificate is logged, and the former stays in use.
         fs::write(&path, "no certificate").expect("written");
         assert!(Arc::ptr_eq(&current(just_now), &renewed) && Arc::ptr_eq(&current(long_ago), &renewed));
-        // It is tried again, and told once.
+        // It is tried again, and logged once.
         assert!(Arc::ptr_eq(&current(long_ago), &renewed));
         shared.audit.flush();
-        let log = fs::read_to_string(folder.0.join("security.log")).expect("a log");
+        let log = fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
         let count = |event: &str| log.matches(event).count();
         assert_eq!((count("certificate_changed"), count("certificate_unusable")), (1, 1), "{log}");
+    }
+
+    #[test]
+    fn check_reports_what_a_start_does_to_a_certificate() {
+        const DAY: u64 = 24 * 3600 * 1000;
+        for (days, told, other) in [
+            (366, "expired: a start renews it", "WARNING"),
+            (340, "WARNING: the certificate expires on ", "renews"),
+            (1, "valid until", "WARNING"),
+        ] {
+            let folder = Folder::new();
+            certificate::prepare(&folder.0, clock::now_ms() - days * DAY).expect("made");
+            let (checked, lines) = Certificates::open(&folder.0, Mode::Check).expect("a start can use it");
+            assert!(checked.is_none());
+            let text = lines.join("\n");
+            assert!(text.contains(told) && !text.contains(other), "{days} days: {text}");
+        }
+        // A key that is none stops a start, too.
+        let folder = Folder::new();
+        fs::write(folder.0.join("server.key"), "no key").expect("written");
+        for mode in [Mode::Check, Mode::Start] {
+            assert!(Certificates::open(&folder.0, mode).is_err());
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! A file of records that many append to at once: those that arrive together share one write and one fsync.
+//! A file of records for many threads: lines that arrive together share one write and one fsync.
 //!
-//! Invariant: who was told `Ok` has their line on disk; who was told of an error has nothing in the file, not
-//! even half a line, unless the disk that has failed does not let the file be shortened either: then a whole line stays,
-//! and counts at the next start; half a line is set aside before the next one. No lock is held across a write.
+//! Invariant: after `Ok` the line is on disk. After an error the file has nothing of it, unless a failing disk does not let
+//! the file be shortened either: then a whole line stays and counts at the next start; a partial line is set aside before
+//! the next one. No lock is held across a write.
 
 use crate::records::Records;
 use crate::sync::lock;
@@ -16,11 +16,11 @@ pub struct Journal {
     done: Condvar,
 }
 
-/// What became of a batch; the text of an error is for all who share it.
+/// The result of a batch, with the text of an error for each of its threads.
 type Outcome = Arc<OnceLock<Result<(), String>>>;
 
 struct JournalState {
-    /// The batch that is being collected; password keys are in it.
+    /// The batch that is being collected; it contains password keys.
     waiting: Zeroizing<String>,
     outcome: Outcome,
     /// `None` while a thread writes.
@@ -37,7 +37,7 @@ impl Journal {
         }
     }
 
-    /// Returns when `line` is on disk. The first to find nobody writing writes for all.
+    /// Returns when `line` is on disk. A thread that finds no other writing writes for all.
     ///
     /// # Errors
     /// As [`Records::append`].
@@ -73,7 +73,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn half_a_line_that_a_full_disk_has_left_goes_before_the_next_one_comes_and_no_whole_line_with_it() {
+    fn partial_line_is_set_aside_before_the_next_append() {
         let folder = Folder::new();
         let path = folder.0.join("lines");
         let add = |text: &str| disk::append(&path).and_then(|mut file| file.write_all(text.as_bytes()));

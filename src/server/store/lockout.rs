@@ -1,183 +1,286 @@
-//! Who has failed to log in too often. What outlives a restart is for [`locks`](super::locks).
+//! Failed logins: how many there were, and `locks.json`, which keeps a name locked across a restart.
 //!
-//! Invariant: a name is counted the same whether or not there is such an account; what is remembered is bounded, and no
-//! storm of names makes a lock forgotten.
+//! Invariant: a name is counted the same whether or not there is such an account. Memory and file are bounded, and no
+//! storm of names makes the server forget a lock. The file has one JSON record a line; a later one for a name supersedes.
+//! It is rewritten at a start; if it then has lines that are not understood, a copy is kept. A lock that is read from it
+//! lasts no longer than a new one, whatever the clock says now or said when it was written. PROTOCOL#lockout.
 
+use super::{Mode, Opened};
+use crate::clock;
+use crate::disk;
 use crate::name::Username;
-use crate::server::limits::{LOCKOUT, MAX_FAILURES, MAX_FAILURES_PER_ADDRESS, MAX_REMEMBERED};
-use crate::server::rates::origin;
+use crate::records::{self, Records, Writers};
+use crate::server::limits::{LOCKOUT, MAX_FAILURES, MAX_FAILURES_PER_ADDRESS};
+use crate::server::rates::{Counter, origin};
 use crate::sync::lock;
+use miniserde::{Deserialize, Serialize, json};
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Who failed to log in, and who is locked for it. PROTOCOL#lockout.
-#[derive(Default)]
+/// Bytes beyond which the file is rewritten with at most [`MAX_KEPT`] locks: anyone can cause lines, and only the last
+/// minutes' are worth keeping.
+const MAX_SIZE: u64 = 1024 * 1024;
+/// See [`MAX_SIZE`].
+const MAX_KEPT: usize = 5000;
+
+/// See the module.
 pub struct Lockout {
-    names: Mutex<Failures<String>>,
-    addresses: Mutex<Failures<IpAddr>>,
+    counts: Mutex<Counts>,
+    path: PathBuf,
+    records: Mutex<Records>,
 }
 
-struct Failures<K> {
-    of: HashMap<K, Record>,
+struct Counts {
+    /// By folded name.
+    names: Counter<String>,
+    addresses: Counter<IpAddr>,
 }
 
-#[derive(Clone, Copy)]
-struct Record {
-    count: u32,
-    /// Of the first failure counted, or of the lock.
-    since: Instant,
-}
-
-impl<K> Default for Failures<K> {
-    fn default() -> Self {
-        Failures { of: HashMap::new() }
+impl Counts {
+    fn wait(&self, folded: &String, origin: &IpAddr, now: Instant) -> Option<Duration> {
+        self.names.wait(folded, now).or_else(|| self.addresses.wait(origin, now))
     }
 }
 
-impl<K: std::hash::Hash + Eq + Clone> Failures<K> {
-    /// The time until `key` is free again, if it is locked.
-    fn locked(&self, key: &K, max: u32) -> Option<Duration> {
-        let record = self.of.get(key)?;
-        let left = LOCKOUT.checked_sub(record.since.elapsed())?;
-        (record.count >= max && !left.is_zero()).then_some(left)
-    }
+#[derive(Serialize, Deserialize)]
+struct Lock {
+    /// Folded.
+    name: String,
+    /// Milliseconds since 1970; 0 unlocks.
+    until: u64,
+}
 
-    /// Counts one failure, unless `key` is locked; true if it is from now on.
-    fn attempt(&mut self, key: K, max: u32) -> Result<bool, Duration> {
-        if let Some(left) = self.locked(&key, max) {
-            return Err(left);
-        }
-        if self.of.len() >= MAX_REMEMBERED {
-            self.of.retain(|_, record| record.since.elapsed() < LOCKOUT);
-        }
-        if self.of.len() >= MAX_REMEMBERED
-            && let Some(oldest) =
-                self.of.iter().min_by_key(|(_, r)| (r.count >= max, r.since)).map(|(k, _)| k.clone())
-        {
-            self.of.remove(&oldest);
-        }
-        let now = Instant::now();
-        let record = self.of.entry(key).or_insert(Record { count: 0, since: now });
-        if record.since.elapsed() >= LOCKOUT {
-            *record = Record { count: 0, since: now };
-        }
-        record.count += 1;
-        if record.count == max {
-            record.since = now;
-        }
-        Ok(record.count == max)
+impl Lock {
+    fn line(name: String, left: Duration) -> String {
+        let until = if left.is_zero() { 0 } else { clock::now_ms() + left.as_millis() as u64 };
+        json::to_string(&Lock { name, until }) + "\n"
     }
+}
+
+/// The content of a file.
+#[derive(Default)]
+struct Held {
+    /// By folded name: how long it is still locked, at most [`LOCKOUT`].
+    locked: HashMap<String, Duration>,
+    /// Lines that are not understood.
+    unread: usize,
+}
+
+impl Held {
+    /// Takes any line, also one that is not understood: a damaged lock must not keep the server from its start.
+    fn take(&mut self, line: &[u8]) -> bool {
+        match records::parse::<Lock>(line) {
+            None => self.unread += 1,
+            Some(held) => {
+                let left = Duration::from_millis(held.until.saturating_sub(clock::now_ms())).min(LOCKOUT);
+                match left.is_zero() {
+                    true => self.locked.remove(&held.name),
+                    false => self.locked.insert(held.name, left),
+                };
+            }
+        }
+        true
+    }
+}
+
+/// The locks in the data folder `folder`, by folded name, and how long each still lasts; a missing file has none.
+///
+/// # Errors
+/// The disk's, with the path in the text.
+pub fn list(folder: &Path) -> io::Result<HashMap<String, Duration>> {
+    let mut held = Held::default();
+    super::load(&folder.join("locks.json"), Writers::Many, Mode::Check, |line| held.take(line))?;
+    Ok(held.locked)
 }
 
 impl Lockout {
-    /// The time until `name`, or `address`, may try again; `None` if neither is locked.
-    pub fn locked(&self, name: &Username, address: IpAddr) -> Option<Duration> {
-        let by_name = lock(&self.names).locked(&name.folded(), MAX_FAILURES);
-        by_name.or_else(|| lock(&self.addresses).locked(&origin(address), MAX_FAILURES_PER_ADDRESS))
-    }
-
-    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand
-    /// guesses; true if the name is now locked. A success is taken back by [`Lockout::forgive`].
+    /// Reads the file in the server's data folder; a start also rewrites it.
     ///
     /// # Errors
-    /// The time to wait, if name or address was locked already.
+    /// The disk's, with the path in the text.
+    pub fn open(folder: &Path, mode: Mode) -> Opened<Lockout> {
+        let (path, mut held) = (folder.join("locks.json"), Held::default());
+        let (records, mut lines) = super::load(&path, Writers::Many, mode, |line| held.take(line))?;
+        let Some(mut records) = records else {
+            lines.push(format!("{} locked names", held.locked.len()));
+            if held.unread > 0 {
+                let unread = held.unread;
+                lines.push(format!(
+                    "WARNING: locks.json: {unread} lines are not understood: a start sets them aside"
+                ));
+            }
+            return Ok((None, lines));
+        };
+        if records.length()? > 0 {
+            // A full disk must not keep the server from its start.
+            let shortened = shorten(&path, &mut records);
+            lines.extend(
+                shortened.unwrap_or_else(|error| Some(format!("locks.json: not shortened: {error}"))),
+            );
+        }
+        let (mut names, now) = (Counter::new(MAX_FAILURES, LOCKOUT), Instant::now());
+        for (name, left) in held.locked {
+            if names.has_room(&name) {
+                names.hold(name, now + left);
+            }
+        }
+        let addresses = Counter::new(MAX_FAILURES_PER_ADDRESS, LOCKOUT);
+        let (counts, records) = (Mutex::new(Counts { names, addresses }), Mutex::new(records));
+        Ok((Some(Lockout { counts, path, records }), lines))
+    }
+
+    /// How long `name`, or `address`, is still locked; `None` if neither is.
+    pub fn locked(&self, name: &Username, address: IpAddr) -> Option<Duration> {
+        lock(&self.counts).wait(&name.folded(), &origin(address), Instant::now())
+    }
+
+    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses; true if the name is
+    /// locked from now on. A success is taken back by [`Lockout::forgive`].
+    ///
+    /// # Errors
+    /// How long to wait, if name or address is locked. Neither is counted then: the address may be the name's owner's.
     pub fn count(&self, name: &Username, address: IpAddr) -> Result<bool, Duration> {
-        let (mut names, folded) = (lock(&self.names), name.folded());
-        if let Some(left) = names.locked(&folded, MAX_FAILURES) {
-            // Not counted for the address either: it may be the name's owner's.
+        let (mut counts, now) = (lock(&self.counts), Instant::now());
+        let (folded, origin) = (name.folded(), origin(address));
+        if let Some(left) = counts.wait(&folded, &origin, now) {
             return Err(left);
         }
-        lock(&self.addresses).attempt(origin(address), MAX_FAILURES_PER_ADDRESS)?;
-        names.attempt(folded, MAX_FAILURES)
+        counts.addresses.count_failure(origin, now);
+        Ok(counts.names.count_failure(folded, now))
     }
 
-    /// The attempt was a success: the name starts afresh.
+    /// The attempt was a success: the name's count begins again.
     pub fn forgive(&self, name: &Username, address: IpAddr) {
-        lock(&self.names).of.remove(&name.folded());
-        if let Some(record) = lock(&self.addresses).of.get_mut(&origin(address)) {
-            record.count = record.count.saturating_sub(1);
-        }
+        let mut counts = lock(&self.counts);
+        counts.names.forget(&name.folded());
+        counts.addresses.uncount(&origin(address));
     }
 
-    /// The name may be tried again at once; true if it was locked.
-    pub fn unlock(&self, name: &Username) -> bool {
-        let mut names = lock(&self.names);
-        let locked = names.locked(&name.folded(), MAX_FAILURES).is_some();
-        names.of.remove(&name.folded());
-        locked
+    /// Writes down that a name is locked from now on, so that a restart does not unlock it; does not wait for the disk.
+    ///
+    /// # Errors
+    /// The disk's, with the path in the text.
+    pub fn remember(&self, name: &Username) -> io::Result<()> {
+        self.append(&Lock::line(name.folded(), LOCKOUT), false)
     }
 
-    /// Locks `folded` for `left` more, as a file from before a restart says.
-    pub fn restore(&self, folded: String, left: Duration) {
-        let since = Instant::now().checked_sub(LOCKOUT.saturating_sub(left)).unwrap_or_else(Instant::now);
-        let record = Record { count: MAX_FAILURES, since };
-        let mut names = lock(&self.names);
-        if names.of.len() < MAX_REMEMBERED {
-            names.of.insert(folded, record);
-        }
+    /// Lets the name try again at once; returns when that is on disk.
+    ///
+    /// # Errors
+    /// The disk's, with the path in the text; the name stays locked then.
+    pub fn unlock(&self, name: &Username) -> io::Result<()> {
+        self.append(&Lock::line(name.folded(), Duration::ZERO), true)?;
+        lock(&self.counts).names.forget(&name.folded());
+        Ok(())
     }
+
+    fn append(&self, line: &str, durable: bool) -> io::Result<()> {
+        let mut records = lock(&self.records);
+        records.append(line.as_bytes(), durable)?;
+        if records.length()? > MAX_SIZE {
+            // The line is written. If the file cannot be shortened now, the next one tries again.
+            let _ = shorten(&self.path, &mut records);
+        }
+        Ok(())
+    }
+}
+
+/// Rewrites the file with its locks alone, at most the newest 5,000. Returns what is worth knowing, as a sentence.
+fn shorten(path: &Path, records: &mut Records) -> io::Result<Option<String>> {
+    let mut held = Held::default();
+    records::read(path, |line| held.take(line))?;
+    let mut newest: Vec<_> = held.locked.into_iter().collect();
+    newest.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
+    newest.truncate(MAX_KEPT);
+    let notice = match held.unread {
+        0 => None,
+        unread => Some(format!(
+            "locks.json: {unread} lines were not understood; the file of before is {}",
+            records::copy_aside(path)?.display()
+        )),
+    };
+    // With the time that is left: a lock written when the clock was wrong would come back for years.
+    records.rewrite(newest.into_iter().map(|(name, left)| Lock::line(name, left)), |_| Ok(()))?;
+    disk::sync_parent(path)?;
+    Ok(notice)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::accounts::tests::Folder;
     use super::*;
-    use crate::server::rates::tests::ago;
+    use crate::server::limits::MAX_REMEMBERED;
+    use std::io::Write;
 
-    /// PROTOCOL#lockout.
-    #[test]
-    fn five_failures_lock_a_name_in_any_letter_case_and_a_success_forgives() {
-        let lockout = Lockout::default();
-        let (alice, upper) = ("alice".parse().expect("name"), "ALICE".parse().expect("name"));
-        let here = IpAddr::from([10, 0, 0, 1]);
-        for _ in 0..4 {
-            assert_eq!(lockout.count(&alice, here), Ok(false));
-        }
-        lockout.forgive(&alice, here);
-        for _ in 0..4 {
-            assert_eq!(lockout.count(&upper, here), Ok(false));
-        }
-        assert_eq!(lockout.locked(&alice, here), None);
-        assert_eq!(lockout.count(&alice, here), Ok(true));
-        assert!(lockout.count(&alice, here).is_err(), "a locked name is not counted further");
-        let left = lockout.locked(&upper, here).expect("locked");
-        assert!(left <= LOCKOUT && left > LOCKOUT - Duration::from_secs(60));
-        assert_eq!(lockout.locked(&"bob".parse().expect("name"), here), None);
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn name(name: &str) -> Username {
+        name.parse().expect("name")
+    }
+
+    fn record(name: &str, until: u64) -> String {
+        json::to_string(&Lock { name: name.into(), until }) + "\n"
+    }
+
+    fn append(path: &Path, bytes: &[u8]) {
+        disk::append(path).and_then(|mut file| file.write_all(bytes)).expect("written");
+    }
+
+    fn open(folder: &Folder) -> io::Result<(Lockout, Vec<String>)> {
+        Lockout::open(&folder.0, Mode::Start).map(|(lockout, lines)| (lockout.expect("to serve"), lines))
+    }
+
+    fn lockout() -> (Lockout, Folder) {
+        let folder = Folder::new();
+        (open(&folder).expect("no file yet").0, folder)
     }
 
     /// PROTOCOL#lockout.
     #[test]
-    fn an_address_that_guesses_at_many_names_is_locked() {
-        let lockout = Lockout::default();
-        let here = IpAddr::from([10, 0, 0, 1]);
-        for n in 0..MAX_FAILURES_PER_ADDRESS {
-            assert!(lockout.count(&format!("name{n}").parse().expect("name"), here).is_ok());
+    fn five_failures_lock_a_name_and_a_success_forgives() {
+        let (lockout, _folder) = lockout();
+        let (alice, upper) = (name("alice"), name("ALICE"));
+        for _ in 0..4 {
+            assert_eq!(lockout.count(&alice, HERE), Ok(false));
         }
-        let fresh = "fresh".parse().expect("name");
-        assert!(lockout.locked(&fresh, here).is_some());
+        lockout.forgive(&alice, HERE);
+        for _ in 0..4 {
+            assert_eq!(lockout.count(&upper, HERE), Ok(false));
+        }
+        assert_eq!(lockout.locked(&alice, HERE), None);
+        assert_eq!(lockout.count(&alice, HERE), Ok(true));
+        assert!(lockout.count(&alice, HERE).is_err(), "a locked name is not counted further");
+        let left = lockout.locked(&upper, HERE).expect("locked");
+        assert!(left <= LOCKOUT && left > LOCKOUT - MINUTE);
+        assert_eq!(lockout.locked(&name("bob"), HERE), None);
+    }
+
+    /// PROTOCOL#lockout.
+    #[test]
+    fn address_that_guesses_at_many_names_is_locked() {
+        let (lockout, _folder) = lockout();
+        for n in 0..MAX_FAILURES_PER_ADDRESS {
+            assert!(lockout.count(&name(&format!("name{n}")), HERE).is_ok());
+        }
+        let fresh = name("fresh");
+        assert!(lockout.locked(&fresh, HERE).is_some());
         assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_none());
     }
 
     /// PROTOCOL#lockout.
     #[test]
     fn locked_name_does_not_count_for_the_address() {
-        let (lockout, here) = (Lockout::default(), IpAddr::from([10, 0, 0, 1]));
-        let [alice, bob]: [Username; 2] = ["alice", "bob"].map(|name| name.parse().expect("name"));
+        let (lockout, _folder) = lockout();
         for _ in 0..2 * MAX_FAILURES_PER_ADDRESS {
-            let _ = lockout.count(&alice, here);
+            let _ = lockout.count(&name("alice"), HERE);
         }
-        assert!(lockout.locked(&alice, here).is_some());
-        assert_eq!(lockout.locked(&bob, here), None);
-    }
-
-    #[test]
-    fn failures_are_remembered_in_bounded_memory() {
-        let mut failures = Failures::default();
-        for n in 0..MAX_REMEMBERED + 100 {
-            assert_eq!(failures.attempt(n, 5), Ok(false));
-        }
-        assert!(failures.of.len() <= MAX_REMEMBERED);
+        assert!(lockout.locked(&name("alice"), HERE).is_some());
+        assert_eq!(lockout.locked(&name("bob"), HERE), None);
     }
 
     #[test]
@@ -190,86 +293,149 @@ mod tests {
              `retry_after` seconds, for {minutes} minutes."
         );
         assert!(specification.contains(&promise), "{promise}");
-        let mut failures = Failures::default();
-        let early = ago(LOCKOUT - Duration::from_secs(60));
-        failures.of.insert("early", Record { count: 4, since: early });
-        failures.of.insert("late", Record { count: 4, since: ago(LOCKOUT) });
-        failures.of.insert("locked", Record { count: 5, since: early });
-        failures.of.insert("unlocked", Record { count: 5, since: ago(LOCKOUT) });
-        assert!(failures.locked(&"locked", 5).is_some_and(|left| left <= Duration::from_secs(60)));
-        assert_eq!(failures.locked(&"unlocked", 5), None);
-        assert!(failures.attempt("locked", 5).is_err());
-        // Of a lock that is over nothing is left: the next failure is the first.
-        for name in ["late", "unlocked"] {
-            let locks: Vec<_> = (0..5).map(|_| failures.attempt(name, 5)).collect();
-            assert_eq!(locks, [Ok(false), Ok(false), Ok(false), Ok(false), Ok(true)], "{name}");
-        }
-        // A lock lasts from the last failure on, not from the first.
-        assert_eq!(failures.attempt("early", 5), Ok(true));
-        let left = failures.locked(&"early", 5).expect("locked");
-        assert!(left > LOCKOUT - Duration::from_secs(60), "{left:?}");
     }
 
     #[test]
-    fn a_storm_of_names_makes_no_lock_forgotten() {
-        let mut failures = Failures::default();
-        failures.of.insert(0, Record { count: 5, since: ago(LOCKOUT / 2) });
-        failures.of.insert(1, Record { count: 4, since: ago(LOCKOUT / 2) });
-        failures.of.insert(2, Record { count: 4, since: ago(LOCKOUT / 3) });
-        let since = ago(LOCKOUT / 4);
-        failures.of.extend((3..MAX_REMEMBERED).map(|n| (n, Record { count: 1, since })));
-        assert_eq!(failures.attempt(MAX_REMEMBERED, 5), Ok(false));
-        assert_eq!(failures.of.len(), MAX_REMEMBERED);
-        assert!(!failures.of.contains_key(&1), "the oldest that is no lock goes first");
-        assert!(failures.locked(&0, 5).is_some() && failures.of[&2].count == 4);
-        // When there is nothing but locks, the oldest of them goes; those that are over go before, all at once.
-        for record in failures.of.values_mut() {
-            record.count = 5;
+    fn storm_of_names_makes_no_lock_forgotten() {
+        let (lockout, _folder) = lockout();
+        (0..MAX_FAILURES).for_each(|_| assert!(lockout.count(&name("alice"), HERE).is_ok()));
+        for n in 0..MAX_REMEMBERED as u32 + 100 {
+            let address = IpAddr::from((n + 1).to_be_bytes());
+            assert_eq!(lockout.count(&name(&format!("name{n}")), address), Ok(false));
         }
-        assert_eq!(failures.attempt(MAX_REMEMBERED + 1, 5), Ok(false));
-        assert!(!failures.of.contains_key(&0) && failures.of.len() == MAX_REMEMBERED);
-        for n in 3..103 {
-            failures.of.get_mut(&n).expect("there").since = ago(LOCKOUT);
-        }
-        assert_eq!(failures.attempt(MAX_REMEMBERED + 2, 5), Ok(false));
-        assert_eq!(failures.of.len(), MAX_REMEMBERED - 99);
+        assert!(lockout.locked(&name("alice"), HERE).is_some());
     }
 
     #[test]
-    fn a_success_takes_back_its_own_attempt_and_no_other() {
-        let lockout = Lockout::default();
-        let here = IpAddr::from([10, 0, 0, 1]);
-        let name = |n: u32| format!("name{n}").parse::<Username>().expect("name");
+    fn success_takes_back_its_own_attempt_and_no_other() {
+        let (lockout, _folder) = lockout();
+        let name = |n: u32| name(&format!("name{n}"));
         for n in 1..MAX_FAILURES_PER_ADDRESS {
-            assert_eq!(lockout.count(&name(n), here), Ok(false));
+            assert_eq!(lockout.count(&name(n), HERE), Ok(false));
         }
         for _ in 0..10 {
-            assert_eq!(lockout.count(&name(0), here), Ok(false), "the last one before the lock");
-            assert!(lockout.locked(&name(0), here).is_some());
-            lockout.forgive(&name(0), here);
-            assert_eq!(lockout.locked(&name(0), here), None);
+            assert_eq!(lockout.count(&name(0), HERE), Ok(false), "the last one before the lock");
+            assert!(lockout.locked(&name(0), HERE).is_some());
+            lockout.forgive(&name(0), HERE);
+            assert_eq!(lockout.locked(&name(0), HERE), None);
         }
     }
 
     #[test]
-    fn an_operator_unlocks_a_name_and_a_restart_does_not() {
-        let lockout = Lockout::default();
-        let (alice, here) = ("Alice".parse().expect("name"), IpAddr::from([10, 0, 0, 1]));
-        assert!(!lockout.unlock(&alice));
-        lockout.restore("alice".into(), Duration::from_secs(100));
-        let left = lockout.locked(&alice, here).expect("locked");
+    fn operator_unlocks_a_name_and_a_restart_does_not() {
+        let (lockout, folder) = lockout();
+        let alice = name("Alice");
+        append(&lockout.path, record("alice", clock::now_ms() + 100_000).as_bytes());
+        let (lockout, _) = open(&folder).expect("readable");
+        let left = lockout.locked(&alice, HERE).expect("locked");
         assert!(left <= Duration::from_secs(100) && left > Duration::from_secs(40), "{left:?}");
-        assert!(lockout.unlock(&alice) && !lockout.unlock(&alice));
-        assert_eq!(lockout.locked(&alice, here), None);
+        lockout.unlock(&alice).expect("written");
+        assert_eq!(lockout.locked(&alice, HERE), None);
         for _ in 0..4 {
-            assert_eq!(lockout.count(&alice, here), Ok(false));
+            assert_eq!(lockout.count(&alice, HERE), Ok(false));
         }
-        assert!(!lockout.unlock(&alice), "it was not locked yet");
-        assert_eq!(lockout.count(&alice, here), Ok(false), "and starts afresh all the same");
-        // A file is no way to fill the memory.
-        for n in 0..MAX_REMEMBERED + 100 {
-            lockout.restore(format!("name{n}"), LOCKOUT);
+        lockout.unlock(&alice).expect("written");
+        assert_eq!(lockout.count(&alice, HERE), Ok(false), "its count begins again");
+        assert_eq!(open(&folder).expect("readable").0.locked(&alice, HERE), None);
+    }
+
+    #[test]
+    fn lock_outlives_a_restart_and_ends_when_it_would_have() {
+        let folder = Folder::new();
+        let (locks, notices) = open(&folder).expect("none");
+        assert!(list(&folder.0).expect("readable").is_empty() && notices.is_empty());
+        for one in ["Alice", "bob", "carol"] {
+            locks.remember(&name(one)).expect("written");
         }
-        assert_eq!(lock(&lockout.names).of.len(), MAX_REMEMBERED);
+        locks.unlock(&name("BOB")).expect("written");
+        // What a clock that was wrong has written, what is over, and what a crash has left.
+        let now = clock::now_ms();
+        let lines = [
+            record("years", now + 1_000_000_000_000),
+            record("over", now - 1),
+            record("carol", now + 2 * 60_000),
+            "{\"name\":\"dave\",\"until\"\n".into(),
+        ];
+        append(&locks.path, lines.concat().as_bytes());
+        append(&locks.path, b"\xff\xfe");
+        let before = std::fs::read(&locks.path).expect("readable");
+        for unread in [2, 0] {
+            let locked = list(&folder.0).expect("readable");
+            let checked = Lockout::open(&folder.0, Mode::Check).expect("readable").1.join("\n");
+            assert!(checked.contains("3 locked names"), "{checked}");
+            assert_eq!(checked.contains("2 lines are not understood"), unread > 0, "{checked}");
+            let mut names: Vec<&str> = locked.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            assert_eq!(names, ["alice", "carol", "years"]);
+            for (name, most) in [("alice", LOCKOUT), ("carol", 2 * MINUTE), ("years", LOCKOUT)] {
+                let left = locked[name];
+                assert!(left <= most && left > most - MINUTE, "{name}: {left:?}");
+            }
+            let (_, notices) = open(&folder).expect("shortened");
+            assert_eq!(list(&folder.0).expect("readable").len(), 3);
+            assert_eq!(notices.iter().any(|notice| notice.contains("2 lines")), unread > 0, "{notices:?}");
+        }
+        // Nothing is erased that was not understood.
+        let aside = records::asides(&locks.path);
+        assert!(std::fs::read(&aside[0]).expect("kept").starts_with(&before));
+        let text = std::fs::read_to_string(&locks.path).expect("readable");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let locked = list(&folder.0).expect("readable");
+        // A file that cannot be written locks the same names.
+        let blocked = folder.0.join("locks.json.tmp/x");
+        std::fs::create_dir_all(&blocked).expect("a folder");
+        let (blocked, notices) = open(&folder).expect("readable");
+        assert!(
+            blocked.locked(&name("carol"), HERE).is_some() && notices[0].contains("not shortened"),
+            "{notices:?}"
+        );
+        assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");
+        // A file that cannot be read is not taken for one without locks.
+        assert!(list(&locks.path).is_err(), "no folder");
+        std::fs::remove_file(&locks.path).and_then(|()| std::fs::create_dir(&locks.path)).expect("a folder");
+        assert!(list(&folder.0).is_err() && open(&folder).is_err());
+        assert!(locks.remember(&name("alice")).is_err());
+    }
+
+    #[test]
+    fn file_that_is_too_long_keeps_the_newest_locks() {
+        let folder = Folder::new();
+        let soon = clock::now_ms() + 60_000;
+        let (locks, _) = open(&folder).expect("none");
+        let lines: Vec<String> = (0..6000).map(|n| record(&format!("name{n}"), soon + n * 100)).collect();
+        append(&locks.path, lines.concat().as_bytes());
+        locks.remember(&name("alice")).expect("written");
+        let locked = || list(&folder.0).expect("readable");
+        assert_eq!(locked().len(), 6001, "not too long yet");
+        let length = || std::fs::metadata(&locks.path).expect("there").len();
+        let line = Lock::line("bob".into(), LOCKOUT);
+        let filler = " ".repeat((1024 * 1024 - length()) as usize - line.len() - 1) + "\n";
+        append(&locks.path, filler.as_bytes());
+        locks.remember(&name("bob")).expect("written");
+        assert_eq!(length(), 1024 * 1024, "just as long as it may be");
+        locks.remember(&name("carol")).expect("written");
+        let text = std::fs::read_to_string(&locks.path).expect("readable");
+        assert_eq!(text.lines().count(), 5000);
+        let locked = locked();
+        for (name, there) in
+            [("alice", true), ("bob", true), ("carol", true), ("name5999", true), ("name0", false)]
+        {
+            assert_eq!(locked.contains_key(name), there, "{name}");
+        }
+    }
+
+    #[test]
+    fn line_is_written_although_the_file_cannot_be_shortened() {
+        let folder = Folder::new();
+        let (locks, _) = open(&folder).expect("none");
+        locks.remember(&name("alice")).expect("written");
+        // More than was ever read of it at once.
+        for _ in 0..3 {
+            append(&locks.path, (" ".repeat(MAX_SIZE as usize) + "\n").as_bytes());
+        }
+        std::fs::create_dir_all(folder.0.join("locks.json.tmp/x")).expect("in its way");
+        locks.remember(&name("bob")).expect("written");
+        locks.unlock(&name("alice")).expect("written");
+        assert!(list(&folder.0).expect("readable").keys().eq(["bob"]));
     }
 }

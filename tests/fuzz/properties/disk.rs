@@ -12,8 +12,9 @@ use secure_messenger::crypto::public::Fingerprint;
 use secure_messenger::name::Username;
 use secure_messenger::records::asides;
 use secure_messenger::server::limits::LOCKOUT;
-use secure_messenger::server::store::accounts::{Accounts, Survey};
-use secure_messenger::server::store::locks::{self, Locks};
+use secure_messenger::server::store::Mode;
+use secure_messenger::server::store::accounts::{self, Accounts};
+use secure_messenger::server::store::lockout::{self, Lockout};
 use secure_messenger::wire::certificate;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -109,27 +110,32 @@ fn users(data: &[u8]) {
         bytes.extend(line);
     }
     let path = folder.write("users.json", &bytes);
-    let found = Survey::of(&folder.0).map(|survey| (told(&survey), survey.repair.is_some(), survey.notices));
-    match Accounts::open(&folder.0) {
+    let found = Accounts::open(&folder.0, Mode::Check).map(|(_, lines)| (told(&folder), lines));
+    match Accounts::open(&folder.0, Mode::Start) {
         Err(error) => {
             refused(&error, &path, &bytes);
             assert!(found.is_err() && expected.is_none());
         }
         Ok((accounts, notices)) => {
-            let (found, is_repaired, also) = found.expect("the same");
-            assert_eq!(
-                (accounts.count(), notices.len()),
-                (found.len(), usize::from(is_repaired) + also.len())
-            );
+            let (accounts, (found, checked)) = (accounts.expect("to serve"), found.expect("the same"));
+            assert!(checked.contains(&format!("{} accounts", accounts.count())), "{checked:?}");
+            // A key file that is not there is a warning of the check alone.
+            let planned = checked.iter().filter(|line| !line.contains(".pem: "));
+            assert_eq!((accounts.count(), notices.len()), (found.len(), planned.count() - 1));
+            let is_repaired =
+                checked.iter().any(|line| line.contains("users.json: ") && line.starts_with("WARNING"));
             assert!(expected.is_none_or(|expected| expected.into_values().eq(found.iter().cloned())));
             for (name, rounds) in &found {
                 let account = accounts.get(&name.parse().expect("a name"));
                 assert_eq!(account.map(|account| account.rounds), Some(*rounds));
             }
             drop(accounts);
-            let survey = Survey::of(&folder.0).expect("the same again");
-            assert_eq!((told(&survey), survey.repair), (found, None));
-            match also.iter().any(|notice| notice.contains("rewrites")) {
+            let again = Accounts::open(&folder.0, Mode::Check).expect("the same again").1;
+            assert!(
+                told(&folder) == found && !again.iter().any(|line| line.contains("a start")),
+                "{again:?}"
+            );
+            match checked.iter().any(|notice| notice.contains("rewrites")) {
                 true => {
                     assert!(is_repaired || fs::read(path.with_extension("json.old")).expect("there") == bytes)
                 }
@@ -142,9 +148,9 @@ fn users(data: &[u8]) {
 /// 32 bytes.
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-fn told(survey: &Survey) -> Vec<(String, u32)> {
-    let mut all: Vec<_> =
-        survey.accounts.iter().map(|account| (account.name.to_string(), account.rounds)).collect();
+fn told(folder: &Folder) -> Vec<(String, u32)> {
+    let accounts = accounts::list(&folder.0).expect("it was read before");
+    let mut all: Vec<_> = accounts.iter().map(|account| (account.name.to_string(), account.rounds)).collect();
     all.sort_by_key(|(name, _)| name.to_lowercase());
     all
 }
@@ -186,18 +192,21 @@ fn records(bytes: &[u8]) {
         }
     }
     let path = folder.write("locks.json", bytes);
-    let held = match locks::survey(&folder.0) {
+    let locked = match lockout::list(&folder.0) {
         Err(error) => return refused(&error, &path, bytes),
-        Ok(held) => held,
+        Ok(locked) => locked,
     };
-    assert!(held.locked.values().all(|left| *left <= LOCKOUT));
-    Locks::open(&folder.0).expect("not refused now either");
-    let shortened = locks::survey(&folder.0).expect("its own");
-    assert!(shortened.unread == 0 && shortened.locked.keys().all(|name| held.locked.contains_key(name)));
+    assert!(locked.values().all(|left| *left <= LOCKOUT));
+    let check = || Lockout::open(&folder.0, Mode::Check).expect("not refused now either").1.join("\n");
+    let is_understood = !check().contains(" lines are not understood");
+    Lockout::open(&folder.0, Mode::Start).expect("not refused now either");
+    assert!(!check().contains("not understood"));
+    let shortened = lockout::list(&folder.0).expect("its own");
+    assert!(shortened.keys().all(|name| locked.contains_key(name)));
     // Zeros behind the last line are set aside in a file of their own.
     let lines = &bytes[..bytes.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1)];
     let holds = |aside: &PathBuf| fs::read(aside).expect("there").starts_with(lines);
-    assert!(held.unread == 0 || asides(&path).iter().any(holds));
+    assert!(is_understood || asides(&path).iter().any(holds));
 }
 
 fn some_records() -> Vec<Vec<u8>> {
