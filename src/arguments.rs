@@ -4,15 +4,15 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::str::FromStr;
 
-/// Words of a command line that have not been looked at yet.
+/// The words of a command line that are not parsed yet.
 pub struct Arguments {
     words: std::vec::IntoIter<OsString>,
-    /// The value of a `--flag=VALUE` whose flag was just given out.
+    /// The value of a `--flag=VALUE` whose flag was returned last.
     inline: Option<String>,
 }
 
 impl Arguments {
-    /// Without the program's own name.
+    /// From the words after the program's name.
     pub fn new(words: impl IntoIterator<Item = OsString>) -> Arguments {
         Arguments { words: words.into_iter().collect::<Vec<_>>().into_iter(), inline: None }
     }
@@ -20,7 +20,7 @@ impl Arguments {
     /// The next flag; `None` at the end of the command line.
     ///
     /// # Errors
-    /// A word that is not UTF-8 or no flag, or a value that the flag before does not take.
+    /// If the word is not UTF-8 or not a flag, or the flag before takes no value and has one.
     pub fn flag(&mut self) -> Result<Option<String>, String> {
         if let Some(value) = self.inline.take() {
             return Err(format!("unexpected value: {value}"));
@@ -41,7 +41,7 @@ impl Arguments {
         }))
     }
 
-    /// The value of `flag`, which was given out last.
+    /// The value of `flag`, which was returned last.
     ///
     /// # Errors
     /// If it is missing or not a `T`.
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_lines_are_told_in_one_line() {
+    fn wrong_command_line_is_refused_in_one_line() {
         assert!(arguments("word").flag().is_err());
         let mut args = arguments("--plain=yes");
         assert_eq!(args.flag(), Ok(Some("--plain".into())));

@@ -1,5 +1,5 @@
-//! Wall-clock time for people and signed fields. Durations use [`std::time::Instant`] instead,
-//! so that a clock set back does no harm.
+//! Wall-clock time for people and signed fields. Durations use [`std::time::Instant`] instead, so that setting the clock
+//! back does no harm.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 use time::{OffsetDateTime, UtcOffset};
@@ -25,26 +25,26 @@ pub fn utc_day(ms: u64) -> String {
     utc(ms)[..10].to_string()
 }
 
-/// In this machine's time zone; in UTC where that is unknown. Each time has the offset of its own moment: a client runs
-/// across the change to summer time, and shows messages from before it.
+/// In this machine's time zone, or in UTC if that is unknown. Each time has the offset of its own moment: a client runs
+/// across the change to summer time and shows messages from before it.
 fn local(ms: u64) -> OffsetDateTime {
     let t = date_time(ms);
     t.checked_to_offset(UtcOffset::local_offset_at(t).unwrap_or(UtcOffset::UTC)).unwrap_or(t)
 }
 
-/// `08:05` here, from milliseconds since 1970.
+/// `08:05` in local time, from milliseconds since 1970.
 pub fn hour_minute(ms: u64) -> String {
     let t = local(ms);
     format!("{:02}:{:02}", t.hour(), t.minute())
 }
 
-/// `2026-01-31 08:05` here, from milliseconds since 1970.
+/// `2026-01-31 08:05` in local time, from milliseconds since 1970.
 pub fn date_minute(ms: u64) -> String {
     let t = local(ms);
     format!("{:04}-{:02}-{:02} {}", t.year(), u8::from(t.month()), t.day(), hour_minute(ms))
 }
 
-/// `Monday 2 November 2026` here, from milliseconds since 1970.
+/// `Monday 2 November 2026` in local time, from milliseconds since 1970.
 pub fn day(ms: u64) -> String {
     let t = local(ms);
     format!("{} {} {} {}", t.weekday(), t.day(), t.month(), t.year())

@@ -1,4 +1,4 @@
-//! User names: parsed once, valid ever after.
+//! User names: parsed once, valid from then on.
 //!
 //! Invariant: a [`Username`] is 1 to 32 ASCII letters, digits, `_` or `-` and begins with a
 //! letter or digit, so it is safe in a path, a log line, a terminal and a signed field.
@@ -16,10 +16,10 @@ pub const MAX_NAME: usize = 32;
 /// Words that the interface uses where names stand. PROTOCOL#reserved-names.
 const WORDS: [&str; 8] = ["all", "everyone", "me", "operator", "private", "room", "server", "you"];
 
-/// A valid user name. It is its own memory: a message to a thousand people names each of them three times.
+/// A valid user name. It is stored inline: a message to a thousand users names each of them three times.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Username {
-    /// Zeros after its end, so that names compare like their texts.
+    /// Zeros after its end, so that names compare as their texts do.
     bytes: [u8; MAX_NAME],
     length: u8,
 }
@@ -45,9 +45,9 @@ impl Username {
         str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
     }
 
-    /// Whether it reads like a word of the interface: in any letter case, with `_` and `-` left out, digits at
-    /// either end left out, or characters exchanged for others that look alike. An `i` does not pass for the `l` of a short
-    /// word: `ali` is a name. A capital one does, where small letters make it look like one.
+    /// Whether it reads like a word of the interface: in any letter case, without `_` and `-`, without digits at either end,
+    /// or with characters replaced by others that look alike. In a short word `i` does not count as `l`: `ali` is a name. A
+    /// capital `I` does, beside small letters.
     pub fn is_reserved(&self) -> bool {
         let has = |kind: fn(&u8) -> bool| self.as_str().bytes().any(|byte| kind(&byte));
         let may_be_short = !has(|&b| b == b'i') && (has(u8::is_ascii_lowercase) || !has(|&b| b == b'I'));
@@ -93,7 +93,7 @@ impl Text for Username {
     }
 }
 
-/// The same for texts that look alike.
+/// The same result for texts that look alike.
 fn looks_like(text: &str) -> String {
     let alike = |c| match c {
         '0' => 'o',
@@ -107,7 +107,7 @@ fn looks_like(text: &str) -> String {
     text.chars().map(alike).collect::<String>().replace("rn", "m").replace("vv", "w")
 }
 
-/// For people: where the name itself is needed, as in a path, take [`Username::as_str`].
+/// For display. Where the name itself is needed, as in a path, use [`Username::as_str`].
 impl fmt::Display for Username {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_reserved() { f.pad(&format!("@{}", self.as_str())) } else { f.pad(self.as_str()) }
@@ -126,7 +126,7 @@ mod tests {
 
     /// PROTOCOL#reserved-names.
     #[test]
-    fn word_of_the_interface_is_known_in_every_disguise() {
+    fn word_of_the_interface_is_recognised_in_every_disguise() {
         let name = |text: &str| text.parse::<Username>().expect("valid");
         for word in WORDS {
             let upper = word.to_uppercase();
@@ -164,7 +164,7 @@ mod tests {
 
     /// PROTOCOL#name-form.
     #[test]
-    fn names_that_could_leave_a_folder_or_a_line_are_refused() {
+    fn name_that_could_leave_a_folder_or_line_is_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "a\n", "-rf", "_x", "é", "a\u{202e}b", "a.b", "a@b"] {
             assert_eq!(bad.parse::<Username>(), Err(InvalidName), "{bad:?}");
         }

@@ -1,18 +1,18 @@
-//! The limits of the server that its operator or a client can meet; those of the protocol stand in
-//! [`protocol`](crate::protocol), and sizes that only one mechanism knows (batches, ticks, stacks) beside it. Who enforces
-//! them: [`accept`](super::accept) connections,
-//! [`lockout`](super::store::lockout) failed logins, [`rates`](super::rates) requests and registrations,
-//! [`unfinished`](super::unfinished) lines that do not end, [`outbox`](super::outbox) what waits for a client.
+//! The limits of the server that its operator or a client can reach. Those of the protocol are in
+//! [`protocol`](crate::protocol), sizes of a single mechanism (batches, ticks, stacks) beside it. Enforced by
+//! [`connection_limits`](super::connection_limits), [`lockout`](super::store::lockout), [`rates`](super::rates) (requests
+//! and registrations), [`unfinished`](super::unfinished) (lines that do not end) and [`outbox`](super::outbox) (what waits
+//! for a client).
 
 use std::time::Duration;
 
-/// TLS handshake and first line: enough for a slow line, too short to be worth holding open.
+/// TLS handshake and first line: enough for a slow link, too short to be worth holding open.
 pub const FIRST_LINE: Duration = Duration::from_secs(10);
-/// From the first line to the end of a login: time for the slowest hash that is accepted, and for another name.
+/// From the first line to the end of a login: time for the slowest hash allowed, and for another name.
 pub const LOGIN: Duration = Duration::from_secs(300);
-/// Lines of one connection before it is logged in: a registration and a login have three.
+/// Lines of a connection before its login: a registration and a login have three.
 pub const LINES_BEFORE_LOGIN: u32 = 32;
-/// Presence is told at most this often: a person does not notice the delay.
+/// Presence changes are sent at most this often: users do not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
 /// takes none are read more slowly long before. When they are all in use, there is still one packet for each client that has
@@ -22,25 +22,26 @@ pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
 /// then.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
-/// A line or packet that a client has begun must be whole after this time: a mebibyte at 9 KiB a second.
+/// A line or packet that a client has begun must be complete after this time: a mebibyte at 9 KiB a second.
 pub const LINE: Duration = Duration::from_secs(120);
 /// Bytes of lines and packets that all clients have begun and not finished; whose is longer than [`SMALL_LINE`] then loses
 /// the connection, so that there is no more than this, and a small one of each client. Hundreds of people who talk to a thousand at once are far below.
 pub const MAX_UNFINISHED: usize = 256 * 1024 * 1024;
 /// See [`MAX_UNFINISHED`]: a chunk of a file, or a message to a hundred people.
 pub const SMALL_LINE: usize = 66 * 1024;
-/// What a client is sent must be taken in pieces of 16 KiB, each within this time.
+/// A client must take each 16 KiB of what it is sent within this time.
 pub const WRITE: Duration = Duration::from_secs(30);
 /// When its session has ended, it has this long for all that it is still sent.
 pub const FAREWELL: Duration = Duration::from_secs(30);
-/// Both sides acknowledge after so many frames, or bytes: seldom enough to cost nothing, and far below what may be kept.
+/// Both sides acknowledge after this number of frames, or bytes: rarely enough to cost nothing, and far below what may be
+/// kept.
 pub const ACK_AFTER_FRAMES: u64 = 32;
 /// See [`ACK_AFTER_FRAMES`].
 pub const ACK_AFTER_BYTES: usize = 128 * 1024;
 /// The smallest outbox, in bytes: one sender may fill half of it, so half of it is more than a client need not have
 /// acknowledged yet, and an envelope.
 pub const MIN_OUTBOX: usize = 384 * 1024;
-/// A session outlives its connection by this time: enough to change networks, too short to look on-line for long.
+/// A session outlives its connection by this time: enough to change networks, too short to look online for long.
 const GRACE: Duration = Duration::from_secs(60);
 /// Sessions that are over and have no thread to notice it are looked for this often: others hardly see them for longer.
 pub const SWEEP: Duration = Duration::from_secs(10);
@@ -52,20 +53,20 @@ pub const NOTICE: Duration = Duration::from_millis(50);
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.
 const SPARE_DESCRIPTORS: usize = 64;
-/// Memory mappings of a thread (stack, guard, signal stack and its guard); the kernel allows
-/// `vm.max_map_count` of them, and a process that runs out aborts.
+/// Memory mappings of a thread (stack, guard, signal stack and its guard). The kernel allows `vm.max_map_count`, and a
+/// process that runs out aborts.
 const MAPPINGS_PER_THREAD: usize = 4;
 
-/// Failed logins after which a name is locked: a person mistypes less often, and 480 guesses a day find no password.
+/// Failed logins that lock a name: users mistype less often, and 480 guesses a day find no password.
 pub const MAX_FAILURES: u32 = 5;
-/// Failed logins after which an address is locked: more than one person may live there.
+/// Failed logins that lock an address: several users may share it.
 pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
-/// Failures are counted, and locks last, for this long: who shuts somebody out on purpose has to do it again and again.
+/// Failures are counted, and locks last, for this long: locking out another user takes effort again and again.
 pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
-/// Names and addresses whose failures are remembered, some megabytes; the oldest are forgotten first.
+/// The most names or addresses that a [`Counter`](super::rates::Counter) remembers: some megabytes.
 pub const MAX_REMEMBERED: usize = 20_000;
 
-/// What an operator may adjust; the flags of the server's command line.
+/// What an operator may adjust, by options of the command line.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections that the machine's own limits allow.
@@ -74,11 +75,11 @@ pub struct Limits {
     pub clients: usize,
     /// Connections from one address (IPv6: one /64), logged in or not.
     pub per_address: usize,
-    /// Connections that are not logged in yet; when there are more, the oldest goes.
+    /// Connections that are not logged in yet; beyond this number, the oldest is closed.
     pub waiting: usize,
     /// Bytes that may wait for one client, or not be acknowledged by it.
     pub outbox: usize,
-    /// Requests a second of one client, four seconds' worth at once; faster ones wait.
+    /// Requests a second of one client, four seconds' worth at once; a faster client is throttled.
     pub rate: u32,
     /// New accounts and changed passwords a minute from one address.
     pub registrations: u32,
@@ -105,7 +106,7 @@ impl Limits {
         }
     }
 
-    /// Connections that one address has unless it is told otherwise: half of all, and enough for one household.
+    /// The default for one address: half of all connections, and enough for one household.
     pub fn share(clients: usize) -> usize {
         clients.div_ceil(2).max(16)
     }

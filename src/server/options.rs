@@ -22,7 +22,7 @@ usage: server [OPTION...]
   --closed              make no new accounts
 
 Limits (the defaults of the first two follow from the machine's):
-  --clients N           people logged in at once
+  --clients N           clients logged in at once
   --per-address N       connections from one address (default: half of --clients)
   --waiting N           connections that have not logged in yet; the oldest goes
   --outbox KIB          what may wait for one slow client (default 384)
@@ -34,34 +34,34 @@ Limits (the defaults of the first two follow from the machine's):
   --help, --version
 
   user list             all accounts, their identity keys' fingerprints, and who is locked
-  user remove NAME      ends the account and its session; the name can then be registered anew
+  user remove NAME      ends the account and its session; the name can then be registered again
   user unlock NAME      lets NAME, locked after failed logins, try again at once
 ";
 
 /// A parsed command line.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The address to listen on, or a name of it; 0.0.0.0 unless given.
+    /// The address to listen on, or a name for it; default 0.0.0.0.
     pub host: String,
-    /// 1315 unless given; 0 takes a free one.
+    /// Default 1315; 0 takes a free one.
     pub port: u16,
-    /// README#server-files; `~/.secure_messenger` unless given.
+    /// README#server-files; default `~/.secure_messenger`.
     pub data_dir: PathBuf,
     /// False with `--no-tls`.
     pub tls: bool,
     /// With `--closed`: no new accounts.
     pub closed: bool,
-    /// The machine's, but for what was given.
+    /// The machine's, except where given.
     pub limits: Limits,
 }
 
-/// What the command line asks for.
+/// The command that was given.
 pub enum Request {
     /// Serve.
     Run(Box<Options>),
-    /// `--check`: say what there is, and change nothing.
+    /// `--check`: report what a start would find, and change nothing.
     Check(Box<Options>),
-    /// `user …`: what to do to the accounts of this data folder.
+    /// `user …`: an action on the accounts of this data folder.
     User(PathBuf, Action),
     /// Print [`HELP`].
     Help,
@@ -69,10 +69,10 @@ pub enum Request {
     Version,
 }
 
-/// Parses the words behind the program's name. `defaults` are the machine's.
+/// Parses the words after the program's name. `defaults` are the machine's.
 ///
 /// # Errors
-/// One line that names the option, or says that a data folder has to be named because `HOME` is not set.
+/// One line that names the option, or asks for a data folder because `HOME` is not set.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
     let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
     let (mut tls, mut closed, mut check) = (true, false, false);
@@ -125,7 +125,7 @@ fn or_default(data_dir: Option<PathBuf>) -> Result<PathBuf, String> {
     }
 }
 
-/// The words behind `user`: what to do, to whom, where.
+/// Parses the words after `user`: action, name, data folder.
 fn parse_user(words: impl Iterator<Item = OsString>) -> Result<Request, String> {
     let mut words = words.peekable();
     let mut plain =
@@ -144,7 +144,7 @@ fn parse_user(words: impl Iterator<Item = OsString>) -> Result<Request, String> 
     Ok(Request::User(or_default(data_dir)?, action))
 }
 
-/// Bytes. A smaller one would be full before its client has to acknowledge anything.
+/// In bytes. A smaller outbox would be full before its client has to acknowledge.
 fn outbox(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {
     let bytes = arguments.value::<usize>(flag)?.saturating_mul(1024);
     if bytes < MIN_OUTBOX {
@@ -180,19 +180,19 @@ mod tests {
     }
 
     #[test]
-    fn every_limit_is_the_one_that_was_asked_for() {
+    fn every_limit_is_taken_from_its_option() {
         let asked = limits(
             "--clients 90 --per-address 7 --waiting 8 --outbox 400 --rate 9 --registrations 10 --grace 11",
         );
         let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace } = asked;
         assert_eq!((room, clients, per_address, waiting), (1000, 90, 7, 8));
         assert_eq!((outbox, rate, registrations, grace.as_secs()), (400 * 1024, 9, 10, 11));
-        // Half of those that were asked for, not of those that could be.
+        // Half of the clients given, not of those possible.
         assert_eq!((limits("").per_address, limits("--clients 90").per_address), (375, 45));
     }
 
     #[test]
-    fn a_limit_is_never_nothing_nor_more_than_there_is_room_for() {
+    fn limit_is_neither_zero_nor_more_than_the_machine_allows() {
         assert_eq!(limits("--outbox 384").outbox, MIN_OUTBOX);
         assert_eq!(limits("--clients 750 --waiting 250").clients, 750);
         assert_eq!(limits("--grace 4000").grace.as_secs(), 3600, "an hour at most");
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_decides_between_serving_and_everything_else() {
+    fn options_choose_between_serving_and_other_commands() {
         let run = |line: &str| match request(&format!("--data-dir here {line}")) {
             Ok(Request::Run(options)) => (options.tls, options.closed, options.host.clone(), options.port),
             _ => panic!("{line}: something else"),
