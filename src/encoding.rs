@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 make_place!(Place);
 
-/// A value that is one string in JSON; [`text!`](crate::encoding::text) makes it a member of messages.
+/// A value that is one string in JSON; `text!` makes it a member of messages.
 pub trait Text: Sized {
     /// `None` if the string is no such value.
     fn read(text: &str) -> Option<Self>;
