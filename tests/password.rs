@@ -308,6 +308,63 @@ fn new_password_replaces_a_linked_key_file_and_not_its_link() {
     assert!(home.logs_in(server.port, NEW) && !home.logs_in(server.port, PASSWORD));
 }
 
+/// PROTOCOL#password, PROTOCOL#password-forms.
+#[test]
+fn password_opens_an_account_in_either_normal_form() {
+    let (composed, decomposed) = ("Gr\u{fc}\u{df}e an alle", "Gru\u{308}\u{df}e\u{a0}an alle");
+    for (first, second) in [(composed, decomposed), (decomposed, composed)] {
+        let server = Server::start();
+        let home = Home(Arc::new(Folder::new()));
+        let path = home.0.password_file(first);
+        let options = ["--register", "--password-file", path.to_str().expect("UTF-8")];
+        let client = Client::within(home.0.clone(), server.port, "alice", true, &options).ready();
+        assert_eq!(client.finish().0, 0);
+        assert!(home.logs_in(server.port, second) && home.logs_in(server.port, first));
+        // The wrong password is one guess at most, and here not even that: it does not open the key file.
+        assert!(!home.logs_in(server.port, "Gr\u{fb}\u{df}e an alle"));
+        // Another program, which knows nothing of other forms, opens the file with the prepared password.
+        let text = fs::read(home.key()).expect("there");
+        key_file::open(&text, &"alice".parse().expect("name"), &password(composed)).expect("opens");
+        assert!(!server.log().contains("login_failed"), "{}", server.log());
+    }
+}
+
+/// PROTOCOL#password-forms.
+#[test]
+fn account_of_an_older_client_opens_with_either_form() {
+    let (composed, decomposed) = ("Gr\u{fc}\u{df}e an alle", "Gru\u{308}\u{df}e an alle");
+    let server = Server::start();
+    let as_typed = || password(decomposed).forms().nth(1).expect("another form");
+    let home = Home(Arc::new(Folder::new()));
+    let alice = Person::new("alice");
+    let mut raw = server.raw();
+    let key = PasswordKey::new(&as_typed());
+    raw.say(&ClientMessage::Register(key.register(&alice.name, alice.identity.public())));
+    assert!(matches!(raw.answer(), Some(ServerMessage::Registered)));
+    fs::create_dir_all(home.key().parent().expect("a folder")).expect("made");
+    let file = key_file::seal(&alice.identity, &alice.name, &as_typed());
+    secure_messenger::disk::write_new(&home.key(), file.as_bytes()).expect("written");
+    assert!(home.logs_in(server.port, decomposed) && home.logs_in(server.port, composed));
+    // A registration finds the account that is there.
+    let path = home.0.password_file(composed);
+    let options = ["--register", "--password-file", path.to_str().expect("UTF-8")];
+    let client = Client::within(home.0.clone(), server.port, "alice", true, &options).ready();
+    assert_eq!(client.finish().0, 0);
+    // The same password once more keeps its form; another one has the form of new ones.
+    let forms = [(composed, decomposed), ("N\u{e9}o 123", "Ne\u{301}o\u{a0}123")];
+    for (at, (composed, decomposed)) in forms.into_iter().enumerate() {
+        let mut client = home.client(server.port, forms[0].0).ready();
+        client.say(&home.command(decomposed));
+        client.expect("* your password is changed");
+        assert_eq!(client.finish().0, 0);
+        let text = fs::read(home.key()).expect("there");
+        let form = if at == 0 { as_typed() } else { password(composed) };
+        key_file::open(&text, &alice.name, &form).expect("opens");
+        assert!(home.logs_in(server.port, decomposed) && home.logs_in(server.port, composed));
+    }
+    assert!(!server.log().contains("login_failed"), "{}", server.log());
+}
+
 /// PROTOCOL#password, PROTOCOL#password-file.
 #[test]
 fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {

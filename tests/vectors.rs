@@ -35,6 +35,7 @@ use std::fs;
 struct Vectors {
     identity: KeyVector,
     session: KeyVector,
+    passwords: Vec<PasswordVector>,
     pbkdf2: Vec<Pbkdf2Vector>,
     hmac: Vec<HmacVector>,
     eax: Vec<AeadVector>,
@@ -75,6 +76,12 @@ struct KeyVector {
     pem: String,
     fingerprint: String,
     short: String,
+}
+
+#[derive(Deserialize)]
+struct PasswordVector {
+    typed: String,
+    forms: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -276,6 +283,17 @@ fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
         assert_eq!(vector.fingerprint.parse(), Ok(fingerprint));
     }
     assert_ne!(from_pem.fingerprint(), session.fingerprint());
+}
+
+/// PROTOCOL#password, PROTOCOL#password-forms.
+#[test]
+fn password_forms_agree_with_another_implementation() {
+    for v in vectors().passwords {
+        let password = Password::new(v.typed.clone());
+        let forms: Vec<Vec<u8>> = password.forms().map(|form| form.expose().into()).collect();
+        assert_eq!(forms, v.forms.iter().map(|form| unhex(form)).collect::<Vec<_>>(), "{}", v.typed);
+        assert_eq!(password.expose(), forms[0]);
+    }
 }
 
 /// PROTOCOL#primitives.

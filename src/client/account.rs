@@ -92,10 +92,11 @@ pub fn log_in(
     thread::scope(|scope| {
         let key = scope.spawn(SessionKey::generate);
         let opened = password::open(options, name, password)?;
-        let opened = opened.ok_or_else(|| StartError::NoKey(name.clone(), options.key_path(name)))?;
+        let no_key = || StartError::NoKey(name.clone(), options.key_path(name));
+        let (opened, password) = opened.ok_or_else(no_key)?;
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
-        let login = prove(&mut connection, name, password, opened.identity.clone(), key, None)?;
+        let login = prove(&mut connection, name, &password, opened.identity.clone(), key, None)?;
         opened.settle();
         Ok((connection, login))
     })
@@ -122,6 +123,8 @@ pub fn register(
         other => other,
     })?;
     let had_key = existing.is_some();
+    let (existing, form) = existing.unzip();
+    let password = form.as_ref().unwrap_or(password);
     let mut connection = connect()?;
     // What takes long is spread over two cores.
     let (opened, key, password_key) = thread::scope(|scope| {

@@ -101,6 +101,24 @@ fn is_for(options: &Options, new: &Path) -> bool {
     successor.is_none_or(|successor| successor.server.is_none_or(|server| server == options.server()))
 }
 
+/// Opens a key file with the form of the password that fits it; the server knows the account by the same form.
+/// PROTOCOL#password-forms.
+fn open_file(
+    path: &Path,
+    name: &Username,
+    password: &Password,
+) -> Result<(IdentityKey, Password), StartError> {
+    let text = disk::read_private(path, key_file::MAX_FILE).map_err(StartError::Disk)?;
+    for form in password.forms() {
+        match key_file::open(&text, name, &form) {
+            Ok(identity) => return Ok((identity, form)),
+            Err(KeyFileError::WrongPassword) => {}
+            Err(error) => return Err(StartError::KeyFile(error)),
+        }
+    }
+    Err(StartError::KeyFile(KeyFileError::WrongPassword))
+}
+
 /// What the password has opened.
 pub struct Opened {
     /// Out of the file that the password has opened.
@@ -116,12 +134,16 @@ struct Choice {
     _lock: File,
 }
 
-/// Opens the key file of `name`, or the one that a change has left beside it; `None` if there is none.
-/// PROTOCOL#password-files.
+/// Opens the key file of `name`, or the one that a change has left beside it, with the form of the password that
+/// has opened it; `None` if there is none. PROTOCOL#password-files.
 ///
 /// # Errors
 /// [`StartError::KeyFile`], [`StartError::Disk`], of the first file that is there.
-pub fn open(options: &Options, name: &Username, password: &Password) -> Result<Option<Opened>, StartError> {
+pub fn open(
+    options: &Options,
+    name: &Username,
+    password: &Password,
+) -> Result<Option<(Opened, Password)>, StartError> {
     let (path, new) = paths(options, name);
     // Without the lock nothing is decided now: another client is at it. Nor is it here if another server
     // was asked for the change.
@@ -130,16 +152,12 @@ pub fn open(options: &Options, name: &Username, password: &Password) -> Result<O
     for by_new in [false, true] {
         // Through the link: a file behind one is not closed to others by this program, and is refused if it is open.
         let file = if by_new { &new } else { &options.key_path(name) };
-        let identity = match disk::read_private(file, key_file::MAX_FILE) {
-            Ok(text) => key_file::open(&text, name, password).map_err(StartError::KeyFile),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => Err(StartError::Disk(error)),
-        };
-        match identity {
-            Ok(identity) => {
+        match open_file(file, name, password) {
+            Ok((identity, form)) => {
                 let choice = lock.map(|_lock| Choice { path, new, by_new, _lock });
-                return Ok(Some(Opened { identity: Arc::new(identity), choice }));
+                return Ok(Some((Opened { identity: Arc::new(identity), choice }, form)));
             }
+            Err(StartError::Disk(error)) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => failure = failure.or(Some(error)),
         }
     }
@@ -188,11 +206,13 @@ pub fn change(
     if new_path.exists() {
         return Err(ChangeError::Unsettled);
     }
-    let text = disk::read_private(&options.key_path(name), key_file::MAX_FILE).map_err(disk_error)?;
-    let identity = key_file::open(&text, name, old).map_err(|error| match error {
-        KeyFileError::WrongPassword => ChangeError::WrongPassword,
-        other => Refused(StartError::KeyFile(other)),
-    })?;
+    let opened = open_file(&options.key_path(name), name, old).map_err(|error| match error {
+        StartError::KeyFile(KeyFileError::WrongPassword) => ChangeError::WrongPassword,
+        other => Refused(other),
+    });
+    let (identity, form) = opened?;
+    // The same password again keeps its form: while two files are there, the form must not decide between them.
+    let (old, new) = (&form, if old == new { &form } else { new });
     let sealed = key_file::seal(&identity, name, new);
     let sealed = format!("{{\"server\":{},{}", json::to_string(&options.server()), &sealed[1..]);
     let key = PasswordKey::new(new);

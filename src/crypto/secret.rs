@@ -8,6 +8,7 @@ use rand::TryRng;
 use std::borrow::Cow;
 use std::fmt;
 use subtle::ConstantTimeEq;
+use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, Zeroizing};
 
 /// `N` secret bytes.
@@ -74,28 +75,59 @@ impl<const N: usize> fmt::Debug for Secret<N> {
     }
 }
 
-/// A password as it was typed, UTF-8.
-pub struct Password(Zeroizing<String>);
+/// A password, UTF-8, prepared so that every keyboard types the same one. PROTOCOL#password.
+pub struct Password {
+    prepared: Zeroizing<String>,
+    /// What older programs made of the same keys, each different from the others.
+    others: Vec<Zeroizing<String>>,
+}
 
 /// The fewest characters of a password (checked by the client, which alone ever sees one): PBKDF2 helps little with fewer.
 /// PROTOCOL#password.
 const MIN_PASSWORD: usize = 6;
 
 impl Password {
-    /// Takes the text over.
+    /// Takes the text over, as it was typed.
     pub fn new(text: String) -> Password {
-        Password(Zeroizing::new(text))
+        let typed = Zeroizing::new(text);
+        let prepared = collected(&typed, typed.chars().map(plain_space).nfc());
+        let decomposed = collected(&typed, typed.nfd());
+        let mut others = vec![typed, decomposed];
+        others.dedup();
+        others.retain(|other| *other != prepared);
+        Password { prepared, others }
+    }
+
+    /// The password, then what older programs would have made of the same keys: accounts were registered with that, too.
+    /// PROTOCOL#password-forms.
+    pub fn forms(&self) -> impl Iterator<Item = Password> {
+        let texts = [&self.prepared].into_iter().chain(&self.others);
+        texts.map(|text| Password { prepared: text.clone(), others: Vec::new() })
     }
 
     /// The UTF-8 bytes, for the key derivation.
     pub fn expose(&self) -> &[u8] {
-        self.0.as_bytes()
+        self.prepared.as_bytes()
     }
 
     /// At least 6 characters.
     pub fn is_long_enough(&self) -> bool {
-        self.0.chars().count() >= MIN_PASSWORD
+        self.prepared.chars().count() >= MIN_PASSWORD
     }
+}
+
+/// The space that every keyboard has, for those that a few have beside it (Unicode's category Zs).
+fn plain_space(c: char) -> char {
+    let is_space = c.is_whitespace() && !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
+    if is_space { ' ' } else { c }
+}
+
+/// The characters that were made of `text`.
+fn collected(text: &str, characters: impl Iterator<Item = char>) -> Zeroizing<String> {
+    // No normal form is longer than three times the text: a string that grows leaves copies behind.
+    let mut made = Zeroizing::new(String::with_capacity(3 * text.len()));
+    made.extend(characters);
+    made
 }
 
 impl PartialEq for Password {
@@ -137,5 +169,37 @@ mod tests {
         assert_ne!(Key::random(), Key::random());
         assert!(Key::from_slice(&[0; 31]).is_none());
         assert!(!Password::new("fünf5".into()).is_long_enough());
+    }
+
+    /// PROTOCOL#password, PROTOCOL#password-forms.
+    #[test]
+    fn password_is_the_same_from_every_keyboard() {
+        let forms = |text: &str| -> Vec<String> {
+            let forms = Password::new(text.into());
+            forms.forms().map(|form| String::from_utf8(form.expose().into()).expect("UTF-8")).collect()
+        };
+        let (composed, decomposed) = ("Gr\u{fc}\u{df}e 1", "Gru\u{308}\u{df}e 1");
+        assert_eq!(forms("plain text"), ["plain text"]);
+        assert_eq!(forms(composed), [composed, decomposed]);
+        assert_eq!(forms(decomposed), [composed, decomposed]);
+        for space in ['\u{a0}', '\u{1680}', '\u{2007}', '\u{202f}', '\u{205f}', '\u{3000}'] {
+            let typed = decomposed.replace(' ', &space.to_string());
+            assert_eq!(forms(&typed), [composed, &*typed]);
+        }
+        // These are no spaces to Unicode.
+        for other in ["\t", "\u{85}", "\u{2028}", "\u{200b}", "\u{feff}"] {
+            assert_eq!(forms(other), [other]);
+        }
+        // Neither compatibility nor case: these are different characters to who types them.
+        assert_eq!(forms("\u{fb01}\u{ff21}"), ["\u{fb01}\u{ff21}"]);
+        let mixed = "\u{fc}u\u{308}\u{a0}";
+        assert_eq!(forms(mixed), ["\u{fc}\u{fc} ", mixed, "u\u{308}u\u{308}\u{a0}"]);
+        assert_eq!(Password::new(composed.into()), Password::new(decomposed.into()));
+        assert!(!Password::new("u\u{308}u\u{308}u\u{308}".into()).is_long_enough());
+        // The longest that the forms of a text can become.
+        for longest in ["\u{1d160}", "\u{390}", "\u{f1b}"] {
+            let many = Password::new(longest.repeat(100));
+            assert!(many.prepared.capacity() <= 3 * longest.len() * 100);
+        }
     }
 }

@@ -112,17 +112,17 @@ class World:
         self.fingerprint = server.expect(re.compile(r"SHA256:\S+"))[0]
         self.port = int(server.expect(re.compile(r"listening on .*:(\d+)$"))[1])
 
-    def rust(self, name, *options, fresh=True):
+    def rust(self, name, *options, password=None):
         password_file = self.path(name + ".password")
         with os.fdopen(os.open(password_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(f"secret {name}\n")
+            file.write((password or typed(name)) + "\n")
         client = Rust(self, self.arguments.client, "--plain", "--host", "127.0.0.1", "--port", str(self.port), "--fingerprint", self.fingerprint,
                       "--data-dir", self.path(name), "--user", name, "--password-file", password_file, *options)
         self.all.append(client)
         return client
 
     def python(self, name, identity=None, password=None):
-        return Client("127.0.0.1", self.port, self.fingerprint, name, password or f"secret {name}", identity or PrivateKey())
+        return Client("127.0.0.1", self.port, self.fingerprint, name, password or m.prepared(typed(name)), identity or PrivateKey())
 
     def log_in(self, client, register=False):
         client.connect()
@@ -147,6 +147,11 @@ class World:
             check(set(job.outcome.values()) == {"delivered"}, f"not delivered: {job.outcome}")
 
 
+def typed(name):
+    """A password as a Mac sends it, with the space that Option and the space bar make there."""
+    return f"Secre\u0301t\u00a0{name}"
+
+
 # ---------------------------------------------------------------- vectors
 
 def unhex(text):
@@ -158,6 +163,8 @@ def vectors_primitives(v):
         key = PrivateKey(unhex(v[which]["pkcs8"])).public
         check(key.der.hex() == v[which]["spki"] and key.short.hex() == v[which]["short"], which)
         check("SHA256:" + m.base64_of(key.fingerprint).rstrip("=") == v[which]["fingerprint"], f"fingerprint of {which}")
+    for x in v["passwords"]:
+        check([form.encode().hex() for form in m.password_forms(x["typed"])] == x["forms"], f"the forms of {x['typed']}")
     for x in v["pbkdf2"]:
         check(m.password_key(x["password"], unhex(x["salt"]), x["rounds"], least=1).hex() == x["key"], "pbkdf2")
     for x in v["hmac"]:
@@ -181,8 +188,8 @@ def vectors_primitives(v):
 
 def vectors_keys_and_login(v):
     file = v["key_file"]
-    identity = m.open_key_file(file["text"].encode(), file["owner"], file["password"])
-    check(identity.pkcs8().hex() == v["identity"]["pkcs8"], "the key in the key file, as PKCS#8")
+    identity, password = m.open_key_file(file["text"].encode(), file["owner"], file["password"])
+    check(identity.pkcs8().hex() == v["identity"]["pkcs8"] and password == file["password"], "the key in the key file, as PKCS#8")
     refused("decrypt", lambda: m.open_key_file(file["text"].encode(), "alicE", file["password"]))
     session, x = PublicKey(unhex(v["session"]["spki"])), v["certificate"]
     check(m.certificate_text(x["owner"], session, x["created"]).hex() == x["signed"], "what a certificate signs")
@@ -314,22 +321,27 @@ def safety_numbers(world, alice, bob):
     check(number == alice.safety_number("bob"), f"bob has {number}, alice {alice.safety_number('bob')}")
 
 
-# PROTOCOL#key-file-form.
+# PROTOCOL#key-file-form, PROTOCOL#password, PROTOCOL#password-forms.
 def key_files(world, alice, bob):
     with open(world.path("bob", "keys", "bob_private.key"), "rb") as file:
         text = file.read()
-    check(m.open_key_file(text, "bob", "secret bob").public.fingerprint == alice.person("bob").remembered, "another key in bob's file")
-    refused("decrypt", lambda: m.open_key_file(text, "bob", "secret boB"))
-    dave = world.python("dave").connect().register(ROUNDS)
-    os.makedirs(world.path("dave", "keys"), 0o700)
-    m.write_key_file(world.path("dave", "keys", "dave_private.key"), "dave", dave.password, dave.identity, ROUNDS)
-    rust = world.rust("dave")
-    rust.expect(re.compile(r"^\* logged in as dave"))
-    rust.say("/msg alice from a key file of Python")
-    event = world.event(alice, "message", name="dave", text="from a key file of Python")
-    check(alice.person("dave").remembered == dave.identity.public.fingerprint, event)
-    rust.say("/exit")
-    world.until(lambda: rust.process.poll() == 0, "dave's leaving")
+    for password in (typed("bob"), m.prepared(typed("bob"))):
+        identity, form = m.open_key_file(text, "bob", password)
+        check(identity.public.fingerprint == alice.person("bob").remembered, "another key in bob's file")
+        check(form == "Secr\u00e9t bob", f"the file is under {form!a}")
+    refused("decrypt", lambda: m.open_key_file(text, "bob", typed("boB")))
+    composed, decomposed = "Gr\u00fc\u00dfe an alle", "Gru\u0308\u00dfe an alle"
+    for name, of_account, typed_here in (("dave", composed, decomposed), ("dora", decomposed, composed)):
+        python = world.python(name, password=of_account).connect().register(ROUNDS)
+        os.makedirs(world.path(name, "keys"), 0o700)
+        m.write_key_file(world.path(name, "keys", f"{name}_private.key"), name, of_account, python.identity, ROUNDS)
+        rust = world.rust(name, password=typed_here)
+        rust.expect(re.compile(rf"^\* logged in as {name}"))
+        rust.say("/msg alice from a key file of Python")
+        event = world.event(alice, "message", name=name, text="from a key file of Python")
+        check(alice.person(name).remembered == python.identity.public.fingerprint, event)
+        rust.say("/exit")
+        world.until(lambda: rust.process.poll() == 0, f"the leaving of {name}")
 
 
 # PROTOCOL#stale.

@@ -14,7 +14,7 @@ Sending never waits: a text becomes a `Job`, and `wait(lambda: job.done)` waits 
 Needs pycryptodome and pyOpenSSL (for `export_keying_material`, which `ssl` does not offer).
 """
 
-import argparse, base64, collections, hashlib, hmac, json, os, re, secrets, select, socket, struct, sys, time
+import argparse, base64, collections, hashlib, hmac, json, os, re, secrets, select, socket, struct, sys, time, unicodedata
 
 try:
     from Cryptodome.Cipher import AES, PKCS1_OAEP            # Debian's name of pycryptodome
@@ -157,6 +157,16 @@ def sha256(data):
     return hashlib.sha256(data).digest()
 
 
+def prepared(typed):
+    """A password of RFC 8265, so that every keyboard types the same one."""
+    return unicodedata.normalize("NFC", "".join(" " if unicodedata.category(c) == "Zs" else c for c in typed))
+
+
+def password_forms(typed):
+    """What older clients made of the same keys comes after it."""
+    return list(dict.fromkeys((prepared(typed), typed, unicodedata.normalize("NFD", typed))))
+
+
 def password_key(password, salt, rounds, least=ROUNDS_LEAST):
     if not least <= rounds <= ROUNDS_MOST:
         raise Refused("bad_rounds", f"{rounds} rounds")
@@ -268,13 +278,19 @@ def sync_folder(path):
     os.close(folder)
 
 
-def open_key_file(text, name, password):
+def open_key_file(text, name, typed):
+    """The identity, and the form of the password that has opened it: the account's."""
     file = parse(text)
     if (file.get("version"), file.get("kdf"), file.get("cipher")) != (1, "PBKDF2-HMAC-SHA256", "AES-256-GCM"):
         raise Refused("key_file", "of another version")
-    key = password_key(password, binary(file, "salt", 16), number(file, "rounds"))
-    return PrivateKey(unseal(key, binary(file, "nonce", 12), fields("key file", name), binary(file, "ciphertext"),
-                             binary(file, "tag", 16), AES.MODE_GCM))
+    for password in password_forms(typed):
+        key = password_key(password, binary(file, "salt", 16), number(file, "rounds"))
+        try:
+            identity = unseal(key, binary(file, "nonce", 12), fields("key file", name), binary(file, "ciphertext"), binary(file, "tag", 16), AES.MODE_GCM)
+            return PrivateKey(identity), password
+        except Refused as error:
+            refused = error
+    raise refused
 
 
 # ---------------------------------------------------------------- PROTOCOL: Safety number
@@ -1126,6 +1142,7 @@ class Client:
     def change_password(self, new, key_file, rounds=ROUNDS):
         """On a connection of its own, beside the session; the key file is left in two versions when it is not known how it ended."""
         other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity).connect()
+        new = self.password if prepared(new) == prepared(self.password) else prepared(new)
         nonce, response = other._challenge()
         write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server())
         salt = secrets.token_bytes(32)
@@ -1366,9 +1383,9 @@ def main():
     with open(arguments.password_file) as file:
         password = file.readline().rstrip("\n")
     if not os.path.exists(arguments.key_file):
-        write_key_file(arguments.key_file, arguments.user, password, PrivateKey())
+        write_key_file(arguments.key_file, arguments.user, prepared(password), PrivateKey())
     with open(arguments.key_file, "rb") as file:
-        identity = open_key_file(file.read(), arguments.user, password)
+        identity, password = open_key_file(file.read(), arguments.user, password)
     client = Client(arguments.host, int(arguments.port), arguments.fingerprint, arguments.user, password, identity,
                     arguments.key_file + ".known_users").connect()
     if arguments.register:

@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import unicodedata
 
 from Crypto.Cipher import AES, PKCS1_OAEP
 from Crypto.Hash import HMAC, SHA256
@@ -178,6 +179,13 @@ def key_vector(key):
         "fingerprint": "SHA256:" + b64(fingerprint(key)).rstrip("="),
         "short": fingerprint(key)[:8].hex(),
     }
+
+
+def password_vector(typed):
+    """The forms that a client tries; the first one is that of new passwords."""
+    spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in typed)
+    forms = [unicodedata.normalize("NFC", spaced), typed, unicodedata.normalize("NFD", typed)]
+    return {"typed": typed, "forms": [form.encode().hex() for form in dict.fromkeys(forms)]}
 
 
 def pbkdf2_vector(password, salt, rounds):
@@ -520,6 +528,13 @@ def main():
     vectors = {
         "identity": key_vector(IDENTITY),
         "session": key_vector(SESSION),
+        "passwords": [
+            password_vector("correct horse"),
+            password_vector("Gr\u00fc\u00dfe"),
+            password_vector("Gru\u0308\u00dfe\u00a01"),
+            password_vector("\u212b\u3000\ufb01\uff21\u1e9b\u0323"),
+            password_vector("\uac00\u1100\u1161 \U0001d160"),
+        ],
         "pbkdf2": [
             pbkdf2_vector("password", b"salt", 1),
             pbkdf2_vector("correct horse", stream("salt")(32), 100_000),
