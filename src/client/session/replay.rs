@@ -109,7 +109,8 @@ impl Replay {
         let former = former.and_then(|at| self.conversations.remove(at));
         let (time, right) = former.map_or((0, None), |conversation| (conversation.time, conversation.right));
         let (time, right) = (time.max(header.time), right.max((header.time <= now).then_some(header.time)));
-        self.refused.take_if(|(of, _)| *of == place);
+        // Those behind it stay: it may have waited for a key while they were refused.
+        self.refused.take_if(|(of, numbers)| *of == place && numbers.start <= header.sequence);
         self.conversations.push_front(Conversation {
             between: place,
             sequence: header.sequence,
@@ -261,9 +262,55 @@ mod tests {
             seen.refuse(all, sequence, None);
         }
         assert_eq!(take(&mut seen, &header(1, None, 13), NOW), Order::Gap(3));
+        seen.refuse(private, 4, None);
+        seen.refuse(private, 99, None);
+        assert_eq!(
+            take(&mut seen, &header(1, Some(1), 5), NOW),
+            Order::Next,
+            "the forgery took nothing back"
+        );
+        // In another conversation, nothing was refused.
+        seen.refuse(private, 6, None);
+        assert_eq!(take(&mut seen, &header(2, Some(1), 5), NOW), Order::Gap(4));
+        assert_eq!(take(&mut seen, &header(2, Some(1), 7), NOW), Order::Gap(1));
+        // The genuine one of a number that was refused may come all the same.
+        seen.refuse(private, 7, None);
+        assert_eq!(take(&mut seen, &header(1, Some(1), 7), NOW), Order::Next);
+        seen.refuse(private, 8, None);
+        assert_eq!(take(&mut seen, &header(1, Some(1), 9), NOW), Order::Next);
         // Behind those that wait for a key.
         seen.refuse(all, 16, Some(15));
         seen.refuse(all, 17, Some(u64::MAX));
-        assert_eq!(take(&mut seen, &header(1, None, 14), NOW), Order::Next);
+        for sequence in [14, 15, 18] {
+            assert_eq!(take(&mut seen, &header(1, None, sequence), NOW), Order::Next, "{sequence}");
+        }
+        // No number follows the highest.
+        assert_eq!(take(&mut seen, &header(1, None, u64::MAX - 1), NOW), Order::Gap(u64::MAX - 20));
+        seen.refuse(all, u64::MAX, None);
+    }
+
+    /// PROTOCOL#check-sequence.
+    #[test]
+    fn oldest_conversation_is_remembered_while_it_lasts() {
+        let mut seen = Replay::default();
+        for session in 0..MAX_CONVERSATIONS as u8 {
+            take(&mut seen, &Header { time: NOW, ..header(session, None, 1) }, NOW);
+        }
+        let behind = |sequence| Header { time: NOW - DAY, ..header(100, None, sequence) };
+        assert_eq!(take(&mut seen, &behind(1), NOW), Order::Next);
+        assert_eq!(take(&mut seen, &behind(3), NOW), Order::Gap(1));
+    }
+
+    /// PROTOCOL#check-sequence.
+    #[test]
+    fn later_message_with_an_earlier_date_opens_no_way_to_replay() {
+        let mut seen = Replay::default();
+        let ahead = Header { time: NOW + DAY, ..header(100, None, 1) };
+        assert_eq!(take(&mut seen, &ahead, NOW), Order::Next);
+        assert_eq!(take(&mut seen, &Header { time: NOW, ..header(100, None, 2) }, NOW), Order::Next);
+        for session in 0..MAX_CONVERSATIONS as u8 {
+            take(&mut seen, &Header { time: NOW + 2 * DAY, ..header(session, None, 1) }, NOW);
+        }
+        assert_eq!(seen.order(&ahead, NOW), Order::Replayed);
     }
 }
