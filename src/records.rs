@@ -367,3 +367,102 @@ pub fn erase(file: &File, path: &Path) -> io::Result<()> {
     }
     file.set_len(0).and_then(|()| file.sync_all()).map_err(disk::at(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+    use std::fs;
+
+    /// Removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Folder {
+            let folder = std::env::temp_dir().join(format!("records-{}", u64::from_be_bytes(random())));
+            fs::create_dir(&folder).expect("a folder");
+            Folder(folder)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn open(path: &Path, writers: Writers) -> io::Result<(Records, Vec<String>)> {
+        let mut lines = Vec::new();
+        let records = Records::open(path, writers, |line| {
+            let is_record = parse::<json::Object>(line).is_some();
+            lines.extend(is_record.then(|| String::from_utf8_lossy(line).into_owned()));
+            is_record
+        });
+        records.map(|records| (records, lines))
+    }
+
+    /// README#records.
+    #[test]
+    fn every_record_counts_and_its_line_end_is_added() {
+        let folder = Folder::new();
+        let path = folder.0.join("records");
+        for (text, repaired) in [
+            ("{\"a\":1}\n{\"b\":2}\n", "{\"a\":1}\n{\"b\":2}\n"),
+            ("{\"a\":1}\n{\"b\":2}", "{\"a\":1}\n{\"b\":2}\n"),
+            ("\u{feff}\r\n {\"a\":1} \r\n\n{\"b\":2}\n\n", "\u{feff}\r\n {\"a\":1} \r\n\n{\"b\":2}\n\n"),
+            ("{\"a\":1}\n{\"b\":2}  ", "{\"a\":1}\n{\"b\":2}  \n"),
+            ("{\"a\":1}\n{\"b\":2}\n{\"c\":", "{\"a\":1}\n{\"b\":2}\n"),
+            ("{\"a\":1}\n{\"b\":2}\n\0\0\0\0", "{\"a\":1}\n{\"b\":2}\n"),
+            ("{\"a\":1}\n{\"b\":2}\0\0\0\0", "{\"a\":1}\n{\"b\":2}\n"),
+        ] {
+            fs::write(&path, text).expect("written");
+            let (_, lines) = open(&path, Writers::Many).expect("understood");
+            assert_eq!(lines, ["{\"a\":1}", "{\"b\":2}"], "{text:?}");
+            assert_eq!(fs::read_to_string(&path).expect("there"), repaired, "{text:?}");
+        }
+        assert_eq!(asides(&path).len(), 3);
+    }
+
+    /// README#records.
+    #[test]
+    fn damage_is_an_error_and_leaves_the_file_alone() {
+        let folder = Folder::new();
+        let path = folder.0.join("records");
+        let utf16: Vec<u8> = "{\"a\":1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for bytes in [
+            &b"{\"a\":1}\n{\"b\":\n{\"c\":3}\n"[..],
+            b"{\"a\":1}\n{\"b\":\n",
+            b"{\"a\":1}\n{\"b\":}",
+            b"{\"a\":1}\n\0\0\n{\"c\":3}\n",
+            b"{\"a\":1}\0\0\n{\"c\":3}\n",
+            &utf16,
+            &[&utf16[..], b" \0"].concat(),
+            &[b"{\"a\":1}\n", &vec![0; PLAIN.longest][..], b"{\"c\":3}\n"].concat(),
+            &[b"\xff\xfe", &utf16[..]].concat(),
+            &vec![b'x'; 2 * PLAIN.longest],
+        ] {
+            fs::write(&path, bytes).expect("written");
+            let text = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
+            let error = open(&path, Writers::Many).map(drop).expect_err(&text).to_string();
+            assert!(error.contains("line ") && error.contains("is damaged"), "{text:?}: {error}");
+            assert_eq!(fs::read(&path).expect("there"), bytes);
+        }
+        assert!(asides(&path).is_empty());
+    }
+
+    /// README#records.
+    #[test]
+    fn replaced_file_is_an_error_for_its_only_writer() {
+        let folder = Folder::new();
+        let path = folder.0.join("records");
+        for (writers, text) in [(Writers::One, "new\n"), (Writers::Many, "{\"a\":1}\n{\"b\":2}\n")] {
+            fs::write(&path, "").expect("written");
+            let (mut records, _) = open(&path, writers).expect("understood");
+            fs::remove_file(&path).expect("there");
+            fs::write(&path, if writers == Writers::One { "new\n" } else { "{\"a\":1}" }).expect("written");
+            let appended = records.append(b"{\"b\":2}\n", true);
+            assert_eq!(appended.is_ok(), writers == Writers::Many);
+            assert_eq!(fs::read_to_string(&path).expect("there"), text);
+        }
+    }
+}

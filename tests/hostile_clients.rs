@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Client, Output, Person, Raw, Server, newcomer, until, with_field, without_field};
+use common::{Client, Output, Person, Raw, Server, interrupt, newcomer, until, with_field, without_field};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::Word;
 use secure_messenger::crypto::key_file;
@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -747,6 +748,22 @@ fn trickle(mut socket: TcpStream, bytes: &[u8]) -> Duration {
             return start.elapsed();
         }
         assert!(start.elapsed() < common::DEADLINE, "never closed");
+    }
+}
+
+/// PROTOCOL#deadlines.
+#[test]
+fn silent_login_ends_though_its_server_is_stopped_often() {
+    let server = Server::start();
+    let (mut silent, (ended, end)) = (server.raw(), channel());
+    thread::spawn(move || ended.send(silent.error()));
+    // Closer together than the deadline: a read that began its whole wait again would never end.
+    loop {
+        interrupt(server.child.id());
+        match end.recv_timeout(Duration::from_secs(3)) {
+            Ok(code) => break assert_eq!(code, "timed_out"),
+            Err(error) => assert_eq!(error, RecvTimeoutError::Timeout, "it never ended"),
+        }
     }
 }
 

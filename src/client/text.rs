@@ -319,6 +319,11 @@ mod tests {
     fn nothing_that_controls_or_deceives_survives() {
         assert_eq!(sanitise("a\u{1b}[2J\u{7f}\u{9b}b"), "a\u{fffd}[2J\u{fffd}\u{fffd}b");
         assert_eq!(sanitise("one\r\ntwo\nthree\tx\r"), "one⏎two⏎three x\u{fffd}");
+        let blank = "\u{ad}\u{180e}\u{115f}\u{1160}\u{2800}\u{3164}\u{ffa0}\u{fff9}\u{fffa}\u{fffb}\u{e0000}\u{e0020}";
+        let ranges = ('\u{2028}'..='\u{202e}').chain('\u{2060}'..='\u{206f}');
+        for bad in blank.chars().chain(ranges) {
+            assert_eq!(sanitise(&format!("a{bad}b")), "a\u{fffd}b", "{bad:?}");
+        }
         for bad in "\u{61c}\u{200b}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}\u{feff}\u{e0001}\u{e007f}".chars() {
             assert_eq!(sanitise(&format!("a{bad}b")), "a\u{fffd}b", "{bad:?}");
         }
@@ -417,6 +422,11 @@ mod tests {
         for (n, (text, usual, other)) in SAMPLES.iter().enumerate() {
             assert_eq!((width_as(0, text), width_as(1 << n, text)), (*usual, *other), "{text}");
         }
+        assert_eq!(
+            (width_as(TONED, "x🏽"), width_as(JOINED, "\u{200d}👩")),
+            (3, 2),
+            "there is nothing to join"
+        );
         assert!(!measured(0, 4) && !measured(0, 3) && !measured(9, 1), "nothing is new, or means anything");
     }
 
@@ -468,6 +478,7 @@ mod tests {
             "@alicé",
             "@http://x",
             "@a-https://b",
+            "@ alice",
         ] {
             assert!(all_mentions(seen).next().is_none(), "{seen}");
         }

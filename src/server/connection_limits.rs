@@ -109,6 +109,14 @@ impl Drop for Ticket {
 }
 
 #[cfg(test)]
+impl Ticket {
+    /// Whether it may have to make room for newcomers.
+    pub fn is_waiting(&self) -> bool {
+        lock(&self.limits.state).waiting.contains_key(&self.number)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -146,6 +154,10 @@ mod tests {
         assert!(connections.counts() == (5, 2) && admit(4).is_none(), "the server is full");
         drop(older);
         assert_eq!(connections.counts(), (4, 2));
+        newer.logged_in();
+        assert_eq!(connections.counts(), (4, 1));
+        newer.logged_out();
+        assert_eq!(connections.counts(), (4, 2), "it may have to make room again");
         newer.logged_in();
         let fourth = admit(4).expect("admitted");
         assert!(!fourth.evicted && connections.counts() == (5, 2));

@@ -629,6 +629,7 @@ pub(super) mod tests {
         assert!(frames.resume(1) && frames.resume(1));
         assert_eq!(frames.acknowledge(2), Err(FalseAck), "this connection was sent nothing yet");
         assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
+        assert_eq!(frames.acknowledge(2), Err(FalseAck), "it has said that it has three");
         assert!(frames.is_idle() && !frames.reaches(2) && frames.row.packet_bytes == 0);
         frames.put(line(4));
         assert_eq!((sent(&mut frames), frames.acknowledge(4)), (vec![4], Ok(false)));
@@ -641,7 +642,7 @@ pub(super) mod tests {
         let mut frames = Frames::new(100);
         let flood = |frames: &mut Frames, sender: Sender| {
             let mut taken = 0;
-            while frames.takes(&line(0).by(sender), false) {
+            while taken < 100 && frames.takes(&line(0).by(sender), false) {
                 frames.put(line(0).by(sender));
                 taken += 1;
             }
@@ -656,6 +657,12 @@ pub(super) mod tests {
         // What the server itself has to say leaves less to all of them.
         frames.put(Frame::line(vec![0; 100]));
         assert_eq!([eve, mallory, carol].map(|one| flood(&mut frames, one)), [0; 3]);
+        // What will be forgotten, because its client never acknowledges, is no part of anybody's share.
+        let mut frames = Frames::new(100);
+        (0..5).for_each(|_| frames.put(line(0).by(eve)));
+        sent(&mut frames);
+        (0..6).for_each(|_| frames.put(line(0).by(carol)));
+        assert!(frames.takes(&line(0).by(eve), true) && !frames.takes(&line(0).by(carol), true));
         assert_eq!(size_of::<Parts>(), 40, "one more member would cost every idle client 256 bytes");
     }
 
@@ -949,7 +956,11 @@ pub(super) mod tests {
         };
         under_pressure(REST, || {
             assert!(has_room(&mut queue(4), true) && has_room(&mut queue(4), false));
-            let mut frames = queue(5);
+            let mut frames = queue(3);
+            assert!(frames.reserve(PACKET, true) && frames.reserve(PACKET, true));
+            assert!(!frames.reserve(PACKET, true), "what is reserved counts like what waits");
+            (0..2).for_each(|_| frames.release(PACKET));
+            frames = queue(5);
             assert!(!has_room(&mut frames, true) && !has_room(&mut frames, false));
             while !frames.is_idle() {
                 frames.next_batch(&mut Vec::new(), 100);

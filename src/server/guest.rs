@@ -431,6 +431,25 @@ pub(super) mod tests {
         });
     }
 
+    #[test]
+    fn refused_client_cannot_hold_its_thread() {
+        for floods in [false, true] {
+            let (shared, _folder) = shared(HOUR);
+            let (mut guest, mut far) = guest(&shared);
+            std::thread::scope(|scope| {
+                let flood = scope.spawn(|| {
+                    let lines = vec![b'x'; 1024 * 1024];
+                    (0..1024).take_while(|_| floods && far.write_all(&lines).is_ok()).count()
+                });
+                linger(&guest.channel, &mut guest.reader, || false);
+                drop(guest);
+                // Beside the mebibyte that is read, the kernel holds some.
+                let taken = flood.join().expect("whole");
+                assert!(taken < 64, "{taken} MiB were read");
+            });
+        }
+    }
+
     /// PROTOCOL#lockout, PROTOCOL#registration-limit.
     #[test]
     fn retry_after_is_long_enough() {

@@ -551,10 +551,14 @@ pub(super) mod tests {
         assert!(outbox.says_farewell(&link) && outbox.take_end().is_some() && outbox.take_end().is_none());
         let until = lock(&outbox.queue).ending.expect("it is ending");
         assert!(until <= Instant::now() + FAREWELL);
+        // Its reader has ended first, and whoever ends it once more gives it no more time.
+        outbox.detach(&link);
+        assert!(outbox.says_farewell(&link));
         lock(&outbox.queue).ending = Some(Instant::now());
+        outbox.end(None);
         let got = rest(&far).len();
         assert!(got < 400 * LINE, "all of it went out, in its own time");
-        assert!(!outbox.says_farewell(&link));
+        assert!(!outbox.says_farewell(&link) && lock(&outbox.queue).frames.is_idle());
     }
 
     fn relay(outbox: &Arc<Outbox>, packet: Frame<'_>) -> bool {
@@ -592,6 +596,7 @@ pub(super) mod tests {
     #[test]
     fn who_ends_a_session_lets_its_lines_go_out_and_takes_nothing_after_them() {
         let (link, far) = link();
+        link.ticket.logged_in();
         let outbox = Arc::new(Outbox::new(link.clone(), 1024));
         assert!(outbox.is_open() && outbox.serves(&link));
         assert_eq!(outbox.deliver(line("one "), None), Queued::Yes);
@@ -603,6 +608,7 @@ pub(super) mod tests {
         assert!(!relay(&outbox, Frame::packet(b"late".to_vec(), b"")) && outbox.claim(0).is_none());
         outbox.send(line("late"));
         assert_eq!(rest(&far), "one two ");
+        assert!(!outbox.is_open() && link.ticket.is_waiting());
     }
 
     /// PROTOCOL#ends-at-once.
@@ -614,6 +620,7 @@ pub(super) mod tests {
         outbox.send(line("waits"));
         assert!(outbox.is_open());
         outbox.end(None);
+        assert!(lock(&outbox.queue).frames.is_idle(), "nothing is held for it");
         let (next, far) = link();
         assert!(!outbox.is_open() && !outbox.attach(next.clone(), claim, 0) && outbox.claim(0).is_none());
         next.channel.close();

@@ -350,6 +350,11 @@ pub(super) mod tests {
         }
         assert!(!alice.take_grant(&bob, one) && !alice.has_granted(&bob, one));
         assert!(!alice.grant(&bob, other, 4) && alice.grant(&bob, other, 3));
+        // A packet on its way counts until it is out.
+        let Admission::Room(room) = alice.admit(&bob, other, 1) else { panic!("it was granted") };
+        assert!(!alice.grant(&bob, other, 1));
+        drop(room);
+        assert!(alice.grant(&bob, other, 1));
         alice.revoke(&carol, one);
         assert!(!alice.take_grant(&carol, one) && alice.take_grant(&bob, other), "no other is taken back");
     }

@@ -260,12 +260,34 @@ mod tests {
         }
         line.liveness.answered(line.now());
         assert_eq!(line.act(), (14, Next::Ask));
+        assert_eq!(line.liveness.silent(line.now() + s(2)), Some(line.start + s(4)), "it answered then");
         // So is one that owes nothing, while this side owes an `ack`.
         let mut line = Line::new(CLIENT);
         line.passed = s(4);
         line.liveness.owes(None, true);
         line.liveness.heard(line.now());
         assert_eq!(line.act(), (14, Next::Ask));
+        // One that begins to owe late is asked no later for it.
+        let mut line = Line::new(CLIENT);
+        while line.passed < s(20) {
+            line.next();
+            line.passed += s(1);
+        }
+        line.liveness.owes(Some(line.now()), false);
+        assert_eq!(line.act(), (25, Next::Ask));
+    }
+
+    #[test]
+    fn wait_is_no_longer_than_until_report_or_drop() {
+        for (report, waits) in [(s(2), [2, 18]), (s(15), [15, 5]), (s(30), [20, 0])] {
+            let mut line = Line::new(Patience { report, tick: s(60), ..CLIENT });
+            assert_eq!(line.act(), (25, Next::Ask));
+            for wait in waits.into_iter().filter(|wait| *wait > 0).map(s) {
+                assert_eq!(line.next(), Next::Wait(wait));
+                line.passed += wait;
+            }
+            assert_eq!(line.next(), Next::Drop);
+        }
     }
 
     /// PROTOCOL#life.
@@ -318,6 +340,7 @@ mod tests {
         line.passed += s(1);
         line.liveness.ping_written(line.now());
         line.liveness.ping_written(line.now() + s(3));
+        assert_eq!([1, 2].map(|later| line.liveness.silent(line.now() + s(later)).is_some()), [false, true]);
         assert_eq!(line.act(), (47, Next::Drop));
         // One that is never written does not wait for ever.
         let mut line = Line::new(CLIENT);
@@ -387,6 +410,11 @@ mod tests {
         line.next();
         line.passed += s(5);
         assert!(matches!(line.next(), Next::Wait(_)), "a busy machine is late, too");
+        // Whoever asks looks again at once, however long it would have waited before.
+        let mut line = Line::new(SERVER);
+        assert_eq!(line.act(), (30, Next::Ask));
+        line.passed += s(6);
+        assert_eq!(line.next(), Next::Ask);
     }
 
     #[test]

@@ -208,3 +208,68 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admits(notices: &mut Notices, n: u32, now: Instant) -> bool {
+        let entry = Entry::new(0, Source::Problem, Place::Here, format!("problem {n}"));
+        notices.admits((format!("user{n}"), "topic".into()), 1, &entry, now)
+    }
+
+    /// How many notices a line that was shown later stands for.
+    fn counted((_, _, text): &(Source, Place, String)) -> u64 {
+        let count = text.split_once('(').map_or(text.as_str(), |(_, count)| count);
+        if count == "once more)" {
+            1
+        } else {
+            count.split(' ').next().and_then(|n| n.parse().ok()).expect("a count")
+        }
+    }
+
+    #[test]
+    fn different_notices_are_remembered_in_bounded_memory() {
+        let mut notices = Notices::default();
+        let shown = (0..2 * MAX_TOLD as u32).filter(|n| {
+            // As if minutes had passed.
+            notices.users.used = 0;
+            admits(&mut notices, *n, Instant::now())
+        });
+        assert_eq!(
+            (shown.count(), notices.users.more, notices.told.len()),
+            (MAX_TOLD, MAX_TOLD as u64, MAX_TOLD)
+        );
+    }
+
+    #[test]
+    fn flood_of_notices_is_bounded_and_all_are_counted() {
+        let (mut notices, mut now) = (Notices::default(), Instant::now());
+        let (mut caused, mut told, mut known) = (0, 0, 0);
+        for _ in 0..200 {
+            let lines = notices.counted(now, false);
+            told += lines.iter().map(counted).sum::<u64>();
+            let shown = (0..known + 10).filter(|n| admits(&mut notices, *n, now)).count();
+            assert!(lines.len() + shown <= MAX_ABOUT_USERS as usize + 1);
+            (caused, told, known) = (caused + u64::from(known + 10), told + shown as u64, known + 5);
+            now += COUNTED;
+        }
+        assert_eq!(told + notices.counted(now, true).iter().map(counted).sum::<u64>(), caused);
+    }
+
+    #[test]
+    fn repeated_notice_is_shown_ever_more_seldom_up_to_an_hour() {
+        let (mut notices, begun) = (Notices::default(), Instant::now());
+        assert!(admits(&mut notices, 1, begun));
+        let shown = (1..=360).map(|n| n * 30).filter(|seconds| {
+            let now = begun + Duration::from_secs(*seconds);
+            assert!(!admits(&mut notices, 1, now));
+            !notices.counted(now, false).is_empty()
+        });
+        assert_eq!(shown.collect::<Vec<_>>(), [60, 180, 420, 900, 1860, 3780, 7380]);
+        // What has stopped is forgotten.
+        let later = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(notices.counted(later(10_980), false).len(), 1);
+        assert!(notices.counted(later(14_580), false).is_empty() && notices.told.is_empty());
+    }
+}

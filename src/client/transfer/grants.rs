@@ -98,7 +98,95 @@ impl Drop for Grants {
 #[cfg(test)]
 mod tests {
     use super::super::window::{FIRST, LONGEST_QUEUE, QUEUE};
+    use super::super::{Hub, Transfers};
     use super::*;
+    use crate::client::queue::Queue;
+
+    /// Transfers to one client, of files with so many chunks each.
+    struct Arriving {
+        shared: Arc<Shared>,
+        all: Vec<Grants>,
+        now: Instant,
+    }
+
+    impl Arriving {
+        fn new(count: usize, chunks: u32) -> Arriving {
+            let queue = Arc::new(Queue::default());
+            let shared = Transfers::new("".into(), Arc::new(Hub::default()), queue, |_| true).0;
+            let peer: Username = "bob".parse().expect("name");
+            let all = (0..count).map(|n| Grants::new(shared.clone(), peer.clone(), [n as u8; 16], chunks));
+            let (all, now) = (all.collect(), Instant::now());
+            Arriving { shared, all, now }
+        }
+
+        /// One chunk of each that has some in flight arrives at once, so that the windows grow, and is `written`.
+        fn round(&mut self, written: bool) {
+            for grants in &mut self.all {
+                grants.grant(self.now);
+                if grants.window.in_flight() > 0 {
+                    assert!(grants.arrive(self.now));
+                    (0..u32::from(written)).for_each(|_| grants.written(1));
+                }
+            }
+            let in_flight: u32 = self.all.iter().map(|grants| grants.window.in_flight()).sum();
+            assert_eq!(self.shared.in_flight.load(Ordering::Relaxed), in_flight);
+            assert!(in_flight <= MAX_GRANTED, "{in_flight} chunks are granted");
+        }
+    }
+
+    /// PROTOCOL#granted-limit.
+    #[test]
+    fn chunks_in_flight_of_all_transfers_stay_within_the_limit() {
+        let mut arriving = Arriving::new(MAX_ARRIVING, u32::MAX);
+        (0..1000).for_each(|_| arriving.round(true));
+        // The disk is stuck: what has arrived is held, and no more is granted than each one's share.
+        (0..1000).for_each(|_| arriving.round(false));
+        assert!(arriving.all.iter().all(|grants| grants.held <= MAX_HELD / MAX_ARRIVING as u32));
+        arriving.round(true);
+        // What ends leaves its room to the others.
+        arriving.all.truncate(1);
+        arriving.round(true);
+        assert_eq!(arriving.shared.arriving.load(Ordering::Relaxed), 1);
+        arriving.all.clear();
+        arriving.round(true);
+    }
+
+    #[test]
+    fn transfer_may_have_one_chunk_however_many_the_others_have() {
+        let mut arriving = Arriving::new(1, u32::MAX);
+        arriving.shared.in_flight.store(MAX_GRANTED, Ordering::Relaxed);
+        arriving.all[0].grant(arriving.now);
+        assert_eq!(arriving.all[0].window.in_flight(), 1);
+    }
+
+    #[test]
+    fn whole_file_is_granted_and_no_chunk_more() {
+        for chunks in [1, 2, 5, 1001] {
+            let mut arriving = Arriving::new(1, chunks);
+            (0..chunks).for_each(|_| arriving.round(true));
+            let grants = &mut arriving.all[0];
+            assert_eq!((grants.left, grants.held, grants.arrive(arriving.now)), (0, 0, false), "{chunks}");
+        }
+    }
+
+    /// PROTOCOL#grants.
+    #[test]
+    fn transfer_that_ends_takes_its_grants_back() {
+        let mut arriving = Arriving::new(1, 10);
+        let queue = arriving.shared.queue.clone();
+        let connection = queue.restart();
+        queue.begin();
+        arriving.all[0].grant(arriving.now);
+        arriving.all.clear();
+        queue.end();
+        let counts = [(); 2].map(|()| {
+            match ClientMessage::decode(queue.next(connection).expect("a line")[0].trim_ascii()) {
+                Ok(ClientMessage::Grant(grant)) => grant.count,
+                _ => panic!("no grant"),
+            }
+        });
+        assert_eq!(counts, [FIRST, 0]);
+    }
 
     #[test]
     fn specification_names_the_limits_of_the_window() {

@@ -190,6 +190,7 @@ mod tests {
                 return;
             }
             window.grant(count, self.now);
+            assert!(window.in_flight() <= LIMIT);
             for _ in 0..count {
                 self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 let jitter = self.jitter.mul_f64(f64::from(self.random) / f64::from(u32::MAX));
@@ -285,6 +286,17 @@ mod tests {
             let least = 2.0 * windows as f64 * CHUNK / rate;
             assert!(seconds(queue) <= least.max(seconds(LONGEST_QUEUE)), "{queue:?}");
         }
+    }
+
+    #[test]
+    fn window_begins_small_and_grows_no_further_than_it_is_used() {
+        assert_eq!([1, 2, 8].map(|sharing| Window::new(LIMIT, sharing).room()), [FIRST, 1, 1]);
+        let (mut window, now) = (Window::new(LIMIT, 1), Instant::now());
+        for _ in 0..100 {
+            window.grant(1, now);
+            assert!(window.arrive(1, now));
+        }
+        assert_eq!(window.room(), 3);
     }
 
     #[test]
