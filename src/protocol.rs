@@ -377,8 +377,6 @@ pub const KEY_ENDS: &[u8] = b"\"}\n";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::public::Fingerprint;
-    use crate::encoding::{Bytes, Fixed};
 
     fn decode(line: &str) -> Result<ClientMessage, DecodeError> {
         ClientMessage::decode(line.as_bytes())
@@ -452,25 +450,7 @@ mod tests {
     /// PROTOCOL#encrypted_message.
     #[test]
     fn the_two_parts_of_a_delivery_make_one_message() {
-        let header = Header {
-            kind: Kind::Message,
-            scope: Scope::Broadcast,
-            recipient: None,
-            recipient_key: None,
-            from: "alice".parse().expect("name"),
-            identity: Fingerprint([1; 32]),
-            session: Fingerprint([2; 32]),
-            sequence: 3,
-            time: 4,
-        };
-        let body = Body {
-            commitment: Fixed([5; 32]),
-            nonce: Fixed([6; 12]),
-            ciphertext: Bytes(vec![7; 256]),
-            tag: Fixed([8; 16]),
-            signature: Fixed([9; 256]),
-        };
-        let envelope = Envelope { header, body };
+        let envelope = Envelope::sample();
         let key = WrappedKey::new(&[10; 264]);
         let line = [&shared_part(&envelope), KEY_BEGINS, key.digits(), KEY_ENDS].concat();
         assert_eq!(line.last(), Some(&b'\n'));

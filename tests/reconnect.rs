@@ -630,6 +630,22 @@ fn sender_learns_which_messages_a_killed_client_has_not_shown() {
 
 /// PROTOCOL#lost, PROTOCOL#ack-when.
 #[test]
+fn message_that_a_killed_client_has_shown_is_not_lost() {
+    let server = Server::with(&["--grace", "1"]);
+    let mut alice = server.client("alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    exchange(&mut alice, &mut bob, "see you at 8");
+    // It follows the acknowledgement.
+    exchange(&mut bob, &mut alice, "fine");
+    bob.child.kill().expect("it is there");
+    alice.expect("* bob has left");
+    let (status, lines) = alice.finish();
+    assert!(status == 0 && !lines.iter().any(|line| line.starts_with('!')), "{lines:#?}");
+}
+
+/// PROTOCOL#lost, PROTOCOL#ack-when.
+#[test]
 fn client_that_leaves_has_acknowledged_what_it_has_shown() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();

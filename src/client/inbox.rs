@@ -7,13 +7,18 @@
 use super::lock;
 use super::queue::Queue;
 use super::session::Event;
+use crate::protocol::ServerMessage;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What the owner has taken is acknowledged after this number of frames.
 pub const ACK_FRAMES: u64 = 32;
 /// See [`ACK_FRAMES`]; in bytes.
 pub const ACK_BYTES: usize = 128 * 1024;
+/// A private or room message that the owner has taken is acknowledged within this time, and acknowledgements for that
+/// reason are this far apart: until then, its sender would be told that it may not have arrived.
+const ACK_PERIOD: Duration = Duration::from_secs(1);
 /// Bytes that the network's reader may put here. A server sends far less without an `ack`.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
 /// Bytes that may wait when another thread puts something here: it waits before the reader has to.
@@ -46,6 +51,10 @@ struct Waiting {
     unsaid: usize,
     /// Frames that the server knows of.
     said: u64,
+    /// When it last got to know of some by an acknowledgement.
+    said_at: Option<Instant>,
+    /// A private or room message is among the frames taken since.
+    direct: bool,
     /// Nobody takes anything any more.
     closed: bool,
 }
@@ -58,18 +67,34 @@ struct Item {
     bytes: usize,
 }
 
+impl Item {
+    fn is_direct(&self) -> bool {
+        match &self.event {
+            Event::Server(ServerMessage::EncryptedMessage(message)) => message.envelope.is_direct_message(),
+            _ => false,
+        }
+    }
+}
+
 impl Waiting {
     fn take(&mut self, frames: u64, bytes: usize) {
         self.taken += frames;
         self.unsaid += bytes;
     }
 
+    /// The time until a direct message that was taken has to be acknowledged.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let passed = self.said_at.map_or(ACK_PERIOD, |then| now.saturating_duration_since(then));
+        (self.direct && self.taken > self.said).then(|| ACK_PERIOD.saturating_sub(passed))
+    }
+
     /// The acknowledgement that is due; with `early`, any news is.
-    fn ack(&mut self, early: bool) -> Option<u64> {
+    fn ack(&mut self, early: bool, now: Instant) -> Option<u64> {
         let news = self.taken.saturating_sub(self.said);
-        let due = news >= ACK_FRAMES || (news > 0 && (early || self.unsaid >= ACK_BYTES));
+        let early = early || self.unsaid >= ACK_BYTES || self.left(now).is_some_and(|left| left.is_zero());
+        let due = news >= ACK_FRAMES || (news > 0 && early);
         due.then(|| {
-            (self.said, self.unsaid) = (self.taken, 0);
+            (self.said, self.said_at, self.unsaid, self.direct) = (self.taken, Some(now), 0, false);
             self.taken
         })
     }
@@ -143,6 +168,7 @@ impl Inbox {
         let item = waiting.items.pop_front()?;
         waiting.bytes -= item.memory;
         waiting.take(item.frames, item.bytes);
+        waiting.direct |= item.frames > 0 && item.is_direct();
         self.acknowledge(&mut waiting, false);
         drop(waiting);
         self.room.notify_all();
@@ -159,9 +185,16 @@ impl Inbox {
         self.acknowledge(&mut lock(&self.waiting), true);
     }
 
+    /// Acknowledges what is due; the time after which this has to be called again, if that is known.
+    pub fn acknowledge_due(&self) -> Option<Duration> {
+        let mut waiting = lock(&self.waiting);
+        self.acknowledge(&mut waiting, false);
+        waiting.left(Instant::now())
+    }
+
     // Under the lock: after a resumption, an older number must not go out.
     fn acknowledge(&self, waiting: &mut Waiting, early: bool) {
-        if let Some(received) = waiting.ack(early) {
+        if let Some(received) = waiting.ack(early, Instant::now()) {
             self.queue.sign(|signs| signs.ack = Some(received));
         }
     }
@@ -174,13 +207,14 @@ impl Inbox {
     /// The session was resumed: the server knows of all frames that were read.
     pub fn resumed(&self) {
         let mut waiting = lock(&self.waiting);
-        waiting.said = waiting.read;
+        (waiting.said, waiting.direct) = (waiting.read, false);
     }
 
     /// A new session begins. What waits of the former one counts no more.
     pub fn restart(&self) {
         let mut waiting = lock(&self.waiting);
         (waiting.read, waiting.taken, waiting.unsaid, waiting.said) = (0, 0, 0, 0);
+        waiting.direct = false;
         waiting.items.iter_mut().for_each(|item| (item.frames, item.bytes) = (0, 0));
     }
 
@@ -194,6 +228,8 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::envelope::{Envelope, Kind, Kind::Message, Kind::RoomOpened};
+    use crate::protocol::{EncryptedMessage, WrappedKey};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
@@ -235,6 +271,51 @@ mod tests {
         let (inbox, queue, connection, _) = self::inbox();
         inbox.frame(None, ACK_BYTES);
         assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":1}\n");
+    }
+
+    fn envelope(kind: Kind, to: &str) -> Event {
+        let mut envelope = Envelope::sample();
+        (envelope.header.kind, envelope.header.recipient) = (kind, to.parse().ok());
+        let key = WrappedKey::new(&[10; 264]);
+        Event::Server(ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key })))
+    }
+
+    /// PROTOCOL#ack-when.
+    #[test]
+    fn direct_message_is_acknowledged_when_taken_and_no_other_envelope() {
+        let (inbox, queue, connection, _) = inbox();
+        for (kind, to) in [(Message, ""), (RoomOpened, "bob"), (Message, "bob"), (Message, "")] {
+            assert!(inbox.frame(Some(envelope(kind, to)), 10));
+        }
+        assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
+        assert!(lock(&inbox.waiting).said_at.is_none());
+        assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
+        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":3}\n");
+    }
+
+    /// PROTOCOL#ack-when.
+    #[test]
+    fn direct_messages_get_one_ack_in_a_second() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        let mut take = |after: u64, direct: bool| {
+            let now = now + Duration::from_millis(after);
+            waiting.take(1, 10);
+            waiting.direct |= direct;
+            let ack = waiting.ack(false, now);
+            (ack, waiting.left(now).map(|left| left.as_millis()))
+        };
+        assert_eq!(take(0, false), (None, None));
+        assert_eq!(take(0, true), (Some(2), None));
+        assert_eq!(take(200, true), (None, Some(800)));
+        assert_eq!(take(900, true), (None, Some(100)));
+        assert_eq!(take(1000, false), (Some(5), None));
+        assert_eq!(take(5000, false), (None, None));
+        assert_eq!(take(5000, true), (Some(7), None));
+        // A resumption has acknowledged it already.
+        waiting.said = 9;
+        waiting.take(1, 10);
+        waiting.direct = true;
+        assert_eq!((waiting.ack(true, now), waiting.left(now)), (None, None));
     }
 
     /// PROTOCOL#ack-true.

@@ -150,6 +150,7 @@ impl Link {
 
     /// What is queued still goes out, and nothing after it; no connection is had again.
     pub fn end(&self) {
+        self.shared.inbox.acknowledge_now();
         self.shared.queue.end();
     }
 
@@ -379,6 +380,8 @@ impl Reader {
                     return End::Lost(format!("no answer for {}", seconds(time)));
                 }
             };
+            // The wait is at most a second: what is taken meanwhile is acknowledged in time.
+            let wait = self.shared.inbox.acknowledge_due().map_or(wait, |due| wait.min(due));
             match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), wait) {
                 Ok(Received::Some) => lock(&self.shared.liveness).heard(Instant::now()),
                 Ok(Received::End) => return End::Lost("the server has closed it".into()),
@@ -462,10 +465,11 @@ mod tests {
     use super::super::connect::connect;
     use super::super::options::{Options, Request, parse};
     use super::*;
+    use crate::crypto::envelope::Envelope;
     use crate::crypto::keys::IdentityKey;
     use crate::crypto::secret::{Key, Password};
     use crate::encoding::Fixed;
-    use crate::protocol::{Received as Taken, ResumeChallenge, VERSION};
+    use crate::protocol::{EncryptedMessage, Received as Taken, ResumeChallenge, VERSION, WrappedKey};
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::mpsc::{Receiver, channel};
@@ -596,6 +600,22 @@ mod tests {
         assert_eq!(line.len(), 60_001);
         drop(link);
         sender.join().expect("it ends");
+    }
+
+    /// PROTOCOL#ack-when.
+    #[test]
+    fn taken_direct_messages_are_acknowledged_on_a_quiet_line() {
+        let hour = Duration::from_secs(3600);
+        let (link, _listener, mut end, woken) = link(Patience { owed: hour, idle: hour, ..PATIENCE });
+        end.0.get_ref().set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
+        for round in 1..4 {
+            let mut envelope = Envelope::sample();
+            envelope.header.recipient = "alice".parse().ok();
+            let message = EncryptedMessage { envelope, key: WrappedKey::new(&[10; 264]) };
+            end.say(&ServerMessage::EncryptedMessage(Box::new(message)));
+            assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::EncryptedMessage(_))));
+            assert!(matches!(end.hear(), Some(ClientMessage::Ack(Taken { received })) if received == round));
+        }
     }
 
     #[test]

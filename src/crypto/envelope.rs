@@ -188,6 +188,40 @@ pub struct Envelope {
     pub body: Body,
 }
 
+impl Envelope {
+    /// Whether this is a private or room message: its recipient acknowledges it soon, and the server reports it if it
+    /// is lost. PROTOCOL#lost, PROTOCOL#ack-when.
+    pub fn is_direct_message(&self) -> bool {
+        self.header.kind == Kind::Message && self.header.recipient.is_some()
+    }
+}
+
+#[cfg(test)]
+impl Envelope {
+    /// A broadcast that nobody has signed.
+    pub fn sample() -> Envelope {
+        let header = Header {
+            kind: Kind::Message,
+            scope: Scope::Broadcast,
+            recipient: None,
+            recipient_key: None,
+            from: "alice".parse().expect("name"),
+            identity: Fingerprint([1; 32]),
+            session: Fingerprint([2; 32]),
+            sequence: 3,
+            time: 4,
+        };
+        let body = Body {
+            commitment: Fixed([5; 32]),
+            nonce: Fixed([6; 12]),
+            ciphertext: Bytes(vec![7; 256]),
+            tag: Fixed([8; 16]),
+            signature: Fixed([9; 256]),
+        };
+        Envelope { header, body }
+    }
+}
+
 /// A sealed message with its key, on the sender's side, until it was wrapped for all.
 pub struct Sealed {
     /// What everyone gets.

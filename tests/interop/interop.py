@@ -693,13 +693,12 @@ def unknown_types(world, alice, bob):
     alice.resume()                                                   # all of these were frames: the counts agree
 
 
-# PROTOCOL#lost.
+# PROTOCOL#lost, PROTOCOL#ack-when.
 def lost_messages(world, alice, bob):
     """A session ends before its client has acknowledged what was sent to it: its sender is told, in either program."""
     eve = world.log_in(world.python("eve2"), register=True)
     world.delivered(alice.send("eve2", "shown"))
-    world.event(eve, "message", text="shown")
-    eve._acknowledge()
+    world.event(eve, "message", text="shown")                        # which is acknowledged at once
     world.clients.remove(eve)                                        # from here on, nobody reads what comes for her
     world.delivered(*(alice.send("eve2", text) for text in ("one", "two")))
     bob.say("/msg eve2 three")

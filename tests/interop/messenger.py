@@ -561,6 +561,7 @@ class Frames:
     def __init__(self):
         self.kept, self.kept_bytes, self.confirmed = collections.deque(), 0, 0
         self.received, self.told, self.untold_bytes = 0, 0, 0
+        self.direct, self.told_at = False, 0                         # a private or room message is untold
 
     def sent(self, data):
         if self.kept_bytes + len(data) > KEPT_MOST:
@@ -579,11 +580,15 @@ class Frames:
         self.received += 1
         self.untold_bytes += size
 
+    def patience(self):
+        """Seconds until a private or room message has to be acknowledged."""
+        return max(0, self.told_at + 1 - time.monotonic()) if self.direct else float("inf")
+
     def due(self):
-        return self.received - self.told >= 32 or self.untold_bytes >= 128 << 10
+        return self.patience() == 0 or self.received - self.told >= 32 or self.untold_bytes >= 128 << 10
 
     def tell(self):
-        self.told, self.untold_bytes = self.received, 0
+        self.told, self.untold_bytes, self.direct, self.told_at = self.received, 0, False, time.monotonic()
         return self.received
 
 
@@ -796,6 +801,10 @@ class Client:
         except Lost:
             pass                                                     # what the server said last can still be read; then `receive` tells
 
+    def _acknowledge_due(self):
+        if self.frames.due():
+            self._acknowledge()
+
     def _acknowledge(self):
         self._send({"type": "ack", "received": self.frames.tell()})
 
@@ -804,9 +813,11 @@ class Client:
     def poll(self, timeout):
         """Takes in one frame, if one comes within the time. Raises `Lost` when the connection is."""
         self._look_at_the_clock()
-        frame = self.transport.receive(timeout)
-        if frame is None:
-            return False
+        end, left = time.monotonic() + timeout, timeout
+        while (frame := self.transport.receive(min(left, self.frames.patience()))) is None:
+            self._acknowledge_due()
+            if (left := end - time.monotonic()) <= 0:
+                return False
         kind, body = frame
         try:
             if kind == "packet":
@@ -823,8 +834,7 @@ class Client:
         except Refused as error:                                     # not a word of a person but of the server: it is broken, or false
             self.transport.abort()
             raise Lost("malformed", f"from the server: {error}") from None
-        if self.frames.due():
-            self._acknowledge()
+        self._acknowledge_due()
         self._flush()
         return True
 
@@ -976,6 +986,7 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Receiving
 
     def _on_encrypted_message(self, message):
+        self.frames.direct |= message.get("kind") == "message" and message.get("recipient") is not None
         claimed = str(message.get("from"))[:32]
         try:
             envelope, wrapped = Envelope.parse(message), binary(message, "key", 264)            # 1
