@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 /// A delay that a person notices.
 const NOTICEABLE: Duration = Duration::from_millis(500);
-/// At the end, the next answer is waited for this long: longer than a server needs that is not gone.
-const FAREWELL: Duration = Duration::from_secs(30);
+/// At the end, the next answer is waited for this long: within this time a silent connection is dropped (35 s), the server
+/// ends a session that has none (60 s), and another connection reports what became of it.
+const FAREWELL: Duration = Duration::from_secs(120);
 /// At the end of the input, files and the answers to offers are waited for this long: a person has to decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 
@@ -150,15 +151,15 @@ impl Session {
         }
     }
 
-    /// What is to be said of messages that nobody has acknowledged; `None` if there are none.
+    /// The report of messages that the server has not acknowledged, with the beginning of each; `None` without any.
     pub fn unsettled(&self) -> Option<String> {
-        match self.outbox.unacknowledged() {
-            0 => None,
-            1 => Some("1 message of yours was not acknowledged and may not have arrived".into()),
-            count => {
-                Some(format!("{count} messages of yours were not acknowledged and may not have arrived"))
-            }
-        }
+        let texts = self.outbox.unacknowledged();
+        let were = match texts.len() {
+            0 => return None,
+            1 => "1 message of yours was".into(),
+            count => format!("{count} messages of yours were"),
+        };
+        Some(format!("{were} not acknowledged and may not have arrived: {}", texts.join(", ")))
     }
 }
 

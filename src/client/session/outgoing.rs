@@ -95,9 +95,10 @@ impl Outbox {
         !self.flights.is_empty()
     }
 
-    /// What the person at the keyboard said and nobody has acknowledged.
-    pub fn unacknowledged(&self) -> usize {
-        self.messages.values().filter(|message| message.kind == Kind::Message).count()
+    /// What the person at the keyboard said and nobody has acknowledged: how each message begins, in quotes.
+    pub fn unacknowledged(&self) -> Vec<String> {
+        let messages = self.messages.values().filter(|message| message.kind == Kind::Message);
+        messages.map(|message| outcome::quoted(&message.text)).collect()
     }
 
     /// What has failed cannot be sent again.

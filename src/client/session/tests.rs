@@ -276,10 +276,15 @@ fn exit_waits_for_what_was_sent_also_without_a_connection() {
         })
     };
     assert_eq!(quits(&mut net, Event::Line("/quit".into())), None);
-    net.now += Duration::from_secs(29);
+    net.now += Duration::from_secs(119);
     assert_eq!(quits(&mut net, Event::Tick), None);
     net.now += Duration::from_secs(1);
     assert_eq!(quits(&mut net, Event::Tick), Some(1));
+    let last = net.sessions[0].last_words();
+    assert!(
+        last.ends_with("1 message of yours was not acknowledged and may not have arrived: \"one\""),
+        "{last}"
+    );
     // With nothing to wait for, it leaves at once.
     let mut net = Net::new();
     net.event(0, Event::Lost("gone".into()));

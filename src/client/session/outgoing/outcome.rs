@@ -273,7 +273,7 @@ fn because(name: &Username, why: Missed) -> String {
 }
 
 /// The beginning of a text, to tell which one is meant.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let text = sanitise(text);
     match text.char_indices().nth(20) {
         Some((end, _)) => format!("\"{}…\"", &text[..end]),
