@@ -26,6 +26,8 @@ use painter::Painter;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use typing::Asking;
@@ -61,6 +63,41 @@ impl Wake {
             Wake::Stop => true,
             Wake::Events | Wake::Resized | Wake::Stopped => false,
         }
+    }
+}
+
+/// What signals ask for. Their thread never waits for the loop, which looks here whenever it is woken.
+#[derive(Default)]
+struct Signalled {
+    resized: AtomicBool,
+    stopped: AtomicBool,
+    stop: AtomicBool,
+    /// The end has begun: the next signal does not wait for it.
+    ending: AtomicBool,
+}
+
+impl Signalled {
+    /// Takes a signal in. One that comes during the end ends the process.
+    fn take(&self, signal: i32) {
+        let asked = match signal {
+            SIGWINCH | SIGCONT => &self.resized,
+            SIGTSTP => &self.stopped,
+            _ if self.ending.swap(true, Ordering::SeqCst) => {
+                // The end may be waiting for the terminal.
+                terminal::abandon();
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+                return;
+            }
+            _ => &self.stop,
+        };
+        asked.store(true, Ordering::SeqCst);
+    }
+
+    /// What was asked for since the last time.
+    fn woken(&self) -> impl Iterator<Item = Wake> {
+        let asked =
+            [(&self.resized, Wake::Resized), (&self.stopped, Wake::Stopped), (&self.stop, Wake::Stop)];
+        asked.into_iter().filter_map(|(asked, wake)| asked.swap(false, Ordering::SeqCst).then_some(wake))
     }
 }
 
@@ -112,23 +149,13 @@ pub fn run(
     let mut signals = signal_hook::iterator::Signals::new(which)?;
     former.close();
     let terminal = Terminal::open(facts.color, facts.options.mouse)?;
-    let signalled = wake.clone();
+    let signalled = Arc::new(Signalled::default());
+    let (asked, woken_by) = (signalled.clone(), wake.clone());
     spawn("signals", move || {
-        let mut stopping = false;
         for signal in signals.forever() {
-            let woken = match signal {
-                SIGWINCH | SIGCONT => Wake::Resized,
-                SIGTSTP => Wake::Stopped,
-                // A second signal exits at once: the end may be waiting for the terminal.
-                _ if std::mem::replace(&mut stopping, true) => {
-                    let _ = signal_hook::low_level::emulate_default_handler(signal);
-                    continue;
-                }
-                _ => Wake::Stop,
-            };
-            if signalled.send(woken).is_err() {
-                return;
-            }
+            asked.take(signal);
+            // If the channel is full, the loop is awake.
+            let _ = woken_by.try_send(Wake::Events);
         }
     })?;
     let typed = wake.clone();
@@ -176,7 +203,8 @@ pub fn run(
             false => TICK,
         };
         let first = waking.recv_timeout(wait).ok();
-        let woken: Vec<Wake> = first.into_iter().chain(waking.try_iter().take(QUEUE)).collect();
+        let woken = first.into_iter().chain(waking.try_iter().take(QUEUE));
+        let woken: Vec<Wake> = woken.chain(signalled.woken()).collect();
         let was_woken = !woken.is_empty();
         let at_once = woken.iter().any(|woken| !matches!(woken, Wake::Events));
         let mut end = None;
@@ -197,7 +225,7 @@ pub fn run(
             }
             end = front.take(event.unwrap_or(Event::Tick))?;
             if end.is_some() && !front.session.is_leaving() {
-                front.stay(&waking)?;
+                front.stay(&waking, &signalled)?;
             }
             if is_last {
                 break;
@@ -213,6 +241,7 @@ pub fn run(
             (drawn, dirty) = (Instant::now(), false);
         }
     };
+    signalled.ending.store(true, Ordering::SeqCst);
     let unsent = front.unsent();
     let Front { work, painter, mut problem, abandoned, .. } = front;
     painter.end();
@@ -324,27 +353,29 @@ impl Front {
 
     /// The session has ended, and nobody has asked for it: until the person leaves, the reason and all conversations stay to
     /// be read, and what is being typed at this moment goes nowhere; in the shell it would be a command.
-    fn stay(&mut self, waking: &Receiver<Wake>) -> io::Result<()> {
+    fn stay(&mut self, waking: &Receiver<Wake>, signalled: &Signalled) -> io::Result<()> {
         // Or others would think that what they say is read, and a lost connection would be had again.
         self.work.end();
         (self.over, self.asking) = (true, None);
         self.show(notice("the session is over: Ctrl-C leaves".into()));
         self.draw();
-        loop {
-            match waking.recv() {
-                Err(_) => return Ok(()),
-                Ok(woken) if woken.leaves() => return Ok(()),
-                Ok(Wake::Keys(mut keys)) => {
-                    for key in keys.drain(..) {
-                        self.key(key)?;
+        while let Ok(first) = waking.recv() {
+            for woken in std::iter::once(first).chain(signalled.woken()) {
+                match woken {
+                    woken if woken.leaves() => return Ok(()),
+                    Wake::Keys(mut keys) => {
+                        for key in keys.drain(..) {
+                            self.key(key)?;
+                        }
                     }
+                    Wake::Resized => self.painter.redraw(),
+                    Wake::Stopped => self.suspend(),
+                    Wake::Events | Wake::Stop => continue,
                 }
-                Ok(Wake::Resized) => self.painter.redraw(),
-                Ok(Wake::Stopped) => self.suspend(),
-                Ok(Wake::Events | Wake::Stop) => continue,
+                self.draw();
             }
-            self.draw();
         }
+        Ok(())
     }
 
     fn suspend(&mut self) {
@@ -409,5 +440,21 @@ impl Front {
         let frame = view::draw(&screen, terminal::size());
         self.conversations.drawn(frame.scroll);
         self.painter.draw(frame);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_kept_for_a_loop_that_is_busy() {
+        let signalled = Signalled::default();
+        for signal in [SIGWINCH, SIGTERM, SIGTSTP, SIGCONT] {
+            signalled.take(signal);
+        }
+        let woken: Vec<Wake> = signalled.woken().collect();
+        assert!(matches!(woken[..], [Wake::Resized, Wake::Stopped, Wake::Stop]));
+        assert_eq!(signalled.woken().count(), 0);
     }
 }

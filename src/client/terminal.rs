@@ -1,24 +1,27 @@
 //! The terminal itself: modes, bytes in, frames out. The only place that names termion.
 //!
 //! Invariant: whatever was switched on is switched off again by `Drop`, by the panic hook or by
-//! [`Terminal::suspend`], whichever comes first; and once it is off, nothing is drawn any more.
+//! [`Terminal::suspend`], whichever comes first; and once it is off, nothing is drawn any more. The modes come first, which
+//! need no output: the shell of a terminal that takes none can be typed into.
 //! What is typed ahead is kept: one thread reads, from the first prompt to the last screen,
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
 use super::charset;
 use super::input::{Decoder, Key, Keys, are_lines};
+use super::lock;
 use super::rows::{Row, Style};
 use super::text::{self, SAMPLES};
 use super::view::{Frame, Size};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::fmt::{self, Write as _};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write as _};
 use std::mem::{replace, take};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{panic, thread};
 use termion::raw::{IntoRawMode, RawTerminal};
@@ -31,6 +34,9 @@ const BURST: Duration = Duration::from_millis(10);
 const MANY: usize = 256;
 /// Keys after which such a paste is handed on, whatever comes.
 const MAX_BURST: usize = 64 * 1024;
+/// A terminal that may take no output is asked so often, with these pauses, to take the last of it.
+const TRIES: u32 = 10;
+const TRY: Duration = Duration::from_millis(20);
 /// The exit status after a panic, as the standard library has it.
 const PANICKED: i32 = 101;
 
@@ -53,11 +59,13 @@ const FIRST_SAMPLE: u16 = 2;
 const WRAP_OFF: &str = "\x1b[?7l";
 const WRAP_ON: &str = "\x1b[?7h";
 
-/// The terminal as long as it is ours; dropping the inner value restores its modes.
-static OURS: Mutex<Option<Ours>> = Mutex::new(None);
+/// The terminal as long as it is ours, for output. Locked while it takes what is written, however long that is.
+static OURS: Mutex<Option<File>> = Mutex::new(None);
+/// Its modes as long as they are ours, which dropping the inner value restores. Never locked for output.
+static MODES: Mutex<Option<Modes>> = Mutex::new(None);
 
-struct Ours {
-    tty: RawTerminal<File>,
+struct Modes {
+    _tty: RawTerminal<File>,
     full_screen: bool,
 }
 
@@ -80,7 +88,7 @@ pub fn size() -> Size {
 pub fn install_panic_hook() {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        restore();
+        abandon();
         print(panic);
         std::process::exit(PANICKED);
     }));
@@ -95,7 +103,7 @@ pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
     let handle = signals.handle();
     thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            restore();
+            abandon();
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     })?;
@@ -133,9 +141,11 @@ pub fn has_measured(row: u16, column: u16) -> bool {
 pub(super) fn enter(full_screen: bool) -> io::Result<()> {
     // Else the modes to go back to would be our own.
     restore();
-    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
-    let tty = termion::get_tty()?.into_raw_mode()?;
-    *ours = Some(Ours { tty, full_screen });
+    let mut ours = lock(&OURS);
+    let output = termion::get_tty()?;
+    let modes = Modes { _tty: termion::get_tty()?.into_raw_mode()?, full_screen };
+    *lock(&MODES) = Some(modes);
+    *ours = Some(output);
     drop(ours);
     write(PASTE_ON)?;
     if full_screen {
@@ -147,13 +157,38 @@ pub(super) fn enter(full_screen: bool) -> io::Result<()> {
 
 /// Gives it back. Does nothing the second time.
 pub(super) fn restore() {
-    let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(mut ours) = ours {
+    let Some(modes) = lock(&MODES).take() else { return };
+    let farewell = farewell(modes.full_screen);
+    drop(modes);
+    if let Some(mut ours) = lock(&OURS).take() {
         // A terminal that is gone needs no restoring.
-        let _ = write!(ours.tty, "{}{PASTE_OFF}{}", style::Reset, cursor::Show);
-        if ours.full_screen {
-            let _ = write!(ours.tty, "{MOUSE_OFF}{FOCUS_OFF}{WRAP_ON}{}", screen::ToMainScreen);
+        let _ = ours.write_all(farewell.as_bytes());
+    }
+}
+
+fn farewell(full_screen: bool) -> String {
+    let full = format!("{MOUSE_OFF}{FOCUS_OFF}{WRAP_ON}{}", screen::ToMainScreen);
+    format!("{}{PASTE_OFF}{}{}", style::Reset, cursor::Show, if full_screen { &full } else { "" })
+}
+
+/// As [`restore`], at the end of the process: for a terminal that takes no output it does what needs none, and waits for
+/// no more than a moment.
+pub(super) fn abandon() {
+    let Some(modes) = lock(&MODES).take() else { return };
+    let farewell = farewell(modes.full_screen);
+    drop(modes);
+    // What waits in the terminal holds up no other way to it that does not wait.
+    let tty = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/dev/tty");
+    let Ok(mut tty) = tty else { return };
+    for _ in 0..TRIES {
+        // From here on, nothing is drawn.
+        if let Ok(mut ours) = OURS.try_lock() {
+            *ours = None;
+            if tty.write_all(farewell.as_bytes()).is_ok() {
+                return;
+            }
         }
+        thread::park_timeout(TRY);
     }
 }
 
@@ -162,8 +197,8 @@ pub(super) fn restore() {
 /// # Errors
 /// If it cannot be written to.
 pub(super) fn write(text: &str) -> io::Result<()> {
-    match OURS.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-        Some(ours) => ours.tty.write_all(charset::shown(text).as_bytes()),
+    match lock(&OURS).as_mut() {
+        Some(ours) => ours.write_all(charset::shown(text).as_bytes()),
         None => Ok(()),
     }
 }

@@ -5,7 +5,7 @@
 
 use super::lock;
 use crate::client::spawn;
-use crate::client::terminal::Terminal;
+use crate::client::terminal::{self, Terminal};
 use crate::client::view::Frame;
 use signal_hook::consts::SIGTSTP;
 use std::io;
@@ -107,11 +107,12 @@ impl Painter {
         self.want(|wanted| wanted.end = true);
     }
 
-    /// Waits until the terminal is given back.
+    /// Waits until the terminal is given back. One that takes nothing gets its modes back nevertheless.
     pub fn finish(self) {
         self.end();
         let wanted = lock(&self.0.wanted);
         drop(self.0.changed.wait_timeout_while(wanted, FAREWELL, |wanted| !wanted.ended));
+        terminal::abandon();
     }
 }
 
