@@ -213,6 +213,22 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
     }
 }
 
+/// PROTOCOL#deadlines.
+#[test]
+fn deadline_is_met_by_a_program_that_is_stopped_again_and_again() {
+    let server = Server::start();
+    let mut alice = server.raw();
+    let pid = server.child.id();
+    let told = thread::spawn(move || alice.error());
+    let start = Instant::now();
+    while !told.is_finished() {
+        assert!(start.elapsed() < Duration::from_secs(25), "each stop began its wait anew");
+        interrupt(pid);
+        thread::park_timeout(Duration::from_secs(1));
+    }
+    assert_eq!(told.join().expect("an answer"), "timed_out");
+}
+
 #[test]
 fn the_end_of_input_without_a_connection_waits_for_what_is_under_way_and_for_nothing_else() {
     let server = Server::start();
@@ -225,12 +241,14 @@ fn the_end_of_input_without_a_connection_waits_for_what_is_under_way_and_for_not
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
     alice.say("/msg bob hello");
+    // The answer to it shows that the line before was taken.
+    alice.say(&"x".repeat(40 * 1024));
+    alice.expect("! too long");
     alice.end();
-    let start = Instant::now();
+    common::signal(alice.child.id(), "-TERM");
     let (status, lines) = alice.finish();
-    assert!(start.elapsed() > Duration::from_secs(20), "she did not wait for an answer");
     assert_eq!(status, 1);
-    let told = "! 1 message of yours was not acknowledged and may not have arrived";
+    let told = "! 1 message of yours was not acknowledged and may not have arrived: \"hello\"";
     assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
 }
 
