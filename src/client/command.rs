@@ -117,10 +117,21 @@ const fn usage(name: &'static str, usage: &'static str, explanation: &'static st
 pub fn hint(line: &str) -> Option<&'static Usage> {
     let line = line.strip_prefix('/')?;
     let (word, typed) = line.split_once(char::is_whitespace).map_or((line, false), |(word, _)| (word, true));
-    let word = if word.starts_with('/') { "/" } else { &word.to_ascii_lowercase() };
+    let word = if word.starts_with('/') { "/" } else { &name(word) };
     let mut begun = COMMANDS.iter().filter(|usage| !word.is_empty() && usage.name.starts_with(word));
     let only = begun.next().filter(|_| !typed && begun.next().is_none());
     COMMANDS.iter().find(|usage| usage.name == word).or(only)
+}
+
+/// Whether a line is the command to leave, by whichever name.
+pub fn is_exit(line: &str) -> bool {
+    matches!(parse(line), Ok(Command::Exit))
+}
+
+/// The name of a command in [`COMMANDS`], whichever name was typed.
+pub fn name(word: &str) -> String {
+    let word = word.to_ascii_lowercase();
+    if word == "quit" { "exit".into() } else { word }
 }
 
 /// What looks like a slash: Unicode's confusables, the forms of other keyboards, and marks that strike through nothing.
@@ -181,7 +192,8 @@ pub fn parse(line: &str) -> Result<Command, String> {
     let (word, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     let rest = rest.trim_start();
     let mut words = rest.split_whitespace();
-    let command = match word.to_ascii_lowercase().as_str() {
+    let word = &name(word);
+    let command = match word.as_str() {
         "msg" => {
             let (name, text) = addressed(rest, "msg")?;
             return Ok(Command::Message(name, text.into()));
@@ -227,8 +239,8 @@ pub fn parse(line: &str) -> Result<Command, String> {
             Some(_) => return Err(wrong_usage("notify")),
         }),
         "clear" => Command::Clear,
-        "help" => Command::Help(words.next().map(|word| word.trim_start_matches('/').to_ascii_lowercase())),
-        "exit" | "quit" => Command::Exit,
+        "help" => Command::Help(words.next().map(|word| name(word.trim_start_matches('/')))),
+        "exit" => Command::Exit,
         "verify" => {
             let name = person(words.next(), "verify")?;
             match words.next() {
@@ -573,6 +585,7 @@ mod tests {
             ("//etc", Some("/")),
             ("/se bob", None),
             ("/xyz", None),
+            ("/quit", Some("exit")),
             ("room", None),
         ] {
             assert_eq!(hint(line).map(|usage| usage.name), name, "{line:?}");
@@ -593,6 +606,7 @@ mod tests {
             assert!(error.contains(hint), "{line}: {error}");
         }
         assert!(parse("/xyzzyplugh").expect_err("unknown").contains("/help lists all"));
+        assert_eq!(parse("/quit now"), parse("/exit now"));
         for line in [
             "/msg bob",
             "/msg",
