@@ -592,7 +592,8 @@ mod tests {
     fn server_that_takes_nothing_is_dropped_without_a_ping() {
         let (link, listener, _end, woken) = link(hasty());
         let queue = link.queue();
-        let sender = thread::spawn(move || while queue.packet(vec![b'x'; 60_000], vec![b'\n']) {});
+        let packet = move || queue.packet(vec![b'x'; 60_000], vec![b'\n'], PATIENCE.answer);
+        let sender = thread::spawn(move || while packet().is_ok() {});
         while !matches!(next(&link, &woken), Event::Lost(_)) {}
         let mut end = End::resumes(&listener, 0);
         let mut line = Vec::new();

@@ -9,6 +9,7 @@ use super::inbox::{ACK_BYTES, ACK_FRAMES};
 use super::lock;
 use crate::protocol::{ClientMessage, Received};
 use std::collections::VecDeque;
+use std::io;
 use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,6 +62,8 @@ struct Waiting {
     kept_bytes: usize,
     /// How many of them have gone out on this connection.
     gone: usize,
+    /// When the last one went out, or was acknowledged.
+    moved: Option<Instant>,
     /// Frames of this session that the server has acknowledged.
     acknowledged: u64,
     /// The connection in use, counted; its writer ends when there is another one, or none.
@@ -94,17 +97,30 @@ impl Queue {
         taken
     }
 
-    /// Queues a packet, and waits for room. False if it is over.
-    pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>) -> bool {
+    /// Queues a packet, and waits for room.
+    ///
+    /// # Errors
+    /// `Interrupted` if it is over; `WouldBlock` if no frame goes out for as long as `patience`.
+    pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>, patience: Duration) -> io::Result<()> {
+        let begun = Instant::now();
         let mut waiting = self.lock();
         while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.is_full()) {
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            let end = waiting.moved.map_or(begun, |moved| moved.max(begun)) + patience;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "the server takes nothing"));
+            }
+            let waited = self.changed.wait_timeout(waiting, left);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if !waiting.ended && !waiting.outdated {
+        if waiting.ended {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if !waiting.outdated {
             waiting.packets.push_back(Arc::new([head, payload]));
             self.changed.notify_all();
         }
-        !waiting.ended
+        Ok(())
     }
 
     /// Says something about this connection.
@@ -126,7 +142,7 @@ impl Queue {
         let done: usize = waiting.kept.drain(..new).map(|pieces| length(&pieces)).sum();
         waiting.kept_bytes -= done;
         waiting.gone -= new;
-        waiting.acknowledged = received;
+        (waiting.acknowledged, waiting.moved) = (received, Some(Instant::now()));
         self.changed.notify_all();
         true
     }
@@ -199,7 +215,7 @@ impl Queue {
                 }
             }
             if let Some(next) = waiting.kept.get(waiting.gone).cloned() {
-                waiting.gone += 1;
+                (waiting.gone, waiting.moved) = (waiting.gone + 1, Some(Instant::now()));
                 return Some(next);
             }
             if waiting.ended {
@@ -257,7 +273,7 @@ mod tests {
     }
 
     fn packet(queue: &Queue, text: &str) {
-        assert!(queue.packet(text.into(), Vec::new()));
+        queue.packet(text.into(), Vec::new(), Duration::ZERO).expect("room");
     }
 
     const LOGOUT: &str = r#"{"type":"logout"}"#;
@@ -272,7 +288,8 @@ mod tests {
         assert_eq!(next(&queue, connection), "one");
         assert!(queue.say(&ClientMessage::Logout));
         queue.end();
-        assert!(!queue.packet(Vec::new(), Vec::new()) && !queue.say(&ClientMessage::Logout));
+        let end = queue.packet(Vec::new(), Vec::new(), Duration::ZERO).expect_err("it is over");
+        assert!(end.kind() == io::ErrorKind::Interrupted && !queue.say(&ClientMessage::Logout));
         assert_eq!(next(&queue, connection), LOGOUT);
         assert!(queue.next(connection).is_none());
     }
@@ -345,10 +362,20 @@ mod tests {
     }
 
     #[test]
+    fn packet_waits_for_its_patience_while_nothing_moves() {
+        let (queue, _) = begun();
+        (0..MAX_PACKETS).for_each(|_| packet(&queue, "one"));
+        let error = queue.packet(Vec::new(), Vec::new(), Duration::from_millis(9)).expect_err("no room");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
     fn who_sends_packets_waits_for_room_and_is_woken_at_the_end() {
         let (queue, connection) = begun();
+        let minute = Duration::from_secs(60);
+        let sends = |_: &u32| queue.packet(Vec::new(), vec![0; 9], minute).is_ok();
         thread::scope(|scope| {
-            let sender = scope.spawn(|| (0..).take_while(|_| queue.packet(Vec::new(), vec![0; 9])).count());
+            let sender = scope.spawn(|| (0..).take_while(sends).count());
             while queue.lock().packets.len() < MAX_PACKETS {
                 thread::yield_now();
             }
@@ -366,7 +393,8 @@ mod tests {
     fn ack_is_due_after_32_frames_or_128_kib() {
         let (queue, first) = begun();
         let send = |bytes: usize| {
-            assert!(queue.packet(Vec::new(), vec![0; bytes]) && queue.next(first).is_some());
+            queue.packet(Vec::new(), vec![0; bytes], Duration::ZERO).expect("room");
+            assert!(queue.next(first).is_some());
         };
         (0..31).for_each(|_| send(9));
         assert!(!queue.owes_ack());

@@ -81,9 +81,7 @@ impl Worker {
                 if !wanted {
                     return Ok(());
                 }
-                if !self.shared.queue.packet(frame::packet_head(&address, &payload), payload) {
-                    return Err(Failure::Stopped);
-                }
+                self.shared.queue.packet(frame::packet_head(&address, &payload), payload, STALLED)?;
                 *lock(&self.shared.hub.moved) = Some(Instant::now());
             }
             first += count;
