@@ -112,7 +112,7 @@ pub enum Effect {
     ChangePassword(Option<String>),
     /// Something is to be done for the transfer of this number.
     Transfer(u32, Job),
-    /// What the full screen shows elsewhere: how far a file is, that the server is silent.
+    /// What the full screen shows elsewhere: how far a file is, that the server is silent, what is waited for at the end.
     Progress(String),
     /// The end, with the exit status.
     Quit(u8),
@@ -258,7 +258,8 @@ impl Session {
 
     /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
-        (self.now, self.instant) = (now_ms, now);
+        let before = std::mem::replace(&mut self.instant, now);
+        self.now = now_ms;
         self.tell_counted(false);
         self.forget_delivered();
         self.tell_changes(matches!(event, Event::Line(_)));
@@ -304,7 +305,7 @@ impl Session {
         self.files_tick();
         self.ask();
         self.owed = if self.owes_answers() { self.owed.or(Some(now)) } else { None };
-        self.leave_if_done(now);
+        self.leave_if_done(before, now);
         self.tell_last();
         std::mem::take(&mut self.effects)
     }

@@ -86,13 +86,22 @@ impl Session {
     /// The person wants to leave: what was sent is waited for.
     pub(super) fn exit(&mut self, now: Instant) {
         self.ending = self.ending.or(Some(now));
-        if !self.is_settled() && !self.is_heard() {
-            self.notice("waiting for the server to take what you sent; /exit again leaves at once".into());
-        }
     }
 
-    /// Leaves when nothing is left to wait for, or when that takes too long.
-    pub(super) fn leave_if_done(&mut self, now: Instant) {
+    /// What is waited for before the end; `None` if the person has not asked to leave.
+    pub fn leaving(&self) -> Option<String> {
+        self.ending?;
+        let waits = match self.outbox.unacknowledged().len() {
+            0 if self.is_settled() => "a file is not complete yet".into(),
+            0 => "the server owes an answer".into(),
+            1 => "1 message is not acknowledged yet".into(),
+            count => format!("{count} messages are not acknowledged yet"),
+        };
+        Some(format!("leaving: {waits}; Ctrl-C leaves now"))
+    }
+
+    /// Leaves when nothing is left to wait for, or when that takes too long. The event before this one was at `before`.
+    pub(super) fn leave_if_done(&mut self, before: Instant, now: Instant) {
         let Some(since) = self.ending else { return };
         let answered = self.owed.unwrap_or(since);
         // A file that stands still ends by itself; its copy, or an answer, may take long.
@@ -106,6 +115,8 @@ impl Session {
         } else if now.duration_since(since.max(self.moved).max(answered)) >= patience {
             self.tell_unsettled();
             self.effects.push(Effect::Quit(1));
+        } else if before < since + NOTICEABLE && now >= since + NOTICEABLE {
+            self.effects.extend(self.leaving().map(Effect::Progress));
         }
     }
 

@@ -291,6 +291,27 @@ fn exit_waits_for_what_was_sent_also_without_a_connection() {
     assert_eq!(quits(&mut net, Event::Line("/exit".into())), Some(0));
 }
 
+#[test]
+fn leaving_says_once_what_it_waits_for() {
+    let mut net = Net::new();
+    let mut said = |after: u64, event| -> Vec<String> {
+        net.now += Duration::from_millis(after);
+        let effects = net.sessions[0].handle(event, NOW, net.now);
+        effects
+            .into_iter()
+            .filter_map(|e| if let Effect::Progress(text) = e { Some(text) } else { None })
+            .collect()
+    };
+    for text in ["/msg bob one", "/msg bob two", "/quit"] {
+        assert!(said(0, Event::Line(text.into())).is_empty());
+    }
+    assert!(said(499, Event::Tick).is_empty(), "most ends are faster");
+    let words = "leaving: 2 messages are not acknowledged yet; Ctrl-C leaves now";
+    assert_eq!(said(1, Event::Tick), [words]);
+    assert!(said(1000, Event::Tick).is_empty());
+    assert_eq!(net.sessions[0].leaving().as_deref(), Some(words));
+}
+
 /// PROTOCOL#session-key.
 #[test]
 fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
