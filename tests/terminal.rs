@@ -6,6 +6,7 @@ mod common;
 
 use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server, until};
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -452,6 +453,16 @@ fn a_server_that_is_not_there_is_told_and_the_menu_comes_back() {
     terminal.expect_last(">");
     terminal.enter("3");
     terminal.wait_for_shell();
+}
+
+#[test]
+fn interrupt_ends_a_client_that_is_connecting() {
+    let (silent, terminal) = (TcpListener::bind("127.0.0.1:0").expect("a listener"), Terminal::new());
+    let before = terminal.prepare();
+    terminal.enter(&terminal.unasked(silent.local_addr().expect("bound").port(), "alice"));
+    terminal.expect("connecting ...");
+    terminal.keys(&["C-c"]);
+    terminal.expect_as_before(&before, "connecting", "connecting ...", 130);
 }
 
 // ---- talking
@@ -1118,7 +1129,8 @@ fn end_in_every_way(busy: bool) {
         // What is typed at this moment is no command of the shell.
         terminal.expect("* the session is over: Ctrl-C leaves");
         terminal.enter("touch typed");
-        terminal.keys(&["C-c"]);
+        terminal.expect("* not sent: the session is over; Ctrl-C leaves");
+        terminal.enter("/exit");
     };
     let press = |key: &'static str| move |terminal: &Terminal| terminal.keys(&[key]);
     let (escape, interrupt, end_of_file) = (press("Escape"), press("C-c"), press("C-d"));
@@ -1214,6 +1226,61 @@ fn a_client_that_is_stopped_from_outside_gives_the_terminal_back() {
 }
 
 #[test]
+fn password_stays_unseen_after_a_stop() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    for signal in ["-TSTP", "-STOP"] {
+        let before = terminal.prepare();
+        terminal.enter(&terminal.client(server.port, "--user alice"));
+        terminal.expect_last("password:");
+        let child = terminal.child();
+        // State, process group, and the one in front.
+        let stat = || {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).expect("it runs");
+            let words = stat.rsplit(") ").next().unwrap_or_default().split(' ').map(str::to_string);
+            let words: Vec<String> = words.collect();
+            (words[0].clone(), words[2].clone(), words[5].clone())
+        };
+        terminal.signal(signal);
+        until("it is stopped, and the shell in front", || stat().0 == "T" && stat().1 != stat().2);
+        assert!(signal == "-STOP" || terminal.modes() == before.modes);
+        // A shell may set the modes that it wants.
+        terminal.text("stty sane; fg");
+        terminal.keys(&["C-j"]);
+        until("it is in front", || stat().0 != "T" && stat().1 == stat().2);
+        until("it is raw", || terminal.modes().contains("-icanon"));
+        terminal.enter("hidden");
+        let screen = terminal.expect("there is no key for alice");
+        assert!(!screen.contains("hidden"), "{screen}");
+        terminal.expect_last(">");
+        terminal.keys(&["C-c"]);
+        terminal.wait_for_shell();
+    }
+}
+
+#[test]
+fn signal_ends_a_client_whose_terminal_accepts_no_output() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let (tmux, tty) = (terminal.tell("#{pid}").parse().expect("a number"), terminal.tell("#{pane_tty}"));
+    let child: u32 = terminal.child().parse().expect("a number");
+    common::signal(tmux, "-STOP");
+    // More than the kernel keeps for the terminal: each time, all is drawn again.
+    for n in 0..100 {
+        bob.say(&format!("number {n} {}", "word ".repeat(400)));
+        common::signal(child, "-WINCH");
+        bob.expect(&format!("number {n} "));
+    }
+    let start = Instant::now();
+    common::signal(child, "-TERM");
+    until("it has ended", || !PathBuf::from(format!("/proc/{child}")).exists());
+    let waited = start.elapsed();
+    let line = Command::new("stty").args(["-a", "-F", &tty]).output().expect("stty");
+    common::signal(tmux, "-CONT");
+    assert!(waited < Duration::from_secs(15), "{waited:?}");
+    let modes = String::from_utf8(line.stdout).expect("UTF-8");
+    assert!([" icanon", " echo "].iter().all(|mode| modes.contains(mode)), "{modes}");
+}
+
+#[test]
 fn where_nobody_could_let_it_go_on_a_client_is_not_suspended() {
     let (server, terminal) = (Server::start(), Terminal::new());
     // script(1) gives it a terminal without a shell.
@@ -1278,8 +1345,8 @@ fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_t
     server.child.kill().expect("a child");
     terminal.expect("CONNECTION LOST, trying again");
     terminal.enter("/exit");
-    terminal.expect("* waiting for the server to take what you sent; /exit again leaves at once");
-    terminal.enter("/quit");
+    terminal.expect(" leaving: 1 message is not acknowledged yet; Ctrl-C leaves now · ");
+    terminal.keys(&["C-c"]);
     terminal.wait_for_shell();
     let screen = terminal.screen();
     assert!(screen.contains("1 message of yours was not acknowledged"), "{screen}");
@@ -1311,14 +1378,18 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     gate.lead_to(&other);
     gate.cut();
     gate.hold_answers(false);
-    terminal.expect("THE KEY OF THE SERVER AT");
     let screen = terminal.expect("* the session is over: Ctrl-C leaves");
-    assert!(screen.contains(" THE SESSION IS OVER · ") && !screen.contains("trying again,"), "{screen}");
-    // Everything can still be read.
+    let over = " THE SESSION IS OVER: Ctrl-C leaves · ";
+    assert!(screen.contains(over) && !screen.contains("trying again,"), "{screen}");
+    // What is typed is answered, and everything can still be read.
+    terminal.enter("and more");
+    terminal.expect("* not sent: the session is over; Ctrl-C leaves");
     terminal.keys(&["PageUp"]);
+    terminal.expect("THE KEY OF THE SERVER AT");
     terminal.wait("older lines", |screen| !screen.contains("the session is over: Ctrl-C leaves"));
-    terminal.keys(&["M-2"]);
-    terminal.expect("[private bob? → alice] hello");
+    terminal.keys(&["Escape", "2"]);
+    let screen = terminal.expect("[private bob? → alice] hello");
+    assert!(screen.contains(over), "{screen}");
     terminal.keys(&["C-c"]);
     terminal.wait_for_shell();
     let screen = terminal.expect("2 lines that you had typed were not sent");

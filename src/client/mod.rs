@@ -54,8 +54,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use terminal::Keyboard;
 use trust::{Ignored, KnownUsers};
 use zeroize::Zeroizing;
@@ -64,6 +65,8 @@ const NO_TLS: &str = "WARNING: --no-tls: anyone on the way can see who talks to 
     guess at your password";
 /// The longest password in a file, in bytes: longer than any, so that a wrong path is not read whole.
 const MAX_PASSWORD: u64 = 1024;
+/// The terminal has this long to show why the program ends.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the client; the exit status: 0, 1 for a failure, 2 for wrong usage.
 pub fn run(options: &Options) -> u8 {
@@ -72,7 +75,10 @@ pub fn run(options: &Options) -> u8 {
     status.unwrap_or_else(|error| {
         let _ = match error {
             StartError::Usage(_) => writeln!(io::stderr(), "client: {error}"),
-            _ if interactive => writeln!(io::stderr(), "{}", charset::shown(&error.to_string())),
+            _ if interactive => {
+                print_last(&format!("{error}\n"));
+                Ok(())
+            }
             _ => writeln!(io::stdout(), "{}", charset::printed(&format!("! {error}")))
                 .or_else(|_| writeln!(io::stderr(), "client: {error}")),
         };
@@ -187,9 +193,22 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     if status != 0 && !problem.is_empty() {
         let columns = usize::from(terminal::size().columns);
         let rows = problem.lines().flat_map(|line| text::wrap(line, columns));
-        rows.for_each(|row| _ = writeln!(io::stderr(), "{}", charset::shown(&row)));
+        print_last(&rows.map(|row| row + "\n").collect::<String>());
     }
     Ok(status)
+}
+
+/// Prints why the program ends. A terminal that accepts no output does not hold up the end.
+fn print_last(text: &str) {
+    let (done, printed) = sync_channel(1);
+    let text = charset::shown(text).into_owned();
+    let print = move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    };
+    if spawn("print", print).is_ok() {
+        let _ = printed.recv_timeout(LAST_WAIT);
+    }
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {

@@ -9,6 +9,7 @@ use super::terminal::{Keyboard, enter, restore, rewrite, size, write};
 use super::text::{fitting, width, wrap};
 use crate::crypto::secret::Password;
 use std::io;
+use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
 /// The longest password, in bytes: longer than any; reserved at once, for a buffer that grows
@@ -52,7 +53,7 @@ impl Unseen {
 }
 
 /// Questions on the normal screen, one line each. The terminal is raw throughout, so what is
-/// typed between two questions waits for the second, unseen.
+/// typed between two questions waits for the second, unseen; but Ctrl-C ends the program then, which may be connecting.
 pub struct Prompter<'a> {
     keyboard: &'a mut Keyboard,
 }
@@ -64,8 +65,14 @@ impl<'a> Prompter<'a> {
     /// If there is no terminal, or its modes cannot be set.
     pub fn open(keyboard: &'a mut Keyboard) -> io::Result<Prompter<'a>> {
         let prompter = Prompter { keyboard };
+        prompter.listen(false);
         enter(false)?;
         Ok(prompter)
+    }
+
+    /// Whether keys are taken from now on.
+    fn listen(&self, listens: bool) {
+        self.keyboard.deaf.store(!listens, Ordering::SeqCst);
     }
 
     /// A line of text (or several) to the person; it must be sanitised already.
@@ -83,6 +90,7 @@ impl<'a> Prompter<'a> {
     /// # Errors
     /// `UnexpectedEof` if the input has ended; or if the terminal cannot be written to.
     pub fn line(&mut self, label: &str) -> io::Result<Option<String>> {
+        self.listen(true);
         let mut editor = Editor::default();
         let answer = loop {
             let columns = usize::from(size().columns);
@@ -100,6 +108,7 @@ impl<'a> Prompter<'a> {
                 }
             }
         };
+        self.listen(false);
         write("\r\n")?;
         Ok(answer)
     }
@@ -109,6 +118,7 @@ impl<'a> Prompter<'a> {
     /// # Errors
     /// As [`line`](Self::line).
     pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
+        self.listen(true);
         write(label)?;
         let mut typed = Unseen::default();
         let answer = loop {
@@ -118,6 +128,7 @@ impl<'a> Prompter<'a> {
                 break password;
             }
         };
+        self.listen(false);
         write("\r\n")?;
         Ok(answer)
     }
@@ -140,6 +151,7 @@ impl<'a> Prompter<'a> {
 
 impl Drop for Prompter<'_> {
     fn drop(&mut self) {
+        self.listen(true);
         restore();
     }
 }

@@ -51,6 +51,8 @@ enum Wake {
     Resized,
     /// The process is to be stopped for a while.
     Stopped,
+    /// It continues.
+    Continued,
     /// The process is to end, or the keyboard is gone.
     Stop,
 }
@@ -61,7 +63,7 @@ impl Wake {
         match self {
             Wake::Keys(keys) => keys.iter().any(|key| matches!(key, Key::Ctrl('c' | 'd'))),
             Wake::Stop => true,
-            Wake::Events | Wake::Resized | Wake::Stopped => false,
+            Wake::Events | Wake::Resized | Wake::Stopped | Wake::Continued => false,
         }
     }
 }
@@ -71,19 +73,19 @@ impl Wake {
 struct Signalled {
     resized: AtomicBool,
     stopped: AtomicBool,
+    continued: AtomicBool,
     stop: AtomicBool,
-    /// The end has begun: the next signal does not wait for it.
+    /// The loop does not run, or the end has begun: a signal that ends the process waits for neither.
     ending: AtomicBool,
 }
 
 impl Signalled {
-    /// Takes a signal in. One that comes during the end ends the process.
     fn take(&self, signal: i32) {
         let asked = match signal {
-            SIGWINCH | SIGCONT => &self.resized,
+            SIGWINCH => &self.resized,
             SIGTSTP => &self.stopped,
+            SIGCONT => &self.continued,
             _ if self.ending.swap(true, Ordering::SeqCst) => {
-                // The end may be waiting for the terminal.
                 terminal::abandon();
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
                 return;
@@ -95,8 +97,12 @@ impl Signalled {
 
     /// What was asked for since the last time.
     fn woken(&self) -> impl Iterator<Item = Wake> {
-        let asked =
-            [(&self.resized, Wake::Resized), (&self.stopped, Wake::Stopped), (&self.stop, Wake::Stop)];
+        let asked = [
+            (&self.resized, Wake::Resized),
+            (&self.stopped, Wake::Stopped),
+            (&self.continued, Wake::Continued),
+            (&self.stop, Wake::Stop),
+        ];
         asked.into_iter().filter_map(|(asked, wake)| asked.swap(false, Ordering::SeqCst).then_some(wake))
     }
 }
@@ -146,10 +152,9 @@ pub fn run(
 ) -> io::Result<(u8, String)> {
     let (wake, waking) = sync_channel(QUEUE);
     let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
-    let mut signals = signal_hook::iterator::Signals::new(which)?;
+    let mut signals = signal_hook::iterator::Signals::new(terminal::unignored(&which))?;
     former.close();
-    let terminal = Terminal::open(facts.color, facts.options.mouse)?;
-    let signalled = Arc::new(Signalled::default());
+    let signalled = Arc::new(Signalled { ending: true.into(), ..Signalled::default() });
     let (asked, woken_by) = (signalled.clone(), wake.clone());
     spawn("signals", move || {
         for signal in signals.forever() {
@@ -158,6 +163,7 @@ pub fn run(
             let _ = woken_by.try_send(Wake::Events);
         }
     })?;
+    let terminal = Terminal::open(facts.color, facts.options.mouse)?;
     let typed = wake.clone();
     spawn("keys", move || {
         keyboard.read_input(|keys| typed.send(Wake::Keys(keys)).is_ok());
@@ -192,6 +198,7 @@ pub fn run(
         let text = "your locale is not UTF-8: what is not ASCII is shown as ?; LANG=C.UTF-8 shows all";
         front.show(notice(text.into()));
     }
+    signalled.ending.store(false, Ordering::SeqCst);
     front.draw();
     // What was taken in and is not drawn yet waits for the next frame; keys do not.
     let (mut drawn, mut dirty) = (Instant::now(), false);
@@ -247,7 +254,7 @@ pub fn run(
     painter.end();
     // With another status, the farewell may have been said, or nobody may be there to hear it.
     work.finish(abandoned || status != 0);
-    painter.finish();
+    painter.finish(abandoned);
     let Some(unsent) = unsent else { return Ok((status, problem)) };
     problem.push_str(if problem.is_empty() { "" } else { "\n" });
     Ok((1, problem + &unsent))
@@ -282,6 +289,7 @@ impl Front {
             }
             Wake::Resized => self.painter.redraw(),
             Wake::Stopped => self.suspend(),
+            Wake::Continued => self.painter.resume(),
             Wake::Stop => return Ok(Some(self.abandon())),
         }
         Ok(None)
@@ -352,25 +360,17 @@ impl Front {
     }
 
     /// The session has ended, and nobody has asked for it: until the person leaves, the reason and all conversations stay to
-    /// be read, and what is being typed at this moment goes nowhere; in the shell it would be a command.
+    /// be read, and what is being typed at this moment is not sent; in the shell it would be a command.
     fn stay(&mut self, waking: &Receiver<Wake>, signalled: &Signalled) -> io::Result<()> {
         // Or others would think that what they say is read, and a lost connection would be had again.
         self.work.end();
-        (self.over, self.asking) = (true, None);
+        (self.over, self.abandoned, self.asking) = (true, true, None);
         self.show(notice("the session is over: Ctrl-C leaves".into()));
         self.draw();
         while let Ok(first) = waking.recv() {
             for woken in std::iter::once(first).chain(signalled.woken()) {
-                match woken {
-                    woken if woken.leaves() => return Ok(()),
-                    Wake::Keys(mut keys) => {
-                        for key in keys.drain(..) {
-                            self.key(key)?;
-                        }
-                    }
-                    Wake::Resized => self.painter.redraw(),
-                    Wake::Stopped => self.suspend(),
-                    Wake::Events | Wake::Stop => continue,
+                if woken.leaves() || self.wake(woken)?.is_some() {
+                    return Ok(());
                 }
                 self.draw();
             }
@@ -407,7 +407,9 @@ impl Front {
         let view = self.conversations.current();
         let unseen = Editor::default();
         let (alarm, link) = if self.over {
-            ("THE SESSION IS OVER".into(), String::new())
+            ("THE SESSION IS OVER: Ctrl-C leaves".into(), String::new())
+        } else if let Some(leaving) = session.leaving() {
+            (leaving, session.connection())
         } else if session.is_heard() {
             (String::new(), session.connection())
         } else {
@@ -450,11 +452,11 @@ mod tests {
     #[test]
     fn signals_are_kept_for_a_loop_that_is_busy() {
         let signalled = Signalled::default();
-        for signal in [SIGWINCH, SIGTERM, SIGTSTP, SIGCONT] {
+        for signal in [SIGWINCH, SIGTERM, SIGTSTP, SIGCONT, SIGWINCH] {
             signalled.take(signal);
         }
         let woken: Vec<Wake> = signalled.woken().collect();
-        assert!(matches!(woken[..], [Wake::Resized, Wake::Stopped, Wake::Stop]));
+        assert!(matches!(woken[..], [Wake::Resized, Wake::Stopped, Wake::Continued, Wake::Stop]));
         assert_eq!(signalled.woken().count(), 0);
     }
 }

@@ -1,27 +1,28 @@
 //! The terminal itself: modes, bytes in, frames out. The only place that names termion.
 //!
 //! Invariant: whatever was switched on is switched off again by `Drop`, by the panic hook or by
-//! [`Terminal::suspend`], whichever comes first; and once it is off, nothing is drawn any more. The modes come first, which
-//! need no output: the shell of a terminal that takes none can be typed into.
+//! [`Terminal::suspend`], whichever comes first; and once it is off, nothing is drawn any more. The modes of the line are
+//! restored first: they need no output, so they are restored on a terminal that accepts none, too.
 //! What is typed ahead is kept: one thread reads, from the first prompt to the last screen,
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
 use super::charset;
 use super::input::{Decoder, Key, Keys, are_lines};
-use super::lock;
 use super::rows::{Row, Style};
 use super::text::{self, SAMPLES};
 use super::view::{Frame, Size};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use crate::sync::lock;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write as _};
 use std::mem::{replace, take};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{panic, thread};
 use termion::raw::{IntoRawMode, RawTerminal};
@@ -34,9 +35,14 @@ const BURST: Duration = Duration::from_millis(10);
 const MANY: usize = 256;
 /// Keys after which such a paste is handed on, whatever comes.
 const MAX_BURST: usize = 64 * 1024;
-/// A terminal that may take no output is asked so often, with these pauses, to take the last of it.
-const TRIES: u32 = 10;
-const TRY: Duration = Duration::from_millis(20);
+/// At the end of the process, a terminal that accepts no output has this long to accept its former state.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// It is tried again after this time.
+const RETRY: Duration = Duration::from_millis(20);
+/// Reads of the keyboard that may wait, of at most 1 KiB each: more than the longest line.
+const MAX_PIECES: usize = 64;
+/// Ctrl-C.
+const INTERRUPT: u8 = 3;
 /// The exit status after a panic, as the standard library has it.
 const PANICKED: i32 = 101;
 
@@ -59,9 +65,9 @@ const FIRST_SAMPLE: u16 = 2;
 const WRAP_OFF: &str = "\x1b[?7l";
 const WRAP_ON: &str = "\x1b[?7h";
 
-/// The terminal as long as it is ours, for output. Locked while it takes what is written, however long that is.
+/// The terminal as long as it is ours, for output. It stays locked while a write waits for the terminal.
 static OURS: Mutex<Option<File>> = Mutex::new(None);
-/// Its modes as long as they are ours, which dropping the inner value restores. Never locked for output.
+/// Its modes as long as they are ours; dropping the inner value restores them. Nothing is written under this lock.
 static MODES: Mutex<Option<Modes>> = Mutex::new(None);
 
 struct Modes {
@@ -94,20 +100,45 @@ pub fn install_panic_hook() {
     }));
 }
 
-/// Until the handle is closed, a signal that ends the process restores the terminal first.
+/// Until the handle is closed, a signal that ends or stops the process restores the terminal first. When it continues, the
+/// terminal is as before: what is typed at a question for a password stays unseen.
 ///
 /// # Errors
 /// If there is no signal handler or thread to be had.
 pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
+    let which = [SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGCONT];
+    let mut signals = signal_hook::iterator::Signals::new(unignored(&which))?;
     let handle = signals.handle();
     thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            abandon();
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        let mut suspended = false;
+        for signal in signals.forever() {
+            let is_ours = lock(&MODES).is_some();
+            match signal {
+                SIGCONT if take(&mut suspended) || is_ours => _ = enter(false),
+                SIGCONT => {}
+                SIGTSTP if !can_suspend() => {}
+                SIGTSTP => {
+                    suspended = is_ours;
+                    restore();
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                }
+                _ => {
+                    abandon();
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                }
+            }
         }
     })?;
     Ok(handle)
+}
+
+/// Those of these signals that the process was not started to ignore. As POSIX wants it, nohup(1) and `&` in a shell stay in
+/// force. All of them where the system does not tell.
+pub(super) fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    signals.iter().copied().filter(move |signal| mask >> (signal - 1) & 1 == 0)
 }
 
 /// Whether a shell is above that can let a stopped program go on: without one, nobody at this terminal could. True where the
@@ -141,12 +172,11 @@ pub fn has_measured(row: u16, column: u16) -> bool {
 pub(super) fn enter(full_screen: bool) -> io::Result<()> {
     // Else the modes to go back to would be our own.
     restore();
-    let mut ours = lock(&OURS);
     let output = termion::get_tty()?;
-    let modes = Modes { _tty: termion::get_tty()?.into_raw_mode()?, full_screen };
-    *lock(&MODES) = Some(modes);
-    *ours = Some(output);
-    drop(ours);
+    let mut modes = lock(&MODES);
+    *modes = Some(Modes { _tty: termion::get_tty()?.into_raw_mode()?, full_screen });
+    drop(modes);
+    *lock(&OURS) = Some(output);
     write(PASTE_ON)?;
     if full_screen {
         write(&format!("{}{WRAP_OFF}{FOCUS_ON}{}", screen::ToAlternateScreen, clear::All))
@@ -171,24 +201,23 @@ fn farewell(full_screen: bool) -> String {
     format!("{}{PASTE_OFF}{}{}", style::Reset, cursor::Show, if full_screen { &full } else { "" })
 }
 
-/// As [`restore`], at the end of the process: for a terminal that takes no output it does what needs none, and waits for
-/// no more than a moment.
+/// As [`restore`], at the end of the process: waits at most a second for a terminal that accepts no output.
 pub(super) fn abandon() {
+    let end = Instant::now() + FAREWELL;
     let Some(modes) = lock(&MODES).take() else { return };
     let farewell = farewell(modes.full_screen);
     drop(modes);
-    // What waits in the terminal holds up no other way to it that does not wait.
     let tty = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/dev/tty");
     let Ok(mut tty) = tty else { return };
-    for _ in 0..TRIES {
-        // From here on, nothing is drawn.
-        if let Ok(mut ours) = OURS.try_lock() {
-            *ours = None;
-            if tty.write_all(farewell.as_bytes()).is_ok() {
-                return;
-            }
+    loop {
+        // Nothing is drawn after this. At last it is written beside a thread that is stuck in a write.
+        let is_free = OURS.try_lock().map(|mut ours| *ours = None).is_ok();
+        let is_last = Instant::now() >= end;
+        let is_written = (is_free || is_last) && tty.write_all(farewell.as_bytes()).is_ok();
+        if is_written || is_last {
+            return;
         }
-        thread::park_timeout(TRY);
+        thread::park_timeout(RETRY);
     }
 }
 
@@ -315,12 +344,12 @@ impl Terminal {
         write(&format!("\x07\x1b]9;{text}\x07"))
     }
 
-    /// Gives the terminal back, for Ctrl-Z: the caller stops the process, then [`resume`](Self::resume)s.
+    /// Gives the terminal back, for Ctrl-Z: the caller stops the process; SIGCONT asks to [`resume`](Self::resume).
     pub fn suspend(&mut self) {
         restore();
     }
 
-    /// Takes it over again; the next [`draw`](Self::draw) paints everything.
+    /// Takes it over again, also where a shell has changed its modes; the next [`draw`](Self::draw) paints everything.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -361,6 +390,8 @@ pub struct Keyboard {
     read: Instant,
     decoder: Decoder,
     ready: Keys,
+    /// Nobody takes keys for a while: Ctrl-C is SIGINT, as on a terminal that is not raw.
+    pub(super) deaf: Arc<AtomicBool>,
 }
 
 impl Keyboard {
@@ -371,7 +402,9 @@ impl Keyboard {
     pub fn open() -> io::Result<Keyboard> {
         // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
         let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let (sender, bytes) = mpsc::channel();
+        let (sender, bytes) = mpsc::sync_channel(MAX_PIECES);
+        let keyboard = Keyboard::of(bytes);
+        let deaf = keyboard.deaf.clone();
         // Nothing waits for this thread: it ends with the input or with the process.
         thread::Builder::new().name("keyboard".into()).spawn(move || {
             loop {
@@ -381,16 +414,20 @@ impl Keyboard {
                     Err(_) | Ok(0) => break,
                     Ok(length) => piece.truncate(length),
                 }
+                if piece.contains(&INTERRUPT) && deaf.load(Ordering::SeqCst) {
+                    let _ = signal_hook::low_level::raise(SIGINT);
+                }
                 if sender.send((Instant::now(), piece)).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Keyboard::of(bytes))
+        Ok(keyboard)
     }
 
     fn of(bytes: Receiver<(Instant, Zeroizing<Vec<u8>>)>) -> Keyboard {
-        Keyboard { bytes, read: Instant::now(), decoder: Decoder::default(), ready: Keys::default() }
+        let (decoder, ready, deaf) = (Decoder::default(), Keys::default(), Arc::default());
+        Keyboard { bytes, read: Instant::now(), decoder, ready, deaf }
     }
 
     /// Hands on all keys as they come, those of one read together, until `deliver` returns false or the input ends.

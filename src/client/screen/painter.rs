@@ -13,8 +13,10 @@ use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// At the end, the terminal has this long to accept its former state.
+/// At the end, the terminal has this long to accept its former state: it may have been paused with Ctrl-S.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// The same, if the person does not wait.
+const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 
 /// The full screen, from [`start`](Painter::start) to [`finish`](Painter::finish).
 pub struct Painter(Arc<Shared>);
@@ -35,6 +37,7 @@ struct Wanted {
     /// The mouse is to be taken, or left to the terminal.
     mouse: Option<bool>,
     suspend: bool,
+    resume: bool,
     end: bool,
     /// The thread has ended, and the terminal is as it was.
     ended: bool,
@@ -43,7 +46,7 @@ struct Wanted {
 impl Wanted {
     fn is_nothing(&self) -> bool {
         let quiet = self.frame.is_none() && !self.bell && self.notification.is_none();
-        quiet && self.mouse.is_none() && !self.suspend && !self.end
+        quiet && self.mouse.is_none() && !self.suspend && !self.resume && !self.end
     }
 }
 
@@ -97,9 +100,14 @@ impl Painter {
         self.want(|wanted| wanted.mouse = Some(taken));
     }
 
-    /// Gives the terminal back, stops the process, and takes the terminal again when it continues.
+    /// Gives the terminal back, and stops the process. SIGCONT, which lets it continue, asks to [`resume`](Self::resume).
     pub fn suspend(&self) {
         self.want(|wanted| wanted.suspend = true);
+    }
+
+    /// Takes the terminal again.
+    pub fn resume(&self) {
+        self.want(|wanted| wanted.resume = true);
     }
 
     /// Gives the terminal back soon.
@@ -107,11 +115,12 @@ impl Painter {
         self.want(|wanted| wanted.end = true);
     }
 
-    /// Waits until the terminal is given back. One that takes nothing gets its modes back nevertheless.
-    pub fn finish(self) {
+    /// Waits until the terminal is given back. One that accepts no output gets its modes back nevertheless.
+    pub fn finish(self, hurried: bool) {
         self.end();
+        let patience = if hurried { HURRIED_FAREWELL } else { FAREWELL };
         let wanted = lock(&self.0.wanted);
-        drop(self.0.changed.wait_timeout_while(wanted, FAREWELL, |wanted| !wanted.ended));
+        drop(self.0.changed.wait_timeout_while(wanted, patience, |wanted| !wanted.ended));
         terminal::abandon();
     }
 }
@@ -128,6 +137,8 @@ impl Shared {
             if wanted.suspend {
                 terminal.suspend();
                 signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
+            }
+            if wanted.resume {
                 terminal.resume()?;
                 terminal.measure()?;
             }

@@ -4,7 +4,7 @@
 //! never shown (README#the-screen).
 
 use super::{Front, notice};
-use crate::client::command::{self, Command, View};
+use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
 use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
@@ -59,9 +59,6 @@ impl Front {
     pub fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
         let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
         self.escaped = (key == Key::Escape).then(Instant::now);
-        if self.over && !only_looks(&key, escaped) {
-            return Ok(None);
-        }
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
             Key::FocusIn => self.conversations.away = false,
@@ -97,7 +94,7 @@ impl Front {
 
     /// Whether a line would be taken now.
     fn is_prompt(&self) -> bool {
-        self.ahead.is_empty() && self.session.takes_lines()
+        !self.over && self.ahead.is_empty() && self.session.takes_lines()
     }
 
     /// Goes to another view, unless lines wait: what is typed must go where the screen says.
@@ -137,7 +134,7 @@ impl Front {
                 Outcome::Submitted(line) => {
                     view.scroll = 0;
                     // At once, whatever waits: what is typed next must never become a message.
-                    if matches!(command::parse(&line), Ok(Command::Password(None))) {
+                    if !self.over && matches!(command::parse(&line), Ok(Command::Password(None))) {
                         self.asking = Some(Asking::default());
                         return Ok(None);
                     }
@@ -209,6 +206,13 @@ impl Front {
     /// Takes a typed line: now if the session can, in turn otherwise. The first command to leave waits for what was typed and sent
     /// before it; the second does not.
     fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
+        if self.over {
+            if is_exit(&line) {
+                return Ok(Some(1));
+            }
+            self.show(notice("not sent: the session is over; Ctrl-C leaves".into()));
+            return Ok(None);
+        }
         if is_exit(&line) {
             if self.session.is_leaving() || self.ahead.iter().any(|line| is_exit(line)) {
                 return Ok(Some(self.abandon()));
@@ -274,35 +278,5 @@ impl Front {
             _ => None,
         };
         self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
-    }
-}
-
-/// Whether a line is the command to leave, by whichever name.
-fn is_exit(line: &str) -> bool {
-    matches!(command::parse(line), Ok(Command::Exit))
-}
-
-/// Whether a key, soon after Escape or not, only changes what is shown: such keys are of use when the session is over.
-fn only_looks(key: &Key, escaped: bool) -> bool {
-    match key {
-        Key::FocusIn | Key::FocusOut | Key::PageUp | Key::PageDown | Key::WheelUp | Key::WheelDown => true,
-        Key::Ctrl(c) => matches!(c, 'l' | 'z'),
-        Key::Alt(digit) => matches!(digit, '1'..='9'),
-        Key::Char(digit) => escaped && matches!(digit, '1'..='9'),
-        key => matches!(key, Key::AltLeft | Key::AltRight | Key::Position(..)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn views_can_be_reached_after_the_end_with_escape_and_digit() {
-        assert!(only_looks(&Key::Char('2'), true) && only_looks(&Key::Alt('2'), false));
-        for (key, escaped) in [('2', false), ('0', true), ('a', true)] {
-            assert!(!only_looks(&Key::Char(key), escaped), "{key}");
-        }
-        assert!(!only_looks(&Key::Alt('0'), false) && !only_looks(&Key::Escape, false));
     }
 }
