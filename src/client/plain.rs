@@ -4,6 +4,7 @@
 //! so a long script waits for the server instead of for memory. Output that nobody reads holds up the session, and never
 //! the network.
 
+use super::command::is_exit;
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState, Source};
 use super::options::Options;
@@ -12,6 +13,7 @@ use super::printer::Printer;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::spawn;
+use super::terminal;
 use super::work::Work;
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
@@ -42,7 +44,7 @@ pub fn run(
     // A wake says nothing but that it is time to look: one that waits is enough.
     let (wake, waking) = sync_channel(1);
     let (lines, typed) = sync_channel(QUEUE);
-    let wanted = [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
+    let wanted = terminal::unignored(&[SIGTERM, SIGINT, SIGHUP]);
     let mut signals = signal_hook::iterator::Signals::new(wanted)?;
     let (happened, signalled) = (wake.clone(), wake.clone());
     let printer = Printer::start()?;
@@ -53,7 +55,7 @@ pub fn run(
             if count > 0 {
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
-            stopping.stop();
+            stopping.stop(signal);
             let _ = signalled.try_send(());
         }
     })?;
@@ -72,15 +74,6 @@ pub fn run(
     status
 }
 
-/// Whether the process was started with the signal ignored, as nohup(1) does, and a shell for what runs in the background:
-/// it stays ignored. False where the system does not tell.
-fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask =
-        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
-}
-
 fn serve(
     session: &mut Session,
     options: &Options,
@@ -94,7 +87,9 @@ fn serve(
         if work.is_idle() {
             let _ = waking.recv_timeout(TICK);
         }
-        if printer.is_stopped() {
+        if let Some(signal) = printer.stopped() {
+            let signal = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            printer.print(format!("! ended by {signal}"));
             session.last_words().lines().for_each(|line| printer.print(format!("! {line}")));
             return Ok(1);
         }
@@ -136,12 +131,12 @@ fn serve(
             if !events.is_empty() {
                 continue;
             }
-            if !session.takes_lines() || printer.is_stopped() {
+            if !session.takes_lines() || printer.stopped().is_some() {
                 break;
             }
             match held.take().map_or_else(|| typed.try_recv(), Ok) {
-                // A command's answer comes after those of the lines before it.
-                Ok(line) if line.starts_with('/') && !session.is_settled() => {
+                // A command's answer comes after those of the lines before it. The session itself waits for them at the end.
+                Ok(line) if line.starts_with('/') && !session.is_settled() && !is_exit(&line) => {
                     held = Some(line);
                     break;
                 }

@@ -30,7 +30,8 @@ struct Waiting {
     /// The thread writes at this moment.
     writing: bool,
     failed: Option<io::Error>,
-    stopped: bool,
+    /// The signal after which nobody waits for the output.
+    stopped: Option<i32>,
 }
 
 impl Printer {
@@ -72,7 +73,7 @@ impl Printer {
     /// Prints one line, and waits for room.
     pub fn print(&self, line: String) {
         let full = |waiting: &Waiting| {
-            waiting.lines.len() >= MAX_WAITING && waiting.failed.is_none() && !waiting.stopped
+            waiting.lines.len() >= MAX_WAITING && waiting.failed.is_none() && waiting.stopped.is_none()
         };
         let mut waiting = self.wait_while(full);
         if waiting.failed.is_none() {
@@ -82,14 +83,14 @@ impl Printer {
         self.0.changed.notify_all();
     }
 
-    /// Nobody waits for the output any more.
-    pub fn stop(&self) {
-        lock(&self.0.waiting).stopped = true;
+    /// Nobody waits for the output any more, after this signal.
+    pub fn stop(&self, signal: i32) {
+        lock(&self.0.waiting).stopped = Some(signal);
         self.0.changed.notify_all();
     }
 
-    /// Whether the process is to stop.
-    pub fn is_stopped(&self) -> bool {
+    /// The signal after which the process is to stop.
+    pub fn stopped(&self) -> Option<i32> {
         lock(&self.0.waiting).stopped
     }
 
@@ -105,7 +106,7 @@ impl Printer {
     pub fn finish(&self) -> io::Result<()> {
         let unprinted =
             |waiting: &Waiting| (waiting.writing || !waiting.lines.is_empty()) && waiting.failed.is_none();
-        let waiting = self.wait_while(|waiting| unprinted(waiting) && !waiting.stopped);
+        let waiting = self.wait_while(|waiting| unprinted(waiting) && waiting.stopped.is_none());
         let waited = self.0.changed.wait_timeout_while(waiting, HURRIED, |waiting| unprinted(waiting));
         waited.unwrap_or_else(PoisonError::into_inner).0.failed.take().map_or(Ok(()), Err)
     }
@@ -166,12 +167,12 @@ mod tests {
         let (printer, _go, _written) = printer();
         thread::scope(|scope| {
             let session = scope.spawn(|| {
-                while !printer.is_stopped() {
+                while printer.stopped().is_none() {
                     printer.print("x".repeat(MAX_WAITING));
                 }
             });
             drop(printer.wait_while(|waiting| waiting.lines.len() < MAX_WAITING));
-            printer.stop();
+            printer.stop(signal_hook::consts::SIGTERM);
             session.join().expect("it ends");
         });
         printer.finish().expect("nothing has failed");
