@@ -3,15 +3,18 @@
 //! Invariant: nothing that was not understood is erased. A record counts with or without its line end; a byte order
 //! mark, blanks, blank lines and CRLF are harmless; what a torn write has left behind the last record is set aside in
 //! a file of its own; any other damage is an error with file, line and remedy. An append that fails is taken back as far as
-//! the disk allows, and none is ever glued to a line that has lost its end. Specification: README#records.
+//! the disk allows, and none is ever glued to a line that has lost its end. A file that this process alone may write gets
+//! nothing more after another program has changed it. Specification: README#records.
 
 use crate::clock;
 use crate::disk;
 use miniserde::{Deserialize, json};
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use zeroize::Zeroizing;
 
 /// What the records of a file are like.
@@ -49,6 +52,41 @@ pub struct Records {
     writers: Writers,
     format: &'static Format,
     repaired: Option<String>,
+    /// Of a file that only this process may write.
+    known: Option<Known>,
+}
+
+/// A file as this process left it.
+struct Known {
+    length: u64,
+    modified: SystemTime,
+    content: Sha256,
+}
+
+impl Known {
+    fn of(mut file: &File) -> io::Result<Known> {
+        let (data, mut content) = (file.metadata()?, Sha256::new());
+        file.rewind()?;
+        let mut piece = Zeroizing::new(vec![0; 64 * 1024]);
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(Known { length: data.len(), modified: data.modified()?, content }),
+                count => content.update(&piece[..count]),
+            }
+        }
+    }
+
+    /// Whether the file is still the same. With another time, the content decides: `touch` changes nothing, and some
+    /// file systems round the time later.
+    fn is_as(&mut self, file: &File) -> io::Result<bool> {
+        let data = file.metadata()?;
+        if data.len() != self.length || data.modified()? == self.modified {
+            return Ok(data.len() == self.length);
+        }
+        let now = Known::of(file)?;
+        self.modified = now.modified;
+        Ok(now.content.finalize() == self.content.clone().finalize())
+    }
 }
 
 /// What a file was found to hold.
@@ -82,16 +120,17 @@ pub fn parse<T: Deserialize>(line: &[u8]) -> Option<T> {
 }
 
 /// Reads a file without changing anything, also while another process appends to it: `each` gets every record,
-/// without blanks around it, and says whether it understands it.
+/// without blanks around it, and says whether it understands it. For each damaged line it gets nothing, and says whether
+/// that is to be tolerated.
 ///
 /// # Errors
-/// With file, line and remedy in the text if `each` does not understand a line that is not a torn write's rest; with
-/// the path if the file is missing, is a link, or the disk fails.
+/// With file, line and remedy in the text if `each` does not understand a line that is not a torn write's rest, and does
+/// not tolerate it; with the path if the file is missing, is a link, or the disk fails.
 pub fn read(path: &Path, each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
     scan(&disk::open(path)?, path, &PLAIN, 0, each)
 }
 
-/// Reads from byte `from` on. A line that is too long comes in pieces, of which the first is not understood.
+/// Reads from byte `from` on. A line that is too long comes in pieces.
 fn scan(
     file: &File,
     path: &Path,
@@ -106,7 +145,9 @@ fn scan(
     let mut reader = BufReader::new(handle.take(length.saturating_sub(from)));
     // Some hold password keys.
     let mut line = Zeroizing::new(Vec::with_capacity(format.longest.min(4096)));
-    let (mut at, mut number, mut rest) = (from, 1, None);
+    let (mut at, mut number) = (from, 1);
+    // The line in which a torn write's rest seems to begin; the last one that was damaged, which may have more pieces.
+    let (mut rest, mut last_damaged) = (None, 0);
     let mut found = Found { good: from, length, open: false };
     loop {
         line.clear();
@@ -116,23 +157,38 @@ fn scan(
             return Ok(found);
         }
         let is_whole = line.ends_with(b"\n");
-        // Some file systems leave zeros behind the last record after a crash.
-        let zeros = line.iter().rev().take_while(|&&byte| byte == 0).count();
-        let body = &line[..count - zeros];
-        let text = body.trim_ascii();
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).trim_ascii();
-        match rest {
-            _ if text.is_empty() => found.open &= !is_whole,
-            None if each(text) => found.open = !is_whole,
-            // A record that was not written to its end.
-            None if !is_whole && !text.ends_with(b"}") && !is_utf16(&line) => rest = Some(number),
-            _ => return Err(damaged(path, format, rest.unwrap_or(number), &line)),
+        // Some file systems leave zeros after a crash, where data was not written yet.
+        let is_blank = |byte: &u8| *byte == 0 || byte.is_ascii_whitespace();
+        let end = line.iter().rposition(|byte| !is_blank(byte)).map_or(0, |last| last + 1);
+        let zeros = line[end..].iter().position(|&byte| byte == 0).map(|first| end + first);
+        let text = line[..end].trim_ascii_start();
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).trim_ascii_start();
+        let is_open = !is_whole || zeros.is_some();
+        if text.is_empty() {
+            found.open &= is_open;
+        } else {
+            // Something follows, so no torn write has left it.
+            let mut is_damaged = rest.take();
+            let is_new = last_damaged != number && is_damaged != Some(number);
+            if is_new && each(text) {
+                found.open = is_open;
+            } else if is_new && !is_whole && !text.ends_with(b"}") && !is_utf16(&line) {
+                // A record that was not written to its end.
+                rest = Some(number);
+            } else {
+                is_damaged = is_damaged.or(Some(number));
+                found.open = is_open;
+            }
+            if let Some(number) = is_damaged.filter(|number| last_damaged != *number) {
+                if !each(b"") {
+                    return Err(damaged(path, format, number, &line));
+                }
+                last_damaged = number;
+            }
         }
         if rest.is_none() {
-            found.good = at + body.len() as u64;
-        }
-        if zeros > 0 {
-            rest = rest.or(Some(number));
+            found.good = at + zeros.unwrap_or(count) as u64;
+            rest = zeros.map(|_| number);
         }
         at += count as u64;
         number += u64::from(is_whole);
@@ -140,7 +196,11 @@ fn scan(
 }
 
 fn damaged(path: &Path, format: &Format, number: u64, line: &[u8]) -> io::Error {
-    let hint = if is_utf16(line) { " (this looks like UTF-16: save the file as UTF-8)" } else { "" };
+    let hint = match line {
+        _ if is_utf16(line) => " (this looks like UTF-16: save the file as UTF-8)",
+        _ if line.trim_ascii().contains(&b'\r') => " (its line ends are CR alone: save the file with LF)",
+        _ => "",
+    };
     io::Error::other(format!("{}: line {number} {}{hint}", path.display(), format.damaged))
 }
 
@@ -228,17 +288,37 @@ impl Records {
         format: &'static Format,
         each: impl FnMut(&[u8]) -> bool,
     ) -> io::Result<Records> {
-        let mut records = Records { path: path.to_path_buf(), file, writers, format, repaired: None };
+        let path_buf = path.to_path_buf();
+        let mut records = Records { path: path_buf, file, writers, format, repaired: None, known: None };
         records.repaired = records.locked(|file| {
             let found = scan(file, path, format, 0, each)?;
             records.repair(&found)
         })?;
+        records.know()?;
         Ok(records)
     }
 
     /// What was repaired when the file was opened, as a sentence.
     pub fn repaired(&self) -> Option<&str> {
         self.repaired.as_deref()
+    }
+
+    /// Remembers the file as it is now, if nobody else may change it.
+    fn know(&mut self) -> io::Result<()> {
+        let known = (self.writers == Writers::One).then(|| Known::of(&self.file)).transpose();
+        self.known = known.map_err(disk::at(&self.path))?;
+        Ok(())
+    }
+
+    /// Refuses to write to a file that another program has changed: what it holds is not what this process believes.
+    fn check_unchanged(&mut self) -> io::Result<()> {
+        let Some(known) = &mut self.known else { return Ok(()) };
+        let told = match disk::is_at(&self.file, &self.path) {
+            true if known.is_as(&self.file).map_err(disk::at(&self.path))? => return Ok(()),
+            true => "another program changed it while it was in use: put it back as it was, or start again",
+            false => "it was replaced or removed while it was in use: put it back, or start again",
+        };
+        Err(disk::at(&self.path)(io::Error::other(told)))
     }
 
     fn locked<T>(&self, act: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
@@ -273,9 +353,10 @@ impl Records {
 
     /// Sees to it that what is appended now follows a line end, in the file that has the name: an editor may have
     /// changed or replaced it, or a full disk may have left half a line.
-    fn ready(&self) -> io::Result<()> {
+    /// True if something had to be repaired.
+    fn ready(&self) -> io::Result<bool> {
         if disk::ends_line(&self.file)? {
-            return Ok(());
+            return Ok(false);
         }
         let length = self.file.metadata()?.len();
         let mut last = vec![0; length.min(self.format.longest as u64) as usize];
@@ -286,24 +367,21 @@ impl Records {
         let found = scan(&self.file, &self.path, self.format, line, each);
         let found =
             found.map_err(|_| io::Error::other("its last line is damaged: repair it, and start again"))?;
-        self.repair(&found).map(drop)
+        self.repair(&found).map(|_| true)
     }
 
     /// Appends lines, each with its end; waits until they are on disk if they are to be `durable`.
     ///
     /// # Errors
-    /// The disk's, with the path in the text, or that another program has put another file in the place of one that
-    /// only this process may write: the file then ends as it did before.
+    /// The disk's, with the path in the text, or that another program has changed or replaced a file that only this
+    /// process may write: the file then ends as it did before.
     pub fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
-        if !disk::is_at(&self.file, &self.path) {
-            if self.writers == Writers::One {
-                let text = "it was replaced or removed while it was in use: put it back, or start again";
-                return Err(disk::at(&self.path)(io::Error::other(text)));
-            }
+        self.check_unchanged()?;
+        if self.writers == Writers::Many && !disk::is_at(&self.file, &self.path) {
             self.file = disk::append(&self.path)?;
         }
         let written = self.locked(|mut file| {
-            self.ready()?;
+            let is_repaired = self.ready()?;
             let length = file.metadata()?.len();
             let written =
                 file.write_all(lines).and_then(|()| if durable { file.sync_data() } else { Ok(()) });
@@ -311,9 +389,17 @@ impl Records {
                 // If this fails too, the half line is set aside before the next one.
                 let _ = file.set_len(length).and_then(|()| file.sync_all());
             }
-            written
+            written.map(|()| is_repaired)
         });
-        written.map_err(disk::at(&self.path))
+        match (&written, &mut self.known) {
+            (Ok(false), Some(known)) => {
+                known.content.update(lines);
+                known.length += lines.len() as u64;
+                known.modified = self.file.metadata()?.modified()?;
+            }
+            _ => self.know()?,
+        }
+        written.map(drop).map_err(disk::at(&self.path))
     }
 
     /// Waits until all of the file is on disk.
@@ -342,18 +428,20 @@ impl Records {
         lines: impl IntoIterator<Item = L>,
         before: impl FnOnce(&File) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.check_unchanged()?;
         let write =
             |writer: &mut dyn Write| lines.into_iter().try_for_each(|line| writer.write_all(line.as_ref()));
         self.file = disk::replace_with(&self.path, write, before)?;
-        Ok(())
+        self.know()
     }
 
     /// Empties the file, and removes what was ever set aside of it.
     ///
     /// # Errors
     /// With the path in the text.
-    pub fn erase(&self) -> io::Result<()> {
-        erase(&self.file, &self.path)
+    pub fn erase(&mut self) -> io::Result<()> {
+        erase(&self.file, &self.path)?;
+        self.know()
     }
 }
 
@@ -464,5 +552,67 @@ mod tests {
             assert_eq!(appended.is_ok(), writers == Writers::Many);
             assert_eq!(fs::read_to_string(&path).expect("there"), text);
         }
+    }
+
+    /// A new path for a file, and its folder.
+    fn place() -> (PathBuf, PathBuf) {
+        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let folder = std::env::temp_dir().join(format!("records-{name}"));
+        disk::private_folders(&folder, &[]).expect("folder");
+        (folder.join("lines"), folder)
+    }
+
+    #[test]
+    fn half_a_line_of_a_full_disk_is_set_aside_before_the_next() {
+        let (path, folder) = place();
+        let mut records = Records::open(&path, Writers::One, |_| true).expect("new");
+        assert_eq!(records.repaired(), None);
+        for n in 0..3 {
+            records.append(format!("{{\"n\":{n}}}\n").as_bytes(), true).expect("written");
+            if n == 1 {
+                // It could not be taken back.
+                (&records.file).write_all(b"{\"n\":").and_then(|()| records.know()).expect("written");
+            }
+        }
+        let text = std::fs::read_to_string(&path).expect("readable");
+        assert_eq!(text, (0..3).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>());
+        assert_eq!(std::fs::read_to_string(&asides(&path)[0]).expect("kept"), "{\"n\":");
+        std::fs::remove_dir_all(folder).expect("clean up");
+    }
+
+    /// README#records.
+    #[test]
+    fn file_that_another_program_changed_in_place_gets_no_line() {
+        let (path, folder) = place();
+        let mut records = Records::open(&path, Writers::One, |_| true).expect("new");
+        let text = "{\"n\":0}\n{\"n\":1}\n";
+        records.append(text.as_bytes(), true).expect("written");
+        let earlier = SystemTime::UNIX_EPOCH;
+        for changed in
+            ["{\"n\":0}\n", "{\"n\":0}\n{\"n\":2}\n", "", &format!("{text}{text}"), &format!("{text}{{")]
+        {
+            std::fs::write(&path, changed).expect("written");
+            File::options()
+                .append(true)
+                .open(&path)
+                .and_then(|file| file.set_modified(earlier))
+                .expect("a time");
+            let error = records.append(b"{\"n\":3}\n", true).expect_err(changed).to_string();
+            assert!(error.contains("another program changed it"), "{changed}: {error}");
+            records.rewrite(["{}\n"], |_| Ok(())).expect_err(changed);
+            assert_eq!(std::fs::read_to_string(&path).expect("there"), changed);
+        }
+        // Put back as it was, under whatever time.
+        std::fs::write(&path, text).expect("written");
+        records.append(b"{\"n\":3}\n", true).expect("the same");
+        records.rewrite(["{}\n"], |_| Ok(())).expect("the same");
+        records.append(b"{\"n\":4}\n", true).expect("its own");
+        assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":4}\n");
+        // Of several writers, each takes the file as it is.
+        let mut records = Records::open(&path, Writers::Many, |_| true).expect("there");
+        std::fs::write(&path, "{}").expect("written");
+        records.append(b"{\"n\":5}\n", true).expect("written");
+        assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":5}\n");
+        std::fs::remove_dir_all(folder).expect("clean up");
     }
 }

@@ -139,9 +139,84 @@ fn accounts_that_are_not_understood_stop_the_start() {
 
 /// README#records.
 #[test]
+fn accounts_overwritten_in_place_get_no_more_records() {
+    let (home, path, text) = two_accounts();
+    let server = Server::within(home, &[]);
+    newcomer(&server, "carol");
+    let whole = fs::read_to_string(&path).expect("there");
+    // As `cp` and some editors do: the same file, with other content.
+    fs::write(&path, &text).expect("written");
+    let dave = Person::new("dave");
+    let mut raw = server.raw();
+    raw.say(&dave.registration());
+    assert!(raw.error().contains("server"), "nothing is confirmed");
+    until("the log says why", || {
+        let told = "users.json: another program changed it while it was in use: put it back as it was";
+        server.log().lines().any(|line| line.contains("event=storage_failed ") && line.contains(told))
+    });
+    assert_eq!(fs::read_to_string(&path).expect("there"), text);
+    fs::write(&path, &whole).expect("put back");
+    newcomer(&server, "erin");
+    drop(server.kill());
+    assert!(fs::read_to_string(&path).expect("there").starts_with(&whole));
+}
+
+/// README#records.
+#[test]
+fn locks_count_beside_whatever_is_not_understood() {
+    let mut home = used_folder();
+    let path = home.path("data/locks.json");
+    let until = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
+    let until = until.duration_since(std::time::UNIX_EPOCH).expect("a time").as_millis();
+    let lock = |name: &str| format!("{{\"name\":\"{name}\",\"until\":{until}}}\n").into_bytes();
+    let (alice, bob) = (lock("alice"), lock("bob"));
+    let hole = vec![0; 10_000];
+    // What is told, and whether bob is still locked.
+    for (bytes, damaged, bob_too) in [
+        ([&alice[..], &hole, b"\n", &bob].concat(), true, true),
+        ([&alice[..], b"{\"na", &hole, b"me\n", &bob].concat(), true, true),
+        ([&alice[..], &hole, &bob].concat(), true, false),
+        ([&alice[..], &bob, &hole].concat(), false, true),
+        ([&alice[..], &bob, b"{\"name\":\"\xc3"].concat(), false, true),
+        ([&alice[..], &vec![b'x'; 1024 * 1024], b"\n", &bob].concat(), true, true),
+        ([&alice[..], b"{\"name\":\"a\0\"}\n", &bob].concat(), true, true),
+        (
+            [
+                &alice[..],
+                &String::from_utf8_lossy(&[&bob[..], &bob].concat()).replace('\n', "\r").into_bytes(),
+            ]
+            .concat(),
+            true,
+            false,
+        ),
+    ] {
+        fs::write(&path, &bytes).expect("written");
+        let locked = format!("{} locked names\n", 1 + usize::from(bob_too));
+        let told = match damaged {
+            true => "WARNING: locks.json: 1 lines are not understood: a start sets them aside",
+            false => "bytes behind the last record are not understood: a start sets them aside",
+        };
+        let (status, checked) = run(&home, &["--check"]);
+        assert!(status == 0 && checked.contains(&locked) && checked.contains(told), "{checked}");
+        assert_eq!(fs::read(&path).expect("there"), bytes, "nothing has changed");
+        let count = asides(&path).len();
+        home = Server::within(home, &[]).kill();
+        assert_eq!(asides(&path).len(), count + 1);
+        let (_, checked) = run(&home, &["--check"]);
+        assert!(checked.contains(&locked) && !checked.contains("understood"), "{checked}");
+    }
+}
+
+/// A data folder that a server has used.
+fn used_folder() -> Arc<Folder> {
+    Server::start().kill()
+}
+
+/// README#records.
+#[test]
 fn torn_rest_of_accounts_is_set_aside_and_each_time_anew() {
     let (mut home, path, text) = two_accounts();
-    let rests = ["{\"name\":\"carol\",\"sa", "{\"na\0\0\0\0", &"\0".repeat(9000), "\0"];
+    let rests = ["{\"name\":\"carol\",\"sa", "{\"na\0\0\0\0", &"\0".repeat(9000), "\0", "\0\0\n"];
     for rest in rests {
         fs::write(&path, format!("{text}{rest}")).expect("written");
         let (status, checked) = run(&home, &["--check"]);

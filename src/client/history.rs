@@ -289,7 +289,7 @@ impl History {
         if temporary.exists() {
             fs::remove_file(&temporary).map_err(disk::at(&temporary))?;
         }
-        if let Some(records) = &self.records {
+        if let Some(records) = &mut self.records {
             // In place, so that the lock stays what it is.
             records.erase()?;
         } else if was_there {

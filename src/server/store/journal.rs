@@ -63,34 +63,3 @@ impl Journal {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::super::accounts::tests::Folder;
-    use super::*;
-    use crate::disk;
-    use crate::records::{self, Writers};
-    use std::io::Write;
-
-    #[test]
-    fn partial_line_is_set_aside_before_the_next_append() {
-        let folder = Folder::new();
-        let path = folder.0.join("lines");
-        let add = |text: &str| disk::append(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-        add("{\"n\":0}\n").expect("written");
-        let records = Records::open(&path, Writers::One, |_| true).expect("whole");
-        assert_eq!(records.repaired(), None);
-        let journal = Journal::new(records);
-        for n in 1..=2 {
-            journal.append(&format!("{{\"n\":{n}}}\n")).expect("written");
-        }
-        add("{\"n\":").expect("written");
-        for n in 3..=4 {
-            journal.append(&format!("{{\"n\":{n}}}\n")).expect("written");
-        }
-        let text = std::fs::read_to_string(&path).expect("readable");
-        assert_eq!(text, (0..=4).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>());
-        let aside = records::asides(&path);
-        assert_eq!(std::fs::read_to_string(&aside[0]).expect("kept"), "{\"n\":");
-    }
-}

@@ -71,10 +71,13 @@ struct Held {
 }
 
 impl Held {
-    /// Takes any line, also one that is not understood: a damaged lock must not keep the server from its start.
+    /// Takes one record, or none for a damaged line: a damaged lock must not keep the server from its start.
     fn take(&mut self, line: &[u8]) -> bool {
         match records::parse::<Lock>(line) {
-            None => self.unread += 1,
+            None => {
+                self.unread += usize::from(line.is_empty());
+                return line.is_empty();
+            }
             Some(held) => {
                 let left = Duration::from_millis(held.until.saturating_sub(clock::now_ms())).min(LOCKOUT);
                 match left.is_zero() {
