@@ -45,8 +45,19 @@ pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a folder and its parents, for the owner alone; their names are on disk then.
 fn make_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
+    if path.is_dir() {
+        return Ok(());
+    }
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), make_folder)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made.map_err(at(path))?,
+    }
+    // Otherwise a power cut could take the folder and its files away. A parent that cannot be read cannot be synced.
+    let _ = sync_parent(path);
+    Ok(())
 }
 
 /// Whether [`private_folders`] would succeed on a `root` that exists; makes and changes nothing.

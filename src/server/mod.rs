@@ -2,8 +2,8 @@
 //! for its operator [`operator`], on disk [`store`].
 //!
 //! Invariants: nothing here can name a private key or an envelope's contents (a test reads the imports). No lock is held
-//! while a thread waits for a client; one that is held while it waits for the disk (that of `locks.json`) is taken for
-//! nothing else. Every wait for a client has a deadline, and everything that a client can make grow has a bound; those
+//! while a thread waits for a client; those that are held while they wait for the disk (those of `locks.json` and of the
+//! renewal of a certificate) are taken for nothing else. Every wait for a client has a deadline, and everything that a client can make grow has a bound; those
 //! that somebody can meet stand in [`limits`].
 //!
 //! Lock order, each before those behind it: a session's slot → the list of [`grace`]; slot, or what it has granted, or the

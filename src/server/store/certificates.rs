@@ -23,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub struct Certificates {
     folder: PathBuf,
     state: Mutex<State>,
+    /// Held by the thread that renews the files: two at once would write the same temporary file.
+    renewing: Mutex<()>,
 }
 
 struct State {
@@ -66,7 +68,11 @@ impl Certificates {
         let mut lines = vec![format!("{what}: {facts}")];
         lines.extend(certificate::notice(&facts, now).map(|notice| format!("WARNING: {notice}")));
         let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts };
-        let certificates = Certificates { folder: folder.to_path_buf(), state: Mutex::new(state) };
+        let certificates = Certificates {
+            folder: folder.to_path_buf(),
+            state: Mutex::new(state),
+            renewing: Mutex::default(),
+        };
         Ok((is_start.then_some(certificates), lines))
     }
 
@@ -106,8 +112,11 @@ impl Certificates {
             audit.log("storage_notice", None, None, &notice);
         }
         // A server that runs for more than a year renews its own certificate, too.
-        let renewed =
-            expired && matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed));
+        let renew = || {
+            let _renewing = lock(&self.renewing);
+            matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed))
+        };
+        let renewed = expired && renew();
         let stamp = stamp(&self.folder);
         if !renewed && stamp == former {
             return Ok(());
