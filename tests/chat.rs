@@ -45,8 +45,9 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
     alice.expect("<alice -> bob> with a mark");
     let before = [
         "\u{feff}",
+        "\u{feff}\u{feff}",
+        "\u{200b}\u{feff}",
         "\u{200b}",
-        "\0",
         "\u{fffd}",
         "\u{a0}",
         "\u{ad}",
@@ -71,10 +72,50 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
     for nothing in ["\u{feff}", "\u{200b} ", "\u{3000}"] {
         alice.say(nothing);
     }
+    for line in ["\0/msg bob secret", "sec\0ret"] {
+        alice.say(line);
+        alice.expect("has a zero byte: nothing of it was sent");
+    }
     alice.say("the end");
     bob.expect("<alice> the end");
     let heard: Vec<_> = bob.output.seen.iter().filter(|line| line.starts_with('<')).collect();
     assert_eq!(heard, ["<alice -> bob> with a mark", "<alice> the end"]);
+}
+
+#[test]
+fn input_that_begins_with_two_byte_order_marks_is_no_command() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut alice = server.client("alice");
+    alice.say("\u{feff}\u{feff}/msg bob secret");
+    let mut alice = alice.ready();
+    alice.expect("! a command begins with its slash");
+    alice.say("the end");
+    bob.expect("<alice> the end");
+    assert!(bob.output.seen.iter().all(|line| !line.contains("secret")), "{:?}", bob.output.seen);
+}
+
+#[test]
+fn answers_come_in_the_order_of_the_lines() {
+    let server = Server::start();
+    let _bob = server.client("bob").ready();
+    let mut alice = server.client("alice").ready();
+    for n in 0..8 {
+        alice.say(&format!("word {n}"));
+        alice.say(&format!("\u{200b}/msg bob {n}"));
+        alice.say(&"x".repeat(50_000));
+    }
+    let (_, lines) = alice.finish();
+    let answers: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| match line {
+            line if line.starts_with("<alice> word") => Some("said"),
+            line if line.starts_with("! a command begins") => Some("refused"),
+            line if line.starts_with("! too long") => Some("too long"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(answers, ["said", "refused", "too long"].repeat(8), "{lines:#?}");
 }
 
 #[test]

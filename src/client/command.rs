@@ -162,6 +162,9 @@ const STROKES: &[char] = &[
     '\u{280c}', '\u{2cc6}', '\u{2cc7}', '\u{2f03}', '\u{3033}', '\u{30ce}', '\u{31d2}', '\u{31d3}',
     '\u{4e3f}', '\u{ff89}',
 ];
+/// What looks like a backslash. It begins ordinary texts, too: only before a command's name it means one.
+const BACKSLASHES: &[char] =
+    &['\\', '\u{20e5}', '\u{2216}', '\u{27cd}', '\u{29f5}', '\u{29f9}', '\u{fe68}', '\u{ff3c}'];
 
 /// Entries that `/history` shows without a number.
 pub const HISTORY: usize = 20;
@@ -196,6 +199,9 @@ pub fn parse(line: &str) -> Result<Command, String> {
     let command = match word.as_str() {
         "msg" => {
             let (name, text) = addressed(rest, "msg")?;
+            if !text.contains(is_visible) {
+                return Err("nothing of this message can be seen: it was not sent".into());
+            }
             return Ok(Command::Message(name, text.into()));
         }
         "sendfile" => {
@@ -265,27 +271,41 @@ pub fn parse(line: &str) -> Result<Command, String> {
     }
 }
 
+/// Whether there is something to see, if only a stroke through what stands before it.
+fn is_visible(c: char) -> bool {
+    SOLIDI.contains(&c) || BACKSLASHES.contains(&c) || !is_blank(c)
+}
+
 /// A line that does not begin with a slash.
 fn text(line: &str) -> Result<Command, String> {
-    let visible = |c: &char| SOLIDI.contains(c) || !is_blank(*c);
-    if !line.contains(|c| visible(&c)) {
+    if !line.contains(is_visible) {
         return Ok(Command::Nothing);
     }
     // Of several lines, the first in which there is something to see.
-    let shown = line.split('\n').map(shown).find(|shown| shown.contains(|c| visible(&c)));
+    let shown = line.split('\n').map(shown).find(|shown| shown.contains(is_visible));
     let Some(shown) = shown else {
         return Err("nothing of this line can be seen: it was not sent".into());
     };
     // As its author sees it, and as the others would: what was written over reaches them.
     for form in [line].into_iter().chain(shown.split('\n')) {
-        let mut seen = form.chars().filter(visible);
-        let (first, second) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
+        let mut seen = form.chars().filter(|c| is_visible(*c));
+        let first = seen.next().unwrap_or_default();
+        let second = seen.clone().next().unwrap_or_default();
         if first == '/' {
             return Err(
                 "a command begins with its slash: remove what stands before it; //… sends it as text".into(),
             );
         }
-        if SOLIDI.contains(&first) || STROKES.contains(&first) && second.is_ascii_alphabetic() {
+        let means_command = || {
+            let behind = form.split(first).nth(1).unwrap_or_default();
+            let words: String = behind.chars().filter(|c| c.is_whitespace() || is_visible(*c)).collect();
+            let word = words.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+            COMMANDS.iter().any(|usage| usage.name == word) || word == "quit"
+        };
+        if SOLIDI.contains(&first)
+            || STROKES.contains(&first) && second.is_ascii_alphabetic()
+            || BACKSLASHES.contains(&first) && means_command()
+        {
             let code = u32::from(first);
             return Err(format!(
                 "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
@@ -556,6 +576,55 @@ mod tests {
             assert!(parse(written_over).is_err(), "{written_over:?}");
         }
         assert!(parse("\u{1b}P/msg bob secret").is_err(), "nothing is seen, yet something is there");
+    }
+
+    #[test]
+    fn no_unseen_character_turns_a_command_into_text() {
+        // Default_Ignorable_Code_Point of Unicode, with controls, blanks, and what is known to show nothing.
+        let ranges = [
+            (0, 0x20),
+            (0x7f, 0xa0),
+            (0xad, 0xad),
+            (0x300, 0x36f),
+            (0x61c, 0x61c),
+            (0x115f, 0x1160),
+            (0x1680, 0x1680),
+            (0x17b4, 0x17b5),
+            (0x180b, 0x180f),
+            (0x2000, 0x200f),
+            (0x2028, 0x202f),
+            (0x205f, 0x206f),
+            (0x2800, 0x2800),
+            (0x3000, 0x3000),
+            (0x3164, 0x3164),
+            (0xfe00, 0xfe0f),
+            (0xfe20, 0xfe2f),
+            (0xfeff, 0xfeff),
+            (0xffa0, 0xffa0),
+            (0xfff0, 0xfffd),
+            (0x1bca0, 0x1bca3),
+            (0x1d173, 0x1d17a),
+            (0xe0000, 0xe0fff),
+        ];
+        for c in ranges.iter().flat_map(|(from, to)| *from..=*to).filter_map(char::from_u32) {
+            for before in
+                [format!("{c}"), format!("\u{feff}{c}"), format!("{c}\u{feff}"), format!("\r{c}{c} ")]
+            {
+                let line = format!("{before}/msg bob secret");
+                assert!(parse(&line).is_err(), "{line:?}");
+            }
+            let (inside, invisible) = (format!("/{c}msg bob secret"), format!("/msg bob {c}\u{feff}"));
+            assert!(parse(&inside).is_err(), "{inside:?}");
+            assert!(SOLIDI.contains(&c) || parse(&invisible).is_err(), "{invisible:?}");
+        }
+        for backslash in BACKSLASHES {
+            for line in [format!("{backslash}msg bob secret"), format!("\u{200b}{backslash}\u{feff}QUIT")] {
+                assert!(parse(&line).is_err(), "{line:?}");
+            }
+        }
+        for text in ["\\o/", "\\begin{msg}", "\\\\server\\msg", "\\message"] {
+            assert_eq!(parse(text), Ok(Command::Say(text.into())), "{text:?}");
+        }
     }
 
     #[test]

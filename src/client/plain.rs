@@ -4,7 +4,7 @@
 //! so a long script waits for the server instead of for memory. Output that nobody reads holds up the session, and never
 //! the network.
 
-use super::command::is_exit;
+use super::command::{Command, parse};
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState, Source};
 use super::options::Options;
@@ -24,6 +24,9 @@ use std::io::{self, BufRead, Read};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
+
+/// A line of the input; what is wrong with one that is not text.
+type Typed = Result<String, String>;
 
 /// Lines of the input that may wait.
 const QUEUE: usize = 16;
@@ -80,9 +83,9 @@ fn serve(
     work: &Work,
     printer: &Printer,
     waking: &Receiver<()>,
-    typed: &Receiver<String>,
+    typed: &Receiver<Typed>,
 ) -> io::Result<u8> {
-    let mut held: Option<String> = None;
+    let mut held: Option<Typed> = None;
     loop {
         if work.is_idle() {
             let _ = waking.recv_timeout(TICK);
@@ -135,14 +138,17 @@ fn serve(
                 break;
             }
             match held.take().map_or_else(|| typed.try_recv(), Ok) {
-                // A command's answer comes after those of the lines before it. The session itself waits for them at the end.
-                Ok(line) if line.starts_with('/') && !session.is_settled() && !is_exit(&line) => {
+                // Its answer would overtake those of the lines before it. The session itself waits for them at the end.
+                Ok(line) if !is_unanswered(&line) && !session.is_settled() => {
                     held = Some(line);
                     break;
                 }
                 Ok(line) => {
                     work.touch();
-                    events.push(Event::Line(line));
+                    match line {
+                        Ok(line) => events.push(Event::Line(line)),
+                        Err(problem) => printer.print(format!("! {problem}")),
+                    }
                 }
                 Err(TryRecvError::Disconnected) => events.push(Event::EndOfInput),
                 Err(TryRecvError::Empty) => break,
@@ -156,15 +162,21 @@ fn passwords(old: Option<PathBuf>, new: Option<String>) -> Result<(Password, Pas
     let (Some(old), Some(new)) = (old, new) else {
         return Err(StartError::Usage("name a file whose first line is the new one: /passwd FILE".into()));
     };
-    Ok((super::read_password(&old)?, super::read_password(&typed_path(&new))?))
+    let new = typed_path(&new).map_err(StartError::Usage)?;
+    Ok((super::read_password(&old)?, super::read_password(&new)?))
 }
 
-/// Reads lines of bounded length; what is not UTF-8 is replaced, a longer line is cut where the session will refuse it.
-fn read_lines(lines: SyncSender<String>, wake: &SyncSender<()>) {
+/// Whether a line is answered when the server has taken it, or not at all: anything else is answered at once.
+fn is_unanswered(line: &Typed) -> bool {
+    let Ok(line) = line else { return false };
+    line.len() <= MAX_TEXT && matches!(parse(line), Ok(Command::Say(_) | Command::Nothing | Command::Exit))
+}
+
+/// Reads lines of bounded length. A longer line is cut where the session will refuse it.
+fn read_lines(lines: SyncSender<Typed>, wake: &SyncSender<()>) {
     let mut input = io::stdin().lock();
     let limit = MAX_TEXT as u64 * 2;
-    let mut first = true;
-    loop {
+    for number in 1u64.. {
         let mut line = Vec::new();
         let length = (&mut input).take(limit).read_until(b'\n', &mut line).unwrap_or(0);
         if length == 0 {
@@ -178,11 +190,7 @@ fn read_lines(lines: SyncSender<String>, wake: &SyncSender<()>) {
                 rest.clear();
             }
         }
-        let line = String::from_utf8_lossy(&line);
-        // A byte order mark, which some editors put before all, is no part of the first line.
-        let line = if std::mem::take(&mut first) { line.trim_start_matches('\u{feff}') } else { &line };
-        let line = line.trim_end_matches(['\r', '\n']).to_string();
-        if lines.send(line).is_err() {
+        if lines.send(decode(&line, number)).is_err() {
             return;
         }
         let _ = wake.try_send(());
@@ -190,4 +198,48 @@ fn read_lines(lines: SyncSender<String>, wake: &SyncSender<()>) {
     // The end of the lines is the end of their channel: the loop is woken to see it.
     drop(lines);
     let _ = wake.try_send(());
+}
+
+/// The text of line `number`, without its end. Only before the first one, some editors put a byte order mark.
+fn decode(line: &[u8], number: u64) -> Typed {
+    let line = if number == 1 { line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line) } else { line };
+    let problem = match std::str::from_utf8(line) {
+        Ok(text) if !text.contains('\0') => return Ok(text.trim_end_matches(['\r', '\n']).to_string()),
+        Ok(_) => "has a zero byte",
+        Err(_) => "is not UTF-8",
+    };
+    Err(format!("line {number} {problem}: nothing of it was sent; convert the input to UTF-8 text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_that_is_not_text_is_refused_whole() {
+        for (bytes, text) in [
+            (&b"hi \r\n"[..], "hi "),
+            (b"\xef\xbb\xbf/msg bob x\n", "/msg bob x"),
+            (b"\xef\xbb\xbf\xef\xbb\xbf/msg bob x\n", "\u{feff}/msg bob x"),
+            (b"a \xef\xbf\xbd b", "a \u{fffd} b"),
+        ] {
+            assert_eq!(decode(bytes, 1).as_deref(), Ok(text));
+        }
+        assert_eq!(decode(b"\xef\xbb\xbfx", 2).as_deref(), Ok("\u{feff}x"), "no mark of the stream");
+        for bytes in [
+            &b"a\0b\n"[..],
+            b"\0",
+            b"\xff\xfe/\0m\0",
+            b"caf\xe9",
+            b"/msg bob \xc3",
+            b"\xed\xa0\x80",
+            b"\xc0\xaf",
+        ] {
+            let problem = decode(bytes, 7).expect_err("refused");
+            assert!(
+                problem.starts_with("line 7 ") && problem.contains("nothing of it was sent"),
+                "{problem}"
+            );
+        }
+    }
 }
