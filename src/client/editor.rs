@@ -327,6 +327,39 @@ mod tests {
     }
 
     #[test]
+    fn emoji_are_never_halved() {
+        use Key::{Alt, Backspace, Ctrl, Delete, Home, Left, Right, WordLeft, WordRight};
+        for emoji in ["🇩🇪", "👨‍👩‍👧‍👦", "👩🏽‍❤️‍💋‍👨🏽", "👍🏽", "#️⃣", "1️⃣", "-\u{301}", "🏳️‍🌈"]
+        {
+            let two = format!("{emoji}{emoji}");
+            for (keys, left) in [
+                (&[Backspace][..], format!("{emoji}|")),
+                (&[Left, Backspace], format!("|{emoji}")),
+                (&[Home, Right, Delete], format!("{emoji}|")),
+                (&[Left, Left, Delete], format!("|{emoji}")),
+                (&[Ctrl('t')], format!("{two}|")),
+                (&[Ctrl('w')], "|".into()),
+                (&[Home, Alt('d')], "|".into()),
+            ] {
+                assert_eq!(after(&two, keys), left, "{keys:?}");
+            }
+            let between = format!("a {emoji} b");
+            for keys in
+                [&[WordLeft][..], &[WordLeft, WordLeft], &[Home, WordRight], &[Home, WordRight, WordRight]]
+            {
+                let text = after(&between, keys);
+                assert!(text.contains(emoji), "{text:?}");
+            }
+            // Nor at the edge of a line that is longer than its place.
+            let long = typed(&emoji.repeat(40));
+            for columns in 4..40 {
+                let (shown, _) = long.visible(columns);
+                assert_eq!(shown.replace(emoji, ""), "", "{columns}");
+            }
+        }
+    }
+
+    #[test]
     fn transposing_swaps_whole_characters() {
         use Key::{Ctrl, Home, Left};
         assert_eq!(after("abc", &[Ctrl('t')]), "acb|");

@@ -97,14 +97,23 @@ impl Line {
 
     /// The beginning of the word before the cursor.
     pub fn word_left(&self, in_word: fn(char) -> bool) -> usize {
-        let before = self.text[..self.cursor].trim_end_matches(|c| !in_word(c));
-        before.trim_end_matches(in_word).len()
+        let mut before: Vec<&str> = clusters(&self.text[..self.cursor]).collect();
+        for inside in [false, true] {
+            while before.pop_if(|cluster| cluster.starts_with(in_word) == inside).is_some() {}
+        }
+        before.iter().map(|cluster| cluster.len()).sum()
     }
 
     /// The end of the word behind the cursor.
     pub fn word_right(&self) -> usize {
-        let after = self.text[self.cursor..].trim_start_matches(|c| !in_word(c));
-        self.text.len() - after.trim_start_matches(in_word).len()
+        let mut after = clusters(&self.text[self.cursor..]).peekable();
+        let mut at = self.cursor;
+        for inside in [false, true] {
+            while let Some(cluster) = after.next_if(|cluster| cluster.starts_with(in_word) == inside) {
+                at += cluster.len();
+            }
+        }
+        at
     }
 }
 

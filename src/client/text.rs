@@ -121,18 +121,26 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
         let mut chars = rest.char_indices();
         let (_, mut before) = chars.next()?;
         let mut used = columns(before);
-        let joins = |before: char, c: char, used: usize| {
-            columns(c) == 0 || ((before == JOINER || is_skin_tone(c)) && used < MAX_CLUSTER && c != '\n')
-        };
+        let mut is_half_flag = is_flag_letter(before);
         let end = chars.find(|&(_, c)| {
-            let ends = !joins(before, c, used);
+            let joins = columns(c) == 0
+                || (is_half_flag && is_flag_letter(c))
+                || (is_skin_tone(c) && !is_skin_tone(before))
+                || (before == JOINER && used < MAX_CLUSTER && c != '\n');
+            // Two letters are a flag, and a third begins another.
+            is_half_flag &= columns(c) == 0;
             (before, used) = (c, used + columns(c));
-            ends
+            !joins
         });
         let (cluster, after) = rest.split_at(end.map_or(rest.len(), |(at, _)| at));
         rest = after;
         Some(cluster)
     })
+}
+
+/// Regional indicators: two of them are a flag.
+fn is_flag_letter(c: char) -> bool {
+    matches!(c, '\u{1f1e6}'..='\u{1f1ff}')
 }
 
 /// The columns of one character alone. A line break takes the place of the sign that is shown for it.
@@ -344,6 +352,21 @@ mod tests {
     fn a_line_break_is_a_character_of_its_own() {
         assert_eq!(clusters("a\n👩\u{200d}\nb").collect::<Vec<_>>(), ["a", "\n", "👩\u{200d}", "\n", "b"]);
         assert_eq!(width("a\nb"), width("a⏎b"));
+    }
+
+    #[test]
+    fn emoji_of_several_characters_are_one_cluster() {
+        let emoji =
+            ["🇩🇪", "🇪🇺", "👨‍👩‍👧‍👦", "👩🏽‍❤️‍💋‍👨🏽", "👩🏽‍🤝‍👨🏿", "👍🏽", "🏳️‍🌈", "1️⃣", "#️⃣", "❤️", "e\u{301}", "ᄒ\u{1161}\u{11ab}"];
+        for one in emoji {
+            assert_eq!(clusters(one).collect::<Vec<_>>(), [one]);
+            let four = format!("{one}{one}x{one}");
+            assert_eq!(clusters(&four).collect::<Vec<_>>(), [one, one, "x", one]);
+        }
+        assert_eq!(clusters("🇩🇪🇫").collect::<Vec<_>>(), ["🇩🇪", "🇫"]);
+        assert_eq!(clusters("🇩a🇪").count(), 3);
+        let tones = "🏽".repeat(50);
+        assert_eq!(clusters(&tones).count(), 50);
     }
 
     #[test]
