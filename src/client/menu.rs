@@ -4,6 +4,7 @@ use super::account::{self, LoggedIn};
 use super::connect::{Connection, StartError, connect};
 use super::options::Options;
 use super::prompter::Prompter;
+use crate::crypto::key_file::KeyFileError;
 use crate::crypto::secret::Password;
 use crate::name::Username;
 use std::io;
@@ -69,7 +70,8 @@ fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Us
     }
 }
 
-/// `file` holds the password, until it turns out to be a wrong one: then the person is asked.
+/// `file` holds the password, until it turns out to be a wrong one: then the person is asked, until one is right. The menu
+/// would show what is typed next.
 fn with_name(
     options: &Options,
     file: &mut Option<PathBuf>,
@@ -77,40 +79,40 @@ fn with_name(
     name: Username,
     register: bool,
 ) -> io::Result<Option<(Connection, LoggedIn)>> {
-    let password = match file.as_deref().map(super::read_password) {
-        Some(Ok(password)) => Some(password),
-        unreadable => {
-            if let Some(Err(error)) = unreadable {
-                prompter.println(&error.to_string())?;
-                *file = None;
+    loop {
+        let password = match file.as_deref().map(super::read_password) {
+            Some(Ok(password)) => Some(password),
+            unreadable => {
+                if let Some(Err(error)) = unreadable {
+                    prompter.println(&error.to_string())?;
+                    *file = None;
+                }
+                if register { ask_new_password(prompter)? } else { prompter.password("password: ")? }
             }
-            if register { ask_new_password(prompter)? } else { prompter.password("password: ")? }
+        };
+        let Some(password) = password.filter(|password| !password.expose().is_empty()) else {
+            return Ok(None);
+        };
+        let attempt = if register {
+            let doing = "making your keys and your account ...";
+            account::register(options, &name, &password, || connect_asking(options, prompter, doing))
+        } else {
+            account::log_in(options, &name, &password, || connect_asking(options, prompter, "logging in ..."))
+        };
+        let error = match attempt {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) => error,
+        };
+        prompter.println(&error.to_string())?;
+        let is_wrong = matches!(error, StartError::Login | StartError::KeyFile(KeyFileError::WrongPassword));
+        let is_unusable = matches!(error, StartError::KeyFile(_) | StartError::OtherKey(..));
+        let is_short = matches!(error, StartError::ShortPassword);
+        if (is_wrong || is_unusable || is_short) && file.take().is_some() {
+            prompter.println("that was the password of --password-file: the next one is asked for")?;
         }
-    };
-    let Some(password) = password else {
-        return Ok(None);
-    };
-    let attempt = if register {
-        let doing = "making your keys and your account ...";
-        account::register(options, &name, &password, || connect_asking(options, prompter, doing))
-    } else {
-        account::log_in(options, &name, &password, || connect_asking(options, prompter, "logging in ..."))
-    };
-    match attempt {
-        Ok(done) => Ok(Some(done)),
-        Err(error) => {
-            prompter.println(&error.to_string())?;
-            let is_wrong = matches!(
-                error,
-                StartError::Login
-                    | StartError::KeyFile(_)
-                    | StartError::OtherKey(..)
-                    | StartError::ShortPassword
-            );
-            if is_wrong && file.take().is_some() {
-                prompter.println("that was the password of --password-file: the next one is asked for")?;
-            }
-            Ok(None)
+        // Another password is of no use to a name that is taken, or to a key that is damaged.
+        if !(is_short || is_wrong && !register) {
+            return Ok(None);
         }
     }
 }
