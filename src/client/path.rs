@@ -3,7 +3,7 @@
 //! Invariant: what [`completions`] offers holds nothing that could not be typed, and [`typed_path`] gives exactly the
 //! path back that it stands for, whatever bytes its names have. Specification: README#typed-path.
 
-use super::text::is_harmful;
+use super::text::{is_harmful, sanitise};
 use crate::disk;
 use std::ffi::OsString;
 use std::fs;
@@ -16,17 +16,24 @@ const MAX_LISTED: usize = 10_000;
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file.
-pub fn typed_path(typed: &str) -> PathBuf {
+///
+/// # Errors
+/// Why it names no file of this machine.
+pub fn typed_path(typed: &str) -> Result<PathBuf, String> {
     let meant = meant_path(typed);
     let plain = plain_path(typed);
-    if !meant.exists() && plain.exists() { plain } else { meant }
+    let is_there = meant.as_ref().is_ok_and(|path| path.exists());
+    if !is_there && plain.exists() { Ok(plain) } else { meant }
 }
 
-/// The path by the rules alone, for which no disk is asked. Where a quotation mark is left open, they do not hold.
-pub fn meant_path(typed: &str) -> PathBuf {
-    let Read { mut bytes, end, is_open } = read(typed);
+/// The path by the rules alone, for which no disk is asked.
+///
+/// # Errors
+/// As [`typed_path`].
+pub fn meant_path(typed: &str) -> Result<PathBuf, String> {
+    let Read { mut bytes, end, problem } = read(typed);
     bytes.truncate(end);
-    if is_open { plain_path(typed) } else { at_home(&bytes) }
+    problem.map_or_else(|| Ok(at_home(&bytes)), Err)
 }
 
 fn plain_path(typed: &str) -> PathBuf {
@@ -46,15 +53,15 @@ struct Read {
     bytes: Vec<u8>,
     /// Where the blanks behind it begin.
     end: usize,
-    /// Whether a quotation mark is left open.
-    is_open: bool,
+    /// Why it names no file of this machine, if it does not.
+    problem: Option<String>,
 }
 
 /// README#typed-path.
 fn read(typed: &str) -> Read {
     let mut rest = typed.trim_start_matches(BLANKS);
-    if let Some(path) = url_path(rest.trim_end_matches(BLANKS)) {
-        return Read { end: path.len(), bytes: path, is_open: false };
+    if let Some(read) = url(rest.trim_end_matches(BLANKS)) {
+        return read;
     }
     let (mut bytes, mut end, mut quote) = (Vec::new(), 0, None);
     while let Some(c) = rest.chars().next() {
@@ -78,7 +85,15 @@ fn read(typed: &str) -> Read {
             end = bytes.len();
         }
     }
-    Read { bytes, end, is_open: quote.is_some() }
+    let unquoted = std::str::from_utf8(&bytes[..end]).ok().filter(|_| quote.is_none());
+    if let Some(read) = unquoted.and_then(url) {
+        return read;
+    }
+    let problem = quote.map(|quote| {
+        let quote = if quote == '$' { '\'' } else { quote };
+        format!("a quotation mark is not closed: add {quote} at the end, or write \\{quote} where it belongs to the name")
+    });
+    Read { bytes, end, problem }
 }
 
 /// Reads what stands behind a backslash, and returns what follows it: two hexadecimal digits behind an `x`, or three octal
@@ -106,16 +121,22 @@ fn escape<'a>(rest: &'a str, dollar: bool, bytes: &mut Vec<u8>) -> &'a str {
     &rest[c.len_utf8()..]
 }
 
-/// The path of a `file:` URL of this machine.
-fn url_path(text: &str) -> Option<Vec<u8>> {
-    let prefix = |text: &str, prefix: &str| {
-        text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    };
-    let mut path = text.get(5..).filter(|_| prefix(text, "file:"))?;
+/// The path of a `file:` URL.
+fn url(text: &str) -> Option<Read> {
+    let mut path = text.get(5..).filter(|_| text[..5].eq_ignore_ascii_case("file:"))?;
+    let mut problem = None;
     if let Some(rest) = path.strip_prefix("//") {
-        path = if prefix(rest, "localhost/") { &rest[9..] } else { rest };
-    }
-    if !path.starts_with('/') {
+        let host = &rest[..rest.find('/').unwrap_or(rest.len())];
+        path = &rest[host.len()..];
+        if path.is_empty() {
+            problem = Some("this address names no file: file:///PATH does".to_string());
+        } else if !is_this_machine(host) {
+            let host = sanitise(host);
+            problem = Some(format!(
+                "this is a file of {host}, another machine: file:///PATH names one of this machine"
+            ));
+        }
+    } else if !path.starts_with('/') {
         return None;
     }
     let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
@@ -127,7 +148,13 @@ fn url_path(text: &str) -> Option<Vec<u8>> {
         bytes.push(byte.unwrap_or(*first));
         rest = if byte.is_some() { &tail[2..] } else { tail };
     }
-    Some(bytes)
+    Some(Read { end: bytes.len(), bytes, problem })
+}
+
+/// Whether the host of a URL is this machine, as far as it is known by a name.
+fn is_this_machine(host: &str) -> bool {
+    let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    ["", "localhost", own.trim()].iter().any(|name| host.eq_ignore_ascii_case(name))
 }
 
 /// The text that stands for these bytes.
@@ -151,7 +178,7 @@ fn written(path: &[u8]) -> String {
     }
     if text.starts_with(char::is_whitespace) {
         text.insert(0, '\\');
-    } else if text == "~" || text.starts_with("~/") || url_path(&text).is_some() {
+    } else if text == "~" || text.starts_with("~/") || url(&text).is_some() {
         text.insert_str(0, "./");
     }
     text
@@ -183,7 +210,12 @@ pub fn completions(typed: &str) -> Vec<String> {
         names.sort();
         names.iter().map(|name| format!("{home}{}", written(name))).collect::<Vec<_>>()
     };
-    let meant = begun_by(&read(typed).bytes);
+    // An open quotation mark may still be closed; another machine's folders are not here.
+    let Read { bytes, problem, .. } = read(typed);
+    if problem.is_some() && url(typed.trim_matches(BLANKS)).is_some() {
+        return Vec::new();
+    }
+    let meant = begun_by(&bytes);
     if meant.is_empty() { begun_by(typed.as_bytes()) } else { meant }
 }
 
@@ -224,17 +256,47 @@ mod tests {
             ("file:///tmp/a%20b%E9%zz%", b"/tmp/a b\xe9%zz%"),
             ("FILE://LocalHost/tmp/a b\r\n", b"/tmp/a b"),
             ("file:/tmp/%C3%A9 ", b"/tmp/\xc3\xa9"),
-            ("file://elsewhere/tmp/a", b"file://elsewhere/tmp/a"),
-            ("it's", b"it's"),
+            ("file:////tmp/a", b"//tmp/a"),
+            ("'file:///tmp/a%20b'", b"/tmp/a b"),
+            ("file:a", b"file:a"),
             ("", b""),
         ] {
-            assert_eq!(meant_path(typed).as_os_str().as_bytes(), bytes, "{typed:?}");
+            assert_eq!(meant_path(typed).expect(typed).as_os_str().as_bytes(), bytes, "{typed:?}");
         }
         for typed in ["~/a b", " ~/a\\ b ", "'~/a b'", "\"~/a b\""] {
-            assert_eq!(meant_path(typed), home.join("a b"), "{typed:?}");
+            assert_eq!(meant_path(typed), Ok(home.join("a b")), "{typed:?}");
         }
-        assert_eq!(meant_path("~"), home);
-        assert_eq!(meant_path("~bob/a"), PathBuf::from("~bob/a"));
+        assert_eq!(meant_path("~"), Ok(home));
+        assert_eq!(meant_path("~bob/a"), Ok(PathBuf::from("~bob/a")));
+    }
+
+    /// README#typed-path.
+    #[test]
+    fn path_of_another_machine_or_half_quoted_is_refused() {
+        for (typed, reason) in [
+            ("file://elsewhere/tmp/a", "a file of elsewhere, another machine"),
+            ("FILE://Elsewhere/etc/passwd", "another machine"),
+            ("'file://elsewhere/tmp/a b'", "another machine"),
+            ("file\\://elsewhere/a", "another machine"),
+            ("file://localhost.evil/tmp/a", "another machine"),
+            ("file://local%68ost/tmp/a", "another machine"),
+            ("file://me@localhost/tmp/a", "another machine"),
+            ("file://", "names no file"),
+            ("file://localhost", "names no file"),
+            ("it's", "a quotation mark is not closed: add '"),
+            ("\"/tmp/a", "not closed: add \""),
+            ("'/tmp/a", "not closed"),
+            ("$'/tmp/a", "not closed: add '"),
+            ("/tmp/a'b c'd'", "not closed"),
+            ("'/tmp/a\\'", ""),
+        ] {
+            let meant = typed_path(typed);
+            assert_eq!(meant.is_err(), !reason.is_empty(), "{typed:?}: {meant:?}");
+            assert!(meant.err().unwrap_or_default().contains(reason), "{typed:?}");
+        }
+        assert!(completions("file://elsewhere/").is_empty());
+        let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        assert_eq!(meant_path(&format!("file://{}/tmp/a", own.trim())), Ok(PathBuf::from("/tmp/a")));
     }
 
     /// README#typed-path.
@@ -269,7 +331,7 @@ mod tests {
         assert_eq!(found.len(), names.len() + 1, "{found:?}");
         for text in found.iter().filter(|text| !text.ends_with('/')) {
             assert!(!text.contains(is_harmful), "{text:?}");
-            let path = typed_path(text);
+            let path = typed_path(text).expect("a path");
             let name = path.file_name().expect("a name").as_bytes();
             assert_eq!(fs::read(&path).expect("the file"), name, "{text:?}");
             assert!(completions(text).contains(text), "{text:?}");
@@ -292,9 +354,9 @@ mod tests {
                 .map(|byte| SIGNS[usize::from(*byte) % SIGNS.len()])
                 .collect();
             let text = written(&path);
-            let Read { bytes, end, is_open } = read(&text);
+            let Read { bytes, end, problem } = read(&text);
             let bytes = bytes[..end].strip_prefix(b"./").unwrap_or(&bytes[..end]);
-            assert!(!is_open && bytes == path && !text.contains(is_harmful), "{path:?} as {text:?}");
+            assert!(problem.is_none() && bytes == path && !text.contains(is_harmful), "{path:?} as {text:?}");
         }
     }
 
@@ -304,10 +366,12 @@ mod tests {
         let base = folder.display();
         for name in ["a\\b", "'c'"] {
             fs::write(folder.join(name), b"").expect("written");
-            assert_eq!(typed_path(&format!("{base}/{name}")), folder.join(name));
+            assert_eq!(typed_path(&format!("{base}/{name}")), Ok(folder.join(name)));
         }
         fs::write(folder.join("ab"), b"").expect("written");
-        assert_eq!(typed_path(&format!("{base}/a\\b")), folder.join("ab"), "the rules go first");
+        assert_eq!(typed_path(&format!("{base}/a\\b")), Ok(folder.join("ab")), "the rules go first");
+        fs::write(folder.join("it's"), b"").expect("written");
+        assert_eq!(typed_path(&format!("{base}/it's")), Ok(folder.join("it's")));
         assert_eq!(written(b"~"), "./~");
         assert_eq!(written(b"~/x "), "./~/x\\ ");
         assert_eq!(written(b"file:/x"), "./file:/x");

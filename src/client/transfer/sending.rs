@@ -20,7 +20,7 @@ const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
 impl Worker {
     /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
     pub fn send(&self, path: &str, peer: &Username) -> Result<(), Failure> {
-        let path = typed_path(path);
+        let path = typed_path(path).map_err(Failure::Wrong)?;
         let source = Source::open(&path).map_err(|why| Failure::NotOpened(whole(&path), why))?;
         let mut told = Instant::now();
         let sha256 = source.hash(|done| {

@@ -29,7 +29,7 @@ impl Session {
             peer: name.clone(),
             id,
             key: Key::random(),
-            name: safe_name(&meant_path(&path).to_string_lossy()),
+            name: safe_name(&meant_path(&path).unwrap_or_else(|_| path.as_str().into()).to_string_lossy()),
             size: 0,
             sha256: [0; 32],
             outgoing: true,
