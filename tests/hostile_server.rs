@@ -2102,7 +2102,7 @@ fn what_is_typed_in_a_room_never_goes_to_everyone_whatever_becomes_of_the_partne
     // The room cannot be opened: the partner has no session.
     line.show(shown(&alice, None));
     bob.say("/room alice");
-    bob.expect("! alice is not on-line: you are alone in the room; /leave returns to everyone");
+    bob.expect("! alice is not on-line: no room is open, and nobody gets what you type here; /leave returns");
     refused(&mut bob, "secret one");
     refused(&mut bob, "secret two");
     bob.say("/leave");

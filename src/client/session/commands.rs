@@ -223,7 +223,10 @@ impl Session {
         let Some(name) = self.other(name) else { return };
         match self.ignored.set(&name, true) {
             Ok(()) => {
-                self.notice(format!("nothing from {name} is shown any more; /unignore {name} shows it"))
+                let offers = if self.forget_offers(&name) { "; their offers are off the list" } else { "" };
+                self.notice(format!(
+                    "nothing from {name} is shown any more{offers}; /unignore {name} shows it"
+                ));
             }
             Err(error) => self.problem(format!("that cannot be remembered: {error}")),
         }
@@ -303,9 +306,12 @@ impl Session {
         if !self.is_about_the_shown_key(&name) {
             return;
         }
+        let new = if self.peers.trust(&name).is_some() { "new " } else { "" };
         match self.peers.accept(&name) {
-            Ok(false) => self.notice(format!("the key of {name} has not changed: nothing to decide")),
-            Ok(true) => self.notice(format!("the new key of {name} is accepted; /verify {name} compares it")),
+            Ok(false) => self.notice(format!("there is nothing to decide about the key of {name}")),
+            Ok(true) => {
+                self.notice(format!("the {new}key of {name} is accepted; /verify {name} compares it"))
+            }
             Err(error) => return self.problem(format!("the decision cannot be remembered: {error}")),
         }
         self.read_inbox(&name);

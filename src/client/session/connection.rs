@@ -72,7 +72,8 @@ impl Session {
         self.notice(text.replace("{}", &seconds(after)));
         self.interrupt_files(|_| true, "your session is a new one");
         self.give_up_all();
-        self.rooms.clear();
+        let rooms = std::mem::take(&mut self.rooms);
+        rooms.iter().for_each(|with| self.tell_room_closed(with));
         (self.ready, self.partial) = (false, false);
         self.online.clear();
         self.changes = Changes::default();

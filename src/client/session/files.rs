@@ -314,6 +314,13 @@ impl Session {
         }
     }
 
+    /// Forgets what `name` has offered, or the end of each offer would be shown. False if there was nothing.
+    pub(super) fn forget_offers(&mut self, name: &Username) -> bool {
+        let (folded, before) = (name.folded(), self.files.list.len());
+        self.files.list.retain(|_, one| !(one.is_open() && one.peer.folded() == folded));
+        self.files.list.len() < before
+    }
+
     /// `name` is not on-line any more: nothing with them goes on.
     pub(super) fn files_of_left(&mut self, name: &Username) {
         self.interrupt_files(|peer| peer == name, &format!("{name} has left"));
@@ -324,6 +331,7 @@ impl Session {
         let theirs = |(number, one): (&u32, &Transfer)| {
             (with(&one.peer) && !matches!(one.state, State::Keeping)).then_some(*number)
         };
+        let mut offers = Vec::new();
         for number in self.files.list.iter().filter_map(theirs).collect::<Vec<_>>() {
             let Some(transfer) = self.files.list.get(&number) else { continue };
             let title = transfer.title();
@@ -335,9 +343,14 @@ impl Session {
             };
             self.end_transfer(number, false, None);
             match offered {
-                true => self.notice(format!("{why}: {title} is not offered any more")),
+                true => offers.push(title),
                 false => self.problem(format!("{why}: {title} is interrupted; {again}")),
             }
+        }
+        match &offers[..] {
+            [] => {}
+            [title] => self.notice(format!("{why}: {title} is not offered any more")),
+            many => self.notice(format!("{why}: {} files are not offered any more", many.len())),
         }
     }
 

@@ -209,6 +209,15 @@ impl Session {
         self.said(Entry { mention, trust, ..Entry::new(self.now, source, place, text) });
     }
 
+    /// A room ends with the session of either of the two.
+    pub(super) fn tell_room_closed(&mut self, with: &Username) {
+        let text = format!(
+            "the room with {with} is closed: what you type in it is sent as private messages; \
+             /room {with} opens it again"
+        );
+        self.notice_in_room(with, text);
+    }
+
     fn notice_in_room(&mut self, with: &Username, text: String) {
         let notice = (Source::Notice, Place::With(with.clone()), text);
         self.tell_about(with, "room", MAX_ROOM_NOTICES, notice);

@@ -15,6 +15,8 @@ const COUNTED: Duration = Duration::from_secs(60);
 const COUNTED_AT_MOST: Duration = Duration::from_secs(3600);
 /// Notices about users in a minute: more than a person reads.
 const MAX_ABOUT_USERS: u32 = 30;
+/// And about the same user, who so leaves room for others.
+const MAX_ABOUT_ONE: u32 = 10;
 /// Notices about the server in a minute: its messages are few, or it plays with us.
 const MAX_ABOUT_SERVER: u32 = 10;
 /// Lines in a minute about users who come and go.
@@ -26,6 +28,8 @@ const MAX_TOLD: usize = 512;
 pub struct Allowance {
     most: u32,
     used: u32,
+    /// By whom they are about.
+    used_by: BTreeMap<String, u32>,
     since: Option<Instant>,
     /// Notices that were not shown.
     more: u64,
@@ -33,7 +37,7 @@ pub struct Allowance {
 
 impl Allowance {
     const fn new(most: u32) -> Allowance {
-        Allowance { most, used: 0, since: None, more: 0 }
+        Allowance { most, used: 0, used_by: BTreeMap::new(), since: None, more: 0 }
     }
 
     /// Whether another minute begins, or the end has come, which has room as well.
@@ -41,6 +45,7 @@ impl Allowance {
         let is_over = last || self.since.is_none_or(|since| now.duration_since(since) >= COUNTED);
         if is_over {
             (self.used, self.since) = (0, Some(now));
+            self.used_by.clear();
         }
         is_over
     }
@@ -50,6 +55,16 @@ impl Allowance {
         let used = self.used.saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
         let allowed = used <= self.most;
         self.used = if allowed { used } else { self.used };
+        allowed
+    }
+
+    /// Whether a line about this user may be shown now; empty for the server.
+    fn take_about(&mut self, about: &str) -> bool {
+        let used = self.used_by.get(about).copied().unwrap_or(0);
+        let allowed = used < MAX_ABOUT_ONE && self.take(1);
+        if allowed {
+            self.used_by.insert(about.into(), used + 1);
+        }
         allowed
     }
 }
@@ -95,7 +110,7 @@ impl Notices {
                 return false;
             }
             None if is_full => {}
-            known if allowance.take(1) => {
+            known if allowance.take_about(&key.0) => {
                 match known {
                     Some(told) => told.shown += 1,
                     None => {
@@ -124,7 +139,7 @@ impl Notices {
             }
             let allowance = if about.is_empty() { &mut *server } else { &mut *users };
             let more = std::mem::take(&mut told.more);
-            if more > 0 && allowance.take(1) {
+            if more > 0 && allowance.take_about(about) {
                 let Entry { source, place, text, .. } = told.entry.clone();
                 let times = if more == 1 { "once more".into() } else { format!("{more} more times") };
                 shown.push((source, place, format!("{text} ({times})")));

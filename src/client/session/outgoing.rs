@@ -178,17 +178,12 @@ impl Session {
             && self.peers.has_changed(name)
         {
             let name = name.clone();
+            let doubt = self.doubt(&name);
             match transfer {
-                Some(number) => {
-                    self.word_settled(number, kind, Some(format!("the key of {name} has changed")));
-                }
+                Some(number) => self.word_settled(number, kind, Some(doubt)),
                 None if kind == Kind::RoomLeft => {}
                 None => {
-                    self.unsent(
-                        number,
-                        message,
-                        format!("the key of {name} has changed: your message was not sent"),
-                    );
+                    self.unsent(number, message, format!("{doubt}: your message was not sent"));
                     self.reconsider(&name);
                 }
             }

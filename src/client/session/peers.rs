@@ -354,6 +354,14 @@ impl Session {
         self.problem(self.undecided(name));
     }
 
+    /// Why nothing goes to `name` before the person has decided, in a few words.
+    pub(super) fn doubt(&self, name: &Username) -> String {
+        match self.peers.trust(name) {
+            Some(_) => format!("the key of {name} has changed"),
+            None => format!("the record of {name}'s key is damaged"),
+        }
+    }
+
     /// Why the key of `name` has to be decided about, and how.
     fn undecided(&self, name: &Username) -> String {
         let (what, why) = match self.peers.trust(name) {

@@ -65,10 +65,11 @@ impl Session {
             self.online.clear();
             self.partial = true;
         }
+        let mut left_rooms = Vec::new();
         for name in presence.left {
             if self.online.remove(&name) && name != self.me {
                 self.peers.left(&name);
-                self.rooms.remove(&name);
+                left_rooms.extend(self.rooms.take(&name));
                 self.files_of_left(&name);
                 self.changes.has_left(name);
             }
@@ -93,6 +94,7 @@ impl Session {
         }
         self.changes.incomplete = presence.more.then_some(self.instant);
         self.tell_changes(false);
+        left_rooms.iter().for_each(|name| self.tell_room_closed(name));
     }
 
     /// Tells who has come and gone, unless the rest of a change is still to come or too much was told; before something is sent,

@@ -6,10 +6,11 @@ use crate::client::trust::Trust;
 use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
-use crate::encoding::Bytes;
+use crate::encoding::{Bytes, Fixed};
 use crate::protocol::{
     EncryptedMessage, Keys, Lost, PersonKeys, Presence, Sent, SessionKeyFields, WrappedKey,
 };
+use miniserde::json;
 
 const NOW: u64 = 1_800_000_000_000;
 
@@ -34,8 +35,14 @@ fn name(n: usize) -> Username {
 
 impl Net {
     fn new() -> Net {
+        Net::with_records("")
+    }
+
+    /// Their `known_users` is this at the start.
+    fn with_records(records: &str) -> Net {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let file = std::env::temp_dir().join(format!("session-{id}"));
+        std::fs::write(&file, records).expect("file");
         let now = Instant::now();
         let person = |n: usize| {
             let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
@@ -158,7 +165,9 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file);
+        for file in crate::records::asides(&self.file).iter().chain([&self.file]) {
+            let _ = std::fs::remove_file(file);
+        }
         let _ = std::fs::remove_file(self.file.with_extension("ignored"));
     }
 }
@@ -918,4 +927,108 @@ fn failed_messages_stay_at_hand_until_sent_again() {
     assert!(net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(3));
     net.event(0, Event::Again(1));
     assert!(!net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(3), "it has failed once more");
+}
+
+#[test]
+fn room_that_ends_with_a_session_says_so() {
+    let mut net = Net::new();
+    let (closed, opened) = ("* the room with bob is closed", "you are in a private room with bob");
+    net.type_in(0, "/room bob");
+    net.settle();
+    net.bob_returns();
+    assert_eq!((net.count(opened), net.count(closed)), (1, 1), "{:#?}", net.shown[0]);
+    let in_view = |entry: &Entry| entry.line().starts_with(closed) && entry.place == Place::With(name(1));
+    assert!(net.shown[0].iter().any(in_view));
+    assert!(!net.sessions[0].has_room(&name(1)));
+    net.bob_returns();
+    assert_eq!(net.count(closed), 1, "it was closed already");
+    net.type_in(0, "/room bob");
+    net.settle();
+    net.event(0, Event::LoggedIn(Box::new(SessionKey::generate()), Duration::ZERO));
+    assert_eq!((net.count(opened), net.count(closed)), (2, 2), "{:#?}", net.shown[0]);
+}
+
+/// README#records.
+#[test]
+fn damaged_record_is_not_called_a_changed_key() {
+    let mut net = Net::with_records("{\"server\":\"server-0\",\"name\":\"bob\",\"iden");
+    for line in ["/msg bob one", "/msg bob two", "hello", "/trust bob", "/trust bob", "/msg bob three"] {
+        net.type_in(0, line);
+        net.settle();
+    }
+    for line in [
+        "! the record of bob's key is damaged: your message was not delivered",
+        "! the record of bob's key is damaged: your message was not sent",
+        "* the key of bob is accepted",
+        "* there is nothing to decide about the key of bob",
+    ] {
+        assert_eq!(net.count(line), 1, "{line}: {:#?}", net.shown[0]);
+    }
+    assert_eq!(net.lines(1), ["<alice -> bob> three"]);
+    assert_eq!(net.count("has changed") + net.count("the new key"), 0, "{:#?}", net.shown[0]);
+}
+
+fn offer(id: u8) -> Vec<u8> {
+    let offer = files::words::Offer {
+        transfer: Fixed([id; 16]),
+        key: crate::crypto::secret::Key::random(),
+        name: "a.txt".into(),
+        size: 1,
+        sha256: Fixed([0; 32]),
+        chunks: 1,
+    };
+    json::to_string(&offer).into_bytes()
+}
+
+#[test]
+fn offers_that_end_together_are_one_line() {
+    let mut net = Net::new();
+    for id in 1..=6 {
+        net.bob_sends(Kind::FileOffer, Scope::Private, id.into(), NOW, &offer(id));
+    }
+    assert_eq!(net.count("offers you a file"), 6);
+    net.bob_leaves();
+    let ended = "* bob has left: 6 files are not offered any more";
+    assert_eq!((net.count(ended), net.count("not offered any more")), (1, 1), "{:#?}", net.shown[0]);
+}
+
+/// PROTOCOL#notices.
+#[test]
+fn offer_of_an_ignored_user_ends_silently() {
+    for leaves in [false, true] {
+        let mut net = Net::new();
+        net.bob_sends(Kind::FileOffer, Scope::Private, 1, NOW, &offer(1));
+        net.type_in(0, "/ignore BOB");
+        net.shown[0].clear();
+        if leaves {
+            net.bob_leaves();
+        } else {
+            let word = files::words::Word { transfer: Fixed([1; 16]), reason: Some("cancelled".into()) };
+            net.bob_sends(Kind::FileCancel, Scope::Private, 2, NOW, json::to_string(&word).as_bytes());
+        }
+        net.minutes_pass(61);
+        assert!(net.shown[0].is_empty(), "{:#?}", net.shown[0]);
+        net.type_in(0, "/acceptfile 1");
+        assert_eq!(net.count("no offer has the number 1"), 1);
+    }
+}
+
+/// PROTOCOL#notices.
+#[test]
+fn notices_about_one_user_leave_room_for_others() {
+    let mut net = Net::new();
+    net.shown[0].clear();
+    let mallory: Username = "mallory".parse().expect("name");
+    for minute in 0..3 {
+        for topic in 0..100 {
+            let text = format!("mallory did {topic}");
+            net.sessions[0].problem_about(&mallory, &topic.to_string(), text);
+        }
+        net.sessions[0].problem_about(&name(1), &minute.to_string(), format!("bob did {minute}"));
+        net.event(0, Event::Tick);
+        assert_eq!(net.count(&format!("! bob did {minute}")), 1, "{:#?}", net.shown[0]);
+        assert!(net.count("! mallory did") <= 10 * (minute + 1), "{:#?}", net.shown[0]);
+        net.minutes_pass(1);
+    }
+    assert!(net.count("more notices about users were not shown") > 0);
 }

@@ -179,7 +179,7 @@ impl Session {
             return self.outbox.delivered.push_back(Delivered { number, message, since: self.instant });
         }
         if let Some(number) = message.transfer {
-            let missed = message.missed.iter().next().map(|(name, why)| because(name, *why));
+            let missed = message.missed.iter().next().map(|(name, why)| self.because(name, *why));
             return self.word_settled(number, message.kind, missed);
         }
         let to_all = message.audience == Audience::Everyone;
@@ -188,12 +188,14 @@ impl Session {
             return self.unsent(number, message, why.into());
         }
         if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
-            let because = because(name, *why);
+            let because = self.because(name, *why);
             let text = match message.kind {
                 Kind::RoomOpened => {
                     // Who was not told can be told another time.
                     self.rooms.remove(name);
-                    format!("{because}: you are alone in the room; /leave returns to everyone")
+                    format!(
+                        "{because}: no room is open, and nobody gets what you type here; /leave returns to everyone"
+                    )
                 }
                 _ => format!("{because}: your message was not delivered"),
             };
@@ -201,7 +203,7 @@ impl Session {
         }
         let text = quoted(&message.text);
         for (name, why) in message.missed.iter().take(MAX_NAMED) {
-            let why = because(name, *why);
+            let why = self.because(name, *why);
             self.problem_about(name, &why, format!("{why}: {name} did not get {text}"));
         }
         if message.missed.len() > MAX_NAMED {
@@ -210,6 +212,17 @@ impl Session {
         }
         if message.delivered == 0 {
             self.unsent(number, message, "nobody got your message".into());
+        }
+    }
+
+    fn because(&self, name: &Username, why: Missed) -> String {
+        match why {
+            Missed::Offline => format!("{name} is not on-line"),
+            Missed::NoAccount => format!("there is no account named {name}"),
+            Missed::NoKey => format!("no usable key of {name} is to be had"),
+            Missed::KeyChanged => self.doubt(name),
+            Missed::Busy => format!("the connection of {name} is too slow at the moment"),
+            Missed::Failed => format!("the server did not take it for {name}"),
         }
     }
 
@@ -258,17 +271,6 @@ impl Outgoing {
     /// Whether `name` is its one recipient.
     fn is_for(&self, name: &Username) -> bool {
         matches!(&self.audience, Audience::Private(to) | Audience::Room(to) if to == name)
-    }
-}
-
-fn because(name: &Username, why: Missed) -> String {
-    match why {
-        Missed::Offline => format!("{name} is not on-line"),
-        Missed::NoAccount => format!("there is no account named {name}"),
-        Missed::NoKey => format!("no usable key of {name} is to be had"),
-        Missed::KeyChanged => format!("the key of {name} has changed"),
-        Missed::Busy => format!("the connection of {name} is too slow at the moment"),
-        Missed::Failed => format!("the server did not take it for {name}"),
     }
 }
 
