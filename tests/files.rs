@@ -109,7 +109,7 @@ fn take(from: &mut Client, to: &mut Client) -> String {
 fn is_quiet(one: &mut Client, other: &mut Client) {
     let talks = |from: &mut Client, to: &mut Client| {
         from.say("/files");
-        from.expect("* no files are offered or under way");
+        from.expect("* no files are offered or in progress");
         from.say(&format!("/msg {} are you there?", to.name));
         from.expect("are you there?");
         to.expect("are you there?");
@@ -374,15 +374,15 @@ fn several_offers_are_told_apart_by_their_numbers() {
     for command in ["acceptfile", "rejectfile"] {
         bob.say(&format!("/{command}"));
         bob.expect(&format!("! several files are offered: /{command} NUMBER says which one"));
-        bob.expect("* still offered to you: #1");
+        bob.expect("* still offered: #1");
     }
     alice.say("/cancel");
     alice.expect("! several files are in progress: /cancel NUMBER ends one");
     bob.say("/acceptfile 3");
-    bob.expect("* still offered to you: #1 \"a.txt\" (1.0 kB) from alice, #2 \"b.txt\" (1.0 kB) from alice");
+    bob.expect("* still offered: #1 \"a.txt\" (1.0 kB) from alice, #2 \"b.txt\" (1.0 kB) from alice");
     bob.expect("* \"c.txt\" (1.0 kB) from alice has arrived whole: ");
     bob.say("/acceptfile #1");
-    bob.expect("* still offered to you: #2 \"b.txt\" (1.0 kB) from alice");
+    bob.expect("* still offered: #2 \"b.txt\" (1.0 kB) from alice");
     bob.expect("* \"a.txt\" (1.0 kB) from alice has arrived whole: ");
     alice.say("/acceptfile 2");
     alice.expect("! no offer has the number 2");
@@ -458,7 +458,7 @@ fn what_cannot_be_offered_is_answered_with_the_reason() {
         assert!(line.contains(answer), "{words}: {line}");
     }
     alice.say("/files");
-    alice.expect("* no files are offered or under way");
+    alice.expect("* no files are offered or in progress");
     assert_eq!(alice.finish().0, 0);
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
@@ -571,7 +571,7 @@ fn files_lists_what_was_begun_and_cannot_finish() {
     alice.expect("! bob has left: \"big.bin\" (8.3 MB) is interrupted; offer it again and it goes on");
     gate.open();
     alice.say("/files");
-    alice.expect("* no files are offered or under way");
+    alice.expect("* no files are offered or in progress");
     alice.expect("* \"big.bin\" (8.3 MB) to bob was interrupted: offer it again and it continues");
     let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
     alice.expect("* bob is on-line");
@@ -581,10 +581,10 @@ fn files_lists_what_was_begun_and_cannot_finish() {
     goes_on(&gate, &mut alice, &mut bob, &bytes);
     for client in [&mut alice, &mut bob] {
         client.say("/files");
-        client.expect("* no files are offered or under way");
+        client.expect("* no files are offered or in progress");
         client.say("/files");
         let next = client.output.next().expect("an answer");
-        assert!(next.contains("* no files are offered or under way"), "{next}");
+        assert!(next.contains("* no files are offered or in progress"), "{next}");
     }
 }
 

@@ -609,7 +609,7 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
     mallory.accept(random(), 1 << 32);
     mallory.chat(&mut bob);
     bob.say("/files");
-    bob.expect("* no files are offered or under way");
+    bob.expect("* no files are offered or in progress");
     assert!(!bob.output.seen.iter().any(|line| line.contains("offers you")), "{:#?}", bob.output.seen);
     // The same twice, then hundreds.
     mallory.tell(Kind::FileOffer, &honest.text());

@@ -84,7 +84,7 @@ fn holding<'a>(lines: &'a [String], part: &str) -> Vec<&'a String> {
 
 fn presence(lines: &[String]) -> Vec<&String> {
     let of =
-        |line: &&String| ["is on-line", "has left", "logged in anew"].iter().any(|part| line.contains(part));
+        |line: &&String| ["is on-line", "has left", "logged in again"].iter().any(|part| line.contains(part));
     lines.iter().filter(of).collect()
 }
 
@@ -464,7 +464,7 @@ fn a_login_from_elsewhere_is_not_fought_over() {
         1,
         "{lines:#?}"
     );
-    bob.expect("* alice has logged in anew");
+    bob.expect("* alice has logged in again");
     exchange(&mut bob, &mut second, "who is it");
     assert_eq!(second.finish().0, 0);
     let logins = |log: String| log.matches("event=login user=alice").count();
@@ -481,9 +481,9 @@ fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_no
     // Two of them, one after the other.
     let another = || Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
     let mut second = another();
-    bob.expect("* alice has logged in anew");
+    bob.expect("* alice has logged in again");
     let mut third = another();
-    bob.expect("* alice has logged in anew");
+    bob.expect("* alice has logged in again");
     second.expect("! you have logged in from elsewhere");
     assert_eq!(second.finish().0, 1);
     gate.lead_to(&server);

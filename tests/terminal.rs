@@ -288,7 +288,7 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
     terminal.expect("a name is 1 to 32 letters");
     terminal.enter("alice");
     let new = "new password (unseen, at least 6 characters):";
-    let again = "the same once more:";
+    let again = "repeat password:";
     let unseen = |screen: &str| assert!(!screen.contains("hunter") && !screen.contains('*'), "{screen}");
     terminal.expect_last(new);
     terminal.enter("hunt5");
@@ -299,7 +299,7 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
     terminal.keys(&["Enter"]);
     terminal.expect_last(again);
     terminal.enter("hunter23");
-    unseen(&terminal.expect("the two differ"));
+    unseen(&terminal.expect("the two passwords differ"));
     terminal.expect_last(new);
     terminal.enter("hunter22");
     terminal.expect_last(again);
@@ -376,9 +376,9 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
     for line in ["hunter1", "hunt2", "hunter22", "hunter23", "hunter22"] {
         terminal.enter(line);
     }
-    unseen(&terminal.expect_last("the same once more:"));
+    unseen(&terminal.expect_last("repeat password:"));
     terminal.expect("a password has at least 6 characters");
-    terminal.expect("the two differ");
+    terminal.expect("the two passwords differ");
     terminal.enter("hunter22");
     unseen(&terminal.expect("the old one is wrong"));
     terminal.enter("/passwd");
@@ -426,12 +426,12 @@ fn every_prompt_can_be_backed_out_of() {
     terminal.expect_last(new);
     back("Escape");
     menu(&[("name:", "alice"), (new, PASSWORD)]);
-    terminal.expect_last("the same once more:");
+    terminal.expect_last("repeat password:");
     back("Escape");
-    menu(&[("name:", "alice"), (new, PASSWORD), ("the same once more:", PASSWORD)]);
+    menu(&[("name:", "alice"), (new, PASSWORD), ("repeat password:", PASSWORD)]);
     terminal.expect_last("is it the same? (yes/no)");
     back("Escape");
-    menu(&[("name:", "alice"), (new, PASSWORD), ("the same once more:", PASSWORD)]);
+    menu(&[("name:", "alice"), (new, PASSWORD), ("repeat password:", PASSWORD)]);
     terminal.expect_last("is it the same? (yes/no)");
     terminal.enter("no");
     terminal.expect("is not known yet");
@@ -455,7 +455,7 @@ fn a_server_that_is_not_there_is_told_and_the_menu_comes_back() {
     let new = "new password (unseen, at least 6 characters):";
     terminal.expect_last(new);
     terminal.enter(PASSWORD);
-    terminal.expect_last("the same once more:");
+    terminal.expect_last("repeat password:");
     terminal.enter(PASSWORD);
     terminal.expect("cannot be reached");
     terminal.expect_last(">");

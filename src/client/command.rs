@@ -54,7 +54,7 @@ pub enum Command {
     RejectFile(Option<u32>),
     /// The number of a transfer; `None` is the only one.
     Cancel(Option<u32>),
-    /// What is offered or under way, with numbers.
+    /// What is offered or in progress, with numbers.
     Files,
     /// In the line filter, with the path of the file that holds the new one; `None` on the full screen, which asks.
     Password(Option<String>),
@@ -89,20 +89,20 @@ pub const COMMANDS: [Usage; 22] = [
     usage("room", "/room NAME", "talk to NAME alone; /leave returns"),
     usage("leave", "/leave", "leave the room: talk to everyone again"),
     usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone's"),
-    usage("users", "/users", "who is on-line, and how well you know their keys"),
+    usage("users", "/users", "who is online, and how well you know their keys"),
     usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared"),
     usage("trust", "/trust NAME", "accept the changed key of NAME"),
     usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts"),
     usage("acceptfile", "/acceptfile [#]", "take the file that is offered, or number #"),
     usage("rejectfile", "/rejectfile [#]", "decline it"),
     usage("cancel", "/cancel [#]", "end the transfer, or number #"),
-    usage("files", "/files", "files offered or under way, with their numbers"),
+    usage("files", "/files", "files offered or in progress, with their numbers"),
     usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
     usage("unignore", "/unignore NAME", "show it again"),
-    usage("notify", "/notify [off]", "ring when somebody wants you, or do not"),
+    usage("notify", "/notify [off]", "turn notifications on or off"),
     usage("mouse", "/mouse", "scroll with the mouse, or leave it to the terminal"),
     usage("history", "/history [N or TEXT]", "the last N (20) or those with TEXT; forget: erase"),
-    usage("passwd", "/passwd [FILE]", "change your password (line filter: to that in FILE)"),
+    usage("passwd", "/passwd [FILE]", "change your password (plain mode: to that in FILE)"),
     usage("clear", "/clear", "empty the screen"),
     usage("help", "/help [COMMAND]", "this list, or one command; Tab completes"),
     usage("exit", "/exit", "leave"),

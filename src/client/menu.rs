@@ -126,13 +126,13 @@ fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>>
             prompter.println(&StartError::ShortPassword.to_string())?;
             continue;
         }
-        let Some(again) = prompter.password("the same once more: ")? else {
+        let Some(again) = prompter.password("repeat password: ")? else {
             return Ok(None);
         };
         if password == again {
             return Ok(Some(password));
         }
-        prompter.println("the two differ: once more from the start")?;
+        prompter.println("the two passwords differ: type the new one again")?;
     }
 }
 

@@ -44,7 +44,7 @@ pub use connection::seconds;
 const MAX_UNSETTLED: usize = 64;
 /// Where the old password still is.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
-    on another machine still has the old one: copy it anew";
+    on another machine still has the old one: copy it again";
 /// More people than this coming or going at once are told as a number: names would fill the screen.
 const MAX_NAMED: usize = 5;
 

@@ -888,7 +888,7 @@ class Client:
         joined, left = names(message, "joined"), names(message, "left")
         if message.get("full") is True:
             self.online, self._listed = set(), False
-        self.online = self.online - set(left) | set(joined)          # who is in both has logged in anew
+        self.online = self.online - set(left) | set(joined)          # who is in both has logged in again
         if not self._listed:
             self._listed = message.get("more") is not True
         for name in left:

@@ -196,7 +196,7 @@ impl Front {
             }
             (Some(_), Some(_)) => {
                 asking.new = None;
-                "the two differ: the new password once more".into()
+                "the two passwords differ: type the new one again".into()
             }
         };
         self.show(notice(problem));
@@ -262,7 +262,7 @@ impl Front {
             None => self.destination().map_or("> ".into(), |name| format!("{name}> ")),
             Some(Asking { old: None, .. }) => "old password (unseen): ".into(),
             Some(Asking { new: None, .. }) => "new password (unseen): ".into(),
-            Some(_) => "the same once more: ".into(),
+            Some(_) => "repeat password: ".into(),
         }
     }
 

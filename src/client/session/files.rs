@@ -308,7 +308,7 @@ impl Session {
             )),
             (Kind::FileOffer | Kind::FileAccept, Some(why)) => {
                 self.end_transfer(number, false, None);
-                self.problem(format!("{why}: {title} is not under way"));
+                self.problem(format!("{why}: {title} is not transferred"));
             }
             _ => {}
         }

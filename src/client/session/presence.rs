@@ -115,7 +115,7 @@ impl Session {
             return;
         }
         self.changes = Changes::default();
-        self.tell_people(&again, "has logged in anew", "have logged in again");
+        self.tell_people(&again, "has logged in again", "have logged in again");
         self.tell_people(&joined, "is on-line", "have come online");
         self.tell_people(&left, "has left", "have left");
     }

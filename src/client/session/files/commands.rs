@@ -103,7 +103,7 @@ impl Session {
             .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
             .collect();
         if !offers.is_empty() {
-            self.notice(format!("still offered to you: {}", offers.join(", ")));
+            self.notice(format!("still offered: {}", offers.join(", ")));
         }
     }
 
@@ -121,7 +121,7 @@ impl Session {
                 None if several => {
                     "several files are in progress: /cancel NUMBER ends one, /files lists them".into()
                 }
-                None => "no file is under way".into(),
+                None => "no file is in progress".into(),
             });
         };
         if transfer.is_open() {
@@ -137,7 +137,7 @@ impl Session {
         self.job(0, Job::List);
     }
 
-    /// Answers `/files`: what is offered or under way, and what was begun and has no other side now.
+    /// Answers `/files`: what is offered or in progress, and what was begun and has no other side now.
     pub(super) fn list_files(&mut self, parts: &[LeftPart]) {
         let mut lines: Vec<String> = self
             .files
@@ -163,7 +163,7 @@ impl Session {
             })
             .collect();
         if lines.is_empty() {
-            lines.push("no files are offered or under way: /sendfile NAME PATH offers one".into());
+            lines.push("no files are offered or in progress: /sendfile NAME PATH offers one".into());
         }
         let stopped = self.files.stopped.iter().filter(|one| one.outgoing);
         lines.extend(stopped.map(|one| {

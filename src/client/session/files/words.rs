@@ -130,7 +130,7 @@ impl Session {
             return self.fail(number, "the answer is about more than the file has");
         };
         if self.files.moving(true) >= MAX_LEAVING {
-            return self.fail(number, "too many files are under way already: offer it again later");
+            return self.fail(number, "too many files are in progress already: offer it again later");
         }
         self.enter_state(number, State::AwaitingKey(start, session));
         match self.peers.find(from).and_then(|peer| peer.session.as_ref()) {
