@@ -288,7 +288,9 @@ fn text(line: &str) -> Result<Command, String> {
     };
     // As its author sees it, and as the others would: what was written over reaches them.
     for form in [line].into_iter().chain(shown.split('\n')) {
-        let mut seen = form.chars().filter(|c| is_visible(*c));
+        // Of characters for private use, nobody knows what a font shows.
+        let is_private = |c: char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
+        let mut seen = form.chars().filter(|c| is_visible(*c) && !is_private(*c));
         let first = seen.next().unwrap_or_default();
         let second = seen.clone().next().unwrap_or_default();
         if first == '/' {
@@ -318,13 +320,16 @@ fn text(line: &str) -> Result<Command, String> {
 /// What a terminal would show of one line: no escape sequence, and nothing that was written over. A line break stands
 /// where the cursor went elsewhere, or something was removed: what follows may be seen first.
 fn shown(line: &str) -> String {
-    let mut shown = String::new();
+    let (mut shown, mut is_begun) = (String::new(), false);
     for key in keys(without_colours(line.trim_end_matches('\r')).as_bytes()).iter() {
         match key {
+            Key::Char(c) if std::mem::take(&mut is_begun) => shown.extend([*c, '\n']),
             Key::Char(c) => shown.push(*c),
-            // A key that moves, or a character that is seen.
-            Key::Alt(c) if c.is_ascii_alphanumeric() => shown.extend(['\n', *c, '\n']),
-            Key::Alt(c) => shown.extend(['\n', *c]),
+            // A key that moves, a sequence of two or three characters, or a character that is seen.
+            Key::Alt(c) => {
+                shown.extend(['\n', *c, '\n']);
+                is_begun = (' '..='/').contains(c);
+            }
             Key::Paste(text) => shown.push_str(text),
             Key::Tab => shown.push(' '),
             Key::Backspace | Key::Ctrl('h') if !shown.ends_with('\n') => _ = shown.pop(),
@@ -530,6 +535,11 @@ mod tests {
             "\u{1b}[0m",
             "\u{1b}",
             "\u{1b}]0;t\u{7}",
+            "\u{1b}\\",
+            "\u{1b}(B",
+            "\u{1b}=",
+            "\u{e000}",
+            "\u{10fffd}",
             "x\u{8}",
             "x\r",
             "x \u{1b}[D",
