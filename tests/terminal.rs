@@ -380,8 +380,8 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
     terminal.expect("a password has at least 6 characters");
     terminal.expect("the two passwords differ");
     terminal.enter("hunter22");
-    unseen(&terminal.expect("the old one is wrong"));
-    terminal.enter("/passwd");
+    terminal.expect("the old one is wrong");
+    unseen(&terminal.expect_last("old password (unseen):"));
     for line in [PASSWORD, "hunter22", "hunter22"] {
         terminal.enter(line);
     }

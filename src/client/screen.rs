@@ -15,6 +15,7 @@ use super::entry::{Entry, Place, Source};
 use super::input::{Key, Keys};
 use super::lock;
 use super::options::Options;
+use super::password::ChangeError;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::spawn;
@@ -297,6 +298,11 @@ impl Front {
 
     fn handle(&mut self, event: Event) -> io::Result<Option<u8>> {
         let mut failed = Vec::new();
+        let was_wrong = matches!(event, Event::PasswordChanged(Err(ChangeError::WrongPassword)));
+        if was_wrong && self.conversations.current().editor.is_empty() {
+            // What is typed next is often the right one, which must not become a message.
+            self.asking.get_or_insert_default();
+        }
         for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
             match effect {
                 Effect::Begin => self.work.begin(),
