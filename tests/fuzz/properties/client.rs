@@ -337,7 +337,11 @@ fn parsed(line: &str) {
         Ok(_) => assert!(line.starts_with('/') && !line.starts_with("//"), "{line:?}"),
         // What it looks like in a terminal is not computed here.
         Err(text) => assert!(
-            !text.is_empty() && (is_like_one || !line.is_ascii() || line.contains(char::is_control)),
+            !text.is_empty()
+                && (is_like_one
+                    || first == Some('\\')
+                    || !line.is_ascii()
+                    || line.contains(char::is_control)),
             "{line:?}"
         ),
     }
