@@ -518,6 +518,29 @@ fn a_message_forged_in_the_reader_s_own_name_is_not_shown() {
     assert!(!lines.iter().any(|line| line.contains("I owe")), "{lines:#?}");
 }
 
+/// PROTOCOL#broadcast-server, PROTOCOL#check-recipient.
+#[test]
+fn broadcast_of_another_server_is_refused() {
+    let alice = person("alice");
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    let session = line.bob().clone();
+    // A reader there knows the message key, and wraps it for bob; the server here shows it.
+    let elsewhere = Header { recipient_key: Some(Fingerprint([7; 32])), ..header(&alice, EVERYONE, 1) };
+    let sealed = Sealed::seal(elsewhere, &alice.identity, b"said elsewhere");
+    line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    let refused = bob.output.next().expect("a line");
+    assert!(refused.starts_with(REFUSED) && refused.contains("another server"), "{refused}");
+    let mut stripped = fields(&sealed);
+    stripped.header.recipient_key = None;
+    line.say(&delivery(stripped, sealed.wrap_for(&session)));
+    let refused = bob.output.next().expect("a line");
+    assert!(refused.starts_with(REFUSED) && refused.contains("signature"), "{refused}");
+    line.say(&message(&alice, EVERYONE, 1, "said here", &session));
+    assert_eq!(bob.output.next().expect("a line"), "<alice> said here");
+    assert_eq!(bob.finish().0, 0);
+}
+
 /// PROTOCOL#check-open, PROTOCOL#commitment, PROTOCOL#padding.
 #[test]
 fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
@@ -1812,7 +1835,7 @@ fn send_raw(
 /// PROTOCOL#harmless.
 #[test]
 fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
-    let server = Server::start();
+    let server = Server::with(&["--no-tls"]);
     let mut bob = server.client("bob").ready();
     let (mut raw, mallory) = newcomer(&server, "mallory");
     bob.expect("* mallory is on-line");

@@ -24,6 +24,7 @@ use super::password::ChangeError;
 use super::transfer::{Job, Step};
 use super::trust::{Ignored, KnownUsers};
 use crate::crypto::keys::{IdentityKey, SessionKey};
+use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, ServerMessage};
 use files::{Files, shortened};
@@ -137,6 +138,8 @@ pub struct Session {
     /// The monotonic clock, as of the same event.
     pub(super) instant: Instant,
     pub(super) identity: Arc<IdentityKey>,
+    /// The server's key: `None` without TLS.
+    server: Option<Fingerprint>,
     pub(super) keys: OwnKeys,
     pub(super) peers: Peers,
     pub(super) outbox: Outbox,
@@ -201,6 +204,7 @@ impl Session {
             now: 0,
             instant: now,
             identity: identity.into(),
+            server: None,
             keys: OwnKeys::new(key, now),
             peers: Peers::new(known),
             outbox: Outbox::default(),
@@ -231,6 +235,12 @@ impl Session {
             unchanged: false,
             gave_up: false,
         }
+    }
+
+    /// The session is on the server of this key. PROTOCOL#broadcast-server.
+    pub fn on(mut self, server: Option<Fingerprint>) -> Session {
+        self.server = server;
+        self
     }
 
     /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it; shows `notices`

@@ -98,7 +98,8 @@ pub struct Header {
     pub scope: Scope,
     /// Of a private or room envelope, in the letter case of the account; `None` in a broadcast.
     pub recipient: Option<Username>,
-    /// The recipient's session key: an envelope cannot be shown to another login of theirs. `None` in a broadcast.
+    /// The recipient's session key: an envelope cannot be shown to another login of theirs. Without a recipient, the server's
+    /// key: a broadcast cannot be shown on another server. `None` without TLS.
     pub recipient_key: Option<Fingerprint>,
     /// The sender, in the letter case of the account; the server compares it with the name logged in with.
     pub from: Username,
@@ -143,7 +144,7 @@ impl Header {
             Kind::RoomOpened | Kind::RoomLeft => matches!(self.scope, Scope::Room | Scope::Later(_)),
             _ => matches!(self.scope, Scope::Private | Scope::Later(_)),
         };
-        is_known && fits && to_one == self.recipient_key.is_some()
+        is_known && fits && (!to_one || self.recipient_key.is_some())
     }
 }
 

@@ -213,6 +213,7 @@ def recipient_of_vectors(v, session):
     """The person that the vectors' envelopes are for, without a connection."""
     client = Client("", 0, "", "Bob-2", "", session)
     client._begin_session(session)
+    client.server_key = m.sha256(b"the server's key")
     client.person("alice").identity = PublicKey(unhex(v["identity"]["spki"]))
     client.person("alice").remembered = client.person("alice").identity.fingerprint
     return client

@@ -342,7 +342,7 @@ class Envelope:
 
     def conversation(self):
         """All broadcasts of a session key are one conversation, and what it sends to each other session key."""
-        return self.session, self.recipient_key
+        return self.session, self.recipient and self.recipient_key
 
     @classmethod
     def seal(cls, identity, text, message_key, **members):
@@ -388,8 +388,10 @@ class Envelope:
             raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
         if self.scope in scopes - {"broadcast"} or (self.scope not in scopes and message.get("recipient") is not None):
             self.recipient, self.recipient_key = word(message, "recipient"), binary(message, "recipient_key", 32)
-        elif message.get("recipient") is not None or message.get("recipient_key") is not None:
+        elif message.get("recipient") is not None:
             raise Refused("recipient", "a broadcast with a recipient")
+        elif message.get("recipient_key") is not None:
+            self.recipient_key = binary(message, "recipient_key", 32)
         if not is_name(self.sender) or self.recipient is not None and not is_name(self.recipient):
             raise Refused("name")
         if len(self.ciphertext) > CIPHERTEXT_MOST:
@@ -476,7 +478,8 @@ class Transport:
         self._patiently(self._tls.do_handshake, time.monotonic() + timeout)
         # Not names, dates or authorities: only this key counts, and the handshake has proved that the server holds it.
         spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, self._tls.get_peer_certificate().get_pubkey())
-        if "SHA256:" + base64_of(sha256(spki)).rstrip("=") != fingerprint:
+        self.server_key = sha256(spki)
+        if "SHA256:" + base64_of(self.server_key).rstrip("=") != fingerprint:
             self.abort()
             raise MessengerError("server_key", "the server has another key than the expected one")
         self.exporter = self._tls.export_keying_material(b"EXPORTER-Channel-Binding", 32)
@@ -671,7 +674,7 @@ class Client:
         self.host, self.port, self.fingerprint = host, port, fingerprint
         self.name, self.password, self.identity = name, password, identity
         self.events, self.people, self.online = collections.deque(), {}, set()
-        self.transport = self.token = self.ended = None
+        self.transport = self.token = self.ended = self.server_key = None
         self._key_at = {}                                            # the password's key for a (salt, rounds)
         self._known_users = known_users                              # a file, as README.md: Client files has it
         if known_users and os.path.exists(known_users):
@@ -708,6 +711,7 @@ class Client:
 
     def connect(self):
         self.transport = Transport(self.host, self.port, self.fingerprint)
+        self.server_key = self.transport.server_key
         return self
 
     def register(self, rounds=ROUNDS):
@@ -1014,6 +1018,8 @@ class Client:
             sessions = self._session_keys()
             if envelope.recipient and (envelope.recipient != self.name or envelope.recipient_key not in sessions):  # 4
                 raise Refused("recipient", "for somebody else, or for another session")
+            if not envelope.recipient and envelope.recipient_key != self.server_key:
+                raise Refused("server", "made for another server")
             missing = person.check_new(envelope)                                                # 5
             text = self._unwrap(envelope, wrapped, sessions)                                    # 6
             try:
@@ -1111,7 +1117,7 @@ class Client:
                 place = {"recipient": targets[0], "recipient_key": session.fingerprint, "sequence": counter[conversation]}
             else:
                 self._broadcasts += 1
-                place = {"sequence": self._broadcasts}
+                place = {"recipient_key": self.server_key, "sequence": self._broadcasts}
             job.message_key = secrets.token_bytes(32)
             job.envelope = Envelope.seal(self.identity, job.text.encode(), job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
                                          session=self.key.public.fingerprint, time=now(), **place)

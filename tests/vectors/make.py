@@ -404,6 +404,10 @@ def pad(text):
     return padded + bytes(-len(padded) % 256)
 
 
+# The fingerprint of the server's key.
+SERVER = sha256(b"the server's key")
+
+
 def envelope_vector(what, kind, scope, text, sequence, **wrong):
     """`wrong` replaces one step by another value: correctly signed, but not to be opened."""
     random = stream(what)
@@ -412,7 +416,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
     identity, session = fingerprint(IDENTITY), sha256(b"the sender's session key")
     commitment = wrong.get("commitment", hmac_sha256(key, label("key commitment").encode()))
     to_one = scope != "broadcast"
-    to_name, to_key = (recipient, fingerprint(SESSION)) if to_one else (b"", b"")
+    to_name, to_key = (recipient, fingerprint(SESSION)) if to_one else (b"", SERVER)
     header = fields(
         label("envelope header"),
         kind,
@@ -437,7 +441,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         "kind": kind,
         "scope": scope,
         "recipient": recipient if to_one else None,
-        "recipient_key": b64(to_key) if to_one else None,
+        "recipient_key": b64(to_key),
         "identity": b64(identity),
         "session": b64(session),
         "sequence": sequence,

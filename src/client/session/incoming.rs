@@ -101,10 +101,12 @@ impl Session {
         let Some(identity) = &peer.identity else { return Err("their key is not known".into()) };
         let verified = message.envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
-        if let (Some(name), Some(key)) = (&header.recipient, header.recipient_key)
-            && (name != self.me() || !self.keys.holds(key))
-        {
-            return Err("it is for somebody else, or for an earlier session of yours".into());
+        match (&header.recipient, header.recipient_key) {
+            (Some(name), Some(key)) if name == self.me() && self.keys.holds(key) => {}
+            (Some(_), _) => return Err("it is for somebody else, or for an earlier session of yours".into()),
+            // PROTOCOL#broadcast-server.
+            (None, key) if key == self.server => {}
+            (None, _) => return Err("it was made for another server".into()),
         }
         let gap = match peer.replay.order(&header, self.now) {
             Order::Next => 0,
@@ -116,7 +118,8 @@ impl Session {
         // PROTOCOL#key-id.
         let id = message.key.id();
         let is_meant = |key: &&SessionKey| {
-            key.fingerprint().short() == id && header.recipient_key.is_none_or(|it| it == key.fingerprint())
+            let is_signed = header.recipient.is_none() || header.recipient_key == Some(key.fingerprint());
+            is_signed && key.fingerprint().short() == id
         };
         let opened = self.keys.all().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
         let mut text = match opened {

@@ -226,7 +226,8 @@ impl Session {
     }
 
     fn header(&self, kind: Kind, scope: Scope, to: Option<(Username, Fingerprint)>, sequence: u64) -> Header {
-        let (recipient, recipient_key) = to.unzip();
+        let (recipient, recipient_key) =
+            to.map_or((None, self.server), |(name, key)| (Some(name), Some(key)));
         Header {
             kind,
             scope,
