@@ -156,6 +156,7 @@ struct LoginVector {
     password: String,
     exporter: String,
     password_key: String,
+    answered: String,
     proof_signed: String,
     register: String,
     challenge: String,
@@ -168,6 +169,7 @@ struct PasswordChangeVector {
     old_password: String,
     new_password: String,
     exporter: String,
+    answered: String,
     signed: String,
     challenge: String,
     change: String,
@@ -571,7 +573,7 @@ fn register(v: &LoginVector) -> Register {
     json::from_str(&v.register).expect("just decoded")
 }
 
-/// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#login-proof.
+/// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#response, PROTOCOL#login-proof.
 #[test]
 fn a_login_answers_what_another_implementation_answers() {
     let v = vectors();
@@ -597,8 +599,8 @@ fn a_login_answers_what_another_implementation_answers() {
         assert_eq!(proves(&theirs), Ok(()));
         assert_eq!(proves(&ours), Ok(()), "we sign the same bytes");
 
-        let nonce = challenge(login).nonce.0;
-        let matches = |mac: &[u8]| primitives::hmac_matches(&password_key, &nonce, mac);
+        let answered = unhex(&login.answered);
+        let matches = |mac: &[u8]| primitives::hmac_matches(&password_key, &answered, mac);
         assert!(matches(&theirs.response.0));
         assert!(flips(&theirs.response.0).all(|flipped| !matches(&flipped)));
         let certified = certificate().verify(&name, identity.public(), theirs.created);
@@ -609,7 +611,7 @@ fn a_login_answers_what_another_implementation_answers() {
         let other = answer(&other, &exporter, &login.password);
         assert!(other.response.0 != theirs.response.0 && proves(&other).is_err());
         let other = answer(&challenge(login), b"another channel", &login.password);
-        assert!(other.response.0 == theirs.response.0 && proves(&other).is_err());
+        assert!(other.response.0 != theirs.response.0 && proves(&other).is_err());
         let other = answer(&challenge(login), &exporter, "correct horsf");
         assert!(other.response.0 != theirs.response.0 && proves(&other).is_ok());
     }
@@ -641,6 +643,8 @@ fn a_password_change_is_what_another_implementation_makes() {
         let proves = |change: &PasswordChange| identity.public().verify(&signed, &change.proof.0);
         let ours = answer(&exporter);
         assert_eq!(ours.response.0, theirs.response.0);
+        let old_key = primitives::pbkdf2(&old, &challenge().salt.0, challenge().rounds);
+        assert!(primitives::hmac_matches(&old_key, &unhex(&change.answered), &theirs.response.0));
         assert_eq!(ours.password_key, theirs.password_key);
         assert_eq!(proves(&theirs), Ok(()));
         assert_eq!(proves(&ours), Ok(()), "we sign the same bytes");

@@ -723,14 +723,14 @@ class Client:
         return self
 
     def _challenge(self):
-        """Steps 1 and 2: returns the nonce and our answer to it."""
+        """Steps 1 and 2: returns the nonce and the password's key for the answer to it."""
         self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
         challenge = self._hear("challenge")
         number(challenge, "version", VERSION, VERSION)
         nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
         if at not in self._key_at:
             self._key_at = {at: password_key(self.password, *at)}
-        return nonce, hmac256(self._key_at[at], nonce)
+        return nonce, self._key_at[at]
 
     def _new_session_key(self):
         """A session key, and the members that prove it is ours."""
@@ -740,10 +740,11 @@ class Client:
 
     def login(self, proof_exporter=None):
         """Begins a new session, and returns when it is known who is on-line."""
-        nonce, response = self._challenge()
+        nonce, secret = self._challenge()
         key, members = self._new_session_key()
+        response = fields("login response", self.name, nonce, self.transport.exporter, key.public.fingerprint)
         proof = fields("login proof", self.name, nonce, self.transport.exporter if proof_exporter is None else proof_exporter, key.public.fingerprint)
-        self._say({"type": "challenge_response", "response": base64_of(response), **members, "proof": base64_of(self.identity.sign(proof))})
+        self._say({"type": "challenge_response", "response": base64_of(hmac256(secret, response)), **members, "proof": base64_of(self.identity.sign(proof))})
         session = self._hear("session")
         self.token, self.transport.in_session, self.ended = binary(session, "token", 32), True, None
         self._begin_session(key)
@@ -1160,11 +1161,12 @@ class Client:
         """On a connection of its own, beside the session; the key file is left in two versions when it is not known how it ended."""
         other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity).connect()
         new = self.password if prepared(new) == prepared(self.password) else prepared(new)
-        nonce, response = other._challenge()
+        nonce, secret = other._challenge()
         write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server())
         salt = secrets.token_bytes(32)
         key = password_key(new, salt, rounds)
-        proof = fields("password change", self.name, nonce, other.transport.exporter, salt, rounds, key)
+        place = self.name, nonce, other.transport.exporter, salt, rounds, key
+        response, proof = hmac256(secret, fields("password change response", *place)), fields("password change", *place)
         try:
             other._say({"type": "password_change", "response": base64_of(response), "salt": base64_of(salt), "rounds": rounds,
                         "password_key": base64_of(key), "proof": base64_of(self.identity.sign(proof))})

@@ -305,6 +305,7 @@ def login_vector(name, password, exporter, created):
     salt, nonce, rounds = random(32), random(32), 100_000
     password_key = pbkdf2(password, salt, rounds)
     signed = fields(label("login proof"), name, nonce, exporter, fingerprint(SESSION))
+    answered = fields(label("login response"), name, nonce, exporter, fingerprint(SESSION))
     register = {
         "type": "register",
         "version": 1,
@@ -317,7 +318,7 @@ def login_vector(name, password, exporter, created):
     challenge = {"type": "challenge", "version": 1, "nonce": b64(nonce), "salt": b64(salt), "rounds": rounds}
     response = {
         "type": "challenge_response",
-        "response": b64(hmac_sha256(password_key, nonce)),
+        "response": b64(hmac_sha256(password_key, answered)),
         "session_key": b64(spki(SESSION)),
         "created": created,
         "certificate": b64(certificate(name, created)[1]),
@@ -328,6 +329,7 @@ def login_vector(name, password, exporter, created):
         "password": password,
         "exporter": exporter.hex(),
         "password_key": password_key.hex(),
+        "answered": answered.hex(),
         "proof_signed": signed.hex(),
         "register": json.dumps(register),
         "challenge": json.dumps(challenge),
@@ -341,10 +343,11 @@ def password_change_vector(name, old, new, exporter):
     old_salt, nonce, salt, rounds = random(32), random(32), random(32), 100_000
     password_key = pbkdf2(new, salt, rounds)
     signed = fields(label("password change"), name, nonce, exporter, salt, rounds, password_key)
+    answered = fields(label("password change response"), name, nonce, exporter, salt, rounds, password_key)
     challenge = {"type": "challenge", "version": 1, "nonce": b64(nonce), "salt": b64(old_salt), "rounds": rounds}
     change = {
         "type": "password_change",
-        "response": b64(hmac_sha256(pbkdf2(old, old_salt, rounds), nonce)),
+        "response": b64(hmac_sha256(pbkdf2(old, old_salt, rounds), answered)),
         "salt": b64(salt),
         "rounds": rounds,
         "password_key": b64(password_key),
@@ -355,6 +358,7 @@ def password_change_vector(name, old, new, exporter):
         "old_password": old,
         "new_password": new,
         "exporter": exporter.hex(),
+        "answered": answered.hex(),
         "signed": signed.hex(),
         "challenge": json.dumps(challenge),
         "change": json.dumps(change),
