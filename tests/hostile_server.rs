@@ -89,6 +89,7 @@ fn header(from: &Person, (scope, to): To, sequence: u64) -> Header {
         session: from.session.fingerprint(),
         sequence,
         time: clock::now_ms(),
+        again: None,
     }
 }
 
@@ -132,6 +133,7 @@ fn handmade(
         .bytes(&header.session.0)
         .number(header.sequence)
         .number(header.time)
+        .bytes(header.again.as_ref().map_or(&[][..], |id| &id.0))
         .bytes(&commitment)
         .finish();
     let nonce = random();
@@ -829,8 +831,29 @@ fn a_session_key_that_is_stale_for_ever_is_given_up() {
     assert!(told.starts_with("! "), "{told}");
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
-    let tries = answering.join().expect("no panic");
-    assert!((2..=10).contains(&tries), "{tries}");
+    assert_eq!(answering.join().expect("no panic"), 1, "it is sealed once for one key");
+}
+
+/// PROTOCOL#message-id, PROTOCOL#stale.
+#[test]
+fn server_that_delivers_and_answers_stale_shows_a_text_once() {
+    let server = Server::with(&["--no-tls"]);
+    let operator = Operator::before(&server);
+    let mut alice = operator.client(&Arc::new(Folder::new()), "alice").ready();
+    let mut bob = server.client("bob").ready();
+    alice.expect("* bob is on-line");
+    operator.rule(|message| match message {
+        ServerMessage::Sent(sent) => {
+            vec![ServerMessage::Sent(Sent { stale: sent.delivered, delivered: vec![], ..sent })]
+        }
+        other => vec![other],
+    });
+    alice.say("/msg bob only once");
+    alice.expect("your message was not delivered");
+    bob.expect("<alice -> bob> only once");
+    assert_eq!(alice.finish().0, 0);
+    let (_, lines) = bob.finish();
+    assert_eq!(times(&lines, "only once"), 1, "{lines:#?}");
 }
 
 #[test]

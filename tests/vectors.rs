@@ -23,6 +23,7 @@ use secure_messenger::crypto::public::{
 };
 use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{CryptoError, Fields};
+use secure_messenger::encoding::Fixed;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ChallengeResponse, ClientMessage, LoginRequest, PasswordChange, Register, ServerMessage,
@@ -775,7 +776,7 @@ fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
     }
 }
 
-/// PROTOCOL#header, PROTOCOL#signature.
+/// PROTOCOL#header, PROTOCOL#signature, PROTOCOL#message-id.
 #[test]
 fn an_envelope_with_one_bit_flipped_is_refused() {
     let v = vectors();
@@ -800,6 +801,10 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
             refused(&|e| e.header.sequence ^= 1 << bit);
             refused(&|e| e.header.time ^= 1 << bit);
         }
+        refused(&|e| e.header.again = Some(Fixed([7; 32])));
+        let verified = whole.verify(&identity).expect("it is genuine");
+        let first = whole.header.again.map_or(fixed(&vector.oaep_label), |id| id.0);
+        assert_eq!(verified.id(), first);
         (0..12).for_each(|i| refused(&|e| e.body.nonce.0[i] ^= 1));
         (0..16).for_each(|i| refused(&|e| e.body.tag.0[i] ^= 1));
         (0..256).for_each(|i| refused(&|e| e.body.signature.0[i] ^= 1));

@@ -133,6 +133,8 @@ pub fn last_word(failure: &Failure) -> Option<&'static str> {
 /// See the module.
 pub struct Session {
     me: Username,
+    /// When this run of the client began, milliseconds since 1970; `None` before the first event.
+    began: Option<u64>,
     /// Milliseconds since 1970, as of the event under way.
     pub(super) now: u64,
     /// The monotonic clock, as of the same event.
@@ -201,6 +203,7 @@ impl Session {
     ) -> Session {
         Session {
             me,
+            began: None,
             now: 0,
             instant: now,
             identity: identity.into(),
@@ -269,6 +272,7 @@ impl Session {
     /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         (self.now, self.instant) = (now_ms, now);
+        self.began.get_or_insert(now_ms);
         self.tell_counted(false);
         self.forget_delivered();
         self.tell_changes(matches!(event, Event::Line(_)));

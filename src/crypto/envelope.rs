@@ -109,8 +109,10 @@ pub struct Header {
     pub session: Fingerprint,
     /// Rises by one from 1 in each conversation of the sender's session (PROTOCOL#envelope).
     pub sequence: u64,
-    /// The sender's clock, milliseconds since 1970.
+    /// When it was written, by the sender's clock, milliseconds since 1970.
     pub time: u64,
+    /// Of a text that was sealed before: its [id](Verified::id).
+    pub again: Option<Fixed<32>>,
 }
 
 impl Header {
@@ -126,6 +128,7 @@ impl Header {
             .bytes(&self.session.0)
             .number(self.sequence)
             .number(self.time)
+            .bytes(self.again.as_ref().map_or(&[], |id| &id.0))
             .bytes(commitment)
             .finish()
     }
@@ -211,6 +214,7 @@ impl Envelope {
             session: Fingerprint([2; 32]),
             sequence: 3,
             time: 4,
+            again: None,
         };
         let body = Body {
             commitment: Fixed([5; 32]),
@@ -255,6 +259,11 @@ impl Sealed {
         };
         body.signature = Fixed(identity.sign(&body.signed(&encoded)));
         Sealed { envelope: Envelope { header, body }, key, oaep_label: sha256(&encoded) }
+    }
+
+    /// As [`Verified::id`].
+    pub fn id(&self) -> [u8; 32] {
+        self.envelope.header.again.map_or(self.oaep_label, |id| id.0)
     }
 
     /// The message key for one recipient, bound to this header, behind the id of the recipient's key; about 0.1 ms.
@@ -321,6 +330,11 @@ impl Verified<'_> {
         &self.envelope.header
     }
 
+    /// What the message is known by, however often it is sealed: the hash of its first header. PROTOCOL#message-id.
+    pub fn id(&self) -> [u8; 32] {
+        self.header().again.map_or_else(|| sha256(&self.encoded), |id| id.0)
+    }
+
     /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. `wrapped` is
     /// [`Sealed::wrap_for`]'s. PROTOCOL#check-open, PROTOCOL#key-id.
     ///
@@ -366,6 +380,7 @@ mod tests {
                 session: Fingerprint([3; 32]),
                 sequence: 1,
                 time: 0,
+                again: None,
             };
             let half = Header { recipient_key: None, ..header.clone() };
             assert!(!to_one || !half.agrees(), "a recipient without a key");

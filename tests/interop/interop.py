@@ -346,7 +346,7 @@ def key_files(world, alice, bob):
         world.until(lambda: rust.process.poll() == 0, f"the leaving of {name}")
 
 
-# PROTOCOL#stale.
+# PROTOCOL#stale, PROTOCOL#check-again.
 def stale_keys(world, alice, bob):
     """Both sides notice that the other has another session key: after a renewal, and after a new login."""
     alice.renew()
@@ -363,7 +363,7 @@ def stale_keys(world, alice, bob):
     bob = world.rust("bob")
     world.until(lambda: "bob" in alice.online, "bob's return")       # with another key than the one that alice has
     jobs = [alice.send("bob", "a"), alice.broadcast("b"), alice.send("bob", "c")]
-    for line in ("<alice -> bob> a", "<alice> b", "<alice -> bob> c"):
+    for line in ("<alice -> bob> a (sent again)", "<alice> b", "<alice -> bob> c (sent again)"):
         bob.expect(line)
     world.delivered(*jobs)
     check(not [line for line in bob.lines if line.startswith("!")], bob.lines)

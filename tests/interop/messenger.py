@@ -328,14 +328,17 @@ class Envelope:
     """What the sender signed. `key`, the wrapped message key, is another for each recipient and no part of it."""
 
     LENGTHS = {"identity": 32, "session": 32, "commitment": 32, "nonce": 12, "tag": 16, "signature": 256}
-    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "ciphertext", *LENGTHS)
+    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "again", "ciphertext", *LENGTHS)
 
     def __init__(self, **members):
         self.__dict__.update(dict.fromkeys(self.MEMBERS), **members)
 
     def header(self):
         return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_key, self.sender, self.identity,
-                      self.session, self.sequence, self.time, self.commitment)
+                      self.session, self.sequence, self.time, self.again, self.commitment)
+
+    def id(self):
+        return self.again or sha256(self.header())
 
     def signed(self):
         return fields("envelope signature", self.header(), self.nonce, sha256(self.ciphertext + self.tag))
@@ -392,6 +395,8 @@ class Envelope:
             raise Refused("recipient", "a broadcast with a recipient")
         elif message.get("recipient_key") is not None:
             self.recipient_key = binary(message, "recipient_key", 32)
+        if message.get("again") is not None:
+            self.again = binary(message, "again", 32)
         if not is_name(self.sender) or self.recipient is not None and not is_name(self.recipient):
             raise Refused("name")
         if len(self.ciphertext) > CIPHERTEXT_MOST:
@@ -616,6 +621,8 @@ class Person:
         self.identity = self.session = None                          # PublicKey
         self.created, self.asked = 0, False
         self.waiting = []                                            # envelopes until their keys are known
+        self.ids = collections.deque(maxlen=1024)                    # of the messages that were shown
+        self.stale = None                                            # the fingerprint of the session key last called so
         self.sequences = collections.Counter()                       # the last number of each conversation that we sent
         self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); of forgotten ones
 
@@ -643,6 +650,7 @@ class Job:
     def __init__(self, targets, text, kind, scope):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
         self.outcome, self.tries, self.envelope, self.message_key = {}, 0, None, None
+        self.time, self.id = now(), None
 
     @property
     def done(self):
@@ -1035,6 +1043,9 @@ class Client:
             return self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
         if missing:
             self._tell("gap", name=person.name, missing=missing)
+        if envelope.id() in person.ids:
+            return
+        person.ids.append(envelope.id())
         if abs(envelope.time - now()) > 5 * MINUTE:
             self._tell("odd_time", name=person.name, time=envelope.time)
         if envelope.later:
@@ -1110,6 +1121,11 @@ class Client:
         return person.session is not None and now() <= person.created + 26 * HOUR
 
     def _transmit(self, job, targets):
+        same = [name for name in targets if job.tries and self.people[name].stale == self.people[name].session.fingerprint]
+        job.outcome.update(dict.fromkeys(same, "stale"))             # the same key is no reason to seal it again
+        targets = [name for name in targets if name not in same]
+        if not targets:
+            return
         session = None if job.scope == "broadcast" else self.people[targets[0]].session
         if job.envelope is None or session and job.envelope.recipient_key != session.fingerprint:
             if session:
@@ -1121,7 +1137,8 @@ class Client:
                 place = {"recipient_key": self.server_key, "sequence": self._broadcasts}
             job.message_key = secrets.token_bytes(32)
             job.envelope = Envelope.seal(self.identity, job.text.encode(), job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
-                                         session=self.key.public.fingerprint, time=now(), **place)
+                                         session=self.key.public.fingerprint, time=job.time, again=job.id, **place)
+            job.id = job.envelope.id()
         self._last_id += 1
         self._due[self._last_id] = job, targets
         sessions = {name: self.people[name].session for name in targets}
@@ -1134,6 +1151,8 @@ class Client:
         if job is None or sorted(name for name, _ in fates) != sorted(targets):
             raise Refused("malformed", "an answer that fits no message")
         stale = [name for name, fate in fates if fate == "stale" and job.tries < 3]
+        for name in stale:
+            self.people[name].stale = self.people[name].session.fingerprint
         if stale:
             job.tries += 1
             self._stale.append((job, stale))

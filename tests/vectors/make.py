@@ -413,11 +413,12 @@ SERVER = sha256(b"the server's key")
 
 
 def envelope_vector(what, kind, scope, text, sequence, **wrong):
-    """`wrong` replaces one step by another value: correctly signed, but not to be opened."""
+    """`wrong` replaces one step by another value: correctly signed, but not to be opened (but for `again`)."""
     random = stream(what)
     sender, recipient = "alice", "Bob-2"
     key, nonce, time = random(32), random(12), 1_800_000_000_123
     identity, session = fingerprint(IDENTITY), sha256(b"the sender's session key")
+    again = wrong.get("again", b"")
     commitment = wrong.get("commitment", hmac_sha256(key, label("key commitment").encode()))
     to_one = scope != "broadcast"
     to_name, to_key = (recipient, fingerprint(SESSION)) if to_one else (b"", SERVER)
@@ -432,6 +433,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         session,
         sequence,
         time,
+        again,
         commitment,
     )
     padded = wrong.get("padded", pad(text))
@@ -450,6 +452,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         "session": b64(session),
         "sequence": sequence,
         "time": time,
+        "again": b64(again) if again else None,
         "commitment": b64(commitment),
         "nonce": b64(nonce),
         "ciphertext": b64(ciphertext),
@@ -479,6 +482,7 @@ def envelope_vectors():
         envelope_vector("a broadcast one byte over its bucket", "message", "broadcast", b"y" * 253, 2**53),
         envelope_vector("an opened room, without text", "room_opened", "room", b"", 4),
         envelope_vector("a left room, without text", "room_left", "room", b"", 5),
+        envelope_vector("a private message sent again", "message", "private", hello, 6, again=sha256(b"a header")),
     ]
 
 

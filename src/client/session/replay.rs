@@ -153,6 +153,7 @@ mod tests {
             session: Fingerprint([session; 32]),
             sequence,
             time: 0,
+            again: None,
         }
     }
 

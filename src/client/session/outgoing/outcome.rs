@@ -3,7 +3,7 @@
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
 //! sent again by itself, and nothing else is: what has failed waits for the person. Specification: PROTOCOL#outcome.
 
-use super::{Audience, Delivered, Outgoing};
+use super::{Audience, Delivered, Failed, Outgoing};
 use crate::client::entry::SendState;
 use crate::client::session::{Effect, MAX_NAMED, Session};
 use crate::client::text::sanitise;
@@ -51,7 +51,7 @@ impl Session {
             } else if stale.contains(name) && self.may_retry(number, name) {
                 let peer = self.peers.get(name);
                 peer.session = None;
-                peer.flying = None;
+                peer.stale = peer.flying.take().or(peer.stale);
                 peer.backlog.insert(number);
             } else if busy.contains(name) {
                 self.settle(number, name, Some(Missed::Busy));
@@ -220,7 +220,8 @@ impl Session {
         }
         let entry = self.own_entry(number, &message, SendState::Failed(why));
         self.effects.push(Effect::Show(entry));
-        self.outbox.failed.insert(number, (message.audience, message.text));
+        let Outgoing { audience, text, time, id, .. } = message;
+        self.outbox.failed.insert(number, Failed { audience, text, time, id });
         if self.outbox.failed.len() > MAX_FAILED {
             self.outbox.failed.pop_first();
         }
@@ -245,10 +246,20 @@ impl Session {
         }
     }
 
-    /// Sends what has failed as a new message.
+    /// The server calls the key stale for which it was sealed, and shows no other one.
+    pub(super) fn give_up_stale(&mut self, number: u64, name: &Username) {
+        self.settle(number, name, Some(Missed::Failed));
+        self.finish(number);
+    }
+
+    /// Sends again what has failed, under its id: perhaps somebody has got it.
     pub(in super::super) fn send_again(&mut self, number: u64) {
         match self.outbox.failed.remove(&number) {
-            Some((audience, text)) => self.send_about(Kind::Message, audience, text, None),
+            Some(Failed { audience, text, time, id }) => {
+                // What was never sealed is written now.
+                let time = if id.is_some() { time } else { self.now };
+                self.dispatch(Outgoing::new(Kind::Message, audience, text, (time, id), None));
+            }
             None => self.problem("that message is no longer at hand: type it again".into()),
         }
     }
