@@ -200,33 +200,6 @@ impl Envelope {
     }
 }
 
-#[cfg(test)]
-impl Envelope {
-    /// A broadcast that nobody has signed.
-    pub fn sample() -> Envelope {
-        let header = Header {
-            kind: Kind::Message,
-            scope: Scope::Broadcast,
-            recipient: None,
-            recipient_key: None,
-            from: "alice".parse().expect("name"),
-            identity: Fingerprint([1; 32]),
-            session: Fingerprint([2; 32]),
-            sequence: 3,
-            time: 4,
-            again: None,
-        };
-        let body = Body {
-            commitment: Fixed([5; 32]),
-            nonce: Fixed([6; 12]),
-            ciphertext: Bytes(vec![7; 256]),
-            tag: Fixed([8; 16]),
-            signature: Fixed([9; 256]),
-        };
-        Envelope { header, body }
-    }
-}
-
 /// A sealed message with its key, on the sender's side, until it was wrapped for all.
 pub struct Sealed {
     /// What everyone gets.
@@ -365,6 +338,32 @@ impl Verified<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Envelope {
+        /// A broadcast that nobody has signed.
+        pub fn sample() -> Envelope {
+            let header = Header {
+                kind: Kind::Message,
+                scope: Scope::Broadcast,
+                recipient: None,
+                recipient_key: None,
+                from: "alice".parse().expect("name"),
+                identity: Fingerprint([1; 32]),
+                session: Fingerprint([2; 32]),
+                sequence: 3,
+                time: 4,
+                again: None,
+            };
+            let body = Body {
+                commitment: Fixed([5; 32]),
+                nonce: Fixed([6; 12]),
+                ciphertext: Bytes(vec![7; 256]),
+                tag: Fixed([8; 16]),
+                signature: Fixed([9; 256]),
+            };
+            Envelope { header, body }
+        }
+    }
 
     /// PROTOCOL#check-fields.
     #[test]
