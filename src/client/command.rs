@@ -256,68 +256,38 @@ pub fn parse(line: &str) -> Result<Command, String> {
 /// A line that does not begin with a slash.
 fn text(line: &str) -> Result<Command, String> {
     let visible = |c: &char| SOLIDI.contains(c) || !is_blank(*c);
-    if !line.contains(|c| visible(&c)) {
-        return Ok(Command::Nothing);
+    let mut seen = line.chars().filter(visible);
+    let Some(first) = seen.next() else { return Ok(Command::Nothing) };
+    if first == '/' {
+        return Err(
+            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
+        );
     }
-    // Of several lines, the first in which there is something to see.
-    let shown = line.split('\n').map(shown).find(|shown| shown.contains(|c| visible(&c)));
-    let Some(shown) = shown else {
-        return Err("nothing of this line can be seen: it was not sent".into());
-    };
-    // As its author sees it, and as the others would: what was written over reaches them.
-    for form in [line].into_iter().chain(shown.split('\n')) {
-        let mut seen = form.chars().filter(visible);
-        let (first, second) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
-        if first == '/' {
+    let is_command = |second: char| second.is_ascii_alphabetic();
+    if SOLIDI.contains(&first) || STROKES.contains(&first) && seen.next().is_some_and(is_command) {
+        let code = u32::from(first);
+        return Err(format!(
+            "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
+        ));
+    }
+    if line.replace("\r\n", "\n").contains(is_control) {
+        // Terminals differ in what they hide, remove and move: any slash may be what is seen first.
+        if line.contains(SOLIDI) || line.contains(STROKES) {
             return Err(
-                "a command begins with its slash: remove what stands before it; //… sends it as text".into(),
+                "with a control character in it, this line may look like a command: remove that; //… sends it as text"
+                    .into(),
             );
         }
-        if SOLIDI.contains(&first) || STROKES.contains(&first) && second.is_ascii_alphabetic() {
-            let code = u32::from(first);
-            return Err(format!(
-                "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
-            ));
+        if !keys(line.as_bytes()).iter().any(|key| matches!(key, Key::Char(c) if visible(c))) {
+            return Err("nothing of this line can be seen: it was not sent".into());
         }
     }
     Ok(Command::Say(line.into()))
 }
 
-/// What a terminal would show of one line: no escape sequence, and nothing that was written over. A line break stands
-/// where the cursor went elsewhere, or something was removed: what follows may be seen first.
-fn shown(line: &str) -> String {
-    let mut shown = String::new();
-    for key in keys(without_colours(line.trim_end_matches('\r')).as_bytes()).iter() {
-        match key {
-            Key::Char(c) => shown.push(*c),
-            // A key that moves, or a character that is seen.
-            Key::Alt(c) if c.is_ascii_alphanumeric() => shown.extend(['\n', *c, '\n']),
-            Key::Alt(c) => shown.extend(['\n', *c]),
-            Key::Paste(text) => shown.push_str(text),
-            Key::Tab => shown.push(' '),
-            Key::Backspace | Key::Ctrl('h') if !shown.ends_with('\n') => _ = shown.pop(),
-            Key::Enter | Key::AltEnter => shown.clear(),
-            // A bell, and nothing.
-            Key::Ctrl('g' | ' ') => {}
-            _ => shown.push('\n'),
-        }
-    }
-    shown
-}
-
-/// Without the sequences that move no cursor and remove nothing before it: colours, and what clears the rest of a row.
-fn without_colours(line: &str) -> String {
-    let mut pieces = line.split("\u{1b}[");
-    let mut kept = pieces.next().unwrap_or_default().to_string();
-    for piece in pieces {
-        let last = piece.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';' || c == ':');
-        match last.strip_prefix('m').or_else(|| piece.strip_prefix('K')) {
-            // Nothing may become a sequence by that.
-            Some(text) if !kept.ends_with('\u{1b}') => kept.push_str(text),
-            _ => kept.extend(["\u{1b}[", piece]),
-        }
-    }
-    kept
+/// Whether a character may control a terminal. What stands for bytes that are no UTF-8 may have been one of eight bits.
+fn is_control(c: char) -> bool {
+    c.is_control() && !matches!(c, '\t' | '\n') || c == char::REPLACEMENT_CHARACTER
 }
 
 fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
@@ -512,6 +482,17 @@ mod tests {
             "\u{13441}",
             "\u{13442}",
             "\n",
+            "\u{1b}(B\u{1b}[m",
+            "\u{1b}>",
+            "\u{1b}=",
+            "\u{1b}%G",
+            "\u{1b}c",
+            "\u{1b}#8",
+            "\u{e}",
+            "A\u{c}",
+            "\u{1b}[8mA\u{1b}[0m",
+            "\u{1b}[30mA\u{1b}[m",
+            "\u{fffd}0m",
             "\u{e002f}",
             "",
         ];
@@ -526,13 +507,13 @@ mod tests {
         for text in [
             "ノート",
             "ﾉｰﾄ",
-            "\u{7}hi /exit",
+            "\u{7}hi",
+            "hi\t/x",
             "1/2",
             "\u{200b}.",
             "·/x",
-            "\u{1b}[31mred\u{1b}[0m /x",
+            "\u{1b}[31mred\u{1b}[0m",
             "hi\r\n/x",
-            "\u{1b}[35mfile\u{1b}[m\u{1b}[K/path\u{1b}[K",
             "left\u{1b}[D",
         ] {
             assert_eq!(parse(text), Ok(Command::Say(text.into())), "{text:?}");
@@ -540,7 +521,12 @@ mod tests {
         for nothing in ["\u{feff}", "\u{200b}\u{a0}", "\u{3000}", "\0", "\n\n", "\u{301}"] {
             assert_eq!(parse(nothing), Ok(Command::Nothing), "{nothing:?}");
         }
-        for written_over in ["\0/msg bob secret\rother", "\u{feff}/x\u{8}\u{8}hi"] {
+        for written_over in [
+            "\0/msg bob secret\rother",
+            "\u{feff}/x\u{8}\u{8}hi",
+            "a/msg bob secret\u{1b}[G\u{1b}[P",
+            "\u{1b}[31mred\u{1b}[0m /x",
+        ] {
             assert!(parse(written_over).is_err(), "{written_over:?}");
         }
         assert!(parse("\u{1b}P/msg bob secret").is_err(), "nothing is seen, yet something is there");
