@@ -230,7 +230,7 @@ fn the_end_of_input_without_a_connection_waits_for_what_is_under_way_and_for_not
     let (status, lines) = alice.finish();
     assert!(start.elapsed() > Duration::from_secs(20), "she did not wait for an answer");
     assert_eq!(status, 1);
-    let told = "! 1 message of yours was not acknowledged and may not have arrived";
+    let told = "! 1 message of yours was not acknowledged and may not have arrived: \"hello\"";
     assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
 }
 
@@ -663,6 +663,23 @@ fn client_that_leaves_has_acknowledged_what_it_has_shown() {
     }
     let (status, lines) = alice.finish();
     assert!(status == 0 && !lines.iter().any(|line| line.starts_with('!')), "{lines:#?}");
+}
+
+#[test]
+fn signal_names_the_lines_that_were_read_and_not_sent() {
+    let server = Server::start();
+    let Two { gates, mut alice, .. } = Two::on(&server);
+    gates[0].hold_after(0);
+    gates[0].hold_answers(true);
+    // A command waits until the line before it is settled.
+    (0..20).for_each(|n| alice.say(&format!("/msg bob q{n:02}")));
+    alice.expect("* no answer from the server");
+    common::signal(alice.child.id(), "-TERM");
+    let (status, lines) = alice.finish();
+    let told = "! 1 message of yours was not acknowledged and may not have arrived: \"q00\"";
+    assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
+    let unsent = "! line 2 of the input (\"/msg bob q01\") and any after it were not sent";
+    assert_eq!((status, lines.last().map(String::as_str)), (1, Some(unsent)), "{lines:#?}");
 }
 
 #[test]

@@ -1311,12 +1311,13 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     gate.lead_to(&other);
     gate.cut();
     gate.hold_answers(false);
-    terminal.expect("THE KEY OF THE SERVER AT");
     let screen = terminal.expect("* the session is over: Ctrl-C leaves");
     assert!(screen.contains(" THE SESSION IS OVER · ") && !screen.contains("trying again,"), "{screen}");
     // Everything can still be read.
     terminal.keys(&["PageUp"]);
     terminal.wait("older lines", |screen| !screen.contains("the session is over: Ctrl-C leaves"));
+    // Above the list of what was not acknowledged.
+    terminal.expect("THE KEY OF THE SERVER AT");
     terminal.keys(&["M-2"]);
     terminal.expect("[private bob? → alice] hello");
     terminal.keys(&["C-c"]);

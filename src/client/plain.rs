@@ -4,6 +4,7 @@
 //! so a long script waits for the server instead of for memory. Output that nobody reads holds up the session, and never
 //! the network.
 
+use super::command::{self, Command};
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState, Source};
 use super::options::Options;
@@ -12,6 +13,7 @@ use super::printer::Printer;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::spawn;
+use super::text::quoted;
 use super::work::Work;
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
@@ -61,7 +63,13 @@ pub fn run(
     let work = Work::start((connection, way), options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
-    let status = serve(&mut session, options, &work, &printer, &waking, &typed);
+    let mut lines = Lines { typed, held: None, taken: 0 };
+    let status = serve(&mut session, options, &work, &printer, &waking, &mut lines);
+    if !session.is_leaving()
+        && let Some(text) = lines.unsent()
+    {
+        printer.print(format!("! {text}"));
+    }
     if !matches!(status, Ok(0)) {
         // Otherwise other users see us online until the grace period ends.
         let _ = work.send(&ClientMessage::Logout);
@@ -87,9 +95,8 @@ fn serve(
     work: &Work,
     printer: &Printer,
     waking: &Receiver<()>,
-    typed: &Receiver<String>,
+    lines: &mut Lines,
 ) -> io::Result<u8> {
-    let mut held: Option<String> = None;
     loop {
         if work.is_idle() {
             let _ = waking.recv_timeout(TICK);
@@ -139,12 +146,7 @@ fn serve(
             if !session.takes_lines() || printer.is_stopped() {
                 break;
             }
-            match held.take().map_or_else(|| typed.try_recv(), Ok) {
-                // A command's answer comes after those of the lines before it.
-                Ok(line) if line.starts_with('/') && !session.is_settled() => {
-                    held = Some(line);
-                    break;
-                }
+            match lines.next(session.is_settled()) {
                 Ok(line) => {
                     work.touch();
                     events.push(Event::Line(line));
@@ -153,6 +155,39 @@ fn serve(
                 Err(TryRecvError::Empty) => break,
             }
         }
+    }
+}
+
+/// The lines of the input.
+struct Lines {
+    typed: Receiver<String>,
+    /// A command that waits.
+    held: Option<String>,
+    /// How many the session has taken.
+    taken: u64,
+}
+
+impl Lines {
+    /// The next line, if there is one and the session can take it: a command's answer comes after those of the lines
+    /// before it.
+    fn next(&mut self, is_settled: bool) -> Result<String, TryRecvError> {
+        let line = self.held.take().map_or_else(|| self.typed.try_recv(), Ok)?;
+        if line.starts_with('/') && !is_settled {
+            self.held = Some(line);
+            return Err(TryRecvError::Empty);
+        }
+        self.taken += 1;
+        Ok(line)
+    }
+
+    /// What is to be said of lines that never came to be sent, if there are any.
+    fn unsent(self) -> Option<String> {
+        let next = self.held.or_else(|| self.typed.try_recv().ok())?;
+        let text = || {
+            let (number, line) = (self.taken + 1, quoted(&next));
+            format!("line {number} of the input ({line}) and any after it were not sent")
+        };
+        (command::parse(&next) != Ok(Command::Exit)).then(text)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::client::path;
 use crate::client::prompter::Unseen;
 use crate::client::session::Event;
 use crate::client::terminal;
+use crate::client::text::all_quoted;
 use crate::crypto::secret::Password;
 use crate::name::Username;
 use crate::protocol::ClientMessage;
@@ -245,11 +246,13 @@ impl Front {
 
     /// What is to be said of lines that never came to be sent, if there are any.
     pub fn unsent(&self) -> Option<String> {
-        match self.ahead.iter().filter(|line| !is_exit(line)).count() {
-            0 => None,
-            1 => Some("1 line that you had typed was not sent".into()),
-            count => Some(format!("{count} lines that you had typed were not sent")),
-        }
+        let lines = self.ahead.iter().filter(|line| !is_exit(line)).map(String::as_str);
+        let what = match lines.clone().count() {
+            0 => return None,
+            1 => "1 line that you had typed was".into(),
+            count => format!("{count} lines that you had typed were"),
+        };
+        Some(format!("{what} not sent: {}", all_quoted(lines)))
     }
 
     /// What stands before the line: what is asked for, or where the line will go.

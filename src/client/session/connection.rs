@@ -6,6 +6,7 @@
 use super::presence::Changes;
 use super::{Effect, Session};
 use crate::client::password::ChangeError;
+use crate::client::text::all_quoted;
 use crate::crypto::keys::SessionKey;
 use crate::protocol::ClientMessage;
 use std::time::{Duration, Instant};
@@ -152,13 +153,13 @@ impl Session {
 
     /// What is to be said of messages that nobody has acknowledged; `None` if there are none.
     pub fn unsettled(&self) -> Option<String> {
-        match self.outbox.unacknowledged() {
-            0 => None,
-            1 => Some("1 message of yours was not acknowledged and may not have arrived".into()),
-            count => {
-                Some(format!("{count} messages of yours were not acknowledged and may not have arrived"))
-            }
-        }
+        let texts = self.outbox.unacknowledged();
+        let what = match texts.clone().count() {
+            0 => return None,
+            1 => "1 message of yours was".into(),
+            count => format!("{count} messages of yours were"),
+        };
+        Some(format!("{what} not acknowledged and may not have arrived: {}", all_quoted(texts)))
     }
 }
 

@@ -139,8 +139,9 @@ impl Outbox {
     }
 
     /// What the person at the keyboard said and nobody has acknowledged.
-    pub fn unacknowledged(&self) -> usize {
-        self.messages.values().filter(|message| message.kind == Kind::Message).count()
+    pub fn unacknowledged(&self) -> impl Iterator<Item = &str> + Clone {
+        let messages = self.messages.values().filter(|message| message.kind == Kind::Message);
+        messages.map(|message| message.text.as_str())
     }
 
     /// What has failed cannot be sent again.

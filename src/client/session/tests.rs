@@ -442,6 +442,8 @@ fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_o
     let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
     net.event(0, Event::Server(ServerMessage::Sent(sent)));
     let why = SendState::Failed("bob is not on-line: your message was not delivered".into());
+    let last = net.shown[0].iter().next_back().expect("it failed");
+    assert_eq!(last.line(), "! bob is not on-line: your message was not delivered (\"two\")");
     assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
     net.event(0, Event::Again(2));
     net.settle();
@@ -549,7 +551,7 @@ fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
     let mut net = Net::new();
     net.bob_leaves();
     net.type_in(0, "is anybody there?");
-    assert_eq!(net.lines(0), ["! nobody else is on-line: your message was not sent"]);
+    assert_eq!(net.lines(0), ["! nobody else is on-line: your message was not sent (\"is anybody there?\")"]);
     for n in 0..64 {
         net.type_in(0, &format!("{n}"));
     }
@@ -612,7 +614,7 @@ fn a_room_that_is_refused_does_not_make_what_follows_public() {
     }
     let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
     assert!(!net.said[0].iter().any(sent));
-    let refused = "! the key of bob has changed: your message was not sent".to_string();
+    let refused = "! the key of bob has changed: your message was not sent (\"a secret\")".to_string();
     assert!(net.lines(0).contains(&refused), "{:?}", net.lines(0));
     assert!(net.shown[0].iter().all(|entry| entry.trust.is_none()), "no mark of the former key");
     // Nor is a room open that nobody was told of.

@@ -6,7 +6,7 @@
 use super::{Audience, Delivered, Failed, Outgoing};
 use crate::client::entry::SendState;
 use crate::client::session::{Effect, MAX_NAMED, Session};
-use crate::client::text::sanitise;
+use crate::client::text::quoted;
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
 use crate::protocol::{Lost, Sent};
@@ -239,7 +239,6 @@ impl Session {
             if message.delivered > 0 {
                 self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
             } else {
-                // The line filter prints the reason alone: it has to say which.
                 let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
                 self.unsent(number, message, why);
             }
@@ -280,14 +279,5 @@ fn because(name: &Username, why: Missed) -> String {
         Missed::KeyChanged => format!("the key of {name} has changed"),
         Missed::Busy => format!("the connection of {name} is too slow at the moment"),
         Missed::Failed => format!("the server did not take it for {name}"),
-    }
-}
-
-/// The beginning of a text, to tell which one is meant.
-fn quoted(text: &str) -> String {
-    let text = sanitise(text);
-    match text.char_indices().nth(20) {
-        Some((end, _)) => format!("\"{}…\"", &text[..end]),
-        None => format!("\"{text}\""),
     }
 }
