@@ -191,9 +191,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
             return Ok(Command::SendFile(name, path.into()));
         }
         "passwd" => {
-            return Ok(Command::Password(
-                Some(rest.trim()).filter(|path| !path.is_empty()).map(str::to_owned),
-            ));
+            return Ok(Command::Password((!rest.is_empty()).then(|| rest.into())));
         }
         "acceptfile" => Command::AcceptFile(number(words.next(), "acceptfile")?),
         "rejectfile" => Command::RejectFile(number(words.next(), "rejectfile")?),
@@ -403,6 +401,7 @@ mod tests {
             ("/cancel 3", Command::Cancel(Some(3))),
             ("/passwd ", Command::Password(None)),
             ("/passwd ~/my new one", Command::Password(Some("~/my new one".into()))),
+            ("/passwd it ends in a blank ", Command::Password(Some("it ends in a blank ".into()))),
             ("/help /room", Command::Help(Some("room".into()))),
             ("/exit\r\n", Command::Exit),
         ] {
@@ -482,6 +481,7 @@ mod tests {
             "\u{13441}",
             "\u{13442}",
             "\n",
+            "\u{e002f}",
             "\u{1b}(B\u{1b}[m",
             "\u{1b}>",
             "\u{1b}=",
@@ -493,7 +493,6 @@ mod tests {
             "\u{1b}[8mA\u{1b}[0m",
             "\u{1b}[30mA\u{1b}[m",
             "\u{fffd}0m",
-            "\u{e002f}",
             "",
         ];
         let solidi =
@@ -508,8 +507,8 @@ mod tests {
             "ノート",
             "ﾉｰﾄ",
             "\u{7}hi",
-            "hi\t/x",
             "1/2",
+            "hi\t/x",
             "\u{200b}.",
             "·/x",
             "\u{1b}[31mred\u{1b}[0m",

@@ -15,11 +15,11 @@ const MAX_LISTED: usize = 10_000;
 /// Around a path, these say nothing.
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file.
+/// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file, with
+/// the blanks around it or without.
 pub fn typed_path(typed: &str) -> PathBuf {
-    let meant = meant_path(typed);
-    let plain = plain_path(typed);
-    if !meant.exists() && plain.exists() { plain } else { meant }
+    let readings = [meant_path(typed), at_home(typed.as_bytes()), plain_path(typed)];
+    readings.iter().find(|path| path.exists()).unwrap_or(&readings[0]).clone()
 }
 
 /// The path by the rules alone, for which no disk is asked. Where a quotation mark is left open, they do not hold.
@@ -308,6 +308,11 @@ mod tests {
         }
         fs::write(folder.join("ab"), b"").expect("written");
         assert_eq!(typed_path(&format!("{base}/a\\b")), folder.join("ab"), "the rules go first");
+        for name in ["last ", "last  ", "it's "] {
+            fs::write(folder.join(name), b"").expect("written");
+            assert_eq!(typed_path(&format!("{base}/{name}")), folder.join(name));
+        }
+        assert_eq!(typed_path(&format!("{base}/ab ")), folder.join("ab"), "the rules go first");
         assert_eq!(written(b"~"), "./~");
         assert_eq!(written(b"~/x "), "./~/x\\ ");
         assert_eq!(written(b"file:/x"), "./file:/x");
