@@ -8,7 +8,7 @@ use crate::client::command::{self, Command, View};
 use crate::client::completion::complete;
 use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
-use crate::client::input::{Key, Keys, pasted_together};
+use crate::client::input::{Key, Keys, Pastes};
 use crate::client::path;
 use crate::client::prompter::Unseen;
 use crate::client::session::Event;
@@ -46,8 +46,9 @@ impl Front {
         // Answers that were typed ahead are no paste, and are not shown.
         let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
         let line: String = self.conversations.current().editor.text().chars().chain(typed).collect();
-        let asks = self.asking.is_some() || matches!(command::parse(&line), Ok(Command::Password(None)));
-        let mut keys = if asks { keys } else { pasted_together(keys) };
+        let is_question = || matches!(command::parse(&line), Ok(Command::Password(None)));
+        let asks = self.asking.is_some() || !self.pastes.go_on() && is_question();
+        let mut keys = if asks { keys } else { self.pastes.join(keys) };
         for key in keys.drain(..) {
             if let Some(status) = self.key(key)? {
                 return Ok(Some(status));
@@ -137,6 +138,7 @@ impl Front {
             key => match view.editor.key(&key) {
                 Outcome::Submitted(line) => {
                     view.scroll = 0;
+                    self.pastes = Pastes::default();
                     // At once, whatever waits: what is typed next must never become a message.
                     if matches!(command::parse(&line), Ok(Command::Password(None))) {
                         self.asking = Some(Asking::default());
