@@ -77,9 +77,16 @@ fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fie
     Fields::new(label).bytes(name.as_str().as_bytes()).bytes(nonce).bytes(exporter)
 }
 
-/// The bytes of the login proof, which also names the session key. PROTOCOL#login-proof.
-fn proof_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], session: Fingerprint) -> Vec<u8> {
-    bound(label::LOGIN_PROOF, name, nonce, exporter).bytes(&session.0).finish()
+/// The bytes of a login's response and proof, each under its label; both name the session key. PROTOCOL#response,
+/// PROTOCOL#login-proof.
+fn login_bytes(
+    label: &str,
+    name: &Username,
+    nonce: &[u8; 32],
+    exporter: &[u8],
+    session: Fingerprint,
+) -> Vec<u8> {
+    bound(label, name, nonce, exporter).bytes(&session.0).finish()
 }
 
 /// The bytes of the proof that a client has a session's token, with the number of frames that it received.
@@ -88,11 +95,18 @@ fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u6
     bound(label::RESUME, name, nonce, exporter).number(received).finish()
 }
 
-/// The bytes of the proof of a password change, which also names the new password key. PROTOCOL#password-proof.
-fn change_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], new: (&[u8; 32], u32, &Key)) -> Vec<u8> {
+/// The bytes of the response and proof of a password change; both name the new password key. PROTOCOL#response,
+/// PROTOCOL#password-proof.
+fn change_bytes(
+    label: &str,
+    name: &Username,
+    nonce: &[u8; 32],
+    exporter: &[u8],
+    new: (&[u8; 32], u32, &Key),
+) -> Zeroizing<Vec<u8>> {
     let (salt, rounds, password_key) = new;
-    let fields = bound(label::PASSWORD_CHANGE, name, nonce, exporter);
-    fields.bytes(salt).number(rounds.into()).bytes(password_key.expose()).finish()
+    let fields = bound(label, name, nonce, exporter).bytes(salt).number(rounds.into());
+    Zeroizing::new(fields.bytes(password_key.expose()).finish())
 }
 
 /// Server: the session certificate that a client offers. Only its form and time are checked: they depend on the client alone
@@ -168,13 +182,13 @@ impl PasswordKey {
     ) -> Result<PasswordChange, AuthError> {
         let old = PasswordKey::derive(old, challenge)?;
         let new = (&self.salt, self.rounds, &self.key);
-        let proof = Zeroizing::new(change_bytes(name, &challenge.nonce.0, exporter, new));
+        let bytes = |label| change_bytes(label, name, &challenge.nonce.0, exporter, new);
         Ok(PasswordChange {
-            response: old.response(challenge),
+            response: old.response(&bytes(label::CHANGE_RESPONSE)),
             salt: Fixed(self.salt),
             rounds: self.rounds,
             password_key: self.key.duplicate(),
-            proof: Fixed(identity.sign(&proof)),
+            proof: Fixed(identity.sign(&bytes(label::PASSWORD_CHANGE))),
         })
     }
 
@@ -189,19 +203,19 @@ impl PasswordKey {
         session: (&SessionKey, SessionCertificate),
     ) -> ChallengeResponse {
         let (key, certificate) = session;
-        let proof = identity.sign(&proof_bytes(name, &challenge.nonce.0, exporter, key.fingerprint()));
+        let bytes = |label| login_bytes(label, name, &challenge.nonce.0, exporter, key.fingerprint());
         let session = SessionKeyFields::new(&certificate);
         ChallengeResponse {
-            response: self.response(challenge),
+            response: self.response(&bytes(label::LOGIN_RESPONSE)),
             session_key: session.session_key,
             created: session.created,
             certificate: session.certificate,
-            proof: Fixed(proof),
+            proof: Fixed(identity.sign(&bytes(label::LOGIN_PROOF))),
         }
     }
 
-    fn response(&self, challenge: &Challenge) -> Fixed<32> {
-        Fixed(primitives::hmac(&self.key, &challenge.nonce.0))
+    fn response(&self, bytes: &[u8]) -> Fixed<32> {
+        Fixed(primitives::hmac(&self.key, bytes))
     }
 }
 
@@ -358,9 +372,10 @@ impl PendingLogin {
     pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, AuthError> {
         let rounds = acceptable(change.rounds)?;
         let new = (&change.salt.0, rounds, &change.password_key);
-        let signed = Zeroizing::new(change_bytes(&self.name, &self.nonce, exporter, new));
-        let proven = self.offered.verify(&signed, &change.proof.0).is_ok();
-        if self.known & self.knows_password(&change.response) & self.is_owner() & proven {
+        let bytes = |label| change_bytes(label, &self.name, &self.nonce, exporter, new);
+        let password = self.knows_password(&bytes(label::CHANGE_RESPONSE), &change.response);
+        let proven = self.offered.verify(&bytes(label::PASSWORD_CHANGE), &change.proof.0).is_ok();
+        if self.known & password & self.is_owner() & proven {
             let identity = self.offered.fingerprint();
             let (salt, password_key) = (change.salt.0, change.password_key);
             Ok(NewPassword(Account { name: self.name, salt, rounds, password_key, identity }))
@@ -369,8 +384,8 @@ impl PendingLogin {
         }
     }
 
-    fn knows_password(&self, response: &Fixed<32>) -> bool {
-        primitives::hmac_matches(&self.password_key, &self.nonce, &response.0)
+    fn knows_password(&self, bytes: &[u8], response: &Fixed<32>) -> bool {
+        primitives::hmac_matches(&self.password_key, bytes, &response.0)
     }
 
     /// Whether the identity key offered is the account's, in constant time.
@@ -390,11 +405,12 @@ impl PendingLogin {
         exporter: &[u8],
         now_ms: u64,
     ) -> Result<Authenticated, AuthError> {
-        let proof = proof_bytes(&self.name, &self.nonce, exporter, certificate.key.fingerprint());
-        let password = self.knows_password(&response.response);
+        let session = certificate.key.fingerprint();
+        let bytes = |label| login_bytes(label, &self.name, &self.nonce, exporter, session);
+        let password = self.knows_password(&bytes(label::LOGIN_RESPONSE), &response.response);
         let identity = self.is_owner();
         let certified = certificate.verify(&self.name, &self.offered, now_ms);
-        let proven = self.offered.verify(&proof, &response.proof.0).is_ok();
+        let proven = self.offered.verify(&bytes(label::LOGIN_PROOF), &response.proof.0).is_ok();
         // PROTOCOL#login-failed.
         if self.known & password & identity & certified.is_ok() & proven {
             Ok(Authenticated { name: self.name, identity: self.offered, certificate })

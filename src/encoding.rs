@@ -107,7 +107,7 @@ pub(crate) use words;
 pub struct Bytes(pub Vec<u8>);
 
 /// Exactly `N` bytes, as base64; any other number is no value of this type.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fixed<const N: usize>(pub [u8; N]);
 
 text!(Bytes);

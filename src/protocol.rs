@@ -152,13 +152,9 @@ fn body<T: Deserialize>(text: &str) -> Result<T, DecodeError> {
 }
 
 /// The version that a line names, if it names one: a later one may have other members. PROTOCOL#version.
-pub fn version_of(line: &[u8]) -> Option<u32> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: Option<u32>,
-    }
+pub fn version_of(line: &[u8]) -> Option<u64> {
     let (text, _) = head(line).ok()?;
-    body::<Version>(text).ok()?.version
+    Some(body::<Versioned>(text).ok()?.version)
 }
 
 /// The members of a message beside its `type`.

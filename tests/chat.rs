@@ -56,10 +56,14 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
         "x\r",
         "\u{301}",
         "\u{200d}",
+        "\u{1b}(B\u{1b}[m",
+        "\u{1b}>",
+        "\u{1b}[8mA\u{1b}[0m",
+        "\u{1b}[30mA\u{1b}[m",
     ];
     for line in before.map(|before| format!("{before}/msg bob secret")) {
         alice.say(&line);
-        alice.expect("! a command begins with its slash");
+        alice.expect("//… sends it as text");
     }
     for slash in ["\u{ff0f}", "\u{2215}", "\u{2571}", "\u{338}", " \u{29f8}"] {
         alice.say(&format!("{slash}msg bob secret"));

@@ -242,6 +242,7 @@ fn letter(from: &Person, targets: &[&str]) -> EncryptedSend {
                 session: from.session.fingerprint(),
                 sequence: 1,
                 time: 1,
+                again: None,
             },
             body: Body {
                 commitment: Fixed(random()),

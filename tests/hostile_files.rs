@@ -215,8 +215,18 @@ impl Mallory {
         let (recipient, recipient_key) =
             to_one.then(|| (self.victim.clone(), self.session.fingerprint())).unzip();
         let (identity, time) = (self.me.identity.public().fingerprint(), clock::now_ms());
-        let header =
-            Header { kind, scope, recipient, recipient_key, from, identity, session, sequence, time };
+        let header = Header {
+            kind,
+            scope,
+            recipient,
+            recipient_key,
+            from,
+            identity,
+            session,
+            sequence,
+            time,
+            again: None,
+        };
         let sealed = Sealed::seal(header, &self.me.identity, text.as_bytes());
         self.requests += 1;
         let (id, victim) = (self.requests, self.victim.clone());

@@ -7,9 +7,10 @@ use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, un
 use miniserde::json;
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::clock;
-use secure_messenger::crypto::keys::IdentityKey;
+use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives;
 use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     Challenge, ChallengeResponse, ClientMessage, Failure, LoginRequest, ServerMessage, VERSION,
@@ -159,6 +160,37 @@ fn without_tls_there_is_no_channel_to_bind_and_the_same_relay_passes() {
     assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))));
 }
 
+/// A thief of the identity key alone logs in, with the response that its owner has made for this nonce and this exporter.
+fn relayed(server: &Server, alice: &Person, exporter: &[u8]) -> Option<ServerMessage> {
+    let (mut raw, own) = (server.raw(), SessionKey::generate());
+    let challenge = challenge(&mut raw, alice);
+    let certified = |key: &SessionKey| alice.identity.certify(&alice.name, key, clock::now_ms());
+    let key = PasswordKey::derive(&Password::new(PASSWORD.into()), &challenge).expect("acceptable rounds");
+    let session = (&*alice.session, certified(&alice.session));
+    let owners = key.log_in(&alice.name, &challenge, exporter, &alice.identity, session);
+    let session = (&own, certified(&own));
+    let unknown = common::quick_key("the thief does not know it");
+    let mut forged =
+        unknown.log_in(&alice.name, &challenge, raw.channel.exporter(), &alice.identity, session);
+    forged.response = owners.response;
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(forged)));
+    raw.answer()
+}
+
+/// PROTOCOL#response.
+#[test]
+fn response_of_another_channel_or_session_key_opens_nothing() {
+    // The owner logs in on a server of the thief's, who passes on the nonce and salt of the real one.
+    let server = Server::start();
+    let (_raw, alice) = newcomer(&server, "alice");
+    let other = server.raw();
+    assert_eq!(refused(relayed(&server, &alice, other.channel.exporter())).code, "login_failed");
+    // Without TLS all channels are alike, and the thief sits between.
+    let server = Server::with(&["--no-tls"]);
+    let (_raw, alice) = newcomer(&server, "alice");
+    assert_eq!(refused(relayed(&server, &alice, &[])).code, "login_failed");
+}
+
 #[derive(miniserde::Deserialize)]
 struct Stolen {
     password_key: Key,
@@ -188,7 +220,12 @@ fn a_thief_of_users_json_cannot_log_in() {
         let (exporter, session) = (raw.channel.exporter(), (&*alice.session, certificate));
         let key = PasswordKey::new(&Password::new("the thief does not know it".into()));
         let mut response = key.log_in(&alice.name, &challenge, exporter, signing, session);
-        response.response = Fixed(primitives::hmac(&stolen.password_key, &challenge.nonce.0));
+        let answered = Fields::new(label::LOGIN_RESPONSE)
+            .bytes(alice.name.as_str().as_bytes())
+            .bytes(&challenge.nonce.0)
+            .bytes(exporter)
+            .bytes(&alice.session.fingerprint().0);
+        response.response = Fixed(primitives::hmac(&stolen.password_key, &answered.finish()));
         raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
         raw.answer()
     };

@@ -209,6 +209,7 @@ fn seen(server: &Server) -> String {
         .to_string()
 }
 
+/// PROTOCOL#broadcast-server.
 #[test]
 fn an_operators_certificate_is_taken_up_without_a_restart_and_a_broken_one_never() {
     let server = Server::start();
@@ -224,6 +225,7 @@ fn an_operators_certificate_is_taken_up_without_a_restart_and_a_broken_one_never
         server.log().contains("event=certificate_unusable")
     });
     fs::write(&path, good).expect("written");
+    assert!(alice.is_usable(), "the key is the same");
     // The operator's own, of another kind: RSA, made by OpenSSL.
     let folder = Folder::new();
     let (key, certificate) = (folder.path("key"), folder.path("crt"));
@@ -255,7 +257,7 @@ fn an_operators_certificate_is_taken_up_without_a_restart_and_a_broken_one_never
     });
     let event = format!("event=certificate_changed user=- addr=- {}\n", facts.fingerprint);
     until("the log tells of it", || server.log().contains(&event));
-    assert!(alice.is_usable(), "who is connected stays so");
+    assert!(alice.is_closed(), "others would refuse her broadcasts");
     // It is the operator's also at the next start, and is neither renewed nor replaced.
     let server = Server::within(server.kill(), &[]);
     assert_eq!(fingerprint(&told(&server, "certificate: ")), facts.fingerprint.to_string());

@@ -8,7 +8,7 @@ use secure_messenger::auth::PasswordKey;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::secret::Password;
-use secure_messenger::encoding::Bytes;
+use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     Challenge, ClientMessage, LoginRequest, PasswordChange, ServerMessage, VERSION,
 };
@@ -90,6 +90,41 @@ fn opens(server: &Server, person: &Person, text: &str) -> bool {
     let challenge = challenge(&mut raw, person);
     raw.say(&answer(&raw, &challenge, person, text));
     matches!(raw.answer(), Some(ServerMessage::Session(_)))
+}
+
+/// PROTOCOL#response.
+#[test]
+fn response_for_another_purpose_or_channel_changes_no_password() {
+    let server = Server::start();
+    let (_online, alice) = newcomer(&server, "alice");
+    let keys = [common::quick_key(NEW), common::quick_key(NEW)];
+    let replace = |key: usize, challenge: &Challenge, exporter: &[u8], old: &str| {
+        let change = keys[key].replace(&alice.name, challenge, exporter, &password(old), &alice.identity);
+        change.expect("acceptable rounds")
+    };
+    let other = server.raw();
+    // The thief has the identity key alone, and one response of its owner's to the same nonce.
+    type Owners<'a> = &'a dyn Fn(&Raw, &Challenge) -> Fixed<32>;
+    let owners: [Owners<'_>; 3] = [
+        &|raw, challenge| raw.response(&alice, challenge, PASSWORD).response,
+        &|raw, challenge| replace(1, challenge, raw.channel.exporter(), PASSWORD).response,
+        &|_, challenge| replace(0, challenge, other.channel.exporter(), PASSWORD).response,
+    ];
+    for response in owners {
+        let mut raw = server.raw();
+        let challenge = challenge(&mut raw, &alice);
+        let mut forged = replace(0, &challenge, raw.channel.exporter(), "not known");
+        forged.response = response(&raw, &challenge);
+        let outcome = outcome(&mut raw, &ClientMessage::PasswordChange(Box::new(forged)));
+        assert_eq!(outcome.as_deref(), Some("login_failed"));
+    }
+    let mut raw = server.raw();
+    let challenge = challenge(&mut raw, &alice);
+    let mut forged = raw.response(&alice, &challenge, "not known");
+    forged.response = replace(0, &challenge, raw.channel.exporter(), PASSWORD).response;
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(forged)));
+    assert!(!matches!(raw.answer(), Some(ServerMessage::Session(_))), "nor does it let anybody in");
+    assert!(opens(&server, &alice, PASSWORD));
 }
 
 /// PROTOCOL#password_changed.

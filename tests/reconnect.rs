@@ -683,6 +683,23 @@ fn client_that_leaves_has_acknowledged_what_it_has_shown() {
 }
 
 #[test]
+fn signal_names_the_lines_that_were_read_and_not_sent() {
+    let server = Server::start();
+    let Two { gates, mut alice, .. } = Two::on(&server);
+    gates[0].hold_after(0);
+    gates[0].hold_answers(true);
+    // A command waits until the line before it is settled.
+    (0..20).for_each(|n| alice.say(&format!("/msg bob q{n:02}")));
+    alice.expect("* no answer from the server");
+    common::signal(alice.child.id(), "-TERM");
+    let (status, lines) = alice.finish();
+    let told = "! 1 message of yours was not acknowledged and may not have arrived: \"q00\"";
+    assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
+    let unsent = "! line 2 of the input (\"/msg bob q01\") and any after it were not sent";
+    assert_eq!((status, lines.last().map(String::as_str)), (1, Some(unsent)), "{lines:#?}");
+}
+
+#[test]
 fn signal_stays_ignored_if_the_client_was_started_so() {
     let server = Server::start();
     for (sign, name) in [("-HUP", "alice"), ("-INT", "bob")] {

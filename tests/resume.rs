@@ -330,6 +330,7 @@ fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMe
                 session: from.session.fingerprint(),
                 sequence: number,
                 time: 1,
+                again: None,
             },
             body: Body {
                 commitment: Fixed([1; 32]),

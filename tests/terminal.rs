@@ -713,7 +713,9 @@ fn lines_without_paste_marks_are_a_paste_all_the_same() {
     terminal.tmux(&["set-buffer", "--", "\n/msg bob secret\n"]);
     terminal.tmux(&["paste-buffer"]);
     terminal.expect_last("> ⏎/msg bob secret");
-    terminal.keys(&["Enter", "Enter"]);
+    terminal.keys(&["Enter"]);
+    terminal.expect("lines were pasted: Enter again sends one message");
+    terminal.keys(&["Enter"]);
     terminal.expect("a command begins with its slash");
     terminal.enter("\u{ff0f}msg bob secret");
     terminal.expect("U+FF0F is not the slash");
@@ -742,8 +744,41 @@ fn terminal_replies_and_unfinished_input_type_nothing() {
     // The end mark never comes; the keyboard comes back.
     send("\u{1b}[200~pasted");
     terminal.expect_last("> pasted");
-    terminal.enter(" and typed");
+    terminal.text(" and typed");
+    terminal.expect_last("> pasted and typed");
+    terminal.keys(&["Enter"]);
     assert_eq!(bob.expect("<alice"), "<alice> pasted and typed");
+}
+
+#[test]
+fn paste_in_several_reads_stays_one_and_sends_nothing() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    // Without marks, then with a start mark after which each piece waits longer than the client does.
+    for (first, shown) in [("one\n/exit\n", "one⏎/exit"), ("\u{1b}[200~one\n/exit\n", "one⏎/exit")] {
+        terminal.text(first);
+        terminal.expect_last(&format!("> {shown}"));
+        terminal.text("/exit\n");
+        terminal.expect_last(&format!("> {shown}⏎/exit"));
+        terminal.text("\n\n");
+        terminal.text("three\n");
+        terminal.expect_last(&format!("> {shown}⏎/exit⏎⏎⏎three"));
+        terminal.keys(&["Enter"]);
+        terminal.expect("6 lines were pasted: Enter again sends one message");
+        terminal.keys(&["Enter"]);
+        assert_eq!(bob.expect("<alice"), format!("<alice> {shown}⏎/exit⏎⏎⏎three"));
+    }
+    // One line, whose rest comes in time and then too late.
+    terminal.text("\u{1b}[200~hello ");
+    terminal.expect_last("> hello");
+    terminal.text(" world\n");
+    terminal.expect_last("> hello  world");
+    terminal.text("/exit\n");
+    terminal.expect_last("> hello  world⏎/exit");
+    terminal.text("\u{1b}[201~");
+    terminal.keys(&["C-u"]);
+    terminal.expect_last(">");
+    terminal.enter("after it");
+    assert_eq!(bob.expect("<alice"), "<alice> after it");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use secure_messenger::crypto::public::{
 };
 use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{CryptoError, Fields};
+use secure_messenger::encoding::Fixed;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ChallengeResponse, ClientMessage, LoginRequest, PasswordChange, Register, ServerMessage,
@@ -156,6 +157,7 @@ struct LoginVector {
     password: String,
     exporter: String,
     password_key: String,
+    answered: String,
     proof_signed: String,
     register: String,
     challenge: String,
@@ -168,6 +170,7 @@ struct PasswordChangeVector {
     old_password: String,
     new_password: String,
     exporter: String,
+    answered: String,
     signed: String,
     challenge: String,
     change: String,
@@ -571,7 +574,7 @@ fn register(v: &LoginVector) -> Register {
     json::from_str(&v.register).expect("just decoded")
 }
 
-/// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#login-proof.
+/// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#response, PROTOCOL#login-proof.
 #[test]
 fn a_login_answers_what_another_implementation_answers() {
     let v = vectors();
@@ -597,8 +600,8 @@ fn a_login_answers_what_another_implementation_answers() {
         assert_eq!(proves(&theirs), Ok(()));
         assert_eq!(proves(&ours), Ok(()), "we sign the same bytes");
 
-        let nonce = challenge(login).nonce.0;
-        let matches = |mac: &[u8]| primitives::hmac_matches(&password_key, &nonce, mac);
+        let answered = unhex(&login.answered);
+        let matches = |mac: &[u8]| primitives::hmac_matches(&password_key, &answered, mac);
         assert!(matches(&theirs.response.0));
         assert!(flips(&theirs.response.0).all(|flipped| !matches(&flipped)));
         let certified = certificate().verify(&name, identity.public(), theirs.created);
@@ -609,7 +612,7 @@ fn a_login_answers_what_another_implementation_answers() {
         let other = answer(&other, &exporter, &login.password);
         assert!(other.response.0 != theirs.response.0 && proves(&other).is_err());
         let other = answer(&challenge(login), b"another channel", &login.password);
-        assert!(other.response.0 == theirs.response.0 && proves(&other).is_err());
+        assert!(other.response.0 != theirs.response.0 && proves(&other).is_err());
         let other = answer(&challenge(login), &exporter, "correct horsf");
         assert!(other.response.0 != theirs.response.0 && proves(&other).is_ok());
     }
@@ -641,6 +644,8 @@ fn a_password_change_is_what_another_implementation_makes() {
         let proves = |change: &PasswordChange| identity.public().verify(&signed, &change.proof.0);
         let ours = answer(&exporter);
         assert_eq!(ours.response.0, theirs.response.0);
+        let old_key = primitives::pbkdf2(&old, &challenge().salt.0, challenge().rounds);
+        assert!(primitives::hmac_matches(&old_key, &unhex(&change.answered), &theirs.response.0));
         assert_eq!(ours.password_key, theirs.password_key);
         assert_eq!(proves(&theirs), Ok(()));
         assert_eq!(proves(&ours), Ok(()), "we sign the same bytes");
@@ -771,7 +776,7 @@ fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
     }
 }
 
-/// PROTOCOL#header, PROTOCOL#signature.
+/// PROTOCOL#header, PROTOCOL#signature, PROTOCOL#message-id.
 #[test]
 fn an_envelope_with_one_bit_flipped_is_refused() {
     let v = vectors();
@@ -796,6 +801,10 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
             refused(&|e| e.header.sequence ^= 1 << bit);
             refused(&|e| e.header.time ^= 1 << bit);
         }
+        refused(&|e| e.header.again = Some(Fixed([7; 32])));
+        let verified = whole.verify(&identity).expect("it is genuine");
+        let first = whole.header.again.map_or(fixed(&vector.oaep_label), |id| id.0);
+        assert_eq!(verified.id(), first);
         (0..12).for_each(|i| refused(&|e| e.body.nonce.0[i] ^= 1));
         (0..16).for_each(|i| refused(&|e| e.body.tag.0[i] ^= 1));
         (0..256).for_each(|i| refused(&|e| e.body.signature.0[i] ^= 1));

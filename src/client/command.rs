@@ -209,9 +209,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
             return Ok(Command::SendFile(name, path.into()));
         }
         "passwd" => {
-            return Ok(Command::Password(
-                Some(rest.trim()).filter(|path| !path.is_empty()).map(str::to_owned),
-            ));
+            return Ok(Command::Password((!rest.is_empty()).then(|| rest.into())));
         }
         "acceptfile" => Command::AcceptFile(number(words.next(), "acceptfile")?),
         "rejectfile" => Command::RejectFile(number(words.next(), "rejectfile")?),
@@ -281,80 +279,49 @@ fn text(line: &str) -> Result<Command, String> {
     if !line.contains(is_visible) {
         return Ok(Command::Nothing);
     }
-    // Of several lines, the first in which there is something to see.
-    let shown = line.split('\n').map(shown).find(|shown| shown.contains(is_visible));
-    let Some(shown) = shown else {
-        return Err("nothing of this line can be seen: it was not sent".into());
+    // Of characters for private use, nobody knows what a font shows.
+    let is_private = |c: char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
+    let mut seen = line.chars().filter(|c| is_visible(*c) && !is_private(*c));
+    let first = seen.next().unwrap_or_default();
+    let second = seen.next().unwrap_or_default();
+    if first == '/' {
+        return Err(
+            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
+        );
+    }
+    let means_command = || {
+        let behind = line.split(first).nth(1).unwrap_or_default();
+        let words: String = behind.chars().filter(|c| c.is_whitespace() || is_visible(*c)).collect();
+        let word = words.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+        COMMANDS.iter().any(|usage| usage.name == name(&word))
     };
-    // As its author sees it, and as the others would: what was written over reaches them.
-    for form in [line].into_iter().chain(shown.split('\n')) {
-        // Of characters for private use, nobody knows what a font shows.
-        let is_private = |c: char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
-        let mut seen = form.chars().filter(|c| is_visible(*c) && !is_private(*c));
-        let first = seen.next().unwrap_or_default();
-        let second = seen.clone().next().unwrap_or_default();
-        if first == '/' {
+    if SOLIDI.contains(&first)
+        || STROKES.contains(&first) && second.is_ascii_alphabetic()
+        || BACKSLASHES.contains(&first) && means_command()
+    {
+        let code = u32::from(first);
+        return Err(format!(
+            "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
+        ));
+    }
+    if line.replace("\r\n", "\n").contains(is_control) {
+        // Terminals differ in what they hide, remove and move: any slash may be what is seen first.
+        if line.contains(SOLIDI) || line.contains(STROKES) {
             return Err(
-                "a command begins with its slash: remove what stands before it; //… sends it as text".into(),
+                "with a control character in it, this line may look like a command: remove that; //… sends it as text"
+                    .into(),
             );
         }
-        let means_command = || {
-            let behind = form.split(first).nth(1).unwrap_or_default();
-            let words: String = behind.chars().filter(|c| c.is_whitespace() || is_visible(*c)).collect();
-            let word = words.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
-            COMMANDS.iter().any(|usage| usage.name == word) || word == "quit"
-        };
-        if SOLIDI.contains(&first)
-            || STROKES.contains(&first) && second.is_ascii_alphabetic()
-            || BACKSLASHES.contains(&first) && means_command()
-        {
-            let code = u32::from(first);
-            return Err(format!(
-                "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
-            ));
+        if !keys(line.as_bytes()).iter().any(|key| matches!(key, Key::Char(c) if is_visible(*c))) {
+            return Err("nothing of this line can be seen: it was not sent".into());
         }
     }
     Ok(Command::Say(line.into()))
 }
 
-/// What a terminal would show of one line: no escape sequence, and nothing that was written over. A line break stands
-/// where the cursor went elsewhere, or something was removed: what follows may be seen first.
-fn shown(line: &str) -> String {
-    let (mut shown, mut is_begun) = (String::new(), false);
-    for key in keys(without_colours(line.trim_end_matches('\r')).as_bytes()).iter() {
-        match key {
-            Key::Char(c) if std::mem::take(&mut is_begun) => shown.extend([*c, '\n']),
-            Key::Char(c) => shown.push(*c),
-            // A key that moves, a sequence of two or three characters, or a character that is seen.
-            Key::Alt(c) => {
-                shown.extend(['\n', *c, '\n']);
-                is_begun = (' '..='/').contains(c);
-            }
-            Key::Paste(text) => shown.push_str(text),
-            Key::Tab => shown.push(' '),
-            Key::Backspace | Key::Ctrl('h') if !shown.ends_with('\n') => _ = shown.pop(),
-            Key::Enter | Key::AltEnter => shown.clear(),
-            // A bell, and nothing.
-            Key::Ctrl('g' | ' ') => {}
-            _ => shown.push('\n'),
-        }
-    }
-    shown
-}
-
-/// Without the sequences that move no cursor and remove nothing before it: colours, and what clears the rest of a row.
-fn without_colours(line: &str) -> String {
-    let mut pieces = line.split("\u{1b}[");
-    let mut kept = pieces.next().unwrap_or_default().to_string();
-    for piece in pieces {
-        let last = piece.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';' || c == ':');
-        match last.strip_prefix('m').or_else(|| piece.strip_prefix('K')) {
-            // Nothing may become a sequence by that.
-            Some(text) if !kept.ends_with('\u{1b}') => kept.push_str(text),
-            _ => kept.extend(["\u{1b}[", piece]),
-        }
-    }
-    kept
+/// Whether a character may control a terminal. What stands for bytes that are no UTF-8 may have been one of eight bits.
+fn is_control(c: char) -> bool {
+    c.is_control() && !matches!(c, '\t' | '\n') || c == char::REPLACEMENT_CHARACTER
 }
 
 fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
@@ -470,6 +437,7 @@ mod tests {
             ("/cancel 3", Command::Cancel(Some(3))),
             ("/passwd ", Command::Password(None)),
             ("/passwd ~/my new one", Command::Password(Some("~/my new one".into()))),
+            ("/passwd it ends in a blank ", Command::Password(Some("it ends in a blank ".into()))),
             ("/help /room", Command::Help(Some("room".into()))),
             ("/exit\r\n", Command::Exit),
         ] {
@@ -555,6 +523,17 @@ mod tests {
             "\u{13442}",
             "\n",
             "\u{e002f}",
+            "\u{1b}(B\u{1b}[m",
+            "\u{1b}>",
+            "\u{1b}=",
+            "\u{1b}%G",
+            "\u{1b}c",
+            "\u{1b}#8",
+            "\u{e}",
+            "A\u{c}",
+            "\u{1b}[8mA\u{1b}[0m",
+            "\u{1b}[30mA\u{1b}[m",
+            "\u{fffd}0m",
             "",
         ];
         let solidi =
@@ -568,13 +547,13 @@ mod tests {
         for text in [
             "ノート",
             "ﾉｰﾄ",
-            "\u{7}hi /exit",
+            "\u{7}hi",
             "1/2",
+            "hi\t/x",
             "\u{200b}.",
             "·/x",
-            "\u{1b}[31mred\u{1b}[0m /x",
+            "\u{1b}[31mred\u{1b}[0m",
             "hi\r\n/x",
-            "\u{1b}[35mfile\u{1b}[m\u{1b}[K/path\u{1b}[K",
             "left\u{1b}[D",
         ] {
             assert_eq!(parse(text), Ok(Command::Say(text.into())), "{text:?}");
@@ -582,7 +561,12 @@ mod tests {
         for nothing in ["\u{feff}", "\u{200b}\u{a0}", "\u{3000}", "\0", "\n\n", "\u{301}"] {
             assert_eq!(parse(nothing), Ok(Command::Nothing), "{nothing:?}");
         }
-        for written_over in ["\0/msg bob secret\rother", "\u{feff}/x\u{8}\u{8}hi"] {
+        for written_over in [
+            "\0/msg bob secret\rother",
+            "\u{feff}/x\u{8}\u{8}hi",
+            "a/msg bob secret\u{1b}[G\u{1b}[P",
+            "\u{1b}[31mred\u{1b}[0m /x",
+        ] {
             assert!(parse(written_over).is_err(), "{written_over:?}");
         }
         assert!(parse("\u{1b}P/msg bob secret").is_err(), "nothing is seen, yet something is there");

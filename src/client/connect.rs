@@ -64,7 +64,7 @@ pub enum StartError {
     /// The server said something that is no answer.
     OutOfPlace,
     /// The server speaks this version of the protocol, or another one that it has not named.
-    OtherVersion(Option<u32>),
+    OtherVersion(Option<u64>),
     /// There is no key file for this name; this is where it would be.
     NoKey(Username, std::path::PathBuf),
     /// The key file does not open.
@@ -351,7 +351,7 @@ impl Connection {
         loop {
             match self.lines.next_line() {
                 Err(_) => return Err(StartError::OutOfPlace),
-                Ok(Some(line)) if version_of(line).is_some_and(|version| version != VERSION) => {
+                Ok(Some(line)) if version_of(line).is_some_and(|version| version != VERSION.into()) => {
                     return Err(StartError::OtherVersion(version_of(line)));
                 }
                 Ok(Some(line)) => match ServerMessage::decode(line) {

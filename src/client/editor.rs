@@ -58,6 +58,8 @@ pub struct Editor {
     cycle: Option<Cycle>,
     /// The person was asked whether a paste is to be sent.
     asked: bool,
+    /// The line breaks at the end of a paste: they count when more is pasted right behind them.
+    breaks: String,
 }
 
 impl Editor {
@@ -153,7 +155,7 @@ impl Editor {
     /// Does what the key says.
     pub fn key(&mut self, key: &Key) -> Outcome {
         self.cycle = None;
-        let asked = take(&mut self.asked);
+        let (asked, mut pasted) = (take(&mut self.asked), take(&mut self.breaks));
         if self.search_key(key) {
             return Outcome::Edited;
         }
@@ -161,10 +163,16 @@ impl Editor {
         match key {
             Key::Char(c) => line.insert(c.encode_utf8(&mut [0; 4])),
             Key::Paste(text) => {
-                let text = one_line_end(text);
+                pasted.push_str(&one_line_end(text));
                 // The end of the last line is not the beginning of another.
-                let text = text.trim_end_matches('\n');
-                if self.lines { line.put(text) } else { line.put(&text.replace('\n', " ")) }
+                let text = pasted.trim_end_matches('\n');
+                if self.lines {
+                    line.put(text)
+                } else {
+                    line.put(&text.replace('\n', " "))
+                }
+                let end = text.len();
+                self.breaks = pasted.split_off(end);
             }
             Key::AltEnter if self.lines => line.insert("\n"),
             Key::Left | Key::Ctrl('b') => line.cursor = line.left(),
@@ -193,7 +201,10 @@ impl Editor {
                     self.cut_to(paste.start);
                 }
             }
-            Key::Enter if !asked && !self.line.pastes.is_empty() => self.asked = true,
+            Key::Enter if !asked && !self.line.pastes.is_empty() => {
+                // Or it was the end of a line in the paste.
+                (self.asked, self.breaks) = (true, pasted + "\n");
+            }
             Key::Enter => return Outcome::Submitted(self.submit()),
             _ => return Outcome::Ignored,
         }
@@ -386,6 +397,25 @@ mod tests {
         assert_eq!(full.text().len(), MAX_LINE);
         full.key(&Key::Char('x'));
         assert_eq!(full.text().len(), MAX_LINE);
+    }
+
+    #[test]
+    fn line_breaks_between_the_pieces_of_a_paste_stay() {
+        let mut editor = Editor::for_messages();
+        for piece in ["one\ntwo\n", "/exit\r\n", "\n", ""] {
+            paste(&mut editor, piece);
+        }
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited, "a question, or a line's end");
+        paste(&mut editor, "three\n\n");
+        assert_eq!(editor.text(), "one\ntwo\n/exit\n\n\nthree");
+        // What is typed behind it belongs to its last line, also when more is pasted then.
+        editor.key(&Key::Char('x'));
+        paste(&mut editor, "y");
+        assert!(editor.text().ends_with("\nthreexy"), "{:?}", editor.text());
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
+        assert!(editor.question().is_some_and(|question| question.starts_with("6 lines were pasted")));
+        editor.key(&Key::Escape);
+        assert_eq!(editor.text(), "xy");
     }
 
     #[test]

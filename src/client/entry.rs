@@ -3,6 +3,7 @@
 //! Invariant: names are valid and texts are already sanitised (see [`super::text`]); where an
 //! entry belongs was decided from what its sender signed and nothing else.
 
+use super::text::quoted;
 use super::trust::Trust;
 use crate::name::Username;
 use std::cell::Cell;
@@ -117,10 +118,12 @@ impl Entry {
         Entry { time, source, place, text, mention: false, trust: None, sending: None, wrapped }
     }
 
-    /// The entry as one line of text, as the line filter prints it: a message that failed is a problem.
+    /// The entry as one line of text, as the line filter prints it: a message that failed is a problem, whose reason names
+    /// it or is followed by its beginning.
     pub fn line(&self) -> String {
         if let Some((_, SendState::Failed(why))) = &self.sending {
-            return format!("! {why}");
+            let text = quoted(&self.text);
+            return if why.contains(&text) { format!("! {why}") } else { format!("! {why} ({text})") };
         }
         let text = self.text.replace('\n', "⏎");
         match &self.source {

@@ -130,8 +130,6 @@ pub struct Decoder {
     /// When bytes came last.
     fed: Option<Instant>,
     keys: Keys,
-    /// A paste has ended by silence, and the rest of it may follow.
-    late: bool,
 }
 
 impl Decoder {
@@ -143,18 +141,11 @@ impl Decoder {
         if bytes == [3] && silence >= Some(ALONE) {
             self.end();
         }
-        self.late &= silence < Some(SEQUENCE_WAIT);
         self.fed = Some(now);
         for &byte in bytes {
             self.byte(byte);
         }
-        let mut keys = take(&mut self.keys);
-        if self.late && keys.len() > 1 && !are_lines(&keys) {
-            // Nobody types so fast: the end of a line in the paste sends nothing.
-            keys.iter_mut().filter(|key| **key == Key::Enter).for_each(|key| *key = Key::AltEnter);
-        }
-        self.late &= !keys.iter().any(|key| matches!(key, Key::Paste(_) | Key::PasteEnd));
-        keys
+        take(&mut self.keys)
     }
 
     /// When what has begun ends by itself unless more comes; `None` if nothing has begun.
@@ -169,10 +160,6 @@ impl Decoder {
 
     /// The deadline has passed: the keys of what has begun.
     pub fn expire(&mut self) -> Keys {
-        // How long this silence lasts does not matter: what follows it may be the rest.
-        if matches!(self.state, State::Paste(..)) {
-            (self.late, self.fed) = (true, None);
-        }
         self.end();
         take(&mut self.keys)
     }
@@ -356,31 +343,55 @@ pub fn keys(bytes: &[u8]) -> Keys {
     Decoder::default().feed(bytes, Instant::now())
 }
 
-/// The keys of one read, as a line takes them. Several lines at once were pasted, with or without marks: nobody types
-/// so fast. So was what comes before an end mark that is late.
-pub fn pasted_together(mut keys: Keys) -> Keys {
-    if !are_lines(&keys) && !keys.contains(&Key::PasteEnd) {
-        return keys;
+/// The keys of each read, as a line takes them. Several lines at once were pasted, with or without marks: nobody types
+/// so fast. So was what comes before an end mark that is late. Of a paste, more may follow after any time: what comes
+/// with other keys behind it is its rest, until one but Enter comes alone, or the line is sent.
+#[derive(Default)]
+pub struct Pastes {
+    go_on: bool,
+}
+
+impl Pastes {
+    /// Whether the rest of a paste may follow.
+    pub fn go_on(&self) -> bool {
+        self.go_on
     }
-    let mut text = String::with_capacity(4 * keys.len());
-    // Reports of the terminal stay what they are; no key in a paste is one.
-    let is_report = |key: &Key| matches!(key, Key::FocusIn | Key::FocusOut | Key::Position(..));
-    let mut joined = Keys::new(Vec::with_capacity(keys.len() + 1));
-    for key in keys.drain(..) {
-        match key {
-            Key::Char(c) | Key::Alt(c) => text.push(c),
-            Key::Enter | Key::AltEnter => text.push('\n'),
-            Key::Tab => text.push('\t'),
-            Key::Paste(mut pasted) => {
-                text.push_str(&pasted);
-                pasted.zeroize();
-            }
-            key if is_report(&key) => joined.push(key),
-            _ => {}
+
+    /// Joins what was pasted.
+    pub fn join(&mut self, mut keys: Keys) -> Keys {
+        let is_text = |key: &&Key| matches!(key, Key::Char(_) | Key::Enter | Key::Tab);
+        let has_ended = keys.contains(&Key::PasteEnd);
+        if !has_ended && !are_lines(&keys) && !(self.go_on && keys.iter().filter(is_text).count() > 1) {
+            let is_paste = keys.iter().any(|key| matches!(key, Key::Paste(_)));
+            // The end of a line may be one read; and an answer to the question whether to send it ends the line.
+            self.go_on =
+                is_paste || self.go_on && keys.iter().all(|key| *key == Key::Enter || is_report(key));
+            return keys;
         }
+        self.go_on = !has_ended;
+        let mut text = String::with_capacity(4 * keys.len());
+        let mut joined = Keys::new(Vec::with_capacity(keys.len() + 1));
+        for key in keys.drain(..) {
+            match key {
+                Key::Char(c) | Key::Alt(c) => text.push(c),
+                Key::Enter | Key::AltEnter => text.push('\n'),
+                Key::Tab => text.push('\t'),
+                Key::Paste(mut pasted) => {
+                    text.push_str(&pasted);
+                    pasted.zeroize();
+                }
+                key if is_report(&key) => joined.push(key),
+                _ => {}
+            }
+        }
+        joined.push(Key::Paste(text));
+        joined
     }
-    joined.push(Key::Paste(text));
-    joined
+}
+
+/// Reports of the terminal stay what they are in a paste: no key in it is one.
+fn is_report(key: &Key) -> bool {
+    matches!(key, Key::FocusIn | Key::FocusOut | Key::Position(..))
 }
 
 /// Whether there is text on both sides of a line's end, or a whole line behind another.
@@ -669,22 +680,27 @@ mod tests {
     }
 
     #[test]
-    fn rest_of_a_paste_that_stalled_sends_nothing() {
-        let begun: (u64, &[u8]) = (0, b"\x1b[200~a");
-        let rest = |pieces: &[(u64, &[u8])]| timed(&[&[begun], pieces].concat())[1..].to_vec();
-        let line = [Key::Char('b'), Key::AltEnter];
-        assert_eq!(rest(&[(1100, b"b\r")]), line);
-        assert_eq!(rest(&[(9000, b"b\r"), (900, b"b\r")]), [line.clone(), line].concat());
-        // It is over with its end mark, or after silence; and a person's Enter comes alone.
-        let typed = [Key::Char('b'), Key::Enter];
-        assert_eq!(rest(&[(1100, b"b"), (200, b"\r")]), typed);
-        assert_eq!(rest(&[(1100, b"\x1b[201~"), (200, b"b\r")])[1..], typed);
-        assert_eq!(rest(&[(1100, b"c"), (1000, b"b\r")])[1..], typed);
+    fn rest_of_a_paste_sends_nothing_until_a_key_comes_alone() {
+        for begin in [b"\x1b[200~a\r\x1b[201~".as_slice(), b"one\rtwo\r"] {
+            let mut pastes = Pastes::default();
+            let mut read = |bytes: &[u8]| pastes.join(keys(bytes)).to_vec();
+            let paste = |text: &str| vec![Key::Paste(text.into())];
+            assert!(matches!(read(begin)[..], [Key::Paste(_)]));
+            assert_eq!(read(b"/exit\r"), paste("/exit\n"));
+            assert_eq!(read(b"\x1b[I"), [Key::FocusIn]);
+            assert_eq!(read(b"\r"), [Key::Enter]);
+            assert_eq!(read(b"\r\r"), paste("\n\n"));
+            assert_eq!(read(b"b"), [Key::Char('b')]);
+            assert_eq!(read(b"b\r"), [Key::Char('b'), Key::Enter]);
+            assert!(matches!(read(begin)[..], [Key::Paste(_)]));
+            assert_eq!(read(b"b\r\x1b[201~"), paste("b\n"));
+            assert_eq!(read(b"b\r"), [Key::Char('b'), Key::Enter], "its end mark has come");
+        }
     }
 
     #[test]
     fn lines_of_one_read_are_a_paste() {
-        let together = |bytes: &[u8]| pasted_together(keys(bytes)).to_vec();
+        let together = |bytes: &[u8]| Pastes::default().join(keys(bytes)).to_vec();
         let paste = |text: &str| vec![Key::Paste(text.into())];
         assert_eq!(together(b"one\rtwo\r"), paste("one\ntwo\n"));
         assert_eq!(together(b"\r/exit\n"), paste("\n/exit\n"));
@@ -694,7 +710,7 @@ mod tests {
         for typed in
             [&b"one\r"[..], b"\r", b"\rone", b"\x1b[A\r\x1b[A", b"one\r\x1b[200~x\x1b[201~", b"a\x1b[B"]
         {
-            assert_eq!(*pasted_together(keys(typed)), *keys(typed), "{typed:?}");
+            assert_eq!(*Pastes::default().join(keys(typed)), *keys(typed), "{typed:?}");
         }
     }
 

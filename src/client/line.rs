@@ -44,7 +44,9 @@ impl Line {
 
     /// Inserts what was not typed: several lines of it are not sent unasked.
     pub fn put(&mut self, text: &str) {
-        let start = self.cursor;
+        // What is pasted right behind another paste is more of it.
+        let before = self.pastes.pop_if(|paste| paste.end == self.cursor);
+        let start = before.map_or(self.cursor, |paste| paste.start);
         self.insert(text);
         self.pastes.push(start..self.cursor);
         self.forget_pastes();

@@ -140,7 +140,8 @@ fn begin(
     let LoggedIn { credentials, key, token } = login;
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
-    let mut session = Session::new(name, identity, key, (memory.known, memory.ignored), Instant::now());
+    let session = Session::new(name, identity, key, (memory.known, memory.ignored), Instant::now());
+    let mut session = session.on(connection.server);
     session.keep(history, earlier, memory.notices, clock::now_ms());
     Ok((session, Way::new(&options.pinned(connection.server), credentials, token), greeting))
 }

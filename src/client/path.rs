@@ -15,15 +15,16 @@ const MAX_LISTED: usize = 10_000;
 /// Around a path, these say nothing.
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file.
+/// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file, with
+/// the blanks around it or without.
 ///
 /// # Errors
 /// Why it names no file of this machine.
 pub fn typed_path(typed: &str) -> Result<PathBuf, String> {
     let meant = meant_path(typed);
-    let plain = plain_path(typed);
+    let literal = [at_home(typed.as_bytes()), plain_path(typed)];
     let is_there = meant.as_ref().is_ok_and(|path| path.exists());
-    if !is_there && plain.exists() { Ok(plain) } else { meant }
+    literal.into_iter().filter(|path| !is_there && path.exists()).map(Ok).next().unwrap_or(meant)
 }
 
 /// The path by the rules alone, for which no disk is asked.
@@ -370,8 +371,11 @@ mod tests {
         }
         fs::write(folder.join("ab"), b"").expect("written");
         assert_eq!(typed_path(&format!("{base}/a\\b")), Ok(folder.join("ab")), "the rules go first");
-        fs::write(folder.join("it's"), b"").expect("written");
-        assert_eq!(typed_path(&format!("{base}/it's")), Ok(folder.join("it's")));
+        for name in ["it's", "last ", "last  ", "it's "] {
+            fs::write(folder.join(name), b"").expect("written");
+            assert_eq!(typed_path(&format!("{base}/{name}")), Ok(folder.join(name)));
+        }
+        assert_eq!(typed_path(&format!("{base}/ab ")), Ok(folder.join("ab")), "the rules go first");
         assert_eq!(written(b"~"), "./~");
         assert_eq!(written(b"~/x "), "./~/x\\ ");
         assert_eq!(written(b"file:/x"), "./file:/x");

@@ -14,6 +14,7 @@ use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::spawn;
 use super::terminal;
+use super::text::quoted;
 use super::work::Work;
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
@@ -66,7 +67,13 @@ pub fn run(
     let work = Work::start((connection, way), options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
-    let status = serve(&mut session, options, &work, &printer, &waking, &typed);
+    let mut lines = Lines { typed, held: None, taken: 0 };
+    let status = serve(&mut session, options, &work, &printer, &waking, &mut lines);
+    if !session.is_leaving()
+        && let Some(text) = lines.unsent()
+    {
+        printer.print(format!("! {text}"));
+    }
     if !matches!(status, Ok(0)) {
         // Otherwise other users see us online until the grace period ends.
         let _ = work.send(&ClientMessage::Logout);
@@ -83,9 +90,8 @@ fn serve(
     work: &Work,
     printer: &Printer,
     waking: &Receiver<()>,
-    typed: &Receiver<Typed>,
+    lines: &mut Lines,
 ) -> io::Result<u8> {
-    let mut held: Option<Typed> = None;
     loop {
         if work.is_idle() {
             let _ = waking.recv_timeout(TICK);
@@ -137,12 +143,7 @@ fn serve(
             if !session.takes_lines() || printer.stopped().is_some() {
                 break;
             }
-            match held.take().map_or_else(|| typed.try_recv(), Ok) {
-                // Its answer would overtake those of the lines before it. The session itself waits for them at the end.
-                Ok(line) if !is_unanswered(&line) && !session.is_settled() => {
-                    held = Some(line);
-                    break;
-                }
+            match lines.next(session.is_settled()) {
                 Ok(line) => {
                     work.touch();
                     match line {
@@ -154,6 +155,37 @@ fn serve(
                 Err(TryRecvError::Empty) => break,
             }
         }
+    }
+}
+
+/// The lines of the input.
+struct Lines {
+    typed: Receiver<Typed>,
+    /// One that waits.
+    held: Option<Typed>,
+    /// How many the session has taken.
+    taken: u64,
+}
+
+impl Lines {
+    /// The next line, if there is one and the session can take it. What is answered at once would overtake the answers to the
+    /// lines before it; the session itself waits for them at the end.
+    fn next(&mut self, is_settled: bool) -> Result<Typed, TryRecvError> {
+        let line = self.held.take().map_or_else(|| self.typed.try_recv(), Ok)?;
+        if !is_unanswered(&line) && !is_settled {
+            self.held = Some(line);
+            return Err(TryRecvError::Empty);
+        }
+        self.taken += 1;
+        Ok(line)
+    }
+
+    /// What is to be said of lines that never came to be sent, if there are any.
+    fn unsent(self) -> Option<String> {
+        let next = self.held.or_else(|| self.typed.try_recv().ok())?;
+        let line = next.as_deref().map_or(String::new(), |line| format!(" ({})", quoted(line)));
+        let text = || format!("line {}{line} of the input and any after it were not sent", self.taken + 1);
+        (next.as_deref().map(parse) != Ok(Ok(Command::Exit))).then(text)
     }
 }
 

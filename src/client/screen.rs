@@ -12,7 +12,7 @@ use super::connect::{Connection, StartError};
 use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
-use super::input::{Key, Keys};
+use super::input::{Key, Keys, Pastes};
 use super::lock;
 use super::options::Options;
 use super::password::ChangeError;
@@ -128,6 +128,8 @@ struct Front {
     rang: Option<Instant>,
     /// When Escape was the last key.
     escaped: Option<Instant>,
+    /// Of the full screen's keys.
+    pastes: Pastes,
     /// The person does not wait for the end.
     abandoned: bool,
     /// The session has ended by itself.
@@ -185,6 +187,7 @@ pub fn run(
         ahead,
         rang,
         escaped,
+        pastes: Pastes::default(),
         abandoned,
         over,
         problem,

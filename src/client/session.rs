@@ -24,6 +24,7 @@ use super::password::ChangeError;
 use super::transfer::{Job, Step};
 use super::trust::{Ignored, KnownUsers};
 use crate::crypto::keys::{IdentityKey, SessionKey};
+use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, ServerMessage};
 use files::{Files, shortened};
@@ -132,11 +133,15 @@ pub fn last_word(failure: &Failure) -> Option<&'static str> {
 /// See the module.
 pub struct Session {
     me: Username,
+    /// When this run of the client began, milliseconds since 1970; `None` before the first event.
+    began: Option<u64>,
     /// Milliseconds since 1970, as of the event under way.
     pub(super) now: u64,
     /// The monotonic clock, as of the same event.
     pub(super) instant: Instant,
     pub(super) identity: Arc<IdentityKey>,
+    /// The server's key: `None` without TLS.
+    server: Option<Fingerprint>,
     pub(super) keys: OwnKeys,
     pub(super) peers: Peers,
     pub(super) outbox: Outbox,
@@ -198,9 +203,11 @@ impl Session {
     ) -> Session {
         Session {
             me,
+            began: None,
             now: 0,
             instant: now,
             identity: identity.into(),
+            server: None,
             keys: OwnKeys::new(key, now),
             peers: Peers::new(known),
             outbox: Outbox::default(),
@@ -233,6 +240,12 @@ impl Session {
         }
     }
 
+    /// The session is on the server of this key. PROTOCOL#broadcast-server.
+    pub fn on(mut self, server: Option<Fingerprint>) -> Session {
+        self.server = server;
+        self
+    }
+
     /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it; shows `notices`
     /// of the start. `now_ms` is in milliseconds since 1970.
     pub fn keep(&mut self, kept: History, earlier: VecDeque<Entry>, notices: Vec<String>, now_ms: u64) {
@@ -260,6 +273,7 @@ impl Session {
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         let before = std::mem::replace(&mut self.instant, now);
         self.now = now_ms;
+        self.began.get_or_insert(now_ms);
         self.tell_counted(false);
         self.forget_delivered();
         self.tell_changes(matches!(event, Event::Line(_)));

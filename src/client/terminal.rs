@@ -570,7 +570,7 @@ mod tests {
         drop(sender);
         let mut reads = Vec::new();
         keyboard.read_input(|keys| {
-            reads.push(super::super::input::pasted_together(keys).to_vec());
+            reads.push(super::super::input::Pastes::default().join(keys).to_vec());
             true
         });
         assert_eq!(reads[0], [Key::Paste("one\ntwo\n/exit\n".into())]);

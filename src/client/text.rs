@@ -48,6 +48,20 @@ pub fn sanitise_lines(text: &str) -> String {
     text.splitn(MAX_LINES, '\n').map(sanitise).collect::<Vec<_>>().join("\n")
 }
 
+/// The beginning of a text, to tell which one is meant.
+pub fn quoted(text: &str) -> String {
+    let text = sanitise(text);
+    match text.char_indices().nth(20) {
+        Some((end, _)) => format!("\"{}…\"", &text[..end]),
+        None => format!("\"{text}\""),
+    }
+}
+
+/// The beginnings of several.
+pub fn all_quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    texts.map(quoted).collect::<Vec<_>>().join(", ")
+}
+
 /// Whether a character controls the terminal, the direction of text, or shows nothing at all.
 /// The joiners and variation selectors stay: Persian, Hindi and emoji are written with them.
 pub fn is_harmful(c: char) -> bool {

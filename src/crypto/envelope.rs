@@ -98,7 +98,8 @@ pub struct Header {
     pub scope: Scope,
     /// Of a private or room envelope, in the letter case of the account; `None` in a broadcast.
     pub recipient: Option<Username>,
-    /// The recipient's session key: an envelope cannot be shown to another login of theirs. `None` in a broadcast.
+    /// The recipient's session key: an envelope cannot be shown to another login of theirs. Without a recipient, the server's
+    /// key: a broadcast cannot be shown on another server. `None` without TLS.
     pub recipient_key: Option<Fingerprint>,
     /// The sender, in the letter case of the account; the server compares it with the name logged in with.
     pub from: Username,
@@ -108,8 +109,10 @@ pub struct Header {
     pub session: Fingerprint,
     /// Rises by one from 1 in each conversation of the sender's session (PROTOCOL#envelope).
     pub sequence: u64,
-    /// The sender's clock, milliseconds since 1970.
+    /// When it was written, by the sender's clock, milliseconds since 1970.
     pub time: u64,
+    /// Of a text that was sealed before: its [id](Verified::id).
+    pub again: Option<Fixed<32>>,
 }
 
 impl Header {
@@ -125,6 +128,7 @@ impl Header {
             .bytes(&self.session.0)
             .number(self.sequence)
             .number(self.time)
+            .bytes(self.again.as_ref().map_or(&[], |id| &id.0))
             .bytes(commitment)
             .finish()
     }
@@ -143,7 +147,7 @@ impl Header {
             Kind::RoomOpened | Kind::RoomLeft => matches!(self.scope, Scope::Room | Scope::Later(_)),
             _ => matches!(self.scope, Scope::Private | Scope::Later(_)),
         };
-        is_known && fits && to_one == self.recipient_key.is_some()
+        is_known && fits && (!to_one || self.recipient_key.is_some())
     }
 }
 
@@ -196,32 +200,6 @@ impl Envelope {
     }
 }
 
-#[cfg(test)]
-impl Envelope {
-    /// A broadcast that nobody has signed.
-    pub fn sample() -> Envelope {
-        let header = Header {
-            kind: Kind::Message,
-            scope: Scope::Broadcast,
-            recipient: None,
-            recipient_key: None,
-            from: "alice".parse().expect("name"),
-            identity: Fingerprint([1; 32]),
-            session: Fingerprint([2; 32]),
-            sequence: 3,
-            time: 4,
-        };
-        let body = Body {
-            commitment: Fixed([5; 32]),
-            nonce: Fixed([6; 12]),
-            ciphertext: Bytes(vec![7; 256]),
-            tag: Fixed([8; 16]),
-            signature: Fixed([9; 256]),
-        };
-        Envelope { header, body }
-    }
-}
-
 /// A sealed message with its key, on the sender's side, until it was wrapped for all.
 pub struct Sealed {
     /// What everyone gets.
@@ -254,6 +232,11 @@ impl Sealed {
         };
         body.signature = Fixed(identity.sign(&body.signed(&encoded)));
         Sealed { envelope: Envelope { header, body }, key, oaep_label: sha256(&encoded) }
+    }
+
+    /// As [`Verified::id`].
+    pub fn id(&self) -> [u8; 32] {
+        self.envelope.header.again.map_or(self.oaep_label, |id| id.0)
     }
 
     /// The message key for one recipient, bound to this header, behind the id of the recipient's key; about 0.1 ms.
@@ -320,6 +303,11 @@ impl Verified<'_> {
         &self.envelope.header
     }
 
+    /// What the message is known by, however often it is sealed: the hash of its first header. PROTOCOL#message-id.
+    pub fn id(&self) -> [u8; 32] {
+        self.header().again.map_or_else(|| sha256(&self.encoded), |id| id.0)
+    }
+
     /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. `wrapped` is
     /// [`Sealed::wrap_for`]'s. PROTOCOL#check-open, PROTOCOL#key-id.
     ///
@@ -351,6 +339,32 @@ impl Verified<'_> {
 mod tests {
     use super::*;
 
+    impl Envelope {
+        /// A broadcast that nobody has signed.
+        pub fn sample() -> Envelope {
+            let header = Header {
+                kind: Kind::Message,
+                scope: Scope::Broadcast,
+                recipient: None,
+                recipient_key: None,
+                from: "alice".parse().expect("name"),
+                identity: Fingerprint([1; 32]),
+                session: Fingerprint([2; 32]),
+                sequence: 3,
+                time: 4,
+                again: None,
+            };
+            let body = Body {
+                commitment: Fixed([5; 32]),
+                nonce: Fixed([6; 12]),
+                ciphertext: Bytes(vec![7; 256]),
+                tag: Fixed([8; 16]),
+                signature: Fixed([9; 256]),
+            };
+            Envelope { header, body }
+        }
+    }
+
     /// PROTOCOL#check-fields.
     #[test]
     fn kind_fits_its_own_scope_alone() {
@@ -365,6 +379,7 @@ mod tests {
                 session: Fingerprint([3; 32]),
                 sequence: 1,
                 time: 0,
+                again: None,
             };
             let half = Header { recipient_key: None, ..header.clone() };
             assert!(!to_one || !half.agrees(), "a recipient without a key");

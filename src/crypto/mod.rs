@@ -24,7 +24,11 @@ pub mod label {
     pub const SESSION_CERTIFICATE: &str = "secure-messenger/1 session certificate";
     /// The identity key's signature that binds a login to its challenge and TLS channel (PROTOCOL#login).
     pub const LOGIN_PROOF: &str = "secure-messenger/1 login proof";
-    /// The same for a new password (PROTOCOL#changing-the-password).
+    /// HMAC under the password key, for a login (PROTOCOL#response).
+    pub const LOGIN_RESPONSE: &str = "secure-messenger/1 login response";
+    /// The same for a new password (PROTOCOL#response).
+    pub const CHANGE_RESPONSE: &str = "secure-messenger/1 password change response";
+    /// The identity key's signature for a new password (PROTOCOL#changing-the-password).
     pub const PASSWORD_CHANGE: &str = "secure-messenger/1 password change";
     /// HMAC under a session's token, for its challenge and TLS channel (PROTOCOL#resuming).
     pub const RESUME: &str = "secure-messenger/1 resume";

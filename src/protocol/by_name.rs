@@ -105,7 +105,7 @@ mod tests {
     use miniserde::json;
 
     #[test]
-    fn members_are_in_the_order_of_names_and_of_two_of_one_name_the_last_counts() {
+    fn members_are_sorted_and_the_last_of_one_name_counts() {
         let read = |text: &str| json::from_str::<ByName<u64>>(text).ok();
         let sorted = read(r#"{"alice":1,"bob":2}"#).expect("members");
         for other in [r#"{"bob":2,"alice":1}"#, r#"{"bob":7,"alice":1,"bob":8,"bob":2}"#] {

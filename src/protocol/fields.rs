@@ -57,7 +57,7 @@ pub struct Challenge {
 /// Client: the answer to a challenge.
 #[derive(Serialize, Deserialize)]
 pub struct ChallengeResponse {
-    /// `HMAC[password key](nonce)`.
+    /// `HMAC[password key]` over name, nonce, TLS exporter and session key's fingerprint (PROTOCOL#response).
     pub response: Fixed<32>,
     /// The session key, DER `SubjectPublicKeyInfo`, 294 bytes.
     pub session_key: Bytes,
@@ -72,7 +72,7 @@ pub struct ChallengeResponse {
 /// Client: a new password, as the other answer to a challenge.
 #[derive(Serialize, Deserialize)]
 pub struct PasswordChange {
-    /// `HMAC[password key](nonce)`, by the password so far.
+    /// `HMAC[password key so far]` over name, nonce, TLS exporter, salt, rounds and new password key (PROTOCOL#response).
     pub response: Fixed<32>,
     /// Random, for the new password's PBKDF2.
     pub salt: Fixed<32>,

@@ -17,6 +17,7 @@ use super::unfinished::Unfinished;
 use super::{Shared, delivery, metrics};
 use crate::auth::{self, Authenticated};
 use crate::clock;
+use crate::crypto::public::Fingerprint;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
@@ -86,7 +87,7 @@ pub struct Client {
 
 impl Client {
     fn new(guest: Guest<'_>, login: &Authenticated, place: Place<'_>, ticket: Ticket) -> Client {
-        let Guest { shared, channel, reader, lines, .. } = guest;
+        let Guest { shared, channel, server_key, reader, lines, .. } = guest;
         ticket.logged_in();
         let link = Link::new(channel, ticket);
         let outbox = Arc::new(Outbox::new(link.clone(), shared.limits.outbox));
@@ -109,23 +110,34 @@ impl Client {
             grace::dismiss(shared, &session, ErrorCode::AccountRemoved, "this account was removed just now");
         }
         let turn = Turn::first(shared, &session, Inbound::new(shared.limits.rate));
-        Client::of(shared, turn, link, reader, lines)
+        Client::of(shared, turn, link, server_key, reader, lines)
     }
 
     /// `None` if the session has ended since, or another resumption was later.
     fn resumed(guest: Guest<'_>, resumption: Resumption, ticket: Ticket) -> Option<Client> {
-        let Guest { shared, channel, reader, lines, address, .. } = guest;
+        let Guest { shared, channel, server_key, reader, lines, address, .. } = guest;
         let Resumption { turn, claim, received } = resumption;
         ticket.logged_in();
         let link = Link::new(channel, ticket);
         let goes_on = turn.session().outbox.attach(link.clone(), claim, received);
         goes_on.then(|| {
             shared.audit.log("resumed", Some(&turn.session().name), Some(address), "");
-            Client::of(shared, turn, link, reader, lines)
+            Client::of(shared, turn, link, server_key, reader, lines)
         })
     }
 
-    fn of(shared: &Arc<Shared>, turn: Turn, link: Arc<Link>, reader: Reader, mut lines: Lines) -> Client {
+    fn of(
+        shared: &Arc<Shared>,
+        turn: Turn,
+        link: Arc<Link>,
+        server_key: Option<Fingerprint>,
+        reader: Reader,
+        mut lines: Lines,
+    ) -> Client {
+        // The key may have changed since the handshake.
+        if server_key != shared.server_key() {
+            turn.session().outbox.detach(&link);
+        }
         lines.log_in(MAX_LINE);
         let (shared, session, unfinished) = (shared.clone(), turn.session().clone(), Unfinished::default());
         Client { shared, session, turn, link, reader, lines, unfinished }
@@ -365,7 +377,7 @@ mod tests {
         assert!(session.outbox.attach(link.clone(), claim, 0));
         let mut turn = Turn::first(shared, &session, Inbound::new(1));
         turn.inbound().bucket = Bucket::new(1e-9, 4.0);
-        (Client::of(shared, turn, link, Reader::default(), Lines::new(MAX_LINE)), far)
+        (Client::of(shared, turn, link, None, Reader::default(), Lines::new(MAX_LINE)), far)
     }
 
     fn is_refilled(client: &mut Client) {

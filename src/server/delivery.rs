@@ -286,6 +286,7 @@ mod tests {
                     session: Fingerprint([0; 32]),
                     sequence: 1,
                     time: 1,
+                    again: None,
                 },
                 body: Body {
                     commitment: Fixed([0; 32]),

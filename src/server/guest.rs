@@ -9,6 +9,7 @@ use super::store::accounts::{RegisterError, Seen};
 use super::{Shared, limits, lock};
 use crate::auth::{self, AuthError, Authenticated, PendingLogin};
 use crate::clock;
+use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE_BEFORE_LOGIN, PasswordChange,
@@ -26,6 +27,8 @@ pub(super) struct Guest<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) address: IpAddr,
     pub(super) channel: Channel,
+    /// Of the handshake: `None` without TLS.
+    pub(super) server_key: Option<Fingerprint>,
     pub(super) reader: Reader,
     pub(super) lines: Lines,
     deadline: Instant,
@@ -118,13 +121,16 @@ impl<'a> Guest<'a> {
     ) -> Option<Guest<'a>> {
         let deadline = Instant::now() + limits::FIRST_LINE;
         let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
-        let acceptor = shared.certificates.as_ref().map(|certificates| certificates.current(&shared.audit));
+        let certificate =
+            shared.certificates.as_ref().map(|certificates| certificates.current(&shared.audit));
+        let (acceptor, server_key) = certificate.unzip();
+        shared.end_connections_of_another_key();
         let Ok(channel) = Channel::accept(acceptor, socket, deadline, lines.buffer()) else {
             shared.audit.limit("handshake_failed", None, Some(address), "");
             return None;
         };
         let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
-        Some(Guest { shared, address, channel, reader, lines, deadline, begun: false, patience })
+        Some(Guest { shared, address, channel, server_key, reader, lines, deadline, begun: false, patience })
     }
 
     /// Says why, and ends the connection.
@@ -401,6 +407,7 @@ pub(super) mod tests {
         let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (near, _) = listener.accept().expect("accepted");
         let guest = Guest {
+            server_key: None,
             shared,
             address: [127, 0, 0, 1].into(),
             channel: Channel::bare(Arc::new(near)).expect("a socket"),

@@ -32,6 +32,7 @@ pub mod session;
 pub mod store;
 pub mod unfinished;
 
+use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
 use crate::sync::lock;
 use accept::AdmissionQueue;
@@ -88,6 +89,19 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// The server's key: `None` without TLS.
+    fn server_key(&self) -> Option<Fingerprint> {
+        self.certificates.as_ref().map(Certificates::key)
+    }
+
+    /// Once the key is another one: clients of the former key would refuse the broadcasts of the others.
+    /// PROTOCOL#broadcast-server.
+    fn end_connections_of_another_key(&self) {
+        if self.certificates.as_ref().is_some_and(Certificates::has_new_key) {
+            self.registry.disconnect();
+        }
+    }
+
     /// Without sessions yet.
     fn new(limits: Limits, closed: bool, store: Store) -> Shared {
         Shared {

@@ -239,6 +239,14 @@ impl Outbox {
         goes_on
     }
 
+    /// Closes the connection; the client can resume the session.
+    pub fn disconnect(&self) {
+        let mut queue = lock(&self.queue);
+        if queue.is_open() {
+            queue.cut();
+        }
+    }
+
     /// The reader of `link` has ended: the connection is closed, unless it is ending by itself.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut queue = lock(&self.queue);

@@ -131,6 +131,11 @@ impl Registry {
         self.read().values().filter(is_overdue).cloned().collect()
     }
 
+    /// Closes the connections of all sessions, which can be resumed.
+    pub fn disconnect(&self) {
+        self.read().values().for_each(|session| session.outbox.disconnect());
+    }
+
     /// How many are on-line.
     pub fn count(&self) -> usize {
         self.read().len()

@@ -149,6 +149,7 @@ fn open(runs: usize) -> f64 {
             session: alice.session.fingerprint(),
             sequence,
             time: clock::now_ms(),
+            again: None,
         };
         let sealed = Sealed::seal(header, &alice.identity, b"an answer of about the usual length");
         let key = WrappedKey::new(&sealed.wrap_for(&mine));

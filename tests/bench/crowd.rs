@@ -213,6 +213,7 @@ impl Speech {
             session: me.session.fingerprint(),
             sequence: FIRST,
             time: clock::now_ms(),
+            again: None,
         };
         let sealed = Sealed::seal(header, &me.identity, &[b'x'; 252]);
         let key = WrappedKey::new(&sealed.wrap_for(me.session.public()));

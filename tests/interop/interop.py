@@ -201,7 +201,8 @@ def vectors_keys_and_login(v):
         key = m.password_key(x["password"], m.binary(challenge, "salt", 32), challenge["rounds"])
         nonce = m.binary(challenge, "nonce", 32)
         check(key.hex() == x["password_key"] and m.base64_of(key) == register["password_key"], "password key")
-        check(m.base64_of(m.hmac256(key, nonce)) == response["response"], "response")
+        answered = fields("login response", x["name"], nonce, unhex(x["exporter"]), session.fingerprint)
+        check(answered.hex() == x["answered"] and m.base64_of(m.hmac256(key, answered)) == response["response"], "response")
         proof = fields("login proof", x["name"], nonce, unhex(x["exporter"]), session.fingerprint)
         check(proof.hex() == x["proof_signed"], "what the login proof signs")
         check(identity.public.verify(proof, m.binary(response, "proof", 256)), "login proof")
@@ -213,6 +214,7 @@ def recipient_of_vectors(v, session):
     """The person that the vectors' envelopes are for, without a connection."""
     client = Client("", 0, "", "Bob-2", "", session)
     client._begin_session(session)
+    client.server_key = m.sha256(b"the server's key")
     client.person("alice").identity = PublicKey(unhex(v["identity"]["spki"]))
     client.person("alice").remembered = client.person("alice").identity.fingerprint
     return client
@@ -344,7 +346,7 @@ def key_files(world, alice, bob):
         world.until(lambda: rust.process.poll() == 0, f"the leaving of {name}")
 
 
-# PROTOCOL#stale.
+# PROTOCOL#stale, PROTOCOL#check-again.
 def stale_keys(world, alice, bob):
     """Both sides notice that the other has another session key: after a renewal, and after a new login."""
     alice.renew()
@@ -361,7 +363,7 @@ def stale_keys(world, alice, bob):
     bob = world.rust("bob")
     world.until(lambda: "bob" in alice.online, "bob's return")       # with another key than the one that alice has
     jobs = [alice.send("bob", "a"), alice.broadcast("b"), alice.send("bob", "c")]
-    for line in ("<alice -> bob> a", "<alice> b", "<alice -> bob> c"):
+    for line in ("<alice -> bob> a (sent again)", "<alice> b", "<alice -> bob> c (sent again)"):
         bob.expect(line)
     world.delivered(*jobs)
     check(not [line for line in bob.lines if line.startswith("!")], bob.lines)

@@ -328,21 +328,24 @@ class Envelope:
     """What the sender signed. `key`, the wrapped message key, is another for each recipient and no part of it."""
 
     LENGTHS = {"identity": 32, "session": 32, "commitment": 32, "nonce": 12, "tag": 16, "signature": 256}
-    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "ciphertext", *LENGTHS)
+    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "again", "ciphertext", *LENGTHS)
 
     def __init__(self, **members):
         self.__dict__.update(dict.fromkeys(self.MEMBERS), **members)
 
     def header(self):
         return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_key, self.sender, self.identity,
-                      self.session, self.sequence, self.time, self.commitment)
+                      self.session, self.sequence, self.time, self.again, self.commitment)
+
+    def id(self):
+        return self.again or sha256(self.header())
 
     def signed(self):
         return fields("envelope signature", self.header(), self.nonce, sha256(self.ciphertext + self.tag))
 
     def conversation(self):
         """All broadcasts of a session key are one conversation, and what it sends to each other session key."""
-        return self.session, self.recipient_key
+        return self.session, self.recipient and self.recipient_key
 
     @classmethod
     def seal(cls, identity, text, message_key, **members):
@@ -388,8 +391,12 @@ class Envelope:
             raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
         if self.scope in scopes - {"broadcast"} or (self.scope not in scopes and message.get("recipient") is not None):
             self.recipient, self.recipient_key = word(message, "recipient"), binary(message, "recipient_key", 32)
-        elif message.get("recipient") is not None or message.get("recipient_key") is not None:
+        elif message.get("recipient") is not None:
             raise Refused("recipient", "a broadcast with a recipient")
+        elif message.get("recipient_key") is not None:
+            self.recipient_key = binary(message, "recipient_key", 32)
+        if message.get("again") is not None:
+            self.again = binary(message, "again", 32)
         if not is_name(self.sender) or self.recipient is not None and not is_name(self.recipient):
             raise Refused("name")
         if len(self.ciphertext) > CIPHERTEXT_MOST:
@@ -476,7 +483,8 @@ class Transport:
         self._patiently(self._tls.do_handshake, time.monotonic() + timeout)
         # Not names, dates or authorities: only this key counts, and the handshake has proved that the server holds it.
         spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, self._tls.get_peer_certificate().get_pubkey())
-        if "SHA256:" + base64_of(sha256(spki)).rstrip("=") != fingerprint:
+        self.server_key = sha256(spki)
+        if "SHA256:" + base64_of(self.server_key).rstrip("=") != fingerprint:
             self.abort()
             raise MessengerError("server_key", "the server has another key than the expected one")
         self.exporter = self._tls.export_keying_material(b"EXPORTER-Channel-Binding", 32)
@@ -613,6 +621,8 @@ class Person:
         self.identity = self.session = None                          # PublicKey
         self.created, self.asked = 0, False
         self.waiting = []                                            # envelopes until their keys are known
+        self.ids = collections.deque(maxlen=1024)                    # of the messages that were shown
+        self.stale = None                                            # the fingerprint of the session key last called so
         self.sequences = collections.Counter()                       # the last number of each conversation that we sent
         self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); of forgotten ones
 
@@ -640,6 +650,7 @@ class Job:
     def __init__(self, targets, text, kind, scope):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
         self.outcome, self.tries, self.envelope, self.message_key = {}, 0, None, None
+        self.time, self.id = now(), None
 
     @property
     def done(self):
@@ -671,7 +682,7 @@ class Client:
         self.host, self.port, self.fingerprint = host, port, fingerprint
         self.name, self.password, self.identity = name, password, identity
         self.events, self.people, self.online = collections.deque(), {}, set()
-        self.transport = self.token = self.ended = None
+        self.transport = self.token = self.ended = self.server_key = None
         self._key_at = {}                                            # the password's key for a (salt, rounds)
         self._known_users = known_users                              # a file, as README.md: Client files has it
         if known_users and os.path.exists(known_users):
@@ -708,6 +719,7 @@ class Client:
 
     def connect(self):
         self.transport = Transport(self.host, self.port, self.fingerprint)
+        self.server_key = self.transport.server_key
         return self
 
     def register(self, rounds=ROUNDS):
@@ -719,14 +731,14 @@ class Client:
         return self
 
     def _challenge(self):
-        """Steps 1 and 2: returns the nonce and our answer to it."""
+        """Steps 1 and 2: returns the nonce and the password's key for the answer to it."""
         self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
         challenge = self._hear("challenge")
         number(challenge, "version", VERSION, VERSION)
         nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
         if at not in self._key_at:
             self._key_at = {at: password_key(self.password, *at)}
-        return nonce, hmac256(self._key_at[at], nonce)
+        return nonce, self._key_at[at]
 
     def _new_session_key(self):
         """A session key, and the members that prove it is ours."""
@@ -736,10 +748,11 @@ class Client:
 
     def login(self, proof_exporter=None):
         """Begins a new session, and returns when it is known who is on-line."""
-        nonce, response = self._challenge()
+        nonce, secret = self._challenge()
         key, members = self._new_session_key()
+        response = fields("login response", self.name, nonce, self.transport.exporter, key.public.fingerprint)
         proof = fields("login proof", self.name, nonce, self.transport.exporter if proof_exporter is None else proof_exporter, key.public.fingerprint)
-        self._say({"type": "challenge_response", "response": base64_of(response), **members, "proof": base64_of(self.identity.sign(proof))})
+        self._say({"type": "challenge_response", "response": base64_of(hmac256(secret, response)), **members, "proof": base64_of(self.identity.sign(proof))})
         session = self._hear("session")
         self.token, self.transport.in_session, self.ended = binary(session, "token", 32), True, None
         self._begin_session(key)
@@ -1014,6 +1027,8 @@ class Client:
             sessions = self._session_keys()
             if envelope.recipient and (envelope.recipient != self.name or envelope.recipient_key not in sessions):  # 4
                 raise Refused("recipient", "for somebody else, or for another session")
+            if not envelope.recipient and envelope.recipient_key != self.server_key:
+                raise Refused("server", "made for another server")
             missing = person.check_new(envelope)                                                # 5
             text = self._unwrap(envelope, wrapped, sessions)                                    # 6
             try:
@@ -1028,6 +1043,9 @@ class Client:
             return self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
         if missing:
             self._tell("gap", name=person.name, missing=missing)
+        if envelope.id() in person.ids:
+            return
+        person.ids.append(envelope.id())
         if abs(envelope.time - now()) > 5 * MINUTE:
             self._tell("odd_time", name=person.name, time=envelope.time)
         if envelope.later:
@@ -1103,6 +1121,11 @@ class Client:
         return person.session is not None and now() <= person.created + 26 * HOUR
 
     def _transmit(self, job, targets):
+        same = [name for name in targets if job.tries and self.people[name].stale == self.people[name].session.fingerprint]
+        job.outcome.update(dict.fromkeys(same, "stale"))             # the same key is no reason to seal it again
+        targets = [name for name in targets if name not in same]
+        if not targets:
+            return
         session = None if job.scope == "broadcast" else self.people[targets[0]].session
         if job.envelope is None or session and job.envelope.recipient_key != session.fingerprint:
             if session:
@@ -1111,10 +1134,11 @@ class Client:
                 place = {"recipient": targets[0], "recipient_key": session.fingerprint, "sequence": counter[conversation]}
             else:
                 self._broadcasts += 1
-                place = {"sequence": self._broadcasts}
+                place = {"recipient_key": self.server_key, "sequence": self._broadcasts}
             job.message_key = secrets.token_bytes(32)
             job.envelope = Envelope.seal(self.identity, job.text.encode(), job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
-                                         session=self.key.public.fingerprint, time=now(), **place)
+                                         session=self.key.public.fingerprint, time=job.time, again=job.id, **place)
+            job.id = job.envelope.id()
         self._last_id += 1
         self._due[self._last_id] = job, targets
         sessions = {name: self.people[name].session for name in targets}
@@ -1127,6 +1151,8 @@ class Client:
         if job is None or sorted(name for name, _ in fates) != sorted(targets):
             raise Refused("malformed", "an answer that fits no message")
         stale = [name for name, fate in fates if fate == "stale" and job.tries < 3]
+        for name in stale:
+            self.people[name].stale = self.people[name].session.fingerprint
         if stale:
             job.tries += 1
             self._stale.append((job, stale))
@@ -1154,11 +1180,12 @@ class Client:
         """On a connection of its own, beside the session; the key file is left in two versions when it is not known how it ended."""
         other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity).connect()
         new = self.password if prepared(new) == prepared(self.password) else prepared(new)
-        nonce, response = other._challenge()
+        nonce, secret = other._challenge()
         write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server())
         salt = secrets.token_bytes(32)
         key = password_key(new, salt, rounds)
-        proof = fields("password change", self.name, nonce, other.transport.exporter, salt, rounds, key)
+        place = self.name, nonce, other.transport.exporter, salt, rounds, key
+        response, proof = hmac256(secret, fields("password change response", *place)), fields("password change", *place)
         try:
             other._say({"type": "password_change", "response": base64_of(response), "salt": base64_of(salt), "rounds": rounds,
                         "password_key": base64_of(key), "proof": base64_of(self.identity.sign(proof))})

@@ -305,6 +305,7 @@ def login_vector(name, password, exporter, created):
     salt, nonce, rounds = random(32), random(32), 100_000
     password_key = pbkdf2(password, salt, rounds)
     signed = fields(label("login proof"), name, nonce, exporter, fingerprint(SESSION))
+    answered = fields(label("login response"), name, nonce, exporter, fingerprint(SESSION))
     register = {
         "type": "register",
         "version": 1,
@@ -317,7 +318,7 @@ def login_vector(name, password, exporter, created):
     challenge = {"type": "challenge", "version": 1, "nonce": b64(nonce), "salt": b64(salt), "rounds": rounds}
     response = {
         "type": "challenge_response",
-        "response": b64(hmac_sha256(password_key, nonce)),
+        "response": b64(hmac_sha256(password_key, answered)),
         "session_key": b64(spki(SESSION)),
         "created": created,
         "certificate": b64(certificate(name, created)[1]),
@@ -328,6 +329,7 @@ def login_vector(name, password, exporter, created):
         "password": password,
         "exporter": exporter.hex(),
         "password_key": password_key.hex(),
+        "answered": answered.hex(),
         "proof_signed": signed.hex(),
         "register": json.dumps(register),
         "challenge": json.dumps(challenge),
@@ -341,10 +343,11 @@ def password_change_vector(name, old, new, exporter):
     old_salt, nonce, salt, rounds = random(32), random(32), random(32), 100_000
     password_key = pbkdf2(new, salt, rounds)
     signed = fields(label("password change"), name, nonce, exporter, salt, rounds, password_key)
+    answered = fields(label("password change response"), name, nonce, exporter, salt, rounds, password_key)
     challenge = {"type": "challenge", "version": 1, "nonce": b64(nonce), "salt": b64(old_salt), "rounds": rounds}
     change = {
         "type": "password_change",
-        "response": b64(hmac_sha256(pbkdf2(old, old_salt, rounds), nonce)),
+        "response": b64(hmac_sha256(pbkdf2(old, old_salt, rounds), answered)),
         "salt": b64(salt),
         "rounds": rounds,
         "password_key": b64(password_key),
@@ -355,6 +358,7 @@ def password_change_vector(name, old, new, exporter):
         "old_password": old,
         "new_password": new,
         "exporter": exporter.hex(),
+        "answered": answered.hex(),
         "signed": signed.hex(),
         "challenge": json.dumps(challenge),
         "change": json.dumps(change),
@@ -404,15 +408,20 @@ def pad(text):
     return padded + bytes(-len(padded) % 256)
 
 
+# The fingerprint of the server's key.
+SERVER = sha256(b"the server's key")
+
+
 def envelope_vector(what, kind, scope, text, sequence, **wrong):
-    """`wrong` replaces one step by another value: correctly signed, but not to be opened."""
+    """`wrong` replaces one step by another value: correctly signed, but not to be opened (but for `again`)."""
     random = stream(what)
     sender, recipient = "alice", "Bob-2"
     key, nonce, time = random(32), random(12), 1_800_000_000_123
     identity, session = fingerprint(IDENTITY), sha256(b"the sender's session key")
+    again = wrong.get("again", b"")
     commitment = wrong.get("commitment", hmac_sha256(key, label("key commitment").encode()))
     to_one = scope != "broadcast"
-    to_name, to_key = (recipient, fingerprint(SESSION)) if to_one else (b"", b"")
+    to_name, to_key = (recipient, fingerprint(SESSION)) if to_one else (b"", SERVER)
     header = fields(
         label("envelope header"),
         kind,
@@ -424,6 +433,7 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         session,
         sequence,
         time,
+        again,
         commitment,
     )
     padded = wrong.get("padded", pad(text))
@@ -437,11 +447,12 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         "kind": kind,
         "scope": scope,
         "recipient": recipient if to_one else None,
-        "recipient_key": b64(to_key) if to_one else None,
+        "recipient_key": b64(to_key),
         "identity": b64(identity),
         "session": b64(session),
         "sequence": sequence,
         "time": time,
+        "again": b64(again) if again else None,
         "commitment": b64(commitment),
         "nonce": b64(nonce),
         "ciphertext": b64(ciphertext),
@@ -471,6 +482,7 @@ def envelope_vectors():
         envelope_vector("a broadcast one byte over its bucket", "message", "broadcast", b"y" * 253, 2**53),
         envelope_vector("an opened room, without text", "room_opened", "room", b"", 4),
         envelope_vector("a left room, without text", "room_left", "room", b"", 5),
+        envelope_vector("a private message sent again", "message", "private", hello, 6, again=sha256(b"a header")),
     ]
 
 

@@ -8,11 +8,12 @@ use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
 use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
-use crate::client::input::{Key, Keys, pasted_together};
+use crate::client::input::{Key, Keys, Pastes};
 use crate::client::path;
 use crate::client::prompter::Unseen;
 use crate::client::session::Event;
 use crate::client::terminal;
+use crate::client::text::all_quoted;
 use crate::crypto::secret::Password;
 use crate::name::Username;
 use crate::protocol::ClientMessage;
@@ -45,8 +46,9 @@ impl Front {
         // Answers that were typed ahead are no paste, and are not shown.
         let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
         let line: String = self.conversations.current().editor.text().chars().chain(typed).collect();
-        let asks = self.asking.is_some() || matches!(command::parse(&line), Ok(Command::Password(None)));
-        let mut keys = if asks { keys } else { pasted_together(keys) };
+        let is_question = || matches!(command::parse(&line), Ok(Command::Password(None)));
+        let asks = self.asking.is_some() || !self.pastes.go_on() && is_question();
+        let mut keys = if asks { keys } else { self.pastes.join(keys) };
         for key in keys.drain(..) {
             if let Some(status) = self.key(key)? {
                 return Ok(Some(status));
@@ -133,6 +135,7 @@ impl Front {
             key => match view.editor.key(&key) {
                 Outcome::Submitted(line) => {
                     view.scroll = 0;
+                    self.pastes = Pastes::default();
                     // At once, whatever waits: what is typed next must never become a message.
                     if !self.over && matches!(command::parse(&line), Ok(Command::Password(None))) {
                         self.asking = Some(Asking::default());
@@ -249,11 +252,13 @@ impl Front {
 
     /// What is to be said of lines that never came to be sent, if there are any.
     pub fn unsent(&self) -> Option<String> {
-        match self.ahead.iter().filter(|line| !is_exit(line)).count() {
-            0 => None,
-            1 => Some("1 line that you had typed was not sent".into()),
-            count => Some(format!("{count} lines that you had typed were not sent")),
-        }
+        let lines = self.ahead.iter().filter(|line| !is_exit(line)).map(String::as_str);
+        let what = match lines.clone().count() {
+            0 => return None,
+            1 => "1 line that you had typed was".into(),
+            count => format!("{count} lines that you had typed were"),
+        };
+        Some(format!("{what} not sent: {}", all_quoted(lines)))
     }
 
     /// What stands before the line: what is asked for, or where the line will go.

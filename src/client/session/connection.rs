@@ -6,6 +6,7 @@
 use super::presence::Changes;
 use super::{Effect, Session};
 use crate::client::password::ChangeError;
+use crate::client::text::all_quoted;
 use crate::crypto::keys::SessionKey;
 use crate::protocol::ClientMessage;
 use std::time::{Duration, Instant};
@@ -166,12 +167,12 @@ impl Session {
     /// The report of messages that the server has not acknowledged, with the beginning of each; `None` without any.
     pub fn unsettled(&self) -> Option<String> {
         let texts = self.outbox.unacknowledged();
-        let were = match texts.len() {
+        let what = match texts.clone().count() {
             0 => return None,
             1 => "1 message of yours was".into(),
             count => format!("{count} messages of yours were"),
         };
-        Some(format!("{were} not acknowledged and may not have arrived: {}", texts.join(", ")))
+        Some(format!("{what} not acknowledged and may not have arrived: {}", all_quoted(texts)))
     }
 }
 

@@ -82,7 +82,7 @@ impl Session {
     /// PROTOCOL#check-identity.
     fn open(&mut self, from: &Username, message: &EncryptedMessage) {
         let shown = match self.checked(from, message) {
-            Ok((header, gap, text)) => self.take_in(&header, gap, &text),
+            Ok((header, gap, text, id)) => self.take_in(&header, (gap, id), text),
             Err(why) => Err(why),
         };
         if let Err(why) = shown {
@@ -96,15 +96,17 @@ impl Session {
         &mut self,
         from: &Username,
         message: &EncryptedMessage,
-    ) -> Result<(Header, u64, Zeroizing<String>), String> {
+    ) -> Result<(Header, u64, Zeroizing<String>, [u8; 32]), String> {
         let Some(peer) = self.peers.find(from) else { return Err("nobody knows them".into()) };
         let Some(identity) = &peer.identity else { return Err("their key is not known".into()) };
         let verified = message.envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
-        if let (Some(name), Some(key)) = (&header.recipient, header.recipient_key)
-            && (name != self.me() || !self.keys.holds(key))
-        {
-            return Err("it is for somebody else, or for an earlier session of yours".into());
+        match (&header.recipient, header.recipient_key) {
+            (Some(name), Some(key)) if name == self.me() && self.keys.holds(key) => {}
+            (Some(_), _) => return Err("it is for somebody else, or for an earlier session of yours".into()),
+            // PROTOCOL#broadcast-server.
+            (None, key) if key == self.server => {}
+            (None, _) => return Err("it was made for another server".into()),
         }
         let gap = match peer.replay.order(&header, self.now) {
             Order::Next => 0,
@@ -116,7 +118,8 @@ impl Session {
         // PROTOCOL#key-id.
         let id = message.key.id();
         let is_meant = |key: &&SessionKey| {
-            key.fingerprint().short() == id && header.recipient_key.is_none_or(|it| it == key.fingerprint())
+            let is_signed = header.recipient.is_none() || header.recipient_key == Some(key.fingerprint());
+            is_signed && key.fingerprint().short() == id
         };
         let opened = self.keys.all().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
         let mut text = match opened {
@@ -128,8 +131,9 @@ impl Session {
         if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft) && !text.is_empty() {
             return Err("its fields contradict each other".into());
         }
+        let id = verified.id();
         self.peers.get(from).replay.record(&header, self.now);
-        Ok((header, gap, text))
+        Ok((header, gap, text, id))
     }
 
     /// Reports a time that is off.
@@ -155,7 +159,12 @@ impl Session {
     }
 
     /// PROTOCOL#check-text.
-    fn take_in(&mut self, header: &Header, gap: u64, text: &str) -> Result<(), String> {
+    fn take_in(
+        &mut self,
+        header: &Header,
+        (gap, id): (u64, [u8; 32]),
+        mut text: Zeroizing<String>,
+    ) -> Result<(), String> {
         let from = header.from.clone();
         let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));
         let about_files =
@@ -166,7 +175,14 @@ impl Session {
         if gap > 0 {
             self.tell_gap(&from, gap);
         }
+        // PROTOCOL#check-again.
+        if !self.peers.is_new(&from, id) {
+            return Ok(());
+        }
         self.tell_skew(header);
+        if header.kind == Kind::Message && self.may_be_repeated(header) {
+            text.push_str(" (sent again)");
+        }
         // PROTOCOL#later-versions.
         if later {
             self.tell_later(format!("{from} has sent something that this version does not know"));
@@ -190,11 +206,18 @@ impl Session {
                     Scope::Room => Source::Room { from, to },
                     Scope::Later(_) => return Ok(()),
                 };
-                self.received(source, sanitise_lines(text));
+                self.received(source, sanitise_lines(&text));
             }
-            _ => return self.file_word(header, text),
+            _ => return self.file_word(header, &text),
         }
         Ok(())
+    }
+
+    /// Whether a message that was sealed before may have been shown by an earlier run, or so long ago that it is forgotten.
+    fn may_be_repeated(&self, header: &Header) -> bool {
+        let has_forgotten = self.peers.find(&header.from).is_none_or(|peer| peer.has_forgotten);
+        let was_here = self.began.is_some_and(|began| began.saturating_add(MAX_SKEW_MS) < header.time);
+        header.again.is_some() && (has_forgotten || !was_here)
     }
 
     /// Shows what somebody else has said. `text` is sanitised.

@@ -10,6 +10,7 @@ use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::sanitise_lines;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
+use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::protocol::{ByName, ClientMessage, EncryptedSend, MAX_TARGETS, Routing, WrappedKey};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -41,9 +42,11 @@ struct Outgoing {
     text: Zeroizing<String>,
     /// When it was typed, milliseconds since 1970.
     time: u64,
+    /// The message's id, once it was sealed: it may be sealed again. PROTOCOL#message-id.
+    id: Option<Fixed<32>>,
     /// The number of the transfer that it is about.
     transfer: Option<u32>,
-    /// A broadcast is sealed once; a private message for the session it goes to.
+    /// A broadcast is sealed once; a private message for each session that it goes to.
     sealed: Option<Arc<Sealed>>,
     waiting: BTreeSet<Username>,
     delivered: usize,
@@ -52,6 +55,14 @@ struct Outgoing {
     shown: bool,
     /// The latest request that it went out with.
     request: u64,
+}
+
+/// A message that can be sent again.
+pub(super) struct Failed {
+    audience: Audience,
+    text: Zeroizing<String>,
+    time: u64,
+    id: Option<Fixed<32>>,
 }
 
 /// A private or room message that the server has answered as delivered, then.
@@ -66,7 +77,7 @@ struct Delivered {
 pub struct Outbox {
     messages: BTreeMap<u64, Outgoing>,
     /// The latest that failed, which can be sent again.
-    pub(super) failed: BTreeMap<u64, (Audience, Zeroizing<String>)>,
+    pub(super) failed: BTreeMap<u64, Failed>,
     /// Requests without an answer: the message, and whom it was for.
     flights: BTreeMap<u64, (u64, Vec<Username>)>,
     /// The latest that were delivered: the server may still report that they are lost.
@@ -79,7 +90,39 @@ pub struct Outbox {
     broadcasts: u64,
 }
 
+impl Outgoing {
+    /// Written at `time`; with the id of one that is sent again.
+    fn new(
+        kind: Kind,
+        audience: Audience,
+        text: Zeroizing<String>,
+        (time, id): (u64, Option<Fixed<32>>),
+        transfer: Option<u32>,
+    ) -> Outgoing {
+        Outgoing {
+            kind,
+            audience,
+            text,
+            time,
+            id,
+            transfer,
+            sealed: None,
+            waiting: BTreeSet::new(),
+            delivered: 0,
+            missed: BTreeMap::new(),
+            tries: HashMap::new(),
+            shown: false,
+            request: 0,
+        }
+    }
+}
+
 impl Outbox {
+    /// Whether the server has called the key stale that `number` was sealed with for `name`.
+    fn was_stale(&self, number: u64, name: &Username) -> bool {
+        self.messages.get(&number).is_some_and(|message| message.tries.contains_key(name))
+    }
+
     /// Messages that are not settled yet.
     pub fn len(&self) -> usize {
         self.messages.len()
@@ -95,10 +138,10 @@ impl Outbox {
         !self.flights.is_empty()
     }
 
-    /// What the person at the keyboard said and nobody has acknowledged: how each message begins, in quotes.
-    pub fn unacknowledged(&self) -> Vec<String> {
+    /// What the person at the keyboard said and nobody has acknowledged.
+    pub fn unacknowledged(&self) -> impl Iterator<Item = &str> + Clone {
         let messages = self.messages.values().filter(|message| message.kind == Kind::Message);
-        messages.map(|message| outcome::quoted(&message.text)).collect()
+        messages.map(|message| message.text.as_str())
     }
 
     /// What has failed cannot be sent again.
@@ -136,22 +179,14 @@ impl Session {
         text: Zeroizing<String>,
         transfer: Option<u32>,
     ) {
+        let message = Outgoing::new(kind, audience, text, (self.now, None), transfer);
+        self.dispatch(message);
+    }
+
+    fn dispatch(&mut self, mut message: Outgoing) {
         self.outbox.next_message += 1;
         let number = self.outbox.next_message;
-        let mut message = Outgoing {
-            kind,
-            audience,
-            text,
-            time: self.now,
-            transfer,
-            sealed: None,
-            waiting: BTreeSet::new(),
-            delivered: 0,
-            missed: BTreeMap::new(),
-            tries: HashMap::new(),
-            shown: false,
-            request: 0,
-        };
+        let (kind, transfer) = (message.kind, message.transfer);
         if message.text.len() > MAX_TEXT {
             return self.unsent(
                 number,
@@ -191,8 +226,11 @@ impl Session {
         }
         if message.audience == Audience::Everyone {
             self.outbox.broadcasts += 1;
-            let header = self.header(kind, Scope::Broadcast, None, self.outbox.broadcasts);
-            message.sealed = Some(Arc::new(Sealed::seal(header, &self.identity, message.text.as_bytes())));
+            let written = (message.time, message.id);
+            let header = self.header(kind, Scope::Broadcast, None, self.outbox.broadcasts, written);
+            let sealed = Sealed::seal(header, &self.identity, message.text.as_bytes());
+            message.id = Some(Fixed(sealed.id()));
+            message.sealed = Some(Arc::new(sealed));
         }
         let names = message.waiting.clone();
         for name in &names {
@@ -221,8 +259,16 @@ impl Session {
         Entry { trust, sending: Some((number, state)), ..entry }
     }
 
-    fn header(&self, kind: Kind, scope: Scope, to: Option<(Username, Fingerprint)>, sequence: u64) -> Header {
-        let (recipient, recipient_key) = to.unzip();
+    fn header(
+        &self,
+        kind: Kind,
+        scope: Scope,
+        to: Option<(Username, Fingerprint)>,
+        sequence: u64,
+        (time, again): (u64, Option<Fixed<32>>),
+    ) -> Header {
+        let (recipient, recipient_key) =
+            to.map_or((None, self.server), |(name, key)| (Some(name), Some(key)));
         Header {
             kind,
             scope,
@@ -232,22 +278,29 @@ impl Session {
             identity: self.identity.public().fingerprint(),
             session: self.keys.current().fingerprint(),
             sequence,
-            time: self.now,
+            time,
+            again,
         }
     }
 
     /// Sends the backlogs of those whose keys are here, and asks for the keys of the others. PROTOCOL#broadcast.
     pub(super) fn pump(&mut self, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
-        let (mut keyless, mut changed) = (Vec::new(), Vec::new());
+        let (mut keyless, mut changed, mut same) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
             let peer = self.peers.get(&name);
             if peer.backlog.is_empty() {
                 continue;
             }
             if peer.is_ready() {
+                // PROTOCOL#stale.
+                let is_stale = peer.session.as_ref().map(SessionPublicKey::fingerprint) == peer.stale;
                 for number in std::mem::take(&mut peer.backlog) {
-                    batches.entry(number).or_default().push(name.clone());
+                    if is_stale && self.outbox.was_stale(number, &name) {
+                        same.push((number, name.clone()));
+                    } else {
+                        batches.entry(number).or_default().push(name.clone());
+                    }
                 }
             } else if peer.changed.is_some() {
                 changed.push(name);
@@ -256,6 +309,7 @@ impl Session {
             }
         }
         changed.iter().for_each(|name| self.give_up(name, Missed::KeyChanged));
+        same.iter().for_each(|(number, name)| self.give_up_stale(*number, name));
         for (number, names) in batches {
             for part in names.chunks(MAX_TARGETS) {
                 self.transmit(number, part);
@@ -275,15 +329,19 @@ impl Session {
             (Some(sealed), _) => sealed.clone(),
             (None, Audience::Private(name) | Audience::Room(name)) => {
                 let is_private = matches!(message.audience, Audience::Private(_));
-                let text = message.text.clone();
+                let (text, written) = (message.text.clone(), (message.time, message.id));
                 let peer = self.peers.get(&name);
                 let Some(session) = peer.session.as_ref().map(SessionPublicKey::fingerprint) else {
                     return;
                 };
                 let sequence = peer.next_sequence(session);
                 let scope = if is_private { Scope::Private } else { Scope::Room };
-                let header = self.header(kind, scope, Some((name, session)), sequence);
-                Arc::new(Sealed::seal(header, &self.identity, text.as_bytes()))
+                let header = self.header(kind, scope, Some((name, session)), sequence, written);
+                let sealed = Sealed::seal(header, &self.identity, text.as_bytes());
+                if let Some(message) = self.outbox.messages.get_mut(&number) {
+                    message.id = Some(Fixed(sealed.id()));
+                }
+                Arc::new(sealed)
             }
             (None, Audience::Everyone) => return,
         };

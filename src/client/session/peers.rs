@@ -20,6 +20,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 pub const MAX_INBOX: usize = 1024;
 /// And of one sender.
 pub const MAX_INBOX_OF_ONE: usize = 64;
+/// The ids of one sender that are kept: more than a person reads in an hour.
+const MAX_IDS_OF_ONE: usize = 1024;
+/// And of all: 2 MiB.
+const MAX_IDS: usize = 65_536;
 /// People that a server can make a client keep in mind: five times as many as are thought of.
 const MAX_PEERS: usize = 50_000;
 
@@ -37,6 +41,8 @@ pub struct Peer {
     /// The session key of what is unanswered. Nothing is sent for another one before all of it is
     /// answered, or messages would overtake each other.
     pub flying: Option<Fingerprint>,
+    /// The session key that the server last called stale.
+    pub stale: Option<Fingerprint>,
     /// Unanswered `encrypted_send`s with this person as a target.
     pub in_flight: usize,
     /// What waits to be sent to this person, by number: that is, in order.
@@ -47,6 +53,10 @@ pub struct Peer {
     pub sequence: Option<(Fingerprint, u64)>,
     /// What was taken in of what this person sent.
     pub replay: Replay,
+    /// The ids of the latest messages of this person, the oldest first.
+    ids: VecDeque<[u8; 32]>,
+    /// Some ids are no longer here.
+    pub has_forgotten: bool,
     /// Messages that did not arrive, in all.
     pub missing: u64,
     /// The key whose safety number was shown last: a decision is about that one.
@@ -104,12 +114,14 @@ fn certified(
 pub struct Peers {
     peers: HashMap<Username, Peer>,
     known: KnownUsers,
+    /// Ids of messages, of all of them.
+    ids: usize,
 }
 
 impl Peers {
     /// Nobody yet.
     pub fn new(known: KnownUsers) -> Peers {
-        Peers { peers: HashMap::new(), known }
+        Peers { peers: HashMap::new(), known, ids: 0 }
     }
 
     /// One person; a stranger if they were never heard of.
@@ -125,6 +137,25 @@ impl Peers {
     /// Whether the server may bring this name up: somebody met already, or one more of not too many.
     pub fn admits(&self, name: &Username) -> bool {
         self.peers.contains_key(name) || self.peers.len() < MAX_PEERS
+    }
+
+    /// Takes in the id of a message of `name`; false if it was there. PROTOCOL#id-memory.
+    pub fn is_new(&mut self, name: &Username, id: [u8; 32]) -> bool {
+        let peer = self.get(name);
+        if peer.ids.contains(&id) {
+            return false;
+        }
+        peer.ids.push_back(id);
+        let is_long = peer.ids.len() > MAX_IDS_OF_ONE;
+        self.ids += 1;
+        if is_long || self.ids > MAX_IDS {
+            let fullest = self.peers.values_mut().max_by_key(|peer| peer.ids.len());
+            if let Some(peer) = fullest {
+                (peer.has_forgotten, _) = (true, peer.ids.pop_front());
+                self.ids -= 1;
+            }
+        }
+        true
     }
 
     /// This person is not on-line any more.
@@ -385,6 +416,31 @@ mod tests {
     use crate::crypto::secret::random;
     use crate::encoding::Bytes;
     use crate::records;
+
+    /// PROTOCOL#id-memory.
+    #[test]
+    fn ids_are_remembered_up_to_a_number_of_each_and_of_all() {
+        let file = std::env::temp_dir().join(format!("ids-{}", std::process::id()));
+        let mut peers = Peers::new(KnownUsers::open(&file, "a:1".into()).expect("new"));
+        let name = |n: usize| format!("user{n}").parse::<Username>().expect("name");
+        let id = |n: usize| {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            id
+        };
+        let all = |peers: &mut Peers, of: usize, count: usize| {
+            (0..count).filter(|n| peers.is_new(&name(of), id(*n))).count()
+        };
+        assert_eq!(all(&mut peers, 0, MAX_IDS_OF_ONE), MAX_IDS_OF_ONE);
+        assert_eq!(all(&mut peers, 0, MAX_IDS_OF_ONE), 0);
+        assert!(!peers.get(&name(0)).has_forgotten && peers.is_new(&name(0), id(MAX_IDS_OF_ONE)));
+        assert!(peers.get(&name(0)).has_forgotten && peers.is_new(&name(0), id(0)), "the oldest is gone");
+        for other in 1..MAX_IDS / MAX_IDS_OF_ONE {
+            assert_eq!(all(&mut peers, other, MAX_IDS_OF_ONE), MAX_IDS_OF_ONE);
+        }
+        assert_eq!(peers.ids, MAX_IDS);
+        assert!(peers.is_new(&name(99), id(0)) && peers.ids == MAX_IDS && !peers.is_new(&name(99), id(0)));
+    }
 
     /// README#records.
     #[test]

@@ -16,7 +16,7 @@ pub type Between = (Fingerprint, Option<Fingerprint>);
 
 /// Which conversation a header belongs to.
 pub fn between(header: &Header) -> Between {
-    (header.session, header.recipient_key)
+    (header.session, header.recipient.as_ref().and(header.recipient_key))
 }
 
 struct Conversation {
@@ -153,6 +153,7 @@ mod tests {
             session: Fingerprint([session; 32]),
             sequence,
             time: 0,
+            again: None,
         }
     }
 

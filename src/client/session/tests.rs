@@ -64,6 +64,8 @@ impl Net {
             now,
             file,
         };
+        // What is sealed again must be new to them.
+        net.sessions.iter_mut().for_each(|session| session.began = Some(NOW - 3_600_000));
         for n in 0..2 {
             let joined = vec![name(0), name(1)];
             let presence = Presence { more: false, full: true, joined, left: Vec::new() };
@@ -195,13 +197,16 @@ fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
     assert!(net.sessions[0].is_settled());
 }
 
+/// PROTOCOL#stale.
 #[test]
 fn a_key_that_stays_stale_is_given_up_and_told() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     // The server shows one key and asks for another, again and again.
+    let mut sealed = 0;
     for _ in 0..20 {
         if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
+            sealed += 1;
             let (id, stale) = (send.routing.id, send.routing.targets.clone());
             net.said[0].pop_front();
             let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
@@ -212,6 +217,53 @@ fn a_key_that_stays_stale_is_given_up_and_told() {
     }
     assert!(net.sessions[0].is_settled());
     assert!(net.lines(0)[0].starts_with("! the server did not take it for bob"), "{:?}", net.lines(0));
+    assert_eq!(sealed, 1, "the same key is no reason to seal it again");
+}
+
+/// PROTOCOL#message-id, PROTOCOL#check-again.
+#[test]
+fn text_that_is_delivered_and_called_stale_is_shown_once() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    for _ in 0..3 {
+        while matches!(net.said[0].front(), Some(ClientMessage::KeysRequest(_))) {
+            net.step(0);
+        }
+        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+        let (id, stale) = (send.routing.id, send.routing.targets.clone());
+        let key = send.routing.keys.get(&name(1)).expect("wrapped").clone();
+        let message = EncryptedMessage { envelope: send.envelope, key };
+        net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+        // So the sender is shown another key each time.
+        net.renew(1);
+        let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
+        net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    }
+    net.settle();
+    assert_eq!(net.lines(1), ["<alice -> bob> one"]);
+}
+
+/// PROTOCOL#check-again.
+#[test]
+fn message_of_an_unknown_id_is_marked_unless_it_must_be_new() {
+    let mut net = Net::new();
+    let mut again = |began: u64, id: u8, sequence: u64| {
+        net.sessions[0].began = Some(began);
+        let change = |header: &mut Header| header.again = Some(Fixed([id; 32]));
+        net.bob_sends_changed(Kind::Message, Scope::Private, sequence, (NOW, &b"one"[..]), change);
+        net.lines(0).pop()
+    };
+    assert_eq!(again(NOW, 1, 1).as_deref(), Some("<bob -> alice> one (sent again)"));
+    assert_eq!(again(NOW - 5 * 60_000 - 1, 2, 2).as_deref(), Some("<bob -> alice> one"));
+    net.sessions[0].peers.get(&name(1)).has_forgotten = true;
+    let mut again = |id: u8, sequence: u64| {
+        let change = |header: &mut Header| header.again = Some(Fixed([id; 32]));
+        net.bob_sends_changed(Kind::Message, Scope::Private, sequence, (NOW, &b"two"[..]), change);
+        net.lines(0).len()
+    };
+    assert_eq!((again(1, 3), again(2, 4)), (2, 2), "these were shown");
+    assert_eq!(again(3, 5), 3);
+    assert!(net.lines(0)[2].ends_with("two (sent again)"));
 }
 
 /// PROTOCOL#life.
@@ -425,6 +477,8 @@ fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_o
     let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
     net.event(0, Event::Server(ServerMessage::Sent(sent)));
     let why = SendState::Failed("bob is not on-line: your message was not delivered".into());
+    let last = net.shown[0].iter().next_back().expect("it failed");
+    assert_eq!(last.line(), "! bob is not on-line: your message was not delivered (\"two\")");
     assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
     net.event(0, Event::Again(2));
     net.settle();
@@ -532,7 +586,7 @@ fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
     let mut net = Net::new();
     net.bob_leaves();
     net.type_in(0, "is anybody there?");
-    assert_eq!(net.lines(0), ["! nobody else is on-line: your message was not sent"]);
+    assert_eq!(net.lines(0), ["! nobody else is on-line: your message was not sent (\"is anybody there?\")"]);
     for n in 0..64 {
         net.type_in(0, &format!("{n}"));
     }
@@ -595,7 +649,7 @@ fn a_room_that_is_refused_does_not_make_what_follows_public() {
     }
     let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
     assert!(!net.said[0].iter().any(sent));
-    let refused = "! the key of bob has changed: your message was not sent".to_string();
+    let refused = "! the key of bob has changed: your message was not sent (\"a secret\")".to_string();
     assert!(net.lines(0).contains(&refused), "{:?}", net.lines(0));
     assert!(net.shown[0].iter().all(|entry| entry.trust.is_none()), "no mark of the former key");
     // Nor is a room open that nobody was told of.
@@ -672,10 +726,21 @@ impl Net {
 
     /// What alice is shown of a message of bob's, sealed as `header` says.
     fn bob_sends(&mut self, kind: Kind, scope: Scope, sequence: u64, time: u64, text: &[u8]) {
+        self.bob_sends_changed(kind, scope, sequence, (time, text), |_| ());
+    }
+
+    fn bob_sends_changed(
+        &mut self,
+        kind: Kind,
+        scope: Scope,
+        sequence: u64,
+        (time, text): (u64, &[u8]),
+        change: impl FnOnce(&mut Header),
+    ) {
         let session = self.sessions[0].keys.current();
         let to_one = scope != Scope::Broadcast;
         let bob = &self.sessions[1];
-        let header = Header {
+        let mut header = Header {
             kind,
             scope,
             recipient: to_one.then(|| name(0)),
@@ -685,7 +750,9 @@ impl Net {
             session: bob.keys.current().fingerprint(),
             sequence,
             time,
+            again: None,
         };
+        change(&mut header);
         let sealed = Sealed::seal(header, &bob.identity, text);
         let key = WrappedKey::new(&sealed.wrap_for(session.public()));
         let message = EncryptedMessage { envelope: sealed.envelope, key };

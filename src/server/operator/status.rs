@@ -140,6 +140,7 @@ fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
 /// Takes up a changed certificate and opens the log again. Returns what is reported, as a sentence.
 fn reload(shared: &Shared) -> String {
     let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(&shared.audit));
+    shared.end_connections_of_another_key();
     // The log is opened again for this line, if it was renamed.
     shared.audit.log("reloaded", None, None, "");
     let done = certificate.unwrap_or("reloaded".into());

@@ -5,6 +5,7 @@
 use super::audit::Audit;
 use super::{Mode, Opened};
 use crate::clock;
+use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::sync::lock;
 use crate::wire::certificate::{self, Facts, Prepared};
@@ -35,6 +36,8 @@ struct State {
     unusable: Option<Stamp>,
     looked: Instant,
     facts: Facts,
+    /// The key of the connections that there may be.
+    key: Fingerprint,
 }
 
 /// Of both files: the time of the last change, also of owner or mode, and the length.
@@ -67,7 +70,8 @@ impl Certificates {
         let facts = certificate::read_facts(&folder.join("server.crt"))?;
         let mut lines = vec![format!("{what}: {facts}")];
         lines.extend(certificate::notice(&facts, now).map(|notice| format!("WARNING: {notice}")));
-        let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts };
+        let key = facts.fingerprint;
+        let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts, key };
         let certificates = Certificates {
             folder: folder.to_path_buf(),
             state: Mutex::new(state),
@@ -76,18 +80,31 @@ impl Certificates {
         Ok((is_start.then_some(certificates), lines))
     }
 
-    /// For the next handshake.
-    pub fn current(&self, audit: &Audit) -> Acceptor {
+    /// For the next handshake, with its key.
+    pub fn current(&self, audit: &Audit) -> (Acceptor, Fingerprint) {
         {
             let mut state = lock(&self.state);
             if state.looked.elapsed() < LOOK_EVERY {
-                return state.acceptor.clone();
+                return (state.acceptor.clone(), state.facts.fingerprint);
             }
             state.looked = Instant::now();
         }
         // A failure is logged.
         let _ = self.take_up(audit);
-        lock(&self.state).acceptor.clone()
+        let state = lock(&self.state);
+        (state.acceptor.clone(), state.facts.fingerprint)
+    }
+
+    /// The server's key, of the certificate in use.
+    pub fn key(&self) -> Fingerprint {
+        lock(&self.state).facts.fingerprint
+    }
+
+    /// Whether the key differs from the one at the last call: connections over the former one have to end.
+    pub fn has_new_key(&self) -> bool {
+        let mut state = lock(&self.state);
+        let key = state.facts.fingerprint;
+        std::mem::replace(&mut state.key, key) != key
     }
 
     /// Takes up changed files now. Returns what is in use then, or why it is still the former, as a sentence.
@@ -191,7 +208,7 @@ mod tests {
         let first = lock(&certificates.state).acceptor.clone();
         let current = |looked: Instant| {
             lock(&certificates.state).looked = looked;
-            certificates.current(&shared.audit)
+            certificates.current(&shared.audit).0
         };
         let (just_now, long_ago) = (Instant::now() + LOOK_EVERY * 3600, Instant::now() - 2 * LOOK_EVERY);
         assert!(Arc::ptr_eq(&current(long_ago), &first), "nothing has changed");

@@ -5,7 +5,7 @@ use secure_messenger::client::command::{self, Command};
 use secure_messenger::client::completion::{self, Completion};
 use secure_messenger::client::editor::{Editor, MAX_LINE, Outcome};
 use secure_messenger::client::file::safe_name;
-use secure_messenger::client::input::{Decoder, Key, keys, pasted_together};
+use secure_messenger::client::input::{Decoder, Key, Pastes, keys};
 use secure_messenger::client::text::{
     all_mentions, clusters, fitting, is_blank, is_harmful, sanitise, sanitise_lines, truncate, width, wrap,
 };
@@ -38,7 +38,7 @@ fn input(data: &[u8]) {
     assert_eq!(decoder.deadline(), None, "silence ends everything");
     // Several lines are one paste, which loses no text.
     let text = |keys: &[Key]| -> String { keys.iter().map(text_of).collect() };
-    assert_eq!(text(&pasted_together(keys.clone())), text(&keys));
+    assert_eq!(text(&Pastes::default().join(keys.clone())), text(&keys));
     for key in keys.iter().chain(rest.iter()) {
         match key {
             Key::Char(c) => {

@@ -11,7 +11,7 @@ use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::{PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS};
 use secure_messenger::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey};
 use secure_messenger::crypto::secret::{Key, Password};
-use secure_messenger::encoding::Text;
+use secure_messenger::encoding::{Fixed, Text};
 use secure_messenger::protocol::{EncryptedMessage, ServerMessage, WrappedKey};
 use std::sync::LazyLock;
 
@@ -40,6 +40,7 @@ static SEALED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
             session: Fingerprint([3; 32]),
             sequence: 4,
             time: 1_700_000_000_000,
+            again: None,
         };
         let sealed = Sealed::seal(header, &IDENTITY, TEXT);
         let key = WrappedKey::new(&sealed.wrap_for(SESSION.public()));
@@ -103,6 +104,7 @@ fn alter(message: &mut EncryptedMessage, choices: &mut Choices<'_>) {
         8 => flip(&mut wire.identity.0, choices),
         9 => flip(&mut wire.session.0, choices),
         10 => wire.sequence = wire.sequence.wrapping_add(choices.number()),
+        11 if choices.below(2) == 0 => flip(&mut wire.again.get_or_insert(Fixed([0; 32])).0, choices),
         11 => wire.time ^= choices.number(),
         12 => flip(&mut body.commitment.0, choices),
         13 => flip(&mut body.nonce.0, choices),

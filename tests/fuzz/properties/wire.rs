@@ -172,6 +172,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         session: Fingerprint([3; 32]),
         sequence: 1,
         time: 2,
+        again: None,
     };
     let body = Body {
         commitment: Fixed([4; 32]),

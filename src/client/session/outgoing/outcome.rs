@@ -3,10 +3,10 @@
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
 //! sent again by itself, and nothing else is: what has failed waits for the person. Specification: PROTOCOL#outcome.
 
-use super::{Audience, Delivered, Outgoing};
+use super::{Audience, Delivered, Failed, Outgoing};
 use crate::client::entry::SendState;
 use crate::client::session::{Effect, MAX_NAMED, Session};
-use crate::client::text::sanitise;
+use crate::client::text::quoted;
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
 use crate::protocol::{Lost, Sent};
@@ -51,7 +51,7 @@ impl Session {
             } else if stale.contains(name) && self.may_retry(number, name) {
                 let peer = self.peers.get(name);
                 peer.session = None;
-                peer.flying = None;
+                peer.stale = peer.flying.take().or(peer.stale);
                 peer.backlog.insert(number);
             } else if busy.contains(name) {
                 self.settle(number, name, Some(Missed::Busy));
@@ -233,7 +233,8 @@ impl Session {
         }
         let entry = self.own_entry(number, &message, SendState::Failed(why));
         self.effects.push(Effect::Show(entry));
-        self.outbox.failed.insert(number, (message.audience, message.text));
+        let Outgoing { audience, text, time, id, .. } = message;
+        self.outbox.failed.insert(number, Failed { audience, text, time, id });
         if self.outbox.failed.len() > MAX_FAILED {
             self.outbox.failed.pop_first();
         }
@@ -251,17 +252,26 @@ impl Session {
             if message.delivered > 0 {
                 self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
             } else {
-                // The line filter prints the reason alone: it has to say which.
                 let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
                 self.unsent(number, message, why);
             }
         }
     }
 
-    /// Sends what has failed as a new message.
+    /// The server calls the key stale for which it was sealed, and shows no other one.
+    pub(super) fn give_up_stale(&mut self, number: u64, name: &Username) {
+        self.settle(number, name, Some(Missed::Failed));
+        self.finish(number);
+    }
+
+    /// Sends again what has failed, under its id: perhaps somebody has got it.
     pub(in super::super) fn send_again(&mut self, number: u64) {
         match self.outbox.failed.remove(&number) {
-            Some((audience, text)) => self.send_about(Kind::Message, audience, text, None),
+            Some(Failed { audience, text, time, id }) => {
+                // What was never sealed is written now.
+                let time = if id.is_some() { time } else { self.now };
+                self.dispatch(Outgoing::new(Kind::Message, audience, text, (time, id), None));
+            }
             None => self.problem("that message is no longer at hand: type it again".into()),
         }
     }
@@ -271,14 +281,5 @@ impl Outgoing {
     /// Whether `name` is its one recipient.
     fn is_for(&self, name: &Username) -> bool {
         matches!(&self.audience, Audience::Private(to) | Audience::Room(to) if to == name)
-    }
-}
-
-/// The beginning of a text, to tell which one is meant.
-pub(super) fn quoted(text: &str) -> String {
-    let text = sanitise(text);
-    match text.char_indices().nth(20) {
-        Some((end, _)) => format!("\"{}…\"", &text[..end]),
-        None => format!("\"{text}\""),
     }
 }
