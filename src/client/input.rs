@@ -361,7 +361,8 @@ impl Pastes {
     pub fn join(&mut self, mut keys: Keys) -> Keys {
         let is_text = |key: &&Key| matches!(key, Key::Char(_) | Key::Enter | Key::Tab);
         let has_ended = keys.contains(&Key::PasteEnd);
-        if !has_ended && !are_lines(&keys) && !(self.go_on && keys.iter().filter(is_text).count() > 1) {
+        let is_rest = self.go_on && keys.iter().filter(is_text).count() > 1;
+        if !(has_ended || are_lines(&keys) || is_rest) {
             let is_paste = keys.iter().any(|key| matches!(key, Key::Paste(_)));
             // The end of a line may be one read; and an answer to the question whether to send it ends the line.
             self.go_on =

@@ -93,7 +93,7 @@ impl Session {
     /// What is waited for before the end; `None` if the person has not asked to leave.
     pub fn leaving(&self) -> Option<String> {
         self.ending?;
-        let waits = match self.outbox.unacknowledged().len() {
+        let waits = match self.outbox.unacknowledged().count() {
             0 if self.is_settled() => "a file is not complete yet".into(),
             0 => "the server owes an answer".into(),
             1 => "1 message is not acknowledged yet".into(),
