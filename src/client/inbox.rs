@@ -8,14 +8,11 @@ use super::lock;
 use super::queue::Queue;
 use super::session::Event;
 use crate::protocol::ServerMessage;
+use crate::wire::window::Received;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What the owner has taken is acknowledged after this number of frames.
-pub const ACK_FRAMES: u64 = 32;
-/// See [`ACK_FRAMES`]; in bytes.
-pub const ACK_BYTES: usize = 128 * 1024;
 /// A private or room message that the owner has taken is acknowledged within this time, and acknowledgements for that
 /// reason are this far apart: until then, its sender would be told that it may not have arrived.
 const ACK_PERIOD: Duration = Duration::from_secs(1);
@@ -46,12 +43,8 @@ struct Waiting {
     /// Frames of this session that were read.
     read: u64,
     /// Those of them that the owner has taken.
-    taken: u64,
-    /// Bytes of frames taken since the last acknowledgement.
-    unsaid: usize,
-    /// Frames that the server knows of.
-    said: u64,
-    /// When it last got to know of some by an acknowledgement.
+    taken: Received,
+    /// When the server last got to know of some by an acknowledgement.
     said_at: Option<Instant>,
     /// A private or room message is among the frames taken since.
     direct: bool,
@@ -77,26 +70,18 @@ impl Item {
 }
 
 impl Waiting {
-    fn take(&mut self, frames: u64, bytes: usize) {
-        self.taken += frames;
-        self.unsaid += bytes;
-    }
-
     /// The time until a direct message that was taken has to be acknowledged.
     fn left(&self, now: Instant) -> Option<Duration> {
         let passed = self.said_at.map_or(ACK_PERIOD, |then| now.saturating_duration_since(then));
-        (self.direct && self.taken > self.said).then(|| ACK_PERIOD.saturating_sub(passed))
+        (self.direct && self.taken.has_news()).then(|| ACK_PERIOD.saturating_sub(passed))
     }
 
     /// The acknowledgement that is due; with `early`, any news is.
     fn ack(&mut self, early: bool, now: Instant) -> Option<u64> {
-        let news = self.taken.saturating_sub(self.said);
-        let early = early || self.unsaid >= ACK_BYTES || self.left(now).is_some_and(|left| left.is_zero());
-        let due = news >= ACK_FRAMES || (news > 0 && early);
-        due.then(|| {
-            (self.said, self.said_at, self.unsaid, self.direct) = (self.taken, Some(now), 0, false);
-            self.taken
-        })
+        let early = early || self.left(now).is_some_and(|left| left.is_zero());
+        let received = self.taken.due(early)?;
+        (self.said_at, self.direct) = (Some(now), false);
+        Some(received)
     }
 }
 
@@ -120,7 +105,7 @@ impl Inbox {
                     return 0;
                 }
                 (None, None) => {
-                    waiting.take(1, bytes);
+                    waiting.taken.count(1, bytes);
                     return 0;
                 }
             }
@@ -167,7 +152,7 @@ impl Inbox {
         let mut waiting = lock(&self.waiting);
         let item = waiting.items.pop_front()?;
         waiting.bytes -= item.memory;
-        waiting.take(item.frames, item.bytes);
+        waiting.taken.count(item.frames, item.bytes);
         waiting.direct |= item.frames > 0 && item.is_direct();
         self.acknowledge(&mut waiting, false);
         drop(waiting);
@@ -195,7 +180,7 @@ impl Inbox {
     // Under the lock: after a resumption, an older number must not go out.
     fn acknowledge(&self, waiting: &mut Waiting, early: bool) {
         if let Some(received) = waiting.ack(early, Instant::now()) {
-            self.queue.sign(|signs| signs.ack = Some(received));
+            self.queue.control(|control| control.ack = Some(received));
         }
     }
 
@@ -207,14 +192,15 @@ impl Inbox {
     /// The session was resumed: the server knows of all frames that were read.
     pub fn resumed(&self) {
         let mut waiting = lock(&self.waiting);
-        (waiting.said, waiting.direct) = (waiting.read, false);
+        let read = waiting.read;
+        waiting.taken.tell(read);
+        waiting.direct = false;
     }
 
     /// A new session begins. What waits of the former one counts no more.
     pub fn restart(&self) {
         let mut waiting = lock(&self.waiting);
-        (waiting.read, waiting.taken, waiting.unsaid, waiting.said) = (0, 0, 0, 0);
-        waiting.direct = false;
+        (waiting.read, waiting.taken, waiting.direct) = (0, Received::default(), false);
         waiting.items.iter_mut().for_each(|item| (item.frames, item.bytes) = (0, 0));
     }
 
@@ -230,6 +216,7 @@ mod tests {
     use super::*;
     use crate::crypto::envelope::{Envelope, Kind, Kind::Message, Kind::RoomOpened};
     use crate::protocol::{EncryptedMessage, WrappedKey};
+    use crate::wire::window::ACK_BYTES;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
@@ -299,7 +286,7 @@ mod tests {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         let mut take = |after: u64, direct: bool| {
             let now = now + Duration::from_millis(after);
-            waiting.take(1, 10);
+            waiting.taken.count(1, 10);
             waiting.direct |= direct;
             let ack = waiting.ack(false, now);
             (ack, waiting.left(now).map(|left| left.as_millis()))
@@ -312,8 +299,8 @@ mod tests {
         assert_eq!(take(5000, false), (None, None));
         assert_eq!(take(5000, true), (Some(7), None));
         // A resumption has acknowledged it already.
-        waiting.said = 9;
-        waiting.take(1, 10);
+        waiting.taken.tell(9);
+        waiting.taken.count(1, 10);
         waiting.direct = true;
         assert_eq!((waiting.ack(true, now), waiting.left(now)), (None, None));
     }

@@ -372,7 +372,7 @@ impl Reader {
                 Next::Ask => {
                     // Otherwise senders would be told of the loss of what was shown long ago.
                     self.shared.inbox.acknowledge_now();
-                    self.shared.queue.sign(|signs| signs.ping = true);
+                    self.shared.queue.control(|control| control.ping = true);
                     continue;
                 }
                 Next::Drop => {
@@ -415,7 +415,7 @@ impl Reader {
             Frame::Line(line) => match ServerMessage::decode(line) {
                 Ok(ServerMessage::Ping) => {
                     self.shared.inbox.acknowledge_now();
-                    self.shared.queue.sign(|signs| signs.pong = true);
+                    self.shared.queue.control(|control| control.pongs += 1);
                     return Ok(());
                 }
                 Ok(ServerMessage::Pong) => {

@@ -5,12 +5,10 @@
 //! doubled or reordered. A new login begins with nothing: what was not acknowledged is told, never repeated. Only
 //! the threads of transfers wait here for room. Specification: PROTOCOL#resuming.
 
-use super::inbox::{ACK_BYTES, ACK_FRAMES};
 use super::lock;
 use crate::protocol::{ClientMessage, Received};
-use std::collections::VecDeque;
+use crate::wire::window::{ACK_FRAMES, Control, ControlLine, SendWindow, is_ack_due};
 use std::io;
-use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +16,7 @@ use std::time::{Duration, Instant};
 const MAX_LINES: usize = 1024;
 /// Packets that wait to be sent: enough to keep the writer busy.
 const MAX_PACKETS: usize = 8;
-/// Bytes that the server may leave unacknowledged before packets wait: a full window of every transfer.
+/// Bytes that wait to be sent, or acknowledged, before packets wait: a full window of every transfer.
 const MAX_KEPT: usize = 16 * 1024 * 1024;
 
 /// The pieces of one line or packet.
@@ -31,41 +29,15 @@ pub struct Queue {
     changed: Condvar,
 }
 
-/// What is said about a connection alone, and not counted: the latest of each.
-#[derive(Default)]
-pub struct Signs {
-    /// So many frames of the session were taken in.
-    pub ack: Option<u64>,
-    /// Answers the server's.
-    pub pong: bool,
-    /// Asks for a sign of life.
-    pub ping: bool,
-}
-
-impl Signs {
-    fn next(&mut self) -> Option<ClientMessage> {
-        let ack = self.ack.take().map(|received| ClientMessage::Ack(Received { received }));
-        let pong = |signs: &mut Signs| take(&mut signs.pong).then_some(ClientMessage::Pong);
-        let ping = |signs: &mut Signs| take(&mut signs.ping).then_some(ClientMessage::Ping);
-        ack.or_else(|| pong(self)).or_else(|| ping(self))
-    }
-}
-
 #[derive(Default)]
 struct Waiting {
-    signs: Signs,
-    lines: VecDeque<Pieces>,
-    /// Heads and payloads.
-    packets: VecDeque<Pieces>,
-    /// Frames that the server has not acknowledged, in the order in which they go out.
-    kept: VecDeque<Pieces>,
-    kept_bytes: usize,
-    /// How many of them have gone out on this connection.
-    gone: usize,
-    /// When the last one went out, or was acknowledged.
+    control: Control,
+    /// Lines, and behind them packets: heads and payloads.
+    window: SendWindow<Pieces>,
+    /// Bytes of all of them.
+    bytes: usize,
+    /// When the last frame was sent, or acknowledged.
     moved: Option<Instant>,
-    /// Frames of this session that the server has acknowledged.
-    acknowledged: u64,
     /// The connection in use, counted; its writer ends when there is another one, or none.
     connection: Option<u64>,
     connections: u64,
@@ -78,20 +50,15 @@ struct Waiting {
     finished: bool,
 }
 
-impl Waiting {
-    /// Whether what is kept is too much for another packet.
-    fn is_full(&self) -> bool {
-        self.kept_bytes > MAX_KEPT
-    }
-}
-
 impl Queue {
     /// Queues a message. False if the server has taken nothing for a thousand messages, or it is over.
     pub fn say(&self, message: &ClientMessage) -> bool {
         let mut waiting = self.lock();
-        let taken = !waiting.ended && waiting.lines.len() + waiting.kept.len() < MAX_LINES;
+        let taken = !waiting.ended && waiting.window.row().len() < MAX_LINES;
         if taken && !waiting.outdated {
-            waiting.lines.push_back(Arc::new([message.encode(), Vec::new()]));
+            let line = message.encode();
+            waiting.bytes += line.len();
+            waiting.window.push(Arc::new([line, Vec::new()]));
             self.changed.notify_all();
         }
         taken
@@ -104,7 +71,8 @@ impl Queue {
     pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>, patience: Duration) -> io::Result<()> {
         let begun = Instant::now();
         let mut waiting = self.lock();
-        while !waiting.ended && (waiting.packets.len() >= MAX_PACKETS || waiting.is_full()) {
+        let is_full = |waiting: &Waiting| waiting.window.behind() >= MAX_PACKETS || waiting.bytes > MAX_KEPT;
+        while !waiting.ended && is_full(&waiting) {
             let end = waiting.moved.map_or(begun, |moved| moved.max(begun)) + patience;
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -117,54 +85,53 @@ impl Queue {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if !waiting.outdated {
-            waiting.packets.push_back(Arc::new([head, payload]));
+            waiting.bytes += head.len() + payload.len();
+            waiting.window.push_behind(Arc::new([head, payload]));
             self.changed.notify_all();
         }
         Ok(())
     }
 
-    /// Says something about this connection.
-    pub fn sign(&self, say: impl FnOnce(&mut Signs)) {
-        say(&mut self.lock().signs);
+    /// Sends a line about this connection.
+    pub fn control(&self, change: impl FnOnce(&mut Control)) {
+        change(&mut self.lock().control);
         self.changed.notify_all();
     }
 
-    /// The server has taken in so many frames of this session. False if it cannot have.
+    /// The server has received this number of frames of the session. False if it cannot have.
     pub fn acknowledge(&self, received: u64) -> bool {
-        let mut waiting = self.lock();
-        let Some(new) = received.checked_sub(waiting.acknowledged).and_then(|new| usize::try_from(new).ok())
-        else {
-            return false;
-        };
-        if new > waiting.gone {
-            return false;
+        let Waiting { window, bytes, moved, .. } = &mut *self.lock();
+        let is_true = window.acknowledge(received, |pieces| *bytes -= length(&pieces)).is_ok();
+        if is_true {
+            *moved = Some(Instant::now());
         }
-        let done: usize = waiting.kept.drain(..new).map(|pieces| length(&pieces)).sum();
-        waiting.kept_bytes -= done;
-        waiting.gone -= new;
-        (waiting.acknowledged, waiting.moved) = (received, Some(Instant::now()));
         self.changed.notify_all();
-        true
+        is_true
     }
 
     /// Whether an `ack` is due: the server has this many frames or bytes that it has not acknowledged.
     pub fn owes_ack(&self) -> bool {
-        let waiting = self.lock();
-        waiting.gone as u64 >= ACK_FRAMES || (waiting.gone > 0 && waiting.kept_bytes >= ACK_BYTES)
+        let window = &self.lock().window;
+        let sent = window.row().take(window.sent().min(ACK_FRAMES as usize));
+        is_ack_due(sent.len() as u64, sent.map(length).sum())
     }
 
-    /// The session goes on over a new connection, whose number is returned: what the server has not taken in goes out
-    /// again. `None` if it claims to have taken in what it cannot have.
+    /// The session continues over a new connection, whose number is returned: what the server has not received is sent
+    /// again. `None` if it claims to have received what it cannot have.
     pub fn resume(&self, received: u64) -> Option<u64> {
-        self.acknowledge(received).then(|| self.connect(|waiting| waiting.gone = 0))
+        self.connect(|Waiting { window, bytes, .. }| {
+            window.resume(received, |pieces| *bytes -= length(&pieces))
+        })
     }
 
     /// A new session begins, over a connection of this number: nothing of the former one goes there.
     pub fn restart(&self) -> u64 {
-        self.connect(|waiting| {
+        let connection = self.connect(|waiting| {
             let (ended, connections) = (waiting.ended, waiting.connections);
             *waiting = Waiting { ended, connections, outdated: true, ..Waiting::default() };
-        })
+            true
+        });
+        connection.expect("nothing is in its way")
     }
 
     /// Who owns the state knows of the new session.
@@ -172,14 +139,16 @@ impl Queue {
         self.lock().outdated = false;
     }
 
-    fn connect(&self, change: impl FnOnce(&mut Waiting)) -> u64 {
+    fn connect(&self, change: impl FnOnce(&mut Waiting) -> bool) -> Option<u64> {
         let mut waiting = self.lock();
-        change(&mut waiting);
-        (waiting.signs, waiting.finished) = (Signs::default(), false);
+        if !change(&mut waiting) {
+            return None;
+        }
+        (waiting.control, waiting.finished) = (Control::default(), false);
         waiting.connections += 1;
         waiting.connection = Some(waiting.connections);
         self.changed.notify_all();
-        waiting.connections
+        waiting.connection
     }
 
     /// The connection is lost: nothing goes out until there is another one.
@@ -192,7 +161,7 @@ impl Queue {
     pub fn end(&self) {
         let mut waiting = self.lock();
         waiting.ended = true;
-        waiting.packets.clear();
+        waiting.window.clear_behind();
         self.changed.notify_all();
     }
 
@@ -203,19 +172,12 @@ impl Queue {
             if waiting.connection != Some(connection) {
                 return None;
             }
-            if let Some(sign) = waiting.signs.next() {
-                return Some(Arc::new([sign.encode(), Vec::new()]));
+            if let Some(line) = waiting.control.next() {
+                return Some(Arc::new([encode(line), Vec::new()]));
             }
-            if waiting.gone == waiting.kept.len() {
-                let new = waiting.lines.pop_front();
-                if let Some(new) = new.or_else(|| waiting.packets.pop_front()) {
-                    waiting.kept_bytes += length(&new);
-                    waiting.kept.push_back(new);
-                    self.changed.notify_all();
-                }
-            }
-            if let Some(next) = waiting.kept.get(waiting.gone).cloned() {
-                (waiting.gone, waiting.moved) = (waiting.gone + 1, Some(Instant::now()));
+            if let Some(next) = waiting.window.next().cloned() {
+                waiting.moved = Some(Instant::now());
+                self.changed.notify_all();
                 return Some(next);
             }
             if waiting.ended {
@@ -250,6 +212,15 @@ impl Queue {
     }
 }
 
+fn encode(line: ControlLine) -> Vec<u8> {
+    match line {
+        ControlLine::First(line) => line,
+        ControlLine::Ack(received) => ClientMessage::Ack(Received { received }).encode(),
+        ControlLine::Pong => ClientMessage::Pong.encode(),
+        ControlLine::Ping => ClientMessage::Ping.encode(),
+    }
+}
+
 fn length(pieces: &Pieces) -> usize {
     pieces.iter().map(Vec::len).sum()
 }
@@ -257,6 +228,7 @@ fn length(pieces: &Pieces) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::window::ACK_BYTES;
     use std::thread;
 
     fn begun() -> (Queue, u64) {
@@ -301,13 +273,13 @@ mod tests {
         for text in ["one", "two", "three", "four"] {
             packet(&queue, text);
         }
-        queue.sign(|signs| (signs.ping, signs.ack) = (true, Some(7)));
+        queue.control(|control| (control.ping, control.ack) = (true, Some(7)));
         assert_eq!(next(&queue, first), r#"{"type":"ack","received":7}"#);
         assert_eq!(next(&queue, first), r#"{"type":"ping"}"#);
         let gone: Vec<String> = (0..3).map(|_| next(&queue, first)).collect();
         assert_eq!(gone, ["one", "two", "three"]);
         assert!(queue.acknowledge(1));
-        queue.sign(|signs| signs.pong = true);
+        queue.control(|control| control.pongs = 1);
         queue.disconnect();
         assert!(queue.next(first).is_none(), "the former writer ends");
         assert!(queue.say(&ClientMessage::Logout));
@@ -316,7 +288,7 @@ mod tests {
         assert_eq!(gone, ["three", LOGOUT, "four"], "no sign of the former connection, and nothing twice");
         assert!(queue.acknowledge(5));
         let waiting = queue.lock();
-        assert_eq!((waiting.kept.len(), waiting.kept_bytes), (0, 0));
+        assert_eq!((waiting.window.row().len(), waiting.bytes), (0, 0));
     }
 
     #[test]
@@ -376,11 +348,11 @@ mod tests {
         let sends = |_: &u32| queue.packet(Vec::new(), vec![0; 9], minute).is_ok();
         thread::scope(|scope| {
             let sender = scope.spawn(|| (0..).take_while(sends).count());
-            while queue.lock().packets.len() < MAX_PACKETS {
+            while queue.lock().window.behind() < MAX_PACKETS {
                 thread::yield_now();
             }
             assert!(queue.next(connection).is_some());
-            while queue.lock().packets.len() < MAX_PACKETS {
+            while queue.lock().window.behind() < MAX_PACKETS {
                 thread::yield_now();
             }
             queue.end();

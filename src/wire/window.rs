@@ -1,0 +1,446 @@
+//! The frames of a session in both directions: what was sent and may have to be sent again, and what was received
+//! (PROTOCOL#resuming). Server and client use the same rules.
+//!
+//! Invariant: pure. Frame `acked + 1` is the first of the row, and a frame keeps its number for ever. An item leaves the
+//! row only when the peer acknowledges it, so every frame arrives once and in order.
+
+use std::collections::VecDeque;
+
+/// Either side acknowledges after this number of frames: seldom enough to cost nothing, far below what may be kept.
+pub const ACK_FRAMES: u64 = 32;
+/// The same as [`ACK_FRAMES`], in bytes.
+pub const ACK_BYTES: usize = 128 * 1024;
+
+/// Whether an `ack` is due for this many frames and bytes. PROTOCOL#ack-when.
+pub fn is_ack_due(frames: u64, bytes: usize) -> bool {
+    frames >= ACK_FRAMES || (frames > 0 && bytes >= ACK_BYTES)
+}
+
+/// An `ack` of more than was sent on this connection, or of less than the one before.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FalseAck;
+
+/// What one side sends in a session.
+pub struct SendWindow<T> {
+    /// Sent and kept, then unsent: frames `acked + 1`, `acked + 2`, and so on.
+    row: VecDeque<T>,
+    /// Items of `row` that were sent on this connection.
+    sent: usize,
+    acked: u64,
+    /// The highest number that was sent on any connection.
+    reached: u64,
+    /// Sent when nothing else waits, and numbered only then.
+    behind: VecDeque<T>,
+}
+
+impl<T> Default for SendWindow<T> {
+    fn default() -> Self {
+        SendWindow { row: VecDeque::new(), sent: 0, acked: 0, reached: 0, behind: VecDeque::new() }
+    }
+}
+
+impl<T> SendWindow<T> {
+    /// Queues an item.
+    pub fn push(&mut self, item: T) {
+        self.row.push_back(item);
+    }
+
+    /// Queues an item that lets all others pass.
+    pub fn push_behind(&mut self, item: T) {
+        self.behind.push_back(item);
+    }
+
+    /// What [`SendWindow::next`] returns next.
+    pub fn peek(&self) -> Option<&T> {
+        self.row.get(self.sent).or_else(|| self.behind.front())
+    }
+
+    /// The next item to send: first what has to be sent again, then the others. It is kept.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<&T> {
+        if self.sent == self.row.len() {
+            self.row.push_back(self.behind.pop_front()?);
+        }
+        self.sent += 1;
+        self.reached = self.reached.max(self.acked + self.sent as u64);
+        self.row.get(self.sent - 1)
+    }
+
+    /// The peer has received `received` frames since the session began. Passes what need not be kept to `freed`.
+    ///
+    /// # Errors
+    /// [`FalseAck`], and nothing has changed. PROTOCOL#ack-true.
+    pub fn acknowledge(&mut self, received: u64, freed: impl FnMut(T)) -> Result<(), FalseAck> {
+        if !(self.acked..=self.acked + self.sent as u64).contains(&received) {
+            return Err(FalseAck);
+        }
+        self.sent -= self.free(received, freed);
+        Ok(())
+    }
+
+    /// Whether the session can continue from there. The peer may have received frames on any connection: an attempt to
+    /// resume that it abandoned can arrive after the one that succeeded.
+    pub fn reaches(&self, received: u64) -> bool {
+        (self.acked..=self.reached).contains(&received)
+    }
+
+    /// Continues on another connection, whose peer has received `received` frames since the session began. False, and
+    /// nothing has changed, if that is [out of reach](SendWindow::reaches). PROTOCOL#sent-again.
+    pub fn resume(&mut self, received: u64, freed: impl FnMut(T)) -> bool {
+        let reaches = self.reaches(received);
+        if reaches {
+            self.sent = 0;
+            self.free(received, freed);
+        }
+        reaches
+    }
+
+    /// Returns how many items that were.
+    fn free(&mut self, received: u64, freed: impl FnMut(T)) -> usize {
+        let count = (received - self.acked) as usize;
+        self.acked = received;
+        self.row.drain(..count).for_each(freed);
+        spare(&mut self.row);
+        spare(&mut self.behind);
+        count
+    }
+
+    /// Drops what waits behind.
+    pub fn clear_behind(&mut self) {
+        self.behind = VecDeque::new();
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_idle(&self) -> bool {
+        self.peek().is_none()
+    }
+
+    /// The items of the row: sent and kept, then unsent.
+    pub fn row(&self) -> impl ExactSizeIterator<Item = &T> {
+        self.row.iter()
+    }
+
+    /// How many of them were sent on this connection.
+    pub fn sent(&self) -> usize {
+        self.sent
+    }
+
+    /// How many items wait behind.
+    pub fn behind(&self) -> usize {
+        self.behind.len()
+    }
+}
+
+/// A queue keeps room for this number of items, even if it is empty.
+const FEW: usize = 32;
+
+/// Returns memory that held far more than is there now: an idle session holds none for its busiest moment.
+pub fn spare<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > FEW && queue.len() < queue.capacity() / 8 {
+        queue.shrink_to(FEW.max(2 * queue.len()));
+    }
+}
+
+/// What one side has received in a session.
+#[derive(Default)]
+pub struct Received {
+    total: u64,
+    /// The number that the peer knows of. It may be ahead: a resumption can speak of frames that are counted later.
+    told: u64,
+    /// Bytes of the frames after that.
+    bytes: usize,
+}
+
+impl Received {
+    /// This number of frames and bytes was taken.
+    pub fn count(&mut self, frames: u64, bytes: usize) {
+        self.total += frames;
+        self.bytes += if self.total > self.told { bytes } else { 0 };
+    }
+
+    /// Whether there are frames that the peer does not know of.
+    pub fn has_news(&self) -> bool {
+        self.total > self.told
+    }
+
+    /// The number for an `ack`, if one is due; with `early`, any news is enough. PROTOCOL#ack-when.
+    pub fn due(&mut self, early: bool) -> Option<u64> {
+        let news = self.total.saturating_sub(self.told);
+        (is_ack_due(news, self.bytes) || (early && news > 0)).then(|| self.position())
+    }
+
+    /// The number of frames taken, which the peer is told now.
+    pub fn position(&mut self) -> u64 {
+        self.tell(self.total);
+        self.total
+    }
+
+    /// The peer is told of `count` frames.
+    pub fn tell(&mut self, count: u64) {
+        (self.told, self.bytes) = (count, 0);
+    }
+}
+
+/// Lines about a connection: never counted, never sent again. Of an `ack`, only the latest is of use.
+#[derive(Default)]
+pub struct Control {
+    /// The first line of this connection.
+    pub first: Option<Vec<u8>>,
+    /// The number of frames received.
+    pub ack: Option<u64>,
+    /// Answers due to the peer's `ping`s.
+    pub pongs: u32,
+    /// Asks for a sign of life.
+    pub ping: bool,
+}
+
+/// One of the lines of [`Control`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum ControlLine {
+    /// A line with its end.
+    First(Vec<u8>),
+    /// `ack`.
+    Ack(u64),
+    /// `pong`.
+    Pong,
+    /// `ping`.
+    Ping,
+}
+
+impl Control {
+    /// Takes the next line. An `ack` goes before the `pong` that it explains.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<ControlLine> {
+        let first = self.first.take().map(ControlLine::First);
+        let ack = |control: &mut Control| control.ack.take().map(ControlLine::Ack);
+        let pong = |control: &mut Control| {
+            control.pongs = control.pongs.checked_sub(1)?;
+            Some(ControlLine::Pong)
+        };
+        let ping = |control: &mut Control| std::mem::take(&mut control.ping).then_some(ControlLine::Ping);
+        first.or_else(|| ack(self)).or_else(|| pong(self)).or_else(|| ping(self))
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_idle(&self) -> bool {
+        self.first.is_none() && self.ack.is_none() && self.pongs == 0 && !self.ping
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+
+    /// Numbers that look random, and are the same for the same seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % end
+        }
+    }
+
+    /// A window, the peer that it sends to, and what should be true of both.
+    #[derive(Default)]
+    struct Model {
+        window: SendWindow<u64>,
+        /// What was pushed and what came back.
+        pushed: u64,
+        freed: Vec<u64>,
+        /// All items in the order of their first send.
+        order: Vec<u64>,
+        /// What the former connections and this one have sent.
+        reached: u64,
+        sent: u64,
+        acked: u64,
+        /// Sent on this connection and not arrived.
+        flight: VecDeque<u64>,
+        arrived: Vec<u64>,
+    }
+
+    impl Model {
+        fn next(&mut self) {
+            let peeked = self.window.peek().copied();
+            let next = self.window.next().copied();
+            assert_eq!(peeked, next);
+            let Some(item) = next else { return };
+            self.sent += 1;
+            let number = self.acked + self.sent;
+            if number > self.reached {
+                self.order.push(item);
+                self.reached = number;
+            }
+            assert_eq!(self.order[number as usize - 1], item, "a frame has one number for ever");
+            self.flight.push_back(item);
+        }
+
+        fn deliver(&mut self, count: u64) {
+            for _ in 0..count {
+                self.arrived.extend(self.flight.pop_front());
+            }
+        }
+
+        fn acknowledge(&mut self, received: u64) {
+            let is_true = (self.acked..=self.acked + self.sent).contains(&received);
+            let (freed, before) = (&mut self.freed, (self.window.row().len(), self.window.sent()));
+            let result = self.window.acknowledge(received, |item| freed.push(item));
+            assert_eq!(result.is_ok(), is_true);
+            if is_true {
+                self.sent -= received - self.acked;
+                self.acked = received;
+            } else {
+                assert_eq!(before, (self.window.row().len(), self.window.sent()));
+            }
+        }
+
+        fn resume(&mut self, received: u64) {
+            let possible = (self.acked..=self.reached).contains(&received);
+            assert_eq!(self.window.reaches(received), possible);
+            let (freed, before) = (&mut self.freed, (self.window.row().len(), self.window.sent()));
+            assert_eq!(self.window.resume(received, |item| freed.push(item)), possible);
+            if possible {
+                (self.acked, self.sent) = (received, 0);
+                self.flight.clear();
+            } else {
+                assert_eq!(before, (self.window.row().len(), self.window.sent()));
+            }
+        }
+
+        fn check(&self) {
+            assert!(self.order.starts_with(&self.arrived), "{:?} of {:?}", self.arrived, self.order);
+            assert!(self.order.starts_with(&self.freed) && self.freed.len() as u64 == self.acked);
+            let held = self.window.row().len() + self.window.behind();
+            assert_eq!(self.freed.len() + held, self.pushed as usize);
+            assert_eq!(self.window.sent() as u64, self.sent);
+        }
+    }
+
+    /// PROTOCOL#frames, PROTOCOL#kept, PROTOCOL#sent-again, PROTOCOL#ack-true.
+    #[test]
+    fn every_frame_arrives_once_and_in_order_whatever_is_cut() {
+        let seed = u64::from_be_bytes(random());
+        println!("seed {seed}");
+        let mut dice = Dice(seed);
+        for _ in 0..200 {
+            let mut model = Model::default();
+            for _ in 0..300 {
+                let received = model.arrived.len() as u64;
+                match dice.below(9) {
+                    0 | 1 => {
+                        model.pushed += 1;
+                        let item = model.pushed;
+                        if dice.below(3) > 0 {
+                            model.window.push(item)
+                        } else {
+                            model.window.push_behind(item)
+                        }
+                    }
+                    2..=4 => model.next(),
+                    5 => model.deliver(1 + dice.below(3)),
+                    6 => model.acknowledge(received),
+                    7 => {
+                        model.acknowledge(model.acked + model.sent + 1 + dice.below(3));
+                        model.acknowledge(model.acked.wrapping_sub(1 + dice.below(3)));
+                    }
+                    _ => {
+                        // An older attempt may arrive late; the true one is always taken.
+                        let stale = model.acked + dice.below(received - model.acked + 1);
+                        model.resume(stale);
+                        (0..dice.below(3)).for_each(|_| model.next());
+                        model.resume(model.reached + 1 + dice.below(2));
+                        model.resume(received);
+                        assert_eq!(model.acked, received);
+                    }
+                }
+                model.check();
+            }
+            while !model.window.is_idle() {
+                model.next();
+            }
+            model.deliver(model.flight.len() as u64);
+            model.acknowledge(model.arrived.len() as u64);
+            model.check();
+            assert_eq!((model.arrived.len() as u64, model.window.row().len()), (model.pushed, 0));
+        }
+    }
+
+    #[test]
+    fn items_behind_let_all_others_pass_until_they_are_sent() {
+        let mut window = SendWindow::default();
+        window.push_behind('p');
+        window.push('a');
+        assert_eq!(
+            [window.next().copied(), window.next().copied(), window.next().copied()],
+            [Some('a'), Some('p'), None]
+        );
+        window.push_behind('q');
+        window.push('b');
+        assert!(window.resume(1, drop));
+        // It has its number now, and so its place.
+        let again: Vec<char> = std::iter::from_fn(|| window.next().copied()).collect();
+        assert_eq!(again, ['p', 'b', 'q']);
+        window.push_behind('r');
+        window.clear_behind();
+        assert!(window.is_idle() && window.behind() == 0 && window.row().len() == 3);
+    }
+
+    /// PROTOCOL#ack-when.
+    #[test]
+    fn ack_is_due_after_32_frames_or_128_kib_or_any_news() {
+        let mut received = Received::default();
+        assert_eq!(received.due(true), None, "no news");
+        (1..ACK_FRAMES).for_each(|_| received.count(1, 1));
+        assert_eq!(received.due(false), None);
+        received.count(1, 1);
+        assert_eq!((received.due(false), received.due(true)), (Some(32), None));
+        received.count(1, ACK_BYTES / 2);
+        received.count(1, ACK_BYTES / 2 - 1);
+        assert_eq!(received.due(false), None);
+        received.count(1, 1);
+        assert_eq!((received.due(false), received.due(false)), (Some(35), None));
+        received.count(1, 0);
+        assert_eq!((received.due(false), received.due(true)), (None, Some(36)));
+        received.count(1, ACK_BYTES);
+        assert_eq!((received.position(), received.due(true)), (37, None), "a resumption says it, too");
+    }
+
+    /// PROTOCOL#ack-true.
+    #[test]
+    fn no_ack_is_lower_than_what_a_resumption_has_told() {
+        let mut received = Received::default();
+        received.tell(40);
+        (0..40).for_each(|_| received.count(1, ACK_BYTES));
+        assert_eq!(received.due(true), None);
+        received.count(1, 1);
+        assert_eq!((received.due(false), received.due(true)), (None, Some(41)));
+    }
+
+    #[test]
+    fn control_keeps_the_latest_ack_and_sends_it_before_pongs() {
+        let mut control = Control { first: Some(b"x\n".to_vec()), ..Control::default() };
+        assert!(!control.is_idle());
+        (control.ping, control.pongs, control.ack) = (true, 2, Some(1));
+        control.ack = Some(2);
+        let lines: Vec<_> = std::iter::from_fn(|| control.next()).collect();
+        let [first, pong] = [ControlLine::First(b"x\n".to_vec()), ControlLine::Pong];
+        assert_eq!(lines, [first, ControlLine::Ack(2), pong, ControlLine::Pong, ControlLine::Ping]);
+        assert!(control.is_idle());
+    }
+
+    #[test]
+    fn queue_holds_at_most_eight_times_its_items_or_a_few() {
+        let mut window = SendWindow::default();
+        (0..1000).for_each(|n| window.push(n));
+        while window.next().is_some() {}
+        for received in 1..=1000 {
+            assert_eq!(window.acknowledge(received, drop), Ok(()));
+            let left = window.row().len();
+            assert!(window.row.capacity() <= (8 * left + 8).max(FEW), "{} for {left}", window.row.capacity());
+        }
+        (0..1000).for_each(|n| window.push_behind(n));
+        while window.next().is_some() {}
+        assert!(window.acknowledge(2000, drop).is_ok() && window.behind.capacity() <= FEW);
+    }
+}
