@@ -852,6 +852,7 @@ fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_othe
             }
         }
         assert_eq!(next(&mut keen), number);
+        keen.acknowledge();
         if number % 30 == 0 {
             scene.exchange();
         }

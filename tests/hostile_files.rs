@@ -6,7 +6,7 @@ mod common;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
-use common::{Client, Folder, Heard, Person, Raw, Server, newcomer, times, until};
+use common::{Client, Count, Folder, Heard, Person, Raw, Server, newcomer, times, until};
 use miniserde::json;
 use secure_messenger::client::session::files::words::Offer;
 use secure_messenger::clock;
@@ -1029,10 +1029,12 @@ fn pipe(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&[u8]) ->
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// What the clients of a real server behind it count is not what that one has sent.
-fn without_acknowledgement(frame: Frame<'_>) -> Vec<u8> {
+/// What the clients of a real server behind it count is not what that one has sent: `count` is.
+fn with_true_ack(frame: Frame<'_>, count: &Mutex<Count>) -> Vec<u8> {
     match frame {
-        Frame::Line(line) if line.starts_with(b"{\"type\":\"ack\"") => Vec::new(),
+        Frame::Line(line) if line.starts_with(b"{\"type\":\"ack\"") => {
+            count.lock().expect("whole").ack().map_or(Vec::new(), |ack| ack.encode())
+        }
         Frame::Line(line) => [line, b"\n"].concat(),
         Frame::Packet(body) => [&frame::packet_head(b"", body), body].concat(),
     }
@@ -1052,6 +1054,8 @@ impl Operator {
                 let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
                 let (from_client, to_server, rule) = (twin(&down), twin(&up), rules.clone());
                 let [up_record, down_record] = [kept.clone(), kept.clone()];
+                let counted = Arc::new(Mutex::new(Count::default()));
+                let count = counted.clone();
                 thread::spawn(move || {
                     let mut lines = Lines::new(1 << 20);
                     pipe(from_client, to_server, |bytes| {
@@ -1059,7 +1063,7 @@ impl Operator {
                         lines.buffer().extend_from_slice(bytes);
                         let mut passed = Vec::new();
                         while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
-                            passed.extend(without_acknowledgement(frame));
+                            passed.extend(with_true_ack(frame, &count));
                         }
                         passed
                     });
@@ -1071,7 +1075,9 @@ impl Operator {
                         lines.buffer().extend_from_slice(bytes);
                         let mut passed = Vec::new();
                         while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
-                            passed.extend((rule.lock().expect("whole"))(Heard::of(frame)).concat());
+                            let heard = Heard::of(frame);
+                            counted.lock().expect("whole").take(heard.message());
+                            passed.extend((rule.lock().expect("whole"))(heard).concat());
                         }
                         passed
                     });

@@ -6,7 +6,7 @@
 //! ([`grace`]), which waits for another connection unless it has ended.
 
 use super::connection_limits::Ticket;
-use super::frames::{FalseAck, Frame};
+use super::frames::Frame;
 use super::grace::{self, Inbound, Turn};
 use super::guest::{Entry, Guest, Resumption, linger, not_a_message};
 use super::limits;
@@ -20,12 +20,13 @@ use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
-    SessionKeyFields,
+    ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, Received as Position,
+    ServerMessage, SessionKeyFields,
 };
 use crate::wire::frame::{self, Lines};
 use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Reader, Received};
+use crate::wire::window::{Control, FalseAck};
 use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -90,10 +91,10 @@ impl Client {
         let Guest { shared, channel, server_key, reader, lines, .. } = guest;
         ticket.logged_in();
         let link = Link::new(channel, ticket);
-        let outbox = Arc::new(Outbox::new(link.clone(), shared.limits.outbox));
+        let outbox = Arc::new(Outbox::new(link.clone(), shared.limits.outbox, shared.quotas.clone()));
         let (session, announcement) = Session::new(login, outbox, clock::now_ms());
-        // Queued first: the session is the first thing that its client hears.
-        session.outbox.send(Frame::aside(&ServerMessage::Session(announcement)));
+        let hello = ServerMessage::Session(announcement).encode();
+        session.outbox.control(|control| control.first = Some(hello));
         let session = Arc::new(session);
         if let Some(former) = shared.registry.add(&session, place) {
             // PROTOCOL#replaced.
@@ -116,10 +117,12 @@ impl Client {
     /// `None` if the session has ended since, or another resumption was later.
     fn resumed(guest: Guest<'_>, resumption: Resumption, ticket: Ticket) -> Option<Client> {
         let Guest { shared, channel, server_key, reader, lines, address, .. } = guest;
-        let Resumption { turn, claim, received } = resumption;
+        let Resumption { mut turn, claim, received } = resumption;
         ticket.logged_in();
         let link = Link::new(channel, ticket);
-        let goes_on = turn.session().outbox.attach(link.clone(), claim, received);
+        let position = Position { received: turn.inbound().received.position() };
+        let hello = ServerMessage::Resumed(position).encode();
+        let goes_on = turn.session().outbox.attach(link.clone(), claim, received, hello);
         goes_on.then(|| {
             shared.audit.log("resumed", Some(&turn.session().name), Some(address), "");
             Client::of(shared, turn, link, server_key, reader, lines)
@@ -139,7 +142,8 @@ impl Client {
             turn.session().outbox.detach(&link);
         }
         lines.log_in(MAX_LINE);
-        let (shared, session, unfinished) = (shared.clone(), turn.session().clone(), Unfinished::default());
+        let unfinished = Unfinished::new(&shared.quotas);
+        let (shared, session) = (shared.clone(), turn.session().clone());
         Client { shared, session, turn, link, reader, lines, unfinished }
     }
 
@@ -159,7 +163,7 @@ impl Client {
             let wait = match liveness.next(Instant::now(), SystemTime::now()) {
                 Next::Wait(wait) => wait,
                 Next::Ask => {
-                    self.answer(&ServerMessage::Ping);
+                    self.control(|control| control.ping = true);
                     continue;
                 }
                 Next::Drop => return,
@@ -179,11 +183,8 @@ impl Client {
         self.session.outbox.send(Frame::message(message));
     }
 
-    /// Tells the client how much was taken in, if that is due. PROTOCOL#ack-when.
-    fn acknowledge(&mut self, early: bool) {
-        if let Some(position) = self.turn.inbound().ack(early) {
-            self.answer(&ServerMessage::Ack(position));
-        }
+    fn control(&self, change: impl FnOnce(&mut Control)) {
+        self.session.outbox.control(change);
     }
 
     /// Handles all whole lines and packets; false if the connection ends. What is not handled is not counted, and comes
@@ -192,7 +193,10 @@ impl Client {
     #[inline(never)]
     fn take_lines(&mut self) -> bool {
         loop {
-            self.acknowledge(false);
+            // PROTOCOL#ack-when.
+            if let Some(received) = self.turn.inbound().received.due(false) {
+                self.control(|control| control.ack = Some(received));
+            }
             let (length, cost, request) = match self.lines.next_frame(MAX_PACKET) {
                 Ok(None) => return true,
                 Ok(Some(frame::Frame::Line(line))) => {
@@ -216,7 +220,7 @@ impl Client {
                             "not a packet: it needs the length of a name, the name and 16 bytes of a transfer",
                         )),
                     };
-                    self.turn.inbound().count(length);
+                    self.turn.inbound().received.count(1, length);
                     self.refuse(refused);
                     if !self.slow_down(cost) {
                         return false;
@@ -245,7 +249,7 @@ impl Client {
                 return false;
             }
             if request.as_ref().map_or(true, ClientMessage::is_counted) {
-                self.turn.inbound().count(length);
+                self.turn.inbound().received.count(1, length);
             }
             match request {
                 Ok(ClientMessage::Logout) => {
@@ -301,8 +305,11 @@ impl Client {
             ClientMessage::KeysRequest(request) => delivery::keys(&self.shared, &request),
             ClientMessage::Renew(fields) => self.renew(&fields),
             ClientMessage::Ping => {
-                self.acknowledge(true);
-                ServerMessage::Pong
+                let news = self.turn.inbound().received.due(true);
+                return self.control(|control| {
+                    control.ack = news.or(control.ack);
+                    control.pongs += 1;
+                });
             }
             ClientMessage::Ack(_) | ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => {
                 return;
@@ -374,7 +381,7 @@ mod tests {
         let (link, far) = link();
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         let claim = session.outbox.claim(0).expect("nothing was sent");
-        assert!(session.outbox.attach(link.clone(), claim, 0));
+        assert!(session.outbox.attach(link.clone(), claim, 0, Vec::new()));
         let mut turn = Turn::first(shared, &session, Inbound::new(1));
         turn.inbound().bucket = Bucket::new(1e-9, 4.0);
         (Client::of(shared, turn, link, None, Reader::default(), Lines::new(MAX_LINE)), far)
@@ -451,7 +458,7 @@ mod tests {
         alice.lines.buffer().extend(frame::packet_head(b"", b""));
         assert!(alice.take_lines() && has_cost(&mut alice, 1.1));
         assert!(matches!(heard(&far), ServerMessage::Error(_)));
-        assert_eq!(alice.turn.inbound().position().received, 5, "each of them was taken in");
+        assert_eq!(alice.turn.inbound().received.position(), 5, "each of them was taken in");
     }
 
     /// PROTOCOL#ack, PROTOCOL#ack-true.
@@ -467,7 +474,7 @@ mod tests {
         alice.lines.buffer().extend(&early);
         let cost = 1.0 + (early.len() - 1) as f64 / 16_384.0;
         assert!(alice.take_lines() && has_cost(&mut alice, cost));
-        assert_eq!(alice.turn.inbound().position().received, 0, "no ack is counted");
+        assert_eq!(alice.turn.inbound().received.position(), 0, "no ack is counted");
         assert!(alice.session.outbox.is_open());
         alice.lines.buffer().extend(ack(41));
         assert!(!alice.take_lines() && !alice.session.outbox.is_open());
@@ -509,11 +516,11 @@ mod tests {
                 drop(alice);
                 Turn::next(&shared, &session, HOUR).expect("its turn is given back")
             };
-            assert_eq!(turn.inbound().position().received, 0);
+            assert_eq!(turn.inbound().received.position(), 0);
             assert!(bob.session.has_granted(&turn.session().name, TRANSFER), "nothing has used it up");
             // The next one is left alone by what the former one's thread does at its end.
             let (link, _far) = link();
-            assert!(turn.session().outbox.attach(link.clone(), claim, 0));
+            assert!(turn.session().outbox.attach(link.clone(), claim, 0, Vec::new()));
             assert!(turn.session().outbox.serves(&link));
         }
     }
@@ -523,10 +530,13 @@ mod tests {
     fn who_says_nothing_more_still_hears_what_was_to_go_out_with_something_else() {
         let (shared, _folder) = shared(HOUR);
         let (alice, far) = client(&shared, "alice");
-        shared.flusher.send_soon(&alice.session.outbox, Frame::message(&ServerMessage::Pong));
+        shared.flusher.send_soon(
+            &alice.session.outbox,
+            Frame::message(&ServerMessage::error(ErrorCode::Malformed, "")),
+        );
         far.shutdown(std::net::Shutdown::Write).expect("ended");
         Box::new(alice).run();
-        assert!(matches!(heard(&far), ServerMessage::Pong));
+        assert!(matches!(heard(&far), ServerMessage::Error(_)));
     }
 
     /// PROTOCOL#full.

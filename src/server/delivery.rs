@@ -43,11 +43,9 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
             Found::Stale => &mut sent.stale,
             // PROTOCOL#own-key-only.
             Found::Online(session) => {
-                let mut frame = Frame::envelope(head.clone(), key).by(sender.sender);
-                if has_receipt {
-                    frame = frame.with_receipt(Receipt::new(Arc::downgrade(&sender.outbox), id));
-                }
-                match session.outbox.deliver(frame, pass) {
+                let frame = Frame::envelope(head.clone(), has_receipt).by(sender.sender);
+                let receipt = has_receipt.then(|| Receipt::new(Arc::downgrade(&sender.outbox), id));
+                match session.outbox.deliver(frame, Some(key), receipt, pass) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
                         metrics::BUSY.add();
@@ -150,7 +148,8 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     // Recorded first: the packets may come before this returns.
     if let Some(sender) = sender.filter(|_| recipient.grant(&peer, transfer.0, count)) {
         let line = ServerMessage::Grant(Grant { peer: recipient.name.clone(), transfer, count });
-        if sender.outbox.deliver(Frame::message(&line).by(recipient.sender), None) == Queued::Yes {
+        let frame = Frame::message(&line).by(recipient.sender);
+        if sender.outbox.deliver(frame, None, None, None) == Queued::Yes {
             return None;
         }
         recipient.revoke(&peer, transfer.0);
@@ -179,13 +178,13 @@ pub fn relay(
         || Ok(Some(ServerMessage::Refused(Refused { peer: peer.clone(), transfer: Fixed(transfer) })));
     let Some(recipient) = shared.registry.get(&peer) else { return refused() };
     let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
-    let patience = Instant::now() + PACKET_PATIENCE;
-    let room = loop {
-        match recipient.admit(&sender.name, transfer, head.len() + payload.len()) {
+    let (mut packet, patience) = (Frame::packet(head, payload), Instant::now() + PACKET_PATIENCE);
+    loop {
+        packet = match recipient.admit(&sender.name, transfer, packet) {
             Admission::NotGranted => return refused(),
-            Admission::Room(room) => break room,
-            Admission::Full => {}
-        }
+            Admission::Queued => return Ok(None),
+            Admission::Full(packet) => packet,
+        };
         if !is_served() {
             return Err(Interrupted);
         }
@@ -195,8 +194,7 @@ pub fn relay(
             return refused();
         }
         std::thread::sleep(Duration::from_millis(10));
-    };
-    if room.queue(Frame::packet(head, payload)) { Ok(None) } else { refused() }
+    }
 }
 
 /// The keys of those who have an account; of those on-line, the session's too. For more than [`MAX_KEY_NAMES`] names,
@@ -405,24 +403,27 @@ mod tests {
         let ((alice, _), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
         let (link, far) = link();
         let claim = alice.outbox.claim(0).expect("nothing was sent");
-        assert!(alice.grant(&bob.name, TRANSFER, 3));
+        assert!(alice.grant(&bob.name, TRANSFER, 7));
+        let payload = [b'x'; 60 * 1024];
         let send = |is_served: &dyn Fn() -> bool| {
-            let packet = Packet { peer: alice.name.clone(), transfer: TRANSFER, payload: b"piece" };
+            let packet = Packet { peer: alice.name.clone(), transfer: TRANSFER, payload: &payload };
             relay(&shared, &bob, packet, is_served)
         };
-        under_pressure(0, || {
-            assert!(matches!(send(&|| false), Ok(None)), "nothing waits yet");
-            assert!(send(&|| false).is_err(), "its sender's connection was taken over");
-            // The recipient is back while the sender is waiting.
-            let asked = std::cell::Cell::new(0);
-            let passed_on = send(&|| {
-                asked.set(asked.get() + 1);
-                asked.get() < 3 || alice.outbox.attach(link.clone(), claim, 0)
-            });
-            assert!(matches!(passed_on, Ok(None)) && asked.get() == 3);
+        let pressure = std::cell::Cell::new(Some(under_pressure(alice.outbox.quotas(), 0)));
+        for _ in 0..5 {
+            assert!(matches!(send(&|| false), Ok(None)), "each may have some");
+        }
+        assert!(send(&|| false).is_err(), "its sender's connection was taken over");
+        // There is room while the sender is waiting.
+        let asked = std::cell::Cell::new(0);
+        let passed_on = send(&|| {
+            asked.set(asked.get() + 1);
+            asked.get() < 3 || pressure.take().is_some()
         });
-        let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), b"piece")[..], b"piece"];
-        assert!(comes(&far, &packet.concat().repeat(2)));
+        assert!(matches!(passed_on, Ok(None)) && asked.get() == 3);
+        assert!(alice.outbox.attach(link, claim, 0, Vec::new()));
+        let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), &payload)[..], &payload];
+        assert!(comes(&far, &packet.concat().repeat(6)));
         assert!(alice.take_grant(&bob.name, TRANSFER) && !alice.take_grant(&bob.name, TRANSFER));
     }
 

@@ -65,7 +65,7 @@ impl Flusher {
 
     /// Queues one frame of the server's own that nobody waits for: it goes out with the next one, and at the latest
     /// after 20 ms. PROTOCOL#soon.
-    pub fn send_soon(&self, outbox: &Arc<Outbox>, frame: Frame<'_>) {
+    pub fn send_soon(&self, outbox: &Arc<Outbox>, frame: Frame) {
         if outbox.queue_for_soon(frame) && !self.add_for_soon(outbox) {
             outbox.flush(&mut Buffers::default());
         }
@@ -117,7 +117,7 @@ impl Flusher {
 #[cfg(test)]
 mod tests {
     use super::super::outbox::Queued;
-    use super::super::outbox::tests::{PATIENCE, has_come, hold, line, link, next};
+    use super::super::outbox::tests::{PATIENCE, has_come, hold, line, link, next, outbox_on};
     use super::*;
 
     #[test]
@@ -127,12 +127,12 @@ mod tests {
         std::thread::spawn(move || running.run());
         for _ in 0..3 {
             let (link, far) = link();
-            let outbox = Arc::new(Outbox::new(link.clone(), 1024));
+            let outbox = outbox_on(link.clone(), 1024);
             for by_itself in [false, true] {
                 let mut pass = Pass::default();
                 outbox.queue(line("one "), &mut pass);
                 assert_eq!(pass.0.len(), 1);
-                assert_eq!(outbox.deliver(line("two "), Some(&mut pass)), Queued::Yes);
+                assert_eq!(outbox.deliver(line("two "), None, None, Some(&mut pass)), Queued::Yes);
                 assert!(pass.0.len() == 1 && !has_come(&far));
                 if by_itself {
                     flusher.add(Pass::default());
@@ -155,7 +155,7 @@ mod tests {
     fn what_nobody_waits_for_goes_out_with_the_next_frame_or_by_itself() {
         let flusher = Arc::new(Flusher::default());
         let (link, far) = link();
-        let outbox = Arc::new(Outbox::new(link, 1024));
+        let outbox = outbox_on(link, 1024);
         flusher.send_soon(&outbox, line("one "));
         flusher.send_soon(&outbox, line("two "));
         assert!(!has_come(&far));
@@ -176,10 +176,10 @@ mod tests {
     fn who_waits_for_company_does_not_wait_for_a_long_pass_and_too_many_do_not_wait_at_all() {
         let flusher = Arc::new(Flusher::default());
         let [(idle, _far), (another, far)] = [link(), link()];
-        let outbox = Arc::new(Outbox::new(idle, 1024));
+        let outbox = outbox_on(idle, 1024);
         // The pass gets no further than to these two.
         let [(first, _first), (second, _second)] = [link(), link()];
-        let [first, second] = [first, second].map(|link| Arc::new(Outbox::new(link, 1024)));
+        let [first, second] = [first, second].map(|link| outbox_on(link, 1024));
         let (held, held_longer) = (hold(&first), hold(&second));
         let mut all = vec![outbox.clone(); AT_ONCE + 1];
         (all[0], all[AT_ONCE]) = (first.clone(), second.clone());
@@ -191,7 +191,7 @@ mod tests {
             assert!(Instant::now() < end, "it does not begin");
             std::thread::yield_now();
         }
-        let another = Arc::new(Outbox::new(another, 1024));
+        let another = outbox_on(another, 1024);
         flusher.send_soon(&another, line("one "));
         let mut lists = lock(&flusher.lists);
         (lists.tick, lists.soon) = (Some(Instant::now()), std::mem::take(&mut lists.later));
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_may_wait_waits_for_one_tick_and_not_for_three() {
-        let (mut lists, outbox) = (Lists::default(), Arc::new(Outbox::new(link().0, 1024)));
+        let (mut lists, outbox) = (Lists::default(), outbox_on(link().0, 1024));
         assert!(matches!(lists.due(), (none, None) if none.is_empty()));
         let tick = |lists: &mut Lists| {
             lists.tick = Some(Instant::now());

@@ -1,33 +1,19 @@
-//! The frames of one session, in order: those that went out and are kept until its client acknowledges them, and
-//! those that wait (PROTOCOL#resuming). Data alone; who may touch it when is for [`outbox`](super::outbox).
+//! The frames that a session sends, with their wrapped keys and sizes (PROTOCOL#resuming). Data alone; who may touch it when
+//! is for [`outbox`](super::outbox).
 //!
-//! Invariant: lines stand in one row, in the order in which they were queued. The first `gone` of it went out on this
-//! connection and are kept; a counted frame gets its number when it first goes out, so the first of the row is
-//! frame `before + 1` of the session, and so on. `Frames::reached` tells the highest number that ever went out, on
-//! whichever connection (the member of that name knows of former ones alone): a client may resume from there, and
-//! acknowledges no more than this connection was sent. A packet is put into the row when it goes out, which is when no line
-//! waits; a line that is not counted is taken out of it then. Nothing else leaves it but at its front: acknowledged, or
-//! forgotten for a bound, after which the session cannot be resumed from before that point.
+//! Invariant: keys stand in the order of their envelopes in the row of the [`SendWindow`], so that the window's items stay
+//! small: most sessions hold room for some of them, and few hold any.
 
-use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, MAX_WAITING_PACKETS};
-use super::receipts::{Receipt, Receipts};
+use super::quotas::{Permit, Quota};
 use crate::name::Username;
 use crate::protocol::{KEY_BEGINS, KEY_ENDS, MAX_LINE, ServerMessage, WrappedKey};
+use crate::wire::window::{ACK_BYTES, ACK_FRAMES, FalseAck, SendWindow, is_ack_due, spare};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
-/// A queue keeps room for so many, 1.3 KiB of frames, even if it is empty.
-const FEW: usize = 32;
-/// Wrapped keys in memory that is asked for at once: 2.7 KiB.
-const GROUP: usize = 8;
-
-/// Bytes of packets in all sessions, waiting or kept.
-static ALL_PACKETS: AtomicUsize = AtomicUsize::new(0);
-
-/// A piece of a line or packet, perhaps the same bytes for many clients.
+/// A line or packet head, perhaps the same bytes for many clients.
 pub type Part = Arc<[u8]>;
 
 /// Whose frame it is: a hash of the name under a random key, so that nobody can choose a name that counts as another's.
@@ -44,153 +30,89 @@ impl Sender {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A line that both sides count.
     Line,
-    /// A line that ends with its recipient's own wrapped key, and is counted.
+    /// A line that ends with its recipient's own wrapped key.
     Envelope,
-    /// The same, with a [`Receipt`].
+    /// An envelope whose sender is notified if it is lost.
     Letter,
-    /// A line that is not counted: it speaks of this connection, and is never sent again.
-    Aside,
     Packet,
 }
 
-impl Kind {
-    /// Whether a wrapped key belongs to it.
-    fn has_key(self) -> bool {
-        matches!(self, Kind::Envelope | Kind::Letter)
-    }
+struct Payload {
+    bytes: Box<[u8]>,
+    /// From the moment when it is queued.
+    permit: Option<Permit>,
 }
 
 /// A whole line or packet, but for its wrapped key.
-struct Parts {
+pub struct Frame {
     head: Part,
-    tail: Option<Part>,
+    payload: Option<Box<Payload>>,
     kind: Kind,
     /// `None` for the server's own.
     sender: Option<Sender>,
 }
 
-impl Parts {
-    fn length(&self) -> usize {
-        const KEY: usize = KEY_BEGINS.len() + WrappedKey::DIGITS + KEY_ENDS.len();
-        let key = if self.kind.has_key() { KEY } else { 0 };
-        self.head.len() + self.tail.as_ref().map_or(0, |tail| tail.len()) + key
-    }
-}
-
-/// A whole line or packet.
-pub struct Frame<'a> {
-    parts: Parts,
-    key: Option<&'a WrappedKey>,
-    receipt: Option<Receipt>,
-}
-
-impl<'a> Frame<'a> {
-    fn new(kind: Kind, head: impl Into<Part>) -> Frame<'a> {
-        let parts = Parts { head: head.into(), tail: None, kind, sender: None };
-        Frame { parts, key: None, receipt: None }
+impl Frame {
+    fn new(kind: Kind, head: impl Into<Part>) -> Frame {
+        Frame { head: head.into(), payload: None, kind, sender: None }
     }
 
-    /// A line that is counted, with its end.
-    pub fn line(line: impl Into<Part>) -> Frame<'a> {
+    /// A line with its end.
+    pub fn line(line: impl Into<Part>) -> Frame {
         Frame::new(Kind::Line, line)
     }
 
-    /// A message; whether it is counted is [`ServerMessage::is_counted`].
-    pub fn message(message: &ServerMessage) -> Frame<'a> {
-        Frame::new(if message.is_counted() { Kind::Line } else { Kind::Aside }, message.encode())
+    /// A message.
+    pub fn message(message: &ServerMessage) -> Frame {
+        Frame::line(message.encode())
     }
 
-    /// A message that is not counted, whatever it is: the login's own, and last words.
-    pub fn aside(message: &ServerMessage) -> Frame<'a> {
-        Frame::new(Kind::Aside, message.encode())
+    /// What an envelope has for all recipients. `is_letter` if its sender is notified when it is lost.
+    pub fn envelope(shared: Part, is_letter: bool) -> Frame {
+        Frame::new(if is_letter { Kind::Letter } else { Kind::Envelope }, shared)
     }
 
-    /// An envelope: what is the same for all recipients, and this one's key.
-    pub fn envelope(shared: Part, own: &'a WrappedKey) -> Frame<'a> {
-        Frame { key: Some(own), ..Frame::new(Kind::Envelope, shared) }
-    }
-
-    /// The same, whose sender is notified if the session ends before it was acknowledged.
-    pub fn with_receipt(mut self, receipt: Receipt) -> Frame<'a> {
-        self.parts.kind = Kind::Letter;
-        Frame { receipt: Some(receipt), ..self }
+    /// A packet.
+    pub fn packet(head: Vec<u8>, payload: &[u8]) -> Frame {
+        let payload = Payload { bytes: payload.into(), permit: None };
+        Frame { payload: Some(Box::new(payload)), ..Frame::new(Kind::Packet, head) }
     }
 
     /// The same, from another client.
-    pub fn by(mut self, sender: Sender) -> Frame<'a> {
-        self.parts.sender = Some(sender);
+    pub fn by(mut self, sender: Sender) -> Frame {
+        self.sender = Some(sender);
         self
     }
 
-    /// A packet with its head.
-    pub fn packet(head: Vec<u8>, payload: &[u8]) -> Frame<'a> {
-        let mut frame = Frame::new(Kind::Packet, head);
-        frame.parts.tail = Some(payload.into());
-        frame
+    /// Whether a wrapped key belongs to it.
+    fn has_key(&self) -> bool {
+        matches!(self.kind, Kind::Envelope | Kind::Letter)
+    }
+
+    /// Bytes that are sent.
+    fn length(&self) -> usize {
+        const KEY: usize = KEY_BEGINS.len() + WrappedKey::DIGITS + KEY_ENDS.len();
+        let key = if self.has_key() { KEY } else { 0 };
+        self.head.len() + self.payload.as_ref().map_or(0, |payload| payload.bytes.len()) + key
     }
 }
 
-/// Gives memory back that was for far more than is there: an idle client holds none for what it may get one day.
-fn spare<T>(queue: &mut VecDeque<T>) {
-    if queue.capacity() > FEW && queue.len() < queue.capacity() / 8 {
-        queue.shrink_to(FEW.max(2 * queue.len()));
-    }
-}
-
-/// Wrapped keys in order, in groups: to ask for memory for each of a thousand recipients, and to give it back from another
-/// thread, took a quarter of a broadcast's time.
+/// What the frames in the window hold.
 #[derive(Default)]
-struct Keys {
-    groups: VecDeque<Vec<WrappedKey>>,
-    /// So many of the first group are taken out already.
-    taken: usize,
-}
-
-impl Keys {
-    fn push(&mut self, key: WrappedKey) {
-        if self.groups.back().is_none_or(|last| last.len() == GROUP) {
-            self.groups.push_back(Vec::with_capacity(GROUP));
-        }
-        self.groups.back_mut().expect("it is there now").push(key);
-    }
-
-    fn get(&self, place: usize) -> &WrappedKey {
-        let place = self.taken + place;
-        &self.groups[place / GROUP][place % GROUP]
-    }
-
-    /// Takes the first one out.
-    fn pop(&mut self) {
-        self.taken += 1;
-        let is_only = self.groups.len() == 1;
-        let Some(first) = self.groups.front_mut().filter(|first| first.len() == self.taken) else { return };
-        self.taken = 0;
-        if is_only {
-            // Its memory is for the next.
-            first.clear();
-        } else {
-            self.groups.pop_front();
-            spare(&mut self.groups);
-        }
-    }
-}
-
-/// Frames in order, and what they hold.
-#[derive(Default)]
-struct Row {
-    frames: VecDeque<Parts>,
+struct Load {
     /// Of the envelopes, in the same order.
-    keys: Keys,
-    /// Of lines.
+    keys: VecDeque<WrappedKey>,
+    /// Keys of envelopes that were sent on this connection.
+    sent_keys: usize,
+    /// Bytes of lines.
     bytes: usize,
     packets: usize,
     packet_bytes: usize,
 }
 
-impl Row {
-    fn push(&mut self, frame: Parts, key: Option<&WrappedKey>) {
+impl Load {
+    fn add(&mut self, frame: &Frame) {
         match frame.kind {
             Kind::Packet => {
                 self.packets += 1;
@@ -198,15 +120,10 @@ impl Row {
             }
             _ => self.bytes += frame.length(),
         }
-        if let Some(key) = key {
-            self.keys.push(key.clone());
-        }
-        self.frames.push_back(frame);
     }
 
-    /// Takes the first one out.
-    fn pop(&mut self) -> Option<Parts> {
-        let frame = self.frames.pop_front()?;
+    /// Returns the frame's memory.
+    fn free(&mut self, frame: &Frame, freed: &mut Freed) {
         match frame.kind {
             Kind::Packet => {
                 self.packets -= 1;
@@ -214,177 +131,109 @@ impl Row {
             }
             _ => self.bytes -= frame.length(),
         }
-        if frame.kind.has_key() {
-            self.keys.pop();
+        if frame.has_key() {
+            self.keys.pop_front();
+            self.sent_keys = self.sent_keys.saturating_sub(1);
         }
-        spare(&mut self.frames);
-        Some(frame)
-    }
-
-    /// Takes one out that is not counted.
-    fn remove_aside(&mut self, place: usize) {
-        if let Some(aside) = self.frames.remove(place) {
-            self.bytes -= aside.length();
-        }
-        spare(&mut self.frames);
-    }
-
-    /// Takes all of them out.
-    fn drop_asides(&mut self) {
-        let (frames, bytes) = (&mut self.frames, &mut self.bytes);
-        frames.retain(|frame| {
-            let is_aside = frame.kind == Kind::Aside;
-            *bytes -= if is_aside { frame.length() } else { 0 };
-            !is_aside
-        });
-        spare(frames);
+        freed.frames += 1;
+        freed.bytes += frame.length();
+        freed.letters += usize::from(frame.kind == Kind::Letter);
     }
 }
 
-/// An `ack` of more than was sent, or of less than the one before.
-#[derive(Debug, PartialEq, Eq)]
-pub struct FalseAck;
-
-/// The beginning of a row.
-#[derive(Default)]
-struct Gone {
-    frames: usize,
-    /// Wrapped keys among them.
-    keys: usize,
-    /// Of lines among them.
+/// What a client has acknowledged.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    frames: u64,
     bytes: usize,
+    /// Envelopes whose sender would have been notified.
+    pub letters: usize,
 }
 
-/// All frames of one session. PROTOCOL#frames, PROTOCOL#kept.
+impl Freed {
+    /// Whether an `ack` was due for it.
+    pub fn was_due(&self) -> bool {
+        is_ack_due(self.frames, self.bytes)
+    }
+}
+
+/// All frames of one session that are not acknowledged. PROTOCOL#frames, PROTOCOL#kept, PROTOCOL#kept-limit.
 pub struct Frames {
-    /// Bytes of lines: see [`Frames::is_full`].
+    /// Bytes of lines: see [`Frames::takes`].
     limit: usize,
-    /// What went out, and the lines that wait.
-    row: Row,
-    /// Those of them, at the front, that went out on this connection; those behind, that have gone out on a former one, are
-    /// sent again before anything else.
-    gone: Gone,
-    /// Counted frames before the first of the row.
-    before: u64,
-    /// What the client has last said to have taken in.
-    acknowledged: u64,
-    /// Whether it has ever sent an `ack`.
-    acknowledges: bool,
-    /// Those that wait. They let every line go first: a file does not hold up what people say.
-    packets: Row,
-    /// Packets that are about to be queued, and their bytes: see [`Frames::reserve`].
-    reserved: (usize, usize),
-    /// The highest number that went out on a former connection.
-    reached: u64,
-    /// `None` once they were [taken](Frames::take_receipts).
-    receipts: Option<Receipts>,
+    window: SendWindow<Frame>,
+    load: Load,
 }
 
 impl Frames {
     /// None. `limit` is in bytes.
     pub fn new(limit: usize) -> Frames {
-        Frames {
-            limit,
-            row: Row::default(),
-            gone: Gone::default(),
-            before: 0,
-            acknowledged: 0,
-            acknowledges: false,
-            packets: Row::default(),
-            reserved: (0, 0),
-            reached: 0,
-            receipts: Some(Receipts::default()),
+        Frames { limit, window: SendWindow::default(), load: Load::default() }
+    }
+
+    /// Queues a line.
+    pub fn put(&mut self, frame: Frame) {
+        self.load.add(&frame);
+        self.window.push(frame);
+    }
+
+    /// Queues an envelope with its recipient's own wrapped key.
+    pub fn put_envelope(&mut self, frame: Frame, key: &WrappedKey) {
+        self.load.keys.push_back(key.clone());
+        self.put(frame);
+    }
+
+    /// Queues a packet, unless all sessions together hold too many: then each may hold 256 KiB, which a client need not
+    /// have acknowledged yet, and an eighth of what is left. Returns a packet for which there is no room.
+    /// PROTOCOL#packet-order.
+    ///
+    /// # Errors
+    /// The packet.
+    pub fn put_packet(&mut self, mut packet: Frame, quota: &Arc<Quota>) -> Result<(), Frame> {
+        if self.load.packet_bytes.saturating_sub(2 * ACK_BYTES) > quota.left() / 8 {
+            return Err(packet);
         }
-    }
-
-    /// Queues a frame.
-    pub fn put(&mut self, frame: Frame<'_>) {
-        let Frame { parts, key, receipt } = frame;
-        if let (Some(receipts), Some(receipt)) = (&mut self.receipts, receipt) {
-            receipts.push(receipt);
+        self.load.add(&packet);
+        let length = packet.length();
+        if let Some(payload) = &mut packet.payload {
+            payload.permit = Some(quota.take(length));
         }
-        match parts.kind {
-            Kind::Packet => {
-                ALL_PACKETS.fetch_add(parts.length(), Ordering::Relaxed);
-                self.packets.push(parts, None);
-            }
-            _ => self.row.push(parts, key),
-        }
+        self.window.push_behind(packet);
+        Ok(())
     }
 
-    /// What of the row does not count against the limit: what a connected client that never acknowledges has been sent,
-    /// which is [forgotten](Frames::forget) instead.
-    fn uncounted(&self, connected: bool) -> (usize, usize) {
-        if self.acknowledges || !connected { (0, 0) } else { (self.gone.frames, self.gone.bytes) }
-    }
-
-    /// Bytes of lines that count against the limit.
-    fn counted_bytes(&self, connected: bool) -> usize {
-        self.row.bytes - self.uncounted(connected).1
-    }
-
-    /// Whether a frame of another client is taken. Beyond half of the limit its sender may hold no more, with this frame, than
-    /// is free: so a flood leaves half of it to all others, a second one a quarter. PROTOCOL#shares.
-    pub fn takes(&self, frame: &Frame<'_>, connected: bool) -> bool {
-        let held = self.counted_bytes(connected);
+    /// Whether a frame of another client is taken. Beyond half of the limit its sender may hold no more, with this frame,
+    /// than is free: so a flood leaves half of it to all others, a second one a quarter. PROTOCOL#shares.
+    pub fn takes(&self, frame: &Frame) -> bool {
+        let held = self.load.bytes;
         if held <= self.limit / 2 {
             return true;
         }
-        // A walk along the row, in an outbox that is filling up alone.
-        let theirs = |parts: &&Parts| parts.kind != Kind::Packet && parts.sender == frame.parts.sender;
-        let counted = self.row.frames.iter().skip(self.uncounted(connected).0);
-        let theirs: usize = counted.filter(theirs).map(Parts::length).sum();
-        theirs + frame.parts.length() <= self.limit.saturating_sub(held)
+        let theirs = self.window.row().filter(|one| one.sender == frame.sender && one.kind != Kind::Packet);
+        theirs.map(Frame::length).sum::<usize>() + frame.length() <= self.limit.saturating_sub(held)
     }
 
-    /// Whether not even what the server itself has to say is taken.
-    pub fn overflows(&self, connected: bool) -> bool {
-        self.counted_bytes(connected) > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
+    /// Whether not even the server's own messages are taken.
+    pub fn overflows(&self) -> bool {
+        self.load.bytes > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
     }
 
-    /// How many packets wait or are about to, or are kept although the client could have acknowledged them.
-    /// PROTOCOL#kept-limit.
+    /// How many packets wait, or are kept although the client could have acknowledged them. PROTOCOL#granted-limit.
     pub fn packets(&self) -> usize {
-        let kept = if self.acknowledges { self.row.packets } else { 0 };
-        self.packets.packets + self.reserved.0 + kept.saturating_sub(ACK_AFTER_FRAMES as usize)
-    }
-
-    /// Reserves room for a packet of `length` bytes, which counts as waiting from now on. There is room for far more
-    /// than one client may grant, unless many do not take what they have granted: then each may have an eighth of what
-    /// is left (and one packet, if it has none), and of what a connected client was sent only twice what it may take
-    /// in without a word is kept.
-    pub fn reserve(&mut self, length: usize, connected: bool) -> bool {
-        let share = MAX_WAITING_PACKETS.saturating_sub(ALL_PACKETS.load(Ordering::Relaxed)) / 8;
-        while connected && self.gone.frames > 0 && self.row.packet_bytes > share.max(2 * ACK_AFTER_BYTES) {
-            self.drop_first();
-        }
-        self.receipts.iter_mut().for_each(Receipts::forget);
-        let kept = if connected { 0 } else { self.row.packet_bytes };
-        let fits = self.packets.packet_bytes + self.reserved.1 + kept <= share;
-        if fits {
-            ALL_PACKETS.fetch_add(length, Ordering::Relaxed);
-            self.reserved = (self.reserved.0 + 1, self.reserved.1 + length);
-        }
-        fits
-    }
-
-    /// Releases the room reserved for a packet of `length` bytes: it is queued or dropped.
-    pub fn release(&mut self, length: usize) {
-        ALL_PACKETS.fetch_sub(length, Ordering::Relaxed);
-        self.reserved = (self.reserved.0 - 1, self.reserved.1 - length);
+        let waiting = self.window.behind();
+        waiting + (self.load.packets - waiting).saturating_sub(ACK_FRAMES as usize)
     }
 
     /// Whether nothing is left to send.
     pub fn is_idle(&self) -> bool {
-        self.gone.frames == self.row.frames.len() && self.packets.frames.is_empty()
+        self.window.is_idle()
     }
 
-    /// Puts into `plain` what goes out next: what has to be sent again, then lines, then packets. One frame of any length,
-    /// or what fits `most` bytes; nothing if nothing is left to send.
+    /// Appends to `plain` what is sent next: what has to be sent again, then lines, then packets. One frame of any length,
+    /// or what fits `most` bytes. PROTOCOL#packet-order.
     pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
-        plain.clear();
-        plain.reserve(self.peek().map_or(0, Parts::length));
-        while let Some(next) = self.peek() {
+        plain.reserve(self.window.peek().map_or(0, Frame::length));
+        while let Some(next) = self.window.peek() {
             if !plain.is_empty() && plain.len() + next.length() > most {
                 break;
             }
@@ -392,247 +241,136 @@ impl Frames {
         }
     }
 
-    /// PROTOCOL#packet-order.
-    fn peek(&self) -> Option<&Parts> {
-        self.row.frames.get(self.gone.frames).or_else(|| self.packets.frames.front())
-    }
-
-    /// Takes what [`Frames::peek`] shows; a counted frame is kept. Its bytes are copied: that costs less than to
-    /// count, from several cores, who holds which part of a line that goes to a thousand people.
+    /// Its bytes are copied: that costs less than to count, from several cores, who holds which part of a line that goes to
+    /// a thousand clients.
     fn step(&mut self, plain: &mut Vec<u8>) {
-        if self.gone.frames == self.row.frames.len()
-            && let Some(packet) = self.packets.pop()
-        {
-            self.row.push(packet, None);
-        }
-        let Some(frame) = self.row.frames.get(self.gone.frames) else { return };
+        let Some(frame) = self.window.next() else { return };
         plain.extend_from_slice(&frame.head);
-        plain.extend_from_slice(frame.tail.as_deref().unwrap_or_default());
-        match frame.kind {
-            Kind::Aside => return self.row.remove_aside(self.gone.frames),
-            Kind::Envelope | Kind::Letter => {
-                for part in [KEY_BEGINS, self.row.keys.get(self.gone.keys).digits(), KEY_ENDS] {
-                    plain.extend_from_slice(part);
-                }
-                self.gone.keys += 1;
-                self.gone.bytes += frame.length();
+        if let Some(payload) = &frame.payload {
+            plain.extend_from_slice(&payload.bytes);
+        }
+        if frame.has_key() {
+            for part in [KEY_BEGINS, self.load.keys[self.load.sent_keys].digits(), KEY_ENDS] {
+                plain.extend_from_slice(part);
             }
-            Kind::Line => self.gone.bytes += frame.length(),
-            Kind::Packet => {}
-        }
-        self.gone.frames += 1;
-    }
-
-    /// Of a client that has never acknowledged anything, drops what was sent first until no more than the limit is held.
-    pub fn forget(&mut self) {
-        while !self.acknowledges
-            && self.gone.frames > 0
-            && self.row.bytes + self.row.packet_bytes > self.limit
-        {
-            self.drop_first();
-            self.receipts.iter_mut().for_each(Receipts::forget);
+            self.load.sent_keys += 1;
         }
     }
 
-    /// Drops the first of those that have gone out on this connection.
-    fn drop_first(&mut self) {
-        let Some(frame) = self.pop() else { return };
-        self.gone.frames -= 1;
-        self.gone.bytes -= if frame.kind == Kind::Packet { 0 } else { frame.length() };
-        self.gone.keys -= usize::from(frame.kind.has_key());
-    }
-
-    /// Takes the first one out of the row.
-    fn pop(&mut self) -> Option<Parts> {
-        let frame = self.row.pop()?;
-        self.before += 1;
-        match (frame.kind, &mut self.receipts) {
-            (Kind::Packet, _) => _ = ALL_PACKETS.fetch_sub(frame.length(), Ordering::Relaxed),
-            (Kind::Letter, Some(receipts)) => receipts.leaves(self.before),
-            _ => {}
-        }
-        Some(frame)
-    }
-
-    /// Drops what the client has taken in, `received` frames since the login. True if that was so much that an `ack` was
-    /// due. PROTOCOL#ack-true.
+    /// The client has received `received` frames since the login. PROTOCOL#ack-true.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
-    pub fn acknowledge(&mut self, received: u64) -> Result<bool, FalseAck> {
-        if received < self.acknowledged || received > self.before + self.gone.frames as u64 {
-            return Err(FalseAck);
-        }
-        let bytes = |frames: &Frames| frames.row.bytes + frames.row.packet_bytes;
-        let (former, held) = (self.acknowledged, bytes(self));
-        while self.before < received {
-            self.drop_first();
-        }
-        self.receipts.iter_mut().for_each(|receipts| receipts.acknowledge(received));
-        (self.acknowledged, self.acknowledges) = (received, true);
-        Ok(received - former >= ACK_AFTER_FRAMES || held - bytes(self) >= ACK_AFTER_BYTES)
+    pub fn acknowledge(&mut self, received: u64) -> Result<Freed, FalseAck> {
+        let (load, mut freed) = (&mut self.load, Freed::default());
+        self.window.acknowledge(received, |frame| load.free(&frame, &mut freed))?;
+        spare(&mut load.keys);
+        Ok(freed)
     }
 
-    /// The highest number that has ever gone out.
-    fn reached(&self) -> u64 {
-        self.reached.max(self.before + self.gone.frames as u64)
-    }
-
-    /// Whether a client that has taken in `received` frames since the login can be sent all the rest. It may have them from
-    /// any connection: one that was given up may have been resumed after the one that it came back on.
+    /// Whether the session can continue from there.
     pub fn reaches(&self, received: u64) -> bool {
-        (self.before..=self.reached()).contains(&received)
+        self.window.reaches(received)
     }
 
-    /// Begins anew on another connection whose client has taken in `received` frames since the login. False, and nothing
-    /// has changed, if that is [out of reach](Frames::reaches). PROTOCOL#sent-again.
-    pub fn resume(&mut self, received: u64) -> bool {
-        if !self.reaches(received) {
-            return false;
+    /// Continues on another connection whose client has received `received` frames since the login. `None`, and nothing
+    /// has changed, if that is out of reach. PROTOCOL#sent-again.
+    pub fn resume(&mut self, received: u64) -> Option<Freed> {
+        let (load, mut freed) = (&mut self.load, Freed::default());
+        if !self.window.resume(received, |frame| load.free(&frame, &mut freed)) {
+            return None;
         }
-        (self.reached, self.gone) = (self.reached(), Gone::default());
-        // What spoke of the former connection is void: an old `ack` would even be false now.
-        self.row.drop_asides();
-        while self.before < received && self.pop().is_some() {}
-        self.receipts.iter_mut().for_each(|receipts| receipts.acknowledge(received));
-        self.acknowledged = received;
-        true
+        load.sent_keys = 0;
+        spare(&mut load.keys);
+        Some(freed)
     }
 
-    /// The session ends: its lines still go out, nothing can be sent again.
+    /// The session ends: its lines are still sent, its packets are not.
     pub fn end(&mut self) {
-        while self.gone.frames > 0 {
-            self.drop_first();
-        }
-        ALL_PACKETS.fetch_sub(self.packets.packet_bytes, Ordering::Relaxed);
-        self.packets = Row::default();
+        self.window.clear_behind();
     }
 
-    /// Takes the receipts of what the client has not acknowledged; `None` if they were taken.
-    pub fn take_receipts(&mut self) -> Option<Receipts> {
-        self.receipts.take()
-    }
-
-    /// Whether the receipts were taken: no message may be queued after that.
-    pub fn are_reported(&self) -> bool {
-        self.receipts.is_none()
-    }
-
-    /// Nothing is sent any more. The receipts stay.
+    /// Nothing is sent any more.
     pub fn clear(&mut self) {
-        self.release_packets();
-        (self.row, self.packets) = (Row::default(), Row::default());
-        self.gone = Gone::default();
-    }
-
-    fn release_packets(&self) {
-        ALL_PACKETS.fetch_sub(self.row.packet_bytes + self.packets.packet_bytes, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Frames {
-    fn drop(&mut self) {
-        self.release_packets();
+        (self.window, self.load) = (SendWindow::default(), Load::default());
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::lock;
+    use super::super::limits::MAX_WAITING_PACKETS;
+    use super::super::quotas::Quotas;
     use super::*;
-    use crate::protocol::ErrorCode;
-    use std::ops::Range;
-    use std::sync::{Mutex, Weak};
 
-    impl Frames {
-        /// Of the messages that have a receipt.
-        fn ids(&self) -> Vec<u64> {
-            self.receipts.as_ref().map(Receipts::ids).unwrap_or_default()
-        }
+    /// Until it is dropped, all sessions but these have taken all bytes of packets but `rest`.
+    pub fn under_pressure(quotas: &Quotas, rest: usize) -> Permit {
+        quotas.packets.take(MAX_WAITING_PACKETS - rest)
     }
 
-    /// Does something while so many bytes of packets wait for others that `rest` are left for all.
-    pub fn under_pressure(rest: usize, work: impl FnOnce()) {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let _alone = lock(&ALONE);
-        ALL_PACKETS.fetch_add(MAX_WAITING_PACKETS - rest, Ordering::Relaxed);
-        work();
-        ALL_PACKETS.fetch_sub(MAX_WAITING_PACKETS - rest, Ordering::Relaxed);
-    }
-
-    fn line(n: u8) -> Frame<'static> {
+    fn line(n: u8) -> Frame {
         Frame::line(vec![n; 10])
     }
 
-    fn packet(n: u8) -> Frame<'static> {
-        Frame::packet(vec![n; 4], &[n; 6])
+    fn put_packet(frames: &mut Frames, n: u8) {
+        let packet = Frame::packet(vec![n; 4], &[n; 6]);
+        assert!(frames.put_packet(packet, &Quotas::default().packets).is_ok());
     }
 
-    /// Whether a line of a third person is not taken.
-    fn is_full(frames: &Frames, connected: bool) -> bool {
-        !frames.takes(&line(0).by(sender("carol")), connected)
+    /// Whether a line of a third client is not taken.
+    fn is_full(frames: &Frames) -> bool {
+        !frames.takes(&line(0).by(sender("carol")))
     }
 
     fn sender(name: &str) -> Sender {
         Sender::of(&name.parse().expect("name"))
     }
 
-    fn has_room(frames: &mut Frames, connected: bool) -> bool {
-        let fits = frames.reserve(1, connected);
-        (0..u8::from(fits)).for_each(|_| frames.release(1));
-        fits
-    }
-
-    fn aside() -> Frame<'static> {
-        Frame::new(Kind::Aside, vec![255; 10])
-    }
-
-    /// The first bytes of all that goes out now.
+    /// The first bytes of all that is sent now.
     fn sent(frames: &mut Frames) -> Vec<u8> {
-        let (mut batch, mut out) = (Vec::new(), Vec::new());
+        let mut out = Vec::new();
         while !frames.is_idle() {
+            let mut batch = Vec::new();
             frames.next_batch(&mut batch, 100);
             out.extend(batch.chunks(10).map(|frame| frame[0]));
         }
         out
     }
 
+    fn acknowledge(frames: &mut Frames, received: u64) -> Result<bool, FalseAck> {
+        frames.acknowledge(received).map(|freed| freed.was_due())
+    }
+
     /// PROTOCOL#packet-order, PROTOCOL#sent-again.
     #[test]
-    fn what_was_sent_and_not_taken_in_is_sent_again_in_its_order_and_before_the_rest() {
+    fn unacknowledged_frames_are_sent_again_before_others() {
         let mut frames = Frames::new(1000);
-        [packet(1), line(2), aside(), line(3)].into_iter().for_each(|frame| frames.put(frame));
-        assert_eq!(sent(&mut frames), [2, 255, 3, 1]);
-        [line(4), aside(), packet(5)].into_iter().for_each(|frame| frames.put(frame));
-        assert!(!frames.resume(4) && frames.resume(1));
+        put_packet(&mut frames, 1);
+        [line(2), line(3)].into_iter().for_each(|frame| frames.put(frame));
+        assert_eq!(sent(&mut frames), [2, 3, 1]);
+        put_packet(&mut frames, 5);
+        frames.put(line(4));
+        assert!(frames.resume(4).is_none() && frames.resume(1).is_some());
         frames.put(line(6));
-        // Cut again in the middle: only what went out on the last connection can have been taken in.
-        let mut again = Vec::new();
-        (0..2).for_each(|_| frames.step(&mut again));
-        assert_eq!([again[0], again[10]], [3, 1]);
-        assert!(!frames.reaches(4) && frames.resume(3));
-        assert_eq!(sent(&mut frames), [4, 6, 5]);
-        assert_eq!(frames.acknowledge(6), Ok(false));
-        assert!(
-            frames.row.frames.is_empty()
-                && (frames.row.bytes, frames.gone.bytes, frames.row.packet_bytes) == (0, 0, 0)
-        );
+        assert_eq!(sent(&mut frames), [3, 1, 4, 6, 5]);
+        assert_eq!(acknowledge(&mut frames, 6), Ok(false));
+        assert_eq!((frames.load.bytes, frames.load.packets, frames.load.packet_bytes), (0, 0, 0));
     }
 
     /// PROTOCOL#no-session.
     #[test]
     fn older_resumption_that_comes_late_ends_no_session() {
         let mut frames = Frames::new(1000);
-        [line(1), packet(2), line(3)].into_iter().for_each(|frame| frames.put(frame));
+        put_packet(&mut frames, 2);
+        [line(1), line(3)].into_iter().for_each(|frame| frames.put(frame));
         assert_eq!(sent(&mut frames), [1, 3, 2]);
-        // An attempt that was given up, and on which nothing goes out; then the count that is true.
-        assert!(frames.resume(1) && frames.resume(1));
-        assert_eq!(frames.acknowledge(2), Err(FalseAck), "this connection was sent nothing yet");
-        assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
-        assert_eq!(frames.acknowledge(2), Err(FalseAck), "it has said that it has three");
-        assert!(frames.is_idle() && !frames.reaches(2) && frames.row.packet_bytes == 0);
+        // An attempt that was abandoned, and on which nothing is sent; then the count that is true.
+        assert!(frames.resume(1).is_some() && frames.resume(1).is_some());
+        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "this connection was sent nothing yet");
+        assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3).is_some());
+        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "it has said that it has three");
+        assert!(frames.is_idle() && !frames.reaches(2) && frames.load.packet_bytes == 0);
         frames.put(line(4));
-        assert_eq!((sent(&mut frames), frames.acknowledge(4)), (vec![4], Ok(false)));
+        assert_eq!((sent(&mut frames), acknowledge(&mut frames, 4)), (vec![4], Ok(false)));
     }
 
     /// PROTOCOL#shares.
@@ -642,88 +380,22 @@ pub(super) mod tests {
         let mut frames = Frames::new(100);
         let flood = |frames: &mut Frames, sender: Sender| {
             let mut taken = 0;
-            while taken < 100 && frames.takes(&line(0).by(sender), false) {
+            while taken < 100 && frames.takes(&line(0).by(sender)) {
                 frames.put(line(0).by(sender));
                 taken += 1;
             }
             taken
         };
-        // Up to half it is anybody's; an acknowledged frame makes room, and what went out and is kept counts.
+        // Up to half it is anybody's; an acknowledged frame makes room, and what was sent and is kept counts.
         assert_eq!(flood(&mut frames, eve), 6);
         sent(&mut frames);
         assert_eq!((flood(&mut frames, eve), flood(&mut frames, mallory)), (0, 2));
         assert_eq!((flood(&mut frames, carol), flood(&mut frames, eve)), (1, 0));
-        assert_eq!((frames.acknowledge(3), flood(&mut frames, eve)), (Ok(false), 1));
-        // What the server itself has to say leaves less to all of them.
+        assert_eq!((acknowledge(&mut frames, 3), flood(&mut frames, eve)), (Ok(false), 1));
+        // The server's own messages leave less to all of them.
         frames.put(Frame::line(vec![0; 100]));
         assert_eq!([eve, mallory, carol].map(|one| flood(&mut frames, one)), [0; 3]);
-        // What will be forgotten, because its client never acknowledges, is no part of anybody's share.
-        let mut frames = Frames::new(100);
-        (0..5).for_each(|_| frames.put(line(0).by(eve)));
-        sent(&mut frames);
-        (0..6).for_each(|_| frames.put(line(0).by(carol)));
-        assert!(frames.takes(&line(0).by(eve), true) && !frames.takes(&line(0).by(carol), true));
-        assert_eq!(size_of::<Parts>(), 40, "one more member would cost every idle client 256 bytes");
-    }
-
-    /// PROTOCOL#lost.
-    #[test]
-    fn receipts_leave_with_the_frames_the_client_acknowledges() {
-        let key = WrappedKey::new(&[1; 264]);
-        let letter = |id| {
-            Frame::envelope(vec![id; 10].into(), &key).with_receipt(Receipt::new(Weak::new(), id.into()))
-        };
-        let mut frames = Frames::new(100_000);
-        let put = |frames: &mut Frames, ids: Range<u8>| ids.for_each(|id| frames.put(letter(id)));
-        put(&mut frames, 1..3);
-        [packet(0), aside(), line(0)].into_iter().for_each(|frame| frames.put(frame));
-        put(&mut frames, 3..5);
-        // Lines first: frames 1 and 2, line 3, frames 4 and 5, packet 6.
-        sent(&mut frames);
-        put(&mut frames, 5..7);
-        assert_eq!(frames.ids(), [1, 2, 3, 4, 5, 6]);
-        assert_eq!((frames.acknowledge(1), frames.ids()), (Ok(false), vec![2, 3, 4, 5, 6]));
-        // What is not sent again any more is not acknowledged either.
-        frames.drop_first();
-        frames.drop_first();
-        assert_eq!(frames.ids(), [2, 3, 4, 5, 6]);
-        assert_eq!((frames.acknowledge(3), frames.ids()), (Ok(false), vec![3, 4, 5, 6]));
-        assert!(frames.resume(4));
-        assert_eq!(frames.ids(), [4, 5, 6]);
-        sent(&mut frames);
-        assert_eq!((frames.acknowledge(7), frames.ids()), (Ok(false), vec![6]));
-        put(&mut frames, 7..9);
-        frames.end();
-        frames.clear();
-        assert_eq!(frames.ids(), [6, 7, 8]);
-        assert!(
-            frames.take_receipts().is_some() && frames.are_reported() && frames.take_receipts().is_none()
-        );
-        // Of a client that never acknowledges, the latest are remembered.
-        let mut frames = Frames::new(0);
-        for _ in 0..1000 {
-            put(&mut frames, 0..1);
-            sent(&mut frames);
-            frames.forget();
-        }
-        assert_eq!(frames.ids().len(), 256);
-    }
-
-    /// PROTOCOL#granted-limit.
-    #[test]
-    fn packet_counts_from_its_reservation_on() {
-        let mut frames = Frames::new(1000);
-        let all = || ALL_PACKETS.load(Ordering::Relaxed);
-        under_pressure(1 << 20, || {
-            let before = all();
-            assert!(frames.reserve(10, true) && frames.packets() == 1 && all() >= before + 10);
-            frames.release(10);
-            frames.put(packet(1));
-            assert_eq!(frames.packets(), 1);
-        });
-        assert!(frames.reserve(10, false) && frames.packets() == 2);
-        frames.release(10);
-        assert_eq!((frames.packets(), frames.reserved), (1, (0, 0)));
+        assert_eq!(size_of::<Frame>(), 32, "8 bytes more would cost every idle client 256 bytes");
     }
 
     /// PROTOCOL#ack-true.
@@ -731,70 +403,33 @@ pub(super) mod tests {
     fn an_ack_neither_falls_nor_exceeds_what_was_sent() {
         let mut frames = Frames::new(1000);
         (1..=3).for_each(|n| frames.put(line(n)));
-        assert_eq!(frames.acknowledge(1), Err(FalseAck), "nothing has gone out");
+        assert_eq!(acknowledge(&mut frames, 1), Err(FalseAck), "nothing was sent");
         sent(&mut frames);
-        assert_eq!(frames.acknowledge(4), Err(FalseAck));
-        assert_eq!(frames.acknowledge(2), Ok(false));
-        assert_eq!(frames.acknowledge(2), Ok(false));
-        assert_eq!(frames.acknowledge(1), Err(FalseAck));
+        assert_eq!(acknowledge(&mut frames, 4), Err(FalseAck));
+        assert_eq!(acknowledge(&mut frames, 2), Ok(false));
+        assert_eq!(acknowledge(&mut frames, 2), Ok(false));
+        assert_eq!(acknowledge(&mut frames, 1), Err(FalseAck));
         assert!(!frames.reaches(1) && frames.reaches(2) && frames.reaches(3));
     }
 
     /// PROTOCOL#kept-limit.
     #[test]
-    fn who_never_acknowledges_is_served_and_the_oldest_is_forgotten() {
+    fn kept_frames_count_like_waiting_ones_and_none_is_forgotten() {
         let mut frames = Frames::new(50);
-        for n in 0..100 {
-            assert!(!is_full(&frames, true), "{n}");
+        for n in 0..5 {
+            assert!(!is_full(&frames), "{n}");
             frames.put(line(n));
             sent(&mut frames);
-            frames.forget();
-            assert!(frames.row.bytes <= 50);
         }
-        assert!(!frames.reaches(94) && frames.reaches(95) && frames.reaches(100));
-        // Without a connection nothing more is forgotten, and so it fills.
-        frames.put(line(100));
-        assert!(is_full(&frames, false));
-    }
-
-    /// PROTOCOL#kept-limit.
-    #[test]
-    fn what_is_kept_for_one_who_acknowledges_counts_like_what_waits() {
-        let mut frames = Frames::new(50);
-        frames.put(line(0));
-        sent(&mut frames);
-        assert_eq!(frames.acknowledge(1), Ok(false));
-        for n in 1..=5 {
-            assert!(!is_full(&frames, true), "{n}");
-            frames.put(line(n));
-            sent(&mut frames);
-            frames.forget();
-        }
-        assert!(is_full(&frames, true) && frames.reaches(1));
-        (0..40).for_each(|n| frames.put(packet(n)));
+        assert!(is_full(&frames) && frames.reaches(0));
+        assert_eq!(acknowledge(&mut frames, 1), Ok(false));
+        assert!(!is_full(&frames));
+        (0..40).for_each(|n| put_packet(&mut frames, n));
         assert_eq!(frames.packets(), 40);
         sent(&mut frames);
         assert_eq!(frames.packets(), 8, "those it must have acknowledged");
-        assert_eq!(frames.acknowledge(46), Ok(true));
+        assert_eq!(acknowledge(&mut frames, 45), Ok(true));
         assert_eq!(frames.packets(), 0);
-        assert!(!is_full(&frames, true));
-    }
-
-    /// PROTOCOL#kept-limit.
-    #[test]
-    fn all_that_is_held_for_one_who_never_acknowledges_counts_and_what_was_not_sent_is_never_forgotten() {
-        let mut frames = Frames::new(50);
-        [line(1), packet(2), line(3), packet(4)].into_iter().for_each(|frame| frames.put(frame));
-        sent(&mut frames);
-        frames.put(line(5));
-        frames.forget();
-        assert!(frames.reaches(0), "just as much as may be held");
-        frames.put(line(6));
-        frames.forget();
-        assert!(!frames.reaches(0) && frames.resume(1));
-        (7..20).for_each(|n| frames.put(line(n)));
-        frames.forget();
-        assert_eq!(sent(&mut frames), [&[3, 2, 4][..], &(5..20).collect::<Vec<_>>()].concat());
     }
 
     /// PROTOCOL#ack-true.
@@ -805,185 +440,132 @@ pub(super) mod tests {
             for received in [count, 2 * count] {
                 for n in 0..count {
                     let bytes = vec![0; length];
-                    frames.put(if n % 2 == 0 { Frame::line(bytes) } else { Frame::packet(bytes, b"") });
+                    if n % 2 == 0 {
+                        frames.put(Frame::line(bytes));
+                    } else {
+                        let packet = Frame::packet(bytes, b"");
+                        assert!(frames.put_packet(packet, &Quotas::default().packets).is_ok());
+                    }
                 }
-                while !frames.is_idle() {
-                    frames.next_batch(&mut Vec::new(), 100);
-                }
-                assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
+                sent(&mut frames);
+                assert_eq!(acknowledge(&mut frames, received), Ok(due), "{count} frames of {length} bytes");
             }
         }
         let mut frames = Frames::new(1 << 20);
         (0..10).for_each(|_| frames.put(Frame::line(vec![b'x'; 65_535])));
-        while !frames.is_idle() {
-            frames.next_batch(&mut Vec::new(), 100);
-        }
-        assert_eq!(frames.acknowledge(1), Ok(false), "whatever is still to be acknowledged");
+        sent(&mut frames);
+        assert_eq!(acknowledge(&mut frames, 1), Ok(false), "whatever is still to be acknowledged");
     }
 
     #[test]
-    fn a_frame_counts_as_many_bytes_as_go_out_and_its_own_messages_alone_are_not_counted_as_frames() {
+    fn frame_counts_as_many_bytes_as_are_sent() {
         let (shared, key): (Part, _) =
             (b"{\"type\":\"encrypted_message\""[..].into(), WrappedKey::new(&[7; 264]));
-        let said = ServerMessage::error(ErrorCode::Malformed, "");
-        let all = [
-            (Frame::envelope(shared.clone(), &key), Kind::Envelope),
-            (packet(1), Kind::Packet),
-            (line(1), Kind::Line),
-            (Frame::message(&ServerMessage::Pong), Kind::Aside),
-            (Frame::message(&said), Kind::Line),
-            (Frame::aside(&said), Kind::Aside),
-        ];
-        for (frame, kind) in all {
-            assert_eq!(frame.parts.kind, kind);
-            let (mut frames, mut plain, length) = (Frames::new(1000), Vec::new(), frame.parts.length());
-            frames.put(frame);
-            assert_eq!(frames.row.bytes + frames.packets.packet_bytes, length);
+        for is_letter in [false, true] {
+            let (mut frames, mut plain) = (Frames::new(1000), Vec::new());
+            frames.put_envelope(Frame::envelope(shared.clone(), is_letter), &key);
+            let length = frames.load.bytes;
             frames.next_batch(&mut plain, 100);
-            assert_eq!(plain.len(), length);
-            assert!(frames.is_idle() && frames.reaches(u64::from(kind != Kind::Aside)));
-            if kind == Kind::Envelope {
-                assert_eq!(plain, [&shared, KEY_BEGINS, key.digits(), KEY_ENDS].concat());
-            }
+            assert_eq!(plain, [&shared, KEY_BEGINS, key.digits(), KEY_ENDS].concat());
+            assert!(length == plain.len() && frames.is_idle() && frames.reaches(1));
+            let freed = Freed { frames: 1, bytes: length, letters: is_letter.into() };
+            assert_eq!(frames.acknowledge(1), Ok(freed));
         }
+        let (mut frames, mut plain) = (Frames::new(1000), Vec::new());
+        put_packet(&mut frames, 1);
+        frames.next_batch(&mut plain, 100);
+        assert_eq!((frames.load.packet_bytes, plain), (10, vec![1; 10]));
     }
 
     #[test]
-    fn each_envelope_goes_out_with_its_own_key_as_often_as_it_goes_out() {
+    fn each_envelope_is_sent_with_its_own_key_however_often() {
         let mut frames = Frames::new(1 << 20);
-        let last_digits = |frames: &mut Frames| {
+        let first_digits = |frames: &mut Frames| {
             let mut plain = Vec::new();
             frames.step(&mut plain);
             plain[plain.len().saturating_sub(KEY_ENDS.len() + WrappedKey::DIGITS)..][..4].to_vec()
         };
         let keys: Vec<_> = (0..20).map(|n| WrappedKey::new(&[n; 264])).collect();
         for key in &keys {
-            frames.put(Frame::envelope(b"{".to_vec().into(), key));
-            frames.put(aside());
+            frames.put_envelope(Frame::envelope(b"{".to_vec().into(), false), key);
             frames.put(line(9));
         }
         let digits = |n: usize| keys[n].digits()[..4].to_vec();
         for n in 0..13 {
-            assert_eq!(last_digits(&mut frames), digits(n));
-            (0..2).for_each(|_| drop(last_digits(&mut frames)));
+            assert_eq!(first_digits(&mut frames), digits(n));
+            first_digits(&mut frames);
         }
-        assert_eq!(frames.acknowledge(22), Ok(false));
-        assert!(frames.resume(22));
+        assert_eq!(acknowledge(&mut frames, 20), Ok(false));
+        assert_eq!(first_digits(&mut frames), digits(13));
+        assert!(frames.resume(22).is_some());
         for n in 11..20 {
-            assert_eq!(last_digits(&mut frames), digits(n));
-            last_digits(&mut frames);
+            assert_eq!(first_digits(&mut frames), digits(n));
+            first_digits(&mut frames);
         }
-        assert!(frames.is_idle() && frames.acknowledge(40) == Ok(false));
-        assert_eq!(
-            (frames.row.bytes, frames.row.keys.groups[0].len(), frames.gone.frames, frames.gone.keys),
-            (0, 0, 0, 0)
-        );
+        assert!(frames.is_idle() && acknowledge(&mut frames, 40) == Ok(false));
+        assert_eq!((frames.load.bytes, frames.load.keys.len(), frames.load.sent_keys), (0, 0, 0));
     }
 
     #[test]
-    fn what_goes_out_together_is_bounded_and_what_is_longer_goes_alone() {
+    fn batch_is_bounded_and_a_longer_frame_goes_alone() {
         let mut frames = Frames::new(1 << 20);
         for length in [50, 50, 1, 99, 200, 1] {
             frames.put(Frame::line(vec![b'x'; length]));
         }
-        let (mut batch, mut lengths) = (Vec::new(), Vec::new());
+        let mut lengths = Vec::new();
         while !frames.is_idle() && lengths.len() < 6 {
+            let mut batch = Vec::new();
             frames.next_batch(&mut batch, 100);
             lengths.push(batch.len());
         }
         assert_eq!(lengths, [100, 100, 200, 1]);
-        frames.next_batch(&mut batch, 100);
-        assert!(batch.is_empty());
     }
 
     #[test]
-    fn a_queue_holds_no_more_memory_than_for_a_few_frames_or_eight_times_as_many_as_there_are() {
-        let key = WrappedKey::new(&[1; 264]);
-        let is_small = |queue_capacity: usize, length: usize| queue_capacity <= (8 * length + 8).max(FEW);
-        let mut row = Row::default();
-        (0..1000).for_each(|_| row.push(Frame::new(Kind::Envelope, *b"{").parts, Some(&key)));
-        for left in (0..1000).rev() {
-            assert!(row.pop().is_some() && row.frames.len() == left);
-            assert!(is_small(row.frames.capacity(), left), "{} for {left}", row.frames.capacity());
-            let groups = (left + row.keys.taken).div_ceil(GROUP).max(1);
-            assert!(row.keys.groups.len() == groups && row.keys.taken < GROUP);
-            assert!(is_small(row.keys.groups.capacity(), groups));
-        }
-        assert_eq!((row.bytes, row.keys.groups[0].len()), (0, 0));
-        // However they leave.
-        for resumed in [false, true] {
-            let mut frames = Frames::new(1 << 20);
-            (0..1000).for_each(|_| frames.put(aside()));
-            if resumed {
-                assert!(frames.resume(0));
-            }
-            sent(&mut frames);
-            assert!(frames.is_idle() && is_small(frames.row.frames.capacity(), 0));
-        }
-    }
-
-    #[test]
-    fn of_a_session_that_has_ended_nothing_is_held() {
-        let mut frames = Frames::new(1000);
+    fn ended_session_holds_nothing() {
+        let (mut frames, quotas) = (Frames::new(1000), Quotas::default());
         frames.put(line(1));
         sent(&mut frames);
-        [line(2), packet(3)].into_iter().for_each(|frame| frames.put(frame));
+        frames.put(line(2));
+        assert!(frames.put_packet(Frame::packet(vec![3], b""), &quotas.packets).is_ok());
+        assert_eq!(quotas.packets.left(), MAX_WAITING_PACKETS - 1);
+        frames.end();
+        assert_eq!((quotas.packets.left(), sent(&mut frames)), (MAX_WAITING_PACKETS, vec![2]));
         frames.clear();
-        assert!(frames.is_idle() && !frames.reaches(1));
-        assert_eq!([&frames.row, &frames.packets].map(|row| (row.frames.len(), row.bytes)), [(0, 0); 2]);
+        assert!(frames.is_idle() && !frames.reaches(1) && frames.load.bytes == 0);
     }
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn what_the_server_itself_says_may_be_two_outboxes_and_a_mebibyte_and_no_more() {
+    fn server_s_own_messages_may_be_two_outboxes_and_a_mebibyte() {
         let mut frames = Frames::new(50);
         frames.put(Frame::line(vec![b'x'; 2 * 50 + MAX_LINE]));
-        assert!(is_full(&frames, true) && !frames.overflows(true));
+        assert!(is_full(&frames) && !frames.overflows());
         frames.put(Frame::line(*b"x"));
-        assert!(frames.overflows(true));
+        assert!(frames.overflows());
     }
 
-    /// PROTOCOL#kept-limit.
+    /// PROTOCOL#kept-limit, PROTOCOL#packet-order.
     #[test]
-    fn where_much_waits_for_many_each_may_have_an_eighth_of_the_rest_and_gives_it_back() {
+    fn each_may_have_256_kib_and_an_eighth_of_the_rest() {
         const PACKET: usize = 64 * 1024;
-        // Room for four packets: 4 are at most (rest - 4) / 8. Half a packet is for what other tests have waiting.
-        const REST: usize = 9 * 4 * PACKET + PACKET / 2;
-        let queue = |count: usize| {
-            let mut frames = Frames::new(1 << 30);
-            (0..count).for_each(|_| frames.put(Frame::packet(vec![0], &[0; PACKET - 1])));
-            frames
+        let (quotas, mut frames) = (Quotas::default(), Frames::new(1000));
+        let packet = || Frame::packet(vec![0], &[0; PACKET - 1]);
+        let fill = |frames: &mut Frames| {
+            (0..).take_while(|_| frames.put_packet(packet(), &quotas.packets).is_ok()).count()
         };
-        under_pressure(REST, || {
-            assert!(has_room(&mut queue(4), true) && has_room(&mut queue(4), false));
-            let mut frames = queue(3);
-            assert!(frames.reserve(PACKET, true) && frames.reserve(PACKET, true));
-            assert!(!frames.reserve(PACKET, true), "what is reserved counts like what waits");
-            (0..2).for_each(|_| frames.release(PACKET));
-            frames = queue(5);
-            assert!(!has_room(&mut frames, true) && !has_room(&mut frames, false));
-            while !frames.is_idle() {
-                frames.next_batch(&mut Vec::new(), 100);
-            }
-            assert!(
-                !has_room(&mut frames, false) && frames.reaches(0),
-                "without a connection nothing is forgotten"
-            );
-            // Nor is what has to be sent again.
-            assert!(frames.resume(0) && !frames.is_idle());
-            assert!(has_room(&mut frames, true) && frames.reaches(0));
-            while !frames.is_idle() {
-                frames.next_batch(&mut Vec::new(), 100);
-            }
-            // Of what went out, 256 KiB are kept at least.
-            assert!(has_room(&mut frames, true) && !frames.reaches(0) && frames.reaches(1));
-            assert_eq!(frames.row.packet_bytes, 4 * PACKET);
-            // What is gone, however it went, makes room, and no more than it took.
-            frames.put(Frame::packet(vec![0], &[0; PACKET - 1]));
-            drop(frames);
-            let mut ended = queue(3);
-            ended.end();
-            assert!(has_room(&mut queue(4), true) && !has_room(&mut queue(5), true));
-        });
+        let pressure = under_pressure(&quotas, 0);
+        assert_eq!(fill(&mut frames), 5, "as long as there are no more than 256 KiB");
+        while !frames.is_idle() {
+            frames.next_batch(&mut Vec::new(), 100);
+        }
+        assert_eq!(fill(&mut frames), 0, "what is kept counts");
+        assert!(frames.acknowledge(2).is_ok());
+        assert_eq!(fill(&mut frames), 2);
+        drop((frames, pressure));
+        assert_eq!(quotas.packets.left(), MAX_WAITING_PACKETS);
+        // With four packets beyond 256 KiB, an eighth of the rest is four.
+        let _pressure = under_pressure(&quotas, (4 + 4 + 4 * 8) * PACKET);
+        assert_eq!(fill(&mut Frames::new(1000)), 9);
     }
 }

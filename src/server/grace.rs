@@ -13,22 +13,20 @@
 //! handles no further frame: before each one, and while it waits for anything, it looks whether the session still is on
 //! its link. What it had read and not handled is not counted, so the client sends it again. Then it drops its `Turn`.
 
-use super::frames::Frame;
-use super::limits::{ACK_AFTER_BYTES, ACK_AFTER_FRAMES, SWEEP};
+use super::limits::SWEEP;
 use super::rates::Bucket;
 use super::session::Session;
 use super::{Shared, lock};
-use crate::protocol::{ErrorCode, Received, ServerMessage};
+use crate::protocol::{ErrorCode, ServerMessage};
+use crate::wire::window::Received;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a session knows of the frames that come from its client.
 pub struct Inbound {
-    /// Counted frames that were taken in, all in all.
-    received: u64,
-    /// Frames and bytes since the last `ack`.
-    unsaid: (u64, usize),
+    /// Frames since the login.
+    pub received: Received,
     /// The client's rate.
     pub bucket: Bucket,
 }
@@ -37,26 +35,7 @@ impl Inbound {
     /// Of a new session. `rate` is in requests a second.
     pub fn new(rate: u32) -> Inbound {
         let rate = f64::from(rate);
-        Inbound { received: 0, unsaid: (0, 0), bucket: Bucket::new(rate, rate * 4.0) }
-    }
-
-    /// Counts one frame of so many bytes, just before it is handled.
-    pub fn count(&mut self, bytes: usize) {
-        self.received += 1;
-        self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
-    }
-
-    /// The `ack` that is due, if one is, else `None`; `early` if any news is enough.
-    pub fn ack(&mut self, early: bool) -> Option<Received> {
-        let (frames, bytes) = self.unsaid;
-        let due = frames >= ACK_AFTER_FRAMES || bytes >= ACK_AFTER_BYTES || (early && frames > 0);
-        due.then(|| self.position())
-    }
-
-    /// How much was taken in, for a client that is told so now.
-    pub fn position(&mut self) -> Received {
-        self.unsaid = (0, 0);
-        Received { received: self.received }
+        Inbound { received: Received::default(), bucket: Bucket::new(rate, rate * 4.0) }
     }
 }
 
@@ -122,7 +101,7 @@ impl Drop for Turn {
 
 /// Ends a session, wherever it is: others see its client leave at once, and the client still gets what waits for it, and
 /// `last`. PROTOCOL#ends-at-once.
-pub fn end(shared: &Shared, session: &Arc<Session>, last: Option<Frame<'_>>) {
+pub fn end(shared: &Shared, session: &Arc<Session>, last: Option<&ServerMessage>) {
     session.outbox.end(last);
     report_end(shared, session);
 }
@@ -144,7 +123,7 @@ fn report_end(shared: &Shared, session: &Arc<Session>) {
 
 /// [Ends](end) a session, and tells its client why.
 pub fn dismiss(shared: &Shared, session: &Arc<Session>, code: ErrorCode, text: &str) {
-    end(shared, session, Some(Frame::aside(&ServerMessage::error(code, text))));
+    end(shared, session, Some(&ServerMessage::error(code, text)));
 }
 
 /// The sessions without a connection, by the end of their time. PROTOCOL#outlives.
@@ -236,6 +215,7 @@ fn sweep_out(shared: &Shared, now: Instant) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frames::Frame;
     use super::super::registry::Place;
     use super::super::session::tests::session;
     use super::super::store::accounts::tests::Folder;
@@ -269,28 +249,6 @@ mod tests {
         log.matches("event=logout").count()
     }
 
-    /// PROTOCOL#ack-when.
-    #[test]
-    fn an_ack_is_due_after_32_frames_or_128_kib_or_when_there_is_news_to_tell() {
-        let mut inbound = inbound();
-        let said = |ack: Option<Received>| ack.map(|ack| ack.received);
-        assert_eq!(said(inbound.ack(true)), None, "no news");
-        (1..ACK_AFTER_FRAMES).for_each(|_| inbound.count(1));
-        assert_eq!(said(inbound.ack(false)), None);
-        inbound.count(1);
-        assert_eq!((said(inbound.ack(false)), said(inbound.ack(true))), (Some(32), None));
-        inbound.count(ACK_AFTER_BYTES / 2);
-        inbound.count(ACK_AFTER_BYTES / 2 - 1);
-        assert_eq!(said(inbound.ack(false)), None);
-        inbound.count(1);
-        assert_eq!((said(inbound.ack(false)), said(inbound.ack(false))), (Some(35), None));
-        inbound.count(0);
-        assert_eq!((said(inbound.ack(false)), said(inbound.ack(true))), (None, Some(36)));
-        // Who is told otherwise is not told again.
-        inbound.count(ACK_AFTER_BYTES);
-        assert_eq!((inbound.position().received, said(inbound.ack(true))), (37, None));
-    }
-
     /// PROTOCOL#taken-over.
     #[test]
     fn one_alone_handles_the_frames_of_a_session_and_the_next_knows_how_far_they_came() {
@@ -298,13 +256,13 @@ mod tests {
         let mut first = turn(&shared, "alice");
         let session = first.session().clone();
         assert!(Turn::next(&shared, &session, Duration::from_millis(1)).is_none(), "somebody is at it");
-        first.inbound().count(1);
+        first.inbound().received.count(1, 1);
         std::thread::scope(|scope| {
             let next = scope
                 .spawn(|| Turn::next(&shared, &session, HOUR).expect("as soon as the former is dropped"));
             drop(first);
             let mut next = next.join().expect("whole");
-            assert!(Arc::ptr_eq(next.session(), &session) && next.inbound().position().received == 1);
+            assert!(Arc::ptr_eq(next.session(), &session) && next.inbound().received.position() == 1);
             assert_eq!(waiting(&shared), 0, "who is served is on no list");
             drop(next);
         });

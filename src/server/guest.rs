@@ -96,7 +96,7 @@ pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
     ServerMessage::error(code, error.to_string())
 }
 
-/// A session that was taken from its former connection, and whose client has been told so.
+/// A session that was taken from its former connection.
 pub struct Resumption {
     /// The right to handle the session's frames from now on.
     pub turn: Turn,

@@ -15,9 +15,8 @@ pub const LINES_BEFORE_LOGIN: u32 = 32;
 /// Presence changes are sent at most this often: users do not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
-/// takes none are read more slowly long before. When they are all in use, there is still one packet for each client that has
-/// none, and each keeps the latest 256 KiB that it was sent. Threads that ask for room at the same moment may exceed this by one packet
-/// each.
+/// takes none are read more slowly long before. When they are all in use, each client may still have 256 KiB and one packet.
+/// Threads that ask for room at the same moment may exceed this by one packet each.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
 /// then.
@@ -33,11 +32,6 @@ pub const SMALL_LINE: usize = 66 * 1024;
 pub const WRITE: Duration = Duration::from_secs(30);
 /// When its session has ended, it has this long for all that it is still sent.
 pub const FAREWELL: Duration = Duration::from_secs(30);
-/// Both sides acknowledge after this number of frames, or bytes: rarely enough to cost nothing, and far below what may be
-/// kept.
-pub const ACK_AFTER_FRAMES: u64 = 32;
-/// See [`ACK_AFTER_FRAMES`].
-pub const ACK_AFTER_BYTES: usize = 128 * 1024;
 /// The smallest outbox, in bytes: one sender may fill half of it, so half of it is more than a client need not have
 /// acknowledged yet, and an envelope.
 pub const MIN_OUTBOX: usize = 384 * 1024;
@@ -115,6 +109,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::window::{ACK_BYTES, ACK_FRAMES};
 
     #[test]
     fn documented_limits_are_the_ones_enforced() {
@@ -125,12 +120,9 @@ mod tests {
         let thousands = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
         let usual = Limits::for_machine(1 << 20, 65_530);
         for promise in [
-            format!(
-                "`ack` is sent when {ACK_AFTER_FRAMES} frames or {} KiB have been",
-                ACK_AFTER_BYTES / kib
-            ),
+            format!("`ack` is sent when {ACK_FRAMES} frames or {} KiB have been", ACK_BYTES / kib),
             format!("waits for many clients (about {} MiB in all)", MAX_WAITING_PACKETS / kib / kib),
-            format!("perhaps only the latest {} KiB for each", 2 * ACK_AFTER_BYTES / kib),
+            format!("one for which at most {} KiB wait", 2 * ACK_BYTES / kib),
             format!("if that lasts over {} s, the transfer's grant is taken back", PACKET_PATIENCE.as_secs()),
             format!("the server serves {} at once (a thread each)", thousands(MAX_WRITERS)),
             format!("`--outbox KIB` | {} (at least {})", usual.outbox / kib, MIN_OUTBOX / kib),

@@ -24,6 +24,7 @@ mod metrics;
 pub mod operator;
 pub mod options;
 pub mod outbox;
+pub mod quotas;
 pub mod rates;
 pub mod receipts;
 pub mod registry;
@@ -42,6 +43,7 @@ use grace::Grace;
 use limits::Limits;
 use operator::{admin, status};
 use options::Options;
+use quotas::Quotas;
 use rates::Counter;
 use registry::Registry;
 use std::fmt::Display;
@@ -74,6 +76,8 @@ pub struct Shared {
     pub flusher: Flusher,
     /// The sessions that wait for another connection.
     pub grace: Grace,
+    /// What all sessions share.
+    pub quotas: Arc<Quotas>,
     /// Makes the salts of names that do not exist, 32 bytes.
     pub salt_secret: Key,
     /// Failed logins, by name and by address.
@@ -110,6 +114,7 @@ impl Shared {
             registry: Registry::default(),
             flusher: Flusher::default(),
             grace: Grace::new(limits.grace),
+            quotas: Arc::default(),
             salt_secret: store.salt_secret,
             lockout: store.lockout,
             registrations: Mutex::new(Counter::new(limits.registrations, MINUTE)),

@@ -19,14 +19,17 @@
 //! latest claim: of two resumptions at once the later one wins.
 
 use super::connection_limits::Ticket;
-use super::frames::{FalseAck, Frame, Frames};
-use super::limits::{FAREWELL, MAX_WRITERS, WRITE};
-use super::receipts::Receipts;
-use super::{lock, metrics};
+use super::frames::{Frame, Frames, Freed, Part};
+use super::limits::{FAREWELL, WRITE};
+use super::metrics;
+use super::quotas::{Permit, Quotas};
+use super::receipts::{Receipt, Receipts};
+use crate::protocol::{Received, ServerMessage, WrappedKey};
+use crate::sync::lock;
 use crate::wire::tls::Channel;
+use crate::wire::window::{Control, ControlLine, FalseAck};
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -39,9 +42,6 @@ const SLOW_BATCH: usize = 16 * 1024;
 const MAX_BATCHES: usize = 16;
 /// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
-
-/// Writer threads at work, of [`MAX_WRITERS`].
-static WRITERS: AtomicUsize = AtomicUsize::new(0);
 
 /// A connection, counted as long as any thread holds on to its socket.
 pub struct Link {
@@ -58,7 +58,13 @@ impl Link {
 }
 
 struct Queue {
+    /// Of `link`.
+    control: Control,
     frames: Frames,
+    /// Of the letters among the frames, in their order; `None` once they were [taken](Outbox::take_receipts).
+    receipts: Option<Receipts>,
+    /// The last line, which goes behind all others.
+    last: Option<Part>,
     /// `None` while the session has no connection.
     link: Option<Arc<Link>>,
     /// The baton of `link`: somebody encrypts and writes.
@@ -99,6 +105,37 @@ impl Queue {
         self.frames.clear();
         self.cut();
     }
+
+    /// The client has received the frames of these receipts.
+    fn freed(&mut self, freed: &Freed) {
+        self.receipts.iter_mut().for_each(|receipts| receipts.acknowledge(freed.letters));
+    }
+
+    /// Whether there is nothing to send.
+    fn is_idle(&self) -> bool {
+        self.control.is_idle() && self.frames.is_idle() && self.last.is_none()
+    }
+
+    /// Puts into `plain` what is sent next. Control lines end a batch, so that answers go before a `pong` that was asked
+    /// for after them, and much that waits delays none of both.
+    fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
+        plain.clear();
+        plain.extend(self.control.first.take().unwrap_or_default());
+        self.frames.next_batch(plain, most);
+        while plain.len() < 2 * most
+            && let Some(line) = self.control.next()
+        {
+            plain.extend(match line {
+                ControlLine::First(line) => line,
+                ControlLine::Ack(received) => ServerMessage::Ack(Received { received }).encode(),
+                ControlLine::Pong => ServerMessage::Pong.encode(),
+                ControlLine::Ping => ServerMessage::Ping.encode(),
+            });
+        }
+        if self.frames.is_idle() && self.control.is_idle() {
+            plain.extend_from_slice(&self.last.take().unwrap_or_default());
+        }
+    }
 }
 
 /// What goes out next, and what encryption makes of it: whoever sends much keeps them from one batch to the next.
@@ -108,9 +145,18 @@ pub struct Buffers {
     wire: Vec<u8>,
 }
 
+/// Why a packet was not queued.
+pub enum Unqueued {
+    /// There is no room for it.
+    Full(Frame),
+    /// The session has ended.
+    Gone,
+}
+
 /// The queue of one session.
 pub struct Outbox {
     queue: Mutex<Queue>,
+    quotas: Arc<Quotas>,
 }
 
 /// What became of an envelope.
@@ -126,9 +172,12 @@ pub enum Queued {
 
 impl Outbox {
     /// `limit` is in bytes of lines: see [`Frames::takes`].
-    pub fn new(link: Arc<Link>, limit: usize) -> Outbox {
+    pub fn new(link: Arc<Link>, limit: usize, quotas: Arc<Quotas>) -> Outbox {
         let queue = Queue {
+            control: Control::default(),
             frames: Frames::new(limit),
+            receipts: Some(Receipts::default()),
+            last: None,
             address: Some(link.ticket.address),
             link: Some(link),
             busy: false,
@@ -138,53 +187,79 @@ impl Outbox {
             ending: None,
             closed: false,
         };
-        Outbox { queue: Mutex::new(queue) }
+        Outbox { queue: Mutex::new(queue), quotas }
     }
 
     /// Queues one frame of the server's own and sends what can be sent now.
-    pub fn send(self: &Arc<Outbox>, frame: Frame<'_>) {
+    pub fn send(self: &Arc<Outbox>, frame: Frame) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
         self.take_baton(queue, &mut Buffers::default());
     }
 
+    /// Sends a line about the connection in use.
+    pub fn control(self: &Arc<Outbox>, change: impl FnOnce(&mut Control)) {
+        let mut queue = lock(&self.queue);
+        if queue.is_open() {
+            change(&mut queue.control);
+            self.take_baton(queue, &mut Buffers::default());
+        }
+    }
+
     /// Queues one frame of the server's own. True if somebody has to [flush](Outbox::flush) it, and nobody else will.
-    pub fn queue_for_soon(&self, frame: Frame<'_>) -> bool {
+    pub fn queue_for_soon(&self, frame: Frame) -> bool {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
         !std::mem::replace(&mut queue.listed_for_soon, true)
     }
 
     /// Queues one frame of the server's own for the next pass.
-    pub fn queue(self: &Arc<Outbox>, frame: Frame<'_>, pass: &mut Pass) {
+    pub fn queue(self: &Arc<Outbox>, frame: Frame, pass: &mut Pass) {
         let mut queue = lock(&self.queue);
         put_own(&mut queue, frame);
         self.list(queue, pass);
     }
 
     /// Queues one line from another client, for the next pass or to be sent at once, unless too
-    /// much waits already.
-    pub fn deliver(self: &Arc<Outbox>, frame: Frame<'_>, pass: Option<&mut Pass>) -> Queued {
-        let mut queue = lock(&self.queue);
-        if !queue.is_open() || queue.frames.are_reported() {
+    /// much waits already. An envelope has its recipient's own wrapped key.
+    pub fn deliver(
+        self: &Arc<Outbox>,
+        frame: Frame,
+        key: Option<&WrappedKey>,
+        receipt: Option<Receipt>,
+        pass: Option<&mut Pass>,
+    ) -> Queued {
+        let mut guard = lock(&self.queue);
+        let queue = &mut *guard;
+        let Some(receipts) = queue.receipts.as_mut().filter(|_| !queue.closed && queue.ending.is_none())
+        else {
             return Queued::Gone;
-        }
-        if !queue.frames.takes(&frame, queue.link.is_some()) {
+        };
+        if !queue.frames.takes(&frame) {
             return Queued::Full;
         }
-        put(&mut queue, frame);
+        receipts.push(receipt);
+        match key {
+            Some(key) => queue.frames.put_envelope(frame, key),
+            None => queue.frames.put(frame),
+        }
         match pass {
-            Some(pass) => self.list(queue, pass),
-            None => self.take_baton(queue, &mut Buffers::default()),
+            Some(pass) => self.list(guard, pass),
+            None => self.take_baton(guard, &mut Buffers::default()),
         }
         Queued::Yes
     }
 
-    /// Reserves room for a packet of `length` bytes, if available: see [`Frames::reserve`].
-    pub fn reserve(self: &Arc<Outbox>, length: usize) -> Option<Reserved> {
+    /// Queues a packet behind all lines. The caller [flushes](Outbox::flush) when it holds no lock.
+    ///
+    /// # Errors
+    /// The packet, if there is no room for it, or if the session has ended.
+    pub fn put_packet(&self, packet: Frame) -> Result<(), Unqueued> {
         let mut queue = lock(&self.queue);
-        let connected = queue.link.is_some();
-        queue.frames.reserve(length, connected).then(|| Reserved { outbox: self.clone(), length })
+        if !queue.is_open() {
+            return Err(Unqueued::Gone);
+        }
+        queue.frames.put_packet(packet, &self.quotas.packets).map_err(Unqueued::Full)
     }
 
     /// How many packets count against what may be granted: see [`Frames::packets`].
@@ -210,7 +285,12 @@ impl Outbox {
     /// [`FalseAck`], as [`Frames::acknowledge`].
     pub fn acknowledge(&self, link: &Arc<Link>, received: u64) -> Result<bool, FalseAck> {
         let mut queue = lock(&self.queue);
-        if queue.is_on(link) { queue.frames.acknowledge(received) } else { Ok(false) }
+        if !queue.is_on(link) {
+            return Ok(false);
+        }
+        let freed = queue.frames.acknowledge(received)?;
+        queue.freed(&freed);
+        Ok(freed.was_due())
     }
 
     /// Closes the session's connection for one whose client has taken in `received` frames since the login, and returns
@@ -226,17 +306,20 @@ impl Outbox {
         Some(queue.claims)
     }
 
-    /// Goes on sending on `link`. False, and nothing has changed, if the session has ended since the claim, or there was
-    /// a later one.
-    pub fn attach(self: &Arc<Outbox>, link: Arc<Link>, claim: u64, received: u64) -> bool {
+    /// Continues on `link`, whose first line is `hello`. False, and nothing has changed, if the session has ended since the
+    /// claim, or there was a later one.
+    pub fn attach(self: &Arc<Outbox>, link: Arc<Link>, claim: u64, received: u64, hello: Vec<u8>) -> bool {
         let mut queue = lock(&self.queue);
-        let goes_on = queue.is_open() && queue.claims == claim && queue.frames.resume(received);
-        if goes_on {
-            queue.cut();
-            (queue.address, queue.link) = (Some(link.ticket.address), Some(link));
-            self.take_baton(queue, &mut Buffers::default());
+        if !queue.is_open() || queue.claims != claim {
+            return false;
         }
-        goes_on
+        let Some(freed) = queue.frames.resume(received) else { return false };
+        queue.freed(&freed);
+        queue.cut();
+        queue.control = Control { first: Some(hello), ..Control::default() };
+        (queue.address, queue.link) = (Some(link.ticket.address), Some(link));
+        self.take_baton(queue, &mut Buffers::default());
+        true
     }
 
     /// Closes the connection; the client can resume the session.
@@ -270,13 +353,13 @@ impl Outbox {
     }
 
     /// Ends the session: when all lines that are queued have been sent, and `last`, or at once without a connection.
-    pub fn end(self: &Arc<Outbox>, last: Option<Frame<'_>>) {
+    pub fn end(self: &Arc<Outbox>, last: Option<&ServerMessage>) {
         let mut queue = lock(&self.queue);
-        if let Some(frame) = last {
-            put_own(&mut queue, frame);
-        }
         if queue.link.is_none() {
             return queue.shut();
+        }
+        if queue.is_open() {
+            queue.last = last.map(|message| message.encode().into());
         }
         queue.ending.get_or_insert_with(|| Instant::now() + FAREWELL);
         queue.frames.end();
@@ -285,7 +368,7 @@ impl Outbox {
 
     /// Accepts no more from other clients. The receipts of what the client has not acknowledged, for the first caller.
     pub fn take_receipts(&self) -> Option<Receipts> {
-        lock(&self.queue).frames.take_receipts()
+        lock(&self.queue).receipts.take()
     }
 
     /// Where the client of a session that has ended was last: for the first who asks, and reports the end.
@@ -312,7 +395,7 @@ impl Outbox {
         let Some(link) = queue.link.clone().filter(|_| !queue.busy) else { return };
         queue.busy = true;
         for batches in 1.. {
-            next_batch(&mut queue, plain, BATCH);
+            queue.next_batch(plain, BATCH);
             drop(queue);
             wire.clear();
             let sent = link.channel.encrypt(plain, wire).and_then(|()| link.channel.send_now(wire));
@@ -338,17 +421,11 @@ impl Outbox {
     /// Gives the baton and the rest to a writer thread of this link's own.
     fn hand_over(self: &Arc<Outbox>, link: Arc<Link>, rest: Vec<u8>) {
         let (me, its) = (self.clone(), link.clone());
-        let room = WRITERS.fetch_add(1, Ordering::Relaxed) < MAX_WRITERS;
-        let thread = std::thread::Builder::new().name("writer".into()).stack_size(WRITER_STACK);
-        let started = room
-            && thread
-                .spawn(move || {
-                    me.write_out(&its, rest);
-                    WRITERS.fetch_sub(1, Ordering::Relaxed);
-                })
-                .is_ok();
+        let started = self.quotas.writers.take_within(1).is_some_and(|permit| {
+            let thread = std::thread::Builder::new().name("writer".into()).stack_size(WRITER_STACK);
+            thread.spawn(move || me.write_out(&its, rest, permit)).is_ok()
+        });
         if !started {
-            WRITERS.fetch_sub(1, Ordering::Relaxed);
             metrics::SLOW_CLOSED.add();
             self.give_up(&link);
         }
@@ -364,7 +441,7 @@ impl Outbox {
     /// The writer thread: sends, waiting for the client, until it has caught up. Each [`SLOW_BATCH`] has
     /// 30 s, and goes when half of what the system holds unsent has gone: who takes 4 KiB a second is not given up.
     /// PROTOCOL#slow-client.
-    fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>) {
+    fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>, _permit: Permit) {
         loop {
             let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| {
                 let until = self.write_until(link).ok_or(io::Error::from(ErrorKind::NotConnected))?;
@@ -386,7 +463,7 @@ impl Outbox {
             // Neither holds more than it has to while it waits.
             let mut plain = Vec::new();
             wire = Vec::new();
-            next_batch(&mut queue, &mut plain, SLOW_BATCH);
+            queue.next_batch(&mut plain, SLOW_BATCH);
             drop(queue);
             if link.channel.encrypt(&plain, &mut wire).is_err() {
                 return self.give_up(link);
@@ -400,14 +477,9 @@ fn broken(queue: &mut Queue) {
     if queue.ending.is_some() { queue.shut() } else { queue.cut() }
 }
 
-fn next_batch(queue: &mut Queue, plain: &mut Vec<u8>, most: usize) {
-    queue.frames.next_batch(plain, most);
-    queue.frames.forget();
-}
-
 /// Lays the baton of the current link down if nothing is left to do.
 fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
-    if !queue.frames.is_idle() {
+    if !queue.is_idle() {
         return false;
     }
     queue.busy = false;
@@ -421,53 +493,17 @@ fn lay_down(queue: &mut Queue, link: &Arc<Link>) -> bool {
     true
 }
 
-fn put(queue: &mut Queue, frame: Frame<'_>) {
-    queue.frames.put(frame);
-    if queue.link.is_some() {
-        queue.frames.forget();
-    }
-}
-
 /// What the server itself has to say and no longer fits ends the session. Without a connection, others see it go at the
 /// next sweep. PROTOCOL#ends-at-once.
-fn put_own(queue: &mut Queue, frame: Frame<'_>) {
+fn put_own(queue: &mut Queue, frame: Frame) {
     if !queue.is_open() {
         return;
     }
-    if queue.frames.overflows(queue.link.is_some()) {
+    if queue.frames.overflows() {
         metrics::SLOW_CLOSED.add();
         return queue.shut();
     }
-    put(queue, frame);
-}
-
-/// Room for a packet, counted like one that waits; given back when dropped.
-pub struct Reserved {
-    outbox: Arc<Outbox>,
-    length: usize,
-}
-
-impl Reserved {
-    /// Queues the packet behind all lines. False if the session has ended.
-    pub fn queue(mut self, packet: Frame<'_>) -> bool {
-        let outbox = self.outbox.clone();
-        let mut queue = lock(&outbox.queue);
-        queue.frames.release(std::mem::take(&mut self.length));
-        let open = queue.is_open();
-        if open {
-            put(&mut queue, packet);
-            outbox.take_baton(queue, &mut Buffers::default());
-        }
-        open
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if self.length > 0 {
-            lock(&self.outbox.queue).frames.release(self.length);
-        }
-    }
+    queue.frames.put(frame);
 }
 
 /// Outboxes that something was queued in, for the flusher to write out.
@@ -506,6 +542,18 @@ pub(super) mod tests {
         (Link::new(Channel::bare(socket).expect("a socket"), ticket), other)
     }
 
+    impl Outbox {
+        /// What it shares with no other.
+        pub fn quotas(&self) -> &Quotas {
+            &self.quotas
+        }
+    }
+
+    /// An outbox of this limit.
+    pub fn outbox_on(link: Arc<Link>, limit: usize) -> Arc<Outbox> {
+        Arc::new(Outbox::new(link, limit, Arc::default()))
+    }
+
     /// Whoever wants to queue or to send something waits until this is dropped.
     pub fn hold(outbox: &Outbox) -> impl Sized {
         lock(&outbox.queue)
@@ -514,7 +562,7 @@ pub(super) mod tests {
     #[test]
     fn what_the_server_itself_says_to_one_who_never_reads_is_bounded_too() {
         let (link, _deaf) = link();
-        let outbox = Arc::new(Outbox::new(link, 1024));
+        let outbox = outbox_on(link, 1024);
         // Some megabytes are the kernel's; long before the write times out, the rest is too much.
         let lines = (0..1000).take_while(|_| {
             outbox.send(Frame::line(vec![b'x'; 64 * 1024]));
@@ -529,14 +577,14 @@ pub(super) mod tests {
         const LINE: usize = 64 * 1024;
         for _ in 0..20 {
             let (former, _deaf) = link();
-            let outbox = Arc::new(Outbox::new(former.clone(), 1 << 30));
+            let outbox = outbox_on(former.clone(), 1 << 30);
             let line = |n: u8| Frame::line(vec![n; LINE]);
             // More than the kernel takes: a writer waits, and the rest waits for it.
             (0..200).for_each(|n| outbox.send(line(n)));
             let (next, mut other) = link();
             let claim = outbox.claim(0).expect("nothing is forgotten");
-            assert!(!outbox.serves(&former) && outbox.attach(next.clone(), claim, 0));
-            assert!(!outbox.attach(former, claim - 1, 0), "an older claim");
+            assert!(!outbox.serves(&former) && outbox.attach(next.clone(), claim, 0, Vec::new()));
+            assert!(!outbox.attach(former, claim - 1, 0, Vec::new()), "an older claim");
             outbox.send(line(200));
             let mut got = vec![0; LINE];
             for n in 0..=200 {
@@ -551,7 +599,7 @@ pub(super) mod tests {
     #[test]
     fn farewell_that_is_read_slowly_ends_in_time() {
         let (link, far) = link();
-        let outbox = Arc::new(Outbox::new(link.clone(), 1 << 30));
+        let outbox = outbox_on(link.clone(), 1 << 30);
         // More than the kernel takes: a writer waits for the client.
         const LINE: usize = 64 * 1024;
         (0..400).for_each(|_| outbox.send(Frame::line(vec![b'x'; LINE])));
@@ -569,11 +617,13 @@ pub(super) mod tests {
         assert!(!outbox.says_farewell(&link) && lock(&outbox.queue).frames.is_idle());
     }
 
-    fn relay(outbox: &Arc<Outbox>, packet: Frame<'_>) -> bool {
-        outbox.reserve(1).is_some_and(|room| room.queue(packet))
+    fn relay(outbox: &Arc<Outbox>, packet: Frame) -> bool {
+        let queued = outbox.put_packet(packet).is_ok();
+        outbox.flush(&mut Buffers::default());
+        queued
     }
 
-    pub fn line(text: &str) -> Frame<'static> {
+    pub fn line(text: &str) -> Frame {
         Frame::line(text.as_bytes())
     }
 
@@ -605,14 +655,14 @@ pub(super) mod tests {
     fn who_ends_a_session_lets_its_lines_go_out_and_takes_nothing_after_them() {
         let (link, far) = link();
         link.ticket.logged_in();
-        let outbox = Arc::new(Outbox::new(link.clone(), 1024));
+        let outbox = outbox_on(link.clone(), 1024);
         assert!(outbox.is_open() && outbox.serves(&link));
-        assert_eq!(outbox.deliver(line("one "), None), Queued::Yes);
+        assert_eq!(outbox.deliver(line("one "), None, None, None), Queued::Yes);
         let mut pass = Pass::default();
         outbox.queue(line("two "), &mut pass);
         outbox.end(None);
         assert!(!outbox.is_open() && !outbox.serves(&link));
-        assert_eq!(outbox.deliver(line("late"), None), Queued::Gone);
+        assert_eq!(outbox.deliver(line("late"), None, None, None), Queued::Gone);
         assert!(!relay(&outbox, Frame::packet(b"late".to_vec(), b"")) && outbox.claim(0).is_none());
         outbox.send(line("late"));
         assert_eq!(rest(&far), "one two ");
@@ -623,14 +673,18 @@ pub(super) mod tests {
     #[test]
     fn a_session_without_a_connection_ends_at_once() {
         let (former, _far) = link();
-        let outbox = Arc::new(Outbox::new(former.clone(), 1024));
+        let outbox = outbox_on(former.clone(), 1024);
         let claim = outbox.claim(0).expect("nothing is forgotten");
         outbox.send(line("waits"));
         assert!(outbox.is_open());
         outbox.end(None);
         assert!(lock(&outbox.queue).frames.is_idle(), "nothing is held for it");
         let (next, far) = link();
-        assert!(!outbox.is_open() && !outbox.attach(next.clone(), claim, 0) && outbox.claim(0).is_none());
+        assert!(
+            !outbox.is_open()
+                && !outbox.attach(next.clone(), claim, 0, Vec::new())
+                && outbox.claim(0).is_none()
+        );
         next.channel.close();
         assert_eq!(rest(&far), "");
     }
@@ -639,13 +693,13 @@ pub(super) mod tests {
     #[test]
     fn a_session_hears_its_own_link_alone_and_goes_on_from_where_it_can() {
         let (former, _far) = link();
-        let outbox = Arc::new(Outbox::new(former.clone(), 1024));
+        let outbox = outbox_on(former.clone(), 1024);
         outbox.send(line("one "));
         assert!(outbox.claim(2).is_none() && outbox.serves(&former), "nothing has changed");
         let claim = outbox.claim(0).expect("nothing is forgotten");
         assert!(outbox.is_open() && !outbox.serves(&former));
         let (current, far) = link();
-        assert!(outbox.attach(current.clone(), claim, 0));
+        assert!(outbox.attach(current.clone(), claim, 0, Vec::new()));
         assert_eq!(next(&far, 4), "one ");
         // The former one's thread looks up late.
         outbox.detach(&former);
@@ -657,14 +711,14 @@ pub(super) mod tests {
         outbox.detach(&current);
         assert_eq!(rest(&far), "");
         assert!(outbox.is_open() && !outbox.serves(&current));
-        assert_eq!(outbox.deliver(line("two "), None), Queued::Yes);
+        assert_eq!(outbox.deliver(line("two "), None, None, None), Queued::Yes);
         assert!(outbox.claim(0).is_none(), "what was acknowledged is gone");
         let (earlier, later) = (outbox.claim(1).expect("in reach"), outbox.claim(1).expect("in reach"));
         let (last, far) = link();
         for (claim, received) in [(earlier, 1), (later, 0), (later, 2)] {
-            assert!(!outbox.attach(last.clone(), claim, received) && !outbox.serves(&last));
+            assert!(!outbox.attach(last.clone(), claim, received, Vec::new()) && !outbox.serves(&last));
         }
-        assert!(outbox.attach(last.clone(), later, 1) && outbox.serves(&last));
+        assert!(outbox.attach(last.clone(), later, 1, Vec::new()) && outbox.serves(&last));
         assert_eq!(next(&far, 4), "two ");
         outbox.give_up(&last);
         assert!(outbox.is_open() && !outbox.serves(&last));
@@ -674,7 +728,7 @@ pub(super) mod tests {
     #[test]
     fn a_connection_that_breaks_leaves_the_session_and_all_that_was_not_acknowledged() {
         let (former, far) = link();
-        let outbox = Arc::new(Outbox::new(former.clone(), 1 << 30));
+        let outbox = outbox_on(former.clone(), 1 << 30);
         drop(far);
         let sent = (0..1000).take_while(|_| {
             outbox.send(line("again "));
@@ -684,21 +738,25 @@ pub(super) mod tests {
         assert!(sent < 1000 && outbox.is_open());
         let claim = outbox.claim(0).expect("nothing is forgotten");
         let (current, far) = link();
-        assert!(outbox.attach(current, claim, 0));
+        assert!(outbox.attach(current, claim, 0, Vec::new()));
         assert_eq!(next(&far, 6 * sent), "again ".repeat(sent));
     }
 
     #[test]
     fn one_who_is_told_more_than_fits_is_full_and_takes_again_when_it_was_taken_in() {
         let (link, far) = link();
-        let outbox = Arc::new(Outbox::new(link.clone(), 10));
+        let outbox = outbox_on(link.clone(), 10);
         outbox.send(line("a"));
         assert_eq!((next(&far, 1).as_str(), outbox.acknowledge(&link, 1)), ("a", Ok(false)));
-        assert_eq!(outbox.deliver(line("0123456789"), None), Queued::Yes, "just as much as may wait");
-        assert_eq!(outbox.deliver(line("c"), None), Queued::Full);
+        assert_eq!(
+            outbox.deliver(line("0123456789"), None, None, None),
+            Queued::Yes,
+            "just as much as may wait"
+        );
+        assert_eq!(outbox.deliver(line("c"), None, None, None), Queued::Full);
         assert_eq!(next(&far, 10), "0123456789");
         assert_eq!(outbox.acknowledge(&link, 2), Ok(false));
-        assert_eq!(outbox.deliver(line("c"), None), Queued::Yes);
+        assert_eq!(outbox.deliver(line("c"), None, None, None), Queued::Yes);
         assert_eq!(next(&far, 1), "c");
     }
 }

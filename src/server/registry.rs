@@ -305,13 +305,13 @@ mod tests {
         let [alice, bob, again] = ["alice", "bob", "bob"].map(session);
         [&alice, &bob].iter().for_each(|one| _ = registry.add(&one.0, Place::default()));
         let key = WrappedKey::new(&[1; 264]);
-        let letter = |id| {
+        let deliver = |id| {
             let receipt = Receipt::new(Arc::downgrade(&alice.0.outbox), id);
-            Frame::envelope((*b"{}\n").into(), &key).with_receipt(receipt)
+            bob.0.outbox.deliver(Frame::envelope((*b"{}\n").into(), true), Some(&key), Some(receipt), None)
         };
-        assert_eq!(bob.0.outbox.deliver(letter(7), None), Queued::Yes);
+        assert_eq!(deliver(7), Queued::Yes);
         registry.add(&again.0, Place::default());
-        assert_eq!(bob.0.outbox.deliver(letter(8), None), Queued::Gone);
+        assert_eq!(deliver(8), Queued::Gone);
         let line = ServerMessage::Lost(Lost { id: 7, name: bob.0.name.clone() }).encode();
         let mut got = vec![0; line.len()];
         alice.1.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
@@ -332,7 +332,7 @@ mod tests {
     /// What somebody has been told since they were asked last: whether it is the full list, who has joined, who has left.
     fn heard((session, far): &(Arc<Session>, TcpStream)) -> Vec<(bool, String, String)> {
         session.outbox.flush(&mut Buffers::default());
-        session.outbox.send(Frame::message(&ServerMessage::Pong));
+        session.outbox.control(|control| control.pongs = 1);
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         let mut lines = Vec::new();
         let mut line = Vec::new();

@@ -22,7 +22,7 @@ impl Guest<'_> {
         let ClientMessage::Resume(answer) = self.next()? else {
             return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first"));
         };
-        let (mut turn, claim) = loop {
+        let (turn, claim) = loop {
             // Only now: the session may have ended or begun while the client thought.
             let session = self.shared.registry.get(pending.name());
             // Made for everyone, or names that are not there would take longer.
@@ -49,7 +49,6 @@ impl Guest<'_> {
             }
             // It has ended meanwhile: the answer is what holds now.
         };
-        self.say(&ServerMessage::Resumed(turn.inbound().position()))?;
         Ok(Resumption { turn, claim, received: answer.received })
     }
 }

@@ -4,10 +4,10 @@
 //! holds the turn ([`grace`](super::grace)), and nothing here belongs to a connection. Every lock is held for a few
 //! instructions; which are held together, and in which order, stands in [`server`](super).
 
-use super::frames::Sender;
+use super::frames::{Frame, Sender};
 use super::grace::Slot;
 use super::lock;
-use super::outbox::{Outbox, Pass, Reserved};
+use super::outbox::{Buffers, Outbox, Pass, Unqueued};
 use crate::auth::Authenticated;
 use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate, ShortFingerprint};
 use crate::crypto::secret::Key;
@@ -53,10 +53,10 @@ pub struct Session {
 pub enum Admission {
     /// Its recipient has not asked for it, or not any more.
     NotGranted,
-    /// Too much waits already.
-    Full,
-    /// It may be queued.
-    Room(Reserved),
+    /// Too much waits already: the packet.
+    Full(Frame),
+    /// It is queued.
+    Queued,
 }
 
 /// What a renewal replaces.
@@ -190,18 +190,24 @@ impl Session {
         lock(&self.granted).remove(&(sender.clone(), transfer));
     }
 
-    /// Lets a packet of `length` bytes in, and uses up one of those granted to `sender`. Grant and room change hands under
-    /// one lock: at every moment [`Session::grant`] counts the packet once.
-    pub fn admit(&self, sender: &Username, transfer: [u8; 16], length: usize) -> Admission {
+    /// Queues a packet, and uses up one of those granted to `sender`. Both change under one lock: at every moment
+    /// [`Session::grant`] counts the packet once.
+    pub fn admit(&self, sender: &Username, transfer: [u8; 16], packet: Frame) -> Admission {
         let mut granted = lock(&self.granted);
         let place = (sender.clone(), transfer);
         let Some(left) = granted.get_mut(&place) else { return Admission::NotGranted };
-        let Some(room) = self.outbox.reserve(length) else { return Admission::Full };
+        match self.outbox.put_packet(packet) {
+            Ok(()) => {}
+            Err(Unqueued::Full(packet)) => return Admission::Full(packet),
+            Err(Unqueued::Gone) => return Admission::NotGranted,
+        }
         *left -= 1;
         if *left == 0 {
             granted.remove(&place);
         }
-        Admission::Room(room)
+        drop(granted);
+        self.outbox.flush(&mut Buffers::default());
+        Admission::Queued
     }
 
     /// What others are told when they ask for this person's keys.
@@ -232,9 +238,9 @@ pub(super) mod tests {
             lock(&self.granted).contains_key(&(sender.clone(), transfer))
         }
 
-        /// Uses one up for a packet that is never queued.
+        /// Uses one up for an empty packet.
         pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
-            matches!(self.admit(sender, transfer, 1), Admission::Room(_))
+            matches!(self.admit(sender, transfer, Frame::packet(Vec::new(), b"")), Admission::Queued)
         }
 
         /// As if its certificate had expired.
@@ -261,7 +267,7 @@ pub(super) mod tests {
         let session = Session {
             name: name.parse().expect("name"),
             sender: Sender::of(&name.parse().expect("name")),
-            outbox: Arc::new(Outbox::new(link, 1024 * 1024)),
+            outbox: Arc::new(Outbox::new(link, 1024 * 1024, Arc::default())),
             slot: Slot::default(),
             identity: Vec::new(),
             current: Mutex::new(current(Key::random(), u64::MAX, (Key::random(), u64::MAX))),
@@ -350,11 +356,9 @@ pub(super) mod tests {
         }
         assert!(!alice.take_grant(&bob, one) && !alice.has_granted(&bob, one));
         assert!(!alice.grant(&bob, other, 4) && alice.grant(&bob, other, 3));
-        // A packet on its way counts until it is out.
-        let Admission::Room(room) = alice.admit(&bob, other, 1) else { panic!("it was granted") };
+        // A packet that waits counts like one that is granted.
+        assert!(alice.outbox.claim(0).is_some() && alice.take_grant(&bob, other));
         assert!(!alice.grant(&bob, other, 1));
-        drop(room);
-        assert!(alice.grant(&bob, other, 1));
         alice.revoke(&carol, one);
         assert!(!alice.take_grant(&carol, one) && alice.take_grant(&bob, other), "no other is taken back");
     }

@@ -15,7 +15,8 @@ use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    Challenge, ChallengeResponse, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage, VERSION,
+    self, Challenge, ChallengeResponse, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage,
+    VERSION,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
@@ -313,11 +314,32 @@ pub fn times(lines: &[String], part: &str) -> u64 {
     lines.iter().filter(|line| line.contains(part)).map(count).sum()
 }
 
+/// Counts the frames of a session from its login on, as its client does.
+#[derive(Default)]
+pub struct Count {
+    is_logged_in: bool,
+    received: u64,
+}
+
+impl Count {
+    /// A packet has no message.
+    pub fn take(&mut self, message: Option<&ServerMessage>) {
+        self.received += u64::from(self.is_logged_in && message.is_none_or(ServerMessage::is_counted));
+        self.is_logged_in |= matches!(message, Some(ServerMessage::Session(_)));
+    }
+
+    /// `None` before the login, or if a resumption has taken its place.
+    pub fn ack(&self) -> Option<ClientMessage> {
+        self.is_logged_in.then_some(ClientMessage::Ack(protocol::Received { received: self.received }))
+    }
+}
+
 /// A connection that says what it is told to.
 pub struct Raw {
     pub socket: Arc<TcpStream>,
     pub channel: Arc<Channel>,
     pub reader: Reader,
+    pub count: Count,
     pub lines: Lines,
 }
 
@@ -346,7 +368,8 @@ impl Raw {
     fn on(socket: Arc<TcpStream>, channel: Channel, early: &[u8]) -> Raw {
         let mut lines = Lines::new(4 * 1024 * 1024);
         lines.buffer().extend_from_slice(early);
-        Raw { socket, channel: Arc::new(channel), reader: Reader::default(), lines }
+        let (reader, count) = (Reader::default(), Count::default());
+        Raw { socket, channel: Arc::new(channel), reader, count, lines }
     }
 
     /// Any bytes. False if the connection takes no more.
@@ -364,7 +387,9 @@ impl Raw {
         let end = Instant::now() + DEADLINE;
         loop {
             if let Some(line) = self.lines.next_line().expect("bounded lines") {
-                return Some(ServerMessage::decode(line).expect("the server speaks its protocol"));
+                let message = ServerMessage::decode(line).expect("the server speaks its protocol");
+                self.count.take(Some(&message));
+                return Some(message);
             }
             assert!(Instant::now() < end, "the server neither answered nor closed");
             match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
@@ -372,6 +397,12 @@ impl Raw {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Acknowledges all that was heard.
+    pub fn acknowledge(&mut self) {
+        let ack = self.count.ack().expect("it is logged in");
+        self.say(&ack);
     }
 
     /// The next message that is not presence, a ping or an acknowledgement.
@@ -640,6 +671,13 @@ impl Heard {
         }
     }
 
+    pub fn message(&self) -> Option<&ServerMessage> {
+        match self {
+            Heard::Message(message) => Some(message),
+            Heard::Packet(..) => None,
+        }
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Heard::Message(message) => message.encode(),
@@ -656,7 +694,9 @@ impl Raw {
         let end = Instant::now() + DEADLINE;
         loop {
             if let Some(frame) = self.lines.next_frame(MAX_PACKET).expect("bounded frames") {
-                return Some(Heard::of(frame));
+                let heard = Heard::of(frame);
+                self.count.take(heard.message());
+                return Some(heard);
             }
             assert!(Instant::now() < end, "the server neither answered nor closed");
             match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {

@@ -120,6 +120,7 @@ pub fn flood(port: u16, stop: &AtomicBool) {
         for _ in 0..AT_ONCE {
             assert!(matches!(raw.answer(), Some(ServerMessage::Keys(_))));
         }
+        raw.acknowledge();
     });
     raw.bytes(&ClientMessage::Logout.encode());
 }

@@ -1,0 +1,97 @@
+//! Amounts that all sessions share.
+//!
+//! Invariant: whatever was taken is returned when its [`Permit`] is dropped.
+
+use super::limits::{MAX_UNFINISHED, MAX_WAITING_PACKETS, MAX_WRITERS};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// All quotas of a server.
+pub struct Quotas {
+    /// Bytes of packets that wait or are kept.
+    pub packets: Arc<Quota>,
+    /// Writer threads.
+    pub writers: Arc<Quota>,
+    /// Bytes of lines and packets that have begun to arrive.
+    pub partial: Arc<Quota>,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        let quota = |limit| Arc::new(Quota { limit, used: AtomicUsize::new(0) });
+        let [packets, writers, partial] = [MAX_WAITING_PACKETS, MAX_WRITERS, MAX_UNFINISHED].map(quota);
+        Quotas { packets, writers, partial }
+    }
+}
+
+/// How much of something there may be.
+pub struct Quota {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Quota {
+    /// What is not taken.
+    pub fn left(&self) -> usize {
+        self.limit.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+
+    /// Takes an amount, even beyond the limit.
+    pub fn take(self: &Arc<Quota>, amount: usize) -> Permit {
+        self.used.fetch_add(amount, Ordering::Relaxed);
+        Permit { quota: self.clone(), amount }
+    }
+
+    /// The same within the limit.
+    pub fn take_within(self: &Arc<Quota>, amount: usize) -> Option<Permit> {
+        Some(self.take(amount)).filter(Permit::is_within)
+    }
+}
+
+/// An amount that was taken.
+pub struct Permit {
+    quota: Arc<Quota>,
+    amount: usize,
+}
+
+impl Permit {
+    /// From now on it is another amount.
+    pub fn resize(&mut self, amount: usize) {
+        *self = self.quota.take(amount);
+    }
+
+    /// The amount.
+    pub fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Whether all permits together are within the limit.
+    pub fn is_within(&self) -> bool {
+        self.quota.used.load(Ordering::Relaxed) <= self.quota.limit
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.quota.used.fetch_sub(self.amount, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permit_counts_until_it_is_dropped() {
+        let quotas = Quotas::default();
+        let writers = (0..MAX_WRITERS).map(|_| quotas.writers.take_within(1)).collect::<Vec<_>>();
+        assert!(writers.iter().all(Option::is_some) && quotas.writers.take_within(1).is_none());
+        assert_eq!(quotas.writers.left(), 0);
+        let mut more = quotas.writers.take(2);
+        assert!(!more.is_within());
+        more.resize(0);
+        assert!(more.is_within() && more.amount() == 0);
+        drop((writers, more));
+        assert_eq!(quotas.writers.left(), MAX_WRITERS);
+    }
+}
