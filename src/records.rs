@@ -84,8 +84,11 @@ impl Known {
             return Ok(data.len() == self.length);
         }
         let now = Known::of(file)?;
-        self.modified = now.modified;
-        Ok(now.content.finalize() == self.content.clone().finalize())
+        let is_same = now.content.finalize() == self.content.clone().finalize();
+        if is_same {
+            self.modified = now.modified;
+        }
+        Ok(is_same)
     }
 }
 

@@ -107,7 +107,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
         ("certs/server.key", b"rubbish", 1, &["server.key"]),
         ("certs/server.key", &foreign_key, 1, &["certs", "key"]),
         ("keys/bob.pem", b"rubbish", 0, &["WARNING", "bob.pem", "restore it"]),
-        ("locks.json", b"rubbish", 0, &["WARNING", "locks.json: 1 lines", "sets them aside"]),
+        ("locks.json", b"rubbish", 0, &["WARNING", "locks.json: 7 bytes", "sets them aside"]),
     ] {
         let kept = fs::read(path(name)).ok();
         fs::write(path(name), bytes).expect("written");

@@ -516,8 +516,9 @@ mod tests {
             altered[1].replace_range(at..=at, other);
             assert_eq!(home.refused(&altered), Some(2), "{field}");
         }
-        for bad in ["{}\n", "\u{0}\n", "[[[[\n"] {
-            assert_eq!(home.refused(&[&lines[..1], &[bad.into()]].concat()), Some(2), "{bad:?}");
+        for (bad, behind) in [("{}\n", 0), ("[[[[\n", 0), ("\u{0}\n", 1)] {
+            let altered = [&lines[..1], &[bad.into()], &lines[1..1 + behind]].concat();
+            assert_eq!(home.refused(&altered), Some(2), "{bad:?}");
         }
         // A line without an end that is too long for one.
         assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE + 1)]), Some(2));
