@@ -45,8 +45,11 @@ pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a folder and its parents, for the owner alone; their names are on disk then.
-fn make_folder(path: &Path) -> io::Result<()> {
+/// Makes a folder and its parents, for the owner alone; their names are on disk then. One that is there stays as it is.
+///
+/// # Errors
+/// With the path in the text.
+pub fn make_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -184,7 +187,18 @@ fn open_itself(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         Some(libc::ELOOP) => io::Error::other("this is a symbolic link: put the file itself in its place"),
         _ => error,
     };
-    options.custom_flags(libc::O_NOFOLLOW).open(path).map_err(linked).map_err(at(path))
+    fs::symlink_metadata(path).map_or(Ok(()), |data| refuse_other_kinds(path, &data))?;
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).map_err(linked).map_err(at(path))
+}
+
+/// An error for a FIFO, a socket or a device: opening it could wait for ever, and it holds nothing that lasts.
+fn refuse_other_kinds(path: &Path, data: &fs::Metadata) -> io::Result<()> {
+    if data.is_file() || data.is_dir() || data.is_symlink() {
+        return Ok(());
+    }
+    Err(at(path)(io::Error::other(
+        "this is no file, but a FIFO, a socket or a device: remove it, or put the file there",
+    )))
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -193,7 +207,9 @@ fn open_itself(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 /// With the path in the text; a longer file is an error.
 pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(at(path))?;
+    fs::metadata(path).map_or(Ok(()), |data| refuse_other_kinds(path, &data))?;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(at(path))?;
     file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(at(path))?;
     if bytes.len() > limit {
         return Err(at(path)(io::Error::other(format!("longer than {limit} bytes"))));

@@ -157,6 +157,9 @@ fn check_reports_exactly_what_would_stop_a_start() {
     let in_the_way = |path: &Path, kind: &str| match kind {
         "folder" => fs::create_dir_all(path.join("x")).expect("made"),
         "file" => fs::write(path, "").expect("written"),
+        "fifo" => assert!(Command::new("mkfifo").arg(path).status().expect("it runs").success()),
+        "socket" => drop(UnixListener::bind(path).expect("bound")),
+        "device" => std::os::unix::fs::symlink("/dev/zero", path).expect("linked"),
         _ => std::os::unix::fs::symlink("nowhere", path).expect("linked"),
     };
     let (stops, serves) = (true, false);
@@ -172,6 +175,18 @@ fn check_reports_exactly_what_would_stop_a_start() {
         ("keys", "file", stops),
         ("certs", "file", stops),
         ("logs", "file", stops),
+        ("lock", "fifo", stops),
+        ("users.json", "fifo", stops),
+        ("locks.json", "fifo", stops),
+        ("salt.secret", "fifo", stops),
+        ("logs/security.log", "fifo", stops),
+        ("certs/server.key", "fifo", stops),
+        ("certs/server.crt", "fifo", stops),
+        ("users.json", "socket", stops),
+        ("logs/security.log", "socket", stops),
+        ("salt.secret", "device", stops),
+        ("certs/server.crt", "device", stops),
+        ("keys/alice.pem", "fifo", serves),
         ("users.json.tmp", "folder", serves),
         ("locks.json.tmp", "folder", serves),
         ("keys/bob.pem.tmp", "folder", serves),

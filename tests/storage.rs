@@ -412,11 +412,17 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
         let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
         assert!(status == 1 && lines.concat().contains("HAS CHANGED"), "{lines:#?}");
     }
-    // Half of it is known to have been there, also at the next start.
-    fs::write(&path, &text[..text.len() - 20]).expect("written");
-    for _ in 0..2 {
-        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
-        assert!(status == 1 && lines.concat().contains("--accept-new does not accept it"), "{lines:#?}");
+    // Half of it, or what was to be it, is known to have been there, also at the next start.
+    for torn in [&text[..text.len() - 20], "\0".repeat(text.len()).as_str()] {
+        asides(&path).iter().for_each(|aside| fs::remove_file(aside).expect("removed"));
+        fs::write(&path, torn).expect("written");
+        for _ in 0..2 {
+            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+            let aside = asides(&path).pop().expect("set aside");
+            let told = lines.concat();
+            assert!(status == 1 && told.contains("--accept-new does not accept it"), "{lines:#?}");
+            assert!(told.contains(&format!("remove {}", aside.display())), "{lines:#?}");
+        }
     }
     let fingerprint =
         server.greeting.iter().find_map(|line| line.split("certificate: ").nth(1)).expect("told");
@@ -424,6 +430,56 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
     let decided = &["--fingerprint", fingerprint];
     assert_eq!(Client::within(home.clone(), server.port, "alice", true, decided).finish().0, 0);
     assert_eq!(Client::within(home, server.port, "alice", true, &[]).finish().0, 0);
+}
+
+/// README#records.
+#[test]
+fn user_whose_record_is_zeros_needs_a_decision() {
+    let server = Server::start();
+    let mut bob = server.client("bob").ready();
+    let mut alice = server.client("alice").ready();
+    alice.say("/verify bob");
+    alice.expect("safety number with bob");
+    alice.say("/verify bob yes");
+    alice.expect("verified");
+    let home = alice.home.clone();
+    assert_eq!(alice.finish().0, 0);
+    let path = folder(&home, "known_users");
+    let text = fs::read_to_string(&path).expect("there");
+    fs::write(&path, "\0".repeat(text.len())).expect("written");
+    let mut alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+    alice.say("/msg bob not yet");
+    let told = alice.expect("THE IDENTITY KEY OF bob MAY HAVE CHANGED");
+    let aside = asides(&path).pop().expect("set aside");
+    assert!(told.contains(&format!("remove {}", aside.display())), "{told}");
+    alice.say("/trust bob");
+    alice.expect("bob");
+    alice.say("/msg bob now");
+    assert!(!bob.expect(" now").contains("not yet"));
+    assert_eq!(alice.finish().0, 0);
+    // Without the file, all others are new.
+    fs::remove_file(&aside).expect("removed");
+    let mut carol = server.client("carol").ready();
+    let mut alice = Client::within(home, server.port, "alice", true, &[]).ready();
+    alice.say("/msg carol hello");
+    carol.expect("hello");
+}
+
+#[test]
+fn fifo_in_the_place_of_what_a_client_knows_is_refused() {
+    let server = Server::start();
+    let home = knowing(&server);
+    for name in ["known_users", "known_servers", "ignored"] {
+        let path = folder(&home, name);
+        fs::rename(&path, home.path("kept")).expect("moved");
+        assert!(Command::new("mkfifo").arg(&path).status().expect("it runs").success());
+        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+        assert!(
+            status == 1 && lines.concat().contains("a FIFO, a socket or a device: remove it"),
+            "{lines:#?}"
+        );
+        fs::rename(home.path("kept"), &path).expect("moved back");
+    }
 }
 
 #[test]
@@ -572,7 +628,26 @@ fn unusable_certificate_is_refused_with_a_remedy() {
     openssl(&["pkey", "-in", &path("own.key"), "-aes256", "-passout", "pass:x", "-out", &path("sealed.key")]);
     openssl(&["ec", "-in", &path("own.key"), "-aes256", "-passout", "pass:x", "-out", &path("older.key")]);
     openssl(&["x509", "-in", &path("own.crt"), "-outform", "DER", "-out", &path("own.der")]);
+    openssl(&["req", "-new", "-key", &path("own.key"), "-subj", "/CN=own", "-out", &path("own.csr")]);
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        &path("own.csr"),
+        "-signkey",
+        &path("own.key"),
+        "-out",
+        &path("v1.crt"),
+    ]);
+    openssl(&["pkey", "-in", &path("own.key"), "-pubout", "-out", &path("own.pub")]);
+    openssl(&["x509", "-in", &path("own.crt"), "-trustout", "-out", &path("own.trusted")]);
+    openssl(&["crl2pkcs7", "-nocrl", "-certfile", &path("own.crt"), "-out", &path("own.p7b")]);
+    let pkcs12 = ["pkcs12", "-export", "-passout", "pass:x", "-inkey", &path("own.key")];
+    openssl(&[&pkcs12[..], &["-in", &path("own.crt"), "-out", &path("own.p12")]].concat());
     let read = |name: &str| fs::read(home.path(name)).expect("made");
+    let damaged =
+        |pem: &[u8]| String::from_utf8_lossy(pem).replacen("-----\nMI", "-----\nM!", 1).into_bytes();
+    let cut = |pem: &[u8]| pem[..pem.len() - 60].to_vec();
     let text = String::from_utf8(own.clone()).expect("PEM");
     let put = |(new_key, new): (&[u8], &[u8])| {
         fs::write(&key, new_key).and_then(|()| fs::write(&certificate, new)).expect("written");
@@ -584,12 +659,40 @@ fn unusable_certificate_is_refused_with_a_remedy() {
         (read("older.key"), own.clone(), "server.key: the key is encrypted"),
         (own_key.clone(), [&authority[..], &own].concat(), "server.crt: the server's own certificate"),
         (own_key.clone(), authority, "server.key is not the key of the certificate in server.crt"),
-        (small_key, small, "RSA with 2048 bits or more"),
+        (small_key.clone(), small, "RSA with 2048 bits or more"),
         (k1_key, k1, "ECDSA on P-256"),
         (own_key.clone(), utf16(&text, true), "server.crt: this looks like UTF-16"),
         (own_key.clone(), read("own.der"), "server.crt: this is DER"),
         (own_key.clone(), Vec::new(), "no certificate in this file"),
         (Vec::new(), own.clone(), "no private key in this file"),
+        (own_key.clone(), b"\n".to_vec(), "server.crt: no certificate in this file: it is empty: restore"),
+        (own_key.clone(), b"rubbish".to_vec(), "server.crt: no certificate in this file: it is not PEM"),
+        (
+            own_key.clone(),
+            damaged(&own),
+            "server.crt: no certificate in this file: it is damaged or cut off: copy",
+        ),
+        (own_key.clone(), cut(&own), "server.crt: no certificate in this file: it is damaged or cut off"),
+        (damaged(&own_key), own.clone(), "server.key: no private key in this file: it is damaged or cut off"),
+        (cut(&own_key), own.clone(), "server.key: no private key in this file: it is damaged or cut off"),
+        (own_key.clone(), read("v1.crt"), "server.crt: this certificate is not of X.509 version 3"),
+        (own_key.clone(), read("own.csr"), "server.crt: no certificate in this file: it is a request: have"),
+        (
+            own_key.clone(),
+            own_key.clone(),
+            "server.crt: no certificate in this file: it is the other of the two",
+        ),
+        (read("own.pub"), own.clone(), "server.key: no private key in this file: it is a public key: put"),
+        (own.clone(), own.clone(), "server.key: no private key in this file: it is the other of the two"),
+        (
+            own_key.clone(),
+            read("own.trusted"),
+            "server.crt: no certificate in this file: it is in a form of OpenSSL",
+        ),
+        (own_key.clone(), read("own.p7b"), "server.crt: no certificate in this file: it is PKCS#7: convert"),
+        (own_key.clone(), read("own.p12"), "server.crt: this is PKCS#12: take"),
+        (read("own.p12"), own.clone(), "server.key: this is PKCS#12: take"),
+        ([&small_key[..], &own_key].concat(), own.clone(), "of several keys in server.key, the first counts"),
     ] {
         put((&new_key, &new));
         let reason = refusal(&home, &certificate);
@@ -637,7 +740,48 @@ fn log_that_was_renamed_or_removed_is_made_again() {
     newcomer(&server, "eve");
     until("it is logged", || server.log().contains("event=login user=eve "));
     assert!(server.log().starts_with("2026-01-31T08:05:09Z ev\n20"), "{}", server.log());
+    // With its folder.
+    fs::remove_dir_all(server.data("logs")).expect("removed");
+    newcomer(&server, "frank");
+    until("it is there again", || log.exists() && server.log().contains("event=login user=frank "));
+    assert_eq!((mode(&log), mode(&server.data("logs"))), (0o600, 0o700));
     assert!(alice.is_usable() && bob.is_usable());
+}
+
+/// README#server-files.
+#[test]
+fn secret_that_is_missing_beside_accounts_is_reported() {
+    let (home, _, _) = two_accounts();
+    let path = |name: &str| home.path("data").join(name);
+    let warnings = |text: &str| {
+        let warning =
+            |line: &&str| line.starts_with("WARNING: ") && line.contains("beside existing accounts");
+        text.lines().filter(warning).map(String::from).collect::<Vec<_>>()
+    };
+    for (files, change) in [
+        (&["salt.secret"][..], "which of them do not exist"),
+        (&["certs/server.key", "certs/server.crt"], "accept the new fingerprint"),
+    ] {
+        files.iter().for_each(|name| fs::remove_file(path(name)).expect("removed"));
+        let (status, checked) = run(&home, &["--check"]);
+        let server = Server::within(home.clone(), &[]);
+        until("it is logged", || server.log().contains(change));
+        let started = server.greeting.join("\n");
+        drop(server);
+        for (told, made) in [(checked, ", and"), (started, "a new one is made")] {
+            let told = warnings(&told);
+            let words = [&*path(files[0]).display().to_string(), change, made];
+            assert!(
+                status == 0 && told.len() == 1 && words.iter().all(|word| told[0].contains(word)),
+                "{told:?}"
+            );
+        }
+        assert!(warnings(&run(&home, &["--check"]).1).is_empty());
+    }
+    // Without TLS no client sees its key; without accounts nobody knows what was there before.
+    fs::remove_dir_all(path("certs")).expect("removed");
+    assert!(warnings(&run(&home, &["--check", "--no-tls"]).1).is_empty());
+    assert!(warnings(&Server::start().greeting.join("\n")).is_empty());
 }
 
 #[test]

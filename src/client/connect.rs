@@ -20,6 +20,7 @@ use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified, limi
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,9 @@ pub enum StartError {
     Channel(ChannelError),
     /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),
-    /// The record of `host:port` is damaged, so the server with this fingerprint is not new.
-    LostServer(String, Fingerprint),
+    /// The damaged record that is set aside in this file may be that of `host:port`, so the server with this
+    /// fingerprint is not new.
+    LostServer(String, Fingerprint, PathBuf),
     /// The server's key is not the remembered one, or not that of `--fingerprint`.
     ServerChanged {
         /// `host:port`, as typed.
@@ -115,11 +117,12 @@ impl fmt::Display for StartError {
                 "the server at {server} is not known yet; its fingerprint is {seen}: compare it with the one the \
                  server prints at its start, then use --fingerprint {seen} (or --accept-new)"
             ),
-            StartError::LostServer(server, seen) => write!(
+            StartError::LostServer(server, seen, aside) => write!(
                 f,
-                "the record of the server at {server} in known_servers was damaged and is set aside, so --accept-new does \
-                 not accept it; its fingerprint is {seen}: compare it with the one the server prints at its start, then \
-                 use --fingerprint {seen}"
+                "a damaged record of known_servers, set aside in {aside}, may have been that of the server at {server}, so \
+                 --accept-new does not accept it; its fingerprint is {seen}: compare it with the one the server prints at \
+                 its start, then use --fingerprint {seen}; when you have done so for every server you knew, remove {aside}",
+                aside = aside.display()
             ),
             StartError::ServerChanged { server, seen, expected } => write!(
                 f,
@@ -223,12 +226,13 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
         }
         Err(seen) => seen,
     };
-    if known_servers(options)?.is_doubtful(&options.server()) && options.accept_new {
-        return Err(StartError::LostServer(options.server(), seen));
-    }
+    let doubt = known_servers(options)?.doubt(&options.server()).map(Path::to_path_buf);
     // The server would not wait for the answer: the decision first, then a new connection.
-    if !ask(seen) {
-        return Err(StartError::UnknownServer(options.server(), seen));
+    if doubt.is_some() && options.accept_new || !ask(seen) {
+        return Err(match doubt {
+            Some(aside) => StartError::LostServer(options.server(), seen, aside),
+            None => StartError::UnknownServer(options.server(), seen),
+        });
     }
     remember(seen)?;
     attempt(options, None)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
@@ -293,7 +297,7 @@ fn vouched(options: &Options, seen: Fingerprint) -> Result<Option<Fingerprint>, 
     // A server made anew on this machine shows its new key there, too.
     let local = || local_server().filter(|local| is_this_machine(&options.host) && *local == seen);
     let remembered = || known.get(&options.server());
-    let is_new = options.accept_new && !known.is_doubtful(&options.server());
+    let is_new = options.accept_new && known.doubt(&options.server()).is_none();
     Ok(local().or_else(remembered).or(is_new.then_some(seen)))
 }
 

@@ -1,7 +1,7 @@
 //! Before the login: the start menu and its questions. Every one of them can be backed out of.
 
 use super::account::{self, LoggedIn};
-use super::connect::{Connection, StartError, connect};
+use super::connect::{Connection, StartError, connect, known_servers};
 use super::options::Options;
 use super::prompter::Prompter;
 use crate::crypto::key_file::KeyFileError;
@@ -145,8 +145,15 @@ fn connect_asking(
     let _ = prompter.println("connecting ...");
     let connection = connect(options, |seen| {
         let server = options.server();
+        let known = known_servers(options).ok();
+        let seen_before = match known.as_ref().and_then(|known| known.doubt(&server)) {
+            None => "is seen for the first time".into(),
+            Some(aside) => {
+                format!("may be one whose record was damaged and is set aside in {}", aside.display())
+            }
+        };
         let told = prompter
-            .println(&format!("the server at {server} is seen for the first time; its fingerprint is"))
+            .println(&format!("the server at {server} {seen_before}; its fingerprint is"))
             .and_then(|()| prompter.println(&format!("  {seen}")))
             .and_then(|()| prompter.println("compare it with the one the server printed at its start"));
         let answer = told.and_then(|()| prompter.line("is it the same? (yes/no) "));

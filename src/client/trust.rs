@@ -5,6 +5,7 @@
 //! JSON records, one a line; a later line for the same name supersedes. Format: README#client-files.
 
 use crate::crypto::public::Fingerprint;
+use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::records::{self, Records, Writers};
@@ -127,30 +128,42 @@ impl Ignored {
     }
 }
 
-/// The torn records that were set aside of a file: without blanks, and in lower case, as names differ in more than that.
-struct Torn(Vec<String>);
+/// More of a set-aside file than this, in bytes, is not looked at: a record has about 300.
+const MAX_TORN: usize = 64 * 1024;
+
+/// The torn records that were set aside of a file, each with its own file: without blanks, up to the first hole, and in
+/// lower case, as names differ in more than that.
+struct Torn(Vec<(PathBuf, String)>);
 
 impl Torn {
     fn of(path: &Path) -> Torn {
-        let text = |aside: &PathBuf| {
-            let bytes = std::fs::read(aside).ok()?;
+        let head = |aside: PathBuf| {
+            // A file that cannot be read may hold any record.
+            let bytes = disk::read(&aside, MAX_TORN).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+            let text = text.chars().filter(|c| !c.is_whitespace() && *c != '\u{feff}');
             // Zeros stand where nothing was written, U+FFFD for a character that was cut.
-            let is_text = |c: &char| !c.is_whitespace() && !['\0', '\u{feff}', '\u{fffd}'].contains(c);
-            Some(text.chars().filter(is_text).collect()).filter(|text: &String| !text.is_empty())
+            (aside, text.take_while(|c| !['\0', '\u{fffd}'].contains(c)).collect())
         };
-        Torn(records::asides(path).iter().filter_map(text).collect())
+        Torn(records::asides(path).into_iter().map(head).collect())
     }
 
-    /// Whether one of them may be of a record that begins with these members: it names them, or was cut before
-    /// it had.
-    fn may_be_of(&self, members: &[(&str, &str)]) -> bool {
-        let member = |(name, value): &(&str, &str)| format!("\"{name}\":{}", json::to_string(*value));
-        let members: Vec<String> = members.iter().map(|one| member(one).to_ascii_lowercase()).collect();
-        let begin = format!("{{{}", members.join(","));
-        let names = |torn: &String| members.iter().all(|member| torn.contains(member));
-        self.0.iter().any(|torn| begin.starts_with(torn) || names(torn))
+    /// The file of one that may be of a record that begins with these members.
+    fn may_be_of(&self, members: &[(&str, &str)]) -> Option<&Path> {
+        self.0.iter().find(|(_, torn)| may_be_of(torn, members)).map(|(aside, _)| aside.as_path())
     }
+}
+
+/// Whether a torn record may have begun with these members: it may unless it has another value in one of them.
+fn may_be_of(mut torn: &str, members: &[(&str, &str)]) -> bool {
+    let mut before = '{';
+    for (name, value) in members {
+        let Some(rest) = torn.strip_prefix(&format!("{before}\"{name}\":\"")) else { return true };
+        let value = json::to_string(*value).to_ascii_lowercase();
+        let Some(behind) = rest.strip_prefix(&value[1..]) else { return value[1..].starts_with(rest) };
+        (torn, before) = (behind, ',');
+    }
+    true
 }
 
 /// The keys of servers, by `host:port`.
@@ -183,9 +196,10 @@ impl KnownServers {
         self.known.get(server).copied()
     }
 
-    /// Whether a record of `host:port` may have been lost: a torn one may be its, and it has no other.
-    pub fn is_doubtful(&self, server: &str) -> bool {
-        !self.known.contains_key(server) && self.torn.may_be_of(&[("server", server)])
+    /// The file with a torn record that may be of `host:port`, which has no other; `None` if there is no doubt.
+    pub fn doubt(&self, server: &str) -> Option<&Path> {
+        let torn = self.torn.may_be_of(&[("server", server)]);
+        torn.filter(|_| !self.known.contains_key(server))
     }
 
     /// Remembers a key that the person has decided for; it is on disk when this returns.
@@ -251,10 +265,10 @@ impl KnownUsers {
         (spelling != name).then_some(spelling)
     }
 
-    /// Whether a record of this person may have been lost: a torn one may be theirs, and they have no other.
-    pub fn is_doubtful(&self, name: &Username) -> bool {
+    /// The file with a torn record that may be of this person, who has no other; `None` if there is no doubt.
+    pub fn doubt(&self, name: &Username) -> Option<&Path> {
         let members = [("server", self.server.as_str()), ("name", name.as_str())];
-        !self.known.contains_key(name) && self.torn.may_be_of(&members)
+        self.torn.may_be_of(&members).filter(|_| !self.known.contains_key(name))
     }
 
     /// Remembers a key that was seen for the first time.
@@ -326,7 +340,11 @@ mod tests {
             ("{\"server\": \"a:1\", \"name\": \"bo\0\0", "bo bob bobby", "b carol"),
             ("{\"server\":\"a:1", "bob carol", ""),
             ("{\"server\":\"a:2\",\"name\":\"bob\",\"iden", "", "bob"),
-            ("\0\0", "", "bob"),
+            // A record that the disk did not keep may have been of anyone.
+            ("\0\0", "bob carol", ""),
+            ("\0\0\0:1\",\"name\":\"bob\",\"iden", "bob carol", ""),
+            ("{\"server\":\"a:1\",\0\0\0\0\"bob\",\"iden", "bob carol", ""),
+            ("{\"name\":\"bob\",\"server\":\"a:1\",\"iden", "bob carol", ""),
         ] {
             let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
             let path = std::env::temp_dir().join(format!("known-users-{name}"));
@@ -334,9 +352,9 @@ mod tests {
             let mut users = KnownUsers::open(&path, "a:1".into()).expect("set aside");
             for (names, expected) in [(doubtful, true), (others, false)] {
                 for name in names.split_whitespace().map(|name| name.parse().expect("name")) {
-                    assert_eq!(users.is_doubtful(&name), expected, "{torn}: {name}");
+                    assert_eq!(users.doubt(&name).is_some(), expected, "{torn}: {name}");
                     users.decide(&name, Fingerprint([1; 32]), Trust::Known).expect("stored");
-                    assert!(!users.is_doubtful(&name));
+                    assert!(users.doubt(&name).is_none());
                 }
             }
             for file in records::asides(&path).iter().chain([&path]) {
@@ -352,15 +370,22 @@ mod tests {
         std::fs::write(&path, "{\"server\":\"a:1\",\"finge").expect("written");
         for _ in 0..2 {
             let servers = KnownServers::open(&path).expect("set aside");
-            assert!(servers.is_doubtful("a:1") && !servers.is_doubtful("a:12"));
+            assert!(servers.doubt("a:1").is_some() && servers.doubt("a:12").is_none());
         }
         let mut servers = KnownServers::open(&path).expect("open");
         servers.remember("a:1", Fingerprint([1; 32])).expect("stored");
-        assert!(!servers.is_doubtful("a:1"));
+        assert!(servers.doubt("a:1").is_none());
         // A record that was cut within the name may be of any that begins so.
         std::fs::write(&path, "{\"server\":\"b:1").expect("written");
         let servers = KnownServers::open(&path).expect("set aside");
-        assert!(servers.is_doubtful("b:1") && servers.is_doubtful("b:12") && !servers.is_doubtful("c:1"));
+        assert!(servers.doubt("b:1").is_some() && servers.doubt("b:12").is_some());
+        assert!(servers.doubt("c:1").is_none());
+        // Zeros behind a record may have been of any server but the one that has it.
+        let aside = records::asides(&path).pop().expect("set aside");
+        std::fs::write(&aside, [0; 90]).expect("written");
+        let servers = KnownServers::open(&path).expect("open");
+        assert_eq!(servers.doubt("c:1"), Some(aside.as_path()));
+        std::fs::remove_file(&aside).expect("removed");
         for file in records::asides(&path).iter().chain([&path]) {
             std::fs::remove_file(file).expect("clean up");
         }

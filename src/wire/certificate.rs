@@ -7,7 +7,7 @@
 use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
-use crate::wire::tls::OTHER_KEY;
+use crate::wire::tls::{CertificateDer, OTHER_KEY, PrivateKeyDer, UNUSABLE_KEY};
 use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData, date_time_ymd};
 use rsa::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use rsa::pkcs8::der::{Decode, Encode, Reader, Tag, Tagged};
@@ -31,11 +31,34 @@ const LOCAL: &[u8] = b"\x82\x09localhost\x87\x04\x7f\x00\x00\x01\x87\x10\0\0\0\0
 /// The longest PEM file that is read, in bytes: a chain has some KiB.
 pub const MAX_PEM: usize = 256 * 1024;
 
+/// What PEM files also hold, by the end of its label, and what to do then.
+const OTHER_FORMS: [(&str, &str); 5] = [
+    (
+        "CERTIFICATE REQUEST",
+        "it is a request: have an authority sign it, and put the certificate that you get in server.crt",
+    ),
+    (
+        "PUBLIC KEY",
+        "it is a public key: put the certificate in server.crt, and the private key that belongs to it in server.key",
+    ),
+    (
+        "OPENSSH PRIVATE KEY",
+        "it is a key of OpenSSH: make one for TLS (openssl genpkey -algorithm ed25519), and have it certified",
+    ),
+    (
+        "TRUSTED CERTIFICATE",
+        "it is in a form of OpenSSL alone: convert it (openssl x509 -in FILE -out server.crt)",
+    ),
+    ("PKCS7", "it is PKCS#7: convert it (openssl pkcs7 -print_certs -in FILE -out server.crt)"),
+];
+
 /// What is read out of a certificate. `Display` is its fingerprint and its end.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// Of the public key (SPKI).
     pub fingerprint: Fingerprint,
+    /// The begin of its validity, milliseconds since 1970.
+    pub not_before: u64,
     /// The end of its validity, milliseconds since 1970.
     pub not_after: u64,
     /// Whether issuer, subject and names are the ones this program writes.
@@ -74,17 +97,18 @@ pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
                 let rest: AnyRef<'_> = fields.decode()?;
                 is_for_this_machine |= rest.value().windows(LOCAL.len()).any(|window| window == LOCAL);
             }
-            let end = validity.sequence(|times| {
-                let _: AnyRef<'_> = times.decode()?;
-                let end: AnyRef<'_> = times.decode()?;
-                match end.tag() {
-                    Tag::UtcTime => end.decode_as::<UtcTime>().map(|time| time.to_unix_duration()),
-                    _ => end.decode_as::<GeneralizedTime>().map(|time| time.to_unix_duration()),
-                }
+            let time = |time: AnyRef<'_>| match time.tag() {
+                Tag::UtcTime => time.decode_as::<UtcTime>().map(|time| time.to_unix_duration()),
+                _ => time.decode_as::<GeneralizedTime>().map(|time| time.to_unix_duration()),
+            };
+            let (begin, end) = validity.sequence(|times| {
+                let (begin, end): (AnyRef<'_>, AnyRef<'_>) = (times.decode()?, times.decode()?);
+                Ok::<_, rsa::pkcs8::der::Error>((time(begin)?, time(end)?))
             })?;
             let named = subject.value() == [SUBJECT, COMMON_NAME.as_bytes()].concat();
             Ok(Facts {
                 fingerprint: Fingerprint::of(&key.to_der()?),
+                not_before: begin.as_millis() as u64,
                 not_after: end.as_millis() as u64,
                 self_made: named && is_for_this_machine && issuer == subject,
             })
@@ -113,7 +137,7 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
         (true, true) if is_renewed(folder, &read_facts(&certificate_path)?, now_ms)? => Ok(Prepared::Renewed),
         (true, true) => Ok(Prepared::Found),
-        (true, false) => read_key(&key_path).map(|_| Prepared::Made),
+        (true, false) => read_key_pair(&key_path).map(|_| Prepared::Made),
         (false, true) => Err(disk::at(&key_path)(io::Error::other(
             "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
              whose new fingerprint every client will have to accept",
@@ -145,32 +169,63 @@ fn is_renewed(folder: &Path, facts: &Facts, now_ms: u64) -> io::Result<bool> {
     if facts.not_after > now_ms || !facts.self_made {
         return Ok(false);
     }
-    let key = read_key(&folder.join("server.key"))?;
+    let key = read_key_pair(&folder.join("server.key"))?;
     if Fingerprint::of(&key.subject_public_key_info()) != facts.fingerprint {
         return Err(disk::at(folder)(io::Error::other(OTHER_KEY)));
     }
     Ok(true)
 }
 
-fn read_key(path: &Path) -> io::Result<KeyPair> {
-    let pem = read_key_pem(path)?;
-    let pem = std::str::from_utf8(&pem).map_err(|_| disk::at(path)(io::Error::other("not PEM")))?;
-    KeyPair::from_pem(pem).map_err(|e| disk::at(path)(io::Error::other(e)))
+/// With the private key, which is certified here.
+fn read_key_pair(path: &Path) -> io::Result<KeyPair> {
+    KeyPair::try_from(&read_key(path)?).map_err(|_| disk::at(path)(io::Error::other(UNUSABLE_KEY)))
 }
 
-/// Reads a PEM file, without the byte order mark that an editor may have put before it.
+/// Reads the certificates of a PEM file, at least one.
 ///
 /// # Errors
-/// With the path in the text, and the remedy if it is in another form.
-pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
-    plain(path, disk::read(path, MAX_PEM)?)
+/// With the path and the remedy in the text.
+pub fn read_chain(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let pem = plain(path, disk::read(path, MAX_PEM)?)?;
+    let chain = rustls_pemfile::certs(&mut &pem[..]).collect::<Result<Vec<_>, _>>();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        other => Err(disk::at(path)(missing(&pem, "certificate", other.is_err()))),
+    }
 }
 
-/// The same, of a private key.
+/// Reads the first private key of a PEM file.
 ///
 /// # Errors
 /// The same; also if others can read the file, or the key is encrypted.
-pub fn read_key_pem(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+pub fn read_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+    let pem = read_key_pem(path)?;
+    match rustls_pemfile::private_key(&mut &pem[..]) {
+        Ok(Some(key)) => Ok(key),
+        other => Err(disk::at(path)(missing(&pem, "private key", other.is_err()))),
+    }
+}
+
+/// Why there is no `wanted` in a file, and what to do.
+fn missing(pem: &[u8], wanted: &str, is_damaged: bool) -> io::Error {
+    let text = String::from_utf8_lossy(pem);
+    let has = |label: &str| text.contains(&format!("{label}-----"));
+    let why = if text.trim_matches(|c: char| c.is_whitespace() || c == '\0').is_empty() {
+        "it is empty: restore it from a copy"
+    } else if let Some((_, why)) = OTHER_FORMS.iter().find(|(label, _)| has(label)) {
+        *why
+    } else if is_damaged || has(&wanted.to_ascii_uppercase()) {
+        "it is damaged or cut off: copy it again, from the line -----BEGIN to the line -----END"
+    } else if has("PRIVATE KEY") || has("CERTIFICATE") {
+        "it is the other of the two: put the certificate in server.crt, and its private key in server.key"
+    } else {
+        "it is not PEM, which begins with -----BEGIN: restore it from a copy"
+    };
+    io::Error::other(format!("no {wanted} in this file: {why}"))
+}
+
+/// Reads the PEM file of a private key.
+fn read_key_pem(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     let pem = Zeroizing::new(plain(path, std::mem::take(&mut *disk::read_private(path, MAX_PEM)?))?);
     // PKCS#8, and the older form of OpenSSL.
     if [&b"BEGIN ENCRYPTED"[..], b"4,ENCRYPTED"]
@@ -192,8 +247,15 @@ fn plain(path: &Path, mut pem: Vec<u8>) -> io::Result<Vec<u8>> {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
             return wrong("this looks like UTF-16: save the file as UTF-8");
         }
-        // A sequence of more than 127 bytes, as every key and certificate is.
-        [0x30, 0x81 | 0x82, ..] => {
+        // A sequence that begins with version 3, perhaps of no definite length.
+        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] | [0x30, 0x80, 0x02, 0x01, 0x03, ..] => {
+            return wrong(
+                "this is PKCS#12: take certificate and key out of it (openssl pkcs12 -in FILE -nokeys -out server.crt, and \
+                 -nocerts -noenc -out server.key)",
+            );
+        }
+        // A sequence of more than 127 bytes, as nearly every key and certificate is, or a short key.
+        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => {
             return wrong("this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)");
         }
         _ => {}
@@ -206,17 +268,13 @@ fn plain(path: &Path, mut pem: Vec<u8>) -> io::Result<Vec<u8>> {
 /// # Errors
 /// With the path in the text.
 pub fn read_facts(path: &Path) -> io::Result<Facts> {
-    let pem = read_pem(path)?;
-    let first = rustls_pemfile::certs(&mut &pem[..]).next();
-    let der = first
-        .unwrap_or_else(|| Err(io::Error::other("no certificate in this file")))
-        .map_err(disk::at(path))?;
-    facts(&der).map_err(|_| disk::at(path)(io::Error::other("the certificate is damaged")))
+    let damaged = |_| disk::at(path)(io::Error::other("the certificate is damaged: copy it again"));
+    facts(&read_chain(path)?[0]).map_err(damaged)
 }
 
 /// Signs a certificate for this machine's names with the key in `key_path`.
 fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<()> {
-    let key = read_key(key_path)?;
+    let key = read_key_pair(key_path)?;
     let mut names = vec!["localhost".to_string(), "127.0.0.1".to_string(), "::1".to_string()];
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
@@ -236,11 +294,16 @@ fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<
     disk::replace(certificate_path, certificate.pem().as_bytes())
 }
 
-/// How a certificate's end is told if at `now_ms` (milliseconds since 1970) it is past or at most [`NOTICE`] away, else
-/// `None`.
+/// A sentence if at `now_ms` (milliseconds since 1970) a certificate is not valid yet, or its end is past or at most [`NOTICE`]
+/// away, else `None`.
 pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
     let day = clock::utc_day(facts.not_after);
-    if facts.not_after <= now_ms {
+    if now_ms < facts.not_before {
+        let day = clock::utc_day(facts.not_before);
+        Some(format!(
+            "the certificate is not valid before {day}: compare this machine's clock, or replace certs/server.crt"
+        ))
+    } else if facts.not_after <= now_ms {
         Some(format!("the certificate expired on {day}: replace certs/server.crt"))
     } else if facts.not_after - now_ms <= NOTICE.as_millis() as u64 {
         Some(format!("the certificate expires on {day}, in less than 30 days"))
@@ -266,7 +329,7 @@ mod tests {
         disk::private_folders(&folder, &[]).expect("a folder");
         assert_eq!(prepare(&folder, NOW).expect("made"), Prepared::Made);
         let path = folder.join("server.crt");
-        let key = read_key(&folder.join("server.key")).expect("a key");
+        let key = read_key_pair(&folder.join("server.key")).expect("a key");
         let read = || fs::read(&path).expect("there");
         let params = |name: &str| {
             let mut params = CertificateParams::new(vec!["localhost".to_string()]).expect("a name");
@@ -315,11 +378,13 @@ mod tests {
     fn the_end_of_a_certificate_is_told_thirty_days_before_and_from_then_on() {
         let told = |left: u64, now: u64| {
             let fingerprint = Fingerprint([0; 32]);
-            notice(&Facts { fingerprint, not_after: NOW + left, self_made: true }, now).unwrap_or_default()
+            let facts = Facts { fingerprint, not_before: NOW, not_after: NOW + left, self_made: true };
+            notice(&facts, now).unwrap_or_default()
         };
         let month = 30 * 24 * 3_600_000;
         assert_eq!(told(month + 1, NOW), "");
         assert!(told(month, NOW).contains("expires on 2030-01-16") && told(1, NOW).contains("expires"));
         assert!(told(0, NOW).contains("expired on") && told(0, NOW + YEAR).contains("expired on"));
+        assert!(told(YEAR, NOW - 1).contains("not valid before 2029-12-17"));
     }
 }

@@ -9,7 +9,8 @@ use crate::crypto::public::Fingerprint;
 use crate::disk;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+pub(super) use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
 use rustls::{InvalidMessage, ServerConfig, ServerConnection};
@@ -35,12 +36,14 @@ const SMALL_READ: usize = 2048;
 /// What follows a full first read is read in pieces of this size in bytes: about a chunk of a file.
 const LARGE_READ: usize = 64 * 1024;
 
-const UNUSABLE_KEY: &str = "this key cannot be used for TLS: make one of RSA with 2048 bits or more, of ECDSA on P-256, \
+pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: make one of RSA with 2048 bits or more, of ECDSA on P-256, \
     P-384 or P-521, or of Ed25519, and have it certified";
+const OLD_VERSION: &str = "this certificate is not of X.509 version 3, which TLS needs: have it made again with the names of \
+    this server as an extension (openssl x509 -req -copy_extensions copy, or with -extfile)";
 const WRONG_ORDER: &str = "the server's own certificate, which belongs to server.key, must be the first in this file: put \
     those of the authorities behind it";
-pub(super) const OTHER_KEY: &str =
-    "server.key is not the key of the certificate in server.crt: put the two there that belong together";
+pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: put the two there that belong together (of several keys in \
+    server.key, the first counts)";
 
 /// The server's side of TLS: certificate, key, versions.
 pub type Acceptor = Arc<ServerConfig>;
@@ -59,13 +62,8 @@ fn provider() -> Arc<CryptoProvider> {
 pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
     let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
     let wrong = |path: &Path, text: &str| disk::at(path)(io::Error::other(text));
-    let pem = certificate::read_pem(&certificate_path)?;
-    let chain: Vec<_> = rustls_pemfile::certs(&mut &pem[..])
-        .collect::<Result<_, _>>()
-        .map_err(disk::at(&certificate_path))?;
-    let pem = certificate::read_key_pem(&key_path)?;
-    let key = rustls_pemfile::private_key(&mut &pem[..]).map_err(disk::at(&key_path))?;
-    let key = key.ok_or_else(|| wrong(&key_path, "no private key in this file"))?;
+    let chain = certificate::read_chain(&certificate_path)?;
+    let key = certificate::read_key(&key_path)?;
     let key = provider().key_provider.load_private_key(key).map_err(|_| wrong(&key_path, UNUSABLE_KEY))?;
     let is_of_key = |chain| CertifiedKey::new(chain, key.clone()).keys_match();
     if let Err(error) = is_of_key(chain.clone()) {
@@ -73,7 +71,14 @@ pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
         return Err(match error {
             _ if others => wrong(&certificate_path, WRONG_ORDER),
             rustls::Error::InconsistentKeys(_) => wrong(folder, OTHER_KEY),
-            error => wrong(&certificate_path, &error.to_string()),
+            // The library has no name for it.
+            error if error.to_string().contains("UnsupportedCertVersion") => {
+                wrong(&certificate_path, OLD_VERSION)
+            }
+            error => wrong(
+                &certificate_path,
+                &format!("this certificate cannot be used for TLS: get another for the same key ({error})"),
+            ),
         });
     }
     let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));

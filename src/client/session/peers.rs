@@ -14,6 +14,7 @@ use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, 
 use crate::name::Username;
 use crate::protocol::{ClientMessage, EncryptedMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::path::Path;
 
 /// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
 /// at most.
@@ -197,6 +198,11 @@ impl Peers {
         self.find(name).is_some_and(|peer| peer.changed.is_some())
     }
 
+    /// See [`KnownUsers::doubt`].
+    pub fn doubt(&self, name: &Username) -> Option<&Path> {
+        self.known.doubt(name)
+    }
+
     /// The key that `/verify` is about: the changed one, if it has changed; `None` for a stranger.
     pub fn fingerprint(&self, name: &Username) -> Option<Fingerprint> {
         let changed = self.find(name).and_then(|peer| peer.changed.as_ref());
@@ -222,7 +228,7 @@ impl Peers {
             }
         };
         let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
-        let is_new = remembered.is_none() && !self.known.is_doubtful(&keys.name);
+        let is_new = remembered.is_none() && self.known.doubt(&keys.name).is_none();
         if !is_new && remembered != Some(identity.fingerprint()) {
             (peer.identity, peer.changed, peer.session) = (None, Some(identity), session);
             return Learned::Changed;
@@ -395,16 +401,21 @@ impl Session {
 
     /// Why the key of `name` has to be decided about, and how.
     fn undecided(&self, name: &Username) -> String {
-        let (what, why) = match self.peers.trust(name) {
-            Some(_) => ("HAS CHANGED", format!("Either {name} has a new key, or somebody is in between")),
-            None => (
+        let (what, why, then) = match self.peers.doubt(name).map(Path::display) {
+            None => {
+                ("HAS CHANGED", format!("Either {name} has a new key, or somebody is in between"), "".into())
+            }
+            Some(aside) => (
                 "MAY HAVE CHANGED",
-                format!("The record of {name} in known_users was damaged and is set aside"),
+                format!(
+                    "A damaged record of known_users, set aside in {aside}, may have been that of {name}"
+                ),
+                format!(". When you have done so for everyone you knew, remove {aside} and start again"),
             ),
         };
         format!(
             "THE IDENTITY KEY OF {name} {what}. Nothing is sent to {name} or shown from {name} until you decide. \
-             {why}: ask {name} in person or by phone, compare /verify {name}, then /trust {name}"
+             {why}: ask {name} in person or by phone, compare /verify {name}, then /trust {name}{then}"
         )
     }
 }

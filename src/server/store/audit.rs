@@ -2,7 +2,7 @@
 //!
 //! Invariant: a line has only words of this program, valid names and numeric addresses, so no user can write a line of
 //! their own. No thread waits for the disk: one thread writes, and lines that a full queue or disk does not take are
-//! counted. A log that was renamed or removed is made again for the next line. An event that anyone can cause is written a
+//! counted. A log that was renamed or removed, perhaps with its folder, is made again for the next line. An event that anyone can cause is written a
 //! limited number of times a minute and then only counted, so no user can hide what others do. Format: README#security-log.
 
 use super::{Mode, Opened};
@@ -173,10 +173,9 @@ impl Log {
                     if let Err(error) = &written {
                         self.lost.fetch_add(1 + told, Ordering::Relaxed);
                         if !self.failed {
-                            let path = self.path.display();
                             let _ = writeln!(
                                 io::stderr(),
-                                "server: {path}: {error}: events are lost until it can be written"
+                                "server: {error}: events are lost until it can be written"
                             );
                         }
                     }
@@ -190,33 +189,44 @@ impl Log {
         }
     }
 
+    /// An error has the path in its text.
     fn write(&mut self, line: &str) -> io::Result<()> {
         if !disk::is_at(&self.file, &self.path) {
-            self.file = open(&self.path)?;
+            self.file = open_again(&self.path)?;
         }
+        let size = |file: &File| file.metadata().map(|data| data.len()).map_err(disk::at(&self.path));
         // Another program may have shortened it.
-        let mut size = self.file.metadata()?.len();
-        if size + line.len() as u64 > MAX_SIZE {
+        let mut length = size(&self.file)?;
+        if length + line.len() as u64 > MAX_SIZE {
             rotate(&self.path);
             self.file = open(&self.path)?;
-            size = self.file.metadata()?.len();
+            length = size(&self.file)?;
         }
         let written = self.file.write_all(line.as_bytes());
         if written.is_err() {
             // A partial line would run into the next one.
-            let _ = self.file.set_len(size);
+            let _ = self.file.set_len(length);
         }
-        written
+        written.map_err(disk::at(&self.path))
     }
 }
 
 /// Opens the log for appending, after a line end: a crash or an editor may have left a partial line.
 fn open(path: &Path) -> io::Result<File> {
     let mut file = disk::append(path)?;
-    if !disk::ends_line(&file)? {
+    if !disk::ends_line(&file).map_err(disk::at(path))? {
         file.write_all(b"\n").map_err(disk::at(path))?;
     }
     Ok(file)
+}
+
+/// The same; makes the log's folder again if it is missing, but not the data folder, which may just be moved.
+fn open_again(path: &Path) -> io::Result<File> {
+    match path.parent() {
+        Some(folder) if folder.parent().is_some_and(Path::is_dir) => disk::make_folder(folder)?,
+        _ => {}
+    }
+    open(path)
 }
 
 fn rotate(path: &Path) {
@@ -367,6 +377,25 @@ mod tests {
             audit.log("reloaded", None, None, "");
             assert_eq!(audit.loses(), is_blocked);
         }
+    }
+
+    #[test]
+    fn log_folder_is_made_again_and_an_error_names_it_once() {
+        let folder = Folder::new();
+        let path = folder.0.join("logs/security.log");
+        let file = open_again(&path).expect("made");
+        let mut log = Log { path: path.clone(), file, lost: Arc::default(), failed: false };
+        fs::remove_dir_all(folder.0.join("logs")).expect("removed");
+        log.write("one\n").expect("made again");
+        assert_eq!(fs::read_to_string(&path).expect("there"), "one\n");
+        fs::remove_file(&path).and_then(|()| fs::create_dir(&path)).expect("in its way");
+        let error = log.write("two\n").expect_err("a folder").to_string();
+        assert_eq!(error.matches("security.log").count(), 1, "{error}");
+        // A data folder that is gone may just be moved.
+        fs::remove_dir_all(&folder.0).expect("removed");
+        log.write("three\n").expect_err("no data folder");
+        assert!(!folder.0.exists());
+        fs::create_dir(&folder.0).expect("for the end");
     }
 
     #[test]

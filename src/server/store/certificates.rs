@@ -239,18 +239,19 @@ mod tests {
 
     #[test]
     fn check_reports_what_a_start_does_to_a_certificate() {
-        const DAY: u64 = 24 * 3600 * 1000;
-        for (days, told, other) in [
+        const DAY: i64 = 24 * 3600 * 1000;
+        for (age, told, other) in [
             (366, "expired: a start renews it", "WARNING"),
             (340, "WARNING: the certificate expires on ", "renews"),
             (1, "valid until", "WARNING"),
+            (-2, "WARNING: the certificate is not valid before ", "expire"),
         ] {
             let folder = Folder::new();
-            certificate::prepare(&folder.0, clock::now_ms() - days * DAY).expect("made");
+            certificate::prepare(&folder.0, clock::now_ms().wrapping_add_signed(-age * DAY)).expect("made");
             let (checked, lines) = Certificates::open(&folder.0, Mode::Check).expect("a start can use it");
             assert!(checked.is_none());
             let text = lines.join("\n");
-            assert!(text.contains(told) && !text.contains(other), "{days} days: {text}");
+            assert!(text.contains(told) && !text.contains(other), "{age} days: {text}");
         }
         // A key that is none stops a start, too.
         let folder = Folder::new();

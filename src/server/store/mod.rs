@@ -18,6 +18,7 @@ use audit::Audit;
 use certificates::Certificates;
 use lockout::Lockout;
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -91,6 +92,7 @@ impl Store {
     /// In a start: with file, reason and remedy in the text.
     pub fn open(folder: &Path, tls: bool, findings: &mut Findings) -> io::Result<Option<Store>> {
         let mode = findings.mode;
+        findings.lines.extend(lost(folder, tls, mode));
         findings.take(private(folder, mode))?;
         let accounts = findings.take(Accounts::open(folder, mode))?;
         let salt_secret = findings.take(salt_secret(&folder.join("salt.secret"), mode))?;
@@ -152,6 +154,32 @@ fn load(
     }
     let plan = records::read(path, each)?.plan(path);
     Ok((None, plan.map(|plan| format!("WARNING: {plan}")).into_iter().collect()))
+}
+
+/// Warns of what is missing beside existing accounts, and would otherwise be made again in silence.
+fn lost(folder: &Path, tls: bool, mode: Mode) -> Vec<String> {
+    let is_missing = |name: &&str| disk::is_there(&folder.join(name)).is_ok_and(|is_there| !is_there);
+    let has_accounts = fs::metadata(folder.join("users.json")).is_ok_and(|data| data.len() > 0)
+        || fs::read_dir(folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
+    let made = if mode == Mode::Start { "a new one is made" } else { "a start makes a new one" };
+    // A certificate without its key stops a start.
+    let salt = &["salt.secret"][..];
+    let pair = if tls { &["certs/server.key", "certs/server.crt"][..] } else { &[] };
+    let secrets = [
+        (salt, "anyone who has asked for names before can tell now which of them do not exist"),
+        (pair, "every client has to accept the new fingerprint"),
+    ];
+    let lost =
+        secrets.iter().filter(|(files, _)| has_accounts && !files.is_empty() && files.iter().all(is_missing));
+    let warning = |(files, change): &(&[&str], &str)| {
+        let path = folder.join(files[0]);
+        format!(
+            "WARNING: {} is missing beside existing accounts: {made}, and {change}; if you have a copy, stop the server, \
+             put the copy in its place and start again",
+            path.display()
+        )
+    };
+    lost.map(warning).collect()
 }
 
 /// Reads `salt.secret`, 32 bytes; an editor may have put a line end behind them.
