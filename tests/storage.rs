@@ -659,7 +659,7 @@ fn unusable_certificate_is_refused_with_a_remedy() {
         (read("older.key"), own.clone(), "server.key: the key is encrypted"),
         (own_key.clone(), [&authority[..], &own].concat(), "server.crt: the server's own certificate"),
         (own_key.clone(), authority, "server.key is not the key of the certificate in server.crt"),
-        (small_key.clone(), small, "RSA with 2048 bits or more"),
+        (small_key, small, "RSA with 2048 bits or more"),
         (k1_key, k1, "ECDSA on P-256"),
         (own_key.clone(), utf16(&text, true), "server.crt: this looks like UTF-16"),
         (own_key.clone(), read("own.der"), "server.crt: this is DER"),
@@ -692,7 +692,11 @@ fn unusable_certificate_is_refused_with_a_remedy() {
         (own_key.clone(), read("own.p7b"), "server.crt: no certificate in this file: it is PKCS#7: convert"),
         (own_key.clone(), read("own.p12"), "server.crt: this is PKCS#12: take"),
         (read("own.p12"), own.clone(), "server.key: this is PKCS#12: take"),
-        ([&small_key[..], &own_key].concat(), own.clone(), "of several keys in server.key, the first counts"),
+        (
+            [&read("authority.key")[..], &own_key].concat(),
+            own.clone(),
+            "of several keys in server.key, the first counts",
+        ),
     ] {
         put((&new_key, &new));
         let reason = refusal(&home, &certificate);
