@@ -1475,6 +1475,9 @@ fn a_connection_that_ends_in_a_session_is_told_with_what_may_not_have_arrived() 
     bob.say("/msg alice hello");
     let _ = line.hear_send();
     line.close();
+    bob.end();
+    bob.expect("* leaving: 1 message is not acknowledged yet");
+    common::signal(bob.child.id(), "-TERM");
     let (status, lines) = bob.finish();
     assert_eq!(status, 1);
     let told = |part: &str| lines.iter().any(|line| line.starts_with("! ") && line.contains(part));

@@ -44,9 +44,11 @@ impl Front {
     /// Does what the keys of one read say; the exit status if one was the last.
     pub fn keys(&mut self, keys: Keys) -> io::Result<Option<u8>> {
         // Answers that were typed ahead are no paste, and are not shown.
-        let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
-        let line: String = self.conversations.current().editor.text().chars().chain(typed).collect();
-        let is_question = || matches!(command::parse(&line), Ok(Command::Password(None)));
+        let is_question = || {
+            let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
+            let line: String = self.conversations.current().editor.text().chars().chain(typed).collect();
+            matches!(command::parse(&line), Ok(Command::Password(None)))
+        };
         let asks = self.asking.is_some() || !self.pastes.go_on() && is_question();
         let mut keys = if asks { keys } else { self.pastes.join(keys) };
         for key in keys.drain(..) {
