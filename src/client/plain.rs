@@ -184,7 +184,7 @@ impl Lines {
     fn unsent(self) -> Option<String> {
         let next = self.held.or_else(|| self.typed.try_recv().ok())?;
         let line = next.as_deref().map_or(String::new(), |line| format!(" ({})", quoted(line)));
-        let text = || format!("line {}{line} of the input and any after it were not sent", self.taken + 1);
+        let text = || format!("line {} of the input{line} and any after it were not sent", self.taken + 1);
         (next.as_deref().map(parse) != Ok(Ok(Command::Exit))).then(text)
     }
 }
