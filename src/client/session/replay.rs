@@ -57,7 +57,8 @@ impl Replay {
     pub fn order(&self, header: &Header, now: u64) -> Order {
         let place = between(header);
         let expected = match self.next(place) {
-            None if self.is_forgotten(header.time, now) => return Order::Replayed,
+            // What is sent again may be old; whether it was shown before is told by its id.
+            None if header.again.is_none() && self.is_forgotten(header.time, now) => return Order::Replayed,
             next => next.unwrap_or(header.sequence).max(1),
         };
         match header.sequence {
@@ -108,7 +109,8 @@ impl Replay {
         let former = self.conversations.iter().position(|conversation| conversation.between == place);
         let former = former.and_then(|at| self.conversations.remove(at));
         let (time, right) = former.map_or((0, None), |conversation| (conversation.time, conversation.right));
-        let (time, right) = (time.max(header.time), right.max((header.time <= now).then_some(header.time)));
+        let written = if header.again.is_some() { now } else { header.time };
+        let (time, right) = (time.max(written), right.max((written <= now).then_some(written)));
         // Those behind it stay: it may have waited for a key while they were refused.
         self.refused.take_if(|(of, numbers)| *of == place && numbers.start <= header.sequence);
         self.conversations.push_front(Conversation {
@@ -138,6 +140,7 @@ impl Replay {
 mod tests {
     use super::*;
     use crate::crypto::envelope::{Kind, Scope};
+    use crate::encoding::Fixed;
 
     const NOW: u64 = 1_800_000_000_000;
     const DAY: u64 = 86_400_000;
@@ -183,6 +186,29 @@ mod tests {
         assert_eq!(take(header(2, None, u64::MAX - 1)), Order::Gap(u64::MAX - 3));
         assert_eq!(take(header(2, None, u64::MAX - 1)), Order::Replayed);
         assert_eq!(take(header(3, None, u64::MAX)), Order::Replayed);
+    }
+
+    /// PROTOCOL#check-again, PROTOCOL#check-sequence.
+    #[test]
+    fn old_text_that_is_sent_again_begins_a_conversation() {
+        let mut seen = Replay::default();
+        for session in 0..100 {
+            let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
+            assert_eq!(take(&mut seen, &fresh, NOW), Order::Next);
+        }
+        let old = Header { time: 1, ..header(200, Some(1), 1) };
+        assert_eq!(seen.order(&old, NOW), Order::Replayed);
+        let again = Header { again: Some(Fixed([1; 32])), ..old };
+        assert_eq!(take(&mut seen, &again, NOW), Order::Next);
+        for session in 100..200 {
+            let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
+            assert_eq!(take(&mut seen, &fresh, NOW), Order::Next);
+        }
+        assert_eq!(
+            take(&mut seen, &header(200, Some(1), 2), NOW),
+            Order::Next,
+            "it is not the next to be forgotten"
+        );
     }
 
     /// PROTOCOL#check-sequence.
