@@ -400,7 +400,10 @@ impl Records {
                 known.length += lines.len() as u64;
                 known.modified = self.file.metadata()?.modified()?;
             }
-            _ => self.know()?,
+            _ => {
+                let known = self.know();
+                written.as_ref().map_or(Ok(()), |_| known)?;
+            }
         }
         written.map(drop).map_err(disk::at(&self.path))
     }

@@ -70,8 +70,10 @@ impl Credentials {
             ServerMessage::Session(session) => {
                 // It is for a day, by the server's clock.
                 let theirs = session.expires.saturating_sub(SESSION_KEY_LIFETIME.as_millis() as u64);
-                let skew = Skew::of_clocks(clock::now_ms(), theirs).map(StartError::Clock);
-                skew.map_or(Ok(session.token), Err)
+                let Some(skew) = Skew::of_clocks(clock::now_ms(), theirs) else { return Ok(session.token) };
+                // Otherwise others see us online until the grace period ends.
+                let _ = connection.say(&ClientMessage::Logout);
+                Err(StartError::Clock(skew))
             }
             ServerMessage::Error(failure) => Err(refusal(&failure, &self.name)),
             _ => Err(StartError::OutOfPlace),

@@ -89,6 +89,8 @@ impl Way {
             Err(error) => {
                 let wait = match error {
                     StartError::Locked(_, seconds) => seconds,
+                    // A person has to set it; and others are told of each login.
+                    StartError::Clock(_) => 60,
                     _ => connection.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER),
                 };
                 Err((error, Duration::from_secs(wait)))

@@ -114,12 +114,15 @@ pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
         for signal in signals.forever() {
             let is_ours = lock(&MODES).is_some();
             match signal {
-                SIGCONT if take(&mut suspended) || is_ours => _ = enter(false),
+                // A terminal that takes no output must not hold up the next signal.
+                SIGCONT if take(&mut suspended) || is_ours => {
+                    _ = thread::Builder::new().spawn(|| enter(false));
+                }
                 SIGCONT => {}
                 SIGTSTP if !can_suspend() => {}
                 SIGTSTP => {
                     suspended = is_ours;
-                    restore();
+                    abandon();
                     let _ = signal_hook::low_level::emulate_default_handler(signal);
                 }
                 _ => {
