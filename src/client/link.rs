@@ -415,7 +415,7 @@ impl Reader {
             Frame::Line(line) => match ServerMessage::decode(line) {
                 Ok(ServerMessage::Ping) => {
                     self.shared.inbox.acknowledge_now();
-                    self.shared.queue.control(|control| control.pongs += 1);
+                    self.shared.queue.control(|control| control.pongs = control.pongs.saturating_add(1));
                     return Ok(());
                 }
                 Ok(ServerMessage::Pong) => {

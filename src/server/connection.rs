@@ -308,7 +308,7 @@ impl Client {
                 let news = self.turn.inbound().received.due(true);
                 return self.control(|control| {
                     control.ack = news.or(control.ack);
-                    control.pongs += 1;
+                    control.pongs = control.pongs.saturating_add(1);
                 });
             }
             ClientMessage::Ack(_) | ClientMessage::Pong | ClientMessage::Logout | ClientMessage::Grant(_) => {

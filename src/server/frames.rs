@@ -209,8 +209,12 @@ impl Frames {
         if held <= self.limit / 2 {
             return true;
         }
+        let free = self.limit.saturating_sub(held);
+        if frame.length() > free {
+            return false;
+        }
         let theirs = self.window.row().filter(|one| one.sender == frame.sender && one.kind != Kind::Packet);
-        theirs.map(Frame::length).sum::<usize>() + frame.length() <= self.limit.saturating_sub(held)
+        theirs.map(Frame::length).sum::<usize>() + frame.length() <= free
     }
 
     /// Whether not even the server's own messages are taken.

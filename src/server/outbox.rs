@@ -116,13 +116,14 @@ impl Queue {
         self.control.is_idle() && self.frames.is_idle() && self.last.is_none()
     }
 
-    /// Puts into `plain` what is sent next. Control lines end a batch, so that answers go before a `pong` that was asked
-    /// for after them, and much that waits delays none of both.
+    /// Puts into `plain` what is sent next. Control lines end each batch: a `pong` seldom overtakes what was asked for
+    /// before it, and no frame, however long, holds them up.
     fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
         plain.clear();
         plain.extend(self.control.first.take().unwrap_or_default());
         self.frames.next_batch(plain, most);
-        while plain.len() < 2 * most
+        let end = plain.len() + most;
+        while plain.len() < end
             && let Some(line) = self.control.next()
         {
             plain.extend(match line {
@@ -557,6 +558,24 @@ pub(super) mod tests {
     /// Whoever wants to queue or to send something waits until this is dropped.
     pub fn hold(outbox: &Outbox) -> impl Sized {
         lock(&outbox.queue)
+    }
+
+    /// PROTOCOL#life.
+    #[test]
+    fn long_frames_hold_up_no_control_line() {
+        let (link, _other) = link();
+        let outbox = outbox_on(link, 1 << 20);
+        let mut queue = lock(&outbox.queue);
+        for _ in 0..2 {
+            queue.frames.put(Frame::line(vec![b'x'; 2 * SLOW_BATCH]));
+        }
+        queue.control.ack = Some(1);
+        queue.control.pongs = 1;
+        let mut plain = Vec::new();
+        queue.next_batch(&mut plain, SLOW_BATCH);
+        let ends =
+            [ServerMessage::Ack(Received { received: 1 }).encode(), ServerMessage::Pong.encode()].concat();
+        assert!(plain.len() > 2 * SLOW_BATCH && plain.ends_with(&ends));
     }
 
     #[test]

@@ -44,7 +44,9 @@ impl Quota {
 
     /// The same within the limit.
     pub fn take_within(self: &Arc<Quota>, amount: usize) -> Option<Permit> {
-        Some(self.take(amount)).filter(Permit::is_within)
+        let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Permit { quota: self.clone(), amount })
     }
 }
 
@@ -57,7 +59,12 @@ pub struct Permit {
 impl Permit {
     /// From now on it is another amount.
     pub fn resize(&mut self, amount: usize) {
-        *self = self.quota.take(amount);
+        let used = &self.quota.used;
+        match amount.checked_sub(self.amount) {
+            Some(more) => used.fetch_add(more, Ordering::Relaxed),
+            None => used.fetch_sub(self.amount - amount, Ordering::Relaxed),
+        };
+        self.amount = amount;
     }
 
     /// The amount.

@@ -131,13 +131,14 @@ impl<T> SendWindow<T> {
     }
 }
 
-/// A queue keeps room for this number of items, even if it is empty.
-const FEW: usize = 32;
+/// A queue keeps room for this many bytes of items, even if it is empty.
+const KEPT: usize = 2048;
 
 /// Returns memory that held far more than is there now: an idle session holds none for its busiest moment.
 pub fn spare<T>(queue: &mut VecDeque<T>) {
-    if queue.capacity() > FEW && queue.len() < queue.capacity() / 8 {
-        queue.shrink_to(FEW.max(2 * queue.len()));
+    let few = KEPT / size_of::<T>().max(1);
+    if queue.capacity() > few && queue.len() < queue.capacity() / 8 {
+        queue.shrink_to(few.max(2 * queue.len()));
     }
 }
 
@@ -431,8 +432,9 @@ mod tests {
 
     #[test]
     fn queue_holds_at_most_eight_times_its_items_or_a_few() {
+        const FEW: usize = KEPT / size_of::<u64>();
         let mut window = SendWindow::default();
-        (0..1000).for_each(|n| window.push(n));
+        (0..1000u64).for_each(|n| window.push(n));
         while window.next().is_some() {}
         for received in 1..=1000 {
             assert_eq!(window.acknowledge(received, drop), Ok(()));
