@@ -620,6 +620,8 @@ fn the_highest_numbers_end_no_conversation_and_no_client() {
     line.say(&numbered(0));
     line.say(&numbered(u64::MAX - 1));
     line.say(&numbered(u64::MAX));
+    line.presence(&["carol"], &[]);
+    bob.expect("* carol is on-line");
     let (status, lines) = bob.finish();
     assert_eq!((status, times(&lines, REFUSED)), (0, 4), "{lines:#?}");
 }
