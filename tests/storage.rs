@@ -752,7 +752,6 @@ fn log_that_was_renamed_or_removed_is_made_again() {
     assert!(alice.is_usable() && bob.is_usable());
 }
 
-/// README#server-files.
 #[test]
 fn secret_that_is_missing_beside_accounts_is_reported() {
     let (home, _, _) = two_accounts();

@@ -858,7 +858,7 @@ fn address_is_a_link_and_nothing_of_it_a_sequence() {
     let written = terminal.written("\u{1b}]8;;\u{1b}\\\u{1b}[m.");
     let parts = written.matches(&format!("\u{1b}]8;;{address}\u{1b}\\")).count();
     assert!(parts >= 2, "each row leads to all of it: {written:?}");
-    bob.say("https://a.org/\u{7}\u{1b}\\\u{1b}]0;owned\u{7}");
+    bob.say("//see https://a.org/\u{7}\u{1b}\\\u{1b}]0;owned\u{7}");
     terminal.expect("]0;owned");
     assert!(!terminal.written("]0;owned").contains("8;;https://a.org"));
 }
