@@ -196,7 +196,7 @@ mod tests {
             let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
             assert_eq!(take(&mut seen, &fresh, NOW), Order::Next);
         }
-        let old = Header { time: 1, ..header(200, Some(1), 1) };
+        let old = Header { time: 1, ..header(200, None, 1) };
         assert_eq!(seen.order(&old, NOW), Order::Replayed);
         let again = Header { again: Some(Fixed([1; 32])), ..old };
         assert_eq!(take(&mut seen, &again, NOW), Order::Next);
@@ -205,7 +205,7 @@ mod tests {
             assert_eq!(take(&mut seen, &fresh, NOW), Order::Next);
         }
         assert_eq!(
-            take(&mut seen, &header(200, Some(1), 2), NOW),
+            take(&mut seen, &header(200, None, 2), NOW),
             Order::Next,
             "it is not the next to be forgotten"
         );
