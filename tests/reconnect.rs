@@ -19,7 +19,7 @@ const MIB: usize = 1024 * 1024;
 const NEW: &str = "tr0ub4dor and three";
 const LOST: &str = "! the connection to the server is lost: ";
 const ANEW: &str = "in a new session: the server had ended the one before";
-const MAYBE: &str = "the connection was lost before the server took it: ";
+const MAYBE: &str = "the connection was lost before the server confirmed it: ";
 
 /// Two people, each behind a gate of their own.
 struct Two {

@@ -141,7 +141,7 @@ impl fmt::Display for StartError {
             }
             StartError::NoKey(name, path) => write!(
                 f,
-                "there is no key for {name} on this machine: copy {} from the machine where the account was made, or \
+                "there is no key for {name} on this machine: copy it from the machine where the account was made to {}, or \
                  create a new account",
                 path.display()
             ),

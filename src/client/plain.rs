@@ -4,14 +4,14 @@
 //! so a long script waits for the server instead of for memory. Output that nobody reads holds up the session, and never
 //! the network.
 
-use super::command::{Command, parse};
+use super::command::{Command, is_exit, parse};
 use super::connect::{Connection, StartError};
 use super::entry::{Entry, SendState, Source};
 use super::options::Options;
 use super::path::typed_path;
 use super::printer::Printer;
 use super::reconnect::Way;
-use super::session::{Effect, Event, Session};
+use super::session::{Effect, Event, FAREWELL, Session};
 use super::spawn;
 use super::terminal;
 use super::text::quoted;
@@ -21,6 +21,7 @@ use crate::crypto::envelope::MAX_TEXT;
 use crate::crypto::secret::Password;
 use crate::protocol::ClientMessage;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -31,6 +32,8 @@ type Typed = Result<String, String>;
 
 /// Lines of the input that may wait.
 const QUEUE: usize = 16;
+/// And so many behind them, which are read so that their end is seen.
+const AHEAD: usize = 256;
 /// Time passes at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -67,7 +70,7 @@ pub fn run(
     let work = Work::start((connection, way), options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
-    let mut lines = Lines { typed, held: None, taken: 0 };
+    let mut lines = Lines::new(typed);
     let status = serve(&mut session, options, &work, &printer, &waking, &mut lines);
     if !session.is_leaving()
         && let Some(text) = lines.unsent()
@@ -99,6 +102,12 @@ fn serve(
         if let Some(signal) = printer.stopped() {
             let signal = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             printer.print(format!("! ended by {signal}"));
+            session.last_words().lines().for_each(|line| printer.print(format!("! {line}")));
+            return Ok(1);
+        }
+        // Otherwise a script would wait as long as the network is silent. Its session waits for no longer at the end.
+        let is_silent = session.owed().is_some_and(|since| since.elapsed() >= FAREWELL);
+        if is_silent && !session.is_leaving() && lines.end() {
             session.last_words().lines().for_each(|line| printer.print(format!("! {line}")));
             return Ok(1);
         }
@@ -161,28 +170,53 @@ fn serve(
 /// The lines of the input.
 struct Lines {
     typed: Receiver<Typed>,
-    /// One that waits.
-    held: Option<Typed>,
+    /// Those that wait: the first of them perhaps for the answers to the lines before it.
+    waiting: VecDeque<Typed>,
+    /// None comes behind them.
+    have_ended: bool,
     /// How many the session has taken.
     taken: u64,
 }
 
 impl Lines {
+    fn new(typed: Receiver<Typed>) -> Lines {
+        Lines { typed, waiting: VecDeque::new(), have_ended: false, taken: 0 }
+    }
+
+    fn look_ahead(&mut self) {
+        while !self.have_ended && self.waiting.len() < AHEAD {
+            match self.typed.try_recv() {
+                Ok(line) => self.waiting.push_back(line),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => self.have_ended = true,
+            }
+        }
+    }
+
+    /// Whether the lines that wait are the last ones.
+    fn end(&mut self) -> bool {
+        self.look_ahead();
+        self.have_ended || self.waiting.iter().flatten().any(|line| is_exit(line))
+    }
+
     /// The next line, if there is one and the session can take it. What is answered at once would overtake the answers to the
     /// lines before it; the session itself waits for them at the end.
     fn next(&mut self, is_settled: bool) -> Result<Typed, TryRecvError> {
-        let line = self.held.take().map_or_else(|| self.typed.try_recv(), Ok)?;
-        if !is_unanswered(&line) && !is_settled {
-            self.held = Some(line);
-            return Err(TryRecvError::Empty);
+        self.look_ahead();
+        match self.waiting.front() {
+            None if self.have_ended => return Err(TryRecvError::Disconnected),
+            Some(line) if is_settled || is_unanswered(line) => {}
+            _ => return Err(TryRecvError::Empty),
         }
+        let line = self.waiting.pop_front().ok_or(TryRecvError::Empty)?;
         self.taken += 1;
         Ok(line)
     }
 
     /// What is to be said of lines that never came to be sent, if there are any.
-    fn unsent(self) -> Option<String> {
-        let next = self.held.or_else(|| self.typed.try_recv().ok())?;
+    fn unsent(mut self) -> Option<String> {
+        self.look_ahead();
+        let next = self.waiting.pop_front()?;
         let line = next.as_deref().map_or(String::new(), |line| format!(" ({})", quoted(line)));
         let text = || format!("line {} of the input{line} and any after it were not sent", self.taken + 1);
         (next.as_deref().map(parse) != Ok(Ok(Command::Exit))).then(text)
@@ -246,6 +280,27 @@ fn decode(line: &[u8], number: u64) -> Typed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn end_is_seen_behind_lines_that_wait() {
+        let (input, typed) = sync_channel(QUEUE);
+        let mut lines = Lines::new(typed);
+        let say = |line: &str| input.send(Ok(line.into())).expect("read");
+        say("/msg bob one");
+        say("two");
+        assert_eq!(lines.next(false), Err(TryRecvError::Empty), "it waits for what was said before it");
+        assert!(!lines.end());
+        say("/exit");
+        assert!(lines.end());
+        for line in ["/msg bob one", "two", "/exit"] {
+            assert_eq!(lines.next(true), Ok(Ok(line.into())));
+        }
+        say("/msg bob three");
+        drop(input);
+        assert!(lines.end());
+        let told = lines.unsent().expect("one was not sent");
+        assert_eq!(told, "line 4 of the input (\"/msg bob three\") and any after it were not sent");
+    }
 
     #[test]
     fn line_that_is_not_text_is_refused_whole() {

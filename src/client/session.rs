@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connection::Line;
-pub use connection::seconds;
+pub use connection::{FAREWELL, seconds};
 
 /// Messages under way beyond which no further line is taken: a round trip's worth, and few to tell of if they fail.
 const MAX_UNSETTLED: usize = 64;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const NOTICEABLE: Duration = Duration::from_millis(500);
 /// At the end, the next answer is waited for this long: within this time a silent connection is dropped (35 s), the server
 /// ends a session that has none (60 s), and another connection reports what became of it.
-const FAREWELL: Duration = Duration::from_secs(120);
+pub const FAREWELL: Duration = Duration::from_secs(120);
 /// At the end of the input, files and the answers to offers are waited for this long: a person has to decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 

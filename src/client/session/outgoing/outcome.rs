@@ -243,7 +243,7 @@ impl Session {
     /// The session that these were sent in is over: whoever may not have got one is told.
     pub(in super::super) fn give_up_all(&mut self) {
         for (number, message) in self.outbox.restart() {
-            let maybe = "the connection was lost before the server took it";
+            let maybe = "the connection was lost before the server confirmed it";
             if message.kind != Kind::Message {
                 // A room or a file: both have ended with the session.
                 continue;
