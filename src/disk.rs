@@ -63,7 +63,7 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether [`private_folders`] would succeed on a `root` that exists; makes and changes nothing.
+/// Whether [`private_folders`] would succeed on a `root` that exists, if the folders are ours; makes and changes nothing.
 ///
 /// # Errors
 /// The same.

@@ -17,7 +17,7 @@ fn python() -> Option<&'static str> {
 }
 
 #[test]
-fn client_written_from_the_specification_alone_talks_with_this_one() {
+fn client_written_from_the_specification_talks_with_this_one() {
     let Some(python) = python() else {
         println!("left out: no Python with pycryptodome and pyOpenSSL");
         return;

@@ -269,7 +269,7 @@ mod tests {
 
     /// PROTOCOL#ack-when.
     #[test]
-    fn direct_message_is_acknowledged_when_taken_and_no_other_envelope() {
+    fn direct_message_alone_is_acknowledged_when_taken() {
         let (inbox, queue, connection, _) = inbox();
         for (kind, to) in [(Message, ""), (RoomOpened, "bob"), (Message, "bob"), (Message, "")] {
             assert!(inbox.frame(Some(envelope(kind, to)), 10));

@@ -344,8 +344,8 @@ pub fn keys(bytes: &[u8]) -> Keys {
 }
 
 /// The keys of each read, as a line takes them. Several lines at once were pasted, with or without marks: nobody types
-/// so fast. So was what comes before an end mark that is late. Of a paste, more may follow after any time: what comes
-/// with other keys behind it is its rest, until one but Enter comes alone, or the line is sent.
+/// so fast. The same holds for what comes before a late end mark. The rest of a paste may come later: several keys in one
+/// read behind a paste belong to it, until a key other than Enter comes alone, or the line is sent.
 #[derive(Default)]
 pub struct Pastes {
     go_on: bool,

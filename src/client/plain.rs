@@ -32,7 +32,7 @@ type Typed = Result<String, String>;
 
 /// Lines of the input that may wait.
 const QUEUE: usize = 16;
-/// And so many behind them, which are read so that their end is seen.
+/// Lines that are read ahead of these, to see whether the input has ended.
 const AHEAD: usize = 256;
 /// Time passes at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
@@ -99,15 +99,14 @@ fn serve(
         if work.is_idle() {
             let _ = waking.recv_timeout(TICK);
         }
-        if let Some(signal) = printer.stopped() {
+        let stopped = printer.stopped();
+        if let Some(signal) = stopped {
             let signal = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
             printer.print(format!("! ended by {signal}"));
-            session.last_words().lines().for_each(|line| printer.print(format!("! {line}")));
-            return Ok(1);
         }
-        // Otherwise a script would wait as long as the network is silent. Its session waits for no longer at the end.
+        // Without this, a script would wait as long as the network is silent. At the end, its session waits no longer either.
         let is_silent = session.owed().is_some_and(|since| since.elapsed() >= FAREWELL);
-        if is_silent && !session.is_leaving() && lines.end() {
+        if stopped.is_some() || is_silent && !session.is_leaving() && lines.end() {
             session.last_words().lines().for_each(|line| printer.print(format!("! {line}")));
             return Ok(1);
         }
@@ -170,9 +169,9 @@ fn serve(
 /// The lines of the input.
 struct Lines {
     typed: Receiver<Typed>,
-    /// Those that wait: the first of them perhaps for the answers to the lines before it.
+    /// Lines that the session has not taken. The first may wait for the answers to the lines before it.
     waiting: VecDeque<Typed>,
-    /// None comes behind them.
+    /// No more lines follow them.
     have_ended: bool,
     /// How many the session has taken.
     taken: u64,
@@ -213,7 +212,7 @@ impl Lines {
         Ok(line)
     }
 
-    /// What is to be said of lines that never came to be sent, if there are any.
+    /// The report of lines that were never sent, if there are any.
     fn unsent(mut self) -> Option<String> {
         self.look_ahead();
         let next = self.waiting.pop_front()?;

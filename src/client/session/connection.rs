@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// A delay that a person notices.
 const NOTICEABLE: Duration = Duration::from_millis(500);
-/// At the end, the next answer is waited for this long: within this time a silent connection is dropped (35 s), the server
+/// At the end, the client waits this long for each further answer: within this time a silent connection is dropped (35 s), the server
 /// ends a session that has none (60 s), and another connection reports what became of it.
 pub const FAREWELL: Duration = Duration::from_secs(120);
 /// At the end of the input, files and the answers to offers are waited for this long: a person has to decide.
