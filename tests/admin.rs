@@ -139,7 +139,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     fs::remove_file(path("certs/server.crt")).expect("removed");
     let (status, out) = starts();
     assert!(status == 0 && out.contains("a start makes one for certs/server.key"), "{out}");
-    assert!(out.contains("server.key: others have rights to it: a start takes them away"), "{out}");
+    assert!(out.contains("server.key: other users have access to this file: a start closes it"), "{out}");
     // A folder of something else's, that others can enter.
     let other = Folder::new();
     fs::create_dir(other.path("data")).expect("folder");
@@ -554,7 +554,7 @@ fn a_server_that_cannot_be_asked_is_never_bypassed() {
             stream.write_all(half).map(|()| asked)
         });
         let (status, _, errors) = user(&server.home, &["remove", "alice"]);
-        assert!(status == 1 && errors.contains("it may have done it or not"), "{errors}");
+        assert!(status == 1 && errors.contains("the change may or may not be made"), "{errors}");
         assert!(matches!(answering.join(), Ok(Ok(13))), "remove alice and a line's end");
     }
     assert_eq!(fs::read(server.data("users.json")).expect("there"), before);

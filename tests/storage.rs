@@ -11,7 +11,8 @@ use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use secure_messenger::records::asides;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -525,7 +526,7 @@ fn private_file_that_others_can_read_is_closed_and_told() {
         names.iter().for_each(|name| set_mode(&home.path("data").join(name), wide));
         let (_, checked) = run(&home, &["--check"]);
         assert_eq!(
-            checked.matches("others have rights to it: a start takes them away").count(),
+            checked.matches("other users have access to this file: a start closes it").count(),
             3,
             "{checked}"
         );
@@ -595,6 +596,68 @@ fn linked_file_stops_the_start_and_the_link_stays() {
     }
     assert!(!home.path("nowhere").exists() && users.is_file());
     drop(Server::within(home, &[]));
+}
+
+/// README#records.
+#[test]
+fn failed_append_on_a_full_disk_is_taken_back() {
+    let (home, path, text) = two_accounts();
+    // No file may have more than 32 KiB, and the next record has room for its first 100 bytes.
+    let full = text.clone() + &"\n".repeat(32 * 1024 - 100 - text.len());
+    fs::write(&path, &full).expect("written");
+    let server = Server::after("ulimit -S -f 32", home, &[]);
+    let carol = Person::new("carol");
+    let mut raw = server.raw();
+    raw.say(&carol.registration());
+    assert_eq!(raw.error(), "server_error");
+    assert_eq!(fs::read_to_string(&path).expect("there"), full);
+    assert!(!server.data("keys/carol.pem").exists(), "the name is free");
+    let pid = server.child.id().to_string();
+    let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    if !lifted.is_ok_and(|status| status.success()) {
+        println!("skipped: the limit of a file's size cannot be lifted here");
+        return;
+    }
+    newcomer(&server, "carol");
+    let home = server.kill();
+    let (status, checked) = run(&home, &["--check"]);
+    assert!(status == 0 && checked.contains("3 accounts") && !checked.contains("WARNING"), "{checked}");
+    assert!(asides(&path).is_empty());
+}
+
+fn give(path: &Path, user: u32) -> std::io::Result<()> {
+    chown(path, Some(user), None)
+}
+
+#[test]
+fn folder_of_another_user_stops_the_start() {
+    let home = used_folder();
+    let program = home.path("server");
+    // Root may do anything, so another user runs a copy of the program.
+    let folders = ["", "certs", "keys", "logs"].map(|name| home.path("data").join(name));
+    let all = || common::files(&folders[0]).into_iter().chain(folders.iter().cloned());
+    if fs::copy(env!("CARGO_BIN_EXE_server"), &program).is_err()
+        || all().any(|path| give(&path, 12345).is_err())
+    {
+        println!("skipped: only root can give a folder away");
+        return;
+    }
+    set_mode(&home.0, 0o755);
+    for path in &folders {
+        give(path, 0).expect("given");
+        set_mode(path, 0o777);
+        let told = format!("{}: this folder belongs to user 0: ", path.display()).replace("data/:", "data:");
+        for (words, begin) in [(&["--check"][..], "problem: "), (&["--host", "127.0.0.1"], "server: ")] {
+            let mut command = Command::new(&program);
+            let command = command.uid(12345).args(["--port", "0", "--data-dir"]).arg(home.path("data"));
+            let out = command.args(words).output().expect("it runs");
+            let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+            assert!(text.lines().any(|line| line.starts_with(&format!("{begin}{told}"))), "{told}: {text}");
+            assert_eq!(out.status.code(), Some(1));
+        }
+        set_mode(path, 0o700);
+        give(path, 12345).expect("given back");
+    }
 }
 
 // ---- certificates

@@ -1,4 +1,4 @@
-//! The server's command: arguments, then run.
+//! The server's command line program.
 
 use secure_messenger::server::limits::Limits;
 use secure_messenger::server::operator::{admin, check};
@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Every client is a descriptor: take as many as the system gives.
+    // Every client needs a descriptor: take as many as the system allows.
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
     let maps = maps.and_then(|text| text.trim().parse().ok()).unwrap_or(65_530);

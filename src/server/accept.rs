@@ -7,26 +7,33 @@ use super::{CONNECTION_STACK, Shared, connection, lock, metrics, thread};
 use crate::wire::tls::limit_unsent;
 use std::collections::VecDeque;
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Stack of a thread that does handshakes and logins, in bytes: more than four times that of a connection's. Otherwise
-/// glibc reuses it, when the thread ends, with all the pages that a handshake has touched.
+/// Stack of a thread that does handshakes and logins, in bytes: more than four times that of a connection's thread.
+/// Otherwise glibc reuses it for such a thread, with all the pages that a handshake has touched.
 const ADMISSION_STACK: usize = 2 * 1024 * 1024;
 /// An admission thread waits this long for the next connection before it ends: through a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
-/// Connections that the kernel keeps for [`run`]: its 128 are too few for a storm of logins.
+/// Connections that the kernel queues for [`run`]: the usual 128 are too few for a storm of logins.
 const BACKLOG: i32 = 4096;
 
-/// Connections that wait for an admission thread, and the number of such threads that are idle.
+/// Hands connections to the admission threads.
 #[derive(Default)]
 pub(super) struct AdmissionQueue {
-    state: Mutex<(VecDeque<Ticket>, usize)>,
+    state: Mutex<QueueState>,
     wake: Condvar,
 }
 
-/// Listens on `host`, an address or a name of one, and `port`.
+#[derive(Default)]
+struct QueueState {
+    tickets: VecDeque<Ticket>,
+    /// Admission threads that wait for a ticket.
+    idle: usize,
+}
+
+/// Listens on the first address of `host`, an address or a name, that is available.
 ///
 /// # Errors
 /// With the address and the remedy in the text.
@@ -38,14 +45,9 @@ pub(super) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
         };
         io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}{hint}"))
     };
-    let address = (host, port).to_socket_addrs().map_err(failed)?.next();
-    let address = address.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
-    socket.set_reuse_address(true).map_err(failed)?;
-    socket.bind(&address.into()).map_err(failed)?;
-    socket.listen(BACKLOG).map_err(failed)?;
-    Ok(socket.into())
+    let listener = TcpListener::bind((host, port)).map_err(failed)?;
+    socket2::SockRef::from(&listener).listen(BACKLOG).map_err(failed)?;
+    Ok(listener)
 }
 
 /// Takes connections until the process ends.
@@ -78,34 +80,34 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
 /// Hands a connection to an idle admission thread, or to a new one.
 fn enqueue(shared: &Arc<Shared>, ticket: Ticket) {
     let mut state = lock(&shared.queue.state);
-    state.0.push_back(ticket);
-    if state.1 >= state.0.len() {
+    state.tickets.push_back(ticket);
+    if state.idle >= state.tickets.len() {
         shared.queue.wake.notify_one();
         return;
     }
     drop(state);
     let admitting = shared.clone();
     if thread("admission", ADMISSION_STACK, move || admit_all(&admitting)).is_err() {
-        // No thread is available: drop this connection, the others continue.
-        lock(&shared.queue.state).0.pop_back();
+        // No thread is available: drop this connection alone.
+        lock(&shared.queue.state).tickets.pop_back();
     }
 }
 
 fn admit_all(shared: &Arc<Shared>) {
     loop {
         let mut state = lock(&shared.queue.state);
-        if state.0.is_empty() {
-            state.1 += 1;
+        if state.tickets.is_empty() {
+            state.idle += 1;
             let waited = shared.queue.wake.wait_timeout(state, ADMISSION_IDLE);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            state.1 -= 1;
+            state.idle -= 1;
         }
-        let Some(ticket) = state.0.pop_front() else { return };
+        let Some(ticket) = state.tickets.pop_front() else { return };
         drop(state);
         if let Some(client) = connection::admit(shared, ticket.socket.clone(), ticket.address, ticket) {
-            // Boxed, to keep the stack of the waiting thread small.
+            // Boxed to keep the stack of the client's thread small.
             let client = Box::new(client);
-            // Without a thread the closure is dropped, and with it the connection.
+            // If no thread is available, this drops the connection.
             let _ = thread("client", CONNECTION_STACK, move || client.run());
         }
     }
@@ -141,7 +143,7 @@ mod tests {
         for _ in 0..3 {
             let end = Instant::now() + Duration::from_secs(60);
             // A thread that has served one client waits for the next, for a while.
-            while lock(&shared.queue.state).1 == 0 {
+            while lock(&shared.queue.state).idle == 0 {
                 assert!(Instant::now() < end, "no thread is ever free");
                 drop(guest());
                 std::thread::park_timeout(Duration::from_millis(10));

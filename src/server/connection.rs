@@ -11,9 +11,9 @@ use super::grace::{self, Inbound, Turn};
 use super::guest::{Entry, Guest, Resumption, linger, not_a_message};
 use super::limits;
 use super::outbox::{Buffers, Link, Outbox};
+use super::partial_frame::PartialFrame;
 use super::registry::Place;
 use super::session::Session;
-use super::unfinished::Unfinished;
 use super::{Shared, delivery, metrics};
 use crate::auth::{self, Authenticated};
 use crate::clock;
@@ -83,7 +83,7 @@ pub struct Client {
     link: Arc<Link>,
     reader: Reader,
     lines: Lines,
-    unfinished: Unfinished,
+    partial: PartialFrame,
 }
 
 impl Client {
@@ -142,9 +142,9 @@ impl Client {
             turn.session().outbox.detach(&link);
         }
         lines.log_in(MAX_LINE);
-        let unfinished = Unfinished::new(&shared.quotas);
+        let partial = PartialFrame::new(&shared.quotas);
         let (shared, session) = (shared.clone(), turn.session().clone());
-        Client { shared, session, turn, link, reader, lines, unfinished }
+        Client { shared, session, turn, link, reader, lines, partial }
     }
 
     /// Serves the client until its connection ends. PROTOCOL#life.
@@ -156,8 +156,8 @@ impl Client {
                 let (outbox, link) = (&self.session.outbox, &self.link);
                 return linger(&link.channel, &mut self.reader, || outbox.says_farewell(link));
             }
-            let (bytes, anew) = self.lines.unfinished();
-            if !self.unfinished.is_bearable(bytes, anew, Instant::now()) {
+            let (bytes, is_new) = self.lines.unfinished();
+            if !self.partial.update(bytes, is_new, Instant::now()) {
                 return;
             }
             let wait = match liveness.next(Instant::now(), SystemTime::now()) {

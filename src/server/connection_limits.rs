@@ -1,7 +1,7 @@
 //! The number of connections: in all, per address, and not logged in yet.
 //!
-//! Invariant: the connections of a peer that is not logged in are bounded per address and in all. At a bound the server
-//! refuses the new connection or closes the oldest one that is not logged in; it closes none that is.
+//! Invariant: connections are bounded per address and in all. At a bound the server refuses the new connection, or closes
+//! the oldest one that is not logged in; it closes none that is.
 
 use super::limits::Limits;
 use super::rates::origin;
@@ -13,9 +13,7 @@ use std::sync::{Arc, Mutex};
 /// See the module.
 pub struct ConnectionLimits {
     state: Mutex<State>,
-    waiting: usize,
-    per_address: usize,
-    total: usize,
+    limits: Limits,
 }
 
 #[derive(Default)]
@@ -42,30 +40,22 @@ pub struct Ticket {
 impl ConnectionLimits {
     /// See [`Limits`].
     pub fn new(limits: &Limits) -> ConnectionLimits {
-        ConnectionLimits {
-            state: Mutex::default(),
-            waiting: limits.waiting,
-            per_address: limits.per_address,
-            total: limits.clients.saturating_add(limits.waiting),
-        }
+        ConnectionLimits { state: Mutex::default(), limits: limits.clone() }
     }
 
     /// Counts a new connection; `None` if its address or the server has too many. If too many are not logged in, closes the
     /// oldest of them.
     pub fn admit(self: &Arc<ConnectionLimits>, address: IpAddr, socket: &Arc<TcpStream>) -> Option<Ticket> {
-        let origin = origin(address);
+        let (origin, limits) = (origin(address), &self.limits);
         let mut state = lock(&self.state);
         let here = state.per_address.get(&origin).copied().unwrap_or(0);
-        if here >= self.per_address || state.total >= self.total {
+        if here >= limits.per_address || state.total >= limits.clients.saturating_add(limits.waiting) {
             return None;
         }
-        let mut evicted = false;
-        if state.waiting.len() >= self.waiting
-            && let Some((_, oldest)) = state.waiting.pop_first()
-        {
-            let _ = oldest.shutdown(Shutdown::Both);
-            evicted = true;
-        }
+        let is_full = state.waiting.len() >= limits.waiting;
+        let oldest = if is_full { state.waiting.pop_first() } else { None };
+        let evicted = oldest.is_some();
+        oldest.map(|(_, socket)| socket.shutdown(Shutdown::Both));
         let number = state.next;
         state.next += 1;
         state.total += 1;
@@ -110,7 +100,7 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 impl Ticket {
-    /// Whether it may have to make room for newcomers.
+    /// Whether new connections may evict it.
     pub fn is_waiting(&self) -> bool {
         lock(&self.limits.state).waiting.contains_key(&self.number)
     }
@@ -157,7 +147,7 @@ mod tests {
         newer.logged_in();
         assert_eq!(connections.counts(), (4, 1));
         newer.logged_out();
-        assert_eq!(connections.counts(), (4, 2), "it may have to make room again");
+        assert_eq!(connections.counts(), (4, 2), "it may be evicted again");
         newer.logged_in();
         let fourth = admit(4).expect("admitted");
         assert!(!fourth.evicted && connections.counts() == (5, 2));

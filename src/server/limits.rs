@@ -1,8 +1,7 @@
 //! The limits of the server that its operator or a client can reach. Those of the protocol are in
 //! [`protocol`](crate::protocol), sizes of a single mechanism (batches, ticks, stacks) beside it. Enforced by
 //! [`connection_limits`](super::connection_limits), [`lockout`](super::store::lockout), [`rates`](super::rates) (requests
-//! and registrations), [`unfinished`](super::unfinished) (lines that do not end) and [`outbox`](super::outbox) (what waits
-//! for a client).
+//! and registrations), [`partial_frame`](super::partial_frame) and [`outbox`](super::outbox) (what waits for a client).
 
 use std::time::Duration;
 
@@ -14,36 +13,36 @@ pub const LOGIN: Duration = Duration::from_secs(300);
 pub const LINES_BEFORE_LOGIN: u32 = 32;
 /// Presence changes are sent at most this often: users do not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
-/// Bytes of packets that wait for all clients together, or were not acknowledged yet: those who send to a client that
-/// takes none are read more slowly long before. When they are all in use, each client may still have 256 KiB and one packet.
-/// Threads that ask for room at the same moment may exceed this by one packet each.
+/// Bytes of packets that wait for all clients together, or are not acknowledged yet: a client that sends to one that reads
+/// nothing is throttled long before. Beyond it, each client may still have 256 KiB and one packet; threads that ask at the
+/// same moment may exceed it by one packet each.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
-/// A packet for which there is no room waits this long, and its sender with it: a recipient who is only slow reads on by
-/// then.
+/// A packet without room waits this long, and its sender with it: a slow recipient has read some by then.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
-/// A line or packet that a client has begun must be complete after this time: a mebibyte at 9 KiB a second.
+/// A line or packet must be complete this long after its first byte: a mebibyte at 9 KiB a second.
 pub const LINE: Duration = Duration::from_secs(120);
-/// Bytes of lines and packets that all clients have begun and not finished; whose is longer than [`SMALL_LINE`] then loses
-/// the connection, so that there is no more than this, and a small one of each client. Hundreds of people who talk to a thousand at once are far below.
-pub const MAX_UNFINISHED: usize = 256 * 1024 * 1024;
-/// See [`MAX_UNFINISHED`]: a chunk of a file, or a message to a hundred people.
+/// Bytes of incomplete lines and packets of all clients. Beyond it, a client whose own is longer than [`SMALL_LINE`] loses
+/// the connection. Hundreds of users who each send to a thousand at once stay far below.
+pub const MAX_PARTIAL: usize = 256 * 1024 * 1024;
+/// See [`MAX_PARTIAL`]: a chunk of a file, or a message to a hundred users.
 pub const SMALL_LINE: usize = 66 * 1024;
-/// A client must take each 16 KiB of what it is sent within this time.
+/// A client must read each 16 KiB within this time: more than a slow link needs.
 pub const WRITE: Duration = Duration::from_secs(30);
-/// When its session has ended, it has this long for all that it is still sent.
+/// When its session has ended, a client has this long to read the rest.
 pub const FAREWELL: Duration = Duration::from_secs(30);
-/// The smallest outbox, in bytes: one sender may fill half of it, so half of it is more than a client need not have
+/// The smallest outbox, in bytes. One sender may fill half of it, so half of it holds what a client need not have
 /// acknowledged yet, and an envelope.
 pub const MIN_OUTBOX: usize = 384 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to look online for long.
 const GRACE: Duration = Duration::from_secs(60);
-/// Sessions that are over and have no thread to notice it are looked for this often: others hardly see them for longer.
+/// Sessions without a connection are checked this often for their end: other users hardly see them for longer.
 pub const SWEEP: Duration = Duration::from_secs(10);
 /// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
-/// Who waits for something else looks this often whether their connection was taken over: a resumption hardly waits.
+/// A thread that waits for something else checks this often whether its connection was taken over: a resumption hardly
+/// waits.
 pub const NOTICE: Duration = Duration::from_millis(50);
-/// Writer threads for clients that do not keep up, 128 KiB of stack each; more stalled ones than this are closed.
+/// Writer threads for slow clients, 128 KiB of stack each; further slow clients are closed.
 pub const MAX_WRITERS: usize = 1024;
 /// File descriptors that are not clients: files, the listener, standard streams.
 const SPARE_DESCRIPTORS: usize = 64;
@@ -57,10 +56,11 @@ pub const MAX_FAILURES: u32 = 5;
 pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
 /// Failures are counted, and locks last, for this long: locking out another user takes effort again and again.
 pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
-/// The most names or addresses that a [`Counter`](super::rates::Counter) remembers: some megabytes.
+/// The most names or addresses that a [`Counter`](super::rates::Counter) remembers: some megabytes. An attacker who wants
+/// one guess more than [`MAX_FAILURES`] needs this number of attempts for it, from hundreds of addresses.
 pub const MAX_REMEMBERED: usize = 20_000;
 
-/// What an operator may adjust, by options of the command line.
+/// What an operator can set by options of the command line.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections that the machine's own limits allow.

@@ -1,13 +1,13 @@
-//! Counters of what is too frequent to log; the status and the log report them.
+//! Counts of events that are too frequent to log; the status and the log report them.
 //!
 //! Invariant: counting takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A count since the start.
-pub struct Counter(AtomicU64);
+pub struct Metric(AtomicU64);
 
-impl Counter {
+impl Metric {
     /// One more.
     pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -20,10 +20,10 @@ impl Counter {
 }
 
 /// Refused connections.
-pub static REFUSED: Counter = Counter(AtomicU64::new(0));
+pub static REFUSED: Metric = Metric(AtomicU64::new(0));
 /// Envelopes refused because too much waited for the recipient; the sender got `busy`.
-pub static BUSY: Counter = Counter(AtomicU64::new(0));
-/// Clients closed because they did not read what was sent to them.
-pub static SLOW_CLOSED: Counter = Counter(AtomicU64::new(0));
+pub static BUSY: Metric = Metric(AtomicU64::new(0));
+/// Clients closed because they did not read what the server sent.
+pub static SLOW_CLOSED: Metric = Metric(AtomicU64::new(0));
 /// Times that a client was throttled.
-pub static SLOWED: Counter = Counter(AtomicU64::new(0));
+pub static SLOWED: Metric = Metric(AtomicU64::new(0));

@@ -24,6 +24,7 @@ mod metrics;
 pub mod operator;
 pub mod options;
 pub mod outbox;
+pub mod partial_frame;
 pub mod quotas;
 pub mod rates;
 pub mod receipts;
@@ -31,7 +32,6 @@ pub mod registry;
 pub mod resume;
 pub mod session;
 pub mod store;
-pub mod unfinished;
 
 use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
@@ -51,11 +51,11 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use store::Store;
 use store::accounts::Accounts;
 use store::audit::Audit;
 use store::certificates::Certificates;
 use store::lockout::Lockout;
-use store::{Findings, Mode, Store};
 
 /// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
 const CONNECTION_STACK: usize = 256 * 1024;
@@ -135,14 +135,14 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     // From now on a signal for the log or the certificate ends no start.
     let signals = status::catch()?;
     let folder = &options.data_dir;
-    let mut findings = Findings::new(Mode::Start);
-    let opened = Store::open(folder, options.tls, &mut findings);
+    let mut notices = Vec::new();
+    let opened = Store::open(folder, options.tls, &mut notices);
     let mut output = Output { out, failed: None };
-    if let Ok(Some(store)) = &opened {
+    if let Ok(store) = &opened {
         output.say(format_args!("data in {} ({} accounts)", folder.display(), store.accounts.count()));
     }
-    findings.lines.iter().for_each(|line| output.say(line));
-    let store = opened?.expect("a start opens every part");
+    notices.iter().for_each(|notice| output.say(notice));
+    let store = opened?;
     if !options.tls {
         output.say("WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins");
     }
@@ -194,8 +194,7 @@ mod tests {
     pub fn shared(grace: Duration) -> (Arc<Shared>, Folder) {
         let folder = Folder::new();
         let limits = Limits { grace, ..Limits::for_machine(1024, 65_530) };
-        let store = Store::open(&folder.0, false, &mut Findings::new(Mode::Start));
-        let store = store.expect("a new folder").expect("to serve");
+        let store = Store::open(&folder.0, false, &mut Vec::new()).expect("a new folder");
         (Arc::new(Shared::new(limits, false, store)), folder)
     }
 }

@@ -1,10 +1,11 @@
 //! The server's command line.
 
-use super::admin::Action;
 use super::limits::{Limits, MIN_OUTBOX};
 use crate::arguments::Arguments;
 use crate::disk;
+use crate::name::{InvalidName, Username};
 use std::ffi::OsString;
+use std::iter::Peekable;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,26 +20,26 @@ usage: server [OPTION...]
   --port PORT           port to listen on; 0 takes a free one (default 1315)
   --data-dir FOLDER     accounts, certificate, log (default ~/.secure_messenger)
   --no-tls              no transport encryption: for tests and tunnels only
-  --closed              make no new accounts
+  --closed              accept no new accounts
 
-Limits (the defaults of the first two follow from the machine's):
+Limits (the defaults of the first three depend on the machine):
   --clients N           clients logged in at once
   --per-address N       connections from one address (default: half of --clients)
-  --waiting N           connections that have not logged in yet; the oldest goes
-  --outbox KIB          what may wait for one slow client (default 384)
-  --rate N              requests a second of one client; faster ones wait (default 100)
+  --waiting N           connections not logged in yet; at the limit, the oldest is closed
+  --outbox KIB          data that may wait for one slow client (default 384)
+  --rate N              requests a second of one client; faster clients are throttled (default 100)
   --grace SECONDS       how long a session outlives its connection (default 60)
   --registrations N     new accounts and passwords a minute from one address (default 120)
 
-  --check               say what the data folder holds and whether a server could start with it
+  --check               report what the data folder holds and whether a server could start with it
   --help, --version
 
-  user list             all accounts, their identity keys' fingerprints, and who is locked
-  user remove NAME      ends the account and its session; the name can then be registered again
-  user unlock NAME      lets NAME, locked after failed logins, try again at once
+  user list             lists all accounts, the fingerprints of their identity keys, and locked names
+  user remove NAME      removes the account and ends its session; the name can be registered again
+  user unlock NAME      unlocks NAME, which failed logins have locked
 ";
 
-/// A parsed command line.
+/// How to serve.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The address to listen on, or a name for it; default 0.0.0.0.
@@ -58,9 +59,9 @@ pub struct Options {
 /// The command that was given.
 pub enum Request {
     /// Serve.
-    Run(Box<Options>),
+    Run(Options),
     /// `--check`: report what a start would find, and change nothing.
-    Check(Box<Options>),
+    Check(Options),
     /// `user …`: an action on the accounts of this data folder.
     User(PathBuf, Action),
     /// Print [`HELP`].
@@ -69,95 +70,107 @@ pub enum Request {
     Version,
 }
 
+/// What `user …` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Prints all accounts; needs no server.
+    List,
+    /// Removes the account of this name, and ends its session.
+    Remove(Username),
+    /// Unlocks this name, which failed logins have locked.
+    Unlock(Username),
+}
+
+impl Action {
+    /// From the words of a command line or a request.
+    ///
+    /// # Errors
+    /// One line: the usage, or what is wrong with the name.
+    pub fn parse(verb: &str, name: Option<&str>) -> Result<Action, String> {
+        let named = || {
+            let name = name.ok_or_else(|| format!("user {verb} needs a name"))?;
+            name.parse().map_err(|error: InvalidName| error.to_string())
+        };
+        match verb {
+            "list" if name.is_none() => Ok(Action::List),
+            "remove" => named().map(Action::Remove),
+            "unlock" => named().map(Action::Unlock),
+            _ => Err("usage: server user list, user remove NAME or user unlock NAME".into()),
+        }
+    }
+}
+
 /// Parses the words after the program's name. `defaults` are the machine's.
 ///
 /// # Errors
 /// One line that names the option, or asks for a data folder because `HOME` is not set.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
-    let (mut host, mut port, mut data_dir) = ("0.0.0.0".to_string(), 1315, None);
-    let (mut tls, mut closed, mut check) = (true, false, false);
-    let (mut limits, mut per_address) = (defaults, None);
+    let mut options = Options {
+        host: "0.0.0.0".into(),
+        port: 1315,
+        data_dir: PathBuf::new(),
+        tls: true,
+        closed: false,
+        limits: defaults,
+    };
+    let (mut data_dir, mut per_address, mut check) = (None, None, false);
     let mut words = words.into_iter().peekable();
-    if words.next_if(|word| word == "user").is_some() {
-        return parse_user(words);
-    }
-    let mut arguments = Arguments::new(words);
+    let is_user = words.next_if(|word| word == "user").is_some();
+    let action = if is_user { Some(action(&mut words)?) } else { None };
+    let (mut arguments, limits) = (Arguments::new(words), &mut options.limits);
     while let Some(flag) = arguments.flag()? {
+        let mut number = |least, most| number(&mut arguments, &flag, least, most);
         match flag.as_str() {
-            "--host" => host = arguments.value(&flag)?,
-            "--port" => port = arguments.value(&flag)?,
             "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
-            "--no-tls" => tls = false,
-            "--closed" => closed = true,
+            _ if is_user => return Err(format!("unknown option: {flag} (user takes only --data-dir)")),
+            "--host" => options.host = arguments.value(&flag)?,
+            "--port" => options.port = arguments.value(&flag)?,
+            "--no-tls" => options.tls = false,
+            "--closed" => options.closed = true,
             "--check" => check = true,
-            "--clients" => limits.clients = positive(&mut arguments, &flag)?,
-            "--per-address" => per_address = Some(positive(&mut arguments, &flag)?),
-            "--waiting" => limits.waiting = positive(&mut arguments, &flag)?,
-            "--outbox" => limits.outbox = outbox(&mut arguments, &flag)?,
-            "--grace" => {
-                limits.grace = Duration::from_secs(positive(&mut arguments, &flag)?.min(3600) as u64)
-            }
-            "--rate" => limits.rate = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32,
-            "--registrations" => {
-                limits.registrations = positive(&mut arguments, &flag)?.min(u32::MAX as usize) as u32
-            }
+            "--clients" => limits.clients = number(1, usize::MAX)?,
+            "--per-address" => per_address = Some(number(1, usize::MAX)?),
+            "--waiting" => limits.waiting = number(1, usize::MAX)?,
+            "--outbox" => limits.outbox = number(MIN_OUTBOX / 1024, usize::MAX / 1024)? * 1024,
+            "--grace" => limits.grace = Duration::from_secs(number(1, 3600)? as u64),
+            "--rate" => limits.rate = number(1, u32::MAX as usize)? as u32,
+            "--registrations" => limits.registrations = number(1, u32::MAX as usize)? as u32,
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),
         }
     }
-    if limits.clients.saturating_add(limits.waiting) > limits.room {
-        let (clients, waiting, room) = (limits.clients, limits.waiting, limits.room);
+    let default = || disk::under_home(".secure_messenger").map_err(|error| error.to_string());
+    options.data_dir = data_dir.map_or_else(default, Ok)?;
+    if let Some(action) = action {
+        return Ok(Request::User(options.data_dir, action));
+    }
+    let (clients, waiting, room) = (limits.clients, limits.waiting, limits.room);
+    if clients.saturating_add(waiting) > room {
         return Err(format!(
-            "--clients {clients} and --waiting {waiting} are more than the {room} connections that this machine \
-             allows (ulimit -n, vm.max_map_count)"
+            "--clients {clients} and --waiting {waiting} exceed the {room} connections that this machine allows \
+             (ulimit -n, vm.max_map_count)"
         ));
     }
-    limits.per_address = per_address.unwrap_or(Limits::share(limits.clients));
-    let options = Box::new(Options { host, port, data_dir: or_default(data_dir)?, tls, closed, limits });
+    limits.per_address = per_address.unwrap_or(Limits::share(clients));
     Ok(if check { Request::Check(options) } else { Request::Run(options) })
 }
 
-fn or_default(data_dir: Option<PathBuf>) -> Result<PathBuf, String> {
-    match data_dir {
-        Some(folder) => Ok(folder),
-        None => disk::under_home(".secure_messenger").map_err(|error| error.to_string()),
-    }
+/// Parses the words after `user` up to the first option.
+fn action(words: &mut Peekable<impl Iterator<Item = OsString>>) -> Result<Action, String> {
+    let mut word = || {
+        let word = words.next_if(|word| !word.as_encoded_bytes().starts_with(b"-"));
+        word.map(OsString::into_string).transpose().map_err(|_| "an argument is not UTF-8".to_string())
+    };
+    let verb = word()?.unwrap_or_default();
+    Action::parse(&verb, word()?.as_deref())
 }
 
-/// Parses the words after `user`: action, name, data folder.
-fn parse_user(words: impl Iterator<Item = OsString>) -> Result<Request, String> {
-    let mut words = words.peekable();
-    let mut plain =
-        || words.next_if(|word| !word.as_encoded_bytes().starts_with(b"-")).map(OsString::into_string);
-    let not_utf8 = |_| "an argument that is not UTF-8".to_string();
-    let verb = plain().transpose().map_err(not_utf8)?.unwrap_or_default();
-    let name = plain().transpose().map_err(not_utf8)?;
-    let action = Action::parse(&verb, name.as_deref())?;
-    let (mut data_dir, mut arguments) = (None, Arguments::new(words));
-    while let Some(flag) = arguments.flag()? {
-        match flag.as_str() {
-            "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
-            _ => return Err(format!("unknown option: {flag} (user takes --data-dir alone)")),
-        }
-    }
-    Ok(Request::User(or_default(data_dir)?, action))
-}
-
-/// In bytes. A smaller outbox would be full before its client has to acknowledge.
-fn outbox(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {
-    let bytes = arguments.value::<usize>(flag)?.saturating_mul(1024);
-    if bytes < MIN_OUTBOX {
-        Err(format!("{flag} takes a number from {}", MIN_OUTBOX / 1024))
-    } else {
-        Ok(bytes)
-    }
-}
-
-fn positive(arguments: &mut Arguments, flag: &str) -> Result<usize, String> {
+/// A number from `least`; one above `most` counts as `most`.
+fn number(arguments: &mut Arguments, flag: &str, least: usize, most: usize) -> Result<usize, String> {
     match arguments.value::<usize>(flag)? {
-        0 => Err(format!("{flag} takes a number from 1")),
-        number => Ok(number),
+        number if number < least => Err(format!("{flag} takes a number from {least}")),
+        number => Ok(number.min(most)),
     }
 }
 

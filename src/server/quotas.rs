@@ -2,13 +2,13 @@
 //!
 //! Invariant: whatever was taken is returned when its [`Permit`] is dropped.
 
-use super::limits::{MAX_UNFINISHED, MAX_WAITING_PACKETS, MAX_WRITERS};
+use super::limits::{MAX_PARTIAL, MAX_WAITING_PACKETS, MAX_WRITERS};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// All quotas of a server.
 pub struct Quotas {
-    /// Bytes of packets that wait or are kept.
+    /// Bytes of packets that wait or are not acknowledged.
     pub packets: Arc<Quota>,
     /// Writer threads.
     pub writers: Arc<Quota>,
@@ -19,19 +19,19 @@ pub struct Quotas {
 impl Default for Quotas {
     fn default() -> Self {
         let quota = |limit| Arc::new(Quota { limit, used: AtomicUsize::new(0) });
-        let [packets, writers, partial] = [MAX_WAITING_PACKETS, MAX_WRITERS, MAX_UNFINISHED].map(quota);
+        let [packets, writers, partial] = [MAX_WAITING_PACKETS, MAX_WRITERS, MAX_PARTIAL].map(quota);
         Quotas { packets, writers, partial }
     }
 }
 
-/// How much of something there may be.
+/// A limited amount.
 pub struct Quota {
     limit: usize,
     used: AtomicUsize,
 }
 
 impl Quota {
-    /// What is not taken.
+    /// The amount that is not taken.
     pub fn left(&self) -> usize {
         self.limit.saturating_sub(self.used.load(Ordering::Relaxed))
     }
@@ -42,7 +42,7 @@ impl Quota {
         Permit { quota: self.clone(), amount }
     }
 
-    /// The same within the limit.
+    /// Takes an amount, if it is within the limit.
     pub fn take_within(self: &Arc<Quota>, amount: usize) -> Option<Permit> {
         let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.limit);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
@@ -57,7 +57,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// From now on it is another amount.
+    /// Changes the amount, even beyond the limit.
     pub fn resize(&mut self, amount: usize) {
         let used = &self.quota.used;
         match amount.checked_sub(self.amount) {

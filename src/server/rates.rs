@@ -1,7 +1,7 @@
-//! How often something may happen: a token bucket for one client, and a counter for many names or addresses.
+//! Rate limits: a token bucket for one client, and a counter for many names or addresses.
 //!
-//! Invariant: a client within its rate never waits. A [`Counter`] knows no clock, the time is passed in; it is bounded by
-//! [`has_room`](Counter::has_room), which every caller of [`count`](Counter::count) asks before.
+//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if every caller
+//! of [`count`](Counter::count) asks [`has_room`](Counter::has_room) before. It reads no clock: callers pass the time.
 
 use super::limits::MAX_REMEMBERED;
 use std::collections::HashMap;
@@ -9,8 +9,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// What stands for `address` where addresses are counted: an IPv6 network of 64 bits, which one person has, or an IPv4
-/// address.
+/// The key by which addresses are counted: an IPv4 address, or an IPv6 network of 64 bits, the least that one user has.
 pub(super) fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
@@ -29,7 +28,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full one: `rate` tokens a second, and at most `burst` of them at once.
+    /// A full bucket: `rate` tokens a second, and at most `burst` of them at once.
     pub fn new(rate: f64, burst: f64) -> Bucket {
         Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
@@ -96,18 +95,16 @@ impl<K: Clone + Eq + Hash> Counter<K> {
         (count.events, former.events.saturating_sub(self.limit))
     }
 
-    /// Counts an allowed event.
+    /// Counts an allowed event, and makes room for it.
     ///
     /// # Errors
-    /// How long to wait, if it is beyond the limit or there is no room; it is not counted then.
+    /// How long to wait, if it is beyond the limit; it is not counted then.
     pub fn take(&mut self, key: K, now: Instant) -> Result<(), Duration> {
-        if !self.has_room(&key) {
-            self.forget_expired(now);
+        if let Some(wait) = self.wait(&key, now) {
+            return Err(wait);
         }
-        match self.wait(&key, now) {
-            None if self.has_room(&key) => self.count(key, now),
-            wait => return Err(wait.unwrap_or(self.interval)),
-        };
+        self.make_room(&key, now);
+        self.count(key, now);
         Ok(())
     }
 
@@ -118,12 +115,12 @@ impl<K: Clone + Eq + Hash> Counter<K> {
         }
     }
 
-    /// `key` has reached the limit, and has to wait until then.
+    /// Blocks `key` until then, as if it had reached the limit.
     pub fn hold(&mut self, key: K, until: Instant) {
         self.counts.insert(key, Count { events: self.limit, until });
     }
 
-    /// Nothing of `key` is counted any more.
+    /// Starts again with `key`.
     pub fn forget(&mut self, key: &K) {
         self.counts.remove(key);
     }
@@ -138,8 +135,8 @@ impl<K: Clone + Eq + Hash> Counter<K> {
             .collect()
     }
 
-    /// Counts an event whether or not it is allowed, and makes room for it. A key that reaches the limit has to wait for a
-    /// whole interval from now on; true if this is the event with which it does.
+    /// Counts an event, allowed or not, and makes room for it. A key that reaches the limit is blocked for a whole interval
+    /// from now on; returns whether this event reaches it.
     pub fn count_failure(&mut self, key: K, now: Instant) -> bool {
         self.make_room(&key, now);
         let is_last = self.count(key.clone(), now).0 == self.limit;
@@ -149,15 +146,16 @@ impl<K: Clone + Eq + Hash> Counter<K> {
         is_last
     }
 
-    /// Forgets intervals that are over, or else the oldest key: one that has reached the limit only if all have.
+    /// Forgets intervals that are over, or else a key with the fewest events, of these the oldest. So a storm of new keys
+    /// resets no key that is closer to the limit.
     fn make_room(&mut self, key: &K, now: Instant) {
         if !self.has_room(key) {
             self.forget_expired(now);
         }
         if !self.has_room(key) {
-            let by_age = |(_, count): &(&K, &Count)| (count.events >= self.limit, count.until);
-            if let Some(oldest) = self.counts.iter().min_by_key(by_age).map(|(key, _)| key.clone()) {
-                self.counts.remove(&oldest);
+            let fewest = self.counts.iter().min_by_key(|(_, count)| (count.events, count.until));
+            if let Some(fewest) = fewest.map(|(key, _)| key.clone()) {
+                self.counts.remove(&fewest);
             }
         }
     }
@@ -239,13 +237,17 @@ mod tests {
         (counter, start)
     }
 
+    /// PROTOCOL#registration-limit.
     #[test]
-    fn full_counter_refuses_new_keys_until_an_interval_ends() {
+    fn full_counter_takes_new_keys_and_stays_bounded() {
         let (mut counter, start) = full(0);
         let new = MAX_REMEMBERED;
         assert!(!counter.has_room(&new) && counter.has_room(&1));
-        assert_eq!(counter.take(new, start), Err(MINUTE));
-        assert_eq!((counter.take(1, start), counter.counts.len()), (Ok(()), MAX_REMEMBERED));
+        assert_eq!(counter.take(1, start), Ok(()));
+        for key in new..new + 100 {
+            assert_eq!((counter.take(key, start), counter.counts.len()), (Ok(()), MAX_REMEMBERED));
+        }
+        assert!(counter.wait(&0, start).is_some(), "a key at the limit stays");
         let (mut counter, start) = full(100);
         assert_eq!(counter.take(new, start), Ok(()));
         assert_eq!(counter.counts.len(), MAX_REMEMBERED - 99);
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn full_counter_forgets_the_oldest_below_the_limit_first() {
+    fn full_counter_forgets_the_fewest_and_oldest_first() {
         let (mut counter, start) = full(0);
         let new = MAX_REMEMBERED;
         counter.hold(0, start + MINUTE / 4);

@@ -1,20 +1,20 @@
-//! What an operator does to accounts, whether or not a server runs: `server user …`.
+//! `server user …`: an operator's actions on accounts, whether or not a server runs.
 //!
 //! A running server listens on `admin.sock` in its data folder. A request is a line `remove NAME` or `unlock NAME`, the
-//! answer a line that begins with `ok` or `error`. When no server listens, the command takes the folder's lock and does the
-//! same itself.
+//! answer a line that begins with `ok` or `error`. When no server listens, the command takes the folder's lock and makes the
+//! change itself.
 //!
 //! Invariant: a change is one line appended to a file and is answered when that is on disk, so if either side is killed, it
-//! is done or not done. Only the folder's owner (0700) can connect, who could edit its files anyway; no network reaches the
+//! is made or not made. Only the folder's owner (0700) can connect, who could edit its files anyway; no network reaches the
 //! socket.
 
 use crate::disk;
-use crate::name::Username;
 use crate::protocol::ErrorCode;
+use crate::server::options::Action;
+use crate::server::store::Store;
 use crate::server::store::accounts::{self, Accounts};
 use crate::server::store::audit::Audit;
 use crate::server::store::lockout::{self, Lockout};
-use crate::server::store::{Findings, Mode, Store};
 use crate::server::{CONNECTION_STACK, Shared, grace, thread};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -29,33 +29,6 @@ use std::time::Duration;
 const MAX_LINE: u64 = 8192;
 /// The server waits this long for a request, the command for an answer: an answer needs only the disk.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Prints all accounts; needs no server.
-    List,
-    /// Ends the account of this name and its session.
-    Remove(Username),
-    /// Lets this name, locked after failed logins, try again at once.
-    Unlock(Username),
-}
-
-impl Action {
-    /// From the words of a command line or a request.
-    ///
-    /// # Errors
-    /// One line: the usage, or what is wrong with the name.
-    pub fn parse(verb: &str, name: Option<&str>) -> Result<Action, String> {
-        let named = || name.ok_or_else(|| format!("user {verb} needs a name"))?.parse().map_err(text);
-        match verb {
-            "list" if name.is_none() => Ok(Action::List),
-            "remove" => Ok(Action::Remove(named()?)),
-            "unlock" => Ok(Action::Unlock(named()?)),
-            _ => Err("user list, user remove NAME or user unlock NAME".into()),
-        }
-    }
-}
 
 fn text(error: impl ToString) -> String {
     error.to_string()
@@ -76,10 +49,11 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
     match connect(folder) {
         Ok(stream) => writeln!(out, "{}", ask(&stream, &request)?),
         Err(_) => {
-            // Files of another user would keep the server from its next start.
+            // The server could not open files of another user at its next start.
             if fs::metadata("/proc/self").is_ok_and(|me| me.uid() != owner) {
-                let text =
-                    format!("no server runs here: start it, or be the owner of its files (user {owner})");
+                let text = format!(
+                    "no server runs here: start it, or run this as user {owner}, the owner of its files"
+                );
                 return Err(disk::at(folder)(io::Error::other(text)));
             }
             writeln!(out, "{}", alone(folder, action)?)
@@ -120,24 +94,26 @@ fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
 
 /// Asks the running server.
 fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
-    let unknown =
-        |_| io::Error::other("the server did not answer: it may have done it or not (`user list` tells)");
+    let unknown = |_| {
+        io::Error::other(
+            "the server did not answer: the change may or may not be made (`user list` shows it)",
+        )
+    };
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = String::new();
     let mut reader = BufReader::new(stream.take(MAX_LINE));
     let asked = (&*stream).write_all(request.as_bytes()).and_then(|()| reader.read_line(&mut answer));
     asked.map_err(unknown)?;
-    match answer.trim_end().split_once(' ') {
-        Some(("ok", text)) if answer.ends_with('\n') => Ok(text.into()),
-        Some(("error", text)) if answer.ends_with('\n') => Err(io::Error::other(text.to_string())),
+    match answer.strip_suffix('\n').and_then(|line| line.split_once(' ')) {
+        Some(("ok", text)) => Ok(text.into()),
+        Some(("error", text)) => Err(io::Error::other(text.to_string())),
         _ => Err(unknown(io::ErrorKind::UnexpectedEof.into())),
     }
 }
 
 /// Performs `action` while no server runs.
 fn alone(folder: &Path, action: &Action) -> io::Result<String> {
-    let store =
-        Store::open(folder, false, &mut Findings::new(Mode::Start))?.expect("a start opens every part");
+    let store = Store::open(folder, false, &mut Vec::new())?;
     let done = perform(action, &store.accounts, &store.lockout, &store.audit);
     store.audit.flush();
     done
@@ -146,7 +122,7 @@ fn alone(folder: &Path, action: &Action) -> io::Result<String> {
 /// Changes what is on disk and in memory; an account's session stays.
 fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audit) -> io::Result<String> {
     match action {
-        Action::List => Err(io::Error::other("read users.json: it needs no server")),
+        Action::List => Err(io::Error::other("list reads users.json, and needs no server")),
         Action::Remove(name) => {
             let identity = accounts.remove(name)?.map(|identity| identity.to_string());
             let identity = identity.unwrap_or("it had a key file and no account".into());
@@ -167,7 +143,7 @@ fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audi
 /// If the socket cannot be made, with its path in the text.
 pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
     let path = folder.join("admin.sock");
-    // Left by a former server: no other one listens, because no other has the lock.
+    // A former server left it: only the holder of the lock listens.
     let _ = fs::remove_file(&path);
     let listener = at_socket(folder, |path| UnixListener::bind(path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(disk::at(&path))?;
@@ -204,8 +180,8 @@ fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
 fn perform_here(shared: &Shared, action: &Action) -> io::Result<String> {
     let done = perform(action, &shared.accounts, &shared.lockout, &shared.audit)?;
     let Action::Remove(name) = action else { return Ok(done) };
-    // Only now: a login that was verified before checks its account again once it is in the registry, so one of the two
-    // finds the other.
+    // Not earlier: a login that was verified before checks its account again after it enters the registry, so one of the
+    // two finds the other.
     let Some(session) = shared.registry.get(name) else { return Ok(done) };
     shared.registry.remove(&session);
     let text = "the operator of the server has removed this account";

@@ -3,7 +3,7 @@
 //! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the log
 //! nor the end. Fields: README#status.
 
-use crate::server::metrics::{BUSY, Counter, REFUSED, SLOW_CLOSED, SLOWED};
+use crate::server::metrics::{BUSY, Metric, REFUSED, SLOW_CLOSED, SLOWED};
 use crate::server::store::audit;
 use crate::server::{CONNECTION_STACK, Shared, thread};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
@@ -15,25 +15,18 @@ use std::time::{Duration, Instant};
 
 /// A status is reported at least this often: 24 lines show the course of a day.
 const EVERY: Duration = Duration::from_secs(3600);
-/// The last line waits this long for a reader of standard output, who may not read.
-const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// Counters whose increase is logged once a minute, and the name of that event.
-static SILENT: [(&str, &Counter); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
+/// The last line waits this long for a reader of standard output, which may have stopped reading.
+const LAST_LINE: Duration = Duration::from_secs(1);
+/// The most lines that wait for standard output, and signals for the status thread; more are dropped.
+const QUEUE: usize = 16;
+/// Counts whose increase is logged once a minute, and the name of that event.
+static COUNTED: [(&str, &Metric); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
 
 /// A line for standard output, and where to report that it is written.
 type Line = (String, Option<SyncSender<()>>);
 
-/// The most lines that wait for standard output; more are dropped.
-const MAX_LINES: usize = 16;
-
-/// A signal's request.
-enum Request {
-    Status,
-    Reload,
-}
-
-/// From now on SIGHUP (from logrotate) does not end the process, and a file that may not grow is an error of its write.
+/// From now on SIGHUP (from logrotate) does not end the process, and a write beyond a file size limit fails instead of
+/// killing it.
 ///
 /// # Errors
 /// If no signal handler is available.
@@ -51,34 +44,33 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
     for signal in [SIGINT, SIGTERM, SIGUSR1] {
         signals.add_signal(signal)?;
     }
-    let (say, said) = sync_channel::<Line>(MAX_LINES);
-    let (ask, asked) = sync_channel(MAX_LINES);
-    let output = shared.clone();
+    let (output, lines) = sync_channel::<Line>(QUEUE);
+    let (requests, requested) = sync_channel(QUEUE);
+    let writing = shared.clone();
     thread("output", CONNECTION_STACK, move || {
-        for (line, done) in said {
+        for (line, written) in lines {
             if let Err(error) = writeln!(io::stdout(), "{line}") {
-                output.audit.output_failed(&error);
+                writing.audit.output_failed(&error);
             }
-            done.map(|done| done.send(()));
+            written.map(|written| written.send(()));
         }
     })?;
-    let (telling, saying) = (shared.clone(), say.clone());
-    thread("status", CONNECTION_STACK, move || run(&telling, &asked, &saying))?;
+    let (reporting, reports) = (shared.clone(), output.clone());
+    thread("status", CONNECTION_STACK, move || run(&reporting, &requested, &reports))?;
     let shared = shared.clone();
     thread("signals", CONNECTION_STACK, move || {
         for signal in signals.forever() {
-            let _ = match signal {
-                SIGUSR1 => ask.try_send(Request::Status),
-                SIGHUP => ask.try_send(Request::Reload),
+            match signal {
                 SIGINT | SIGTERM => break,
-                _ => Ok(()),
-            };
+                SIGUSR1 | SIGHUP => drop(requests.try_send(signal)),
+                _ => {}
+            }
         }
         shared.audit.log("stopped", None, None, "");
         shared.audit.flush();
-        let (done, wait) = sync_channel(1);
-        if say.try_send(("stopped".into(), Some(done))).is_ok() {
-            let _ = wait.recv_timeout(LAST_WORD);
+        let (written, wait) = sync_channel(1);
+        if output.try_send(("stopped".into(), Some(written))).is_ok() {
+            let _ = wait.recv_timeout(LAST_LINE);
         }
         std::process::exit(0);
     })
@@ -86,9 +78,9 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
 
 /// When the status thread acts without a request.
 struct Schedule {
-    /// When the log was summed up last.
+    /// The last time that the log was summed up.
     summed: Instant,
-    /// When the last status was reported.
+    /// The time of the last status.
     reported: Instant,
 }
 
@@ -97,51 +89,57 @@ impl Schedule {
         self.summed + audit::INTERVAL
     }
 
-    /// The log is summed up. True if it is also time for a status.
+    /// The log was summed up. Returns whether a status is due, too.
     fn sum_up(&mut self, now: Instant) -> bool {
         self.summed = now;
         now.duration_since(self.reported) >= EVERY
     }
 }
 
-fn run(shared: &Shared, asked: &Receiver<Request>, say: &SyncSender<Line>) {
+fn run(shared: &Shared, requests: &Receiver<i32>, output: &SyncSender<Line>) {
     let started = Instant::now();
     let mut schedule = Schedule { summed: started, reported: started };
-    let mut counted = [0; SILENT.len()];
+    let mut counted = [0; COUNTED.len()];
+    let report = |line: String| drop(output.try_send((line, None)));
     loop {
-        match asked.recv_timeout(schedule.next().saturating_duration_since(Instant::now())) {
-            Ok(Request::Status) => {}
-            Ok(Request::Reload) => {
-                let _ = say.try_send((reload(shared), None));
-                continue;
+        let is_due = match requests.recv_timeout(schedule.next().saturating_duration_since(Instant::now())) {
+            Ok(SIGHUP) => {
+                report(reload(shared));
+                false
+            }
+            Ok(_) => true,
+            Err(RecvTimeoutError::Timeout) => {
+                sum_up(shared, &mut counted);
+                schedule.sum_up(Instant::now())
             }
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                shared.audit.sum_up();
-                for ((event, counter), before) in SILENT.iter().zip(&mut counted) {
-                    let now = counter.get();
-                    if now > *before {
-                        shared.audit.log(event, None, None, &format!("count={}", now - *before));
-                    }
-                    *before = now;
-                }
-                if !schedule.sum_up(Instant::now()) {
-                    continue;
-                }
-            }
+        };
+        if is_due {
+            schedule.reported = Instant::now();
+            let line = line(shared, started);
+            shared.audit.log("status", None, None, &line);
+            report(format!("status: {line}"));
         }
-        schedule.reported = Instant::now();
-        let line = line(shared, started);
-        shared.audit.log("status", None, None, &line);
-        let _ = say.try_send((format!("status: {line}"), None));
     }
 }
 
-/// Takes up a changed certificate and opens the log again. Returns what is reported, as a sentence.
+/// Logs what the last minute's limits left out.
+fn sum_up(shared: &Shared, counted: &mut [u64; COUNTED.len()]) {
+    shared.audit.sum_up();
+    for ((event, metric), before) in COUNTED.iter().zip(counted) {
+        let increase = metric.get() - *before;
+        if increase > 0 {
+            shared.audit.log(event, None, None, &format!("count={increase}"));
+        }
+        *before += increase;
+    }
+}
+
+/// Loads a changed certificate and opens the log again. Returns the result as a sentence.
 fn reload(shared: &Shared) -> String {
     let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(&shared.audit));
     shared.end_connections_of_another_key();
-    // The log is opened again for this line, if it was renamed.
+    // If the log was renamed, this line opens it again.
     shared.audit.log("reloaded", None, None, "");
     let done = certificate.unwrap_or("reloaded".into());
     match shared.audit.loses() {

@@ -3,12 +3,12 @@
 //! Invariant: the server only appends to `users.json`, one JSON record a line, and rewrites it only at a start. It answers
 //! a registration when the key file and then the record are on disk, a new password or a removal when the record is. A
 //! key file without a record keeps its name for that key, so that damage to `users.json` gives no name to another user.
-//! No lock is held across a write. An [`Accounts`] holds the folder's lock: no other process changes the folder. After an
+//! The map of accounts is not locked during a write. An [`Accounts`] holds the folder's lock: no other process changes the folder. After an
 //! accepted login, no password change that began before it takes effect.
 //! Format: README#server-files.
 
+use super::Notices;
 use super::journal::Journal;
-use super::{Mode, Opened};
 use crate::auth::{Account, NewPassword};
 use crate::clock;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
@@ -16,22 +16,24 @@ use crate::crypto::secret::Key;
 use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::records::{self, Records, Writers};
+use crate::records::{self, Writers};
+use crate::sync::lock;
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
-/// This number of superseded lines, and a quarter of all accounts, are worth a rewrite at a start: fewer cost no time.
+/// A start rewrites a file with this number of superseded lines, if there is one for every fourth account: fewer cost no
+/// time.
 const MANY_SUPERSEDED: usize = 100;
 /// The most names that are listed when key files belong to no account.
 const MANY_NAMES: usize = 20;
-/// Files of the data folder that are replaced as a whole: a crash may leave a part of the next one.
+/// Files that are replaced as a whole: a crash may leave a part of the new one.
 const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
 #[derive(Serialize, Deserialize)]
@@ -77,9 +79,9 @@ pub enum RegisterError {
 /// All accounts.
 pub struct Accounts {
     keys: PathBuf,
-    by_name: RwLock<ByName>,
+    by_name: Mutex<ByName>,
     journal: Journal,
-    /// Locked for as long as this is open, against a second process.
+    /// Locked while this is open, against a second process.
     _lock: File,
 }
 
@@ -103,7 +105,7 @@ impl Entry {
         Entry { account: Arc::new(account), logins: 0, changing: false }
     }
 
-    /// Whether the password is what it was when the challenge was made, and stays so for now.
+    /// Whether the password is the one of the challenge, and no change is in progress.
     fn is_as(&self, seen: &Seen) -> bool {
         !self.changing && Arc::ptr_eq(&self.account, &seen.account)
     }
@@ -117,7 +119,7 @@ enum Place {
     /// A registration or removal in progress.
     Busy,
     /// A key file under this spelling, which has no record: only its key can be registered.
-    Kept(Box<Username>),
+    Kept(Username),
     Account(Entry),
 }
 
@@ -140,59 +142,46 @@ impl Place {
 }
 
 impl Accounts {
-    /// Reads the accounts of the data folder `folder`. A start also locks it against other processes, removes what a crash
-    /// has left there, and rewrites `users.json` if that is worth it.
+    /// Reads the accounts of the data folder `folder`, and locks it against other processes. Removes what a crash has left,
+    /// and rewrites `users.json` if that is worth it.
     ///
     /// # Errors
     /// With the file, the line and the remedy in the text.
-    pub fn open(folder: &Path, mode: Mode) -> Opened<Accounts> {
-        let (lock_path, keys) = (folder.join("lock"), folder.join("keys"));
-        let Mode::Start = mode else {
-            disk::existing(&lock_path)?;
-            return Ok((None, check(folder, &keys)?));
-        };
-        let lock = disk::append(&lock_path)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                let text = "another server uses this folder, or `server user` does: stop it, or name another \
-                            with --data-dir";
-                disk::at(folder)(io::Error::other(text))
-            }
-            TryLockError::Error(error) => disk::at(&lock_path)(error),
-        })?;
+    pub fn open(folder: &Path, notices: &mut Notices) -> io::Result<Accounts> {
+        let (path, keys) = (folder.join("users.json"), folder.join("keys"));
+        let lock = lock_folder(folder)?;
         disk::remove_temporary(folder, |name| REPLACED.contains(&name))?;
         disk::remove_temporary(&keys, |name| key_name(name).is_some())?;
-        let (mut loaded, records, mut lines) = Loaded::read(folder, mode)?;
-        let Some(mut records) = records else { return Ok((None, lines)) };
-        let path = folder.join("users.json");
-        // A line that was never confirmed counts from now on: it must not vanish with the power.
+        let mut content = Content::default();
+        let opened = super::open_records(&path, Writers::One, notices, |line| content.take(line));
+        let mut records = opened.map_err(|error| with_former(&path, error))?;
+        // A line that was never confirmed counts from now on: a power failure must not remove it.
         records.sync()?;
         disk::sync_parent(&path)?;
-        let (removed, kept) = loaded.key_files(&keys)?;
-        // A crash has cut off these removals. As long as their records stand, the next start finds them again.
-        let moved = removed
-            .iter()
-            .map(|name| move_key_aside(&keys, name))
-            .fold(Ok(()), Result::and)
-            .and_then(|()| File::open(&keys)?.sync_all().map_err(disk::at(&keys)));
-        if loaded.is_worth_a_rewrite() {
-            let superseded = loaded.superseded();
-            let records_left = loaded.entries().map(|entry| Record::line(&entry.account));
-            let keep_former = |_: &File| keep_former(&path);
+        let (removed, kept) = content.unused_key_files(&keys)?;
+        // A crash cut these removals short. While their records stand, the next start finds them again.
+        let moved = removed.iter().map(|name| move_key_aside(&keys, name)).fold(Ok(()), Result::and);
+        let moved = moved.and_then(|()| File::open(&keys)?.sync_all().map_err(disk::at(&keys)));
+        if let Some(superseded) = content.superseded() {
+            let lines = content.entries().map(|entry| Record::line(&entry.account));
             // A full disk must not keep the server from its start.
-            lines.push(match moved.and_then(|()| records.rewrite(records_left, keep_former)) {
+            notices.push(match moved.and_then(|()| records.rewrite(lines, |_| keep_former(&path))) {
                 Ok(()) => format!(
-                    "users.json: rewritten without {superseded} superseded lines; users.json.old is the file of before"
+                    "users.json: rewritten without {superseded} superseded lines; users.json.old is the former file"
                 ),
-                Err(error) => format!("users.json: not rewritten: {error}"),
+                Err(error) => format!("the accounts are not rewritten: {error}"),
             });
-            // Otherwise what is confirmed from now on could be in a file that a power failure takes away.
+            // Otherwise a power failure could bring the former file back, without what is confirmed from now on.
             disk::sync_parent(&path)?;
         }
-        lines.extend(kept_notice(&kept));
-        loaded.by_name.extend(kept.into_iter().map(|name| (name.folded(), Place::Kept(Box::new(name)))));
-        let (by_name, journal) = (RwLock::new(loaded.by_name), Journal::new(records));
-        Ok((Some(Accounts { keys, by_name, journal, _lock: lock }), lines))
+        notices.extend(kept_notice(&kept));
+        content.by_name.extend(kept.into_iter().map(|name| (name.folded(), Place::Kept(name))));
+        Ok(Accounts {
+            keys,
+            by_name: Mutex::new(content.by_name),
+            journal: Journal::new(records),
+            _lock: lock,
+        })
     }
 
     /// The account of exactly this name, letter case included; `None` also while it is being made or removed.
@@ -200,50 +189,44 @@ impl Accounts {
         self.see(name).map(|seen| seen.account)
     }
 
-    /// The same, for a challenge: [`admit`](Self::admit) and [`change`](Self::change) compare it with the account as it is
-    /// then. `None` as for [`get`](Self::get).
+    /// The same for a challenge, with which [`admit`](Self::admit) and [`change`](Self::change) compare the account later.
     pub fn see(&self, name: &Username) -> Option<Seen> {
-        let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
+        let accounts = lock(&self.by_name);
         let entry = accounts.get(&name.folded())?.entry().filter(|entry| entry.account.name == *name)?;
         Some(Seen { account: entry.account.clone(), logins: entry.logins })
     }
 
-    /// A login was verified against `seen`: false if the password has changed since. If true, no change that began before
-    /// takes effect any more, so the client may forget that change's password.
-    /// PROTOCOL#login-race.
+    /// Counts a login that was verified against `seen`. Returns false if the password has changed since. After true, no
+    /// change that began before takes effect, so the client may forget that change's password. PROTOCOL#login-race.
     pub fn admit(&self, seen: &Seen) -> bool {
         self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
     }
 
-    /// Takes a new password; returns when it is on disk. False, and no change, if the account is no longer as it was
-    /// `seen`, or there was a login since.
+    /// Takes a new password; returns when it is on disk. Returns false, and changes nothing, if the password has changed
+    /// since it was `seen`, or there was a login.
     ///
     /// # Errors
     /// The disk's; the old password stays valid then.
     pub fn change(&self, seen: &Seen, new: NewPassword) -> io::Result<bool> {
         let account = Arc::new(new.into_account());
-        let untouched = |entry: &Entry| entry.is_as(seen) && entry.logins == seen.logins;
-        if !self.update(seen, untouched, |entry| entry.changing = true) {
+        let is_untouched = |entry: &Entry| entry.is_as(seen) && entry.logins == seen.logins;
+        if !self.update(seen, is_untouched, |entry| entry.changing = true) {
             return Ok(false);
         }
         let stored = self.journal.append(&Record::line(&account));
-        self.update(
-            seen,
-            |_| true,
-            |entry| {
-                entry.changing = false;
-                if stored.is_ok() {
-                    entry.account = account;
-                }
-            },
-        );
+        let settle = |entry: &mut Entry| {
+            entry.changing = false;
+            if stored.is_ok() {
+                entry.account = account;
+            }
+        };
+        self.update(seen, |_| true, settle);
         stored.map(|()| true)
     }
 
     /// Changes the entry of `seen` if it `fits`.
     fn update(&self, seen: &Seen, fits: impl Fn(&Entry) -> bool, change: impl FnOnce(&mut Entry)) -> bool {
-        let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        match accounts.get_mut(&seen.account.name.folded()) {
+        match lock(&self.by_name).get_mut(&seen.account.name.folded()) {
             Some(Place::Account(entry)) if fits(entry) => {
                 change(entry);
                 true
@@ -254,8 +237,7 @@ impl Accounts {
 
     /// The number of accounts.
     pub fn count(&self) -> usize {
-        let accounts = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        accounts.values().filter(|place| place.entry().is_some()).count()
+        lock(&self.by_name).values().filter_map(Place::entry).count()
     }
 
     /// The identity key of an account, read from `keys/`.
@@ -272,60 +254,51 @@ impl Accounts {
     /// [`RegisterError`]; no file stays behind then.
     pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> Result<(), RegisterError> {
         let folded = account.name.folded();
-        let kept = {
-            let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        let former = {
+            let mut accounts = lock(&self.by_name);
             match accounts.get(&folded) {
                 None => {}
-                Some(Place::Kept(name)) if **name == account.name => {}
+                Some(Place::Kept(name)) if *name == account.name => {}
                 Some(_) => return Err(RegisterError::NameTaken),
             }
             accounts.insert(folded.clone(), Place::Busy)
         };
         let path = key_path(&self.keys, &account.name);
         // A key file that cannot be read, even a broken link, keeps the name too.
-        let is_kept = kept.is_some() && disk::is_there(&path).unwrap_or(true);
-        let is_taken = is_kept && self.identity(&account).is_err();
-        let stored = match is_taken {
-            true => Err(RegisterError::NameTaken),
-            false => disk::replace(&path, identity.to_pem().as_bytes())
+        let is_kept = former.is_some() && disk::is_there(&path).unwrap_or(true);
+        let stored = if is_kept && self.identity(&account).is_err() {
+            Err(RegisterError::NameTaken)
+        } else {
+            disk::replace(&path, identity.to_pem().as_bytes())
                 .and_then(|()| self.journal.append(&Record::line(&account)))
-                .map_err(RegisterError::Io),
+                .map_err(RegisterError::Io)
         };
-        if stored.is_err() && kept.is_none() {
+        if stored.is_err() && former.is_none() {
             // Before the name is free again: afterwards it could be the next account's file.
-            let _ = std::fs::remove_file(&path);
+            let _ = fs::remove_file(&path);
         }
-        let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        match (&stored, kept) {
-            (Ok(()), _) => accounts.insert(folded, Place::Account(Entry::new(account))),
-            (Err(_), Some(kept)) => accounts.insert(folded, kept),
-            (Err(_), None) => accounts.remove(&folded),
-        };
+        let place = if stored.is_ok() { Some(Place::Account(Entry::new(account))) } else { former };
+        self.settle(folded, place);
         stored
     }
 
     /// Removes an account; returns its identity's fingerprint when that is on disk, or `None` if there was only a key file
-    /// that kept the name. From the call on no login to it succeeds; when it returns, the name is free. The key file stays,
-    /// as `NAME.pem.removed-TIME`.
+    /// that kept the name. No login succeeds during the call; afterwards the name is free. The key file stays as
+    /// `NAME.pem.removed-TIME`.
     ///
     /// # Errors
-    /// If nothing has exactly this name, if its password is being changed at this moment, or the disk's; the account stays
-    /// then.
+    /// If nothing has exactly this name, if a password change is in progress, or the disk's; the account stays then.
     pub fn remove(&self, name: &Username) -> io::Result<Option<Fingerprint>> {
         let folded = name.folded();
-        let former = {
-            let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-            // A registration in progress is not an account yet: it comes after this.
-            let place = accounts.get_mut(&folded).filter(|place| place.name() == Some(name));
-            match place {
-                Some(Place::Account(entry)) if entry.changing => {
-                    return Err(io::Error::other("its password is being changed at this moment: try again"));
-                }
-                Some(place) => std::mem::replace(place, Place::Busy),
-                None => {
-                    let text = format!("no account has exactly this name: {name} (`user list` shows them)");
-                    return Err(io::Error::other(text));
-                }
+        let former = match lock(&self.by_name).get_mut(&folded) {
+            Some(Place::Account(entry)) if entry.account.name == *name && entry.changing => {
+                return Err(io::Error::other("its password is being changed at this moment: try again"));
+            }
+            // A registration in progress has no name yet.
+            Some(place) if place.name() == Some(name) => std::mem::replace(place, Place::Busy),
+            _ => {
+                let text = format!("no account has exactly this name: {name} (`user list` shows them)");
+                return Err(io::Error::other(text));
             }
         };
         let identity = former.entry().map(|entry| entry.account.identity);
@@ -335,12 +308,31 @@ impl Accounts {
             // While the name is still taken: afterwards it could be the next account's file.
             let _ = move_key_aside(&self.keys, name);
         }
-        let mut accounts = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        match stored {
-            Ok(()) => accounts.remove(&folded),
-            Err(_) => accounts.insert(folded, former),
-        };
+        self.settle(folded, if stored.is_ok() { None } else { Some(former) });
         stored.map(|()| identity)
+    }
+
+    /// Replaces a [`Place::Busy`].
+    fn settle(&self, folded: String, place: Option<Place>) {
+        let mut accounts = lock(&self.by_name);
+        match place {
+            Some(place) => accounts.insert(folded, place),
+            None => accounts.remove(&folded),
+        };
+    }
+}
+
+fn lock_folder(folder: &Path) -> io::Result<File> {
+    let path = folder.join("lock");
+    let file = disk::append(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let text = "another server uses this folder, or `server user` does: stop it, or choose another folder \
+                        with --data-dir";
+            Err(disk::at(folder)(io::Error::other(text)))
+        }
+        Err(TryLockError::Error(error)) => Err(disk::at(&path)(error)),
     }
 }
 
@@ -357,29 +349,16 @@ fn key_name(file: &str) -> Option<Username> {
 fn move_key_aside(keys: &Path, name: &Username) -> io::Result<()> {
     let path = key_path(keys, name);
     let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
-    std::fs::rename(&path, path.with_extension(format!("pem.removed-{time}"))).map_err(disk::at(&path))
-}
-
-fn kept_notice(names: &[Username]) -> Option<String> {
-    let first: Vec<&str> = names.iter().take(MANY_NAMES).map(Username::as_str).collect();
-    let dots = if names.len() > MANY_NAMES { ", …" } else { "" };
-    (!names.is_empty()).then(|| {
-        format!(
-            "keys: {} key files belong to no account, and only their keys can register their names: {}{dots} \
-             (`server user remove NAME` frees a name)",
-            names.len(),
-            first.join(", ")
-        )
-    })
+    fs::rename(&path, path.with_extension(format!("pem.removed-{time}"))).map_err(disk::at(&path))
 }
 
 fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> {
     let path = key_path(keys, &account.name);
     let bytes = disk::read(&path, MAX_KEY_FILE)?;
-    // Without the spaces and blank lines that an editor may have left: a strict parser refuses them.
-    let lines =
-        disk::text(&bytes).into_iter().flat_map(str::lines).map(str::trim).filter(|line| !line.is_empty());
-    let key = IdentityPublicKey::parse_pem(&lines.collect::<Vec<_>>().join("\n")).ok();
+    // An editor may have added spaces and blank lines, which a strict parser refuses.
+    let lines = disk::text(&bytes).into_iter().flat_map(str::lines).map(str::trim);
+    let pem = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
+    let key = IdentityPublicKey::parse_pem(&pem).ok();
     key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
         disk::at(&path)(io::Error::other("not the key this account was made with: restore it from a copy"))
     })
@@ -387,32 +366,14 @@ fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> 
 
 /// The content of `users.json`.
 #[derive(Default)]
-struct Loaded {
+struct Content {
     by_name: ByName,
     /// Names whose last record is a removal, folded.
     removed: HashSet<String>,
     lines: usize,
 }
 
-impl Loaded {
-    fn read(folder: &Path, mode: Mode) -> io::Result<(Loaded, Option<Records>, Vec<String>)> {
-        let (path, mut loaded) = (folder.join("users.json"), Loaded::default());
-        let read = super::load(&path, Writers::One, mode, |line| loaded.take(line));
-        let (records, lines) = read.map_err(|error| with_way_back(&path, error))?;
-        Ok((loaded, records, lines))
-    }
-
-    fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.by_name.values().filter_map(Place::entry)
-    }
-
-    /// By name.
-    fn accounts(&self) -> Vec<Arc<Account>> {
-        let mut accounts: Vec<_> = self.entries().map(|entry| entry.account.clone()).collect();
-        accounts.sort_by(|a, b| a.name.cmp(&b.name));
-        accounts
-    }
-
+impl Content {
     /// Takes one record; false if it is none.
     fn take(&mut self, line: &[u8]) -> bool {
         if let Some(record) = records::parse::<Record>(line) {
@@ -436,40 +397,28 @@ impl Loaded {
         true
     }
 
-    fn superseded(&self) -> usize {
-        self.lines - self.by_name.len()
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.by_name.values().filter_map(Place::entry)
     }
 
-    fn is_worth_a_rewrite(&self) -> bool {
-        self.superseded() >= MANY_SUPERSEDED.max(self.by_name.len() / 4)
+    /// The number of superseded lines, if they are worth a rewrite.
+    fn superseded(&self) -> Option<usize> {
+        let superseded = self.lines - self.by_name.len();
+        (superseded >= MANY_SUPERSEDED.max(self.by_name.len() / 4)).then_some(superseded)
     }
 
-    /// The names of key files without an account: those of removed accounts, and the others.
-    fn key_files(&self, keys: &Path) -> io::Result<(Vec<Username>, Vec<Username>)> {
+    /// The names of key files without an account: those of removed accounts, and the rest.
+    fn unused_key_files(&self, keys: &Path) -> io::Result<(Vec<Username>, Vec<Username>)> {
         let mut names = Vec::new();
-        if !disk::is_there(keys)? {
-            return Ok((names, Vec::new()));
-        }
-        for entry in std::fs::read_dir(keys).map_err(disk::at(keys))? {
-            let file = entry.map_err(disk::at(keys))?.file_name();
-            let name = file.to_str().and_then(key_name);
-            names.extend(name.filter(|name| !self.by_name.contains_key(&name.folded())));
+        if disk::is_there(keys)? {
+            for entry in fs::read_dir(keys).map_err(disk::at(keys))? {
+                let file = entry.map_err(disk::at(keys))?.file_name();
+                let name = file.to_str().and_then(key_name);
+                names.extend(name.filter(|name| !self.by_name.contains_key(&name.folded())));
+            }
         }
         names.sort();
         Ok(names.into_iter().partition(|name| self.removed.contains(&name.folded())))
-    }
-}
-
-/// Adds an older copy as another remedy, if there is one.
-fn with_way_back(path: &Path, error: io::Error) -> io::Error {
-    let former = former(path);
-    match former.exists() {
-        true => io::Error::other(format!(
-            "{error}; or put {} in its place, the file of before the last rewrite: accounts made since are \
-             missing then, those removed since are back",
-            former.display()
-        )),
-        false => error,
     }
 }
 
@@ -479,39 +428,74 @@ fn with_way_back(path: &Path, error: io::Error) -> io::Error {
 /// # Errors
 /// As [`Accounts::open`].
 pub fn list(folder: &Path) -> io::Result<Vec<Arc<Account>>> {
-    Ok(Loaded::read(folder, Mode::Check)?.0.accounts())
+    read(folder, &mut Notices::new()).map(|(_, accounts)| accounts)
 }
 
-/// What [`Accounts::open`] would find and do.
-fn check(folder: &Path, keys: &Path) -> io::Result<Vec<String>> {
-    let (loaded, _, mut lines) = Loaded::read(folder, Mode::Check)?;
-    let accounts = loaded.accounts();
-    lines.push(format!("{} accounts", accounts.len()));
-    if loaded.is_worth_a_rewrite() {
-        lines.push(format!(
-            "users.json: a start rewrites it without {} superseded lines",
-            loaded.superseded()
-        ));
+/// Reports what [`Accounts::open`] would find and do.
+///
+/// # Errors
+/// As [`Accounts::open`].
+pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
+    disk::existing(&folder.join("lock"))?;
+    let (content, accounts) = read(folder, notices)?;
+    notices.push(format!("{} accounts", accounts.len()));
+    if let Some(superseded) = content.superseded() {
+        notices.push(format!("users.json: a start rewrites it without {superseded} superseded lines"));
     }
-    lines.extend(kept_notice(&loaded.key_files(keys)?.1));
+    let keys = folder.join("keys");
+    notices.extend(kept_notice(&content.unused_key_files(&keys)?.1));
     // A server starts without these keys, and answers no request for one.
-    let damaged = accounts.iter().filter_map(|account| identity_in(keys, account).err());
-    lines.extend(damaged.map(|error| format!("WARNING: {error}")));
-    Ok(lines)
+    let damaged = accounts.iter().filter_map(|account| identity_in(&keys, account).err());
+    notices.extend(damaged.map(|error| format!("WARNING: {error}")));
+    Ok(())
+}
+
+/// Reads `users.json` and changes nothing; the accounts also sorted by name.
+fn read(folder: &Path, notices: &mut Notices) -> io::Result<(Content, Vec<Arc<Account>>)> {
+    let (path, mut content) = (folder.join("users.json"), Content::default());
+    super::read_records(&path, notices, |line| content.take(line))
+        .map_err(|error| with_former(&path, error))?;
+    let mut accounts: Vec<_> = content.entries().map(|entry| entry.account.clone()).collect();
+    accounts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((content, accounts))
+}
+
+fn kept_notice(names: &[Username]) -> Option<String> {
+    let first: Vec<&str> = names.iter().take(MANY_NAMES).map(Username::as_str).collect();
+    let dots = if names.len() > MANY_NAMES { ", …" } else { "" };
+    (!names.is_empty()).then(|| {
+        format!(
+            "keys: {} key files belong to no account, and only their keys can register their names: {}{dots} \
+             (`server user remove NAME` frees a name)",
+            names.len(),
+            first.join(", ")
+        )
+    })
 }
 
 fn former(path: &Path) -> PathBuf {
     path.with_extension("json.old")
 }
 
-/// Keeps the file that is about to be replaced under a second name, and only now gives up the one before it.
+/// Gives the file that is about to be replaced a second name, which only now the one before it loses.
 fn keep_former(path: &Path) -> io::Result<()> {
     let former = former(path);
-    match std::fs::remove_file(&former) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk::at(&former)(error)),
-        _ => {}
+    // If this fails for another reason than that there is none, so does the link.
+    let _ = fs::remove_file(&former);
+    fs::hard_link(path, &former).map_err(disk::at(&former))
+}
+
+/// Adds the former file as another remedy, if there is one.
+fn with_former(path: &Path, error: io::Error) -> io::Error {
+    let former = former(path);
+    if !former.exists() {
+        return error;
     }
-    std::fs::hard_link(path, &former).map_err(disk::at(&former))
+    io::Error::other(format!(
+        "{error}; or put {} in its place, the file before the last rewrite: accounts made since are missing then, those \
+         removed since are back",
+        former.display()
+    ))
 }
 
 #[cfg(test)]
@@ -538,8 +522,9 @@ pub(in crate::server) mod tests {
         }
     }
 
-    fn open(folder: &Folder) -> io::Result<(Accounts, Vec<String>)> {
-        Accounts::open(&folder.0, Mode::Start).map(|(accounts, lines)| (accounts.expect("to serve"), lines))
+    fn open(folder: &Folder) -> io::Result<(Accounts, Notices)> {
+        let mut notices = Notices::new();
+        Accounts::open(&folder.0, &mut notices).map(|accounts| (accounts, notices))
     }
 
     fn account(name: &str, identity: &IdentityPublicKey) -> Account {

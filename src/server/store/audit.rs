@@ -5,7 +5,6 @@
 //! counted. A log that was renamed or removed, perhaps with its folder, is made again for the next line. An event that anyone can cause is written a
 //! limited number of times a minute and then only counted, so no user can hide what others do. Format: README#security-log.
 
-use super::{Mode, Opened};
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
@@ -53,21 +52,18 @@ enum Item {
 }
 
 impl Audit {
-    /// Opens the log in `folder`; a start also starts its thread.
+    /// Opens the log in `folder`, and starts its thread.
     ///
     /// # Errors
     /// With the path in the text if the file cannot be opened; or if no thread is available.
-    pub fn open(folder: &Path, mode: Mode) -> Opened<Audit> {
+    pub fn open(folder: &Path) -> io::Result<Audit> {
         let path = folder.join("security.log");
-        if mode == Mode::Check {
-            return Ok((None, disk::existing(&path).map(|_| Vec::new())?));
-        }
         let file = open(&path)?;
         let (queue, items) = sync_channel(QUEUE);
         let lost = Arc::<AtomicU64>::default();
         let mut log = Log { path, file, lost: lost.clone(), failed: false };
         std::thread::Builder::new().name("audit".into()).spawn(move || log.run(&items))?;
-        Ok((Some(Audit::new(queue, lost)), Vec::new()))
+        Ok(Audit::new(queue, lost))
     }
 
     fn new(queue: SyncSender<Item>, lost: Arc<AtomicU64>) -> Audit {
@@ -192,7 +188,7 @@ impl Log {
     /// An error has the path in its text.
     fn write(&mut self, line: &str) -> io::Result<()> {
         if !disk::is_at(&self.file, &self.path) {
-            self.file = open_again(&self.path)?;
+            self.file = open(&self.path)?;
         }
         let size = |file: &File| file.metadata().map(|data| data.len()).map_err(disk::at(&self.path));
         // Another program may have shortened it.
@@ -211,22 +207,18 @@ impl Log {
     }
 }
 
-/// Opens the log for appending, after a line end: a crash or an editor may have left a partial line.
+/// Opens the log for appending, after a line end: a crash or an editor may have left a partial line. Makes the log's folder
+/// again if it is missing, but not the data folder, which may just be moved.
 fn open(path: &Path) -> io::Result<File> {
+    let folder = path.parent().unwrap_or(path);
+    if folder.parent().is_some_and(Path::is_dir) {
+        disk::make_folder(folder)?;
+    }
     let mut file = disk::append(path)?;
     if !disk::ends_line(&file).map_err(disk::at(path))? {
         file.write_all(b"\n").map_err(disk::at(path))?;
     }
     Ok(file)
-}
-
-/// The same; makes the log's folder again if it is missing, but not the data folder, which may just be moved.
-fn open_again(path: &Path) -> io::Result<File> {
-    match path.parent() {
-        Some(folder) if folder.parent().is_some_and(Path::is_dir) => disk::make_folder(folder)?,
-        _ => {}
-    }
-    open(path)
 }
 
 fn rotate(path: &Path) {
@@ -248,7 +240,7 @@ mod tests {
     }
 
     fn open(folder: &Folder) -> Audit {
-        Audit::open(&folder.0, Mode::Start).expect("a log").0.expect("to write")
+        Audit::open(&folder.0).expect("a log")
     }
 
     /// Takes what was to be written from the queue.
@@ -383,7 +375,7 @@ mod tests {
     fn log_folder_is_made_again_and_an_error_names_it_once() {
         let folder = Folder::new();
         let path = folder.0.join("logs/security.log");
-        let file = open_again(&path).expect("made");
+        let file = super::open(&path).expect("made");
         let mut log = Log { path: path.clone(), file, lost: Arc::default(), failed: false };
         fs::remove_dir_all(folder.0.join("logs")).expect("removed");
         log.write("one\n").expect("made again");

@@ -1,9 +1,9 @@
 //! The certificate in use: reported at the start, and read again when its files change.
 //!
-//! Invariant: a changed file that cannot be used never replaces a certificate that works.
+//! Invariant: an unusable file never replaces a certificate that works.
 
+use super::Notices;
 use super::audit::Audit;
-use super::{Mode, Opened};
 use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// A connection has the files checked at most this often: a storm of logins must not cost a check each.
+/// New connections check the files at most this often: a storm of logins must not cost a check each.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -36,62 +36,72 @@ struct State {
     unusable: Option<Stamp>,
     looked: Instant,
     facts: Facts,
-    /// The key of the connections that there may be.
+    /// The key of the open connections.
     key: Fingerprint,
 }
 
-/// Of both files: the time of the last change, also of owner or mode, and the length.
+/// Of each file: the time of its last change, also of owner or mode, and its length.
 type Stamp = [Option<(i64, i64, u64)>; 2];
 
+/// Reports what [`Certificates::open`] would find and do.
+///
+/// # Errors
+/// As [`Certificates::open`].
+pub(super) fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
+    let now = clock::now_ms();
+    match certificate::plan(folder, now)? {
+        Prepared::Found => report("certificate", &read(folder)?.1, now, notices),
+        Prepared::Renewed => {
+            let facts = certificate::read_facts(&folder.join("server.crt"))?;
+            notices.push(format!("certificate: {facts}; expired: a start renews it"));
+        }
+        Prepared::Made => {
+            let key = if disk::is_there(&folder.join("server.key"))? { " for certs/server.key" } else { "" };
+            notices.push(format!("no certificate: a start makes one{key}"));
+        }
+    }
+    Ok(())
+}
+
+fn report(what: &str, facts: &Facts, now: u64, notices: &mut Notices) {
+    notices.push(format!("{what}: {facts}"));
+    notices.extend(certificate::notice(facts, now).map(|notice| format!("WARNING: {notice}")));
+}
+
+fn read(folder: &Path) -> io::Result<(Acceptor, Facts)> {
+    Ok((tls::acceptor(folder)?, certificate::read_facts(&folder.join("server.crt"))?))
+}
+
 impl Certificates {
-    /// Reads the certificate in `folder`; a start makes or renews it before, if it is missing or expired.
+    /// Reads the certificate in `folder`; makes it if it is missing, and renews it if it is expired and self-made.
     ///
     /// # Errors
     /// With the path and the remedy in the text.
-    pub fn open(folder: &Path, mode: Mode) -> Opened<Certificates> {
-        let (now, is_start) = (clock::now_ms(), mode == Mode::Start);
-        let prepare = if is_start { certificate::prepare } else { certificate::plan };
-        let what = match prepare(folder, now)? {
-            Prepared::Made if !is_start => {
-                let key =
-                    if disk::is_there(&folder.join("server.key"))? { " for certs/server.key" } else { "" };
-                return Ok((None, vec![format!("no certificate: a start makes one{key}")]));
-            }
-            Prepared::Renewed if !is_start => {
-                let facts = certificate::read_facts(&folder.join("server.crt"))?;
-                return Ok((None, vec![format!("certificate: {facts}; expired: a start renews it")]));
-            }
+    pub fn open(folder: &Path, notices: &mut Notices) -> io::Result<Certificates> {
+        let now = clock::now_ms();
+        let what = match certificate::prepare(folder, now)? {
             Prepared::Found => "certificate",
             Prepared::Made => "new certificate",
             Prepared::Renewed => "certificate renewed with the same key",
         };
         let stamp = stamp(folder);
-        let acceptor = tls::acceptor(folder)?;
-        let facts = certificate::read_facts(&folder.join("server.crt"))?;
-        let mut lines = vec![format!("{what}: {facts}")];
-        lines.extend(certificate::notice(&facts, now).map(|notice| format!("WARNING: {notice}")));
+        let (acceptor, facts) = read(folder)?;
+        report(what, &facts, now, notices);
         let key = facts.fingerprint;
         let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts, key };
-        let certificates = Certificates {
-            folder: folder.to_path_buf(),
-            state: Mutex::new(state),
-            renewing: Mutex::default(),
-        };
-        Ok((is_start.then_some(certificates), lines))
+        Ok(Certificates { folder: folder.into(), state: Mutex::new(state), renewing: Mutex::default() })
     }
 
     /// For the next handshake, with its key.
     pub fn current(&self, audit: &Audit) -> (Acceptor, Fingerprint) {
-        {
-            let mut state = lock(&self.state);
-            if state.looked.elapsed() < LOOK_EVERY {
-                return (state.acceptor.clone(), state.facts.fingerprint);
-            }
+        let mut state = lock(&self.state);
+        if state.looked.elapsed() >= LOOK_EVERY {
             state.looked = Instant::now();
+            drop(state);
+            // A failure is logged.
+            let _ = self.update(audit);
+            state = lock(&self.state);
         }
-        // A failure is logged.
-        let _ = self.take_up(audit);
-        let state = lock(&self.state);
         (state.acceptor.clone(), state.facts.fingerprint)
     }
 
@@ -107,12 +117,14 @@ impl Certificates {
         std::mem::replace(&mut state.key, key) != key
     }
 
-    /// Takes up changed files now. Returns what is in use then, or why it is still the former, as a sentence.
+    /// Loads changed files now. Returns a sentence: what is in use then, or why it is still the former certificate.
     pub fn reload(&self, audit: &Audit) -> String {
-        match self.take_up(audit) {
-            Ok(()) => format!("reloaded; certificate: {}", lock(&self.state).facts),
+        let updated = self.update(audit);
+        let state = lock(&self.state);
+        let facts = &state.facts;
+        match updated {
+            Ok(()) => format!("reloaded; certificate: {facts}"),
             Err(error) => {
-                let facts = lock(&self.state).facts.clone();
                 format!(
                     "WARNING: reloaded, but the new certificate cannot be used: {error}; still in use: {facts}"
                 )
@@ -120,8 +132,8 @@ impl Certificates {
         }
     }
 
-    fn take_up(&self, audit: &Audit) -> io::Result<()> {
-        let (former, expired) = {
+    fn update(&self, audit: &Audit) -> io::Result<()> {
+        let (former, is_expired) = {
             let state = lock(&self.state);
             (state.stamp, state.facts.not_after <= clock::now_ms())
         };
@@ -129,17 +141,15 @@ impl Certificates {
             audit.log("storage_notice", None, None, &notice);
         }
         // A server that runs for more than a year renews its own certificate, too.
-        let renew = || {
+        let is_renewed = is_expired && {
             let _renewing = lock(&self.renewing);
             matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed))
         };
-        let renewed = expired && renew();
         let stamp = stamp(&self.folder);
-        if !renewed && stamp == former {
+        if !is_renewed && stamp == former {
             return Ok(());
         }
-        let read = tls::acceptor(&self.folder)
-            .and_then(|acceptor| Ok((acceptor, certificate::read_facts(&self.folder.join("server.crt"))?)));
+        let read = read(&self.folder);
         let mut state = lock(&self.state);
         match read {
             Ok((acceptor, facts)) => {
@@ -204,7 +214,7 @@ mod tests {
     fn running_server_renews_its_certificate_within_a_second() {
         let (shared, folder) = shared(Duration::from_secs(3600));
         let path = folder.0.join("server.crt");
-        let certificates = Certificates::open(&folder.0, Mode::Start).expect("made").0.expect("to serve");
+        let certificates = Certificates::open(&folder.0, &mut Notices::new()).expect("made");
         let first = lock(&certificates.state).acceptor.clone();
         let current = |looked: Instant| {
             lock(&certificates.state).looked = looked;
@@ -248,16 +258,15 @@ mod tests {
         ] {
             let folder = Folder::new();
             certificate::prepare(&folder.0, clock::now_ms().wrapping_add_signed(-age * DAY)).expect("made");
-            let (checked, lines) = Certificates::open(&folder.0, Mode::Check).expect("a start can use it");
-            assert!(checked.is_none());
-            let text = lines.join("\n");
+            let mut notices = Notices::new();
+            check(&folder.0, &mut notices).expect("a start can use it");
+            let text = notices.join("\n");
             assert!(text.contains(told) && !text.contains(other), "{age} days: {text}");
         }
         // A key that is none stops a start, too.
         let folder = Folder::new();
         fs::write(folder.0.join("server.key"), "no key").expect("written");
-        for mode in [Mode::Check, Mode::Start] {
-            assert!(Certificates::open(&folder.0, mode).is_err());
-        }
+        assert!(check(&folder.0, &mut Notices::new()).is_err());
+        assert!(Certificates::open(&folder.0, &mut Notices::new()).is_err());
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Invariant: a name is counted the same whether or not there is such an account. Memory and file are bounded, and no
 //! storm of names makes the server forget a lock. The file has one JSON record a line; a later one for a name supersedes.
-//! It is rewritten at a start; if it then has lines that are not understood, a copy is kept. A lock that is read from it
-//! lasts no longer than a new one, whatever the clock says now or said when it was written. PROTOCOL#lockout.
+//! A start rewrites it, and keeps a copy if it has lines that are not understood. A lock that is read from it lasts no
+//! longer than a new one, whatever the clock says now or said when it was written. PROTOCOL#lockout.
 
-use super::{Mode, Opened};
+use super::Notices;
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+const FILE: &str = "locks.json";
 /// Bytes beyond which the file is rewritten with at most [`MAX_KEPT`] locks: anyone can cause lines, and only the last
 /// minutes' are worth keeping.
 const MAX_SIZE: u64 = 1024 * 1024;
@@ -63,31 +64,34 @@ impl Lock {
 
 /// The content of a file.
 #[derive(Default)]
-struct Held {
+struct Content {
     /// By folded name: how long it is still locked, at most [`LOCKOUT`].
     locked: HashMap<String, Duration>,
-    /// Lines that are not understood.
-    unread: usize,
+    /// The number of lines that are not understood.
+    damaged: usize,
 }
 
-impl Held {
-    /// Takes one record, or none for a damaged line: a damaged lock must not keep the server from its start.
+impl Content {
+    /// Takes one record, or none for a damaged line: that must not keep the server from its start.
     fn take(&mut self, line: &[u8]) -> bool {
-        match records::parse::<Lock>(line) {
-            None => {
-                self.unread += usize::from(line.is_empty());
-                return line.is_empty();
-            }
-            Some(held) => {
-                let left = Duration::from_millis(held.until.saturating_sub(clock::now_ms())).min(LOCKOUT);
-                match left.is_zero() {
-                    true => self.locked.remove(&held.name),
-                    false => self.locked.insert(held.name, left),
-                };
-            }
-        }
+        let Some(record) = records::parse::<Lock>(line) else {
+            self.damaged += usize::from(line.is_empty());
+            return line.is_empty();
+        };
+        let left = Duration::from_millis(record.until.saturating_sub(clock::now_ms())).min(LOCKOUT);
+        match left.is_zero() {
+            true => self.locked.remove(&record.name),
+            false => self.locked.insert(record.name, left),
+        };
         true
     }
+}
+
+/// Reads the file in `folder` and changes nothing.
+fn read(folder: &Path, notices: &mut Notices) -> io::Result<Content> {
+    let mut content = Content::default();
+    super::read_records(&folder.join(FILE), notices, |line| content.take(line))?;
+    Ok(content)
 }
 
 /// The locks in the data folder `folder`, by folded name, and how long each still lasts; a missing file has none.
@@ -95,45 +99,47 @@ impl Held {
 /// # Errors
 /// The disk's, with the path in the text.
 pub fn list(folder: &Path) -> io::Result<HashMap<String, Duration>> {
-    let mut held = Held::default();
-    super::load(&folder.join("locks.json"), Writers::Many, Mode::Check, |line| held.take(line))?;
-    Ok(held.locked)
+    read(folder, &mut Notices::new()).map(|content| content.locked)
+}
+
+/// Reports what [`Lockout::open`] would find and do.
+///
+/// # Errors
+/// As [`Lockout::open`].
+pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
+    let content = read(folder, notices)?;
+    notices.push(format!("{} locked names", content.locked.len()));
+    if content.damaged > 0 {
+        let damaged = content.damaged;
+        notices.push(format!("WARNING: {FILE}: {damaged} lines are not understood: a start sets them aside"));
+    }
+    Ok(())
 }
 
 impl Lockout {
-    /// Reads the file in the server's data folder; a start also rewrites it.
+    /// Reads and shortens the file in the server's data folder.
     ///
     /// # Errors
     /// The disk's, with the path in the text.
-    pub fn open(folder: &Path, mode: Mode) -> Opened<Lockout> {
-        let (path, mut held) = (folder.join("locks.json"), Held::default());
-        let (records, mut lines) = super::load(&path, Writers::Many, mode, |line| held.take(line))?;
-        let Some(mut records) = records else {
-            lines.push(format!("{} locked names", held.locked.len()));
-            if held.unread > 0 {
-                let unread = held.unread;
-                lines.push(format!(
-                    "WARNING: locks.json: {unread} lines are not understood: a start sets them aside"
-                ));
-            }
-            return Ok((None, lines));
-        };
+    pub fn open(folder: &Path, notices: &mut Notices) -> io::Result<Lockout> {
+        let (path, mut content) = (folder.join(FILE), Content::default());
+        let mut records = super::open_records(&path, Writers::Many, notices, |line| content.take(line))?;
         if records.length()? > 0 {
             // A full disk must not keep the server from its start.
             let shortened = shorten(&path, &mut records);
-            lines.extend(
-                shortened.unwrap_or_else(|error| Some(format!("locks.json: not shortened: {error}"))),
+            notices.extend(
+                shortened.unwrap_or_else(|error| Some(format!("the locks are not shortened: {error}"))),
             );
         }
         let (mut names, now) = (Counter::new(MAX_FAILURES, LOCKOUT), Instant::now());
-        for (name, left) in held.locked {
+        for (name, left) in content.locked {
             if names.has_room(&name) {
                 names.hold(name, now + left);
             }
         }
         let addresses = Counter::new(MAX_FAILURES_PER_ADDRESS, LOCKOUT);
         let (counts, records) = (Mutex::new(Counts { names, addresses }), Mutex::new(records));
-        Ok((Some(Lockout { counts, path, records }), lines))
+        Ok(Lockout { counts, path, records })
     }
 
     /// How long `name`, or `address`, is still locked; `None` if neither is.
@@ -141,8 +147,8 @@ impl Lockout {
         lock(&self.counts).wait(&name.folded(), &origin(address), Instant::now())
     }
 
-    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses; true if the name is
-    /// locked from now on. A success is taken back by [`Lockout::forgive`].
+    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses. Returns whether the
+    /// name is locked from now on. [`Lockout::forgive`] takes the attempt back if it succeeds.
     ///
     /// # Errors
     /// How long to wait, if name or address is locked. Neither is counted then: the address may be the name's owner's.
@@ -156,14 +162,14 @@ impl Lockout {
         Ok(counts.names.count_failure(folded, now))
     }
 
-    /// The attempt was a success: the name's count begins again.
+    /// The attempt succeeded: the name's count starts again.
     pub fn forgive(&self, name: &Username, address: IpAddr) {
         let mut counts = lock(&self.counts);
         counts.names.forget(&name.folded());
         counts.addresses.uncount(&origin(address));
     }
 
-    /// Writes down that a name is locked from now on, so that a restart does not unlock it; does not wait for the disk.
+    /// Records that a name is locked from now on, so that a restart does not unlock it; does not wait for the disk.
     ///
     /// # Errors
     /// The disk's, with the path in the text.
@@ -171,7 +177,7 @@ impl Lockout {
         self.append(&Lock::line(name.folded(), LOCKOUT), false)
     }
 
-    /// Lets the name try again at once; returns when that is on disk.
+    /// Unlocks the name; returns when that is on disk.
     ///
     /// # Errors
     /// The disk's, with the path in the text; the name stays locked then.
@@ -185,28 +191,29 @@ impl Lockout {
         let mut records = lock(&self.records);
         records.append(line.as_bytes(), durable)?;
         if records.length()? > MAX_SIZE {
-            // The line is written. If the file cannot be shortened now, the next one tries again.
+            // The line is written. If the file cannot be shortened now, the next append tries again.
             let _ = shorten(&self.path, &mut records);
         }
         Ok(())
     }
 }
 
-/// Rewrites the file with its locks alone, at most the newest 5,000. Returns what is worth knowing, as a sentence.
+/// Rewrites the file with its locks alone, at most the newest [`MAX_KEPT`]. Returns a notice if lines were damaged.
 fn shorten(path: &Path, records: &mut Records) -> io::Result<Option<String>> {
-    let mut held = Held::default();
-    records::read(path, |line| held.take(line))?;
-    let mut newest: Vec<_> = held.locked.into_iter().collect();
+    let mut content = Content::default();
+    records::read(path, |line| content.take(line))?;
+    let mut newest: Vec<_> = content.locked.into_iter().collect();
     newest.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
     newest.truncate(MAX_KEPT);
-    let notice = match held.unread {
+    let notice = match content.damaged {
         0 => None,
-        unread => Some(format!(
-            "locks.json: {unread} lines were not understood; the file of before is {}",
-            records::copy_aside(path)?.display()
-        )),
+        damaged => {
+            let copy = records::copy_aside(path)?;
+            let copy = copy.display();
+            Some(format!("{FILE}: {damaged} lines were not understood; the former file is {copy}"))
+        }
     };
-    // With the time that is left: a lock written when the clock was wrong would come back for years.
+    // With the time that is left: a lock written when the clock was wrong would last for years.
     records.rewrite(newest.into_iter().map(|(name, left)| Lock::line(name, left)), |_| Ok(()))?;
     disk::sync_parent(path)?;
     Ok(notice)
@@ -234,8 +241,9 @@ mod tests {
         disk::append(path).and_then(|mut file| file.write_all(bytes)).expect("written");
     }
 
-    fn open(folder: &Folder) -> io::Result<(Lockout, Vec<String>)> {
-        Lockout::open(&folder.0, Mode::Start).map(|(lockout, lines)| (lockout.expect("to serve"), lines))
+    fn open(folder: &Folder) -> io::Result<(Lockout, Notices)> {
+        let mut notices = Notices::new();
+        Lockout::open(&folder.0, &mut notices).map(|lockout| (lockout, notices))
     }
 
     fn lockout() -> (Lockout, Folder) {
@@ -310,6 +318,17 @@ mod tests {
     }
 
     #[test]
+    fn storm_of_names_makes_no_failure_forgotten() {
+        let (lockout, _folder) = lockout();
+        (1..MAX_FAILURES).for_each(|_| assert_eq!(lockout.count(&name("alice"), HERE), Ok(false)));
+        for n in 0..MAX_REMEMBERED as u32 + 100 {
+            let address = IpAddr::from((n + 1).to_be_bytes());
+            assert_eq!(lockout.count(&name(&format!("name{n}")), address), Ok(false));
+        }
+        assert_eq!(lockout.count(&name("alice"), HERE), Ok(true));
+    }
+
+    #[test]
     fn success_takes_back_its_own_attempt_and_no_other() {
         let (lockout, _folder) = lockout();
         let name = |n: u32| name(&format!("name{n}"));
@@ -351,7 +370,7 @@ mod tests {
             locks.remember(&name(one)).expect("written");
         }
         locks.unlock(&name("BOB")).expect("written");
-        // What a clock that was wrong has written, what is over, and what a crash has left.
+        // Locks by a wrong clock, an expired one, and what a crash left.
         let now = clock::now_ms();
         let lines = [
             record("years", now + 1_000_000_000_000),
@@ -364,7 +383,9 @@ mod tests {
         let before = std::fs::read(&locks.path).expect("readable");
         for unread in [2, 0] {
             let locked = list(&folder.0).expect("readable");
-            let checked = Lockout::open(&folder.0, Mode::Check).expect("readable").1.join("\n");
+            let mut checked = Notices::new();
+            check(&folder.0, &mut checked).expect("readable");
+            let checked = checked.join("\n");
             assert!(checked.contains("3 locked names"), "{checked}");
             assert_eq!(checked.contains("2 lines are not understood"), unread > 0, "{checked}");
             let mut names: Vec<&str> = locked.keys().map(String::as_str).collect();
@@ -378,7 +399,7 @@ mod tests {
             assert_eq!(list(&folder.0).expect("readable").len(), 3);
             assert_eq!(notices.iter().any(|notice| notice.contains("2 lines")), unread > 0, "{notices:?}");
         }
-        // Nothing is erased that was not understood.
+        // The copy has what was not understood.
         let aside = records::asides(&locks.path);
         assert!(std::fs::read(&aside[0]).expect("kept").starts_with(&before));
         let text = std::fs::read_to_string(&locks.path).expect("readable");
@@ -393,7 +414,7 @@ mod tests {
             "{notices:?}"
         );
         assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");
-        // A file that cannot be read is not taken for one without locks.
+        // An unreadable file is an error, and not a file without locks.
         assert!(list(&locks.path).is_err(), "no folder");
         std::fs::remove_file(&locks.path).and_then(|()| std::fs::create_dir(&locks.path)).expect("a folder");
         assert!(list(&folder.0).is_err() && open(&folder).is_err());
@@ -432,7 +453,7 @@ mod tests {
         let folder = Folder::new();
         let (locks, _) = open(&folder).expect("none");
         locks.remember(&name("alice")).expect("written");
-        // More than was ever read of it at once.
+        // More than is read at once.
         for _ in 0..3 {
             append(&locks.path, (" ".repeat(MAX_SIZE as usize) + "\n").as_bytes());
         }

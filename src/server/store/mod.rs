@@ -1,7 +1,7 @@
 //! What the server keeps on disk: accounts, locked names, the security log, the certificate.
 //!
-//! Invariant: nothing here knows connections or sessions (`tests/tidy.rs` reads the imports). A start and `--check` read
-//! the data folder by the same code; a check makes, changes and locks nothing, so it may run beside a server.
+//! Invariant: nothing here knows connections or sessions (`tests/tidy.rs` reads the imports). [`check`] makes, changes and
+//! locks nothing, so it may run beside a server; it reads each file with the same code as a start.
 //! Format: README#server-files.
 
 pub mod accounts;
@@ -20,28 +20,24 @@ use lockout::Lockout;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// The folders in the data folder.
-pub(super) const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
-/// The longest `salt.secret` that is read, in bytes: it has 32, and perhaps a line end.
+const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
+/// Files whose names begin so hold what no other user may read.
+const PRIVATE: [&str; 4] = ["server.key", "salt.secret", "users.json", "locks.json"];
+/// The file of the secret behind the salts of unknown names.
+const SALT_SECRET: &str = "salt.secret";
+/// The longest [`SALT_SECRET`] that is read, in bytes: it has 32, and perhaps a line end.
 const MAX_SECRET: usize = 4096;
 
-/// How the data folder is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// To serve, or to change it: makes what is missing and repairs what can be.
-    Start,
-    /// To say what a start would find and do: only reads.
-    Check,
-}
-
-/// A part of the data folder, and what its reader should know, as sentences. `None` if it was only checked.
-pub type Opened<T> = io::Result<(Option<T>, Vec<String>)>;
+/// What an operator should know about the data folder, one sentence each.
+pub type Notices = Vec<String>;
 
 /// All that the server keeps.
 pub struct Store {
-    /// With them the data folder's lock.
+    /// With the data folder's lock.
     pub accounts: Accounts,
     /// Makes the salts of names that do not exist, 32 bytes.
     pub salt_secret: Key,
@@ -53,146 +49,138 @@ pub struct Store {
     pub certificates: Option<Certificates>,
 }
 
-/// What the opening of a data folder has found.
-pub struct Findings {
-    mode: Mode,
-    /// Sentences, in a check with the problems among them.
-    pub lines: Vec<String>,
-    /// Whether a server can start; in a start an error says that it cannot.
-    pub is_sound: bool,
-}
-
-impl Findings {
-    /// None yet.
-    pub fn new(mode: Mode) -> Findings {
-        Findings { mode, lines: Vec::new(), is_sound: true }
-    }
-
-    /// The part; `None` if it was only checked. An error ends a start, and is one of the problems that a check finds.
-    pub fn take<T>(&mut self, opened: Opened<T>) -> io::Result<Option<T>> {
-        match opened {
-            Ok((part, lines)) => {
-                self.lines.extend(lines);
-                Ok(part)
-            }
-            Err(error) if self.mode == Mode::Check => {
-                self.is_sound = false;
-                self.lines.push(format!("problem: {error}"));
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
 impl Store {
-    /// Opens the data folder `folder`, with a certificate if the server uses `tls`; `None` after a check.
+    /// Opens the data folder `folder`, with a certificate if the server uses `tls`. Makes what is missing, repairs what it
+    /// can, and locks the folder against other processes. Logs what it reports.
     ///
     /// # Errors
-    /// In a start: with file, reason and remedy in the text.
-    pub fn open(folder: &Path, tls: bool, findings: &mut Findings) -> io::Result<Option<Store>> {
-        let mode = findings.mode;
-        findings.lines.extend(lost(folder, tls, mode));
-        findings.take(private(folder, mode))?;
-        let accounts = findings.take(Accounts::open(folder, mode))?;
-        let salt_secret = findings.take(salt_secret(&folder.join("salt.secret"), mode))?;
-        let audit = findings.take(Audit::open(&folder.join("logs"), mode))?;
-        let lockout = findings.take(Lockout::open(folder, mode))?;
-        for notice in &findings.lines {
-            audit.iter().for_each(|audit| audit.log("storage_notice", None, None, notice));
-        }
-        let certificates = match tls {
-            true => findings.take(Certificates::open(&folder.join("certs"), mode))?,
-            false => None,
-        };
-        let parts = accounts.zip(salt_secret).zip(audit.zip(lockout));
-        Ok(parts.map(|((accounts, salt_secret), (audit, lockout))| Store {
-            accounts,
-            salt_secret,
-            audit,
-            lockout,
-            certificates,
-        }))
-    }
-}
-
-/// Whether this file of the data folder holds what no other user may read.
-fn is_private(name: &str) -> bool {
-    ["server.key", "salt.secret", "users.json", "locks.json"].iter().any(|begin| name.starts_with(begin))
-}
-
-/// Closes the folders, and private files in them, to other users. Leaves other files as they are; a check reports them, too.
-fn private(folder: &Path, mode: Mode) -> Opened<()> {
-    let folders = [""].iter().chain(&FOLDERS).map(|name| folder.join(name));
-    if mode == Mode::Start {
+    /// With file, reason and remedy in the text; `notices` has what was found before.
+    pub fn open(folder: &Path, tls: bool, notices: &mut Notices) -> io::Result<Store> {
+        notices.extend(missing_secrets(folder, tls, "a new one is made"));
+        check_owner(folder)?;
         disk::private_folders(folder, &FOLDERS)?;
-        return Ok((Some(()), folders.flat_map(|path| disk::close_to_others(&path, is_private)).collect()));
+        notices.extend(folders(folder).flat_map(|path| disk::close_to_others(&path, is_private)));
+        let accounts = Accounts::open(folder, notices)?;
+        let salt_secret = match salt_secret(folder)? {
+            Some(secret) => secret,
+            None => {
+                let secret = Key::random();
+                disk::replace(&folder.join(SALT_SECRET), secret.expose())?;
+                secret
+            }
+        };
+        let audit = Audit::open(&folder.join("logs"))?;
+        let lockout = Lockout::open(folder, notices)?;
+        for notice in notices.iter() {
+            audit.log("storage_notice", None, None, notice);
+        }
+        let certificates = tls.then(|| Certificates::open(&folder.join("certs"), notices)).transpose()?;
+        Ok(Store { accounts, salt_secret, audit, lockout, certificates })
     }
-    disk::check_folders(folder, &FOLDERS)?;
-    let warning = |path: std::path::PathBuf| {
-        let ours = path.file_name().and_then(OsStr::to_str).is_some_and(is_private);
-        let remedy = if ours { "a start takes them away" } else { "chmod 600" };
-        format!("WARNING: {}: others have rights to it: {remedy}", path.display())
-    };
-    Ok((None, folders.flat_map(|path| disk::open_to_others(&path, |_| true)).map(warning).collect()))
 }
 
-/// Reads a file of records; a start opens it and repairs its end. In a check a missing file has no records.
-fn load(
+/// Reports what [`Store::open`] would find and do. Returns the errors with which it would fail.
+pub fn check(folder: &Path, tls: bool, notices: &mut Notices) -> Vec<io::Error> {
+    notices.extend(missing_secrets(folder, tls, "a start makes a new one"));
+    let parts = [
+        check_folders(folder, notices),
+        accounts::check(folder, notices),
+        salt_secret(folder).map(drop),
+        disk::existing(&folder.join("logs/security.log")).map(drop),
+        lockout::check(folder, notices),
+        if tls { certificates::check(&folder.join("certs"), notices) } else { Ok(()) },
+    ];
+    parts.into_iter().filter_map(Result::err).collect()
+}
+
+/// The data folder and the folders in it.
+fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    [folder.to_path_buf()].into_iter().chain(FOLDERS.map(|name| folder.join(name)))
+}
+
+fn is_private(name: &str) -> bool {
+    PRIVATE.iter().any(|begin| name.starts_with(begin))
+}
+
+/// Refuses folders of another user: their modes cannot be set.
+fn check_owner(folder: &Path) -> io::Result<()> {
+    let me = fs::metadata("/proc/self")?.uid();
+    for path in folders(folder) {
+        let owner = fs::metadata(&path).map_or(me, |data| data.uid());
+        if me != owner && me != 0 {
+            let text = format!("this folder belongs to user {owner}: run as that user, or chown it");
+            return Err(disk::at(&path)(io::Error::other(text)));
+        }
+    }
+    Ok(())
+}
+
+/// Reports every file that other users have access to. A start closes the private ones and leaves the rest.
+fn check_folders(folder: &Path, notices: &mut Notices) -> io::Result<()> {
+    check_owner(folder)?;
+    disk::check_folders(folder, &FOLDERS)?;
+    for path in folders(folder).flat_map(|path| disk::open_to_others(&path, |_| true)) {
+        let is_ours = path.file_name().and_then(OsStr::to_str).is_some_and(is_private);
+        let remedy = if is_ours { "a start closes it" } else { "chmod 600" };
+        notices.push(format!("WARNING: {}: other users have access to this file: {remedy}", path.display()));
+    }
+    Ok(())
+}
+
+/// Opens a file of records, and repairs its end.
+fn open_records(
     path: &Path,
     writers: Writers,
-    mode: Mode,
+    notices: &mut Notices,
     each: impl FnMut(&[u8]) -> bool,
-) -> io::Result<(Option<Records>, Vec<String>)> {
-    if mode == Mode::Start {
-        let records = Records::open(path, writers, each)?;
-        let repaired = records.repaired().map(String::from).into_iter().collect();
-        return Ok((Some(records), repaired));
-    }
-    if disk::existing(path)?.is_none() {
-        return Ok((None, Vec::new()));
-    }
-    let plan = records::read(path, each)?.plan(path);
-    Ok((None, plan.map(|plan| format!("WARNING: {plan}")).into_iter().collect()))
+) -> io::Result<Records> {
+    let records = Records::open(path, writers, each)?;
+    notices.extend(records.repaired().map(String::from));
+    Ok(records)
 }
 
-/// Warns of what is missing beside existing accounts, and would otherwise be made again in silence.
-fn lost(folder: &Path, tls: bool, mode: Mode) -> Vec<String> {
-    let is_missing = |name: &&str| disk::is_there(&folder.join(name)).is_ok_and(|is_there| !is_there);
+/// Reads a file of records and changes nothing. A missing file has none.
+fn read_records(path: &Path, notices: &mut Notices, each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+    if disk::existing(path)?.is_some() {
+        let plan = records::read(path, each)?.plan(path);
+        notices.extend(plan.map(|plan| format!("WARNING: {plan}")));
+    }
+    Ok(())
+}
+
+/// Warns of secrets that are missing beside existing accounts: a start would otherwise replace them silently.
+fn missing_secrets(folder: &Path, tls: bool, action: &str) -> Notices {
+    let is_missing = |name: &str| matches!(disk::is_there(&folder.join(name)), Ok(false));
     let has_accounts = fs::metadata(folder.join("users.json")).is_ok_and(|data| data.len() > 0)
         || fs::read_dir(folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
-    let made = if mode == Mode::Start { "a new one is made" } else { "a start makes a new one" };
+    let mut missing = Vec::new();
+    if has_accounts && is_missing(SALT_SECRET) {
+        missing
+            .push((SALT_SECRET, "a client that asked for names before can tell which of them do not exist"));
+    }
     // A certificate without its key stops a start.
-    let salt = &["salt.secret"][..];
-    let pair = if tls { &["certs/server.key", "certs/server.crt"][..] } else { &[] };
-    let secrets = [
-        (salt, "anyone who has asked for names before can tell now which of them do not exist"),
-        (pair, "every client has to accept the new fingerprint"),
-    ];
-    let lost =
-        secrets.iter().filter(|(files, _)| has_accounts && !files.is_empty() && files.iter().all(is_missing));
-    let warning = |(files, change): &(&[&str], &str)| {
-        let path = folder.join(files[0]);
+    if has_accounts && tls && is_missing("certs/server.key") && is_missing("certs/server.crt") {
+        missing.push(("certs/server.key", "every client has to accept the new fingerprint"));
+    }
+    let warning = |(name, effect): (&str, &str)| {
+        let path = folder.join(name);
         format!(
-            "WARNING: {} is missing beside existing accounts: {made}, and {change}; if you have a copy, stop the server, \
-             put the copy in its place and start again",
+            "WARNING: {} is missing beside existing accounts: {action}, and {effect}; if you have a copy, stop the \
+             server, put the copy in its place and start again",
             path.display()
         )
     };
-    lost.map(warning).collect()
+    missing.into_iter().map(warning).collect()
 }
 
-/// Reads `salt.secret`, 32 bytes; an editor may have put a line end behind them.
-fn salt_secret(path: &Path, mode: Mode) -> Opened<Key> {
-    if !disk::is_there(path)? {
-        match mode {
-            Mode::Start => disk::replace(path, Key::random().expose())?,
-            Mode::Check => return Ok((None, Vec::new())),
-        }
+/// The secret behind the salts of unknown names; `None` if there is none yet. An editor may have added a line end.
+fn salt_secret(folder: &Path) -> io::Result<Option<Key>> {
+    let path = folder.join(SALT_SECRET);
+    if !disk::is_there(&path)? {
+        return Ok(None);
     }
-    let bytes = disk::read_private(path, MAX_SECRET)?;
+    let bytes = disk::read_private(&path, MAX_SECRET)?;
     let secret = bytes.strip_suffix(b"\n").filter(|rest| rest.len() == 32).unwrap_or(&bytes);
     let wrong = "not 32 bytes: restore it from a copy, or remove it to make a new one";
-    let key = Key::from_slice(secret).ok_or_else(|| disk::at(path)(io::Error::other(wrong)))?;
-    Ok((Some(key), Vec::new()))
+    Key::from_slice(secret).ok_or_else(|| disk::at(&path)(io::Error::other(wrong))).map(Some)
 }

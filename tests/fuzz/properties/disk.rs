@@ -12,7 +12,6 @@ use secure_messenger::crypto::public::Fingerprint;
 use secure_messenger::name::Username;
 use secure_messenger::records::asides;
 use secure_messenger::server::limits::LOCKOUT;
-use secure_messenger::server::store::Mode;
 use secure_messenger::server::store::accounts::{self, Accounts};
 use secure_messenger::server::store::lockout::{self, Lockout};
 use secure_messenger::wire::certificate;
@@ -110,14 +109,18 @@ fn users(data: &[u8]) {
         bytes.extend(line);
     }
     let path = folder.write("users.json", &bytes);
-    let found = Accounts::open(&folder.0, Mode::Check).map(|(_, lines)| (told(&folder), lines));
-    match Accounts::open(&folder.0, Mode::Start) {
+    let check = || {
+        let mut notices = Vec::new();
+        accounts::check(&folder.0, &mut notices).map(|()| notices)
+    };
+    let (found, mut notices) = (check().map(|notices| (told(&folder), notices)), Vec::new());
+    match Accounts::open(&folder.0, &mut notices) {
         Err(error) => {
             refused(&error, &path, &bytes);
             assert!(found.is_err() && expected.is_none());
         }
-        Ok((accounts, notices)) => {
-            let (accounts, (found, checked)) = (accounts.expect("to serve"), found.expect("the same"));
+        Ok(accounts) => {
+            let (found, checked) = found.expect("the same");
             assert!(checked.contains(&format!("{} accounts", accounts.count())), "{checked:?}");
             // A key file that is not there is a warning of the check alone.
             let planned = checked.iter().filter(|line| !line.contains(".pem: "));
@@ -130,7 +133,7 @@ fn users(data: &[u8]) {
                 assert_eq!(account.map(|account| account.rounds), Some(*rounds));
             }
             drop(accounts);
-            let again = Accounts::open(&folder.0, Mode::Check).expect("the same again").1;
+            let again = check().expect("the same again");
             assert!(
                 told(&folder) == found && !again.iter().any(|line| line.contains("a start")),
                 "{again:?}"
@@ -197,9 +200,13 @@ fn records(bytes: &[u8]) {
         Ok(locked) => locked,
     };
     assert!(locked.values().all(|left| *left <= LOCKOUT));
-    let check = || Lockout::open(&folder.0, Mode::Check).expect("not refused now either").1.join("\n");
+    let check = || {
+        let mut notices = Vec::new();
+        lockout::check(&folder.0, &mut notices).expect("not refused now either");
+        notices.join("\n")
+    };
     let is_understood = !check().contains(" lines are not understood");
-    Lockout::open(&folder.0, Mode::Start).expect("not refused now either");
+    Lockout::open(&folder.0, &mut Vec::new()).expect("not refused now either");
     assert!(!check().contains("not understood"));
     let shortened = lockout::list(&folder.0).expect("its own");
     assert!(shortened.keys().all(|name| locked.contains_key(name)));
