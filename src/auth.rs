@@ -1,8 +1,8 @@
-//! Registration, login and a new password, both sides, without sockets or files.
+//! Registration, login, password change and resumption: both sides, without sockets or files.
 //!
-//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only [`PendingLogin::verify_change`] a
-//! [`NewPassword`]. Both take the pending login by value, so a challenge is used once. An unknown name takes the same
-//! steps, at the same cost, as a known one. Specification: PROTOCOL#login.
+//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only [`PendingLogin::verify_change`] makes a
+//! [`NewPassword`]. Both take the pending login by value, so a challenge is used once. An unknown name takes the same steps
+//! at the same cost as a known one. Specification: PROTOCOL#login.
 
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
@@ -20,28 +20,28 @@ use crate::protocol::{
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// An account, as the server keeps it.
+/// An account, as the server stores it.
 pub struct Account {
     /// In the letter case of its registration.
     pub name: Username,
-    /// Of PBKDF2, random.
+    /// Salt of PBKDF2, random.
     pub salt: [u8; 32],
-    /// Of PBKDF2, 100,000 to 10,000,000.
+    /// Rounds of PBKDF2, 100,000 to 10,000,000.
     pub rounds: u32,
     /// `PBKDF2(password, salt, rounds)`.
     pub password_key: Key,
-    /// Of the identity key, which has a file of its own.
+    /// Fingerprint of the identity key, which has its own file.
     pub identity: Fingerprint,
 }
 
 /// Why a registration or login is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AuthError {
-    /// Fewer than 100,000 PBKDF2 rounds, or more than 10,000,000: a cheap hash or an endless one.
+    /// Fewer than 100,000 or more than 10,000,000 PBKDF2 rounds.
     BadRounds,
-    /// The key sent is not RSA-2048 with e = 65,537 in canonical DER.
+    /// The key is not RSA-2048 with e = 65,537 in canonical DER.
     BadKey,
-    /// Name, password, key or channel is wrong; the client does not learn which.
+    /// Name, password, key or channel is wrong; the client does not learn which one.
     Denied,
     /// By the server's clock, the session certificate is outside its time: 2 hours before `created` to 26 after.
     Clock(Skew),
@@ -50,7 +50,7 @@ pub enum AuthError {
 impl fmt::Display for AuthError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AuthError::BadRounds => f.write_str("the number of PBKDF2 rounds is out of bounds"),
+            AuthError::BadRounds => f.write_str("the number of PBKDF2 rounds is out of range"),
             AuthError::BadKey => f.write_str("the key is not an RSA-2048 public key"),
             AuthError::Denied => f.write_str("the name, the password or the key is wrong"),
             AuthError::Clock(skew) => {
@@ -71,42 +71,26 @@ pub fn acceptable(rounds: u32) -> Result<u32, AuthError> {
     if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
 }
 
-/// The beginning of every proof: its purpose, the name, the challenge that it answers, the TLS channel.
-/// `exporter` is RFC 9266's, 32 bytes, or empty without TLS.
+/// The beginning of every response and proof: its purpose, the name, the challenge that it answers, and the TLS channel.
+/// `exporter` is RFC 9266's, 32 bytes; empty without TLS.
 fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fields {
-    Fields::new(label).bytes(name.as_str().as_bytes()).bytes(nonce).bytes(exporter)
+    Fields::new(label).text(name.as_str()).bytes(nonce).bytes(exporter)
 }
 
-/// The bytes of a login's response and proof, each under its label; both name the session key. PROTOCOL#response,
-/// PROTOCOL#login-proof.
-fn login_bytes(
-    label: &str,
-    name: &Username,
-    nonce: &[u8; 32],
-    exporter: &[u8],
-    session: Fingerprint,
-) -> Vec<u8> {
-    bound(label, name, nonce, exporter).bytes(&session.0).finish()
+/// A login's response and proof name the session key. PROTOCOL#response, PROTOCOL#login-proof.
+fn login_bytes(bound: Fields, session: Fingerprint) -> Vec<u8> {
+    bound.bytes(&session.0).finish()
 }
 
-/// The bytes of the proof that a client has a session's token, with the number of frames that it received.
-/// PROTOCOL#resume-proof.
-fn resume_bytes(name: &Username, nonce: &[u8; 32], exporter: &[u8], received: u64) -> Vec<u8> {
-    bound(label::RESUME, name, nonce, exporter).number(received).finish()
+/// A resumption's proof names how many frames the client received. PROTOCOL#resume-proof.
+fn resume_bytes(bound: Fields, received: u64) -> Vec<u8> {
+    bound.number(received).finish()
 }
 
-/// The bytes of the response and proof of a password change; both name the new password key. PROTOCOL#response,
+/// A password change's response and proof name the new salt, rounds and password key. PROTOCOL#response,
 /// PROTOCOL#password-proof.
-fn change_bytes(
-    label: &str,
-    name: &Username,
-    nonce: &[u8; 32],
-    exporter: &[u8],
-    new: (&[u8; 32], u32, &Key),
-) -> Zeroizing<Vec<u8>> {
-    let (salt, rounds, password_key) = new;
-    let fields = bound(label, name, nonce, exporter).bytes(salt).number(rounds.into());
-    Zeroizing::new(fields.bytes(password_key.expose()).finish())
+fn change_bytes(bound: Fields, (salt, rounds, key): (&[u8; 32], u32, &Key)) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(bound.bytes(salt).number(rounds.into()).bytes(key.expose()).finish())
 }
 
 /// Server: the session certificate that a client offers. Only its form and time are checked: they depend on the client alone
@@ -182,7 +166,7 @@ impl PasswordKey {
     ) -> Result<PasswordChange, AuthError> {
         let old = PasswordKey::derive(old, challenge)?;
         let new = (&self.salt, self.rounds, &self.key);
-        let bytes = |label| change_bytes(label, name, &challenge.nonce.0, exporter, new);
+        let bytes = |label| change_bytes(bound(label, name, &challenge.nonce.0, exporter), new);
         Ok(PasswordChange {
             response: old.response(&bytes(label::CHANGE_RESPONSE)),
             salt: Fixed(self.salt),
@@ -203,7 +187,8 @@ impl PasswordKey {
         session: (&SessionKey, SessionCertificate),
     ) -> ChallengeResponse {
         let (key, certificate) = session;
-        let bytes = |label| login_bytes(label, name, &challenge.nonce.0, exporter, key.fingerprint());
+        let bound = |label| bound(label, name, &challenge.nonce.0, exporter);
+        let bytes = |label| login_bytes(bound(label), key.fingerprint());
         let session = SessionKeyFields::new(&certificate);
         ChallengeResponse {
             response: self.response(&bytes(label::LOGIN_RESPONSE)),
@@ -219,7 +204,7 @@ impl PasswordKey {
     }
 }
 
-/// Server: turns a registration into an account and its identity key. Does not check whether the name is free.
+/// Server: turns a registration into an account and its identity key. The caller checks whether the name is free.
 ///
 /// # Errors
 /// [`AuthError::BadRounds`], [`AuthError::BadKey`].
@@ -243,18 +228,18 @@ pub fn resume(
     token: &Key,
     received: u64,
 ) -> Resume {
-    let proven = resume_bytes(name, &challenge.nonce.0, exporter, received);
+    let proven = resume_bytes(bound(label::RESUME, name, &challenge.nonce.0, exporter), received);
     Resume { received, proof: Fixed(primitives::hmac(token, &proven)) }
 }
 
-/// Server: the resumption of a session between its challenge and the answer.
+/// Server: a resumption, between challenge and answer.
 pub struct PendingResume {
     name: Username,
     nonce: [u8; 32],
 }
 
 impl PendingResume {
-    /// Makes the challenge, the same for every name.
+    /// Makes the challenge, for any name.
     pub fn new(name: Username) -> (PendingResume, ResumeChallenge) {
         let nonce = random();
         let challenge = ResumeChallenge { version: VERSION, nonce: Fixed(nonce) };
@@ -266,13 +251,13 @@ impl PendingResume {
         &self.name
     }
 
-    /// Checks the answer against all `tokens`, each in constant time, and returns the place of the one that matches; of
-    /// several the last. The caller passes the same number whether or not there is a session.
+    /// Checks the answer against all `tokens`, each in constant time, and returns the index of the one that matches; of
+    /// several the last. The caller passes the same number of tokens whether or not there is a session.
     ///
     /// # Errors
     /// [`AuthError::Denied`] if no token matches.
     pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
-        let proven = resume_bytes(&self.name, &self.nonce, exporter, resume.received);
+        let proven = resume_bytes(bound(label::RESUME, &self.name, &self.nonce, exporter), resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
         // Try all of them, so that the time does not depend on the match.
         let fold = |found, (at, token)| if fits(token) { Some(at) } else { found };
@@ -280,7 +265,7 @@ impl PendingResume {
     }
 }
 
-/// Server: a login between its challenge and the response.
+/// Server: a login, between challenge and response.
 pub struct PendingLogin {
     name: Username,
     nonce: [u8; 32],
@@ -325,39 +310,34 @@ impl NewPassword {
 }
 
 impl PendingLogin {
-    /// Makes the challenge, which serves one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown name. Its salt
-    /// is an HMAC of the name under `secret`: stable, and not distinguishable from a real one.
+    /// Makes the challenge, which serves one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown name, whose
+    /// salt is an HMAC of the name under `secret`: stable, and indistinguishable from a real one.
     ///
     /// # Errors
-    /// [`AuthError::BadKey`] if the key sent is not valid, for known and unknown names alike.
+    /// [`AuthError::BadKey`] if the client's key is not valid, for known and unknown names alike.
     pub fn new(
         request: LoginRequest,
         account: Option<&Account>,
         secret: &Key,
     ) -> Result<(PendingLogin, Challenge), AuthError> {
         let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
-        let nonce = random();
-        // From the name as typed: a known name in another letter case is an unknown one, too.
-        // PROTOCOL#unknown-name.
-        let fake = Fields::new(label::FAKE_SALT).bytes(request.username.as_str().as_bytes()).finish();
-        let fake_salt = primitives::hmac(secret, &fake);
+        let (nonce, known) = (random(), account.is_some());
+        // The name as typed: a known name in another letter case is unknown. PROTOCOL#unknown-name.
+        let fake = Fields::new(label::FAKE_SALT).text(request.username.as_str()).finish();
         // Compute the dummy values for known names too, so that timing does not reveal unknown ones.
-        let (nobody, no_key) = (Fingerprint(random()), Key::random());
-        let challenge = Challenge {
-            version: VERSION,
-            nonce: Fixed(nonce),
-            salt: Fixed(account.map_or(fake_salt, |account| account.salt)),
-            rounds: account.map_or(PBKDF2_ROUNDS, |account| account.rounds),
+        let nobody = Account {
+            name: request.username.clone(),
+            salt: primitives::hmac(secret, &fake),
+            rounds: PBKDF2_ROUNDS,
+            password_key: Key::random(),
+            identity: Fingerprint(random()),
         };
-        let pending = PendingLogin {
-            name: request.username,
-            nonce,
-            offered,
-            expected_identity: account.map_or(nobody, |account| account.identity),
-            password_key: account.map_or(no_key, |account| account.password_key.duplicate()),
-            known: account.is_some(),
-        };
-        Ok((pending, challenge))
+        let Account { salt, rounds, password_key, identity, .. } = account.unwrap_or(&nobody);
+        let (password_key, expected_identity) = (password_key.duplicate(), *identity);
+        let challenge =
+            Challenge { version: VERSION, nonce: Fixed(nonce), salt: Fixed(*salt), rounds: *rounds };
+        let name = request.username;
+        Ok((PendingLogin { name, nonce, offered, expected_identity, password_key, known }, challenge))
     }
 
     /// The user who requests a login.
@@ -365,14 +345,14 @@ impl PendingLogin {
         &self.name
     }
 
-    /// Checks password, identity key and channel of a password change; all of them, whichever fails.
+    /// Checks password, identity key and channel of a password change, all of them whichever fails.
     ///
     /// # Errors
-    /// [`AuthError::BadRounds`] (of the new password), [`AuthError::Denied`].
+    /// [`AuthError::BadRounds`] for the new password's rounds, else [`AuthError::Denied`].
     pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, AuthError> {
         let rounds = acceptable(change.rounds)?;
         let new = (&change.salt.0, rounds, &change.password_key);
-        let bytes = |label| change_bytes(label, &self.name, &self.nonce, exporter, new);
+        let bytes = |label| change_bytes(bound(label, &self.name, &self.nonce, exporter), new);
         let password = self.knows_password(&bytes(label::CHANGE_RESPONSE), &change.response);
         let proven = self.offered.verify(&bytes(label::PASSWORD_CHANGE), &change.proof.0).is_ok();
         if self.known & password & self.is_owner() & proven {
@@ -393,8 +373,8 @@ impl PendingLogin {
         Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0)
     }
 
-    /// Checks password, identity key, session certificate and channel; all of them, whichever fails. `certificate` was
-    /// [`offered`] at `now_ms`, the server's clock, milliseconds since 1970.
+    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `certificate` was
+    /// [`offered`] at `now_ms`, by the server's clock in milliseconds since 1970.
     ///
     /// # Errors
     /// [`AuthError::Denied`].
@@ -406,7 +386,7 @@ impl PendingLogin {
         now_ms: u64,
     ) -> Result<Authenticated, AuthError> {
         let session = certificate.key.fingerprint();
-        let bytes = |label| login_bytes(label, &self.name, &self.nonce, exporter, session);
+        let bytes = |label| login_bytes(bound(label, &self.name, &self.nonce, exporter), session);
         let password = self.knows_password(&bytes(label::LOGIN_RESPONSE), &response.response);
         let identity = self.is_owner();
         let certified = certificate.verify(&self.name, &self.offered, now_ms);
@@ -468,7 +448,7 @@ mod tests {
 
     /// PROTOCOL#login-failed, PROTOCOL#login-proof.
     #[test]
-    fn every_part_of_a_login_is_needed() {
+    fn login_fails_when_any_part_is_wrong() {
         let p = person("alice");
         assert_eq!(login(&p, true, |_| (), b"exporter").expect("lets in").name().as_str(), "alice");
         let denied = |result: Result<Authenticated, AuthError>| {
@@ -486,7 +466,7 @@ mod tests {
 
     /// PROTOCOL#session-certificate.
     #[test]
-    fn clock_that_is_off_is_named_with_direction_and_days() {
+    fn wrong_clock_is_reported_with_direction_and_days() {
         let p = person("alice");
         let hours = |off: i64| {
             let created = NOW.saturating_add_signed(off * 3_600_000);

@@ -217,7 +217,7 @@ fn false_response(person: &Person) -> Vec<u8> {
 /// A key for whoever has the session key of `of`, as everybody here does, all of it `filling`.
 fn wrapped(of: &Person, filling: u8) -> WrappedKey {
     let mut wrapped = [filling; WRAPPED_BYTES];
-    wrapped[..8].copy_from_slice(&of.session.fingerprint().short().0);
+    wrapped[..8].copy_from_slice(&of.session.fingerprint().key_id());
     WrappedKey::new(&wrapped)
 }
 

@@ -389,8 +389,8 @@ impl Mallory {
         let plan = Plan { id, key: offer.key.duplicate(), size: offer.size, start: 0 };
         let mut got = Vec::new();
         for (n, group) in payloads.chunks(GROUP as usize).enumerate() {
-            let opened = plan.open_group(n as u32 * GROUP, group.to_vec(), &self.me.session);
-            opened.expect("opens").iter().for_each(|chunk| got.extend_from_slice(chunk.bytes()));
+            let opened = plan.open_group(n as u32 * GROUP, group, &self.me.session);
+            opened.expect("opens").iter().for_each(|chunk| got.extend_from_slice(chunk));
         }
         assert!(got == content, "what was sent is what came");
         self.tell(Kind::FileDone, &about(id, ""));
@@ -648,7 +648,7 @@ fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
     let session = mallory.session.clone();
     let stranger = SessionKey::generate();
-    let (order, altered) = ("a part of it came twice, or is missing", "a part of it was altered on the way");
+    let (order, altered) = ("a part of it arrived twice or is missing", "a part of it was altered");
     type Chunks = Vec<Vec<u8>>;
     type Spoil<'a> = &'a dyn Fn(&Deal, &mut Chunks);
     let last = |payload: &mut Vec<u8>| *payload.last_mut().expect("a byte") ^= 1;
@@ -753,7 +753,7 @@ fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
     let session = mallory.session.clone();
     // More or less than was said.
-    let altered = "a part of it was altered on the way";
+    let altered = "a part of it was altered";
     for (real, said, why) in [
         (6 * CHUNK, 5 * CHUNK, "it is not the file that was offered"),
         (7 * CHUNK, 6 * CHUNK, altered),
@@ -1125,7 +1125,7 @@ fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
 #[test]
 fn a_file_that_a_server_has_touched_ends_with_its_reason_on_both_sides_and_never_gets_its_name() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
-    let (order, altered) = ("a part of it came twice, or is missing", "a part of it was altered on the way");
+    let (order, altered) = ("a part of it arrived twice or is missing", "a part of it was altered");
     let gone = "the other side takes part no more";
     let content = || noise(SEVEN);
     let as_it_is = |id, payload: &[u8]| vec![packet("alice", id, payload)];

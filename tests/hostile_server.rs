@@ -153,7 +153,7 @@ fn handmade(
 
 /// The message key of a handmade envelope, wrapped for a session key, behind its id.
 fn wrap(session: &SessionPublicKey, key: &Key, oaep_label: [u8; 32]) -> [u8; WRAPPED_BYTES] {
-    let (id, block) = (session.fingerprint().short().0, session.wrap(key.expose(), oaep_label));
+    let (id, block) = (session.fingerprint().key_id(), session.wrap(key.expose(), oaep_label));
     [&id[..], &block].concat().try_into().expect("8 and 256 bytes")
 }
 
@@ -441,7 +441,7 @@ fn a_message_with_any_field_altered_is_not_shown() {
     let (mut key, mut key_id) = (wrapped, wrapped);
     (key[100], key_id[0]) = (key[100] ^ 1, key_id[0] ^ 1);
     let mut other_id = wrapped;
-    other_id[..8].copy_from_slice(&mallory.session.fingerprint().short().0);
+    other_id[..8].copy_from_slice(&mallory.session.fingerprint().key_id());
     let [one, two, three] = ciphertexts;
     for (what, envelope, key) in [
         ("the ciphertext", one, wrapped),
@@ -799,7 +799,7 @@ fn keys_that_were_not_asked_for_change_nothing() {
     assert!(!known.contains("alice") && !known.contains("mallory"), "{known}");
     bob.say("/msg alice secret");
     let send = line.hear_send();
-    let wanted = alice.session.fingerprint().short();
+    let wanted = alice.session.fingerprint().key_id();
     assert_eq!(
         send.routing.keys.get(&name("alice")).map(WrappedKey::id),
         Some(wanted),

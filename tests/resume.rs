@@ -346,7 +346,7 @@ fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMe
 /// Wrapped for the session key that everybody here has.
 fn own_key(of: &Person) -> WrappedKey {
     let mut wrapped = [7; WRAPPED_BYTES];
-    wrapped[..8].copy_from_slice(&of.session.fingerprint().short().0);
+    wrapped[..8].copy_from_slice(&of.session.fingerprint().key_id());
     WrappedKey::new(&wrapped)
 }
 

@@ -336,7 +336,7 @@ fn opens_only_what_was_made_for_it(message: &EncryptedMessage, sender: &Identity
     let verified = message.envelope.verify(sender.public()).expect("it is the sender's");
     let mut recorded = message.key.bytes();
     assert!(verified.open(key, &recorded).is_err(), "{:?} opens", verified.header());
-    recorded[..8].copy_from_slice(&key.fingerprint().short().0);
+    recorded[..8].copy_from_slice(&key.fingerprint().key_id());
     assert!(verified.open(key, &recorded).is_err(), "{:?} opens", verified.header());
     let sealed = Sealed::seal(verified.header().clone(), sender, b"for the thief");
     let wrapped = sealed.wrap_for(key.public());

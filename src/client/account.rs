@@ -203,7 +203,7 @@ pub fn challenge(
     let public_key = Bytes(identity.public().spki());
     let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
     match connection.ask(&ClientMessage::LoginRequest(request))? {
-        ServerMessage::Challenge(challenge) if challenge.version == VERSION => Ok(challenge),
+        ServerMessage::Challenge(challenge) => Ok(challenge),
         ServerMessage::Error(failure) => Err(refusal(&failure, name)),
         _ => Err(StartError::OutOfPlace),
     }

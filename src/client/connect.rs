@@ -13,7 +13,7 @@ use crate::crypto::key_file::KeyFileError;
 use crate::crypto::public::{Fingerprint, Skew};
 use crate::disk;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION, version_of};
+use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION};
 use crate::wire::certificate;
 use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified, limit_unsent};
@@ -355,9 +355,6 @@ impl Connection {
         loop {
             match self.lines.next_line() {
                 Err(_) => return Err(StartError::OutOfPlace),
-                Ok(Some(line)) if version_of(line).is_some_and(|version| version != VERSION.into()) => {
-                    return Err(StartError::OtherVersion(version_of(line)));
-                }
                 Ok(Some(line)) => match ServerMessage::decode(line) {
                     Ok(ServerMessage::Ping) => self.say(&ClientMessage::Pong)?,
                     Ok(answer) => {
@@ -365,6 +362,9 @@ impl Connection {
                             self.retry_after = failure.retry_after;
                         }
                         return Ok(answer);
+                    }
+                    Err(DecodeError::OtherVersion(theirs)) => {
+                        return Err(StartError::OtherVersion(Some(theirs)));
                     }
                     Err(_) => return Err(StartError::OutOfPlace),
                 },

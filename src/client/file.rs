@@ -6,10 +6,10 @@
 
 use super::text::is_harmful;
 use crate::crypto::chunk::CHUNK;
-use crate::crypto::primitives::Hasher;
 use crate::crypto::secret::random;
 use crate::disk;
 use crate::name::Username;
+use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -110,9 +110,9 @@ impl Source {
     /// # Errors
     /// The disk's; `Interrupted` when `go_on` does not hold.
     pub fn hash(&self, go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
-        let mut hasher = Hasher::default();
+        let mut hasher = Sha256::new();
         take_in(&mut hasher, self.size, |buffer, at| self.read_at(buffer, at), go_on)?;
-        Ok(hasher.finish())
+        Ok(hasher.finalize().into())
     }
 
     /// Fills the buffer from byte `at` of the file.
@@ -184,7 +184,7 @@ fn sweep(folder: &Path) {
 
 /// Hashes `size` bytes that are read in pieces, as long as `go_on`, which is told how many they are, holds.
 fn take_in(
-    hasher: &mut Hasher,
+    hasher: &mut Sha256,
     size: u64,
     read: impl Fn(&mut [u8], u64) -> io::Result<()>,
     mut go_on: impl FnMut(u64) -> bool,
@@ -207,7 +207,7 @@ fn take_in(
 pub struct Part {
     file: File,
     path: PathBuf,
-    hasher: Hasher,
+    hasher: Sha256,
 }
 
 fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
@@ -286,7 +286,7 @@ impl Part {
             ErrorKind::WouldBlock => error,
             _ => disk::at(&path)(error),
         })?;
-        Ok(Part { file, path, hasher: Hasher::default() })
+        Ok(Part { file, path, hasher: Sha256::new() })
     }
 
     /// Takes up what is there of a file of `size` bytes, whole chunks, as long as `go_on` holds; how many bytes.
@@ -320,7 +320,7 @@ impl Part {
 
     /// Whether what is written has this hash. PROTOCOL#whole-file.
     pub fn is_right(&self, sha256: &[u8; 32]) -> bool {
-        self.hasher.clone().finish() == *sha256
+        self.hasher.clone().finalize().as_slice() == sha256
     }
 
     /// Waits until everything is on disk.

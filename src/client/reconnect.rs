@@ -103,7 +103,7 @@ impl Way {
         let name = &self.credentials.name;
         let request = ResumeRequest { version: VERSION, username: name.clone() };
         let challenge = match connection.ask(&ClientMessage::ResumeRequest(request))? {
-            ServerMessage::ResumeChallenge(challenge) if challenge.version == VERSION => challenge,
+            ServerMessage::ResumeChallenge(challenge) => challenge,
             ServerMessage::Error(failure) => return Err(refusal(&failure, name)),
             _ => return Err(StartError::OutOfPlace),
         };

@@ -1,9 +1,8 @@
-//! Files in chunks: each under its own fresh key, the keys of five wrapped in one RSA block.
+//! Files in chunks. Each chunk has its own random key, and one RSA block wraps the keys of five chunks.
 //!
-//! Invariant: nothing is decrypted before its HMAC under the transfer key was checked, which only the
-//! two sides know; a chunk opens in its own place of its own transfer alone. The transfer key
-//! proves who made a chunk, the RSA blocks keep it secret when the transfer key is lost later.
-//! Specification: PROTOCOL#chunks.
+//! Invariant: nothing is decrypted before its HMAC under the transfer key, which only the two sides know, is checked. A
+//! chunk opens only in its own place of its own transfer. The transfer key proves who made a chunk; the RSA blocks keep
+//! the file secret if the transfer key is stolen later. Specification: PROTOCOL#chunks.
 
 use super::keys::SessionKey;
 use super::primitives::{self, Tag};
@@ -12,169 +11,154 @@ use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use zeroize::Zeroizing;
 
-/// Bytes of a file in one chunk, 64 KiB; the last one may have fewer. PROTOCOL#chunk.
+/// Bytes of a file in one chunk, 64 KiB; the last chunk may be shorter. PROTOCOL#chunk.
 pub const CHUNK: usize = 64 * 1024;
-/// Chunks whose keys share an RSA block: as many as fit, 32 bytes each.
+/// Chunks whose keys share an RSA block: as many keys of 32 bytes as it holds.
 pub const GROUP: u32 = 5;
 const _: () = assert!(GROUP as usize * 32 <= OAEP_BYTES);
 
-/// What names a transfer: 16 bytes, random, made by the sender. The server sees it and nothing else of the transfer.
+/// Names a transfer: 16 random bytes, chosen by the sender. The server sees nothing else of it.
 pub type TransferId = [u8; 16];
 
-/// What both sides know of a transfer when it begins.
+/// What both sides agree on before the first chunk.
 pub struct Plan {
-    /// Also in every MAC and in the associated data: a chunk of another transfer does not open.
+    /// Part of every MAC and all associated data: a chunk of another transfer does not open.
     pub id: TransferId,
     /// The transfer key, from the offer: 32 bytes that only the two sides know.
     pub key: Key,
-    /// Bytes of the whole file: less than 2^32 chunks, which is checked before a plan is made.
+    /// Bytes of the whole file; the maker of a plan checks that it has less than 2^32 chunks.
     pub size: u64,
-    /// The first chunk that is sent; those before it are there already. Groups are counted from it.
+    /// The first chunk that is sent; the recipient has those before it. Groups are counted from it.
     pub start: u32,
 }
 
-/// A chunk that was checked and decrypted where it lay.
-pub struct Opened {
-    payload: Vec<u8>,
-    from: usize,
-}
-
-impl Opened {
-    /// The bytes of the file.
-    pub fn bytes(&self) -> &[u8] {
-        &self.payload[self.from..]
-    }
-}
-
-/// How many chunks a file of `size` bytes has; `None` if they cannot be counted with 32 bits.
+/// How many chunks a file of `size` bytes has; `None` for 2^32 or more.
 pub fn chunks(size: u64) -> Option<u32> {
     u32::try_from(size.div_ceil(CHUNK as u64)).ok()
 }
 
-// Where the fields of a payload begin.
-const MAC: usize = 4;
-const NONCE: usize = MAC + 32;
-const TAG: usize = NONCE + 12;
-const KEYS: usize = TAG + 16;
+/// A payload: `index ‖ MAC ‖ nonce ‖ tag ‖ block ‖ ciphertext`. `block` is empty unless the chunk is the first of a group.
+struct Parts<'a> {
+    index: u32,
+    mac: &'a [u8; 32],
+    nonce: &'a [u8; 12],
+    tag: &'a Tag,
+    block: &'a [u8],
+    ciphertext: &'a [u8],
+}
 
 impl Plan {
-    /// All chunks of the file: 0 of an empty one.
+    /// All chunks of the file; 0 for an empty file.
     pub fn chunks(&self) -> u32 {
         chunks(self.size).unwrap_or(u32::MAX)
     }
 
-    /// Chunks in the group that begins with chunk `first`: [`GROUP`], fewer at the end, 0 behind it.
+    /// Chunks in the group that begins with chunk `first`: [`GROUP`], fewer at the end of the file, 0 beyond it.
     pub fn group(&self, first: u32) -> u32 {
         GROUP.min(self.chunks().saturating_sub(first))
     }
 
-    /// Bytes of chunk `index`; 0 behind the end of the file.
+    /// Bytes of chunk `index`; 0 beyond the end of the file.
     pub fn length(&self, index: u32) -> usize {
         let before = u64::from(index) * CHUNK as u64;
         usize::try_from(self.size.saturating_sub(before)).map_or(CHUNK, |rest| rest.min(CHUNK))
     }
 
-    /// PROTOCOL#chunk-mac.
-    fn mac(&self, index: u32, keys: &[u8], nonce: &[u8], tag: &[u8]) -> Vec<u8> {
-        let fields = Fields::new(label::CHUNK).bytes(&self.id).number(index.into());
-        fields.bytes(keys).bytes(nonce).bytes(tag).finish()
+    fn fields(&self, label: &str, index: u32) -> Fields {
+        Fields::new(label).bytes(&self.id).number(index.into())
     }
 
     /// PROTOCOL#chunk-ciphertext.
     fn associated(&self, index: u32) -> Vec<u8> {
-        Fields::new(label::CHUNK).bytes(&self.id).number(index.into()).finish()
+        self.fields(label::CHUNK, index).finish()
+    }
+
+    /// PROTOCOL#chunk-mac.
+    fn authenticated(&self, index: u32, block: &[u8], nonce: &[u8; 12], tag: &Tag) -> Vec<u8> {
+        self.fields(label::CHUNK, index).bytes(block).bytes(nonce).bytes(tag).finish()
     }
 
     /// PROTOCOL#chunk-keys.
     fn oaep_label(&self, first: u32) -> [u8; 32] {
-        primitives::sha256(&Fields::new(label::CHUNK_KEYS).bytes(&self.id).number(first.into()).finish())
+        primitives::sha256(&self.fields(label::CHUNK_KEYS, first).finish())
     }
 
-    /// Encrypts the group that begins with chunk `first`; `data` is all of its bytes. A payload for each chunk:
-    /// index ‖ MAC ‖ nonce ‖ tag ‖ RSA block (of a group's first alone) ‖ ciphertext.
+    /// Encrypts the group that begins with chunk `first` and returns a payload for each chunk; `data` is the file's bytes
+    /// of the whole group.
     ///
     /// # Panics
-    /// If `data` has not the group's length.
+    /// If `data` does not have the group's length.
     pub fn seal_group(&self, first: u32, recipient: &SessionPublicKey, data: &[u8]) -> Vec<Vec<u8>> {
         let keys = Zeroizing::new(random::<{ GROUP as usize * 32 }>());
         let keys = &keys[..self.group(first) as usize * 32];
         let block = recipient.wrap(keys, self.oaep_label(first));
-        let chunks = data.chunks(CHUNK).zip(keys.chunks(32)).zip(first..);
-        let sealed: Vec<Vec<u8>> = chunks
-            .map(|((text, key), index)| {
-                assert_eq!(text.len(), self.length(index), "the caller has read the whole chunk");
-                let block: &[u8] = if index == first { &block } else { &[] };
-                let key = Key::from_slice(key).expect("cut to 32 bytes");
-                let nonce: [u8; 12] = random();
-                let mut payload = Vec::with_capacity(KEYS + block.len() + text.len());
-                payload.extend_from_slice(&index.to_be_bytes());
-                payload.resize(KEYS, 0);
-                payload.extend_from_slice(block);
-                payload.extend_from_slice(text);
-                let ciphertext = &mut payload[KEYS + block.len()..];
-                let tag = primitives::eax_seal(&key, &nonce, index, &self.associated(index), ciphertext);
-                let mac = primitives::hmac(&self.key, &self.mac(index, block, &nonce, &tag));
-                payload[MAC..NONCE].copy_from_slice(&mac);
-                payload[NONCE..TAG].copy_from_slice(&nonce);
-                payload[TAG..KEYS].copy_from_slice(&tag);
-                payload
-            })
-            .collect();
-        assert_eq!(sealed.len(), self.group(first) as usize, "the caller has read the whole group");
+        let seal = |((text, key), index): ((&[u8], &[u8]), u32)| {
+            assert_eq!(text.len(), self.length(index), "the caller read the whole chunk");
+            let key = Key::from_slice(key).expect("32 bytes");
+            let (nonce, mut ciphertext) = (random(), text.to_vec());
+            let tag = primitives::eax_seal(&key, &nonce, index, &self.associated(index), &mut ciphertext);
+            let block: &[u8] = if index == first { &block } else { &[] };
+            let mac = primitives::hmac(&self.key, &self.authenticated(index, block, &nonce, &tag));
+            [&index.to_be_bytes()[..], &mac, &nonce, &tag, block, &ciphertext].concat()
+        };
+        let sealed: Vec<Vec<u8>> = data.chunks(CHUNK).zip(keys.chunks(32)).zip(first..).map(seal).collect();
+        assert_eq!(sealed.len(), self.group(first) as usize, "the caller read the whole group");
         sealed
     }
 
-    /// Reverses [`Plan::seal_group`] for the payloads of a whole group; about 2 ms, most of it RSA. All of
-    /// them are checked before anything is decrypted.
+    /// Reverses [`Plan::seal_group`] for all payloads of a group and returns the file's bytes of each; about 2 ms, most of
+    /// it RSA. All payloads are checked before one is decrypted.
     ///
     /// # Errors
-    /// [`CryptoError::WrongChunk`] for a chunk of this transfer that is not due here,
-    /// [`CryptoError::BadChunk`] for anything else.
+    /// [`CryptoError::WrongChunk`] for a chunk of this transfer in a wrong place, [`CryptoError::BadChunk`] for anything
+    /// else.
     pub fn open_group(
         &self,
         first: u32,
-        payloads: Vec<Vec<u8>>,
+        payloads: &[Vec<u8>],
         session: &SessionKey,
-    ) -> Result<Vec<Opened>, CryptoError> {
-        for (payload, due) in payloads.iter().zip(first..) {
-            self.check(payload, due)?;
-        }
-        let block = payloads.first().and_then(|payload| payload.get(KEYS..)?.first_chunk());
-        let keys = session.unwrap(block.ok_or(CryptoError::BadChunk)?, self.oaep_label(first));
-        let keys = keys.map_err(|_| CryptoError::BadChunk)?;
-        if keys.len() != payloads.len() * 32 {
+    ) -> Result<Vec<Vec<u8>>, CryptoError> {
+        let parts = payloads.iter().zip(first..).map(|(payload, due)| self.check(payload, due));
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        let block = parts.first().and_then(|part| part.block.try_into().ok()).ok_or(CryptoError::BadChunk)?;
+        let keys = session.unwrap(block, self.oaep_label(first)).map_err(|_| CryptoError::BadChunk)?;
+        if keys.len() != parts.len() * 32 {
             return Err(CryptoError::BadChunk);
         }
-        let chunks = payloads.into_iter().zip(keys.chunks(32)).zip(first..);
-        let open = |((mut payload, key), index): ((Vec<u8>, &[u8]), u32)| {
+        let open = |(part, key): (Parts<'_>, &[u8])| {
             let key = Key::from_slice(key).ok_or(CryptoError::BadChunk)?;
-            let nonce: [u8; 12] = payload[NONCE..TAG].try_into().expect("checked");
-            let tag: Tag = payload[TAG..KEYS].try_into().expect("checked");
-            let from = if index == first { KEYS + RSA_BYTES } else { KEYS };
-            primitives::eax_open(&key, &nonce, index, &self.associated(index), &mut payload[from..], &tag)
+            let (mut text, associated) = (part.ciphertext.to_vec(), self.associated(part.index));
+            primitives::eax_open(&key, part.nonce, part.index, &associated, &mut text, part.tag)
                 .map_err(|_| CryptoError::BadChunk)?;
-            Ok(Opened { payload, from })
+            Ok(text)
         };
-        chunks.map(open).collect()
+        parts.into_iter().zip(keys.chunks(32)).map(open).collect()
     }
 
-    /// Whether a payload was made by the other side, for the place `due`.
-    fn check(&self, payload: &[u8], due: u32) -> Result<(), CryptoError> {
-        let (head, rest) = payload.split_at_checked(KEYS).ok_or(CryptoError::BadChunk)?;
-        let index = u32::from_be_bytes(head[..MAC].try_into().expect("four bytes"));
-        let block = if index.wrapping_sub(self.start).is_multiple_of(GROUP) { RSA_BYTES } else { 0 };
-        let (block, ciphertext) = rest.split_at_checked(block).ok_or(CryptoError::BadChunk)?;
-        let signed = self.mac(index, block, &head[NONCE..TAG], &head[TAG..KEYS]);
-        if !primitives::hmac_matches(&self.key, &signed, &head[MAC..NONCE]) {
-            return Err(CryptoError::BadChunk);
+    /// The parts of a payload that the other side made for the place `due`.
+    fn check<'a>(&self, payload: &'a [u8], due: u32) -> Result<Parts<'a>, CryptoError> {
+        let parts = self.split(payload).ok_or(CryptoError::BadChunk)?;
+        let authenticated = self.authenticated(parts.index, parts.block, parts.nonce, parts.tag);
+        if !primitives::hmac_matches(&self.key, &authenticated, parts.mac) {
+            Err(CryptoError::BadChunk)
+        } else if parts.index != due {
+            Err(CryptoError::WrongChunk)
+        } else if parts.ciphertext.len() != self.length(due) {
+            Err(CryptoError::BadChunk)
+        } else {
+            Ok(parts)
         }
-        if index != due {
-            return Err(CryptoError::WrongChunk);
-        }
-        if ciphertext.len() != self.length(index) {
-            return Err(CryptoError::BadChunk);
-        }
-        Ok(())
+    }
+
+    fn split<'a>(&self, payload: &'a [u8]) -> Option<Parts<'a>> {
+        let (index, rest) = payload.split_first_chunk()?;
+        let (mac, rest) = rest.split_first_chunk()?;
+        let (nonce, rest) = rest.split_first_chunk()?;
+        let (tag, rest) = rest.split_first_chunk()?;
+        let index = u32::from_be_bytes(*index);
+        let is_first = index.wrapping_sub(self.start).is_multiple_of(GROUP);
+        let (block, ciphertext) = rest.split_at_checked(if is_first { RSA_BYTES } else { 0 })?;
+        Some(Parts { index, mac, nonce, tag, block, ciphertext })
     }
 }
 
@@ -182,6 +166,12 @@ impl Plan {
 mod tests {
     use super::*;
     use std::sync::OnceLock;
+
+    // Where the parts of a payload begin.
+    const MAC: usize = 4;
+    const NONCE: usize = MAC + 32;
+    const TAG: usize = NONCE + 12;
+    const KEYS: usize = TAG + 16;
 
     fn session() -> &'static SessionKey {
         static KEY: OnceLock<SessionKey> = OnceLock::new();
@@ -198,7 +188,7 @@ mod tests {
 
     /// PROTOCOL#chunk.
     #[test]
-    fn every_length_survives_from_every_start() {
+    fn chunks_of_any_length_and_start_are_restored() {
         for size in [1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 1, 7 * CHUNK + 3] {
             let whole = text(size);
             for start in [0, 1, 2] {
@@ -208,8 +198,8 @@ mod tests {
                     let from = first as usize * CHUNK;
                     let to = size.min(from + GROUP as usize * CHUNK);
                     let sealed = plan.seal_group(first, session().public(), &whole[from..to]);
-                    let opened = plan.open_group(first, sealed, session()).expect("opens");
-                    opened.iter().for_each(|chunk| got.extend_from_slice(chunk.bytes()));
+                    let opened = plan.open_group(first, &sealed, session()).expect("opens");
+                    opened.iter().for_each(|chunk| got.extend_from_slice(chunk));
                     first += plan.group(first);
                 }
                 assert!(got == whole[(start as usize * CHUNK).min(size)..], "{size} from {start}");
@@ -219,11 +209,11 @@ mod tests {
 
     /// PROTOCOL#chunk-mac, PROTOCOL#chunk-order.
     #[test]
-    fn nothing_altered_moved_or_repeated_opens() {
+    fn altered_moved_or_repeated_chunk_is_refused() {
         let plan = plan(7 * CHUNK as u64, 0);
         let whole = text(7 * CHUNK);
         let sealed = plan.seal_group(0, session().public(), &whole[..5 * CHUNK]);
-        let open = |payloads: Vec<Vec<u8>>| plan.open_group(0, payloads, session()).err();
+        let open = |payloads: Vec<Vec<u8>>| plan.open_group(0, &payloads, session()).err();
         assert_eq!(open(sealed.clone()), None);
         // Each field of a first and of a later chunk, and the two ends of the ciphertext.
         for at in [0, MAC, NONCE, TAG, KEYS, KEYS + RSA_BYTES, KEYS + RSA_BYTES + CHUNK - 1] {
@@ -248,18 +238,18 @@ mod tests {
         let next = plan.seal_group(5, session().public(), &whole[5 * CHUNK..]);
         assert_eq!(changed(&|all| all[4] = next[0].clone()), Some(CryptoError::WrongChunk));
         let moved = Plan { id: [6; 16], ..self::plan(plan.size, 0) };
-        assert_eq!(moved.open_group(0, sealed.clone(), session()).err(), Some(CryptoError::BadChunk));
+        assert_eq!(moved.open_group(0, &sealed, session()).err(), Some(CryptoError::BadChunk));
         let other = Plan { key: Key::new([9; 32]), ..self::plan(plan.size, 0) };
         assert_eq!(
             changed(&|all| all[4] = other.seal_group(0, session().public(), &whole[..5 * CHUNK])[4].clone()),
             Some(CryptoError::BadChunk)
         );
-        assert_eq!(other.open_group(0, sealed.clone(), session()).err(), Some(CryptoError::BadChunk));
-        assert_eq!(plan.open_group(0, sealed, &SessionKey::generate()).err(), Some(CryptoError::BadChunk));
+        assert_eq!(other.open_group(0, &sealed, session()).err(), Some(CryptoError::BadChunk));
+        assert_eq!(plan.open_group(0, &sealed, &SessionKey::generate()).err(), Some(CryptoError::BadChunk));
     }
 
     #[test]
-    fn the_shape_of_a_file_is_counted_right() {
+    fn chunks_and_groups_of_a_file_are_counted_exactly() {
         assert_eq!([0, 1, CHUNK as u64, CHUNK as u64 + 1].map(chunks), [Some(0), Some(1), Some(1), Some(2)]);
         assert_eq!(chunks(u64::MAX), None);
         let plan = plan(2 * CHUNK as u64 + 3, 0);

@@ -1,15 +1,12 @@
-//! Messages from one person to others: sealed once, wrapped for each recipient, opened once.
+//! Messages from one user to others: sealed once, their key wrapped for each recipient.
 //!
-//! Invariant: nothing is decrypted before the sender's signature over every field was checked,
-//! and nothing is shown whose fields disagree. The order of the checks is the specification's
-//! (PROTOCOL#envelope); the types enforce it: only [`Envelope::verify`] makes a [`Verified`],
-//! and only that opens.
+//! Invariant: a client decrypts nothing before it has verified the sender's signature over every field, and shows nothing
+//! whose fields contradict each other. Only [`Envelope::verify`] makes a [`Verified`], and only that opens, so the types
+//! enforce the order of the checks (PROTOCOL#checks).
 
 use super::keys::{IdentityKey, SessionKey};
 use super::primitives::{self, sha256};
-use super::public::{
-    Fingerprint, IdentityPublicKey, KEY_ID_BYTES, RSA_BYTES, SessionPublicKey, WRAPPED_BYTES,
-};
+use super::public::{Fingerprint, IdentityPublicKey, RSA_BYTES, SessionPublicKey, WRAPPED_BYTES};
 use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed, Joined, words};
@@ -17,17 +14,17 @@ use crate::name::Username;
 use miniserde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// Plaintexts are padded to a multiple of this many bytes, so that a ciphertext tells a length in such steps alone.
+/// Texts are padded to a multiple of this number of bytes, so that a ciphertext reveals a length only in such steps.
 pub const BUCKET: usize = 256;
 /// The longest text of a message, in bytes.
 pub const MAX_TEXT: usize = 32 * 1024;
-/// The longest ciphertext: a full text, its length and padding.
+/// The longest ciphertext, in bytes: the longest text with its length and padding.
 pub const MAX_CIPHERTEXT: usize = MAX_TEXT + BUCKET;
 
 /// The longest word for a kind or scope, in bytes.
 const MAX_WORD: usize = 32;
 
-/// A kind or scope of a later version, as it stands on the wire: 32 bytes at most. PROTOCOL#later-versions.
+/// A kind or scope of a later version, as it is on the wire: at most 32 bytes. PROTOCOL#later-versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Word {
     bytes: [u8; MAX_WORD],
@@ -35,39 +32,39 @@ pub struct Word {
 }
 
 impl Word {
-    /// `None` for a longer one.
+    /// `None` if `text` has more than 32 bytes.
     pub fn new(text: &str) -> Option<Word> {
         let mut bytes = [0; MAX_WORD];
         bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
         Some(Word { bytes, length: text.len() })
     }
 
-    /// As it stands on the wire.
+    /// The word.
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.bytes[..self.length]).expect("it was made of a text")
     }
 }
 
 words! {
-    /// What an envelope is. Part of the signed header: one kind is never taken for another.
+    /// What an envelope contains. It is signed: one kind is never taken for another.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Kind {
         /// A text that a user wrote.
         Message = "message",
-        /// The sender has opened a private room with the recipient. No text.
+        /// The sender opened a room with the recipient. No text.
         RoomOpened = "room_opened",
-        /// The sender has left it. No text.
+        /// The sender left that room. No text.
         RoomLeft = "room_left",
-        /// The sender offers the recipient a file. The text of this and the next four is JSON
+        /// The sender offers the recipient a file. The text of this and of the next four is JSON
         /// (PROTOCOL#file-transfer).
         FileOffer = "file_offer",
-        /// The recipient of an offer takes it.
+        /// The recipient of an offer accepts it.
         FileAccept = "file_accept",
-        /// The recipient of an offer does not take it.
+        /// The recipient of an offer rejects it.
         FileReject = "file_reject",
         /// Either side ends a transfer.
         FileCancel = "file_cancel",
-        /// The recipient has the whole file, and its hash is right.
+        /// The recipient has the complete file, and its hash is right.
         FileDone = "file_done",
     } else
     /// A kind of a later version.
@@ -75,10 +72,10 @@ words! {
 }
 
 words! {
-    /// Who an envelope is for, as the sender signed it.
+    /// Whom an envelope is for. It is signed.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Scope {
-        /// Everyone online.
+        /// All online users.
         Broadcast = "broadcast",
         /// One user, outside a room.
         Private = "private",
@@ -92,26 +89,26 @@ words! {
 /// What the sender signs and the AEAD authenticates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// What it is.
+    /// What the envelope contains.
     pub kind: Kind,
-    /// Who it is for.
+    /// Whom it is for.
     pub scope: Scope,
-    /// Of a private or room envelope, in the letter case of the account; `None` in a broadcast.
+    /// The recipient of a private or room envelope, in the letter case of the account; `None` in a broadcast.
     pub recipient: Option<Username>,
-    /// The recipient's session key: an envelope cannot be shown to another login of theirs. Without a recipient, the server's
-    /// key: a broadcast cannot be shown on another server. `None` without TLS.
+    /// The recipient's session key, so that an envelope cannot be shown in another login. In a broadcast the server's key,
+    /// so that it cannot be shown on another server; `None` without TLS.
     pub recipient_key: Option<Fingerprint>,
-    /// The sender, in the letter case of the account; the server compares it with the name logged in with.
+    /// The sender, in the letter case of the account. The server accepts only the name of the login.
     pub from: Username,
-    /// Of the sender's identity key.
+    /// The sender's identity key.
     pub identity: Fingerprint,
-    /// Of the sender's session key, which names the conversation.
+    /// The sender's session key, which names the conversation.
     pub session: Fingerprint,
-    /// Rises by one from 1 in each conversation of the sender's session (PROTOCOL#envelope).
+    /// Rises by one from 1 in each conversation of the sender's session. PROTOCOL#sequence.
     pub sequence: u64,
-    /// When it was written, by the sender's clock, milliseconds since 1970.
+    /// When the text was written, by the sender's clock, in milliseconds since 1970.
     pub time: u64,
-    /// Of a text that was sealed before: its [id](Verified::id).
+    /// The [id](Verified::id) of a text that was sealed before; else `None`.
     pub again: Option<Fixed<32>>,
 }
 
@@ -119,11 +116,11 @@ impl Header {
     /// PROTOCOL#header.
     fn encode(&self, commitment: &[u8; 32]) -> Vec<u8> {
         Fields::new(label::ENVELOPE_HEADER)
-            .bytes(self.kind.as_str().as_bytes())
-            .bytes(self.scope.as_str().as_bytes())
-            .bytes(self.recipient.as_ref().map_or("", Username::as_str).as_bytes())
+            .text(self.kind.as_str())
+            .text(self.scope.as_str())
+            .text(self.recipient.as_ref().map_or("", Username::as_str))
             .bytes(self.recipient_key.as_ref().map_or(&[], |key| &key.0))
-            .bytes(self.from.as_str().as_bytes())
+            .text(self.from.as_str())
             .bytes(&self.identity.0)
             .bytes(&self.session.0)
             .number(self.sequence)
@@ -133,39 +130,34 @@ impl Header {
             .finish()
     }
 
-    /// Whether kind, scope and recipient fit each other; words of a later version fit all. PROTOCOL#check-fields,
+    /// Whether kind, scope and recipient fit each other; words of a later version fit everything. PROTOCOL#check-fields,
     /// PROTOCOL#later-versions.
     fn agrees(&self) -> bool {
         let to_one = self.recipient.is_some();
-        let is_known = match self.scope {
+        let scope_fits = match self.scope {
             Scope::Broadcast => !to_one,
             Scope::Private | Scope::Room => to_one,
             Scope::Later(_) => true,
         };
-        let fits = match self.kind {
+        let kind_fits = match self.kind {
             Kind::Message | Kind::Later(_) => true,
             Kind::RoomOpened | Kind::RoomLeft => matches!(self.scope, Scope::Room | Scope::Later(_)),
             _ => matches!(self.scope, Scope::Private | Scope::Later(_)),
         };
-        is_known && fits && (!to_one || self.recipient_key.is_some())
+        scope_fits && kind_fits && (!to_one || self.recipient_key.is_some())
     }
 }
 
-/// `HMAC-SHA256[key](label)`: EAX does not commit to its key, this does. PROTOCOL#commitment.
-fn commitment(key: &Key) -> [u8; 32] {
-    primitives::hmac(key, label::KEY_COMMITMENT.as_bytes())
-}
-
-/// The rest of an envelope: what the header was sealed with.
+/// The ciphertext of an envelope, and what protects it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Body {
-    /// `HMAC[message key](label)`: a ciphertext has one key under which it is accepted.
+    /// `HMAC[message key](label)`, so that no second key opens the ciphertext.
     pub commitment: Fixed<32>,
-    /// Random; a counter of 0 makes it EAX's 16 bytes.
+    /// Random; followed by a counter of 0 in EAX's 16 bytes.
     pub nonce: Fixed<12>,
     /// The padded text, encrypted: at most [`MAX_CIPHERTEXT`] bytes.
     pub ciphertext: Bytes,
-    /// Of EAX, over nonce, header and ciphertext.
+    /// EAX's, over nonce, header and ciphertext.
     pub tag: Fixed<16>,
     /// The identity key's, over header, nonce and the hash of ciphertext and tag.
     pub signature: Fixed<RSA_BYTES>,
@@ -176,51 +168,67 @@ impl Joined for Body {
 }
 
 impl Body {
-    /// PROTOCOL#signature.
+    /// The bytes that the sender signs. PROTOCOL#signature.
     fn signed(&self, header: &[u8]) -> Vec<u8> {
-        let body = sha256(&[&self.ciphertext.0[..], &self.tag.0].concat());
-        Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(&self.nonce.0).bytes(&body).finish()
+        let hash = sha256(&[&self.ciphertext.0[..], &self.tag.0].concat());
+        Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(&self.nonce.0).bytes(&hash).finish()
     }
 }
 
-/// What every recipient gets: sealed once, sent as it is, verified by each. Nothing in one that was received is trusted yet.
+/// What all recipients get. Nothing in a received one is trusted before [`Envelope::verify`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// What it is, from whom and for whom.
+    /// What it contains, from whom and for whom.
     pub header: Header,
     /// The ciphertext, and what protects both.
     pub body: Body,
 }
 
 impl Envelope {
-    /// Whether this is a private or room message: its recipient acknowledges it soon, and the server reports it if it
-    /// is lost. PROTOCOL#lost, PROTOCOL#ack-when.
+    /// Whether this is a private or room message. Its recipient acknowledges it soon, and the server reports it if it is
+    /// lost. PROTOCOL#lost, PROTOCOL#ack-when.
     pub fn is_direct_message(&self) -> bool {
         self.header.kind == Kind::Message && self.header.recipient.is_some()
     }
+
+    /// Checks the sender's signature, before any RSA decryption or AES. PROTOCOL#check-signature.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadEnvelope`] if the fields contradict each other, the ciphertext is longer than
+    /// [`MAX_CIPHERTEXT`], or the header names another key than `identity`; [`CryptoError::BadSignature`].
+    pub fn verify(&self, identity: &IdentityPublicKey) -> Result<Verified<'_>, CryptoError> {
+        let (header, body) = (&self.header, &self.body);
+        let is_valid = header.agrees() && body.ciphertext.0.len() <= MAX_CIPHERTEXT;
+        if !is_valid || header.identity != identity.fingerprint() {
+            return Err(CryptoError::BadEnvelope);
+        }
+        let encoded = header.encode(&body.commitment.0);
+        identity.verify(&body.signed(&encoded), &body.signature.0)?;
+        Ok(Verified { envelope: self, encoded })
+    }
 }
 
-/// A sealed message with its key, on the sender's side, until it was wrapped for all.
+/// A sealed message and its key, on the sender's side.
 pub struct Sealed {
-    /// What everyone gets.
+    /// What all recipients get.
     pub envelope: Envelope,
     key: Key,
+    /// SHA-256 of the header.
     oaep_label: [u8; 32],
 }
 
 impl Sealed {
-    /// Encrypts and signs `text` under a fresh key; about 2 ms.
+    /// Encrypts and signs `text` under a new key; about 2 ms.
     ///
     /// # Panics
-    /// If `text` is longer than [`MAX_TEXT`]; callers limit what users type.
+    /// If `text` is longer than [`MAX_TEXT`]: callers limit what users type.
     pub fn seal(header: Header, identity: &IdentityKey, text: &[u8]) -> Sealed {
-        assert!(text.len() <= MAX_TEXT, "texts are bounded where they are typed");
+        assert!(text.len() <= MAX_TEXT, "texts are limited where they are typed");
         // PROTOCOL#message-key.
         let key = Key::random();
         let commitment = commitment(&key);
         let encoded = header.encode(&commitment);
-        let nonce = random();
-        let mut ciphertext = pad(text);
+        let (nonce, mut ciphertext) = (random(), pad(text));
         // PROTOCOL#ciphertext.
         let tag = primitives::eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
         let mut body = Body {
@@ -234,64 +242,21 @@ impl Sealed {
         Sealed { envelope: Envelope { header, body }, key, oaep_label: sha256(&encoded) }
     }
 
-    /// As [`Verified::id`].
+    /// The same as [`Verified::id`].
     pub fn id(&self) -> [u8; 32] {
         self.envelope.header.again.map_or(self.oaep_label, |id| id.0)
     }
 
-    /// The message key for one recipient, bound to this header, behind the id of the recipient's key; about 0.1 ms.
+    /// The id of the recipient's key, then the message key, wrapped for that key and bound to this header; about 0.1 ms.
     /// PROTOCOL#wrapped-key.
     pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; WRAPPED_BYTES] {
-        let mut wrapped = [0; WRAPPED_BYTES];
-        let (id, block) = wrapped.split_at_mut(KEY_ID_BYTES);
-        id.copy_from_slice(&recipient.fingerprint().short().0);
-        block.copy_from_slice(&recipient.wrap(self.key.expose(), self.oaep_label));
-        wrapped
+        let block = recipient.wrap(self.key.expose(), self.oaep_label);
+        let wrapped = [&recipient.fingerprint().key_id()[..], &block].concat();
+        wrapped.try_into().expect("an id and a block")
     }
 }
 
-/// Length as 32 bits, text, zeros: see [`BUCKET`]. PROTOCOL#padding.
-///
-/// # Panics
-/// If `text` is longer than 4 GiB.
-pub fn pad(text: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(text.len()).expect("texts are bounded far below 4 GiB");
-    let mut padded = Vec::with_capacity((4 + text.len()).next_multiple_of(BUCKET));
-    padded.extend_from_slice(&length.to_be_bytes());
-    padded.extend_from_slice(text);
-    padded.resize(padded.len().next_multiple_of(BUCKET), 0);
-    padded
-}
-
-/// Reverses [`pad`]. `None` for a text of more than `limit` bytes, and for padding that another program would not have
-/// made.
-pub fn unpad(padded: &[u8], limit: usize) -> Option<&[u8]> {
-    let (length, rest) = padded.split_first_chunk::<4>()?;
-    let length = u32::from_be_bytes(*length) as usize;
-    let (text, zeros) = rest.split_at_checked(length)?;
-    let exact = padded.len() == (4 + length).next_multiple_of(BUCKET) && length <= limit;
-    (exact && zeros.iter().all(|&byte| byte == 0)).then_some(text)
-}
-
-impl Envelope {
-    /// The first check, before any RSA decryption or AES: the sender's signature. PROTOCOL#check-signature.
-    ///
-    /// # Errors
-    /// [`CryptoError::BadEnvelope`] if its fields contradict each other, `identity` is not the key that the header names, or
-    /// the ciphertext is longer than [`MAX_CIPHERTEXT`]; [`CryptoError::BadSignature`].
-    pub fn verify(&self, identity: &IdentityPublicKey) -> Result<Verified<'_>, CryptoError> {
-        let (header, body) = (&self.header, &self.body);
-        let is_whole = header.agrees() && body.ciphertext.0.len() <= MAX_CIPHERTEXT;
-        if !is_whole || header.identity != identity.fingerprint() {
-            return Err(CryptoError::BadEnvelope);
-        }
-        let encoded = header.encode(&body.commitment.0);
-        identity.verify(&body.signed(&encoded), &body.signature.0)?;
-        Ok(Verified { envelope: self, encoded })
-    }
-}
-
-/// An envelope whose signature is its sender's.
+/// An envelope whose signature is the sender's.
 pub struct Verified<'a> {
     envelope: &'a Envelope,
     encoded: Vec<u8>,
@@ -303,16 +268,16 @@ impl Verified<'_> {
         &self.envelope.header
     }
 
-    /// What the message is known by, however often it is sealed: the hash of its first header. PROTOCOL#message-id.
+    /// Identifies the message, however often it is sealed: SHA-256 of its first header. PROTOCOL#message-id.
     pub fn id(&self) -> [u8; 32] {
         self.header().again.map_or_else(|| sha256(&self.encoded), |id| id.0)
     }
 
-    /// Unwraps the key, checks its commitment, decrypts and removes the padding; about 2 ms. `wrapped` is
+    /// Unwraps the key, checks the commitment to it, decrypts and removes the padding; about 0.5 ms. `wrapped` is
     /// [`Sealed::wrap_for`]'s. PROTOCOL#check-open, PROTOCOL#key-id.
     ///
     /// # Errors
-    /// [`CryptoError::BadCiphertext`], whichever step failed.
+    /// [`CryptoError::BadCiphertext`], whichever step fails.
     pub fn open(
         &self,
         session: &SessionKey,
@@ -320,11 +285,12 @@ impl Verified<'_> {
     ) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
         let (body, encoded) = (&self.envelope.body, &self.encoded);
         let (id, block) = wrapped.split_first_chunk().expect("an id and a block");
-        if *id != session.fingerprint().short().0 {
+        if *id != session.fingerprint().key_id() {
             return Err(CryptoError::BadCiphertext);
         }
         let key = session.unwrap(block.try_into().expect("a block"), sha256(encoded))?;
         let key = Key::from_slice(&key).ok_or(CryptoError::BadCiphertext)?;
+        // In constant time.
         if Key::new(commitment(&key)) != Key::new(body.commitment.0) {
             return Err(CryptoError::BadCiphertext);
         }
@@ -333,6 +299,34 @@ impl Verified<'_> {
         let text = unpad(&text, MAX_TEXT).ok_or(CryptoError::BadCiphertext)?;
         Ok(Zeroizing::new(text.to_vec()))
     }
+}
+
+/// `HMAC-SHA256[key](label)`: EAX does not commit to its key, this does. PROTOCOL#commitment.
+fn commitment(key: &Key) -> [u8; 32] {
+    primitives::hmac(key, label::KEY_COMMITMENT.as_bytes())
+}
+
+/// Length as 32 bits, text, zeros up to a multiple of [`BUCKET`]. PROTOCOL#padding.
+///
+/// # Panics
+/// If `text` is longer than 4 GiB.
+pub fn pad(text: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(text.len()).expect("texts are limited to far less than 4 GiB");
+    // A vector that grew would leave a copy of the text in memory.
+    let mut padded = Vec::with_capacity((4 + text.len()).next_multiple_of(BUCKET));
+    padded.extend_from_slice(&length.to_be_bytes());
+    padded.extend_from_slice(text);
+    padded.resize(padded.len().next_multiple_of(BUCKET), 0);
+    padded
+}
+
+/// Reverses [`pad`]. `None` if the text has more than `limit` bytes or the padding is not exactly [`pad`]'s.
+pub fn unpad(padded: &[u8], limit: usize) -> Option<&[u8]> {
+    let (length, rest) = padded.split_first_chunk::<4>()?;
+    let length = u32::from_be_bytes(*length) as usize;
+    let (text, zeros) = rest.split_at_checked(length)?;
+    let is_exact = padded.len() == (4 + length).next_multiple_of(BUCKET) && length <= limit;
+    (is_exact && zeros.iter().all(|&byte| byte == 0)).then_some(text)
 }
 
 #[cfg(test)]
@@ -367,7 +361,7 @@ mod tests {
 
     /// PROTOCOL#check-fields.
     #[test]
-    fn kind_fits_its_own_scope_alone() {
+    fn kind_fits_only_its_own_scope() {
         let fits = |kind, scope, to_one: bool| {
             let header = Header {
                 kind,

@@ -1,11 +1,10 @@
-//! Private keys. The identity key signs, and gives the key of its owner's kept history; the session key only
-//! decrypts.
+//! Private keys. The identity key signs, and derives the key of its owner's history; a session key decrypts.
 //!
-//! Invariant: neither key can do the other's work, neither is cloned, and both are wiped on
-//! drop (by `rsa` and aws-lc, whose private operations are all blinded). The server never names this file.
+//! Invariant: neither key does the other's work, neither is cloned, and both are wiped on drop (by `rsa` and aws-lc, which
+//! blind all private operations). The server never names this file.
 //!
-//! Session keys decrypt with aws-lc, which TLS brings along: a key is unwrapped for every message and every
-//! five chunks of a file, and `rsa` takes five times as long for it.
+//! Session keys are aws-lc's, which TLS links already: a client unwraps a key for every message and for every five chunks
+//! of a file, and `rsa` takes four times as long.
 
 use super::primitives::{self, sha256};
 use super::public::{
@@ -15,37 +14,30 @@ use super::public::{
 use super::secret::Key;
 use super::{CryptoError, Fields, label};
 use crate::name::Username;
-use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
 use rsa::{PrivateKey, Pss};
 use sha2::Sha256;
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// RSA-2048, FIPS 186-5; 60 to 300 ms.
-fn generate() -> PrivateKey {
-    PrivateKey::new(&mut rand::rng(), RSA_BITS).expect("2048 bits are a valid size")
-}
-
-fn spki(key: &PrivateKey) -> Vec<u8> {
-    key.to_public_key().to_public_key_der().expect("an RSA key has a DER form").into_vec()
-}
-
-/// The long-lived key that a person is known by. PROTOCOL#identity-key.
+/// The long-lived key that a user is known by. PROTOCOL#identity-key.
 pub struct IdentityKey {
     key: PrivateKey,
     public: IdentityPublicKey,
 }
 
 impl IdentityKey {
-    /// Makes a new one; 60 to 300 ms.
+    /// Generates a key, FIPS 186-5; 60 to 300 ms.
     pub fn generate() -> IdentityKey {
-        Self::from_rsa(generate()).expect("a fresh key has the right size")
+        let key = PrivateKey::new(&mut rand::rng(), RSA_BITS).expect("2048 bits are a valid size");
+        Self::new(key).expect("a new key has the right size")
     }
 
-    fn from_rsa(key: PrivateKey) -> Result<IdentityKey, CryptoError> {
-        let public = IdentityPublicKey::parse(&spki(&key))?;
-        Ok(IdentityKey { key, public })
+    fn new(key: PrivateKey) -> Result<IdentityKey, CryptoError> {
+        let spki = key.to_public_key().to_public_key_der().map_err(|_| CryptoError::BadKey)?;
+        Ok(IdentityKey { public: IdentityPublicKey::parse(spki.as_bytes())?, key })
     }
 
     /// Parses PKCS#8, RFC 5208.
@@ -53,13 +45,12 @@ impl IdentityKey {
     /// # Errors
     /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
     pub fn from_pkcs8(der: &[u8]) -> Result<IdentityKey, CryptoError> {
-        Self::from_rsa(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+        Self::new(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
     }
 
-    /// PKCS#8 in DER, about 1.2 KB; for the key file and [`IdentityKey::history_key`] only.
+    /// PKCS#8 in DER (RFC 5208), about 1.2 KB; for the key file and [`IdentityKey::history_key`] only.
     pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
-        let document = self.key.to_pkcs8_der().expect("an RSA key has a DER form");
-        Zeroizing::new(document.as_bytes().to_vec())
+        self.key.to_pkcs8_der().expect("an RSA key has a DER form").to_bytes()
     }
 
     /// The public half.
@@ -67,7 +58,7 @@ impl IdentityKey {
         &self.public
     }
 
-    /// `RSASSA-PSS[self](message)`, see [`IdentityPublicKey::verify`]; about 2 ms.
+    /// `RSASSA-PSS[self](message)`, RFC 8017 section 8.1, for [`IdentityPublicKey::verify`]; about 2 ms.
     pub fn sign(&self, message: &[u8]) -> Signature {
         self.key
             .sign_with_rng(&mut rand::rng(), Pss::<Sha256>::new_blinded_with_salt(PSS_SALT), &sha256(message))
@@ -83,43 +74,41 @@ impl IdentityKey {
         SessionCertificate { key, created, signature }
     }
 
-    /// `HMAC[PKCS#8](Fields("… history key", owner, server))`, which seals what `owner` keeps of `server`
-    /// (`host:port`). From this key and not from the password itself: the private key rests only under
-    /// the password, so a new password costs the history nothing, and nothing more to guess the password at
-    /// lies on the disk. PROTOCOL#history-key.
+    /// The key of the history that `owner` keeps of `server` (`host:port`): `HMAC[PKCS#8](Fields("… history key", owner,
+    /// server))`. The password is not an input: a new one leaves the history readable, and the history gives a thief
+    /// nothing to test passwords against. PROTOCOL#history-key.
     pub fn history_key(&self, owner: &Username, server: &str) -> Key {
-        let fields =
-            Fields::new(label::HISTORY_KEY).bytes(owner.as_str().as_bytes()).bytes(server.as_bytes());
+        let fields = Fields::new(label::HISTORY_KEY).text(owner.as_str()).text(server);
         primitives::derive(&self.to_pkcs8(), &fields.finish())
     }
 }
 
-/// The key of one login, in memory alone. It only decrypts. PROTOCOL#session-key.
+/// The key of one login, in memory only. It only decrypts. PROTOCOL#session-key.
 pub struct SessionKey {
     key: OaepPrivateDecryptingKey,
     public: SessionPublicKey,
 }
 
 impl SessionKey {
-    /// Makes a new one; 60 to 300 ms.
+    /// Generates a key, FIPS 186-5; 30 to 200 ms.
     pub fn generate() -> SessionKey {
-        Self::from_rsa(&generate()).expect("a fresh key has the right size")
+        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("aws-lc has memory and randomness");
+        Self::new(key).expect("a new key has the right size")
     }
 
-    fn from_rsa(key: &PrivateKey) -> Result<SessionKey, CryptoError> {
-        let public = SessionPublicKey::parse(&spki(key))?;
-        let document = key.to_pkcs8_der().map_err(|_| CryptoError::BadKey)?;
-        let key = PrivateDecryptingKey::from_pkcs8(document.as_bytes()).map_err(|_| CryptoError::BadKey)?;
+    fn new(key: PrivateDecryptingKey) -> Result<SessionKey, CryptoError> {
+        let spki: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|_| CryptoError::BadKey)?;
+        let public = SessionPublicKey::parse(spki.as_ref())?;
         let key = OaepPrivateDecryptingKey::new(key).map_err(|_| CryptoError::BadKey)?;
         Ok(SessionKey { key, public })
     }
 
-    /// Parses PKCS#8. The messenger never stores a session key; test vectors do.
+    /// Parses PKCS#8, RFC 5208. Only tests store a session key.
     ///
     /// # Errors
     /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
     pub fn from_pkcs8(der: &[u8]) -> Result<SessionKey, CryptoError> {
-        Self::from_rsa(&PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+        Self::new(PrivateDecryptingKey::from_pkcs8(der).map_err(|_| CryptoError::BadKey)?)
     }
 
     /// The public half.
@@ -127,15 +116,16 @@ impl SessionKey {
         &self.public
     }
 
-    /// What the session is named by: the fingerprint of the public half.
+    /// The fingerprint of the public half.
     pub fn fingerprint(&self) -> Fingerprint {
         self.public.fingerprint()
     }
 
-    /// Reverses [`SessionPublicKey::wrap`]: at most [`OAEP_BYTES`](super::public::OAEP_BYTES) bytes; about 0.4 ms.
+    /// Reverses [`SessionPublicKey::wrap`], RFC 8017 section 7.1; about 0.4 ms. The result has at most
+    /// [`OAEP_BYTES`](super::public::OAEP_BYTES) bytes.
     ///
     /// # Errors
-    /// [`CryptoError::BadCiphertext`] for another key, another label or altered bytes alike.
+    /// [`CryptoError::BadCiphertext`], whether key, label or bytes are wrong.
     pub fn unwrap(
         &self,
         block: &[u8; RSA_BYTES],
@@ -156,5 +146,27 @@ impl fmt::Debug for IdentityKey {
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SessionKey({})", self.fingerprint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::secret::tests::{assert_lacks, assert_wiped_on_drop};
+    use super::*;
+
+    assert_lacks!(IdentityKey: Clone);
+    assert_lacks!(IdentityKey: fmt::Display);
+    assert_lacks!(SessionKey: Clone);
+    assert_lacks!(SessionKey: fmt::Display);
+
+    /// PROTOCOL#identity-key, PROTOCOL#session-key.
+    #[test]
+    fn debug_output_of_keys_shows_only_fingerprints() {
+        let (identity, session) = (IdentityKey::generate(), SessionKey::generate());
+        assert_eq!(format!("{identity:?}"), format!("IdentityKey({})", identity.public().fingerprint()));
+        assert_eq!(format!("{session:?}"), format!("SessionKey({})", session.fingerprint()));
+        // aws-lc wipes the session key.
+        assert_wiped_on_drop(&identity.key);
+        assert_wiped_on_drop(&identity.to_pkcs8());
     }
 }

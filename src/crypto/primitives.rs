@@ -1,6 +1,6 @@
-//! One function a primitive: `NAME[key](message)`, with its source.
+//! One function for each primitive, `NAME[key](message)`, with its source.
 //!
-//! Invariant: this file only fixes parameters; the arithmetic is the libraries'.
+//! Invariant: this file only fixes parameters; libraries compute.
 
 use super::CryptoError;
 use super::secret::{Key, Password};
@@ -11,35 +11,19 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// PBKDF2 rounds for new records and key files (about 0.1 s): what OWASP asks of PBKDF2-HMAC-SHA256.
+/// PBKDF2 rounds of new accounts and key files, about 0.1 s: OWASP's recommendation for PBKDF2-HMAC-SHA256.
 pub const PBKDF2_ROUNDS: u32 = 600_000;
-/// The fewest rounds either side accepts, so that a hostile server cannot ask for a cheap hash. PROTOCOL#rounds.
+/// The fewest rounds that either side accepts: a hostile server could ask for a cheap hash. PROTOCOL#rounds.
 pub const PBKDF2_MIN_ROUNDS: u32 = 100_000;
-/// The most rounds either side accepts (some seconds), so that a hostile server cannot stall a client.
+/// The most rounds that either side accepts, some seconds: a hostile server could stall a client. PROTOCOL#rounds.
 pub const PBKDF2_MAX_ROUNDS: u32 = 10_000_000;
 
 /// An authentication tag of EAX or GCM: 128 bits, untruncated.
 pub type Tag = [u8; 16];
 
-/// `SHA-256(message)`, FIPS 180-4.
+/// `SHA-256(message)`, FIPS 180-4 section 6.2.
 pub fn sha256(message: &[u8]) -> [u8; 32] {
     Sha256::digest(message).into()
-}
-
-/// SHA-256 of what comes in pieces.
-#[derive(Default, Clone)]
-pub struct Hasher(Sha256);
-
-impl Hasher {
-    /// Takes the next piece.
-    pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
-    }
-
-    /// The hash of all pieces.
-    pub fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
-    }
 }
 
 /// `HMAC-SHA256[key](message)`, RFC 2104.
@@ -47,12 +31,12 @@ pub fn hmac(key: &Key, message: &[u8]) -> [u8; 32] {
     keyed(key.expose(), message).finalize().into_bytes().into()
 }
 
-/// Whether `mac` is `HMAC-SHA256[key](message)`, in constant time; false unless it has 32 bytes.
+/// Whether `mac` is `HMAC-SHA256[key](message)`, in constant time; false unless `mac` has 32 bytes.
 pub fn hmac_matches(key: &Key, message: &[u8], mac: &[u8]) -> bool {
     keyed(key.expose(), message).verify_slice(mac).is_ok()
 }
 
-/// `HMAC-SHA256[secret](message)` as a key; the secret has any length.
+/// `HMAC-SHA256[secret](message)` as a key; the secret may have any length.
 pub fn derive(secret: &[u8], message: &[u8]) -> Key {
     let key: Zeroizing<[u8; 32]> = Zeroizing::new(keyed(secret, message).finalize().into_bytes().into());
     Key::new(*key)
@@ -71,13 +55,10 @@ pub fn pbkdf2(password: &Password, salt: &[u8], rounds: u32) -> Key {
     Key::new(*key)
 }
 
-/// The 128-bit EAX nonce: 96 random bits, then a 32-bit big-endian counter, which is 0 for a
-/// message and the chunk's index for a chunk of a file.
+/// The 128-bit EAX nonce: 96 random bits, then a 32-bit big-endian counter. The counter is 0 for a message and the index
+/// of a chunk.
 fn eax_nonce(nonce: &[u8; 12], counter: u32) -> [u8; 16] {
-    let mut whole = [0; 16];
-    whole[..12].copy_from_slice(nonce);
-    whole[12..].copy_from_slice(&counter.to_be_bytes());
-    whole
+    [&nonce[..], &counter.to_be_bytes()].concat().try_into().expect("12 and 4 bytes")
 }
 
 /// `AES-256-EAX[key](nonce ‖ counter, header, text)` in place (Bellare, Rogaway, Wagner 2004).
@@ -92,7 +73,7 @@ pub fn eax_seal(key: &Key, nonce: &[u8; 12], counter: u32, header: &[u8], text: 
 /// Reverses [`eax_seal`] in place.
 ///
 /// # Errors
-/// [`CryptoError::BadCiphertext`] if anything differs; `text` is then not decrypted.
+/// [`CryptoError::BadCiphertext`] if anything differs; `text` then stays encrypted.
 pub fn eax_open(
     key: &Key,
     nonce: &[u8; 12],
@@ -106,18 +87,18 @@ pub fn eax_open(
         .map_err(|_| CryptoError::BadCiphertext)
 }
 
-/// `AES-256-GCM[key](nonce, header, text)` in place, NIST SP 800-38D; for what rests on disk.
+/// `AES-256-GCM[key](nonce, header, text)` in place, NIST SP 800-38D; for files on disk.
 pub fn gcm_seal(key: &Key, nonce: &[u8; 12], header: &[u8], text: &mut [u8]) -> Tag {
     aes_gcm::Aes256Gcm::new(key.expose().into())
         .encrypt_inout_detached(nonce.into(), header, text.into())
-        .expect("what rests on disk is far below GCM's 64 GiB")
+        .expect("files on disk are far below GCM's 64 GiB")
         .into()
 }
 
 /// Reverses [`gcm_seal`] in place.
 ///
 /// # Errors
-/// [`CryptoError::BadCiphertext`] if anything differs; `text` is then not decrypted.
+/// [`CryptoError::BadCiphertext`] if anything differs; `text` then stays encrypted.
 pub fn gcm_open(
     key: &Key,
     nonce: &[u8; 12],

@@ -1,7 +1,7 @@
-//! Public keys and what can be done with them: verify and encrypt.
+//! Public keys: an identity key verifies, a session key wraps other keys.
 //!
-//! Invariant: an identity key only verifies, a session key only encrypts, and both are RSA-2048
-//! with exponent 65,537 in canonical DER. This is all of RSA that the server can name.
+//! Invariant: neither can do the other's work, and both are RSA-2048 with exponent 65,537 in canonical DER. The server can
+//! name no other RSA. Specification: PROTOCOL#keys.
 
 use super::{CryptoError, Fields, label};
 use crate::crypto::primitives::sha256;
@@ -9,29 +9,29 @@ use crate::encoding::{Fixed, Text, base64, text};
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
-use rsa::pkcs8::{DecodePublicKey, EncodePublicKey};
+use rsa::pkcs8::{DecodePublicKey, EncodePublicKey, LineEnding};
 use rsa::traits::PublicKeyParts;
-use rsa::{BoxedUint, Oaep, Pss, PublicKey};
+use rsa::{BoxedUint, Oaep, Pss};
 use sha2::Sha256;
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
 /// Bits of every RSA modulus.
 pub const RSA_BITS: usize = 2048;
-/// Bytes of a signature or of one OAEP block: 256.
+/// Bytes of a signature or an OAEP block: 256.
 pub const RSA_BYTES: usize = RSA_BITS / 8;
-/// Bytes of a [`ShortFingerprint`].
+/// Bytes of a [`KeyId`].
 pub const KEY_ID_BYTES: usize = 8;
-/// Bytes of a wrapped key as it is sent: the short fingerprint of the recipient's key, then one OAEP block.
+/// Bytes of a wrapped key as it is sent: the id of the recipient's key, then one OAEP block.
 pub const WRAPPED_BYTES: usize = KEY_ID_BYTES + RSA_BYTES;
-/// The most bytes that one OAEP block holds, RFC 8017 section 7.1.1: 190, five keys and a rest.
+/// The most bytes that one OAEP block contains, RFC 8017 section 7.1.1: 190, enough for five keys.
 pub const OAEP_BYTES: usize = RSA_BYTES - 2 * 32 - 2;
-/// The most bytes of a DER-encoded public key that are looked at: RSA-2048 has 294, and nothing is parsed that cannot be
-/// one.
+/// The longest DER that is parsed as a public key, in bytes; RSA-2048 has 294.
 const MAX_SPKI: usize = 512;
-/// Salt bytes of PSS: as many as the hash, RFC 8017 section 9.1.
+/// Salt bytes of PSS: as many as the hash has, RFC 8017 section 9.1.
 pub(super) const PSS_SALT: usize = 32;
 /// A session key is renewed after this time at the latest: one that is stolen opens the messages of a day.
 pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -42,33 +42,28 @@ const CERTIFICATE_SLACK: Duration = Duration::from_secs(2 * 3600);
 
 /// A PSS signature, 256 bytes.
 pub type Signature = [u8; RSA_BYTES];
+/// The first 8 bytes of a session key's [`Fingerprint`]. It tells which key a sender used and proves nothing. PROTOCOL#key-id.
+pub type KeyId = [u8; KEY_ID_BYTES];
 
 /// SHA-256 of a DER-encoded `SubjectPublicKeyInfo`; shown as `SHA256:` and unpadded base64. PROTOCOL#fingerprint.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// Of a DER-encoded public key, whose form is not checked here.
+    /// The fingerprint of a DER-encoded public key; the DER is not checked.
     pub fn of(spki: &[u8]) -> Fingerprint {
         Fingerprint(sha256(spki))
     }
 
-    /// The first eight bytes.
-    pub fn short(&self) -> ShortFingerprint {
-        let (id, _) = self.0.split_first_chunk().expect("32 bytes have eight");
-        ShortFingerprint(*id)
+    /// The first eight bytes: a session key's id on the wire.
+    pub fn key_id(&self) -> KeyId {
+        *self.0.first_chunk().expect("32 bytes contain eight")
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SHA256:{}", BASE64_STANDARD_NO_PAD.encode(self.0))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 
@@ -95,81 +90,69 @@ impl Text for Fingerprint {
     }
 }
 
-/// Names a session key where the server has to tell which one a sender used: a routing hint, never a proof.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShortFingerprint(pub [u8; KEY_ID_BYTES]);
+/// The purpose of an [`IdentityPublicKey`]: to verify signatures.
+#[derive(Clone, Debug)]
+pub enum Verify {}
 
-impl ShortFingerprint {
-    /// The same as a number, for callers that compare it often.
-    pub fn number(self) -> u64 {
-        u64::from_be_bytes(self.0)
-    }
-}
+/// The purpose of a [`SessionPublicKey`]: to wrap keys.
+#[derive(Clone, Debug)]
+pub enum Wrap {}
 
-/// A parsed key beside its DER form and fingerprint.
-#[derive(Clone)]
-struct Public {
-    key: PublicKey,
+/// The key that a user is known by. It only verifies.
+pub type IdentityPublicKey = PublicKey<Verify>;
+
+/// The key of one login of one user. It only encrypts.
+pub type SessionPublicKey = PublicKey<Wrap>;
+
+/// An RSA-2048 key with exponent 65,537 and one purpose.
+#[derive(Clone, Debug)]
+pub struct PublicKey<Purpose> {
+    key: rsa::PublicKey,
     fingerprint: Fingerprint,
+    purpose: PhantomData<Purpose>,
 }
 
-impl Public {
-    /// PROTOCOL#der.
-    fn parse(spki: &[u8]) -> Result<Public, CryptoError> {
-        if spki.len() > MAX_SPKI {
-            return Err(CryptoError::BadKey);
-        }
-        let key = PublicKey::from_public_key_der(spki).map_err(|_| CryptoError::BadKey)?;
-        // One key, one encoding: otherwise one key could have two fingerprints.
-        let canonical = key.to_public_key_der().map_err(|_| CryptoError::BadKey)?;
-        let e = key.e() == &BoxedUint::from(65_537u64);
-        if !e || key.n().bit_width_vartime() as usize != RSA_BITS || canonical.as_bytes() != spki {
-            return Err(CryptoError::BadKey);
-        }
-        Ok(Public { fingerprint: Fingerprint::of(spki), key })
-    }
-
-    fn spki(&self) -> Vec<u8> {
-        self.key.to_public_key_der().expect("an RSA key has a DER form").into_vec()
-    }
-}
-
-/// The key that a person is known by. It only verifies.
-#[derive(Clone)]
-pub struct IdentityPublicKey(Public);
-
-impl IdentityPublicKey {
-    /// Parses a DER `SubjectPublicKeyInfo`, RFC 8017 appendix A.1.
+impl<Purpose> PublicKey<Purpose> {
+    /// Parses a DER `SubjectPublicKeyInfo`, RFC 8017 appendix A.1. PROTOCOL#der.
     ///
     /// # Errors
     /// [`CryptoError::BadKey`] unless it is RSA-2048 with e = 65,537 in canonical DER.
     pub fn parse(spki: &[u8]) -> Result<Self, CryptoError> {
-        Public::parse(spki).map(IdentityPublicKey)
-    }
-
-    /// Parses the PEM form (RFC 7468), as the server keeps it.
-    ///
-    /// # Errors
-    /// [`CryptoError::BadKey`], as for [`IdentityPublicKey::parse`].
-    pub fn parse_pem(pem: &str) -> Result<Self, CryptoError> {
-        let key = PublicKey::from_public_key_pem(pem).map_err(|_| CryptoError::BadKey)?;
-        Self::parse(key.to_public_key_der().map_err(|_| CryptoError::BadKey)?.as_bytes())
-    }
-
-    /// The PEM form.
-    pub fn to_pem(&self) -> String {
-        let ending = rsa::pkcs8::LineEnding::LF;
-        self.0.key.to_public_key_pem(ending).expect("an RSA key has a PEM form")
+        if spki.len() > MAX_SPKI {
+            return Err(CryptoError::BadKey);
+        }
+        let key = rsa::PublicKey::from_public_key_der(spki).map_err(|_| CryptoError::BadKey)?;
+        let is_valid =
+            key.e() == &BoxedUint::from(65_537u64) && key.n().bit_width_vartime() as usize == RSA_BITS;
+        let key = PublicKey { key, fingerprint: Fingerprint::of(spki), purpose: PhantomData };
+        // One key, one encoding: otherwise one key could have two fingerprints.
+        if is_valid && key.spki() == spki { Ok(key) } else { Err(CryptoError::BadKey) }
     }
 
     /// The DER form, 294 bytes.
     pub fn spki(&self) -> Vec<u8> {
-        self.0.spki()
+        self.key.to_public_key_der().expect("an RSA key has a DER form").into_vec()
     }
 
-    /// What the key is remembered by.
+    /// SHA-256 of the DER form.
     pub fn fingerprint(&self) -> Fingerprint {
-        self.0.fingerprint
+        self.fingerprint
+    }
+}
+
+impl IdentityPublicKey {
+    /// Parses the PEM form (RFC 7468), in which the server stores it.
+    ///
+    /// # Errors
+    /// [`CryptoError::BadKey`], as for [`PublicKey::parse`].
+    pub fn parse_pem(pem: &str) -> Result<Self, CryptoError> {
+        let key = rsa::PublicKey::from_public_key_pem(pem).map_err(|_| CryptoError::BadKey)?;
+        Self::parse(key.to_public_key_der().map_err(|_| CryptoError::BadKey)?.as_bytes())
+    }
+
+    /// The PEM form, RFC 7468.
+    pub fn to_pem(&self) -> String {
+        self.key.to_public_key_pem(LineEnding::LF).expect("an RSA key has a PEM form")
     }
 
     /// Checks `RSASSA-PSS[self](message)` with SHA-256, MGF1-SHA-256 and 32 salt bytes, RFC 8017 section 8.1.
@@ -178,57 +161,21 @@ impl IdentityPublicKey {
     /// # Errors
     /// [`CryptoError::BadSignature`] if the signature is not this key's over `message`.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), CryptoError> {
-        self.0
-            .key
-            .verify(Pss::<Sha256>::new_with_salt(PSS_SALT), &sha256(message), signature)
-            .map_err(|_| CryptoError::BadSignature)
+        let padding = Pss::<Sha256>::new_with_salt(PSS_SALT);
+        self.key.verify(padding, &sha256(message), signature).map_err(|_| CryptoError::BadSignature)
     }
 }
 
-/// The key of one login of one person. It only encrypts.
-#[derive(Clone)]
-pub struct SessionPublicKey(Public);
-
 impl SessionPublicKey {
-    /// As [`IdentityPublicKey::parse`].
-    ///
-    /// # Errors
-    /// [`CryptoError::BadKey`] unless it is RSA-2048 with e = 65,537 in canonical DER.
-    pub fn parse(spki: &[u8]) -> Result<Self, CryptoError> {
-        Public::parse(spki).map(SessionPublicKey)
-    }
-
-    /// The DER form, 294 bytes.
-    pub fn spki(&self) -> Vec<u8> {
-        self.0.spki()
-    }
-
-    /// What the session is named by.
-    pub fn fingerprint(&self) -> Fingerprint {
-        self.0.fingerprint
-    }
-
     /// `RSAES-OAEP[self](keys)` with SHA-256, MGF1-SHA-256 and a label, RFC 8017 section 7.1.
     /// PROTOCOL#primitives.
     ///
     /// # Panics
-    /// For more than [`OAEP_BYTES`].
+    /// If `keys` has more than [`OAEP_BYTES`] bytes.
     pub fn wrap(&self, keys: &[u8], oaep_label: [u8; 32]) -> [u8; RSA_BYTES] {
         let padding = Oaep::<Sha256>::new_with_label(oaep_label);
-        let block = self.0.key.encrypt(&mut rand::rng(), padding, keys);
+        let block = self.key.encrypt(&mut rand::rng(), padding, keys);
         block.expect("the keys fit one block").try_into().expect("a block of the modulus's length")
-    }
-}
-
-impl fmt::Debug for IdentityPublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IdentityPublicKey({})", self.fingerprint())
-    }
-}
-
-impl fmt::Debug for SessionPublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SessionPublicKey({})", self.fingerprint())
     }
 }
 
@@ -246,11 +193,7 @@ pub struct SessionCertificate {
 impl SessionCertificate {
     /// The bytes that the identity key signs. PROTOCOL#session-certificate.
     pub(super) fn signed_bytes(owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {
-        Fields::new(label::SESSION_CERTIFICATE)
-            .bytes(owner.as_str().as_bytes())
-            .bytes(spki)
-            .number(created)
-            .finish()
+        Fields::new(label::SESSION_CERTIFICATE).text(owner.as_str()).bytes(spki).number(created).finish()
     }
 
     /// Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at most two hours before or
@@ -318,7 +261,7 @@ impl fmt::Display for Skew {
 /// digits, each five bytes as a big-endian number modulo 100,000. The smaller half comes first.
 pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerprint)) -> String {
     let half = |(name, fingerprint): (&Username, Fingerprint)| {
-        let fields = Fields::new(label::SAFETY_NUMBER).bytes(name.as_str().as_bytes());
+        let fields = Fields::new(label::SAFETY_NUMBER).text(name.as_str());
         let hash = sha256(&fields.bytes(&fingerprint.0).finish());
         let group = |five: &[u8]| five.iter().fold(0u64, |n, &b| n << 8 | u64::from(b)) % 100_000;
         let groups: Vec<String> = hash[..30].chunks(5).map(|five| format!("{:05}", group(five))).collect();

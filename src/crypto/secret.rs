@@ -1,7 +1,7 @@
-//! Bytes that must not outlive their use.
+//! Secrets: keys and passwords.
 //!
-//! Invariant: a secret is wiped when dropped, compared in constant time, never cloned by accident,
-//! and says nothing in `Debug`. Reading it takes the word `expose`, which is easy to search for.
+//! Invariant: a secret is wiped on drop and compared in constant time. It has no `Clone` and no `Display`, and `Debug` does
+//! not show it. Only `expose` reads it, which is easy to search for.
 
 use crate::encoding::{Bytes, Text, base64, text};
 use rand::TryRng;
@@ -9,85 +9,75 @@ use std::borrow::Cow;
 use std::fmt;
 use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
-use zeroize::{Zeroize, Zeroizing};
-
-/// `N` secret bytes.
-pub struct Secret<const N: usize>([u8; N]);
+use zeroize::Zeroizing;
 
 /// A 256-bit key.
-pub type Key = Secret<32>;
+pub struct Key(Zeroizing<[u8; 32]>);
 
-impl<const N: usize> Secret<N> {
+impl Key {
     /// Takes the bytes over.
-    pub fn new(bytes: [u8; N]) -> Self {
-        Secret(bytes)
+    pub fn new(bytes: [u8; 32]) -> Key {
+        Key(Zeroizing::new(bytes))
     }
 
-    /// Fresh from the operating system's random source.
-    pub fn random() -> Self {
-        Secret(random())
+    /// A new key from the operating system's random source.
+    pub fn random() -> Key {
+        Key::new(random())
     }
 
-    /// A copy of the bytes; `None` if there are not `N` of them.
-    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Secret)
+    /// Copies the bytes; `None` unless there are 32 of them.
+    pub fn from_slice(bytes: &[u8]) -> Option<Key> {
+        bytes.try_into().ok().map(Key::new)
     }
 
     /// The bytes, for a primitive or the wire.
-    pub fn expose(&self) -> &[u8; N] {
+    pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }
 
     /// A second copy, which is wiped like the first.
-    pub fn duplicate(&self) -> Self {
-        Secret(self.0)
+    pub fn duplicate(&self) -> Key {
+        Key(self.0.clone())
     }
 }
 
-text!(Secret<N>, const N);
+text!(Key);
 
-impl<const N: usize> Text for Secret<N> {
-    fn read(text: &str) -> Option<Self> {
-        Secret::from_slice(&Zeroizing::new(Bytes::read(text)?.0))
+impl Text for Key {
+    fn read(text: &str) -> Option<Key> {
+        Key::from_slice(&Zeroizing::new(Bytes::read(text)?.0))
     }
 
     fn write(&self) -> Cow<'_, str> {
-        base64(&self.0).into()
+        base64(self.expose()).into()
     }
 }
 
-impl<const N: usize> PartialEq for Secret<N> {
+impl PartialEq for Key {
     /// In constant time.
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.expose().ct_eq(other.expose()).into()
     }
 }
 
-impl<const N: usize> Drop for Secret<N> {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl<const N: usize> fmt::Debug for Secret<N> {
+impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
+        f.write_str("Key(..)")
     }
 }
 
-/// A password, UTF-8, prepared so that every keyboard types the same one. PROTOCOL#password.
+/// The fewest characters of a password: PBKDF2 cannot protect a shorter one. PROTOCOL#password.
+const MIN_PASSWORD: usize = 6;
+
+/// A password in UTF-8, prepared so that all keyboards produce the same bytes (RFC 8265 OpaqueString). PROTOCOL#password.
 pub struct Password {
     prepared: Zeroizing<String>,
-    /// What older programs made of the same keys, each different from the others.
+    /// The bytes that older clients used for the same keystrokes, without duplicates.
     others: Vec<Zeroizing<String>>,
 }
 
-/// The fewest characters of a password (checked by the client, which alone ever sees one): PBKDF2 helps little with fewer.
-/// PROTOCOL#password.
-const MIN_PASSWORD: usize = 6;
-
 impl Password {
-    /// Takes the text over, as it was typed.
+    /// Takes over the text as typed.
     pub fn new(text: String) -> Password {
         let typed = Zeroizing::new(text);
         let prepared = collected(&typed, typed.chars().map(plain_space).nfc());
@@ -98,33 +88,35 @@ impl Password {
         Password { prepared, others }
     }
 
-    /// The password, then what older programs would have made of the same keys: accounts were registered with that, too.
+    /// The prepared password, then the forms that older clients used: an account may have been registered with one of them.
     /// PROTOCOL#password-forms.
     pub fn forms(&self) -> impl Iterator<Item = Password> {
         let texts = [&self.prepared].into_iter().chain(&self.others);
         texts.map(|text| Password { prepared: text.clone(), others: Vec::new() })
     }
 
-    /// The UTF-8 bytes, for the key derivation.
+    /// The prepared UTF-8 bytes, for PBKDF2.
     pub fn expose(&self) -> &[u8] {
         self.prepared.as_bytes()
     }
 
-    /// At least 6 characters.
+    /// Whether it has at least 6 characters (code points).
     pub fn is_long_enough(&self) -> bool {
         self.prepared.chars().count() >= MIN_PASSWORD
     }
 }
 
-/// The space that every keyboard has, for those that a few have beside it (Unicode's category Zs).
+/// Replaces the spaces of Unicode's category Zs, which some keyboards send, by U+0020.
 fn plain_space(c: char) -> char {
-    let is_space = c.is_whitespace() && !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
-    if is_space { ' ' } else { c }
+    match c {
+        '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' => ' ',
+        other => other,
+    }
 }
 
-/// The characters that were made of `text`.
+/// A normal form of `text`.
 fn collected(text: &str, characters: impl Iterator<Item = char>) -> Zeroizing<String> {
-    // No normal form is longer than three times the text: a string that grows leaves copies behind.
+    // No form exceeds three times the text. A string that grew would leave copies in memory.
     let mut made = Zeroizing::new(String::with_capacity(3 * text.len()));
     made.extend(characters);
     made
@@ -143,10 +135,10 @@ impl fmt::Debug for Password {
     }
 }
 
-/// `N` bytes of the operating system's random source.
+/// `N` bytes from the operating system's random source.
 ///
 /// # Panics
-/// If the operating system has no randomness to give: nothing safe can be done without.
+/// If that source fails: nothing safe can be done without it.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rngs::SysRng.try_fill_bytes(&mut bytes).expect("the operating system's random source works");
@@ -154,12 +146,44 @@ pub fn random<const N: usize>() -> [u8; N] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use zeroize::ZeroizeOnDrop;
+
+    /// Does not compile if the type implements the trait.
+    macro_rules! assert_lacks {
+        ($type:ty: $trait:path) => {
+            const _: fn() = || {
+                trait Check<A> {
+                    fn check() {}
+                }
+                impl<T> Check<()> for T {}
+                struct Has;
+                impl<T: $trait> Check<Has> for T {}
+                let _ = <$type as Check<_>>::check;
+            };
+        };
+    }
+    pub(crate) use assert_lacks;
+
+    assert_lacks!(Key: Clone);
+    assert_lacks!(Key: fmt::Display);
+    assert_lacks!(Password: Clone);
+    assert_lacks!(Password: fmt::Display);
+
+    pub(crate) fn assert_wiped_on_drop(_: &impl ZeroizeOnDrop) {}
 
     #[test]
-    fn debug_output_holds_no_secret() {
-        assert_eq!(format!("{:?}", Key::new([7; 32])), "Secret(..)");
+    fn secrets_are_wiped_on_drop() {
+        assert_wiped_on_drop(&Key::random().0);
+        let password = Password::new("u\u{308}u\u{308}u\u{308}".into());
+        assert_wiped_on_drop(&password.prepared);
+        password.others.iter().for_each(assert_wiped_on_drop);
+    }
+
+    #[test]
+    fn debug_output_contains_no_secret() {
+        assert_eq!(format!("{:?}", Key::new([7; 32])), "Key(..)");
         assert_eq!(format!("{:?}", Password::new("hunter22".into())), "Password(..)");
     }
 
@@ -173,7 +197,7 @@ mod tests {
 
     /// PROTOCOL#password, PROTOCOL#password-forms.
     #[test]
-    fn password_is_the_same_from_every_keyboard() {
+    fn password_is_the_same_from_all_keyboards() {
         let forms = |text: &str| -> Vec<String> {
             let forms = Password::new(text.into());
             forms.forms().map(|form| String::from_utf8(form.expose().into()).expect("UTF-8")).collect()
@@ -186,17 +210,17 @@ mod tests {
             let typed = decomposed.replace(' ', &space.to_string());
             assert_eq!(forms(&typed), [composed, &*typed]);
         }
-        // These are no spaces to Unicode.
+        // Unicode does not count these as spaces.
         for other in ["\t", "\u{85}", "\u{2028}", "\u{200b}", "\u{feff}"] {
             assert_eq!(forms(other), [other]);
         }
-        // Neither compatibility nor case: these are different characters to who types them.
+        // Compatibility forms and case stay: these are different characters to a user.
         assert_eq!(forms("\u{fb01}\u{ff21}"), ["\u{fb01}\u{ff21}"]);
         let mixed = "\u{fc}u\u{308}\u{a0}";
         assert_eq!(forms(mixed), ["\u{fc}\u{fc} ", mixed, "u\u{308}u\u{308}\u{a0}"]);
         assert_eq!(Password::new(composed.into()), Password::new(decomposed.into()));
         assert!(!Password::new("u\u{308}u\u{308}u\u{308}".into()).is_long_enough());
-        // The longest that the forms of a text can become.
+        // The characters that grow most.
         for longest in ["\u{1d160}", "\u{390}", "\u{f1b}"] {
             let many = Password::new(longest.repeat(100));
             assert!(many.prepared.capacity() <= 3 * longest.len() * 100);

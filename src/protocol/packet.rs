@@ -1,31 +1,30 @@
-//! What goes past the lines: opaque bytes on their way from one person to another. Specification: PROTOCOL#packets.
+//! Packets between the lines: opaque bytes from one user to another. Specification: PROTOCOL#packets.
 
 use super::DecodeError;
 use crate::name::Username;
 
-/// Opaque bytes for one person: all that the server knows of a file. `peer` is, to the server, the
-/// recipient, and, from it, the sender.
+/// Opaque bytes for one user: all that the server knows of a file.
 pub struct Packet<'a> {
-    /// To the server the recipient, from it the sender.
+    /// The recipient in a packet to the server, the sender in a packet from it.
     pub peer: Username,
-    /// The transfer, as its sender has named it: random.
+    /// The transfer: 16 random bytes, chosen by the sender of the file.
     pub transfer: [u8; 16],
-    /// What the server does not look at: a chunk (PROTOCOL#chunks).
+    /// A chunk of the file (PROTOCOL#chunks), which the server does not read.
     pub payload: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
-    /// What stands before the payload: the length of the name as one byte, the name, the transfer.
+    /// What precedes the payload: the length of the name as one byte, the name, the transfer.
     pub fn address(peer: &Username, transfer: &[u8; 16]) -> Vec<u8> {
         let name = peer.as_str().as_bytes();
-        let length = u8::try_from(name.len()).expect("names are short");
+        let length = u8::try_from(name.len()).expect("a name has at most 32 bytes");
         [&[length], name, transfer].concat()
     }
 
-    /// Decodes a packet's body: name, transfer, payload, which may be empty. Its length is the reader's to bound.
+    /// Decodes the body of a packet: name, transfer, and a payload, which may be empty. The reader limits its length.
     ///
     /// # Errors
-    /// [`DecodeError::Malformed`] if the body is too short for its parts, or its name is none.
+    /// [`DecodeError::Malformed`] if the body is too short, or its name is invalid. PROTOCOL#bad-packet.
     pub fn decode(body: &'a [u8]) -> Result<Packet<'a>, DecodeError> {
         let split = || {
             let (length, rest) = body.split_first()?;

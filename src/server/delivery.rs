@@ -13,7 +13,7 @@ use super::{Shared, metrics};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
-    self, EncryptedSend, Envelope, ErrorCode, Failure, Grant, Keys, KeysRequest, Kind, MAX_CIPHERTEXT,
+    self, EncryptedSend, Envelope, ErrorCode, Failure, Grant, Keys, KeysRequest, MAX_CIPHERTEXT,
     MAX_KEY_NAMES, MAX_TARGETS, Packet, PersonKeys, Refused, Routing, Scope, Sent, ServerMessage, WrappedKey,
 };
 use crate::wire::frame;
@@ -34,7 +34,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
     // Broadcasts, words about files and notices of rooms have no receipt.
-    let has_receipt = envelope.header.kind == Kind::Message && envelope.header.recipient.is_some();
+    let has_receipt = envelope.is_direct_message();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
     let mut queue = |found: Found<'_>, (target, key): Route<'_>, pass: Option<&mut Pass>| {
@@ -238,7 +238,7 @@ mod tests {
     use super::super::tests::shared;
     use super::*;
     use crate::crypto::public::{Fingerprint, RSA_BYTES, WRAPPED_BYTES};
-    use crate::protocol::{Body, Header, MAX_GRANTED};
+    use crate::protocol::{Body, Header, Kind, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
 

@@ -13,7 +13,7 @@ use crate::crypto::public::Fingerprint;
 use crate::name::Username;
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE_BEFORE_LOGIN, PasswordChange,
-    Register, ServerMessage, VERSION,
+    Register, ServerMessage,
 };
 use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, Reader, Received};
@@ -86,12 +86,12 @@ pub(super) fn refuse(code: ErrorCode, text: &str) -> Refusal {
     Refusal::Say(ServerMessage::error(code, text))
 }
 
-/// PROTOCOL#not-a-message.
+/// PROTOCOL#not-a-message, PROTOCOL#version.
 pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
     let code = match error {
         DecodeError::Malformed => ErrorCode::Malformed,
         DecodeError::UnknownType => ErrorCode::UnknownType,
-        DecodeError::OtherVersion => ErrorCode::UnsupportedVersion,
+        DecodeError::OtherVersion(_) => ErrorCode::UnsupportedVersion,
     };
     ServerMessage::error(code, error.to_string())
 }
@@ -220,7 +220,6 @@ impl<'a> Guest<'a> {
 
     /// PROTOCOL#registration-limit.
     fn register(&mut self, request: Register) -> Result<(), Refusal> {
-        check_version(request.version)?;
         if self.shared.closed {
             return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
         }
@@ -266,7 +265,6 @@ impl<'a> Guest<'a> {
     }
 
     fn challenge(&mut self, request: LoginRequest) -> Result<(Authenticated, Place<'a>), Refusal> {
-        check_version(request.version)?;
         self.refuse_locked(&request.username)?;
         let seen = self.shared.accounts.see(&request.username);
         let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), &self.shared.salt_secret);
@@ -372,14 +370,6 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// PROTOCOL#version.
-pub(super) fn check_version(version: u32) -> Result<(), Refusal> {
-    if version == VERSION {
-        return Ok(());
-    }
-    Err(Refusal::Say(not_a_message(DecodeError::OtherVersion)))
-}
-
 fn auth_error(error: AuthError) -> Refusal {
     let code = match error {
         AuthError::BadRounds => ErrorCode::BadRounds,
@@ -395,6 +385,7 @@ pub(super) mod tests {
     use super::*;
     use crate::crypto::secret::Key;
     use crate::encoding::{Bytes, Fixed};
+    use crate::protocol::VERSION;
     use std::io::Write;
     use std::net::TcpListener;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -489,7 +480,8 @@ pub(super) mod tests {
     #[test]
     fn lock_is_reported_before_the_key_and_allows_registration() {
         let (shared, _folder) = shared(HOUR);
-        let (mut guest, _far) = guest(&shared);
+        let (mut guest, mut far) = guest(&shared);
+        guest.patience = 2;
         for n in 0..limits::MAX_FAILURES_PER_ADDRESS {
             let name = format!("name{n}").parse().expect("name");
             assert!(shared.lockout.count(&name, guest.address).is_ok());
@@ -502,7 +494,8 @@ pub(super) mod tests {
         for (version, told) in [(VERSION + 1, "unsupported_version"), (VERSION, "locked")] {
             let username = "alice".parse().expect("name");
             let request = LoginRequest { version, username, public_key: no_key() };
-            assert_eq!(guest.challenge(request).err().map(code), Some(told.into()));
+            far.write_all(&ClientMessage::LoginRequest(request).encode()).expect("sent");
+            assert_eq!(guest.log_in().err().map(code), Some(told.into()));
         }
         let request = Register {
             version: VERSION,

@@ -4,7 +4,7 @@
 //! who asks proves to be a client that another one of the same person has replaced; and until the proof and the count are right nothing of the session or its connection has changed.
 
 use super::grace::Turn;
-use super::guest::{Guest, Refusal, Resumption, check_version, refuse};
+use super::guest::{Guest, Refusal, Resumption, refuse};
 use super::limits;
 use super::session::{OWN_TOKENS, Session};
 use crate::auth::PendingResume;
@@ -16,7 +16,6 @@ use std::sync::Arc;
 impl Guest<'_> {
     /// From the request to `resumed`. PROTOCOL#resume-rules.
     pub(super) fn resume(&mut self, request: ResumeRequest) -> Result<Resumption, Refusal> {
-        check_version(request.version)?;
         let (pending, challenge) = PendingResume::new(request.username);
         self.say(&ServerMessage::ResumeChallenge(challenge))?;
         let ClientMessage::Resume(answer) = self.next()? else {

@@ -9,7 +9,7 @@ use super::grace::Slot;
 use super::lock;
 use super::outbox::{Buffers, Outbox, Pass, Unqueued};
 use crate::auth::Authenticated;
-use crate::crypto::public::{IdentityPublicKey, SESSION_KEY_LIFETIME, SessionCertificate, ShortFingerprint};
+use crate::crypto::public::{IdentityPublicKey, KeyId, SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
@@ -40,7 +40,7 @@ pub struct Session {
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
-    /// Of the session key in use, its [number](ShortFingerprint::number). Changes with `current`, under its lock.
+    /// Of the session key in use, its [id](KeyId) as a number. Changes with `current`, under its lock.
     key_name: AtomicU64,
     /// Tokens of the sessions that this one has taken over from, the latest first: who comes back with one is told so.
     superseded: Mutex<[Key; SUPERSEDED]>,
@@ -95,7 +95,7 @@ impl Current {
 }
 
 fn number(certificate: &SessionCertificate) -> u64 {
-    certificate.key.fingerprint().short().number()
+    u64::from_be_bytes(certificate.key.fingerprint().key_id())
 }
 
 impl Session {
@@ -169,8 +169,8 @@ impl Session {
     }
 
     /// Whether `key_name` names the session key in use. Without a lock: a broadcast asks a thousand of them.
-    pub fn uses_key(&self, key_name: ShortFingerprint) -> bool {
-        self.key_name.load(Ordering::Acquire) == key_name.number()
+    pub fn uses_key(&self, key_name: KeyId) -> bool {
+        self.key_name.load(Ordering::Acquire) == u64::from_be_bytes(key_name)
     }
 
     /// This client lets `sender` send so many packets more. False, and nothing, if there would be more than
@@ -324,14 +324,14 @@ pub(super) mod tests {
         {
             assert_eq!(session.renew(certificate, 0).is_some(), is_taken);
         }
-        assert!(session.uses_key(now.key.fingerprint().short()), "as before");
+        assert!(session.uses_key(now.key.fingerprint().key_id()), "as before");
     }
 
     #[test]
     fn a_letter_is_for_the_session_key_in_use() {
         let (session, _far) = session("alice");
-        assert!(session.uses_key(Fingerprint([0; 32]).short()));
-        assert!(!session.uses_key(Fingerprint([1; 32]).short()));
+        assert!(session.uses_key(Fingerprint([0; 32]).key_id()));
+        assert!(!session.uses_key(Fingerprint([1; 32]).key_id()));
     }
 
     #[test]

@@ -11,8 +11,9 @@ use common::{Client, Folder, Gate, Server, Shape};
 use measure::{cpu, median, memory};
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan};
 use secure_messenger::crypto::keys::SessionKey;
-use secure_messenger::crypto::primitives::{Hasher, eax_seal};
+use secure_messenger::crypto::primitives::eax_seal;
 use secure_messenger::crypto::secret::{Key, random};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -194,9 +195,9 @@ fn stages(path: &Path, size: usize) {
     tell(
         "SHA-256, at each side",
         time(20, &mut || {
-            let mut hasher = Hasher::default();
+            let mut hasher = Sha256::new();
             hasher.update(&data);
-            black_box(hasher.finish());
+            black_box(hasher.finalize());
         }),
     );
     let block = session.public().wrap(&[7; 160], [0; 32]);
@@ -206,7 +207,7 @@ fn stages(path: &Path, size: usize) {
     let unwrap = time(20, &mut || drop(black_box(session.unwrap(&block, [0; 32]))));
     let seal = time(10, &mut || drop(black_box(plan.seal_group(0, session.public(), &data))));
     let sealed = plan.seal_group(0, session.public(), &data);
-    let open = time(10, &mut || drop(black_box(plan.open_group(0, sealed.clone(), &session))));
+    let open = time(10, &mut || drop(black_box(plan.open_group(0, &sealed, &session))));
     tell("RSA-OAEP, sender", wrap);
     tell("AES-EAX and HMAC, sender", seal - wrap);
     tell("RSA-OAEP, recipient", unwrap);

@@ -119,7 +119,7 @@ impl Session {
         let id = message.key.id();
         let is_meant = |key: &&SessionKey| {
             let is_signed = header.recipient.is_none() || header.recipient_key == Some(key.fingerprint());
-            is_signed && key.fingerprint().short() == id
+            is_signed && key.fingerprint().key_id() == id
         };
         let opened = self.keys.all().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
         let mut text = match opened {

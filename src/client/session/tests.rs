@@ -124,7 +124,7 @@ impl Net {
                 let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
                 let to = &send.routing.targets[0];
                 let key = send.routing.keys.get(to).expect("wrapped");
-                let fits = key.id() == current.fingerprint().short();
+                let fits = key.id() == current.fingerprint().key_id();
                 let targets = send.routing.targets.clone();
                 let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
                 if fits {

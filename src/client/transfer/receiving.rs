@@ -7,7 +7,7 @@ use super::grants::Grants;
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
 use crate::client::file::{Part, free_space};
 use crate::client::lock;
-use crate::crypto::chunk::{CHUNK, Opened, Plan};
+use crate::crypto::chunk::{CHUNK, Plan};
 use crate::crypto::keys::SessionKey;
 use crate::name::Username;
 use std::collections::BTreeMap;
@@ -15,6 +15,9 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// The number of a group's first chunk, and the file's bytes in each chunk.
+type Opened = (u32, Result<Vec<Vec<u8>>, Failure>);
 
 /// Whether more can be granted is looked at this often, if nothing comes.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -97,13 +100,7 @@ impl Worker {
         })
     }
 
-    fn open_groups(
-        &self,
-        session: &SessionKey,
-        plan: &Plan,
-        due: &Mutex<u32>,
-        opened: &SyncSender<(u32, Result<Vec<Opened>, Failure>)>,
-    ) {
+    fn open_groups(&self, session: &SessionKey, plan: &Plan, due: &Mutex<u32>, opened: &SyncSender<Opened>) {
         loop {
             // One thread waits for packets at a time: groups are taken in order.
             let mut due = lock(due);
@@ -117,7 +114,7 @@ impl Worker {
             *due = if packets.is_ok() { first + count as u32 } else { plan.chunks() };
             drop(due);
             let group = packets.and_then(|packets: Vec<Vec<u8>>| {
-                let group = plan.open_group(first, packets, session);
+                let group = plan.open_group(first, &packets, session);
                 group.map_err(|error| Failure::Broken(error.to_string()))
             });
             if opened.send((first, group)).is_err() {
@@ -126,12 +123,7 @@ impl Worker {
         }
     }
 
-    fn write_groups(
-        &self,
-        plan: &Plan,
-        part: &mut Part,
-        results: Receiver<(u32, Result<Vec<Opened>, Failure>)>,
-    ) -> Result<(), Failure> {
+    fn write_groups(&self, plan: &Plan, part: &mut Part, results: Receiver<Opened>) -> Result<(), Failure> {
         let mut written = plan.start;
         let tell = |written: u32| self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
         let result = (|| {
@@ -154,7 +146,7 @@ impl Worker {
                 waiting.insert(first, group);
                 while let Some(group) = waiting.remove(&written) {
                     let group = group?;
-                    group.iter().try_for_each(|chunk| part.write(chunk.bytes()))?;
+                    group.iter().try_for_each(|chunk| part.write(chunk))?;
                     written += group.len() as u32;
                     self.grants(|grants| grants.written(group.len() as u32));
                 }
