@@ -167,12 +167,21 @@ fn rooms_of_crypto_name_only_rooms_before() {
 }
 
 /// A room of the server, how its files name another, and the rooms below it.
-const BELOW: [(&str, &str, &[&str]); 5] = [
+const BELOW: [(&str, &str, &[&str]); 10] = [
     ("server/store/", "crate::server::", &["limits", "rates", "store"]),
     ("server/connection_limits.rs", "super::", &["limits", "rates"]),
     ("server/rates.rs", "super::", &["limits"]),
     ("server/limits.rs", "super::", &[]),
     ("server/metrics.rs", "super::", &[]),
+    ("server/threads.rs", "super::", &[]),
+    ("server/options.rs", "super::", &["limits"]),
+    ("server/quotas.rs", "super::", &["limits"]),
+    ("server/partial_frame.rs", "super::", &["limits", "quotas"]),
+    (
+        "server/operator/",
+        "crate::server::",
+        &["Shared", "grace", "limits", "metrics", "options", "store", "threads"],
+    ),
 ];
 
 #[test]

@@ -3,7 +3,9 @@
 //! Invariant: the accept loop waits for no client, and a client that takes long to log in keeps no other waiting.
 
 use super::connection_limits::Ticket;
-use super::{CONNECTION_STACK, Shared, connection, lock, metrics, thread};
+use super::threads::{CONNECTION_STACK, thread};
+use super::{Shared, connection, metrics};
+use crate::sync::lock;
 use crate::wire::tls::limit_unsent;
 use std::collections::VecDeque;
 use std::io;

@@ -32,6 +32,7 @@ pub mod registry;
 pub mod resume;
 pub mod session;
 pub mod store;
+mod threads;
 
 use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
@@ -56,9 +57,8 @@ use store::accounts::Accounts;
 use store::audit::Audit;
 use store::certificates::Certificates;
 use store::lockout::Lockout;
+use threads::{CONNECTION_STACK, thread};
 
-/// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
-const CONNECTION_STACK: usize = 256 * 1024;
 /// The time for [`Limits::registrations`].
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -179,10 +179,6 @@ impl<W: Write> Output<'_, W> {
             self.failed = Some(error);
         }
     }
-}
-
-fn thread(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.into()).stack_size(stack).spawn(work).map(drop)
 }
 
 #[cfg(test)]

@@ -25,17 +25,17 @@ usage: server [OPTION...]
 Limits (the defaults of the first three depend on the machine):
   --clients N           clients logged in at once
   --per-address N       connections from one address (default: half of --clients)
-  --waiting N           connections not logged in yet; at the limit, the oldest is closed
+  --waiting N           connections not logged in yet; beyond it, the oldest is closed
   --outbox KIB          data that may wait for one slow client (default 384)
-  --rate N              requests a second of one client; faster clients are throttled (default 100)
+  --rate N              requests a second before a client is throttled (default 100)
   --grace SECONDS       how long a session outlives its connection (default 60)
   --registrations N     new accounts and passwords a minute from one address (default 120)
 
-  --check               report what the data folder holds and whether a server could start with it
+  --check               report what the data folder holds and whether a start would fail
   --help, --version
 
-  user list             lists all accounts, the fingerprints of their identity keys, and locked names
-  user remove NAME      removes the account and ends its session; the name can be registered again
+  user list             lists accounts, fingerprints of identity keys, and locked names
+  user remove NAME      removes the account, ends its session, and frees the name
   user unlock NAME      unlocks NAME, which failed logins have locked
 ";
 

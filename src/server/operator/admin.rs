@@ -10,12 +10,14 @@
 
 use crate::disk;
 use crate::protocol::ErrorCode;
+use crate::server::Shared;
+use crate::server::grace;
 use crate::server::options::Action;
 use crate::server::store::Store;
 use crate::server::store::accounts::{self, Accounts};
 use crate::server::store::audit::Audit;
 use crate::server::store::lockout::{self, Lockout};
-use crate::server::{CONNECTION_STACK, Shared, grace, thread};
+use crate::server::threads::{CONNECTION_STACK, thread};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;

@@ -3,9 +3,10 @@
 //! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the log
 //! nor the end. Fields: README#status.
 
+use crate::server::Shared;
 use crate::server::metrics::{BUSY, Metric, REFUSED, SLOW_CLOSED, SLOWED};
 use crate::server::store::audit;
-use crate::server::{CONNECTION_STACK, Shared, thread};
+use crate::server::threads::{CONNECTION_STACK, thread};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
