@@ -422,7 +422,7 @@ mod tests {
         Person { name, password, identity, session, account }
     }
 
-    /// One login; the closures change what goes to the server, and what the server sees of the channel.
+    /// One login; `change` alters the response, and `exporter` is the server's view of the channel.
     fn login(
         p: &Person,
         known: bool,
@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn login_fails_when_any_part_is_wrong() {
         let p = person("alice");
-        assert_eq!(login(&p, true, |_| (), b"exporter").expect("lets in").name().as_str(), "alice");
+        assert_eq!(login(&p, true, |_| (), b"exporter").expect("accepted").name().as_str(), "alice");
         let denied = |result: Result<Authenticated, AuthError>| {
             assert_eq!(result.err(), Some(AuthError::Denied));
         };
@@ -548,7 +548,7 @@ mod tests {
     #[test]
     fn stolen_user_file_opens_no_account() {
         let mut p = person("alice");
-        // The thief knows the password key, which is what the server checks, but has another identity key.
+        // The thief knows the password key but has another identity key.
         p.identity = IdentityKey::generate();
         assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(AuthError::Denied));
     }

@@ -394,7 +394,7 @@ impl Connection {
 
 /// What a server's refusal means for `name`; waits that it names are cut to a day.
 pub fn refusal(failure: &Failure, name: &Username) -> StartError {
-    let is = |code: ErrorCode| failure.code == code.as_str();
+    let is = |code| failure.is(code);
     if is(ErrorCode::LoginFailed) {
         StartError::Login
     } else if is(ErrorCode::SignedInElsewhere) {

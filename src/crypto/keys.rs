@@ -90,7 +90,7 @@ pub struct SessionKey {
 }
 
 impl SessionKey {
-    /// Generates a key, FIPS 186-5; 30 to 200 ms.
+    /// Generates a key, FIPS 186-5; about 0.1 s.
     pub fn generate() -> SessionKey {
         let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("aws-lc has memory and randomness");
         Self::new(key).expect("a new key has the right size")

@@ -255,10 +255,10 @@ impl fmt::Display for Skew {
     }
 }
 
-/// The 60-digit safety number of two people: the same whoever computes it. PROTOCOL#safety-digits.
+/// The 60-digit safety number of two users, who both compute the same one. PROTOCOL#safety-digits.
 ///
-/// Each person's half is `SHA-256(label, name, identity fingerprint)`: six groups of five
-/// digits, each five bytes as a big-endian number modulo 100,000. The smaller half comes first.
+/// Each user's half is `SHA-256(Fields("… safety number", name, identity fingerprint))`: six groups of five digits, each
+/// from five bytes as a big-endian number modulo 100,000. The smaller half comes first.
 pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerprint)) -> String {
     let half = |(name, fingerprint): (&Username, Fingerprint)| {
         let fields = Fields::new(label::SAFETY_NUMBER).text(name.as_str());

@@ -1,4 +1,4 @@
-//! The wrapped key of one recipient, as it stands on a line. Specification: PROTOCOL#wrapped-key.
+//! The wrapped key of one recipient, as text. Specification: PROTOCOL#wrapped-key.
 //!
 //! Invariant: it is valid base64 of [`WRAPPED_BYTES`] bytes, so the server passes its text on without decoding it.
 
