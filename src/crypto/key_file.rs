@@ -1,7 +1,7 @@
-//! The identity key at rest: PKCS#8 under AES-256-GCM, with a key that PBKDF2 makes from the password.
+//! The identity key on disk: PKCS#8 under AES-256-GCM, with a key that PBKDF2 derives from the password.
 //!
-//! Invariant: the file says all that is needed to open it except the password; whatever is
-//! wrong with it, the answer is an error that names the remedy. Format: PROTOCOL#key-file.
+//! Invariant: the file and the password are all that is needed to open it, and each error names the remedy.
+//! Specification: PROTOCOL#key-file.
 
 use super::keys::IdentityKey;
 use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
