@@ -1,7 +1,7 @@
-//! Files that only their owner may read, and that a crash cannot leave half-written.
+//! Files that only their owner can read, and that a crash cannot leave half-written.
 //!
-//! Invariant: directories are 0700, files 0600. Nothing is written through a symbolic link. A replaced file is entirely the
-//! old or entirely the new one.
+//! Invariant: folders have mode 0700, files 0600. The program writes through no symbolic link. A replaced file is
+//! entirely the old or entirely the new one.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// The end of the name of a file that is being written.
+/// Added to the name of a file while it is being written.
 const TEMPORARY: &str = ".tmp";
 
 /// `$HOME` joined with `folder`.
@@ -29,11 +29,16 @@ pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Makes `root`, its parents and its `folders`, for the owner alone. Closes a root that other users can enter if it is empty
-/// or was made for this program, and changes no other.
+/// An error with the path in front of its text.
+pub fn error(path: &Path, text: impl Into<String>) -> io::Error {
+    at(path)(io::Error::other(text.into()))
+}
+
+/// Makes `root`, its parents and its `folders`, for the owner alone. An existing root that other users can enter is
+/// closed if it is empty or belongs to this program, and otherwise left as it is.
 ///
 /// # Errors
-/// With the path in the text, also if other users can enter a root that is not ours to close.
+/// With the path in the text, also if other users can enter a root that does not belong to this program.
 pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     make_folder(root)?;
     check_root(root, folders)?;
@@ -45,7 +50,7 @@ pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a folder and its parents, for the owner alone; their names are on disk then. One that is there stays as it is.
+/// Makes a folder and its parents, for the owner alone, and syncs their names. An existing folder stays as it is.
 ///
 /// # Errors
 /// With the path in the text.
@@ -58,19 +63,19 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         made => made.map_err(at(path))?,
     }
-    // Otherwise a power cut could take the folder and its files away. A parent that cannot be read cannot be synced.
+    // Without this, a power cut could remove the folder with its files. A parent that is not readable cannot be synced.
     let _ = sync_parent(path);
     Ok(())
 }
 
-/// Whether [`private_folders`] would succeed on a `root` that exists, if the folders are ours; makes and changes nothing.
+/// Whether [`private_folders`] would succeed on an existing `root`, if the folders are ours. Changes nothing.
 ///
 /// # Errors
-/// The same.
+/// As [`private_folders`].
 pub fn check_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     check_root(root, folders)?;
     for path in folders.iter().map(|folder| root.join(folder)) {
-        // Of a folder that is there this makes nothing, and of anything else it says why not.
+        // On an existing path this changes nothing, and fails unless it is a folder.
         if is_there(&path)? {
             make_folder(&path)?;
         }
@@ -78,25 +83,29 @@ pub fn check_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether `root`, which exists, is private or ours to close: with all of our `folders`, or with nothing but such.
+/// Whether an existing `root` is private or belongs to this program: it has all of our `folders`, or nothing else.
 ///
 /// # Errors
-/// With the path in the text if other users can enter it and it is not ours to close.
+/// With the path in the text if it is neither.
 fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
-    let is_ours = |entry: &io::Result<fs::DirEntry>| {
-        entry.as_ref().is_ok_and(|entry| folders.iter().any(|folder| entry.file_name() == *folder))
+    let is_ours = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| folders.iter().any(|folder| entry.file_name() == *folder))
     };
-    let ours = folders.iter().all(|folder| root.join(folder).is_dir())
-        || fs::read_dir(root).map_err(at(root))?.all(|entry| is_ours(&entry));
-    if !ours && fs::metadata(root).map_err(at(root))?.permissions().mode() & 0o077 != 0 {
-        let text = "others can enter this folder, and it holds other things: name another, or chmod 700 it";
-        return Err(at(root)(io::Error::other(text)));
+    let is_private = fs::metadata(root).map_err(at(root))?.permissions().mode() & 0o077 == 0;
+    if is_private
+        || folders.iter().all(|folder| root.join(folder).is_dir())
+        || fs::read_dir(root).map_err(at(root))?.all(is_ours)
+    {
+        return Ok(());
     }
-    Ok(())
+    Err(error(
+        root,
+        "other users can enter this folder, and it contains other files: name another, or chmod 700 it",
+    ))
 }
 
-/// Removes temporary files in `folder`, of files that `is_ours` names, that a crash during [`replace`] has left: each is a
-/// part of a file that was never confirmed.
+/// Removes the temporary files in `folder` of files that `is_ours` names. Only a crash during [`replace`] leaves one,
+/// and its file was never confirmed.
 ///
 /// # Errors
 /// With the path in the text.
@@ -115,9 +124,8 @@ pub fn remove_temporary(folder: &Path, is_ours: impl Fn(&str) -> bool) -> io::Re
 /// The files of `folder` that `is_private` names and that other users have rights to; links do not count.
 pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let is_open = |entry: &fs::DirEntry| {
-        let facts =
-            entry.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o077 != 0);
-        facts && entry.file_name().to_str().is_some_and(&is_private)
+        entry.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o077 != 0)
+            && entry.file_name().to_str().is_some_and(&is_private)
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.filter(is_open).map(|entry| entry.path()).collect();
@@ -125,14 +133,12 @@ pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<P
     paths
 }
 
-/// Takes other users' rights to those files away, if the files are ours; one sentence for each.
+/// Takes other users' rights to those files away, if the files are ours. Returns a sentence for each.
 pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<String> {
     let mut paths = open_to_others(folder, is_private);
     paths.retain(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_ok());
-    let told = paths
-        .iter()
-        .map(|path| format!("{}: others had rights to this file; it is closed to them now", path.display()));
-    told.collect()
+    let closed = "other users had rights to this file; only its owner has them now";
+    paths.iter().map(|path| format!("{}: {closed}", path.display())).collect()
 }
 
 /// Whether `path` names anything, even a broken link.
@@ -155,50 +161,46 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
 }
 
-/// Opens a file for reading and appending, and makes it if need be.
+/// Opens a file for reading and appending, and makes it if it is missing. A link is an error.
 ///
 /// # Errors
 /// With the path in the text.
 pub fn append(path: &Path) -> io::Result<File> {
-    open_itself(OpenOptions::new().read(true).append(true).create(true).mode(0o600), path)
+    let mut options = OpenOptions::new();
+    open_with(options.read(true).append(true).create(true).mode(0o600), libc::O_NOFOLLOW, path)
 }
 
-/// The same, of a file that is there; `None` if there is none.
+/// As [`append`] for an existing file; `None` if it is missing.
 ///
 /// # Errors
-/// The same.
+/// With the path in the text.
 pub fn existing(path: &Path) -> io::Result<Option<File>> {
     match is_there(path)? {
-        true => open_itself(OpenOptions::new().read(true).append(true), path).map(Some),
+        true => open_with(OpenOptions::new().read(true).append(true), libc::O_NOFOLLOW, path).map(Some),
         false => Ok(None),
     }
 }
 
-/// Opens a file for reading; a link is an error, as it is for [`append`].
+/// Opens a file for reading. A link is an error.
 ///
 /// # Errors
 /// With the path in the text.
 pub fn open(path: &Path) -> io::Result<File> {
-    open_itself(OpenOptions::new().read(true), path)
+    open_with(OpenOptions::new().read(true), libc::O_NOFOLLOW, path)
 }
 
-fn open_itself(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let linked = |error: io::Error| match error.raw_os_error() {
-        Some(libc::ELOOP) => io::Error::other("this is a symbolic link: put the file itself in its place"),
-        _ => error,
-    };
-    fs::symlink_metadata(path).map_or(Ok(()), |data| refuse_other_kinds(path, &data))?;
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).map_err(linked).map_err(at(path))
-}
-
-/// An error for a FIFO, a socket or a device: opening it could wait for ever, and it holds nothing that lasts.
-fn refuse_other_kinds(path: &Path, data: &fs::Metadata) -> io::Result<()> {
-    if data.is_file() || data.is_dir() || data.is_symlink() {
-        return Ok(());
+fn open_with(options: &mut OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
+    // Opening one of these could block forever, and it holds nothing that lasts.
+    if fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
+        let text = "this is a FIFO, a socket or a device: remove it, or put a file in its place";
+        return Err(error(path, text));
     }
-    Err(at(path)(io::Error::other(
-        "this is no file, but a FIFO, a socket or a device: remove it, or put the file there",
-    )))
+    match options.custom_flags(flags | libc::O_NONBLOCK).open(path) {
+        Err(failure) if failure.raw_os_error() == Some(libc::ELOOP) => {
+            Err(error(path, "this is a symbolic link: put the file itself in its place"))
+        }
+        opened => opened.map_err(at(path)),
+    }
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -207,33 +209,31 @@ fn refuse_other_kinds(path: &Path, data: &fs::Metadata) -> io::Result<()> {
 /// With the path in the text; a longer file is an error.
 pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs::metadata(path).map_or(Ok(()), |data| refuse_other_kinds(path, &data))?;
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(at(path))?;
+    let file = open_with(OpenOptions::new().read(true), 0, path)?;
     file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(at(path))?;
     if bytes.len() > limit {
-        return Err(at(path)(io::Error::other(format!("longer than {limit} bytes"))));
+        return Err(error(path, format!("longer than {limit} bytes")));
     }
     Ok(bytes)
 }
 
-/// The same, of a file that holds a secret.
+/// As [`read`], for a file that holds a secret.
 ///
 /// # Errors
-/// As [`read`]; also if all users have rights to the file and [`close_to_others`] cannot close it, because it belongs to
-/// another user or is behind a link.
+/// As [`read`]; also if all users have rights to the file and [`close_to_others`] cannot close it, because it belongs
+/// to another user or is behind a link.
 pub fn read_private(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let data = fs::metadata(path).map_err(at(path))?;
     let me = fs::metadata("/proc/self").map(|me| me.uid());
     let is_ours = me.is_ok_and(|me| me == 0 || me == data.uid()) && !path.is_symlink();
     if data.permissions().mode() & 0o007 != 0 && !is_ours {
-        return Err(at(path)(io::Error::other("others can read this private file: chmod 600 it")));
+        return Err(error(path, "other users can read this private file: chmod 600 it"));
     }
     read(path, limit).map(Zeroizing::new)
 }
 
-/// The text of a small file that may have been edited by hand: without a byte order mark, surrounding blanks and line ends,
-/// and zeros that a crash has left at the end. `None` if it is not UTF-8.
+/// The text of a small file that may have been edited by hand: without a byte order mark, surrounding blanks and line
+/// ends, and zeros that a crash has left at the end. `None` if it is not UTF-8.
 pub fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0').trim();
     Some(text.strip_prefix('\u{feff}').unwrap_or(text).trim_start())
@@ -246,27 +246,23 @@ pub fn text(bytes: &[u8]) -> Option<&str> {
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = create_new(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(path));
-    let written = written.and_then(|()| sync_parent(path));
-    if written.is_err() {
-        let _ = fs::remove_file(path);
-    }
-    written
+    written.and_then(|()| sync_parent(path)).inspect_err(|_| _ = fs::remove_file(path))
 }
 
 /// Replaces a file in one step: temporary file, fsync, rename, fsync of the folder.
 ///
 /// # Errors
-/// With the path in the text; the old file then stands untouched.
+/// With the path in the text; the old file is unchanged then.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_with(path, |file| file.write_all(bytes), |_| Ok(()))?;
     sync_parent(path)
 }
 
-/// The same, with the bytes that `write` writes. Calls `before` with the new file before it gets the name; the caller waits
-/// for the folder. Returns the new file, open for appending.
+/// As [`replace`], with the bytes that `write` writes. Calls `before` with the new file before it gets the name. The
+/// caller syncs the folder. Returns the new file, open for reading and appending.
 ///
 /// # Errors
-/// With the path in the text; the old file is then unchanged, and no temporary file stays.
+/// With the path in the text; the old file is unchanged then, and no temporary file stays.
 pub fn replace_with(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -275,25 +271,20 @@ pub fn replace_with(
     let mut name = path.as_os_str().to_os_string();
     name.push(TEMPORARY);
     let temporary = Path::new(&name);
-    // Left by a crash.
+    // A crash may have left one.
     let _ = fs::remove_file(temporary);
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create_new(true).mode(0o600).open(temporary);
     let replaced = file.map_err(at(temporary)).and_then(|file| {
         let mut writer = BufWriter::new(&file);
-        write(&mut writer)
-            .and_then(|()| writer.flush())
-            .and_then(|()| file.sync_all())
-            .map_err(at(temporary))?;
+        let written = write(&mut writer).and_then(|()| writer.flush()).and_then(|()| file.sync_all());
+        written.map_err(at(temporary))?;
         drop(writer);
         before(&file)?;
         fs::rename(temporary, path).map_err(at(path))?;
         Ok(file)
     });
-    if replaced.is_err() {
-        let _ = fs::remove_file(temporary);
-    }
-    replaced
+    replaced.inspect_err(|_| _ = fs::remove_file(temporary))
 }
 
 /// Whether `path` still names the open `file`: another program may have renamed, replaced or removed it.
@@ -302,15 +293,14 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     ours.is_ok_and(|ours| named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
 }
 
-/// Whether a file is empty or its last line has its end.
+/// Whether a file is empty, or its last line has its end.
 ///
 /// # Errors
 /// The disk's.
 pub fn ends_line(file: &File) -> io::Result<bool> {
     let mut last = [b'\n'];
-    match file.metadata()?.len() {
-        0 => {}
-        length => file.read_exact_at(&mut last, length - 1)?,
+    if let Some(at) = file.metadata()?.len().checked_sub(1) {
+        file.read_exact_at(&mut last, at)?;
     }
     Ok(last == [b'\n'])
 }
