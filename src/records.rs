@@ -1,10 +1,9 @@
-//! Files of JSON records, one a line: accounts, locks, known servers and users, ignored users, the kept history.
+//! Files of JSON records, one per line: accounts, locks, known servers and users, ignored users, the kept history.
 //!
-//! Invariant: nothing that was not understood is erased. A record counts with or without its line end; a byte order
-//! mark, blanks, blank lines and CRLF are harmless; what a torn write has left behind the last record is set aside in
-//! a file of its own; any other damage is an error with file, line and remedy. An append that fails is taken back as far as
-//! the disk allows, and none is ever glued to a line that has lost its end. A file that this process alone may write gets
-//! nothing more after another program has changed it. Specification: README#records.
+//! Invariant: the program never erases what it does not understand. A record counts with or without its line end; a
+//! byte order mark, blanks, blank lines and CRLF are harmless. The rest of a torn write behind the last record is set
+//! aside in another file; any other damage is an error with file, line and remedy. A failed append is undone as far as
+//! the disk allows, and the next one never continues a partial line. Specification: README#records.
 
 use crate::clock;
 use crate::disk;
@@ -12,26 +11,25 @@ use miniserde::{Deserialize, json};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use zeroize::Zeroizing;
 
-/// What the records of a file are like.
+/// The records of one kind of file.
 #[derive(Debug)]
 pub struct Format {
     /// The longest line, in bytes.
     pub longest: usize,
-    /// What a person learns of a damaged line, behind its number.
+    /// The error for a damaged line, after its number.
     pub damaged: &'static str,
 }
 
-/// Of most files: real records have about 300 bytes.
+/// Most files: real records have about 300 bytes.
 const PLAIN: Format = Format {
     longest: 4096,
-    damaged: "is damaged: restore the file from a copy, or remove that line and what it stands for",
+    damaged: "is damaged: restore the file from a copy, or remove the line, which loses its record",
 };
-/// Stands in the names of the files that hold what was set aside.
+/// Part of the names of the files that hold what was set aside.
 const SET_ASIDE: &str = ".set-aside-";
 /// U+FEFF in UTF-8: editors put it at the beginning of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -39,9 +37,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The processes that may write to a file while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
-    /// This process alone, by a lock that the caller holds: another file under this name is an error.
+    /// Only this process, which holds a lock: after a change by another program, every write is an error.
     One,
-    /// Other processes too, each under a lock for every append; a replaced file is opened again.
+    /// Other processes too, each with a lock for every append. A replaced file is opened again.
     Many,
 }
 
@@ -52,11 +50,10 @@ pub struct Records {
     writers: Writers,
     format: &'static Format,
     repaired: Option<String>,
-    /// Of a file that only this process may write.
+    /// The file as this process left it, if it is the only writer.
     known: Option<Known>,
 }
 
-/// A file as this process left it.
 struct Known {
     length: u64,
     modified: SystemTime,
@@ -76,7 +73,7 @@ impl Known {
         }
     }
 
-    /// Whether the file is still the same. With another time, the content decides: `touch` changes nothing, and some
+    /// Whether the file is unchanged. If only the time differs, the content decides: `touch` changes nothing, and some
     /// file systems round the time later.
     fn is_as(&mut self, file: &File) -> io::Result<bool> {
         let data = file.metadata()?;
@@ -84,32 +81,32 @@ impl Known {
             return Ok(data.len() == self.length);
         }
         let now = Known::of(file)?;
-        let is_same = now.content.finalize() == self.content.clone().finalize();
+        let is_same = now.content.clone().finalize() == self.content.clone().finalize();
         if is_same {
-            self.modified = now.modified;
+            *self = now;
         }
         Ok(is_same)
     }
 }
 
-/// What a file was found to hold.
+/// What a scan found in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Bytes up to the last record, with the blanks behind it.
     good: u64,
     /// Bytes in all.
     length: u64,
-    /// The last record lacks its line end.
+    /// The last line of `good` lacks its line end.
     open: bool,
 }
 
 impl Found {
-    /// What opening this file for writing would do to it; `None` if nothing.
+    /// The repair that a start would do, as a sentence; `None` if the file is in order.
     pub fn plan(&self, path: &Path) -> Option<String> {
         let (path, rest) = (path.display(), self.length - self.good);
         match (rest, self.open) {
             (0, false) => None,
-            (0, true) => Some(format!("{path}: a start adds the line end that the last record lacks")),
+            (0, true) => Some(format!("{path}: a start adds the missing line end")),
             _ => Some(format!(
                 "{path}: {rest} bytes behind the last record are not understood: a start sets them aside"
             )),
@@ -122,92 +119,83 @@ pub fn parse<T: Deserialize>(line: &[u8]) -> Option<T> {
     json::from_str(std::str::from_utf8(line).ok()?).ok()
 }
 
-/// Reads a file without changing anything, also while another process appends to it: `each` gets every record,
-/// without blanks around it, and says whether it understands it. For each damaged line it gets nothing, and says whether
-/// that is to be tolerated.
+/// Reads a file without changing it; another process may append meanwhile. `each` gets every record, without blanks
+/// around it, and returns whether it understands it. For each damaged line it gets an empty slice, and returns whether
+/// to ignore it.
 ///
 /// # Errors
-/// With file, line and remedy in the text if `each` does not understand a line that is not a torn write's rest, and does
-/// not tolerate it; with the path if the file is missing, is a link, or the disk fails.
+/// With file, line and remedy in the text for a damaged line that `each` does not ignore; with the path if the file is
+/// missing or a link, or the disk fails.
 pub fn read(path: &Path, each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
-    scan(&disk::open(path)?, path, &PLAIN, 0, each)
+    scan(&disk::open(path)?, &PLAIN, each).map_err(disk::at(path))
 }
 
-/// Reads from byte `from` on. A line that is too long comes in pieces.
-fn scan(
-    file: &File,
-    path: &Path,
-    format: &Format,
-    from: u64,
-    mut each: impl FnMut(&[u8]) -> bool,
-) -> io::Result<Found> {
-    let length = file.metadata().map_err(disk::at(path))?.len();
-    let mut handle = file;
-    handle.seek(SeekFrom::Start(from)).map_err(disk::at(path))?;
-    // What another process appends meanwhile is left out: it may be half of it.
-    let mut reader = BufReader::new(handle.take(length.saturating_sub(from)));
-    // Some hold password keys.
+/// Reads a file line by line. A line that is too long comes in pieces.
+fn scan(mut file: &File, format: &Format, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
+    let length = file.metadata()?.len();
+    file.rewind()?;
+    // Without what another process appends meanwhile: it may be half a record.
+    let mut reader = BufReader::new(file.take(length));
+    // Some lines contain password keys.
     let mut line = Zeroizing::new(Vec::with_capacity(format.longest.min(4096)));
-    let (mut at, mut number) = (from, 1);
-    // The line in which a torn write's rest seems to begin; the last one that was damaged, which may have more pieces.
-    let (mut rest, mut last_damaged) = (None, 0);
-    let mut found = Found { good: from, length, open: false };
+    let (mut at, mut number) = (0, 1);
+    // The line in which the rest of a torn write seems to begin, and the last damaged line, which may have more pieces.
+    let (mut rest, mut reported) = (None, 0);
+    let mut found = Found { good: 0, length, open: false };
     loop {
         line.clear();
-        let count =
-            (&mut reader).take(format.longest as u64).read_until(b'\n', &mut line).map_err(disk::at(path))?;
+        let count = (&mut reader).take(format.longest as u64).read_until(b'\n', &mut line)?;
         if count == 0 {
             return Ok(found);
         }
         let is_whole = line.ends_with(b"\n");
-        // Some file systems leave zeros after a crash, where data was not written yet.
-        let is_blank = |byte: &u8| *byte == 0 || byte.is_ascii_whitespace();
-        let end = line.iter().rposition(|byte| !is_blank(byte)).map_or(0, |last| last + 1);
-        let zeros = line[end..].iter().position(|&byte| byte == 0).map(|first| end + first);
-        let text = line[..end].trim_ascii_start();
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).trim_ascii_start();
-        let is_open = !is_whole || zeros.is_some();
-        if text.is_empty() {
-            found.open &= is_open;
-        } else {
-            // Something follows, so no torn write has left it.
-            let mut is_damaged = rest.take();
-            let is_new = last_damaged != number && is_damaged != Some(number);
-            if is_new && each(text) {
-                found.open = is_open;
-            } else if is_new && !is_whole && !text.ends_with(b"}") && !is_utf16(&line) {
-                // A record that was not written to its end.
-                rest = Some(number);
-            } else {
-                is_damaged = is_damaged.or(Some(number));
-                found.open = is_open;
+        let (text, kept) = content(&line);
+        if !text.is_empty() {
+            // A rest with something behind it is damage.
+            let mut damaged = rest.take();
+            if reported != number && damaged != Some(number) && !each(text) {
+                let is_torn = !is_whole && !text.ends_with(b"}") && !is_utf16(&line);
+                rest = is_torn.then_some(number);
+                damaged = damaged.or((!is_torn).then_some(number));
             }
-            if let Some(number) = is_damaged.filter(|number| last_damaged != *number) {
+            if let Some(number) = damaged.filter(|number| *number != reported) {
                 if !each(b"") {
-                    return Err(damaged(path, format, number, &line));
+                    return Err(damage(format, number, &line));
                 }
-                last_damaged = number;
+                reported = number;
             }
         }
         if rest.is_none() {
-            found.good = at + zeros.unwrap_or(count) as u64;
-            rest = zeros.map(|_| number);
+            found.good = at + kept as u64;
+            found.open = line[..kept].last().map_or(found.open, |last| *last != b'\n');
+            rest = (kept < count).then_some(number);
         }
         at += count as u64;
         number += u64::from(is_whole);
     }
 }
 
-fn damaged(path: &Path, format: &Format, number: u64, line: &[u8]) -> io::Error {
+/// The text of a line without blanks around it, and the number of bytes before the zeros behind it. Some file systems
+/// leave zeros after a crash.
+fn content(line: &[u8]) -> (&[u8], usize) {
+    let is_blank = |byte: &u8| *byte == 0 || byte.is_ascii_whitespace();
+    let end = line.iter().rposition(|byte| !is_blank(byte)).map_or(0, |last| last + 1);
+    let zeros = line[end..].iter().position(|&byte| byte == 0);
+    let text = line[..end].trim_ascii_start();
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).trim_ascii_start();
+    (text, zeros.map_or(line.len(), |first| end + first))
+}
+
+fn damage(format: &Format, number: u64, line: &[u8]) -> io::Error {
     let hint = match line {
         _ if is_utf16(line) => " (this looks like UTF-16: save the file as UTF-8)",
         _ if line.trim_ascii().contains(&b'\r') => " (its line ends are CR alone: save the file with LF)",
         _ => "",
     };
-    io::Error::other(format!("{}: line {number} {}{hint}", path.display(), format.damaged))
+    io::Error::other(format!("line {number} {}{hint}", format.damaged))
 }
 
-/// With a byte order mark, or a zero beside each letter.
+/// Whether a line has a byte order mark of UTF-16, or a zero beside each letter.
 fn is_utf16(line: &[u8]) -> bool {
     match line {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
@@ -216,7 +204,16 @@ fn is_utf16(line: &[u8]) -> bool {
     }
 }
 
-/// Makes a file beside `path` for what is set aside of it now; no earlier one is overwritten.
+/// Copies `file`, which is at `path`, from byte `from` on into a new file, which is on disk when this returns its path.
+fn set_aside(mut file: &File, path: &Path, from: u64) -> io::Result<PathBuf> {
+    let (aside, mut copy) = create_aside(path)?;
+    let copied = file.seek(SeekFrom::Start(from)).and_then(|_| io::copy(&mut file, &mut copy));
+    let copied = copied.and_then(|_| copy.sync_all()).map_err(disk::at(&aside));
+    copied.and_then(|()| disk::sync_parent(&aside)).inspect_err(|_| _ = std::fs::remove_file(&aside))?;
+    Ok(aside)
+}
+
+/// Makes a new file beside `path`. Overwrites no other, so there may be several of one second.
 fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
     let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
     let mut n = 1;
@@ -233,57 +230,46 @@ fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// Copies the bytes of `file`, which is at `path`, from byte `from` on into a file of their own, whose path it
-/// returns; they are on disk then.
-///
-/// # Errors
-/// With the path in the text.
-fn set_aside(mut file: &File, path: &Path, from: u64) -> io::Result<PathBuf> {
-    let (aside, mut copy) = create_aside(path)?;
-    let copied = file.seek(SeekFrom::Start(from)).and_then(|_| io::copy(&mut file, &mut copy));
-    let copied = copied.and_then(|_| copy.sync_all()).map_err(disk::at(&aside));
-    match copied.and_then(|()| disk::sync_parent(&aside)) {
-        Ok(()) => Ok(aside),
-        Err(error) => {
-            let _ = std::fs::remove_file(&aside);
-            Err(error)
-        }
-    }
-}
-
-/// Copies a whole file that is about to be rewritten into one of its own, whose path it returns.
+/// Copies a file that is about to be rewritten, and returns the path of the copy.
 ///
 /// # Errors
 /// With the path in the text.
 pub fn copy_aside(path: &Path) -> io::Result<PathBuf> {
-    set_aside(&File::open(path).map_err(disk::at(path))?, path, 0)
+    set_aside(&disk::open(path)?, path, 0)
 }
 
-/// The files with what was ever set aside of `path`.
+/// The files that hold what was set aside of `path`.
 pub fn asides(path: &Path) -> Vec<PathBuf> {
     let begin = format!("{}{SET_ASIDE}", path.file_name().unwrap_or_default().to_string_lossy());
-    let entries = path.parent().and_then(|folder| folder.read_dir().ok());
-    let ours = entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin));
+    let entries = path.parent().and_then(|folder| folder.read_dir().ok()).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin));
     ours.map(|entry| entry.path()).collect()
 }
 
+/// Empties a file, which need not be understood, and removes everything that was set aside of it.
+///
+/// # Errors
+/// With the path in the text.
+pub fn erase(file: &File, path: &Path) -> io::Result<()> {
+    for aside in asides(path) {
+        std::fs::remove_file(&aside).map_err(disk::at(&aside))?;
+    }
+    file.set_len(0).and_then(|()| file.sync_all()).map_err(disk::at(path))
+}
+
 impl Records {
-    /// Opens the file at `path`, which is made if need be, reads it as [`read`] does, and repairs its end.
+    /// Opens or makes the file at `path`, reads it as [`read`] does, and repairs its end.
     ///
     /// # Errors
-    /// As [`read`]; nothing has changed then.
+    /// As [`read`], which changes nothing.
     pub fn open(path: &Path, writers: Writers, each: impl FnMut(&[u8]) -> bool) -> io::Result<Records> {
         Records::of(disk::append(path)?, path, writers, &PLAIN, each)
     }
 
-    /// The same, of a file that is open for appending already, with records of another format.
+    /// As [`Records::open`], for a file that is open for appending and may have another format.
     ///
     /// # Errors
-    /// The same.
+    /// As [`Records::open`].
     pub fn of(
         file: File,
         path: &Path,
@@ -293,122 +279,104 @@ impl Records {
     ) -> io::Result<Records> {
         let path_buf = path.to_path_buf();
         let mut records = Records { path: path_buf, file, writers, format, repaired: None, known: None };
-        records.repaired = records.locked(|file| {
-            let found = scan(file, path, format, 0, each)?;
-            records.repair(&found)
-        })?;
-        records.know()?;
+        let repaired = records.locked(|records| {
+            let repaired = records.repair(each)?;
+            records.know()?;
+            Ok(repaired)
+        });
+        records.repaired = repaired.map_err(disk::at(path))?;
         Ok(records)
     }
 
-    /// What was repaired when the file was opened, as a sentence.
+    /// The repair when the file was opened, as a sentence.
     pub fn repaired(&self) -> Option<&str> {
         self.repaired.as_deref()
     }
 
-    /// Remembers the file as it is now, if nobody else may change it.
+    /// Remembers the file as it is now, if this process is the only writer.
     fn know(&mut self) -> io::Result<()> {
-        let known = (self.writers == Writers::One).then(|| Known::of(&self.file)).transpose();
-        self.known = known.map_err(disk::at(&self.path))?;
+        if self.writers == Writers::One {
+            self.known = Some(Known::of(&self.file)?);
+        }
         Ok(())
     }
 
-    /// Refuses to write to a file that another program has changed: what it holds is not what this process believes.
+    /// An only writer does not write to a changed file: its content is not what this process believes.
     fn check_unchanged(&mut self) -> io::Result<()> {
         let Some(known) = &mut self.known else { return Ok(()) };
-        let told = match disk::is_at(&self.file, &self.path) {
+        let why = match disk::is_at(&self.file, &self.path) {
             true if known.is_as(&self.file).map_err(disk::at(&self.path))? => return Ok(()),
-            true => "another program changed it while it was in use: put it back as it was, or start again",
-            false => "it was replaced or removed while it was in use: put it back, or start again",
+            true => "another program changed it while it was in use: put it back as it was, or restart",
+            false => "it was replaced or removed while it was in use: put it back, or restart",
         };
-        Err(disk::at(&self.path)(io::Error::other(told)))
+        Err(disk::error(&self.path, why))
     }
 
-    fn locked<T>(&self, act: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+    fn locked<T>(&mut self, act: impl FnOnce(&mut Records) -> io::Result<T>) -> io::Result<T> {
         if self.writers == Writers::One {
-            return act(&self.file);
+            return act(self);
         }
-        self.file.lock().map_err(disk::at(&self.path))?;
-        let done = act(&self.file);
-        self.file.unlock().map_err(disk::at(&self.path))?;
+        self.file.lock()?;
+        let done = act(self);
+        self.file.unlock()?;
         done
     }
 
-    /// Lets the file end with the line end of its last record.
-    fn repair(&self, found: &Found) -> io::Result<Option<String>> {
-        let (path, rest, mut file) = (self.path.display(), found.length - found.good, &self.file);
-        let mut done = None;
+    /// Reads the file, and makes it end with the line end of its last record. Returns a sentence if that was necessary.
+    fn repair(&self, each: impl FnMut(&[u8]) -> bool) -> io::Result<Option<String>> {
+        let (mut file, path) = (&self.file, self.path.display());
+        let found = scan(file, self.format, each)?;
+        let (rest, mut done) = (found.length - found.good, None);
         if rest > 0 {
             let aside = set_aside(file, &self.path, found.good)?;
-            file.set_len(found.good).map_err(disk::at(&self.path))?;
+            file.set_len(found.good)?;
             let aside = aside.display();
             done = Some(format!(
                 "{path}: {rest} bytes behind the last record were not understood, and are set aside in {aside}"
             ));
         }
         if found.open {
-            file.write_all(b"\n").map_err(disk::at(&self.path))?;
-            done =
-                done.or_else(|| Some(format!("{path}: the line end that the last record lacked is added")));
+            file.write_all(b"\n")?;
+            done = done.or_else(|| Some(format!("{path}: the missing line end was added")));
         }
         Ok(done)
-    }
-
-    /// Sees to it that what is appended now follows a line end, in the file that has the name: an editor may have
-    /// changed or replaced it, or a full disk may have left half a line.
-    /// True if something had to be repaired.
-    fn ready(&self) -> io::Result<bool> {
-        if disk::ends_line(&self.file)? {
-            return Ok(false);
-        }
-        let length = self.file.metadata()?.len();
-        let mut last = vec![0; length.min(self.format.longest as u64) as usize];
-        let begin = length - last.len() as u64;
-        self.file.read_exact_at(&mut last, begin)?;
-        let line = begin + last.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
-        let each = |line: &[u8]| parse::<json::Object>(line).is_some();
-        let found = scan(&self.file, &self.path, self.format, line, each);
-        let found =
-            found.map_err(|_| io::Error::other("its last line is damaged: repair it, and start again"))?;
-        self.repair(&found).map(|_| true)
     }
 
     /// Appends lines, each with its end; waits until they are on disk if they are to be `durable`.
     ///
     /// # Errors
-    /// The disk's, with the path in the text, or that another program has changed or replaced a file that only this
-    /// process may write: the file then ends as it did before.
+    /// With the path in the text if the disk fails, or another program has changed a file that only this process may
+    /// write. The file then ends as before.
     pub fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
         self.check_unchanged()?;
         if self.writers == Writers::Many && !disk::is_at(&self.file, &self.path) {
             self.file = disk::append(&self.path)?;
         }
-        let written = self.locked(|mut file| {
-            let is_repaired = self.ready()?;
-            let length = file.metadata()?.len();
-            let written =
-                file.write_all(lines).and_then(|()| if durable { file.sync_data() } else { Ok(()) });
-            if written.is_err() {
-                // If this fails too, the half line is set aside before the next one.
-                let _ = file.set_len(length).and_then(|()| file.sync_all());
-            }
-            written.map(|()| is_repaired)
-        });
-        match (&written, &mut self.known) {
-            (Ok(false), Some(known)) => {
-                known.content.update(lines);
-                known.length += lines.len() as u64;
-                known.modified = self.file.metadata()?.modified()?;
-            }
-            _ => {
-                let known = self.know();
-                written.as_ref().map_or(Ok(()), |_| known)?;
-            }
-        }
-        written.map(drop).map_err(disk::at(&self.path))
+        self.locked(|records| records.write(lines, durable)).map_err(disk::at(&self.path))
     }
 
-    /// Waits until all of the file is on disk.
+    fn write(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
+        // An editor may have changed the file, or a full disk may have left half a line.
+        if !disk::ends_line(&self.file)? {
+            let is_record = |line: &[u8]| line.is_empty() || parse::<json::Object>(line).is_some();
+            self.repair(is_record)?;
+            self.know()?;
+        }
+        let (mut file, length) = (&self.file, self.file.metadata()?.len());
+        let written = file.write_all(lines).and_then(|()| if durable { file.sync_data() } else { Ok(()) });
+        if written.is_err() {
+            // If this fails too, the partial line is set aside before the next one.
+            let _ = file.set_len(length).and_then(|()| file.sync_all());
+            let _ = self.know();
+        } else if let Some(known) = &mut self.known {
+            known.content.update(lines);
+            known.length += lines.len() as u64;
+            known.modified = file.metadata()?.modified()?;
+        }
+        written
+    }
+
+    /// Waits until the whole file is on disk.
     ///
     /// # Errors
     /// With the path in the text.
@@ -424,11 +392,11 @@ impl Records {
         self.file.metadata().map(|data| data.len()).map_err(disk::at(&self.path))
     }
 
-    /// Puts a file of these lines in the place of this one; `before` gets the new file before it has the name. The
-    /// caller waits for the folder.
+    /// Replaces the file by one of these lines. `before` gets the new file before it has the name. The caller syncs the
+    /// folder.
     ///
     /// # Errors
-    /// With the path in the text; the former file then stands untouched.
+    /// With the path in the text; the former file is unchanged then.
     pub fn rewrite<L: AsRef<[u8]>>(
         &mut self,
         lines: impl IntoIterator<Item = L>,
@@ -438,28 +406,13 @@ impl Records {
         let write =
             |writer: &mut dyn Write| lines.into_iter().try_for_each(|line| writer.write_all(line.as_ref()));
         self.file = disk::replace_with(&self.path, write, before)?;
-        self.know()
+        self.know().map_err(disk::at(&self.path))
     }
 
-    /// Empties the file, and removes what was ever set aside of it.
-    ///
-    /// # Errors
-    /// With the path in the text.
-    pub fn erase(&mut self) -> io::Result<()> {
-        erase(&self.file, &self.path)?;
-        self.know()
+    /// The open file, for a caller that has locked it.
+    pub fn file(&self) -> &File {
+        &self.file
     }
-}
-
-/// See [`Records::erase`]: of a file that need not be understood.
-///
-/// # Errors
-/// The same.
-pub fn erase(file: &File, path: &Path) -> io::Result<()> {
-    for aside in asides(path) {
-        std::fs::remove_file(&aside).map_err(disk::at(&aside))?;
-    }
-    file.set_len(0).and_then(|()| file.sync_all()).map_err(disk::at(path))
 }
 
 #[cfg(test)]
@@ -569,14 +522,14 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_of_a_full_disk_is_set_aside_before_the_next() {
+    fn partial_line_is_set_aside_before_the_next_append() {
         let (path, folder) = place();
         let mut records = Records::open(&path, Writers::One, |_| true).expect("new");
         assert_eq!(records.repaired(), None);
         for n in 0..3 {
             records.append(format!("{{\"n\":{n}}}\n").as_bytes(), true).expect("written");
             if n == 1 {
-                // It could not be taken back.
+                // As if it could not be undone.
                 (&records.file).write_all(b"{\"n\":").and_then(|()| records.know()).expect("written");
             }
         }
@@ -588,7 +541,7 @@ mod tests {
 
     /// README#records.
     #[test]
-    fn file_that_another_program_changed_in_place_gets_no_line() {
+    fn file_changed_in_place_gets_no_line_from_its_only_writer() {
         let (path, folder) = place();
         let mut records = Records::open(&path, Writers::One, |_| true).expect("new");
         let text = "{\"n\":0}\n{\"n\":1}\n";
@@ -608,13 +561,13 @@ mod tests {
             records.rewrite(["{}\n"], |_| Ok(())).expect_err(changed);
             assert_eq!(std::fs::read_to_string(&path).expect("there"), changed);
         }
-        // Put back as it was, under whatever time.
+        // Put back as it was, with any time.
         std::fs::write(&path, text).expect("written");
         records.append(b"{\"n\":3}\n", true).expect("the same");
         records.rewrite(["{}\n"], |_| Ok(())).expect("the same");
         records.append(b"{\"n\":4}\n", true).expect("its own");
         assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":4}\n");
-        // Of several writers, each takes the file as it is.
+        // One of several writers accepts the file as it is.
         let mut records = Records::open(&path, Writers::Many, |_| true).expect("there");
         std::fs::write(&path, "{}").expect("written");
         records.append(b"{\"n\":5}\n", true).expect("written");

@@ -289,19 +289,16 @@ impl History {
         if temporary.exists() {
             fs::remove_file(&temporary).map_err(disk::at(&temporary))?;
         }
-        if let Some(records) = &mut self.records {
-            // In place, so that the lock stays what it is.
-            records.erase()?;
-        } else if was_there {
-            let Some(file) = lock(&self.path, Duration::ZERO)? else {
-                let text = "another client has it: leave that one, or tell it the same";
-                return Err(disk::at(&self.path)(io::Error::other(text)));
-            };
-            records::erase(&file, &self.path)?;
-            self.records = Some(Records::of(file, &self.path, Writers::One, &FORMAT, |_| false)?);
-        } else {
-            return Ok(false);
-        }
+        // In place, so that the lock stays what it is.
+        let file = match &self.records {
+            Some(records) => records.file().try_clone().map_err(disk::at(&self.path))?,
+            None if !was_there => return Ok(false),
+            None => lock(&self.path, Duration::ZERO)?.ok_or_else(|| {
+                disk::error(&self.path, "another client has it: leave that one, or tell it the same")
+            })?,
+        };
+        records::erase(&file, &self.path)?;
+        self.records = Some(Records::of(file, &self.path, Writers::One, &FORMAT, |_| false)?);
         self.end = End::default();
         if !self.wanted {
             fs::remove_file(&self.path).map_err(disk::at(&self.path))?;
