@@ -1,5 +1,4 @@
-//! Wall-clock time for people and signed fields. Durations use [`std::time::Instant`] instead, so that setting the clock
-//! back does no harm.
+//! Wall-clock time for people and signed fields. Durations use [`std::time::Instant`], which is never set back.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 use time::{OffsetDateTime, UtcOffset};
@@ -13,20 +12,19 @@ fn date_time(ms: u64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp((ms / 1000) as i64).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
-/// `2026-01-31T08:05:09Z`, from milliseconds since 1970; `1970-01-01T00:00:00Z` for a time beyond the year 9999.
+/// `2026-01-31T08:05:09Z`, from milliseconds since 1970; `1970-01-01T00:00:00Z` for a time after the year 9999.
 pub fn utc(ms: u64) -> String {
     let t = date_time(ms);
-    let (y, mo, d) = (t.year(), u8::from(t.month()), t.day());
-    format!("{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}Z", t.hour(), t.minute(), t.second())
+    format!("{}T{:02}:{:02}:{:02}Z", t.date(), t.hour(), t.minute(), t.second())
 }
 
-/// The part of [`utc`] before the `T`: `2026-01-31`.
+/// The date in [`utc`]: `2026-01-31`.
 pub fn utc_day(ms: u64) -> String {
-    utc(ms)[..10].to_string()
+    date_time(ms).date().to_string()
 }
 
-/// In this machine's time zone, or in UTC if that is unknown. Each time has the offset of its own moment: a client runs
-/// across the change to summer time and shows messages from before it.
+/// In this machine's time zone, or in UTC if that is unknown. Each time has the offset of its own moment, so a message
+/// from before the change to summer time keeps its hour.
 fn local(ms: u64) -> OffsetDateTime {
     let t = date_time(ms);
     t.checked_to_offset(UtcOffset::local_offset_at(t).unwrap_or(UtcOffset::UTC)).unwrap_or(t)
@@ -40,8 +38,7 @@ pub fn hour_minute(ms: u64) -> String {
 
 /// `2026-01-31 08:05` in local time, from milliseconds since 1970.
 pub fn date_minute(ms: u64) -> String {
-    let t = local(ms);
-    format!("{:04}-{:02}-{:02} {}", t.year(), u8::from(t.month()), t.day(), hour_minute(ms))
+    format!("{} {}", local(ms).date(), hour_minute(ms))
 }
 
 /// `Monday 2 November 2026` in local time, from milliseconds since 1970.

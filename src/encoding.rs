@@ -1,8 +1,8 @@
-//! Values that are one string in JSON (binary data as base64, RFC 4648 section 4, with padding; words), and how objects are
-//! read, in one pass and no deeper than messages are.
+//! Values that are one string in JSON: words, and binary data as base64 (RFC 4648 section 4, with padding). Objects are
+//! read in one pass.
 //!
-//! Invariant: a decoded value already has its final type and length, so nothing behind the
-//! decoder checks lengths again. JSON itself is miniserde's: no recursion, unknown fields ignored.
+//! Invariant: a decoded value has its final type and length, so no other code checks lengths again. miniserde reads the
+//! JSON: it does not recurse, and ignores unknown members.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -12,9 +12,9 @@ use std::borrow::Cow;
 
 make_place!(Place);
 
-/// A value that is one string in JSON; `text!` makes it a member of messages.
+/// A value that is one string in JSON. `text!` lets messages contain it.
 pub trait Text: Sized {
-    /// `None` if the string is no such value.
+    /// `None` if the string is not such a value.
     fn read(text: &str) -> Option<Self>;
 
     /// The string.
@@ -28,12 +28,12 @@ impl<T: Text> Visitor for Place<T> {
     }
 }
 
-/// Where the decoder puts such a value.
+/// The place where the decoder stores such a value.
 pub fn place<T: Text>(out: &mut Option<T>) -> &mut dyn Visitor {
     Place::new(out)
 }
 
-/// Lets messages have members of a type that is [`Text`].
+/// Lets messages contain a type that is [`Text`].
 macro_rules! text {
     ($type:ty $(, const $n:ident)?) => {
         impl $(<const $n: usize>)? miniserde::Deserialize for $type {
@@ -51,8 +51,8 @@ macro_rules! text {
 }
 pub(crate) use text;
 
-/// An enum of which each value is a word on the wire, or the sentence of an error. With `else Later(Word)`, any other word
-/// is a value, too, and the enum can be a member of messages.
+/// An enum whose values are words on the wire, or the sentences of an error. With `else Later(Word)`, any other word is
+/// a value too, and messages can contain the enum.
 macro_rules! words {
     ($(#[$doc:meta])* $vis:vis enum $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
@@ -102,11 +102,11 @@ macro_rules! words {
 }
 pub(crate) use words;
 
-/// Bytes of any length, as base64; the line's limit bounds them. PROTOCOL#base64.
+/// Bytes as base64. Only the line's limit bounds them. PROTOCOL#base64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
-/// Exactly `N` bytes, as base64; any other number is no value of this type.
+/// Exactly `N` bytes as base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fixed<const N: usize>(pub [u8; N]);
 
@@ -115,9 +115,7 @@ text!(Fixed<N>, const N);
 
 impl Text for Bytes {
     fn read(text: &str) -> Option<Bytes> {
-        let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-        BASE64_STANDARD.decode_vec(text, &mut bytes).ok()?;
-        Some(Bytes(bytes))
+        BASE64_STANDARD.decode(text).ok().map(Bytes)
     }
 
     fn write(&self) -> Cow<'_, str> {
@@ -137,20 +135,17 @@ impl<const N: usize> Text for Fixed<N> {
     }
 }
 
-/// Into memory that is not filled with zeros first, for which the system's allocator takes its slow way.
+/// Base64 with padding.
 pub fn base64(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    BASE64_STANDARD.encode_string(bytes, &mut text);
-    text
+    BASE64_STANDARD.encode(bytes)
 }
 
-/// JSON may nest no deeper than this; real messages have three levels. It bounds the decoder's memory.
-/// PROTOCOL#depth.
+/// The deepest nesting of JSON: bounds the decoder's memory. Real messages have three levels. PROTOCOL#depth.
 const MAX_DEPTH: usize = 8;
 
 /// Whether brackets outside strings nest at most 8 deep.
 pub fn is_shallow(text: &str) -> bool {
-    // Most lines have no more brackets than that at all, which is found out many bytes at a time.
+    // Most lines have no more brackets than that. Counting them looks at many bytes at a time.
     let brackets = |some: &[u8]| some.iter().map(|byte| u8::from(matches!(byte, b'[' | b'{'))).sum::<u8>();
     if text.as_bytes().chunks(255).map(|some| usize::from(brackets(some))).sum::<usize>() <= MAX_DEPTH {
         return true;
@@ -174,7 +169,7 @@ pub fn is_shallow(text: &str) -> bool {
     true
 }
 
-/// The first member `type`; others of that name are ignored like unknown ones. Without one, decoding fails.
+/// The first member `type`; later ones are ignored. Without one, decoding fails.
 pub struct FirstType(pub String);
 
 impl Deserialize for FirstType {
@@ -185,19 +180,18 @@ impl Deserialize for FirstType {
 
 impl Visitor for Place<FirstType> {
     fn map(&mut self) -> Result<Box<dyn Map + '_>> {
-        Ok(Box::new(FirstTypeMap { seen: false, kind: None, out: &mut self.out }))
+        Ok(Box::new(FirstTypeMap { kind: None, out: &mut self.out }))
     }
 }
 
 struct FirstTypeMap<'a> {
-    seen: bool,
     kind: Option<String>,
     out: &'a mut Option<FirstType>,
 }
 
 impl Map for FirstTypeMap<'_> {
     fn key(&mut self, name: &str) -> Result<&mut dyn Visitor> {
-        match name == "type" && !std::mem::replace(&mut self.seen, true) {
+        match name == "type" && self.kind.is_none() {
             true => Ok(Deserialize::begin(&mut self.kind)),
             false => Ok(<dyn Visitor>::ignore()),
         }
@@ -209,19 +203,19 @@ impl Map for FirstTypeMap<'_> {
     }
 }
 
-/// Two structs whose fields stand in one object, read in one pass.
+/// Two structs with their members in one object, read in one pass.
 pub struct Both<A, B>(Option<A>, Option<B>);
 
 impl<A, B> Both<A, B> {
-    /// The two; `None` if a field was missing.
+    /// The two structs; `None` if a member was missing.
     pub fn parts(self) -> Option<(A, B)> {
         self.0.zip(self.1)
     }
 }
 
-/// The first of [`Both`] has these members; all others are the second's.
+/// The first struct of [`Both`] has these members; the second has all others.
 pub trait Joined {
-    /// Their names on the wire.
+    /// The members' names on the wire.
     const MEMBERS: &[&str];
 }
 
@@ -263,7 +257,7 @@ mod tests {
 
     /// PROTOCOL#base64.
     #[test]
-    fn a_wrong_length_or_alphabet_is_refused() {
+    fn wrong_length_or_alphabet_of_base64_is_refused() {
         assert!(json::from_str::<Fixed<3>>("\"AAAA\"").is_ok());
         for bad in ["\"AAA\"", "\"AAAAAAAA\"", "\"AA-_\"", "\"AA A\"", "\"AAA=\\n\"", "3", "null", "[0,0,0]"]
         {
@@ -274,7 +268,7 @@ mod tests {
 
     /// PROTOCOL#depth.
     #[test]
-    fn only_brackets_outside_strings_and_inside_each_other_count_as_depth() {
+    fn only_nested_brackets_outside_strings_count_as_depth() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(is_shallow(&nested(MAX_DEPTH)) && !is_shallow(&nested(MAX_DEPTH + 1)));
         let objects = |depth: usize| r#"{"a":"#.repeat(depth);

@@ -17,7 +17,7 @@
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |
 //! | [`crypto`] | keys, envelopes, chunks of files, the key file |
-//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`arguments`], `sync` | small things that everyone needs |
+//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`cli`], `sync` | small things that everyone needs |
 //!
 //! # A message on its way
 //!
@@ -73,8 +73,8 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod arguments;
 pub mod auth;
+pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod crypto;

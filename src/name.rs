@@ -1,9 +1,9 @@
 //! User names: parsed once, valid from then on.
 //!
-//! Invariant: a [`Username`] is 1 to 32 ASCII letters, digits, `_` or `-` and begins with a
-//! letter or digit, so it is safe in a path, a log line, a terminal and a signed field.
-//! Letter case is kept, but two accounts never differ in case alone (PROTOCOL#names). A name that reads like a word of the
-//! interface is displayed with an `@` before it, which no name begins with, so nobody mistakes a user for the program.
+//! Invariant: a [`Username`] has 1 to 32 ASCII letters, digits, `_` or `-` and begins with a letter or digit. It is
+//! safe in a path, a log line, a terminal and a signed field. Letter case is kept, but no two accounts differ in case
+//! alone (PROTOCOL#names). A name that reads like a word of the interface is shown with `@` before it, so that no user
+//! can pose as the program.
 
 use crate::encoding::{Text, text};
 use std::borrow::Cow;
@@ -13,31 +13,20 @@ use std::str::FromStr;
 /// The longest name, in bytes: fits a status line beside a room's name.
 pub const MAX_NAME: usize = 32;
 
-/// Words that the interface uses where names stand. PROTOCOL#reserved-names.
+/// Words that the interface shows in the place of names. PROTOCOL#reserved-names.
 const WORDS: [&str; 8] = ["all", "everyone", "me", "operator", "private", "room", "server", "you"];
 
-/// A valid user name. It is stored inline: a message to a thousand users names each of them three times.
+/// A valid user name, stored inline: a message to a thousand users contains each name three times.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Username {
-    /// Zeros after its end, so that names compare as their texts do.
+    /// Zeros follow the name, so that names compare as their texts do.
     bytes: [u8; MAX_NAME],
     length: u8,
 }
 
-/// Why a text is not a user name.
-#[derive(Debug, PartialEq, Eq)]
-pub struct InvalidName;
-
-impl fmt::Display for InvalidName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "a name is 1 to {MAX_NAME} letters (a-z, A-Z), digits, _ or -, and begins with a letter or digit"
-        )
-    }
-}
-
-impl std::error::Error for InvalidName {}
+/// The error for a text that is not a user name.
+pub const INVALID_NAME: &str =
+    "a name is 1 to 32 letters (a-z, A-Z), digits, _ or -, and begins with a letter or digit";
 
 impl Username {
     /// The name as it was registered: 1 to 32 bytes of ASCII.
@@ -45,39 +34,51 @@ impl Username {
         str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
     }
 
-    /// Whether it reads like a word of the interface: in any letter case, without `_` and `-`, without digits at either end,
-    /// or with characters replaced by others that look alike. In a short word `i` does not count as `l`: `ali` is a name. A
-    /// capital `I` does, beside small letters.
+    /// Whether the name reads like a word of the interface: in any letter case, without `_` and `-`, without digits at
+    /// either end, or with characters that look alike. In a short word `i` does not count as `l`, so `ali` is a name; a
+    /// capital `I` beside small letters does.
     pub fn is_reserved(&self) -> bool {
         let has = |kind: fn(&u8) -> bool| self.as_str().bytes().any(|byte| kind(&byte));
         let may_be_short = !has(|&b| b == b'i') && (has(u8::is_ascii_lowercase) || !has(|&b| b == b'I'));
-        let plain: String = self.folded().chars().filter(char::is_ascii_alphanumeric).collect();
+        let plain = self.folded().replace(['_', '-'], "");
         let bare = plain.trim_matches(|c: char| c.is_ascii_digit());
-        let mut words = WORDS.iter().filter(|word| word.len() > 3 || may_be_short);
-        let [plain, bare] = [&plain, bare].map(looks_like);
-        words.any(|word| [&plain, &bare].contains(&&looks_like(word)))
+        let shown = [&plain, bare].map(look);
+        WORDS.iter().any(|word| (word.len() > 3 || may_be_short) && shown.contains(&look(word)))
     }
 
-    /// The name in lower case, under which names are compared for uniqueness and lockout. PROTOCOL#name-case.
+    /// The name in lower case, for uniqueness and lockout. PROTOCOL#name-case.
     pub fn folded(&self) -> String {
         self.as_str().to_ascii_lowercase()
     }
 }
 
+/// The same result for texts that look alike.
+fn look(text: &str) -> String {
+    let alike = |c| match c {
+        '0' => 'o',
+        '1' | 'i' => 'l',
+        '3' => 'e',
+        '4' => 'a',
+        '5' => 's',
+        '7' => 't',
+        other => other,
+    };
+    text.chars().map(alike).collect::<String>().replace("rn", "m").replace("vv", "w")
+}
+
 impl FromStr for Username {
-    type Err = InvalidName;
+    type Err = &'static str;
 
     /// PROTOCOL#name-form.
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
+    fn from_str(text: &str) -> Result<Self, &'static str> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-        if starts_well && text.len() <= MAX_NAME && text.bytes().all(allowed) {
-            let mut bytes = [0; MAX_NAME];
-            bytes[..text.len()].copy_from_slice(text.as_bytes());
-            Ok(Username { bytes, length: text.len() as u8 })
-        } else {
-            Err(InvalidName)
+        if !starts_well || text.len() > MAX_NAME || !text.bytes().all(allowed) {
+            return Err(INVALID_NAME);
         }
+        let mut bytes = [0; MAX_NAME];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Username { bytes, length: text.len() as u8 })
     }
 }
 
@@ -93,21 +94,7 @@ impl Text for Username {
     }
 }
 
-/// The same result for texts that look alike.
-fn looks_like(text: &str) -> String {
-    let alike = |c| match c {
-        '0' => 'o',
-        '1' | 'i' => 'l',
-        '3' => 'e',
-        '4' => 'a',
-        '5' => 's',
-        '7' => 't',
-        other => other,
-    };
-    text.chars().map(alike).collect::<String>().replace("rn", "m").replace("vv", "w")
-}
-
-/// For display. Where the name itself is needed, as in a path, use [`Username::as_str`].
+/// For display. A path or a signed field takes [`Username::as_str`].
 impl fmt::Display for Username {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_reserved() { f.pad(&format!("@{}", self.as_str())) } else { f.pad(self.as_str()) }
@@ -166,9 +153,10 @@ mod tests {
     #[test]
     fn name_that_could_leave_a_folder_or_line_is_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "a\n", "-rf", "_x", "é", "a\u{202e}b", "a.b", "a@b"] {
-            assert_eq!(bad.parse::<Username>(), Err(InvalidName), "{bad:?}");
+            assert_eq!(bad.parse::<Username>(), Err(INVALID_NAME), "{bad:?}");
         }
-        assert!("x".repeat(33).parse::<Username>().is_err());
+        assert!("x".repeat(MAX_NAME + 1).parse::<Username>().is_err());
+        assert!(INVALID_NAME.contains(&format!("1 to {MAX_NAME} letters")));
         for good in ["a", "Alice", "bob-2", "0_0", &"x".repeat(32)] {
             assert_eq!(good.parse::<Username>().expect("valid").as_str(), good);
         }

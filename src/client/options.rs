@@ -1,7 +1,7 @@
 //! The client's command line.
 
 use super::text::is_blank;
-use crate::arguments::Arguments;
+use crate::cli::Arguments;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::name::Username;

@@ -1,7 +1,7 @@
 //! The server's command line.
 
 use super::limits::{Limits, MIN_OUTBOX};
-use crate::arguments::Arguments;
+use crate::cli::Arguments;
 use crate::disk;
 use crate::name::{InvalidName, Username};
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`, with errors of one line.
+//! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`. An error is one line.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -12,7 +12,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// From the words after the program's name.
+    /// Takes the words after the program's name.
     pub fn new(words: impl IntoIterator<Item = OsString>) -> Arguments {
         Arguments { words: words.into_iter().collect::<Vec<_>>().into_iter(), inline: None }
     }
@@ -20,25 +20,20 @@ impl Arguments {
     /// The next flag; `None` at the end of the command line.
     ///
     /// # Errors
-    /// If the word is not UTF-8 or not a flag, or the flag before takes no value and has one.
+    /// If the word is not a flag in UTF-8, or the flag before it has a value and takes none.
     pub fn flag(&mut self) -> Result<Option<String>, String> {
         if let Some(value) = self.inline.take() {
             return Err(format!("unexpected value: {value}"));
         }
-        let Some(word) = self.words.next() else {
-            return Ok(None);
-        };
-        let word = word.into_string().map_err(|_| "an option that is not UTF-8".to_string())?;
+        let Some(word) = self.words.next() else { return Ok(None) };
+        let mut word = word.into_string().map_err(|_| "an option is not UTF-8")?;
         if !word.starts_with('-') {
             return Err(format!("unexpected argument: {word}"));
         }
-        Ok(Some(match word.split_once('=') {
-            Some((flag, value)) => {
-                self.inline = Some(value.to_string());
-                flag.to_string()
-            }
-            None => word,
-        }))
+        if let Some(at) = word.find('=') {
+            self.inline = Some(word.split_off(at).split_off(1));
+        }
+        Ok(Some(word))
     }
 
     /// The value of `flag`, which was returned last.
@@ -46,15 +41,10 @@ impl Arguments {
     /// # Errors
     /// If it is missing or not a `T`.
     pub fn value<T: FromStr<Err: Display>>(&mut self, flag: &str) -> Result<T, String> {
-        let value = match self.inline.take() {
-            Some(value) => value,
-            None => match self.words.next().map(OsString::into_string) {
-                Some(Ok(value)) => value,
-                Some(Err(_)) => return Err(format!("{flag} needs a value in UTF-8")),
-                None => return Err(format!("{flag} needs a value")),
-            },
-        };
-        value.parse().map_err(|error| format!("{flag} does not take this value: {value} ({error})"))
+        let word = self.inline.take().map(OsString::from).or_else(|| self.words.next());
+        let value = word.ok_or_else(|| format!("{flag} needs a value"))?;
+        let value = value.into_string().map_err(|_| format!("the value of {flag} is not UTF-8"))?;
+        value.parse().map_err(|error| format!("invalid value for {flag}: {value} ({error})"))
     }
 }
 
