@@ -1,12 +1,12 @@
-//! Lines and packets out of a byte stream (PROTOCOL#lines, PROTOCOL#packets).
+//! Splits a byte stream into lines and packets (PROTOCOL#lines, PROTOCOL#packets).
 //!
-//! Invariant: no more than the limit and one read is ever held, whatever arrives in
-//! whatever pieces; the limit is applied before a line or packet is looked at.
+//! Invariant: the buffer holds at most the limit and one read, however the bytes arrive. The limit applies before any
+//! parsing.
 
 use std::io::BufRead;
 use zeroize::Zeroize;
 
-/// A line, or a packet, was longer than the limit.
+/// A line or packet is longer than the limit.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LineTooLong;
 
@@ -15,7 +15,7 @@ const PACKET: u8 = 0;
 /// A packet's first byte and its length.
 const PACKET_HEAD: usize = 5;
 
-/// What stands between two others in the stream. PROTOCOL#packet.
+/// One line or packet. PROTOCOL#packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// A line without its end.
@@ -24,39 +24,39 @@ pub enum Frame<'a> {
     Packet(&'a [u8]),
 }
 
-/// What goes before a packet's payload: a zero byte, the length of what follows as a 32-bit
-/// big-endian number, the address.
+/// The bytes before a packet's payload: a zero, the length of address and payload as a 32-bit big-endian number, the
+/// address.
 pub fn packet_head(address: &[u8], payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(address.len() + payload.len()).expect("packets are small");
     [&[PACKET], &length.to_be_bytes()[..], address].concat()
 }
 
-/// Collects bytes and gives them back as lines. PROTOCOL#line.
+/// Collects bytes and returns them as lines. PROTOCOL#line.
 pub struct Lines {
     buffer: Vec<u8>,
-    /// Bytes of `buffer` already given out.
+    /// Bytes of `buffer` that were returned.
     taken: usize,
-    /// Bytes of `buffer` known to hold no line end.
+    /// Bytes of `buffer` that were returned or have no line end.
     searched: usize,
     limit: usize,
-    /// What was given out does not stay behind in memory.
+    /// Whether to wipe the bytes that were returned.
     wipes: bool,
 }
 
 impl Lines {
-    /// `limit` is the longest line in bytes, its end not counted. What is given out is wiped until [`Lines::log_in`].
+    /// `limit` is the longest line in bytes without its end. Returned bytes are wiped until [`Lines::log_in`].
     pub fn new(limit: usize) -> Lines {
         Lines { buffer: Vec::new(), taken: 0, searched: 0, limit, wipes: true }
     }
 
-    /// After a login: another limit, for what has not been given out yet, and the last wiping. What clients say from now on is
-    /// sealed, and half a megabyte of it takes long to wipe.
+    /// After a login: sets another limit, which applies to all bytes that were not returned yet, and stops wiping.
+    /// Lines are sealed from now on, and wiping half a megabyte takes long.
     pub fn log_in(&mut self, limit: usize) {
         self.buffer();
         (self.limit, self.wipes) = (limit, false);
     }
 
-    /// Where received bytes are appended.
+    /// The buffer, to append received bytes.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         if self.taken > 0 {
             let rest = self.buffer.len() - self.taken;
@@ -69,19 +69,19 @@ impl Lines {
             self.searched -= self.taken;
             self.taken = 0;
             if self.buffer.is_empty() {
-                // An idle connection holds no memory for the lines it may get one day.
+                // An idle connection holds no memory.
                 self.buffer = Vec::new();
             }
         }
         &mut self.buffer
     }
 
-    /// The next whole line without its end; `None` until its end has arrived. PROTOCOL#line-length.
+    /// The next complete line without its end; `None` until its end has arrived. PROTOCOL#line-length.
     ///
     /// # Errors
-    /// [`LineTooLong`], also for a line whose end has not arrived yet.
+    /// [`LineTooLong`], also before the end has arrived.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, LineTooLong> {
-        // Of a slice this reads nothing and cannot fail; it looks at many bytes at a time.
+        // On a slice this cannot fail. It looks at many bytes at a time.
         let past = self.searched + (&self.buffer[self.searched..]).skip_until(b'\n').unwrap_or_default();
         let is_whole = past > self.searched && self.buffer[past - 1] == b'\n';
         let (start, end) = (self.taken, past - usize::from(is_whole));
@@ -96,11 +96,11 @@ impl Lines {
         Ok(Some(&self.buffer[start..end]))
     }
 
-    /// The next whole line or packet; `None` until all of it has arrived. A packet's body has at most `limit` bytes.
+    /// The next complete line or packet; `None` until all of it has arrived. A packet's body has at most `limit` bytes.
     /// PROTOCOL#bad-packet.
     ///
     /// # Errors
-    /// [`LineTooLong`], before the rest has arrived.
+    /// [`LineTooLong`], also before the rest has arrived.
     pub fn next_frame(&mut self, limit: usize) -> Result<Option<Frame<'_>>, LineTooLong> {
         let waiting = &self.buffer[self.taken..];
         if waiting.first() != Some(&PACKET) {
@@ -118,11 +118,9 @@ impl Lines {
         (self.taken, self.searched) = (start + length, start + length);
         Ok(Some(Frame::Packet(&self.buffer[start..self.taken])))
     }
-}
 
-impl Lines {
-    /// Bytes of a line or packet that is not whole yet; and whether something was given out since bytes were appended, so
-    /// that they are another one's than before.
+    /// The bytes of an incomplete line or packet, and whether it is another one than before the last bytes were
+    /// appended.
     pub fn unfinished(&self) -> (usize, bool) {
         (self.buffer.len() - self.taken, self.taken > 0)
     }
@@ -189,7 +187,7 @@ mod tests {
 
     /// PROTOCOL#line-length.
     #[test]
-    fn a_line_over_the_limit_is_refused_before_its_end_arrives() {
+    fn line_over_the_limit_is_refused_before_its_end_arrives() {
         let mut lines = Lines::new(3);
         lines.buffer().extend_from_slice(b"abc\nabcd");
         assert_eq!(lines.next_line(), Ok(Some(&b"abc"[..])));
@@ -198,7 +196,7 @@ mod tests {
 
     /// PROTOCOL#line-length.
     #[test]
-    fn after_a_login_another_limit_is_for_all_that_was_not_given_out() {
+    fn limit_after_a_login_applies_to_lines_not_returned_yet() {
         let mut lines = Lines::new(3);
         lines.buffer().extend_from_slice(b"abc\nlonger\n");
         assert_eq!(lines.next_line(), Ok(Some(&b"abc"[..])));
@@ -209,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_out_is_held_no_longer_and_who_says_nothing_holds_nothing() {
+    fn returned_lines_are_freed_and_an_idle_buffer_is_empty() {
         let mut lines = Lines::new(20);
         for _ in 0..100 {
             lines.buffer().extend_from_slice(b"one\ntwo\nth");

@@ -1,14 +1,14 @@
-//! Decides whether the other side of a connection is still there: when to ask it for a sign of life, and when to drop
-//! the connection. Both sides use it; no other timer decides that a peer is dead.
+//! Decides whether a peer is alive: when to ask it for a sign of life, and when to drop the connection. Server and
+//! client use it; no other timer decides that a peer is dead.
 //!
-//! Invariant: pure. It has no clock and no socket: the owner passes instants and does what [`Next`] says. A wall clock
-//! that is set forwards or backwards costs one question. Specification: PROTOCOL#life.
+//! Invariant: pure. It has no clock and no socket: the owner passes the time and does what [`Next`] says. Setting the
+//! wall clock costs one question. Specification: PROTOCOL#life.
 
 use std::time::{Duration, Instant, SystemTime};
 
-/// Wall clock and monotonic clock differ by this much only after a sleep, or when the wall clock is set.
+/// The wall clock and the monotonic clock differ by 10 s only after a sleep, or when the wall clock was set.
 const PARTED: Duration = Duration::from_secs(10);
-/// A wait that ends this much too late: the process was stopped.
+/// A wait that ends 5 s too late shows that the process was stopped.
 const LATE: Duration = Duration::from_secs(5);
 
 /// How long silence is tolerated.
@@ -20,15 +20,15 @@ pub struct Patience {
     pub idle: Duration,
     /// From the question to the end of the connection.
     pub answer: Duration,
-    /// The same, for the question after a sleep.
+    /// From a question after a sleep to the end of the connection.
     pub awake: Duration,
-    /// From the question to the report that nothing is heard: most answers are faster.
+    /// From the question to the report of silence: most answers are faster.
     pub report: Duration,
-    /// The longest wait: a sleep is noticed at the next one.
+    /// The longest wait. A sleep is noticed after it.
     pub tick: Duration,
 }
 
-/// What the owner does now.
+/// What the owner has to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// Wait for a sign of life, at most this long.
@@ -39,7 +39,7 @@ pub enum Next {
     Drop,
 }
 
-/// Notices that this machine or process slept.
+/// Notices that this machine or this process slept.
 pub struct Clocks {
     at: Instant,
     wall: SystemTime,
@@ -47,17 +47,17 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Begins now.
+    /// Starts now.
     pub fn new(now: Instant, wall: SystemTime) -> Clocks {
         Clocks { at: now, wall, wait: Duration::ZERO }
     }
 
-    /// The next look is due after this time.
+    /// The next call of [`Clocks::slept`] is due after this time.
     pub fn expect(&mut self, wait: Duration) {
         self.wait = wait;
     }
 
-    /// Whether it slept since the last look: the clocks have parted, or the look is late.
+    /// Whether there was a sleep since the last call: the clocks differ, or this call is late.
     pub fn slept(&mut self, now: Instant, wall: SystemTime) -> bool {
         let passed = now.saturating_duration_since(self.at);
         let parted = match wall.duration_since(self.wall) {
@@ -70,21 +70,21 @@ impl Clocks {
     }
 }
 
-/// The question that is not answered.
+/// A question without an answer so far.
 struct Question {
-    /// When it was asked, then when it was written.
+    /// When it was asked, later when it was written.
     asked: Instant,
     patience: Duration,
-    /// The same as `asked`, of the first of several questions that got no answer: its silence goes on.
+    /// `asked` of the first of several questions without an answer.
     first: Instant,
-    /// The silence that a person sees began here.
+    /// The start of the silence that is reported.
     silent: Instant,
     written: bool,
-    /// Asked because an answer is owed: what else arrives does not tell that the peer hears this side.
+    /// Whether the peer owed an answer. Other traffic does not show that the peer hears this side.
     owed: bool,
 }
 
-/// What is known of the peer of one connection.
+/// The state of one connection's peer.
 pub struct Liveness {
     patience: Patience,
     clocks: Clocks,
@@ -96,40 +96,40 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Of a connection that begins now.
+    /// A connection that begins now.
     pub fn new(patience: Patience, now: Instant, wall: SystemTime) -> Liveness {
         let clocks = Clocks::new(now, wall);
         Liveness { patience, clocks, heard: now, answered: now, owed: None, owes_ack: false, question: None }
     }
 
-    /// Something has arrived: the connection is not dropped. It is no answer if one is owed: a line that has gone silent
-    /// in one direction goes on delivering in the other.
+    /// Something has arrived, so the connection is not dropped. If an answer is owed, this is none: a network that
+    /// fails in one direction may still deliver in the other.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.question.take_if(|question| !question.owed);
     }
 
-    /// What has arrived shows that the peer hears this side.
+    /// Something has arrived that shows that the peer hears this side.
     pub fn answered(&mut self, now: Instant) {
         (self.heard, self.answered, self.question) = (now, now, None);
     }
 
-    /// A write that had to wait has continued: the peer takes what is sent. A write that fits the kernel's buffer is no
-    /// sign of life.
+    /// A write that had to wait has continued, so the peer reads. A write that fits the kernel's buffer is no sign of
+    /// life.
     pub fn progressed(&mut self, now: Instant) {
         self.heard(now);
     }
 
-    /// Since when the peer owes an answer, if it does; and whether this side owes an `ack`.
+    /// Sets since when the peer owes an answer, if it does, and whether this side owes an `ack`.
     pub fn owes(&mut self, since: Option<Instant>, ack: bool) {
         if since != self.owed {
-            // One has come.
+            // An answer has arrived.
             self.question.take_if(|question| question.owed);
         }
         (self.owed, self.owes_ack) = (since, ack);
     }
 
-    /// The question has gone out: its time begins here.
+    /// The question was written: its time starts now.
     pub fn ping_written(&mut self, now: Instant) {
         if let Some(question) = self.question.as_mut().filter(|question| !question.written) {
             if question.first == question.asked {
@@ -139,13 +139,13 @@ impl Liveness {
         }
     }
 
-    /// Since when no answer is heard, if that is to be reported.
+    /// The start of the silence, if it has lasted long enough to be reported.
     pub fn silent(&self, now: Instant) -> Option<Instant> {
         let question = self.question.as_ref()?;
         (now.saturating_duration_since(question.first) >= self.patience.report).then_some(question.silent)
     }
 
-    /// What to do now.
+    /// Decides what to do now.
     pub fn next(&mut self, now: Instant, wall: SystemTime) -> Next {
         if self.clocks.slept(now, wall) {
             return self.ask(now, self.patience.awake);
@@ -199,12 +199,12 @@ mod tests {
     const SERVER: Patience =
         Patience { owed: s(30), idle: s(30), answer: s(60), awake: s(60), report: s(60), tick: s(30) };
 
-    /// A peer and the time, which passes only here.
+    /// A peer, and a clock that the test moves.
     struct Line {
         liveness: Liveness,
         start: Instant,
         passed: Duration,
-        /// What the wall clock is wrong by.
+        /// The wall clock at the start, and by how much it was set.
         wall: SystemTime,
     }
 
@@ -222,7 +222,7 @@ mod tests {
             self.liveness.next(self.start + self.passed, self.wall + self.passed)
         }
 
-        /// Waits until there is something to do, and when.
+        /// Waits until there is something to do, and returns when.
         fn act(&mut self) -> (u64, Next) {
             loop {
                 match self.next() {
@@ -250,7 +250,7 @@ mod tests {
         let mut line = Line::new(CLIENT);
         line.liveness.owes(Some(line.now()), false);
         assert_eq!(line.act(), (10, Next::Ask));
-        // What it owes since later counts from then on; an answer to another question delays it.
+        // The time counts from the debt; an answer to something else delays it.
         let mut line = Line::new(CLIENT);
         line.passed = s(1);
         line.liveness.owes(Some(line.now()), false);
@@ -261,13 +261,13 @@ mod tests {
         line.liveness.answered(line.now());
         assert_eq!(line.act(), (14, Next::Ask));
         assert_eq!(line.liveness.silent(line.now() + s(2)), Some(line.start + s(4)), "it answered then");
-        // So is one that owes nothing, while this side owes an `ack`.
+        // So is a peer that owes nothing, while this side owes an `ack`.
         let mut line = Line::new(CLIENT);
         line.passed = s(4);
         line.liveness.owes(None, true);
         line.liveness.heard(line.now());
         assert_eq!(line.act(), (14, Next::Ask));
-        // One that begins to owe late is asked no later for it.
+        // A late debt does not delay the question.
         let mut line = Line::new(CLIENT);
         while line.passed < s(20) {
             line.next();
@@ -292,7 +292,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn what_others_say_is_no_answer_and_no_silence() {
+    fn other_traffic_is_neither_answer_nor_silence() {
         let mut line = Line::new(CLIENT);
         line.liveness.owes(Some(line.now()), false);
         let (mut asked, mut reported) = (Vec::new(), None);
@@ -305,8 +305,8 @@ mod tests {
             reported = reported.or(line.liveness.silent(line.now()).map(|since| (second, since)));
         }
         assert_eq!((asked, reported), (vec![10], Some((12, line.start))), "asked once, and reported");
-        assert_eq!(line.act(), (100, Next::Drop), "when nobody is heard any more");
-        // The answer ends it: to the question, or to what was asked before.
+        assert_eq!(line.act(), (100, Next::Drop), "after the last traffic");
+        // An answer to the question or to the request ends it.
         for answer in [
             |line: &mut Line| line.liveness.answered(line.now()),
             |line: &mut Line| line.liveness.owes(None, false),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_arrives_answers_the_question() {
+    fn any_traffic_answers_a_question_without_a_debt() {
         let mut line = Line::new(CLIENT);
         for round in 1..=3 {
             assert_eq!(line.act(), (25 * round, Next::Ask));
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_question_begins_when_it_is_written() {
+    fn time_of_a_question_begins_when_it_is_written() {
         let mut line = Line::new(CLIENT);
         assert_eq!(line.act().1, Next::Ask);
         line.passed += s(1);
@@ -342,7 +342,7 @@ mod tests {
         line.liveness.ping_written(line.now() + s(3));
         assert_eq!([1, 2].map(|later| line.liveness.silent(line.now() + s(later)).is_some()), [false, true]);
         assert_eq!(line.act(), (47, Next::Drop));
-        // One that is never written does not wait for ever.
+        // A question that is never written does not wait forever.
         let mut line = Line::new(CLIENT);
         assert_eq!((line.act(), line.act()), ((25, Next::Ask), (45, Next::Drop)));
     }
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn question_after_a_sleep_continues_the_silence_before() {
+    fn question_after_a_sleep_continues_the_earlier_silence() {
         let mut line = Line::new(CLIENT);
         line.liveness.owes(Some(line.now()), false);
         assert_eq!(line.act(), (10, Next::Ask));
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_sleep_it_asks_at_once_and_drops_after_8_s() {
+    fn peer_is_asked_after_a_sleep_and_dropped_8_s_later() {
         for (monotonic, wall) in [(s(0), s(3600)), (s(200), s(200)), (s(7), s(7))] {
             let mut line = Line::new(CLIENT);
             assert_eq!(line.next(), Next::Wait(s(1)));
@@ -401,7 +401,7 @@ mod tests {
             assert_eq!(line.act(), (asked, Next::Ask));
             assert_eq!(line.act(), (asked + 8, Next::Drop));
         }
-        // A question from before the sleep may never have been answered: it is asked again.
+        // The answer to a question from before the sleep may be lost: ask again.
         let mut line = Line::new(CLIENT);
         line.act();
         line.wall += s(3600);
@@ -409,8 +409,8 @@ mod tests {
         let mut line = Line::new(CLIENT);
         line.next();
         line.passed += s(5);
-        assert!(matches!(line.next(), Next::Wait(_)), "a busy machine is late, too");
-        // Whoever asks looks again at once, however long it would have waited before.
+        assert!(matches!(line.next(), Next::Wait(_)), "a busy machine is late too");
+        // After a question, the next call is due at once.
         let mut line = Line::new(SERVER);
         assert_eq!(line.act(), (30, Next::Ask));
         line.passed += s(6);

@@ -1,14 +1,14 @@
-//! The frames of a session in both directions: what was sent and may have to be sent again, and what was received
-//! (PROTOCOL#resuming). Server and client use the same rules.
+//! The frames of a session: which were sent and are kept for resending, and how many were received (PROTOCOL#resuming).
+//! Server and client use the same rules.
 //!
-//! Invariant: pure. Frame `acked + 1` is the first of the row, and a frame keeps its number for ever. An item leaves the
+//! Invariant: pure. Frame `acked + 1` is the first of the row, and a frame never changes its number. An item leaves the
 //! row only when the peer acknowledges it, so every frame arrives once and in order.
 
 use std::collections::VecDeque;
 
-/// Either side acknowledges after this number of frames: seldom enough to cost nothing, far below what may be kept.
+/// Frames after which either side acknowledges: rare enough to cost nothing, far below what a sender may keep.
 pub const ACK_FRAMES: u64 = 32;
-/// The same as [`ACK_FRAMES`], in bytes.
+/// Bytes after which either side acknowledges.
 pub const ACK_BYTES: usize = 128 * 1024;
 
 /// Whether an `ack` is due for this many frames and bytes. PROTOCOL#ack-when.
@@ -16,20 +16,20 @@ pub fn is_ack_due(frames: u64, bytes: usize) -> bool {
     frames >= ACK_FRAMES || (frames > 0 && bytes >= ACK_BYTES)
 }
 
-/// An `ack` of more than was sent on this connection, or of less than the one before.
+/// An `ack` of more frames than were sent on this connection, or of fewer than the one before.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FalseAck;
 
-/// What one side sends in a session.
+/// The frames that one side sends in a session.
 pub struct SendWindow<T> {
-    /// Sent and kept, then unsent: frames `acked + 1`, `acked + 2`, and so on.
+    /// Frames `acked + 1`, `acked + 2`, and so on: first the sent ones, which are kept, then the unsent ones.
     row: VecDeque<T>,
     /// Items of `row` that were sent on this connection.
     sent: usize,
     acked: u64,
     /// The highest number that was sent on any connection.
     reached: u64,
-    /// Sent when nothing else waits, and numbered only then.
+    /// Sent when nothing else waits, and numbered then.
     behind: VecDeque<T>,
 }
 
@@ -50,12 +50,12 @@ impl<T> SendWindow<T> {
         self.behind.push_back(item);
     }
 
-    /// What [`SendWindow::next`] returns next.
+    /// The item that [`SendWindow::next`] would return.
     pub fn peek(&self) -> Option<&T> {
         self.row.get(self.sent).or_else(|| self.behind.front())
     }
 
-    /// The next item to send: first what has to be sent again, then the others. It is kept.
+    /// The next item to send, which is kept. Items to resend come first.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<&T> {
         if self.sent == self.row.len() {
@@ -66,7 +66,8 @@ impl<T> SendWindow<T> {
         self.row.get(self.sent - 1)
     }
 
-    /// The peer has received `received` frames since the session began. Passes what need not be kept to `freed`.
+    /// The peer has received `received` frames since the session began. Passes the items that it acknowledges to
+    /// `freed`.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed. PROTOCOL#ack-true.
@@ -78,14 +79,14 @@ impl<T> SendWindow<T> {
         Ok(())
     }
 
-    /// Whether the session can continue from there. The peer may have received frames on any connection: an attempt to
-    /// resume that it abandoned can arrive after the one that succeeded.
+    /// Whether a session can continue after `received` frames. They may have been sent on any connection: an abandoned
+    /// attempt to resume can arrive after the successful one.
     pub fn reaches(&self, received: u64) -> bool {
         (self.acked..=self.reached).contains(&received)
     }
 
-    /// Continues on another connection, whose peer has received `received` frames since the session began. False, and
-    /// nothing has changed, if that is [out of reach](SendWindow::reaches). PROTOCOL#sent-again.
+    /// Continues on another connection, whose peer has received `received` frames since the session began. If that is
+    /// [out of reach](SendWindow::reaches), changes nothing and returns false. PROTOCOL#sent-again.
     pub fn resume(&mut self, received: u64, freed: impl FnMut(T)) -> bool {
         let reaches = self.reaches(received);
         if reaches {
@@ -95,7 +96,7 @@ impl<T> SendWindow<T> {
         reaches
     }
 
-    /// Returns how many items that were.
+    /// Returns the number of items.
     fn free(&mut self, received: u64, freed: impl FnMut(T)) -> usize {
         let count = (received - self.acked) as usize;
         self.acked = received;
@@ -105,7 +106,7 @@ impl<T> SendWindow<T> {
         count
     }
 
-    /// Drops what waits behind.
+    /// Drops the items that wait behind the others.
     pub fn clear_behind(&mut self) {
         self.behind = VecDeque::new();
     }
@@ -115,26 +116,26 @@ impl<T> SendWindow<T> {
         self.peek().is_none()
     }
 
-    /// The items of the row: sent and kept, then unsent.
+    /// The numbered or queued items: first the sent ones, then the unsent ones.
     pub fn row(&self) -> impl ExactSizeIterator<Item = &T> {
         self.row.iter()
     }
 
-    /// How many of them were sent on this connection.
+    /// The number of them that were sent on this connection.
     pub fn sent(&self) -> usize {
         self.sent
     }
 
-    /// How many items wait behind.
+    /// The number of items that wait behind the others.
     pub fn behind(&self) -> usize {
         self.behind.len()
     }
 }
 
-/// A queue keeps room for this many bytes of items, even if it is empty.
+/// Bytes of items for which an empty queue keeps room.
 const KEPT: usize = 2048;
 
-/// Returns memory that held far more than is there now: an idle session holds none for its busiest moment.
+/// Frees the memory of a queue that was far longer than it is now, so that an idle session does not hold its maximum.
 pub fn spare<T>(queue: &mut VecDeque<T>) {
     let few = KEPT / size_of::<T>().max(1);
     if queue.capacity() > few && queue.len() < queue.capacity() / 8 {
@@ -142,56 +143,56 @@ pub fn spare<T>(queue: &mut VecDeque<T>) {
     }
 }
 
-/// What one side has received in a session.
+/// Counts the frames that one side receives in a session.
 #[derive(Default)]
 pub struct Received {
     total: u64,
-    /// The number that the peer knows of. It may be ahead: a resumption can speak of frames that are counted later.
+    /// The number that the peer knows. It may be ahead: a resumption can name frames that are counted later.
     told: u64,
-    /// Bytes of the frames after that.
+    /// Bytes of the frames that the peer does not know.
     bytes: usize,
 }
 
 impl Received {
-    /// This number of frames and bytes was taken.
+    /// Counts received frames and their bytes.
     pub fn count(&mut self, frames: u64, bytes: usize) {
         self.total += frames;
         self.bytes += if self.total > self.told { bytes } else { 0 };
     }
 
-    /// Whether there are frames that the peer does not know of.
+    /// Whether there are frames that the peer does not know.
     pub fn has_news(&self) -> bool {
         self.total > self.told
     }
 
-    /// The number for an `ack`, if one is due; with `early`, any news is enough. PROTOCOL#ack-when.
+    /// The number for an `ack`, if one is due; with `early`, after any frame. PROTOCOL#ack-when.
     pub fn due(&mut self, early: bool) -> Option<u64> {
         let news = self.total.saturating_sub(self.told);
         (is_ack_due(news, self.bytes) || (early && news > 0)).then(|| self.position())
     }
 
-    /// The number of frames taken, which the peer is told now.
+    /// The number of frames received, which the caller sends to the peer now.
     pub fn position(&mut self) -> u64 {
         self.tell(self.total);
         self.total
     }
 
-    /// The peer is told of `count` frames.
+    /// The peer learns that `count` frames were received.
     pub fn tell(&mut self, count: u64) {
         (self.told, self.bytes) = (count, 0);
     }
 }
 
-/// Lines about a connection: never counted, never sent again. Of an `ack`, only the latest is of use.
+/// Lines about a connection, which are neither counted nor resent. A later `ack` replaces an earlier one.
 #[derive(Default)]
 pub struct Control {
     /// The first line of this connection.
     pub first: Option<Vec<u8>>,
     /// The number of frames received.
     pub ack: Option<u64>,
-    /// Answers due to the peer's `ping`s.
+    /// Answers to the peer's `ping`s.
     pub pongs: u32,
-    /// Asks for a sign of life.
+    /// Whether to ask for a sign of life.
     pub ping: bool,
 }
 
@@ -209,17 +210,19 @@ pub enum ControlLine {
 }
 
 impl Control {
-    /// Takes the next line. An `ack` goes before the `pong` that it explains.
+    /// Takes the next line. An `ack` comes before the `pong` that it explains.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<ControlLine> {
-        let first = self.first.take().map(ControlLine::First);
-        let ack = |control: &mut Control| control.ack.take().map(ControlLine::Ack);
-        let pong = |control: &mut Control| {
-            control.pongs = control.pongs.checked_sub(1)?;
+        if let Some(line) = self.first.take() {
+            Some(ControlLine::First(line))
+        } else if let Some(received) = self.ack.take() {
+            Some(ControlLine::Ack(received))
+        } else if self.pongs > 0 {
+            self.pongs -= 1;
             Some(ControlLine::Pong)
-        };
-        let ping = |control: &mut Control| std::mem::take(&mut control.ping).then_some(ControlLine::Ping);
-        first.or_else(|| ack(self)).or_else(|| pong(self)).or_else(|| ping(self))
+        } else {
+            std::mem::take(&mut self.ping).then_some(ControlLine::Ping)
+        }
     }
 
     /// Whether there is nothing to send.
@@ -233,7 +236,7 @@ mod tests {
     use super::*;
     use crate::crypto::secret::random;
 
-    /// Numbers that look random, and are the same for the same seed.
+    /// Pseudorandom numbers.
     struct Dice(u64);
 
     impl Dice {
@@ -243,20 +246,20 @@ mod tests {
         }
     }
 
-    /// A window, the peer that it sends to, and what should be true of both.
+    /// A window, its peer, and the state that both should have.
     #[derive(Default)]
     struct Model {
         window: SendWindow<u64>,
-        /// What was pushed and what came back.
+        /// The items that were pushed, and those that were freed.
         pushed: u64,
         freed: Vec<u64>,
         /// All items in the order of their first send.
         order: Vec<u64>,
-        /// What the former connections and this one have sent.
+        /// The highest number that any connection has sent.
         reached: u64,
         sent: u64,
         acked: u64,
-        /// Sent on this connection and not arrived.
+        /// Sent on this connection, and not arrived yet.
         flight: VecDeque<u64>,
         arrived: Vec<u64>,
     }
@@ -273,7 +276,7 @@ mod tests {
                 self.order.push(item);
                 self.reached = number;
             }
-            assert_eq!(self.order[number as usize - 1], item, "a frame has one number for ever");
+            assert_eq!(self.order[number as usize - 1], item, "a frame keeps its number");
             self.flight.push_back(item);
         }
 
@@ -346,7 +349,7 @@ mod tests {
                         model.acknowledge(model.acked.wrapping_sub(1 + dice.below(3)));
                     }
                     _ => {
-                        // An older attempt may arrive late; the true one is always taken.
+                        // An older attempt may arrive late; the latest always succeeds.
                         let stale = model.acked + dice.below(received - model.acked + 1);
                         model.resume(stale);
                         (0..dice.below(3)).for_each(|_| model.next());
@@ -379,7 +382,7 @@ mod tests {
         window.push_behind('q');
         window.push('b');
         assert!(window.resume(1, drop));
-        // It has its number now, and so its place.
+        // It keeps its number and so its place.
         let again: Vec<char> = std::iter::from_fn(|| window.next().copied()).collect();
         assert_eq!(again, ['p', 'b', 'q']);
         window.push_behind('r');
@@ -404,12 +407,12 @@ mod tests {
         received.count(1, 0);
         assert_eq!((received.due(false), received.due(true)), (None, Some(36)));
         received.count(1, ACK_BYTES);
-        assert_eq!((received.position(), received.due(true)), (37, None), "a resumption says it, too");
+        assert_eq!((received.position(), received.due(true)), (37, None), "a resumption tells it too");
     }
 
     /// PROTOCOL#ack-true.
     #[test]
-    fn no_ack_is_lower_than_what_a_resumption_has_told() {
+    fn ack_is_never_lower_than_a_resumption_told() {
         let mut received = Received::default();
         received.tell(40);
         (0..40).for_each(|_| received.count(1, ACK_BYTES));
