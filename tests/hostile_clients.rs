@@ -791,7 +791,7 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
             let mut wire = Vec::new();
             if let Some(byte) = line.next() {
                 raw.channel.encrypt(&[*byte], &mut wire).expect("TLS");
-                let _ = raw.channel.send(&wire);
+                let _ = raw.channel.send_by(&wire, Instant::now() + common::DEADLINE);
             }
             assert!(started.elapsed() < common::DEADLINE, "never closed");
         }
@@ -1018,7 +1018,8 @@ fn bytes_that_are_not_tls_end_the_connection_at_once() {
     }
     // The same on a channel that was good until then.
     let (raw, _) = newcomer(&scene.server, "mallory");
-    raw.channel.send(b"\x17\x03\x03\x00\x20 not what the keys would make of it").expect("sent");
+    let forged = b"\x17\x03\x03\x00\x20 not what the keys would make of it";
+    raw.channel.send_by(forged, Instant::now() + common::DEADLINE).expect("sent");
     let mut raw = raw;
     assert!(raw.is_closed());
     assert!(started.elapsed() < Duration::from_secs(9), "not merely timed out");

@@ -87,15 +87,13 @@ fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
         for socket in listener.incoming().take(count) {
             let (socket, acceptor) = (Arc::new(socket.expect("accepted")), acceptor.clone());
             thread::spawn(move || {
-                let mut early = Vec::new();
                 let end = Instant::now() + common::DEADLINE;
-                let Ok(client) = Channel::accept(acceptor, socket, end, &mut early) else {
+                let Ok(client) = Channel::accept(acceptor, socket, end) else {
                     return;
                 };
                 let upstream = TcpStream::connect(("127.0.0.1", server_port)).expect("the server accepts");
                 let upstream = Raw::over(upstream, tls);
                 assert_eq!(client.exporter() == upstream.channel.exporter(), !tls, "two channels");
-                pass_on(&early, &upstream.channel);
                 let (client, upstream) = (Arc::new(client), upstream.channel.clone());
                 let (back, forth) = (client.clone(), upstream.clone());
                 thread::spawn(move || relay(&upstream, &back));
@@ -109,7 +107,7 @@ fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
 fn pass_on(bytes: &[u8], to: &Channel) {
     let mut wire = Vec::new();
     if to.encrypt(bytes, &mut wire).is_ok() {
-        let _ = to.send(&wire);
+        let _ = to.send_by(&wire, Instant::now() + common::DEADLINE);
     }
 }
 

@@ -533,8 +533,10 @@ fn private_file_that_others_can_read_is_closed_and_told() {
         let server = Server::within(home.clone(), &[]);
         for name in names {
             let path = server.data(name);
-            let told =
-                format!("{}: others had rights to this file; it is closed to them now", path.display());
+            let told = format!(
+                "{}: other users had rights to this file; only its owner has them now",
+                path.display()
+            );
             assert!(server.greeting.contains(&told) && mode(&path) == 0o600, "{:#?}", server.greeting);
         }
     }
@@ -544,7 +546,7 @@ fn private_file_that_others_can_read_is_closed_and_told() {
     symlink(&elsewhere, &key).expect("linked");
     set_mode(&elsewhere, 0o644);
     let reason = refusal(&home, &elsewhere);
-    assert!(reason.contains("server.key: others can read this private file: chmod 600 it"), "{reason}");
+    assert!(reason.contains("server.key: other users can read this private file: chmod 600 it"), "{reason}");
     assert_eq!(mode(&elsewhere), 0o644);
     set_mode(&elsewhere, 0o600);
     drop(Server::within(home, &[]));
@@ -554,14 +556,15 @@ fn private_file_that_others_can_read_is_closed_and_told() {
     let key = folder(&home, "keys/alice_private.key");
     set_mode(&key, 0o644);
     let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
-    let told = format!("! {}: others had rights to this file; it is closed to them now", key.display());
+    let told =
+        format!("! {}: other users had rights to this file; only its owner has them now", key.display());
     assert!(status == 0 && lines.contains(&told) && mode(&key) == 0o600, "{lines:#?}");
     let elsewhere = home.path("alice.key");
     fs::rename(&key, &elsewhere).expect("moved");
     symlink(&elsewhere, &key).expect("linked");
     set_mode(&elsewhere, 0o644);
     let (status, lines) = Client::within(home, server.port, "alice", true, &[]).finish();
-    assert!(status == 1 && lines.concat().contains("others can read this private file"), "{lines:#?}");
+    assert!(status == 1 && lines.concat().contains("other users can read this private file"), "{lines:#?}");
 }
 
 /// README#records.
@@ -718,8 +721,8 @@ fn unusable_certificate_is_refused_with_a_remedy() {
         set_mode(&certificate, 0o600);
     };
     for (new_key, new, words) in [
-        (read("sealed.key"), own.clone(), "server.key: the key is encrypted"),
-        (read("older.key"), own.clone(), "server.key: the key is encrypted"),
+        (read("sealed.key"), own.clone(), "server.key: no private key in this file: it is encrypted"),
+        (read("older.key"), own.clone(), "server.key: no private key in this file: it is encrypted"),
         (own_key.clone(), [&authority[..], &own].concat(), "server.crt: the server's own certificate"),
         (own_key.clone(), authority, "server.key is not the key of the certificate in server.crt"),
         (small_key, small, "RSA with 2048 bits or more"),
@@ -753,8 +756,8 @@ fn unusable_certificate_is_refused_with_a_remedy() {
             "server.crt: no certificate in this file: it is in a form of OpenSSL",
         ),
         (own_key.clone(), read("own.p7b"), "server.crt: no certificate in this file: it is PKCS#7: convert"),
-        (own_key.clone(), read("own.p12"), "server.crt: this is PKCS#12: take"),
-        (read("own.p12"), own.clone(), "server.key: this is PKCS#12: take"),
+        (own_key.clone(), read("own.p12"), "server.crt: this is PKCS#12: extract"),
+        (read("own.p12"), own.clone(), "server.key: this is PKCS#12: extract"),
         (
             [&read("authority.key")[..], &own_key].concat(),
             own.clone(),

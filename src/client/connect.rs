@@ -41,8 +41,6 @@ const LOCKED: u64 = 900;
 pub enum StartError {
     /// No connection to `host:port`, and why.
     Unreachable(String, io::Error),
-    /// The server does not speak TLS.
-    NotTls,
     /// The server speaks TLS, and this client was told not to.
     SpeaksTls,
     /// The connection or its TLS handshake failed.
@@ -103,7 +101,7 @@ impl fmt::Display for StartError {
             StartError::Unreachable(server, error) => {
                 write!(f, "the server at {server} cannot be reached: {} (is it running? --host and --port choose another)", reason(error))
             }
-            StartError::NotTls => {
+            StartError::Channel(ChannelError::NotTls) => {
                 f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, this client needs it too")
             }
             StartError::OnlyMade(error) => write!(f, "your account is made, but not logged in to: {error}"),
@@ -259,26 +257,19 @@ pub fn reconnect(options: &Options, by: Instant) -> Result<Connection, StartErro
 /// One connection, or the key of a server that nobody has vouched for.
 fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, Fingerprint>, StartError> {
     let socket = Arc::new(reach(options, by)?);
-    let lines = Lines::new(MAX_LINE);
-    let opened = |channel, lines, server| {
-        let (channel, reader) = (Arc::new(channel), Reader::default());
+    let opened = |channel, server| {
+        let (channel, lines, reader) = (Arc::new(channel), Lines::new(MAX_LINE), Reader::default());
         Ok(Ok(Connection { channel, server, lines, reader, by, retry_after: None }))
     };
     if !options.tls {
-        return opened(Channel::bare(socket).map_err(StartError::Lost)?, lines, None);
+        return opened(Channel::bare(socket).map_err(StartError::Lost)?, None);
     }
     let unverified = Unverified::connect(&options.host, socket, sooner(HANDSHAKE_TIMEOUT, by));
-    let unverified = unverified.map_err(|error| match error {
-        ChannelError::NotTls => StartError::NotTls,
-        other => StartError::Channel(other),
-    })?;
+    let unverified = unverified.map_err(StartError::Channel)?;
     let seen = unverified.fingerprint();
     let Some(expected) = vouched(options, seen)? else { return Ok(Err(seen)) };
-    let changed = |_| StartError::ServerChanged { server: options.server(), seen, expected };
-    let (channel, early) = unverified.trust(expected).map_err(changed)?;
-    let mut lines = lines;
-    lines.buffer().extend_from_slice(&early);
-    opened(channel, lines, Some(seen))
+    let changed = || StartError::ServerChanged { server: options.server(), seen, expected };
+    opened(unverified.trust(expected).ok_or_else(changed)?, Some(seen))
 }
 
 /// When a step is over that may take `limit`, in an attempt that is over at `by`.

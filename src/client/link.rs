@@ -203,9 +203,7 @@ impl Shared {
                 lock(&self.liveness).ping_written(Instant::now());
             }
         }
-        wire.clear();
-        channel.encrypt_end(&mut wire);
-        let _ = channel.send_now(&wire);
+        channel.end();
         self.queue.finished(connection);
     }
 }

@@ -120,12 +120,12 @@ impl<'a> Guest<'a> {
         address: IpAddr,
     ) -> Option<Guest<'a>> {
         let deadline = Instant::now() + limits::FIRST_LINE;
-        let mut lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
+        let lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
         let certificate =
             shared.certificates.as_ref().map(|certificates| certificates.current(&shared.audit));
         let (acceptor, server_key) = certificate.unzip();
         shared.end_connections_of_another_key();
-        let Ok(channel) = Channel::accept(acceptor, socket, deadline, lines.buffer()) else {
+        let Ok(channel) = Channel::accept(acceptor, socket, deadline) else {
             shared.audit.limit("handshake_failed", None, Some(address), "");
             return None;
         };

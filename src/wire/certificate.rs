@@ -1,67 +1,76 @@
 //! The server's certificate: made at the first start, read, and renewed with the same key.
 //!
-//! Invariant: a key or certificate that is there is never overwritten, except an expired
-//! certificate that this program made itself. Clients pin the SHA-256 of the public key (SPKI,
-//! RFC 5280 section 4.1.2.7), so a renewal with the same key changes nothing for them.
+//! Invariant: an existing key or certificate is never overwritten, except an expired certificate that this program
+//! made. Clients pin the SHA-256 of the public key (SPKI, RFC 5280 section 4.1.2.7), so they do not notice a renewal.
 
 use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
-use crate::wire::tls::{CertificateDer, OTHER_KEY, PrivateKeyDer, UNUSABLE_KEY};
 use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData, date_time_ymd};
 use rsa::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
-use rsa::pkcs8::der::{Decode, Encode, Reader, Tag, Tagged};
+use rsa::pkcs8::der::{Decode, Encode, Tag, Tagged};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// A certificate made here is valid for this long: clients check the key, and no dates.
+/// A new certificate is valid for a year: clients check the key, not the dates.
 const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The end of a certificate is announced this long before: time for an operator to get another.
+/// The server warns this long before a certificate expires: 30 days, time for an operator to get another.
 pub const NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The common name by which a certificate made here is known.
+/// The common name of a certificate that this program makes.
 const COMMON_NAME: &str = "secure_messenger";
-/// What stands before [`COMMON_NAME`] in the subject of a certificate made here, which has nothing else: the headers of
-/// a set, of a sequence, of the object identifier 2.5.4.3 with its value, and of a UTF-8 string of 16 bytes.
+/// The DER before [`COMMON_NAME`] in the subject of such a certificate, which has no other part: a set, a sequence, the
+/// object identifier 2.5.4.3, a UTF-8 string of 16 bytes.
 const SUBJECT: &[u8] = b"\x31\x19\x30\x17\x06\x03\x55\x04\x03\x0c\x10";
-/// How the alternative names of a certificate made here begin: localhost, 127.0.0.1, ::1.
+/// The first alternative names of such a certificate, in DER: localhost, 127.0.0.1, ::1.
 const LOCAL: &[u8] = b"\x82\x09localhost\x87\x04\x7f\x00\x00\x01\x87\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01";
-/// The longest PEM file that is read, in bytes: a chain has some KiB.
+/// The longest PEM file, in bytes: a chain has some KiB.
 pub const MAX_PEM: usize = 256 * 1024;
 
-/// What PEM files also hold, by the end of its label, and what to do then.
-const OTHER_FORMS: [(&str, &str); 5] = [
+pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: use a certified key of RSA with 2048 bits or more, of \
+    ECDSA on P-256, P-384 or P-521, or of Ed25519";
+pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: install a pair that belongs \
+    together (of several keys in server.key, the first counts)";
+
+/// Text that shows what else a PEM file holds, and what to do about it.
+const OTHER_FORMS: [(&str, &str); 7] = [
+    // PKCS#8, then the older form of OpenSSL.
+    ("BEGIN ENCRYPTED", ENCRYPTED),
+    ("4,ENCRYPTED", ENCRYPTED),
     (
-        "CERTIFICATE REQUEST",
+        "CERTIFICATE REQUEST-----",
         "it is a request: have an authority sign it, and put the certificate that you get in server.crt",
     ),
     (
-        "PUBLIC KEY",
-        "it is a public key: put the certificate in server.crt, and the private key that belongs to it in server.key",
+        "PUBLIC KEY-----",
+        "it is a public key: put the certificate in server.crt, and its private key in server.key",
     ),
     (
-        "OPENSSH PRIVATE KEY",
+        "OPENSSH PRIVATE KEY-----",
         "it is a key of OpenSSH: make one for TLS (openssl genpkey -algorithm ed25519), and have it certified",
     ),
     (
-        "TRUSTED CERTIFICATE",
+        "TRUSTED CERTIFICATE-----",
         "it is in a form of OpenSSL alone: convert it (openssl x509 -in FILE -out server.crt)",
     ),
-    ("PKCS7", "it is PKCS#7: convert it (openssl pkcs7 -print_certs -in FILE -out server.crt)"),
+    ("PKCS7-----", "it is PKCS#7: convert it (openssl pkcs7 -print_certs -in FILE -out server.crt)"),
 ];
+const ENCRYPTED: &str = "it is encrypted, and a server cannot ask for its password: decrypt it (openssl pkey -in \
+    server.key -out plain.key), and replace it with the result, with chmod 600";
 
-/// What is read out of a certificate. `Display` is its fingerprint and its end.
+/// What the program reads from a certificate. `Display` shows the fingerprint and the end.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// Of the public key (SPKI).
     pub fingerprint: Fingerprint,
-    /// The begin of its validity, milliseconds since 1970.
+    /// The start of its validity, milliseconds since 1970.
     pub not_before: u64,
     /// The end of its validity, milliseconds since 1970.
     pub not_after: u64,
-    /// Whether issuer, subject and names are the ones this program writes.
+    /// Whether issuer, subject and names are the ones that this program writes.
     pub self_made: bool,
 }
 
@@ -71,196 +80,116 @@ impl fmt::Display for Facts {
     }
 }
 
-/// Reads a DER certificate, RFC 5280 section 4.1. No signature is checked.
-///
-/// # Errors
-/// If it is not one.
-pub fn facts(der: &[u8]) -> Result<Facts, rsa::pkcs8::der::Error> {
-    let certificate = AnyRef::from_der(der)?;
-    certificate.sequence(|parts| {
-        let tbs: AnyRef<'_> = parts.decode()?;
-        while !parts.is_finished() {
-            parts.decode::<AnyRef<'_>>()?;
-        }
-        tbs.sequence(|fields| {
-            // version [0] is optional; then serial, signature algorithm, issuer, validity, subject, key
-            let mut serial: AnyRef<'_> = fields.decode()?;
-            if matches!(serial.tag(), Tag::ContextSpecific { .. }) {
-                serial = fields.decode()?;
-            }
-            let (_, _, issuer): (AnyRef<'_>, AnyRef<'_>, AnyRef<'_>) =
-                (serial, fields.decode()?, fields.decode()?);
-            let validity: AnyRef<'_> = fields.decode()?;
-            let (subject, key): (AnyRef<'_>, AnyRef<'_>) = (fields.decode()?, fields.decode()?);
-            let mut is_for_this_machine = false;
-            while !fields.is_finished() {
-                let rest: AnyRef<'_> = fields.decode()?;
-                is_for_this_machine |= rest.value().windows(LOCAL.len()).any(|window| window == LOCAL);
-            }
-            let time = |time: AnyRef<'_>| match time.tag() {
-                Tag::UtcTime => time.decode_as::<UtcTime>().map(|time| time.to_unix_duration()),
-                _ => time.decode_as::<GeneralizedTime>().map(|time| time.to_unix_duration()),
-            };
-            let (begin, end) = validity.sequence(|times| {
-                let (begin, end): (AnyRef<'_>, AnyRef<'_>) = (times.decode()?, times.decode()?);
-                Ok::<_, rsa::pkcs8::der::Error>((time(begin)?, time(end)?))
-            })?;
-            let named = subject.value() == [SUBJECT, COMMON_NAME.as_bytes()].concat();
-            Ok(Facts {
-                fingerprint: Fingerprint::of(&key.to_der()?),
-                not_before: begin.as_millis() as u64,
-                not_after: end.as_millis() as u64,
-                self_made: named && is_for_this_machine && issuer == subject,
-            })
-        })
+/// Reads a DER certificate, RFC 5280 section 4.1; `None` if it is damaged. Checks no signature.
+pub fn facts(der: &[u8]) -> Option<Facts> {
+    let certificate = Vec::<AnyRef<'_>>::from_der(der).ok()?;
+    let mut fields: Vec<AnyRef<'_>> = certificate.first()?.decode_as().ok()?;
+    // A certificate of version 1 does not name its version.
+    if matches!(fields.first()?.tag(), Tag::ContextSpecific { .. }) {
+        fields.remove(0);
+    }
+    let [_serial, _algorithm, issuer, validity, subject, key, extensions @ ..] = &fields[..] else {
+        return None;
+    };
+    let times: Vec<AnyRef<'_>> = validity.decode_as().ok()?;
+    let [begin, end] = times[..] else { return None };
+    let is_for_this_machine =
+        extensions.iter().any(|part| part.value().windows(LOCAL.len()).any(|window| window == LOCAL));
+    let is_named = subject.value() == [SUBJECT, COMMON_NAME.as_bytes()].concat();
+    Some(Facts {
+        fingerprint: Fingerprint::of(&key.to_der().ok()?),
+        not_before: milliseconds(begin)?,
+        not_after: milliseconds(end)?,
+        self_made: is_named && is_for_this_machine && issuer == subject,
     })
+}
+
+fn milliseconds(time: AnyRef<'_>) -> Option<u64> {
+    let since_1970 = match time.tag() {
+        Tag::UtcTime => time.decode_as::<UtcTime>().ok()?.to_unix_duration(),
+        _ => time.decode_as::<GeneralizedTime>().ok()?.to_unix_duration(),
+    };
+    Some(since_1970.as_millis() as u64)
+}
+
+/// `server.key` and `server.crt` in `folder`.
+pub(super) fn paths(folder: &Path) -> (PathBuf, PathBuf) {
+    (folder.join("server.key"), folder.join("server.crt"))
 }
 
 /// What [`prepare`] did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Prepared {
-    /// Both files were there, and nothing was changed: also with a certificate of others that is expired.
+    /// Both files existed. Nothing changed, even if the certificate is expired: this program did not make it.
     Found,
-    /// A certificate was made, and a key if there was none.
+    /// The certificate is new, and the key if there was none.
     Made,
-    /// A certificate of this program's own was expired: there is a new one for the same key.
+    /// A certificate that this program had made was expired. A new one for the same key replaces it.
     Renewed,
 }
 
 /// What [`prepare`] would do in `folder` at `now_ms`, milliseconds since 1970.
 ///
 /// # Errors
-/// With the path in the text if the key is missing beside a certificate, one of the two is damaged or a link that cannot
-/// be followed, or an expired certificate is another key's.
+/// With the path in the text if a file is damaged or a broken link, the key is missing beside a certificate, or an
+/// expired certificate has another key.
 pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
-    let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
+    let (key_path, certificate_path) = paths(folder);
     match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
-        (true, true) if is_renewed(folder, &read_facts(&certificate_path)?, now_ms)? => Ok(Prepared::Renewed),
-        (true, true) => Ok(Prepared::Found),
+        (true, true) => {
+            let facts = read_facts(&certificate_path)?;
+            if facts.not_after > now_ms || !facts.self_made {
+                return Ok(Prepared::Found);
+            }
+            let key = read_key_pair(&key_path)?;
+            match Fingerprint::of(&key.subject_public_key_info()) == facts.fingerprint {
+                true => Ok(Prepared::Renewed),
+                false => Err(disk::error(folder, OTHER_KEY)),
+            }
+        }
         (true, false) => read_key_pair(&key_path).map(|_| Prepared::Made),
-        (false, true) => Err(disk::at(&key_path)(io::Error::other(
-            "the certificate's key is missing: restore it, or remove server.crt to make a new pair, \
-             whose new fingerprint every client will have to accept",
-        ))),
+        (false, true) => Err(disk::error(
+            &key_path,
+            "the certificate's key is missing: restore it, or remove server.crt to make a new pair, whose new fingerprint \
+             every client will have to accept",
+        )),
         (false, false) => Ok(Prepared::Made),
     }
 }
 
-/// Sees to it that `folder` holds `server.key` and a `server.crt`, which is renewed if it is expired and self-made.
-/// `now_ms` is in milliseconds since 1970.
+/// Makes the key and the certificate in `folder` if they are missing, and renews an expired certificate that this
+/// program made. `now_ms` is in milliseconds since 1970.
 ///
 /// # Errors
-/// Those of [`plan`]: nothing is overwritten then; or if the disk fails.
+/// As [`plan`], which leaves the files alone; also if the disk fails.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
-    let (key_path, plan) = (folder.join("server.key"), plan(folder, now_ms)?);
+    let ((key_path, certificate_path), plan) = (paths(folder), plan(folder, now_ms)?);
     if plan != Prepared::Found {
         if !disk::is_there(&key_path)? {
             let key = KeyPair::generate().map_err(io::Error::other)?;
             disk::replace(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
         }
-        certify(&key_path, &folder.join("server.crt"), now_ms)?;
+        certify(&read_key_pair(&key_path)?, &certificate_path, now_ms)?;
     }
     Ok(plan)
 }
 
-/// Whether the certificate of these facts in `folder`, which holds a key too, is to be renewed; an error if the key cannot
-/// be read or is another certificate's.
-fn is_renewed(folder: &Path, facts: &Facts, now_ms: u64) -> io::Result<bool> {
-    if facts.not_after > now_ms || !facts.self_made {
-        return Ok(false);
+/// Signs a certificate for this machine's names.
+fn certify(key: &KeyPair, path: &Path, now_ms: u64) -> io::Result<()> {
+    let mut names = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let is_name = host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    if is_name && !["", "localhost"].contains(&host) {
+        names.push(host.to_string());
     }
-    let key = read_key_pair(&folder.join("server.key"))?;
-    if Fingerprint::of(&key.subject_public_key_info()) != facts.fingerprint {
-        return Err(disk::at(folder)(io::Error::other(OTHER_KEY)));
-    }
-    Ok(true)
-}
-
-/// With the private key, which is certified here.
-fn read_key_pair(path: &Path) -> io::Result<KeyPair> {
-    KeyPair::try_from(&read_key(path)?).map_err(|_| disk::at(path)(io::Error::other(UNUSABLE_KEY)))
-}
-
-/// Reads the certificates of a PEM file, at least one.
-///
-/// # Errors
-/// With the path and the remedy in the text.
-pub fn read_chain(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let pem = plain(path, disk::read(path, MAX_PEM)?)?;
-    let chain = rustls_pemfile::certs(&mut &pem[..]).collect::<Result<Vec<_>, _>>();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        other => Err(disk::at(path)(missing(&pem, "certificate", other.is_err()))),
-    }
-}
-
-/// Reads the first private key of a PEM file.
-///
-/// # Errors
-/// The same; also if others can read the file, or the key is encrypted.
-pub fn read_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
-    let pem = read_key_pem(path)?;
-    match rustls_pemfile::private_key(&mut &pem[..]) {
-        Ok(Some(key)) => Ok(key),
-        other => Err(disk::at(path)(missing(&pem, "private key", other.is_err()))),
-    }
-}
-
-/// Why there is no `wanted` in a file, and what to do.
-fn missing(pem: &[u8], wanted: &str, is_damaged: bool) -> io::Error {
-    let text = String::from_utf8_lossy(pem);
-    let has = |label: &str| text.contains(&format!("{label}-----"));
-    let why = if text.trim_matches(|c: char| c.is_whitespace() || c == '\0').is_empty() {
-        "it is empty: restore it from a copy"
-    } else if let Some((_, why)) = OTHER_FORMS.iter().find(|(label, _)| has(label)) {
-        *why
-    } else if is_damaged || has(&wanted.to_ascii_uppercase()) {
-        "it is damaged or cut off: copy it again, from the line -----BEGIN to the line -----END"
-    } else if has("PRIVATE KEY") || has("CERTIFICATE") {
-        "it is the other of the two: put the certificate in server.crt, and its private key in server.key"
-    } else {
-        "it is not PEM, which begins with -----BEGIN: restore it from a copy"
-    };
-    io::Error::other(format!("no {wanted} in this file: {why}"))
-}
-
-/// Reads the PEM file of a private key.
-fn read_key_pem(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let pem = Zeroizing::new(plain(path, std::mem::take(&mut *disk::read_private(path, MAX_PEM)?))?);
-    // PKCS#8, and the older form of OpenSSL.
-    if [&b"BEGIN ENCRYPTED"[..], b"4,ENCRYPTED"]
-        .iter()
-        .any(|mark| pem.windows(mark.len()).any(|w| w == *mark))
-    {
-        return Err(disk::at(path)(io::Error::other(
-            "the key is encrypted, and nobody is there to type its password: decrypt it (openssl pkey -in server.key \
-             -out plain.key), and put the result in its place with chmod 600",
-        )));
-    }
-    Ok(pem)
-}
-
-fn plain(path: &Path, mut pem: Vec<u8>) -> io::Result<Vec<u8>> {
-    let wrong = |text| Err(disk::at(path)(io::Error::other(text)));
-    match pem[..] {
-        [0xef, 0xbb, 0xbf, ..] => drop(pem.drain(..3)),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-            return wrong("this looks like UTF-16: save the file as UTF-8");
-        }
-        // A sequence that begins with version 3, perhaps of no definite length.
-        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] | [0x30, 0x80, 0x02, 0x01, 0x03, ..] => {
-            return wrong(
-                "this is PKCS#12: take certificate and key out of it (openssl pkcs12 -in FILE -nokeys -out server.crt, and \
-                 -nocerts -noenc -out server.key)",
-            );
-        }
-        // A sequence of more than 127 bytes, as nearly every key and certificate is, or a short key.
-        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => {
-            return wrong("this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)");
-        }
-        _ => {}
-    }
-    Ok(pem)
+    let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
+    params.distinguished_name.push(DnType::CommonName, COMMON_NAME);
+    // A minute back, for clients whose clock is a little behind.
+    let start = date_time_ymd(1970, 1, 1) + Duration::from_millis(now_ms.saturating_sub(60_000));
+    (params.not_before, params.not_after) = (start, start + VALIDITY);
+    let certificate = params.self_signed(key).map_err(io::Error::other)?;
+    disk::replace(path, certificate.pem().as_bytes())
 }
 
 /// Reads the first certificate of a PEM file.
@@ -268,45 +197,90 @@ fn plain(path: &Path, mut pem: Vec<u8>) -> io::Result<Vec<u8>> {
 /// # Errors
 /// With the path in the text.
 pub fn read_facts(path: &Path) -> io::Result<Facts> {
-    let damaged = |_| disk::at(path)(io::Error::other("the certificate is damaged: copy it again"));
-    facts(&read_chain(path)?[0]).map_err(damaged)
+    let facts = facts(&read_chain(path)?[0]);
+    facts.ok_or_else(|| disk::error(path, "the certificate is damaged: copy it again"))
 }
 
-/// Signs a certificate for this machine's names with the key in `key_path`.
-fn certify(key_path: &Path, certificate_path: &Path, now_ms: u64) -> io::Result<()> {
-    let key = read_key_pair(key_path)?;
-    let mut names = vec!["localhost".to_string(), "127.0.0.1".to_string(), "::1".to_string()];
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    let valid = |name: &str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-    };
-    if valid(host) && host != "localhost" {
-        names.push(host.to_string());
+/// Reads the certificates of a PEM file, at least one.
+///
+/// # Errors
+/// With the path and the remedy in the text.
+pub fn read_chain(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let bytes = disk::read(path, MAX_PEM)?;
+    let pem = pem(path, &bytes)?;
+    match rustls_pemfile::certs(&mut &*pem).collect::<Result<Vec<_>, _>>() {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        _ => Err(missing(path, pem, "certificate")),
     }
-    let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
-    params.distinguished_name.push(DnType::CommonName, COMMON_NAME);
-    // A minute back, for clients whose clock is a little behind.
-    let start = date_time_ymd(1970, 1, 1) + Duration::from_millis(now_ms.saturating_sub(60_000));
-    params.not_before = start;
-    params.not_after = start + VALIDITY;
-    let certificate = params.self_signed(&key).map_err(io::Error::other)?;
-    disk::replace(certificate_path, certificate.pem().as_bytes())
 }
 
-/// A sentence if at `now_ms` (milliseconds since 1970) a certificate is not valid yet, or its end is past or at most [`NOTICE`]
-/// away, else `None`.
+/// Reads the first private key of a PEM file.
+///
+/// # Errors
+/// As [`read_chain`]; also if other users can read the file, or the key is encrypted.
+pub fn read_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+    let bytes = disk::read_private(path, MAX_PEM)?;
+    let pem = pem(path, &bytes)?;
+    match rustls_pemfile::private_key(&mut &*pem) {
+        Ok(Some(key)) => Ok(key),
+        _ => Err(missing(path, pem, "private key")),
+    }
+}
+
+/// Reads the private key that signs a certificate here.
+fn read_key_pair(path: &Path) -> io::Result<KeyPair> {
+    KeyPair::try_from(&read_key(path)?).map_err(|_| disk::error(path, UNUSABLE_KEY))
+}
+
+/// A file's text without a byte order mark; an error if the file is not text.
+fn pem<'a>(path: &Path, bytes: &'a [u8]) -> io::Result<&'a [u8]> {
+    let what = match bytes {
+        [0xef, 0xbb, 0xbf, pem @ ..] => return Ok(pem),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "this looks like UTF-16: save the file as UTF-8",
+        // A sequence that begins with version 3, perhaps of no definite length.
+        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] | [0x30, 0x80, 0x02, 0x01, 0x03, ..] => {
+            "this is PKCS#12: extract certificate and key (openssl pkcs12 -in FILE -nokeys -out server.crt, and -nocerts \
+             -noenc -out server.key)"
+        }
+        // A sequence of more than 127 bytes, as nearly every key and certificate is, or a short key.
+        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => {
+            "this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)"
+        }
+        _ => return Ok(bytes),
+    };
+    Err(disk::error(path, what))
+}
+
+/// Says why a file holds no `wanted`, and what to do.
+fn missing(path: &Path, pem: &[u8], wanted: &str) -> io::Error {
+    let text = String::from_utf8_lossy(pem);
+    let has = |label: &str| text.contains(&format!("{label}-----"));
+    let why = if text.trim_matches(|c: char| c.is_whitespace() || c == '\0').is_empty() {
+        "it is empty: restore it from a copy"
+    } else if let Some((_, why)) = OTHER_FORMS.iter().find(|(mark, _)| text.contains(mark)) {
+        *why
+    } else if !has(&wanted.to_ascii_uppercase()) && (has("PRIVATE KEY") || has("CERTIFICATE")) {
+        "it is the other of the two: put the certificate in server.crt, and its private key in server.key"
+    } else if text.contains("-----BEGIN") {
+        "it is damaged or cut off: copy it again, from the line -----BEGIN to the line -----END"
+    } else {
+        "it is not PEM, which begins with -----BEGIN: restore it from a copy"
+    };
+    disk::error(path, format!("no {wanted} in this file: {why}"))
+}
+
+/// A warning if a certificate is not valid yet at `now_ms` (milliseconds since 1970), is expired, or expires within
+/// [`NOTICE`].
 pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
-    let day = clock::utc_day(facts.not_after);
+    let (begin, end) = (clock::utc_day(facts.not_before), clock::utc_day(facts.not_after));
     if now_ms < facts.not_before {
-        let day = clock::utc_day(facts.not_before);
         Some(format!(
-            "the certificate is not valid before {day}: compare this machine's clock, or replace certs/server.crt"
+            "the certificate is not valid before {begin}: check this machine's clock, or replace certs/server.crt"
         ))
     } else if facts.not_after <= now_ms {
-        Some(format!("the certificate expired on {day}: replace certs/server.crt"))
+        Some(format!("the certificate expired on {end}: replace certs/server.crt"))
     } else if facts.not_after - now_ms <= NOTICE.as_millis() as u64 {
-        Some(format!("the certificate expires on {day}, in less than 30 days"))
+        Some(format!("the certificate expires on {end}, in less than 30 days"))
     } else {
         None
     }
@@ -323,7 +297,7 @@ mod tests {
     const NOW: u64 = 60 * YEAR;
 
     #[test]
-    fn an_expired_certificate_is_renewed_if_it_is_our_own_and_left_alone_if_it_is_anybody_else_s() {
+    fn expired_certificate_is_renewed_only_if_self_made() {
         let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("certificates-{name}"));
         disk::private_folders(&folder, &[]).expect("a folder");
@@ -345,7 +319,7 @@ mod tests {
             params("my secure_messenger").self_signed(&key),
             // The name alone does not make it ours.
             params(COMMON_NAME).self_signed(&key),
-            // Somebody's for the same purpose, and one who happens to have our name.
+            // Nor does our name in one that an authority signed.
             params(COMMON_NAME).signed_by(&key, &authority),
         ] {
             fs::write(&path, of_others.expect("signed").pem()).expect("written");
@@ -365,7 +339,7 @@ mod tests {
         assert_eq!(prepare(&folder, made.not_after).expect("renewed"), Prepared::Renewed);
         let renewed = read_facts(&path).expect("whole");
         assert!(renewed.fingerprint == made.fingerprint && renewed.not_after > made.not_after);
-        // Beside another key, nobody knows which of the two is to stay.
+        // With another key, it is unknown which of the two is right.
         let before = read();
         let other = KeyPair::generate().expect("a key").serialize_pem();
         fs::write(folder.join("server.key"), other).expect("written");
@@ -375,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_certificate_is_told_thirty_days_before_and_from_then_on() {
+    fn end_of_a_certificate_is_announced_from_30_days_before() {
         let told = |left: u64, now: u64| {
             let fingerprint = Fingerprint([0; 32]);
             let facts = Facts { fingerprint, not_before: NOW, not_after: NOW + left, self_made: true };

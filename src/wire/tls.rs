@@ -1,56 +1,50 @@
-//! The channel between client and server: TLS 1.3 or 1.2 over TCP, or bare TCP by explicit wish.
+//! The channel between client and server: TLS 1.3 or 1.2 over TCP, or plain TCP if the user asks for it.
 //!
-//! Invariant: the socket is read outside the lock, the TLS state is locked only to feed bytes in or
-//! take them out, and a client gets a [`Channel`] only by naming the fingerprint it trusts
-//! ([`Unverified::trust`]). Nothing falls back to bare TCP. This is the only file that names rustls.
+//! Invariant: a thread that waits for the socket holds no lock; the TLS state is locked only to move bytes in or out. A
+//! client gets a [`Channel`] only by naming the fingerprint that it trusts ([`Unverified::trust`]). Nothing falls back
+//! to plain TCP. No other file talks to rustls.
 
 use super::certificate;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
+use crate::sync::lock;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-pub(super) use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::pki_types::{ServerName, UnixTime};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
 use rustls::{InvalidMessage, ServerConfig, ServerConnection};
 use socket2::SockRef;
 use std::fmt;
-use std::io::{self, BufRead, ErrorKind, Read, Write};
+use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A blocked write gives up after this time: who takes nothing for so long is gone, or reads too slowly to be served.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A write that waits for the other side is looked at this often.
+/// A blocked write returns after this time with what it has written, so that its progress is seen.
 const WRITE_STEP: Duration = Duration::from_secs(1);
 /// RFC 9266 section 2: the channel binding's label; its value has 32 bytes and no context. PROTOCOL#exporter.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
-/// Bytes that the kernel holds before it has sent the former ones: a line waits behind no more than these, and a client that
-/// does not read costs no more. What is in flight is not limited by it, so a long line is as fast as it can be.
+/// Bytes that the kernel holds and has not sent yet. It bounds the wait of a line behind earlier ones, and the cost of
+/// a client that does not read. Bytes in flight do not count, so long lines are not slower.
 const NOT_SENT: u32 = 128 * 1024;
-/// A first read has this size in bytes, on the stack; idle connections hold no more.
+/// Bytes of a first read, on the stack: an idle connection holds no buffer.
 const SMALL_READ: usize = 2048;
-/// What follows a full first read is read in pieces of this size in bytes: about a chunk of a file.
+/// Bytes of the reads after a full first one: about a chunk of a file.
 const LARGE_READ: usize = 64 * 1024;
 
-pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: make one of RSA with 2048 bits or more, of ECDSA on P-256, \
-    P-384 or P-521, or of Ed25519, and have it certified";
-const OLD_VERSION: &str = "this certificate is not of X.509 version 3, which TLS needs: have it made again with the names of \
-    this server as an extension (openssl x509 -req -copy_extensions copy, or with -extfile)";
+const OLD_VERSION: &str = "this certificate is not of X.509 version 3, which TLS needs: have it issued again with the \
+    server's names as an extension (openssl x509 -req -copy_extensions copy, or with -extfile)";
 const WRONG_ORDER: &str = "the server's own certificate, which belongs to server.key, must be the first in this file: put \
-    those of the authorities behind it";
-pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: put the two there that belong together (of several keys in \
-    server.key, the first counts)";
+    those of the authorities after it";
 
 /// The server's side of TLS: certificate, key, versions.
 pub type Acceptor = Arc<ServerConfig>;
 
-/// TLS 1.3 and 1.2, ECDHE with AES-GCM or ChaCha20-Poly1305, X25519MLKEM768 preferred: all of
-/// that are the library's defaults under the feature `prefer-post-quantum`; a test watches them.
-/// PROTOCOL#transport.
+/// TLS 1.3 and 1.2, ECDHE with AES-GCM or ChaCha20-Poly1305, X25519MLKEM768 preferred: the library's defaults with the
+/// feature `prefer-post-quantum`, which a test watches. PROTOCOL#transport.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
@@ -58,47 +52,48 @@ fn provider() -> Arc<CryptoProvider> {
 /// Reads `server.crt` and `server.key` of a folder.
 ///
 /// # Errors
-/// With the path in the text, or if the two do not belong together.
+/// With the path and the remedy in the text, also if the two do not belong together.
 pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
-    let (key_path, certificate_path) = (folder.join("server.key"), folder.join("server.crt"));
-    let wrong = |path: &Path, text: &str| disk::at(path)(io::Error::other(text));
+    let (key_path, certificate_path) = certificate::paths(folder);
     let chain = certificate::read_chain(&certificate_path)?;
-    let key = certificate::read_key(&key_path)?;
-    let key = provider().key_provider.load_private_key(key).map_err(|_| wrong(&key_path, UNUSABLE_KEY))?;
-    let is_of_key = |chain| CertifiedKey::new(chain, key.clone()).keys_match();
-    if let Err(error) = is_of_key(chain.clone()) {
-        let others = chain.iter().skip(1).any(|one| is_of_key(vec![one.clone()]).is_ok());
-        return Err(match error {
-            _ if others => wrong(&certificate_path, WRONG_ORDER),
-            rustls::Error::InconsistentKeys(_) => wrong(folder, OTHER_KEY),
-            // The library has no name for it.
-            error if error.to_string().contains("UnsupportedCertVersion") => {
-                wrong(&certificate_path, OLD_VERSION)
-            }
-            error => wrong(
-                &certificate_path,
-                &format!("this certificate cannot be used for TLS: get another for the same key ({error})"),
-            ),
-        });
-    }
-    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+    let key = provider().key_provider.load_private_key(certificate::read_key(&key_path)?);
+    let key = key.map_err(|_| disk::error(&key_path, certificate::UNUSABLE_KEY))?;
+    let pair = CertifiedKey::new(chain, key);
+    pair.keys_match().map_err(|error| unusable(folder, &pair, &error))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certified));
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     // RFC 9266 section 4.2: without it, a TLS 1.2 exporter does not name one channel.
     config.require_ems = true;
-    // Every login is a full one: there is nothing to resume, and nothing to keep for it.
+    // Every login is a full one, so there is nothing to resume and nothing to store for it.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
 
-/// Checks that the server holds the key of its certificate, and leaves it to
-/// [`Unverified::trust`] whether that is the right key.
+/// Says why this certificate and key are no pair, and what to do.
+fn unusable(folder: &Path, pair: &CertifiedKey, error: &rustls::Error) -> io::Error {
+    let has_key = |one: &CertificateDer<'static>| {
+        CertifiedKey::new(vec![one.clone()], pair.key.clone()).keys_match().is_ok()
+    };
+    let (_, path) = certificate::paths(folder);
+    match error {
+        _ if pair.cert.iter().skip(1).any(has_key) => disk::error(&path, WRONG_ORDER),
+        rustls::Error::InconsistentKeys(_) => disk::error(folder, certificate::OTHER_KEY),
+        // The library has no name for it.
+        error if error.to_string().contains("UnsupportedCertVersion") => disk::error(&path, OLD_VERSION),
+        error => disk::error(
+            &path,
+            format!("this certificate cannot be used for TLS: get another for the same key ({error})"),
+        ),
+    }
+}
+
+/// Checks that the server holds the key of its certificate. [`Unverified::trust`] checks that it is the right key.
 #[derive(Debug)]
-struct PossessionOnly(Arc<CryptoProvider>);
+struct PossessionOnly(WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for PossessionOnly {
     fn verify_server_cert(
@@ -118,7 +113,7 @@ impl ServerCertVerifier for PossessionOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -127,15 +122,15 @@ impl ServerCertVerifier for PossessionOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }
 
-/// Limits what the kernel holds unsent. A system that cannot do that limits what it holds at all.
+/// Limits what the kernel holds unsent. A system without such a limit limits the whole send buffer.
 pub fn limit_unsent(socket: &TcpStream) {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT);
@@ -143,29 +138,23 @@ pub fn limit_unsent(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_send_buffer_size(NOT_SENT as usize);
 }
 
-/// Why a channel could not be made.
+/// Why a handshake failed.
 #[derive(Debug)]
 pub enum ChannelError {
-    /// The socket failed.
+    /// The socket failed, or the deadline passed.
     Io(io::Error),
-    /// What came is not TLS.
+    /// The peer does not speak TLS.
     NotTls,
     /// The TLS handshake failed.
     Tls(String),
-    /// The server's key is not the one expected.
-    WrongKey {
-        /// Fingerprint of the key that it has shown.
-        seen: Fingerprint,
-    },
 }
 
 impl fmt::Display for ChannelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ChannelError::Io(error) => write!(f, "{error}"),
-            ChannelError::NotTls => f.write_str("the other side does not speak TLS"),
+            ChannelError::NotTls => f.write_str("the peer does not speak TLS"),
             ChannelError::Tls(text) => write!(f, "the TLS handshake failed: {text}"),
-            ChannelError::WrongKey { seen } => write!(f, "the server shows another key: {seen}"),
         }
     }
 }
@@ -174,7 +163,7 @@ impl std::error::Error for ChannelError {}
 
 impl From<io::Error> for ChannelError {
     fn from(error: io::Error) -> Self {
-        ChannelError::Io(error)
+        error.downcast::<rustls::Error>().map_or_else(ChannelError::Io, ChannelError::from)
     }
 }
 
@@ -187,29 +176,63 @@ impl From<rustls::Error> for ChannelError {
     }
 }
 
-/// What a channel's one reading thread keeps between reads: a large buffer while much
-/// arrives, nothing while little does.
+/// A socket of which each read and write ends at a deadline, with `TimedOut` or `WouldBlock`.
+struct Timed<'a>(&'a TcpStream, Instant);
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.1.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.set_read_timeout(self.left()?)?;
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, records: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.set_write_timeout(self.left()?)?;
+        self.0.write_vectored(records)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a socket only waited too long. A process that was stopped and continues is interrupted (signal(7)).
+fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+/// What the one reading thread of a channel keeps between reads: a large buffer while much arrives, otherwise nothing.
 #[derive(Default)]
 pub struct Reader {
     large: Vec<u8>,
-    /// The time-out that is set on the socket.
-    wait: Duration,
-    /// The other side has closed; its last words have been given out.
-    ended: bool,
 }
 
-/// What a [`Channel::receive`] brought.
+/// What [`Channel::receive`] got.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// Bytes, perhaps none for the reader (a TLS message of its own).
+    /// Bytes, perhaps only some of TLS itself.
     Some,
-    /// Nothing so far: perhaps sooner than the time allowed.
+    /// Nothing so far, perhaps after less than the whole wait.
     Silence,
-    /// The other side has closed.
+    /// The peer has closed.
     End,
 }
 
-/// A connection of which both sides know that it is theirs alone.
+/// A connection that no third party can read or change, or plain TCP.
 pub struct Channel {
     socket: Arc<TcpStream>,
     /// `None` without TLS.
@@ -218,7 +241,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Server: the handshake, or nothing without an acceptor. Bytes that came with it are appended to `early`.
+    /// Server: the handshake, or none without an acceptor.
     ///
     /// # Errors
     /// [`ChannelError`], also when `deadline` passes.
@@ -226,11 +249,10 @@ impl Channel {
         acceptor: Option<Acceptor>,
         socket: Arc<TcpStream>,
         deadline: Instant,
-        early: &mut Vec<u8>,
     ) -> Result<Channel, ChannelError> {
         match acceptor {
             None => Ok(Channel::bare(socket)?),
-            Some(config) => Channel::shake(ServerConnection::new(config)?.into(), socket, deadline, early),
+            Some(config) => Channel::shake(ServerConnection::new(config)?.into(), socket, deadline),
         }
     }
 
@@ -239,7 +261,7 @@ impl Channel {
     /// # Errors
     /// The socket's, when its options are set.
     pub fn bare(socket: Arc<TcpStream>) -> io::Result<Channel> {
-        prepare(&socket)?;
+        socket.set_nodelay(true)?;
         Ok(Channel { socket, tls: None, exporter: Vec::new() })
     }
 
@@ -247,31 +269,12 @@ impl Channel {
         mut tls: Connection,
         socket: Arc<TcpStream>,
         deadline: Instant,
-        early: &mut Vec<u8>,
     ) -> Result<Channel, ChannelError> {
-        prepare(&socket)?;
+        socket.set_nodelay(true)?;
         tls.set_buffer_limit(None);
         while tls.is_handshaking() {
-            flush(&mut tls, &socket)?;
-            if !tls.is_handshaking() {
-                break;
-            }
-            let read = uninterrupted(|| {
-                socket.set_read_timeout(Some(left_until(deadline)?))?;
-                tls.read_tls(&mut &*socket)
-            })?;
-            if read == 0 {
-                return Err(io::Error::from(ErrorKind::UnexpectedEof).into());
-            }
-            if let Err(error) = tls.process_new_packets() {
-                // The alert tells the other side why.
-                let _ = flush(&mut tls, &socket);
-                return Err(error.into());
-            }
+            tls.complete_io(&mut Timed(&socket, deadline))?;
         }
-        flush(&mut tls, &socket)?;
-        tls.process_new_packets()?;
-        take_plaintext(&mut tls, early)?;
         let exporter = tls.export_keying_material(vec![0; 32], EXPORTER_LABEL, None)?;
         Ok(Channel { socket, tls: Some(Mutex::new(tls)), exporter })
     }
@@ -281,70 +284,65 @@ impl Channel {
         &self.exporter
     }
 
-    /// Reads once, outside the lock, and appends what it meant to `plain`. Waits at most `wait`, and a millisecond at least;
-    /// less when the process was stopped and goes on, for the caller has to look at its clocks then.
+    /// Reads at most once and appends the plaintext to `plain`. Waits at most `wait` and at least a millisecond; less
+    /// when the process was stopped and continues, because the caller must look at its clocks then.
     ///
     /// # Errors
     /// The socket's, or a TLS error, after which the channel is useless.
     pub fn receive(&self, reader: &mut Reader, plain: &mut Vec<u8>, wait: Duration) -> io::Result<Received> {
-        if reader.ended {
-            return Ok(Received::End);
+        // Bytes that came with the handshake, or an end that came with the last bytes.
+        let before = plain.len();
+        let has_ended = self.take_in(&[], plain)?;
+        if has_ended || plain.len() > before {
+            return Ok(if plain.len() > before { Received::Some } else { Received::End });
         }
-        let wait = wait.max(Duration::from_millis(1));
-        if reader.wait != wait {
-            self.socket.set_read_timeout(Some(wait))?;
-            reader.wait = wait;
-        }
+        self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
         let mut small = [0; SMALL_READ];
         let buffer = if reader.large.is_empty() { &mut small[..] } else { &mut reader.large[..] };
         let count = match (&*self.socket).read(buffer) {
             Ok(0) => return Ok(Received::End),
             Ok(count) => count,
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(error) if is_silence(&error) => {
                 reader.large = Vec::new();
                 return Ok(Received::Silence);
             }
-            // Asked again, it would wait for the whole time once more.
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(Received::Silence),
-            Err(e) => return Err(e),
+            Err(error) => return Err(error),
         };
-        let before = plain.len();
-        let mut received = self.take_in(&buffer[..count], plain)?;
-        if received == Received::End && plain.len() > before {
-            (reader.ended, received) = (true, Received::Some);
-        }
-        if count == SMALL_READ && reader.large.is_empty() {
-            reader.large = vec![0; LARGE_READ];
-        } else if count < SMALL_READ {
+        let has_ended = self.take_in(&buffer[..count], plain)?;
+        if count < SMALL_READ {
             reader.large = Vec::new();
+        } else if reader.large.is_empty() {
+            reader.large = vec![0; LARGE_READ];
         }
-        Ok(received)
+        Ok(if has_ended && plain.len() == before { Received::End } else { Received::Some })
     }
 
-    fn take_in(&self, mut wire: &[u8], plain: &mut Vec<u8>) -> io::Result<Received> {
+    /// Decrypts; true if the peer has closed.
+    fn take_in(&self, mut wire: &[u8], plain: &mut Vec<u8>) -> io::Result<bool> {
         let Some(mut tls) = self.lock() else {
             plain.extend_from_slice(wire);
-            return Ok(Received::Some);
+            return Ok(false);
         };
-        while !wire.is_empty() {
-            tls.read_tls(&mut wire)?;
+        loop {
+            if !wire.is_empty() {
+                tls.read_tls(&mut wire)?;
+            }
             let state = tls.process_new_packets().map_err(io::Error::other)?;
-            take_plaintext(&mut tls, plain)?;
-            if state.peer_has_closed() {
-                return Ok(Received::End);
+            take_plaintext(&mut tls, plain);
+            if state.peer_has_closed() || wire.is_empty() {
+                return Ok(state.peer_has_closed());
             }
         }
-        Ok(Received::Some)
     }
 
-    /// Whether TLS has something of its own to send (the answer to a key update): then an
-    /// [`Channel::encrypt`] of nothing is due.
+    /// Whether TLS has bytes of its own to send, like the answer to a key update: then call [`Channel::encrypt`],
+    /// perhaps with nothing.
     pub fn wants_to_send(&self) -> bool {
         self.lock().is_some_and(|tls| tls.wants_write())
     }
 
-    /// Encrypts `plain` in as few records as possible, appended to `wire`. Calls must be in the
-    /// order in which their results are sent.
+    /// Encrypts `plain` in as few records as possible and appends them to `wire`. Send the results in the order of the
+    /// calls.
     ///
     /// # Errors
     /// A TLS error, after which the channel is useless.
@@ -357,15 +355,7 @@ impl Channel {
         drain(&mut tls, wire)
     }
 
-    /// The end of the stream, to be sent last: TLS's `close_notify`, nothing without TLS.
-    pub fn encrypt_end(&self, wire: &mut Vec<u8>) {
-        if let Some(mut tls) = self.lock() {
-            tls.send_close_notify();
-            let _ = drain(&mut tls, wire);
-        }
-    }
-
-    /// Sends as much as fits without waiting, and returns how many bytes that was: perhaps none.
+    /// Sends as much as fits without waiting, and returns how many bytes that was, perhaps none.
     ///
     /// # Errors
     /// The socket's.
@@ -374,38 +364,26 @@ impl Channel {
             return Ok(0);
         }
         match SockRef::from(&*self.socket).send_with_flags(wire, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) {
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
             result => result,
         }
     }
 
-    /// Sends everything within 30 s, however slowly the other side takes it.
-    ///
-    /// # Errors
-    /// As [`Channel::send_by`].
-    pub fn send(&self, wire: &[u8]) -> io::Result<()> {
-        self.send_by(wire, Instant::now() + WRITE_TIMEOUT)
-    }
-
-    /// Sends everything, however long the other side takes for it: [`Channel::close`] by another thread ends it. Calls
-    /// `progressed` each time that a write had to wait and then continued.
+    /// Sends everything, however long the peer takes; [`Channel::close`] by another thread ends it. Calls `progressed`
+    /// each time that a write had to wait and then continued.
     ///
     /// # Errors
     /// The socket's.
     pub fn send_patiently(&self, mut wire: &[u8], mut progressed: impl FnMut()) -> io::Result<()> {
         wire = &wire[self.send_now(wire)?..];
         while !wire.is_empty() {
-            let sent = uninterrupted(|| {
-                self.socket.set_write_timeout(Some(WRITE_STEP))?;
-                (&*self.socket).write(wire)
-            });
-            match sent {
+            match Timed(&self.socket, Instant::now() + WRITE_STEP).write(wire) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(sent) => {
                     wire = &wire[sent..];
                     progressed();
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) if is_silence(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -416,54 +394,39 @@ impl Channel {
     ///
     /// # Errors
     /// The socket's; a time-out (`TimedOut` or `WouldBlock`) may leave a part sent, after which the channel is useless.
-    pub fn send_by(&self, mut wire: &[u8], deadline: Instant) -> io::Result<()> {
-        while !wire.is_empty() {
-            let sent = uninterrupted(|| {
-                self.socket.set_write_timeout(Some(left_until(deadline)?))?;
-                (&*self.socket).write(wire)
-            })?;
-            if sent == 0 {
-                return Err(ErrorKind::WriteZero.into());
-            }
-            wire = &wire[sent..];
-        }
-        Ok(())
+    pub fn send_by(&self, wire: &[u8], deadline: Instant) -> io::Result<()> {
+        Timed(&self.socket, deadline).write_all(wire)
     }
 
-    /// Says the [end](Channel::encrypt_end) and ends our direction: what was sent still arrives, and the other side can still be
-    /// heard.
+    /// Closes our direction, with TLS's `close_notify`: bytes in flight still arrive, and the peer can still send.
     pub fn end(&self) {
         let mut wire = Vec::new();
-        self.encrypt_end(&mut wire);
+        if let Some(mut tls) = self.lock() {
+            tls.send_close_notify();
+            let _ = drain(&mut tls, &mut wire);
+        }
         let _ = self.send_now(&wire);
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Ends both directions; a blocked reader returns.
+    /// Closes both directions; a blocked reader returns.
     pub fn close(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, Connection>> {
-        self.tls.as_ref().map(|tls| tls.lock().unwrap_or_else(PoisonError::into_inner))
+        self.tls.as_ref().map(lock)
     }
 }
 
-impl fmt::Debug for Channel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.tls.is_some() { "Channel(TLS)" } else { "Channel(bare)" })
-    }
-}
-
-/// Client: a finished handshake with a server whose key nobody has vouched for yet. PROTOCOL#server-key.
+/// Client: a finished handshake with a server whose key is not checked yet. PROTOCOL#server-key.
 pub struct Unverified {
     channel: Channel,
     fingerprint: Fingerprint,
-    early: Vec<u8>,
 }
 
 impl Unverified {
-    /// Client: the handshake. Nothing of ours is sent over it before [`Unverified::trust`].
+    /// Client: the handshake. The client sends nothing else before [`Unverified::trust`].
     ///
     /// # Errors
     /// [`ChannelError`], also when `deadline` passes.
@@ -472,71 +435,32 @@ impl Unverified {
         socket: Arc<TcpStream>,
         deadline: Instant,
     ) -> Result<Unverified, ChannelError> {
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let provider = provider();
+        let verifier = PossessionOnly(provider.signature_verification_algorithms);
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(PossessionOnly(provider())))
+            .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         config.require_ems = true;
         config.resumption = rustls::client::Resumption::disabled();
         let name = ServerName::try_from(host.to_string()).or_else(|_| ServerName::try_from("localhost"));
-        let name = name.map_err(|_| ChannelError::Tls("not a host name".into()))?;
-        let tls = ClientConnection::new(Arc::new(config), name)?;
-        let mut early = Vec::new();
-        let channel = Channel::shake(tls.into(), socket, deadline, &mut early)?;
-        let fingerprint = channel.lock().and_then(|tls| {
-            certificate::facts(tls.peer_certificates()?.first()?).ok().map(|facts| facts.fingerprint)
-        });
-        let fingerprint =
-            fingerprint.ok_or_else(|| ChannelError::Tls("the certificate is damaged".into()))?;
-        Ok(Unverified { channel, fingerprint, early })
+        let tls = ClientConnection::new(Arc::new(config), name.expect("the second is a host name"))?;
+        let channel = Channel::shake(tls.into(), socket, deadline)?;
+        let facts = channel.lock().and_then(|tls| certificate::facts(tls.peer_certificates()?.first()?));
+        let facts = facts.ok_or_else(|| ChannelError::Tls("the certificate is damaged".into()))?;
+        Ok(Unverified { channel, fingerprint: facts.fingerprint })
     }
 
-    /// The key that the server has shown.
+    /// The server's key.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
-    /// The channel, if the server's key is the expected one, and what the server said early.
-    ///
-    /// # Errors
-    /// [`ChannelError::WrongKey`], with the key that was shown.
-    pub fn trust(self, expected: Fingerprint) -> Result<(Channel, Vec<u8>), ChannelError> {
-        if self.fingerprint == expected {
-            Ok((self.channel, self.early))
-        } else {
-            Err(ChannelError::WrongKey { seen: self.fingerprint })
-        }
+    /// The channel; `None` if the server's key is not the expected one.
+    pub fn trust(self, expected: Fingerprint) -> Option<Channel> {
+        (self.fingerprint == expected).then_some(self.channel)
     }
-}
-
-fn prepare(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    socket.set_write_timeout(Some(WRITE_TIMEOUT))
-}
-
-/// A socket with a time-out is interrupted when its process was stopped and goes on (signal(7)): it is asked again.
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-fn left_until(deadline: Instant) -> io::Result<Duration> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-        left => Ok(left),
-    }
-}
-
-fn flush(tls: &mut Connection, socket: &TcpStream) -> io::Result<()> {
-    while tls.wants_write() {
-        uninterrupted(|| tls.write_tls(&mut &*socket))?;
-    }
-    Ok(())
 }
 
 fn drain(tls: &mut Connection, wire: &mut Vec<u8>) -> io::Result<()> {
@@ -546,24 +470,12 @@ fn drain(tls: &mut Connection, wire: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Appends all plaintext that is there.
-fn take_plaintext(tls: &mut Connection, plain: &mut Vec<u8>) -> io::Result<()> {
+/// Appends all plaintext that has arrived. An error means that there is no more for now; the next read reports an end.
+fn take_plaintext(tls: &mut Connection, plain: &mut Vec<u8>) {
     let mut reader = tls.reader();
-    loop {
-        let count = match reader.fill_buf() {
-            Ok(some) => {
-                plain.extend_from_slice(some);
-                some.len()
-            }
-            // There is no more for now.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-            // What a close without a word means is for the next read to say.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
-            Err(error) => return Err(error),
-        };
-        if count == 0 {
-            return Ok(());
-        }
+    while let Ok(some @ [_, ..]) = reader.fill_buf() {
+        let count = some.len();
+        plain.extend_from_slice(some);
         reader.consume(count);
     }
 }
@@ -571,6 +483,7 @@ fn take_plaintext(tls: &mut Connection, plain: &mut Vec<u8>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::secret::random;
     use std::net::TcpListener;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -584,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_is_large_while_much_arrives_and_nothing_is_held_for_who_says_little() {
+    fn buffer_is_large_while_much_arrives_and_otherwise_freed() {
         let (channel, mut far) = channel();
         let (mut reader, mut plain) = (Reader::default(), Vec::new());
         let mut take = |bytes: usize, wait: Duration| {
@@ -600,17 +513,17 @@ mod tests {
         assert_eq!(take(SMALL_READ, HOUR), (Received::Some, SMALL_READ, LARGE_READ));
         assert_eq!(take(SMALL_READ - 1, HOUR), (Received::Some, SMALL_READ - 1, 0));
         assert_eq!(take(SMALL_READ, HOUR).2, LARGE_READ);
-        assert_eq!(take(0, Duration::ZERO), (Received::Silence, 0, 0), "silence lets it go, too");
+        assert_eq!(take(0, Duration::ZERO), (Received::Silence, 0, 0), "silence frees it");
         far.shutdown(Shutdown::Write).expect("ended");
         assert_eq!(channel.receive(&mut reader, &mut plain, HOUR).expect("ended"), Received::End);
     }
 
     #[test]
-    fn who_takes_nothing_is_sent_nothing_without_waiting_and_who_is_gone_is_an_error() {
+    fn full_socket_takes_nothing_and_a_closed_one_is_an_error() {
         let (channel, far) = channel();
         let piece = vec![b'x'; 64 * 1024];
         let mut sent = 0;
-        // Some megabytes are the kernel's.
+        // The kernel holds some megabytes.
         let is_full = (0..10_000).any(|_| {
             let count = channel.send_now(&piece).expect("a full socket is no error");
             sent += count;
@@ -629,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn patient_write_tells_that_it_waited_and_ends_with_close() {
+    fn patient_write_reports_progress_and_ends_with_close() {
         let (channel, mut far) = channel();
         let waits = std::cell::Cell::new(0);
         let count = || waits.set(waits.get() + 1);
@@ -638,7 +551,7 @@ mod tests {
         let piece = vec![0; 16 * 1024 * 1024];
         std::thread::scope(|scope| {
             scope.spawn(|| far.read_exact(&mut vec![0; 1024 + piece.len()]).expect("all of it"));
-            channel.send_patiently(&piece, count).expect("somebody reads");
+            channel.send_patiently(&piece, count).expect("the peer reads");
         });
         assert!(waits.get() > 0);
         std::thread::scope(|scope| {
@@ -649,5 +562,34 @@ mod tests {
             });
             assert!(stuck.join().expect("it ends").is_err());
         });
+    }
+
+    #[test]
+    fn last_bytes_arrive_before_the_end() {
+        let folder = std::env::temp_dir().join(format!("channel-{}", u64::from_be_bytes(random())));
+        disk::private_folders(&folder, &[]).expect("a folder");
+        certificate::prepare(&folder, crate::clock::now_ms()).expect("a certificate");
+        let acceptor = acceptor(&folder).expect("a pair");
+        std::fs::remove_dir_all(&folder).expect("clean up");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let socket = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let deadline = Instant::now() + HOUR;
+        let channel = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let server = Unverified::connect("localhost", Arc::new(socket), deadline).expect("TLS");
+                let seen = server.fingerprint();
+                let (channel, mut wire) = (server.trust(seen).expect("its key"), Vec::new());
+                channel.encrypt(b"last", &mut wire).expect("TLS");
+                channel.send_by(&wire, deadline).expect("it fits");
+                channel.end();
+            });
+            let (socket, _) = listener.accept().expect("accepted");
+            Channel::accept(Some(acceptor), Arc::new(socket), deadline).expect("TLS")
+        });
+        let (mut reader, mut plain, mut before) = (Reader::default(), Vec::new(), 0);
+        while channel.receive(&mut reader, &mut plain, HOUR).expect("TLS") != Received::End {
+            before = plain.len();
+        }
+        assert_eq!((&plain[..], before), (&b"last"[..], 4));
     }
 }

@@ -349,7 +349,7 @@ impl Raw {
         if tls {
             Raw::shaken(socket).expect("handshake")
         } else {
-            Raw::on(socket.clone(), Channel::bare(socket).expect("socket"), &[])
+            Raw::on(socket.clone(), Channel::bare(socket).expect("socket"))
         }
     }
 
@@ -361,13 +361,11 @@ impl Raw {
     fn shaken(socket: Arc<TcpStream>) -> Result<Raw, ChannelError> {
         let unverified = Unverified::connect("localhost", socket.clone(), Instant::now() + DEADLINE)?;
         let seen = unverified.fingerprint();
-        let (channel, early) = unverified.trust(seen)?;
-        Ok(Raw::on(socket, channel, &early))
+        Ok(Raw::on(socket, unverified.trust(seen).expect("its own key")))
     }
 
-    fn on(socket: Arc<TcpStream>, channel: Channel, early: &[u8]) -> Raw {
-        let mut lines = Lines::new(4 * 1024 * 1024);
-        lines.buffer().extend_from_slice(early);
+    fn on(socket: Arc<TcpStream>, channel: Channel) -> Raw {
+        let lines = Lines::new(4 * 1024 * 1024);
         let (reader, count) = (Reader::default(), Count::default());
         Raw { socket, channel: Arc::new(channel), reader, count, lines }
     }
@@ -375,7 +373,10 @@ impl Raw {
     /// Any bytes. False if the connection takes no more.
     pub fn bytes(&mut self, bytes: &[u8]) -> bool {
         let mut wire = Vec::new();
-        self.channel.encrypt(bytes, &mut wire).and_then(|()| self.channel.send(&wire)).is_ok()
+        self.channel
+            .encrypt(bytes, &mut wire)
+            .and_then(|()| self.channel.send_by(&wire, Instant::now() + DEADLINE))
+            .is_ok()
     }
 
     pub fn say(&mut self, message: &ClientMessage) {
