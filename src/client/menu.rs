@@ -65,7 +65,7 @@ fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Us
             }
             Ok(name) => return Ok(Some(name)),
             Err(_) if line.trim().is_empty() => return Ok(None),
-            Err(error) => prompter.println(&format!("{error}"))?,
+            Err(error) => prompter.println(error)?,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::limits::{Limits, MIN_OUTBOX};
 use crate::cli::Arguments;
 use crate::disk;
-use crate::name::{InvalidName, Username};
+use crate::name::Username;
 use std::ffi::OsString;
 use std::iter::Peekable;
 use std::path::PathBuf;
@@ -89,7 +89,7 @@ impl Action {
     pub fn parse(verb: &str, name: Option<&str>) -> Result<Action, String> {
         let named = || {
             let name = name.ok_or_else(|| format!("user {verb} needs a name"))?;
-            name.parse().map_err(|error: InvalidName| error.to_string())
+            name.parse::<Username>().map_err(String::from)
         };
         match verb {
             "list" if name.is_none() => Ok(Action::List),
