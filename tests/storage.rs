@@ -605,22 +605,24 @@ fn linked_file_stops_the_start_and_the_link_stays() {
 #[test]
 fn failed_append_on_a_full_disk_is_taken_back() {
     let (home, path, text) = two_accounts();
-    // No file may have more than 32 KiB, and the next record has room for its first 100 bytes.
-    let full = text.clone() + &"\n".repeat(32 * 1024 - 100 - text.len());
-    fs::write(&path, &full).expect("written");
-    let server = Server::after("ulimit -S -f 32", home, &[]);
-    let carol = Person::new("carol");
-    let mut raw = server.raw();
-    raw.say(&carol.registration());
-    assert_eq!(raw.error(), "server_error");
-    assert_eq!(fs::read_to_string(&path).expect("there"), full);
-    assert!(!server.data("keys/carol.pem").exists(), "the name is free");
+    let server = Server::within(home, &[]);
     let pid = server.child.id().to_string();
-    let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
-    if !lifted.is_ok_and(|status| status.success()) {
-        println!("skipped: the limit of a file's size cannot be lifted here");
+    let limit = |size: &str| {
+        let done =
+            Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={size}:unlimited")]).status();
+        done.is_ok_and(|status| status.success())
+    };
+    // The next record has room for its first 100 bytes.
+    if !limit(&(text.len() + 100).to_string()) {
+        println!("skipped: the size of a file cannot be limited here");
         return;
     }
+    let mut raw = server.raw();
+    raw.say(&Person::new("carol").registration());
+    assert_eq!(raw.error(), "server_error");
+    assert_eq!(fs::read_to_string(&path).expect("there"), text);
+    assert!(!server.data("keys/carol.pem").exists(), "the name is free");
+    assert!(limit("unlimited"));
     newcomer(&server, "carol");
     let home = server.kill();
     let (status, checked) = run(&home, &["--check"]);

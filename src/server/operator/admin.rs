@@ -96,11 +96,8 @@ fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
 
 /// Asks the running server.
 fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
-    let unknown = |_| {
-        io::Error::other(
-            "the server did not answer: the change may or may not be made (`user list` shows it)",
-        )
-    };
+    let text = "the server did not answer: the change may or may not be made (`user list` shows it)";
+    let unknown = |_| io::Error::other(text);
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = String::new();
     let mut reader = BufReader::new(stream.take(MAX_LINE));

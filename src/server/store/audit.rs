@@ -2,8 +2,9 @@
 //!
 //! Invariant: a line has only words of this program, valid names and numeric addresses, so no user can write a line of
 //! their own. No thread waits for the disk: one thread writes, and lines that a full queue or disk does not take are
-//! counted. A log that was renamed or removed, perhaps with its folder, is made again for the next line. An event that anyone can cause is written a
-//! limited number of times a minute and then only counted, so no user can hide what others do. Format: README#security-log.
+//! counted. If the log was renamed or removed, perhaps with its folder, the next line makes it again. An event that any user
+//! can cause is written a limited number of times a minute and then only counted, so that no user can hide what others do.
+//! Format: README#security-log.
 
 use crate::clock;
 use crate::disk;
@@ -38,7 +39,7 @@ pub struct Audit {
     /// Lines that were not written.
     lost: Arc<AtomicU64>,
     lines: Mutex<Counter<Key>>,
-    limits: Mutex<Counter<&'static str>>,
+    limits: Mutex<Counter<Key>>,
 }
 
 /// An event and the address that it comes from.
@@ -76,7 +77,7 @@ impl Audit {
     pub fn log(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
         let (mut lines, mut key) = (lock(&self.lines), (event, address.map(origin)));
         if !lines.has_room(&key) {
-            // Too many addresses: the others count as one.
+            // Too many addresses: further ones count as one.
             key.1 = None;
         }
         let (count, more) = lines.count(key, Instant::now());
@@ -88,7 +89,7 @@ impl Audit {
 
     /// Logs that a limit acts, once a minute for all addresses together.
     pub fn limit(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
-        let (count, more) = lock(&self.limits).count(event, Instant::now());
+        let (count, more) = lock(&self.limits).count((event, None), Instant::now());
         if count == 1 {
             self.write(event, user, address, more, detail);
         }
@@ -102,10 +103,11 @@ impl Audit {
     /// Logs the number of lines left out in minutes that are over; to be called once a minute.
     pub fn sum_up(&self) {
         let now = Instant::now();
-        let limits = lock(&self.limits).forget_expired(now);
-        let limits = limits.into_iter().map(|(event, more)| ((event, None), more));
-        for ((event, address), more) in lock(&self.lines).forget_expired(now).into_iter().chain(limits) {
-            self.write(event, None, address, more, "");
+        for counter in [&self.lines, &self.limits] {
+            let left_out = lock(counter).forget_expired(now);
+            for ((event, address), more) in left_out {
+                self.write(event, None, address, more, "");
+            }
         }
     }
 
@@ -275,7 +277,7 @@ mod tests {
         (0..100).for_each(|n| audit.limit("refused", None, here(n), ""));
         assert_eq!(written(&items), ["event=refused user=- addr=10.0.0.0"]);
         let left_out = lock(&audit.limits).forget_expired(Instant::now() + INTERVAL);
-        assert_eq!(left_out, [("refused", 99)]);
+        assert_eq!(left_out, [(("refused", None), 99)]);
     }
 
     #[test]
@@ -337,7 +339,7 @@ mod tests {
         let audit = open(&folder);
         let over = Instant::now() - INTERVAL;
         for _ in 0..3 {
-            lock(&audit.limits).count("refused", over);
+            lock(&audit.limits).count(("refused", None), over);
         }
         audit.sum_up();
         audit.sum_up();
