@@ -11,7 +11,7 @@
 //! | room | what it is for |
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
-//! | [`server`] | accept → [`guest`](server::guest) → [`connection`](server::connection) → [`delivery`](server::delivery) → [`registry`](server::registry) → [`outbox`](server::outbox); for its operator [`operator`](server::operator); [`store`](server::store) is what it keeps on disk |
+//! | [`server`] | [`accept`](server::accept) → [`login`](server::login) → [`connection`](server::connection) → [`routing`](server::routing) → [`registry`](server::registry) → [`session`](server::session); [`operator`](server::operator) is for its operator, [`store`](server::store) is on disk |
 //! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::conversations) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
@@ -25,25 +25,26 @@
 //! [`Session`](client::session::Session) seals it ([`Sealed`](crypto::envelope::Sealed)),
 //! wraps its key for each recipient and hands an `encrypted_send` to the
 //! [`Link`](client::link::Link). The server's [`connection`](server::connection) decodes it,
-//! [`delivery`](server::delivery) checks where it goes and puts it, with each recipient's own
-//! wrapped key, into their [`Outbox`](server::outbox::Outbox); what goes to many is written out by the
-//! [`flusher`](server::flusher). A recipient's
+//! [`routing`](server::routing) checks where it goes and puts it, with each recipient's own
+//! wrapped key, into their [`Outbox`](server::session::outbox::Outbox); what goes to many is sent by the
+//! [`flusher`](server::session::flush). A recipient's
 //! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
 //! shows an [`Entry`](client::entry::Entry).
 //!
 //! # A connection on its way out
 //!
-//! A session outlives it. What went out stays among the outbox's [`Frames`](server::frames) until it is acknowledged, and in the
-//! client's queue, too. [`liveness`](wire::liveness) decides on both sides that it is dead; the right to read from the client goes from the connection's thread to [`grace`](server::grace), which
-//! ends the session after a minute. Before, the client comes back ([`reconnect`](client::reconnect)), [`resume`](server::resume) takes the
-//! session up on the new connection, and both sides send again exactly what the other has not taken in.
+//! A session outlives it. What was sent stays in the [`SendWindow`](wire::window::SendWindow) of either side until the other
+//! acknowledges it. [`liveness`](wire::liveness) decides on both sides that the connection is dead. The client comes back
+//! ([`reconnect`](client::reconnect)), [`login`](server::login) attaches the new connection to the session
+//! ([`outbox`](server::session::outbox) says why that is safe), and both sides send again exactly what the other has not received. A
+//! session that nobody resumes ends after a minute.
 //!
 //! # A file on its way
 //!
 //! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks
 //! between them go past the session: a [`transfer`](client::transfer)'s thread reads and seals groups of them
 //! ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::link::Link) sends them as packets behind all lines, the
-//! server's [`delivery`](server::delivery) passes on as many as the recipient has granted, and the
+//! server's [`routing`](server::routing) relays as many as the recipient has granted, and the
 //! recipient's threads check, decrypt and write them into a [`Part`](client::file::Part), which
 //! gets its name when its hash is right.
 //!
@@ -67,7 +68,7 @@
 //!   [`Verified`](crypto::envelope::Verified), and only
 //!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.
 //! - No lock is held while a thread waits for the other side; no wait for it is without a deadline, and nothing that it can
-//!   make grow without a bound. ([`server`] says in which order locks are taken.)
+//!   make grow without a bound. ([`outbox`](server::session::outbox) says in which order locks are taken.)
 //! - All text from others is sanitised at one point, [`client::text::sanitise`].
 
 #![forbid(unsafe_code)]

@@ -706,6 +706,36 @@ fn tls_and_no_tls_never_mix() {
     }
 }
 
+/// PROTOCOL#full, PROTOCOL#replaced.
+#[test]
+fn user_logs_in_again_on_a_full_server_and_no_other_does() {
+    let server = Server::with(&["--clients", "2", "--per-address", "100"]);
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(Person::new);
+    [&alice, &bob, &carol].iter().for_each(|one| server.raw().register_quickly(one));
+    let mut served = server.raw();
+    assert!(matches!(served.log_in_quickly(&bob), Some(ServerMessage::Session(_))));
+    let mut current = server.raw();
+    assert!(matches!(current.log_in_quickly(&alice), Some(ServerMessage::Session(_))));
+    let (port, carol) = (server.port, &carol);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..10 {
+                match Raw::reach(port).expect("a handshake").log_in_quickly(carol) {
+                    Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
+                    _ => panic!("there is no room"),
+                }
+            }
+        });
+        for _ in 0..10 {
+            let mut next = server.raw();
+            assert!(matches!(next.log_in_quickly(&alice), Some(ServerMessage::Session(_))));
+            assert_eq!(std::mem::replace(&mut current, next).error(), "signed_in_elsewhere");
+        }
+    });
+
+    assert!(served.is_usable());
+}
+
 /// PROTOCOL#full.
 #[test]
 fn a_full_server_says_so_and_serves_those_it_has() {

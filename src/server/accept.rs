@@ -1,10 +1,11 @@
-//! The listener: takes connections, and hands each to a thread that does its handshake and login.
+//! The listener: accepts connections, and hands each to a thread that does its handshake and login.
 //!
-//! Invariant: the accept loop waits for no client, and a client that takes long to log in keeps no other waiting.
+//! Invariant: the accept loop waits for no client, and no client's login delays another's.
 
 use super::connection_limits::Ticket;
+use super::shared::Shared;
 use super::threads::{CONNECTION_STACK, thread};
-use super::{Shared, connection, metrics};
+use super::{connection, metrics};
 use crate::sync::lock;
 use crate::wire::tls::limit_unsent;
 use std::collections::VecDeque;
@@ -13,17 +14,17 @@ use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Stack of a thread that does handshakes and logins, in bytes: more than four times that of a connection's thread.
-/// Otherwise glibc reuses it for such a thread, with all the pages that a handshake has touched.
+/// Stack of an admission thread, in bytes: more than four times that of a connection's thread. Otherwise glibc would reuse
+/// it for one, with all the pages that a handshake has touched.
 const ADMISSION_STACK: usize = 2 * 1024 * 1024;
 /// An admission thread waits this long for the next connection before it ends: through a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
-/// Connections that the kernel queues for [`run`]: the usual 128 are too few for a storm of logins.
+/// Connections that the kernel keeps for [`run`]: the usual 128 are too few for a storm of logins.
 const BACKLOG: i32 = 4096;
 
 /// Hands connections to the admission threads.
 #[derive(Default)]
-pub(super) struct AdmissionQueue {
+struct AdmissionQueue {
     state: Mutex<QueueState>,
     wake: Condvar,
 }
@@ -52,8 +53,9 @@ pub(super) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Takes connections until the process ends.
+/// Accepts connections until the process ends.
 pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
+    let queue = Arc::new(AdmissionQueue::default());
     let log = |event: &'static str, detail: &str| shared.audit.limit(event, None, None, detail);
     loop {
         let (socket, address) = match listener.accept() {
@@ -75,41 +77,41 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
             log("pushed_out", "too many connections that are not logged in");
         }
         limit_unsent(&ticket.socket);
-        enqueue(shared, ticket);
+        enqueue(shared, &queue, ticket);
     }
 }
 
 /// Hands a connection to an idle admission thread, or to a new one.
-fn enqueue(shared: &Arc<Shared>, ticket: Ticket) {
-    let mut state = lock(&shared.queue.state);
+fn enqueue(shared: &Arc<Shared>, queue: &Arc<AdmissionQueue>, ticket: Ticket) {
+    let mut state = lock(&queue.state);
     state.tickets.push_back(ticket);
     if state.idle >= state.tickets.len() {
-        shared.queue.wake.notify_one();
+        queue.wake.notify_one();
         return;
     }
     drop(state);
-    let admitting = shared.clone();
-    if thread("admission", ADMISSION_STACK, move || admit_all(&admitting)).is_err() {
-        // No thread is available: drop this connection alone.
-        lock(&shared.queue.state).tickets.pop_back();
+    let (admitting, source) = (shared.clone(), queue.clone());
+    if thread("admission", ADMISSION_STACK, move || admit_all(&admitting, &source)).is_err() {
+        // No thread is available: drop this connection, other connections continue.
+        lock(&queue.state).tickets.pop_back();
     }
 }
 
-fn admit_all(shared: &Arc<Shared>) {
+fn admit_all(shared: &Arc<Shared>, queue: &AdmissionQueue) {
     loop {
-        let mut state = lock(&shared.queue.state);
+        let mut state = lock(&queue.state);
         if state.tickets.is_empty() {
             state.idle += 1;
-            let waited = shared.queue.wake.wait_timeout(state, ADMISSION_IDLE);
+            let waited = queue.wake.wait_timeout(state, ADMISSION_IDLE);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             state.idle -= 1;
         }
         let Some(ticket) = state.tickets.pop_front() else { return };
         drop(state);
-        if let Some(client) = connection::admit(shared, ticket.socket.clone(), ticket.address, ticket) {
-            // Boxed to keep the stack of the client's thread small.
-            let client = Box::new(client);
-            // If no thread is available, this drops the connection.
+        if let Some(client) = connection::admit(shared, ticket) {
+            // Boxed, to keep the stack of the waiting thread small.
+            let mut client = Box::new(client);
+            // Without a thread the closure is dropped, and with it the connection.
             let _ = thread("client", CONNECTION_STACK, move || client.run());
         }
     }
@@ -117,7 +119,7 @@ fn admit_all(shared: &Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::shared;
+    use super::super::shared::tests::shared;
     use super::*;
     use std::io::{Read, Write};
     use std::net::TcpStream;
@@ -128,12 +130,14 @@ mod tests {
     fn slow_login_keeps_no_other_client_waiting() {
         let (shared, _folder) = shared(Duration::from_secs(3600));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let guest = || {
+        let queue = Arc::new(AdmissionQueue::default());
+        let connect = || {
             let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
             far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
             let (socket, address) = listener.accept().expect("accepted");
             enqueue(
                 &shared,
+                &queue,
                 shared.connections.admit(address.ip(), &Arc::new(socket)).expect("there is room"),
             );
             far
@@ -145,13 +149,13 @@ mod tests {
         for _ in 0..3 {
             let end = Instant::now() + Duration::from_secs(60);
             // A thread that has served one client waits for the next, for a while.
-            while lock(&shared.queue.state).idle == 0 {
+            while lock(&queue.state).idle == 0 {
                 assert!(Instant::now() < end, "no thread is ever free");
-                drop(guest());
+                drop(connect());
                 std::thread::park_timeout(Duration::from_millis(10));
             }
-            let slow = [guest(), guest()];
-            assert!(slow.iter().all(is_answered) && is_answered(&guest()));
+            let slow = [connect(), connect()];
+            assert!(slow.iter().all(is_answered) && is_answered(&connect()));
         }
     }
 }

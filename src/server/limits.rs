@@ -1,7 +1,7 @@
 //! The limits of the server that its operator or a client can reach. Those of the protocol are in
 //! [`protocol`](crate::protocol), sizes of a single mechanism (batches, ticks, stacks) beside it. Enforced by
 //! [`connection_limits`](super::connection_limits), [`lockout`](super::store::lockout), [`rates`](super::rates) (requests
-//! and registrations), [`partial_frame`](super::partial_frame) and [`outbox`](super::outbox) (what waits for a client).
+//! and registrations), [`partial_frame`](super::partial_frame) and [`outbox`](super::session::outbox) (what waits for a client).
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ pub const FAREWELL: Duration = Duration::from_secs(30);
 pub const MIN_OUTBOX: usize = 384 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to look online for long.
 const GRACE: Duration = Duration::from_secs(60);
-/// Sessions without a connection are checked this often for their end: other users hardly see them for longer.
-pub const SWEEP: Duration = Duration::from_secs(10);
+/// Sessions are checked this often for their end: other users hardly see them for longer.
+pub const SWEEP: Duration = Duration::from_secs(1);
 /// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 /// A thread that waits for something else checks this often whether its connection was taken over: a resumption hardly

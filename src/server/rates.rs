@@ -51,6 +51,11 @@ impl Bucket {
             Err(Duration::from_secs_f64((cost - self.tokens) / self.rate + 0.001))
         }
     }
+
+    /// Takes `cost` tokens, even if it does not hold them: the next ones are longer in coming.
+    pub fn charge(&mut self, cost: f64) {
+        self.tokens -= cost;
+    }
 }
 
 /// Counts events by key. A key's interval begins with its first event; `limit` events in it are allowed.

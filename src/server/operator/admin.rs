@@ -10,9 +10,8 @@
 
 use crate::disk;
 use crate::protocol::ErrorCode;
-use crate::server::Shared;
-use crate::server::grace;
 use crate::server::options::Action;
+use crate::server::shared::Shared;
 use crate::server::store::Store;
 use crate::server::store::accounts::{self, Accounts};
 use crate::server::store::audit::Audit;
@@ -182,9 +181,8 @@ fn perform_here(shared: &Shared, action: &Action) -> io::Result<String> {
     // Not earlier: a login that was verified before checks its account again after it enters the registry, so one of the
     // two finds the other.
     let Some(session) = shared.registry.get(name) else { return Ok(done) };
-    shared.registry.remove(&session);
     let text = "the operator of the server has removed this account";
-    grace::dismiss(shared, &session, ErrorCode::AccountRemoved, text);
+    shared.dismiss(&session, ErrorCode::AccountRemoved, text);
     Ok(format!("{done}; its session is ended"))
 }
 

@@ -3,8 +3,8 @@
 //! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the log
 //! nor the end. Fields: README#status.
 
-use crate::server::Shared;
 use crate::server::metrics::{BUSY, Metric, REFUSED, SLOW_CLOSED, SLOWED};
+use crate::server::shared::Shared;
 use crate::server::store::audit;
 use crate::server::threads::{CONNECTION_STACK, thread};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};

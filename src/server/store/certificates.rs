@@ -182,7 +182,7 @@ fn stamp(folder: &Path) -> Stamp {
 mod tests {
     use super::super::accounts::tests::Folder;
     use super::*;
-    use crate::server::tests::shared;
+    use crate::server::shared::tests::shared;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 

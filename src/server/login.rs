@@ -1,59 +1,68 @@
-//! One who is not logged in: registration, login, a new password; [`resume`](super::resume) has the rest.
+//! A connection before it has a session: handshake, registration, login, change of password, resumption.
 //!
-//! Invariant: everything comes before one deadline and in few short lines; who gets an `Entry` has proven to be somebody.
+//! Invariants: all of it ends by one deadline and takes few short lines. Only a client that has proven who it is gets a
+//! session. A resumption that fails, whatever the reason, takes the same steps and gets the same answer, unless the client
+//! proves that another client of the same user has replaced it; and it changes nothing before the proof and the count are
+//! right.
 
-use super::grace::Turn;
+use super::connection_limits::Ticket;
+use super::limits;
 use super::rates::origin;
-use super::registry::Place;
+use super::registry::Full;
+use super::session::io::Link;
+use super::session::outbox::{Attached, Buffers, Outbox};
+use super::session::{OWN_TOKENS, Session};
+use super::shared::Shared;
 use super::store::accounts::{RegisterError, Seen};
-use super::{Shared, limits, lock};
-use crate::auth::{self, AuthError, Authenticated, PendingLogin};
+use crate::auth::{self, AuthError, Authenticated, PendingLogin, PendingResume};
 use crate::clock;
 use crate::crypto::public::Fingerprint;
+use crate::crypto::secret::Key;
 use crate::name::Username;
 use crate::protocol::{
     ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE_BEFORE_LOGIN, PasswordChange,
-    Register, ServerMessage,
+    Received as Position, Register, ResumeRequest, ServerMessage,
 };
+use crate::sync::lock;
 use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, Reader, Received};
 use std::io;
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A connection that is not logged in.
-pub(super) struct Guest<'a> {
+/// A connection that has no session yet.
+pub(super) struct Login<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) address: IpAddr,
-    pub(super) channel: Channel,
-    /// Of the handshake: `None` without TLS.
+    pub(super) link: Arc<Link>,
+    /// The server's key at the handshake: `None` without TLS.
     pub(super) server_key: Option<Fingerprint>,
     pub(super) reader: Reader,
     pub(super) lines: Lines,
     deadline: Instant,
-    /// The first line has come.
+    /// The first line has arrived.
     begun: bool,
-    /// Lines that may still come before the login is complete.
-    patience: u32,
+    /// Lines that the client may still send before it has a session.
+    lines_left: u32,
 }
 
-/// A connection that ends has this long for its last words, and the other side's: a round trip, and no more.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// Time for the final error and for what is in flight from the client: a round trip.
+const FINAL_ERROR: Duration = Duration::from_secs(1);
 
-/// Bytes that are read from the other side meanwhile: what was in flight.
-const LAST_BYTES: usize = 1024 * 1024;
+/// Bytes that are read from the client in this time.
+const IN_FLIGHT: usize = 1024 * 1024;
 
-/// Closing a socket with unread bytes makes the kernel throw the last answer away: what still
-/// comes is read while it `is_sent`, for at most [`limits::FAREWELL`], and for a moment and [`LAST_BYTES`] more.
+/// Discards what the client sends, because the kernel drops the final error when a socket with unread bytes is closed: as
+/// long as the farewell `is_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] and [`IN_FLIGHT`] more.
 pub(super) fn linger(channel: &Channel, reader: &mut Reader, is_sent: impl Fn() -> bool) {
     let begun = Instant::now();
-    let mut end = begun + LAST_WORD;
-    let (mut sink, mut left) = (Vec::new(), LAST_BYTES);
+    let mut end = begun + FINAL_ERROR;
+    let (mut sink, mut left) = (Vec::new(), IN_FLIGHT);
     loop {
         let now = Instant::now();
         if now < begun + limits::FAREWELL && is_sent() {
-            (end, left) = (now + LAST_WORD, LAST_BYTES);
+            (end, left) = (now + FINAL_ERROR, IN_FLIGHT);
         }
         if end <= now {
             return;
@@ -67,12 +76,12 @@ pub(super) fn linger(channel: &Channel, reader: &mut Reader, is_sent: impl Fn() 
     }
 }
 
-/// Why a guest is shown out.
+/// Why a login ends without a session.
 pub(super) enum Refusal {
-    /// The connection is of no more use; nothing can be said.
+    /// The connection has failed.
     Gone,
-    /// The last thing that is said.
-    Say(ServerMessage),
+    /// The final message.
+    Send(ServerMessage),
 }
 
 impl From<io::Error> for Refusal {
@@ -82,8 +91,8 @@ impl From<io::Error> for Refusal {
 }
 
 /// PROTOCOL#closing-errors.
-pub(super) fn refuse(code: ErrorCode, text: &str) -> Refusal {
-    Refusal::Say(ServerMessage::error(code, text))
+fn refuse(code: ErrorCode, text: &str) -> Refusal {
+    Refusal::Send(ServerMessage::error(code, text))
 }
 
 /// PROTOCOL#not-a-message, PROTOCOL#version.
@@ -96,29 +105,10 @@ pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
     ServerMessage::error(code, error.to_string())
 }
 
-/// A session that was taken from its former connection.
-pub struct Resumption {
-    /// The right to handle the session's frames from now on.
-    pub turn: Turn,
-    /// See [`Outbox::claim`](super::outbox::Outbox::claim).
-    pub claim: u64,
-    /// Frames that the client has taken in, since the login.
-    pub received: u64,
-}
-
-/// How a guest became a client.
-pub(super) enum Entry<'a> {
-    Login(Box<Authenticated>, Place<'a>),
-    Resumed(Resumption),
-}
-
-impl<'a> Guest<'a> {
-    /// The handshake. `None` if nothing came of it.
-    pub(super) fn welcome(
-        shared: &'a Arc<Shared>,
-        socket: Arc<TcpStream>,
-        address: IpAddr,
-    ) -> Option<Guest<'a>> {
+impl<'a> Login<'a> {
+    /// The handshake. `None` if it fails.
+    pub(super) fn handshake(shared: &'a Arc<Shared>, ticket: Ticket) -> Option<Login<'a>> {
+        let (socket, address) = (ticket.socket.clone(), ticket.address);
         let deadline = Instant::now() + limits::FIRST_LINE;
         let lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
         let certificate =
@@ -129,29 +119,30 @@ impl<'a> Guest<'a> {
             shared.audit.limit("handshake_failed", None, Some(address), "");
             return None;
         };
-        let (reader, patience) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
-        Some(Guest { shared, address, channel, server_key, reader, lines, deadline, begun: false, patience })
+        let (reader, lines_left) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
+        let link = Link::new(channel, ticket);
+        Some(Login { shared, address, link, server_key, reader, lines, deadline, begun: false, lines_left })
     }
 
-    /// Says why, and ends the connection.
-    pub(super) fn show_out(mut self, refusal: Refusal) {
-        if let Refusal::Say(message) = refusal {
-            // Time for the last word, also when time is what ran out.
-            self.deadline = Instant::now() + LAST_WORD;
-            let _ = self.say(&message);
+    /// Reports why there is no session, and ends the connection.
+    pub(super) fn refuse(mut self, refusal: Refusal) {
+        if let Refusal::Send(message) = refusal {
+            // The deadline may have passed: that can be the reason.
+            self.deadline = Instant::now() + FINAL_ERROR;
+            let _ = self.send(&message);
         }
-        self.channel.end();
-        linger(&self.channel, &mut self.reader, || false);
+        self.link.channel.end();
+        linger(&self.link.channel, &mut self.reader, || false);
     }
 
-    pub(super) fn say(&self, message: &ServerMessage) -> io::Result<()> {
+    fn send(&self, message: &ServerMessage) -> io::Result<()> {
         let mut wire = Vec::new();
-        self.channel.encrypt(&message.encode(), &mut wire)?;
-        self.channel.send_by(&wire, self.deadline)
+        self.link.channel.encrypt(&message.encode(), &mut wire)?;
+        self.link.channel.send_by(&wire, self.deadline)
     }
 
     /// The next message, within the deadline. PROTOCOL#deadlines.
-    fn hear(&mut self) -> Result<ClientMessage, Refusal> {
+    fn receive(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
             let wait = self.deadline.saturating_duration_since(Instant::now());
             if wait.is_zero() {
@@ -159,33 +150,33 @@ impl<'a> Guest<'a> {
                 return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
             }
             match self.lines.next_line() {
-                Ok(Some(_)) if self.patience == 0 => {
+                Ok(Some(_)) if self.lines_left == 0 => {
                     return Err(refuse(ErrorCode::TooManyRequests, "too many lines before a login"));
                 }
                 Ok(Some(line)) => {
-                    self.patience -= 1;
-                    return ClientMessage::decode(line).map_err(|e| Refusal::Say(not_a_message(e)));
+                    self.lines_left -= 1;
+                    return ClientMessage::decode(line).map_err(|e| Refusal::Send(not_a_message(e)));
                 }
                 Ok(None) => {}
                 Err(_) => {
                     return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB"));
                 }
             }
-            if self.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
+            if self.link.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
                 return Err(Refusal::Gone);
             }
         }
     }
 
     /// The next message that is part of a login.
-    pub(super) fn next(&mut self) -> Result<ClientMessage, Refusal> {
+    fn next(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
-            let message = self.hear()?;
+            let message = self.receive()?;
             if !self.begun {
                 (self.begun, self.deadline) = (true, Instant::now() + limits::LOGIN);
             }
             match message {
-                ClientMessage::Ping => self.say(&ServerMessage::Pong)?,
+                ClientMessage::Ping => self.send(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
                 ClientMessage::Logout => return Err(Refusal::Gone),
                 message => return Ok(message),
@@ -193,16 +184,17 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Registrations, then a login or a resumption, which succeeds or fails. PROTOCOL#connection-order.
-    pub(super) fn log_in(&mut self) -> Result<Entry<'a>, Refusal> {
+    /// Handles registrations, then one login or resumption. Returns the session that continues on this connection.
+    /// PROTOCOL#connection-order.
+    pub(super) fn run(&mut self) -> Result<Arc<Session>, Refusal> {
         loop {
             match self.next()? {
                 ClientMessage::Register(request) => self.register(request)?,
                 ClientMessage::LoginRequest(request) => {
-                    let login = self.challenge(request);
-                    return login.map(|(login, place)| Entry::Login(Box::new(login), place));
+                    let login = self.challenge(request)?;
+                    return self.log_in(&login);
                 }
-                ClientMessage::ResumeRequest(request) => return self.resume(request).map(Entry::Resumed),
+                ClientMessage::ResumeRequest(request) => return self.resume(request),
                 ClientMessage::ChallengeResponse(_)
                 | ClientMessage::PasswordChange(_)
                 | ClientMessage::Resume(_) => {
@@ -211,6 +203,88 @@ impl<'a> Guest<'a> {
                 }
                 _ => return Err(refuse(ErrorCode::NotLoggedIn, "log in first")),
             }
+        }
+    }
+
+    /// A new session on this connection. If the server is full, the longest detached session makes room for it.
+    fn log_in(&mut self, login: &Authenticated) -> Result<Arc<Session>, Refusal> {
+        let (shared, name) = (self.shared, login.name());
+        let limits = &shared.limits;
+        let session = Arc::new(Session::new(login, clock::now_ms(), |first| {
+            let (link, quotas) = (self.link.clone(), shared.quotas.clone());
+            Outbox::new(limits.outbox, limits.rate, quotas, link, first)
+        }));
+        let elsewhere =
+            ServerMessage::error(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere");
+        let former = loop {
+            match shared.registry.insert(&session, limits.clients, &elsewhere) {
+                Ok(former) => break former,
+                Err(Full) if shared.end_longest_detached() => {}
+                Err(Full) => {
+                    shared.audit.limit("server_full", Some(name), Some(self.address), "");
+                    return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
+                }
+            }
+        };
+        self.audit("login", name);
+        if let Some(address) = former {
+            shared.audit.log("logout", Some(name), Some(address), "");
+        }
+        // The account may have been removed since the login was verified.
+        let identity = login.identity().fingerprint();
+        if shared.accounts.get(name).is_none_or(|account| account.identity != identity) {
+            shared.dismiss(&session, ErrorCode::AccountRemoved, "this account was removed just now");
+        }
+        session.outbox.flush(&mut Buffers::default());
+        Ok(session)
+    }
+
+    /// Takes up a session on this connection. PROTOCOL#resume-rules.
+    fn resume(&mut self, request: ResumeRequest) -> Result<Arc<Session>, Refusal> {
+        let (pending, challenge) = PendingResume::new(request.username);
+        self.send(&ServerMessage::ResumeChallenge(challenge))?;
+        let ClientMessage::Resume(answer) = self.next()? else {
+            return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first"));
+        };
+        loop {
+            // Looked up only now: the session may have ended or begun since the challenge.
+            let session = self.shared.registry.get(pending.name());
+            // Made for known names too, so that timing does not reveal unknown ones.
+            let nobody = std::array::from_fn(|_| Key::random());
+            let tokens = session.as_deref().map_or(nobody, |session| session.tokens(clock::now_ms()));
+            // A token cannot be guessed, so no failure is counted.
+            let which = pending.verify(&answer, self.link.channel.exporter(), &tokens).ok();
+            // PROTOCOL#elsewhere.
+            if which.is_some_and(|which| which >= OWN_TOKENS) {
+                // Otherwise it would log in, and disconnect the client that has replaced it.
+                return Err(refuse(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere"));
+            }
+            let attach = |session: &Arc<Session>| {
+                let hello = |received| ServerMessage::Resumed(Position { received }).encode();
+                session.outbox.attach(self.link.clone(), answer.received, limits::RESUME_PATIENCE, hello)
+            };
+            let session = session.filter(|_| which.is_some());
+            match session.as_ref().map_or(Attached::NoSession, attach) {
+                Attached::Yes => {}
+                Attached::NoSession => {
+                    let current = self.shared.registry.get(pending.name());
+                    if session.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr)
+                        && which.is_some()
+                    {
+                        // It has ended or was replaced meanwhile: answer as a client that comes now.
+                        continue;
+                    }
+                    // PROTOCOL#no-session.
+                    return Err(refuse(ErrorCode::NoSession, "there is no such session to resume: log in"));
+                }
+                Attached::Busy => {
+                    let text = "the former connection is still busy: try again";
+                    return Err(refuse(ErrorCode::TimedOut, text));
+                }
+                Attached::Overtaken => return Err(Refusal::Gone),
+            }
+            self.shared.audit.log("resumed", Some(pending.name()), Some(self.address), "");
+            return session.ok_or(Refusal::Gone);
         }
     }
 
@@ -235,22 +309,22 @@ impl<'a> Guest<'a> {
         match self.shared.accounts.register(account, &identity) {
             Ok(()) => {
                 self.audit("registered", &name);
-                Ok(self.say(&ServerMessage::Registered)?)
+                Ok(self.send(&ServerMessage::Registered)?)
             }
             Err(RegisterError::NameTaken) => {
                 self.audit("name_taken", &name);
                 let text = "this name is taken: choose another";
-                Ok(self.say(&ServerMessage::error(ErrorCode::NameTaken, text))?)
+                Ok(self.send(&ServerMessage::error(ErrorCode::NameTaken, text))?)
             }
             Err(RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
         }
     }
 
-    /// What makes `users.json` grow is counted by address.
+    /// Counts a record of `users.json` against the client's address.
     fn count_record(&self) -> Result<(), Refusal> {
         lock(&self.shared.registrations).take(origin(self.address), Instant::now()).map_err(|wait| {
             self.shared.audit.limit("too_many_registrations", None, Some(self.address), "");
-            Refusal::Say(ServerMessage::Error(Failure {
+            Refusal::Send(ServerMessage::Error(Failure {
                 code: ErrorCode::TooManyRequests.as_str().into(),
                 message: "too many new accounts and passwords from your address".into(),
                 id: None,
@@ -264,12 +338,12 @@ impl<'a> Guest<'a> {
         refuse(ErrorCode::ServerError, "the server cannot store accounts now: tell its operator")
     }
 
-    fn challenge(&mut self, request: LoginRequest) -> Result<(Authenticated, Place<'a>), Refusal> {
+    fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
         self.refuse_locked(&request.username)?;
         let seen = self.shared.accounts.see(&request.username);
         let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), &self.shared.salt_secret);
         let (pending, challenge) = PendingLogin::new(request, account, secret).map_err(auth_error)?;
-        self.say(&ServerMessage::Challenge(challenge))?;
+        self.send(&ServerMessage::Challenge(challenge))?;
         let response = match self.next()? {
             ClientMessage::ChallengeResponse(response) => response,
             ClientMessage::PasswordChange(change) => {
@@ -281,39 +355,23 @@ impl<'a> Guest<'a> {
         let offered = auth::offered(&response.session_key, response.created, &response.certificate, now);
         let certificate = offered.map_err(|error| self.no_guess(&name, error))?;
         let locks = self.count_attempt(&name)?;
-        let verified = pending.verify(&response, certificate, self.channel.exporter(), now);
+        let verified = pending.verify(&response, certificate, self.link.channel.exporter(), now);
         let login = verified.map_err(|error| self.failed("login_failed", &name, locks, error))?;
         self.shared.lockout.forgive(&name, self.address);
         // PROTOCOL#login-race.
         if !seen.is_some_and(|seen| self.shared.accounts.admit(&seen)) {
             return Err(self.no_guess(&name, AuthError::Denied));
         }
-        let Some(place) = self.place(login.name()) else {
-            self.shared.audit.limit("server_full", Some(&name), Some(self.address), "");
-            return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
-        };
-        self.audit("login", &name);
-        Ok((login, place))
+        Ok(login)
     }
 
-    /// One without a connection gives up its place. PROTOCOL#full.
-    pub(super) fn place(&self, name: &Username) -> Option<Place<'a>> {
-        let shared = self.shared;
-        loop {
-            let place = shared.registry.place(name, shared.limits.clients);
-            if place.is_some() || !shared.grace.end_first(shared) {
-                return place;
-            }
-        }
-    }
-
-    /// The last word on a request for a new password. PROTOCOL#password-race.
+    /// The final answer to a request for a new password. PROTOCOL#password-race.
     fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
         let name = pending.name().clone();
         let rounds = auth::acceptable(change.rounds).map_err(|error| self.no_guess(&name, error));
         let changed = rounds.and_then(|_| self.count_attempt(&name)).and_then(|locks| {
             let failed = |error| self.failed("password_change_failed", &name, locks, error);
-            let new = pending.verify_change(change, self.channel.exporter()).map_err(failed)?;
+            let new = pending.verify_change(change, self.link.channel.exporter()).map_err(failed)?;
             self.shared.lockout.forgive(&name, self.address);
             self.count_record()?;
             let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
@@ -326,13 +384,13 @@ impl<'a> Guest<'a> {
             Err(refusal) => refusal,
             Ok(()) => {
                 self.audit("password_changed", &name);
-                Refusal::Say(ServerMessage::PasswordChanged)
+                Refusal::Send(ServerMessage::PasswordChanged)
             }
         }
     }
 
-    /// Counted before any proof is checked: parallel guesses are guesses too. True if it is the one that
-    /// locks the name. PROTOCOL#lockout.
+    /// Counts an attempt before its proof is checked, so that parallel guesses count. True if this one locks the name.
+    /// PROTOCOL#lockout.
     fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
         self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
     }
@@ -348,8 +406,8 @@ impl<'a> Guest<'a> {
         auth_error(error)
     }
 
-    /// A refusal for what the client alone is to blame for, or because the account has changed since the challenge: neither
-    /// counted nor logged as a guess. PROTOCOL#lockout.
+    /// A refusal that is neither counted nor logged as a guess: the client broke the protocol, or the account has changed
+    /// since the challenge. PROTOCOL#lockout.
     fn no_guess(&self, name: &Username, error: AuthError) -> Refusal {
         self.shared.audit.limit("login_refused", Some(name), Some(self.address), "");
         auth_error(error)
@@ -366,7 +424,7 @@ impl<'a> Guest<'a> {
         self.shared.audit.limit("login_while_locked", Some(name), Some(self.address), "");
         let message = "too many failed logins".to_string();
         let (code, retry_after) = (ErrorCode::Locked.as_str().into(), Some(left.as_secs() + 1));
-        Refusal::Say(ServerMessage::Error(Failure { code, message, id: None, retry_after }))
+        Refusal::Send(ServerMessage::Error(Failure { code, message, id: None, retry_after }))
     }
 }
 
@@ -380,41 +438,41 @@ fn auth_error(error: AuthError) -> Refusal {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::tests::shared;
+mod tests {
+    use super::super::session::outbox::Condition;
+    use super::super::session::outbox::tests::link;
+    use super::super::session::tests::session;
+    use super::super::shared::tests::shared;
     use super::*;
-    use crate::crypto::secret::Key;
     use crate::encoding::{Bytes, Fixed};
     use crate::protocol::VERSION;
-    use std::io::Write;
-    use std::net::TcpListener;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// One who is not logged in, and the other end of the connection.
-    pub fn guest(shared: &Arc<Shared>) -> (Guest<'_>, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
-        let (near, _) = listener.accept().expect("accepted");
-        let guest = Guest {
+    /// A connection without a session, and its other end.
+    fn connection(shared: &Arc<Shared>) -> (Login<'_>, TcpStream) {
+        let (link, far) = link();
+        let login = Login {
             server_key: None,
             shared,
             address: [127, 0, 0, 1].into(),
-            channel: Channel::bare(Arc::new(near)).expect("a socket"),
+            link,
             reader: Reader::default(),
             lines: Lines::new(MAX_LINE_BEFORE_LOGIN),
             deadline: Instant::now() + HOUR,
             begun: true,
-            patience: 1,
+            lines_left: 1,
         };
-        (guest, far)
+        (login, far)
     }
 
     #[test]
     fn farewell_outlasts_a_client_that_keeps_sending() {
         let (shared, _folder) = shared(HOUR);
-        let (mut guest, mut far) = guest(&shared);
+        let (mut login, mut far) = connection(&shared);
         let is_out = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let sending = scope.spawn(|| {
@@ -423,8 +481,8 @@ pub(super) mod tests {
                 is_out.store(true, Ordering::Relaxed);
                 sent
             });
-            linger(&guest.channel, &mut guest.reader, || !is_out.load(Ordering::Relaxed));
-            drop(guest);
+            linger(&login.link.channel, &mut login.reader, || !is_out.load(Ordering::Relaxed));
+            drop(login);
             sending.join().expect("whole").expect("all of it was read");
         });
     }
@@ -433,14 +491,14 @@ pub(super) mod tests {
     fn refused_client_cannot_hold_its_thread() {
         for floods in [false, true] {
             let (shared, _folder) = shared(HOUR);
-            let (mut guest, mut far) = guest(&shared);
+            let (mut login, mut far) = connection(&shared);
             std::thread::scope(|scope| {
                 let flood = scope.spawn(|| {
                     let lines = vec![b'x'; 1024 * 1024];
                     (0..1024).take_while(|_| floods && far.write_all(&lines).is_ok()).count()
                 });
-                linger(&guest.channel, &mut guest.reader, || false);
-                drop(guest);
+                linger(&login.link.channel, &mut login.reader, || false);
+                drop(login);
                 // Beside the mebibyte that is read, the kernel holds some.
                 let taken = flood.join().expect("whole");
                 assert!(taken < 64, "{taken} MiB were read");
@@ -452,24 +510,24 @@ pub(super) mod tests {
     #[test]
     fn retry_after_is_long_enough() {
         let (shared, _folder) = shared(HOUR);
-        let (guest, _far) = guest(&shared);
+        let (login, _far) = connection(&shared);
         let said = |refusal: Refusal| match refusal {
-            Refusal::Say(ServerMessage::Error(Failure { retry_after: Some(seconds), .. })) => seconds,
+            Refusal::Send(ServerMessage::Error(Failure { retry_after: Some(seconds), .. })) => seconds,
             _ => panic!("no time is told"),
         };
         for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
             assert_eq!(
-                said(guest.locked(&"alice".parse().expect("name"), Duration::from_millis(left))),
+                said(login.locked(&"alice".parse().expect("name"), Duration::from_millis(left))),
                 seconds
             );
         }
         let refused = loop {
-            if let Err(refusal) = guest.count_record() {
+            if let Err(refusal) = login.count_record() {
                 break said(refusal);
             }
         };
         let left =
-            lock(&shared.registrations).take(origin(guest.address), Instant::now()).expect_err("too many");
+            lock(&shared.registrations).take(origin(login.address), Instant::now()).expect_err("too many");
         assert!(
             Duration::from_secs(refused) >= left
                 && left + Duration::from_secs(60) > Duration::from_secs(refused)
@@ -480,14 +538,14 @@ pub(super) mod tests {
     #[test]
     fn lock_is_reported_before_the_key_and_allows_registration() {
         let (shared, _folder) = shared(HOUR);
-        let (mut guest, mut far) = guest(&shared);
-        guest.patience = 2;
+        let (mut login, mut far) = connection(&shared);
+        login.lines_left = 2;
         for n in 0..limits::MAX_FAILURES_PER_ADDRESS {
             let name = format!("name{n}").parse().expect("name");
-            assert!(shared.lockout.count(&name, guest.address).is_ok());
+            assert!(shared.lockout.count(&name, login.address).is_ok());
         }
         let code = |refusal: Refusal| match refusal {
-            Refusal::Say(ServerMessage::Error(failure)) => failure.code,
+            Refusal::Send(ServerMessage::Error(failure)) => failure.code,
             _ => panic!("not told"),
         };
         let no_key = || Bytes(Vec::new());
@@ -495,7 +553,7 @@ pub(super) mod tests {
             let username = "alice".parse().expect("name");
             let request = LoginRequest { version, username, public_key: no_key() };
             far.write_all(&ClientMessage::LoginRequest(request).encode()).expect("sent");
-            assert_eq!(guest.log_in().err().map(code), Some(told.into()));
+            assert_eq!(login.run().err().map(code), Some(told.into()));
         }
         let request = Register {
             version: VERSION,
@@ -506,6 +564,43 @@ pub(super) mod tests {
             public_key: no_key(),
         };
         // It is looked at: there is no key in it.
-        assert_eq!(guest.register(request).err().map(code), Some("bad_key".into()));
+        assert_eq!(login.register(request).err().map(code), Some("bad_key".into()));
+    }
+
+    /// PROTOCOL#taken-over, PROTOCOL#elsewhere.
+    #[test]
+    fn resumption_is_refused_at_once_when_its_session_ends() {
+        for (takes_over, code) in [(false, "no_session"), (true, "signed_in_elsewhere")] {
+            let (shared, _folder) = shared(HOUR);
+            let (alice, _) = session("alice");
+            assert_eq!(shared.registry.insert(&alice, 100, &ServerMessage::Pong), Ok(None));
+            // The thread of the former connection is busy, and stays so.
+            let _inbound = alice.outbox.inbound();
+            let [token, ..] = alice.tokens(0);
+            let (mut login, far) = connection(&shared);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut line = String::new();
+                    BufReader::new(&far).read_line(&mut line).expect("a challenge");
+                    let Ok(ServerMessage::ResumeChallenge(challenge)) =
+                        ServerMessage::decode(line.trim().as_bytes())
+                    else {
+                        panic!("{line}")
+                    };
+                    let answer = auth::resume(&alice.name, &challenge, b"", &token, 0);
+                    (&far).write_all(&ClientMessage::Resume(answer).encode()).expect("sent");
+                    if takes_over {
+                        let (other, _) = session("alice");
+                        assert!(shared.registry.insert(&other, 100, &ServerMessage::Pong).is_ok());
+                    }
+                    shared.end(&alice, Condition::Always, None);
+                });
+                let request = ResumeRequest { version: VERSION, username: alice.name.clone() };
+                let Err(Refusal::Send(ServerMessage::Error(failure))) = login.resume(request) else {
+                    panic!("it was let in")
+                };
+                assert_eq!(failure.code, code);
+            });
+        }
     }
 }

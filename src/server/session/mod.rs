@@ -1,62 +1,52 @@
-//! One person's login on this server: what others may ask for, and where their messages go.
+//! One login of a user: what other users may ask for, and where their messages go.
 //!
-//! It outlives connections: what goes to the client is the [`Outbox`]'s, what comes from it belongs to whoever
-//! holds the turn ([`grace`](super::grace)), and nothing here belongs to a connection. Every lock is held for a few
-//! instructions; which are held together, and in which order, stands in [`server`](super).
+//! A session outlives its connections; [`Outbox`] exchanges lines with the client. Every lock is held for a few instructions,
+//! in the order that [`outbox`] states.
 
-use super::frames::{Frame, Sender};
-use super::grace::Slot;
-use super::lock;
-use super::outbox::{Buffers, Outbox, Pass, Unqueued};
+pub mod flush;
+pub mod frames;
+pub mod io;
+pub mod outbox;
+
 use crate::auth::Authenticated;
 use crate::crypto::public::{IdentityPublicKey, KeyId, SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{self, MAX_GRANTED, PersonKeys, SessionKeyFields};
+use crate::protocol::{self, MAX_GRANTED, PersonKeys, ServerMessage, SessionKeyFields};
+use crate::sync::lock;
+use frames::{Frame, Sender};
+use outbox::{Buffers, Outbox, Queued};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Tokens of sessions that were taken over and can still be told so, two for each: enough for a person who moves between
-/// three machines.
+/// Remembered tokens of replaced sessions, two for each: enough for a user who moves between three machines.
 const SUPERSEDED: usize = 4;
-/// How many [`Session::tokens`] gives: always the same, so that an answer's time tells nothing.
+/// The number of tokens that [`Session::tokens`] returns: constant, so that an answer's time reveals nothing.
 const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
-/// So many of them, the first ones, resume the session: the latest, and the one before it.
+/// The number of them that resume the session, the first ones: the latest token, and the one before it.
 pub const OWN_TOKENS: usize = 2;
 
-/// A logged-in person. Made from an [`Authenticated`] alone.
+/// A logged-in user. Only an [`Authenticated`] makes one.
 pub struct Session {
-    /// In the letter case of the account.
+    /// In the account's letter case.
     pub name: Username,
-    /// What its frames are known by in others' outboxes.
+    /// Marks its frames in other sessions' outboxes.
     pub sender: Sender,
-    /// What goes to the client.
+    /// Exchanges frames with the client.
     pub outbox: Arc<Outbox>,
-    /// Where the right to read from the client is while there is no connection.
-    pub slot: Slot,
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
     /// Of the session key in use, its [id](KeyId) as a number. Changes with `current`, under its lock.
     key_name: AtomicU64,
-    /// Tokens of the sessions that this one has taken over from, the latest first: who comes back with one is told so.
+    /// Tokens of the sessions that this one has replaced, the latest first: a client that resumes one learns of it.
     superseded: Mutex<[Key; SUPERSEDED]>,
-    /// How many packets others may send to this client, by sender and transfer: none is 0, so that there are
-    /// at most [`MAX_GRANTED`].
+    /// The number of packets that a sender may send to this client, by sender and transfer. None is 0, so there are at most
+    /// [`MAX_GRANTED`] entries.
     granted: Mutex<HashMap<(Username, [u8; 16]), u32>>,
-}
-
-/// What becomes of a packet.
-pub enum Admission {
-    /// Its recipient has not asked for it, or not any more.
-    NotGranted,
-    /// Too much waits already: the packet.
-    Full(Frame),
-    /// It is queued.
-    Queued,
 }
 
 /// What a renewal replaces.
@@ -65,9 +55,9 @@ struct Current {
     token: Key,
     /// Milliseconds since 1970.
     expires: u64,
-    /// The end of the certificate, by the clock of when it was accepted: a clock that is set ends no session.
+    /// The end of the certificate by the clock when it was accepted: setting the clock ends no session.
     certified_until: Instant,
-    /// The token before this one, in case the answer to the renewal was lost, and its end.
+    /// The former token, in case the answer to the renewal was lost, and when it expires.
     former: (Key, u64),
 }
 
@@ -99,27 +89,25 @@ fn number(certificate: &SessionCertificate) -> u64 {
 }
 
 impl Session {
-    /// The session, and what its client is told. `now_ms` is in milliseconds since 1970.
-    pub fn new(login: &Authenticated, outbox: Arc<Outbox>, now_ms: u64) -> (Session, protocol::Session) {
+    /// A session whose outbox is made with the line that announces it. `now_ms` is in milliseconds since 1970.
+    pub fn new(login: &Authenticated, now_ms: u64, outbox: impl FnOnce(Vec<u8>) -> Outbox) -> Session {
         let current = Current::new(login.certificate(), now_ms, (Key::random(), 0));
-        let announcement = current.announcement();
-        let session = Session {
+        let outbox = Arc::new(outbox(ServerMessage::Session(current.announcement()).encode()));
+        Session {
             name: login.name().clone(),
             sender: Sender::of(login.name()),
             outbox,
-            slot: Slot::default(),
             identity: login.identity().spki(),
             current: Mutex::new(current),
             key_name: AtomicU64::new(number(login.certificate())),
             superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
-        };
-        (session, announcement)
+        }
     }
 
-    /// Takes a new session key, whose certificate was verified; what its client is told. `None` if it is older than the
-    /// one in use: who has the session alone, and not the identity key, could only bring one of before. `now_ms` is in
-    /// milliseconds since 1970.
+    /// Accepts a new session key, whose certificate was verified, and returns the answer to its client. `None` if it is older
+    /// than the one in use: a thief of the session without the identity key has only former ones. `now_ms` is in milliseconds
+    /// since 1970.
     pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> Option<protocol::Session> {
         let mut current = lock(&self.current);
         if certificate.created < current.certificate.created {
@@ -131,34 +119,22 @@ impl Session {
         Some(current.announcement())
     }
 
-    /// What the session can be resumed with, two of them, of which those that have expired by `now_ms` (milliseconds
-    /// since 1970) fit nothing; and behind these those of the sessions that it has taken over from.
-    /// PROTOCOL#latest-token.
+    /// The tokens that resume the session ([`OWN_TOKENS`]; one that has expired by `now_ms`, in milliseconds since 1970, is
+    /// replaced by random bytes), then those of the sessions that it has replaced. PROTOCOL#latest-token.
     pub fn tokens(&self, now_ms: u64) -> [Key; TOKENS] {
         let [current, former] = lock(&self.current).tokens(now_ms);
         let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
         [current, former, a, b, c, d]
     }
 
-    /// Notifies the senders of messages that the client has not acknowledged, once; no message is accepted after that.
-    /// The caller flushes the result when it holds no lock. PROTOCOL#lost.
-    pub fn report_lost(&self) -> Pass {
-        let mut pass = Pass::default();
-        // Its own outbox is not locked while others are.
-        if let Some(receipts) = self.outbox.take_receipts() {
-            receipts.report(&self.name, &mut pass);
-        }
-        pass
-    }
-
-    /// Remembers that this session has taken over from `former`.
+    /// Remembers that this session has replaced `former`.
     pub fn supersede(&self, former: &Session) {
         let [a, b, ..] = lock(&former.superseded).each_ref().map(Key::duplicate);
         let current = lock(&former.current);
         *lock(&self.superseded) = [current.token.duplicate(), current.former.0.duplicate(), a, b];
     }
 
-    /// Whether others still take the certificate of its session key.
+    /// Whether other users still accept the certificate of its session key.
     pub fn is_certified(&self, now: Instant) -> bool {
         now < lock(&self.current).certified_until
     }
@@ -173,8 +149,8 @@ impl Session {
         self.key_name.load(Ordering::Acquire) == u64::from_be_bytes(key_name)
     }
 
-    /// This client lets `sender` send so many packets more. False, and nothing, if there would be more than
-    /// [`MAX_GRANTED`] that are granted, or wait for this client, in all. PROTOCOL#grants, PROTOCOL#granted-limit.
+    /// Lets `sender` send this number of further packets. False, and nothing changes, if more than [`MAX_GRANTED`] would be
+    /// granted or waiting for this client. PROTOCOL#grants, PROTOCOL#granted-limit.
     pub fn grant(&self, sender: &Username, transfer: [u8; 16], count: u32) -> bool {
         let mut granted = lock(&self.granted);
         let total = granted.values().sum::<u32>().saturating_add(self.outbox.packets());
@@ -185,21 +161,20 @@ impl Session {
         fits
     }
 
-    /// Nothing more is granted to `sender` for this transfer.
+    /// Takes back what is granted to `sender` for this transfer.
     pub fn revoke(&self, sender: &Username, transfer: [u8; 16]) {
         lock(&self.granted).remove(&(sender.clone(), transfer));
     }
 
-    /// Queues a packet, and uses up one of those granted to `sender`. Both change under one lock: at every moment
-    /// [`Session::grant`] counts the packet once.
-    pub fn admit(&self, sender: &Username, transfer: [u8; 16], packet: Frame) -> Admission {
+    /// Queues a packet, and uses one of those granted to `sender`. Both change under one lock, so that [`Session::grant`]
+    /// counts the packet once.
+    pub fn admit(&self, sender: &Username, transfer: [u8; 16], packet: Frame) -> Queued {
         let mut granted = lock(&self.granted);
         let place = (sender.clone(), transfer);
-        let Some(left) = granted.get_mut(&place) else { return Admission::NotGranted };
-        match self.outbox.put_packet(packet) {
-            Ok(()) => {}
-            Err(Unqueued::Full(packet)) => return Admission::Full(packet),
-            Err(Unqueued::Gone) => return Admission::NotGranted,
+        let Some(left) = granted.get_mut(&place) else { return Queued::Gone };
+        let queued = self.outbox.put_packet(packet);
+        if queued != Queued::Yes {
+            return queued;
         }
         *left -= 1;
         if *left == 0 {
@@ -207,10 +182,10 @@ impl Session {
         }
         drop(granted);
         self.outbox.flush(&mut Buffers::default());
-        Admission::Queued
+        Queued::Yes
     }
 
-    /// What others are told when they ask for this person's keys.
+    /// The answer to a request for this user's keys.
     pub fn keys(&self) -> PersonKeys {
         let current = lock(&self.current);
         PersonKeys {
@@ -225,7 +200,7 @@ impl Session {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::outbox::tests::link;
+    use super::outbox::tests::{link, outbox_on};
     use super::*;
     use crate::crypto::keys::SessionKey;
     use crate::crypto::public::{Fingerprint, RSA_BYTES};
@@ -240,7 +215,7 @@ pub(super) mod tests {
 
         /// Uses one up for an empty packet.
         pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
-            matches!(self.admit(sender, transfer, Frame::packet(Vec::new(), b"")), Admission::Queued)
+            self.admit(sender, transfer, Frame::packet(Vec::new(), b"")) == Queued::Yes
         }
 
         /// As if its certificate had expired.
@@ -264,11 +239,11 @@ pub(super) mod tests {
     /// The session of one who never logged in, and the other end of its connection.
     pub fn session(name: &str) -> (Arc<Session>, TcpStream) {
         let (link, far) = link();
+        let outbox = outbox_on(link, 1024 * 1024);
         let session = Session {
             name: name.parse().expect("name"),
             sender: Sender::of(&name.parse().expect("name")),
-            outbox: Arc::new(Outbox::new(link, 1024 * 1024, Arc::default())),
-            slot: Slot::default(),
+            outbox,
             identity: Vec::new(),
             current: Mutex::new(current(Key::random(), u64::MAX, (Key::random(), u64::MAX))),
             key_name: AtomicU64::new(0),
@@ -357,7 +332,8 @@ pub(super) mod tests {
         assert!(!alice.take_grant(&bob, one) && !alice.has_granted(&bob, one));
         assert!(!alice.grant(&bob, other, 4) && alice.grant(&bob, other, 3));
         // A packet that waits counts like one that is granted.
-        assert!(alice.outbox.claim(0).is_some() && alice.take_grant(&bob, other));
+        alice.outbox.disconnect();
+        assert!(alice.take_grant(&bob, other));
         assert!(!alice.grant(&bob, other, 1));
         alice.revoke(&carol, one);
         assert!(!alice.take_grant(&carol, one) && alice.take_grant(&bob, other), "no other is taken back");

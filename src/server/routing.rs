@@ -1,15 +1,14 @@
-//! What a logged-in client asks for: deliver an envelope, pass a packet on, tell keys.
+//! Who gets what: delivers envelopes, relays packets, answers with keys.
 //!
-//! Invariant: an envelope goes on only under its sender's own name, to each target once, with that
-//! target's own wrapped key and nobody else's; every target is accounted for in the answer.
-//! The server checks where it goes, never what it says: it has no key for that.
+//! Invariant: an envelope is delivered only under its sender's own name, to each target once, and with that target's own
+//! wrapped key alone; the answer accounts for every target. The server checks where an envelope goes, never what it says: it
+//! has no key for that.
 
-use super::frames::{Frame, Part};
-use super::limits::PACKET_PATIENCE;
-use super::outbox::{Pass, Queued};
-use super::receipts::Receipt;
-use super::session::{Admission, Session};
-use super::{Shared, metrics};
+use super::metrics;
+use super::session::Session;
+use super::session::frames::{Frame, Part};
+use super::session::outbox::{FlushList, Queued, Receipt};
+use super::shared::Shared;
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
@@ -19,9 +18,8 @@ use crate::protocol::{
 use crate::wire::frame;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-/// Recipients that are looked up together, and queued for: some microseconds, for which nobody can log in.
+/// Recipients that are looked up together, and queued for: logins wait for some microseconds meanwhile.
 const TOGETHER: usize = 16;
 
 /// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. PROTOCOL#outcome.
@@ -33,19 +31,19 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     }
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
-    // Broadcasts, words about files and notices of rooms have no receipt.
+    // Broadcasts, file messages and notices of rooms have no receipt.
     let has_receipt = envelope.is_direct_message();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
-    let mut queue = |found: Found<'_>, (target, key): Route<'_>, pass: Option<&mut Pass>| {
-        let list = match found {
+    let mut queue = |found: Found<'_>, (target, key): Route<'_>, list: &mut FlushList| {
+        let names = match found {
             Found::Offline => &mut sent.offline,
             Found::Stale => &mut sent.stale,
             // PROTOCOL#own-key-only.
             Found::Online(session) => {
-                let frame = Frame::envelope(head.clone(), has_receipt).by(sender.sender);
-                let receipt = has_receipt.then(|| Receipt::new(Arc::downgrade(&sender.outbox), id));
-                match session.outbox.deliver(frame, Some(key), receipt, pass) {
+                let frame = Frame::envelope(head.clone()).by(sender.sender);
+                let receipt = has_receipt.then(|| Receipt { sender: Arc::downgrade(&sender.outbox), id });
+                match session.outbox.deliver(frame, Some((key, receipt)), list) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
                         metrics::BUSY.add();
@@ -55,33 +53,34 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
                 }
             }
         };
-        list.push(target);
+        names.push(target);
     };
-    let (alone, mut pass) = (targets.len() == 1, Pass::default());
+    let (alone, mut list) = (targets.len() == 1, FlushList::default());
     let mut routes = targets.into_iter().zip(keys.values()).peekable();
     if alone && let Some(only) = routes.next() {
         let session = shared.registry.get(&only.0);
-        queue(Found::new(session.as_deref(), &only), only, None);
+        queue(Found::new(session.as_deref(), &only), only, &mut list);
+        std::mem::take(&mut list).flush();
     }
     while routes.peek().is_some() {
         let online = shared.registry.look();
-        // All before the first is queued for: the processor then waits for their memory at once, not for one after the other.
+        // Look all of them up first, so that the cache misses overlap.
         let found =
             routes.by_ref().take(TOGETHER).map(|route| (Found::new(online.get(&route.0), &route), route));
         let some: Vec<_> = found.collect();
-        some.into_iter().for_each(|(found, route)| queue(found, route, Some(&mut pass)));
+        some.into_iter().for_each(|(found, route)| queue(found, route, &mut list));
     }
-    shared.flusher.add(pass);
+    shared.flusher.add(list);
     ServerMessage::Sent(sent)
 }
 
-/// For whom, and under which wrapped key.
+/// A recipient and its wrapped key.
 type Route<'a> = (Username, &'a WrappedKey);
 
 /// Where an envelope can go.
 enum Found<'a> {
     Online(&'a Session),
-    /// On-line with another session key.
+    /// Online with another session key.
     Stale,
     Offline,
 }
@@ -123,8 +122,7 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     }
 }
 
-/// Puts the targets into the order of names, that of `keys`, so that both are gone through once.
-/// PROTOCOL#routing.
+/// Sorts the targets by name, like `keys`, so that one pass compares both. PROTOCOL#routing.
 fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
     let Routing { targets, keys, .. } = routing;
     targets.sort_unstable();
@@ -136,8 +134,8 @@ fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
     Ok(())
 }
 
-/// Passes on that `recipient` takes so many packets more from somebody. The answer is `refused`; `None` if the grant was
-/// passed on, or taken back. PROTOCOL#not-granted.
+/// Relays that `recipient` accepts this many further packets from a peer. The answer is `refused`; `None` if the grant was
+/// relayed or taken back. PROTOCOL#not-granted.
 pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
     let Grant { peer, transfer, count } = grant;
     if count == 0 {
@@ -145,11 +143,13 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
         return None;
     }
     let sender = shared.registry.get(&peer);
-    // Recorded first: the packets may come before this returns.
+    // Recorded first: the packets may arrive before this returns.
     if let Some(sender) = sender.filter(|_| recipient.grant(&peer, transfer.0, count)) {
         let line = ServerMessage::Grant(Grant { peer: recipient.name.clone(), transfer, count });
         let frame = Frame::message(&line).by(recipient.sender);
-        if sender.outbox.deliver(frame, None, None, None) == Queued::Yes {
+        let mut list = FlushList::default();
+        if sender.outbox.deliver(frame, None, &mut list) == Queued::Yes {
+            list.flush();
             return None;
         }
         recipient.revoke(&peer, transfer.0);
@@ -157,48 +157,34 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     Some(ServerMessage::Refused(Refused { peer, transfer }))
 }
 
-/// The sender's connection was taken over before its packet was: it is neither passed on nor refused.
-#[derive(Debug)]
-pub struct Interrupted;
-
-/// Passes a packet on to who has granted it. The answer is `refused`; `None` if it was queued. Under memory pressure this
-/// waits up to [`PACKET_PATIENCE`], and so slows its sender alone, as long as its connection `is_served`.
-/// PROTOCOL#packet-order.
-///
-/// # Errors
-/// [`Interrupted`] if it no longer is.
-pub fn relay(
-    shared: &Shared,
-    sender: &Session,
-    packet: Packet<'_>,
-    is_served: impl Fn() -> bool,
-) -> Result<Option<ServerMessage>, Interrupted> {
-    let Packet { peer, transfer, payload } = packet;
-    let refused =
-        || Ok(Some(ServerMessage::Refused(Refused { peer: peer.clone(), transfer: Fixed(transfer) })));
-    let Some(recipient) = shared.registry.get(&peer) else { return refused() };
-    let head = frame::packet_head(&Packet::address(&sender.name, &transfer), payload);
-    let (mut packet, patience) = (Frame::packet(head, payload), Instant::now() + PACKET_PATIENCE);
-    loop {
-        packet = match recipient.admit(&sender.name, transfer, packet) {
-            Admission::NotGranted => return refused(),
-            Admission::Queued => return Ok(None),
-            Admission::Full(packet) => packet,
-        };
-        if !is_served() {
-            return Err(Interrupted);
-        }
-        if Instant::now() > patience {
-            // The rest of them does not wait again.
-            recipient.revoke(&sender.name, transfer);
-            return refused();
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+/// The result of [`relay`].
+pub enum Relayed {
+    /// It is queued.
+    Yes,
+    /// Nothing has changed: too much waits for its recipient, or for all.
+    NoRoom,
+    /// It is dropped; the answer to its sender.
+    Refused(ServerMessage),
 }
 
-/// The keys of those who have an account; of those on-line, the session's too. For more than [`MAX_KEY_NAMES`] names,
-/// `bad_targets`.
+/// Queues a packet for its recipient, which has granted it. If there is no room and it `is_late`, the rest of its transfer is
+/// refused too. PROTOCOL#packet-order.
+pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bool) -> Relayed {
+    let Packet { peer, transfer, payload } = packet;
+    if let Some(recipient) = shared.registry.get(peer) {
+        let head = frame::packet_head(&Packet::address(&sender.name, transfer), payload);
+        match recipient.admit(&sender.name, *transfer, Frame::packet(head, payload)) {
+            Queued::Yes => return Relayed::Yes,
+            Queued::Gone => {}
+            Queued::Full if is_late => recipient.revoke(&sender.name, *transfer),
+            Queued::Full => return Relayed::NoRoom,
+        }
+    }
+    Relayed::Refused(ServerMessage::Refused(Refused { peer: peer.clone(), transfer: Fixed(*transfer) }))
+}
+
+/// The keys of each name that has an account, with those of its session if it has one. `bad_targets` for more than
+/// [`MAX_KEY_NAMES`] names.
 pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
         return ServerMessage::error(ErrorCode::BadTargets, "at most 64 names a request");
@@ -231,16 +217,17 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frames::tests::under_pressure;
-    use super::super::outbox::tests::link;
-    use super::super::registry::Place;
+    use super::super::session::frames::tests::under_pressure;
+    use super::super::session::outbox::tests::{attach, link};
+    use super::super::session::outbox::{Attached, Condition};
     use super::super::session::tests::session;
-    use super::super::tests::shared;
+    use super::super::shared::tests::shared;
     use super::*;
     use crate::crypto::public::{Fingerprint, RSA_BYTES, WRAPPED_BYTES};
     use crate::protocol::{Body, Header, Kind, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
+    use std::time::Duration;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const TRANSFER: [u8; 16] = [9; 16];
@@ -252,7 +239,7 @@ mod tests {
     /// One who is on-line, and the other end of the connection.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
-        assert!(shared.registry.add(&session, Place::default()).is_none());
+        assert_eq!(shared.registry.insert(&session, 100, &ServerMessage::Pong), Ok(None));
         (session, far)
     }
 
@@ -299,7 +286,7 @@ mod tests {
 
     /// Without a connection, and with as much waiting as there may be.
     fn fill(session: &Arc<Session>) {
-        assert!(session.outbox.claim(0).is_some());
+        session.outbox.disconnect();
         session.outbox.send(Frame::line(vec![b'x'; 1024 * 1024]));
     }
 
@@ -324,7 +311,7 @@ mod tests {
         let [(_, far), (busy, _), (gone, _), _] = &members;
         fill(busy);
         // The session has ended, and its thread has not seen it yet.
-        gone.outbox.end(None);
+        assert!(gone.outbox.close(Condition::Always, None, &mut FlushList::default()).is_some());
         let (alice, _) = session("alice");
         let all = ["nobody", "stale", "gone", "busy", "bob"];
         let mut letter = letter("alice", &all);
@@ -337,7 +324,7 @@ mod tests {
             [&sent.delivered, &sent.offline, &sent.stale, &sent.busy].map(|names| list(names)),
             ["bob", "gone nobody", "stale", "busy"]
         );
-        members[0].0.outbox.flush(&mut super::super::outbox::Buffers::default());
+        members[0].0.outbox.flush(&mut super::super::session::outbox::Buffers::default());
         assert!(sent.id == 7 && comes(far, &line));
     }
 
@@ -374,9 +361,9 @@ mod tests {
         let ((alice, far), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
         let send = |peer: &str, transfer: [u8; 16]| {
             let packet = Packet { peer: name(peer), transfer, payload: b"piece" };
-            match relay(&shared, &bob, packet, || true) {
-                Ok(None) => "passed on",
-                Ok(Some(ServerMessage::Refused(refused)))
+            match relay(&shared, &bob, &packet, false) {
+                Relayed::Yes => "passed on",
+                Relayed::Refused(ServerMessage::Refused(refused))
                     if refused.peer == name(peer) && refused.transfer == Fixed(transfer) =>
                 {
                     "refused"
@@ -392,39 +379,38 @@ mod tests {
         assert_eq!((send("alice", TRANSFER), send("alice", TRANSFER)), ("passed on", "refused"));
         // Granted, but the session has ended.
         assert!(alice.grant(&bob.name, TRANSFER, 1));
-        alice.outbox.end(None);
+        assert!(alice.outbox.close(Condition::Always, None, &mut FlushList::default()).is_some());
         assert_eq!(send("alice", TRANSFER), "refused");
     }
 
     /// PROTOCOL#packet-order.
     #[test]
-    fn a_packet_for_which_there_is_no_room_waits_and_goes_on_as_soon_as_there_is() {
+    fn packet_without_room_waits_until_there_is_some_or_it_is_late() {
         let (shared, _folder) = shared(HOUR);
         let ((alice, _), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
         let (link, far) = link();
-        let claim = alice.outbox.claim(0).expect("nothing was sent");
-        assert!(alice.grant(&bob.name, TRANSFER, 7));
+        alice.outbox.disconnect();
+        assert!(alice.grant(&bob.name, TRANSFER, 8));
         let payload = [b'x'; 60 * 1024];
-        let send = |is_served: &dyn Fn() -> bool| {
-            let packet = Packet { peer: alice.name.clone(), transfer: TRANSFER, payload: &payload };
-            relay(&shared, &bob, packet, is_served)
-        };
-        let pressure = std::cell::Cell::new(Some(under_pressure(alice.outbox.quotas(), 0)));
+        let packet = Packet { peer: alice.name.clone(), transfer: TRANSFER, payload: &payload };
+        let relay = |is_late| relay(&shared, &bob, &packet, is_late);
+        let pressure = under_pressure(alice.outbox.quotas(), 0);
         for _ in 0..5 {
-            assert!(matches!(send(&|| false), Ok(None)), "each may have some");
+            assert!(matches!(relay(false), Relayed::Yes), "each may have some");
         }
-        assert!(send(&|| false).is_err(), "its sender's connection was taken over");
-        // There is room while the sender is waiting.
-        let asked = std::cell::Cell::new(0);
-        let passed_on = send(&|| {
-            asked.set(asked.get() + 1);
-            asked.get() < 3 || pressure.take().is_some()
-        });
-        assert!(matches!(passed_on, Ok(None)) && asked.get() == 3);
-        assert!(alice.outbox.attach(link, claim, 0, Vec::new()));
+        for _ in 0..3 {
+            assert!(matches!(relay(false), Relayed::NoRoom));
+        }
+        drop(pressure);
+        assert!(matches!(relay(false), Relayed::Yes));
+        assert_eq!(attach(&alice.outbox, &link, 0), Attached::Yes);
         let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), &payload)[..], &payload];
         assert!(comes(&far, &packet.concat().repeat(6)));
-        assert!(alice.take_grant(&bob.name, TRANSFER) && !alice.take_grant(&bob.name, TRANSFER));
+        // Of a sender that has waited too long, the rest is not taken either.
+        alice.outbox.disconnect();
+        let _pressure = under_pressure(alice.outbox.quotas(), 0);
+        assert!(matches!(relay(true), Relayed::Refused(_)));
+        assert!(!alice.has_granted(&bob.name, TRANSFER));
     }
 
     /// PROTOCOL#keys_request.

@@ -1,22 +1,23 @@
-//! The frames that a session sends, with their wrapped keys and sizes (PROTOCOL#resuming). Data alone; who may touch it when
-//! is for [`outbox`](super::outbox).
+//! The frames that a session sends, with their wrapped keys, receipts and sizes (PROTOCOL#resuming). Plain data:
+//! [`outbox`](super::outbox) locks it.
 //!
-//! Invariant: keys stand in the order of their envelopes in the row of the [`SendWindow`], so that the window's items stay
-//! small: most sessions hold room for some of them, and few hold any.
+//! Invariants: wrapped keys and receipts are kept beside the [`SendWindow`], in the order of their frames, so that the
+//! window's items stay small: most sessions keep room for a few of them. A message that was answered `delivered` has one
+//! receipt until the client acknowledges its frame or somebody takes the receipts of the session that ends.
 
-use super::quotas::{Permit, Quota};
 use crate::name::Username;
 use crate::protocol::{KEY_BEGINS, KEY_ENDS, MAX_LINE, ServerMessage, WrappedKey};
+use crate::server::quotas::{Permit, Quota};
 use crate::wire::window::{ACK_BYTES, ACK_FRAMES, FalseAck, SendWindow, is_ack_due, spare};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 
 /// A line or packet head, perhaps the same bytes for many clients.
 pub type Part = Arc<[u8]>;
 
-/// Whose frame it is: a hash of the name under a random key, so that nobody can choose a name that counts as another's.
+/// The sender of a frame: a hash of the name under a random key, so that nobody can choose a name that counts as another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender(NonZeroU32);
 
@@ -33,23 +34,23 @@ enum Kind {
     Line,
     /// A line that ends with its recipient's own wrapped key.
     Envelope,
-    /// An envelope whose sender is notified if it is lost.
-    Letter,
+    /// An envelope with a receipt.
+    Message,
     Packet,
 }
 
 struct Payload {
     bytes: Box<[u8]>,
-    /// From the moment when it is queued.
+    /// Once it is queued.
     permit: Option<Permit>,
 }
 
-/// A whole line or packet, but for its wrapped key.
+/// A line or packet, without its wrapped key.
 pub struct Frame {
     head: Part,
     payload: Option<Box<Payload>>,
     kind: Kind,
-    /// `None` for the server's own.
+    /// `None` for the server's own messages.
     sender: Option<Sender>,
 }
 
@@ -68,9 +69,9 @@ impl Frame {
         Frame::line(message.encode())
     }
 
-    /// What an envelope has for all recipients. `is_letter` if its sender is notified when it is lost.
-    pub fn envelope(shared: Part, is_letter: bool) -> Frame {
-        Frame::new(if is_letter { Kind::Letter } else { Kind::Envelope }, shared)
+    /// The part of an envelope that all recipients get.
+    pub fn envelope(shared: Part) -> Frame {
+        Frame::new(Kind::Envelope, shared)
     }
 
     /// A packet.
@@ -79,7 +80,7 @@ impl Frame {
         Frame { payload: Some(Box::new(payload)), ..Frame::new(Kind::Packet, head) }
     }
 
-    /// The same, from another client.
+    /// The same frame, from this sender.
     pub fn by(mut self, sender: Sender) -> Frame {
         self.sender = Some(sender);
         self
@@ -87,10 +88,10 @@ impl Frame {
 
     /// Whether a wrapped key belongs to it.
     fn has_key(&self) -> bool {
-        matches!(self.kind, Kind::Envelope | Kind::Letter)
+        matches!(self.kind, Kind::Envelope | Kind::Message)
     }
 
-    /// Bytes that are sent.
+    /// The number of bytes that are sent.
     fn length(&self) -> usize {
         const KEY: usize = KEY_BEGINS.len() + WrappedKey::DIGITS + KEY_ENDS.len();
         let key = if self.has_key() { KEY } else { 0 };
@@ -98,20 +99,36 @@ impl Frame {
     }
 }
 
+/// Who is notified if a message is lost. `S` is what notifies its sender.
+pub struct Receipt<S> {
+    /// Of the session that sent it: a later session of the same user is not notified.
+    pub sender: Weak<S>,
+    /// The number that the sender gave the message.
+    pub id: u64,
+}
+
 /// What the frames in the window hold.
-#[derive(Default)]
-struct Load {
-    /// Of the envelopes, in the same order.
+struct Load<S> {
+    /// Of the envelopes, in order.
     keys: VecDeque<WrappedKey>,
     /// Keys of envelopes that were sent on this connection.
     sent_keys: usize,
+    /// Of the messages, in order.
+    receipts: VecDeque<Receipt<S>>,
     /// Bytes of lines.
     bytes: usize,
     packets: usize,
     packet_bytes: usize,
 }
 
-impl Load {
+impl<S> Default for Load<S> {
+    fn default() -> Self {
+        let (keys, receipts) = (VecDeque::new(), VecDeque::new());
+        Load { keys, sent_keys: 0, receipts, bytes: 0, packets: 0, packet_bytes: 0 }
+    }
+}
+
+impl<S> Load<S> {
     fn add(&mut self, frame: &Frame) {
         match frame.kind {
             Kind::Packet => {
@@ -135,9 +152,19 @@ impl Load {
             self.keys.pop_front();
             self.sent_keys = self.sent_keys.saturating_sub(1);
         }
+        if frame.kind == Kind::Message {
+            self.receipts.pop_front();
+        }
         freed.frames += 1;
         freed.bytes += frame.length();
-        freed.letters += usize::from(frame.kind == Kind::Letter);
+    }
+
+    /// An idle session holds little memory.
+    fn spare(&mut self) {
+        spare(&mut self.keys);
+        if self.receipts.is_empty() {
+            self.receipts = VecDeque::new();
+        }
     }
 }
 
@@ -146,8 +173,6 @@ impl Load {
 pub struct Freed {
     frames: u64,
     bytes: usize,
-    /// Envelopes whose sender would have been notified.
-    pub letters: usize,
 }
 
 impl Freed {
@@ -158,16 +183,16 @@ impl Freed {
 }
 
 /// All frames of one session that are not acknowledged. PROTOCOL#frames, PROTOCOL#kept, PROTOCOL#kept-limit.
-pub struct Frames {
+pub struct Frames<S> {
     /// Bytes of lines: see [`Frames::takes`].
     limit: usize,
     window: SendWindow<Frame>,
-    load: Load,
+    load: Load<S>,
 }
 
-impl Frames {
+impl<S> Frames<S> {
     /// None. `limit` is in bytes.
-    pub fn new(limit: usize) -> Frames {
+    pub fn new(limit: usize) -> Frames<S> {
         Frames { limit, window: SendWindow::default(), load: Load::default() }
     }
 
@@ -178,20 +203,25 @@ impl Frames {
     }
 
     /// Queues an envelope with its recipient's own wrapped key.
-    pub fn put_envelope(&mut self, frame: Frame, key: &WrappedKey) {
+    pub fn put_envelope(&mut self, mut frame: Frame, key: &WrappedKey, receipt: Option<Receipt<S>>) {
         self.load.keys.push_back(key.clone());
+        if let Some(receipt) = receipt {
+            frame.kind = Kind::Message;
+            self.load.receipts.push_back(receipt);
+        }
         self.put(frame);
     }
 
-    /// Queues a packet, unless all sessions together hold too many: then each may hold 256 KiB, which a client need not
-    /// have acknowledged yet, and an eighth of what is left. Returns a packet for which there is no room.
-    /// PROTOCOL#packet-order.
-    ///
-    /// # Errors
-    /// The packet.
-    pub fn put_packet(&mut self, mut packet: Frame, quota: &Arc<Quota>) -> Result<(), Frame> {
+    /// Takes the receipts of the messages that the client has not acknowledged.
+    pub fn take_receipts(&mut self) -> VecDeque<Receipt<S>> {
+        std::mem::take(&mut self.load.receipts)
+    }
+
+    /// Queues a packet if there is room: 256 KiB for each session, which a client need not have acknowledged yet, and an
+    /// eighth of what all sessions together have left. False if there is none. PROTOCOL#packet-order.
+    pub fn put_packet(&mut self, mut packet: Frame, quota: &Arc<Quota>) -> bool {
         if self.load.packet_bytes.saturating_sub(2 * ACK_BYTES) > quota.left() / 8 {
-            return Err(packet);
+            return false;
         }
         self.load.add(&packet);
         let length = packet.length();
@@ -199,11 +229,11 @@ impl Frames {
             payload.permit = Some(quota.take(length));
         }
         self.window.push_behind(packet);
-        Ok(())
+        true
     }
 
-    /// Whether a frame of another client is taken. Beyond half of the limit its sender may hold no more, with this frame,
-    /// than is free: so a flood leaves half of it to all others, a second one a quarter. PROTOCOL#shares.
+    /// Whether there is room for a frame of another client. Beyond half of the limit, its sender may hold no more, with this
+    /// frame, than is free: a flood leaves half of the limit to all others, a second one a quarter. PROTOCOL#shares.
     pub fn takes(&self, frame: &Frame) -> bool {
         let held = self.load.bytes;
         if held <= self.limit / 2 {
@@ -217,12 +247,12 @@ impl Frames {
         theirs.map(Frame::length).sum::<usize>() + frame.length() <= free
     }
 
-    /// Whether not even the server's own messages are taken.
+    /// Whether even the server's own messages no longer fit.
     pub fn overflows(&self) -> bool {
         self.load.bytes > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
     }
 
-    /// How many packets wait, or are kept although the client could have acknowledged them. PROTOCOL#granted-limit.
+    /// The number of packets that wait, or that the client could have acknowledged. PROTOCOL#granted-limit.
     pub fn packets(&self) -> usize {
         let waiting = self.window.behind();
         waiting + (self.load.packets - waiting).saturating_sub(ACK_FRAMES as usize)
@@ -233,8 +263,8 @@ impl Frames {
         self.window.is_idle()
     }
 
-    /// Appends to `plain` what is sent next: what has to be sent again, then lines, then packets. One frame of any length,
-    /// or what fits `most` bytes. PROTOCOL#packet-order.
+    /// Appends the next frames to `plain`: frames to be sent again, then lines, then packets. One frame of any length, or what
+    /// fits `most` bytes. PROTOCOL#packet-order.
     pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
         plain.reserve(self.window.peek().map_or(0, Frame::length));
         while let Some(next) = self.window.peek() {
@@ -245,8 +275,8 @@ impl Frames {
         }
     }
 
-    /// Its bytes are copied: that costs less than to count, from several cores, who holds which part of a line that goes to
-    /// a thousand clients.
+    /// Copies the next frame: that costs less than a reference count that several cores change, for a line to a thousand
+    /// clients.
     fn step(&mut self, plain: &mut Vec<u8>) {
         let Some(frame) = self.window.next() else { return };
         plain.extend_from_slice(&frame.head);
@@ -268,7 +298,7 @@ impl Frames {
     pub fn acknowledge(&mut self, received: u64) -> Result<Freed, FalseAck> {
         let (load, mut freed) = (&mut self.load, Freed::default());
         self.window.acknowledge(received, |frame| load.free(&frame, &mut freed))?;
-        spare(&mut load.keys);
+        load.spare();
         Ok(freed)
     }
 
@@ -285,26 +315,29 @@ impl Frames {
             return None;
         }
         load.sent_keys = 0;
-        spare(&mut load.keys);
+        load.spare();
         Some(freed)
     }
 
-    /// The session ends: its lines are still sent, its packets are not.
+    /// Drops the packets that wait: the session ends, and only its lines are still sent.
     pub fn end(&mut self) {
         self.window.clear_behind();
     }
 
-    /// Nothing is sent any more.
+    /// Drops everything.
     pub fn clear(&mut self) {
         (self.window, self.load) = (SendWindow::default(), Load::default());
     }
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::limits::MAX_WAITING_PACKETS;
-    use super::super::quotas::Quotas;
+pub(in crate::server) mod tests {
     use super::*;
+    use crate::server::limits::MAX_WAITING_PACKETS;
+    use crate::server::quotas::Quotas;
+
+    /// Nobody is notified.
+    type Frames = super::Frames<()>;
 
     /// Until it is dropped, all sessions but these have taken all bytes of packets but `rest`.
     pub fn under_pressure(quotas: &Quotas, rest: usize) -> Permit {
@@ -317,7 +350,7 @@ pub(super) mod tests {
 
     fn put_packet(frames: &mut Frames, n: u8) {
         let packet = Frame::packet(vec![n; 4], &[n; 6]);
-        assert!(frames.put_packet(packet, &Quotas::default().packets).is_ok());
+        assert!(frames.put_packet(packet, &Quotas::default().packets));
     }
 
     /// Whether a line of a third client is not taken.
@@ -448,7 +481,7 @@ pub(super) mod tests {
                         frames.put(Frame::line(bytes));
                     } else {
                         let packet = Frame::packet(bytes, b"");
-                        assert!(frames.put_packet(packet, &Quotas::default().packets).is_ok());
+                        assert!(frames.put_packet(packet, &Quotas::default().packets));
                     }
                 }
                 sent(&mut frames);
@@ -465,15 +498,17 @@ pub(super) mod tests {
     fn frame_counts_as_many_bytes_as_are_sent() {
         let (shared, key): (Part, _) =
             (b"{\"type\":\"encrypted_message\""[..].into(), WrappedKey::new(&[7; 264]));
-        for is_letter in [false, true] {
+        for has_receipt in [false, true] {
             let (mut frames, mut plain) = (Frames::new(1000), Vec::new());
-            frames.put_envelope(Frame::envelope(shared.clone(), is_letter), &key);
+            let receipt = has_receipt.then(|| Receipt { sender: Weak::new(), id: 7 });
+            frames.put_envelope(Frame::envelope(shared.clone()), &key, receipt);
             let length = frames.load.bytes;
             frames.next_batch(&mut plain, 100);
             assert_eq!(plain, [&shared, KEY_BEGINS, key.digits(), KEY_ENDS].concat());
             assert!(length == plain.len() && frames.is_idle() && frames.reaches(1));
-            let freed = Freed { frames: 1, bytes: length, letters: is_letter.into() };
-            assert_eq!(frames.acknowledge(1), Ok(freed));
+            assert_eq!(frames.load.receipts.len(), usize::from(has_receipt));
+            assert_eq!(frames.acknowledge(1), Ok(Freed { frames: 1, bytes: length }));
+            assert!(frames.take_receipts().is_empty());
         }
         let (mut frames, mut plain) = (Frames::new(1000), Vec::new());
         put_packet(&mut frames, 1);
@@ -491,7 +526,7 @@ pub(super) mod tests {
         };
         let keys: Vec<_> = (0..20).map(|n| WrappedKey::new(&[n; 264])).collect();
         for key in &keys {
-            frames.put_envelope(Frame::envelope(b"{".to_vec().into(), false), key);
+            frames.put_envelope(Frame::envelope(b"{".to_vec().into()), key, None);
             frames.put(line(9));
         }
         let digits = |n: usize| keys[n].digits()[..4].to_vec();
@@ -531,7 +566,7 @@ pub(super) mod tests {
         frames.put(line(1));
         sent(&mut frames);
         frames.put(line(2));
-        assert!(frames.put_packet(Frame::packet(vec![3], b""), &quotas.packets).is_ok());
+        assert!(frames.put_packet(Frame::packet(vec![3], b""), &quotas.packets));
         assert_eq!(quotas.packets.left(), MAX_WAITING_PACKETS - 1);
         frames.end();
         assert_eq!((quotas.packets.left(), sent(&mut frames)), (MAX_WAITING_PACKETS, vec![2]));
@@ -541,7 +576,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn server_s_own_messages_may_be_two_outboxes_and_a_mebibyte() {
+    fn own_messages_fit_two_outboxes_and_a_mebibyte() {
         let mut frames = Frames::new(50);
         frames.put(Frame::line(vec![b'x'; 2 * 50 + MAX_LINE]));
         assert!(is_full(&frames) && !frames.overflows());
@@ -555,9 +590,8 @@ pub(super) mod tests {
         const PACKET: usize = 64 * 1024;
         let (quotas, mut frames) = (Quotas::default(), Frames::new(1000));
         let packet = || Frame::packet(vec![0], &[0; PACKET - 1]);
-        let fill = |frames: &mut Frames| {
-            (0..).take_while(|_| frames.put_packet(packet(), &quotas.packets).is_ok()).count()
-        };
+        let fill =
+            |frames: &mut Frames| (0..).take_while(|_| frames.put_packet(packet(), &quotas.packets)).count();
         let pressure = under_pressure(&quotas, 0);
         assert_eq!(fill(&mut frames), 5, "as long as there are no more than 256 KiB");
         while !frames.is_idle() {

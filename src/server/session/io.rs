@@ -1,0 +1,180 @@
+//! What a session sends, on which connection, and how it ends. Plain data: [`outbox`](super::outbox) locks it.
+
+use super::frames::{Frame, Frames, Part};
+use crate::protocol::{Received, ServerMessage};
+use crate::server::connection_limits::Ticket;
+use crate::server::metrics;
+use crate::wire::tls::Channel;
+use crate::wire::window::{Control, ControlLine};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A connection, counted as long as any thread uses its socket.
+pub struct Link {
+    /// Only the holder of the baton encrypts and writes; the connection's thread reads.
+    pub channel: Channel,
+    /// Where it comes from, and whether it may be evicted.
+    pub ticket: Ticket,
+}
+
+impl Link {
+    /// An accepted connection.
+    pub fn new(channel: Channel, ticket: Ticket) -> Arc<Link> {
+        Arc::new(Link { channel, ticket })
+    }
+}
+
+/// Where a session stands between its login and its end.
+pub enum State {
+    /// It continues.
+    Open,
+    /// The server's own messages no longer fit. Nothing is exchanged, and the next sweep, or a newer login, ends the session.
+    Full,
+    /// Its lines are still sent until this time, and nothing is queued.
+    Ending(Instant),
+    /// Nothing is sent.
+    Over,
+}
+
+/// What a session sends, and on which connection, under one lock. `S` is what notifies a sender.
+pub struct Io<S> {
+    /// Where the session stands.
+    pub state: State,
+    /// `None` while the session has no connection.
+    pub link: Option<Arc<Link>>,
+    /// When it lost the last one.
+    pub since: Instant,
+    /// Attempts to attach a link so far.
+    pub attempts: u64,
+    /// Where the client was last.
+    pub address: IpAddr,
+    /// The baton of `link`: a thread encrypts and writes.
+    pub writing: bool,
+    /// In a list for the flusher.
+    pub listed: bool,
+    /// In the flusher's list of deferred outboxes.
+    pub deferred: bool,
+    /// The lines about `link`.
+    pub control: Control,
+    /// What the session sends.
+    pub frames: Frames<S>,
+    /// The last line, which goes behind all others.
+    pub last: Option<Part>,
+}
+
+impl<S> Io<S> {
+    /// For a new session on this link, with its first line. `limit` is in bytes of lines.
+    pub fn new(limit: usize, link: Arc<Link>, first: Vec<u8>) -> Io<S> {
+        let address = link.ticket.address;
+        let mut io = Io {
+            state: State::Open,
+            link: None,
+            since: Instant::now(),
+            attempts: 0,
+            address,
+            writing: false,
+            listed: false,
+            deferred: false,
+            control: Control::default(),
+            frames: Frames::new(limit),
+            last: None,
+        };
+        io.connect(link, first);
+        io
+    }
+
+    /// Continues on this link, with its first line.
+    pub fn connect(&mut self, link: Arc<Link>, first: Vec<u8>) {
+        link.ticket.logged_in();
+        self.control.first = Some(first);
+        (self.address, self.link) = (link.ticket.address, Some(link));
+    }
+
+    /// Whether the session continues.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
+    /// Whether the session uses this connection.
+    pub fn is_on(&self, link: &Arc<Link>) -> bool {
+        self.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+    }
+
+    /// Closes the link and forgets it: its reader returns, and the holder of its baton has lost it.
+    pub fn cut(&mut self) {
+        self.writing = false;
+        self.control = Control::default();
+        if let Some(link) = self.link.take() {
+            self.since = Instant::now();
+            link.channel.close();
+        }
+    }
+
+    /// Sends nothing more.
+    pub fn stop(&mut self, state: State) {
+        self.state = state;
+        self.frames.clear();
+        self.cut();
+    }
+
+    /// The link no longer works. The session waits for another one, unless it is ending.
+    pub fn broken(&mut self) {
+        if matches!(self.state, State::Ending(_)) { self.stop(State::Over) } else { self.cut() }
+    }
+
+    /// Queues a message of the server's own. If it no longer fits, the session ends. PROTOCOL#ends-at-once.
+    pub fn put(&mut self, frame: Frame) {
+        if self.is_open() && self.frames.overflows() {
+            metrics::SLOW_CLOSED.add();
+            self.stop(State::Full);
+        }
+        if self.is_open() {
+            self.frames.put(frame);
+        }
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_idle(&self) -> bool {
+        self.control.is_idle() && self.frames.is_idle() && self.last.is_none()
+    }
+
+    /// Puts into `plain` what is sent next. Control lines end each batch: a `pong` seldom overtakes what was asked for
+    /// before it, and no frame, however long, holds them up.
+    pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
+        plain.clear();
+        plain.extend(self.control.first.take().unwrap_or_default());
+        self.frames.next_batch(plain, most);
+        let end = plain.len() + most;
+        while plain.len() < end
+            && let Some(line) = self.control.next()
+        {
+            plain.extend(match line {
+                ControlLine::First(line) => line,
+                ControlLine::Ack(received) => ServerMessage::Ack(Received { received }).encode(),
+                ControlLine::Pong => ServerMessage::Pong.encode(),
+                ControlLine::Ping => ServerMessage::Ping.encode(),
+            });
+        }
+        if self.frames.is_idle() && self.control.is_idle() {
+            plain.extend_from_slice(&self.last.take().unwrap_or_default());
+        }
+    }
+
+    /// Releases the baton of the current link if nothing is left to send.
+    pub fn release_baton(&mut self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        self.writing = false;
+        if matches!(self.state, State::Ending(_)) {
+            self.state = State::Over;
+            self.frames.clear();
+            // Not cut: the reader still discards input for a moment.
+            if let Some(link) = self.link.take() {
+                link.channel.end();
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,253 @@
+//! What all threads of the server share, and how a session ends.
+//!
+//! Invariant: [`Registry::end`] ends a session once; here its end is logged.
+
+use super::connection_limits::ConnectionLimits;
+use super::limits::{Limits, SWEEP};
+use super::quotas::Quotas;
+use super::rates::Counter;
+use super::registry::Registry;
+use super::session::Session;
+use super::session::flush::Flusher;
+use super::session::outbox::{Condition, FlushList};
+use super::store::Store;
+use super::store::accounts::Accounts;
+use super::store::audit::Audit;
+use super::store::certificates::Certificates;
+use super::store::lockout::Lockout;
+use crate::crypto::public::Fingerprint;
+use crate::crypto::secret::Key;
+use crate::protocol::{ErrorCode, ServerMessage};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The time for [`Limits::registrations`].
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What all threads share.
+pub struct Shared {
+    /// As the operator has set them.
+    pub limits: Limits,
+    /// With `--closed`: no new accounts.
+    pub closed: bool,
+    /// The accounts, which hold the data folder's lock.
+    pub accounts: Accounts,
+    /// The sessions.
+    pub registry: Registry,
+    /// Sends what broadcasts and presence have queued.
+    pub flusher: Flusher,
+    /// What all sessions share.
+    pub quotas: Arc<Quotas>,
+    /// Makes the salts of names that do not exist, 32 bytes.
+    pub salt_secret: Key,
+    /// Failed logins, by name and by address.
+    pub lockout: Lockout,
+    /// New accounts and changed passwords, by address.
+    pub registrations: Mutex<Counter<IpAddr>>,
+    /// The security log.
+    pub audit: Audit,
+    /// The server's TLS certificate and key. `None` with `--no-tls`.
+    pub certificates: Option<Certificates>,
+    /// The open connections.
+    pub connections: Arc<ConnectionLimits>,
+}
+
+impl Shared {
+    /// Without sessions yet.
+    pub fn new(limits: Limits, closed: bool, store: Store) -> Shared {
+        Shared {
+            closed,
+            accounts: store.accounts,
+            registry: Registry::default(),
+            flusher: Flusher::default(),
+            quotas: Arc::default(),
+            salt_secret: store.salt_secret,
+            lockout: store.lockout,
+            registrations: Mutex::new(Counter::new(limits.registrations, MINUTE)),
+            audit: store.audit,
+            certificates: store.certificates,
+            connections: Arc::new(ConnectionLimits::new(&limits)),
+            limits,
+        }
+    }
+
+    /// The server's key: `None` without TLS.
+    pub fn server_key(&self) -> Option<Fingerprint> {
+        self.certificates.as_ref().map(Certificates::key)
+    }
+
+    /// Closes all connections once after the key has changed: clients of the former key would refuse the broadcasts of
+    /// clients of the new one. PROTOCOL#broadcast-server.
+    pub fn end_connections_of_another_key(&self) {
+        if self.certificates.as_ref().is_some_and(Certificates::has_new_key) {
+            self.registry.disconnect();
+        }
+    }
+
+    /// Ends a session if the condition holds: other users see it leave at once, and its client still gets what waits for it,
+    /// and `last`. False if nothing was to be done. PROTOCOL#ends-at-once.
+    pub fn end(
+        &self,
+        session: &Arc<Session>,
+        condition: Condition<'_>,
+        last: Option<&ServerMessage>,
+    ) -> bool {
+        let mut list = FlushList::default();
+        let address = self.registry.end(session, condition, last, &mut list);
+        if address.is_some() {
+            self.audit.log("logout", Some(&session.name), address, "");
+        }
+        list.flush();
+        address.is_some()
+    }
+
+    /// Ends a session, and tells its client why.
+    pub fn dismiss(&self, session: &Arc<Session>, code: ErrorCode, text: &str) {
+        self.end(session, Condition::Always, Some(&ServerMessage::error(code, text)));
+    }
+
+    /// Ends the session that has been without a connection for longest, to make room for another. False if there is none.
+    pub fn end_longest_detached(&self) -> bool {
+        while let Some((since, session)) = self.registry.longest_detached() {
+            if self.end(&session, Condition::DetachedSince(since), None) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The thread that ends sessions.
+    pub fn run_sweep(&self) -> ! {
+        loop {
+            std::thread::sleep(SWEEP);
+            self.sweep(Instant::now());
+        }
+    }
+
+    /// Ends the sessions that have been detached for too long, whose certificate other users no longer accept, or for which
+    /// too much waits. PROTOCOL#outlives, PROTOCOL#certificate-ends.
+    fn sweep(&self, now: Instant) {
+        for session in self.registry.all(|_| true) {
+            let is_late = |since: &Instant| now.saturating_duration_since(*since) >= self.limits.grace;
+            if !session.is_certified(now) {
+                let text = "the certificate of your session key has expired: a new login is needed";
+                self.dismiss(&session, ErrorCode::CertificateExpired, text);
+            } else if session.outbox.is_full() {
+                self.end(&session, Condition::Always, None);
+            } else if let Some(since) = session.outbox.detached().filter(is_late) {
+                self.end(&session, Condition::DetachedSince(since), None);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::session::frames::Frame;
+    use super::super::session::tests::session;
+    use super::super::store::accounts::tests::Folder;
+    use super::*;
+    use std::net::TcpStream;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// What the threads of a server share that nobody can connect to, and its data folder.
+    pub fn shared(grace: Duration) -> (Arc<Shared>, Folder) {
+        let folder = Folder::new();
+        let limits = Limits { grace, ..Limits::for_machine(1024, 65_530) };
+        let store = Store::open(&folder.0, false, &mut Vec::new()).expect("a new folder");
+        (Arc::new(Shared::new(limits, false, store)), folder)
+    }
+
+    /// A session with a connection, and its other end.
+    fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
+        let (session, far) = session(name);
+        assert_eq!(shared.registry.insert(&session, 100, &ServerMessage::Pong), Ok(None));
+        (session, far)
+    }
+
+    /// A session without one.
+    fn away(shared: &Shared, name: &str) -> Arc<Session> {
+        let (session, _) = member(shared, name);
+        session.outbox.disconnect();
+        session
+    }
+
+    fn is_online(shared: &Shared, name: &str) -> bool {
+        shared.registry.get(&name.parse().expect("name")).is_some()
+    }
+
+    fn logouts(shared: &Shared, folder: &Folder) -> usize {
+        shared.audit.flush();
+        let log = std::fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
+        log.matches("event=logout").count()
+    }
+
+    /// PROTOCOL#full.
+    #[test]
+    fn room_is_made_by_the_longest_detached_and_no_other() {
+        let (shared, folder) = shared(HOUR);
+        let (_served, _far) = member(&shared, "served");
+        ["first", "second", "third"].iter().for_each(|name| _ = away(&shared, name));
+        let there = || ["served", "first", "second", "third"].map(|name| is_online(&shared, name));
+        assert!(shared.end_longest_detached());
+        assert_eq!(there(), [true, false, true, true]);
+        assert!(shared.end_longest_detached());
+        assert_eq!(there(), [true, false, false, true]);
+        assert!(shared.end_longest_detached() && !shared.end_longest_detached());
+        assert_eq!((there(), logouts(&shared, &folder)), ([true, false, false, false], 3));
+    }
+
+    /// PROTOCOL#ends-at-once.
+    #[test]
+    fn dismissed_user_is_offline_at_once_and_reported_once() {
+        let (shared, folder) = shared(HOUR);
+        let (away, (served, _far)) = (away(&shared, "away"), member(&shared, "served"));
+        for (session, name) in [(&away, "away"), (&served, "served")] {
+            shared.dismiss(session, ErrorCode::AccountRemoved, "");
+            assert!(!is_online(&shared, name) && !session.outbox.is_open());
+            shared.end(session, Condition::Always, None);
+        }
+        assert_eq!(logouts(&shared, &folder), 2);
+    }
+
+    /// PROTOCOL#certificate-ends.
+    #[test]
+    fn session_ends_with_its_certificate() {
+        let (shared, folder) = shared(HOUR);
+        let [(old, _old), (_new, _far)] = ["old", "new"].map(|name| member(&shared, name));
+        let away = away(&shared, "away");
+        shared.sweep(Instant::now());
+        assert!(is_online(&shared, "old") && is_online(&shared, "away"));
+        [&old, &away].iter().for_each(|session| session.expire());
+        shared.sweep(Instant::now());
+        assert!(!is_online(&shared, "old") && !is_online(&shared, "away") && is_online(&shared, "new"));
+        assert!(!old.outbox.is_open() && logouts(&shared, &folder) == 2);
+    }
+
+    /// PROTOCOL#ends-at-once.
+    #[test]
+    fn session_that_overflows_without_a_connection_is_soon_gone() {
+        let (shared, folder) = shared(HOUR);
+        let away = away(&shared, "away");
+        // Its limit is a mebibyte.
+        (0..5).for_each(|_| away.outbox.send(Frame::line(vec![b'x'; 1 << 20])));
+        assert!(!away.outbox.is_open() && is_online(&shared, "away"));
+        shared.sweep(Instant::now());
+        assert!(!is_online(&shared, "away") && logouts(&shared, &folder) == 1);
+    }
+
+    /// PROTOCOL#outlives.
+    #[test]
+    fn session_ends_when_its_time_is_over_and_no_other() {
+        let (shared, _folder) = shared(HOUR);
+        let (_served, _far) = member(&shared, "served");
+        let away = away(&shared, "away");
+        let since = away.outbox.detached().expect("it has no connection");
+        shared.sweep(since + HOUR - Duration::from_millis(1));
+        assert!(is_online(&shared, "away"));
+        shared.sweep(since + HOUR);
+        assert!(!is_online(&shared, "away") && is_online(&shared, "served"));
+    }
+}
