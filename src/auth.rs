@@ -4,6 +4,7 @@
 //! [`NewPassword`]. Both take the pending login by value, so a challenge is used once. An unknown name takes the same steps
 //! at the same cost as a known one. Specification: PROTOCOL#login.
 
+use crate::crypto::key_file::Login;
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
 use crate::crypto::public::{
@@ -113,16 +114,25 @@ pub fn offered(
 
 /// Client: `PBKDF2(password, salt, rounds)` with its salt and rounds. It replaces the password towards one server.
 pub struct PasswordKey {
-    salt: [u8; 32],
-    rounds: u32,
+    login: Login,
     key: Key,
 }
 
+impl From<&Challenge> for Login {
+    fn from(challenge: &Challenge) -> Login {
+        Login { salt: challenge.salt, rounds: challenge.rounds }
+    }
+}
+
 impl PasswordKey {
-    /// With a new salt, for a registration or a new password. Takes about 0.1 s; the identity key can be made meanwhile.
+    /// With a new salt, for a new password. Takes about 0.1 s.
     pub fn new(password: &Password) -> PasswordKey {
-        let salt = random();
-        PasswordKey { salt, rounds: PBKDF2_ROUNDS, key: primitives::pbkdf2(password, &salt, PBKDF2_ROUNDS) }
+        PasswordKey::with(password, Login::random())
+    }
+
+    /// With a login that this client has chosen, for a registration. Takes about 0.1 s.
+    pub fn with(password: &Password, login: Login) -> PasswordKey {
+        PasswordKey { login, key: primitives::pbkdf2(password, &login.salt.0, login.rounds) }
     }
 
     /// The key that a challenge asks for.
@@ -130,13 +140,18 @@ impl PasswordKey {
     /// # Errors
     /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
     pub fn derive(password: &Password, challenge: &Challenge) -> Result<PasswordKey, AuthError> {
-        let (salt, rounds) = (challenge.salt.0, acceptable(challenge.rounds)?);
-        Ok(PasswordKey { salt, rounds, key: primitives::pbkdf2(password, &salt, rounds) })
+        acceptable(challenge.rounds)?;
+        Ok(PasswordKey::with(password, challenge.into()))
     }
 
     /// Whether a challenge asks for this key.
     pub fn answers(&self, challenge: &Challenge) -> bool {
-        (challenge.salt.0, challenge.rounds) == (self.salt, self.rounds)
+        self.login == challenge.into()
+    }
+
+    /// Its salt and rounds.
+    pub fn login(&self) -> Login {
+        self.login
     }
 
     /// The registration.
@@ -144,8 +159,8 @@ impl PasswordKey {
         Register {
             version: VERSION,
             username: name.clone(),
-            salt: Fixed(self.salt),
-            rounds: self.rounds,
+            salt: self.login.salt,
+            rounds: self.login.rounds,
             password_key: self.key.duplicate(),
             public_key: Bytes(identity.spki()),
         }
@@ -165,12 +180,12 @@ impl PasswordKey {
         identity: &IdentityKey,
     ) -> Result<PasswordChange, AuthError> {
         let old = PasswordKey::derive(old, challenge)?;
-        let new = (&self.salt, self.rounds, &self.key);
+        let new = (&self.login.salt.0, self.login.rounds, &self.key);
         let bytes = |label| change_bytes(bound(label, name, &challenge.nonce.0, exporter), new);
         Ok(PasswordChange {
             response: old.response(&bytes(label::CHANGE_RESPONSE)),
-            salt: Fixed(self.salt),
-            rounds: self.rounds,
+            salt: self.login.salt,
+            rounds: self.login.rounds,
             password_key: self.key.duplicate(),
             proof: Fixed(identity.sign(&bytes(label::PASSWORD_CHANGE))),
         })
@@ -533,7 +548,7 @@ mod tests {
                 new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
             alter(&mut change);
             let account = pending.verify_change(change, exporter)?.into_account();
-            assert!(account.salt == new.salt && account.password_key == new.key);
+            assert!(account.salt == new.login.salt.0 && account.password_key == new.key);
             assert!(account.name == p.name && account.identity == p.account.identity);
             Ok(())
         };
@@ -572,7 +587,8 @@ mod tests {
     #[test]
     fn password_key_answers_only_its_own_salt_and_rounds() {
         let (salt, rounds) = ([1; 32], PBKDF2_ROUNDS);
-        let key = PasswordKey { salt, rounds, key: Key::new([2; 32]) };
+        let login = Login { salt: Fixed(salt), rounds };
+        let key = PasswordKey { login, key: Key::new([2; 32]) };
         let asks = |salt: [u8; 32], rounds: u32| {
             let (nonce, salt) = (Fixed([3; 32]), Fixed(salt));
             key.answers(&Challenge { version: VERSION, nonce, salt, rounds })

@@ -6,6 +6,8 @@
 mod common;
 
 use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, quick_key, until};
+use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::secret::Password;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use std::collections::BTreeMap;
 use std::fs;
@@ -310,7 +312,13 @@ fn a_full_disk_refuses_accounts_and_nothing_else_until_there_is_room() {
     let home = Arc::new(Folder::new());
     assert_eq!(dave(&home).0, 1);
     let key = home.path(".secure_messenger_client/keys/dave_private.key");
-    let its_key = std::fs::read(&key).expect("it is kept");
+    let its_key = || {
+        let text = std::fs::read(&key).expect("it is kept");
+        let password = Password::new(PASSWORD.into());
+        let identity = key_file::open(&text, &"dave".parse().expect("name"), &password);
+        identity.expect("opens").public().fingerprint()
+    };
+    let kept = its_key();
     let pid = server.child.id().to_string();
     let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
     assert!(lifted.expect("it is there").success());
@@ -318,7 +326,7 @@ fn a_full_disk_refuses_accounts_and_nothing_else_until_there_is_room() {
         assert_eq!(register(&server, &format!("later{n}")), None, "there is room");
     }
     assert!(opens(&server, &Person::new("later0"), PASSWORD));
-    assert_eq!((dave(&home).0, std::fs::read(&key).expect("as before")), (0, its_key));
+    assert_eq!((dave(&home).0, its_key()), (0, kept));
     until("what failed is logged", || server.log().contains("event=storage_failed"));
     drop((alice, bob));
     // All of it is there after a restart, and nothing else.

@@ -6,7 +6,7 @@ mod common;
 use common::{Client, Output, Person, Raw, Server, interrupt, newcomer, until, with_field, without_field};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::Word;
-use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::public::{RSA_BYTES, WRAPPED_BYTES};
 use secure_messenger::crypto::secret::{Password, random};
@@ -72,7 +72,10 @@ fn witness(server: &Server, name: &str) -> Client {
             let person = Person::new(name);
             let password = Password::new(common::PASSWORD.into());
             let key = key_file::seal(&person.identity, &person.name, &password);
-            (key, register(name))
+            let ClientMessage::Register(request) = person.registration() else { panic!("no registration") };
+            let login = Login { salt: request.salt, rounds: request.rounds };
+            let key = key_file::with_logins(key.as_bytes(), &[login]).expect("a key file");
+            (key, ClientMessage::Register(request).encode())
         };
         made.entry(name.into()).or_insert_with(make).clone()
     };

@@ -10,12 +10,13 @@ use secure_messenger::auth;
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::{Body, Envelope, Header, Kind, Scope, Sealed, Word};
+use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::{PBKDF2_MIN_ROUNDS, eax_seal, hmac, sha256};
 use secure_messenger::crypto::public::{Fingerprint, SessionCertificate, SessionPublicKey, WRAPPED_BYTES};
 use secure_messenger::crypto::secret::{Key, Password, random};
-use secure_messenger::crypto::{Fields, key_file, label};
-use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::crypto::{Fields, label};
+use secure_messenger::encoding::{Bytes, Fixed, Text};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ClientMessage, EncryptedMessage, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest,
@@ -28,6 +29,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -167,6 +169,9 @@ fn padded(text: &str) -> Vec<u8> {
 
 // ---- the test as the whole server
 
+/// What bob has chosen for his account.
+const BOBS: Login = Login { salt: Fixed([7; 32]), rounds: PBKDF2_MIN_ROUNDS + 1 };
+
 /// A hostile server. Its victim is bob.
 struct Stage {
     listener: TcpListener,
@@ -174,8 +179,29 @@ struct Stage {
 }
 
 impl Stage {
-    /// Bob's key file is in place already.
+    /// Bob's key file is in place already, with the login that [`Line::challenge`] asks for.
     fn new() -> Stage {
+        let stage = Stage::without_logins();
+        stage.list(&[BOBS]);
+        stage
+    }
+
+    fn key_file(&self) -> PathBuf {
+        self.home.path(".secure_messenger_client/keys/bob_private.key")
+    }
+
+    fn list(&self, logins: &[Login]) {
+        let text = std::fs::read(self.key_file()).expect("there");
+        let text = key_file::with_logins(&text, logins).expect("a key file");
+        std::fs::write(self.key_file(), text).expect("written");
+    }
+
+    fn logins(&self) -> Vec<Login> {
+        key_file::logins(&std::fs::read(self.key_file()).expect("there")).expect("a key file")
+    }
+
+    /// Bob's key file is one of an older client.
+    fn without_logins() -> Stage {
         static KEY_FILE: OnceLock<String> = OnceLock::new();
         let bob = person("bob");
         let text = KEY_FILE
@@ -211,7 +237,7 @@ impl Stage {
     /// Bob is logged in and told that these people are on-line.
     fn with(&self, others: &[&Person]) -> (Client, Line) {
         let (client, mut line) = self.open();
-        line.let_in();
+        line.let_in(BOBS);
         for other in others {
             line.directory.lock().expect("whole").insert(other.name.to_string(), keys_of(other));
         }
@@ -295,14 +321,24 @@ impl Line {
         std::iter::from_fn(|| self.hear()).all(|message| !matches!(message, ClientMessage::EncryptedSend(_)))
     }
 
+    /// With bob's salt.
     fn challenge(rounds: u32) -> ServerMessage {
-        let (nonce, salt) = (Fixed(random()), Fixed(random()));
+        Line::asking(Login { rounds, ..BOBS })
+    }
+
+    fn asking(login: Login) -> ServerMessage {
+        let (nonce, Login { salt, rounds }) = (Fixed(random()), login);
         ServerMessage::Challenge(Challenge { version: VERSION, nonce, salt, rounds })
     }
 
-    fn let_in(&mut self) {
+    /// Answers a request for a login.
+    fn ask(&self, login: Login) {
         assert!(matches!(self.hear(), Some(ClientMessage::LoginRequest(_))));
-        self.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        self.say(&Line::asking(login));
+    }
+
+    fn let_in(&mut self, login: Login) {
+        self.ask(login);
         let Some(ClientMessage::ChallengeResponse(response)) = self.hear() else { panic!("no response") };
         self.session = Some(SessionPublicKey::parse(&response.session_key.0).expect("a key"));
         self.say(&granted());
@@ -932,7 +968,7 @@ fn clocks_that_are_too_far_apart_end_the_login() {
         let stage = Stage::new();
         let (bob, line) = stage.open();
         assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
-        line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        line.say(&Line::challenge(BOBS.rounds));
         assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
         let expires = clock::now_ms().saturating_add_signed((24 + hours) * hour);
         line.say(&ServerMessage::Session(SessionGrant { token: Key::random(), expires }));
@@ -957,7 +993,7 @@ fn session_that_was_not_asked_for_brings_no_token() {
         ServerMessage::Session(SessionGrant { token, expires: clock::now_ms() + 86_400_000 })
     };
     assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
-    line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+    line.say(&Line::challenge(BOBS.rounds));
     assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
     let token = Key::random();
     line.say(&grant(&token));
@@ -1099,7 +1135,7 @@ impl Stage {
         let client =
             Client::after("mkfifo out; exec 3<>out >out", self.home.clone(), port, "bob", &["--no-tls"]);
         let mut line = Line::new(self.listener.accept().expect("the client connects").0);
-        line.let_in();
+        line.let_in(BOBS);
         line.show(keys_of(alice));
         let joined = vec![name("bob"), alice.name.clone()];
         line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
@@ -1293,7 +1329,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
 
 // ---- logging in
 
-/// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once.
+/// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once, PROTOCOL#known-logins.
 #[test]
 fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
     type Play = fn(&mut Line);
@@ -1302,7 +1338,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
     }
     fn responded(line: &mut Line) {
         asked(line);
-        line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        line.say(&Line::challenge(BOBS.rounds));
         assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
     }
     /// The client leaves without an answer to the challenge.
@@ -1334,7 +1370,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.say(&Line::challenge(1));
                 gives_nothing_away(line);
             },
-            "the server asks for something unsafe",
+            "this server does not ask for your password as your key file expects",
         ),
         (
             "asks for a hash just below the floor",
@@ -1343,7 +1379,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.say(&Line::challenge(PBKDF2_MIN_ROUNDS - 1));
                 gives_nothing_away(line);
             },
-            "the server asks for something unsafe",
+            "this server does not ask for your password as your key file expects",
         ),
         (
             "asks for an endless hash",
@@ -1352,7 +1388,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.say(&Line::challenge(u32::MAX));
                 gives_nothing_away(line);
             },
-            "the server asks for something unsafe",
+            "this server does not ask for your password as your key file expects",
         ),
         (
             "speaks another version",
@@ -1404,7 +1440,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
             "challenges twice",
             |line| {
                 responded(line);
-                line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+                line.say(&Line::challenge(BOBS.rounds));
             },
             "out of place",
         ),
@@ -1466,6 +1502,233 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
         assert_eq!(lines.len(), 1, "{what}: {lines:#?}");
         assert!(lines[0].starts_with("! ") && lines[0].contains(reason), "{what}: {lines:#?}");
         assert_harmless(&lines);
+    }
+}
+
+/// What a server that attacks all passwords with one dictionary asks for: the salt that it asks everyone for, or a cheap
+/// hash, or one that takes long.
+const FALSE: [Login; 3] = [
+    Login { salt: Fixed([8; 32]), rounds: BOBS.rounds },
+    Login { rounds: PBKDF2_MIN_ROUNDS, ..BOBS },
+    Login { rounds: 10_000_000, ..BOBS },
+];
+const UNEXPECTED: &str =
+    "this server does not ask for your password as your key file expects, so nothing was sent";
+
+/// Until it is, the key file may still change.
+fn logged_in(mut client: Client) {
+    client.expect("* logged in as bob");
+}
+
+/// PROTOCOL#known-logins.
+#[test]
+fn server_with_another_salt_or_fewer_rounds_gets_no_response() {
+    let stage = Stage::new();
+    let before = std::fs::read(stage.key_file()).expect("there");
+    for login in FALSE {
+        let (bob, line) = stage.open();
+        line.ask(login);
+        assert!(line.hear().is_none(), "nothing is answered");
+        let (status, lines) = bob.finish();
+        assert!(status == 1 && lines.concat().contains(UNEXPECTED), "{lines:?}");
+        let path = stage.key_file().display().to_string();
+        assert!(
+            lines.concat().contains(&format!("copy the key file from there again, to {path}")),
+            "{lines:?}"
+        );
+    }
+    let (mut bob, _line) = stage.with(&[]);
+    for login in FALSE {
+        bob.say(&format!("/passwd {}", stage.home.password_file("another one").display()));
+        let line = Line::new(stage.listener.accept().expect("a connection of its own").0);
+        line.ask(login);
+        assert!(line.hear().is_none(), "nothing is answered");
+        bob.expect(&format!("! your password is not changed: {UNEXPECTED}"));
+    }
+    assert!(std::fs::read(stage.key_file()).expect("there") == before);
+    assert!(!stage.key_file().with_extension("key.new").exists());
+}
+
+/// PROTOCOL#known-logins.
+#[test]
+fn key_file_without_logins_accepts_one_login_and_keeps_it() {
+    let stage = Stage::without_logins();
+    for rounds in [PBKDF2_MIN_ROUNDS - 1, 10_000_001] {
+        let (bob, line) = stage.open();
+        line.ask(Login { rounds, ..BOBS });
+        assert!(line.hear().is_none(), "nothing is answered");
+        let (status, lines) = bob.finish();
+        assert!(status == 1 && lines.concat().contains("the server asks for something unsafe"), "{lines:?}");
+    }
+    // A refused login proves nothing.
+    let (bob, line) = stage.open();
+    line.ask(FALSE[0]);
+    assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
+    line.say(&ServerMessage::error(ErrorCode::LoginFailed, "no"));
+    assert!(bob.finish().0 == 1 && stage.logins().is_empty());
+    // If the file cannot be written, the person is warned, and the next login tries again.
+    let folder = std::fs::File::open(stage.key_file().parent().expect("a folder")).expect("opens");
+    folder.try_lock().expect("free");
+    let (mut bob, mut line) = stage.open();
+    line.let_in(BOBS);
+    bob.expect("! WARNING: your key file cannot be written");
+    drop((bob, folder));
+    assert!(stage.logins().is_empty());
+    let (mut bob, mut line) = stage.open();
+    line.let_in(BOBS);
+    let path = stage.key_file().display().to_string();
+    bob.expect(&format!("! {path} did not say how this server asks for your password: now it does"));
+    assert_eq!(stage.logins(), [BOBS]);
+    drop(bob);
+    let (bob, line) = stage.open();
+    line.ask(FALSE[1]);
+    assert!(line.hear().is_none(), "nothing is answered");
+    assert_eq!(bob.finish().0, 1);
+}
+
+/// PROTOCOL#known-logins.
+#[test]
+fn damaged_list_of_logins_opens_nothing_and_stays() {
+    let stage = Stage::new();
+    let text = std::fs::read_to_string(stage.key_file()).expect("there");
+    let start = text.find("\"logins\":").expect("the list");
+    let list = &text[start..=start + text[start..].find(']').expect("its end")];
+    let login = &list["\"logins\":[".len()..list.len() - 1];
+    let other = |n: u8| login.replace(&Text::write(&BOBS.salt).into_owned(), &Text::write(&Fixed([n; 32])));
+    let nine = (20..29).map(other).collect::<Vec<_>>().join(",");
+    let twice = login.replace("100001", "600000");
+    let damaged: [&str; 16] = [
+        "null",
+        "[]",
+        "{}",
+        "\"\"",
+        "[null]",
+        "[[]]",
+        &"[".repeat(4000),
+        &format!("[{nine}]"),
+        &format!("[{login},{login}]"),
+        &format!("[{login},{twice}]"),
+        &format!("[{}]", login.replace("100001", "99999")),
+        &format!("[{}]", login.replace("100001", "10000001")),
+        &format!("[{}]", login.replace("100001", "1e5")),
+        &format!("[{}]", login.replace("100001", "\"100001\"")),
+        &format!("[{}]", login.replace("BwcH", "Bwc")),
+        &format!("[{}]", login.replace("\"salt\"", "\"salz\"")),
+    ];
+    for damaged in damaged {
+        let edited = text.replace(list, &format!("\"logins\":{damaged}"));
+        std::fs::write(stage.key_file(), &edited).expect("written");
+        let port = stage.listener.local_addr().expect("bound").port();
+        for arguments in [&[][..], &["--register"]] {
+            let (status, lines) = Client::within(stage.home.clone(), port, "bob", false, arguments).finish();
+            assert!(status == 1 && lines.len() == 1, "{damaged}: {lines:?}");
+            let said = ["the member \"logins\" of the key file is damaged", "the key file is damaged"];
+            assert!(lines[0].contains(said[usize::from(damaged.len() == 4000)]), "{damaged}: {lines:?}");
+        }
+        assert_eq!(std::fs::read_to_string(stage.key_file()).expect("there"), edited);
+    }
+    // Nobody was asked for anything.
+    stage.listener.set_nonblocking(true).expect("set");
+    assert!(stage.listener.accept().is_err());
+}
+
+/// PROTOCOL#known-logins.
+#[test]
+fn registration_is_in_the_key_file_before_it_is_sent() {
+    let stage = Stage::new();
+    let port = stage.listener.local_addr().expect("bound").port();
+    let register = |home: &Arc<Folder>| {
+        let client = Client::within(home.clone(), port, "bob", false, &["--register"]);
+        let line = Line::new(stage.listener.accept().expect("the client connects").0);
+        let Some(ClientMessage::Register(request)) = line.hear() else { panic!("no registration") };
+        (client, line, Login { salt: request.salt, rounds: request.rounds })
+    };
+    let logins = |home: &Arc<Folder>| {
+        let text = std::fs::read(home.path(".secure_messenger_client/keys/bob_private.key"));
+        text.ok().map(|text| key_file::logins(&text).expect("a list"))
+    };
+    let empty = Arc::new(Folder::new());
+    for (home, before) in [(&stage.home, Some(vec![BOBS])), (&empty, None)] {
+        let with = |login| before.iter().flatten().copied().chain([login]).collect::<Vec<_>>();
+        // A refused account leaves nothing behind.
+        let (client, line, login) = register(home);
+        assert_eq!(logins(home), Some(with(login)));
+        line.say(&ServerMessage::error(ErrorCode::RegistrationClosed, "no"));
+        assert!(client.finish().0 == 1 && logins(home) == before);
+        // One that is answered with nothing may be there.
+        let (client, line, login) = register(home);
+        line.close();
+        assert!(client.finish().0 == 1 && logins(home) == Some(with(login)));
+        let client = Client::within(home.clone(), port, "bob", false, &[]);
+        let mut line = Line::new(stage.listener.accept().expect("the client connects").0);
+        line.let_in(login);
+        logged_in(client);
+        let used = logins(home).expect("a list");
+        assert!(used[0] == login && used.len() == with(login).len());
+        // Nor does a registration make a client answer what it has not chosen.
+        let (client, line, login) = register(home);
+        line.say(&ServerMessage::Registered);
+        line.ask(FALSE[0]);
+        assert!(line.hear().is_none(), "nothing is answered");
+        let (status, lines) = client.finish();
+        assert!(
+            status == 1 && lines.concat().contains(&format!("not logged in to: {UNEXPECTED}")),
+            "{lines:?}"
+        );
+        assert!(logins(home).is_some_and(|logins| logins.contains(&login)));
+    }
+}
+
+/// PROTOCOL#password-file, PROTOCOL#password-files.
+#[test]
+fn interrupted_change_logs_in_with_whatever_the_server_expects() {
+    const OTHER: Login = Login { salt: Fixed([9; 32]), rounds: 600_000 };
+    let new = "another one";
+    // Also to the same password: then both files open, and their lists alone tell them apart.
+    for (new, is_changed) in [(new, false), (new, true), (PASSWORD, false), (PASSWORD, true)] {
+        let stage = Stage::new();
+        stage.list(&[BOBS, OTHER]);
+        let successor = stage.key_file().with_extension("key.new");
+        let before = std::fs::read(stage.key_file()).expect("there");
+        let (mut bob, line) = stage.with(&[]);
+        bob.say(&format!("/passwd {}", stage.home.password_file(new).display()));
+        let change = Line::new(stage.listener.accept().expect("a connection of its own").0);
+        change.ask(BOBS);
+        let Some(ClientMessage::PasswordChange(request)) = change.hear() else { panic!("no change") };
+        let chosen = Login { salt: request.salt, rounds: request.rounds };
+        let after = std::fs::read(&successor).expect("on disk before it is asked for");
+        assert_eq!(key_file::logins(&after).ok(), Some(vec![chosen, OTHER]));
+        assert!(std::fs::read(stage.key_file()).expect("there") == before);
+        let _ = bob.child.kill();
+        bob.child.wait().expect("it ends");
+        drop((line, change));
+        let (expected, outdated) = if is_changed { (chosen, BOBS) } else { (BOBS, chosen) };
+        let log_in = |password: &str| {
+            let path = stage.home.password_file(password).display().to_string();
+            let port = stage.listener.local_addr().expect("bound").port();
+            let client = Client::within(stage.home.clone(), port, "bob", false, &["--password-file", &path]);
+            (client, Line::new(stage.listener.accept().expect("the client connects").0))
+        };
+        // The other password is no guess, and the answer says which one it is; a false server gets none.
+        if new != PASSWORD {
+            let (client, line) = log_in(if is_changed { PASSWORD } else { new });
+            line.ask(expected);
+            assert!(line.hear().is_none(), "nothing is answered");
+            let lines = client.finish().1.concat();
+            assert!(lines.contains("the server expects the other password of the two"), "{lines}");
+        }
+        let right = if is_changed { new } else { PASSWORD };
+        let (client, line) = log_in(right);
+        line.ask(FALSE[0]);
+        assert!(line.hear().is_none() && client.finish().0 == 1 && successor.exists());
+        let (client, mut line) = log_in(right);
+        line.let_in(expected);
+        logged_in(client);
+        assert!(!successor.exists());
+        let text = std::fs::read(stage.key_file()).expect("there");
+        assert!(text == if is_changed { after } else { before });
+        let logins = key_file::logins(&text).expect("a list");
+        assert!(logins == [expected, OTHER] && !logins.contains(&outdated));
     }
 }
 

@@ -544,7 +544,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
     let foreign_key = std::fs::read(&path).expect("made");
     let (status, lines) = run(&server, &elsewhere, PASSWORD, alice);
     assert_eq!(status, 1);
-    says(&lines, &["! ", "login failed"]);
+    says(&lines, &["! ", "your account is not on this server"]);
     let (status, lines) = run(&server, &elsewhere, PASSWORD, register);
     assert_eq!(status, 1);
     says(&lines, &["! ", "taken"]);

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
 use secure_messenger::auth::PasswordKey;
-use secure_messenger::crypto::key_file;
+use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::secret::Password;
 use secure_messenger::encoding::{Bytes, Fixed};
@@ -299,7 +299,12 @@ impl Home {
         let name = "alice".parse().expect("name");
         let text = fs::read(self.key()).expect("there");
         let identity = key_file::open(&text, &name, &password(old)).expect("opens");
-        key_file::seal(&identity, &name, &password(new))
+        let sealed = key_file::seal(&identity, &name, &password(new));
+        key_file::with_logins(sealed.as_bytes(), &[Login::random()]).expect("a key file")
+    }
+
+    fn logins(&self) -> Vec<Login> {
+        key_file::logins(&fs::read(self.key()).expect("there")).expect("a list")
     }
 }
 
@@ -324,8 +329,12 @@ fn the_new_password_opens_key_file_and_account_and_the_old_one_neither() {
     let (status, lines) = client.finish();
     assert!(status == 0 && lines.iter().any(|line| line.contains("password is changed")), "{lines:#?}");
     assert!(home.logs_in(server.port, PASSWORD) && !home.logs_in(server.port, NEW));
+    assert_eq!(home.logins().len(), 1);
     // The old key file is no way round.
-    fs::write(home.key(), home.sealed(PASSWORD, "hunter2-old")).expect("written");
+    let logins = home.logins();
+    let old = home.sealed(PASSWORD, "hunter2-old");
+    fs::write(home.key(), key_file::with_logins(old.as_bytes(), &logins).expect("a key file"))
+        .expect("written");
     assert!(!home.logs_in(server.port, "hunter2-old"));
 }
 
@@ -544,11 +553,135 @@ fn whoever_is_killed_during_a_change_one_of_the_two_passwords_opens_the_account_
         let opens = |text: &&str| home.logs_in(gate.port, text);
         let opening: Vec<&str> = [now, next].into_iter().filter(opens).collect();
         assert_eq!(opening.len(), 1, "round {round}: {opening:?}");
-        assert!(!home.successor().exists() && opens(&opening[0]));
+        assert!(!home.successor().exists() && opens(&opening[0]) && home.logins().len() == 1);
         if opening[0] == next {
             (now, next) = (next, now);
         }
     }
+}
+
+// ---- what the key file knows of its accounts
+
+const UNEXPECTED: &str =
+    "this server does not ask for your password as your key file expects, so nothing was sent";
+
+/// A client that was refused, and what it said.
+fn refused(client: Client) -> String {
+    let (status, lines) = client.finish();
+    assert_eq!(status, 1, "{lines:#?}");
+    lines.concat()
+}
+
+/// PROTOCOL#known-logins.
+#[test]
+fn copied_key_file_logs_in_until_the_password_changes_elsewhere() {
+    let server = Server::start();
+    let (home, other) = (Home::new(&server), Home(Arc::new(Folder::new())));
+    fs::create_dir_all(other.key().parent().expect("a folder")).expect("made");
+    fs::copy(home.key(), other.key()).expect("copied");
+    let text = fs::read(other.key()).expect("there");
+    assert!(other.logs_in(server.port, PASSWORD) && fs::read(other.key()).expect("there") == text);
+    let mut client = home.client(server.port, PASSWORD).ready();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    assert_eq!(client.finish().0, 0);
+    let said = refused(other.client(server.port, PASSWORD));
+    let path = other.key().display().to_string();
+    assert!(said.contains(UNEXPECTED) && said.contains("the password was changed elsewhere"), "{said}");
+    assert!(said.contains(&format!("copy the key file from there again, to {path}")), "{said}");
+    assert!(!server.log().contains("login_failed"), "it is no guess");
+    fs::copy(home.key(), other.key()).expect("copied");
+    assert!(other.logs_in(server.port, NEW));
+}
+
+/// PROTOCOL#known-logins, PROTOCOL#logins.
+#[test]
+fn one_key_file_serves_several_servers_and_keeps_the_used_logins() {
+    let servers = [Server::start(), Server::start()];
+    let home = Home::new(&servers[0]);
+    let first = home.logins();
+    let path = home.0.password_file(PASSWORD).display().to_string();
+    let register = |server: &Server| {
+        let options = ["--register", "--password-file", &path];
+        Client::within(home.0.clone(), server.port, "alice", true, &options)
+    };
+    assert_eq!(register(&servers[1]).finish().0, 0);
+    assert!(home.logins().len() == 2 && home.logins()[1] == first[0], "the last used is the first");
+    for server in [0, 1, 0] {
+        assert!(home.logs_in(servers[server].port, PASSWORD) && home.logins().len() == 2);
+    }
+    assert_eq!(home.logins()[0], first[0]);
+    // A change on one of them, and back: the other's stays.
+    for (old, new) in [(PASSWORD, NEW), (NEW, PASSWORD)] {
+        let mut client = home.client(servers[0].port, old).ready();
+        client.say(&home.command(new));
+        client.expect("* your password is changed");
+        assert_eq!(client.finish().0, 0);
+    }
+    assert!(home.logs_in(servers[1].port, PASSWORD) && home.logs_in(servers[0].port, PASSWORD));
+    // As if of eight accounts these two were used least.
+    let mut logins = [[(); 6].map(|()| Login::random()).to_vec(), home.logins()].concat();
+    let list = |logins: &[Login]| {
+        let text = fs::read(home.key()).expect("there");
+        fs::write(home.key(), key_file::with_logins(&text, logins).expect("a list")).expect("written");
+    };
+    list(&logins);
+    assert!(home.logs_in(servers[1].port, PASSWORD));
+    logins.rotate_right(1);
+    assert_eq!(home.logins(), logins);
+    // What a server refuses costs nobody a place: the name is somebody else's there.
+    let third = Server::start();
+    newcomer(&third, "ALICE");
+    let said = refused(register(&third));
+    assert!(said.contains("is taken") && home.logins() == logins, "{said}");
+    // A ninth takes the place of the one that was not used for longest.
+    let fourth = Server::start();
+    assert_eq!(register(&fourth).finish().0, 0);
+    assert!(home.logins().len() == 8 && home.logins()[1..] == logins[..7]);
+    assert!(home.logs_in(servers[1].port, PASSWORD));
+    let said = refused(home.client(servers[0].port, PASSWORD));
+    assert!(said.contains(UNEXPECTED), "{said}");
+}
+
+/// PROTOCOL#known-logins.
+#[test]
+fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
+    let server = Server::start();
+    let home = Home::new(&server);
+    let records = fs::read(server.data("users.json")).expect("there");
+    let mut client = home.client(server.port, PASSWORD).ready();
+    client.say(&home.command(NEW));
+    client.expect("* your password is changed");
+    assert_eq!(client.finish().0, 0);
+    // A backup from before the change.
+    let folder = server.kill();
+    fs::write(folder.path("data/users.json"), records).expect("written");
+    let server = Server::within(folder, &[]);
+    let register = |server: &Server| {
+        let path = home.0.password_file(NEW).display().to_string();
+        let options = ["--register", "--password-file", &path];
+        Client::within(home.0.clone(), server.port, "alice", true, &options)
+    };
+    let said = refused(home.client(server.port, NEW));
+    assert!(said.contains("ask the operator to remove the account, then create it again"), "{said}");
+    assert!(refused(register(&server)).contains("the name alice is taken"));
+    let key = |home: &Home| {
+        key_file::open(&fs::read(home.key()).expect("there"), &"alice".parse().expect("name"), &password(NEW))
+    };
+    let before = key(&home).expect("opens").public().fingerprint();
+    let folder = server.kill();
+    let removed = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["user", "remove", "alice", "--data-dir"])
+        .arg(folder.path("data"))
+        .output()
+        .expect("it runs");
+    assert!(removed.status.success(), "{removed:?}");
+    let server = Server::within(folder, &[]);
+    let said = refused(home.client(server.port, NEW));
+    assert!(said.contains("if there is no account, create it"), "{said}");
+    assert_eq!(register(&server).finish().0, 0);
+    assert!(home.logs_in(server.port, NEW) && home.logins().len() == 2);
+    assert!(key(&home).expect("opens").public().fingerprint() == before, "nobody sees another key");
 }
 
 // ---- the server's file

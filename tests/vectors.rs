@@ -14,7 +14,7 @@ use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
 use secure_messenger::crypto::chunk::Plan;
 use secure_messenger::crypto::envelope::{Envelope, Kind, MAX_CIPHERTEXT, Scope, Sealed};
-use secure_messenger::crypto::key_file::{self, KeyFileError};
+use secure_messenger::crypto::key_file::{self, KeyFileError, Login};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::label;
 use secure_messenger::crypto::primitives::{self, sha256};
@@ -140,7 +140,14 @@ struct HistoryVector {
 struct KeyFileVector {
     owner: String,
     password: String,
+    logins: Vec<KeyFileLogin>,
     text: String,
+}
+
+#[derive(Deserialize)]
+struct KeyFileLogin {
+    salt: String,
+    rounds: u32,
 }
 
 #[derive(Deserialize)]
@@ -499,12 +506,15 @@ fn altered(text: &str, field: &str) -> String {
 #[test]
 fn a_key_file_made_by_another_implementation_opens() {
     let v = vectors();
-    let KeyFileVector { owner, password, text } = &v.key_file;
+    let KeyFileVector { owner, password, logins, text } = &v.key_file;
     let open = |text: &str, owner: &str, password: &str| {
         let opened = key_file::open(text.as_bytes(), &name(owner), &Password::new(password.into()));
         opened.map(|key| key.public().fingerprint())
     };
     assert_eq!(open(text, owner, password), Ok(v.identity_public().fingerprint()));
+    let as_login = |login: &KeyFileLogin| Login { salt: Fixed(fixed(&login.salt)), rounds: login.rounds };
+    let logins: Vec<Login> = logins.iter().map(as_login).collect();
+    assert_eq!(key_file::logins(text.as_bytes()), Ok(logins));
     for field in ["salt", "nonce", "ciphertext", "tag"] {
         let altered = altered(text, field);
         assert_eq!(open(&altered, owner, password), Err(KeyFileError::WrongPassword), "{field}");
@@ -512,7 +522,7 @@ fn a_key_file_made_by_another_implementation_opens() {
     for (from, to) in [("\"version\": 1", "\"version\": 2"), ("PBKDF2", "PBKDF1"), ("AES-256", "AES-128")] {
         assert_eq!(open(&text.replace(from, to), owner, password), Err(KeyFileError::Unsupported), "{to}");
     }
-    let rounds = text.replace("100000", "100001");
+    let rounds = text.replacen("100000", "100001", 1);
     assert_eq!(open(&rounds, owner, password), Err(KeyFileError::WrongPassword));
     assert_eq!(open(text, "alicf", password), Err(KeyFileError::WrongPassword));
     assert_eq!(open(text, owner, "correct horsf"), Err(KeyFileError::WrongPassword));

@@ -1,15 +1,15 @@
 //! Making an account, and logging in.
 //!
-//! Invariant: a key file is never overwritten here, and one that was made for an account that the server then refused does not
-//! stay; when it is not known whether the server took it, the file stays, because it may
+//! Invariant: no key is overwritten here. A key file, or a login in one, that was made for an account that the server then
+//! refused does not stay; when it is not known whether the server took it, the file stays, because it may
 //! be the only key of an account. The password goes nowhere.
 
 use super::connect::{Connection, StartError, refusal};
 use super::options::Options;
-use super::password;
+use super::password::{self, Opened};
 use crate::auth::PasswordKey;
 use crate::clock;
-use crate::crypto::key_file::{self, KeyFileError};
+use crate::crypto::key_file::{self, KeyFileError, Login};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{SESSION_KEY_LIFETIME, Skew};
 use crate::crypto::secret::{Key, Password};
@@ -17,7 +17,6 @@ use crate::disk;
 use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{Challenge, ClientMessage, ErrorCode, LoginRequest, ServerMessage, VERSION};
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -30,6 +29,8 @@ pub struct LoggedIn {
     pub key: SessionKey,
     /// Proves the session when its connection broke: 32 bytes.
     pub token: Key,
+    /// What the person has to know about the key file.
+    pub notice: Option<String>,
 }
 
 /// What a later login takes: all of it wiped at the end.
@@ -48,7 +49,7 @@ impl Credentials {
     /// # Errors
     /// [`StartError`]; [`StartError::Login`] also if the password is another by now.
     pub fn log_in(&self, connection: &mut Connection, key: &SessionKey) -> Result<Key, StartError> {
-        let challenge = challenge(connection, &self.name, &self.identity)?;
+        let challenge = ask_challenge(connection, &self.name, &self.identity)?;
         if !self.password_key.answers(&challenge) {
             return Err(StartError::Login);
         }
@@ -98,8 +99,7 @@ pub fn log_in(
         let (opened, password) = opened.ok_or_else(no_key)?;
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
-        let login = prove(&mut connection, name, &password, opened.identity.clone(), key, None)?;
-        opened.settle();
+        let login = prove(&mut connection, name, &password, opened, key, None)?;
         Ok((connection, login))
     })
 }
@@ -128,13 +128,14 @@ pub fn register(
     let (existing, form) = existing.unzip();
     let password = form.as_ref().unwrap_or(password);
     let mut connection = connect()?;
+    let login = Login::random();
     // What takes long is spread over two cores.
-    let (opened, key, password_key) = thread::scope(|scope| {
-        let other = scope.spawn(|| (SessionKey::generate(), PasswordKey::new(password)));
-        let made = || make_key_file(&path, name, password).map(password::Opened::alone);
-        let identity = existing.map_or_else(made, Ok);
+    let (mut opened, key, password_key) = thread::scope(|scope| {
+        let other = scope.spawn(|| (SessionKey::generate(), PasswordKey::with(password, login)));
+        let made = || make_key_file(&path, name, password, login);
+        let opened = existing.map_or_else(made, |opened| opened.with(login));
         let (key, password_key) = other.join().expect("making a key does not panic");
-        identity.map(|identity| (identity, key, password_key))
+        opened.map(|opened| (opened, key, password_key))
     })?;
     let request = password_key.register(name, opened.identity.public());
     let mut is_made = false;
@@ -143,8 +144,8 @@ pub fn register(
         Ok(ServerMessage::Error(failure)) => {
             // Only a refusal is sure to leave no account behind, whose only key this would be; a server whose disk
             // has failed cannot be sure itself.
-            if !had_key && !failure.is(ErrorCode::ServerError) {
-                let _ = fs::remove_file(&path);
+            if !failure.is(ErrorCode::ServerError) {
+                opened.take_back();
             }
             let error = refusal(&failure, name);
             if !(had_key && matches!(error, StartError::NameTaken(_))) {
@@ -153,49 +154,66 @@ pub fn register(
         }
         unclear => return Err(unclear.err().unwrap_or(StartError::OutOfPlace)),
     }
-    match prove(&mut connection, name, password, opened.identity.clone(), key, Some(password_key)) {
-        // The name is somebody else's: the key here is for another server's account.
-        Err(StartError::Login) if had_key => Err(StartError::NameTaken(name.clone())),
+    match prove(&mut connection, name, password, opened, key, Some(password_key)) {
         Err(error) if is_made => Err(StartError::OnlyMade(Box::new(error))),
+        // The name is somebody else's: the key here is for another server's account.
+        Err(StartError::Login | StartError::UnknownLogin(..)) => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
-        Ok(login) => {
-            opened.settle();
-            Ok((connection, login))
-        }
+        Ok(login) => Ok((connection, login)),
     }
 }
 
-fn make_key_file(path: &Path, name: &Username, password: &Password) -> Result<IdentityKey, StartError> {
+fn make_key_file(
+    path: &Path,
+    name: &Username,
+    password: &Password,
+    login: Login,
+) -> Result<Opened, StartError> {
     let identity = IdentityKey::generate();
     let text = key_file::seal(&identity, name, password);
+    let text = key_file::with_logins(text.as_bytes(), &[login]).map_err(StartError::KeyFile)?;
     disk::write_new(path, text.as_bytes()).map_err(StartError::Disk)?;
-    Ok(identity)
+    Ok(Opened::made(identity, path, login))
 }
 
-/// A login with the password, or with the key that was just registered.
+/// A login with the password, or with the key that was just registered; it settles what the key file keeps.
 fn prove(
     connection: &mut Connection,
     name: &Username,
     password: &Password,
-    identity: Arc<IdentityKey>,
+    opened: Opened,
     key: SessionKey,
     registered: Option<PasswordKey>,
 ) -> Result<LoggedIn, StartError> {
-    let challenge = challenge(connection, name, &identity)?;
+    let challenge = challenge(connection, name, &opened)?;
     let password_key = match registered.filter(|registered| registered.answers(&challenge)) {
         Some(registered) => registered,
         None => PasswordKey::derive(password, &challenge).map_err(StartError::Auth)?,
     };
+    let identity = opened.identity.clone();
     let credentials = Credentials { name: name.clone(), identity, password_key };
     let token = credentials.respond(connection, &challenge, &key)?;
-    Ok(LoggedIn { credentials, key, token })
+    let notice = opened.settle(credentials.password_key.login());
+    Ok(LoggedIn { credentials, key, token, notice })
 }
 
-/// Asks for a challenge.
+/// Asks for a challenge, which may then be answered with the password: the key file lists its salt and rounds, or has no
+/// list. PROTOCOL#known-logins.
 ///
 /// # Errors
-/// As [`Connection::ask`]; [`StartError`] by what the server refuses it for.
+/// As [`Connection::ask`]; [`StartError`] by what the server refuses it for, [`StartError::UnknownLogin`],
+/// [`StartError::OtherPassword`].
 pub fn challenge(
+    connection: &mut Connection,
+    name: &Username,
+    opened: &Opened,
+) -> Result<Challenge, StartError> {
+    let challenge = ask_challenge(connection, name, &opened.identity)?;
+    opened.place((&challenge).into())?;
+    Ok(challenge)
+}
+
+fn ask_challenge(
     connection: &mut Connection,
     name: &Username,
     identity: &IdentityKey,

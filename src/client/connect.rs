@@ -79,6 +79,10 @@ pub enum StartError {
     OnlyMade(Box<StartError>),
     /// The server has refused name, password or key, and does not tell which.
     Login,
+    /// The challenge's salt and rounds are not in the key file at this path.
+    UnknownLogin(PathBuf),
+    /// A password change broke off, and the server expects the other one of the two passwords.
+    OtherPassword,
     /// Another client of the same person has replaced this one.
     Elsewhere,
     /// Too many failed logins as this person or from here: so many seconds are left, a day at most.
@@ -158,6 +162,17 @@ impl fmt::Display for StartError {
             StartError::Login => f.write_str(
                 "login failed: the name or the password is wrong, or the key on this machine is not this account's \
                  (if the password was changed on another machine, copy the key file from there)",
+            ),
+            StartError::UnknownLogin(path) => write!(
+                f,
+                "this server does not ask for your password as your key file expects, so nothing was sent: the password was \
+                 changed elsewhere, your account is not on this server, or this is a false server. If you changed the \
+                 password on another machine, copy the key file from there again, to {}; if there is no account, create it; \
+                 if nothing else helps, ask the operator to remove the account, then create it again: you keep your key",
+                path.display()
+            ),
+            StartError::OtherPassword => f.write_str(
+                "a change of your password broke off, and the server expects the other password of the two: log in with that",
             ),
             StartError::Elsewhere => f.write_str("you have logged in from elsewhere: this session is over"),
             StartError::Locked(name, seconds) => write!(

@@ -104,7 +104,10 @@ fn with_name(
             Err(error) => error,
         };
         prompter.println(&error.to_string())?;
-        let is_wrong = matches!(error, StartError::Login | StartError::KeyFile(KeyFileError::WrongPassword));
+        let is_wrong = matches!(
+            error,
+            StartError::Login | StartError::OtherPassword | StartError::KeyFile(KeyFileError::WrongPassword)
+        );
         let is_unusable = matches!(error, StartError::KeyFile(_) | StartError::OtherKey(..));
         let is_short = matches!(error, StartError::ShortPassword);
         if (is_wrong || is_unusable || is_short) && file.take().is_some() {

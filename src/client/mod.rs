@@ -126,7 +126,7 @@ impl Memory {
 
 fn begin(
     options: &Options,
-    memory: Memory,
+    mut memory: Memory,
     connection: &Connection,
     login: LoggedIn,
 ) -> Result<(Session, Way, String), StartError> {
@@ -137,7 +137,8 @@ fn begin(
         StartError::Disk(error)
     })?;
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
-    let LoggedIn { credentials, key, token } = login;
+    let LoggedIn { credentials, key, token, notice } = login;
+    memory.notices.extend(notice);
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
     let session = Session::new(name, identity, key, (memory.known, memory.ignored), Instant::now());

@@ -5,23 +5,33 @@
 //! change or does not; then one of the two goes. If it is not known which, both stay, and the next login
 //! finds out: the server decides, and a login that it has accepted outdates every change begun before.
 //! A lock on the folder keeps two clients from doing this at once. Specification: PROTOCOL#changing-the-password.
+//!
+//! Invariant: each of the two lists the salt and rounds that the server asks for while it wants that file's password, and
+//! the client answers no other challenge: PROTOCOL#known-logins.
 
 use super::account;
 use super::connect::{StartError, connect, refusal};
 use super::options::Options;
 use crate::auth::PasswordKey;
-use crate::crypto::key_file::{self, KeyFileError};
+use crate::crypto::key_file::{self, KeyFileError, Login, MAX_LOGINS};
 use crate::crypto::keys::IdentityKey;
 use crate::crypto::secret::Password;
 use crate::disk;
 use crate::name::Username;
-use crate::protocol::{ClientMessage, ErrorCode, ServerMessage};
+use crate::protocol::{Challenge, ClientMessage, ErrorCode, ServerMessage};
 use miniserde::{Deserialize, json};
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// After the path of a file that had no list of logins.
+const ADOPTED: &str =
+    "did not say how this server asks for your password: now it does, and the client answers nothing else";
+const NOT_ADOPTED: &str = "WARNING: your key file cannot be written, so it does not say how this server asks for your \
+    password, and a false server could ask for a weaker hash of it";
 
 /// Why the password is not changed, or may not be. `Display` says what to do.
 #[derive(Debug)]
@@ -81,7 +91,10 @@ fn lock(path: &Path) -> io::Result<File> {
     let folder = File::open(path.parent().unwrap_or(Path::new(".")))?;
     match folder.try_lock() {
         Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => Err(error),
-        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("{}: another client is using this key file: try again", path.display());
+            Err(io::Error::new(io::ErrorKind::WouldBlock, text))
+        }
         _ => Ok(folder),
     }
 }
@@ -101,37 +114,77 @@ fn is_for(options: &Options, new: &Path) -> bool {
     successor.is_none_or(|successor| successor.server.is_none_or(|server| server == options.server()))
 }
 
-/// Opens a key file with the form of the password that fits it; the server knows the account by the same form.
-/// PROTOCOL#password-forms.
+/// A key, and the form of the password that has opened its file.
+type Key = (IdentityKey, Password);
+
+/// Opens a key file with the form of the password that fits it; the server knows the account by the same form. Also its
+/// logins; `None` if the password is wrong. PROTOCOL#password-forms.
 fn open_file(
     path: &Path,
     name: &Username,
     password: &Password,
-) -> Result<(IdentityKey, Password), StartError> {
+) -> Result<(Vec<Login>, Option<Key>), StartError> {
     let text = disk::read_private(path, key_file::MAX_FILE).map_err(StartError::Disk)?;
+    let logins = key_file::logins(&text).map_err(StartError::KeyFile)?;
     for form in password.forms() {
         match key_file::open(&text, name, &form) {
-            Ok(identity) => return Ok((identity, form)),
+            Ok(identity) => return Ok((logins, Some((identity, form)))),
             Err(KeyFileError::WrongPassword) => {}
             Err(error) => return Err(StartError::KeyFile(error)),
         }
     }
-    Err(StartError::KeyFile(KeyFileError::WrongPassword))
+    Ok((logins, None))
+}
+
+/// The key file or its successor.
+struct Version {
+    path: PathBuf,
+    /// Whether the password opens it.
+    opens: bool,
+    /// Empty if it has no list.
+    logins: Vec<Login>,
+    undo: Option<Undo>,
+}
+
+/// How to take back a change of a file.
+enum Undo {
+    Remove,
+    /// To this text, which has these logins.
+    Restore(Zeroizing<Vec<u8>>, Vec<Login>),
+}
+
+impl Version {
+    /// Changes the logins; they are on disk then. The caller holds the lock.
+    fn edit(&mut self, change: impl FnOnce(&mut Vec<Login>)) -> io::Result<()> {
+        let damaged = |error: KeyFileError| disk::at(&self.path)(io::Error::other(error));
+        let text = disk::read_private(&self.path, key_file::MAX_FILE)?;
+        let former = key_file::logins(&text).map_err(damaged)?;
+        let mut logins = former.clone();
+        change(&mut logins);
+        let edited = key_file::with_logins(&text, &logins).map_err(damaged)?;
+        disk::replace(&self.path, edited.as_bytes())?;
+        (self.logins, self.undo) = (logins, Some(Undo::Restore(text, former)));
+        Ok(())
+    }
+}
+
+/// Moves a login to the front, or puts it there: the last in the list is the one used least recently, and goes first.
+fn put_first(logins: &mut Vec<Login>, login: Login) {
+    logins.retain(|other| *other != login);
+    logins.insert(0, login);
+    logins.truncate(MAX_LOGINS);
 }
 
 /// What the password has opened.
 pub struct Opened {
     /// Out of the file that the password has opened.
     pub identity: Arc<IdentityKey>,
-    /// There are two files, and this client may decide between them.
-    choice: Option<Choice>,
-}
-
-struct Choice {
     path: PathBuf,
-    new: PathBuf,
-    by_new: bool,
-    _lock: File,
+    /// The key file and its successor, those that are there.
+    versions: Vec<Version>,
+    /// Whether this client may decide between the two.
+    decides: bool,
+    lock: Option<File>,
 }
 
 /// Opens the key file of `name`, or the one that a change has left beside it, with the form of the password that
@@ -147,35 +200,136 @@ pub fn open(
     let (path, new) = paths(options, name);
     // Without the lock nothing is decided now: another client is at it. Nor is it here if another server
     // was asked for the change.
-    let lock = if new.exists() { lock(&path).ok().filter(|_| is_for(options, &new)) } else { None };
-    let mut failure = None;
-    for by_new in [false, true] {
-        // Through the link: a file behind one is not closed to others by this program, and is refused if it is open.
-        let file = if by_new { &new } else { &options.key_path(name) };
-        match open_file(file, name, password) {
-            Ok((identity, form)) => {
-                let choice = lock.map(|_lock| Choice { path, new, by_new, _lock });
-                return Ok(Some((Opened { identity: Arc::new(identity), choice }, form)));
+    let lock = if new.exists() { lock(&path).ok() } else { None };
+    let decides = lock.is_some() && is_for(options, &new);
+    let (mut versions, mut opened, mut failure) = (Vec::new(), None::<Key>, None);
+    // Through the link: a file behind one is not closed to others by this program, and is refused if it is open.
+    for (named, path) in [(&options.key_path(name), &path), (&new, &new)] {
+        match open_file(named, name, password) {
+            Ok((logins, found)) => {
+                // Only versions of one key may take each other's place.
+                let is_same = |(first, _): &Key, (key, _): &Key| {
+                    first.public().fingerprint() == key.public().fingerprint()
+                };
+                let fits = |found| opened.as_ref().is_none_or(|first| is_same(first, found));
+                let opens = found.as_ref().is_some_and(fits);
+                versions.push(Version { path: path.clone(), opens, logins, undo: None });
+                failure = failure.or((!opens).then_some(StartError::KeyFile(KeyFileError::WrongPassword)));
+                opened = opened.or(found);
             }
             Err(StartError::Disk(error)) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => failure = failure.or(Some(error)),
         }
     }
-    failure.map_or(Ok(None), Err)
+    let Some((identity, form)) = opened else { return failure.map_or(Ok(None), Err) };
+    Ok(Some((Opened { identity: Arc::new(identity), path, versions, decides, lock }, form)))
 }
 
 impl Opened {
-    /// A key whose file has no successor.
-    pub fn alone(identity: IdentityKey) -> Opened {
-        Opened { identity: Arc::new(identity), choice: None }
+    /// A new key, whose file is at `path` and has this login.
+    pub fn made(identity: IdentityKey, path: &Path, login: Login) -> Opened {
+        let path = path.to_path_buf();
+        let version =
+            Version { path: path.clone(), opens: true, logins: vec![login], undo: Some(Undo::Remove) };
+        Opened { identity: Arc::new(identity), path, versions: vec![version], decides: false, lock: None }
     }
 
-    /// The server has let this password in: the file that it opened is the key file, the other one goes. What
-    /// fails here is done at the next login.
-    pub fn settle(&self) {
-        if let Some(Choice { path, new, by_new, .. }) = &self.choice {
-            let settled = if *by_new { fs::rename(new, path) } else { fs::remove_file(new) };
-            let _ = settled.and_then(|()| disk::sync_parent(path));
+    fn lock(&mut self) -> io::Result<()> {
+        if self.lock.is_none() {
+            self.lock = Some(lock(&self.path)?);
+        }
+        Ok(())
+    }
+
+    /// Puts a login that the server has not accepted yet at the end of each file that the password has opened; it is on
+    /// disk then. In a list of 8 the last one makes room: no number of failed attempts costs a second one.
+    ///
+    /// # Errors
+    /// [`StartError::Disk`]: another client uses the folder, or the disk fails; nothing has changed then.
+    pub fn with(mut self, login: Login) -> Result<Opened, StartError> {
+        let add = |logins: &mut Vec<Login>| {
+            logins.truncate(MAX_LOGINS - 1);
+            logins.push(login);
+        };
+        self.lock().map_err(StartError::Disk)?;
+        let added = self
+            .versions
+            .iter_mut()
+            .filter(|version| version.opens)
+            .try_for_each(|version| version.edit(add));
+        if let Err(error) = added {
+            self.take_back();
+            return Err(StartError::Disk(error));
+        }
+        Ok(self)
+    }
+
+    /// Takes back what [`Opened::with`] or [`Opened::made`] has written: the server has refused the account.
+    pub fn take_back(&mut self) {
+        for version in &mut self.versions {
+            match version.undo.take() {
+                Some(Undo::Restore(text, logins)) => {
+                    let _ = disk::replace(&version.path, &text);
+                    version.logins = logins;
+                }
+                Some(Undo::Remove) => _ = fs::remove_file(&version.path),
+                None => {}
+            }
+        }
+    }
+
+    /// Which of the files expects this login: one that lists it, or else one without a list. PROTOCOL#known-logins.
+    ///
+    /// # Errors
+    /// [`StartError::OtherPassword`] if it is the file that the password does not open; [`StartError::UnknownLogin`].
+    pub fn place(&self, login: Login) -> Result<usize, StartError> {
+        let at = |fits: &dyn Fn(&Version) -> bool| self.versions.iter().position(fits);
+        let lists = |version: &Version| version.logins.contains(&login);
+        let listed = at(&|version| version.opens && lists(version));
+        let closed = at(&|version| !version.opens && lists(version));
+        let any = at(&|version| version.opens && version.logins.is_empty());
+        match (listed, closed, any) {
+            (Some(at), ..) | (None, None, Some(at)) => Ok(at),
+            (None, Some(_), _) => Err(StartError::OtherPassword),
+            (None, None, None) => Err(StartError::UnknownLogin(self.path.clone())),
+        }
+    }
+
+    /// The text of a key file for a new password: its login takes the place of the one that the server asks for.
+    fn successor(&self, challenge: &Challenge, text: &str, new: Login) -> Result<String, StartError> {
+        let old = challenge.into();
+        let mut logins = self.versions[self.place(old)?].logins.clone();
+        logins.retain(|login| *login != old);
+        put_first(&mut logins, new);
+        key_file::with_logins(text.as_bytes(), &logins).map_err(StartError::KeyFile)
+    }
+
+    /// The server has accepted a login with this password: the file that expects it is the key file, the other one goes. What
+    /// fails here is done at the next login. The login is the first in the file; returns what the person has to know.
+    pub fn settle(mut self, login: Login) -> Option<String> {
+        let at = self.place(login).ok()?;
+        let version = &mut self.versions[at];
+        if self.decides {
+            let new = self.path.with_extension("key.new");
+            let settled =
+                if version.path == new { fs::rename(&new, &self.path) } else { fs::remove_file(&new) };
+            if settled.and_then(|()| disk::sync_parent(&self.path)).is_ok() {
+                version.path.clone_from(&self.path);
+            }
+        }
+        let had_list = match &version.undo {
+            Some(Undo::Restore(_, former)) => !former.is_empty(),
+            _ => !version.logins.is_empty(),
+        };
+        let stored = match version.logins.first() == Some(&login) {
+            true => Ok(()),
+            false => self.lock().and_then(|()| self.versions[at].edit(|logins| put_first(logins, login))),
+        };
+        match (had_list, stored) {
+            // The list protects in any order.
+            (true, _) => None,
+            (false, Ok(())) => Some(format!("{} {ADOPTED}", self.path.display())),
+            (false, Err(error)) => Some(format!("{NOT_ADOPTED}: {error}")),
         }
     }
 }
@@ -206,20 +360,23 @@ pub fn change(
     if new_path.exists() {
         return Err(ChangeError::Unsettled);
     }
-    let opened = open_file(&options.key_path(name), name, old).map_err(|error| match error {
+    let opened = open(options, name, old).map_err(|error| match error {
         StartError::KeyFile(KeyFileError::WrongPassword) => ChangeError::WrongPassword,
         other => Refused(other),
     });
-    let (identity, form) = opened?;
+    let no_key = || Refused(StartError::NoKey(name.clone(), path.clone()));
+    let (opened, form) = opened?.ok_or_else(no_key)?;
+    let identity = &opened.identity;
     // The same password again keeps its form: while two files are there, the form must not decide between them.
     let (old, new) = (&form, if old == new { &form } else { new });
-    let sealed = key_file::seal(&identity, name, new);
+    let sealed = key_file::seal(identity, name, new);
     let sealed = format!("{{\"server\":{},{}", json::to_string(&options.server()), &sealed[1..]);
     let key = PasswordKey::new(new);
     let mut connection = connect(options, |_| false).map_err(Refused)?;
-    let challenge = account::challenge(&mut connection, name, &identity).map_err(Refused)?;
+    let challenge = account::challenge(&mut connection, name, &opened).map_err(Refused)?;
+    let sealed = opened.successor(&challenge, &sealed, key.login()).map_err(Refused)?;
     let exporter = connection.channel.exporter().to_vec();
-    let request = key.replace(name, &challenge, &exporter, old, &identity);
+    let request = key.replace(name, &challenge, &exporter, old, identity);
     let request = request.map_err(|error| Refused(StartError::Auth(error)))?;
     disk::write_new(&new_path, sealed.as_bytes()).map_err(disk_error)?;
     match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {

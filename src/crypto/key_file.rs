@@ -13,8 +13,28 @@ use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
 use zeroize::Zeroizing;
 
-/// The longest file that is read, in bytes (a real one has about 1.9 KB).
+/// The longest file that is read, in bytes (a real one has 1.9 to 2.6 KB).
 pub const MAX_FILE: usize = 16 * 1024;
+/// The most [`Login`]s in a file: few accounts share one key, and the client compares each challenge with all of them.
+pub const MAX_LOGINS: usize = 8;
+const LOGINS: &str = "logins";
+
+/// The salt and rounds that a user's client chose for an account, and that the server's challenge repeats.
+/// PROTOCOL#known-logins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// Of PBKDF2, random.
+    pub salt: Fixed<32>,
+    /// Of PBKDF2, 100,000 to 10,000,000.
+    pub rounds: u32,
+}
+
+impl Login {
+    /// A new one, for a registration or a new password.
+    pub fn random() -> Login {
+        Login { salt: Fixed(random()), rounds: PBKDF2_ROUNDS }
+    }
+}
 
 /// PROTOCOL#key-file-form.
 #[derive(Serialize, Deserialize)]
@@ -42,6 +62,9 @@ words! {
                      as UTF-8)",
         /// It is of a version, or asks for parameters, that this program does not accept.
         Unsupported = "the key file is of a newer version or asks for parameters that are not safe",
+        /// Its list of logins is not valid: an empty list would refuse every server, a missing one would accept any.
+        Logins = "the member \"logins\" of the key file is damaged: it holds 1 to 8 objects with a salt and rounds of their own; \
+                  restore the file from a copy",
         /// The password is wrong (or the file was altered: the tag cannot tell which).
         WrongPassword = "the password does not open the key file",
     }
@@ -54,7 +77,42 @@ fn associated(owner: &Username) -> Vec<u8> {
     Fields::new(label::KEY_FILE).bytes(owner.as_str().as_bytes()).finish()
 }
 
-/// The text of a key file, one line with its end, with a fresh salt and nonce; about 0.1 s, for PBKDF2.
+fn parse<T: Deserialize>(text: &[u8]) -> Result<T, KeyFileError> {
+    let text = if text.len() > MAX_FILE { None } else { disk::text(text) };
+    text.and_then(|text| json::from_str(text).ok()).ok_or(KeyFileError::Damaged)
+}
+
+/// The logins in the text of a key file, the last used first, at most 8. Empty if the file has no list: an older client
+/// or another program wrote it. PROTOCOL#logins.
+///
+/// # Errors
+/// [`KeyFileError::Damaged`], [`KeyFileError::Logins`].
+pub fn logins(text: &[u8]) -> Result<Vec<Login>, KeyFileError> {
+    let Some(list) = parse::<json::Object>(text)?.remove(LOGINS) else { return Ok(Vec::new()) };
+    let list: Vec<Login> = json::from_str(&json::to_string(&list)).map_err(|_| KeyFileError::Logins)?;
+    let is_single = |login: &Login| list.iter().filter(|other| other.salt == login.salt).count() == 1;
+    let is_valid = |login: &Login| (PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&login.rounds);
+    let holds = (1..=MAX_LOGINS).contains(&list.len());
+    if holds && list.iter().all(|login| is_valid(login) && is_single(login)) {
+        Ok(list)
+    } else {
+        Err(KeyFileError::Logins)
+    }
+}
+
+/// The text of a key file with these logins in place of its own; other members stay, also unknown ones.
+///
+/// # Errors
+/// [`KeyFileError::Damaged`], also if it would be too long to be read again.
+pub fn with_logins(text: &[u8], logins: &[Login]) -> Result<String, KeyFileError> {
+    let mut members: json::Object = parse(text)?;
+    let list = json::from_str(&json::to_string(logins)).map_err(|_| KeyFileError::Damaged)?;
+    members.insert(LOGINS.into(), list);
+    let text = json::to_string(&members) + "\n";
+    if text.len() > MAX_FILE { Err(KeyFileError::Damaged) } else { Ok(text) }
+}
+
+/// The text of a key file without logins, one line with its end, with a fresh salt and nonce; about 0.1 s, for PBKDF2.
 pub fn seal(key: &IdentityKey, owner: &Username, password: &Password) -> String {
     let (salt, nonce) = (random(), random());
     let mut body = key.to_pkcs8();
@@ -79,15 +137,12 @@ pub fn seal(key: &IdentityKey, owner: &Username, password: &Password) -> String 
 /// # Errors
 /// [`KeyFileError`]; parameters are checked before any work is done with them.
 pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<IdentityKey, KeyFileError> {
-    if text.len() > MAX_FILE {
-        return Err(KeyFileError::Damaged);
-    }
-    let text = disk::text(text).ok_or(KeyFileError::Damaged)?;
-    let file: KeyFile = json::from_str(text).map_err(|_| KeyFileError::Damaged)?;
+    let file: KeyFile = parse(text)?;
     let known = file.version == VERSION && file.kdf == KDF && file.cipher == CIPHER;
     if !known || !(PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds) {
         return Err(KeyFileError::Unsupported);
     }
+    logins(text)?;
     let wrapping = primitives::pbkdf2(password, &file.salt.0, file.rounds);
     let mut body = Zeroizing::new(file.ciphertext.0);
     primitives::gcm_open(&wrapping, &file.nonce.0, &associated(owner), &mut body, &file.tag.0)
@@ -98,6 +153,23 @@ pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<Identi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// PROTOCOL#logins.
+    #[test]
+    fn list_of_logins_changes_and_other_members_stay() {
+        let text = br#"{"later":[1.5,null,{"a":"b"}],"version":1}"#;
+        assert_eq!(logins(text), Ok(vec![]));
+        let list: Vec<Login> = (0..MAX_LOGINS).map(|_| Login::random()).collect();
+        let full = with_logins(text, &list).expect("a key file");
+        assert_eq!(logins(full.as_bytes()), Ok(list.clone()));
+        assert!(full.starts_with(r#"{"later":[1.5,null,{"a":"b"}],"logins":["#), "{full}");
+        let one = with_logins(full.as_bytes(), &list[..1]).expect("a key file");
+        assert_eq!(logins(one.as_bytes()), Ok(list[..1].to_vec()));
+        // A file that grows as it is rewritten is never written so that it cannot be read.
+        let long = format!(r#"{{"later":[{}1]}}"#, "1e9,".repeat(4000));
+        assert_eq!(logins(long.as_bytes()), Ok(vec![]));
+        assert_eq!(with_logins(long.as_bytes(), &list), Err(KeyFileError::Damaged));
+    }
 
     /// PROTOCOL#key-file-form, PROTOCOL#identity-key.
     #[test]

@@ -121,8 +121,9 @@ class World:
         self.all.append(client)
         return client
 
-    def python(self, name, identity=None, password=None):
-        return Client("127.0.0.1", self.port, self.fingerprint, name, password or m.prepared(typed(name)), identity or PrivateKey())
+    def python(self, name, identity=None, password=None, key_file=None):
+        password, identity = password or m.prepared(typed(name)), identity or PrivateKey()
+        return Client("127.0.0.1", self.port, self.fingerprint, name, password, identity, key_file=key_file)
 
     def log_in(self, client, register=False):
         client.connect()
@@ -191,6 +192,8 @@ def vectors_keys_and_login(v):
     identity, password = m.open_key_file(file["text"].encode(), file["owner"], file["password"])
     check(identity.pkcs8().hex() == v["identity"]["pkcs8"] and password == file["password"], "the key in the key file, as PKCS#8")
     refused("decrypt", lambda: m.open_key_file(file["text"].encode(), "alicE", file["password"]))
+    logins = [(unhex(x["salt"]), x["rounds"]) for x in file["logins"]]
+    check(m.key_file_logins(file["text"].encode()) == logins, "the logins in the key file")
     session, x = PublicKey(unhex(v["session"]["spki"])), v["certificate"]
     check(m.certificate_text(x["owner"], session, x["created"]).hex() == x["signed"], "what a certificate signs")
     for at, good in ((-2 * m.HOUR, True), (26 * m.HOUR, True), (-2 * m.HOUR - 1, False), (26 * m.HOUR + 1, False)):
@@ -332,6 +335,7 @@ def key_files(world, alice, bob):
         check(identity.public.fingerprint == alice.person("bob").remembered, "another key in bob's file")
         check(form == "Secr\u00e9t bob", f"the file is under {form!a}")
     refused("decrypt", lambda: m.open_key_file(text, "bob", typed("boB")))
+    check(len(m.key_file_logins(text)) == 1, "the login in bob's file")
     composed, decomposed = "Gr\u00fc\u00dfe an alle", "Gru\u0308\u00dfe an alle"
     for name, of_account, typed_here in (("dave", composed, decomposed), ("dora", decomposed, composed)):
         python = world.python(name, password=of_account).connect().register(ROUNDS)
@@ -339,6 +343,9 @@ def key_files(world, alice, bob):
         m.write_key_file(world.path(name, "keys", f"{name}_private.key"), name, of_account, python.identity, ROUNDS)
         rust = world.rust(name, password=typed_here)
         rust.expect(re.compile(rf"^\* logged in as {name}"))
+        rust.expect(re.compile(r"did not say how this server asks for your password: now it does"))
+        with open(world.path(name, "keys", f"{name}_private.key"), "rb") as file:
+            check(m.key_file_logins(file.read()) == list(python._key_at), "what the client has put into a file without logins")
         rust.say("/msg alice from a key file of Python")
         event = world.event(alice, "message", name=name, text="from a key file of Python")
         check(alice.person(name).remembered == python.identity.public.fingerprint, event)
@@ -713,14 +720,18 @@ def lost_messages(world, alice, bob):
     again.logout()
 
 
-# PROTOCOL#password_change, PROTOCOL#password_changed, PROTOCOL#replaced, PROTOCOL#elsewhere.
+# PROTOCOL#password_change, PROTOCOL#password_changed, PROTOCOL#replaced, PROTOCOL#elsewhere, PROTOCOL#known-logins.
 def changed_password(world, alice, _):
     path = world.path("alice.key")
-    m.write_key_file(path, "alice", alice.password, alice.identity, ROUNDS)
+    m.write_key_file(path, "alice", alice.password, alice.identity, ROUNDS, logins=m.as_members(alice._key_at))
+    shutil.copy(path, world.path("copy.key"))
     alice.change_password("another secret", path, ROUNDS)
     with open(path, "rb") as file:
-        m.open_key_file(file.read(), "alice", "another secret")
+        text = file.read()
+    m.open_key_file(text, "alice", "another secret")
+    check(m.key_file_logins(text) == list(alice._key_at), "the login in the key file of the new password")
     refused("login_failed", lambda: world.python("alice", alice.identity).connect().login())
+    refused("unknown_login", lambda: world.python("alice", alice.identity, key_file=world.path("copy.key")).connect().login())
     second = world.log_in(world.python("alice", alice.identity, "another secret"))
     world.event(alice, "error", code="signed_in_elsewhere")
     world.clients.remove(alice)

@@ -36,6 +36,7 @@ TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST = 32 << 10, 33_024, 1_024, 
 CHUNK, GROUP, WINDOW = 65_536, 5, 15                         # WINDOW: chunks under way, whole groups
 TRANSFERS_MOST, OFFERS_OF_ONE, OFFERS_MOST = 8, 16, 64       # 8 windows of 15 stay below 128 grants
 ROUNDS, ROUNDS_LEAST, ROUNDS_MOST = 600_000, 100_000, 10_000_000
+LOGINS = 8                                                   # in a key file
 CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # remembered, unread: of one person
 KEPT_MOST = 32 << 20                                         # bytes that we keep for an `ack`
 
@@ -269,6 +270,34 @@ def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
+    sync_folder(path)
+
+
+def key_file_logins(text):
+    """The (salt, rounds) that a challenge may ask for, the last used first; None if the file has no list."""
+    logins = parse(text).get("logins", ())
+    if logins == ():
+        return None
+    if not isinstance(logins, list) or not all(isinstance(login, dict) for login in logins):
+        raise Refused("key_file", "logins")
+    logins = [(binary(login, "salt", 32), number(login, "rounds", ROUNDS_LEAST, ROUNDS_MOST)) for login in logins]
+    if not 1 <= len(logins) <= LOGINS or len({salt for salt, _ in logins}) < len(logins):
+        raise Refused("key_file", "logins")
+    return logins
+
+
+def as_members(logins):
+    return [{"salt": base64_of(salt), "rounds": rounds} for salt, rounds in logins]
+
+
+def keep_logins(path, logins):
+    with open(path) as file:
+        text = json.dumps({**json.load(file), "logins": as_members(logins)}) + "\n"
+    with os.fdopen(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".tmp", path)
     sync_folder(path)
 
 
@@ -678,12 +707,16 @@ class Transfer:
 # ---------------------------------------------------------------- the client
 
 class Client:
-    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None):
+    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None, key_file=None):
         self.host, self.port, self.fingerprint = host, port, fingerprint
         self.name, self.password, self.identity = name, password, identity
         self.events, self.people, self.online = collections.deque(), {}, set()
         self.transport = self.token = self.ended = self.server_key = None
         self._key_at = {}                                            # the password's key for a (salt, rounds)
+        self._key_file, self.logins = key_file, None                 # a challenge may ask for these (salt, rounds) alone
+        if key_file:
+            with open(key_file, "rb") as file:
+                self.logins = key_file_logins(file.read())
         self._known_users = known_users                              # a file, as README.md: Client files has it
         if known_users and os.path.exists(known_users):
             with open(known_users) as file:
@@ -722,8 +755,14 @@ class Client:
         self.server_key = self.transport.server_key
         return self
 
+    def _keep_logins(self, logins):
+        if self._key_file and logins != self.logins:
+            keep_logins(self._key_file, logins)
+            self.logins = logins
+
     def register(self, rounds=ROUNDS):
         salt = secrets.token_bytes(32)
+        self._keep_logins([*(self.logins or [])[:LOGINS - 1], (salt, rounds)])
         key = self._key_at[salt, rounds] = password_key(self.password, salt, rounds)
         self._say({"type": "register", "version": VERSION, "username": self.name, "salt": base64_of(salt), "rounds": rounds,
                    "password_key": base64_of(key), "public_key": base64_of(self.identity.public.der)})
@@ -731,14 +770,16 @@ class Client:
         return self
 
     def _challenge(self):
-        """Steps 1 and 2: returns the nonce and the password's key for the answer to it."""
+        """Steps 1 and 2: returns the nonce, the salt with the rounds, and the password's key for the answer."""
         self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
         challenge = self._hear("challenge")
         number(challenge, "version", VERSION, VERSION)
         nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
+        if self.logins is not None and at not in self.logins:
+            raise Refused("unknown_login", "the password was changed elsewhere, or a false server: copy the key file again")
         if at not in self._key_at:
             self._key_at = {at: password_key(self.password, *at)}
-        return nonce, self._key_at[at]
+        return nonce, at, self._key_at[at]
 
     def _new_session_key(self):
         """A session key, and the members that prove it is ours."""
@@ -748,13 +789,14 @@ class Client:
 
     def login(self, proof_exporter=None):
         """Begins a new session, and returns when it is known who is on-line."""
-        nonce, secret = self._challenge()
+        nonce, at, secret = self._challenge()
         key, members = self._new_session_key()
         response = fields("login response", self.name, nonce, self.transport.exporter, key.public.fingerprint)
         proof = fields("login proof", self.name, nonce, self.transport.exporter if proof_exporter is None else proof_exporter, key.public.fingerprint)
         self._say({"type": "challenge_response", "response": base64_of(hmac256(secret, response)), **members, "proof": base64_of(self.identity.sign(proof))})
         session = self._hear("session")
         self.token, self.transport.in_session, self.ended = binary(session, "token", 32), True, None
+        self._keep_logins([at, *(login for login in self.logins or [] if login != at)])
         self._begin_session(key)
         self.wait(lambda: self._listed)
         return self
@@ -1178,11 +1220,12 @@ class Client:
 
     def change_password(self, new, key_file, rounds=ROUNDS):
         """On a connection of its own, beside the session; the key file is left in two versions when it is not known how it ended."""
-        other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity).connect()
+        other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity, key_file=key_file).connect()
         new = self.password if prepared(new) == prepared(self.password) else prepared(new)
-        nonce, secret = other._challenge()
-        write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server())
+        nonce, at, secret = other._challenge()
         salt = secrets.token_bytes(32)
+        logins = [(salt, rounds), *(login for login in other.logins or [] if login != at)][:LOGINS]
+        write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server(), logins=as_members(logins))
         key = password_key(new, salt, rounds)
         place = self.name, nonce, other.transport.exporter, salt, rounds, key
         response, proof = hmac256(secret, fields("password change response", *place)), fields("password change", *place)
@@ -1197,6 +1240,7 @@ class Client:
         os.replace(key_file + ".new", key_file)
         sync_folder(key_file)
         self.password, self._key_at = new, {(salt, rounds): key}
+        self.logins = logins if self._key_file else None
 
     # -------------------------------------------------------- PROTOCOL: File transfer
 
@@ -1425,7 +1469,7 @@ def main():
     with open(arguments.key_file, "rb") as file:
         identity, password = open_key_file(file.read(), arguments.user, password)
     client = Client(arguments.host, int(arguments.port), arguments.fingerprint, arguments.user, password, identity,
-                    arguments.key_file + ".known_users").connect()
+                    arguments.key_file + ".known_users", arguments.key_file).connect()
     if arguments.register:
         client.register()
     client.login()

@@ -259,6 +259,7 @@ def pss_vectors():
 def key_file_vector(owner, password, rounds):
     random = stream("key file")
     salt, nonce = random(16), random(12)
+    logins = [(random(32), 600_000), (random(32), 100_000)]
     body = IDENTITY.export_key("DER", pkcs=8)
     ciphertext, tag = gcm(pbkdf2(password, salt, rounds), nonce, fields(label("key file"), owner), body)
     text = {
@@ -270,8 +271,14 @@ def key_file_vector(owner, password, rounds):
         "nonce": b64(nonce),
         "ciphertext": b64(ciphertext),
         "tag": b64(tag),
+        "logins": [{"salt": b64(salt), "rounds": rounds} for salt, rounds in logins],
     }
-    return {"owner": owner, "password": password, "text": json.dumps(text, indent=2) + "\n"}
+    return {
+        "owner": owner,
+        "password": password,
+        "logins": [{"salt": salt.hex(), "rounds": rounds} for salt, rounds in logins],
+        "text": json.dumps(text, indent=2) + "\n",
+    }
 
 
 def history_vector(owner, server, messages):

@@ -6,7 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use miniserde::{Deserialize, json};
 use secure_messenger::crypto::chunk::{self, CHUNK, Plan};
 use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
-use secure_messenger::crypto::key_file::{self, KeyFileError};
+use secure_messenger::crypto::key_file::{self, KeyFileError, Login, MAX_LOGINS};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::{PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS};
 use secure_messenger::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey};
@@ -237,15 +237,24 @@ struct Rounds {
 }
 
 /// Nothing but a key file is taken for one, and no work is done for parameters out of bounds. Those within are left
-/// out: a second's work each.
+/// out: a second's work each. A list of logins is within its limits, and can be read again after it was written.
 fn key_file(text: &[u8]) {
+    if let Ok(mut logins) = key_file::logins(text) {
+        assert!(logins.len() <= MAX_LOGINS);
+        let login = Login { salt: Fixed([0; 32]), rounds: PBKDF2_MIN_ROUNDS };
+        logins.retain(|other| other.salt != login.salt);
+        logins.insert(0, login);
+        logins.truncate(MAX_LOGINS);
+        let written = key_file::with_logins(text, &logins);
+        assert!(written.is_err() || key_file::logins(written.unwrap_or_default().as_bytes()) == Ok(logins));
+    }
     let parsed = std::str::from_utf8(text).ok().and_then(|text| json::from_str::<Rounds>(text).ok());
     if parsed.is_some_and(|file| (PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds)) {
         return;
     }
     let alice = "alice".parse().expect("name");
     let error = key_file::open(text, &alice, &Password::new("secret".into())).expect_err("refused");
-    assert!(matches!(error, KeyFileError::Damaged | KeyFileError::Unsupported));
+    assert!(matches!(error, KeyFileError::Damaged | KeyFileError::Unsupported | KeyFileError::Logins));
 }
 
 fn some_key_files() -> Vec<Vec<u8>> {
@@ -257,5 +266,7 @@ fn some_key_files() -> Vec<Vec<u8>> {
         binary(40),
         binary(16)
     );
-    vec![file.into_bytes()]
+    let login = format!(r#"{{"salt":"{}","rounds":600000}}"#, binary(32));
+    let listed = format!(r#"{{"logins":[{login}],"version":1}}"#);
+    vec![file.into_bytes(), listed.into_bytes()]
 }
