@@ -258,6 +258,15 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Replaces a file that may be lost in a power failure: temporary file, rename.
+///
+/// # Errors
+/// With the path in the text; the old file is then unchanged.
+pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let write = |writer: &mut dyn Write| writer.write_all(bytes);
+    replaced(path, write, |_| Ok(()), |_| Ok(())).map(drop)
+}
+
 /// As [`replace`], with the bytes that `write` writes. Calls `before` with the new file before it gets the name. The
 /// caller syncs the folder. Returns the new file, open for reading and appending.
 ///
@@ -266,6 +275,15 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn replace_with(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    before: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<File> {
+    replaced(path, write, File::sync_all, before)
+}
+
+fn replaced(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    sync: impl FnOnce(&File) -> io::Result<()>,
     before: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<File> {
     let mut name = path.as_os_str().to_os_string();
@@ -277,7 +295,7 @@ pub fn replace_with(
     let file = options.read(true).append(true).create_new(true).mode(0o600).open(temporary);
     let replaced = file.map_err(at(temporary)).and_then(|file| {
         let mut writer = BufWriter::new(&file);
-        let written = write(&mut writer).and_then(|()| writer.flush()).and_then(|()| file.sync_all());
+        let written = write(&mut writer).and_then(|()| writer.flush()).and_then(|()| sync(&file));
         written.map_err(at(temporary))?;
         drop(writer);
         before(&file)?;

@@ -1191,7 +1191,7 @@ fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
     assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
 }
 
-/// PROTOCOL#renew, PROTOCOL#session-certificate.
+/// PROTOCOL#renew, PROTOCOL#session-certificate, PROTOCOL#two-clocks.
 #[test]
 fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
     let scene = Scene::open(&[]);
@@ -1214,6 +1214,7 @@ fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
         ("by another", certify(&stranger, "mallory", now)),
         ("for another name", certify(&mallory.identity, "alice", now)),
         ("expired", certify(&mallory.identity, "mallory", now - 27 * hour)),
+        ("from the past", certify(&mallory.identity, "mallory", now - 3 * hour)),
         ("from the future", certify(&mallory.identity, "mallory", now + 3 * hour)),
         ("moved to another key", moved),
     ] {

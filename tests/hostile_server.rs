@@ -383,7 +383,7 @@ impl Line {
 
 fn granted() -> ServerMessage {
     let expires = clock::now_ms() + 86_400_000;
-    ServerMessage::Session(SessionGrant { token: Key::random(), expires })
+    ServerMessage::Session(SessionGrant { token: Key::random(), expires, newest: 0 })
 }
 
 fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
@@ -818,6 +818,93 @@ fn a_session_key_without_its_owner_s_valid_certificate_gets_no_message() {
     assert!(line.hears_no_more_sends());
 }
 
+/// PROTOCOL#newest-certificate.
+#[test]
+fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
+    let (alice, now) = (person("alice"), clock::now_ms());
+    // The first one was stolen.
+    let (stolen, renewed) = (alice.session.clone(), person("carol").session);
+    let certified =
+        |key: &SessionKey, created| shown(&alice, Some(&alice.identity.certify(&alice.name, key, created)));
+    let yesterday = || certified(&stolen, now - 20 * 3_600_000);
+    let gets = |bob: &mut Client, line: &Line, key: &SessionKey| {
+        bob.say("/msg alice hello");
+        let send = line.hear_send();
+        let id = send.routing.keys.get(&alice.name).map(WrappedKey::id);
+        assert_eq!(id, Some(key.fingerprint().key_id()));
+        send
+    };
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    line.show(yesterday());
+    let send = gets(&mut bob, &line, &stolen);
+    // She has renewed it.
+    line.show(certified(&renewed, now));
+    line.sent(send.routing.id, vec![], vec![alice.name.clone()]);
+    let again = line.hear_send();
+    assert_eq!(again.routing.keys.get(&alice.name).map(WrappedKey::id), Some(renewed.fingerprint().key_id()));
+    line.delivered(&again);
+    bob.expect("<bob -> alice> hello");
+    let refuses = |bob: &mut Client, line: &Line, what: &str| {
+        for old in [yesterday(), certified(&stolen, now), certified(&renewed, now - 1)] {
+            line.show(old);
+            // A new login, or what claims to be one: the keys are asked for.
+            line.presence(&["alice"], &["alice"]);
+            bob.expect("* alice has logged in again");
+            bob.say("/msg alice secret");
+            let told = bob.expect("! no usable key of alice");
+            assert!(told.contains("your message was not delivered"), "{what}: {told}");
+        }
+        assert_eq!(times(&bob.output.seen, "! alice's clock may have been set back"), 1, "{what}");
+        line.show(certified(&renewed, now));
+        line.presence(&["alice"], &["alice"]);
+        bob.expect("* alice has logged in again");
+        let send = gets(bob, line, &renewed);
+        line.delivered(&send);
+        bob.expect("<bob -> alice> hello");
+    };
+    refuses(&mut bob, &line, "after a renewal");
+    assert_eq!(bob.finish().0, 0);
+    assert!(line.hears_no_more_sends());
+    // What was seen is remembered.
+    let (mut bob, line) = stage.with(&[&alice]);
+    refuses(&mut bob, &line, "after a restart");
+    let newer = certified(&stolen, now + 1);
+    line.show(newer);
+    line.presence(&["alice"], &["alice"]);
+    bob.expect("* alice has logged in again");
+    line.delivered(&gets(&mut bob, &line, &stolen));
+    assert_eq!(bob.finish().0, 0);
+    assert!(line.hears_no_more_sends());
+}
+
+/// PROTOCOL#newest, PROTOCOL#renew.
+#[test]
+fn newest_that_the_server_makes_up_costs_one_renewal() {
+    let now = clock::now_ms();
+    for (newest, is_followed) in [(now + 3_600_000, true), (now + 9_000_000, false), (u64::MAX, false)] {
+        let stage = Stage::new();
+        let (bob, line) = stage.open();
+        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
+        line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
+        let grant = || {
+            let expires = clock::now_ms() + 86_400_000;
+            ServerMessage::Session(SessionGrant { token: Key::random(), expires, newest })
+        };
+        line.say(&grant());
+        let joined = vec![name("bob")];
+        line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+        let bob = bob.ready();
+        let Some(ClientMessage::Renew(renewal)) = line.hear() else { panic!("it renews at once") };
+        assert_eq!(renewal.created == newest.saturating_add(1), is_followed);
+        assert!((now..=now + 7_200_000).contains(&renewal.created), "{}", renewal.created);
+        line.say(&grant());
+        assert_eq!(bob.finish().0, 0);
+        assert!(matches!(line.hear(), Some(ClientMessage::Logout)), "nothing more for the same word");
+    }
+}
+
 /// PROTOCOL#ask-keys.
 #[test]
 fn keys_that_were_not_asked_for_change_nothing() {
@@ -971,7 +1058,7 @@ fn clocks_that_are_too_far_apart_end_the_login() {
         line.say(&Line::challenge(BOBS.rounds));
         assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
         let expires = clock::now_ms().saturating_add_signed((24 + hours) * hour);
-        line.say(&ServerMessage::Session(SessionGrant { token: Key::random(), expires }));
+        line.say(&ServerMessage::Session(SessionGrant { token: Key::random(), expires, newest: 0 }));
         if said.is_empty() {
             let joined = vec![name("bob")];
             line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
@@ -990,7 +1077,7 @@ fn session_that_was_not_asked_for_brings_no_token() {
     let (bob, line) = stage.open();
     let grant = |token: &Key| {
         let token = Key::from_slice(token.expose()).expect("32 bytes");
-        ServerMessage::Session(SessionGrant { token, expires: clock::now_ms() + 86_400_000 })
+        ServerMessage::Session(SessionGrant { token, expires: clock::now_ms() + 86_400_000, newest: 0 })
     };
     assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
     line.say(&Line::challenge(BOBS.rounds));
@@ -1054,7 +1141,7 @@ fn hostile_server_fills_neither_screen_nor_memory() {
     let session = line.bob().clone();
     for n in 0..2000 {
         let (code, message) = ("odd".into(), format!("problem number {n}"));
-        line.say(&ServerMessage::Error(Failure { code, message, id: None, retry_after: None }));
+        line.say(&ServerMessage::Error(Failure { code, message, id: None, retry_after: None, newest: None }));
         line.bytes(b"not JSON\n");
         line.presence(&[&format!("user-{n}")], &[]);
         line.presence(&[], &[&format!("user-{n}")]);
@@ -1117,6 +1204,7 @@ fn pause_lasts_as_long_as_any_error_asks() {
             message,
             id: None,
             retry_after: Some(3),
+            newest: None,
         }));
         let refused = Instant::now();
         stage.again().say(&ServerMessage::Resumed(Received { received: 0 }));
@@ -1245,7 +1333,13 @@ fn what_the_server_says_to_people_stays_one_harmless_line() {
     let mean = "x\n<alice> I owe you\r\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}31m\u{202e}evil\u{2066}\u{0}";
     let failure = |code: &str, id| {
         let (code, message) = (code.into(), mean.into());
-        ServerMessage::Error(Failure { code, message, id, retry_after: Some(u64::MAX) })
+        ServerMessage::Error(Failure {
+            code,
+            message,
+            id,
+            retry_after: Some(u64::MAX),
+            newest: Some(u64::MAX),
+        })
     };
     line.say(&failure("server_error", None));
     line.say(&failure("\u{1b}[2J\n", None));
@@ -1466,7 +1560,13 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 asked(line);
                 let message = "x\n<alice> hi\u{1b}[2J\u{9b}\u{202e}".into();
                 let (code, retry_after) = ("server_full".into(), Some(u64::MAX));
-                line.say(&ServerMessage::Error(Failure { code, message, id: None, retry_after }));
+                line.say(&ServerMessage::Error(Failure {
+                    code,
+                    message,
+                    id: None,
+                    retry_after,
+                    newest: None,
+                }));
             },
             "the server says: ",
         ),
@@ -1480,6 +1580,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                     message,
                     id: None,
                     retry_after: Some(u64::MAX),
+                    newest: None,
                 }));
             },
             "too many failed logins as bob",

@@ -13,7 +13,8 @@ use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
-    Challenge, ChallengeResponse, ClientMessage, Failure, LoginRequest, ServerMessage, VERSION,
+    Challenge, ChallengeResponse, ClientMessage, Failure, KeysRequest, LoginRequest, ServerMessage,
+    SessionKeyFields, VERSION,
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{self, Channel, Reader, Received};
@@ -323,7 +324,135 @@ fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
-/// PROTOCOL#login-failed, PROTOCOL#session-certificate, PROTOCOL#lockout.
+/// Logs in with a certificate that was made at `created`; the `newest` of the answer.
+fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
+    let challenge = challenge(raw, person);
+    let mut response = raw.response(person, &challenge, PASSWORD);
+    let certificate = person.identity.certify(&person.name, &person.session, created);
+    (response.created, response.certificate) = (created, Fixed(certificate.signature));
+    raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
+    match raw.answer() {
+        Some(ServerMessage::Session(session)) => session.newest,
+        _ => panic!("not logged in"),
+    }
+}
+
+/// A session key of another login than that of `person`.
+fn renew_at(raw: &mut Raw, person: &Person, created: u64) -> (SessionKey, Option<ServerMessage>) {
+    let key = SessionKey::generate();
+    let certificate = person.identity.certify(&person.name, &key, created);
+    raw.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+    (key, raw.answer())
+}
+
+const HOUR: u64 = 3_600_000;
+
+/// PROTOCOL#newest.
+#[test]
+fn owner_alone_hears_of_its_newest_certificate() {
+    let server = Server::start();
+    let (alice, now) = (Person::new("alice"), clock::now_ms());
+    let mut raw = server.raw();
+    raw.register(&alice);
+    assert_eq!(log_in_at(&mut raw, &alice, now - HOUR), 0);
+    assert_eq!(log_in_at(&mut server.raw(), &alice, now - HOUR - 1), now - HOUR);
+    let mut raw = server.raw();
+    assert_eq!(log_in_at(&mut raw, &alice, now - HOUR), now - HOUR);
+    match renew_at(&mut raw, &alice, now + HOUR).1 {
+        Some(ServerMessage::Session(session)) => assert_eq!(session.newest, now - HOUR),
+        _ => panic!("not renewed"),
+    }
+    for created in [now + HOUR - 1, now - 3 * HOUR, now + 3 * HOUR] {
+        let failure = refused(renew_at(&mut raw, &alice, created).1);
+        assert_eq!((failure.code.as_str(), failure.newest), ("bad_key", Some(now + HOUR)));
+    }
+    raw.say(&ClientMessage::Logout);
+    assert!(raw.is_closed());
+    let mut raw = server.raw();
+    raw.say(&request(&alice));
+    let challenge = raw.line().expect("a challenge");
+    assert!(challenge.contains("\"nonce\"") && !challenge.contains("newest"), "{challenge}");
+    assert_eq!(log_in_at(&mut server.raw(), &alice, now), now + HOUR);
+    let bob = Person::new("bob");
+    let mut raw = server.raw();
+    raw.register(&bob);
+    assert_eq!(log_in_at(&mut raw, &bob, now), 0);
+}
+
+/// The `created` that the server shows of `name` to `raw`.
+fn shown_created(raw: &mut Raw, name: &str) -> u64 {
+    raw.acknowledge();
+    raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name.parse().expect("name")] }));
+    match raw.answer() {
+        Some(ServerMessage::Keys(keys)) => keys.keys[0].created.expect("online"),
+        _ => panic!("no keys"),
+    }
+}
+
+/// PROTOCOL#newest.
+#[test]
+fn owner_whose_clock_was_ahead_still_gets_messages() {
+    let server = Server::start();
+    let (mut carol, _) = newcomer(&server, "carol");
+    let mut bob = server.client("bob").ready();
+    let (alice, mut raw) = (Person::new("alice"), server.raw());
+    raw.register(&alice);
+    let ahead = clock::now_ms() + HOUR;
+    log_in_at(&mut raw, &alice, ahead);
+    let hears = |raw: &mut Raw| matches!(raw.answer(), Some(ServerMessage::EncryptedMessage(_)));
+    bob.expect("* alice is on-line");
+    bob.say("/msg alice one");
+    assert!(hears(&mut raw));
+    bob.expect("<bob -> alice> one");
+    // The clock is corrected.
+    let home = alice.home();
+    let mut client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+    until("it is renewed", || shown_created(&mut carol, "alice") == ahead + 1);
+    bob.say("/msg alice two");
+    client.expect("<bob -> alice> two");
+    // A machine whose clock is behind.
+    let mut raw = server.raw();
+    let newest = log_in_at(&mut raw, &alice, clock::now_ms() - HOUR);
+    assert_eq!(newest, ahead + 1);
+    assert!(matches!(renew_at(&mut raw, &alice, newest + 1).1, Some(ServerMessage::Session(_))));
+    bob.say("/msg alice three");
+    assert!(hears(&mut raw));
+    bob.expect("<bob -> alice> three");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("set back")), "{lines:#?}");
+}
+
+/// PROTOCOL#newest.
+#[test]
+fn owner_remembers_its_certificate_when_the_server_does_not() {
+    let alice = Person::new("alice");
+    let home = alice.home();
+    for is_first in [true, false] {
+        // A server that was started again, at the same address, knows of no login.
+        let server = Server::start();
+        server.raw().register(&alice);
+        let (mut carol, _) = newcomer(&server, "carol");
+        let path = home.path(".secure_messenger_client/known_certificates");
+        if !is_first {
+            let known = std::fs::read_to_string(&path).expect("remembered");
+            let ahead = clock::now_ms() + HOUR;
+            let (_, created) = known.split_once("\"created\":").expect("a record");
+            let former = created.split(',').next().expect("a number");
+            let (_, port) = known.split_once("127.0.0.1:").expect("a server");
+            let port = port.split('"').next().expect("a port");
+            let known = known.replace(port, &server.port.to_string());
+            std::fs::write(&path, known.replace(former, &ahead.to_string())).expect("written");
+            let client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+            assert_eq!(shown_created(&mut carol, "alice"), ahead + 1, "with its login");
+            drop(client);
+        } else {
+            let client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+            assert_eq!(client.finish().0, 0);
+        }
+    }
+}
+
+/// PROTOCOL#login-failed, PROTOCOL#session-certificate, PROTOCOL#lockout, PROTOCOL#two-clocks.
 #[test]
 fn clock_that_is_off_is_no_guess_and_named_in_days() {
     let server = Server::start();
@@ -336,7 +465,7 @@ fn clock_that_is_off_is_no_guess_and_named_in_days() {
             (48, "your clock is 2 days ahead of the server's"),
             (3, "your clock is 3 hours ahead of the server's"),
             (-48, "your clock is 2 days behind the server's"),
-            (-27, "your clock is 27 hours behind the server's"),
+            (-3, "your clock is 3 hours behind the server's"),
         ] {
             let created = clock::now_ms().saturating_add_signed(hours * hour);
             let mut raw = server.raw();
@@ -348,7 +477,7 @@ fn clock_that_is_off_is_no_guess_and_named_in_days() {
             raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
             let failure = refused(raw.answer());
             assert!(failure.code == "bad_key" && failure.message.starts_with(said), "{}", failure.message);
-            assert!(raw.is_closed());
+            assert!(failure.newest.is_none() && raw.is_closed());
         }
     }
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{DEADLINE, Heard, PASSWORD, Person, Raw, Server, until};
+use common::{DEADLINE, Heard, Person, Raw, Server, until};
 use secure_messenger::auth;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::SessionKey;
@@ -1070,31 +1070,4 @@ fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
     let letter = letter(&alice.person, &["bob"], number + 1, 10);
     alice.say(&letter);
     assert_eq!(bob.letter(), number + 1);
-}
-
-/// PROTOCOL#certificate-ends.
-#[test]
-fn expired_certificate_ends_the_session_and_login_works() {
-    let server = Server::start();
-    let alice = Person::new("alice");
-    let mut raw = server.raw();
-    raw.register(&alice);
-    let challenge = match raw.challenge(&alice) {
-        Some(ServerMessage::Challenge(challenge)) => challenge,
-        _ => panic!("no challenge"),
-    };
-    let mut response = raw.response(&alice, &challenge, PASSWORD);
-    // Its 26 hours are over in some seconds.
-    response.created = clock::now_ms() - 26 * 3_600_000 + 3_000;
-    let certificate = alice.identity.certify(&alice.name, &alice.session, response.created);
-    response.certificate = Fixed(certificate.signature);
-    raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
-    let token = token(raw.answer());
-    let (mut bob, _) = common::newcomer(&server, "bob");
-    assert_eq!(raw.error(), "certificate_expired");
-    assert!(raw.is_closed());
-    let is_gone = |message: &ServerMessage| matches!(message, ServerMessage::Presence(presence) if presence.left.contains(&alice.name));
-    while !bob.hear().is_some_and(|message| is_gone(&message)) {}
-    assert_eq!(refusal(&server, &alice.name, 0, &token).as_deref(), Some(NO_SESSION));
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
 }

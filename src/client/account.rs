@@ -4,14 +4,14 @@
 //! refused does not stay; when it is not known whether the server took it, the file stays, because it may
 //! be the only key of an account. The password goes nowhere.
 
-use super::connect::{Connection, StartError, refusal};
+use super::connect::{Connection, StartError, known_certificates, refusal};
 use super::options::Options;
 use super::password::{self, Opened};
 use crate::auth::PasswordKey;
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError, Login};
 use crate::crypto::keys::{IdentityKey, SessionKey};
-use crate::crypto::public::{SESSION_KEY_LIFETIME, Skew};
+use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate, Skew};
 use crate::crypto::secret::{Key, Password};
 use crate::disk;
 use crate::encoding::Bytes;
@@ -26,11 +26,21 @@ pub struct LoggedIn {
     /// For the next login, without asking.
     pub credentials: Credentials,
     /// The session key that the login has announced.
-    pub key: SessionKey,
+    pub key: NewKey,
     /// Proves the session when its connection broke: 32 bytes.
     pub token: Key,
     /// What the person has to know about the key file.
     pub notice: Option<String>,
+}
+
+/// A session key that a login has announced.
+pub struct NewKey {
+    /// The key.
+    pub key: SessionKey,
+    /// When it was certified, in milliseconds since 1970.
+    pub created: u64,
+    /// What the server said of certificates before this one: see [`Session`](crate::protocol::Session).
+    pub newest: u64,
 }
 
 /// What a later login takes: all of it wiped at the end.
@@ -44,34 +54,47 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Logs in once more, with a new session key; its token.
+    /// Logs in once more, with a new session key; the session's token.
     ///
     /// # Errors
     /// [`StartError`]; [`StartError::Login`] also if the password is another by now.
-    pub fn log_in(&self, connection: &mut Connection, key: &SessionKey) -> Result<Key, StartError> {
+    pub fn log_in(
+        &self,
+        connection: &mut Connection,
+        key: SessionKey,
+        options: &Options,
+    ) -> Result<(NewKey, Key), StartError> {
         let challenge = ask_challenge(connection, &self.name, &self.identity)?;
         if !self.password_key.answers(&challenge) {
             return Err(StartError::Login);
         }
-        self.respond(connection, &challenge, key)
+        self.respond(connection, &challenge, key, options)
     }
 
-    /// The login itself: PROTOCOL#login, PROTOCOL#two-clocks.
+    /// The login itself: PROTOCOL#login, PROTOCOL#two-clocks, PROTOCOL#newest.
     fn respond(
         &self,
         connection: &mut Connection,
         challenge: &Challenge,
-        key: &SessionKey,
-    ) -> Result<Key, StartError> {
-        let certificate = self.identity.certify(&self.name, key, clock::now_ms());
+        key: SessionKey,
+        options: &Options,
+    ) -> Result<(NewKey, Key), StartError> {
+        let (now, identity) = (clock::now_ms(), self.identity.public().fingerprint());
+        // A file that cannot be read has stopped the start; later, the server remembers as well.
+        let known = known_certificates(options).ok();
+        let newest = known.and_then(|known| known.newest(&self.name, identity, now));
+        let created = SessionCertificate::next_created(newest.map_or(0, |(created, _)| created), now);
+        let certificate = self.identity.certify(&self.name, &key, created);
         let exporter = connection.channel.exporter().to_vec();
-        let session = (key, certificate);
+        let session = (&key, certificate);
         let response = self.password_key.log_in(&self.name, challenge, &exporter, &self.identity, session);
         match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
             ServerMessage::Session(session) => {
                 // It is for a day, by the server's clock.
                 let theirs = session.expires.saturating_sub(SESSION_KEY_LIFETIME.as_millis() as u64);
-                let Some(skew) = Skew::of_clocks(clock::now_ms(), theirs) else { return Ok(session.token) };
+                let Some(skew) = Skew::of_clocks(clock::now_ms(), theirs) else {
+                    return Ok((NewKey { key, created, newest: session.newest }, session.token));
+                };
                 // Otherwise others see us online until the grace period ends.
                 let _ = connection.say(&ClientMessage::Logout);
                 Err(StartError::Clock(skew))
@@ -99,7 +122,7 @@ pub fn log_in(
         let (opened, password) = opened.ok_or_else(no_key)?;
         let mut connection = connect()?;
         let key = key.join().expect("making a key does not panic");
-        let login = prove(&mut connection, name, &password, opened, key, None)?;
+        let login = prove(&mut connection, options, (name, &password), opened, key, None)?;
         Ok((connection, login))
     })
 }
@@ -154,7 +177,7 @@ pub fn register(
         }
         unclear => return Err(unclear.err().unwrap_or(StartError::OutOfPlace)),
     }
-    match prove(&mut connection, name, password, opened, key, Some(password_key)) {
+    match prove(&mut connection, options, (name, password), opened, key, Some(password_key)) {
         Err(error) if is_made => Err(StartError::OnlyMade(Box::new(error))),
         // The name is somebody else's: the key here is for another server's account.
         Err(StartError::Login | StartError::UnknownLogin(..)) => Err(StartError::NameTaken(name.clone())),
@@ -179,8 +202,8 @@ fn make_key_file(
 /// A login with the password, or with the key that was just registered; it settles what the key file keeps.
 fn prove(
     connection: &mut Connection,
-    name: &Username,
-    password: &Password,
+    options: &Options,
+    (name, password): (&Username, &Password),
     opened: Opened,
     key: SessionKey,
     registered: Option<PasswordKey>,
@@ -192,7 +215,7 @@ fn prove(
     };
     let identity = opened.identity.clone();
     let credentials = Credentials { name: name.clone(), identity, password_key };
-    let token = credentials.respond(connection, &challenge, &key)?;
+    let (key, token) = credentials.respond(connection, &challenge, key, options)?;
     let notice = opened.settle(credentials.password_key.login());
     Ok(LoggedIn { credentials, key, token, notice })
 }

@@ -7,7 +7,7 @@ use super::dial::dial;
 use super::options::Options;
 use super::session::files::shortened;
 use super::spawn;
-use super::trust::KnownServers;
+use super::trust::{KnownCertificates, KnownServers};
 use crate::auth::AuthError;
 use crate::crypto::key_file::KeyFileError;
 use crate::crypto::public::{Fingerprint, Skew};
@@ -257,6 +257,15 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
 /// [`StartError::Disk`].
 pub fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
     KnownServers::open(&options.data_dir.join("known_servers")).map_err(StartError::Disk)
+}
+
+/// The newest certificates that this machine remembers of the users of this server.
+///
+/// # Errors
+/// [`StartError::Disk`].
+pub fn known_certificates(options: &Options) -> Result<KnownCertificates, StartError> {
+    let path = options.data_dir.join("known_certificates");
+    KnownCertificates::open(&path, options.server()).map_err(StartError::Disk)
 }
 
 /// Connects again to the server whose key `options` pin; no file is read for that. Connecting and all that is asked on

@@ -43,7 +43,7 @@ use crate::crypto::secret::Password;
 use crate::disk;
 use crate::protocol::ClientMessage;
 use crate::sync::lock;
-use account::LoggedIn;
+use account::{LoggedIn, NewKey};
 use connect::{Connection, StartError};
 use history::History;
 use options::Options;
@@ -58,7 +58,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 use terminal::Keyboard;
-use trust::{Ignored, KnownUsers};
+use trust::{Ignored, KnownCertificates, KnownUsers};
 use zeroize::Zeroizing;
 
 const NO_TLS: &str = "WARNING: --no-tls: anyone on the way can see who talks to whom, take over your login, and \
@@ -107,6 +107,7 @@ fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
 /// What is remembered of others, and what is worth knowing about the files, as sentences.
 struct Memory {
     known: KnownUsers,
+    certificates: KnownCertificates,
     ignored: Ignored,
     notices: Vec<String>,
 }
@@ -118,9 +119,10 @@ impl Memory {
         let servers = connect::known_servers(options)?;
         let known = KnownUsers::open(&path("known_users"), options.server()).map_err(StartError::Disk)?;
         let ignored = Ignored::open(&path("ignored"), options.server()).map_err(StartError::Disk)?;
-        let repaired = [servers.repaired(), known.repaired(), ignored.repaired()];
+        let certificates = connect::known_certificates(options)?;
+        let repaired = [servers.repaired(), known.repaired(), certificates.repaired(), ignored.repaired()];
         notices.extend(repaired.into_iter().flatten().map(String::from));
-        Ok(Memory { known, ignored, notices })
+        Ok(Memory { known, certificates, ignored, notices })
     }
 }
 
@@ -141,8 +143,10 @@ fn begin(
     memory.notices.extend(notice);
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
-    let session = Session::new(name, identity, key, (memory.known, memory.ignored), Instant::now());
-    let mut session = session.on(connection.server);
+    let memory_of_others = (memory.known, memory.certificates, memory.ignored);
+    let NewKey { key, created, newest } = key;
+    let session = Session::new(name, identity, key, memory_of_others, Instant::now());
+    let mut session = session.on(connection.server).certified(created, newest);
     session.keep(history, earlier, memory.notices, clock::now_ms());
     Ok((session, Way::new(&options.pinned(connection.server), credentials, token), greeting))
 }

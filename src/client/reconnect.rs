@@ -4,7 +4,7 @@
 //! wiped at the end. A server with another key than at the login, and a login that is refused, are final: nothing is
 //! tried that a person has not allowed. Specification: PROTOCOL#resuming.
 
-use super::account::Credentials;
+use super::account::{Credentials, NewKey};
 use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};
 use super::options::Options;
 use crate::auth::{self, PasswordKey};
@@ -31,7 +31,7 @@ pub enum Again {
     /// The session goes on: the server has taken in so many frames of it.
     Resumed(u64),
     /// It is over, and a new one has begun, with this key.
-    LoggedIn(Box<SessionKey>),
+    LoggedIn(Box<NewKey>),
 }
 
 /// All that it takes to come back.
@@ -71,8 +71,8 @@ impl Way {
         self.token = Key::random();
         // Before connecting: it takes up to a second.
         let key = SessionKey::generate();
-        let (connection, token) =
-            self.on_connection(|way, connection| way.credentials.log_in(connection, &key))?;
+        let log_in = |way: &Way, connection: &mut _| way.credentials.log_in(connection, key, &way.options);
+        let (connection, (key, token)) = self.on_connection(log_in)?;
         self.token = token;
         Ok((connection, Again::LoggedIn(Box::new(key))))
     }

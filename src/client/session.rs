@@ -18,11 +18,12 @@ mod presence;
 mod record;
 mod replay;
 
+use super::account::NewKey;
 use super::entry::{Entry, Place, Source};
 use super::history::History;
 use super::password::ChangeError;
 use super::transfer::{Job, Step};
-use super::trust::{Ignored, KnownUsers};
+use super::trust::{Ignored, KnownCertificates, KnownUsers};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::Fingerprint;
 use crate::name::Username;
@@ -70,7 +71,7 @@ pub enum Event {
     /// The session goes on over a new connection, after this time.
     Resumed(Duration),
     /// The former session is over, and a new one has begun with this key, after this time.
-    LoggedIn(Box<SessionKey>, Duration),
+    LoggedIn(Box<NewKey>, Duration),
     /// The connection has ended for good.
     Closed(String),
     /// No more lines will be typed.
@@ -198,7 +199,7 @@ impl Session {
         me: Username,
         identity: impl Into<Arc<IdentityKey>>,
         key: SessionKey,
-        (known, ignored): (KnownUsers, Ignored),
+        (known, certificates, ignored): (KnownUsers, KnownCertificates, Ignored),
         now: Instant,
     ) -> Session {
         Session {
@@ -209,7 +210,7 @@ impl Session {
             identity: identity.into(),
             server: None,
             keys: OwnKeys::new(key, now),
-            peers: Peers::new(known),
+            peers: Peers::new(known, certificates),
             outbox: Outbox::default(),
             files: Files::default(),
             unread: 0,
@@ -320,6 +321,12 @@ impl Session {
         self.ask();
         self.owed = if self.owes_answers() { self.owed.or(Some(now)) } else { None };
         self.leave_if_done(before, now);
+        if let Err(error) = self.peers.certificates.write_in_time(now_ms, now) {
+            self.problem_about_some(
+                "certificates",
+                format!("old keys of others may be accepted after a restart: {error}"),
+            );
+        }
         self.tell_last();
         std::mem::take(&mut self.effects)
     }
@@ -400,7 +407,7 @@ impl Session {
 
     fn server(&mut self, message: ServerMessage, now: Instant) {
         match message {
-            ServerMessage::Session(_) => self.renewed(now),
+            ServerMessage::Session(session) => self.renewed(session.newest, now),
             ServerMessage::Presence(presence) => self.presence(presence),
             ServerMessage::Keys(keys) => self.take_keys(&keys),
             ServerMessage::EncryptedMessage(message) => self.receive(*message),
@@ -430,6 +437,7 @@ impl Session {
 
     fn failure(&mut self, failure: &Failure) {
         let text = shortened(&failure.message);
+        self.keys.learn(failure.newest.unwrap_or(0));
         if let Some(over) = last_word(failure) {
             self.problem(format!("{over}: this session is over"));
             self.tell_unsettled();

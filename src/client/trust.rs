@@ -1,18 +1,21 @@
-//! What this machine remembers of others: servers by key, people by identity key, who is ignored.
+//! What this machine remembers of others: servers by key, people by identity key and newest certificate, who is ignored.
 //!
 //! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a
 //! damaged file stops the start instead of making everyone a stranger again. All files are [`records`]:
 //! JSON records, one a line; a later line for the same name supersedes. Format: README#client-files.
 
-use crate::crypto::public::Fingerprint;
+use crate::clock;
+use crate::crypto::public::{Fingerprint, is_far_ahead};
 use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::records::{self, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// How well a person's key is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -297,6 +300,136 @@ impl KnownUsers {
     }
 }
 
+/// The newest session certificate of one user.
+#[derive(Serialize, Deserialize)]
+struct CertificateRecord {
+    server: String,
+    name: Username,
+    identity: Fixed<32>,
+    created: u64,
+    key: Fixed<32>,
+}
+
+/// A certificate is valid for 26 hours: one that is older than this, in milliseconds, is no reason to refuse another.
+const CERTIFICATE_KEPT: u64 = 7 * 24 * 3_600_000;
+/// The file is written at most this often.
+const CERTIFICATES_WRITTEN: Duration = Duration::from_secs(60);
+
+/// When a session certificate was made, in milliseconds since 1970, and for which key.
+type Made = (u64, Fingerprint);
+
+/// The newest session certificate of each user: an older one may be of a key that was stolen. PROTOCOL#newest-certificate.
+pub struct KnownCertificates {
+    path: PathBuf,
+    server: String,
+    /// By server, name and identity key.
+    newest: HashMap<(String, Username, Fingerprint), Made>,
+    repaired: Option<String>,
+    /// Something is not in the file yet.
+    changed: bool,
+    written: Option<Instant>,
+}
+
+impl KnownCertificates {
+    /// Reads `known_certificates`; `server` is `host:port`.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text.
+    pub fn open(path: &Path, server: String) -> io::Result<KnownCertificates> {
+        let (path, newest) = (path.to_path_buf(), HashMap::new());
+        let mut known =
+            KnownCertificates { path, server, newest, repaired: None, changed: false, written: None };
+        known.repaired = known.read(clock::now_ms())?;
+        Ok(known)
+    }
+
+    /// See [`Records::repaired`].
+    pub fn repaired(&self) -> Option<&str> {
+        self.repaired.as_deref()
+    }
+
+    /// The newest certificate that is remembered of a user; one that is over two hours ahead of `now_ms` (milliseconds since
+    /// 1970) counts as forgotten.
+    pub fn newest(&self, name: &Username, identity: Fingerprint, now_ms: u64) -> Option<Made> {
+        let newest = self.newest.get(&(self.server.clone(), name.clone(), identity)).copied();
+        newest.filter(|(created, _)| !is_far_ahead(*created, now_ms))
+    }
+
+    /// Takes in a certificate. False, and nothing changes, if a newer one is remembered, or another one that is as new.
+    /// `now_ms` as for [`newest`](KnownCertificates::newest).
+    pub fn admit(&mut self, name: &Username, identity: Fingerprint, made: Made, now_ms: u64) -> bool {
+        let newest = self.newest(name, identity, now_ms);
+        let is_newer = newest.is_none_or(|(created, _)| made.0 > created);
+        if is_newer {
+            self.newest.insert((self.server.clone(), name.clone(), identity), made);
+            self.changed = true;
+        }
+        is_newer || newest == Some(made)
+    }
+
+    /// Writes the file if there is something new, at most once a minute. `now_ms` as for
+    /// [`newest`](KnownCertificates::newest).
+    ///
+    /// # Errors
+    /// With the path in the text; it is tried again a minute later.
+    pub fn write_in_time(&mut self, now_ms: u64, now: Instant) -> io::Result<()> {
+        let is_due = |written| now.duration_since(written) >= CERTIFICATES_WRITTEN;
+        if self.changed && self.written.is_none_or(is_due) {
+            self.written = Some(now);
+            self.write(now_ms)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what the file holds. What was repaired in it.
+    fn read(&mut self, now_ms: u64) -> io::Result<Option<String>> {
+        let records = open(&self.path, |record: CertificateRecord| {
+            let owner = (record.server, record.name, Fingerprint(record.identity.0));
+            if is_kept(record.created, now_ms) {
+                let made = (record.created, Fingerprint(record.key.0));
+                let newest = self.newest.entry(owner).or_insert(made);
+                // Of two that are as new, the one that was seen here first.
+                *newest = if made.0 > newest.0 { made } else { *newest };
+            }
+        })?;
+        Ok(records.repaired().map(String::from))
+    }
+
+    /// Replaces the file, with one record for each user. Another client may have written there since; while it does, this one
+    /// waits for its next minute.
+    fn write(&mut self, now_ms: u64) -> io::Result<()> {
+        let folder =
+            File::open(self.path.parent().unwrap_or(Path::new("."))).map_err(disk::at(&self.path))?;
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(disk::at(&self.path)(error)),
+            Ok(()) => {}
+        }
+        self.read(now_ms)?;
+        self.newest.retain(|_, (created, _)| is_kept(*created, now_ms));
+        let lines = self.newest.iter().flat_map(|((server, name, identity), (created, key))| {
+            let (server, name, created) = (server.clone(), name.clone(), *created);
+            line(&CertificateRecord { server, name, identity: Fixed(identity.0), created, key: Fixed(key.0) })
+        });
+        disk::replace_unsynced(&self.path, &lines.collect::<Vec<_>>())?;
+        self.changed = false;
+        Ok(())
+    }
+}
+
+fn is_kept(created: u64, now_ms: u64) -> bool {
+    created.saturating_add(CERTIFICATE_KEPT) >= now_ms && !is_far_ahead(created, now_ms)
+}
+
+impl Drop for KnownCertificates {
+    fn drop(&mut self) {
+        // The end of a session does not wait for its minute.
+        if self.changed {
+            let _ = self.write(clock::now_ms());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,6 +463,94 @@ mod tests {
         for file in records::asides(&path).iter().chain([&path]) {
             std::fs::remove_file(file).expect("clean up");
         }
+    }
+
+    /// A folder for `known_certificates`.
+    fn folder() -> PathBuf {
+        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let folder = std::env::temp_dir().join(format!("certificates-{name}"));
+        std::fs::create_dir(&folder).expect("a folder");
+        folder
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn older_certificate_is_refused_also_after_a_restart() {
+        let (folder, now) = (folder(), clock::now_ms());
+        let open = |server: &str| {
+            KnownCertificates::open(&folder.join("known_certificates"), server.into()).expect("a file")
+        };
+        let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let mut known = open("a:1");
+        assert!(known.admit(&bob, identity, (now - 9, one), now));
+        assert!(known.admit(&bob, identity, (now, two), now));
+        for _ in 0..2 {
+            for (made, is_taken) in [((now - 9, one), false), ((now, one), false), ((now, two), true)] {
+                assert_eq!(known.admit(&bob, identity, made, now), is_taken, "{made:?}");
+            }
+            drop(known);
+            known = open("a:1");
+        }
+        // Of other users, other identity keys and other servers nothing is known.
+        assert!(known.admit(&carol, identity, (now - 9, one), now));
+        assert!(known.admit(&bob, Fingerprint([9; 32]), (now - 9, one), now));
+        assert!(open("a:2").admit(&bob, identity, (now - 9, one), now));
+        drop(known);
+        assert_eq!(open("a:1").newest(&bob, identity, now), Some((now, two)));
+        std::fs::remove_dir_all(folder).expect("clean up");
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn certificate_far_ahead_of_the_clock_counts_as_forgotten() {
+        let (folder, now, slack) = (folder(), clock::now_ms(), 2 * 3_600_000);
+        let path = folder.join("known_certificates");
+        let open = || KnownCertificates::open(&path, "a:1".into()).expect("a file");
+        let bob: Username = "bob".parse().expect("name");
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let mut known = open();
+        assert!(known.admit(&bob, identity, (now + slack, one), now));
+        assert!(!known.admit(&bob, identity, (now, two), now), "as far as clocks may differ");
+        assert!(known.admit(&bob, identity, (now, two), now - 1), "the own clock was set back");
+        assert!(!known.admit(&bob, identity, (now - 1, one), now));
+        // It does not come back from the file either.
+        assert!(known.admit(&bob, identity, (now + 2 * slack, one), now + slack));
+        known.write(now + slack).expect("written");
+        drop(known);
+        assert!(open().admit(&bob, identity, (now, two), now));
+        std::fs::remove_dir_all(folder).expect("clean up");
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn certificates_are_written_once_a_minute_and_stay_few() {
+        let (folder, now, start) = (folder(), clock::now_ms(), Instant::now());
+        let path = folder.join("known_certificates");
+        let open = || KnownCertificates::open(&path, "a:1".into()).expect("a file");
+        let lines = || std::fs::read_to_string(&path).expect("there").lines().count();
+        let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
+        let (identity, key) = (Fingerprint([0; 32]), Fingerprint([1; 32]));
+        let (mut known, mut other) = (open(), open());
+        for second in 0..200 {
+            assert!(known.admit(&bob, identity, (now + second, key), now));
+            known.write_in_time(now, start + Duration::from_secs(second)).expect("written");
+            let newest = open().newest(&bob, identity, now).map(|(created, _)| created);
+            assert_eq!((newest, lines()), (Some(now + second / 60 * 60), 1));
+        }
+        // What two clients have seen is there, and of each user the newest.
+        assert!(
+            other.admit(&bob, identity, (now, key), now) && other.admit(&carol, identity, (now, key), now)
+        );
+        drop((known, other));
+        assert_eq!(open().newest(&bob, identity, now), Some((now + 199, key)));
+        assert_eq!((open().newest(&carol, identity, now), lines()), (Some((now, key)), 2));
+        // What is too old to refuse anything goes.
+        let (mut known, later) = (open(), now + CERTIFICATE_KEPT + 200);
+        assert!(known.admit(&carol, identity, (later, key), later));
+        known.write(later).expect("written");
+        assert_eq!((lines(), known.newest.len()), (1, 1));
+        std::fs::remove_dir_all(folder).expect("clean up");
     }
 
     /// README#records.

@@ -212,11 +212,23 @@ impl SessionCertificate {
         Skew::between(self.created, now).map_or(Ok(()), |_| Err(CryptoError::StaleCertificate))
     }
 
+    /// `created` of its owner's next certificate: above the `newest` that anybody has taken, or others would refuse it, unless
+    /// that is over two hours ahead of the owner's clock. All in milliseconds since 1970. PROTOCOL#newest.
+    pub fn next_created(newest: u64, now: u64) -> u64 {
+        let next = newest.saturating_add(1).max(now);
+        if is_far_ahead(next, now) { now } else { next }
+    }
+
     /// The time left of it at `now`, both in milliseconds since 1970.
     pub fn time_left(&self, now: u64) -> Duration {
         let ends = self.created.saturating_add((SESSION_KEY_LIFETIME + CERTIFICATE_SLACK).as_millis() as u64);
         Duration::from_millis(ends.saturating_sub(now))
     }
+}
+
+/// Whether a time is over two hours ahead of the clock, so that one of the two is wrong; both in milliseconds since 1970.
+pub fn is_far_ahead(time: u64, now: u64) -> bool {
+    Skew::of_clocks(time, now).is_some_and(|skew| skew.is_ahead)
 }
 
 /// How far one clock is from another, if it is too far. `Display`: "2 days ahead of".

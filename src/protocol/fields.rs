@@ -144,6 +144,9 @@ pub struct Session {
     pub token: Key,
     /// When the token is void: 24 hours on, in milliseconds since 1970, by the server's clock.
     pub expires: u64,
+    /// The highest `created` of the certificates that the server took for this account before this one, since its start; 0 if
+    /// it took none. PROTOCOL#newest.
+    pub newest: u64,
 }
 
 /// Server: the online users. The first list is complete, the later ones contain changes.
@@ -277,4 +280,6 @@ pub struct Failure {
     pub id: Option<u64>,
     /// Seconds until it is worth trying again; `None` where waiting is of no use.
     pub retry_after: Option<u64>,
+    /// Of a refused `renew`: as in [`Session`].
+    pub newest: Option<u64>,
 }

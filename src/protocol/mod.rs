@@ -143,13 +143,14 @@ messages! {
 }
 
 impl ServerMessage {
-    /// An error without `id` and `retry_after`.
+    /// An error with code and message alone.
     pub fn error(code: ErrorCode, message: impl Into<String>) -> ServerMessage {
         ServerMessage::Error(Failure {
             code: code.as_str().into(),
             message: message.into(),
             id: None,
             retry_after: None,
+            newest: None,
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::auth;
 use crate::clock;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
+    ClientMessage, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
     SessionKeyFields,
 };
 use crate::wire::frame::{self, Lines};
@@ -335,18 +335,24 @@ impl Served {
         true
     }
 
-    /// PROTOCOL#renew.
+    /// PROTOCOL#renew, PROTOCOL#newest.
     fn renew(&self, fields: &SessionKeyFields) -> ServerMessage {
-        let now = clock::now_ms();
-        let bad = |text: &str| ServerMessage::error(ErrorCode::BadKey, text);
+        let (now, accounts, name) = (clock::now_ms(), &self.shared.accounts, &self.session.name);
+        let bad = |text: &str| {
+            let (code, message) = (ErrorCode::BadKey.as_str().into(), text.into());
+            let newest = Some(accounts.take_certificate(name, 0));
+            ServerMessage::Error(Failure { code, message, id: None, retry_after: None, newest })
+        };
         let certificate = match auth::offered(&fields.session_key, fields.created, &fields.certificate, now) {
             Ok(certificate) => certificate,
             Err(error) => return bad(&error.to_string()),
         };
-        if certificate.verify(&self.session.name, &self.session.identity(), now).is_err() {
+        if certificate.verify(name, &self.session.identity(), now).is_err() {
             return bad("the session key is not certified by your identity key");
         }
-        match self.session.renew(&certificate, now) {
+        // One that is older than the one in use changes nothing there.
+        let newest = accounts.take_certificate(name, certificate.created);
+        match self.session.renew(&certificate, now, newest) {
             Some(announcement) => ServerMessage::Session(announcement),
             None => bad("the session key is older than the one in use"),
         }
@@ -576,6 +582,25 @@ mod tests {
         assert!(thread.join().is_err() && session.outbox.detached().is_some());
         let (link, _far) = link();
         assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
+    }
+
+    /// PROTOCOL#certificate-ends.
+    #[test]
+    fn expired_certificate_ends_session_and_connection() {
+        let (shared, _folder) = shared(HOUR);
+        let ((mut alice, far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
+        let is_there = |name: &str| shared.registry.get(&self::name(name)).is_some();
+        alice.served.session.expire();
+        shared.sweep(Instant::now());
+        // Others see it at once, and nobody can resume it.
+        assert!(!is_there("alice") && is_there("bob") && bob.served.session.outbox.is_open());
+        alice.run();
+        drop(alice);
+        assert!(matches!(heard(&far), ServerMessage::Error(error) if error.code == "certificate_expired"));
+        let mut rest = Vec::new();
+        assert!((&far).read_to_end(&mut rest).is_ok() && rest.is_empty(), "and the connection");
+        let (again, _again) = session("alice");
+        assert_eq!(shared.registry.insert(&again, 2, &ServerMessage::Pong), Ok(None), "for a new login");
     }
 
     /// PROTOCOL#logout, PROTOCOL#line-length.

@@ -210,7 +210,8 @@ impl<'a> Login<'a> {
     fn log_in(&mut self, login: &Authenticated) -> Result<Arc<Session>, Refusal> {
         let (shared, name) = (self.shared, login.name());
         let limits = &shared.limits;
-        let session = Arc::new(Session::new(login, clock::now_ms(), |first| {
+        let newest = shared.accounts.take_certificate(name, login.certificate().created);
+        let session = Arc::new(Session::new(login, clock::now_ms(), newest, |first| {
             let (link, quotas) = (self.link.clone(), shared.quotas.clone());
             Outbox::new(limits.outbox, limits.rate, quotas, link, first)
         }));
@@ -329,6 +330,7 @@ impl<'a> Login<'a> {
                 message: "too many new accounts and passwords from your address".into(),
                 id: None,
                 retry_after: Some(wait.as_secs() + 1),
+                newest: None,
             }))
         })
     }
@@ -424,7 +426,7 @@ impl<'a> Login<'a> {
         self.shared.audit.limit("login_while_locked", Some(name), Some(self.address), "");
         let message = "too many failed logins".to_string();
         let (code, retry_after) = (ErrorCode::Locked.as_str().into(), Some(left.as_secs() + 1));
-        Refusal::Send(ServerMessage::Error(Failure { code, message, id: None, retry_after }))
+        Refusal::Send(ServerMessage::Error(Failure { code, message, id: None, retry_after, newest: None }))
     }
 }
 

@@ -7,8 +7,9 @@ mod relay;
 
 pub use relay::{Gate, Shape};
 use secure_messenger::auth::PasswordKey;
-use secure_messenger::client::trust::{Ignored, KnownUsers};
+use secure_messenger::client::trust::{Ignored, KnownCertificates, KnownUsers};
 use secure_messenger::clock;
+use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::PBKDF2_MIN_ROUNDS;
 use secure_messenger::crypto::secret::{Password, random};
@@ -545,6 +546,20 @@ impl Person {
         Person { name: name.parse().expect("name"), identity: identity.clone(), session: session.clone() }
     }
 
+    /// A home in which a client finds the key file, under [`PASSWORD`].
+    pub fn home(&self) -> Arc<Folder> {
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        let home = Arc::new(Folder::new());
+        let keys = home.path(".secure_messenger_client/keys");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys).expect("folders");
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let text = key_file::seal(&self.identity, &self.name, &Password::new(PASSWORD.into()));
+        let file = options.open(keys.join(format!("{}_private.key", self.name)));
+        file.expect("new").write_all(text.as_bytes()).expect("written");
+        home
+    }
+
     /// Under a salt of its own, with [`PASSWORD`].
     pub fn registration(&self) -> ClientMessage {
         let key = PasswordKey::new(&Password::new(PASSWORD.into()));
@@ -709,8 +724,10 @@ impl Raw {
 }
 
 /// What a new client remembers of others: nothing.
-pub fn memory(folder: &Folder) -> (KnownUsers, Ignored) {
+pub fn memory(folder: &Folder) -> (KnownUsers, KnownCertificates, Ignored) {
     let server = || "server:1".to_string();
     let known = KnownUsers::open(&folder.path("known_users"), server()).expect("a file");
-    (known, Ignored::open(&folder.path("ignored"), server()).expect("a file"))
+    let certificates = KnownCertificates::open(&folder.path("known_certificates"), server());
+    let ignored = Ignored::open(&folder.path("ignored"), server()).expect("a file");
+    (known, certificates.expect("a file"), ignored)
 }

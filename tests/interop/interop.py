@@ -377,6 +377,32 @@ def stale_keys(world, alice, bob):
     return bob
 
 
+# PROTOCOL#newest, PROTOCOL#newest-certificate.
+def clock_set_back(world, alice, bob):
+    """Fay's clock is an hour ahead, then right again, and bob still reaches her; alice refuses an old certificate of his."""
+    right = m.now
+    m.now = lambda: right() + m.HOUR
+    ahead = world.log_in(world.python("fay"), register=True)
+    m.now = right
+    bob.say("/msg fay one")
+    world.event(ahead, "message", text="one")
+    world.clients.remove(ahead)
+    fay = world.log_in(world.python("fay", ahead.identity))
+    world.event(fay, "renewed")
+    bob.say("/msg fay two")
+    world.event(fay, "message", text="two")
+    check(not [line for line in bob.lines if "set back" in line], bob.lines)
+    person = alice.person("bob")
+    created, key = person.newest
+    for before, other in ((created - 1, key), (created, bytes(32))):
+        refused("set_back", lambda: alice._check_newest(person, before, other))
+    alice._check_newest(person, created, key)
+    world.clients.remove(fay)
+    fay.logout()
+    world.until(lambda: "fay" not in alice.online, "fay's leaving")
+    bob.expect("* fay has left")
+
+
 # ---------------------------------------------------------------- resuming
 
 # PROTOCOL#resume_request, PROTOCOL#resume_challenge, PROTOCOL#resume, PROTOCOL#resumed, PROTOCOL#resume-proof,
@@ -776,6 +802,7 @@ def main():
             step(safety_numbers, world, alice, bob)
             step(key_files, world, alice, bob)
             bob = step(stale_keys, world, alice, bob)
+            step(clock_set_back, world, alice, bob)
             step(resuming, world, alice, bob)
             step(wrong_resumption, world, alice)
             for function in (files_to_rust, files_from_rust, refused_files, continued_file, files_while_resuming, spoiled_chunks,

@@ -649,6 +649,7 @@ class Person:
         self.name, self.remembered, self.changed = name, None, None  # fingerprints: trusted, seen instead
         self.identity = self.session = None                          # PublicKey
         self.created, self.asked = 0, False
+        self.newest = (0, b"")                                       # created and key of the newest session certificate
         self.waiting = []                                            # envelopes until their keys are known
         self.ids = collections.deque(maxlen=1024)                    # of the messages that were shown
         self.stale = None                                            # the fingerprint of the session key last called so
@@ -717,12 +718,18 @@ class Client:
         if key_file:
             with open(key_file, "rb") as file:
                 self.logins = key_file_logins(file.read())
+        self.newest = 0                                              # the highest `created` of our own certificates
         self._known_users = known_users                              # a file, as README.md: Client files has it
         if known_users and os.path.exists(known_users):
             with open(known_users) as file:
                 for record in map(json.loads, file):
                     if record["server"] == self._server() and (record.get("decided") or record["name"] not in self.people):
                         self.person(record["name"]).remembered = from_base64(record["identity"], 32)
+        if known_users and os.path.exists(known_users + ".certificates"):
+            with open(known_users + ".certificates") as file:
+                for record in map(json.loads, file):
+                    if record["server"] == self._server() and self.person(record["name"]).remembered == from_base64(record["identity"], 32):
+                        self.person(record["name"]).newest = record["created"], from_base64(record["key"], 32)
 
     def _server(self):
         return f"{self.host.lower()}:{self.port}"
@@ -783,7 +790,10 @@ class Client:
 
     def _new_session_key(self):
         """A session key, and the members that prove it is ours."""
-        key, created = PrivateKey(), now()
+        key, created = PrivateKey(), max(now(), self.newest + 1)
+        if created > now() + 2 * HOUR:
+            created = now()
+        self.newest = max(self.newest, created)
         certificate = self.identity.sign(certificate_text(self.name, key.public, created))
         return key, {"session_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)}
 
@@ -798,6 +808,9 @@ class Client:
         self.token, self.transport.in_session, self.ended = binary(session, "token", 32), True, None
         self._keep_logins([at, *(login for login in self.logins or [] if login != at)])
         self._begin_session(key)
+        self.newest = max(self.newest, number(session, "newest"))
+        if members["created"] <= number(session, "newest"):          # others refuse it
+            self.renew()
         self.wait(lambda: self._listed)
         return self
 
@@ -936,7 +949,7 @@ class Client:
             job, targets = self._due.pop(concerns)
             job.outcome.update(dict.fromkeys(targets, code))
         elif code == "bad_key" and self._next_key:
-            self._next_key = None
+            self._next_key, self.newest = None, max(self.newest, number(message, "newest"))
         self._tell("error", code=code, text=word(message, "message"), id=concerns)
 
     def _on_presence(self, message):
@@ -1001,7 +1014,20 @@ class Client:
         if entry.get("session_key") is not None:
             session, created = PublicKey(binary(entry, "session_key", 294)), number(entry, "created")
             check_certificate(identity, person.name, session, created, binary(entry, "certificate", 256))
+            self._check_newest(person, created, session.fingerprint)
             person.session, person.created = session, created
+
+    def _check_newest(self, person, created, key):
+        """PROTOCOL: newest-certificate. One that is too far ahead of our clock counts as forgotten."""
+        before, known = person.newest
+        if before <= now() + 2 * HOUR and (created < before or created == before and key != known):
+            raise Refused("set_back", f"the clock of {person.name} may have been set back: this key is older than one that was seen before")
+        if person.newest != (created, key):
+            person.newest = created, key
+            if self._known_users:                                    # each line supersedes those before it
+                with open(self._known_users + ".certificates", "a") as file:
+                    file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(person.remembered),
+                                           "created": created, "key": base64_of(key)}) + "\n")
 
     def _remember(self, person, fingerprint, **more):
         person.remembered = fingerprint
@@ -1015,6 +1041,7 @@ class Client:
         if person.changed:
             self._remember(person, person.changed, verified=False, decided=True)
             person.identity = person.session = person.changed = None
+            person.newest = (0, b"")                                 # of another identity
 
     def safety_number(self, name):
         return safety_number((self.name, self.identity.public.fingerprint), (name, self.person(name).remembered))

@@ -5,9 +5,9 @@
 
 use super::presence::Changes;
 use super::{Effect, Session};
+use crate::client::account::NewKey;
 use crate::client::password::ChangeError;
 use crate::client::text::all_quoted;
-use crate::crypto::keys::SessionKey;
 use crate::protocol::ClientMessage;
 use std::time::{Duration, Instant};
 
@@ -65,10 +65,11 @@ impl Session {
 
     /// The server knows nothing of the former session any more: what was sent in it and not acknowledged is told, and
     /// nothing is sent again by itself.
-    pub(super) fn logged_in(&mut self, key: SessionKey, after: Duration, now: Instant) {
+    pub(super) fn logged_in(&mut self, new: NewKey, after: Duration, now: Instant) {
         self.effects.push(Effect::Begin);
         (self.line, self.owed) = (Line::Online, None);
-        self.keys.restart(key, now);
+        self.keys.restart(new.key, now);
+        self.certified_key(new.created, new.newest);
         let text = "back on-line after {}, in a new session: the server had ended the one before";
         self.notice(text.replace("{}", &seconds(after)));
         self.interrupt_files(|_| true, "your session is a new one");

@@ -288,6 +288,7 @@ impl Session {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
         let (mut keyless, mut changed, mut same) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
+            self.peers.expire(&name, self.now);
             let peer = self.peers.get(&name);
             if peer.backlog.is_empty() {
                 continue;

@@ -5,7 +5,7 @@
 
 use super::{Effect, Session};
 use crate::crypto::keys::SessionKey;
-use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME};
+use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::protocol::{ClientMessage, SessionKeyFields};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,16 +21,19 @@ const RENEW_AGAIN: Duration = Duration::from_secs(600);
 /// former ones for what is still under way.
 pub struct OwnKeys {
     current: Arc<SessionKey>,
-    /// When the current one was made, or a renewal was last tried.
-    made: Instant,
+    /// When a new one is to be made.
+    due: Instant,
     announced: Option<Arc<SessionKey>>,
+    /// The highest `created` of the own certificates, of other machines too, in milliseconds since 1970.
+    newest: u64,
     former: Vec<(Arc<SessionKey>, Instant)>,
 }
 
 impl OwnKeys {
     /// The key of a login.
     pub fn new(current: SessionKey, now: Instant) -> OwnKeys {
-        OwnKeys { current: Arc::new(current), made: now, announced: None, former: Vec::new() }
+        let (current, due) = (Arc::new(current), now + RENEW_AFTER);
+        OwnKeys { current, due, announced: None, newest: 0, former: Vec::new() }
     }
 
     /// What others are told to encrypt to. Who holds it on keeps it alive.
@@ -53,8 +56,13 @@ impl OwnKeys {
     fn confirm(&mut self, now: Instant) -> bool {
         let Some(new) = self.announced.take() else { return false };
         self.former.push((std::mem::replace(&mut self.current, new), now));
-        self.made = now;
+        self.due = now + RENEW_AFTER;
         true
+    }
+
+    /// The server has refused a certificate: it has taken one of `newest`, in milliseconds since 1970.
+    pub fn learn(&mut self, newest: u64) {
+        self.newest = self.newest.max(newest);
     }
 
     fn forget_former(&mut self, now: Instant) {
@@ -73,17 +81,41 @@ impl Session {
     /// Forgets former keys, and has a new one made in time.
     pub(super) fn keys_tick(&mut self, now: Instant) {
         self.keys.forget_former(now);
-        if now.duration_since(self.keys.made) >= RENEW_AFTER {
-            // Unless it is confirmed, this is tried again in ten minutes.
-            self.keys.made = now - (RENEW_AFTER - RENEW_AGAIN);
+        if now >= self.keys.due {
+            // Unless it is confirmed.
+            self.keys.due = now + RENEW_AGAIN;
             self.effects.push(Effect::MakeSessionKey);
         }
+    }
+
+    /// The session key of a login was certified at `created`; the server has taken certificates up to `newest` before, both in
+    /// milliseconds since 1970. Others refuse it if it is not the newest: then another one is made at once. PROTOCOL#newest.
+    pub fn certified(mut self, created: u64, newest: u64) -> Session {
+        self.certified_key(created, newest);
+        self
+    }
+
+    pub(super) fn certified_key(&mut self, created: u64, newest: u64) {
+        if created <= newest {
+            self.keys.due = self.instant;
+        }
+        self.keys.newest = created.max(newest);
+        self.remember_own(created, self.keys.current.fingerprint());
+    }
+
+    /// For the next login, whose server may have forgotten it.
+    fn remember_own(&mut self, created: u64, key: Fingerprint) {
+        let identity = self.identity.public().fingerprint();
+        self.peers.certificates.admit(&self.me, identity, (created, key), self.now.max(created));
     }
 
     /// Announces a new session key. It opens messages from here on, because the server may tell
     /// it to others before its confirmation is here; it is the current one after that.
     pub(super) fn announce(&mut self, key: SessionKey, now: Instant) {
-        let certificate = self.identity.certify(&self.me, &key, self.now);
+        let created = SessionCertificate::next_created(self.keys.newest, self.now);
+        self.keys.newest = self.keys.newest.max(created);
+        self.remember_own(created, key.fingerprint());
+        let certificate = self.identity.certify(&self.me, &key, created);
         let fields = SessionKeyFields::new(&certificate);
         self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
         // One that was announced in vain may have reached somebody.
@@ -91,10 +123,14 @@ impl Session {
         self.keys.former.extend(former.map(|key| (key, now)));
     }
 
-    /// The server has answered a `renew`. PROTOCOL#renew.
-    pub(super) fn renewed(&mut self, now: Instant) {
+    /// The server has answered a `renew`; it had taken certificates up to `newest` before. PROTOCOL#renew.
+    pub(super) fn renewed(&mut self, newest: u64, now: Instant) {
         if !self.keys.confirm(now) {
             return self.out_of_place();
+        }
+        if newest >= self.keys.newest {
+            // Another machine logs in at this moment, or the server plays with us.
+            (self.keys.newest, self.keys.due) = (newest, now + RENEW_AGAIN);
         }
         self.outbox.restart_numbers();
         self.peers.restart_numbers();

@@ -8,9 +8,9 @@ use super::outgoing::Missed;
 use super::replay::Replay;
 use super::{Effect, Session};
 use crate::client::entry::{Place, Source};
-use crate::client::trust::{KnownUsers, Trust};
+use crate::client::trust::{KnownCertificates, KnownUsers, Trust};
 use crate::crypto::CryptoError;
-use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey};
+use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, Skew};
 use crate::name::Username;
 use crate::protocol::{ClientMessage, EncryptedMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -37,6 +37,8 @@ pub struct Peer {
     pub changed: Option<IdentityPublicKey>,
     /// The certified session key; `None` while not on-line, or not asked for.
     pub session: Option<SessionPublicKey>,
+    /// When that was certified, in milliseconds since 1970.
+    created: u64,
     /// A `keys_request` is under way.
     pub asked: bool,
     /// The session key of what is unanswered. Nothing is sent for another one before all of it is
@@ -91,16 +93,18 @@ pub enum Learned {
     Reverted,
     /// The identity key differs from the remembered one, or the record of it may have been lost.
     Changed,
+    /// As remembered, but the session key is not the newest that was seen.
+    Outdated,
     /// The server shows a key that is none, or a session key that its owner has not certified.
     Refused(String),
 }
 
-/// The session key of an answer, if there is one, with its owner's certificate checked.
+/// The session key of an answer, if there is one, with its owner's certificate checked; when that was made.
 fn certified(
     keys: &PersonKeys,
     identity: &IdentityPublicKey,
     now_ms: u64,
-) -> Result<Option<SessionPublicKey>, CryptoError> {
+) -> Result<Option<(SessionPublicKey, u64)>, CryptoError> {
     let (Some(key), Some(created), Some(signature)) = (&keys.session_key, keys.created, keys.certificate)
     else {
         return Ok(None);
@@ -108,21 +112,22 @@ fn certified(
     let key = SessionPublicKey::parse(&key.0)?;
     let certificate = SessionCertificate { key, created, signature: signature.0 };
     certificate.verify(&keys.name, identity, now_ms)?;
-    Ok(Some(certificate.key))
+    Ok(Some((certificate.key, created)))
 }
 
 /// Everyone this session has had to do with.
 pub struct Peers {
     peers: HashMap<Username, Peer>,
     known: KnownUsers,
+    pub(super) certificates: KnownCertificates,
     /// Ids of messages, of all of them.
     ids: usize,
 }
 
 impl Peers {
     /// Nobody yet.
-    pub fn new(known: KnownUsers) -> Peers {
-        Peers { peers: HashMap::new(), known, ids: 0 }
+    pub fn new(known: KnownUsers, certificates: KnownCertificates) -> Peers {
+        Peers { peers: HashMap::new(), known, certificates, ids: 0 }
     }
 
     /// One person; a stranger if they were never heard of.
@@ -157,6 +162,15 @@ impl Peers {
             }
         }
         true
+    }
+
+    /// Forgets a session key whose certificate is no longer valid. `now_ms` is in milliseconds since 1970.
+    /// PROTOCOL#session-certificate.
+    pub fn expire(&mut self, name: &Username, now_ms: u64) {
+        let peer = self.get(name);
+        if Skew::between(peer.created, now_ms).is_some() {
+            peer.session = None;
+        }
     }
 
     /// This person is not on-line any more.
@@ -230,7 +244,7 @@ impl Peers {
         let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
         let is_new = remembered.is_none() && self.known.doubt(&keys.name).is_none();
         if !is_new && remembered != Some(identity.fingerprint()) {
-            (peer.identity, peer.changed, peer.session) = (None, Some(identity), session);
+            (peer.identity, peer.changed) = (None, Some(identity));
             return Learned::Changed;
         }
         if remembered.is_none() && self.known.count() >= MAX_PEERS {
@@ -241,8 +255,15 @@ impl Peers {
         {
             return Learned::Refused(format!("the key cannot be remembered: {error}"));
         }
-        let reverted = peer.changed.is_some();
-        (peer.identity, peer.changed, peer.session) = (Some(identity), None, session);
+        let (reverted, owner) = (peer.changed.is_some(), identity.fingerprint());
+        (peer.identity, peer.changed) = (Some(identity), None);
+        if let Some((key, created)) = session {
+            // PROTOCOL#newest-certificate.
+            if !self.certificates.admit(&keys.name, owner, (created, key.fingerprint()), now_ms) {
+                return Learned::Outdated;
+            }
+            (peer.session, peer.created) = (Some(key), created);
+        }
         if reverted { Learned::Reverted } else { Learned::Known }
     }
 
@@ -352,6 +373,12 @@ impl Session {
                 }
                 self.give_up(name, Missed::KeyChanged);
             }
+            Learned::Outdated => {
+                let text = "{}'s clock may have been set back, or the server shows an old key of {}: nothing is sent to {}. \
+                            Try again in a minute; if this repeats, ask {} to check the clock and to log in again";
+                self.problem_about(name, "outdated", text.replace("{}", name.as_str()));
+                self.give_up(name, Missed::NoKey);
+            }
             Learned::Refused(why) => {
                 self.problem_about(name, &why, format!("the keys of {name} cannot be used: {why}"));
                 return self.no_keys(name, Missed::NoKey);
@@ -428,11 +455,17 @@ mod tests {
     use crate::encoding::Bytes;
     use crate::records;
 
+    fn peers(file: &Path) -> Peers {
+        let certificates = KnownCertificates::open(&file.with_extension("certificates"), "a:1".into());
+        let known = KnownUsers::open(file, "a:1".into()).expect("a file");
+        Peers::new(known, certificates.expect("a file"))
+    }
+
     /// PROTOCOL#id-memory.
     #[test]
     fn ids_are_remembered_up_to_a_number_of_each_and_of_all() {
         let file = std::env::temp_dir().join(format!("ids-{}", std::process::id()));
-        let mut peers = Peers::new(KnownUsers::open(&file, "a:1".into()).expect("new"));
+        let mut peers = peers(&file);
         let name = |n: usize| format!("user{n}").parse::<Username>().expect("name");
         let id = |n: usize| {
             let mut id = [0; 32];
@@ -459,7 +492,7 @@ mod tests {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let file = std::env::temp_dir().join(format!("peers-{id}"));
         std::fs::write(&file, "{\"server\":\"a:1\",\"name\":\"bob\",\"iden").expect("written");
-        let mut peers = Peers::new(KnownUsers::open(&file, "a:1".into()).expect("set aside"));
+        let mut peers = peers(&file);
         let identity = Bytes(IdentityKey::generate().public().spki());
         for (name, is_doubtful) in [("bob", true), ("carol", false)] {
             let name: Username = name.parse().expect("name");
@@ -473,7 +506,7 @@ mod tests {
             assert_eq!(peers.learn(&keys, 0), Learned::Known);
             assert!(peers.get(&keys.name).identity.is_some());
         }
-        for file in records::asides(&file).iter().chain([&file]) {
+        for file in records::asides(&file).iter().chain([&file, &file.with_extension("certificates")]) {
             std::fs::remove_file(file).expect("clean up");
         }
     }

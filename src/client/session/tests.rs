@@ -29,6 +29,17 @@ struct Net {
 
 const NAMES: [&str; 2] = ["alice", "bob"];
 
+/// What the server answers to a new session key.
+fn granted(newest: u64) -> crate::protocol::Session {
+    crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW, newest }
+}
+
+/// A new session begins.
+fn new_login() -> Event {
+    let key = NewKey { key: SessionKey::generate(), created: NOW + 1, newest: NOW };
+    Event::LoggedIn(Box::new(key), Duration::ZERO)
+}
+
 fn name(n: usize) -> Username {
     NAMES[n].parse().expect("name")
 }
@@ -43,6 +54,7 @@ impl Net {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let file = std::env::temp_dir().join(format!("session-{id}"));
         std::fs::write(&file, records).expect("file");
+        std::fs::create_dir(file.with_extension("folder")).expect("a folder");
         let now = Instant::now();
         let person = |n: usize| {
             let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
@@ -50,8 +62,11 @@ impl Net {
             let known = KnownUsers::open(&file, format!("server-{n}")).expect("file");
             let ignored = file.with_extension("ignored");
             let ignored = Ignored::open(&ignored, format!("server-{n}")).expect("file");
+            let certificates = file.with_extension("folder").join("known_certificates");
+            let certificates = KnownCertificates::open(&certificates, format!("server-{n}")).expect("file");
             let spki = identity.public().spki();
-            (Session::new(name(n), identity, key, (known, ignored), now), spki, fields)
+            let session = Session::new(name(n), identity, key, (known, certificates, ignored), now);
+            (session.certified(NOW, 0), spki, fields)
         };
         let ((a, identity_a, key_a), (b, identity_b, key_b)) = (person(0), person(1));
         let mut net = Net {
@@ -136,10 +151,8 @@ impl Net {
                 self.event(n, Event::Server(ServerMessage::Sent(sent)));
             }
             ClientMessage::Renew(fields) => {
-                self.keys[n] = *fields;
-                let session =
-                    crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW };
-                self.event(n, Event::Server(ServerMessage::Session(session)));
+                let newest = std::mem::replace(&mut self.keys[n], *fields).created;
+                self.event(n, Event::Server(ServerMessage::Session(granted(newest))));
             }
             _ => {}
         }
@@ -171,6 +184,7 @@ impl Drop for Net {
             let _ = std::fs::remove_file(file);
         }
         let _ = std::fs::remove_file(self.file.with_extension("ignored"));
+        let _ = std::fs::remove_dir_all(self.file.with_extension("folder"));
     }
 }
 
@@ -289,7 +303,7 @@ fn no_silence_ends_a_session_and_each_answer_begins_it_again() {
     net.settle();
     assert_eq!(net.sessions[0].owed(), None);
     // A list of online users that never comes is owed, too.
-    net.event(0, Event::LoggedIn(Box::new(SessionKey::generate()), Duration::ZERO));
+    net.event(0, new_login());
     net.now += Duration::from_secs(600);
     assert!(!quits(&mut net, Event::Tick));
     assert!(net.sessions[0].owed().is_some_and(|since| since < net.now));
@@ -721,7 +735,13 @@ impl Net {
     }
 
     fn failure(text: String) -> ServerMessage {
-        ServerMessage::Error(Failure { code: "odd".into(), message: text, id: None, retry_after: None })
+        ServerMessage::Error(Failure {
+            code: "odd".into(),
+            message: text,
+            id: None,
+            retry_after: None,
+            newest: None,
+        })
     }
 
     /// What alice is shown of a message of bob's, sealed as `header` says.
@@ -819,8 +839,7 @@ fn server_cannot_print_a_line_for_each_line_it_sends() {
         net.server(0, ServerMessage::Keys(Keys { keys: vec![], unknown: names(n, "odd") }));
         let sent = Sent { id: n, delivered: vec![], offline: vec![], stale: vec![], busy: vec![] };
         net.server(0, ServerMessage::Sent(sent));
-        let session = crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW };
-        net.server(0, ServerMessage::Session(session));
+        net.server(0, ServerMessage::Session(granted(0)));
         for (joined, left) in [(names(n, "some"), vec![]), (vec![], names(n, "some"))] {
             net.server(0, ServerMessage::Presence(Presence { more: false, full: false, joined, left }));
         }
@@ -931,14 +950,92 @@ fn a_change_in_several_lines_is_told_as_one() {
     assert_eq!(net.count("user-5001 is on-line"), 1);
 }
 
+/// PROTOCOL#newest.
+#[test]
+fn login_that_is_not_the_newest_is_renewed_at_once() {
+    let hour = 3_600_000;
+    for (newest, next) in [
+        (NOW - 1, None),
+        (NOW, Some(NOW + 1)),
+        (NOW + hour, Some(NOW + hour + 1)),
+        (NOW + 3 * hour, Some(NOW)),
+        (u64::MAX, Some(NOW)),
+    ] {
+        let mut net = Net::new();
+        let key = NewKey { key: SessionKey::generate(), created: NOW, newest };
+        net.event(0, Event::LoggedIn(Box::new(key), Duration::ZERO));
+        assert_eq!(net.wants_key[0], next.is_some(), "{newest}");
+        let Some(next) = next else { continue };
+        net.event(0, Event::NewKey(Box::new(SessionKey::generate())));
+        let Some(ClientMessage::Renew(fields)) = net.said[0].pop_back() else { panic!("not renewed") };
+        assert_eq!(fields.created, next);
+        // Another machine was faster: not at once.
+        net.server(0, ServerMessage::Session(granted(newest.max(next))));
+        for (seconds, is_due) in [(0, false), (599, false), (1, true)] {
+            net.wants_key[0] = false;
+            net.now += Duration::from_secs(seconds);
+            net.event(0, Event::Tick);
+            assert_eq!(net.wants_key[0], is_due, "{newest} after {seconds} s");
+        }
+    }
+}
+
+/// PROTOCOL#newest.
+#[test]
+fn refused_renewal_tells_of_the_newest_certificate() {
+    let mut net = Net::new();
+    let mut renewed = |newest: Option<u64>| {
+        net.event(0, Event::NewKey(Box::new(SessionKey::generate())));
+        let Some(ClientMessage::Renew(fields)) = net.said[0].pop_back() else { panic!("not renewed") };
+        let (code, message) = ("bad_key".into(), "too old".into());
+        let failure = Failure { code, message, id: None, retry_after: None, newest };
+        net.server(0, ServerMessage::Error(failure));
+        fields.created
+    };
+    assert_eq!([renewed(Some(NOW + 9)), renewed(None), renewed(None)], [NOW + 1, NOW + 10, NOW + 11]);
+}
+
+/// PROTOCOL#session-certificate.
+#[test]
+fn session_key_that_has_expired_is_asked_for_again() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    let last = NOW + 26 * 3_600_000;
+    for (now, is_asked) in [(last, false), (last + 1, true)] {
+        let effects = net.sessions[0].handle(Event::Line("/msg bob two".into()), now, net.now);
+        let asks = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::KeysRequest(_)));
+        let sends = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::EncryptedSend(_)));
+        assert_eq!((effects.iter().any(asks), effects.iter().any(sends)), (is_asked, !is_asked));
+    }
+}
+
+/// PROTOCOL#newest-certificate.
+#[test]
+fn user_with_an_old_certificate_is_still_read() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    let old = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW - 1);
+    net.keys[1] = SessionKeyFields::new(&old);
+    net.bob_returns();
+    net.type_in(0, "/msg bob two");
+    net.settle();
+    net.bob_sends(Kind::Message, Scope::Private, 1, NOW, b"three");
+    let lines = net.lines(0);
+    assert_eq!(net.count("! bob's clock may have been set back"), 1, "{lines:#?}");
+    assert_eq!(net.count("no usable key of bob is to be had: your message was not delivered"), 1);
+    assert_eq!(lines.last().map(String::as_str), Some("<bob -> alice> three"));
+    assert!(!net.lines(1).iter().any(|line| line.contains("two")), "{:#?}", net.lines(1));
+}
+
 /// PROTOCOL#renew.
 #[test]
 fn session_that_was_not_asked_for_changes_nothing() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.settle();
-    let session = || crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW };
-    net.server(0, ServerMessage::Session(session()));
+    net.server(0, ServerMessage::Session(granted(0)));
     assert_eq!(net.count("the server sent something out of place"), 1);
     net.type_in(0, "/msg bob two");
     net.settle();
@@ -1011,7 +1108,7 @@ fn room_that_ends_with_a_session_says_so() {
     assert_eq!(net.count(closed), 1, "it was closed already");
     net.type_in(0, "/room bob");
     net.settle();
-    net.event(0, Event::LoggedIn(Box::new(SessionKey::generate()), Duration::ZERO));
+    net.event(0, new_login());
     assert_eq!((net.count(opened), net.count(closed)), (2, 2), "{:#?}", net.shown[0]);
 }
 

@@ -79,8 +79,8 @@ impl Current {
             .map(|(token, expires)| if now_ms < expires { token.duplicate() } else { Key::random() })
     }
 
-    fn announcement(&self) -> protocol::Session {
-        protocol::Session { token: self.token.duplicate(), expires: self.expires }
+    fn announcement(&self, newest: u64) -> protocol::Session {
+        protocol::Session { token: self.token.duplicate(), expires: self.expires, newest }
     }
 }
 
@@ -89,10 +89,16 @@ fn number(certificate: &SessionCertificate) -> u64 {
 }
 
 impl Session {
-    /// A session whose outbox is made with the line that announces it. `now_ms` is in milliseconds since 1970.
-    pub fn new(login: &Authenticated, now_ms: u64, outbox: impl FnOnce(Vec<u8>) -> Outbox) -> Session {
+    /// A session whose outbox is made with the line that announces it, which names the `newest` certificate before this one.
+    /// Both times are in milliseconds since 1970.
+    pub fn new(
+        login: &Authenticated,
+        now_ms: u64,
+        newest: u64,
+        outbox: impl FnOnce(Vec<u8>) -> Outbox,
+    ) -> Session {
         let current = Current::new(login.certificate(), now_ms, (Key::random(), 0));
-        let outbox = Arc::new(outbox(ServerMessage::Session(current.announcement()).encode()));
+        let outbox = Arc::new(outbox(ServerMessage::Session(current.announcement(newest)).encode()));
         Session {
             name: login.name().clone(),
             sender: Sender::of(login.name()),
@@ -106,9 +112,14 @@ impl Session {
     }
 
     /// Accepts a new session key, whose certificate was verified, and returns the answer to its client. `None` if it is older
-    /// than the one in use: a thief of the session without the identity key has only former ones. `now_ms` is in milliseconds
-    /// since 1970.
-    pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> Option<protocol::Session> {
+    /// than the one in use: a thief of the session without the identity key has only former ones. `now_ms` and the `newest`
+    /// certificate before this one are in milliseconds since 1970.
+    pub fn renew(
+        &self,
+        certificate: &SessionCertificate,
+        now_ms: u64,
+        newest: u64,
+    ) -> Option<protocol::Session> {
         let mut current = lock(&self.current);
         if certificate.created < current.certificate.created {
             return None;
@@ -116,7 +127,7 @@ impl Session {
         let former = (current.token.duplicate(), current.expires);
         *current = Current::new(certificate, now_ms, former);
         self.key_name.store(number(certificate), Ordering::Release);
-        Some(current.announcement())
+        Some(current.announcement(newest))
     }
 
     /// The tokens that resume the session ([`OWN_TOKENS`]; one that has expired by `now_ms`, in milliseconds since 1970, is
@@ -206,6 +217,7 @@ pub(super) mod tests {
     use crate::crypto::public::{Fingerprint, RSA_BYTES};
     use crate::encoding::Fixed;
     use std::net::TcpStream;
+    use std::time::Duration;
 
     impl Session {
         /// Whether `sender` may send a packet.
@@ -297,9 +309,23 @@ pub(super) mod tests {
         for (certificate, is_taken) in
             [(&certificate(1), true), (&now, true), (&now, true), (&certificate(1), false)]
         {
-            assert_eq!(session.renew(certificate, 0).is_some(), is_taken);
+            assert_eq!(session.renew(certificate, 0, 0).is_some(), is_taken);
         }
         assert!(session.uses_key(now.key.fingerprint().key_id()), "as before");
+    }
+
+    /// PROTOCOL#certificate-ends.
+    #[test]
+    fn session_is_certified_for_the_time_that_is_left() {
+        let (session, _far) = session("alice");
+        let (hour, minute) = (3_600_000, Duration::from_secs(60));
+        for (created, left) in [(50 * hour, 26 * hour), (48 * hour, 24 * hour), (52 * hour, 28 * hour)] {
+            let key = SessionKey::generate().public().clone();
+            let certificate = SessionCertificate { key, created, signature: [0; RSA_BYTES] };
+            *lock(&session.current) = Current::new(&certificate, 50 * hour, (Key::random(), 0));
+            let end = Instant::now() + Duration::from_millis(left);
+            assert!(session.is_certified(end - minute) && !session.is_certified(end));
+        }
     }
 
     #[test]

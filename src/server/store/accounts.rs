@@ -96,13 +96,15 @@ struct Entry {
     account: Arc<Account>,
     /// Since the start.
     logins: u64,
+    /// See [`Accounts::take_certificate`].
+    newest: u64,
     /// A new password is being written.
     changing: bool,
 }
 
 impl Entry {
     fn new(account: Account) -> Entry {
-        Entry { account: Arc::new(account), logins: 0, changing: false }
+        Entry { account: Arc::new(account), logins: 0, newest: 0, changing: false }
     }
 
     /// Whether the password is the one of the challenge, and no change is in progress.
@@ -200,6 +202,16 @@ impl Accounts {
     /// change that began before takes effect, so the client may forget that change's password. PROTOCOL#login-race.
     pub fn admit(&self, seen: &Seen) -> bool {
         self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
+    }
+
+    /// Notes the `created` of a session certificate that is taken for this account, and returns the highest one before it since
+    /// the start: 0 if there was none. Both are in milliseconds since 1970. A restart forgets them: a client remembers its
+    /// own, and the time of a certificate is at most 2 hours ahead. PROTOCOL#newest.
+    pub fn take_certificate(&self, name: &Username, created: u64) -> u64 {
+        let mut accounts = lock(&self.by_name);
+        let Some(Place::Account(entry)) = accounts.get_mut(&name.folded()) else { return 0 };
+        let newest = entry.newest.max(created);
+        std::mem::replace(&mut entry.newest, newest)
     }
 
     /// Takes a new password; returns when it is on disk. Returns false, and changes nothing, if the password has changed

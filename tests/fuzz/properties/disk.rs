@@ -6,7 +6,8 @@ use super::{Choices, Property, no_examples};
 use secure_messenger::client::entry::{Entry, Place, Source};
 use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
-use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
+use secure_messenger::client::trust::{Ignored, KnownCertificates, KnownServers, KnownUsers, Trust};
+use secure_messenger::clock;
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::public::Fingerprint;
 use secure_messenger::name::Username;
@@ -181,6 +182,20 @@ fn records(bytes: &[u8]) {
             servers.remember("a:1", Fingerprint([9; 32])).expect("stored");
             let again = KnownServers::open(&path).expect("its own record");
             assert_eq!(again.get("a:1"), Some(Fingerprint([9; 32])));
+        }
+    }
+    let path = folder.write("known_certificates", bytes);
+    let open = || KnownCertificates::open(&path, "a:1".into());
+    match open() {
+        Err(error) => refused(&error, &path, bytes),
+        Ok(mut known) => {
+            nothing_is_lost(&path, bytes);
+            let (now, key) = (clock::now_ms(), Fingerprint([9; 32]));
+            let is_new = known.admit(&bob, key, (now, key), now);
+            drop(known);
+            let again = open().expect("its own record").newest(&bob, key, now);
+            let is_newest = again.is_some_and(|(created, _)| created >= now);
+            assert!(is_newest && (!is_new || again == Some((now, key))));
         }
     }
     let path = folder.write("ignored", bytes);

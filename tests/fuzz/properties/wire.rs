@@ -203,8 +203,13 @@ fn some_messages() -> Vec<Vec<u8>> {
         public_key: Bytes(vec![3; 7]),
     };
     let sent = Sent { id: 1, delivered: vec![alice()], offline: vec![], stale: vec![], busy: vec![alice()] };
-    let failure =
-        Failure { code: "locked".into(), message: "\u{1}é\n".into(), id: None, retry_after: Some(3) };
+    let failure = Failure {
+        code: "locked".into(),
+        message: "\u{1}é\n".into(),
+        id: None,
+        retry_after: Some(3),
+        newest: Some(4),
+    };
     let client = [
         ClientMessage::Register(register),
         ClientMessage::Resume(Resume { received: 7, proof: Fixed([1; 32]) }),
@@ -215,7 +220,7 @@ fn some_messages() -> Vec<Vec<u8>> {
     ];
     let presence = Presence { more: false, full: true, joined: vec![alice()], left: vec![] };
     let server = [
-        ServerMessage::Session(Session { token: Key::new([1; 32]), expires: 2 }),
+        ServerMessage::Session(Session { token: Key::new([1; 32]), expires: 2, newest: 3 }),
         ServerMessage::Presence(presence),
         ServerMessage::Keys(Keys { keys: vec![person], unknown: vec![alice()] }),
         ServerMessage::EncryptedMessage(Box::new(EncryptedMessage {
