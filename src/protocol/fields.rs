@@ -2,7 +2,8 @@
 //!
 //! Invariant: a value of fixed length or form has a type that allows no other.
 
-use super::{ByName, WrappedKey};
+use super::by_name::ByName;
+use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::Envelope;
 use crate::crypto::public::{RSA_BYTES, SessionCertificate};
 use crate::crypto::secret::Key;

@@ -1,10 +1,40 @@
 //! From a line to its type and members, and back. Specification: PROTOCOL#line.
 
-use super::{DecodeError, EncryptedMessage, EncryptedSend, VERSION, WrappedKey};
+use super::fields::{EncryptedMessage, EncryptedSend};
+use super::limits::VERSION;
+use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::{Body, Envelope, Header};
 use crate::encoding::{Both, FirstType, Joined, is_shallow};
 use miniserde::{Deserialize, Serialize, json};
 use std::borrow::Cow;
+use std::fmt;
+
+/// Why a line is not a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Not UTF-8, not JSON, or a member is missing or of the wrong type or length.
+    Malformed,
+    /// A `type` that this side does not accept.
+    UnknownType,
+    /// A version other than [`VERSION`], whose members are not known.
+    OtherVersion(u64),
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DecodeError::Malformed => {
+                "not a message: it is not JSON, or a member is missing or of the wrong type"
+            }
+            DecodeError::UnknownType => "unknown message type",
+            DecodeError::OtherVersion(_) => {
+                "the protocol's version here is 1: one of the two programs is too old"
+            }
+        })
+    }
+}
+
+impl std::error::Error for DecodeError {}
 
 /// The messages that have a `version`.
 const VERSIONED: [&str; 5] = ["register", "login_request", "resume_request", "challenge", "resume_challenge"];

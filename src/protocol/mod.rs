@@ -15,7 +15,7 @@ mod wrapped_key;
 pub use by_name::ByName;
 pub use fields::*;
 pub use limits::*;
-pub use line::{KEY_BEGINS, KEY_ENDS, shared_part};
+pub use line::{DecodeError, KEY_BEGINS, KEY_ENDS, shared_part};
 pub use packet::Packet;
 pub use wrapped_key::WrappedKey;
 
@@ -23,7 +23,6 @@ pub use crate::crypto::envelope::{Body, Envelope, Header, Kind, MAX_CIPHERTEXT, 
 
 use crate::encoding::words;
 use line::{Empty, Members, head, line};
-use std::fmt;
 
 /// The messages of one direction: `"type" => Variant(Members)`, then `"type" => Variant` for those without members.
 macro_rules! messages {
@@ -216,33 +215,6 @@ impl Failure {
         self.code == code.as_str()
     }
 }
-
-/// Why a line is not a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DecodeError {
-    /// Not UTF-8, not JSON, or a member is missing or of the wrong type or length.
-    Malformed,
-    /// A `type` that this side does not accept.
-    UnknownType,
-    /// A version other than [`VERSION`], whose members are not known.
-    OtherVersion(u64),
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DecodeError::Malformed => {
-                "not a message: it is not JSON, or a member is missing or of the wrong type"
-            }
-            DecodeError::UnknownType => "unknown message type",
-            DecodeError::OtherVersion(_) => {
-                "the protocol's version here is 1: one of the two programs is too old"
-            }
-        })
-    }
-}
-
-impl std::error::Error for DecodeError {}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! Packets between the lines: opaque bytes from one user to another. Specification: PROTOCOL#packets.
 
-use super::DecodeError;
+use super::line::DecodeError;
 use crate::name::Username;
 
 /// Opaque bytes for one user: all that the server knows of a file.

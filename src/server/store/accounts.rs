@@ -7,7 +7,7 @@
 //! accepted login, no password change that began before it takes effect.
 //! Format: README#server-files.
 
-use super::Notices;
+use super::files::{self, Notices};
 use super::journal::Journal;
 use crate::auth::{Account, NewPassword};
 use crate::clock;
@@ -155,7 +155,7 @@ impl Accounts {
         disk::remove_temporary(folder, |name| REPLACED.contains(&name))?;
         disk::remove_temporary(&keys, |name| key_name(name).is_some())?;
         let mut content = Content::default();
-        let opened = super::open_records(&path, Writers::One, notices, |line| content.take(line));
+        let opened = files::open_records(&path, Writers::One, notices, |line| content.take(line));
         let mut records = opened.map_err(|error| with_former(&path, error))?;
         // A line that was never confirmed counts from now on: a power failure must not remove it.
         records.sync()?;
@@ -465,7 +465,7 @@ pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
 /// Reads `users.json` and changes nothing; the accounts also sorted by name.
 fn read(folder: &Path, notices: &mut Notices) -> io::Result<(Content, Vec<Arc<Account>>)> {
     let (path, mut content) = (folder.join("users.json"), Content::default());
-    super::read_records(&path, notices, |line| content.take(line))
+    files::read_records(&path, notices, |line| content.take(line))
         .map_err(|error| with_former(&path, error))?;
     let mut accounts: Vec<_> = content.entries().map(|entry| entry.account.clone()).collect();
     accounts.sort_by(|a, b| a.name.cmp(&b.name));

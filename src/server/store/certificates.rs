@@ -2,8 +2,8 @@
 //!
 //! Invariant: an unusable file never replaces a certificate that works.
 
-use super::Notices;
 use super::audit::Audit;
+use super::files::{self, Notices};
 use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
@@ -137,7 +137,7 @@ impl Certificates {
             let state = lock(&self.state);
             (state.stamp, state.facts.not_after <= clock::now_ms())
         };
-        for notice in disk::close_to_others(&self.folder, super::is_private) {
+        for notice in disk::close_to_others(&self.folder, files::is_private) {
             audit.log("storage_notice", None, None, &notice);
         }
         // A server that runs for more than a year renews its own certificate, too.

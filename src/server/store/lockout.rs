@@ -5,7 +5,7 @@
 //! A start rewrites it, and keeps a copy if it has lines that are not understood. A lock that is read from it lasts no
 //! longer than a new one, whatever the clock says now or said when it was written. PROTOCOL#lockout.
 
-use super::Notices;
+use super::files::{self, Notices};
 use crate::clock;
 use crate::disk;
 use crate::name::Username;
@@ -90,7 +90,7 @@ impl Content {
 /// Reads the file in `folder` and changes nothing.
 fn read(folder: &Path, notices: &mut Notices) -> io::Result<Content> {
     let mut content = Content::default();
-    super::read_records(&folder.join(FILE), notices, |line| content.take(line))?;
+    files::read_records(&folder.join(FILE), notices, |line| content.take(line))?;
     Ok(content)
 }
 
@@ -123,7 +123,7 @@ impl Lockout {
     /// The disk's, with the path in the text.
     pub fn open(folder: &Path, notices: &mut Notices) -> io::Result<Lockout> {
         let (path, mut content) = (folder.join(FILE), Content::default());
-        let mut records = super::open_records(&path, Writers::Many, notices, |line| content.take(line))?;
+        let mut records = files::open_records(&path, Writers::Many, notices, |line| content.take(line))?;
         if records.length()? > 0 {
             // A full disk must not keep the server from its start.
             let shortened = shorten(&path, &mut records);

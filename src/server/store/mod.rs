@@ -7,15 +7,16 @@
 pub mod accounts;
 pub mod audit;
 pub(super) mod certificates;
+mod files;
 mod journal;
 pub mod lockout;
 
 use crate::crypto::secret::Key;
 use crate::disk;
-use crate::records::{self, Records, Writers};
 use accounts::Accounts;
 use audit::Audit;
 use certificates::Certificates;
+use files::{Notices, is_private};
 use lockout::Lockout;
 use std::ffi::OsStr;
 use std::fs;
@@ -25,15 +26,10 @@ use std::path::{Path, PathBuf};
 
 /// The folders in the data folder.
 const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
-/// Files whose names begin so hold what no other user may read.
-const PRIVATE: [&str; 4] = ["server.key", "salt.secret", "users.json", "locks.json"];
 /// The file of the secret behind the salts of unknown names.
 const SALT_SECRET: &str = "salt.secret";
 /// The longest [`SALT_SECRET`] that is read, in bytes: it has 32, and perhaps a line end.
 const MAX_SECRET: usize = 4096;
-
-/// What an operator should know about the data folder, one sentence each.
-pub type Notices = Vec<String>;
 
 /// All that the server keeps.
 pub struct Store {
@@ -98,10 +94,6 @@ fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> {
     [folder.to_path_buf()].into_iter().chain(FOLDERS.map(|name| folder.join(name)))
 }
 
-fn is_private(name: &str) -> bool {
-    PRIVATE.iter().any(|begin| name.starts_with(begin))
-}
-
 /// Refuses folders of another user: their modes cannot be set.
 fn check_owner(folder: &Path) -> io::Result<()> {
     let me = fs::metadata("/proc/self")?.uid();
@@ -123,27 +115,6 @@ fn check_folders(folder: &Path, notices: &mut Notices) -> io::Result<()> {
         let is_ours = path.file_name().and_then(OsStr::to_str).is_some_and(is_private);
         let remedy = if is_ours { "a start closes it" } else { "chmod 600" };
         notices.push(format!("WARNING: {}: other users have access to this file: {remedy}", path.display()));
-    }
-    Ok(())
-}
-
-/// Opens a file of records, and repairs its end.
-fn open_records(
-    path: &Path,
-    writers: Writers,
-    notices: &mut Notices,
-    each: impl FnMut(&[u8]) -> bool,
-) -> io::Result<Records> {
-    let records = Records::open(path, writers, each)?;
-    notices.extend(records.repaired().map(String::from));
-    Ok(records)
-}
-
-/// Reads a file of records and changes nothing. A missing file has none.
-fn read_records(path: &Path, notices: &mut Notices, each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
-    if disk::existing(path)?.is_some() {
-        let plan = records::read(path, each)?.plan(path);
-        notices.extend(plan.map(|plan| format!("WARNING: {plan}")));
     }
     Ok(())
 }

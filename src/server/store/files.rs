@@ -1,0 +1,38 @@
+//! What the files of the data folder have in common: which are private, and how files of records are opened.
+//! Format: README#server-files.
+
+use crate::disk;
+use crate::records::{self, Records, Writers};
+use std::io;
+use std::path::Path;
+
+/// What an operator should know about the data folder, one sentence each.
+pub type Notices = Vec<String>;
+
+/// Files whose names begin so hold what no other user may read.
+const PRIVATE: [&str; 4] = ["server.key", "salt.secret", "users.json", "locks.json"];
+/// Whether only the server may read a file of this name.
+pub fn is_private(name: &str) -> bool {
+    PRIVATE.iter().any(|begin| name.starts_with(begin))
+}
+
+/// Opens a file of records, and repairs its end.
+pub fn open_records(
+    path: &Path,
+    writers: Writers,
+    notices: &mut Notices,
+    each: impl FnMut(&[u8]) -> bool,
+) -> io::Result<Records> {
+    let records = Records::open(path, writers, each)?;
+    notices.extend(records.repaired().map(String::from));
+    Ok(records)
+}
+
+/// Reads a file of records and changes nothing. A missing file has none.
+pub fn read_records(path: &Path, notices: &mut Notices, each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+    if disk::existing(path)?.is_some() {
+        let plan = records::read(path, each)?.plan(path);
+        notices.extend(plan.map(|plan| format!("WARNING: {plan}")));
+    }
+    Ok(())
+}
