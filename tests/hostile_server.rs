@@ -886,7 +886,7 @@ fn newest_that_the_server_makes_up_costs_one_renewal() {
         let stage = Stage::new();
         let (bob, line) = stage.open();
         assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
-        line.say(&Line::challenge(PBKDF2_MIN_ROUNDS));
+        line.say(&Line::challenge(BOBS.rounds));
         assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
         let grant = || {
             let expires = clock::now_ms() + 86_400_000;

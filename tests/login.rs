@@ -427,11 +427,15 @@ fn owner_whose_clock_was_ahead_still_gets_messages() {
 fn owner_remembers_its_certificate_when_the_server_does_not() {
     let alice = Person::new("alice");
     let home = alice.home();
-    for is_first in [true, false] {
+    let mut folder = Arc::new(Folder::new());
+    for observer in ["carol", "dave"] {
         // A server that was started again, at the same address, knows of no login.
-        let server = Server::start();
-        server.raw().register(&alice);
-        let (mut carol, _) = newcomer(&server, "carol");
+        let server = Server::within(folder.clone(), &[]);
+        let is_first = observer == "carol";
+        if is_first {
+            server.raw().register(&alice);
+        }
+        let (mut raw, _) = newcomer(&server, observer);
         let path = home.path(".secure_messenger_client/known_certificates");
         if !is_first {
             let known = std::fs::read_to_string(&path).expect("remembered");
@@ -443,12 +447,13 @@ fn owner_remembers_its_certificate_when_the_server_does_not() {
             let known = known.replace(port, &server.port.to_string());
             std::fs::write(&path, known.replace(former, &ahead.to_string())).expect("written");
             let client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
-            assert_eq!(shown_created(&mut carol, "alice"), ahead + 1, "with its login");
+            assert_eq!(shown_created(&mut raw, "alice"), ahead + 1, "with its login");
             drop(client);
         } else {
             let client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
             assert_eq!(client.finish().0, 0);
         }
+        folder = server.kill();
     }
 }
 
