@@ -222,6 +222,7 @@ impl<'a> Login<'a> {
                 Ok(former) => break former,
                 Err(Full) if shared.end_longest_detached() => {}
                 Err(Full) => {
+                    self.link.ticket.logged_out();
                     shared.audit.limit("server_full", Some(name), Some(self.address), "");
                     return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
                 }

@@ -178,8 +178,9 @@ pub enum Relayed {
 pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bool) -> Relayed {
     let Packet { peer, transfer, payload } = packet;
     if let Some(recipient) = shared.registry.get(peer) {
-        let head = frame::packet_head(&Packet::address(&sender.name, transfer), payload);
-        match recipient.admit(&sender.name, *transfer, Frame::packet(head, payload)) {
+        let frame =
+            || Frame::packet(frame::packet_head(&Packet::address(&sender.name, transfer), payload), payload);
+        match recipient.admit(&sender.name, *transfer, frame) {
             Queued::Yes => return Relayed::Yes,
             Queued::Gone => {}
             Queued::Full if is_late => recipient.revoke(&sender.name, *transfer),

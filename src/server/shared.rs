@@ -144,10 +144,13 @@ impl Shared {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::session::frames::Frame;
+    use super::super::session::frames::{Frame, Receipt};
+    use super::super::session::outbox::Queued;
+    use super::super::session::outbox::tests::next;
     use super::super::session::tests::session;
     use super::super::store::accounts::tests::Folder;
     use super::*;
+    use crate::protocol::{Lost, WrappedKey};
     use std::net::TcpStream;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -236,6 +239,22 @@ pub(super) mod tests {
         assert!(!away.outbox.is_open() && is_online(&shared, "away"));
         shared.sweep(Instant::now());
         assert!(!is_online(&shared, "away") && logouts(&shared, &folder) == 1);
+    }
+
+    /// PROTOCOL#lost.
+    #[test]
+    fn overflow_reports_lost_messages() {
+        let (shared, _folder) = shared(HOUR);
+        let ((alice, far), bob) = (member(&shared, "alice"), away(&shared, "bob"));
+        let receipt = Receipt { sender: Arc::downgrade(&alice.outbox), id: 7 };
+        let key = WrappedKey::new(&[1; 264]);
+        let frame = Frame::envelope((*b"{}\n").into());
+        let queued = bob.outbox.deliver(frame, Some((&key, Some(receipt))), &mut FlushList::default());
+        assert_eq!(queued, Queued::Yes);
+        (0..5).for_each(|_| bob.outbox.send(Frame::line(vec![b'x'; 1 << 20])));
+        shared.sweep(Instant::now());
+        let line = ServerMessage::Lost(Lost { id: 7, name: bob.name.clone() }).encode();
+        assert_eq!(next(&far, line.len()).into_bytes(), line);
     }
 
     /// PROTOCOL#outlives.

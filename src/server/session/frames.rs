@@ -217,19 +217,20 @@ impl<S> Frames<S> {
         std::mem::take(&mut self.load.receipts)
     }
 
-    /// Queues a packet if there is room: 256 KiB for each session, which a client need not have acknowledged yet, and an
-    /// eighth of what all sessions together have left. False if there is none. PROTOCOL#packet-order.
-    pub fn put_packet(&mut self, mut packet: Frame, quota: &Arc<Quota>) -> bool {
-        if self.load.packet_bytes.saturating_sub(2 * ACK_BYTES) > quota.left() / 8 {
-            return false;
-        }
+    /// Whether there is room for a packet: 256 KiB for each session, which a client need not have acknowledged yet, and an
+    /// eighth of what all sessions together have left. PROTOCOL#packet-order.
+    pub fn has_packet_room(&self, quota: &Quota) -> bool {
+        self.load.packet_bytes.saturating_sub(2 * ACK_BYTES) <= quota.left() / 8
+    }
+
+    /// Queues a packet.
+    pub fn put_packet(&mut self, mut packet: Frame, quota: &Arc<Quota>) {
         self.load.add(&packet);
         let length = packet.length();
         if let Some(payload) = &mut packet.payload {
             payload.permit = Some(quota.take(length));
         }
         self.window.push_behind(packet);
-        true
     }
 
     /// Whether there is room for a frame of another client. Beyond half of the limit, its sender may hold no more, with this
@@ -324,9 +325,10 @@ impl<S> Frames<S> {
         self.window.clear_behind();
     }
 
-    /// Drops everything.
+    /// Drops all frames. Their receipts stay until the session ends.
     pub fn clear(&mut self) {
-        (self.window, self.load) = (SendWindow::default(), Load::default());
+        let receipts = self.take_receipts();
+        (self.window, self.load) = (SendWindow::default(), Load { receipts, ..Load::default() });
     }
 }
 
@@ -348,9 +350,17 @@ pub(in crate::server) mod tests {
         Frame::line(vec![n; 10])
     }
 
+    /// False if there is no room for it.
+    fn put(frames: &mut Frames, packet: Frame, quotas: &Quotas) -> bool {
+        let has_room = frames.has_packet_room(&quotas.packets);
+        if has_room {
+            frames.put_packet(packet, &quotas.packets);
+        }
+        has_room
+    }
+
     fn put_packet(frames: &mut Frames, n: u8) {
-        let packet = Frame::packet(vec![n; 4], &[n; 6]);
-        assert!(frames.put_packet(packet, &Quotas::default().packets));
+        assert!(put(frames, Frame::packet(vec![n; 4], &[n; 6]), &Quotas::default()));
     }
 
     /// Whether a line of a third client is not taken.
@@ -481,7 +491,7 @@ pub(in crate::server) mod tests {
                         frames.put(Frame::line(bytes));
                     } else {
                         let packet = Frame::packet(bytes, b"");
-                        assert!(frames.put_packet(packet, &Quotas::default().packets));
+                        assert!(put(&mut frames, packet, &Quotas::default()));
                     }
                 }
                 sent(&mut frames);
@@ -566,7 +576,7 @@ pub(in crate::server) mod tests {
         frames.put(line(1));
         sent(&mut frames);
         frames.put(line(2));
-        assert!(frames.put_packet(Frame::packet(vec![3], b""), &quotas.packets));
+        assert!(put(&mut frames, Frame::packet(vec![3], b""), &quotas));
         assert_eq!(quotas.packets.left(), MAX_WAITING_PACKETS - 1);
         frames.end();
         assert_eq!((quotas.packets.left(), sent(&mut frames)), (MAX_WAITING_PACKETS, vec![2]));
@@ -590,8 +600,7 @@ pub(in crate::server) mod tests {
         const PACKET: usize = 64 * 1024;
         let (quotas, mut frames) = (Quotas::default(), Frames::new(1000));
         let packet = || Frame::packet(vec![0], &[0; PACKET - 1]);
-        let fill =
-            |frames: &mut Frames| (0..).take_while(|_| frames.put_packet(packet(), &quotas.packets)).count();
+        let fill = |frames: &mut Frames| (0..).take_while(|_| put(frames, packet(), &quotas)).count();
         let pressure = under_pressure(&quotas, 0);
         assert_eq!(fill(&mut frames), 5, "as long as there are no more than 256 KiB");
         while !frames.is_idle() {

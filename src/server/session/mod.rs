@@ -179,7 +179,7 @@ impl Session {
 
     /// Queues a packet, and uses one of those granted to `sender`. Both change under one lock, so that [`Session::grant`]
     /// counts the packet once.
-    pub fn admit(&self, sender: &Username, transfer: [u8; 16], packet: Frame) -> Queued {
+    pub fn admit(&self, sender: &Username, transfer: [u8; 16], packet: impl FnOnce() -> Frame) -> Queued {
         let mut granted = lock(&self.granted);
         let place = (sender.clone(), transfer);
         let Some(left) = granted.get_mut(&place) else { return Queued::Gone };
@@ -227,7 +227,7 @@ pub(super) mod tests {
 
         /// Uses one up for an empty packet.
         pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
-            self.admit(sender, transfer, Frame::packet(Vec::new(), b"")) == Queued::Yes
+            self.admit(sender, transfer, || Frame::packet(Vec::new(), b"")) == Queued::Yes
         }
 
         /// As if its certificate had expired.

@@ -4,15 +4,16 @@
 //! (a former session's first) → `io` → leaves (TLS, quotas, connection limits, the flusher's lists, accounts, the audit log).
 //! Two `io` or two `inbound` are never held together. Eight sentences say why this is enough:
 //!
-//! 1. A client's frame is counted and handled together, under `inbound`, while its link serves the session. Nothing waits
-//!    there, for a client or the disk, so a resumption gets `inbound` soon after it has cut the link.
+//! 1. A client's frame is counted and handled together, under `inbound`, if its link serves the session when `inbound` is
+//!    taken. Nothing waits there, for a client or the disk (what is read from disk is read before), so a resumption gets
+//!    `inbound` soon after it has cut the link.
 //! 2. The holder of the *baton* (`Io::writing`) alone encrypts for its link; baton and link change together, under `io`.
 //! 3. After every write the holder asks whether its link is still the one; if not, it touches nothing more.
 //! 4. [`Outbox::attach`] cuts the former link, then takes `inbound` and reads the position, and sets the new link and its
 //!    first line before it releases `inbound`: no frame of the former link is counted after the position. A newer attempt
 //!    ends an older one.
 //! 5. Control lines belong to a link and end with it; counted frames belong to the session.
-//! 6. A frame keeps its number, and is freed only when the client acknowledges it or the session ends.
+//! 6. A frame keeps its number, and is freed only when the client acknowledges it, or when the session is full or ends.
 //! 7. Nothing is queued after [`Outbox::close`], and it succeeds once.
 //! 8. A session ends only in the registry ([`end`](crate::server::registry::Registry::end) or a newer login), under the lock
 //!    of its changes. Delivery may fill an outbox, but never ends a session.
@@ -190,14 +191,18 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Queues a packet behind all lines. The caller [flushes](Outbox::flush) when it holds no lock.
-    pub fn put_packet(&self, packet: Frame) -> Queued {
+    /// Queues a packet behind all lines, and makes it only if there is room. The caller [flushes](Outbox::flush) when it
+    /// holds no lock.
+    pub fn put_packet(&self, packet: impl FnOnce() -> Frame) -> Queued {
         let mut io = lock(&self.io);
-        match io.is_open().then(|| io.frames.put_packet(packet, &self.quotas.packets)) {
-            None => Queued::Gone,
-            Some(false) => Queued::Full,
-            Some(true) => Queued::Yes,
+        if !io.is_open() {
+            return Queued::Gone;
         }
+        if !io.frames.has_packet_room(&self.quotas.packets) {
+            return Queued::Full;
+        }
+        io.frames.put_packet(packet(), &self.quotas.packets);
+        Queued::Yes
     }
 
     /// How many packets count against what may be granted: see [`Frames::packets`](super::frames::Frames::packets).
@@ -606,7 +611,7 @@ pub(in crate::server) mod tests {
     }
 
     fn relay(outbox: &Arc<Outbox>, packet: Frame) -> bool {
-        let queued = outbox.put_packet(packet) == Queued::Yes;
+        let queued = outbox.put_packet(|| packet) == Queued::Yes;
         outbox.flush(&mut Buffers::default());
         queued
     }
@@ -896,7 +901,7 @@ pub(in crate::server) mod tests {
                             let text = format!("{sender} {sent}\n").into_bytes();
                             // At once, with a list, or behind all lines.
                             let queued = match (sender, sent % 3) {
-                                (2, _) => outbox.put_packet(Frame::packet(text, b"")) == Queued::Yes,
+                                (2, _) => outbox.put_packet(|| Frame::packet(text, b"")) == Queued::Yes,
                                 (_, 0) => deliver(outbox, Frame::line(text)) == Queued::Yes,
                                 _ => {
                                     let mut list = FlushList::default();
