@@ -219,6 +219,9 @@ fn is_silence(error: &io::Error) -> bool {
 #[derive(Default)]
 pub struct Reader {
     large: Vec<u8>,
+    /// TLS holds neither bytes that came with the handshake nor an end that came with the last bytes. A thread that asks it
+    /// at each read keeps a page of stack more.
+    is_drained: bool,
 }
 
 /// What [`Channel::receive`] got.
@@ -290,11 +293,15 @@ impl Channel {
     /// # Errors
     /// The socket's, or a TLS error, after which the channel is useless.
     pub fn receive(&self, reader: &mut Reader, plain: &mut Vec<u8>, wait: Duration) -> io::Result<Received> {
-        // Bytes that came with the handshake, or an end that came with the last bytes.
         let before = plain.len();
-        let has_ended = self.take_in(&[], plain)?;
-        if has_ended || plain.len() > before {
-            return Ok(if plain.len() > before { Received::Some } else { Received::End });
+        let received = |has_ended: bool, after: usize| {
+            if has_ended && after == before { Received::End } else { Received::Some }
+        };
+        if !std::mem::replace(&mut reader.is_drained, true) {
+            let has_ended = self.take_in(&[], plain)?;
+            if has_ended || plain.len() > before {
+                return Ok(received(has_ended, plain.len()));
+            }
         }
         self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
         let mut small = [0; SMALL_READ];
@@ -314,7 +321,8 @@ impl Channel {
         } else if reader.large.is_empty() {
             reader.large = vec![0; LARGE_READ];
         }
-        Ok(if has_ended && plain.len() == before { Received::End } else { Received::Some })
+        reader.is_drained = !has_ended;
+        Ok(received(has_ended, plain.len()))
     }
 
     /// Decrypts; true if the peer has closed.
