@@ -258,13 +258,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Replaces a file that may be lost in a power failure: temporary file, rename.
-///
-/// # Errors
-/// With the path in the text; the old file is then unchanged.
-pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let write = |writer: &mut dyn Write| writer.write_all(bytes);
-    replaced(path, write, |_| Ok(()), |_| Ok(())).map(drop)
+/// The file that [`replace`] writes first. A crash may leave it.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(TEMPORARY);
+    name.into()
 }
 
 /// As [`replace`], with the bytes that `write` writes. Calls `before` with the new file before it gets the name. The
@@ -277,25 +275,14 @@ pub fn replace_with(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     before: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<File> {
-    replaced(path, write, File::sync_all, before)
-}
-
-fn replaced(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    sync: impl FnOnce(&File) -> io::Result<()>,
-    before: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<File> {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(TEMPORARY);
-    let temporary = Path::new(&name);
+    let temporary = &*temporary(path);
     // A crash may have left one.
     let _ = fs::remove_file(temporary);
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create_new(true).mode(0o600).open(temporary);
     let replaced = file.map_err(at(temporary)).and_then(|file| {
         let mut writer = BufWriter::new(&file);
-        let written = write(&mut writer).and_then(|()| writer.flush()).and_then(|()| sync(&file));
+        let written = write(&mut writer).and_then(|()| writer.flush()).and_then(|()| file.sync_all());
         written.map_err(at(temporary))?;
         drop(writer);
         before(&file)?;

@@ -1780,6 +1780,22 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
     }
 }
 
+/// PROTOCOL#logins.
+#[test]
+fn failed_registration_shuts_no_account_of_an_older_key_file_out() {
+    let stage = Stage::without_logins();
+    let port = stage.listener.local_addr().expect("bound").port();
+    let client = Client::within(stage.home.clone(), port, "bob", false, &["--register"]);
+    let line = Line::new(stage.listener.accept().expect("the client connects").0);
+    assert!(matches!(line.hear(), Some(ClientMessage::Register(_))));
+    line.close();
+    assert!(client.finish().0 == 1 && stage.logins().is_empty());
+    let (client, mut line) = stage.open();
+    line.let_in(BOBS);
+    logged_in(client);
+    assert_eq!(stage.logins(), [BOBS]);
+}
+
 /// PROTOCOL#password-file, PROTOCOL#password-files.
 #[test]
 fn interrupted_change_logs_in_with_whatever_the_server_expects() {

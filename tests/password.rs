@@ -633,7 +633,7 @@ fn one_key_file_serves_several_servers_and_keeps_the_used_logins() {
     let third = Server::start();
     newcomer(&third, "ALICE");
     let said = refused(register(&third));
-    assert!(said.contains("is taken") && home.logins() == logins, "{said}");
+    assert!(said.contains("your account is not on this server") && home.logins() == logins, "{said}");
     // A ninth takes the place of the one that was not used for longest.
     let fourth = Server::start();
     assert_eq!(register(&fourth).finish().0, 0);
@@ -664,7 +664,7 @@ fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
     };
     let said = refused(home.client(server.port, NEW));
     assert!(said.contains("ask the operator to remove the account, then create it again"), "{said}");
-    assert!(refused(register(&server)).contains("the name alice is taken"));
+    assert!(refused(register(&server)).contains("your account is not on this server"));
     let key = |home: &Home| {
         key_file::open(&fs::read(home.key()).expect("there"), &"alice".parse().expect("name"), &password(NEW))
     };

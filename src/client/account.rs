@@ -180,7 +180,7 @@ pub fn register(
     match prove(&mut connection, options, (name, password), opened, key, Some(password_key)) {
         Err(error) if is_made => Err(StartError::OnlyMade(Box::new(error))),
         // The name is somebody else's: the key here is for another server's account.
-        Err(StartError::Login | StartError::UnknownLogin(..)) => Err(StartError::NameTaken(name.clone())),
+        Err(StartError::Login) => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
         Ok(login) => Ok((connection, login)),
     }

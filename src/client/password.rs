@@ -241,8 +241,9 @@ impl Opened {
         Ok(())
     }
 
-    /// Puts a login that the server has not accepted yet at the end of each file that the password has opened; it is on
-    /// disk then. In a list of 8 the last one makes room: no number of failed attempts costs a second one.
+    /// Puts a login that the server has not accepted yet at the end of the list of each file that the password has opened; it
+    /// is on disk then. In a list of 8 the last one makes room: no number of failed attempts costs a second one. A file
+    /// without a list stays so: it accepts any login, also that of an account that is there already.
     ///
     /// # Errors
     /// [`StartError::Disk`]: another client uses the folder, or the disk fails; nothing has changed then.
@@ -255,7 +256,7 @@ impl Opened {
         let added = self
             .versions
             .iter_mut()
-            .filter(|version| version.opens)
+            .filter(|version| version.opens && !version.logins.is_empty())
             .try_for_each(|version| version.edit(add));
         if let Err(error) = added {
             self.take_back();
@@ -288,9 +289,11 @@ impl Opened {
         let listed = at(&|version| version.opens && lists(version));
         let closed = at(&|version| !version.opens && lists(version));
         let any = at(&|version| version.opens && version.logins.is_empty());
-        match (listed, closed, any) {
-            (Some(at), ..) | (None, None, Some(at)) => Ok(at),
-            (None, Some(_), _) => Err(StartError::OtherPassword),
+        let other = at(&|version| !version.opens && version.logins.is_empty());
+        match (listed, closed, any.or(other)) {
+            (Some(at), ..) => Ok(at),
+            (None, None, Some(at)) if any.is_some() => Ok(at),
+            (None, Some(_), _) | (None, None, Some(_)) => Err(StartError::OtherPassword),
             (None, None, None) => Err(StartError::UnknownLogin(self.path.clone())),
         }
     }
@@ -354,7 +357,7 @@ pub fn change(
     }
     let (path, new_path) = paths(options, name);
     let _lock = lock(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => ChangeError::Unsettled,
+        io::ErrorKind::WouldBlock if new_path.exists() => ChangeError::Unsettled,
         _ => disk_error(error),
     })?;
     if new_path.exists() {
@@ -384,6 +387,10 @@ pub fn change(
             // Whatever the disk does: the server expects it from now on.
             keep(key);
             let replaced = fs::rename(&new_path, &path).map_err(disk::at(&path));
+            // A crash may have left the former key under the former password.
+            for path in [&path, &new_path] {
+                let _ = fs::remove_file(disk::temporary(path));
+            }
             replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)
         }
         // A server whose disk has failed cannot be sure itself.

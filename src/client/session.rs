@@ -437,7 +437,9 @@ impl Session {
 
     fn failure(&mut self, failure: &Failure) {
         let text = shortened(&failure.message);
-        self.keys.learn(failure.newest.unwrap_or(0));
+        if failure.is(ErrorCode::BadKey) {
+            self.keys.learn(failure.newest.unwrap_or(0));
+        }
         if let Some(over) = last_word(failure) {
             self.problem(format!("{over}: this session is over"));
             self.tell_unsettled();

@@ -388,8 +388,11 @@ impl KnownCertificates {
             if is_kept(record.created, now_ms) {
                 let made = (record.created, Fingerprint(record.key.0));
                 let newest = self.newest.entry(owner).or_insert(made);
-                // Of two that are as new, the one that was seen here first.
-                *newest = if made.0 > newest.0 { made } else { *newest };
+                // Of two that are as new, the one that was seen here first. One that is far ahead of the clock is kept, in
+                // case the clock is wrong, but gives way to any other.
+                let is_newer =
+                    (!is_far_ahead(made.0, now_ms), made.0) > (!is_far_ahead(newest.0, now_ms), newest.0);
+                *newest = if is_newer { made } else { *newest };
             }
         })?;
         Ok(records.repaired().map(String::from))
@@ -411,14 +414,14 @@ impl KnownCertificates {
             let (server, name, created) = (server.clone(), name.clone(), *created);
             line(&CertificateRecord { server, name, identity: Fixed(identity.0), created, key: Fixed(key.0) })
         });
-        disk::replace_unsynced(&self.path, &lines.collect::<Vec<_>>())?;
+        disk::replace(&self.path, &lines.collect::<Vec<_>>())?;
         self.changed = false;
         Ok(())
     }
 }
 
 fn is_kept(created: u64, now_ms: u64) -> bool {
-    created.saturating_add(CERTIFICATE_KEPT) >= now_ms && !is_far_ahead(created, now_ms)
+    created.saturating_add(CERTIFICATE_KEPT) >= now_ms
 }
 
 impl Drop for KnownCertificates {
@@ -519,6 +522,21 @@ mod tests {
         known.write(now + slack).expect("written");
         drop(known);
         assert!(open().admit(&bob, identity, (now, two), now));
+        std::fs::remove_dir_all(folder).expect("clean up");
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn wrong_clock_erases_no_certificate() {
+        let (folder, now, day) = (folder(), clock::now_ms(), 24 * 3_600_000);
+        let path = folder.join("known_certificates");
+        let open = || KnownCertificates::open(&path, "a:1".into()).expect("a file");
+        let bob: Username = "bob".parse().expect("name");
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let mut known = open();
+        assert!(known.admit(&bob, identity, (now, one), now));
+        known.write(now - day).expect("written");
+        assert!(!open().admit(&bob, identity, (now - 1, two), now));
         std::fs::remove_dir_all(folder).expect("clean up");
     }
 

@@ -72,6 +72,7 @@ impl OwnKeys {
     /// A new session has begun with a key of its own; what it replaces counts as former.
     pub fn restart(&mut self, current: SessionKey, now: Instant) {
         let former = std::mem::replace(self, OwnKeys::new(current, now));
+        self.newest = former.newest;
         let replaced = [Some(former.current), former.announced].into_iter().flatten();
         self.former = replaced.map(|key| (key, now)).chain(former.former).collect();
     }
@@ -96,6 +97,10 @@ impl Session {
     }
 
     pub(super) fn certified_key(&mut self, created: u64, newest: u64) {
+        // What a former login in this run was certified at, unless the clock was set back since.
+        let known = self.keys.newest;
+        let is_ahead = SessionCertificate::next_created(known, self.now) <= known;
+        let newest = if is_ahead { newest } else { newest.max(known) };
         if created <= newest {
             self.keys.due = self.instant;
         }
