@@ -434,7 +434,7 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
     let folder = fs::File::open(home.key().parent().expect("a folder")).expect("opens");
     folder.try_lock().expect("free");
     client.say(&home.command(NEW));
-    client.expect("! an earlier change of your password is not complete");
+    client.expect("another client is using this key file: try again");
     drop(folder);
     for _ in 0..5 {
         let nobody = Person::new("alice");

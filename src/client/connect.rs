@@ -165,10 +165,11 @@ impl fmt::Display for StartError {
             ),
             StartError::UnknownLogin(path) => write!(
                 f,
-                "this server does not ask for your password as your key file expects, so nothing was sent: the password was \
-                 changed elsewhere, your account is not on this server, or this is a false server. If you changed the \
-                 password on another machine, copy the key file from there again, to {}; if there is no account, create it; \
-                 if nothing else helps, ask the operator to remove the account, then create it again: you keep your key",
+                "this server does not ask for your password as your key file expects, so nothing was sent: the password \
+                 was changed elsewhere, your account is not on this server (the name may be taken), or this is a false \
+                 server. If you changed the password on another machine, copy the key file from there again, to {}; if \
+                 there is no account, create it; if nothing else helps, ask the operator to remove the account, then \
+                 create it again: you keep your key",
                 path.display()
             ),
             StartError::OtherPassword => f.write_str(

@@ -956,13 +956,13 @@ fn login_that_is_not_the_newest_is_renewed_at_once() {
     let hour = 3_600_000;
     for (newest, next) in [
         (NOW - 1, None),
-        (NOW, Some(NOW + 1)),
+        (NOW + 1, Some(NOW + 2)),
         (NOW + hour, Some(NOW + hour + 1)),
         (NOW + 3 * hour, Some(NOW)),
         (u64::MAX, Some(NOW)),
     ] {
         let mut net = Net::new();
-        let key = NewKey { key: SessionKey::generate(), created: NOW, newest };
+        let key = NewKey { key: SessionKey::generate(), created: NOW + 1, newest };
         net.event(0, Event::LoggedIn(Box::new(key), Duration::ZERO));
         assert_eq!(net.wants_key[0], next.is_some(), "{newest}");
         let Some(next) = next else { continue };
