@@ -1987,7 +1987,7 @@ fn a_false_login_after_no_session_is_refused_with_the_reason() {
     let falsehoods = [
         (ServerMessage::error(ErrorCode::LoginFailed, "no"), "login failed"),
         // A key for the asking.
-        (Line::challenge(1), "login failed"),
+        (Line::challenge(1), "this server does not ask for your password as your key file expects"),
     ];
     for (falsehood, part) in falsehoods {
         let stage = Stage::new();

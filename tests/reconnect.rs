@@ -543,8 +543,8 @@ fn a_password_that_another_client_has_changed_ends_the_client_with_the_reason() 
     cut(&two.gates[0], &mut two.alice);
     two.talk("as ever");
     let server = two.restart(server);
-    let line = two.alice.expect("login failed");
-    assert!(line.starts_with("! ") && line.contains("the password is wrong"), "{line}");
+    let line = two.alice.expect("this server does not ask for your password");
+    assert!(line.starts_with("! ") && line.contains("the password was changed elsewhere"), "{line}");
     let (status, lines) = two.alice.finish();
     assert_eq!(status, 1, "{lines:#?}");
     // It sees by the challenge that what it has kept is of no use, and does not waste an attempt on it.

@@ -57,7 +57,7 @@ impl Credentials {
     /// Logs in once more, with a new session key; the session's token.
     ///
     /// # Errors
-    /// [`StartError`]; [`StartError::Login`] also if the password is another by now.
+    /// [`StartError`]; [`StartError::UnknownLogin`] if the server asks for another password by now.
     pub fn log_in(
         &self,
         connection: &mut Connection,
@@ -66,7 +66,7 @@ impl Credentials {
     ) -> Result<(NewKey, Key), StartError> {
         let challenge = ask_challenge(connection, &self.name, &self.identity)?;
         if !self.password_key.answers(&challenge) {
-            return Err(StartError::Login);
+            return Err(StartError::UnknownLogin(options.key_path(&self.name)));
         }
         self.respond(connection, &challenge, key, options)
     }

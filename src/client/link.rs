@@ -6,11 +6,11 @@
 //! what comes in waits in the [`Inbox`]. Nothing is put there behind an [`Event::Closed`]. [`Liveness`] alone decides
 //! that a connection is dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
 
-use super::connect::{Connection, StartError, reason};
+use super::connect::{Connection, reason};
 use super::inbox::{Inbox, Wake};
 use super::lock;
 use super::queue::Queue;
-use super::reconnect::{Again, Pause, Way, is_final, is_refused};
+use super::reconnect::{Again, Pause, Way, is_final, is_login_refused, is_refused};
 use super::session::{Event, last_word, seconds};
 use super::transfer::Hub;
 use crate::auth::PasswordKey;
@@ -279,7 +279,7 @@ impl Reader {
                     error
                 }
             };
-            let again_refused = matches!(error, StartError::Login) && std::mem::replace(&mut refused, true);
+            let again_refused = is_login_refused(&error) && std::mem::replace(&mut refused, true);
             if is_final(&error) || again_refused {
                 self.tell(Event::Closed(error.to_string()));
                 return None;

@@ -130,11 +130,17 @@ pub fn is_final(error: &StartError) -> bool {
     )
 }
 
+/// Whether the server, or this client because of what the server asks, refuses the login.
+pub fn is_login_refused(error: &StartError) -> bool {
+    matches!(error, StartError::Login | StartError::UnknownLogin(_))
+}
+
 /// Whether somebody was there and refused: worth telling, unlike one more time that nobody is reached. A refused login
 /// is told when it is final.
 pub fn is_refused(error: &StartError) -> bool {
     let is_channel = matches!(error, StartError::Channel(ChannelError::Io(_)));
-    !is_channel && !matches!(error, StartError::Login | StartError::Unreachable(..) | StartError::Lost(_))
+    let is_unreachable = matches!(error, StartError::Unreachable(..) | StartError::Lost(_));
+    !is_channel && !is_unreachable && !is_login_refused(error)
 }
 
 /// A pause before an attempt. A key ends it, so does a sleep of this machine; neither ends what the server asks to wait.
