@@ -1782,7 +1782,7 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
 
 /// PROTOCOL#logins.
 #[test]
-fn failed_registration_shuts_no_account_of_an_older_key_file_out() {
+fn failed_registration_leaves_a_file_without_list_as_it_is() {
     let stage = Stage::without_logins();
     let port = stage.listener.local_addr().expect("bound").port();
     let client = Client::within(stage.home.clone(), port, "bob", false, &["--register"]);

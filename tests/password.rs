@@ -596,7 +596,7 @@ fn copied_key_file_logs_in_until_the_password_changes_elsewhere() {
 
 /// PROTOCOL#known-logins, PROTOCOL#logins.
 #[test]
-fn one_key_file_serves_several_servers_and_keeps_the_used_logins() {
+fn one_key_file_keeps_the_logins_of_several_servers() {
     let servers = [Server::start(), Server::start()];
     let home = Home::new(&servers[0]);
     let first = home.logins();

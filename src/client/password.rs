@@ -20,6 +20,7 @@ use crate::disk;
 use crate::name::Username;
 use crate::protocol::{Challenge, ClientMessage, ErrorCode, ServerMessage};
 use miniserde::{Deserialize, json};
+use std::cmp::Reverse;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -284,17 +285,17 @@ impl Opened {
     /// # Errors
     /// [`StartError::OtherPassword`] if it is the file that the password does not open; [`StartError::UnknownLogin`].
     pub fn place(&self, login: Login) -> Result<usize, StartError> {
-        let at = |fits: &dyn Fn(&Version) -> bool| self.versions.iter().position(fits);
-        let lists = |version: &Version| version.logins.contains(&login);
-        let listed = at(&|version| version.opens && lists(version));
-        let closed = at(&|version| !version.opens && lists(version));
-        let any = at(&|version| version.opens && version.logins.is_empty());
-        let other = at(&|version| !version.opens && version.logins.is_empty());
-        match (listed, closed, any.or(other)) {
-            (Some(at), ..) => Ok(at),
-            (None, None, Some(at)) if any.is_some() => Ok(at),
-            (None, Some(_), _) | (None, None, Some(_)) => Err(StartError::OtherPassword),
-            (None, None, None) => Err(StartError::UnknownLogin(self.path.clone())),
+        // Prefer a file that lists the login, then one that the password opens.
+        let rank = |version: &Version| match (version.logins.contains(&login), version.logins.is_empty()) {
+            (true, _) => Some((2, version.opens)),
+            (false, true) => Some((1, version.opens)),
+            (false, false) => None,
+        };
+        let ranked = self.versions.iter().enumerate().filter_map(|(at, version)| Some((rank(version)?, at)));
+        match ranked.max_by_key(|(rank, at)| (*rank, Reverse(*at))) {
+            Some(((_, true), at)) => Ok(at),
+            Some(((_, false), _)) => Err(StartError::OtherPassword),
+            None => Err(StartError::UnknownLogin(self.path.clone())),
         }
     }
 
@@ -320,10 +321,7 @@ impl Opened {
                 version.path.clone_from(&self.path);
             }
         }
-        let had_list = match &version.undo {
-            Some(Undo::Restore(_, former)) => !former.is_empty(),
-            _ => !version.logins.is_empty(),
-        };
+        let had_list = !version.logins.is_empty();
         let stored = match version.logins.first() == Some(&login) {
             true => Ok(()),
             false => self.lock().and_then(|()| self.versions[at].edit(|logins| put_first(logins, login))),

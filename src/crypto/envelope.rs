@@ -72,7 +72,7 @@ words! {
 }
 
 words! {
-    /// Whom an envelope is for. It is signed.
+    /// Whether an envelope is for everyone, one user or a room. It is signed.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Scope {
         /// All online users.
@@ -91,7 +91,7 @@ words! {
 pub struct Header {
     /// What the envelope contains.
     pub kind: Kind,
-    /// Whom it is for.
+    /// Everyone, one user or a room.
     pub scope: Scope,
     /// The recipient of a private or room envelope, in the letter case of the account; `None` in a broadcast.
     pub recipient: Option<Username>,

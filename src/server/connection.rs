@@ -365,22 +365,14 @@ mod tests {
     use super::super::session::frames::tests::under_pressure;
     use super::super::session::outbox::Attached;
     use super::super::session::outbox::tests::{attach, link};
-    use super::super::session::tests::session;
-    use super::super::shared::tests::shared;
+    use super::super::session::tests::{TRANSFER, name, session};
+    use super::super::shared::tests::{HOUR, shared};
     use super::*;
     use crate::encoding::Fixed;
-    use crate::name::Username;
     use crate::protocol::{KeysRequest, Received as Taken};
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::Duration;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    const TRANSFER: [u8; 16] = [9; 16];
-
-    fn name(name: &str) -> Username {
-        name.parse().expect("name")
-    }
 
     /// One who is logged in, and the other end of the connection. The bucket is full and stays as it is.
     fn client(shared: &Arc<Shared>, name: &str) -> (Client, TcpStream) {

@@ -261,23 +261,20 @@ impl<'a> Login<'a> {
                 // Otherwise it would log in, and disconnect the client that has replaced it.
                 return Err(refuse(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere"));
             }
-            let attach = |session: &Arc<Session>| {
-                let hello = |received| ServerMessage::Resumed(Position { received }).encode();
-                session.outbox.attach(self.link.clone(), answer.received, limits::RESUME_PATIENCE, hello)
-            };
-            let session = session.filter(|_| which.is_some());
-            match session.as_ref().map_or(Attached::NoSession, attach) {
+            // PROTOCOL#no-session.
+            let no_session = || refuse(ErrorCode::NoSession, "there is no such session to resume: log in");
+            let session = session.filter(|_| which.is_some()).ok_or_else(no_session)?;
+            let hello = |received| ServerMessage::Resumed(Position { received }).encode();
+            let link = self.link.clone();
+            match session.outbox.attach(link, answer.received, limits::RESUME_PATIENCE, hello) {
                 Attached::Yes => {}
                 Attached::NoSession => {
                     let current = self.shared.registry.get(pending.name());
-                    if session.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr)
-                        && which.is_some()
-                    {
-                        // It has ended or was replaced meanwhile: answer as a client that comes now.
-                        continue;
+                    if current.is_some_and(|current| Arc::ptr_eq(&current, &session)) {
+                        return Err(no_session());
                     }
-                    // PROTOCOL#no-session.
-                    return Err(refuse(ErrorCode::NoSession, "there is no such session to resume: log in"));
+                    // It has ended or was replaced in the meantime: answer as to a client that comes now.
+                    continue;
                 }
                 Attached::Busy => {
                     let text = "the former connection is still busy: try again";
@@ -286,7 +283,7 @@ impl<'a> Login<'a> {
                 Attached::Overtaken => return Err(Refusal::Gone),
             }
             self.shared.audit.log("resumed", Some(pending.name()), Some(self.address), "");
-            return session.ok_or(Refusal::Gone);
+            return Ok(session);
         }
     }
 
@@ -445,15 +442,13 @@ mod tests {
     use super::super::session::outbox::Condition;
     use super::super::session::outbox::tests::link;
     use super::super::session::tests::session;
-    use super::super::shared::tests::shared;
+    use super::super::shared::tests::{HOUR, shared};
     use super::*;
     use crate::encoding::{Bytes, Fixed};
     use crate::protocol::VERSION;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering};
-
-    const HOUR: Duration = Duration::from_secs(3600);
 
     /// A connection without a session, and its other end.
     fn connection(shared: &Arc<Shared>) -> (Login<'_>, TcpStream) {

@@ -122,7 +122,7 @@ mod tests {
 
     /// PROTOCOL#presence-lists.
     #[test]
-    fn who_is_in_both_lists_is_on_line_at_the_end_however_long_they_are() {
+    fn user_in_both_lists_is_online_at_the_end() {
         let lines = lines(false, names(0..5000), names(0..9000));
         let mut online: HashSet<Username> = names(0..9000).into_iter().collect();
         for line in &lines {
@@ -143,7 +143,7 @@ mod tests {
 
     /// PROTOCOL#presence-lists, PROTOCOL#presence.
     #[test]
-    fn few_changes_are_one_line_and_a_full_list_says_where_it_begins_and_ends() {
+    fn few_changes_are_one_line_and_a_list_marks_its_ends() {
         assert_eq!(lines(false, Vec::new(), Vec::new()).len(), 0);
         assert_eq!(lines(false, names(0..3), names(3..5)).len(), 1);
         let all = lines(true, names(0..9000), Vec::new());

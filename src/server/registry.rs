@@ -178,7 +178,7 @@ mod tests {
 
     /// PROTOCOL#full, PROTOCOL#replaced.
     #[test]
-    fn full_registry_takes_a_session_only_in_the_place_of_its_former_one() {
+    fn full_registry_accepts_only_a_replacement() {
         let registry = Registry::default();
         let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
         let remove = |(session, _): &(Arc<Session>, TcpStream)| {

@@ -227,21 +227,14 @@ mod tests {
     use super::super::session::frames::tests::under_pressure;
     use super::super::session::outbox::tests::{attach, link};
     use super::super::session::outbox::{Attached, Condition};
-    use super::super::session::tests::session;
-    use super::super::shared::tests::shared;
+    use super::super::session::tests::{TRANSFER, name, session};
+    use super::super::shared::tests::{HOUR, shared};
     use super::*;
     use crate::crypto::public::{Fingerprint, RSA_BYTES, WRAPPED_BYTES};
     use crate::protocol::{Body, Header, Kind, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::Duration;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    const TRANSFER: [u8; 16] = [9; 16];
-
-    fn name(name: &str) -> Username {
-        name.parse().expect("name")
-    }
 
     /// One who is on-line, and the other end of the connection.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {

@@ -153,7 +153,7 @@ pub(super) mod tests {
     use crate::protocol::{Lost, WrappedKey};
     use std::net::TcpStream;
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    pub const HOUR: Duration = Duration::from_secs(3600);
 
     /// What the threads of a server share that nobody can connect to, and its data folder.
     pub fn shared(grace: Duration) -> (Arc<Shared>, Folder) {

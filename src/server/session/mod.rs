@@ -236,6 +236,13 @@ pub(super) mod tests {
         }
     }
 
+    /// A transfer of a file.
+    pub const TRANSFER: [u8; 16] = [9; 16];
+
+    pub fn name(name: &str) -> Username {
+        name.parse().expect("name")
+    }
+
     fn key(byte: u8) -> Key {
         Key::new([byte; 32])
     }

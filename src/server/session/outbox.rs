@@ -555,7 +555,7 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn what_the_server_itself_says_to_one_who_never_reads_is_bounded_too() {
+    fn own_messages_to_a_client_that_never_reads_are_bounded() {
         let (link, _deaf) = link();
         let outbox = outbox_on(link, 1024);
         // Some megabytes are the kernel's; long before the write times out, the rest is too much.
@@ -645,7 +645,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn who_ends_a_session_lets_its_lines_go_out_and_takes_nothing_after_them() {
+    fn ended_session_sends_its_lines_and_queues_nothing_more() {
         let (link, far) = link();
         link.ticket.logged_in();
         let outbox = outbox_on(link.clone(), 1024);
@@ -837,7 +837,7 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn broken_connection_leaves_the_session_and_all_unacknowledged_frames() {
+    fn broken_connection_keeps_session_and_unacknowledged_frames() {
         let (former, far) = link();
         let outbox = outbox_on(former.clone(), 1 << 30);
         drop(far);
@@ -853,7 +853,7 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn one_who_is_told_more_than_fits_is_full_and_takes_again_when_it_was_taken_in() {
+    fn full_outbox_accepts_again_after_an_ack() {
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 10);
         outbox.send(line("a"));
