@@ -16,7 +16,7 @@ use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION};
 use crate::wire::certificate;
 use crate::wire::frame::Lines;
-use crate::wire::tls::{Channel, ChannelError, Reader, Received, Unverified, limit_unsent};
+use crate::wire::tls::{Channel, Reader, Received, Unverified, limit_unsent};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -43,8 +43,8 @@ pub enum StartError {
     Unreachable(String, io::Error),
     /// The server speaks TLS, and this client was told not to.
     SpeaksTls,
-    /// The connection or its TLS handshake failed.
-    Channel(ChannelError),
+    /// The connection or its TLS handshake failed, as [`Unverified::connect`] says.
+    Channel(io::Error),
     /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),
     /// The damaged record that is set aside in this file may be that of `host:port`, so the server with this
@@ -105,15 +105,15 @@ impl fmt::Display for StartError {
             StartError::Unreachable(server, error) => {
                 write!(f, "the server at {server} cannot be reached: {} (is it running? --host and --port choose another)", reason(error))
             }
-            StartError::Channel(ChannelError::NotTls) => {
+            StartError::Channel(error) if error.kind() == io::ErrorKind::Unsupported => {
                 f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, this client needs it too")
             }
+            StartError::Channel(error) if error.kind() == io::ErrorKind::InvalidData => {
+                write!(f, "the TLS handshake failed: {error}")
+            }
+            StartError::Channel(error) => write!(f, "the connection failed: {}", reason(error)),
             StartError::OnlyMade(error) => write!(f, "your account is made, but not logged in to: {error}"),
             StartError::SpeaksTls => f.write_str("the server speaks TLS: leave out --no-tls"),
-            StartError::Channel(ChannelError::Io(error)) => {
-                write!(f, "the connection failed: {}", reason(error))
-            }
-            StartError::Channel(error) => write!(f, "{error}"),
             StartError::UnknownServer(server, seen) => write!(
                 f,
                 "the server at {server} is not known yet; its fingerprint is {seen}: compare it with the one the \

@@ -190,7 +190,7 @@ impl Shared {
     fn write(&self, connection: u64) {
         let channel = lock(&self.channel).clone();
         let (mut wire, ping) = (Vec::new(), ClientMessage::Ping.encode());
-        let progressed = || lock(&self.liveness).progressed(Instant::now());
+        let progressed = || lock(&self.liveness).heard(Instant::now());
         while let Some(pieces) = self.queue.next(connection) {
             wire.clear();
             let encrypted = channel.encrypt(&pieces.concat(), &mut wire);

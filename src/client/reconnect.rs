@@ -12,7 +12,7 @@ use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};
 use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage, VERSION};
 use crate::wire::liveness::Clocks;
-use crate::wire::tls::ChannelError;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant, SystemTime};
 
 /// One attempt takes at most this long, from the name's address to the last answer; a login after it, once more.
@@ -138,9 +138,13 @@ pub fn is_login_refused(error: &StartError) -> bool {
 /// Whether somebody was there and refused: worth telling, unlike one more time that nobody is reached. A refused login
 /// is told when it is final.
 pub fn is_refused(error: &StartError) -> bool {
-    let is_channel = matches!(error, StartError::Channel(ChannelError::Io(_)));
-    let is_unreachable = matches!(error, StartError::Unreachable(..) | StartError::Lost(_));
-    !is_channel && !is_unreachable && !is_login_refused(error)
+    match error {
+        StartError::Channel(error) => {
+            [ErrorKind::Unsupported, ErrorKind::InvalidData].contains(&error.kind())
+        }
+        StartError::Unreachable(..) | StartError::Lost(_) => false,
+        error => !is_login_refused(error),
+    }
 }
 
 /// A pause before an attempt. A key ends it, so does a sleep of this machine; neither ends what the server asks to wait.

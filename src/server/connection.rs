@@ -136,9 +136,6 @@ impl Client {
                 Ok(Received::Silence) => {}
                 Ok(Received::End) | Err(_) => return false,
             }
-            if channel.wants_to_send() {
-                self.served.session.outbox.flush(&mut Buffers::default());
-            }
         }
         true
     }

@@ -40,14 +40,8 @@ const OTHER_FORMS: [(&str, &str); 7] = [
     // PKCS#8, then the older form of OpenSSL.
     ("BEGIN ENCRYPTED", ENCRYPTED),
     ("4,ENCRYPTED", ENCRYPTED),
-    (
-        "CERTIFICATE REQUEST-----",
-        "it is a request: have an authority sign it, and put the certificate that you get in server.crt",
-    ),
-    (
-        "PUBLIC KEY-----",
-        "it is a public key: put the certificate in server.crt, and its private key in server.key",
-    ),
+    ("CERTIFICATE REQUEST-----", "it is a request: have an authority sign it, and install its certificate"),
+    ("PUBLIC KEY-----", "it is a public key: put a certificate in server.crt, its private key in server.key"),
     (
         "OPENSSH PRIVATE KEY-----",
         "it is a key of OpenSSH: make one for TLS (openssl genpkey -algorithm ed25519), and have it certified",
@@ -60,6 +54,9 @@ const OTHER_FORMS: [(&str, &str); 7] = [
 ];
 const ENCRYPTED: &str = "it is encrypted, and a server cannot ask for its password: decrypt it (openssl pkey -in \
     server.key -out plain.key), and replace it with the result, with chmod 600";
+const PKCS12: &str = "this is PKCS#12: extract certificate and key (openssl pkcs12 -in FILE -nokeys -out server.crt, and \
+    -nocerts -noenc -out server.key)";
+const DER: &str = "this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)";
 
 /// What the program reads from a certificate. `Display` shows the fingerprint and the end.
 #[derive(Debug, Clone)]
@@ -207,11 +204,9 @@ pub fn read_facts(path: &Path) -> io::Result<Facts> {
 /// With the path and the remedy in the text.
 pub fn read_chain(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let bytes = disk::read(path, MAX_PEM)?;
-    let pem = pem(path, &bytes)?;
-    match rustls_pemfile::certs(&mut &*pem).collect::<Result<Vec<_>, _>>() {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        _ => Err(missing(path, pem, "certificate")),
-    }
+    let chain: Result<Vec<_>, _> = rustls_pemfile::certs(&mut without_mark(&bytes)).collect();
+    let chain = chain.ok().filter(|chain| !chain.is_empty());
+    chain.ok_or_else(|| missing(path, &bytes, "certificate"))
 }
 
 /// Reads the first private key of a PEM file.
@@ -220,11 +215,8 @@ pub fn read_chain(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
 /// As [`read_chain`]; also if other users can read the file, or the key is encrypted.
 pub fn read_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
     let bytes = disk::read_private(path, MAX_PEM)?;
-    let pem = pem(path, &bytes)?;
-    match rustls_pemfile::private_key(&mut &*pem) {
-        Ok(Some(key)) => Ok(key),
-        _ => Err(missing(path, pem, "private key")),
-    }
+    let key = rustls_pemfile::private_key(&mut without_mark(&bytes)).ok().flatten();
+    key.ok_or_else(|| missing(path, &bytes, "private key"))
 }
 
 /// Reads the private key that signs a certificate here.
@@ -232,28 +224,29 @@ fn read_key_pair(path: &Path) -> io::Result<KeyPair> {
     KeyPair::try_from(&read_key(path)?).map_err(|_| disk::error(path, UNUSABLE_KEY))
 }
 
-/// A file's text without a byte order mark; an error if the file is not text.
-fn pem<'a>(path: &Path, bytes: &'a [u8]) -> io::Result<&'a [u8]> {
-    let what = match bytes {
-        [0xef, 0xbb, 0xbf, pem @ ..] => return Ok(pem),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "this looks like UTF-16: save the file as UTF-8",
+/// An editor may have saved the file with a byte order mark.
+fn without_mark(pem: &[u8]) -> &[u8] {
+    pem.strip_prefix("\u{feff}".as_bytes()).unwrap_or(pem)
+}
+
+/// What a file holds that is not text, and what to do about it.
+fn other_encoding(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("this looks like UTF-16: save the file as UTF-8"),
         // A sequence that begins with version 3, perhaps of no definite length.
-        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] | [0x30, 0x80, 0x02, 0x01, 0x03, ..] => {
-            "this is PKCS#12: extract certificate and key (openssl pkcs12 -in FILE -nokeys -out server.crt, and -nocerts \
-             -noenc -out server.key)"
-        }
+        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] | [0x30, 0x80, 0x02, 0x01, 0x03, ..] => Some(PKCS12),
         // A sequence of more than 127 bytes, as nearly every key and certificate is, or a short key.
-        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => {
-            "this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)"
-        }
-        _ => return Ok(bytes),
-    };
-    Err(disk::error(path, what))
+        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => Some(DER),
+        _ => None,
+    }
 }
 
 /// Says why a file holds no `wanted`, and what to do.
-fn missing(path: &Path, pem: &[u8], wanted: &str) -> io::Error {
-    let text = String::from_utf8_lossy(pem);
+fn missing(path: &Path, bytes: &[u8], wanted: &str) -> io::Error {
+    if let Some(why) = other_encoding(bytes) {
+        return disk::error(path, why);
+    }
+    let text = String::from_utf8_lossy(bytes);
     let has = |label: &str| text.contains(&format!("{label}-----"));
     let why = if text.trim_matches(|c: char| c.is_whitespace() || c == '\0').is_empty() {
         "it is empty: restore it from a copy"

@@ -102,7 +102,8 @@ impl Liveness {
         Liveness { patience, clocks, heard: now, answered: now, owed: None, owes_ack: false, question: None }
     }
 
-    /// Something has arrived, so the connection is not dropped. If an answer is owed, this is none: a network that
+    /// Something has arrived, or a write that had to wait has continued, so the connection is not dropped. A write that
+    /// fits the kernel's buffer is no sign of life. If an answer is owed, this is none: a network that
     /// fails in one direction may still deliver in the other.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
@@ -112,12 +113,6 @@ impl Liveness {
     /// Something has arrived that shows that the peer hears this side.
     pub fn answered(&mut self, now: Instant) {
         (self.heard, self.answered, self.question) = (now, now, None);
-    }
-
-    /// A write that had to wait has continued, so the peer reads. A write that fits the kernel's buffer is no sign of
-    /// life.
-    pub fn progressed(&mut self, now: Instant) {
-        self.heard(now);
     }
 
     /// Sets since when the peer owes an answer, if it does, and whether this side owes an `ack`.
@@ -352,7 +347,7 @@ mod tests {
         let mut line = Line::new(CLIENT);
         line.act();
         line.next();
-        line.liveness.progressed(line.now());
+        line.liveness.heard(line.now());
         assert_eq!(line.act(), (50, Next::Ask));
     }
 

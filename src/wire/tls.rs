@@ -9,14 +9,12 @@ use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::sync::lock;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
 use rustls::{InvalidMessage, ServerConfig, ServerConnection};
 use socket2::SockRef;
-use std::fmt;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
@@ -45,8 +43,11 @@ pub type Acceptor = Arc<ServerConfig>;
 
 /// TLS 1.3 and 1.2, ECDHE with AES-GCM or ChaCha20-Poly1305, X25519MLKEM768 preferred: the library's defaults with the
 /// feature `prefer-post-quantum`, which a test watches. PROTOCOL#transport.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key.clone_key())
 }
 
 /// Reads `server.crt` and `server.key` of a folder.
@@ -54,33 +55,12 @@ fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// With the path and the remedy in the text, also if the two do not belong together.
 pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
-    let (key_path, certificate_path) = certificate::paths(folder);
-    let chain = certificate::read_chain(&certificate_path)?;
-    let key = provider().key_provider.load_private_key(certificate::read_key(&key_path)?);
-    let key = key.map_err(|_| disk::error(&key_path, certificate::UNUSABLE_KEY))?;
-    let pair = CertifiedKey::new(chain, key);
-    pair.keys_match().map_err(|error| unusable(folder, &pair, &error))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-    // RFC 9266 section 4.2: without it, a TLS 1.2 exporter does not name one channel.
-    config.require_ems = true;
-    // Every login is a full one, so there is nothing to resume and nothing to store for it.
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(config))
-}
-
-/// Says why this certificate and key are no pair, and what to do.
-fn unusable(folder: &Path, pair: &CertifiedKey, error: &rustls::Error) -> io::Error {
-    let has_key = |one: &CertificateDer<'static>| {
-        CertifiedKey::new(vec![one.clone()], pair.key.clone()).keys_match().is_ok()
-    };
-    let (_, path) = certificate::paths(folder);
-    match error {
-        _ if pair.cert.iter().skip(1).any(has_key) => disk::error(&path, WRONG_ORDER),
+    let (key_path, path) = certificate::paths(folder);
+    let (chain, key) = (certificate::read_chain(&path)?, certificate::read_key(&key_path)?);
+    let fits = |one: &CertificateDer<'static>| server_config(vec![one.clone()], &key).is_ok();
+    let mut config = server_config(chain.clone(), &key).map_err(|error| match error {
+        rustls::Error::General(_) => disk::error(&key_path, certificate::UNUSABLE_KEY),
+        _ if chain.iter().skip(1).any(fits) => disk::error(&path, WRONG_ORDER),
         rustls::Error::InconsistentKeys(_) => disk::error(folder, certificate::OTHER_KEY),
         // The library has no name for it.
         error if error.to_string().contains("UnsupportedCertVersion") => disk::error(&path, OLD_VERSION),
@@ -88,7 +68,13 @@ fn unusable(folder: &Path, pair: &CertifiedKey, error: &rustls::Error) -> io::Er
             &path,
             format!("this certificate cannot be used for TLS: get another for the same key ({error})"),
         ),
-    }
+    })?;
+    // RFC 9266 section 4.2: without it, a TLS 1.2 exporter does not name one channel.
+    config.require_ems = true;
+    // Every login is a full one, so there is nothing to resume and nothing to store for it.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(config))
 }
 
 /// Checks that the server holds the key of its certificate. [`Unverified::trust`] checks that it is the right key.
@@ -138,42 +124,13 @@ pub fn limit_unsent(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_send_buffer_size(NOT_SENT as usize);
 }
 
-/// Why a handshake failed.
-#[derive(Debug)]
-pub enum ChannelError {
-    /// The socket failed, or the deadline passed.
-    Io(io::Error),
-    /// The peer does not speak TLS.
-    NotTls,
-    /// The TLS handshake failed.
-    Tls(String),
-}
-
-impl fmt::Display for ChannelError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ChannelError::Io(error) => write!(f, "{error}"),
-            ChannelError::NotTls => f.write_str("the peer does not speak TLS"),
-            ChannelError::Tls(text) => write!(f, "the TLS handshake failed: {text}"),
-        }
-    }
-}
-
-impl std::error::Error for ChannelError {}
-
-impl From<io::Error> for ChannelError {
-    fn from(error: io::Error) -> Self {
-        error.downcast::<rustls::Error>().map_or_else(ChannelError::Io, ChannelError::from)
-    }
-}
-
-impl From<rustls::Error> for ChannelError {
-    fn from(error: rustls::Error) -> Self {
-        match error {
-            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => ChannelError::NotTls,
-            other => ChannelError::Tls(other.to_string()),
-        }
-    }
+/// Why TLS failed: `Unsupported` if the peer does not speak it, otherwise `InvalidData`. No socket fails with these.
+fn tls_error(error: rustls::Error) -> io::Error {
+    let kind = match error {
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => ErrorKind::Unsupported,
+        _ => ErrorKind::InvalidData,
+    };
+    io::Error::new(kind, error)
 }
 
 /// A socket of which each read and write ends at a deadline, with `TimedOut` or `WouldBlock`.
@@ -247,16 +204,16 @@ impl Channel {
     /// Server: the handshake, or none without an acceptor.
     ///
     /// # Errors
-    /// [`ChannelError`], also when `deadline` passes.
+    /// The socket's, also when `deadline` passes; `Unsupported` if the peer does not speak TLS, `InvalidData` if the
+    /// handshake fails.
     pub fn accept(
         acceptor: Option<Acceptor>,
         socket: Arc<TcpStream>,
         deadline: Instant,
-    ) -> Result<Channel, ChannelError> {
-        match acceptor {
-            None => Ok(Channel::bare(socket)?),
-            Some(config) => Channel::shake(ServerConnection::new(config)?.into(), socket, deadline),
-        }
+    ) -> io::Result<Channel> {
+        let Some(config) = acceptor else { return Channel::bare(socket) };
+        let tls = ServerConnection::new(config).map_err(tls_error)?;
+        Channel::shake(tls.into(), socket, deadline)
     }
 
     /// A channel without TLS, for `--no-tls` only.
@@ -268,17 +225,14 @@ impl Channel {
         Ok(Channel { socket, tls: None, exporter: Vec::new() })
     }
 
-    fn shake(
-        mut tls: Connection,
-        socket: Arc<TcpStream>,
-        deadline: Instant,
-    ) -> Result<Channel, ChannelError> {
+    fn shake(mut tls: Connection, socket: Arc<TcpStream>, deadline: Instant) -> io::Result<Channel> {
         socket.set_nodelay(true)?;
         tls.set_buffer_limit(None);
         while tls.is_handshaking() {
-            tls.complete_io(&mut Timed(&socket, deadline))?;
+            let moved = tls.complete_io(&mut Timed(&socket, deadline));
+            moved.map_err(|error| error.downcast().map_or_else(|error| error, tls_error))?;
         }
-        let exporter = tls.export_keying_material(vec![0; 32], EXPORTER_LABEL, None)?;
+        let exporter = tls.export_keying_material(vec![0; 32], EXPORTER_LABEL, None).map_err(tls_error)?;
         Ok(Channel { socket, tls: Some(Mutex::new(tls)), exporter })
     }
 
@@ -343,14 +297,8 @@ impl Channel {
         }
     }
 
-    /// Whether TLS has bytes of its own to send, like the answer to a key update: then call [`Channel::encrypt`],
-    /// perhaps with nothing.
-    pub fn wants_to_send(&self) -> bool {
-        self.lock().is_some_and(|tls| tls.wants_write())
-    }
-
-    /// Encrypts `plain` in as few records as possible and appends them to `wire`. Send the results in the order of the
-    /// calls.
+    /// Encrypts `plain` in as few records as possible and appends them to `wire`, behind what TLS itself has to say, like
+    /// the answer to a key update. Send the results in the order of the calls.
     ///
     /// # Errors
     /// A TLS error, after which the channel is useless.
@@ -437,27 +385,22 @@ impl Unverified {
     /// Client: the handshake. The client sends nothing else before [`Unverified::trust`].
     ///
     /// # Errors
-    /// [`ChannelError`], also when `deadline` passes.
-    pub fn connect(
-        host: &str,
-        socket: Arc<TcpStream>,
-        deadline: Instant,
-    ) -> Result<Unverified, ChannelError> {
-        let provider = provider();
-        let verifier = PossessionOnly(provider.signature_verification_algorithms);
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
+    /// As [`Channel::accept`].
+    pub fn connect(host: &str, socket: Arc<TcpStream>, deadline: Instant) -> io::Result<Unverified> {
+        let verifier = PossessionOnly(aws_lc_rs::default_provider().signature_verification_algorithms);
+        let mut config = ClientConfig::builder()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         config.require_ems = true;
         config.resumption = rustls::client::Resumption::disabled();
         let name = ServerName::try_from(host.to_string()).or_else(|_| ServerName::try_from("localhost"));
-        let tls = ClientConnection::new(Arc::new(config), name.expect("the second is a host name"))?;
+        let name = name.expect("the second is a host name");
+        let tls = ClientConnection::new(Arc::new(config), name).map_err(tls_error)?;
         let channel = Channel::shake(tls.into(), socket, deadline)?;
         let facts = channel.lock().and_then(|tls| certificate::facts(tls.peer_certificates()?.first()?));
-        let facts = facts.ok_or_else(|| ChannelError::Tls("the certificate is damaged".into()))?;
-        Ok(Unverified { channel, fingerprint: facts.fingerprint })
+        let damaged = || io::Error::new(ErrorKind::InvalidData, "the certificate is damaged");
+        Ok(Unverified { channel, fingerprint: facts.ok_or_else(damaged)?.fingerprint })
     }
 
     /// The server's key.

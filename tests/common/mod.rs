@@ -20,8 +20,8 @@ use secure_messenger::protocol::{
     VERSION,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
-use secure_messenger::wire::tls::{Channel, ChannelError, Reader, Received, Unverified};
-use std::io::{BufRead, BufReader, Read, Write};
+use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -359,7 +359,7 @@ impl Raw {
         Raw::shaken(Arc::new(TcpStream::connect(("127.0.0.1", port)).ok()?)).ok()
     }
 
-    fn shaken(socket: Arc<TcpStream>) -> Result<Raw, ChannelError> {
+    fn shaken(socket: Arc<TcpStream>) -> io::Result<Raw> {
         let unverified = Unverified::connect("localhost", socket.clone(), Instant::now() + DEADLINE)?;
         let seen = unverified.fingerprint();
         Ok(Raw::on(socket, unverified.trust(seen).expect("its own key")))
