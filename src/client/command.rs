@@ -73,44 +73,142 @@ pub enum View {
     With(Username),
 }
 
-/// A command's name, usage and one-line explanation.
+/// A command: how it is typed, explained and parsed. Completion reads the usage.
 pub struct Usage {
     /// Without its slash.
     pub name: &'static str,
     /// The whole line, with its arguments in capitals.
     pub usage: &'static str,
-    /// What `/help` says of it.
+    /// What `/help` shows about it.
     pub explanation: &'static str,
+    parse: Parse,
 }
+
+/// Takes the words that belong to a command: more of them are a wrong usage.
+type Parse = fn(&mut Words<'_>) -> Result<Command, Wrong>;
 
 /// All commands, as `/help` lists them.
 pub const COMMANDS: [Usage; 22] = [
-    usage("msg", "/msg NAME TEXT", "send one private message"),
-    usage("room", "/room NAME", "talk to NAME alone; /leave returns"),
-    usage("leave", "/leave", "leave the room: talk to everyone again"),
-    usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone's"),
-    usage("users", "/users", "who is online, and how well you know their keys"),
-    usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared"),
-    usage("trust", "/trust NAME", "accept the changed key of NAME"),
-    usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts"),
-    usage("acceptfile", "/acceptfile [#]", "take the file that is offered, or number #"),
-    usage("rejectfile", "/rejectfile [#]", "decline it"),
-    usage("cancel", "/cancel [#]", "end the transfer, or number #"),
-    usage("files", "/files", "files offered or in progress, with their numbers"),
-    usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on"),
-    usage("unignore", "/unignore NAME", "show it again"),
-    usage("notify", "/notify [off]", "turn notifications on or off"),
-    usage("mouse", "/mouse", "scroll with the mouse, or leave it to the terminal"),
-    usage("history", "/history [N or TEXT]", "the last N (20) or those with TEXT; forget: erase"),
-    usage("passwd", "/passwd [FILE]", "change your password (plain mode: to that in FILE)"),
-    usage("clear", "/clear", "empty the screen"),
-    usage("help", "/help [COMMAND]", "this list, or one command; Tab completes"),
-    usage("exit", "/exit", "leave"),
-    usage("/", "//TEXT", "send a line that begins with a slash"),
+    usage("msg", "/msg NAME TEXT", "send one private message", |words| {
+        let (name, text) = (words.user()?, words.rest().ok_or(Wrong::Usage)?);
+        if !text.contains(is_visible) {
+            return Err(Wrong::Because("nothing of this message can be seen: it was not sent".into()));
+        }
+        Ok(Command::Message(name, text.into()))
+    }),
+    usage("room", "/room NAME", "talk to NAME alone; /leave returns", |words| {
+        Ok(Command::Room(words.next().map(user).transpose()?))
+    }),
+    usage("leave", "/leave", "leave the room: talk to everyone again", |_| Ok(Command::Leave)),
+    usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone's", |words| {
+        Ok(Command::View(match words.next() {
+            None => View::Everyone,
+            Some(word) if word.eq_ignore_ascii_case("everyone") => View::Everyone,
+            Some(word) => match word.trim_start_matches('#').parse() {
+                Ok(number) => View::Number(number),
+                Err(_) => View::With(user(word)?),
+            },
+        }))
+    }),
+    usage("users", "/users", "who is online, and how well you know their keys", |_| Ok(Command::Users)),
+    usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared", |words| {
+        let name = words.user()?;
+        Ok(Command::Verify(name, words.option(&["yes"])?.is_some()))
+    }),
+    usage("trust", "/trust NAME", "accept the changed key of NAME", |words| {
+        Ok(Command::Trust(words.user()?))
+    }),
+    usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts", |words| {
+        Ok(Command::SendFile(words.user()?, words.rest().ok_or(Wrong::Usage)?.into()))
+    }),
+    usage("acceptfile", "/acceptfile [#]", "take the file that is offered, or number #", |words| {
+        Ok(Command::AcceptFile(words.number()?))
+    }),
+    usage("rejectfile", "/rejectfile [#]", "decline it", |words| Ok(Command::RejectFile(words.number()?))),
+    usage("cancel", "/cancel [#]", "end the transfer, or number #", |words| {
+        Ok(Command::Cancel(words.number()?))
+    }),
+    usage("files", "/files", "files offered or in progress, with their numbers", |_| Ok(Command::Files)),
+    usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on", |words| {
+        Ok(Command::Ignore(words.next().map(user).transpose()?))
+    }),
+    usage("unignore", "/unignore NAME", "show it again", |words| Ok(Command::Unignore(words.user()?))),
+    usage("notify", "/notify [off]", "turn notifications on or off", |words| {
+        Ok(Command::Notify(words.option(&["on", "off"])? != Some("off")))
+    }),
+    usage("mouse", "/mouse", "scroll with the mouse, or leave it to the terminal", |_| Ok(Command::Mouse)),
+    usage("history", "/history [N or TEXT]", "the last N (20) or those with TEXT; forget: erase", |words| {
+        Ok(match words.rest().map(str::trim_end) {
+            None => Command::History(HISTORY),
+            Some(word) if word.eq_ignore_ascii_case("forget") => Command::Forget,
+            Some(text) => text.parse().map_or_else(|_| Command::Search(text.into()), Command::History),
+        })
+    }),
+    usage("passwd", "/passwd [FILE]", "change your password (plain mode: to that in FILE)", |words| {
+        Ok(Command::Password(words.rest().map(str::to_owned)))
+    }),
+    usage("clear", "/clear", "empty the screen", |_| Ok(Command::Clear)),
+    usage("help", "/help [COMMAND]", "this list, or one command; Tab completes", |words| {
+        Ok(Command::Help(words.next().map(|word| name(word.trim_start_matches('/')))))
+    }),
+    usage("exit", "/exit", "leave", |_| Ok(Command::Exit)),
+    usage("/", "//TEXT", "send a line that begins with a slash", |words| {
+        Ok(Command::Say(format!("/{}", std::mem::take(&mut words.0))))
+    }),
 ];
 
-const fn usage(name: &'static str, usage: &'static str, explanation: &'static str) -> Usage {
-    Usage { name, usage, explanation }
+const fn usage(name: &'static str, usage: &'static str, explanation: &'static str, parse: Parse) -> Usage {
+    Usage { name, usage, explanation, parse }
+}
+
+/// Why a command cannot be carried out.
+enum Wrong {
+    /// Its usage is shown.
+    Usage,
+    Because(String),
+}
+
+/// What follows a command's name.
+struct Words<'a>(&'a str);
+
+impl<'a> Words<'a> {
+    /// The next word.
+    fn next(&mut self) -> Option<&'a str> {
+        let (word, rest) = split(self.0.trim_start());
+        self.0 = rest;
+        (!word.is_empty()).then_some(word)
+    }
+
+    /// All that follows.
+    fn rest(&mut self) -> Option<&'a str> {
+        let rest = std::mem::take(&mut self.0).trim_start();
+        (!rest.is_empty()).then_some(rest)
+    }
+
+    fn user(&mut self) -> Result<Username, Wrong> {
+        user(self.next().ok_or(Wrong::Usage)?)
+    }
+
+    /// `3` or `#3`.
+    fn number(&mut self) -> Result<Option<u32>, Wrong> {
+        let parse = |word: &str| word.trim_start_matches('#').parse().map_err(|_| Wrong::Usage);
+        self.next().map(parse).transpose()
+    }
+
+    /// One of these words, or none.
+    fn option(&mut self, options: &[&'static str]) -> Result<Option<&'static str>, Wrong> {
+        let find = |word: &str| options.iter().copied().find(|option| option.eq_ignore_ascii_case(word));
+        self.next().map(|word| find(word).ok_or(Wrong::Usage)).transpose()
+    }
+}
+
+fn split(text: &str) -> (&str, &str) {
+    text.split_once(char::is_whitespace).unwrap_or((text, ""))
+}
+
+fn user(word: &str) -> Result<Username, Wrong> {
+    let name = word.strip_prefix('@').unwrap_or(word);
+    name.parse().map_err(|error| Wrong::Because(format!("{name} cannot be a name: {error}")))
 }
 
 /// The command that is being typed, as soon as it is clear which; `None` for anything else.
@@ -189,83 +287,19 @@ pub fn parse(line: &str) -> Result<Command, String> {
         };
     }
     let Some(rest) = line.strip_prefix('/') else { return text(line) };
-    if rest.starts_with('/') {
-        return Ok(Command::Say(rest.into()));
-    }
-    let (word, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    let rest = rest.trim_start();
-    let mut words = rest.split_whitespace();
+    let (word, rest) = rest.strip_prefix('/').map_or_else(|| split(rest), |text| ("/", text));
     let word = &name(word);
-    let command = match word.as_str() {
-        "msg" => {
-            let (name, text) = addressed(rest, "msg")?;
-            if !text.contains(is_visible) {
-                return Err("nothing of this message can be seen: it was not sent".into());
-            }
-            return Ok(Command::Message(name, text.into()));
-        }
-        "sendfile" => {
-            let (name, path) = addressed(rest, "sendfile")?;
-            return Ok(Command::SendFile(name, path.into()));
-        }
-        "passwd" => {
-            return Ok(Command::Password((!rest.is_empty()).then(|| rest.into())));
-        }
-        "acceptfile" => Command::AcceptFile(number(words.next(), "acceptfile")?),
-        "rejectfile" => Command::RejectFile(number(words.next(), "rejectfile")?),
-        "cancel" => Command::Cancel(number(words.next(), "cancel")?),
-        "files" => Command::Files,
-        "room" => Command::Room(words.next().map(|name| person(Some(name), "room")).transpose()?),
-        "leave" => Command::Leave,
-        "mouse" => Command::Mouse,
-        "view" => Command::View(match words.next() {
-            None => View::Everyone,
-            Some(word) if word.eq_ignore_ascii_case("everyone") => View::Everyone,
-            Some(word) => match word.trim_start_matches('#').parse() {
-                Ok(number) => View::Number(number),
-                Err(_) => View::With(person(Some(word), "view")?),
-            },
-        }),
-        "users" => Command::Users,
-        "history" => {
-            return Ok(match rest.trim_end().parse() {
-                Ok(count) => Command::History(count),
-                Err(_) if rest.is_empty() => Command::History(HISTORY),
-                Err(_) if rest.trim_end().eq_ignore_ascii_case("forget") => Command::Forget,
-                Err(_) => Command::Search(rest.trim_end().into()),
-            });
-        }
-        "ignore" => Command::Ignore(words.next().map(|name| person(Some(name), "ignore")).transpose()?),
-        "unignore" => Command::Unignore(person(words.next(), "unignore")?),
-        "notify" => Command::Notify(match words.next().map(str::to_ascii_lowercase).as_deref() {
-            None | Some("on") => true,
-            Some("off") => false,
-            Some(_) => return Err(wrong_usage("notify")),
-        }),
-        "clear" => Command::Clear,
-        "help" => Command::Help(words.next().map(|word| name(word.trim_start_matches('/')))),
-        "exit" => Command::Exit,
-        "verify" => {
-            let name = person(words.next(), "verify")?;
-            match words.next() {
-                None => Command::Verify(name, false),
-                Some(word) if word.eq_ignore_ascii_case("yes") => Command::Verify(name, true),
-                Some(_) => return Err(wrong_usage("verify")),
-            }
-        }
-        "trust" => Command::Trust(person(words.next(), "trust")?),
-        other => {
-            return Err(match nearest(other) {
-                Some(name) => {
-                    format!("there is no command /{other}: did you mean /{name}? (/help lists all)")
-                }
-                None => format!("there is no command /{other} (/help lists all; //{other} sends it as text)"),
-            });
-        }
+    let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
+        return Err(match nearest(word) {
+            Some(name) => format!("there is no command /{word}: did you mean /{name}? (/help lists all)"),
+            None => format!("there is no command /{word} (/help lists all; //{word} sends it as text)"),
+        });
     };
-    match words.next() {
-        Some(_) => Err(wrong_usage(word)),
-        None => Ok(command),
+    let mut words = Words(rest);
+    match (command.parse)(&mut words) {
+        Ok(parsed) if words.next().is_none() => Ok(parsed),
+        Err(Wrong::Because(text)) => Err(text),
+        Ok(_) | Err(Wrong::Usage) => Err(format!("usage: {}", command.usage)),
     }
 }
 
@@ -322,33 +356,6 @@ fn text(line: &str) -> Result<Command, String> {
 /// Whether a character may control a terminal. What stands for bytes that are no UTF-8 may have been one of eight bits.
 fn is_control(c: char) -> bool {
     c.is_control() && !matches!(c, '\t' | '\n') || c == char::REPLACEMENT_CHARACTER
-}
-
-fn person(name: Option<&str>, command: &str) -> Result<Username, String> {
-    let name = name.filter(|name| !name.is_empty()).ok_or_else(|| wrong_usage(command))?;
-    let name = name.strip_prefix('@').unwrap_or(name);
-    name.parse().map_err(|error| format!("{name} cannot be a name: {error}"))
-}
-
-/// A name, and all that follows it.
-fn addressed<'a>(rest: &'a str, command: &str) -> Result<(Username, &'a str), String> {
-    let (name, text) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    let text = text.trim_start();
-    if text.is_empty() {
-        return Err(wrong_usage(command));
-    }
-    Ok((person(Some(name), command)?, text))
-}
-
-/// `3` or `#3`.
-fn number(word: Option<&str>, command: &str) -> Result<Option<u32>, String> {
-    let parse = |word: &str| word.trim_start_matches('#').parse().map_err(|_| wrong_usage(command));
-    word.map(parse).transpose()
-}
-
-fn wrong_usage(command: &str) -> String {
-    let known = COMMANDS.iter().find(|usage| usage.name.eq_ignore_ascii_case(command));
-    known.map_or_else(|| format!("/{command} takes no more words"), |usage| format!("usage: {}", usage.usage))
 }
 
 /// The command that `word` was probably meant to be: one that begins so, or whose letters differ
