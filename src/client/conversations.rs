@@ -391,6 +391,7 @@ fn rule(time: u64, text: String) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use super::super::audience::Audience;
     use super::super::input::Key;
     use super::*;
 
@@ -399,7 +400,7 @@ mod tests {
     }
 
     fn received(from: &str, text: &str) -> Entry {
-        let source = Source::Private { from: name(from), to: name("me") };
+        let source = Source::User { from: name(from), to: Audience::Private(name("me")) };
         let place = source.place(&name("me"));
         Entry::new(0, source, place, text.into())
     }
@@ -409,7 +410,12 @@ mod tests {
     }
 
     fn own(number: u64, state: SendState, text: &str) -> Entry {
-        let entry = Entry::new(0, Source::Broadcast { from: name("me") }, Place::Everyone, text.into());
+        let entry = Entry::new(
+            0,
+            Source::User { from: name("me"), to: Audience::Everyone },
+            Place::Everyone,
+            text.into(),
+        );
         Entry { sending: Some((number, state)), ..entry }
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: names are valid and texts are already sanitised (see [`super::text`]); where an
 //! entry belongs was decided from what its sender signed and nothing else.
 
+use super::audience::Audience;
 use super::text::quoted;
 use super::trust::Trust;
 use crate::name::Username;
@@ -35,24 +36,12 @@ pub enum SendState {
 /// Where an entry comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// From one person to everyone on-line.
-    Broadcast {
-        /// Who said it.
+    /// A message.
+    User {
+        /// Its author.
         from: Username,
-    },
-    /// From one person to another, outside a room.
-    Private {
-        /// Who said it.
-        from: Username,
-        /// Whom to.
-        to: Username,
-    },
-    /// From one person to another, in the room of the two.
-    Room {
-        /// Who said it.
-        from: Username,
-        /// Whom to.
-        to: Username,
+        /// Who else gets it.
+        to: Audience,
     },
     /// The program tells something: who came, answers to commands.
     Notice,
@@ -70,9 +59,7 @@ impl Source {
     /// Who says it; `None` if no person does.
     pub fn from(&self) -> Option<&Username> {
         match self {
-            Source::Broadcast { from } | Source::Private { from, .. } | Source::Room { from, .. } => {
-                Some(from)
-            }
+            Source::User { from, .. } => Some(from),
             Source::Notice | Source::Recalled | Source::Problem | Source::SafetyNumber | Source::Rule => None,
         }
     }
@@ -80,10 +67,10 @@ impl Source {
     /// Where a message belongs that `me` has sent or received; anything else is shown to `me` at once.
     pub fn place(&self, me: &Username) -> Place {
         match self {
-            Source::Broadcast { .. } => Place::Everyone,
-            Source::Private { from, to } | Source::Room { from, to } => {
-                Place::With(if from == me { to } else { from }.clone())
-            }
+            Source::User { from, to } => match to.recipient() {
+                Some(to) => Place::With(if from == me { to } else { from }.clone()),
+                None => Place::Everyone,
+            },
             _ => Place::Here,
         }
     }
@@ -127,10 +114,10 @@ impl Entry {
         }
         let text = self.text.replace('\n', "⏎");
         match &self.source {
-            Source::Broadcast { from } => format!("<{from}> {text}"),
-            Source::Private { from, to } | Source::Room { from, to } => {
-                format!("<{from} -> {to}> {text}")
-            }
+            Source::User { from, to } => match to.recipient() {
+                Some(to) => format!("<{from} -> {to}> {text}"),
+                None => format!("<{from}> {text}"),
+            },
             Source::Notice | Source::Recalled | Source::SafetyNumber | Source::Rule => format!("* {text}"),
             Source::Problem => format!("! {text}"),
         }

@@ -5,10 +5,11 @@
 //! client at a time has the file. Without the option nothing is read or written, only erased when that is
 //! asked for. Format: PROTOCOL#kept-history.
 
+use super::audience::Audience;
 use super::entry::{Entry, Source};
 use super::options::Options;
 use super::text::{mentions, sanitise_lines};
-use crate::crypto::envelope::{BUCKET, MAX_TEXT, pad, unpad};
+use crate::crypto::envelope::{BUCKET, MAX_TEXT, Scope, pad, unpad};
 use crate::crypto::keys::IdentityKey;
 use crate::crypto::primitives::{Tag, gcm_open, gcm_seal, sha256};
 use crate::crypto::secret::{Key, random};
@@ -57,7 +58,7 @@ const ELSEWHERE: &str = "another client has the file of your history: this one n
 #[derive(Serialize, Deserialize)]
 struct Message {
     time: u64,
-    scope: String,
+    scope: Scope,
     from: Username,
     to: Option<Username>,
     text: String,
@@ -66,16 +67,9 @@ struct Message {
 impl Message {
     /// `None` if nobody has said it.
     fn of(entry: &Entry) -> Option<Message> {
-        let (scope, from, to) = match &entry.source {
-            Source::Broadcast { from } => ("broadcast", from, None),
-            Source::Private { from, to } => ("private", from, Some(to)),
-            Source::Room { from, to } => ("room", from, Some(to)),
-            Source::Notice | Source::Recalled | Source::Problem | Source::SafetyNumber | Source::Rule => {
-                return None;
-            }
-        };
-        let (scope, from, to, text) = (scope.into(), from.clone(), to.cloned(), entry.text.clone());
-        Some(Message { time: entry.time, scope, from, to, text })
+        let Source::User { from, to } = &entry.source else { return None };
+        let (scope, from, to) = (to.scope(), from.clone(), to.recipient().cloned());
+        Some(Message { time: entry.time, scope, from, to, text: entry.text.clone() })
     }
 
     /// As `reader` is shown it; `None` if scope and names do not fit.
@@ -84,12 +78,7 @@ impl Message {
         // Who could write the file could write anything.
         let text = sanitise_lines(&text);
         let mention = from != *reader && !mentions(&text, reader.as_str()).is_empty();
-        let source = match (scope.as_str(), to) {
-            ("broadcast", None) => Source::Broadcast { from },
-            ("private", Some(to)) => Source::Private { from, to },
-            ("room", Some(to)) => Source::Room { from, to },
-            _ => return None,
-        };
+        let source = Source::User { from, to: Audience::new(scope, to)? };
         let place = source.place(reader);
         Some(Entry { mention, ..Entry::new(time, source, place, text) })
     }
@@ -416,7 +405,12 @@ mod tests {
     }
 
     fn entry(text: &str) -> Entry {
-        Entry::new(1, Source::Broadcast { from: name("bob") }, Place::Everyone, text.into())
+        Entry::new(
+            1,
+            Source::User { from: name("bob"), to: Audience::Everyone },
+            Place::Everyone,
+            text.into(),
+        )
     }
 
     fn said(text: &str) -> VecDeque<Entry> {
@@ -432,9 +426,9 @@ mod tests {
         let home = Home::new();
         let (alice, bob) = (name("alice"), name("bob"));
         let sources = [
-            Source::Broadcast { from: alice.clone() },
-            Source::Private { from: bob.clone(), to: alice.clone() },
-            Source::Room { from: alice.clone(), to: bob.clone() },
+            Source::User { from: alice.clone(), to: Audience::Everyone },
+            Source::User { from: bob.clone(), to: Audience::Private(alice.clone()) },
+            Source::User { from: alice.clone(), to: Audience::Room(bob.clone()) },
         ];
         let mut entries: VecDeque<Entry> = VecDeque::new();
         let mut history = home.history();

@@ -5,6 +5,7 @@
 //! show the same entries of the same session, whose work (`work`) is the same, too.
 
 mod account;
+pub mod audience;
 mod charset;
 pub mod command;
 pub mod completion;

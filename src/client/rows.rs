@@ -4,6 +4,7 @@
 //! edge (from three columns up), also where a text has several lines, so none can pass for somebody else's entry
 //! (README#the-screen).
 
+use super::audience::Audience;
 use super::entry::{Entry, SendState, Source};
 use super::text::{all_mentions, breaks, fitted, fitting, links, mentions, target, truncate, width, wrap};
 use super::trust::Trust;
@@ -134,14 +135,13 @@ fn head(entry: &Entry) -> (Row, Style) {
     let (theirs, own) = if entry.sending.is_none() { (mark, "") } else { ("", mark) };
     let mark = span(theirs, if entry.trust == Some(Trust::Verified) { kind(VERIFIED) } else { DIM });
     match &entry.source {
-        Source::Broadcast { from } => (vec![span("<", PLAIN), name(from), mark, span("> ", PLAIN)], PLAIN),
-        Source::Private { from, to } => {
-            let to = format!(" → {to}{own}] ");
-            (vec![span("[private ", kind(PRIVATE)), name(from), mark, span(&to, kind(PRIVATE))], PLAIN)
-        }
-        Source::Room { from, to } => {
-            let to = format!(" → {to}{own}) ");
-            (vec![span("(room ", kind(ROOM)), name(from), mark, span(&to, kind(ROOM))], PLAIN)
+        Source::User { from, to } => {
+            let (open, close, style) = match to {
+                Audience::Everyone => ("<", "> ".into(), PLAIN),
+                Audience::Private(to) => ("[private ", format!(" → {to}{own}] "), kind(PRIVATE)),
+                Audience::Room(to) => ("(room ", format!(" → {to}{own}) "), kind(ROOM)),
+            };
+            (vec![span(open, style), name(from), mark, span(&close, style)], PLAIN)
         }
         Source::Notice | Source::Recalled | Source::SafetyNumber | Source::Rule => {
             (vec![span("* ", DIM)], DIM)

@@ -250,6 +250,7 @@ fn clip(row: &mut Row, columns: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::audience::Audience;
     use super::super::completion::Completion;
     use super::super::entry::{Place, SendState, Source};
     use super::super::input::Key;
@@ -268,7 +269,7 @@ mod tests {
     }
 
     fn said(text: &str) -> Entry {
-        entry(Source::Broadcast { from: name("alice") }, text)
+        entry(Source::User { from: name("alice"), to: Audience::Everyone }, text)
     }
 
     fn with_frame<T>(entries: Vec<Entry>, scroll: usize, size: (u16, u16), check: impl Fn(Frame) -> T) -> T {
@@ -377,9 +378,9 @@ mod tests {
     fn all_kinds() -> Vec<Entry> {
         let (alice, bob) = (name("alice"), name("bob"));
         vec![
-            entry(Source::Broadcast { from: alice.clone() }, "hi all"),
-            entry(Source::Private { from: alice.clone(), to: bob.clone() }, "psst"),
-            entry(Source::Room { from: alice, to: bob }, "in here"),
+            entry(Source::User { from: alice.clone(), to: Audience::Everyone }, "hi all"),
+            entry(Source::User { from: alice.clone(), to: Audience::Private(bob.clone()) }, "psst"),
+            entry(Source::User { from: alice, to: Audience::Room(bob) }, "in here"),
             entry(Source::Notice, "bob is on-line"),
             entry(Source::Problem, "the connection is lost"),
         ]
@@ -414,11 +415,14 @@ mod tests {
         let why = "bob is not on-line: your message was not delivered";
         let entries = vec![
             known(Trust::New, said("hi")),
-            known(Trust::Verified, entry(Source::Private { from: alice.clone(), to: bob.clone() }, "psst")),
+            known(
+                Trust::Verified,
+                entry(Source::User { from: alice.clone(), to: Audience::Private(bob.clone()) }, "psst"),
+            ),
             known(
                 Trust::Verified,
                 Entry {
-                    source: Source::Room { from: alice.clone(), to: bob.clone() },
+                    source: Source::User { from: alice.clone(), to: Audience::Room(bob.clone()) },
                     ..own(SendState::Taken, "in here")
                 },
             ),
@@ -506,8 +510,10 @@ mod tests {
         entries.push(said(&wide.replace(' ', "\n")));
         entries.push(entry(Source::Rule, "Monday"));
         entries.push(Entry { sending: Some((1, SendState::UnderWay)), ..said("one") });
-        entries
-            .push(entry(Source::Private { from: name(&"a".repeat(32)), to: name(&"b".repeat(32)) }, &wide));
+        entries.push(entry(
+            Source::User { from: name(&"a".repeat(32)), to: Audience::Private(name(&"b".repeat(32))) },
+            &wide,
+        ));
         let sizes = (0..6).flat_map(|c| (0..6).map(move |r| (c, r)));
         for size in sizes.chain((6..100).map(|c| (c, 6 + c / 3))).chain([(300, 100), (u16::MAX, 2)]) {
             for scroll in [0, 3, usize::MAX] {

@@ -13,7 +13,7 @@ pub const ACK_BYTES: usize = 128 * 1024;
 
 /// Whether an `ack` is due for this many frames and bytes. PROTOCOL#ack-when.
 pub fn is_ack_due(frames: u64, bytes: usize) -> bool {
-    frames >= ACK_FRAMES || (frames > 0 && bytes >= ACK_BYTES)
+    frames >= ACK_FRAMES || bytes >= ACK_BYTES
 }
 
 /// An `ack` of more frames than were sent on this connection, or of fewer than the one before.

@@ -13,6 +13,7 @@ mod measure;
 
 use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 use measure::{cpu, median, memory, percentile};
+use secure_messenger::client::audience::Audience;
 use secure_messenger::client::editor::Editor;
 use secure_messenger::client::entry::{Entry, Place, Source};
 use secure_messenger::client::view::{self, Size, Status};
@@ -332,7 +333,12 @@ fn frames() {
                     let from = "sender".parse().expect("a name");
                     Entry {
                         mention: true,
-                        ..Entry::new(0, Source::Broadcast { from }, Place::Everyone, text.clone())
+                        ..Entry::new(
+                            0,
+                            Source::User { from, to: Audience::Everyone },
+                            Place::Everyone,
+                            text.clone(),
+                        )
                     }
                 })
                 .collect();

@@ -1,8 +1,8 @@
 //! What the person types: every command, and what it answers.
 
-use super::outgoing::Audience;
 use super::record::Record;
 use super::{Effect, Session};
+use crate::client::audience::Audience;
 use crate::client::command::{self, Command, View};
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::history::History;

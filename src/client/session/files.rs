@@ -9,8 +9,8 @@ mod commands;
 mod steps;
 pub mod words;
 
-use super::outgoing::Audience;
 use super::{Effect, Session};
+use crate::client::audience::Audience;
 use crate::client::text::sanitise;
 use crate::client::transfer::Job;
 use crate::crypto::chunk::TransferId;

@@ -7,6 +7,7 @@
 use super::Session;
 use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
 use super::replay::{Between, Order, between};
+use crate::client::audience::Audience;
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::text::{mentions, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, Scope};
@@ -188,7 +189,6 @@ impl Session {
             self.tell_later(format!("{from} has sent something that this version does not know"));
             return Ok(());
         }
-        let to = self.me().clone();
         match header.kind {
             Kind::RoomOpened if self.has_room(&from) => {
                 self.notice_in_room(&from, format!("{from} has joined the room"));
@@ -200,13 +200,9 @@ impl Session {
             }
             Kind::RoomLeft => self.notice_in_room(&from, format!("{from} has left the room")),
             Kind::Message => {
-                let source = match header.scope {
-                    Scope::Broadcast => Source::Broadcast { from },
-                    Scope::Private => Source::Private { from, to },
-                    Scope::Room => Source::Room { from, to },
-                    Scope::Later(_) => return Ok(()),
-                };
-                self.received(source, sanitise_lines(&text));
+                let to = Audience::new(header.scope, header.recipient.clone());
+                let to = to.ok_or("its fields contradict each other")?;
+                self.received(Source::User { from, to }, sanitise_lines(&text));
             }
             _ => return self.file_word(header, &text),
         }

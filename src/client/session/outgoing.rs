@@ -6,6 +6,7 @@
 mod outcome;
 
 use super::{Effect, Session};
+use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::sanitise_lines;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed};
@@ -22,17 +23,6 @@ pub(super) use outcome::Missed;
 
 /// Fewer recipients than this are not worth a second thread.
 const SPREAD_FROM: usize = 16;
-
-/// Who a typed line is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Audience {
-    /// All who are on-line but oneself.
-    Everyone,
-    /// This person, outside a room.
-    Private(Username),
-    /// This person, in the room of the two.
-    Room(Username),
-}
 
 /// One message on its way.
 struct Outgoing {
@@ -194,22 +184,22 @@ impl Session {
                 format!("too long: a message has at most {} KiB", MAX_TEXT / 1024),
             );
         }
-        message.waiting = match &message.audience {
-            Audience::Everyone => {
+        message.waiting = match message.audience.recipient() {
+            None => {
                 let others = self.others();
                 others
                     .filter(|name| self.peers.admits(name) && !self.peers.has_changed(name))
                     .cloned()
                     .collect()
             }
-            Audience::Private(name) | Audience::Room(name) => BTreeSet::from([name.clone()]),
+            Some(name) => BTreeSet::from([name.clone()]),
         };
         if message.waiting.is_empty() {
             let nobody =
                 if self.others().next().is_none() { "nobody else" } else { "nobody with a trusted key" };
             return self.unsent(number, message, format!("{nobody} is on-line: your message was not sent"));
         }
-        if let Audience::Private(name) | Audience::Room(name) = &message.audience
+        if let Some(name) = message.audience.recipient()
             && self.peers.has_changed(name)
         {
             let name = name.clone();
@@ -247,11 +237,8 @@ impl Session {
     /// An own message, as it is shown.
     fn own_entry(&self, number: u64, message: &Outgoing, state: SendState) -> Entry {
         let from = self.me().clone();
-        let (source, to) = match &message.audience {
-            Audience::Everyone => (Source::Broadcast { from }, None),
-            Audience::Private(to) => (Source::Private { from, to: to.clone() }, Some(to)),
-            Audience::Room(to) => (Source::Room { from, to: to.clone() }, Some(to)),
-        };
+        let (source, to) =
+            (Source::User { from, to: message.audience.clone() }, message.audience.recipient());
         // What was known of a former key says nothing of the present one.
         let trust = to.filter(|to| !self.peers.has_changed(to)).and_then(|to| self.peers.trust(to));
         let place = source.place(self.me());
@@ -325,18 +312,16 @@ impl Session {
             return;
         };
         message.request = self.outbox.next_request + 1;
-        let (kind, audience) = (message.kind, message.audience.clone());
-        let sealed = match (&message.sealed, audience) {
+        let (kind, scope) = (message.kind, message.audience.scope());
+        let sealed = match (&message.sealed, message.audience.recipient().cloned()) {
             (Some(sealed), _) => sealed.clone(),
-            (None, Audience::Private(name) | Audience::Room(name)) => {
-                let is_private = matches!(message.audience, Audience::Private(_));
+            (None, Some(name)) => {
                 let (text, written) = (message.text.clone(), (message.time, message.id));
                 let peer = self.peers.get(&name);
                 let Some(session) = peer.session.as_ref().map(SessionPublicKey::fingerprint) else {
                     return;
                 };
                 let sequence = peer.next_sequence(session);
-                let scope = if is_private { Scope::Private } else { Scope::Room };
                 let header = self.header(kind, scope, Some((name, session)), sequence, written);
                 let sealed = Sealed::seal(header, &self.identity, text.as_bytes());
                 if let Some(message) = self.outbox.messages.get_mut(&number) {
@@ -344,7 +329,7 @@ impl Session {
                 }
                 Arc::new(sealed)
             }
-            (None, Audience::Everyone) => return,
+            (None, None) => return,
         };
         let mut recipients: Vec<(&Username, SessionPublicKey)> = Vec::with_capacity(names.len());
         for name in names {

@@ -1,6 +1,7 @@
 //! Tests of sessions as a whole: two of them and the server between them, without threads or sockets.
 
 use super::*;
+use crate::client::audience::Audience;
 use crate::client::entry::SendState;
 use crate::client::trust::Trust;
 use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
@@ -633,9 +634,9 @@ fn what_is_typed_goes_where_one_is_and_a_switch_tells_nobody() {
         net.settle();
     }
     let said = |entry: &Entry| match &entry.source {
-        Source::Broadcast { .. } => format!("everyone: {}", entry.text),
-        Source::Private { .. } => format!("private: {}", entry.text),
-        Source::Room { .. } => format!("room: {}", entry.text),
+        Source::User { to: Audience::Everyone, .. } => format!("everyone: {}", entry.text),
+        Source::User { to: Audience::Private(_), .. } => format!("private: {}", entry.text),
+        Source::User { to: Audience::Room(_), .. } => format!("room: {}", entry.text),
         _ => entry.text.clone(),
     };
     assert_eq!(

@@ -3,6 +3,7 @@
 //! The folders are made below the system's temporary one: with `TMPDIR=/dev/shm` they cost no disk.
 
 use super::{Choices, Property, no_examples};
+use secure_messenger::client::audience::Audience;
 use secure_messenger::client::entry::{Entry, Place, Source};
 use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
@@ -273,7 +274,7 @@ fn history_file(folder: &Path) -> PathBuf {
 fn kept() -> VecDeque<Entry> {
     let texts = ["one", "two\nlines, @alice", "", "é"];
     let entries = (1..).zip(texts).map(|(time, text)| {
-        let source = Source::Broadcast { from: "bob".parse().expect("name") };
+        let source = Source::User { from: "bob".parse().expect("name"), to: Audience::Everyone };
         Entry { mention: text.contains('@'), ..Entry::new(time, source, Place::Everyone, text.into()) }
     });
     entries.collect()

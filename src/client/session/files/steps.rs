@@ -3,10 +3,10 @@
 //! Invariant: a step counts only while its transfer is on the list; what of it is shown is made harmless.
 //! Specification: PROTOCOL#file-transfer.
 
-use super::super::outgoing::Audience;
 use super::super::{Effect, Session};
 use super::words::{Accept, Offer};
 use super::{Size, State};
+use crate::client::audience::Audience;
 use crate::client::file::safe_name;
 use crate::client::text::sanitise;
 use crate::client::transfer::{Job, Step};

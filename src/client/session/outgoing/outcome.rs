@@ -3,7 +3,8 @@
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
 //! sent again by itself, and nothing else is: what has failed waits for the person. Specification: PROTOCOL#outcome.
 
-use super::{Audience, Delivered, Failed, Outgoing};
+use super::{Delivered, Failed, Outgoing};
+use crate::client::audience::Audience;
 use crate::client::entry::SendState;
 use crate::client::session::{Effect, MAX_NAMED, Session};
 use crate::client::text::quoted;
@@ -280,6 +281,6 @@ impl Session {
 impl Outgoing {
     /// Whether `name` is its one recipient.
     fn is_for(&self, name: &Username) -> bool {
-        matches!(&self.audience, Audience::Private(to) | Audience::Room(to) if to == name)
+        self.audience.recipient() == Some(name)
     }
 }
