@@ -1,11 +1,25 @@
-//! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`. An error is one line.
+//! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`, and an options file with one of these a line. An error is one
+//! line.
 
+use crate::disk;
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The words of a command line that are not parsed yet.
+/// The largest options file, in bytes.
+const MAX_FILE: usize = 64 * 1024;
+/// With one of these, no file is read: help is for those who have made a mistake in it, too.
+const HELP: [&str; 4] = ["--help", "-h", "--version", "-V"];
+
+/// The words that are not parsed yet: of the options file, line by line, and then of the command line, which so wins.
+#[derive(Default)]
 pub struct Arguments {
+    /// Each with what precedes the errors about it.
+    sources: VecDeque<(String, Vec<OsString>)>,
+    place: String,
     words: std::vec::IntoIter<OsString>,
     /// The value of a `--flag=VALUE` whose flag was returned last.
     inline: Option<String>,
@@ -14,10 +28,33 @@ pub struct Arguments {
 impl Arguments {
     /// Takes the words after the program's name.
     pub fn new(words: impl IntoIterator<Item = OsString>) -> Arguments {
-        Arguments { words: words.into_iter().collect::<Vec<_>>().into_iter(), inline: None }
+        let sources = [(String::new(), words.into_iter().collect())].into();
+        Arguments { sources, ..Arguments::default() }
     }
 
-    /// The next flag; `None` at the end of the command line.
+    /// The same, and `options` of the data folder if it is there. `default` is the data folder's name below `$HOME`.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn with_file(words: impl IntoIterator<Item = OsString>, default: &str) -> Result<Arguments, String> {
+        let mut arguments = Arguments::new(words);
+        let words = &arguments.sources[0].1;
+        let is_help = words.iter().any(|word| HELP.iter().any(|help| word == help));
+        let folder = folder(words).or_else(|| disk::under_home(default).ok());
+        if let Some(folder) = folder.filter(|_| !is_help) {
+            for line in lines(&folder.join(disk::OPTIONS))?.into_iter().rev() {
+                arguments.sources.push_front(line);
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// An error about the flag that was returned last, with the line of the file that has it.
+    pub fn at(&self, error: &str) -> String {
+        format!("{}{error}", self.place)
+    }
+
+    /// The next flag; `None` after the last.
     ///
     /// # Errors
     /// If the word is not a flag in UTF-8, or the flag before it has a value and takes none.
@@ -25,13 +62,24 @@ impl Arguments {
         if let Some(value) = self.inline.take() {
             return Err(format!("unexpected value: {value}"));
         }
-        let Some(word) = self.words.next() else { return Ok(None) };
+        let word = loop {
+            if let Some(word) = self.words.next() {
+                break word;
+            }
+            let Some((place, words)) = self.sources.pop_front() else { return Ok(None) };
+            (self.place, self.words) = (place, words.into_iter());
+        };
         let mut word = word.into_string().map_err(|_| "an option is not UTF-8")?;
         if !word.starts_with('-') {
             return Err(format!("unexpected argument: {word}"));
         }
         if let Some(at) = word.find('=') {
             self.inline = Some(word.split_off(at).split_off(1));
+        }
+        let is_for_file =
+            !matches!(word.as_str(), "--data-dir" | "--check") && !HELP.contains(&word.as_str());
+        if !self.place.is_empty() && !is_for_file {
+            return Err(format!("{word} belongs on the command line"));
         }
         Ok(Some(word))
     }
@@ -48,9 +96,41 @@ impl Arguments {
     }
 }
 
+/// The data folder that the command line names last.
+fn folder(words: &[OsString]) -> Option<PathBuf> {
+    let value = |at: usize| match words[at].to_str()? {
+        "--data-dir" => words.get(at + 1).map(PathBuf::from),
+        word => word.strip_prefix("--data-dir=").map(PathBuf::from),
+    };
+    (0..words.len()).rev().find_map(value)
+}
+
+/// The options of a file, each with what precedes an error about it; none if there is no file. Empty lines and those that
+/// begin with `#` are none.
+fn lines(path: &Path) -> Result<Vec<(String, Vec<OsString>)>, String> {
+    let bytes = match disk::read(path, MAX_FILE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|error| error.to_string())?,
+    };
+    let text = str::from_utf8(&bytes).map_err(|_| format!("{}: save the file as UTF-8", path.display()))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end_matches('\0');
+    let numbered = text.lines().map(str::trim).enumerate();
+    let options = numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    Ok(options.map(|(at, line)| (format!("{}, line {}: ", path.display(), at + 1), words(line))).collect())
+}
+
+/// A flag, and all that follows it as its value.
+fn words(line: &str) -> Vec<OsString> {
+    match line.split_once(char::is_whitespace) {
+        Some((flag, value)) if !flag.contains('=') => vec![flag.into(), value.trim_start().into()],
+        _ => vec![line.into()],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::secret::random;
 
     fn arguments(line: &str) -> Arguments {
         Arguments::new(line.split_whitespace().map(OsString::from))
@@ -65,6 +145,69 @@ mod tests {
         }
         assert_eq!(args.flag(), Ok(Some("--plain".into())));
         assert_eq!(args.flag(), Ok(None));
+    }
+
+    /// The flags and values of a command line with this options file, and the first error.
+    fn parsed(file: &[u8], line: &str) -> (Vec<String>, Option<String>) {
+        let folder = std::env::temp_dir().join(format!("options-{}", u64::from_be_bytes(random())));
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join("options"), file).expect("written");
+        let line = format!("--data-dir {} {line}", folder.display());
+        let arguments = Arguments::with_file(line.split_whitespace().map(OsString::from), "none");
+        std::fs::remove_dir_all(&folder).expect("removed");
+        let (mut found, mut arguments) = (
+            Vec::new(),
+            match arguments {
+                Ok(arguments) => arguments,
+                Err(error) => return (Vec::new(), Some(error)),
+            },
+        );
+        let error = loop {
+            match arguments.flag() {
+                Ok(Some(flag)) if flag == "--plain" => found.push(flag),
+                Ok(Some(flag)) => match arguments.value::<String>(&flag) {
+                    Ok(value) if flag != "--data-dir" => found.push(format!("{flag} {value}")),
+                    Ok(_) => {}
+                    Err(error) => break Some(arguments.at(&error)),
+                },
+                Ok(None) => break None,
+                Err(error) => break Some(arguments.at(&error)),
+            }
+        };
+        (found, error)
+    }
+
+    #[test]
+    fn options_of_the_file_come_before_the_command_line() {
+        let file = "\u{feff}# mine\r\n\r\n  --host example.org  \r\n--user=a b\r\n--plain\r\n--file ~/My Files/x\0\0";
+        let (found, error) = parsed(file.as_bytes(), "--host ::1");
+        assert_eq!(error, None);
+        assert_eq!(
+            found,
+            ["--host example.org", "--user=a b", "--plain", "--file ~/My Files/x", "--host ::1"]
+                .map(|option| option.replacen('=', " ", 1))
+        );
+        assert_eq!(parsed(b"", "--port 1").0, ["--port 1"]);
+    }
+
+    #[test]
+    fn error_in_the_file_names_its_line() {
+        for (file, expected) in [
+            ("\n\n--port", "options, line 3: --port needs a value"),
+            ("# x\nport 7", "options, line 2: unexpected argument: port"),
+            ("--plain yes", "options, line 1: unexpected argument: yes"),
+            ("--data-dir /tmp", "options, line 1: --data-dir belongs on the command line"),
+            ("--help", "options, line 1: --help belongs on the command line"),
+        ] {
+            let error = parsed(file.as_bytes(), "").1.unwrap_or_default();
+            assert!(error.ends_with(expected), "{file}: {error}");
+        }
+        for file in [&b"\xff\xfe-\0"[..], &[b'#'; MAX_FILE + 1]] {
+            assert!(parsed(file, "").1.is_some(), "it cannot be read");
+        }
+        assert_eq!(parsed(b"--port", "--version x"), (vec!["--version x".into()], None), "no file is read");
+        // The command line has no line.
+        assert_eq!(parsed(b"--plain", "--port").1.as_deref(), Some("--port needs a value"));
     }
 
     #[test]

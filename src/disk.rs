@@ -12,6 +12,8 @@ use zeroize::Zeroizing;
 
 /// Added to the name of a file while it is being written.
 const TEMPORARY: &str = ".tmp";
+/// The options file of a data folder, which its owner may write before the first start.
+pub const OPTIONS: &str = "options";
 
 /// `$HOME` joined with `folder`.
 ///
@@ -83,13 +85,15 @@ pub fn check_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an existing `root` is private or belongs to this program: it has all of our `folders`, or nothing else.
+/// Whether an existing `root` is private or belongs to this program: it has all of our `folders`, or nothing else than
+/// these and options.
 ///
 /// # Errors
 /// With the path in the text if it is neither.
 fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
     let is_ours = |entry: io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| folders.iter().any(|folder| entry.file_name() == *folder))
+        let is_ours = |name| folders.iter().chain([&OPTIONS]).any(|ours| name == *ours);
+        entry.is_ok_and(|entry| is_ours(entry.file_name()))
     };
     let is_private = fs::metadata(root).map_err(at(root))?.permissions().mode() & 0o077 == 0;
     if is_private

@@ -314,6 +314,28 @@ fn wrong_options_are_one_line_and_status_2() {
 }
 
 #[test]
+fn options_file_is_read_and_its_errors_name_the_line() {
+    let home = Arc::new(Folder::new());
+    let (folder, options) = (home.path("data"), home.path("data/options"));
+    fs::create_dir(&folder).expect("made");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("set");
+    fs::write(&options, "# mine\n--closed\n--rate many\n").expect("written");
+    let start = ["--data-dir", folder.to_str().expect("UTF-8")];
+    let (status, _, errors) = run(&home, &start);
+    assert!(
+        status == 2 && errors[0].contains("options, line 3: ") && errors[0].contains("many"),
+        "{errors:?}"
+    );
+    let (status, lines, _) = run(&home, &[start[0], start[1], "--help"]);
+    assert!(status == 0 && !lines.is_empty(), "help is for those who have made a mistake");
+    fs::write(&options, "--closed\n--host nowhere.invalid\n").expect("written");
+    let server = Server::within(home, &[]);
+    let mut raw = server.raw();
+    raw.say(&Person::new("alice").registration());
+    assert_eq!(raw.error(), "registration_closed");
+}
+
+#[test]
 fn help_names_every_option_and_version_the_version() {
     let home = Folder::new();
     let (status, lines, errors) = run(&home, &["--help"]);

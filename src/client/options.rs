@@ -32,8 +32,12 @@ usage: client [OPTION...]
 
   --help, --version
 
+Options can also stand in the file \"options\" of the data folder, one a line.
 In the messenger, /help lists the commands.
 ";
+
+/// The data folder below `$HOME`.
+const FOLDER: &str = ".secure_messenger_client";
 
 /// A parsed command line.
 #[derive(Debug, Clone)]
@@ -91,11 +95,16 @@ pub enum Request {
     Version,
 }
 
-/// Parses the words behind the program's name.
+/// Parses the options file of the data folder, and the words behind the program's name, which win.
 ///
 /// # Errors
-/// One line that names the option.
+/// One line that names the option, and its line in the file.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
+    let mut arguments = Arguments::with_file(words, FOLDER)?;
+    parse_all(&mut arguments).map_err(|error| arguments.at(&error))
+}
+
+fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
     let mut options = Options {
         host: "localhost".into(),
         port: 1315,
@@ -110,7 +119,6 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         mouse: true,
         plain: false,
     };
-    let mut arguments = Arguments::new(words);
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
             "--host" => options.host = host(&arguments.value::<String>(&flag)?)?,
@@ -136,7 +144,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         }
     }
     if options.data_dir.as_os_str().is_empty() {
-        options.data_dir = disk::under_home(".secure_messenger_client").map_err(|error| error.to_string())?;
+        options.data_dir = disk::under_home(FOLDER).map_err(|error| error.to_string())?;
     }
     Ok(Request::Run(Box::new(options)))
 }

@@ -34,10 +34,15 @@ Limits (the defaults of the first three depend on the machine):
   --check               report what the data folder holds and whether a start would fail
   --help, --version
 
+Options can also stand in the file \"options\" of the data folder, one a line.
+
   user list             lists accounts, fingerprints of identity keys, and locked names
   user remove NAME      removes the account, ends its session, and frees the name
   user unlock NAME      unlocks NAME, which failed logins have locked
 ";
+
+/// The data folder below `$HOME`.
+const FOLDER: &str = ".secure_messenger";
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -100,11 +105,20 @@ impl Action {
     }
 }
 
-/// Parses the words after the program's name. `defaults` are the machine's.
+/// Parses the options file of the data folder, and the words after the program's name, which win. `defaults` are the
+/// machine's.
 ///
 /// # Errors
-/// One line that names the option, or asks for a data folder because `HOME` is not set.
+/// One line that names the option, and its line in the file, or asks for a data folder because `HOME` is not set.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
+    let mut words = words.into_iter().peekable();
+    let is_user = words.next_if(|word| word == "user").is_some();
+    let action = if is_user { Some(action(&mut words)?) } else { None };
+    let mut arguments = if is_user { Arguments::new(words) } else { Arguments::with_file(words, FOLDER)? };
+    parse_all(&mut arguments, action, defaults).map_err(|error| arguments.at(&error))
+}
+
+fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits) -> Result<Request, String> {
     let mut options = Options {
         host: "0.0.0.0".into(),
         port: 1315,
@@ -114,15 +128,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
         limits: defaults,
     };
     let (mut data_dir, mut per_address, mut check) = (None, None, false);
-    let mut words = words.into_iter().peekable();
-    let is_user = words.next_if(|word| word == "user").is_some();
-    let action = if is_user { Some(action(&mut words)?) } else { None };
-    let (mut arguments, limits) = (Arguments::new(words), &mut options.limits);
+    let limits = &mut options.limits;
     while let Some(flag) = arguments.flag()? {
-        let mut number = |least, most| number(&mut arguments, &flag, least, most);
+        let mut number = |least, most| number(arguments, &flag, least, most);
         match flag.as_str() {
             "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
-            _ if is_user => return Err(format!("unknown option: {flag} (user takes only --data-dir)")),
+            _ if action.is_some() => {
+                return Err(format!("unknown option: {flag} (user takes only --data-dir)"));
+            }
             "--host" => options.host = arguments.value(&flag)?,
             "--port" => options.port = arguments.value(&flag)?,
             "--no-tls" => options.tls = false,
@@ -140,7 +153,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Res
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),
         }
     }
-    let default = || disk::under_home(".secure_messenger").map_err(|error| error.to_string());
+    let default = || disk::under_home(FOLDER).map_err(|error| error.to_string());
     options.data_dir = data_dir.map_or_else(default, Ok)?;
     if let Some(action) = action {
         return Ok(Request::User(options.data_dir, action));
