@@ -35,6 +35,23 @@ fn people_talk_to_everyone_and_in_private() {
 }
 
 #[test]
+fn lines_begin_with_their_times_if_asked_for() {
+    let server = Server::start();
+    let mut alice = Client::start(&server, "alice", &["--register", "--times"]).ready();
+    let begin = clock::utc(clock::now_ms());
+    alice.say("/help exit");
+    alice.expect("/exit");
+    let (status, lines) = alice.finish();
+    assert_eq!(status, 0);
+    for line in &lines {
+        let (time, rest) = line.split_once(' ').expect("a time");
+        assert!(time.len() == begin.len() && time.ends_with('Z') && "*!<".contains(&rest[..1]), "{line}");
+    }
+    let answer = lines.iter().find(|line| line.contains("/exit")).expect("an answer");
+    assert!(begin.as_str() <= &answer[..begin.len()], "{answer} before {begin}");
+}
+
+#[test]
 fn line_that_looks_like_a_command_is_sent_to_nobody() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();

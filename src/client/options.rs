@@ -29,6 +29,7 @@ usage: client [OPTION...]
                         secrecy: who later has disk and password reads them
   --no-mouse            leave the mouse to the terminal: the wheel does not scroll
   --plain               no screen: lines in, lines out (also without a terminal)
+  --times               plain mode: each line begins with its time (RFC 3339, UTC)
 
   --help, --version
 
@@ -66,6 +67,8 @@ pub struct Options {
     pub mouse: bool,
     /// The line filter (README#the-line-filter).
     pub plain: bool,
+    /// Its lines begin with their times.
+    pub times: bool,
 }
 
 impl Options {
@@ -118,6 +121,7 @@ fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
         keep_history: false,
         mouse: true,
         plain: false,
+        times: false,
     };
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
@@ -138,6 +142,7 @@ fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
             "--keep-history" => options.keep_history = true,
             "--no-mouse" => options.mouse = false,
             "--plain" => options.plain = true,
+            "--times" => options.times = true,
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
             _ => return Err(format!("unknown option: {flag} (--help lists them)")),

@@ -54,7 +54,7 @@ pub fn run(
     let wanted = terminal::unignored(&[SIGTERM, SIGINT, SIGHUP]);
     let mut signals = signal_hook::iterator::Signals::new(wanted)?;
     let (happened, signalled) = (wake.clone(), wake.clone());
-    let printer = Printer::start()?;
+    let printer = Printer::start(options.times)?;
     let stopping = printer.clone();
     spawn("signals", move || {
         for (count, signal) in signals.forever().enumerate() {
@@ -119,11 +119,11 @@ fn serve(
                         Effect::Send(message) => events.extend(work.send(&message)),
                         // Shown when the server has taken it.
                         Effect::Show(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
-                        Effect::Show(entry) if entry.source == Source::Recalled => {
+                        Effect::Show(entry) if entry.source == Source::Recalled && !options.times => {
                             let date = clock::date_minute(entry.time);
                             printer.print(format!("* {date} {}", entry.text));
                         }
-                        Effect::Show(entry) => printer.print(entry.line()),
+                        Effect::Show(entry) => printer.print_at(entry.time, entry.line()),
                         Effect::Progress(text) => printer.print(format!("* {text}")),
                         Effect::Transfer(number, job) => events.extend(work.transfer(number, job)),
                         Effect::MakeSessionKey => work.make_session_key()?,

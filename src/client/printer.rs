@@ -4,6 +4,7 @@
 //! waits, too, until there is room, the output has failed, or the process is to stop.
 
 use super::{charset, lock, spawn};
+use crate::clock;
 use std::io::{self, Write};
 use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,11 @@ const HURRIED: Duration = Duration::from_secs(1);
 
 /// See the module. Clones share one output.
 #[derive(Clone)]
-pub struct Printer(Arc<Shared>);
+pub struct Printer {
+    shared: Arc<Shared>,
+    /// Each line begins with its time.
+    times: bool,
+}
 
 #[derive(Default)]
 struct Shared {
@@ -35,12 +40,12 @@ struct Waiting {
 }
 
 impl Printer {
-    /// Starts the thread.
+    /// Starts the thread. With `times`, each line begins with its time (RFC 3339, UTC).
     ///
     /// # Errors
     /// If no thread can be had.
-    pub fn start() -> io::Result<Printer> {
-        let printer = Printer(Arc::default());
+    pub fn start(times: bool) -> io::Result<Printer> {
+        let printer = Printer { shared: Arc::default(), times };
         let (me, mut out) = (printer.clone(), io::stdout());
         spawn("print", move || me.write_to(&mut out))?;
         Ok(printer)
@@ -52,13 +57,13 @@ impl Printer {
             let lines = take(&mut waiting.lines);
             waiting.writing = true;
             // There is room again.
-            self.0.changed.notify_all();
+            self.shared.changed.notify_all();
             drop(waiting);
             let written = out.write_all(&lines).and_then(|()| out.flush());
-            let mut waiting = lock(&self.0.waiting);
+            let mut waiting = lock(&self.shared.waiting);
             waiting.writing = false;
             waiting.failed = written.err();
-            self.0.changed.notify_all();
+            self.shared.changed.notify_all();
             if waiting.failed.is_some() {
                 return;
             }
@@ -66,37 +71,45 @@ impl Printer {
     }
 
     fn wait_while(&self, condition: impl Fn(&Waiting) -> bool) -> MutexGuard<'_, Waiting> {
-        let waited = self.0.changed.wait_while(lock(&self.0.waiting), |waiting| condition(waiting));
+        let waited = self.shared.changed.wait_while(lock(&self.shared.waiting), |waiting| condition(waiting));
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prints one line, and waits for room.
+    /// Prints one line of now, and waits for room.
     pub fn print(&self, line: String) {
+        self.print_at(clock::now_ms(), line);
+    }
+
+    /// Prints one line of this time, in milliseconds since 1970, and waits for room.
+    pub fn print_at(&self, time: u64, line: String) {
         let full = |waiting: &Waiting| {
             waiting.lines.len() >= MAX_WAITING && waiting.failed.is_none() && waiting.stopped.is_none()
         };
         let mut waiting = self.wait_while(full);
         if waiting.failed.is_none() {
+            if self.times {
+                waiting.lines.extend_from_slice(format!("{} ", clock::utc(time)).as_bytes());
+            }
             waiting.lines.extend_from_slice(charset::printed(&line).as_bytes());
             waiting.lines.push(b'\n');
         }
-        self.0.changed.notify_all();
+        self.shared.changed.notify_all();
     }
 
     /// Nobody waits for the output any more, after this signal.
     pub fn stop(&self, signal: i32) {
-        lock(&self.0.waiting).stopped = Some(signal);
-        self.0.changed.notify_all();
+        lock(&self.shared.waiting).stopped = Some(signal);
+        self.shared.changed.notify_all();
     }
 
     /// The signal after which the process is to stop.
     pub fn stopped(&self) -> Option<i32> {
-        lock(&self.0.waiting).stopped
+        lock(&self.shared.waiting).stopped
     }
 
     /// Whether nothing can be printed any more.
     pub fn has_failed(&self) -> bool {
-        lock(&self.0.waiting).failed.is_some()
+        lock(&self.shared.waiting).failed.is_some()
     }
 
     /// Waits until everything is printed, or for a second when the process is to stop.
@@ -107,7 +120,7 @@ impl Printer {
         let unprinted =
             |waiting: &Waiting| (waiting.writing || !waiting.lines.is_empty()) && waiting.failed.is_none();
         let waiting = self.wait_while(|waiting| unprinted(waiting) && waiting.stopped.is_none());
-        let waited = self.0.changed.wait_timeout_while(waiting, HURRIED, |waiting| unprinted(waiting));
+        let waited = self.shared.changed.wait_timeout_while(waiting, HURRIED, |waiting| unprinted(waiting));
         waited.unwrap_or_else(PoisonError::into_inner).0.failed.take().map_or(Ok(()), Err)
     }
 }
@@ -134,7 +147,8 @@ mod tests {
     }
 
     fn printer() -> (Printer, Sender<()>, Receiver<Vec<u8>>) {
-        let (printer, (go, goes), (wrote, written)) = (Printer(Arc::default()), channel(), channel());
+        let (printer, (go, goes), (wrote, written)) =
+            (Printer { shared: Arc::default(), times: false }, channel(), channel());
         let me = printer.clone();
         thread::spawn(move || me.write_to(&mut Stuck(goes, wrote)));
         (printer, go, written)
