@@ -16,13 +16,31 @@ pub const MAX_NAME: usize = 32;
 /// Words that the interface shows in the place of names. PROTOCOL#reserved-names.
 const WORDS: [&str; 8] = ["all", "everyone", "me", "operator", "private", "room", "server", "you"];
 
-/// A valid user name, stored inline: a message to a thousand users contains each name three times.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Username {
-    /// Zeros follow the name, so that names compare as their texts do.
+/// A text of at most 32 bytes, stored inline: a message to a thousand users contains each name three times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Word {
+    /// Zeros follow the text, so that words compare as their texts do.
     bytes: [u8; MAX_NAME],
     length: u8,
 }
+
+impl Word {
+    /// `None` if `text` has more than 32 bytes.
+    pub fn new(text: &str) -> Option<Word> {
+        let mut bytes = [0; MAX_NAME];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(Word { bytes, length: text.len() as u8 })
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("it was made of a text")
+    }
+}
+
+/// A valid user name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Username(Word);
 
 /// The error for a text that is not a user name.
 pub const INVALID_NAME: &str =
@@ -31,7 +49,7 @@ pub const INVALID_NAME: &str =
 impl Username {
     /// The name as it was registered: 1 to 32 bytes of ASCII.
     pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("a name is ASCII")
+        self.0.as_str()
     }
 
     /// Whether the name reads like a word of the interface: in any letter case, without `_` and `-`, without digits at
@@ -73,12 +91,8 @@ impl FromStr for Username {
     fn from_str(text: &str) -> Result<Self, &'static str> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-        if !starts_well || text.len() > MAX_NAME || !text.bytes().all(allowed) {
-            return Err(INVALID_NAME);
-        }
-        let mut bytes = [0; MAX_NAME];
-        bytes[..text.len()].copy_from_slice(text.as_bytes());
-        Ok(Username { bytes, length: text.len() as u8 })
+        let word = Word::new(text).filter(|_| starts_well && text.bytes().all(allowed));
+        word.map(Username).ok_or(INVALID_NAME)
     }
 }
 

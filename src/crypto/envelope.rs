@@ -11,6 +11,8 @@ use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed, Joined, words};
 use crate::name::Username;
+/// A kind or scope of a later version, as it is on the wire: at most 32 bytes. PROTOCOL#later-versions.
+pub use crate::name::Word;
 use miniserde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -20,30 +22,6 @@ pub const BUCKET: usize = 256;
 pub const MAX_TEXT: usize = 32 * 1024;
 /// The longest ciphertext, in bytes: the longest text with its length and padding.
 pub const MAX_CIPHERTEXT: usize = MAX_TEXT + BUCKET;
-
-/// The longest word for a kind or scope, in bytes.
-const MAX_WORD: usize = 32;
-
-/// A kind or scope of a later version, as it is on the wire: at most 32 bytes. PROTOCOL#later-versions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Word {
-    bytes: [u8; MAX_WORD],
-    length: usize,
-}
-
-impl Word {
-    /// `None` if `text` has more than 32 bytes.
-    pub fn new(text: &str) -> Option<Word> {
-        let mut bytes = [0; MAX_WORD];
-        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
-        Some(Word { bytes, length: text.len() })
-    }
-
-    /// The word.
-    pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.bytes[..self.length]).expect("it was made of a text")
-    }
-}
 
 words! {
     /// What an envelope contains. It is signed: one kind is never taken for another.
