@@ -8,68 +8,50 @@ use crate::crypto::key_file::Login;
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUNDS};
 use crate::crypto::public::{
-    Fingerprint, IdentityPublicKey, RSA_BYTES, SessionCertificate, SessionPublicKey, Skew,
+    Fingerprint, IdentityPublicKey, RSA_BYTES, SessionCertificate, SessionPublicKey, is_far_ahead,
 };
 use crate::crypto::secret::{Key, Password, random};
 use crate::crypto::{Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
-    Challenge, ChallengeResponse, LoginRequest, PasswordChange, Register, Resume, ResumeChallenge,
-    SessionKeyFields, VERSION,
+    Challenge, ChallengeResponse, ErrorCode, Failure, LoginRequest, PasswordChange, Register, Resume,
+    ResumeChallenge, VERSION,
 };
-use std::fmt;
+use std::sync::Arc;
 use zeroize::Zeroizing;
+
+/// An hour, in milliseconds.
+const HOUR: u64 = 3_600_000;
 
 /// An account, as the server stores it.
 pub struct Account {
     /// In the letter case of its registration.
     pub name: Username,
-    /// Salt of PBKDF2, random.
-    pub salt: [u8; 32],
-    /// Rounds of PBKDF2, 100,000 to 10,000,000.
-    pub rounds: u32,
-    /// `PBKDF2(password, salt, rounds)`.
-    pub password_key: Key,
+    /// What the server knows of the password.
+    pub password: PasswordKey,
     /// Fingerprint of the identity key, which has its own file.
     pub identity: Fingerprint,
 }
 
-/// Why a registration or login is refused.
-#[derive(Debug, PartialEq, Eq)]
-pub enum AuthError {
-    /// Fewer than 100,000 or more than 10,000,000 PBKDF2 rounds.
-    BadRounds,
-    /// The key is not RSA-2048 with e = 65,537 in canonical DER.
-    BadKey,
-    /// Name, password, key or channel is wrong; the client does not learn which one.
-    Denied,
-    /// The session certificate was made over 2 hours ahead of the server's clock, or behind it.
-    Clock(Skew),
+/// The key that a client sent is not RSA-2048 with e = 65,537 in canonical DER.
+fn bad_key<E>(_: E) -> Failure {
+    Failure::new(ErrorCode::BadKey, "the key is not an RSA-2048 public key")
 }
 
-impl fmt::Display for AuthError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AuthError::BadRounds => f.write_str("the number of PBKDF2 rounds is out of range"),
-            AuthError::BadKey => f.write_str("the key is not an RSA-2048 public key"),
-            AuthError::Denied => f.write_str("the name, the password or the key is wrong"),
-            AuthError::Clock(skew) => {
-                write!(f, "your clock is {skew} the server's: set the one that is wrong")
-            }
-        }
-    }
+/// Name, password, key or channel is wrong; the client does not learn which one.
+pub fn denied() -> Failure {
+    Failure::new(ErrorCode::LoginFailed, "the name, the password or the key is wrong")
 }
-
-impl std::error::Error for AuthError {}
 
 /// Whether an account may have this number of PBKDF2 rounds. PROTOCOL#rounds.
 ///
 /// # Errors
-/// [`AuthError::BadRounds`] for fewer than 100,000 or more than 10,000,000.
-pub fn acceptable(rounds: u32) -> Result<u32, AuthError> {
+/// `bad_rounds` for fewer than 100,000 or more than 10,000,000.
+pub fn acceptable(rounds: u32) -> Result<u32, Failure> {
     let bounds = PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS;
-    if bounds.contains(&rounds) { Ok(rounds) } else { Err(AuthError::BadRounds) }
+    let bad = || Failure::new(ErrorCode::BadRounds, "the number of PBKDF2 rounds is out of range");
+    bounds.contains(&rounds).then_some(rounds).ok_or_else(bad)
 }
 
 /// The beginning of every response and proof: its purpose, the name, the challenge that it answers, and the TLS channel.
@@ -90,8 +72,9 @@ fn resume_bytes(bound: Fields, received: u64) -> Vec<u8> {
 
 /// A password change's response and proof name the new salt, rounds and password key. PROTOCOL#response,
 /// PROTOCOL#password-proof.
-fn change_bytes(bound: Fields, (salt, rounds, key): (&[u8; 32], u32, &Key)) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(bound.bytes(salt).number(rounds.into()).bytes(key.expose()).finish())
+fn change_bytes(bound: Fields, PasswordKey { login, key }: &PasswordKey) -> Zeroizing<Vec<u8>> {
+    let bound = bound.bytes(&login.salt.0).number(login.rounds.into());
+    Zeroizing::new(bound.bytes(key.expose()).finish())
 }
 
 /// Server: the session certificate that a client offers. Only its form and time are checked: they depend on the client alone
@@ -99,24 +82,48 @@ fn change_bytes(bound: Fields, (salt, rounds, key): (&[u8; 32], u32, &Key)) -> Z
 /// PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
 ///
 /// # Errors
-/// [`AuthError::BadKey`], [`AuthError::Clock`].
+/// `bad_key`.
 pub fn offered(
     session_key: &Bytes,
     created: u64,
-    signature: &Fixed<RSA_BYTES>,
+    certificate: &Fixed<RSA_BYTES>,
     now_ms: u64,
-) -> Result<SessionCertificate, AuthError> {
-    let key = SessionPublicKey::parse(&session_key.0).map_err(|_| AuthError::BadKey)?;
-    match Skew::of_clocks(created, now_ms) {
-        Some(skew) => Err(AuthError::Clock(skew)),
-        None => Ok(SessionCertificate { key, created, signature: signature.0 }),
+) -> Result<SessionCertificate, Failure> {
+    SessionPublicKey::parse(&session_key.0).map_err(bad_key)?;
+    match wrong_clock(created, now_ms) {
+        Some(advice) => Err(Failure::new(ErrorCode::BadKey, advice)),
+        None => {
+            Ok(SessionCertificate { session_key: session_key.clone(), created, certificate: *certificate })
+        }
     }
 }
 
-/// Client: `PBKDF2(password, salt, rounds)` with its salt and rounds. It replaces the password towards one server.
+/// What a user does if their clock differs from the server's by over two hours, so that each side may refuse certificates
+/// that the other takes. Both in milliseconds since 1970.
+pub fn wrong_clock(own: u64, servers: u64) -> Option<String> {
+    let side = match (is_far_ahead(own, servers), is_far_ahead(servers, own)) {
+        (false, false) => return None,
+        (is_ahead, _) => {
+            if is_ahead {
+                "ahead of"
+            } else {
+                "behind"
+            }
+        }
+    };
+    let difference = match own.abs_diff(servers).saturating_add(HOUR / 2) / HOUR {
+        hours @ ..36 => format!("{hours} hours"),
+        hours => format!("{} days", (hours + 12) / 24),
+    };
+    Some(format!("your clock is {difference} {side} the server's: set the one that is wrong"))
+}
+
+/// `PBKDF2(password, salt, rounds)` with its salt and rounds. It replaces the password towards one server.
 pub struct PasswordKey {
-    login: Login,
-    key: Key,
+    /// The salt and rounds.
+    pub login: Login,
+    /// Their result.
+    pub key: Key,
 }
 
 impl From<&Challenge> for Login {
@@ -126,6 +133,11 @@ impl From<&Challenge> for Login {
 }
 
 impl PasswordKey {
+    /// As it is sent and stored.
+    pub fn from_parts(salt: Fixed<32>, rounds: u32, key: Key) -> PasswordKey {
+        PasswordKey { login: Login { salt, rounds }, key }
+    }
+
     /// With a new salt, for a new password. Takes about 0.1 s.
     pub fn new(password: &Password) -> PasswordKey {
         PasswordKey::with(password, Login::random())
@@ -139,8 +151,8 @@ impl PasswordKey {
     /// The key that a challenge asks for.
     ///
     /// # Errors
-    /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
-    pub fn derive(password: &Password, challenge: &Challenge) -> Result<PasswordKey, AuthError> {
+    /// `bad_rounds` if the server asks for a cheap or an endless hash.
+    pub fn derive(password: &Password, challenge: &Challenge) -> Result<PasswordKey, Failure> {
         acceptable(challenge.rounds)?;
         Ok(PasswordKey::with(password, challenge.into()))
     }
@@ -148,11 +160,6 @@ impl PasswordKey {
     /// Whether a challenge asks for this key.
     pub fn answers(&self, challenge: &Challenge) -> bool {
         self.login == challenge.into()
-    }
-
-    /// Its salt and rounds.
-    pub fn login(&self) -> Login {
-        self.login
     }
 
     /// The registration.
@@ -171,7 +178,7 @@ impl PasswordKey {
     /// the channel's ([`Channel::exporter`](crate::wire::tls::Channel::exporter)).
     ///
     /// # Errors
-    /// [`AuthError::BadRounds`] if the server asks for a cheap or an endless hash.
+    /// As [`PasswordKey::derive`].
     pub fn replace(
         &self,
         name: &Username,
@@ -179,10 +186,9 @@ impl PasswordKey {
         exporter: &[u8],
         old: &Password,
         identity: &IdentityKey,
-    ) -> Result<PasswordChange, AuthError> {
+    ) -> Result<PasswordChange, Failure> {
         let old = PasswordKey::derive(old, challenge)?;
-        let new = (&self.login.salt.0, self.login.rounds, &self.key);
-        let bytes = |label| change_bytes(bound(label, name, &challenge.nonce.0, exporter), new);
+        let bytes = |label| change_bytes(bound(label, name, &challenge.nonce.0, exporter), self);
         Ok(PasswordChange {
             response: old.response(&bytes(label::CHANGE_RESPONSE)),
             salt: self.login.salt,
@@ -202,15 +208,14 @@ impl PasswordKey {
         identity: &IdentityKey,
         session: (&SessionKey, SessionCertificate),
     ) -> ChallengeResponse {
-        let (key, certificate) = session;
+        let (key, SessionCertificate { session_key, created, certificate }) = session;
         let bound = |label| bound(label, name, &challenge.nonce.0, exporter);
         let bytes = |label| login_bytes(bound(label), key.fingerprint());
-        let session = SessionKeyFields::new(&certificate);
         ChallengeResponse {
             response: self.response(&bytes(label::LOGIN_RESPONSE)),
-            session_key: session.session_key,
-            created: session.created,
-            certificate: session.certificate,
+            session_key,
+            created,
+            certificate,
             proof: Fixed(identity.sign(&bytes(label::LOGIN_PROOF))),
         }
     }
@@ -223,17 +228,11 @@ impl PasswordKey {
 /// Server: turns a registration into an account and its identity key. The caller checks whether the name is free.
 ///
 /// # Errors
-/// [`AuthError::BadRounds`], [`AuthError::BadKey`].
-pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublicKey), AuthError> {
-    let identity = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
-    let account = Account {
-        name: request.username,
-        salt: request.salt.0,
-        rounds: acceptable(request.rounds)?,
-        password_key: request.password_key,
-        identity: identity.fingerprint(),
-    };
-    Ok((account, identity))
+/// `bad_rounds`, `bad_key`.
+pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublicKey), Failure> {
+    let key = IdentityPublicKey::parse(&request.public_key.0).map_err(bad_key)?;
+    let password = PasswordKey::from_parts(request.salt, acceptable(request.rounds)?, request.password_key);
+    Ok((Account { name: request.username, password, identity: key.fingerprint() }, key))
 }
 
 /// Client: the answer to the challenge of a session with this `token`, of which the client has received `received` frames.
@@ -269,26 +268,22 @@ impl PendingResume {
 
     /// Checks the answer against all `tokens`, each in constant time, and returns the index of the one that matches; of
     /// several the last. The caller passes the same number of tokens whether or not there is a session.
-    ///
-    /// # Errors
-    /// [`AuthError::Denied`] if no token matches.
-    pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Result<usize, AuthError> {
+    pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Option<usize> {
         let proven = resume_bytes(bound(label::RESUME, &self.name, &self.nonce, exporter), resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
         // Try all of them, so that the time does not depend on the match.
         let fold = |found, (at, token)| if fits(token) { Some(at) } else { found };
-        tokens.iter().enumerate().fold(None, fold).ok_or(AuthError::Denied)
+        tokens.iter().enumerate().fold(None, fold)
     }
 }
 
 /// Server: a login, between challenge and response.
 pub struct PendingLogin {
-    name: Username,
+    /// Random, but for the name, if there is none.
+    account: Arc<Account>,
+    is_known: bool,
     nonce: [u8; 32],
     offered: IdentityPublicKey,
-    expected_identity: Fingerprint,
-    password_key: Key,
-    known: bool,
 }
 
 /// Server: proof of a complete login. Only [`PendingLogin::verify`] makes one.
@@ -330,88 +325,80 @@ impl PendingLogin {
     /// salt is an HMAC of the name under `secret`: stable, and indistinguishable from a real one.
     ///
     /// # Errors
-    /// [`AuthError::BadKey`] if the client's key is not valid, for known and unknown names alike.
+    /// `bad_key` if the client's key is not valid, for known and unknown names alike.
     pub fn new(
         request: LoginRequest,
-        account: Option<&Account>,
+        account: Option<Arc<Account>>,
         secret: &Key,
-    ) -> Result<(PendingLogin, Challenge), AuthError> {
-        let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(|_| AuthError::BadKey)?;
-        let (nonce, known) = (random(), account.is_some());
+    ) -> Result<(PendingLogin, Challenge), Failure> {
+        let offered = IdentityPublicKey::parse(&request.public_key.0).map_err(bad_key)?;
+        let (nonce, is_known) = (random(), account.is_some());
         // The name as typed: a known name in another letter case is unknown. PROTOCOL#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).text(request.username.as_str()).finish();
         // Compute the dummy values for known names too, so that timing does not reveal unknown ones.
-        let nobody = Account {
-            name: request.username.clone(),
-            salt: primitives::hmac(secret, &fake),
-            rounds: PBKDF2_ROUNDS,
-            password_key: Key::random(),
-            identity: Fingerprint(random()),
-        };
-        let Account { salt, rounds, password_key, identity, .. } = account.unwrap_or(&nobody);
-        let (password_key, expected_identity) = (password_key.duplicate(), *identity);
-        let challenge =
-            Challenge { version: VERSION, nonce: Fixed(nonce), salt: Fixed(*salt), rounds: *rounds };
-        let name = request.username;
-        Ok((PendingLogin { name, nonce, offered, expected_identity, password_key, known }, challenge))
+        let salt = Fixed(primitives::hmac(secret, &fake));
+        let password = PasswordKey::from_parts(salt, PBKDF2_ROUNDS, Key::random());
+        let nobody = Arc::new(Account { name: request.username, password, identity: Fingerprint(random()) });
+        let account = account.unwrap_or(nobody);
+        let Login { salt, rounds } = account.password.login;
+        let challenge = Challenge { version: VERSION, nonce: Fixed(nonce), salt, rounds };
+        Ok((PendingLogin { account, is_known, nonce, offered }, challenge))
     }
 
     /// The user who requests a login.
     pub fn name(&self) -> &Username {
-        &self.name
+        &self.account.name
     }
 
     /// Checks password, identity key and channel of a password change, all of them whichever fails.
     ///
     /// # Errors
-    /// [`AuthError::BadRounds`] for the new password's rounds, else [`AuthError::Denied`].
-    pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, AuthError> {
-        let rounds = acceptable(change.rounds)?;
-        let new = (&change.salt.0, rounds, &change.password_key);
-        let bytes = |label| change_bytes(bound(label, &self.name, &self.nonce, exporter), new);
+    /// `bad_rounds` for the new password's rounds, else [`denied`].
+    pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, Failure> {
+        let new = PasswordKey::from_parts(change.salt, acceptable(change.rounds)?, change.password_key);
+        let bytes = |label| change_bytes(bound(label, self.name(), &self.nonce, exporter), &new);
         let password = self.knows_password(&bytes(label::CHANGE_RESPONSE), &change.response);
         let proven = self.offered.verify(&bytes(label::PASSWORD_CHANGE), &change.proof.0).is_ok();
-        if self.known & password & self.is_owner() & proven {
-            let identity = self.offered.fingerprint();
-            let (salt, password_key) = (change.salt.0, change.password_key);
-            Ok(NewPassword(Account { name: self.name, salt, rounds, password_key, identity }))
+        if self.is_known & password & self.is_owner() & proven {
+            let Account { name, identity, .. } = &*self.account;
+            Ok(NewPassword(Account { name: name.clone(), password: new, identity: *identity }))
         } else {
-            Err(AuthError::Denied)
+            Err(denied())
         }
     }
 
     fn knows_password(&self, bytes: &[u8], response: &Fixed<32>) -> bool {
-        primitives::hmac_matches(&self.password_key, bytes, &response.0)
+        primitives::hmac_matches(&self.account.password.key, bytes, &response.0)
     }
 
     /// Whether the identity key offered is the account's, in constant time.
     fn is_owner(&self) -> bool {
-        Key::new(self.offered.fingerprint().0) == Key::new(self.expected_identity.0)
+        Key::new(self.offered.fingerprint().0) == Key::new(self.account.identity.0)
     }
 
     /// Checks password, identity key, session certificate and channel, all of them whichever fails. `certificate` was
     /// [`offered`] at `now_ms`, by the server's clock in milliseconds since 1970.
     ///
     /// # Errors
-    /// [`AuthError::Denied`].
+    /// [`denied`].
     pub fn verify(
         self,
         response: &ChallengeResponse,
         certificate: SessionCertificate,
         exporter: &[u8],
         now_ms: u64,
-    ) -> Result<Authenticated, AuthError> {
-        let session = certificate.key.fingerprint();
-        let bytes = |label| login_bytes(bound(label, &self.name, &self.nonce, exporter), session);
+    ) -> Result<Authenticated, Failure> {
+        let session = Fingerprint::of(&certificate.session_key.0);
+        let bytes = |label| login_bytes(bound(label, self.name(), &self.nonce, exporter), session);
         let password = self.knows_password(&bytes(label::LOGIN_RESPONSE), &response.response);
         let identity = self.is_owner();
-        let certified = certificate.verify(&self.name, &self.offered, now_ms);
+        let certified = certificate.verify(self.name(), &self.offered, now_ms);
         let proven = self.offered.verify(&bytes(label::LOGIN_PROOF), &response.proof.0).is_ok();
         // PROTOCOL#login-failed.
-        if self.known & password & identity & certified.is_ok() & proven {
-            Ok(Authenticated { name: self.name, identity: self.offered, certificate })
+        if self.is_known & password & identity & certified.is_ok() & proven {
+            Ok(Authenticated { name: self.name().clone(), identity: self.offered, certificate })
         } else {
-            Err(AuthError::Denied)
+            Err(denied())
         }
     }
 }
@@ -425,7 +412,7 @@ mod tests {
         password: Password,
         identity: IdentityKey,
         session: SessionKey,
-        account: Account,
+        account: Arc<Account>,
     }
 
     const NOW: u64 = 1_800_000_000_000;
@@ -435,7 +422,7 @@ mod tests {
         let (identity, session) = (IdentityKey::generate(), SessionKey::generate());
         let request = PasswordKey::new(&password).register(&name, identity.public());
         let (account, _) = accept_registration(request).expect("valid");
-        Person { name, password, identity, session, account }
+        Person { name, password, identity, session, account: Arc::new(account) }
     }
 
     /// One login; `change` alters the response, and `exporter` is the server's view of the channel.
@@ -444,13 +431,13 @@ mod tests {
         known: bool,
         change: impl FnOnce(&mut ChallengeResponse),
         exporter: &[u8],
-    ) -> Result<Authenticated, AuthError> {
+    ) -> Result<Authenticated, Failure> {
         let request = LoginRequest {
             version: VERSION,
             username: p.name.clone(),
             public_key: Bytes(p.identity.public().spki()),
         };
-        let account = known.then_some(&p.account);
+        let account = known.then(|| p.account.clone());
         let (pending, challenge) =
             PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
         let certificate = p.identity.certify(&p.name, &p.session, NOW);
@@ -467,8 +454,8 @@ mod tests {
     fn login_fails_when_any_part_is_wrong() {
         let p = person("alice");
         assert_eq!(login(&p, true, |_| (), b"exporter").expect("accepted").name().as_str(), "alice");
-        let denied = |result: Result<Authenticated, AuthError>| {
-            assert_eq!(result.err(), Some(AuthError::Denied));
+        let denied = |result: Result<Authenticated, Failure>| {
+            assert_eq!(result.err(), Some(denied()));
         };
         denied(login(&p, false, |_| (), b"exporter"));
         denied(login(&p, true, |_| (), b"another channel"));
@@ -488,8 +475,8 @@ mod tests {
             let created = NOW.saturating_add_signed(off * 3_600_000);
             let certificate = p.identity.certify(&p.name, &p.session, created);
             let key = Bytes(p.session.public().spki());
-            let refused = offered(&key, created, &Fixed(certificate.signature), NOW).err();
-            refused.map_or(String::new(), |error| error.to_string())
+            let refused = offered(&key, created, &certificate.certificate, NOW).err();
+            refused.map_or(String::new(), |failure| failure.message)
         };
         assert_eq!([hours(2), hours(0), hours(-2)], ["", "", ""]);
         for (off, said) in [
@@ -501,7 +488,7 @@ mod tests {
         ] {
             assert!(hours(off).starts_with(said), "{}", hours(off));
         }
-        assert!(Skew::of_clocks(u64::MAX, 0).is_some() && Skew::of_clocks(0, u64::MAX).is_some());
+        assert!(wrong_clock(u64::MAX, 0).is_some() && wrong_clock(0, u64::MAX).is_some());
     }
 
     /// PROTOCOL#resume-proof.
@@ -516,18 +503,17 @@ mod tests {
             change(&mut answer);
             pending.verify(&answer, b"exporter", &[Key::new([1; 32]), Key::new([2; 32])])
         };
-        assert_eq!(attempt(&alice, &token, b"exporter", &|_| ()), Ok(0));
-        assert_eq!(attempt(&alice, &former, b"exporter", &|_| ()), Ok(1));
-        let denied = Err(AuthError::Denied);
-        assert_eq!(attempt(&alice, &other, b"exporter", &|_| ()), denied);
-        assert_eq!(attempt(&bob, &token, b"exporter", &|_| ()), denied);
-        assert_eq!(attempt(&alice, &token, b"another", &|_| ()), denied);
-        assert_eq!(attempt(&alice, &token, b"exporter", &|answer| answer.received += 1), denied);
+        assert_eq!(attempt(&alice, &token, b"exporter", &|_| ()), Some(0));
+        assert_eq!(attempt(&alice, &former, b"exporter", &|_| ()), Some(1));
+        assert_eq!(attempt(&alice, &other, b"exporter", &|_| ()), None);
+        assert_eq!(attempt(&bob, &token, b"exporter", &|_| ()), None);
+        assert_eq!(attempt(&alice, &token, b"another", &|_| ()), None);
+        assert_eq!(attempt(&alice, &token, b"exporter", &|answer| answer.received += 1), None);
         let (pending, challenge) = PendingResume::new(alice.clone());
-        assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[]), denied);
+        assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[]), None);
         let (_, challenge) = PendingResume::new(alice.clone());
         let (pending, _) = PendingResume::new(alice.clone());
-        assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), denied);
+        assert_eq!(pending.verify(&resume(&alice, &challenge, b"", &token, 0), b"", &[token]), None);
     }
 
     /// PROTOCOL#password-proof.
@@ -540,7 +526,7 @@ mod tests {
                 username: p.name.clone(),
                 public_key: Bytes(p.identity.public().spki()),
             };
-            let account = known.then_some(&p.account);
+            let account = known.then(|| p.account.clone());
             let (pending, challenge) =
                 PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
             let new = PasswordKey::new(&Password::new("another".into()));
@@ -548,16 +534,17 @@ mod tests {
                 new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
             alter(&mut change);
             let account = pending.verify_change(change, exporter)?.into_account();
-            assert!(account.salt == new.login.salt.0 && account.password_key == new.key);
+            assert!(account.password.login == new.login && account.password.key == new.key);
             assert!(account.name == p.name && account.identity == p.account.identity);
             Ok(())
         };
         assert_eq!(change(true, b"exporter", |_| ()), Ok(()));
-        assert_eq!(change(false, b"exporter", |_| ()), Err(AuthError::Denied));
-        assert_eq!(change(true, b"another channel", |_| ()), Err(AuthError::Denied));
-        assert_eq!(change(true, b"exporter", |c| c.response.0[0] ^= 1), Err(AuthError::Denied));
-        assert_eq!(change(true, b"exporter", |c| c.proof.0[9] ^= 1), Err(AuthError::Denied));
-        assert_eq!(change(true, b"exporter", |c| c.rounds = 99_999), Err(AuthError::BadRounds));
+        assert_eq!(change(false, b"exporter", |_| ()), Err(denied()));
+        assert_eq!(change(true, b"another channel", |_| ()), Err(denied()));
+        assert_eq!(change(true, b"exporter", |c| c.response.0[0] ^= 1), Err(denied()));
+        assert_eq!(change(true, b"exporter", |c| c.proof.0[9] ^= 1), Err(denied()));
+        let refused = change(true, b"exporter", |c| c.rounds = 99_999);
+        assert!(refused.is_err_and(|failure| failure.is(ErrorCode::BadRounds)));
     }
 
     #[test]
@@ -565,7 +552,7 @@ mod tests {
         let mut p = person("alice");
         // The thief knows the password key but has another identity key.
         p.identity = IdentityKey::generate();
-        assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(AuthError::Denied));
+        assert_eq!(login(&p, true, |_| (), b"exporter").err(), Some(denied()));
     }
 
     /// PROTOCOL#unknown-name, PROTOCOL#rounds.
@@ -604,10 +591,10 @@ mod tests {
             let challenge =
                 Challenge { version: VERSION, nonce: Fixed([0; 32]), salt: Fixed([0; 32]), rounds };
             let key = PasswordKey::derive(&p.password, &challenge);
-            assert_eq!(key.err(), Some(AuthError::BadRounds));
+            assert!(key.is_err_and(|failure| failure.is(ErrorCode::BadRounds)));
             let key = PasswordKey::new(&p.password);
             let change = key.replace(&p.name, &challenge, b"", &p.password, &p.identity);
-            assert_eq!(change.err(), Some(AuthError::BadRounds));
+            assert!(change.is_err_and(|failure| failure.is(ErrorCode::BadRounds)));
         }
     }
 }

@@ -6,7 +6,7 @@ use common::{Client, Folder, Person, Server, memory};
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
-use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::encoding::Bytes;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     ClientMessage, EncryptedSend, Keys, KeysRequest, MAX_KEY_NAMES, MAX_TARGETS, PersonKeys, Presence, Scope,
@@ -238,9 +238,9 @@ fn keys_of(name: &Username) -> PersonKeys {
     PersonKeys {
         name: name.clone(),
         identity: Bytes(person.identity.public().spki()),
-        session_key: Some(Bytes(certificate.key.spki())),
+        session_key: Some(certificate.session_key),
         created: Some(certificate.created),
-        certificate: Some(Fixed(certificate.signature)),
+        certificate: Some(certificate.certificate),
     }
 }
 

@@ -11,7 +11,7 @@ use secure_messenger::clock;
 use secure_messenger::crypto::chunk::CHUNK;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::secret::random;
-use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::encoding::Bytes;
 use secure_messenger::protocol::{ClientMessage, Keys, PersonKeys, Presence, Sent, ServerMessage};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
@@ -1003,9 +1003,9 @@ fn keys_of(person: &Person) -> PersonKeys {
     PersonKeys {
         name: person.name.clone(),
         identity: Bytes(person.identity.public().spki()),
-        session_key: Some(Bytes(certificate.key.spki())),
+        session_key: Some(certificate.session_key),
         created: Some(certificate.created),
-        certificate: Some(Fixed(certificate.signature)),
+        certificate: Some(certificate.certificate),
     }
 }
 

@@ -15,7 +15,7 @@ use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     Body, ChallengeResponse, ClientMessage, EncryptedSend, Envelope, Failure, Grant, Header, KeysRequest,
     Kind, LoginRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE, MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Routing,
-    Scope, Sent, ServerMessage, SessionKeyFields, VERSION, WrappedKey,
+    Scope, Sent, ServerMessage, SessionCertificate, VERSION, WrappedKey,
 };
 use secure_messenger::wire::tls::{Reader, Received};
 use std::collections::{BTreeMap, BTreeSet};
@@ -460,7 +460,7 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let good = mallory.identity.public().spki();
     let encoded = |der: &[u8]| {
-        let line = ClientMessage::Renew(Box::new(SessionKeyFields {
+        let line = ClientMessage::Renew(Box::new(SessionCertificate {
             session_key: Bytes(der.to_vec()),
             created: 0,
             certificate: Fixed([0; RSA_BYTES]),
@@ -495,7 +495,7 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
         guest.bytes(with_field(&response, "session_key", &key).as_bytes());
         assert_eq!(guest.error(), "bad_key", "challenge_response: {what}");
         assert!(guest.is_closed());
-        let renew = ClientMessage::Renew(Box::new(SessionKeyFields {
+        let renew = ClientMessage::Renew(Box::new(SessionCertificate {
             session_key: Bytes(good.clone()),
             created: 1,
             certificate: Fixed([0; RSA_BYTES]),
@@ -690,7 +690,7 @@ fn steps_out_of_their_order_are_refused() {
     let mut scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let ask = login_request(&mallory);
-    let renew = ClientMessage::Renew(Box::new(SessionKeyFields {
+    let renew = ClientMessage::Renew(Box::new(SessionCertificate {
         session_key: Bytes(mallory.session.public().spki()),
         created: 1,
         certificate: Fixed([0; RSA_BYTES]),
@@ -1209,7 +1209,7 @@ fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
         }
     };
     let mut moved = mallory.identity.certify(&mallory.name, &mallory.session, now);
-    moved.key = new.public().clone();
+    moved.session_key = Bytes(new.public().spki());
     for (what, certificate) in [
         ("by another", certify(&stranger, "mallory", now)),
         ("for another name", certify(&mallory.identity, "alice", now)),
@@ -1218,12 +1218,12 @@ fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
         ("from the future", certify(&mallory.identity, "mallory", now + 3 * hour)),
         ("moved to another key", moved),
     ] {
-        raw.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+        raw.say(&ClientMessage::Renew(Box::new(certificate.clone())));
         assert_eq!(raw.error(), "bad_key", "{what}");
         assert!(shown(&mut raw) == mallory.session.public().spki(), "{what}: the former key stays");
     }
     let certificate = certify(&mallory.identity, "mallory", now);
-    raw.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+    raw.say(&ClientMessage::Renew(Box::new(certificate.clone())));
     assert!(matches!(raw.answer(), Some(ServerMessage::Session(_))));
     assert!(shown(&mut raw) == new.public().spki());
     scene.close();

@@ -66,9 +66,9 @@ fn shown(person: &Person, certificate: Option<&SessionCertificate>) -> PersonKey
     PersonKeys {
         name: person.name.clone(),
         identity: Bytes(person.identity.public().spki()),
-        session_key: certificate.map(|certificate| Bytes(certificate.key.spki())),
+        session_key: certificate.map(|certificate| certificate.session_key.clone()),
         created: certificate.map(|certificate| certificate.created),
-        certificate: certificate.map(|certificate| Fixed(certificate.signature)),
+        certificate: certificate.map(|certificate| certificate.certificate),
     }
 }
 
@@ -774,7 +774,7 @@ fn a_session_key_without_its_owner_s_valid_certificate_gets_no_message() {
     let mut altered = by(&alice.identity, "alice", &alice.session, now);
     altered.created += 1;
     let mut moved = by(&alice.identity, "alice", &alice.session, now);
-    moved.key = mallory.session.public().clone();
+    moved.session_key = Bytes(mallory.session.public().spki());
     for (what, certificate) in [
         ("certified by another", by(&mallory.identity, "alice", &mallory.session, now)),
         ("somebody else's certificate", by(&mallory.identity, "mallory", &mallory.session, now)),

@@ -13,8 +13,7 @@ use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
-    Challenge, ChallengeResponse, ClientMessage, Failure, KeysRequest, LoginRequest, ServerMessage,
-    SessionKeyFields, VERSION,
+    Challenge, ChallengeResponse, ClientMessage, Failure, KeysRequest, LoginRequest, ServerMessage, VERSION,
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{self, Channel, Reader, Received};
@@ -329,7 +328,7 @@ fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
     let challenge = challenge(raw, person);
     let mut response = raw.response(person, &challenge, PASSWORD);
     let certificate = person.identity.certify(&person.name, &person.session, created);
-    (response.created, response.certificate) = (created, Fixed(certificate.signature));
+    (response.created, response.certificate) = (created, certificate.certificate);
     raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
     match raw.answer() {
         Some(ServerMessage::Session(session)) => session.newest,
@@ -341,7 +340,7 @@ fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
 fn renew_at(raw: &mut Raw, person: &Person, created: u64) -> (SessionKey, Option<ServerMessage>) {
     let key = SessionKey::generate();
     let certificate = person.identity.certify(&person.name, &key, created);
-    raw.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+    raw.say(&ClientMessage::Renew(Box::new(certificate.clone())));
     (key, raw.answer())
 }
 
@@ -478,7 +477,7 @@ fn clock_that_is_off_is_no_guess_and_named_in_days() {
             let mut response = raw.response(person, &challenge, password);
             response.created = created;
             response.certificate =
-                Fixed(person.identity.certify(&person.name, &person.session, created).signature);
+                person.identity.certify(&person.name, &person.session, created).certificate;
             raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
             let failure = refused(raw.answer());
             assert!(failure.code == "bad_key" && failure.message.starts_with(said), "{}", failure.message);

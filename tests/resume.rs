@@ -14,8 +14,8 @@ use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Body, ClientMessage, EncryptedSend, Envelope, Grant, Header, KeysRequest, Kind, MAX_LINE, Packet,
-    Received, Resume, ResumeChallenge, ResumeRequest, Routing, Scope, Sent, ServerMessage, Session,
-    SessionKeyFields, VERSION, WrappedKey,
+    Received, Resume, ResumeChallenge, ResumeRequest, Routing, Scope, Sent, ServerMessage, Session, VERSION,
+    WrappedKey,
 };
 use secure_messenger::wire::frame;
 use socket2::SockRef;
@@ -608,7 +608,7 @@ fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
     let renew = |alice: &mut Peer<'_>| {
         let key = SessionKey::generate();
         let certificate = alice.person.identity.certify(&alice.person.name, &key, clock::now_ms());
-        alice.say(&ClientMessage::Renew(Box::new(SessionKeyFields::new(&certificate))));
+        alice.say(&ClientMessage::Renew(Box::new(certificate.clone())));
         match alice.hear_message(|message| matches!(message, ServerMessage::Session(_))) {
             ServerMessage::Session(session) => lasting_a_day(session),
             _ => unreachable!(),

@@ -23,7 +23,7 @@ use secure_messenger::crypto::public::{
 };
 use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{CryptoError, Fields};
-use secure_messenger::encoding::Fixed;
+use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ChallengeResponse, ClientMessage, LoginRequest, PasswordChange, Register, ServerMessage,
@@ -270,7 +270,8 @@ impl Vectors {
 
     fn certificate(&self) -> SessionCertificate {
         let CertificateVector { created, signature, .. } = &self.certificate;
-        SessionCertificate { key: self.session_public(), created: *created, signature: fixed(signature) }
+        let (session_key, certificate) = (Bytes(self.session_public().spki()), Fixed(fixed(signature)));
+        SessionCertificate { session_key, created: *created, certificate }
     }
 }
 
@@ -534,19 +535,21 @@ fn a_session_certificate_made_by_another_implementation_verifies() {
     let v = vectors();
     let CertificateVector { owner, created, signed, .. } = &v.certificate;
     let (owner, identity, certificate) = (name(owner), v.identity_public(), v.certificate());
-    assert_eq!(certificate.verify(&owner, &identity, *created), Ok(()));
+    let key = certificate.verify(&owner, &identity, *created).expect("a certificate");
+    assert_eq!(key.fingerprint(), v.session_public().fingerprint());
     let ours = v.identity().certify(&owner, &v.session(), *created);
-    assert_eq!(identity.verify(&unhex(signed), &ours.signature), Ok(()), "we sign the same bytes");
+    assert_eq!(identity.verify(&unhex(signed), &ours.certificate.0), Ok(()), "we sign the same bytes");
 
     let refused = |certificate: &SessionCertificate, owner: &Username| {
-        assert_eq!(certificate.verify(owner, &identity, *created), Err(CryptoError::BadSignature));
+        let verdict = certificate.verify(owner, &identity, *created);
+        assert_eq!(verdict.err(), Some(CryptoError::BadSignature));
     };
-    for signature in flips(&certificate.signature) {
-        refused(&SessionCertificate { signature, ..certificate.clone() }, &owner);
+    for flipped in flips(&certificate.certificate.0) {
+        refused(&SessionCertificate { certificate: Fixed(flipped), ..certificate.clone() }, &owner);
     }
     refused(&SessionCertificate { created: created ^ 1, ..certificate.clone() }, &owner);
-    let key = SessionPublicKey::parse(&v.identity_public().spki()).expect("a key");
-    refused(&SessionCertificate { key, ..certificate.clone() }, &owner);
+    let session_key = Bytes(v.identity_public().spki());
+    refused(&SessionCertificate { session_key, ..certificate.clone() }, &owner);
     refused(&certificate, &name("alicf"));
 }
 
@@ -557,7 +560,7 @@ fn a_session_certificate_is_valid_from_two_hours_before_it_was_made_to_twenty_si
     let v = vectors();
     let (owner, created, certificate) = (name(&v.certificate.owner), v.certificate.created, v.certificate());
     let hour = 3_600_000;
-    let verdict = |now| certificate.verify(&owner, &v.identity_public(), now);
+    let verdict = |now| certificate.verify(&owner, &v.identity_public(), now).map(drop);
     for now in [created - 2 * hour, created + 26 * hour] {
         assert_eq!(verdict(now), Ok(()));
     }
@@ -594,9 +597,9 @@ fn a_login_answers_what_another_implementation_answers() {
         let (exporter, signed) = (unhex(&login.exporter), unhex(&login.proof_signed));
         let theirs = response(login);
         let certificate = || SessionCertificate {
-            key: v.session_public(),
+            session_key: Bytes(v.session_public().spki()),
             created: theirs.created,
-            signature: theirs.certificate.0,
+            certificate: theirs.certificate,
         };
         let answer = |challenge: &Challenge, exporter: &[u8], password: &str| {
             let key =
@@ -615,7 +618,7 @@ fn a_login_answers_what_another_implementation_answers() {
         assert!(matches(&theirs.response.0));
         assert!(flips(&theirs.response.0).all(|flipped| !matches(&flipped)));
         let certified = certificate().verify(&name, identity.public(), theirs.created);
-        assert_eq!(certified, Ok(()));
+        assert_eq!(certified.map(drop), Ok(()));
 
         let mut other = challenge(login);
         other.nonce.0[31] ^= 1;
@@ -689,8 +692,8 @@ fn a_registration_made_by_another_implementation_is_accepted() {
     for login in &v.logins {
         let (account, identity) = auth::accept_registration(register(login)).expect("valid");
         assert_eq!(account.name.as_str(), login.name);
-        assert_eq!(account.password_key, key(&login.password_key));
-        assert_eq!(account.salt, challenge(login).salt.0);
+        assert_eq!(account.password.key, key(&login.password_key));
+        assert_eq!(account.password.login.salt, challenge(login).salt);
         assert_eq!(identity.fingerprint(), v.identity_public().fingerprint());
         assert_eq!(account.identity, identity.fingerprint());
     }

@@ -7,11 +7,11 @@
 use super::connect::{Connection, StartError, known_certificates, refusal};
 use super::options::Options;
 use super::password::{self, Opened};
-use crate::auth::PasswordKey;
+use crate::auth::{PasswordKey, wrong_clock};
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError, Login};
 use crate::crypto::keys::{IdentityKey, SessionKey};
-use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate, Skew};
+use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::{Key, Password};
 use crate::disk;
 use crate::encoding::Bytes;
@@ -92,12 +92,12 @@ impl Credentials {
             ServerMessage::Session(session) => {
                 // It is for a day, by the server's clock.
                 let theirs = session.expires.saturating_sub(SESSION_KEY_LIFETIME.as_millis() as u64);
-                let Some(skew) = Skew::of_clocks(clock::now_ms(), theirs) else {
+                let Some(advice) = wrong_clock(clock::now_ms(), theirs) else {
                     return Ok((NewKey { key, created, newest: session.newest }, session.token));
                 };
                 // Otherwise others see us online until the grace period ends.
                 let _ = connection.say(&ClientMessage::Logout);
-                Err(StartError::Clock(skew))
+                Err(StartError::Clock(advice))
             }
             ServerMessage::Error(failure) => Err(refusal(&failure, &self.name)),
             _ => Err(StartError::OutOfPlace),
@@ -216,7 +216,7 @@ fn prove(
     let identity = opened.identity.clone();
     let credentials = Credentials { name: name.clone(), identity, password_key };
     let (key, token) = credentials.respond(connection, &challenge, key, options)?;
-    let notice = opened.settle(credentials.password_key.login());
+    let notice = opened.settle(credentials.password_key.login);
     Ok(LoggedIn { credentials, key, token, notice })
 }
 

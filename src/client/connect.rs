@@ -8,9 +8,8 @@ use super::options::Options;
 use super::session::files::shortened;
 use super::spawn;
 use super::trust::{KnownCertificates, KnownServers};
-use crate::auth::AuthError;
 use crate::crypto::key_file::KeyFileError;
-use crate::crypto::public::{Fingerprint, Skew};
+use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION};
@@ -88,9 +87,9 @@ pub enum StartError {
     /// Too many failed logins as this person or from here: so many seconds are left, a day at most.
     Locked(Username, u64),
     /// The server's challenge is not safe to answer.
-    Auth(AuthError),
+    Auth(Failure),
     /// This clock is too far from the server's: certificates would be refused, with what was said to their owners.
-    Clock(Skew),
+    Clock(String),
     /// Any other refusal, in the server's words, which are sanitised.
     Server(String),
     /// A file of the data folder cannot be read or written; the text names it.
@@ -181,8 +180,10 @@ impl fmt::Display for StartError {
                 "too many failed logins as {name}, or from your address: try again in {}",
                 minutes(*seconds)
             ),
-            StartError::Auth(error) => write!(f, "the server asks for something unsafe: {error}"),
-            StartError::Clock(skew) => write!(f, "{}", AuthError::Clock(*skew)),
+            StartError::Auth(Failure { message, .. }) => {
+                write!(f, "the server asks for something unsafe: {message}")
+            }
+            StartError::Clock(advice) => f.write_str(advice),
             StartError::Server(text) => write!(f, "the server says: {text}"),
             StartError::Disk(error) => write!(f, "{error}"),
             StartError::Usage(text) => f.write_str(text),

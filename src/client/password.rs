@@ -375,7 +375,7 @@ pub fn change(
     let key = PasswordKey::new(new);
     let mut connection = connect(options, |_| false).map_err(Refused)?;
     let challenge = account::challenge(&mut connection, name, &opened).map_err(Refused)?;
-    let sealed = opened.successor(&challenge, &sealed, key.login()).map_err(Refused)?;
+    let sealed = opened.successor(&challenge, &sealed, key.login).map_err(Refused)?;
     let exporter = connection.channel.exporter().to_vec();
     let request = key.replace(name, &challenge, &exporter, old, identity);
     let request = request.map_err(|error| Refused(StartError::Auth(error)))?;

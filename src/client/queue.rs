@@ -6,8 +6,8 @@
 //! the threads of transfers wait here for room. Specification: PROTOCOL#resuming.
 
 use super::lock;
-use crate::protocol::{ClientMessage, Received};
-use crate::wire::window::{ACK_FRAMES, Control, ControlLine, SendWindow, is_ack_due};
+use crate::protocol::{ClientMessage, Control};
+use crate::wire::window::{ACK_FRAMES, SendWindow, is_ack_due};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -173,7 +173,7 @@ impl Queue {
                 return None;
             }
             if let Some(line) = waiting.control.next() {
-                return Some(Arc::new([encode(line), Vec::new()]));
+                return Some(Arc::new([line, Vec::new()]));
             }
             if let Some(next) = waiting.window.next().cloned() {
                 waiting.moved = Some(Instant::now());
@@ -209,15 +209,6 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         lock(&self.waiting)
-    }
-}
-
-fn encode(line: ControlLine) -> Vec<u8> {
-    match line {
-        ControlLine::First(line) => line,
-        ControlLine::Ack(received) => ClientMessage::Ack(Received { received }).encode(),
-        ControlLine::Pong => ClientMessage::Pong.encode(),
-        ControlLine::Ping => ClientMessage::Ping.encode(),
     }
 }
 

@@ -13,6 +13,7 @@ use super::public::{
 };
 use super::secret::Key;
 use super::{CryptoError, Fields, label};
+use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
@@ -69,9 +70,9 @@ impl IdentityKey {
 
     /// Certifies a session key of `owner` made at `created` (milliseconds since 1970).
     pub fn certify(&self, owner: &Username, session: &SessionKey, created: u64) -> SessionCertificate {
-        let key = session.public().clone();
-        let signature = self.sign(&SessionCertificate::signed_bytes(owner, &key.spki(), created));
-        SessionCertificate { key, created, signature }
+        let session_key = Bytes(session.public().spki());
+        let signature = self.sign(&SessionCertificate::signed_bytes(owner, &session_key.0, created));
+        SessionCertificate { session_key, created, certificate: Fixed(signature) }
     }
 
     /// The key of the history that `owner` keeps of `server` (`host:port`): `HMAC[PKCS#8](Fields("… history key", owner,

@@ -5,10 +5,11 @@
 
 use super::{CryptoError, Fields, label};
 use crate::crypto::primitives::sha256;
-use crate::encoding::{Fixed, Text, base64, text};
+use crate::encoding::{Bytes, Fixed, Text, base64, text};
 use crate::name::Username;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
+use miniserde::{Deserialize, Serialize};
 use rsa::pkcs8::{DecodePublicKey, EncodePublicKey, LineEnding};
 use rsa::traits::PublicKeyParts;
 use rsa::{BoxedUint, Oaep, Pss};
@@ -35,10 +36,11 @@ const MAX_SPKI: usize = 512;
 pub(super) const PSS_SALT: usize = 32;
 /// A session key is renewed after this time at the latest: one that is stolen opens the messages of a day.
 pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// An hour, in milliseconds.
-const HOUR: u64 = 3_600_000;
-/// Clocks may differ by this much before a certificate counts as stale or from the future: a wrong summer time is one hour.
-const CERTIFICATE_SLACK: Duration = Duration::from_secs(2 * 3600);
+/// Clocks may differ by this much, in milliseconds, before a certificate counts as stale or from the future: a wrong summer
+/// time is one hour.
+const SLACK: u64 = 2 * 3_600_000;
+/// How long a certificate is valid, in milliseconds.
+const VALID: u64 = SESSION_KEY_LIFETIME.as_millis() as u64 + SLACK;
 
 /// A PSS signature, 256 bytes.
 pub type Signature = [u8; RSA_BYTES];
@@ -179,15 +181,15 @@ impl SessionPublicKey {
     }
 }
 
-/// A session key with its owner's signature: `PSS[identity](label, username, session key, created)`.
-#[derive(Clone)]
+/// A session key with its owner's signature, as it is sent: `PSS[identity](label, username, session key, created)`.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct SessionCertificate {
-    /// The certified key.
-    pub key: SessionPublicKey,
-    /// When it was made, in milliseconds since 1970, by its owner's clock.
+    /// The session key, DER `SubjectPublicKeyInfo`, 294 bytes.
+    pub session_key: Bytes,
+    /// When the key was made, by its owner's clock in milliseconds since 1970.
     pub created: u64,
-    /// The identity key's, over label, owner, DER of the key and `created`.
-    pub signature: Signature,
+    /// The identity key's signature over label, owner, session key and `created` (PROTOCOL#keys).
+    pub certificate: Fixed<RSA_BYTES>,
 }
 
 impl SessionCertificate {
@@ -196,20 +198,21 @@ impl SessionCertificate {
         Fields::new(label::SESSION_CERTIFICATE).text(owner.as_str()).bytes(spki).number(created).finish()
     }
 
-    /// Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at most two hours before or
-    /// 26 hours after `created`.
+    /// The certified key. Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at most two
+    /// hours before or 26 hours after `created`.
     ///
     /// # Errors
-    /// [`CryptoError::BadSignature`] before anything else; [`CryptoError::StaleCertificate`] outside that time.
+    /// [`CryptoError::BadKey`]; [`CryptoError::BadSignature`]; [`CryptoError::StaleCertificate`] outside that time.
     pub fn verify(
         &self,
         owner: &Username,
         identity: &IdentityPublicKey,
         now: u64,
-    ) -> Result<(), CryptoError> {
-        let bytes = Self::signed_bytes(owner, &self.key.spki(), self.created);
-        identity.verify(&bytes, &self.signature)?;
-        Skew::between(self.created, now).map_or(Ok(()), |_| Err(CryptoError::StaleCertificate))
+    ) -> Result<SessionPublicKey, CryptoError> {
+        let key = SessionPublicKey::parse(&self.session_key.0)?;
+        let bytes = Self::signed_bytes(owner, &self.session_key.0, self.created);
+        identity.verify(&bytes, &self.certificate.0)?;
+        if is_valid_at(self.created, now) { Ok(key) } else { Err(CryptoError::StaleCertificate) }
     }
 
     /// `created` of its owner's next certificate: above the `newest` that anybody has taken, or others would refuse it, unless
@@ -221,50 +224,18 @@ impl SessionCertificate {
 
     /// The time left of it at `now`, both in milliseconds since 1970.
     pub fn time_left(&self, now: u64) -> Duration {
-        let ends = self.created.saturating_add((SESSION_KEY_LIFETIME + CERTIFICATE_SLACK).as_millis() as u64);
-        Duration::from_millis(ends.saturating_sub(now))
+        Duration::from_millis(self.created.saturating_add(VALID).saturating_sub(now))
     }
 }
 
 /// Whether a time is over two hours ahead of the clock, so that one of the two is wrong; both in milliseconds since 1970.
 pub fn is_far_ahead(time: u64, now: u64) -> bool {
-    Skew::of_clocks(time, now).is_some_and(|skew| skew.is_ahead)
+    time.saturating_sub(now) > SLACK
 }
 
-/// How far one clock is from another, if it is too far. `Display`: "2 days ahead of".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Skew {
-    is_ahead: bool,
-    hours: u64,
-}
-
-impl Skew {
-    /// `None` where a certificate of `created` is valid at `now`, both in milliseconds since 1970.
-    pub fn between(created: u64, now: u64) -> Option<Skew> {
-        Skew::beyond(created, now, SESSION_KEY_LIFETIME + CERTIFICATE_SLACK)
-    }
-
-    /// `None` where each of two clocks takes the certificates that are made by the other one: they differ by two hours at most.
-    pub fn of_clocks(own: u64, other: u64) -> Option<Skew> {
-        Skew::beyond(own, other, CERTIFICATE_SLACK)
-    }
-
-    fn beyond(one: u64, other: u64, behind: Duration) -> Option<Skew> {
-        let (is_ahead, off) = (one > other, one.abs_diff(other));
-        let slack = if is_ahead { CERTIFICATE_SLACK } else { behind };
-        (u128::from(off) > slack.as_millis())
-            .then(|| Skew { is_ahead, hours: off.saturating_add(HOUR / 2) / HOUR })
-    }
-}
-
-impl fmt::Display for Skew {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.hours {
-            hours @ ..36 => write!(f, "{hours} hours")?,
-            hours => write!(f, "{} days", (hours + 12) / 24)?,
-        }
-        f.write_str(if self.is_ahead { " ahead of" } else { " behind" })
-    }
+/// Whether a certificate of `created` is valid at `now`, both in milliseconds since 1970.
+pub fn is_valid_at(created: u64, now: u64) -> bool {
+    !is_far_ahead(created, now) && now.saturating_sub(created) <= VALID
 }
 
 /// The 60-digit safety number of two users, who both compute the same one. PROTOCOL#safety-digits.

@@ -5,7 +5,7 @@
 use super::by_name::ByName;
 use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::Envelope;
-use crate::crypto::public::{RSA_BYTES, SessionCertificate};
+use crate::crypto::public::RSA_BYTES;
 use crate::crypto::secret::Key;
 use crate::encoding::{Bytes, Fixed, Joined};
 use crate::name::Username;
@@ -114,28 +114,6 @@ pub struct Resume {
 pub struct Received {
     /// Counted frames since the login. It never decreases and never exceeds what the peer sent.
     pub received: u64,
-}
-
-/// Client: a new session key for the running session.
-#[derive(Serialize, Deserialize)]
-pub struct SessionKeyFields {
-    /// DER `SubjectPublicKeyInfo`, 294 bytes.
-    pub session_key: Bytes,
-    /// When the key was made, by its owner's clock in milliseconds since 1970.
-    pub created: u64,
-    /// The identity key's signature over name, session key and `created` (PROTOCOL#keys).
-    pub certificate: Fixed<RSA_BYTES>,
-}
-
-impl SessionKeyFields {
-    /// The wire form of a certificate.
-    pub fn new(certificate: &SessionCertificate) -> SessionKeyFields {
-        SessionKeyFields {
-            session_key: Bytes(certificate.key.spki()),
-            created: certificate.created,
-            certificate: Fixed(certificate.signature),
-        }
-    }
 }
 
 /// Server: the login, or the new session key, was accepted.
@@ -271,7 +249,7 @@ pub struct Refused {
 }
 
 /// Server: a request failed, or the connection ends.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Stable, for programs: see [`ErrorCode`](super::ErrorCode).
     pub code: String,

@@ -20,6 +20,7 @@ pub use packet::Packet;
 pub use wrapped_key::WrappedKey;
 
 pub use crate::crypto::envelope::{Body, Envelope, Header, Kind, MAX_CIPHERTEXT, Scope};
+pub use crate::crypto::public::SessionCertificate;
 
 use crate::encoding::words;
 use line::{Empty, Members, head, line};
@@ -81,7 +82,7 @@ messages! {
         /// `resume`, answered by `resumed`. PROTOCOL#resume.
         "resume" => Resume(Resume),
         /// `renew`, answered by `session`. PROTOCOL#renew.
-        "renew" => Renew(Box<SessionKeyFields>),
+        "renew" => Renew(Box<SessionCertificate>),
         /// `keys_request`, answered by `keys`. PROTOCOL#keys_request.
         "keys_request" => KeysRequest(KeysRequest),
         /// `encrypted_send`, answered by `sent`. PROTOCOL#encrypted_send.
@@ -144,13 +145,7 @@ messages! {
 impl ServerMessage {
     /// An error with code and message alone.
     pub fn error(code: ErrorCode, message: impl Into<String>) -> ServerMessage {
-        ServerMessage::Error(Failure {
-            code: code.as_str().into(),
-            message: message.into(),
-            id: None,
-            retry_after: None,
-            newest: None,
-        })
+        ServerMessage::Error(Failure::new(code, message))
     }
 }
 
@@ -210,9 +205,51 @@ words! {
 }
 
 impl Failure {
+    /// With code and message alone.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Failure {
+        let (code, message) = (code.as_str().into(), message.into());
+        Failure { code, message, id: None, retry_after: None, newest: None }
+    }
+
     /// Whether it has this code.
     pub fn is(&self, code: ErrorCode) -> bool {
         self.code == code.as_str()
+    }
+}
+
+/// Lines about a connection, which are neither counted nor resent and which both sides write alike. A later `ack` replaces an
+/// earlier one.
+#[derive(Default)]
+pub struct Control {
+    /// The first line of this connection, with its end.
+    pub first: Option<Vec<u8>>,
+    /// The number of frames received.
+    pub ack: Option<u64>,
+    /// Answers to the peer's `ping`s.
+    pub pongs: u32,
+    /// Whether to ask for a sign of life.
+    pub ping: bool,
+}
+
+impl Control {
+    /// Takes the next line. An `ack` comes before the `pong` that it explains.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<Vec<u8>> {
+        if let Some(line) = self.first.take() {
+            Some(line)
+        } else if let Some(received) = self.ack.take() {
+            Some(ServerMessage::Ack(Received { received }).encode())
+        } else if self.pongs > 0 {
+            self.pongs -= 1;
+            Some(ServerMessage::Pong.encode())
+        } else {
+            std::mem::take(&mut self.ping).then(|| ServerMessage::Ping.encode())
+        }
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_idle(&self) -> bool {
+        self.first.is_none() && self.ack.is_none() && self.pongs == 0 && !self.ping
     }
 }
 
@@ -349,5 +386,18 @@ mod tests {
         }
         assert!(matches!(decode(r#"{"type":"none"}"#), Err(DecodeError::UnknownType)));
         assert!(matches!(decode(r#"{"a":"ping"}"#), Err(DecodeError::Malformed)));
+    }
+
+    #[test]
+    fn control_keeps_the_latest_ack_and_sends_it_before_pongs() {
+        let mut control = Control { first: Some(b"x\n".to_vec()), ..Control::default() };
+        assert!(!control.is_idle());
+        (control.ping, control.pongs, control.ack) = (true, 2, Some(1));
+        control.ack = Some(2);
+        let lines: Vec<_> = std::iter::from_fn(|| control.next()).collect();
+        let ack = ClientMessage::Ack(Received { received: 2 }).encode();
+        let [pong, ping] = [ClientMessage::Pong, ClientMessage::Ping].map(|message| message.encode());
+        assert_eq!(lines, [b"x\n".to_vec(), ack, pong.clone(), pong, ping], "as a client writes them");
+        assert!(control.is_idle());
     }
 }

@@ -20,13 +20,13 @@ use crate::auth;
 use crate::clock;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet, ServerMessage,
-    SessionKeyFields,
+    ClientMessage, Control, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet,
+    ServerMessage, SessionCertificate,
 };
 use crate::wire::frame::{self, Lines};
 use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Reader, Received};
-use crate::wire::window::{Control, FalseAck};
+use crate::wire::window::FalseAck;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -333,16 +333,15 @@ impl Served {
     }
 
     /// PROTOCOL#renew, PROTOCOL#newest.
-    fn renew(&self, fields: &SessionKeyFields) -> ServerMessage {
+    fn renew(&self, fields: &SessionCertificate) -> ServerMessage {
         let (now, accounts, name) = (clock::now_ms(), &self.shared.accounts, &self.session.name);
         let bad = |text: &str| {
-            let (code, message) = (ErrorCode::BadKey.as_str().into(), text.into());
             let newest = Some(accounts.take_certificate(name, 0));
-            ServerMessage::Error(Failure { code, message, id: None, retry_after: None, newest })
+            ServerMessage::Error(Failure { newest, ..Failure::new(ErrorCode::BadKey, text) })
         };
         let certificate = match auth::offered(&fields.session_key, fields.created, &fields.certificate, now) {
             Ok(certificate) => certificate,
-            Err(error) => return bad(&error.to_string()),
+            Err(failure) => return bad(&failure.message),
         };
         if certificate.verify(name, &self.session.identity(), now).is_err() {
             return bad("the session key is not certified by your identity key");

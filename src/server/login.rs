@@ -14,7 +14,7 @@ use super::session::outbox::{Attached, Buffers, Outbox};
 use super::session::{OWN_TOKENS, Session};
 use super::shared::Shared;
 use super::store::accounts::{RegisterError, Seen};
-use crate::auth::{self, AuthError, Authenticated, PendingLogin, PendingResume};
+use crate::auth::{self, Authenticated, PendingLogin, PendingResume};
 use crate::clock;
 use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
@@ -90,9 +90,20 @@ impl From<io::Error> for Refusal {
     }
 }
 
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Refusal::Send(ServerMessage::Error(failure))
+    }
+}
+
 /// PROTOCOL#closing-errors.
 fn refuse(code: ErrorCode, text: &str) -> Refusal {
-    Refusal::Send(ServerMessage::error(code, text))
+    Failure::new(code, text).into()
+}
+
+/// As [`refuse`]: it is worth trying again after this time.
+fn refuse_for(wait: Duration, code: ErrorCode, text: &str) -> Refusal {
+    Failure { retry_after: Some(wait.as_secs() + 1), ..Failure::new(code, text) }.into()
 }
 
 /// PROTOCOL#not-a-message, PROTOCOL#version.
@@ -255,7 +266,7 @@ impl<'a> Login<'a> {
             let nobody = std::array::from_fn(|_| Key::random());
             let tokens = session.as_deref().map_or(nobody, |session| session.tokens(clock::now_ms()));
             // A token cannot be guessed, so no failure is counted.
-            let which = pending.verify(&answer, self.link.channel.exporter(), &tokens).ok();
+            let which = pending.verify(&answer, self.link.channel.exporter(), &tokens);
             // PROTOCOL#elsewhere.
             if which.is_some_and(|which| which >= OWN_TOKENS) {
                 // Otherwise it would log in, and disconnect the client that has replaced it.
@@ -303,7 +314,7 @@ impl<'a> Login<'a> {
             return Err(refuse(ErrorCode::NameReserved, &text));
         }
         self.count_record()?;
-        let (account, identity) = auth::accept_registration(request).map_err(auth_error)?;
+        let (account, identity) = auth::accept_registration(request)?;
         // On disk first: PROTOCOL#confirmed.
         match self.shared.accounts.register(account, &identity) {
             Ok(()) => {
@@ -323,13 +334,8 @@ impl<'a> Login<'a> {
     fn count_record(&self) -> Result<(), Refusal> {
         lock(&self.shared.registrations).take(origin(self.address), Instant::now()).map_err(|wait| {
             self.shared.audit.limit("too_many_registrations", None, Some(self.address), "");
-            Refusal::Send(ServerMessage::Error(Failure {
-                code: ErrorCode::TooManyRequests.as_str().into(),
-                message: "too many new accounts and passwords from your address".into(),
-                id: None,
-                retry_after: Some(wait.as_secs() + 1),
-                newest: None,
-            }))
+            let text = "too many new accounts and passwords from your address";
+            refuse_for(wait, ErrorCode::TooManyRequests, text)
         })
     }
 
@@ -341,8 +347,8 @@ impl<'a> Login<'a> {
     fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
         self.refuse_locked(&request.username)?;
         let seen = self.shared.accounts.see(&request.username);
-        let (account, secret) = (seen.as_ref().map(|seen| &*seen.account), &self.shared.salt_secret);
-        let (pending, challenge) = PendingLogin::new(request, account, secret).map_err(auth_error)?;
+        let (account, secret) = (seen.as_ref().map(|seen| seen.account.clone()), &self.shared.salt_secret);
+        let (pending, challenge) = PendingLogin::new(request, account, secret)?;
         self.send(&ServerMessage::Challenge(challenge))?;
         let response = match self.next()? {
             ClientMessage::ChallengeResponse(response) => response,
@@ -360,7 +366,7 @@ impl<'a> Login<'a> {
         self.shared.lockout.forgive(&name, self.address);
         // PROTOCOL#login-race.
         if !seen.is_some_and(|seen| self.shared.accounts.admit(&seen)) {
-            return Err(self.no_guess(&name, AuthError::Denied));
+            return Err(self.no_guess(&name, auth::denied()));
         }
         Ok(login)
     }
@@ -377,7 +383,7 @@ impl<'a> Login<'a> {
             let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
             match stored.map_err(|error| self.not_stored(&name, &error))? {
                 true => Ok(()),
-                false => Err(self.no_guess(&name, AuthError::Denied)),
+                false => Err(self.no_guess(&name, auth::denied())),
             }
         });
         match changed {
@@ -395,7 +401,7 @@ impl<'a> Login<'a> {
         self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
     }
 
-    fn failed(&self, event: &'static str, name: &Username, locks: bool, error: AuthError) -> Refusal {
+    fn failed(&self, event: &'static str, name: &Username, locks: bool, failure: Failure) -> Refusal {
         self.audit(event, name);
         if locks {
             self.audit("locked", name);
@@ -403,14 +409,14 @@ impl<'a> Login<'a> {
                 self.shared.audit.log("storage_failed", Some(name), None, &error.to_string());
             }
         }
-        auth_error(error)
+        failure.into()
     }
 
     /// A refusal that is neither counted nor logged as a guess: the client broke the protocol, or the account has changed
     /// since the challenge. PROTOCOL#lockout.
-    fn no_guess(&self, name: &Username, error: AuthError) -> Refusal {
+    fn no_guess(&self, name: &Username, failure: Failure) -> Refusal {
         self.shared.audit.limit("login_refused", Some(name), Some(self.address), "");
-        auth_error(error)
+        failure.into()
     }
 
     fn refuse_locked(&self, name: &Username) -> Result<(), Refusal> {
@@ -422,19 +428,8 @@ impl<'a> Login<'a> {
 
     fn locked(&self, name: &Username, left: Duration) -> Refusal {
         self.shared.audit.limit("login_while_locked", Some(name), Some(self.address), "");
-        let message = "too many failed logins".to_string();
-        let (code, retry_after) = (ErrorCode::Locked.as_str().into(), Some(left.as_secs() + 1));
-        Refusal::Send(ServerMessage::Error(Failure { code, message, id: None, retry_after, newest: None }))
+        refuse_for(left, ErrorCode::Locked, "too many failed logins")
     }
-}
-
-fn auth_error(error: AuthError) -> Refusal {
-    let code = match error {
-        AuthError::BadRounds => ErrorCode::BadRounds,
-        AuthError::BadKey | AuthError::Clock(_) => ErrorCode::BadKey,
-        AuthError::Denied => ErrorCode::LoginFailed,
-    };
-    refuse(code, &error.to_string())
 }
 
 #[cfg(test)]

@@ -183,54 +183,6 @@ impl Received {
     }
 }
 
-/// Lines about a connection, which are neither counted nor resent. A later `ack` replaces an earlier one.
-#[derive(Default)]
-pub struct Control {
-    /// The first line of this connection.
-    pub first: Option<Vec<u8>>,
-    /// The number of frames received.
-    pub ack: Option<u64>,
-    /// Answers to the peer's `ping`s.
-    pub pongs: u32,
-    /// Whether to ask for a sign of life.
-    pub ping: bool,
-}
-
-/// One of the lines of [`Control`].
-#[derive(Debug, PartialEq, Eq)]
-pub enum ControlLine {
-    /// A line with its end.
-    First(Vec<u8>),
-    /// `ack`.
-    Ack(u64),
-    /// `pong`.
-    Pong,
-    /// `ping`.
-    Ping,
-}
-
-impl Control {
-    /// Takes the next line. An `ack` comes before the `pong` that it explains.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Option<ControlLine> {
-        if let Some(line) = self.first.take() {
-            Some(ControlLine::First(line))
-        } else if let Some(received) = self.ack.take() {
-            Some(ControlLine::Ack(received))
-        } else if self.pongs > 0 {
-            self.pongs -= 1;
-            Some(ControlLine::Pong)
-        } else {
-            std::mem::take(&mut self.ping).then_some(ControlLine::Ping)
-        }
-    }
-
-    /// Whether there is nothing to send.
-    pub fn is_idle(&self) -> bool {
-        self.first.is_none() && self.ack.is_none() && self.pongs == 0 && !self.ping
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,18 +371,6 @@ mod tests {
         assert_eq!(received.due(true), None);
         received.count(1, 1);
         assert_eq!((received.due(false), received.due(true)), (None, Some(41)));
-    }
-
-    #[test]
-    fn control_keeps_the_latest_ack_and_sends_it_before_pongs() {
-        let mut control = Control { first: Some(b"x\n".to_vec()), ..Control::default() };
-        assert!(!control.is_idle());
-        (control.ping, control.pongs, control.ack) = (true, 2, Some(1));
-        control.ack = Some(2);
-        let lines: Vec<_> = std::iter::from_fn(|| control.next()).collect();
-        let [first, pong] = [ControlLine::First(b"x\n".to_vec()), ControlLine::Pong];
-        assert_eq!(lines, [first, ControlLine::Ack(2), pong, ControlLine::Pong, ControlLine::Ping]);
-        assert!(control.is_idle());
     }
 
     #[test]

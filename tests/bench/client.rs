@@ -17,8 +17,7 @@ use secure_messenger::crypto::public::SessionPublicKey;
 use secure_messenger::encoding::Bytes;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedMessage, Keys, PersonKeys, Presence, Sent, ServerMessage, SessionKeyFields,
-    WrappedKey,
+    ClientMessage, EncryptedMessage, Keys, PersonKeys, Presence, Sent, ServerMessage, WrappedKey,
 };
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -90,7 +89,7 @@ impl Scene {
 
 fn keys_of(person: &Person) -> PersonKeys {
     let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-    let fields = SessionKeyFields::new(&certificate);
+    let fields = certificate.clone();
     PersonKeys {
         name: person.name.clone(),
         identity: Bytes(person.identity.public().spki()),

@@ -6,7 +6,7 @@
 use super::{Effect, Session};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, SessionCertificate};
-use crate::protocol::{ClientMessage, SessionKeyFields};
+use crate::protocol::ClientMessage;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -121,8 +121,7 @@ impl Session {
         self.keys.newest = self.keys.newest.max(created);
         self.remember_own(created, key.fingerprint());
         let certificate = self.identity.certify(&self.me, &key, created);
-        let fields = SessionKeyFields::new(&certificate);
-        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(fields))));
+        self.effects.push(Effect::Send(ClientMessage::Renew(Box::new(certificate))));
         // One that was announced in vain may have reached somebody.
         let former = self.keys.announced.replace(Arc::new(key));
         self.keys.former.extend(former.map(|key| (key, now)));

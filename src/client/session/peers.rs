@@ -10,7 +10,9 @@ use super::{Effect, Session};
 use crate::client::entry::{Place, Source};
 use crate::client::trust::{KnownCertificates, KnownUsers, Trust};
 use crate::crypto::CryptoError;
-use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, Skew};
+use crate::crypto::public::{
+    Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, is_valid_at,
+};
 use crate::name::Username;
 use crate::protocol::{ClientMessage, EncryptedMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -105,14 +107,12 @@ fn certified(
     identity: &IdentityPublicKey,
     now_ms: u64,
 ) -> Result<Option<(SessionPublicKey, u64)>, CryptoError> {
-    let (Some(key), Some(created), Some(signature)) = (&keys.session_key, keys.created, keys.certificate)
+    let (Some(key), Some(created), Some(certificate)) = (&keys.session_key, keys.created, keys.certificate)
     else {
         return Ok(None);
     };
-    let key = SessionPublicKey::parse(&key.0)?;
-    let certificate = SessionCertificate { key, created, signature: signature.0 };
-    certificate.verify(&keys.name, identity, now_ms)?;
-    Ok(Some((certificate.key, created)))
+    let certificate = SessionCertificate { session_key: key.clone(), created, certificate };
+    Ok(Some((certificate.verify(&keys.name, identity, now_ms)?, created)))
 }
 
 /// Everyone this session has had to do with.
@@ -168,7 +168,7 @@ impl Peers {
     /// PROTOCOL#session-certificate.
     pub fn expire(&mut self, name: &Username, now_ms: u64) {
         let peer = self.get(name);
-        if Skew::between(peer.created, now_ms).is_some() {
+        if !is_valid_at(peer.created, now_ms) {
             peer.session = None;
         }
     }

@@ -9,7 +9,7 @@ use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
 use crate::encoding::{Bytes, Fixed};
 use crate::protocol::{
-    EncryptedMessage, Keys, Lost, PersonKeys, Presence, Sent, SessionKeyFields, WrappedKey,
+    EncryptedMessage, Keys, Lost, PersonKeys, Presence, Sent, SessionCertificate, WrappedKey,
 };
 use miniserde::json;
 
@@ -19,7 +19,7 @@ const NOW: u64 = 1_800_000_000_000;
 struct Net {
     sessions: [Session; 2],
     identities: [Vec<u8>; 2],
-    keys: [SessionKeyFields; 2],
+    keys: [SessionCertificate; 2],
     /// What each has said that the server has not read yet.
     said: [VecDeque<ClientMessage>; 2],
     shown: [Vec<Entry>; 2],
@@ -59,7 +59,7 @@ impl Net {
         let now = Instant::now();
         let person = |n: usize| {
             let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
-            let fields = SessionKeyFields::new(&identity.certify(&name(n), &key, NOW));
+            let fields = identity.certify(&name(n), &key, NOW);
             let known = KnownUsers::open(&file, format!("server-{n}")).expect("file");
             let ignored = file.with_extension("ignored");
             let ignored = Ignored::open(&ignored, format!("server-{n}")).expect("file");
@@ -448,7 +448,7 @@ impl Net {
     /// The server shows keys of its own making for bob.
     fn swap_bob(&mut self) {
         let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
-        self.keys[1] = SessionKeyFields::new(&identity.certify(&name(1), &key, NOW));
+        self.keys[1] = identity.certify(&name(1), &key, NOW);
         self.identities[1] = identity.public().spki();
     }
 }
@@ -798,11 +798,7 @@ impl Net {
 fn expired_certificate_is_reported_once_then_counted() {
     let mut net = Net::new();
     // A day and a half ago.
-    net.keys[1] = SessionKeyFields::new(&net.sessions[1].identity.certify(
-        &name(1),
-        &SessionKey::generate(),
-        NOW - 130_000_000,
-    ));
+    net.keys[1] = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW - 130_000_000);
     for n in 0..20 {
         net.type_in(0, &format!("hello {n}"));
         net.settle();
@@ -917,14 +913,12 @@ fn refused_message_is_not_missing_as_well() {
 fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
     let mut net = Net::new();
     let expired = NOW - 130_000_000;
-    net.keys[1] =
-        SessionKeyFields::new(&net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), expired));
+    net.keys[1] = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), expired);
     for sequence in 1..4 {
         net.bob_sends(Kind::Message, Scope::Private, sequence, NOW, b"unread");
     }
     assert_eq!(net.count("there is no key to check it with"), 1, "{:#?}", net.lines(0));
-    net.keys[1] =
-        SessionKeyFields::new(&net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW));
+    net.keys[1] = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW);
     net.bob_sends(Kind::Message, Scope::Private, 4, NOW, b"four");
     assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
@@ -1018,7 +1012,7 @@ fn user_with_an_old_certificate_is_still_read() {
     net.type_in(0, "/msg bob one");
     net.settle();
     let old = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW - 1);
-    net.keys[1] = SessionKeyFields::new(&old);
+    net.keys[1] = old.clone();
     net.bob_returns();
     net.type_in(0, "/msg bob two");
     net.settle();

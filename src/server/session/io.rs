@@ -1,11 +1,10 @@
 //! What a session sends, on which connection, and how it ends. Plain data: [`outbox`](super::outbox) locks it.
 
 use super::frames::{Frame, Frames, Part};
-use crate::protocol::{Received, ServerMessage};
+use crate::protocol::Control;
 use crate::server::connection_limits::Ticket;
 use crate::server::metrics;
 use crate::wire::tls::Channel;
-use crate::wire::window::{Control, ControlLine};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -149,12 +148,7 @@ impl<S> Io<S> {
         while plain.len() < end
             && let Some(line) = self.control.next()
         {
-            plain.extend(match line {
-                ControlLine::First(line) => line,
-                ControlLine::Ack(received) => ServerMessage::Ack(Received { received }).encode(),
-                ControlLine::Pong => ServerMessage::Pong.encode(),
-                ControlLine::Ping => ServerMessage::Ping.encode(),
-            });
+            plain.extend(line);
         }
         if self.frames.is_idle() && self.control.is_idle() {
             plain.extend_from_slice(&self.last.take().unwrap_or_default());

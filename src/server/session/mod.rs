@@ -9,11 +9,13 @@ pub mod io;
 pub mod outbox;
 
 use crate::auth::Authenticated;
-use crate::crypto::public::{IdentityPublicKey, KeyId, SESSION_KEY_LIFETIME, SessionCertificate};
+use crate::crypto::public::{
+    Fingerprint, IdentityPublicKey, KeyId, SESSION_KEY_LIFETIME, SessionCertificate,
+};
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{self, MAX_GRANTED, PersonKeys, ServerMessage, SessionKeyFields};
+use crate::protocol::{self, MAX_GRANTED, PersonKeys, ServerMessage};
 use crate::sync::lock;
 use frames::{Frame, Sender};
 use outbox::{Buffers, Outbox, Queued};
@@ -51,7 +53,7 @@ pub struct Session {
 
 /// What a renewal replaces.
 struct Current {
-    certificate: SessionKeyFields,
+    certificate: SessionCertificate,
     token: Key,
     /// Milliseconds since 1970.
     expires: u64,
@@ -64,7 +66,7 @@ struct Current {
 impl Current {
     fn new(certificate: &SessionCertificate, now_ms: u64, former: (Key, u64)) -> Current {
         Current {
-            certificate: SessionKeyFields::new(certificate),
+            certificate: certificate.clone(),
             token: Key::random(),
             expires: now_ms + SESSION_KEY_LIFETIME.as_millis() as u64,
             certified_until: Instant::now() + certificate.time_left(now_ms),
@@ -85,7 +87,7 @@ impl Current {
 }
 
 fn number(certificate: &SessionCertificate) -> u64 {
-    u64::from_be_bytes(certificate.key.fingerprint().key_id())
+    u64::from_be_bytes(Fingerprint::of(&certificate.session_key.0).key_id())
 }
 
 impl Session {
@@ -250,7 +252,7 @@ pub(super) mod tests {
     /// With a certificate that nobody has verified.
     fn current(token: Key, expires: u64, former: (Key, u64)) -> Current {
         let certificate =
-            SessionKeyFields { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
+            SessionCertificate { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
         let certified_until = Instant::now() + SESSION_KEY_LIFETIME;
         Current { certificate, token, expires, certified_until, former }
     }
@@ -308,9 +310,9 @@ pub(super) mod tests {
     fn a_renewal_never_goes_back_to_an_older_key() {
         let (session, _far) = session("alice");
         let certificate = |created| SessionCertificate {
-            key: SessionKey::generate().public().clone(),
+            session_key: Bytes(SessionKey::generate().public().spki()),
             created,
-            signature: [0; RSA_BYTES],
+            certificate: Fixed([0; RSA_BYTES]),
         };
         let now = certificate(2);
         for (certificate, is_taken) in
@@ -318,7 +320,7 @@ pub(super) mod tests {
         {
             assert_eq!(session.renew(certificate, 0, 0).is_some(), is_taken);
         }
-        assert!(session.uses_key(now.key.fingerprint().key_id()), "as before");
+        assert!(session.uses_key(Fingerprint::of(&now.session_key.0).key_id()), "as before");
     }
 
     /// PROTOCOL#certificate-ends.
@@ -327,8 +329,8 @@ pub(super) mod tests {
         let (session, _far) = session("alice");
         let (hour, minute) = (3_600_000, Duration::from_secs(60));
         for (created, left) in [(50 * hour, 26 * hour), (48 * hour, 24 * hour), (52 * hour, 28 * hour)] {
-            let key = SessionKey::generate().public().clone();
-            let certificate = SessionCertificate { key, created, signature: [0; RSA_BYTES] };
+            let session_key = Bytes(SessionKey::generate().public().spki());
+            let certificate = SessionCertificate { session_key, created, certificate: Fixed([0; RSA_BYTES]) };
             *lock(&session.current) = Current::new(&certificate, 50 * hour, (Key::random(), 0));
             let end = Instant::now() + Duration::from_millis(left);
             assert!(session.is_certified(end - minute) && !session.is_certified(end));

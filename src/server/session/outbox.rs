@@ -25,13 +25,13 @@
 use super::frames::{self, Frame};
 use super::io::{Io, Link, State};
 use crate::name::Username;
-use crate::protocol::{Lost, ServerMessage, WrappedKey};
+use crate::protocol::{Control, Lost, ServerMessage, WrappedKey};
 use crate::server::limits::{FAREWELL, WRITE};
 use crate::server::metrics;
 use crate::server::quotas::{Permit, Quotas};
 use crate::server::rates::Bucket;
 use crate::sync::lock;
-use crate::wire::window::{Control, FalseAck, Received};
+use crate::wire::window::{FalseAck, Received};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;

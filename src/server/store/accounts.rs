@@ -9,7 +9,7 @@
 
 use super::files::{self, Notices};
 use super::journal::Journal;
-use crate::auth::{Account, NewPassword};
+use crate::auth::{Account, NewPassword, PasswordKey};
 use crate::clock;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
 use crate::crypto::secret::Key;
@@ -42,18 +42,19 @@ struct Record {
     salt: Fixed<32>,
     rounds: u32,
     password_key: Key,
-    identity: Fixed<32>,
+    identity: Fingerprint,
 }
 
 impl Record {
     /// One line, with its end.
     fn line(account: &Account) -> Zeroizing<String> {
+        let PasswordKey { login, key } = &account.password;
         let record = Record {
             name: account.name.clone(),
-            salt: Fixed(account.salt),
-            rounds: account.rounds,
-            password_key: account.password_key.duplicate(),
-            identity: Fixed(account.identity.0),
+            salt: login.salt,
+            rounds: login.rounds,
+            password_key: key.duplicate(),
+            identity: account.identity,
         };
         Zeroizing::new(json::to_string(&record) + "\n")
     }
@@ -389,13 +390,8 @@ impl Content {
     /// Takes one record; false if it is none.
     fn take(&mut self, line: &[u8]) -> bool {
         if let Some(record) = records::parse::<Record>(line) {
-            let account = Account {
-                name: record.name,
-                salt: record.salt.0,
-                rounds: record.rounds,
-                password_key: record.password_key,
-                identity: Fingerprint(record.identity.0),
-            };
+            let password = PasswordKey::from_parts(record.salt, record.rounds, record.password_key);
+            let account = Account { name: record.name, password, identity: record.identity };
             let folded = account.name.folded();
             self.removed.remove(&folded);
             self.by_name.insert(folded, Place::Account(Entry::new(account)));
@@ -542,9 +538,7 @@ pub(in crate::server) mod tests {
     fn account(name: &str, identity: &IdentityPublicKey) -> Account {
         Account {
             name: name.parse().expect("name"),
-            salt: [1; 32],
-            rounds: 600_000,
-            password_key: Key::new([2; 32]),
+            password: PasswordKey::from_parts(Fixed([1; 32]), 600_000, Key::new([2; 32])),
             identity: identity.fingerprint(),
         }
     }
