@@ -40,14 +40,11 @@ fn tell(
 ) {
     let (mut joined, mut left) = (Vec::new(), Vec::new());
     for name in &changes.names {
-        let online = registry.get(name).is_some();
         // A user who has logged in again is in both lists: what was agreed with the former session is void.
-        let known = told.contains(name);
-        if known && (!online || changes.ended.contains(name)) {
-            told.remove(name);
+        if changes.ended.contains(name) && told.remove(name) {
             left.push(name.clone());
         }
-        if online && told.insert(name.clone()) {
+        if registry.get(name).is_some() && told.insert(name.clone()) {
             joined.push(name.clone());
         }
     }

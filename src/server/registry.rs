@@ -198,6 +198,23 @@ mod tests {
         assert_eq!(registry.insert(&carol.0, 2, &NO_FAREWELL), Ok(None));
     }
 
+    /// PROTOCOL#presence, PROTOCOL#presence-rate.
+    #[test]
+    fn only_new_sessions_are_reported_before_a_change_is_due() {
+        let (registry, [alice, bob]) = (Registry::default(), ["alice", "bob"].map(session));
+        let far = Instant::now() + Duration::from_secs(3600);
+        let reported = |due| {
+            let (changes, sessions) = registry.wait(due);
+            (changes.newcomers.len(), changes.names.len(), changes.ended.len(), sessions.len())
+        };
+        assert_eq!(registry.insert(&alice.0, 9, &NO_FAREWELL), Ok(None));
+        assert_eq!([reported(far), reported(far)], [(1, 0, 0, 0), (0, 0, 0, 0)]);
+        assert_eq!(registry.insert(&bob.0, 9, &NO_FAREWELL), Ok(None));
+        let mut list = FlushList::default();
+        assert!(registry.end(&alice.0, Condition::Always, None, &mut list).is_some());
+        assert_eq!(reported(Instant::now()), (1, 2, 1, 1));
+    }
+
     /// PROTOCOL#lost.
     #[test]
     fn lost_messages_are_reported_before_the_new_session_is_found() {
