@@ -55,7 +55,7 @@ fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
 // ---- check
 
 #[test]
-fn check_tells_what_there_is_beside_a_running_server_and_changes_nothing() {
+fn check_reports_beside_a_running_server_and_changes_nothing() {
     let home = Folder::new();
     let (status, out, errors) = run(&home, &["--check"]);
     assert_eq!((status, errors.as_str()), (0, ""), "{out}");
@@ -269,7 +269,7 @@ fn a_status_comes_when_asked_for_in_output_and_log() {
 }
 
 #[test]
-fn an_output_that_nobody_reads_holds_up_neither_clients_nor_the_end() {
+fn unread_output_delays_neither_clients_nor_the_exit() {
     let home = Arc::new(Folder::new());
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     let mut filling = theirs.try_clone().expect("a second handle");
@@ -330,7 +330,7 @@ fn fail(server: &Server, person: &Person) -> String {
 
 /// PROTOCOL#lockout, PROTOCOL#registration-limit.
 #[test]
-fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
+fn guesser_gets_a_log_line_a_failure_then_one_a_minute() {
     let server = Server::with(&["--registrations", "2"]);
     newcomer(&server, "alice");
     let alice = Person::new("alice");
@@ -363,7 +363,7 @@ fn a_guesser_has_one_line_a_failure_until_locked_and_one_a_minute_after_it() {
 
 /// PROTOCOL#ends-at-once.
 #[test]
-fn a_removed_person_is_shown_out_and_whoever_takes_the_name_is_a_stranger_to_all_who_knew_it() {
+fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
@@ -439,7 +439,7 @@ fn about_to_log_in(server: &Server, person: &Person) -> (Raw, ClientMessage) {
 
 /// PROTOCOL#login-race.
 #[test]
-fn a_login_whose_account_changes_before_its_last_step_is_refused_and_leaves_no_session() {
+fn login_is_refused_if_its_account_changes_before_the_end() {
     fn remove(server: &Server, _: &Person) {
         assert!(ask_server(server, b"remove alice\n").starts_with("ok alice "));
     }
@@ -491,7 +491,7 @@ fn of_a_login_and_a_removal_at_the_same_time_no_session_is_left() {
 }
 
 #[test]
-fn without_a_server_the_commands_do_it_themselves_and_refuse_what_is_not_theirs() {
+fn commands_without_a_server_act_directly_or_refuse() {
     let server = Server::start();
     newcomer(&server, "alice");
     newcomer(&server, "bob");
@@ -562,7 +562,7 @@ fn a_server_that_cannot_be_asked_is_never_bypassed() {
 }
 
 #[test]
-fn what_is_asked_badly_over_the_socket_changes_nothing_and_half_a_request_is_none() {
+fn malformed_or_partial_socket_request_changes_nothing() {
     let server = Server::start();
     newcomer(&server, "alice");
     for bytes in
@@ -578,7 +578,7 @@ fn what_is_asked_badly_over_the_socket_changes_nothing_and_half_a_request_is_non
 }
 
 #[test]
-fn killing_either_side_at_any_moment_leaves_an_account_whole_or_gone() {
+fn kill_of_either_side_leaves_an_account_complete_or_gone() {
     let mut home = Arc::new(Folder::new());
     for round in 0..10u64 {
         let server = Server::within(home, &[]);

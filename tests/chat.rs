@@ -163,7 +163,7 @@ fn view_changes_the_addressee_and_notifies_nobody() {
 
 /// PROTOCOL#stale.
 #[test]
-fn a_message_reaches_a_client_that_has_logged_in_again_with_a_new_session_key() {
+fn message_reaches_a_client_with_a_new_session_key() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
@@ -246,7 +246,7 @@ fn keys_of(name: &Username) -> PersonKeys {
 
 /// PROTOCOL#broadcast, PROTOCOL#ask-keys, PROTOCOL#sequence.
 #[test]
-fn what_is_for_more_than_1024_people_goes_out_in_parts_of_one_envelope_to_everyone_but_oneself() {
+fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
     let (folder, alice, start) = (Folder::new(), Person::new("alice"), Instant::now());
     let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
     let mut session =

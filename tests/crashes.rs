@@ -113,7 +113,7 @@ fn is_tidy(data: &Path) {
 
 /// PROTOCOL#confirmed.
 #[test]
-fn whenever_the_server_is_killed_what_it_confirmed_is_there_and_works() {
+fn killed_server_keeps_everything_it_confirmed() {
     let mut state = seed();
     let crashes = number("CRASHES", 20);
     let mut home = Arc::new(Folder::new());
@@ -200,7 +200,7 @@ fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
 }
 
 #[test]
-fn killed_at_any_moment_of_its_first_start_the_next_one_succeeds() {
+fn start_succeeds_after_a_kill_at_any_point_of_the_first() {
     let mut state = seed();
     let in_certs = |data: &Path| std::fs::read_dir(data.join("certs")).map_or(0, Iterator::count);
     let mut reached = BTreeMap::new();
@@ -218,7 +218,7 @@ fn killed_at_any_moment_of_its_first_start_the_next_one_succeeds() {
 }
 
 #[test]
-fn killed_while_the_log_is_rotated_it_loses_no_log_and_keeps_no_more_than_five() {
+fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
     let mut state = seed();
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &[]));
@@ -254,7 +254,7 @@ fn killed_while_the_log_is_rotated_it_loses_no_log_and_keeps_no_more_than_five()
 }
 
 #[test]
-fn a_full_disk_refuses_accounts_and_nothing_else_until_there_is_room() {
+fn full_disk_refuses_only_accounts_until_there_is_room() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &PLENTY));
     // No file may be longer, which the soft limit alone says, so that it can be lifted. Without the trap it would be killed.

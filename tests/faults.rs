@@ -163,7 +163,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// PROTOCOL#frames, PROTOCOL#sent-again, PROTOCOL#no-session.
 #[test]
-fn whatever_breaks_each_message_arrives_once_and_in_order_or_its_sender_is_told() {
+fn faults_deliver_once_in_order_or_notify_the_sender() {
     let clock = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
     let (seed, faults) = (number("FAULTS_SEED", clock), number("FAULTS", 60) as usize);
     println!("FAULTS_SEED={seed} FAULTS={faults}");

@@ -304,7 +304,7 @@ fn rubbish() -> Vec<(Vec<u8>, &'static str)> {
 /// PROTOCOL#not-a-message, PROTOCOL#closing-errors, PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#name-form,
 /// PROTOCOL#base64.
 #[test]
-fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
+fn malformed_line_before_login_gets_a_code_and_is_closed() {
     let mut scene = Scene::open(&[]);
     for (line, code) in rubbish() {
         assert_eq!(scene.refusal(&line), code, "{}", String::from_utf8_lossy(&line));
@@ -375,7 +375,7 @@ fn before_a_login_what_is_no_message_gets_a_code_and_a_closed_connection() {
 
 /// PROTOCOL#not-a-message, PROTOCOL#keys_request, PROTOCOL#error, PROTOCOL#pong.
 #[test]
-fn after_a_login_what_is_no_message_gets_a_code_and_leaves_the_connection_usable() {
+fn malformed_line_after_login_gets_a_code_and_stays_open() {
     let mut scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     for (line, code) in rubbish() {
@@ -592,7 +592,7 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
 
 /// PROTOCOL#own-key-only, PROTOCOL#outcome, PROTOCOL#sent, PROTOCOL#encrypted_message.
 #[test]
-fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_target_once() {
+fn recipient_gets_its_own_key_and_sender_each_outcome_once() {
     let mut scene = Scene::open(&["--grace", "1"]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let mut members: Vec<(Raw, Person)> =
@@ -660,7 +660,7 @@ fn a_recipient_gets_its_own_wrapped_key_alone_and_the_sender_hears_of_every_targ
 
 /// PROTOCOL#keys_answer.
 #[test]
-fn every_name_that_is_asked_for_is_answered_once_with_its_keys_or_as_unknown() {
+fn each_requested_name_is_answered_once_with_keys_or_unknown() {
     let server = Server::with(&["--grace", "1"]);
     let (mut raw, mallory) = newcomer(&server, "mallory");
     for name in ["frank", "lost"] {
@@ -773,7 +773,7 @@ fn silent_login_ends_though_its_server_is_stopped_often() {
 
 /// PROTOCOL#deadlines.
 #[test]
-fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
+fn slow_or_silent_handshake_is_closed_after_ten_seconds() {
     let mut scene = Scene::open(&[]);
     let silent = scene.server.socket();
     let slow_handshake = scene.server.socket();
@@ -823,7 +823,7 @@ fn a_byte_a_second_or_none_at_all_ends_a_connection_after_ten_seconds() {
 
 /// PROTOCOL#outcome.
 #[test]
-fn what_a_peer_that_does_not_read_cannot_take_is_told_to_the_sender_and_the_others_miss_nothing() {
+fn peer_that_does_not_read_is_busy_and_others_miss_nothing() {
     let mut scene = Scene::open(&[]);
     let (mut sloth, _) = newcomer(&scene.server, "sloth");
     let (mut keen, _) = newcomer(&scene.server, "keen");
@@ -937,7 +937,7 @@ fn a_peer_that_asks_and_never_listens_is_closed() {
 }
 
 #[test]
-fn hundreds_of_connections_at_once_push_out_only_the_oldest_strangers() {
+fn connection_floods_evict_only_the_oldest_strangers() {
     let mut scene = Scene::open(&["--waiting", "64", "--per-address", "400"]);
     let sockets: Vec<TcpStream> = (0..40).map(|_| scene.server.socket()).collect();
     thread::scope(|scope| {
@@ -1031,7 +1031,7 @@ fn bytes_that_are_not_tls_end_the_connection_at_once() {
 }
 
 #[test]
-fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
+fn connections_cut_at_any_point_leave_nothing_behind() {
     let mut scene = Scene::open(&["--grace", "1"]);
     let (raw, mallory) = newcomer(&scene.server, "mallory");
     let message = send(letter(&mallory, &["mallory"])).encode();
@@ -1098,7 +1098,7 @@ fn connections_cut_in_the_middle_of_anything_leave_nothing_behind() {
 
 /// PROTOCOL#replaced.
 #[test]
-fn a_session_that_another_login_has_taken_over_says_nothing_more() {
+fn replaced_session_sends_nothing_more() {
     let scene = Scene::open(&[]);
     let (mut carol, carols) = newcomer(&scene.server, "carol");
     let mallory = Person::new("mallory");
@@ -1149,7 +1149,7 @@ fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
 
 /// PROTOCOL#registration-limit.
 #[test]
-fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
+fn registrations_of_an_address_are_limited_per_minute() {
     let server = Server::with(&["--registrations", "3"]);
     let request = register("somebody");
     let line = |name: &str| with_field(&request, "username", &format!("\"{name}\""));
@@ -1179,7 +1179,7 @@ fn an_address_makes_no_more_accounts_a_minute_than_it_is_allowed() {
 
 /// PROTOCOL#rate.
 #[test]
-fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
+fn client_that_sends_too_fast_is_throttled_and_loses_nothing() {
     let server = Server::with(&["--rate", "20"]);
     let (mut raw, _) = newcomer(&server, "mallory");
     let started = Instant::now();
@@ -1193,7 +1193,7 @@ fn who_asks_faster_than_allowed_is_answered_more_slowly_and_loses_nothing() {
 
 /// PROTOCOL#renew, PROTOCOL#session-certificate, PROTOCOL#two-clocks.
 #[test]
-fn a_session_key_is_renewed_only_with_its_owner_s_valid_certificate() {
+fn renewal_needs_the_owner_s_valid_certificate() {
     let scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let (stranger, new) = (IdentityKey::generate(), SessionKey::generate());

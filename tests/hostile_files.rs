@@ -487,7 +487,7 @@ impl Pair {
 
 /// PROTOCOL#plain-name.
 #[test]
-fn whatever_a_file_is_called_it_becomes_one_plain_file_in_its_folder() {
+fn any_file_name_becomes_one_plain_file_in_its_folder() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -542,7 +542,7 @@ fn a_file_name_climbs_into_no_other_row() {
 }
 
 #[test]
-fn a_file_that_has_arrived_is_never_taken_for_the_part_of_another() {
+fn received_file_is_never_taken_for_another_partial_file() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -565,7 +565,7 @@ fn a_file_that_has_arrived_is_never_taken_for_the_part_of_another() {
 
 /// PROTOCOL#bad-word, PROTOCOL#offer-life, PROTOCOL#file_offer.
 #[test]
-fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
+fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -642,7 +642,7 @@ fn an_offer_that_contradicts_itself_is_refused_and_none_can_fill_the_list() {
 
 /// PROTOCOL#chunk-order, PROTOCOL#chunk-mac, PROTOCOL#chunk-keys, PROTOCOL#whole-file, PROTOCOL#grants.
 #[test]
-fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
+fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -747,7 +747,7 @@ fn a_file_with_any_chunk_wrong_ends_with_its_reason_and_never_gets_its_name() {
 
 /// PROTOCOL#whole-file, PROTOCOL#file_cancel.
 #[test]
-fn a_file_that_is_smaller_or_larger_than_its_offer_never_gets_its_name() {
+fn file_of_another_size_than_offered_never_gets_its_name() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -961,7 +961,7 @@ fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
 
 /// PROTOCOL#transfer-end, PROTOCOL#file_done.
 #[test]
-fn who_says_to_have_it_all_before_anything_was_sent_gets_nothing_more() {
+fn recipient_that_claims_the_whole_file_gets_nothing_more() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut alice);
@@ -1123,7 +1123,7 @@ fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
 
 /// PROTOCOL#chunk-order, PROTOCOL#chunk-mac, PROTOCOL#transfer-end.
 #[test]
-fn a_file_that_a_server_has_touched_ends_with_its_reason_on_both_sides_and_never_gets_its_name() {
+fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
     let (order, altered) = ("a part of it arrived twice or is missing", "a part of it was altered");
     let gone = "the other side takes part no more";
@@ -1284,7 +1284,7 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
 
 /// PROTOCOL#bad-packet, PROTOCOL#packet.
 #[test]
-fn a_packet_that_is_none_gets_a_code_and_one_too_long_is_refused_before_it_arrives() {
+fn malformed_packet_gets_a_code_and_a_long_one_is_cut_off() {
     let server = Server::start();
     let mut pair = Pair::on(&server);
     let body = |body: &[u8]| [&[0], &(body.len() as u32).to_be_bytes()[..], body].concat();
@@ -1441,7 +1441,7 @@ fn who_sends_what_nobody_wants_is_read_more_slowly() {
 
 /// PROTOCOL#packet.
 #[test]
-fn a_packet_cut_anywhere_is_put_together_and_one_that_breaks_off_leaves_nothing_behind() {
+fn split_packet_is_joined_and_a_broken_one_leaves_nothing() {
     let server = Server::with(&["--no-tls", "--grace", "1"]);
     let mut pair = Pair::on(&server);
     let (mut raw, _) = newcomer(&server, "mallory");
@@ -1478,7 +1478,7 @@ fn memory(server: &Server) -> usize {
 }
 
 #[test]
-fn who_grants_and_never_reads_costs_the_server_little_and_the_others_nothing() {
+fn client_that_grants_and_never_reads_delays_no_other() {
     let server = Server::start();
     let mut pair = Pair::on(&server);
     let (mut keen, _) = newcomer(&server, "keen");
@@ -1527,7 +1527,7 @@ fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
 // ---- what the server is told
 
 #[test]
-fn neither_the_wire_nor_the_server_s_disk_ever_holds_a_file_s_name_or_16_bytes_of_it() {
+fn wire_and_server_disk_hold_no_file_name_or_content() {
     let server = Server::with(&["--no-tls"]);
     let operator = Operator::before(&server);
     let mut pair = Pair::of(operator.client("alice"), operator.client("bob"));

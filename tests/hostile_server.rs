@@ -666,7 +666,7 @@ fn the_highest_numbers_end_no_conversation_and_no_client() {
 
 /// PROTOCOL#check-identity, PROTOCOL#ask-keys.
 #[test]
-fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
+fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     let (alice, carol, mallory) = (person("alice"), person("carol"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
@@ -720,7 +720,7 @@ fn a_swapped_identity_key_stops_everything_until_the_reader_trusts_it() {
 }
 
 #[test]
-fn a_swapped_identity_key_is_noticed_by_the_next_start_of_the_client_too() {
+fn swapped_identity_key_is_noticed_after_a_restart() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -762,7 +762,7 @@ fn nobody_on_line_but_one_whose_key_has_changed_is_told_as_that() {
 
 /// PROTOCOL#session-certificate, PROTOCOL#ask-keys.
 #[test]
-fn a_session_key_without_its_owner_s_valid_certificate_gets_no_message() {
+fn session_key_without_a_valid_certificate_gets_no_message() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &mallory]);
@@ -982,7 +982,7 @@ fn server_that_delivers_and_answers_stale_shows_a_text_once() {
 }
 
 #[test]
-fn a_server_that_lies_about_deliveries_is_not_believed_more_than_it_says() {
+fn false_delivery_reports_claim_no_more_than_they_say() {
     let (alice, carol) = (person("alice"), person("carol"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
@@ -1850,7 +1850,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
 }
 
 #[test]
-fn a_connection_that_ends_in_a_session_is_told_with_what_may_not_have_arrived() {
+fn ended_connection_is_reported_with_undelivered_messages() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -1881,7 +1881,7 @@ fn ended_with(bob: Client, part: &str) {
 
 /// PROTOCOL#ack-true.
 #[test]
-fn a_server_that_claims_to_have_taken_in_what_was_never_sent_is_left() {
+fn client_leaves_a_server_that_acknowledges_unsent_frames() {
     for count in [1, 1000, u64::MAX] {
         let stage = Stage::new();
         let (mut bob, line) = stage.with(&[]);
@@ -1957,7 +1957,7 @@ fn what_a_server_sends_twice_after_resuming_is_shown_once() {
 
 /// PROTOCOL#kept, PROTOCOL#sent-again.
 #[test]
-fn what_the_server_took_in_is_not_sent_again_and_what_it_did_not_is() {
+fn only_frames_the_server_did_not_receive_are_resent() {
     let alice = person("alice");
     for taken in [0, 1, 2] {
         let stage = Stage::new();
@@ -2102,7 +2102,7 @@ fn copy(message: &ServerMessage) -> ServerMessage {
 
 /// PROTOCOL#check-sequence.
 #[test]
-fn messages_held_back_repeated_and_reordered_on_the_way_are_noticed() {
+fn withheld_repeated_and_reordered_messages_are_noticed() {
     let server = Server::with(&["--no-tls"]);
     let operator = Operator::before(&server);
     let mut alice = server.client("alice").ready();
@@ -2185,7 +2185,7 @@ fn an_envelope_redirected_to_a_third_person_is_refused() {
 }
 
 #[test]
-fn a_new_key_after_the_server_lost_its_data_must_be_trusted_first() {
+fn new_key_after_server_data_loss_must_be_trusted_first() {
     let first = Server::with(&["--no-tls"]);
     let operator = Operator::before(&first);
     let (of_alice, of_bob) = (Arc::new(Folder::new()), Arc::new(Folder::new()));
@@ -2283,7 +2283,7 @@ fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
 
 /// PROTOCOL#check-signature, PROTOCOL#check-recipient.
 #[test]
-fn a_user_can_neither_sign_for_another_nor_pass_on_what_was_private() {
+fn user_cannot_sign_for_another_or_forward_private_text() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let (mut raw, mallory) = newcomer(&server, "mallory");
@@ -2373,7 +2373,7 @@ fn fingerprint_of(server: &Server) -> String {
 
 /// PROTOCOL#server-key.
 #[test]
-fn a_server_with_another_key_than_the_remembered_one_is_refused_with_the_remedy() {
+fn changed_server_key_is_refused_with_the_remedy() {
     let (first, second) = (Server::start(), Server::start());
     let upstream = Arc::new(Mutex::new(first.port));
     let port = forwarder(&upstream);
@@ -2422,7 +2422,7 @@ fn an_unknown_server_is_refused_unless_its_fingerprint_is_given() {
 
 /// PROTOCOL#transport.
 #[test]
-fn nothing_falls_back_from_tls_and_each_mismatch_names_its_remedy() {
+fn tls_never_falls_back_and_each_mismatch_names_its_remedy() {
     let (bare, secure) = (Server::with(&["--no-tls"]), Server::start());
     let home = Folder::new();
     let (status, lines) = run(&home, bare.port, &["--accept-new"]);
@@ -2443,7 +2443,7 @@ fn nothing_falls_back_from_tls_and_each_mismatch_names_its_remedy() {
 
 /// PROTOCOL#check-recipient.
 #[test]
-fn a_message_for_another_name_or_an_earlier_session_is_refused_though_its_key_opens() {
+fn message_for_another_name_or_session_is_refused() {
     let mallory = person("mallory");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
@@ -2522,7 +2522,7 @@ fn a_double_whose_name_differs_in_letter_case_alone_is_refused() {
 }
 
 #[test]
-fn what_is_typed_in_a_room_never_goes_to_everyone_whatever_becomes_of_the_partner() {
+fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
     let (alice, carol) = (person("alice"), person("carol"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
@@ -2622,7 +2622,7 @@ fn a_channel_is_had_only_for_the_fingerprint_that_was_named() {
 
 /// PROTOCOL#server-key.
 #[test]
-fn a_server_that_shows_a_certificate_without_holding_its_key_gets_no_channel() {
+fn server_without_its_certificate_s_key_gets_no_channel() {
     let (owner, thief) = (Folder::new(), Folder::new());
     for folder in [&owner, &thief] {
         certificate::prepare(&folder.0, clock::now_ms()).expect("a certificate");

@@ -125,7 +125,7 @@ fn relay(from: &Channel, to: &Channel) {
 
 /// PROTOCOL#login-proof, PROTOCOL#exporter.
 #[test]
-fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
+fn man_in_the_middle_completes_no_login_at_first_contact() {
     let server = Server::start();
     let (port, _folder) = man_in_the_middle(&server, 3);
     let (mut direct, alice) = newcomer(&server, "alice");
@@ -150,7 +150,7 @@ fn a_man_in_the_middle_cannot_complete_a_login_even_at_first_contact() {
 
 /// PROTOCOL#exporter.
 #[test]
-fn without_tls_there_is_no_channel_to_bind_and_the_same_relay_passes() {
+fn relay_of_a_login_passes_only_without_tls() {
     let server = Server::with(&["--no-tls"]);
     let (port, _folder) = man_in_the_middle(&server, 1);
     let (_direct, alice) = newcomer(&server, "alice");
@@ -275,7 +275,7 @@ fn an_unknown_name_and_a_known_one_look_alike() {
 }
 
 #[test]
-fn salts_of_a_name_in_other_letter_case_do_not_tell_whether_it_exists() {
+fn salts_in_other_letter_case_do_not_reveal_a_name() {
     let server = Server::start();
     newcomer(&server, "alice");
     let salt = |name: &str| challenge(&mut server.raw(), &Person::new(name)).salt;
@@ -286,7 +286,7 @@ fn salts_of_a_name_in_other_letter_case_do_not_tell_whether_it_exists() {
 
 /// PROTOCOL#lockout.
 #[test]
-fn five_failures_lock_a_name_in_any_letter_case_whether_or_not_it_exists() {
+fn five_failures_lock_a_name_whether_or_not_it_exists() {
     let server = Server::start();
     let (mut online, alice) = newcomer(&server, "alice");
     let mut words = Vec::new();
@@ -713,7 +713,7 @@ fn a_key_copied_into_a_folder_made_by_hand_logs_in() {
 }
 
 #[test]
-fn a_damaged_memory_of_others_is_told_before_a_login_that_would_end_another_session() {
+fn damaged_memory_of_users_is_reported_before_a_login() {
     let server = Server::start();
     let (mut alice, other) = (server.client("alice").ready(), Folder::new());
     let key = ".secure_messenger_client/keys/alice_private.key";

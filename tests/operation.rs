@@ -88,7 +88,7 @@ fn nobody_but_the_owner_can_read_anything_of_server_or_client() {
 }
 
 #[test]
-fn a_data_folder_that_others_could_enter_is_closed_unless_it_holds_other_things() {
+fn open_data_folder_is_made_private_unless_it_holds_more() {
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
     let home = Server::start().kill();
@@ -125,7 +125,7 @@ fn openssl(arguments: &[&str], input: &str) -> String {
 }
 
 #[test]
-fn the_first_certificate_is_for_a_year_and_for_this_machines_names() {
+fn first_certificate_lasts_a_year_and_names_this_machine() {
     let server = Server::start();
     let path = server.data("certs/server.crt");
     let path = path.to_str().expect("UTF-8");
@@ -156,7 +156,7 @@ fn the_first_certificate_is_for_a_year_and_for_this_machines_names() {
 
 /// PROTOCOL#server-key.
 #[test]
-fn an_expired_certificate_is_renewed_with_its_key_and_a_client_that_pinned_it_does_not_complain() {
+fn expired_certificate_is_renewed_and_keeps_its_pinned_key() {
     let home = Arc::new(Folder::new());
     let certs = home.path("data/certs");
     disk::private_folders(&certs, &[]).expect("folder");
@@ -211,7 +211,7 @@ fn seen(server: &Server) -> String {
 
 /// PROTOCOL#broadcast-server.
 #[test]
-fn an_operators_certificate_is_taken_up_without_a_restart_and_a_broken_one_never() {
+fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let made = seen(&server);
@@ -264,7 +264,7 @@ fn an_operators_certificate_is_taken_up_without_a_restart_and_a_broken_one_never
 }
 
 #[test]
-fn a_certificate_without_its_key_stops_the_start_and_nothing_is_overwritten() {
+fn certificate_without_its_key_stops_the_start_unchanged() {
     let home = Server::start().kill();
     let (key, certificate) = (home.path("data/certs/server.key"), home.path("data/certs/server.crt"));
     let (kept_key, kept) = (fs::read(&key).expect("made"), fs::read(&certificate).expect("made"));
@@ -367,7 +367,7 @@ fn help_names_every_option_and_version_the_version() {
 }
 
 #[test]
-fn a_port_in_use_and_a_folder_in_use_are_told_and_leave_the_first_server_alone() {
+fn used_port_or_folder_is_reported_and_first_server_continues() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let error = refusal(&server.home, &[]);
@@ -382,7 +382,7 @@ fn a_port_in_use_and_a_folder_in_use_are_told_and_leave_the_first_server_alone()
 }
 
 #[test]
-fn damage_to_users_json_stops_the_start_with_file_and_line_and_a_torn_end_does_not() {
+fn damaged_users_json_stops_the_start_and_a_torn_end_does_not() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
     newcomer(&server, "bob");
@@ -416,7 +416,7 @@ fn damage_to_users_json_stops_the_start_with_file_and_line_and_a_torn_end_does_n
 }
 
 #[test]
-fn a_signal_ends_the_server_at_once_with_status_0_and_accounts_stay() {
+fn signal_ends_the_server_with_status_0_and_keeps_accounts() {
     let mut home = Arc::new(Folder::new());
     for (n, signal) in ["-TERM", "-INT"].into_iter().enumerate() {
         let mut server = Server::within(home, &[]);
@@ -488,7 +488,7 @@ fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
 
 /// PROTOCOL#transport.
 #[test]
-fn no_tls_session_is_resumed_and_tls_1_2_needs_the_extended_master_secret() {
+fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
     use rustls::client::Resumption;
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
     let server = Server::start();
@@ -579,7 +579,7 @@ fn a_closed_server_makes_no_accounts_and_lets_the_old_ones_in() {
 }
 
 #[test]
-fn the_security_log_has_one_line_an_event_and_no_room_for_a_users_own() {
+fn security_log_has_one_line_an_event_and_no_user_lines() {
     let server = Server::start();
     let (mut raw, _) = newcomer(&server, "alice");
     raw.bytes(b"{\"type\":\"logout\"}\n");
@@ -671,7 +671,7 @@ fn holds(bytes: &[u8], trace: &[u8]) -> bool {
 
 /// PROTOCOL#password.
 #[test]
-fn neither_the_wire_without_tls_nor_any_file_of_the_server_holds_a_message_or_a_password() {
+fn wire_and_server_files_hold_no_message_and_no_password() {
     let server = Server::with(&["--no-tls"]);
     told(&server, "WARNING: --no-tls");
     let (port, recording) = recorder(&server);

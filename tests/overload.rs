@@ -52,18 +52,18 @@ fn is_logged_sparingly(server: &Server, event: &str) {
 }
 
 #[test]
-fn hundreds_of_logins_at_once_are_all_let_in_beside_those_who_chat() {
+fn hundreds_of_concurrent_logins_succeed_beside_chats() {
     witnessed(storms::logins);
 }
 
 #[test]
-fn those_who_are_too_many_are_told_so_and_those_who_are_in_chat_on() {
+fn excess_logins_get_an_error_and_sessions_continue() {
     is_logged_sparingly(&witnessed(storms::crowd), "server_full");
 }
 
 /// PROTOCOL#full.
 #[test]
-fn of_many_who_log_in_at_the_same_moment_exactly_as_many_get_in_as_there_is_room_for() {
+fn concurrent_logins_succeed_exactly_up_to_the_limit() {
     const ROOM: usize = 3;
     let server = Server::with(&["--clients", "3", "--per-address", "100"]);
     let crowd: Vec<_> = (0..16)
@@ -103,7 +103,7 @@ fn of_many_who_log_in_at_the_same_moment_exactly_as_many_get_in_as_there_is_room
 }
 
 #[test]
-fn hundreds_of_half_open_handshakes_push_each_other_out_and_nobody_else() {
+fn half_open_handshakes_evict_only_each_other() {
     is_logged_sparingly(&witnessed(storms::half_open), "pushed_out");
 }
 
@@ -126,11 +126,11 @@ fn records_of_one_byte_are_read_like_any_other() {
 }
 
 #[test]
-fn a_client_that_wants_new_keys_again_and_again_holds_up_nobody_else() {
+fn repeated_key_updates_delay_no_other_client() {
     witnessed(storms::key_updates);
 }
 
 #[test]
-fn a_client_that_wants_another_handshake_is_refused_it_and_holds_up_nobody_else() {
+fn renegotiation_is_refused_and_delays_no_other_client() {
     witnessed(storms::renegotiations);
 }

@@ -129,7 +129,7 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
 
 /// PROTOCOL#password_changed.
 #[test]
-fn a_change_is_on_disk_before_it_is_confirmed_and_ends_no_session() {
+fn change_is_on_disk_before_the_answer_and_ends_no_session() {
     let server = Server::start();
     let (mut online, alice) = newcomer(&server, "alice");
     assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
@@ -145,7 +145,7 @@ fn a_change_is_on_disk_before_it_is_confirmed_and_ends_no_session() {
 
 /// PROTOCOL#password-proof, PROTOCOL#password_change.
 #[test]
-fn a_session_alone_or_a_password_alone_or_a_key_alone_changes_nothing() {
+fn session_password_or_key_alone_changes_no_password() {
     let server = Server::start();
     let (mut online, alice) = newcomer(&server, "alice");
     let before = fs::read(server.data("users.json")).expect("there");
@@ -235,7 +235,7 @@ fn a_challenge_serves_one_change_on_its_own_connection() {
 
 /// PROTOCOL#password-race, PROTOCOL#login-race.
 #[test]
-fn of_a_change_and_a_login_that_cross_the_first_to_be_accepted_outdates_the_other() {
+fn crossing_change_and_login_accept_only_the_first() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
     // The client of this change may be gone, and its successor of the key file with it.
@@ -310,7 +310,7 @@ impl Home {
 
 /// PROTOCOL#password-file.
 #[test]
-fn the_new_password_opens_key_file_and_account_and_the_old_one_neither() {
+fn only_the_new_password_opens_key_file_and_account() {
     let server = Server::start();
     let home = Home::new(&server);
     let before = fs::read(home.key()).expect("there");
@@ -450,7 +450,7 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
 
 /// PROTOCOL#password-files.
 #[test]
-fn a_change_that_broke_off_before_the_server_took_it_leaves_the_old_password() {
+fn change_cut_before_the_server_has_it_keeps_the_old_password() {
     let server = Server::start();
     let home = Home::new(&server);
     let key = fs::read(home.key()).expect("there");
@@ -476,7 +476,7 @@ fn a_change_that_broke_off_before_the_server_took_it_leaves_the_old_password() {
 
 /// PROTOCOL#password-files.
 #[test]
-fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
+fn change_cut_after_the_server_has_it_keeps_the_new_password() {
     let server = Server::start();
     let home = Home::new(&server);
     let old = fs::read(home.key()).expect("there");
@@ -508,7 +508,7 @@ fn a_change_that_broke_off_after_the_server_took_it_leaves_the_new_password() {
 
 /// PROTOCOL#password-file, PROTOCOL#password-files.
 #[test]
-fn whoever_is_killed_during_a_change_one_of_the_two_passwords_opens_the_account_for_good() {
+fn kill_during_a_change_leaves_one_working_password() {
     let mut server = Server::start();
     let home = Home::new(&server);
     let gate = Gate::before(&server);
@@ -687,7 +687,7 @@ fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
 // ---- the server's file
 
 #[test]
-fn superseded_records_go_at_the_start_and_the_file_of_before_is_kept() {
+fn start_removes_superseded_records_and_keeps_the_old_file() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
     let (_, bob) = newcomer(&server, "bob");

@@ -77,7 +77,7 @@ fn a_stream_has_the_same_frames_however_it_is_cut() {
 
 /// PROTOCOL#line.
 #[test]
-fn a_message_that_decodes_means_the_same_when_it_is_encoded_again() {
+fn decoded_message_means_the_same_when_encoded_again() {
     holds(&wire::MESSAGES);
 }
 

@@ -92,7 +92,7 @@ fn presence(lines: &[String]) -> Vec<&String> {
 
 /// PROTOCOL#outlives, PROTOCOL#sent-again.
 #[test]
-fn cut_again_and_again_a_conversation_loses_and_doubles_nothing_and_others_notice_nothing() {
+fn repeated_cuts_lose_double_and_reveal_nothing() {
     let server = Server::start();
     let Two { gates, mut alice, mut bob } = Two::on(&server);
     let mut carol = server.client("carol").ready();
@@ -148,7 +148,7 @@ fn cut_again_and_again_a_conversation_loses_and_doubles_nothing_and_others_notic
 }
 
 #[test]
-fn what_is_typed_while_the_connection_is_gone_arrives_in_order_afterwards() {
+fn text_typed_while_disconnected_arrives_in_order_later() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     gate.shut();
@@ -230,7 +230,7 @@ fn deadline_is_met_by_a_program_that_is_stopped_again_and_again() {
 }
 
 #[test]
-fn the_end_of_input_without_a_connection_waits_for_what_is_under_way_and_for_nothing_else() {
+fn end_of_input_while_disconnected_waits_for_sent_text_only() {
     let server = Server::start();
     let Two { gates, mut alice, mut bob } = Two::on(&server);
     gates.iter().for_each(Gate::shut);
@@ -251,7 +251,7 @@ fn the_end_of_input_without_a_connection_waits_for_what_is_under_way_and_for_not
 }
 
 #[test]
-fn the_end_of_input_without_a_connection_is_in_time_if_the_connection_is() {
+fn end_of_input_while_disconnected_succeeds_after_a_resume() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     gate.shut();
@@ -385,7 +385,7 @@ fn told_as_lost(lines: &[String], lost: &[&str]) {
 }
 
 #[test]
-fn after_the_grace_the_client_logs_in_anew_and_tells_what_may_be_lost() {
+fn client_logs_in_again_after_grace_and_reports_possible_loss() {
     let server = Server::with(&["--grace", "1"]);
     let mut two = Two::on(&server);
     two.talk("before");
@@ -407,7 +407,7 @@ fn after_the_grace_the_client_logs_in_anew_and_tells_what_may_be_lost() {
 
 /// PROTOCOL#no-session.
 #[test]
-fn after_a_crash_of_the_server_exactly_what_it_had_not_acknowledged_is_told_and_nothing_is_sent_twice() {
+fn server_crash_reports_unacknowledged_text_and_resends_none() {
     let server = Server::start();
     let mut two = Two::on(&server);
     two.talk("before");
@@ -473,7 +473,7 @@ fn a_login_from_elsewhere_is_not_fought_over() {
 
 /// PROTOCOL#elsewhere.
 #[test]
-fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_nobody_off() {
+fn replaced_client_ends_without_disconnecting_the_newer_one() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     gate.shut();
@@ -495,7 +495,7 @@ fn a_client_that_was_replaced_while_its_connection_was_gone_leaves_and_throws_no
 }
 
 #[test]
-fn a_server_with_another_key_at_the_same_port_is_refused_for_good() {
+fn changed_server_key_on_reconnect_is_refused_for_good() {
     let (server, other) = (Server::start(), Server::start());
     let Two { gates: [gate, _other], mut alice, bob: _bob } = Two::on(&server);
     gate.shut();
@@ -529,7 +529,7 @@ fn reconnect_trusts_the_key_of_the_session_and_no_file() {
 }
 
 #[test]
-fn a_password_that_another_client_has_changed_ends_the_client_with_the_reason() {
+fn password_changed_elsewhere_ends_the_client_with_the_reason() {
     let server = Server::start();
     let mut two = Two::on(&server);
     let mut person = Person::new("alice");
@@ -552,7 +552,7 @@ fn a_password_that_another_client_has_changed_ends_the_client_with_the_reason() 
 }
 
 #[test]
-fn a_password_that_this_client_has_changed_is_the_one_it_logs_in_anew_with() {
+fn client_logs_in_again_with_the_password_it_has_changed() {
     let server = Server::start();
     let mut two = Two::on(&server);
     let path = two.alice.home.password_file(NEW);
@@ -566,7 +566,7 @@ fn a_password_that_this_client_has_changed_is_the_one_it_logs_in_anew_with() {
 }
 
 #[test]
-fn two_clients_that_lose_the_connection_together_come_back_together() {
+fn two_disconnected_clients_reconnect_together() {
     let server = Server::start();
     let mut two = Two::on(&server);
     thread::scope(|scope| {
@@ -579,7 +579,7 @@ fn two_clients_that_lose_the_connection_together_come_back_together() {
 
 /// PROTOCOL#full.
 #[test]
-fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_there_is_room() {
+fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
     let server = Server::with(&["--clients", "2"]);
     let Two { gates, mut alice, bob } = Two::on(&server);
     gates[0].shut();
@@ -597,7 +597,7 @@ fn who_finds_the_server_full_on_the_way_back_is_told_why_and_let_in_as_soon_as_t
 }
 
 #[test]
-fn a_line_filter_that_is_ended_from_outside_is_gone_for_the_others_at_once() {
+fn killed_plain_mode_client_leaves_at_once() {
     let server = Server::with(&["--grace", "3600"]);
     let (mut alice, home) = (server.client("alice").ready(), Arc::new(Folder::new()));
     let bob = || Client::within(home.clone(), server.port, "bob", true, &["--register"]).ready();
@@ -727,7 +727,7 @@ fn who_leaves_after_a_cut_is_gone_for_the_others_at_once() {
 }
 
 #[test]
-fn a_program_that_is_stopped_and_goes_on_keeps_its_connections_in_a_handshake_and_after_it() {
+fn stopped_and_continued_program_keeps_its_connections() {
     let server = Server::start();
     let waiting: Vec<_> = (0..8).map(|_| server.socket()).collect();
     let mut alice = server.raw();

@@ -486,7 +486,7 @@ fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
 
 /// PROTOCOL#taken-over.
 #[test]
-fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
+fn session_resumes_while_its_former_connection_is_open() {
     let server = Server::with(&["--rate", "4"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let (mut sent, mut next) = (0, 0);
@@ -519,7 +519,7 @@ fn a_session_goes_on_at_once_while_its_former_connection_still_stands() {
 
 /// PROTOCOL#kept, PROTOCOL#taken-over.
 #[test]
-fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_connection() {
+fn unread_frames_arrive_complete_on_the_next_connection() {
     let server = Server::with(&["--rate", "100000", "--outbox", "16384"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     bob.ack();
@@ -548,7 +548,7 @@ fn what_a_client_that_does_not_read_has_in_its_way_comes_whole_on_its_next_conne
 
 /// PROTOCOL#resume-proof, PROTOCOL#resume-rules, PROTOCOL#no-session.
 #[test]
-fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_it() {
+fn resume_needs_this_session_s_token_channel_and_valid_count() {
     let server = Server::start();
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     alice.settle();
@@ -601,7 +601,7 @@ fn only_the_token_of_this_session_on_this_channel_with_a_possible_count_resumes_
 
 /// PROTOCOL#latest-token, PROTOCOL#session, PROTOCOL#renew.
 #[test]
-fn a_renewal_brings_a_new_token_and_the_former_is_good_once_more() {
+fn renewal_brings_a_new_token_and_the_former_works_once() {
     let server = Server::start();
     let mut alice = Peer::new(&server, "alice");
     let first = alice.token.duplicate();
@@ -763,7 +763,7 @@ fn lost_is_only_for_the_session_that_sent_the_message() {
 
 /// PROTOCOL#outlives, PROTOCOL#presence.
 #[test]
-fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end() {
+fn disconnected_user_stays_online_until_the_session_ends() {
     let server = Server::with(&["--grace", "2"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let shown = |alice: &mut Peer<'_>| {
@@ -802,7 +802,7 @@ fn a_person_stays_on_line_without_a_connection_and_others_hear_only_of_the_end()
 
 /// PROTOCOL#outlives, PROTOCOL#kept-limit.
 #[test]
-fn what_waits_for_a_person_without_a_connection_is_bounded_and_comes_when_they_are_back() {
+fn frames_for_a_disconnected_user_wait_within_limits() {
     let server = Server::with(&["--outbox", "384", "--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let flood = |alice: &mut Peer<'_>| {
@@ -879,7 +879,7 @@ fn client_that_never_acknowledges_is_busy_and_misses_nothing() {
 
 /// PROTOCOL#ack-true, PROTOCOL#ends-at-once, PROTOCOL#ack.
 #[test]
-fn an_ack_of_what_was_not_sent_or_of_less_than_before_ends_the_session() {
+fn ack_that_exceeds_sent_frames_or_falls_ends_the_session() {
     let server = Server::start();
     for (name, wrong) in [("alice", 1i64), ("bob", -1)] {
         let mut peer = Peer::new(&server, name);
@@ -913,7 +913,7 @@ fn a_line_or_packet_that_is_too_long_ends_the_session_at_once() {
 
 /// PROTOCOL#ack-when, PROTOCOL#frames.
 #[test]
-fn the_server_acknowledges_32_frames_or_128_kib_and_before_a_pong_what_is_new() {
+fn server_acks_32_frames_or_128_kib_and_before_a_pong() {
     let server = Server::with(&["--rate", "100000"]);
     let mut raw = Peer::new(&server, "alice").raw;
     // What is no message is a frame as well, and is answered.
@@ -949,7 +949,7 @@ fn descriptors(server: &Server) -> usize {
 
 /// PROTOCOL#slow-client.
 #[test]
-fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() {
+fn client_that_reads_nothing_for_30_s_is_closed_and_resumes() {
     let server = Server::with(&["--rate", "100000", "--outbox", "2048"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     bob.ack();
@@ -975,7 +975,7 @@ fn who_takes_nothing_for_half_a_minute_is_cut_off_and_comes_back_to_all_of_it() 
 
 /// PROTOCOL#life.
 #[test]
-fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute_and_left_after_one_and_a_half() {
+fn silent_client_is_pinged_after_30_s_and_closed_after_90_s() {
     let server = Server::start();
     // Before both: on a busy machine, a login takes seconds.
     let silent = Instant::now();
@@ -999,7 +999,7 @@ fn a_silent_client_is_asked_for_a_sign_of_life_after_half_a_minute_and_left_afte
 
 /// PROTOCOL#kept-limit, PROTOCOL#granted-limit.
 #[test]
-fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
+fn unacknowledged_packets_count_against_the_grant_limit() {
     let server = Server::with(&["--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     bob.ack();
@@ -1022,7 +1022,7 @@ fn packets_that_were_not_acknowledged_count_against_what_may_be_granted() {
 
 /// PROTOCOL#taken-over.
 #[test]
-fn of_many_resumptions_at_once_one_holds_and_no_frame_is_handled_twice() {
+fn concurrent_resumptions_leave_one_and_double_no_frame() {
     let server = Server::with(&["--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut number = 0;

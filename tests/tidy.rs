@@ -432,7 +432,7 @@ fn every_link_of_the_documents_leads_to_a_place_that_is_there() {
 }
 
 #[test]
-fn whatever_an_adversary_cannot_do_is_linked_to_the_test_that_tries_it() {
+fn each_claim_about_an_adversary_links_to_its_test() {
     let readme = readme();
     let table =
         readme.split("| adversary | cannot | can |").nth(1).and_then(|rest| rest.split("\n\n").next());

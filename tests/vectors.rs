@@ -531,7 +531,7 @@ fn a_key_file_made_by_another_implementation_opens() {
 
 /// PROTOCOL#session-certificate.
 #[test]
-fn a_session_certificate_made_by_another_implementation_verifies() {
+fn session_certificate_of_another_implementation_verifies() {
     let v = vectors();
     let CertificateVector { owner, created, signed, .. } = &v.certificate;
     let (owner, identity, certificate) = (name(owner), v.identity_public(), v.certificate());
@@ -555,8 +555,7 @@ fn a_session_certificate_made_by_another_implementation_verifies() {
 
 /// PROTOCOL#session-certificate, PROTOCOL#times.
 #[test]
-fn a_session_certificate_is_valid_from_two_hours_before_it_was_made_to_twenty_six_after_and_no_millisecond_longer()
- {
+fn session_certificate_is_valid_from_minus_2_to_26_hours() {
     let v = vectors();
     let (owner, created, certificate) = (name(&v.certificate.owner), v.certificate.created, v.certificate());
     let hour = 3_600_000;
@@ -763,7 +762,7 @@ fn an_envelope_made_by_another_implementation_opens() {
 /// PROTOCOL#header, PROTOCOL#commitment, PROTOCOL#padding, PROTOCOL#ciphertext, PROTOCOL#signature,
 /// PROTOCOL#wrapped-key.
 #[test]
-fn every_intermediate_value_of_an_envelope_is_the_documented_one() {
+fn each_intermediate_value_of_an_envelope_matches_its_vector() {
     let v = vectors();
     let (identity, session) = (v.identity_public(), v.session());
     for vector in &v.envelopes {
@@ -883,7 +882,7 @@ fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
 
 /// PROTOCOL#chunk, PROTOCOL#chunk-keys, PROTOCOL#chunk-ciphertext, PROTOCOL#chunk-mac.
 #[test]
-fn a_chunk_made_by_another_implementation_opens_and_one_with_a_bit_flipped_does_not() {
+fn chunk_of_another_implementation_opens_unless_a_bit_flips() {
     let session = SessionKey::from_pkcs8(&unhex(&vectors().session.pkcs8)).expect("a key");
     for v in vectors().chunks {
         let (id, key) = (fixed(&v.transfer), key(&v.transfer_key));

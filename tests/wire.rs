@@ -142,7 +142,7 @@ fn pass(
 
 /// PROTOCOL#transport, PROTOCOL#sent-again.
 #[test]
-fn a_bit_altered_below_tls_ends_the_connection_and_what_was_said_arrives_once_on_the_next() {
+fn flipped_bit_below_tls_reconnects_and_delivers_once() {
     let server = Server::start();
     let wire = Wire::before(&server);
     let mut alice = wire.client("alice").ready();
@@ -238,7 +238,7 @@ impl Stolen {
 
 /// PROTOCOL#session-key, PROTOCOL#identity-key, PROTOCOL#wrapped-key, PROTOCOL#chunk-keys.
 #[test]
-fn who_recorded_the_wire_and_later_has_disks_and_passwords_opens_nothing_of_it() {
+fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     let server = Server::with(&["--no-tls"]);
     let wires = [Wire::before(&server), Wire::before(&server)];
     let mut people = [wires[0].client("alice").ready(), wires[1].client("bob").ready()];

@@ -436,7 +436,7 @@ mod tests {
 
     /// PROTOCOL#packet-cost, PROTOCOL#not-granted.
     #[test]
-    fn a_small_packet_costs_a_tenth_a_large_one_nothing_and_a_refused_one_a_request() {
+    fn small_packet_costs_a_tenth_large_nothing_refused_a_request() {
         let (shared, _folder) = shared(HOUR);
         let ((mut alice, far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
         assert!(bob.served.session.grant(&alice.served.session.name, TRANSFER, 2));
@@ -462,7 +462,7 @@ mod tests {
 
     /// PROTOCOL#ack, PROTOCOL#ack-true.
     #[test]
-    fn an_ack_that_was_due_costs_nothing_and_a_false_one_ends_the_session() {
+    fn due_ack_is_free_and_false_ack_ends_the_session() {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, _far) = client(&shared, "alice");
         let ack = |received: u64| ClientMessage::Ack(Taken { received }).encode();
@@ -501,7 +501,7 @@ mod tests {
 
     /// PROTOCOL#taken-over.
     #[test]
-    fn of_a_connection_that_another_has_taken_over_nothing_more_is_handled_or_counted() {
+    fn replaced_connection_handles_and_counts_nothing_more() {
         let line = KeysRequest { names: vec![name("bob")] };
         for bytes in [ClientMessage::KeysRequest(line).encode(), packet("bob", 100), b"{}\n".to_vec()] {
             let (shared, _folder) = shared(HOUR);
@@ -546,7 +546,7 @@ mod tests {
 
     /// PROTOCOL#soon.
     #[test]
-    fn who_says_nothing_more_still_hears_what_was_to_go_out_with_something_else() {
+    fn delayed_answer_is_sent_when_the_client_stops_sending() {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, far) = client(&shared, "alice");
         shared.flusher.send_deferred(
@@ -593,7 +593,7 @@ mod tests {
 
     /// PROTOCOL#logout, PROTOCOL#line-length.
     #[test]
-    fn a_logout_and_a_line_without_end_end_the_session_and_nothing_behind_them_is_handled() {
+    fn nothing_is_handled_after_a_logout_or_an_endless_line() {
         for bytes in [ClientMessage::Logout.encode(), vec![b'x'; MAX_LINE + 1]] {
             let (shared, _folder) = shared(HOUR);
             let (mut alice, far) = client(&shared, "alice");

@@ -292,7 +292,7 @@ mod tests {
 
     /// PROTOCOL#routing, PROTOCOL#own-name.
     #[test]
-    fn an_envelope_is_taken_as_long_as_it_may_be_and_not_a_byte_longer() {
+    fn envelope_is_accepted_up_to_the_limit_and_no_byte_longer() {
         let (alice, _far) = session("alice");
         let taken = |ciphertext: usize| {
             let mut letter = letter("alice", &["bob"]);
@@ -356,7 +356,7 @@ mod tests {
 
     /// PROTOCOL#not-granted, PROTOCOL#packet.
     #[test]
-    fn a_packet_that_is_granted_goes_on_under_its_sender_s_name_and_any_other_is_refused() {
+    fn granted_packet_is_forwarded_and_any_other_is_refused() {
         let (shared, _folder) = shared(HOUR);
         let ((alice, far), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
         let send = |peer: &str, transfer: [u8; 16]| {

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_queued_for_a_pass_goes_out_with_it_and_nobody_is_in_it_twice() {
+    fn queued_work_joins_the_next_pass_once() {
         let flusher = Arc::new(Flusher::default());
         let running = flusher.clone();
         std::thread::spawn(move || running.run());
@@ -151,7 +151,7 @@ mod tests {
 
     /// PROTOCOL#soon.
     #[test]
-    fn what_nobody_waits_for_goes_out_with_the_next_frame_or_by_itself() {
+    fn delayed_answer_is_sent_with_the_next_frame_or_alone() {
         let flusher = Arc::new(Flusher::default());
         let (link, far) = link();
         let outbox = outbox_on(link, 1024);
@@ -172,7 +172,7 @@ mod tests {
 
     /// PROTOCOL#soon.
     #[test]
-    fn who_waits_for_company_does_not_wait_for_a_long_pass_and_too_many_do_not_wait_at_all() {
+    fn delayed_answers_wait_for_no_long_pass_and_no_crowd() {
         let flusher = Arc::new(Flusher::default());
         let [(idle, _far), (another, far)] = [link(), link()];
         let outbox = outbox_on(idle, 1024);

@@ -276,7 +276,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#latest-token.
     #[test]
-    fn a_token_and_the_one_before_it_are_good_until_their_own_time_is_over() {
+    fn latest_two_tokens_are_valid_until_they_expire() {
         let current = current(key(1), 20, (key(2), 10));
         let good = |now| {
             let [token, former] = current.tokens(now);
@@ -289,7 +289,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn who_took_over_knows_the_tokens_of_the_two_before_and_takes_none_for_its_own() {
+    fn replacement_recognizes_the_last_two_tokens_but_takes_none() {
         let sessions = [1, 3, 5, 7].map(|byte| {
             let (session, _) = session("alice");
             *lock(&session.current) = current(key(byte), 20, (key(byte + 1), 10));
@@ -345,7 +345,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn packets_are_granted_to_one_sender_for_one_transfer_and_never_too_many() {
+    fn packets_are_granted_per_sender_and_transfer_up_to_the_limit() {
         let (alice, _far) = session("alice");
         let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
         let (one, other) = ([1; 16], [2; 16]);
