@@ -90,26 +90,19 @@ pub fn offered(
     now_ms: u64,
 ) -> Result<SessionCertificate, Failure> {
     SessionPublicKey::parse(&session_key.0).map_err(bad_key)?;
-    match wrong_clock(created, now_ms) {
-        Some(advice) => Err(Failure::new(ErrorCode::BadKey, advice)),
-        None => {
-            Ok(SessionCertificate { session_key: session_key.clone(), created, certificate: *certificate })
-        }
+    if let Some(advice) = wrong_clock(created, now_ms) {
+        return Err(Failure::new(ErrorCode::BadKey, advice));
     }
+    Ok(SessionCertificate { session_key: session_key.clone(), created, certificate: *certificate })
 }
 
 /// What a user does if their clock differs from the server's by over two hours, so that each side may refuse certificates
 /// that the other takes. Both in milliseconds since 1970.
 pub fn wrong_clock(own: u64, servers: u64) -> Option<String> {
     let side = match (is_far_ahead(own, servers), is_far_ahead(servers, own)) {
-        (false, false) => return None,
-        (is_ahead, _) => {
-            if is_ahead {
-                "ahead of"
-            } else {
-                "behind"
-            }
-        }
+        (true, _) => "ahead of",
+        (_, true) => "behind",
+        _ => return None,
     };
     let difference = match own.abs_diff(servers).saturating_add(HOUR / 2) / HOUR {
         hours @ ..36 => format!("{hours} hours"),

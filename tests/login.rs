@@ -79,7 +79,7 @@ fn fail(server: &Server, person: &Person) -> Failure {
 fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
     let folder = Arc::new(Folder::new());
     certificate::prepare(&folder.0, clock::now_ms()).expect("a certificate");
-    let acceptor = server.tls.then(|| tls::acceptor(&folder.0).expect("an acceptor"));
+    let acceptor = server.tls.then(|| tls::acceptor(&folder.0).expect("an acceptor").0);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let (server_port, tls) = (server.port, server.tls);

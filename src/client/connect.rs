@@ -15,7 +15,7 @@ use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION};
 use crate::wire::certificate;
 use crate::wire::frame::Lines;
-use crate::wire::tls::{Channel, Reader, Received, Unverified, limit_unsent};
+use crate::wire::tls::{Channel, Reader, Received, Unverified};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -342,10 +342,7 @@ fn resolve(options: &Options, by: Instant) -> io::Result<Vec<SocketAddr>> {
 fn reach(options: &Options, by: Option<Instant>) -> Result<TcpStream, StartError> {
     let failed = |error| StartError::Unreachable(options.server(), error);
     let end = sooner(CONNECT_TIMEOUT, by);
-    let socket =
-        resolve(options, end).and_then(|addresses| dial(addresses.into_iter(), end)).map_err(failed)?;
-    limit_unsent(&socket);
-    Ok(socket)
+    resolve(options, end).and_then(|addresses| dial(addresses.into_iter(), end)).map_err(failed)
 }
 
 impl Connection {

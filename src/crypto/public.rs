@@ -7,8 +7,6 @@ use super::{CryptoError, Fields, label};
 use crate::crypto::primitives::sha256;
 use crate::encoding::{Bytes, Fixed, Text, base64, text};
 use crate::name::Username;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD_NO_PAD;
 use miniserde::{Deserialize, Serialize};
 use rsa::pkcs8::{DecodePublicKey, EncodePublicKey, LineEnding};
 use rsa::traits::PublicKeyParts;
@@ -65,7 +63,7 @@ impl Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SHA256:{}", BASE64_STANDARD_NO_PAD.encode(self.0))
+        write!(f, "SHA256:{}", self.write().trim_end_matches('='))
     }
 }
 
@@ -73,10 +71,8 @@ impl FromStr for Fingerprint {
     type Err = CryptoError;
 
     fn from_str(text: &str) -> Result<Self, CryptoError> {
-        let digits = text.strip_prefix("SHA256:").ok_or(CryptoError::BadKey)?;
-        let bytes =
-            BASE64_STANDARD_NO_PAD.decode(digits.trim_end_matches('=')).map_err(|_| CryptoError::BadKey)?;
-        bytes.try_into().map(Fingerprint).map_err(|_| CryptoError::BadKey)
+        let digits = text.strip_prefix("SHA256:").ok_or(CryptoError::BadKey)?.trim_end_matches('=');
+        Fingerprint::read(&format!("{digits}=")).ok_or(CryptoError::BadKey)
     }
 }
 

@@ -7,7 +7,6 @@ use super::shared::Shared;
 use super::threads::{CONNECTION_STACK, thread};
 use super::{connection, metrics};
 use crate::sync::lock;
-use crate::wire::tls::limit_unsent;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
@@ -76,7 +75,6 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
         if ticket.evicted {
             log("pushed_out", "too many connections that are not logged in");
         }
-        limit_unsent(&ticket.socket);
         enqueue(shared, &queue, ticket);
     }
 }

@@ -194,26 +194,28 @@ fn certify(key: &KeyPair, path: &Path, now_ms: u64) -> io::Result<()> {
 /// # Errors
 /// With the path in the text.
 pub fn read_facts(path: &Path) -> io::Result<Facts> {
-    let facts = facts(&read_chain(path)?[0]);
-    facts.ok_or_else(|| disk::error(path, "the certificate is damaged: copy it again"))
+    Ok(read_chain(path)?.1)
 }
 
-/// Reads the certificates of a PEM file, at least one.
+/// Reads the certificates of a PEM file, at least one, and the facts of the first.
 ///
 /// # Errors
 /// With the path and the remedy in the text.
-pub fn read_chain(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+pub(super) fn read_chain(path: &Path) -> io::Result<(Vec<CertificateDer<'static>>, Facts)> {
     let bytes = disk::read(path, MAX_PEM)?;
     let chain: Result<Vec<_>, _> = rustls_pemfile::certs(&mut without_mark(&bytes)).collect();
     let chain = chain.ok().filter(|chain| !chain.is_empty());
-    chain.ok_or_else(|| missing(path, &bytes, "certificate"))
+    let chain = chain.ok_or_else(|| missing(path, &bytes, "certificate"))?;
+    let facts = facts(&chain[0]);
+    let facts = facts.ok_or_else(|| disk::error(path, "the certificate is damaged: copy it again"))?;
+    Ok((chain, facts))
 }
 
 /// Reads the first private key of a PEM file.
 ///
 /// # Errors
 /// As [`read_chain`]; also if other users can read the file, or the key is encrypted.
-pub fn read_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+pub(super) fn read_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
     let bytes = disk::read_private(path, MAX_PEM)?;
     let key = rustls_pemfile::private_key(&mut without_mark(&bytes)).ok().flatten();
     key.ok_or_else(|| missing(path, &bytes, "private key"))

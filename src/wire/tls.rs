@@ -4,7 +4,7 @@
 //! client gets a [`Channel`] only by naming the fingerprint that it trusts ([`Unverified::trust`]). Nothing falls back
 //! to plain TCP. No other file talks to rustls.
 
-use super::certificate;
+use super::certificate::{self, Facts};
 use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::sync::lock;
@@ -54,9 +54,9 @@ fn server_config(
 ///
 /// # Errors
 /// With the path and the remedy in the text, also if the two do not belong together.
-pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
+pub fn acceptor(folder: &Path) -> io::Result<(Acceptor, Facts)> {
     let (key_path, path) = certificate::paths(folder);
-    let (chain, key) = (certificate::read_chain(&path)?, certificate::read_key(&key_path)?);
+    let ((chain, facts), key) = (certificate::read_chain(&path)?, certificate::read_key(&key_path)?);
     let fits = |one: &CertificateDer<'static>| server_config(vec![one.clone()], &key).is_ok();
     let mut config = server_config(chain.clone(), &key).map_err(|error| match error {
         rustls::Error::General(_) => disk::error(&key_path, certificate::UNUSABLE_KEY),
@@ -74,7 +74,7 @@ pub fn acceptor(folder: &Path) -> io::Result<Acceptor> {
     // Every login is a full one, so there is nothing to resume and nothing to store for it.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), facts))
 }
 
 /// Checks that the server holds the key of its certificate. [`Unverified::trust`] checks that it is the right key.
@@ -116,12 +116,13 @@ impl ServerCertVerifier for PossessionOnly {
     }
 }
 
-/// Limits what the kernel holds unsent. A system without such a limit limits the whole send buffer.
-pub fn limit_unsent(socket: &TcpStream) {
+/// Sends lines at once, and limits what the kernel holds unsent. A system without such a limit limits the whole send buffer.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT);
     #[cfg(not(target_os = "linux"))]
     let _ = SockRef::from(socket).set_send_buffer_size(NOT_SENT as usize);
+    socket.set_nodelay(true)
 }
 
 /// Why TLS failed: `Unsupported` if the peer does not speak it, otherwise `InvalidData`. No socket fails with these.
@@ -221,12 +222,12 @@ impl Channel {
     /// # Errors
     /// The socket's, when its options are set.
     pub fn bare(socket: Arc<TcpStream>) -> io::Result<Channel> {
-        socket.set_nodelay(true)?;
+        prepare(&socket)?;
         Ok(Channel { socket, tls: None, exporter: Vec::new() })
     }
 
     fn shake(mut tls: Connection, socket: Arc<TcpStream>, deadline: Instant) -> io::Result<Channel> {
-        socket.set_nodelay(true)?;
+        prepare(&socket)?;
         tls.set_buffer_limit(None);
         while tls.is_handshaking() {
             let moved = tls.complete_io(&mut Timed(&socket, deadline));
@@ -520,7 +521,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("channel-{}", u64::from_be_bytes(random())));
         disk::private_folders(&folder, &[]).expect("a folder");
         certificate::prepare(&folder, crate::clock::now_ms()).expect("a certificate");
-        let acceptor = acceptor(&folder).expect("a pair");
+        let (acceptor, _) = acceptor(&folder).expect("a pair");
         std::fs::remove_dir_all(&folder).expect("clean up");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let socket = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");

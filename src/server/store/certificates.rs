@@ -50,7 +50,7 @@ type Stamp = [Option<(i64, i64, u64)>; 2];
 pub(super) fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
     let now = clock::now_ms();
     match certificate::plan(folder, now)? {
-        Prepared::Found => report("certificate", &read(folder)?.1, now, notices),
+        Prepared::Found => report("certificate", &tls::acceptor(folder)?.1, now, notices),
         Prepared::Renewed => {
             let facts = certificate::read_facts(&folder.join("server.crt"))?;
             notices.push(format!("certificate: {facts}; expired: a start renews it"));
@@ -68,10 +68,6 @@ fn report(what: &str, facts: &Facts, now: u64, notices: &mut Notices) {
     notices.extend(certificate::notice(facts, now).map(|notice| format!("WARNING: {notice}")));
 }
 
-fn read(folder: &Path) -> io::Result<(Acceptor, Facts)> {
-    Ok((tls::acceptor(folder)?, certificate::read_facts(&folder.join("server.crt"))?))
-}
-
 impl Certificates {
     /// Reads the certificate in `folder`; makes it if it is missing, and renews it if it is expired and self-made.
     ///
@@ -85,7 +81,7 @@ impl Certificates {
             Prepared::Renewed => "certificate renewed with the same key",
         };
         let stamp = stamp(folder);
-        let (acceptor, facts) = read(folder)?;
+        let (acceptor, facts) = tls::acceptor(folder)?;
         report(what, &facts, now, notices);
         let key = facts.fingerprint;
         let state = State { acceptor, stamp, unusable: None, looked: Instant::now(), facts, key };
@@ -149,7 +145,7 @@ impl Certificates {
         if !is_renewed && stamp == former {
             return Ok(());
         }
-        let read = read(&self.folder);
+        let read = tls::acceptor(&self.folder);
         let mut state = lock(&self.state);
         match read {
             Ok((acceptor, facts)) => {
