@@ -89,9 +89,9 @@ fn has_word(line: &str, word: &str) -> bool {
 
 /// Each room and the rooms that it may name, all of which stand before it.
 const ROOMS: [(&str, &[&str]); 13] = [
-    ("cli", &[]),
     ("clock", &[]),
     ("disk", &[]),
+    ("cli", &["disk"]),
     ("encoding", &[]),
     ("sync", &[]),
     ("name", &["encoding"]),

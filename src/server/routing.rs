@@ -26,14 +26,7 @@ const TOGETHER: usize = 16;
 pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> ServerMessage {
     let id = send.routing.id;
     if let Err((code, text)) = check(sender, &send).and_then(|()| check_routing(&mut send.routing)) {
-        let (code, message) = (code.as_str().into(), text.into());
-        return ServerMessage::Error(Failure {
-            code,
-            message,
-            id: Some(id),
-            retry_after: None,
-            newest: None,
-        });
+        return ServerMessage::Error(Failure { id: Some(id), ..Failure::new(code, text) });
     }
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
