@@ -30,7 +30,6 @@ mod threads;
 use operator::{admin, status};
 use options::Options;
 use shared::Shared;
-use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::Arc;
 use store::Store;
@@ -46,44 +45,34 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     let folder = &options.data_dir;
     let mut notices = Vec::new();
     let opened = Store::open(folder, options.tls, &mut notices);
-    let mut output = Output { out, failed: None };
+    let mut failed = None;
+    // Standard output may be on a full disk, which must not keep the server from serving.
+    let mut say = |line: String| {
+        failed = writeln!(out, "{line}").and_then(|()| out.flush()).err().or(failed.take());
+    };
     if let Ok(store) = &opened {
-        output.say(format_args!("data in {} ({} accounts)", folder.display(), store.accounts.count()));
+        say(format!("data in {} ({} accounts)", folder.display(), store.accounts.count()));
     }
-    notices.iter().for_each(|notice| output.say(notice));
+    notices.into_iter().for_each(&mut say);
     let store = opened?;
     if !options.tls {
-        output.say("WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins");
+        say("WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins".into());
     }
     let listener = accept::bind(&options.host, options.port)?;
-    output.say(format_args!("room for {} clients", options.limits.clients));
+    say(format!("room for {} clients", options.limits.clients));
     let shared = Arc::new(Shared::new(options.limits.clone(), options.closed, store));
     status::start(&shared, signals)?;
     if let Err(error) = admin::serve(&shared, folder) {
-        output.say(format_args!("WARNING: `server user` will not reach this server: {error}"));
+        say(format!("WARNING: `server user` will not reach this server: {error}"));
     }
     let [flushing, reporting, sweeping] = [(); 3].map(|()| shared.clone());
     thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
     thread("presence", CONNECTION_STACK, move || presence::run(&reporting.registry, &reporting.flusher))?;
     thread("sweep", CONNECTION_STACK, move || sweeping.run_sweep())?;
-    output.say(format_args!("listening on {}", listener.local_addr()?));
+    say(format!("listening on {}", listener.local_addr()?));
     shared.audit.log("started", None, None, "");
-    if let Some(error) = output.failed {
+    if let Some(error) = failed {
         shared.audit.output_failed(&error);
     }
     accept::run(&shared, &listener)
-}
-
-/// Standard output. It may be on a full disk, which must not keep the server from serving.
-struct Output<'a, W> {
-    out: &'a mut W,
-    failed: Option<io::Error>,
-}
-
-impl<W: Write> Output<'_, W> {
-    fn say(&mut self, line: impl Display) {
-        if let Err(error) = writeln!(self.out, "{line}").and_then(|()| self.out.flush()) {
-            self.failed = Some(error);
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! Rate limits: a token bucket for one client, and a counter for many names or addresses.
 //!
-//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if every caller
-//! of [`count`](Counter::count) asks [`has_room`](Counter::has_room) before. It reads no clock: callers pass the time.
+//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if a caller of
+//! [`count`](Counter::count) whose keys others choose asks [`has_room`](Counter::has_room) before. It reads no clock:
+//! callers pass the time.
 
 use super::limits::MAX_REMEMBERED;
 use std::collections::HashMap;

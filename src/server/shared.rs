@@ -80,7 +80,7 @@ impl Shared {
     /// Closes all connections once after the key has changed: clients of the former key would refuse the broadcasts of
     /// clients of the new one. PROTOCOL#broadcast-server.
     pub fn end_connections_of_another_key(&self) {
-        if self.certificates.as_ref().is_some_and(Certificates::has_new_key) {
+        if self.certificates.as_ref().is_some_and(Certificates::take_new_key) {
             self.registry.disconnect();
         }
     }

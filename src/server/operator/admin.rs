@@ -31,10 +31,6 @@ const MAX_LINE: u64 = 8192;
 /// The server waits this long for a request, the command for an answer: an answer needs only the disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn text(error: impl ToString) -> String {
-    error.to_string()
-}
-
 /// Performs `action`, through the server that runs on `folder` if one does.
 ///
 /// # Errors
@@ -55,7 +51,7 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
                 let text = format!(
                     "no server runs here: start it, or run this as user {owner}, the owner of its files"
                 );
-                return Err(disk::at(folder)(io::Error::other(text)));
+                return Err(disk::error(folder, text));
             }
             writeln!(out, "{}", alone(folder, action)?)
         }
@@ -166,7 +162,8 @@ fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
     // A partial line is from a command that was killed.
     let Some(line) = line.strip_suffix('\n') else { return Ok(()) };
     let (verb, name) = line.split_once(' ').unwrap_or((line, ""));
-    let done = Action::parse(verb, Some(name)).and_then(|action| perform_here(shared, &action).map_err(text));
+    let done = Action::parse(verb, Some(name))
+        .and_then(|action| perform_here(shared, &action).map_err(|error| error.to_string()));
     let (word, text) = match done {
         Ok(text) => ("ok", text),
         Err(text) => ("error", text),

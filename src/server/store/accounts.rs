@@ -343,7 +343,7 @@ fn lock_folder(folder: &Path) -> io::Result<File> {
         Err(TryLockError::WouldBlock) => {
             let text = "another server uses this folder, or `server user` does: stop it, or choose another folder \
                         with --data-dir";
-            Err(disk::at(folder)(io::Error::other(text)))
+            Err(disk::error(folder, text))
         }
         Err(TryLockError::Error(error)) => Err(disk::at(&path)(error)),
     }
@@ -372,9 +372,8 @@ fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> 
     let lines = disk::text(&bytes).into_iter().flat_map(str::lines).map(str::trim);
     let pem = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
     let key = IdentityPublicKey::parse_pem(&pem).ok();
-    key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
-        disk::at(&path)(io::Error::other("not the key this account was made with: restore it from a copy"))
-    })
+    key.filter(|key| key.fingerprint() == account.identity)
+        .ok_or_else(|| disk::error(&path, "not the key this account was made with: restore it from a copy"))
 }
 
 /// The content of `users.json`.

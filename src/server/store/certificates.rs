@@ -107,7 +107,7 @@ impl Certificates {
     }
 
     /// Whether the key differs from the one at the last call: connections over the former one have to end.
-    pub fn has_new_key(&self) -> bool {
+    pub fn take_new_key(&self) -> bool {
         let mut state = lock(&self.state);
         let key = state.facts.fingerprint;
         std::mem::replace(&mut state.key, key) != key

@@ -101,7 +101,7 @@ fn check_owner(folder: &Path) -> io::Result<()> {
         let owner = fs::metadata(&path).map_or(me, |data| data.uid());
         if me != owner && me != 0 {
             let text = format!("this folder belongs to user {owner}: run as that user, or chown it");
-            return Err(disk::at(&path)(io::Error::other(text)));
+            return Err(disk::error(&path, text));
         }
     }
     Ok(())
@@ -153,5 +153,5 @@ fn salt_secret(folder: &Path) -> io::Result<Option<Key>> {
     let bytes = disk::read_private(&path, MAX_SECRET)?;
     let secret = bytes.strip_suffix(b"\n").filter(|rest| rest.len() == 32).unwrap_or(&bytes);
     let wrong = "not 32 bytes: restore it from a copy, or remove it to make a new one";
-    Key::from_slice(secret).ok_or_else(|| disk::at(&path)(io::Error::other(wrong))).map(Some)
+    Key::from_slice(secret).ok_or_else(|| disk::error(&path, wrong)).map(Some)
 }

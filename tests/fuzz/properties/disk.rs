@@ -227,8 +227,10 @@ fn records(bytes: &[u8]) {
     assert!(!check().contains("not understood"));
     let shortened = lockout::list(&folder.0).expect("its own");
     assert!(shortened.keys().all(|name| locked.contains_key(name)));
-    // Zeros behind the last line, and a torn end, are set aside in a file of their own; then the rest in another.
-    let plain = |bytes: &[u8]| bytes.iter().copied().filter(|&byte| byte != b'\n').collect::<Vec<_>>();
+    // Zeros behind the last line, and a torn end, are set aside in a file of their own; then the rest in another. Blanks
+    // are no content.
+    let plain =
+        |bytes: &[u8]| bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>();
     let lines = plain(&bytes[..bytes.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1)]);
     let parts: Vec<_> = asides(&path).iter().map(|aside| plain(&fs::read(aside).expect("there"))).collect();
     let ends = || parts.iter().map(Vec::as_slice).chain([&[][..]]);
