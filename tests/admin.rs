@@ -380,7 +380,11 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     alice.expect("! the operator of the server has removed this account: this session is over");
     assert_eq!(alice.output.all().len(), alice.output.seen.len());
     assert_eq!(alice.child.wait().expect("it ends").code(), Some(1));
-    assert!(alice.output.seen.iter().all(|line| !line.contains(" is lost")), "{:#?}", alice.output.seen);
+    assert!(
+        alice.output.seen.iter().all(|line| !line.contains("connection lost")),
+        "{:#?}",
+        alice.output.seen
+    );
     bob.expect("alice");
     until("it is logged", || {
         server.log().contains(&format!("event=removed user=alice addr=- {fingerprint}\n"))

@@ -21,7 +21,7 @@ fn people_talk_to_everyone_and_in_private() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     alice.say("hello everyone");
     assert_eq!(alice.expect("hello everyone"), "<alice> hello everyone");
     assert_eq!(bob.expect("hello everyone"), "<alice> hello everyone");
@@ -80,7 +80,7 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
     ];
     for line in before.map(|before| format!("{before}/msg bob secret")) {
         alice.say(&line);
-        alice.expect("//… sends it as text");
+        alice.expect("or type // to send ");
     }
     for slash in ["\u{ff0f}", "\u{2215}", "\u{2571}", "\u{338}", " \u{29f8}"] {
         alice.say(&format!("{slash}msg bob secret"));
@@ -88,14 +88,14 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
     }
     for name in ["b\u{200b}ob", "bob\u{ad}", "bo\u{301}b"] {
         alice.say(&format!("/msg {name} secret"));
-        alice.expect("cannot be a name");
+        alice.expect("is not a valid name");
     }
     for nothing in ["\u{feff}", "\u{200b} ", "\u{3000}"] {
         alice.say(nothing);
     }
     for line in ["\0/msg bob secret", "sec\0ret"] {
         alice.say(line);
-        alice.expect("has a zero byte: nothing of it was sent");
+        alice.expect("has a zero byte: it was not sent");
     }
     alice.say("the end");
     bob.expect("<alice> the end");
@@ -110,7 +110,7 @@ fn input_that_begins_with_two_byte_order_marks_is_no_command() {
     let mut alice = server.client("alice");
     alice.say("\u{feff}\u{feff}/msg bob secret");
     let mut alice = alice.ready();
-    alice.expect("! a command begins with its slash");
+    alice.expect("! a command must begin with /");
     alice.say("the end");
     bob.expect("<alice> the end");
     assert!(bob.output.seen.iter().all(|line| !line.contains("secret")), "{:?}", bob.output.seen);
@@ -131,8 +131,8 @@ fn answers_come_in_the_order_of_the_lines() {
         .iter()
         .filter_map(|line| match line {
             line if line.starts_with("<alice> word") => Some("said"),
-            line if line.starts_with("! a command begins") => Some("refused"),
-            line if line.starts_with("! too long") => Some("too long"),
+            line if line.starts_with("! a command must begin") => Some("refused"),
+            line if line.starts_with("! the message is too long") => Some("too long"),
             _ => None,
         })
         .collect();
@@ -154,7 +154,7 @@ fn view_changes_the_addressee_and_notifies_nobody() {
     bob.expect("<alice> hello all");
     assert!(bob.output.seen.iter().all(|line| !line.contains("room")), "{:?}", bob.output.seen);
     for (line, answer) in
-        [("/view 2", "views have no numbers"), ("/view carol", "nobody called carol"), ("/mouse", "no mouse")]
+        [("/view 2", "views have no numbers"), ("/view carol", "no user named carol"), ("/mouse", "no mouse")]
     {
         alice.say(line);
         alice.expect(answer);
@@ -167,13 +167,13 @@ fn message_reaches_a_client_with_a_new_session_key() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     alice.say("/msg bob one");
     alice.expect("<alice -> bob> one");
     let home = bob.home.clone();
     // A full login takes over; the older client is told and leaves.
     let mut second = Client::within(home, server.port, "bob", true, &[]).ready();
-    bob.expect("! you have logged in from elsewhere");
+    bob.expect("! you have logged in elsewhere");
     assert_eq!(bob.finish().0, 1);
     alice.say("/msg bob two");
     alice.expect("<alice -> bob> two");
@@ -187,11 +187,11 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     alice.say("zero");
     bob.expect("<alice> zero");
     bob.say("/ignore ALICE");
-    bob.expect("* nothing from alice is shown any more");
+    bob.expect("* messages from alice are no longer shown");
     alice.say("one");
     alice.expect("<alice> one");
     alice.say("/msg bob two");
@@ -211,18 +211,18 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     };
     let hidden = |line: &String| line.contains("one") || line.contains("two") || line.contains("room");
     assert!(!lines.iter().any(hidden), "{lines:#?}");
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     alice.say("three");
     alice.expect("<alice> three");
     // Its answer comes after what waits for bob.
     bob.say("/msg alice ping");
     bob.expect("<bob -> alice> ping");
     bob.say("/ignore");
-    bob.expect("* ignored: alice");
+    bob.expect("* ignored users: alice");
     bob.say("/unignore carol");
     bob.expect("* carol is not ignored");
     bob.say("/unignore Alice");
-    bob.expect("* what alice says from now on is shown again");
+    bob.expect("* new messages from alice are shown again");
     alice.say("four");
     bob.expect("<alice> four");
     bob.say("/history OUR");
@@ -231,7 +231,7 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     assert!(!lines.iter().any(|line| line.contains("three")), "{lines:#?}");
 }
 
-/// What the server tells of somebody on-line.
+/// What the server tells of somebody online.
 fn keys_of(name: &Username) -> PersonKeys {
     let person = Person::new(name.as_str());
     let certificate = person.identity.certify(name, &person.session, clock::now_ms());

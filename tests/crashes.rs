@@ -268,7 +268,7 @@ fn full_disk_refuses_only_accounts_until_there_is_room() {
     }
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     let register = |server: &Server, name: &str| {
         let person = Person::new(name);
         let mut raw = server.raw();

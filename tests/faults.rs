@@ -178,7 +178,7 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     }
     for (n, person) in people.iter_mut().enumerate() {
         for later in &names[n + 1..] {
-            let came = format!("* {later} is on-line");
+            let came = format!("* {later} is online");
             if !person.output.seen.contains(&came) {
                 person.expect(&came);
             }

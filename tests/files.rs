@@ -77,7 +77,7 @@ fn part(recipient: &Client) -> Option<(PathBuf, fs::Metadata)> {
 fn alice_and_bob(server: &Server) -> (Client, Client) {
     let mut alice = server.client("alice").ready();
     let bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     (alice, bob)
 }
 
@@ -86,7 +86,7 @@ fn gated(server: &Server) -> (Gate, Client, Client) {
     let gate = Gate::before(server);
     let mut alice = gate.client(Arc::new(Folder::new()), "alice", &["--register"]).ready();
     let bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     (gate, alice, bob)
 }
 
@@ -100,7 +100,7 @@ fn offer(from: &mut Client, to: &mut Client, path: &str) -> String {
 /// Takes what was offered last, to the end.
 fn take(from: &mut Client, to: &mut Client) -> String {
     to.say("/acceptfile");
-    let line = to.expect(" has arrived whole: ");
+    let line = to.expect(" is complete: ");
     from.expect("* a copy is kept: ");
     line
 }
@@ -149,17 +149,17 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     let (_, facts) = part(bob).expect("what has arrived has stayed");
     let there = facts.len() - facts.len() % CHUNK as u64;
     assert!(there >= 3 * MIB as u64, "{there}");
-    let percent = format!("goes on at {} %", there * 100 / BIG as u64);
+    let percent = format!("resuming at {} %", there * 100 / BIG as u64);
     let before = gate.passed();
     bob.say("/acceptfile");
-    let line = bob.expect("goes on at");
+    let line = bob.expect("resuming at");
     assert!(
         line.starts_with("* receiving \"big.bin\" (8.3 MB) from alice") && line.ends_with(&percent),
         "{line}"
     );
-    let line = alice.expect("goes on at");
+    let line = alice.expect("resuming at");
     assert!(line.starts_with("* sending \"big.bin\" (8.3 MB) to bob") && line.ends_with(&percent), "{line}");
-    bob.expect("* \"big.bin\" (8.3 MB) from alice has arrived whole: ");
+    bob.expect("* \"big.bin\" (8.3 MB) from alice is complete: ");
     alice.expect("* a copy is kept: ");
     let sent = gate.passed() - before;
     // Keys, tags and TLS take less than two hundredths.
@@ -237,12 +237,11 @@ fn files_in_both_directions_and_what_is_said_meanwhile_do_not_disturb_each_other
     alice.say("/msg bob said by alice meanwhile");
     gate.open();
     bob.expect("<alice -> bob> said by alice meanwhile");
-    let early = bob.output.seen.iter().find(|line| line.contains("has arrived whole"));
+    let early = bob.output.seen.iter().find(|line| line.contains("is complete"));
     assert_eq!(early, None, "what was said came past the files");
     for client in [&mut alice, &mut bob] {
         // Two arrivals and two copies, in any order.
-        let done =
-            |line: &&String| line.contains(" has arrived whole: ") || line.contains("a copy is kept: ");
+        let done = |line: &&String| line.contains(" is complete: ") || line.contains("a copy is kept: ");
         while client.output.seen.iter().filter(done).count() < 4 {
             client.output.next().expect("a line");
         }
@@ -300,7 +299,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     let line = offer(&mut alice, &mut bob, "big.bin");
     assert_eq!(
         line,
-        "* alice offers you a file: \"big.bin\" (8.3 MB); /acceptfile 1 takes it, /rejectfile 1 declines"
+        "* alice offers you a file: \"big.bin\" (8.3 MB); /acceptfile 1 accepts it, /rejectfile 1 declines it"
     );
     alice.say("/msg bob what do you think?");
     bob.expect("<alice -> bob> what do you think?");
@@ -331,7 +330,7 @@ fn an_offer_is_withdrawn_or_declined_by_cancel() {
     alice.expect("* you have cancelled \"a.bin\" (196.6 kB) to bob");
     bob.expect("! alice has withdrawn \"a.bin\" (196.6 kB)");
     bob.say("/acceptfile 1");
-    bob.expect("! no offer has the number 1");
+    bob.expect("! there is no offer number 1");
     offer(&mut alice, &mut bob, "a.bin");
     bob.say("/cancel 2");
     bob.expect("* you have declined \"a.bin\" (196.6 kB) from alice");
@@ -351,7 +350,7 @@ fn several_offers_are_told_apart_by_their_numbers() {
     }
     for (number, (name, _)) in (1..).zip(&files) {
         let line = offer(&mut alice, &mut bob, name);
-        assert!(line.contains(&format!("\"{name}\" (1.0 kB); /acceptfile {number} takes it")), "{line}");
+        assert!(line.contains(&format!("\"{name}\" (1.0 kB); /acceptfile {number} accepts it")), "{line}");
     }
     bob.say("/files");
     bob.expect("* #1 \"a.txt\" (1.0 kB) from alice: is offered: /acceptfile 1 or /rejectfile 1");
@@ -359,9 +358,9 @@ fn several_offers_are_told_apart_by_their_numbers() {
     alice.say("/files");
     alice.expect("* #2 \"b.txt\" (1.0 kB) to bob: waits for bob; /cancel 2 withdraws it");
     for (command, answer) in [
-        ("/acceptfile 4", "! no offer has the number 4: /files lists them"),
-        ("/rejectfile 0", "! no offer has the number 0: /files lists them"),
-        ("/cancel 99", "! no file has the number 99: /files lists them"),
+        ("/acceptfile 4", "! there is no offer number 4: /files lists them"),
+        ("/rejectfile 0", "! there is no offer number 0: /files lists them"),
+        ("/cancel 99", "! there is no file number 99: /files lists them"),
         ("/acceptfile first", "! usage: /acceptfile [#]"),
         ("/acceptfile 4294967296", "! usage: /acceptfile [#]"),
         ("/acceptfile -1", "! usage: /acceptfile [#]"),
@@ -373,19 +372,19 @@ fn several_offers_are_told_apart_by_their_numbers() {
     // Which one a person means, only a number says.
     for command in ["acceptfile", "rejectfile"] {
         bob.say(&format!("/{command}"));
-        bob.expect(&format!("! several files are offered: /{command} NUMBER says which one"));
+        bob.expect(&format!("! several files are offered: type /{command} NUMBER, /files lists them"));
         bob.expect("* still offered: #1");
     }
     alice.say("/cancel");
     alice.expect("! several files are in progress: /cancel NUMBER ends one");
     bob.say("/acceptfile 3");
     bob.expect("* still offered: #1 \"a.txt\" (1.0 kB) from alice, #2 \"b.txt\" (1.0 kB) from alice");
-    bob.expect("* \"c.txt\" (1.0 kB) from alice has arrived whole: ");
+    bob.expect("* \"c.txt\" (1.0 kB) from alice is complete: ");
     bob.say("/acceptfile #1");
     bob.expect("* still offered: #2 \"b.txt\" (1.0 kB) from alice");
-    bob.expect("* \"a.txt\" (1.0 kB) from alice has arrived whole: ");
+    bob.expect("* \"a.txt\" (1.0 kB) from alice is complete: ");
     alice.say("/acceptfile 2");
-    alice.expect("! no offer has the number 2");
+    alice.expect("! there is no offer number 2");
     // The only one needs no number.
     bob.say("/rejectfile");
     alice.expect("* bob has declined \"b.txt\" (1.0 kB)");
@@ -410,17 +409,17 @@ fn eight_files_arrive_at_once_and_the_same_one_only_once() {
         bob.expect(answer);
     };
     accept(&mut bob, 1, "* receiving \"1.bin\"");
-    accept(&mut bob, 10, "! \"1.bin\" (65.5 kB) is arriving already");
+    accept(&mut bob, 10, "! \"1.bin\" (65.5 kB) is already arriving");
     for number in 2..9 {
         accept(&mut bob, number, &format!("* receiving \"{number}.bin\""));
     }
-    accept(&mut bob, 9, "! 8 files are arriving already");
+    accept(&mut bob, 9, "! 8 files are already arriving");
     gate.open();
     for _ in 1..9 {
-        bob.expect(" has arrived whole: ");
+        bob.expect(" is complete: ");
     }
-    accept(&mut bob, 9, "* \"9.bin\" (65.5 kB) from alice has arrived whole: ");
-    accept(&mut bob, 10, "* \"1.bin\" (65.5 kB) from alice has arrived whole: ");
+    accept(&mut bob, 9, "* \"9.bin\" (65.5 kB) from alice is complete: ");
+    accept(&mut bob, 10, "* \"1.bin\" (65.5 kB) from alice is complete: ");
     assert_eq!(names(&bob, "received").len(), 10);
     assert!(names(&bob, "received").contains(&"alice_1_1.bin".into()));
 }
@@ -430,7 +429,7 @@ fn what_cannot_be_offered_is_answered_with_the_reason() {
     let server = Server::start();
     let (mut alice, bob) = alice_and_bob(&server);
     let carol = server.client("carol").ready();
-    alice.expect("* carol is on-line");
+    alice.expect("* carol is online");
     assert_eq!(carol.finish().0, 0);
     alice.expect("* carol has left");
     make(&alice, "here.txt", 10);
@@ -445,13 +444,13 @@ fn what_cannot_be_offered_is_answered_with_the_reason() {
         ("bob folder", "/folder: it is a folder"),
         ("bob .", "it is a folder"),
         ("bob ~", "it is a folder"),
-        ("bob fifo", "/fifo: it is not a plain file"),
-        ("bob /dev/zero", "! zero → bob: /dev/zero: it is not a plain file"),
-        ("carol here.txt", "! carol is not on-line"),
-        ("nobody here.txt", "! nobody is not on-line"),
-        ("alice here.txt", "! that is you"),
+        ("bob fifo", "/fifo: it is not a regular file"),
+        ("bob /dev/zero", "! zero → bob: /dev/zero: it is not a regular file"),
+        ("carol here.txt", "! carol is offline"),
+        ("nobody here.txt", "! nobody is offline"),
+        ("alice here.txt", "! that is your own name"),
         ("bob", "! usage: /sendfile NAME PATH"),
-        ("no/body here.txt", "cannot be a name"),
+        ("no/body here.txt", "is not a valid name"),
     ] {
         alice.say(&format!("/sendfile {words}"));
         let line = alice.expect("! ");
@@ -548,14 +547,14 @@ fn full_disk_is_warned_of_and_no_more_than_that() {
     fs::set_permissions(&df, fs::Permissions::from_mode(0o755)).expect("allowed");
     let preparation = format!("PATH={}:$PATH", home.0.display());
     let mut bob = Client::after(&preparation, home, server.port, "bob", &["--register"]).ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     for (size, warns) in [(1024, false), (1025, true)] {
         let bytes = make(&alice, "file.bin", size);
         offer(&mut alice, &mut bob, "file.bin");
         let seen = bob.output.seen.len();
         take(&mut alice, &mut bob);
         let warning =
-            "! the disk has 1.0 kB free, and \"file.bin\" (1.0 kB) needs 1.0 kB: it may not fit; /cancel";
+            "! \"file.bin\" (1.0 kB) may not fit: it needs 1.0 kB, and the disk has 1.0 kB free; /cancel";
         let warned = bob.output.seen[seen..].iter().any(|line| line.starts_with(warning));
         assert_eq!(warned, warns, "{size}");
         assert!(names(&bob, "received").iter().any(|name| holds(&bob, &format!("received/{name}"), &bytes)));
@@ -568,16 +567,16 @@ fn files_lists_what_was_begun_and_cannot_finish() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let home = bob.home.clone();
     drop(bob);
-    alice.expect("! bob has left: \"big.bin\" (8.3 MB) is interrupted; offer it again and it goes on");
+    alice.expect("! bob has left: \"big.bin\" (8.3 MB) was interrupted; offer it again to resume");
     gate.open();
     alice.say("/files");
     alice.expect("* no files are offered or in progress");
-    alice.expect("* \"big.bin\" (8.3 MB) to bob was interrupted: offer it again and it continues");
+    alice.expect("* \"big.bin\" (8.3 MB) to bob was interrupted: offer it again to resume");
     let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     bob.say("/files");
-    let line = bob.expect("* a file from alice was interrupted, ");
-    assert!(line.ends_with(" MB are here: it continues when alice offers it again"), "{line}");
+    let line = bob.expect("* a file from alice was interrupted after ");
+    assert!(line.ends_with(" MB: it resumes when alice offers it again"), "{line}");
     goes_on(&gate, &mut alice, &mut bob, &bytes);
     for client in [&mut alice, &mut bob] {
         client.say("/files");
@@ -644,7 +643,7 @@ fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     bob.say("/acceptfile");
     let line = bob.expect("* receiving \"big.bin\"");
     assert!(!line.contains("goes on"), "{line}");
-    bob.expect(" has arrived whole: ");
+    bob.expect(" is complete: ");
     alice.expect("* a copy is kept: ");
     assert_eq!(names(bob, "received"), ["alice_big.bin"]);
     assert!(holds(bob, "received/alice_big.bin", bytes));
@@ -656,7 +655,7 @@ fn who_leaves_takes_offers_along_and_the_other_is_told() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     let mut carol = server.client("carol").ready();
-    bob.expect("* carol is on-line");
+    bob.expect("* carol is online");
     make(&alice, "a.txt", 1000);
     make(&bob, "b.txt", 2000);
     offer(&mut alice, &mut bob, "a.txt");
@@ -665,12 +664,9 @@ fn who_leaves_takes_offers_along_and_the_other_is_told() {
     let (status, lines) = bob.finish();
     // His own offer was not answered; hers is none of his business.
     assert_eq!(status, 1, "{lines:#?}");
-    assert_eq!(
-        lines.last().expect("a line"),
-        "! not complete: \"b.txt\" (2.0 kB); offered again, it goes on"
-    );
-    alice.expect("* bob has left: \"a.txt\" (1.0 kB) is not offered any more");
-    carol.expect("* bob has left: \"b.txt\" (2.0 kB) is not offered any more");
+    assert_eq!(lines.last().expect("a line"), "! not complete: \"b.txt\" (2.0 kB); offer it again to resume");
+    alice.expect("* bob has left: \"a.txt\" (1.0 kB) is no longer offered");
+    carol.expect("* bob has left: \"b.txt\" (2.0 kB) is no longer offered");
     is_quiet(&mut alice, &mut carol);
     carol.say("/acceptfile");
     carol.expect("! nobody has offered you a file");
@@ -683,7 +679,7 @@ fn both_gated(server: &Server) -> ([Gate; 2], Client, Client) {
     let gates = [Gate::before(server), Gate::before(server)];
     let client = |gate: &Gate, name| gate.client(Arc::new(Folder::new()), name, &["--register"]).ready();
     let (mut alice, bob) = (client(&gates[0], "alice"), client(&gates[1], "bob"));
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     (gates, alice, bob)
 }
 
@@ -706,7 +702,7 @@ fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
         bob.say("/acceptfile");
         alice.say("/acceptfile");
         for client in [&mut alice, &mut bob] {
-            let mut missing = vec![" has arrived whole: ", "* a copy is kept: "];
+            let mut missing = vec![" is complete: ", "* a copy is kept: "];
             while !missing.is_empty() {
                 let line = client.output.next().expect("it goes on");
                 missing.retain(|part| !line.contains(part));
@@ -735,7 +731,7 @@ fn file_arrives_over_a_line_that_changes_and_jitters() {
         until("more of it has gone", || near.passed() >= part * BIG as u64 / 8);
         [&near, &far].iter().for_each(|gate| gate.shape(shape, shape));
     }
-    bob.expect(" has arrived whole: ");
+    bob.expect(" is complete: ");
     alice.expect("* a copy is kept: ");
     assert!(holds(&bob, "received/alice_big.bin", &bytes));
     is_quiet(&mut alice, &mut bob);
@@ -750,11 +746,11 @@ fn a_transfer_goes_on_after_its_sender_was_killed() {
     let home = alice.home.clone();
     drop(alice);
     drop(gate);
-    bob.expect("! alice has left: \"big.bin\" (8.3 MB) is interrupted; it goes on when offered again");
+    bob.expect("! alice has left: \"big.bin\" (8.3 MB) was interrupted; it resumes when offered again");
     assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
     let gate = Gate::before(&server);
     let mut alice = gate.client(home, "alice", &[]).ready();
-    bob.expect("* alice is on-line");
+    bob.expect("* alice is online");
     goes_on(&gate, &mut alice, &mut bob, &bytes);
 }
 
@@ -768,7 +764,7 @@ fn a_transfer_goes_on_after_its_sender_has_logged_in_anew() {
     assert_eq!(status, 1);
     assert_eq!(
         lines.last().expect("a line"),
-        "! not complete: \"big.bin\" (8.3 MB); offered again, it goes on"
+        "! not complete: \"big.bin\" (8.3 MB); offer it again to resume"
     );
     gate.open();
     goes_on(&new_gate, &mut anew, &mut bob, &bytes);
@@ -780,14 +776,14 @@ fn what_one_person_has_sent_is_no_beginning_for_another() {
     let Middle { server, gate: _gate, alice, mut bob, bytes } = Middle::reach();
     drop(alice);
     let mut carol = server.client("carol").ready();
-    bob.expect("* carol is on-line");
+    bob.expect("* carol is online");
     let (path, before) = part(&bob).expect("alice's part");
     fs::write(carol.home.path("big.bin"), &bytes).expect("written");
     offer(&mut carol, &mut bob, "big.bin");
     bob.say("/acceptfile");
     let line = bob.expect("* receiving \"big.bin\" (8.3 MB) from carol");
     assert!(!line.contains("goes on"), "{line}");
-    bob.expect(" has arrived whole: ");
+    bob.expect(" is complete: ");
     carol.expect("* a copy is kept: ");
     assert!(holds(&bob, "received/carol_big.bin", &bytes));
     let after = fs::metadata(path).expect("alice's part is where it was");
@@ -800,10 +796,10 @@ fn a_transfer_goes_on_after_its_recipient_was_killed() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let home = bob.home.clone();
     drop(bob);
-    alice.expect("! bob has left: \"big.bin\" (8.3 MB) is interrupted; offer it again and it goes on");
+    alice.expect("! bob has left: \"big.bin\" (8.3 MB) was interrupted; offer it again to resume");
     gate.open();
     let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
     is_quiet(&mut alice, &mut bob);
     goes_on(&gate, &mut alice, &mut bob, &bytes);
@@ -819,10 +815,10 @@ fn a_transfer_goes_on_after_the_server_was_killed() {
     gate.lead_to(&server);
     gate.open();
     alice.expect("in a new session");
-    let told = alice.expect("is interrupted");
-    assert!(told.ends_with("\"big.bin\" (8.3 MB) is interrupted; offer it again and it goes on"), "{told}");
+    let told = alice.expect("was interrupted");
+    assert!(told.ends_with("\"big.bin\" (8.3 MB) was interrupted; offer it again to resume"), "{told}");
     let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     goes_on(&gate, &mut alice, &mut bob, &bytes);
 }
 
@@ -838,13 +834,13 @@ fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
     let mut file = File::options().write(true).open(&path).expect("the part");
     file.write_all(&[!bytes[0], !bytes[1]]).expect("written");
     let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     offer(&mut alice, &mut bob, "big.bin");
     bob.say("/acceptfile");
-    bob.expect("goes on at");
+    bob.expect("resuming at");
     let refusal = bob.expect("! big.bin ← alice: ");
     assert!(refusal.contains("it is not the file that was offered"), "{refusal}");
-    let told = alice.expect("! \"big.bin\" (8.3 MB) has failed on the side of bob: ");
+    let told = alice.expect("! \"big.bin\" (8.3 MB) failed on bob's side: ");
     assert!(told.contains("it is not the file that was offered"), "{told}");
     leaves_nothing(&mut alice, &mut bob, &bytes);
     for client in [&alice, &bob] {
@@ -868,8 +864,8 @@ fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
     offer(&mut alice, &mut bob, "a.bin");
     open().set_len(MIB as u64 / 2).expect("shorter");
     bob.say("/acceptfile");
-    alice.expect("! a.bin → bob: the file has become shorter");
-    bob.expect("! \"a.bin\" (1.0 MB) has failed on the side of alice: the file has become shorter");
+    alice.expect("! a.bin → bob: the file has been shortened");
+    bob.expect("! \"a.bin\" (1.0 MB) failed on alice's side: the file has been shortened");
     // It becomes another of the same length.
     make(&alice, "a.bin", MIB);
     offer(&mut alice, &mut bob, "a.bin");
@@ -878,7 +874,7 @@ fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
     file.write_all(b"something else").expect("written");
     bob.say("/acceptfile");
     bob.expect("! a.bin ← alice: it is not the file that was offered");
-    alice.expect("! \"a.bin\" (1.0 MB) has failed on the side of bob: it is not the file that was offered");
+    alice.expect("! \"a.bin\" (1.0 MB) failed on bob's side: it is not the file that was offered");
     let finals = |bob: &Client| names(bob, "received").iter().filter(|name| !name.ends_with(".part")).count();
     assert_eq!(finals(&bob), 0, "{:?}", names(&bob, "received"));
     assert!(names(&alice, "sent").is_empty());
@@ -887,8 +883,8 @@ fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
     offer(&mut alice, &mut bob, "a.bin");
     File::options().append(true).open(&path).and_then(|mut file| file.write_all(b"more")).expect("longer");
     bob.say("/acceptfile");
-    bob.expect("* \"a.bin\" (1.0 MB) from alice has arrived whole: ");
-    alice.expect("* no copy is kept: the file has changed meanwhile");
+    bob.expect("* \"a.bin\" (1.0 MB) from alice is complete: ");
+    alice.expect("* no copy is kept: the file has changed since it was offered");
     assert!(holds(&bob, "received/alice_a.bin", &bytes));
     assert!(names(&alice, "sent").is_empty());
     // It goes, and another takes its name: what was offered is still held open.
@@ -909,7 +905,7 @@ fn a_full_disk_ends_the_transfer_and_nothing_else() {
     let limit = "trap '' XFSZ; ulimit -f 2048";
     let home = Arc::new(Folder::new());
     let mut bob = Client::after(limit, home.clone(), server.port, "bob", &["--register"]).ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     make(&alice, "big.bin", BIG);
     let small = make(&alice, "small.bin", CHUNK + 1);
     offer(&mut alice, &mut bob, "big.bin");
@@ -917,8 +913,8 @@ fn a_full_disk_ends_the_transfer_and_nothing_else() {
     let line = bob.expect("! big.bin ← alice: ");
     assert!(line.contains("File too large"), "{line}");
     // But not where: that is nobody's business.
-    let line = alice.expect("! \"big.bin\" (8.3 MB) has failed on the side of bob: ");
-    assert!(line.ends_with(": there is no room for it on the disk"), "{line}");
+    let line = alice.expect("! \"big.bin\" (8.3 MB) failed on bob's side: ");
+    assert!(line.ends_with(": the disk is full"), "{line}");
     assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
     is_quiet(&mut alice, &mut bob);
     offer(&mut alice, &mut bob, "small.bin");
@@ -930,7 +926,7 @@ fn a_full_disk_ends_the_transfer_and_nothing_else() {
     grown.set_len(BIG as u64).expect("longer");
     offer(&mut bob, &mut alice, "big.bin");
     alice.say("/acceptfile");
-    alice.expect("* \"big.bin\" (8.3 MB) from bob has arrived whole: ");
+    alice.expect("* \"big.bin\" (8.3 MB) from bob is complete: ");
     let line = bob.expect("* no copy is kept: ");
     assert!(line.contains("File too large"), "{line}");
     assert!(names(&bob, "sent").is_empty(), "{:?}", names(&bob, "sent"));
@@ -950,7 +946,7 @@ fn the_end_of_input_waits_for_the_files_that_are_under_way() {
     // Each to its own end: one of them leaves first, and that must not matter to the other.
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
-    assert!(lines.iter().any(|line| line.contains("* \"big.bin\" (8.3 MB) from alice has arrived whole: ")));
+    assert!(lines.iter().any(|line| line.contains("* \"big.bin\" (8.3 MB) from alice is complete: ")));
     let (status, lines) = alice.finish();
     assert_eq!(status, 0, "{lines:#?}");
     assert!(lines.iter().any(|line| line.contains("* a copy is kept: ")), "{lines:#?}");
@@ -972,11 +968,11 @@ fn the_end_of_input_waits_for_the_answer_to_an_offer() {
     assert_eq!(alice.finish().0, 0);
     // But not for an offer that the person at its own side does not answer.
     let mut carol = server.client("carol").ready();
-    bob.expect("* carol is on-line");
+    bob.expect("* carol is online");
     make(&bob, "b.bin", MIB);
     offer(&mut bob, &mut carol, "b.bin");
     assert_eq!(carol.finish().0, 0);
-    bob.expect("* carol has left: \"b.bin\" (1.0 MB) is not offered any more");
+    bob.expect("* carol has left: \"b.bin\" (1.0 MB) is no longer offered");
     assert_eq!(bob.finish().0, 0);
 }
 
@@ -990,14 +986,14 @@ fn exit_does_not_wait_for_files_and_says_so() {
         let (status, lines) = leaver.finish();
         assert_eq!(status, 1, "{lines:#?}");
         let last = lines.last().expect("a line");
-        assert_eq!(last, "! not complete: \"big.bin\" (8.3 MB); offered again, it goes on");
+        assert_eq!(last, "! not complete: \"big.bin\" (8.3 MB); offer it again to resume");
         gate.open();
-        other.expect(&format!("! {name} has left: \"big.bin\" (8.3 MB) is interrupted; "));
+        other.expect(&format!("! {name} has left: \"big.bin\" (8.3 MB) was interrupted; "));
         assert_eq!(other.finish().0, 0);
     }
 }
 
-/// What the server tells of a person on-line.
+/// What the server tells of a person online.
 fn keys_of(person: &Person) -> PersonKeys {
     let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
     PersonKeys {

@@ -44,7 +44,7 @@ fn history(client: &mut Client) -> Vec<String> {
     let before = client.output.seen.len();
     client.say("/history");
     client.say("/notify");
-    client.expect("* the terminal rings");
+    client.expect("* notifications of private messages, mentions and files are on");
     let lines = &client.output.seen[before..];
     let start = lines.iter().position(|line| line.contains(" session")).expect("an answer");
     lines[start + 1..lines.len() - 1].iter().map(without_date).collect()
@@ -64,7 +64,7 @@ fn the_next_session_finds_what_was_said_and_the_disk_tells_nobody_else() {
     let (server, home) = (Server::start(), Home::new());
     let mut alice = home.alice(&server, &[KEEP]).ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     alice.say("pineapple for everyone");
     alice.expect("<alice> pineapple");
     bob.expect("<alice> pineapple");
@@ -119,7 +119,7 @@ fn without_the_option_nothing_is_read_or_written_and_what_is_there_is_told() {
     alice.say("/msg bob unkept");
     alice.expect("<alice -> bob> unkept");
     alice.say("/history forget");
-    alice.expect("* the messages are forgotten; none were kept on disk");
+    alice.expect("* all messages are erased; none were kept on disk");
     assert!(history(&mut alice).is_empty());
     assert_eq!(alice.finish().0, 0);
     assert!(!home.data("history").exists());
@@ -138,7 +138,7 @@ fn without_the_option_nothing_is_read_or_written_and_what_is_there_is_told() {
     assert_eq!(history(&mut alice), ["* <alice -> bob> unkept"]);
     assert_eq!(fs::read_to_string(&file).expect("there"), before);
     alice.say("/history forget");
-    alice.expect("* the messages are forgotten, and the file that kept them is erased");
+    alice.expect("* all messages are erased, here and on disk");
     assert!(!file.exists() && history(&mut alice).is_empty());
     assert_eq!(alice.finish().0, 0);
     let alice = home.alice(&server, &[]).ready();
@@ -154,8 +154,8 @@ fn what_is_forgotten_is_gone_and_what_comes_after_is_kept() {
     alice.say("/msg bob before");
     alice.expect("<alice -> bob> before");
     alice.say("/history forget");
-    alice.expect("* the messages are forgotten, and the file that kept them is erased");
-    alice.expect("* messages from now on are kept again");
+    alice.expect("* all messages are erased, here and on disk");
+    alice.expect("* new messages are kept on disk again");
     assert_eq!(fs::metadata(home.history()).expect("there").len(), 0);
     assert!(history(&mut alice).is_empty());
     alice.say("/msg bob after");
@@ -175,7 +175,7 @@ fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
     first.expect("<alice -> bob> one");
     // Its login ends the first, which then lets go of the file.
     let mut second = home.alice(&server, &[KEEP]).ready();
-    first.expect("! you have logged in from elsewhere");
+    first.expect("! you have logged in elsewhere");
     assert_eq!(first.finish().0, 1);
     assert_eq!(history(&mut second), ["* <alice -> bob> one"]);
     second.say("/msg bob two");
@@ -184,12 +184,14 @@ fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
     let other = File::open(home.history()).expect("opens");
     other.try_lock().expect("free");
     let mut alice = home.alice(&server, &[KEEP]);
-    alice.expect("* another client has the file of your history: this one neither shows nor keeps");
-    alice.expect(" on-line: ");
+    alice.expect(
+        "* another client is using your history file: this one neither shows earlier messages nor keeps",
+    );
+    alice.expect(" online: ");
     alice.say("/msg bob unkept");
     alice.expect("<alice -> bob> unkept");
     alice.say("/history forget");
-    alice.expect("! the messages are forgotten here, but their file is not erased: ");
+    alice.expect("! all messages are erased here, but not on disk: ");
     assert_eq!(alice.finish().0, 0);
     drop(other);
     let mut alice = home.alice(&server, &[KEEP]).ready();
@@ -223,7 +225,7 @@ fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed()
     // The remedy.
     let mut alice = home.alice(&server, &[]).ready();
     alice.say("/history forget");
-    alice.expect("the file that kept them is erased");
+    alice.expect("erased, here and on disk");
     assert_eq!(alice.finish().0, 0);
     assert_eq!(home.alice(&server, &[KEEP]).finish().0, 0);
 }

@@ -126,7 +126,7 @@ impl Scene {
         let (alice, bob) = (witness(&server, "alice"), witness(&server, "bob"));
         let (mut alice, bob) = (alice.ready(), bob.ready());
         if !alice.output.seen.iter().any(|line| line.contains("bob")) {
-            alice.expect("bob is on-line");
+            alice.expect("bob is online");
         }
         let mut scene = Scene { server, errors, alice, bob, said: 0 };
         scene.exchange();
@@ -932,7 +932,7 @@ fn a_peer_that_asks_and_never_listens_is_closed() {
             scene.exchange();
         }
     }
-    until("mallory is off-line", || scene.server.log().contains("event=logout user=mallory "));
+    until("mallory is offline", || scene.server.log().contains("event=logout user=mallory "));
     scene.close();
 }
 
@@ -1204,7 +1204,7 @@ fn renewal_needs_the_owner_s_valid_certificate() {
     let shown = |raw: &mut Raw| {
         raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![mallory.name.clone()] }));
         match raw.answer() {
-            Some(ServerMessage::Keys(keys)) => keys.keys[0].session_key.clone().expect("on-line").0,
+            Some(ServerMessage::Keys(keys)) => keys.keys[0].session_key.clone().expect("online").0,
             _ => panic!("no keys"),
         }
     };

@@ -166,11 +166,11 @@ struct Mallory {
 impl Mallory {
     fn new(server: &Server, who: &str, victim: &mut Client) -> Mallory {
         let (mut raw, me) = newcomer(server, who);
-        victim.expect(&format!("* {who} is on-line"));
+        victim.expect(&format!("* {who} is online"));
         let victim = name(&victim.name);
         raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![victim.clone()] }));
         let Some(ServerMessage::Keys(keys)) = raw.answer() else { panic!("no keys") };
-        let session = keys.keys[0].session_key.as_ref().expect("on-line");
+        let session = keys.keys[0].session_key.as_ref().expect("online");
         Mallory {
             raw,
             me,
@@ -365,7 +365,7 @@ impl Mallory {
         let payloads = deal.payloads(&self.session);
         self.pass(deal.id(), &payloads);
         self.word_of(Kind::FileDone, deal.id());
-        client.expect(&format!(" from {} has arrived whole: ", self.me.name))
+        client.expect(&format!(" from {} is complete: ", self.me.name))
     }
 
     /// The client offers this file; the offer.
@@ -373,7 +373,7 @@ impl Mallory {
         std::fs::write(client.home.path(file), content).expect("written");
         client.say(&format!("/sendfile {} {file}", self.me.name));
         let offer = json::from_str(&self.word(Kind::FileOffer)).expect("an offer");
-        client.expect("who has to accept it");
+        client.expect("who must accept it first");
         offer
     }
 
@@ -443,7 +443,7 @@ impl Pair {
     fn of(alice: Client, bob: Client) -> Pair {
         let (mut alice, bob) = (alice.ready(), bob.ready());
         if !alice.output.seen.iter().any(|line| line.contains("bob")) {
-            alice.expect("bob is on-line");
+            alice.expect("bob is online");
         }
         Pair { alice, bob, said: 0 }
     }
@@ -517,7 +517,7 @@ fn any_file_name_becomes_one_plain_file_in_its_folder() {
         let deal = Deal::of(hostile, 1 + n * 10);
         let told = mallory.deliver(&mut bob, &deal);
         let place = bob.data("files/received").join(format!("mallory_{plain}"));
-        assert!(told.ends_with(&format!(" has arrived whole: {}", place.display())), "{hostile:?}: {told}");
+        assert!(told.ends_with(&format!(" is complete: {}", place.display())), "{hostile:?}: {told}");
         assert!(std::fs::read(&place).expect("there") == deal.content, "{hostile:?}");
         let facts = std::fs::symlink_metadata(&place).expect("there");
         assert!(facts.is_file(), "{hostile:?}");
@@ -709,7 +709,7 @@ fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
         assert!(told.contains(why), "{what}: {told}");
         // The group before a wrong one is kept, and only that.
         let first_is_right = SECOND_GROUP.contains(&what);
-        assert_eq!(told.ends_with("it goes on from there"), first_is_right, "{what}: {told}");
+        assert_eq!(told.ends_with("it resumes when it is offered again"), first_is_right, "{what}: {told}");
         let reason = mallory.word_of(Kind::FileCancel, deal.id());
         assert!(reason.contains(why), "{what}: {reason}");
         // What was granted is taken back.
@@ -787,7 +787,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
         let told = bob.expect("! ");
         assert!(
             told.contains("mallory has cancelled \"broken\"")
-                || told.contains("\"broken\" (393.3 kB) has failed on the side of mallory"),
+                || told.contains("\"broken\" (393.3 kB) failed on mallory's side"),
             "{told}"
         );
         mallory.send(deal.id(), &payloads[6]);
@@ -798,7 +798,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
     (most.offer.size, most.offer.chunks) = ((1 << 48) - CHUNK as u64, (1 << 32) - 1);
     mallory.offer(&mut bob, &most);
     mallory.tell(Kind::FileCancel, &about(most.id(), ""));
-    bob.expect("! \"most\" (281.4 TB) has failed on the side of mallory");
+    bob.expect("! \"most\" (281.4 TB) failed on mallory's side");
     mallory.chat(&mut bob);
     assert!(arrived(&bob).is_empty(), "{:?}", arrived(&bob));
     farewell(bob);
@@ -827,7 +827,7 @@ fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
     mallory.send(deal.id(), &payloads[6]);
     mallory.refused(deal.id());
     mallory.word_of(Kind::FileDone, deal.id());
-    bob.expect("* \"eager\" (393.3 kB) from mallory has arrived whole: ");
+    bob.expect("* \"eager\" (393.3 kB) from mallory is complete: ");
     mallory.send(deal.id(), &payloads[0]);
     mallory.refused(deal.id());
     assert_eq!(received(&bob), BTreeSet::from(["mallory_eager".to_string()]));
@@ -868,7 +868,7 @@ fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
     }
     carol.pass(deal.id(), &payloads[6..]);
     carol.word_of(Kind::FileDone, deal.id());
-    bob.expect("* \"between\" (393.3 kB) from carol has arrived whole: ");
+    bob.expect("* \"between\" (393.3 kB) from carol is complete: ");
     meddle(&mut mallory, deal.id());
     mallory.chat(&mut bob);
     let lines = farewell(bob);
@@ -888,15 +888,15 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     for start in [8, u32::MAX.into(), 1 << 32, u64::MAX] {
         let offer = mallory.is_offered(&mut alice, "beyond", &content);
         mallory.accept(offer.transfer.0, start);
-        alice.expect("! beyond → mallory: the answer is about more than the file has");
-        assert!(mallory.word_of(Kind::FileCancel, offer.transfer.0).contains("more than the file has"));
+        alice.expect("! beyond → mallory: the answer starts after the end of the file");
+        assert!(mallory.word_of(Kind::FileCancel, offer.transfer.0).contains("after the end of the file"));
         mallory.grant(offer.transfer.0, 7);
         assert!(mallory.has_no_packet(offer.transfer.0));
     }
     // With a key that nobody has shown.
     let offer = mallory.is_offered(&mut alice, "keyless", &content);
     mallory.tell(Kind::FileAccept, &accept(offer.transfer.0, 0, Fingerprint([7; 32])));
-    alice.expect("! keyless → mallory: the key that it was accepted with is not in use any more");
+    alice.expect("! keyless → mallory: the key that it was accepted with is no longer in use");
     mallory.word_of(Kind::FileCancel, offer.transfer.0);
     mallory.grant(offer.transfer.0, 7);
     assert!(mallory.has_no_packet(offer.transfer.0));
@@ -952,7 +952,7 @@ fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
         let offer = mallory.is_offered(&mut alice, "reasons", b"short");
         let text = about(offer.transfer.0, &format!(",\"reason\":\"{reason}\""));
         mallory.tell(Kind::FileCancel, &text);
-        let told = alice.expect("! \"reasons\" (5 B) has failed on the side of mallory: ");
+        let told = alice.expect("! \"reasons\" (5 B) failed on mallory's side: ");
         assert!(told.chars().count() < 300, "{told}");
     }
     mallory.chat(&mut alice);
@@ -1126,7 +1126,7 @@ fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
 fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
     let (order, altered) = ("a part of it arrived twice or is missing", "a part of it was altered");
-    let gone = "the other side takes part no more";
+    let gone = "the other side has stopped responding";
     let content = || noise(SEVEN);
     let as_it_is = |id, payload: &[u8]| vec![packet("alice", id, payload)];
     type Change = Box<dyn FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send>;
@@ -1183,7 +1183,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
             }),
         ),
         (
-            "more than was asked for",
+            "more data arrived than was requested",
             "",
             Box::new(move |_, id, payload| vec![packet("alice", id, &payload).repeat(100)]),
         ),
@@ -1210,7 +1210,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
         pair.send(&file, &content());
         let told = pair.bob.expect(&format!("! {file} ← alice: "));
         assert!(told.contains(why), "{what}: {told}");
-        let told = pair.alice.expect(&format!("! \"{file}\" (393.3 kB) has failed on the side of bob: "));
+        let told = pair.alice.expect(&format!("! \"{file}\" (393.3 kB) failed on bob's side: "));
         assert!(told.contains(why), "{what}: {told}");
         assert!(arrived(&pair.bob).is_empty(), "{what}: {:?}", arrived(&pair.bob));
         pair.exchange();
@@ -1223,7 +1223,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     });
     pair.send("refused", &content());
     pair.alice.expect(&format!("! refused → bob: {gone}"));
-    pair.bob.expect(&format!("! \"refused\" (393.3 kB) has failed on the side of alice: {gone}"));
+    pair.bob.expect(&format!("! \"refused\" (393.3 kB) failed on alice's side: {gone}"));
     // More is granted than bob has: the server that does its work takes no more than that.
     to_alice.rule(|heard| match heard {
         Heard::Message(ServerMessage::Grant(grant)) => {
@@ -1234,7 +1234,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     to_bob.packets(|_, _, _| vec![]);
     pair.send("flood", &noise(40 * CHUNK));
     pair.alice.expect(&format!("! flood → bob: {gone}"));
-    pair.bob.expect(&format!("! \"flood\" (2.6 MB) has failed on the side of alice: {gone}"));
+    pair.bob.expect(&format!("! \"flood\" (2.6 MB) failed on alice's side: {gone}"));
     pair.exchange();
     assert!(arrived(&pair.bob).is_empty(), "{:?}", arrived(&pair.bob));
     let (lines, more) = (farewell(pair.alice), farewell(pair.bob));
@@ -1270,14 +1270,14 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
     // As many chunks as the recipient grants at first: it has not granted what the server makes up.
     let content = noise(CHUNK + 1);
     pair.send("untouched", &content);
-    pair.bob.expect("* \"untouched\" (65.5 kB) from alice has arrived whole: ");
+    pair.bob.expect("* \"untouched\" (65.5 kB) from alice is complete: ");
     pair.alice.expect("* bob has received \"untouched\"");
     assert!(std::fs::read(pair.bob.data("files/received/alice_untouched")).expect("there") == content);
     pair.exchange();
     assert_eq!(pair.alice.output.seen.iter().find(|line| line.starts_with('!')), None);
     farewell(pair.alice);
     let lines = farewell(pair.bob);
-    assert_eq!(times(&lines, "! the server sent something"), 2, "{lines:#?}");
+    assert_eq!(times(&lines, "! the server sent an invalid message"), 2, "{lines:#?}");
 }
 
 // ---- hostile clients, against the server
@@ -1533,7 +1533,7 @@ fn wire_and_server_disk_hold_no_file_name_or_content() {
     let mut pair = Pair::of(operator.client("alice"), operator.client("bob"));
     let (file, content) = ("Pläne für Ouagadougou.pdf", noise(SEVEN));
     pair.send(file, &content);
-    pair.bob.expect(" from alice has arrived whole: ");
+    pair.bob.expect(" from alice is complete: ");
     pair.alice.expect("* a copy is kept: ");
     pair.exchange();
     farewell(pair.alice);

@@ -234,7 +234,7 @@ impl Stage {
         line
     }
 
-    /// Bob is logged in and told that these people are on-line.
+    /// Bob is logged in and told that these people are online.
     fn with(&self, others: &[&Person]) -> (Client, Line) {
         let (client, mut line) = self.open();
         line.let_in(BOBS);
@@ -532,7 +532,7 @@ fn a_message_forged_in_another_s_name_is_not_shown() {
     let (envelope, key, oaep_label) = handmade(&alice, &to_mallory, &padded("I love you"), None);
     line.say(&delivery(envelope, wrap(&session, &key, oaep_label)));
     let refused = bob.output.next().expect("a line");
-    assert!(refused.starts_with(REFUSED) && refused.contains("for somebody else"), "{refused}");
+    assert!(refused.starts_with(REFUSED) && refused.contains("for another user"), "{refused}");
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("forged") || line.contains("love")), "{lines:#?}");
 }
@@ -626,7 +626,8 @@ fn a_message_that_was_held_back_says_so() {
         line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
         if !word.is_empty() {
             let told = bob.output.next().expect("a line");
-            let expected = format!("from alice is {} minutes {word} this machine's clock", minutes.abs());
+            let expected =
+                format!("from alice is dated {} minutes {word} this machine's clock", minutes.abs());
             assert!(told.starts_with("! ") && told.contains(&expected), "{told}");
         }
         assert_eq!(bob.output.next().expect("a line"), "<alice> what time is it?");
@@ -657,7 +658,7 @@ fn the_highest_numbers_end_no_conversation_and_no_client() {
     line.say(&numbered(u64::MAX - 1));
     line.say(&numbered(u64::MAX));
     line.presence(&["carol"], &[]);
-    bob.expect("* carol is on-line");
+    bob.expect("* carol is online");
     let (status, lines) = bob.finish();
     assert_eq!((status, times(&lines, REFUSED)), (0, 4), "{lines:#?}");
 }
@@ -679,7 +680,7 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     line.show(keys_of(&swapped));
     line.presence(&[], &["alice"]);
     line.presence(&["alice"], &[]);
-    bob.expect("* alice is on-line");
+    bob.expect("* alice is online");
     bob.say("/msg alice secret one");
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.expect("! the key of alice has changed: your message was not delivered");
@@ -690,14 +691,14 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     bob.say("/room alice");
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.say("/users");
-    assert!(bob.expect(" on-line: ").contains("alice (KEY CHANGED)"));
+    assert!(bob.expect(" online: ").contains("alice (KEY CHANGED)"));
     bob.say("/verify alice yes");
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     // Though the room is refused: what was meant for her goes to nobody.
     bob.say("secret three");
     bob.expect(" has changed: your message was not sent");
     bob.say("/leave");
-    bob.expect("* you are talking to everyone, and no more to alice");
+    bob.expect("* conversation with alice closed; you are talking to everyone");
     // What is for everyone goes to the others alone.
     bob.say("hello everyone");
     let send = line.hear_send();
@@ -788,7 +789,7 @@ fn session_key_without_a_valid_certificate_gets_no_message() {
     ] {
         line.show(shown(&alice, Some(&certificate)));
         bob.say("/msg alice secret");
-        let told = bob.expect("! no usable key of alice");
+        let told = bob.expect("! alice has no usable key");
         assert!(told.contains("your message was not delivered (\""), "{what}: {told}");
     }
     for bad in [Bytes(vec![]), Bytes(vec![0x30; 600]), Bytes(b"not a key".to_vec())] {
@@ -796,17 +797,17 @@ fn session_key_without_a_valid_certificate_gets_no_message() {
         keys.session_key = Some(bad.clone());
         line.show(keys);
         bob.say("/msg alice secret");
-        bob.expect("! no usable key of alice");
+        bob.expect("! alice has no usable key");
         let mut keys = keys_of(&alice);
         keys.identity = bad;
         line.show(keys);
         bob.say("/msg alice secret");
-        bob.expect("! no usable key of alice");
+        bob.expect("! alice has no usable key");
     }
     // Without any session key she is simply not there; with the right one she gets the message.
     line.show(shown(&alice, None));
     bob.say("/msg alice secret");
-    bob.expect("! alice is not on-line: your message was not delivered");
+    bob.expect("! alice is offline: your message was not delivered");
     line.show(keys_of(&alice));
     bob.say("/msg alice secret");
     let send = line.hear_send();
@@ -852,7 +853,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
             line.presence(&["alice"], &["alice"]);
             bob.expect("* alice has logged in again");
             bob.say("/msg alice secret");
-            let told = bob.expect("! no usable key of alice");
+            let told = bob.expect("! alice has no usable key");
             assert!(told.contains("your message was not delivered"), "{what}: {told}");
         }
         assert_eq!(times(&bob.output.seen, "! alice's clock may have been set back"), 1, "{what}");
@@ -917,7 +918,7 @@ fn keys_that_were_not_asked_for_change_nothing() {
         keys: vec![keys_of(&swapped), keys_of(&mallory)],
         unknown: vec![],
     }));
-    bob.expect("! the server sent keys that were not asked for");
+    bob.expect("! the server sent keys that were not requested");
     let known = std::fs::read_to_string(bob.data("known_users")).unwrap_or_default();
     assert!(!known.contains("alice") && !known.contains("mallory"), "{known}");
     bob.say("/msg alice secret");
@@ -966,7 +967,7 @@ fn server_that_delivers_and_answers_stale_shows_a_text_once() {
     let operator = Operator::before(&server);
     let mut alice = operator.client(&Arc::new(Folder::new()), "alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     operator.rule(|message| match message {
         ServerMessage::Sent(sent) => {
             vec![ServerMessage::Sent(Sent { stale: sent.delivered, delivered: vec![], ..sent })]
@@ -987,12 +988,12 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     line.sent(99, vec![name("alice")], vec![]);
-    bob.expect("! the server answered something that was not asked");
+    bob.expect("! the server answered a request that was not made");
     // Somebody who was not asked for has got it, and the one who was is not named.
     bob.say("/msg alice one");
     let send = line.hear_send();
     line.sent(send.routing.id, vec![name("zed")], vec![]);
-    bob.expect("! alice is not on-line: your message was not delivered");
+    bob.expect("! alice is offline: your message was not delivered");
     // An answer twice counts once.
     line.sent(send.routing.id, vec![name("alice")], vec![]);
     // One of two is not named.
@@ -1001,7 +1002,7 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
     assert_eq!(Line::targets(&send), ["alice", "carol"]);
     line.sent(send.routing.id, vec![name("alice"), name("alice")], vec![]);
     bob.expect("<bob> two");
-    bob.expect("! carol is not on-line: carol did not get \"two\"");
+    bob.expect("! carol is offline: carol did not receive \"two\"");
     // In both lists at once.
     bob.say("/msg alice three");
     let send = line.hear_send();
@@ -1010,7 +1011,7 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
     assert!(!lines.iter().any(|line| line.contains("> one")), "{lines:#?}");
-    assert_eq!(times(&lines, "! the server answered something that was not asked"), 2);
+    assert_eq!(times(&lines, "! the server answered a request that was not made"), 2);
     assert!(line.hears_no_more_sends());
 }
 
@@ -1088,7 +1089,7 @@ fn session_that_was_not_asked_for_brings_no_token() {
     line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
     let mut bob = bob.ready();
     line.say(&grant(&Key::random()));
-    bob.expect("! the server sent something out of place");
+    bob.expect("! unexpected message from the server");
     line.close();
     let (socket, _) = stage.listener.accept().expect("the client comes back");
     let line = Line::new(socket);
@@ -1126,8 +1127,8 @@ fn expired_certificate_warns_once_not_at_each_broadcast() {
     }
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
-    assert_eq!(times(&lines, "alice did not get"), 5, "{lines:#?}");
-    for notice in ["! the keys of alice cannot be used", "alice did not get"] {
+    assert_eq!(times(&lines, "alice did not receive"), 5, "{lines:#?}");
+    for notice in ["! the keys of alice cannot be used", "alice did not receive"] {
         assert_eq!(lines.iter().filter(|line| line.contains(notice)).count(), 2, "{lines:#?}");
     }
 }
@@ -1153,7 +1154,7 @@ fn hostile_server_fills_neither_screen_nor_memory() {
     assert!(lines <= 10 + 60 + 5, "{lines} lines: {:#?}", bob.output.seen);
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
-    assert_eq!(times(&lines, "something unreadable"), 2000);
+    assert_eq!(times(&lines, "an invalid message"), 2000);
     assert!(
         lines.iter().any(|line| line.contains("more problems with the server were not shown")),
         "{lines:#?}"
@@ -1308,11 +1309,11 @@ fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
         line.bytes(nonsense);
     }
     let told = bob.output.next().expect("a line");
-    assert!(told.starts_with("! the server sent something unreadable: "), "{told}");
+    assert!(told.starts_with("! the server sent an invalid message: "), "{told}");
     for out_of_place in [ServerMessage::Registered, Line::challenge(1), granted()] {
         line.say(&out_of_place);
     }
-    assert_eq!(bob.output.next().expect("a line"), "! the server sent something out of place");
+    assert_eq!(bob.output.next().expect("a line"), "! unexpected message from the server");
     line.say(&ServerMessage::Pong);
     line.say(&ServerMessage::Ping);
     assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
@@ -1320,8 +1321,8 @@ fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
     assert_eq!(bob.output.next().expect("a line"), "<alice> undisturbed");
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
-    assert_eq!(times(&lines, "! the server sent something unreadable: "), 17, "{lines:#?}");
-    assert_eq!(times(&lines, "! the server sent something out of place"), 3, "{lines:#?}");
+    assert_eq!(times(&lines, "! the server sent an invalid message: "), 17, "{lines:#?}");
+    assert_eq!(times(&lines, "! unexpected message from the server"), 3, "{lines:#?}");
     assert_harmless(&lines);
 }
 
@@ -1345,7 +1346,7 @@ fn what_the_server_says_to_people_stays_one_harmless_line() {
     line.say(&failure("\u{1b}[2J\n", None));
     line.say(&failure("bad_targets", Some(7)));
     line.presence(&["alice"], &[]);
-    bob.expect("* alice is on-line");
+    bob.expect("* alice is online");
     bob.say("/msg alice hello");
     // The server's answer leaves the name out.
     bob.expect("! there is no account named alice: your message was not delivered");
@@ -1381,7 +1382,7 @@ fn a_crowd_that_comes_and_goes_is_told_as_a_number() {
     }
     // The list of those who are there is not printed in full either.
     bob.say("/users");
-    let told = bob.expect(" on-line: ");
+    let told = bob.expect(" online: ");
     assert!(told.len() < 20_000, "{} bytes", told.len());
     assert_eq!(bob.finish().0, 0);
 }
@@ -1392,7 +1393,7 @@ fn a_line_without_end_ends_the_connection() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[]);
     line.bytes(&vec![b'x'; MAX_LINE + 100_000]);
-    bob.expect("! the connection to the server is lost: it sent an overlong line");
+    bob.expect("! connection lost: it sent an overlong line");
     assert_eq!(bob.finish().0, 1);
 }
 
@@ -1440,14 +1441,14 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
         assert!(line.hear().is_none(), "nothing is answered");
     }
     let plays: [(&str, Play, &str); 17] = [
-        ("closes at once", |line| line.close(), "the connection was lost"),
+        ("closes at once", |line| line.close(), "connection lost"),
         (
             "closes instead of a challenge",
             |line| {
                 asked(line);
                 line.close();
             },
-            "the connection was lost",
+            "connection lost",
         ),
         (
             "closes instead of a session",
@@ -1455,7 +1456,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 responded(line);
                 line.close();
             },
-            "the connection was lost",
+            "connection lost",
         ),
         (
             "asks for a cheap hash",
@@ -1492,7 +1493,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.say(&ServerMessage::Challenge(Challenge { version: 2, nonce, salt, rounds: 600_000 }));
                 gives_nothing_away(line);
             },
-            "the server speaks version 2 of the protocol, and this client version 1: use a client of",
+            "the server speaks version 2 of the protocol, this client version 1: use a client of",
         ),
         (
             "speaks another version with other members",
@@ -1501,7 +1502,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.bytes(b"{\"type\":\"challenge\",\"puzzle\":[1],\"version\":4294967295}\n");
                 gives_nothing_away(line);
             },
-            "the server speaks version 4294967295 of the protocol, and this client version 1: use a client of",
+            "the server speaks version 4294967295 of the protocol, this client version 1: use a client of",
         ),
         (
             "does not speak this version",
@@ -1509,7 +1510,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 asked(line);
                 line.say(&ServerMessage::error(ErrorCode::UnsupportedVersion, "no"));
             },
-            "the server speaks another version of the protocol, and this client version 1: use a client of",
+            "the server speaks another version of the protocol, this client version 1: use a client of",
         ),
         (
             "grants a session without a proof",
@@ -1518,7 +1519,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.say(&granted());
                 gives_nothing_away(line);
             },
-            "out of place",
+            "unexpected message from the server",
         ),
         (
             "delivers before the login",
@@ -1528,7 +1529,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 line.say(&message(&alice, EVERYONE, 1, "too early", alice.session.public()));
                 gives_nothing_away(line);
             },
-            "out of place",
+            "unexpected message from the server",
         ),
         (
             "challenges twice",
@@ -1536,7 +1537,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 responded(line);
                 line.say(&Line::challenge(BOBS.rounds));
             },
-            "out of place",
+            "unexpected message from the server",
         ),
         (
             "speaks no JSON",
@@ -1544,7 +1545,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 asked(line);
                 line.bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n");
             },
-            "out of place",
+            "unexpected message from the server",
         ),
         (
             "never ends its line",
@@ -1552,7 +1553,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
                 asked(line);
                 line.bytes(&vec![b' '; MAX_LINE + 100_000]);
             },
-            "out of place",
+            "unexpected message from the server",
         ),
         (
             "answers with mischief",
@@ -1644,7 +1645,7 @@ fn server_with_another_salt_or_fewer_rounds_gets_no_response() {
         let line = Line::new(stage.listener.accept().expect("a connection of its own").0);
         line.ask(login);
         assert!(line.hear().is_none(), "nothing is answered");
-        bob.expect(&format!("! your password is not changed: {UNEXPECTED}"));
+        bob.expect(&format!("! your password was not changed: {UNEXPECTED}"));
     }
     assert!(std::fs::read(stage.key_file()).expect("there") == before);
     assert!(!stage.key_file().with_extension("key.new").exists());
@@ -1773,7 +1774,7 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
         assert!(line.hear().is_none(), "nothing is answered");
         let (status, lines) = client.finish();
         assert!(
-            status == 1 && lines.concat().contains(&format!("not logged in to: {UNEXPECTED}")),
+            status == 1 && lines.concat().contains(&format!("but the login failed: {UNEXPECTED}")),
             "{lines:?}"
         );
         assert!(logins(home).is_some_and(|logins| logins.contains(&login)));
@@ -1832,7 +1833,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
             line.ask(expected);
             assert!(line.hear().is_none(), "nothing is answered");
             let lines = client.finish().1.concat();
-            assert!(lines.contains("the server expects the other password of the two"), "{lines}");
+            assert!(lines.contains("the server expects the other of the two passwords"), "{lines}");
         }
         let right = if is_changed { new } else { PASSWORD };
         let (client, line) = log_in(right);
@@ -1863,10 +1864,7 @@ fn ended_connection_is_reported_with_undelivered_messages() {
     let (status, lines) = bob.finish();
     assert_eq!(status, 1);
     let told = |part: &str| lines.iter().any(|line| line.starts_with("! ") && line.contains(part));
-    assert!(
-        told("the connection to the server is lost") && told("1 message of yours was not acknowledged"),
-        "{lines:#?}"
-    );
+    assert!(told("connection lost") && told("1 message of yours was not acknowledged"), "{lines:#?}");
 }
 
 // ---- sessions that go on, or do not
@@ -1888,8 +1886,8 @@ fn client_leaves_a_server_that_acknowledges_unsent_frames() {
         line.close();
         let line = stage.again();
         line.say(&ServerMessage::Resumed(Received { received: count }));
-        bob.expect("it claims what cannot be");
-        ended_with(bob, "it claims what cannot be");
+        bob.expect("it sent an invalid acknowledgement");
+        ended_with(bob, "it sent an invalid acknowledgement");
         let (mut bob, line) = stage.with(&[]);
         line.say(&ServerMessage::Ack(Received { received: count }));
         bob.expect("it acknowledges what was never sent");
@@ -1914,7 +1912,7 @@ fn a_server_that_takes_back_an_acknowledgement_is_left() {
             line.close();
             line = stage.again();
             line.say(&ServerMessage::Resumed(Received { received: 1 }));
-            bob.expect("it claims what cannot be");
+            bob.expect("it sent an invalid acknowledgement");
         } else {
             line.say(&ServerMessage::Ack(Received { received: 1 }));
             bob.expect("it acknowledges what was never sent");
@@ -1939,7 +1937,7 @@ fn what_a_server_sends_twice_after_resuming_is_shown_once() {
         line.close();
         line = stage.again();
         line.say(&ServerMessage::Resumed(Received { received: 0 }));
-        bob.expect("* back on-line");
+        bob.expect("* back online");
         sent.iter().for_each(|letter| line.say(letter));
     }
     line.say(&text(4));
@@ -2018,13 +2016,13 @@ fn a_login_that_was_never_answered_for_is_no_session() {
     stage.again().say(&ServerMessage::Registered);
     let line = stage.again();
     line.say(&ServerMessage::Resumed(Received { received: 0 }));
-    bob.expect("* back on-line");
+    bob.expect("* back online");
     line.presence(&["carol"], &[]);
-    bob.expect("* carol is on-line");
+    bob.expect("* carol is online");
     bob.end();
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
-    assert_eq!(lines.iter().filter(|line| line.contains("* back on-line")).count(), 1);
+    assert_eq!(lines.iter().filter(|line| line.contains("* back online")).count(), 1);
 }
 
 // ---- between real clients and a real server
@@ -2107,7 +2105,7 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
     let operator = Operator::before(&server);
     let mut alice = server.client("alice").ready();
     let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     // Of six: the first twice, the second and third not at all, the fifth before the fourth.
     let (mut count, mut held) = (0, None);
     operator.rule(move |message| {
@@ -2133,7 +2131,8 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
     bob.expect("<alice -> bob> six");
     let (_, lines) = bob.finish();
     let heard: Vec<&str> = lines.iter().map(String::as_str).filter(|line| !line.starts_with("* ")).collect();
-    let repeated = "! refused a message that claims to come from alice: it is a repetition, or it arrived after later ones";
+    let repeated =
+        "! refused a message that claims to come from alice: it is a duplicate, or it arrived out of order";
     assert_eq!(
         heard,
         [
@@ -2155,8 +2154,8 @@ fn an_envelope_redirected_to_a_third_person_is_refused() {
     let mut alice = server.client("alice").ready();
     let mut bob = to_bob.client(&Arc::new(Folder::new()), "bob").ready();
     let mut carol = to_carol.client(&Arc::new(Folder::new()), "carol").ready();
-    alice.expect("* bob is on-line");
-    alice.expect("* carol is on-line");
+    alice.expect("* bob is online");
+    alice.expect("* carol is online");
     let (sender, caught) = channel();
     to_bob.rule(move |message| {
         if matches!(message, ServerMessage::EncryptedMessage(_)) {
@@ -2169,7 +2168,7 @@ fn an_envelope_redirected_to_a_third_person_is_refused() {
     let private = caught.recv_timeout(DEADLINE).expect("it passed");
     to_carol.inject(&private);
     let refused = carol.expect(REFUSED);
-    assert!(refused.contains("for somebody else"), "{refused}");
+    assert!(refused.contains("for another user"), "{refused}");
     // A broadcast of which carol gets bob's copy, as a recipient that the operator has added would.
     to_carol.rule(
         |message| if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] },
@@ -2199,7 +2198,7 @@ fn new_key_after_server_data_loss_must_be_trusted_first() {
     *operator.upstream.lock().expect("whole") = second.port;
     let mut alice = operator.client(&of_alice, "alice").ready();
     let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     bob.say("it is me, with a new key");
     alice.expect("! THE IDENTITY KEY OF bob HAS CHANGED");
     alice.say("/msg bob are you bob?");
@@ -2225,7 +2224,7 @@ fn send_raw(
     raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name(to)] }));
     let key = loop {
         match raw.answer().expect("an answer") {
-            ServerMessage::Keys(keys) => break keys.keys[0].session_key.clone().expect("on-line"),
+            ServerMessage::Keys(keys) => break keys.keys[0].session_key.clone().expect("online"),
             ServerMessage::EncryptedMessage(_) | ServerMessage::Sent(_) => {}
             _ => panic!("not keys"),
         }
@@ -2246,7 +2245,7 @@ fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
     let server = Server::with(&["--no-tls"]);
     let mut bob = server.client("bob").ready();
     let (mut raw, mallory) = newcomer(&server, "mallory");
-    bob.expect("* mallory is on-line");
+    bob.expect("* mallory is online");
     let long = "é".repeat(16 * 1024);
     let texts: [(&[u8], &str); 11] = [
         (b"hi\n<bob> I owe you money", "hi⏎<bob> I owe you money"),
@@ -2287,7 +2286,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let (mut raw, mallory) = newcomer(&server, "mallory");
-    bob.expect("* mallory is on-line");
+    bob.expect("* mallory is online");
     // The server already refuses another's name.
     send_raw(&mut raw, "bob", |session| {
         let mut forged = header(&mallory, EVERYONE, 1);
@@ -2308,7 +2307,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
         Some(ServerMessage::Error(failure)) => failure.code,
         _ => panic!("no answer"),
     };
-    let refused = told.starts_with(REFUSED) && told.contains("for somebody else");
+    let refused = told.starts_with(REFUSED) && told.contains("for another user");
     assert!(refused || told == ErrorCode::BadTargets.as_str(), "{told}");
     send_raw(&mut raw, "bob", |session| {
         let sealed =
@@ -2463,7 +2462,7 @@ fn message_for_another_name_or_session_is_refused() {
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("not for you")), "{lines:#?}");
     assert_eq!(
-        times(&lines, "! refused a message that claims to come from mallory: it is for somebody else"),
+        times(&lines, "! refused a message that claims to come from mallory: it is for another user"),
         5
     );
 }
@@ -2508,13 +2507,13 @@ fn a_double_whose_name_differs_in_letter_case_alone_is_refused() {
         Person { name: name("Alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
     line.show(keys_of(&double));
     line.presence(&["Alice"], &[]);
-    bob.expect("* Alice is on-line");
+    bob.expect("* Alice is online");
     line.say(&message(&double, private_to("bob", &session), 1, "it is me", &session));
     let told = bob.output.next().expect("a line");
-    assert!(told.starts_with("! the keys of Alice cannot be used: alice is known here"), "{told}");
+    assert!(told.starts_with("! the keys of Alice cannot be used: alice is already known"), "{told}");
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
     bob.say("/msg Alice secret");
-    bob.expect("! no usable key of Alice is to be had: your message was not delivered");
+    bob.expect("! Alice has no usable key: your message was not delivered");
     assert!(!std::fs::read_to_string(bob.data("known_users")).expect("read").contains("Alice"));
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("it is me")), "{lines:#?}");
@@ -2528,16 +2527,16 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     let refused = |bob: &mut Client, what: &str| {
         bob.say(what);
-        bob.expect("! alice is not on-line: your message was not delivered");
+        bob.expect("! alice is offline: your message was not delivered");
     };
     // The room cannot be opened: the partner has no session.
     line.show(shown(&alice, None));
     bob.say("/room alice");
-    bob.expect("! alice is not on-line: no room is open, and nobody gets what you type here; /leave returns");
+    bob.expect("! alice is offline: no room is open, and nobody receives what you type here; /leave returns");
     refused(&mut bob, "secret one");
     refused(&mut bob, "secret two");
     bob.say("/leave");
-    bob.expect("* you are talking to everyone, and no more to alice");
+    bob.expect("* conversation with alice closed; you are talking to everyone");
     // The partner goes while the room is open.
     line.show(keys_of(&alice));
     bob.say("/room alice");
@@ -2551,7 +2550,7 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
     refused(&mut bob, "secret three");
     // Only who leaves the room talks to everyone again.
     bob.say("/leave");
-    bob.expect("* you are talking to everyone, and no more to alice");
+    bob.expect("* conversation with alice closed; you are talking to everyone");
     bob.say("hello everyone");
     let send = line.hear_send();
     assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["carol"], Scope::Broadcast));
@@ -2585,9 +2584,9 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     }
     take(Event::Tick, start + Duration::from_secs(60));
     let refused = |why: &str| told.iter().filter(|line| line.contains(why)).count();
-    assert_eq!(refused("too many wait for a key already"), 30, "{told:#?}");
+    assert_eq!(refused("too many messages are waiting for a key"), 30, "{told:#?}");
     let more = 50_001 - 1024 - 30;
-    assert_eq!(told.last(), Some(&format!("! {more} more notices about users were not shown one by one")));
+    assert_eq!(told.last(), Some(&format!("! {more} more notices about users were not shown")));
     assert_eq!(told.len(), 31);
     // All who wait are kept in mind; one more is not.
     let mut envelope = envelope.clone();
@@ -2601,7 +2600,7 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
         Effect::Show(entry) => Some(entry.text),
         _ => None,
     });
-    assert!(last.is_some_and(|text| text.contains("the server cannot have it from there")));
+    assert!(last.is_some_and(|text| text.contains("its sender is invalid")));
 }
 
 /// PROTOCOL#server-key.

@@ -399,7 +399,7 @@ fn owner_whose_clock_was_ahead_still_gets_messages() {
     let ahead = clock::now_ms() + HOUR;
     log_in_at(&mut raw, &alice, ahead);
     let hears = |raw: &mut Raw| matches!(raw.answer(), Some(ServerMessage::EncryptedMessage(_)));
-    bob.expect("* alice is on-line");
+    bob.expect("* alice is online");
     bob.say("/msg alice one");
     assert!(hears(&mut raw));
     bob.expect("<bob -> alice> one");
@@ -730,7 +730,7 @@ fn damaged_memory_of_users_is_reported_before_a_login() {
     }
     assert_eq!(server.log().matches("event=login user=alice ").count(), 1);
     alice.say("anybody?");
-    alice.expect("! nobody else is on-line");
+    alice.expect("! nobody else is online");
 }
 
 #[test]

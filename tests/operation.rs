@@ -679,7 +679,7 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
     let (alice, bob) = (start("alice", Arc::new(Folder::new())), start("bob", Arc::new(Folder::new())));
     let (mut alice, mut bob) = (alice.ready(), bob.ready());
     if !alice.output.seen.iter().any(|line| line.contains("bob")) {
-        alice.expect("bob is on-line");
+        alice.expect("bob is online");
     }
     let secrets = ["a public word: zanzibar", "a private word: ouagadougou", "in the room: antananarivo"];
     alice.say(secrets[0]);
@@ -775,8 +775,7 @@ fn a_full_server_says_so_and_serves_those_it_has() {
     assert!(alice.is_usable());
     let home = Arc::new(Folder::new());
     let (status, lines) = Client::within(home.clone(), server.port, "dave", true, &["--register"]).finish();
-    let told =
-        "! your account is made, but not logged in to: the server says: the server is full: try again later";
+    let told = "! your account is created, but the login failed: the server says: the server is full: try again later";
     assert!(status == 1 && lines.iter().any(|line| line == told), "{lines:#?}");
     // Who has no connection any more gives up the place, before the time is over.
     drop(bob);

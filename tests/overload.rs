@@ -17,7 +17,7 @@ fn witnessed(storm: fn(u16, &AtomicBool)) -> Server {
     let server = Server::with(&ARGUMENTS);
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     let (stop, port) = (AtomicBool::new(false), server.port);
     thread::scope(|scope| {
         let raging = scope.spawn(|| storm(port, &stop));

@@ -319,7 +319,7 @@ fn only_the_new_password_opens_key_file_and_account() {
     client.expect("* your password is changed");
     // The session goes on.
     client.say("/users");
-    client.expect("* 1 on-line: alice (you)");
+    client.expect("* 1 online: alice (you)");
     assert_eq!(client.finish().0, 0);
     assert!(fs::read(home.key()).expect("there") != before && !home.successor().exists());
     assert!(!home.logs_in(server.port, PASSWORD) && home.logs_in(server.port, NEW));
@@ -417,15 +417,15 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
     let before = fs::read(home.key()).expect("there");
     let mut client = home.client(server.port, PASSWORD).ready();
     client.say("/passwd");
-    client.expect("! your password is not changed: name a file");
+    client.expect("! your password was not changed: name a file");
     client.say("/passwd /no/such file");
-    client.expect("! your password is not changed: /no/such file: ");
+    client.expect("! your password was not changed: /no/such file: ");
     client.say(&home.command("short"));
     client.expect("at least 6 characters");
     let old = home.0.password_file(PASSWORD);
     fs::write(&old, "not the old password").expect("written");
     client.say(&home.command(NEW));
-    client.expect("! your password is not changed: the old one is wrong");
+    client.expect("! your password was not changed: the old password is wrong");
     fs::write(&old, PASSWORD).expect("written");
     fs::write(home.successor(), "of another client").expect("written");
     client.say(&home.command(NEW));
@@ -442,7 +442,7 @@ fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
         assert_eq!(code.as_deref(), Some("login_failed"));
     }
     client.say(&home.command(NEW));
-    client.expect("! your password is not changed: too many failed logins");
+    client.expect("! your password was not changed: too many failed logins");
     let (status, lines) = client.finish();
     assert!(status == 1 && lines.iter().all(|line| !line.contains("is changed")), "{lines:#?}");
     assert!(fs::read(home.key()).expect("there") == before && !home.successor().exists());

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 const MIB: usize = 1024 * 1024;
 const NEW: &str = "tr0ub4dor and three";
-const LOST: &str = "! the connection to the server is lost: ";
-const ANEW: &str = "in a new session: the server had ended the one before";
+const LOST: &str = "! connection lost: ";
+const ANEW: &str = "in a new session: the old one has ended";
 const MAYBE: &str = "the connection was lost before the server confirmed it: ";
 
 /// Two people, each behind a gate of their own.
@@ -33,7 +33,7 @@ impl Two {
         let gates = [Gate::before(server), Gate::before(server)];
         let open = |n: usize, name| gates[n].client(Arc::new(Folder::new()), name, &["--register"]).ready();
         let (mut alice, bob) = (open(0, "alice"), open(1, "bob"));
-        alice.expect("* bob is on-line");
+        alice.expect("* bob is online");
         Two { gates, alice, bob }
     }
 
@@ -55,8 +55,8 @@ impl Two {
     fn are_back(&mut self) {
         for one in [&mut self.alice, &mut self.bob] {
             one.expect(ANEW);
-            if one.expect(" on-line: ").starts_with("* 1 ") {
-                one.expect(" is on-line");
+            if one.expect(" online: ").starts_with("* 1 ") {
+                one.expect(" is online");
             }
         }
     }
@@ -73,7 +73,7 @@ fn exchange(from: &mut Client, to: &mut Client, text: &str) {
 fn cut(gate: &Gate, client: &mut Client) {
     gate.cut();
     client.expect(LOST);
-    let back = client.expect("* back on-line after ");
+    let back = client.expect("* back online after ");
     assert!(!back.contains(ANEW), "{back}");
 }
 
@@ -84,7 +84,7 @@ fn holding<'a>(lines: &'a [String], part: &str) -> Vec<&'a String> {
 
 fn presence(lines: &[String]) -> Vec<&String> {
     let of =
-        |line: &&String| ["is on-line", "has left", "logged in again"].iter().any(|part| line.contains(part));
+        |line: &&String| ["is online", "has left", "logged in again"].iter().any(|part| line.contains(part));
     lines.iter().filter(of).collect()
 }
 
@@ -96,8 +96,8 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
     let server = Server::start();
     let Two { gates, mut alice, mut bob } = Two::on(&server);
     let mut carol = server.client("carol").ready();
-    alice.expect("* carol is on-line");
-    bob.expect("* carol is on-line");
+    alice.expect("* carol is online");
+    bob.expect("* carol is online");
     const ROUNDS: usize = 8;
     for round in 0..ROUNDS {
         for n in 0..10 {
@@ -110,7 +110,7 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
             }
         }
         let whose = [&mut alice, &mut bob];
-        whose.into_iter().nth(round % 2).expect("one of two").expect("* back on-line after ");
+        whose.into_iter().nth(round % 2).expect("one of two").expect("* back online after ");
     }
     for one in [&mut alice, &mut bob, &mut carol] {
         one.expect(&format!("<alice> public {}.9", ROUNDS - 1));
@@ -124,7 +124,7 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
         }
     }
     carol.say("/users");
-    carol.expect("* 3 on-line");
+    carol.expect("* 3 online");
     let all = |mark: &str| -> Vec<String> {
         let numbers = (0..ROUNDS).flat_map(|round| (0..10).map(move |n| format!("{round}.{n}")));
         numbers.map(|number| format!("{mark} {number}")).collect()
@@ -160,7 +160,7 @@ fn text_typed_while_disconnected_arrives_in_order_later() {
     bob.say("/msg alice while you were away");
     bob.expect("<bob -> alice> while you were away");
     gate.lead_to(&server);
-    alice.expect("* back on-line after ");
+    alice.expect("* back online after ");
     let expected: Vec<String> = (0..50).map(|n| format!("<alice -> bob> number {n}")).collect();
     for one in [&mut alice, &mut bob] {
         one.expect("number 49");
@@ -197,10 +197,10 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
         gate.cut();
         gate.open();
         alice.expect(LOST);
-        alice.expect("* back on-line after ");
+        alice.expect("* back online after ");
     }
     for (one, other, hash) in [(&mut bob, "alice", &hashes[0]), (&mut alice, "bob", &hashes[1])] {
-        let whole = format!("* \"big.bin\" (6.2 MB) from {other} has arrived whole: ");
+        let whole = format!("* \"big.bin\" (6.2 MB) from {other} is complete: ");
         if !one.output.seen.iter().any(|line| line.starts_with(&whole)) {
             one.expect(&whole);
         }
@@ -310,7 +310,7 @@ fn silence_is_reported_within_15_s_and_loses_nothing() {
     assert!(start.elapsed() >= Duration::from_secs(10));
     two.alice.expect(&format!("{LOST}no answer for "));
     speak_again(&mut two);
-    let back = two.alice.expect("* back on-line after ");
+    let back = two.alice.expect("* back online after ");
     assert!(!back.contains(ANEW), "{back}");
     for (one, other) in [(&mut two.alice, "bob"), (&mut two.bob, "alice")] {
         let last = format!("<{other} -> {}> number 4", one.name);
@@ -352,7 +352,7 @@ fn silence_of_any_length_and_direction_ends_no_client() {
                 }
                 speak_again(&mut two);
                 if seconds > 90 {
-                    two.alice.expect("* back on-line after ");
+                    two.alice.expect("* back online after ");
                 }
                 // A new session has to learn who is there.
                 until("both talk", || {
@@ -396,7 +396,7 @@ fn client_logs_in_again_after_grace_and_reports_possible_loss() {
     two.bob.expect("* alice has left");
     two.gates[0].lead_to(&server);
     two.alice.expect(ANEW);
-    two.bob.expect("* alice is on-line");
+    two.bob.expect("* alice is online");
     two.talk("after");
     let lines = two.alice.output.seen.clone();
     told_as_lost(&lines, &["one", "two"]);
@@ -455,12 +455,12 @@ fn a_login_from_elsewhere_is_not_fought_over() {
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     cut(&gate, &mut alice);
     let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
-    let told = alice.expect("you have logged in from elsewhere: this session is over");
+    let told = alice.expect("you have logged in elsewhere: this session is over");
     assert!(told.starts_with("! "), "{told}");
     let (status, lines) = alice.finish();
     assert_eq!(status, 1);
     assert_eq!(
-        holding(&lines, "! you have logged in from elsewhere: this session is over").len(),
+        holding(&lines, "! you have logged in elsewhere: this session is over").len(),
         1,
         "{lines:#?}"
     );
@@ -484,10 +484,10 @@ fn replaced_client_ends_without_disconnecting_the_newer_one() {
     bob.expect("* alice has logged in again");
     let mut third = another();
     bob.expect("* alice has logged in again");
-    second.expect("! you have logged in from elsewhere");
+    second.expect("! you have logged in elsewhere");
     assert_eq!(second.finish().0, 1);
     gate.lead_to(&server);
-    alice.expect("you have logged in from elsewhere: this session is over");
+    alice.expect("you have logged in elsewhere: this session is over");
     assert_eq!(alice.finish().0, 1);
     exchange(&mut bob, &mut third, "who is it");
     assert_eq!(third.finish().0, 0);
@@ -506,7 +506,7 @@ fn changed_server_key_on_reconnect_is_refused_for_good() {
     // Though the right one would be there again.
     gate.lead_to(&server);
     let (status, lines) = alice.finish();
-    assert_eq!((status, holding(&lines, "back on-line").len()), (1, 0), "{lines:#?}");
+    assert_eq!((status, holding(&lines, "back online").len()), (1, 0), "{lines:#?}");
     let log = other.log();
     assert!(!log.contains("user=alice"), "{log}");
 }
@@ -520,7 +520,7 @@ fn reconnect_trusts_the_key_of_the_session_and_no_file() {
     bob.expect(LOST);
     std::fs::write(bob.data("known_servers"), "damage\n").expect("written");
     gates[1].lead_to(&server);
-    bob.expect("back on-line");
+    bob.expect("back online");
     std::fs::remove_file(alice.data("known_servers")).expect("removed");
     gates[0].lead_to(&other);
     alice.expect("HAS CHANGED");
@@ -587,10 +587,10 @@ fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
     // A newcomer takes the place of a session that has no connection.
     let carol = server.client("carol").ready();
     gates[0].lead_to(&server);
-    alice.expect("! not back on-line yet: the server says: the server is full");
+    alice.expect("! not back online yet: the server says: the server is full");
     assert_eq!(bob.finish().0, 0);
     alice.expect(ANEW);
-    assert_eq!(holding(&alice.output.seen, "not back on-line yet").len(), 1, "once, however often");
+    assert_eq!(holding(&alice.output.seen, "not back online yet").len(), 1, "once, however often");
     for one in [alice, carol] {
         one.finish();
     }
@@ -607,7 +607,7 @@ fn killed_plain_mode_client_leaves_at_once() {
             continue;
         }
         let mut bob = bob();
-        alice.expect("* bob is on-line");
+        alice.expect("* bob is online");
         common::signal(bob.child.id(), sign);
         bob.expect(&format!("! ended by SIG{}", &sign[1..]));
         assert_eq!(bob.child.wait().expect("it ends").code(), Some(1), "{sign}");
@@ -615,7 +615,7 @@ fn killed_plain_mode_client_leaves_at_once() {
     }
     // Nor does it stay for a reader of its output that has gone.
     let mut bob = bob();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     bob.output = common::Output::of(std::io::empty());
     for _ in 0..2 {
         alice.say("/msg bob word");
@@ -630,7 +630,7 @@ fn sender_learns_which_messages_a_killed_client_has_not_shown() {
     let server = Server::with(&["--grace", "1"]);
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     common::signal(bob.child.id(), "-STOP");
     let texts = ["first", "second", "third"];
     for text in texts {
@@ -651,7 +651,7 @@ fn message_that_a_killed_client_has_shown_is_not_lost() {
     let server = Server::with(&["--grace", "1"]);
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     exchange(&mut alice, &mut bob, "see you at 8");
     // It follows the acknowledgement.
     exchange(&mut bob, &mut alice, "fine");
@@ -669,7 +669,7 @@ fn client_that_leaves_has_acknowledged_what_it_has_shown() {
     for (end, name) in [("/exit", "bob"), ("-TERM", "carol"), ("", "dave")] {
         let home = Arc::new(Folder::new());
         let mut bob = Client::within(home, server.port, name, true, &["--register"]).ready();
-        alice.expect(&format!("* {name} is on-line"));
+        alice.expect(&format!("* {name} is online"));
         exchange(&mut alice, &mut bob, "hello");
         match end {
             "/exit" => bob.say(end),
@@ -707,7 +707,7 @@ fn signal_stays_ignored_if_the_client_was_started_so() {
         let mut client = Client::after(&ignore, home, server.port, name, &["--register"]).ready();
         common::signal(client.child.id(), sign);
         client.say("still there");
-        client.expect("nobody else is on-line");
+        client.expect("nobody else is online");
         assert_eq!(client.finish().0, 0, "{sign}");
     }
 }
@@ -719,7 +719,7 @@ fn who_leaves_after_a_cut_is_gone_for_the_others_at_once() {
     let home = Arc::new(Folder::new());
     for _ in 0..4 {
         let mut bob = gate.client(home.clone(), "bob", &["--register"]).ready();
-        alice.expect("* bob is on-line");
+        alice.expect("* bob is online");
         cut(&gate, &mut bob);
         assert_eq!(bob.finish().0, 0);
         alice.expect("* bob has left");
@@ -747,7 +747,7 @@ fn stopped_and_continued_program_keeps_its_connections() {
     bob = bob.ready();
     interrupt(bob.child.id());
     bob.say("is somebody there?");
-    bob.expect("! nobody else is on-line");
+    bob.expect("! nobody else is online");
     let (status, lines) = bob.finish();
     assert!(status == 0 && holding(&lines, LOST).is_empty(), "{lines:#?}");
 }

@@ -108,7 +108,7 @@ impl Terminal {
     /// Starts a client that logs in without questions, and waits for its screen.
     fn log_in(&self, port: u16, name: &str) {
         self.enter(&self.unasked(port, name));
-        let status = format!(" everyone · on-line · end-to-end encrypted · {name} · ");
+        let status = format!(" everyone · online · end-to-end encrypted · {name} · ");
         self.wait("a login", |screen| screen.contains(&status) && !screen.contains(" 0 people"));
     }
 
@@ -266,7 +266,7 @@ fn alice_and_bob() -> (Server, Terminal, Client) {
     let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
     let bob = server.client("bob").ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     (server, terminal, bob)
 }
 
@@ -287,7 +287,7 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
     terminal.enter("al ice");
     terminal.expect("a name is 1 to 32 letters");
     terminal.enter("alice");
-    let new = "new password (unseen, at least 6 characters):";
+    let new = "new password (hidden, at least 6 characters):";
     let again = "repeat password:";
     let unseen = |screen: &str| assert!(!screen.contains("hunter") && !screen.contains('*'), "{screen}");
     terminal.expect_last(new);
@@ -299,7 +299,7 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
     terminal.keys(&["Enter"]);
     terminal.expect_last(again);
     terminal.enter("hunter23");
-    unseen(&terminal.expect("the two passwords differ"));
+    unseen(&terminal.expect("the two passwords do not match"));
     terminal.expect_last(new);
     terminal.enter("hunter22");
     terminal.expect_last(again);
@@ -308,7 +308,7 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
     let fingerprint = server.greeting.join(" ");
     let at = fingerprint.find("SHA256:").expect("printed");
     terminal.expect(&fingerprint[at..at + 50]);
-    unseen(&terminal.expect_last("is it the same? (yes/no)"));
+    unseen(&terminal.expect_last("do they match? (yes/no)"));
     terminal.enter("yes");
     unseen(
         &terminal
@@ -357,19 +357,19 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
     let (server, terminal, mut bob) = alice_and_bob();
     let unseen = |screen: &str| assert!(!screen.contains("hunter"), "{screen}");
     terminal.enter("/passwd");
-    terminal.expect_last("old password (unseen):");
+    terminal.expect_last("old password (hidden):");
     // What could be the beginning of an arrow key does not end it in the middle of a word.
     terminal.text("hunter1");
     terminal.keys(&["Escape"]);
     terminal.text("hunter2");
     terminal.keys(&["C-c"]);
-    unseen(&terminal.expect("your password stays as it is"));
+    unseen(&terminal.expect("your password was not changed"));
     terminal.expect_last(">");
     terminal.enter("/clear");
     terminal.enter("/passwd");
-    terminal.expect_last("old password (unseen):");
+    terminal.expect_last("old password (hidden):");
     terminal.keys(&["Escape"]);
-    terminal.expect("your password stays as it is");
+    terminal.expect("your password was not changed");
     terminal.expect_last(">");
     // All of it ahead of the questions.
     terminal.enter("/passwd");
@@ -378,10 +378,10 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
     }
     unseen(&terminal.expect_last("repeat password:"));
     terminal.expect("a password has at least 6 characters");
-    terminal.expect("the two passwords differ");
+    terminal.expect("the two passwords do not match");
     terminal.enter("hunter22");
-    terminal.expect("the old one is wrong");
-    unseen(&terminal.expect_last("old password (unseen):"));
+    terminal.expect("the old password is wrong");
+    unseen(&terminal.expect_last("old password (hidden):"));
     for line in [PASSWORD, "hunter22", "hunter22"] {
         terminal.enter(line);
     }
@@ -401,7 +401,7 @@ fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
 fn every_prompt_can_be_backed_out_of() {
     let server = Server::start();
     let terminal = Terminal::new();
-    let new = "new password (unseen, at least 6 characters):";
+    let new = "new password (hidden, at least 6 characters):";
     // Each way ends in the menu, however far it went: by Escape and by Ctrl-C.
     let back = |key: &str| {
         terminal.keys(&[key]);
@@ -429,10 +429,10 @@ fn every_prompt_can_be_backed_out_of() {
     terminal.expect_last("repeat password:");
     back("Escape");
     menu(&[("name:", "alice"), (new, PASSWORD), ("repeat password:", PASSWORD)]);
-    terminal.expect_last("is it the same? (yes/no)");
+    terminal.expect_last("do they match? (yes/no)");
     back("Escape");
     menu(&[("name:", "alice"), (new, PASSWORD), ("repeat password:", PASSWORD)]);
-    terminal.expect_last("is it the same? (yes/no)");
+    terminal.expect_last("do they match? (yes/no)");
     terminal.enter("no");
     terminal.expect("is not known yet");
     terminal.expect_last(">");
@@ -452,7 +452,7 @@ fn a_server_that_is_not_there_is_told_and_the_menu_comes_back() {
     let client = terminal.client(server.port, "--user alice --register");
     drop(server);
     terminal.enter(&client);
-    let new = "new password (unseen, at least 6 characters):";
+    let new = "new password (hidden, at least 6 characters):";
     terminal.expect_last(new);
     terminal.enter(PASSWORD);
     terminal.expect_last("repeat password:");
@@ -525,7 +525,7 @@ fn each_conversation_has_its_view_and_the_prompt_says_where_one_is() {
     bob.say("/msg alice for you alone");
     bob.say("/msg alice and again");
     terminal.expect("<bob?> to everyone");
-    let screen = terminal.expect(" [1 everyone]  2 bob? (2) · on-line");
+    let screen = terminal.expect(" [1 everyone]  2 bob? (2) · online");
     assert!(!screen.contains("for you alone"), "{screen}");
     terminal.enter("/msg bob an answer");
     // Shown here, too: it may fail.
@@ -535,7 +535,7 @@ fn each_conversation_has_its_view_and_the_prompt_says_where_one_is() {
     terminal.keys(&["M-2"]);
     let screen = terminal.expect("[private bob? → alice] for you alone");
     assert!(screen.contains("── new ──") && screen.contains("an answer ✓"), "{screen}");
-    assert!(screen.contains(" 1 everyone  [2 private with bob?] · not verified · on-line"), "{screen}");
+    assert!(screen.contains(" 1 everyone  [2 private with bob?] · not verified · online"), "{screen}");
     terminal.expect_last("bob>");
     terminal.enter("privately");
     terminal.expect("[private alice → bob?] privately ✓");
@@ -564,8 +564,8 @@ fn each_conversation_has_its_view_and_the_prompt_says_where_one_is() {
     terminal.keys(&["M-Right"]);
     terminal.expect_last("bob>");
     terminal.enter("/leave");
-    terminal.expect("* you are talking to everyone, and no more to bob");
-    terminal.expect(" everyone · on-line");
+    terminal.expect("* conversation with bob closed; you are talking to everyone");
+    terminal.expect(" everyone · online");
 }
 
 #[test]
@@ -575,9 +575,9 @@ fn what_failed_says_why_and_is_sent_again_with_one_key() {
     assert_eq!(bob.finish().0, 0);
     terminal.expect("* bob has left");
     terminal.enter("are you there?");
-    terminal.expect("✗ nobody else is on-line: your message was not sent; Alt-R sends");
+    terminal.expect("✗ nobody else is online: your message was not sent; Alt-R sends");
     let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     terminal.keys(&["M-r"]);
     let screen = terminal.expect("<alice> are you there? ✓");
     assert!(!screen.contains('✗'), "{screen}");
@@ -716,9 +716,9 @@ fn lines_without_paste_marks_are_a_paste_all_the_same() {
     terminal.keys(&["Enter"]);
     terminal.expect("lines were pasted: Enter again sends one message");
     terminal.keys(&["Enter"]);
-    terminal.expect("a command begins with its slash");
+    terminal.expect("a command must begin with /");
     terminal.enter("\u{ff0f}msg bob secret");
-    terminal.expect("U+FF0F is not the slash");
+    terminal.expect("U+FF0F is not a slash");
     terminal.enter("after it");
     assert_eq!(bob.expect("<alice"), "<alice> after it");
 }
@@ -799,7 +799,7 @@ fn other_views_are_reached_without_alt() {
     terminal.enter("/view 9");
     terminal.expect("there is no view 9");
     terminal.enter("/view carol");
-    terminal.expect("nobody called carol is known here");
+    terminal.expect("no user named carol is known");
     terminal.enter("to you");
     bob.expect("<alice -> bob> to you");
     assert!(bob.output.seen.iter().all(|line| !line.contains("room")), "{:?}", bob.output.seen);
@@ -813,15 +813,15 @@ fn mouse_is_taken_or_left_as_the_person_wants() {
     terminal.log_in(server.port, "alice");
     mouse("1");
     terminal.enter("/mouse");
-    terminal.expect("the mouse is the terminal's");
+    terminal.expect("the mouse now selects text");
     mouse("0");
     terminal.enter("/mouse");
-    terminal.expect("the mouse wheel scrolls here");
+    terminal.expect("the mouse wheel now scrolls");
     mouse("1");
     terminal.enter("/exit");
     terminal.wait_for_shell();
     terminal.enter(&format!("{} --no-mouse", terminal.unasked(server.port, "alice")));
-    terminal.expect(" on-line: ");
+    terminal.expect(" online: ");
     mouse("0");
 }
 
@@ -995,7 +995,7 @@ fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
 fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
     let (_server, terminal, mut bob) = alice_and_bob();
     terminal.enter("/help");
-    let screen = terminal.expect("anything else goes to everyone");
+    let screen = terminal.expect("any other line goes to");
     for command in ["/msg NAME TEXT", "/room NAME", "/leave", "/verify NAME", "/trust NAME", "/exit"] {
         assert!(screen.contains(command), "{command}:\n{screen}");
     }
@@ -1011,7 +1011,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
     terminal.enter("/history");
     terminal.expect("* the last message of this session");
     terminal.enter("/users");
-    terminal.expect("2 on-line: alice (you), bob (not verified)");
+    terminal.expect("2 online: alice (you), bob (not verified)");
     terminal.enter("/verify bob");
     terminal.expect("safety number with bob");
     terminal.enter("/verify bob yes");
@@ -1027,7 +1027,7 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     terminal.log_in(server.port, "alice");
     let gate = Gate::before(&server);
     let mut bob = gate.client(Arc::new(Folder::new()), "bob", &["--register"]).ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     let bytes: Vec<u8> = (0..8_000_000).map(|n: u32| (n % 251) as u8).collect();
     std::fs::write(bob.home.path("big.bin"), &bytes).expect("written");
     bob.say("/sendfile alice big.bin");
@@ -1044,12 +1044,12 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     assert!(bar.contains("━─") && bar.contains(" % · "), "{bar}");
     // It is above the status line and the input, and in nobody's way.
     let rows: Vec<&str> = screen.lines().collect();
-    assert!(rows[21].contains('━') && rows[22].contains("everyone · on-line"), "{screen}");
+    assert!(rows[21].contains('━') && rows[22].contains("everyone · online"), "{screen}");
     terminal.text("half a li");
     bob.expect("* sending \"big.bin\"");
     terminal.expect_last("> half a li");
     gate.open();
-    terminal.expect("* \"big.bin\" (8.0 MB) from bob has arrived whole:");
+    terminal.expect("* \"big.bin\" (8.0 MB) from bob is complete:");
     let screen = terminal.wait("the end of the bar", |screen| !screen.contains('━'));
     assert_eq!(last_line(&screen), "> half a li");
     let path = terminal.home.path(".secure_messenger_client/files/received/bob_big.bin");
@@ -1076,16 +1076,16 @@ fn colours_are_used_unless_the_person_wants_none() {
     let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
     let mut bob = server.client("bob").ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     bob.say("@alice, in colour");
     terminal.expect("in colour");
     assert!(coloured(&terminal.styled()), "{:?}", terminal.styled());
     terminal.enter("/exit");
     terminal.wait_for_shell();
     terminal.enter(&format!("NO_COLOR=1 {}", terminal.unasked(server.port, "alice")));
-    terminal.expect(" on-line: ");
+    terminal.expect(" online: ");
     bob.expect("* alice has left");
-    bob.expect("* alice is on-line");
+    bob.expect("* alice is online");
     bob.say("without colour, @alice");
     terminal.expect("without colour");
     terminal.enter("/hlep");
@@ -1112,11 +1112,11 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
         format!("{} --plain", terminal.unasked(server.port, "alice")),
     ] {
         terminal.enter(&command);
-        terminal.expect(" on-line: alice (you)");
+        terminal.expect(" online: alice (you)");
         terminal.enter("/exit");
         terminal.wait_for_shell();
         terminal.enter("printf '\\n%.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24");
-        terminal.wait("a scrolled screen", |screen| !screen.contains("on-line:"));
+        terminal.wait("a scrolled screen", |screen| !screen.contains("online:"));
     }
     // Without an account and a password to use it says so, and asks nothing.
     terminal.enter(&format!("TERM=dumb {}", terminal.client(server.port, "")));
@@ -1185,7 +1185,7 @@ fn end_in_every_way(busy: bool) {
         ("SIGHUP", None, "", &|| terminal.signal("-HUP"), hello, 0),
         ("SIGINT", None, "", &|| terminal.signal("-INT"), hello, 0),
         ("SIGQUIT", None, "", &|| terminal.signal("-QUIT"), hello, 0),
-        ("another login", None, "", &again, "you have logged in from elsewhere", 1),
+        ("another login", None, "", &again, "you have logged in elsewhere", 1),
         ("a panic", Some(panics), "", &|| {}, "as it was meant to", 101),
         ("Escape in the menu", menu(), ">", &|| escape(&terminal), "  3  exit", 0),
         ("Ctrl-C in the menu", menu(), ">", &|| interrupt(&terminal), "  3  exit", 0),
@@ -1207,7 +1207,7 @@ fn end_in_every_way(busy: bool) {
                 terminal.log_in(server.port, "alice");
                 // Or there would be nothing to put right.
                 assert_ne!(terminal.modes(), before.modes);
-                let changed = changed_modes(&terminal.written("everyone · on-line"));
+                let changed = changed_modes(&terminal.written("everyone · online"));
                 assert!(["1004", "1049", "2004"].iter().all(|mode| changed.contains(mode)), "{changed}");
             }
         }
@@ -1338,7 +1338,7 @@ fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
     terminal.log_in(server.port, "alice");
     let _carol = server.client("carol").ready();
     let mut bob = server.client("bob").ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     terminal.text("half a li");
     terminal.expect_last("> half a li");
     // 128 and SIGSTOP.
@@ -1398,7 +1398,7 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
     terminal.log_in(gate.port, "alice");
     let mut bob = server.client("bob").ready();
     bob.say("/msg alice hello");
-    terminal.expect(" [1 everyone]  2 bob? (1) · on-line");
+    terminal.expect(" [1 everyone]  2 bob? (1) · online");
     gate.hold_answers(true);
     // As many as may be under way, and two more.
     for n in 0..64 {
@@ -1489,7 +1489,7 @@ fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
     });
     terminal.tmux(&["send-keys", "-H", "1b", "5b", "49"]);
     terminal.enter("/notify off");
-    terminal.expect("* the terminal does not ring");
+    terminal.expect("* notifications of private messages, mentions and files are off");
 }
 
 #[test]
@@ -1505,11 +1505,11 @@ fn messages_of_earlier_sessions_stand_above_a_rule() {
         before.expect(&format!("from {name}"));
     }
     before.say("/ignore carol");
-    before.expect("* nothing from carol is shown any more");
+    before.expect("* messages from carol are no longer shown");
     assert_eq!(before.finish().0, 0);
     let client = terminal.unasked(server.port, "alice") + " --keep-history";
     terminal.enter(&client);
-    let screen = terminal.expect(" on-line: ");
+    let screen = terminal.expect(" online: ");
     assert!(screen.contains("* logged in as alice"), "{screen}");
     terminal.keys(&["M-2"]);
     let screen = terminal.expect("── earlier sessions ──");
@@ -1518,7 +1518,7 @@ fn messages_of_earlier_sessions_stand_above_a_rule() {
     assert!(rows[rule - 1].contains("[private bob → alice] from bob"), "{screen}");
     assert!(!screen.contains("from carol"), "of somebody who is ignored: {screen}");
     terminal.enter("/history forget");
-    let screen = terminal.expect("the file that kept them is erased");
+    let screen = terminal.expect("erased, here and on disk");
     assert!(!screen.contains("from bob"), "{screen}");
 }
 
@@ -1541,9 +1541,9 @@ fn time_shows_the_offset_of_its_own_moment() {
     };
     let client = terminal.unasked(server.port, "alice") + " --keep-history";
     terminal.enter(&format!("TZ=UTC {client}"));
-    terminal.expect(" on-line · end-to-end encrypted");
+    terminal.expect(" online · end-to-end encrypted");
     let mut bob = server.client("bob").ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     bob.say("winter");
     let winter = hour("winter");
     let change = now() + 1;
@@ -1567,11 +1567,11 @@ fn terminal_without_utf8_gets_ascii_alone() {
     terminal.enter(&terminal.unasked(server.port, "alice"));
     terminal.expect("your locale is not UTF-8");
     let mut bob = server.client("bob").ready();
-    terminal.expect("* bob is on-line");
+    terminal.expect("* bob is online");
     // The last bytes of these are CSI and OSC where each byte is a character.
     bob.say("ě2J ĝ2;title 漢字.");
     let screen = terminal.expect("<bob?> ?2J ?2;title ????.");
-    assert!(screen.contains(" everyone | on-line | "), "{screen}");
+    assert!(screen.contains(" everyone | online | "), "{screen}");
     let written = std::fs::read(terminal.record()).expect("recorded");
     assert!(written.is_ascii(), "{}", String::from_utf8_lossy(&written));
 }

@@ -147,7 +147,7 @@ fn flipped_bit_below_tls_reconnects_and_delivers_once() {
     let wire = Wire::before(&server);
     let mut alice = wire.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("* bob is on-line");
+    alice.expect("* bob is online");
     let mut said = Vec::new();
     for way in [UP, DOWN] {
         for place in [Place::First, Place::Middle, Place::Last] {
@@ -158,8 +158,8 @@ fn flipped_bit_below_tls_reconnects_and_delivers_once() {
             said.push(format!("<{} -> {}> {text}", from.name, to.name));
             let line = said.last().expect("just said");
             // The one who is not behind the altered wire notices nothing.
-            alice.expect("! the connection to the server is lost: ");
-            let back = alice.expect("* back on-line after ");
+            alice.expect("! connection lost: ");
+            let back = alice.expect("* back online after ");
             assert!(!back.contains("in a new session"), "{back}");
             for one in [&mut alice, &mut bob] {
                 if !one.output.seen.contains(line) {
@@ -178,7 +178,7 @@ fn flipped_bit_below_tls_reconnects_and_delivers_once() {
         assert!(status == 0 && heard.into_iter().eq(&said), "{lines:#?}");
         let problems: Vec<_> = lines.iter().filter(|line| line.starts_with("! ")).collect();
         assert_eq!(problems.len(), if is_alice { 6 } else { 0 }, "{problems:#?}");
-        assert!(problems.iter().all(|line| line.contains("is lost: ")), "{problems:#?}");
+        assert!(problems.iter().all(|line| line.contains("connection lost: ")), "{problems:#?}");
     }
 }
 
@@ -242,9 +242,9 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     let server = Server::with(&["--no-tls"]);
     let wires = [Wire::before(&server), Wire::before(&server)];
     let mut people = [wires[0].client("alice").ready(), wires[1].client("bob").ready()];
-    people[0].expect("* bob is on-line");
+    people[0].expect("* bob is online");
     if !people[1].output.seen.iter().any(|line| line.contains("alice")) {
-        people[1].expect("* alice is on-line");
+        people[1].expect("* alice is online");
     }
     // All that people can say; that it is shown says that the keys of then opened it.
     for (from, to) in [(0, 1), (1, 0)] {

@@ -22,7 +22,7 @@ pub enum Command {
     View(View),
     /// The mouse is the client's or the terminal's, whichever it was not.
     Mouse,
-    /// Who is on-line, and how well their keys are known.
+    /// Who is online, and how well their keys are known.
     Users,
     /// The last so many messages.
     History(usize),
@@ -92,15 +92,15 @@ pub const COMMANDS: [Usage; 22] = [
     usage("msg", "/msg NAME TEXT", "send one private message", |words| {
         let (name, text) = (words.user()?, words.rest().ok_or(Wrong::Usage)?);
         if !text.contains(is_visible) {
-            return Err(Wrong::Because("nothing of this message can be seen: it was not sent".into()));
+            return Err(Wrong::Because("this message has no visible text: it was not sent".into()));
         }
         Ok(Command::Message(name, text.into()))
     }),
     usage("room", "/room NAME", "talk to NAME alone; /leave returns", |words| {
         Ok(Command::Room(words.next().map(user).transpose()?))
     }),
-    usage("leave", "/leave", "leave the room: talk to everyone again", |_| Ok(Command::Leave)),
-    usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone's", |words| {
+    usage("leave", "/leave", "leave the room and talk to everyone again", |_| Ok(Command::Leave)),
+    usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone", |words| {
         Ok(Command::View(match words.next() {
             None => View::Everyone,
             Some(word) if word.eq_ignore_ascii_case("everyone") => View::Everyone,
@@ -110,8 +110,8 @@ pub const COMMANDS: [Usage; 22] = [
             },
         }))
     }),
-    usage("users", "/users", "who is online, and how well you know their keys", |_| Ok(Command::Users)),
-    usage("verify", "/verify NAME [yes]", "show the safety number; yes: it was compared", |words| {
+    usage("users", "/users", "list online users and how well you know their keys", |_| Ok(Command::Users)),
+    usage("verify", "/verify NAME [yes]", "show the safety number; yes: you have compared it", |words| {
         let name = words.user()?;
         Ok(Command::Verify(name, words.option(&["yes"])?.is_some()))
     }),
@@ -121,34 +121,38 @@ pub const COMMANDS: [Usage; 22] = [
     usage("sendfile", "/sendfile NAME PATH", "offer a file; it is sent when NAME accepts", |words| {
         Ok(Command::SendFile(words.user()?, words.rest().ok_or(Wrong::Usage)?.into()))
     }),
-    usage("acceptfile", "/acceptfile [#]", "take the file that is offered, or number #", |words| {
+    usage("acceptfile", "/acceptfile [#]", "accept the offered file, or file number #", |words| {
         Ok(Command::AcceptFile(words.number()?))
     }),
-    usage("rejectfile", "/rejectfile [#]", "decline it", |words| Ok(Command::RejectFile(words.number()?))),
-    usage("cancel", "/cancel [#]", "end the transfer, or number #", |words| {
+    usage("rejectfile", "/rejectfile [#]", "decline the offered file, or file number #", |words| {
+        Ok(Command::RejectFile(words.number()?))
+    }),
+    usage("cancel", "/cancel [#]", "cancel the transfer, or file number #", |words| {
         Ok(Command::Cancel(words.number()?))
     }),
-    usage("files", "/files", "files offered or in progress, with their numbers", |_| Ok(Command::Files)),
-    usage("ignore", "/ignore [NAME]", "show nothing more from NAME, from now on", |words| {
+    usage("files", "/files", "list files offered or in progress, with numbers", |_| Ok(Command::Files)),
+    usage("ignore", "/ignore [NAME]", "hide messages from NAME, or list ignored users", |words| {
         Ok(Command::Ignore(words.next().map(user).transpose()?))
     }),
-    usage("unignore", "/unignore NAME", "show it again", |words| Ok(Command::Unignore(words.user()?))),
+    usage("unignore", "/unignore NAME", "show messages from NAME again", |words| {
+        Ok(Command::Unignore(words.user()?))
+    }),
     usage("notify", "/notify [off]", "turn notifications on or off", |words| {
         Ok(Command::Notify(words.option(&["on", "off"])? != Some("off")))
     }),
     usage("mouse", "/mouse", "scroll with the mouse, or leave it to the terminal", |_| Ok(Command::Mouse)),
-    usage("history", "/history [N or TEXT]", "the last N (20) or those with TEXT; forget: erase", |words| {
+    usage("history", "/history [N or TEXT]", "show the last N (20), or find TEXT; forget: erase", |words| {
         Ok(match words.rest().map(str::trim_end) {
             None => Command::History(HISTORY),
             Some(word) if word.eq_ignore_ascii_case("forget") => Command::Forget,
             Some(text) => text.parse().map_or_else(|_| Command::Search(text.into()), Command::History),
         })
     }),
-    usage("passwd", "/passwd [FILE]", "change your password (plain mode: to that in FILE)", |words| {
+    usage("passwd", "/passwd [FILE]", "change your password (plain mode: read from FILE)", |words| {
         Ok(Command::Password(words.rest().map(str::to_owned)))
     }),
-    usage("clear", "/clear", "empty the screen", |_| Ok(Command::Clear)),
-    usage("help", "/help [COMMAND]", "this list, or one command; Tab completes", |words| {
+    usage("clear", "/clear", "clear the screen", |_| Ok(Command::Clear)),
+    usage("help", "/help [COMMAND]", "show this list, or one command; Tab completes", |words| {
         Ok(Command::Help(words.next().map(|word| name(word.trim_start_matches('/')))))
     }),
     usage("exit", "/exit", "leave", |_| Ok(Command::Exit)),
@@ -208,7 +212,7 @@ fn split(text: &str) -> (&str, &str) {
 
 fn user(word: &str) -> Result<Username, Wrong> {
     let name = word.strip_prefix('@').unwrap_or(word);
-    name.parse().map_err(|error| Wrong::Because(format!("{name} cannot be a name: {error}")))
+    name.parse().map_err(|error| Wrong::Because(format!("{name} is not a valid name: {error}")))
 }
 
 /// The command that is being typed, as soon as it is clear which; `None` for anything else.
@@ -282,7 +286,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
         return match parse(first)? {
             Command::Message(name, text) => Ok(Command::Message(name, format!("{text}\n{rest}"))),
             _ => {
-                Err("this command takes one line; a second slash before it sends all of them as text".into())
+                Err("this command takes one line: put a second / before it to send all lines as text".into())
             }
         };
     }
@@ -291,8 +295,12 @@ pub fn parse(line: &str) -> Result<Command, String> {
     let word = &name(word);
     let Some(command) = COMMANDS.iter().find(|command| command.name == word) else {
         return Err(match nearest(word) {
-            Some(name) => format!("there is no command /{word}: did you mean /{name}? (/help lists all)"),
-            None => format!("there is no command /{word} (/help lists all; //{word} sends it as text)"),
+            Some(name) => {
+                format!("there is no command /{word}: did you mean /{name}? (/help lists all commands)")
+            }
+            None => {
+                format!("there is no command /{word} (/help lists all commands; //{word} sends it as text)")
+            }
         });
     };
     let mut words = Words(rest);
@@ -320,7 +328,7 @@ fn text(line: &str) -> Result<Command, String> {
     let second = seen.next().unwrap_or_default();
     if first == '/' {
         return Err(
-            "a command begins with its slash: remove what stands before it; //… sends it as text".into()
+            "a command must begin with /: remove what comes before it, or type // to send it as text".into(),
         );
     }
     let means_command = || {
@@ -335,19 +343,19 @@ fn text(line: &str) -> Result<Command, String> {
     {
         let code = u32::from(first);
         return Err(format!(
-            "this looks like a command, but U+{code:04X} is not the slash: type / for a command, // to send a slash"
+            "this looks like a command, but U+{code:04X} is not a slash: type / for a command, // to send a slash"
         ));
     }
     if line.replace("\r\n", "\n").contains(is_control) {
         // Terminals differ in what they hide, remove and move: any slash may be what is seen first.
         if line.contains(SOLIDI) || line.contains(STROKES) {
             return Err(
-                "with a control character in it, this line may look like a command: remove that; //… sends it as text"
+                "a control character makes this line look like a command: remove it, or type // to send the line as text"
                     .into(),
             );
         }
         if !keys(line.as_bytes()).iter().any(|key| matches!(key, Key::Char(c) if is_visible(*c))) {
-            return Err("nothing of this line can be seen: it was not sent".into());
+            return Err("this line has no visible text: it was not sent".into());
         }
     }
     Ok(Command::Say(line.into()))
@@ -365,7 +373,7 @@ fn nearest(word: &str) -> Option<&'static str> {
     let begun = names().find(|name| word.len() >= 2 && name.starts_with(word));
     begun.or_else(|| {
         let (distance, name) = names().map(|name| (distance(word, name), name)).min()?;
-        (distance <= 1 + name.len() / 3 && name != "/").then_some(name)
+        (distance <= (name.len() / 3).max(1) && name != "/").then_some(name)
     })
 }
 

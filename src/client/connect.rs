@@ -105,13 +105,13 @@ impl fmt::Display for StartError {
                 write!(f, "the server at {server} cannot be reached: {} (is it running? --host and --port choose another)", reason(error))
             }
             StartError::Channel(error) if error.kind() == io::ErrorKind::Unsupported => {
-                f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, this client needs it too")
+                f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, start this client with it too")
             }
             StartError::Channel(error) if error.kind() == io::ErrorKind::InvalidData => {
                 write!(f, "the TLS handshake failed: {error}")
             }
             StartError::Channel(error) => write!(f, "the connection failed: {}", reason(error)),
-            StartError::OnlyMade(error) => write!(f, "your account is made, but not logged in to: {error}"),
+            StartError::OnlyMade(error) => write!(f, "your account is created, but the login failed: {error}"),
             StartError::SpeaksTls => f.write_str("the server speaks TLS: leave out --no-tls"),
             StartError::UnknownServer(server, seen) => write!(
                 f,
@@ -127,23 +127,20 @@ impl fmt::Display for StartError {
             ),
             StartError::ServerChanged { server, seen, expected } => write!(
                 f,
-                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Somebody may be in \
-                 between. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
+                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Someone may be intercepting the connection. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
             ),
-            StartError::Lost(error) => write!(f, "the connection was lost: {}", reason(error)),
-            StartError::OutOfPlace => f.write_str("the server sent something out of place: is it a server of this messenger?"),
+            StartError::Lost(error) => write!(f, "connection lost: {}", reason(error)),
+            StartError::OutOfPlace => f.write_str("unexpected message from the server: is it a server of this messenger?"),
             StartError::OtherVersion(theirs) => {
                 let theirs = theirs.map_or("another version".into(), |version| format!("version {version}"));
                 write!(
                     f,
-                    "the server speaks {theirs} of the protocol, and this client version {VERSION}: use a client of \
-                     the server's version, or ask its operator for a server of this one"
+                    "the server speaks {theirs} of the protocol, this client version {VERSION}: use a client of that version, or ask the operator to update the server"
                 )
             }
             StartError::NoKey(name, path) => write!(
                 f,
-                "there is no key for {name} on this machine: copy it from the machine where the account was made to {}, or \
-                 create a new account",
+                "there is no key for {name} on this machine: copy it to {} from the machine where you created the account, or create a new account",
                 path.display()
             ),
             StartError::KeyFile(KeyFileError::WrongPassword) => {
@@ -152,7 +149,7 @@ impl fmt::Display for StartError {
             StartError::KeyFile(error) => write!(f, "{error}"),
             StartError::OtherKey(name, path) => write!(
                 f,
-                "a key for {name} is here already ({}), and this password does not open it: log in with the right \
+                "there is already a key for {name} ({}), and this password does not open it: log in with the right \
                  password, or choose another name; nothing was overwritten",
                 path.display()
             ),
@@ -172,9 +169,9 @@ impl fmt::Display for StartError {
                 path.display()
             ),
             StartError::OtherPassword => f.write_str(
-                "a change of your password broke off, and the server expects the other password of the two: log in with that",
+                "an earlier password change was interrupted, and the server expects the other of the two passwords: log in with that one",
             ),
-            StartError::Elsewhere => f.write_str("you have logged in from elsewhere: this session is over"),
+            StartError::Elsewhere => f.write_str("you have logged in elsewhere: this session is over"),
             StartError::Locked(name, seconds) => write!(
                 f,
                 "too many failed logins as {name}, or from your address: try again in {}",
@@ -204,9 +201,9 @@ fn minutes(seconds: u64) -> String {
 pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "there was no answer in time".into(),
-        io::ErrorKind::UnexpectedEof => "the server closed it".into(),
-        io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
-        io::ErrorKind::ConnectionReset => "the server broke it off".into(),
+        io::ErrorKind::UnexpectedEof => "the server closed the connection".into(),
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "the server reset the connection".into(),
         _ => error.to_string(),
     }
 }
@@ -361,7 +358,7 @@ impl Connection {
     /// Says one thing and returns the answer, which may be the server's error.
     ///
     /// # Errors
-    /// [`StartError::Lost`] if the connection breaks, or no answer has come in time; [`StartError::OutOfPlace`] if it
+    /// [`StartError::Lost`] if the connection breaks, or there was no answer in time; [`StartError::OutOfPlace`] if it
     /// is no message; [`StartError::OtherVersion`]; [`StartError::SpeaksTls`].
     pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
         self.say(message)?;
@@ -399,7 +396,7 @@ impl Connection {
             return Err(StartError::SpeaksTls);
         }
         match received {
-            Ok(Received::End) => Err(StartError::Lost(io::Error::other("the server closed it"))),
+            Ok(Received::End) => Err(StartError::Lost(io::Error::other("the server closed the connection"))),
             Ok(_) => Ok(()),
             Err(error) => Err(StartError::Lost(error)),
         }

@@ -12,7 +12,7 @@ use std::cell::Cell;
 /// The view in which something is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// The conversation of all who are on-line.
+    /// The conversation of all who are online.
     Everyone,
     /// The conversation with one person.
     With(Username),

@@ -95,11 +95,11 @@ impl Source {
             return Err("it is a folder: pack it into one file first".into());
         }
         if !facts.is_file() {
-            return Err("it is not a plain file".into());
+            return Err("it is not a regular file".into());
         }
         // The kernel's own files say that they are empty, and are not.
         if facts.len() == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
-            return Err("it is not a plain file".into());
+            return Err("it is not a regular file".into());
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Source { file, name, size: facts.len(), modified: facts.modified().ok() })
@@ -121,7 +121,7 @@ impl Source {
     /// The disk's; a file that has become shorter is one.
     pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => io::Error::other("the file has become shorter"),
+            ErrorKind::UnexpectedEof => io::Error::other("the file has been shortened"),
             _ => error,
         })
     }
@@ -139,7 +139,7 @@ impl Source {
     /// With the path in the text.
     pub fn copy(&self, folder: &Path, person: &Username) -> io::Result<PathBuf> {
         if self.has_changed() {
-            return Err(io::Error::other("the file has changed meanwhile"));
+            return Err(io::Error::other("the file has changed since it was offered"));
         }
         sweep(folder);
         // A name that no other copy has, which may be under way at the same time.
@@ -264,7 +264,7 @@ fn claim(file: &File, path: &Path) -> io::Result<()> {
         Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
         Err(TryLockError::Error(error)) => return Err(error),
         Err(TryLockError::WouldBlock) => {
-            return Err(io::Error::new(ErrorKind::WouldBlock, "it is arriving already"));
+            return Err(io::Error::new(ErrorKind::WouldBlock, "it is already arriving"));
         }
     }
     let facts = file.metadata()?;
@@ -465,7 +465,7 @@ mod tests {
         part.write(b"other").expect("written");
         assert!(!part.is_right(&hash));
         let second = Part::open(&folder.0, &alice, &hash);
-        assert!(second.is_err_and(|why| why.to_string().contains("arriving already")));
+        assert!(second.is_err_and(|why| why.to_string().contains("already arriving")));
         part.discard();
         assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "nor a wrong one");
     }
@@ -514,8 +514,8 @@ mod tests {
     fn only_plain_files_are_offered() {
         let folder = Folder::new();
         assert!(Source::open(&folder.0).is_err_and(|why| why.contains("folder")));
-        assert!(Source::open(Path::new("/dev/null")).is_err_and(|why| why.contains("plain file")));
-        assert!(Source::open(Path::new("/proc/self/status")).is_err_and(|why| why.contains("plain file")));
+        assert!(Source::open(Path::new("/dev/null")).is_err_and(|why| why.contains("regular file")));
+        assert!(Source::open(Path::new("/proc/self/status")).is_err_and(|why| why.contains("regular file")));
         assert!(Source::open(&folder.0.join("none")).is_err_and(|why| why.contains("no such file")));
         fs::write(folder.0.join("file"), b"content").expect("written");
         let source = Source::open(&folder.0.join("file")).expect("a plain file");

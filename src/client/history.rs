@@ -45,14 +45,13 @@ const HANDOVER_STEP: Duration = Duration::from_millis(20);
 
 const FORMAT: Format = Format {
     longest: MAX_LINE,
-    damaged: "is damaged, or of another key: restore the file from a copy, or log in without --keep-history and erase \
-        it with /history forget",
+    damaged: "is damaged, or belongs to another key: restore the file from a copy, or log in without --keep-history and erase it with /history forget",
 };
 
 const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --keep-history shows them and keeps \
     more, /history forget erases them";
-const ELSEWHERE: &str = "another client has the file of your history: this one neither shows nor keeps messages of \
-    other sessions";
+const ELSEWHERE: &str =
+    "another client is using your history file: this one neither shows earlier messages nor keeps new ones";
 
 /// What is sealed of a message. PROTOCOL#history-record.
 #[derive(Serialize, Deserialize)]
@@ -283,7 +282,7 @@ impl History {
             Some(records) => records.file().try_clone().map_err(disk::at(&self.path))?,
             None if !was_there => return Ok(false),
             None => lock(&self.path, Duration::ZERO)?.ok_or_else(|| {
-                disk::error(&self.path, "another client has it: leave that one, or tell it the same")
+                disk::error(&self.path, "another client is using it: leave that client, or erase it there")
             })?,
         };
         records::erase(&file, &self.path)?;
@@ -472,7 +471,7 @@ mod tests {
             let mut history = home.history_of(owner, identity, words);
             fs::write(&history.path, &before).expect("written");
             let error = history.load().expect_err("refused").to_string();
-            assert!(error.contains("line 1 is damaged, or of another key"), "{error}");
+            assert!(error.contains("line 1 is damaged, or belongs to another key"), "{error}");
             assert_eq!(fs::read(&history.path).expect("there"), before);
         }
     }
@@ -647,7 +646,7 @@ mod tests {
         assert_eq!(second.notice(), Some(ELSEWHERE));
         append(&mut second, "lost");
         let error = second.forget().expect_err("not ours").to_string();
-        assert!(error.contains("another client has it"), "{error}");
+        assert!(error.contains("another client is using it"), "{error}");
         // One that has the former file is not taken for one that has this.
         let former = disk::append(&first.path).expect("opens");
         first.rewrite(&said("one")).expect("rewritten");

@@ -325,7 +325,7 @@ impl Reader {
             }
         };
         let Some(number) = number else {
-            self.tell(Event::Closed("it claims what cannot be".into()));
+            self.tell(Event::Closed("it sent an invalid acknowledgement".into()));
             return None;
         };
         let (channel, patience) = (connection.channel.clone(), jittered(self.shared.patience));
@@ -382,7 +382,7 @@ impl Reader {
             let wait = self.shared.inbox.acknowledge_due().map_or(wait, |due| wait.min(due));
             match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), wait) {
                 Ok(Received::Some) => lock(&self.shared.liveness).heard(Instant::now()),
-                Ok(Received::End) => return End::Lost("the server has closed it".into()),
+                Ok(Received::End) => return End::Lost("the server closed the connection".into()),
                 Ok(Received::Silence) => {}
                 Err(error) => return End::Lost(reason(&error)),
             }

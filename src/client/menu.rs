@@ -58,10 +58,7 @@ fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Us
         match line.trim().parse::<Username>() {
             // The server refuses it, too, but only after the passwords.
             Ok(name) if register && name.is_reserved() => {
-                prompter.println(&format!(
-                    "{} is a word of the messenger itself: choose another name",
-                    name.as_str()
-                ))?;
+                prompter.println(&format!("the name {} is reserved: choose another", name.as_str()))?;
             }
             Ok(name) => return Ok(Some(name)),
             Err(_) if line.trim().is_empty() => return Ok(None),
@@ -94,7 +91,7 @@ fn with_name(
             return Ok(None);
         };
         let attempt = if register {
-            let doing = "making your keys and your account ...";
+            let doing = "creating your keys and your account ...";
             account::register(options, &name, &password, || connect_asking(options, prompter, doing))
         } else {
             account::log_in(options, &name, &password, || connect_asking(options, prompter, "logging in ..."))
@@ -111,7 +108,7 @@ fn with_name(
         let is_unusable = matches!(error, StartError::KeyFile(_) | StartError::OtherKey(..));
         let is_short = matches!(error, StartError::ShortPassword);
         if (is_wrong || is_unusable || is_short) && file.take().is_some() {
-            prompter.println("that was the password of --password-file: the next one is asked for")?;
+            prompter.println("the password from --password-file does not work here: type the password")?;
         }
         // Another password is of no use to a name that is taken, or to a key that is damaged.
         if !(is_short || is_wrong && !register) {
@@ -122,7 +119,7 @@ fn with_name(
 
 fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>> {
     loop {
-        let Some(password) = prompter.password("new password (unseen, at least 6 characters): ")? else {
+        let Some(password) = prompter.password("new password (hidden, at least 6 characters): ")? else {
             return Ok(None);
         };
         if !password.is_long_enough() {
@@ -135,7 +132,7 @@ fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>>
         if password == again {
             return Ok(Some(password));
         }
-        prompter.println("the two passwords differ: type the new one again")?;
+        prompter.println("the two passwords do not match: type the new one again")?;
     }
 }
 
@@ -150,16 +147,18 @@ fn connect_asking(
         let server = options.server();
         let known = known_servers(options).ok();
         let seen_before = match known.as_ref().and_then(|known| known.doubt(&server)) {
-            None => "is seen for the first time".into(),
+            None => "is new to this client".into(),
             Some(aside) => {
-                format!("may be one whose record was damaged and is set aside in {}", aside.display())
+                format!("may be one whose record was damaged (the record is now in {})", aside.display())
             }
         };
         let told = prompter
             .println(&format!("the server at {server} {seen_before}; its fingerprint is"))
             .and_then(|()| prompter.println(&format!("  {seen}")))
-            .and_then(|()| prompter.println("compare it with the one the server printed at its start"));
-        let answer = told.and_then(|()| prompter.line("is it the same? (yes/no) "));
+            .and_then(|()| {
+                prompter.println("compare it with the one that the server printed when it started")
+            });
+        let answer = told.and_then(|()| prompter.line("do they match? (yes/no) "));
         matches!(answer, Ok(Some(answer)) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
     })?;
     // A terminal that is gone is noticed at the next question.

@@ -62,8 +62,7 @@ use terminal::Keyboard;
 use trust::{Ignored, KnownCertificates, KnownUsers};
 use zeroize::Zeroizing;
 
-const NO_TLS: &str = "WARNING: --no-tls: anyone on the way can see who talks to whom, take over your login, and \
-    guess at your password";
+const NO_TLS: &str = "WARNING: --no-tls: anyone on the network path can see who talks to whom, take over your login, and guess your password";
 /// The longest password in a file, in bytes: longer than any, so that a wrong path is not read whole.
 const MAX_PASSWORD: u64 = 1024;
 /// The terminal has this long to show why the program ends.
@@ -252,7 +251,7 @@ fn first_line(path: &Path) -> Result<Password, String> {
         return Err(format!("this is a device: {NAME_A_FILE}"));
     }
     if facts.permissions().mode() & 0o077 != 0 {
-        return Err("others can read this password file: chmod 600 it".into());
+        return Err("other users can read this password file: chmod 600 it".into());
     }
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_PASSWORD as usize + 1));
     // No large buffer, which would keep a copy.

@@ -17,18 +17,19 @@ usage: client [OPTION...]
 
   --host NAME           the server (default localhost)
   --port PORT           its port (default 1315)
-  --data-dir FOLDER     keys, files, known people (default ~/.secure_messenger_client)
+  --data-dir FOLDER     keys, files, known users (default ~/.secure_messenger_client)
   --fingerprint SHA256:...
-                        the server's key, as the server prints it at its start
-  --accept-new          remember a server seen for the first time without asking
-  --no-tls              no transport encryption: the server must be started so, too
+                        fingerprint of the server's key; the server prints it when it starts
+  --accept-new          accept the key of a new server without asking
+  --no-tls              no transport encryption; the server needs --no-tls too
   --user NAME           log in as NAME
-  --register            make the account first, if it is not there
-  --password-file PATH  the password is the first line; nobody else may read the file
-  --keep-history        keep messages on this disk, sealed; weakens forward
-                        secrecy: who later has disk and password reads them
+  --register            create the account first, if it does not exist
+  --password-file PATH  read the password from the first line of this file, which
+                        no other user may be able to read
+  --keep-history        keep messages on this disk, encrypted; weakens forward
+                        secrecy: the disk and the password then reveal them
   --no-mouse            leave the mouse to the terminal: the wheel does not scroll
-  --plain               no screen: lines in, lines out (also without a terminal)
+  --plain               plain mode: lines in, lines out (the default without a terminal)
   --times               plain mode: each line begins with its time (RFC 3339, UTC)
 
   --help, --version
@@ -130,8 +131,11 @@ fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
             "--data-dir" => options.data_dir = arguments.value(&flag)?,
             "--fingerprint" => {
                 let typed: String = arguments.value(&flag)?;
-                let wrong =
-                    |_| format!("--fingerprint takes what the server prints at its start, not {typed:?}");
+                let wrong = |_| {
+                    format!(
+                        "--fingerprint takes the fingerprint that the server prints when it starts, not {typed:?}"
+                    )
+                };
                 options.fingerprint = Some(typed.parse().map_err(wrong)?);
             }
             "--accept-new" => options.accept_new = true,
@@ -214,7 +218,7 @@ mod tests {
             ("--user", "Zo\u{eb}", "letters (a-z, A-Z), digits, _ or -"),
             ("--user", "a b", "letters (a-z, A-Z)"),
             ("--port", "70000", "too large"),
-            ("--fingerprint", "x", "what the server prints at its start"),
+            ("--fingerprint", "x", "the fingerprint that the server prints"),
         ] {
             let error = parsed(&[flag, value]).expect_err(value);
             assert!(error.contains(flag) && error.contains(value) && error.contains(remedy), "{error}");

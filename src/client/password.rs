@@ -53,15 +53,15 @@ pub enum ChangeError {
 
 impl fmt::Display for ChangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LOG_IN: &str = "log in with the new password, or else with the old one";
+        const LOG_IN: &str = "log in with the new password, or with the old one if that fails";
         match self {
             ChangeError::WrongPassword => {
-                f.write_str("your password is not changed: the old one is wrong, it does not open your key")
+                f.write_str("your password was not changed: the old password is wrong")
             }
             ChangeError::Unsettled => {
                 write!(f, "an earlier change of your password is not complete: leave and {LOG_IN}")
             }
-            ChangeError::Refused(error) => write!(f, "your password is not changed: {error}"),
+            ChangeError::Refused(error) => write!(f, "your password was not changed: {error}"),
             ChangeError::Unclear(error) => {
                 write!(f, "it is not known whether your password was changed: {error}; leave and {LOG_IN}")
             }

@@ -130,11 +130,11 @@ fn url(text: &str) -> Option<Read> {
         let host = &rest[..rest.find('/').unwrap_or(rest.len())];
         path = &rest[host.len()..];
         if path.is_empty() {
-            problem = Some("this address names no file: file:///PATH does".to_string());
+            problem = Some("this address names no file: use file:///PATH".to_string());
         } else if !is_this_machine(host) {
             let host = sanitise(host);
             problem = Some(format!(
-                "this is a file of {host}, another machine: file:///PATH names one of this machine"
+                "this is a file of {host}, on another machine: file:///PATH names a file on this machine"
             ));
         }
     } else if !path.starts_with('/') {
@@ -275,13 +275,13 @@ mod tests {
     #[test]
     fn path_of_another_machine_or_half_quoted_is_refused() {
         for (typed, reason) in [
-            ("file://elsewhere/tmp/a", "a file of elsewhere, another machine"),
-            ("FILE://Elsewhere/etc/passwd", "another machine"),
-            ("'file://elsewhere/tmp/a b'", "another machine"),
-            ("file\\://elsewhere/a", "another machine"),
-            ("file://localhost.evil/tmp/a", "another machine"),
-            ("file://local%68ost/tmp/a", "another machine"),
-            ("file://me@localhost/tmp/a", "another machine"),
+            ("file://elsewhere/tmp/a", "a file of elsewhere, on another machine"),
+            ("FILE://Elsewhere/etc/passwd", "on another machine"),
+            ("'file://elsewhere/tmp/a b'", "on another machine"),
+            ("file\\://elsewhere/a", "on another machine"),
+            ("file://localhost.evil/tmp/a", "on another machine"),
+            ("file://local%68ost/tmp/a", "on another machine"),
+            ("file://me@localhost/tmp/a", "on another machine"),
             ("file://", "names no file"),
             ("file://localhost", "names no file"),
             ("it's", "a quotation mark is not closed: add '"),

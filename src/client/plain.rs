@@ -133,9 +133,9 @@ fn serve(
                         }
                         Effect::Alert(..) | Effect::Enter(_) | Effect::Leave(_) => {}
                         Effect::View(_) => {
-                            printer.print("! without a screen views have no numbers: /view NAME".into());
+                            printer.print("! views have no numbers in plain mode: use /view NAME".into());
                         }
-                        Effect::Mouse => printer.print("! without a screen there is no mouse to take".into()),
+                        Effect::Mouse => printer.print("! there is no mouse in plain mode".into()),
                         Effect::Clear | Effect::Forget => {}
                         Effect::Quit(status) => return Ok(status),
                     }
@@ -225,7 +225,9 @@ impl Lines {
 /// The password so far from the file it came from, the new one from the file that was typed.
 fn passwords(old: Option<PathBuf>, new: Option<String>) -> Result<(Password, Password), StartError> {
     let (Some(old), Some(new)) = (old, new) else {
-        return Err(StartError::Usage("name a file whose first line is the new one: /passwd FILE".into()));
+        return Err(StartError::Usage(
+            "name a file whose first line is the new password: /passwd FILE".into(),
+        ));
     };
     let new = typed_path(&new).map_err(StartError::Usage)?;
     Ok((super::read_password(&old)?, super::read_password(&new)?))
@@ -273,7 +275,7 @@ fn decode(line: &[u8], number: u64) -> Typed {
         Ok(_) => "has a zero byte",
         Err(_) => "is not UTF-8",
     };
-    Err(format!("line {number} {problem}: nothing of it was sent; convert the input to UTF-8 text"))
+    Err(format!("line {number} {problem}: it was not sent; convert the input to UTF-8 text"))
 }
 
 #[cfg(test)]
@@ -322,10 +324,7 @@ mod tests {
             b"\xc0\xaf",
         ] {
             let problem = decode(bytes, 7).expect_err("refused");
-            assert!(
-                problem.starts_with("line 7 ") && problem.contains("nothing of it was sent"),
-                "{problem}"
-            );
+            assert!(problem.starts_with("line 7 ") && problem.contains("it was not sent"), "{problem}");
         }
     }
 }

@@ -76,7 +76,7 @@ impl Queue {
             let end = waiting.moved.map_or(begun, |moved| moved.max(begun)) + patience;
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, "the server takes nothing"));
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "the server does not accept data"));
             }
             let waited = self.changed.wait_timeout(waiting, left);
             waiting = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -41,8 +41,8 @@ const FRAME: Duration = Duration::from_millis(17);
 const RING: Duration = Duration::from_secs(1);
 /// Time passes at least this often: what is shown in seconds is right.
 const TICK: Duration = Duration::from_secs(1);
-const MOUSE_TAKEN: &str = "the mouse wheel scrolls here; hold Shift to select text";
-const MOUSE_LEFT: &str = "the mouse is the terminal's: it selects text; PgUp and PgDn scroll";
+const MOUSE_TAKEN: &str = "the mouse wheel now scrolls; hold Shift to select text";
+const MOUSE_LEFT: &str = "the mouse now selects text; PgUp and PgDn scroll";
 
 /// What wakes the loop.
 enum Wake {
@@ -196,10 +196,10 @@ pub fn run(
     let earlier = front.session.history().cloned().collect();
     front.conversations.begin_with(earlier, &clock::day);
     front.show(notice(greeting));
-    front.show(notice("type a line to talk to everyone on-line; /room NAME talks to one person".into()));
+    front.show(notice("type a line to talk to everyone online; /room NAME talks to one user".into()));
     front.show(notice("/help lists all commands, /exit leaves".into()));
     if !charset::is_complete() {
-        let text = "your locale is not UTF-8: what is not ASCII is shown as ?; LANG=C.UTF-8 shows all";
+        let text = "your locale is not UTF-8: other than ASCII characters are shown as ?; start with LANG=C.UTF-8 to see them";
         front.show(notice(text.into()));
     }
     signalled.ending.store(false, Ordering::SeqCst);
@@ -344,7 +344,9 @@ impl Front {
                     let asking = if file.is_none() { self.asking.take() } else { None };
                     let Asking { old, new, .. } = asking.unwrap_or_default();
                     self.work.change_password(self.session.me(), move || {
-                        let without = || StartError::Usage("/passwd asks for it, without a file".into());
+                        let without = || {
+                            StartError::Usage("/passwd takes no file here: it asks for the password".into())
+                        };
                         old.zip(new).ok_or_else(without)
                     })?;
                 }

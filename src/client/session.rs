@@ -45,8 +45,7 @@ pub use connection::{FAREWELL, seconds};
 /// Messages under way beyond which no further line is taken: a round trip's worth, and few to tell of if they fail.
 const MAX_UNSETTLED: usize = 64;
 /// Where the old password still is.
-const PASSWORD_CHANGED: &str = "your password is changed, here and on this server; a copy of your key file \
-    on another machine still has the old one: copy it again";
+const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on other machines still have the old password: copy the file again";
 /// More people than this coming or going at once are told as a number: names would fill the screen.
 const MAX_NAMED: usize = 5;
 
@@ -123,7 +122,7 @@ pub enum Effect {
 /// Why the session is over for good, if the server has ended it: there is nothing to come back to.
 pub fn last_word(failure: &Failure) -> Option<&'static str> {
     if failure.is(ErrorCode::SignedInElsewhere) {
-        Some("you have logged in from elsewhere")
+        Some("you have logged in elsewhere")
     } else if failure.is(ErrorCode::AccountRemoved) {
         Some("the operator of the server has removed this account")
     } else {
@@ -154,13 +153,13 @@ pub struct Session {
     /// Users that came online or left and are not reported yet.
     changes: Changes,
     notices: Notices,
-    /// The list of who is on-line has arrived.
+    /// The list of who is online has arrived.
     ready: bool,
     /// The list is still arriving.
     partial: bool,
     /// Whom one is talking to; `None` is everyone.
     partner: Option<Username>,
-    /// Who was told of a room with them, and is on-line since.
+    /// Who was told of a room with them, and is online since.
     rooms: BTreeSet<Username>,
     history: Record,
     /// Where they are kept.
@@ -288,7 +287,7 @@ impl Session {
                 self.tell_later("the server sent a message that this version does not know".into());
             }
             Event::Unreadable(error) => {
-                self.server_problem(format!("the server sent something unreadable: {error}"));
+                self.server_problem(format!("the server sent an invalid message: {error}"));
             }
             Event::Silent(since) => self.silent(since),
             Event::Lost(why) => self.connection_lost(&why),
@@ -296,7 +295,7 @@ impl Session {
             Event::Resumed(after) => self.resumed(after),
             Event::LoggedIn(key, after) => self.logged_in(*key, after, now),
             Event::Closed(why) => {
-                self.problem(format!("the connection to the server is lost: {why}"));
+                self.problem(format!("connection lost: {why}"));
                 self.tell_unsettled();
                 self.effects.push(Effect::Quit(1));
             }
@@ -324,7 +323,7 @@ impl Session {
         if let Err(error) = self.peers.certificates.write_in_time(now_ms, now) {
             self.problem_about_some(
                 "certificates",
-                format!("old keys of others may be accepted after a restart: {error}"),
+                format!("after a restart, outdated keys of other users may be accepted: {error}"),
             );
         }
         self.tell_last();
@@ -399,7 +398,7 @@ impl Session {
         self.history.push(entry.clone());
         self.effects.push(Effect::Show(entry));
         if let Some(Err(error)) = self.kept.as_mut().map(|kept| kept.append(self.history.entries())) {
-            self.problem(format!("{error}; messages are no longer kept, those kept so far stay readable"));
+            self.problem(format!("{error}; new messages are no longer kept; earlier ones stay readable"));
         }
     }
 
@@ -432,7 +431,7 @@ impl Session {
     }
 
     fn out_of_place(&mut self) {
-        self.server_problem("the server sent something out of place".into());
+        self.server_problem("unexpected message from the server".into());
     }
 
     fn failure(&mut self, failure: &Failure) {

@@ -162,7 +162,7 @@ impl Failure {
             Failure::Wrong(why) => (why.clone(), why, false),
             Failure::Disk(error) => {
                 let full = matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
-                let there = if full { "there is no room for it on the disk" } else { "the disk fails" };
+                let there = if full { "the disk is full" } else { "a disk error" };
                 (error.to_string(), there.into(), true)
             }
         };
@@ -229,8 +229,8 @@ impl Control {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let why = match state.refused {
-                    Some(_) => "the other side takes part no more",
-                    None => "nothing has come for a minute",
+                    Some(_) => "the other side has stopped responding",
+                    None => "no data has arrived for a minute",
                 };
                 return Err(Failure::Broken(why.into()));
             }
@@ -271,7 +271,7 @@ impl Hub {
         *lock(&self.moved) = Some(now);
         control.change(|state| match state.grants.as_mut().is_some_and(|grants| grants.arrive(now)) {
             true => state.packets.push_back(packet.payload.to_vec()),
-            false => state.broken = Some("more came than was asked for"),
+            false => state.broken = Some("more data arrived than was requested"),
         });
     }
 

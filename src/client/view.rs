@@ -50,7 +50,7 @@ pub struct Status {
     pub alarm: String,
     /// All conversations.
     pub tabs: Vec<Tab>,
-    /// "on-line", "on-line, 2 under way".
+    /// "online", "online, 2 pending".
     pub link: String,
     /// How messages are protected.
     pub encryption: String,
@@ -58,7 +58,7 @@ pub struct Status {
     pub trust: String,
     /// The reader's own name.
     pub me: String,
-    /// How many people are on-line.
+    /// How many people are online.
     pub online: usize,
     /// `host:port`.
     pub server: String,
@@ -298,7 +298,7 @@ mod tests {
         let status = Status {
             alarm: String::new(),
             tabs: vec![Tab { name: "room with bob".into(), unread: 0, current: true }],
-            link: "on-line".into(),
+            link: "online".into(),
             encryption: "end-to-end encrypted".into(),
             trust: "verified".into(),
             me: "carol".into(),
@@ -381,7 +381,7 @@ mod tests {
             entry(Source::User { from: alice.clone(), to: Audience::Everyone }, "hi all"),
             entry(Source::User { from: alice.clone(), to: Audience::Private(bob.clone()) }, "psst"),
             entry(Source::User { from: alice, to: Audience::Room(bob) }, "in here"),
-            entry(Source::Notice, "bob is on-line"),
+            entry(Source::Notice, "bob is online"),
             entry(Source::Problem, "the connection is lost"),
         ]
     }
@@ -396,12 +396,12 @@ mod tests {
                 "14:05 <alice> hi all",
                 "14:05 [private alice → bob] psst",
                 "14:05 (room alice → bob) in here",
-                "14:05 * bob is on-line",
+                "14:05 * bob is online",
                 "14:05 ! the connection is lost",
             ]
         );
         let status =
-            " room with bob · verified · on-line · end-to-end encrypted · carol · 3 people · localhost:1";
+            " room with bob · verified · online · end-to-end encrypted · carol · 3 people · localhost:1";
         assert_eq!(rows[6].trim_end(), status);
         assert_eq!(width(&rows[6]), 100);
         assert_eq!(rows[7], "bob> half a line");
@@ -412,7 +412,7 @@ mod tests {
         let (alice, bob) = (name("alice"), name("bob"));
         let known = |trust, entry| Entry { trust: Some(trust), ..entry };
         let own = |state, text: &str| Entry { sending: Some((1, state)), ..said(text) };
-        let why = "bob is not on-line: your message was not delivered";
+        let why = "bob is offline: your message was not delivered";
         let entries = vec![
             known(Trust::New, said("hi")),
             known(
@@ -440,7 +440,7 @@ mod tests {
                 &format!("14:05 <alice> {}", "x".repeat(46)),
                 "              ✓",
                 "14:05 <alice> two",
-                "              ✗ bob is not on-line: your message was not",
+                "              ✗ bob is offline: your message was not",
                 "              delivered; Alt-R sends it again",
             ]
         );
@@ -483,7 +483,7 @@ mod tests {
                 "      bob)",
                 "      in here",
                 "14:05 * bob is",
-                "        on-line",
+                "        online",
                 "14:05 ! the",
                 "        connection",
                 "        is lost",

@@ -70,7 +70,7 @@ impl Work {
 
     /// Queues a message for the server; the end, if it takes nothing any more.
     pub fn send(&self, message: &ClientMessage) -> Option<Event> {
-        (!self.link.send(message)).then(|| Event::Closed("it takes nothing of what is sent".into()))
+        (!self.link.send(message)).then(|| Event::Closed("it does not accept data".into()))
     }
 
     /// Does something for a transfer; what has failed at once.

@@ -55,7 +55,7 @@ fn end_to_end(path: &Path, size: usize) {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("bob is on-line");
+    alice.expect("bob is online");
     let pids = [server.child.id(), alice.child.id(), bob.child.id()];
     let (mut offers, mut rates, mut cpus) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
@@ -66,7 +66,7 @@ fn end_to_end(path: &Path, size: usize) {
         let before = pids.map(cpu);
         let start = Instant::now();
         bob.say("/acceptfile");
-        let arrived = bob.expect("has arrived whole: ");
+        let arrived = bob.expect("is complete: ");
         rates.push(size as f64 / 1e6 / start.elapsed().as_secs_f64());
         cpus.push([0, 1, 2].map(|n| cpu(pids[n]) - before[n]));
         for (client, line) in [(&mut alice, None), (&mut bob, Some(arrived))] {
@@ -101,7 +101,7 @@ fn behind(shapes: [Shape; 2], server: &Server) -> ([Gate; 2], Client, Client) {
     });
     let client = |gate: &Gate, name| gate.client(Arc::new(Folder::new()), name, &["--register"]).ready();
     let (mut alice, bob) = (client(&gates[0], "alice"), client(&gates[1], "bob"));
-    alice.expect("bob is on-line");
+    alice.expect("bob is online");
     (gates, alice, bob)
 }
 
@@ -119,7 +119,7 @@ fn long_line(path: &Path, size: usize) {
         offer(&mut alice, &mut bob, path);
         let start = Instant::now();
         bob.say("/acceptfile");
-        let arrived = bob.expect("has arrived whole: ");
+        let arrived = bob.expect("is complete: ");
         rates.push(size as f64 / 1e6 / start.elapsed().as_secs_f64());
         alice.expect("a copy is kept: ");
         fs::remove_file(arrived.split(": ").last().expect("a path")).expect("the file is there");

@@ -96,7 +96,7 @@ impl Screen {
         let keys = script.stdin.take().expect("piped");
         let (log, grown, begun) = (Vec::new(), Vec::new(), Instant::now());
         let mut screen = Screen { script, keys, pieces, log, grown, client: 0, typed: 0, begun, _home: home };
-        screen.until(" on-line: ", 0);
+        screen.until(" online: ", 0);
         let shell = screen.script.id();
         let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).expect("Linux");
         screen.client = children.trim().parse().expect("the client alone");

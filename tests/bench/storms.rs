@@ -60,7 +60,7 @@ fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f6
     let server = Server::with(&storms::ARGUMENTS);
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
-    alice.expect("bob is on-line");
+    alice.expect("bob is online");
     chat(&mut alice, &mut bob, 20);
     let pid = server.child.id();
     let before = cpu(pid);

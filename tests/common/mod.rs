@@ -262,10 +262,10 @@ impl Client {
         Client { child, input, output, home, name: name.into() }
     }
 
-    /// Waits until it is logged in and knows who is on-line.
+    /// Waits until it is logged in and knows who is online.
     pub fn ready(mut self) -> Client {
         self.expect("* logged in as ");
-        self.expect(" on-line: ");
+        self.expect(" online: ");
         self
     }
 

@@ -433,7 +433,7 @@ def resuming(world, alice, bob):
     check([event.text for event in alice.events if event.kind == "message"] == alice_hears, "texts for alice are lost, doubled or in disorder")
     prefix = "<alice -> bob> "
     check([line[len(prefix):] for line in bob.lines if line.startswith(prefix)] == [*bob_hears, "the end"], "texts for bob, likewise")
-    check(not [line for line in bob.lines if line.startswith("!") or "on-line" in line], f"bob has noticed: {bob.lines[-5:]}")
+    check(not [line for line in bob.lines if line.startswith("!") or "online" in line], f"bob has noticed: {bob.lines[-5:]}")
     check({event.kind for event in alice.events} == {"message"}, f"alice has noticed: {alice.events}")
     bob.lines.clear(), alice.events.clear()
 
@@ -466,7 +466,7 @@ def over(world, transfer, state, reason=None):
 
 
 def received_by_rust(world, bob, data):
-    path = bob.expect(re.compile(r"has arrived whole: (.*)$"))[1]
+    path = bob.expect(re.compile(r"is complete: (.*)$"))[1]
     with open(path, "rb") as file:
         check(file.read() == data, f"{path} has other contents")
     return path
@@ -625,9 +625,9 @@ def false_envelopes_for_rust(world, alice, bob):
     used = dict(alice.person("bob").sequences)[(alice.key.public.fingerprint, session.fingerprint)]
     replayed, told = forged("shown once"), set()
     for what, envelope, reason in (
-            ("a replayed number", forged(sequence=used), "repetition"),
+            ("a replayed number", forged(sequence=used), "duplicate"),
             ("another signature", forged(signature=bytes(256)), "signature"),
-            ("for another session", forged(recipient_key=bytes(32)), "somebody else, or for an earlier session"),
+            ("for another session", forged(recipient_key=bytes(32)), "another user, or for an earlier session"),
             ("another identity", forged(identity=bytes(32)), "contradict"),
             ("another commitment", forged(commitment=bytes(32)), "decrypted"),
             ("another tag", forged(tag=bytes(16)), "decrypted"),

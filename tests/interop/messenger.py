@@ -798,7 +798,7 @@ class Client:
         return key, {"session_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)}
 
     def login(self, proof_exporter=None):
-        """Begins a new session, and returns when it is known who is on-line."""
+        """Begins a new session, and returns when it is known who is online."""
         nonce, at, secret = self._challenge()
         key, members = self._new_session_key()
         response = fields("login response", self.name, nonce, self.transport.exporter, key.public.fingerprint)
@@ -1143,7 +1143,7 @@ class Client:
         return self._enqueue(Job([name], text, kind, scope))
 
     def broadcast(self, text):
-        """To everyone on-line but oneself."""
+        """To everyone online but oneself."""
         return self._enqueue(Job(sorted(self.online - {self.name}), text, "message", "broadcast"))
 
     def room(self, name, text):
@@ -1500,7 +1500,7 @@ def main():
     if arguments.register:
         client.register()
     client.login()
-    print("* on-line:", *sorted(client.online))
+    print("* online:", *sorted(client.online))
     while True:
         if select.select([sys.stdin], [], [], 0)[0]:
             line = sys.stdin.readline()

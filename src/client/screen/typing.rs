@@ -152,9 +152,7 @@ impl Front {
                     }
                 }
                 Outcome::Edited if is_cut => {
-                    self.show(notice(
-                        "a line has at most 32 KiB: the end of what you pasted is left out".into(),
-                    ));
+                    self.show(notice("a line has at most 32 KiB: the end of the paste was cut off".into()));
                 }
                 Outcome::Edited => {}
             },
@@ -180,7 +178,7 @@ impl Front {
         };
         if leaves {
             self.asking = None;
-            self.show(notice("your password stays as it is".into()));
+            self.show(notice("your password was not changed".into()));
             return Ok(None);
         }
         let Some(password) = asking.typed.key(key) else { return Ok(None) };
@@ -201,7 +199,7 @@ impl Front {
             }
             (Some(_), Some(_)) => {
                 asking.new = None;
-                "the two passwords differ: type the new one again".into()
+                "the two passwords do not match: type the new one again".into()
             }
         };
         self.show(notice(problem));
@@ -267,8 +265,8 @@ impl Front {
     pub fn prompt(&self) -> String {
         match &self.asking {
             None => self.destination().map_or("> ".into(), |name| format!("{name}> ")),
-            Some(Asking { old: None, .. }) => "old password (unseen): ".into(),
-            Some(Asking { new: None, .. }) => "new password (unseen): ".into(),
+            Some(Asking { old: None, .. }) => "old password (hidden): ".into(),
+            Some(Asking { new: None, .. }) => "new password (hidden): ".into(),
             Some(_) => "repeat password: ".into(),
         }
     }

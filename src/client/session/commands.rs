@@ -16,7 +16,7 @@ use std::time::Instant;
 /// Messages that a search shows, the latest: more would push the rest out of sight.
 const MAX_FOUND: usize = 100;
 
-const ELSE: &str = "anything else goes to everyone, or whom you are with; //TEXT sends /TEXT";
+const ELSE: &str = "any other line goes to the current conversation; //TEXT sends /TEXT";
 
 impl Session {
     pub(super) fn line(&mut self, line: &str, now: Instant) {
@@ -60,8 +60,8 @@ impl Session {
             Command::Unignore(name) => self.unignore(name),
             Command::Notify(ring) => {
                 self.quiet = !ring;
-                let state = if self.quiet { "does not ring" } else { "rings" };
-                self.notice(format!("the terminal {state} for private messages, mentions and files"));
+                let state = if self.quiet { "off" } else { "on" };
+                self.notice(format!("notifications of private messages, mentions and files are {state}"));
             }
             Command::Clear => self.effects.push(Effect::Clear),
             Command::Help(topic) => self.help(topic.as_deref()),
@@ -78,7 +78,7 @@ impl Session {
             Command::Cancel(number) => self.cancel_file(number),
             Command::Files => self.tell_files(),
             Command::Password(_) if self.changing => {
-                self.problem("your password is being changed already".into());
+                self.problem("a password change is already in progress".into());
             }
             Command::Password(file) => {
                 self.changing = true;
@@ -99,7 +99,7 @@ impl Session {
             }
         };
         if name == self.me {
-            self.problem("that is you".into());
+            self.problem("that is your own name".into());
             return None;
         }
         Some(name)
@@ -115,17 +115,17 @@ impl Session {
     fn view(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
         if !self.online.contains(&name) && self.peers.trust(&name).is_none() {
-            return self.problem(format!("nobody called {name} is known here: /users lists who is on-line"));
+            return self.problem(format!("no user named {name} is known: /users lists online users"));
         }
         self.go_to(Some(name.clone()));
-        self.notice(format!("you are talking to {name} alone: /view returns to everyone, and tells nobody"));
+        self.notice(format!("you are talking to {name} alone; /view returns to everyone"));
     }
 
     fn enter(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
         let had_room = self.has_room(&name);
         if had_room && self.partner.as_ref() == Some(&name) {
-            return self.notice(format!("you are in a room with {name} already"));
+            return self.notice(format!("you are already in a room with {name}"));
         }
         // Before anything can be refused: what is typed next is meant for nobody else.
         self.go_to(Some(name.clone()));
@@ -149,14 +149,14 @@ impl Session {
 
     fn leave(&mut self) {
         let Some(partner) = self.partner.clone() else {
-            return self.notice("you are talking to everyone already; /exit leaves the messenger".into());
+            return self.notice("you are already talking to everyone; /exit leaves the messenger".into());
         };
         self.go_to(None);
         if self.rooms.remove(&partner) {
             self.send(Kind::RoomLeft, Audience::Room(partner.clone()), String::new());
             self.notice(format!("you have left the room with {partner}; you are talking to everyone"));
         } else {
-            self.notice(format!("you are talking to everyone, and no more to {partner}"));
+            self.notice(format!("conversation with {partner} closed; you are talking to everyone"));
             self.effects.push(Effect::Leave(partner));
         }
     }
@@ -186,14 +186,14 @@ impl Session {
         self.history = Record::default();
         self.outbox.forget_failed();
         self.effects.push(Effect::Forget);
-        let forgotten = "the messages are forgotten";
+        let forgotten = "all messages are erased";
         match self.kept.as_mut().map_or(Ok(false), History::forget) {
             Ok(false) => self.notice(format!("{forgotten}; none were kept on disk")),
-            Ok(true) => self.notice(format!("{forgotten}, and the file that kept them is erased")),
-            Err(error) => self.problem(format!("{forgotten} here, but their file is not erased: {error}")),
+            Ok(true) => self.notice(format!("{forgotten}, here and on disk")),
+            Err(error) => self.problem(format!("{forgotten} here, but not on disk: {error}")),
         }
         if self.kept.as_ref().is_some_and(History::is_kept) {
-            self.notice("messages from now on are kept again".into());
+            self.notice("new messages are kept on disk again".into());
         }
     }
 
@@ -202,7 +202,8 @@ impl Session {
         let matching = |usage: &&command::Usage| topic.map_or(usage.name != "/", |topic| usage.name == topic);
         let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
         if let (Some(topic), true) = (topic, found.is_empty()) {
-            return self.problem(format!("there is no command /{} (/help lists all)", sanitise(topic)));
+            return self
+                .problem(format!("there is no command /{}: /help lists all commands", sanitise(topic)));
         }
         for usage in found {
             self.notice(format!("{:<20} {}", usage.usage, usage.explanation));
@@ -216,19 +217,21 @@ impl Session {
         let Some(name) = name else {
             let names: Vec<&str> = self.ignored.names().map(Username::as_str).collect();
             return self.notice(match names.is_empty() {
-                true => "nobody is ignored: /ignore NAME shows nothing more from NAME".into(),
-                false => format!("ignored: {}; /unignore NAME shows them again", names.join(", ")),
+                true => "no users are ignored: /ignore NAME hides the messages of NAME".into(),
+                false => {
+                    format!("ignored users: {}; /unignore NAME shows their messages again", names.join(", "))
+                }
             });
         };
         let Some(name) = self.other(name) else { return };
         match self.ignored.set(&name, true) {
             Ok(()) => {
-                let offers = if self.forget_offers(&name) { "; their offers are off the list" } else { "" };
+                let offers = if self.forget_offers(&name) { "; their file offers are removed" } else { "" };
                 self.notice(format!(
-                    "nothing from {name} is shown any more{offers}; /unignore {name} shows it"
+                    "messages from {name} are no longer shown{offers}; /unignore {name} shows them again"
                 ));
             }
-            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
+            Err(error) => self.problem(format!("this cannot be saved: {error}")),
         }
     }
 
@@ -238,8 +241,8 @@ impl Session {
             return self.notice(format!("{name} is not ignored"));
         }
         match self.ignored.set(&name, false) {
-            Ok(()) => self.notice(format!("what {name} says from now on is shown again")),
-            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
+            Ok(()) => self.notice(format!("new messages from {name} are shown again")),
+            Err(error) => self.problem(format!("this cannot be saved: {error}")),
         }
     }
 
@@ -256,7 +259,7 @@ impl Session {
             return self.reconsider(&name);
         }
         if self.peers.get(&name).shown.is_none() {
-            self.problem(format!("the safety number with {name} was not shown yet: compare this one first"));
+            self.problem(format!("you have not seen the safety number with {name} yet: compare it first"));
             return self.tell_safety_number(&name);
         }
         if !self.is_about_the_shown_key(&name) {
@@ -264,7 +267,7 @@ impl Session {
         }
         match self.peers.mark_verified(&name) {
             Ok(()) => self.notice(format!("{name} is verified")),
-            Err(error) => self.problem(format!("that cannot be remembered: {error}")),
+            Err(error) => self.problem(format!("this cannot be saved: {error}")),
         }
     }
 
@@ -284,7 +287,7 @@ impl Session {
             false => format!("/verify {name} yes"),
         };
         self.notice(format!(
-            "compare it with {name} in person or by phone, not in here; if all 60 digits are the same: {then}"
+            "compare it with {name} in person or by phone, not in this chat; if all 60 digits match, type {then}"
         ));
     }
 
@@ -295,7 +298,7 @@ impl Session {
             return true;
         }
         self.problem(format!(
-            "the key of {name} is another than the one whose number was shown: compare again"
+            "the key of {name} has changed since its safety number was shown: compare again"
         ));
         self.tell_safety_number(name);
         false
@@ -308,11 +311,13 @@ impl Session {
         }
         let new = if self.peers.trust(&name).is_some() { "new " } else { "" };
         match self.peers.accept(&name) {
-            Ok(false) => self.notice(format!("there is nothing to decide about the key of {name}")),
-            Ok(true) => {
-                self.notice(format!("the {new}key of {name} is accepted; /verify {name} compares it"))
+            Ok(false) => {
+                self.notice(format!("the key of {name} has not changed: there is nothing to accept"))
             }
-            Err(error) => return self.problem(format!("the decision cannot be remembered: {error}")),
+            Ok(true) => self.notice(format!(
+                "the {new}key of {name} is accepted; /verify {name} shows its safety number"
+            )),
+            Err(error) => return self.problem(format!("your decision cannot be saved: {error}")),
         }
         self.read_inbox(&name);
         self.pump([name]);

@@ -45,14 +45,14 @@ impl Session {
     /// The connection broke.
     pub(super) fn connection_lost(&mut self, why: &str) {
         (self.line, self.refused) = (Line::Lost(None), None);
-        self.problem(format!("the connection to the server is lost: {why}; trying again"));
+        self.problem(format!("connection lost: {why}; trying again"));
     }
 
     /// Another attempt is made then. What the one before was refused for is told once, however often that happens.
     pub(super) fn retrying(&mut self, then: Instant, refused: Option<String>) {
         self.line = Line::Lost(Some(then));
         if refused.is_some() && refused != self.refused {
-            self.problem(format!("not back on-line yet: {}", refused.as_deref().unwrap_or_default()));
+            self.problem(format!("not back online yet: {}", refused.as_deref().unwrap_or_default()));
             self.refused = refused;
         }
     }
@@ -60,7 +60,7 @@ impl Session {
     /// The session goes on.
     pub(super) fn resumed(&mut self, after: Duration) {
         (self.line, self.owed) = (Line::Online, None);
-        self.notice(format!("back on-line after {}", seconds(after)));
+        self.notice(format!("back online after {}", seconds(after)));
     }
 
     /// The server knows nothing of the former session any more: what was sent in it and not acknowledged is told, and
@@ -70,9 +70,9 @@ impl Session {
         (self.line, self.owed) = (Line::Online, None);
         self.keys.restart(new.key, now);
         self.certified_key(new.created, new.newest);
-        let text = "back on-line after {}, in a new session: the server had ended the one before";
+        let text = "back online after {}, in a new session: the old one has ended";
         self.notice(text.replace("{}", &seconds(after)));
-        self.interrupt_files(|_| true, "your session is a new one");
+        self.interrupt_files(|_| true, "your old session has ended");
         self.give_up_all();
         let rooms = std::mem::take(&mut self.rooms);
         rooms.iter().for_each(|with| self.tell_room_closed(with));
@@ -96,7 +96,7 @@ impl Session {
         self.ending?;
         let waits = match self.outbox.unacknowledged().count() {
             0 if self.is_settled() => "a file is not complete yet".into(),
-            0 => "the server owes an answer".into(),
+            0 => "the server has not answered yet".into(),
             1 => "1 message is not acknowledged yet".into(),
             count => format!("{count} messages are not acknowledged yet"),
         };
@@ -148,18 +148,18 @@ impl Session {
     pub fn connection(&self) -> String {
         let since = |then: Instant| self.instant.saturating_duration_since(then);
         let waits = !self.is_heard() || self.owed.is_some_and(|owed| since(owed) >= NOTICEABLE);
-        let under_way = match self.outbox.len() {
-            count if count > 0 && waits => format!(", {count} under way"),
+        let pending = match self.outbox.len() {
+            count if count > 0 && waits => format!(", {count} pending"),
             _ => String::new(),
         };
         match self.line {
-            Line::Online => format!("on-line{under_way}"),
-            Line::Silent(then) => format!("no answer for {} s{under_way}", since(then).as_secs()),
+            Line::Online => format!("online{pending}"),
+            Line::Silent(then) => format!("no answer for {} s{pending}", since(then).as_secs()),
             Line::Lost(then) => {
                 let left = then.map_or(Duration::ZERO, |then| then.saturating_duration_since(self.instant));
                 match left.as_millis().div_ceil(1000) {
-                    0 | 1 => format!("CONNECTION LOST, trying again{under_way}"),
-                    left => format!("CONNECTION LOST, trying again in {left} s{under_way}"),
+                    0 | 1 => format!("CONNECTION LOST, trying again{pending}"),
+                    left => format!("CONNECTION LOST, trying again in {left} s{pending}"),
                 }
             }
         }

@@ -178,7 +178,7 @@ impl Transfer {
         let rate = self.rate(done, now);
         match self.size.saturating_sub(done).checked_div(rate) {
             Some(left) => format!("{}/s, {} left", Size(rate), time_left(left)),
-            None => "begins".into(),
+            None => "starting".into(),
         }
     }
 
@@ -264,7 +264,7 @@ impl Session {
             true => format!("sending {title} to {peer}"),
             false => format!("receiving {title} from {peer}"),
         };
-        self.notice(if from == 0 { what } else { format!("{what}: goes on at {percent} %") });
+        self.notice(if from == 0 { what } else { format!("{what}: resuming at {percent} %") });
     }
 
     /// It cannot go on: both sides are told, and what has arrived stays for another time.
@@ -304,11 +304,11 @@ impl Session {
         let (title, peer) = (transfer.title(), transfer.peer.clone());
         match (kind, missed) {
             (Kind::FileOffer, None) if matches!(transfer.state, State::Offered) => self.notice(format!(
-                "{title} is offered to {peer}, who has to accept it; /cancel {number} withdraws it"
+                "{title} is offered to {peer}, who must accept it first; /cancel {number} withdraws it"
             )),
             (Kind::FileOffer | Kind::FileAccept, Some(why)) => {
                 self.end_transfer(number, false, None);
-                self.problem(format!("{why}: {title} is not transferred"));
+                self.problem(format!("{title} was not transferred: {why}"));
             }
             _ => {}
         }
@@ -321,7 +321,7 @@ impl Session {
         self.files.list.len() < before
     }
 
-    /// `name` is not on-line any more: nothing with them goes on.
+    /// `name` has gone offline: transfers with them end.
     pub(super) fn files_of_left(&mut self, name: &Username) {
         self.interrupt_files(|peer| peer == name, &format!("{name} has left"));
     }
@@ -336,21 +336,18 @@ impl Session {
             let Some(transfer) = self.files.list.get(&number) else { continue };
             let title = transfer.title();
             let offered = matches!(transfer.state, State::Preparing(_) | State::Offered);
-            let again = if transfer.outgoing {
-                "offer it again and it goes on"
-            } else {
-                "it goes on when offered again"
-            };
+            let again =
+                if transfer.outgoing { "offer it again to resume" } else { "it resumes when offered again" };
             self.end_transfer(number, false, None);
             match offered {
                 true => offers.push(title),
-                false => self.problem(format!("{why}: {title} is interrupted; {again}")),
+                false => self.problem(format!("{why}: {title} was interrupted; {again}")),
             }
         }
         match &offers[..] {
             [] => {}
-            [title] => self.notice(format!("{why}: {title} is not offered any more")),
-            many => self.notice(format!("{why}: {} files are not offered any more", many.len())),
+            [title] => self.notice(format!("{why}: {title} is no longer offered")),
+            many => self.notice(format!("{why}: {} files are no longer offered", many.len())),
         }
     }
 
@@ -367,7 +364,7 @@ impl Session {
         let list = self.files.list.iter();
         let overdue: Vec<u32> = list.filter(|(_, one)| overdue(one)).map(|(number, _)| *number).collect();
         for number in overdue {
-            self.fail(number, "no answer has come in time");
+            self.fail(number, "there was no answer in time");
         }
     }
 
@@ -377,8 +374,7 @@ impl Session {
         let titles =
             list.filter(|one| !one.is_open() && !matches!(one.state, State::Keeping)).map(Transfer::title);
         let titles: Vec<String> = titles.collect();
-        (!titles.is_empty())
-            .then(|| format!("not complete: {}; offered again, it goes on", titles.join(", ")))
+        (!titles.is_empty()).then(|| format!("not complete: {}; offer it again to resume", titles.join(", ")))
     }
 }
 

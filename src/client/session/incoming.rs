@@ -29,7 +29,7 @@ impl Session {
         let header = &message.envelope.header;
         let (from, named, claimed) = (header.from.clone(), header.identity, claimed(header));
         if from == *self.me() || !self.peers.admits(&from) {
-            return self.tell_refused(&from, "the server cannot have it from there");
+            return self.tell_refused(&from, "its sender is invalid");
         }
         let peer = self.peers.get(&from);
         let known = peer.identity.as_ref().is_some_and(|key| key.fingerprint() == named);
@@ -38,7 +38,7 @@ impl Session {
         }
         // A stranger, a changed key, or a forgery: the server's word on the key decides which.
         if self.unread >= MAX_INBOX || peer.inbox.len() >= MAX_INBOX_OF_ONE {
-            return self.refuse(&from, claimed, "too many wait for a key already");
+            return self.refuse(&from, claimed, "too many messages are waiting for a key");
         }
         self.unread += 1;
         let peer = self.peers.get(&from);
@@ -63,7 +63,7 @@ impl Session {
     pub(super) fn drop_inbox(&mut self, name: &Username) {
         for message in std::mem::take(&mut self.peers.get(name).inbox) {
             self.unread -= 1;
-            self.refuse(name, claimed(&message.envelope.header), "there is no key to check it with");
+            self.refuse(name, claimed(&message.envelope.header), "there is no key to verify it");
         }
     }
 
@@ -98,22 +98,22 @@ impl Session {
         from: &Username,
         message: &EncryptedMessage,
     ) -> Result<(Header, u64, Zeroizing<String>, [u8; 32]), String> {
-        let Some(peer) = self.peers.find(from) else { return Err("nobody knows them".into()) };
-        let Some(identity) = &peer.identity else { return Err("their key is not known".into()) };
+        let Some(peer) = self.peers.find(from) else { return Err("the sender is unknown".into()) };
+        let Some(identity) = &peer.identity else { return Err("the sender's key is unknown".into()) };
         let verified = message.envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
         match (&header.recipient, header.recipient_key) {
             (Some(name), Some(key)) if name == self.me() && self.keys.holds(key) => {}
-            (Some(_), _) => return Err("it is for somebody else, or for an earlier session of yours".into()),
+            (Some(_), _) => return Err("it is for another user, or for an earlier session of yours".into()),
             // PROTOCOL#broadcast-server.
             (None, key) if key == self.server => {}
-            (None, _) => return Err("it was made for another server".into()),
+            (None, _) => return Err("it is for another server".into()),
         }
         let gap = match peer.replay.order(&header, self.now) {
             Order::Next => 0,
             Order::Gap(missing) => missing,
             Order::Replayed => {
-                return Err("it is a repetition, or it arrived after later ones".into());
+                return Err("it is a duplicate, or it arrived out of order".into());
             }
         };
         // PROTOCOL#key-id.
@@ -141,9 +141,13 @@ impl Session {
     fn tell_skew(&mut self, header: &Header) {
         let (from, off) = (&header.from, header.time.abs_diff(self.now));
         if off > MAX_SKEW_MS {
-            let direction = if header.time < self.now { "behind" } else { "ahead of" };
+            // A delay makes a message old, and never new.
+            let (direction, delayed) = match header.time < self.now {
+                true => ("behind", ", or the message was delayed"),
+                false => ("ahead of", ""),
+            };
             let text = format!(
-                "a message from {from} is {} {direction} this machine's clock: a clock is wrong, or it was held back",
+                "a message from {from} is dated {} {direction} this machine's clock: one of the clocks is wrong{delayed}",
                 span(off)
             );
             self.problem_about(from, direction, text);
@@ -152,11 +156,15 @@ impl Session {
 
     fn tell_gap(&mut self, from: &Username, missing: u64) {
         let total = &mut self.peers.get(from).missing;
-        let in_all = if *total > 0 { " in all" } else { "" };
+        let in_total = if *total > 0 { " in total" } else { "" };
         *total = total.saturating_add(missing);
         let (messages, are) = if *total == 1 { ("message", "is") } else { ("messages", "are") };
         let count = if *total > MAX_MISSING { format!("more than {MAX_MISSING}") } else { total.to_string() };
-        self.problem_about(from, "missing", format!("{count} {messages} from {from} {are} missing{in_all}"));
+        self.problem_about(
+            from,
+            "missing",
+            format!("{count} {messages} from {from} {are} missing{in_total}"),
+        );
     }
 
     /// PROTOCOL#check-text.
@@ -231,8 +239,7 @@ impl Session {
     /// A room ends with the session of either of the two.
     pub(super) fn tell_room_closed(&mut self, with: &Username) {
         let text = format!(
-            "the room with {with} is closed: what you type in it is sent as private messages; \
-             /room {with} opens it again"
+            "the room with {with} is closed: what you type here is sent as private messages; /room {with} opens it again"
         );
         self.notice_in_room(with, text);
     }

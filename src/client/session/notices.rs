@@ -155,7 +155,7 @@ impl Notices {
         {
             let more = if is_due { std::mem::take(&mut allowance.more) } else { 0 };
             if more > 0 {
-                let text = format!("{more} more {what} were not shown one by one");
+                let text = format!("{more} more {what} were not shown");
                 shown.push((Source::Problem, Place::Here, text));
             }
         }
@@ -203,7 +203,7 @@ impl Session {
     /// Says once in a session that a later version sends what this one does not know. PROTOCOL#later-versions.
     pub(super) fn tell_later(&mut self, what: String) {
         if !std::mem::replace(&mut self.notices.later, true) {
-            self.notice(format!("{what}: it is not shown here, a newer client may show it"));
+            self.notice(format!("{what}; a newer client may show it"));
         }
     }
 

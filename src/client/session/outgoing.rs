@@ -181,7 +181,7 @@ impl Session {
             return self.unsent(
                 number,
                 message,
-                format!("too long: a message has at most {} KiB", MAX_TEXT / 1024),
+                format!("the message is too long: the limit is {} KiB", MAX_TEXT / 1024),
             );
         }
         message.waiting = match message.audience.recipient() {
@@ -197,7 +197,7 @@ impl Session {
         if message.waiting.is_empty() {
             let nobody =
                 if self.others().next().is_none() { "nobody else" } else { "nobody with a trusted key" };
-            return self.unsent(number, message, format!("{nobody} is on-line: your message was not sent"));
+            return self.unsent(number, message, format!("{nobody} is online: your message was not sent"));
         }
         if let Some(name) = message.audience.recipient()
             && self.peers.has_changed(name)

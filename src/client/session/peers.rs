@@ -37,7 +37,7 @@ pub struct Peer {
     pub identity: Option<IdentityPublicKey>,
     /// A key that differs from the remembered one, or whose record may have been lost, undecided; `None` if there is none.
     pub changed: Option<IdentityPublicKey>,
-    /// The certified session key; `None` while not on-line, or not asked for.
+    /// The certified session key; `None` while not online, or not asked for.
     pub session: Option<SessionPublicKey>,
     /// When that was certified, in milliseconds since 1970.
     created: u64,
@@ -173,7 +173,7 @@ impl Peers {
         }
     }
 
-    /// This person is not on-line any more.
+    /// This user has gone offline.
     pub fn left(&mut self, name: &Username) {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.session = None;
@@ -230,15 +230,17 @@ impl Peers {
         peer.asked = false;
         peer.session = None;
         if let Some(other) = self.known.other_spelling(&keys.name) {
-            return Learned::Refused(format!("{other} is known here, and differs in letter case alone"));
+            return Learned::Refused(format!("{other} is already known, and differs only in letter case"));
         }
         let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
-            return Learned::Refused("the server shows an identity key that is none".into());
+            return Learned::Refused("the server shows an invalid identity key".into());
         };
         let session = match certified(keys, &identity, now_ms) {
             Ok(session) => session,
             Err(error) => {
-                return Learned::Refused(format!("the session key that the server shows: {error}"));
+                return Learned::Refused(format!(
+                    "the session key that the server shows is invalid: {error}"
+                ));
             }
         };
         let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
@@ -248,12 +250,12 @@ impl Peers {
             return Learned::Changed;
         }
         if remembered.is_none() && self.known.count() >= MAX_PEERS {
-            return Learned::Refused("more people are remembered than a client can keep in mind".into());
+            return Learned::Refused("this client already remembers the most users that it can".into());
         }
         if remembered.is_none()
             && let Err(error) = self.known.remember(&keys.name, identity.fingerprint())
         {
-            return Learned::Refused(format!("the key cannot be remembered: {error}"));
+            return Learned::Refused(format!("the key cannot be saved: {error}"));
         }
         let (reverted, owner) = (peer.changed.is_some(), identity.fingerprint());
         (peer.identity, peer.changed) = (Some(identity), None);
@@ -334,7 +336,7 @@ impl Session {
         let told: BTreeSet<Username> = told.cloned().collect();
         // An answer is about exactly the names of the question.
         let Some(mut asked) = self.asking.take_if(|asked| *asked == told) else {
-            return self.server_problem("the server sent keys that were not asked for".into());
+            return self.server_problem("the server sent keys that were not requested".into());
         };
         self.owed = None;
         let mut here = Vec::new();
@@ -403,7 +405,7 @@ impl Session {
         if self.verifying.remove(name) {
             self.problem(match why {
                 Missed::NoAccount => format!("there is no account named {name}"),
-                _ => format!("no key of {name} is to be had"),
+                _ => format!("{name} has no usable key"),
             });
         }
     }
@@ -429,15 +431,19 @@ impl Session {
     /// Why the key of `name` has to be decided about, and how.
     fn undecided(&self, name: &Username) -> String {
         let (what, why, then) = match self.peers.doubt(name).map(Path::display) {
-            None => {
-                ("HAS CHANGED", format!("Either {name} has a new key, or somebody is in between"), "".into())
-            }
+            None => (
+                "HAS CHANGED",
+                format!("Either {name} has a new key, or someone is intercepting your messages"),
+                "".into(),
+            ),
             Some(aside) => (
                 "MAY HAVE CHANGED",
                 format!(
                     "A damaged record of known_users, set aside in {aside}, may have been that of {name}"
                 ),
-                format!(". When you have done so for everyone you knew, remove {aside} and start again"),
+                format!(
+                    ". When you have done so for everyone you knew, remove {aside} and restart the client"
+                ),
             ),
         };
         format!(

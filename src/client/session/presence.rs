@@ -1,4 +1,4 @@
-//! Who is on-line.
+//! Who is online.
 //!
 //! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
 //! without a word. Specification: PROTOCOL#messages.
@@ -10,7 +10,7 @@ use crate::protocol::Presence;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// People on-line that are kept in mind; a server that names more is not believed: it would fill the memory.
+/// People online that are kept in mind; a server that names more is not believed: it would fill the memory.
 const MAX_ONLINE: usize = 200_000;
 
 /// The rest of a change follows at once; a server that withholds it hides nobody by that.
@@ -50,7 +50,7 @@ impl Changes {
 }
 
 impl Session {
-    /// How many are on-line, oneself included.
+    /// How many are online, oneself included.
     pub fn online(&self) -> usize {
         self.online.len()
     }
@@ -77,7 +77,7 @@ impl Session {
         for name in presence.joined {
             if self.online.len() >= MAX_ONLINE && !self.online.contains(&name) {
                 self.server_problem(format!(
-                    "the server names more than {MAX_ONLINE} users; the rest is ignored"
+                    "the server lists more than {MAX_ONLINE} users; the rest are ignored"
                 ));
                 break;
             }
@@ -116,7 +116,7 @@ impl Session {
         }
         self.changes = Changes::default();
         self.tell_people(&again, "has logged in again", "have logged in again");
-        self.tell_people(&joined, "is on-line", "have come online");
+        self.tell_people(&joined, "is online", "have come online");
         self.tell_people(&left, "has left", "have left");
     }
 
@@ -124,12 +124,12 @@ impl Session {
         self.online.contains(name)
     }
 
-    /// Everyone on-line but oneself.
+    /// Everyone online but oneself.
     pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
         self.online.iter().filter(|name| **name != self.me)
     }
 
-    /// Everyone whose key is known or who is on-line, these first; not oneself.
+    /// Everyone whose key is known or who is online, these first; not oneself.
     pub fn people(&self) -> impl Iterator<Item = &Username> {
         let known = |name: &&Username| !self.is_online(name) && self.peers.trust(name).is_some();
         self.others().chain(self.peers.names().filter(known))
@@ -141,7 +141,7 @@ impl Session {
         people.extend(others.iter().map(|name| format!("{name} ({})", self.trust_word(name))));
         let rest = self.online.len().saturating_sub(people.len());
         let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-        self.notice(format!("{} on-line: {}{rest}", self.online.len().max(1), people.join(", ")));
+        self.notice(format!("{} online: {}{rest}", self.online.len().max(1), people.join(", ")));
     }
 
     fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {

@@ -82,7 +82,7 @@ impl Grants {
 
     fn say(&self, count: u32) {
         let grant = Grant { peer: self.peer.clone(), transfer: Fixed(self.transfer), count };
-        // The queue is full only when the server takes nothing: the session will find out.
+        // The queue is full only when the server does not accept data: the session will find out.
         let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
     }
 }

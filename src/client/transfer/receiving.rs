@@ -139,7 +139,7 @@ impl Worker {
                     }
                     // The openers are gone only after one of them has said why, if there were any.
                     Err(RecvTimeoutError::Disconnected) => {
-                        return Err(Failure::Broken("no thread is to be had for it".into()));
+                        return Err(Failure::Broken("no thread could be started for it".into()));
                     }
                 };
                 // One that is wrong does not take those before it along: the file goes on behind them one day.

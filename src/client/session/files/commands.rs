@@ -16,13 +16,15 @@ use crate::name::Username;
 impl Session {
     pub(in super::super) fn send_file(&mut self, name: Username, path: String) {
         if !self.is_online(&name) {
-            return self.problem(format!("{name} is not on-line: files go only to people who are"));
+            return self.problem(format!("{name} is offline: files can be sent only to online users"));
         }
         if self.peers.has_changed(&name) {
             return self.reconsider(&name);
         }
         if self.files.count(true) >= MAX_LISTED {
-            return self.problem("too many files are on the list: /files shows it, /cancel ends one".into());
+            return self.problem(
+                "too many files are offered or in progress: /files lists them, /cancel ends one".into(),
+            );
         }
         let id = random();
         let transfer = Transfer {
@@ -53,9 +55,9 @@ impl Session {
         if found.is_none() {
             let none = self.files.list.values().all(|one| !one.is_open());
             self.problem(match number {
-                Some(number) => format!("no offer has the number {number}: /files lists them"),
+                Some(number) => format!("there is no offer number {number}: /files lists them"),
                 None if none => "nobody has offered you a file".into(),
-                None => format!("several files are offered: /{command} NUMBER says which one"),
+                None => format!("several files are offered: type /{command} NUMBER, /files lists them"),
             });
             if number.is_none() {
                 self.tell_other_offers();
@@ -67,13 +69,15 @@ impl Session {
     pub(in super::super) fn accept_file(&mut self, number: Option<u32>) {
         let Some(number) = self.offer(number, "acceptfile") else { return };
         if self.files.moving(false) >= MAX_ARRIVING {
-            let text = format!("{MAX_ARRIVING} files are arriving already: wait for one, or /cancel it");
+            let text = format!(
+                "{MAX_ARRIVING} files are already arriving: wait until one is complete, or /cancel it"
+            );
             return self.problem(text);
         }
         let Some(transfer) = self.files.list.get(&number) else { return };
         let same = |one: &Transfer| (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256);
         if self.files.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
-            return self.problem(format!("{} is arriving already", transfer.title()));
+            return self.problem(format!("{} is already arriving", transfer.title()));
         }
         let job = Job::Receive {
             peer: transfer.peer.clone(),
@@ -117,11 +121,11 @@ impl Session {
         };
         let Some((number, transfer)) = found.map(|(number, one)| (*number, one)).filter(|_| !several) else {
             return self.problem(match number {
-                Some(number) => format!("no file has the number {number}: /files lists them"),
+                Some(number) => format!("there is no file number {number}: /files lists them"),
                 None if several => {
                     "several files are in progress: /cancel NUMBER ends one, /files lists them".into()
                 }
-                None => "no file is in progress".into(),
+                None => "no file is offered or in progress".into(),
             });
         };
         if transfer.is_open() {
@@ -152,9 +156,9 @@ impl Session {
                         format!("waits for {peer}; /cancel {number} withdraws it")
                     }
                     State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
-                    State::Opening | State::AwaitingKey(..) => "begins".into(),
+                    State::Opening | State::AwaitingKey(..) => "starting".into(),
                     State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(self.instant)),
-                    State::Confirming | State::Keeping => "is sent, almost done".into(),
+                    State::Confirming | State::Keeping => "sent, waiting for confirmation".into(),
                 };
                 match transfer.state {
                     State::Preparing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
@@ -166,20 +170,23 @@ impl Session {
             lines.push("no files are offered or in progress: /sendfile NAME PATH offers one".into());
         }
         let stopped = self.files.stopped.iter().filter(|one| one.outgoing);
-        lines.extend(stopped.map(|one| {
-            format!("{} to {} was interrupted: offer it again and it continues", one.title, one.peer)
-        }));
+        lines.extend(
+            stopped.map(|one| {
+                format!("{} to {} was interrupted: offer it again to resume", one.title, one.peer)
+            }),
+        );
         let is_known = |part: &LeftPart| {
             let same = |one: &Transfer| (&one.peer, one.sha256) == (&part.sender, part.sha256);
             self.files.list.values().any(|one| !one.outgoing && same(one))
         };
         lines.extend(parts.iter().filter(|part| !is_known(part)).take(MAX_LISTED).map(|part| {
-            let same = |one: &&Stopped| {
-                !one.outgoing && (&one.peer, one.sha256) == (&part.sender, part.sha256)
-            };
+            let same =
+                |one: &&Stopped| !one.outgoing && (&one.peer, one.sha256) == (&part.sender, part.sha256);
             let title = self.files.stopped.iter().find(same).map_or("a file", |one| &one.title);
             let (sender, size) = (&part.sender, Size(part.bytes));
-            format!("{title} from {sender} was interrupted, {size} are here: it continues when {sender} offers it again")
+            format!(
+                "{title} from {sender} was interrupted after {size}: it resumes when {sender} offers it again"
+            )
         }));
         lines.into_iter().for_each(|line| self.notice(line));
     }

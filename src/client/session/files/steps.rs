@@ -26,7 +26,7 @@ impl Session {
             // What was cancelled meanwhile has nothing more to say, but that it was too late.
             if let Step::Received(path) = step {
                 let path = sanitise(&path.to_string_lossy());
-                self.notice(format!("a file had arrived whole already: {path}"));
+                self.notice(format!("this file was already complete: {path}"));
             }
             return;
         };
@@ -37,7 +37,7 @@ impl Session {
             }
             Step::Prepared { name, size, sha256 } => {
                 let Some(chunks) = chunks(size) else {
-                    return self.fail(number, "it is too large");
+                    return self.fail(number, "the file is too large");
                 };
                 (transfer.name, transfer.size, transfer.sha256) = (safe_name(&name), size, sha256);
                 let offer = Offer {
@@ -56,7 +56,7 @@ impl Session {
             Step::Tight { free, missing } => {
                 let (title, free, missing) = (transfer.title(), Size(free), Size(missing));
                 self.problem(format!(
-                    "the disk has {free} free, and {title} needs {missing}: it may not fit; /cancel {number} ends it"
+                    "{title} may not fit: it needs {missing}, and the disk has {free} free; /cancel {number} ends it"
                 ));
             }
             Step::Ready { start } => {
@@ -85,7 +85,7 @@ impl Session {
                 self.word(Kind::FileDone, number, &transfer, None);
                 let (title, peer) = (transfer.title(), &transfer.peer);
                 self.notice(format!(
-                    "{title} from {peer} has arrived whole: {}",
+                    "{title} from {peer} is complete: {}",
                     sanitise(&path.to_string_lossy())
                 ));
             }
@@ -101,7 +101,7 @@ impl Session {
             }
             Step::Failed { here, there, goes_on } => {
                 let again = goes_on && matches!(transfer.state, State::Moving(1..));
-                let again = if again { "; when it is offered again, it goes on from there" } else { "" };
+                let again = if again { "; it resumes when it is offered again" } else { "" };
                 let label = transfer.label();
                 self.end_transfer(number, !goes_on, Some(there));
                 self.problem(format!("{label}: {}{again}", sanitise(&here)));

@@ -61,7 +61,7 @@ impl Session {
     /// A word about a file. `Err` if it is none.
     pub(in super::super) fn file_word(&mut self, header: &Header, text: &str) -> Result<(), String> {
         let from = &header.from;
-        let nonsense = |_| "its text is not what it should be".to_string();
+        let nonsense = |_| "its text is malformed".to_string();
         match header.kind {
             Kind::FileOffer => self.offered(from, json::from_str(text).map_err(nonsense)?)?,
             Kind::FileAccept => {
@@ -80,11 +80,11 @@ impl Session {
     /// PROTOCOL#bad-word.
     fn offered(&mut self, from: &Username, offer: Offer) -> Result<(), String> {
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
-            return Err("its size and its number of parts contradict each other".into());
+            return Err("its size and its number of chunks do not match".into());
         }
         let theirs = self.files.list.values().filter(|one| one.peer == *from && !one.outgoing).count();
         if self.files.find(from, &offer.transfer.0).is_some() {
-            return Err("it offers the same a second time".into());
+            return Err("it offers the same transfer twice".into());
         }
         if theirs >= MAX_OFFERS_OF_ONE {
             return Err("too many files are offered already: /files lists them".into());
@@ -94,7 +94,7 @@ impl Session {
                 self.files.dispensable().and_then(|number| self.files.list.remove(&number))
         {
             let (title, peer) = (transfer.title(), &transfer.peer);
-            self.notice(format!("too many files are offered: {title} from {peer} is off the list"));
+            self.notice(format!("too many files are offered: {title} from {peer} was removed from the list"));
         }
         let transfer = Transfer {
             peer: from.clone(),
@@ -112,7 +112,7 @@ impl Session {
         let title = transfer.title();
         let number = self.files.add(transfer);
         self.notice(format!(
-            "{from} offers you a file: {title}; /acceptfile {number} takes it, /rejectfile {number} declines"
+            "{from} offers you a file: {title}; /acceptfile {number} accepts it, /rejectfile {number} declines it"
         ));
         self.alert(from, Place::Here);
         Ok(())
@@ -127,7 +127,7 @@ impl Session {
         }
         let chunks = chunks(transfer.size).unwrap_or(0);
         let Some(start) = u32::try_from(start).ok().filter(|start| *start <= chunks) else {
-            return self.fail(number, "the answer is about more than the file has");
+            return self.fail(number, "the answer starts after the end of the file");
         };
         if self.files.moving(true) >= MAX_LEAVING {
             return self.fail(number, "too many files are in progress already: offer it again later");
@@ -153,7 +153,7 @@ impl Session {
             let (Some(recipient), Some(transfer)) =
                 (key.filter(|key| key.fingerprint() == session), self.files.list.get(&number))
             else {
-                self.fail(number, "the key that it was accepted with is not in use any more");
+                self.fail(number, "the key that it was accepted with is no longer in use");
                 continue;
             };
             let (id, key, size) = (transfer.id, transfer.key.duplicate(), transfer.size);
@@ -188,8 +188,8 @@ impl Session {
                 self.problem(match reason {
                     Some(CANCELLED) if offered => format!("{peer} has withdrawn {title}"),
                     Some(CANCELLED) => format!("{peer} has cancelled {title}"),
-                    Some(reason) => format!("{title} has failed on the side of {peer}: {reason}"),
-                    None => format!("{title} has failed on the side of {peer}"),
+                    Some(reason) => format!("{title} failed on {peer}'s side: {reason}"),
+                    None => format!("{title} failed on {peer}'s side"),
                 });
             }
             _ => {}

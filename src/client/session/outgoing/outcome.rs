@@ -40,7 +40,7 @@ impl Session {
     /// The server has said what became of a request. PROTOCOL#outcome, PROTOCOL#stale.
     pub(in super::super) fn sent(&mut self, answer: &Sent) {
         let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
-            return self.server_problem("the server answered something that was not asked".into());
+            return self.server_problem("the server answered a request that was not made".into());
         };
         let [delivered, stale, busy] = [&answer.delivered, &answer.stale, &answer.busy]
             .map(|names| names.iter().collect::<BTreeSet<_>>());
@@ -185,7 +185,7 @@ impl Session {
         }
         let to_all = message.audience == Audience::Everyone;
         if to_all && message.delivered == 0 && message.missed.values().all(|why| *why == Missed::Offline) {
-            let why = "nobody else is on-line any more: your message was not delivered";
+            let why = "nobody else is online any more: your message was not delivered";
             return self.unsent(number, message, why.into());
         }
         if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
@@ -195,7 +195,7 @@ impl Session {
                     // Who was not told can be told another time.
                     self.rooms.remove(name);
                     format!(
-                        "{because}: no room is open, and nobody gets what you type here; /leave returns to everyone"
+                        "{because}: no room is open, and nobody receives what you type here; /leave returns to everyone"
                     )
                 }
                 _ => format!("{because}: your message was not delivered"),
@@ -205,25 +205,25 @@ impl Session {
         let text = quoted(&message.text);
         for (name, why) in message.missed.iter().take(MAX_NAMED) {
             let why = self.because(name, *why);
-            self.problem_about(name, &why, format!("{why}: {name} did not get {text}"));
+            self.problem_about(name, &why, format!("{why}: {name} did not receive {text}"));
         }
         if message.missed.len() > MAX_NAMED {
             let rest = message.missed.len() - MAX_NAMED;
-            self.problem_about_some("nor", format!("nor did {rest} others"));
+            self.problem_about_some("nor", format!("{rest} other users did not receive it either"));
         }
         if message.delivered == 0 {
-            self.unsent(number, message, "nobody got your message".into());
+            self.unsent(number, message, "nobody received your message".into());
         }
     }
 
     fn because(&self, name: &Username, why: Missed) -> String {
         match why {
-            Missed::Offline => format!("{name} is not on-line"),
+            Missed::Offline => format!("{name} is offline"),
             Missed::NoAccount => format!("there is no account named {name}"),
-            Missed::NoKey => format!("no usable key of {name} is to be had"),
+            Missed::NoKey => format!("{name} has no usable key"),
             Missed::KeyChanged => self.doubt(name),
-            Missed::Busy => format!("the connection of {name} is too slow at the moment"),
-            Missed::Failed => format!("the server did not take it for {name}"),
+            Missed::Busy => format!("{name}'s connection is too slow at the moment"),
+            Missed::Failed => format!("the server did not accept it for {name}"),
         }
     }
 
@@ -251,7 +251,7 @@ impl Session {
             }
             self.gave_up = true;
             if message.delivered > 0 {
-                self.problem(format!("{maybe}: not all may have got {}", quoted(&message.text)));
+                self.problem(format!("{maybe}: some users may not have received {}", quoted(&message.text)));
             } else {
                 let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
                 self.unsent(number, message, why);
@@ -273,7 +273,7 @@ impl Session {
                 let time = if id.is_some() { time } else { self.now };
                 self.dispatch(Outgoing::new(Kind::Message, audience, text, (time, id), None));
             }
-            None => self.problem("that message is no longer at hand: type it again".into()),
+            None => self.problem("that message is no longer available: type it again".into()),
         }
     }
 }
