@@ -28,7 +28,7 @@ const HOUR: u64 = 3_600_000;
 pub struct Account {
     /// In the letter case of its registration.
     pub name: Username,
-    /// What the server knows of the password.
+    /// The salt, the rounds and the key that the server stores.
     pub password: PasswordKey,
     /// Fingerprint of the identity key, which has its own file.
     pub identity: Fingerprint,
@@ -96,8 +96,8 @@ pub fn offered(
     Ok(SessionCertificate { session_key: session_key.clone(), created, certificate: *certificate })
 }
 
-/// What a user does if their clock differs from the server's by over two hours, so that each side may refuse certificates
-/// that the other takes. Both in milliseconds since 1970.
+/// The advice for a user whose clock differs from the server's by more than two hours: then one side may refuse
+/// certificates that the other accepts. Both times are in milliseconds since 1970.
 pub fn wrong_clock(own: u64, servers: u64) -> Option<String> {
     let side = match (is_far_ahead(own, servers), is_far_ahead(servers, own)) {
         (true, _) => "ahead of",
@@ -272,7 +272,7 @@ impl PendingResume {
 
 /// Server: a login, between challenge and response.
 pub struct PendingLogin {
-    /// Random, but for the name, if there is none.
+    /// If the name has no account, all values but the name are random.
     account: Arc<Account>,
     is_known: bool,
     nonce: [u8; 32],

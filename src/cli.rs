@@ -1,5 +1,5 @@
-//! Command lines: `--flag`, `--flag VALUE` and `--flag=VALUE`, and an options file with one of these a line. An error is one
-//! line.
+//! Command lines (`--flag`, `--flag VALUE` and `--flag=VALUE`) and options files, which have one flag a line. An error is
+//! one line.
 
 use crate::disk;
 use std::collections::VecDeque;
@@ -11,13 +11,13 @@ use std::str::FromStr;
 
 /// The largest options file, in bytes.
 const MAX_FILE: usize = 64 * 1024;
-/// With one of these, no file is read: help is for those who have made a mistake in it, too.
+/// With one of these, no file is read: a mistake in the file must not hide the help.
 const HELP: [&str; 4] = ["--help", "-h", "--version", "-V"];
 
-/// The words that are not parsed yet: of the options file, line by line, and then of the command line, which so wins.
+/// The words that are not parsed yet. The options file comes first, line by line, so the command line wins.
 #[derive(Default)]
 pub struct Arguments {
-    /// Each with what precedes the errors about it.
+    /// Each with its place, which is the beginning of an error about it.
     sources: VecDeque<(String, Vec<OsString>)>,
     place: String,
     words: std::vec::IntoIter<OsString>,
@@ -32,21 +32,17 @@ impl Arguments {
         Arguments { sources, ..Arguments::default() }
     }
 
-    /// The same, and `options` of the data folder if it is there. `default` is the data folder's name below `$HOME`.
+    /// Takes the options file of the data folder too, if it exists. `default` is the data folder's name below `$HOME`.
     ///
     /// # Errors
     /// If the file cannot be read.
     pub fn with_file(words: impl IntoIterator<Item = OsString>, default: &str) -> Result<Arguments, String> {
-        let mut arguments = Arguments::new(words);
-        let words = &arguments.sources[0].1;
+        let words: Vec<OsString> = words.into_iter().collect();
         let is_help = words.iter().any(|word| HELP.iter().any(|help| word == help));
-        let folder = folder(words).or_else(|| disk::under_home(default).ok());
-        if let Some(folder) = folder.filter(|_| !is_help) {
-            for line in lines(&folder.join(disk::OPTIONS))?.into_iter().rev() {
-                arguments.sources.push_front(line);
-            }
-        }
-        Ok(arguments)
+        let folder = folder(&words).or_else(|| disk::under_home(default).ok()).filter(|_| !is_help);
+        let lines = folder.map_or(Ok(Vec::new()), |folder| lines(&folder.join(disk::OPTIONS)))?;
+        let sources = lines.into_iter().chain([(String::new(), words)]).collect();
+        Ok(Arguments { sources, ..Arguments::default() })
     }
 
     /// An error about the flag that was returned last, with the line of the file that has it.
@@ -105,8 +101,8 @@ fn folder(words: &[OsString]) -> Option<PathBuf> {
     (0..words.len()).rev().find_map(value)
 }
 
-/// The options of a file, each with what precedes an error about it; none if there is no file. Empty lines and those that
-/// begin with `#` are none.
+/// The lines of an options file, each with its place; none if the file does not exist. Empty lines and lines that begin
+/// with `#` are skipped.
 fn lines(path: &Path) -> Result<Vec<(String, Vec<OsString>)>, String> {
     let bytes = match disk::read(path, MAX_FILE) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -119,7 +115,7 @@ fn lines(path: &Path) -> Result<Vec<(String, Vec<OsString>)>, String> {
     Ok(options.map(|(at, line)| (format!("{}, line {}: ", path.display(), at + 1), words(line))).collect())
 }
 
-/// A flag, and all that follows it as its value.
+/// A flag and its value: the rest of the line.
 fn words(line: &str) -> Vec<OsString> {
     match line.split_once(char::is_whitespace) {
         Some((flag, value)) if !flag.contains('=') => vec![flag.into(), value.trim_start().into()],

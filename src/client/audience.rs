@@ -1,12 +1,12 @@
-//! To whom a message goes: the same type from the typed command to the signed scope, the view and the history.
+//! The recipients of a message: one type from the typed command to the signed scope, the view and the history.
 
 use crate::crypto::envelope::Scope;
 use crate::name::Username;
 
-/// Who gets a message, beside its author.
+/// The recipients of a message, without its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audience {
-    /// All users who are online.
+    /// All online users.
     Everyone,
     /// This user, outside a room.
     Private(Username),
@@ -15,7 +15,7 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// What a scope and a recipient mean together; `None` if they contradict each other, or if a later version has the scope.
+    /// The audience of a signed scope and recipient. `None` if they contradict each other, or for a scope of a later version.
     pub fn new(scope: Scope, recipient: Option<Username>) -> Option<Audience> {
         match (scope, recipient) {
             (Scope::Broadcast, None) => Some(Audience::Everyone),
@@ -25,7 +25,7 @@ impl Audience {
         }
     }
 
-    /// What the author signs.
+    /// The scope that the author signs.
     pub fn scope(&self) -> Scope {
         match self {
             Audience::Everyone => Scope::Broadcast,

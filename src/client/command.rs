@@ -22,7 +22,7 @@ pub enum Command {
     View(View),
     /// The mouse is the client's or the terminal's, whichever it was not.
     Mouse,
-    /// Who is online, and how well their keys are known.
+    /// Lists online users, and how well their keys are known.
     Users,
     /// The last so many messages.
     History(usize),
@@ -84,7 +84,7 @@ pub struct Usage {
     parse: Parse,
 }
 
-/// Takes the words that belong to a command: more of them are a wrong usage.
+/// Takes the words of a command. Words that it leaves are an error.
 type Parse = fn(&mut Words<'_>) -> Result<Command, Wrong>;
 
 /// All commands, as `/help` lists them.
@@ -165,14 +165,15 @@ const fn usage(name: &'static str, usage: &'static str, explanation: &'static st
     Usage { name, usage, explanation, parse }
 }
 
-/// Why a command cannot be carried out.
+/// Why a line is not a valid command.
 enum Wrong {
-    /// Its usage is shown.
+    /// The client shows the command's usage.
     Usage,
+    /// Another reason, as a sentence.
     Because(String),
 }
 
-/// What follows a command's name.
+/// The words after a command's name that are not parsed yet.
 struct Words<'a>(&'a str);
 
 impl<'a> Words<'a> {

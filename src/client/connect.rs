@@ -127,7 +127,8 @@ impl fmt::Display for StartError {
             ),
             StartError::ServerChanged { server, seen, expected } => write!(
                 f,
-                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Someone may be intercepting the connection. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
+                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Someone may be \
+                 intercepting the connection. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
             ),
             StartError::Lost(error) => write!(f, "connection lost: {}", reason(error)),
             StartError::OutOfPlace => f.write_str("unexpected message from the server: is it a server of this messenger?"),
@@ -135,12 +136,14 @@ impl fmt::Display for StartError {
                 let theirs = theirs.map_or("another version".into(), |version| format!("version {version}"));
                 write!(
                     f,
-                    "the server speaks {theirs} of the protocol, this client version {VERSION}: use a client of that version, or ask the operator to update the server"
+                    "the server speaks {theirs} of the protocol, this client version {VERSION}: use a client of that \
+                     version, or ask the operator to update the server"
                 )
             }
             StartError::NoKey(name, path) => write!(
                 f,
-                "there is no key for {name} on this machine: copy it to {} from the machine where you created the account, or create a new account",
+                "there is no key for {name} on this machine: copy it to {} from the machine where you created \
+                 the account, or create a new account",
                 path.display()
             ),
             StartError::KeyFile(KeyFileError::WrongPassword) => {
@@ -169,7 +172,8 @@ impl fmt::Display for StartError {
                 path.display()
             ),
             StartError::OtherPassword => f.write_str(
-                "an earlier password change was interrupted, and the server expects the other of the two passwords: log in with that one",
+                "an earlier password change was interrupted, and the server expects the other of the two \
+                 passwords: log in with that one",
             ),
             StartError::Elsewhere => f.write_str("you have logged in elsewhere: this session is over"),
             StartError::Locked(name, seconds) => write!(

@@ -12,7 +12,7 @@ use std::cell::Cell;
 /// The view in which something is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// The conversation of all who are online.
+    /// The conversation of all online users.
     Everyone,
     /// The conversation with one person.
     With(Username),
@@ -40,7 +40,7 @@ pub enum Source {
     User {
         /// Its author.
         from: Username,
-        /// Who else gets it.
+        /// Its recipients.
         to: Audience,
     },
     /// The program tells something: who came, answers to commands.

@@ -45,7 +45,8 @@ const HANDOVER_STEP: Duration = Duration::from_millis(20);
 
 const FORMAT: Format = Format {
     longest: MAX_LINE,
-    damaged: "is damaged, or belongs to another key: restore the file from a copy, or log in without --keep-history and erase it with /history forget",
+    damaged: "is damaged, or belongs to another key: restore the file from a copy, or log in without --keep-history \
+        and erase it with /history forget",
 };
 
 const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --keep-history shows them and keeps \

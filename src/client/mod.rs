@@ -62,7 +62,8 @@ use terminal::Keyboard;
 use trust::{Ignored, KnownCertificates, KnownUsers};
 use zeroize::Zeroizing;
 
-const NO_TLS: &str = "WARNING: --no-tls: anyone on the network path can see who talks to whom, take over your login, and guess your password";
+const NO_TLS: &str = "WARNING: --no-tls: anyone on the network path can see who talks to whom, take \
+    over your login, and guess your password";
 /// The longest password in a file, in bytes: longer than any, so that a wrong path is not read whole.
 const MAX_PASSWORD: u64 = 1024;
 /// The terminal has this long to show why the program ends.

@@ -75,12 +75,12 @@ impl Printer {
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prints one line of now, and waits for room.
+    /// Prints one line with the present time, and waits for room.
     pub fn print(&self, line: String) {
         self.print_at(clock::now_ms(), line);
     }
 
-    /// Prints one line of this time, in milliseconds since 1970, and waits for room.
+    /// Prints one line with its time, in milliseconds since 1970, and waits for room.
     pub fn print_at(&self, time: u64, line: String) {
         let full = |waiting: &Waiting| {
             waiting.lines.len() >= MAX_WAITING && waiting.failed.is_none() && waiting.stopped.is_none()

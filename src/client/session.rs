@@ -45,7 +45,8 @@ pub use connection::{FAREWELL, seconds};
 /// Messages under way beyond which no further line is taken: a round trip's worth, and few to tell of if they fail.
 const MAX_UNSETTLED: usize = 64;
 /// Where the old password still is.
-const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on other machines still have the old password: copy the file again";
+const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on \
+    other machines still have the old password: copy the file again";
 /// More people than this coming or going at once are told as a number: names would fill the screen.
 const MAX_NAMED: usize = 5;
 
@@ -153,13 +154,13 @@ pub struct Session {
     /// Users that came online or left and are not reported yet.
     changes: Changes,
     notices: Notices,
-    /// The list of who is online has arrived.
+    /// The list of online users is complete.
     ready: bool,
     /// The list is still arriving.
     partial: bool,
     /// Whom one is talking to; `None` is everyone.
     partner: Option<Username>,
-    /// Who was told of a room with them, and is online since.
+    /// Online users who were told of a room with them.
     rooms: BTreeSet<Username>,
     history: Record,
     /// Where they are kept.

@@ -141,7 +141,7 @@ impl Session {
     fn tell_skew(&mut self, header: &Header) {
         let (from, off) = (&header.from, header.time.abs_diff(self.now));
         if off > MAX_SKEW_MS {
-            // A delay makes a message old, and never new.
+            // A delayed message has an old date, never a future one.
             let (direction, delayed) = match header.time < self.now {
                 true => ("behind", ", or the message was delayed"),
                 false => ("ahead of", ""),

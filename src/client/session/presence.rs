@@ -1,4 +1,4 @@
-//! Who is online.
+//! The online users.
 //!
 //! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
 //! without a word. Specification: PROTOCOL#messages.
@@ -10,7 +10,7 @@ use crate::protocol::Presence;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// People online that are kept in mind; a server that names more is not believed: it would fill the memory.
+/// The most online users that are remembered. A server that names more could fill the memory.
 const MAX_ONLINE: usize = 200_000;
 
 /// The rest of a change follows at once; a server that withholds it hides nobody by that.
@@ -50,7 +50,7 @@ impl Changes {
 }
 
 impl Session {
-    /// How many are online, oneself included.
+    /// The number of online users, with this one.
     pub fn online(&self) -> usize {
         self.online.len()
     }
@@ -124,7 +124,7 @@ impl Session {
         self.online.contains(name)
     }
 
-    /// Everyone online but oneself.
+    /// The other online users.
     pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
         self.online.iter().filter(|name| **name != self.me)
     }
