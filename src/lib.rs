@@ -2,7 +2,7 @@
 //!
 //! This page is the map. README.md says what the programs do, `protocol/PROTOCOL.md` specifies the
 //! protocol and the formats; the code cites their clauses and sections by their anchors, and every
-//! clause is cited by code and by a test that tries it (`tests/tidy.rs`).
+//! clause is cited by code and by a test that tries it (`tests/spec/tidy.rs`).
 //!
 //! # Rooms
 //!
@@ -57,7 +57,7 @@
 //!
 //! - The server can name no private key and nothing that opens an envelope: it imports
 //!   [`crypto::public`] and, from [`protocol`], an envelope as it is sent, never [`crypto::keys`] or
-//!   [`crypto::envelope`] (`tests/tidy.rs`).
+//!   [`crypto::envelope`] (`tests/spec/tidy.rs`).
 //! - Everything from wire or disk is bounded before it is parsed and typed after: a
 //!   [`Username`](name::Username) is valid, a [`Fixed`](encoding::Fixed) has its length.
 //! - Only [`PendingLogin::verify`](auth::PendingLogin::verify) makes an

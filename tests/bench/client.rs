@@ -3,11 +3,10 @@
 //!
 //! `cargo bench --bench client [-- --runs N]`
 
-#[path = "../common/mod.rs"]
-mod common;
 mod measure;
+#[path = "../support/mod.rs"]
+mod support;
 
-use common::{Folder, PASSWORD, Person, Server, memory};
 use measure::{cpu, median};
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
@@ -21,6 +20,7 @@ use secure_messenger::protocol::{
 };
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use support::{Folder, PASSWORD, Person, Server, memory};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -4,7 +4,7 @@
 //! a message is known by its sender and number, and its time by a table that all of them share.
 #![allow(dead_code)]
 
-use super::common::{Person, Raw};
+use crate::support::{Person, Raw};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use secure_messenger::clock;

@@ -3,11 +3,10 @@
 //!
 //! `cargo bench --bench files [-- MIB]`
 
-#[path = "../common/mod.rs"]
-mod common;
 mod measure;
+#[path = "../support/mod.rs"]
+mod support;
 
-use common::{Client, Folder, Gate, Server, Shape};
 use measure::{cpu, median, memory};
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan};
 use secure_messenger::crypto::keys::SessionKey;
@@ -21,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+use support::{Client, Folder, Gate, Server, Shape};
 
 const RUNS: usize = 5;
 const MIB: usize = 1024 * 1024;

@@ -7,11 +7,10 @@
 //! The terminal is that of script(1), between two pipes: what a key takes includes its way through both. Server and
 //! senders share the machine with the client, and a message costs its sender more than its reader.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod measure;
+#[path = "../support/mod.rs"]
+mod support;
 
-use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 use measure::{cpu, median, memory, percentile};
 use secure_messenger::client::audience::Audience;
 use secure_messenger::client::editor::Editor;
@@ -26,6 +25,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 
 const RUNS: usize = 5;
 /// Of each run, so many come as the senders make them, and then so many that were held back, at once.
@@ -172,7 +172,7 @@ impl Screen {
 
     fn exit(mut self) {
         self.write("\x15/exit\r");
-        common::until("the client leaves", || {
+        support::until("the client leaves", || {
             self.script.try_wait().expect("a child").is_some_and(|status| status.success())
         });
     }

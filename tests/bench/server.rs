@@ -4,12 +4,11 @@
 //!
 //! `cargo bench --bench server [-- [idle] [logins] [fanout] [pairs] [stall] [store] [--runs N] [--members N]]`
 
-#[path = "../common/mod.rs"]
-mod common;
 mod crowd;
 mod measure;
+#[path = "../support/mod.rs"]
+mod support;
 
-use common::{Folder, Person, Raw, Server};
 use crowd::{Crowd, Found, Pace, Plan, name};
 use measure::{cpu, median, memory, percentile};
 use secure_messenger::protocol::ServerMessage;
@@ -19,6 +18,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+use support::{Folder, Person, Raw, Server};
 
 /// Limits that are not what is measured.
 const ARGUMENTS: [&str; 10] = [

@@ -4,19 +4,17 @@
 //!
 //! `cargo bench --bench storms [-- MESSAGES]`
 
-#[path = "../common/mod.rs"]
-mod common;
 mod measure;
-#[path = "../common/storms.rs"]
-mod storms;
+#[path = "../support/mod.rs"]
+mod support;
 
-use common::{Client, Server};
 use measure::{cpu, median, memory, percentile};
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
+use support::{Client, Server, storms};
 
 /// Makes this program rage: which storm, and the server's port.
 const RAGE: &str = "--rage";

@@ -1,4 +1,4 @@
-"""Makes the test vectors of tests/vectors.rs with other implementations than the messenger's own.
+"""Makes the test vectors of tests/spec/vectors.rs with other implementations than the messenger's own.
 
 It shares no code with the messenger: the documented encodings are written out here once more, and
 the primitives are those of pycryptodome, hashlib and the `openssl` command. Run it from the top of

@@ -1,6 +1,6 @@
 //! What the server keeps on disk: accounts, locked names, the security log, the certificate.
 //!
-//! Invariant: nothing here knows connections or sessions (`tests/tidy.rs` reads the imports). [`check`] makes, changes and
+//! Invariant: nothing here knows connections or sessions (`tests/spec/tidy.rs` reads the imports). [`check`] makes, changes and
 //! locks nothing, so it may run beside a server; it reads each file with the same code as a start.
 //! Format: README#server-files.
 

@@ -1,5 +1,5 @@
 //! What must hold for whatever bytes others send: stated once, tried by the fuzz targets beside this folder and, with
-//! random bytes, by tests/random.rs.
+//! random bytes, by tests/endurance/random.rs.
 //!
 //! A property takes any bytes and panics where it does not hold. It reads them as what they are, or, where
 //! plain bytes would never get far (a signature in front, a chain of records), as [`Choices`] of what to

@@ -1,9 +1,7 @@
 //! Files as editors, crashes, backups and log rotation leave them, and outputs that are full: real programs read, refuse
 //! or set aside, and erase nothing.
 
-mod common;
-
-use common::{Client, Folder, Output, Person, Server, newcomer, quick_key, signal, until};
+use crate::support::{self, Client, Folder, Output, Person, Server, newcomer, quick_key, signal, until};
 use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::public::Fingerprint;
@@ -249,7 +247,7 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
     let other = Person { identity: Arc::new(IdentityKey::generate()), ..Person::new("alice") };
     let register = |server: &Server, person: &Person| {
         let mut raw = server.raw();
-        let key = quick_key(common::PASSWORD);
+        let key = quick_key(support::PASSWORD);
         raw.say(&ClientMessage::Register(key.register(&person.name, person.identity.public())));
         match raw.answer() {
             Some(ServerMessage::Registered) => "registered".to_string(),
@@ -640,7 +638,7 @@ fn folder_of_another_user_stops_the_start() {
     let program = home.path("server");
     // Root may do anything, so another user runs a copy of the program.
     let folders = ["", "certs", "keys", "logs"].map(|name| home.path("data").join(name));
-    let all = || common::files(&folders[0]).into_iter().chain(folders.iter().cloned());
+    let all = || support::files(&folders[0]).into_iter().chain(folders.iter().cloned());
     if fs::copy(env!("CARGO_BIN_EXE_server"), &program).is_err()
         || all().any(|path| give(&path, 12345).is_err())
     {
@@ -938,7 +936,7 @@ fn readme_s_rotation_loses_no_event() {
         assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
         newcomer(&server, "bob");
         until("it is logged", || log.exists() && server.log().contains("event=login user=bob "));
-        let files = common::files(&server.data("logs"));
+        let files = support::files(&server.data("logs"));
         assert!(files.len() == 2 && alice.is_usable(), "{files:?}");
         let old = files.iter().find(|path| **path != log).expect("the former one");
         let old = fs::read_to_string(old).expect("there");

@@ -4,9 +4,7 @@
 //! shares no code with this crate; the script says how to run it. Invariant: these tests need
 //! neither program, and each vector fails once a bit of it is flipped. Specification: PROTOCOL.md.
 
-mod common;
-
-use common::Folder;
+use crate::support::Folder;
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PasswordKey, PendingLogin};
 use secure_messenger::client::entry::Entry;
@@ -222,7 +220,7 @@ struct EnvelopeVector {
 }
 
 fn vectors() -> Vectors {
-    json::from_str(include_str!("vectors/vectors.json")).expect("make.py writes every field")
+    json::from_str(include_str!("../vectors/vectors.json")).expect("make.py writes every field")
 }
 
 fn unhex(digits: &str) -> Vec<u8> {

@@ -2,9 +2,7 @@
 //! terminal is whole again however the client ends. Screens are polled, with a deadline that
 //! only a broken program reaches.
 
-mod common;
-
-use common::{Client, DEADLINE, Folder, Gate, PASSWORD, Server, until};
+use crate::support::{self, Client, DEADLINE, Folder, Gate, PASSWORD, Server, until};
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -141,7 +139,7 @@ impl Terminal {
     /// Everything that was written to the terminal since it was prepared, once `part` is there.
     fn written(&self, part: &str) -> String {
         let read = || String::from_utf8_lossy(&std::fs::read(self.record()).unwrap_or_default()).into_owned();
-        common::until(part, || read().contains(part));
+        support::until(part, || read().contains(part));
         read()
     }
 
@@ -189,7 +187,7 @@ impl Terminal {
     }
 
     fn signal(&self, signal: &str) {
-        common::signal(self.child().parse().expect("a number"), signal);
+        support::signal(self.child().parse().expect("a number"), signal);
     }
 }
 
@@ -497,7 +495,7 @@ fn typing_is_undisturbed_by_what_arrives() {
 fn terminal_that_accepts_no_output_holds_up_no_message() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let tmux: u32 = terminal.tell("#{pid}").parse().expect("a number");
-    common::signal(tmux, "-STOP");
+    support::signal(tmux, "-STOP");
     // Far more than may be unacknowledged: what is refused meanwhile is tried again.
     let taken = (0..60).all(|n| {
         let end = Instant::now() + DEADLINE;
@@ -512,7 +510,7 @@ fn terminal_that_accepts_no_output_holds_up_no_message() {
             thread::park_timeout(LOOK);
         }
     });
-    common::signal(tmux, "-CONT");
+    support::signal(tmux, "-CONT");
     assert!(taken, "{:#?}", bob.output.seen.last());
     bob.say("the last");
     terminal.expect("<bob?> the last");
@@ -809,7 +807,7 @@ fn other_views_are_reached_without_alt() {
 fn mouse_is_taken_or_left_as_the_person_wants() {
     let server = Server::start();
     let terminal = Terminal::new();
-    let mouse = |flag: &str| common::until(flag, || terminal.tell("#{mouse_any_flag}") == flag);
+    let mouse = |flag: &str| support::until(flag, || terminal.tell("#{mouse_any_flag}") == flag);
     terminal.log_in(server.port, "alice");
     mouse("1");
     terminal.enter("/mouse");
@@ -843,7 +841,7 @@ fn cursor_stands_where_the_terminal_shows_it_behind_emoji() {
         terminal.text(&format!("{emoji}x"));
         terminal.wait(emoji, |screen| last_line(screen).ends_with('x'));
         terminal.keys(&["Left"]);
-        common::until(emoji, || terminal.tell("#{cursor_character}") == "x");
+        support::until(emoji, || terminal.tell("#{cursor_character}") == "x");
         terminal.keys(&["C-u", "C-k"]);
         terminal.expect_last(">");
     }
@@ -1174,7 +1172,7 @@ fn end_in_every_way(busy: bool) {
     let test = std::env::current_exe().expect("this program");
     let panics = "RUST_BACKTRACE=0 ".to_string()
         + &test.display().to_string()
-        + " --ignored --exact panic_on_the_full_screen --nocapture";
+        + " --ignored --exact terminal::panic_on_the_full_screen --nocapture";
     let asks = || Some(terminal.client(server.port, "--user alice"));
     let menu = || Some(terminal.client(server.port, ""));
     let ends: &[End] = &[
@@ -1299,19 +1297,19 @@ fn signal_ends_a_client_whose_terminal_accepts_no_output() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let (tmux, tty) = (terminal.tell("#{pid}").parse().expect("a number"), terminal.tell("#{pane_tty}"));
     let child: u32 = terminal.child().parse().expect("a number");
-    common::signal(tmux, "-STOP");
+    support::signal(tmux, "-STOP");
     // More than the kernel keeps for the terminal: each time, all is drawn again.
     for n in 0..100 {
         bob.say(&format!("number {n} {}", "word ".repeat(400)));
-        common::signal(child, "-WINCH");
+        support::signal(child, "-WINCH");
         bob.expect(&format!("number {n} "));
     }
     let start = Instant::now();
-    common::signal(child, "-TERM");
+    support::signal(child, "-TERM");
     until("it has ended", || !PathBuf::from(format!("/proc/{child}")).exists());
     let waited = start.elapsed();
     let line = Command::new("stty").args(["-a", "-F", &tty]).output().expect("stty");
-    common::signal(tmux, "-CONT");
+    support::signal(tmux, "-CONT");
     assert!(waited < Duration::from_secs(15), "{waited:?}");
     let modes = String::from_utf8(line.stdout).expect("UTF-8");
     assert!([" icanon", " echo "].iter().all(|mode| modes.contains(mode)), "{modes}");
@@ -1376,7 +1374,7 @@ fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_t
     let (mut server, terminal, bob) = alice_and_bob();
     terminal.enter("the first");
     terminal.expect("<alice> the first ✓");
-    common::signal(server.child.id(), "-STOP");
+    support::signal(server.child.id(), "-STOP");
     terminal.enter("the second");
     terminal.expect("<alice> the second …");
     server.child.kill().expect("a child");
@@ -1465,7 +1463,7 @@ fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
     let told = || String::from_utf8_lossy(&piped()).matches("\x1b]9;message from bob\x07").count();
     bob.say("/msg alice one");
     terminal.expect("2 bob? (1)");
-    common::until("told, as another view is shown", || {
+    support::until("told, as another view is shown", || {
         bob.say("/msg alice again");
         bob.expect("again");
         told() > 0
@@ -1474,7 +1472,7 @@ fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
     terminal.expect("[private bob? → alice] one");
     let (before, rung) = (told(), || String::from_utf8_lossy(&piped()).matches('\u{7}').count());
     let already = rung();
-    common::until("rung", || {
+    support::until("rung", || {
         bob.say("/msg alice again");
         bob.expect("again");
         rung() > already
@@ -1482,7 +1480,7 @@ fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
     assert_eq!(told(), before, "it is before one's eyes");
     // What a terminal sends when its window loses the keyboard, and gets it back.
     terminal.tmux(&["send-keys", "-H", "1b", "5b", "4f"]);
-    common::until("told", || {
+    support::until("told", || {
         bob.say("/msg alice again");
         bob.expect("again");
         told() > before

@@ -1,9 +1,7 @@
 //! What too many and too busy clients do to a server, for the test that nobody else is harmed and the bench of how much
 //! slower it makes the others. A storm lasts until it is told to stop, and goes through at least once.
 
-#![allow(dead_code)]
-
-use super::common::{Output, Person, Raw};
+use super::{Output, Person, Raw};
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,16 +1,12 @@
 //! Too many clients, and too busy ones, while two people chat: every message of theirs arrives, and a limit that acts is
 //! logged, but not as often as it acts. How much slower the two are meanwhile is for `bench/storms.rs` to say.
 
-mod common;
-#[path = "common/storms.rs"]
-mod storms;
-
-use common::{Client, Person, Raw, Server, until};
+use crate::support::storms::{self, ARGUMENTS};
+use crate::support::{self, Client, Person, Raw, Server, until};
 use secure_messenger::protocol::ServerMessage;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use storms::ARGUMENTS;
 
 /// The two talk through the storm; the server, for what is to be looked at afterwards.
 fn witnessed(storm: fn(u16, &AtomicBool)) -> Server {
@@ -110,7 +106,7 @@ fn half_open_handshakes_evict_only_each_other() {
 #[test]
 fn who_sends_as_fast_as_possible_is_slowed_down_and_nobody_else() {
     let mut server = witnessed(storms::flood);
-    common::signal(server.child.id(), "-USR1");
+    support::signal(server.child.id(), "-USR1");
     let status = server.output.expect("status: ");
     assert!(status.contains(" slowed=") && !status.contains(" slowed=0 "), "{status}");
 }

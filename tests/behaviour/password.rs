@@ -1,9 +1,7 @@
 //! A new password: on the server and of the key file together, by its owner alone, and whatever breaks off
 //! in between, the account opens with a password that its owner knows.
 
-mod common;
-
-use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
+use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::IdentityKey;
@@ -97,7 +95,7 @@ fn opens(server: &Server, person: &Person, text: &str) -> bool {
 fn response_for_another_purpose_or_channel_changes_no_password() {
     let server = Server::start();
     let (_online, alice) = newcomer(&server, "alice");
-    let keys = [common::quick_key(NEW), common::quick_key(NEW)];
+    let keys = [support::quick_key(NEW), support::quick_key(NEW)];
     let replace = |key: usize, challenge: &Challenge, exporter: &[u8], old: &str| {
         let change = keys[key].replace(&alice.name, challenge, exporter, &password(old), &alice.identity);
         change.expect("acceptable rounds")

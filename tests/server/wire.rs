@@ -1,11 +1,9 @@
 //! The wire in hostile hands: somebody on the way who alters what passes below TLS, and somebody who has recorded it and
 //! comes by the disks and passwords of both ends later.
 
-mod common;
-
+use crate::support::{self, Client, Folder, Heard, PASSWORD, Server, until};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
-use common::{Client, Folder, Heard, PASSWORD, Server, until};
 use rsa::traits::PublicKeyParts;
 use rsa::{BoxedUint, PublicKey, pkcs8::DecodePublicKey};
 use secure_messenger::crypto::envelope::Sealed;
@@ -230,7 +228,7 @@ impl Stolen {
         let text = fs::read(path).expect("a key file");
         let identity = key_file::open(&text, &name, &Password::new(PASSWORD.into())).expect("opens");
         let opener = SessionKey::from_pkcs8(&identity.to_pkcs8()).expect("an RSA key");
-        let files = common::files(&person.home.0);
+        let files = support::files(&person.home.0);
         let files = files.iter().map(|path| fs::read(path).expect("readable")).collect();
         Stolen { files, identity, opener }
     }

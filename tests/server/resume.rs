@@ -2,9 +2,7 @@
 //! both directions; and nobody but who holds the session's token can take it up. Real servers, raw clients that keep
 //! and count as PROTOCOL.md, "Resuming" says.
 
-mod common;
-
-use common::{DEADLINE, Heard, Person, Raw, Server, until};
+use crate::support::{DEADLINE, Heard, Person, Raw, Server, until};
 use secure_messenger::auth;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::SessionKey;

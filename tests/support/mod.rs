@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod relay;
+pub mod storms;
 
 pub use relay::{Gate, Shape};
 use secure_messenger::auth::PasswordKey;

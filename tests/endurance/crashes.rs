@@ -3,9 +3,7 @@
 //!
 //! `CRASHES` says how often it is killed, `CRASHES_SEED` when; the moments also depend on the machine.
 
-mod common;
-
-use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, quick_key, until};
+use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, quick_key, until};
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::secret::Password;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
@@ -107,7 +105,7 @@ fn is_tidy(data: &Path) {
     assert!(users.is_empty() || users.ends_with('\n'));
     assert!(users.lines().all(|line| line.starts_with('{') && line.ends_with('}')), "{users}");
     let left =
-        common::files(data).into_iter().filter(|path| path.extension().is_some_and(|end| end == "tmp"));
+        support::files(data).into_iter().filter(|path| path.extension().is_some_and(|end| end == "tmp"));
     assert_eq!(left.count(), 0);
 }
 
@@ -189,7 +187,7 @@ fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
         .stdout(Stdio::null())
         .spawn()
         .expect("the server starts");
-    let end = Instant::now() + common::DEADLINE;
+    let end = Instant::now() + support::DEADLINE;
     // Without a pause: what is to be hit is over in a moment.
     while !so(&data) {
         assert!(Instant::now() < end, "it never looked so");
@@ -238,7 +236,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
         killed_when(&home, is_changed, wait);
         amid += usize::from(!log.exists());
         let server = Server::within(home.clone(), &[]);
-        let files = common::files(&logs);
+        let files = support::files(&logs);
         assert!(files.len() <= 6, "{files:?}");
         // What was there is in the newest or the one or two before it.
         let begins = |name: &str| {

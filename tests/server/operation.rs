@@ -1,11 +1,9 @@
 //! A server in the hands of its operator: files and their modes, certificate, options, signals, what TLS it
 //! speaks, what it logs, and what neither the wire nor its disk ever shows.
 
-mod common;
-
+use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
-use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
 use secure_messenger::clock;
 use secure_messenger::disk;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
@@ -102,7 +100,7 @@ fn open_data_folder_is_made_private_unless_it_holds_more() {
     let error = refusal(&home, &[]);
     assert!(error.contains("chmod 700"), "{error}");
     assert_eq!(mode(&home.path("data")), 0o755);
-    assert_eq!(common::files(&home.path("data")).len(), 1);
+    assert_eq!(support::files(&home.path("data")).len(), 1);
 }
 
 /// What OpenSSL says, with `input` on its standard input.
@@ -202,7 +200,7 @@ fn the_last_thirty_days_of_a_certificate_are_announced() {
 /// The fingerprint that a new connection sees.
 fn seen(server: &Server) -> String {
     use secure_messenger::wire::tls::Unverified;
-    let deadline = std::time::Instant::now() + common::DEADLINE;
+    let deadline = std::time::Instant::now() + support::DEADLINE;
     Unverified::connect("localhost", Arc::new(server.socket()), deadline)
         .expect("a handshake")
         .fingerprint()
@@ -310,7 +308,7 @@ fn wrong_options_are_one_line_and_status_2() {
         assert_eq!((status, lines.len(), errors.len()), (2, 0, 1), "{arguments:?}: {errors:#?}");
         assert!(errors[0].starts_with("server: "), "{errors:#?}");
     }
-    assert!(common::files(&home.0).is_empty());
+    assert!(support::files(&home.0).is_empty());
 }
 
 #[test]
@@ -426,7 +424,7 @@ fn signal_ends_the_server_with_status_0_and_keeps_accounts() {
         let _silent = server.socket();
         let _guest = server.raw();
         let started = std::time::Instant::now();
-        common::signal(server.child.id(), signal);
+        support::signal(server.child.id(), signal);
         let status = server.child.wait().expect("it ends");
         assert!(started.elapsed().as_secs() < 3, "{:?}", started.elapsed());
         assert_eq!(status.code(), Some(0), "{signal}");
@@ -697,7 +695,7 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
     assert_eq!(alice.finish().0, 0);
     let wire = recording.lock().expect("whole").clone();
     let files: Vec<Vec<u8>> =
-        common::files(&server.data("")).iter().map(|path| fs::read(path).expect("readable")).collect();
+        support::files(&server.data("")).iter().map(|path| fs::read(path).expect("readable")).collect();
     assert!(files.len() >= 5, "{}", files.len());
     for secret in secrets.iter().chain(&[PASSWORD]) {
         for trace in traces(secret) {

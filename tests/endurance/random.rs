@@ -1,6 +1,6 @@
 //! The properties that tests/fuzz tries with guided bytes, with random ones: a moment for each, at every run another.
 
-#[path = "fuzz/properties/mod.rs"]
+#[path = "../fuzz/properties/mod.rs"]
 mod properties;
 
 use properties::{Choices, Property, client, crypto, disk, wire};

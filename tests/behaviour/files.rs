@@ -2,9 +2,7 @@
 //! and what both sides are told when something does not. What has to be seen in the middle is held there by a
 //! [`Gate`], so that no test depends on how fast the machine is.
 
-mod common;
-
-use common::{Client, Folder, Gate, Person, Server, Shape, until};
+use crate::support::{self, Client, Folder, Gate, Person, Server, Shape, until};
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::client::transfer::Step;
 use secure_messenger::clock;
@@ -1008,7 +1006,7 @@ fn keys_of(person: &Person) -> PersonKeys {
 #[test]
 fn an_offer_is_waited_for_ten_minutes_at_the_end_of_input_and_no_longer() {
     let (folder, alice, bob) = (Folder::new(), Person::new("alice"), Person::new("bob"));
-    let known = common::memory(&folder);
+    let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(alice.name.clone(), identity, SessionKey::generate(), known, start);

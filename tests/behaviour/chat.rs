@@ -1,8 +1,6 @@
 //! Two people and the programs they run: registration, broadcast, private messages, rooms, mentions, exit codes.
 
-mod common;
-
-use common::{Client, Folder, Person, Server, memory};
+use crate::support::{Client, Folder, Person, Server, memory};
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};

@@ -3,9 +3,9 @@
 //! real server and drops, repeats, reorders and redirects what passes. Then: users who write
 //! mischief, and servers that are not who they were.
 
-mod common;
-
-use common::{Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, times};
+use crate::support::{
+    self, Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, times,
+};
 use secure_messenger::auth;
 use secure_messenger::client::session::{Effect, Event, Session};
 use secure_messenger::clock;
@@ -1018,7 +1018,7 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
 #[test]
 fn a_server_that_never_answers_is_left_after_thirty_seconds() {
     let (folder, bob, alice) = (Folder::new(), person("bob"), person("alice"));
-    let known = common::memory(&folder);
+    let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
@@ -1268,7 +1268,7 @@ fn first_sigterm_says_farewell_also_when_nobody_reads() {
     Stage::flood(&line, &alice);
     line.say(&ServerMessage::Ping);
     assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
-    common::signal(client.child.id(), "-TERM");
+    support::signal(client.child.id(), "-TERM");
     assert!(matches!(line.hear(), Some(ClientMessage::Logout)));
     assert_eq!(client.child.wait().expect("it ends").code(), Some(1));
 }
@@ -1860,7 +1860,7 @@ fn ended_connection_is_reported_with_undelivered_messages() {
     line.close();
     bob.end();
     bob.expect("* leaving: 1 message is not acknowledged yet");
-    common::signal(bob.child.id(), "-TERM");
+    support::signal(bob.child.id(), "-TERM");
     let (status, lines) = bob.finish();
     assert_eq!(status, 1);
     let told = |part: &str| lines.iter().any(|line| line.starts_with("! ") && line.contains(part));
@@ -2563,7 +2563,7 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
 #[test]
 fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     let (folder, bob, mallory) = (Folder::new(), person("bob"), person("mallory"));
-    let known = common::memory(&folder);
+    let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
@@ -2658,7 +2658,7 @@ fn server_without_its_certificate_s_key_gets_no_channel() {
 fn an_answer_about_one_person_teaches_nothing_about_another() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let (folder, bob) = (Folder::new(), person("bob"));
-    let known = common::memory(&folder);
+    let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
     let start = Instant::now();
     let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);

@@ -1,9 +1,7 @@
 //! What `--keep-history` leaves on the disk, with the real programs: the next session finds it, nobody else reads it,
 //! without the option there is none, and it goes when that is asked for.
 
-mod common;
-
-use common::{Client, Folder, Server, files, until};
+use crate::support::{Client, Folder, Server, files, until};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

@@ -1,9 +1,9 @@
 //! What an operator asks of a server, and what reaches the log when somebody asks too much of it: `--check`,
 //! the status, `server user`, kills at any moment, and the README's unit and filter.
 
-mod common;
-
-use common::{Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, signal, until};
+use crate::support::{
+    self, Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, signal, until,
+};
 use secure_messenger::clock;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{ChallengeResponse, ClientMessage, LoginRequest, ServerMessage, VERSION};
@@ -391,7 +391,7 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     });
     assert!(!user(&server.home, &["list"]).1.contains("alice"));
     // The old public key stands aside; the old key and password open nothing.
-    let aside = common::files(&server.data("keys"));
+    let aside = support::files(&server.data("keys"));
     let aside: Vec<_> = aside.iter().filter(|path| path.to_string_lossy().contains("alice")).collect();
     assert_eq!(aside.len(), 1, "{aside:?}");
     assert!(aside[0].to_string_lossy().contains("/alice.pem.removed-20"), "{aside:?}");

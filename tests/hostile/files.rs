@@ -2,11 +2,9 @@
 //! real server. Whatever they do, a line says what happened, nothing unwanted stands under a final name,
 //! and people go on chatting.
 
-mod common;
-
+use crate::support::{self, Client, Count, Folder, Heard, Person, Raw, Server, newcomer, times, until};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
-use common::{Client, Count, Folder, Heard, Person, Raw, Server, newcomer, times, until};
 use miniserde::json;
 use secure_messenger::client::session::files::words::Offer;
 use secure_messenger::clock;
@@ -413,7 +411,7 @@ fn arrived(client: &Client) -> Vec<String> {
 /// Everything in a client's home but the received files and their folder.
 fn elsewhere(client: &Client) -> BTreeSet<PathBuf> {
     let received = client.data("files/received");
-    common::files(&client.home.0).into_iter().filter(|path| path.parent() != Some(&received)).collect()
+    support::files(&client.home.0).into_iter().filter(|path| path.parent() != Some(&received)).collect()
 }
 
 /// The client leaves in peace, and nothing that it has ever printed does more than stand in its line.
@@ -931,7 +929,7 @@ fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
         mallory.grant(id, count);
         mallory.refused(id);
     }
-    let beyond = common::with_field(&grant("alice", id, 1).encode(), "count", "4294967296");
+    let beyond = support::with_field(&grant("alice", id, 1).encode(), "count", "4294967296");
     mallory.raw.bytes(beyond.as_bytes());
     mallory.want("an error", |told| match told {
         Told::Message(ServerMessage::Error(failure)) => (failure.code == "malformed").then_some(()),
@@ -1540,7 +1538,7 @@ fn wire_and_server_disk_hold_no_file_name_or_content() {
     farewell(pair.bob);
     let mut seen = vec![operator.recording.lock().expect("whole").clone()];
     assert!(seen[0].len() > 2 * content.len(), "both halves of the way are there");
-    for path in common::files(&server.data("")) {
+    for path in support::files(&server.data("")) {
         seen.push(path.to_string_lossy().into_owned().into_bytes());
         seen.push(std::fs::read(path).expect("readable"));
     }

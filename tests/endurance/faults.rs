@@ -3,9 +3,7 @@
 //!
 //! `FAULTS_SEED` chooses the faults (their moments also depend on the machine), `FAULTS` how many there are.
 
-mod common;
-
-use common::{Client, Folder, Server};
+use crate::support::{Client, Folder, Server};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,10 +1,8 @@
 //! The client's half of a connection that breaks: real clients as line filters behind a [`Gate`] that cuts. Within the
 //! session's grace nothing is lost or doubled, in either direction, and others notice nothing; after it the client logs in anew,
-//! and tells exactly what may not have arrived. What a lying server can do then is in `hostile_server.rs`.
+//! and tells exactly what may not have arrived. What a lying server can do then is in `tests/hostile/server.rs`.
 
-mod common;
-
-use common::{Client, Folder, Gate, PASSWORD, Person, Raw, Server, interrupt, until};
+use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, interrupt, until};
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::SessionKey;
 use secure_messenger::crypto::primitives::sha256;
@@ -243,7 +241,7 @@ fn end_of_input_while_disconnected_waits_for_sent_text_only() {
     alice.say("/msg bob hello");
     alice.end();
     alice.expect("* leaving: 1 message is not acknowledged yet; Ctrl-C leaves now");
-    common::signal(alice.child.id(), "-TERM");
+    support::signal(alice.child.id(), "-TERM");
     let (status, lines) = alice.finish();
     assert!(status == 1 && holding(&lines, "! ended by SIGTERM").len() == 1, "{lines:#?}");
     let told = "! 1 message of yours was not acknowledged and may not have arrived: \"hello\"";
@@ -329,7 +327,7 @@ fn silence_is_reported_within_15_s_and_loses_nothing() {
 
 /// PROTOCOL#life.
 #[test]
-#[ignore = "takes 11 minutes: cargo test --test reconnect -- --ignored"]
+#[ignore = "takes 11 minutes: cargo test --test behaviour reconnect -- --ignored"]
 fn silence_of_any_length_and_direction_ends_no_client() {
     let cases = [
         (20, true, true, "60"),
@@ -603,12 +601,12 @@ fn killed_plain_mode_client_leaves_at_once() {
     let bob = || Client::within(home.clone(), server.port, "bob", true, &["--register"]).ready();
     for sign in ["-TERM", "-INT", "-HUP"] {
         // A client keeps ignoring what it was started with: these tests may run under nohup.
-        if common::is_ignored(sign) {
+        if support::is_ignored(sign) {
             continue;
         }
         let mut bob = bob();
         alice.expect("* bob is online");
-        common::signal(bob.child.id(), sign);
+        support::signal(bob.child.id(), sign);
         bob.expect(&format!("! ended by SIG{}", &sign[1..]));
         assert_eq!(bob.child.wait().expect("it ends").code(), Some(1), "{sign}");
         alice.expect("* bob has left");
@@ -616,7 +614,7 @@ fn killed_plain_mode_client_leaves_at_once() {
     // Nor does it stay for a reader of its output that has gone.
     let mut bob = bob();
     alice.expect("* bob is online");
-    bob.output = common::Output::of(std::io::empty());
+    bob.output = support::Output::of(std::io::empty());
     for _ in 0..2 {
         alice.say("/msg bob word");
         alice.expect("<alice -> bob> word");
@@ -631,7 +629,7 @@ fn sender_learns_which_messages_a_killed_client_has_not_shown() {
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is online");
-    common::signal(bob.child.id(), "-STOP");
+    support::signal(bob.child.id(), "-STOP");
     let texts = ["first", "second", "third"];
     for text in texts {
         alice.say(&format!("/msg bob {text}"));
@@ -674,7 +672,7 @@ fn client_that_leaves_has_acknowledged_what_it_has_shown() {
         match end {
             "/exit" => bob.say(end),
             "" => bob.end(),
-            sign => common::signal(bob.child.id(), sign),
+            sign => support::signal(bob.child.id(), sign),
         }
         alice.expect(&format!("* {name} has left"));
     }
@@ -691,7 +689,7 @@ fn signal_names_the_lines_that_were_read_and_not_sent() {
     // A command waits until the line before it is settled.
     (0..20).for_each(|n| alice.say(&format!("/msg bob q{n:02}")));
     alice.expect("* no answer from the server");
-    common::signal(alice.child.id(), "-TERM");
+    support::signal(alice.child.id(), "-TERM");
     let (status, lines) = alice.finish();
     let told = "! 1 message of yours was not acknowledged and may not have arrived: \"q00\"";
     assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
@@ -705,7 +703,7 @@ fn signal_stays_ignored_if_the_client_was_started_so() {
     for (sign, name) in [("-HUP", "alice"), ("-INT", "bob")] {
         let (ignore, home) = (format!("trap '' {}", &sign[1..]), Arc::new(Folder::new()));
         let mut client = Client::after(&ignore, home, server.port, name, &["--register"]).ready();
-        common::signal(client.child.id(), sign);
+        support::signal(client.child.id(), sign);
         client.say("still there");
         client.expect("nobody else is online");
         assert_eq!(client.finish().0, 0, "{sign}");

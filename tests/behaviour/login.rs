@@ -1,9 +1,7 @@
 //! Adversaries of login: the man in the middle, the thief of `users.json`, the enumerator, the guesser, the one
 //! who replays; and what a person at the real client is told when a login cannot be.
 
-mod common;
-
-use common::{Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
+use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
 use miniserde::json;
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::clock;
@@ -87,7 +85,7 @@ fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
         for socket in listener.incoming().take(count) {
             let (socket, acceptor) = (Arc::new(socket.expect("accepted")), acceptor.clone());
             thread::spawn(move || {
-                let end = Instant::now() + common::DEADLINE;
+                let end = Instant::now() + support::DEADLINE;
                 let Ok(client) = Channel::accept(acceptor, socket, end) else {
                     return;
                 };
@@ -107,7 +105,7 @@ fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
 fn pass_on(bytes: &[u8], to: &Channel) {
     let mut wire = Vec::new();
     if to.encrypt(bytes, &mut wire).is_ok() {
-        let _ = to.send_by(&wire, Instant::now() + common::DEADLINE);
+        let _ = to.send_by(&wire, Instant::now() + support::DEADLINE);
     }
 }
 
@@ -167,7 +165,7 @@ fn relayed(server: &Server, alice: &Person, exporter: &[u8]) -> Option<ServerMes
     let session = (&*alice.session, certified(&alice.session));
     let owners = key.log_in(&alice.name, &challenge, exporter, &alice.identity, session);
     let session = (&own, certified(&own));
-    let unknown = common::quick_key("the thief does not know it");
+    let unknown = support::quick_key("the thief does not know it");
     let mut forged =
         unknown.log_in(&alice.name, &challenge, raw.channel.exporter(), &alice.identity, session);
     forged.response = owners.response;
@@ -243,7 +241,7 @@ fn shape(server: &Server, person: &Person) -> Vec<String> {
     raw.say(&ClientMessage::ChallengeResponse(Box::new(guess(person))));
     let blank = |field: &str, line: &str| {
         let line = format!("{line}\n");
-        common::with_field(line.as_bytes(), field, "\"\"")
+        support::with_field(line.as_bytes(), field, "\"\"")
     };
     vec![
         blank("nonce", &blank("salt", &first)),
@@ -667,7 +665,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
         assert_eq!(status, 1);
         says(&lines, &["! ", "taken"]);
     }
-    let left = common::files(&elsewhere.path(".secure_messenger_client/keys"));
+    let left = support::files(&elsewhere.path(".secure_messenger_client/keys"));
     assert!(left.is_empty(), "{left:?}");
     // A key for another account of that name does not open this one, and is kept.
     let foreign = Server::start();

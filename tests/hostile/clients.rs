@@ -1,9 +1,9 @@
 //! Clients that send rubbish, lies, too much, too slowly or nothing at all, against a running server: each gets a
 //! clear error or a closed connection, and two people who chat meanwhile notice nothing.
 
-mod common;
-
-use common::{Client, Output, Person, Raw, Server, interrupt, newcomer, until, with_field, without_field};
+use crate::support::{
+    self, Client, Output, Person, Raw, Server, interrupt, newcomer, until, with_field, without_field,
+};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::Word;
 use secure_messenger::crypto::key_file::{self, Login};
@@ -70,7 +70,7 @@ fn witness(server: &Server, name: &str) -> Client {
         let mut made = MADE.lock().expect("whole");
         let make = || {
             let person = Person::new(name);
-            let password = Password::new(common::PASSWORD.into());
+            let password = Password::new(support::PASSWORD.into());
             let key = key_file::seal(&person.identity, &person.name, &password);
             let ClientMessage::Register(request) = person.registration() else { panic!("no registration") };
             let login = Login { salt: request.salt, rounds: request.rounds };
@@ -82,7 +82,7 @@ fn witness(server: &Server, name: &str) -> Client {
     let mut raw = server.raw();
     raw.bytes(&registration);
     assert!(matches!(raw.answer(), Some(ServerMessage::Registered)));
-    let home = Arc::new(common::Folder::new());
+    let home = Arc::new(support::Folder::new());
     let folder = home.path(".secure_messenger_client/keys");
     disk::private_folders(&home.path(".secure_messenger_client"), &[]).expect("folder");
     disk::private_folders(&folder, &[]).expect("folder");
@@ -97,7 +97,7 @@ impl Scene {
 
     /// `descriptors` limits the server's open files.
     fn with_descriptors(descriptors: Option<u32>, arguments: &[&str]) -> Scene {
-        let home = Arc::new(common::Folder::new());
+        let home = Arc::new(support::Folder::new());
         let limit = descriptors.map_or(String::new(), |n| format!("ulimit -n {n}; "));
         let mut child = Command::new("sh")
             .args(["-c", &format!("{limit}exec \"$0\" \"$@\"")])
@@ -751,7 +751,7 @@ fn trickle(mut socket: TcpStream, bytes: &[u8]) -> Duration {
         {
             return start.elapsed();
         }
-        assert!(start.elapsed() < common::DEADLINE, "never closed");
+        assert!(start.elapsed() < support::DEADLINE, "never closed");
     }
 }
 
@@ -794,9 +794,9 @@ fn slow_or_silent_handshake_is_closed_after_ten_seconds() {
             let mut wire = Vec::new();
             if let Some(byte) = line.next() {
                 raw.channel.encrypt(&[*byte], &mut wire).expect("TLS");
-                let _ = raw.channel.send_by(&wire, Instant::now() + common::DEADLINE);
+                let _ = raw.channel.send_by(&wire, Instant::now() + support::DEADLINE);
             }
-            assert!(started.elapsed() < common::DEADLINE, "never closed");
+            assert!(started.elapsed() < support::DEADLINE, "never closed");
         }
         let text = String::from_utf8(plain).expect("UTF-8");
         assert!(text.contains("\"timed_out\""), "{text:?}");
@@ -1022,7 +1022,7 @@ fn bytes_that_are_not_tls_end_the_connection_at_once() {
     // The same on a channel that was good until then.
     let (raw, _) = newcomer(&scene.server, "mallory");
     let forged = b"\x17\x03\x03\x00\x20 not what the keys would make of it";
-    raw.channel.send_by(forged, Instant::now() + common::DEADLINE).expect("sent");
+    raw.channel.send_by(forged, Instant::now() + support::DEADLINE).expect("sent");
     let mut raw = raw;
     assert!(raw.is_closed());
     assert!(started.elapsed() < Duration::from_secs(9), "not merely timed out");

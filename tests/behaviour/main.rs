@@ -1,0 +1,11 @@
+//! What users see: chat, files, history, the full screen, reconnection, login and passwords, with real programs over TLS.
+
+mod chat;
+mod files;
+mod history;
+mod login;
+mod password;
+mod reconnect;
+#[path = "../support/mod.rs"]
+mod support;
+mod terminal;

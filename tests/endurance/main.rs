@@ -1,0 +1,7 @@
+//! Many repetitions with random choices: killed servers, broken connections, random bytes. Each run prints its seed.
+
+mod crashes;
+mod faults;
+mod random;
+#[path = "../support/mod.rs"]
+mod support;

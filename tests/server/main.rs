@@ -1,0 +1,10 @@
+//! The server alone: its operator, its disk, its wire, sessions that resume, and too many clients at once.
+
+mod admin;
+mod operation;
+mod overload;
+mod resume;
+mod storage;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
