@@ -66,7 +66,7 @@ pub struct Options {
     pub keep_history: bool,
     /// False with `--no-mouse`: the wheel is the terminal's.
     pub mouse: bool,
-    /// The line filter (README#the-line-filter).
+    /// Plain mode (README#plain-mode).
     pub plain: bool,
     /// Its lines begin with their times.
     pub times: bool,
