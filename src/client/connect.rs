@@ -115,20 +115,22 @@ impl fmt::Display for StartError {
             StartError::SpeaksTls => f.write_str("the server speaks TLS: leave out --no-tls"),
             StartError::UnknownServer(server, seen) => write!(
                 f,
-                "the server at {server} is not known yet; its fingerprint is {seen}: compare it with the one the \
-                 server prints at its start, then use --fingerprint {seen} (or --accept-new)"
+                "the server at {server} is not known yet. Its fingerprint is {seen}: compare it with the one that the \
+                 server prints when it starts, then use --fingerprint {seen} (or --accept-new)"
             ),
             StartError::LostServer(server, seen, aside) => write!(
                 f,
-                "a damaged record of known_servers, set aside in {aside}, may have been that of the server at {server}, so \
-                 --accept-new does not accept it; its fingerprint is {seen}: compare it with the one the server prints at \
-                 its start, then use --fingerprint {seen}; when you have done so for every server you knew, remove {aside}",
+                "the server at {server} may not be new: a damaged record of known_servers, set aside in {aside}, may have \
+                 been its record, so --accept-new does not accept it. Its fingerprint is {seen}: compare it with the one \
+                 that the server prints when it starts, then use --fingerprint {seen}. When you have done so for every \
+                 server you knew, remove {aside}",
                 aside = aside.display()
             ),
             StartError::ServerChanged { server, seen, expected } => write!(
                 f,
-                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Someone may be \
-                 intercepting the connection. Ask the operator; if the new fingerprint is right, use --fingerprint {seen}"
+                "THE KEY OF THE SERVER AT {server} HAS CHANGED: expected {expected}, seen {seen}. Either the operator has \
+                 replaced the key, or someone is intercepting the connection. Nothing was sent. Ask the operator for the \
+                 server's fingerprint; only if it is the one seen now, use --fingerprint {seen}"
             ),
             StartError::Lost(error) => write!(f, "connection lost: {}", reason(error)),
             StartError::OutOfPlace => f.write_str("unexpected message from the server: is it a server of this messenger?"),
@@ -164,11 +166,11 @@ impl fmt::Display for StartError {
             ),
             StartError::UnknownLogin(path) => write!(
                 f,
-                "this server does not ask for your password as your key file expects, so nothing was sent: the password \
-                 was changed elsewhere, your account is not on this server (the name may be taken), or this is a false \
-                 server. If you changed the password on another machine, copy the key file from there again, to {}; if \
-                 there is no account, create it; if nothing else helps, ask the operator to remove the account, then \
-                 create it again: you keep your key",
+                "this server does not ask for your password as your key file expects, so nothing was sent. Either the \
+                 password was changed elsewhere, or your account is not on this server (the name may be taken), or this \
+                 is a false server. If you changed the password on another machine, copy the key file from there to {}. \
+                 If you have no account on this server, create it. If nothing else helps, ask the operator to remove \
+                 the account, then create it again: you keep your key",
                 path.display()
             ),
             StartError::OtherPassword => f.write_str(

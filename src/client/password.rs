@@ -30,9 +30,9 @@ use zeroize::Zeroizing;
 
 /// After the path of a file that had no list of logins.
 const ADOPTED: &str =
-    "did not say how this server asks for your password: now it does, and the client answers nothing else";
-const NOT_ADOPTED: &str = "WARNING: your key file cannot be written, so it does not say how this server asks for your \
-    password, and a false server could ask for a weaker hash of it";
+    "did not record how this server asks for your password: now it does, and the client accepts nothing else";
+const NOT_ADOPTED: &str = "WARNING: your key file cannot be written, so it does not record how this server asks for \
+    your password, and a false server could ask for a weaker hash of it";
 
 /// Why the password is not changed, or may not be. `Display` says what to do.
 #[derive(Debug)]

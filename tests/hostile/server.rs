@@ -1679,7 +1679,7 @@ fn key_file_without_logins_accepts_one_login_and_keeps_it() {
     let (mut bob, mut line) = stage.open();
     line.let_in(BOBS);
     let path = stage.key_file().display().to_string();
-    bob.expect(&format!("! {path} did not say how this server asks for your password: now it does"));
+    bob.expect(&format!("! {path} did not record how this server asks for your password: now it does"));
     assert_eq!(stage.logins(), [BOBS]);
     drop(bob);
     let (bob, line) = stage.open();

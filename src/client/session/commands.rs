@@ -287,7 +287,8 @@ impl Session {
             false => format!("/verify {name} yes"),
         };
         self.notice(format!(
-            "compare it with {name} in person or by phone, not in this chat; if all 60 digits match, type {then}"
+            "compare it with {name} in person or by phone, not in this chat: if all 60 digits match, type {then}; if not, \
+             someone may be intercepting your messages"
         ));
     }
 

@@ -433,22 +433,23 @@ impl Session {
         let (what, why, then) = match self.peers.doubt(name).map(Path::display) {
             None => (
                 "HAS CHANGED",
-                format!("Either {name} has a new key, or someone is intercepting your messages"),
+                format!("Either {name} has created a new key, or someone is intercepting your messages"),
                 "".into(),
             ),
             Some(aside) => (
                 "MAY HAVE CHANGED",
                 format!(
-                    "A damaged record of known_users, set aside in {aside}, may have been that of {name}"
+                    "A damaged record of known_users, set aside in {aside}, may have been the record of {name}"
                 ),
                 format!(
-                    ". When you have done so for everyone you knew, remove {aside} and restart the client"
+                    ". When you have decided about everyone you knew, remove {aside} and restart the client"
                 ),
             ),
         };
         format!(
-            "THE IDENTITY KEY OF {name} {what}. Nothing is sent to {name} or shown from {name} until you decide. \
-             {why}: ask {name} in person or by phone, compare /verify {name}, then /trust {name}{then}"
+            "THE IDENTITY KEY OF {name} {what}. {why}. Nothing is sent to {name} or shown from {name} until you \
+             decide: ask {name} in person or by phone, compare the number that /verify {name} shows, and type \
+             /trust {name} only if it matches{then}"
         )
     }
 }
