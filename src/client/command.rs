@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_line_of_several_decides_and_the_others_are_text_or_nothing() {
+    fn first_line_decides_and_further_lines_are_text_or_refused() {
         for (line, command) in [
             ("hi\n/exit", Command::Say("hi\n/exit".into())),
             ("//exit\n/exit", Command::Say("/exit\n/exit".into())),
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_given_as_soon_as_it_is_clear_which_command_is_typed() {
+    fn hint_appears_once_the_typed_command_is_clear() {
         for (line, name) in [
             ("/se", Some("sendfile")),
             ("/SENDFILE bob ", Some("sendfile")),
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_command_is_answered_with_the_nearest_one_and_never_sent() {
+    fn mistyped_command_suggests_the_nearest_and_is_never_sent() {
         for (line, hint) in [
             ("/hlep", "/help"),
             ("/romo bob", "/room"),

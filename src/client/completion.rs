@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_completed_and_end_with_a_space_where_more_follows() {
+    fn completed_command_ends_with_a_space_if_more_follows() {
         assert_eq!(completed("/se"), ["/sendfile "]);
         assert_eq!(completed("/R"), ["/room ", "/rejectfile "]);
         assert_eq!(completed("/lea"), ["/leave"]);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn people_are_completed_in_any_letter_case_where_one_would_name_them() {
+    fn names_complete_in_any_letter_case_where_one_is_expected() {
         assert_eq!(completed("al"), ["@Alice: ", "@albert: ", "@al-1: "]);
         assert_eq!(completed("hi @AL"), ["hi @Alice", "hi @albert", "hi @al-1"]);
         assert_eq!(completed("(@bo"), ["(@bob"]);

@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn each_message_is_shown_where_its_sender_meant_it_and_counted_until_it_is_seen() {
+    fn message_goes_to_the_view_its_sender_meant_and_is_counted() {
         let mut views = Conversations::default();
         take(&mut views, notice(Place::With(name("bob")), "bob has left the room"));
         take(&mut views, received("bob", "one"));
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_typed_line_stays_in_its_view_and_one_typed_behind_a_command_goes_along() {
+    fn half_typed_line_stays_in_its_view_unless_behind_a_command() {
         let mut views = Conversations::default();
         let write = |views: &mut Conversations, text: &str| {
             views.current_mut().editor.key(&Key::Paste(text.into()));
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_shows_where_reading_stopped_and_a_rule_begins_each_day() {
+    fn mark_shows_where_reading_stopped_and_rule_begins_each_day() {
         let mut views = Conversations::default();
         let said = |time, text: &str| Entry { time, place: Place::Everyone, ..received("bob", text) };
         take(&mut views, said(0, "one"));

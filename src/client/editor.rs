@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn pasted_lines_are_sent_only_by_a_second_enter_and_escape_removes_just_them() {
+    fn pasted_lines_need_a_second_enter_and_escape_removes_them() {
         let mut editor = typed("<>");
         editor.key(&Key::Left);
         paste(&mut editor, "a\r\nb\rc\n");

@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_a_link_or_longer_than_the_file_is_not_believed() {
+    fn part_that_is_a_link_or_longer_than_the_file_is_not_used() {
         let folder = Folder::new();
         let bob: Username = "bob".parse().expect("name");
         let path = folder.0.join(format!("bob_{}.part", "00".repeat(32)));

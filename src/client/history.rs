@@ -479,7 +479,7 @@ mod tests {
 
     /// PROTOCOL#history-chain.
     #[test]
-    fn a_record_that_is_altered_moved_repeated_or_missing_is_refused_and_the_file_untouched() {
+    fn altered_or_missing_record_is_refused_and_file_untouched() {
         let home = Home::new();
         home.keep(&["one", "two", "three"]);
         let lines = home.lines();
@@ -517,7 +517,7 @@ mod tests {
 
     /// PROTOCOL#history-chain.
     #[test]
-    fn a_record_of_an_older_copy_does_not_fit_in_even_at_its_own_place() {
+    fn record_of_an_older_copy_is_refused_at_its_own_place() {
         let home = Home::new();
         home.keep(&["one", "two", "three"]);
         let older = home.lines();
@@ -578,7 +578,7 @@ mod tests {
 
     /// PROTOCOL#history-length.
     #[test]
-    fn a_rewrite_keeps_the_last_thousand_at_a_login_and_in_a_long_session() {
+    fn rewrite_keeps_the_last_thousand_messages() {
         let home = Home::new();
         let mut history = home.history();
         let mut session = history.load().expect("loads");
@@ -636,7 +636,7 @@ mod tests {
 
     /// PROTOCOL#history-lock.
     #[test]
-    fn one_client_at_a_time_has_the_file_also_when_it_is_replaced_meanwhile() {
+    fn history_is_locked_by_one_client_even_while_replaced() {
         let home = Home::new();
         let mut first = home.history();
         first.load().expect("loads");

@@ -242,7 +242,7 @@ mod tests {
     const LOGOUT: &str = r#"{"type":"logout"}"#;
 
     #[test]
-    fn lines_go_before_packets_and_after_the_end_only_what_waits_goes() {
+    fn lines_precede_packets_and_after_the_end_only_queued_ones_go() {
         let (queue, connection) = begun();
         packet(&queue, "one");
         packet(&queue, "two");
@@ -259,7 +259,7 @@ mod tests {
 
     /// PROTOCOL#kept, PROTOCOL#sent-again.
     #[test]
-    fn exactly_what_was_not_taken_in_goes_out_again_and_in_the_same_order() {
+    fn exactly_the_unacknowledged_frames_are_resent_in_order() {
         let (queue, first) = begun();
         for text in ["one", "two", "three", "four"] {
             packet(&queue, text);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_connection_that_was_lost_is_not_the_end_of_the_next_one() {
+    fn end_of_a_lost_connection_does_not_end_the_next_one() {
         let (queue, first) = begun();
         queue.disconnect();
         queue.finished(first);

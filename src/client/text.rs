@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_takes_two_columns_also_where_it_is_joined_to_others() {
+    fn emoji_takes_two_columns_even_when_joined_to_others() {
         assert_eq!(width("x\u{200d}☺\u{fe0f}"), 3);
         assert_eq!(width("☺\u{301}\u{fe0f}\u{fe0f}"), 2);
         // Broken elsewhere, the same signs join otherwise: no row gets wider by that.

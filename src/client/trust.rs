@@ -439,7 +439,7 @@ mod tests {
     use crate::crypto::secret::random;
 
     #[test]
-    fn decisions_outlive_the_program_per_server_and_a_damaged_file_is_an_error() {
+    fn decisions_persist_per_server_and_damage_is_an_error() {
         let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let path = std::env::temp_dir().join(format!("known-{name}"));
         let bob: Username = "bob".parse().expect("name");

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_of_a_message_stand_below_each_other_under_its_author() {
+    fn message_lines_are_stacked_under_their_author() {
         let text = "one\n14:05 <bob> two\n\n  three three";
         let rows = [
             "14:05 <alice> one",
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn trust_stands_beside_the_other_s_name_and_what_became_of_a_message_behind_it() {
+    fn trust_follows_the_name_and_delivery_follows_the_message() {
         let (alice, bob) = (name("alice"), name("bob"));
         let known = |trust, entry| Entry { trust: Some(trust), ..entry };
         let own = |state, text: &str| Entry { sending: Some((1, state)), ..said(text) };
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_line_names_the_conversations_and_what_is_unread_in_them() {
+    fn status_line_names_conversations_and_unread_counts() {
         let tab = |name: &str, unread, current| Tab { name: name.into(), unread, current };
         let mut tabs = vec![tab("everyone", 0, false), tab("bob✓", 0, true), tab("carol?", 12, false)];
         assert_eq!(tabs_line(&tabs, 60), "1 everyone  [2 bob✓]  3 carol? (12)");
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn files_under_way_have_bars_between_the_messages_and_the_status() {
+    fn transfers_have_bars_between_messages_and_status_line() {
         let bar = |label: &str, percent| Progress {
             label: label.into(),
             percent,
@@ -620,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn scrolled_frames_are_the_same_whether_or_not_the_rows_below_are_known() {
+    fn scrolled_frame_does_not_depend_on_known_rows_below() {
         let entries: VecDeque<Entry> = (1..30).map(|n| said(&"word ".repeat(n * 7 % 60))).collect();
         let status = Status::default();
         let editor = Editor::default();

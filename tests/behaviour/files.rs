@@ -206,7 +206,7 @@ fn a_file_arrives_whole_whatever_its_size() {
 }
 
 #[test]
-fn files_in_both_directions_and_what_is_said_meanwhile_do_not_disturb_each_other() {
+fn files_both_ways_and_messages_do_not_disturb_each_other() {
     let server = Server::start();
     let (gate, mut alice, mut bob) = gated(&server);
     let mut contents = Vec::new();
@@ -611,7 +611,7 @@ fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
 }
 
 #[test]
-fn a_transfer_that_is_cancelled_while_its_part_is_looked_at_leaves_nothing() {
+fn transfer_cancelled_while_its_part_is_hashed_leaves_nothing() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     // Zeros that take no space, but time to hash; all of them but the last chunk are there already.
@@ -822,7 +822,7 @@ fn a_transfer_goes_on_after_the_server_was_killed() {
 
 /// PROTOCOL#whole-file.
 #[test]
-fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
+fn tampered_part_is_refused_at_the_end_and_restarted() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let home = bob.home.clone();
     let (path, _) = part(&bob).expect("a part");
@@ -852,7 +852,7 @@ fn a_part_that_was_tampered_with_is_refused_at_the_end_and_begun_anew() {
 
 /// PROTOCOL#whole-file.
 #[test]
-fn a_file_that_changes_after_it_was_offered_never_arrives_as_something_else() {
+fn file_changed_after_its_offer_never_arrives_as_another() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     let path = alice.home.path("a.bin");
@@ -1004,7 +1004,7 @@ fn keys_of(person: &Person) -> PersonKeys {
 }
 
 #[test]
-fn an_offer_is_waited_for_ten_minutes_at_the_end_of_input_and_no_longer() {
+fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
     let (folder, alice, bob) = (Folder::new(), Person::new("alice"), Person::new("bob"));
     let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");

@@ -58,7 +58,7 @@ fn without_date(line: &String) -> String {
 
 /// PROTOCOL#history-file, PROTOCOL#history-key.
 #[test]
-fn the_next_session_finds_what_was_said_and_the_disk_tells_nobody_else() {
+fn next_session_finds_messages_and_the_disk_reveals_none() {
     let (server, home) = (Server::start(), Home::new());
     let mut alice = home.alice(&server, &[KEEP]).ready();
     let mut bob = server.client("bob").ready();
@@ -110,7 +110,7 @@ fn the_next_session_finds_what_was_said_and_the_disk_tells_nobody_else() {
 }
 
 #[test]
-fn without_the_option_nothing_is_read_or_written_and_what_is_there_is_told() {
+fn history_without_the_option_is_untouched_and_reported() {
     let (server, home) = (Server::start(), Home::new());
     let mut bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[]).ready();
@@ -165,7 +165,7 @@ fn what_is_forgotten_is_gone_and_what_comes_after_is_kept() {
 
 /// PROTOCOL#history-lock.
 #[test]
-fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
+fn client_that_takes_over_continues_the_history() {
     let (server, home) = (Server::start(), Home::new());
     let _bob = server.client("bob").ready();
     let mut first = home.alice(&server, &[KEEP]).ready();
@@ -198,7 +198,7 @@ fn one_client_keeps_the_history_and_one_that_takes_over_goes_on_with_it() {
 
 /// PROTOCOL#history-damage.
 #[test]
-fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed() {
+fn damaged_history_stops_the_login_and_changes_nothing() {
     let (server, home) = (Server::with(&["--grace", "3600"]), Home::new());
     let _bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[KEEP]).ready();
@@ -230,7 +230,7 @@ fn damage_stops_the_login_with_file_line_and_remedy_before_anything_is_changed()
 
 /// PROTOCOL#history-damage.
 #[test]
-fn a_full_disk_is_told_once_and_costs_no_message_that_was_kept_before() {
+fn full_disk_is_reported_once_and_loses_no_kept_message() {
     let (server, home) = (Server::start(), Home::new());
     let _bob = server.client("bob").ready();
     assert_eq!(home.alice(&server, &[]).finish().0, 0);

@@ -271,7 +271,7 @@ fn alice_and_bob() -> (Server, Terminal, Client) {
 // ---- before the login
 
 #[test]
-fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
+fn menu_creates_and_uses_an_account_with_a_hidden_password() {
     let server = Server::start();
     let terminal = Terminal::new();
     let client = terminal.client(server.port, "");
@@ -351,7 +351,7 @@ fn an_account_is_made_and_used_through_the_menu_with_the_password_unseen() {
 }
 
 #[test]
-fn a_new_password_is_asked_for_unseen_and_nothing_typed_then_is_a_message() {
+fn new_password_is_typed_hidden_and_never_sent_as_a_message() {
     let (server, terminal, mut bob) = alice_and_bob();
     let unseen = |screen: &str| assert!(!screen.contains("hunter"), "{screen}");
     terminal.enter("/passwd");
@@ -517,7 +517,7 @@ fn terminal_that_accepts_no_output_holds_up_no_message() {
 }
 
 #[test]
-fn each_conversation_has_its_view_and_the_prompt_says_where_one_is() {
+fn conversation_has_its_view_and_the_prompt_names_it() {
     let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("to everyone");
     bob.say("/msg alice for you alone");
@@ -608,7 +608,7 @@ fn the_wheel_scrolls() {
 }
 
 #[test]
-fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
+fn tab_completes_search_finds_and_lines_form_one_message() {
     let (_server, terminal, mut bob) = alice_and_bob();
     std::fs::write(terminal.home.path("notes.txt"), "some").expect("written");
     let begins = |start: &str| terminal.wait(start, |screen| last_line(screen).starts_with(start));
@@ -646,7 +646,7 @@ fn tab_completes_a_search_finds_and_several_lines_are_one_message() {
 }
 
 #[test]
-fn nothing_in_a_paste_is_a_key_and_several_lines_are_asked_about() {
+fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let paste = |text: &str| {
         terminal.tmux(&["set-buffer", "--", text]);
@@ -1056,7 +1056,7 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
 
 /// PROTOCOL#harmless.
 #[test]
-fn a_message_can_neither_move_the_cursor_nor_rename_the_terminal() {
+fn message_cannot_move_the_cursor_or_rename_the_terminal() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let title = terminal.tmux(&["display-message", "-p", "#{pane_title}"]);
     bob.say("\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[1;1Htop\u{1b}[?1049l\u{9b}5A bottom");
@@ -1235,7 +1235,7 @@ fn however_the_client_ends_the_terminal_is_as_it_was() {
 }
 
 #[test]
-fn however_the_client_ends_while_messages_arrive_the_terminal_is_as_it_was() {
+fn terminal_is_restored_however_the_client_ends() {
     end_in_every_way(true);
 }
 
@@ -1251,7 +1251,7 @@ fn panic_on_the_full_screen() {
 }
 
 #[test]
-fn a_client_that_is_stopped_from_outside_gives_the_terminal_back() {
+fn client_stopped_from_outside_restores_the_terminal() {
     let (server, terminal) = (Server::start(), Terminal::new());
     let before = terminal.prepare();
     terminal.log_in(server.port, "alice");
@@ -1330,7 +1330,7 @@ fn where_nobody_could_let_it_go_on_a_client_is_not_suspended() {
 }
 
 #[test]
-fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
+fn suspended_client_restores_the_terminal_and_continues() {
     let (server, terminal) = (Server::start(), Terminal::new());
     let mut before = terminal.prepare();
     terminal.log_in(server.port, "alice");
@@ -1370,7 +1370,7 @@ fn a_client_that_was_suspended_gives_the_terminal_back_and_goes_on() {
 }
 
 #[test]
-fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_the_screen() {
+fn exit_after_a_lost_connection_lists_unacknowledged_texts() {
     let (mut server, terminal, bob) = alice_and_bob();
     terminal.enter("the first");
     terminal.expect("<alice> the first ✓");
@@ -1390,7 +1390,7 @@ fn a_lost_connection_is_told_and_can_be_left_with_what_was_not_acknowledged_on_t
 }
 
 #[test]
-fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_good() {
+fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
     let (server, other) = (Server::start(), Server::start());
     let (gate, terminal) = (Gate::before(&server), Terminal::new());
     terminal.log_in(gate.port, "alice");
@@ -1432,7 +1432,7 @@ fn lines_that_wait_hold_the_view_and_are_told_of_when_the_connection_ends_for_go
 }
 
 #[test]
-fn a_scrolled_view_stays_where_it_is_and_a_rule_marks_where_reading_stopped() {
+fn scrolled_view_stays_and_a_rule_marks_where_reading_stopped() {
     let (_server, terminal, mut bob) = alice_and_bob();
     for number in 0..40 {
         bob.say(&format!("line number {number}."));
@@ -1455,7 +1455,7 @@ fn a_scrolled_view_stays_where_it_is_and_a_rule_marks_where_reading_stopped() {
 }
 
 #[test]
-fn the_desktop_is_told_of_a_private_message_while_the_window_is_elsewhere() {
+fn private_message_notifies_the_desktop_if_unfocused() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let pipe = terminal.home.path("piped");
     terminal.tmux(&["pipe-pane", &format!("cat > {}", pipe.display())]);

@@ -213,7 +213,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence.
     #[test]
-    fn a_sender_with_many_sessions_costs_little_and_opens_no_way_to_replay() {
+    fn sender_with_many_sessions_costs_little_and_cannot_replay() {
         let mut seen = Replay::default();
         for session in 0..200 {
             let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };

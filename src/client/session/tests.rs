@@ -311,7 +311,7 @@ fn no_silence_ends_a_session_and_each_answer_begins_it_again() {
 }
 
 #[test]
-fn silence_is_told_in_the_status_and_ends_with_an_answer_or_the_connection() {
+fn silence_shows_in_the_status_until_an_answer_or_the_end() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     let since = net.now;
@@ -390,7 +390,7 @@ fn leaving_says_once_what_it_waits_for() {
 
 /// PROTOCOL#session-key.
 #[test]
-fn session_keys_are_renewed_within_a_day_and_the_former_one_opens_for_a_minute() {
+fn session_key_renews_daily_and_former_opens_for_a_minute() {
     let mut net = Net::new();
     net.event(1, Event::Tick);
     assert!(!net.wants_key[1]);
@@ -454,7 +454,7 @@ impl Net {
 }
 
 #[test]
-fn a_key_swapped_between_the_comparison_and_the_decision_is_not_accepted() {
+fn key_swapped_between_comparison_and_decision_is_refused() {
     let mut net = Net::with_swapped_bob();
     net.type_in(0, "/verify bob");
     let warnings = |net: &Net| net.lines(0).iter().filter(|line| line.contains("HAS CHANGED")).count();
@@ -476,7 +476,7 @@ fn a_key_swapped_between_the_comparison_and_the_decision_is_not_accepted() {
 }
 
 #[test]
-fn a_message_is_shown_at_once_then_as_taken_or_as_failed_and_can_be_sent_again_once() {
+fn message_shows_pending_then_taken_or_failed_and_resends_once() {
     let mut net = Net::new();
     let states = |net: &mut Net| -> Vec<(u64, SendState)> {
         net.shown[0].drain(..).filter_map(|entry| entry.sending).collect()

@@ -481,7 +481,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ack-true.
     #[test]
-    fn an_ack_was_due_after_32_frames_or_128_kib_since_the_one_before() {
+    fn client_ack_was_due_after_32_frames_or_128_kib() {
         for (count, length, due) in [(31, 10, false), (32, 10, true), (2, 65_535, false), (2, 65_536, true)] {
             let mut frames = Frames::new(1 << 20);
             for received in [count, 2 * count] {
