@@ -1,4 +1,4 @@
-//! Two people and the programs they run: registration, broadcast, private messages, rooms, mentions, exit codes.
+//! Chat with real programs: registration, broadcasts, private messages, rooms, mentions, exit codes.
 
 use crate::support::{Client, Folder, Person, Server, memory};
 use secure_messenger::client::session::{Effect, Event, Session};
@@ -54,7 +54,7 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut alice = server.client("alice");
-    // A byte order mark before all is no part of the first line.
+    // A byte order mark at the start is not part of the first line.
     alice.say("\u{feff}/msg bob with a mark");
     let mut alice = alice.ready();
     alice.expect("<alice -> bob> with a mark");
@@ -169,7 +169,7 @@ fn message_reaches_a_client_with_a_new_session_key() {
     alice.say("/msg bob one");
     alice.expect("<alice -> bob> one");
     let home = bob.home.clone();
-    // A full login takes over; the older client is told and leaves.
+    // A login replaces the older session; the older client reports that and ends.
     let mut second = Client::within(home, server.port, "bob", true, &[]).ready();
     bob.expect("! you have logged in elsewhere");
     assert_eq!(bob.finish().0, 1);
@@ -197,10 +197,10 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     alice.say("/room bob");
     alice.expect("* you are in a private room with bob");
     alice.say("/leave");
-    // Nor is what was said before shown again.
+    // Messages from before are not shown either.
     bob.say("/history");
     bob.expect("* no messages yet in this session");
-    // It holds in the next session, too.
+    // The next session still ignores her.
     let (_, lines) = {
         let home = bob.home.clone();
         let ended = bob.finish();
@@ -212,7 +212,7 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     alice.expect("* bob is online");
     alice.say("three");
     alice.expect("<alice> three");
-    // Its answer comes after what waits for bob.
+    // The answer arrives after everything that waits for bob.
     bob.say("/msg alice ping");
     bob.expect("<bob -> alice> ping");
     bob.say("/ignore");
@@ -229,7 +229,7 @@ fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
     assert!(!lines.iter().any(|line| line.contains("three")), "{lines:#?}");
 }
 
-/// What the server tells of somebody online.
+/// The keys that the server shows of an online user.
 fn keys_of(name: &Username) -> PersonKeys {
     let person = Person::new(name.as_str());
     let certificate = person.identity.certify(name, &person.session, clock::now_ms());
@@ -275,7 +275,7 @@ fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
         let keys = names.iter().map(keys_of).collect();
         effects = handle(Event::Server(ServerMessage::Keys(Keys { keys, unknown: vec![] })));
     }
-    // The keys come 64 at a time, and whoever they are of has the message at once; the next one goes to all of them.
+    // Keys arrive 64 at a time, and each batch gets the message at once; the next message goes to all of them.
     let everyone = |sends: &[EncryptedSend]| {
         let targets = sends.iter().flat_map(|send| &send.routing.targets);
         let once = targets.clone().count() == others.len();

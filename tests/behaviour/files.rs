@@ -1,6 +1,6 @@
-//! Files between real clients through a real server: what arrives and where, what goes on after an interruption,
-//! and what both sides are told when something does not. What has to be seen in the middle is held there by a
-//! [`Gate`], so that no test depends on how fast the machine is.
+//! Files between real clients through a real server: what arrives and where, what resumes after an interruption, and
+//! what both sides report when a transfer fails. A [`Gate`] holds a transfer where a test needs it, so that no test
+//! depends on the speed of the machine.
 
 use crate::support::{self, Client, Folder, Gate, Person, Server, Shape, until};
 use secure_messenger::client::session::{Effect, Event, Session};
@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1024 * 1024;
-/// More than may be under way at once (7.6 MiB), and no whole number of chunks.
+/// More than may be in flight at once (7.6 MiB), and not a whole number of chunks.
 const BIG: usize = 8 * MIB + 123;
 
 // ---- files
 
-/// Bytes that are like nothing else.
+/// Pseudo-random bytes.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = u64::from_be_bytes(random()) | 1;
     let mut next = || {
@@ -42,14 +42,14 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A new file in a person's home, which is where their client runs.
+/// A new file in a user's home folder, in which the client runs.
 fn make(owner: &Client, name: &str, length: usize) -> Vec<u8> {
     let bytes = noise(length);
     fs::write(owner.home.path(name), &bytes).expect("written");
     bytes
 }
 
-/// What is in `received` or `sent`.
+/// The names in `received` or `sent`.
 fn names(owner: &Client, folder: &str) -> Vec<String> {
     let entries = fs::read_dir(owner.data("files").join(folder)).expect("a folder");
     let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("entry").file_name().into_string();
@@ -88,14 +88,14 @@ fn gated(server: &Server) -> (Gate, Client, Client) {
     (gate, alice, bob)
 }
 
-/// Offers a file in the home of `from`; what `to` is told.
+/// Offers a file from the home folder of `from`; the line that `to` sees.
 fn offer(from: &mut Client, to: &mut Client, path: &str) -> String {
     from.say(&format!("/sendfile {} {path}", to.name));
     from.expect(&format!(" is offered to {}", to.name));
     to.expect(&format!("* {} offers you a file: ", from.name))
 }
 
-/// Takes what was offered last, to the end.
+/// Accepts the last offer and waits until the file is complete.
 fn take(from: &mut Client, to: &mut Client) -> String {
     to.say("/acceptfile");
     let line = to.expect(" is complete: ");
@@ -103,7 +103,7 @@ fn take(from: &mut Client, to: &mut Client) -> String {
     line
 }
 
-/// Neither has anything more to do with a file, and both still talk.
+/// Neither client has an open transfer, and both still chat.
 fn is_quiet(one: &mut Client, other: &mut Client) {
     let talks = |from: &mut Client, to: &mut Client| {
         from.say("/files");
@@ -116,7 +116,7 @@ fn is_quiet(one: &mut Client, other: &mut Client) {
     talks(other, one);
 }
 
-/// Alice, behind the gate, in the middle of sending a big file to bob.
+/// Alice, behind the gate, halfway through sending a big file to bob.
 struct Middle {
     server: Server,
     gate: Gate,
@@ -127,7 +127,7 @@ struct Middle {
 
 impl Middle {
     fn reach() -> Middle {
-        // Whoever is killed here has left soon.
+        // A killed client leaves soon.
         let server = Server::with(&["--grace", "1"]);
         let (gate, mut alice, mut bob) = gated(&server);
         let bytes = make(&alice, "big.bin", BIG);
@@ -141,7 +141,7 @@ impl Middle {
     }
 }
 
-/// Offers the big file again; it must go on with exactly what is there already.
+/// Offers the big file again; the transfer must resume with exactly the part that was received.
 fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     offer(alice, bob, "big.bin");
     let (_, facts) = part(bob).expect("what has arrived has stayed");
@@ -160,7 +160,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     bob.expect("* \"big.bin\" (8.3 MB) from alice is complete: ");
     alice.expect("* a copy is kept: ");
     let sent = gate.passed() - before;
-    // Keys, tags and TLS take less than two hundredths.
+    // Keys, tags and TLS add less than 2 %.
     assert!(sent <= (BIG as u64 - there) * 102 / 100, "{sent} bytes were sent, {there} were there");
     assert_eq!(names(bob, "received"), ["alice_big.bin"]);
     assert!(holds(bob, "received/alice_big.bin", bytes) && holds(alice, "sent/bob_big.bin", bytes));
@@ -193,7 +193,7 @@ fn a_file_arrives_whole_whatever_its_size() {
         assert_eq!(names(owner, folder).len(), sizes.len(), "nothing but these: {:?}", names(owner, folder));
     }
     assert!(names(&alice, "received").is_empty() && names(&bob, "sent").is_empty());
-    // No machine does the last in the tenth of a second that may pass without a word.
+    // No machine sends the last one within the 0.1 s that may pass without a progress line.
     let last = format!("{}.bin", sizes[sizes.len() - 1]);
     for (owner, label) in [(&alice, format!("* {last} → bob: ")), (&bob, format!("* {last} ← alice: "))] {
         let told = owner.output.seen.iter().filter_map(|line| line.strip_prefix(&label)?.split_once(" %, "));
@@ -216,8 +216,8 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
         contents.push((false, name, make(&bob, name, 12 * MIB + 1)));
         offer(&mut bob, &mut alice, name);
     }
-    // Hers are numbers 1 and 3 on both sides, his 2 and 4. They stay under way because she is held up, again
-    // and again behind the 4 MiB that are granted to her at once: what she says comes after those.
+    // Her files have the numbers 1 and 3 on both sides, his 2 and 4. They stay in progress because the gate holds her
+    // connection again and again: her messages come after the 4 MiB that are granted to her at once.
     gate.hold_after(MIB as u64);
     for number in [1, 3] {
         bob.say(&format!("/acceptfile {number}"));
@@ -238,7 +238,7 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
     let early = bob.output.seen.iter().find(|line| line.contains("is complete"));
     assert_eq!(early, None, "what was said came past the files");
     for client in [&mut alice, &mut bob] {
-        // Two arrivals and two copies, in any order.
+        // Two files and two copies complete, in any order.
         let done = |line: &&String| line.contains(" is complete: ") || line.contains("a copy is kept: ");
         while client.output.seen.iter().filter(done).count() < 4 {
             client.output.next().expect("a line");
@@ -269,7 +269,7 @@ fn no_file_takes_the_place_of_another_or_follows_a_link() {
         offer(&mut alice, &mut bob, "letter.txt");
         take(&mut alice, &mut bob);
     }
-    // Even the same again.
+    // The same file again gets another name, too.
     offer(&mut alice, &mut bob, "letter.txt");
     take(&mut alice, &mut bob);
     versions.push((5, versions[1].1.clone()));
@@ -305,7 +305,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     alice.expect("<bob -> alice> I do not know");
     assert!(gate.passed() - before < CHUNK as u64, "not one chunk was sent");
     assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
-    // It is for bob alone, in words, too.
+    // Carol sees nothing of it.
     let carol = server.client("carol").ready();
     bob.say("/rejectfile");
     bob.expect("* you have declined \"big.bin\" (8.3 MB) from alice");
@@ -367,7 +367,7 @@ fn several_offers_are_told_apart_by_their_numbers() {
         bob.expect(answer);
     }
     assert!(names(&bob, "received").is_empty(), "nothing was taken by mistake");
-    // Which one a person means, only a number says.
+    // With several offers, a number is needed.
     for command in ["acceptfile", "rejectfile"] {
         bob.say(&format!("/{command}"));
         bob.expect(&format!("! several files are offered: type /{command} NUMBER, /files lists them"));
@@ -383,7 +383,7 @@ fn several_offers_are_told_apart_by_their_numbers() {
     bob.expect("* \"a.txt\" (1.0 kB) from alice is complete: ");
     alice.say("/acceptfile 2");
     alice.expect("! there is no offer number 2");
-    // The only one needs no number.
+    // A single offer needs no number.
     bob.say("/rejectfile");
     alice.expect("* bob has declined \"b.txt\" (1.0 kB)");
     assert_eq!(names(&bob, "received"), ["alice_a.txt", "alice_c.txt"]);
@@ -538,7 +538,7 @@ fn full_disk_is_warned_of_and_no_more_than_that() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let home = Arc::new(Folder::new());
-    // Says that a kilobyte is free.
+    // A fake `df` that reports 1 KiB of free space.
     let df = home.path("df");
     let says = "#!/bin/sh\necho 'a disk 1024-blocks Used Available Capacity Mounted on'\necho 'a disk 9 8 1 90% /a b'\n";
     fs::write(&df, says).expect("written");
@@ -605,7 +605,7 @@ fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
     bob.say("/cancel");
     bob.expect("* you have cancelled \"big.bin\" (8.3 MB) from alice");
     alice.expect("! bob has cancelled \"big.bin\" (8.3 MB)");
-    // What was on its way still comes, and is for nobody.
+    // Packets in flight still arrive, and are dropped.
     gate.open();
     leaves_nothing(&mut alice, &mut bob, &bytes);
 }
@@ -614,7 +614,7 @@ fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
 fn transfer_cancelled_while_its_part_is_hashed_leaves_nothing() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
-    // Zeros that take no space, but time to hash; all of them but the last chunk are there already.
+    // A sparse file takes no space but time to hash. Everything except its last chunk is there already.
     let size = 256 * MIB;
     let zeros = |path: PathBuf, size: usize| {
         File::create_new(path).and_then(|file| file.set_len(size as u64)).expect("a file of zeros");
@@ -632,7 +632,7 @@ fn transfer_cancelled_while_its_part_is_hashed_leaves_nothing() {
     is_quiet(&mut alice, &mut bob);
 }
 
-/// After `/cancel`: nothing is there, and another time begins from nothing.
+/// After `/cancel`: nothing is left, and the next transfer starts from the beginning.
 fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     until("nothing is left of it", || names(bob, "received").is_empty());
     assert!(names(alice, "sent").is_empty());
@@ -660,7 +660,7 @@ fn who_leaves_takes_offers_along_and_the_other_is_told() {
     offer(&mut bob, &mut carol, "b.txt");
     bob.say("/exit");
     let (status, lines) = bob.finish();
-    // His own offer was not answered; hers is none of his business.
+    // Nobody answered his own offer, which counts; hers does not.
     assert_eq!(status, 1, "{lines:#?}");
     assert_eq!(lines.last().expect("a line"), "! not complete: \"b.txt\" (2.0 kB); offer it again to resume");
     alice.expect("* bob has left: \"a.txt\" (1.0 kB) is no longer offered");
@@ -708,7 +708,7 @@ fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
         }
         let (there, back) = gate.most_held();
         let held = if from_client { there } else { back };
-        // Two files: half a second of the line at most, and the chunks that cannot be cut.
+        // Two files: at most half a second of the line's rate, plus whole chunks.
         assert!(held as u64 <= RATE / 2 + 4 * CHUNK as u64, "{there}, {back} bytes were held");
         gate.shape(fast, fast);
     }
@@ -755,7 +755,7 @@ fn a_transfer_goes_on_after_its_sender_was_killed() {
 #[test]
 fn a_transfer_goes_on_after_its_sender_has_logged_in_anew() {
     let Middle { server, gate, alice, mut bob, bytes } = Middle::reach();
-    // Nobody is told of a login that takes over: the others still see one alice.
+    // A login that replaces a session notifies nobody: other users still see one alice.
     let new_gate = Gate::before(&server);
     let mut anew = new_gate.client(alice.home.clone(), "alice", &[]).ready();
     let (status, lines) = alice.finish();
@@ -857,14 +857,14 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     let (mut alice, mut bob) = alice_and_bob(&server);
     let path = alice.home.path("a.bin");
     let open = || File::options().write(true).open(&path).expect("the file");
-    // It becomes shorter: there is no end to send.
+    // The file becomes shorter: its end cannot be sent.
     make(&alice, "a.bin", MIB);
     offer(&mut alice, &mut bob, "a.bin");
     open().set_len(MIB as u64 / 2).expect("shorter");
     bob.say("/acceptfile");
     alice.expect("! a.bin → bob: the file has been shortened");
     bob.expect("! \"a.bin\" (1.0 MB) failed on alice's side: the file has been shortened");
-    // It becomes another of the same length.
+    // The content changes, the length does not.
     make(&alice, "a.bin", MIB);
     offer(&mut alice, &mut bob, "a.bin");
     let mut file = open();
@@ -876,7 +876,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     let finals = |bob: &Client| names(bob, "received").iter().filter(|name| !name.ends_with(".part")).count();
     assert_eq!(finals(&bob), 0, "{:?}", names(&bob, "received"));
     assert!(names(&alice, "sent").is_empty());
-    // It becomes longer: what was offered is all there, and nothing else is sent.
+    // The file becomes longer: exactly the offered bytes are sent.
     let bytes = make(&alice, "a.bin", MIB);
     offer(&mut alice, &mut bob, "a.bin");
     File::options().append(true).open(&path).and_then(|mut file| file.write_all(b"more")).expect("longer");
@@ -885,7 +885,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     alice.expect("* no copy is kept: the file has changed since it was offered");
     assert!(holds(&bob, "received/alice_a.bin", &bytes));
     assert!(names(&alice, "sent").is_empty());
-    // It goes, and another takes its name: what was offered is still held open.
+    // The file is replaced by another one: the offered file is still open.
     let bytes = make(&alice, "b.bin", MIB);
     offer(&mut alice, &mut bob, "b.bin");
     fs::remove_file(alice.home.path("b.bin")).expect("removed");
@@ -899,7 +899,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
 fn a_full_disk_ends_the_transfer_and_nothing_else() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
-    // Writes beyond 1 or 2 MiB (a block is what the shell takes it for) fail as on a full disk.
+    // Writes beyond 1 or 2 MiB (the shell chooses the block size) fail as on a full disk.
     let limit = "trap '' XFSZ; ulimit -f 2048";
     let home = Arc::new(Folder::new());
     let mut bob = Client::after(limit, home.clone(), server.port, "bob", &["--register"]).ready();
@@ -910,7 +910,7 @@ fn a_full_disk_ends_the_transfer_and_nothing_else() {
     bob.say("/acceptfile");
     let line = bob.expect("! big.bin ← alice: ");
     assert!(line.contains("File too large"), "{line}");
-    // But not where: that is nobody's business.
+    // The path is not revealed to the sender.
     let line = alice.expect("! \"big.bin\" (8.3 MB) failed on bob's side: ");
     assert!(line.ends_with(": the disk is full"), "{line}");
     assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
@@ -918,7 +918,7 @@ fn a_full_disk_ends_the_transfer_and_nothing_else() {
     offer(&mut alice, &mut bob, "small.bin");
     take(&mut alice, &mut bob);
     assert!(holds(&bob, "received/alice_small.bin", &small));
-    // The sender's disk, where only the copy is.
+    // The sender's disk is full: only the copy is lost.
     make(&bob, "big.bin", MIB / 2);
     let grown = File::options().write(true).open(bob.home.path("big.bin")).expect("the file");
     grown.set_len(BIG as u64).expect("longer");
@@ -941,7 +941,7 @@ fn the_end_of_input_waits_for_the_files_that_are_under_way() {
     alice.end();
     bob.end();
     gate.open();
-    // Each to its own end: one of them leaves first, and that must not matter to the other.
+    // One of them leaves first, which must not matter to the other.
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
     assert!(lines.iter().any(|line| line.contains("* \"big.bin\" (8.3 MB) from alice is complete: ")));
@@ -964,7 +964,7 @@ fn the_end_of_input_waits_for_the_answer_to_an_offer() {
     take(&mut alice, &mut bob);
     assert!(holds(&bob, "received/alice_a.bin", &bytes) && holds(&alice, "sent/bob_a.bin", &bytes));
     assert_eq!(alice.finish().0, 0);
-    // But not for an offer that the person at its own side does not answer.
+    // It does not wait for an offer that its own user has not answered.
     let mut carol = server.client("carol").ready();
     bob.expect("* carol is online");
     make(&bob, "b.bin", MIB);
@@ -991,7 +991,7 @@ fn exit_does_not_wait_for_files_and_says_so() {
     }
 }
 
-/// What the server tells of a person online.
+/// The keys that the server shows of an online user.
 fn keys_of(person: &Person) -> PersonKeys {
     let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
     PersonKeys {
@@ -1031,7 +1031,7 @@ fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
     handle(server(ServerMessage::Sent(sent)), 0);
     let quits = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Quit(_)));
     assert!(!quits(handle(Event::EndOfInput, 0)));
-    // Time passes second by second, as it does for a person.
+    // Time passes in steps of one second.
     let waited = (1..=1000).find(|_| quits(handle(Event::Tick, 1)));
     assert_eq!(waited, Some(600));
 }

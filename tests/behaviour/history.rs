@@ -1,5 +1,5 @@
-//! What `--keep-history` leaves on the disk, with the real programs: the next session finds it, nobody else reads it,
-//! without the option there is none, and it goes when that is asked for.
+//! `--keep-history` with real programs: the next session finds the messages, nobody else can read the file, there is
+//! none without the option, and `/history forget` erases it.
 
 use crate::support::{Client, Folder, Server, files, until};
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ impl Home {
         self.0.path(".secure_messenger_client").join(path)
     }
 
-    /// The one file of the history.
+    /// The only history file.
     fn history(&self) -> PathBuf {
         let found = files(&self.data("history"));
         assert_eq!(found.len(), 1, "{found:?}");
@@ -37,7 +37,7 @@ impl Home {
     }
 }
 
-/// Everyone's answer to `/history`.
+/// The lines that answer `/history`.
 fn history(client: &mut Client) -> Vec<String> {
     let before = client.output.seen.len();
     client.say("/history");
@@ -72,7 +72,7 @@ fn next_session_finds_messages_and_the_disk_reveals_none() {
     alice.expect("* you are in a private room with bob");
     alice.say("pineapple in a room");
     alice.expect("<alice -> bob> pineapple");
-    // Not a message that nobody took, and no notice.
+    // Messages that nobody received are not kept, nor are notices.
     alice.say("/msg carol pineapple for nobody");
     alice.expect("! there is no account named carol");
     assert_eq!(alice.finish().0, 0);
@@ -94,7 +94,7 @@ fn next_session_finds_messages_and_the_disk_reveals_none() {
     alice.say("/history ROOM");
     alice.expect("* the last message with \"ROOM\" of this and earlier sessions");
     assert_eq!(without_date(&alice.expect(&said[2][2..])), said[2]);
-    // A new password costs nothing of it.
+    // A password change loses no message.
     const NEW: &str = "tr0ub4dor and three";
     alice.say(&format!("/passwd {}", home.0.password_file(NEW).display()));
     alice.expect("* your password is changed");
@@ -103,7 +103,7 @@ fn next_session_finds_messages_and_the_disk_reveals_none() {
     let new = ["--password-file", new.to_str().expect("UTF-8"), KEEP];
     let mut alice = home.alice(&server, &new).ready();
     assert_eq!(history(&mut alice), said);
-    // On another server there is another one.
+    // Another server has another file.
     let other = Server::start();
     let mut elsewhere = home.alice(&other, &new).ready();
     assert!(history(&mut elsewhere).is_empty());
@@ -125,7 +125,7 @@ fn history_without_the_option_is_untouched_and_reported() {
     alice.say("/msg bob kept");
     alice.expect("<alice -> bob> kept");
     assert_eq!(alice.finish().0, 0);
-    // Whoever reads it is stopped by this.
+    // A client that reads this file stops.
     let (file, before) = (home.history(), "damaged\n");
     fs::write(&file, before).expect("written");
     let mut alice = home.alice(&server, &[]).ready();
@@ -171,7 +171,7 @@ fn client_that_takes_over_continues_the_history() {
     let mut first = home.alice(&server, &[KEEP]).ready();
     first.say("/msg bob one");
     first.expect("<alice -> bob> one");
-    // Its login ends the first, which then lets go of the file.
+    // Its login ends the first session, which then releases the file.
     let mut second = home.alice(&server, &[KEEP]).ready();
     first.expect("! you have logged in elsewhere");
     assert_eq!(first.finish().0, 1);
@@ -218,9 +218,9 @@ fn damaged_history_stops_the_login_and_changes_nothing() {
         "{lines:?}"
     );
     assert_eq!(fs::read_to_string(&file).expect("text"), format!("{second}\n{second}\n"));
-    // And nobody seems to be there.
+    // Other users do not see her online.
     until("it is said", || server.log().matches("event=logout user=alice ").count() == 2);
-    // The remedy.
+    // The remedy works.
     let mut alice = home.alice(&server, &[]).ready();
     alice.say("/history forget");
     alice.expect("erased, here and on disk");
@@ -234,7 +234,7 @@ fn full_disk_is_reported_once_and_loses_no_kept_message() {
     let (server, home) = (Server::start(), Home::new());
     let _bob = server.client("bob").ready();
     assert_eq!(home.alice(&server, &[]).finish().0, 0);
-    // Writes beyond 1 or 2 KiB (a block is what the shell takes it for) fail as on a full disk.
+    // Writes beyond 1 or 2 KiB (the shell chooses the block size) fail as on a full disk.
     let limit = "trap '' XFSZ; ulimit -f 2";
     let mut alice =
         Client::after(limit, home.0.clone(), server.port, "alice", &["--accept-new", KEEP]).ready();

@@ -1,5 +1,5 @@
-//! Adversaries of login: the man in the middle, the thief of `users.json`, the enumerator, the guesser, the one
-//! who replays; and what a person at the real client is told when a login cannot be.
+//! Adversaries of the login: a man in the middle, a thief of `users.json`, an enumerator of names, a guesser of
+//! passwords, a replayer. Also what the real client reports when a login fails.
 
 use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
 use miniserde::json;
@@ -39,7 +39,7 @@ fn challenge(raw: &mut Raw, person: &Person) -> Challenge {
     }
 }
 
-/// A response in which nothing is right but its form; it costs no time.
+/// A response with a valid form and wrong values, made without PBKDF2.
 fn guess(person: &Person) -> ChallengeResponse {
     ChallengeResponse {
         response: Fixed([1; 32]),
@@ -72,8 +72,8 @@ fn fail(server: &Server, person: &Person) -> Failure {
     failure
 }
 
-/// Somebody between a client and the server, who ends the client's TLS with a certificate of their own and
-/// passes on every line, changing nothing. Serves `count` connections.
+/// A man in the middle, who terminates the client's TLS with a certificate of their own and relays every line
+/// unchanged. Serves `count` connections.
 fn man_in_the_middle(server: &Server, count: usize) -> (u16, Arc<Folder>) {
     let folder = Arc::new(Folder::new());
     certificate::prepare(&folder.0, clock::now_ms()).expect("a certificate");
@@ -127,7 +127,7 @@ fn man_in_the_middle_completes_no_login_at_first_contact() {
     let server = Server::start();
     let (port, _folder) = man_in_the_middle(&server, 3);
     let (mut direct, alice) = newcomer(&server, "alice");
-    // The relay works: a registration passes through it, as does the login up to its last step.
+    // The relay works: a registration passes through it, and a login up to its last step.
     let through = || Raw::over(TcpStream::connect(("127.0.0.1", port)).expect("connected"), true);
     let mut raw = through();
     let bob = Person::new("bob");
@@ -136,12 +136,12 @@ fn man_in_the_middle_completes_no_login_at_first_contact() {
     assert_eq!(failure.code, "login_failed");
     let mut raw = through();
     assert_eq!(refused(raw.log_in(&alice)).code, "login_failed");
-    // The real client, which takes the relay's certificate at first sight, fares no better.
+    // The real client accepts the relay's certificate at first contact, and its login fails, too.
     let home = server.client("carol").ready().home.clone();
     let victim = Client::within(home, port, "carol", true, &[]);
     let (status, lines) = victim.finish();
     assert!(status == 1 && lines.iter().any(|line| line.contains("login failed")), "{lines:#?}");
-    // Nobody was signed out by it, and without the man in the middle the same people get in.
+    // It ended no session, and without the man in the middle the same users log in.
     assert!(direct.is_usable());
     assert!(matches!(server.raw().log_in(&bob), Some(ServerMessage::Session(_))));
 }
@@ -156,7 +156,7 @@ fn relay_of_a_login_passes_only_without_tls() {
     assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))));
 }
 
-/// A thief of the identity key alone logs in, with the response that its owner has made for this nonce and this exporter.
+/// A login by a thief of the identity key alone, with the response that its owner made for this nonce and exporter.
 fn relayed(server: &Server, alice: &Person, exporter: &[u8]) -> Option<ServerMessage> {
     let (mut raw, own) = (server.raw(), SessionKey::generate());
     let challenge = challenge(&mut raw, alice);
@@ -176,12 +176,12 @@ fn relayed(server: &Server, alice: &Person, exporter: &[u8]) -> Option<ServerMes
 /// PROTOCOL#response.
 #[test]
 fn response_of_another_channel_or_session_key_opens_nothing() {
-    // The owner logs in on a server of the thief's, who passes on the nonce and salt of the real one.
+    // The owner logs in on the thief's server, which relays the nonce and salt of the real one.
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let other = server.raw();
     assert_eq!(refused(relayed(&server, &alice, other.channel.exporter())).code, "login_failed");
-    // Without TLS all channels are alike, and the thief sits between.
+    // Without TLS, all channels have the same exporter, and the thief is in the middle.
     let server = Server::with(&["--no-tls"]);
     let (_raw, alice) = newcomer(&server, "alice");
     assert_eq!(refused(relayed(&server, &alice, &[])).code, "login_failed");
@@ -200,7 +200,7 @@ fn a_thief_of_users_json_cannot_log_in() {
     let text = std::fs::read_to_string(server.data("users.json")).expect("the thief reads it");
     let stolen: Stolen = json::from_str(text.trim_end()).expect("one record");
     let own_key = IdentityKey::generate();
-    // Offers the owner's public key or one of their own, signs with either where they can.
+    // The thief offers the owner's public key or one of their own, and signs with either.
     let attempt = |offered: &IdentityKey, signing: &IdentityKey| {
         let mut raw = server.raw();
         raw.say(&ClientMessage::LoginRequest(LoginRequest {
@@ -228,11 +228,11 @@ fn a_thief_of_users_json_cannot_log_in() {
     assert_eq!(refused(attempt(&alice.identity, &own_key)).code, "login_failed");
     assert_eq!(refused(attempt(&own_key, &own_key)).code, "login_failed");
     assert_eq!(refused(attempt(&own_key, &alice.identity)).code, "login_failed");
-    // What was stolen is the real thing: with the identity key beside it, it opens the account.
+    // The stolen record is real: together with the identity key it opens the account.
     assert!(matches!(attempt(&alice.identity, &alice.identity), Some(ServerMessage::Session(_))));
 }
 
-/// The lines of a failed login, with what may differ from login to login blanked out.
+/// The lines of a failed login, with the values that differ between logins blanked out.
 fn shape(server: &Server, person: &Person) -> Vec<String> {
     let mut raw = server.raw();
     raw.say(&request(person));
@@ -302,7 +302,7 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
         }
     }
     assert!(words.iter().all(|word| *word == words[0]), "{words:#?}");
-    // Not even the right password helps; nobody else is locked, and who is logged in stays so.
+    // The right password does not help, no other name is locked, and sessions continue.
     assert_eq!(refused(server.raw().log_in(&alice)).code, "locked");
     newcomer(&server, "bob");
     assert!(online.is_usable());
@@ -311,7 +311,7 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
     for event in ["event=locked user=alice addr=127.0.0.1", "event=locked user=nobody addr=127.0.0.1"] {
         assert_eq!(log.matches(event).count(), 1, "{log}");
     }
-    // A restart unlocks nobody.
+    // A restart does not unlock the name.
     let server = Server::within(server.kill(), &[]);
     for name in ["alice", "NOBODY"] {
         let failure = fail(&server, &Person::new(name));
@@ -321,7 +321,7 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
-/// Logs in with a certificate that was made at `created`; the `newest` of the answer.
+/// Logs in with a certificate of this `created`; the `newest` of the answer.
 fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
     let challenge = challenge(raw, person);
     let mut response = raw.response(person, &challenge, PASSWORD);
@@ -334,7 +334,7 @@ fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
     }
 }
 
-/// A session key of another login than that of `person`.
+/// A session key of another login of `person`.
 fn renew_at(raw: &mut Raw, person: &Person, created: u64) -> (SessionKey, Option<ServerMessage>) {
     let key = SessionKey::generate();
     let certificate = person.identity.certify(&person.name, &key, created);
@@ -407,7 +407,7 @@ fn owner_whose_clock_was_ahead_still_gets_messages() {
     until("it is renewed", || shown_created(&mut carol, "alice") == ahead + 1);
     bob.say("/msg alice two");
     client.expect("<bob -> alice> two");
-    // A machine whose clock is behind.
+    // Another machine's clock is behind.
     let mut raw = server.raw();
     let newest = log_in_at(&mut raw, &alice, clock::now_ms() - HOUR);
     assert_eq!(newest, ahead + 1);
@@ -426,7 +426,7 @@ fn owner_remembers_its_certificate_when_the_server_does_not() {
     let home = alice.home();
     let mut folder = Arc::new(Folder::new());
     for observer in ["carol", "dave"] {
-        // A server that was started again, at the same address, knows of no login.
+        // A restarted server at the same address remembers no login.
         let server = Server::within(folder.clone(), &[]);
         let is_first = observer == "carol";
         if is_first {
@@ -535,7 +535,7 @@ fn a_login_makes_earlier_failures_forgotten() {
 fn guesses_at_the_same_time_are_all_counted() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
-    // All have their challenge before the first of them answers.
+    // All get their challenge before the first one responds.
     let ready: Vec<(Raw, ChallengeResponse)> = (0..20)
         .map(|_| {
             let mut raw = server.raw();
@@ -570,7 +570,7 @@ fn a_challenge_serves_one_response() {
     let challenge = challenge(&mut raw, &alice);
     let good = raw.response(&alice, &challenge, PASSWORD);
     let bad = raw.response(&alice, &challenge, "wrong horse battery");
-    // Both in one go: the second is the right one, and comes too late.
+    // Both arrive at once: the second is right, but too late.
     let mut lines = ClientMessage::ChallengeResponse(Box::new(bad)).encode();
     lines.extend(ClientMessage::ChallengeResponse(Box::new(good)).encode());
     raw.bytes(&lines);
@@ -631,17 +631,17 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
     let home = Folder::new();
     let alice = &["--user", "alice"];
     let data = |path: &str| home.path(".secure_messenger_client").join(path);
-    // No key yet.
+    // There is no key yet.
     let (status, lines) = run(&server, &home, PASSWORD, alice);
     assert_eq!(status, 1);
     says(&lines, &["! ", "no key for alice", "alice_private.key"]);
-    // Too short a password makes nothing.
+    // A password that is too short creates nothing.
     let register = &["--user", "alice", "--register"];
     let (status, lines) = run(&server, &home, "short", register);
     assert_eq!(status, 1);
     says(&lines, &["! ", "at least 6 characters"]);
     assert!(!data("keys/alice_private.key").exists());
-    // Six characters, of which some take several bytes, are enough.
+    // Six characters are enough, however many bytes they have.
     let (status, lines) = run(&server, &home, "s\u{e9}same", register);
     assert_eq!(status, 0, "{lines:#?}");
     says(&lines, &["* logged in as alice"]);
@@ -653,7 +653,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
     let (status, lines) = run(&server, &home, PASSWORD, register);
     assert_eq!(status, 1);
     says(&lines, &["! ", "nothing was overwritten"]);
-    // Registering again with the same key and password just logs in.
+    // A second registration with the same key and password only logs in.
     let (status, lines) = run(&server, &home, "s\u{e9}same", register);
     assert_eq!(status, 0);
     says(&lines, &["* logged in as alice"]);
@@ -667,7 +667,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
     }
     let left = support::files(&elsewhere.path(".secure_messenger_client/keys"));
     assert!(left.is_empty(), "{left:?}");
-    // A key for another account of that name does not open this one, and is kept.
+    // The key of another account of that name does not open this one, and is kept.
     let foreign = Server::start();
     let (status, _) = run(&foreign, &elsewhere, PASSWORD, register);
     assert_eq!(status, 0);
@@ -680,7 +680,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
     assert_eq!(status, 1);
     says(&lines, &["! ", "taken"]);
     assert_eq!(std::fs::read(&path).expect("kept"), foreign_key);
-    // Locked: how long.
+    // The lock reports its remaining time.
     until("the lock is told", || {
         let failure = fail(&server, &Person::new("alice"));
         failure.code == "locked"
@@ -696,7 +696,7 @@ fn a_key_copied_into_a_folder_made_by_hand_logs_in() {
     let home = Folder::new();
     let (status, _) = run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
     assert_eq!(status, 0);
-    // Another machine, prepared as the client's own advice has it: `mkdir -p`, then copy.
+    // Another machine, prepared as the client advises: `mkdir -p`, then copy.
     let other = Folder::new();
     let keys = ".secure_messenger_client/keys";
     std::fs::create_dir_all(other.path(keys)).expect("folder");
@@ -776,7 +776,7 @@ fn word_of_the_interface_is_no_name_and_an_old_one_is_marked() {
         assert_eq!(failure.code, "name_reserved", "{word}");
         assert!(failure.message.starts_with(word), "{}", failure.message);
     }
-    // As an older server may have made it.
+    // An older server may have created this account.
     let (raw, mut old) = newcomer(&server, "servex");
     drop(raw);
     let home = server.kill();

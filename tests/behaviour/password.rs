@@ -1,5 +1,5 @@
-//! A new password: on the server and of the key file together, by its owner alone, and whatever breaks off
-//! in between, the account opens with a password that its owner knows.
+//! Password changes: the server and the key file change together, only the owner can do it, and after any
+//! interruption the account opens with a password that the owner knows.
 
 use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
 use secure_messenger::auth::PasswordKey;
@@ -101,7 +101,7 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
         change.expect("acceptable rounds")
     };
     let other = server.raw();
-    // The thief has the identity key alone, and one response of its owner's to the same nonce.
+    // The thief has only the identity key and one response of its owner to the same nonce.
     type Owners<'a> = &'a dyn Fn(&Raw, &Challenge) -> Fixed<32>;
     let owners: [Owners<'_>; 3] = [
         &|raw, challenge| raw.response(&alice, challenge, PASSWORD).response,
@@ -148,13 +148,13 @@ fn session_password_or_key_alone_changes_no_password() {
     let (mut online, alice) = newcomer(&server, "alice");
     let before = fs::read(server.data("users.json")).expect("there");
     let thief = IdentityKey::generate();
-    // The session: there is no challenge to be had in it, and that of another connection is worth nothing.
+    // A session gets no challenge, and the challenge of another connection is useless.
     let mut other = server.raw();
     let foreign = challenge(&mut other, &alice);
     let message = change(&other, &foreign, PASSWORD, &alice, &alice.identity);
     assert_eq!(outcome(&mut online, &message).as_deref(), Some("already_logged_in"));
     assert!(online.is_usable());
-    // The password without the key, the key without the password, an account that is not there.
+    // The password without the key, the key without the password, an unknown account.
     let refused = Some("login_failed".to_string());
     assert_eq!(try_change(&server, &alice, PASSWORD, &thief), refused);
     assert_eq!(try_change(&server, &alice, "wrong horse battery", &alice.identity), refused);
@@ -162,7 +162,7 @@ fn session_password_or_key_alone_changes_no_password() {
     assert_eq!(try_change(&server, &own, PASSWORD, &own.identity), refused);
     assert_eq!(try_change(&server, &Person::new("nobody"), PASSWORD, &alice.identity), refused);
     assert_eq!(try_change(&server, &Person::new("ALICE"), PASSWORD, &alice.identity), refused);
-    // A word of it altered on the way.
+    // A member is altered on the way.
     let alter: [fn(&mut PasswordChange); 3] = [
         |change| change.salt.0[0] ^= 1,
         |change| change.rounds += 1,
@@ -236,7 +236,7 @@ fn a_challenge_serves_one_change_on_its_own_connection() {
 fn crossing_change_and_login_accept_only_the_first() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
-    // The client of this change may be gone, and its successor of the key file with it.
+    // The client of this change may have ended, and its new key file may be gone.
     let mut late = server.raw();
     let begun = challenge(&mut late, &alice);
     let late_change = change(&late, &begun, PASSWORD, &alice, &alice.identity);
@@ -254,11 +254,11 @@ fn crossing_change_and_login_accept_only_the_first() {
 
 // ---- as a person does
 
-/// A person's folder, and what is in it.
+/// A user's folder and the files in it.
 struct Home(Arc<Folder>);
 
 impl Home {
-    /// With an account of alice's under [`PASSWORD`].
+    /// Creates the account alice with [`PASSWORD`].
     fn new(server: &Server) -> Home {
         let client = server.client("alice").ready();
         let home = client.home.clone();
@@ -272,7 +272,7 @@ impl Home {
         Client::within(self.0.clone(), port, "alice", true, &["--password-file", path])
     }
 
-    /// Whether alice can log in with this password; what she was told.
+    /// Whether alice can log in with this password, and the lines that she sees.
     fn logs_in(&self, port: u16, text: &str) -> bool {
         let (status, lines) = self.client(port, text).finish();
         assert_eq!(status == 0, lines.iter().any(|line| line.starts_with("* logged in as")), "{lines:#?}");
@@ -287,12 +287,12 @@ impl Home {
         self.0.path(".secure_messenger_client/keys/alice_private.key.new")
     }
 
-    /// A line that changes the password.
+    /// The command that changes the password to `text`.
     fn command(&self, text: &str) -> String {
         format!("/passwd {}", self.0.password_file(text).display())
     }
 
-    /// The key under another password, as a change would put it beside the first.
+    /// The key under another password, as a change writes it beside the key file.
     fn sealed(&self, old: &str, new: &str) -> String {
         let name = "alice".parse().expect("name");
         let text = fs::read(self.key()).expect("there");
@@ -315,20 +315,20 @@ fn only_the_new_password_opens_key_file_and_account() {
     let mut client = home.client(server.port, PASSWORD).ready();
     client.say(&home.command(NEW));
     client.expect("* your password is changed");
-    // The session goes on.
+    // The session continues.
     client.say("/users");
     client.expect("* 1 online: alice (you)");
     assert_eq!(client.finish().0, 0);
     assert!(fs::read(home.key()).expect("there") != before && !home.successor().exists());
     assert!(!home.logs_in(server.port, PASSWORD) && home.logs_in(server.port, NEW));
-    // Back again; the end of the input waits for it.
+    // Change it back; the end of the input waits for the answer.
     let mut client = home.client(server.port, NEW).ready();
     client.say(&home.command(PASSWORD));
     let (status, lines) = client.finish();
     assert!(status == 0 && lines.iter().any(|line| line.contains("password is changed")), "{lines:#?}");
     assert!(home.logs_in(server.port, PASSWORD) && !home.logs_in(server.port, NEW));
     assert_eq!(home.logins().len(), 1);
-    // The old key file is no way round.
+    // The old key file does not help.
     let logins = home.logins();
     let old = home.sealed(PASSWORD, "hunter2-old");
     fs::write(home.key(), key_file::with_logins(old.as_bytes(), &logins).expect("a key file"))
@@ -362,9 +362,9 @@ fn password_opens_an_account_in_either_normal_form() {
         let client = Client::within(home.0.clone(), server.port, "alice", true, &options).ready();
         assert_eq!(client.finish().0, 0);
         assert!(home.logs_in(server.port, second) && home.logs_in(server.port, first));
-        // The wrong password is one guess at most, and here not even that: it does not open the key file.
+        // A wrong password is one guess at most. Here it is none, because it does not open the key file.
         assert!(!home.logs_in(server.port, "Gr\u{fb}\u{df}e an alle"));
-        // Another program, which knows nothing of other forms, opens the file with the prepared password.
+        // A program that knows no other forms opens the file with the prepared password.
         let text = fs::read(home.key()).expect("there");
         key_file::open(&text, &"alice".parse().expect("name"), &password(composed)).expect("opens");
         assert!(!server.log().contains("login_failed"), "{}", server.log());
@@ -387,12 +387,12 @@ fn account_of_an_older_client_opens_with_either_form() {
     let file = key_file::seal(&alice.identity, &alice.name, &as_typed());
     secure_messenger::disk::write_new(&home.key(), file.as_bytes()).expect("written");
     assert!(home.logs_in(server.port, decomposed) && home.logs_in(server.port, composed));
-    // A registration finds the account that is there.
+    // A registration finds the existing account.
     let path = home.0.password_file(composed);
     let options = ["--register", "--password-file", path.to_str().expect("UTF-8")];
     let client = Client::within(home.0.clone(), server.port, "alice", true, &options).ready();
     assert_eq!(client.finish().0, 0);
-    // The same password once more keeps its form; another one has the form of new ones.
+    // A change to the same password keeps its form; a new password has the new form.
     let forms = [(composed, decomposed), ("N\u{e9}o 123", "Ne\u{301}o\u{a0}123")];
     for (at, (composed, decomposed)) in forms.into_iter().enumerate() {
         let mut client = home.client(server.port, forms[0].0).ready();
@@ -453,12 +453,12 @@ fn change_cut_before_the_server_has_it_keeps_the_old_password() {
     let home = Home::new(&server);
     let key = fs::read(home.key()).expect("there");
     fs::write(home.successor(), home.sealed(PASSWORD, NEW)).expect("written");
-    // Nothing is lost by trying the other one.
+    // Trying the other password loses nothing.
     assert!(!home.logs_in(server.port, NEW) && home.successor().exists());
     assert!(home.logs_in(server.port, PASSWORD) && !home.successor().exists());
     assert_eq!(fs::read(home.key()).expect("there"), key);
     assert!(!home.logs_in(server.port, NEW));
-    // A torn successor, and one that another client is at, are in nobody's way.
+    // A torn new file, or one that another client is writing, does not prevent a login.
     fs::write(home.successor(), "{\"version\":1,\"kd").expect("written");
     assert!(home.logs_in(server.port, PASSWORD));
     fs::write(home.successor(), home.sealed(PASSWORD, NEW)).expect("written");
@@ -466,7 +466,7 @@ fn change_cut_before_the_server_has_it_keeps_the_old_password() {
     folder.try_lock().expect("free");
     assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
     drop(folder);
-    // Nor does a login elsewhere decide what this server was asked for.
+    // A login on another server does not decide about a change on this one.
     let sealed = format!("{{\"server\":\"elsewhere:1315\",{}", &home.sealed(PASSWORD, NEW)[1..]);
     fs::write(home.successor(), sealed).expect("written");
     assert!(home.logs_in(server.port, PASSWORD) && home.successor().exists());
@@ -491,7 +491,7 @@ fn change_cut_after_the_server_has_it_keeps_the_new_password() {
     assert!(!home.logs_in(server.port, PASSWORD) && home.successor().exists());
     assert!(home.logs_in(server.port, NEW) && !home.successor().exists());
     assert_eq!(fs::read(home.key()).expect("there"), new);
-    // The successor alone is a key, too, and a registration makes no other beside it.
+    // The new file alone is a key, too: a registration creates no other one.
     for arguments in [&[][..], &["--register"]] {
         crashed();
         fs::remove_file(home.key()).expect("there");
@@ -510,7 +510,7 @@ fn kill_during_a_change_leaves_one_working_password() {
     let mut server = Server::start();
     let home = Home::new(&server);
     let gate = Gate::before(&server);
-    // What a change says before its last line, which alone has to be held.
+    // Measure what a change sends before its last line: only that line is held.
     let mut client = home.client(gate.port, PASSWORD).ready();
     let before = gate.passed();
     client.say(&home.command(NEW));
@@ -520,7 +520,7 @@ fn kill_during_a_change_leaves_one_working_password() {
     let (mut raw, alice) = (server.raw(), Person::new("alice"));
     let any = challenge(&mut raw, &alice);
     let line = change(&raw, &any, "any", &alice, &alice.identity).encode().len() as u64;
-    // The request for the challenge is longer than what is taken off for the record and to be sure.
+    // The margin of 100 bytes is for the TLS record; the request for the challenge is longer.
     let beginning = whole - line - 100;
     let (mut now, mut next) = (NEW, PASSWORD);
     for round in 0..6 {
@@ -563,7 +563,7 @@ fn kill_during_a_change_leaves_one_working_password() {
 const UNEXPECTED: &str =
     "this server does not ask for your password as your key file expects, so nothing was sent";
 
-/// A client that was refused, and what it said.
+/// The lines of a client that refused the challenge.
 fn refused(client: Client) -> String {
     let (status, lines) = client.finish();
     assert_eq!(status, 1, "{lines:#?}");
@@ -609,7 +609,7 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
         assert!(home.logs_in(servers[server].port, PASSWORD) && home.logins().len() == 2);
     }
     assert_eq!(home.logins()[0], first[0]);
-    // A change on one of them, and back: the other's stays.
+    // A change on one server, and back, leaves the entry of the other.
     for (old, new) in [(PASSWORD, NEW), (NEW, PASSWORD)] {
         let mut client = home.client(servers[0].port, old).ready();
         client.say(&home.command(new));
@@ -617,7 +617,7 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
         assert_eq!(client.finish().0, 0);
     }
     assert!(home.logs_in(servers[1].port, PASSWORD) && home.logs_in(servers[0].port, PASSWORD));
-    // As if of eight accounts these two were used least.
+    // Of eight accounts, these two are the least recently used.
     let mut logins = [[(); 6].map(|()| Login::random()).to_vec(), home.logins()].concat();
     let list = |logins: &[Login]| {
         let text = fs::read(home.key()).expect("there");
@@ -627,12 +627,12 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
     assert!(home.logs_in(servers[1].port, PASSWORD));
     logins.rotate_right(1);
     assert_eq!(home.logins(), logins);
-    // What a server refuses costs nobody a place: the name is somebody else's there.
+    // A refused registration (the name is taken there) takes no place in the list.
     let third = Server::start();
     newcomer(&third, "ALICE");
     let said = refused(register(&third));
     assert!(said.contains("your account is not on this server") && home.logins() == logins, "{said}");
-    // A ninth takes the place of the one that was not used for longest.
+    // A ninth entry replaces the least recently used one.
     let fourth = Server::start();
     assert_eq!(register(&fourth).finish().0, 0);
     assert!(home.logins().len() == 8 && home.logins()[1..] == logins[..7]);
@@ -651,7 +651,7 @@ fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
     client.say(&home.command(NEW));
     client.expect("* your password is changed");
     assert_eq!(client.finish().0, 0);
-    // A backup from before the change.
+    // Restore a backup from before the change.
     let folder = server.kill();
     fs::write(folder.path("data/users.json"), records).expect("written");
     let server = Server::within(folder, &[]);
@@ -694,7 +694,7 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     let (path, former) = (home.path("data/users.json"), home.path("data/users.json.old"));
     let text = fs::read_to_string(&path).expect("there");
     assert_eq!(text.lines().count(), 3);
-    // Few are left where they are.
+    // A few superseded lines do not cause a rewrite.
     let server = Server::within(home, &[]);
     assert!(!server.greeting.iter().any(|line| line.contains("rewritten")));
     let home = server.kill();
@@ -702,7 +702,7 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     let first = text.lines().next().expect("alice's first");
     let many = format!("{}{text}", format!("{first}\n").repeat(99));
     fs::write(&path, &many).expect("written");
-    // What a crash during a rewrite may have left.
+    // A crash during a rewrite may leave such a file.
     fs::write(home.path("data/users.json.tmp"), "half").expect("written");
     let server = Server::within(home, &[]);
     assert!(server.greeting.iter().any(|line| line.contains("rewritten without 100 superseded lines")));
@@ -712,7 +712,7 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     assert!(
         opens(&server, &alice, NEW) && !opens(&server, &alice, PASSWORD) && opens(&server, &bob, PASSWORD)
     );
-    // What is confirmed from now on is in the new file, which no second server can open.
+    // Later records go to the new file, which no second server can open.
     newcomer(&server, "carol");
     assert_eq!(try_change(&server, &bob, PASSWORD, &bob.identity), None);
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
@@ -727,7 +727,7 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     assert!(!server.greeting.iter().any(|line| line.contains("rewritten")));
     assert!(opens(&server, &alice, NEW) && opens(&server, &bob, NEW));
     assert!(opens(&server, &Person::new("carol"), PASSWORD));
-    // Damage is told with the way back.
+    // The report of damage names the remedy.
     let home = server.kill();
     fs::write(&path, "damaged\n").expect("written");
     let refused = std::process::Command::new(env!("CARGO_BIN_EXE_server"))

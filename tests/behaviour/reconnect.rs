@@ -1,6 +1,6 @@
-//! The client's half of a connection that breaks: real clients as line filters behind a [`Gate`] that cuts. Within the
-//! session's grace nothing is lost or doubled, in either direction, and others notice nothing; after it the client logs in anew,
-//! and tells exactly what may not have arrived. What a lying server can do then is in `tests/hostile/server.rs`.
+//! Broken connections as clients see them: real clients in plain mode behind a [`Gate`] that cuts. Within the grace
+//! period nothing is lost or doubled in either direction, and other users notice nothing. Later, the client logs in
+//! again and reports exactly what may not have arrived. `tests/hostile/server.rs` has what a lying server can do then.
 
 use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, interrupt, until};
 use secure_messenger::crypto::key_file;
@@ -19,7 +19,7 @@ const LOST: &str = "! connection lost: ";
 const ANEW: &str = "in a new session: the old one has ended";
 const MAYBE: &str = "the connection was lost before the server confirmed it: ";
 
-/// Two people, each behind a gate of their own.
+/// Two clients, each behind its own gate.
 struct Two {
     gates: [Gate; 2],
     alice: Client,
@@ -35,13 +35,13 @@ impl Two {
         Two { gates, alice, bob }
     }
 
-    /// What each says reaches the other.
+    /// Each receives what the other sends.
     fn talk(&mut self, text: &str) {
         exchange(&mut self.alice, &mut self.bob, text);
         exchange(&mut self.bob, &mut self.alice, text);
     }
 
-    /// The server is killed, and another one takes its place at the same ports, with the same data.
+    /// Kills the server and starts another one on the same data, which the same gates lead to.
     fn restart(&mut self, server: Server) -> Server {
         self.gates.iter().for_each(Gate::shut);
         let server = Server::within(server.kill(), &[]);
@@ -49,7 +49,7 @@ impl Two {
         server
     }
 
-    /// Both have logged in anew, and know of each other.
+    /// Waits until both have logged in again and see each other.
     fn are_back(&mut self) {
         for one in [&mut self.alice, &mut self.bob] {
             one.expect(ANEW);
@@ -75,7 +75,7 @@ fn cut(gate: &Gate, client: &mut Client) {
     assert!(!back.contains(ANEW), "{back}");
 }
 
-/// Those lines that hold `part`.
+/// The lines that contain `part`.
 fn holding<'a>(lines: &'a [String], part: &str) -> Vec<&'a String> {
     lines.iter().filter(|line| line.contains(part)).collect()
 }
@@ -102,7 +102,7 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
             alice.say(&format!("/msg bob private {round}.{n}"));
             bob.say(&format!("/msg alice private {round}.{n}"));
             alice.say(&format!("public {round}.{n}"));
-            // In the middle of what is said, both ways.
+            // Cut while both sides send.
             if n == round {
                 gates[round % 2].cut();
             }
@@ -134,7 +134,7 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
             let expected = if n < 2 { all(mark) } else { Vec::new() };
             assert!(holding(lines, mark).into_iter().eq(&expected), "{lines:#?}");
         }
-        // Each of them came before carol.
+        // Alice and bob were online before carol.
         let noticed = presence(lines);
         assert!(noticed.iter().all(|line| line.starts_with("* carol is") || line.starts_with("* bob is")));
         assert!(noticed.len() <= 2, "{noticed:#?}");
@@ -154,7 +154,7 @@ fn text_typed_while_disconnected_arrives_in_order_later() {
     for n in 0..50 {
         alice.say(&format!("/msg bob number {n}"));
     }
-    // Somebody who was sent something meanwhile waits for nothing.
+    // A user to whom messages are queued can still send.
     bob.say("/msg alice while you were away");
     bob.expect("<bob -> alice> while you were away");
     gate.lead_to(&server);
@@ -188,7 +188,7 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
     bob.say("/acceptfile");
     alice.say("/acceptfile");
     for _ in 0..4 {
-        // Held in the middle of what alice sends, so that something is under way when it is cut.
+        // Hold alice's connection while she sends, so that data is in flight when it is cut.
         let before = gate.passed();
         gate.hold_after(MIB as u64);
         until("another mebibyte has gone", || gate.passed() >= before + MIB as u64);
@@ -235,7 +235,7 @@ fn end_of_input_while_disconnected_waits_for_sent_text_only() {
     for one in [&mut alice, &mut bob] {
         one.expect(LOST);
     }
-    // Bob has said nothing.
+    // Bob has sent nothing.
     let (status, lines) = bob.finish();
     assert_eq!(status, 0, "{lines:#?}");
     alice.say("/msg bob hello");
@@ -264,7 +264,7 @@ fn end_of_input_while_disconnected_succeeds_after_a_resume() {
 
 // ---- silence, with the real times
 
-/// Sends five messages each way, and then holds what the relay passes.
+/// Sends five messages each way while the relay holds its directions.
 fn silence(two: &mut Two, up: bool, down: bool) {
     if up {
         two.gates[0].hold_after(0);
@@ -281,7 +281,7 @@ fn speak_again(two: &mut Two) {
     two.gates[0].hold_answers(false);
 }
 
-/// All five messages, each once and in order; or their sender was told of those that may be missing.
+/// All five messages arrived, once and in order, or the sender's client reported those that may be missing.
 fn arrived_or_told(from: &str, to: &Client, sender: &Client) {
     let mark = format!("<{from} -> {}> number ", to.name);
     let came = |lines: &[String]| -> Vec<usize> {
@@ -304,7 +304,7 @@ fn silence_is_reported_within_15_s_and_loses_nothing() {
     let start = Instant::now();
     silence(&mut two, true, true);
     two.alice.expect("* no answer from the server for ");
-    // It is early when the machine has time: the real limit is in the unit tests.
+    // Only a lower bound, because the machine may be slow: unit tests check the exact limit.
     assert!(start.elapsed() >= Duration::from_secs(10));
     two.alice.expect(&format!("{LOST}no answer for "));
     speak_again(&mut two);
@@ -352,7 +352,7 @@ fn silence_of_any_length_and_direction_ends_no_client() {
                 if seconds > 90 {
                     two.alice.expect("* back online after ");
                 }
-                // A new session has to learn who is there.
+                // A new session gets a new list of online users.
                 until("both talk", || {
                     two.alice.say("/msg bob are you there?");
                     let line = two.alice.expect("are you there?");
@@ -372,7 +372,7 @@ fn silence_of_any_length_and_direction_ends_no_client() {
 
 // ---- after it
 
-/// Exactly `lost` is told as what may not have arrived.
+/// Exactly `lost` is reported as messages that may not have arrived.
 fn told_as_lost(lines: &[String], lost: &[&str]) {
     let told = holding(lines, MAYBE);
     assert_eq!(told.len(), lost.len(), "{lines:#?}");
@@ -409,7 +409,7 @@ fn server_crash_reports_unacknowledged_text_and_resends_none() {
     let server = Server::start();
     let mut two = Two::on(&server);
     two.talk("before");
-    // Taken by the server and delivered; alice does not hear of it.
+    // The server has accepted and delivered the message; alice gets no answer.
     two.gates[0].hold_answers(true);
     two.alice.say("/msg bob taken");
     two.bob.expect("<alice -> bob> taken");
@@ -476,7 +476,7 @@ fn replaced_client_ends_without_disconnecting_the_newer_one() {
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     gate.shut();
     alice.expect(LOST);
-    // Two of them, one after the other.
+    // Two logins, one after the other.
     let another = || Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
     let mut second = another();
     bob.expect("* alice has logged in again");
@@ -501,7 +501,7 @@ fn changed_server_key_on_reconnect_is_refused_for_good() {
     gate.lead_to(&other);
     let line = alice.expect("HAS CHANGED");
     assert!(line.starts_with("! ") && line.contains("THE KEY OF THE SERVER AT 127.0.0.1:"), "{line}");
-    // Though the right one would be there again.
+    // Although the right server is back.
     gate.lead_to(&server);
     let (status, lines) = alice.finish();
     assert_eq!((status, holding(&lines, "back online").len()), (1, 0), "{lines:#?}");
@@ -537,7 +537,7 @@ fn password_changed_elsewhere_ends_the_client_with_the_reason() {
     person.session = Arc::new(SessionKey::generate());
     let changed = server.raw().change_password(&person, PASSWORD, NEW);
     assert!(matches!(changed, Some(ServerMessage::PasswordChanged)));
-    // The session goes on, also over another connection.
+    // The session continues, also over another connection.
     cut(&two.gates[0], &mut two.alice);
     two.talk("as ever");
     let server = two.restart(server);
@@ -545,7 +545,7 @@ fn password_changed_elsewhere_ends_the_client_with_the_reason() {
     assert!(line.starts_with("! ") && line.contains("the password was changed elsewhere"), "{line}");
     let (status, lines) = two.alice.finish();
     assert_eq!(status, 1, "{lines:#?}");
-    // It sees by the challenge that what it has kept is of no use, and does not waste an attempt on it.
+    // The challenge shows that the kept password key is useless, so the client does not waste an attempt.
     assert_eq!(server.log().matches("event=login_failed").count(), 0);
 }
 
@@ -582,7 +582,7 @@ fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
     let Two { gates, mut alice, bob } = Two::on(&server);
     gates[0].shut();
     alice.expect(LOST);
-    // A newcomer takes the place of a session that has no connection.
+    // A new login takes the place of a session without a connection.
     let carol = server.client("carol").ready();
     gates[0].lead_to(&server);
     alice.expect("! not back online yet: the server says: the server is full");
@@ -600,7 +600,7 @@ fn killed_plain_mode_client_leaves_at_once() {
     let (mut alice, home) = (server.client("alice").ready(), Arc::new(Folder::new()));
     let bob = || Client::within(home.clone(), server.port, "bob", true, &["--register"]).ready();
     for sign in ["-TERM", "-INT", "-HUP"] {
-        // A client keeps ignoring what it was started with: these tests may run under nohup.
+        // A client keeps ignoring signals that were ignored at its start: these tests may run under nohup.
         if support::is_ignored(sign) {
             continue;
         }
@@ -611,7 +611,7 @@ fn killed_plain_mode_client_leaves_at_once() {
         assert_eq!(bob.child.wait().expect("it ends").code(), Some(1), "{sign}");
         alice.expect("* bob has left");
     }
-    // Nor does it stay for a reader of its output that has gone.
+    // It ends even if nobody reads its output.
     let mut bob = bob();
     alice.expect("* bob is online");
     bob.output = support::Output::of(std::io::empty());
@@ -651,7 +651,7 @@ fn message_that_a_killed_client_has_shown_is_not_lost() {
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is online");
     exchange(&mut alice, &mut bob, "see you at 8");
-    // It follows the acknowledgement.
+    // Bob's message follows his acknowledgement.
     exchange(&mut bob, &mut alice, "fine");
     bob.child.kill().expect("it is there");
     alice.expect("* bob has left");

@@ -1,6 +1,5 @@
-//! The full-screen client in a real terminal, which is tmux: what a person sees, what typing does, and that the
-//! terminal is whole again however the client ends. Screens are polled, with a deadline that
-//! only a broken program reaches.
+//! The full-screen client in a real terminal, tmux: what the screen shows, what keys do, and that the terminal is
+//! restored however the client ends. Screens are polled, with a deadline that only a broken program reaches.
 
 use crate::support::{self, Client, DEADLINE, Folder, Gate, PASSWORD, Server, until};
 use std::collections::BTreeSet;
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two looks at the screen.
+/// The pause between two looks at the screen.
 const LOOK: Duration = Duration::from_millis(15);
 
 /// A shell in a terminal of 80 by 24.
@@ -26,13 +25,13 @@ impl Terminal {
         terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", "sh"]);
         terminal.tmux(&["set-option", "-g", "window-size", "manual"]);
         terminal.wait("a shell", |screen| !screen.trim().is_empty());
-        // In two parts, so that the line typed is not the prompt.
+        // In two parts, so that the typed line does not look like the prompt.
         terminal.enter("PS1='rea''dy> '; clear");
         terminal.wait_for_shell();
         terminal
     }
 
-    /// Runs a tmux command on a private socket in the test's own folder; its output.
+    /// Runs a tmux command on a private socket in the test's own folder and returns its output.
     fn tmux(&self, arguments: &[&str]) -> String {
         let output = Command::new("tmux")
             .args(["-u", "-f", "/dev/null", "-S"])
@@ -67,7 +66,7 @@ impl Terminal {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// With colours and styles as escape sequences.
+    /// The screen with colours and styles as escape sequences.
     fn styled(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-e"])
     }
@@ -88,7 +87,7 @@ impl Terminal {
         self.wait(part, |screen| screen.contains(part))
     }
 
-    /// The last line that is not empty is this.
+    /// Waits until this is the last line that is not empty.
     fn expect_last(&self, line: &str) -> String {
         self.wait(line, |screen| last_line(screen) == line)
     }
@@ -116,14 +115,14 @@ impl Terminal {
         self.client(port, &rest)
     }
 
-    /// What tmux tells about the terminal.
+    /// What tmux reports about the terminal.
     fn tell(&self, format: &str) -> String {
         self.tmux(&["display-message", "-p", format]).trim_end().to_string()
     }
 
-    /// A screen on which there is something to lose, and a new record of what is written to it.
+    /// A screen with content to restore, and a new record of what is written to it.
     fn prepare(&self) -> Before {
-        // A pipe that is there already would be closed instead.
+        // Close an open pipe first: the command is a toggle.
         self.tmux(&["pipe-pane"]);
         self.enter("clear; printf 'kept %s.\\n' one two three");
         self.expect("kept three.");
@@ -136,14 +135,14 @@ impl Terminal {
         self.home.path("written")
     }
 
-    /// Everything that was written to the terminal since it was prepared, once `part` is there.
+    /// Everything that was written to the terminal since `prepare`, as soon as it contains `part`.
     fn written(&self, part: &str) -> String {
         let read = || String::from_utf8_lossy(&std::fs::read(self.record()).unwrap_or_default()).into_owned();
         support::until(part, || read().contains(part));
         read()
     }
 
-    /// All modes that can be asked for: of the line, and of the terminal.
+    /// All modes that can be queried: of the line, and of the terminal.
     fn modes(&self) -> String {
         let line = Command::new("stty").args(["-a", "-F", &self.tell("#{pane_tty}")]).output().expect("stty");
         assert!(line.status.success(), "{line:?}");
@@ -154,7 +153,7 @@ impl Terminal {
         String::from_utf8(line.stdout).expect("UTF-8") + &self.tell(terminal)
     }
 
-    /// Nothing is left of the client but its exit status, and `said` on the normal screen.
+    /// The client has left only its exit status, and `said` on the normal screen.
     fn expect_as_before(&self, before: &Before, what: &str, said: &str, status: u8) {
         self.wait_for_shell();
         let (modes, screen) = (self.modes(), self.screen());
@@ -166,7 +165,7 @@ impl Terminal {
         let styled = self.styled();
         assert_eq!(last_line(&styled), "ready>", "{what}: without colour or style");
         self.expect_status(status);
-        // Modes that tmux has no word for.
+        // Modes that tmux cannot report.
         let written = self.written(&format!("status {status}."));
         assert_eq!(changed_modes(&written), "", "{what}");
     }
@@ -191,13 +190,13 @@ impl Terminal {
     }
 }
 
-/// What has to be there again.
+/// What the client must restore.
 struct Before {
     modes: String,
     screen: String,
 }
 
-/// The private modes (DECSET) that are now other than in a new terminal, after all this was written to it.
+/// The private modes (DECSET) that differ from those of a new terminal after this output.
 fn changed_modes(written: &str) -> String {
     let mut changed = BTreeSet::new();
     for sequence in written.split("\u{1b}[?").skip(1) {
@@ -225,7 +224,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Somebody who says one thing after another, until told to be quiet.
+/// A client that sends one message after another until it is stopped.
 struct Talker {
     quiet: Arc<AtomicBool>,
     talking: thread::JoinHandle<Client>,
@@ -258,7 +257,7 @@ fn last_line(screen: &str) -> &str {
     screen.lines().map(str::trim_end).rfind(|line| !line.is_empty()).unwrap_or_default()
 }
 
-/// A person at a terminal and one at a line filter, who know of each other.
+/// One user in the full screen and one in plain mode, who see each other.
 fn alice_and_bob() -> (Server, Terminal, Client) {
     let server = Server::start();
     let terminal = Terminal::new();
@@ -302,7 +301,7 @@ fn menu_creates_and_uses_an_account_with_a_hidden_password() {
     terminal.enter("hunter22");
     terminal.expect_last(again);
     terminal.enter("hunter22");
-    // A server seen for the first time is not trusted without a word.
+    // The client asks before it trusts an unknown server.
     let fingerprint = server.greeting.join(" ");
     let at = fingerprint.find("SHA256:").expect("printed");
     terminal.expect(&fingerprint[at..at + 50]);
@@ -316,7 +315,7 @@ fn menu_creates_and_uses_an_account_with_a_hidden_password() {
     terminal.enter("/exit");
     unseen(&terminal.expect_last("ready>"));
     terminal.expect_status(0);
-    // Again, by its password; the server is known now.
+    // Log in with the password; the server is known now.
     terminal.enter("clear");
     terminal.enter(&client);
     terminal.expect_last(">");
@@ -326,7 +325,7 @@ fn menu_creates_and_uses_an_account_with_a_hidden_password() {
     terminal.expect_last("password:");
     terminal.enter("hunter23");
     unseen(&terminal.expect("the password is wrong"));
-    // What is typed next is no choice, which would be seen.
+    // The next input is a password again, not a choice of the menu, which would be visible.
     terminal.expect_last("password:");
     terminal.text("hunter24");
     unseen(&terminal.expect_last("password:"));
@@ -356,7 +355,7 @@ fn new_password_is_typed_hidden_and_never_sent_as_a_message() {
     let unseen = |screen: &str| assert!(!screen.contains("hunter"), "{screen}");
     terminal.enter("/passwd");
     terminal.expect_last("old password (hidden):");
-    // What could be the beginning of an arrow key does not end it in the middle of a word.
+    // An Escape that could begin an arrow key does not end the prompt in the middle of a word.
     terminal.text("hunter1");
     terminal.keys(&["Escape"]);
     terminal.text("hunter2");
@@ -369,7 +368,7 @@ fn new_password_is_typed_hidden_and_never_sent_as_a_message() {
     terminal.keys(&["Escape"]);
     terminal.expect("your password was not changed");
     terminal.expect_last(">");
-    // All of it ahead of the questions.
+    // All lines are typed before their prompts appear.
     terminal.enter("/passwd");
     for line in ["hunter1", "hunt2", "hunter22", "hunter23", "hunter22"] {
         terminal.enter(line);
@@ -400,7 +399,7 @@ fn every_prompt_can_be_backed_out_of() {
     let server = Server::start();
     let terminal = Terminal::new();
     let new = "new password (hidden, at least 6 characters):";
-    // Each way ends in the menu, however far it went: by Escape and by Ctrl-C.
+    // Escape and Ctrl-C return to the menu from every prompt.
     let back = |key: &str| {
         terminal.keys(&[key]);
         terminal.expect_last(">");
@@ -437,7 +436,7 @@ fn every_prompt_can_be_backed_out_of() {
     let key = terminal.home.path(".secure_messenger_client/keys/alice_private.key");
     assert!(!key.exists(), "an account that was not made leaves no key");
     assert!(!server.log().contains("alice"), "nothing was told to a server that nobody vouched for");
-    // Out of the menu itself.
+    // Leave the menu.
     terminal.enter("3");
     terminal.wait_for_shell();
     terminal.expect_status(0);
@@ -496,7 +495,7 @@ fn terminal_that_accepts_no_output_holds_up_no_message() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let tmux: u32 = terminal.tell("#{pid}").parse().expect("a number");
     support::signal(tmux, "-STOP");
-    // Far more than may be unacknowledged: what is refused meanwhile is tried again.
+    // Far more than may be unacknowledged: bob repeats what is refused meanwhile.
     let taken = (0..60).all(|n| {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -526,7 +525,7 @@ fn conversation_has_its_view_and_the_prompt_names_it() {
     let screen = terminal.expect(" [1 everyone]  2 bob? (2) · online");
     assert!(!screen.contains("for you alone"), "{screen}");
     terminal.enter("/msg bob an answer");
-    // Shown here, too: it may fail.
+    // Shown in this view, too, because it may fail.
     terminal.expect("[private alice → bob?] an answer ✓");
     bob.expect("<alice -> bob> an answer");
     terminal.text("half a line for all");
@@ -632,7 +631,7 @@ fn tab_completes_search_finds_and_lines_form_one_message() {
     let rows: Vec<&str> = screen.lines().skip_while(|row| !row.contains("<alice> @bob: first")).collect();
     assert!(rows[1].trim_start().starts_with("<bob> second"), "{screen}");
     assert_eq!(rows[0].find("@bob: first"), rows[1].find("<bob> second"), "below the text: {screen}");
-    // A half-typed line outlives a search, given up or not.
+    // A half-typed line survives a search, whether or not it is abandoned.
     terminal.text("half");
     terminal.keys(&["C-r"]);
     terminal.text("FIR");
@@ -650,7 +649,7 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
     let (_server, terminal, mut bob) = alice_and_bob();
     let paste = |text: &str| {
         terminal.tmux(&["set-buffer", "--", text]);
-        // Between the marks, and with CR for LF, as terminals do it.
+        // Between the marks, and with CR instead of LF, as terminals send it.
         terminal.tmux(&["paste-buffer", "-p"]);
     };
     terminal.text("half");
@@ -665,8 +664,8 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
     }
     bob.expect("<alice> half a⏎/exit");
     terminal.expect_last(">");
-    // Keys that would leave, suspend, clear the line, complete, search and send; arrows and pages; focus lost; what
-    // begins or only resembles the mark at the end: none does what it does when typed.
+    // Keys that leave, suspend, clear the line, complete, search and send; arrows and pages; lost focus; the beginning
+    // of an end mark and what resembles one: in a paste, none has its usual effect.
     let keys = [
         "\u{3}\u{4}\u{1a}\u{15}\t\u{12}\u{c}\u{7f}",
         "\u{1b}[A\u{1b}[5~\u{1b}OM\u{1b}[O\u{1b}\r\u{1b}",
@@ -682,7 +681,7 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
         });
         assert_eq!(terminal.tell("#{alternate_on} #{pane_title}"), format!("1 {title}"), "{line}");
         assert!(!line.contains("(search)") && !line.contains(" ↑"), "{line}");
-        // It is asked about if it has a line end; then once more.
+        // With a line end, the client asks first; Enter again sends it.
         terminal.keys(&["Enter"]);
         let screen = terminal.wait("sent, or asked about", |screen| {
             screen.contains("lines were pasted") || last_line(screen) == ">"
@@ -700,14 +699,14 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
 fn lines_without_paste_marks_are_a_paste_all_the_same() {
     let (_server, terminal, mut bob) = alice_and_bob();
     terminal.tmux(&["set-buffer", "--", "one\n/exit\n"]);
-    // Without marks, as a terminal does it that knows none.
+    // Without marks, as a terminal without bracketed paste sends it.
     terminal.tmux(&["paste-buffer"]);
     terminal.expect_last("> one⏎/exit");
     terminal.keys(&["Enter"]);
     terminal.expect("2 lines were pasted: Enter again sends one message");
     terminal.keys(&["Enter"]);
     bob.expect("<alice> one⏎/exit");
-    // What looks like a command is refused as it is when typed.
+    // Text that looks like a command is refused as when it is typed.
     terminal.tmux(&["set-buffer", "--", "\n/msg bob secret\n"]);
     terminal.tmux(&["paste-buffer"]);
     terminal.expect_last("> ⏎/msg bob secret");
@@ -739,7 +738,7 @@ fn terminal_replies_and_unfinished_input_type_nothing() {
     terminal.expect_last("> half");
     terminal.keys(&["C-u"]);
     terminal.expect_last(">");
-    // The end mark never comes; the keyboard comes back.
+    // The end mark never arrives; the keyboard works again.
     send("\u{1b}[200~pasted");
     terminal.expect_last("> pasted");
     terminal.text(" and typed");
@@ -751,7 +750,7 @@ fn terminal_replies_and_unfinished_input_type_nothing() {
 #[test]
 fn paste_in_several_reads_stays_one_and_sends_nothing() {
     let (_server, terminal, mut bob) = alice_and_bob();
-    // Without marks, then with a start mark after which each piece waits longer than the client does.
+    // Without marks, then with a start mark and pauses longer than the client waits.
     for (first, shown) in [("one\n/exit\n", "one⏎/exit"), ("\u{1b}[200~one\n/exit\n", "one⏎/exit")] {
         terminal.text(first);
         terminal.expect_last(&format!("> {shown}"));
@@ -765,7 +764,7 @@ fn paste_in_several_reads_stays_one_and_sends_nothing() {
         terminal.keys(&["Enter"]);
         assert_eq!(bob.expect("<alice"), format!("<alice> {shown}⏎/exit⏎⏎⏎three"));
     }
-    // One line, whose rest comes in time and then too late.
+    // One line, whose rest arrives in time and then too late.
     terminal.text("\u{1b}[200~hello ");
     terminal.expect_last("> hello");
     terminal.text(" world\n");
@@ -949,7 +948,7 @@ fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
     };
     let whole = |columns: usize, rows: usize| {
         let cursor = format!("13,{}", rows - 1);
-        // Or it could be the former screen, cut off.
+        // Without this, the former screen, cut off, would match.
         let end = if columns < 80 { "…".to_string() } else { format!("127.0.0.1:{}", server.port) };
         terminal.wait(&format!("a screen of {columns} by {rows}"), |screen| {
             let lines: Vec<&str> = screen.lines().collect();
@@ -959,7 +958,7 @@ fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
                 && lines[rows - 2].trim_end().ends_with(&end)
                 && lines.iter().all(|line| line.chars().count() <= columns)
                 && screen.contains("word ")
-                // Nothing is left over.
+                // No remains of the former screen.
                 && screen.matches("half a line").count() == 1
                 && screen.matches(" everyone").count() == 1
                 && terminal.tell("#{cursor_x},#{cursor_y}") == cursor
@@ -1032,7 +1031,7 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     terminal.expect("* bob offers you a file: \"big.bin\" (8.0 MB)");
     gate.hold_after(0);
     terminal.enter("/acceptfile");
-    // It comes in small steps, one for each look, until something of it is seen; then it stands still.
+    // The file arrives in small steps, one for each look, until the bar appears; then it stops.
     let screen = terminal.wait("a bar", |screen| {
         let seen = screen.contains(" big.bin ← bob ━");
         gate.hold_after(if seen { 0 } else { 128 * 1024 });
@@ -1040,7 +1039,7 @@ fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
     });
     let bar = screen.lines().find(|line| line.contains('━')).expect("seen");
     assert!(bar.contains("━─") && bar.contains(" % · "), "{bar}");
-    // It is above the status line and the input, and in nobody's way.
+    // The bar is above the status line and the input.
     let rows: Vec<&str> = screen.lines().collect();
     assert!(rows[21].contains('━') && rows[22].contains("everyone · online"), "{screen}");
     terminal.text("half a li");
@@ -1098,11 +1097,11 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
     let server = Server::start();
     let terminal = Terminal::new();
     let raw = terminal.home.path("raw");
-    // In two parts, so that what is awaited is not the line typed.
+    // In two parts, so that the typed line does not contain the expected text.
     terminal.enter("clear; echo clea''red");
     terminal.expect("cleared");
     terminal.wait_for_shell();
-    // Everything that the terminal gets from here on.
+    // Record everything that the terminal gets from here on.
     terminal.tmux(&["pipe-pane", "-o", &format!("cat > {}", raw.display())]);
     for command in [
         format!("TERM=dumb {}", terminal.unasked(server.port, "alice")),
@@ -1116,7 +1115,7 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
         terminal.enter("printf '\\n%.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24");
         terminal.wait("a scrolled screen", |screen| !screen.contains("online:"));
     }
-    // Without an account and a password to use it says so, and asks nothing.
+    // Without an account and a password it reports that, and asks nothing.
     terminal.enter(&format!("TERM=dumb {}", terminal.client(server.port, "")));
     terminal.expect("give --user and --password-file");
     terminal.wait_for_shell();
@@ -1138,20 +1137,20 @@ fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
 
 // ---- the ends
 
-/// A way to end: its name, the command that begins (nothing: a login), what it shows when it has begun, what ends it,
+/// A way to end: its name, the command that starts (empty: a login), what it shows when it has started, what ends it,
 /// what it leaves on the normal screen, the exit status.
 type End<'a> = (&'a str, Option<String>, &'a str, &'a dyn Fn(), &'a str, u8);
 
-/// Ends the client in every way there is; `busy`: while messages arrive.
+/// Ends the client in every way; `busy`: while messages arrive.
 fn end_in_every_way(busy: bool) {
     let (server, terminal) = (Server::start(), Terminal::new());
     let hello = "secure messenger ";
-    // Somebody who listens, or the talker would have nobody to talk to.
+    // Another user, so that the talker has a recipient.
     let _carol = server.client("carol").ready();
     let talker = busy.then(|| Talker::start(server.client("bob").ready()));
     let leaves = || terminal.enter("/exit");
     let interrupts = || {
-        // With something typed, it is thrown away first.
+        // A typed line is discarded first.
         terminal.text("never sent");
         terminal.expect_last("> never sent");
         terminal.keys(&["C-c"]);
@@ -1161,7 +1160,7 @@ fn end_in_every_way(busy: bool) {
     let again = || {
         let second = Client::within(terminal.home.clone(), server.port, "alice", true, &[]).ready();
         assert_eq!(second.finish().0, 0);
-        // What is typed at this moment is no command of the shell.
+        // A line that is typed at this moment must not reach the shell.
         terminal.expect("* the session is over: Ctrl-C leaves");
         terminal.enter("touch typed");
         terminal.expect("* not sent: the session is over; Ctrl-C leaves");
@@ -1194,7 +1193,7 @@ fn end_in_every_way(busy: bool) {
         ("SIGQUIT at a question", asks(), "password:", &|| terminal.signal("-QUIT"), "password:", 131),
     ];
     for (what, command, begun, end, said, status) in ends {
-        // Questions do not hear what arrives.
+        // No messages arrive while the menu asks.
         if busy && !begun.is_empty() {
             continue;
         }
@@ -1203,7 +1202,7 @@ fn end_in_every_way(busy: bool) {
             Some(command) => terminal.enter(command),
             None => {
                 terminal.log_in(server.port, "alice");
-                // Or there would be nothing to put right.
+                // Otherwise there would be nothing to restore.
                 assert_ne!(terminal.modes(), before.modes);
                 let changed = changed_modes(&terminal.written("everyone · online"));
                 assert!(["1004", "1049", "2004"].iter().all(|mode| changed.contains(mode)), "{changed}");
@@ -1239,13 +1238,13 @@ fn terminal_is_restored_however_the_client_ends() {
     end_in_every_way(true);
 }
 
-/// Not a test of its own: what [`end_in_every_way`] runs in a terminal.
+/// Not a test of its own: [`end_in_every_way`] runs it in a terminal.
 #[test]
 #[ignore = "panics on purpose, and needs a terminal"]
 fn panic_on_the_full_screen() {
     secure_messenger::client::terminal::install_panic_hook();
     let terminal = secure_messenger::client::terminal::Terminal::open(false, true).expect("a terminal");
-    // Never dropped: whatever is restored, the hook restores.
+    // Never dropped: only the hook restores the terminal.
     std::mem::forget(terminal);
     panic!("as it was meant to");
 }
@@ -1268,7 +1267,7 @@ fn password_stays_unseen_after_a_stop() {
         terminal.enter(&terminal.client(server.port, "--user alice"));
         terminal.expect_last("password:");
         let child = terminal.child();
-        // State, process group, and the one in front.
+        // State, process group, and foreground process group.
         let stat = || {
             let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).expect("it runs");
             let words = stat.rsplit(") ").next().unwrap_or_default().split(' ').map(str::to_string);
@@ -1278,7 +1277,7 @@ fn password_stays_unseen_after_a_stop() {
         terminal.signal(signal);
         until("it is stopped, and the shell in front", || stat().0 == "T" && stat().1 != stat().2);
         assert!(signal == "-STOP" || terminal.modes() == before.modes);
-        // A shell may set the modes that it wants.
+        // A shell may change the modes.
         terminal.text("stty sane; fg");
         terminal.keys(&["C-j"]);
         until("it is in front", || stat().0 != "T" && stat().1 == stat().2);
@@ -1298,7 +1297,7 @@ fn signal_ends_a_client_whose_terminal_accepts_no_output() {
     let (tmux, tty) = (terminal.tell("#{pid}").parse().expect("a number"), terminal.tell("#{pane_tty}"));
     let child: u32 = terminal.child().parse().expect("a number");
     support::signal(tmux, "-STOP");
-    // More than the kernel keeps for the terminal: each time, all is drawn again.
+    // More than the kernel buffers for the terminal: each resize redraws everything.
     for n in 0..100 {
         bob.say(&format!("number {n} {}", "word ".repeat(400)));
         support::signal(child, "-WINCH");
@@ -1349,7 +1348,7 @@ fn suspended_client_restores_the_terminal_and_continues() {
     terminal.enter("fg");
     terminal.expect("<bob?> while you were away");
     terminal.expect_last("> half a li");
-    // The same while something comes all the time, before, at and after the moment.
+    // The same while messages arrive before, during and after the stop.
     let talker = Talker::start(bob);
     for _ in 0..3 {
         let first = terminal.expect("<bob?> word ");
@@ -1398,9 +1397,9 @@ fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
     bob.say("/msg alice hello");
     terminal.expect(" [1 everyone]  2 bob? (1) · online");
     gate.hold_answers(true);
-    // As many as may be under way, and two more.
+    // As many as may be in flight, and two more.
     for n in 0..64 {
-        // Faster, they would be a paste.
+        // Typed faster, they would be a paste.
         terminal.enter(&format!("under way {n}."));
         terminal.expect(&format!("under way {n}. …"));
     }
@@ -1416,7 +1415,7 @@ fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
     let screen = terminal.expect("* the session is over: Ctrl-C leaves");
     let over = " THE SESSION IS OVER: Ctrl-C leaves · ";
     assert!(screen.contains(over) && !screen.contains("trying again,"), "{screen}");
-    // What is typed is answered, and everything can still be read.
+    // Typed lines are answered, and the conversation can still be read.
     terminal.enter("and more");
     terminal.expect("* not sent: the session is over; Ctrl-C leaves");
     terminal.keys(&["PageUp"]);
@@ -1478,7 +1477,7 @@ fn private_message_notifies_the_desktop_if_unfocused() {
         rung() > already
     });
     assert_eq!(told(), before, "it is before one's eyes");
-    // What a terminal sends when its window loses the keyboard, and gets it back.
+    // What a terminal sends when its window loses the focus and gets it back.
     terminal.tmux(&["send-keys", "-H", "1b", "5b", "4f"]);
     support::until("told", || {
         bob.say("/msg alice again");
@@ -1566,7 +1565,7 @@ fn terminal_without_utf8_gets_ascii_alone() {
     terminal.expect("your locale is not UTF-8");
     let mut bob = server.client("bob").ready();
     terminal.expect("* bob is online");
-    // The last bytes of these are CSI and OSC where each byte is a character.
+    // In a terminal of one byte per character, the last bytes of these characters are CSI and OSC.
     bob.say("ě2J ĝ2;title 漢字.");
     let screen = terminal.expect("<bob?> ?2J ?2;title ????.");
     assert!(screen.contains(" everyone | online | "), "{screen}");

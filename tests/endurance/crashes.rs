@@ -1,7 +1,7 @@
-//! A server that is killed at any moment, and a disk that is full: what was confirmed is there afterwards and works, nothing
-//! is there by half, and nothing piles up.
+//! A server that is killed at any moment, and a disk that is full: everything that was confirmed survives and works,
+//! nothing is half done, and no files pile up.
 //!
-//! `CRASHES` says how often it is killed, `CRASHES_SEED` when; the moments also depend on the machine.
+//! `CRASHES` sets the number of kills, `CRASHES_SEED` their moments, which also depend on the machine.
 
 use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, quick_key, until};
 use secure_messenger::crypto::key_file;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Whoever does something meanwhile.
+/// The clients that run meanwhile.
 const PEOPLE: usize = 4;
 const PLENTY: [&str; 2] = ["--registrations", "1000000"];
 const NEW: &str = "tr0ub4dor and three";
@@ -26,7 +26,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// A seed, told; the next numbers from it are made by [`roll`].
+/// The seed, which is printed; [`roll`] makes numbers from it.
 fn seed() -> u64 {
     let clock = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
     let seed = number("CRASHES_SEED", clock);
@@ -34,7 +34,7 @@ fn seed() -> u64 {
     seed
 }
 
-/// Below `n`.
+/// A number below `n`.
 fn roll(state: &mut u64, n: u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -45,17 +45,17 @@ fn roll(state: &mut u64, n: u64) -> u64 {
 /// What is known of an account.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Known {
-    /// Asked for, never confirmed.
+    /// Requested, never confirmed.
     Maybe,
     /// Confirmed, with this password.
     Has(&'static str),
-    /// Confirmed, and one of both opens it.
+    /// Confirmed, and one of the two opens it.
     Either,
 }
 
 type Accounts = Mutex<BTreeMap<String, Known>>;
 
-/// Makes an account, logs in, changes the password, again and again until the server is gone.
+/// Creates an account, logs in and changes the password, again and again until the server is gone.
 fn live(port: u16, who: &str, accounts: &Accounts) {
     for n in 0.. {
         let person = Person::new(&format!("{who}-{n}"));
@@ -99,7 +99,7 @@ fn is_sound(home: &Folder) {
     assert_eq!(lines.iter().find(bad), None, "{lines:#?}");
 }
 
-/// Every line of `users.json` is whole, and no file of a moment is left.
+/// Every line of `users.json` is complete, and no temporary file is left.
 fn is_tidy(data: &Path) {
     let users = fs::read_to_string(data.join("users.json")).expect("there");
     assert!(users.is_empty() || users.ends_with('\n'));
@@ -116,7 +116,7 @@ fn killed_server_keeps_everything_it_confirmed() {
     let crashes = number("CRASHES", 20);
     let mut home = Arc::new(Folder::new());
     let (mut confirmed, mut unsure) = (0, 0);
-    // All that was ever confirmed.
+    // Everything that was ever confirmed.
     let mut all: BTreeMap<String, &'static str> = BTreeMap::new();
     for crash in 0..crashes {
         let server = Server::within(home, &PLENTY);
@@ -148,7 +148,7 @@ fn killed_server_keeps_everything_it_confirmed() {
                     if old { PASSWORD } else { NEW }
                 }
                 Known::Maybe => {
-                    // It is there, or its name is free.
+                    // The account exists, or its name is free.
                     unsure += 1;
                     let key = quick_key(PASSWORD);
                     let request = key.register(&person.name, person.identity.public());
@@ -176,7 +176,7 @@ fn killed_server_keeps_everything_it_confirmed() {
     println!("killed {crashes} times: {confirmed} confirmed, {unsure} under way, {} accounts", all.len());
 }
 
-/// Starts a server on `home` and kills it so long after its folder looks so.
+/// Starts a server on `home` and kills it this long after its folder is in this state.
 fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
     let data = home.path("data");
     let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
@@ -188,7 +188,7 @@ fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
         .spawn()
         .expect("the server starts");
     let end = Instant::now() + support::DEADLINE;
-    // Without a pause: what is to be hit is over in a moment.
+    // Polled without a pause: the moment to hit is short.
     while !so(&data) {
         assert!(Instant::now() < end, "it never looked so");
     }
@@ -225,7 +225,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
     let (mut rotated, mut amid) = (0, 0);
     for round in 0..number("CRASHES", 20) {
         let log = logs.join("security.log");
-        // Full, when the start is logged.
+        // The log is full when the start is logged.
         let mark = format!("round {round}\n");
         let filler = line.repeat((10 * 1024 * 1024 - mark.len()) / line.len());
         let bytes = mark.clone() + &filler;
@@ -238,7 +238,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
         let server = Server::within(home.clone(), &[]);
         let files = support::files(&logs);
         assert!(files.len() <= 6, "{files:?}");
-        // What was there is in the newest or the one or two before it.
+        // The former lines are in the newest file or in one of the two before it.
         let begins = |name: &str| {
             let file = fs::File::open(logs.join(name)).ok()?;
             BufReader::new(file).lines().next()?.ok()
@@ -255,7 +255,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
 fn full_disk_refuses_only_accounts_until_there_is_room() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &PLENTY));
-    // No file may be longer, which the soft limit alone says, so that it can be lifted. Without the trap it would be killed.
+    // A soft limit on the size of files, so that it can be lifted. Without the trap, the signal would kill the server.
     let full = "trap '' XFSZ; ulimit -S -f 16";
     let server = Server::after(full, home, &PLENTY);
     let limit = fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap_or_default();
@@ -299,11 +299,11 @@ fn full_disk_refuses_only_accounts_until_there_is_room() {
             pair.into_iter().for_each(|one| drop(one.expect(&line)));
         }
     }
-    // The client says it in words.
+    // The client reports it.
     let (status, lines) = Client::start(&server, "carol", &["--register"]).finish();
     assert_eq!(status, 1);
     assert!(lines.len() == 1 && lines[0].contains("the server cannot store accounts now"), "{lines:#?}");
-    // Whether there is an account, the server cannot know; so the only key of one stays, and is the one that is tried again.
+    // The server cannot know whether the account exists, so the client keeps its only key and tries again with it.
     let dave = |home: &Arc<Folder>| {
         Client::within(home.clone(), server.port, "dave", true, &["--register"]).finish()
     };
@@ -327,7 +327,7 @@ fn full_disk_refuses_only_accounts_until_there_is_room() {
     assert_eq!((dave(&home).0, its_key()), (0, kept));
     until("what failed is logged", || server.log().contains("event=storage_failed"));
     drop((alice, bob));
-    // All of it is there after a restart, and nothing else.
+    // After a restart, exactly these accounts exist.
     let home = server.kill();
     is_sound(&home);
     let server = Server::within(home, &PLENTY);

@@ -1,7 +1,7 @@
-//! Twenty real clients talk while every connection breaks again and again, in any way and at any byte: each message arrives
-//! exactly once and in order for its sender and recipient, or its sender has been told that it may not have.
+//! Twenty real clients chat while every connection breaks again and again, in any way and at any byte. Each message
+//! arrives exactly once and in order, or its sender's client reports that it may not have arrived.
 //!
-//! `FAULTS_SEED` chooses the faults (their moments also depend on the machine), `FAULTS` how many there are.
+//! `FAULTS_SEED` chooses the faults (their moments also depend on the machine), `FAULTS` sets their number.
 
 use crate::support::{Client, Folder, Server};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const PEOPLE: usize = 20;
-/// After so many faults, everyone waits until they have heard from everyone.
+/// After this number of faults, all clients wait until they have heard from each other.
 const BATCH: usize = 20;
 
-/// Random numbers that a seed brings again.
+/// Random numbers that a seed reproduces.
 #[derive(Clone)]
 struct Dice(Arc<AtomicU64>);
 
@@ -25,7 +25,7 @@ impl Dice {
         Dice(Arc::new(AtomicU64::new(seed)))
     }
 
-    /// Below `n`.
+    /// A number below `n`.
     fn roll(&self, n: u64) -> u64 {
         // SplitMix64: every state is a good one.
         let mut z = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
@@ -35,27 +35,27 @@ impl Dice {
     }
 }
 
-/// The bad line of one client. What is broken on it is so for one connection, or for a time.
+/// One client's bad network. A fault on it lasts for one connection, or for a time.
 #[derive(Clone)]
 struct Wire {
     dice: Dice,
     /// Bytes that may still pass up and down, before the connection is cut.
     left: Arc<[AtomicI64; 2]>,
-    /// Nothing passes before that.
+    /// Nothing passes before this moment.
     stalled: Arc<Mutex<Instant>>,
     now: Arc<Mutex<Connections>>,
 }
 
 #[derive(Default)]
 struct Connections {
-    /// The client's end and the server's.
+    /// The sockets to the client and to the server.
     live: Vec<[TcpStream; 2]>,
-    /// The server's ends of connections that the client has lost and the server has not.
+    /// The server's sockets of connections that the client has lost and the server has not.
     standing: Vec<TcpStream>,
 }
 
 impl Wire {
-    /// A whole one, and its port.
+    /// A network without faults, and its port.
     fn before(server: &Server, dice: &Dice) -> (u16, Wire) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let (port, target) = (listener.local_addr().expect("bound").port(), server.port);
@@ -83,7 +83,7 @@ impl Wire {
     fn pass(&self, way: usize, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = [0; 4096];
         loop {
-            // Split at any byte, every other time.
+            // Every other time, the bytes are split anywhere.
             let most = 1 + self.dice.roll(if self.dice.roll(2) == 0 { 64 } else { 4096 }) as usize;
             let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { break };
             let wait = self.stalled.lock().expect("whole").saturating_duration_since(Instant::now());
@@ -104,7 +104,7 @@ impl Wire {
         }
     }
 
-    /// Something goes wrong.
+    /// Causes a fault.
     fn fault(&self) {
         let mut now = self.now.lock().expect("whole");
         match self.dice.roll(6) {
@@ -113,7 +113,7 @@ impl Wire {
                     let _ = socket.shutdown(Shutdown::Both);
                 }
             }
-            // The server learns of it by the next connection.
+            // The server notices it at the next connection.
             2 => {
                 for [client, server] in std::mem::take(&mut now.live) {
                     now.standing = vec![server];
@@ -123,7 +123,7 @@ impl Wire {
             3 | 4 => {
                 let (way, bytes) = (self.dice.roll(2) as usize, self.dice.roll(6000));
                 self.left[way].store(bytes as i64, Ordering::SeqCst);
-                // The connection after it is whole, unless more happens.
+                // The next connection works, unless another fault happens.
                 drop(now);
                 let me = self.clone();
                 thread::spawn(move || {
@@ -141,7 +141,7 @@ impl Wire {
     fn heal(&self) {
         let cut = self.left.iter().map(|left| left.swap(i64::MAX, Ordering::SeqCst) <= 0);
         if cut.fold(false, |one, other| one | other) {
-            // Bytes are missing here: nothing may come after them.
+            // Bytes are missing here: nothing may follow them.
             for socket in self.now.lock().expect("whole").live.drain(..).flatten() {
                 let _ = socket.shutdown(Shutdown::Both);
             }
@@ -166,7 +166,7 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     let (seed, faults) = (number("FAULTS_SEED", clock), number("FAULTS", 60) as usize);
     println!("FAULTS_SEED={seed} FAULTS={faults}");
     let dice = Dice::new(seed);
-    // What waits for a client that is away is not what this is about.
+    // This test is not about queues of clients that are away.
     let server = Server::with(&["--outbox", "65536", "--registrations", "1000"]);
     let wires: Vec<(u16, Wire)> = (0..PEOPLE).map(|_| Wire::before(&server, &dice)).collect();
     let names: Vec<String> = (0..PEOPLE).map(|n| format!("p{n}")).collect();
@@ -182,7 +182,7 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
             }
         }
     }
-    // What was said: sender, recipient or none, numbers from 0.
+    // The messages sent: sender, recipient or none, numbers from 0.
     let mut said: BTreeMap<(usize, Option<usize>), u64> = BTreeMap::new();
     let mut say = |people: &mut [Client], from: usize, to: Option<usize>| {
         let count = said.entry((from, to)).or_default();
@@ -201,7 +201,7 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
             say(&mut people, from, None);
             say(&mut people, from, Some(to));
             wires[dice.roll(PEOPLE as u64) as usize].1.fault();
-            // So that they fall into different moments of what is said.
+            // Spread the faults over different moments.
             thread::park_timeout(Duration::from_millis(dice.roll(60)));
             done += 1;
         }
@@ -253,6 +253,6 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
         count("; trying again"),
         count("in a new session")
     );
-    // The grace is never over here, so that nobody comes or goes.
+    // The grace period never ends here, so nobody joins or leaves.
     assert_eq!((count("in a new session"), count(" has left")), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! The properties that tests/fuzz tries with guided bytes, with random ones: a moment for each, at every run another.
+//! The properties of tests/fuzz with random bytes instead of guided ones: a short time for each, different every run.
 
 #[path = "../fuzz/properties/mod.rs"]
 mod properties;
@@ -7,12 +7,12 @@ use properties::{Choices, Property, client, crypto, disk, wire};
 use secure_messenger::crypto::secret::random;
 use std::time::{Duration, Instant};
 
-/// Not much: it runs with every `cargo test`. The fuzzers have all the time in the world.
+/// Short, because every `cargo test` runs it; the fuzzers run longer.
 const MOMENT: Duration = Duration::from_millis(250);
-/// Named in a failure; set, it repeats it.
+/// A failure prints the seed; setting it repeats the run.
 const SEED: &str = "RANDOM_SEED";
 
-/// xorshift64*, good enough to make bytes.
+/// xorshift64*: good enough to make bytes.
 struct Generator(u64);
 
 impl Generator {
@@ -38,7 +38,7 @@ impl Generator {
     }
 }
 
-/// Tells what failed and how to repeat it.
+/// Prints what failed and how to repeat it.
 struct Tried<'a>(&'a Property, u64, Vec<u8>);
 
 impl Drop for Tried<'_> {
@@ -57,7 +57,7 @@ fn holds(property: &Property) {
     let end = Instant::now() + MOMENT;
     let mut tried = 0;
     while Instant::now() < end || tried == 0 {
-        // One for each input: what has failed is repeated at once.
+        // One seed for each input: a failure is repeated at once.
         let seed = given.unwrap_or_else(|| u64::from_be_bytes(random()) | 1);
         let tried_now = Tried(property, seed, Generator(seed).input(&examples));
         (property.holds)(&tried_now.2);
