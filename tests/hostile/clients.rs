@@ -1,5 +1,5 @@
-//! Clients that send rubbish, lies, too much, too slowly or nothing at all, against a running server: each gets a
-//! clear error or a closed connection, and two people who chat meanwhile notice nothing.
+//! Clients that send garbage, lies, too much, too slowly or nothing at all, against a running server: each gets a clear
+//! error or a closed connection, and two users who chat meanwhile notice nothing.
 
 use crate::support::{
     self, Client, Output, Person, Raw, Server, interrupt, newcomer, until, with_field, without_field,
@@ -53,7 +53,7 @@ const BAD_KEYS: [(&str, &str); 6] = [
     ("-algorithm ED25519", "MCowBQYDK2VwAyEAMO0VMEyUu42Pp2YjJ4Fj77c9nBExv17Iv0YVE8ot+jY="),
 ];
 
-/// A server whose standard error is watched for panics, and two people who talk on it.
+/// A server whose standard error is watched for panics, and two users who chat on it.
 struct Scene {
     server: Server,
     errors: Output,
@@ -62,8 +62,8 @@ struct Scene {
     said: usize,
 }
 
-/// Makes an account and a home with its key, and starts the real client there. Keys and password keys are the same
-/// in all scenes: making them takes long.
+/// Creates an account and a home folder with its key, and starts the real client there. All scenes share the keys and
+/// password keys, because making them takes long.
 fn witness(server: &Server, name: &str) -> Client {
     static MADE: Mutex<BTreeMap<String, (String, Vec<u8>)>> = Mutex::new(BTreeMap::new());
     let (key, registration) = {
@@ -133,7 +133,7 @@ impl Scene {
         scene
     }
 
-    /// The two say one numbered line each to the other.
+    /// The two send each other one numbered line.
     fn exchange(&mut self) {
         let n = self.said;
         self.said += 1;
@@ -147,7 +147,7 @@ impl Scene {
         }
     }
 
-    /// They never noticed anything, and no thread of the server has panicked.
+    /// They noticed nothing, and no thread of the server has panicked.
     fn close(mut self) {
         self.exchange();
         let mut expected = Vec::new();
@@ -173,7 +173,7 @@ impl Scene {
         assert_eq!(self.errors.all(), Vec::<String>::new(), "the server complained");
     }
 
-    /// One line on a connection of its own; the code of the error, after which it is closed.
+    /// Sends one line on a new connection; the code of the error, after which the connection is closed.
     fn refusal(&self, line: &[u8]) -> String {
         let mut raw = self.server.raw();
         raw.bytes(line);
@@ -217,14 +217,14 @@ fn false_response(person: &Person) -> Vec<u8> {
     .encode()
 }
 
-/// A key for whoever has the session key of `of`, as everybody here does, all of it `filling`.
+/// A wrapped key with the key id of `of`, whose session key all accounts here share. The rest is `filling`.
 fn wrapped(of: &Person, filling: u8) -> WrappedKey {
     let mut wrapped = [filling; WRAPPED_BYTES];
     wrapped[..8].copy_from_slice(&of.session.fingerprint().key_id());
     WrappedKey::new(&wrapped)
 }
 
-/// An envelope as far as the server can see. The wrapped key of target N is all 100 + N, behind the key's id.
+/// An envelope that the server accepts. The wrapped key of target N is the key id and then bytes of 100 + N.
 fn letter(from: &Person, targets: &[&str]) -> EncryptedSend {
     let name = |name: &&str| name.parse().expect("name");
     let key = |(n, one): (usize, &&str)| (name(one), wrapped(from, (100 + n) as u8));
@@ -270,7 +270,7 @@ fn sent(raw: &mut Raw) -> Sent {
     }
 }
 
-/// What is wrong with each of these lines in the same way before and after a login.
+/// Lines that are wrong in the same way before and after a login.
 fn rubbish() -> Vec<(Vec<u8>, &'static str)> {
     let text = |text: &str| text.as_bytes().to_vec();
     vec![
@@ -416,7 +416,7 @@ fn malformed_line_after_login_gets_a_code_and_stays_open() {
     let names = vec![mallory.name.clone(); MAX_KEY_NAMES + 1];
     raw.say(&ClientMessage::KeysRequest(KeysRequest { names }));
     assert_eq!(raw.error(), "bad_targets");
-    // Of two types the first one counts, and unknown fields are ignored.
+    // The first of two `type` members counts, and unknown members are ignored.
     raw.bytes(b"{\"type\":\"ping\",\"type\":\"nonsense\",\"more\":[{}]}\n");
     assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
     raw.bytes(&letter);
@@ -437,7 +437,7 @@ fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
     raw.bytes(&ping(MAX_LINE_BEFORE_LOGIN));
     raw.bytes(b"\n");
     assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));
-    // Not even its end is needed.
+    // The error does not wait for the end of the line.
     raw.bytes(&ping(MAX_LINE_BEFORE_LOGIN + 1));
     assert_eq!(raw.error(), "line_too_long");
     assert!(raw.is_closed());
@@ -488,7 +488,7 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
             let line = with_field(&login_request(&Person::new(name)), "public_key", &key);
             assert_eq!(scene.refusal(line.as_bytes()), "bad_key", "login_request: {what}");
         }
-        // A name of its own for each, because five failures lock it.
+        // A new name each time, because five failures lock one.
         let mut guest = scene.server.raw();
         guest.bytes(&login_request(&Person::new(&format!("nobody{n}"))));
         assert!(matches!(guest.answer(), Some(ServerMessage::Challenge(_))));
@@ -504,14 +504,14 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
         assert_eq!(raw.error(), "bad_key", "renew: {what}");
         assert!(raw.is_usable());
     }
-    // With a good key the same response fails for what else is wrong with it.
+    // With a valid key, the same response fails for its other faults.
     let mut guest = scene.server.raw();
     guest.bytes(&login_request(&Person::new("nobody")));
     assert!(matches!(guest.answer(), Some(ServerMessage::Challenge(_))));
     guest.bytes(&response);
     assert_eq!(guest.error(), "login_failed");
     scene.exchange();
-    // An even modulus has the right size: nobody can use it, and it must not harm the server.
+    // An even modulus has the right size. Nobody can use it, and it must not harm the server.
     let mut guest = scene.server.raw();
     guest.bytes(with_field(&register, "public_key", &format!("\"{}\"", encoded(&even))).as_bytes());
     assert!(guest.answer().is_some());
@@ -579,7 +579,7 @@ fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
         assert!(raw.is_usable(), "{what}");
     }
     scene.exchange();
-    // Ten thousand with all their keys do not fit a line. Nothing of all this has reached carol.
+    // Ten thousand targets with their keys do not fit a line. None of these lines has reached carol.
     assert!(carol.is_usable());
     raw.say(&send(letter(&mallory, &names[..MAX_TARGETS])));
     assert_eq!(sent(&mut raw).offline.len(), MAX_TARGETS);
@@ -613,7 +613,7 @@ fn recipient_gets_its_own_key_and_sender_each_outcome_once() {
     };
     assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
     raw.say(&send(envelope));
-    // The sender is a target here, too, and hears both in the order of the server's choice.
+    // The sender is a target here, too, and gets both lines in either order.
     let (mut own, mut answer) = (None, None);
     while own.is_none() || answer.is_none() {
         let line = raw.line().expect("a line");
@@ -718,7 +718,7 @@ fn steps_out_of_their_order_are_refused() {
     }
     let users = std::fs::read_to_string(scene.server.data("users.json")).expect("read");
     assert!(!users.contains("\"eve\""), "{users}");
-    // A stranger may not talk for ever either.
+    // A connection before login may not send lines for ever.
     let mut guest = scene.server.raw();
     guest.bytes(&ClientMessage::Ping.encode().repeat(100));
     let mut pongs = 0;
@@ -734,7 +734,7 @@ fn steps_out_of_their_order_are_refused() {
     scene.close();
 }
 
-/// Sends a byte a second until the other side closes, and says how long that took.
+/// Sends a byte a second until the other side closes; the time that this took.
 fn trickle(mut socket: TcpStream, bytes: &[u8]) -> Duration {
     let start = Instant::now();
     socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
@@ -761,7 +761,7 @@ fn silent_login_ends_though_its_server_is_stopped_often() {
     let server = Server::start();
     let (mut silent, (ended, end)) = (server.raw(), channel());
     thread::spawn(move || ended.send(silent.error()));
-    // Closer together than the deadline: a read that began its whole wait again would never end.
+    // The signals come faster than the deadline: a read that restarts its wait after each would never end.
     loop {
         interrupt(server.child.id());
         match end.recv_timeout(Duration::from_secs(3)) {
@@ -779,7 +779,7 @@ fn slow_or_silent_handshake_is_closed_after_ten_seconds() {
     let slow_handshake = scene.server.socket();
     let quiet_guest = scene.server.raw();
     let slow_guest = scene.server.raw();
-    // Who has begun has longer.
+    // A client that has sent its first line has more time.
     let mut begun = scene.server.raw();
     assert!(begun.is_usable());
     let started = Instant::now();
@@ -802,7 +802,7 @@ fn slow_or_silent_handshake_is_closed_after_ten_seconds() {
         assert!(text.contains("\"timed_out\""), "{text:?}");
         started.elapsed()
     };
-    // The beginning of a TLS record of 512 bytes.
+    // The header of a TLS record of 512 bytes.
     let hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3][..], &[0; 100]].concat();
     let times: Vec<Duration> = thread::scope(|scope| {
         let threads = [
@@ -834,7 +834,7 @@ fn peer_that_does_not_read_is_busy_and_others_miss_nothing() {
     };
     let (mut taken, mut refused) = (Vec::new(), 0);
     let mut number = 0;
-    // As fast as one who listens can follow.
+    // As fast as a reading client can follow.
     while refused < 30 {
         number += 1;
         let mut flood = letter(&mallory, &["sloth", "keen"]);
@@ -861,7 +861,7 @@ fn peer_that_does_not_read_is_busy_and_others_miss_nothing() {
         }
         assert!(number < 1000, "the server holds it all");
     }
-    // When it reads at last, it gets just what was said to be delivered.
+    // When it reads, it gets exactly the envelopes that were reported as delivered.
     assert!(!taken.is_empty());
     for number in taken {
         assert_eq!(next(&mut sloth), number);
@@ -919,7 +919,7 @@ fn flood_leaves_room_for_the_word_of_another() {
 /// PROTOCOL#ends-at-once.
 #[test]
 fn a_peer_that_asks_and_never_listens_is_closed() {
-    // So fast that the answers pile up, and not the requests.
+    // A high rate, so that answers pile up and not requests.
     let mut scene = Scene::open(&["--rate", "2000"]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let names = vec![mallory.name.clone()];
@@ -948,7 +948,7 @@ fn connection_floods_evict_only_the_oldest_strangers() {
     scene.exchange();
     let mut sockets: Vec<TcpStream> = (0..300).map(|_| scene.server.socket()).collect();
     for socket in &mut sockets[..200] {
-        // Ended by the server at once, long before their ten seconds.
+        // The server closes these at once, long before ten seconds.
         assert!(!matches!(socket.read(&mut [0; 64]), Ok(1..)));
     }
     scene.exchange();
@@ -956,7 +956,7 @@ fn connection_floods_evict_only_the_oldest_strangers() {
     newest.set_nonblocking(true).expect("socket");
     let waiting = newest.peek(&mut [0; 1]).err().map(|error| error.kind());
     assert_eq!(waiting, Some(std::io::ErrorKind::WouldBlock));
-    // With the house full of strangers, a newcomer still gets in.
+    // With all places taken by unfinished logins, a new client can still log in.
     newcomer(&scene.server, "carol");
     drop(sockets);
     scene.close();
@@ -972,7 +972,7 @@ fn an_address_has_no_more_connections_than_it_is_allowed() {
     let refused = "event=refused user=- addr=- too many connections";
     until("the refusal is logged", || scene.server.log().contains(refused));
     scene.exchange();
-    // Others are let in all the while.
+    // Other clients are accepted meanwhile.
     let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
     let other = other.expect("socket");
     let from: std::net::SocketAddr = "127.0.0.9:0".parse().expect("address");
@@ -1019,7 +1019,7 @@ fn bytes_that_are_not_tls_end_the_connection_at_once() {
         let text = String::from_utf8_lossy(&answer);
         assert!(answer.len() < 64 && !text.contains("type"), "nothing in the clear: {text}");
     }
-    // The same on a channel that was good until then.
+    // The same on a channel that worked so far.
     let (raw, _) = newcomer(&scene.server, "mallory");
     let forged = b"\x17\x03\x03\x00\x20 not what the keys would make of it";
     raw.channel.send_by(forged, Instant::now() + support::DEADLINE).expect("sent");
@@ -1039,7 +1039,7 @@ fn connections_cut_at_any_point_leave_nothing_behind() {
     drop(raw);
     until("mallory has left", || scene.server.log().contains("event=logout user=mallory "));
     let mut before = scene.held();
-    // Threads that have nothing to do any more are ending.
+    // Wait for idle threads to end.
     until("the server is at rest", || {
         let former = std::mem::replace(&mut before, scene.held());
         before == former && before.0 <= 12
@@ -1107,7 +1107,7 @@ fn replaced_session_sends_nothing_more() {
     let mut newer = scene.server.raw();
     assert!(matches!(newer.log_in(&mallory), Some(ServerMessage::Session(_))));
     assert_eq!(older.error(), "signed_in_elsewhere");
-    // The older one talks on, in a socket that the server still reads for a moment.
+    // The older client still sends, on a socket that the server reads for a moment.
     older.bytes(&send(letter(&mallory, &["carol"])).encode());
     drop(older);
     until("the server has let go of it", || scene.held().1 <= descriptors + 1);
@@ -1115,7 +1115,7 @@ fn replaced_session_sends_nothing_more() {
     newer.say(&send(letter(&mallory, &["carol"])));
     assert_eq!(sent(&mut newer).delivered.len(), 1);
     assert!(matches!(carol.answer(), Some(ServerMessage::EncryptedMessage(_))));
-    // Its end has not taken the newer one off the list.
+    // Its end did not remove the newer session.
     carol.say(&send(letter(&carols, &["mallory"])));
     assert_eq!(sent(&mut carol).delivered.len(), 1);
     scene.close();
@@ -1132,7 +1132,7 @@ fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
         raw
     };
     let (mut older, (_, descriptors)) = (vec![first], scene.held());
-    // What comes is no reason to listen on; and what costs nothing elsewhere is not taken here.
+    // Input does not prolong a replaced connection, nor do lines that cost nothing elsewhere.
     for bytes in [&b" "[..], &b"{\"type\":\"ack\",\"received\":0}\n".repeat(1000)] {
         older.push(log_in());
         let [.., replaced, _] = &mut older[..] else { unreachable!() };
@@ -1140,7 +1140,7 @@ fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
         replaced.bytes(bytes);
         until("the server has let go of it", || scene.held().1 <= descriptors);
     }
-    // Those who say nothing make room for others.
+    // Silent ones give their place to new connections.
     (0..30).for_each(|_| older.push(log_in()));
     newcomer(&scene.server, "carol");
     drop(older);
@@ -1156,7 +1156,7 @@ fn registrations_of_an_address_are_limited_per_minute() {
     let mut raw = server.raw();
     for name in ["carol", "dave", "carol"] {
         raw.bytes(line(name).as_bytes());
-        // A name that is taken costs as much as one that is free.
+        // A registration of a taken name counts like one of a free name.
         assert!(matches!(raw.answer(), Some(ServerMessage::Registered | ServerMessage::Error(_))));
     }
     raw.bytes(line("erin").as_bytes());
@@ -1168,7 +1168,7 @@ fn registrations_of_an_address_are_limited_per_minute() {
         _ => panic!("not an error"),
     }
     assert!(raw.is_closed());
-    // Another connection from there is no way round it, and nothing is left behind.
+    // Another connection from the same address does not help, and no account is left behind.
     let mut raw = server.raw();
     raw.bytes(line("frank").as_bytes());
     assert_eq!(raw.error(), "too_many_requests");
@@ -1183,7 +1183,7 @@ fn client_that_sends_too_fast_is_throttled_and_loses_nothing() {
     let server = Server::with(&["--rate", "20"]);
     let (mut raw, _) = newcomer(&server, "mallory");
     let started = Instant::now();
-    // Four seconds' worth may come at once; the rest takes its time.
+    // The burst limit is four seconds' worth; the rest is throttled.
     raw.bytes(&ClientMessage::Ping.encode().repeat(100));
     for _ in 0..100 {
         assert!(matches!(raw.answer(), Some(ServerMessage::Pong)));

@@ -1,6 +1,5 @@
-//! Files as a weapon: senders, recipients, servers and clients that lie about files, against the real client and the
-//! real server. Whatever they do, a line says what happened, nothing unwanted stands under a final name,
-//! and people go on chatting.
+//! Senders, recipients, servers and clients that lie about files, against the real client and the real server. Whatever
+//! they do, a line reports it, nothing unwanted gets a final name, and the chat continues.
 
 use crate::support::{self, Client, Count, Folder, Heard, Person, Raw, Server, newcomer, times, until};
 use base64::Engine;
@@ -29,9 +28,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-// ---- files that are offered, and what is said of them
+// ---- offered files, and claims about them
 
-/// A file that the test sends, and what it says of it.
+/// A file that the test sends, and what the offer claims.
 struct Deal {
     offer: Offer,
     content: Vec<u8>,
@@ -42,7 +41,7 @@ fn noise(size: usize) -> Vec<u8> {
 }
 
 impl Deal {
-    /// An honest one.
+    /// An honest offer.
     fn of(name: &str, size: usize) -> Deal {
         let content = noise(size);
         let offer = Offer {
@@ -68,7 +67,7 @@ impl Deal {
         Plan { id: self.id(), key: self.offer.key.duplicate(), size: self.content.len() as u64, start: 0 }
     }
 
-    /// All chunks of what there really is, sealed as an honest client does it.
+    /// All chunks of the real content, sealed as an honest client seals them.
     fn payloads(&self, session: &SessionPublicKey) -> Vec<Vec<u8>> {
         let plan = self.plan();
         let seal = |first: u32| {
@@ -79,14 +78,14 @@ impl Deal {
         (0..plan.chunks()).step_by(GROUP as usize).flat_map(seal).collect()
     }
 
-    /// What the part is called that a client keeps of it.
+    /// The name of the part that a client keeps.
     fn part(&self, from: &str) -> String {
         let hash: String = self.offer.sha256.0.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{from}_{hash}.part")
     }
 }
 
-/// The text of a word about a transfer.
+/// The text of a file notice.
 fn about(id: TransferId, more: &str) -> String {
     format!("{{\"transfer\":{}{more}}}", json::to_string(&Fixed(id)))
 }
@@ -96,7 +95,7 @@ fn accept(id: TransferId, start: u64, session: Fingerprint) -> String {
     about(id, &format!(",\"start\":{start},\"session\":{}", json::to_string(&Fixed(session.0))))
 }
 
-// Where the fields of a chunk begin: PROTOCOL.md, "Chunks".
+// The offsets of a chunk's fields: PROTOCOL.md, "Chunks".
 const MAC: usize = 4;
 const NONCE: usize = 36;
 const TAG: usize = 48;
@@ -107,7 +106,7 @@ fn index(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..MAC].try_into().expect("four bytes"))
 }
 
-/// Makes the MAC right for whatever a chunk holds now: its author holds the key.
+/// Makes the MAC valid again after a change: the author of the chunk has the key.
 fn resign(deal: &Deal, payload: &mut [u8]) {
     let block = if index(payload).is_multiple_of(GROUP) { &payload[BLOCK..TEXT] } else { &[] };
     let fields = Fields::new(label::CHUNK).bytes(&deal.id()).number(index(payload).into()).bytes(block);
@@ -136,15 +135,15 @@ fn grant(to: &str, id: TransferId, count: u32) -> ClientMessage {
     ClientMessage::Grant(Grant { peer: name(to), transfer: Fixed(id), count })
 }
 
-/// What somebody hostile hears.
+/// What a hostile client receives.
 enum Told {
-    /// Something sealed for them by the honest client.
+    /// A text that the honest client sealed for them.
     Word(Kind, String),
     Packet(TransferId, Vec<u8>),
     Message(ServerMessage),
 }
 
-/// Somebody hostile on a connection of their own, and the honest client whom they mean.
+/// A hostile client on a raw connection, and the honest client that it attacks.
 struct Mallory {
     raw: Raw,
     me: Person,
@@ -155,9 +154,9 @@ struct Mallory {
     sequence: u64,
     requests: u64,
     said: usize,
-    /// What was heard and nobody has asked for yet.
+    /// Received and not yet asked for.
     kept: VecDeque<Told>,
-    /// The transfer under way, and the chunks that the victim has granted for it and not got.
+    /// The transfer in progress, and the chunks that the victim has granted and not received.
     credit: (TransferId, u32),
 }
 
@@ -183,7 +182,7 @@ impl Mallory {
         }
     }
 
-    /// The first thing that `take` is content with, now or later.
+    /// The first received item that `take` accepts; waits for it.
     fn want<T>(&mut self, what: &str, mut take: impl FnMut(&Told) -> Option<T>) -> T {
         let mut at = 0;
         loop {
@@ -207,7 +206,7 @@ impl Mallory {
         }
     }
 
-    /// Sends an envelope as it is, and waits until it is taken.
+    /// Sends an envelope unchanged, and waits until the server accepts it.
     fn post(&mut self, kind: Kind, scope: Scope, sequence: u64, session: Fingerprint, text: &str) {
         let (from, to_one) = (self.me.name.clone(), scope != Scope::Broadcast);
         let (recipient, recipient_key) =
@@ -243,14 +242,14 @@ impl Mallory {
         });
     }
 
-    /// Tells the victim something, in the private conversation and its order.
+    /// Sends the victim a private envelope with the next sequence number.
     fn tell(&mut self, kind: Kind, text: &str) {
         self.sequence += 1;
         let session = self.me.session.fingerprint();
         self.post(kind, Scope::Private, self.sequence, session, text);
     }
 
-    /// Says all that is no offer about a transfer.
+    /// Sends every kind of file notice except an offer.
     fn meddle(&mut self, id: TransferId) {
         for kind in [Kind::FileReject, Kind::FileDone, Kind::FileCancel, Kind::FileAccept] {
             self.tell(kind, &accept(id, 0, self.me.session.fingerprint()));
@@ -261,7 +260,7 @@ impl Mallory {
         self.tell(Kind::FileAccept, &accept(id, start, self.me.session.fingerprint()));
     }
 
-    /// What the victim says of this kind, next.
+    /// The victim's next notice of this kind.
     fn word(&mut self, kind: Kind) -> String {
         self.want(kind.as_str(), |told| match told {
             Told::Word(heard, text) if *heard == kind => Some(text.clone()),
@@ -269,7 +268,7 @@ impl Mallory {
         })
     }
 
-    /// The same, about one transfer.
+    /// The victim's next notice of this kind about one transfer.
     fn word_of(&mut self, kind: Kind, id: TransferId) -> String {
         let id = json::to_string(&Fixed(id));
         self.want(kind.as_str(), |told| match told {
@@ -329,14 +328,14 @@ impl Mallory {
         self.raw.say(&grant(&victim, id, count));
     }
 
-    /// Nothing of this transfer has come so far.
+    /// Whether no packet of this transfer has arrived.
     fn has_no_packet(&mut self, id: TransferId) -> bool {
         self.raw.say(&ClientMessage::Ping);
         self.want("a pong", |told| matches!(told, Told::Message(ServerMessage::Pong)).then_some(()));
         !self.kept.iter().any(|told| matches!(told, Told::Packet(heard, _) if *heard == id))
     }
 
-    /// Both are well, and neither has missed a message of the other.
+    /// Both still chat, and neither has missed a message.
     fn chat(&mut self, client: &mut Client) {
         self.said += 1;
         let (n, me) = (self.said, self.me.name.clone());
@@ -346,7 +345,7 @@ impl Mallory {
         client.expect(&format!("<{me} -> {}> answer {n}", client.name));
     }
 
-    /// Offers it; the client shows it, takes it and grants its chunks, if it has any.
+    /// Offers the file; the client shows the offer, accepts it and grants chunks, if there are any.
     fn offer(&mut self, client: &mut Client, deal: &Deal) {
         self.tell(Kind::FileOffer, &deal.text());
         client.expect(&format!("* {} offers you a file: ", self.me.name));
@@ -357,7 +356,7 @@ impl Mallory {
         }
     }
 
-    /// The same, and all chunks: it arrives.
+    /// Offers the file and sends all chunks: it arrives.
     fn deliver(&mut self, client: &mut Client, deal: &Deal) -> String {
         self.offer(client, deal);
         let payloads = deal.payloads(&self.session);
@@ -366,7 +365,7 @@ impl Mallory {
         client.expect(&format!(" from {} is complete: ", self.me.name))
     }
 
-    /// The client offers this file; the offer.
+    /// Lets the client offer this file; the offer.
     fn is_offered(&mut self, client: &mut Client, file: &str, content: &[u8]) -> Offer {
         std::fs::write(client.home.path(file), content).expect("written");
         client.say(&format!("/sendfile {} {file}", self.me.name));
@@ -375,7 +374,7 @@ impl Mallory {
         offer
     }
 
-    /// Takes everything, and says so.
+    /// Receives the file and confirms it.
     fn take(&mut self, client: &mut Client, offer: &Offer, content: &[u8]) {
         let id = offer.transfer.0;
         self.grant(id, offer.chunks as u32);
@@ -397,24 +396,24 @@ impl Mallory {
     }
 }
 
-/// What is in the folder of received files.
+/// The names in the folder of received files.
 fn received(client: &Client) -> BTreeSet<String> {
     let entries = std::fs::read_dir(client.data("files/received")).expect("a folder");
     entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect()
 }
 
-/// The same, without what is not whole.
+/// The same without parts.
 fn arrived(client: &Client) -> Vec<String> {
     received(client).into_iter().filter(|name| !name.ends_with(".part")).collect()
 }
 
-/// Everything in a client's home but the received files and their folder.
+/// All files in a client's home folder except the received ones.
 fn elsewhere(client: &Client) -> BTreeSet<PathBuf> {
     let received = client.data("files/received");
     support::files(&client.home.0).into_iter().filter(|path| path.parent() != Some(&received)).collect()
 }
 
-/// The client leaves in peace, and nothing that it has ever printed does more than stand in its line.
+/// The client ends normally, and every text that it printed stayed harmless within its line.
 fn farewell(client: Client) -> Vec<String> {
     let (status, lines) = client.finish();
     assert_eq!(status, 0, "{lines:#?}");
@@ -437,7 +436,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Clients that are started and not ready yet.
+    /// Clients that have started and are not ready yet.
     fn of(alice: Client, bob: Client) -> Pair {
         let (mut alice, bob) = (alice.ready(), bob.ready());
         if !alice.output.seen.iter().any(|line| line.contains("bob")) {
@@ -461,7 +460,7 @@ impl Pair {
         self.alice.expect(&format!("<bob -> alice> answer {n}"));
     }
 
-    /// Alice offers bob a file, who takes it.
+    /// Alice offers bob a file, and bob accepts it.
     fn send(&mut self, file: &str, content: &[u8]) {
         std::fs::write(self.alice.home.path(file), content).expect("written");
         self.alice.say(&format!("/sendfile bob {file}"));
@@ -469,7 +468,7 @@ impl Pair {
         self.bob.say("/acceptfile");
     }
 
-    /// They never noticed anything.
+    /// They noticed nothing.
     fn close(mut self, mut server: Server) {
         self.exchange();
         for client in [self.alice, self.bob] {
@@ -535,7 +534,7 @@ fn a_file_name_climbs_into_no_other_row() {
     let tower = format!("a{}.txt", "\u{301}".repeat(60));
     mallory.tell(Kind::FileOffer, &Deal::of(&tower, 3).text());
     let told = bob.expect("* mallory offers you a file: ");
-    // As in a message: PROTOCOL.md, "Text from others".
+    // The rules of a message apply: PROTOCOL.md, "Text from others".
     assert!(!told.contains(&"\u{301}".repeat(5)), "{told}");
 }
 
@@ -545,7 +544,7 @@ fn received_file_is_never_taken_for_another_partial_file() {
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
     let second = Deal::of("second", SEVEN);
-    // The name under which bob's client would look for what it has of the second.
+    // The name under which bob's client looks for the part of the second file.
     let first = Deal::of(second.part("mallory").strip_prefix("mallory_").expect("its owner"), CHUNK);
     mallory.deliver(&mut bob, &first);
     let place = bob.data("files/received").join(received(&bob).first().expect("one file"));
@@ -600,26 +599,26 @@ fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
     for text in &texts {
         mallory.tell(Kind::FileOffer, text);
     }
-    // Not for everyone, nor for a room; the number is not used up.
+    // An offer to everyone or to a room is refused, and does not use up its number.
     let ours = mallory.me.session.fingerprint();
     for scope in [Scope::Broadcast, Scope::Room] {
         for kind in [Kind::FileOffer, Kind::FileAccept, Kind::FileCancel, Kind::FileDone] {
             mallory.post(kind, scope, mallory.sequence + 1, ours, &honest.text());
         }
     }
-    // Words that are none, about nothing.
+    // Invalid notices about unknown transfers.
     for kind in [Kind::FileAccept, Kind::FileReject, Kind::FileCancel, Kind::FileDone] {
         for text in ["", "{}", "[]", "{\"transfer\":\"AAAA\",\"start\":0}", "{\"transfer\":7,\"start\":-1}"] {
             mallory.tell(kind, text);
         }
     }
-    // One that answers no offer is ignored.
+    // A valid notice that answers no offer is ignored.
     mallory.accept(random(), 1 << 32);
     mallory.chat(&mut bob);
     bob.say("/files");
     bob.expect("* no files are offered or in progress");
     assert!(!bob.output.seen.iter().any(|line| line.contains("offers you")), "{:#?}", bob.output.seen);
-    // The same twice, then hundreds.
+    // The same offer twice, then hundreds of offers.
     mallory.tell(Kind::FileOffer, &honest.text());
     bob.expect("* mallory offers you a file: \"honest\"");
     mallory.tell(Kind::FileOffer, &honest.text());
@@ -705,12 +704,12 @@ fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
         mallory.pass(deal.id(), &payloads);
         let told = bob.expect(&format!("! file-{n} ← mallory: "));
         assert!(told.contains(why), "{what}: {told}");
-        // The group before a wrong one is kept, and only that.
+        // Only the group before the wrong one is kept.
         let first_is_right = SECOND_GROUP.contains(&what);
         assert_eq!(told.ends_with("it resumes when it is offered again"), first_is_right, "{what}: {told}");
         let reason = mallory.word_of(Kind::FileCancel, deal.id());
         assert!(reason.contains(why), "{what}: {reason}");
-        // What was granted is taken back.
+        // The grant is revoked.
         until("nothing is granted any more", || {
             mallory.send(deal.id(), b"late");
             mallory.raw.say(&ClientMessage::Ping);
@@ -725,7 +724,7 @@ fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
         assert!(arrived(&bob).is_empty(), "{what}: {:?}", arrived(&bob));
     }
     mallory.chat(&mut bob);
-    // Not even when every chunk is right; and then not a byte of it is kept.
+    // A wrong hash of the whole file: every chunk is valid, and not a byte is kept.
     for size in [SEVEN, 0] {
         let mut lie = Deal::of("lie", size);
         lie.offer.sha256 = Fixed(random());
@@ -750,7 +749,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
     let session = mallory.session.clone();
-    // More or less than was said.
+    // More or less than was offered.
     let altered = "a part of it was altered";
     for (real, said, why) in [
         (6 * CHUNK, 5 * CHUNK, "it is not the file that was offered"),
@@ -766,7 +765,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
         assert!(told.contains(why), "{real} for {said}: {told}");
         assert!(mallory.word_of(Kind::FileCancel, deal.id()).contains(why));
     }
-    // Fewer, then silence: its recipient has enough of it.
+    // Fewer chunks, then silence: the recipient cancels.
     let deal = Deal::of("silent", SEVEN);
     mallory.offer(&mut bob, &deal);
     mallory.pass(deal.id(), &deal.payloads(&session)[..6]);
@@ -775,7 +774,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
     bob.expect("* you have cancelled \"silent\" (393.3 kB) from mallory");
     assert!(mallory.word_of(Kind::FileCancel, deal.id()).contains("\"cancelled\""));
     until("what came of it is gone", || !received(&bob).contains(&deal.part("mallory")));
-    // Fewer, then a word, and late chunks after it.
+    // Fewer chunks, then a cancellation, and late chunks after it.
     for reason in ["", ",\"reason\":\"cancelled\"", ",\"reason\":\"\\u001b[2Jno\\nmore \\u202edisk\""] {
         let deal = Deal::of("broken", SEVEN);
         mallory.offer(&mut bob, &deal);
@@ -791,7 +790,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
         mallory.send(deal.id(), &payloads[6]);
         mallory.chat(&mut bob);
     }
-    // The most that can be said.
+    // The largest file that an offer can describe.
     let mut most = Deal::of("most", 1);
     (most.offer.size, most.offer.chunks) = ((1 << 48) - CHUNK as u64, (1 << 32) - 1);
     mallory.offer(&mut bob, &most);
@@ -819,7 +818,7 @@ fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
     assert!(received(&bob).is_empty());
     bob.say("/acceptfile");
     mallory.word_of(Kind::FileAccept, deal.id());
-    // Neither for another transfer, nor more than that; and none of it disturbs the file.
+    // Packets of another transfer, or more than were granted, are refused and do not disturb the file.
     mallory.send(random(), &payloads[0]);
     mallory.pass(deal.id(), &payloads);
     mallory.send(deal.id(), &payloads[6]);
@@ -845,7 +844,7 @@ fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
     let payloads = deal.payloads(&carol.session);
     carol.tell(Kind::FileOffer, &deal.text());
     bob.expect("* carol offers you a file: \"between\"");
-    // Mallory has learned the number, and even the key.
+    // Mallory has learned the transfer id, and even the key.
     let meddle = |mallory: &mut Mallory, id: TransferId| {
         mallory.meddle(id);
         mallory.send(id, &payloads[0]);
@@ -860,7 +859,7 @@ fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
     meddle(&mut mallory, deal.id());
     carol.pass(deal.id(), &payloads[..6]);
     meddle(&mut mallory, deal.id());
-    // Words of its sender that have no place here.
+    // Notices of its sender that are unexpected here.
     for kind in [Kind::FileAccept, Kind::FileReject, Kind::FileDone] {
         carol.tell(kind, &accept(deal.id(), 0, carol.me.session.fingerprint()));
     }
@@ -882,7 +881,7 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
     let mut alice = server.client("alice").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut alice);
     let content = noise(SEVEN);
-    // Beyond the end.
+    // A start beyond the end.
     for start in [8, u32::MAX.into(), 1 << 32, u64::MAX] {
         let offer = mallory.is_offered(&mut alice, "beyond", &content);
         mallory.accept(offer.transfer.0, start);
@@ -891,14 +890,14 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
         mallory.grant(offer.transfer.0, 7);
         assert!(mallory.has_no_packet(offer.transfer.0));
     }
-    // With a key that nobody has shown.
+    // With a session key that the server does not show.
     let offer = mallory.is_offered(&mut alice, "keyless", &content);
     mallory.tell(Kind::FileAccept, &accept(offer.transfer.0, 0, Fingerprint([7; 32])));
     alice.expect("! keyless → mallory: the key that it was accepted with is no longer in use");
     mallory.word_of(Kind::FileCancel, offer.transfer.0);
     mallory.grant(offer.transfer.0, 7);
     assert!(mallory.has_no_packet(offer.transfer.0));
-    // Confirmed before it was accepted; accepted twice, declined after that: it goes once, from the first place.
+    // Confirmed before it was accepted, accepted twice, then declined: it is sent once, from the first start.
     let offer = mallory.is_offered(&mut alice, "again", &content);
     let id = offer.transfer.0;
     mallory.tell(Kind::FileDone, &about(id, ""));
@@ -943,7 +942,7 @@ fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
     mallory.grant(id, 128);
     mallory.chat(&mut alice);
     assert!(mallory.has_no_packet(id));
-    // Reasons for a screen.
+    // Reasons with terminal control sequences.
     for reason in
         ["\\u001b[2J\\u001b]0;owned\\u0007", "no\\r\\n<alice> I owe you\\u202e", &"\\u0000x".repeat(4_000)]
     {
@@ -1008,15 +1007,15 @@ fn nobody_but_the_one_it_was_offered_to_can_answer_an_offer() {
 
 type Rule = Box<dyn FnMut(Heard) -> Vec<Vec<u8>> + Send>;
 
-/// Passes everything between clients and a server, and does to what goes down what its rule says.
+/// Relays everything between clients and a server, and applies its rule to what the server sends.
 struct Operator {
     port: u16,
     rule: Arc<Mutex<Rule>>,
-    /// All that has come, in both directions.
+    /// All bytes that have passed, in both directions.
     recording: Arc<Mutex<Vec<u8>>>,
 }
 
-/// Passes bytes on, as long as there are any, after `change`.
+/// Relays bytes through `change` until the end.
 fn pipe(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&[u8]) -> Vec<u8>) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -1027,7 +1026,7 @@ fn pipe(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&[u8]) ->
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// What the clients of a real server behind it count is not what that one has sent: `count` is.
+/// Replaces the count in an `ack`: behind the relay, a client's count differs from what the real server has sent.
 fn with_true_ack(frame: Frame<'_>, count: &Mutex<Count>) -> Vec<u8> {
     match frame {
         Frame::Line(line) if line.starts_with(b"{\"type\":\"ack\"") => {
@@ -1093,7 +1092,7 @@ impl Operator {
         *self.rule.lock().expect("whole") = Box::new(rule);
     }
 
-    /// What becomes of the packet with this number; lines pass.
+    /// Applies `change` to each packet and its number; lines pass.
     fn packets(&self, mut change: impl FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static) {
         let mut count = 0;
         self.rule(move |heard| match heard {
@@ -1106,7 +1105,7 @@ impl Operator {
     }
 }
 
-/// Two clients on a server whose operator sits before each of them.
+/// Two clients on a server, with a relay of its operator before each.
 fn tapped() -> (Server, Operator, Operator, Pair) {
     let server = Server::with(&["--no-tls"]);
     let (to_alice, to_bob) = (Operator::before(&server), Operator::before(&server));
@@ -1173,7 +1172,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
         ),
         (
             "one of its own",
-            // It moves all that follow out of their places.
+            // An additional packet shifts all that follow.
             "a part of it ",
             Box::new(move |n, id, payload| {
                 let own = if n == 0 { as_it_is(id, &noise(5000)) } else { vec![] };
@@ -1214,7 +1213,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
         pair.exchange();
     }
     to_bob.rule(|heard| vec![heard.encode()]);
-    // To the sender: refused instead of granted.
+    // The sender gets a refusal instead of a grant.
     to_alice.rule(|heard| match heard {
         Heard::Message(ServerMessage::Grant(grant)) => vec![refusal("bob", grant.transfer.0)],
         other => vec![other.encode()],
@@ -1222,7 +1221,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     pair.send("refused", &content());
     pair.alice.expect(&format!("! refused → bob: {gone}"));
     pair.bob.expect(&format!("! \"refused\" (393.3 kB) failed on alice's side: {gone}"));
-    // More is granted than bob has: the server that does its work takes no more than that.
+    // The operator grants more than bob did: the real server accepts only what bob granted.
     to_alice.rule(|heard| match heard {
         Heard::Message(ServerMessage::Grant(grant)) => {
             vec![ServerMessage::Grant(Grant { count: u32::MAX, ..grant }).encode()]
@@ -1257,7 +1256,7 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
             let grant = |peer: &Username, transfer, count| {
                 ServerMessage::Grant(Grant { peer: peer.clone(), transfer, count }).encode()
             };
-            // The sum is beyond any number; the others are for nobody.
+            // The sum of the grants overflows; the other grants match no transfer.
             let (huge, carol) = (grant(&peer, transfer, u32::MAX), name("carol"));
             let stray =
                 [grant(&carol, transfer, 9), grant(&peer, Fixed([1; 16]), 9), refusal("carol", transfer.0)];
@@ -1265,7 +1264,7 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
         }
         other => vec![other.encode()],
     });
-    // As many chunks as the recipient grants at first: it has not granted what the server makes up.
+    // As many chunks as the recipient's first grant, because it never made the invented ones.
     let content = noise(CHUNK + 1);
     pair.send("untouched", &content);
     pair.bob.expect("* \"untouched\" (65.5 kB) from alice is complete: ");
@@ -1286,7 +1285,7 @@ fn malformed_packet_gets_a_code_and_a_long_one_is_cut_off() {
     let server = Server::start();
     let mut pair = Pair::on(&server);
     let body = |body: &[u8]| [&[0], &(body.len() as u32).to_be_bytes()[..], body].concat();
-    // Before a login there are only lines.
+    // Before login, only lines are valid.
     for bytes in [packet("bob", [1; 16], b"\n"), packet("bob", [1; 16], &[7; 20_000])] {
         let mut raw = server.raw();
         raw.bytes(&bytes);
@@ -1313,7 +1312,7 @@ fn malformed_packet_gets_a_code_and_a_long_one_is_cut_off() {
         assert!(raw.is_usable(), "{bad:?}");
     }
     pair.exchange();
-    // The longest body that there is, and one byte more.
+    // The longest body, and one byte more.
     let head = "bob".len() + 17;
     raw.bytes(&packet("bob", [1; 16], &vec![7; MAX_PACKET - head]));
     assert!(matches!(raw.answer(), Some(ServerMessage::Refused(_))));
@@ -1328,7 +1327,7 @@ fn malformed_packet_gets_a_code_and_a_long_one_is_cut_off() {
     pair.close(server);
 }
 
-/// The next answer is a refusal of this transfer.
+/// The next answer must be a refusal of this transfer.
 fn is_refused(raw: &mut Raw, id: TransferId) {
     match raw.answer() {
         Some(ServerMessage::Refused(refused)) => assert!(refused.transfer.0 == id, "of another transfer"),
@@ -1358,7 +1357,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
         assert!(sender.is_usable(), "{who} to {to}");
     }
     pair.exchange();
-    // Nothing to nobody, and nothing of it counts.
+    // Grants to offline names are refused and do not count.
     for n in 0..300 {
         taker.say(&grant(&format!("nobody-{n}"), a, 128));
         is_refused(&mut taker, a);
@@ -1373,7 +1372,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
     }
     taker.say(&grant("sender", a, 1));
     is_refused(&mut taker, a);
-    // Taken back: not told to the other side, and free again.
+    // A revoked grant is not passed on, and frees its packets.
     for n in 0..128u8 {
         taker.say(&grant("sender", [n; 16], 0));
     }
@@ -1387,7 +1386,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
     taker.say(&grant("sender", a, 0));
     taker.say(&grant("sender", b, 3));
     is_granted(&mut sender, b, 3);
-    // What is granted to one is nobody else's, nor for anything else.
+    // A grant is for one sender and one transfer.
     mallory.bytes(&packet("taker", b, b"not mine"));
     is_refused(&mut mallory, b);
     sender.bytes(&packet("taker", a, b"of another"));
@@ -1407,7 +1406,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
         }
     }
     assert!(taker.is_usable() && sender.is_usable() && mallory.is_usable());
-    // A grant ends with the login of who gave it.
+    // A grant ends with the session of the user who gave it.
     taker.say(&grant("mallory", a, 1));
     is_granted(&mut mallory, a, 1);
     let again = Person::new("taker");
@@ -1448,7 +1447,7 @@ fn split_packet_is_joined_and_a_broken_one_leaves_nothing() {
     for cut in 1..stream.len() {
         let (start, rest) = stream.split_at(cut);
         raw.bytes(start);
-        // Something else is answered meanwhile, so that the two do not arrive together.
+        // Another answer comes between, so that the two halves do not arrive together.
         if cut.is_multiple_of(8) {
             pair.exchange();
         }
@@ -1482,7 +1481,7 @@ fn client_that_grants_and_never_reads_delays_no_other() {
     let (mut keen, _) = newcomer(&server, "keen");
     let person = Person::new("deaf");
     let socket = server.socket();
-    // What the kernel keeps for it is not the server's memory.
+    // The kernel's buffers are not the server's memory.
     socket2::SockRef::from(&socket).set_recv_buffer_size(16 * 1024).expect("a size");
     let mut deaf = Raw::over(socket, true);
     deaf.register(&person);
@@ -1495,7 +1494,7 @@ fn client_that_grants_and_never_reads_delays_no_other() {
     (0..129).for_each(|_| assert!(keen.bytes(&flood)));
     is_refused(&mut keen, id);
     pair.exchange();
-    // What was sent and not read yet is not forgotten: more is granted only for what the kernel has taken.
+    // Packets that were sent and not read still count: more is granted only for what the kernel has accepted.
     (0..100).for_each(|_| deaf.say(&grant("keen", id, 1)));
     (0..5).for_each(|_| pair.exchange());
     (0..100).for_each(|_| assert!(keen.bytes(&flood)));
@@ -1511,8 +1510,8 @@ fn client_that_grants_and_never_reads_delays_no_other() {
     pair.close(server);
 }
 
-/// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any of the
-/// three offsets, without what its neighbours can change at either end.
+/// Every form in which bytes can contain a secret: as it is, in hexadecimal, and in base64 at each of the three
+/// offsets, without the characters at either end that depend on neighbouring bytes.
 fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let shifted = (0..3).map(|offset| {
@@ -1522,7 +1521,7 @@ fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
     shifted.chain([secret.to_vec(), hex.into_bytes()]).collect()
 }
 
-// ---- what the server is told
+// ---- what the server learns
 
 #[test]
 fn wire_and_server_disk_hold_no_file_name_or_content() {
@@ -1549,7 +1548,7 @@ fn wire_and_server_disk_hold_no_file_name_or_content() {
         raw || names.into_iter().any(|trace| seen.windows(trace.len()).any(|part| part == trace))
     };
     assert!(!seen.iter().any(|bytes| holds(bytes)));
-    // The search would have found them.
+    // The search can find them.
     for needle in [&content[12_345..12_361], file.as_bytes(), BASE64_STANDARD_NO_PAD.encode(file).as_bytes()]
     {
         assert!(holds(&[b"before ", needle, b" after, and some more of it"].concat()));

@@ -1,7 +1,7 @@
-//! The server's operator as adversary, against the real client as a line filter. In the [`Stage`] tests the test is the
-//! whole server and makes every byte up; in the [`Operator`] tests it sits between real clients and a
-//! real server and drops, repeats, reorders and redirects what passes. Then: users who write
-//! mischief, and servers that are not who they were.
+//! The server's operator as adversary, against the real client in plain mode. In the [`Stage`] tests, the test is the
+//! whole server and invents every byte. In the [`Operator`] tests, it is between real clients and a real server, and
+//! drops, repeats, reorders and redirects what passes. Also users who send hostile texts, and servers whose key has
+//! changed.
 
 use crate::support::{
     self, Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, times,
@@ -42,7 +42,7 @@ fn name(text: &str) -> Username {
     text.parse().expect("a name")
 }
 
-/// Three pairs of keys for all tests: making them takes long.
+/// Three pairs of keys for all tests, because making them takes long.
 fn person(who: &str) -> Person {
     type Pair = (Arc<IdentityKey>, Arc<SessionKey>);
     static KEYS: [OnceLock<Pair>; 3] = [const { OnceLock::new() }; 3];
@@ -56,7 +56,7 @@ fn person(who: &str) -> Person {
     Person { name: name(who), identity: identity.clone(), session: session.clone() }
 }
 
-/// What an honest server shows of a person.
+/// The keys that an honest server shows of a user.
 fn keys_of(person: &Person) -> PersonKeys {
     let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
     shown(person, Some(&certificate))
@@ -74,7 +74,7 @@ fn shown(person: &Person, certificate: Option<&SessionCertificate>) -> PersonKey
 
 // ---- envelopes
 
-/// Whom an envelope is for.
+/// The recipient of an envelope.
 type To = (Scope, Option<(Username, Fingerprint)>);
 
 const EVERYONE: To = (Scope::Broadcast, None);
@@ -113,8 +113,8 @@ fn message(from: &Person, to: To, sequence: u64, text: &str, session: &SessionPu
     delivery(fields(&sealed), sealed.wrap_for(session))
 }
 
-/// An envelope made by hand, so that its author holds the key and may lie about the commitment
-/// and the padding; made as PROTOCOL.md, "Envelope", says and not by the client's code.
+/// An envelope made by hand, so that its author has the key and can lie about the commitment and the padding. It
+/// follows PROTOCOL.md, "Envelope", and uses none of the client's code.
 fn handmade(
     from: &Person,
     header: &Header,
@@ -153,13 +153,13 @@ fn handmade(
     (Envelope { header: header.clone(), body }, key, sha256(&encoded))
 }
 
-/// The message key of a handmade envelope, wrapped for a session key, behind its id.
+/// The message key of a handmade envelope, wrapped for a session key: key id, then ciphertext.
 fn wrap(session: &SessionPublicKey, key: &Key, oaep_label: [u8; 32]) -> [u8; WRAPPED_BYTES] {
     let (id, block) = (session.fingerprint().key_id(), session.wrap(key.expose(), oaep_label));
     [&id[..], &block].concat().try_into().expect("8 and 256 bytes")
 }
 
-/// Length, text, zeros up to 256 bytes.
+/// Length, text, and zeros up to 256 bytes.
 fn padded(text: &str) -> Vec<u8> {
     let mut bytes = u32::try_from(text.len()).expect("short").to_be_bytes().to_vec();
     bytes.extend_from_slice(text.as_bytes());
@@ -169,7 +169,7 @@ fn padded(text: &str) -> Vec<u8> {
 
 // ---- the test as the whole server
 
-/// What bob has chosen for his account.
+/// The salt and rounds that bob's client chose for his account.
 const BOBS: Login = Login { salt: Fixed([7; 32]), rounds: PBKDF2_MIN_ROUNDS + 1 };
 
 /// A hostile server. Its victim is bob.
@@ -179,7 +179,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// Bob's key file is in place already, with the login that [`Line::challenge`] asks for.
+    /// Bob's key file exists, with the login that [`Line::challenge`] asks for.
     fn new() -> Stage {
         let stage = Stage::without_logins();
         stage.list(&[BOBS]);
@@ -200,7 +200,7 @@ impl Stage {
         key_file::logins(&std::fs::read(self.key_file()).expect("there")).expect("a key file")
     }
 
-    /// Bob's key file is one of an older client.
+    /// Bob's key file is that of an older client.
     fn without_logins() -> Stage {
         static KEY_FILE: OnceLock<String> = OnceLock::new();
         let bob = person("bob");
@@ -215,7 +215,7 @@ impl Stage {
         Stage { listener: TcpListener::bind("127.0.0.1:0").expect("a port"), home }
     }
 
-    /// Starts bob's client and takes its connection.
+    /// Starts bob's client and accepts its connection.
     fn open(&self) -> (Client, Line) {
         let port = self.listener.local_addr().expect("bound").port();
         let client = Client::within(self.home.clone(), port, "bob", false, &[]);
@@ -223,7 +223,7 @@ impl Stage {
         (client, Line::new(socket))
     }
 
-    /// Takes the next connection of bob's client, up to its wish to go on with its session.
+    /// Accepts the next connection of bob's client, up to its `resume_request`.
     fn again(&self) -> Line {
         let (socket, _) = self.listener.accept().expect("the client comes back");
         let line = Line::new(socket);
@@ -234,7 +234,7 @@ impl Stage {
         line
     }
 
-    /// Bob is logged in and told that these people are online.
+    /// Logs bob in and reports these users as online.
     fn with(&self, others: &[&Person]) -> (Client, Line) {
         let (client, mut line) = self.open();
         line.let_in(BOBS);
@@ -248,7 +248,7 @@ impl Stage {
     }
 }
 
-/// The server's end of a connection. It answers requests for keys from its directory by itself.
+/// The server's end of a connection. It answers `keys_request` automatically from its directory.
 struct Line {
     socket: Arc<Mutex<TcpStream>>,
     heard: Receiver<ClientMessage>,
@@ -284,7 +284,7 @@ impl Line {
     }
 
     fn bytes(&self, bytes: &[u8]) {
-        // A client that has had enough is gone; what it said is what a test looks at.
+        // A client may have closed the connection; tests look at what it sent.
         let _ = self.socket.lock().expect("whole").write_all(bytes);
     }
 
@@ -296,10 +296,10 @@ impl Line {
         let _ = self.socket.lock().expect("whole").shutdown(Shutdown::Both);
     }
 
-    /// What the client says next, requests for keys left out; `None` when it is gone.
+    /// The client's next message, without `keys_request`; `None` when it has closed the connection.
     fn hear(&self) -> Option<ClientMessage> {
         match self.heard.recv_timeout(DEADLINE) {
-            // They come whenever enough was said.
+            // Acknowledgements come at any time.
             Ok(ClientMessage::Ack(_)) => self.hear(),
             Ok(message) => Some(message),
             Err(RecvTimeoutError::Disconnected) => None,
@@ -307,7 +307,7 @@ impl Line {
         }
     }
 
-    /// The next message that the client sends to people.
+    /// The client's next `encrypted_send`.
     fn hear_send(&self) -> EncryptedSend {
         match self.hear() {
             Some(ClientMessage::EncryptedSend(send)) => *send,
@@ -316,7 +316,7 @@ impl Line {
         }
     }
 
-    /// Nothing for people is heard until the client leaves.
+    /// Whether the client sends no further envelope before it closes the connection.
     fn hears_no_more_sends(&self) -> bool {
         std::iter::from_fn(|| self.hear()).all(|message| !matches!(message, ClientMessage::EncryptedSend(_)))
     }
@@ -331,7 +331,7 @@ impl Line {
         ServerMessage::Challenge(Challenge { version: VERSION, nonce, salt, rounds })
     }
 
-    /// Answers a request for a login.
+    /// Answers a `login_request`.
     fn ask(&self, login: Login) {
         assert!(matches!(self.hear(), Some(ClientMessage::LoginRequest(_))));
         self.say(&Line::asking(login));
@@ -372,7 +372,7 @@ impl Line {
         self.say(&ServerMessage::Sent(Sent { id, delivered, offline: vec![], stale, busy: vec![] }));
     }
 
-    /// The names with keys in a message, and whether it stayed at that.
+    /// The targets of a message, which must be the names with keys, too.
     fn targets(send: &EncryptedSend) -> Vec<&str> {
         let targets: Vec<&str> = send.routing.targets.iter().map(Username::as_str).collect();
         let keys: Vec<&str> = send.routing.keys.names().map(Username::as_str).collect();
@@ -396,7 +396,7 @@ fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
     }
 }
 
-/// Everything that a person would see holds no control character and no bidirectional override.
+/// No printed line contains a control character or a bidirectional override.
 fn assert_harmless(lines: &[String]) {
     let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     for line in lines {
@@ -446,7 +446,7 @@ fn a_message_with_any_field_altered_is_not_shown() {
         ("the tag", |e| e.body.tag.0[15] ^= 1),
         ("the signature", |e| e.body.signature.0[255] ^= 1),
     ];
-    // The same reason is shown once and then counted, so that each of them is followed by a message of mallory's.
+    // The same reason is shown once and then counted, so a message of mallory follows each of them.
     let mut altered = 0;
     let mut refuses = |bob: &mut Client, what: &str, envelope, key| {
         altered += 1;
@@ -493,7 +493,7 @@ fn a_message_with_any_field_altered_is_not_shown() {
     ] {
         refuses(&mut bob, what, envelope, key);
     }
-    // None of that has used a number up or hurt the genuine ones.
+    // None of these used up a number or harmed the genuine ones.
     line.say(&delivery(fields(&sealed), wrapped));
     assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> genuine");
     line.say(&delivery(fields(&public), public_wrapped));
@@ -502,7 +502,7 @@ fn a_message_with_any_field_altered_is_not_shown() {
     assert_eq!(status, 0);
     assert_eq!(lines.iter().filter(|line| line.contains("genuine")).count(), 1, "{lines:#?}");
     assert_eq!(times(&lines, REFUSED), altered, "{lines:#?}");
-    // Neither alice nor the server learns from bob what became of any of them.
+    // Bob's client tells neither alice nor the server what became of them.
     let said = std::iter::from_fn(|| line.hear()).filter(|said| !matches!(said, ClientMessage::Logout));
     assert_eq!(said.count(), 0);
 }
@@ -516,18 +516,18 @@ fn a_message_forged_in_another_s_name_is_not_shown() {
     let session = line.bob().clone();
     line.say(&message(&alice, EVERYONE, 1, "it is me", &session));
     bob.expect("<alice> it is me");
-    // With the forger's own keys, named honestly in the header.
+    // With the forger's own keys, which the header names.
     let mut forged = header(&mallory, private_to("bob", &session), 1);
     forged.from = name("alice");
     let sealed = Sealed::seal(forged.clone(), &mallory.identity, b"forged");
     line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    // Under alice's fingerprints, signed by the forger.
+    // With alice's fingerprints, signed by the forger.
     (forged.identity, forged.session) = (alice.identity.public().fingerprint(), alice.session.fingerprint());
     let sealed = Sealed::seal(forged, &mallory.identity, b"forged");
     line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    // A message of alice's to mallory, who passes it on as hers to bob: with its key for bob.
+    // A message from alice to mallory, who relays it to bob with the key wrapped for bob.
     let to_mallory = header(&alice, private_to("mallory", mallory.session.public()), 1);
     let (envelope, key, oaep_label) = handmade(&alice, &to_mallory, &padded("I love you"), None);
     line.say(&delivery(envelope, wrap(&session, &key, oaep_label)));
@@ -543,7 +543,7 @@ fn a_message_forged_in_the_reader_s_own_name_is_not_shown() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
     let session = line.bob().clone();
-    // The server shows a key of its own making as the reader's, and asks to have it believed.
+    // The server shows a key of its own as the reader's key.
     let impostor =
         Person { name: name("bob"), identity: mallory.identity.clone(), session: mallory.session.clone() };
     line.show(keys_of(&impostor));
@@ -563,7 +563,7 @@ fn broadcast_of_another_server_is_refused() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
     let session = line.bob().clone();
-    // A reader there knows the message key, and wraps it for bob; the server here shows it.
+    // A reader on the other server knows the message key and wraps it for bob; this server delivers it.
     let elsewhere = Header { recipient_key: Some(Fingerprint([7; 32])), ..header(&alice, EVERYONE, 1) };
     let sealed = Sealed::seal(elsewhere, &alice.identity, b"said elsewhere");
     line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
@@ -590,12 +590,12 @@ fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
     let wrap = |(envelope, key, oaep_label): (Envelope, Key, [u8; 32])| {
         delivery(envelope, wrap(&session, &key, oaep_label))
     };
-    // The same envelope made by hand without a lie is shown: the lie alone is what is refused.
+    // The same handmade envelope without the lie is shown: only the lie is refused.
     line.say(&wrap(handmade(&mallory, &to_all(1), &padded("honest"), None)));
     assert_eq!(bob.output.next().expect("a line"), "<mallory> honest");
     line.say(&wrap(handmade(&mallory, &to_all(2), &padded("two-faced"), Some([5; 32]))));
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    // Padding that no client makes.
+    // Invalid padding.
     let mut long = padded("hidden");
     long.resize(512, 0);
     let mut dirty = padded("hidden");
@@ -674,7 +674,7 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     let session = line.bob().clone();
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
-    // Another key in alice's name, properly certified, after she has come back.
+    // Another key under alice's name, properly certified, after she has logged in again.
     let swapped =
         Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
     line.show(keys_of(&swapped));
@@ -694,19 +694,19 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     assert!(bob.expect(" online: ").contains("alice (KEY CHANGED)"));
     bob.say("/verify alice yes");
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
-    // Though the room is refused: what was meant for her goes to nobody.
+    // The room is refused, but messages for her go to nobody else.
     bob.say("secret three");
     bob.expect(" has changed: your message was not sent");
     bob.say("/leave");
     bob.expect("* conversation with alice closed; you are talking to everyone");
-    // What is for everyone goes to the others alone.
+    // A broadcast goes only to the other users.
     bob.say("hello everyone");
     let send = line.hear_send();
     assert_eq!(Line::targets(&send), ["carol"]);
     line.delivered(&send);
     bob.expect("<bob> hello everyone");
     assert!(!bob.output.seen.iter().any(|line| line.contains("held")), "{:#?}", bob.output.seen);
-    // The person decides.
+    // The user decides.
     bob.say("/trust alice");
     bob.expect("* the new key of alice is accepted");
     bob.expect("<alice -> bob> held one");
@@ -804,7 +804,7 @@ fn session_key_without_a_valid_certificate_gets_no_message() {
         bob.say("/msg alice secret");
         bob.expect("! alice has no usable key");
     }
-    // Without any session key she is simply not there; with the right one she gets the message.
+    // Without a session key she is offline; with the right one she gets the message.
     line.show(shown(&alice, None));
     bob.say("/msg alice secret");
     bob.expect("! alice is offline: your message was not delivered");
@@ -823,7 +823,7 @@ fn session_key_without_a_valid_certificate_gets_no_message() {
 #[test]
 fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     let (alice, now) = (person("alice"), clock::now_ms());
-    // The first one was stolen.
+    // The first session key was stolen.
     let (stolen, renewed) = (alice.session.clone(), person("carol").session);
     let certified =
         |key: &SessionKey, created| shown(&alice, Some(&alice.identity.certify(&alice.name, key, created)));
@@ -849,7 +849,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     let refuses = |bob: &mut Client, line: &Line, what: &str| {
         for old in [yesterday(), certified(&stolen, now), certified(&renewed, now - 1)] {
             line.show(old);
-            // A new login, or what claims to be one: the keys are asked for.
+            // A new login, real or invented, makes the client ask for the keys.
             line.presence(&["alice"], &["alice"]);
             bob.expect("* alice has logged in again");
             bob.say("/msg alice secret");
@@ -867,7 +867,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     refuses(&mut bob, &line, "after a renewal");
     assert_eq!(bob.finish().0, 0);
     assert!(line.hears_no_more_sends());
-    // What was seen is remembered.
+    // The memory survives a restart of the client.
     let (mut bob, line) = stage.with(&[&alice]);
     refuses(&mut bob, &line, "after a restart");
     let newer = certified(&stolen, now + 1);
@@ -989,21 +989,21 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     line.sent(99, vec![name("alice")], vec![]);
     bob.expect("! the server answered a request that was not made");
-    // Somebody who was not asked for has got it, and the one who was is not named.
+    // The answer names a user who was no target, and not the target.
     bob.say("/msg alice one");
     let send = line.hear_send();
     line.sent(send.routing.id, vec![name("zed")], vec![]);
     bob.expect("! alice is offline: your message was not delivered");
-    // An answer twice counts once.
+    // A repeated answer counts once.
     line.sent(send.routing.id, vec![name("alice")], vec![]);
-    // One of two is not named.
+    // The answer omits one of two targets.
     bob.say("two");
     let send = line.hear_send();
     assert_eq!(Line::targets(&send), ["alice", "carol"]);
     line.sent(send.routing.id, vec![name("alice"), name("alice")], vec![]);
     bob.expect("<bob> two");
     bob.expect("! carol is offline: carol did not receive \"two\"");
-    // In both lists at once.
+    // A name is in both lists.
     bob.say("/msg alice three");
     let send = line.hear_send();
     line.sent(send.routing.id, vec![name("alice")], vec![name("alice")]);
@@ -1217,10 +1217,10 @@ fn pause_lasts_as_long_as_any_error_asks() {
 // ---- an output that nobody reads
 
 impl Stage {
-    /// Bob's client, whose output nobody reads, and the pipe that it goes to.
+    /// Bob's client, whose output nobody reads, and the pipe for its output.
     fn stuck(&self, alice: &Person) -> (Client, Line, std::path::PathBuf) {
         let port = self.listener.local_addr().expect("bound").port();
-        // The shell holds both ends, so that the pipe is open although nobody reads.
+        // The shell holds both ends, so the pipe stays open although nobody reads.
         let client =
             Client::after("mkfifo out; exec 3<>out >out", self.home.clone(), port, "bob", &["--no-tls"]);
         let mut line = Line::new(self.listener.accept().expect("the client connects").0);
@@ -1241,7 +1241,7 @@ impl Stage {
     }
 }
 
-/// More than the pipe and what waits for it hold: 2 MB.
+/// 2 MB: more than the pipe and the queue before it hold.
 const FLOOD: u64 = 70;
 
 #[test]
@@ -1273,7 +1273,7 @@ fn first_sigterm_says_farewell_also_when_nobody_reads() {
     assert_eq!(client.child.wait().expect("it ends").code(), Some(1));
 }
 
-// ---- lines that are none
+// ---- lines that are not messages
 
 /// PROTOCOL#ping.
 #[test]
@@ -1348,7 +1348,7 @@ fn what_the_server_says_to_people_stays_one_harmless_line() {
     line.presence(&["alice"], &[]);
     bob.expect("* alice is online");
     bob.say("/msg alice hello");
-    // The server's answer leaves the name out.
+    // The server's answer omits the name.
     bob.expect("! there is no account named alice: your message was not delivered");
     line.show(keys_of(&person("alice")));
     bob.say("/msg alice hello again");
@@ -1380,7 +1380,7 @@ fn a_crowd_that_comes_and_goes_is_told_as_a_number() {
         let names: Vec<Username> = (0..4000).map(|m| name(&format!("u{n}-{m}"))).collect();
         line.say(&presence(&names, &[], false, false));
     }
-    // The list of those who are there is not printed in full either.
+    // The list of online users is cut, too.
     bob.say("/users");
     let told = bob.expect(" online: ");
     assert!(told.len() < 20_000, "{} bytes", told.len());
@@ -1409,7 +1409,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
     let wrapped = sealed.wrap_for(&session);
     let mut envelope = fields(&sealed);
     envelope.body.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT]);
-    // No key is shown for any of them, so each message could wait.
+    // The server shows no key of any of them, so each message waits for one.
     for n in 0..2500 {
         envelope.header.from = name(&format!("stranger-{n}"));
         line.say(&delivery(envelope.clone(), wrapped));
@@ -1436,7 +1436,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
         line.say(&Line::challenge(BOBS.rounds));
         assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
     }
-    /// The client leaves without an answer to the challenge.
+    /// The client closes the connection without a response to the challenge.
     fn gives_nothing_away(line: &mut Line) {
         assert!(line.hear().is_none(), "nothing is answered");
     }
@@ -1607,8 +1607,7 @@ fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
     }
 }
 
-/// What a server that attacks all passwords with one dictionary asks for: the salt that it asks everyone for, or a cheap
-/// hash, or one that takes long.
+/// Challenges of a server that attacks all passwords with one dictionary: a common salt, a cheap hash, a slow hash.
 const FALSE: [Login; 3] = [
     Login { salt: Fixed([8; 32]), rounds: BOBS.rounds },
     Login { rounds: PBKDF2_MIN_ROUNDS, ..BOBS },
@@ -1617,7 +1616,7 @@ const FALSE: [Login; 3] = [
 const UNEXPECTED: &str =
     "this server does not ask for your password as your key file expects, so nothing was sent";
 
-/// Until it is, the key file may still change.
+/// Waits for the login: until then, the key file may change.
 fn logged_in(mut client: Client) {
     client.expect("* logged in as bob");
 }
@@ -1662,13 +1661,13 @@ fn key_file_without_logins_accepts_one_login_and_keeps_it() {
         let (status, lines) = bob.finish();
         assert!(status == 1 && lines.concat().contains("the server asks for something unsafe"), "{lines:?}");
     }
-    // A refused login proves nothing.
+    // A refused login does not add the list.
     let (bob, line) = stage.open();
     line.ask(FALSE[0]);
     assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
     line.say(&ServerMessage::error(ErrorCode::LoginFailed, "no"));
     assert!(bob.finish().0 == 1 && stage.logins().is_empty());
-    // If the file cannot be written, the person is warned, and the next login tries again.
+    // If the file cannot be written, the client warns, and the next login tries again.
     let folder = std::fs::File::open(stage.key_file().parent().expect("a folder")).expect("opens");
     folder.try_lock().expect("free");
     let (mut bob, mut line) = stage.open();
@@ -1729,7 +1728,7 @@ fn damaged_list_of_logins_opens_nothing_and_stays() {
         }
         assert_eq!(std::fs::read_to_string(stage.key_file()).expect("there"), edited);
     }
-    // Nobody was asked for anything.
+    // The client did not connect.
     stage.listener.set_nonblocking(true).expect("set");
     assert!(stage.listener.accept().is_err());
 }
@@ -1752,12 +1751,12 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
     let empty = Arc::new(Folder::new());
     for (home, before) in [(&stage.home, Some(vec![BOBS])), (&empty, None)] {
         let with = |login| before.iter().flatten().copied().chain([login]).collect::<Vec<_>>();
-        // A refused account leaves nothing behind.
+        // A refused registration leaves the list as it was.
         let (client, line, login) = register(home);
         assert_eq!(logins(home), Some(with(login)));
         line.say(&ServerMessage::error(ErrorCode::RegistrationClosed, "no"));
         assert!(client.finish().0 == 1 && logins(home) == before);
-        // One that is answered with nothing may be there.
+        // Without an answer, the account may exist.
         let (client, line, login) = register(home);
         line.close();
         assert!(client.finish().0 == 1 && logins(home) == Some(with(login)));
@@ -1767,7 +1766,7 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
         logged_in(client);
         let used = logins(home).expect("a list");
         assert!(used[0] == login && used.len() == with(login).len());
-        // Nor does a registration make a client answer what it has not chosen.
+        // After a registration, the client still refuses a challenge that it did not choose.
         let (client, line, login) = register(home);
         line.say(&ServerMessage::Registered);
         line.ask(FALSE[0]);
@@ -1802,7 +1801,7 @@ fn failed_registration_leaves_a_file_without_list_as_it_is() {
 fn interrupted_change_logs_in_with_whatever_the_server_expects() {
     const OTHER: Login = Login { salt: Fixed([9; 32]), rounds: 600_000 };
     let new = "another one";
-    // Also to the same password: then both files open, and their lists alone tell them apart.
+    // Also a change to the same password: both files open, and only their lists differ.
     for (new, is_changed) in [(new, false), (new, true), (PASSWORD, false), (PASSWORD, true)] {
         let stage = Stage::new();
         stage.list(&[BOBS, OTHER]);
@@ -1827,7 +1826,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
             let client = Client::within(stage.home.clone(), port, "bob", false, &["--password-file", &path]);
             (client, Line::new(stage.listener.accept().expect("the client connects").0))
         };
-        // The other password is no guess, and the answer says which one it is; a false server gets none.
+        // The other password is not tried, and the client names the right one; a false server gets no response.
         if new != PASSWORD {
             let (client, line) = log_in(if is_changed { PASSWORD } else { new });
             line.ask(expected);
@@ -1867,9 +1866,9 @@ fn ended_connection_is_reported_with_undelivered_messages() {
     assert!(told("connection lost") && told("1 message of yours was not acknowledged"), "{lines:#?}");
 }
 
-// ---- sessions that go on, or do not
+// ---- resumed and lost sessions
 
-/// What ended a client, told once, with status 1.
+/// The client reports once why it ended, with status 1.
 fn ended_with(bob: Client, part: &str) {
     let (status, lines) = bob.finish();
     let told = lines.iter().filter(|line| line.starts_with("! ") && line.contains(part)).count();
@@ -1904,7 +1903,7 @@ fn a_server_that_takes_back_an_acknowledgement_is_left() {
         let (mut bob, mut line) = stage.with(&[&alice]);
         bob.say("/msg alice hello");
         let send = line.hear_send();
-        // The request for her key, and the message.
+        // The `keys_request` and the message.
         line.say(&ServerMessage::Ack(Received { received: 2 }));
         line.delivered(&send);
         bob.expect("<bob -> alice> hello");
@@ -1943,7 +1942,7 @@ fn what_a_server_sends_twice_after_resuming_is_shown_once() {
     line.say(&text(4));
     bob.expect("<alice -> bob> number 4");
     line.close();
-    // What was under way is none: the end of input waits for nothing.
+    // No message is in flight any more, so the end of input waits for nothing.
     let (_, lines) = bob.finish();
     for n in 1..=4 {
         let shown = lines.iter().filter(|line| line.ends_with(&format!("> number {n}"))).count();
@@ -1984,14 +1983,14 @@ fn a_false_login_after_no_session_is_refused_with_the_reason() {
     let no_session = || ServerMessage::error(ErrorCode::NoSession, "no such session");
     let falsehoods = [
         (ServerMessage::error(ErrorCode::LoginFailed, "no"), "login failed"),
-        // A key for the asking.
+        // A challenge with other rounds than those of the key file.
         (Line::challenge(1), "this server does not ask for your password as your key file expects"),
     ];
     for (falsehood, part) in falsehoods {
         let stage = Stage::new();
         let (mut bob, line) = stage.with(&[]);
         line.close();
-        // The password might be changing at this moment: it is tried once more.
+        // The client tries twice, because the password might be changing at this moment.
         for _ in 0..2 {
             stage.again().say(&no_session());
             let (socket, _) = stage.listener.accept().expect("the client comes back");
@@ -1999,7 +1998,7 @@ fn a_false_login_after_no_session_is_refused_with_the_reason() {
             assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
             line.say(&falsehood);
         }
-        // Before the end of its input, at which it would leave by itself.
+        // Wait before the end of input, which would end the client anyway.
         bob.expect(part);
         ended_with(bob, part);
     }
@@ -2011,7 +2010,7 @@ fn a_login_that_was_never_answered_for_is_no_session() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
     line.close();
-    // A session out of nothing, twice; then what is right.
+    // Two unexpected messages that claim a session, then the right one.
     stage.again().say(&granted());
     stage.again().say(&ServerMessage::Registered);
     let line = stage.again();
@@ -2029,8 +2028,8 @@ fn a_login_that_was_never_answered_for_is_no_session() {
 
 type Rule = Box<dyn FnMut(ServerMessage) -> Vec<ServerMessage> + Send>;
 
-/// Passes lines between clients and a server and does to what goes down what its rule says. The
-/// server may be exchanged behind it.
+/// Relays lines between clients and a server, and applies its rule to what the server sends. A test may exchange the
+/// server behind it.
 struct Operator {
     port: u16,
     upstream: Arc<Mutex<u16>>,
@@ -2066,7 +2065,7 @@ impl Operator {
                     for line in BufReader::new(up).split(b'\n').map_while(Result::ok) {
                         let message = ServerMessage::decode(&line).expect("the server speaks its protocol");
                         let passed = (rule.lock().expect("whole"))(message);
-                        // One at a time: injected lines go in between, never inside.
+                        // The lock keeps injected lines between messages, never inside one.
                         let _one = client.lock().expect("whole");
                         for message in passed {
                             let _ = (&down).write_all(&message.encode());
@@ -2106,7 +2105,7 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
     let mut alice = server.client("alice").ready();
     let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
     alice.expect("* bob is online");
-    // Of six: the first twice, the second and third not at all, the fifth before the fourth.
+    // Of six messages: the first twice, the second and third not at all, the fifth before the fourth.
     let (mut count, mut held) = (0, None);
     operator.rule(move |message| {
         if !matches!(message, ServerMessage::EncryptedMessage(_)) {
@@ -2169,7 +2168,7 @@ fn an_envelope_redirected_to_a_third_person_is_refused() {
     to_carol.inject(&private);
     let refused = carol.expect(REFUSED);
     assert!(refused.contains("for another user"), "{refused}");
-    // A broadcast of which carol gets bob's copy, as a recipient that the operator has added would.
+    // Carol gets bob's copy of a broadcast, like a recipient that the operator added.
     to_carol.rule(
         |message| if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] },
     );
@@ -2178,7 +2177,7 @@ fn an_envelope_redirected_to_a_third_person_is_refused() {
     to_carol.inject(&caught.recv_timeout(DEADLINE).expect("it passed"));
     let refused = carol.expect(REFUSED);
     assert!(refused.contains("cannot be decrypted"), "{refused}");
-    // Back to its author, as if somebody else had said it.
+    // Carol has shown neither message.
     let (_, lines) = carol.finish();
     assert!(!lines.iter().any(|line| line.contains("bob alone") || line.contains("has named")), "{lines:#?}");
 }
@@ -2193,7 +2192,7 @@ fn new_key_after_server_data_loss_must_be_trusted_first() {
     bob.say("good morning");
     alice.expect("<bob> good morning");
     drop((alice, bob, first));
-    // On a fresh server bob has a fresh key; alice still has hers, and her memory of bob's.
+    // On a new server bob has a new key; alice still has her key, and remembers bob's former one.
     let second = Server::with(&["--no-tls"]);
     *operator.upstream.lock().expect("whole") = second.port;
     let mut alice = operator.client(&of_alice, "alice").ready();
@@ -2215,7 +2214,7 @@ fn new_key_after_server_data_loss_must_be_trusted_first() {
 
 // ---- other users
 
-/// Sends one envelope from `from` to the one person `to`, whose keys are fetched.
+/// Sends one envelope from `from` to `to`, after asking for the keys.
 fn send_raw(
     raw: &mut Raw,
     to: &str,
@@ -2295,7 +2294,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
         (fields(&sealed), sealed.wrap_for(session))
     });
     assert_eq!(raw.error(), ErrorCode::WrongSender.as_str());
-    // A private message for a third person, with its key wrapped for bob.
+    // A private message for a third user, with the key wrapped for bob.
     let carol = person("carol");
     send_raw(&mut raw, "bob", |session| {
         let to_carol = header(&mallory, private_to("carol", carol.session.public()), 1);
@@ -2321,7 +2320,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
 
 // ---- who the server is
 
-/// Runs a client to its end with nothing to say.
+/// Runs a client without input to its end.
 fn run(home: &Folder, port: u16, arguments: &[&str]) -> (i32, Vec<String>) {
     let port = port.to_string();
     let mut command = Command::new(env!("CARGO_BIN_EXE_client"));
@@ -2342,7 +2341,7 @@ fn run(home: &Folder, port: u16, arguments: &[&str]) -> (i32, Vec<String>) {
     (child.wait().expect("it ends").code().unwrap_or(-1), lines)
 }
 
-/// Passes bytes on to whichever server stands behind the port.
+/// Relays bytes to the server at the current upstream port.
 fn forwarder(upstream: &Arc<Mutex<u16>>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
@@ -2381,7 +2380,7 @@ fn changed_server_key_is_refused_with_the_remedy() {
     assert_eq!(status, 0, "{lines:#?}");
     *upstream.lock().expect("whole") = second.port;
     let new = fingerprint_of(&second);
-    // Not even --accept-new takes a changed key.
+    // Not even --accept-new accepts a changed key.
     for arguments in [&[][..], &["--accept-new"]] {
         let (status, lines) = run(&home, port, arguments);
         assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
@@ -2390,7 +2389,7 @@ fn changed_server_key_is_refused_with_the_remedy() {
         assert!(lines[0].ends_with(&format!("use --fingerprint {new}")), "{lines:#?}");
     }
     assert!(!second.log().contains("alice"), "nothing was told to the wrong server");
-    // The remedy that it names works, and is remembered.
+    // The remedy works, and the key is remembered.
     let (status, lines) = run(&home, port, &["--fingerprint", &new]);
     assert_eq!(status, 0, "{lines:#?}");
     let (status, lines) = run(&home, port, &[]);
@@ -2411,7 +2410,7 @@ fn an_unknown_server_is_refused_unless_its_fingerprint_is_given() {
     let (status, lines) = run(&home, server.port, &["--fingerprint", &wrong]);
     assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
     assert!(lines[0].contains(&wrong) && lines[0].contains(&fingerprint), "{lines:#?}");
-    // A wrong pin is no reason to remember, and --accept-new does not soften it.
+    // A wrong --fingerprint stores nothing, and --accept-new does not override it.
     assert_eq!(run(&home, server.port, &["--accept-new", "--fingerprint", &wrong]).0, 1);
     assert_eq!(run(&home, server.port, &[]).0, 1);
     assert!(!server.log().contains("alice"), "nothing was told to an unknown server");
@@ -2434,7 +2433,7 @@ fn tls_never_falls_back_and_each_mismatch_names_its_remedy() {
     assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
     assert!(lines[0].starts_with("! the server speaks TLS: leave out --no-tls"), "{lines:#?}");
     assert!(!bare.log().contains("alice") && !secure.log().contains("alice"), "no name crossed the wire");
-    // Said aloud where it is wanted.
+    // With --no-tls on both sides, the client says so.
     let (status, lines) = run(&home, bare.port, &["--no-tls"]);
     assert_eq!(status, 0, "{lines:#?}");
     assert!(lines[0].contains("WITHOUT TLS"), "{lines:#?}");
@@ -2447,7 +2446,7 @@ fn message_for_another_name_or_session_is_refused() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
     let session = line.bob().clone();
-    // Rightly signed, and the message key is wrapped for bob's own session each time.
+    // Each is correctly signed, with the message key wrapped for bob's own session.
     for scope in [
         private_to("carol", &session),
         (Scope::Room, Some((name("carol"), session.fingerprint()))),
@@ -2537,7 +2536,7 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
     refused(&mut bob, "secret two");
     bob.say("/leave");
     bob.expect("* conversation with alice closed; you are talking to everyone");
-    // The partner goes while the room is open.
+    // The partner leaves while the room is open.
     line.show(keys_of(&alice));
     bob.say("/room alice");
     let send = line.hear_send();
@@ -2548,7 +2547,7 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
     line.presence(&[], &["alice"]);
     bob.expect("* alice has left");
     refused(&mut bob, "secret three");
-    // Only who leaves the room talks to everyone again.
+    // Only /leave returns to everyone.
     bob.say("/leave");
     bob.expect("* conversation with alice closed; you are talking to everyone");
     bob.say("hello everyone");
@@ -2576,7 +2575,7 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
             _ => None,
         }));
     };
-    // Nobody answers for their keys: a number of them wait, and no more.
+    // No answer brings their keys: a limited number of messages waits.
     for n in 0..50_001 {
         let mut envelope = envelope.clone();
         envelope.header.from = name(&format!("stranger-{n}"));
@@ -2588,7 +2587,7 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
     let more = 50_001 - 1024 - 30;
     assert_eq!(told.last(), Some(&format!("! {more} more notices about users were not shown")));
     assert_eq!(told.len(), 31);
-    // All who wait are kept in mind; one more is not.
+    // The client remembers all that wait, but not one more.
     let mut envelope = envelope.clone();
     envelope.header.from = name("one-more");
     let effects = session.handle(
@@ -2631,7 +2630,7 @@ fn server_without_its_certificate_s_key_gets_no_channel() {
     let key = rustls_pemfile::private_key(&mut &read(thief.path("server.key"))[..]).expect("PEM");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = provider.key_provider.load_private_key(key.expect("a key")).expect("a key");
-    // The one way round the library's own check that the two belong together.
+    // The only way around the library's own check that certificate and key belong together.
     let stolen = rustls::sign::CertifiedKey::new(chain.expect("PEM"), key);
     let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(stolen));
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
