@@ -1,5 +1,5 @@
-//! What an operator asks of a server, and what reaches the log when somebody asks too much of it: `--check`,
-//! the status, `server user`, kills at any moment, and the README's unit and filter.
+//! The operator's tools: `--check`, the status line, `server user` (also when it is killed at any moment), the log
+//! under attack, and the README's systemd unit and fail2ban filter.
 
 use crate::support::{
     self, Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, signal, until,
@@ -37,7 +37,7 @@ fn user(home: &Folder, arguments: &[&str]) -> (i32, String, String) {
     run(home, &[&["user"], arguments].concat())
 }
 
-/// Every file and folder, with what could change.
+/// Every file and folder with everything that could change.
 fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).expect("readable") {
@@ -60,11 +60,11 @@ fn check_reports_beside_a_running_server_and_changes_nothing() {
     let (status, out, errors) = run(&home, &["--check"]);
     assert_eq!((status, errors.as_str()), (0, ""), "{out}");
     assert!(out.contains("not there: a start would make it") && !home.path("data").exists(), "{out}");
-    // Whoever hangs up here has left soon.
+    // A disconnected user leaves soon.
     let server = Server::with(&["--grace", "1"]);
     newcomer(&server, "alice");
     newcomer(&server, "bob");
-    // The log is written behind the answers.
+    // The server writes the log after it answers.
     until("all of it is logged", || server.log().matches("event=logout").count() == 2);
     let line = server.greeting.iter().find(|line| line.contains("certificate")).expect("told");
     let before = snapshot(&server.data(""));
@@ -117,7 +117,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
         let told = out.lines().any(|line| words.iter().all(|word| line.contains(word)));
         assert!(told, "{name}: {words:?} is not in {out}");
         assert_eq!(fs::read(path(name)).expect("kept"), bytes);
-        // It is what a start finds, too: one that it calls sound serves, one that it does not ends.
+        // A start agrees with it: it serves a folder that the check accepts, and refuses one that it does not.
         if status == 0 {
             drop(Server::within(home.clone(), &[]));
         } else {
@@ -140,7 +140,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     let (status, out) = starts();
     assert!(status == 0 && out.contains("a start makes one for certs/server.key"), "{out}");
     assert!(out.contains("server.key: other users have access to this file: a start closes it"), "{out}");
-    // A folder of something else's, that others can enter.
+    // A folder with other content, which other users can enter.
     let other = Folder::new();
     fs::create_dir(other.path("data")).expect("folder");
     fs::write(other.path("data/letter.txt"), "somebody's").expect("written");
@@ -256,7 +256,7 @@ fn a_status_comes_when_asked_for_in_output_and_log() {
     assert!((1_000..200_000).contains(&field(&line, "memory_kib")), "{line}");
     assert!(field(&line, "refused") >= 200 && field(&line, "uptime") < 600, "{line}");
     until("it is logged", || server.log().contains(&format!("event=status user=- addr=- {}", &line[8..])));
-    // All fields are in the README, and no others.
+    // The README lists exactly these fields.
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
     let example = readme.lines().find_map(|line| line.trim().strip_prefix("status: ")).expect("an example");
     let names = |line: &str| -> Vec<String> {
@@ -264,7 +264,7 @@ fn a_status_comes_when_asked_for_in_output_and_log() {
     };
     assert_eq!(names(example), names(&line[8..]));
     assert!(names(example).iter().all(|name| readme.contains(&format!("`{name}`"))));
-    // Refused hundreds of times, told once.
+    // Hundreds of refusals, one line.
     assert_eq!(server.log().matches("event=refused").count(), 1, "{}", server.log());
 }
 
@@ -344,7 +344,7 @@ fn guesser_gets_a_log_line_a_failure_then_one_a_minute() {
         raw.say(&Person::new(&format!("c{n}")).registration());
         assert_eq!(raw.error(), "too_many_requests");
     }
-    // Neither do those who never say anything that is TLS get more.
+    // Clients that never send TLS get no more lines either.
     for _ in 0..30 {
         let mut socket = server.socket();
         let _ = socket.write_all(b"GET / HTTP/1.0\r\n\r\n");
@@ -376,7 +376,7 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     let pem = fs::read(server.data("keys/alice.pem")).expect("a key");
     let (status, out, errors) = user(&server.home, &["remove", "alice"]);
     assert!(status == 0 && out.contains(fingerprint) && out.contains("session is ended"), "{out}{errors}");
-    // That is its last word, and it does not come back to be told of a wrong password.
+    // This is its last line: it does not reconnect and then report a wrong password.
     alice.expect("! the operator of the server has removed this account: this session is over");
     assert_eq!(alice.output.all().len(), alice.output.seen.len());
     assert_eq!(alice.child.wait().expect("it ends").code(), Some(1));
@@ -390,7 +390,7 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
         server.log().contains(&format!("event=removed user=alice addr=- {fingerprint}\n"))
     });
     assert!(!user(&server.home, &["list"]).1.contains("alice"));
-    // The old public key stands aside; the old key and password open nothing.
+    // The old public key is set aside; the old key and password open nothing.
     let aside = support::files(&server.data("keys"));
     let aside: Vec<_> = aside.iter().filter(|path| path.to_string_lossy().contains("alice")).collect();
     assert_eq!(aside.len(), 1, "{aside:?}");
@@ -399,7 +399,7 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     let (status, lines) = Client::within(alice.home.clone(), server.port, "alice", true, &[]).finish();
     let said = "your account is not on this server";
     assert!(status == 1 && lines.iter().any(|line| line.contains(said)), "{lines:#?}");
-    // Another key under the name, without a restart: bob is warned, and is not read or told anything.
+    // Another key under the name, without a restart: bob is warned, and nothing is sent or shown.
     let mut other = server.client("alice").ready();
     other.say("/msg bob it is me");
     bob.expect("key");
@@ -407,14 +407,14 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     bob.expect("! ");
     assert!(!bob.output.seen.iter().any(|line| line.contains("it is me")), "{:#?}", bob.output.seen);
     drop((alice, other, bob));
-    // All of it is so after a restart.
+    // The same holds after a restart.
     let server = Server::within(server.kill(), &[]);
     assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")), "{:#?}", server.greeting);
     let now = user(&server.home, &["list"]).1;
     assert!(now.contains("alice SHA256:") && !now.contains(fingerprint), "{now}");
 }
 
-/// Asks a running server over its socket, as `server user` does; its answer.
+/// The answer of a running server over its socket, as `server user` asks it.
 fn ask_server(server: &Server, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(server.data("admin.sock")).expect("connected");
     stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
@@ -425,14 +425,14 @@ fn ask_server(server: &Server, bytes: &[u8]) -> String {
     answer
 }
 
-/// How many people a server says are logged in.
+/// The number of sessions that a server reports.
 fn sessions(server: &mut Server) -> u64 {
     signal(server.child.id(), "-USR1");
     let line = server.output.expect("status: ");
     field(&line, "sessions")
 }
 
-/// A new account, and a connection with the right answer to its challenge, which is not sent yet.
+/// A new account, and a connection with the right response to its challenge, which is not sent yet.
 fn about_to_log_in(server: &Server, person: &Person) -> (Raw, ClientMessage) {
     let mut raw = server.raw();
     raw.register_quickly(person);
@@ -449,7 +449,7 @@ fn login_is_refused_if_its_account_changes_before_the_end() {
     }
     fn make_anew(server: &Server, alice: &Person) {
         remove(server, alice);
-        // To the last byte as it was, but another account.
+        // The same in every byte, but a new account.
         server.raw().register_quickly(alice);
     }
     fn change_password(server: &Server, alice: &Person) {
@@ -472,7 +472,7 @@ fn login_is_refused_if_its_account_changes_before_the_end() {
 fn of_a_login_and_a_removal_at_the_same_time_no_session_is_left() {
     let mut server = Server::start();
     for n in 0..20 {
-        // Each time another name: failed logins lock one.
+        // Another name each time, because failed logins lock one.
         let person = Person::new(&format!("alice-{n}"));
         let (mut raw, response) = about_to_log_in(&server, &person);
         let together = Barrier::new(2);
@@ -522,7 +522,7 @@ fn commands_without_a_server_act_directly_or_refuse() {
     let server = Server::within(home, &[]);
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "unlocked");
     newcomer(&server, "Bob");
-    // The same by the server, at once.
+    // The same through the running server.
     for _ in 0..5 {
         fail(&server, &alice);
     }
@@ -531,7 +531,7 @@ fn commands_without_a_server_act_directly_or_refuse() {
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "unlocked");
     let server = Server::within(server.kill(), &[]);
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "and stays so");
-    // Files of another user's would be left to that user: a command by root would make its own among them.
+    // The command refuses a folder that belongs to another user: as root it would leave its own files there.
     let home = server.kill();
     if std::os::unix::fs::chown(home.path("data/users.json"), Some(12345), None).is_ok() {
         let (status, _, errors) = user(&home, &["remove", "alice"]);
@@ -548,13 +548,13 @@ fn a_server_that_cannot_be_asked_is_never_bypassed() {
     fs::remove_file(server.data("admin.sock")).expect("removed");
     let (status, _, errors) = user(&server.home, &["remove", "alice"]);
     assert!(status == 1 && errors.contains("another server uses this folder"), "{errors}");
-    // Nor is one believed that says nothing, or half of something.
+    // An empty or partial answer of a server is not a success.
     for half in [&b""[..], b"ok it is do"] {
         let _ = fs::remove_file(server.data("admin.sock"));
         let listener = UnixListener::bind(server.data("admin.sock")).expect("bound");
         let answering = thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("asked");
-            // Read first: a close with something unread would be an error of the socket's.
+            // Read first: closing a socket with unread bytes would reset it.
             let asked = stream.read(&mut [0; 64]).expect("a request");
             stream.write_all(half).map(|()| asked)
         });
@@ -595,7 +595,7 @@ fn kill_of_either_side_leaves_an_account_complete_or_gone() {
             .stderr(Stdio::null())
             .spawn()
             .expect("it starts");
-        // Not to wait for anything: to be somewhere else in each round.
+        // Not a wait for an event: each round hits another moment.
         thread::park_timeout(Duration::from_micros(round * 700));
         if round % 2 == 0 {
             let _ = command.kill();
@@ -640,7 +640,7 @@ fn what_crashes_leave_behind_goes_at_the_next_start() {
 fn a_wrong_clock_locks_nobody_for_longer_than_fifteen_minutes() {
     let home = Server::start().kill();
     let path = home.path("data/locks.json");
-    // Written when the clock was ten years ahead; and one of an hour ago, as after a clock was set forward.
+    // A lock written when the clock was ten years ahead, and one of an hour ago, as after a clock was set forward.
     let (far, past) = (clock::now_ms() + 10 * 365 * 24 * 3_600_000, clock::now_ms() - 3_600_000);
     let text =
         format!("{{\"name\":\"alice\",\"until\":{far}}}\n{{\"name\":\"bob\",\"until\":{past}}}\n{{\"na");
@@ -648,7 +648,7 @@ fn a_wrong_clock_locks_nobody_for_longer_than_fifteen_minutes() {
     let server = Server::within(home, &[]);
     assert_eq!(fail(&server, &Person::new("alice")), "locked");
     assert_eq!(fail(&server, &Person::new("bob")), "login_failed");
-    // At a later start it counts from this one, not from the wrong clock.
+    // At a later start, the lock counts from that start, not from the wrong clock.
     let text = fs::read_to_string(&path).expect("there");
     let until =
         text.trim_end().strip_prefix("{\"name\":\"alice\",\"until\":").and_then(|t| t.strip_suffix('}'));
@@ -689,7 +689,7 @@ fn the_readme_s_filter_finds_guessers_and_nobody_else() {
     let log = server.log();
     let filter = block("[Definition]");
     let regex = filter.lines().find_map(|line| line.strip_prefix("failregex = ")).expect("a regex");
-    // Its parts, taken apart here so that nothing but this shape passes.
+    // Take the expression apart, so that only this form passes.
     let (events, rest) = regex
         .strip_prefix("^\\s*event=(?:")
         .and_then(|rest| rest.split_once(')'))
@@ -703,7 +703,7 @@ fn the_readme_s_filter_finds_guessers_and_nobody_else() {
         let address = words.next().and_then(|word| word.strip_prefix("addr=")).expect("an address");
         events.contains(&event) && address != "-"
     };
-    // Five failures; what comes after the lock may be the owner of the name.
+    // Five failures: attempts after the lock may be the owner's.
     assert_eq!(log.lines().filter(caught).count(), 5, "{log}");
     let folder = Folder::new();
     let path = folder.path("filter.conf");

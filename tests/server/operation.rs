@@ -1,5 +1,5 @@
-//! A server in the hands of its operator: files and their modes, certificate, options, signals, what TLS it
-//! speaks, what it logs, and what neither the wire nor its disk ever shows.
+//! Operating a server: files and their modes, the certificate, options, signals, TLS versions and ciphers, the log, and
+//! what neither the wire nor the disk may reveal.
 
 use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
 use base64::Engine;
@@ -19,7 +19,7 @@ use std::thread;
 
 const DAY: u64 = 24 * 3600 * 1000;
 
-/// Runs the server to an end it is expected to come to by itself: status, output, errors.
+/// Runs a server that is expected to end by itself: status, output, errors.
 fn run(home: &Folder, arguments: &[&str]) -> (i32, Vec<String>, Vec<String>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
         .args(arguments)
@@ -35,7 +35,7 @@ fn run(home: &Folder, arguments: &[&str]) -> (i32, Vec<String>, Vec<String>) {
     (status, lines, errors.all())
 }
 
-/// Runs it on `home/data`, where it must refuse to start; its one line of reasons.
+/// Runs it on `home/data`, where it must refuse to start; the line with the reason.
 fn refusal(home: &Folder, arguments: &[&str]) -> String {
     let data = home.path("data");
     let data = data.to_str().expect("UTF-8");
@@ -103,7 +103,7 @@ fn open_data_folder_is_made_private_unless_it_holds_more() {
     assert_eq!(support::files(&home.path("data")).len(), 1);
 }
 
-/// What OpenSSL says, with `input` on its standard input.
+/// The output of OpenSSL with `input` on its standard input.
 fn openssl(arguments: &[&str], input: &str) -> String {
     let mut child = Command::new("openssl")
         .args(arguments)
@@ -140,7 +140,7 @@ fn first_certificate_lasts_a_year_and_names_this_machine() {
     assert_eq!(fingerprint(&line), facts.fingerprint.to_string());
     assert!(line.contains(&format!("(valid until {})", clock::utc_day(facts.not_after))), "{line}");
     assert!(!server.greeting.iter().any(|line| line.contains("WARNING")));
-    // The same fingerprint by other means: SHA-256 of the public key's DER form.
+    // The same fingerprint, computed by OpenSSL: SHA-256 of the public key's DER.
     let key = openssl(&["x509", "-in", path, "-noout", "-pubkey"], "");
     let folder = Folder::new();
     let (pem, der) = (folder.path("key.pem"), folder.path("key.der"));
@@ -169,7 +169,7 @@ fn expired_certificate_is_renewed_and_keeps_its_pinned_key() {
     assert_eq!(fs::read(certs.join("server.key")).expect("there"), key);
     let new = certificate::read_facts(&certs.join("server.crt")).expect("readable");
     assert!(new.not_after > clock::now_ms() + 360 * DAY);
-    // The client trusts nothing but the fingerprint of the certificate that has expired.
+    // The client trusts only the fingerprint of the expired certificate.
     let pinned = Client::within(
         Arc::new(Folder::new()),
         server.port,
@@ -214,7 +214,7 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let (mut alice, _) = newcomer(&server, "alice");
     let made = seen(&server);
     assert_eq!(made, fingerprint(&told(&server, "new certificate")));
-    // Rubbish in its place: the one in use stays.
+    // Garbage in its place: the certificate in use stays.
     let (path, key_path) = (server.data("certs/server.crt"), server.data("certs/server.key"));
     let good = fs::read(&path).expect("there");
     fs::write(&path, "rubbish").expect("written");
@@ -224,7 +224,7 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     });
     fs::write(&path, good).expect("written");
     assert!(alice.is_usable(), "the key is the same");
-    // The operator's own, of another kind: RSA, made by OpenSSL.
+    // The operator's own certificate with an RSA key, made by OpenSSL.
     let folder = Folder::new();
     let (key, certificate) = (folder.path("key"), folder.path("crt"));
     let text = openssl(
@@ -256,7 +256,7 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let event = format!("event=certificate_changed user=- addr=- {}\n", facts.fingerprint);
     until("the log tells of it", || server.log().contains(&event));
     assert!(alice.is_closed(), "others would refuse her broadcasts");
-    // It is the operator's also at the next start, and is neither renewed nor replaced.
+    // The next start still uses it, and neither renews nor replaces it.
     let server = Server::within(server.kill(), &[]);
     assert_eq!(fingerprint(&told(&server, "certificate: ")), facts.fingerprint.to_string());
 }
@@ -279,7 +279,7 @@ fn certificate_without_its_key_stops_the_start_unchanged() {
     let error = refusal(&home, &[]);
     assert!(error.contains("server.crt"), "{error}");
     assert_eq!(fs::read(&certificate).expect("kept"), b"not a certificate");
-    // A key alone is certified anew: the fingerprint is that of before.
+    // A key without a certificate gets a new one, with the same fingerprint.
     fs::remove_file(&certificate).expect("removed");
     let server = Server::within(home, &[]);
     fs::write(server.home.path("kept.crt"), kept).expect("written");
@@ -420,7 +420,7 @@ fn signal_ends_the_server_with_status_0_and_keeps_accounts() {
         let mut server = Server::within(home, &[]);
         told(&server, &format!("({n} accounts)"));
         let (mut raw, person) = newcomer(&server, &format!("alice{n}"));
-        // Others are connected and half-way in.
+        // Others are connected and halfway through a login.
         let _silent = server.socket();
         let _guest = server.raw();
         let started = std::time::Instant::now();
@@ -437,7 +437,7 @@ fn signal_ends_the_server_with_status_0_and_keeps_accounts() {
     }
 }
 
-/// A handshake by OpenSSL with every cipher it has, however weak, unless `arguments` say otherwise.
+/// An OpenSSL handshake that offers every cipher, however weak, unless `arguments` say otherwise.
 fn s_client(server: &Server, arguments: &[&str]) -> String {
     let address = format!("127.0.0.1:{}", server.port);
     let basics = ["s_client", "-connect", &address, "-brief"];
@@ -453,7 +453,7 @@ fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
         assert!(text.contains(&format!("Protocol version: {name}")), "{text}");
     }
     for version in ["-tls1_1", "-tls1"] {
-        // At this level OpenSSL does offer it, and it is the server that refuses.
+        // At this security level OpenSSL offers the version, so it is the server that refuses.
         let text = s_client(&server, &[version, "-cipher", "ALL:@SECLEVEL=0"]);
         assert!(text.contains("SSL alert number"), "{text}");
         assert!(!text.contains("Protocol version"), "{text}");
@@ -500,7 +500,7 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
             .expect("versions")
             .with_root_certificates(roots.clone())
             .with_no_client_auth();
-        // A client that would resume whatever it is let.
+        // A client that resumes whatever the server allows.
         (config.resumption, config.enable_early_data) = (Resumption::in_memory_sessions(16), true);
         let config = Arc::new(config);
         for _ in 0..3 {
@@ -508,7 +508,7 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
             let mut tls = rustls::ClientConnection::new(config.clone(), name).expect("a client");
             assert!(tls.early_data().is_none());
             let mut socket = server.socket();
-            // Up to an answer: a ticket would come before it.
+            // Read up to an answer: a ticket would come before it.
             tls.writer().write_all(&ClientMessage::Ping.encode()).expect("room");
             let mut answer = [0; 16];
             let length = rustls::Stream::new(&mut tls, &mut socket).read(&mut answer).expect("an answer");
@@ -537,7 +537,7 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
 fn the_key_exchange_is_the_hybrid_post_quantum_one() {
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
     let server = Server::start();
-    // An ordinary client that trusts the server's certificate by its file.
+    // An ordinary TLS client that trusts the server's certificate file.
     let mut roots = rustls::RootCertStore::empty();
     let path = server.data("certs/server.crt");
     roots.add(CertificateDer::from_pem_file(path).expect("a certificate")).expect("acceptable");
@@ -645,8 +645,8 @@ fn recorder(server: &Server) -> (u16, Arc<Mutex<Vec<u8>>>) {
     (port, recording)
 }
 
-/// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any
-/// of the three offsets.
+/// Every form in which bytes can contain a secret: as it is, in hexadecimal, and in base64 at each of the three
+/// offsets.
 fn traces(secret: &str) -> Vec<Vec<u8>> {
     let mut traces = vec![secret.as_bytes().to_vec()];
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -655,7 +655,7 @@ fn traces(secret: &str) -> Vec<Vec<u8>> {
     for offset in 0..3 {
         let shifted = [&b"\0\0"[..offset], secret.as_bytes()].concat();
         for text in [BASE64_STANDARD_NO_PAD.encode(&shifted), BASE64_URL_SAFE_NO_PAD.encode(&shifted)] {
-            // What neighbours can change at either end is left out.
+            // Without the characters at either end that depend on neighbouring bytes.
             let (start, end) = ([0, 2, 3][offset], text.len() - 2);
             traces.push(text.as_bytes()[start..end].to_vec());
         }
@@ -688,7 +688,7 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
     alice.say(secrets[2]);
     bob.expect(secrets[2]);
     alice.expect(secrets[2]);
-    // A second login, with the key and not a registration.
+    // A second login uses the key and does not register.
     let home = bob.home.clone();
     assert_eq!(bob.finish().0, 0);
     start("bob", home).ready();
@@ -704,7 +704,7 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
             assert!(!files.iter().any(|file| holds(file, &trace)), "on disk: {text}");
         }
     }
-    // The search would have found them: names and the word of a message's kind are there to be seen.
+    // The search can find things: names and the types of messages are visible.
     for visible in ["\"alice\"", "encrypted_send", "\"password_key\""] {
         assert!(holds(&wire, visible.as_bytes()), "{visible}");
     }
@@ -775,7 +775,7 @@ fn a_full_server_says_so_and_serves_those_it_has() {
     let (status, lines) = Client::within(home.clone(), server.port, "dave", true, &["--register"]).finish();
     let told = "! your account is created, but the login failed: the server says: the server is full: try again later";
     assert!(status == 1 && lines.iter().any(|line| line == told), "{lines:#?}");
-    // Who has no connection any more gives up the place, before the time is over.
+    // A session without a connection gives up its place before its time is over.
     drop(bob);
     until("there is room again", || matches!(server.raw().log_in(&carol), Some(ServerMessage::Session(_))));
 }

@@ -1,5 +1,5 @@
-//! Too many clients, and too busy ones, while two people chat: every message of theirs arrives, and a limit that acts is
-//! logged, but not as often as it acts. How much slower the two are meanwhile is for `bench/storms.rs` to say.
+//! Too many clients, and too busy ones, while two users chat: all their messages arrive, and a limit that acts is
+//! logged, but not each time. `bench/storms.rs` measures how much slower the two are meanwhile.
 
 use crate::support::storms::{self, ARGUMENTS};
 use crate::support::{self, Client, Person, Raw, Server, until};
@@ -8,7 +8,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-/// The two talk through the storm; the server, for what is to be looked at afterwards.
+/// The two chat through the storm; returns the server for later checks.
 fn witnessed(storm: fn(u16, &AtomicBool)) -> Server {
     let server = Server::with(&ARGUMENTS);
     let mut alice = server.client("alice").ready();
@@ -40,7 +40,7 @@ fn exchange(from: &mut Client, to: &mut Client, n: usize) {
     assert_eq!(from.expect(" number "), line);
 }
 
-/// An event stands in the log, though not often: once a minute, and this has taken less than some.
+/// The log has the event, but only a few times: once a minute, and the test takes less than a few minutes.
 fn is_logged_sparingly(server: &Server, event: &str) {
     let count = || server.log().lines().filter(|line| line.contains(&format!(" event={event} "))).count();
     until(event, || count() > 0);
@@ -76,7 +76,7 @@ fn concurrent_logins_succeed_exactly_up_to_the_limit() {
         .collect();
     let all_are_ready = Barrier::new(crowd.len());
     let (all_are_ready, inside) = (&all_are_ready, AtomicUsize::new(0));
-    // Who is in stays until all have had their answer.
+    // Sessions stay until all have had their answer.
     let raws: Vec<Raw> = thread::scope(|scope| {
         let logins = crowd.into_iter().map(|(mut raw, response)| {
             let inside = &inside;

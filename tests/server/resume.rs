@@ -1,6 +1,6 @@
-//! Sessions that outlive their connections: whatever is cut, and wherever, every frame is taken in once and in order, in
-//! both directions; and nobody but who holds the session's token can take it up. Real servers, raw clients that keep
-//! and count as PROTOCOL.md, "Resuming" says.
+//! Sessions that outlive their connections: wherever a connection is cut, every frame arrives once and in order, in
+//! both directions, and only a client with the session's token can resume it. Real servers, and raw clients that keep
+//! and count frames as PROTOCOL.md, "Resuming", requires.
 
 use crate::support::{DEADLINE, Heard, Person, Raw, Server, until};
 use secure_messenger::auth;
@@ -25,18 +25,18 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes that may still go to the server and come from it, before both ends are cut.
+/// Bytes that may still pass to the server and from it before both ends are cut.
 #[derive(Clone)]
 struct Cut(Arc<[AtomicU64; 2]>);
 
 impl Cut {
-    /// A connection to the server that is whole so far.
+    /// A connection to the server that works so far.
     fn before(server: &Server) -> (TcpStream, Cut) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (inside, _) = listener.accept().expect("accepted");
         let far = server.socket();
-        // Or the kernel takes more and more by itself, long after nobody reads.
+        // Otherwise the kernel buffers more and more although nobody reads.
         for socket in [&near, &far] {
             SockRef::from(socket).set_recv_buffer_size(64 * 1024).expect("a socket");
         }
@@ -73,18 +73,18 @@ impl Cut {
     }
 }
 
-/// A client as far as its session goes.
+/// A client's half of a session.
 struct Peer<'a> {
     server: &'a Server,
     raw: Raw,
     cut: Cut,
     person: Person,
     token: Key,
-    /// Frames taken in, and told to the server.
+    /// Frames received, and the number that was acknowledged to the server.
     received: u64,
     told: u64,
     acks: bool,
-    /// Frames sent that the server has not acknowledged, and those before them.
+    /// Frames sent that the server has not acknowledged, and the number before them.
     kept: VecDeque<Vec<u8>>,
     before: u64,
     resumed: usize,
@@ -128,7 +128,7 @@ impl<'a> Peer<'a> {
             before,
             resumed: 0,
         };
-        // The first list.
+        // Wait for the first list of online users.
         peer.hear_message(|message| matches!(message, ServerMessage::Presence(presence) if !presence.more));
         peer
     }
@@ -218,7 +218,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Everything said so far was dealt with; what is heard meanwhile.
+    /// Waits until the server has handled everything sent so far; what arrives meanwhile.
     fn settle(&mut self) -> Vec<Heard> {
         let mut all = Vec::new();
         self.say(&ClientMessage::Ping);
@@ -227,7 +227,7 @@ impl<'a> Peer<'a> {
                 Some(Heard::Message(ServerMessage::Pong)) => return all,
                 Some(heard) => all.push(heard),
                 None => {
-                    // A ping is not sent again by itself.
+                    // A ping is not resent after a resumption.
                     self.resume();
                     self.say(&ClientMessage::Ping);
                 }
@@ -235,12 +235,12 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Takes the session up, as often as it takes.
+    /// Resumes the session, with as many attempts as needed.
     fn resume(&mut self) {
         while !self.attempt(u64::MAX, u64::MAX) {}
     }
 
-    /// One attempt, whose connection is cut after so many bytes each way. False if that was too early.
+    /// One attempt on a connection that is cut after this number of bytes each way. False if that was too early.
     fn attempt(&mut self, up: u64, down: u64) -> bool {
         let (raw, cut) = connect(self.server);
         (self.raw, self.cut) = (raw, cut);
@@ -269,7 +269,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without a message.
     fn hang_up(&mut self) {
         self.raw.channel.close();
     }
@@ -285,7 +285,7 @@ fn challenge(raw: &mut Raw, name: &Username) -> Option<ResumeChallenge> {
     }
 }
 
-/// The code that answers an attempt to resume, on a connection that is then closed; `None` if it was let in.
+/// The code that answers an attempt to resume, whose connection is then closed; `None` if it was accepted.
 fn refusal(server: &Server, name: &Username, received: u64, token: &Key) -> Option<String> {
     let mut raw = server.raw();
     let challenge = challenge(&mut raw, name).expect("a challenge for every name");
@@ -307,7 +307,7 @@ fn answer(mut raw: Raw, proof: Resume) -> Option<String> {
 
 const NO_SESSION: &str = "no_session";
 
-/// An envelope as far as the server can see.
+/// An envelope that the server accepts.
 fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMessage {
     let names: Vec<Username> = targets.iter().map(|name| name.parse().expect("name")).collect();
     let private = names.len() == 1;
@@ -341,7 +341,7 @@ fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMe
     }))
 }
 
-/// Wrapped for the session key that everybody here has.
+/// Wrapped for the session key that all clients here share.
 fn own_key(of: &Person) -> WrappedKey {
     let mut wrapped = [7; WRAPPED_BYTES];
     wrapped[..8].copy_from_slice(&of.session.fingerprint().key_id());
@@ -360,7 +360,7 @@ fn grant(peer: &str, count: u32) -> ClientMessage {
     ClientMessage::Grant(Grant { peer: peer.parse().expect("name"), transfer: Fixed(TRANSFER), count })
 }
 
-/// Numbers that look random, and are the same for the same seed.
+/// Pseudo-random numbers from a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -370,7 +370,7 @@ impl Dice {
     }
 }
 
-/// Takes in all that was sent to bob: the numbers must go on where they were.
+/// Receives everything that was sent to bob: the numbers must continue where they were.
 struct Tally {
     letters: u64,
     packets: u64,
@@ -404,7 +404,7 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
     let mut tally = Tally { letters: 0, packets: 0 };
     let (mut letters, mut packets) = (0, 0);
     for round in 0..200 {
-        // Either loses its connection, at any byte of either direction; sometimes while it resumes, too.
+        // Either client loses its connection at any byte of either direction, sometimes also while it resumes.
         let (way, bytes) = (dice.below(2) as usize, dice.below(6000));
         let victim = if dice.below(2) == 0 { &mut alice } else { &mut bob };
         if dice.below(3) == 0 {
@@ -460,7 +460,7 @@ fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
             bob.say(&grant("alice", 1));
             bob.settle().into_iter().for_each(|heard| tally.take(heard));
             alice.hear_message(|message| matches!(message, ServerMessage::Grant(_)));
-            // What alice says is cut, or what bob hears.
+            // Cut what alice sends, or what bob receives.
             [&alice.cut, &bob.cut][way].after(way, at);
             for part in 0..2 {
                 let letter = letter(&alice.person, &["bob"], 2 * number + part + 1, 10);
@@ -489,7 +489,7 @@ fn session_resumes_while_its_former_connection_is_open() {
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let (mut sent, mut next) = (0, 0);
     for busy in [false, true] {
-        // The server is kept busy with what came last: many seconds' worth of requests.
+        // Keep the server busy with many seconds' worth of requests.
         for _ in 0..if busy { 40 } else { 3 } {
             sent += 1;
             let letter = letter(&alice.person, &["bob"], sent, 10);
@@ -532,7 +532,7 @@ fn unread_frames_arrive_complete_on_the_next_connection() {
         }
         assert!(number < 1000);
     }
-    // A writer waits for the former connection, and must not send another frame.
+    // A writer waits on the former connection, and must not send another frame.
     bob.resume();
     for number in taken {
         assert_eq!(bob.letter(), number);
@@ -563,7 +563,7 @@ fn resume_needs_this_session_s_token_channel_and_valid_count() {
     assert_eq!(refusal(&server, &name, received + 1, &bob.token), no, "more than was sent");
     assert_eq!(refusal(&server, &name, u64::MAX, &bob.token), no, "far more than was sent");
     assert_eq!(refusal(&server, &name, 0, &bob.token), no, "what was acknowledged already");
-    // Made for one challenge on one channel, shown on another.
+    // A proof for one challenge and channel, sent on another.
     let (mut one, mut other) = (server.raw(), server.raw());
     let first = challenge(&mut one, &name).expect("a challenge");
     let second = challenge(&mut other, &name).expect("a challenge");
@@ -574,11 +574,11 @@ fn resume_needs_this_session_s_token_channel_and_valid_count() {
     let mut other = server.raw();
     challenge(&mut other, &name).expect("a challenge");
     assert_eq!(answer(other, replayed), no, "another challenge");
-    // A count that was not proven.
+    // A count that the proof does not cover.
     let mut unproven = proof(&one, &first);
     unproven.received = received.wrapping_sub(1);
     assert_eq!(answer(one, unproven), no, "another count");
-    // Out of its order, and after something else.
+    // Out of order, and after another message.
     let mut raw = server.raw();
     raw.say(&ClientMessage::Resume(Resume { received: 0, proof: Fixed([0; 32]) }));
     assert_eq!(raw.error(), "no_challenge");
@@ -586,14 +586,14 @@ fn resume_needs_this_session_s_token_channel_and_valid_count() {
     challenge(&mut raw, &name).expect("a challenge");
     raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name.clone()] }));
     assert_eq!(raw.error(), "not_logged_in");
-    // None of this was noticed by either.
+    // Neither user noticed any of this.
     let letter = letter(&alice.person, &["bob"], 1, 10);
     alice.say(&letter);
     assert_eq!(bob.letter(), 1);
     bob.settle();
     assert_eq!((alice.resumed, bob.resumed), (0, 0));
     assert_eq!(refusal(&server, &name, bob.received, &bob.token), None);
-    // A token cannot be guessed, so who tries locks nobody out.
+    // A token cannot be guessed, so failed attempts lock nobody.
     assert!(!server.log().contains("locked"));
 }
 
@@ -631,11 +631,12 @@ fn a_session_that_has_ended_is_not_resumed() {
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut carol = Peer::new(&server, "carol");
     let no = Some(NO_SESSION.to_string());
-    // By a logout.
+    // Ended by a logout.
     alice.say(&ClientMessage::Logout);
     while alice.next().is_some() {}
     assert_eq!(refusal(&server, &alice.name(), alice.received, &alice.token), no);
-    // By another login, whose session it cannot disturb; it is told so, or it would log in and throw that one off.
+    // Ended by another login, whose session it cannot disturb. The code says so; otherwise it would log in and replace
+    // that session.
     bob.hang_up();
     let mut second = server.raw();
     let new = token(second.log_in(&bob.person));
@@ -643,7 +644,7 @@ fn a_session_that_has_ended_is_not_resumed() {
     assert_eq!(refusal(&server, &bob.name(), bob.received, &bob.token), elsewhere);
     assert!(second.is_usable());
     assert_eq!(refusal(&server, &bob.name(), bob.received + 1000, &new), no);
-    // By its time.
+    // Ended by the grace period.
     carol.hang_up();
     until("carol has left", || server.log().contains("event=logout user=carol "));
     assert_eq!(refusal(&server, &carol.name(), carol.received, &carol.token), no);
@@ -653,7 +654,7 @@ fn a_session_that_has_ended_is_not_resumed() {
     assert_eq!(ended, 3, "{log}");
 }
 
-/// The ids of lost messages to `name` that `peer` hears of before it hears that `name` has left.
+/// The ids of the `lost` that `peer` gets for `name` before it gets that `name` has left.
 fn lost_before_leaving(peer: &mut Peer<'_>, name: &Username) -> Vec<u64> {
     let mut ids = Vec::new();
     loop {
@@ -743,7 +744,7 @@ fn lost_is_only_for_the_session_that_sent_the_message() {
     assert_eq!(alice.sent().delivered.len(), 1);
     let mut again = server.raw();
     token(again.log_in(&alice.person));
-    // The list comes first: bob is seen to leave only by a client that has seen him.
+    // Wait for the list first: a client is notified of a departure only if it has seen the user.
     while !matches!(again.hear(), Some(ServerMessage::Presence(list)) if list.joined.contains(&name)) {}
     again.say(&letter(&alice.person, &["bob"], 1, 100));
     assert!(matches!(again.answer(), Some(ServerMessage::Sent(_))));
@@ -779,7 +780,7 @@ fn disconnected_user_stays_online_until_the_session_ends() {
     assert_eq!(alice.sent().delivered.len(), 1);
     assert_eq!(bob.letter(), 1);
     assert_eq!(bob.resumed, 1);
-    // Somebody comes, so that there would be a line to hear of bob in, for both of them.
+    // A third user joins, so that both get a line that would report bob, too.
     let carol = Peer::new(&server, "carol");
     for peer in [&mut alice, &mut bob] {
         let news = peer.hear_message(|message| matches!(message, ServerMessage::Presence(_)));
@@ -816,7 +817,7 @@ fn frames_for_a_disconnected_user_wait_within_limits() {
         bob.ack();
         bob.settle();
         bob.hang_up();
-        // Her half of 384 KiB, of 12 KiB each.
+        // Her half of 384 KiB, in envelopes of 12 KiB.
         let refused = flood(&mut alice);
         assert!((14..=20).contains(&refused), "{refused}");
         for number in 1..refused {
@@ -824,7 +825,7 @@ fn frames_for_a_disconnected_user_wait_within_limits() {
         }
         bob.settle();
     }
-    // Connected, it is the same for one who acknowledges once and then no more.
+    // The same holds for a connected client that acknowledges once and never again.
     bob.ack();
     bob.settle();
     bob.acks = false;
@@ -862,7 +863,7 @@ fn client_that_never_acknowledges_is_busy_and_misses_nothing() {
     assert!((13..20).contains(&taken), "{taken}");
     bob.settle();
     assert_eq!(bob.resumed, 0, "it was not disturbed");
-    // All of it is kept.
+    // Everything is kept.
     bob.received = early;
     bob.resume();
     for number in 1..=taken {
@@ -914,7 +915,7 @@ fn a_line_or_packet_that_is_too_long_ends_the_session_at_once() {
 fn server_acks_32_frames_or_128_kib_and_before_a_pong() {
     let server = Server::with(&["--rate", "100000"]);
     let mut raw = Peer::new(&server, "alice").raw;
-    // What is no message is a frame as well, and is answered.
+    // A line that is not a message is a frame, too, and is answered.
     let mut answers_before_ack = |lines: &[u8], acknowledged: u64| {
         raw.bytes(lines);
         let mut answers = 0;
@@ -954,7 +955,7 @@ fn client_that_reads_nothing_for_30_s_is_closed_and_resumes() {
     bob.settle();
     let (before, begun) = (descriptors(&server), Instant::now());
     let mut taken = 0;
-    // More than the kernel takes: a writer of the server's waits.
+    // More than the kernel buffers: a writer thread of the server waits.
     loop {
         let letter = letter(&alice.person, &["bob"], taken + 1, 32 * 1024);
         alice.say(&letter);
@@ -975,7 +976,7 @@ fn client_that_reads_nothing_for_30_s_is_closed_and_resumes() {
 #[test]
 fn silent_client_is_pinged_after_30_s_and_closed_after_90_s() {
     let server = Server::start();
-    // Before both: on a busy machine, a login takes seconds.
+    // Measured from before both logins: on a busy machine, they take seconds.
     let silent = Instant::now();
     let (mut raw, mut dead) = (Peer::new(&server, "alice").raw, Peer::new(&server, "bob").raw);
     loop {
@@ -988,7 +989,7 @@ fn silent_client_is_pinged_after_30_s_and_closed_after_90_s() {
     assert!((29..50).contains(&silent.elapsed().as_secs()), "{:?}", silent.elapsed());
     raw.say(&ClientMessage::Pong);
     assert!(raw.is_usable());
-    // Who does not answer, for a minute, which is as long as a broken program is waited for elsewhere.
+    // The other client does not answer. It is closed after more than the usual deadline of these tests.
     while !matches!(dead.hear(), Some(ServerMessage::Ping)) {}
     dead.socket.set_read_timeout(Some(2 * DEADLINE)).expect("a socket");
     assert!((&*dead.socket).read_to_end(&mut Vec::new()).is_ok());
@@ -1012,7 +1013,7 @@ fn unacknowledged_packets_count_against_the_grant_limit() {
     while tally.packets < 128 {
         tally.take(bob.hear());
     }
-    // All but the 32 that it need not have acknowledged yet.
+    // All except the 32 that need no acknowledgement yet.
     assert!(refused(&mut bob, 33) && !refused(&mut bob, 32));
     bob.ack();
     assert!(refused(&mut bob, 97) && !refused(&mut bob, 96));
@@ -1041,7 +1042,7 @@ fn concurrent_resumptions_leave_one_and_double_no_frame() {
                         token,
                         received,
                     )));
-                    // Who was overtaken hears nothing more, or waits in vain.
+                    // An overtaken attempt gets no answer or `timed_out`.
                     match raw.hear() {
                         Some(ServerMessage::Resumed(position)) => {
                             if position.received == next {
@@ -1056,7 +1057,7 @@ fn concurrent_resumptions_leave_one_and_double_no_frame() {
                 });
             }
         });
-        // Some of them have said the same next frame. The server has taken in one, or none.
+        // Several attempts have sent the same next frame. The server has received it once or not at all.
         number += 1;
         let word = letter(&alice.person, &["bob"], number, 10).encode();
         alice.kept.push_back(word);

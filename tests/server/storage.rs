@@ -1,5 +1,5 @@
-//! Files as editors, crashes, backups and log rotation leave them, and outputs that are full: real programs read, refuse
-//! or set aside, and erase nothing.
+//! Files as editors, crashes, backups and log rotation leave them, and full outputs: real programs read them, refuse
+//! them or set them aside, and erase nothing.
 
 use crate::support::{self, Client, Folder, Output, Person, Server, newcomer, quick_key, signal, until};
 use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-/// Runs the server on `home/data` to an end it comes to by itself: status, and all that it printed.
+/// Runs a server on `home/data` that ends by itself: status, and everything that it printed.
 fn run(home: &Folder, arguments: &[&str]) -> (i32, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_server"))
         .args(["--data-dir"])
@@ -41,7 +41,7 @@ fn user(home: &Folder, arguments: &[&str]) -> (i32, String) {
     (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A start on this data folder is refused; why. `--check` has said the same, and neither has changed `path`.
+/// The reason why a start on this data folder is refused. `--check` reports the same, and neither changes `path`.
 fn refusal(home: &Folder, path: &Path) -> String {
     let content = || (fs::read_link(path).ok(), fs::read(path).ok());
     let before = content();
@@ -61,7 +61,7 @@ fn utf16(text: &str, mark: bool) -> Vec<u8> {
     units.flat_map(u16::to_le_bytes).collect()
 }
 
-/// What editors make of lines, all of it harmless.
+/// Harmless changes that editors make.
 fn edited(text: &str) -> Vec<String> {
     let (first, last) = (text.lines().next().expect("a line"), text.lines().last().expect("a line"));
     vec![
@@ -75,7 +75,7 @@ fn edited(text: &str) -> Vec<String> {
     ]
 }
 
-/// Two accounts, and nobody connected.
+/// Two accounts without a connection.
 fn two_accounts() -> (Arc<Folder>, PathBuf, String) {
     let server = Server::start();
     newcomer(&server, "alice");
@@ -119,7 +119,7 @@ fn accounts_that_are_not_understood_stop_the_start() {
         (utf16(first.trim_end(), false), "(this looks like UTF-16: save"),
         (utf16(&first.replace('\n', " "), false), "(this looks like UTF-16: save"),
         (text.replacen("\"bob\"", "\"b b\"", 1).into_bytes(), "line 2 is damaged: restore"),
-        // A slip of the pen in the last line is no torn write.
+        // A typing error in the last line is not a torn write.
         (
             text.trim_end().replacen("{\"name\":\"bob\"", "{\"name:\"bob\"", 1).into_bytes(),
             "line 2 is damaged",
@@ -143,7 +143,7 @@ fn accounts_overwritten_in_place_get_no_more_records() {
     let server = Server::within(home, &[]);
     newcomer(&server, "carol");
     let whole = fs::read_to_string(&path).expect("there");
-    // As `cp` and some editors do: the same file, with other content.
+    // The same file with other content, as `cp` and some editors write it.
     fs::write(&path, &text).expect("written");
     let dave = Person::new("dave");
     let mut raw = server.raw();
@@ -170,7 +170,7 @@ fn locks_count_beside_whatever_is_not_understood() {
     let lock = |name: &str| format!("{{\"name\":\"{name}\",\"until\":{until}}}\n").into_bytes();
     let (alice, bob) = (lock("alice"), lock("bob"));
     let hole = vec![0; 10_000];
-    // What is told, and whether bob is still locked.
+    // The bytes, whether damage is reported, and whether bob is still locked.
     for (bytes, damaged, bob_too) in [
         ([&alice[..], &hole, b"\n", &bob].concat(), true, true),
         ([&alice[..], b"{\"na", &hole, b"me\n", &bob].concat(), true, true),
@@ -232,7 +232,7 @@ fn torn_rest_of_accounts_is_set_aside_and_each_time_anew() {
     }
     let kept: Vec<_> = asides(&path).iter().map(|aside| fs::read_to_string(aside).expect("kept")).collect();
     assert!(kept.len() == rests.len() && rests.iter().all(|rest| kept.iter().any(|kept| kept == rest)));
-    // Whole, but for its line end, and zeros behind it.
+    // Complete except for its line end, with zeros behind it.
     fs::write(&path, format!("{}\0\0\0\0", text.trim_end())).expect("written");
     let server = Server::within(home, &[]);
     assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")));
@@ -274,13 +274,13 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
         assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
         home = server.kill();
     }
-    // The operator frees it.
+    // The operator frees the name.
     fs::write(&path, "").expect("written");
     let server = Server::within(home, &[]);
     let (status, out) = user(&server.home, &["remove", "alice"]);
     assert!(status == 0 && out.contains("alice is removed"), "{out}");
     assert_eq!(register(&server, &other), "registered");
-    // What was removed is not kept, wherever a crash came between.
+    // A removed account does not keep its name, wherever a crash came between.
     let (status, _) = user(&server.home, &["remove", "alice"]);
     assert_eq!(status, 0);
     let home = server.kill();
@@ -304,9 +304,9 @@ fn key_file_of_an_account_counts_however_it_was_saved() {
     assert!(raw.is_usable() && alice.name.as_str() == "alice");
 }
 
-// ---- the client's
+// ---- the client's files
 
-/// Alice has verified bob and ignores eve; her files as they are then.
+/// The files of alice, who has verified bob and ignores eve.
 fn knowing(server: &Server) -> Arc<Folder> {
     let _bob = server.client("bob").ready();
     let _eve = server.client("eve").ready();
@@ -405,13 +405,13 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
         .and_then(|mut known| known.remember(&host, Fingerprint([7; 32])))
         .expect("another");
     let other = fs::read_to_string(&path).expect("there");
-    // Its whole record, but for the line end, is that of another server.
+    // A complete record of another server, without its line end.
     for saved in edited(&other) {
         fs::write(&path, saved).expect("written");
         let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
         assert!(status == 1 && lines.concat().contains("HAS CHANGED"), "{lines:#?}");
     }
-    // Half of it, or what was to be it, is known to have been there, also at the next start.
+    // Half of the record, or zeros in its place, still count as a lost record, also at the next start.
     for torn in [&text[..text.len() - 20], "\0".repeat(text.len()).as_str()] {
         asides(&path).iter().for_each(|aside| fs::remove_file(aside).expect("removed"));
         fs::write(&path, torn).expect("written");
@@ -456,7 +456,7 @@ fn user_whose_record_is_zeros_needs_a_decision() {
     alice.say("/msg bob now");
     assert!(!bob.expect(" now").contains("not yet"));
     assert_eq!(alice.finish().0, 0);
-    // Without the file, all others are new.
+    // Without the set-aside file, unknown users are new.
     fs::remove_file(&aside).expect("removed");
     let mut carol = server.client("carol").ready();
     let mut alice = Client::within(home, server.port, "alice", true, &[]).ready();
@@ -538,7 +538,7 @@ fn private_file_that_others_can_read_is_closed_and_told() {
             assert!(server.greeting.contains(&told) && mode(&path) == 0o600, "{:#?}", server.greeting);
         }
     }
-    // Elsewhere, it is not ours to close.
+    // A file elsewhere, behind a link, is not changed.
     let (key, elsewhere) = (home.path("data/certs/server.key"), home.path("server.key"));
     fs::rename(&key, &elsewhere).expect("moved");
     symlink(&elsewhere, &key).expect("linked");
@@ -548,7 +548,7 @@ fn private_file_that_others_can_read_is_closed_and_told() {
     assert_eq!(mode(&elsewhere), 0o644);
     set_mode(&elsewhere, 0o600);
     drop(Server::within(home, &[]));
-    // The client's.
+    // The client's files.
     let server = Server::start();
     let home = knowing(&server);
     let key = folder(&home, "keys/alice_private.key");
@@ -580,7 +580,7 @@ fn linked_file_stops_the_start_and_the_link_stays() {
     }
     let files = ["certs/server.key", "certs/server.crt", "salt.secret"];
     let kept = |path: &Path| format!("{}.kept", path.display());
-    // One of them, or certificate and key, on a disk that is not there now.
+    // One of them, or certificate and key, are links to a disk that is not mounted.
     for names in [&files[..1], &files[1..2], &files[2..], &files[..2]] {
         let paths: Vec<PathBuf> = names.iter().map(|name| home.path("data").join(name)).collect();
         for path in &paths {
@@ -636,7 +636,7 @@ fn give(path: &Path, user: u32) -> std::io::Result<()> {
 fn folder_of_another_user_stops_the_start() {
     let home = used_folder();
     let program = home.path("server");
-    // Root may do anything, so another user runs a copy of the program.
+    // Modes do not limit root, so another user runs a copy of the program.
     let folders = ["", "certs", "keys", "logs"].map(|name| home.path("data").join(name));
     let all = || support::files(&folders[0]).into_iter().chain(folders.iter().cloned());
     if fs::copy(env!("CARGO_BIN_EXE_server"), &program).is_err()
@@ -775,7 +775,7 @@ fn unusable_certificate_is_refused_with_a_remedy() {
 
 // ---- the log
 
-/// What a running server's log says of SIGHUP.
+/// The number of reloads (SIGHUP) in the log of a running server.
 fn reloads(server: &Server) -> usize {
     server.log().matches("event=reloaded ").count()
 }
@@ -794,23 +794,23 @@ fn log_that_was_renamed_or_removed_is_made_again() {
     fs::remove_file(&log).expect("removed");
     newcomer(&server, "carol");
     until("it is there again", || log.exists() && server.log().contains("event=login user=carol "));
-    // At once, when that is asked for.
+    // At once on request.
     fs::rename(&log, &old).expect("renamed");
     signal(server.child.id(), "-HUP");
     until("it is there again", || log.exists() && reloads(&server) == 1);
-    // As copytruncate does.
+    // As copytruncate does it.
     File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("cut");
     newcomer(&server, "dave");
     until("it is logged", || server.log().contains("event=login user=dave "));
     assert!(server.log().starts_with("20"), "no hole");
-    // Half a line spoils no other.
+    // Half a line does not spoil the next one.
     fs::write(&log, "2026-01-31T08:05:09Z ev").expect("written");
     fs::rename(&log, server.data("logs/half")).expect("renamed");
     fs::copy(server.data("logs/half"), &log).expect("copied");
     newcomer(&server, "eve");
     until("it is logged", || server.log().contains("event=login user=eve "));
     assert!(server.log().starts_with("2026-01-31T08:05:09Z ev\n20"), "{}", server.log());
-    // With its folder.
+    // Removed together with its folder.
     fs::remove_dir_all(server.data("logs")).expect("removed");
     newcomer(&server, "frank");
     until("it is there again", || log.exists() && server.log().contains("event=login user=frank "));
@@ -847,7 +847,7 @@ fn secret_that_is_missing_beside_accounts_is_reported() {
         }
         assert!(warnings(&run(&home, &["--check"]).1).is_empty());
     }
-    // Without TLS no client sees its key; without accounts nobody knows what was there before.
+    // No warning without TLS, where no client sees the key, or without accounts, where nobody knows the former one.
     fs::remove_dir_all(path("certs")).expect("removed");
     assert!(warnings(&run(&home, &["--check", "--no-tls"]).1).is_empty());
     assert!(warnings(&Server::start().greeting.join("\n")).is_empty());
@@ -901,7 +901,7 @@ fn hangup_reloads_the_certificate_and_ends_nothing() {
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
 }
 
-/// The block of the README that begins so.
+/// The block of the README that begins with this text.
 fn block(head: &str) -> String {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
     let mut blocks = readme.split("\n```\n");
@@ -950,7 +950,7 @@ fn full_log_disk_is_told_and_counted_and_ends_nothing() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &[]));
     let log = home.path("data/logs/security.log");
-    // No file may have more than 32 KiB (a block is what the shell takes it for), and this one has.
+    // Files are limited to 32 KiB (the shell chooses the block size), and this one is longer.
     fs::write(&log, "2026-01-31T08:05:09Z event=started user=- addr=-\n".repeat(2000)).expect("written");
     let errors = home.path("errors");
     let full = format!("ulimit -S -f 32; exec 2>{}", errors.display());
@@ -996,7 +996,7 @@ fn full_output_is_logged_and_ends_nothing() {
     assert!(status == 0 && out.contains("alice is not locked"), "{out}");
     signal(child.id(), "-TERM");
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
-    // What is asked for and cannot be printed is a failure.
+    // Requested output that cannot be printed is a failure.
     let data = home.path("data");
     let data = data.to_str().expect("UTF-8");
     for words in [&["--check", "--data-dir", data][..], &["--help"], &["--version"]] {
@@ -1032,7 +1032,7 @@ fn editor_that_replaces_a_file_in_use_costs_no_record() {
     let mut alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
     let path = folder(&home, "ignored");
     let text = fs::read_to_string(&path).expect("there");
-    // Without the line end, in place and by a new file.
+    // Remove the line end, in place and with a new file.
     for replaced in [false, true] {
         let copy = folder(&home, "copy");
         fs::write(if replaced { &copy } else { &path }, text.trim_end()).expect("written");
@@ -1047,7 +1047,7 @@ fn editor_that_replaces_a_file_in_use_costs_no_record() {
         assert!(saved.ends_with("}\n") && saved.contains(name), "{saved}");
     }
     assert_eq!(alice.finish().0, 0);
-    // The server, whose memory is not that of another file, confirms nothing that a restart would not find.
+    // A server whose file was exchanged confirms nothing that a restart would not find.
     let users = server.data("users.json");
     let mut copy = File::create(server.data("copy")).expect("made");
     copy.write_all(&fs::read(&users).expect("there")).expect("written");

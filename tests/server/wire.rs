@@ -1,5 +1,5 @@
-//! The wire in hostile hands: somebody on the way who alters what passes below TLS, and somebody who has recorded it and
-//! comes by the disks and passwords of both ends later.
+//! Attackers on the wire: one alters bytes below TLS, another records them and later gets the disks and passwords of
+//! both ends.
 
 use crate::support::{self, Client, Folder, Heard, PASSWORD, Server, until};
 use base64::Engine;
@@ -20,7 +20,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// From the client to the server, and back.
+/// The directions: from the client to the server, and back.
 const UP: usize = 0;
 const DOWN: usize = 1;
 
@@ -29,20 +29,20 @@ const DOWN: usize = 1;
 enum Place {
     First,
     Middle,
-    /// Of the tag.
+    /// In the tag.
     Last,
 }
 
-/// What somebody on the way has seen and does.
+/// What the attacker has recorded, and does.
 #[derive(Default)]
 struct Hand {
     seen: [Vec<u8>; 2],
-    /// The next record of application data that goes this way is altered at this place.
+    /// The attacker alters the next record of application data in this direction at this place.
     next: Option<(usize, Place)>,
     altered: u32,
 }
 
-/// A way to the server on which somebody sits.
+/// A relay to the server, controlled by the attacker.
 struct Wire {
     port: u16,
     tls: bool,
@@ -71,7 +71,7 @@ impl Wire {
         Wire { port, tls, hand }
     }
 
-    /// The line filter of a person behind it.
+    /// A plain-mode client behind the relay.
     fn client(&self, name: &str) -> Client {
         Client::within(Arc::new(Folder::new()), self.port, name, self.tls, &["--register"])
     }
@@ -84,7 +84,7 @@ impl Wire {
         self.hand.lock().expect("whole").altered
     }
 
-    /// What passed this way, frame by frame.
+    /// The frames that passed in this direction.
     fn frames<T>(&self, way: usize, of: impl Fn(Frame<'_>) -> T) -> Vec<T> {
         let mut lines = Lines::new(4 * 1024 * 1024);
         lines.buffer().extend_from_slice(&self.hand.lock().expect("whole").seen[way]);
@@ -96,7 +96,7 @@ impl Wire {
     }
 }
 
-/// Passes on record after record, or without TLS whatever comes.
+/// Relays TLS records, or without TLS any bytes.
 fn pass(
     way: usize,
     mut from: &TcpStream,
@@ -155,7 +155,7 @@ fn flipped_bit_below_tls_reconnects_and_delivers_once() {
             from.say(&format!("/msg {} {text}", to.name));
             said.push(format!("<{} -> {}> {text}", from.name, to.name));
             let line = said.last().expect("just said");
-            // The one who is not behind the altered wire notices nothing.
+            // The user on the other wire notices nothing.
             alice.expect("! connection lost: ");
             let back = alice.expect("* back online after ");
             assert!(!back.contains("in a new session"), "{back}");
@@ -182,7 +182,7 @@ fn flipped_bit_below_tls_reconnects_and_delivers_once() {
 
 // ---- later
 
-/// Everything that some bytes can be read as: themselves, and what stands in them in base64 or in hexadecimal.
+/// All readings of some bytes: themselves, and what they contain in base64 or in hexadecimal.
 fn readings(bytes: &[u8]) -> Vec<Vec<u8>> {
     let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let mut all = vec![bytes.to_vec()];
@@ -196,15 +196,15 @@ fn readings(bytes: &[u8]) -> Vec<Vec<u8>> {
     all
 }
 
-/// Whether one of the two primes of an RSA-2048 modulus stands in some bytes: without one, no form of the private key
-/// is worth anything, and with one, all of it is known.
+/// Whether the bytes contain one of the two primes of an RSA-2048 modulus. Every form of the private key has one, and
+/// one reveals the whole key.
 fn hold_a_prime(bytes: &[u8], modulus: &BoxedUint) -> bool {
     let divides = |window: &[u8]| {
         let prime = BoxedUint::from_be_slice_vartime(window).to_nz();
         let rest = Option::from(prime).map(|prime| modulus.rem_vartime(&prime));
         rest.is_some_and(|rest: BoxedUint| rest.is_zero().into())
     };
-    // A prime of 1,024 bits has its first and last one set.
+    // The first and last bits of a prime of 1,024 bits are set.
     let could = |window: &&[u8]| window[0] >= 0x80 && window[127] & 1 == 1;
     readings(bytes).iter().any(|bytes| bytes.windows(128).filter(could).any(divides))
 }
@@ -213,11 +213,11 @@ fn modulus(spki: &[u8]) -> BoxedUint {
     PublicKey::from_public_key_der(spki).expect("a key").n().as_ref().clone()
 }
 
-/// What a thief of a person's disk and password has.
+/// What a thief of a user's disk and password has.
 struct Stolen {
     files: Vec<Vec<u8>>,
     identity: IdentityKey,
-    /// The identity key's private half, set to the work of a session key.
+    /// The private identity key, used as a session key.
     opener: SessionKey,
 }
 
@@ -244,7 +244,7 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     if !people[1].output.seen.iter().any(|line| line.contains("alice")) {
         people[1].expect("* alice is online");
     }
-    // All that people can say; that it is shown says that the keys of then opened it.
+    // Every kind of message. It is shown, so the session keys of that time opened it.
     for (from, to) in [(0, 1), (1, 0)] {
         let (name, other) = (people[from].name.clone(), people[to].name.clone());
         for (command, mark) in [("", ""), ("/msg", " -> "), ("/room", " -> ")] {
@@ -301,9 +301,9 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
             }
         }
     }
-    // To each a broadcast, a private message, the opening of a room, a message in it; three words about the file.
+    // For each user: a broadcast, a private message, the opening of a room and a message in it; and three file notices.
     assert!(envelopes >= 11 && blocks == 1, "{envelopes} {blocks}");
-    // Nor did the disks keep the keys that do open them.
+    // The disks do not contain the keys that open them.
     for (wire, thief) in wires.iter().zip(&stolen) {
         let sessions = wire.frames(UP, |frame| match frame {
             Frame::Line(line) => match ClientMessage::decode(line).expect("a message") {
@@ -317,7 +317,7 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
         for file in &thief.files {
             assert!(!hold_a_prime(file, &sessions[0]));
         }
-        // What the search would find: the other private key, once the password has opened its file, in any form.
+        // The search finds the identity key in any form, once the password has opened its file.
         let (key, own) = (thief.identity.to_pkcs8(), modulus(&thief.identity.public().spki()));
         let text = format!("{{\"key\":\"{}\"}}", BASE64_STANDARD_NO_PAD.encode(&*key));
         let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -328,8 +328,8 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     }
 }
 
-/// The recorded envelope does not open with `key`, not even when its key id says so; the same header does, of an envelope
-/// that is for `key`.
+/// The recorded envelope does not open with `key`, even if its key id is replaced; an envelope for `key` with the same
+/// header does.
 fn opens_only_what_was_made_for_it(message: &EncryptedMessage, sender: &IdentityKey, key: &SessionKey) {
     let verified = message.envelope.verify(sender.public()).expect("it is the sender's");
     let mut recorded = message.key.bytes();
