@@ -5,8 +5,8 @@
 
 use super::dial::dial;
 use super::options::Options;
-use super::session::files::shortened;
 use super::spawn;
+use super::text::shortened;
 use super::trust::{KnownCertificates, KnownServers};
 use crate::crypto::key_file::KeyFileError;
 use crate::crypto::public::Fingerprint;

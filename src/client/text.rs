@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 use unicode_normalization::UnicodeNormalization;
 use unicode_width::UnicodeWidthChar;
 
@@ -16,6 +17,8 @@ const MAX_MARKS: usize = 4;
 const MAX_CLUSTER: usize = 8;
 /// Lines of one message that get rows of their own: many more would push what others say out of sight.
 const MAX_LINES: usize = 100;
+/// The longest reason of others that is shown, in characters.
+const MAX_REASON: usize = 200;
 /// The longest address that is a link, in bytes: terminals take little more.
 const MAX_LINK: usize = 2000;
 const JOINER: char = '\u{200d}';
@@ -312,6 +315,21 @@ pub fn target(link: &str) -> String {
         byte => format!("%{byte:02X}"),
     };
     link.bytes().map(escaped).collect()
+}
+
+/// The beginning of a text of others, sanitised: a sentence.
+pub fn shortened(reason: &str) -> String {
+    sanitise(&reason.chars().take(MAX_REASON).collect::<String>())
+}
+
+/// A time in words.
+pub fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        0 => "a moment".into(),
+        1 => "1 second".into(),
+        seconds @ 2..120 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", seconds / 60),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ mod commands;
 mod steps;
 pub mod words;
 
-use super::{Effect, Session};
+use super::cx::Cx;
+use super::event::Effect;
+use super::outgoing::Outgoing;
 use crate::client::audience::Audience;
 use crate::client::text::sanitise;
 use crate::client::transfer::Job;
@@ -19,7 +21,7 @@ use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
 use crate::encoding::Fixed;
 use crate::name::Username;
-use miniserde::json;
+use miniserde::{Serialize, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -42,8 +44,6 @@ const CONFIRMATION: Duration = Duration::from_secs(120);
 const CANCELLED: &str = "cancelled";
 /// Of smaller files, in bytes, how fast they went says nothing.
 const MIN_RATED: u64 = 1_000_000;
-/// The longest reason that is told or believed, in characters: a sentence.
-const MAX_REASON: usize = 200;
 
 /// How far a transfer is.
 enum State {
@@ -90,12 +90,15 @@ struct Stopped {
 }
 
 /// All of them, by number.
-#[derive(Default)]
 pub struct Files {
     list: BTreeMap<u32, Transfer>,
     /// The latest that can be taken up again, at most [`MAX_LISTED`].
     stopped: VecDeque<Stopped>,
     last: u32,
+    /// What the other sides are to be told, and was not sent yet.
+    words: VecDeque<Outgoing>,
+    /// When a file last came further.
+    moved: Instant,
 }
 
 /// How far one transfer is, for the screen.
@@ -135,11 +138,6 @@ fn time_left(seconds: u64) -> String {
         120..7200 => format!("{} min", seconds / 60),
         _ => format!("{} h", seconds / 3600),
     }
-}
-
-/// At most 200 characters of a text of others, sanitised.
-pub fn shortened(reason: &str) -> String {
-    sanitise(&reason.chars().take(MAX_REASON).collect::<String>())
 }
 
 impl Transfer {
@@ -191,6 +189,22 @@ impl Transfer {
 }
 
 impl Files {
+    /// No transfers; the client begins `now`.
+    pub fn new(now: Instant) -> Files {
+        let (list, stopped, words) = (BTreeMap::new(), VecDeque::new(), VecDeque::new());
+        Files { list, stopped, last: 0, words, moved: now }
+    }
+
+    /// The next word that the other side of a transfer is to be told.
+    pub fn next_word(&mut self) -> Option<Outgoing> {
+        self.words.pop_front()
+    }
+
+    /// When a file last came further.
+    pub fn moved(&self) -> Instant {
+        self.moved
+    }
+
     /// Whether something is arriving or leaving, or waits for the other side's answer.
     pub fn is_idle(&self) -> bool {
         self.list.values().all(Transfer::is_open)
@@ -226,151 +240,154 @@ impl Files {
         self.list.insert(self.last, transfer);
         self.last
     }
-}
 
-impl Session {
-    /// How far everything under way is.
-    pub fn progress(&self) -> impl Iterator<Item = Progress> {
+    /// How far everything under way is, `now`.
+    pub fn progress(&self, now: Instant) -> impl Iterator<Item = Progress> {
         let moving = |transfer: &&Transfer| {
             matches!(transfer.state, State::Preparing(_) | State::Moving(_) | State::Confirming)
         };
-        self.files.list.values().filter(moving).map(|transfer| Progress {
+        self.list.values().filter(moving).map(move |transfer| Progress {
             label: transfer.label(),
             percent: transfer.percent(),
-            pace: transfer.pace(self.instant),
+            pace: transfer.pace(now),
         })
     }
 
-    fn job(&mut self, number: u32, job: Job) {
-        self.effects.push(Effect::Transfer(number, job));
+    fn job(&mut self, cx: &mut Cx, number: u32, job: Job) {
+        cx.push(Effect::Transfer(number, job));
     }
 
-    fn enter_state(&mut self, number: u32, state: State) {
-        let since = self.instant;
-        if let Some(transfer) = self.files.list.get_mut(&number) {
+    fn enter_state(&mut self, cx: &mut Cx, number: u32, state: State) {
+        let since = cx.instant;
+        if let Some(transfer) = self.list.get_mut(&number) {
             (transfer.state, transfer.since) = (state, since);
         }
     }
 
-    fn begin(&mut self, number: u32, from: u64) {
-        self.enter_state(number, State::Moving(from));
-        let Some(transfer) = self.files.list.get_mut(&number) else { return };
+    fn begin(&mut self, cx: &mut Cx, number: u32, from: u64) {
+        self.enter_state(cx, number, State::Moving(from));
+        let Some(transfer) = self.list.get_mut(&number) else { return };
         let of = (&transfer.peer, transfer.sha256, transfer.outgoing);
-        self.files.stopped.retain(|one| (&one.peer, one.sha256, one.outgoing) != of);
-        transfer.begun = (self.instant, from);
+        self.stopped.retain(|one| (&one.peer, one.sha256, one.outgoing) != of);
+        transfer.begun = (cx.instant, from);
         transfer.told = transfer.percent() / 10;
         let (title, peer, percent) = (transfer.title(), &transfer.peer, transfer.percent());
         let what = match transfer.outgoing {
             true => format!("sending {title} to {peer}"),
             false => format!("receiving {title} from {peer}"),
         };
-        self.notice(if from == 0 { what } else { format!("{what}: resuming at {percent} %") });
+        cx.notice(if from == 0 { what } else { format!("{what}: resuming at {percent} %") });
     }
 
     /// It cannot go on: both sides are told, and what has arrived stays for another time.
-    fn fail(&mut self, number: u32, why: &str) {
-        let Some(transfer) = self.files.list.get(&number) else { return };
+    fn fail(&mut self, cx: &mut Cx, number: u32, why: &str) {
+        let Some(transfer) = self.list.get(&number) else { return };
         let label = transfer.label();
-        self.end_transfer(number, false, Some(why.into()));
-        self.problem(format!("{label}: {why}"));
+        self.end_transfer(cx, number, false, Some(why.into()));
+        cx.problem(format!("{label}: {why}"));
     }
 
     /// Takes a transfer off the list, stops its thread, and tells the other side why, if they are to know.
-    fn end_transfer(&mut self, number: u32, discard: bool, tell: Option<String>) {
-        let Some(transfer) = self.files.list.remove(&number) else { return };
-        self.job(number, Job::Stop { discard });
+    fn end_transfer(&mut self, cx: &mut Cx, number: u32, discard: bool, tell: Option<String>) {
+        let Some(transfer) = self.list.remove(&number) else { return };
+        self.job(cx, number, Job::Stop { discard });
         let is_begun = !matches!(transfer.state, State::Preparing(_) | State::Offered);
         if is_begun && !discard {
-            let stopped = &mut self.files.stopped;
+            let stopped = &mut self.stopped;
             stopped.truncate(MAX_LISTED - 1);
             let (peer, sha256, outgoing) = (transfer.peer.clone(), transfer.sha256, transfer.outgoing);
             stopped.push_front(Stopped { title: transfer.title(), peer, sha256, outgoing });
         }
         if tell.is_some() && !matches!(transfer.state, State::Preparing(_)) {
-            self.word(Kind::FileCancel, number, &transfer, tell);
+            self.word(cx, Kind::FileCancel, number, &transfer, tell);
         }
     }
 
-    fn word(&mut self, kind: Kind, number: u32, transfer: &Transfer, reason: Option<String>) {
+    /// Queues a word to the other side of a transfer. It may hold a key.
+    fn send_word(&mut self, cx: &Cx, number: u32, peer: &Username, kind: Kind, word: &impl Serialize) {
+        let (to, text) = (Audience::Private(peer.clone()), Zeroizing::new(json::to_string(word)));
+        self.words.push_back(Outgoing::new(kind, to, text, cx.now).about(number));
+    }
+
+    fn word(&mut self, cx: &Cx, kind: Kind, number: u32, transfer: &Transfer, reason: Option<String>) {
         let word = Word { transfer: Fixed(transfer.id), reason };
-        let text = Zeroizing::new(json::to_string(&word));
-        self.send_about(kind, Audience::Private(transfer.peer.clone()), text, Some(number));
+        self.send_word(cx, number, &transfer.peer, kind, &word);
     }
 
     /// What became of a word about a transfer: `None` if it was delivered.
-    pub(super) fn word_settled(&mut self, number: u32, kind: Kind, missed: Option<String>) {
-        self.moved = self.instant;
-        let Some(transfer) = self.files.list.get(&number) else { return };
+    pub fn word_settled(&mut self, cx: &mut Cx, number: u32, kind: Kind, missed: Option<String>) {
+        self.moved = cx.instant;
+        let Some(transfer) = self.list.get(&number) else { return };
         let (title, peer) = (transfer.title(), transfer.peer.clone());
         match (kind, missed) {
-            (Kind::FileOffer, None) if matches!(transfer.state, State::Offered) => self.notice(format!(
+            (Kind::FileOffer, None) if matches!(transfer.state, State::Offered) => cx.notice(format!(
                 "{title} is offered to {peer}, who must accept it first; /cancel {number} withdraws it"
             )),
             (Kind::FileOffer | Kind::FileAccept, Some(why)) => {
-                self.end_transfer(number, false, None);
-                self.problem(format!("{title} was not transferred: {why}"));
+                self.end_transfer(cx, number, false, None);
+                cx.problem(format!("{title} was not transferred: {why}"));
             }
             _ => {}
         }
     }
 
     /// Forgets what `name` has offered, or the end of each offer would be shown. False if there was nothing.
-    pub(super) fn forget_offers(&mut self, name: &Username) -> bool {
-        let (folded, before) = (name.folded(), self.files.list.len());
-        self.files.list.retain(|_, one| !(one.is_open() && one.peer.folded() == folded));
-        self.files.list.len() < before
+    pub fn forget_offers(&mut self, name: &Username) -> bool {
+        let (folded, before) = (name.folded(), self.list.len());
+        self.list.retain(|_, one| !(one.is_open() && one.peer.folded() == folded));
+        self.list.len() < before
     }
 
     /// `name` has gone offline: transfers with them end.
-    pub(super) fn files_of_left(&mut self, name: &Username) {
-        self.interrupt_files(|peer| peer == name, &format!("{name} has left"));
+    pub fn left(&mut self, cx: &mut Cx, name: &Username) {
+        self.interrupt(cx, |peer| peer == name, &format!("{name} has left"));
     }
 
     /// What goes on between those two sessions ends, and can be taken up by others. `why` it does.
-    pub(super) fn interrupt_files(&mut self, with: impl Fn(&Username) -> bool, why: &str) {
+    pub fn interrupt(&mut self, cx: &mut Cx, with: impl Fn(&Username) -> bool, why: &str) {
         let theirs = |(number, one): (&u32, &Transfer)| {
             (with(&one.peer) && !matches!(one.state, State::Keeping)).then_some(*number)
         };
         let mut offers = Vec::new();
-        for number in self.files.list.iter().filter_map(theirs).collect::<Vec<_>>() {
-            let Some(transfer) = self.files.list.get(&number) else { continue };
+        for number in self.list.iter().filter_map(theirs).collect::<Vec<_>>() {
+            let Some(transfer) = self.list.get(&number) else { continue };
             let title = transfer.title();
             let offered = matches!(transfer.state, State::Preparing(_) | State::Offered);
             let again =
                 if transfer.outgoing { "offer it again to resume" } else { "it resumes when offered again" };
-            self.end_transfer(number, false, None);
+            self.end_transfer(cx, number, false, None);
             match offered {
                 true => offers.push(title),
-                false => self.problem(format!("{why}: {title} was interrupted; {again}")),
+                false => cx.problem(format!("{why}: {title} was interrupted; {again}")),
             }
         }
         match &offers[..] {
             [] => {}
-            [title] => self.notice(format!("{why}: {title} is no longer offered")),
-            many => self.notice(format!("{why}: {} files are no longer offered", many.len())),
+            [title] => cx.notice(format!("{why}: {title} is no longer offered")),
+            many => cx.notice(format!("{why}: {} files are no longer offered", many.len())),
         }
     }
 
     /// Offers do not wait for ever, nor does what was sent for its confirmation.
-    pub(super) fn files_tick(&mut self) {
+    pub fn tick(&mut self, cx: &mut Cx) {
         let overdue = |transfer: &Transfer| {
             let limit = match transfer.state {
                 State::Offered => OFFER_LIFETIME,
                 State::Confirming => CONFIRMATION,
                 _ => return false,
             };
-            self.instant.duration_since(transfer.since) >= limit
+            cx.instant.duration_since(transfer.since) >= limit
         };
-        let list = self.files.list.iter();
+        let list = self.list.iter();
         let overdue: Vec<u32> = list.filter(|(_, one)| overdue(one)).map(|(number, _)| *number).collect();
         for number in overdue {
-            self.fail(number, "there was no answer in time");
+            self.fail(cx, number, "there was no answer in time");
         }
     }
 
     /// What is to be said of files that are not complete; `None` if all are.
-    pub fn unfinished_files(&self) -> Option<String> {
-        let list = self.files.list.values();
+    pub fn unfinished(&self) -> Option<String> {
+        let list = self.list.values();
         let titles =
             list.filter(|one| !one.is_open() && !matches!(one.state, State::Keeping)).map(Transfer::title);
         let titles: Vec<String> = titles.collect();

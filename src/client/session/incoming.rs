@@ -1,93 +1,158 @@
-//! What others have sent: checked in the specification's order, then shown.
+//! What others have sent: checked in the specification's order, before anything of it is shown.
 //!
 //! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key was
-//! checked; each envelope is shown once; where it belongs is what its sender signed. No
-//! answer to the server depends on what decryption yields. Specification: PROTOCOL#receiving.
+//! checked; each envelope is taken in once. No answer to the server depends on what decryption yields.
+//! Specification: PROTOCOL#receiving.
 
-use super::Session;
-use super::peers::{MAX_INBOX, MAX_INBOX_OF_ONE};
-use super::replay::{Between, Order, between};
-use crate::client::audience::Audience;
-use crate::client::entry::{Entry, Place, Source};
-use crate::client::text::{mentions, sanitise_lines};
+use super::contacts::Contacts;
+use super::cx::Cx;
+use super::replay::{Between, Order, Replay, between};
 use crate::crypto::envelope::{Header, Kind, Scope};
 use crate::crypto::keys::SessionKey;
 use crate::name::Username;
 use crate::protocol::EncryptedMessage;
+use std::collections::{HashMap, VecDeque};
 use zeroize::Zeroizing;
 
+/// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
+/// at most.
+const MAX_INBOX: usize = 1024;
+/// And of one sender.
+const MAX_INBOX_OF_ONE: usize = 64;
+/// The ids of one sender that are kept: more than a person reads in an hour.
+const MAX_IDS_OF_ONE: usize = 1024;
+/// And of all: 2 MiB.
+const MAX_IDS: usize = 65_536;
 /// A sender's clock that differs by more, in milliseconds, is told: no clock that is set by itself does.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
 /// More missing messages than this are not counted: at the server's rate they would take a day.
 const MAX_MISSING: u64 = 10_000_000;
-/// Times that a partner who opens and leaves a room is reported: what is typed there depends on it.
-const MAX_ROOM_NOTICES: u32 = 4;
 
-impl Session {
-    /// Takes an envelope from the server.
-    pub(super) fn receive(&mut self, message: EncryptedMessage) {
-        let header = &message.envelope.header;
-        let (from, named, claimed) = (header.from.clone(), header.identity, claimed(header));
-        if from == *self.me() || !self.peers.admits(&from) {
-            return self.tell_refused(&from, "its sender is invalid");
-        }
-        let peer = self.peers.get(&from);
-        let known = peer.identity.as_ref().is_some_and(|key| key.fingerprint() == named);
-        if known && peer.inbox.is_empty() {
-            return self.open(&from, &message);
-        }
-        // A stranger, a changed key, or a forgery: the server's word on the key decides which.
-        if self.unread >= MAX_INBOX || peer.inbox.len() >= MAX_INBOX_OF_ONE {
-            return self.refuse(&from, claimed, "too many messages are waiting for a key");
-        }
-        self.unread += 1;
-        let peer = self.peers.get(&from);
-        peer.inbox.push_back(message);
-        if peer.changed.is_none() {
-            self.ask_for_keys([from]);
-        }
+/// What one other user has sent.
+#[derive(Default)]
+struct Sender {
+    /// What waits to be read until the key is here.
+    inbox: VecDeque<EncryptedMessage>,
+    /// What was taken in.
+    replay: Replay,
+    /// The ids of the latest messages, the oldest first.
+    ids: VecDeque<[u8; 32]>,
+    /// Some ids are no longer here.
+    has_forgotten: bool,
+    /// Messages that did not arrive, in all.
+    missing: u64,
+}
+
+/// An envelope that has passed all checks.
+pub struct Received {
+    /// As it was signed.
+    pub header: Header,
+    /// Decrypted; of a file word, it may hold a key.
+    pub text: Zeroizing<String>,
+}
+
+/// What is to be done with an envelope that has arrived.
+pub enum Arrived {
+    /// It can be opened.
+    Ready(Box<EncryptedMessage>),
+    /// It waits for the keys of its sender.
+    Waits(Username),
+    /// It was refused, and the user was told.
+    Refused,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Incoming {
+    senders: HashMap<Username, Sender>,
+    /// Envelopes that wait for keys.
+    unread: usize,
+    /// Ids of messages, of all senders.
+    ids: usize,
+    /// When this run of the client began, milliseconds since 1970; `None` before the first event.
+    pub(super) began: Option<u64>,
+}
+
+impl Incoming {
+    /// Time has passed.
+    pub fn tick(&mut self, cx: &Cx) {
+        self.began.get_or_insert(cx.now);
     }
 
-    /// Reads what has waited for the key of `name`, which is here now.
-    pub(super) fn read_inbox(&mut self, name: &Username) {
-        if self.peers.has_changed(name) {
-            return;
+    /// As if `name` had sent more than is remembered.
+    #[cfg(test)]
+    pub fn forget_some(&mut self, name: &Username) {
+        self.sender(name).has_forgotten = true;
+    }
+
+    fn sender(&mut self, name: &Username) -> &mut Sender {
+        self.senders.entry(name.clone()).or_default()
+    }
+
+    /// An envelope has come from the server.
+    pub fn arrive(&mut self, cx: &mut Cx, contacts: &mut Contacts, message: EncryptedMessage) -> Arrived {
+        let header = &message.envelope.header;
+        let (from, named) = (header.from.clone(), header.identity);
+        if from == cx.me || !contacts.admits(&from) {
+            tell_refused(cx, &from, "its sender is invalid");
+            return Arrived::Refused;
         }
-        for message in std::mem::take(&mut self.peers.get(name).inbox) {
-            self.unread -= 1;
-            self.open(name, &message);
+        let identity = contacts.find(&from).and_then(|contact| contact.identity.as_ref());
+        let is_known = identity.is_some_and(|key| key.fingerprint() == named);
+        let waiting = self.sender(&from).inbox.len();
+        if is_known && waiting == 0 {
+            return Arrived::Ready(Box::new(message));
         }
+        // A stranger, a changed key, or a forgery: the server's word on the key decides which.
+        if self.unread >= MAX_INBOX || waiting >= MAX_INBOX_OF_ONE {
+            self.refuse(cx, header, "too many messages are waiting for a key");
+            return Arrived::Refused;
+        }
+        self.unread += 1;
+        self.sender(&from).inbox.push_back(message);
+        Arrived::Waits(from)
+    }
+
+    /// Users of whom something waits for their keys.
+    pub fn waiting(&self) -> Vec<Username> {
+        let waiting = self.senders.iter().filter(|(_, sender)| !sender.inbox.is_empty());
+        waiting.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What has waited for the key of `name`, in order.
+    pub fn take_inbox(&mut self, name: &Username) -> VecDeque<EncryptedMessage> {
+        let inbox = self.senders.get_mut(name).map(|sender| std::mem::take(&mut sender.inbox));
+        let inbox = inbox.unwrap_or_default();
+        self.unread -= inbox.len();
+        inbox
     }
 
     /// The keys of `name` cannot be had: what waits for them is not believed.
-    pub(super) fn drop_inbox(&mut self, name: &Username) {
-        for message in std::mem::take(&mut self.peers.get(name).inbox) {
-            self.unread -= 1;
-            self.refuse(name, claimed(&message.envelope.header), "there is no key to verify it");
+    pub fn drop_inbox(&mut self, cx: &mut Cx, name: &Username) {
+        for message in self.take_inbox(name) {
+            self.refuse(cx, &message.envelope.header, "there is no key to verify it");
         }
     }
 
     /// What is refused is reported as that, and not as missing later. PROTOCOL#no-answer, PROTOCOL#check-sequence.
-    fn refuse(&mut self, from: &Username, (place, sequence): (Between, u64), why: &str) {
-        let peer = self.peers.get(from);
-        let waiting = peer.inbox.iter().rev().map(|message| claimed(&message.envelope.header));
+    pub fn refuse(&mut self, cx: &mut Cx, header: &Header, why: &str) {
+        let (place, sequence) = claimed(header);
+        let sender = self.sender(&header.from);
+        let waiting = sender.inbox.iter().rev().map(|message| claimed(&message.envelope.header));
         let waiting = waiting.into_iter().find(|(of, _)| *of == place).map(|(_, sequence)| sequence);
-        peer.replay.refuse(place, sequence, waiting);
-        self.tell_refused(from, why);
+        sender.replay.refuse(place, sequence, waiting);
+        tell_refused(cx, &header.from, why);
     }
 
-    fn tell_refused(&mut self, from: &Username, why: &str) {
-        self.problem_about(from, why, format!("refused a message that claims to come from {from}: {why}"));
-    }
-
-    /// PROTOCOL#check-identity.
-    fn open(&mut self, from: &Username, message: &EncryptedMessage) {
-        let shown = match self.checked(from, message) {
-            Ok((header, gap, text, id)) => self.take_in(&header, (gap, id), text),
-            Err(why) => Err(why),
-        };
-        if let Err(why) = shown {
-            self.refuse(from, claimed(&message.envelope.header), &why);
+    /// Opens an envelope; `None` if there is nothing to show of it. PROTOCOL#check-identity.
+    pub fn open(&mut self, cx: &mut Cx, contacts: &Contacts, message: &EncryptedMessage) -> Option<Received> {
+        let header = &message.envelope.header;
+        match self.checked(cx, contacts, message) {
+            Ok((received, gap, id)) => self.take_in(cx, received, gap, id),
+            Err(why) => {
+                self.refuse(cx, header, &why);
+                None
+            }
         }
     }
 
@@ -95,21 +160,24 @@ impl Session {
     /// PROTOCOL#checks, PROTOCOL#check-recipient.
     fn checked(
         &mut self,
-        from: &Username,
+        cx: &Cx,
+        contacts: &Contacts,
         message: &EncryptedMessage,
-    ) -> Result<(Header, u64, Zeroizing<String>, [u8; 32]), String> {
-        let Some(peer) = self.peers.find(from) else { return Err("the sender is unknown".into()) };
-        let Some(identity) = &peer.identity else { return Err("the sender's key is unknown".into()) };
+    ) -> Result<(Received, u64, [u8; 32]), String> {
+        let from = &message.envelope.header.from;
+        let identity = contacts.find(from).and_then(|contact| contact.identity.as_ref());
+        let Some(identity) = identity else { return Err("the sender's key is unknown".into()) };
         let verified = message.envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
         match (&header.recipient, header.recipient_key) {
-            (Some(name), Some(key)) if name == self.me() && self.keys.holds(key) => {}
+            (Some(name), Some(key)) if *name == cx.me && cx.account.holds(key) => {}
             (Some(_), _) => return Err("it is for another user, or for an earlier session of yours".into()),
             // PROTOCOL#broadcast-server.
-            (None, key) if key == self.server => {}
+            (None, key) if key == cx.account.server => {}
             (None, _) => return Err("it is for another server".into()),
         }
-        let gap = match peer.replay.order(&header, self.now) {
+        let replay = &mut self.sender(from).replay;
+        let gap = match replay.order(&header, cx.now) {
             Order::Next => 0,
             Order::Gap(missing) => missing,
             Order::Replayed => {
@@ -122,7 +190,8 @@ impl Session {
             let is_signed = header.recipient.is_none() || header.recipient_key == Some(key.fingerprint());
             is_signed && key.fingerprint().key_id() == id
         };
-        let opened = self.keys.all().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
+        let opened =
+            cx.account.session_keys().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
         let mut text = match opened {
             Some(Ok(text)) => text,
             _ => return Err("it cannot be decrypted".into()),
@@ -133,125 +202,99 @@ impl Session {
             return Err("its fields contradict each other".into());
         }
         let id = verified.id();
-        self.peers.get(from).replay.record(&header, self.now);
-        Ok((header, gap, text, id))
+        replay.record(&header, cx.now);
+        Ok((Received { header, text }, gap, id))
     }
 
-    /// Reports a time that is off.
-    fn tell_skew(&mut self, header: &Header) {
-        let (from, off) = (&header.from, header.time.abs_diff(self.now));
-        if off > MAX_SKEW_MS {
-            // A delayed message has an old date, never a future one.
-            let (direction, delayed) = match header.time < self.now {
-                true => ("behind", ", or the message was delayed"),
-                false => ("ahead of", ""),
-            };
-            let text = format!(
-                "a message from {from} is dated {} {direction} this machine's clock: one of the clocks is wrong{delayed}",
-                span(off)
-            );
-            self.problem_about(from, direction, text);
+    /// Takes in what has passed the checks: tells what is missing before it, and whether its time is off. `None` if there
+    /// is nothing to show of it. PROTOCOL#check-text.
+    fn take_in(&mut self, cx: &mut Cx, mut received: Received, gap: u64, id: [u8; 32]) -> Option<Received> {
+        let header = &received.header;
+        let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));
+        let about_files =
+            matches!(header.kind, Kind::FileAccept | Kind::FileReject | Kind::FileCancel | Kind::FileDone);
+        if (later || !about_files) && cx.ignored.contains(&header.from) {
+            return None;
         }
+        if gap > 0 {
+            self.tell_gap(cx, &header.from, gap);
+        }
+        // PROTOCOL#check-again.
+        if !self.is_new(&header.from, id) {
+            return None;
+        }
+        tell_skew(cx, header);
+        if header.kind == Kind::Message && self.may_be_repeated(header) {
+            received.text.push_str(" (sent again)");
+        }
+        // PROTOCOL#later-versions.
+        if later {
+            cx.tell_later(&format!("{} has sent something that this version does not know", header.from));
+            return None;
+        }
+        Some(received)
     }
 
-    fn tell_gap(&mut self, from: &Username, missing: u64) {
-        let total = &mut self.peers.get(from).missing;
+    /// Takes in the id of a message of `name`; false if it was there. PROTOCOL#id-memory.
+    fn is_new(&mut self, name: &Username, id: [u8; 32]) -> bool {
+        let sender = self.sender(name);
+        if sender.ids.contains(&id) {
+            return false;
+        }
+        sender.ids.push_back(id);
+        let is_long = sender.ids.len() > MAX_IDS_OF_ONE;
+        self.ids += 1;
+        if is_long || self.ids > MAX_IDS {
+            let fullest = self.senders.values_mut().max_by_key(|sender| sender.ids.len());
+            if let Some(sender) = fullest {
+                (sender.has_forgotten, _) = (true, sender.ids.pop_front());
+                self.ids -= 1;
+            }
+        }
+        true
+    }
+
+    fn tell_gap(&mut self, cx: &mut Cx, from: &Username, missing: u64) {
+        let total = &mut self.sender(from).missing;
         let in_total = if *total > 0 { " in total" } else { "" };
         *total = total.saturating_add(missing);
         let (messages, are) = if *total == 1 { ("message", "is") } else { ("messages", "are") };
         let count = if *total > MAX_MISSING { format!("more than {MAX_MISSING}") } else { total.to_string() };
-        self.problem_about(
-            from,
-            "missing",
-            format!("{count} {messages} from {from} {are} missing{in_total}"),
-        );
-    }
-
-    /// PROTOCOL#check-text.
-    fn take_in(
-        &mut self,
-        header: &Header,
-        (gap, id): (u64, [u8; 32]),
-        mut text: Zeroizing<String>,
-    ) -> Result<(), String> {
-        let from = header.from.clone();
-        let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));
-        let about_files =
-            matches!(header.kind, Kind::FileAccept | Kind::FileReject | Kind::FileCancel | Kind::FileDone);
-        if (later || !about_files) && self.ignored.contains(&from) {
-            return Ok(());
-        }
-        if gap > 0 {
-            self.tell_gap(&from, gap);
-        }
-        // PROTOCOL#check-again.
-        if !self.peers.is_new(&from, id) {
-            return Ok(());
-        }
-        self.tell_skew(header);
-        if header.kind == Kind::Message && self.may_be_repeated(header) {
-            text.push_str(" (sent again)");
-        }
-        // PROTOCOL#later-versions.
-        if later {
-            self.tell_later(format!("{from} has sent something that this version does not know"));
-            return Ok(());
-        }
-        match header.kind {
-            Kind::RoomOpened if self.has_room(&from) => {
-                self.notice_in_room(&from, format!("{from} has joined the room"));
-            }
-            Kind::RoomOpened => {
-                let text = format!("{from} has opened a private room with you: /room {from} joins it");
-                self.tell_about(&from, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::Here, text));
-                self.alert(&from, Place::With(from.clone()));
-            }
-            Kind::RoomLeft => self.notice_in_room(&from, format!("{from} has left the room")),
-            Kind::Message => {
-                let to = Audience::new(header.scope, header.recipient.clone());
-                let to = to.ok_or("its fields contradict each other")?;
-                self.received(Source::User { from, to }, sanitise_lines(&text));
-            }
-            _ => return self.file_word(header, &text),
-        }
-        Ok(())
+        let text = format!("{count} {messages} from {from} {are} missing{in_total}");
+        cx.problem_about(from, "missing", text);
     }
 
     /// Whether a message that was sealed before may have been shown by an earlier run, or so long ago that it is forgotten.
     fn may_be_repeated(&self, header: &Header) -> bool {
-        let has_forgotten = self.peers.find(&header.from).is_none_or(|peer| peer.has_forgotten);
+        let has_forgotten = self.senders.get(&header.from).is_none_or(|sender| sender.has_forgotten);
         let was_here = self.began.is_some_and(|began| began.saturating_add(MAX_SKEW_MS) < header.time);
         header.again.is_some() && (has_forgotten || !was_here)
-    }
-
-    /// Shows what somebody else has said. `text` is sanitised.
-    fn received(&mut self, source: Source, text: String) {
-        let Some(from) = source.from().cloned() else { return };
-        let place = source.place(&self.me);
-        let mention = !mentions(&text, self.me.as_str()).is_empty();
-        if mention || place != Place::Everyone {
-            self.alert(&from, place.clone());
-        }
-        let trust = self.peers.trust(&from);
-        self.said(Entry { mention, trust, ..Entry::new(self.now, source, place, text) });
-    }
-
-    /// A room ends with the session of either of the two.
-    pub(super) fn tell_room_closed(&mut self, with: &Username) {
-        let text = format!(
-            "the room with {with} is closed: what you type here is sent as private messages; /room {with} opens it again"
-        );
-        self.notice_in_room(with, text);
-    }
-
-    fn notice_in_room(&mut self, with: &Username, text: String) {
-        let notice = (Source::Notice, Place::With(with.clone()), text);
-        self.tell_about(with, "room", MAX_ROOM_NOTICES, notice);
     }
 }
 
 fn claimed(header: &Header) -> (Between, u64) {
     (between(header), header.sequence)
+}
+
+fn tell_refused(cx: &mut Cx, from: &Username, why: &str) {
+    cx.problem_about(from, why, format!("refused a message that claims to come from {from}: {why}"));
+}
+
+/// Reports a time that is off.
+fn tell_skew(cx: &mut Cx, header: &Header) {
+    let (from, off) = (&header.from, header.time.abs_diff(cx.now));
+    if off > MAX_SKEW_MS {
+        // A delayed message has an old date, never a future one.
+        let (direction, delayed) = match header.time < cx.now {
+            true => ("behind", ", or the message was delayed"),
+            false => ("ahead of", ""),
+        };
+        let text = format!(
+            "a message from {from} is dated {} {direction} this machine's clock: one of the clocks is wrong{delayed}",
+            span(off)
+        );
+        cx.problem_about(from, direction, text);
+    }
 }
 
 /// Milliseconds as people say them.
@@ -261,5 +304,41 @@ fn span(ms: u64) -> String {
         minutes @ 120..2880 => format!("{} hours", minutes / 60),
         minutes @ 2880..1_440_000 => format!("{} days", minutes / 1440),
         _ => "more than 1000 days".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PROTOCOL#id-memory.
+    #[test]
+    fn ids_are_remembered_up_to_a_number_of_each_and_of_all() {
+        let mut incoming = Incoming::default();
+        let name = |n: usize| format!("user{n}").parse::<Username>().expect("name");
+        let id = |n: usize| {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            id
+        };
+        let all = |incoming: &mut Incoming, of: usize, count: usize| {
+            (0..count).filter(|n| incoming.is_new(&name(of), id(*n))).count()
+        };
+        assert_eq!(all(&mut incoming, 0, MAX_IDS_OF_ONE), MAX_IDS_OF_ONE);
+        assert_eq!(all(&mut incoming, 0, MAX_IDS_OF_ONE), 0);
+        assert!(!incoming.sender(&name(0)).has_forgotten && incoming.is_new(&name(0), id(MAX_IDS_OF_ONE)));
+        assert!(
+            incoming.sender(&name(0)).has_forgotten && incoming.is_new(&name(0), id(0)),
+            "the oldest is gone"
+        );
+        for other in 1..MAX_IDS / MAX_IDS_OF_ONE {
+            assert_eq!(all(&mut incoming, other, MAX_IDS_OF_ONE), MAX_IDS_OF_ONE);
+        }
+        assert_eq!(incoming.ids, MAX_IDS);
+        assert!(
+            incoming.is_new(&name(99), id(0))
+                && incoming.ids == MAX_IDS
+                && !incoming.is_new(&name(99), id(0))
+        );
     }
 }

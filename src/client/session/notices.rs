@@ -3,9 +3,7 @@
 //! Invariant: whatever others send, and however fast, a minute shows a bounded number of these lines; none is lost: what
 //! is not shown is counted, and the count is shown later or at the end. Users who are ignored cause none.
 
-use super::{Effect, Session};
 use crate::client::entry::{Entry, Place, Source};
-use crate::name::Username;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -88,7 +86,7 @@ pub struct Notices {
     server: Allowance,
     pub(super) presence: Allowance,
     /// A message of a later version was reported.
-    later: bool,
+    pub(super) later: bool,
 }
 
 impl Default for Notices {
@@ -100,7 +98,7 @@ impl Default for Notices {
 
 impl Notices {
     /// Whether `entry` is to be shown: the first `limit` with the same key are, as long as there is room.
-    fn admits(&mut self, key: (String, String), limit: u32, entry: &Entry, now: Instant) -> bool {
+    pub fn admits(&mut self, key: (String, String), limit: u32, entry: &Entry, now: Instant) -> bool {
         let allowance = if key.0.is_empty() { &mut self.server } else { &mut self.users };
         let is_full = self.told.len() >= MAX_TOLD;
         match self.told.get_mut(&key) {
@@ -128,7 +126,7 @@ impl Notices {
     }
 
     /// What was counted and is to be shown now; all of it at the end.
-    fn counted(&mut self, now: Instant, last: bool) -> Vec<(Source, Place, String)> {
+    pub fn counted(&mut self, now: Instant, last: bool) -> Vec<(Source, Place, String)> {
         let mut shown = Vec::new();
         let [of_users, of_server, _] = [&mut self.users, &mut self.server, &mut self.presence]
             .map(|allowance| allowance.renew(now, last));
@@ -160,67 +158,6 @@ impl Notices {
             }
         }
         shown
-    }
-}
-
-impl Session {
-    /// Shows a problem with `name` that others can cause, or counts it. Problems with the same `topic` are the same.
-    pub(super) fn problem_about(&mut self, name: &Username, topic: &str, text: String) {
-        self.tell_about(name, topic, 1, (Source::Problem, Place::Here, text));
-    }
-
-    /// The same of several users at once.
-    pub(super) fn problem_about_some(&mut self, topic: &str, text: String) {
-        let entry = Entry::new(self.now, Source::Problem, Place::Here, text);
-        self.tell(("*".into(), topic.into()), 1, entry);
-    }
-
-    /// Shows a notice about `name` up to `limit` times, then counts it. PROTOCOL#notices.
-    pub(super) fn tell_about(
-        &mut self,
-        name: &Username,
-        topic: &str,
-        limit: u32,
-        (source, place, text): (Source, Place, String),
-    ) {
-        if !self.ignored.contains(name) {
-            self.tell((name.folded(), topic.into()), limit, Entry::new(self.now, source, place, text));
-        }
-    }
-
-    /// Shows a problem with what the server sent, or counts it. PROTOCOL#notices.
-    pub(super) fn server_problem(&mut self, text: String) {
-        let entry = Entry::new(self.now, Source::Problem, Place::Here, text.clone());
-        self.tell((String::new(), text), 1, entry);
-    }
-
-    fn tell(&mut self, key: (String, String), limit: u32, entry: Entry) {
-        if self.notices.admits(key, limit, &entry, self.instant) {
-            self.effects.push(Effect::Show(entry));
-        }
-    }
-
-    /// Says once in a session that a later version sends what this one does not know. PROTOCOL#later-versions.
-    pub(super) fn tell_later(&mut self, what: String) {
-        if !std::mem::replace(&mut self.notices.later, true) {
-            self.notice(format!("{what}; a newer client may show it"));
-        }
-    }
-
-    /// Shows what was counted, when it is time, or all of it at the end.
-    pub(super) fn tell_counted(&mut self, last: bool) {
-        for (source, place, text) in self.notices.counted(self.instant, last) {
-            self.show(source, place, text);
-        }
-    }
-
-    /// At the end: what was counted comes before the last effect.
-    pub(super) fn tell_last(&mut self) {
-        if let Some(at) = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_))) {
-            let end = self.effects.split_off(at);
-            self.tell_counted(true);
-            self.effects.extend(end);
-        }
     }
 }
 

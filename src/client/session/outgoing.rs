@@ -1,15 +1,18 @@
-//! What this person sends: sealed, wrapped for each recipient, sent. What became of it is taken in by `outcome`.
+//! What this user sends: sealed, wrapped for each recipient, sent. What became of it is taken in by `outcome`.
 //!
-//! Invariant: messages to one person leave in the order in which they were typed; nothing is sealed for a key that was
+//! Invariant: messages to one user leave in the order in which they were typed; nothing is sealed for a key that was
 //! not certified. Specification: PROTOCOL#sending.
 
 mod outcome;
 
-use super::{Effect, Session};
+use super::contacts::{Contact, Contacts};
+use super::cx::Cx;
+use super::event::Effect;
+use super::presence::OnlineUsers;
 use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};
-use crate::client::text::sanitise_lines;
-use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed};
+use crate::client::text::{all_quoted, sanitise_lines};
+use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Sealed};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
 use crate::encoding::Fixed;
 use crate::name::Username;
@@ -19,13 +22,13 @@ use std::sync::Arc;
 use std::time::Instant;
 use zeroize::Zeroizing;
 
-pub(super) use outcome::Missed;
+pub use outcome::{Missed, Outcome, because};
 
 /// Fewer recipients than this are not worth a second thread.
 const SPREAD_FROM: usize = 16;
 
 /// One message on its way.
-struct Outgoing {
+pub struct Outgoing {
     kind: Kind,
     audience: Audience,
     /// A word about a file may hold its key.
@@ -48,7 +51,7 @@ struct Outgoing {
 }
 
 /// A message that can be sent again.
-pub(super) struct Failed {
+struct Failed {
     audience: Audience,
     text: Zeroizing<String>,
     time: u64,
@@ -62,40 +65,67 @@ struct Delivered {
     since: Instant,
 }
 
+/// What is sent to one user.
+#[derive(Default)]
+struct Recipient {
+    /// The session key of what is unanswered. Nothing is sent for another one before all of it is
+    /// answered, or messages would overtake each other.
+    flying: Option<Fingerprint>,
+    /// The session key that the server last called stale.
+    stale: Option<Fingerprint>,
+    /// Unanswered `encrypted_send`s with this user as a target.
+    in_flight: usize,
+    /// What waits to be sent to this user, by number: that is, in order.
+    backlog: BTreeSet<u64>,
+    /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
+    sequence: Option<(Fingerprint, u64)>,
+}
+
+impl Recipient {
+    /// The next number of the private conversation with this session, from 1. PROTOCOL#sequence.
+    fn next_sequence(&mut self, session: Fingerprint) -> u64 {
+        let next = match self.sequence {
+            Some((former, last)) if former == session => last + 1,
+            _ => 1,
+        };
+        self.sequence = Some((session, next));
+        next
+    }
+}
+
 /// All messages on their way.
 #[derive(Default)]
 pub struct Outbox {
     messages: BTreeMap<u64, Outgoing>,
+    recipients: HashMap<Username, Recipient>,
     /// The latest that failed, which can be sent again.
-    pub(super) failed: BTreeMap<u64, Failed>,
+    failed: BTreeMap<u64, Failed>,
     /// Requests without an answer: the message, and whom it was for.
     flights: BTreeMap<u64, (u64, Vec<Username>)>,
     /// The latest that were delivered: the server may still report that they are lost.
     delivered: VecDeque<Delivered>,
     /// Requests in flight that were reported as lost.
     lost: BTreeSet<u64>,
-    pub(super) next_message: u64,
+    next_message: u64,
     next_request: u64,
     /// The last number of the broadcast conversation.
     broadcasts: u64,
+    /// What the other parts have not heard of yet.
+    outcomes: VecDeque<Outcome>,
+    /// A session ended before the server had acknowledged all messages.
+    gave_up: bool,
 }
 
 impl Outgoing {
-    /// Written at `time`; with the id of one that is sent again.
-    fn new(
-        kind: Kind,
-        audience: Audience,
-        text: Zeroizing<String>,
-        (time, id): (u64, Option<Fixed<32>>),
-        transfer: Option<u32>,
-    ) -> Outgoing {
+    /// Written at `time`, in milliseconds since 1970.
+    pub fn new(kind: Kind, audience: Audience, text: Zeroizing<String>, time: u64) -> Outgoing {
         Outgoing {
             kind,
             audience,
             text,
             time,
-            id,
-            transfer,
+            id: None,
+            transfer: None,
             sealed: None,
             waiting: BTreeSet::new(),
             delivered: 0,
@@ -105,14 +135,14 @@ impl Outgoing {
             request: 0,
         }
     }
+
+    /// About the transfer of this number.
+    pub fn about(self, transfer: u32) -> Outgoing {
+        Outgoing { transfer: Some(transfer), ..self }
+    }
 }
 
 impl Outbox {
-    /// Whether the server has called the key stale that `number` was sealed with for `name`.
-    fn was_stale(&self, number: u64, name: &Username) -> bool {
-        self.messages.get(&number).is_some_and(|message| message.tries.contains_key(name))
-    }
-
     /// Messages that are not settled yet.
     pub fn len(&self) -> usize {
         self.messages.len()
@@ -128,10 +158,31 @@ impl Outbox {
         !self.flights.is_empty()
     }
 
-    /// What the person at the keyboard said and nobody has acknowledged.
+    /// Whether the failed message of this number can still be sent again.
+    pub fn is_at_hand(&self, number: u64) -> bool {
+        self.failed.contains_key(&number)
+    }
+
+    /// Whether a session ended before the server had acknowledged all messages.
+    pub fn has_given_up(&self) -> bool {
+        self.gave_up
+    }
+
+    /// What the user said and nobody has acknowledged.
     pub fn unacknowledged(&self) -> impl Iterator<Item = &str> + Clone {
         let messages = self.messages.values().filter(|message| message.kind == Kind::Message);
         messages.map(|message| message.text.as_str())
+    }
+
+    /// The report of messages that the server has not acknowledged, with the beginning of each; `None` without any.
+    pub fn unsettled(&self) -> Option<String> {
+        let texts = self.unacknowledged();
+        let what = match texts.clone().count() {
+            0 => return None,
+            1 => "1 message of yours was".into(),
+            count => format!("{count} messages of yours were"),
+        };
+        Some(format!("{what} not acknowledged and may not have arrived: {}", all_quoted(texts)))
     }
 
     /// What has failed cannot be sent again.
@@ -140,213 +191,180 @@ impl Outbox {
         self.delivered.clear();
     }
 
-    /// A new session: nothing is under way any more. What was.
-    fn restart(&mut self) -> BTreeMap<u64, Outgoing> {
-        self.flights.clear();
-        self.delivered.clear();
-        self.lost.clear();
-        self.broadcasts = 0;
-        std::mem::take(&mut self.messages)
-    }
-
     /// A new session key begins new conversations.
     pub fn restart_numbers(&mut self) {
         self.broadcasts = 0;
-    }
-}
-
-impl Session {
-    /// Sends something to an audience.
-    pub(super) fn send(&mut self, kind: Kind, audience: Audience, text: String) {
-        self.send_about(kind, audience, Zeroizing::new(text), None);
+        self.recipients.values_mut().for_each(|recipient| recipient.sequence = None);
     }
 
-    /// Sends something to an audience, perhaps about a transfer.
-    pub(super) fn send_about(
+    fn recipient(&mut self, name: &Username) -> &mut Recipient {
+        self.recipients.entry(name.clone()).or_default()
+    }
+
+    /// Sends a message, or tells why it cannot be sent.
+    pub fn send(
         &mut self,
-        kind: Kind,
-        audience: Audience,
-        text: Zeroizing<String>,
-        transfer: Option<u32>,
+        cx: &mut Cx,
+        contacts: &mut Contacts,
+        online: &OnlineUsers,
+        mut message: Outgoing,
     ) {
-        let message = Outgoing::new(kind, audience, text, (self.now, None), transfer);
-        self.dispatch(message);
-    }
-
-    fn dispatch(&mut self, mut message: Outgoing) {
-        self.outbox.next_message += 1;
-        let number = self.outbox.next_message;
-        let (kind, transfer) = (message.kind, message.transfer);
+        self.next_message += 1;
+        let number = self.next_message;
         if message.text.len() > MAX_TEXT {
-            return self.unsent(
-                number,
-                message,
-                format!("the message is too long: the limit is {} KiB", MAX_TEXT / 1024),
-            );
+            let why = format!("the message is too long: the limit is {} KiB", MAX_TEXT / 1024);
+            return self.unsent(cx, contacts, number, message, why);
         }
         message.waiting = match message.audience.recipient() {
             None => {
-                let others = self.others();
-                others
-                    .filter(|name| self.peers.admits(name) && !self.peers.has_changed(name))
-                    .cloned()
-                    .collect()
+                let mut is_trusted = |name: &&Username| contacts.admits(name) && !contacts.has_changed(name);
+                online.others(&cx.me).filter(|name| is_trusted(name)).cloned().collect()
             }
             Some(name) => BTreeSet::from([name.clone()]),
         };
         if message.waiting.is_empty() {
-            let nobody =
-                if self.others().next().is_none() { "nobody else" } else { "nobody with a trusted key" };
-            return self.unsent(number, message, format!("{nobody} is online: your message was not sent"));
+            let is_alone = online.others(&cx.me).next().is_none();
+            let nobody = if is_alone { "nobody else" } else { "nobody with a trusted key" };
+            let why = format!("{nobody} is online: your message was not sent");
+            return self.unsent(cx, contacts, number, message, why);
         }
-        if let Some(name) = message.audience.recipient()
-            && self.peers.has_changed(name)
-        {
-            let name = name.clone();
-            let doubt = self.doubt(&name);
-            match transfer {
-                Some(number) => self.word_settled(number, kind, Some(doubt)),
+        if let Some(name) = message.audience.recipient().filter(|name| contacts.has_changed(name)) {
+            let (name, kind) = (name.clone(), message.kind);
+            let doubt = contacts.doubt(&name);
+            match message.transfer {
+                Some(transfer) => {
+                    self.outcomes.push_back(Outcome::Word { transfer, kind, missed: Some(doubt) });
+                }
                 None if kind == Kind::RoomLeft => {}
                 None => {
-                    self.unsent(number, message, format!("{doubt}: your message was not sent"));
-                    self.reconsider(&name);
+                    let why = format!("{doubt}: your message was not sent");
+                    self.unsent(cx, contacts, number, message, why);
+                    contacts.reconsider(cx, &name);
                 }
             }
             return;
         }
         if message.audience == Audience::Everyone {
-            self.outbox.broadcasts += 1;
-            let written = (message.time, message.id);
-            let header = self.header(kind, Scope::Broadcast, None, self.outbox.broadcasts, written);
-            let sealed = Sealed::seal(header, &self.identity, message.text.as_bytes());
+            self.broadcasts += 1;
+            let sealed = seal(cx, &message, None, self.broadcasts);
             message.id = Some(Fixed(sealed.id()));
             message.sealed = Some(Arc::new(sealed));
         }
         let names = message.waiting.clone();
         for name in &names {
-            self.peers.get(name).backlog.insert(number);
+            self.recipient(name).backlog.insert(number);
         }
-        if kind == Kind::Message {
-            let entry = self.own_entry(number, &message, SendState::UnderWay);
-            self.effects.push(Effect::Show(entry));
+        if message.kind == Kind::Message {
+            let entry = own_entry(cx, contacts, number, &message, SendState::UnderWay);
+            cx.push(Effect::Show(entry));
         }
-        self.outbox.messages.insert(number, message);
-        self.pump(names);
-    }
-
-    /// An own message, as it is shown.
-    fn own_entry(&self, number: u64, message: &Outgoing, state: SendState) -> Entry {
-        let from = self.me().clone();
-        let (source, to) =
-            (Source::User { from, to: message.audience.clone() }, message.audience.recipient());
-        // What was known of a former key says nothing of the present one.
-        let trust = to.filter(|to| !self.peers.has_changed(to)).and_then(|to| self.peers.trust(to));
-        let place = source.place(self.me());
-        let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
-        Entry { trust, sending: Some((number, state)), ..entry }
-    }
-
-    fn header(
-        &self,
-        kind: Kind,
-        scope: Scope,
-        to: Option<(Username, Fingerprint)>,
-        sequence: u64,
-        (time, again): (u64, Option<Fixed<32>>),
-    ) -> Header {
-        let (recipient, recipient_key) =
-            to.map_or((None, self.server), |(name, key)| (Some(name), Some(key)));
-        Header {
-            kind,
-            scope,
-            recipient,
-            recipient_key,
-            from: self.me().clone(),
-            identity: self.identity.public().fingerprint(),
-            session: self.keys.current().fingerprint(),
-            sequence,
-            time,
-            again,
-        }
+        self.messages.insert(number, message);
+        self.pump(cx, contacts, names);
     }
 
     /// Sends the backlogs of those whose keys are here, and asks for the keys of the others. PROTOCOL#broadcast.
-    pub(super) fn pump(&mut self, names: impl IntoIterator<Item = Username>) {
+    pub fn pump(&mut self, cx: &mut Cx, contacts: &mut Contacts, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
         let (mut keyless, mut changed, mut same) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
-            self.peers.expire(&name, self.now);
-            let peer = self.peers.get(&name);
-            if peer.backlog.is_empty() {
-                continue;
-            }
-            if peer.is_ready() {
-                // PROTOCOL#stale.
-                let is_stale = peer.session.as_ref().map(SessionPublicKey::fingerprint) == peer.stale;
-                for number in std::mem::take(&mut peer.backlog) {
-                    if is_stale && self.outbox.was_stale(number, &name) {
-                        same.push((number, name.clone()));
-                    } else {
-                        batches.entry(number).or_default().push(name.clone());
+            contacts.expire(&name, cx.now);
+            let contact = contacts.get(&name);
+            let recipient = self.recipients.entry(name.clone()).or_default();
+            match contact.session.as_ref().map(SessionPublicKey::fingerprint) {
+                _ if recipient.backlog.is_empty() => {}
+                _ if contact.has_changed() => changed.push(name),
+                None => keyless.push(name),
+                // What is under way is answered first.
+                Some(session) if recipient.in_flight > 0 && recipient.flying != Some(session) => {}
+                Some(session) => {
+                    // PROTOCOL#stale.
+                    let is_stale = recipient.stale == Some(session);
+                    for number in std::mem::take(&mut recipient.backlog) {
+                        let message = self.messages.get(&number);
+                        if is_stale && message.is_some_and(|message| message.tries.contains_key(&name)) {
+                            same.push((number, name.clone()));
+                        } else {
+                            batches.entry(number).or_default().push(name.clone());
+                        }
                     }
                 }
-            } else if peer.changed.is_some() {
-                changed.push(name);
-            } else if peer.session.is_none() {
-                keyless.push(name);
             }
         }
-        changed.iter().for_each(|name| self.give_up(name, Missed::KeyChanged));
-        same.iter().for_each(|(number, name)| self.give_up_stale(*number, name));
+        changed.iter().for_each(|name| self.give_up(cx, contacts, name, Missed::KeyChanged));
+        // The server calls the key stale for which it was sealed, and shows no other one.
+        for (number, name) in &same {
+            self.settle(*number, name, Some(Missed::Failed));
+            self.finish(cx, contacts, *number);
+        }
         for (number, names) in batches {
             for part in names.chunks(MAX_TARGETS) {
-                self.transmit(number, part);
+                self.transmit(cx, contacts, (number, part));
             }
         }
-        self.ask_for_keys(keyless);
+        contacts.ask_for(keyless);
     }
 
-    /// Sends message `number` to people whose session keys are here.
-    fn transmit(&mut self, number: u64, names: &[Username]) {
-        let Some(message) = self.outbox.messages.get_mut(&number) else {
-            return;
-        };
-        message.request = self.outbox.next_request + 1;
-        let (kind, scope) = (message.kind, message.audience.scope());
-        let sealed = match (&message.sealed, message.audience.recipient().cloned()) {
+    /// Sends a message to users whose session keys are here.
+    fn transmit(&mut self, cx: &mut Cx, contacts: &Contacts, (number, names): (u64, &[Username])) {
+        let Some(message) = self.messages.get_mut(&number) else { return };
+        let session = |name| contacts.find(name).and_then(|contact: &Contact| contact.session.clone());
+        let keys = names.iter().filter_map(|name| Some((name, session(name)?)));
+        let keys: Vec<(&Username, SessionPublicKey)> = keys.collect();
+        let sealed = match (&message.sealed, keys.first()) {
             (Some(sealed), _) => sealed.clone(),
-            (None, Some(name)) => {
-                let (text, written) = (message.text.clone(), (message.time, message.id));
-                let peer = self.peers.get(&name);
-                let Some(session) = peer.session.as_ref().map(SessionPublicKey::fingerprint) else {
-                    return;
-                };
-                let sequence = peer.next_sequence(session);
-                let header = self.header(kind, scope, Some((name, session)), sequence, written);
-                let sealed = Sealed::seal(header, &self.identity, text.as_bytes());
-                if let Some(message) = self.outbox.messages.get_mut(&number) {
-                    message.id = Some(Fixed(sealed.id()));
-                }
+            (None, Some((name, key))) => {
+                let recipient = self.recipients.entry((*name).clone()).or_default();
+                let sequence = recipient.next_sequence(key.fingerprint());
+                let to = Some(((*name).clone(), key.fingerprint()));
+                let sealed = seal(cx, message, to, sequence);
+                message.id = Some(Fixed(sealed.id()));
                 Arc::new(sealed)
             }
             (None, None) => return,
         };
-        let mut recipients: Vec<(&Username, SessionPublicKey)> = Vec::with_capacity(names.len());
-        for name in names {
-            let peer = self.peers.get(name);
-            if let Some(session) = peer.session.clone() {
-                peer.in_flight += 1;
-                peer.flying = Some(session.fingerprint());
-                recipients.push((name, session));
-            }
+        for (name, key) in &keys {
+            let recipient = self.recipients.entry((*name).clone()).or_default();
+            recipient.in_flight += 1;
+            recipient.flying = Some(key.fingerprint());
         }
-        self.outbox.next_request += 1;
-        let id = self.outbox.next_request;
-        let routing = Routing { id, targets: names.to_vec(), keys: wrap(&sealed, &recipients) };
-        self.outbox.flights.insert(id, (number, names.to_vec()));
+        self.next_request += 1;
+        let id = self.next_request;
+        message.request = id;
+        let routing = Routing { id, targets: names.to_vec(), keys: wrap(&sealed, &keys) };
+        self.flights.insert(id, (number, names.to_vec()));
         let send = EncryptedSend { routing, envelope: sealed.envelope.clone() };
-        self.effects.push(Effect::Send(ClientMessage::EncryptedSend(Box::new(send))));
+        cx.send(ClientMessage::EncryptedSend(Box::new(send)));
     }
+}
+
+/// An own message, as it is shown.
+fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, state: SendState) -> Entry {
+    let to = message.audience.recipient();
+    let source = Source::User { from: cx.me.clone(), to: message.audience.clone() };
+    // What was known of a former key says nothing of the present one.
+    let trust = to.filter(|to| !contacts.has_changed(to)).and_then(|to| contacts.trust(to));
+    let place = source.place(&cx.me);
+    let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
+    Entry { trust, sending: Some((number, state)), ..entry }
+}
+
+/// Seals a message: for one recipient's session, or for everyone.
+fn seal(cx: &Cx, message: &Outgoing, to: Option<(Username, Fingerprint)>, sequence: u64) -> Sealed {
+    let (recipient, recipient_key) =
+        to.map_or((None, cx.account.server), |(name, key)| (Some(name), Some(key)));
+    let header = Header {
+        kind: message.kind,
+        scope: message.audience.scope(),
+        recipient,
+        recipient_key,
+        from: cx.me.clone(),
+        identity: cx.account.fingerprint(),
+        session: cx.account.current().fingerprint(),
+        sequence,
+        time: message.time,
+        again: message.id,
+    };
+    Sealed::seal(header, &cx.account.identity, message.text.as_bytes())
 }
 
 /// One wrapped key for each recipient, spread over the cores.

@@ -3,7 +3,8 @@
 //! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
 //! without a word. Specification: PROTOCOL#messages.
 
-use super::{MAX_NAMED, Session};
+use super::MAX_NAMED;
+use super::cx::Cx;
 use crate::client::entry::{Place, Source};
 use crate::name::Username;
 use crate::protocol::Presence;
@@ -18,7 +19,7 @@ const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
 
 /// Users that came online or left since the last report, each once.
 #[derive(Default)]
-pub struct Changes {
+struct Changes {
     joined: BTreeSet<Username>,
     left: BTreeSet<Username>,
     /// Left and came back.
@@ -49,108 +50,111 @@ impl Changes {
     }
 }
 
-impl Session {
+/// See the module.
+#[derive(Default)]
+pub struct OnlineUsers {
+    /// With the own name.
+    names: BTreeSet<Username>,
+    /// Not reported yet.
+    changes: Changes,
+    /// The first list has arrived.
+    is_complete: bool,
+    /// It is still arriving.
+    is_partial: bool,
+}
+
+impl OnlineUsers {
     /// The number of online users, with this one.
-    pub fn online(&self) -> usize {
-        self.online.len()
+    pub fn count(&self) -> usize {
+        self.names.len()
     }
 
-    /// Takes in who has come and gone, and tells it. PROTOCOL#presence-lists.
-    pub(super) fn presence(&mut self, presence: Presence) {
-        if presence.full && (self.ready || self.partial) {
+    /// Whether `name` is online.
+    pub fn contains(&self, name: &Username) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Whether the first list of the session has arrived.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// The other online users.
+    pub fn others<'a>(&'a self, me: &'a Username) -> impl Iterator<Item = &'a Username> {
+        self.names.iter().filter(move |name| *name != me)
+    }
+
+    /// Takes in who has come and gone; returns the users that have left, and whether this ends the first list.
+    /// PROTOCOL#presence-lists.
+    pub fn take(&mut self, cx: &mut Cx, presence: Presence) -> (Vec<Username>, bool) {
+        let mut left = Vec::new();
+        if presence.full && (self.is_complete || self.is_partial) {
             // It could slip somebody in without a word.
-            return self.out_of_place();
+            cx.out_of_place();
+            return (left, false);
         }
         if presence.full {
-            self.online.clear();
-            self.partial = true;
+            self.names.clear();
+            self.is_partial = true;
         }
-        let mut left_rooms = Vec::new();
         for name in presence.left {
-            if self.online.remove(&name) && name != self.me {
-                self.peers.left(&name);
-                left_rooms.extend(self.rooms.take(&name));
-                self.files_of_left(&name);
-                self.changes.has_left(name);
+            if self.names.remove(&name) && name != cx.me {
+                self.changes.has_left(name.clone());
+                left.push(name);
             }
         }
         for name in presence.joined {
-            if self.online.len() >= MAX_ONLINE && !self.online.contains(&name) {
-                self.server_problem(format!(
+            if self.names.len() >= MAX_ONLINE && !self.names.contains(&name) {
+                cx.server_problem(format!(
                     "the server lists more than {MAX_ONLINE} users; the rest are ignored"
                 ));
                 break;
             }
-            if self.online.insert(name.clone()) && name != self.me {
+            if self.names.insert(name.clone()) && name != cx.me {
                 self.changes.has_joined(name);
             }
         }
-        if !self.ready {
+        if !self.is_complete {
             self.changes = Changes::default();
         }
-        if self.partial && !presence.more {
-            (self.partial, self.ready) = (false, true);
-            self.tell_users();
+        let ends_list = self.is_partial && !presence.more;
+        if ends_list {
+            (self.is_partial, self.is_complete) = (false, true);
         }
-        self.changes.incomplete = presence.more.then_some(self.instant);
-        self.tell_changes(false);
-        left_rooms.iter().for_each(|name| self.tell_room_closed(name));
+        self.changes.incomplete = presence.more.then_some(cx.instant);
+        (left, ends_list)
     }
 
-    /// Tells who has come and gone, unless the rest of a change is still to come or too much was told; before something is sent,
-    /// in any case. PROTOCOL#notices.
-    pub(super) fn tell_changes(&mut self, at_once: bool) {
-        let waits = self.changes.incomplete.is_some_and(|since| self.instant - since < REST_OF_A_CHANGE);
+    /// Tells who has come and gone, unless the rest of a change is still to come or too much was told; before something is
+    /// sent, in any case. PROTOCOL#notices.
+    pub fn report(&mut self, cx: &mut Cx, at_once: bool) {
+        let waits = self.changes.incomplete.is_some_and(|since| cx.instant - since < REST_OF_A_CHANGE);
         if self.changes.is_empty() || waits && !at_once {
             return;
         }
         let shown = |names: &BTreeSet<Username>| -> Vec<Username> {
-            names.iter().filter(|name| !self.ignored.contains(name)).cloned().collect()
+            names.iter().filter(|name| !cx.ignored.contains(name)).cloned().collect()
         };
         let [again, joined, left] =
             [&self.changes.again, &self.changes.joined, &self.changes.left].map(shown);
         let lines =
             [&again, &joined, &left].map(|names| if names.len() > MAX_NAMED { 1 } else { names.len() });
-        if !self.notices.presence.take(lines.iter().sum()) && !at_once {
+        if !cx.takes_presence(lines.iter().sum()) && !at_once {
             return;
         }
         self.changes = Changes::default();
-        self.tell_people(&again, "has logged in again", "have logged in again");
-        self.tell_people(&joined, "is online", "have come online");
-        self.tell_people(&left, "has left", "have left");
+        self.tell(cx, &again, "has logged in again", "have logged in again");
+        self.tell(cx, &joined, "is online", "have come online");
+        self.tell(cx, &left, "has left", "have left");
     }
 
-    pub(super) fn is_online(&self, name: &Username) -> bool {
-        self.online.contains(name)
-    }
-
-    /// The other online users.
-    pub(super) fn others(&self) -> impl Iterator<Item = &Username> {
-        self.online.iter().filter(|name| **name != self.me)
-    }
-
-    /// Everyone whose key is known or who is online, these first; not oneself.
-    pub fn people(&self) -> impl Iterator<Item = &Username> {
-        let known = |name: &&Username| !self.is_online(name) && self.peers.trust(name).is_some();
-        self.others().chain(self.peers.names().filter(known))
-    }
-
-    pub(super) fn tell_users(&mut self) {
-        let mut people = vec![format!("{} (you)", self.me)];
-        let others: Vec<Username> = self.others().take(200).cloned().collect();
-        people.extend(others.iter().map(|name| format!("{name} ({})", self.trust_word(name))));
-        let rest = self.online.len().saturating_sub(people.len());
-        let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-        self.notice(format!("{} online: {}{rest}", self.online.len().max(1), people.join(", ")));
-    }
-
-    fn tell_people(&mut self, names: &[Username], one: &str, many: &str) {
+    fn tell(&self, cx: &mut Cx, names: &[Username], one: &str, many: &str) {
         if names.len() > MAX_NAMED {
-            let text = format!("{} users {many}; {} are online now", names.len(), self.online.len());
-            return self.show(Source::Notice, Place::Everyone, text);
+            let text = format!("{} users {many}; {} are online now", names.len(), self.count());
+            return cx.show(Source::Notice, Place::Everyone, text);
         }
         for name in names {
-            self.notice_about(name, format!("{name} {one}"));
+            cx.notice_about(name, format!("{name} {one}"));
         }
     }
 }

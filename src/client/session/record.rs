@@ -1,9 +1,13 @@
-//! What was said, as far back as `/history` goes.
+//! What was said, as far back as `/history` goes, and on disk if the user wants that.
 //!
-//! Invariant: bounded in messages and in bytes, whoever says how much.
+//! Invariant: bounded in messages and in bytes, whoever says how much; whatever is shown of a user's message is recorded.
 
-use crate::client::entry::Entry;
-use crate::client::history::MAX_HISTORY;
+use super::cx::Cx;
+use super::event::Effect;
+use crate::client::entry::{Entry, Place, SendState, Source};
+use crate::client::history::{History, MAX_HISTORY};
+use crate::client::text::folded;
+use crate::client::trust::Ignored;
 use std::collections::VecDeque;
 
 /// Text of all messages together, in bytes: 1,000 of the usual length have a tenth of it, the longest 48 KiB each.
@@ -14,11 +18,26 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 pub struct Record {
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// Where they are kept.
+    kept: Option<History>,
+}
+
+/// Whether an entry is a message that was received, or that somebody has got.
+fn is_said(entry: &Entry) -> bool {
+    let is_sent = entry.sending.as_ref().is_none_or(|(_, state)| *state == SendState::Taken);
+    is_sent && matches!(entry.source, Source::User { .. })
 }
 
 impl Record {
+    /// With the messages of `earlier` sessions, read from the file in which they are kept.
+    pub fn new(kept: History, earlier: VecDeque<Entry>) -> Record {
+        let mut record = Record { kept: Some(kept), ..Record::default() };
+        earlier.into_iter().for_each(|entry| record.push(entry));
+        record
+    }
+
     /// Adds one; the oldest go where there is no room.
-    pub fn push(&mut self, entry: Entry) {
+    fn push(&mut self, entry: Entry) {
         self.bytes += entry.text.len();
         self.entries.push_back(entry);
         while (self.entries.len() > MAX_HISTORY || self.bytes > MAX_BYTES)
@@ -28,29 +47,71 @@ impl Record {
         }
     }
 
-    /// All of them.
-    pub fn entries(&self) -> &VecDeque<Entry> {
-        &self.entries
+    /// Records the messages that the event has shown.
+    pub fn take_said(&mut self, cx: &mut Cx) {
+        let shown = cx.effects.iter().filter_map(|effect| match effect {
+            Effect::Show(entry) if is_said(entry) => Some(entry.clone()),
+            _ => None,
+        });
+        for entry in shown.collect::<Vec<_>>() {
+            self.push(entry);
+            if let Some(Err(error)) = self.kept.as_mut().map(|kept| kept.append(&self.entries)) {
+                cx.problem(format!("{error}; new messages are no longer kept; earlier ones stay readable"));
+            }
+        }
     }
-}
 
-impl From<VecDeque<Entry>> for Record {
-    fn from(entries: VecDeque<Entry>) -> Record {
-        let mut record = Record::default();
-        entries.into_iter().for_each(|entry| record.push(entry));
-        record
+    /// The messages, the oldest first, without those of users who are ignored now.
+    pub fn messages(&self, ignored: &Ignored) -> impl Iterator<Item = &Entry> {
+        let is_ignored = |entry: &&Entry| entry.source.from().is_some_and(|from| ignored.contains(from));
+        self.entries.iter().filter(move |entry| !is_ignored(entry))
+    }
+
+    /// Shows the last `count` messages that hold `text`, in any letter case.
+    pub fn tell(&self, cx: &mut Cx, count: usize, text: &str) {
+        let wanted = folded(text);
+        let lines = self.messages(&cx.ignored).map(|entry| (entry.time, entry.line()));
+        let mut lines: Vec<_> = lines.filter(|(_, line)| folded(line).contains(&wanted)).collect();
+        let lines = lines.split_off(lines.len().saturating_sub(count));
+        let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };
+        let is_kept = self.kept.as_ref().is_some_and(History::is_wanted);
+        let session = if is_kept { "this and earlier sessions" } else { "this session" };
+        cx.notice(match lines.len() {
+            0 => format!("no messages{with} yet in {session}"),
+            1 => format!("the last message{with} of {session}"),
+            shown => format!("the last {shown} messages{with} of {session}"),
+        });
+        // Each with its own time.
+        for (time, line) in lines {
+            cx.push(Effect::Show(Entry::new(time, Source::Recalled, Place::Here, line)));
+        }
+    }
+
+    /// Erases all messages, on the screen and on disk too.
+    pub fn forget(&mut self, cx: &mut Cx) {
+        (self.entries, self.bytes) = (VecDeque::new(), 0);
+        cx.push(Effect::Forget);
+        let forgotten = "all messages are erased";
+        match self.kept.as_mut().map_or(Ok(false), History::forget) {
+            Ok(false) => cx.notice(format!("{forgotten}; none were kept on disk")),
+            Ok(true) => cx.notice(format!("{forgotten}, here and on disk")),
+            Err(error) => cx.problem(format!("{forgotten} here, but not on disk: {error}")),
+        }
+        if self.kept.as_ref().is_some_and(History::is_kept) {
+            cx.notice("new messages are kept on disk again");
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::entry::{Place, Source};
 
     #[test]
     fn record_is_bounded_in_messages_and_bytes() {
         let said = |text: String| Entry::new(0, Source::Notice, Place::Everyone, text);
-        let mut record = Record::from(VecDeque::from(vec![said("first".into()); 2 * MAX_HISTORY]));
+        let mut record = Record::default();
+        (0..2 * MAX_HISTORY).for_each(|_| record.push(said("first".into())));
         assert_eq!((record.entries.len(), record.bytes), (MAX_HISTORY, 5 * MAX_HISTORY));
         for n in 0..MAX_HISTORY {
             record.push(said(format!("{n:05} {}", "x".repeat(40_000))));

@@ -81,7 +81,7 @@ impl Net {
             file,
         };
         // What is sealed again must be new to them.
-        net.sessions.iter_mut().for_each(|session| session.began = Some(NOW - 3_600_000));
+        net.sessions.iter_mut().for_each(|session| session.incoming.began = Some(NOW - 3_600_000));
         for n in 0..2 {
             let joined = vec![name(0), name(1)];
             let presence = Presence { more: false, full: true, joined, left: Vec::new() };
@@ -263,14 +263,14 @@ fn text_that_is_delivered_and_called_stale_is_shown_once() {
 fn message_of_an_unknown_id_is_marked_unless_it_must_be_new() {
     let mut net = Net::new();
     let mut again = |began: u64, id: u8, sequence: u64| {
-        net.sessions[0].began = Some(began);
+        net.sessions[0].incoming.began = Some(began);
         let change = |header: &mut Header| header.again = Some(Fixed([id; 32]));
         net.bob_sends_changed(Kind::Message, Scope::Private, sequence, (NOW, &b"one"[..]), change);
         net.lines(0).pop()
     };
     assert_eq!(again(NOW, 1, 1).as_deref(), Some("<bob -> alice> one (sent again)"));
     assert_eq!(again(NOW - 5 * 60_000 - 1, 2, 2).as_deref(), Some("<bob -> alice> one"));
-    net.sessions[0].peers.get(&name(1)).has_forgotten = true;
+    net.sessions[0].incoming.forget_some(&name(1));
     let mut again = |id: u8, sequence: u64| {
         let change = |header: &mut Header| header.again = Some(Fixed([id; 32]));
         net.bob_sends_changed(Kind::Message, Scope::Private, sequence, (NOW, &b"two"[..]), change);
@@ -401,10 +401,13 @@ fn session_key_renews_daily_and_former_opens_for_a_minute() {
     net.step(0);
     net.type_in(1, "/msg alice zero");
     // Sealed for the former key, delivered after the renewal.
-    let former = net.sessions[1].keys.current().fingerprint();
+    let former = net.sessions[1].cx.account.current().fingerprint();
     let under_way = net.said[0].pop_front();
     net.renew(1);
-    assert!(net.sessions[1].keys.holds(former) && net.sessions[1].keys.current().fingerprint() != former);
+    assert!(
+        net.sessions[1].cx.account.holds(former)
+            && net.sessions[1].cx.account.current().fingerprint() != former
+    );
     let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
     let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
     let message = EncryptedMessage { envelope: send.envelope.clone(), key };
@@ -413,7 +416,7 @@ fn session_key_renews_daily_and_former_opens_for_a_minute() {
     assert!(net.lines(1).iter().any(|line| line == "<alice -> bob> one"), "{:?}", net.lines(1));
     net.now += Duration::from_secs(61);
     net.event(1, Event::Tick);
-    assert!(!net.sessions[1].keys.holds(former), "the former key is gone");
+    assert!(!net.sessions[1].cx.account.holds(former), "the former key is gone");
 }
 
 impl Net {
@@ -472,7 +475,7 @@ fn key_swapped_between_comparison_and_decision_is_refused() {
     assert!(!net.lines(0).iter().any(|line| line.contains("> three")), "{:?}", net.lines(0));
     // The number of the present key was shown with the refusal: a decision now is about that one.
     net.type_in(0, "/trust bob");
-    assert!(!net.sessions[0].peers.has_changed(&name(1)));
+    assert!(!net.sessions[0].contacts.has_changed(&name(1)));
 }
 
 #[test]
@@ -605,10 +608,10 @@ fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
     for n in 0..64 {
         net.type_in(0, &format!("{n}"));
     }
-    assert_eq!(net.sessions[0].outbox.failed.len(), 64, "a bounded number of them");
+    let at_hand: Vec<u64> = (0..200).filter(|number| net.sessions[0].is_at_hand(*number)).collect();
+    assert_eq!(at_hand.len(), 64, "a bounded number of them");
     net.bob_joins();
-    let last = net.sessions[0].outbox.next_message;
-    net.event(0, Event::Again(last));
+    net.event(0, Event::Again(at_hand[63]));
     net.settle();
     assert_eq!(net.lines(1), ["<alice> 63"]);
 }
@@ -656,7 +659,7 @@ fn what_is_typed_goes_where_one_is_and_a_switch_tells_nobody() {
 #[test]
 fn a_room_that_is_refused_does_not_make_what_follows_public() {
     let mut net = Net::with_swapped_bob();
-    assert!(net.sessions[0].peers.has_changed(&name(1)));
+    assert!(net.sessions[0].contacts.has_changed(&name(1)));
     net.shown = Default::default();
     net.said = Default::default();
     for line in ["/room bob", "a secret"] {
@@ -758,7 +761,7 @@ impl Net {
         (time, text): (u64, &[u8]),
         change: impl FnOnce(&mut Header),
     ) {
-        let session = self.sessions[0].keys.current();
+        let session = self.sessions[0].cx.account.current();
         let to_one = scope != Scope::Broadcast;
         let bob = &self.sessions[1];
         let mut header = Header {
@@ -767,14 +770,14 @@ impl Net {
             recipient: to_one.then(|| name(0)),
             recipient_key: to_one.then(|| session.fingerprint()),
             from: name(1),
-            identity: bob.identity.public().fingerprint(),
-            session: bob.keys.current().fingerprint(),
+            identity: bob.cx.account.identity.public().fingerprint(),
+            session: bob.cx.account.current().fingerprint(),
             sequence,
             time,
             again: None,
         };
         change(&mut header);
-        let sealed = Sealed::seal(header, &bob.identity, text);
+        let sealed = Sealed::seal(header, &bob.cx.account.identity, text);
         let key = WrappedKey::new(&sealed.wrap_for(session.public()));
         let message = EncryptedMessage { envelope: sealed.envelope, key };
         self.server(0, ServerMessage::EncryptedMessage(Box::new(message)));
@@ -798,7 +801,8 @@ impl Net {
 fn expired_certificate_is_reported_once_then_counted() {
     let mut net = Net::new();
     // A day and a half ago.
-    net.keys[1] = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW - 130_000_000);
+    net.keys[1] =
+        net.sessions[1].cx.account.identity.certify(&name(1), &SessionKey::generate(), NOW - 130_000_000);
     for n in 0..20 {
         net.type_in(0, &format!("hello {n}"));
         net.settle();
@@ -913,12 +917,12 @@ fn refused_message_is_not_missing_as_well() {
 fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
     let mut net = Net::new();
     let expired = NOW - 130_000_000;
-    net.keys[1] = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), expired);
+    net.keys[1] = net.sessions[1].cx.account.identity.certify(&name(1), &SessionKey::generate(), expired);
     for sequence in 1..4 {
         net.bob_sends(Kind::Message, Scope::Private, sequence, NOW, b"unread");
     }
     assert_eq!(net.count("there is no key to verify it"), 1, "{:#?}", net.lines(0));
-    net.keys[1] = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW);
+    net.keys[1] = net.sessions[1].cx.account.identity.certify(&name(1), &SessionKey::generate(), NOW);
     net.bob_sends(Kind::Message, Scope::Private, 4, NOW, b"four");
     assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
@@ -1011,7 +1015,7 @@ fn user_with_an_old_certificate_is_still_read() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.settle();
-    let old = net.sessions[1].identity.certify(&name(1), &SessionKey::generate(), NOW - 1);
+    let old = net.sessions[1].cx.account.identity.certify(&name(1), &SessionKey::generate(), NOW - 1);
     net.keys[1] = old.clone();
     net.bob_returns();
     net.type_in(0, "/msg bob two");
@@ -1047,7 +1051,7 @@ fn verify_yes_needs_a_number_that_was_shown() {
         (net.count("you have not seen the safety number"), net.count("safety number with bob (")),
         (1, 1)
     );
-    assert_eq!(net.sessions[0].peers.trust(&name(1)), Some(Trust::New));
+    assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::New));
     net.type_in(0, "/verify bob yes");
     assert_eq!(net.count("* bob is verified"), 1, "it is shown now");
     // The number of another key is another number.
@@ -1059,7 +1063,7 @@ fn verify_yes_needs_a_number_that_was_shown() {
     net.type_in(0, "/trust bob");
     net.settle();
     net.type_in(0, "/verify bob yes");
-    assert_eq!(net.sessions[0].peers.trust(&name(1)), Some(Trust::Verified), "{:#?}", net.shown[0]);
+    assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::Verified), "{:#?}", net.shown[0]);
 }
 
 #[test]
@@ -1184,9 +1188,9 @@ fn notices_about_one_user_leave_room_for_others() {
     for minute in 0..3 {
         for topic in 0..100 {
             let text = format!("mallory did {topic}");
-            net.sessions[0].problem_about(&mallory, &topic.to_string(), text);
+            net.sessions[0].cx.problem_about(&mallory, &topic.to_string(), text);
         }
-        net.sessions[0].problem_about(&name(1), &minute.to_string(), format!("bob did {minute}"));
+        net.sessions[0].cx.problem_about(&name(1), &minute.to_string(), format!("bob did {minute}"));
         net.event(0, Event::Tick);
         assert_eq!(net.count(&format!("! bob did {minute}")), 1, "{:#?}", net.shown[0]);
         assert!(net.count("! mallory did") <= 10 * (minute + 1), "{:#?}", net.shown[0]);

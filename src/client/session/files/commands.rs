@@ -3,28 +3,22 @@
 //! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not
 //! fetched a second time. Specification: README#sending-files.
 
-use super::super::Session;
-use super::{CANCELLED, MAX_LISTED, Size, State, Stopped, Transfer};
+use super::{CANCELLED, Files, MAX_LISTED, Size, State, Stopped, Transfer};
 use crate::client::file::{LeftPart, safe_name};
 use crate::client::path::meant_path;
+use crate::client::session::cx::Cx;
 use crate::client::transfer::{Job, MAX_ARRIVING};
 use crate::crypto::chunk::Plan;
 use crate::crypto::envelope::Kind;
 use crate::crypto::secret::{Key, random};
 use crate::name::Username;
 
-impl Session {
-    pub(in super::super) fn send_file(&mut self, name: Username, path: String) {
-        if !self.is_online(&name) {
-            return self.problem(format!("{name} is offline: files can be sent only to online users"));
-        }
-        if self.peers.has_changed(&name) {
-            return self.reconsider(&name);
-        }
-        if self.files.count(true) >= MAX_LISTED {
-            return self.problem(
-                "too many files are offered or in progress: /files lists them, /cancel ends one".into(),
-            );
+impl Files {
+    /// Offers a file to `name`, who is online.
+    pub fn send_file(&mut self, cx: &mut Cx, name: Username, path: String) {
+        if self.count(true) >= MAX_LISTED {
+            return cx
+                .problem("too many files are offered or in progress: /files lists them, /cancel ends one");
         }
         let id = random();
         let transfer = Transfer {
@@ -36,48 +30,49 @@ impl Session {
             sha256: [0; 32],
             outgoing: true,
             state: State::Preparing(0),
-            since: self.instant,
-            begun: (self.instant, 0),
+            since: cx.instant,
+            begun: (cx.instant, 0),
             told: 0,
         };
-        let number = self.files.add(transfer);
-        self.job(number, Job::Prepare { peer: name, id, path });
+        let number = self.add(transfer);
+        self.job(cx, number, Job::Prepare { peer: name, id, path });
     }
 
     /// The offer that `command` is about: that number, or the only one. With several, the newest may be another than the one
     /// that the person has just read of.
-    fn offer(&mut self, number: Option<u32>, command: &str) -> Option<u32> {
-        let mut offers = self.files.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
+    fn offer(&mut self, cx: &mut Cx, number: Option<u32>, command: &str) -> Option<u32> {
+        let mut offers = self.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
             Some(number) => offers.find(|offer| *offer == number),
             None => offers.next().filter(|_| offers.next().is_none()),
         };
         if found.is_none() {
-            let none = self.files.list.values().all(|one| !one.is_open());
-            self.problem(match number {
+            let none = self.list.values().all(|one| !one.is_open());
+            cx.problem(match number {
                 Some(number) => format!("there is no offer number {number}: /files lists them"),
                 None if none => "nobody has offered you a file".into(),
                 None => format!("several files are offered: type /{command} NUMBER, /files lists them"),
             });
             if number.is_none() {
-                self.tell_other_offers();
+                self.tell_other_offers(cx);
             }
         }
         found
     }
 
-    pub(in super::super) fn accept_file(&mut self, number: Option<u32>) {
-        let Some(number) = self.offer(number, "acceptfile") else { return };
-        if self.files.moving(false) >= MAX_ARRIVING {
+    /// Takes the file of this offer, or of the only one.
+    pub fn accept_file(&mut self, cx: &mut Cx, number: Option<u32>) {
+        let Some(number) = self.offer(cx, number, "acceptfile") else { return };
+        if self.moving(false) >= MAX_ARRIVING {
             let text = format!(
                 "{MAX_ARRIVING} files are already arriving: wait until one is complete, or /cancel it"
             );
-            return self.problem(text);
+            return cx.problem(text);
         }
-        let Some(transfer) = self.files.list.get(&number) else { return };
+        let Some(transfer) = self.list.get(&number) else { return };
         let same = |one: &Transfer| (&one.peer, one.sha256) == (&transfer.peer, transfer.sha256);
-        if self.files.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
-            return self.problem(format!("{} is already arriving", transfer.title()));
+        if self.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
+            return cx.problem(format!("{} is already arriving", transfer.title()));
         }
         let job = Job::Receive {
             peer: transfer.peer.clone(),
@@ -85,42 +80,44 @@ impl Session {
             sha256: transfer.sha256,
             name: transfer.name.clone(),
         };
-        self.enter_state(number, State::Opening);
-        self.job(number, job);
-        self.tell_other_offers();
+        self.enter_state(cx, number, State::Opening);
+        self.job(cx, number, job);
+        self.tell_other_offers(cx);
     }
 
-    pub(in super::super) fn reject_file(&mut self, number: Option<u32>) {
-        let Some(number) = self.offer(number, "rejectfile") else { return };
-        if let Some(transfer) = self.files.list.remove(&number) {
-            self.word(Kind::FileReject, number, &transfer, None);
-            self.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
+    /// Declines this offer, or the only one.
+    pub fn reject_file(&mut self, cx: &mut Cx, number: Option<u32>) {
+        let Some(number) = self.offer(cx, number, "rejectfile") else { return };
+        if let Some(transfer) = self.list.remove(&number) {
+            self.word(cx, Kind::FileReject, number, &transfer, None);
+            cx.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
         }
-        self.tell_other_offers();
+        self.tell_other_offers(cx);
     }
 
     /// When one of several offers was answered, the others are listed.
-    fn tell_other_offers(&mut self) {
-        let offers = self.files.list.iter();
+    fn tell_other_offers(&mut self, cx: &mut Cx) {
+        let offers = self.list.iter();
         let offers: Vec<String> = offers
             .filter(|(_, one)| one.is_open())
             .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
             .collect();
         if !offers.is_empty() {
-            self.notice(format!("still offered: {}", offers.join(", ")));
+            cx.notice(format!("still offered: {}", offers.join(", ")));
         }
     }
 
-    pub(in super::super) fn cancel_file(&mut self, number: Option<u32>) {
+    /// Ends this transfer, or the only one.
+    pub fn cancel_file(&mut self, cx: &mut Cx, number: Option<u32>) {
         let done = |one: &Transfer| matches!(one.state, State::Keeping);
-        let list = &self.files.list;
+        let list = &self.list;
         let mut moving = list.iter().filter(|(_, one)| !one.is_open() && !done(one));
         let (found, several) = match number {
             Some(number) => (list.get_key_value(&number).filter(|(_, one)| !done(one)), false),
             None => (moving.next(), moving.next().is_some()),
         };
         let Some((number, transfer)) = found.map(|(number, one)| (*number, one)).filter(|_| !several) else {
-            return self.problem(match number {
+            return cx.problem(match number {
                 Some(number) => format!("there is no file number {number}: /files lists them"),
                 None if several => {
                     "several files are in progress: /cancel NUMBER ends one, /files lists them".into()
@@ -129,22 +126,22 @@ impl Session {
             });
         };
         if transfer.is_open() {
-            return self.reject_file(Some(number));
+            return self.reject_file(cx, Some(number));
         }
         let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
-        self.end_transfer(number, true, Some(CANCELLED.into()));
+        self.end_transfer(cx, number, true, Some(CANCELLED.into()));
         let way = if outgoing { "to" } else { "from" };
-        self.notice(format!("you have cancelled {title} {way} {peer}"));
+        cx.notice(format!("you have cancelled {title} {way} {peer}"));
     }
 
-    pub(in super::super) fn tell_files(&mut self) {
-        self.job(0, Job::List);
+    /// Answers `/files`, once the disk was looked at.
+    pub fn tell_files(&mut self, cx: &mut Cx) {
+        self.job(cx, 0, Job::List);
     }
 
     /// Answers `/files`: what is offered or in progress, and what was begun and has no other side now.
-    pub(super) fn list_files(&mut self, parts: &[LeftPart]) {
+    pub(super) fn list_files(&mut self, cx: &mut Cx, parts: &[LeftPart]) {
         let mut lines: Vec<String> = self
-            .files
             .list
             .iter()
             .map(|(number, transfer)| {
@@ -157,7 +154,7 @@ impl Session {
                     }
                     State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
                     State::Opening | State::AwaitingKey(..) => "starting".into(),
-                    State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(self.instant)),
+                    State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(cx.instant)),
                     State::Confirming | State::Keeping => "sent, waiting for confirmation".into(),
                 };
                 match transfer.state {
@@ -169,7 +166,7 @@ impl Session {
         if lines.is_empty() {
             lines.push("no files are offered or in progress: /sendfile NAME PATH offers one".into());
         }
-        let stopped = self.files.stopped.iter().filter(|one| one.outgoing);
+        let stopped = self.stopped.iter().filter(|one| one.outgoing);
         lines.extend(
             stopped.map(|one| {
                 format!("{} to {} was interrupted: offer it again to resume", one.title, one.peer)
@@ -177,17 +174,17 @@ impl Session {
         );
         let is_known = |part: &LeftPart| {
             let same = |one: &Transfer| (&one.peer, one.sha256) == (&part.sender, part.sha256);
-            self.files.list.values().any(|one| !one.outgoing && same(one))
+            self.list.values().any(|one| !one.outgoing && same(one))
         };
         lines.extend(parts.iter().filter(|part| !is_known(part)).take(MAX_LISTED).map(|part| {
             let same =
                 |one: &&Stopped| !one.outgoing && (&one.peer, one.sha256) == (&part.sender, part.sha256);
-            let title = self.files.stopped.iter().find(same).map_or("a file", |one| &one.title);
+            let title = self.stopped.iter().find(same).map_or("a file", |one| &one.title);
             let (sender, size) = (&part.sender, Size(part.bytes));
             format!(
                 "{title} from {sender} was interrupted after {size}: it resumes when {sender} offers it again"
             )
         }));
-        lines.into_iter().for_each(|line| self.notice(line));
+        lines.into_iter().for_each(|line| cx.notice(line));
     }
 }

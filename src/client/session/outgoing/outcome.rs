@@ -1,12 +1,16 @@
 //! What became of what was sent, as the server says it, and who is told.
 //!
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
-//! sent again by itself, and nothing else is: what has failed waits for the person. Specification: PROTOCOL#outcome.
+//! sent again by itself, and nothing else is: what has failed waits for the user. Specification: PROTOCOL#outcome.
 
-use super::{Delivered, Failed, Outgoing};
+use super::{Delivered, Failed, Outbox, Outgoing, own_entry};
 use crate::client::audience::Audience;
 use crate::client::entry::SendState;
-use crate::client::session::{Effect, MAX_NAMED, Session};
+use crate::client::session::MAX_NAMED;
+use crate::client::session::contacts::Contacts;
+use crate::client::session::cx::Cx;
+use crate::client::session::event::Effect;
+use crate::client::session::presence::OnlineUsers;
 use crate::client::text::quoted;
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
@@ -23,12 +27,16 @@ const MAX_DELIVERED: usize = 256;
 /// The same in time: the grace period of a session, and some minutes more.
 const KEEP_DELIVERED: Duration = Duration::from_secs(5 * 60);
 
-/// Why somebody did not get a message.
+/// Why a user did not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Missed {
+    /// No session.
     Offline,
+    /// No account.
     NoAccount,
+    /// No key that can be used.
     NoKey,
+    /// The user has to decide about their key.
     KeyChanged,
     /// So much waits for them already that the server did not take it.
     Busy,
@@ -36,71 +44,91 @@ pub enum Missed {
     Failed,
 }
 
-impl Session {
-    /// The server has said what became of a request. PROTOCOL#outcome, PROTOCOL#stale.
-    pub(in super::super) fn sent(&mut self, answer: &Sent) {
-        let Some((number, names)) = self.outbox.flights.remove(&answer.id) else {
-            return self.server_problem("the server answered a request that was not made".into());
+/// What other parts have to hear of.
+pub enum Outcome {
+    /// The partner has been told of the room.
+    Opened(Username),
+    /// The partner could not be told of the room.
+    NotOpened(Username),
+    /// What became of a word about a transfer.
+    Word {
+        /// The transfer's number.
+        transfer: u32,
+        /// Of the word.
+        kind: Kind,
+        /// Why it was not delivered; `None` if it was.
+        missed: Option<String>,
+    },
+}
+
+impl Outbox {
+    /// The next thing that another part has to hear of; `None` if there is nothing more.
+    pub fn next_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
+    }
+
+    /// The server has said what became of a request. False if none was made. PROTOCOL#outcome, PROTOCOL#stale.
+    pub fn sent(&mut self, cx: &mut Cx, contacts: &mut Contacts, answer: &Sent) {
+        let Some((number, names)) = self.flights.remove(&answer.id) else {
+            return cx.server_problem("the server answered a request that was not made");
         };
         let [delivered, stale, busy] = [&answer.delivered, &answer.stale, &answer.busy]
             .map(|names| names.iter().collect::<BTreeSet<_>>());
         for name in &names {
-            let peer = self.peers.get(name);
-            peer.in_flight = peer.in_flight.saturating_sub(1);
+            let recipient = self.recipient(name);
+            recipient.in_flight = recipient.in_flight.saturating_sub(1);
             if delivered.contains(name) {
                 self.settle(number, name, None);
             } else if stale.contains(name) && self.may_retry(number, name) {
-                let peer = self.peers.get(name);
-                peer.session = None;
-                peer.stale = peer.flying.take().or(peer.stale);
-                peer.backlog.insert(number);
+                contacts.forget_session(name);
+                let recipient = self.recipient(name);
+                recipient.stale = recipient.flying.take().or(recipient.stale);
+                recipient.backlog.insert(number);
             } else if busy.contains(name) {
                 self.settle(number, name, Some(Missed::Busy));
             } else {
-                self.peers.get(name).session = None;
+                contacts.forget_session(name);
                 let missed = if stale.contains(name) { Missed::Failed } else { Missed::Offline };
                 self.settle(number, name, Some(missed));
             }
         }
-        self.pump(names);
-        self.finish(number);
-        if self.outbox.lost.remove(&answer.id)
+        self.pump(cx, contacts, names);
+        self.finish(cx, contacts, number);
+        if self.lost.remove(&answer.id)
             && let Some(name) = answer.delivered.first()
         {
-            self.lost(&Lost { id: answer.id, name: name.clone() });
+            self.lost(cx, contacts, &Lost { id: answer.id, name: name.clone() });
         }
     }
 
     /// The recipient's session ended before it acknowledged a message. PROTOCOL#lost.
-    pub(in super::super) fn lost(&mut self, lost: &Lost) {
-        if self.outbox.flights.contains_key(&lost.id) {
+    pub fn lost(&mut self, cx: &mut Cx, contacts: &Contacts, lost: &Lost) {
+        if self.flights.contains_key(&lost.id) {
             // The session ended so soon that this overtook the answer.
-            self.outbox.lost.insert(lost.id);
+            self.lost.insert(lost.id);
             return;
         }
         let is_it = |one: &Delivered| one.message.request == lost.id && one.message.is_for(&lost.name);
-        let known = self.outbox.delivered.iter().position(is_it);
-        let Some(Delivered { number, message, .. }) = known.and_then(|at| self.outbox.delivered.remove(at))
-        else {
+        let known = self.delivered.iter().position(is_it);
+        let Some(Delivered { number, message, .. }) = known.and_then(|at| self.delivered.remove(at)) else {
             let text = "some messages to {} may not have arrived: their session ended first";
-            return self.problem_about(&lost.name, "lost", text.replace("{}", lost.name.as_str()));
+            return cx.problem_about(&lost.name, "lost", text.replace("{}", lost.name.as_str()));
         };
         let text = quoted(&message.text);
         let why = format!("{text} may not have arrived: {}'s session ended first", lost.name);
-        self.unsent(number, message, why);
+        self.unsent(cx, contacts, number, message, why);
     }
 
     /// Forgets delivered messages, in time.
-    pub(in super::super) fn forget_delivered(&mut self) {
-        let now = self.instant;
-        let is_over = |one: &Delivered| now.duration_since(one.since) >= KEEP_DELIVERED;
-        while self.outbox.delivered.front().is_some_and(is_over) {
-            self.outbox.delivered.pop_front();
+    pub fn tick(&mut self, cx: &Cx) {
+        let is_over = |one: &Delivered| cx.instant.duration_since(one.since) >= KEEP_DELIVERED;
+        while self.delivered.front().is_some_and(is_over) {
+            self.delivered.pop_front();
         }
     }
 
     fn may_retry(&mut self, number: u64, name: &Username) -> bool {
-        let Some(message) = self.outbox.messages.get_mut(&number) else {
+        let Some(message) = self.messages.get_mut(&number) else {
             return false;
         };
         let tries = message.tries.entry(name.clone()).or_default();
@@ -109,32 +137,32 @@ impl Session {
     }
 
     /// The server has refused a request: `why` is its own, sanitised sentence.
-    pub(in super::super) fn refused(&mut self, id: u64, why: &str) {
-        let Some((number, names)) = self.outbox.flights.remove(&id) else {
+    pub fn refused(&mut self, cx: &mut Cx, contacts: &mut Contacts, id: u64, why: &str) {
+        let Some((number, names)) = self.flights.remove(&id) else {
             return;
         };
-        self.outbox.lost.remove(&id);
-        self.problem(format!("the server refused your message: {why}"));
+        self.lost.remove(&id);
+        cx.problem(format!("the server refused your message: {why}"));
         for name in &names {
-            let peer = self.peers.get(name);
-            peer.in_flight = peer.in_flight.saturating_sub(1);
+            let recipient = self.recipient(name);
+            recipient.in_flight = recipient.in_flight.saturating_sub(1);
             self.settle(number, name, Some(Missed::Failed));
         }
-        self.pump(names);
-        self.finish(number);
+        self.pump(cx, contacts, names);
+        self.finish(cx, contacts, number);
     }
 
     /// Nothing of the backlog of `name` can be sent.
-    pub(in super::super) fn give_up(&mut self, name: &Username, why: Missed) {
-        let numbers = std::mem::take(&mut self.peers.get(name).backlog);
-        for number in numbers {
+    pub fn give_up(&mut self, cx: &mut Cx, contacts: &Contacts, name: &Username, why: Missed) {
+        let Some(recipient) = self.recipients.get_mut(name) else { return };
+        for number in std::mem::take(&mut recipient.backlog) {
             self.settle(number, name, Some(why));
-            self.finish(number);
+            self.finish(cx, contacts, number);
         }
     }
 
-    fn settle(&mut self, number: u64, name: &Username, missed: Option<Missed>) {
-        let Some(message) = self.outbox.messages.get_mut(&number) else {
+    pub(super) fn settle(&mut self, number: u64, name: &Username, missed: Option<Missed>) {
+        let Some(message) = self.messages.get_mut(&number) else {
             return;
         };
         message.waiting.remove(name);
@@ -147,103 +175,109 @@ impl Session {
     }
 
     /// Shows that a message is taken once somebody has got it, and tells who has not when all is known.
-    fn finish(&mut self, number: u64) {
-        let Some(message) = self.outbox.messages.get_mut(&number) else {
+    pub(super) fn finish(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64) {
+        let Some(message) = self.messages.get_mut(&number) else {
             return;
         };
-        let first = message.delivered > 0 && !std::mem::replace(&mut message.shown, true);
-        if let Some(message) = self.outbox.messages.get(&number).filter(|_| first) {
+        if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
             match (message.kind, &message.audience) {
                 (Kind::Message, _) => {
-                    let entry = self.own_entry(number, message, SendState::Taken);
-                    self.said(entry);
+                    let entry = own_entry(cx, contacts, number, message, SendState::Taken);
+                    cx.push(Effect::Show(entry));
                 }
-                (Kind::RoomOpened, Audience::Room(name)) => self.entered(&name.clone()),
+                (Kind::RoomOpened, Audience::Room(name)) => {
+                    self.outcomes.push_back(Outcome::Opened(name.clone()));
+                }
                 _ => {}
             }
         }
-        if self.outbox.messages.get(&number).is_some_and(|message| message.waiting.is_empty())
-            && let Some(message) = self.outbox.messages.remove(&number)
+        if message.waiting.is_empty()
+            && let Some(message) = self.messages.remove(&number)
         {
-            self.tell_missed(number, message);
+            self.tell_missed(cx, contacts, number, message);
         }
     }
 
-    fn tell_missed(&mut self, number: u64, message: Outgoing) {
+    fn tell_missed(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
         if message.kind == Kind::RoomLeft {
             return;
         }
         if message.kind == Kind::Message && message.audience != Audience::Everyone && message.delivered > 0 {
-            if self.outbox.delivered.len() == MAX_DELIVERED {
-                self.outbox.delivered.pop_front();
+            if self.delivered.len() == MAX_DELIVERED {
+                self.delivered.pop_front();
             }
-            return self.outbox.delivered.push_back(Delivered { number, message, since: self.instant });
+            return self.delivered.push_back(Delivered { number, message, since: cx.instant });
         }
-        if let Some(number) = message.transfer {
-            let missed = message.missed.iter().next().map(|(name, why)| self.because(name, *why));
-            return self.word_settled(number, message.kind, missed);
+        if let Some(transfer) = message.transfer {
+            let missed = message.missed.iter().next().map(|(name, why)| because(contacts, name, *why));
+            return self.outcomes.push_back(Outcome::Word { transfer, kind: message.kind, missed });
         }
         let to_all = message.audience == Audience::Everyone;
         if to_all && message.delivered == 0 && message.missed.values().all(|why| *why == Missed::Offline) {
             let why = "nobody else is online any more: your message was not delivered";
-            return self.unsent(number, message, why.into());
+            return self.unsent(cx, contacts, number, message, why.into());
         }
         if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
-            let because = self.because(name, *why);
+            let because = because(contacts, name, *why);
             let text = match message.kind {
                 Kind::RoomOpened => {
                     // Who was not told can be told another time.
-                    self.rooms.remove(name);
+                    self.outcomes.push_back(Outcome::NotOpened(name.clone()));
                     format!(
                         "{because}: no room is open, and nobody receives what you type here; /leave returns to everyone"
                     )
                 }
                 _ => format!("{because}: your message was not delivered"),
             };
-            return self.unsent(number, message, text);
+            return self.unsent(cx, contacts, number, message, text);
         }
         let text = quoted(&message.text);
         for (name, why) in message.missed.iter().take(MAX_NAMED) {
-            let why = self.because(name, *why);
-            self.problem_about(name, &why, format!("{why}: {name} did not receive {text}"));
+            let why = because(contacts, name, *why);
+            cx.problem_about(name, &why, format!("{why}: {name} did not receive {text}"));
         }
         if message.missed.len() > MAX_NAMED {
             let rest = message.missed.len() - MAX_NAMED;
-            self.problem_about_some("nor", format!("{rest} other users did not receive it either"));
+            cx.problem_about_some("nor", format!("{rest} other users did not receive it either"));
         }
         if message.delivered == 0 {
-            self.unsent(number, message, "nobody received your message".into());
-        }
-    }
-
-    fn because(&self, name: &Username, why: Missed) -> String {
-        match why {
-            Missed::Offline => format!("{name} is offline"),
-            Missed::NoAccount => format!("there is no account named {name}"),
-            Missed::NoKey => format!("{name} has no usable key"),
-            Missed::KeyChanged => self.doubt(name),
-            Missed::Busy => format!("{name}'s connection is too slow at the moment"),
-            Missed::Failed => format!("the server did not accept it for {name}"),
+            self.unsent(cx, contacts, number, message, "nobody received your message".into());
         }
     }
 
     /// Nobody gets this message.
-    pub(super) fn unsent(&mut self, number: u64, message: Outgoing, why: String) {
+    pub(super) fn unsent(
+        &mut self,
+        cx: &mut Cx,
+        contacts: &Contacts,
+        number: u64,
+        message: Outgoing,
+        why: String,
+    ) {
         if message.kind != Kind::Message {
-            return self.problem(why);
+            return cx.problem(why);
         }
-        let entry = self.own_entry(number, &message, SendState::Failed(why));
-        self.effects.push(Effect::Show(entry));
+        let entry = own_entry(cx, contacts, number, &message, SendState::Failed(why));
+        cx.push(Effect::Show(entry));
         let Outgoing { audience, text, time, id, .. } = message;
-        self.outbox.failed.insert(number, Failed { audience, text, time, id });
-        if self.outbox.failed.len() > MAX_FAILED {
-            self.outbox.failed.pop_first();
+        self.failed.insert(number, Failed { audience, text, time, id });
+        if self.failed.len() > MAX_FAILED {
+            self.failed.pop_first();
         }
     }
 
-    /// The session that these were sent in is over: whoever may not have got one is told.
-    pub(in super::super) fn give_up_all(&mut self) {
-        for (number, message) in self.outbox.restart() {
+    /// The session that these were sent in is over: nothing is under way any more, and whoever may not have got a message
+    /// is told.
+    pub fn restart(&mut self, cx: &mut Cx, contacts: &Contacts) {
+        self.flights.clear();
+        self.delivered.clear();
+        self.lost.clear();
+        self.restart_numbers();
+        for recipient in self.recipients.values_mut() {
+            recipient.backlog.clear();
+            (recipient.flying, recipient.in_flight) = (None, 0);
+        }
+        for (number, message) in std::mem::take(&mut self.messages) {
             let maybe = "the connection was lost before the server confirmed it";
             if message.kind != Kind::Message {
                 // A room or a file: both have ended with the session.
@@ -251,30 +285,35 @@ impl Session {
             }
             self.gave_up = true;
             if message.delivered > 0 {
-                self.problem(format!("{maybe}: some users may not have received {}", quoted(&message.text)));
+                cx.problem(format!("{maybe}: some users may not have received {}", quoted(&message.text)));
             } else {
                 let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
-                self.unsent(number, message, why);
+                self.unsent(cx, contacts, number, message, why);
             }
         }
-    }
-
-    /// The server calls the key stale for which it was sealed, and shows no other one.
-    pub(super) fn give_up_stale(&mut self, number: u64, name: &Username) {
-        self.settle(number, name, Some(Missed::Failed));
-        self.finish(number);
     }
 
     /// Sends again what has failed, under its id: perhaps somebody has got it.
-    pub(in super::super) fn send_again(&mut self, number: u64) {
-        match self.outbox.failed.remove(&number) {
-            Some(Failed { audience, text, time, id }) => {
-                // What was never sealed is written now.
-                let time = if id.is_some() { time } else { self.now };
-                self.dispatch(Outgoing::new(Kind::Message, audience, text, (time, id), None));
-            }
-            None => self.problem("that message is no longer available: type it again".into()),
-        }
+    pub fn send_again(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, number: u64) {
+        let Some(Failed { audience, text, time, id }) = self.failed.remove(&number) else {
+            return cx.problem("that message is no longer available: type it again");
+        };
+        // What was never sealed is written now.
+        let time = if id.is_some() { time } else { cx.now };
+        let message = Outgoing { id, ..Outgoing::new(Kind::Message, audience, text, time) };
+        self.send(cx, contacts, online, message);
+    }
+}
+
+/// Why `name` did not get a message, in words.
+pub fn because(contacts: &Contacts, name: &Username, why: Missed) -> String {
+    match why {
+        Missed::Offline => format!("{name} is offline"),
+        Missed::NoAccount => format!("there is no account named {name}"),
+        Missed::NoKey => format!("{name} has no usable key"),
+        Missed::KeyChanged => contacts.doubt(name),
+        Missed::Busy => format!("{name}'s connection is too slow at the moment"),
+        Missed::Failed => format!("the server did not accept it for {name}"),
     }
 }
 

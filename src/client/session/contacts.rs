@@ -1,0 +1,508 @@
+//! The other users: their keys, asked for and checked against what is remembered of them, and what the user decides.
+//!
+//! Invariant: a key is used only after it matched what is remembered (or was seen for the first time), and a session
+//! key only with its owner's certificate; a changed identity key is used for nothing until the user has decided.
+
+use super::cx::Cx;
+use crate::client::entry::{Place, Source};
+use crate::client::trust::{KnownCertificates, KnownUsers, Trust};
+use crate::crypto::CryptoError;
+use crate::crypto::public::{
+    Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, is_valid_at, safety_number,
+};
+use crate::name::Username;
+use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::path::Path;
+
+/// People that a server can make a client keep in mind: five times as many as are thought of.
+const MAX_CONTACTS: usize = 50_000;
+
+/// One other user.
+#[derive(Default)]
+pub struct Contact {
+    /// The identity key in use: remembered, and shown by the server. `None` until it has shown it.
+    pub identity: Option<IdentityPublicKey>,
+    /// A key that differs from the remembered one, or whose record may have been lost, undecided; `None` if there is none.
+    changed: Option<IdentityPublicKey>,
+    /// The certified session key; `None` while not online, or not asked for.
+    pub session: Option<SessionPublicKey>,
+    /// When that was certified, in milliseconds since 1970.
+    created: u64,
+    /// A `keys_request` is under way.
+    is_asked: bool,
+    /// The key whose safety number was shown last: a decision is about that one.
+    shown: Option<Fingerprint>,
+}
+
+impl Contact {
+    /// Whether the identity key has changed and nobody has decided yet.
+    pub fn has_changed(&self) -> bool {
+        self.changed.is_some()
+    }
+}
+
+/// What came of keys that the server has shown.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// As remembered, or seen for the first time and remembered.
+    Known,
+    /// The remembered key again, after another one.
+    Reverted,
+    /// The identity key differs from the remembered one, or the record of it may have been lost.
+    Changed,
+    /// As remembered, but the session key is not the newest that was seen.
+    Outdated,
+    /// The server shows a key that is none, or a session key that its owner has not certified.
+    Refused(String),
+}
+
+/// The session key of an answer, if there is one, with its owner's certificate checked; when that was made.
+fn certified(
+    keys: &PersonKeys,
+    identity: &IdentityPublicKey,
+    now_ms: u64,
+) -> Result<Option<(SessionPublicKey, u64)>, CryptoError> {
+    let (Some(key), Some(created), Some(certificate)) = (&keys.session_key, keys.created, keys.certificate)
+    else {
+        return Ok(None);
+    };
+    let certificate = SessionCertificate { session_key: key.clone(), created, certificate };
+    Ok(Some((certificate.verify(&keys.name, identity, now_ms)?, created)))
+}
+
+/// Everyone this session has had to do with.
+pub struct Contacts {
+    people: HashMap<Username, Contact>,
+    known: KnownUsers,
+    certificates: KnownCertificates,
+    /// People whose keys are to be asked for: one request at a time, or the answers would be more than the server lets
+    /// wait for one client.
+    to_ask: VecDeque<Username>,
+    /// The request under way.
+    asking: Option<BTreeSet<Username>>,
+    /// Safety numbers that wait for a key.
+    verifying: BTreeSet<Username>,
+}
+
+impl Contacts {
+    /// Nobody yet.
+    pub fn new(known: KnownUsers, certificates: KnownCertificates) -> Contacts {
+        let (people, verifying) = (HashMap::new(), BTreeSet::new());
+        Contacts { people, known, certificates, to_ask: VecDeque::new(), asking: None, verifying }
+    }
+
+    /// One user; a stranger if they were never heard of.
+    pub fn get(&mut self, name: &Username) -> &mut Contact {
+        self.people.entry(name.clone()).or_default()
+    }
+
+    /// One user of whom something is known already, else `None`.
+    pub fn find(&self, name: &Username) -> Option<&Contact> {
+        self.people.get(name)
+    }
+
+    /// Whether the server may bring this name up: a user met already, or one more of not too many, who counts from now on.
+    /// What other parts keep of users is bounded by this.
+    pub fn admits(&mut self, name: &Username) -> bool {
+        let is_admitted = self.people.contains_key(name) || self.people.len() < MAX_CONTACTS;
+        if is_admitted {
+            self.get(name);
+        }
+        is_admitted
+    }
+
+    /// Forgets a session key whose certificate is no longer valid. `now_ms` is in milliseconds since 1970.
+    /// PROTOCOL#session-certificate.
+    pub fn expire(&mut self, name: &Username, now_ms: u64) {
+        let contact = self.get(name);
+        if !is_valid_at(contact.created, now_ms) {
+            contact.session = None;
+        }
+    }
+
+    /// The session key of this user is of no use any more: they have left, or the server calls it stale.
+    pub fn forget_session(&mut self, name: &Username) {
+        if let Some(contact) = self.people.get_mut(name) {
+            contact.session = None;
+        }
+    }
+
+    /// All names met so far.
+    pub fn names(&self) -> impl Iterator<Item = &Username> {
+        self.people.keys()
+    }
+
+    /// A new own session: requests are asked again, first for `waiting`.
+    pub fn restart(&mut self, waiting: Vec<Username>) {
+        for contact in self.people.values_mut() {
+            (contact.session, contact.is_asked) = (None, false);
+        }
+        self.to_ask.clear();
+        self.asking = None;
+        let waiting = waiting.into_iter().filter(|name| !self.has_changed(name));
+        let names: Vec<Username> = waiting.chain(self.verifying.iter().cloned()).collect();
+        self.ask_for(names);
+    }
+
+    /// How well the key of `name` is known; `None` for a stranger.
+    pub fn trust(&self, name: &Username) -> Option<Trust> {
+        self.known.get(name).map(|(_, trust)| trust)
+    }
+
+    /// The same in a word.
+    pub fn trust_word(&self, name: &Username) -> &'static str {
+        match self.trust(name) {
+            None if self.has_changed(name) => "RECORD DAMAGED",
+            _ if self.has_changed(name) => "KEY CHANGED",
+            Some(Trust::Verified) => "verified",
+            Some(Trust::New | Trust::Known) => "not verified",
+            None => "new",
+        }
+    }
+
+    /// The same as a mark beside the name.
+    pub fn trust_mark(&self, name: &Username) -> &'static str {
+        if self.has_changed(name) { "!" } else { self.trust(name).unwrap_or(Trust::New).mark() }
+    }
+
+    /// Whether the key of `name` has changed and nobody has decided yet.
+    pub fn has_changed(&self, name: &Username) -> bool {
+        self.find(name).is_some_and(Contact::has_changed)
+    }
+
+    /// The key that `/verify` is about: the changed one, if it has changed; `None` for a stranger.
+    fn fingerprint(&self, name: &Username) -> Option<Fingerprint> {
+        let changed = self.find(name).and_then(|contact| contact.changed.as_ref());
+        changed.map(IdentityPublicKey::fingerprint).or_else(|| self.known.get(name).map(|(key, _)| key))
+    }
+
+    /// Remembers a certificate of the own user, for the next login, whose server may have forgotten it.
+    pub fn remember_own(&mut self, cx: &Cx, created: u64, key: Fingerprint) {
+        self.certificates.admit(&cx.me, cx.account.fingerprint(), (created, key), cx.now.max(created));
+    }
+
+    /// Writes what is remembered of certificates, in time.
+    pub fn tick(&mut self, cx: &mut Cx) {
+        if let Err(error) = self.certificates.write_in_time(cx.now, cx.instant) {
+            cx.problem_about_some(
+                "certificates",
+                format!("after a restart, outdated keys of other users may be accepted: {error}"),
+            );
+        }
+    }
+
+    // ---- requests
+
+    /// Asks for keys that are not on their way already.
+    pub fn ask_for(&mut self, names: impl IntoIterator<Item = Username>) {
+        for name in names {
+            if !std::mem::replace(&mut self.get(&name).is_asked, true) {
+                self.to_ask.push_back(name);
+            }
+        }
+    }
+
+    /// Sends the next request for keys, if none is under way.
+    pub fn ask(&mut self, cx: &mut Cx) {
+        if self.asking.is_none() && !self.to_ask.is_empty() {
+            let count = self.to_ask.len().min(MAX_KEY_NAMES);
+            let names: BTreeSet<Username> = self.to_ask.drain(..count).collect();
+            let request = KeysRequest { names: names.iter().cloned().collect() };
+            cx.send(ClientMessage::KeysRequest(request));
+            self.asking = Some(names);
+        }
+    }
+
+    /// Whether an answer is due.
+    pub fn is_asking(&self) -> bool {
+        self.asking.is_some()
+    }
+
+    /// Everyone whom the request under way asked for, if `keys` answer it. PROTOCOL#ask-keys.
+    pub fn answered(&mut self, keys: &Keys) -> Option<BTreeSet<Username>> {
+        let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
+        let told: BTreeSet<&Username> = told.collect();
+        // An answer is about exactly the names of the question.
+        self.asking.take_if(|asked| told.iter().copied().eq(asked.iter()))
+    }
+
+    /// There are no keys of `name` to be had, because of `why`.
+    pub fn no_keys(&mut self, cx: &mut Cx, name: &Username, why: String) {
+        self.get(name).is_asked = false;
+        if self.verifying.remove(name) {
+            cx.problem(why);
+        }
+    }
+
+    /// Takes in the keys that the server shows for one user, and tells what is odd about them.
+    pub fn take(&mut self, cx: &mut Cx, person: &PersonKeys) -> Learned {
+        let name = &person.name;
+        let before = self.fingerprint(name);
+        let learned = self.learn(person, cx.now);
+        match &learned {
+            Learned::Known => {}
+            Learned::Reverted => {
+                let text = format!("the server shows the known key of {name} again");
+                cx.tell_about(name, "reverted", 1, (Source::Notice, Place::Here, text));
+            }
+            Learned::Changed => match self.trust(name) {
+                _ if self.fingerprint(name) == before => {}
+                // A server can invent any number of these.
+                Some(Trust::New) | None => {
+                    let key = self.fingerprint(name).map_or(String::new(), |key| key.to_string());
+                    cx.problem_about(name, &key, self.undecided(name));
+                }
+                _ if cx.ignored.contains(name) => {}
+                _ => cx.problem(self.undecided(name)),
+            },
+            Learned::Outdated => {
+                let text = "{}'s clock may have been set back, or the server shows an old key of {}: nothing is sent to {}. \
+                            Try again in a minute; if this repeats, ask {} to check the clock and to log in again";
+                cx.problem_about(name, "outdated", text.replace("{}", name.as_str()));
+            }
+            Learned::Refused(why) => {
+                cx.problem_about(name, why, format!("the keys of {name} cannot be used: {why}"));
+            }
+        }
+        learned
+    }
+
+    /// Takes in the keys that the server shows for one person. `now_ms` is in milliseconds since 1970.
+    /// PROTOCOL#ask-keys.
+    fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
+        let contact = self.people.entry(keys.name.clone()).or_default();
+        contact.is_asked = false;
+        contact.session = None;
+        if let Some(other) = self.known.other_spelling(&keys.name) {
+            return Learned::Refused(format!("{other} is already known, and differs only in letter case"));
+        }
+        let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
+            return Learned::Refused("the server shows an invalid identity key".into());
+        };
+        let session = match certified(keys, &identity, now_ms) {
+            Ok(session) => session,
+            Err(error) => {
+                return Learned::Refused(format!(
+                    "the session key that the server shows is invalid: {error}"
+                ));
+            }
+        };
+        let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
+        let is_new = remembered.is_none() && self.known.doubt(&keys.name).is_none();
+        if !is_new && remembered != Some(identity.fingerprint()) {
+            (contact.identity, contact.changed) = (None, Some(identity));
+            return Learned::Changed;
+        }
+        if remembered.is_none() && self.known.count() >= MAX_CONTACTS {
+            return Learned::Refused("this client already remembers the most users that it can".into());
+        }
+        if remembered.is_none()
+            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint())
+        {
+            return Learned::Refused(format!("the key cannot be saved: {error}"));
+        }
+        let (reverted, owner) = (contact.changed.is_some(), identity.fingerprint());
+        (contact.identity, contact.changed) = (Some(identity), None);
+        if let Some((key, created)) = session {
+            // PROTOCOL#newest-certificate.
+            if !self.certificates.admit(&keys.name, owner, (created, key.fingerprint()), now_ms) {
+                return Learned::Outdated;
+            }
+            (contact.session, contact.created) = (Some(key), created);
+        }
+        if reverted { Learned::Reverted } else { Learned::Known }
+    }
+
+    // ---- what the user decides
+
+    /// Shows the safety number with `name`, or marks their key as verified if it was `compared`.
+    pub fn verify(&mut self, cx: &mut Cx, name: Username, compared: bool) {
+        if self.fingerprint(&name).is_none() {
+            self.verifying.insert(name.clone());
+            return self.ask_for([name]);
+        }
+        if !compared {
+            return self.tell_safety_number(cx, &name);
+        }
+        if self.has_changed(&name) {
+            return self.reconsider(cx, &name);
+        }
+        if self.get(&name).shown.is_none() {
+            cx.problem(format!("you have not seen the safety number with {name} yet: compare it first"));
+            return self.tell_safety_number(cx, &name);
+        }
+        if !self.is_about_the_shown_key(cx, &name) {
+            return;
+        }
+        match self.mark_verified(&name) {
+            Ok(()) => cx.notice(format!("{name} is verified")),
+            Err(error) => cx.problem(format!("this cannot be saved: {error}")),
+        }
+    }
+
+    /// Shows the safety number with `name` if it waited for their key, which is here now.
+    pub fn tell_awaited(&mut self, cx: &mut Cx, name: &Username) {
+        if self.verifying.remove(name) {
+            self.tell_safety_number(cx, name);
+        }
+    }
+
+    /// Whether no safety number waits for a key.
+    pub fn is_settled(&self) -> bool {
+        self.verifying.is_empty()
+    }
+
+    fn tell_safety_number(&mut self, cx: &mut Cx, name: &Username) {
+        let Some(theirs) = self.fingerprint(name) else {
+            return cx.problem(format!("no key of {name} is known"));
+        };
+        self.get(name).shown = Some(theirs);
+        let number = safety_number((&cx.me, cx.account.fingerprint()), (name, theirs));
+        cx.notice(format!("safety number with {name} ({}):", self.trust_word(name)));
+        let groups: Vec<&str> = number.split(' ').collect();
+        for row in groups.chunks(4) {
+            cx.show(Source::SafetyNumber, Place::Here, format!("    {}", row.join(" ")));
+        }
+        let then = match self.has_changed(name) {
+            true => format!("/trust {name}"),
+            false => format!("/verify {name} yes"),
+        };
+        cx.notice(format!(
+            "compare it with {name} in person or by phone, not in this chat: if all 60 digits match, type {then}; if not, \
+             someone may be intercepting your messages"
+        ));
+    }
+
+    /// Whether a decision about `name` is about the key whose number was shown last, if one was.
+    fn is_about_the_shown_key(&mut self, cx: &mut Cx, name: &Username) -> bool {
+        let (shown, current) = (self.get(name).shown, self.fingerprint(name));
+        if shown.is_none() || shown == current {
+            return true;
+        }
+        cx.problem(format!("the key of {name} has changed since its safety number was shown: compare again"));
+        self.tell_safety_number(cx, name);
+        false
+    }
+
+    /// Accepts the changed key of `name`. False if that could not be decided.
+    pub fn decide(&mut self, cx: &mut Cx, name: &Username) -> bool {
+        if !self.is_about_the_shown_key(cx, name) {
+            return false;
+        }
+        let new = if self.trust(name).is_some() { "new " } else { "" };
+        match self.accept(name) {
+            Ok(false) => cx.notice(format!("the key of {name} has not changed: there is nothing to accept")),
+            Ok(true) => cx.notice(format!(
+                "the {new}key of {name} is accepted; /verify {name} shows its safety number"
+            )),
+            Err(error) => {
+                cx.problem(format!("your decision cannot be saved: {error}"));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Says again why nothing goes to `name`, and looks whether the key is still another.
+    pub fn reconsider(&mut self, cx: &mut Cx, name: &Username) {
+        cx.problem(self.undecided(name));
+        self.ask_for([name.clone()]);
+    }
+
+    /// Accepts the changed key of `name`. False if it has not changed.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn accept(&mut self, name: &Username) -> std::io::Result<bool> {
+        let contact = self.people.entry(name.clone()).or_default();
+        let Some(identity) = &contact.changed else { return Ok(false) };
+        self.known.decide(name, identity.fingerprint(), Trust::Known)?;
+        contact.identity = contact.changed.take();
+        Ok(true)
+    }
+
+    /// The user has compared the safety number with `name`.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn mark_verified(&mut self, name: &Username) -> std::io::Result<()> {
+        match self.known.get(name) {
+            Some((key, _)) => self.known.decide(name, key, Trust::Verified),
+            None => Ok(()),
+        }
+    }
+
+    /// Why nothing goes to `name` before the user has decided, in a few words.
+    pub fn doubt(&self, name: &Username) -> String {
+        match self.trust(name) {
+            Some(_) => format!("the key of {name} has changed"),
+            None => format!("the record of {name}'s key is damaged"),
+        }
+    }
+
+    /// Why the key of `name` has to be decided about, and how.
+    fn undecided(&self, name: &Username) -> String {
+        let (what, why, then) = match self.known.doubt(name).map(Path::display) {
+            None => (
+                "HAS CHANGED",
+                format!("Either {name} has created a new key, or someone is intercepting your messages"),
+                "".into(),
+            ),
+            Some(aside) => (
+                "MAY HAVE CHANGED",
+                format!(
+                    "A damaged record of known_users, set aside in {aside}, may have been the record of {name}"
+                ),
+                format!(
+                    ". When you have decided about everyone you knew, remove {aside} and restart the client"
+                ),
+            ),
+        };
+        format!(
+            "THE IDENTITY KEY OF {name} {what}. {why}. Nothing is sent to {name} or shown from {name} until you \
+             decide: ask {name} in person or by phone, compare the number that /verify {name} shows, and type \
+             /trust {name} only if it matches{then}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::keys::IdentityKey;
+    use crate::crypto::secret::random;
+    use crate::encoding::Bytes;
+    use crate::records;
+
+    fn contacts(file: &Path) -> Contacts {
+        let certificates = KnownCertificates::open(&file.with_extension("certificates"), "a:1".into());
+        let known = KnownUsers::open(file, "a:1".into()).expect("a file");
+        Contacts::new(known, certificates.expect("a file"))
+    }
+
+    /// README#records.
+    #[test]
+    fn key_whose_record_was_torn_is_used_after_a_decision() {
+        let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let file = std::env::temp_dir().join(format!("peers-{id}"));
+        std::fs::write(&file, "{\"server\":\"a:1\",\"name\":\"bob\",\"iden").expect("written");
+        let mut contacts = contacts(&file);
+        let identity = Bytes(IdentityKey::generate().public().spki());
+        for (name, is_doubtful) in [("bob", true), ("carol", false)] {
+            let name: Username = name.parse().expect("name");
+            let identity = identity.clone();
+            let keys = PersonKeys { name, identity, session_key: None, created: None, certificate: None };
+            for _ in 0..2 {
+                assert_eq!(contacts.learn(&keys, 0) == Learned::Changed, is_doubtful);
+                assert_eq!(contacts.get(&keys.name).identity.is_none(), is_doubtful);
+            }
+            assert_eq!(contacts.accept(&keys.name).expect("stored"), is_doubtful);
+            assert_eq!(contacts.learn(&keys, 0), Learned::Known);
+            assert!(contacts.get(&keys.name).identity.is_some());
+        }
+        for file in records::asides(&file).iter().chain([&file, &file.with_extension("certificates")]) {
+            std::fs::remove_file(file).expect("clean up");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What every part of a session is given with an event: the own account, the clocks, and where to answer.
+//!
+//! Invariant: a part tells nothing past this: whatever others can cause is counted here, and users who are ignored
+//! cause nothing.
+
+use super::account::Account;
+use super::event::Effect;
+use super::notices::Notices;
+use crate::client::entry::{Entry, Place, Source};
+use crate::client::trust::Ignored;
+use crate::name::Username;
+use crate::protocol::ClientMessage;
+use std::time::Instant;
+
+/// The context of one event.
+pub struct Cx {
+    /// The own name.
+    pub me: Username,
+    /// The own keys.
+    pub account: Account,
+    /// The wall clock, in milliseconds since 1970.
+    pub now: u64,
+    /// The monotonic clock.
+    pub instant: Instant,
+    /// Users whose messages are not shown.
+    pub ignored: Ignored,
+    /// The answers so far, in order.
+    pub effects: Vec<Effect>,
+    notices: Notices,
+}
+
+impl Cx {
+    /// Before the first event.
+    pub fn new(me: Username, account: Account, ignored: Ignored, instant: Instant) -> Cx {
+        let (effects, notices) = (Vec::new(), Notices::default());
+        Cx { me, account, now: 0, instant, ignored, effects, notices }
+    }
+
+    /// Queues an effect.
+    pub fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Queues a message to the server.
+    pub fn send(&mut self, message: ClientMessage) {
+        self.push(Effect::Send(message));
+    }
+
+    /// Shows a line. `text` is sanitised.
+    pub fn show(&mut self, source: Source, place: Place, text: String) {
+        self.push(Effect::Show(Entry::new(self.now, source, place, text)));
+    }
+
+    /// Tells the user something.
+    pub fn notice(&mut self, text: impl Into<String>) {
+        self.show(Source::Notice, Place::Here, text.into());
+    }
+
+    /// Tells the user something about `name`.
+    pub fn notice_about(&mut self, name: &Username, text: String) {
+        self.show(Source::Notice, Place::About(name.clone()), text);
+    }
+
+    /// Tells the user what is wrong, and what to do.
+    pub fn problem(&mut self, text: impl Into<String>) {
+        self.show(Source::Problem, Place::Here, text.into());
+    }
+
+    /// Shows a problem with `name` that others can cause, or counts it. Problems with the same `topic` are the same.
+    pub fn problem_about(&mut self, name: &Username, topic: &str, text: String) {
+        self.tell_about(name, topic, 1, (Source::Problem, Place::Here, text));
+    }
+
+    /// The same of several users at once.
+    pub fn problem_about_some(&mut self, topic: &str, text: String) {
+        let entry = Entry::new(self.now, Source::Problem, Place::Here, text);
+        self.tell(("*".into(), topic.into()), 1, entry);
+    }
+
+    /// Shows a notice about `name` up to `limit` times, then counts it. PROTOCOL#notices.
+    pub fn tell_about(
+        &mut self,
+        name: &Username,
+        topic: &str,
+        limit: u32,
+        (source, place, text): (Source, Place, String),
+    ) {
+        if !self.ignored.contains(name) {
+            self.tell((name.folded(), topic.into()), limit, Entry::new(self.now, source, place, text));
+        }
+    }
+
+    /// Shows a problem with what the server sent, or counts it. PROTOCOL#notices.
+    pub fn server_problem(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        let entry = Entry::new(self.now, Source::Problem, Place::Here, text.clone());
+        self.tell((String::new(), text), 1, entry);
+    }
+
+    /// The server sent what it must not send now.
+    pub fn out_of_place(&mut self) {
+        self.server_problem("unexpected message from the server");
+    }
+
+    fn tell(&mut self, key: (String, String), limit: u32, entry: Entry) {
+        if self.notices.admits(key, limit, &entry, self.instant) {
+            self.push(Effect::Show(entry));
+        }
+    }
+
+    /// Whether so many lines about users who come and go may be shown now; if so, they are.
+    pub fn takes_presence(&mut self, lines: usize) -> bool {
+        self.notices.presence.take(lines)
+    }
+
+    /// Says once in a session that a later version sends what this one does not know. PROTOCOL#later-versions.
+    pub fn tell_later(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.notices.later, true) {
+            self.notice(format!("{what}; a newer client may show it"));
+        }
+    }
+
+    /// Shows what was counted, when it is time, or all of it at the end.
+    pub fn tell_counted(&mut self, last: bool) {
+        for (source, place, text) in self.notices.counted(self.instant, last) {
+            self.show(source, place, text);
+        }
+    }
+
+    /// The answers to the event; at the end, what was counted comes before the last one.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        if let Some(at) = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_))) {
+            let end = self.effects.split_off(at);
+            self.tell_counted(true);
+            self.effects.extend(end);
+        }
+        std::mem::take(&mut self.effects)
+    }
+}

@@ -1,0 +1,82 @@
+//! What happens to a session, and what the front end has to do for it.
+//!
+//! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
+
+use crate::client::account::NewKey;
+use crate::client::entry::{Entry, Place};
+use crate::client::password::ChangeError;
+use crate::client::transfer::{Job, Step};
+use crate::crypto::keys::SessionKey;
+use crate::name::Username;
+use crate::protocol::{ClientMessage, DecodeError, ServerMessage};
+use std::time::{Duration, Instant};
+
+/// What happens to a session.
+pub enum Event {
+    /// A line was typed.
+    Line(String),
+    /// The person goes to the conversation with somebody, or with everyone.
+    Switch(Option<Username>),
+    /// The message of this number, which has failed, is to be sent again.
+    Again(u64),
+    /// The server said something.
+    Server(ServerMessage),
+    /// The server said something that is no message.
+    Unreadable(DecodeError),
+    /// The server has been silent since then, and does not answer a `ping`; `None` when it is heard again.
+    Silent(Option<Instant>),
+    /// The connection broke: why. It is being had again.
+    Lost(String),
+    /// The next attempt is made then; why the one before was refused, if somebody was reached and said so.
+    Retry(Instant, Option<String>),
+    /// The session goes on over a new connection, after this time.
+    Resumed(Duration),
+    /// The former session is over, and a new one has begun with this key, after this time.
+    LoggedIn(Box<NewKey>, Duration),
+    /// The connection has ended for good.
+    Closed(String),
+    /// No more lines will be typed.
+    EndOfInput,
+    /// A new session key was made, as [`Effect::MakeSessionKey`] asked.
+    NewKey(Box<SessionKey>),
+    /// A file's thread has come one step further.
+    Transfer(u32, Step),
+    /// What became of [`Effect::ChangePassword`].
+    PasswordChanged(Result<(), ChangeError>),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the front end has to do.
+pub enum Effect {
+    /// To the server.
+    Send(ClientMessage),
+    /// What is sent from now on belongs to the new session.
+    Begin,
+    /// A new entry, or what has become of the own message with the same number.
+    Show(Entry),
+    /// This person is talking to the one at the keyboard, here.
+    Alert(Username, Place),
+    /// What is typed goes there now.
+    Enter(Option<Username>),
+    /// The conversation is over.
+    Leave(Username),
+    /// The person goes to the view with this number, from 1.
+    View(usize),
+    /// The mouse is taken, or left to the terminal.
+    Mouse,
+    /// The view that is shown is emptied.
+    Clear,
+    /// Nothing that was said stays on the screen, in no view.
+    Forget,
+    /// It takes up to 300 ms, so not here; [`Event::NewKey`] brings it.
+    MakeSessionKey,
+    /// The person wants a new password: from this file, or to be asked for.
+    ChangePassword(Option<String>),
+    /// Something is to be done for the transfer of this number.
+    Transfer(u32, Job),
+    /// What the full screen shows elsewhere: how far a file is, that the server is silent, what is waited for at the end.
+    Progress(String),
+    /// The end, with the exit status.
+    Quit(u8),
+}

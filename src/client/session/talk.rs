@@ -1,0 +1,119 @@
+//! Whom the user is talking to, and the rooms that are open.
+//!
+//! Invariant: what is typed goes where the screen says; a room exists once its partner was told of it.
+
+use super::cx::Cx;
+use super::event::Effect;
+use crate::client::audience::Audience;
+use crate::client::entry::{Place, Source};
+use crate::client::trust::Trust;
+use crate::name::Username;
+use std::collections::BTreeSet;
+
+/// Times that a partner who opens and leaves a room is reported: what is typed there depends on it.
+const MAX_ROOM_NOTICES: u32 = 4;
+
+/// See the module.
+#[derive(Default)]
+pub struct Talk {
+    /// `None` is everyone.
+    partner: Option<Username>,
+    /// Online users who were told of a room with them.
+    rooms: BTreeSet<Username>,
+    /// The terminal does not ring.
+    is_quiet: bool,
+}
+
+impl Talk {
+    /// Whom the user is talking to; `None` is everyone.
+    pub fn partner(&self) -> Option<&Username> {
+        self.partner.as_ref()
+    }
+
+    /// Who receives what is typed.
+    pub fn audience(&self) -> Audience {
+        match self.partner.clone() {
+            Some(partner) if self.has_room(&partner) => Audience::Room(partner),
+            Some(partner) => Audience::Private(partner),
+            None => Audience::Everyone,
+        }
+    }
+
+    /// What is typed goes to `partner` from now on.
+    pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
+        self.partner = partner.clone();
+        cx.push(Effect::Enter(partner));
+    }
+
+    /// Whether there is a room with `name`.
+    pub fn has_room(&self, name: &Username) -> bool {
+        self.rooms.contains(name)
+    }
+
+    /// There is to be a room with `name`, who is being told.
+    pub fn open(&mut self, name: Username) {
+        self.rooms.insert(name);
+    }
+
+    /// `name` has been told of the room.
+    pub fn opened(&self, cx: &mut Cx, name: &Username, trust: Option<Trust>) {
+        let trust = match trust {
+            Some(Trust::Verified) => "their key is verified".to_string(),
+            _ => format!("their key is not verified yet: /verify {name} shows how"),
+        };
+        cx.notice(format!("you are in a private room with {name}; {trust}; /leave returns"));
+    }
+
+    /// There is no room with `name` any more. False if there was none.
+    pub fn close(&mut self, name: &Username) -> bool {
+        self.rooms.remove(name)
+    }
+
+    /// A room ends with the session of either of the two.
+    pub fn close_and_tell(&mut self, cx: &mut Cx, with: &Username) {
+        if self.close(with) {
+            let text = format!(
+                "the room with {with} is closed: what you type here is sent as private messages; /room {with} opens it again"
+            );
+            notice_in_room(cx, with, text);
+        }
+    }
+
+    /// The own session is over, and every room with it.
+    pub fn close_all(&mut self, cx: &mut Cx) {
+        self.rooms.clone().iter().for_each(|with| self.close_and_tell(cx, with));
+    }
+
+    /// `from` has opened a room, or joined it.
+    pub fn partner_opened(&self, cx: &mut Cx, from: &Username) {
+        if self.has_room(from) {
+            return notice_in_room(cx, from, format!("{from} has joined the room"));
+        }
+        let text = format!("{from} has opened a private room with you: /room {from} joins it");
+        cx.tell_about(from, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::Here, text));
+        self.alert(cx, from, Place::With(from.clone()));
+    }
+
+    /// `from` has left a room.
+    pub fn partner_left(&self, cx: &mut Cx, from: &Username) {
+        notice_in_room(cx, from, format!("{from} has left the room"));
+    }
+
+    /// Whether the terminal rings.
+    pub fn notify(&mut self, cx: &mut Cx, rings: bool) {
+        self.is_quiet = !rings;
+        let state = if rings { "on" } else { "off" };
+        cx.notice(format!("notifications of private messages, mentions and files are {state}"));
+    }
+
+    /// Draws the user's attention to `from`, unless they want none.
+    pub fn alert(&self, cx: &mut Cx, from: &Username, place: Place) {
+        if !self.is_quiet {
+            cx.push(Effect::Alert(from.clone(), place));
+        }
+    }
+}
+
+fn notice_in_room(cx: &mut Cx, with: &Username, text: String) {
+    cx.tell_about(with, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::With(with.clone()), text));
+}
