@@ -13,7 +13,7 @@ use super::queue::Queue;
 use super::reconnect::{Again, Pause, Way, is_final, is_login_refused, is_refused};
 use super::session::{Event, last_word};
 use super::text::seconds;
-use super::transfer::Hub;
+use super::transfer::Router;
 use crate::auth::PasswordKey;
 use crate::crypto::secret::random;
 use crate::protocol::timing::{ANSWER, ANSWER_AWAKE, ANSWER_JITTER, ASK_IDLE, ASK_OWED};
@@ -72,14 +72,14 @@ struct Shared {
 
 impl Link {
     /// Starts both threads. What the server says, in order, what becomes of the connection, and at last an
-    /// [`Event::Closed`] come into the [inbox](Link::inbox), and then `wake` is called. `hub` gets the packets.
+    /// [`Event::Closed`] come into the [inbox](Link::inbox), and then `wake` is called. `router` gets the packets.
     ///
     /// # Errors
     /// If no thread can be had.
     pub fn start(
         connection: Connection,
         way: Way,
-        hub: Arc<Hub>,
+        router: Arc<Router>,
         patience: Patience,
         wake: Wake,
     ) -> io::Result<Link> {
@@ -98,7 +98,7 @@ impl Link {
         let number = shared.queue.restart();
         shared.queue.begin();
         let writer = shared.spawn_writer(number)?;
-        let reader = Reader { shared: shared.clone(), way, hub, attempts: 0, useful: Duration::ZERO };
+        let reader = Reader { shared: shared.clone(), way, router, attempts: 0, useful: Duration::ZERO };
         let thread = thread::Builder::new().name("receive".into());
         thread.spawn(move || reader.run(connection, writer))?;
         Ok(Link { shared })
@@ -212,7 +212,7 @@ impl Shared {
 struct Reader {
     shared: Arc<Shared>,
     way: Way,
-    hub: Arc<Hub>,
+    router: Arc<Router>,
     /// Attempts since a connection was of use.
     attempts: u32,
     /// The present connection was of use if it lasts this long.
@@ -406,7 +406,7 @@ impl Reader {
         let event = match frame {
             Frame::Packet(body) => match Packet::decode(body) {
                 Ok(packet) => {
-                    self.hub.packet(&packet);
+                    self.router.packet(&packet);
                     None
                 }
                 Err(error) => Some(Event::Unreadable(error)),
@@ -428,11 +428,11 @@ impl Reader {
                     return possible.then_some(()).ok_or_else(impossible);
                 }
                 Ok(ServerMessage::Grant(grant)) => {
-                    self.hub.grant(&grant);
+                    self.router.grant(&grant);
                     None
                 }
                 Ok(ServerMessage::Refused(refused)) => {
-                    self.hub.refused(&refused);
+                    self.router.refused(&refused);
                     None
                 }
                 // Another client of this person is there now: to come back would throw it off. Or there is nowhere to come back to.

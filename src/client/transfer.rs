@@ -1,25 +1,25 @@
-//! Files on their way: a thread for each that is sent (`sending`), a few for each that is received (`receiving`).
+//! Files on their way: jobs on threads of their own, and the table of what the jobs of one transfer share.
 //!
-//! Invariant: what a transfer holds in memory is bounded by the packets that its recipient has granted
-//! (10.5 MiB for all transfers); disk, cryptography and network overlap, and none of them is touched by the owner of the
-//! state, which starts a [`Job`] and hears of its [`Step`]s. Specification: PROTOCOL#file-transfer.
+//! Invariant: a job ends with one [`Step`], and no thread waits between two jobs: the open file stands in the table from
+//! the first job to the last, so that the same file is hashed, sent and copied. What a transfer holds in memory is bounded
+//! by the packets that its recipient has granted (10.5 MiB for all transfers); disk, cryptography and network overlap, and
+//! the owner of the state waits for none of them. Specification: PROTOCOL#file-transfer.
 
 mod grants;
 mod receiving;
 mod sending;
 mod window;
 
-use super::file::{LeftPart, left_parts};
+use super::file::{LeftPart, Part, Source, left_parts};
 use super::lock;
 use super::queue::Queue;
-use super::session::Event;
 use crate::crypto::chunk::{Plan, TransferId};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;
 use crate::name::Username;
 use crate::protocol::{Grant, Packet, Refused};
 use grants::Grants;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
@@ -38,8 +38,8 @@ const TOLD_EVERY: Duration = Duration::from_millis(100);
 
 /// What the session wants done for one of its transfers, named by its number.
 pub enum Job {
-    /// Open and hash a file that is to be offered; then wait for [`Job::Send`].
-    Prepare {
+    /// Open and hash a file that is to be offered.
+    Hash {
         /// Who is offered it.
         peer: Username,
         /// Names the transfer.
@@ -47,48 +47,57 @@ pub enum Job {
         /// As it was typed.
         path: String,
     },
-    /// The offer was accepted: send it.
+    /// The offer was accepted: send the file.
     Send {
         /// The session key that the chunks' keys are wrapped for.
         recipient: SessionPublicKey,
         /// What both sides know, with the first chunk that is wanted.
         plan: Plan,
     },
-    /// Tell which parts of files are there.
-    List,
-    /// An offer was accepted here: find what is there already; then wait for [`Job::Start`].
-    Receive {
+    /// The other side has it all: keep a copy.
+    Copy,
+    /// An offer was accepted here: find what is there already.
+    Look {
         /// The user that offered it.
         peer: Username,
-        /// What both sides know; its `start` is found here.
+        /// Names the transfer.
+        id: TransferId,
+        /// Bytes of the whole file.
+        size: u64,
+        /// Of the whole file.
+        sha256: [u8; 32],
+    },
+    /// The other side is told: take the chunks that are missing.
+    Receive {
+        /// What they are wrapped for.
+        session: Arc<SessionKey>,
+        /// What both sides know, with the first chunk that is wanted.
         plan: Plan,
         /// Of the whole file.
         sha256: [u8; 32],
         /// As it was offered, made harmless already.
         name: String,
     },
-    /// The other side knows: take the chunks, which are wrapped for this key.
-    Start(Arc<SessionKey>),
-    /// The other side has it all: keep a copy.
-    Keep,
     /// It is over. What has arrived of it stays for another time, or not.
     Stop {
         /// Whether what has arrived is removed.
         discard: bool,
     },
+    /// Tell which parts of files are there.
+    List,
 }
 
-/// How far a transfer is.
+/// How far a transfer is. The last three end it.
 pub enum Step {
-    /// So much of the file is read.
-    Read {
+    /// So much of the file is hashed.
+    Hashing {
         /// Bytes so far.
         done: u64,
         /// Bytes of the whole file.
         size: u64,
     },
     /// The file can be offered.
-    Prepared {
+    Hashed {
         /// The last part of its path.
         name: String,
         /// Bytes.
@@ -96,8 +105,6 @@ pub enum Step {
         /// Of the whole file.
         sha256: [u8; 32],
     },
-    /// What is there of files that have not arrived whole.
-    Parts(Vec<LeftPart>),
     /// The disk seems to have too little room.
     Tight {
         /// Bytes that are free.
@@ -106,7 +113,7 @@ pub enum Step {
         missing: u64,
     },
     /// Chunks before this one are there already.
-    Ready {
+    Found {
         /// The first chunk that is wanted.
         start: u32,
     },
@@ -114,10 +121,12 @@ pub enum Step {
     Progress(u64),
     /// Everything was sent.
     Sent,
+    /// What is there of files that have not arrived whole.
+    Parts(Vec<LeftPart>),
     /// Everything has arrived, and stands here.
     Received(PathBuf),
     /// The copy of what was sent, or why there is none.
-    Kept(Result<PathBuf, String>),
+    Copied(Result<PathBuf, String>),
     /// It has ended otherwise: why, for the people on this side and on the other, and whether what has
     /// arrived is of use.
     Failed {
@@ -130,8 +139,9 @@ pub enum Step {
     },
 }
 
-/// Why a transfer's thread ends early.
+/// Why a job ends early.
 enum Failure {
+    /// The session wants something else.
     Stopped,
     Broken(String),
     /// The file at this path cannot be offered.
@@ -170,29 +180,28 @@ impl Failure {
     }
 }
 
-/// What a transfer's threads share with the rest.
+/// What the jobs of one transfer share.
 #[derive(Default)]
 struct Control {
     state: Mutex<State>,
     changed: Condvar,
-    moved: Moved,
 }
-
-/// When a packet of any transfer last came or went.
-type Moved = Arc<Mutex<Option<Instant>>>;
 
 #[derive(Default)]
 struct State {
+    /// The number of the job whose turn it is. One that finds another number here has nothing more to do.
+    turn: u32,
+    /// Sending: what is offered.
+    source: Option<Arc<Source>>,
     /// Sending: packets that may be sent.
     granted: u32,
-    send: Option<(SessionPublicKey, Plan)>,
-    keep: Option<()>,
+    /// Receiving: what is there of the file.
+    part: Option<Part>,
     /// Receiving: packets that have come.
     packets: VecDeque<Vec<u8>>,
     /// What was granted for them, and may be.
     grants: Option<Grants>,
-    start: Option<Arc<SessionKey>>,
-    stopped: bool,
+    /// What has arrived is not wanted any more.
     discard: bool,
     /// Why it cannot go on.
     broken: Option<&'static str>,
@@ -201,77 +210,58 @@ struct State {
 }
 
 impl Control {
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut lock(&self.state));
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut lock(&self.state));
         self.changed.notify_all();
+        changed
     }
 
-    /// Waits for something, at most so long after anything has moved.
-    fn wait<T>(
-        &self,
-        patience: Duration,
-        mut take: impl FnMut(&mut State) -> Option<T>,
-    ) -> Result<T, Failure> {
-        let begun = Instant::now();
-        let mut state = lock(&self.state);
-        loop {
-            if state.stopped {
-                return Err(Failure::Stopped);
-            }
-            if let Some(taken) = take(&mut state) {
-                return Ok(taken);
-            }
-            if let Some(why) = state.broken {
-                return Err(Failure::Broken(why.into()));
-            }
-            let end = lock(&self.moved).map_or(begun, |moved| moved.max(begun)) + patience;
-            let end = state.refused.map_or(end, |since| end.min(since + LAST_WORD));
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let why = match state.refused {
-                    Some(_) => "the other side has stopped responding",
-                    None => "no data has arrived for a minute",
-                };
-                return Err(Failure::Broken(why.into()));
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn goes_on(&self) -> bool {
-        !lock(&self.state).stopped
+    fn next_turn(&self) -> u32 {
+        self.change(|state| {
+            state.turn += 1;
+            state.turn
+        })
     }
 }
 
 struct Running {
-    number: u32,
     peer: Username,
     id: TransferId,
     control: Arc<Control>,
 }
 
-/// Where packets and grants go.
+/// The table of all transfers, by number: where packets and grants go.
 #[derive(Default)]
-pub struct Hub {
-    running: Mutex<Vec<Running>>,
-    moved: Moved,
+pub struct Router {
+    running: Mutex<BTreeMap<u32, Running>>,
+    /// When a packet of any transfer last came or went.
+    moved: Mutex<Option<Instant>>,
 }
 
-impl Hub {
+impl Router {
     fn find(&self, peer: &Username, id: &TransferId) -> Option<Arc<Control>> {
         let running = lock(&self.running);
-        let found = running.iter().find(|running| running.peer == *peer && running.id == *id);
+        let found = running.values().find(|running| running.peer == *peer && running.id == *id);
         found.map(|running| running.control.clone())
+    }
+
+    fn remove(&self, number: u32) -> Option<Running> {
+        lock(&self.running).remove(&number)
+    }
+
+    fn has_moved(&self) {
+        *lock(&self.moved) = Some(Instant::now());
     }
 
     /// A chunk has come. One that nobody waits for is dropped.
     pub fn packet(&self, packet: &Packet<'_>) {
         let Some(control) = self.find(&packet.peer, &packet.transfer) else { return };
-        let now = Instant::now();
-        *lock(&self.moved) = Some(now);
-        control.change(|state| match state.grants.as_mut().is_some_and(|grants| grants.arrive(now)) {
-            true => state.packets.push_back(packet.payload.to_vec()),
-            false => state.broken = Some("more data arrived than was requested"),
+        self.has_moved();
+        control.change(|state| {
+            match state.grants.as_mut().is_some_and(|grants| grants.arrive(Instant::now())) {
+                true => state.packets.push_back(packet.payload.to_vec()),
+                false => state.broken = Some("more data arrived than was requested"),
+            }
         });
     }
 
@@ -293,105 +283,151 @@ impl Hub {
     }
 }
 
-/// Starts the threads.
+/// Starts the jobs.
 pub struct Transfers(Arc<Shared>);
 
 struct Shared {
     received: PathBuf,
     sent: PathBuf,
-    hub: Arc<Hub>,
+    router: Arc<Router>,
     queue: Arc<Queue>,
-    deliver: Box<dyn Fn(Event) -> bool + Send + Sync>,
+    deliver: Box<dyn Fn(u32, Step) -> bool + Send + Sync>,
     /// Files that are arriving, and the chunks that are in flight for them.
     arriving: AtomicU32,
     in_flight: AtomicU32,
 }
 
 impl Transfers {
-    /// `folder` holds `received` and `sent`; `deliver` takes the steps.
+    /// `folder` holds `received` and `sent`; `deliver` takes the steps of the transfer of a number.
     pub fn new(
         folder: PathBuf,
-        hub: Arc<Hub>,
+        router: Arc<Router>,
         queue: Arc<Queue>,
-        deliver: impl Fn(Event) -> bool + Send + Sync + 'static,
+        deliver: impl Fn(u32, Step) -> bool + Send + Sync + 'static,
     ) -> Transfers {
         let (received, sent) = (folder.join("received"), folder.join("sent"));
         let (arriving, in_flight) = (AtomicU32::new(0), AtomicU32::new(0));
         let deliver = Box::new(deliver);
-        Transfers(Arc::new(Shared { received, sent, hub, queue, deliver, arriving, in_flight }))
+        Transfers(Arc::new(Shared { received, sent, router, queue, deliver, arriving, in_flight }))
     }
 
     /// Does what the session wants; what has failed at once, else `None`.
     pub fn take(&self, number: u32, job: Job) -> Option<Step> {
-        let find = || {
-            let running = lock(&self.0.hub.running);
-            running.iter().find(|running| running.number == number).map(|running| running.control.clone())
-        };
-        let change = |change: &mut dyn FnMut(&mut State)| {
-            if let Some(control) = find() {
-                control.change(change);
-            }
-        };
         match job {
-            Job::Prepare { peer, id, path } => {
-                return self.spawn(number, peer.clone(), id, move |worker| worker.send(&path, &peer));
+            Job::Hash { peer, id, path } => {
+                self.begin(number, peer, id);
+                self.spawn(number, move |worker| worker.hash(&path))
             }
-            Job::Receive { peer, plan, sha256, name } => {
-                return self.spawn(number, peer.clone(), plan.id, move |worker| {
-                    worker.receive(&peer, plan, &sha256, &name)
-                });
+            Job::Send { recipient, plan } => self.spawn(number, move |worker| worker.send(&recipient, &plan)),
+            Job::Copy => self.spawn(number, Worker::copy),
+            Job::Look { peer, id, size, sha256 } => {
+                self.begin(number, peer, id);
+                self.spawn(number, move |worker| worker.look(size, &sha256))
             }
-            Job::List => return Some(Step::Parts(left_parts(&self.0.received))),
-            Job::Send { recipient, plan } => {
-                let mut send = Some((recipient, plan));
-                change(&mut |state| state.send = send.take());
+            Job::Receive { session, plan, sha256, name } => {
+                self.spawn(number, move |worker| worker.receive(&session, &plan, &sha256, &name))
             }
-            Job::Start(session) => change(&mut |state| state.start = Some(session.clone())),
-            Job::Keep => change(&mut |state| state.keep = Some(())),
-            Job::Stop { discard } => change(&mut |state| {
-                (state.stopped, state.discard) = (true, discard);
-                state.packets.clear();
-            }),
+            Job::Stop { discard } => {
+                self.stop(number, discard);
+                None
+            }
+            Job::List => Some(Step::Parts(left_parts(&self.0.received))),
         }
-        None
+    }
+
+    fn begin(&self, number: u32, peer: Username, id: TransferId) {
+        lock(&self.0.router.running).insert(number, Running { peer, id, control: Arc::default() });
     }
 
     fn spawn(
         &self,
         number: u32,
-        peer: Username,
-        id: TransferId,
         work: impl FnOnce(&Worker) -> Result<(), Failure> + Send + 'static,
     ) -> Option<Step> {
-        let control = Arc::new(Control { moved: self.0.hub.moved.clone(), ..Control::default() });
-        let worker = Worker { number, control: control.clone(), shared: self.0.clone() };
-        lock(&self.0.hub.running).push(Running { number, peer, id, control });
-        let thread = thread::Builder::new().name("file".into());
-        let started = thread.spawn(move || {
+        let running = lock(&self.0.router.running);
+        let Running { peer, control, .. } = running.get(&number)?;
+        let (peer, control, shared) = (peer.clone(), control.clone(), self.0.clone());
+        drop(running);
+        let worker = Worker { number, turn: control.next_turn(), peer, control, shared };
+        let started = thread::Builder::new().name("file".into()).spawn(move || {
             if let Some(step) = work(&worker).err().and_then(Failure::step) {
-                worker.tell(step);
+                worker.finish(step);
             }
         });
-        // The worker takes itself off the list, also when its thread was never started.
-        started.err().and_then(|error| Failure::Broken(error.to_string()).step())
+        let error = started.err()?;
+        self.stop(number, false);
+        Failure::Broken(error.to_string()).step()
+    }
+
+    fn stop(&self, number: u32, discard: bool) {
+        let Some(Running { control, .. }) = self.0.router.remove(number) else { return };
+        let part = control.change(|state| {
+            // Together: the job that ends by the one looks at the other.
+            (state.turn, state.discard) = (state.turn + 1, discard);
+            state.packets.clear();
+            state.part.take()
+        });
+        if let Some(part) = part.filter(|_| discard) {
+            part.discard();
+        }
     }
 }
 
-/// One transfer's thread.
+/// One job's thread.
 struct Worker {
     number: u32,
+    turn: u32,
+    peer: Username,
     control: Arc<Control>,
     shared: Arc<Shared>,
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        lock(&self.shared.hub.running).retain(|running| running.number != self.number);
-    }
-}
-
 impl Worker {
     fn tell(&self, step: Step) {
-        (self.shared.deliver)(Event::Transfer(self.number, step));
+        (self.shared.deliver)(self.number, step);
+    }
+
+    /// Tells the last step of a transfer.
+    fn finish(&self, step: Step) {
+        self.shared.router.remove(self.number);
+        self.tell(step);
+    }
+
+    fn goes_on(&self) -> bool {
+        lock(&self.control.state).turn == self.turn
+    }
+
+    /// Waits for something, at most so long after anything has moved.
+    fn wait<T>(
+        &self,
+        patience: Duration,
+        mut take: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let begun = Instant::now();
+        let mut state = lock(&self.control.state);
+        loop {
+            if state.turn != self.turn {
+                return Err(Failure::Stopped);
+            }
+            if let Some(taken) = take(&mut state) {
+                return Ok(taken);
+            }
+            if let Some(why) = state.broken {
+                return Err(Failure::Broken(why.into()));
+            }
+            let moved = *lock(&self.shared.router.moved);
+            let end = moved.map_or(begun, |moved| moved.max(begun)) + patience;
+            let end = state.refused.map_or(end, |since| end.min(since + LAST_WORD));
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = match state.refused {
+                    Some(_) => "the other side has stopped responding",
+                    None => "no data has arrived for a minute",
+                };
+                return Err(Failure::Broken(why.into()));
+            }
+            let waited = self.control.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }

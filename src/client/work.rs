@@ -11,7 +11,7 @@ use super::password::{self, ChangeError};
 use super::reconnect::Way;
 use super::session::Event;
 use super::spawn;
-use super::transfer::{Hub, Job, Transfers};
+use super::transfer::{Job, Router, Transfers};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::Password;
 use crate::name::Username;
@@ -35,11 +35,13 @@ impl Work {
     /// If no thread can be had.
     pub fn start((connection, way): (Connection, Way), options: &Options, wake: Wake) -> io::Result<Work> {
         let options = options.pinned(connection.server);
-        let hub = Arc::new(Hub::default());
-        let link = Link::start(connection, way, hub.clone(), link::PATIENCE, wake)?;
+        let router = Arc::new(Router::default());
+        let link = Link::start(connection, way, router.clone(), link::PATIENCE, wake)?;
         let (folder, inbox) = (options.data_dir.join("files"), link.inbox());
         let stepped = inbox.clone();
-        let transfers = Transfers::new(folder, hub, link.queue(), move |event| stepped.report(event));
+        let transfers = Transfers::new(folder, router, link.queue(), move |number, step| {
+            stepped.report(Event::Transfer(number, step))
+        });
         Ok(Work { options, link, transfers, inbox })
     }
 

@@ -1019,7 +1019,7 @@ fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
     let joined = vec![alice.name, bob.name.clone()];
     handle(server(ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] })), 0);
     handle(Event::Line("/sendfile bob a.txt".into()), 0);
-    handle(Event::Transfer(1, Step::Prepared { name: "a.txt".into(), size: 1, sha256: [1; 32] }), 0);
+    handle(Event::Transfer(1, Step::Hashed { name: "a.txt".into(), size: 1, sha256: [1; 32] }), 0);
     let effects = handle(server(ServerMessage::Keys(Keys { keys: vec![keys_of(&bob)], unknown: vec![] })), 0);
     let id = effects.iter().find_map(|effect| match effect {
         Effect::Send(ClientMessage::EncryptedSend(send)) => Some(send.routing.id),

@@ -586,7 +586,7 @@ fn copied_key_file_logs_in_until_the_password_changes_elsewhere() {
     let said = refused(other.client(server.port, PASSWORD));
     let path = other.key().display().to_string();
     assert!(said.contains(UNEXPECTED) && said.contains("the password was changed elsewhere"), "{said}");
-    assert!(said.contains(&format!("copy the key file from there again, to {path}")), "{said}");
+    assert!(said.contains(&format!("copy the key file from there to {path}")), "{said}");
     assert!(!server.log().contains("login_failed"), "it is no guess");
     fs::copy(home.key(), other.key()).expect("copied");
     assert!(other.logs_in(server.port, NEW));
@@ -676,7 +676,7 @@ fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
     assert!(removed.status.success(), "{removed:?}");
     let server = Server::within(folder, &[]);
     let said = refused(home.client(server.port, NEW));
-    assert!(said.contains("if there is no account, create it"), "{said}");
+    assert!(said.contains("If you have no account on this server, create it"), "{said}");
     assert_eq!(register(&server).finish().0, 0);
     assert!(home.logs_in(server.port, NEW) && home.logins().len() == 2);
     assert!(key(&home).expect("opens").public().fingerprint() == before, "nobody sees another key");

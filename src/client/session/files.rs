@@ -15,7 +15,7 @@ use super::outgoing::Outgoing;
 use crate::client::audience::Audience;
 use crate::client::text::sanitise;
 use crate::client::transfer::Job;
-use crate::crypto::chunk::TransferId;
+use crate::crypto::chunk::{Plan, TransferId};
 use crate::crypto::envelope::Kind;
 use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
@@ -48,11 +48,11 @@ const MIN_RATED: u64 = 1_000_000;
 /// How far a transfer is.
 enum State {
     /// Out: so many bytes of the file are read, to hash them.
-    Preparing(u64),
+    Hashing(u64),
     /// The other side, or the person here, has not answered.
     Offered,
     /// In: what is there already is being looked at.
-    Opening,
+    Looking,
     /// Out: accepted from this chunk on; the key that the answer named is not here yet.
     AwaitingKey(u32, Fingerprint),
     /// So many bytes are there.
@@ -60,7 +60,7 @@ enum State {
     /// Out: everything is sent.
     Confirming,
     /// Out: confirmed; a copy is being made.
-    Keeping,
+    Copying,
 }
 
 struct Transfer {
@@ -146,6 +146,11 @@ impl Transfer {
         format!("\"{}\" ({})", sanitise(&self.name), Size(self.size))
     }
 
+    /// What both sides know, from this chunk on.
+    fn plan(&self, start: u32) -> Plan {
+        Plan { id: self.id, key: self.key.duplicate(), size: self.size, start }
+    }
+
     fn label(&self) -> String {
         let arrow = if self.outgoing { "→" } else { "←" };
         format!("{} {arrow} {}", sanitise(&self.name), self.peer)
@@ -158,11 +163,11 @@ impl Transfer {
 
     fn percent(&self) -> u64 {
         match self.state {
-            State::Preparing(0) => 0,
-            State::Preparing(done) | State::Moving(done) => {
+            State::Hashing(0) => 0,
+            State::Hashing(done) | State::Moving(done) => {
                 done.saturating_mul(100).checked_div(self.size).unwrap_or(100)
             }
-            State::Confirming | State::Keeping => 100,
+            State::Confirming | State::Copying => 100,
             _ => 0,
         }
     }
@@ -170,7 +175,7 @@ impl Transfer {
     fn pace(&self, now: Instant) -> String {
         let done = match self.state {
             State::Moving(done) => done,
-            State::Preparing(_) => return "is being read".into(),
+            State::Hashing(_) => return "is being read".into(),
             _ => return "almost done".into(),
         };
         let rate = self.rate(done, now);
@@ -226,7 +231,7 @@ impl Files {
 
     /// Files that are under way in one direction.
     fn moving(&self, outgoing: bool) -> usize {
-        let counts = |state: &State| !matches!(state, State::Preparing(_) | State::Offered | State::Keeping);
+        let counts = |state: &State| !matches!(state, State::Hashing(_) | State::Offered | State::Copying);
         self.list.values().filter(|one| one.outgoing == outgoing && counts(&one.state)).count()
     }
 
@@ -244,7 +249,7 @@ impl Files {
     /// How far everything under way is, `now`.
     pub fn progress(&self, now: Instant) -> impl Iterator<Item = Progress> {
         let moving = |transfer: &&Transfer| {
-            matches!(transfer.state, State::Preparing(_) | State::Moving(_) | State::Confirming)
+            matches!(transfer.state, State::Hashing(_) | State::Moving(_) | State::Confirming)
         };
         self.list.values().filter(moving).map(move |transfer| Progress {
             label: transfer.label(),
@@ -291,14 +296,14 @@ impl Files {
     fn end_transfer(&mut self, cx: &mut Cx, number: u32, discard: bool, tell: Option<String>) {
         let Some(transfer) = self.list.remove(&number) else { return };
         self.job(cx, number, Job::Stop { discard });
-        let is_begun = !matches!(transfer.state, State::Preparing(_) | State::Offered);
+        let is_begun = !matches!(transfer.state, State::Hashing(_) | State::Offered);
         if is_begun && !discard {
             let stopped = &mut self.stopped;
             stopped.truncate(MAX_LISTED - 1);
             let (peer, sha256, outgoing) = (transfer.peer.clone(), transfer.sha256, transfer.outgoing);
             stopped.push_front(Stopped { title: transfer.title(), peer, sha256, outgoing });
         }
-        if tell.is_some() && !matches!(transfer.state, State::Preparing(_)) {
+        if tell.is_some() && !matches!(transfer.state, State::Hashing(_)) {
             self.word(cx, Kind::FileCancel, number, &transfer, tell);
         }
     }
@@ -346,13 +351,13 @@ impl Files {
     /// What goes on between those two sessions ends, and can be taken up by others. `why` it does.
     pub fn interrupt(&mut self, cx: &mut Cx, with: impl Fn(&Username) -> bool, why: &str) {
         let theirs = |(number, one): (&u32, &Transfer)| {
-            (with(&one.peer) && !matches!(one.state, State::Keeping)).then_some(*number)
+            (with(&one.peer) && !matches!(one.state, State::Copying)).then_some(*number)
         };
         let mut offers = Vec::new();
         for number in self.list.iter().filter_map(theirs).collect::<Vec<_>>() {
             let Some(transfer) = self.list.get(&number) else { continue };
             let title = transfer.title();
-            let offered = matches!(transfer.state, State::Preparing(_) | State::Offered);
+            let offered = matches!(transfer.state, State::Hashing(_) | State::Offered);
             let again =
                 if transfer.outgoing { "offer it again to resume" } else { "it resumes when offered again" };
             self.end_transfer(cx, number, false, None);
@@ -389,7 +394,7 @@ impl Files {
     pub fn unfinished(&self) -> Option<String> {
         let list = self.list.values();
         let titles =
-            list.filter(|one| !one.is_open() && !matches!(one.state, State::Keeping)).map(Transfer::title);
+            list.filter(|one| !one.is_open() && !matches!(one.state, State::Copying)).map(Transfer::title);
         let titles: Vec<String> = titles.collect();
         (!titles.is_empty()).then(|| format!("not complete: {}; offer it again to resume", titles.join(", ")))
     }

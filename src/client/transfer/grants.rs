@@ -98,7 +98,7 @@ impl Drop for Grants {
 #[cfg(test)]
 mod tests {
     use super::super::window::{FIRST, LONGEST_QUEUE, QUEUE};
-    use super::super::{Hub, Transfers};
+    use super::super::{Router, Transfers};
     use super::*;
     use crate::client::queue::Queue;
 
@@ -112,7 +112,7 @@ mod tests {
     impl Arriving {
         fn new(count: usize, chunks: u32) -> Arriving {
             let queue = Arc::new(Queue::default());
-            let shared = Transfers::new("".into(), Arc::new(Hub::default()), queue, |_| true).0;
+            let shared = Transfers::new("".into(), Arc::new(Router::default()), queue, |_, _| true).0;
             let peer: Username = "bob".parse().expect("name");
             let all = (0..count).map(|n| Grants::new(shared.clone(), peer.clone(), [n as u8; 16], chunks));
             let (all, now) = (all.collect(), Instant::now());

@@ -9,7 +9,6 @@ use crate::client::file::{Part, free_space};
 use crate::client::lock;
 use crate::crypto::chunk::{CHUNK, Plan};
 use crate::crypto::keys::SessionKey;
-use crate::name::Username;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -23,49 +22,67 @@ type Opened = (u32, Result<Vec<Vec<u8>>, Failure>);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Worker {
-    /// Finds what is there already, takes the rest, and gives the file its name when its hash is right.
-    /// PROTOCOL#whole-file.
+    /// Finds what is there already of a file of `size` bytes.
+    pub fn look(&self, size: u64, sha256: &[u8; 32]) -> Result<(), Failure> {
+        let folder = &self.shared.received;
+        let mut part = Part::open(folder, &self.peer, sha256)?;
+        let have = match part.take_up(size, || self.goes_on()) {
+            Ok(have) => have,
+            Err(error) => return Err(self.give_up(part, error.into())),
+        };
+        let missing = size - have;
+        if let Some(free) = free_space(folder).filter(|free| *free < missing) {
+            self.tell(Step::Tight { free, missing });
+        }
+        let mut part = Some(part);
+        let stands = self.wait(STALLED, |state| {
+            state.part = part.take();
+            Some(())
+        });
+        if let (Err(failure), Some(part)) = (stands, part) {
+            return Err(self.give_up(part, failure));
+        }
+        self.tell(Step::Found { start: u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX) });
+        Ok(())
+    }
+
+    /// Takes the chunks that are missing, and gives the file its name when its hash is right. PROTOCOL#whole-file.
     pub fn receive(
         &self,
-        peer: &Username,
-        mut plan: Plan,
+        session: &SessionKey,
+        plan: &Plan,
         sha256: &[u8; 32],
         name: &str,
     ) -> Result<(), Failure> {
-        let folder = &self.shared.received;
-        let mut part = Part::open(folder, peer, sha256)?;
-        let whole = self.fill(peer, &mut plan, &mut part).and_then(|()| {
+        let mut part = self.wait(STALLED, |state| state.part.take())?;
+        let whole = self.fill(session, plan, &mut part).and_then(|()| {
             if !part.is_right(sha256) {
                 return Err(Failure::Wrong("it is not the file that was offered".into()));
             }
             part.sync()?;
             // The last moment at which it can be cancelled.
-            self.control.wait(STALLED, |_| Some(()))
+            self.wait(STALLED, |_| Some(()))
         });
         if let Err(failure) = whole {
-            if matches!(failure, Failure::Wrong(_)) || lock(&self.control.state).discard {
-                part.discard();
-            }
-            return Err(failure);
+            return Err(self.give_up(part, failure));
         }
-        self.tell(Step::Received(part.finish(folder, peer, name)?));
+        self.finish(Step::Received(part.finish(&self.shared.received, &self.peer, name)?));
         Ok(())
     }
 
-    /// Finds what is there of a part, and takes the chunks that are missing.
-    fn fill(&self, peer: &Username, plan: &mut Plan, part: &mut Part) -> Result<(), Failure> {
-        let have = part.take_up(plan.size, || self.control.goes_on())?;
-        plan.start = u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX);
-        let missing = plan.size - have;
-        if let Some(free) = free_space(&self.shared.received).filter(|free| *free < missing) {
-            self.tell(Step::Tight { free, missing });
+    /// A part stays for another time, unless it is wrong, or not wanted any more.
+    fn give_up(&self, part: Part, failure: Failure) -> Failure {
+        if matches!(failure, Failure::Wrong(_)) || lock(&self.control.state).discard {
+            part.discard();
         }
-        self.tell(Step::Ready { start: plan.start });
-        let session = self.control.wait(STALLED, |state| state.start.take())?;
+        failure
+    }
+
+    fn fill(&self, session: &SessionKey, plan: &Plan, part: &mut Part) -> Result<(), Failure> {
         let left = plan.chunks() - plan.start;
-        let grants = Grants::new(self.shared.clone(), peer.clone(), plan.id, left);
+        let grants = Grants::new(self.shared.clone(), self.peer.clone(), plan.id, left);
         lock(&self.control.state).grants = Some(grants);
-        let taken = self.take_chunks(&session, plan, part);
+        let taken = self.take_chunks(session, plan, part);
         // Whatever was granted and has not come is not wanted any more.
         lock(&self.control.state).grants = None;
         taken
@@ -94,7 +111,7 @@ impl Worker {
             let written = self.write_groups(plan, part, results);
             if written.is_err() {
                 // The other threads stop, too.
-                self.control.change(|state| state.stopped = true);
+                self.control.next_turn();
             }
             written
         })
@@ -108,7 +125,7 @@ impl Worker {
             if count == 0 {
                 return;
             }
-            let packets = self.control.wait(STALLED, |state| {
+            let packets = self.wait(STALLED, |state| {
                 (state.packets.len() >= count).then(|| state.packets.drain(..count).collect())
             });
             *due = if packets.is_ok() { first + count as u32 } else { plan.chunks() };

@@ -9,51 +9,45 @@ use crate::client::lock;
 use crate::client::path::{typed_path, whole};
 use crate::crypto::chunk::{CHUNK, GROUP, Plan};
 use crate::crypto::public::SessionPublicKey;
-use crate::name::Username;
 use crate::protocol::Packet;
 use crate::wire::frame;
-use std::time::{Duration, Instant};
-
-/// An offer that nobody answers is withdrawn long before; its thread ends at last.
-const UNANSWERED: Duration = Duration::from_secs(24 * 3600);
+use std::sync::Arc;
+use std::time::Instant;
 
 impl Worker {
-    /// Opens, hashes, waits for the answer, sends, waits for the confirmation, keeps a copy.
-    pub fn send(&self, path: &str, peer: &Username) -> Result<(), Failure> {
+    /// Opens and hashes a file that is to be offered.
+    pub fn hash(&self, path: &str) -> Result<(), Failure> {
         let path = typed_path(path).map_err(Failure::Wrong)?;
         let source = Source::open(&path).map_err(|why| Failure::NotOpened(whole(&path), why))?;
         let mut told = Instant::now();
         let sha256 = source.hash(|done| {
             if told.elapsed() >= TOLD_EVERY {
                 told = Instant::now();
-                self.tell(Step::Read { done, size: source.size });
+                self.tell(Step::Hashing { done, size: source.size });
             }
-            self.control.goes_on()
+            self.goes_on()
         })?;
-        self.tell(Step::Prepared { name: source.name.clone(), size: source.size, sha256 });
-        // Who has it all already may confirm it before the first chunk.
-        let begun = self.control.wait(UNANSWERED, |state| match state.keep {
-            Some(()) => Some(None),
-            None => state.send.take().map(Some),
-        })?;
-        if let Some((recipient, plan)) = begun {
-            self.send_chunks(&source, peer, &recipient, &plan)?;
-            self.tell(Step::Sent);
-        }
-        self.control.wait(UNANSWERED, |state| state.keep.take())?;
-        let kept = source.copy(&self.shared.sent, peer).map_err(|error| error.to_string());
-        self.tell(Step::Kept(kept));
+        let hashed = Step::Hashed { name: source.name.clone(), size: source.size, sha256 };
+        self.control.change(|state| state.source = Some(Arc::new(source)));
+        self.tell(hashed);
         Ok(())
     }
 
-    fn send_chunks(
-        &self,
-        source: &Source,
-        peer: &Username,
-        recipient: &SessionPublicKey,
-        plan: &Plan,
-    ) -> Result<(), Failure> {
-        let address = Packet::address(peer, &plan.id);
+    /// Keeps a copy of what was sent.
+    pub fn copy(&self) -> Result<(), Failure> {
+        let copied = self.source()?.copy(&self.shared.sent, &self.peer);
+        self.finish(Step::Copied(copied.map_err(|error| error.to_string())));
+        Ok(())
+    }
+
+    fn source(&self) -> Result<Arc<Source>, Failure> {
+        lock(&self.control.state).source.clone().ok_or(Failure::Stopped)
+    }
+
+    /// Sends the chunks from `plan.start` on, as they are granted.
+    pub fn send(&self, recipient: &SessionPublicKey, plan: &Plan) -> Result<(), Failure> {
+        let source = self.source()?;
+        let address = Packet::address(&self.peer, &plan.id);
         let mut told = Instant::now();
         let mut buffer = vec![0; GROUP as usize * CHUNK];
         let mut first = plan.start;
@@ -70,22 +64,16 @@ impl Worker {
                     told = Instant::now();
                     self.tell(Step::Progress(at));
                 }
-                // Who says to have it all gets nothing more.
-                let wanted = self.control.wait(STALLED, |state| match state.keep {
-                    Some(()) => Some(false),
-                    None => {
-                        state.granted = state.granted.checked_sub(1)?;
-                        Some(true)
-                    }
+                self.wait(STALLED, |state| {
+                    state.granted = state.granted.checked_sub(1)?;
+                    Some(())
                 })?;
-                if !wanted {
-                    return Ok(());
-                }
                 self.shared.queue.packet(frame::packet_head(&address, &payload), payload, STALLED)?;
-                *lock(&self.shared.hub.moved) = Some(Instant::now());
+                self.shared.router.has_moved();
             }
             first += count;
         }
+        self.tell(Step::Sent);
         Ok(())
     }
 }

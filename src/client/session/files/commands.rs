@@ -8,7 +8,6 @@ use crate::client::file::{LeftPart, safe_name};
 use crate::client::path::meant_path;
 use crate::client::session::cx::Cx;
 use crate::client::transfer::{Job, MAX_ARRIVING};
-use crate::crypto::chunk::Plan;
 use crate::crypto::envelope::Kind;
 use crate::crypto::secret::{Key, random};
 use crate::name::Username;
@@ -29,13 +28,13 @@ impl Files {
             size: 0,
             sha256: [0; 32],
             outgoing: true,
-            state: State::Preparing(0),
+            state: State::Hashing(0),
             since: cx.instant,
             begun: (cx.instant, 0),
             told: 0,
         };
         let number = self.add(transfer);
-        self.job(cx, number, Job::Prepare { peer: name, id, path });
+        self.job(cx, number, Job::Hash { peer: name, id, path });
     }
 
     /// The offer that `command` is about: that number, or the only one. With several, the newest may be another than the one
@@ -74,13 +73,9 @@ impl Files {
         if self.list.values().any(|one| !one.outgoing && !one.is_open() && same(one)) {
             return cx.problem(format!("{} is already arriving", transfer.title()));
         }
-        let job = Job::Receive {
-            peer: transfer.peer.clone(),
-            plan: Plan { id: transfer.id, key: transfer.key.duplicate(), size: transfer.size, start: 0 },
-            sha256: transfer.sha256,
-            name: transfer.name.clone(),
-        };
-        self.enter_state(cx, number, State::Opening);
+        let (peer, id) = (transfer.peer.clone(), transfer.id);
+        let job = Job::Look { peer, id, size: transfer.size, sha256: transfer.sha256 };
+        self.enter_state(cx, number, State::Looking);
         self.job(cx, number, job);
         self.tell_other_offers(cx);
     }
@@ -109,7 +104,7 @@ impl Files {
 
     /// Ends this transfer, or the only one.
     pub fn cancel_file(&mut self, cx: &mut Cx, number: Option<u32>) {
-        let done = |one: &Transfer| matches!(one.state, State::Keeping);
+        let done = |one: &Transfer| matches!(one.state, State::Copying);
         let list = &self.list;
         let mut moving = list.iter().filter(|(_, one)| !one.is_open() && !done(one));
         let (found, several) = match number {
@@ -148,17 +143,17 @@ impl Files {
                 let (title, peer) = (transfer.title(), &transfer.peer);
                 let way = if transfer.outgoing { "to" } else { "from" };
                 let state = match &transfer.state {
-                    State::Preparing(_) => "is being read".to_string(),
+                    State::Hashing(_) => "is being read".to_string(),
                     State::Offered if transfer.outgoing => {
                         format!("waits for {peer}; /cancel {number} withdraws it")
                     }
                     State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
-                    State::Opening | State::AwaitingKey(..) => "starting".into(),
+                    State::Looking | State::AwaitingKey(..) => "starting".into(),
                     State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(cx.instant)),
-                    State::Confirming | State::Keeping => "sent, waiting for confirmation".into(),
+                    State::Confirming | State::Copying => "sent, waiting for confirmation".into(),
                 };
                 match transfer.state {
-                    State::Preparing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
+                    State::Hashing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
                     _ => format!("#{number} {title} {way} {peer}: {state}"),
                 }
             })

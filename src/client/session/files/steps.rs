@@ -29,11 +29,11 @@ impl Files {
             return;
         };
         match step {
-            Step::Read { done, size } => {
+            Step::Hashing { done, size } => {
                 self.moved = cx.instant;
-                (transfer.state, transfer.size) = (State::Preparing(done), size);
+                (transfer.state, transfer.size) = (State::Hashing(done), size);
             }
-            Step::Prepared { name, size, sha256 } => {
+            Step::Hashed { name, size, sha256 } => {
                 let Some(chunks) = chunks(size) else {
                     return self.fail(cx, number, "the file is too large");
                 };
@@ -57,16 +57,17 @@ impl Files {
                     "{title} may not fit: it needs {missing}, and the disk has {free} free; /cancel {number} ends it"
                 ));
             }
-            Step::Ready { start } => {
+            Step::Found { start } => {
                 // Whatever is renewed meanwhile, this key stays the transfer's.
                 let key = cx.account.current();
                 let session = Fixed(key.fingerprint().0);
                 let accept = Accept { transfer: Fixed(transfer.id), start: start.into(), session };
+                let plan = transfer.plan(start);
+                let (sha256, name) = (transfer.sha256, transfer.name.clone());
                 let done = transfer.size.min(u64::from(start) * CHUNK as u64);
                 let peer = transfer.peer.clone();
                 self.begin(cx, number, done);
-                // A grant that comes before the answer is kept there.
-                self.job(cx, number, Job::Start(key));
+                self.job(cx, number, Job::Receive { session: key, plan, sha256, name });
                 self.send_word(cx, number, &peer, Kind::FileAccept, &accept);
             }
             Step::Progress(bytes) => {
@@ -76,22 +77,26 @@ impl Files {
                 self.moved = cx.instant;
                 self.tell_progress(cx, number);
             }
-            Step::Sent => self.enter_state(cx, number, State::Confirming),
+            Step::Sent if matches!(transfer.state, State::Moving(_)) => {
+                self.enter_state(cx, number, State::Confirming);
+            }
+            // It was confirmed meanwhile.
+            Step::Sent => {}
             Step::Received(path) => {
                 let Some(transfer) = self.list.remove(&number) else { return };
                 self.word(cx, Kind::FileDone, number, &transfer, None);
                 let (title, peer) = (transfer.title(), &transfer.peer);
                 cx.notice(format!("{title} from {peer} is complete: {}", sanitise(&path.to_string_lossy())));
             }
-            Step::Kept(kept) => {
+            Step::Copied(kept) => {
                 self.list.remove(&number);
                 match kept {
                     Ok(path) => cx.notice(format!("a copy is kept: {}", sanitise(&path.to_string_lossy()))),
                     Err(why) => cx.notice(format!("no copy is kept: {}", sanitise(&why))),
                 }
             }
-            Step::Failed { here, .. } if matches!(transfer.state, State::Keeping) => {
-                self.step(cx, number, Step::Kept(Err(here)));
+            Step::Failed { here, .. } if matches!(transfer.state, State::Copying) => {
+                self.step(cx, number, Step::Copied(Err(here)));
             }
             Step::Failed { here, there, goes_on } => {
                 let again = goes_on && matches!(transfer.state, State::Moving(1..));

@@ -9,7 +9,7 @@ use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
 use crate::client::text::shortened;
 use crate::client::transfer::Job;
-use crate::crypto::chunk::{CHUNK, Plan, chunks};
+use crate::crypto::chunk::{CHUNK, chunks};
 use crate::crypto::envelope::{Header, Kind};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
 use crate::crypto::secret::Key;
@@ -147,9 +147,8 @@ impl Files {
                 self.fail(cx, number, "the key that it was accepted with is no longer in use");
                 continue;
             };
-            let (id, key, size) = (transfer.id, transfer.key.duplicate(), transfer.size);
-            self.begin(cx, number, size.min(u64::from(start) * CHUNK as u64));
-            let plan = Plan { id, key, size, start };
+            let (plan, done) = (transfer.plan(start), transfer.size.min(u64::from(start) * CHUNK as u64));
+            self.begin(cx, number, done);
             self.job(cx, number, Job::Send { recipient: recipient.clone(), plan });
         }
     }
@@ -168,11 +167,11 @@ impl Files {
                 cx.notice(format!("{peer} has declined {title}"));
             }
             (Kind::FileDone, State::AwaitingKey(..) | State::Moving(_) | State::Confirming) if outgoing => {
-                self.enter_state(cx, number, State::Keeping);
-                self.job(cx, number, Job::Keep);
+                self.enter_state(cx, number, State::Copying);
+                self.job(cx, number, Job::Copy);
                 cx.notice(format!("{peer} has received {title}{rate}"));
             }
-            (Kind::FileCancel, state) if !matches!(state, State::Keeping) => {
+            (Kind::FileCancel, state) if !matches!(state, State::Copying) => {
                 let offered = !outgoing && matches!(state, State::Offered);
                 let reason = reason.as_deref();
                 // Who cancels on purpose does not want it to go on another time.
