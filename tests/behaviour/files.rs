@@ -136,7 +136,7 @@ impl Middle {
         bob.say("/acceptfile");
         bob.expect("* receiving \"big.bin\" (8.3 MB) from alice");
         alice.expect("* sending \"big.bin\" (8.3 MB) to bob");
-        until("half of it is there", || part(&bob).is_some_and(|(_, facts)| facts.len() >= 3 * MIB as u64));
+        until("half has arrived", || part(&bob).is_some_and(|(_, facts)| facts.len() >= 3 * MIB as u64));
         Middle { server, gate, alice, bob, bytes }
     }
 }
@@ -144,7 +144,7 @@ impl Middle {
 /// Offers the big file again; the transfer must resume with exactly the part that was received.
 fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     offer(alice, bob, "big.bin");
-    let (_, facts) = part(bob).expect("what has arrived has stayed");
+    let (_, facts) = part(bob).expect("the received part is kept");
     let there = facts.len() - facts.len() % CHUNK as u64;
     assert!(there >= 3 * MIB as u64, "{there}");
     let percent = format!("resuming at {} %", there * 100 / BIG as u64);
@@ -165,7 +165,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     assert_eq!(names(bob, "received"), ["alice_big.bin"]);
     assert!(holds(bob, "received/alice_big.bin", bytes) && holds(alice, "sent/bob_big.bin", bytes));
     let whole = fs::metadata(bob.data("files/received/alice_big.bin")).expect("the file");
-    assert_eq!(whole.ino(), facts.ino(), "it is the same file that was begun");
+    assert_eq!(whole.ino(), facts.ino(), "the same part is continued");
 }
 
 // ---- what arrives
@@ -183,14 +183,14 @@ fn a_file_arrives_whole_whatever_its_size() {
         let (received, sent) = (format!("received/alice_{name}"), format!("sent/bob_{name}"));
         let line = take(&mut alice, &mut bob);
         assert!(line.ends_with(&format!("/files/{received}")), "{line}");
-        assert!(holds(&bob, &received, &bytes), "what arrived of {size}");
-        assert!(holds(&alice, &sent, &bytes), "what was kept of {size}");
+        assert!(holds(&bob, &received, &bytes), "the received file of {size} bytes");
+        assert!(holds(&alice, &sent, &bytes), "the kept copy of {size} bytes");
         for path in [bob.data("files").join(received), alice.data("files").join(sent)] {
             assert_eq!(fs::metadata(path).expect("the file").mode() & 0o777, 0o600, "{size}");
         }
     }
     for (owner, folder) in [(&bob, "received"), (&alice, "sent")] {
-        assert_eq!(names(owner, folder).len(), sizes.len(), "nothing but these: {:?}", names(owner, folder));
+        assert_eq!(names(owner, folder).len(), sizes.len(), "exactly these: {:?}", names(owner, folder));
     }
     assert!(names(&alice, "received").is_empty() && names(&bob, "sent").is_empty());
     // No machine sends the last one within the 0.1 s that may pass without a progress line.
@@ -198,8 +198,8 @@ fn a_file_arrives_whole_whatever_its_size() {
     for (owner, label) in [(&alice, format!("* {last} → bob: ")), (&bob, format!("* {last} ← alice: "))] {
         let told = owner.output.seen.iter().filter_map(|line| line.strip_prefix(&label)?.split_once(" %, "));
         let tenths: Vec<u32> = told.map(|(percent, _)| percent.parse().expect("a number")).collect();
-        assert!(!tenths.is_empty(), "how far it is");
-        assert!(tenths.is_sorted_by(|one, next| one < next), "each tenth once: {tenths:?}");
+        assert!(!tenths.is_empty(), "there are progress lines");
+        assert!(tenths.is_sorted_by(|one, next| one < next), "one line for each tenth: {tenths:?}");
         assert!(tenths.iter().all(|percent| percent % 10 == 0 && *percent <= 100), "{tenths:?}");
     }
     is_quiet(&mut alice, &mut bob);
@@ -236,7 +236,7 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
     gate.open();
     bob.expect("<alice -> bob> said by alice meanwhile");
     let early = bob.output.seen.iter().find(|line| line.contains("is complete"));
-    assert_eq!(early, None, "what was said came past the files");
+    assert_eq!(early, None, "messages overtook the files");
     for client in [&mut alice, &mut bob] {
         // Two files and two copies complete, in any order.
         let done = |line: &&String| line.contains(" is complete: ") || line.contains("a copy is kept: ");
@@ -277,7 +277,7 @@ fn no_file_takes_the_place_of_another_or_follows_a_link() {
         assert!(holds(&bob, &format!("received/alice_letter_{number}.txt"), bytes), "{number}");
     }
     assert_eq!(fs::read(bob.home.path("treasure")).expect("read"), b"mine");
-    assert!(holds(&bob, "received/alice_letter.txt", b"mine"), "the link is what it was");
+    assert!(holds(&bob, "received/alice_letter.txt", b"mine"), "the link is unchanged");
     assert!(holds(&bob, "received/alice_letter_2.txt", b"mine, too"));
     assert!(!bob.home.path("nowhere").exists());
     assert_eq!(names(&bob, "received").len(), 6);
@@ -311,7 +311,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     bob.expect("* you have declined \"big.bin\" (8.3 MB) from alice");
     alice.expect("* bob has declined \"big.bin\" (8.3 MB)");
     is_quiet(&mut alice, &mut bob);
-    assert!(gate.passed() - before < CHUNK as u64, "nor afterwards");
+    assert!(gate.passed() - before < CHUNK as u64, "nothing is sent afterwards");
     assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
     let (_, lines) = carol.finish();
     assert!(!lines.iter().any(|line| line.contains("big.bin")), "{lines:#?}");
@@ -366,7 +366,7 @@ fn several_offers_are_told_apart_by_their_numbers() {
         bob.say(command);
         bob.expect(answer);
     }
-    assert!(names(&bob, "received").is_empty(), "nothing was taken by mistake");
+    assert!(names(&bob, "received").is_empty(), "nothing was accepted by mistake");
     // With several offers, a number is needed.
     for command in ["acceptfile", "rejectfile"] {
         bob.say(&format!("/{command}"));
@@ -459,7 +459,7 @@ fn what_cannot_be_offered_is_answered_with_the_reason() {
     assert_eq!(alice.finish().0, 0);
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
-    assert!(!lines.iter().any(|line| line.contains("file")), "bob hears of none of it: {lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("file")), "bob sees none of it: {lines:#?}");
 }
 
 #[test]
@@ -628,13 +628,13 @@ fn transfer_cancelled_while_its_part_is_hashed_leaves_nothing() {
     bob.say("/acceptfile\n/cancel");
     bob.expect("* you have cancelled \"zeros.bin\" (268.4 MB) from alice");
     alice.expect("! bob has cancelled \"zeros.bin\" (268.4 MB)");
-    until("nothing is left of it", || names(&bob, "received").is_empty());
+    until("the part is removed", || names(&bob, "received").is_empty());
     is_quiet(&mut alice, &mut bob);
 }
 
 /// After `/cancel`: nothing is left, and the next transfer starts from the beginning.
 fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
-    until("nothing is left of it", || names(bob, "received").is_empty());
+    until("the part is removed", || names(bob, "received").is_empty());
     assert!(names(alice, "sent").is_empty());
     is_quiet(alice, bob);
     offer(alice, bob, "big.bin");
@@ -702,7 +702,7 @@ fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
         for client in [&mut alice, &mut bob] {
             let mut missing = vec![" is complete: ", "* a copy is kept: "];
             while !missing.is_empty() {
-                let line = client.output.next().expect("it goes on");
+                let line = client.output.next().expect("it resumes");
                 missing.retain(|part| !line.contains(part));
             }
         }
@@ -726,7 +726,7 @@ fn file_arrives_over_a_line_that_changes_and_jitters() {
     offer(&mut alice, &mut bob, "big.bin");
     bob.say("/acceptfile");
     for (part, shape) in [(1, slow), (3, jittery), (5, slow), (7, jittery)] {
-        until("more of it has gone", || near.passed() >= part * BIG as u64 / 8);
+        until("more of the file was sent", || near.passed() >= part * BIG as u64 / 8);
         [&near, &far].iter().for_each(|gate| gate.shape(shape, shape));
     }
     bob.expect(" is complete: ");
@@ -844,7 +844,7 @@ fn tampered_part_is_refused_at_the_end_and_restarted() {
     for client in [&alice, &bob] {
         let lines = &client.output.seen;
         let promised = |line: &String| line.contains("from there");
-        assert!(!lines.iter().any(promised), "there is nothing that it could go on from: {lines:#?}");
+        assert!(!lines.iter().any(promised), "there is no part to resume from: {lines:#?}");
     }
 }
 

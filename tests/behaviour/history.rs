@@ -219,7 +219,7 @@ fn damaged_history_stops_the_login_and_changes_nothing() {
     );
     assert_eq!(fs::read_to_string(&file).expect("text"), format!("{second}\n{second}\n"));
     // Other users do not see her online.
-    until("it is said", || server.log().matches("event=logout user=alice ").count() == 2);
+    until("the logout is logged", || server.log().matches("event=logout user=alice ").count() == 2);
     // The remedy works.
     let mut alice = home.alice(&server, &[]).ready();
     alice.say("/history forget");

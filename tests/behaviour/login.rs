@@ -54,7 +54,7 @@ fn refused(answer: Option<ServerMessage>) -> Failure {
     match answer {
         Some(ServerMessage::Error(failure)) => failure,
         Some(_) => panic!("not refused"),
-        None => panic!("closed without a word"),
+        None => panic!("closed without an error"),
     }
 }
 
@@ -681,7 +681,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
     says(&lines, &["! ", "taken"]);
     assert_eq!(std::fs::read(&path).expect("kept"), foreign_key);
     // The lock reports its remaining time.
-    until("the lock is told", || {
+    until("the lock is reported", || {
         let failure = fail(&server, &Person::new("alice"));
         failure.code == "locked"
     });

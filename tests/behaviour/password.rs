@@ -121,7 +121,7 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
     let mut forged = raw.response(&alice, &challenge, "not known");
     forged.response = replace(0, &challenge, raw.channel.exporter(), PASSWORD).response;
     raw.say(&ClientMessage::ChallengeResponse(Box::new(forged)));
-    assert!(!matches!(raw.answer(), Some(ServerMessage::Session(_))), "nor does it let anybody in");
+    assert!(!matches!(raw.answer(), Some(ServerMessage::Session(_))), "it admits nobody");
     assert!(opens(&server, &alice, PASSWORD));
 }
 
@@ -168,7 +168,7 @@ fn session_password_or_key_alone_changes_no_password() {
         |change| change.rounds += 1,
         |change| change.password_key = secure_messenger::crypto::secret::Key::new([7; 32]),
     ];
-    until("the lock of before is forgotten", || opens(&server, &alice, PASSWORD));
+    until("the former lock is over", || opens(&server, &alice, PASSWORD));
     for alter in alter {
         let mut raw = server.raw();
         let challenge = challenge(&mut raw, &alice);
@@ -532,10 +532,10 @@ fn kill_during_a_change_leaves_one_working_password() {
         }
         client.say(&home.command(next));
         if held {
-            until("the successor is on disk, and the line held", || home.successor().exists());
+            until("the new file is on disk, and the line is held", || home.successor().exists());
         } else {
             let changed = || home.successor().exists() || fs::read(home.key()).expect("there") != key;
-            until("the change is under way", || round > 3 || changed());
+            until("the change is in progress", || round > 3 || changed());
         }
         if round % 2 == 0 {
             let _ = client.child.kill();
@@ -587,7 +587,7 @@ fn copied_key_file_logs_in_until_the_password_changes_elsewhere() {
     let path = other.key().display().to_string();
     assert!(said.contains(UNEXPECTED) && said.contains("the password was changed elsewhere"), "{said}");
     assert!(said.contains(&format!("copy the key file from there to {path}")), "{said}");
-    assert!(!server.log().contains("login_failed"), "it is no guess");
+    assert!(!server.log().contains("login_failed"), "it is not a guess");
     fs::copy(home.key(), other.key()).expect("copied");
     assert!(other.logs_in(server.port, NEW));
 }

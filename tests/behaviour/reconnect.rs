@@ -191,7 +191,7 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
         // Hold alice's connection while she sends, so that data is in flight when it is cut.
         let before = gate.passed();
         gate.hold_after(MIB as u64);
-        until("another mebibyte has gone", || gate.passed() >= before + MIB as u64);
+        until("another mebibyte was sent", || gate.passed() >= before + MIB as u64);
         gate.cut();
         gate.open();
         alice.expect(LOST);
@@ -220,7 +220,7 @@ fn deadline_is_met_by_a_program_that_is_stopped_again_and_again() {
     let told = thread::spawn(move || alice.error());
     let start = Instant::now();
     while !told.is_finished() {
-        assert!(start.elapsed() < Duration::from_secs(25), "each stop began its wait anew");
+        assert!(start.elapsed() < Duration::from_secs(25), "each stop restarted the wait");
         interrupt(pid);
         thread::park_timeout(Duration::from_secs(1));
     }
@@ -425,7 +425,7 @@ fn server_crash_reports_unacknowledged_text_and_resends_none() {
     let (status, lines) = two.alice.finish();
     assert_eq!(status, 1, "one message was never acknowledged");
     let said = lines.iter().filter(|line| *line == "<alice -> bob> taken").count();
-    assert_eq!(said, 0, "what was told as failed was never taken: {lines:#?}");
+    assert_eq!(said, 0, "a message reported as failed was not received: {lines:#?}");
     drop(server);
 }
 
@@ -588,7 +588,7 @@ fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
     alice.expect("! not back online yet: the server says: the server is full");
     assert_eq!(bob.finish().0, 0);
     alice.expect(ANEW);
-    assert_eq!(holding(&alice.output.seen, "not back online yet").len(), 1, "once, however often");
+    assert_eq!(holding(&alice.output.seen, "not back online yet").len(), 1, "reported once");
     for one in [alice, carol] {
         one.finish();
     }

@@ -78,7 +78,7 @@ impl Terminal {
             if is_there(&screen) {
                 return screen;
             }
-            assert!(Instant::now() < end, "{what} did not come:\n{screen}");
+            assert!(Instant::now() < end, "{what} did not appear:\n{screen}");
             thread::park_timeout(LOOK);
         }
     }
@@ -249,7 +249,7 @@ impl Talker {
 
     fn stop(self) -> Client {
         self.quiet.store(true, Ordering::Relaxed);
-        self.talking.join().expect("it could talk all the time")
+        self.talking.join().expect("it could send all the time")
     }
 }
 
@@ -434,8 +434,8 @@ fn every_prompt_can_be_backed_out_of() {
     terminal.expect("is not known yet");
     terminal.expect_last(">");
     let key = terminal.home.path(".secure_messenger_client/keys/alice_private.key");
-    assert!(!key.exists(), "an account that was not made leaves no key");
-    assert!(!server.log().contains("alice"), "nothing was told to a server that nobody vouched for");
+    assert!(!key.exists(), "a refused account leaves no key");
+    assert!(!server.log().contains("alice"), "nothing was sent to an untrusted server");
     // Leave the menu.
     terminal.enter("3");
     terminal.wait_for_shell();
@@ -882,7 +882,7 @@ fn wrong_password_file_is_followed_by_a_question() {
 
 /// The part of a styled screen between the last escape sequence before `text` and `text`.
 fn style_before(styled: &str, text: &str) -> String {
-    let at = styled.find(text).expect("it stands there");
+    let at = styled.find(text).expect("the text is on the screen");
     let start = styled[..at].rfind('\u{1b}').expect("it is styled");
     styled[start + 1..at].to_string()
 }
@@ -1385,7 +1385,7 @@ fn exit_after_a_lost_connection_lists_unacknowledged_texts() {
     let screen = terminal.screen();
     assert!(screen.contains("1 message of yours was not acknowledged"), "{screen}");
     let (status, lines) = bob.finish();
-    assert_eq!(status, 0, "bob has nothing to lose: {lines:#?}");
+    assert_eq!(status, 0, "bob has no unacknowledged messages: {lines:#?}");
 }
 
 #[test]
@@ -1462,7 +1462,7 @@ fn private_message_notifies_the_desktop_if_unfocused() {
     let told = || String::from_utf8_lossy(&piped()).matches("\x1b]9;message from bob\x07").count();
     bob.say("/msg alice one");
     terminal.expect("2 bob? (1)");
-    support::until("told, as another view is shown", || {
+    support::until("notified, because another view is shown", || {
         bob.say("/msg alice again");
         bob.expect("again");
         told() > 0
@@ -1471,15 +1471,15 @@ fn private_message_notifies_the_desktop_if_unfocused() {
     terminal.expect("[private bob? → alice] one");
     let (before, rung) = (told(), || String::from_utf8_lossy(&piped()).matches('\u{7}').count());
     let already = rung();
-    support::until("rung", || {
+    support::until("the bell rings", || {
         bob.say("/msg alice again");
         bob.expect("again");
         rung() > already
     });
-    assert_eq!(told(), before, "it is before one's eyes");
+    assert_eq!(told(), before, "the view is visible");
     // What a terminal sends when its window loses the focus and gets it back.
     terminal.tmux(&["send-keys", "-H", "1b", "5b", "4f"]);
-    support::until("told", || {
+    support::until("the desktop is notified", || {
         bob.say("/msg alice again");
         bob.expect("again");
         told() > before
@@ -1513,7 +1513,7 @@ fn messages_of_earlier_sessions_stand_above_a_rule() {
     let rows: Vec<&str> = screen.lines().collect();
     let rule = rows.iter().position(|row| row.starts_with("── earlier sessions ──")).expect("a rule");
     assert!(rows[rule - 1].contains("[private bob → alice] from bob"), "{screen}");
-    assert!(!screen.contains("from carol"), "of somebody who is ignored: {screen}");
+    assert!(!screen.contains("from carol"), "from an ignored user: {screen}");
     terminal.enter("/history forget");
     let screen = terminal.expect("erased, here and on disk");
     assert!(!screen.contains("from bob"), "{screen}");

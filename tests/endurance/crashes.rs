@@ -159,7 +159,7 @@ fn killed_server_keeps_everything_it_confirmed() {
                         Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "name_taken"),
                         _ => panic!("no answer"),
                     }
-                    assert!(opens(&server, &person, PASSWORD), "{name} is there by half");
+                    assert!(opens(&server, &person, PASSWORD), "{name} is half created");
                     PASSWORD
                 }
             };
@@ -190,7 +190,7 @@ fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
     let end = Instant::now() + support::DEADLINE;
     // Polled without a pause: the moment to hit is short.
     while !so(&data) {
-        assert!(Instant::now() < end, "it never looked so");
+        assert!(Instant::now() < end, "this state never occurred");
     }
     thread::park_timeout(wait);
     child.kill().expect("it runs");

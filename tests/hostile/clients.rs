@@ -726,7 +726,7 @@ fn steps_out_of_their_order_are_refused() {
         match guest.answer() {
             Some(ServerMessage::Pong) => pongs += 1,
             Some(ServerMessage::Error(failure)) => break failure.code,
-            _ => panic!("closed without a word"),
+            _ => panic!("closed without an error"),
         }
     };
     assert_eq!((last.as_str(), pongs), ("too_many_requests", 32));
@@ -859,7 +859,7 @@ fn peer_that_does_not_read_is_busy_and_others_miss_nothing() {
         if number % 30 == 0 {
             scene.exchange();
         }
-        assert!(number < 1000, "the server holds it all");
+        assert!(number < 1000, "the queue never fills");
     }
     // When it reads, it gets exactly the envelopes that were reported as delivered.
     assert!(!taken.is_empty());
@@ -909,7 +909,7 @@ fn flood_leaves_room_for_the_word_of_another() {
                 eve.say(&send(flood));
                 !sent(&mut eve).busy.is_empty()
             };
-            assert!((0..10_000).any(|_| is_busy()), "the server holds it all");
+            assert!((0..10_000).any(|_| is_busy()), "the queue never fills");
         }
         carol.say(&send(letter(&carols, &[&bob])));
         assert_eq!(sent(&mut carol).delivered.len(), 1, "{senders} times {scope} of {size} bytes");
@@ -1110,7 +1110,7 @@ fn replaced_session_sends_nothing_more() {
     // The older client still sends, on a socket that the server reads for a moment.
     older.bytes(&send(letter(&mallory, &["carol"])).encode());
     drop(older);
-    until("the server has let go of it", || scene.held().1 <= descriptors + 1);
+    until("the server has closed it", || scene.held().1 <= descriptors + 1);
     assert!(carol.is_usable(), "nothing came before the answer");
     newer.say(&send(letter(&mallory, &["carol"])));
     assert_eq!(sent(&mut newer).delivered.len(), 1);
@@ -1138,7 +1138,7 @@ fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
         let [.., replaced, _] = &mut older[..] else { unreachable!() };
         assert_eq!(replaced.error(), "signed_in_elsewhere");
         replaced.bytes(bytes);
-        until("the server has let go of it", || scene.held().1 <= descriptors);
+        until("the server has closed it", || scene.held().1 <= descriptors);
     }
     // Silent ones give their place to new connections.
     (0..30).for_each(|_| older.push(log_in()));

@@ -389,7 +389,7 @@ impl Mallory {
             let opened = plan.open_group(n as u32 * GROUP, group, &self.me.session);
             opened.expect("opens").iter().for_each(|chunk| got.extend_from_slice(chunk));
         }
-        assert!(got == content, "what was sent is what came");
+        assert!(got == content, "the sent content arrived");
         self.tell(Kind::FileDone, &about(id, ""));
         client.expect(&format!("* {} has received \"{}\"", self.me.name, offer.name));
         client.expect("* a copy is kept: ");
@@ -552,11 +552,11 @@ fn received_file_is_never_taken_for_another_partial_file() {
     bob.expect("* mallory offers you a file: \"second\"");
     bob.say("/acceptfile");
     let accept = mallory.word_of(Kind::FileAccept, second.id());
-    assert!(accept.contains("\"start\":0"), "nothing of the second is there: {accept}");
+    assert!(accept.contains("\"start\":0"), "no part of the second file exists: {accept}");
     mallory.tell(Kind::FileCancel, &about(second.id(), ",\"reason\":\"cancelled\""));
     bob.expect("mallory has cancelled \"second\"");
     mallory.chat(&mut bob);
-    assert!(std::fs::read(place).expect("still there") == first.content, "nothing is written over it");
+    assert!(std::fs::read(place).expect("still there") == first.content, "nothing overwrites it");
     farewell(bob);
 }
 
@@ -773,7 +773,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
     bob.say("/cancel");
     bob.expect("* you have cancelled \"silent\" (393.3 kB) from mallory");
     assert!(mallory.word_of(Kind::FileCancel, deal.id()).contains("\"cancelled\""));
-    until("what came of it is gone", || !received(&bob).contains(&deal.part("mallory")));
+    until("the part is removed", || !received(&bob).contains(&deal.part("mallory")));
     // Fewer chunks, then a cancellation, and late chunks after it.
     for reason in ["", ",\"reason\":\"cancelled\"", ",\"reason\":\"\\u001b[2Jno\\nmore \\u202edisk\""] {
         let deal = Deal::of("broken", SEVEN);
@@ -1536,7 +1536,7 @@ fn wire_and_server_disk_hold_no_file_name_or_content() {
     farewell(pair.alice);
     farewell(pair.bob);
     let mut seen = vec![operator.recording.lock().expect("whole").clone()];
-    assert!(seen[0].len() > 2 * content.len(), "both halves of the way are there");
+    assert!(seen[0].len() > 2 * content.len(), "both halves of the path exist");
     for path in support::files(&server.data("")) {
         seen.push(path.to_string_lossy().into_owned().into_bytes());
         seen.push(std::fs::read(path).expect("readable"));

@@ -303,7 +303,7 @@ impl Line {
             Ok(ClientMessage::Ack(_)) => self.hear(),
             Ok(message) => Some(message),
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("the client said nothing"),
+            Err(RecvTimeoutError::Timeout) => panic!("the client sent nothing"),
         }
     }
 
@@ -311,7 +311,7 @@ impl Line {
     fn hear_send(&self) -> EncryptedSend {
         match self.hear() {
             Some(ClientMessage::EncryptedSend(send)) => *send,
-            Some(_) => panic!("the client said something else"),
+            Some(_) => panic!("the client sent something else"),
             None => panic!("the client is gone"),
         }
     }
@@ -402,7 +402,7 @@ fn assert_harmless(lines: &[String]) {
     for line in lines {
         assert!(!line.contains(harmful), "{line:?}");
         let known = line.starts_with("* ") || line.starts_with("! ") || line.starts_with('<');
-        assert!(known, "a line of no kind: {line:?}");
+        assert!(known, "an unknown kind of line: {line:?}");
     }
 }
 
@@ -902,7 +902,7 @@ fn newest_that_the_server_makes_up_costs_one_renewal() {
         assert!((now..=now + 7_200_000).contains(&renewal.created), "{}", renewal.created);
         line.say(&grant());
         assert_eq!(bob.finish().0, 0);
-        assert!(matches!(line.hear(), Some(ClientMessage::Logout)), "nothing more for the same word");
+        assert!(matches!(line.hear(), Some(ClientMessage::Logout)), "no second renewal for the same value");
     }
 }
 
@@ -1035,12 +1035,16 @@ fn a_server_that_never_answers_is_left_after_thirty_seconds() {
             .into_iter()
             .find_map(|effect| if let Effect::Quit(status) = effect { Some(status) } else { None })
     };
-    assert_eq!(quits(session.handle(Event::EndOfInput, 0, start)), None, "what was sent is waited for");
+    assert_eq!(
+        quits(session.handle(Event::EndOfInput, 0, start)),
+        None,
+        "the client waits for sent messages"
+    );
     assert_eq!(quits(session.handle(Event::Tick, 0, start + Duration::from_secs(119))), None);
     let effects = session.handle(Event::Tick, 0, start + Duration::from_secs(120));
     let told =
         |effect: &Effect| matches!(effect, Effect::Show(entry) if entry.text.contains("not acknowledged"));
-    assert!(effects.iter().any(told), "the person is told");
+    assert!(effects.iter().any(told), "the user is notified");
     assert_eq!(quits(effects), Some(1));
 }
 
@@ -1968,7 +1972,7 @@ fn only_frames_the_server_did_not_receive_are_resent() {
         if taken < 2 {
             let again = line.hear_send();
             assert_eq!(again.routing.id, send.routing.id);
-            assert_eq!(again.envelope.body.nonce.0, send.envelope.body.nonce.0, "the very same");
+            assert_eq!(again.envelope.body.nonce.0, send.envelope.body.nonce.0, "the same envelope");
         }
         line.delivered(&send);
         bob.expect("<bob -> alice> hello");
@@ -2388,7 +2392,7 @@ fn changed_server_key_is_refused_with_the_remedy() {
         assert!(lines[0].contains(&fingerprint_of(&first)) && lines[0].contains(&new), "{lines:#?}");
         assert!(lines[0].ends_with(&format!("use --fingerprint {new}")), "{lines:#?}");
     }
-    assert!(!second.log().contains("alice"), "nothing was told to the wrong server");
+    assert!(!second.log().contains("alice"), "nothing was sent to the wrong server");
     // The remedy works, and the key is remembered.
     let (status, lines) = run(&home, port, &["--fingerprint", &new]);
     assert_eq!(status, 0, "{lines:#?}");
@@ -2413,7 +2417,7 @@ fn an_unknown_server_is_refused_unless_its_fingerprint_is_given() {
     // A wrong --fingerprint stores nothing, and --accept-new does not override it.
     assert_eq!(run(&home, server.port, &["--accept-new", "--fingerprint", &wrong]).0, 1);
     assert_eq!(run(&home, server.port, &[]).0, 1);
-    assert!(!server.log().contains("alice"), "nothing was told to an unknown server");
+    assert!(!server.log().contains("alice"), "nothing was sent to an unknown server");
     let (status, lines) = run(&home, server.port, &["--fingerprint", &fingerprint]);
     assert_eq!(status, 0, "{lines:#?}");
 }

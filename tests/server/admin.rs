@@ -483,7 +483,7 @@ fn of_a_login_and_a_removal_at_the_same_time_no_session_is_left() {
                 match raw.answer() {
                     Some(ServerMessage::Session(_)) => assert_eq!(raw.error(), "account_removed"),
                     Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "login_failed"),
-                    _ => panic!("neither let in nor refused"),
+                    _ => panic!("neither accepted nor refused"),
                 }
                 assert!(raw.is_closed());
             });
@@ -610,10 +610,13 @@ fn kill_of_either_side_leaves_an_account_complete_or_gone() {
         let list = user(&server.home, &["list"]).1;
         let mut raw = server.raw();
         if list.contains(&format!("{name} ")) {
-            assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))), "whole");
+            assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))), "untouched");
         } else {
             raw.register(&alice);
-            assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))), "gone, and made anew");
+            assert!(
+                matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))),
+                "removed and created again"
+            );
         }
         home = server.kill();
     }

@@ -218,7 +218,7 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let (path, key_path) = (server.data("certs/server.crt"), server.data("certs/server.key"));
     let good = fs::read(&path).expect("there");
     fs::write(&path, "rubbish").expect("written");
-    until("the log tells of it", || {
+    until("the log reports it", || {
         assert_eq!(seen(&server), made);
         server.log().contains("event=certificate_unusable")
     });
@@ -254,7 +254,7 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
         now != made
     });
     let event = format!("event=certificate_changed user=- addr=- {}\n", facts.fingerprint);
-    until("the log tells of it", || server.log().contains(&event));
+    until("the log reports it", || server.log().contains(&event));
     assert!(alice.is_closed(), "others would refuse her broadcasts");
     // The next start still uses it, and neither renews nor replaces it.
     let server = Server::within(server.kill(), &[]);
@@ -325,7 +325,7 @@ fn options_file_is_read_and_its_errors_name_the_line() {
         "{errors:?}"
     );
     let (status, lines, _) = run(&home, &[start[0], start[1], "--help"]);
-    assert!(status == 0 && !lines.is_empty(), "help is for those who have made a mistake");
+    assert!(status == 0 && !lines.is_empty(), "help works beside wrong options");
     fs::write(&options, "--closed\n--host nowhere.invalid\n").expect("written");
     let server = Server::within(home, &[]);
     let mut raw = server.raw();
@@ -405,7 +405,7 @@ fn damaged_users_json_stops_the_start_and_a_torn_end_does_not() {
     let line = told(&server, " 20 bytes behind the last record were not understood, and are set aside in ");
     let aside = line.rsplit(' ').next().expect("a path");
     assert_eq!(fs::read_to_string(aside).expect("kept"), "{\"name\":\"carol\",\"sal");
-    until("the log tells it", || server.log().contains("event=storage_notice "));
+    until("the log reports it", || server.log().contains("event=storage_notice "));
     told(&server, "(2 accounts)");
     assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
     newcomer(&server, "carol");
@@ -768,7 +768,7 @@ fn a_full_server_says_so_and_serves_those_it_has() {
     raw.register(&carol);
     match raw.log_in(&carol) {
         Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
-        _ => panic!("let in"),
+        _ => panic!("accepted"),
     }
     assert!(alice.is_usable());
     let home = Arc::new(Folder::new());

@@ -86,7 +86,7 @@ fn concurrent_logins_succeed_exactly_up_to_the_limit() {
                 match raw.answer() {
                     Some(ServerMessage::Session(_)) => _ = inside.fetch_add(1, Ordering::Relaxed),
                     Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
-                    _ => panic!("neither let in nor refused"),
+                    _ => panic!("neither accepted nor refused"),
                 }
                 raw
             })

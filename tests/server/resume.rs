@@ -862,7 +862,7 @@ fn client_that_never_acknowledges_is_busy_and_misses_nothing() {
     }
     assert!((13..20).contains(&taken), "{taken}");
     bob.settle();
-    assert_eq!(bob.resumed, 0, "it was not disturbed");
+    assert_eq!(bob.resumed, 0, "the connection was not closed");
     // Everything is kept.
     bob.received = early;
     bob.resume();

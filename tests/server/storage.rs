@@ -226,7 +226,7 @@ fn torn_rest_of_accounts_is_set_aside_and_each_time_anew() {
         assert!(status == 0 && checked.contains(&plan), "{checked}");
         let server = Server::within(home, &[]);
         assert!(server.greeting.iter().any(|line| line.contains("set aside in ")), "{:#?}", server.greeting);
-        until("the log tells it", || server.log().contains("event=storage_notice "));
+        until("the log reports it", || server.log().contains("event=storage_notice "));
         home = server.kill();
         assert_eq!(fs::read_to_string(&path).expect("there"), text);
     }
@@ -961,7 +961,7 @@ fn full_log_disk_is_told_and_counted_and_ends_nothing() {
         return;
     }
     let (mut alice, _) = newcomer(&server, "alice");
-    until("it is told", || {
+    until("it is reported", || {
         let told = fs::read_to_string(&errors).expect("there");
         told.lines().count() == 1 && told.contains("security.log") && told.contains("events are lost until")
     });
