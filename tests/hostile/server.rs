@@ -1638,7 +1638,7 @@ fn server_with_another_salt_or_fewer_rounds_gets_no_response() {
         assert!(status == 1 && lines.concat().contains(UNEXPECTED), "{lines:?}");
         let path = stage.key_file().display().to_string();
         assert!(
-            lines.concat().contains(&format!("copy the key file from there again, to {path}")),
+            lines.concat().contains(&format!("copy the key file from there to {path}")),
             "{lines:?}"
         );
     }
