@@ -1637,10 +1637,7 @@ fn server_with_another_salt_or_fewer_rounds_gets_no_response() {
         let (status, lines) = bob.finish();
         assert!(status == 1 && lines.concat().contains(UNEXPECTED), "{lines:?}");
         let path = stage.key_file().display().to_string();
-        assert!(
-            lines.concat().contains(&format!("copy the key file from there to {path}")),
-            "{lines:?}"
-        );
+        assert!(lines.concat().contains(&format!("copy the key file from there to {path}")), "{lines:?}");
     }
     let (mut bob, _line) = stage.with(&[]);
     for login in FALSE {
