@@ -1,8 +1,8 @@
-//! Making an account, and logging in.
+//! Creates accounts, and logs in.
 //!
-//! Invariant: no key is overwritten here. A key file, or a login in one, that was made for an account that the server then
-//! refused does not stay; when it is not known whether the server took it, the file stays, because it may
-//! be the only key of an account. The password goes nowhere.
+//! Invariant: no key is overwritten here. If the server refuses an account, the key file or the list entry that was
+//! made for it is removed. If the outcome is unknown, the file stays, because it may be the only key of an account. The
+//! password never leaves the client.
 
 use super::connect::{Connection, StartError, known_certificates, refusal};
 use super::options::Options;
@@ -21,43 +21,43 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-/// What a login yields beside the connection.
+/// The result of a login, besides the connection.
 pub struct LoggedIn {
-    /// For the next login, without asking.
+    /// For the next login, without a prompt.
     pub credentials: Credentials,
-    /// The session key that the login has announced.
+    /// The session key of this login.
     pub key: NewKey,
-    /// Proves the session when its connection broke: 32 bytes.
+    /// Proves the session in a resumption: 32 bytes.
     pub token: Key,
-    /// What the person has to know about the key file.
+    /// A notice for the user about the key file.
     pub notice: Option<String>,
 }
 
-/// A session key that a login has announced.
+/// The session key of a login.
 pub struct NewKey {
     /// The key.
     pub key: SessionKey,
     /// When it was certified, in milliseconds since 1970.
     pub created: u64,
-    /// What the server said of certificates before this one: see [`Session`](crate::protocol::Session).
+    /// The highest `created` of earlier certificates that the server knows: see [`Session`](crate::protocol::Session).
     pub newest: u64,
 }
 
-/// What a later login takes: all of it wiped at the end.
+/// What a later login needs. Wiped on drop.
 pub struct Credentials {
     /// In the letter case of the account.
     pub name: Username,
-    /// As the key file held it.
+    /// From the key file.
     pub identity: Arc<IdentityKey>,
-    /// What stands for the password towards this server; the password itself is not kept.
+    /// The key that represents the password for this server; the password itself is not kept.
     pub password_key: PasswordKey,
 }
 
 impl Credentials {
-    /// Logs in once more, with a new session key; the session's token.
+    /// Logs in again, with a new session key; returns the session's token, too.
     ///
     /// # Errors
-    /// [`StartError`]; [`StartError::UnknownLogin`] if the server asks for another password by now.
+    /// [`StartError`]; [`StartError::UnknownLogin`] if the server now expects another password.
     pub fn log_in(
         &self,
         connection: &mut Connection,
@@ -80,7 +80,7 @@ impl Credentials {
         options: &Options,
     ) -> Result<(NewKey, Key), StartError> {
         let (now, identity) = (clock::now_ms(), self.identity.public().fingerprint());
-        // A file that cannot be read has stopped the start; later, the server remembers as well.
+        // An unreadable file stops the start. Later, the server's `newest` serves the same purpose.
         let known = known_certificates(options).ok();
         let newest = known.and_then(|known| known.newest(&self.name, identity, now));
         let created = SessionCertificate::next_created(newest.map_or(0, |(created, _)| created), now);
@@ -90,12 +90,12 @@ impl Credentials {
         let response = self.password_key.log_in(&self.name, challenge, &exporter, &self.identity, session);
         match connection.ask(&ClientMessage::ChallengeResponse(Box::new(response)))? {
             ServerMessage::Session(session) => {
-                // It is for a day, by the server's clock.
+                // The token is valid for a day, by the server's clock.
                 let theirs = session.expires.saturating_sub(SESSION_KEY_LIFETIME.as_millis() as u64);
                 let Some(advice) = wrong_clock(clock::now_ms(), theirs) else {
                     return Ok((NewKey { key, created, newest: session.newest }, session.token));
                 };
-                // Otherwise others see us online until the grace period ends.
+                // Otherwise other users see us online until the grace period ends.
                 let _ = connection.say(&ClientMessage::Logout);
                 Err(StartError::Clock(advice))
             }
@@ -105,7 +105,7 @@ impl Credentials {
     }
 }
 
-/// Logs in with the key file of `name`. `connect` is called when password and key fit.
+/// Logs in with the key file of `name`. `connect` is called after the password has opened it.
 ///
 /// # Errors
 /// [`StartError`]: there is no key file or the password does not open it, `connect` fails, or the server refuses.
@@ -127,12 +127,11 @@ pub fn log_in(
     })
 }
 
-/// Makes the account `name`, then logs in; an account that is there already with this key and
-/// password is just logged in to.
+/// Creates the account `name`, then logs in. If the account already exists with this key and password, only logs in.
 ///
 /// # Errors
-/// [`StartError`]: the password is too short, another key of this name is here, the key file cannot be written,
-/// `connect` fails, or the server refuses.
+/// [`StartError`]: the password is too short, this machine has another key of this name, the key file cannot be
+/// written, `connect` fails, or the server refuses.
 pub fn register(
     options: &Options,
     name: &Username,
@@ -152,7 +151,7 @@ pub fn register(
     let password = form.as_ref().unwrap_or(password);
     let mut connection = connect()?;
     let login = Login::random();
-    // What takes long is spread over two cores.
+    // Spread the slow computations over two cores.
     let (mut opened, key, password_key) = thread::scope(|scope| {
         let other = scope.spawn(|| (SessionKey::generate(), PasswordKey::with(password, login)));
         let made = || make_key_file(&path, name, password, login);
@@ -165,8 +164,8 @@ pub fn register(
     match connection.ask(&ClientMessage::Register(request)) {
         Ok(ServerMessage::Registered) => is_made = true,
         Ok(ServerMessage::Error(failure)) => {
-            // Only a refusal is sure to leave no account behind, whose only key this would be; a server whose disk
-            // has failed cannot be sure itself.
+            // Only after a refusal does no account exist whose only key this is. After a disk failure, even the
+            // server does not know.
             if !failure.is(ErrorCode::ServerError) {
                 opened.take_back();
             }
@@ -179,7 +178,7 @@ pub fn register(
     }
     match prove(&mut connection, options, (name, password), opened, key, Some(password_key)) {
         Err(error) if is_made => Err(StartError::OnlyMade(Box::new(error))),
-        // The name is somebody else's: the key here is for another server's account.
+        // Another user has the name here; this key is for an account on another server.
         Err(StartError::Login) => Err(StartError::NameTaken(name.clone())),
         Err(error) => Err(error),
         Ok(login) => Ok((connection, login)),
@@ -199,7 +198,7 @@ fn make_key_file(
     Ok(Opened::made(identity, path, login))
 }
 
-/// A login with the password, or with the key that was just registered; it settles what the key file keeps.
+/// Logs in with the password, or with the password key that was just registered, and then updates the key file.
 fn prove(
     connection: &mut Connection,
     options: &Options,
@@ -220,12 +219,11 @@ fn prove(
     Ok(LoggedIn { credentials, key, token, notice })
 }
 
-/// Asks for a challenge, which may then be answered with the password: the key file lists its salt and rounds, or has no
-/// list. PROTOCOL#known-logins.
+/// Requests a challenge that is safe to answer: the key file lists its salt and rounds, or has no list.
+/// PROTOCOL#known-logins.
 ///
 /// # Errors
-/// As [`Connection::ask`]; [`StartError`] by what the server refuses it for, [`StartError::UnknownLogin`],
-/// [`StartError::OtherPassword`].
+/// As [`Connection::ask`]; the server's refusal; [`StartError::UnknownLogin`]; [`StartError::OtherPassword`].
 pub fn challenge(
     connection: &mut Connection,
     name: &Username,

@@ -15,7 +15,7 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// The audience of a signed scope and recipient. `None` if they contradict each other, or for a scope of a later version.
+    /// The audience of a signed scope and recipient. `None` if they contradict each other, or the scope is unknown.
     pub fn new(scope: Scope, recipient: Option<Username>) -> Option<Audience> {
         match (scope, recipient) {
             (Scope::Broadcast, None) => Some(Audience::Everyone),

@@ -1,7 +1,7 @@
-//! What the terminal can show, according to the locale.
+//! The characters that the terminal can show, according to the locale.
 //!
-//! Invariant: a terminal whose locale is set and does not name UTF-8 gets ASCII alone. It could take bytes of UTF-8 for control
-//! characters (the last byte of `ě` is CSI), and any user could write escape sequences to it.
+//! Invariant: a terminal whose locale is set and does not name UTF-8 gets only ASCII. It could take bytes of UTF-8 for
+//! control characters (the last byte of `ě` is CSI), and any user could write escape sequences to it.
 
 use super::text::columns;
 use std::borrow::Cow;
@@ -11,8 +11,8 @@ use std::sync::LazyLock;
 
 static UTF8: LazyLock<bool> = LazyLock::new(|| is_utf8(|name| env::var_os(name)?.into_string().ok()));
 
-/// Whether the locale names UTF-8, or is not set at all, which setlocale(3) takes for the locale "C". The variables are those
-/// that it reads, in its order.
+/// Whether the locale names UTF-8 or is not set at all. Reads the variables of setlocale(3) in its order; unlike
+/// setlocale(3), does not take an unset locale for "C".
 fn is_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
     let locale =
         ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(|name| variable(name).filter(|s| !s.is_empty()));
@@ -22,17 +22,17 @@ fn is_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
     })
 }
 
-/// Whether the terminal shows everything.
+/// Whether the terminal can show all characters.
 pub fn is_complete() -> bool {
     *UTF8
 }
 
-/// The text as this terminal can show it, in as many columns.
+/// The text as this terminal can show it, in the same number of columns.
 pub fn shown(text: &str) -> Cow<'_, str> {
     if is_complete() { Cow::Borrowed(text) } else { Cow::Owned(ascii(text)) }
 }
 
-/// The same for a line of standard output, which may be no terminal and then takes everything.
+/// As [`shown`], for a line of standard output: if that is not a terminal, the line stays as it is.
 pub fn printed(line: &str) -> Cow<'_, str> {
     if io::stdout().is_terminal() { shown(line) } else { Cow::Borrowed(line) }
 }

@@ -1,7 +1,7 @@
-//! What a typed line means.
+//! Parses typed lines.
 //!
-//! Invariant: every line is exactly one [`Command`]; a line that looks like a command and is none
-//! is never sent as a message. What the person sees decides, not the bytes: see [`parse`].
+//! Invariant: every line is exactly one [`Command`] or refused; a line that looks like a command and is not one is
+//! never sent as a message. What the user sees decides, not the bytes: see [`parse`].
 
 use super::input::{Key, keys};
 use super::text::is_blank;
@@ -10,66 +10,66 @@ use crate::name::Username;
 /// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// To whoever one is talking to.
+    /// A message to the current audience.
     Say(String),
-    /// One private message to this person.
+    /// One private message to this user.
     Message(Username, String),
-    /// Goes to the conversation with this person and opens a room there; `None` tells whom one is talking to.
+    /// Opens the conversation with this user and a room in it; `None` reports the current audience.
     Room(Option<Username>),
     /// Leaves the room, or closes the conversation.
     Leave,
-    /// Goes to another view, and tells nobody.
+    /// Shows another view, without notifying anybody.
     View(View),
-    /// The mouse is the client's or the terminal's, whichever it was not.
+    /// Toggles whether the client or the terminal handles the mouse.
     Mouse,
-    /// Lists online users, and how well their keys are known.
+    /// Lists online users and how well their keys are known.
     Users,
-    /// The last so many messages.
+    /// Shows this number of last messages.
     History(usize),
-    /// The messages that hold this text.
+    /// Shows the messages that contain this text.
     Search(String),
-    /// The messages are to be erased, on disk too.
+    /// Erases all messages, also on disk.
     Forget,
-    /// `None` tells who is ignored.
+    /// Hides this user's messages; `None` lists ignored users.
     Ignore(Option<Username>),
-    /// Shows what this person says again.
+    /// Shows this user's messages again.
     Unignore(Username),
-    /// Whether to ring.
+    /// Turns notifications on or off.
     Notify(bool),
-    /// Empties the screen.
+    /// Clears the screen.
     Clear,
-    /// All commands, or the one of this name.
+    /// Explains all commands, or the one of this name.
     Help(Option<String>),
     /// Ends the client.
     Exit,
-    /// With `true`: the numbers were compared.
+    /// Shows the safety number; with `true`, the user has compared it.
     Verify(Username, bool),
-    /// Accepts the changed key of this person.
+    /// Accepts the changed key of this user.
     Trust(Username),
-    /// Offers this person a file, by its path as it was typed.
+    /// Offers this user a file, by its path as typed.
     SendFile(Username, String),
-    /// The number of an offer; `None` is the only one.
+    /// Accepts the offer of this number; `None` is the only one.
     AcceptFile(Option<u32>),
-    /// The same, declined.
+    /// Declines the offer of this number; `None` is the only one.
     RejectFile(Option<u32>),
-    /// The number of a transfer; `None` is the only one.
+    /// Cancels the transfer of this number; `None` is the only one.
     Cancel(Option<u32>),
-    /// What is offered or in progress, with numbers.
+    /// Lists offers and transfers with their numbers.
     Files,
-    /// In the line filter, with the path of the file that holds the new one; `None` on the full screen, which asks.
+    /// Changes the password: in plain mode to that in this file; `None` in the full screen, which asks.
     Password(Option<String>),
-    /// Nothing was typed.
+    /// An empty line.
     Nothing,
 }
 
 /// Which view is meant.
 #[derive(Debug, PartialEq, Eq)]
 pub enum View {
-    /// That of everyone.
+    /// The view of everyone.
     Everyone,
-    /// The one with this number, from 1.
+    /// The view with this number, from 1.
     Number(usize),
-    /// That of the conversation with this person.
+    /// The view of the conversation with this user.
     With(Username),
 }
 
@@ -200,7 +200,7 @@ impl<'a> Words<'a> {
         self.next().map(parse).transpose()
     }
 
-    /// One of these words, or none.
+    /// One of these words, or nothing.
     fn option(&mut self, options: &[&'static str]) -> Result<Option<&'static str>, Wrong> {
         let find = |word: &str| options.iter().copied().find(|option| option.eq_ignore_ascii_case(word));
         self.next().map(|word| find(word).ok_or(Wrong::Usage)).transpose()
@@ -216,7 +216,7 @@ fn user(word: &str) -> Result<Username, Wrong> {
     name.parse().map_err(|error| Wrong::Because(format!("{name} is not a valid name: {error}")))
 }
 
-/// The command that is being typed, as soon as it is clear which; `None` for anything else.
+/// The command that is being typed, once it is unambiguous; otherwise `None`.
 pub fn hint(line: &str) -> Option<&'static Usage> {
     let line = line.strip_prefix('/')?;
     let (word, typed) = line.split_once(char::is_whitespace).map_or((line, false), |(word, _)| (word, true));
@@ -226,18 +226,18 @@ pub fn hint(line: &str) -> Option<&'static Usage> {
     COMMANDS.iter().find(|usage| usage.name == word).or(only)
 }
 
-/// Whether a line is the command to leave, by whichever name.
+/// Whether a line is `/exit` or `/quit`.
 pub fn is_exit(line: &str) -> bool {
     matches!(parse(line), Ok(Command::Exit))
 }
 
-/// The name of a command in [`COMMANDS`], whichever name was typed.
+/// The name in [`COMMANDS`] for a typed name, which may be an alias.
 pub fn name(word: &str) -> String {
     let word = word.to_ascii_lowercase();
     if word == "quit" { "exit".into() } else { word }
 }
 
-/// What looks like a slash: Unicode's confusables, the forms of other keyboards, and marks that strike through nothing.
+/// Characters that look like a slash: Unicode's confusables, forms of other keyboards, and stroke marks.
 const SOLIDI: &[char] = &[
     '/',
     '\u{337}',
@@ -260,30 +260,31 @@ const SOLIDI: &[char] = &[
     '\u{1d23a}',
     '\u{1f67c}',
 ];
-/// Letters and strokes that look like one. They begin ordinary words: only before a Latin letter they mean a command.
+/// Letters and strokes that look like a slash. They also begin ordinary words, so they count only before a Latin
+/// letter.
 const STROKES: &[char] = &[
     '\u{280c}', '\u{2cc6}', '\u{2cc7}', '\u{2f03}', '\u{3033}', '\u{30ce}', '\u{31d2}', '\u{31d3}',
     '\u{4e3f}', '\u{ff89}',
 ];
-/// What looks like a backslash. It begins ordinary texts, too: only before a command's name it means one.
+/// Characters that look like a backslash. They also begin ordinary texts, so they count only before a command's name.
 const BACKSLASHES: &[char] =
     &['\\', '\u{20e5}', '\u{2216}', '\u{27cd}', '\u{29f5}', '\u{29f9}', '\u{fe68}', '\u{ff3c}'];
 
 /// Entries that `/history` shows without a number.
 pub const HISTORY: usize = 20;
 
-/// Parses one line, from either front end. A line is a command if it begins with a slash. It is refused if the first
-/// thing that a person sees in it is a slash or looks like one: sent as text, everyone would read it.
+/// Parses one line, from either front end. A line that begins with a slash is a command. Any other line whose first
+/// visible character is or looks like a slash is refused: otherwise everyone would read a mistyped command.
 ///
 /// # Errors
-/// What is wrong with it, for the person who typed it.
+/// What is wrong with it, for the user.
 pub fn parse(line: &str) -> Result<Command, String> {
     let line = line.trim_end_matches(['\r', '\n']);
     if line.starts_with('/')
         && !line.starts_with("//")
         && let Some((first, rest)) = line.split_once('\n')
     {
-        // The first line decides, and no other can be an argument by accident.
+        // Only the first line is the command: no other line becomes an argument by accident.
         return match parse(first)? {
             Command::Message(name, text) => Ok(Command::Message(name, format!("{text}\n{rest}"))),
             _ => {
@@ -312,7 +313,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
     }
 }
 
-/// Whether there is something to see, if only a stroke through what stands before it.
+/// Whether a character is visible, even if only as a stroke through the one before.
 fn is_visible(c: char) -> bool {
     SOLIDI.contains(&c) || BACKSLASHES.contains(&c) || !is_blank(c)
 }
@@ -322,7 +323,7 @@ fn text(line: &str) -> Result<Command, String> {
     if !line.contains(is_visible) {
         return Ok(Command::Nothing);
     }
-    // Of characters for private use, nobody knows what a font shows.
+    // Fonts decide what private-use characters look like.
     let is_private = |c: char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
     let mut seen = line.chars().filter(|c| is_visible(*c) && !is_private(*c));
     let first = seen.next().unwrap_or_default();
@@ -348,7 +349,7 @@ fn text(line: &str) -> Result<Command, String> {
         ));
     }
     if line.replace("\r\n", "\n").contains(is_control) {
-        // Terminals differ in what they hide, remove and move: any slash may be what is seen first.
+        // Terminals differ in what they hide, remove and move, so any slash may be the first visible character.
         if line.contains(SOLIDI) || line.contains(STROKES) {
             return Err(
                 "a control character makes this line look like a command: remove it, or type // to send the line as text"
@@ -362,13 +363,13 @@ fn text(line: &str) -> Result<Command, String> {
     Ok(Command::Say(line.into()))
 }
 
-/// Whether a character may control a terminal. What stands for bytes that are no UTF-8 may have been one of eight bits.
+/// Whether a character may control a terminal. The replacement of bytes that are not UTF-8 may have been an 8-bit
+/// control.
 fn is_control(c: char) -> bool {
     c.is_control() && !matches!(c, '\t' | '\n') || c == char::REPLACEMENT_CHARACTER
 }
 
-/// The command that `word` was probably meant to be: one that begins so, or whose letters differ
-/// in at most a third.
+/// The command that `word` probably means: one that begins with it, or differs in at most a third of its letters.
 fn nearest(word: &str) -> Option<&'static str> {
     let names = || COMMANDS.iter().map(|usage| usage.name);
     let begun = names().find(|name| word.len() >= 2 && name.starts_with(word));
@@ -378,7 +379,7 @@ fn nearest(word: &str) -> Option<&'static str> {
     })
 }
 
-/// The number of letters to insert, remove, change or swap to get from one word to the other.
+/// The number of letters to insert, remove, change or swap to turn one word into the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(32).collect(), b.chars().collect());
     let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
@@ -411,7 +412,7 @@ mod tests {
     fn the_list_of_commands_fits_a_screen_of_80_by_24() {
         assert!(COMMANDS.len() <= 22, "with a line instead of the last, above status and input");
         for usage in COMMANDS {
-            // The time and a mark stand before it.
+            // The time and a mark precede the line.
             let line = format!("14:05 * {:<20} {}", usage.usage, usage.explanation);
             assert!(line.len() <= 80, "{line}");
         }
@@ -470,7 +471,7 @@ mod tests {
         ] {
             assert_eq!(parse(line), Ok(command), "{line:?}");
         }
-        // What looks like a command is none by a blank before it, nor a word to everyone.
+        // A blank before a command does not make it a message: the line is refused.
         for line in
             [" /msg bob x", "\t/passwd", "  /room bob", "\u{a0}/exit", " //x", "\n/exit", " \n\r\n /exit"]
         {
@@ -590,7 +591,7 @@ mod tests {
 
     #[test]
     fn no_unseen_character_turns_a_command_into_text() {
-        // Default_Ignorable_Code_Point of Unicode, with controls, blanks, and what is known to show nothing.
+        // Unicode's Default_Ignorable_Code_Point, controls, blanks, and other characters known to be invisible.
         let ranges = [
             (0, 0x20),
             (0x7f, 0xa0),

@@ -1,25 +1,25 @@
-//! What Tab makes of the line: commands, people, files.
+//! Completion with Tab: commands, names, files.
 //!
-//! Invariant: pure; whom there is and what a path may become is told by the caller. A candidate holds nothing that could
-//! not be typed, and a name begins with what was typed, but for letter case and the `@` of a mention.
+//! Invariant: pure; the caller provides the names and the paths. A candidate contains nothing that cannot be typed, and
+//! begins with the typed text, except for letter case and the `@` of a mention.
 
 use super::command::COMMANDS;
 use super::text::is_harmful;
 
-/// Candidates beyond which nobody goes on pressing Tab.
+/// The most candidates: nobody presses Tab more often.
 const MAX_CANDIDATES: usize = 200;
 
-/// What the text from `start` up to the cursor may become.
+/// The candidates for the text from `start` to the cursor.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Completion {
-    /// In bytes, from the beginning of the text.
+    /// Bytes from the beginning of the text.
     pub start: usize,
-    /// The likeliest first.
+    /// The most likely first.
     pub candidates: Vec<String>,
 }
 
-/// Completes `before`, the text before the cursor. `people` come with the likeliest first; `paths` gives what a path as it
-/// was typed may become.
+/// Completes `before`, the text before the cursor. `people` has the most likely name first; `paths` returns the
+/// completions of a typed path.
 pub fn complete<'a>(
     before: &str,
     people: impl Iterator<Item = &'a str>,
@@ -46,10 +46,10 @@ pub fn complete<'a>(
     Completion { start: before.len() - typed.len(), candidates }
 }
 
-/// What is being typed at the end of a text: the beginning of what.
+/// What the end of a text is the beginning of.
 enum Place<'a> {
     Command(&'a str),
-    /// With what stands before the name, and behind it.
+    /// The typed part of a name, and the texts to put before and after the name.
     Person(&'a str, &'static str, &'static str),
     File(&'a str),
     Nothing,
@@ -70,7 +70,7 @@ fn place(before: &str) -> Place<'_> {
     }
 }
 
-/// The place in a command's line, by its usage; `None` where it is text.
+/// What is being typed in a command's line, by its usage; `None` if it is text.
 fn argument(line: &str) -> Option<Place<'_>> {
     let Some((word, rest)) = line.split_once(' ') else { return Some(Place::Command(line)) };
     let usage = COMMANDS.iter().find(|usage| usage.name.eq_ignore_ascii_case(word))?;
@@ -99,7 +99,7 @@ mod tests {
 
     const PEOPLE: [&str; 4] = ["bob", "Alice", "albert", "al-1"];
 
-    /// What `before` may become.
+    /// The completions of `before`.
     fn completed(before: &str) -> Vec<String> {
         let paths = |typed: &str| match typed {
             "~/a " => vec!["~/a b".to_string(), "~/a c/".into(), "~/a \u{202e}".into()],

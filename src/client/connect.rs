@@ -1,7 +1,7 @@
-//! From a host name to a channel with a server that is known.
+//! From a host name to a channel with a trusted server.
 //!
-//! Invariant: no byte of ours goes to a server whose key nobody has vouched for; a changed key
-//! is refused with the reason and the remedy; there is no way from TLS to none but `--no-tls`.
+//! Invariant: the client sends nothing to a server whose key nobody has vouched for; it refuses a changed key, with
+//! the reason and the remedy; only `--no-tls` turns TLS off.
 
 use super::dial::dial;
 use super::options::Options;
@@ -23,78 +23,78 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-/// All addresses of the server together may take this long: a SYN that is lost can be sent again three times.
+/// For all addresses of the server together: time for three retries of a lost SYN.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The TLS handshake may take this long: the server waits no longer.
+/// For the TLS handshake: the server waits no longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The server's answer to each step of a login may take this long: it checks hashes and waits for its disk. An attempt to
-/// reconnect has its own, shorter deadline for everything.
+/// For the server's answer to each step of a login: it checks hashes and waits for its disk. An attempt to reconnect
+/// has its own, shorter deadline for everything.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Seconds that a server may ask to wait: a day.
+/// The longest wait in seconds that a server may ask for: a day.
 pub const MAX_RETRY_AFTER: u64 = 86_400;
-/// Seconds that a lock lasts if the server does not say: as long as this project's server locks.
+/// The duration of a lock in seconds if the server does not name it: that of this project's server.
 const LOCKED: u64 = 900;
 
-/// Why there is no session. `Display` says what happened and what to do.
+/// Why a login failed. `Display` says what happened and what to do.
 #[derive(Debug)]
 pub enum StartError {
     /// No connection to `host:port`, and why.
     Unreachable(String, io::Error),
-    /// The server speaks TLS, and this client was told not to.
+    /// The server speaks TLS, and this client runs with `--no-tls`.
     SpeaksTls,
     /// The connection or its TLS handshake failed, as [`Unverified::connect`] says.
     Channel(io::Error),
     /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),
-    /// The damaged record that is set aside in this file may be that of `host:port`, so the server with this
-    /// fingerprint is not new.
+    /// The damaged record that was set aside in this file may be that of `host:port`, so the server with this
+    /// fingerprint may not be new.
     LostServer(String, Fingerprint, PathBuf),
     /// The server's key is not the remembered one, or not that of `--fingerprint`.
     ServerChanged {
         /// `host:port`, as typed.
         server: String,
-        /// The key that it has shown.
+        /// The key that the server has shown.
         seen: Fingerprint,
-        /// The key that it should have.
+        /// The key that the server should have.
         expected: Fingerprint,
     },
-    /// The connection broke before the login was complete, or no answer came in time.
+    /// The connection broke during the login, or no answer arrived in time.
     Lost(io::Error),
-    /// The server said something that is no answer.
+    /// The server sent an unexpected message.
     OutOfPlace,
-    /// The server speaks this version of the protocol, or another one that it has not named.
+    /// The server speaks this other version of the protocol; `None` if it did not name it.
     OtherVersion(Option<u64>),
-    /// There is no key file for this name; this is where it would be.
+    /// There is no key file for this name at this path.
     NoKey(Username, std::path::PathBuf),
     /// The key file does not open.
     KeyFile(KeyFileError),
-    /// A registration: there is a key file for the name already, with this path, and the password does not open it.
+    /// A registration: the password does not open the existing key file for the name, at this path.
     OtherKey(Username, std::path::PathBuf),
-    /// A registration: somebody has the name.
+    /// A registration: another user has the name.
     NameTaken(Username),
     /// A registration: the password has fewer than 6 characters.
     ShortPassword,
-    /// A registration: the account is made, but the login that followed failed.
+    /// A registration: the account is created, but the login that followed failed.
     OnlyMade(Box<StartError>),
-    /// The server has refused name, password or key, and does not tell which.
+    /// The server has refused the name, the password or the key, and does not tell which.
     Login,
     /// The challenge's salt and rounds are not in the key file at this path.
     UnknownLogin(PathBuf),
-    /// A password change broke off, and the server expects the other one of the two passwords.
+    /// A password change was interrupted, and the server expects the other of the two passwords.
     OtherPassword,
-    /// Another client of the same person has replaced this one.
+    /// Another client of the same user has replaced this one.
     Elsewhere,
-    /// Too many failed logins as this person or from here: so many seconds are left, a day at most.
+    /// Too many failed logins with this name or from this address: the seconds left, a day at most.
     Locked(Username, u64),
     /// The server's challenge is not safe to answer.
     Auth(Failure),
-    /// This clock is too far from the server's: certificates would be refused, with what was said to their owners.
+    /// This clock is too far from the server's, so certificates would be refused; with advice for the user.
     Clock(String),
-    /// Any other refusal, in the server's words, which are sanitised.
+    /// Any other refusal, with the server's text, sanitised.
     Server(String),
     /// A file of the data folder cannot be read or written; the text names it.
     Disk(io::Error),
-    /// The options, or a command, lack something or do not fit together; at the start, the exit status is 2.
+    /// The options or a command are incomplete or contradict each other; at the start, the exit status is 2.
     Usage(String),
 }
 
@@ -203,7 +203,7 @@ fn minutes(seconds: u64) -> String {
     }
 }
 
-/// What a failed socket means, for people.
+/// The reason of a failed socket, for users.
 pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "there was no answer in time".into(),
@@ -214,24 +214,24 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// A connection that is not logged in: one question, one answer.
+/// A connection before login: each request gets one answer.
 pub struct Connection {
-    /// To a server whose key is trusted, or bare with `--no-tls`.
+    /// To a server whose key is trusted; without TLS with `--no-tls`.
     pub channel: Arc<Channel>,
-    /// That key; `None` with `--no-tls`.
+    /// The server's key; `None` with `--no-tls`.
     pub server: Option<Fingerprint>,
-    /// What has come and was not looked at yet.
+    /// Received lines that were not read yet.
     pub lines: Lines,
-    /// Of the channel, for its one reader.
+    /// The reading half of the channel.
     pub reader: Reader,
-    /// When the attempt is over, if it has a deadline.
+    /// The deadline of the attempt, if it has one.
     by: Option<Instant>,
-    /// Seconds that the server's last error asks to wait.
+    /// The seconds that the server's last error asks to wait.
     pub retry_after: Option<u64>,
 }
 
-/// Connects to the server of `options`. `ask` decides about a server that is seen for the first time; true remembers its
-/// key.
+/// Connects to the server of `options`. `ask` decides about an unknown server; if it returns true, its key is
+/// remembered.
 ///
 /// # Errors
 /// [`StartError`]; [`StartError::UnknownServer`] if `ask` says no.
@@ -245,7 +245,7 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
         Err(seen) => seen,
     };
     let doubt = known_servers(options)?.doubt(&options.server()).map(Path::to_path_buf);
-    // The server would not wait for the answer: the decision first, then a new connection.
+    // Decide first, then connect again: the server would not wait for the user's answer.
     if doubt.is_some() && options.accept_new || !ask(seen) {
         return Err(match doubt {
             Some(aside) => StartError::LostServer(options.server(), seen, aside),
@@ -256,7 +256,7 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
     attempt(options, None)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
 }
 
-/// The keys of servers that this machine remembers.
+/// The remembered keys of servers.
 ///
 /// # Errors
 /// [`StartError::Disk`].
@@ -264,7 +264,7 @@ pub fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
     KnownServers::open(&options.data_dir.join("known_servers")).map_err(StartError::Disk)
 }
 
-/// The newest certificates that this machine remembers of the users of this server.
+/// The remembered newest certificates of this server's users.
 ///
 /// # Errors
 /// [`StartError::Disk`].
@@ -273,8 +273,8 @@ pub fn known_certificates(options: &Options) -> Result<KnownCertificates, StartE
     KnownCertificates::open(&path, options.server()).map_err(StartError::Disk)
 }
 
-/// Connects again to the server whose key `options` pin; no file is read for that. Connecting and all that is asked on
-/// the connection ends at `by`.
+/// Connects again to the server whose key `options` pin, without reading a file. `by` is the deadline for the
+/// connection and everything that is asked on it.
 ///
 /// # Errors
 /// As [`connect`].
@@ -283,7 +283,7 @@ pub fn reconnect(options: &Options, by: Instant) -> Result<Connection, StartErro
     attempt(options, Some(by))?.map_err(unknown)
 }
 
-/// One connection, or the key of a server that nobody has vouched for.
+/// One connection, or the key of an untrusted server.
 fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, Fingerprint>, StartError> {
     let socket = Arc::new(reach(options, by)?);
     let opened = |channel, server| {
@@ -301,20 +301,20 @@ fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, 
     opened(unverified.trust(expected).ok_or_else(changed)?, Some(seen))
 }
 
-/// When a step is over that may take `limit`, in an attempt that is over at `by`.
+/// The deadline of a step that may take `limit`, in an attempt with the deadline `by`.
 fn sooner(limit: Duration, by: Option<Instant>) -> Instant {
     let end = Instant::now() + limit;
     by.map_or(end, |by| by.min(end))
 }
 
-/// The key that somebody has vouched for: the command line, the server's own certificate on this
-/// machine, or memory. `None` if the person has to be asked.
+/// The trusted key: from the command line, the server's own certificate on this machine, or memory. `None` if the user
+/// must decide.
 fn vouched(options: &Options, seen: Fingerprint) -> Result<Option<Fingerprint>, StartError> {
     if options.fingerprint.is_some() {
         return Ok(options.fingerprint);
     }
     let known = known_servers(options)?;
-    // A server made anew on this machine shows its new key there, too.
+    // After a new installation on this machine, the new key is there, too.
     let local = || local_server().filter(|local| is_this_machine(&options.host) && *local == seen);
     let remembered = || known.get(&options.server());
     let is_new = options.accept_new && known.doubt(&options.server()).is_none();
@@ -331,7 +331,7 @@ fn local_server() -> Option<Fingerprint> {
     certificate::read_facts(&path).ok().map(|facts| facts.fingerprint)
 }
 
-/// The server's addresses. The system's resolver has no deadline, so it runs on a thread of its own.
+/// The server's addresses. The system's resolver has no deadline, so it runs on its own thread.
 fn resolve(options: &Options, by: Instant) -> io::Result<Vec<SocketAddr>> {
     let (host, port) = (options.host.clone(), options.port);
     let (sender, found) = mpsc::channel();
@@ -349,7 +349,7 @@ fn reach(options: &Options, by: Option<Instant>) -> Result<TcpStream, StartError
 }
 
 impl Connection {
-    /// Says one thing.
+    /// Sends one message.
     ///
     /// # Errors
     /// [`StartError::Lost`] if the connection does not take it in time, or is broken.
@@ -361,11 +361,11 @@ impl Connection {
         sent.map_err(StartError::Lost)
     }
 
-    /// Says one thing and returns the answer, which may be the server's error.
+    /// Sends one message and returns the answer, which may be an error of the server.
     ///
     /// # Errors
-    /// [`StartError::Lost`] if the connection breaks, or there was no answer in time; [`StartError::OutOfPlace`] if it
-    /// is no message; [`StartError::OtherVersion`]; [`StartError::SpeaksTls`].
+    /// [`StartError::Lost`] if the connection breaks or no answer arrives in time; [`StartError::OutOfPlace`] if the
+    /// answer is not a message; [`StartError::OtherVersion`]; [`StartError::SpeaksTls`].
     pub fn ask(&mut self, message: &ClientMessage) -> Result<ServerMessage, StartError> {
         self.say(message)?;
         let deadline = sooner(ANSWER_TIMEOUT, self.by);
@@ -396,7 +396,7 @@ impl Connection {
             return Err(StartError::Lost(io::ErrorKind::TimedOut.into()));
         }
         let received = self.channel.receive(&mut self.reader, self.lines.buffer(), wait);
-        // What a TLS server sends to a client that does not speak TLS begins so.
+        // A TLS server answers a client without TLS with an alert that begins with these bytes.
         let buffer = self.lines.buffer();
         if buffer.first() == Some(&0x15) && buffer.get(1) == Some(&0x03) {
             return Err(StartError::SpeaksTls);
@@ -409,7 +409,7 @@ impl Connection {
     }
 }
 
-/// What a server's refusal means for `name`; waits that it names are cut to a day.
+/// The error for a refusal of the server; `retry_after` is cut to a day.
 pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     let is = |code| failure.is(code);
     if is(ErrorCode::LoginFailed) {
