@@ -79,12 +79,6 @@ impl Incoming {
         self.began.get_or_insert(cx.now);
     }
 
-    /// As if `name` had sent more than is remembered.
-    #[cfg(test)]
-    pub fn forget_some(&mut self, name: &Username) {
-        self.sender(name).has_forgotten = true;
-    }
-
     fn sender(&mut self, name: &Username) -> &mut Sender {
         self.senders.entry(name.clone()).or_default()
     }
@@ -310,6 +304,13 @@ fn span(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Incoming {
+        /// As if `name` had sent more messages than are remembered.
+        pub fn forget_some(&mut self, name: &Username) {
+            self.sender(name).has_forgotten = true;
+        }
+    }
 
     /// PROTOCOL#id-memory.
     #[test]
