@@ -1,9 +1,9 @@
-//! What is said with whom: a view for everyone, and one for each partner.
+//! The views: one for everyone, and one for each partner.
 //!
-//! Invariant: what a sender signed decides the view (see [`Place`]); the first view is everyone's and stays; what is kept is bounded
-//! in entries, bytes and views, and a flood in one view takes nothing from another until all are large. What is typed
-//! in a view belongs to it: nobody's half-typed line goes to another by a change of the view.
-//! Pure: time and day come from the caller. Specification: README#the-screen.
+//! Invariant: what a sender signed decides the view (see [`Place`]). The first view is that of everyone, and stays.
+//! Entries, bytes and views are bounded, and a flood in one view removes nothing from another until all are large. A
+//! half-typed line belongs to its view: changing the view never sends it to another audience. Pure: time and day come
+//! from the caller. Specification: README#the-screen.
 
 use super::editor::Editor;
 use super::entry::{Entry, Place, SendState, Source};
@@ -11,40 +11,40 @@ use super::trust::Trust;
 use crate::name::Username;
 use std::collections::VecDeque;
 
-/// Entries of one view that can be scrolled back to: more than anybody reads again.
+/// Entries kept in one view: more than anybody reads again.
 const MAX_ENTRIES: usize = 2000;
-/// Text in all views together, in bytes: the longest messages are 48 KiB.
+/// Bytes of text in all views together; the longest message has 48 KiB.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// Views at once: more than anybody talks to, few enough to look through each time.
+/// The most views: more partners than anybody has, few enough for a linear search.
 const MAX_VIEWS: usize = 50;
-/// What stands on the rule where reading stopped.
+/// The text on the rule where reading stopped.
 const NEW: &str = "new";
 
 /// One view.
 pub struct Conversation {
-    /// `None` for everyone.
+    /// The partner; `None` for everyone.
     pub with: Option<Username>,
-    /// The oldest first, 2,000 at most.
+    /// At most 2,000, the oldest first.
     pub entries: VecDeque<Entry>,
-    /// Of the texts in `entries`.
+    /// Bytes of the texts in `entries`.
     bytes: usize,
-    /// What is typed in this view, and what was typed there before.
+    /// The line being typed in this view, and the lines typed before.
     pub editor: Editor,
-    /// Rows up from the newest entry but the `newer` last.
+    /// Rows scrolled up, counted from the newest entry without the last `newer`.
     pub scroll: usize,
-    /// Entries that came since the last frame, while scrolled up: the view stays where it is.
+    /// Entries that arrived since the last frame while scrolled up: the view must not move.
     pub newer: usize,
-    /// Messages that came while scrolled up.
+    /// Messages that arrived while scrolled up.
     pub unseen: usize,
-    /// Messages that came while another view was shown.
+    /// Messages that arrived while another view was shown.
     pub unread: usize,
-    /// Where reading stopped is marked.
+    /// Whether the place where reading stopped is marked.
     marked: bool,
-    /// When it was last shown, or something came, in a count of such events.
+    /// The last time that it was shown or got an entry, as a count of such events.
     touched: u64,
-    /// The person has been here, or has written to this user from elsewhere.
+    /// Whether the user has visited this view, or has written to the partner from elsewhere.
     visited: bool,
-    /// How well the other's key was known at best.
+    /// The best trust in the partner's key so far.
     trust: Option<Trust>,
 }
 
@@ -66,7 +66,7 @@ impl Conversation {
         }
     }
 
-    /// What speaks against closing it, most important first: a stranger's messages must not close a friend's view.
+    /// The reasons to keep it, most important first: a stranger's messages must not close a friend's view.
     fn worth(&self) -> (bool, bool, bool, bool, u64) {
         let known = self.visited || self.trust >= Some(Trust::Known);
         let verified = self.trust == Some(Trust::Verified);
@@ -97,7 +97,7 @@ impl Conversation {
     }
 }
 
-/// In bytes. A rule, which may go at any time, has none.
+/// Its bytes of text. A rule, which may be removed at any time, has none.
 fn weight(entry: &Entry) -> usize {
     if entry.source == Source::Rule { 0 } else { entry.text.len() }
 }
@@ -108,18 +108,18 @@ pub struct Conversations {
     current: usize,
     touches: u64,
     closed: Closed,
-    /// The window has lost the keyboard.
+    /// Whether the window has lost the focus.
     pub away: bool,
 }
 
-/// Views that were closed for lack of room, since the notice of it last had to begin again.
+/// Views that were closed for lack of room since the current notice about that began.
 #[derive(Default)]
 struct Closed {
     views: usize,
     unread: usize,
-    /// As it is shown.
+    /// The notice as it is shown.
     text: String,
-    /// The latest, which is not reported yet, and what was unread in it.
+    /// The latest closed view, which is not reported yet, and its unread messages.
     latest: Vec<(Username, usize)>,
 }
 
@@ -131,33 +131,33 @@ impl Default for Conversations {
 }
 
 impl Conversations {
-    /// All of them: everyone, then the others in the order in which they began.
+    /// All views: everyone, then the partners in the order in which they began.
     pub fn all(&self) -> &[Conversation] {
         &self.views
     }
 
-    /// The place of the one that is shown.
+    /// The index of the view that is shown.
     pub fn index(&self) -> usize {
         self.current
     }
 
-    /// The one that is shown.
+    /// The view that is shown.
     pub fn current(&self) -> &Conversation {
         &self.views[self.current]
     }
 
-    /// The one that is shown.
+    /// The view that is shown.
     pub fn current_mut(&mut self) -> &mut Conversation {
         &mut self.views[self.current]
     }
 
-    /// Whether what is shown at `place` is before the eyes of the person.
+    /// Whether the user sees what is shown at `place`.
     pub fn in_view(&self, place: &Place) -> bool {
         let here = self.find(place).is_some_and(|view| view == self.current);
         here && !self.away && self.current().scroll == 0
     }
 
-    /// Shows the view with `with`, a new one if there is none.
+    /// Shows the view with `with`; opens it if needed.
     pub fn enter(&mut self, with: Option<Username>) {
         let place = with.clone().map_or(Place::Everyone, Place::With);
         self.current = self.find(&place).unwrap_or_else(|| self.open(with));
@@ -166,7 +166,7 @@ impl Conversations {
         (view.unread, view.visited) = (0, true);
     }
 
-    /// What was begun at `from` after the command that has led here goes along.
+    /// Moves the text that was typed at `from` after the command that has led here.
     pub fn carry(&mut self, from: &Option<Username>) {
         let former = self.views.iter().position(|view| view.with == *from);
         if let Some(former) = former.filter(|former| *former != self.current)
@@ -176,7 +176,7 @@ impl Conversations {
         }
     }
 
-    /// The end of the conversation with `with`, unless it is shown or something is half typed there.
+    /// Closes the conversation with `with`, unless it is shown or has a half-typed line.
     pub fn close(&mut self, with: &Username) {
         let ends = |at: &usize| *at != self.current && self.views[*at].editor.is_empty();
         if let Some(at) = self.find(&Place::With(with.clone())).filter(ends) {
@@ -189,17 +189,17 @@ impl Conversations {
         self.current -= usize::from(at < self.current);
     }
 
-    /// Empties the view that is shown.
+    /// Clears the view that is shown.
     pub fn clear(&mut self) {
         self.current_mut().clear();
     }
 
-    /// Empties all views.
+    /// Clears all views.
     pub fn forget(&mut self) {
         self.views.iter_mut().for_each(Conversation::clear);
     }
 
-    /// Takes an entry in. `day` names the day of a time in milliseconds.
+    /// Adds an entry. `day` names the day of a time in milliseconds.
     pub fn show(&mut self, entry: Entry, day: &dyn Fn(u64) -> String) {
         let said = entry.source.from().is_some();
         if let (Place::About(name), true) = (&entry.place, self.find(&entry.place).is_some()) {
@@ -208,7 +208,7 @@ impl Conversations {
         }
         if let Some(was) = self.replace(&entry) {
             if let (SendState::Taken, Some((_, SendState::Failed(why)))) = (was, &entry.sending) {
-                // It is marked where it was said, perhaps long ago and in another view.
+                // Mark it in its own view, where it may be old.
                 let notice = Entry::new(entry.time, Source::Problem, Place::Here, why.clone());
                 self.append(self.current, notice, day);
             }
@@ -223,7 +223,7 @@ impl Conversations {
             (None, Place::With(name)) if said => self.open(Some(name.clone())),
             (None, _) => self.current,
         };
-        // What one has sent from elsewhere is shown there, too: it may fail.
+        // A message sent from another view is shown there, too, because it may fail.
         let new = entry.sending.as_ref().is_some_and(|(_, state)| *state != SendState::Taken);
         if new && view != self.current {
             self.append(self.current, entry.clone(), day);
@@ -232,7 +232,7 @@ impl Conversations {
         self.tell_closed(day);
     }
 
-    /// Says which views were closed: one line that is brought up to date, as long as nothing else is shown below it.
+    /// Reports the closed views in one line, which is updated as long as nothing else is shown below it.
     fn tell_closed(&mut self, day: &dyn Fn(u64) -> String) {
         let closed = std::mem::take(&mut self.closed.latest);
         let (Some((name, _)), Some(time)) = (closed.last(), self.views.iter().filter_map(last_time).max())
@@ -259,7 +259,7 @@ impl Conversations {
         self.append(self.current, Entry::new(time, Source::Problem, Place::Here, text), day);
     }
 
-    /// Shows what was said in earlier sessions, the oldest first, as read.
+    /// Shows the messages of earlier sessions, the oldest first, as read.
     pub fn begin_with(&mut self, earlier: Vec<Entry>, day: &dyn Fn(u64) -> String) {
         for entry in earlier {
             let at = match (self.find(&entry.place), &entry.place) {
@@ -281,7 +281,7 @@ impl Conversations {
     }
 
     fn append(&mut self, at: usize, entry: Entry, day: &dyn Fn(u64) -> String) {
-        // What one has said oneself is read.
+        // Own messages count as read.
         let said = entry.source.from().is_some() && entry.sending.is_none();
         let (hidden, away) = (at != self.current, self.away);
         let view = &mut self.views[at];
@@ -306,7 +306,7 @@ impl Conversations {
         }
     }
 
-    /// Brings the own message of the same number up to date, and returns its former state.
+    /// Updates the own message with the same number, and returns its former state.
     fn replace(&mut self, entry: &Entry) -> Option<SendState> {
         let (number, _) = entry.sending.as_ref()?;
         let mut former = None;
@@ -318,8 +318,8 @@ impl Conversations {
         former.map(|(_, state)| state)
     }
 
-    /// Takes the oldest message that failed out of the view that is shown, if it is `at_hand` to be sent again: its number;
-    /// `None` if there is none. Asked again and again, it finds them in the order in which they were typed.
+    /// Removes the oldest failed message that is `at_hand` to be resent from the view that is shown. Returns its
+    /// number; `None` if there is none. Repeated calls return the messages in the order in which they were typed.
     pub fn take_failed(&mut self, at_hand: impl Fn(u64) -> bool) -> Option<u64> {
         let failed = |entry: &Entry| match entry.sending {
             Some((number, SendState::Failed(_))) => Some(number),
@@ -334,7 +334,7 @@ impl Conversations {
         Some(number)
     }
 
-    /// What was shown in a frame: how far up it really is.
+    /// Stores how far up the last frame really was.
     pub fn drawn(&mut self, scroll: usize) {
         let away = self.away;
         let view = self.current_mut();
@@ -355,7 +355,7 @@ impl Conversations {
         }
     }
 
-    /// Makes room by closing what matters least (see [`Conversation::worth`]); it is reported.
+    /// Makes room by closing the least important view (see [`Conversation::worth`]), which is reported.
     fn open(&mut self, with: Option<Username>) -> usize {
         if self.views.len() >= MAX_VIEWS {
             let others = self.views.iter().enumerate().skip(1).filter(|(at, _)| *at != self.current);
@@ -380,7 +380,7 @@ fn last_time(view: &Conversation) -> Option<u64> {
     view.entries.back().map(|last| last.time)
 }
 
-/// Whether it is the own message of this number.
+/// Whether it is the own message with this number.
 fn is_number(entry: &Entry, number: u64) -> bool {
     entry.sending.as_ref().is_some_and(|(other, _)| *other == number)
 }
@@ -513,13 +513,13 @@ mod tests {
         assert_eq!(states, [Some((1, SendState::Taken)), Some((2, SendState::Failed("why".into())))]);
         assert_eq!(views.take_failed(|_| true), Some(2));
         assert_eq!((views.take_failed(|_| true), views.current().entries.len()), (None, 1));
-        // Sent from here to a view elsewhere: seen in both.
+        // Sent from here to another view: shown in both.
         let elsewhere = |state| Entry { place: Place::With(name("bob")), ..own(3, state, "three") };
         take(&mut views, elsewhere(SendState::UnderWay));
         take(&mut views, elsewhere(SendState::Failed("why".into())));
         let failed = |view: &Conversation| view.entries.iter().filter(|entry| is_number(entry, 3)).count();
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [1, 1]);
-        // One that fails after it was taken is told where the person is, too.
+        // A message that fails after it was accepted is also reported in the current view.
         let problems = |views: &Conversations| {
             let is_problem = |entry: &&Entry| entry.source == Source::Problem;
             views.current().entries.iter().filter(is_problem).count()
@@ -529,7 +529,7 @@ mod tests {
         assert_eq!(problems(&views), 0);
         take(&mut views, lost(SendState::Failed("why".into())));
         assert_eq!(problems(&views), 1);
-        // What became of it is told where it stands, and nowhere else.
+        // The outcome is shown at the message and nowhere else.
         views.clear();
         views.enter(Some(name("carol")));
         take(&mut views, elsewhere(SendState::Failed("why again".into())));
@@ -596,7 +596,7 @@ mod tests {
             take(&mut views, known(&format!("stranger{n}"), Trust::New));
         }
         assert!(count(&views).is_empty());
-        // Of two strangers, the one whose message was read goes first.
+        // Of two strangers, the one without unread messages goes first.
         views.enter(Some(name("stranger7")));
         views.enter(None);
         views.views.iter_mut().for_each(|view| view.visited &= view.trust != Some(Trust::New));
@@ -617,7 +617,7 @@ mod tests {
             let view = views.all().iter().find(|view| view.with == Some(name(friend))).expect("still there");
             assert!(view.unread == 1 && texts(view).contains(&"precious"), "{friend}");
         }
-        // Below something else it begins again.
+        // When something else is shown below it, a new notice begins.
         take(&mut views, notice(Place::Here, "something else"));
         take(&mut views, received("another", "hi"));
         assert!(count(&views)[1].starts_with("1 view was closed"), "{:?}", count(&views));

@@ -1,7 +1,7 @@
-//! From the addresses of a name to a connection with one of them.
+//! Connects to one of the addresses of a name.
 //!
-//! Invariant: an address that does not answer delays the others by a fraction of a second, and all of them together take
-//! no longer than the caller allows. Specification: RFC 8305, section 5.
+//! Invariant: an address that does not answer delays the others by a fraction of a second, and all together take no
+//! longer than the caller allows. Specification: RFC 8305, section 5.
 
 use super::spawn;
 use std::io;
@@ -9,9 +9,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// The next address is tried after this time without an answer: RFC 8305 recommends it, most round trips take less.
+/// Delay before the next address is tried: RFC 8305 recommends it, and most round trips are shorter.
 const STAGGER: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried: each costs a thread, and names of real servers have fewer.
+/// The most addresses that are tried: each costs a thread, and real servers have fewer.
 const MAX_ADDRESSES: usize = 16;
 
 /// Connects to the address that answers first. Each has a head start of 250 ms on the next one.
@@ -22,13 +22,13 @@ pub fn dial(addresses: impl Iterator<Item = SocketAddr>, end: Instant) -> io::Re
     let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let mut addresses = addresses.take(MAX_ADDRESSES).peekable();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    // The sender stays here, so that a thread that cannot be started does not look like the end.
+    // Keep a sender here: otherwise a thread that cannot start would close the channel.
     let (answer, answers) = channel();
     let mut pending = 0;
     while pending > 0 || addresses.peek().is_some() {
         if let Some(address) = addresses.next() {
             let (answer, left) = (answer.clone(), left());
-            // A connection that comes too late is closed with the channel.
+            // A connection that arrives too late is closed with the channel.
             spawn("dial", move || _ = answer.send(TcpStream::connect_timeout(&address, left)))?;
             pending += 1;
         }
@@ -49,7 +49,7 @@ mod tests {
     use socket2::{Domain, Socket, Type};
     use std::net::TcpListener;
 
-    /// A listener that lets nobody in: its queue is full, so the kernel answers no further SYN.
+    /// A listener that accepts nobody: its queue is full, so the kernel answers no further SYN.
     fn silent() -> (Socket, Vec<TcpStream>, SocketAddr) {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));

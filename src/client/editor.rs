@@ -1,8 +1,7 @@
 //! The line being typed.
 //!
-//! Invariant: there are line breaks only where a message is typed; a line that was not sent can be had back,
-//! whatever key was hit; and nothing in a paste is a key. What the text itself may be, its `Line` sees to. The
-//! keys are those of readline's emacs mode.
+//! Invariant: only a message may have line breaks; a line that was not sent can be restored, whatever key was pressed;
+//! and nothing in a paste is a key. `Line` limits the text itself. The keys are those of readline's emacs mode.
 
 use super::completion::Completion;
 use super::input::Key;
@@ -13,13 +12,13 @@ use std::mem::take;
 
 pub use super::line::MAX_LINE;
 
-/// Submitted lines that Up brings back: more than anybody steps through.
+/// The most submitted lines that Up restores: more than anybody steps through.
 const MAX_HISTORY: usize = 200;
 
-/// What a key did.
+/// The effect of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The key means nothing here.
+    /// The key has no meaning here.
     Ignored,
     /// The text or the cursor may have changed.
     Edited,
@@ -27,15 +26,15 @@ pub enum Outcome {
     Submitted(String),
 }
 
-/// A search backwards through what was typed.
+/// A search backwards through the history.
 #[derive(Default)]
 struct Search {
     word: Line,
-    /// How many steps back it was found.
+    /// The number of steps back to the match.
     found: Option<usize>,
 }
 
-/// What Tab goes through: the one at `at` stands between `completion.start` and the cursor.
+/// The candidates that Tab cycles through: the one at `at` is between `completion.start` and the cursor.
 struct Cycle {
     completion: Completion,
     at: usize,
@@ -45,53 +44,53 @@ struct Cycle {
 #[derive(Default)]
 pub struct Editor {
     line: Line,
-    /// Whether a text may have several lines; else their ends become spaces.
+    /// Whether a text may have several lines; otherwise line ends become spaces.
     lines: bool,
-    /// What was cut last, for Ctrl-Y.
+    /// The last cut text, for Ctrl-Y.
     cut: String,
     history: VecDeque<String>,
-    /// How many steps back in the history the text comes from; 0 is the line being typed.
+    /// The number of steps back in the history; 0 is the line being typed.
     back: usize,
-    /// The lines that were left by stepping, as they were left, by how far back they are.
+    /// Edited history lines, by their number of steps back.
     left: BTreeMap<usize, Line>,
     search: Option<Search>,
     cycle: Option<Cycle>,
-    /// The person was asked whether a paste is to be sent.
+    /// Whether the user was asked to confirm a paste.
     asked: bool,
-    /// The line breaks at the end of a paste: they count when more is pasted right behind them.
+    /// Line breaks at the end of a paste, which are kept if more is pasted directly behind them.
     breaks: String,
 }
 
 impl Editor {
-    /// One whose text may have several lines; the default one takes a single line, the answer to a question.
+    /// An editor for messages of several lines; the default one takes a single line, the answer to a question.
     pub fn for_messages() -> Editor {
         Editor { lines: true, ..Editor::default() }
     }
 
-    /// What is typed so far.
+    /// The text typed so far.
     pub fn text(&self) -> &str {
         &self.line.text
     }
 
-    /// Whether there is nothing that could be lost: no text, and no search under way.
+    /// Whether nothing could be lost: no text, and no search in progress.
     pub fn is_empty(&self) -> bool {
         self.line.text.is_empty() && self.search.is_none()
     }
 
-    /// Gives the line being typed to an editor that has none.
+    /// Moves the line being typed to an editor without one.
     pub fn hand_over(&mut self, to: &mut Editor) {
         if to.is_empty() && to.back == 0 && self.back == 0 {
             std::mem::swap(&mut self.line, &mut to.line);
         }
     }
 
-    /// The part around the cursor that fits, with line breaks one column wide, and the column of the cursor in
-    /// it (below `columns`).
+    /// The part around the cursor that fits, with line breaks one column wide, and the cursor's column in it, which
+    /// is below `columns`.
     pub fn visible(&self, columns: usize) -> (&str, usize) {
         let found = self.search.as_ref().and_then(|search| self.at(search.found?));
         let (text, cursor) = found.map_or((self.text(), self.line.cursor), |line| (line, line.len()));
         let before = width(&text[..cursor]);
-        // Scrolls by half the line, so that typing does not shift the text with every letter.
+        // Scroll by half a line, so that the text does not shift with every letter.
         let step = columns.div_ceil(2).max(1);
         let skip = (before + 1).saturating_sub(columns).div_ceil(step) * step;
         let (mut start, mut column) = (0, 0);
@@ -105,7 +104,7 @@ impl Editor {
         (fitting(&text[start..], columns), before.saturating_sub(column))
     }
 
-    /// What stands in place of the prompt during a search; `None` without one.
+    /// The prompt during a search; `None` without one.
     pub fn label(&self) -> Option<String> {
         let Search { word, found } = self.search.as_ref()?;
         let nothing = found.is_none() && !word.text.is_empty();
@@ -113,22 +112,22 @@ impl Editor {
         Some(format!("({state}) {}: ", word.text.replace('\n', "⏎")))
     }
 
-    /// What the person has to decide now; `None` if nothing.
+    /// The question to the user; `None` without one.
     pub fn question(&self) -> Option<String> {
         let paste = self.line.pastes.last().filter(|_| self.asked)?;
         let lines = 1 + self.text()[paste.clone()].matches('\n').count();
         Some(format!("{lines} lines were pasted: Enter again sends one message, Esc removes the paste"))
     }
 
-    /// What further Tabs would bring; `None` if nothing.
+    /// The further candidates for Tab; `None` without any.
     pub fn candidates(&self) -> Option<String> {
         let Cycle { completion: Completion { candidates, .. }, at } = self.cycle.as_ref()?;
         let others = candidates.iter().cycle().skip(at + 1).take(candidates.len() - 1);
         Some(others.map(|text| text.trim_end()).collect::<Vec<_>>().join("  "))
     }
 
-    /// Completes the text before the cursor; the next time at once, with the next of the candidates `find` gave,
-    /// or the one before. False if there is nothing to complete it with.
+    /// Completes the text before the cursor. A repeated call takes the next or former candidate without calling `find`
+    /// again. False if there is no candidate.
     pub fn complete(&mut self, backwards: bool, find: impl FnOnce(&str) -> Completion) -> bool {
         self.end_search();
         self.asked = false;
@@ -147,12 +146,12 @@ impl Editor {
         let Some(text) = next.completion.candidates.get(next.at) else { return false };
         self.line.remove_to(next.completion.start);
         self.line.insert(text);
-        // The only one is accepted at once: the next Tab goes on behind it.
+        // A single candidate is accepted at once: the next Tab completes what follows.
         self.cycle = (next.completion.candidates.len() > 1).then_some(next);
         true
     }
 
-    /// Does what the key says.
+    /// Handles a key.
     pub fn key(&mut self, key: &Key) -> Outcome {
         self.cycle = None;
         let (asked, mut pasted) = (take(&mut self.asked), take(&mut self.breaks));
@@ -164,7 +163,7 @@ impl Editor {
             Key::Char(c) => line.insert(c.encode_utf8(&mut [0; 4])),
             Key::Paste(text) => {
                 pasted.push_str(&one_line_end(text));
-                // The end of the last line is not the beginning of another.
+                // The end of the last line does not begin another.
                 let text = pasted.trim_end_matches('\n');
                 if self.lines {
                     line.put(text)
@@ -193,7 +192,7 @@ impl Editor {
             Key::Up | Key::Ctrl('p') => self.recall(self.back + 1),
             Key::Down | Key::Ctrl('n') => self.recall(self.back.saturating_sub(1)),
             Key::Ctrl('r') if self.lines => self.search = Some(Search::default()),
-            // Out of sight, yet not lost: Up brings it back.
+            // The line is hidden, but not lost: Up restores it.
             Key::Ctrl('c') => drop(self.submit()),
             Key::Escape if asked => {
                 if let Some(paste) = self.line.pastes.last().cloned() {
@@ -202,7 +201,7 @@ impl Editor {
                 }
             }
             Key::Enter if !asked && !self.line.pastes.is_empty() => {
-                // Or it was the end of a line in the paste.
+                // Otherwise Enter was the end of a line in the paste.
                 (self.asked, self.breaks) = (true, pasted + "\n");
             }
             Key::Enter => return Outcome::Submitted(self.submit()),
@@ -217,7 +216,7 @@ impl Editor {
         }
     }
 
-    /// The text so many steps back, as it was left.
+    /// The text this number of steps back, with its edits.
     fn at(&self, back: usize) -> Option<&str> {
         if back == self.back {
             return Some(self.text());
@@ -226,7 +225,7 @@ impl Editor {
         self.left.get(&back).map(|line| &line.text).or_else(typed).map(String::as_str)
     }
 
-    /// Goes so many steps back; beyond the oldest, nothing happens.
+    /// Goes this number of steps back; beyond the oldest, nothing happens.
     fn recall(&mut self, back: usize) {
         let Some(text) = self.at(back).filter(|_| back != self.back) else { return };
         let new = Line { text: text.into(), cursor: text.len(), pastes: Vec::new() };
@@ -235,7 +234,7 @@ impl Editor {
         self.back = back;
     }
 
-    /// What a key means to the search; false if it means something to the line that was found.
+    /// Handles a key in a search; false if the key is for the line that was found.
     fn search_key(&mut self, key: &Key) -> bool {
         let Some(Search { word, found }) = &mut self.search else { return false };
         let from = match key {
@@ -256,7 +255,7 @@ impl Editor {
                 self.search = None;
                 return true;
             }
-            // What was not found is not sent in its place.
+            // Without a match, Enter sends nothing.
             Key::Enter if found.is_none() => {
                 self.search = None;
                 return true;
@@ -278,14 +277,14 @@ impl Editor {
         true
     }
 
-    /// Takes the line that was found for editing.
+    /// Ends the search and edits the match.
     fn end_search(&mut self) {
         if let Some(Search { found: Some(back), .. }) = self.search.take() {
             self.recall(back);
         }
     }
 
-    /// The line goes to the history; the one that was being typed before comes back.
+    /// Adds the line to the history and restores the half-typed line.
     fn submit(&mut self) -> String {
         let draft = self.left.remove(&0).unwrap_or_default();
         let text = std::mem::replace(&mut self.line, draft).text;
@@ -361,7 +360,7 @@ mod tests {
                 let text = after(&between, keys);
                 assert!(text.contains(emoji), "{text:?}");
             }
-            // Nor at the edge of a line that is longer than its place.
+            // The same at the edge of a line that is longer than the screen.
             let long = typed(&emoji.repeat(40));
             for columns in 4..40 {
                 let (shown, _) = long.visible(columns);
@@ -408,7 +407,7 @@ mod tests {
         assert_eq!(editor.key(&Key::Enter), Outcome::Edited, "a question, or a line's end");
         paste(&mut editor, "three\n\n");
         assert_eq!(editor.text(), "one\ntwo\n/exit\n\n\nthree");
-        // What is typed behind it belongs to its last line, also when more is pasted then.
+        // Text typed behind it belongs to its last line, even if more is pasted afterwards.
         editor.key(&Key::Char('x'));
         paste(&mut editor, "y");
         assert!(editor.text().ends_with("\nthreexy"), "{:?}", editor.text());
@@ -440,7 +439,7 @@ mod tests {
         assert_eq!(editor.question(), None);
         assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
         assert!(editor.question().is_some_and(|text| text.starts_with("3 lines were pasted: ")));
-        // Any other key goes on with the line; then it is asked again.
+        // Any other key continues the line; Enter then asks again.
         editor.key(&Key::Home);
         editor.key(&Key::Char('x'));
         assert_eq!(editor.question(), None);
@@ -448,17 +447,17 @@ mod tests {
         assert_eq!(editor.key(&Key::Escape), Outcome::Edited);
         assert_eq!(editor.text(), "x<.>");
         assert_eq!(editor.key(&Key::Escape), Outcome::Ignored);
-        // It was cut: nothing is lost, and what comes back is asked about.
+        // A cut paste is not lost; after Ctrl-Y, Enter asks about it.
         editor.key(&Key::Ctrl('y'));
         assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("x<a\nb\nc.>".into()));
-        // Also when it was left and found again.
+        // Also after it was put away and restored.
         paste(&mut editor, "d\ne");
         editor.key(&Key::Up);
         editor.key(&Key::Down);
         assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("d\ne".into()));
-        // One line, or none that is left of several, needs no question.
+        // A paste with one line, or reduced to one, needs no question.
         paste(&mut editor, "one\n");
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("one".into()));
         paste(&mut editor, "a\nb");
@@ -479,7 +478,7 @@ mod tests {
         editor
     }
 
-    /// What is seen after each key.
+    /// The visible text after each key.
     fn seen(editor: &mut Editor, keys: &[Key]) -> String {
         keys.iter().for_each(|key| drop(editor.key(key)));
         editor.label().unwrap_or_default() + editor.visible(80).0
@@ -499,7 +498,7 @@ mod tests {
         assert_eq!(seen(&mut editor, &[Char('z')]), "(not found) mz: half");
         // Nothing was found: Enter sends nothing.
         assert_eq!(seen(&mut editor, &[Enter]), "half");
-        // Given up, the half-typed line is back; so it is after another was taken, or sent.
+        // After the search is abandoned, the half-typed line is back; also after another line was edited or sent.
         for key in ['g', 'c'] {
             assert_eq!(seen(&mut editor, &[&start[..], &[Ctrl(key)]].concat()), "half");
         }
@@ -511,7 +510,7 @@ mod tests {
         seen(&mut editor, &[Ctrl('r'), Key::Paste("bob".into())]);
         assert_eq!(editor.key(&Enter), Outcome::Submitted("/msg bob hi".into()));
         assert_eq!(seen(&mut editor, &[]), "half");
-        // An empty line with a search under way is no reason to leave.
+        // An empty line during a search does not leave the client.
         let mut editor = with_history(&lines, "");
         editor.key(&Ctrl('r'));
         assert!(!editor.is_empty());
@@ -521,12 +520,12 @@ mod tests {
     fn a_line_that_was_not_sent_can_be_had_back() {
         use Key::{Char, Ctrl, Down, Up};
         let mut editor = with_history(&["first", "second"], "half");
-        // Thrown away.
+        // Discarded.
         assert_eq!(seen(&mut editor, &[Ctrl('c')]), "");
         assert_eq!(seen(&mut editor, &[Up]), "half");
-        // Edited in the history, and left.
+        // Edited in the history, and left there.
         assert_eq!(seen(&mut editor, &[Up, Char('!'), Up, Down]), "second!");
-        // Another is sent.
+        // Another line is sent.
         let mut editor = with_history(&["first"], "half");
         editor.key(&Up);
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("first".into()));
@@ -557,7 +556,7 @@ mod tests {
         assert!(!editor.complete(false, find(&[])));
         assert!(editor.complete(true, three));
         assert_eq!(editor.text(), "to alan alan !");
-        // A single one leaves nothing to go through.
+        // A single candidate needs no cycling.
         let mut editor = typed("b");
         assert!(editor.complete(false, find(&["bob: "])) && !editor.complete(false, find(&[])));
         assert_eq!(editor.text(), "bob: ");

@@ -1,7 +1,7 @@
-//! One line of the conversation, as every front end shows it.
+//! One entry of a conversation, as every front end shows it.
 //!
-//! Invariant: names are valid and texts are already sanitised (see [`super::text`]); where an
-//! entry belongs was decided from what its sender signed and nothing else.
+//! Invariant: names are valid and texts are already sanitised (see [`super::text`]); only what the sender signed
+//! decides where an entry belongs.
 
 use super::audience::Audience;
 use super::text::quoted;
@@ -14,26 +14,26 @@ use std::cell::Cell;
 pub enum Place {
     /// The conversation of all online users.
     Everyone,
-    /// The conversation with one person.
+    /// The conversation with one user.
     With(Username),
-    /// With everyone, and in the conversation with this person if there is one: who comes and goes.
+    /// In the view of everyone, and in the conversation with this user if there is one: joins and departures.
     About(Username),
-    /// Where the person at the keyboard is.
+    /// The view that is shown.
     Here,
 }
 
-/// What became of an own message.
+/// The state of an own message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendState {
-    /// The server has not said yet what became of it.
+    /// The server has not answered yet.
     UnderWay,
-    /// By the server, for at least one recipient.
+    /// The server has accepted it for at least one recipient.
     Taken,
-    /// Nobody got it, and why.
+    /// Nobody received it, for this reason.
     Failed(String),
 }
 
-/// Where an entry comes from.
+/// The source of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A message.
@@ -43,20 +43,20 @@ pub enum Source {
         /// Its recipients.
         to: Audience,
     },
-    /// The program tells something: who came, answers to commands.
+    /// A notice of the client: joins, answers to commands.
     Notice,
-    /// Something that was said before, as a line, with the time of then.
+    /// A message from the history, as one line, with its original time.
     Recalled,
-    /// Something is wrong, and what to do.
+    /// A problem, and what to do.
     Problem,
-    /// The digits to compare.
+    /// The digits of a safety number.
     SafetyNumber,
-    /// A line across the screen: another day, or where reading stopped.
+    /// A rule across the screen: a new day, or where reading stopped.
     Rule,
 }
 
 impl Source {
-    /// Who says it; `None` if no person does.
+    /// The author; `None` if it is not a message.
     pub fn from(&self) -> Option<&Username> {
         match self {
             Source::User { from, .. } => Some(from),
@@ -64,7 +64,7 @@ impl Source {
         }
     }
 
-    /// Where a message belongs that `me` has sent or received; anything else is shown to `me` at once.
+    /// The view of a message that `me` has sent or received; anything else belongs to the view that is shown.
     pub fn place(&self, me: &Username) -> Place {
         match self {
             Source::User { from, to } => match to.recipient() {
@@ -76,37 +76,36 @@ impl Source {
     }
 }
 
-/// One entry of the history.
+/// One entry of a view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// When it was shown here, milliseconds since 1970.
+    /// When it was first shown here, in milliseconds since 1970.
     pub time: u64,
-    /// Whose word it is: the view frames it by this and nothing else.
+    /// Its source, which alone decides how the view frames it.
     pub source: Source,
-    /// Where it is shown.
+    /// The view to show it in.
     pub place: Place,
-    /// Sanitised; line breaks only in what somebody has said.
+    /// Sanitised; only messages have line breaks.
     pub text: String,
-    /// Whether the reader is mentioned in it (by somebody else).
+    /// Whether another user mentions the reader in it.
     pub mention: bool,
-    /// How well the other person's key was known when this was checked, or sent; `None` if no key was.
+    /// The trust in the partner's key when this was checked or sent; `None` without a key.
     pub trust: Option<Trust>,
-    /// The number of an own message, and what has become of it; `None` for anything else.
+    /// The number and the state of an own message; `None` for anything else.
     pub sending: Option<(u64, SendState)>,
-    /// The columns that it was last wrapped for, and the rows that it took: so that scrolling up through
-    /// much costs little.
+    /// The columns that it was last wrapped for, and the rows that it took: a cache that makes scrolling cheap.
     pub wrapped: Cell<(usize, usize)>,
 }
 
 impl Entry {
-    /// `text` is sanitised, `time` in milliseconds since 1970.
+    /// A new entry. `text` is sanitised, `time` is in milliseconds since 1970.
     pub fn new(time: u64, source: Source, place: Place, text: String) -> Entry {
         let wrapped = Cell::default();
         Entry { time, source, place, text, mention: false, trust: None, sending: None, wrapped }
     }
 
-    /// The entry as one line of text, as the line filter prints it: a message that failed is a problem, whose reason names
-    /// it or is followed by its beginning.
+    /// The entry as one line of text, as plain mode prints it. A failed message is a problem, whose reason quotes the
+    /// beginning of the message.
     pub fn line(&self) -> String {
         if let Some((_, SendState::Failed(why))) = &self.sending {
             let text = quoted(&self.text);

@@ -1,8 +1,7 @@
-//! Files on this disk: those that are offered to others, and those that others send.
+//! Files on this disk: offered files and received files.
 //!
-//! Invariant: a name from somebody else becomes one plain name directly in its folder; nothing that exists is
-//! ever overwritten and no link followed; a file gets its name only when its hash is right.
-//! Specification: PROTOCOL#received-files.
+//! Invariant: a name from another user becomes one plain name directly in its folder; no existing file is overwritten
+//! and no link followed; a file gets its name only when its hash is right. Specification: PROTOCOL#received-files.
 
 use super::text::is_harmful;
 use crate::crypto::chunk::CHUNK;
@@ -17,17 +16,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-/// The longest name that is kept of a file, in bytes: with a person's name, a number and `.part`
-/// it stays below the 255 of every file system.
+/// The longest name of a received file, in bytes: with a user's name, a number and `.part`, it stays below the usual
+/// limit of 255.
 const MAX_NAME: usize = 180;
-/// Files of one name, numbered: one after the other is tried, so not without end.
+/// The most files of one name: free numbers are tried one after the other.
 const MAX_NUMBER: u32 = 10_000;
 
-/// Files of a folder that are looked at for parts.
+/// The most files of a folder that are searched for parts.
 const MAX_PARTS: usize = 1000;
 
-/// Makes somebody else's file name harmless: the last part of a path, without control, direction or
-/// wildcard characters, leading dots or a device's name, never empty, at most 180 bytes, and never like a [`Part`]'s.
+/// Makes another user's file name harmless: the last part of a path, without control, direction or wildcard characters,
+/// leading dots or the name of a device, never empty, at most 180 bytes, and never like that of a [`Part`].
 /// PROTOCOL#plain-name.
 pub fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
@@ -35,7 +34,7 @@ pub fn safe_name(name: &str) -> String {
     let clean = last.replace(forbidden, "_");
     let outer = |c: char| c == '.' || c.is_whitespace();
     let clean = clean.trim_matches(outer);
-    // Cut before it is looked at: what is left may end as another name. Two bytes are for what is added then.
+    // Cut first, because the shorter name may be a special one. Two bytes remain for what is added then.
     let (stem, extension) = split(clean);
     let mut end = stem.len().min(MAX_NAME - 2 - extension.len());
     while !stem.is_char_boundary(end) {
@@ -51,7 +50,7 @@ pub fn safe_name(name: &str) -> String {
     }
 }
 
-/// A name's stem and its extension with the dot, if that is a short one.
+/// A name's stem, and its extension with the dot if that is short.
 fn split(name: &str) -> (&str, &str) {
     match name.rfind('.') {
         Some(at) if at > 0 && name.len() - at <= 16 => name.split_at(at),
@@ -59,35 +58,35 @@ fn split(name: &str) -> (&str, &str) {
     }
 }
 
-/// Whether some systems take a name for a device's, whatever its extension.
+/// Whether some systems take a name for a device, whatever its extension.
 fn is_device(stem: &str) -> bool {
     let first = stem.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
     let numbered = |kind| first.strip_prefix(kind).is_some_and(|n| matches!(n.as_bytes(), [b'0'..=b'9']));
     matches!(first.as_str(), "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
 }
 
-/// A file that is offered to somebody.
+/// A file that is offered.
 pub struct Source {
     file: File,
-    /// The last part of its path, as it is told to the other side.
+    /// The last part of its path, which the recipient sees.
     pub name: String,
-    /// Bytes, when it was opened.
+    /// Its size in bytes when it was opened.
     pub size: u64,
     modified: Option<SystemTime>,
 }
 
 impl Source {
-    /// Opens a plain file.
+    /// Opens a regular file.
     ///
     /// # Errors
-    /// For people, without the path: if it is no plain file, or cannot be read.
+    /// A text for the user, without the path, if it is not a regular file or cannot be read.
     pub fn open(path: &Path) -> Result<Source, String> {
         let explain = |error: io::Error| match error.kind() {
             ErrorKind::NotFound => "there is no such file".to_string(),
             ErrorKind::PermissionDenied => "you may not read it".to_string(),
             _ => error.to_string(),
         };
-        // Without waiting: the other end of a pipe may never be opened.
+        // Non-blocking: the other end of a pipe may never be opened.
         let file =
             OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(explain)?;
         let facts = file.metadata().map_err(explain)?;
@@ -97,7 +96,7 @@ impl Source {
         if !facts.is_file() {
             return Err("it is not a regular file".into());
         }
-        // The kernel's own files say that they are empty, and are not.
+        // Files of /proc claim to be empty, and are not.
         if facts.len() == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
             return Err("it is not a regular file".into());
         }
@@ -105,10 +104,10 @@ impl Source {
         Ok(Source { file, name, size: facts.len(), modified: facts.modified().ok() })
     }
 
-    /// The SHA-256 of the whole file, as long as `go_on`, which is told how much is read, holds.
+    /// The SHA-256 of the whole file. `go_on` gets the number of bytes read, and may stop it.
     ///
     /// # Errors
-    /// The disk's; `Interrupted` when `go_on` does not hold.
+    /// Those of the disk; `Interrupted` when `go_on` returns false.
     pub fn hash(&self, go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         take_in(&mut hasher, self.size, |buffer, at| self.read_at(buffer, at), go_on)?;
@@ -118,7 +117,7 @@ impl Source {
     /// Fills the buffer from byte `at` of the file.
     ///
     /// # Errors
-    /// The disk's; a file that has become shorter is one.
+    /// Those of the disk; a file that has become shorter is one.
     pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => io::Error::other("the file has been shortened"),
@@ -132,8 +131,8 @@ impl Source {
         !facts.is_ok_and(|facts| facts.len() == self.size && facts.modified().ok() == self.modified)
     }
 
-    /// Keeps a copy as `{person}_{name}`; by reference where the file system can (the kernel's
-    /// copy_file_range). Returns its path.
+    /// Keeps a copy as `{person}_{name}`, by reference if the file system supports it (copy_file_range). Returns its
+    /// path.
     ///
     /// # Errors
     /// With the path in the text.
@@ -142,13 +141,13 @@ impl Source {
             return Err(io::Error::other("the file has changed since it was offered"));
         }
         sweep(folder);
-        // A name that no other copy has, which may be under way at the same time.
+        // A unique name, because another copy may be in progress.
         let made = || {
             let part = part_path(folder, person, &random());
             let copy = disk::create_new(&part)?;
             claim(&copy, &part).map_err(disk::at(&part)).map(|()| (part, copy))
         };
-        // Again, if somebody has swept it away before it was locked; ten times in a row is something else.
+        // Retry if a sweep has removed it before it was locked; ten times in a row has another cause.
         let (part, mut copy) = (1..10).find_map(|_| made().ok()).map_or_else(made, Ok)?;
         let copied = (|| {
             let mut from = &self.file;
@@ -163,8 +162,8 @@ impl Source {
     }
 }
 
-/// Removes copies that were cut off, by a crash or an exit: those that nobody is writing, where that can be told. It is
-/// tidiness: a failure is the next one's.
+/// Removes partial copies that a crash or an exit has left, if they are not locked. A failure is ignored: the next
+/// sweep tries again.
 fn sweep(folder: &Path) {
     let is_part = |path: &PathBuf| {
         let name =
@@ -175,14 +174,14 @@ fn sweep(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()).filter(is_part) {
         let Ok(part) = part_options().open(&path) else { continue };
-        // It stays locked until it is gone.
+        // It stays locked until it is removed.
         if part.try_lock().is_ok() && claim(&part, &path).is_ok() {
             let _ = fs::remove_file(&path);
         }
     }
 }
 
-/// Hashes `size` bytes that are read in pieces, as long as `go_on`, which is told how many they are, holds.
+/// Hashes `size` bytes, read in pieces. `go_on` gets the number of bytes read, and may stop it.
 fn take_in(
     hasher: &mut Sha256,
     size: u64,
@@ -202,8 +201,8 @@ fn take_in(
     Ok(())
 }
 
-/// A file that is arriving: `{person}_{SHA-256}.part` until all of it is there, so that it is found again when
-/// the same person offers the same file again. No file that has arrived has such a name.
+/// A file that is being received: `{person}_{SHA-256}.part` until it is complete, so that it is found when the same
+/// user offers the same file again. No complete file has such a name.
 pub struct Part {
     file: File,
     path: PathBuf,
@@ -215,17 +214,17 @@ fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
     folder.join(format!("{}_{hash}.part", person.as_str()))
 }
 
-/// A part of a file that nobody may be sending any more.
+/// A part of a file, whether or not it is still being sent.
 pub struct LeftPart {
     /// The user that offered the file.
     pub sender: Username,
-    /// Of the whole file.
+    /// The hash of the whole file.
     pub sha256: [u8; 32],
-    /// Bytes that are there.
+    /// The number of bytes received.
     pub bytes: u64,
 }
 
-/// The parts in a folder, the first thousand that the system names.
+/// The parts among the first thousand files of a folder.
 pub fn left_parts(folder: &Path) -> Vec<LeftPart> {
     let part = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;
@@ -239,13 +238,13 @@ pub fn left_parts(folder: &Path) -> Vec<LeftPart> {
     entries.filter_map(part).collect()
 }
 
-/// Bytes that are free on the disk of a folder, as `df` of POSIX says; `None` where there is none. They may be too many (a
-/// quota) or too few (compression). No safe call gives them without another crate.
+/// The free bytes on the disk of a folder, from POSIX `df`; `None` without it. A quota allows fewer, compression
+/// more. No safe call returns this number without another crate.
 pub fn free_space(folder: &Path) -> Option<u64> {
     let output =
         Command::new("df").arg("-Pk").arg(folder).stdin(Stdio::null()).stderr(Stdio::null()).output();
     let text = String::from_utf8(output.ok()?.stdout).ok()?;
-    // Other words may have blanks: what is free stands before the only one with a per cent sign.
+    // Other fields may contain blanks: the free space precedes the only one with a per cent sign.
     let words: Vec<&str> = text.lines().last()?.split_whitespace().collect();
     let used = words.iter().rposition(|word| word.ends_with('%'))?;
     words[..used].last()?.parse::<u64>().ok()?.checked_mul(1024)
@@ -257,7 +256,7 @@ fn part_options() -> OpenOptions {
     options
 }
 
-/// No part is written by two at once, and none that has got its name meanwhile.
+/// Locks a part, so that two transfers never write it, and checks that it has not got its final name meanwhile.
 fn claim(file: &File, path: &Path) -> io::Result<()> {
     match file.try_lock() {
         Ok(()) => {}
@@ -275,7 +274,7 @@ fn claim(file: &File, path: &Path) -> io::Result<()> {
 }
 
 impl Part {
-    /// Makes the part, or opens the one that is there.
+    /// Creates the part, or opens the existing one.
     ///
     /// # Errors
     /// With the path in the text; `WouldBlock` if it is being written.
@@ -289,11 +288,11 @@ impl Part {
         Ok(Part { file, path, hasher: Sha256::new() })
     }
 
-    /// Takes up what is there of a file of `size` bytes, whole chunks, as long as `go_on` holds; how many bytes.
-    /// PROTOCOL#go-on.
+    /// Hashes the complete chunks that exist of a file of `size` bytes and cuts the rest; returns their bytes.
+    /// `go_on` may stop it. PROTOCOL#go-on.
     ///
     /// # Errors
-    /// With the path in the text; `Interrupted` when `go_on` does not hold.
+    /// With the path in the text; `Interrupted` when `go_on` returns false.
     pub fn take_up(&mut self, size: u64, go_on: impl Fn() -> bool) -> io::Result<u64> {
         let length = self.file.metadata()?.len();
         let have = match length {
@@ -318,7 +317,7 @@ impl Part {
         self.file.write_all(bytes).map_err(disk::at(&self.path))
     }
 
-    /// Whether what is written has this hash. PROTOCOL#whole-file.
+    /// Whether the written bytes have this hash. PROTOCOL#whole-file.
     pub fn is_right(&self, sha256: &[u8; 32]) -> bool {
         self.hasher.clone().finalize().as_slice() == sha256
     }
@@ -331,7 +330,7 @@ impl Part {
         self.file.sync_all().map_err(disk::at(&self.path))
     }
 
-    /// Gives the whole file its name, and returns its path.
+    /// Gives the complete file its name, and returns its path.
     ///
     /// # Errors
     /// With the path in the text.
@@ -339,15 +338,15 @@ impl Part {
         place(&self.path, folder, sender, name)
     }
 
-    /// Removes it.
+    /// Removes the part.
     pub fn discard(self) {
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …: a second name for the same
-/// file, which fails if the name is taken, then the first one goes. Where a file has one name only, the
-/// part takes the place of an empty file that was made under the free name. PROTOCOL#never-over.
+/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …: creates a hard link, which fails
+/// if the name is taken, then removes the first name. Without hard links, the part replaces an empty file that was
+/// created under the free name. PROTOCOL#never-over.
 fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Result<PathBuf> {
     let name = safe_name(name);
     let (stem, extension) = split(&name);
@@ -524,7 +523,7 @@ mod tests {
         let bob = "bob".parse().expect("name");
         let copy = source.copy(&folder.0, &bob).expect("copied");
         assert_eq!(fs::read(copy).expect("read"), b"content");
-        // One that was cut off goes with the next; one that is being made stays, and so does what is no copy.
+        // The next copy removes a partial one, but not one in progress, nor a file that is not a copy.
         let [cut, held] = ["00", "01"].map(|byte| folder.0.join(format!("bob_{}.part", byte.repeat(32))));
         fs::write(folder.0.join("mine.part"), b"mine").expect("written");
         fs::write(&cut, b"con").expect("written");
