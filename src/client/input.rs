@@ -1,9 +1,8 @@
 //! From terminal bytes to keys.
 //!
 //! Invariant: total, incremental and pure. Every byte string decodes, the same bytes give the same keys however they
-//! were cut, and nothing of an escape sequence ever ends as text. No state waits for ever: the caller passes the time
-//! in, and silence ends whatever has begun ([`Decoder::deadline`]). What was typed may be a password: keys that
-//! nobody needs any more leave nothing in memory.
+//! are cut, and no part of an escape sequence becomes text. No state waits for ever: the caller passes the time, and
+//! silence ends whatever has begun ([`Decoder::deadline`]). Input may be a password, so dropped keys are wiped.
 //! Specification: ECMA-48 (5.4 control sequences, 5.6 control strings), xterm's "PC-style function keys", "bracketed
 //! paste mode" and "modifyOtherKeys", rxvt's keys, kitty's `CSI u`. Not termion's own parser: that one panics on some
 //! input and cannot see where a paste ends.
@@ -12,82 +11,83 @@ use std::mem::take;
 use std::time::{Duration, Instant};
 use zeroize::{Zeroize, Zeroizing};
 
-/// How long after ESC the rest of a key may take. A mobile line parts the two by up to 200 ms; a person who presses
-/// Escape hardly notices.
+/// Wait after ESC for the rest of a key. A mobile network delays it by up to 200 ms; a user who presses Escape hardly
+/// notices.
 const ESCAPE_WAIT: Duration = Duration::from_millis(300);
-/// Silence that ends a sequence, a control string or a paste: the rest of it is lost.
+/// Silence that ends a sequence, a control string or a paste: the rest is lost.
 const SEQUENCE_WAIT: Duration = Duration::from_secs(1);
-/// Ctrl-C ends what has begun only if it comes alone, after this silence: in a paste it is a character like others.
+/// Ctrl-C ends a sequence or paste only if it arrives alone, after this silence: in a paste it is an ordinary
+/// character.
 const ALONE: Duration = Duration::from_millis(100);
-/// The longest parameters of a control sequence that are kept; real ones have under 20 bytes.
+/// The longest parameters of a control sequence, in bytes; real ones have under 20.
 const MAX_SEQUENCE: usize = 32;
-/// The longest paste that is kept; it exceeds the longest message.
+/// The longest paste, in bytes: more than the longest message.
 const MAX_PASTE: usize = 64 * 1024;
 const ESCAPE: char = '\x1b';
 const END_OF_PASTE: &[u8] = b"\x1b[201~";
 
-/// What a person did.
+/// A decoded key or report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     /// A character that was typed.
     Char(char),
-    /// Ends the line.
+    /// Enter: ends the line.
     Enter,
-    /// Begins another line of the same message.
+    /// Alt-Enter: begins another line of the same message.
     AltEnter,
-    /// Completes.
+    /// Tab: completes.
     Tab,
     /// Shift-Tab.
     BackTab,
-    /// Removes to the left.
+    /// Removes the character to the left.
     Backspace,
-    /// Removes to the right.
+    /// Removes the character to the right.
     Delete,
     /// One character back.
     Left,
-    /// One character on.
+    /// One character forward.
     Right,
-    /// What was typed before.
+    /// To the previous line of the history.
     Up,
-    /// What was typed after it.
+    /// To the next line of the history.
     Down,
     /// To the beginning of the line.
     Home,
-    /// To its end.
+    /// To the end of the line.
     End,
-    /// A screen back.
+    /// A screen up.
     PageUp,
-    /// A screen on.
+    /// A screen down.
     PageDown,
     /// An arrow with Ctrl: one word back.
     WordLeft,
-    /// One word on.
+    /// One word forward.
     WordRight,
-    /// An arrow with Alt: the view before.
+    /// An arrow with Alt: to the previous view.
     AltLeft,
-    /// The view after.
+    /// To the next view.
     AltRight,
-    /// The mouse's wheel, away from the person.
+    /// The mouse wheel, up.
     WheelUp,
-    /// Towards the person.
+    /// The mouse wheel, down.
     WheelDown,
     /// ESC alone, after 300 ms.
     Escape,
-    /// The terminal's window has the keyboard now (DECSET 1004).
+    /// The window has got the focus (DECSET 1004).
     FocusIn,
-    /// And no longer.
+    /// The window has lost the focus.
     FocusOut,
-    /// With a lower-case letter, or one of ` \]^_`.
+    /// Ctrl with a lower-case letter or one of ` \]^_`.
     Ctrl(char),
-    /// A character that came after ESC.
+    /// Alt with a character: it came after ESC.
     Alt(char),
-    /// As it was pasted, line breaks and all.
+    /// Pasted text, with its line breaks.
     Paste(String),
-    /// The end mark of a paste that had ended already, by silence.
+    /// The end mark of a paste that silence had already ended.
     PasteEnd,
-    /// The terminal's answer to where its cursor is: row and column, from 1.
+    /// The terminal's report of its cursor: row and column, from 1.
     Position(u16, u16),
-    /// A key or a report that means nothing here.
+    /// A key or a report without a meaning here.
     Unknown,
 }
 
@@ -100,34 +100,33 @@ impl Zeroize for Key {
     }
 }
 
-/// Keys in their order, wiped when they are dropped. Whoever fills it reserves the room first: one that grows leaves
-/// copies behind.
+/// Keys in order, wiped on drop. Reserve the capacity before filling it: growth leaves copies behind.
 pub type Keys = Zeroizing<Vec<Key>>;
 
 #[derive(Default)]
 enum State {
     #[default]
     Ground,
-    /// After ESC, or after two: some terminals send Alt so.
+    /// After one ESC, or after two: some terminals send Alt that way.
     Escape { twice: bool },
-    /// After CSI (`[`) or SS3 (`O`): parameters and intermediates so far.
+    /// After CSI (`[`) or SS3 (`O`): the parameters and intermediates so far.
     Sequence { kind: char, twice: bool, text: Vec<u8> },
-    /// After the character that begins OSC, DCS, APC, PM or SOS: whether anything followed, and whether ESC did, which may
-    /// begin its end.
+    /// After the introducer of OSC, DCS, APC, PM or SOS: whether anything followed, and whether that was ESC, which
+    /// may begin the end.
     String { kind: char, begun: bool, escape: bool },
-    /// After `CSI M`, a mouse report of three bytes: how many are missing.
+    /// After `CSI M`, a mouse report of three bytes: the number still missing.
     Mouse(u8),
-    /// Between the marks of a paste: the bytes so far, and how much of the end mark was seen.
+    /// Between the marks of a paste: the bytes so far, and the length of the end mark seen.
     Paste(Zeroizing<Vec<u8>>, usize),
 }
 
-/// Decodes bytes as they come and keeps what is incomplete.
+/// Decodes bytes as they arrive and keeps incomplete ones.
 #[derive(Default)]
 pub struct Decoder {
     state: State,
     /// The beginning of a UTF-8 character.
     partial: Vec<u8>,
-    /// When bytes came last.
+    /// When bytes arrived last.
     fed: Option<Instant>,
     keys: Keys,
 }
@@ -136,7 +135,7 @@ impl Decoder {
     /// The keys that these bytes, read at `now`, complete.
     pub fn feed(&mut self, bytes: &[u8], now: Instant) -> Keys {
         let silence = self.fed.map(|fed| now.saturating_duration_since(fed));
-        // A byte completes two keys at most: one that it breaks off, and its own. An end adds two.
+        // A byte completes at most two keys: one that it interrupts, and its own. An end adds two.
         self.keys.reserve(2 * bytes.len() + 2);
         if bytes == [3] && silence >= Some(ALONE) {
             self.end();
@@ -148,7 +147,7 @@ impl Decoder {
         take(&mut self.keys)
     }
 
-    /// When what has begun ends by itself unless more comes; `None` if nothing has begun.
+    /// When an incomplete sequence or paste ends unless more arrives; `None` without one.
     pub fn deadline(&self) -> Option<Instant> {
         let wait = match self.state {
             State::Ground if self.partial.is_empty() => return None,
@@ -158,7 +157,7 @@ impl Decoder {
         self.fed.map(|fed| fed + wait)
     }
 
-    /// The deadline has passed: the keys of what has begun.
+    /// The deadline has passed: the keys of the incomplete input.
     pub fn expire(&mut self) -> Keys {
         self.end();
         take(&mut self.keys)
@@ -174,13 +173,13 @@ impl Decoder {
                 self.keys.extend(twice.then_some(Key::Escape));
                 Key::Escape
             }
-            // Nothing has followed: a person pressed Alt and this character.
+            // Nothing has followed: the user pressed Alt and this character.
             State::Sequence { kind, text, .. } if text.is_empty() => Key::Alt(kind),
             State::String { kind, begun: false, .. } => Key::Alt(kind),
             State::Paste(pasted, _) => pasted_key(&pasted),
             _ => Key::Unknown,
         };
-        // Introducers of eight bits are no keys.
+        // 8-bit introducers are not keys.
         self.keys.push(if matches!(key, Key::Alt(c) if c.is_control()) { Key::Unknown } else { key });
     }
 
@@ -210,10 +209,10 @@ impl Decoder {
             Err(_) => {
                 let begun = self.partial.len() > 1;
                 self.partial.zeroize();
-                // A control character of eight bits, from a terminal that sends those bare.
+                // An 8-bit control character, from a terminal that sends those as single bytes.
                 let control = matches!(byte, 0x80..0xa0) && !begun;
                 self.character(if control { char::from(byte) } else { char::REPLACEMENT_CHARACTER });
-                // The byte that broke a character off may begin the next one.
+                // The byte that interrupted a character may begin the next one.
                 if begun {
                     self.byte(byte);
                 }
@@ -226,7 +225,7 @@ impl Decoder {
             State::Escape { twice } => self.escape(twice, c),
             State::Sequence { kind, twice, text } => self.sequence(kind, twice, text, c),
             State::String { kind, escape, .. } => match c {
-                // Cancelled, or at its end: ST of one or two characters, BEL for OSC as xterm has it.
+                // Cancelled, or at its end: ST of one or two characters, or xterm's BEL for OSC.
                 '\x18' | '\x1a' | '\u{9c}' => {}
                 '\x07' if matches!(kind, ']' | '\u{9d}') => {}
                 '\\' if escape => {}
@@ -256,13 +255,13 @@ impl Decoder {
 
     fn escape(&mut self, twice: bool, c: char) {
         let sequence = matches!(c, '[' | 'O');
-        // With an arrow, both together are Alt.
+        // With an arrow, the two ESC mean Alt.
         self.keys.extend((twice && !sequence).then_some(Key::Escape));
         match c {
             ESCAPE => self.state = State::Escape { twice: true },
             '[' | 'O' | 'P' | 'X' | ']' | '^' | '_' => self.begin(c, twice),
             '\r' | '\n' => self.keys.push(Key::AltEnter),
-            // ESC DEL is Alt and Backspace together.
+            // ESC DEL is Alt-Backspace.
             c if c == '\x7f' || !c.is_control() => self.keys.push(Key::Alt(c)),
             c => {
                 self.keys.push(Key::Escape);
@@ -271,7 +270,7 @@ impl Decoder {
         }
     }
 
-    /// Begins a sequence or a string, by the character after ESC or the one that stands for both.
+    /// Begins a sequence or a string, by the character after ESC or the equivalent 8-bit character.
     fn begin(&mut self, c: char, twice: bool) {
         self.state = match c {
             '[' | 'O' | '\u{8f}' | '\u{9b}' => State::Sequence { kind: c, twice, text: Vec::new() },
@@ -283,17 +282,17 @@ impl Decoder {
         let control = matches!(kind, '[' | '\u{9b}');
         let number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
         match c {
-            // Terminals that know no better form send the button, the column and the row.
+            // Older terminals send the button, the column and the row as bytes.
             'M' if control && text.is_empty() => self.state = State::Mouse(3),
             '~' if control && text == b"200" => {
                 self.state = State::Paste(Zeroizing::new(Vec::with_capacity(MAX_PASTE)), 0);
             }
-            // What would come before the end of a sequence is the end of rxvt's keys with Shift, and of the keypad's space.
+            // An intermediate byte is the final one of rxvt's keys with Shift, and of the keypad's space.
             '$' if control && number => self.keys.push(named(control, &text, '~')),
             ' ' if !control && text.is_empty() => self.keys.push(Key::Char(' ')),
             // The Linux console's function keys have a second bracket: ESC [ [ A.
             ' '..='?' | '[' if c != '[' || text.is_empty() => {
-                // One byte over the limit marks it as too long.
+                // One byte more than the limit marks it as too long.
                 text.extend((text.len() <= MAX_SEQUENCE).then_some(c as u8));
                 self.state = State::Sequence { kind, twice, text };
             }
@@ -308,7 +307,7 @@ impl Decoder {
                 };
                 self.keys.push(key);
             }
-            // Broken off by something that cannot be part of it.
+            // Interrupted by a byte that cannot be part of it.
             _ => {
                 self.keys.push(Key::Unknown);
                 self.ground(c);
@@ -325,7 +324,7 @@ impl Decoder {
             }
             return;
         }
-        // Not the end mark after all. ESC occurs in it only first, so nothing else can restart it.
+        // Not the end mark. ESC is only its first byte, so only ESC can restart it.
         let restarted = byte == END_OF_PASTE[0];
         let last = if restarted { &[][..] } else { &[byte] };
         let room = MAX_PASTE - pasted.len();
@@ -338,14 +337,14 @@ fn pasted_key(bytes: &[u8]) -> Key {
     Key::Paste(String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// The keys of bytes that are all there are.
+/// The keys of complete input.
 pub fn keys(bytes: &[u8]) -> Keys {
     Decoder::default().feed(bytes, Instant::now())
 }
 
-/// The keys of each read, as a line takes them. Several lines at once were pasted, with or without marks: nobody types
-/// so fast. The same holds for what comes before a late end mark. The rest of a paste may come later: several keys in one
-/// read behind a paste belong to it, until a key other than Enter comes alone, or the line is sent.
+/// Recognises pastes in the keys of each read. Several lines in one read are a paste, with or without marks: nobody
+/// types that fast. So is text before a late end mark. The rest of a paste may arrive later: several keys in one read
+/// behind a paste belong to it, until a key other than Enter arrives alone, or the line is sent.
 #[derive(Default)]
 pub struct Pastes {
     go_on: bool,
@@ -357,14 +356,14 @@ impl Pastes {
         self.go_on
     }
 
-    /// Joins what was pasted.
+    /// Joins pasted text.
     pub fn join(&mut self, mut keys: Keys) -> Keys {
         let is_text = |key: &&Key| matches!(key, Key::Char(_) | Key::Enter | Key::Tab);
         let has_ended = keys.contains(&Key::PasteEnd);
         let is_rest = self.go_on && keys.iter().filter(is_text).count() > 1;
         if !(has_ended || are_lines(&keys) || is_rest) {
             let is_paste = keys.iter().any(|key| matches!(key, Key::Paste(_)));
-            // The end of a line may be one read; and an answer to the question whether to send it ends the line.
+            // A line end may be a read of its own, and Enter may answer the question whether to send the paste.
             self.go_on =
                 is_paste || self.go_on && keys.iter().all(|key| *key == Key::Enter || is_report(key));
             return keys;
@@ -390,12 +389,12 @@ impl Pastes {
     }
 }
 
-/// Reports of the terminal stay what they are in a paste: no key in it is one.
+/// Terminal reports stay reports in a paste: they are not keys.
 fn is_report(key: &Key) -> bool {
     matches!(key, Key::FocusIn | Key::FocusOut | Key::Position(..))
 }
 
-/// Whether there is text on both sides of a line's end, or a whole line behind another.
+/// Whether there is text on both sides of a line end, or a whole line behind another.
 pub fn are_lines(keys: &[Key]) -> bool {
     let is_end = |key: &Key| match key {
         Key::Enter => Some(true),
@@ -418,7 +417,7 @@ fn coded(code: u32, modifiers: u32) -> Key {
         '\t' => Key::Tab,
         '\x7f' | '\x08' if alt => Key::Alt('\x7f'),
         '\x7f' | '\x08' => Key::Backspace,
-        // The private ones are kitty's keys without text; Super and its like mean nothing here.
+        // The private-use codes are kitty's keys without text; Super and others have no meaning here.
         c if c.is_control() || matches!(c, '\u{e000}'..='\u{f8ff}') || modifiers & 0x38 != 0 => Key::Unknown,
         c if ctrl && (c.is_ascii_alphabetic() || " \\]^_".contains(c)) => Key::Ctrl(c.to_ascii_lowercase()),
         _ if ctrl => Key::Unknown,
@@ -444,11 +443,11 @@ fn named(control: bool, text: &[u8], last: char) -> Key {
         true => (number(0), number(1)),
         false => (None, number(1).or(number(0))),
     };
-    // A key that is let go.
+    // A key was released.
     if numbers.get(1).is_some_and(|(_, kind)| *kind == Some(3)) {
         return Key::Unknown;
     }
-    // One more than a set of bits: Shift 1, Alt 2, Ctrl 4.
+    // Modifiers are one more than a bit set: Shift 1, Alt 2, Ctrl 4.
     let modifiers = second.unwrap_or(1).saturating_sub(1);
     let (by_word, alt) = (modifiers & 4 != 0, modifiers & 2 != 0);
     match (last, first) {
@@ -478,7 +477,7 @@ fn named(control: bool, text: &[u8], last: char) -> Key {
         },
         ('I', None) if control && text.is_empty() => Key::FocusIn,
         ('O', None) if control && text.is_empty() => Key::FocusOut,
-        // The keypad, when a program has left it in its application mode.
+        // The keypad in application mode, which another program may have left on.
         ('M', _) if !control => Key::Enter,
         ('I', _) if !control => Key::Tab,
         ('X', _) if !control => Key::Char('='),
@@ -487,7 +486,7 @@ fn named(control: bool, text: &[u8], last: char) -> Key {
     }
 }
 
-/// The parameters, each with its second part behind a colon; `None` if they are not numbers, or too long.
+/// The parameters, each with its second part behind a colon; `None` if they are not numbers or too long.
 fn numbers(text: &[u8]) -> Option<Vec<(Option<u32>, Option<u32>)>> {
     let text =
         std::str::from_utf8(text).ok().filter(|text| text.len() <= MAX_SEQUENCE && !text.contains('+'))?;
@@ -506,7 +505,7 @@ fn numbers(text: &[u8]) -> Option<Vec<(Option<u32>, Option<u32>)>> {
 mod tests {
     use super::*;
 
-    /// What pieces give, each with the milliseconds that passed before it; silence is waited out where it ends something.
+    /// The keys of pieces, each with the milliseconds before it. Deadlines in the pauses are applied.
     fn timed(pieces: &[(u64, &[u8])]) -> Vec<Key> {
         let (mut decoder, mut now, mut keys) = (Decoder::default(), Instant::now(), Vec::new());
         for (pause, bytes) in pieces {
@@ -632,7 +631,7 @@ mod tests {
             [Key::Paste("/exit\r".into())]
         );
         assert_eq!(timed(&[(0, b"\xe2\x82"), (1100, b"x")]), [Key::Char('\u{fffd}'), Key::Char('x')]);
-        // Alt with a character that would begin one.
+        // Alt with a character that begins a sequence.
         for c in ['O', '[', 'P', ']'] {
             assert_eq!(
                 timed(&[(0, format!("\x1b{c}").as_bytes()), (1100, b"x")]),
@@ -664,7 +663,7 @@ mod tests {
                 timed(&[(0, open.as_bytes()), (200, b"\x03"), (0, b"b")]),
                 [Key::Unknown, Key::Ctrl('c'), Key::Char('b')]
             );
-            // Another one cancels it.
+            // Another sequence cancels it.
             assert_eq!(*keys(format!("{open}\x1b[A").as_bytes()), [Key::Up]);
         }
         assert_eq!(*keys(b"\x1b]0;t\x07b"), [Key::Char('b')]);
@@ -675,7 +674,7 @@ mod tests {
         let pasted = Key::Paste("a\r".into());
         assert_eq!(timed(&[(0, b"\x1b[200~a\r"), (1100, b"b")]), [pasted.clone(), Key::Char('b')]);
         assert_eq!(timed(&[(0, b"\x1b[200~a\r"), (200, b"\x03")]), [pasted, Key::Ctrl('c')]);
-        // In what is pasted it is a character.
+        // In a paste it is a character.
         let all = Key::Paste("a\x03\r/exit\r".into());
         assert_eq!(timed(&[(0, b"\x1b[200~a"), (0, b"\x03"), (0, b"\r/exit\r\x1b[201~")]), [all]);
     }

@@ -1,14 +1,14 @@
 //! A text with a cursor.
 //!
-//! Invariant: the text is bounded and holds nothing [`is_harmful`] but line breaks; the cursor stands on a
-//! character's boundary; a letter with its marks or a joined emoji is passed and removed as one. What was pasted
-//! is known as that, wherever it moves.
+//! Invariant: the text is bounded and contains nothing [`is_harmful`] except line breaks; the cursor is on a character
+//! boundary; a letter with its marks or a joined emoji is passed and removed as one. Pasted text stays marked as
+//! pasted, wherever it moves.
 
 use super::text::{clusters, is_harmful};
 use crate::crypto::envelope::MAX_TEXT;
 use std::ops::Range;
 
-/// The longest line, in bytes: that of the longest message, so what can be typed can be sent.
+/// The longest line, in bytes: the longest message, so that every typed line can be sent.
 pub const MAX_LINE: usize = MAX_TEXT;
 
 /// A text with a cursor.
@@ -16,14 +16,14 @@ pub const MAX_LINE: usize = MAX_TEXT;
 pub struct Line {
     /// At most [`MAX_LINE`] bytes.
     pub text: String,
-    /// In bytes.
+    /// The cursor, in bytes.
     pub cursor: usize,
-    /// Where pastes of several lines stand, the newest last.
+    /// The ranges of pastes of several lines, the newest last.
     pub pastes: Vec<Range<usize>>,
 }
 
 impl Line {
-    /// As much as there is room for.
+    /// Inserts as much as fits.
     pub fn insert(&mut self, text: &str) {
         let mut new = String::new();
         for c in text.chars().filter(|&c| c == '\n' || !is_harmful(c)) {
@@ -36,15 +36,15 @@ impl Line {
         self.text.insert_str(start, &new);
         self.cursor += added;
         for paste in &mut self.pastes {
-            // What is typed at the edge of a paste does not belong to it.
+            // Text typed at the edge of a paste does not belong to it.
             paste.start += if start <= paste.start { added } else { 0 };
             paste.end += if start < paste.end { added } else { 0 };
         }
     }
 
-    /// Inserts what was not typed: several lines of it are not sent unasked.
+    /// Inserts text that was not typed: several lines need a confirmation before they are sent.
     pub fn put(&mut self, text: &str) {
-        // What is pasted right behind another paste is more of it.
+        // A paste directly behind another one continues it.
         let before = self.pastes.pop_if(|paste| paste.end == self.cursor);
         let start = before.map_or(self.cursor, |paste| paste.start);
         self.insert(text);
@@ -52,12 +52,12 @@ impl Line {
         self.forget_pastes();
     }
 
-    /// Forgets those that have one line by now.
+    /// Forgets pastes that have only one line left.
     fn forget_pastes(&mut self) {
         self.pastes.retain(|paste| self.text[paste.clone()].contains('\n'));
     }
 
-    /// Removes what is between the cursor and another place in the text, and returns it.
+    /// Removes the text between the cursor and another place, and returns it.
     pub fn remove_to(&mut self, other: usize) -> String {
         let range = self.cursor.min(other)..self.cursor.max(other);
         let moved = |at: usize| at - (at.min(range.end) - at.min(range.start));
@@ -70,7 +70,7 @@ impl Line {
         removed
     }
 
-    /// Swaps the characters on both sides of the cursor, or the last two, and passes them.
+    /// Swaps the characters on both sides of the cursor, or the last two, and moves behind them.
     pub fn transpose(&mut self) {
         let at_end = self.cursor == self.text.len();
         let middle = if at_end { self.left() } else { self.cursor };
@@ -91,7 +91,7 @@ impl Line {
         self.cursor - last.map_or(0, str::len)
     }
 
-    /// The place one character on.
+    /// The place one character forward.
     pub fn right(&self) -> usize {
         let next = clusters(&self.text[self.cursor..]).next();
         self.cursor + next.map_or(0, str::len)
@@ -124,7 +124,7 @@ pub fn one_line_end(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n").replace('\t', " ")
 }
 
-/// Not only letters: marks and emoji belong to the word they stand in.
+/// Letters, and also the marks and emoji within a word.
 pub fn in_word(c: char) -> bool {
     !c.is_whitespace() && !c.is_ascii_punctuation()
 }

@@ -1,10 +1,10 @@
-//! The way to the server, over as many connections as it takes: one thread reads and reconnects, one writes; the
-//! owner of the state waits for neither.
+//! The link to the server, over any number of connections: one thread reads and reconnects, one writes, and the owner
+//! of the state waits for neither.
 //!
-//! Invariant: packets go past the owner of the state to and from the threads of their transfers: a file at full
-//! speed does not hold up what people say. What goes out waits in the queue (`Queue`), whichever connection takes it;
-//! what comes in waits in the [`Inbox`]. Nothing is put there behind an [`Event::Closed`]. [`Liveness`] alone decides
-//! that a connection is dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
+//! Invariant: packets bypass the owner of the state, to and from the threads of their transfers, so a file at full
+//! speed delays no messages. Outgoing frames wait in the `Queue`, whichever connection sends them; incoming ones wait
+//! in the [`Inbox`]. Nothing follows an [`Event::Closed`] there. [`Liveness`] alone decides that a connection is
+//! dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
 
 use super::connect::{Connection, reason};
 use super::inbox::{Inbox, Wake};
@@ -33,49 +33,49 @@ pub const PATIENCE: Patience = Patience {
     idle: ASK_IDLE,
     answer: ANSWER,
     awake: ANSWER_AWAKE,
-    // Above the round trip of a line that is only slow.
+    // Longer than the round trip of a slow network.
     report: Duration::from_secs(2),
     tick: Duration::from_secs(1),
 };
-/// A resumed connection that lasted this long was of use, and the next one is tried at once.
+/// A resumed connection that lasted this long was useful: the next attempt is immediate.
 const USEFUL: Duration = Duration::from_secs(1);
-/// The same after a login, which costs both sides a key: a server that admits us and closes meets pauses.
+/// The same after a login, which costs both sides an RSA key: a server that accepts us and closes is retried slowly.
 const USEFUL_LOGIN: Duration = Duration::from_secs(15);
-/// At the end, what is queued has this long to go out; if nobody wants to wait for it, so long.
+/// Time to send queued frames at the end, with patience and without.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// See [`FAREWELL`].
 const HURRIED_FAREWELL: Duration = Duration::from_secs(1);
 
-/// The way to the server.
+/// The link to the server.
 pub struct Link {
     shared: Arc<Shared>,
 }
 
-/// What the link's owner and its threads share.
+/// The state that the link's owner and its threads share.
 struct Shared {
     queue: Arc<Queue>,
     inbox: Arc<Inbox>,
-    /// Of the connection in use, or of the last one.
+    /// The channel of the current connection, or of the last one.
     channel: Mutex<Arc<Channel>>,
-    /// Of the same connection.
+    /// The liveness of the same connection.
     liveness: Mutex<Liveness>,
     patience: Patience,
-    /// Since when the server owes an answer.
+    /// Since when an answer of the server is due.
     owed: Mutex<Option<Instant>>,
-    /// When the last key was pressed, or the last line came.
+    /// When the last key was pressed, or the last line arrived.
     key: Mutex<Instant>,
-    /// Of a password that was changed meanwhile.
+    /// The key of a password that was changed meanwhile.
     password_key: Mutex<Option<PasswordKey>>,
-    /// Answers to `renew` that are due: no other `session` brings a token.
+    /// Pending answers to `renew`: no other `session` brings a token.
     renewals: AtomicU32,
 }
 
 impl Link {
-    /// Starts both threads. What the server says, in order, what becomes of the connection, and at last an
-    /// [`Event::Closed`] come into the [inbox](Link::inbox), and then `wake` is called. `router` gets the packets.
+    /// Starts both threads. The [inbox](Link::inbox) gets the server's messages in order, the state of the
+    /// connection, and finally an [`Event::Closed`]; each calls `wake`. `router` gets the packets.
     ///
     /// # Errors
-    /// If no thread can be had.
+    /// If a thread cannot be started.
     pub fn start(
         connection: Connection,
         way: Way,
@@ -104,59 +104,59 @@ impl Link {
         Ok(Link { shared })
     }
 
-    /// What comes in.
+    /// The incoming events.
     pub fn inbox(&self) -> Arc<Inbox> {
         self.shared.inbox.clone()
     }
 
-    /// Since when the server owes an answer, if it does.
+    /// Sets since when an answer of the server is due, if one is.
     pub fn owes(&self, since: Option<Instant>) {
         *lock(&self.shared.owed) = since;
     }
 
-    /// Somebody is there: a pause between two attempts ends.
+    /// The user is present: ends a pause between two attempts.
     pub fn touch(&self) {
         *lock(&self.shared.key) = Instant::now();
     }
 
-    /// Queues one message. False if the server has taken nothing for a thousand messages: it is to be given up.
+    /// Queues one message. False if a thousand messages wait: the caller should give up.
     #[must_use]
     pub fn send(&self, message: &ClientMessage) -> bool {
         if matches!(message, ClientMessage::Renew(_)) {
             self.shared.renewals.fetch_add(1, Relaxed);
         }
         if matches!(message, ClientMessage::Logout) {
-            // Otherwise the senders of what was shown are told that it may not have arrived. PROTOCOL#ack-when.
+            // Otherwise senders are notified that messages shown here may not have arrived. PROTOCOL#ack-when.
             self.shared.inbox.acknowledge_now();
         }
         self.shared.queue.say(message)
     }
 
-    /// What is queued from now on belongs to the new session.
+    /// From now on, queued messages belong to the new session.
     pub fn begin(&self) {
         self.shared.renewals.store(0, Relaxed);
         self.shared.queue.begin();
     }
 
-    /// Where transfers send their packets.
+    /// The queue, to which transfers send their packets.
     pub fn queue(&self) -> Arc<Queue> {
         self.shared.queue.clone()
     }
 
-    /// What keeps the key of a new password for later logins.
+    /// A function that stores the key of a new password for later logins.
     pub fn password_keeper(&self) -> impl FnOnce(PasswordKey) + Send + 'static {
         let shared = self.shared.clone();
         move |key| *lock(&shared.password_key) = Some(key)
     }
 
-    /// What is queued still goes out, and nothing after it; no connection is had again.
+    /// Sends what is queued and nothing after it; does not reconnect.
     pub fn end(&self) {
         self.shared.inbox.acknowledge_now();
         self.shared.queue.end();
     }
 
-    /// Waits until everything queued is sent, then ends the connection: at once if nothing is left to be said to the
-    /// server, and soon if the person does not wait.
+    /// Waits until everything queued is sent, then closes the connection: at once if nothing is left to send, and
+    /// soon if the user does not wait.
     pub fn finish(self, hurried: bool) {
         self.end();
         self.shared.queue.finish(if hurried { HURRIED_FAREWELL } else { FAREWELL });
@@ -172,7 +172,7 @@ impl Drop for Link {
 }
 
 fn jittered(patience: Patience) -> Patience {
-    // In proportion, for the sake of a shorter patience.
+    // In proportion, because tests use a shorter patience.
     let most = patience.answer * ANSWER_JITTER.as_millis() as u32 / ANSWER.as_millis() as u32;
     let jitter = most * u32::from(random::<1>()[0]) / u32::from(u8::MAX);
     Patience { answer: patience.answer + jitter, ..patience }
@@ -196,7 +196,7 @@ impl Shared {
             wire.clear();
             let encrypted = channel.encrypt(&pieces.concat(), &mut wire);
             if encrypted.and_then(|()| channel.send_patiently(&wire, progressed)).is_err() {
-                // The reader will find out.
+                // The reader notices the same failure.
                 channel.close();
                 return self.queue.finished(connection);
             }
@@ -213,17 +213,17 @@ struct Reader {
     shared: Arc<Shared>,
     way: Way,
     router: Arc<Router>,
-    /// Attempts since a connection was of use.
+    /// Attempts since the last useful connection.
     attempts: u32,
-    /// The present connection was of use if it lasts this long.
+    /// The current connection is useful if it lasts until this moment.
     useful: Duration,
 }
 
-/// Why a connection is not read any more.
+/// Why reading a connection has ended.
 enum End {
     /// It broke.
     Lost(String),
-    /// It is over: what to tell, if anybody listens.
+    /// The link has ended, with the final event, if anybody waits for it.
     Over(Option<String>),
 }
 
@@ -238,7 +238,7 @@ impl Reader {
             let end = self.read(&mut connection);
             connection.channel.close();
             self.shared.queue.disconnect();
-            // It waits for nothing any more: the socket is closed.
+            // It does not block any more, because the socket is closed.
             let _ = writer.join();
             let why = match end {
                 End::Lost(why) => why,
@@ -261,7 +261,7 @@ impl Reader {
         }
     }
 
-    /// Tries until the session is there again, or another one; `None` if it is over.
+    /// Tries until the session is resumed or replaced; `None` if the link has ended.
     fn reconnect(&mut self, lost: Instant) -> Option<(Connection, JoinHandle<()>)> {
         let (mut refused, mut asked, mut why) = (false, Duration::ZERO, None);
         loop {
@@ -289,7 +289,7 @@ impl Reader {
         }
     }
 
-    /// Waits before the next attempt; false if it is over.
+    /// Waits before the next attempt; false if the link has ended.
     fn pause(&self, lost: Instant, asked: Duration, why: Option<String>) -> bool {
         let key = || *lock(&self.shared.key);
         let now = Instant::now();
@@ -303,7 +303,7 @@ impl Reader {
                 return false;
             }
         }
-        // It may have been cut short.
+        // A key may have shortened the pause.
         self.tell(Event::Retry(Instant::now(), None)) && !self.shared.queue.is_over_by(Instant::now())
     }
 
@@ -332,7 +332,7 @@ impl Reader {
         let (channel, patience) = (connection.channel.clone(), jittered(self.shared.patience));
         *lock(&self.shared.channel) = channel;
         *lock(&self.shared.liveness) = Liveness::new(patience, Instant::now(), SystemTime::now());
-        // First: who leaves at this moment waits for it.
+        // First, because a client that is leaving waits for this.
         let writer = match self.shared.spawn_writer(number) {
             Ok(writer) => writer,
             Err(error) => {
@@ -369,7 +369,7 @@ impl Reader {
             let wait = match next {
                 Next::Wait(wait) => wait,
                 Next::Ask => {
-                    // Otherwise senders would be told of the loss of what was shown long ago.
+                    // Otherwise senders would be notified about messages that were shown long ago.
                     self.shared.inbox.acknowledge_now();
                     self.shared.queue.control(|control| control.ping = true);
                     continue;
@@ -379,7 +379,7 @@ impl Reader {
                     return End::Lost(format!("no answer for {}", seconds(time)));
                 }
             };
-            // The wait is at most a second: what is taken meanwhile is acknowledged in time.
+            // At most a second, so that messages are acknowledged in time.
             let wait = self.shared.inbox.acknowledge_due().map_or(wait, |due| wait.min(due));
             match connection.channel.receive(&mut connection.reader, connection.lines.buffer(), wait) {
                 Ok(Received::Some) => lock(&self.shared.liveness).heard(Instant::now()),
@@ -390,7 +390,7 @@ impl Reader {
         }
     }
 
-    /// What to do now, and since when no answer is heard.
+    /// What liveness requires now, and since when an answer is missing.
     fn look(&self) -> (Next, Option<Instant>) {
         let (owed, owes_ack) = (*lock(&self.shared.owed), self.shared.queue.owes_ack());
         let (mut liveness, now) = (lock(&self.shared.liveness), Instant::now());
@@ -435,7 +435,8 @@ impl Reader {
                     self.router.refused(&refused);
                     None
                 }
-                // Another client of this person is there now: to come back would throw it off. Or there is nowhere to come back to.
+                // Another client of this user is online, and a reconnection would disconnect it; or the session has
+                // ended for good.
                 Ok(ServerMessage::Error(failure)) if last_word(&failure).is_some() => {
                     self.tell(Event::Server(ServerMessage::Error(failure)));
                     return Err(End::Over(None));
@@ -473,7 +474,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::mpsc::{Receiver, channel};
 
-    /// A hundred times shorter.
+    /// Times a hundred times shorter.
     fn hasty() -> Patience {
         let Patience { owed, idle, answer, awake, report, tick } = PATIENCE;
         let [owed, idle, answer, awake, report, tick] =
@@ -562,7 +563,7 @@ mod tests {
             assert!(matches!(end.hear(), Some(ClientMessage::Ping)));
             end.say(&ServerMessage::Pong);
         }
-        // Others may have been slow to answer, and nothing else is told.
+        // Other notices of slow answers may have come first.
         drop(woken);
         while let Some(event) = link.inbox().next() {
             assert!(matches!(event, Event::Silent(_)));

@@ -38,47 +38,48 @@ Options can also stand in the file \"options\" of the data folder, one a line.
 In the messenger, /help lists the commands.
 ";
 
-/// The data folder below `$HOME`.
+/// The default data folder, below `$HOME`.
 const FOLDER: &str = ".secure_messenger_client";
 
 /// A parsed command line.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The server's name or address; `localhost` unless given.
+    /// The name or address of the server; `localhost` unless given.
     pub host: String,
-    /// 1315 unless given.
+    /// The port; 1315 unless given.
     pub port: u16,
-    /// README#client-files; `~/.secure_messenger_client` unless given.
+    /// The data folder (README#client-files); `~/.secure_messenger_client` unless given.
     pub data_dir: PathBuf,
-    /// The only key that the server may have; `None` for the one that is remembered, or asked about.
+    /// The only accepted key of the server; `None` for the remembered key or a question.
     pub fingerprint: Option<Fingerprint>,
-    /// Remembers a server seen for the first time without asking.
+    /// Accepts and remembers an unknown server without asking.
     pub accept_new: bool,
     /// False with `--no-tls`.
     pub tls: bool,
-    /// Who logs in; `None` asks.
+    /// The name to log in with; `None` asks.
     pub user: Option<Username>,
-    /// Makes the account first.
+    /// Creates the account first.
     pub register: bool,
-    /// Whose first line is the password, without its end; `None` asks.
+    /// The file whose first line is the password; `None` asks.
     pub password_file: Option<PathBuf>,
     /// Keeps messages on disk (README#keeping-messages).
     pub keep_history: bool,
-    /// False with `--no-mouse`: the wheel is the terminal's.
+    /// False with `--no-mouse`: the terminal handles the wheel.
     pub mouse: bool,
     /// Plain mode (README#plain-mode).
     pub plain: bool,
-    /// Its lines begin with their times.
+    /// Lines in plain mode begin with their times.
     pub times: bool,
 }
 
 impl Options {
-    /// `host:port`, the host as typed but in lower case, under which server and people are remembered.
+    /// `host:port`, with the host as typed but in lower case: the name under which the server and its users are
+    /// remembered.
     pub fn server(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// The same, for one server key alone: that of a connection, if it has one.
+    /// The same options with only one accepted server key: that of a connection, if it has one.
     pub fn pinned(&self, server: Option<Fingerprint>) -> Options {
         Options { fingerprint: server.or(self.fingerprint), ..self.clone() }
     }
@@ -89,9 +90,9 @@ impl Options {
     }
 }
 
-/// What the command line asks for.
+/// What the command line requests.
 pub enum Request {
-    /// Connect.
+    /// Connect to the server.
     Run(Box<Options>),
     /// Print [`HELP`].
     Help,
@@ -99,10 +100,10 @@ pub enum Request {
     Version,
 }
 
-/// Parses the options file of the data folder, and the words behind the program's name, which win.
+/// Parses the options file of the data folder and the arguments of the command line, which win.
 ///
 /// # Errors
-/// One line that names the option, and its line in the file.
+/// One line that names the option and its line in the file.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
     let mut arguments = Arguments::with_file(words, FOLDER)?;
     parse_all(&mut arguments).map_err(|error| arguments.at(&error))
@@ -158,11 +159,11 @@ fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
     Ok(Request::Run(Box::new(options)))
 }
 
-/// The server's name or address as it is remembered: in lower case, an IPv6 address without its brackets.
+/// The host as it is remembered: in lower case, an IPv6 address without brackets.
 fn host(typed: &str) -> Result<String, String> {
     let host = typed.to_ascii_lowercase();
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&host);
-    // Behind `%` stands the interface of a local address.
+    // `%` precedes the interface of a link-local address.
     if bare.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()) {
         return Ok(bare.into());
     }
