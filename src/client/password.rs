@@ -1,13 +1,13 @@
-//! The key file, and the one that takes its place when the password changes.
+//! The key file, and the new file that replaces it when the password changes.
 //!
-//! Invariant: at every moment at least one of `NAME_private.key` and `NAME_private.key.new` opens with the
-//! password that the server wants. The new one is on disk before the server is asked; the server makes the
-//! change or does not; then one of the two goes. If it is not known which, both stay, and the next login
-//! finds out: the server decides, and a login that it has accepted outdates every change begun before.
-//! A lock on the folder keeps two clients from doing this at once. Specification: PROTOCOL#changing-the-password.
+//! Invariant: at every moment, at least one of `NAME_private.key` and `NAME_private.key.new` opens with the password
+//! that the server expects. The new file is on disk before the server gets the request. After the answer, one of the
+//! two is removed. If the outcome is unknown, both stay, and the next login decides: once the server has accepted a
+//! login, no earlier change can succeed. A lock on the folder keeps two clients from changing a password at once.
+//! Specification: PROTOCOL#changing-the-password.
 //!
-//! Invariant: each of the two lists the salt and rounds that the server asks for while it wants that file's password, and
-//! the client answers no other challenge: PROTOCOL#known-logins.
+//! Invariant: each of the two files lists the salt and rounds that the server asks for while it expects that file's
+//! password, and the client answers no other challenge: PROTOCOL#known-logins.
 
 use super::account;
 use super::connect::{StartError, connect, refusal};
@@ -28,26 +28,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// After the path of a file that had no list of logins.
+/// Follows the path of a file that had no list of logins.
 const ADOPTED: &str =
     "did not record how this server asks for your password: now it does, and the client accepts nothing else";
 const NOT_ADOPTED: &str = "WARNING: your key file cannot be written, so it does not record how this server asks for \
     your password, and a false server could ask for a weaker hash of it";
 
-/// Why the password is not changed, or may not be. `Display` says what to do.
+/// Why the password is not changed, or may not be changed. `Display` says what to do.
 #[derive(Debug)]
 pub enum ChangeError {
     /// The old password does not open the key file.
     WrongPassword,
-    /// Another client changes it, or an earlier change has broken off.
+    /// Another client is changing it, or an earlier change was interrupted.
     Unsettled,
-    /// Nothing has changed.
+    /// The change was refused: nothing has changed.
     Refused(StartError),
     /// The server may have changed it.
     Unclear(StartError),
-    /// It is still under way.
+    /// The change is still in progress.
     Unfinished,
-    /// The server has changed it; the disk fails.
+    /// The server has changed it, but the disk failed.
     NotReplaced(io::Error),
 }
 
@@ -78,7 +78,7 @@ impl fmt::Display for ChangeError {
 
 impl std::error::Error for ChangeError {}
 
-/// The key file of `name`, and its successor. A link to the file, as some keep in their home, is followed: a change
+/// The paths of the key file of `name` and of its successor. If the key file is a link, it is followed: a change
 /// replaces the file, not the link.
 fn paths(options: &Options, name: &Username) -> (PathBuf, PathBuf) {
     let path = options.key_path(name);
@@ -100,26 +100,26 @@ fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// What a successor says beside what makes it a key file.
+/// The additional member of a successor.
 #[derive(Deserialize)]
 struct Successor {
     /// `host:port`, as in `known_servers`.
     server: Option<String>,
 }
 
-/// Whether the file at `new` was made for the server of `options`, as far as it says.
+/// Whether the file at `new` was made for the server of `options`, or does not name its server.
 fn is_for(options: &Options, new: &Path) -> bool {
     let Ok(bytes) = disk::read_private(new, key_file::MAX_FILE) else { return false };
     let successor = disk::text(&bytes).and_then(|text| json::from_str::<Successor>(text).ok());
-    // One that was never written whole was never announced to any server.
+    // No server ever got the request for an incomplete file.
     successor.is_none_or(|successor| successor.server.is_none_or(|server| server == options.server()))
 }
 
-/// A key, and the form of the password that has opened its file.
+/// A key, and the form of the password that opened its file.
 type Key = (IdentityKey, Password);
 
-/// Opens a key file with the form of the password that fits it; the server knows the account by the same form. Also its
-/// logins; `None` if the password is wrong. PROTOCOL#password-forms.
+/// Opens a key file with the form of the password that fits; the server knows the same form. Also returns its logins;
+/// `None` if the password is wrong. PROTOCOL#password-forms.
 fn open_file(
     path: &Path,
     name: &Username,
@@ -147,15 +147,15 @@ struct Version {
     undo: Option<Undo>,
 }
 
-/// How to take back a change of a file.
+/// How to undo a change of a file.
 enum Undo {
     Remove,
-    /// To this text, which has these logins.
+    /// Write this text, which has these logins.
     Restore(Zeroizing<Vec<u8>>, Vec<Login>),
 }
 
 impl Version {
-    /// Changes the logins; they are on disk then. The caller holds the lock.
+    /// Changes the logins on disk. The caller holds the lock.
     fn edit(&mut self, change: impl FnOnce(&mut Vec<Login>)) -> io::Result<()> {
         let damaged = |error: KeyFileError| disk::at(&self.path)(io::Error::other(error));
         let text = disk::read_private(&self.path, key_file::MAX_FILE)?;
@@ -169,46 +169,46 @@ impl Version {
     }
 }
 
-/// Moves a login to the front, or puts it there: the last in the list is the one used least recently, and goes first.
+/// Moves or adds a login to the front. The last one is the least recently used, and is dropped first.
 fn put_first(logins: &mut Vec<Login>, login: Login) {
     logins.retain(|other| *other != login);
     logins.insert(0, login);
     logins.truncate(MAX_LOGINS);
 }
 
-/// What the password has opened.
+/// An opened key file.
 pub struct Opened {
-    /// Out of the file that the password has opened.
+    /// The identity key in it.
     pub identity: Arc<IdentityKey>,
     path: PathBuf,
-    /// The key file and its successor, those that are there.
+    /// The key file and its successor, as far as they exist.
     versions: Vec<Version>,
     /// Whether this client may decide between the two.
     decides: bool,
     lock: Option<File>,
 }
 
-/// Opens the key file of `name`, or the one that a change has left beside it, with the form of the password that
-/// has opened it; `None` if there is none. PROTOCOL#password-files.
+/// Opens the key file of `name` or the successor that a change has left. Also returns the form of the password that
+/// opened it; `None` if there is no key file. PROTOCOL#password-files.
 ///
 /// # Errors
-/// [`StartError::KeyFile`], [`StartError::Disk`], of the first file that is there.
+/// [`StartError::KeyFile`], [`StartError::Disk`], of the first existing file.
 pub fn open(
     options: &Options,
     name: &Username,
     password: &Password,
 ) -> Result<Option<(Opened, Password)>, StartError> {
     let (path, new) = paths(options, name);
-    // Without the lock nothing is decided now: another client is at it. Nor is it here if another server
-    // was asked for the change.
+    // This login decides only with the lock, which another client may hold, and only if the change was
+    // for this server.
     let lock = if new.exists() { lock(&path).ok() } else { None };
     let decides = lock.is_some() && is_for(options, &new);
     let (mut versions, mut opened, mut failure) = (Vec::new(), None::<Key>, None);
-    // Through the link: a file behind one is not closed to others by this program, and is refused if it is open.
+    // Read through the link: this program does not change the mode of a linked file, and refuses an open one.
     for (named, path) in [(&options.key_path(name), &path), (&new, &new)] {
         match open_file(named, name, password) {
             Ok((logins, found)) => {
-                // Only versions of one key may take each other's place.
+                // Only files of the same key may replace each other.
                 let is_same = |(first, _): &Key, (key, _): &Key| {
                     first.public().fingerprint() == key.public().fingerprint()
                 };
@@ -227,7 +227,7 @@ pub fn open(
 }
 
 impl Opened {
-    /// A new key, whose file is at `path` and has this login.
+    /// A new key, whose file at `path` has this login.
     pub fn made(identity: IdentityKey, path: &Path, login: Login) -> Opened {
         let path = path.to_path_buf();
         let version =
@@ -242,12 +242,12 @@ impl Opened {
         Ok(())
     }
 
-    /// Puts a login that the server has not accepted yet at the end of the list of each file that the password has opened; it
-    /// is on disk then. In a list of 8 the last one makes room: no number of failed attempts costs a second one. A file
-    /// without a list stays so: it accepts any login, also that of an account that is there already.
+    /// Adds a login that the server has not accepted yet at the end of the list of each opened file, on disk. In a
+    /// full list of 8, it replaces the last one, so failed attempts cost at most one entry. A file without a list
+    /// stays without one, because its account may already exist.
     ///
     /// # Errors
-    /// [`StartError::Disk`]: another client uses the folder, or the disk fails; nothing has changed then.
+    /// [`StartError::Disk`]: another client uses the folder, or the disk fails. Nothing has changed then.
     pub fn with(mut self, login: Login) -> Result<Opened, StartError> {
         let add = |logins: &mut Vec<Login>| {
             logins.truncate(MAX_LOGINS - 1);
@@ -266,7 +266,7 @@ impl Opened {
         Ok(self)
     }
 
-    /// Takes back what [`Opened::with`] or [`Opened::made`] has written: the server has refused the account.
+    /// Undoes [`Opened::with`] or [`Opened::made`] after the server has refused the account.
     pub fn take_back(&mut self) {
         for version in &mut self.versions {
             match version.undo.take() {
@@ -280,10 +280,10 @@ impl Opened {
         }
     }
 
-    /// Which of the files expects this login: one that lists it, or else one without a list. PROTOCOL#known-logins.
+    /// The index of the file for this login: one that lists it, otherwise one without a list. PROTOCOL#known-logins.
     ///
     /// # Errors
-    /// [`StartError::OtherPassword`] if it is the file that the password does not open; [`StartError::UnknownLogin`].
+    /// [`StartError::OtherPassword`] if the password does not open that file; [`StartError::UnknownLogin`].
     pub fn place(&self, login: Login) -> Result<usize, StartError> {
         // Prefer a file that lists the login, then one that the password opens.
         let rank = |version: &Version| match (version.logins.contains(&login), version.logins.is_empty()) {
@@ -299,7 +299,7 @@ impl Opened {
         }
     }
 
-    /// The text of a key file for a new password: its login takes the place of the one that the server asks for.
+    /// The text of a key file for a new password, in which the new login replaces the one that the server asks for.
     fn successor(&self, challenge: &Challenge, text: &str, new: Login) -> Result<String, StartError> {
         let old = challenge.into();
         let mut logins = self.versions[self.place(old)?].logins.clone();
@@ -308,8 +308,8 @@ impl Opened {
         key_file::with_logins(text.as_bytes(), &logins).map_err(StartError::KeyFile)
     }
 
-    /// The server has accepted a login with this password: the file that expects it is the key file, the other one goes. What
-    /// fails here is done at the next login. The login is the first in the file; returns what the person has to know.
+    /// After an accepted login: makes the file for this password the key file, removes the other one, and moves the
+    /// login to the front. The next login repeats what fails here. Returns a notice for the user.
     pub fn settle(mut self, login: Login) -> Option<String> {
         let at = self.place(login).ok()?;
         let version = &mut self.versions[at];
@@ -327,7 +327,7 @@ impl Opened {
             false => self.lock().and_then(|()| self.versions[at].edit(|logins| put_first(logins, login))),
         };
         match (had_list, stored) {
-            // The list protects in any order.
+            // The order of an existing list does not matter for its protection.
             (true, _) => None,
             (false, Ok(())) => Some(format!("{} {ADOPTED}", self.path.display())),
             (false, Err(error)) => Some(format!("{NOT_ADOPTED}: {error}")),
@@ -335,12 +335,12 @@ impl Opened {
     }
 }
 
-/// Changes the password of `name`, of the key file and on the server together; up to a second, and as long as
-/// the server takes. On a connection of its own: the session goes on meanwhile, and after. `keep` gets what stands for
-/// the new password, as soon as the server expects that. PROTOCOL#password-file.
+/// Changes the password of `name` in the key file and on the server. Takes up to a second, and the time of the server.
+/// Uses its own connection, so the session continues. `keep` gets the key of the new password as soon as the server
+/// expects it. PROTOCOL#password-file.
 ///
 /// # Errors
-/// [`ChangeError`]; in any case the account can be used with the old or the new password.
+/// [`ChangeError`]; the account always opens with the old or the new password.
 pub fn change(
     options: &Options,
     name: &Username,
@@ -368,7 +368,7 @@ pub fn change(
     let no_key = || Refused(StartError::NoKey(name.clone(), path.clone()));
     let (opened, form) = opened?.ok_or_else(no_key)?;
     let identity = &opened.identity;
-    // The same password again keeps its form: while two files are there, the form must not decide between them.
+    // The same password keeps its form: while two files exist, the form must not decide between them.
     let (old, new) = (&form, if old == new { &form } else { new });
     let sealed = key_file::seal(identity, name, new);
     let sealed = format!("{{\"server\":{},{}", json::to_string(&options.server()), &sealed[1..]);
@@ -382,7 +382,7 @@ pub fn change(
     disk::write_new(&new_path, sealed.as_bytes()).map_err(disk_error)?;
     match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {
         Ok(ServerMessage::PasswordChanged) => {
-            // Whatever the disk does: the server expects it from now on.
+            // Before the disk can fail: the server expects the new password from now on.
             keep(key);
             let replaced = fs::rename(&new_path, &path).map_err(disk::at(&path));
             // A crash may have left the former key under the former password.
@@ -391,7 +391,7 @@ pub fn change(
             }
             replaced.and_then(|()| disk::sync_parent(&path)).map_err(NotReplaced)
         }
-        // A server whose disk has failed cannot be sure itself.
+        // After a disk failure, the server itself does not know.
         Ok(ServerMessage::Error(failure)) if !failure.is(ErrorCode::ServerError) => {
             let _ = fs::remove_file(&new_path);
             Err(Refused(refusal(&failure, name)))

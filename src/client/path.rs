@@ -1,7 +1,7 @@
-//! Paths as people type them, and as terminals write a file that was dropped on them.
+//! Paths as users type them, and as terminals insert a dropped file.
 //!
-//! Invariant: what [`completions`] offers holds nothing that could not be typed, and [`typed_path`] gives exactly the
-//! path back that it stands for, whatever bytes its names have. Specification: README#typed-path.
+//! Invariant: [`completions`] offers only texts that can be typed, and [`typed_path`] turns each back into exactly its
+//! path, whatever bytes the names have. Specification: README#typed-path.
 
 use super::text::{is_harmful, sanitise};
 use crate::disk;
@@ -10,16 +10,16 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Files of a folder that are looked at: a person who presses Tab does not wait for more.
+/// The most files of a folder that are read: a user who presses Tab does not wait longer.
 const MAX_LISTED: usize = 10_000;
-/// Around a path, these say nothing.
+/// Blanks around a path, which are ignored.
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// The path that somebody typed. A text that names nothing by these rules, but a file as it is, means that file, with
-/// the blanks around it or without.
+/// The path that a user typed. If a text names no file by these rules, but one as it is, with or without the blanks
+/// around it, that file is meant.
 ///
 /// # Errors
-/// Why it names no file of this machine.
+/// Why the text names no file of this machine.
 pub fn typed_path(typed: &str) -> Result<PathBuf, String> {
     let meant = meant_path(typed);
     let literal = [at_home(typed.as_bytes()), plain_path(typed)];
@@ -27,7 +27,7 @@ pub fn typed_path(typed: &str) -> Result<PathBuf, String> {
     literal.into_iter().filter(|path| !is_there && path.exists()).map(Ok).next().unwrap_or(meant)
 }
 
-/// The path by the rules alone, for which no disk is asked.
+/// The path by the rules alone, without reading the disk.
 ///
 /// # Errors
 /// As [`typed_path`].
@@ -41,7 +41,7 @@ fn plain_path(typed: &str) -> PathBuf {
     at_home(typed.trim_matches(BLANKS).as_bytes())
 }
 
-/// With the person's home in place of a leading `~`.
+/// With the home folder in place of a leading `~`.
 fn at_home(path: &[u8]) -> PathBuf {
     let as_path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
     let below = path.strip_prefix(b"~/").or((path == b"~").then_some(b""));
@@ -49,12 +49,12 @@ fn at_home(path: &[u8]) -> PathBuf {
     home.unwrap_or_else(|| as_path(path))
 }
 
-/// What a text stands for.
+/// What a text means.
 struct Read {
     bytes: Vec<u8>,
-    /// Where the blanks behind it begin.
+    /// Where the trailing blanks begin.
     end: usize,
-    /// Why it names no file of this machine, if it does not.
+    /// Why it names no file of this machine; `None` if it does.
     problem: Option<String>,
 }
 
@@ -81,7 +81,7 @@ fn read(typed: &str) -> Read {
             }
             _ => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
-        // Blanks count when a quotation mark or a backslash says so.
+        // Quoted and escaped blanks count.
         if quote.is_some() || !BLANKS.contains(&c) {
             end = bytes.len();
         }
@@ -97,8 +97,8 @@ fn read(typed: &str) -> Read {
     Read { bytes, end, problem }
 }
 
-/// Reads what stands behind a backslash, and returns what follows it: two hexadecimal digits behind an `x`, or three octal
-/// ones, are a byte; in `$'…'` there are line breaks and tabs, too; anything else is itself.
+/// Reads the escape after a backslash and returns the rest: `x` and two hexadecimal digits, or three octal digits,
+/// are a byte; in `$'…'` there are line breaks and tabs, too; any other character is itself.
 fn escape<'a>(rest: &'a str, dollar: bool, bytes: &mut Vec<u8>) -> &'a str {
     let number = |digits: Option<&str>, radix| {
         let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
@@ -152,13 +152,13 @@ fn url(text: &str) -> Option<Read> {
     Some(Read { end: bytes.len(), bytes, problem })
 }
 
-/// Whether the host of a URL is this machine, as far as it is known by a name.
+/// Whether the host of a URL is this machine.
 fn is_this_machine(host: &str) -> bool {
     let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     ["", "localhost", own.trim()].iter().any(|name| host.eq_ignore_ascii_case(name))
 }
 
-/// The text that stands for these bytes.
+/// The text to type for these bytes.
 fn written(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     let byte = |text: &mut String, byte: &u8| text.push_str(&format!("\\x{byte:02X}"));
@@ -185,8 +185,8 @@ fn written(path: &[u8]) -> String {
     text
 }
 
-/// What a path that is being typed may become, folders with a `/` at their end, in order; nothing if its folder cannot be
-/// read. Hidden files only when a dot asks for them.
+/// The sorted completions of a path that is being typed. Folders end with a `/`; hidden files need a typed dot. Empty
+/// if the folder cannot be read.
 pub fn completions(typed: &str) -> Vec<String> {
     if typed == "~" {
         return vec!["~/".into()];
@@ -211,7 +211,7 @@ pub fn completions(typed: &str) -> Vec<String> {
         names.sort();
         names.iter().map(|name| format!("{home}{}", written(name))).collect::<Vec<_>>()
     };
-    // An open quotation mark may still be closed; another machine's folders are not here.
+    // An open quotation mark may still be closed, but the folders of another machine are not here.
     let Read { bytes, problem, .. } = read(typed);
     if problem.is_some() && url(typed.trim_matches(BLANKS)).is_some() {
         return Vec::new();
@@ -220,7 +220,7 @@ pub fn completions(typed: &str) -> Vec<String> {
     if meant.is_empty() { begun_by(typed.as_bytes()) } else { meant }
 }
 
-/// A path for people: the whole of it, wherever the client was started.
+/// The absolute path, for users.
 pub fn whole(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string()
 }

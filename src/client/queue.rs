@@ -1,9 +1,9 @@
-//! What waits to be sent to the server, and what was sent and may have to be sent again.
+//! The outgoing queue: frames that wait to be sent, and sent frames that may have to be resent.
 //!
-//! Invariant: lines go before packets. Every frame is kept until the server acknowledges it; when the session is
-//! resumed, exactly what the server has not taken in goes out again, before anything new, so nothing is lost,
-//! doubled or reordered. A new login begins with nothing: what was not acknowledged is told, never repeated. Only
-//! the threads of transfers wait here for room. Specification: PROTOCOL#resuming.
+//! Invariant: lines go before packets. Every frame is kept until the server acknowledges it. When the session is
+//! resumed, exactly the frames that the server has not received are resent, before anything new, so nothing is lost,
+//! doubled or reordered. A new login begins with an empty queue: unacknowledged messages are reported, never
+//! repeated. Only the threads of transfers wait here for room. Specification: PROTOCOL#resuming.
 
 use super::lock;
 use crate::protocol::{ClientMessage, Control};
@@ -12,17 +12,18 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines that wait to be sent, or acknowledged: the session has far fewer under way, so more means that nothing is taken.
+/// The most lines that wait to be sent or acknowledged. The session has far fewer in flight, so this means that the
+/// server accepts nothing.
 const MAX_LINES: usize = 1024;
-/// Packets that wait to be sent: enough to keep the writer busy.
+/// The most packets that wait to be sent: enough to keep the writer busy.
 const MAX_PACKETS: usize = 8;
-/// Bytes that wait to be sent, or acknowledged, before packets wait: a full window of every transfer.
+/// The bytes that wait to be sent or acknowledged before packets must wait: a full window of every transfer.
 const MAX_KEPT: usize = 16 * 1024 * 1024;
 
 /// The pieces of one line or packet.
 pub type Pieces = Arc<[Vec<u8>; 2]>;
 
-/// What waits to be sent, and what was sent and may have to be sent again.
+/// The outgoing queue: see the [module](self).
 #[derive(Default)]
 pub struct Queue {
     waiting: Mutex<Waiting>,
@@ -32,26 +33,26 @@ pub struct Queue {
 #[derive(Default)]
 struct Waiting {
     control: Control,
-    /// Lines, and behind them packets: heads and payloads.
+    /// The lines, and behind them the packets: heads and payloads.
     window: SendWindow<Pieces>,
     /// Bytes of all of them.
     bytes: usize,
-    /// When the last frame was sent, or acknowledged.
+    /// When the last frame was sent or acknowledged.
     moved: Option<Instant>,
-    /// The connection in use, counted; its writer ends when there is another one, or none.
+    /// The number of the current connection. A writer ends when its connection is not the current one.
     connection: Option<u64>,
     connections: u64,
-    /// A new session has begun, and who owns the state does not know yet: what is queued meanwhile belonged to the
-    /// former one.
+    /// A new session has begun, and the owner of the state does not know yet: messages queued meanwhile belong to the
+    /// former session.
     outdated: bool,
-    /// Nothing more is taken; what waits is still sent.
+    /// The queue accepts nothing more, and still sends what waits.
     ended: bool,
     /// Everything has been sent.
     finished: bool,
 }
 
 impl Queue {
-    /// Queues a message. False if the server has taken nothing for a thousand messages, or it is over.
+    /// Queues a message. False if a thousand messages wait, or the queue has ended.
     pub fn say(&self, message: &ClientMessage) -> bool {
         let mut waiting = self.lock();
         let taken = !waiting.ended && waiting.window.row().len() < MAX_LINES;
@@ -67,7 +68,7 @@ impl Queue {
     /// Queues a packet, and waits for room.
     ///
     /// # Errors
-    /// `Interrupted` if it is over; `WouldBlock` if no frame goes out for as long as `patience`.
+    /// `Interrupted` if the queue has ended; `WouldBlock` if no frame is sent for `patience`.
     pub fn packet(&self, head: Vec<u8>, payload: Vec<u8>, patience: Duration) -> io::Result<()> {
         let begun = Instant::now();
         let mut waiting = self.lock();
@@ -98,7 +99,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// The server has received this number of frames of the session. False if it cannot have.
+    /// The server has received this number of frames of the session. False if that is impossible.
     pub fn acknowledge(&self, received: u64) -> bool {
         let Waiting { window, bytes, moved, .. } = &mut *self.lock();
         let is_true = window.acknowledge(received, |pieces| *bytes -= length(&pieces)).is_ok();
@@ -109,22 +110,22 @@ impl Queue {
         is_true
     }
 
-    /// Whether an `ack` is due: the server has this many frames or bytes that it has not acknowledged.
+    /// Whether the server owes an `ack`, by the number of its unacknowledged frames or bytes.
     pub fn owes_ack(&self) -> bool {
         let window = &self.lock().window;
         let sent = window.row().take(window.sent().min(ACK_FRAMES as usize));
         is_ack_due(sent.len() as u64, sent.map(length).sum())
     }
 
-    /// The session continues over a new connection, whose number is returned: what the server has not received is sent
-    /// again. `None` if it claims to have received what it cannot have.
+    /// Continues the session over a new connection and returns its number; frames that the server has not received are
+    /// resent. `None` if the server claims to have received an impossible number.
     pub fn resume(&self, received: u64) -> Option<u64> {
         self.connect(|Waiting { window, bytes, .. }| {
             window.resume(received, |pieces| *bytes -= length(&pieces))
         })
     }
 
-    /// A new session begins, over a connection of this number: nothing of the former one goes there.
+    /// Begins a new session over a new connection and returns its number; frames of the former session are dropped.
     pub fn restart(&self) -> u64 {
         let connection = self.connect(|waiting| {
             let (ended, connections) = (waiting.ended, waiting.connections);
@@ -134,7 +135,7 @@ impl Queue {
         connection.expect("nothing is in its way")
     }
 
-    /// Who owns the state knows of the new session.
+    /// The owner of the state knows about the new session.
     pub fn begin(&self) {
         self.lock().outdated = false;
     }
@@ -151,13 +152,13 @@ impl Queue {
         waiting.connection
     }
 
-    /// The connection is lost: nothing goes out until there is another one.
+    /// The connection is lost: nothing is sent until there is another one.
     pub fn disconnect(&self) {
         self.lock().connection = None;
         self.changed.notify_all();
     }
 
-    /// Nothing more is taken.
+    /// Ends the queue: it accepts nothing more.
     pub fn end(&self) {
         let mut waiting = self.lock();
         waiting.ended = true;
@@ -165,7 +166,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// The next to be sent over this connection; `None` at its end.
+    /// The next frame to send over this connection; `None` at its end.
     pub fn next(&self, connection: u64) -> Option<Pieces> {
         let mut waiting = self.lock();
         loop {
@@ -187,21 +188,21 @@ impl Queue {
         }
     }
 
-    /// Waits until then. True if it is over.
+    /// Waits until this moment. True if the queue has ended.
     pub fn is_over_by(&self, then: Instant) -> bool {
         let left = then.saturating_duration_since(Instant::now());
         let wait = self.changed.wait_timeout_while(self.lock(), left, |waiting| !waiting.ended);
         wait.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
-    /// Nothing more goes out over this connection: everything has, or it is broken. Of one that was lost before, that says nothing.
+    /// Nothing more is sent over this connection: it is complete or broken. Ignored for a former connection.
     pub fn finished(&self, connection: u64) {
         let mut waiting = self.lock();
         waiting.finished |= waiting.connection == Some(connection);
         self.changed.notify_all();
     }
 
-    /// Waits until all has gone out, if there is a connection for it.
+    /// Waits until everything is sent, if there is a connection.
     pub fn finish(&self, patience: Duration) {
         let unsent = |waiting: &mut Waiting| !waiting.finished && waiting.connection.is_some();
         drop(self.changed.wait_timeout_while(self.lock(), patience, unsent));
@@ -229,7 +230,7 @@ mod tests {
         (queue, connection)
     }
 
-    /// What goes out next, as text.
+    /// The next frame, as text.
     fn next(queue: &Queue, connection: u64) -> String {
         let pieces = queue.next(connection).expect("something waits");
         pieces.iter().map(|piece| String::from_utf8_lossy(piece).trim_end().to_string()).collect()

@@ -1,8 +1,8 @@
-//! How a session is had again when its connection broke: by its token, or else by a new login.
+//! Reconnects after a broken connection: resumes the session with its token, or logs in again.
 //!
-//! Invariant: the password is not kept, only what stands for it towards this one server, and the token; both are
-//! wiped at the end. A server with another key than at the login, and a login that is refused, are final: nothing is
-//! tried that a person has not allowed. Specification: PROTOCOL#resuming.
+//! Invariant: the password is not kept, only the token and the key that represents the password for this server; both
+//! are wiped on drop. A changed server key and a refused login are final: the client tries nothing that its user has
+//! not allowed. Specification: PROTOCOL#resuming.
 
 use super::account::{Credentials, NewKey};
 use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};
@@ -15,26 +15,26 @@ use crate::wire::liveness::Clocks;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant, SystemTime};
 
-/// One attempt takes at most this long, from the name's address to the last answer; a login after it, once more.
+/// The limit of one attempt, from the name's address to the last answer; a login after it has the same limit again.
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// Pauses before the first attempts, in milliseconds; the last one is repeated.
 const PAUSES: [u64; 6] = [100, 1000, 2000, 4000, 8000, 15_000];
-/// The pause, in milliseconds, after [`ABSENT`] without a connection and without a key: nobody waits.
+/// The pause, in milliseconds, after [`ABSENT`] without a connection and without a key press: nobody waits.
 const SLOW_PAUSE: u64 = 60_000;
 /// See [`SLOW_PAUSE`].
 const ABSENT: Duration = Duration::from_secs(600);
-/// A key shortens no pause below this: somebody who goes on typing must not hammer at the server.
+/// Key presses shorten no pause below this, so that typing does not flood the server with attempts.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// How a connection was had again.
+/// How the connection was restored.
 pub enum Again {
-    /// The session goes on: the server has taken in so many frames of it.
+    /// The session continues: the server has received this number of its frames.
     Resumed(u64),
-    /// It is over, and a new one has begun, with this key.
+    /// A new session has begun, with this key.
     LoggedIn(Box<NewKey>),
 }
 
-/// All that it takes to come back.
+/// Everything that a reconnection needs.
 pub struct Way {
     options: Options,
     credentials: Credentials,
@@ -42,34 +42,34 @@ pub struct Way {
 }
 
 impl Way {
-    /// After a login; `options` pin the key of the server that it was on.
+    /// After a login; `options` pin the key of its server.
     pub fn new(options: &Options, credentials: Credentials, token: Key) -> Way {
         Way { options: options.clone(), credentials, token }
     }
 
-    /// The session has another token by now.
+    /// Replaces the token of the session.
     pub fn set_token(&mut self, token: Key) {
         self.token = token;
     }
 
-    /// The password is another one by now.
+    /// Replaces the key of the password.
     pub fn set_password_key(&mut self, key: PasswordKey) {
         self.credentials.password_key = key;
     }
 
-    /// One attempt. `received` frames of the session were read, since its login.
+    /// One attempt. `received` is the number of frames received in the session.
     ///
     /// # Errors
-    /// [`StartError`]: nobody is reached, the connection breaks, or the server refuses; see [`is_final`]. With it, how long the
-    /// server asks to wait.
+    /// [`StartError`]: no server is reached, the connection breaks, or the server refuses; see [`is_final`]. Also the
+    /// time that the server asks to wait.
     pub fn again(&mut self, received: u64) -> Result<(Connection, Again), (StartError, Duration)> {
         let resumed = self.on_connection(|way, connection| way.resume(connection, received))?;
         if let (connection, Some(theirs)) = resumed {
             return Ok((connection, Again::Resumed(theirs)));
         }
-        // That session is over; should the answer to this login be lost, it is not the one to ask for.
+        // The session has ended. If the answer to the following login is lost, the client must not ask for it again.
         self.token = Key::random();
-        // Before connecting: it takes up to a second.
+        // Before connecting, because it takes up to a second.
         let key = SessionKey::generate();
         let log_in = |way: &Way, connection: &mut _| way.credentials.log_in(connection, key, &way.options);
         let (connection, (key, token)) = self.on_connection(log_in)?;
@@ -77,7 +77,7 @@ impl Way {
         Ok((connection, Again::LoggedIn(Box::new(key))))
     }
 
-    /// Asks something on a new connection.
+    /// Sends a request on a new connection.
     fn on_connection<T>(
         &self,
         ask: impl FnOnce(&Way, &mut Connection) -> Result<T, StartError>,
@@ -89,7 +89,7 @@ impl Way {
             Err(error) => {
                 let wait = match error {
                     StartError::Locked(_, seconds) => seconds,
-                    // A person has to set it; and others are told of each login.
+                    // The user must set the clock; and other users would be notified of each login.
                     StartError::Clock(_) => 60,
                     _ => connection.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER),
                 };
@@ -98,7 +98,7 @@ impl Way {
         }
     }
 
-    /// What the server has taken in of the session; `None` if there is no such session any more.
+    /// The frames that the server has received in the session; `None` if the session has ended.
     fn resume(&self, connection: &mut Connection, received: u64) -> Result<Option<u64>, StartError> {
         let name = &self.credentials.name;
         let request = ResumeRequest { version: VERSION, username: name.clone() };
@@ -118,7 +118,7 @@ impl Way {
     }
 }
 
-/// Whether another attempt is of no use, or not for a program to decide. A refused login is that the second time: the
+/// Whether another attempt is useless, or for the user to decide. A refused login is final the second time, because the
 /// password may be changing at this moment.
 pub fn is_final(error: &StartError) -> bool {
     matches!(
@@ -130,13 +130,13 @@ pub fn is_final(error: &StartError) -> bool {
     )
 }
 
-/// Whether the server, or this client because of what the server asks, refuses the login.
+/// Whether the server refuses the login, or this client refuses the challenge.
 pub fn is_login_refused(error: &StartError) -> bool {
     matches!(error, StartError::Login | StartError::UnknownLogin(_))
 }
 
-/// Whether somebody was there and refused: worth telling, unlike one more time that nobody is reached. A refused login
-/// is told when it is final.
+/// Whether a server refused, which is worth a report, unlike another failure to reach one. A refused login is reported
+/// when it is final.
 pub fn is_refused(error: &StartError) -> bool {
     match error {
         StartError::Channel(error) => {
@@ -147,23 +147,24 @@ pub fn is_refused(error: &StartError) -> bool {
     }
 }
 
-/// A pause before an attempt. A key ends it, so does a sleep of this machine; neither ends what the server asks to wait.
+/// A pause before an attempt. A key press or a sleep of this machine ends it, but not the time that the server asks
+/// for.
 pub struct Pause {
     begun: Instant,
-    /// When it ends by itself.
+    /// When it ends.
     pub then: Instant,
-    /// When it may end sooner.
+    /// The earliest end.
     earliest: Instant,
     woken: bool,
     clocks: Clocks,
 }
 
 impl Pause {
-    /// How often somebody who pauses looks.
+    /// How often the pause checks for a key press.
     pub const LOOK: Duration = Duration::from_millis(250);
 
-    /// Begins `now`, before attempt number `attempt`, from 0. `idle` is the time without a connection and without a key,
-    /// `asked` what the server asks to wait.
+    /// Begins `now`, before attempt number `attempt`, from 0. `idle` is the time without a connection and without a
+    /// key press, `asked` the time that the server asks to wait.
     pub fn new(attempt: u32, idle: Duration, asked: Duration, now: Instant, wall: SystemTime) -> Pause {
         let length =
             jittered(base(attempt, idle)).max(asked + jittered(if asked.is_zero() { 0 } else { PAUSES[0] }));
@@ -173,7 +174,7 @@ impl Pause {
         Pause { begun: now, then, earliest, woken: false, clocks }
     }
 
-    /// How long is left; `None` if it is over. The last key was pressed at `key`.
+    /// The time left; `None` if the pause is over. `key` is the moment of the last key press.
     pub fn left(&mut self, key: Instant, now: Instant, wall: SystemTime) -> Option<Duration> {
         self.woken |= self.clocks.slept(now, wall) || key > self.begun;
         let end = if self.woken { self.earliest } else { self.then };
@@ -186,7 +187,8 @@ fn base(attempt: u32, idle: Duration) -> u64 {
     if idle >= ABSENT { SLOW_PAUSE } else { PAUSES[PAUSES.len().min(attempt as usize + 1) - 1] }
 }
 
-/// Between three and five quarters of it: those who lost the connection at the same moment do not return at the same moment.
+/// Between three and five quarters of the pause, so that clients that lost the connection together do not return
+/// together.
 fn jittered(base: u64) -> Duration {
     let jitter = u64::from(u16::from_be_bytes(random()));
     Duration::from_millis(base * 3 / 4 + base * jitter / (2 * u64::from(u16::MAX)))

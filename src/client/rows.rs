@@ -1,8 +1,8 @@
-//! One entry as rows of text: when, who to whom, what, and what became of it.
+//! One entry as rows of text: time, author and audience, text, delivery state.
 //!
-//! Invariant: no row is wider than the screen and none holds a control character; only the first row touches the left
-//! edge (from three columns up), also where a text has several lines, so none can pass for somebody else's entry
-//! (README#the-screen).
+//! Invariant: no row is wider than the screen or contains a control character; only the first row of an entry touches
+//! the left edge (from three columns up), even if its text has several lines, so no row can pass for an entry of
+//! another user (README#the-screen).
 
 use super::audience::Audience;
 use super::entry::{Entry, SendState, Source};
@@ -12,16 +12,16 @@ use crate::name::Username;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Looks of a text.
+/// The style of a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Style {
-    /// Of the 256-colour palette; `None` is the terminal's own.
+    /// A colour of the 256-colour palette; `None` is the terminal's default.
     pub color: Option<u8>,
-    /// Or brighter, as the terminal has it.
+    /// Bold, or brighter, as the terminal shows it.
     pub bold: bool,
-    /// Less bright.
+    /// Dim.
     pub dim: bool,
-    /// Text and background exchanged.
+    /// Text and background colour swapped.
     pub reverse: bool,
 }
 
@@ -30,34 +30,34 @@ pub struct Style {
 pub struct Span {
     /// Sanitised, without line breaks.
     pub text: String,
-    /// Of all of it.
+    /// The style of the whole piece.
     pub style: Style,
-    /// Where it leads: the whole address of which it is a part, in printable ASCII.
+    /// The link target: the whole address, in printable ASCII.
     pub link: Option<Arc<str>>,
 }
 
 /// The spans of one row, left to right.
 pub type Row = Vec<Span>;
 
-// These colours of the palette can be read on black and on white alike.
+// These colours are legible on black and on white.
 const PRIVATE: u8 = 163;
 const ROOM: u8 = 31;
 const PROBLEM: u8 = 160;
 const VERIFIED: u8 = 28;
 const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
 
-/// As the terminal writes by itself.
+/// The terminal's default style.
 pub const PLAIN: Style = Style { color: None, bold: false, dim: false, reverse: false };
-/// What matters.
+/// Important text.
 pub const BOLD: Style = Style { bold: true, ..PLAIN };
-/// What is beside the point.
+/// Unimportant text.
 pub const DIM: Style = Style { dim: true, ..PLAIN };
-/// What stands across the screen.
+/// Text across the screen.
 pub const REVERSE: Style = Style { reverse: true, ..PLAIN };
 const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
 
-/// The time, who to whom, the text; what does not fit goes on below the text's first column.
-/// `me` is the reader; `clock` makes "14:05" of milliseconds since 1970.
+/// The rows of an entry: time, author and audience, text. Further rows are indented to the text's first column. `me` is
+/// the reader; `clock` formats milliseconds since 1970 as "14:05".
 pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usize) -> Vec<Row> {
     if entry.source == Source::Rule {
         let text = truncate(&format!("── {} ", entry.text), columns);
@@ -70,7 +70,7 @@ pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usi
     let (head, style) = head(entry);
     let head_text: String = head.iter().map(|span| span.text.as_str()).collect();
     let time = format!("{} ", clock(entry.time));
-    // A narrow screen cuts the time, never the words.
+    // A narrow screen cuts the time, never the text.
     let time = fitting(&time, columns / 3);
     let mut indent = width(time);
     let mut rows = Vec::new();
@@ -79,7 +79,7 @@ pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usi
         indent += width(&head_text);
         first.extend(head);
     } else {
-        // The head takes rows of its own: long names, or a narrow screen.
+        // With long names or a narrow screen, the head has its own rows.
         let head_style = head.first().map_or(PLAIN, |span| span.style);
         for part in wrap(head_text.trim_end(), columns - indent) {
             first.push(span(&part, head_style));
@@ -113,7 +113,7 @@ pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usi
     rows
 }
 
-/// Digits to compare: bold, and apart where there is room for that.
+/// Digits to compare: bold, and spaced if there is room.
 fn large(text: &str, columns: usize) -> Vec<Row> {
     let apart: String = text.trim().chars().flat_map(|c| [c, ' ']).collect();
     let text = if width(&apart) + 6 <= columns { apart } else { text.trim().to_string() };
@@ -121,7 +121,7 @@ fn large(text: &str, columns: usize) -> Vec<Row> {
     rows.iter().map(|part| vec![margin(4.min(columns)), span(part, BOLD)]).chain([Row::new()]).collect()
 }
 
-/// Who speaks to whom, and the style of what is said.
+/// The author and audience, and the style of the text.
 fn head(entry: &Entry) -> (Row, Style) {
     let kind = |color| Style { color: Some(color), ..BOLD };
     let name = |name: &Username| {
@@ -131,7 +131,7 @@ fn head(entry: &Entry) -> (Row, Style) {
         )
     };
     let mark = entry.trust.map_or("", Trust::mark);
-    // Beside the name of the other one.
+    // Beside the partner's name.
     let (theirs, own) = if entry.sending.is_none() { (mark, "") } else { ("", mark) };
     let mark = span(theirs, if entry.trust == Some(Trust::Verified) { kind(VERIFIED) } else { DIM });
     match &entry.source {
@@ -150,7 +150,7 @@ fn head(entry: &Entry) -> (Row, Style) {
     }
 }
 
-/// The same for a name everywhere and always (FNV-1a of its folded form).
+/// The colour of a name, always the same (FNV-1a of its folded form).
 fn color_of(name: &Username) -> u8 {
     let hash = name
         .folded()
@@ -159,10 +159,10 @@ fn color_of(name: &Username) -> u8 {
     NAMES[hash as usize % NAMES.len()]
 }
 
-/// What stands out in a line: where, how, and where it leads.
+/// A highlighted part of a line: range, style, and link target.
 type Mark = (Range<usize>, Style, Option<Arc<str>>);
 
-/// Mentions and links, from left to right. They are found before the line is broken into rows, which may part them.
+/// Mentions and links, from left to right. They are found before the line is broken into rows, which may split them.
 fn marks(line: &str, style: Style, me: &str) -> Vec<Mark> {
     let mine = mentions(line, me);
     let mut marks: Vec<Mark> = links(line)
@@ -185,7 +185,7 @@ fn marked(line: &str, row: Range<usize>, style: Style, marks: &[Mark], columns: 
     }
     let first = marks.partition_point(|(at, ..)| at.end <= row.start);
     for (at, style_there, link) in marks[first..].iter().take_while(|(at, ..)| at.start < row.end) {
-        // No two marks overlap; if two did, the first would stand.
+        // Marks never overlap; if they did, the first would win.
         let at = at.start.max(done)..at.end.min(row.end);
         if at.is_empty() {
             continue;
@@ -198,7 +198,7 @@ fn marked(line: &str, row: Range<usize>, style: Style, marks: &[Mark], columns: 
     spans
 }
 
-/// The second look: entries are sanitised already, yet no control character can leave here.
+/// A second check: entries are already sanitised, but no control character may leave here.
 pub fn span(text: &str, style: Style) -> Span {
     Span { text: text.replace(char::is_control, "\u{fffd}"), style, link: None }
 }

@@ -1,9 +1,8 @@
-//! Text as the terminal shows it: made harmless, measured, wrapped, searched for mentions.
+//! Text as the terminal shows it: sanitised, measured, wrapped, searched for mentions.
 //!
-//! Invariant: what [`sanitise`] returns moves no cursor, changes no mode, reorders no neighbour
-//! and hides nothing; every text of a peer or the server passes it once, on arrival.
-//! Widths are the columns of a terminal that joins nothing, until [`measured`] tells what this one does
-//! (PROTOCOL#text-from-others).
+//! Invariant: the result of [`sanitise`] moves no cursor, changes no mode, reorders no neighbour and hides nothing;
+//! every text of a peer or the server passes it once, on arrival. Widths are those of a terminal that joins nothing,
+//! until [`measured`] reports what this one does (PROTOCOL#text-from-others).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -11,21 +10,22 @@ use std::time::Duration;
 use unicode_normalization::UnicodeNormalization;
 use unicode_width::UnicodeWidthChar;
 
-/// Marks shown on one letter: four serve every living script, more climb into other rows.
+/// The most marks on one letter: every living script needs at most four, and more reach into other rows.
 const MAX_MARKS: usize = 4;
-/// Columns at which joining stops: the largest emoji in use are families of four, two columns each.
+/// The most columns of joined emoji: the largest are families of four, two columns each.
 const MAX_CLUSTER: usize = 8;
-/// Lines of one message that get rows of their own: many more would push what others say out of sight.
+/// The most lines of one message with their own rows: more would push other messages off the screen.
 const MAX_LINES: usize = 100;
-/// The longest reason of others that is shown, in characters.
+/// The longest reason of another user that is shown, in characters.
 const MAX_REASON: usize = 200;
-/// The longest address that is a link, in bytes: terminals take little more.
+/// The longest link, in bytes: terminals accept little more.
 const MAX_LINK: usize = 2000;
 const JOINER: char = '\u{200d}';
 const EMOJI_STYLE: char = '\u{fe0f}';
 
-/// Makes text of others harmless: line breaks become `⏎`, tabs spaces, and whatever controls the
-/// terminal or deceives the eye U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped. PROTOCOL#harmless.
+/// Makes text from others harmless. Line breaks become `⏎`, tabs become spaces, and characters that control the
+/// terminal or deceive the reader become U+FFFD; marks beyond `MAX_MARKS` on one letter are dropped.
+/// PROTOCOL#harmless.
 pub fn sanitise(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut marks = 0;
@@ -44,14 +44,14 @@ pub fn sanitise(text: &str) -> String {
     clean
 }
 
-/// As [`sanitise`], but keeps the first line breaks: for the text of a message, whose lines a screen shows
-/// below each other, each indented.
+/// As [`sanitise`], but keeps the first line breaks: for messages, whose lines the screen shows below each other,
+/// indented.
 pub fn sanitise_lines(text: &str) -> String {
     let text = text.replace("\r\n", "\n");
     text.splitn(MAX_LINES, '\n').map(sanitise).collect::<Vec<_>>().join("\n")
 }
 
-/// The beginning of a text, to tell which one is meant.
+/// The quoted beginning of a text, to identify it.
 pub fn quoted(text: &str) -> String {
     let text = sanitise(text);
     match text.char_indices().nth(20) {
@@ -60,13 +60,13 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// The beginnings of several.
+/// The quoted beginnings of several texts.
 pub fn all_quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     texts.map(quoted).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a character controls the terminal, the direction of text, or shows nothing at all.
-/// The joiners and variation selectors stay: Persian, Hindi and emoji are written with them.
+/// Whether a character controls the terminal or the direction of text, or is invisible. Joiners and variation selectors
+/// are harmless: Persian, Hindi and emoji need them.
 pub fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -75,24 +75,24 @@ pub fn is_harmful(c: char) -> bool {
             | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Whether a character leaves nothing to see where it stands alone: blanks of every kind, controls, marks and what
-/// joins, and what stands for bytes that are no text.
+/// Whether a character alone is invisible: blanks of every kind, controls, marks, joiners, and the replacement of bytes
+/// that are not text.
 pub fn is_blank(c: char) -> bool {
     let hollow = matches!(c, '\u{fffc}' | '\u{fffd}' | '\u{13441}' | '\u{13442}' | '\u{1d159}');
     hollow || c.is_whitespace() || is_harmful(c) || columns(c) == 0
 }
 
-/// Where terminals do not agree: a text, its columns in one that joins nothing, and its columns in others.
+/// Texts whose width differs between terminals, with their columns in one that joins nothing, and in others.
 pub const SAMPLES: [(&str, usize, usize); 4] =
     [("👩\u{200d}🚀", 4, 2), ("👍\u{1f3fd}", 4, 2), ("☺\u{fe0f}", 2, 1), ("…", 1, 2)];
 const JOINED: u8 = 1;
 const TONED: u8 = 2;
 const UNSTYLED: u8 = 4;
 const AMBIGUOUS: u8 = 8;
-/// Bits of [`SAMPLES`] that this process's terminal shows as others do. A fact, found out once: every width depends on it.
+/// Bits of [`SAMPLES`] that this terminal joins. Measured once: every width depends on it.
 static OTHERS: AtomicU8 = AtomicU8::new(0);
 
-/// Records that the terminal shows a sample in this number of columns; true if that changes widths.
+/// Records the columns that the terminal uses for a sample; true if that changes widths.
 pub fn measured(sample: usize, columns: usize) -> bool {
     let Some((_, usual, other)) = SAMPLES.get(sample) else { return false };
     let bit = 1 << sample;
@@ -104,8 +104,8 @@ pub fn measured(sample: usize, columns: usize) -> bool {
     before != OTHERS.load(Ordering::Relaxed)
 }
 
-/// The columns a text takes: where this terminal joins nothing, the sum of its signs', so that no part of it is wider
-/// alone.
+/// The columns of a text. If this terminal joins nothing, they are the sum over its characters, so that no part is
+/// wider alone.
 pub fn width(text: &str) -> usize {
     width_as(OTHERS.load(Ordering::Relaxed), text)
 }
@@ -116,7 +116,7 @@ fn width_as(others: u8, text: &str) -> usize {
         let joins = (others & JOINED != 0 && before == JOINER && last > 0 && !c.is_ascii())
             || (others & TONED != 0 && last == 2 && is_skin_tone(c));
         match columns_as(others, c) {
-            // The selector may turn a narrow sign into a wide picture.
+            // The selector may turn a narrow character into a wide emoji.
             0 if c == EMOJI_STYLE && last == 1 && others & UNSTYLED == 0 => (total, last) = (total + 1, 2),
             0 => {}
             _ if joins => {}
@@ -131,7 +131,7 @@ fn is_skin_tone(c: char) -> bool {
     matches!(c, '\u{1f3fb}'..='\u{1f3ff}')
 }
 
-/// Splits into what a person takes for one character: a letter with its marks, a joined emoji.
+/// Splits into visible characters: a letter with its marks, a joined emoji.
 pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -144,7 +144,7 @@ pub fn clusters(text: &str) -> impl Iterator<Item = &str> {
                 || (is_half_flag && is_flag_letter(c))
                 || (is_skin_tone(c) && !is_skin_tone(before))
                 || (before == JOINER && used < MAX_CLUSTER && c != '\n');
-            // Two letters are a flag, and a third begins another.
+            // Two regional indicators are a flag; a third begins another one.
             is_half_flag &= columns(c) == 0;
             (before, used) = (c, used + columns(c));
             !joins
@@ -160,7 +160,7 @@ fn is_flag_letter(c: char) -> bool {
     matches!(c, '\u{1f1e6}'..='\u{1f1ff}')
 }
 
-/// The columns of one character alone. A line break takes the place of the sign that is shown for it.
+/// The columns of one character alone. A line break counts as the sign that is shown for it.
 pub(super) fn columns(c: char) -> usize {
     columns_as(OTHERS.load(Ordering::Relaxed), c)
 }
@@ -181,7 +181,7 @@ pub fn fitting(text: &str, limit: usize) -> &str {
     &text[..end]
 }
 
-/// At most `limit` columns of the text; `…` ends it where something is missing.
+/// At most `limit` columns of the text; `…` ends it if something is missing.
 pub fn truncate(text: &str, limit: usize) -> String {
     if fitting(text, limit) == text {
         text.into()
@@ -192,27 +192,27 @@ pub fn truncate(text: &str, limit: usize) -> String {
     }
 }
 
-/// Breaks into rows of at most `limit` columns, between words where there are any. Never
-/// empty; a character wider than a whole row becomes U+FFFD, or `?` where that is too wide as well.
+/// Breaks a text into rows of at most `limit` columns, between words if possible. Never empty; a character wider than a
+/// row becomes U+FFFD, or `?` if that is too wide as well.
 pub fn wrap(text: &str, limit: usize) -> Vec<String> {
     breaks(text, limit).into_iter().map(|row| fitted(&text[row], limit).into()).collect()
 }
 
-/// A row that [`breaks`] gave, or a sign that fits for a single character that is wider than a row.
+/// A row from [`breaks`], or a replacement that fits for a single character that is wider than a row.
 pub fn fitted(row: &str, limit: usize) -> &str {
     let signs = [row, "\u{fffd}"];
     signs.into_iter().find(|sign| width(sign) <= limit.max(1)).unwrap_or("?")
 }
 
-/// Where a text breaks into rows, as [`wrap`] does it: in bytes, without the spaces at the breaks. A character wider
-/// than a row has one of its own.
+/// The byte ranges of the rows for [`wrap`], without the spaces at the breaks. A character wider than a row has its
+/// own.
 pub fn breaks(text: &str, limit: usize) -> Vec<Range<usize>> {
     let limit = limit.max(1);
     let mut rows = Vec::new();
     let (mut row, mut used) = (0..0, 0);
     for cluster in clusters(text) {
         let columns = width(cluster).min(limit);
-        // Twice when the word carried over leaves no room for a wide character either.
+        // Twice if the word that moves down leaves no room for a wide character either.
         while used + columns > limit {
             let word = match text[row.clone()].rfind(' ') {
                 Some(space) if cluster != " " => row.start + space + 1,
@@ -235,14 +235,14 @@ pub fn breaks(text: &str, limit: usize) -> Vec<Range<usize>> {
     rows
 }
 
-/// As texts are compared in a search: letter case, and the two ways to write a letter with marks, make no difference.
+/// The form in which a search compares texts: letter case and Unicode normal form make no difference.
 pub fn folded(text: &str) -> String {
-    // Upper case first: some letters have two lower-case forms (ς and σ, s and ſ), or two letters in upper case (ß).
+    // Upper case first: some letters have two lower-case forms (ς and σ, s and ſ), or two upper-case letters (ß).
     text.nfd().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
-/// Where somebody is addressed, in bytes: every `@` with the name after it, unless it stands inside a word or an
-/// address of the web. What is seen as one word is no name and something else.
+/// The byte ranges of mentions: every `@` and the name after it, unless it is inside a word or a web address. A name
+/// that continues as one visible word is not a mention.
 pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let mut links = links(text).peekable();
@@ -254,20 +254,20 @@ pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
         };
         let alone = !text[..at].ends_with(|c| in_name(c) || c == '/') && !name[length..].starts_with(goes_on);
         while links.next_if(|link| link.end <= at).is_some() {}
-        // Not only before it: a link may begin in what would be the name, as in `@http://`.
+        // A link may also begin within the name, as in `@http://`.
         let linked = links.peek().is_some_and(|link| link.start < at + 1 + length);
         (alone && !linked && length > 0).then_some(at..at + 1 + length)
     })
 }
 
-/// Where the bearer of `name` is addressed, in bytes, in any letter case.
+/// The byte ranges of mentions of `name`, in any letter case.
 pub fn mentions(text: &str, name: &str) -> Vec<Range<usize>> {
     let addressed = |at: &Range<usize>| text[at.start + 1..at.end].eq_ignore_ascii_case(name);
     all_mentions(text).filter(addressed).collect()
 }
 
-/// Where addresses of the web (`http://`, `https://`) stand, in bytes, without the punctuation behind them. One that
-/// holds something invisible is none: it would lead elsewhere than it seems.
+/// The byte ranges of web addresses (`http://`, `https://`), without trailing punctuation. An address with an invisible
+/// character is not a link: it would lead elsewhere than it seems.
 pub fn links(text: &str) -> impl Iterator<Item = Range<usize>> {
     let is_outside = |c: char| c.is_whitespace() || "<>\"`{}|\\^“”„«»「」。，、！？（）".contains(c);
     let hides =
@@ -307,8 +307,8 @@ fn without_punctuation(link: &str) -> &str {
     link.trim_end_matches(is_behind)
 }
 
-/// A link as its own target: what is not printable ASCII is escaped, as an address has it, so that it ends no escape
-/// sequence (OSC 8).
+/// The target of a link: characters other than printable ASCII are percent-encoded, so that they end no escape sequence
+/// (OSC 8).
 pub fn target(link: &str) -> String {
     let escaped = |byte: u8| match byte {
         0x21..=0x7e => char::from(byte).to_string(),
@@ -317,12 +317,12 @@ pub fn target(link: &str) -> String {
     link.bytes().map(escaped).collect()
 }
 
-/// The beginning of a text of others, sanitised: a sentence.
+/// The beginning of a text from others, sanitised: about a sentence.
 pub fn shortened(reason: &str) -> String {
     sanitise(&reason.chars().take(MAX_REASON).collect::<String>())
 }
 
-/// A time in words.
+/// A duration in words.
 pub fn seconds(time: Duration) -> String {
     match time.as_secs() {
         0 => "a moment".into(),
@@ -426,7 +426,7 @@ mod tests {
     fn emoji_takes_two_columns_even_when_joined_to_others() {
         assert_eq!(width("x\u{200d}☺\u{fe0f}"), 3);
         assert_eq!(width("☺\u{301}\u{fe0f}\u{fe0f}"), 2);
-        // Broken elsewhere, the same signs join otherwise: no row gets wider by that.
+        // Broken at other places, the same characters join differently: no row gets wider.
         let joined = "a\u{200d}".repeat(8) + " b\u{200d}☺\u{fe0f}\u{200d}☺\u{fe0f}";
         for limit in 1..20 {
             let rows = wrap(&joined, limit);

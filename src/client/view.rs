@@ -1,7 +1,7 @@
-//! What the screen shows: a pure function from the client's state and a size to rows of text.
+//! Draws the screen: a pure function from the client's state and a size to rows of text.
 //!
-//! Invariant: every frame has exactly as many rows as the screen and none is wider; nothing in
-//! it is a control character; an entry stands in it as its rows (`rows`) and not otherwise (README#the-screen).
+//! Invariant: every frame has exactly as many rows as the screen, and none is wider; it contains no control
+//! character; an entry appears only as its rows (`rows`) (README#the-screen).
 
 use super::command;
 use super::editor::Editor;
@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 /// Columns and rows of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Of one character each; a wide one takes two.
+    /// Columns; a wide character takes two.
     pub columns: u16,
     /// Lines of text.
     pub rows: u16,
@@ -24,31 +24,31 @@ pub struct Size {
 /// A whole screen.
 #[derive(Debug)]
 pub struct Frame {
-    /// From the top.
+    /// The rows from the top.
     pub rows: Vec<Row>,
     /// Column and row of the cursor, from 0.
     pub cursor: (u16, u16),
-    /// How far up is really shown; to be stored as the new [`Screen::scroll`].
+    /// The real scroll position, to be stored as the new [`Screen::scroll`].
     pub scroll: usize,
 }
 
-/// One of the conversations.
+/// One view in the status line.
 #[derive(Debug, Clone, Default)]
 pub struct Tab {
-    /// "everyone", "bob✓"; where one is: "room with bob✓".
+    /// "everyone", "bob✓"; for an open room "room with bob✓".
     pub name: String,
-    /// Messages that came while another one was shown.
+    /// Messages that arrived while another view was shown.
     pub unread: usize,
-    /// It is shown.
+    /// Whether it is shown.
     pub current: bool,
 }
 
-/// What the line above the input says, most important first.
+/// The status line above the input, most important part first.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// What must not be overlooked: "CONNECTION LOST".
+    /// A warning: "CONNECTION LOST".
     pub alarm: String,
-    /// All conversations.
+    /// All views.
     pub tabs: Vec<Tab>,
     /// "online", "online, 2 pending".
     pub link: String,
@@ -58,42 +58,42 @@ pub struct Status {
     pub trust: String,
     /// The reader's own name.
     pub me: String,
-    /// How many people are online.
+    /// The number of online users.
     pub online: usize,
     /// `host:port`.
     pub server: String,
-    /// Before the input: "> ", "bob> ".
+    /// The prompt before the input: "> ", "bob> ".
     pub prompt: String,
 }
 
 /// Everything a frame is made of.
 pub struct Screen<'a> {
-    /// Of the view that is shown, the oldest first.
+    /// The entries of the view that is shown, the oldest first.
     pub entries: &'a VecDeque<Entry>,
-    /// Files under way.
+    /// The transfers in progress.
     pub progress: &'a [Progress],
-    /// What the line above the input says.
+    /// The status line.
     pub status: &'a Status,
-    /// What is being typed.
+    /// The line being typed.
     pub editor: &'a Editor,
-    /// Rows up from the newest entry but the `newer` last.
+    /// Rows scrolled up, counted from the newest entry without the last `newer`.
     pub scroll: usize,
-    /// Entries that came below what is shown.
+    /// Entries that arrived below what is shown.
     pub newer: usize,
-    /// Messages among them and those before them, since scrolling began.
+    /// Messages that arrived since scrolling began.
     pub unseen: usize,
     /// The reader, whose mentions stand out.
     pub me: &'a str,
-    /// From milliseconds since 1970 to "14:05".
+    /// Formats milliseconds since 1970 as "14:05".
     pub clock: &'a dyn Fn(u64) -> String,
 }
 
-/// Rows of bars; a small screen has fewer.
+/// The most rows of progress bars; a small screen has fewer.
 const MAX_BARS: usize = 4;
-/// Columns below which a hint says nothing.
+/// The fewest columns for a hint: a shorter one is useless.
 const MIN_HINT: usize = 16;
 
-/// The screen: entries, the newest lowest, files under way, the status line, the input line.
+/// Draws the entries with the newest lowest, the progress bars, the status line and the input line.
 pub fn draw(screen: &Screen, size: Size) -> Frame {
     let (columns, height) = (usize::from(size.columns), usize::from(size.rows));
     let bars: Vec<Row> =
@@ -109,7 +109,7 @@ pub fn draw(screen: &Screen, size: Size) -> Frame {
     let label = screen.editor.label();
     let prompt = truncate(label.as_ref().unwrap_or(&screen.status.prompt), columns / 2);
     let (input, at) = screen.editor.visible(columns.saturating_sub(width(&prompt)));
-    // Both fit: the cursor is left of the last column, and that was a u16.
+    // It fits: the cursor is left of the last column, which is a u16.
     let column = u16::try_from(width(&prompt) + at).unwrap_or(0);
     if height > 0 {
         let mut row = vec![span(&prompt, BOLD)];
@@ -129,15 +129,15 @@ pub fn draw(screen: &Screen, size: Size) -> Frame {
     Frame { rows, cursor: (column, size.rows.saturating_sub(1)), scroll }
 }
 
-/// What may come next, behind what is typed.
+/// The hint behind the typed text.
 fn hint(editor: &Editor) -> Option<String> {
     let command = || command::hint(editor.text()).filter(|_| editor.label().is_none());
     let usage = |usage: &command::Usage| format!("{}  {}", usage.usage, usage.explanation);
     editor.candidates().or_else(|| command().map(usage))
 }
 
-/// `height` rows of entries, and how far up they really are. What is not shown is counted, and wrapped for that
-/// only once.
+/// `height` rows of entries, and their real scroll position. Hidden entries are only counted, and wrapped for that only
+/// once.
 fn history(screen: &Screen, columns: usize, height: usize) -> (Vec<Row>, usize) {
     let rows_of = |entry: &Entry| rows(entry, screen.me, screen.clock, columns);
     let height_of = |entry: &Entry| match entry.wrapped.get() {
@@ -205,8 +205,9 @@ fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
     across(&parts.join(" · "), columns)
 }
 
-/// "1 everyone  2 bob✓ (3)", by their keys: the one that is shown in brackets, the number of unread messages behind each. Where
-/// that is too much, those go first in which nothing is new; what is unread in the others stands behind `…`.
+/// "1 everyone  [2 bob✓]  3 carol (3)": the numbers of the views' keys, the current view in brackets, and unread
+/// messages. If there is too little room, views without unread messages are left out first; `…` counts the unread
+/// ones of hidden views.
 fn tabs_line(tabs: &[Tab], columns: usize) -> String {
     if let [only] = tabs {
         return only.name.clone();
@@ -363,7 +364,7 @@ mod tests {
             "                three three",
         ];
         assert_eq!(shown(vec![said(text)], 0, (28, 7))[..5], rows);
-        // Where the name takes a row of its own, they are still indented.
+        // If the name has its own row, they are still indented.
         assert_eq!(shown(vec![said(text)], 0, (22, 7))[2], "      14:05 <bob> two");
     }
 
@@ -674,7 +675,7 @@ mod tests {
             assert_eq!(parts.concat(), "https://example.org/a/rather/long/path?to=the#end");
             assert!(parts.len() > 1 && targets.iter().all(|target| *target == parts.concat()), "{targets:?}");
         });
-        // Whatever it holds, nothing of it leaves the address.
+        // No part of the address can end the escape sequence.
         let hostile =
             "https://a.org/\u{1b}\\\u{1b}]0;x\u{7} https://b.org/\u{9c}\u{202e}x https://c.org/\u{20ac}";
         with_frame(vec![said(hostile)], 0, (200, 4), |frame| {
