@@ -1,5 +1,5 @@
-//! What the client's own work takes: a line to all from typed to ready to be sent, a message from received to shown, and a
-//! real client from its start to the end of its login. Medians.
+//! The client's own work: a broadcast from typed to ready to send, a message from received to shown, and a real client
+//! from its start to the end of its login. Medians.
 //!
 //! `cargo bench --bench client [-- --runs N]`
 
@@ -37,7 +37,7 @@ fn main() {
     println!("  start, log in, leave:             {again:>6.0} ms");
 }
 
-/// A client of "me" who knows these people's keys.
+/// A session of "me" that knows these users' keys.
 struct Scene {
     session: Session,
     public: SessionPublicKey,
@@ -65,7 +65,7 @@ impl Scene {
         self.session.handle(event, clock::now_ms(), Instant::now())
     }
 
-    /// Answers what a server would, until nothing more is asked.
+    /// Answers like a server until the session asks for nothing more.
     fn settle(&mut self, effects: Vec<Effect>, people: &[Person]) {
         let mut asked: Vec<Effect> = effects;
         while let Some(effect) = asked.pop() {
@@ -99,14 +99,14 @@ fn keys_of(person: &Person) -> PersonKeys {
     }
 }
 
-/// Milliseconds, and those of CPU time.
+/// Milliseconds of wall time and of CPU time.
 fn seal(recipients: usize, runs: usize) -> (f64, f64) {
     let people: Vec<Person> = (0..recipients).map(|n| Person::new(&format!("p{n}"))).collect();
     let mut scene = Scene::new(&people);
     // The first line asks for the keys.
     let effects = scene.take(Event::Line("hello".into()));
     scene.settle(effects, &people);
-    // As many as one tick of the CPU clock can tell apart.
+    // Enough runs for the resolution of the CPU clock.
     const LINES: usize = 20;
     let times = (0..runs).map(|_| {
         let (start, before) = (Instant::now(), cpu(std::process::id()));
@@ -127,7 +127,7 @@ fn seal(recipients: usize, runs: usize) -> (f64, f64) {
     (median(wall), median(used))
 }
 
-/// Milliseconds from a line of the server to what is shown.
+/// Milliseconds from a line of the server to the shown entry.
 fn open(runs: usize) -> f64 {
     let alice = Person::new("alice");
     let people = [Person::new("alice")];
@@ -163,7 +163,7 @@ fn open(runs: usize) -> f64 {
     median((0..runs.max(5) * 20).map(|_| one()).collect())
 }
 
-/// Milliseconds of a real client that leaves at once, with a new account and with one that is there.
+/// Milliseconds of a real client that leaves at once, with a new account and with an existing one.
 fn start(runs: usize) -> (f64, f64) {
     let server = Server::with(&["--registrations", "10000"]);
     let homes: Vec<Folder> = (0..runs).map(|_| Folder::new()).collect();

@@ -1,7 +1,7 @@
-//! Thousands of logged-in clients in one process, over real TLS, as a load for the server: they read, acknowledge, answer
-//! pings and send what a plan says. What they send are real envelopes, sealed, signed and wrapped once for each sender; only their
-//! sequence number changes from one message to the next, so that the load costs less than what is measured. Nobody decrypts:
-//! a message is known by its sender and number, and its time by a table that all of them share.
+//! Thousands of logged-in clients in one process, over real TLS, as a load for the server: they read, acknowledge,
+//! answer pings and send what a plan says. They send real envelopes, sealed, signed and wrapped once for each sender;
+//! only the sequence number changes between messages, so that the load costs less than the server. Nobody decrypts:
+//! sender and number identify a message, and a shared table has its time.
 #![allow(dead_code)]
 
 use crate::support::{Person, Raw};
@@ -22,13 +22,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Logins under way at once.
+/// Concurrent logins.
 const AT_ONCE: usize = 16;
-/// Sequence numbers begin here, so that all of them have as many digits.
+/// Sequence numbers begin here, so that all have the same number of digits.
 const FIRST: u64 = 1_000_000_000;
-/// Messages of one sender whose time is remembered.
+/// The number of messages of one sender whose time is remembered.
 const REMEMBERED: usize = 1 << 14;
-/// After the end of a plan, what has not come for so long is lost.
+/// After the end of a plan, messages that do not arrive for this long are lost.
 const QUIET: Duration = Duration::from_secs(4);
 
 pub fn name(number: usize) -> String {
@@ -40,7 +40,7 @@ fn nanoseconds() -> u64 {
     START.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
 
-/// How often a delivery took how long, to about 2 %.
+/// A histogram of delivery times, with a precision of about 2 %.
 #[derive(Clone)]
 pub struct Times(Vec<u64>);
 
@@ -57,7 +57,7 @@ impl Times {
         self.0[octave * 32 + step as usize] += 1;
     }
 
-    /// The time in milliseconds that so many of 1,000 did not exceed.
+    /// The time in milliseconds that this many of 1,000 did not exceed.
     pub fn permille(&self, share: u64) -> f64 {
         let total: u64 = self.0.iter().sum();
         let mut left = (total * share).div_ceil(1000);
@@ -71,23 +71,23 @@ impl Times {
     }
 }
 
-/// How long the messages of a plan keep coming, and when the next one is said.
+/// When the senders of a plan send the next message.
 #[derive(Clone, Copy)]
 pub enum Pace {
-    /// Each sender has at most so many under way.
+    /// Each sender has at most this many in flight.
     Window(u64),
-    /// So many a second, of all senders together.
+    /// This many a second, of all senders together.
     Rate(f64),
-    /// Who is heard is answered; those with an even number begin.
+    /// Each message is answered; those with an even number begin.
     Replies,
 }
 
-/// What is to be said, and what has become of it.
+/// The messages to send, and their outcome.
 pub struct Plan {
     senders: Vec<Speech>,
-    /// How many of those who hear a message count.
+    /// The number of recipients of a message that count.
     receivers: usize,
-    /// They are the members below this.
+    /// The counted recipients are the members below this.
     listeners: usize,
     pace: Pace,
     begin: Instant,
@@ -97,14 +97,14 @@ pub struct Plan {
     times: Vec<Vec<AtomicU64>>,
 }
 
-/// A line of a sender, and where its number stands.
+/// A line of a sender, and the position of its number.
 struct Speech {
     member: usize,
     line: Vec<u8>,
     at: usize,
 }
 
-/// What a plan has shown.
+/// The results of a plan.
 #[derive(Default, Clone)]
 pub struct Found {
     pub times: Times,
@@ -112,9 +112,9 @@ pub struct Found {
     pub heard: u64,
     /// Bytes of lines.
     pub bytes: u64,
-    /// Messages that came out of order or twice.
+    /// Messages that arrived out of order or twice.
     pub wrong: u64,
-    /// Recipients for whom one was not taken.
+    /// Recipients for whom a message was not accepted.
     pub busy: u64,
     pub lost: u64,
     /// From the beginning to the last delivery.
@@ -122,7 +122,7 @@ pub struct Found {
 }
 
 impl Plan {
-    /// `senders` of `members` talk to all others. What those from `listeners` on hear does not count.
+    /// `senders` of `members` send to all others. Members from `listeners` on do not count as recipients.
     pub fn broadcast(
         members: usize,
         listeners: usize,
@@ -136,7 +136,7 @@ impl Plan {
         Arc::new(Plan { listeners, ..Arc::into_inner(plan).expect("new") })
     }
 
-    /// 0 and 1 talk to each other, 2 and 3, and so on.
+    /// 0 and 1 send to each other, 2 and 3, and so on.
     pub fn pairs(members: usize, pace: Pace, length: Duration) -> Arc<Plan> {
         let speech = |from: usize| {
             let to = Person::new(&name(from ^ 1));
@@ -163,7 +163,7 @@ impl Plan {
         })
     }
 
-    /// The same once more, from now on.
+    /// Repeats the plan from now on.
     pub fn again(self: &Arc<Plan>, length: Duration) -> Arc<Plan> {
         let senders =
             self.senders.iter().map(|speech| Speech { line: speech.line.clone(), ..*speech }).collect();
@@ -174,7 +174,7 @@ impl Plan {
         plan
     }
 
-    /// Whether this sender says one more now.
+    /// Whether this sender sends one more now.
     fn is_due(&self, place: usize) -> bool {
         let now = Instant::now();
         if now >= self.end {
@@ -198,7 +198,7 @@ impl Plan {
 }
 
 impl Speech {
-    /// 256 bytes of text for all of `to`, who have the same keys.
+    /// 256 bytes of text for all of `to`, who share their keys.
     fn of(member: usize, to: Vec<usize>, one: Option<(Username, Fingerprint)>) -> Speech {
         let me = Person::new(&name(member));
         let scope = if one.is_some() { Scope::Private } else { Scope::Broadcast };
@@ -241,10 +241,10 @@ fn find(line: &[u8], what: &[u8]) -> Option<usize> {
 struct Member {
     number: usize,
     raw: Raw,
-    /// Frames taken in, and those not acknowledged yet, with their bytes.
+    /// Frames received, and those not acknowledged yet, with their bytes.
     frames: u64,
     new: (u64, usize),
-    /// What the socket has not taken yet.
+    /// Bytes that the socket has not accepted yet.
     out: Vec<u8>,
     /// The last message of each sender.
     last: Vec<u64>,
@@ -254,13 +254,13 @@ struct Member {
 enum Order {
     Join(Box<Member>),
     Begin(Arc<Plan>),
-    /// These do not read from now on.
+    /// Members that do not read from now on.
     Deafen(std::ops::Range<usize>),
     End(Sender<Found>),
 }
 
-/// All clients. One thread polls them, as in a generator of load for other servers, or figures could not be compared: to wake
-/// a thread of the clients' costs the server more than to find it awake.
+/// All clients. One thread polls them, like load generators for other servers do, so that figures compare: waking a
+/// client's thread costs the server more than finding it awake.
 pub struct Crowd {
     orders: Option<Sender<Order>>,
     waker: Waker,
@@ -270,7 +270,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Logs in `members`, whose accounts are there; and how long each login took, in milliseconds.
+    /// Logs in `members`, whose accounts exist; also returns the milliseconds of each login.
     pub fn log_in(port: u16, members: std::ops::Range<usize>) -> (Crowd, Vec<f64>) {
         let (order, orders) = channel();
         let poll = Poll::new().expect("a poll");
@@ -304,12 +304,12 @@ impl Crowd {
         self.waker.wake().expect("it runs");
     }
 
-    /// These read nothing from now on.
+    /// Stops these members from reading.
     pub fn deafen(&self, members: std::ops::Range<usize>) {
         self.order(Order::Deafen(members));
     }
 
-    /// Carries a plan out.
+    /// Runs a plan.
     pub fn carry_out(&self, plan: &Arc<Plan>) -> Found {
         self.order(Order::Begin(plan.clone()));
         let (mut heard, mut since, mut last) = (0, Instant::now(), Instant::now());
@@ -367,7 +367,7 @@ impl Member {
             match self.raw.channel.send_now(&self.out) {
                 Ok(0) => return,
                 Ok(count) => drop(self.out.drain(..count)),
-                // The reader finds out.
+                // The reader notices it.
                 Err(_) => return self.out.clear(),
             }
         }
@@ -379,7 +379,7 @@ struct Worker {
     orders: Receiver<Order>,
     members: Vec<Option<Member>>,
     plan: Option<Arc<Plan>>,
-    /// The members of this worker that send: place in the plan, place here.
+    /// The members of this worker that send: index in the plan, index here.
     senders: Vec<(usize, usize)>,
     found: Found,
     closed: Arc<AtomicUsize>,
@@ -402,7 +402,7 @@ impl Worker {
                 }
             }
             let wait = if self.plan.is_some() { 1 } else { 1000 };
-            // Interrupted at most.
+            // It can only be interrupted.
             let _ = self.poll.poll(&mut events, Some(Duration::from_millis(wait)));
             for event in &events {
                 let Token(place) = event.token();
@@ -468,7 +468,7 @@ impl Worker {
         member.say(&line);
     }
 
-    /// Reads all that is there.
+    /// Reads everything that has arrived.
     fn read(&mut self, place: usize) {
         let plan = self.plan.clone();
         let Some(member) = &mut self.members[place] else { return };
@@ -506,7 +506,7 @@ impl Worker {
                                 plan.times[sender][number as usize % REMEMBERED].load(Ordering::Relaxed);
                             self.found.times.add(nanoseconds() - since);
                             self.found.bytes += line.len() as u64 + 1;
-                            // A gap is a message that was not taken, and counted as such.
+                            // A gap is a message that was not accepted, which is already counted.
                             self.found.wrong += u64::from(FIRST + number <= member.last[sender]);
                             member.last[sender] = FIRST + number;
                             plan.heard[sender].fetch_add(1, Ordering::Relaxed);
@@ -536,7 +536,7 @@ fn kind(line: &[u8]) -> &[u8] {
     rest.split(|byte| *byte == b'"').next().unwrap_or_default()
 }
 
-/// Place of the sender in the plan, and which message of theirs it is.
+/// The sender's index in the plan, and the number of the message.
 fn message(plan: &Plan, line: &[u8]) -> Option<(usize, u64)> {
     let head = std::str::from_utf8(line.get(..400)?).ok()?;
     let after = |what: &str| head.split_once(what).map(|(_, rest)| rest);

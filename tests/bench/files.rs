@@ -1,5 +1,5 @@
-//! How fast a file goes from one client to another through the server, all three real programs over TLS on this machine:
-//! wall time, CPU seconds and memory of each, median of five; and what each stage costs alone.
+//! The speed of a file from one client to another through the server, with three real programs over TLS on this
+//! machine: wall time, CPU seconds and memory of each, median of five; and the cost of each stage alone.
 //!
 //! `cargo bench --bench files [-- MIB]`
 
@@ -40,7 +40,7 @@ fn main() {
     slow_line(&small, 4 * MIB);
 }
 
-/// Of bytes that nothing can compress or guess.
+/// A file of random bytes.
 fn make_file(path: &Path, size: usize) {
     let mut file = File::create(path).expect("a file");
     for _ in 0..size / MIB {
@@ -127,7 +127,8 @@ fn long_line(path: &Path, size: usize) {
     println!("\nthrough 200 ms: {:.1} MB/s", median(rates));
 }
 
-/// 250 kB/s behind 4 MB of buffer, on the sender's side and on the recipient's; a message of the sender goes the file's way.
+/// 250 kB/s behind 4 MB of buffer, on the sender's and on the recipient's side; a message of the sender takes the
+/// same way as the file.
 fn slow_line(path: &Path, size: usize) {
     println!("\nthrough 250 kB/s behind 4 MB of buffer");
     let shape = Shape::slow(250_000);
@@ -149,7 +150,7 @@ fn slow_line(path: &Path, size: usize) {
     }
 }
 
-/// Messages to alice, one at a time: the milliseconds from typed to shown, median and most.
+/// Messages to alice, one at a time: milliseconds from typed to shown, median and maximum.
 fn chat(alice: &mut Client, bob: &mut Client, more: impl Fn(usize, &[String]) -> bool) -> (f64, f64) {
     let mut times = Vec::new();
     while more(times.len(), &bob.output.seen) {
@@ -164,7 +165,7 @@ fn chat(alice: &mut Client, bob: &mut Client, more: impl Fn(usize, &[String]) ->
     (median(times), most)
 }
 
-/// What each stage costs on one core that has nothing else to do, in seconds for the whole file.
+/// The cost of each stage on an idle core, in seconds for the whole file.
 fn stages(path: &Path, size: usize) {
     let file = File::open(path).expect("the file");
     let session = SessionKey::generate();
@@ -172,7 +173,7 @@ fn stages(path: &Path, size: usize) {
     let group = GROUP as usize * CHUNK;
     let mut data = vec![0; group];
     file.read_exact_at(&mut data, 0).expect("read");
-    // Measured over a part, told for the whole.
+    // Measured over a part, reported for the whole.
     let time = |rounds: usize, work: &mut dyn FnMut()| {
         let runs = (0..RUNS).map(|_| {
             let start = Instant::now();

@@ -1,18 +1,18 @@
-//! What the benches measure with: the middle and the rare case of many values, a process's CPU and memory.
+//! Measurements for the benches: medians and percentiles, CPU time and memory of a process.
 #![allow(dead_code)]
 
-/// The middle one.
+/// The median.
 pub fn median(values: Vec<f64>) -> f64 {
     percentile(values, 50)
 }
 
-/// The value that `percent` of all are not above.
+/// The value that `percent` of all do not exceed.
 pub fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values[(values.len() * percent / 100).min(values.len() - 1)]
 }
 
-/// CPU seconds of a process so far.
+/// The CPU seconds of a process so far.
 pub fn cpu(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
@@ -20,7 +20,7 @@ pub fn cpu(pid: u32) -> f64 {
     ticks / 100.0
 }
 
-/// Memory of a process in MiB: `VmHWM`, the most that it ever held, or `VmRSS`, what it holds now.
+/// The memory of a process in MiB: `VmHWM` is the maximum so far, `VmRSS` the current value.
 pub fn memory(pid: u32, which: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
     let line = status.lines().find(|line| line.starts_with(which)).expect("a process with memory");

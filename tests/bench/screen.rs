@@ -1,11 +1,10 @@
-//! A flood of messages on the full screen: how long a key takes to be seen, what the client spends and holds, and how
-//! much it writes, with a real server, real senders and the real client on a terminal of 80 by 24; and what drawing
-//! a frame costs alone.
+//! A flood of messages on the full screen: the time from a key to its character, the client's CPU time, memory and
+//! output, with a real server, real senders and the real client on a terminal of 80 by 24. Also the cost of one frame.
 //!
 //! `cargo bench --bench screen`
 //!
-//! The terminal is that of script(1), between two pipes: what a key takes includes its way through both. Server and
-//! senders share the machine with the client, and a message costs its sender more than its reader.
+//! The terminal is that of script(1), between two pipes: the time of a key includes both. Server and senders share the
+//! machine with the client, and a message costs its sender more than its reader.
 
 mod measure;
 #[path = "../support/mod.rs"]
@@ -28,20 +27,20 @@ use std::time::{Duration, Instant};
 use support::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 
 const RUNS: usize = 5;
-/// Of each run, so many come as the senders make them, and then so many that were held back, at once.
+/// The number of messages that arrive as they are sent, and then of those that were held back and arrive at once.
 const LIVE: usize = 500;
 const HELD: usize = 1500;
-/// One is as fast as one core: more would take the client's, and measure who gets it.
+/// One sender uses one core: more would compete with the client for its core.
 const SENDERS: usize = 1;
-/// A flood that takes longer ends the bench: it usually takes a quarter of it.
+/// A flood that takes longer ends the bench: it usually takes a quarter of this time.
 const PATIENCE: Duration = Duration::from_secs(200);
-/// Between two keys: as when one is held down.
+/// The time between two keys, as when one is held down.
 const PACE: Duration = Duration::from_millis(25);
-/// The keys: Canadian syllabics, one column each, which nobody else types.
+/// The keys: Canadian syllabics, one column each, which occur nowhere else.
 const KEYS: std::ops::Range<u32> = 0x1401..0x1641;
-/// Keys before the line is cleared, which keeps it within the screen's width.
+/// The number of keys before the line is cleared, so that it fits the screen.
 const LINE: usize = 60;
-/// Every frame begins with it: the cursor is hidden.
+/// Every frame begins with this sequence, which hides the cursor.
 const FRAME: &str = "\x1b[?25l";
 
 fn main() {
@@ -55,7 +54,7 @@ struct Screen {
     script: Child,
     keys: ChildStdin,
     pieces: Receiver<(Instant, Vec<u8>)>,
-    /// All that was written to the terminal, and when it had grown to which length.
+    /// Everything that was written to the terminal, and when it had which length.
     log: Vec<u8>,
     grown: Vec<(usize, Instant)>,
     client: u32,
@@ -103,12 +102,12 @@ impl Screen {
         screen
     }
 
-    /// Takes in what is written until then.
+    /// Reads the output until this moment.
     fn read_until(&mut self, end: Instant) {
         while self.read(end) {}
     }
 
-    /// Takes in one piece; false if none came in time.
+    /// Reads one piece of output; false if none arrived in time.
     fn read(&mut self, end: Instant) -> bool {
         match self.pieces.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok((time, piece)) => {
@@ -121,14 +120,14 @@ impl Screen {
         }
     }
 
-    /// When `text` was written, if it was, after the first `from` bytes.
+    /// When `text` was written after the first `from` bytes; `None` if it was not.
     fn has(&self, text: &str, from: usize) -> Option<Instant> {
         let at = self.log[from..].windows(text.len()).position(|part| part == text.as_bytes())?;
         let whole = from + at + text.len();
         Some(self.grown[self.grown.partition_point(|(length, _)| *length < whole)].1)
     }
 
-    /// When `text` was written, somewhere after the first `from` bytes.
+    /// Waits until `text` is written after the first `from` bytes; the moment.
     fn until(&mut self, text: &str, mut from: usize) -> Instant {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -149,7 +148,7 @@ impl Screen {
         self.keys.write_all(keys.as_bytes()).and_then(|()| self.keys.flush()).expect("the terminal is there");
     }
 
-    /// Types one character; the milliseconds until it is seen, at the usual pace.
+    /// Types one character at the usual pace; the milliseconds until it appears.
     fn key(&mut self) -> f64 {
         let number = KEYS.start + (self.typed as u32) % KEYS.len() as u32;
         let c = char::from_u32(number).expect("a letter").to_string();
@@ -180,13 +179,13 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // The terminal goes with it, and so does the client.
+        // This ends the terminal, and so the client.
         let _ = self.script.kill();
         let _ = self.script.wait();
     }
 }
 
-/// What one part of the time has shown.
+/// The results of one phase.
 struct Part {
     keys: Vec<f64>,
     messages: f64,
@@ -198,7 +197,7 @@ struct Part {
     rings: f64,
 }
 
-/// What was typed and written while `work` goes on; it tells whether it still does, and then when it ended.
+/// Types while `work` continues; `work` returns when it ended, or that it has not.
 fn watch(screen: &mut Screen, messages: usize, mut work: impl FnMut(&mut Screen) -> Option<Instant>) -> Part {
     let (start, from, spent) = (Instant::now(), screen.log.len(), cpu(screen.client));
     let mut keys = Vec::new();
@@ -220,13 +219,13 @@ fn watch(screen: &mut Screen, messages: usize, mut work: impl FnMut(&mut Screen)
 }
 
 fn flood() {
-    // No limits: they would be measured instead of the client.
+    // No limits, which would be measured instead of the client.
     let server = Server::with(&["--rate", "1000000", "--outbox", "65536"]);
     let gate = Gate::before(&server);
     let mut screen = Screen::log_in(gate.port, "alice");
     let mut senders: Vec<Client> = (0..SENDERS)
         .map(|n| {
-            // On machines of their own they would take nothing from the client.
+            // Lower priority: on other machines, they would not slow the client.
             let (home, name) = (Arc::new(Folder::new()), format!("sender{n}"));
             Client::after("renice -n 19 $$ >/dev/null", home, server.port, &name, &["--register"]).ready()
         })
@@ -235,7 +234,7 @@ fn flood() {
         sender.say("/room alice");
         sender.expect("you are in a private room");
     }
-    // What comes is before the eyes.
+    // The view shows what arrives.
     let from = screen.log.len();
     senders[0].say("hello");
     screen.until("2 sender0", from);
@@ -283,7 +282,7 @@ fn flood() {
     row("rings a second", 0, &median_of(|part| part.rings));
     row("CPU seconds of the client a second", 3, &median_of(|part| part.cpu));
     row("  for 1,000 messages", 2, &|parts| {
-        // While it is quiet, what is spent is spent on no message.
+        // The CPU time of the quiet phase is not for messages.
         median(
             parts
                 .iter()
@@ -296,12 +295,12 @@ fn flood() {
     }
 }
 
-/// Memory now, and at most.
+/// Current and maximum memory.
 fn memories_of(pid: u32) -> (f64, f64) {
     (memory(pid, "VmHWM"), memory(pid, "VmRSS"))
 }
 
-/// All senders say their share of so many messages; when the server has taken them, the first says `mark`.
+/// All senders send their share of this number of messages; when the server has accepted them, the first sends `mark`.
 fn say(senders: &mut [Client], count: usize, mark: &str) {
     thread::scope(|scope| {
         for sender in senders.iter_mut() {
@@ -319,12 +318,12 @@ fn say(senders: &mut [Client], count: usize, mark: &str) {
     senders[0].expect(mark);
 }
 
-/// What a frame costs with a full scrollback: at its lower end, as in every frame while nobody scrolls, and at its
-/// upper end after a change of size, when all of it is wrapped anew.
+/// The cost of a frame with a full scrollback: at its lower end, as without scrolling, and at its upper end after a
+/// change of size, when everything is wrapped again.
 fn frames() {
     let pattern = "a word 日本語のテキスト naïve e\u{301}té 👨‍👩‍👧‍👦 @alice averyveryverylongone ";
     println!("\na frame alone, ms, median of {RUNS}");
-    // A full scrollback; and fewer of the longest messages that there are, for the sake of memory.
+    // A full scrollback; fewer messages of the maximum length, because of memory.
     for (count, kib) in [(2000, 1), (200, 32)] {
         let text = pattern.repeat(kib * 1024 / pattern.len());
         for (columns, rows) in [(80, 24), (300, 100)] {

@@ -1,6 +1,7 @@
-//! What the real server does for how much CPU time, with thousands of real TLS sessions from one process: memory and
-//! logins, logins beside a thousand others, messages to all, messages to one, clients that stop reading, many accounts. Medians; server CPU seconds are what the
-//! operating system tells, so that a machine of two cores, one of which the load takes, says as much as a larger one.
+//! The work of the real server per CPU second, with thousands of real TLS sessions from one process: memory and logins,
+//! logins beside a thousand others, broadcasts, private messages, clients that stop reading, many accounts. Medians.
+//! The operating system reports the server's CPU seconds, so that a machine of two cores, one of which runs the load,
+//! gives the same figures as a larger one.
 //!
 //! `cargo bench --bench server [-- [idle] [logins] [fanout] [pairs] [stall] [store] [--runs N] [--members N]]`
 
@@ -20,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::{Folder, Person, Raw, Server};
 
-/// Limits that are not what is measured.
+/// Limits high enough not to be measured.
 const ARGUMENTS: [&str; 10] = [
     "--clients",
     "10500",
@@ -33,16 +34,16 @@ const ARGUMENTS: [&str; 10] = [
     "--registrations",
     "1000000",
 ];
-/// Each part of a bench is measured for this long.
+/// The duration of each measurement.
 const LENGTH: Duration = Duration::from_secs(4);
-/// Before that, it runs for this long.
+/// The warm-up before each measurement.
 const WARM: Duration = Duration::from_secs(1);
 
-/// Makes this program log in [`CROWD`] people at once, at the port that follows.
+/// Makes this program log in [`CROWD`] clients at once, at the port that follows.
 const LOG_IN: &str = "--log-in";
-/// So many connect or log in beside the login that is measured.
+/// The number of clients that connect or log in beside the measured login.
 const CROWD: usize = 1000;
-/// Of their logins, so many are under way: more of them would not be through with theirs in ten seconds.
+/// Concurrent logins among them: with more, none would complete in ten seconds.
 const AT_ONCE: usize = 250;
 
 fn main() {
@@ -79,10 +80,10 @@ fn main() {
 
 type Bench = fn(&Sizes);
 
-/// How often, and of which size.
+/// The number of runs, and the size.
 struct Sizes {
     runs: usize,
-    /// Only with so many members.
+    /// Only with this number of members.
     members: Option<usize>,
 }
 
@@ -92,7 +93,7 @@ impl Sizes {
     }
 }
 
-/// A data folder with so many accounts, all with the same key and password.
+/// A data folder with this number of accounts, all with the same key and password.
 fn accounts(count: usize) -> Arc<Folder> {
     let server = Server::with(&ARGUMENTS);
     let first = Person::new(&name(0));
@@ -104,7 +105,7 @@ fn accounts(count: usize) -> Arc<Folder> {
     fs::write(users, all).expect("written");
     let key = |number| keys.join(format!("{}.pem", name(number)));
     for number in 1..count {
-        // A file takes no more links than some ten thousand.
+        // File systems allow only some ten thousand links to a file.
         fs::hard_link(key(number - number % 1000), key(number))
             .or_else(|_| fs::copy(key(0), key(number)).map(drop))
             .expect("written");
@@ -119,7 +120,7 @@ fn begin(home: Arc<Folder>) -> (Server, u32) {
     (server, pid)
 }
 
-/// The middle of what `value` says of all.
+/// The median of `value` over all results.
 fn of<T>(all: &[T], value: impl Fn(&T) -> f64) -> f64 {
     median(all.iter().map(value).collect())
 }
@@ -140,7 +141,7 @@ fn idle(sizes: &Sizes) {
                 let start = Instant::now();
                 let (crowd, times) = Crowd::log_in(server.port, 0..count);
                 let (seconds, used) = (start.elapsed().as_secs_f64(), cpu(pid));
-                // What is under way is told first.
+                // Print what is running first.
                 thread::sleep(Duration::from_secs(3));
                 let (held, since) = (memory(pid, "VmRSS"), cpu(pid));
                 thread::sleep(Duration::from_secs(5));
@@ -156,7 +157,7 @@ fn idle(sizes: &Sizes) {
     }
 }
 
-/// Logs in as `number` on a new connection, which is closed then; milliseconds.
+/// Logs in as `number` on a new connection, and closes it; the milliseconds.
 fn log_in(port: u16, number: usize) -> f64 {
     let (person, start) = (Person::new(&name(number)), Instant::now());
     let mut raw = Raw::reach(port).expect("the server accepts");
@@ -181,8 +182,8 @@ fn log_in_at_once(port: u16) {
     thread::scope(|scope| (1..=AT_ONCE).for_each(|first| drop(scope.spawn(move || all(first)))));
 }
 
-/// Who logs in beside others: what they send comes from a process that yields to this one, so that what is noticed is
-/// the server's doing.
+/// The clients that log in beside the measured one. They run in a process of lower priority, so that only the server
+/// causes a delay.
 fn logins(sizes: &Sizes) {
     let runs = sizes.runs;
     println!("logins: one after the other, beside {CROWD} others; medians of {runs}");
@@ -197,7 +198,7 @@ fn logins(sizes: &Sizes) {
         let silent: Vec<_> = (0..CROWD).map(|_| server.socket()).collect();
         found[1].push((0..100).map(|_| log_in(port, 0)).collect());
         for mut socket in silent {
-            // Some were pushed out.
+            // Some were evicted.
             let _ = socket.read(&mut [0]);
         }
         gone.push(start.elapsed().as_secs_f64());
@@ -219,7 +220,7 @@ fn logins(sizes: &Sizes) {
     println!("  the silent ones are gone after {:.1} s", median(gone));
 }
 
-/// What a plan has shown, and the server's CPU seconds meanwhile.
+/// The results of a plan, and the server's CPU seconds meanwhile.
 fn measure(crowd: &Crowd, pid: u32, plan: &Arc<Plan>, length: Duration) -> (Found, f64) {
     let before = cpu(pid);
     let found = crowd.carry_out(&plan.again(length));
@@ -286,7 +287,7 @@ fn pairs(sizes: &Sizes) {
     }
 }
 
-/// Memory of all TCP sockets of the machine, in KiB.
+/// The memory of all TCP sockets of the machine, in KiB.
 fn kernel() -> f64 {
     let text = fs::read_to_string("/proc/net/sockstat").expect("Linux");
     let line = text.lines().find(|line| line.starts_with("TCP:")).expect("TCP");
@@ -306,7 +307,7 @@ fn stall(sizes: &Sizes) {
             .map(|_| {
                 let (server, pid) = begin(home.clone());
                 let (crowd, _) = Crowd::log_in(server.port, 0..members);
-                // What those who will stop reading hear is not counted.
+                // Members that will stop reading do not count as recipients.
                 let whole = Plan::broadcast(members, members - stalled, 4, Pace::Rate(100.0), LENGTH);
                 crowd.carry_out(&whole.again(WARM));
                 let before = crowd.carry_out(&whole.again(LENGTH));

@@ -1,6 +1,6 @@
-//! How long a message of two people who chat takes, typed to shown, while others do all they can to be too much for the
-//! server: median and 99 of 100, quiet and in each storm. Real clients over TLS, all on this machine; what rages is a process of
-//! its own that yields to all others, as if it had a machine of its own: what the two notice is the server's doing.
+//! The time of a chat message, typed to shown, while other clients overload the server: median and 99 of 100, quiet and
+//! in each storm. Real clients over TLS, all on this machine. The storm is a process of the lowest priority, as if it
+//! had its own machine, so that only the server causes a delay.
 //!
 //! `cargo bench --bench storms [-- MESSAGES]`
 
@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Instant;
 use support::{Client, Server, storms};
 
-/// Makes this program rage: which storm, and the server's port.
+/// Makes this program run a storm: its name and the server's port follow.
 const RAGE: &str = "--rage";
 
 fn main() {
@@ -35,7 +35,7 @@ fn main() {
     }
 }
 
-/// Rages until the input ends.
+/// Runs the storm until the input ends.
 fn rage(number: usize, port: u16) {
     let stop = AtomicBool::new(false);
     let (_, storm) = storms::STORMS[number];
@@ -53,7 +53,7 @@ fn begin(number: usize, port: u16) -> Child {
     command.stdin(Stdio::piped()).spawn().expect("nice is there")
 }
 
-/// The time that 99 of 100 messages did not exceed, in milliseconds.
+/// The milliseconds that 99 of 100 messages did not exceed.
 fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f64 {
     let server = Server::with(&storms::ARGUMENTS);
     let mut alice = server.client("alice").ready();

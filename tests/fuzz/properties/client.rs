@@ -1,4 +1,4 @@
-//! What the terminal and other people send to a client's own eyes: keys, names of files, texts, typed lines.
+//! Input of the client from the terminal and from other users: keys, names of files, texts, typed lines.
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::command::{self, Command};
@@ -18,7 +18,7 @@ pub const NAMES: Property = Property { name: "names", holds: names, examples: so
 pub const TEXT: Property = Property { name: "text", holds: text, examples: some_text };
 pub const TYPING: Property = Property { name: "typing", holds: typing, examples: no_examples };
 
-/// Cut anywhere, bytes of a terminal are the same keys; of an escape sequence nothing is text.
+/// Terminal bytes give the same keys wherever they are cut; no part of an escape sequence is text.
 fn input(data: &[u8]) {
     let mut choices = Choices(data);
     let mut cuts = Choices(choices.bytes(8));
@@ -45,7 +45,7 @@ fn input(data: &[u8]) {
                 assert!(!c.is_control());
                 typed.push(*c);
             }
-            // Three bytes for each that is no text.
+            // A byte that is not text becomes three.
             Key::Paste(text) => {
                 assert!(text.len() <= 3 * 64 * 1024);
                 typed.push_str(text);
@@ -58,7 +58,7 @@ fn input(data: &[u8]) {
     }
 }
 
-/// What a key types, without line ends.
+/// The text of a key, without line ends.
 fn text_of(key: &Key) -> String {
     match key {
         Key::Char(c) | Key::Alt(c) => c.to_string(),
@@ -67,7 +67,7 @@ fn text_of(key: &Key) -> String {
     }
 }
 
-/// Whole sequences as ECMA-48 has them, and text between and in pastes; the text alone.
+/// Complete ECMA-48 sequences with text between them and in pastes; also the text alone.
 fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
     let (mut bytes, mut expected) = (Vec::new(), String::new());
     while !choices.is_empty() {
@@ -78,14 +78,14 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 bytes.extend(text.as_bytes());
                 expected += &text;
             }
-            // Whatever it holds but its own end.
+            // Any content except its end.
             1 if !raw.contains("\x1b[201~") => {
                 bytes.extend([b"\x1b[200~", raw.as_bytes(), b"\x1b[201~"].concat());
                 expected += &raw;
             }
-            // But for the keypad's equals sign.
+            // Except the keypad's equals sign.
             2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 24]),
-            // A control string, whatever it holds but what would end it.
+            // A control string with any content except what ends it.
             4 => {
                 let begin = [
                     "\x1bP", "\x1bX", "\x1b]", "\x1b^", "\x1b_", "\u{90}", "\u{98}", "\u{9d}", "\u{9e}",
@@ -106,8 +106,8 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 let parameters: Vec<u8> =
                     parameters.chain(choices.bytes(count).iter().map(|byte| b' ' + byte % 16)).collect();
                 let last = b'@' + choices.byte() % 63;
-                // The marks of a paste, a mouse's report and the Linux console's keys go on behind it; rxvt's keys with
-                // Shift end before it; others are text by their codes.
+                // Paste marks, mouse reports and the Linux console's keys continue behind it; rxvt's keys with Shift
+                // end before it; others are text by their codes.
                 let digits = parameters.iter().take_while(|byte| byte.is_ascii_digit()).count();
                 let longer = match last {
                     b'~' => {
@@ -142,7 +142,7 @@ fn some_input() -> Vec<Vec<u8>> {
     texts.map(|text| [cut, text].concat()).to_vec()
 }
 
-/// Whatever somebody calls a file, it is one plain name; a user's name is one as it is.
+/// Any name of a file becomes one plain name; a user's name is one already.
 fn names(data: &[u8]) {
     let name = String::from_utf8_lossy(data);
     let safe = safe_name(&name);
@@ -172,7 +172,7 @@ fn some_names() -> Vec<Vec<u8>> {
     long.chain(short.map(String::from)).map(String::into_bytes).collect()
 }
 
-/// The columns of a terminal that joins nothing: a letter or sign with the marks on it, one after another.
+/// The columns of a terminal that joins nothing: a letter or sign with its marks, one after another.
 fn columns(text: &str) -> usize {
     let (mut total, mut start) = (0, 0);
     for (at, c) in text.char_indices() {
@@ -184,8 +184,7 @@ fn columns(text: &str) -> usize {
     total + width(&text[start..])
 }
 
-/// What is shown of a text is harmless and never wider than asked; breaking it into rows loses nothing
-/// but spaces.
+/// A shown text is harmless and never wider than requested; breaking it into rows loses only spaces.
 fn text(data: &[u8]) {
     let mut choices = Choices(data);
     let limit = choices.below(64);
@@ -197,7 +196,7 @@ fn text(data: &[u8]) {
     assert!(!lines.contains(|c| c != '\n' && is_harmful(c)));
     assert!(lines.matches('\n').count() < 100);
     assert_eq!(sanitise_lines(&lines), lines);
-    // Also what somebody types, which is not sanitised.
+    // Also typed text, which is not sanitised.
     for text in [&clean, &lines, &*raw] {
         assert_eq!(clusters(text).collect::<String>(), *text);
         assert_eq!(width(text), columns(text), "{text:?}");
@@ -212,7 +211,7 @@ fn text(data: &[u8]) {
         for row in &rows {
             assert!(columns(row) <= limit.max(1), "{limit}: {row:?} of {text:?}");
         }
-        // Wider than any one sign.
+        // Wider than any single character.
         if limit > 20 {
             assert_eq!(rows.concat().replace(' ', ""), text.replace(' ', ""), "{limit}");
         }
@@ -229,8 +228,8 @@ fn some_text() -> Vec<Vec<u8>> {
     texts.map(|text| [&[7], text.as_bytes()].concat()).to_vec()
 }
 
-/// Whatever is pressed, the line is bounded, holds nothing harmful, and its cursor is in sight; what is
-/// submitted means exactly one thing, and a line that looks like a command is never sent as text.
+/// Whatever keys are pressed, the line is bounded and harmless, and its cursor is visible. A submitted line has exactly
+/// one meaning, and a line that looks like a command is never sent as text.
 fn typing(data: &[u8]) {
     let mut choices = Choices(data);
     let messages = choices.below(4) > 0;
@@ -271,13 +270,13 @@ fn typing(data: &[u8]) {
         let _ = command::hint(line);
     }
     parsed(editor.text());
-    // Lines that no editor has seen come from the line filter.
+    // In plain mode, lines do not pass an editor.
     parsed(&String::from_utf8_lossy(data));
     complete(&String::from_utf8_lossy(data));
 }
 
 fn key(kind: usize, choices: &mut Choices<'_>) -> Key {
-    // No control characters: a terminal's are other keys (see [`input`]).
+    // No control characters, which are other keys (see [`input`]).
     const SIGNS: [char; 14] =
         ['a', 'é', '日', '\u{301}', '\u{200d}', '👩', '👧', '🏽', '\u{fe0f}', '☺', ' ', '/', '@', '\u{202e}'];
     match kind {
@@ -288,7 +287,7 @@ fn key(kind: usize, choices: &mut Choices<'_>) -> Key {
         }
         11 => Key::Paste(choices.text()),
         12 => Key::Paste(choices.pick(&["x\ny", "\n", "\u{301}\r\n\u{200d}", "/msg bob ", "\t"]).into()),
-        // Bounded, so that it is seldom.
+        // Bounded, so that it is rare.
         13 if choices.below(32) == 0 => Key::Paste("日\n".repeat(MAX_LINE / 5)),
         14..22 => Key::Ctrl(char::from(b'a' + choices.byte() % 26)),
         22 => Key::Alt(choices.pick(&["b", "d", "\x7f"]).chars().next().unwrap_or('b')),
@@ -335,7 +334,7 @@ fn parsed(line: &str) {
         Ok(Command::SendFile(_, path)) => assert!(!path.is_empty() && !path.contains('\n'), "{line:?}"),
         Ok(Command::Nothing) => assert!(line.chars().all(is_blank)),
         Ok(_) => assert!(line.starts_with('/') && !line.starts_with("//"), "{line:?}"),
-        // What it looks like in a terminal is not computed here.
+        // This does not compute what it looks like in a terminal.
         Err(text) => assert!(
             !text.is_empty()
                 && (is_like_one

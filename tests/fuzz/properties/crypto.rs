@@ -20,13 +20,13 @@ pub const CHUNKS: Property = Property { name: "chunks", holds: chunks, examples:
 pub const KEYS: Property = Property { name: "keys", holds: keys, examples: some_keys };
 pub const KEY_FILE: Property = Property { name: "key_file", holds: key_file, examples: some_key_files };
 
-/// Made once: RSA keys take long.
+/// Made once, because RSA keys take long.
 static IDENTITY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
 static SESSION: LazyLock<SessionKey> = LazyLock::new(SessionKey::generate);
 
 const TEXT: &[u8] = "two lines\nof text, sealed once: é".as_bytes();
 
-/// One private and one broadcast envelope of alice's, as bob gets them.
+/// One private and one broadcast envelope from alice, as bob gets them.
 static SEALED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     [Scope::Private, Scope::Broadcast].map(|scope| {
         let to_one = scope == Scope::Private;
@@ -56,7 +56,7 @@ fn decoded(line: &[u8]) -> Option<EncryptedMessage> {
     }
 }
 
-/// Whatever of an envelope's fields or of its line is altered: either it still means the same, or it is refused.
+/// An envelope with altered fields or an altered line either means the same or is refused.
 fn envelopes(data: &[u8]) {
     let mut choices = Choices(data);
     let line = &SEALED[choices.below(2)];
@@ -110,7 +110,7 @@ fn alter(message: &mut EncryptedMessage, choices: &mut Choices<'_>) {
         13 => flip(&mut body.nonce.0, choices),
         14 => choices.edit(&mut body.ciphertext.0),
         15 => flip(&mut body.tag.0, choices),
-        // Nor is the same number written otherwise, as the remainder it leaves is the same.
+        // Add the modulus: the number differs, but its remainder is the same.
         _ => match choices.below(4) {
             0 => flip(&mut body.signature.0, choices),
             1 => rewrap(message, |key| flip(key, choices)),
@@ -136,7 +136,7 @@ fn flip(bytes: &mut [u8], choices: &mut Choices<'_>) {
 
 /// Adds a key's modulus to a number, if there is room for it.
 fn add_modulus(number: &mut [u8; 256], spki: &[u8]) {
-    // In 294 bytes the exponent and its head are the last five.
+    // The last five of the 294 bytes are the exponent and its header.
     let (modulus, before) = (&spki[spki.len() - 261..spki.len() - 5], *number);
     let mut carry = 0;
     for (digit, more) in number.iter_mut().zip(modulus).rev() {
@@ -152,12 +152,12 @@ const FILE: usize = CHUNK + 40;
 
 static GROUP: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| plan().seal_group(1, SESSION.public(), &[5; FILE]));
 
-/// Two chunks, the second short, behind one that was there already.
+/// Two chunks, the second short, behind one that was received before.
 fn plan() -> Plan {
     Plan { id: [7; 16], key: Key::new([8; 32]), size: (CHUNK + FILE) as u64, start: 1 }
 }
 
-/// Payloads that were altered, moved, repeated, left out, or are another's, open nothing.
+/// Payloads that were altered, moved, repeated, omitted, or made by another sender do not open.
 fn chunks(data: &[u8]) {
     let mut choices = Choices(data);
     let (mut plan, mut payloads, mut first) = (plan(), GROUP.clone(), 1);
@@ -168,7 +168,7 @@ fn chunks(data: &[u8]) {
         match kind {
             0..6 => {
                 let Some(payload) = payloads.get_mut(one) else { continue };
-                // Most of what matters is in front.
+                // Most of the interesting bytes are at the front.
                 let at = if kind < 4 { choices.below(400) } else { choices.below(65_535) };
                 let length = payload.len().max(1);
                 match payload.get_mut(at % length) {
@@ -184,11 +184,11 @@ fn chunks(data: &[u8]) {
             11 => {
                 elsewhere = true;
                 match choices.below(5) {
-                    // A place that a file can have.
+                    // An index that a file can have.
                     0 => first = (choices.number() as u32 | 1 << 31).min(u32::MAX - chunk::GROUP),
                     1 => plan.id = [6; 16],
                     2 => plan.key = Key::new([9; 32]),
-                    // Not a multiple of the group away.
+                    // Not shifted by a multiple of the group.
                     3 => plan.start = 2,
                     _ => plan.size -= 1,
                 }
@@ -205,7 +205,7 @@ fn chunks(data: &[u8]) {
     }
 }
 
-/// A public key has one encoding, and is of use whatever its modulus.
+/// A public key has one encoding, and is usable with any modulus.
 fn keys(spki: &[u8]) {
     if let Ok(key) = IdentityPublicKey::parse(spki) {
         assert_eq!(key.spki(), spki);
@@ -236,8 +236,9 @@ struct Rounds {
     rounds: u32,
 }
 
-/// Nothing but a key file is taken for one, and no work is done for parameters out of bounds. Those within are left
-/// out: a second's work each. A list of logins is within its limits, and can be read again after it was written.
+/// Only key files are accepted, and no work is done for parameters out of bounds. Parameters within bounds are not
+/// tried, because each takes a second. A list of logins is within its limits, and can be read again after it was
+/// written.
 fn key_file(text: &[u8]) {
     if let Ok(mut logins) = key_file::logins(text) {
         assert!(logins.len() <= MAX_LOGINS);

@@ -1,6 +1,6 @@
-//! What is read back from disk: accounts, what a client remembers, the kept history, certificates.
+//! Files read back from disk: accounts, the client's memory of others, the kept history, certificates.
 //!
-//! The folders are made below the system's temporary one: with `TMPDIR=/dev/shm` they cost no disk.
+//! The folders are created below the system's temporary one: `TMPDIR=/dev/shm` keeps them off the disk.
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::audience::Audience;
@@ -55,7 +55,7 @@ impl Drop for Folder {
     }
 }
 
-/// What was refused is told with file, line and remedy, and left as it was.
+/// A refused file is reported with file, line and remedy, and left as it was.
 fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     let text = error.to_string();
     assert!(text.contains("is damaged") && text.contains(": line "), "{text}");
@@ -63,7 +63,7 @@ fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     assert!(fs::read(path).expect("there") == bytes, "untouched");
 }
 
-/// What was there is still there: in the file, apart from a line end that was missing, or set aside.
+/// All content is still there: in the file, except for a missing line end, or set aside.
 fn nothing_is_lost(path: &Path, bytes: &[u8]) {
     let aside: Vec<u8> = asides(path).iter().flat_map(|aside| fs::read(aside).expect("there")).collect();
     let mut now = fs::read(path).expect("there");
@@ -73,8 +73,8 @@ fn nothing_is_lost(path: &Path, bytes: &[u8]) {
     assert!([now, aside].concat() == bytes);
 }
 
-/// Of a users file either all lines count, and the last one's torn half is set aside, or none: then it is left as it is.
-/// Whoever reads it finds the same.
+/// Of a users file, either all lines count, and a torn last one is set aside; or none, and the file stays as it is.
+/// Every reader finds the same.
 fn users(data: &[u8]) {
     let mut choices = Choices(data);
     let folder = Folder::new();
@@ -106,7 +106,7 @@ fn users(data: &[u8]) {
                 continue;
             }
         }
-        // What that means is not foreseen here.
+        // This does not predict the meaning.
         expected = None;
         bytes.extend(line);
     }
@@ -124,7 +124,7 @@ fn users(data: &[u8]) {
         Ok(accounts) => {
             let (found, checked) = found.expect("the same");
             assert!(checked.contains(&format!("{} accounts", accounts.count())), "{checked:?}");
-            // A key file that is not there is a warning of the check alone.
+            // A missing key file is only a warning of the check.
             let planned = checked.iter().filter(|line| !line.contains(".pem: "));
             assert_eq!((accounts.count(), notices.len()), (found.len(), planned.count() - 1));
             let is_repaired =
@@ -161,8 +161,8 @@ fn told(folder: &Folder) -> Vec<(String, u32)> {
     all
 }
 
-/// A file of records is understood, or refused and left as it is; what is added to it afterwards is found
-/// again. Locks are never longer than new ones, whatever their file holds.
+/// A file of records is read, or refused and left as it is; records added afterwards are found again. Locks are never
+/// longer than new ones, whatever their file contains.
 fn records(bytes: &[u8]) {
     let folder = Folder::new();
     let bob: Username = "bob".parse().expect("name");
@@ -227,8 +227,8 @@ fn records(bytes: &[u8]) {
     assert!(!check().contains("not understood"));
     let shortened = lockout::list(&folder.0).expect("its own");
     assert!(shortened.keys().all(|name| locked.contains_key(name)));
-    // Zeros behind the last line, and a torn end, are set aside in a file of their own; then the rest in another. Blanks
-    // are no content.
+    // Zeros behind the last line and a torn end are set aside in one file, then the rest in another. Blanks are not
+    // content.
     let plain =
         |bytes: &[u8]| bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>();
     let lines = plain(&bytes[..bytes.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1)]);
@@ -249,7 +249,7 @@ fn some_records() -> Vec<Vec<u8>> {
         format!("{{\"server\":\"a:1\",\"fingerprint\":\"{KEY}\"}}\n{{\"server\":\"\",\"fingerprint\":\"{KEY}\"}}\n"),
         "{\"server\":\"a:1\",\"name\":\"Bob\",\"ignored\":true}\n{\"server\":\"a:1\",\"name\":\"bob\",\"ignored\":false}\n".into(),
         "{\"name\":\"bob\",\"until\":18446744073709551615}\n\n{\"name\":\"\",\"until\":0}\n".into(),
-        // One that fits every file.
+        // A record that fits every file.
         format!("{{\"server\":\"a:1\",\"name\":\"bob\",\"identity\":\"{KEY}\",\"fingerprint\":\"{KEY}\",\"verified\":true,\"decided\":true,\"ignored\":true,\"until\":1}}\n"),
         format!("{}\n", "x".repeat(4095)),
         format!("\u{feff}\r\n{}\0\0\0", user("bob", true, true).replace('\n', " \r\n \n")),
@@ -267,13 +267,13 @@ fn history_in(folder: &Path) -> History {
     }
 }
 
-/// The only file of a folder's history.
+/// The only history file of a folder.
 fn history_file(folder: &Path) -> PathBuf {
     let mut files = fs::read_dir(folder.join("history")).expect("a folder");
     files.next().expect("one").expect("an entry").path()
 }
 
-/// What it holds.
+/// Its messages.
 fn kept() -> VecDeque<Entry> {
     let texts = ["one", "two\nlines, @alice", "", "é"];
     let entries = (1..).zip(texts).map(|(time, text)| {
@@ -297,8 +297,7 @@ static FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     (name, fs::read(path).expect("there"))
 });
 
-/// However a kept history is altered: what is still read is what was kept, from its beginning; or nothing
-/// is, and the file is left as it is.
+/// From an altered history, the client reads a beginning of what was kept, or nothing, and the file stays as it is.
 fn history(data: &[u8]) {
     let ((name, bytes), entries) = (&*FILE, kept());
     let mut choices = Choices(data);
@@ -310,7 +309,7 @@ fn history(data: &[u8]) {
         match kind {
             0 if !lines.is_empty() => lines.swap(one, other),
             1 if !lines.is_empty() => drop(lines.remove(one)),
-            // Bounded: a line without its end is one with the next.
+            // Bounded: a line without its end continues in the next.
             2 if (1..1 << 14).contains(&bytes.len()) => lines.insert(one, lines[other].clone()),
             3 => lines.push(choices.text().into_bytes()),
             _ => lines.get_mut(one).into_iter().for_each(|line| choices.edit(line)),
@@ -329,7 +328,7 @@ fn history(data: &[u8]) {
         Ok(found) => {
             assert!(found.len() <= entries.len() && entries.iter().zip(&found).all(|(a, b)| a == b));
             nothing_is_lost(&path, &bytes);
-            // What is said next follows on.
+            // The next message continues the chain.
             history.append(&VecDeque::from([entries[0].clone()])).expect("appended");
             drop(history);
             let again = history_in(&folder.0).load().expect("its own record");
@@ -343,9 +342,9 @@ fn refused_history(error: &io::Error, path: &Path, bytes: &[u8]) {
     assert!(error.to_string().contains("/history forget"), "{error}");
 }
 
-/// Whatever stands in a certificate's file, it is a certificate or an error with the path; its end can be told.
+/// Any certificate file is either a certificate, whose end can be computed, or an error with the path.
 fn certificates(bytes: &[u8]) {
-    // As the client gets one, from TLS.
+    // As the client gets it from TLS.
     if let Some(facts) = certificate::facts(bytes) {
         assert!(facts.not_after < 1 << 48, "year 9999 at the latest");
         for now in [0, facts.not_after, u64::MAX] {

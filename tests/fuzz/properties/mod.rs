@@ -1,9 +1,8 @@
-//! What must hold for whatever bytes others send: stated once, tried by the fuzz targets beside this folder and, with
-//! random bytes, by tests/endurance/random.rs.
+//! Properties that must hold for any bytes from outside. The fuzz targets beside this folder check them, and
+//! tests/endurance/random.rs does so with random bytes.
 //!
-//! A property takes any bytes and panics where it does not hold. It reads them as what they are, or, where
-//! plain bytes would never get far (a signature in front, a chain of records), as [`Choices`] of what to
-//! make and to alter.
+//! A property takes any bytes and panics if it does not hold. It parses the bytes, or, if random bytes would never get
+//! far (a signature in front, a chain of records), reads them as [`Choices`] of what to make and to alter.
 
 pub mod client;
 pub mod crypto;
@@ -15,16 +14,16 @@ pub struct Property {
     /// The fuzz target's.
     pub name: &'static str,
     pub holds: fn(&[u8]),
-    /// Inputs to begin with: from nothing, chance does not find a valid one.
+    /// Examples to begin with, because chance does not find a valid input.
     pub examples: fn() -> Vec<Vec<u8>>,
 }
 
-/// For properties that need none.
+/// For properties that need no examples.
 fn no_examples() -> Vec<Vec<u8>> {
     Vec::new()
 }
 
-/// Bytes read as decisions, from the front; zeros when there are no more.
+/// Bytes read as decisions, from the front; zeros after the end.
 pub struct Choices<'a>(pub &'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -34,7 +33,7 @@ impl<'a> Choices<'a> {
         *first
     }
 
-    /// Below `bound`, which is below 65,536.
+    /// A number below `bound`, which is below 65,536.
     pub fn below(&mut self, bound: usize) -> usize {
         let high = if bound > 256 { usize::from(self.byte()) << 8 } else { 0 };
         (high | usize::from(self.byte())) % bound.max(1)
@@ -48,14 +47,14 @@ impl<'a> Choices<'a> {
         from[self.below(from.len())]
     }
 
-    /// So many, or what is left.
+    /// This number of bytes, or the rest.
     pub fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// At most 63 bytes of text.
+    /// A text of at most 63 bytes.
     pub fn text(&mut self) -> String {
         let count = self.below(64);
         String::from_utf8_lossy(self.bytes(count)).into_owned()
@@ -65,7 +64,7 @@ impl<'a> Choices<'a> {
         self.0.is_empty()
     }
 
-    /// Alters bytes in one place: other, fewer or more of them.
+    /// Alters bytes in one place: different, fewer or more of them.
     pub fn edit(&mut self, bytes: &mut Vec<u8>) {
         let kind = self.below(4);
         let at = self.below(65_535) % (bytes.len() + 1);

@@ -15,15 +15,15 @@ pub const FRAMES: Property = Property { name: "frames", holds: frames, examples:
 pub const MESSAGES: Property = Property { name: "messages", holds: messages, examples: some_messages };
 pub const PACKETS: Property = Property { name: "packets", holds: packets, examples: some_packets };
 
-/// A line or packet, so that it outlives the reader's buffer.
+/// An owned line or packet.
 #[derive(Debug, PartialEq)]
 enum Owned {
     Line(Vec<u8>),
     Packet(Vec<u8>),
 }
 
-/// However a stream is cut, it has the same frames and the same end; they are the stream; no more is held
-/// than the limit.
+/// A stream has the same frames and the same end wherever it is cut; the frames make up the stream; the buffer never
+/// exceeds the limit.
 fn frames(data: &[u8]) {
     let mut choices = Choices(data);
     let limits = [choices.byte(), choices.byte(), choices.byte()].map(usize::from);
@@ -54,7 +54,7 @@ fn frames(data: &[u8]) {
     assert_eq!([again, left].concat(), stream);
 }
 
-/// Lines and packets about as long as may be.
+/// Lines and packets with lengths around the limit.
 fn near_the_limits(choices: &mut Choices<'_>, limits: [usize; 3]) -> Vec<u8> {
     let mut stream = Vec::new();
     while !choices.is_empty() {
@@ -69,7 +69,7 @@ fn near_the_limits(choices: &mut Choices<'_>, limits: [usize; 3]) -> Vec<u8> {
     stream
 }
 
-/// All frames, the first of them lines in any case, as before a login; then what is left, or that it is too long.
+/// All frames, of which the first are always lines, as before a login; then the rest, or the error that it is too long.
 fn read(
     pieces: &[&[u8]],
     [limit_before, limit, packet_limit]: [usize; 3],
@@ -105,8 +105,7 @@ fn read(
     (frames, Ok(left))
 }
 
-/// What decodes is encoded as one line that means the same, and grows no more than absent members do; the
-/// same on both sides.
+/// A decoded message is encoded as one line with the same meaning, which grows only by absent members; on both sides.
 fn messages(line: &[u8]) {
     if let Ok(message) = ClientMessage::decode(line) {
         let again = stable(line, message.encode());
@@ -129,7 +128,7 @@ fn stable(line: &[u8], encoded: Vec<u8>) -> Vec<u8> {
     encoded
 }
 
-/// What the server makes of a client's envelope arrives as it was.
+/// A client's envelope arrives unchanged through the server.
 fn delivered(line: &[u8], envelope: Envelope) {
     let key = WrappedKey::new(&[7; 264]);
     let passed_on = [&shared_part(&envelope), KEY_BEGINS, key.digits(), KEY_ENDS].concat();
@@ -146,7 +145,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("JSON is text")
 }
 
-/// A packet's body is its address and its payload, and nothing else has an address.
+/// A packet's body is its address and its payload, and no other body has an address.
 fn packets(body: &[u8]) {
     if let Ok(Packet { peer, transfer, payload }) = Packet::decode(body) {
         assert_eq!([&Packet::address(&peer, &transfer), payload].concat(), body);
@@ -236,7 +235,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         encoded.pop();
         encoded
     };
-    // On these, at least, nothing is lost.
+    // At least these lose nothing.
     let client = client.map(|message| line(message.encode()));
     assert!(
         client
