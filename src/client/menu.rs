@@ -152,12 +152,11 @@ fn connect_asking(
                 format!("may be one whose record was damaged (the record is now in {})", aside.display())
             }
         };
-        let told = prompter
-            .println(&format!("the server at {server} {seen_before}; its fingerprint is"))
-            .and_then(|()| prompter.println(&format!("  {seen}")))
-            .and_then(|()| {
-                prompter.println("compare it with the one that the server printed when it started")
-            });
+        let told = prompter.println(&format!(
+            "the server at {server} {seen_before}; its fingerprint is\n  {seen}\n\
+             compare it with the one that the server printed when it started:\n\
+             if they differ, someone may be intercepting the connection"
+        ));
         let answer = told.and_then(|()| prompter.line("do they match? (yes/no) "));
         matches!(answer, Ok(Some(answer)) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
     })?;
