@@ -7,6 +7,7 @@
 use super::connect::{Connection, StartError, known_certificates, refusal};
 use super::options::Options;
 use super::password::{self, Opened};
+use super::session::NewKey;
 use crate::auth::{PasswordKey, wrong_clock};
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError, Login};
@@ -31,16 +32,6 @@ pub struct LoggedIn {
     pub token: Key,
     /// A notice for the user about the key file.
     pub notice: Option<String>,
-}
-
-/// The session key of a login.
-pub struct NewKey {
-    /// The key.
-    pub key: SessionKey,
-    /// When it was certified, in milliseconds since 1970.
-    pub created: u64,
-    /// The highest `created` of earlier certificates that the server knows: see [`Session`](crate::protocol::Session).
-    pub newest: u64,
 }
 
 /// What a later login needs. Wiped on drop.

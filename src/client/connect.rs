@@ -5,7 +5,6 @@
 
 use super::dial::dial;
 use super::options::Options;
-use super::spawn;
 use super::text::shortened;
 use super::trust::{KnownCertificates, KnownServers};
 use crate::crypto::key_file::KeyFileError;
@@ -13,6 +12,7 @@ use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ErrorCode, Failure, MAX_LINE, ServerMessage, VERSION};
+use crate::sync::spawn;
 use crate::wire::certificate;
 use crate::wire::frame::Lines;
 use crate::wire::tls::{Channel, Reader, Received, Unverified};

@@ -3,7 +3,7 @@
 //! Invariant: an address that does not answer delays the others by a fraction of a second, and all together take no
 //! longer than the caller allows. Specification: RFC 8305, section 5.
 
-use super::spawn;
+use crate::sync::spawn;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{RecvTimeoutError, channel};

@@ -4,10 +4,10 @@
 //! here. A frame is acknowledged when the owner has taken it; at a resumption, what was read counts, for it is not read
 //! again. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
 
-use super::lock;
 use super::queue::Queue;
 use super::session::Event;
 use crate::protocol::ServerMessage;
+use crate::sync::lock;
 use crate::wire::window::Received;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

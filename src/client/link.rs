@@ -8,7 +8,6 @@
 
 use super::connect::{Connection, reason};
 use super::inbox::{Inbox, Wake};
-use super::lock;
 use super::queue::Queue;
 use super::reconnect::{Again, Pause, Way, is_final, is_login_refused, is_refused};
 use super::session::{Event, last_word};
@@ -18,6 +17,7 @@ use crate::auth::PasswordKey;
 use crate::crypto::secret::random;
 use crate::protocol::timing::{ANSWER, ANSWER_AWAKE, ANSWER_JITTER, ASK_IDLE, ASK_OWED};
 use crate::protocol::{ClientMessage, MAX_PACKET, Packet, ServerMessage};
+use crate::sync::lock;
 use crate::wire::frame::Frame;
 use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::{Channel, Received};

@@ -43,20 +43,19 @@ use crate::clock;
 use crate::crypto::secret::Password;
 use crate::disk;
 use crate::protocol::ClientMessage;
-use crate::sync::lock;
-use account::{LoggedIn, NewKey};
+use crate::sync::spawn;
+use account::LoggedIn;
 use connect::{Connection, StartError};
 use history::History;
 use options::Options;
 use prompter::Prompter;
 use reconnect::Way;
-use session::Session;
+use session::{NewKey, Session};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
-use std::thread;
 use std::time::{Duration, Instant};
 use terminal::Keyboard;
 use trust::{Ignored, KnownCertificates, KnownUsers};
@@ -219,10 +218,6 @@ fn print_last(text: &str) {
     if spawn("print", print).is_ok() {
         let _ = printed.recv_timeout(LAST_WAIT);
     }
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
 /// The first line of a file that nobody else may read.

@@ -5,8 +5,8 @@
 //! doubled or reordered. A new login begins with an empty queue: unacknowledged messages are reported, never
 //! repeated. Only the threads of transfers wait here for room. Specification: PROTOCOL#resuming.
 
-use super::lock;
 use crate::protocol::{ClientMessage, Control};
+use crate::sync::lock;
 use crate::wire::window::{ACK_FRAMES, SendWindow, is_ack_due};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

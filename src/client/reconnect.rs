@@ -4,9 +4,10 @@
 //! are wiped on drop. A changed server key and a refused login are final: the client tries nothing that its user has
 //! not allowed. Specification: PROTOCOL#resuming.
 
-use super::account::{Credentials, NewKey};
+use super::account::Credentials;
 use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};
 use super::options::Options;
+use super::session::NewKey;
 use crate::auth::{self, PasswordKey};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};

@@ -22,7 +22,6 @@ mod replay;
 mod status;
 mod talk;
 
-use super::account::NewKey;
 use super::audience::Audience;
 use super::entry::{Entry, Place, Source};
 use super::history::History;
@@ -44,7 +43,7 @@ use cx::Cx;
 use exit::{Exit, Step};
 use files::Files;
 use incoming::{Arrived, Incoming, Received};
-use outgoing::{Missed, Outbox, Outcome, Outgoing, because};
+use outgoing::{Missed, Outbox, Outcome, Outgoing};
 use presence::OnlineUsers;
 use record::Record;
 use std::collections::VecDeque;
@@ -54,14 +53,12 @@ use talk::Talk;
 use zeroize::Zeroizing;
 
 pub use connection::last_word;
-pub use event::{Effect, Event};
+pub use event::{Effect, Event, NewKey};
 pub use exit::FAREWELL;
 
 /// Told when the password is changed.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on \
     other machines still have the old password: copy the file again";
-/// More people than this coming or going at once are told as a number: names would fill the screen.
-const MAX_NAMED: usize = 5;
 
 /// See the module.
 pub struct Session {
@@ -325,7 +322,7 @@ impl Session {
         self.outbox.give_up(&mut self.cx, &self.contacts, name, why);
         self.files.keys(&mut self.cx, name, None);
         self.incoming.drop_inbox(&mut self.cx, name);
-        let why = because(&self.contacts, name, why);
+        let why = why.because(&self.contacts, name);
         self.contacts.no_keys(&mut self.cx, name, why);
     }
 

@@ -11,24 +11,22 @@ mod sending;
 mod window;
 
 use super::file::{LeftPart, Part, Source, left_parts};
-use super::lock;
 use super::queue::Queue;
 use crate::crypto::chunk::{Plan, TransferId};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;
 use crate::name::Username;
 use crate::protocol::{Grant, Packet, Refused};
-use grants::Grants;
+use crate::sync::lock;
+pub use grants::MAX_ARRIVING;
+use grants::{Grants, Sharing};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Files that arrive at once, each with a thread and a window of chunks.
-pub const MAX_ARRIVING: usize = 8;
 /// When no packet of any transfer has come or gone for this long, they have ended: as long as a session waits to be resumed.
 const STALLED: Duration = Duration::from_secs(60);
 /// When the server passes nothing on any more, the other side's word on why comes within this time.
@@ -292,9 +290,7 @@ struct Shared {
     router: Arc<Router>,
     queue: Arc<Queue>,
     deliver: Box<dyn Fn(u32, Step) -> bool + Send + Sync>,
-    /// Files that are arriving, and the chunks that are in flight for them.
-    arriving: AtomicU32,
-    in_flight: AtomicU32,
+    sharing: Arc<Sharing>,
 }
 
 impl Transfers {
@@ -306,9 +302,8 @@ impl Transfers {
         deliver: impl Fn(u32, Step) -> bool + Send + Sync + 'static,
     ) -> Transfers {
         let (received, sent) = (folder.join("received"), folder.join("sent"));
-        let (arriving, in_flight) = (AtomicU32::new(0), AtomicU32::new(0));
-        let deliver = Box::new(deliver);
-        Transfers(Arc::new(Shared { received, sent, router, queue, deliver, arriving, in_flight }))
+        let (deliver, sharing) = (Box::new(deliver), Arc::default());
+        Transfers(Arc::new(Shared { received, sent, router, queue, deliver, sharing }))
     }
 
     /// Does what the session wants; what has failed at once, else `None`.

@@ -3,10 +3,10 @@
 //! Invariant: the loop never waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing and
 //! nothing else. Only the newest frame waits.
 
-use super::lock;
-use crate::client::spawn;
 use crate::client::terminal::{self, Terminal};
 use crate::client::view::Frame;
+use crate::sync::lock;
+use crate::sync::spawn;
 use signal_hook::consts::SIGTSTP;
 use std::io;
 use std::mem::take;

@@ -12,6 +12,9 @@ use crate::name::Username;
 use crate::protocol::ClientMessage;
 use std::time::Instant;
 
+/// More people than this coming or going at once are told as a number: names would fill the screen.
+pub const MAX_NAMED: usize = 5;
+
 /// The context of one event.
 pub struct Cx {
     /// The own name.

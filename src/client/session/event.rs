@@ -2,7 +2,6 @@
 //!
 //! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
 
-use crate::client::account::NewKey;
 use crate::client::entry::{Entry, Place};
 use crate::client::password::ChangeError;
 use crate::client::transfer::{Job, Step};
@@ -10,6 +9,16 @@ use crate::crypto::keys::SessionKey;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ServerMessage};
 use std::time::{Duration, Instant};
+
+/// The session key of a login.
+pub struct NewKey {
+    /// The key.
+    pub key: SessionKey,
+    /// When it was certified, in milliseconds since 1970.
+    pub created: u64,
+    /// The highest `created` of earlier certificates that the server knows: see [`Session`](crate::protocol::Session).
+    pub newest: u64,
+}
 
 /// What happens to a session.
 pub enum Event {

@@ -5,6 +5,7 @@
 //! ([`transfer`](crate::client::transfer)) say in `steps`.
 //! Specification: PROTOCOL#file-transfer.
 
+mod answers;
 mod commands;
 mod steps;
 pub mod words;

@@ -22,10 +22,56 @@ use std::sync::Arc;
 use std::time::Instant;
 use zeroize::Zeroizing;
 
-pub use outcome::{Missed, Outcome, because};
-
 /// Fewer recipients than this are not worth a second thread.
 const SPREAD_FROM: usize = 16;
+
+/// Why a user did not get a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Missed {
+    /// No session.
+    Offline,
+    /// No account.
+    NoAccount,
+    /// No key that can be used.
+    NoKey,
+    /// The user has to decide about their key.
+    KeyChanged,
+    /// So much waits for them already that the server did not take it.
+    Busy,
+    /// The server refused it, or named a stale key again and again.
+    Failed,
+}
+
+impl Missed {
+    /// Why `name` did not get it, in words.
+    pub fn because(self, contacts: &Contacts, name: &Username) -> String {
+        match self {
+            Missed::Offline => format!("{name} is offline"),
+            Missed::NoAccount => format!("there is no account named {name}"),
+            Missed::NoKey => format!("{name} has no usable key"),
+            Missed::KeyChanged => contacts.doubt(name),
+            Missed::Busy => format!("{name}'s connection is too slow at the moment"),
+            Missed::Failed => format!("the server did not accept it for {name}"),
+        }
+    }
+}
+
+/// What other parts have to hear of.
+pub enum Outcome {
+    /// The partner has been told of the room.
+    Opened(Username),
+    /// The partner could not be told of the room.
+    NotOpened(Username),
+    /// What became of a word about a transfer.
+    Word {
+        /// The transfer's number.
+        transfer: u32,
+        /// Of the word.
+        kind: Kind,
+        /// Why it was not delivered; `None` if it was.
+        missed: Option<String>,
+    },
+}
 
 /// One message on its way.
 pub struct Outgoing {
@@ -134,6 +180,11 @@ impl Outgoing {
             shown: false,
             request: 0,
         }
+    }
+
+    /// Whether `name` is its one recipient.
+    fn is_for(&self, name: &Username) -> bool {
+        self.audience.recipient() == Some(name)
     }
 
     /// About the transfer of this number.

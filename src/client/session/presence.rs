@@ -3,8 +3,7 @@
 //! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
 //! without a word. Specification: PROTOCOL#messages.
 
-use super::MAX_NAMED;
-use super::cx::Cx;
+use super::cx::{Cx, MAX_NAMED};
 use crate::client::entry::{Place, Source};
 use crate::name::Username;
 use crate::protocol::Presence;

@@ -5,15 +5,17 @@
 //! transfer may have one. Dropping this takes back what was granted and has not come. Specification: PROTOCOL#asked-for.
 
 use super::window::Window;
-use super::{MAX_ARRIVING, Shared};
+use crate::client::queue::Queue;
 use crate::crypto::chunk::{GROUP, TransferId};
 use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::protocol::{ClientMessage, Grant, MAX_GRANTED};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+/// Files that arrive at once, each with a thread and a window of chunks.
+pub const MAX_ARRIVING: usize = 8;
 /// Chunks in flight to this client, beside one that each other transfer may always have.
 const MAX_IN_FLIGHT: u32 = MAX_GRANTED + 1 - MAX_ARRIVING as u32;
 /// Chunks that were granted and not written, for all transfers: 10.5 MiB, the chunks in flight and those that are being
@@ -22,9 +24,19 @@ const MAX_IN_FLIGHT: u32 = MAX_GRANTED + 1 - MAX_ARRIVING as u32;
 const MAX_HELD: u32 = MAX_GRANTED + 8 * GROUP;
 const _: () = assert!(MAX_HELD / MAX_ARRIVING as u32 > GROUP);
 
+/// What the transfers to this client have between them.
+#[derive(Default)]
+pub struct Sharing {
+    /// Files that are arriving.
+    arriving: AtomicU32,
+    /// Chunks that are in flight for them.
+    in_flight: AtomicU32,
+}
+
 /// What one transfer has granted, and may grant.
 pub struct Grants {
-    shared: Arc<Shared>,
+    sharing: Arc<Sharing>,
+    queue: Arc<Queue>,
     peer: Username,
     transfer: TransferId,
     window: Window,
@@ -36,16 +48,23 @@ pub struct Grants {
 
 impl Grants {
     /// For `left` chunks that `peer` is to send.
-    pub fn new(shared: Arc<Shared>, peer: Username, transfer: TransferId, left: u32) -> Grants {
-        let sharing = shared.arriving.fetch_add(1, Ordering::Relaxed) + 1;
-        Grants { shared, peer, transfer, window: Window::new(MAX_IN_FLIGHT, sharing), left, held: 0 }
+    pub fn new(
+        sharing: Arc<Sharing>,
+        queue: Arc<Queue>,
+        peer: Username,
+        transfer: TransferId,
+        left: u32,
+    ) -> Grants {
+        let arriving = sharing.arriving.fetch_add(1, Ordering::Relaxed) + 1;
+        let window = Window::new(MAX_IN_FLIGHT, arriving);
+        Grants { sharing, queue, peer, transfer, window, left, held: 0 }
     }
 
     /// A chunk has arrived, which may let others go. False if none was granted.
     pub fn arrive(&mut self, now: Instant) -> bool {
-        let granted = self.window.arrive(self.shared.arriving.load(Ordering::Relaxed), now);
+        let granted = self.window.arrive(self.sharing.arriving.load(Ordering::Relaxed), now);
         if granted {
-            self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+            self.sharing.in_flight.fetch_sub(1, Ordering::Relaxed);
             self.grant(now);
         }
         granted
@@ -59,7 +78,7 @@ impl Grants {
 
     /// Grants what may be granted now.
     pub fn grant(&mut self, now: Instant) {
-        let share = MAX_HELD / self.shared.arriving.load(Ordering::Relaxed).max(1);
+        let share = MAX_HELD / self.sharing.arriving.load(Ordering::Relaxed).max(1);
         let count = self.window.room().min(share.saturating_sub(self.held)).min(self.left);
         // Not for each chunk: a grant is a line through the server.
         if count == 0 || count < self.window.batch() && count < self.left {
@@ -70,7 +89,7 @@ impl Grants {
             let free = MAX_IN_FLIGHT.saturating_sub(all).max(u32::from(is_first));
             Some(all + count.min(free))
         };
-        let all = self.shared.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let all = self.sharing.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         let count = all.map_or(0, |all| take(all).unwrap_or(all) - all);
         if count > 0 {
             self.left -= count;
@@ -83,14 +102,14 @@ impl Grants {
     fn say(&self, count: u32) {
         let grant = Grant { peer: self.peer.clone(), transfer: Fixed(self.transfer), count };
         // The queue is full only when the server does not accept data: the session will find out.
-        let _ = self.shared.queue.say(&ClientMessage::Grant(grant));
+        let _ = self.queue.say(&ClientMessage::Grant(grant));
     }
 }
 
 impl Drop for Grants {
     fn drop(&mut self) {
-        self.shared.arriving.fetch_sub(1, Ordering::Relaxed);
-        self.shared.in_flight.fetch_sub(self.window.in_flight(), Ordering::Relaxed);
+        self.sharing.arriving.fetch_sub(1, Ordering::Relaxed);
+        self.sharing.in_flight.fetch_sub(self.window.in_flight(), Ordering::Relaxed);
         self.say(0);
     }
 }
@@ -98,13 +117,12 @@ impl Drop for Grants {
 #[cfg(test)]
 mod tests {
     use super::super::window::{FIRST, LONGEST_QUEUE, QUEUE};
-    use super::super::{Router, Transfers};
     use super::*;
-    use crate::client::queue::Queue;
 
     /// Transfers to one client, of files with so many chunks each.
     struct Arriving {
-        shared: Arc<Shared>,
+        sharing: Arc<Sharing>,
+        queue: Arc<Queue>,
         all: Vec<Grants>,
         now: Instant,
     }
@@ -112,11 +130,12 @@ mod tests {
     impl Arriving {
         fn new(count: usize, chunks: u32) -> Arriving {
             let queue = Arc::new(Queue::default());
-            let shared = Transfers::new("".into(), Arc::new(Router::default()), queue, |_, _| true).0;
+            let sharing = Arc::new(Sharing::default());
             let peer: Username = "bob".parse().expect("name");
-            let all = (0..count).map(|n| Grants::new(shared.clone(), peer.clone(), [n as u8; 16], chunks));
+            let all = (0..count)
+                .map(|n| Grants::new(sharing.clone(), queue.clone(), peer.clone(), [n as u8; 16], chunks));
             let (all, now) = (all.collect(), Instant::now());
-            Arriving { shared, all, now }
+            Arriving { sharing, queue, all, now }
         }
 
         /// One chunk of each that has some in flight arrives at once, so that the windows grow, and is `written`.
@@ -129,7 +148,7 @@ mod tests {
                 }
             }
             let in_flight: u32 = self.all.iter().map(|grants| grants.window.in_flight()).sum();
-            assert_eq!(self.shared.in_flight.load(Ordering::Relaxed), in_flight);
+            assert_eq!(self.sharing.in_flight.load(Ordering::Relaxed), in_flight);
             assert!(in_flight <= MAX_GRANTED, "{in_flight} chunks are granted");
         }
     }
@@ -146,7 +165,7 @@ mod tests {
         // What ends leaves its room to the others.
         arriving.all.truncate(1);
         arriving.round(true);
-        assert_eq!(arriving.shared.arriving.load(Ordering::Relaxed), 1);
+        assert_eq!(arriving.sharing.arriving.load(Ordering::Relaxed), 1);
         arriving.all.clear();
         arriving.round(true);
     }
@@ -154,7 +173,7 @@ mod tests {
     #[test]
     fn transfer_may_have_one_chunk_however_many_the_others_have() {
         let mut arriving = Arriving::new(1, u32::MAX);
-        arriving.shared.in_flight.store(MAX_GRANTED, Ordering::Relaxed);
+        arriving.sharing.in_flight.store(MAX_GRANTED, Ordering::Relaxed);
         arriving.all[0].grant(arriving.now);
         assert_eq!(arriving.all[0].window.in_flight(), 1);
     }
@@ -173,7 +192,7 @@ mod tests {
     #[test]
     fn transfer_that_ends_takes_its_grants_back() {
         let mut arriving = Arriving::new(1, 10);
-        let queue = arriving.shared.queue.clone();
+        let queue = arriving.queue.clone();
         let connection = queue.restart();
         queue.begin();
         arriving.all[0].grant(arriving.now);

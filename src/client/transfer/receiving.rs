@@ -4,11 +4,11 @@
 //! right. Specification: PROTOCOL#asked-for, PROTOCOL#chunk-order.
 
 use super::grants::Grants;
-use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
+use super::{Failure, STALLED, Shared, Step, TOLD_EVERY, Worker};
 use crate::client::file::{Part, free_space};
-use crate::client::lock;
 use crate::crypto::chunk::{CHUNK, Plan};
 use crate::crypto::keys::SessionKey;
+use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -80,7 +80,8 @@ impl Worker {
 
     fn fill(&self, session: &SessionKey, plan: &Plan, part: &mut Part) -> Result<(), Failure> {
         let left = plan.chunks() - plan.start;
-        let grants = Grants::new(self.shared.clone(), self.peer.clone(), plan.id, left);
+        let Shared { sharing, queue, .. } = &*self.shared;
+        let grants = Grants::new(sharing.clone(), queue.clone(), self.peer.clone(), plan.id, left);
         lock(&self.control.state).grants = Some(grants);
         let taken = self.take_chunks(session, plan, part);
         // Whatever was granted and has not come is not wanted any more.

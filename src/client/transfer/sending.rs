@@ -5,11 +5,11 @@
 
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
 use crate::client::file::Source;
-use crate::client::lock;
 use crate::client::path::{typed_path, whole};
 use crate::crypto::chunk::{CHUNK, GROUP, Plan};
 use crate::crypto::public::SessionPublicKey;
 use crate::protocol::Packet;
+use crate::sync::lock;
 use crate::wire::frame;
 use std::sync::Arc;
 use std::time::Instant;

@@ -3,12 +3,11 @@
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
 //! sent again by itself, and nothing else is: what has failed waits for the user. Specification: PROTOCOL#outcome.
 
-use super::{Delivered, Failed, Outbox, Outgoing, own_entry};
+use super::{Delivered, Failed, Missed, Outbox, Outcome, Outgoing, own_entry};
 use crate::client::audience::Audience;
 use crate::client::entry::SendState;
-use crate::client::session::MAX_NAMED;
 use crate::client::session::contacts::Contacts;
-use crate::client::session::cx::Cx;
+use crate::client::session::cx::{Cx, MAX_NAMED};
 use crate::client::session::event::Effect;
 use crate::client::session::presence::OnlineUsers;
 use crate::client::text::quoted;
@@ -26,40 +25,6 @@ const MAX_FAILED: usize = 64;
 const MAX_DELIVERED: usize = 256;
 /// The same in time: the grace period of a session, and some minutes more.
 const KEEP_DELIVERED: Duration = Duration::from_secs(5 * 60);
-
-/// Why a user did not get a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Missed {
-    /// No session.
-    Offline,
-    /// No account.
-    NoAccount,
-    /// No key that can be used.
-    NoKey,
-    /// The user has to decide about their key.
-    KeyChanged,
-    /// So much waits for them already that the server did not take it.
-    Busy,
-    /// The server refused it, or named a stale key again and again.
-    Failed,
-}
-
-/// What other parts have to hear of.
-pub enum Outcome {
-    /// The partner has been told of the room.
-    Opened(Username),
-    /// The partner could not be told of the room.
-    NotOpened(Username),
-    /// What became of a word about a transfer.
-    Word {
-        /// The transfer's number.
-        transfer: u32,
-        /// Of the word.
-        kind: Kind,
-        /// Why it was not delivered; `None` if it was.
-        missed: Option<String>,
-    },
-}
 
 impl Outbox {
     /// The next thing that another part has to hear of; `None` if there is nothing more.
@@ -209,7 +174,7 @@ impl Outbox {
             return self.delivered.push_back(Delivered { number, message, since: cx.instant });
         }
         if let Some(transfer) = message.transfer {
-            let missed = message.missed.iter().next().map(|(name, why)| because(contacts, name, *why));
+            let missed = message.missed.iter().next().map(|(name, why)| why.because(contacts, name));
             return self.outcomes.push_back(Outcome::Word { transfer, kind: message.kind, missed });
         }
         let to_all = message.audience == Audience::Everyone;
@@ -218,7 +183,7 @@ impl Outbox {
             return self.unsent(cx, contacts, number, message, why.into());
         }
         if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
-            let because = because(contacts, name, *why);
+            let because = why.because(contacts, name);
             let text = match message.kind {
                 Kind::RoomOpened => {
                     // Who was not told can be told another time.
@@ -233,7 +198,7 @@ impl Outbox {
         }
         let text = quoted(&message.text);
         for (name, why) in message.missed.iter().take(MAX_NAMED) {
-            let why = because(contacts, name, *why);
+            let why = why.because(contacts, name);
             cx.problem_about(name, &why, format!("{why}: {name} did not receive {text}"));
         }
         if message.missed.len() > MAX_NAMED {
@@ -302,24 +267,5 @@ impl Outbox {
         let time = if id.is_some() { time } else { cx.now };
         let message = Outgoing { id, ..Outgoing::new(Kind::Message, audience, text, time) };
         self.send(cx, contacts, online, message);
-    }
-}
-
-/// Why `name` did not get a message, in words.
-pub fn because(contacts: &Contacts, name: &Username, why: Missed) -> String {
-    match why {
-        Missed::Offline => format!("{name} is offline"),
-        Missed::NoAccount => format!("there is no account named {name}"),
-        Missed::NoKey => format!("{name} has no usable key"),
-        Missed::KeyChanged => contacts.doubt(name),
-        Missed::Busy => format!("{name}'s connection is too slow at the moment"),
-        Missed::Failed => format!("the server did not accept it for {name}"),
-    }
-}
-
-impl Outgoing {
-    /// Whether `name` is its one recipient.
-    fn is_for(&self, name: &Username) -> bool {
-        self.audience.recipient() == Some(name)
     }
 }

@@ -1,0 +1,153 @@
+//! Files, as far as the other side tells: offered, accepted, declined, cancelled, complete.
+//!
+//! Invariant: a word about a transfer counts only from the other side of it, and only when its turn has come.
+//! Specification: PROTOCOL#file-transfer.
+
+use super::words::{Accept, Offer, Word};
+use super::{CANCELLED, Files, MAX_LEAVING, MAX_LISTED, MAX_OFFERS_OF_ONE, MIN_RATED, Size, State, Transfer};
+use crate::client::file::safe_name;
+use crate::client::session::cx::Cx;
+use crate::client::text::shortened;
+use crate::client::transfer::Job;
+use crate::crypto::chunk::{CHUNK, chunks};
+use crate::crypto::envelope::{Header, Kind};
+use crate::crypto::public::{Fingerprint, SessionPublicKey};
+use crate::name::Username;
+use miniserde::json;
+
+impl Files {
+    /// A word of the other side, other than an offer or its acceptance. `Err` if it is none.
+    pub fn take_word(&mut self, cx: &mut Cx, header: &Header, text: &str) -> Result<(), String> {
+        let Word { transfer, reason } = json::from_str(text).map_err(nonsense)?;
+        if let Some(number) = self.find(&header.from, &transfer.0) {
+            self.ended_there(cx, number, header.kind, reason.as_deref().map(shortened));
+        }
+        Ok(())
+    }
+
+    /// `from` offers a file. `Err` if that is none, or too much. PROTOCOL#bad-word.
+    pub fn offered(&mut self, cx: &mut Cx, from: &Username, text: &str) -> Result<(), String> {
+        let offer: Offer = json::from_str(text).map_err(nonsense)?;
+        if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
+            return Err("its size and its number of chunks do not match".into());
+        }
+        let theirs = self.list.values().filter(|one| one.peer == *from && !one.outgoing).count();
+        if self.find(from, &offer.transfer.0).is_some() {
+            return Err("it offers the same transfer twice".into());
+        }
+        if theirs >= MAX_OFFERS_OF_ONE {
+            return Err("too many files are offered already: /files lists them".into());
+        }
+        if self.count(false) >= MAX_LISTED
+            && let Some(transfer) = self.dispensable().and_then(|number| self.list.remove(&number))
+        {
+            let (title, peer) = (transfer.title(), &transfer.peer);
+            cx.notice(format!("too many files are offered: {title} from {peer} was removed from the list"));
+        }
+        let transfer = Transfer {
+            peer: from.clone(),
+            id: offer.transfer.0,
+            key: offer.key,
+            name: safe_name(&offer.name),
+            size: offer.size,
+            sha256: offer.sha256.0,
+            outgoing: false,
+            state: State::Offered,
+            since: cx.instant,
+            begun: (cx.instant, 0),
+            told: 0,
+        };
+        let title = transfer.title();
+        let number = self.add(transfer);
+        cx.notice(format!(
+            "{from} offers you a file: {title}; /acceptfile {number} accepts it, /rejectfile {number} declines it"
+        ));
+        Ok(())
+    }
+
+    /// `from` has accepted an offer: the session key that the chunks' keys are to be wrapped for, which [`Files::keys`] takes;
+    /// `None` if nothing comes of it. `Err` if that is no answer. PROTOCOL#chunk-session.
+    pub fn accepted(
+        &mut self,
+        cx: &mut Cx,
+        from: &Username,
+        text: &str,
+    ) -> Result<Option<Fingerprint>, String> {
+        let Accept { transfer: id, start, session } = json::from_str(text).map_err(nonsense)?;
+        let Some(number) = self.find(from, &id.0) else { return Ok(None) };
+        let Some(transfer) = self.list.get(&number) else { return Ok(None) };
+        if !transfer.outgoing || !matches!(transfer.state, State::Offered) {
+            return Ok(None);
+        }
+        let chunks = chunks(transfer.size).unwrap_or(0);
+        let Some(start) = u32::try_from(start).ok().filter(|start| *start <= chunks) else {
+            self.fail(cx, number, "the answer starts after the end of the file");
+            return Ok(None);
+        };
+        if self.moving(true) >= MAX_LEAVING {
+            self.fail(cx, number, "too many files are in progress already: offer it again later");
+            return Ok(None);
+        }
+        let session = Fingerprint(session.0);
+        self.enter_state(cx, number, State::AwaitingKey(start, session));
+        Ok(Some(session))
+    }
+
+    /// The session key of `name` is as new as it gets, if there is one: what waits for it begins, or never will.
+    pub fn keys(&mut self, cx: &mut Cx, name: &Username, key: Option<&SessionPublicKey>) {
+        let waits = |one: &Transfer| match one.state {
+            State::AwaitingKey(start, session) if one.peer == *name => Some((start, session)),
+            _ => None,
+        };
+        let list = self.list.iter();
+        let waiting: Vec<_> = list.filter_map(|(number, one)| Some((*number, waits(one)?))).collect();
+        for (number, (start, session)) in waiting {
+            let key = key.filter(|key| key.fingerprint() == session);
+            let (Some(recipient), Some(transfer)) = (key, self.list.get(&number)) else {
+                self.fail(cx, number, "the key that it was accepted with is no longer in use");
+                continue;
+            };
+            let (plan, done) = (transfer.plan(start), transfer.size.min(u64::from(start) * CHUNK as u64));
+            self.begin(cx, number, done);
+            self.job(cx, number, Job::Send { recipient: recipient.clone(), plan });
+        }
+    }
+
+    /// The other side has ended a transfer, one way or the other.
+    fn ended_there(&mut self, cx: &mut Cx, number: u32, kind: Kind, reason: Option<String>) {
+        let Some(transfer) = self.list.get(&number) else { return };
+        let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
+        let sent =
+            transfer.size > MIN_RATED && matches!(transfer.state, State::Confirming | State::Moving(1..));
+        let rate = format!(", {}/s", Size(transfer.rate(transfer.size, cx.instant)));
+        let rate = if sent { rate } else { String::new() };
+        match (kind, &transfer.state) {
+            (Kind::FileReject, State::Offered) if outgoing => {
+                self.end_transfer(cx, number, false, None);
+                cx.notice(format!("{peer} has declined {title}"));
+            }
+            (Kind::FileDone, State::AwaitingKey(..) | State::Moving(_) | State::Confirming) if outgoing => {
+                self.enter_state(cx, number, State::Copying);
+                self.job(cx, number, Job::Copy);
+                cx.notice(format!("{peer} has received {title}{rate}"));
+            }
+            (Kind::FileCancel, state) if !matches!(state, State::Copying) => {
+                let offered = !outgoing && matches!(state, State::Offered);
+                let reason = reason.as_deref();
+                // Who cancels on purpose does not want it to go on another time.
+                self.end_transfer(cx, number, reason == Some(CANCELLED), None);
+                cx.problem(match reason {
+                    Some(CANCELLED) if offered => format!("{peer} has withdrawn {title}"),
+                    Some(CANCELLED) => format!("{peer} has cancelled {title}"),
+                    Some(reason) => format!("{title} failed on {peer}'s side: {reason}"),
+                    None => format!("{title} failed on {peer}'s side"),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn nonsense(_: miniserde::Error) -> String {
+    "its text is malformed".into()
+}
