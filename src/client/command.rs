@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_commands_fits_a_screen_of_80_by_24() {
+    fn command_list_fits_a_screen_of_80_by_24() {
         assert!(COMMANDS.len() <= 22, "with a line instead of the last, above status and input");
         for usage in COMMANDS {
             // The time and a mark precede the line.
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_mean_what_a_person_would_expect() {
+    fn lines_parse_as_users_expect() {
         for (line, command) in [
             ("hello there", Command::Say("hello there".into())),
             ("//etc/passwd", Command::Say("/etc/passwd".into())),

@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_before_the_eyes_is_in_view_and_nothing_else() {
+    fn only_the_visible_end_of_a_view_counts_as_seen() {
         let mut views = Conversations::default();
         let bob = Place::With(name("bob"));
         assert!(views.in_view(&Place::Everyone) && views.in_view(&Place::Here) && !views.in_view(&bob));
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn an_own_message_is_one_entry_whatever_becomes_of_it() {
+    fn own_message_stays_one_entry_in_every_state() {
         let mut views = Conversations::default();
         take(&mut views, own(1, SendState::UnderWay, "one"));
         take(&mut views, own(2, SendState::UnderWay, "two"));
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_bounded_and_takes_nothing_from_other_views() {
+    fn flood_is_bounded_and_removes_nothing_from_other_views() {
         let mut views = Conversations::default();
         take(&mut views, received("bob", "precious"));
         let text = "x".repeat(20_000);

@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_a_question_is_one_line_without_controls() {
+    fn answer_to_a_question_is_one_line_without_controls() {
         let mut editor = Editor::default();
         paste(&mut editor, "a\r\nb\nc\td\u{1b}[A\u{202e}\r");
         assert_eq!(editor.key(&Key::AltEnter), Outcome::Ignored);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_may_have_several_lines() {
+    fn message_may_have_several_lines() {
         let mut editor = typed("one");
         editor.key(&Key::AltEnter);
         editor.key(&Key::Char('2'));
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_goes_back_through_what_was_typed() {
+    fn search_goes_back_through_the_history() {
         use Key::{Backspace, Char, Ctrl, Enter, Escape, Left};
         let lines = ["make tea", "/msg bob hi", "Make coffee", "other"];
         let mut editor = with_history(&lines, "half");
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_not_sent_can_be_had_back() {
+    fn unsent_line_can_be_restored() {
         use Key::{Char, Ctrl, Down, Up};
         let mut editor = with_history(&["first", "second"], "half");
         // Discarded.
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cursor_is_always_in_sight() {
+    fn cursor_is_always_visible() {
         let mut editor = typed("a 日本語 👨‍👩‍👧‍👦 and some more of it, e\u{301} ☺️ …");
         loop {
             for columns in 0..40 {

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_a_line_it_is_one_line() {
+    fn entry_as_a_line_is_one_line() {
         let entry = Entry::new(0, Source::Notice, Place::Here, "one\n* two\n".into());
         assert_eq!(entry.line(), "* one⏎* two⏎");
     }

@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_is_no_other_where_it_is_cut() {
+    fn cut_name_is_still_a_safe_name() {
         for length in MAX_NAME - 20..=MAX_NAME {
             for end in [".part is not the end", ".", " ", ". .", "\u{3000}"] {
                 let safe = safe_name(&("x".repeat(length) + end + &"y".repeat(50)));
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_taken_up_in_whole_chunks_and_appears_only_whole() {
+    fn part_resumes_in_whole_chunks_and_appears_only_complete() {
         let folder = Folder::new();
         let (alice, whole) = ("alice".parse().expect("name"), vec![9; 2 * CHUNK + 5]);
         let hash = sha256(&whole);

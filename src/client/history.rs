@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_comes_back_as_it_was_and_is_nowhere_in_clear() {
+    fn kept_messages_reload_unchanged_and_are_never_in_clear() {
         let home = Home::new();
         let (alice, bob) = (name("alice"), name("bob"));
         let sources = [
@@ -560,7 +560,7 @@ mod tests {
 
     /// PROTOCOL#history-record.
     #[test]
-    fn what_the_disk_says_is_made_harmless_again() {
+    fn kept_text_is_sanitised_again() {
         let home = Home::new();
         home.keep(&["\u{1b}[2J\u{202e}x\r"]);
         assert_eq!(home.texts(), ["\u{fffd}[2J\u{fffd}x\u{fffd}"]);
@@ -568,7 +568,7 @@ mod tests {
 
     /// PROTOCOL#history-record.
     #[test]
-    fn the_longest_message_fits() {
+    fn longest_message_fits() {
         let home = Home::new();
         let worst = [sanitise_lines(&"\u{1}".repeat(MAX_TEXT)), "\"".repeat(MAX_TEXT), "\n".repeat(MAX_TEXT)];
         let worst: Vec<String> = worst.iter().map(|text| sanitise_lines(text)).collect();
@@ -660,7 +660,7 @@ mod tests {
 
     /// PROTOCOL#history-damage.
     #[test]
-    fn a_disk_that_fails_costs_no_record_that_was_kept_before() {
+    fn failing_disk_loses_no_earlier_record() {
         let home = Home::new();
         let mut history = home.history();
         history.load().expect("loads");

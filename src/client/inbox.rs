@@ -237,7 +237,7 @@ mod tests {
 
     /// PROTOCOL#ack-when.
     #[test]
-    fn what_the_owner_has_taken_is_acknowledged_and_no_more() {
+    fn only_messages_taken_by_the_owner_are_acknowledged() {
         let (inbox, queue, connection, woken) = inbox();
         for _ in 0..40 {
             assert!(inbox.frame(Some(Event::Tick), 10));

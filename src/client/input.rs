@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_of_a_keyboard_have_their_names() {
+    fn keyboard_keys_are_decoded() {
         let table: &[(&[u8], Key)] = &[
             (b"a", Key::Char('a')),
             ("é".as_bytes(), Key::Char('é')),
@@ -715,7 +715,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paste_is_one_key_whatever_it_holds() {
+    fn paste_is_one_key_whatever_it_contains() {
         assert_eq!(
             *keys(b"\x1b[200~a\r\x1b[A\x1b\x1b[201~b"),
             [Key::Paste("a\r\x1b[A\x1b".into()), Key::Char('b')]

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_of_what_was_never_sent_is_refused() {
+    fn ack_of_frames_never_sent_is_refused() {
         let (queue, connection) = begun();
         packet(&queue, "one");
         assert!(!queue.acknowledge(1));
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_session_begins_with_nothing_of_the_former_one() {
+    fn new_session_drops_the_queue_of_the_former_one() {
         let (queue, first) = begun();
         packet(&queue, "one");
         next(&queue, first);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_packets_waits_for_room_and_is_woken_at_the_end() {
+    fn packet_sender_waits_for_room_and_wakes_at_the_end() {
         let (queue, connection) = begun();
         let minute = Duration::from_secs(60);
         let sends = |_: &u32| queue.packet(Vec::new(), vec![0; 9], minute).is_ok();

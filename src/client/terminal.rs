@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_that_is_not_ours_is_left_alone() {
+    fn terminal_of_another_job_is_left_alone() {
         let mut terminal = terminal(true, &[]);
         terminal.draw(&frame(&["one"])).expect("nothing to fail");
         terminal.bell().expect("nothing to fail");

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_controls_or_deceives_survives() {
+    fn control_and_deceptive_characters_are_replaced() {
         assert_eq!(sanitise("a\u{1b}[2J\u{7f}\u{9b}b"), "a\u{fffd}[2J\u{fffd}\u{fffd}b");
         assert_eq!(sanitise("one\r\ntwo\nthree\tx\r"), "one⏎two⏎three x\u{fffd}");
         let blank = "\u{ad}\u{180e}\u{115f}\u{1160}\u{2800}\u{3164}\u{ffa0}\u{fff9}\u{fffa}\u{fffb}\u{e0000}\u{e0020}";
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_is_a_character_of_its_own() {
+    fn line_break_is_a_character_of_its_own() {
         assert_eq!(clusters("a\n👩\u{200d}\nb").collect::<Vec<_>>(), ["a", "\n", "👩\u{200d}", "\n", "b"]);
         assert_eq!(width("a\nb"), width("a⏎b"));
     }
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_stays_as_it_is() {
+    fn ordinary_text_stays_unchanged() {
         for good in ["héllo", "e\u{301}", "日本語", "👨‍👩‍👧‍👦", "❤️", "می\u{200c}خواهم", "שלום", "👍🏽"]
         {
             assert_eq!(sanitise(good), good);

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_typed_has_signs_for_line_breaks_and_hints_behind_it() {
+    fn input_shows_line_breaks_and_hints() {
         let typed = |text: &str| Key::Paste(text.into());
         let [status, row] = input(80, &[typed("one\ntwo"), Key::AltEnter]);
         assert_eq!(row, "bob> one⏎two⏎");
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_message_is_told_apart_at_a_glance() {
+    fn kinds_of_messages_look_different() {
         let rows = shown(all_kinds(), 0, (100, 8));
         assert_eq!(
             rows[..6],
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_safety_number_is_large_where_there_is_room() {
+    fn safety_number_is_spaced_if_there_is_room() {
         let number = entry(Source::SafetyNumber, "    12345 67890 12345 67890");
         let rows = shown(vec![number.clone()], 0, (60, 4));
         assert_eq!(rows[..2], ["    1 2 3 4 5   6 7 8 9 0   1 2 3 4 5   6 7 8 9 0 ", ""]);
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_screen_still_says_who_speaks_to_whom() {
+    fn narrow_screen_still_shows_author_and_audience() {
         let rows = shown(all_kinds(), 0, (20, 15));
         assert_eq!(
             rows,
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_entry_stays_under_its_author() {
+    fn forged_entry_stays_under_its_author() {
         let forged = format!("{} 14:05 <bob> I owe you", "x".repeat(20));
         let rows = shown(vec![said(&forged)], 0, (40, 5));
         assert_eq!(rows[1], "14:05 <alice> xxxxxxxxxxxxxxxxxxxx 14:05");
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_fits_its_screen_exactly() {
+    fn frame_fits_its_screen_exactly() {
         let wide =
             "日本語 👨‍👩‍👧‍👦 e\u{301}\u{301} ☺️ averyveryveryverylongword @carol \u{1b}[2J\u{9b} fin ".repeat(9);
         let mut entries = all_kinds();
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_fits_in_whatever_widths_were_measured() {
+    fn frame_fits_with_any_measured_widths() {
         let test = std::env::current_exe().expect("this program");
         let name = "client::view::tests::frames_in_all_widths";
         let drawn = std::process::Command::new(test).args(["--ignored", "--exact", name]).output();
@@ -547,7 +547,7 @@ mod tests {
             for (n, (_, usual, other)) in SAMPLES.iter().enumerate() {
                 measured(n, if others >> n & 1 == 0 { *usual } else { *other });
             }
-            every_frame_fits_its_screen_exactly();
+            frame_fits_its_screen_exactly();
             let bars = [Progress { label: "photo.jpg → bob".into(), percent: 50, pace: "3 s left".into() }];
             for size in (0..60).map(|columns| (columns, 8)) {
                 with_bars(&bars, all_kinds(), 0, size, |frame| {
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_while_scrolled_up_moves_nothing_and_is_counted() {
+    fn scrolled_view_does_not_move_and_counts_new_messages() {
         let entries = |count: usize| (0..count).map(|n| said(&n.to_string())).collect::<Vec<_>>();
         let editor = Editor::default();
         let before = drawn(&editor, &[], entries(9), (4, 0, 0), (60, 5));
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_crosses_the_screen_and_is_nobody_s() {
+    fn rule_crosses_the_screen_without_an_author() {
         let rule = |text: &str| entry(Source::Rule, text);
         assert_eq!(
             shown(vec![said("one"), rule("Monday 2 November 2026"), said("two")], 0, (40, 5))[..3],

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 /// PROTOCOL#broadcast.
 #[test]
-fn people_talk_to_everyone_and_in_private() {
+fn users_chat_with_everyone_and_in_private() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();
@@ -181,7 +181,7 @@ fn message_reaches_a_client_with_a_new_session_key() {
 }
 
 #[test]
-fn nothing_is_shown_from_who_is_ignored_until_they_are_not() {
+fn ignored_user_s_messages_are_hidden_until_unignored() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = server.client("bob").ready();

@@ -172,7 +172,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
 
 /// PROTOCOL#asked-for, PROTOCOL#whole-file.
 #[test]
-fn a_file_arrives_whole_whatever_its_size() {
+fn file_of_any_size_arrives_complete() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     let sizes = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 1, 5_000_000, 64 * MIB + 1];
@@ -319,7 +319,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
 
 /// PROTOCOL#file_reject, PROTOCOL#file_cancel.
 #[test]
-fn an_offer_is_withdrawn_or_declined_by_cancel() {
+fn cancel_withdraws_or_declines_an_offer() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     make(&alice, "a.bin", 3 * CHUNK);
@@ -338,7 +338,7 @@ fn an_offer_is_withdrawn_or_declined_by_cancel() {
 }
 
 #[test]
-fn several_offers_are_told_apart_by_their_numbers() {
+fn numbers_distinguish_several_offers() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     let files: Vec<_> = ["a.txt", "b.txt", "c.txt"].map(|name| (name, make(&alice, name, 1000))).into();
@@ -423,7 +423,7 @@ fn eight_files_arrive_at_once_and_the_same_one_only_once() {
 }
 
 #[test]
-fn what_cannot_be_offered_is_answered_with_the_reason() {
+fn unusable_file_is_refused_with_the_reason() {
     let server = Server::start();
     let (mut alice, bob) = alice_and_bob(&server);
     let carol = server.client("carol").ready();
@@ -463,7 +463,7 @@ fn what_cannot_be_offered_is_answered_with_the_reason() {
 }
 
 #[test]
-fn a_path_may_have_spaces_quotes_a_tilde_or_be_relative() {
+fn path_may_have_spaces_quotes_a_tilde_or_be_relative() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     fs::create_dir(alice.home.path("my folder")).expect("a folder");
@@ -589,7 +589,7 @@ fn files_lists_what_was_begun_and_cannot_finish() {
 
 /// PROTOCOL#file_cancel.
 #[test]
-fn a_transfer_that_its_sender_cancels_leaves_nothing() {
+fn transfer_cancelled_by_its_sender_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
     alice.say("/cancel");
     alice.expect("* you have cancelled \"big.bin\" (8.3 MB) to bob");
@@ -600,7 +600,7 @@ fn a_transfer_that_its_sender_cancels_leaves_nothing() {
 
 /// PROTOCOL#file_cancel.
 #[test]
-fn a_transfer_that_its_recipient_cancels_leaves_nothing() {
+fn transfer_cancelled_by_its_recipient_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
     bob.say("/cancel");
     bob.expect("* you have cancelled \"big.bin\" (8.3 MB) from alice");
@@ -649,7 +649,7 @@ fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
 
 /// PROTOCOL#offer-life.
 #[test]
-fn who_leaves_takes_offers_along_and_the_other_is_told() {
+fn departure_ends_offers_and_notifies_the_peer() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     let mut carol = server.client("carol").ready();
@@ -739,7 +739,7 @@ fn file_arrives_over_a_line_that_changes_and_jitters() {
 
 /// PROTOCOL#go-on.
 #[test]
-fn a_transfer_goes_on_after_its_sender_was_killed() {
+fn transfer_resumes_after_its_sender_was_killed() {
     let Middle { server, gate, alice, mut bob, bytes } = Middle::reach();
     let home = alice.home.clone();
     drop(alice);
@@ -753,7 +753,7 @@ fn a_transfer_goes_on_after_its_sender_was_killed() {
 }
 
 #[test]
-fn a_transfer_goes_on_after_its_sender_has_logged_in_anew() {
+fn transfer_resumes_after_its_sender_has_logged_in_again() {
     let Middle { server, gate, alice, mut bob, bytes } = Middle::reach();
     // A login that replaces a session notifies nobody: other users still see one alice.
     let new_gate = Gate::before(&server);
@@ -770,7 +770,7 @@ fn a_transfer_goes_on_after_its_sender_has_logged_in_anew() {
 
 /// PROTOCOL#go-on.
 #[test]
-fn what_one_person_has_sent_is_no_beginning_for_another() {
+fn part_from_one_sender_is_not_resumed_by_another() {
     let Middle { server, gate: _gate, alice, mut bob, bytes } = Middle::reach();
     drop(alice);
     let mut carol = server.client("carol").ready();
@@ -790,7 +790,7 @@ fn what_one_person_has_sent_is_no_beginning_for_another() {
 }
 
 #[test]
-fn a_transfer_goes_on_after_its_recipient_was_killed() {
+fn transfer_resumes_after_its_recipient_was_killed() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let home = bob.home.clone();
     drop(bob);
@@ -804,7 +804,7 @@ fn a_transfer_goes_on_after_its_recipient_was_killed() {
 }
 
 #[test]
-fn a_transfer_goes_on_after_the_server_was_killed() {
+fn transfer_resumes_after_the_server_was_killed() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let data = server.kill();
     let home = bob.home.clone();
@@ -896,7 +896,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
 }
 
 #[test]
-fn a_full_disk_ends_the_transfer_and_nothing_else() {
+fn full_disk_ends_only_the_transfer() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     // Writes beyond 1 or 2 MiB (the shell chooses the block size) fail as on a full disk.
@@ -934,7 +934,7 @@ fn a_full_disk_ends_the_transfer_and_nothing_else() {
 // ---- the end
 
 #[test]
-fn the_end_of_input_waits_for_the_files_that_are_under_way() {
+fn end_of_input_waits_for_transfers_in_progress() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
     let homes = (alice.home.clone(), bob.home.clone());
     let (sent, received) = (alice.data("files/sent/bob_big.bin"), bob.data("files/received/alice_big.bin"));
@@ -955,7 +955,7 @@ fn the_end_of_input_waits_for_the_files_that_are_under_way() {
 }
 
 #[test]
-fn the_end_of_input_waits_for_the_answer_to_an_offer() {
+fn end_of_input_waits_for_the_answer_to_an_offer() {
     let server = Server::start();
     let (mut alice, mut bob) = alice_and_bob(&server);
     let bytes = make(&alice, "a.bin", MIB);

@@ -145,7 +145,7 @@ fn history_without_the_option_is_untouched_and_reported() {
 }
 
 #[test]
-fn what_is_forgotten_is_gone_and_what_comes_after_is_kept() {
+fn history_forget_erases_and_later_messages_are_kept() {
     let (server, home) = (Server::start(), Home::new());
     let _bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[KEEP]).ready();

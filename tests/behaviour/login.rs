@@ -194,7 +194,7 @@ struct Stolen {
 
 /// PROTOCOL#login-failed.
 #[test]
-fn a_thief_of_users_json_cannot_log_in() {
+fn thief_of_users_json_cannot_log_in() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let text = std::fs::read_to_string(server.data("users.json")).expect("the thief reads it");
@@ -253,7 +253,7 @@ fn shape(server: &Server, person: &Person) -> Vec<String> {
 
 /// PROTOCOL#unknown-name, PROTOCOL#login-failed.
 #[test]
-fn an_unknown_name_and_a_known_one_look_alike() {
+fn unknown_and_known_names_look_alike() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let nobody = Person::new("nobody");
@@ -519,7 +519,7 @@ fn answer_that_is_malformed_by_itself_is_no_guess() {
 }
 
 #[test]
-fn a_login_makes_earlier_failures_forgotten() {
+fn login_clears_earlier_failures() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     for _ in 0..2 {
@@ -563,7 +563,7 @@ fn guesses_at_the_same_time_are_all_counted() {
 
 /// PROTOCOL#challenge-once.
 #[test]
-fn a_challenge_serves_one_response() {
+fn challenge_accepts_one_response() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let mut raw = server.raw();
@@ -580,7 +580,7 @@ fn a_challenge_serves_one_response() {
 
 /// PROTOCOL#challenge-once.
 #[test]
-fn a_recorded_response_is_worth_nothing_on_another_connection() {
+fn recorded_response_fails_on_another_connection() {
     for arguments in [&[][..], &["--no-tls"]] {
         let server = Server::with(arguments);
         let (_raw, alice) = newcomer(&server, "alice");
@@ -626,7 +626,7 @@ fn says(lines: &[String], words: &[&str]) {
 }
 
 #[test]
-fn a_person_is_told_what_is_wrong_and_what_to_do() {
+fn login_errors_name_the_cause_and_the_remedy() {
     let server = Server::start();
     let home = Folder::new();
     let alice = &["--user", "alice"];
@@ -691,7 +691,7 @@ fn a_person_is_told_what_is_wrong_and_what_to_do() {
 }
 
 #[test]
-fn a_key_copied_into_a_folder_made_by_hand_logs_in() {
+fn key_copied_into_a_new_folder_logs_in() {
     let server = Server::start();
     let home = Folder::new();
     let (status, _) = run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
@@ -732,7 +732,7 @@ fn damaged_memory_of_users_is_reported_before_a_login() {
 }
 
 #[test]
-fn a_password_file_that_others_can_read_is_refused() {
+fn password_file_that_others_can_read_is_refused() {
     let server = Server::start();
     let home = Folder::new();
     let path = home.password_file(PASSWORD);
@@ -749,7 +749,7 @@ fn a_password_file_that_others_can_read_is_refused() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_is_told_with_a_remedy() {
+fn unreachable_server_is_reported_with_a_remedy() {
     let server = Server::start();
     let home = Folder::new();
     run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);

@@ -213,7 +213,7 @@ fn guesses_at_the_old_password_lock_the_name_like_failed_logins() {
 
 /// PROTOCOL#challenge-once.
 #[test]
-fn a_challenge_serves_one_change_on_its_own_connection() {
+fn challenge_accepts_one_change_on_its_own_connection() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
     let mut raw = server.raw();
@@ -409,7 +409,7 @@ fn account_of_an_older_client_opens_with_either_form() {
 
 /// PROTOCOL#password, PROTOCOL#password-file.
 #[test]
-fn what_is_wrong_with_a_change_is_told_and_nothing_changes() {
+fn wrong_password_change_is_reported_and_changes_nothing() {
     let server = Server::start();
     let home = Home::new(&server);
     let before = fs::read(home.key()).expect("there");

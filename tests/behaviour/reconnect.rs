@@ -430,7 +430,7 @@ fn server_crash_reports_unacknowledged_text_and_resends_none() {
 }
 
 #[test]
-fn a_server_that_comes_and_goes_is_found_again_each_time() {
+fn restarted_server_is_found_again_each_time() {
     let mut server = Server::start();
     let mut two = Two::on(&server);
     for round in 0..5 {
@@ -448,7 +448,7 @@ fn a_server_that_comes_and_goes_is_found_again_each_time() {
 
 /// PROTOCOL#elsewhere.
 #[test]
-fn a_login_from_elsewhere_is_not_fought_over() {
+fn client_replaced_by_another_login_does_not_reconnect() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     cut(&gate, &mut alice);
@@ -711,7 +711,7 @@ fn signal_stays_ignored_if_the_client_was_started_so() {
 }
 
 #[test]
-fn who_leaves_after_a_cut_is_gone_for_the_others_at_once() {
+fn client_that_leaves_after_a_cut_is_offline_at_once() {
     let server = Server::with(&["--grace", "3600"]);
     let (mut alice, gate) = (server.client("alice").ready(), Gate::before(&server));
     let home = Arc::new(Folder::new());

@@ -395,7 +395,7 @@ fn new_password_is_typed_hidden_and_never_sent_as_a_message() {
 }
 
 #[test]
-fn every_prompt_can_be_backed_out_of() {
+fn every_prompt_can_be_cancelled() {
     let server = Server::start();
     let terminal = Terminal::new();
     let new = "new password (hidden, at least 6 characters):";
@@ -443,7 +443,7 @@ fn every_prompt_can_be_backed_out_of() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_told_and_the_menu_comes_back() {
+fn unreachable_server_is_reported_and_the_menu_returns() {
     let server = Server::start();
     let terminal = Terminal::new();
     let client = terminal.client(server.port, "--user alice --register");
@@ -566,7 +566,7 @@ fn conversation_has_its_view_and_the_prompt_names_it() {
 }
 
 #[test]
-fn what_failed_says_why_and_is_sent_again_with_one_key() {
+fn failed_message_shows_why_and_one_key_resends_it() {
     let (server, terminal, bob) = alice_and_bob();
     let home = bob.home.clone();
     assert_eq!(bob.finish().0, 0);
@@ -593,7 +593,7 @@ fn escape_and_a_command_that_come_together_are_both_taken() {
 }
 
 #[test]
-fn the_wheel_scrolls() {
+fn wheel_scrolls() {
     let (_server, terminal, mut bob) = alice_and_bob();
     for number in 0..40 {
         bob.say(&format!("line number {number}."));
@@ -803,7 +803,7 @@ fn other_views_are_reached_without_alt() {
 }
 
 #[test]
-fn mouse_is_taken_or_left_as_the_person_wants() {
+fn mouse_command_toggles_who_handles_the_mouse() {
     let server = Server::start();
     let terminal = Terminal::new();
     let mouse = |flag: &str| support::until(flag, || terminal.tell("#{mouse_any_flag}") == flag);
@@ -888,7 +888,7 @@ fn style_before(styled: &str, text: &str) -> String {
 }
 
 #[test]
-fn a_mention_stands_out_and_rings_the_bell() {
+fn mention_is_highlighted_and_rings_the_bell() {
     let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("nobody in particular, not even alice");
     terminal.expect("nobody in particular");
@@ -938,7 +938,7 @@ fn long_lines_and_wide_characters_are_wrapped_in_line() {
 }
 
 #[test]
-fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
+fn resized_terminal_is_redrawn_while_messages_arrive() {
     let (server, terminal, bob) = alice_and_bob();
     terminal.text("half a line");
     terminal.expect_last("> half a line");
@@ -989,7 +989,7 @@ fn a_resized_terminal_is_drawn_anew_whatever_arrives_meanwhile() {
 }
 
 #[test]
-fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
+fn commands_are_explained_and_mistyped_ones_never_sent() {
     let (_server, terminal, mut bob) = alice_and_bob();
     terminal.enter("/help");
     let screen = terminal.expect("any other line goes to");
@@ -1018,7 +1018,7 @@ fn commands_are_explained_and_a_mistyped_one_is_never_sent() {
 }
 
 #[test]
-fn a_bar_shows_how_far_a_file_is_and_a_line_where_it_stands() {
+fn bar_shows_the_progress_of_a_file() {
     let server = Server::start();
     let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
@@ -1067,7 +1067,7 @@ fn message_cannot_move_the_cursor_or_rename_the_terminal() {
 }
 
 #[test]
-fn colours_are_used_unless_the_person_wants_none() {
+fn colours_are_used_unless_no_color_is_set() {
     let server = Server::start();
     let coloured = |styled: &str| styled.contains("38;5;");
     let terminal = Terminal::new();
@@ -1093,7 +1093,7 @@ fn colours_are_used_unless_the_person_wants_none() {
 }
 
 #[test]
-fn nothing_is_drawn_on_a_dumb_terminal_or_into_a_pipe() {
+fn dumb_terminal_or_pipe_gets_plain_mode() {
     let server = Server::start();
     let terminal = Terminal::new();
     let raw = terminal.home.path("raw");
@@ -1229,12 +1229,12 @@ fn end_in_every_way(busy: bool) {
 }
 
 #[test]
-fn however_the_client_ends_the_terminal_is_as_it_was() {
+fn terminal_is_restored_at_every_end_without_messages() {
     end_in_every_way(false);
 }
 
 #[test]
-fn terminal_is_restored_however_the_client_ends() {
+fn terminal_is_restored_at_every_end_while_messages_arrive() {
     end_in_every_way(true);
 }
 

@@ -71,7 +71,7 @@ fn holds(property: &Property) {
 
 /// PROTOCOL#line, PROTOCOL#packet.
 #[test]
-fn a_stream_has_the_same_frames_however_it_is_cut() {
+fn stream_has_the_same_frames_however_it_is_cut() {
     holds(&wire::FRAMES);
 }
 
@@ -83,13 +83,13 @@ fn decoded_message_means_the_same_when_encoded_again() {
 
 /// PROTOCOL#packet.
 #[test]
-fn a_packet_is_its_address_and_its_payload() {
+fn packet_is_its_address_and_its_payload() {
     holds(&wire::PACKETS);
 }
 
 /// PROTOCOL#signature.
 #[test]
-fn an_envelope_of_which_anything_is_altered_does_not_open() {
+fn altered_envelope_does_not_open() {
     holds(&crypto::ENVELOPES);
 }
 
@@ -101,12 +101,12 @@ fn chunks_that_were_altered_or_moved_do_not_open() {
 
 /// PROTOCOL#der.
 #[test]
-fn a_public_key_has_one_encoding_and_is_of_use() {
+fn public_key_has_one_encoding_and_is_usable() {
     holds(&crypto::KEYS);
 }
 
 #[test]
-fn a_key_file_that_is_none_costs_no_work() {
+fn invalid_key_file_costs_no_work() {
     holds(&crypto::KEY_FILE);
 }
 
@@ -127,24 +127,24 @@ fn of_an_altered_history_only_the_beginning_is_read() {
 }
 
 #[test]
-fn a_certificate_is_one_or_told_with_its_path() {
+fn certificate_file_is_valid_or_an_error_with_its_path() {
     holds(&disk::CERTIFICATES);
 }
 
 #[test]
-fn nothing_of_an_escape_sequence_is_text() {
+fn escape_sequence_never_becomes_text() {
     holds(&client::INPUT);
 }
 
 /// PROTOCOL#plain-name.
 #[test]
-fn whatever_a_file_is_called_it_gets_one_plain_name() {
+fn any_file_name_becomes_one_plain_name() {
     holds(&client::NAMES);
 }
 
 /// PROTOCOL#harmless.
 #[test]
-fn what_is_shown_is_harmless_and_no_wider_than_asked() {
+fn shown_text_is_harmless_and_no_wider_than_requested() {
     holds(&client::TEXT);
 }
 

@@ -426,7 +426,7 @@ fn malformed_line_after_login_gets_a_code_and_stays_open() {
 
 /// PROTOCOL#line-length.
 #[test]
-fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
+fn line_has_16_kib_before_a_login_and_a_mebibyte_after() {
     let mut scene = Scene::open(&[]);
     let ping = |length: usize| {
         let mut line = b"{\"type\":\"ping\"}".to_vec();
@@ -455,7 +455,7 @@ fn a_line_has_16_kib_before_a_login_and_a_mebibyte_after() {
 
 /// PROTOCOL#der.
 #[test]
-fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
+fn key_other_than_rsa_2048_is_refused_in_every_message() {
     let mut scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let good = mallory.identity.public().spki();
@@ -520,7 +520,7 @@ fn a_key_that_is_not_rsa_2048_is_refused_wherever_a_key_goes() {
 
 /// PROTOCOL#routing, PROTOCOL#own-name, PROTOCOL#name-case, PROTOCOL#encrypted_send.
 #[test]
-fn an_envelope_goes_only_where_its_routing_is_whole_and_honest() {
+fn envelope_with_wrong_routing_goes_nowhere() {
     let mut scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let (mut carol, _) = newcomer(&scene.server, "carol");
@@ -918,7 +918,7 @@ fn flood_leaves_room_for_the_word_of_another() {
 
 /// PROTOCOL#ends-at-once.
 #[test]
-fn a_peer_that_asks_and_never_listens_is_closed() {
+fn peer_that_asks_and_never_reads_is_closed() {
     // A high rate, so that answers pile up and not requests.
     let mut scene = Scene::open(&["--rate", "2000"]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
@@ -963,7 +963,7 @@ fn connection_floods_evict_only_the_oldest_strangers() {
 }
 
 #[test]
-fn an_address_has_no_more_connections_than_it_is_allowed() {
+fn address_has_no_more_connections_than_its_limit() {
     let mut scene = Scene::open(&["--per-address", "12"]);
     let mut sockets: Vec<TcpStream> = (0..60).map(|_| scene.server.socket()).collect();
     for socket in &mut sockets[20..] {
@@ -985,7 +985,7 @@ fn an_address_has_no_more_connections_than_it_is_allowed() {
 }
 
 #[test]
-fn a_server_with_few_descriptors_never_runs_out_of_them() {
+fn server_with_few_descriptors_never_runs_out() {
     let mut scene = Scene::with_descriptors(Some(100), &["--per-address", "1000"]);
     let sockets: Vec<TcpStream> = (0..300).map(|_| scene.server.socket()).collect();
     scene.exchange();
@@ -1123,7 +1123,7 @@ fn replaced_session_sends_nothing_more() {
 
 /// PROTOCOL#replaced.
 #[test]
-fn who_was_replaced_and_does_not_go_keeps_nothing_of_the_server() {
+fn replaced_client_that_stays_holds_no_resources() {
     let scene = Scene::open(&["--clients", "8", "--waiting", "8"]);
     let (first, mallory) = newcomer(&scene.server, "mallory");
     let log_in = || {

@@ -527,7 +527,7 @@ fn any_file_name_becomes_one_plain_file_in_its_folder() {
 
 /// PROTOCOL#harmless.
 #[test]
-fn a_file_name_climbs_into_no_other_row() {
+fn file_name_reaches_no_other_row() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -803,7 +803,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
 
 /// PROTOCOL#asked-for, PROTOCOL#not-granted.
 #[test]
-fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
+fn unrequested_packets_reach_no_client_or_disk() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut bob);
@@ -835,7 +835,7 @@ fn nothing_that_was_not_asked_for_reaches_a_client_or_its_disk() {
 
 /// PROTOCOL#bad-word.
 #[test]
-fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
+fn notice_or_packet_about_a_foreign_transfer_does_nothing() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut carol = Mallory::new(&server, "carol", &mut bob);
@@ -876,7 +876,7 @@ fn a_word_or_a_packet_about_a_file_of_others_does_nothing() {
 
 /// PROTOCOL#bad-word, PROTOCOL#chunk-session, PROTOCOL#file_accept.
 #[test]
-fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
+fn wrong_answer_to_an_offer_ends_it_or_does_nothing() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut alice);
@@ -916,7 +916,7 @@ fn an_answer_that_fits_no_offer_ends_it_or_does_nothing() {
 
 /// PROTOCOL#granted-limit, PROTOCOL#harmless.
 #[test]
-fn a_recipient_who_grants_nothing_or_everything_holds_up_nobody() {
+fn recipient_that_grants_nothing_or_everything_delays_nobody() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut mallory = Mallory::new(&server, "mallory", &mut alice);
@@ -975,7 +975,7 @@ fn recipient_that_claims_the_whole_file_gets_nothing_more() {
 
 /// PROTOCOL#bad-word.
 #[test]
-fn nobody_but_the_one_it_was_offered_to_can_answer_an_offer() {
+fn only_the_recipient_of_an_offer_can_answer_it() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let mut bob = Mallory::new(&server, "bob", &mut alice);
@@ -1239,7 +1239,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
 }
 
 #[test]
-fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
+fn invented_server_messages_do_not_harm_a_transfer() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
     to_bob.packets(|_, id, payload| {
         let malformed = vec![0, 0, 0, 0, 0];
@@ -1281,7 +1281,7 @@ fn what_a_server_makes_up_beside_a_file_does_not_hurt_it() {
 
 /// PROTOCOL#bad-packet, PROTOCOL#packet.
 #[test]
-fn malformed_packet_gets_a_code_and_a_long_one_is_cut_off() {
+fn malformed_packet_gets_a_code_and_a_long_one_closes() {
     let server = Server::start();
     let mut pair = Pair::on(&server);
     let body = |body: &[u8]| [&[0], &(body.len() as u32).to_be_bytes()[..], body].concat();
@@ -1344,7 +1344,7 @@ fn is_granted(raw: &mut Raw, id: TransferId, count: u32) {
 
 /// PROTOCOL#grants, PROTOCOL#granted-limit, PROTOCOL#not-granted, PROTOCOL#grant, PROTOCOL#refused.
 #[test]
-fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
+fn packet_goes_only_where_and_as_often_as_granted() {
     let server = Server::start();
     let mut pair = Pair::on(&server);
     let (mut taker, _) = newcomer(&server, "taker");
@@ -1419,7 +1419,7 @@ fn a_packet_goes_only_where_it_was_granted_and_only_so_often() {
 
 /// PROTOCOL#packet-cost.
 #[test]
-fn who_sends_what_nobody_wants_is_read_more_slowly() {
+fn sender_of_refused_packets_is_throttled() {
     let server = Server::with(&["--rate", "20"]);
     let (mut raw, _) = newcomer(&server, "mallory");
     let started = Instant::now();

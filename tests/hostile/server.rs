@@ -412,7 +412,7 @@ const REFUSED: &str = "! refused a message that claims to come from ";
 
 /// PROTOCOL#checks, PROTOCOL#check-fields, PROTOCOL#check-signature, PROTOCOL#check-open, PROTOCOL#no-answer.
 #[test]
-fn a_message_with_any_field_altered_is_not_shown() {
+fn message_with_any_altered_field_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &mallory]);
@@ -509,7 +509,7 @@ fn a_message_with_any_field_altered_is_not_shown() {
 
 /// PROTOCOL#check-identity, PROTOCOL#check-signature, PROTOCOL#check-recipient.
 #[test]
-fn a_message_forged_in_another_s_name_is_not_shown() {
+fn message_forged_in_another_s_name_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &mallory]);
@@ -538,7 +538,7 @@ fn a_message_forged_in_another_s_name_is_not_shown() {
 }
 
 #[test]
-fn a_message_forged_in_the_reader_s_own_name_is_not_shown() {
+fn message_forged_in_the_reader_s_own_name_is_not_shown() {
     let mallory = person("mallory");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
@@ -581,7 +581,7 @@ fn broadcast_of_another_server_is_refused() {
 
 /// PROTOCOL#check-open, PROTOCOL#commitment, PROTOCOL#padding.
 #[test]
-fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
+fn commitment_to_another_key_is_refused() {
     let mallory = person("mallory");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
@@ -614,7 +614,7 @@ fn a_commitment_that_is_not_the_wrapped_key_s_is_refused() {
 
 /// PROTOCOL#check-text, PROTOCOL#times.
 #[test]
-fn a_message_that_was_held_back_says_so() {
+fn delayed_message_is_reported_as_such() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -637,7 +637,7 @@ fn a_message_that_was_held_back_says_so() {
 
 /// PROTOCOL#check-sequence, PROTOCOL#sequence.
 #[test]
-fn the_highest_numbers_end_no_conversation_and_no_client() {
+fn highest_numbers_end_no_conversation_and_no_client() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -743,7 +743,7 @@ fn swapped_identity_key_is_noticed_after_a_restart() {
 }
 
 #[test]
-fn nobody_on_line_but_one_whose_key_has_changed_is_told_as_that() {
+fn only_recipient_with_a_changed_key_is_reported_as_such() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -881,7 +881,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
 
 /// PROTOCOL#newest, PROTOCOL#renew.
 #[test]
-fn newest_that_the_server_makes_up_costs_one_renewal() {
+fn invented_newest_costs_one_renewal() {
     let now = clock::now_ms();
     for (newest, is_followed) in [(now + 3_600_000, true), (now + 9_000_000, false), (u64::MAX, false)] {
         let stage = Stage::new();
@@ -938,7 +938,7 @@ fn keys_that_were_not_asked_for_change_nothing() {
 
 /// PROTOCOL#stale.
 #[test]
-fn a_session_key_that_is_stale_for_ever_is_given_up() {
+fn session_key_that_stays_stale_is_abandoned() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -1016,7 +1016,7 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
 }
 
 #[test]
-fn a_server_that_never_answers_is_left_after_thirty_seconds() {
+fn server_that_never_answers_is_left_after_thirty_seconds() {
     let (folder, bob, alice) = (Folder::new(), person("bob"), person("alice"));
     let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
@@ -1281,7 +1281,7 @@ fn first_sigterm_says_farewell_also_when_nobody_reads() {
 
 /// PROTOCOL#ping.
 #[test]
-fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
+fn nonsense_from_the_server_is_reported_and_harmless() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -1332,7 +1332,7 @@ fn nonsense_from_the_server_is_told_and_disturbs_nothing() {
 
 /// PROTOCOL#harmless.
 #[test]
-fn what_the_server_says_to_people_stays_one_harmless_line() {
+fn server_texts_stay_one_harmless_line() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[]);
     let mean = "x\n<alice> I owe you\r\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}31m\u{202e}evil\u{2066}\u{0}";
@@ -1367,7 +1367,7 @@ fn what_the_server_says_to_people_stays_one_harmless_line() {
 }
 
 #[test]
-fn a_crowd_that_comes_and_goes_is_told_as_a_number() {
+fn crowd_that_joins_and_leaves_is_reported_as_a_number() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[]);
     let crowd: Vec<Username> = (0..4000).map(|n| name(&format!("user-{n}"))).collect();
@@ -1393,7 +1393,7 @@ fn a_crowd_that_comes_and_goes_is_told_as_a_number() {
 
 /// PROTOCOL#line-length.
 #[test]
-fn a_line_without_end_ends_the_connection() {
+fn endless_line_ends_the_connection() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[]);
     line.bytes(&vec![b'x'; MAX_LINE + 100_000]);
@@ -1430,7 +1430,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
 
 /// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once, PROTOCOL#known-logins.
 #[test]
-fn a_login_that_goes_wrong_at_any_step_says_why_and_ends_with_1() {
+fn failed_login_at_any_step_says_why_and_ends_with_1() {
     type Play = fn(&mut Line);
     fn asked(line: &mut Line) {
         assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
@@ -1897,7 +1897,7 @@ fn client_leaves_a_server_that_acknowledges_unsent_frames() {
 
 /// PROTOCOL#ack-true.
 #[test]
-fn a_server_that_takes_back_an_acknowledgement_is_left() {
+fn server_that_lowers_its_acknowledgement_is_left() {
     let alice = person("alice");
     for resumes in [false, true] {
         let stage = Stage::new();
@@ -1922,7 +1922,7 @@ fn a_server_that_takes_back_an_acknowledgement_is_left() {
 }
 
 #[test]
-fn what_a_server_sends_twice_after_resuming_is_shown_once() {
+fn message_sent_twice_after_resuming_is_shown_once() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, mut line) = stage.with(&[&alice]);
@@ -1980,7 +1980,7 @@ fn only_frames_the_server_did_not_receive_are_resent() {
 }
 
 #[test]
-fn a_false_login_after_no_session_is_refused_with_the_reason() {
+fn false_login_after_no_session_is_refused_with_a_reason() {
     let no_session = || ServerMessage::error(ErrorCode::NoSession, "no such session");
     let falsehoods = [
         (ServerMessage::error(ErrorCode::LoginFailed, "no"), "login failed"),
@@ -2006,7 +2006,7 @@ fn a_false_login_after_no_session_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_login_that_was_never_answered_for_is_no_session() {
+fn login_without_an_answer_is_no_session() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -2148,7 +2148,7 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
 
 /// PROTOCOL#check-recipient, PROTOCOL#wrapped-key.
 #[test]
-fn an_envelope_redirected_to_a_third_person_is_refused() {
+fn envelope_redirected_to_a_third_user_is_refused() {
     let server = Server::with(&["--no-tls"]);
     let (to_bob, to_carol) = (Operator::before(&server), Operator::before(&server));
     let mut alice = server.client("alice").ready();
@@ -2241,7 +2241,7 @@ fn send_raw(
 
 /// PROTOCOL#harmless.
 #[test]
-fn whatever_a_user_writes_stays_one_line_under_that_user_s_name() {
+fn any_text_stays_one_line_under_its_author_s_name() {
     let server = Server::with(&["--no-tls"]);
     let mut bob = server.client("bob").ready();
     let (mut raw, mallory) = newcomer(&server, "mallory");
@@ -2398,7 +2398,7 @@ fn changed_server_key_is_refused_with_the_remedy() {
 }
 
 #[test]
-fn an_unknown_server_is_refused_unless_its_fingerprint_is_given() {
+fn unknown_server_is_refused_without_its_fingerprint() {
     let server = Server::start();
     let home = Folder::new();
     let fingerprint = fingerprint_of(&server);
@@ -2469,7 +2469,7 @@ fn message_for_another_name_or_session_is_refused() {
 
 /// PROTOCOL#check-fields, PROTOCOL#check-text.
 #[test]
-fn a_room_is_opened_and_left_only_by_a_message_of_that_room() {
+fn room_is_opened_and_left_only_by_messages_of_that_room() {
     let mallory = person("mallory");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&mallory]);
@@ -2496,7 +2496,7 @@ fn a_room_is_opened_and_left_only_by_a_message_of_that_room() {
 
 /// PROTOCOL#name-case.
 #[test]
-fn a_double_whose_name_differs_in_letter_case_alone_is_refused() {
+fn name_that_differs_only_in_letter_case_is_refused() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -2561,7 +2561,7 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
 }
 
 #[test]
-fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
+fn server_cannot_make_a_client_remember_endless_users() {
     let (folder, bob, mallory) = (Folder::new(), person("bob"), person("mallory"));
     let known = support::memory(&folder);
     let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
@@ -2605,7 +2605,7 @@ fn a_server_cannot_make_a_client_keep_ever_more_people_in_mind() {
 
 /// PROTOCOL#server-key.
 #[test]
-fn a_channel_is_had_only_for_the_fingerprint_that_was_named() {
+fn channel_opens_only_for_the_given_fingerprint() {
     let server = Server::start();
     let shake = || {
         let socket = Arc::new(server.socket());
@@ -2655,7 +2655,7 @@ fn server_without_its_certificate_s_key_gets_no_channel() {
 }
 
 #[test]
-fn an_answer_about_one_person_teaches_nothing_about_another() {
+fn answer_about_one_user_reveals_nothing_about_another() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let (folder, bob) = (Folder::new(), person("bob"));
     let known = support::memory(&folder);

@@ -210,7 +210,7 @@ fn check_reports_exactly_what_would_stop_a_start() {
 }
 
 #[test]
-fn wrong_words_of_an_operator_are_one_line_and_status_2() {
+fn wrong_operator_commands_are_one_line_and_status_2() {
     let home = Folder::new();
     for words in [
         &["user"][..],
@@ -239,7 +239,7 @@ fn field(line: &str, name: &str) -> u64 {
 }
 
 #[test]
-fn a_status_comes_when_asked_for_in_output_and_log() {
+fn status_appears_on_request_in_output_and_log() {
     let mut server = Server::with(&["--per-address", "12"]);
     let (_alice, _) = newcomer(&server, "alice");
     let _guest = server.raw();
@@ -541,7 +541,7 @@ fn commands_without_a_server_act_directly_or_refuse() {
 }
 
 #[test]
-fn a_server_that_cannot_be_asked_is_never_bypassed() {
+fn unreachable_running_server_is_never_bypassed() {
     let server = Server::start();
     newcomer(&server, "alice");
     let before = fs::read(server.data("users.json")).expect("there");
@@ -623,7 +623,7 @@ fn kill_of_either_side_leaves_an_account_complete_or_gone() {
 }
 
 #[test]
-fn what_crashes_leave_behind_goes_at_the_next_start() {
+fn start_removes_the_temporary_files_of_crashes() {
     let server = Server::start();
     newcomer(&server, "alice");
     let home = server.kill();
@@ -640,7 +640,7 @@ fn what_crashes_leave_behind_goes_at_the_next_start() {
 }
 
 #[test]
-fn a_wrong_clock_locks_nobody_for_longer_than_fifteen_minutes() {
+fn wrong_clock_locks_nobody_longer_than_fifteen_minutes() {
     let home = Server::start().kill();
     let path = home.path("data/locks.json");
     // A lock written when the clock was ten years ahead, and one of an hour ago, as after a clock was set forward.
@@ -681,7 +681,7 @@ fn ask(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
 }
 
 #[test]
-fn the_readme_s_filter_finds_guessers_and_nobody_else() {
+fn readme_filter_finds_only_guessers() {
     let server = Server::start();
     let (_raw, _) = newcomer(&server, "alice");
     let guessed = Person::new("nobody");
@@ -722,7 +722,7 @@ fn the_readme_s_filter_finds_guessers_and_nobody_else() {
 }
 
 #[test]
-fn the_readme_s_unit_is_one_and_leaves_little_exposed() {
+fn readme_unit_is_valid_and_leaves_little_exposed() {
     let unit = block("[Unit]");
     assert!(unit.contains("SocketBindAllow=tcp:1315") && unit.contains("TasksMax=infinity"));
     let folder = Folder::new();

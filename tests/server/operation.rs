@@ -59,7 +59,7 @@ fn fingerprint(line: &str) -> String {
 }
 
 #[test]
-fn nobody_but_the_owner_can_read_anything_of_server_or_client() {
+fn only_the_owner_can_read_files_of_server_or_client() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let bob = server.client("bob").ready();
@@ -182,7 +182,7 @@ fn expired_certificate_is_renewed_and_keeps_its_pinned_key() {
 }
 
 #[test]
-fn the_last_thirty_days_of_a_certificate_are_announced() {
+fn last_thirty_days_of_a_certificate_are_announced() {
     for (days, announced) in [(340, true), (330, false)] {
         let home = Arc::new(Folder::new());
         let certs = home.path("data/certs");
@@ -534,7 +534,7 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
 
 /// PROTOCOL#transport.
 #[test]
-fn the_key_exchange_is_the_hybrid_post_quantum_one() {
+fn key_exchange_is_hybrid_post_quantum() {
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
     let server = Server::start();
     // An ordinary TLS client that trusts the server's certificate file.
@@ -560,7 +560,7 @@ fn the_key_exchange_is_the_hybrid_post_quantum_one() {
 
 /// PROTOCOL#registration-limit.
 #[test]
-fn a_closed_server_makes_no_accounts_and_lets_the_old_ones_in() {
+fn closed_server_creates_no_accounts_and_serves_old_ones() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
     let server = Server::within(server.kill(), &["--closed"]);
@@ -758,7 +758,7 @@ fn user_logs_in_again_on_a_full_server_and_no_other_does() {
 
 /// PROTOCOL#full.
 #[test]
-fn a_full_server_says_so_and_serves_those_it_has() {
+fn full_server_says_so_and_serves_its_sessions() {
     let server = Server::with(&["--clients", "2", "--per-address", "100", "--grace", "3600"]);
     told(&server, "room for 2 clients");
     let (mut alice, _) = newcomer(&server, "alice");

@@ -104,7 +104,7 @@ fn half_open_handshakes_evict_only_each_other() {
 }
 
 #[test]
-fn who_sends_as_fast_as_possible_is_slowed_down_and_nobody_else() {
+fn only_the_sender_of_a_flood_is_throttled() {
     let mut server = witnessed(storms::flood);
     support::signal(server.child.id(), "-USR1");
     let status = server.output.expect("status: ");
@@ -112,7 +112,7 @@ fn who_sends_as_fast_as_possible_is_slowed_down_and_nobody_else() {
 }
 
 #[test]
-fn who_asks_and_never_reads_holds_up_nobody_else() {
+fn client_that_asks_and_never_reads_delays_nobody_else() {
     witnessed(storms::deaf);
 }
 

@@ -448,7 +448,7 @@ fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
 
 /// PROTOCOL#frames, PROTOCOL#sent-again.
 #[test]
-fn a_line_or_packet_cut_at_any_byte_is_taken_in_once() {
+fn line_or_packet_cut_at_any_byte_is_received_once() {
     let server = Server::with(&["--no-tls", "--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut tally = Tally { letters: 0, packets: 0 };
@@ -626,7 +626,7 @@ fn renewal_brings_a_new_token_and_the_former_works_once() {
 
 /// PROTOCOL#ends-at-once, PROTOCOL#elsewhere, PROTOCOL#no-session, PROTOCOL#logout.
 #[test]
-fn a_session_that_has_ended_is_not_resumed() {
+fn ended_session_is_not_resumed() {
     let server = Server::with(&["--grace", "1"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut carol = Peer::new(&server, "carol");
@@ -896,7 +896,7 @@ fn ack_that_exceeds_sent_frames_or_falls_ends_the_session() {
 
 /// PROTOCOL#ends-at-once.
 #[test]
-fn a_line_or_packet_that_is_too_long_ends_the_session_at_once() {
+fn overlong_line_or_packet_ends_the_session_at_once() {
     let server = Server::start();
     for (name, long) in [("alice", vec![b' '; MAX_LINE + 1]), ("bob", vec![0, 0xff, 0xff, 0xff, 0xff])] {
         let mut peer = Peer::new(&server, name);

@@ -213,7 +213,7 @@ fn used_folder() -> Arc<Folder> {
 
 /// README#records.
 #[test]
-fn torn_rest_of_accounts_is_set_aside_and_each_time_anew() {
+fn torn_end_of_accounts_is_set_aside_each_time() {
     let (mut home, path, text) = two_accounts();
     let rests = ["{\"name\":\"carol\",\"sa", "{\"na\0\0\0\0", &"\0".repeat(9000), "\0", "\0\0\n"];
     for rest in rests {
@@ -328,7 +328,7 @@ fn folder(home: &Folder, name: &str) -> PathBuf {
 
 /// README#records.
 #[test]
-fn what_a_client_knows_counts_however_it_was_saved() {
+fn client_records_count_however_they_were_saved() {
     let server = Server::start();
     let home = knowing(&server);
     let host = format!("127.0.0.1:{}", server.port);
@@ -375,7 +375,7 @@ fn what_a_client_knows_counts_however_it_was_saved() {
 
 /// README#records.
 #[test]
-fn torn_rest_of_what_a_client_knows_is_told_and_set_aside() {
+fn torn_end_of_client_records_is_set_aside_and_reported() {
     let server = Server::start();
     let home = knowing(&server);
     for name in ["known_users", "known_servers", "ignored"] {
@@ -515,7 +515,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn private_file_that_others_can_read_is_closed_and_told() {
+fn private_file_that_others_can_read_is_closed_and_reported() {
     let server = Server::start();
     newcomer(&server, "alice");
     let home = server.kill();
@@ -946,7 +946,7 @@ fn readme_s_rotation_loses_no_event() {
 }
 
 #[test]
-fn full_log_disk_is_told_and_counted_and_ends_nothing() {
+fn full_log_disk_is_reported_and_counted_and_ends_nothing() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &[]));
     let log = home.path("data/logs/security.log");

@@ -62,7 +62,7 @@ fn secrets_derive_nothing_and_compare_in_constant_time() {
 }
 
 #[test]
-fn the_server_can_name_nothing_that_would_let_it_read_messages() {
+fn server_cannot_name_what_would_let_it_read_messages() {
     let server: Vec<_> = sources().into_iter().filter(|(name, _)| name.starts_with("server/")).collect();
     assert!(server.len() >= 10);
     let forbidden = ["envelope::", "keys::", "key_file", "IdentityKey", "SessionKey", "crypto::*", "client"];
@@ -277,7 +277,7 @@ fn modules_import_each_other_in_no_circle() {
 }
 
 #[test]
-fn each_library_with_a_surface_is_named_in_one_place() {
+fn library_with_a_surface_is_named_in_one_place() {
     for (library, home) in
         [("termion", "client/terminal.rs"), ("rustls::", "wire/tls.rs"), ("rcgen", "wire/certificate.rs")]
     {
@@ -351,7 +351,7 @@ fn cited(text: &str) -> impl Iterator<Item = String> {
 }
 
 #[test]
-fn the_code_cites_every_clause_and_nothing_else() {
+fn code_cites_every_clause_and_nothing_else() {
     let (clauses, cites): (_, BTreeSet<_>) =
         (clauses(), sources().iter().flat_map(|(_, text)| cited(text)).collect());
     let missing: Vec<_> = clauses.difference(&cites).collect();
@@ -409,7 +409,7 @@ fn every_clause_is_cited_by_a_test_that_tries_it() {
 }
 
 #[test]
-fn every_link_of_the_documents_leads_to_a_place_that_is_there() {
+fn every_link_of_the_documents_has_a_target() {
     let is_link = |link: &&str| !link.starts_with("http") && link.contains(['#', '.']) && !link.contains(' ');
     for (name, file) in DOCUMENTS {
         let (page, path) = (document(name), Path::new(env!("CARGO_MANIFEST_DIR")).join(file));
@@ -447,7 +447,7 @@ fn each_claim_about_an_adversary_links_to_its_test() {
 }
 
 #[test]
-fn every_dependency_stands_in_the_readme_as_it_is() {
+fn readme_lists_every_dependency_as_it_is() {
     let arguments = ["tree", "--locked", "--offline", "-e", "no-dev", "--prefix", "none", "--format"];
     let tree = |extra: &[&str]| {
         let mut cargo = Command::new(env!("CARGO"));
@@ -470,7 +470,7 @@ fn every_dependency_stands_in_the_readme_as_it_is() {
 }
 
 #[test]
-fn the_readme_s_commands_are_the_program_s() {
+fn readme_has_all_commands_and_options() {
     let readme = readme();
     for usage in secure_messenger::client::command::COMMANDS {
         assert!(readme.contains(&format!("`{}`", usage.usage)), "README lacks {}", usage.usage);

@@ -468,7 +468,7 @@ fn signatures_by_other_implementations_verify() {
 /// A JSON text in which the base64 of `field` begins with another character.
 /// PROTOCOL#history-file, PROTOCOL#history-key, PROTOCOL#history-chain, PROTOCOL#history-record.
 #[test]
-fn a_history_made_by_another_implementation_loads() {
+fn history_made_by_another_implementation_loads() {
     let (v, home) = (vectors(), Folder::new());
     let HistoryVector { owner, server, key: documented, file, text } = &v.history;
     let (identity, owner) = (v.identity(), name(owner));
@@ -503,7 +503,7 @@ fn altered(text: &str, field: &str) -> String {
 
 /// PROTOCOL#key-file-form.
 #[test]
-fn a_key_file_made_by_another_implementation_opens() {
+fn key_file_made_by_another_implementation_opens() {
     let v = vectors();
     let KeyFileVector { owner, password, logins, text } = &v.key_file;
     let open = |text: &str, owner: &str, password: &str| {
@@ -586,7 +586,7 @@ fn register(v: &LoginVector) -> Register {
 
 /// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#response, PROTOCOL#login-proof.
 #[test]
-fn a_login_answers_what_another_implementation_answers() {
+fn login_answers_as_another_implementation_does() {
     let v = vectors();
     let (identity, session) = (v.identity(), v.session());
     for login in &v.logins {
@@ -630,7 +630,7 @@ fn a_login_answers_what_another_implementation_answers() {
 
 /// PROTOCOL#register.
 #[test]
-fn a_password_change_is_what_another_implementation_makes() {
+fn password_change_is_as_another_implementation_makes_it() {
     let v = vectors();
     let identity = v.identity();
     for change in &v.password_changes {
@@ -664,7 +664,7 @@ fn a_password_change_is_what_another_implementation_makes() {
 }
 
 #[test]
-fn a_resumption_answers_what_another_implementation_answers() {
+fn resumption_answers_as_another_implementation_does() {
     for v in vectors().resumptions {
         let (Ok(ClientMessage::Resume(theirs)), Ok(ServerMessage::ResumeChallenge(challenge))) =
             (ClientMessage::decode(v.resume.as_bytes()), ServerMessage::decode(v.challenge.as_bytes()))
@@ -684,7 +684,7 @@ fn a_resumption_answers_what_another_implementation_answers() {
 }
 
 #[test]
-fn a_registration_made_by_another_implementation_is_accepted() {
+fn registration_made_by_another_implementation_is_accepted() {
     let v = vectors();
     for login in &v.logins {
         let (account, identity) = auth::accept_registration(register(login)).expect("valid");
@@ -698,7 +698,7 @@ fn a_registration_made_by_another_implementation_is_accepted() {
 
 /// PROTOCOL#unknown-name.
 #[test]
-fn the_salt_of_an_unknown_name_is_the_documented_one() {
+fn salt_of_an_unknown_name_is_the_documented_one() {
     let v = vectors();
     let salt = |name: &str, secret: [u8; 32]| {
         let request = LoginRequest {
@@ -719,7 +719,7 @@ fn the_salt_of_an_unknown_name_is_the_documented_one() {
 
 /// PROTOCOL#safety-digits.
 #[test]
-fn a_safety_number_is_the_same_as_elsewhere() {
+fn safety_number_is_the_same_as_elsewhere() {
     let v = vectors().safety_number;
     let names: Vec<Username> = v.names.iter().map(|text| name(text)).collect();
     let prints: Vec<[u8; 32]> = v.fingerprints.iter().map(|digits| fixed(digits)).collect();
@@ -746,7 +746,7 @@ fn envelope(line: &str) -> (Envelope, [u8; WRAPPED_BYTES]) {
 
 /// PROTOCOL#encrypted_message.
 #[test]
-fn an_envelope_made_by_another_implementation_opens() {
+fn envelope_made_by_another_implementation_opens() {
     let v = vectors();
     let (identity, session) = (v.identity_public(), v.session());
     for vector in &v.envelopes {
@@ -788,7 +788,7 @@ fn each_intermediate_value_of_an_envelope_matches_its_vector() {
 
 /// PROTOCOL#header, PROTOCOL#signature, PROTOCOL#message-id.
 #[test]
-fn an_envelope_with_one_bit_flipped_is_refused() {
+fn envelope_with_one_flipped_bit_is_refused() {
     let v = vectors();
     let (identity, session) = (v.identity_public(), v.session());
     for vector in &v.envelopes {
@@ -860,7 +860,7 @@ fn an_envelope_with_one_bit_flipped_is_refused() {
 
 /// PROTOCOL#check-open, PROTOCOL#commitment, PROTOCOL#wrapped-key, PROTOCOL#padding.
 #[test]
-fn a_rightly_signed_envelope_with_a_wrong_step_does_not_open() {
+fn correctly_signed_envelope_with_a_wrong_step_does_not_open() {
     let v = vectors();
     let (identity, session) = (v.identity_public(), v.session());
     for vector in &v.wrong_envelopes {
@@ -910,7 +910,7 @@ fn chunk_of_another_implementation_opens_unless_a_bit_flips() {
 
 /// PROTOCOL#message-key, PROTOCOL#chunk-keys.
 #[test]
-fn what_must_be_fresh_is_never_made_twice() {
+fn fresh_values_are_never_made_twice() {
     let v = vectors();
     let (identity, session) = (v.identity(), v.session());
     let (Envelope { header, .. }, _) = envelope(&v.envelopes[0].line);

@@ -170,7 +170,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence, PROTOCOL#sequence.
     #[test]
-    fn every_number_is_taken_once_and_gaps_are_counted() {
+    fn each_number_is_accepted_once_and_gaps_are_counted() {
         let mut seen = Replay::default();
         let mut take = |header: Header| take(&mut seen, &header, NOW);
         assert_eq!(take(header(1, None, 0)), Order::Replayed, "numbers begin at 1");

@@ -214,7 +214,7 @@ fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
 
 /// PROTOCOL#stale.
 #[test]
-fn a_key_that_stays_stale_is_given_up_and_told() {
+fn stale_key_that_stays_is_abandoned_and_reported() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     // The server shows one key and asks for another, again and again.
@@ -581,7 +581,7 @@ fn lost_of_an_unknown_message_is_reported_once() {
 }
 
 #[test]
-fn the_history_is_told_with_the_time_of_each_message() {
+fn history_lists_each_message_with_its_time() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob hello");
     net.settle();
@@ -600,7 +600,7 @@ fn the_history_is_told_with_the_time_of_each_message() {
 }
 
 #[test]
-fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
+fn unsendable_message_is_kept_for_another_try() {
     let mut net = Net::new();
     net.bob_leaves();
     net.type_in(0, "is anybody there?");
@@ -617,7 +617,7 @@ fn what_cannot_be_sent_at_all_is_kept_for_another_try() {
 }
 
 #[test]
-fn what_is_typed_goes_where_one_is_and_a_switch_tells_nobody() {
+fn text_goes_to_the_shown_view_and_a_switch_notifies_nobody() {
     let mut net = Net::new();
     for event in [
         Event::Switch(Some(name(1))),
@@ -657,7 +657,7 @@ fn what_is_typed_goes_where_one_is_and_a_switch_tells_nobody() {
 }
 
 #[test]
-fn a_room_that_is_refused_does_not_make_what_follows_public() {
+fn refused_room_does_not_make_later_text_public() {
     let mut net = Net::with_swapped_bob();
     assert!(net.sessions[0].contacts.has_changed(&name(1)));
     net.shown = Default::default();
@@ -675,7 +675,7 @@ fn a_room_that_is_refused_does_not_make_what_follows_public() {
 }
 
 #[test]
-fn a_room_whose_partner_was_not_told_can_be_opened_again() {
+fn room_whose_partner_was_not_notified_can_be_reopened() {
     let mut net = Net::new();
     net.bob_leaves();
     net.type_in(0, "/room bob");
@@ -691,7 +691,7 @@ fn a_room_whose_partner_was_not_told_can_be_opened_again() {
 }
 
 #[test]
-fn nothing_overtakes_a_message_whose_fate_is_open() {
+fn nothing_overtakes_an_unanswered_message() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob zero");
     net.settle();
@@ -724,7 +724,7 @@ fn time_passes_in_a_busy_room_too() {
 }
 
 #[test]
-fn a_list_that_comes_again_slips_nobody_in() {
+fn repeated_presence_list_adds_nobody_silently() {
     let mut net = Net::new();
     let joined = vec![name(0), name(1), "phantom".parse().expect("name")];
     let presence = Presence { more: false, full: true, joined, left: Vec::new() };
@@ -929,7 +929,7 @@ fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
 
 /// PROTOCOL#presence-lists.
 #[test]
-fn a_change_in_several_lines_is_told_as_one() {
+fn presence_change_in_several_lines_is_one_notice() {
     let mut net = Net::new();
     let names = |range: std::ops::Range<u32>| -> Vec<Username> {
         range.map(|n| format!("user-{n}").parse().expect("a name")).collect()

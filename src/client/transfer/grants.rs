@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn transfer_may_have_one_chunk_however_many_the_others_have() {
+    fn transfer_may_have_one_chunk_beside_full_transfers() {
         let mut arriving = Arriving::new(1, u32::MAX);
         arriving.sharing.in_flight.store(MAX_GRANTED, Ordering::Relaxed);
         arriving.all[0].grant(arriving.now);
