@@ -586,7 +586,7 @@ mod tests {
         ] {
             assert!(parse(written_over).is_err(), "{written_over:?}");
         }
-        assert!(parse("\u{1b}P/msg bob secret").is_err(), "nothing is seen, yet something is there");
+        assert!(parse("\u{1b}P/msg bob secret").is_err(), "invisible, but not empty");
     }
 
     #[test]

@@ -485,14 +485,14 @@ mod tests {
         views.enter(None);
         assert_eq!(views.current().editor.text(), "for all");
         views.carry(&Some(name("bob")));
-        assert_eq!(views.current().editor.text(), "for all", "nothing half typed is lost");
+        assert_eq!(views.current().editor.text(), "for all", "no half-typed line is lost");
         views.enter(Some(name("carol")));
         views.carry(&None);
         assert_eq!(views.current().editor.text(), "for all");
         views.enter(None);
         assert!(views.current().editor.is_empty());
         views.close(&name("bob"));
-        assert_eq!(views.all().len(), 3, "something is half typed there");
+        assert_eq!(views.all().len(), 3, "it has a half-typed line");
         views.enter(Some(name("carol")));
         write(&mut views, "!");
         views.current_mut().editor.key(&Key::Ctrl('u'));
@@ -563,7 +563,7 @@ mod tests {
         assert_eq!(views.current().with, Some(name("bob")));
         views.enter(None);
         take(&mut views, received("one-more", "hi"));
-        assert!(views.all().iter().any(|view| view.with == Some(name("bob"))), "where one was stays longest");
+        assert!(views.all().iter().any(|view| view.with == Some(name("bob"))), "visited views stay longest");
     }
 
     #[test]
@@ -576,7 +576,7 @@ mod tests {
         assert_eq!(views.take_failed(|number| number != 1), Some(3));
         assert_eq!(views.take_failed(|number| number != 1), Some(4));
         assert_eq!(views.take_failed(|number| number != 1), None);
-        assert_eq!(texts(views.current()), ["text"], "what cannot be sent again stays to be read");
+        assert_eq!(texts(views.current()), ["text"], "a message that cannot be resent stays visible");
     }
 
     #[test]
@@ -608,7 +608,7 @@ mod tests {
             }
         }
         let told = count(&views);
-        assert_eq!(told.len(), 1, "one line, brought up to date");
+        assert_eq!(told.len(), 1, "one line, updated");
         assert!(
             told[0].starts_with("954 views were closed to make room, the latest of stranger953, with 953"),
             "{told:?}"

@@ -404,7 +404,7 @@ mod tests {
         for piece in ["one\ntwo\n", "/exit\r\n", "\n", ""] {
             paste(&mut editor, piece);
         }
-        assert_eq!(editor.key(&Key::Enter), Outcome::Edited, "a question, or a line's end");
+        assert_eq!(editor.key(&Key::Enter), Outcome::Edited, "a question, or a line end");
         paste(&mut editor, "three\n\n");
         assert_eq!(editor.text(), "one\ntwo\n/exit\n\n\nthree");
         // Text typed behind it belongs to its last line, even if more is pasted afterwards.
@@ -425,8 +425,8 @@ mod tests {
         assert_eq!(editor.visible(9), ("one\n2", 5));
         editor.key(&Key::Left);
         editor.key(&Key::Left);
-        assert_eq!(editor.visible(9), ("one\n2", 3), "a break is one character");
-        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("one\n2".into()), "typed, so not asked about");
+        assert_eq!(editor.visible(9), ("one\n2", 3), "a line break is one character");
+        assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("one\n2".into()), "typed, so no question");
     }
 
     #[test]

@@ -466,7 +466,7 @@ mod tests {
         let second = Part::open(&folder.0, &alice, &hash);
         assert!(second.is_err_and(|why| why.to_string().contains("already arriving")));
         part.discard();
-        assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "nor a wrong one");
+        assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "a wrong file gets no name");
     }
 
     #[test]
@@ -483,7 +483,7 @@ mod tests {
         let open = || Part::open(&folder.0, &bob, &[0; 32]);
         assert_eq!(open().expect("opens").take_up(CHUNK as u64, || true).expect("read"), 0);
         fs::hard_link(&path, folder.0.join("bob_arrived")).expect("link");
-        assert!(open().is_err(), "a file that has arrived");
+        assert!(open().is_err(), "a complete file");
     }
 
     #[test]

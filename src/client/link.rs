@@ -579,7 +579,7 @@ mod tests {
         assert!(matches!(end.hear(), Some(ClientMessage::Ping)));
         let event = loop {
             end.say(&ServerMessage::Ping);
-            assert!(matches!(end.hear(), Some(ClientMessage::Pong)), "it is asked once");
+            assert!(matches!(end.hear(), Some(ClientMessage::Pong)), "the server is asked once");
             if let Some(event) = link.inbox().next() {
                 break event;
             }
@@ -597,7 +597,7 @@ mod tests {
         while !matches!(next(&link, &woken), Event::Lost(_)) {}
         let mut end = End::resumes(&listener, 0);
         let mut line = Vec::new();
-        end.0.read_until(b'\n', &mut line).expect("it is sent again");
+        end.0.read_until(b'\n', &mut line).expect("it is resent");
         assert_eq!(line.len(), 60_001);
         drop(link);
         sender.join().expect("it ends");
@@ -626,7 +626,7 @@ mod tests {
             end.say(&ServerMessage::error(crate::protocol::ErrorCode::Malformed, "x".repeat(10_000)));
         }
         end.say(&ServerMessage::Ping);
-        assert!(matches!(end.hear(), Some(ClientMessage::Pong)), "and nothing is acknowledged before");
+        assert!(matches!(end.hear(), Some(ClientMessage::Pong)), "nothing is acknowledged before");
         for _ in 0..100 {
             assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Error(_))));
         }

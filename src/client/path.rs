@@ -370,12 +370,12 @@ mod tests {
             assert_eq!(typed_path(&format!("{base}/{name}")), Ok(folder.join(name)));
         }
         fs::write(folder.join("ab"), b"").expect("written");
-        assert_eq!(typed_path(&format!("{base}/a\\b")), Ok(folder.join("ab")), "the rules go first");
+        assert_eq!(typed_path(&format!("{base}/a\\b")), Ok(folder.join("ab")), "the rules come first");
         for name in ["it's", "last ", "last  ", "it's "] {
             fs::write(folder.join(name), b"").expect("written");
             assert_eq!(typed_path(&format!("{base}/{name}")), Ok(folder.join(name)));
         }
-        assert_eq!(typed_path(&format!("{base}/ab ")), Ok(folder.join("ab")), "the rules go first");
+        assert_eq!(typed_path(&format!("{base}/ab ")), Ok(folder.join("ab")), "the rules come first");
         assert_eq!(written(b"~"), "./~");
         assert_eq!(written(b"~/x "), "./~/x\\ ");
         assert_eq!(written(b"file:/x"), "./file:/x");

@@ -277,7 +277,7 @@ mod tests {
         assert!(queue.say(&ClientMessage::Logout));
         let second = queue.resume(2).expect("possible");
         let gone: Vec<String> = (0..3).map(|_| next(&queue, second)).collect();
-        assert_eq!(gone, ["three", LOGOUT, "four"], "no sign of the former connection, and nothing twice");
+        assert_eq!(gone, ["three", LOGOUT, "four"], "no former control frame, nothing twice");
         assert!(queue.acknowledge(5));
         let waiting = queue.lock();
         assert_eq!((waiting.window.row().len(), waiting.bytes), (0, 0));
@@ -318,7 +318,7 @@ mod tests {
         packet(&queue, "two");
         let second = queue.restart();
         packet(&queue, "three");
-        assert!(queue.say(&ClientMessage::Logout), "whose sender has not heard of it yet");
+        assert!(queue.say(&ClientMessage::Logout), "the owner does not know of the new session yet");
         queue.begin();
         packet(&queue, "four");
         assert_eq!(next(&queue, second), "four");

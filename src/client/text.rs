@@ -482,7 +482,7 @@ mod tests {
             (3, 2),
             "there is nothing to join"
         );
-        assert!(!measured(0, 4) && !measured(0, 3) && !measured(9, 1), "nothing is new, or means anything");
+        assert!(!measured(0, 4) && !measured(0, 3) && !measured(9, 1), "nothing new or known");
     }
 
     #[test]

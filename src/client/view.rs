@@ -615,7 +615,7 @@ mod tests {
         more.push(said("the last"));
         let after = drawn(&editor, &[], more, (4, 2, 2), (60, 5));
         assert_eq!(before.rows[..3], after.rows[..3]);
-        assert!(after.scroll > 6, "the rows of what came count: {}", after.scroll);
+        assert!(after.scroll > 6, "rows of new entries count: {}", after.scroll);
         let status = text_of(&after.rows[3]);
         assert!(status.starts_with(&format!(" ↑{} ↓2 new · room", after.scroll)), "{status}");
     }
