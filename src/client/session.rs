@@ -409,9 +409,10 @@ impl Session {
         cx.account.restart(new.key, cx.instant);
         self.certify(new.created, new.newest);
         let cx = &mut self.cx;
+        let lost = self.connection.lost_since();
         self.connection.is_back(cx, after, ", in a new session: the old one has ended");
         self.files.interrupt(cx, |_| true, "your old session has ended");
-        self.outbox.restart(cx, &self.contacts);
+        self.outbox.restart(cx, &self.contacts, lost);
         self.talk.close_all(cx);
         self.online = OnlineUsers::default();
         self.contacts.restart(self.incoming.waiting());
@@ -457,8 +458,8 @@ impl Session {
     fn unsettled(&self) -> Vec<String> {
         let is_changing = self.cx.account.password == PasswordChange::Running;
         let unclear_password = is_changing.then(|| ChangeError::Unfinished.to_string());
-        let texts = [self.outbox.unsettled(), self.files.unfinished(), unclear_password];
-        texts.into_iter().flatten().collect()
+        let messages = self.outbox.unsettled(self.connection.lost_since());
+        messages.chain(self.files.unfinished()).chain(unclear_password).collect()
     }
 }
 

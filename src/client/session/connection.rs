@@ -20,8 +20,8 @@ enum Line {
     Online,
     /// Nothing has been heard since then.
     Silent(Instant),
-    /// It broke; the next attempt is made then, if that is known.
-    Lost(Option<Instant>),
+    /// It broke `since`; the next attempt is made `then`, if that is known.
+    Lost { since: Instant, then: Option<Instant> },
 }
 
 /// See the module.
@@ -47,13 +47,13 @@ impl Connection {
 
     /// The connection broke.
     pub fn lost(&mut self, cx: &mut Cx, why: &str) {
-        (self.line, self.refused) = (Line::Lost(None), None);
+        (self.line, self.refused) = (Line::Lost { since: cx.instant, then: None }, None);
         cx.problem(format!("connection lost: {why}; trying again"));
     }
 
     /// Another attempt is made `then`. Why the one before was refused is told once, however often that happens.
     pub fn retrying(&mut self, cx: &mut Cx, then: Instant, refused: Option<String>) {
-        self.line = Line::Lost(Some(then));
+        self.line = Line::Lost { since: self.lost_since().unwrap_or(cx.instant), then: Some(then) };
         if refused.is_some() && refused != self.refused {
             cx.problem(format!("not back online yet: {}", refused.as_deref().unwrap_or_default()));
             self.refused = refused;
@@ -69,6 +69,14 @@ impl Connection {
     /// Whether the server is heard, as far as anybody knows.
     pub fn is_heard(&self) -> bool {
         self.line == Line::Online
+    }
+
+    /// Since when there is no connection, if there is none: nothing has left this machine since.
+    pub fn lost_since(&self) -> Option<Instant> {
+        match self.line {
+            Line::Lost { since, .. } => Some(since),
+            Line::Online | Line::Silent(_) => None,
+        }
     }
 
     /// Since when the server owes an answer, if it does. Each answer begins it again.
@@ -97,7 +105,7 @@ impl Connection {
         match self.line {
             Line::Online => format!("online{pending}"),
             Line::Silent(then) => format!("no answer for {} s{pending}", since(then).as_secs()),
-            Line::Lost(then) => {
+            Line::Lost { then, .. } => {
                 let left = then.map_or(Duration::ZERO, |then| then.saturating_duration_since(cx.instant));
                 match left.as_millis().div_ceil(1000) {
                     0 | 1 => format!("CONNECTION LOST, trying again{pending}"),

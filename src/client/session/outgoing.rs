@@ -94,6 +94,8 @@ pub struct Outgoing {
     shown: bool,
     /// The latest request that it went out with.
     request: u64,
+    /// When the first one was made.
+    requested: Option<Instant>,
 }
 
 /// A message that can be sent again.
@@ -179,7 +181,13 @@ impl Outgoing {
             tries: HashMap::new(),
             shown: false,
             request: 0,
+            requested: None,
         }
+    }
+
+    /// Whether it may have left this machine, with no connection since then.
+    fn may_have_left(&self, lost: Option<Instant>) -> bool {
+        self.requested.is_some_and(|requested| lost.is_none_or(|lost| requested <= lost))
     }
 
     /// Whether `name` is its one recipient.
@@ -225,15 +233,19 @@ impl Outbox {
         messages.map(|message| message.text.as_str())
     }
 
-    /// The report of messages that the server has not acknowledged, with the beginning of each; `None` without any.
-    pub fn unsettled(&self) -> Option<String> {
-        let texts = self.unacknowledged();
-        let what = match texts.clone().count() {
-            0 => return None,
-            1 => "1 message of yours was".into(),
-            count => format!("{count} messages of yours were"),
-        };
-        Some(format!("{what} not acknowledged and may not have arrived: {}", all_quoted(texts)))
+    /// The reports of messages that the server has not acknowledged, with the beginning of each. There is no connection since
+    /// `lost`, if that is known.
+    pub fn unsettled(&self, lost: Option<Instant>) -> impl Iterator<Item = String> {
+        let of_user = self.messages.values().filter(|message| message.kind == Kind::Message);
+        let (left, held): (Vec<_>, Vec<_>) = of_user.partition(|message| message.may_have_left(lost));
+        let reports = [(left, "not acknowledged and may not have arrived"), (held, "not sent")];
+        reports.into_iter().filter(|(messages, _)| !messages.is_empty()).map(|(messages, fate)| {
+            let texts = all_quoted(messages.iter().map(|message| message.text.as_str()));
+            match messages.len() {
+                1 => format!("1 message of yours was {fate}: {texts}"),
+                count => format!("{count} messages of yours were {fate}: {texts}"),
+            }
+        })
     }
 
     /// What has failed cannot be sent again.
@@ -381,6 +393,7 @@ impl Outbox {
         self.next_request += 1;
         let id = self.next_request;
         message.request = id;
+        message.requested = message.requested.or(Some(cx.instant));
         let routing = Routing { id, targets: names.to_vec(), keys: wrap(&sealed, &keys) };
         self.flights.insert(id, (number, names.to_vec()));
         let send = EncryptedSend { routing, envelope: sealed.envelope.clone() };

@@ -368,6 +368,30 @@ fn exit_waits_for_what_was_sent_also_without_a_connection() {
 }
 
 #[test]
+fn message_typed_without_a_connection_is_reported_as_not_sent() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.step(0);
+    net.event(0, Event::Lost("gone".into()));
+    net.now += Duration::from_secs(1);
+    net.type_in(0, "/msg bob two");
+    let last = net.sessions[0].last_words();
+    let lines: Vec<&str> = last.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "1 message of yours was not acknowledged and may not have arrived: \"one\"",
+            "1 message of yours was not sent: \"two\""
+        ]
+    );
+    net.event(0, new_login());
+    let maybe = "! the connection was lost before the server confirmed it: \"one\" may not have arrived";
+    for line in [maybe, "! there was no connection: \"two\" was not sent"] {
+        assert!(net.lines(0).iter().any(|shown| shown == line), "{:#?}", net.lines(0));
+    }
+}
+
+#[test]
 fn leaving_says_once_what_it_waits_for() {
     let mut net = Net::new();
     let mut said = |after: u64, event| -> Vec<String> {

@@ -15,7 +15,7 @@ use crate::crypto::envelope::Kind;
 use crate::name::Username;
 use crate::protocol::{Lost, Sent};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A message that meets a stale key this often is given up: somebody plays with us. PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
@@ -232,8 +232,8 @@ impl Outbox {
     }
 
     /// The session that these were sent in is over: nothing is under way any more, and whoever may not have got a message
-    /// is told.
-    pub fn restart(&mut self, cx: &mut Cx, contacts: &Contacts) {
+    /// is told. There was no connection since `lost`, if that is known.
+    pub fn restart(&mut self, cx: &mut Cx, contacts: &Contacts, lost: Option<Instant>) {
         self.flights.clear();
         self.delivered.clear();
         self.lost.clear();
@@ -249,11 +249,19 @@ impl Outbox {
                 continue;
             }
             self.gave_up = true;
+            let text = quoted(&message.text);
             if message.delivered > 0 {
-                cx.problem(format!("{maybe}: some users may not have received {}", quoted(&message.text)));
+                cx.problem(format!("{maybe}: some users may not have received {text}"));
+            } else if message.may_have_left(lost) {
+                self.unsent(cx, contacts, number, message, format!("{maybe}: {text} may not have arrived"));
             } else {
-                let why = format!("{maybe}: {} may not have arrived", quoted(&message.text));
-                self.unsent(cx, contacts, number, message, why);
+                self.unsent(
+                    cx,
+                    contacts,
+                    number,
+                    message,
+                    format!("there was no connection: {text} was not sent"),
+                );
             }
         }
     }
