@@ -108,8 +108,7 @@ fn lines(path: &Path) -> Result<Vec<(String, Vec<OsString>)>, String> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         read => read.map_err(|error| error.to_string())?,
     };
-    let text = str::from_utf8(&bytes).map_err(|_| format!("{}: save the file as UTF-8", path.display()))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end_matches('\0');
+    let text = disk::text(&bytes).ok_or_else(|| format!("{}: save the file as UTF-8", path.display()))?;
     let numbered = text.lines().map(str::trim).enumerate();
     let options = numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     Ok(options.map(|(at, line)| (format!("{}, line {}: ", path.display(), at + 1), words(line))).collect())

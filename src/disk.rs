@@ -236,11 +236,11 @@ pub fn read_private(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>>
     read(path, limit).map(Zeroizing::new)
 }
 
-/// The text of a small file that may have been edited by hand: without a byte order mark, surrounding blanks and line
-/// ends, and zeros that a crash has left at the end. `None` if it is not UTF-8.
+/// The text of a small file that may have been edited by hand: without a byte order mark, and without zeros that a crash
+/// has left at the end. `None` if it is not UTF-8.
 pub fn text(bytes: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0').trim();
-    Some(text.strip_prefix('\u{feff}').unwrap_or(text).trim_start())
+    let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
+    Some(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 /// Writes a new file and waits until it is on disk. A failure leaves no file behind.

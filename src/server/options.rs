@@ -112,9 +112,9 @@ impl Action {
 /// One line that names the option, and its line in the file, or asks for a data folder because `HOME` is not set.
 pub fn parse(words: impl IntoIterator<Item = OsString>, defaults: Limits) -> Result<Request, String> {
     let mut words = words.into_iter().peekable();
-    let is_user = words.next_if(|word| word == "user").is_some();
-    let action = if is_user { Some(action(&mut words)?) } else { None };
-    let mut arguments = if is_user { Arguments::new(words) } else { Arguments::with_file(words, FOLDER)? };
+    let action = words.next_if(|word| word == "user").map(|_| action(&mut words)).transpose()?;
+    let mut arguments =
+        if action.is_some() { Arguments::new(words) } else { Arguments::with_file(words, FOLDER)? };
     parse_all(&mut arguments, action, defaults).map_err(|error| arguments.at(&error))
 }
 
