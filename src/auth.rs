@@ -350,9 +350,8 @@ impl PendingLogin {
     pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, Failure> {
         let new = PasswordKey::from_parts(change.salt, acceptable(change.rounds)?, change.password_key);
         let bytes = |label| change_bytes(bound(label, self.name(), &self.nonce, exporter), &new);
-        let password = self.knows_password(&bytes(label::CHANGE_RESPONSE), &change.response);
-        let proven = self.offered.verify(&bytes(label::PASSWORD_CHANGE), &change.proof.0).is_ok();
-        if self.is_known & password & self.is_owner() & proven {
+        let (responded, proven) = (bytes(label::CHANGE_RESPONSE), bytes(label::PASSWORD_CHANGE));
+        if self.proves((&responded, &change.response), (&proven, &change.proof)) {
             let Account { name, identity, .. } = &*self.account;
             Ok(NewPassword(Account { name: name.clone(), password: new, identity: *identity }))
         } else {
@@ -360,13 +359,14 @@ impl PendingLogin {
         }
     }
 
-    fn knows_password(&self, bytes: &[u8], response: &Fixed<32>) -> bool {
-        primitives::hmac_matches(&self.account.password.key, bytes, &response.0)
-    }
-
-    /// Whether the identity key offered is the account's, in constant time.
-    fn is_owner(&self) -> bool {
-        Key::new(self.offered.fingerprint().0) == Key::new(self.account.identity.0)
+    /// Whether the client knows the password, which makes the response, and has the account's identity key, which makes the
+    /// proof. Checks all of it, whichever fails.
+    fn proves(&self, response: (&[u8], &Fixed<32>), proof: (&[u8], &Fixed<RSA_BYTES>)) -> bool {
+        let knows_password = primitives::hmac_matches(&self.account.password.key, response.0, &response.1.0);
+        // In constant time.
+        let is_owner = Key::new(self.offered.fingerprint().0) == Key::new(self.account.identity.0);
+        let has_key = self.offered.verify(proof.0, &proof.1.0).is_ok();
+        self.is_known & knows_password & is_owner & has_key
     }
 
     /// Checks password, identity key, session certificate and channel, all of them whichever fails. `certificate` was
@@ -383,12 +383,10 @@ impl PendingLogin {
     ) -> Result<Authenticated, Failure> {
         let session = Fingerprint::of(&certificate.session_key.0);
         let bytes = |label| login_bytes(bound(label, self.name(), &self.nonce, exporter), session);
-        let password = self.knows_password(&bytes(label::LOGIN_RESPONSE), &response.response);
-        let identity = self.is_owner();
-        let certified = certificate.verify(self.name(), &self.offered, now_ms);
-        let proven = self.offered.verify(&bytes(label::LOGIN_PROOF), &response.proof.0).is_ok();
+        let (responded, proven) = (bytes(label::LOGIN_RESPONSE), bytes(label::LOGIN_PROOF));
+        let is_certified = certificate.verify(self.name(), &self.offered, now_ms).is_ok();
         // PROTOCOL#login-failed.
-        if self.is_known & password & identity & certified.is_ok() & proven {
+        if self.proves((&responded, &response.response), (&proven, &response.proof)) & is_certified {
             Ok(Authenticated { name: self.name().clone(), identity: self.offered, certificate })
         } else {
             Err(denied())

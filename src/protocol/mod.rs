@@ -24,6 +24,7 @@ pub use crate::crypto::public::SessionCertificate;
 
 use crate::encoding::words;
 use line::{Empty, Members, head, line};
+use std::time::Duration;
 
 /// The messages of one direction: `"type" => Variant(Members)`, then `"type" => Variant` for those without members.
 macro_rules! messages {
@@ -209,6 +210,11 @@ impl Failure {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Failure {
         let (code, message) = (code.as_str().into(), message.into());
         Failure { code, message, id: None, retry_after: None, newest: None }
+    }
+
+    /// The same: it is worth trying again after this time.
+    pub fn after(self, wait: Duration) -> Failure {
+        Failure { retry_after: Some(wait.as_secs() + 1), ..self }
     }
 
     /// Whether it has this code.

@@ -67,12 +67,12 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
                 continue;
             }
         };
-        let Some(ticket) = shared.connections.admit(address.ip(), &Arc::new(socket)) else {
+        let Some((ticket, has_evicted)) = shared.connections.admit(address.ip(), Arc::new(socket)) else {
             metrics::REFUSED.add();
             log("refused", "too many connections");
             continue;
         };
-        if ticket.evicted {
+        if has_evicted {
             log("pushed_out", "too many connections that are not logged in");
         }
         enqueue(shared, &queue, ticket);
@@ -136,7 +136,7 @@ mod tests {
             enqueue(
                 &shared,
                 &queue,
-                shared.connections.admit(address.ip(), &Arc::new(socket)).expect("there is room"),
+                shared.connections.admit(address.ip(), Arc::new(socket)).expect("there is room").0,
             );
             far
         };

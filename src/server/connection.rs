@@ -7,7 +7,7 @@
 
 use super::connection_limits::Ticket;
 use super::limits::{self, PACKET_PATIENCE};
-use super::login::{Login, linger, not_a_message};
+use super::login::{Connection, Login, not_a_message};
 use super::metrics;
 use super::partial_frame::PartialFrame;
 use super::routing::{self, Relayed};
@@ -23,9 +23,9 @@ use crate::protocol::{
     ClientMessage, Control, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet,
     ServerMessage, SessionCertificate,
 };
-use crate::wire::frame::{self, Lines};
+use crate::wire::frame;
 use crate::wire::liveness::{Liveness, Next, Patience};
-use crate::wire::tls::{Reader, Received};
+use crate::wire::tls::Received;
 use crate::wire::window::FalseAck;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,12 +35,11 @@ pub fn admit(shared: &Arc<Shared>, ticket: Ticket) -> Option<Client> {
     let mut login = Login::handshake(shared, ticket)?;
     match login.run() {
         Ok(session) => {
-            let Login { link, server_key, reader, lines, .. } = login;
             // The key may have changed since the handshake.
-            if server_key != shared.server_key() {
-                session.outbox.detach(&link);
+            if login.server_key != shared.server_key() {
+                session.outbox.detach(&login.connection.link);
             }
-            Some(Client::new(shared, session, link, reader, lines))
+            Some(Client::new(shared, session, login.connection))
         }
         Err(refusal) => {
             login.refuse(refusal);
@@ -78,8 +77,7 @@ fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
 /// A connection that has a session.
 pub struct Client {
     served: Served,
-    reader: Reader,
-    lines: Lines,
+    connection: Connection,
     partial: PartialFrame,
 }
 
@@ -91,16 +89,10 @@ struct Served {
 }
 
 impl Client {
-    fn new(
-        shared: &Arc<Shared>,
-        session: Arc<Session>,
-        link: Arc<Link>,
-        reader: Reader,
-        mut lines: Lines,
-    ) -> Client {
-        lines.log_in(MAX_LINE);
-        let partial = PartialFrame::new(&shared.quotas);
-        Client { served: Served { shared: shared.clone(), session, link }, reader, lines, partial }
+    fn new(shared: &Arc<Shared>, session: Arc<Session>, mut connection: Connection) -> Client {
+        connection.lines.log_in(MAX_LINE);
+        let served = Served { shared: shared.clone(), session, link: connection.link.clone() };
+        Client { served, connection, partial: PartialFrame::new(&shared.quotas) }
     }
 
     /// Serves the client until its connection ends. PROTOCOL#life.
@@ -110,7 +102,7 @@ impl Client {
         // A client that has shut down its sending side still receives: send what was deferred.
         session.outbox.flush(&mut Buffers::default());
         if is_left {
-            linger(&link.channel, &mut self.reader, || session.outbox.says_farewell(link));
+            self.connection.linger(|| session.outbox.says_farewell(link));
         }
     }
 
@@ -118,7 +110,7 @@ impl Client {
     fn serve(&mut self) -> bool {
         let mut liveness = Liveness::new(PATIENCE, Instant::now(), SystemTime::now());
         while self.take_frames() && self.served.serves() {
-            let (bytes, is_new) = self.lines.unfinished();
+            let (bytes, is_new) = self.connection.lines.unfinished();
             if !self.partial.update(bytes, is_new, Instant::now()) {
                 return false;
             }
@@ -130,8 +122,7 @@ impl Client {
                 }
                 Next::Drop => return false,
             };
-            let channel = &self.served.link.channel;
-            match channel.receive(&mut self.reader, self.lines.buffer(), wait) {
+            match self.connection.receive(wait) {
                 Ok(Received::Some) => liveness.heard(Instant::now()),
                 Ok(Received::Silence) => {}
                 Ok(Received::End) | Err(_) => return false,
@@ -145,7 +136,7 @@ impl Client {
     #[inline(never)]
     fn take_frames(&mut self) -> bool {
         loop {
-            let is_served = match self.lines.next_frame(MAX_PACKET) {
+            let is_served = match self.connection.lines.next_frame(MAX_PACKET) {
                 Ok(None) => return true,
                 Ok(Some(frame::Frame::Line(line))) => self.served.take_line(line),
                 Ok(Some(frame::Frame::Packet(body))) => self.served.take_packet(body),
@@ -178,7 +169,7 @@ impl Served {
 
     /// Ends the session, unless it has another connection by now. PROTOCOL#ends-at-once.
     fn end(&self, last: Option<&ServerMessage>) -> bool {
-        self.shared.end(&self.session, Condition::On(&self.link), last);
+        self.shared.registry.end(&self.session, Condition::On(&self.link), last);
         false
     }
 
@@ -266,35 +257,31 @@ impl Served {
                 }
             }
         }
-        let is_counted = message.as_ref().map_or(true, ClientMessage::is_counted);
         if self.turn(cost).is_none() {
             return false;
         }
-        let request = self.answer_early(message);
+        let answer = self.answer_early(&message);
         let Some(mut inbound) = self.turn(0.0) else { return false };
         // Counted first, so that a line whose handling panics is not sent again.
-        if is_counted {
+        if message.as_ref().map_or(true, ClientMessage::is_counted) {
             inbound.received.count(1, line.len());
         }
-        let continues = match request {
-            Ok(message) => self.take_message(&mut inbound, message),
-            Err(answer) => {
-                self.answer(&answer);
-                true
-            }
-        };
+        if let Some(answer) = answer {
+            self.answer(&answer);
+        } else if let Ok(message) = message
+            && !self.take_message(&mut inbound, message)
+        {
+            return false;
+        }
         self.acknowledge(&mut inbound);
-        continues
+        true
     }
 
-    /// Answers what changes nothing, without a lock: it may read the disk. Returns other messages.
-    fn answer_early(
-        &self,
-        message: Result<ClientMessage, DecodeError>,
-    ) -> Result<ClientMessage, ServerMessage> {
-        Err(match message {
-            Err(error) => not_a_message(error),
-            Ok(ClientMessage::KeysRequest(request)) => routing::keys(&self.shared, &request),
+    /// The answer to what changes nothing, made without a lock: it may read the disk.
+    fn answer_early(&self, message: &Result<ClientMessage, DecodeError>) -> Option<ServerMessage> {
+        match message {
+            Err(error) => Some(not_a_message(*error)),
+            Ok(ClientMessage::KeysRequest(request)) => Some(routing::keys(&self.shared, request)),
             Ok(
                 ClientMessage::Register(_)
                 | ClientMessage::LoginRequest(_)
@@ -302,11 +289,12 @@ impl Served {
                 | ClientMessage::PasswordChange(_)
                 | ClientMessage::ResumeRequest(_)
                 | ClientMessage::Resume(_),
-            ) => ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already"),
-            Ok(message) => return Ok(message),
-        })
+            ) => Some(ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already")),
+            Ok(_) => None,
+        }
     }
 
+    /// Handles any other message; false if the connection ends.
     fn take_message(&self, inbound: &mut Inbound, message: ClientMessage) -> bool {
         match message {
             ClientMessage::Logout => return self.end(None),
@@ -348,10 +336,10 @@ impl Served {
         }
         // One that is older than the one in use changes nothing there.
         let newest = accounts.take_certificate(name, certificate.created);
-        match self.session.renew(&certificate, now, newest) {
-            Some(announcement) => ServerMessage::Session(announcement),
-            None => bad("the session key is older than the one in use"),
+        if !self.session.renew(&certificate, now) {
+            return bad("the session key is older than the one in use");
         }
+        ServerMessage::Session(self.session.announcement(newest))
     }
 }
 
@@ -366,6 +354,8 @@ mod tests {
     use super::*;
     use crate::encoding::Fixed;
     use crate::protocol::{KeysRequest, Received as Taken};
+    use crate::wire::frame::Lines;
+    use crate::wire::tls::Reader;
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::Duration;
@@ -373,11 +363,15 @@ mod tests {
     /// One who is logged in, and the other end of the connection. The bucket is full and stays as it is.
     fn client(shared: &Arc<Shared>, name: &str) -> (Client, TcpStream) {
         let (session, _) = session(name);
-        assert_eq!(shared.registry.insert(&session, 100, &ServerMessage::Pong), Ok(None));
+        assert_eq!(shared.registry.insert(&session, 100), Ok(()));
         let (link, far) = link();
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
-        let client = Client::new(shared, session, link, Reader::default(), Lines::new(MAX_LINE));
+        let client = Client::new(
+            shared,
+            session,
+            Connection { link, reader: Reader::default(), lines: Lines::new(MAX_LINE) },
+        );
         is_refilled(&client);
         (client, far)
     }
@@ -446,7 +440,7 @@ mod tests {
             ("bob", SMALL_PACKET, 1.0),
             ("carol", SMALL_PACKET - 1, 1.1),
         ] {
-            alice.lines.buffer().extend(packet(peer, body));
+            alice.connection.lines.buffer().extend(packet(peer, body));
             assert!(alice.take_frames() && has_cost(&alice, cost), "{body} bytes to {peer}");
         }
         assert_eq!(SMALL_PACKET, 32 * 1024);
@@ -454,7 +448,7 @@ mod tests {
             assert!(matches!(heard(&far), ServerMessage::Refused(refused) if refused.peer == name(peer)));
         }
         // A packet of nobody is answered like any line that is no message.
-        alice.lines.buffer().extend(frame::packet_head(b"", b""));
+        alice.connection.lines.buffer().extend(frame::packet_head(b"", b""));
         assert!(alice.take_frames() && has_cost(&alice, 1.1));
         assert!(matches!(heard(&far), ServerMessage::Error(_)));
         assert_eq!(received(&alice), 5, "each of them was taken in");
@@ -467,15 +461,15 @@ mod tests {
         let (mut alice, _far) = client(&shared, "alice");
         let ack = |received: u64| ClientMessage::Ack(Taken { received }).encode();
         (0..40).for_each(|_| alice.served.session.outbox.send(Frame::line(*b"x\n")));
-        alice.lines.buffer().extend(ack(32));
+        alice.connection.lines.buffer().extend(ack(32));
         assert!(alice.take_frames() && has_cost(&alice, 0.0));
         let early = ack(33);
-        alice.lines.buffer().extend(&early);
+        alice.connection.lines.buffer().extend(&early);
         let cost = 1.0 + (early.len() - 1) as f64 / 16_384.0;
         assert!(alice.take_frames() && has_cost(&alice, cost));
         assert_eq!(received(&alice), 0, "no ack is counted");
         assert!(alice.served.session.outbox.is_open());
-        alice.lines.buffer().extend(ack(41));
+        alice.connection.lines.buffer().extend(ack(41));
         assert!(!alice.take_frames() && !alice.served.session.outbox.is_open());
     }
 
@@ -485,13 +479,13 @@ mod tests {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, far) = client(&shared, "alice");
         for message in [ClientMessage::Ping, ClientMessage::Pong, ClientMessage::Ping] {
-            alice.lines.buffer().extend(message.encode());
+            alice.connection.lines.buffer().extend(message.encode());
         }
         assert!(alice.take_frames());
         assert!(matches!(heard(&far), ServerMessage::Pong) && matches!(heard(&far), ServerMessage::Pong));
         is_refilled(&alice);
-        alice.lines.buffer().extend_from_slice(b"{}\n");
-        alice.lines.buffer().extend(ClientMessage::Ping.encode());
+        alice.connection.lines.buffer().extend_from_slice(b"{}\n");
+        alice.connection.lines.buffer().extend(ClientMessage::Ping.encode());
         assert!(alice.take_frames());
         assert!(matches!(heard(&far), ServerMessage::Error(_)));
         // What is new is told before the answer.
@@ -507,7 +501,7 @@ mod tests {
             let (shared, _folder) = shared(HOUR);
             let ((mut alice, _far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
             assert!(bob.served.session.grant(&alice.served.session.name, TRANSFER, 1));
-            alice.lines.buffer().extend(&bytes);
+            alice.connection.lines.buffer().extend(&bytes);
             let session = alice.served.session.clone();
             let (link, _far) = link();
             assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
@@ -531,9 +525,9 @@ mod tests {
         assert!(recipient.grant(&mine.name, TRANSFER, 6));
         recipient.outbox.disconnect();
         let _pressure = under_pressure(recipient.outbox.quotas(), 0);
-        alice.lines.buffer().extend(packet("bob", BODY).repeat(5));
+        alice.connection.lines.buffer().extend(packet("bob", BODY).repeat(5));
         assert!(alice.take_frames() && received(&alice) == 5, "each may have some");
-        alice.lines.buffer().extend(packet("bob", BODY));
+        alice.connection.lines.buffer().extend(packet("bob", BODY));
         let (link, _far) = link();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| alice.take_frames());
@@ -588,7 +582,7 @@ mod tests {
         let mut rest = Vec::new();
         assert!((&far).read_to_end(&mut rest).is_ok() && rest.is_empty(), "and the connection");
         let (again, _again) = session("alice");
-        assert_eq!(shared.registry.insert(&again, 2, &ServerMessage::Pong), Ok(None), "for a new login");
+        assert_eq!(shared.registry.insert(&again, 2), Ok(()), "for a new login");
     }
 
     /// PROTOCOL#logout, PROTOCOL#line-length.
@@ -598,8 +592,8 @@ mod tests {
             let (shared, _folder) = shared(HOUR);
             let (mut alice, far) = client(&shared, "alice");
             let is_logout = bytes.len() < MAX_LINE;
-            alice.lines.buffer().extend(bytes);
-            alice.lines.buffer().extend_from_slice(b"\n{}\n");
+            alice.connection.lines.buffer().extend(bytes);
+            alice.connection.lines.buffer().extend_from_slice(b"\n{}\n");
             assert!(!alice.take_frames() && !alice.served.session.outbox.is_open());
             // Others see it at once, however long the connection takes to end.
             assert!(shared.registry.get(&alice.served.session.name).is_none());

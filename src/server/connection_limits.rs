@@ -33,8 +33,6 @@ pub struct Ticket {
     pub socket: Arc<TcpStream>,
     /// The address of its peer.
     pub address: IpAddr,
-    /// The oldest connection that was not logged in was closed for it.
-    pub evicted: bool,
 }
 
 impl ConnectionLimits {
@@ -44,8 +42,12 @@ impl ConnectionLimits {
     }
 
     /// Counts a new connection; `None` if its address or the server has too many. If too many are not logged in, closes the
-    /// oldest of them.
-    pub fn admit(self: &Arc<ConnectionLimits>, address: IpAddr, socket: &Arc<TcpStream>) -> Option<Ticket> {
+    /// oldest of them, and returns true.
+    pub fn admit(
+        self: &Arc<ConnectionLimits>,
+        address: IpAddr,
+        socket: Arc<TcpStream>,
+    ) -> Option<(Ticket, bool)> {
         let (origin, limits) = (origin(address), &self.limits);
         let mut state = lock(&self.state);
         let here = state.per_address.get(&origin).copied().unwrap_or(0);
@@ -54,14 +56,13 @@ impl ConnectionLimits {
         }
         let is_full = state.waiting.len() >= limits.waiting;
         let oldest = if is_full { state.waiting.pop_first() } else { None };
-        let evicted = oldest.is_some();
-        oldest.map(|(_, socket)| socket.shutdown(Shutdown::Both));
+        let has_evicted = oldest.map(|(_, oldest)| oldest.shutdown(Shutdown::Both)).is_some();
         let number = state.next;
         state.next += 1;
         state.total += 1;
         state.waiting.insert(number, socket.clone());
         *state.per_address.entry(origin).or_default() += 1;
-        Some(Ticket { limits: self.clone(), socket: socket.clone(), number, address, evicted })
+        Some((Ticket { limits: self.clone(), number, socket, address }, has_evicted))
     }
 
     /// The number of connections, and of those among them that are not logged in.
@@ -121,9 +122,10 @@ mod tests {
         let limits = Limits { clients: 3, waiting: 2, per_address: 2, ..Limits::for_machine(1024, 65_530) };
         let connections = Arc::new(ConnectionLimits::new(&limits));
         let house = |n: u8| IpAddr::from([10, 0, 0, n]);
-        let admit = |n| connections.admit(house(n), &connect().0);
+        let admit = |n| connections.admit(house(n), connect().0);
+        let admitted = |n| admit(n).map(|(ticket, _)| ticket);
 
-        let first = [admit(1).expect("admitted"), admit(1).expect("admitted")];
+        let first = [admitted(1).expect("admitted"), admitted(1).expect("admitted")];
         assert!(connections.counts() == (2, 2) && admit(1).is_none(), "an address has two");
         first.iter().for_each(Ticket::logged_in);
         assert_eq!(connections.counts(), (2, 0));
@@ -131,11 +133,12 @@ mod tests {
         // Two are not logged in; a third evicts the oldest alone.
         let (older, mut older_far) = connect();
         let (newer, mut newer_far) = connect();
-        let older = connections.admit(house(2), &older).expect("admitted");
-        let newer = connections.admit(house(2), &newer).expect("admitted");
-        assert!(!older.evicted && !newer.evicted);
-        let third = admit(3).expect("admitted");
-        assert!(third.evicted);
+        let (older, has_evicted) = connections.admit(house(2), older).expect("admitted");
+        assert!(!has_evicted);
+        let (newer, has_evicted) = connections.admit(house(2), newer).expect("admitted");
+        assert!(!has_evicted);
+        let (third, has_evicted) = admit(3).expect("admitted");
+        assert!(has_evicted);
         assert_eq!(older_far.read(&mut [0]).expect("shut"), 0);
         newer_far.set_nonblocking(true).expect("a socket");
         assert_eq!(newer_far.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
@@ -149,12 +152,12 @@ mod tests {
         newer.logged_out();
         assert_eq!(connections.counts(), (4, 2), "it may be evicted again");
         newer.logged_in();
-        let fourth = admit(4).expect("admitted");
-        assert!(!fourth.evicted && connections.counts() == (5, 2));
+        let (fourth, has_evicted) = admit(4).expect("admitted");
+        assert!(!has_evicted && connections.counts() == (5, 2));
 
         let [one, other] = first;
         drop(one);
-        let again = admit(1).expect("one of the two is closed");
+        let again = admitted(1).expect("one of the two is closed");
         drop((third, fourth));
         assert!(admit(1).is_none(), "and only one");
         drop((again, other, newer));

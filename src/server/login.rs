@@ -8,9 +8,9 @@
 use super::connection_limits::Ticket;
 use super::limits;
 use super::rates::origin;
-use super::registry::Full;
+use super::registry::{Full, replaced};
 use super::session::io::Link;
-use super::session::outbox::{Attached, Buffers, Outbox};
+use super::session::outbox::{Attached, Condition, Outbox};
 use super::session::{OWN_TOKENS, Session};
 use super::shared::Shared;
 use super::store::accounts::{RegisterError, Seen};
@@ -31,79 +31,78 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A connection that has no session yet.
-pub(super) struct Login<'a> {
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) address: IpAddr,
-    pub(super) link: Arc<Link>,
-    /// The server's key at the handshake: `None` without TLS.
-    pub(super) server_key: Option<Fingerprint>,
-    pub(super) reader: Reader,
-    pub(super) lines: Lines,
-    deadline: Instant,
-    /// The first line has arrived.
-    begun: bool,
-    /// Lines that the client may still send before it has a session.
-    lines_left: u32,
-}
-
 /// Time for the final error and for what is in flight from the client: a round trip.
 const FINAL_ERROR: Duration = Duration::from_secs(1);
 
 /// Bytes that are read from the client in this time.
 const IN_FLIGHT: usize = 1024 * 1024;
 
-/// Discards what the client sends, because the kernel drops the final error when a socket with unread bytes is closed: as
-/// long as the farewell `is_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] and [`IN_FLIGHT`] more.
-pub(super) fn linger(channel: &Channel, reader: &mut Reader, is_sent: impl Fn() -> bool) {
-    let begun = Instant::now();
-    let mut end = begun + FINAL_ERROR;
-    let (mut sink, mut left) = (Vec::new(), IN_FLIGHT);
-    loop {
-        let now = Instant::now();
-        if now < begun + limits::FAREWELL && is_sent() {
-            (end, left) = (now + FINAL_ERROR, IN_FLIGHT);
+/// A connection, with what has arrived on it.
+pub(super) struct Connection {
+    pub(super) link: Arc<Link>,
+    pub(super) reader: Reader,
+    pub(super) lines: Lines,
+}
+
+impl Connection {
+    /// As [`Channel::receive`].
+    pub(super) fn receive(&mut self, wait: Duration) -> io::Result<Received> {
+        self.link.channel.receive(&mut self.reader, self.lines.buffer(), wait)
+    }
+
+    /// Discards what the client sends, because the kernel drops the final error when a socket with unread bytes is closed: as
+    /// long as the farewell `is_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] and [`IN_FLIGHT`] more.
+    pub(super) fn linger(&mut self, is_sent: impl Fn() -> bool) {
+        let begun = Instant::now();
+        let mut end = begun + FINAL_ERROR;
+        let (mut sink, mut left) = (Vec::new(), IN_FLIGHT);
+        loop {
+            let now = Instant::now();
+            if now < begun + limits::FAREWELL && is_sent() {
+                (end, left) = (now + FINAL_ERROR, IN_FLIGHT);
+            }
+            if end <= now {
+                return;
+            }
+            match self.link.channel.receive(&mut self.reader, &mut sink, limits::NOTICE.min(end - now)) {
+                Ok(Received::Some) if sink.len() < left => left -= sink.len(),
+                Ok(Received::Silence) => {}
+                _ => return,
+            }
+            sink.clear();
         }
-        if end <= now {
-            return;
-        }
-        match channel.receive(reader, &mut sink, limits::NOTICE.min(end - now)) {
-            Ok(Received::Some) if sink.len() < left => left -= sink.len(),
-            Ok(Received::Silence) => {}
-            _ => return,
-        }
-        sink.clear();
     }
 }
 
-/// Why a login ends without a session.
-pub(super) enum Refusal {
-    /// The connection has failed.
-    Gone,
-    /// The final message.
-    Send(ServerMessage),
+/// A connection that has no session yet.
+pub(super) struct Login<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) connection: Connection,
+    /// The server's key at the handshake: `None` without TLS.
+    pub(super) server_key: Option<Fingerprint>,
+    deadline: Instant,
+    /// Lines that the client may still send before it has a session.
+    lines_left: u32,
 }
+
+/// Why a login ends without a session: the final message, or `None` if the connection has failed.
+pub(super) struct Refusal(Option<ServerMessage>);
 
 impl From<io::Error> for Refusal {
     fn from(_: io::Error) -> Self {
-        Refusal::Gone
+        Refusal(None)
     }
 }
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        Refusal::Send(ServerMessage::Error(failure))
+        Refusal(Some(ServerMessage::Error(failure)))
     }
 }
 
 /// PROTOCOL#closing-errors.
 fn refuse(code: ErrorCode, text: &str) -> Refusal {
     Failure::new(code, text).into()
-}
-
-/// As [`refuse`]: it is worth trying again after this time.
-fn refuse_for(wait: Duration, code: ErrorCode, text: &str) -> Refusal {
-    Failure { retry_after: Some(wait.as_secs() + 1), ..Failure::new(code, text) }.into()
 }
 
 /// PROTOCOL#not-a-message, PROTOCOL#version.
@@ -119,37 +118,43 @@ pub(super) fn not_a_message(error: DecodeError) -> ServerMessage {
 impl<'a> Login<'a> {
     /// The handshake. `None` if it fails.
     pub(super) fn handshake(shared: &'a Arc<Shared>, ticket: Ticket) -> Option<Login<'a>> {
-        let (socket, address) = (ticket.socket.clone(), ticket.address);
         let deadline = Instant::now() + limits::FIRST_LINE;
-        let lines = Lines::new(MAX_LINE_BEFORE_LOGIN);
         let certificate =
             shared.certificates.as_ref().map(|certificates| certificates.current(&shared.audit));
         let (acceptor, server_key) = certificate.unzip();
         shared.end_connections_of_another_key();
-        let Ok(channel) = Channel::accept(acceptor, socket, deadline) else {
-            shared.audit.limit("handshake_failed", None, Some(address), "");
+        let Ok(channel) = Channel::accept(acceptor, ticket.socket.clone(), deadline) else {
+            shared.audit.limit("handshake_failed", None, Some(ticket.address), "");
             return None;
         };
-        let (reader, lines_left) = (Reader::default(), limits::LINES_BEFORE_LOGIN);
-        let link = Link::new(channel, ticket);
-        Some(Login { shared, address, link, server_key, reader, lines, deadline, begun: false, lines_left })
+        let (link, lines) = (Link::new(channel, ticket), Lines::new(MAX_LINE_BEFORE_LOGIN));
+        let connection = Connection { link, reader: Reader::default(), lines };
+        Some(Login { shared, connection, server_key, deadline, lines_left: limits::LINES_BEFORE_LOGIN })
     }
 
     /// Reports why there is no session, and ends the connection.
-    pub(super) fn refuse(mut self, refusal: Refusal) {
-        if let Refusal::Send(message) = refusal {
+    pub(super) fn refuse(mut self, Refusal(message): Refusal) {
+        if let Some(message) = message {
             // The deadline may have passed: that can be the reason.
             self.deadline = Instant::now() + FINAL_ERROR;
             let _ = self.send(&message);
         }
-        self.link.channel.end();
-        linger(&self.link.channel, &mut self.reader, || false);
+        self.connection.link.channel.end();
+        self.connection.linger(|| false);
+    }
+
+    fn address(&self) -> IpAddr {
+        self.connection.link.ticket.address
+    }
+
+    fn exporter(&self) -> &[u8] {
+        self.connection.link.channel.exporter()
     }
 
     fn send(&self, message: &ServerMessage) -> io::Result<()> {
-        let mut wire = Vec::new();
-        self.link.channel.encrypt(&message.encode(), &mut wire)?;
-        self.link.channel.send_by(&wire, self.deadline)
+        let (channel, mut wire) = (&self.connection.link.channel, Vec::new());
+        channel.encrypt(&message.encode(), &mut wire)?;
+        channel.send_by(&wire, self.deadline)
     }
 
     /// The next message, within the deadline. PROTOCOL#deadlines.
@@ -157,24 +162,27 @@ impl<'a> Login<'a> {
         loop {
             let wait = self.deadline.saturating_duration_since(Instant::now());
             if wait.is_zero() {
-                self.shared.audit.limit("login_timed_out", None, Some(self.address), "");
+                self.limit("login_timed_out", None);
                 return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
             }
-            match self.lines.next_line() {
+            match self.connection.lines.next_line() {
                 Ok(Some(_)) if self.lines_left == 0 => {
                     return Err(refuse(ErrorCode::TooManyRequests, "too many lines before a login"));
                 }
                 Ok(Some(line)) => {
+                    if self.lines_left == limits::LINES_BEFORE_LOGIN {
+                        self.deadline = Instant::now() + limits::LOGIN;
+                    }
                     self.lines_left -= 1;
-                    return ClientMessage::decode(line).map_err(|e| Refusal::Send(not_a_message(e)));
+                    return ClientMessage::decode(line).map_err(|error| Refusal(Some(not_a_message(error))));
                 }
                 Ok(None) => {}
                 Err(_) => {
                     return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB"));
                 }
             }
-            if self.link.channel.receive(&mut self.reader, self.lines.buffer(), wait)? == Received::End {
-                return Err(Refusal::Gone);
+            if self.connection.receive(wait)? == Received::End {
+                return Err(Refusal(None));
             }
         }
     }
@@ -182,14 +190,10 @@ impl<'a> Login<'a> {
     /// The next message that is part of a login.
     fn next(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
-            let message = self.receive()?;
-            if !self.begun {
-                (self.begun, self.deadline) = (true, Instant::now() + limits::LOGIN);
-            }
-            match message {
+            match self.receive()? {
                 ClientMessage::Ping => self.send(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
-                ClientMessage::Logout => return Err(Refusal::Gone),
+                ClientMessage::Logout => return Err(Refusal(None)),
                 message => return Ok(message),
             }
         }
@@ -219,37 +223,28 @@ impl<'a> Login<'a> {
 
     /// A new session on this connection. If the server is full, the longest detached session makes room for it.
     fn log_in(&mut self, login: &Authenticated) -> Result<Arc<Session>, Refusal> {
-        let (shared, name) = (self.shared, login.name());
-        let limits = &shared.limits;
+        let (shared, limits, name) = (self.shared, &self.shared.limits, login.name());
         let newest = shared.accounts.take_certificate(name, login.certificate().created);
-        let session = Arc::new(Session::new(login, clock::now_ms(), newest, |first| {
-            let (link, quotas) = (self.link.clone(), shared.quotas.clone());
-            Outbox::new(limits.outbox, limits.rate, quotas, link, first)
-        }));
-        let elsewhere =
-            ServerMessage::error(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere");
-        let former = loop {
-            match shared.registry.insert(&session, limits.clients, &elsewhere) {
-                Ok(former) => break former,
-                Err(Full) if shared.end_longest_detached() => {}
-                Err(Full) => {
-                    self.link.ticket.logged_out();
-                    shared.audit.limit("server_full", Some(name), Some(self.address), "");
-                    return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
-                }
+        let outbox = Outbox::new(limits.outbox, limits.rate, shared.quotas.clone(), self.address());
+        let session = Arc::new(Session::new(login, clock::now_ms(), outbox));
+        while let Err(Full) = shared.registry.insert(&session, limits.clients) {
+            if !shared.end_longest_detached() {
+                self.limit("server_full", Some(name));
+                return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
             }
-        };
-        self.audit("login", name);
-        if let Some(address) = former {
-            shared.audit.log("logout", Some(name), Some(address), "");
         }
+        let hello = |_| ServerMessage::Session(session.announcement(newest)).encode();
+        let link = self.connection.link.clone();
+        let attached = session.outbox.attach(link, 0, limits::RESUME_PATIENCE, hello);
         // The account may have been removed since the login was verified.
         let identity = login.identity().fingerprint();
         if shared.accounts.get(name).is_none_or(|account| account.identity != identity) {
-            shared.dismiss(&session, ErrorCode::AccountRemoved, "this account was removed just now");
+            let removed = || Failure::new(ErrorCode::AccountRemoved, "this account was removed just now");
+            shared.registry.end(&session, Condition::Always, Some(&ServerMessage::Error(removed())));
+            return if attached == Attached::Yes { Ok(session) } else { Err(removed().into()) };
         }
-        session.outbox.flush(&mut Buffers::default());
-        Ok(session)
+        // Another login may have replaced it already.
+        if attached == Attached::Yes { Ok(session) } else { Err(replaced().into()) }
     }
 
     /// Takes up a session on this connection. PROTOCOL#resume-rules.
@@ -266,40 +261,44 @@ impl<'a> Login<'a> {
             let nobody = std::array::from_fn(|_| Key::random());
             let tokens = session.as_deref().map_or(nobody, |session| session.tokens(clock::now_ms()));
             // A token cannot be guessed, so no failure is counted.
-            let which = pending.verify(&answer, self.link.channel.exporter(), &tokens);
+            let which = pending.verify(&answer, self.exporter(), &tokens);
             // PROTOCOL#elsewhere.
             if which.is_some_and(|which| which >= OWN_TOKENS) {
                 // Otherwise it would log in, and disconnect the client that has replaced it.
-                return Err(refuse(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere"));
+                return Err(replaced().into());
             }
             // PROTOCOL#no-session.
             let no_session = || refuse(ErrorCode::NoSession, "there is no such session to resume: log in");
             let session = session.filter(|_| which.is_some()).ok_or_else(no_session)?;
             let hello = |received| ServerMessage::Resumed(Position { received }).encode();
-            let link = self.link.clone();
+            let link = self.connection.link.clone();
             match session.outbox.attach(link, answer.received, limits::RESUME_PATIENCE, hello) {
-                Attached::Yes => {}
+                Attached::Yes => {
+                    self.audit("resumed", pending.name());
+                    return Ok(session);
+                }
                 Attached::NoSession => {
                     let current = self.shared.registry.get(pending.name());
                     if current.is_some_and(|current| Arc::ptr_eq(&current, &session)) {
                         return Err(no_session());
                     }
                     // It has ended or was replaced in the meantime: answer as to a client that comes now.
-                    continue;
                 }
                 Attached::Busy => {
                     let text = "the former connection is still busy: try again";
                     return Err(refuse(ErrorCode::TimedOut, text));
                 }
-                Attached::Overtaken => return Err(Refusal::Gone),
+                Attached::Overtaken => return Err(Refusal(None)),
             }
-            self.shared.audit.log("resumed", Some(pending.name()), Some(self.address), "");
-            return Ok(session);
         }
     }
 
     fn audit(&self, event: &'static str, user: &Username) {
-        self.shared.audit.log(event, Some(user), Some(self.address), "");
+        self.shared.audit.log(event, Some(user), Some(self.address()), "");
+    }
+
+    fn limit(&self, event: &'static str, user: Option<&Username>) {
+        self.shared.audit.limit(event, user, Some(self.address()), "");
     }
 
     /// PROTOCOL#registration-limit.
@@ -332,20 +331,21 @@ impl<'a> Login<'a> {
 
     /// Counts a record of `users.json` against the client's address.
     fn count_record(&self) -> Result<(), Refusal> {
-        lock(&self.shared.registrations).take(origin(self.address), Instant::now()).map_err(|wait| {
-            self.shared.audit.limit("too_many_registrations", None, Some(self.address), "");
+        lock(&self.shared.registrations).take(origin(self.address()), Instant::now()).map_err(|wait| {
+            self.limit("too_many_registrations", None);
             let text = "too many new accounts and passwords from your address";
-            refuse_for(wait, ErrorCode::TooManyRequests, text)
+            Failure::new(ErrorCode::TooManyRequests, text).after(wait).into()
         })
     }
 
     fn not_stored(&self, name: &Username, error: &io::Error) -> Refusal {
-        self.shared.audit.log("storage_failed", Some(name), Some(self.address), &error.to_string());
+        self.shared.audit.log("storage_failed", Some(name), Some(self.address()), &error.to_string());
         refuse(ErrorCode::ServerError, "the server cannot store accounts now: tell its operator")
     }
 
     fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
-        self.refuse_locked(&request.username)?;
+        let locked = self.shared.lockout.locked(&request.username, self.address());
+        locked.map_err(|left| self.locked(&request.username, left))?;
         let seen = self.shared.accounts.see(&request.username);
         let (account, secret) = (seen.as_ref().map(|seen| seen.account.clone()), &self.shared.salt_secret);
         let (pending, challenge) = PendingLogin::new(request, account, secret)?;
@@ -353,7 +353,8 @@ impl<'a> Login<'a> {
         let response = match self.next()? {
             ClientMessage::ChallengeResponse(response) => response,
             ClientMessage::PasswordChange(change) => {
-                return Err(self.change_password(pending, seen.as_ref(), *change));
+                let changed = self.change_password(pending, seen.as_ref(), *change)?;
+                return Err(Refusal(Some(changed)));
             }
             _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
         };
@@ -361,9 +362,9 @@ impl<'a> Login<'a> {
         let offered = auth::offered(&response.session_key, response.created, &response.certificate, now);
         let certificate = offered.map_err(|error| self.no_guess(&name, error))?;
         let locks = self.count_attempt(&name)?;
-        let verified = pending.verify(&response, certificate, self.link.channel.exporter(), now);
+        let verified = pending.verify(&response, certificate, self.exporter(), now);
         let login = verified.map_err(|error| self.failed("login_failed", &name, locks, error))?;
-        self.shared.lockout.forgive(&name, self.address);
+        self.shared.lockout.forgive(&name, self.address());
         // PROTOCOL#login-race.
         if !seen.is_some_and(|seen| self.shared.accounts.admit(&seen)) {
             return Err(self.no_guess(&name, auth::denied()));
@@ -371,34 +372,32 @@ impl<'a> Login<'a> {
         Ok(login)
     }
 
-    /// The final answer to a request for a new password. PROTOCOL#password-race.
-    fn change_password(&self, pending: PendingLogin, seen: Option<&Seen>, change: PasswordChange) -> Refusal {
+    /// PROTOCOL#password-race.
+    fn change_password(
+        &self,
+        pending: PendingLogin,
+        seen: Option<&Seen>,
+        change: PasswordChange,
+    ) -> Result<ServerMessage, Refusal> {
         let name = pending.name().clone();
-        let rounds = auth::acceptable(change.rounds).map_err(|error| self.no_guess(&name, error));
-        let changed = rounds.and_then(|_| self.count_attempt(&name)).and_then(|locks| {
-            let failed = |error| self.failed("password_change_failed", &name, locks, error);
-            let new = pending.verify_change(change, self.link.channel.exporter()).map_err(failed)?;
-            self.shared.lockout.forgive(&name, self.address);
-            self.count_record()?;
-            let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
-            match stored.map_err(|error| self.not_stored(&name, &error))? {
-                true => Ok(()),
-                false => Err(self.no_guess(&name, auth::denied())),
-            }
-        });
-        match changed {
-            Err(refusal) => refusal,
-            Ok(()) => {
-                self.audit("password_changed", &name);
-                Refusal::Send(ServerMessage::PasswordChanged)
-            }
+        auth::acceptable(change.rounds).map_err(|error| self.no_guess(&name, error))?;
+        let locks = self.count_attempt(&name)?;
+        let verified = pending.verify_change(change, self.exporter());
+        let new = verified.map_err(|error| self.failed("password_change_failed", &name, locks, error))?;
+        self.shared.lockout.forgive(&name, self.address());
+        self.count_record()?;
+        let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
+        if !stored.map_err(|error| self.not_stored(&name, &error))? {
+            return Err(self.no_guess(&name, auth::denied()));
         }
+        self.audit("password_changed", &name);
+        Ok(ServerMessage::PasswordChanged)
     }
 
     /// Counts an attempt before its proof is checked, so that parallel guesses count. True if this one locks the name.
     /// PROTOCOL#lockout.
     fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
-        self.shared.lockout.count(name, self.address).map_err(|left| self.locked(name, left))
+        self.shared.lockout.count(name, self.address()).map_err(|left| self.locked(name, left))
     }
 
     fn failed(&self, event: &'static str, name: &Username, locks: bool, failure: Failure) -> Refusal {
@@ -415,26 +414,18 @@ impl<'a> Login<'a> {
     /// A refusal that is neither counted nor logged as a guess: the client broke the protocol, or the account has changed
     /// since the challenge. PROTOCOL#lockout.
     fn no_guess(&self, name: &Username, failure: Failure) -> Refusal {
-        self.shared.audit.limit("login_refused", Some(name), Some(self.address), "");
+        self.limit("login_refused", Some(name));
         failure.into()
     }
 
-    fn refuse_locked(&self, name: &Username) -> Result<(), Refusal> {
-        match self.shared.lockout.locked(name, self.address) {
-            Some(left) => Err(self.locked(name, left)),
-            None => Ok(()),
-        }
-    }
-
     fn locked(&self, name: &Username, left: Duration) -> Refusal {
-        self.shared.audit.limit("login_while_locked", Some(name), Some(self.address), "");
-        refuse_for(left, ErrorCode::Locked, "too many failed logins")
+        self.limit("login_while_locked", Some(name));
+        Failure::new(ErrorCode::Locked, "too many failed logins").after(left).into()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::session::outbox::Condition;
     use super::super::session::outbox::tests::link;
     use super::super::session::tests::session;
     use super::super::shared::tests::{HOUR, shared};
@@ -451,12 +442,12 @@ mod tests {
         let login = Login {
             server_key: None,
             shared,
-            address: [127, 0, 0, 1].into(),
-            link,
-            reader: Reader::default(),
-            lines: Lines::new(MAX_LINE_BEFORE_LOGIN),
+            connection: Connection {
+                link,
+                reader: Reader::default(),
+                lines: Lines::new(MAX_LINE_BEFORE_LOGIN),
+            },
             deadline: Instant::now() + HOUR,
-            begun: true,
             lines_left: 1,
         };
         (login, far)
@@ -474,7 +465,7 @@ mod tests {
                 is_out.store(true, Ordering::Relaxed);
                 sent
             });
-            linger(&login.link.channel, &mut login.reader, || !is_out.load(Ordering::Relaxed));
+            login.connection.linger(|| !is_out.load(Ordering::Relaxed));
             drop(login);
             sending.join().expect("whole").expect("all of it was read");
         });
@@ -490,7 +481,7 @@ mod tests {
                     let lines = vec![b'x'; 1024 * 1024];
                     (0..1024).take_while(|_| floods && far.write_all(&lines).is_ok()).count()
                 });
-                linger(&login.link.channel, &mut login.reader, || false);
+                login.connection.linger(|| false);
                 drop(login);
                 // Beside the mebibyte that is read, the kernel holds some.
                 let taken = flood.join().expect("whole");
@@ -505,7 +496,7 @@ mod tests {
         let (shared, _folder) = shared(HOUR);
         let (login, _far) = connection(&shared);
         let said = |refusal: Refusal| match refusal {
-            Refusal::Send(ServerMessage::Error(Failure { retry_after: Some(seconds), .. })) => seconds,
+            Refusal(Some(ServerMessage::Error(Failure { retry_after: Some(seconds), .. }))) => seconds,
             _ => panic!("no time is told"),
         };
         for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
@@ -520,7 +511,7 @@ mod tests {
             }
         };
         let left =
-            lock(&shared.registrations).take(origin(login.address), Instant::now()).expect_err("too many");
+            lock(&shared.registrations).take(origin(login.address()), Instant::now()).expect_err("too many");
         assert!(
             Duration::from_secs(refused) >= left
                 && left + Duration::from_secs(60) > Duration::from_secs(refused)
@@ -535,10 +526,10 @@ mod tests {
         login.lines_left = 2;
         for n in 0..limits::MAX_FAILURES_PER_ADDRESS {
             let name = format!("name{n}").parse().expect("name");
-            assert!(shared.lockout.count(&name, login.address).is_ok());
+            assert!(shared.lockout.count(&name, login.address()).is_ok());
         }
         let code = |refusal: Refusal| match refusal {
-            Refusal::Send(ServerMessage::Error(failure)) => failure.code,
+            Refusal(Some(ServerMessage::Error(failure))) => failure.code,
             _ => panic!("not told"),
         };
         let no_key = || Bytes(Vec::new());
@@ -566,7 +557,7 @@ mod tests {
         for (takes_over, code) in [(false, "no_session"), (true, "signed_in_elsewhere")] {
             let (shared, _folder) = shared(HOUR);
             let (alice, _) = session("alice");
-            assert_eq!(shared.registry.insert(&alice, 100, &ServerMessage::Pong), Ok(None));
+            assert_eq!(shared.registry.insert(&alice, 100), Ok(()));
             // The thread of the former connection is busy, and stays so.
             let _inbound = alice.outbox.inbound();
             let [token, ..] = alice.tokens(0);
@@ -584,12 +575,12 @@ mod tests {
                     (&far).write_all(&ClientMessage::Resume(answer).encode()).expect("sent");
                     if takes_over {
                         let (other, _) = session("alice");
-                        assert!(shared.registry.insert(&other, 100, &ServerMessage::Pong).is_ok());
+                        assert!(shared.registry.insert(&other, 100).is_ok());
                     }
-                    shared.end(&alice, Condition::Always, None);
+                    shared.registry.end(&alice, Condition::Always, None);
                 });
                 let request = ResumeRequest { version: VERSION, username: alice.name.clone() };
-                let Err(Refusal::Send(ServerMessage::Error(failure))) = login.resume(request) else {
+                let Err(Refusal(Some(ServerMessage::Error(failure)))) = login.resume(request) else {
                     panic!("it was let in")
                 };
                 assert_eq!(failure.code, code);

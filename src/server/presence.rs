@@ -49,24 +49,19 @@ fn tell(
         }
     }
     let news = encode(false, joined, left);
+    let list = match changes.newcomers[..] {
+        [] => Vec::new(),
+        _ => encode(true, told.iter().cloned().collect(), Vec::new()),
+    };
     let new: HashSet<_> = changes.newcomers.iter().map(Arc::as_ptr).collect();
-    let mut list = FlushList::default();
-    for session in sessions {
-        if !new.contains(&Arc::as_ptr(session)) {
-            news.iter().for_each(|line| {
-                session.outbox.queue(Frame::line(line.clone()), &mut list);
-            });
-        }
+    let others = sessions.iter().filter(|session| !new.contains(&Arc::as_ptr(session)));
+    let (others, newcomers) =
+        (others.map(|one| (one, &news)), changes.newcomers.iter().map(|one| (one, &list)));
+    let mut flush = FlushList::default();
+    for (session, lines) in others.chain(newcomers) {
+        lines.iter().for_each(|line| session.outbox.queue(Frame::line(line.clone()), &mut flush));
     }
-    if !changes.newcomers.is_empty() {
-        let all = encode(true, told.iter().cloned().collect(), Vec::new());
-        for newcomer in &changes.newcomers {
-            all.iter().for_each(|line| {
-                newcomer.outbox.queue(Frame::line(line.clone()), &mut list);
-            });
-        }
-    }
-    flusher.add(list);
+    flusher.add(flush);
 }
 
 /// Time between two changes for this number of sessions: all together get at most 2,500 lines a second.
@@ -79,28 +74,31 @@ fn interval(sessions: usize) -> Duration {
 /// Presence lines of bounded length; none if there is nothing to report. Names that left come before names that joined, or
 /// a user in both lists could end as gone. PROTOCOL#presence-lists.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
-    let gone = left.chunks(MAX_PRESENCE_NAMES).map(|names| (names, &[][..]));
-    let here = joined.chunks(MAX_PRESENCE_NAMES).map(|names| (&[][..], names));
-    let mut pieces: Vec<(&[Username], &[Username])> = gone.chain(here).collect();
-    if full && pieces.is_empty() {
-        pieces.push((&[], &[]));
+    if !full && joined.is_empty() && left.is_empty() {
+        return Vec::new();
     }
-    if let [(left, []), ([], joined)] = pieces[..] {
-        pieces = vec![(left, joined)];
-    }
-    let last = pieces.len().saturating_sub(1);
-    let line = |(n, (left, joined)): (usize, (&[Username], &[Username]))| {
-        let (more, full) = (n < last, full && n == 0);
-        let presence = Presence { more, full, joined: joined.to_vec(), left: left.to_vec() };
-        Part::from(ServerMessage::Presence(presence).encode())
+    let line = |joined: &[Username], left: &[Username]| Presence {
+        more: true,
+        full: false,
+        joined: joined.into(),
+        left: left.into(),
     };
-    pieces.into_iter().enumerate().map(line).collect()
+    let mut lines = if joined.len().max(left.len()) <= MAX_PRESENCE_NAMES {
+        vec![line(&joined, &left)]
+    } else {
+        let gone = left.chunks(MAX_PRESENCE_NAMES).map(|names| line(&[], names));
+        gone.chain(joined.chunks(MAX_PRESENCE_NAMES).map(|names| line(names, &[]))).collect()
+    };
+    lines[0].full = full;
+    lines.last_mut().into_iter().for_each(|last| last.more = false);
+    lines.into_iter().map(|line| ServerMessage::Presence(line).encode().into()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::session::outbox::{Buffers, Condition};
     use super::super::session::tests::session;
+    use super::super::shared::tests::{HOUR, shared};
     use super::*;
     use std::io::Read;
     use std::net::TcpStream;
@@ -174,7 +172,8 @@ mod tests {
                 Ok(ServerMessage::Presence(one)) => {
                     lines.push((one.full, list(&one.joined), list(&one.left)))
                 }
-                Ok(ServerMessage::Pong) => return lines,
+                // Or the end of a session that was replaced.
+                Ok(ServerMessage::Pong | ServerMessage::Error(_)) => return lines,
                 _ => panic!("not presence"),
             }
         }
@@ -183,22 +182,20 @@ mod tests {
     /// PROTOCOL#presence.
     #[test]
     fn new_session_gets_the_list_and_all_get_each_change_once() {
-        let (registry, mut told) = (Registry::default(), BTreeSet::new());
+        let ((shared, _folder), mut told) = (shared(HOUR), BTreeSet::new());
+        let registry = &shared.registry;
         let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
-        let add = |session| registry.insert(session, 100, &ServerMessage::Pong).is_ok();
+        let add = |session| registry.insert(session, 100).is_ok();
         let remove = |(session, _): &(Arc<Session>, TcpStream)| {
-            let mut list = FlushList::default();
-            let ended = registry.end(session, Condition::Always, Some(&ServerMessage::Pong), &mut list);
-            list.flush();
-            ended.is_some()
+            registry.end(session, Condition::Always, Some(&ServerMessage::Pong))
         };
         let full = |names: &str| [(true, names.to_string(), String::new())];
         let change = |joined: &str, left: &str| [(false, joined.to_string(), left.to_string())];
         assert!(add(&alice.0) && add(&bob.0));
-        round(&registry, &mut told);
+        round(registry, &mut told);
         assert_eq!((heard(&alice), heard(&bob)), (full("alice bob").into(), full("alice bob").into()));
         assert!(add(&carol.0));
-        round(&registry, &mut told);
+        round(registry, &mut told);
         for one in [&alice, &bob] {
             assert_eq!(heard(one), change("carol", ""));
         }
@@ -206,7 +203,7 @@ mod tests {
         // A user who logs in again has left and joined.
         assert!(add(&again.0));
         assert!(!remove(&bob), "the end of the former session is not that of the user");
-        round(&registry, &mut told);
+        round(registry, &mut told);
         for one in [&alice, &carol] {
             assert_eq!(heard(one), change("bob", "bob"));
         }
@@ -219,7 +216,7 @@ mod tests {
         let dave = session("dave");
         add(&dave.0);
         assert!(remove(&dave));
-        round(&registry, &mut told);
+        round(registry, &mut told);
         assert_eq!((heard(&alice), heard(&carol)), (change("", "bob").into(), change("", "bob").into()));
         assert_eq!((heard(&alice), heard(&carol), heard(&again)), (Vec::new(), Vec::new(), Vec::new()));
     }

@@ -1,25 +1,25 @@
 //! The sessions by name, and the changes that [`presence`](super::presence) has not reported yet.
 //!
 //! Invariant: a name has at most one session, and there are no more sessions than the limit. A session begins and ends under
-//! the lock of the changes: a name's former session has ended, and its lost messages are reported, before anybody finds the
-//! new one.
+//! the lock of the changes, and is logged there, so the log has all logins and logouts in order: a name's former session has
+//! ended, and its lost messages are reported, before anybody finds the new one.
 
 use super::session::Session;
 use super::session::outbox::{Condition, FlushList};
+use super::store::audit::Audit;
 use crate::name::Username;
-use crate::protocol::ServerMessage;
+use crate::protocol::{ErrorCode, Failure, ServerMessage};
 use crate::sync::lock;
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 /// The sessions by name, and the changes that were not reported yet.
-#[derive(Default)]
 pub struct Registry {
     sessions: RwLock<HashMap<Username, Arc<Session>>>,
     changes: Mutex<Changes>,
     changed: Condvar,
+    audit: Arc<Audit>,
 }
 
 /// What has changed.
@@ -37,6 +37,11 @@ pub struct Changes {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// The end of a session that another login has replaced. PROTOCOL#replaced, PROTOCOL#elsewhere.
+pub fn replaced() -> Failure {
+    Failure::new(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere")
+}
+
 /// The sessions under one read lock. A lock and a reference count for each of a thousand recipients took a tenth of a
 /// broadcast's time.
 pub struct Sessions<'a>(RwLockReadGuard<'a, HashMap<Username, Arc<Session>>>);
@@ -49,65 +54,77 @@ impl Sessions<'_> {
 }
 
 impl Registry {
-    /// Adds a session. A former one of its name ends with `farewell`. Returns where the former one's client was, unless
-    /// it had ended before. PROTOCOL#replaced.
+    /// No sessions. Logins and logouts are logged in `audit`.
+    pub fn new(audit: Arc<Audit>) -> Registry {
+        let (sessions, changes, changed) = Default::default();
+        Registry { sessions, changes, changed, audit }
+    }
+
+    /// Adds a session. A former one of its name ends. PROTOCOL#replaced.
     ///
     /// # Errors
     /// [`Full`] if there are `limit` sessions of other names. PROTOCOL#full.
-    pub fn insert(
-        &self,
-        session: &Arc<Session>,
-        limit: usize,
-        farewell: &ServerMessage,
-    ) -> Result<Option<IpAddr>, Full> {
+    pub fn insert(&self, session: &Arc<Session>, limit: usize) -> Result<(), Full> {
         let mut list = FlushList::default();
         // Both at once, or a new session could receive changes before its first list.
         let mut changes = lock(&self.changes);
         let mut sessions = self.write();
-        let former = sessions.get(&session.name).cloned();
-        if former.is_none() && sessions.len() >= limit {
-            return Err(Full);
+        match sessions.get(&session.name) {
+            // Before anybody finds the new session: a client that resumes the former one learns of it.
+            Some(former) => {
+                session.supersede(former);
+                let farewell = ServerMessage::Error(replaced());
+                self.leave(&mut changes, former, Condition::Always, Some(&farewell), &mut list);
+            }
+            None if sessions.len() >= limit => return Err(Full),
+            None => {}
         }
-        // Before anybody finds the new session: a client that resumes the former one learns of it, and lost messages are
-        // reported.
-        let ended = former.as_ref().and_then(|former| {
-            session.supersede(former);
-            let ended = former.outbox.close(Condition::Always, Some(farewell), &mut list)?;
-            ended.report_lost(&former.name, &mut list);
-            Some(ended.address)
-        });
         sessions.insert(session.name.clone(), session.clone());
         drop(sessions);
-        if former.is_some() {
-            changes.ended.insert(session.name.clone());
-        }
         changes.names.insert(session.name.clone());
         changes.newcomers.push(session.clone());
+        self.audit.log("login", Some(&session.name), Some(session.outbox.address()), "");
         self.changed.notify_one();
         drop(changes);
         list.flush();
-        Ok(ended)
+        Ok(())
     }
 
-    /// Ends a session, with `last` as its last line, if the condition holds: its outbox is closed, then lost messages are
-    /// reported, then other users see it leave. Returns where its client was; `None` if it had ended before. The caller
-    /// flushes the list. PROTOCOL#ends-at-once, PROTOCOL#lost.
+    /// Ends a session if the condition holds: other users see it leave at once, and its client still gets what waits for it,
+    /// and `last`. False if nothing was to be done. PROTOCOL#ends-at-once.
     pub fn end(
         &self,
         session: &Arc<Session>,
         condition: Condition<'_>,
         last: Option<&ServerMessage>,
-        list: &mut FlushList,
-    ) -> Option<IpAddr> {
+    ) -> bool {
+        let mut list = FlushList::default();
         // Held until it is removed, so that no newer session takes its place before.
         let mut changes = lock(&self.changes);
-        let ended = session.outbox.close(condition, last, list)?;
-        ended.report_lost(&session.name, list);
-        self.write().remove(&session.name);
+        let has_left = self.leave(&mut changes, session, condition, last, &mut list);
+        if has_left {
+            self.write().remove(&session.name);
+            self.changed.notify_one();
+        }
+        drop(changes);
+        list.flush();
+        has_left
+    }
+
+    /// Closes the outbox if the condition holds; the caller takes it out of the sessions.
+    fn leave(
+        &self,
+        changes: &mut Changes,
+        session: &Arc<Session>,
+        condition: Condition<'_>,
+        last: Option<&ServerMessage>,
+        list: &mut FlushList,
+    ) -> bool {
+        let Some(address) = session.outbox.close(&session.name, condition, last, list) else { return false };
         changes.names.insert(session.name.clone());
         changes.ended.insert(session.name.clone());
-        self.changed.notify_one();
-        Some(ended.address)
+        self.audit.log("logout", Some(&session.name), Some(address), "");
+        true
     }
 
     /// The session of exactly this name; `None` if the user is not online.
@@ -168,59 +185,57 @@ mod tests {
     use super::super::session::frames::Frame;
     use super::super::session::outbox::{Queued, Receipt};
     use super::super::session::tests::session;
+    use super::super::shared::tests::{HOUR, shared};
     use super::*;
     use crate::protocol::{Lost, WrappedKey};
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::Duration;
 
-    const NO_FAREWELL: ServerMessage = ServerMessage::Pong;
-
     /// PROTOCOL#full, PROTOCOL#replaced.
     #[test]
     fn full_registry_accepts_only_a_replacement() {
-        let registry = Registry::default();
+        let (shared, _folder) = shared(HOUR);
+        let registry = &shared.registry;
         let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
         let remove = |(session, _): &(Arc<Session>, TcpStream)| {
-            let mut list = FlushList::default();
-            let ended = registry.end(session, Condition::Always, Some(&ServerMessage::Pong), &mut list);
-            list.flush();
-            ended.is_some()
+            registry.end(session, Condition::Always, Some(&ServerMessage::Pong))
         };
-        assert_eq!(registry.insert(&alice.0, 2, &NO_FAREWELL), Ok(None));
-        assert_eq!(registry.insert(&bob.0, 2, &NO_FAREWELL), Ok(None));
-        assert_eq!(registry.insert(&carol.0, 2, &NO_FAREWELL), Err(Full));
-        assert!(matches!(registry.insert(&again.0, 2, &NO_FAREWELL), Ok(Some(_))));
+        assert_eq!(registry.insert(&alice.0, 2), Ok(()));
+        assert_eq!(registry.insert(&bob.0, 2), Ok(()));
+        assert_eq!(registry.insert(&carol.0, 2), Err(Full));
+        assert_eq!(registry.insert(&again.0, 2), Ok(()));
         assert!(!bob.0.outbox.is_open() && registry.count() == 2);
         assert!(registry.get(&bob.0.name).is_some_and(|now| Arc::ptr_eq(&now, &again.0)));
         assert!(!remove(&bob), "the end of the former session is not that of its user");
         assert!(remove(&again) && !remove(&again));
-        assert_eq!(registry.insert(&carol.0, 2, &NO_FAREWELL), Ok(None));
+        assert_eq!(registry.insert(&carol.0, 2), Ok(()));
     }
 
     /// PROTOCOL#presence, PROTOCOL#presence-rate.
     #[test]
     fn only_new_sessions_are_reported_before_a_change_is_due() {
-        let (registry, [alice, bob]) = (Registry::default(), ["alice", "bob"].map(session));
+        let ((shared, _folder), [alice, bob]) = (shared(HOUR), ["alice", "bob"].map(session));
+        let registry = &shared.registry;
         let far = Instant::now() + Duration::from_secs(3600);
         let reported = |due| {
             let (changes, sessions) = registry.wait(due);
             (changes.newcomers.len(), changes.names.len(), changes.ended.len(), sessions.len())
         };
-        assert_eq!(registry.insert(&alice.0, 9, &NO_FAREWELL), Ok(None));
+        assert_eq!(registry.insert(&alice.0, 9), Ok(()));
         assert_eq!([reported(far), reported(far)], [(1, 0, 0, 0), (0, 0, 0, 0)]);
-        assert_eq!(registry.insert(&bob.0, 9, &NO_FAREWELL), Ok(None));
-        let mut list = FlushList::default();
-        assert!(registry.end(&alice.0, Condition::Always, None, &mut list).is_some());
+        assert_eq!(registry.insert(&bob.0, 9), Ok(()));
+        assert!(registry.end(&alice.0, Condition::Always, None));
         assert_eq!(reported(Instant::now()), (1, 2, 1, 1));
     }
 
     /// PROTOCOL#lost.
     #[test]
     fn lost_messages_are_reported_before_the_new_session_is_found() {
-        let registry = Registry::default();
+        let (shared, _folder) = shared(HOUR);
+        let registry = &shared.registry;
         let [alice, bob, again] = ["alice", "bob", "bob"].map(session);
-        [&alice, &bob].iter().for_each(|one| _ = registry.insert(&one.0, 9, &NO_FAREWELL));
+        [&alice, &bob].iter().for_each(|one| _ = registry.insert(&one.0, 9));
         let key = WrappedKey::new(&[1; 264]);
         let mut list = FlushList::default();
         let mut deliver = |id| {
@@ -228,7 +243,7 @@ mod tests {
             bob.0.outbox.deliver(Frame::envelope((*b"{}\n").into()), Some((&key, Some(receipt))), &mut list)
         };
         assert_eq!(deliver(7), Queued::Yes);
-        assert!(registry.insert(&again.0, 9, &NO_FAREWELL).is_ok());
+        assert!(registry.insert(&again.0, 9).is_ok());
         assert_eq!(deliver(8), Queued::Gone);
         let line = ServerMessage::Lost(Lost { id: 7, name: bob.0.name.clone() }).encode();
         let mut got = vec![0; line.len()];
@@ -236,6 +251,8 @@ mod tests {
         (&alice.1).read_exact(&mut got).expect("it is told");
         assert_eq!(got, line);
         // Only once, however the former session then ends.
-        assert!(bob.0.outbox.close(Condition::Always, None, &mut FlushList::default()).is_none());
+        assert!(
+            bob.0.outbox.close(&bob.0.name, Condition::Always, None, &mut FlushList::default()).is_none()
+        );
     }
 }

@@ -34,15 +34,16 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let has_receipt = envelope.is_direct_message();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
-    let mut queue = |found: Found<'_>, (target, key): Route<'_>, list: &mut FlushList| {
+    let (is_alone, mut list) = (targets.len() == 1, FlushList::default());
+    let mut queue = |(target, key, found): (Username, &WrappedKey, Option<(&Session, bool)>)| {
         let names = match found {
-            Found::Offline => &mut sent.offline,
-            Found::Stale => &mut sent.stale,
+            None => &mut sent.offline,
+            Some((_, false)) => &mut sent.stale,
             // PROTOCOL#own-key-only.
-            Found::Online(session) => {
+            Some((session, true)) => {
                 let frame = Frame::envelope(head.clone()).by(sender.sender);
                 let receipt = has_receipt.then(|| Receipt { sender: Arc::downgrade(&sender.outbox), id });
-                match session.outbox.deliver(frame, Some((key, receipt)), list) {
+                match session.outbox.deliver(frame, Some((key, receipt)), &mut list) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
                         metrics::BUSY.add();
@@ -54,44 +55,24 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
         };
         names.push(target);
     };
-    let (alone, mut list) = (targets.len() == 1, FlushList::default());
-    let mut routes = targets.into_iter().zip(keys.values()).peekable();
-    if alone && let Some(only) = routes.next() {
-        let session = shared.registry.get(&only.0);
-        queue(Found::new(session.as_deref(), &only), only, &mut list);
-        std::mem::take(&mut list).flush();
-    }
-    while routes.peek().is_some() {
+    let mut targets = targets.into_iter().zip(keys.values()).peekable();
+    while targets.peek().is_some() {
         let online = shared.registry.look();
-        // Look all of them up first, so that the cache misses overlap.
-        let found =
-            routes.by_ref().take(TOGETHER).map(|route| (Found::new(online.get(&route.0), &route), route));
-        let some: Vec<_> = found.collect();
-        some.into_iter().for_each(|(found, route)| queue(found, route, &mut list));
+        // With the session of each, if it has one, and whether the key is wrapped for it. Look all of them up first, so
+        // that the cache misses overlap.
+        let found = targets.by_ref().take(TOGETHER).map(|(target, key)| {
+            let session = online.get(&target);
+            (target, key, session.map(|session| (session, session.uses_key(key.id()))))
+        });
+        found.collect::<Vec<_>>().into_iter().for_each(&mut queue);
     }
-    shared.flusher.add(list);
+    // The flusher sends a broadcast, so that its sender continues at once.
+    if is_alone {
+        list.flush()
+    } else {
+        shared.flusher.add(list)
+    }
     ServerMessage::Sent(sent)
-}
-
-/// A recipient and its wrapped key.
-type Route<'a> = (Username, &'a WrappedKey);
-
-/// Where an envelope can go.
-enum Found<'a> {
-    Online(&'a Session),
-    /// Online with another session key.
-    Stale,
-    Offline,
-}
-
-impl Found<'_> {
-    fn new<'a>(session: Option<&'a Session>, (_, key): &Route<'_>) -> Found<'a> {
-        match session {
-            None => Found::Offline,
-            Some(session) if !session.uses_key(key.id()) => Found::Stale,
-            Some(session) => Found::Online(session),
-        }
-    }
 }
 
 type Bad = (ErrorCode, &'static str);
@@ -232,7 +213,7 @@ mod tests {
     /// One who is on-line, and the other end of the connection.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
-        assert_eq!(shared.registry.insert(&session, 100, &ServerMessage::Pong), Ok(None));
+        assert_eq!(shared.registry.insert(&session, 100), Ok(()));
         (session, far)
     }
 
@@ -304,7 +285,7 @@ mod tests {
         let [(_, far), (busy, _), (gone, _), _] = &members;
         fill(busy);
         // The session has ended, and its thread has not seen it yet.
-        assert!(gone.outbox.close(Condition::Always, None, &mut FlushList::default()).is_some());
+        assert!(gone.outbox.close(&gone.name, Condition::Always, None, &mut FlushList::default()).is_some());
         let (alice, _) = session("alice");
         let all = ["nobody", "stale", "gone", "busy", "bob"];
         let mut letter = letter("alice", &all);
@@ -372,7 +353,9 @@ mod tests {
         assert_eq!((send("alice", TRANSFER), send("alice", TRANSFER)), ("passed on", "refused"));
         // Granted, but the session has ended.
         assert!(alice.grant(&bob.name, TRANSFER, 1));
-        assert!(alice.outbox.close(Condition::Always, None, &mut FlushList::default()).is_some());
+        assert!(
+            alice.outbox.close(&alice.name, Condition::Always, None, &mut FlushList::default()).is_some()
+        );
         assert_eq!(send("alice", TRANSFER), "refused");
     }
 

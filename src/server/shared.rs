@@ -1,6 +1,4 @@
-//! What all threads of the server share, and how a session ends.
-//!
-//! Invariant: [`Registry::end`] ends a session once; here its end is logged.
+//! What all threads of the server share, and which sessions it ends of its own accord.
 
 use super::connection_limits::ConnectionLimits;
 use super::limits::{Limits, SWEEP};
@@ -9,7 +7,7 @@ use super::rates::Counter;
 use super::registry::Registry;
 use super::session::Session;
 use super::session::flush::Flusher;
-use super::session::outbox::{Condition, FlushList};
+use super::session::outbox::Condition;
 use super::store::Store;
 use super::store::accounts::Accounts;
 use super::store::audit::Audit;
@@ -46,7 +44,7 @@ pub struct Shared {
     /// New accounts and changed passwords, by address.
     pub registrations: Mutex<Counter<IpAddr>>,
     /// The security log.
-    pub audit: Audit,
+    pub audit: Arc<Audit>,
     /// The server's TLS certificate and key. `None` with `--no-tls`.
     pub certificates: Option<Certificates>,
     /// The open connections.
@@ -56,16 +54,17 @@ pub struct Shared {
 impl Shared {
     /// Without sessions yet.
     pub fn new(limits: Limits, closed: bool, store: Store) -> Shared {
+        let audit = Arc::new(store.audit);
         Shared {
             closed,
             accounts: store.accounts,
-            registry: Registry::default(),
+            registry: Registry::new(audit.clone()),
             flusher: Flusher::default(),
             quotas: Arc::default(),
             salt_secret: store.salt_secret,
             lockout: store.lockout,
             registrations: Mutex::new(Counter::new(limits.registrations, MINUTE)),
-            audit: store.audit,
+            audit,
             certificates: store.certificates,
             connections: Arc::new(ConnectionLimits::new(&limits)),
             limits,
@@ -85,32 +84,15 @@ impl Shared {
         }
     }
 
-    /// Ends a session if the condition holds: other users see it leave at once, and its client still gets what waits for it,
-    /// and `last`. False if nothing was to be done. PROTOCOL#ends-at-once.
-    pub fn end(
-        &self,
-        session: &Arc<Session>,
-        condition: Condition<'_>,
-        last: Option<&ServerMessage>,
-    ) -> bool {
-        let mut list = FlushList::default();
-        let address = self.registry.end(session, condition, last, &mut list);
-        if address.is_some() {
-            self.audit.log("logout", Some(&session.name), address, "");
-        }
-        list.flush();
-        address.is_some()
-    }
-
     /// Ends a session, and tells its client why.
     pub fn dismiss(&self, session: &Arc<Session>, code: ErrorCode, text: &str) {
-        self.end(session, Condition::Always, Some(&ServerMessage::error(code, text)));
+        self.registry.end(session, Condition::Always, Some(&ServerMessage::error(code, text)));
     }
 
     /// Ends the session that has been without a connection for longest, to make room for another. False if there is none.
     pub fn end_longest_detached(&self) -> bool {
         while let Some((since, session)) = self.registry.longest_detached() {
-            if self.end(&session, Condition::DetachedSince(since), None) {
+            if self.registry.end(&session, Condition::DetachedSince(since), None) {
                 return true;
             }
         }
@@ -134,9 +116,9 @@ impl Shared {
                 let text = "the certificate of your session key has expired: a new login is needed";
                 self.dismiss(&session, ErrorCode::CertificateExpired, text);
             } else if session.outbox.is_full() {
-                self.end(&session, Condition::Always, None);
+                self.registry.end(&session, Condition::Always, None);
             } else if let Some(since) = session.outbox.detached().filter(is_late) {
-                self.end(&session, Condition::DetachedSince(since), None);
+                self.registry.end(&session, Condition::DetachedSince(since), None);
             }
         }
     }
@@ -145,8 +127,8 @@ impl Shared {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::session::frames::{Frame, Receipt};
-    use super::super::session::outbox::Queued;
     use super::super::session::outbox::tests::next;
+    use super::super::session::outbox::{FlushList, Queued};
     use super::super::session::tests::session;
     use super::super::store::accounts::tests::Folder;
     use super::*;
@@ -166,7 +148,7 @@ pub(super) mod tests {
     /// A session with a connection, and its other end.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
-        assert_eq!(shared.registry.insert(&session, 100, &ServerMessage::Pong), Ok(None));
+        assert_eq!(shared.registry.insert(&session, 100), Ok(()));
         (session, far)
     }
 
@@ -210,7 +192,7 @@ pub(super) mod tests {
         for (session, name) in [(&away, "away"), (&served, "served")] {
             shared.dismiss(session, ErrorCode::AccountRemoved, "");
             assert!(!is_online(&shared, name) && !session.outbox.is_open());
-            shared.end(session, Condition::Always, None);
+            shared.registry.end(session, Condition::Always, None);
         }
         assert_eq!(logouts(&shared, &folder), 2);
     }

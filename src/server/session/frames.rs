@@ -140,7 +140,7 @@ impl<S> Load<S> {
     }
 
     /// Returns the frame's memory.
-    fn free(&mut self, frame: &Frame, freed: &mut Freed) {
+    fn free(&mut self, frame: &Frame) {
         match frame.kind {
             Kind::Packet => {
                 self.packets -= 1;
@@ -155,8 +155,6 @@ impl<S> Load<S> {
         if frame.kind == Kind::Message {
             self.receipts.pop_front();
         }
-        freed.frames += 1;
-        freed.bytes += frame.length();
     }
 
     /// An idle session holds little memory.
@@ -165,20 +163,6 @@ impl<S> Load<S> {
         if self.receipts.is_empty() {
             self.receipts = VecDeque::new();
         }
-    }
-}
-
-/// What a client has acknowledged.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Freed {
-    frames: u64,
-    bytes: usize,
-}
-
-impl Freed {
-    /// Whether an `ack` was due for it.
-    pub fn was_due(&self) -> bool {
-        is_ack_due(self.frames, self.bytes)
     }
 }
 
@@ -292,15 +276,19 @@ impl<S> Frames<S> {
         }
     }
 
-    /// The client has received `received` frames since the login. PROTOCOL#ack-true.
+    /// The client has received `received` frames since the login. Returns whether an `ack` was due for what it acknowledges.
+    /// PROTOCOL#ack-true.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
-    pub fn acknowledge(&mut self, received: u64) -> Result<Freed, FalseAck> {
-        let (load, mut freed) = (&mut self.load, Freed::default());
-        self.window.acknowledge(received, |frame| load.free(&frame, &mut freed))?;
+    pub fn acknowledge(&mut self, received: u64) -> Result<bool, FalseAck> {
+        let (load, mut frames, mut bytes) = (&mut self.load, 0, 0);
+        self.window.acknowledge(received, |frame| {
+            (frames, bytes) = (frames + 1, bytes + frame.length());
+            load.free(&frame);
+        })?;
         load.spare();
-        Ok(freed)
+        Ok(is_ack_due(frames, bytes))
     }
 
     /// Whether the session can continue from there.
@@ -308,16 +296,16 @@ impl<S> Frames<S> {
         self.window.reaches(received)
     }
 
-    /// Continues on another connection whose client has received `received` frames since the login. `None`, and nothing
+    /// Continues on another connection whose client has received `received` frames since the login. False, and nothing
     /// has changed, if that is out of reach. PROTOCOL#sent-again.
-    pub fn resume(&mut self, received: u64) -> Option<Freed> {
-        let (load, mut freed) = (&mut self.load, Freed::default());
-        if !self.window.resume(received, |frame| load.free(&frame, &mut freed)) {
-            return None;
+    pub fn resume(&mut self, received: u64) -> bool {
+        let load = &mut self.load;
+        let reaches = self.window.resume(received, |frame| load.free(&frame));
+        if reaches {
+            load.sent_keys = 0;
+            load.spare();
         }
-        load.sent_keys = 0;
-        load.spare();
-        Some(freed)
+        reaches
     }
 
     /// Drops the packets that wait: the session ends, and only its lines are still sent.
@@ -384,7 +372,7 @@ pub(in crate::server) mod tests {
     }
 
     fn acknowledge(frames: &mut Frames, received: u64) -> Result<bool, FalseAck> {
-        frames.acknowledge(received).map(|freed| freed.was_due())
+        frames.acknowledge(received)
     }
 
     /// PROTOCOL#packet-order, PROTOCOL#sent-again.
@@ -396,7 +384,7 @@ pub(in crate::server) mod tests {
         assert_eq!(sent(&mut frames), [2, 3, 1]);
         put_packet(&mut frames, 5);
         frames.put(line(4));
-        assert!(frames.resume(4).is_none() && frames.resume(1).is_some());
+        assert!(!frames.resume(4) && frames.resume(1));
         frames.put(line(6));
         assert_eq!(sent(&mut frames), [3, 1, 4, 6, 5]);
         assert_eq!(acknowledge(&mut frames, 6), Ok(false));
@@ -411,9 +399,9 @@ pub(in crate::server) mod tests {
         [line(1), line(3)].into_iter().for_each(|frame| frames.put(frame));
         assert_eq!(sent(&mut frames), [1, 3, 2]);
         // An attempt that was abandoned, and on which nothing is sent; then the count that is true.
-        assert!(frames.resume(1).is_some() && frames.resume(1).is_some());
+        assert!(frames.resume(1) && frames.resume(1));
         assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "this connection was sent nothing yet");
-        assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3).is_some());
+        assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
         assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "it has said that it has three");
         assert!(frames.is_idle() && !frames.reaches(2) && frames.load.packet_bytes == 0);
         frames.put(line(4));
@@ -517,7 +505,7 @@ pub(in crate::server) mod tests {
             assert_eq!(plain, [&shared, KEY_BEGINS, key.digits(), KEY_ENDS].concat());
             assert!(length == plain.len() && frames.is_idle() && frames.reaches(1));
             assert_eq!(frames.load.receipts.len(), usize::from(has_receipt));
-            assert_eq!(frames.acknowledge(1), Ok(Freed { frames: 1, bytes: length }));
+            assert_eq!((frames.acknowledge(1), frames.load.bytes), (Ok(false), 0));
             assert!(frames.take_receipts().is_empty());
         }
         let (mut frames, mut plain) = (Frames::new(1000), Vec::new());
@@ -546,7 +534,7 @@ pub(in crate::server) mod tests {
         }
         assert_eq!(acknowledge(&mut frames, 20), Ok(false));
         assert_eq!(first_digits(&mut frames), digits(13));
-        assert!(frames.resume(22).is_some());
+        assert!(frames.resume(22));
         for n in 11..20 {
             assert_eq!(first_digits(&mut frames), digits(n));
             first_digits(&mut frames);

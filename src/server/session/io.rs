@@ -44,7 +44,7 @@ pub struct Io<S> {
     pub link: Option<Arc<Link>>,
     /// When it lost the last one.
     pub since: Instant,
-    /// Attempts to attach a link so far.
+    /// Attempts to attach a link so far, the login's included.
     pub attempts: u64,
     /// Where the client was last.
     pub address: IpAddr,
@@ -63,10 +63,9 @@ pub struct Io<S> {
 }
 
 impl<S> Io<S> {
-    /// For a new session on this link, with its first line. `limit` is in bytes of lines.
-    pub fn new(limit: usize, link: Arc<Link>, first: Vec<u8>) -> Io<S> {
-        let address = link.ticket.address;
-        let mut io = Io {
+    /// For a new session, whose link is attached next. `limit` is in bytes of lines.
+    pub fn new(limit: usize, address: IpAddr) -> Io<S> {
+        Io {
             state: State::Open,
             link: None,
             since: Instant::now(),
@@ -78,16 +77,7 @@ impl<S> Io<S> {
             control: Control::default(),
             frames: Frames::new(limit),
             last: None,
-        };
-        io.connect(link, first);
-        io
-    }
-
-    /// Continues on this link, with its first line.
-    pub fn connect(&mut self, link: Arc<Link>, first: Vec<u8>) {
-        link.ticket.logged_in();
-        self.control.first = Some(first);
-        (self.address, self.link) = (link.ticket.address, Some(link));
+        }
     }
 
     /// Whether the session continues.

@@ -15,7 +15,7 @@ use crate::crypto::public::{
 use crate::crypto::secret::Key;
 use crate::encoding::Bytes;
 use crate::name::Username;
-use crate::protocol::{self, MAX_GRANTED, PersonKeys, ServerMessage};
+use crate::protocol::{self, MAX_GRANTED, PersonKeys};
 use crate::sync::lock;
 use frames::{Frame, Sender};
 use outbox::{Buffers, Outbox, Queued};
@@ -80,10 +80,6 @@ impl Current {
         [(&self.token, self.expires), (former, *until)]
             .map(|(token, expires)| if now_ms < expires { token.duplicate() } else { Key::random() })
     }
-
-    fn announcement(&self, newest: u64) -> protocol::Session {
-        protocol::Session { token: self.token.duplicate(), expires: self.expires, newest }
-    }
 }
 
 fn number(certificate: &SessionCertificate) -> u64 {
@@ -91,45 +87,38 @@ fn number(certificate: &SessionCertificate) -> u64 {
 }
 
 impl Session {
-    /// A session whose outbox is made with the line that announces it, which names the `newest` certificate before this one.
-    /// Both times are in milliseconds since 1970.
-    pub fn new(
-        login: &Authenticated,
-        now_ms: u64,
-        newest: u64,
-        outbox: impl FnOnce(Vec<u8>) -> Outbox,
-    ) -> Session {
-        let current = Current::new(login.certificate(), now_ms, (Key::random(), 0));
-        let outbox = Arc::new(outbox(ServerMessage::Session(current.announcement(newest)).encode()));
+    /// A session that begins at `now_ms`, in milliseconds since 1970.
+    pub fn new(login: &Authenticated, now_ms: u64, outbox: Outbox) -> Session {
         Session {
             name: login.name().clone(),
             sender: Sender::of(login.name()),
-            outbox,
+            outbox: Arc::new(outbox),
             identity: login.identity().spki(),
-            current: Mutex::new(current),
+            current: Mutex::new(Current::new(login.certificate(), now_ms, (Key::random(), 0))),
             key_name: AtomicU64::new(number(login.certificate())),
             superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
         }
     }
 
-    /// Accepts a new session key, whose certificate was verified, and returns the answer to its client. `None` if it is older
-    /// than the one in use: a thief of the session without the identity key has only former ones. `now_ms` and the `newest`
-    /// certificate before this one are in milliseconds since 1970.
-    pub fn renew(
-        &self,
-        certificate: &SessionCertificate,
-        now_ms: u64,
-        newest: u64,
-    ) -> Option<protocol::Session> {
+    /// What the client is told after a login or a renewal. `newest` is the time of the newest certificate before the one in
+    /// use, in milliseconds since 1970.
+    pub fn announcement(&self, newest: u64) -> protocol::Session {
+        let current = lock(&self.current);
+        protocol::Session { token: current.token.duplicate(), expires: current.expires, newest }
+    }
+
+    /// Accepts a new session key, whose certificate was verified. False if it is older than the one in use: a thief of the
+    /// session without the identity key has only former ones. `now_ms` is in milliseconds since 1970.
+    pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> bool {
         let mut current = lock(&self.current);
         if certificate.created < current.certificate.created {
-            return None;
+            return false;
         }
         let former = (current.token.duplicate(), current.expires);
         *current = Current::new(certificate, now_ms, former);
         self.key_name.store(number(certificate), Ordering::Release);
-        Some(current.announcement(newest))
+        true
     }
 
     /// The tokens that resume the session ([`OWN_TOKENS`]; one that has expired by `now_ms`, in milliseconds since 1970, is
@@ -318,7 +307,7 @@ pub(super) mod tests {
         for (certificate, is_taken) in
             [(&certificate(1), true), (&now, true), (&now, true), (&certificate(1), false)]
         {
-            assert_eq!(session.renew(certificate, 0, 0).is_some(), is_taken);
+            assert_eq!(session.renew(certificate, 0), is_taken);
         }
         assert!(session.uses_key(Fingerprint::of(&now.session_key.0).key_id()), "as before");
     }

@@ -32,7 +32,6 @@ use crate::server::quotas::{Permit, Quotas};
 use crate::server::rates::Bucket;
 use crate::sync::lock;
 use crate::wire::window::{FalseAck, Received};
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -73,27 +72,6 @@ pub struct Outbox {
 /// Who is notified if a message is lost.
 pub type Receipt = frames::Receipt<Outbox>;
 
-/// What a session leaves behind when it ends.
-pub struct Ended {
-    /// Where the client was last.
-    pub address: IpAddr,
-    /// Of the messages that the client has not acknowledged.
-    receipts: VecDeque<Receipt>,
-}
-
-impl Ended {
-    /// Queues a `lost` for each sender that is still in the same session. `name` is the recipient's. No outbox may be
-    /// locked. PROTOCOL#lost.
-    pub fn report_lost(&self, name: &Username, list: &mut FlushList) {
-        for Receipt { sender, id } in &self.receipts {
-            if let Some(sender) = sender.upgrade() {
-                let lost = Lost { id: *id, name: name.clone() };
-                sender.queue(Frame::message(&ServerMessage::Lost(lost)), list);
-            }
-        }
-    }
-}
-
 /// When a session is to end.
 #[derive(Clone, Copy)]
 pub enum Condition<'a> {
@@ -130,12 +108,12 @@ pub enum Queued {
 }
 
 impl Outbox {
-    /// For a new session on this link, with its first line, which the first [`Outbox::flush`] sends. `limit` is in bytes of
-    /// lines: see [`Frames::takes`](super::frames::Frames::takes); `rate` in requests a second.
-    pub fn new(limit: usize, rate: u32, quotas: Arc<Quotas>, link: Arc<Link>, first: Vec<u8>) -> Outbox {
+    /// For a new session of a client at this address, whose link is attached next. `limit` is in bytes of lines: see
+    /// [`Frames::takes`](super::frames::Frames::takes); `rate` in requests a second.
+    pub fn new(limit: usize, rate: u32, quotas: Arc<Quotas>, address: IpAddr) -> Outbox {
         let bucket = Bucket::new(f64::from(rate), f64::from(rate) * 4.0);
         let inbound = Inbound { received: Received::default(), bucket };
-        Outbox { io: Mutex::new(Io::new(limit, link, first)), inbound: Mutex::new(inbound), quotas }
+        Outbox { io: Mutex::new(Io::new(limit, address)), inbound: Mutex::new(inbound), quotas }
     }
 
     /// Queues one message of the server's own and sends what can be sent now.
@@ -215,6 +193,11 @@ impl Outbox {
         lock(&self.inbound)
     }
 
+    /// Where the client was last.
+    pub fn address(&self) -> IpAddr {
+        lock(&self.io).address
+    }
+
     /// Whether the session continues.
     pub fn is_open(&self) -> bool {
         lock(&self.io).is_open()
@@ -231,10 +214,12 @@ impl Outbox {
         io.is_open() && io.is_on(link)
     }
 
-    /// Since when the session has no connection; `None` if it has one, or has ended.
+    /// Since when the session has no connection; `None` if it has one, or has ended, or its login attaches the first one at
+    /// this moment.
     pub fn detached(&self) -> Option<Instant> {
         let io = lock(&self.io);
-        (matches!(io.state, State::Open | State::Full) && io.link.is_none()).then_some(io.since)
+        let is_detached = io.attempts > 0 && io.link.is_none();
+        (is_detached && matches!(io.state, State::Open | State::Full)).then_some(io.since)
     }
 
     /// Whether the session has ended and `link` is still sent the rest.
@@ -253,10 +238,10 @@ impl Outbox {
         if !io.is_on(link) {
             return Ok(false);
         }
-        Ok(io.frames.acknowledge(received)?.was_due())
+        io.frames.acknowledge(received)
     }
 
-    /// Continues on `link`, whose client has received `received` frames since the login. Its first line is `hello` of the
+    /// Begins or continues on `link`, whose client has received `received` frames since the login. Its first line is `hello` of the
     /// number of frames that the server has received. Waits for the former connection's thread for at most `patience`. The
     /// last of several attempts wins. PROTOCOL#taken-over.
     pub fn attach(
@@ -289,10 +274,12 @@ impl Outbox {
                 return Attached::NoSession;
             }
             if let Some(mut inbound) = inbound {
-                if io.frames.resume(received).is_none() {
+                if !io.frames.resume(received) {
                     return Attached::NoSession;
                 }
-                io.connect(link, hello(inbound.received.position()));
+                link.ticket.logged_in();
+                io.control.first = Some(hello(inbound.received.position()));
+                (io.address, io.link) = (link.ticket.address, Some(link));
                 drop(inbound);
                 self.run_baton(io, &mut Buffers::default());
                 return Attached::Yes;
@@ -321,15 +308,17 @@ impl Outbox {
         }
     }
 
-    /// Closes the session if the condition holds. Nothing more is queued. What waits, and then `last`, is still sent if the
-    /// session has a connection. Returns what it leaves behind to one caller alone, who flushes the list when it holds no
-    /// lock.
+    /// Closes the session of the user `name` if the condition holds. Nothing more is queued. What waits, and then `last`, is
+    /// still sent if the session has a connection. Each sender that is still in the same session is told which of its
+    /// messages the client has not acknowledged. Returns where the client was to one caller alone, who flushes the list when
+    /// it holds no lock. PROTOCOL#lost.
     pub fn close(
         self: &Arc<Outbox>,
+        name: &Username,
         condition: Condition<'_>,
         last: Option<&ServerMessage>,
         list: &mut FlushList,
-    ) -> Option<Ended> {
+    ) -> Option<IpAddr> {
         let mut io = lock(&self.io);
         let is_met = match condition {
             Condition::Always => true,
@@ -339,20 +328,27 @@ impl Outbox {
         if !is_met || !matches!(io.state, State::Open | State::Full) {
             return None;
         }
-        let ended = Ended { address: io.address, receipts: io.frames.take_receipts() };
-        let Some(link) = &io.link else {
+        let (address, receipts) = (io.address, io.frames.take_receipts());
+        if let Some(link) = &io.link {
+            // Until the client closes it, new connections may evict it.
+            link.ticket.logged_out();
+            io.state = State::Ending(Instant::now() + FAREWELL);
+            io.last = last.map(|message| message.encode().into());
+            io.frames.end();
+        } else {
             io.stop(State::Over);
-            return Some(ended);
-        };
-        // Until the client closes it, new connections may evict it.
-        link.ticket.logged_out();
-        io.state = State::Ending(Instant::now() + FAREWELL);
-        io.last = last.map(|message| message.encode().into());
-        io.frames.end();
+        }
         self.list(io, list);
-        Some(ended)
+        for Receipt { sender, id } in receipts {
+            if let Some(sender) = sender.upgrade() {
+                let lost = Lost { id, name: name.clone() };
+                sender.queue(Frame::message(&ServerMessage::Lost(lost)), list);
+            }
+        }
+        Some(address)
     }
 
+    /// Puts the outbox into the list, unless it has no link, is listed already, or a thread writes.
     fn list(self: &Arc<Outbox>, mut io: MutexGuard<'_, Io<Outbox>>, list: &mut FlushList) {
         if !io.writing && io.link.is_some() && !std::mem::replace(&mut io.listed, true) {
             drop(io);
@@ -490,13 +486,15 @@ pub(in crate::server) mod tests {
         let (socket, from) = listener.accept().expect("accepted");
         let socket = Arc::new(socket);
         let connections = Arc::new(ConnectionLimits::new(&Limits::for_machine(1024, 65_530)));
-        let ticket = connections.admit(from.ip(), &socket).expect("the first");
+        let (ticket, _) = connections.admit(from.ip(), socket.clone()).expect("the first");
         (Link::new(Channel::bare(socket).expect("a socket"), ticket), other)
     }
 
     /// An outbox of this limit, on this link.
     pub fn outbox_on(link: Arc<Link>, limit: usize) -> Arc<Outbox> {
-        Arc::new(Outbox::new(limit, 100, Arc::default(), link, Vec::new()))
+        let outbox = Arc::new(Outbox::new(limit, 100, Arc::default(), link.ticket.address));
+        assert_eq!(attach(&outbox, &link, 0), Attached::Yes);
+        outbox
     }
 
     /// Takes a session over, without a first line.
@@ -514,7 +512,7 @@ pub(in crate::server) mod tests {
     /// False if it has ended before, or the condition does not hold.
     fn end_if(outbox: &Arc<Outbox>, condition: Condition<'_>) -> bool {
         let mut list = FlushList::default();
-        let has_ended = outbox.close(condition, None, &mut list).is_some();
+        let has_ended = outbox.close(&"alice".parse().expect("a name"), condition, None, &mut list).is_some();
         list.flush();
         has_ended
     }

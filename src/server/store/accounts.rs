@@ -8,7 +8,6 @@
 //! Format: README#server-files.
 
 use super::files::{self, Notices};
-use super::journal::Journal;
 use crate::auth::{Account, NewPassword, PasswordKey};
 use crate::clock;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
@@ -16,7 +15,7 @@ use crate::crypto::secret::Key;
 use crate::disk;
 use crate::encoding::Fixed;
 use crate::name::Username;
-use crate::records::{self, Writers};
+use crate::records::{self, Records, Writers};
 use crate::sync::lock;
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{HashMap, HashSet};
@@ -81,7 +80,8 @@ pub enum RegisterError {
 pub struct Accounts {
     keys: PathBuf,
     by_name: Mutex<ByName>,
-    journal: Journal,
+    /// Held across a write.
+    records: Mutex<Records>,
     /// Locked while this is open, against a second process.
     _lock: File,
 }
@@ -179,12 +179,8 @@ impl Accounts {
         }
         notices.extend(kept_notice(&kept));
         content.by_name.extend(kept.into_iter().map(|name| (name.folded(), Place::Kept(name))));
-        Ok(Accounts {
-            keys,
-            by_name: Mutex::new(content.by_name),
-            journal: Journal::new(records),
-            _lock: lock,
-        })
+        let (by_name, records) = (Mutex::new(content.by_name), Mutex::new(records));
+        Ok(Accounts { keys, by_name, records, _lock: lock })
     }
 
     /// The account of exactly this name, letter case included; `None` also while it is being made or removed.
@@ -226,7 +222,7 @@ impl Accounts {
         if !self.update(seen, is_untouched, |entry| entry.changing = true) {
             return Ok(false);
         }
-        let stored = self.journal.append(&Record::line(&account));
+        let stored = self.append(&Record::line(&account));
         let settle = |entry: &mut Entry| {
             entry.changing = false;
             if stored.is_ok() {
@@ -283,7 +279,7 @@ impl Accounts {
             Err(RegisterError::NameTaken)
         } else {
             disk::replace(&path, identity.to_pem().as_bytes())
-                .and_then(|()| self.journal.append(&Record::line(&account)))
+                .and_then(|()| self.append(&Record::line(&account)))
                 .map_err(RegisterError::Io)
         };
         if stored.is_err() && former.is_none() {
@@ -316,13 +312,18 @@ impl Accounts {
         };
         let identity = former.entry().map(|entry| entry.account.identity);
         let line = json::to_string(&Removed { name: name.clone(), removed: true }) + "\n";
-        let stored = self.journal.append(&line);
+        let stored = self.append(&line);
         if stored.is_ok() {
             // While the name is still taken: afterwards it could be the next account's file.
             let _ = move_key_aside(&self.keys, name);
         }
         self.settle(folded, if stored.is_ok() { None } else { Some(former) });
         stored.map(|()| identity)
+    }
+
+    /// Returns when the line is on disk.
+    fn append(&self, line: &str) -> io::Result<()> {
+        lock(&self.records).append(line.as_bytes(), true)
     }
 
     /// Replaces a [`Place::Busy`].

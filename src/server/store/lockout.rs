@@ -42,8 +42,8 @@ struct Counts {
 }
 
 impl Counts {
-    fn wait(&self, folded: &String, origin: &IpAddr, now: Instant) -> Option<Duration> {
-        self.names.wait(folded, now).or_else(|| self.addresses.wait(origin, now))
+    fn check(&self, folded: &String, origin: &IpAddr, now: Instant) -> Result<(), Duration> {
+        self.names.wait(folded, now).or_else(|| self.addresses.wait(origin, now)).map_or(Ok(()), Err)
     }
 }
 
@@ -87,10 +87,10 @@ impl Content {
     }
 }
 
-/// Reads the file in `folder` and changes nothing.
-fn read(folder: &Path, notices: &mut Notices) -> io::Result<Content> {
+/// Reads the file and changes nothing.
+fn read(path: &Path, notices: &mut Notices) -> io::Result<Content> {
     let mut content = Content::default();
-    files::read_records(&folder.join(FILE), notices, |line| content.take(line))?;
+    files::read_records(path, notices, |line| content.take(line))?;
     Ok(content)
 }
 
@@ -99,7 +99,7 @@ fn read(folder: &Path, notices: &mut Notices) -> io::Result<Content> {
 /// # Errors
 /// The disk's, with the path in the text.
 pub fn list(folder: &Path) -> io::Result<HashMap<String, Duration>> {
-    read(folder, &mut Notices::new()).map(|content| content.locked)
+    read(&folder.join(FILE), &mut Notices::new()).map(|content| content.locked)
 }
 
 /// Reports what [`Lockout::open`] would find and do.
@@ -107,7 +107,7 @@ pub fn list(folder: &Path) -> io::Result<HashMap<String, Duration>> {
 /// # Errors
 /// As [`Lockout::open`].
 pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
-    let content = read(folder, notices)?;
+    let content = read(&folder.join(FILE), notices)?;
     notices.push(format!("{} locked names", content.locked.len()));
     if content.damaged > 0 {
         let damaged = content.damaged;
@@ -124,27 +124,29 @@ impl Lockout {
     pub fn open(folder: &Path, notices: &mut Notices) -> io::Result<Lockout> {
         let (path, mut content) = (folder.join(FILE), Content::default());
         let mut records = files::open_records(&path, Writers::Many, notices, |line| content.take(line))?;
+        let (mut names, now) = (Counter::new(MAX_FAILURES, LOCKOUT), Instant::now());
+        for (name, left) in &content.locked {
+            if names.has_room(name) {
+                names.hold(name.clone(), now + *left);
+            }
+        }
         if records.length()? > 0 {
             // A full disk must not keep the server from its start.
-            let shortened = shorten(&path, &mut records);
-            notices.extend(
-                shortened.unwrap_or_else(|error| Some(format!("the locks are not shortened: {error}"))),
-            );
-        }
-        let (mut names, now) = (Counter::new(MAX_FAILURES, LOCKOUT), Instant::now());
-        for (name, left) in content.locked {
-            if names.has_room(&name) {
-                names.hold(name, now + left);
-            }
+            let shortened = shorten(&path, &mut records, content);
+            let failed = |error| Some(format!("the locks are not shortened: {error}"));
+            notices.extend(shortened.unwrap_or_else(failed));
         }
         let addresses = Counter::new(MAX_FAILURES_PER_ADDRESS, LOCKOUT);
         let (counts, records) = (Mutex::new(Counts { names, addresses }), Mutex::new(records));
         Ok(Lockout { counts, path, records })
     }
 
-    /// How long `name`, or `address`, is still locked; `None` if neither is.
-    pub fn locked(&self, name: &Username, address: IpAddr) -> Option<Duration> {
-        lock(&self.counts).wait(&name.folded(), &origin(address), Instant::now())
+    /// Checks that neither `name` nor `address` is locked.
+    ///
+    /// # Errors
+    /// How long one of them still is.
+    pub fn locked(&self, name: &Username, address: IpAddr) -> Result<(), Duration> {
+        lock(&self.counts).check(&name.folded(), &origin(address), Instant::now())
     }
 
     /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses. Returns whether the
@@ -155,9 +157,7 @@ impl Lockout {
     pub fn count(&self, name: &Username, address: IpAddr) -> Result<bool, Duration> {
         let (mut counts, now) = (lock(&self.counts), Instant::now());
         let (folded, origin) = (name.folded(), origin(address));
-        if let Some(left) = counts.wait(&folded, &origin, now) {
-            return Err(left);
-        }
+        counts.check(&folded, &origin, now)?;
         counts.addresses.count_failure(origin, now);
         Ok(counts.names.count_failure(folded, now))
     }
@@ -192,16 +192,15 @@ impl Lockout {
         records.append(line.as_bytes(), durable)?;
         if records.length()? > MAX_SIZE {
             // The line is written. If the file cannot be shortened now, the next append tries again.
-            let _ = shorten(&self.path, &mut records);
+            let content = read(&self.path, &mut Notices::new());
+            let _ = content.and_then(|content| shorten(&self.path, &mut records, content));
         }
         Ok(())
     }
 }
 
 /// Rewrites the file with its locks alone, at most the newest [`MAX_KEPT`]. Returns a notice if lines were damaged.
-fn shorten(path: &Path, records: &mut Records) -> io::Result<Option<String>> {
-    let mut content = Content::default();
-    records::read(path, |line| content.take(line))?;
+fn shorten(path: &Path, records: &mut Records, content: Content) -> io::Result<Option<String>> {
     let mut newest: Vec<_> = content.locked.into_iter().collect();
     newest.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
     newest.truncate(MAX_KEPT);
@@ -263,12 +262,12 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(lockout.count(&upper, HERE), Ok(false));
         }
-        assert_eq!(lockout.locked(&alice, HERE), None);
+        assert_eq!(lockout.locked(&alice, HERE), Ok(()));
         assert_eq!(lockout.count(&alice, HERE), Ok(true));
         assert!(lockout.count(&alice, HERE).is_err(), "a locked name is not counted further");
-        let left = lockout.locked(&upper, HERE).expect("locked");
+        let left = lockout.locked(&upper, HERE).expect_err("locked");
         assert!(left <= LOCKOUT && left > LOCKOUT - MINUTE);
-        assert_eq!(lockout.locked(&name("bob"), HERE), None);
+        assert_eq!(lockout.locked(&name("bob"), HERE), Ok(()));
     }
 
     /// PROTOCOL#lockout.
@@ -279,8 +278,8 @@ mod tests {
             assert!(lockout.count(&name(&format!("name{n}")), HERE).is_ok());
         }
         let fresh = name("fresh");
-        assert!(lockout.locked(&fresh, HERE).is_some());
-        assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_none());
+        assert!(lockout.locked(&fresh, HERE).is_err());
+        assert!(lockout.locked(&fresh, IpAddr::from([10, 0, 0, 2])).is_ok());
     }
 
     /// PROTOCOL#lockout.
@@ -290,8 +289,8 @@ mod tests {
         for _ in 0..2 * MAX_FAILURES_PER_ADDRESS {
             let _ = lockout.count(&name("alice"), HERE);
         }
-        assert!(lockout.locked(&name("alice"), HERE).is_some());
-        assert_eq!(lockout.locked(&name("bob"), HERE), None);
+        assert!(lockout.locked(&name("alice"), HERE).is_err());
+        assert_eq!(lockout.locked(&name("bob"), HERE), Ok(()));
     }
 
     #[test]
@@ -314,7 +313,7 @@ mod tests {
             let address = IpAddr::from((n + 1).to_be_bytes());
             assert_eq!(lockout.count(&name(&format!("name{n}")), address), Ok(false));
         }
-        assert!(lockout.locked(&name("alice"), HERE).is_some());
+        assert!(lockout.locked(&name("alice"), HERE).is_err());
     }
 
     #[test]
@@ -337,9 +336,9 @@ mod tests {
         }
         for _ in 0..10 {
             assert_eq!(lockout.count(&name(0), HERE), Ok(false), "the last one before the lock");
-            assert!(lockout.locked(&name(0), HERE).is_some());
+            assert!(lockout.locked(&name(0), HERE).is_err());
             lockout.forgive(&name(0), HERE);
-            assert_eq!(lockout.locked(&name(0), HERE), None);
+            assert_eq!(lockout.locked(&name(0), HERE), Ok(()));
         }
     }
 
@@ -349,16 +348,16 @@ mod tests {
         let alice = name("Alice");
         append(&lockout.path, record("alice", clock::now_ms() + 100_000).as_bytes());
         let (lockout, _) = open(&folder).expect("readable");
-        let left = lockout.locked(&alice, HERE).expect("locked");
+        let left = lockout.locked(&alice, HERE).expect_err("locked");
         assert!(left <= Duration::from_secs(100) && left > Duration::from_secs(40), "{left:?}");
         lockout.unlock(&alice).expect("written");
-        assert_eq!(lockout.locked(&alice, HERE), None);
+        assert_eq!(lockout.locked(&alice, HERE), Ok(()));
         for _ in 0..4 {
             assert_eq!(lockout.count(&alice, HERE), Ok(false));
         }
         lockout.unlock(&alice).expect("written");
         assert_eq!(lockout.count(&alice, HERE), Ok(false), "its count begins again");
-        assert_eq!(open(&folder).expect("readable").0.locked(&alice, HERE), None);
+        assert_eq!(open(&folder).expect("readable").0.locked(&alice, HERE), Ok(()));
     }
 
     #[test]
@@ -410,7 +409,7 @@ mod tests {
         std::fs::create_dir_all(&blocked).expect("a folder");
         let (blocked, notices) = open(&folder).expect("readable");
         assert!(
-            blocked.locked(&name("carol"), HERE).is_some() && notices[0].contains("not shortened"),
+            blocked.locked(&name("carol"), HERE).is_err() && notices[0].contains("not shortened"),
             "{notices:?}"
         );
         assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");

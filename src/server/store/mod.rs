@@ -8,7 +8,6 @@ pub mod accounts;
 pub mod audit;
 pub(super) mod certificates;
 mod files;
-mod journal;
 pub mod lockout;
 
 use crate::crypto::secret::Key;
