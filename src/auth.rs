@@ -18,18 +18,24 @@ use crate::protocol::{
     Challenge, ChallengeResponse, ErrorCode, Failure, LoginRequest, PasswordChange, Register, Resume,
     ResumeChallenge, VERSION,
 };
+use miniserde::{Deserialize, Serialize};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// An hour, in milliseconds.
 const HOUR: u64 = 3_600_000;
 
-/// An account, as the server stores it.
+/// An account, as the server stores it. README#server-files.
+#[derive(Serialize, Deserialize)]
 pub struct Account {
     /// In the letter case of its registration.
     pub name: Username,
-    /// The salt, the rounds and the key that the server stores.
-    pub password: PasswordKey,
+    /// The salt of PBKDF2.
+    pub salt: Fixed<32>,
+    /// The rounds of PBKDF2.
+    pub rounds: u32,
+    /// Their result, which replaces the password.
+    pub password_key: Key,
     /// Fingerprint of the identity key, which has its own file.
     pub identity: Fingerprint,
 }
@@ -77,23 +83,16 @@ fn change_bytes(bound: Fields, PasswordKey { login, key }: &PasswordKey) -> Zero
     Zeroizing::new(bound.bytes(key.expose()).finish())
 }
 
-/// Server: the session certificate that a client offers. Only its form and time are checked: they depend on the client alone
-/// and reveal nothing about an account. An owner makes it at once, so a difference of over 2 hours is one of the clocks.
-/// PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
+/// Server: checks the form and the time of a session certificate that a client offers, and no more: they depend on the client
+/// alone and reveal nothing about an account. An owner makes it at once, so a difference of over 2 hours is one of the
+/// clocks. PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
 ///
 /// # Errors
 /// `bad_key`.
-pub fn offered(
-    session_key: &Bytes,
-    created: u64,
-    certificate: &Fixed<RSA_BYTES>,
-    now_ms: u64,
-) -> Result<SessionCertificate, Failure> {
-    SessionPublicKey::parse(&session_key.0).map_err(bad_key)?;
-    if let Some(advice) = wrong_clock(created, now_ms) {
-        return Err(Failure::new(ErrorCode::BadKey, advice));
-    }
-    Ok(SessionCertificate { session_key: session_key.clone(), created, certificate: *certificate })
+pub fn check_offered(certificate: &SessionCertificate, now_ms: u64) -> Result<(), Failure> {
+    SessionPublicKey::parse(&certificate.session_key.0).map_err(bad_key)?;
+    let failed = |advice| Err(Failure::new(ErrorCode::BadKey, advice));
+    wrong_clock(certificate.created, now_ms).map_or(Ok(()), failed)
 }
 
 /// The advice for a user whose clock differs from the server's by more than two hours: then one side may refuse
@@ -126,11 +125,6 @@ impl From<&Challenge> for Login {
 }
 
 impl PasswordKey {
-    /// As it is sent and stored.
-    pub fn from_parts(salt: Fixed<32>, rounds: u32, key: Key) -> PasswordKey {
-        PasswordKey { login: Login { salt, rounds }, key }
-    }
-
     /// With a new salt, for a new password. Takes about 0.1 s.
     pub fn new(password: &Password) -> PasswordKey {
         PasswordKey::with(password, Login::random())
@@ -223,9 +217,9 @@ impl PasswordKey {
 /// # Errors
 /// `bad_rounds`, `bad_key`.
 pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublicKey), Failure> {
-    let key = IdentityPublicKey::parse(&request.public_key.0).map_err(bad_key)?;
-    let password = PasswordKey::from_parts(request.salt, acceptable(request.rounds)?, request.password_key);
-    Ok((Account { name: request.username, password, identity: key.fingerprint() }, key))
+    let Register { username: name, salt, rounds, password_key, public_key, .. } = request;
+    let key = IdentityPublicKey::parse(&public_key.0).map_err(bad_key)?;
+    Ok((Account { name, salt, rounds: acceptable(rounds)?, password_key, identity: key.fingerprint() }, key))
 }
 
 /// Client: the answer to the challenge of a session with this `token`, of which the client has received `received` frames.
@@ -329,11 +323,15 @@ impl PendingLogin {
         // The name as typed: a known name in another letter case is unknown. PROTOCOL#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).text(request.username.as_str()).finish();
         // Compute the dummy values for known names too, so that timing does not reveal unknown ones.
-        let salt = Fixed(primitives::hmac(secret, &fake));
-        let password = PasswordKey::from_parts(salt, PBKDF2_ROUNDS, Key::random());
-        let nobody = Arc::new(Account { name: request.username, password, identity: Fingerprint(random()) });
+        let nobody = Arc::new(Account {
+            name: request.username,
+            salt: Fixed(primitives::hmac(secret, &fake)),
+            rounds: PBKDF2_ROUNDS,
+            password_key: Key::random(),
+            identity: Fingerprint(random()),
+        });
         let account = account.unwrap_or(nobody);
-        let Login { salt, rounds } = account.password.login;
+        let (salt, rounds) = (account.salt, account.rounds);
         let challenge = Challenge { version: VERSION, nonce: Fixed(nonce), salt, rounds };
         Ok((PendingLogin { account, is_known, nonce, offered }, challenge))
     }
@@ -348,12 +346,14 @@ impl PendingLogin {
     /// # Errors
     /// `bad_rounds` for the new password's rounds, else [`denied`].
     pub fn verify_change(self, change: PasswordChange, exporter: &[u8]) -> Result<NewPassword, Failure> {
-        let new = PasswordKey::from_parts(change.salt, acceptable(change.rounds)?, change.password_key);
+        let login = Login { salt: change.salt, rounds: acceptable(change.rounds)? };
+        let new = PasswordKey { login, key: change.password_key };
         let bytes = |label| change_bytes(bound(label, self.name(), &self.nonce, exporter), &new);
         let (responded, proven) = (bytes(label::CHANGE_RESPONSE), bytes(label::PASSWORD_CHANGE));
         if self.proves((&responded, &change.response), (&proven, &change.proof)) {
-            let Account { name, identity, .. } = &*self.account;
-            Ok(NewPassword(Account { name: name.clone(), password: new, identity: *identity }))
+            let (name, identity) = (self.account.name.clone(), self.account.identity);
+            let Login { salt, rounds } = login;
+            Ok(NewPassword(Account { name, salt, rounds, password_key: new.key, identity }))
         } else {
             Err(denied())
         }
@@ -362,26 +362,25 @@ impl PendingLogin {
     /// Whether the client knows the password, which makes the response, and has the account's identity key, which makes the
     /// proof. Checks all of it, whichever fails.
     fn proves(&self, response: (&[u8], &Fixed<32>), proof: (&[u8], &Fixed<RSA_BYTES>)) -> bool {
-        let knows_password = primitives::hmac_matches(&self.account.password.key, response.0, &response.1.0);
+        let knows_password = primitives::hmac_matches(&self.account.password_key, response.0, &response.1.0);
         // In constant time.
         let is_owner = Key::new(self.offered.fingerprint().0) == Key::new(self.account.identity.0);
         let has_key = self.offered.verify(proof.0, &proof.1.0).is_ok();
         self.is_known & knows_password & is_owner & has_key
     }
 
-    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `certificate` was
-    /// [`offered`] at `now_ms`, by the server's clock in milliseconds since 1970.
+    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `now_ms` is the server's
+    /// clock, milliseconds since 1970.
     ///
     /// # Errors
     /// [`denied`].
     pub fn verify(
         self,
         response: &ChallengeResponse,
-        certificate: SessionCertificate,
         exporter: &[u8],
         now_ms: u64,
     ) -> Result<Authenticated, Failure> {
-        let session = Fingerprint::of(&certificate.session_key.0);
+        let (certificate, session) = (response.certificate(), Fingerprint::of(&response.session_key.0));
         let bytes = |label| login_bytes(bound(label, self.name(), &self.nonce, exporter), session);
         let (responded, proven) = (bytes(label::LOGIN_RESPONSE), bytes(label::LOGIN_PROOF));
         let is_certified = certificate.verify(self.name(), &self.offered, now_ms).is_ok();
@@ -436,8 +435,8 @@ mod tests {
         let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
         let mut response = key.log_in(&p.name, &challenge, b"exporter", &p.identity, session);
         change(&mut response);
-        let certificate = offered(&response.session_key, response.created, &response.certificate, NOW)?;
-        pending.verify(&response, certificate, exporter, NOW)
+        check_offered(&response.certificate(), NOW)?;
+        pending.verify(&response, exporter, NOW)
     }
 
     /// PROTOCOL#login-failed, PROTOCOL#login-proof.
@@ -465,8 +464,7 @@ mod tests {
         let hours = |off: i64| {
             let created = NOW.saturating_add_signed(off * 3_600_000);
             let certificate = p.identity.certify(&p.name, &p.session, created);
-            let key = Bytes(p.session.public().spki());
-            let refused = offered(&key, created, &certificate.certificate, NOW).err();
+            let refused = check_offered(&certificate, NOW).err();
             refused.map_or(String::new(), |failure| failure.message)
         };
         assert_eq!([hours(2), hours(0), hours(-2)], ["", "", ""]);
@@ -525,7 +523,10 @@ mod tests {
                 new.replace(&p.name, &challenge, b"exporter", &p.password, &p.identity).expect("rounds");
             alter(&mut change);
             let account = pending.verify_change(change, exporter)?.into_account();
-            assert!(account.password.login == new.login && account.password.key == new.key);
+            assert!(
+                (account.salt, account.rounds) == (new.login.salt, new.login.rounds)
+                    && account.password_key == new.key
+            );
             assert!(account.name == p.name && account.identity == p.account.identity);
             Ok(())
         };

@@ -5,7 +5,7 @@
 use super::by_name::ByName;
 use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::Envelope;
-use crate::crypto::public::RSA_BYTES;
+use crate::crypto::public::{RSA_BYTES, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::{Bytes, Fixed, Joined};
 use crate::name::Username;
@@ -65,6 +65,14 @@ pub struct ChallengeResponse {
     pub certificate: Fixed<RSA_BYTES>,
     /// The identity key's signature over name, nonce, TLS exporter and session key's fingerprint (PROTOCOL#login).
     pub proof: Fixed<RSA_BYTES>,
+}
+
+impl ChallengeResponse {
+    /// The session key with its certificate.
+    pub fn certificate(&self) -> SessionCertificate {
+        let (session_key, created, certificate) = (self.session_key.clone(), self.created, self.certificate);
+        SessionCertificate { session_key, created, certificate }
+    }
 }
 
 /// Client: a new password, the other answer to a challenge.

@@ -306,7 +306,7 @@ impl Served {
                 let outcome = routing::deliver(&self.shared, &self.session, *send);
                 self.shared.flusher.send_deferred(&self.session.outbox, Frame::message(&outcome));
             }
-            ClientMessage::Renew(fields) => self.answer(&self.renew(&fields)),
+            ClientMessage::Renew(certificate) => self.answer(&self.renew(&certificate)),
             ClientMessage::Ping => {
                 let news = inbound.received.due(true);
                 self.control(|control| {
@@ -321,22 +321,21 @@ impl Served {
     }
 
     /// PROTOCOL#renew, PROTOCOL#newest.
-    fn renew(&self, fields: &SessionCertificate) -> ServerMessage {
+    fn renew(&self, certificate: &SessionCertificate) -> ServerMessage {
         let (now, accounts, name) = (clock::now_ms(), &self.shared.accounts, &self.session.name);
         let bad = |text: &str| {
             let newest = Some(accounts.take_certificate(name, 0));
             ServerMessage::Error(Failure { newest, ..Failure::new(ErrorCode::BadKey, text) })
         };
-        let certificate = match auth::offered(&fields.session_key, fields.created, &fields.certificate, now) {
-            Ok(certificate) => certificate,
-            Err(failure) => return bad(&failure.message),
-        };
+        if let Err(failure) = auth::check_offered(certificate, now) {
+            return bad(&failure.message);
+        }
         if certificate.verify(name, &self.session.identity(), now).is_err() {
             return bad("the session key is not certified by your identity key");
         }
         // One that is older than the one in use changes nothing there.
         let newest = accounts.take_certificate(name, certificate.created);
-        if !self.session.renew(&certificate, now) {
+        if !self.session.renew(certificate, now) {
             return bad("the session key is older than the one in use");
         }
         ServerMessage::Session(self.session.announcement(newest))

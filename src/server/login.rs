@@ -359,10 +359,10 @@ impl<'a> Login<'a> {
             _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
         };
         let (name, now) = (pending.name().clone(), clock::now_ms());
-        let offered = auth::offered(&response.session_key, response.created, &response.certificate, now);
-        let certificate = offered.map_err(|error| self.no_guess(&name, error))?;
+        let offered = auth::check_offered(&response.certificate(), now);
+        offered.map_err(|error| self.no_guess(&name, error))?;
         let locks = self.count_attempt(&name)?;
-        let verified = pending.verify(&response, certificate, self.exporter(), now);
+        let verified = pending.verify(&response, self.exporter(), now);
         let login = verified.map_err(|error| self.failed("login_failed", &name, locks, error))?;
         self.shared.lockout.forgive(&name, self.address());
         // PROTOCOL#login-race.

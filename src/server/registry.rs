@@ -212,6 +212,24 @@ mod tests {
         assert_eq!(registry.insert(&carol.0, 2), Ok(()));
     }
 
+    #[test]
+    fn log_has_all_logins_and_logouts_in_order() {
+        let (shared, folder) = shared(HOUR);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..20).for_each(|_| assert_eq!(shared.registry.insert(&session("alice").0, 9), Ok(())));
+                });
+            }
+        });
+        shared.audit.flush();
+        let log = std::fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
+        let events = log.split_whitespace().filter(|word| word.starts_with("event=log"));
+        let events: Vec<&str> = events.collect();
+        assert_eq!(events.len(), 80 + 79);
+        assert!(events.windows(2).all(|two| two[0] != two[1]), "{events:?}");
+    }
+
     /// PROTOCOL#presence, PROTOCOL#presence-rate.
     #[test]
     fn only_new_sessions_are_reported_before_a_change_is_due() {

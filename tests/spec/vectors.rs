@@ -689,8 +689,8 @@ fn registration_made_by_another_implementation_is_accepted() {
     for login in &v.logins {
         let (account, identity) = auth::accept_registration(register(login)).expect("valid");
         assert_eq!(account.name.as_str(), login.name);
-        assert_eq!(account.password.key, key(&login.password_key));
-        assert_eq!(account.password.login.salt, challenge(login).salt);
+        assert_eq!(account.password_key, key(&login.password_key));
+        assert_eq!(account.salt, challenge(login).salt);
         assert_eq!(identity.fingerprint(), v.identity_public().fingerprint());
         assert_eq!(account.identity, identity.fingerprint());
     }

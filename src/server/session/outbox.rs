@@ -423,10 +423,16 @@ impl Outbox {
     /// sent when the system has sent half of what it holds: a client that takes 4 KiB a second is not dropped.
     /// PROTOCOL#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>, _permit: Permit) {
+        let mut plain = Vec::new();
         loop {
-            let sent = wire.chunks(SLOW_BATCH).try_for_each(|some| {
-                let until = self.write_until(link).ok_or(io::Error::from(ErrorKind::NotConnected))?;
-                link.channel.send_by(some, until)
+            let encrypted = link.channel.encrypt(&plain, &mut wire);
+            // Only what is sent is kept while the client is waited for.
+            plain = Vec::new();
+            let sent = encrypted.and_then(|()| {
+                wire.chunks(SLOW_BATCH).try_for_each(|some| {
+                    let until = self.write_until(link).ok_or(io::Error::from(ErrorKind::NotConnected))?;
+                    link.channel.send_by(some, until)
+                })
             });
             let mut io = lock(&self.io);
             if !io.is_on(link) {
@@ -441,14 +447,8 @@ impl Outbox {
             if io.release_baton() {
                 return;
             }
-            // Release both buffers before the next wait.
-            let mut plain = Vec::new();
             wire = Vec::new();
             io.next_batch(&mut plain, SLOW_BATCH);
-            drop(io);
-            if link.channel.encrypt(&plain, &mut wire).is_err() {
-                return self.give_up(link);
-            }
         }
     }
 }

@@ -8,12 +8,10 @@
 //! Format: README#server-files.
 
 use super::files::{self, Notices};
-use crate::auth::{Account, NewPassword, PasswordKey};
+use crate::auth::{Account, NewPassword};
 use crate::clock;
 use crate::crypto::public::{Fingerprint, IdentityPublicKey};
-use crate::crypto::secret::Key;
 use crate::disk;
-use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::records::{self, Records, Writers};
 use crate::sync::lock;
@@ -35,28 +33,9 @@ const MANY_NAMES: usize = 20;
 /// Files that are replaced as a whole: a crash may leave a part of the new one.
 const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
-#[derive(Serialize, Deserialize)]
-struct Record {
-    name: Username,
-    salt: Fixed<32>,
-    rounds: u32,
-    password_key: Key,
-    identity: Fingerprint,
-}
-
-impl Record {
-    /// One line, with its end.
-    fn line(account: &Account) -> Zeroizing<String> {
-        let PasswordKey { login, key } = &account.password;
-        let record = Record {
-            name: account.name.clone(),
-            salt: login.salt,
-            rounds: login.rounds,
-            password_key: key.duplicate(),
-            identity: account.identity,
-        };
-        Zeroizing::new(json::to_string(&record) + "\n")
-    }
+/// The record of an account: one line, with its end.
+fn record(account: &Account) -> Zeroizing<String> {
+    Zeroizing::new(json::to_string(account) + "\n")
 }
 
 /// The record that an account was removed. Its name can be registered again.
@@ -166,7 +145,7 @@ impl Accounts {
         let moved = removed.iter().map(|name| move_key_aside(&keys, name)).fold(Ok(()), Result::and);
         let moved = moved.and_then(|()| File::open(&keys)?.sync_all().map_err(disk::at(&keys)));
         if let Some(superseded) = content.superseded() {
-            let lines = content.entries().map(|entry| Record::line(&entry.account));
+            let lines = content.entries().map(|entry| record(&entry.account));
             // A full disk must not keep the server from its start.
             notices.push(match moved.and_then(|()| records.rewrite(lines, |_| keep_former(&path))) {
                 Ok(()) => format!(
@@ -222,7 +201,7 @@ impl Accounts {
         if !self.update(seen, is_untouched, |entry| entry.changing = true) {
             return Ok(false);
         }
-        let stored = self.append(&Record::line(&account));
+        let stored = self.append(&record(&account));
         let settle = |entry: &mut Entry| {
             entry.changing = false;
             if stored.is_ok() {
@@ -279,7 +258,7 @@ impl Accounts {
             Err(RegisterError::NameTaken)
         } else {
             disk::replace(&path, identity.to_pem().as_bytes())
-                .and_then(|()| self.append(&Record::line(&account)))
+                .and_then(|()| self.append(&record(&account)))
                 .map_err(RegisterError::Io)
         };
         if stored.is_err() && former.is_none() {
@@ -389,9 +368,7 @@ struct Content {
 impl Content {
     /// Takes one record; false if it is none.
     fn take(&mut self, line: &[u8]) -> bool {
-        if let Some(record) = records::parse::<Record>(line) {
-            let password = PasswordKey::from_parts(record.salt, record.rounds, record.password_key);
-            let account = Account { name: record.name, password, identity: record.identity };
+        if let Some(account) = records::parse::<Account>(line) {
             let folded = account.name.folded();
             self.removed.remove(&folded);
             self.by_name.insert(folded, Place::Account(Entry::new(account)));
@@ -510,7 +487,8 @@ fn with_former(path: &Path, error: io::Error) -> io::Error {
 pub(in crate::server) mod tests {
     use super::*;
     use crate::crypto::keys::IdentityKey;
-    use crate::crypto::secret::random;
+    use crate::crypto::secret::{Key, random};
+    use crate::encoding::Fixed;
 
     /// A data folder, removed at the end.
     pub struct Folder(pub PathBuf);
@@ -538,7 +516,9 @@ pub(in crate::server) mod tests {
     fn account(name: &str, identity: &IdentityPublicKey) -> Account {
         Account {
             name: name.parse().expect("name"),
-            password: PasswordKey::from_parts(Fixed([1; 32]), 600_000, Key::new([2; 32])),
+            salt: Fixed([1; 32]),
+            rounds: 600_000,
+            password_key: Key::new([2; 32]),
             identity: identity.fingerprint(),
         }
     }

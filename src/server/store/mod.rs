@@ -123,16 +123,15 @@ fn missing_secrets(folder: &Path, tls: bool, action: &str) -> Notices {
     let is_missing = |name: &str| matches!(disk::is_there(&folder.join(name)), Ok(false));
     let has_accounts = fs::metadata(folder.join("users.json")).is_ok_and(|data| data.len() > 0)
         || fs::read_dir(folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
-    let mut missing = Vec::new();
-    if has_accounts && is_missing(SALT_SECRET) {
-        missing
-            .push((SALT_SECRET, "a client that asked for names before can tell which of them do not exist"));
-    }
+    let salts = "a client that asked for names before can tell which of them do not exist";
     // A certificate without its key stops a start.
-    if has_accounts && tls && is_missing("certs/server.key") && is_missing("certs/server.crt") {
-        missing.push(("certs/server.key", "every client has to accept the new fingerprint"));
-    }
-    let warning = |(name, effect): (&str, &str)| {
+    let has_no_pair = tls && is_missing("certs/server.key") && is_missing("certs/server.crt");
+    let secrets = [
+        (SALT_SECRET, is_missing(SALT_SECRET), salts),
+        ("certs/server.key", has_no_pair, "every client has to accept the new fingerprint"),
+    ];
+    let missing = secrets.into_iter().filter(|(_, is_missing, _)| has_accounts && *is_missing);
+    let warning = |(name, _, effect): (&str, bool, &str)| {
         let path = folder.join(name);
         format!(
             "WARNING: {} is missing beside existing accounts: {action}, and {effect}; if you have a copy, stop the \
@@ -140,7 +139,7 @@ fn missing_secrets(folder: &Path, tls: bool, action: &str) -> Notices {
             path.display()
         )
     };
-    missing.into_iter().map(warning).collect()
+    missing.map(warning).collect()
 }
 
 /// The secret behind the salts of unknown names; `None` if there is none yet. An editor may have added a line end.

@@ -132,7 +132,7 @@ fn users(data: &[u8]) {
             assert!(expected.is_none_or(|expected| expected.into_values().eq(found.iter().cloned())));
             for (name, rounds) in &found {
                 let account = accounts.get(&name.parse().expect("a name"));
-                assert_eq!(account.map(|account| account.password.login.rounds), Some(*rounds));
+                assert_eq!(account.map(|account| account.rounds), Some(*rounds));
             }
             drop(accounts);
             let again = check().expect("the same again");
@@ -155,8 +155,7 @@ const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 fn told(folder: &Folder) -> Vec<(String, u32)> {
     let accounts = accounts::list(&folder.0).expect("it was read before");
-    let mut all: Vec<_> =
-        accounts.iter().map(|account| (account.name.to_string(), account.password.login.rounds)).collect();
+    let mut all: Vec<_> = accounts.iter().map(|account| (account.name.to_string(), account.rounds)).collect();
     all.sort_by_key(|(name, _)| name.to_lowercase());
     all
 }
