@@ -46,10 +46,9 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     let mut notices = Vec::new();
     let opened = Store::open(folder, options.tls, &mut notices);
     let mut failed = None;
-    // Standard output may be on a full disk, which must not keep the server from serving.
-    let mut say = |line: String| {
-        failed = writeln!(out, "{line}").and_then(|()| out.flush()).err().or(failed.take());
-    };
+    // Standard output may be on a full disk, which must not keep the server from serving. It is not flushed after the line
+    // that it buffers: by then another thread may hold its lock, and wait for a reader that does not read.
+    let mut say = |line: String| failed = writeln!(out, "{line}").err().or(failed.take());
     if let Ok(store) = &opened {
         say(format!("data in {} ({} accounts)", folder.display(), store.accounts.count()));
     }
