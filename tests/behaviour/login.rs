@@ -7,7 +7,7 @@ use secure_messenger::auth::PasswordKey;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives;
-use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::crypto::secret::{Key, Password, random};
 use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
@@ -156,15 +156,24 @@ fn relay_of_a_login_passes_only_without_tls() {
     assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))));
 }
 
-/// A login by a thief of the identity key alone, with the response that its owner made for this nonce and exporter.
-fn relayed(server: &Server, alice: &Person, exporter: &[u8]) -> Option<ServerMessage> {
-    let (mut raw, own) = (server.raw(), SessionKey::generate());
+/// A login by a thief of the identity key alone, with a session key and a response of the owner, which the owner made
+/// for this exporter and the owner's session key, and for another nonce if it `is_old`.
+fn relayed(
+    server: &Server,
+    alice: &Person,
+    exporter: &[u8],
+    key: &SessionKey,
+    is_old: bool,
+) -> Option<ServerMessage> {
+    let mut raw = server.raw();
     let challenge = challenge(&mut raw, alice);
+    let nonce = if is_old { Fixed(random()) } else { challenge.nonce };
+    let answered = Challenge { version: VERSION, nonce, salt: challenge.salt, rounds: challenge.rounds };
     let certified = |key: &SessionKey| alice.identity.certify(&alice.name, key, clock::now_ms());
-    let key = PasswordKey::derive(&Password::new(PASSWORD.into()), &challenge).expect("acceptable rounds");
+    let known = PasswordKey::derive(&Password::new(PASSWORD.into()), &challenge).expect("acceptable rounds");
     let session = (&*alice.session, certified(&alice.session));
-    let owners = key.log_in(&alice.name, &challenge, exporter, &alice.identity, session);
-    let session = (&own, certified(&own));
+    let owners = known.log_in(&alice.name, &answered, exporter, &alice.identity, session);
+    let session = (key, certified(key));
     let unknown = support::quick_key("the thief does not know it");
     let mut forged =
         unknown.log_in(&alice.name, &challenge, raw.channel.exporter(), &alice.identity, session);
@@ -176,15 +185,24 @@ fn relayed(server: &Server, alice: &Person, exporter: &[u8]) -> Option<ServerMes
 /// PROTOCOL#response.
 #[test]
 fn response_of_another_channel_or_session_key_opens_nothing() {
+    let own = SessionKey::generate();
     // The owner logs in on the thief's server, which relays the nonce and salt of the real one.
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let other = server.raw();
-    assert_eq!(refused(relayed(&server, &alice, other.channel.exporter())).code, "login_failed");
+    for key in [&own, &alice.session] {
+        let answer = relayed(&server, &alice, other.channel.exporter(), key, false);
+        assert_eq!(refused(answer).code, "login_failed");
+    }
     // Without TLS, all channels have the same exporter, and the thief is in the middle.
     let server = Server::with(&["--no-tls"]);
     let (_raw, alice) = newcomer(&server, "alice");
-    assert_eq!(refused(relayed(&server, &alice, &[])).code, "login_failed");
+    for (key, is_old) in [(&own, false), (&*alice.session, true)] {
+        assert_eq!(refused(relayed(&server, &alice, &[], key, is_old)).code, "login_failed");
+    }
+    // With all of it, the thief takes part in the owner's login, and cannot read its messages.
+    let answer = relayed(&server, &alice, &[], &alice.session, false);
+    assert!(matches!(answer, Some(ServerMessage::Session(_))));
 }
 
 #[derive(miniserde::Deserialize)]

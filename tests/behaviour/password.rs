@@ -5,7 +5,7 @@ use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, 
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::IdentityKey;
-use secure_messenger::crypto::secret::Password;
+use secure_messenger::crypto::secret::{Password, random};
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     Challenge, ClientMessage, LoginRequest, PasswordChange, ServerMessage, VERSION,
@@ -101,9 +101,16 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
         change.expect("acceptable rounds")
     };
     let other = server.raw();
-    // The thief has only the identity key and one response of its owner to the same nonce.
+    // The thief has only the identity key and one response of its owner.
     type Owners<'a> = &'a dyn Fn(&Raw, &Challenge) -> Fixed<32>;
-    let owners: [Owners<'_>; 3] = [
+    let recorded = |challenge: &Challenge| Challenge {
+        version: VERSION,
+        nonce: Fixed(random()),
+        salt: challenge.salt,
+        rounds: challenge.rounds,
+    };
+    let owners: [Owners<'_>; 4] = [
+        &|raw, challenge| replace(0, &recorded(challenge), raw.channel.exporter(), PASSWORD).response,
         &|raw, challenge| raw.response(&alice, challenge, PASSWORD).response,
         &|raw, challenge| replace(1, challenge, raw.channel.exporter(), PASSWORD).response,
         &|_, challenge| replace(0, challenge, other.channel.exporter(), PASSWORD).response,
@@ -116,6 +123,7 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
         let outcome = outcome(&mut raw, &ClientMessage::PasswordChange(Box::new(forged)));
         assert_eq!(outcome.as_deref(), Some("login_failed"));
     }
+    assert!(opens(&server, &alice, PASSWORD));
     let mut raw = server.raw();
     let challenge = challenge(&mut raw, &alice);
     let mut forged = raw.response(&alice, &challenge, "not known");
@@ -209,6 +217,33 @@ fn guesses_at_the_old_password_lock_the_name_like_failed_logins() {
     until("it is logged", || server.log().matches("event=locked ").count() == 2);
     let log = server.log();
     assert_eq!(log.matches("event=password_change_failed user=alice addr=127.0.0.1\n").count(), 5, "{log}");
+}
+
+/// PROTOCOL#lockout.
+#[test]
+fn change_clears_earlier_failures() {
+    let server = Server::start();
+    let (_online, alice) = newcomer(&server, "alice");
+    let guesses = || {
+        for _ in 0..4 {
+            let code = try_change(&server, &alice, "wrong horse battery", &alice.identity);
+            assert_eq!(code.as_deref(), Some("login_failed"));
+        }
+    };
+    guesses();
+    assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
+    guesses();
+}
+
+/// PROTOCOL#registration-limit.
+#[test]
+fn changed_passwords_count_like_new_accounts() {
+    let server = Server::with(&["--registrations", "2"]);
+    let (_online, alice) = newcomer(&server, "alice");
+    assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
+    let code = try_change(&server, &alice, NEW, &alice.identity);
+    assert_eq!(code.as_deref(), Some("too_many_requests"));
+    assert!(opens(&server, &alice, NEW));
 }
 
 /// PROTOCOL#challenge-once.
