@@ -1,35 +1,28 @@
 //! Chat with real programs: registration, broadcasts, private messages, rooms, mentions, exit codes.
 
-use crate::support::{Client, Folder, Person, Server, memory};
-use secure_messenger::client::session::{Effect, Event, Session};
+use crate::support::{Bare, Client, Person, Server, name, present};
+use secure_messenger::client::session::Effect;
 use secure_messenger::clock;
-use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
-use secure_messenger::encoding::Bytes;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedSend, Keys, KeysRequest, MAX_KEY_NAMES, MAX_TARGETS, PersonKeys, Presence, Scope,
-    Sent, ServerMessage,
+    ClientMessage, EncryptedSend, Keys, KeysRequest, MAX_KEY_NAMES, MAX_TARGETS, Scope, Sent, ServerMessage,
 };
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 /// PROTOCOL#broadcast.
 #[test]
 fn users_chat_with_everyone_and_in_private() {
     let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut bob = server.client("bob").ready();
-    alice.expect("* bob is online");
+    let (mut alice, mut bob) = server.alice_and_bob();
     alice.say("hello everyone");
     assert_eq!(alice.expect("hello everyone"), "<alice> hello everyone");
     assert_eq!(bob.expect("hello everyone"), "<alice> hello everyone");
     bob.say("/msg alice just for you");
     assert_eq!(bob.expect("just for you"), "<bob -> alice> just for you");
     assert_eq!(alice.expect("just for you"), "<bob -> alice> just for you");
-    let (status, lines) = alice.finish();
-    assert_eq!(status, 0, "{lines:#?}");
+    alice.leaves();
     bob.expect("* alice has left");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 #[test]
@@ -37,10 +30,8 @@ fn lines_begin_with_their_times_if_asked_for() {
     let server = Server::start();
     let mut alice = Client::start(&server, "alice", &["--register", "--times"]).ready();
     let begin = clock::utc(clock::now_ms());
-    alice.say("/help exit");
-    alice.expect("/exit");
-    let (status, lines) = alice.finish();
-    assert_eq!(status, 0);
+    alice.ask("/help exit", "/exit");
+    let lines = alice.leaves();
     for line in &lines {
         let (time, rest) = line.split_once(' ').expect("a time");
         assert!(time.len() == begin.len() && time.ends_with('Z') && "*!<".contains(&rest[..1]), "{line}");
@@ -77,23 +68,19 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
         "\u{1b}[30mA\u{1b}[m",
     ];
     for line in before.map(|before| format!("{before}/msg bob secret")) {
-        alice.say(&line);
-        alice.expect("or type // to send ");
+        alice.ask(&line, "or type // to send ");
     }
     for slash in ["\u{ff0f}", "\u{2215}", "\u{2571}", "\u{338}", " \u{29f8}"] {
-        alice.say(&format!("{slash}msg bob secret"));
-        alice.expect("! this looks like a command");
+        alice.ask(&format!("{slash}msg bob secret"), "! this looks like a command");
     }
     for name in ["b\u{200b}ob", "bob\u{ad}", "bo\u{301}b"] {
-        alice.say(&format!("/msg {name} secret"));
-        alice.expect("is not a valid name");
+        alice.ask(&format!("/msg {name} secret"), "is not a valid name");
     }
     for nothing in ["\u{feff}", "\u{200b} ", "\u{3000}"] {
         alice.say(nothing);
     }
     for line in ["\0/msg bob secret", "sec\0ret"] {
-        alice.say(line);
-        alice.expect("has a zero byte: it was not sent");
+        alice.ask(line, "has a zero byte: it was not sent");
     }
     alice.say("the end");
     bob.expect("<alice> the end");
@@ -142,20 +129,16 @@ fn view_changes_the_addressee_and_notifies_nobody() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut alice = server.client("alice").ready();
-    alice.say("/view BOB");
-    alice.expect("* you are talking to bob alone");
-    alice.say("psst");
-    alice.expect("<alice -> bob> psst");
-    alice.say("/view");
-    alice.expect("* you are talking to everyone");
+    alice.ask("/view BOB", "* you are talking to bob alone");
+    alice.ask("psst", "<alice -> bob> psst");
+    alice.ask("/view", "* you are talking to everyone");
     alice.say("hello all");
     bob.expect("<alice> hello all");
     assert!(bob.output.seen.iter().all(|line| !line.contains("room")), "{:?}", bob.output.seen);
     for (line, answer) in
         [("/view 2", "views have no numbers"), ("/view carol", "no user named carol"), ("/mouse", "no mouse")]
     {
-        alice.say(line);
-        alice.expect(answer);
+        alice.ask(line, answer);
     }
 }
 
@@ -163,18 +146,14 @@ fn view_changes_the_addressee_and_notifies_nobody() {
 #[test]
 fn message_reaches_a_client_with_a_new_session_key() {
     let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut bob = server.client("bob").ready();
-    alice.expect("* bob is online");
-    alice.say("/msg bob one");
-    alice.expect("<alice -> bob> one");
+    let (mut alice, mut bob) = server.alice_and_bob();
+    alice.ask("/msg bob one", "<alice -> bob> one");
     let home = bob.home.clone();
     // A login replaces the older session; the older client reports that and ends.
-    let mut second = Client::within(home, server.port, "bob", true, &[]).ready();
+    let mut second = server.client_in(&home, "bob", &[]).ready();
     bob.expect("! you have logged in elsewhere");
     assert_eq!(bob.finish().0, 1);
-    alice.say("/msg bob two");
-    alice.expect("<alice -> bob> two");
+    alice.ask("/msg bob two", "<alice -> bob> two");
     second.expect("<alice -> bob> two");
     alice.say("three");
     second.expect("<alice> three");
@@ -183,79 +162,48 @@ fn message_reaches_a_client_with_a_new_session_key() {
 #[test]
 fn ignored_user_s_messages_are_hidden_until_unignored() {
     let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut bob = server.client("bob").ready();
-    alice.expect("* bob is online");
+    let (mut alice, mut bob) = server.alice_and_bob();
     alice.say("zero");
     bob.expect("<alice> zero");
-    bob.say("/ignore ALICE");
-    bob.expect("* messages from alice are no longer shown");
-    alice.say("one");
-    alice.expect("<alice> one");
-    alice.say("/msg bob two");
-    alice.expect("<alice -> bob> two");
-    alice.say("/room bob");
-    alice.expect("* you are in a private room with bob");
+    bob.ask("/ignore ALICE", "* messages from alice are no longer shown");
+    alice.ask("one", "<alice> one");
+    alice.ask("/msg bob two", "<alice -> bob> two");
+    alice.ask("/room bob", "* you are in a private room with bob");
     alice.say("/leave");
     // Messages from before are not shown either.
-    bob.say("/history");
-    bob.expect("* no messages yet in this session");
+    bob.ask("/history", "* no messages yet in this session");
     // The next session still ignores her.
     let (_, lines) = {
         let home = bob.home.clone();
         let ended = bob.finish();
-        bob = Client::within(home, server.port, "bob", true, &[]).ready();
+        bob = server.client_in(&home, "bob", &[]).ready();
         ended
     };
     let hidden = |line: &String| line.contains("one") || line.contains("two") || line.contains("room");
     assert!(!lines.iter().any(hidden), "{lines:#?}");
     alice.expect("* bob is online");
-    alice.say("three");
-    alice.expect("<alice> three");
+    alice.ask("three", "<alice> three");
     // The answer arrives after everything that waits for bob.
-    bob.say("/msg alice ping");
-    bob.expect("<bob -> alice> ping");
-    bob.say("/ignore");
-    bob.expect("* ignored users: alice");
-    bob.say("/unignore carol");
-    bob.expect("* carol is not ignored");
-    bob.say("/unignore Alice");
-    bob.expect("* new messages from alice are shown again");
+    bob.ask("/msg alice ping", "<bob -> alice> ping");
+    bob.ask("/ignore", "* ignored users: alice");
+    bob.ask("/unignore carol", "* carol is not ignored");
+    bob.ask("/unignore Alice", "* new messages from alice are shown again");
     alice.say("four");
     bob.expect("<alice> four");
-    bob.say("/history OUR");
-    bob.expect("* the last message with \"OUR\" of this session");
+    bob.ask("/history OUR", "* the last message with \"OUR\" of this session");
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("three")), "{lines:#?}");
-}
-
-/// The keys that the server shows of an online user.
-fn keys_of(name: &Username) -> PersonKeys {
-    let person = Person::new(name.as_str());
-    let certificate = person.identity.certify(name, &person.session, clock::now_ms());
-    PersonKeys {
-        name: name.clone(),
-        identity: Bytes(person.identity.public().spki()),
-        session_key: Some(certificate.session_key),
-        created: Some(certificate.created),
-        certificate: Some(certificate.certificate),
-    }
 }
 
 /// PROTOCOL#broadcast, PROTOCOL#ask-keys, PROTOCOL#sequence.
 #[test]
 fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
-    let (folder, alice, start) = (Folder::new(), Person::new("alice"), Instant::now());
-    let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
-    let mut session =
-        Session::new(alice.name.clone(), identity, SessionKey::generate(), memory(&folder), start);
-    let mut handle = |event| session.handle(event, clock::now_ms(), start);
-    let others: BTreeSet<Username> =
-        (0..MAX_TARGETS + 76).map(|n| format!("user-{n}").parse().expect("a name")).collect();
-    let joined = others.iter().chain([&alice.name]).cloned().collect();
-    let list = Presence { more: false, full: true, joined, left: vec![] };
-    let mut effects = handle(Event::Server(ServerMessage::Presence(list)));
-    effects.extend(handle(Event::Line("hello, all of you".into())));
+    let alice = Person::new("alice");
+    let mut bare = Bare::new(&alice, &[]);
+    let others: BTreeSet<Username> = (0..MAX_TARGETS + 76).map(|n| name(&format!("user-{n}"))).collect();
+    let names = others.iter().map(Username::as_str).chain(["alice"]);
+    let mut effects = bare.hear(present(names));
+    effects.extend(bare.line("hello, all of you"));
     let (mut asked, mut sends) = (BTreeSet::new(), Vec::<EncryptedSend>::new());
     loop {
         let mut request = None;
@@ -272,8 +220,8 @@ fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
             }
         }
         let Some(names) = request else { break };
-        let keys = names.iter().map(keys_of).collect();
-        effects = handle(Event::Server(ServerMessage::Keys(Keys { keys, unknown: vec![] })));
+        let keys = names.iter().map(|name| alice.called(name.as_str()).shown()).collect();
+        effects = bare.hear(ServerMessage::Keys(Keys { keys, unknown: vec![] }));
     }
     // Keys arrive 64 at a time, and each batch gets the message at once; the next message goes to all of them.
     let everyone = |sends: &[EncryptedSend]| {
@@ -290,9 +238,10 @@ fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
     for EncryptedSend { routing, .. } in sends {
         let (id, delivered, none) = (routing.id, routing.targets, Vec::new());
         let sent = Sent { id, delivered, offline: none.clone(), stale: none.clone(), busy: none };
-        handle(Event::Server(ServerMessage::Sent(sent)));
+        bare.hear(ServerMessage::Sent(sent));
     }
-    let sends: Vec<EncryptedSend> = handle(Event::Line("hello again".into()))
+    let sends: Vec<EncryptedSend> = bare
+        .line("hello again")
         .into_iter()
         .filter_map(|effect| match effect {
             Effect::Send(ClientMessage::EncryptedSend(send)) => Some(*send),

@@ -2,15 +2,13 @@
 //! what both sides report when a transfer fails. A [`Gate`] holds a transfer where a test needs it, so that no test
 //! depends on the speed of the machine.
 
-use crate::support::{self, Client, Folder, Gate, Person, Server, Shape, until};
-use secure_messenger::client::session::{Effect, Event, Session};
+use crate::support::{
+    self, Bare, Client, Folder, Gate, MIB, Person, Server, Shape, hex, make_fifo, noise, until,
+};
+use secure_messenger::client::session::{Effect, Event};
 use secure_messenger::client::transfer::Step;
-use secure_messenger::clock;
 use secure_messenger::crypto::chunk::CHUNK;
-use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
-use secure_messenger::crypto::secret::random;
-use secure_messenger::encoding::Bytes;
-use secure_messenger::protocol::{ClientMessage, Keys, PersonKeys, Presence, Sent, ServerMessage};
+use secure_messenger::protocol::{ClientMessage, Keys, Sent, ServerMessage};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,29 +16,13 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const MIB: usize = 1024 * 1024;
 /// More than may be in flight at once (7.6 MiB), and not a whole number of chunks.
 const BIG: usize = 8 * MIB + 123;
 
 // ---- files
-
-/// Pseudo-random bytes.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = u64::from_be_bytes(random()) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| next()).collect();
-    bytes.truncate(length);
-    bytes
-}
 
 /// A new file in a user's home folder, in which the client runs.
 fn make(owner: &Client, name: &str, length: usize) -> Vec<u8> {
@@ -72,14 +54,7 @@ fn part(recipient: &Client) -> Option<(PathBuf, fs::Metadata)> {
 
 // ---- people
 
-fn alice_and_bob(server: &Server) -> (Client, Client) {
-    let mut alice = server.client("alice").ready();
-    let bob = server.client("bob").ready();
-    alice.expect("* bob is online");
-    (alice, bob)
-}
-
-/// Alice is behind a gate.
+/// Alice is behind a relay.
 fn gated(server: &Server) -> (Gate, Client, Client) {
     let gate = Gate::before(server);
     let mut alice = gate.client(Arc::new(Folder::new()), "alice", &["--register"]).ready();
@@ -90,8 +65,7 @@ fn gated(server: &Server) -> (Gate, Client, Client) {
 
 /// Offers a file from the home folder of `from`; the line that `to` sees.
 fn offer(from: &mut Client, to: &mut Client, path: &str) -> String {
-    from.say(&format!("/sendfile {} {path}", to.name));
-    from.expect(&format!(" is offered to {}", to.name));
+    from.ask(&format!("/sendfile {} {path}", to.name), &format!(" is offered to {}", to.name));
     to.expect(&format!("* {} offers you a file: ", from.name))
 }
 
@@ -106,10 +80,8 @@ fn take(from: &mut Client, to: &mut Client) -> String {
 /// Neither client has an open transfer, and both still chat.
 fn is_quiet(one: &mut Client, other: &mut Client) {
     let talks = |from: &mut Client, to: &mut Client| {
-        from.say("/files");
-        from.expect("* no files are offered or in progress");
-        from.say(&format!("/msg {} are you there?", to.name));
-        from.expect("are you there?");
+        from.ask("/files", "* no files are offered or in progress");
+        from.ask(&format!("/msg {} are you there?", to.name), "are you there?");
         to.expect("are you there?");
     };
     talks(one, other);
@@ -133,8 +105,7 @@ impl Middle {
         let bytes = make(&alice, "big.bin", BIG);
         offer(&mut alice, &mut bob, "big.bin");
         gate.hold_after(4 * MIB as u64);
-        bob.say("/acceptfile");
-        bob.expect("* receiving \"big.bin\" (8.3 MB) from alice");
+        bob.ask("/acceptfile", "* receiving \"big.bin\" (8.3 MB) from alice");
         alice.expect("* sending \"big.bin\" (8.3 MB) to bob");
         until("half has arrived", || part(&bob).is_some_and(|(_, facts)| facts.len() >= 3 * MIB as u64));
         Middle { server, gate, alice, bob, bytes }
@@ -174,7 +145,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
 #[test]
 fn file_of_any_size_arrives_complete() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     let sizes = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 1, 5_000_000, 64 * MIB + 1];
     for size in sizes {
         let name = format!("{size}.bin");
@@ -220,14 +191,12 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
     // connection again and again: her messages come after the 4 MiB that are granted to her at once.
     gate.hold_after(MIB as u64);
     for number in [1, 3] {
-        bob.say(&format!("/acceptfile {number}"));
-        bob.expect("* receiving ");
+        bob.ask(&format!("/acceptfile {number}"), "* receiving ");
         alice.expect("* sending ");
     }
     for number in [2, 4] {
         gate.hold_after(5 * MIB as u64);
-        alice.say(&format!("/acceptfile {number}"));
-        alice.expect("* receiving ");
+        alice.ask(&format!("/acceptfile {number}"), "* receiving ");
         bob.expect("* sending ");
     }
     bob.say("/msg alice said by bob meanwhile");
@@ -257,7 +226,7 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
 #[test]
 fn no_file_takes_the_place_of_another_or_follows_a_link() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     let received = bob.data("files/received");
     fs::write(bob.home.path("treasure"), "mine").expect("written");
     symlink(bob.home.path("treasure"), received.join("alice_letter.txt")).expect("a link");
@@ -307,8 +276,7 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
     assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
     // Carol sees nothing of it.
     let carol = server.client("carol").ready();
-    bob.say("/rejectfile");
-    bob.expect("* you have declined \"big.bin\" (8.3 MB) from alice");
+    bob.ask("/rejectfile", "* you have declined \"big.bin\" (8.3 MB) from alice");
     alice.expect("* bob has declined \"big.bin\" (8.3 MB)");
     is_quiet(&mut alice, &mut bob);
     assert!(gate.passed() - before < CHUNK as u64, "nothing is sent afterwards");
@@ -321,17 +289,14 @@ fn nothing_is_sent_or_written_before_the_recipient_accepts() {
 #[test]
 fn cancel_withdraws_or_declines_an_offer() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     make(&alice, "a.bin", 3 * CHUNK);
     offer(&mut alice, &mut bob, "a.bin");
-    alice.say("/cancel");
-    alice.expect("* you have cancelled \"a.bin\" (196.6 kB) to bob");
+    alice.ask("/cancel", "* you have cancelled \"a.bin\" (196.6 kB) to bob");
     bob.expect("! alice has withdrawn \"a.bin\" (196.6 kB)");
-    bob.say("/acceptfile 1");
-    bob.expect("! there is no offer number 1");
+    bob.ask("/acceptfile 1", "! there is no offer number 1");
     offer(&mut alice, &mut bob, "a.bin");
-    bob.say("/cancel 2");
-    bob.expect("* you have declined \"a.bin\" (196.6 kB) from alice");
+    bob.ask("/cancel 2", "* you have declined \"a.bin\" (196.6 kB) from alice");
     alice.expect("* bob has declined \"a.bin\" (196.6 kB)");
     is_quiet(&mut alice, &mut bob);
     assert!(names(&bob, "received").is_empty() && names(&alice, "sent").is_empty());
@@ -340,21 +305,18 @@ fn cancel_withdraws_or_declines_an_offer() {
 #[test]
 fn numbers_distinguish_several_offers() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     let files: Vec<_> = ["a.txt", "b.txt", "c.txt"].map(|name| (name, make(&alice, name, 1000))).into();
     for command in ["/acceptfile", "/rejectfile"] {
-        bob.say(command);
-        bob.expect("! nobody has offered you a file");
+        bob.ask(command, "! nobody has offered you a file");
     }
     for (number, (name, _)) in (1..).zip(&files) {
         let line = offer(&mut alice, &mut bob, name);
         assert!(line.contains(&format!("\"{name}\" (1.0 kB); /acceptfile {number} accepts it")), "{line}");
     }
-    bob.say("/files");
-    bob.expect("* #1 \"a.txt\" (1.0 kB) from alice: is offered: /acceptfile 1 or /rejectfile 1");
+    bob.ask("/files", "* #1 \"a.txt\" (1.0 kB) from alice: is offered: /acceptfile 1 or /rejectfile 1");
     bob.expect("* #3 \"c.txt\" (1.0 kB) from alice");
-    alice.say("/files");
-    alice.expect("* #2 \"b.txt\" (1.0 kB) to bob: waits for bob; /cancel 2 withdraws it");
+    alice.ask("/files", "* #2 \"b.txt\" (1.0 kB) to bob: waits for bob; /cancel 2 withdraws it");
     for (command, answer) in [
         ("/acceptfile 4", "! there is no offer number 4: /files lists them"),
         ("/rejectfile 0", "! there is no offer number 0: /files lists them"),
@@ -363,8 +325,7 @@ fn numbers_distinguish_several_offers() {
         ("/acceptfile 4294967296", "! usage: /acceptfile [#]"),
         ("/acceptfile -1", "! usage: /acceptfile [#]"),
     ] {
-        bob.say(command);
-        bob.expect(answer);
+        bob.ask(command, answer);
     }
     assert!(names(&bob, "received").is_empty(), "nothing was accepted by mistake");
     // With several offers, a number is needed.
@@ -373,16 +334,13 @@ fn numbers_distinguish_several_offers() {
         bob.expect(&format!("! several files are offered: type /{command} NUMBER, /files lists them"));
         bob.expect("* still offered: #1");
     }
-    alice.say("/cancel");
-    alice.expect("! several files are in progress: /cancel NUMBER ends one");
+    alice.ask("/cancel", "! several files are in progress: /cancel NUMBER ends one");
     bob.say("/acceptfile 3");
     bob.expect("* still offered: #1 \"a.txt\" (1.0 kB) from alice, #2 \"b.txt\" (1.0 kB) from alice");
     bob.expect("* \"c.txt\" (1.0 kB) from alice is complete: ");
-    bob.say("/acceptfile #1");
-    bob.expect("* still offered: #2 \"b.txt\" (1.0 kB) from alice");
+    bob.ask("/acceptfile #1", "* still offered: #2 \"b.txt\" (1.0 kB) from alice");
     bob.expect("* \"a.txt\" (1.0 kB) from alice is complete: ");
-    alice.say("/acceptfile 2");
-    alice.expect("! there is no offer number 2");
+    alice.ask("/acceptfile 2", "! there is no offer number 2");
     // A single offer needs no number.
     bob.say("/rejectfile");
     alice.expect("* bob has declined \"b.txt\" (1.0 kB)");
@@ -403,8 +361,7 @@ fn eight_files_arrive_at_once_and_the_same_one_only_once() {
     offer(&mut alice, &mut bob, "1.bin");
     gate.hold_after(0);
     let accept = |bob: &mut Client, number, answer: &str| {
-        bob.say(&format!("/acceptfile {number}"));
-        bob.expect(answer);
+        bob.ask(&format!("/acceptfile {number}"), answer);
     };
     accept(&mut bob, 1, "* receiving \"1.bin\"");
     accept(&mut bob, 10, "! \"1.bin\" (65.5 kB) is already arriving");
@@ -425,15 +382,14 @@ fn eight_files_arrive_at_once_and_the_same_one_only_once() {
 #[test]
 fn unusable_file_is_refused_with_the_reason() {
     let server = Server::start();
-    let (mut alice, bob) = alice_and_bob(&server);
+    let (mut alice, bob) = server.alice_and_bob();
     let carol = server.client("carol").ready();
     alice.expect("* carol is online");
-    assert_eq!(carol.finish().0, 0);
+    carol.leaves();
     alice.expect("* carol has left");
     make(&alice, "here.txt", 10);
     fs::create_dir(alice.home.path("folder")).expect("a folder");
-    let fifo = Command::new("mkfifo").arg(alice.home.path("fifo")).status();
-    assert!(fifo.expect("mkfifo runs").success());
+    make_fifo(&alice.home.path("fifo"));
     for (words, answer) in [
         ("bob missing.txt", "/missing.txt: there is no such file"),
         ("bob folder/missing.txt", "there is no such file"),
@@ -454,18 +410,16 @@ fn unusable_file_is_refused_with_the_reason() {
         let line = alice.expect("! ");
         assert!(line.contains(answer), "{words}: {line}");
     }
-    alice.say("/files");
-    alice.expect("* no files are offered or in progress");
-    assert_eq!(alice.finish().0, 0);
-    let (status, lines) = bob.finish();
-    assert_eq!(status, 0);
+    alice.ask("/files", "* no files are offered or in progress");
+    alice.leaves();
+    let lines = bob.leaves();
     assert!(!lines.iter().any(|line| line.contains("file")), "bob sees none of it: {lines:#?}");
 }
 
 #[test]
 fn path_may_have_spaces_quotes_a_tilde_or_be_relative() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     fs::create_dir(alice.home.path("my folder")).expect("a folder");
     let bytes = make(&alice, "my folder/two  words.txt", 100);
     symlink("two  words.txt", alice.home.path("my folder/link.txt")).expect("a link");
@@ -491,7 +445,7 @@ fn path_may_have_spaces_quotes_a_tilde_or_be_relative() {
 #[test]
 fn dropped_file_and_any_name_is_sent() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     fs::create_dir(alice.home.path("a (b)")).expect("a folder");
     let bytes = noise(100);
     let names: [&[u8]; 3] = [b"it's me.txt", b"caf\xe9.txt", b"last "];
@@ -518,7 +472,7 @@ fn dropped_file_and_any_name_is_sent() {
 #[test]
 fn error_names_the_whole_path_that_was_tried() {
     let server = Server::start();
-    let (mut alice, _bob) = alice_and_bob(&server);
+    let (mut alice, _bob) = server.alice_and_bob();
     let base = alice.home.0.display().to_string();
     let deep = "long-name/".repeat(30);
     for (typed, tried, why) in [
@@ -567,18 +521,16 @@ fn files_lists_what_was_begun_and_cannot_finish() {
     drop(bob);
     alice.expect("! bob has left: \"big.bin\" (8.3 MB) was interrupted; offer it again to resume");
     gate.open();
-    alice.say("/files");
-    alice.expect("* no files are offered or in progress");
+    alice.ask("/files", "* no files are offered or in progress");
     alice.expect("* \"big.bin\" (8.3 MB) to bob was interrupted: offer it again to resume");
-    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    let mut bob = server.client_in(&home, "bob", &[]).ready();
     alice.expect("* bob is online");
     bob.say("/files");
     let line = bob.expect("* a file from alice was interrupted after ");
     assert!(line.ends_with(" MB: it resumes when alice offers it again"), "{line}");
     goes_on(&gate, &mut alice, &mut bob, &bytes);
     for client in [&mut alice, &mut bob] {
-        client.say("/files");
-        client.expect("* no files are offered or in progress");
+        client.ask("/files", "* no files are offered or in progress");
         client.say("/files");
         let next = client.output.next().expect("an answer");
         assert!(next.contains("* no files are offered or in progress"), "{next}");
@@ -591,8 +543,7 @@ fn files_lists_what_was_begun_and_cannot_finish() {
 #[test]
 fn transfer_cancelled_by_its_sender_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
-    alice.say("/cancel");
-    alice.expect("* you have cancelled \"big.bin\" (8.3 MB) to bob");
+    alice.ask("/cancel", "* you have cancelled \"big.bin\" (8.3 MB) to bob");
     gate.open();
     bob.expect("! alice has cancelled \"big.bin\" (8.3 MB)");
     leaves_nothing(&mut alice, &mut bob, &bytes);
@@ -602,8 +553,7 @@ fn transfer_cancelled_by_its_sender_leaves_nothing() {
 #[test]
 fn transfer_cancelled_by_its_recipient_leaves_nothing() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
-    bob.say("/cancel");
-    bob.expect("* you have cancelled \"big.bin\" (8.3 MB) from alice");
+    bob.ask("/cancel", "* you have cancelled \"big.bin\" (8.3 MB) from alice");
     alice.expect("! bob has cancelled \"big.bin\" (8.3 MB)");
     // Packets in flight still arrive, and are dropped.
     gate.open();
@@ -613,7 +563,7 @@ fn transfer_cancelled_by_its_recipient_leaves_nothing() {
 #[test]
 fn transfer_cancelled_while_its_part_is_hashed_leaves_nothing() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     // A sparse file takes no space but time to hash. Everything except its last chunk is there already.
     let size = 256 * MIB;
     let zeros = |path: PathBuf, size: usize| {
@@ -622,11 +572,10 @@ fn transfer_cancelled_while_its_part_is_hashed_leaves_nothing() {
     zeros(alice.home.path("zeros.bin"), size);
     let mut hasher = Sha256::new();
     (0..size / MIB).for_each(|_| hasher.update([0; MIB]));
-    let hash: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    zeros(bob.data("files/received").join(format!("alice_{hash}.part")), size - CHUNK);
+    let part = format!("alice_{}.part", hex(&hasher.finalize()));
+    zeros(bob.data("files/received").join(part), size - CHUNK);
     offer(&mut alice, &mut bob, "zeros.bin");
-    bob.say("/acceptfile\n/cancel");
-    bob.expect("* you have cancelled \"zeros.bin\" (268.4 MB) from alice");
+    bob.ask("/acceptfile\n/cancel", "* you have cancelled \"zeros.bin\" (268.4 MB) from alice");
     alice.expect("! bob has cancelled \"zeros.bin\" (268.4 MB)");
     until("the part is removed", || names(&bob, "received").is_empty());
     is_quiet(&mut alice, &mut bob);
@@ -651,7 +600,7 @@ fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
 #[test]
 fn departure_ends_offers_and_notifies_the_peer() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     let mut carol = server.client("carol").ready();
     bob.expect("* carol is online");
     make(&alice, "a.txt", 1000);
@@ -659,34 +608,23 @@ fn departure_ends_offers_and_notifies_the_peer() {
     offer(&mut alice, &mut bob, "a.txt");
     offer(&mut bob, &mut carol, "b.txt");
     bob.say("/exit");
-    let (status, lines) = bob.finish();
     // Nobody answered his own offer, which counts; hers does not.
-    assert_eq!(status, 1, "{lines:#?}");
+    let lines = bob.ends(1, "");
     assert_eq!(lines.last().expect("a line"), "! not complete: \"b.txt\" (2.0 kB); offer it again to resume");
     alice.expect("* bob has left: \"a.txt\" (1.0 kB) is no longer offered");
     carol.expect("* bob has left: \"b.txt\" (2.0 kB) is no longer offered");
     is_quiet(&mut alice, &mut carol);
-    carol.say("/acceptfile");
-    carol.expect("! nobody has offered you a file");
+    carol.ask("/acceptfile", "! nobody has offered you a file");
 }
 
 // ---- slow and long lines
-
-/// Alice and bob, each behind a relay.
-fn both_gated(server: &Server) -> ([Gate; 2], Client, Client) {
-    let gates = [Gate::before(server), Gate::before(server)];
-    let client = |gate: &Gate, name| gate.client(Arc::new(Folder::new()), name, &["--register"]).ready();
-    let (mut alice, bob) = (client(&gates[0], "alice"), client(&gates[1], "bob"));
-    alice.expect("* bob is online");
-    (gates, alice, bob)
-}
 
 /// PROTOCOL#asked-for.
 #[test]
 fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
     const RATE: u64 = 1_000_000;
     let server = Server::start();
-    let ([near, far], mut alice, mut bob) = both_gated(&server);
+    let ([near, far], mut alice, mut bob) = support::gated(&server);
     for (client, name) in [(&alice, "there.bin"), (&bob, "back.bin")] {
         make(client, name, 3 * MIB);
     }
@@ -718,7 +656,7 @@ fn file_on_a_slow_line_leaves_its_buffer_to_messages() {
 #[test]
 fn file_arrives_over_a_line_that_changes_and_jitters() {
     let server = Server::start();
-    let ([near, far], mut alice, mut bob) = both_gated(&server);
+    let ([near, far], mut alice, mut bob) = support::gated(&server);
     let bytes = make(&alice, "big.bin", BIG);
     let jittery = Shape { jitter: Duration::from_millis(40), ..Shape::long(20) };
     let slow = Shape { rate: 2_000_000, ..jittery };
@@ -758,12 +696,9 @@ fn transfer_resumes_after_its_sender_has_logged_in_again() {
     // A login that replaces a session notifies nobody: other users still see one alice.
     let new_gate = Gate::before(&server);
     let mut anew = new_gate.client(alice.home.clone(), "alice", &[]).ready();
-    let (status, lines) = alice.finish();
-    assert_eq!(status, 1);
-    assert_eq!(
-        lines.last().expect("a line"),
-        "! not complete: \"big.bin\" (8.3 MB); offer it again to resume"
-    );
+    let lines = alice.ends(1, "");
+    let last = lines.last().expect("a line");
+    assert_eq!(last, "! not complete: \"big.bin\" (8.3 MB); offer it again to resume");
     gate.open();
     goes_on(&new_gate, &mut anew, &mut bob, &bytes);
 }
@@ -796,7 +731,7 @@ fn transfer_resumes_after_its_recipient_was_killed() {
     drop(bob);
     alice.expect("! bob has left: \"big.bin\" (8.3 MB) was interrupted; offer it again to resume");
     gate.open();
-    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    let mut bob = server.client_in(&home, "bob", &[]).ready();
     alice.expect("* bob is online");
     assert!(names(&bob, "received").iter().all(|name| name.ends_with(".part")));
     is_quiet(&mut alice, &mut bob);
@@ -815,7 +750,7 @@ fn transfer_resumes_after_the_server_was_killed() {
     alice.expect("in a new session");
     let told = alice.expect("was interrupted");
     assert!(told.ends_with("\"big.bin\" (8.3 MB) was interrupted; offer it again to resume"), "{told}");
-    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    let mut bob = server.client_in(&home, "bob", &[]).ready();
     alice.expect("* bob is online");
     goes_on(&gate, &mut alice, &mut bob, &bytes);
 }
@@ -831,11 +766,10 @@ fn tampered_part_is_refused_at_the_end_and_restarted() {
     gate.open();
     let mut file = File::options().write(true).open(&path).expect("the part");
     file.write_all(&[!bytes[0], !bytes[1]]).expect("written");
-    let mut bob = Client::within(home, server.port, "bob", true, &[]).ready();
+    let mut bob = server.client_in(&home, "bob", &[]).ready();
     alice.expect("* bob is online");
     offer(&mut alice, &mut bob, "big.bin");
-    bob.say("/acceptfile");
-    bob.expect("resuming at");
+    bob.ask("/acceptfile", "resuming at");
     let refusal = bob.expect("! big.bin ← alice: ");
     assert!(refusal.contains("it is not the file that was offered"), "{refusal}");
     let told = alice.expect("! \"big.bin\" (8.3 MB) failed on bob's side: ");
@@ -854,7 +788,7 @@ fn tampered_part_is_refused_at_the_end_and_restarted() {
 #[test]
 fn file_changed_after_its_offer_never_arrives_as_another() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     let path = alice.home.path("a.bin");
     let open = || File::options().write(true).open(&path).expect("the file");
     // The file becomes shorter: its end cannot be sent.
@@ -870,8 +804,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     let mut file = open();
     file.seek(SeekFrom::Start(MIB as u64 / 2)).expect("the middle");
     file.write_all(b"something else").expect("written");
-    bob.say("/acceptfile");
-    bob.expect("! a.bin ← alice: it is not the file that was offered");
+    bob.ask("/acceptfile", "! a.bin ← alice: it is not the file that was offered");
     alice.expect("! \"a.bin\" (1.0 MB) failed on bob's side: it is not the file that was offered");
     let finals = |bob: &Client| names(bob, "received").iter().filter(|name| !name.ends_with(".part")).count();
     assert_eq!(finals(&bob), 0, "{:?}", names(&bob, "received"));
@@ -880,8 +813,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     let bytes = make(&alice, "a.bin", MIB);
     offer(&mut alice, &mut bob, "a.bin");
     File::options().append(true).open(&path).and_then(|mut file| file.write_all(b"more")).expect("longer");
-    bob.say("/acceptfile");
-    bob.expect("* \"a.bin\" (1.0 MB) from alice is complete: ");
+    bob.ask("/acceptfile", "* \"a.bin\" (1.0 MB) from alice is complete: ");
     alice.expect("* no copy is kept: the file has changed since it was offered");
     assert!(holds(&bob, "received/alice_a.bin", &bytes));
     assert!(names(&alice, "sent").is_empty());
@@ -923,8 +855,7 @@ fn full_disk_ends_only_the_transfer() {
     let grown = File::options().write(true).open(bob.home.path("big.bin")).expect("the file");
     grown.set_len(BIG as u64).expect("longer");
     offer(&mut bob, &mut alice, "big.bin");
-    alice.say("/acceptfile");
-    alice.expect("* \"big.bin\" (8.3 MB) from bob is complete: ");
+    alice.ask("/acceptfile", "* \"big.bin\" (8.3 MB) from bob is complete: ");
     let line = bob.expect("* no copy is kept: ");
     assert!(line.contains("File too large"), "{line}");
     assert!(names(&bob, "sent").is_empty(), "{:?}", names(&bob, "sent"));
@@ -942,12 +873,8 @@ fn end_of_input_waits_for_transfers_in_progress() {
     bob.end();
     gate.open();
     // One of them leaves first, which must not matter to the other.
-    let (status, lines) = bob.finish();
-    assert_eq!(status, 0, "{lines:#?}");
-    assert!(lines.iter().any(|line| line.contains("* \"big.bin\" (8.3 MB) from alice is complete: ")));
-    let (status, lines) = alice.finish();
-    assert_eq!(status, 0, "{lines:#?}");
-    assert!(lines.iter().any(|line| line.contains("* a copy is kept: ")), "{lines:#?}");
+    bob.ends(0, "* \"big.bin\" (8.3 MB) from alice is complete: ");
+    alice.ends(0, "* a copy is kept: ");
     for path in [received, sent] {
         assert!(fs::read(&path).expect("the file is there") == bytes, "{}", path.display());
     }
@@ -957,21 +884,21 @@ fn end_of_input_waits_for_transfers_in_progress() {
 #[test]
 fn end_of_input_waits_for_the_answer_to_an_offer() {
     let server = Server::start();
-    let (mut alice, mut bob) = alice_and_bob(&server);
+    let (mut alice, mut bob) = server.alice_and_bob();
     let bytes = make(&alice, "a.bin", MIB);
     offer(&mut alice, &mut bob, "a.bin");
     alice.end();
     take(&mut alice, &mut bob);
     assert!(holds(&bob, "received/alice_a.bin", &bytes) && holds(&alice, "sent/bob_a.bin", &bytes));
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     // It does not wait for an offer that its own user has not answered.
     let mut carol = server.client("carol").ready();
     bob.expect("* carol is online");
     make(&bob, "b.bin", MIB);
     offer(&mut bob, &mut carol, "b.bin");
-    assert_eq!(carol.finish().0, 0);
+    carol.leaves();
     bob.expect("* carol has left: \"b.bin\" (1.0 MB) is no longer offered");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 #[test]
@@ -981,46 +908,22 @@ fn exit_does_not_wait_for_files_and_says_so() {
         let (mut leaver, mut other) = if sender_leaves { (alice, bob) } else { (bob, alice) };
         leaver.say("/exit");
         let name = leaver.name.clone();
-        let (status, lines) = leaver.finish();
-        assert_eq!(status, 1, "{lines:#?}");
+        let lines = leaver.ends(1, "");
         let last = lines.last().expect("a line");
         assert_eq!(last, "! not complete: \"big.bin\" (8.3 MB); offer it again to resume");
         gate.open();
         other.expect(&format!("! {name} has left: \"big.bin\" (8.3 MB) was interrupted; "));
-        assert_eq!(other.finish().0, 0);
-    }
-}
-
-/// The keys that the server shows of an online user.
-fn keys_of(person: &Person) -> PersonKeys {
-    let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-    PersonKeys {
-        name: person.name.clone(),
-        identity: Bytes(person.identity.public().spki()),
-        session_key: Some(certificate.session_key),
-        created: Some(certificate.created),
-        certificate: Some(certificate.certificate),
+        other.leaves();
     }
 }
 
 #[test]
 fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
-    let (folder, alice, bob) = (Folder::new(), Person::new("alice"), Person::new("bob"));
-    let known = support::memory(&folder);
-    let identity = IdentityKey::from_pkcs8(&alice.identity.to_pkcs8()).expect("a key");
-    let start = Instant::now();
-    let mut session = Session::new(alice.name.clone(), identity, SessionKey::generate(), known, start);
-    let mut seconds = 0;
-    let mut handle = |event, later| {
-        seconds += later;
-        session.handle(event, clock::now_ms(), start + Duration::from_secs(seconds))
-    };
-    let server = |message| Event::Server(message);
-    let joined = vec![alice.name, bob.name.clone()];
-    handle(server(ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] })), 0);
-    handle(Event::Line("/sendfile bob a.txt".into()), 0);
-    handle(Event::Transfer(1, Step::Hashed { name: "a.txt".into(), size: 1, sha256: [1; 32] }), 0);
-    let effects = handle(server(ServerMessage::Keys(Keys { keys: vec![keys_of(&bob)], unknown: vec![] })), 0);
+    let (alice, bob) = (Person::new("alice"), Person::new("bob"));
+    let mut bare = Bare::new(&alice, &[&bob]);
+    bare.line("/sendfile bob a.txt");
+    bare.take(Event::Transfer(1, Step::Hashed { name: "a.txt".into(), size: 1, sha256: [1; 32] }));
+    let effects = bare.hear(ServerMessage::Keys(Keys { keys: vec![bob.shown()], unknown: vec![] }));
     let id = effects.iter().find_map(|effect| match effect {
         Effect::Send(ClientMessage::EncryptedSend(send)) => Some(send.routing.id),
         _ => None,
@@ -1028,10 +931,10 @@ fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
     let (delivered, none) = (vec![bob.name], Vec::new());
     let sent =
         Sent { id: id.expect("an offer"), delivered, offline: none.clone(), stale: none.clone(), busy: none };
-    handle(server(ServerMessage::Sent(sent)), 0);
+    bare.hear(ServerMessage::Sent(sent));
     let quits = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Quit(_)));
-    assert!(!quits(handle(Event::EndOfInput, 0)));
+    assert!(!quits(bare.take(Event::EndOfInput)));
     // Time passes in steps of one second.
-    let waited = (1..=1000).find(|_| quits(handle(Event::Tick, 1)));
+    let waited = (1..=1000).find(|_| quits(bare.wait(1)));
     assert_eq!(waited, Some(600));
 }

@@ -1,7 +1,7 @@
 //! `--keep-history` with real programs: the next session finds the messages, nobody else can read the file, there is
 //! none without the option, and `/history forget` erases it.
 
-use crate::support::{Client, Folder, Server, files, until};
+use crate::support::{Client, DATA, Folder, NEW, Server, files, until};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -18,11 +18,11 @@ impl Home {
     }
 
     fn alice(&self, server: &Server, arguments: &[&str]) -> Client {
-        Client::within(self.0.clone(), server.port, "alice", true, &[&["--register"], arguments].concat())
+        server.client_in(&self.0, "alice", &[&["--register"], arguments].concat())
     }
 
     fn data(&self, path: &str) -> PathBuf {
-        self.0.path(".secure_messenger_client").join(path)
+        self.0.path(DATA).join(path)
     }
 
     /// The only history file.
@@ -41,8 +41,7 @@ impl Home {
 fn history(client: &mut Client) -> Vec<String> {
     let before = client.output.seen.len();
     client.say("/history");
-    client.say("/notify");
-    client.expect("* notifications of private messages, mentions and files are on");
+    client.ask("/notify", "* notifications of private messages, mentions and files are on");
     let lines = &client.output.seen[before..];
     let start = lines.iter().position(|line| line.contains(" session")).expect("an answer");
     lines[start + 1..lines.len() - 1].iter().map(without_date).collect()
@@ -63,19 +62,15 @@ fn next_session_finds_messages_and_the_disk_reveals_none() {
     let mut alice = home.alice(&server, &[KEEP]).ready();
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is online");
-    alice.say("pineapple for everyone");
-    alice.expect("<alice> pineapple");
+    alice.ask("pineapple for everyone", "<alice> pineapple");
     bob.expect("<alice> pineapple");
     bob.say("/msg alice pineapple for one");
     alice.expect("<bob -> alice> pineapple");
-    alice.say("/room bob");
-    alice.expect("* you are in a private room with bob");
-    alice.say("pineapple in a room");
-    alice.expect("<alice -> bob> pineapple");
+    alice.ask("/room bob", "* you are in a private room with bob");
+    alice.ask("pineapple in a room", "<alice -> bob> pineapple");
     // Messages that nobody received are not kept, nor are notices.
-    alice.say("/msg carol pineapple for nobody");
-    alice.expect("! there is no account named carol");
-    assert_eq!(alice.finish().0, 0);
+    alice.ask("/msg carol pineapple for nobody", "! there is no account named carol");
+    alice.leaves();
     let said = [
         "* <alice> pineapple for everyone",
         "* <bob -> alice> pineapple for one",
@@ -91,14 +86,12 @@ fn next_session_finds_messages_and_the_disk_reveals_none() {
     let mut alice = home.alice(&server, &[KEEP]).ready();
     assert!(!alice.output.seen.iter().any(|line| line.contains("pineapple")), "nothing at the start");
     assert_eq!(history(&mut alice), said);
-    alice.say("/history ROOM");
-    alice.expect("* the last message with \"ROOM\" of this and earlier sessions");
+    alice.ask("/history ROOM", "* the last message with \"ROOM\" of this and earlier sessions");
     assert_eq!(without_date(&alice.expect(&said[2][2..])), said[2]);
     // A password change loses no message.
-    const NEW: &str = "tr0ub4dor and three";
     alice.say(&format!("/passwd {}", home.0.password_file(NEW).display()));
     alice.expect("* your password is changed");
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     let new = home.0.password_file(NEW);
     let new = ["--password-file", new.to_str().expect("UTF-8"), KEEP];
     let mut alice = home.alice(&server, &new).ready();
@@ -114,31 +107,26 @@ fn history_without_the_option_is_untouched_and_reported() {
     let (server, home) = (Server::start(), Home::new());
     let mut bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[]).ready();
-    alice.say("/msg bob unkept");
-    alice.expect("<alice -> bob> unkept");
-    alice.say("/history forget");
-    alice.expect("* all messages are erased; none were kept on disk");
+    alice.ask("/msg bob unkept", "<alice -> bob> unkept");
+    alice.ask("/history forget", "* all messages are erased; none were kept on disk");
     assert!(history(&mut alice).is_empty());
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     assert!(!home.data("history").exists());
     let mut alice = home.alice(&server, &[KEEP]).ready();
-    alice.say("/msg bob kept");
-    alice.expect("<alice -> bob> kept");
-    assert_eq!(alice.finish().0, 0);
+    alice.ask("/msg bob kept", "<alice -> bob> kept");
+    alice.leaves();
     // A client that reads this file stops.
     let (file, before) = (home.history(), "damaged\n");
     fs::write(&file, before).expect("written");
     let mut alice = home.alice(&server, &[]).ready();
     let told = alice.output.seen.iter().filter(|line| line.contains("--keep-history")).collect::<Vec<_>>();
     assert!(told.len() == 1 && told[0].contains("/history forget"), "{told:?}");
-    alice.say("/msg bob unkept");
-    alice.expect("<alice -> bob> unkept");
+    alice.ask("/msg bob unkept", "<alice -> bob> unkept");
     assert_eq!(history(&mut alice), ["* <alice -> bob> unkept"]);
     assert_eq!(fs::read_to_string(&file).expect("there"), before);
-    alice.say("/history forget");
-    alice.expect("* all messages are erased, here and on disk");
+    alice.ask("/history forget", "* all messages are erased, here and on disk");
     assert!(!file.exists() && history(&mut alice).is_empty());
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     let alice = home.alice(&server, &[]).ready();
     assert!(!alice.output.seen.iter().any(|line| line.contains("--keep-history")));
     bob.expect("unkept");
@@ -149,16 +137,13 @@ fn history_forget_erases_and_later_messages_are_kept() {
     let (server, home) = (Server::start(), Home::new());
     let _bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[KEEP]).ready();
-    alice.say("/msg bob before");
-    alice.expect("<alice -> bob> before");
-    alice.say("/history forget");
-    alice.expect("* all messages are erased, here and on disk");
+    alice.ask("/msg bob before", "<alice -> bob> before");
+    alice.ask("/history forget", "* all messages are erased, here and on disk");
     alice.expect("* new messages are kept on disk again");
     assert_eq!(fs::metadata(home.history()).expect("there").len(), 0);
     assert!(history(&mut alice).is_empty());
-    alice.say("/msg bob after");
-    alice.expect("<alice -> bob> after");
-    assert_eq!(alice.finish().0, 0);
+    alice.ask("/msg bob after", "<alice -> bob> after");
+    alice.leaves();
     let mut alice = home.alice(&server, &[KEEP]).ready();
     assert_eq!(history(&mut alice), ["* <alice -> bob> after"]);
 }
@@ -169,16 +154,14 @@ fn client_that_takes_over_continues_the_history() {
     let (server, home) = (Server::start(), Home::new());
     let _bob = server.client("bob").ready();
     let mut first = home.alice(&server, &[KEEP]).ready();
-    first.say("/msg bob one");
-    first.expect("<alice -> bob> one");
+    first.ask("/msg bob one", "<alice -> bob> one");
     // Its login ends the first session, which then releases the file.
     let mut second = home.alice(&server, &[KEEP]).ready();
     first.expect("! you have logged in elsewhere");
     assert_eq!(first.finish().0, 1);
     assert_eq!(history(&mut second), ["* <alice -> bob> one"]);
-    second.say("/msg bob two");
-    second.expect("<alice -> bob> two");
-    assert_eq!(second.finish().0, 0);
+    second.ask("/msg bob two", "<alice -> bob> two");
+    second.leaves();
     let other = File::open(home.history()).expect("opens");
     other.try_lock().expect("free");
     let mut alice = home.alice(&server, &[KEEP]);
@@ -186,11 +169,9 @@ fn client_that_takes_over_continues_the_history() {
         "* another client is using your history file: this one neither shows earlier messages nor keeps",
     );
     alice.expect(" online: ");
-    alice.say("/msg bob unkept");
-    alice.expect("<alice -> bob> unkept");
-    alice.say("/history forget");
-    alice.expect("! all messages are erased here, but not on disk: ");
-    assert_eq!(alice.finish().0, 0);
+    alice.ask("/msg bob unkept", "<alice -> bob> unkept");
+    alice.ask("/history forget", "! all messages are erased here, but not on disk: ");
+    alice.leaves();
     drop(other);
     let mut alice = home.alice(&server, &[KEEP]).ready();
     assert_eq!(history(&mut alice), ["* <alice -> bob> one", "* <alice -> bob> two"]);
@@ -203,10 +184,9 @@ fn damaged_history_stops_the_login_and_changes_nothing() {
     let _bob = server.client("bob").ready();
     let mut alice = home.alice(&server, &[KEEP]).ready();
     for text in ["one", "two"] {
-        alice.say(&format!("/msg bob {text}"));
-        alice.expect(text);
+        alice.ask(&format!("/msg bob {text}"), text);
     }
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     let file = home.history();
     let text = fs::read_to_string(&file).expect("text");
     let second = text.lines().nth(1).expect("two records");
@@ -222,9 +202,8 @@ fn damaged_history_stops_the_login_and_changes_nothing() {
     until("the logout is logged", || server.log().matches("event=logout user=alice ").count() == 2);
     // The remedy works.
     let mut alice = home.alice(&server, &[]).ready();
-    alice.say("/history forget");
-    alice.expect("erased, here and on disk");
-    assert_eq!(alice.finish().0, 0);
+    alice.ask("/history forget", "erased, here and on disk");
+    alice.leaves();
     assert_eq!(home.alice(&server, &[KEEP]).finish().0, 0);
 }
 
@@ -239,8 +218,7 @@ fn full_disk_is_reported_once_and_loses_no_kept_message() {
     let mut alice =
         Client::after(limit, home.0.clone(), server.port, "alice", &["--accept-new", KEEP]).ready();
     for n in 1..=8 {
-        alice.say(&format!("/msg bob message {n}"));
-        alice.expect(&format!("<alice -> bob> message {n}"));
+        alice.ask(&format!("/msg bob message {n}"), &format!("<alice -> bob> message {n}"));
     }
     assert_eq!(history(&mut alice).len(), 8);
     let (status, lines) = alice.finish();

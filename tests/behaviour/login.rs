@@ -1,7 +1,9 @@
 //! Adversaries of the login: a man in the middle, a thief of `users.json`, an enumerator of names, a guesser of
 //! passwords, a replayer. Also what the real client reports when a login fails.
 
-use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
+use crate::support::{
+    self, Client, Folder, PASSWORD, Person, Raw, Server, newcomer, refused, run_client, until,
+};
 use miniserde::json;
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::clock;
@@ -10,67 +12,14 @@ use secure_messenger::crypto::primitives;
 use secure_messenger::crypto::secret::{Key, Password, random};
 use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::{Bytes, Fixed};
-use secure_messenger::protocol::{
-    Challenge, ChallengeResponse, ClientMessage, Failure, KeysRequest, LoginRequest, ServerMessage, VERSION,
-};
+use secure_messenger::protocol::{Challenge, ClientMessage, LoginRequest, ServerMessage, VERSION};
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{self, Channel, Reader, Received};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-fn request(person: &Person) -> ClientMessage {
-    ClientMessage::LoginRequest(LoginRequest {
-        version: VERSION,
-        username: person.name.clone(),
-        public_key: Bytes(person.identity.public().spki()),
-    })
-}
-
-fn challenge(raw: &mut Raw, person: &Person) -> Challenge {
-    raw.say(&request(person));
-    match raw.answer() {
-        Some(ServerMessage::Challenge(challenge)) => challenge,
-        Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
-        _ => panic!("no challenge"),
-    }
-}
-
-/// A response with a valid form and wrong values, made without PBKDF2.
-fn guess(person: &Person) -> ChallengeResponse {
-    ChallengeResponse {
-        response: Fixed([1; 32]),
-        session_key: Bytes(person.session.public().spki()),
-        created: clock::now_ms(),
-        certificate: Fixed([1; 256]),
-        proof: Fixed([1; 256]),
-    }
-}
-
-fn refused(answer: Option<ServerMessage>) -> Failure {
-    match answer {
-        Some(ServerMessage::Error(failure)) => failure,
-        Some(_) => panic!("not refused"),
-        None => panic!("closed without an error"),
-    }
-}
-
-/// One failed login.
-fn fail(server: &Server, person: &Person) -> Failure {
-    let mut raw = server.raw();
-    raw.say(&request(person));
-    match raw.answer() {
-        Some(ServerMessage::Challenge(_)) => {}
-        other => return refused(other),
-    }
-    raw.say(&ClientMessage::ChallengeResponse(Box::new(guess(person))));
-    let failure = refused(raw.answer());
-    assert!(raw.is_closed());
-    failure
-}
 
 /// A man in the middle, who terminates the client's TLS with a certificate of their own and relays every line
 /// unchanged. Serves `count` connections.
@@ -138,12 +87,10 @@ fn man_in_the_middle_completes_no_login_at_first_contact() {
     assert_eq!(refused(raw.log_in(&alice)).code, "login_failed");
     // The real client accepts the relay's certificate at first contact, and its login fails, too.
     let home = server.client("carol").ready().home.clone();
-    let victim = Client::within(home, port, "carol", true, &[]);
-    let (status, lines) = victim.finish();
-    assert!(status == 1 && lines.iter().any(|line| line.contains("login failed")), "{lines:#?}");
+    Client::within(home, port, "carol", true, &[]).ends(1, "login failed");
     // It ended no session, and without the man in the middle the same users log in.
     assert!(direct.is_usable());
-    assert!(matches!(server.raw().log_in(&bob), Some(ServerMessage::Session(_))));
+    server.raw().logs_in(&bob);
 }
 
 /// PROTOCOL#exporter.
@@ -153,7 +100,7 @@ fn relay_of_a_login_passes_only_without_tls() {
     let (port, _folder) = man_in_the_middle(&server, 1);
     let (_direct, alice) = newcomer(&server, "alice");
     let mut raw = Raw::over(TcpStream::connect(("127.0.0.1", port)).expect("connected"), false);
-    assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))));
+    raw.logs_in(&alice);
 }
 
 /// A login by a thief of the identity key alone, with a session key and a response of the owner, which the owner made
@@ -166,7 +113,7 @@ fn relayed(
     is_old: bool,
 ) -> Option<ServerMessage> {
     let mut raw = server.raw();
-    let challenge = challenge(&mut raw, alice);
+    let challenge = raw.challenged(alice);
     let nonce = if is_old { Fixed(random()) } else { challenge.nonce };
     let answered = Challenge { version: VERSION, nonce, salt: challenge.salt, rounds: challenge.rounds };
     let certified = |key: &SessionKey| alice.identity.certify(&alice.name, key, clock::now_ms());
@@ -221,15 +168,10 @@ fn thief_of_users_json_cannot_log_in() {
     // The thief offers the owner's public key or one of their own, and signs with either.
     let attempt = |offered: &IdentityKey, signing: &IdentityKey| {
         let mut raw = server.raw();
-        raw.say(&ClientMessage::LoginRequest(LoginRequest {
-            version: VERSION,
-            username: alice.name.clone(),
-            public_key: Bytes(offered.public().spki()),
-        }));
-        let challenge = match raw.answer() {
-            Some(ServerMessage::Challenge(challenge)) => challenge,
-            _ => panic!("no challenge"),
-        };
+        let public_key = Bytes(offered.public().spki());
+        let username = alice.name.clone();
+        raw.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
+        let Some(ServerMessage::Challenge(challenge)) = raw.answer() else { panic!("no challenge") };
         let certificate = signing.certify(&alice.name, &alice.session, clock::now_ms());
         let (exporter, session) = (raw.channel.exporter(), (&*alice.session, certificate));
         let key = PasswordKey::new(&Password::new("the thief does not know it".into()));
@@ -253,10 +195,10 @@ fn thief_of_users_json_cannot_log_in() {
 /// The lines of a failed login, with the values that differ between logins blanked out.
 fn shape(server: &Server, person: &Person) -> Vec<String> {
     let mut raw = server.raw();
-    raw.say(&request(person));
+    raw.say(&person.login_request());
     let first = raw.line().expect("a challenge");
     assert!(first.contains("\"challenge\""), "{first}");
-    raw.say(&ClientMessage::ChallengeResponse(Box::new(guess(person))));
+    raw.say(&person.false_response());
     let blank = |field: &str, line: &str| {
         let line = format!("{line}\n");
         support::with_field(line.as_bytes(), field, "\"\"")
@@ -278,7 +220,7 @@ fn unknown_and_known_names_look_alike() {
     let known = shape(&server, &alice);
     assert_eq!(known, shape(&server, &nobody));
     assert!(known[2].contains("\"login_failed\""), "{known:#?}");
-    let salt = |server: &Server, person: &Person| challenge(&mut server.raw(), person).salt;
+    let salt = |server: &Server, person: &Person| server.raw().challenged(person).salt;
     let (of_alice, of_nobody) = (salt(&server, &alice), salt(&server, &nobody));
     assert!(of_alice != of_nobody);
     assert!(of_alice == salt(&server, &alice) && of_nobody == salt(&server, &nobody));
@@ -286,7 +228,7 @@ fn unknown_and_known_names_look_alike() {
     assert!(of_alice == salt(&server, &alice), "after a restart");
     assert!(of_nobody == salt(&server, &nobody), "after a restart");
     // Nonces never repeat.
-    let nonce = || challenge(&mut server.raw(), &nobody).nonce;
+    let nonce = || server.raw().challenged(&nobody).nonce;
     assert!(nonce() != nonce());
 }
 
@@ -294,7 +236,7 @@ fn unknown_and_known_names_look_alike() {
 fn salts_in_other_letter_case_do_not_reveal_a_name() {
     let server = Server::start();
     newcomer(&server, "alice");
-    let salt = |name: &str| challenge(&mut server.raw(), &Person::new(name)).salt;
+    let salt = |name: &str| server.raw().challenged(&Person::new(name)).salt;
     let same = |lower: &str, upper: &str| salt(lower) == salt(upper);
     assert_eq!(same("alice", "ALICE"), same("nobody", "NOBODY"));
     assert_eq!(same("ALICE", "Alice"), same("NOBODY", "Nobody"));
@@ -309,10 +251,10 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
     for name in ["alice", "nobody"] {
         let upper = name.to_uppercase();
         for spelling in [name, &upper, name, &upper, name] {
-            assert_eq!(fail(&server, &Person::new(spelling)).code, "login_failed");
+            assert_eq!(server.fail(&Person::new(spelling)).code, "login_failed");
         }
         for spelling in [name, &upper] {
-            let failure = fail(&server, &Person::new(spelling));
+            let failure = server.fail(&Person::new(spelling));
             assert_eq!(failure.code, "locked");
             let wait = failure.retry_after.expect("how long");
             assert!((800..=901).contains(&wait), "{wait} s");
@@ -332,7 +274,7 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
     // A restart does not unlock the name.
     let server = Server::within(server.kill(), &[]);
     for name in ["alice", "NOBODY"] {
-        let failure = fail(&server, &Person::new(name));
+        let failure = server.fail(&Person::new(name));
         assert_eq!(failure.code, "locked", "{name}");
         assert!((700..=901).contains(&failure.retry_after.expect("how long")));
     }
@@ -341,7 +283,7 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
 
 /// Logs in with a certificate of this `created`; the `newest` of the answer.
 fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
-    let challenge = challenge(raw, person);
+    let challenge = raw.challenged(person);
     let mut response = raw.response(person, &challenge, PASSWORD);
     let certificate = person.identity.certify(&person.name, &person.session, created);
     (response.created, response.certificate) = (created, certificate.certificate);
@@ -384,7 +326,7 @@ fn owner_alone_hears_of_its_newest_certificate() {
     raw.say(&ClientMessage::Logout);
     assert!(raw.is_closed());
     let mut raw = server.raw();
-    raw.say(&request(&alice));
+    raw.say(&alice.login_request());
     let challenge = raw.line().expect("a challenge");
     assert!(challenge.contains("\"nonce\"") && !challenge.contains("newest"), "{challenge}");
     assert_eq!(log_in_at(&mut server.raw(), &alice, now), now + HOUR);
@@ -397,11 +339,7 @@ fn owner_alone_hears_of_its_newest_certificate() {
 /// The `created` that the server shows of `name` to `raw`.
 fn shown_created(raw: &mut Raw, name: &str) -> u64 {
     raw.acknowledge();
-    raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name.parse().expect("name")] }));
-    match raw.answer() {
-        Some(ServerMessage::Keys(keys)) => keys.keys[0].created.expect("online"),
-        _ => panic!("no keys"),
-    }
+    raw.keys(&[name]).keys[0].created.expect("online")
 }
 
 /// PROTOCOL#newest.
@@ -421,7 +359,7 @@ fn owner_whose_clock_was_ahead_still_gets_messages() {
     bob.expect("<bob -> alice> one");
     // The clock is corrected.
     let home = alice.home();
-    let mut client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+    let mut client = server.client_in(&home, "alice", &[]).ready();
     until("it is renewed", || shown_created(&mut carol, "alice") == ahead + 1);
     bob.say("/msg alice two");
     client.expect("<bob -> alice> two");
@@ -461,11 +399,11 @@ fn owner_remembers_its_certificate_when_the_server_does_not() {
             let port = port.split('"').next().expect("a port");
             let known = known.replace(port, &server.port.to_string());
             std::fs::write(&path, known.replace(former, &ahead.to_string())).expect("written");
-            let client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+            let client = server.client_in(&home, "alice", &[]).ready();
             assert_eq!(shown_created(&mut raw, "alice"), ahead + 1, "with its login");
             drop(client);
         } else {
-            let client = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+            let client = server.client_in(&home, "alice", &[]).ready();
             assert_eq!(client.finish().0, 0);
         }
         folder = server.kill();
@@ -489,18 +427,18 @@ fn clock_that_is_off_is_no_guess_and_named_in_days() {
         ] {
             let created = clock::now_ms().saturating_add_signed(hours * hour);
             let mut raw = server.raw();
-            let challenge = challenge(&mut raw, person);
+            let challenge = raw.challenged(person);
             let mut response = raw.response(person, &challenge, password);
             response.created = created;
             response.certificate =
                 person.identity.certify(&person.name, &person.session, created).certificate;
             raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
-            let failure = refused(raw.answer());
+            let failure = raw.failure();
             assert!(failure.code == "bad_key" && failure.message.starts_with(said), "{}", failure.message);
             assert!(failure.newest.is_none() && raw.is_closed());
         }
     }
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    server.raw().logs_in(&alice);
     until("it is logged", || server.log().matches("event=login user=alice").count() == 2);
     let log = server.log();
     assert!(!log.contains("login_failed") && !log.contains("locked"), "{log}");
@@ -514,13 +452,13 @@ fn answer_that_is_malformed_by_itself_is_no_guess() {
     let (_raw, alice) = newcomer(&server, "alice");
     for _ in 0..6 {
         let mut raw = server.raw();
-        let challenge = challenge(&mut raw, &alice);
+        let challenge = raw.challenged(&alice);
         let mut response = raw.response(&alice, &challenge, PASSWORD);
         response.session_key = Bytes(vec![0; 294]);
         raw.say(&ClientMessage::ChallengeResponse(Box::new(response)));
         assert_eq!(raw.error(), "bad_key");
         let mut raw = server.raw();
-        let challenge = self::challenge(&mut raw, &alice);
+        let challenge = raw.challenged(&alice);
         let new = PasswordKey::new(&Password::new("another".into()));
         let old = Password::new(PASSWORD.into());
         let exporter = raw.channel.exporter().to_vec();
@@ -530,7 +468,7 @@ fn answer_that_is_malformed_by_itself_is_no_guess() {
         raw.say(&ClientMessage::PasswordChange(Box::new(change)));
         assert_eq!(raw.error(), "bad_rounds");
     }
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    server.raw().logs_in(&alice);
     until("it is logged", || server.log().matches("event=login user=alice").count() == 2);
     let log = server.log();
     assert!(!log.contains("_failed") && !log.contains("locked"), "{log}");
@@ -542,9 +480,9 @@ fn login_clears_earlier_failures() {
     let (_raw, alice) = newcomer(&server, "alice");
     for _ in 0..2 {
         for _ in 0..4 {
-            assert_eq!(fail(&server, &alice).code, "login_failed");
+            assert_eq!(server.fail(&alice).code, "login_failed");
         }
-        assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+        server.raw().logs_in(&alice);
     }
 }
 
@@ -554,20 +492,21 @@ fn guesses_at_the_same_time_are_all_counted() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     // All get their challenge before the first one responds.
-    let ready: Vec<(Raw, ChallengeResponse)> = (0..20)
+    let ready: Vec<Raw> = (0..20)
         .map(|_| {
             let mut raw = server.raw();
-            challenge(&mut raw, &alice);
-            (raw, guess(&alice))
+            raw.challenged(&alice);
+            raw
         })
         .collect();
     let answers: Vec<String> = thread::scope(|scope| {
         let threads: Vec<_> = ready
             .into_iter()
-            .map(|(mut raw, guess)| {
+            .map(|mut raw| {
+                let guess = alice.false_response();
                 scope.spawn(move || {
-                    raw.say(&ClientMessage::ChallengeResponse(Box::new(guess)));
-                    refused(raw.answer()).code
+                    raw.say(&guess);
+                    raw.error()
                 })
             })
             .collect();
@@ -585,7 +524,7 @@ fn challenge_accepts_one_response() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let mut raw = server.raw();
-    let challenge = challenge(&mut raw, &alice);
+    let challenge = raw.challenged(&alice);
     let good = raw.response(&alice, &challenge, PASSWORD);
     let bad = raw.response(&alice, &challenge, "wrong horse battery");
     // Both arrive at once: the second is right, but too late.
@@ -603,7 +542,7 @@ fn recorded_response_fails_on_another_connection() {
         let server = Server::with(arguments);
         let (_raw, alice) = newcomer(&server, "alice");
         let mut raw = server.raw();
-        let challenge = challenge(&mut raw, &alice);
+        let challenge = raw.challenged(&alice);
         let good = raw.response(&alice, &challenge, PASSWORD);
         let line = ClientMessage::ChallengeResponse(Box::new(good)).encode();
         raw.bytes(&line);
@@ -612,35 +551,23 @@ fn recorded_response_fails_on_another_connection() {
         other.bytes(&line);
         assert_eq!(other.error(), "no_challenge");
         let mut other = server.raw();
-        self::challenge(&mut other, &alice);
+        other.challenged(&alice);
         other.bytes(&line);
         assert_eq!(other.error(), "login_failed");
         assert!(raw.is_usable(), "the owner is not disturbed");
     }
 }
 
-/// Runs the real client to its end with a given password file.
+/// Runs the real client to its end.
 fn run(server: &Server, home: &Folder, password: &str, arguments: &[&str]) -> (i32, Vec<String>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_client"))
-        .args(["--host", "127.0.0.1", "--port", &server.port.to_string()])
-        .args(["--accept-new", "--password-file"])
-        .arg(home.password_file(password))
-        .args(arguments)
-        .env("HOME", &home.0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the client starts");
-    let mut errors = Output::of(child.stderr.take().expect("piped"));
-    let mut lines = Output::of(child.stdout.take().expect("piped")).all();
-    lines.extend(errors.all());
-    (child.wait().expect("ends").code().unwrap_or(-1), lines)
+    run_client(home, server.port, password, &[&["--accept-new"], arguments].concat())
 }
 
-fn says(lines: &[String], words: &[&str]) {
-    let found = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
-    assert!(found, "{words:?} is not in {lines:#?}");
+/// The same; it must end with this status, and a line must contain all these words.
+fn ends(server: &Server, home: &Folder, password: &str, arguments: &[&str], (status, words): (i32, &[&str])) {
+    let (ended, lines) = run(server, home, password, arguments);
+    let is_told = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(ended == status && is_told, "{words:?}: {ended} {lines:#?}");
 }
 
 #[test]
@@ -650,70 +577,48 @@ fn login_errors_name_the_cause_and_the_remedy() {
     let alice = &["--user", "alice"];
     let data = |path: &str| home.path(".secure_messenger_client").join(path);
     // There is no key yet.
-    let (status, lines) = run(&server, &home, PASSWORD, alice);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "no key for alice", "alice_private.key"]);
+    ends(&server, &home, PASSWORD, alice, (1, &["! ", "no key for alice", "alice_private.key"]));
     // A password that is too short creates nothing.
     let register = &["--user", "alice", "--register"];
-    let (status, lines) = run(&server, &home, "short", register);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "at least 6 characters"]);
+    ends(&server, &home, "short", register, (1, &["! ", "at least 6 characters"]));
     assert!(!data("keys/alice_private.key").exists());
     // Six characters are enough, however many bytes they have.
-    let (status, lines) = run(&server, &home, "s\u{e9}same", register);
-    assert_eq!(status, 0, "{lines:#?}");
-    says(&lines, &["* logged in as alice"]);
+    ends(&server, &home, "s\u{e9}same", register, (0, &["* logged in as alice"]));
     let key = std::fs::read(data("keys/alice_private.key")).expect("made");
     // The wrong password, at login and at registration, never touches the key.
-    let (status, lines) = run(&server, &home, PASSWORD, alice);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "password is wrong"]);
-    let (status, lines) = run(&server, &home, PASSWORD, register);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "nothing was overwritten"]);
+    ends(&server, &home, PASSWORD, alice, (1, &["! ", "password is wrong"]));
+    ends(&server, &home, PASSWORD, register, (1, &["! ", "nothing was overwritten"]));
     // A second registration with the same key and password only logs in.
-    let (status, lines) = run(&server, &home, "s\u{e9}same", register);
-    assert_eq!(status, 0);
-    says(&lines, &["* logged in as alice"]);
+    ends(&server, &home, "s\u{e9}same", register, (0, &["* logged in as alice"]));
     assert_eq!(std::fs::read(data("keys/alice_private.key")).expect("there"), key);
     // The name is taken, in any letter case, and a refused registration leaves no key behind.
     let elsewhere = Folder::new();
     for name in ["alice", "ALICE"] {
-        let (status, lines) = run(&server, &elsewhere, PASSWORD, &["--user", name, "--register"]);
-        assert_eq!(status, 1);
-        says(&lines, &["! ", "taken"]);
+        ends(&server, &elsewhere, PASSWORD, &["--user", name, "--register"], (1, &["! ", "taken"]));
     }
     let left = support::files(&elsewhere.path(".secure_messenger_client/keys"));
     assert!(left.is_empty(), "{left:?}");
     // The key of another account of that name does not open this one, and is kept.
     let foreign = Server::start();
-    let (status, _) = run(&foreign, &elsewhere, PASSWORD, register);
-    assert_eq!(status, 0);
+    assert_eq!(run(&foreign, &elsewhere, PASSWORD, register).0, 0);
     let path = elsewhere.path(".secure_messenger_client/keys/alice_private.key");
     let foreign_key = std::fs::read(&path).expect("made");
-    let (status, lines) = run(&server, &elsewhere, PASSWORD, alice);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "your account is not on this server"]);
-    let (status, lines) = run(&server, &elsewhere, PASSWORD, register);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "taken"]);
+    ends(&server, &elsewhere, PASSWORD, alice, (1, &["! ", "your account is not on this server"]));
+    ends(&server, &elsewhere, PASSWORD, register, (1, &["! ", "taken"]));
     assert_eq!(std::fs::read(&path).expect("kept"), foreign_key);
     // The lock reports its remaining time.
     until("the lock is reported", || {
-        let failure = fail(&server, &Person::new("alice"));
+        let failure = server.fail(&Person::new("alice"));
         failure.code == "locked"
     });
-    let (status, lines) = run(&server, &home, "s\u{e9}same", alice);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "failed logins", "15 minutes"]);
+    ends(&server, &home, "s\u{e9}same", alice, (1, &["! ", "failed logins", "15 minutes"]));
 }
 
 #[test]
 fn key_copied_into_a_new_folder_logs_in() {
     let server = Server::start();
     let home = Folder::new();
-    let (status, _) = run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
-    assert_eq!(status, 0);
+    assert_eq!(run(&server, &home, PASSWORD, &["--user", "alice", "--register"]).0, 0);
     // Another machine, prepared as the client advises: `mkdir -p`, then copy.
     let other = Folder::new();
     let keys = ".secure_messenger_client/keys";
@@ -745,8 +650,7 @@ fn damaged_memory_of_users_is_reported_before_a_login() {
         std::fs::remove_file(&path).expect("removed");
     }
     assert_eq!(server.log().matches("event=login user=alice ").count(), 1);
-    alice.say("anybody?");
-    alice.expect("! nobody else is online");
+    alice.ask("anybody?", "! nobody else is online");
 }
 
 #[test]
@@ -757,9 +661,7 @@ fn password_file_that_others_can_read_is_refused() {
     for mode in [0o640, 0o604, 0o644] {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
         // `password_file` opens the file that is there, and so leaves its mode as it is.
-        let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--register"]);
-        assert_eq!(status, 2, "{mode:o}");
-        says(&lines, &["chmod 600"]);
+        ends(&server, &home, PASSWORD, &["--user", "alice", "--register"], (2, &["chmod 600"]));
     }
     assert!(!home.path(".secure_messenger_client").exists());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("mode");
@@ -775,12 +677,14 @@ fn unreachable_server_is_reported_with_a_remedy() {
         .and_then(|listener| listener.local_addr())
         .expect("a port that was free")
         .port();
-    let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--port", &port.to_string()]);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "cannot be reached", "--port"]);
-    let (status, lines) = run(&server, &home, PASSWORD, &["--user", "alice", "--no-tls"]);
-    assert_eq!(status, 1);
-    says(&lines, &["! ", "--no-tls"]);
+    ends(
+        &server,
+        &home,
+        PASSWORD,
+        &["--user", "alice", "--port", &port.to_string()],
+        (1, &["! ", "cannot be reached", "--port"]),
+    );
+    ends(&server, &home, PASSWORD, &["--user", "alice", "--no-tls"], (1, &["! ", "--no-tls"]));
 }
 
 /// PROTOCOL#reserved-names.
@@ -790,7 +694,7 @@ fn word_of_the_interface_is_no_name_and_an_old_one_is_marked() {
     for word in ["everyone", "You", "SERVER", "room", "all", "y0u", "server_2", "Private"] {
         let mut raw = server.raw();
         raw.say(&Person::new(word).registration());
-        let failure = refused(raw.answer());
+        let failure = raw.failure();
         assert_eq!(failure.code, "name_reserved", "{word}");
         assert!(failure.message.starts_with(word), "{}", failure.message);
     }
@@ -805,11 +709,8 @@ fn word_of_the_interface_is_no_name_and_an_old_one_is_marked() {
     let server = Server::within(home, &[]);
     let mut bob = server.client("bob").ready();
     old.name = "server".parse().expect("a name");
-    let _raw = {
-        let mut raw = server.raw();
-        assert!(matches!(raw.log_in(&old), Some(ServerMessage::Session(_))));
-        raw
-    };
+    let mut raw = server.raw();
+    raw.logs_in(&old);
     let line = bob.expect("server");
     assert!(line.contains("@server"), "{line}");
     bob.say("/users");

@@ -1,21 +1,20 @@
 //! Password changes: the server and the key file change together, only the owner can do it, and after any
 //! interruption the account opens with a password that the owner knows.
 
-use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, newcomer, until};
+use crate::support::{
+    self, Client, Folder, Gate, NEW, PASSWORD, Person, Raw, Server, newcomer, refused, refused_start, until,
+    user,
+};
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::secret::{Password, random};
-use secure_messenger::encoding::{Bytes, Fixed};
-use secure_messenger::protocol::{
-    Challenge, ClientMessage, LoginRequest, PasswordChange, ServerMessage, VERSION,
-};
+use secure_messenger::encoding::Fixed;
+use secure_messenger::protocol::{Challenge, ClientMessage, PasswordChange, ServerMessage, VERSION};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-const NEW: &str = "tr0ub4dor and three";
 
 fn password(text: &str) -> Password {
     Password::new(text.into())
@@ -28,22 +27,10 @@ fn password_file_may_begin_with_a_byte_order_mark() {
     let file = home.password_file(&format!("\u{feff}{PASSWORD}"));
     let alice = server.client("alice").ready();
     let again = ["--password-file", file.to_str().expect("UTF-8")];
-    let alice = Client::within(alice.home.clone(), server.port, "alice", true, &again).ready();
-    assert_eq!(alice.finish().0, 0);
+    server.client_in(&alice.home, "alice", &again).ready().leaves();
 }
 
 // ---- as an attacker would
-
-fn challenge(raw: &mut Raw, person: &Person) -> Challenge {
-    let public_key = Bytes(person.identity.public().spki());
-    let username = person.name.clone();
-    raw.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
-    match raw.answer() {
-        Some(ServerMessage::Challenge(challenge)) => challenge,
-        Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
-        _ => panic!("no challenge"),
-    }
-}
 
 /// A change to [`NEW`], signed by `signer`.
 fn change(
@@ -61,7 +48,7 @@ fn change(
 /// The code of the refusal; `None` if the password is changed.
 fn try_change(server: &Server, person: &Person, old: &str, signer: &IdentityKey) -> Option<String> {
     let mut raw = server.raw();
-    let challenge = challenge(&mut raw, person);
+    let challenge = raw.challenged(person);
     let message = change(&raw, &challenge, old, person, signer);
     outcome(&mut raw, &message)
 }
@@ -80,14 +67,6 @@ fn outcome(raw: &mut Raw, message: &ClientMessage) -> Option<String> {
 
 fn answer(raw: &Raw, challenge: &Challenge, person: &Person, text: &str) -> ClientMessage {
     ClientMessage::ChallengeResponse(Box::new(raw.response(person, challenge, text)))
-}
-
-/// Whether a login with this password succeeds.
-fn opens(server: &Server, person: &Person, text: &str) -> bool {
-    let mut raw = server.raw();
-    let challenge = challenge(&mut raw, person);
-    raw.say(&answer(&raw, &challenge, person, text));
-    matches!(raw.answer(), Some(ServerMessage::Session(_)))
 }
 
 /// PROTOCOL#response.
@@ -117,20 +96,20 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
     ];
     for response in owners {
         let mut raw = server.raw();
-        let challenge = challenge(&mut raw, &alice);
+        let challenge = raw.challenged(&alice);
         let mut forged = replace(0, &challenge, raw.channel.exporter(), "not known");
         forged.response = response(&raw, &challenge);
         let outcome = outcome(&mut raw, &ClientMessage::PasswordChange(Box::new(forged)));
         assert_eq!(outcome.as_deref(), Some("login_failed"));
     }
-    assert!(opens(&server, &alice, PASSWORD));
+    assert!(server.opens(&alice, PASSWORD));
     let mut raw = server.raw();
-    let challenge = challenge(&mut raw, &alice);
+    let challenge = raw.challenged(&alice);
     let mut forged = raw.response(&alice, &challenge, "not known");
     forged.response = replace(0, &challenge, raw.channel.exporter(), PASSWORD).response;
     raw.say(&ClientMessage::ChallengeResponse(Box::new(forged)));
     assert!(!matches!(raw.answer(), Some(ServerMessage::Session(_))), "it admits nobody");
-    assert!(opens(&server, &alice, PASSWORD));
+    assert!(server.opens(&alice, PASSWORD));
 }
 
 /// PROTOCOL#password_changed.
@@ -143,10 +122,10 @@ fn change_is_on_disk_before_the_answer_and_ends_no_session() {
     let line = "event=password_changed user=alice addr=127.0.0.1\n";
     until("it is logged", || server.log().matches(line).count() == 1);
     let server = Server::within(server.kill(), &[]);
-    assert!(!opens(&server, &alice, PASSWORD) && opens(&server, &alice, NEW));
+    assert!(!server.opens(&alice, PASSWORD) && server.opens(&alice, NEW));
     assert_eq!(try_change(&server, &alice, NEW, &alice.identity), None);
     let server = Server::within(server.kill(), &[]);
-    assert!(opens(&server, &alice, NEW));
+    assert!(server.opens(&alice, NEW));
 }
 
 /// PROTOCOL#password-proof, PROTOCOL#password_change.
@@ -158,7 +137,7 @@ fn session_password_or_key_alone_changes_no_password() {
     let thief = IdentityKey::generate();
     // A session gets no challenge, and the challenge of another connection is useless.
     let mut other = server.raw();
-    let foreign = challenge(&mut other, &alice);
+    let foreign = other.challenged(&alice);
     let message = change(&other, &foreign, PASSWORD, &alice, &alice.identity);
     assert_eq!(outcome(&mut online, &message).as_deref(), Some("already_logged_in"));
     assert!(online.is_usable());
@@ -176,10 +155,10 @@ fn session_password_or_key_alone_changes_no_password() {
         |change| change.rounds += 1,
         |change| change.password_key = secure_messenger::crypto::secret::Key::new([7; 32]),
     ];
-    until("the former lock is over", || opens(&server, &alice, PASSWORD));
+    until("the former lock is over", || server.opens(&alice, PASSWORD));
     for alter in alter {
         let mut raw = server.raw();
-        let challenge = challenge(&mut raw, &alice);
+        let challenge = raw.challenged(&alice);
         let mut message = change(&raw, &challenge, PASSWORD, &alice, &alice.identity);
         if let ClientMessage::PasswordChange(change) = &mut message {
             alter(change);
@@ -187,14 +166,14 @@ fn session_password_or_key_alone_changes_no_password() {
         assert_eq!(outcome(&mut raw, &message), refused);
     }
     let mut raw = server.raw();
-    let cheap = challenge(&mut raw, &alice);
+    let cheap = raw.challenged(&alice);
     let mut message = change(&raw, &cheap, PASSWORD, &alice, &alice.identity);
     if let ClientMessage::PasswordChange(change) = &mut message {
         change.rounds = 99_999;
     }
     assert_eq!(outcome(&mut raw, &message).as_deref(), Some("bad_rounds"));
     assert_eq!(fs::read(server.data("users.json")).expect("there"), before);
-    assert!(opens(&server, &alice, PASSWORD));
+    assert!(server.opens(&alice, PASSWORD));
 }
 
 /// PROTOCOL#password-proof, PROTOCOL#lockout.
@@ -207,11 +186,7 @@ fn guesses_at_the_old_password_lock_the_name_like_failed_logins() {
             let code = try_change(&server, &Person::new(name), "wrong horse battery", &alice.identity);
             assert_eq!(code.as_deref(), Some("login_failed"));
         }
-        let mut raw = server.raw();
-        let public_key = Bytes(alice.identity.public().spki());
-        let username = name.parse().expect("name");
-        raw.say(&ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key }));
-        assert_eq!(raw.error(), "locked");
+        assert_eq!(refused(server.raw().challenge(&Person::new(name))).code, "locked");
     }
     assert!(online.is_usable());
     until("it is logged", || server.log().matches("event=locked ").count() == 2);
@@ -243,7 +218,7 @@ fn changed_passwords_count_like_new_accounts() {
     assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
     let code = try_change(&server, &alice, NEW, &alice.identity);
     assert_eq!(code.as_deref(), Some("too_many_requests"));
-    assert!(opens(&server, &alice, NEW));
+    assert!(server.opens(&alice, NEW));
 }
 
 /// PROTOCOL#challenge-once.
@@ -252,7 +227,7 @@ fn challenge_accepts_one_change_on_its_own_connection() {
     let server = Server::start();
     let (_, alice) = newcomer(&server, "alice");
     let mut raw = server.raw();
-    let first = challenge(&mut raw, &alice);
+    let first = raw.challenged(&alice);
     let good = change(&raw, &first, PASSWORD, &alice, &alice.identity);
     let bad = change(&raw, &first, "wrong horse battery", &alice, &alice.identity);
     raw.bytes(&[bad.encode(), good.encode()].concat());
@@ -261,9 +236,9 @@ fn challenge_accepts_one_change_on_its_own_connection() {
     let mut other = server.raw();
     assert_eq!(outcome(&mut other, &good).as_deref(), Some("no_challenge"));
     let mut other = server.raw();
-    challenge(&mut other, &alice);
+    other.challenged(&alice);
     assert_eq!(outcome(&mut other, &good).as_deref(), Some("login_failed"));
-    assert!(opens(&server, &alice, PASSWORD));
+    assert!(server.opens(&alice, PASSWORD));
 }
 
 /// PROTOCOL#password-race, PROTOCOL#login-race.
@@ -273,18 +248,18 @@ fn crossing_change_and_login_accept_only_the_first() {
     let (_, alice) = newcomer(&server, "alice");
     // The client of this change may have ended, and its new key file may be gone.
     let mut late = server.raw();
-    let begun = challenge(&mut late, &alice);
+    let begun = late.challenged(&alice);
     let late_change = change(&late, &begun, PASSWORD, &alice, &alice.identity);
-    assert!(opens(&server, &alice, PASSWORD));
+    assert!(server.opens(&alice, PASSWORD));
     assert_eq!(outcome(&mut late, &late_change).as_deref(), Some("login_failed"));
-    assert!(opens(&server, &alice, PASSWORD));
+    assert!(server.opens(&alice, PASSWORD));
     let mut late = server.raw();
-    let begun = challenge(&mut late, &alice);
+    let begun = late.challenged(&alice);
     let late_login = answer(&late, &begun, &alice, PASSWORD);
     assert_eq!(try_change(&server, &alice, PASSWORD, &alice.identity), None);
     late.say(&late_login);
     assert_eq!(late.error(), "login_failed");
-    assert!(opens(&server, &alice, NEW));
+    assert!(server.opens(&alice, NEW));
 }
 
 // ---- as a person does
@@ -297,14 +272,25 @@ impl Home {
     fn new(server: &Server) -> Home {
         let client = server.client("alice").ready();
         let home = client.home.clone();
-        assert_eq!(client.finish().0, 0);
+        client.leaves();
         Home(home)
     }
 
     fn client(&self, port: u16, text: &str) -> Client {
+        self.client_with(port, text, &[])
+    }
+
+    fn client_with(&self, port: u16, text: &str, arguments: &[&str]) -> Client {
         let path = self.0.password_file(text);
-        let path = path.to_str().expect("UTF-8");
-        Client::within(self.0.clone(), port, "alice", true, &["--password-file", path])
+        let arguments = [&["--password-file", path.to_str().expect("UTF-8")], arguments].concat();
+        Client::within(self.0.clone(), port, "alice", true, &arguments)
+    }
+
+    /// Changes the password in a session of its own.
+    fn change(&self, port: u16, old: &str, new: &str) {
+        let mut client = self.client(port, old).ready();
+        client.ask(&self.command(new), "* your password is changed");
+        client.leaves();
     }
 
     /// Whether alice can log in with this password, and the lines that she sees.
@@ -348,12 +334,10 @@ fn only_the_new_password_opens_key_file_and_account() {
     let home = Home::new(&server);
     let before = fs::read(home.key()).expect("there");
     let mut client = home.client(server.port, PASSWORD).ready();
-    client.say(&home.command(NEW));
-    client.expect("* your password is changed");
+    client.ask(&home.command(NEW), "* your password is changed");
     // The session continues.
-    client.say("/users");
-    client.expect("* 1 online: alice (you)");
-    assert_eq!(client.finish().0, 0);
+    client.ask("/users", "* 1 online: alice (you)");
+    client.leaves();
     assert!(fs::read(home.key()).expect("there") != before && !home.successor().exists());
     assert!(!home.logs_in(server.port, PASSWORD) && home.logs_in(server.port, NEW));
     // Change it back; the end of the input waits for the answer.
@@ -377,10 +361,7 @@ fn new_password_replaces_a_linked_key_file_and_not_its_link() {
     let home = Home::new(&server);
     let kept = home.0.path("kept.key");
     fs::rename(home.key(), &kept).and_then(|()| symlink(&kept, home.key())).expect("linked");
-    let mut client = home.client(server.port, PASSWORD).ready();
-    client.say(&home.command(NEW));
-    client.expect("* your password is changed");
-    assert_eq!(client.finish().0, 0);
+    home.change(server.port, PASSWORD, NEW);
     assert_eq!(fs::read_link(home.key()).expect("still a link"), kept);
     assert!(home.logs_in(server.port, NEW) && !home.logs_in(server.port, PASSWORD));
 }
@@ -392,10 +373,7 @@ fn password_opens_an_account_in_either_normal_form() {
     for (first, second) in [(composed, decomposed), (decomposed, composed)] {
         let server = Server::start();
         let home = Home(Arc::new(Folder::new()));
-        let path = home.0.password_file(first);
-        let options = ["--register", "--password-file", path.to_str().expect("UTF-8")];
-        let client = Client::within(home.0.clone(), server.port, "alice", true, &options).ready();
-        assert_eq!(client.finish().0, 0);
+        home.client_with(server.port, first, &["--register"]).ready().leaves();
         assert!(home.logs_in(server.port, second) && home.logs_in(server.port, first));
         // A wrong password is one guess at most. Here it is none, because it does not open the key file.
         assert!(!home.logs_in(server.port, "Gr\u{fb}\u{df}e an alle"));
@@ -423,17 +401,11 @@ fn account_of_an_older_client_opens_with_either_form() {
     secure_messenger::disk::write_new(&home.key(), file.as_bytes()).expect("written");
     assert!(home.logs_in(server.port, decomposed) && home.logs_in(server.port, composed));
     // A registration finds the existing account.
-    let path = home.0.password_file(composed);
-    let options = ["--register", "--password-file", path.to_str().expect("UTF-8")];
-    let client = Client::within(home.0.clone(), server.port, "alice", true, &options).ready();
-    assert_eq!(client.finish().0, 0);
+    home.client_with(server.port, composed, &["--register"]).ready().leaves();
     // A change to the same password keeps its form; a new password has the new form.
     let forms = [(composed, decomposed), ("N\u{e9}o 123", "Ne\u{301}o\u{a0}123")];
     for (at, (composed, decomposed)) in forms.into_iter().enumerate() {
-        let mut client = home.client(server.port, forms[0].0).ready();
-        client.say(&home.command(decomposed));
-        client.expect("* your password is changed");
-        assert_eq!(client.finish().0, 0);
+        home.change(server.port, forms[0].0, decomposed);
         let text = fs::read(home.key()).expect("there");
         let form = if at == 0 { as_typed() } else { password(composed) };
         key_file::open(&text, &alice.name, &form).expect("opens");
@@ -449,33 +421,26 @@ fn wrong_password_change_is_reported_and_changes_nothing() {
     let home = Home::new(&server);
     let before = fs::read(home.key()).expect("there");
     let mut client = home.client(server.port, PASSWORD).ready();
-    client.say("/passwd");
-    client.expect("! your password was not changed: name a file");
-    client.say("/passwd /no/such file");
-    client.expect("! your password was not changed: /no/such file: ");
-    client.say(&home.command("short"));
-    client.expect("at least 6 characters");
+    client.ask("/passwd", "! your password was not changed: name a file");
+    client.ask("/passwd /no/such file", "! your password was not changed: /no/such file: ");
+    client.ask(&home.command("short"), "at least 6 characters");
     let old = home.0.password_file(PASSWORD);
     fs::write(&old, "not the old password").expect("written");
-    client.say(&home.command(NEW));
-    client.expect("! your password was not changed: the old password is wrong");
+    client.ask(&home.command(NEW), "! your password was not changed: the old password is wrong");
     fs::write(&old, PASSWORD).expect("written");
     fs::write(home.successor(), "of another client").expect("written");
-    client.say(&home.command(NEW));
-    client.expect("! an earlier change of your password is not complete");
+    client.ask(&home.command(NEW), "! an earlier change of your password is not complete");
     fs::remove_file(home.successor()).expect("there");
     let folder = fs::File::open(home.key().parent().expect("a folder")).expect("opens");
     folder.try_lock().expect("free");
-    client.say(&home.command(NEW));
-    client.expect("another client is using this key file: try again");
+    client.ask(&home.command(NEW), "another client is using this key file: try again");
     drop(folder);
     for _ in 0..5 {
         let nobody = Person::new("alice");
         let code = try_change(&server, &nobody, "wrong horse battery", &nobody.identity);
         assert_eq!(code.as_deref(), Some("login_failed"));
     }
-    client.say(&home.command(NEW));
-    client.expect("! your password was not changed: too many failed logins");
+    client.ask(&home.command(NEW), "! your password was not changed: too many failed logins");
     let (status, lines) = client.finish();
     assert!(status == 1 && lines.iter().all(|line| !line.contains("is changed")), "{lines:#?}");
     assert!(fs::read(home.key()).expect("there") == before && !home.successor().exists());
@@ -513,10 +478,7 @@ fn change_cut_after_the_server_has_it_keeps_the_new_password() {
     let server = Server::start();
     let home = Home::new(&server);
     let old = fs::read(home.key()).expect("there");
-    let mut client = home.client(server.port, PASSWORD).ready();
-    client.say(&home.command(NEW));
-    client.expect("* your password is changed");
-    assert_eq!(client.finish().0, 0);
+    home.change(server.port, PASSWORD, NEW);
     let new = fs::read(home.key()).expect("there");
     let crashed = || {
         fs::write(home.successor(), &new).expect("written");
@@ -530,11 +492,7 @@ fn change_cut_after_the_server_has_it_keeps_the_new_password() {
     for arguments in [&[][..], &["--register"]] {
         crashed();
         fs::remove_file(home.key()).expect("there");
-        let path = home.0.password_file(NEW);
-        let path = ["--password-file", path.to_str().expect("UTF-8")];
-        let client = Client::within(home.0.clone(), server.port, "alice", true, &[&path, arguments].concat());
-        let (status, lines) = client.finish();
-        assert_eq!(status, 0, "{lines:#?}");
+        home.client_with(server.port, NEW, arguments).leaves();
         assert!(fs::read(home.key()).expect("there") == new && !home.successor().exists());
     }
 }
@@ -548,12 +506,11 @@ fn kill_during_a_change_leaves_one_working_password() {
     // Measure what a change sends before its last line: only that line is held.
     let mut client = home.client(gate.port, PASSWORD).ready();
     let before = gate.passed();
-    client.say(&home.command(NEW));
-    client.expect("* your password is changed");
+    client.ask(&home.command(NEW), "* your password is changed");
     let whole = gate.passed() - before;
-    assert_eq!(client.finish().0, 0);
+    client.leaves();
     let (mut raw, alice) = (server.raw(), Person::new("alice"));
-    let any = challenge(&mut raw, &alice);
+    let any = raw.challenged(&alice);
     let line = change(&raw, &any, "any", &alice, &alice.identity).encode().len() as u64;
     // The margin of 100 bytes is for the TLS record; the request for the challenge is longer.
     let beginning = whole - line - 100;
@@ -599,10 +556,8 @@ const UNEXPECTED: &str =
     "this server does not ask for your password as your key file expects, so nothing was sent";
 
 /// The lines of a client that refused the challenge.
-fn refused(client: Client) -> String {
-    let (status, lines) = client.finish();
-    assert_eq!(status, 1, "{lines:#?}");
-    lines.concat()
+fn refusal(client: Client) -> String {
+    client.ends(1, "").concat()
 }
 
 /// PROTOCOL#known-logins.
@@ -614,11 +569,8 @@ fn copied_key_file_logs_in_until_the_password_changes_elsewhere() {
     fs::copy(home.key(), other.key()).expect("copied");
     let text = fs::read(other.key()).expect("there");
     assert!(other.logs_in(server.port, PASSWORD) && fs::read(other.key()).expect("there") == text);
-    let mut client = home.client(server.port, PASSWORD).ready();
-    client.say(&home.command(NEW));
-    client.expect("* your password is changed");
-    assert_eq!(client.finish().0, 0);
-    let said = refused(other.client(server.port, PASSWORD));
+    home.change(server.port, PASSWORD, NEW);
+    let said = refusal(other.client(server.port, PASSWORD));
     let path = other.key().display().to_string();
     assert!(said.contains(UNEXPECTED) && said.contains("the password was changed elsewhere"), "{said}");
     assert!(said.contains(&format!("copy the key file from there to {path}")), "{said}");
@@ -633,11 +585,7 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
     let servers = [Server::start(), Server::start()];
     let home = Home::new(&servers[0]);
     let first = home.logins();
-    let path = home.0.password_file(PASSWORD).display().to_string();
-    let register = |server: &Server| {
-        let options = ["--register", "--password-file", &path];
-        Client::within(home.0.clone(), server.port, "alice", true, &options)
-    };
+    let register = |server: &Server| home.client_with(server.port, PASSWORD, &["--register"]);
     assert_eq!(register(&servers[1]).finish().0, 0);
     assert!(home.logins().len() == 2 && home.logins()[1] == first[0], "the last used is the first");
     for server in [0, 1, 0] {
@@ -646,10 +594,7 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
     assert_eq!(home.logins()[0], first[0]);
     // A change on one server, and back, leaves the entry of the other.
     for (old, new) in [(PASSWORD, NEW), (NEW, PASSWORD)] {
-        let mut client = home.client(servers[0].port, old).ready();
-        client.say(&home.command(new));
-        client.expect("* your password is changed");
-        assert_eq!(client.finish().0, 0);
+        home.change(servers[0].port, old, new);
     }
     assert!(home.logs_in(servers[1].port, PASSWORD) && home.logs_in(servers[0].port, PASSWORD));
     // Of eight accounts, these two are the least recently used.
@@ -665,14 +610,14 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
     // A refused registration (the name is taken there) takes no place in the list.
     let third = Server::start();
     newcomer(&third, "ALICE");
-    let said = refused(register(&third));
+    let said = refusal(register(&third));
     assert!(said.contains("your account is not on this server") && home.logins() == logins, "{said}");
     // A ninth entry replaces the least recently used one.
     let fourth = Server::start();
     assert_eq!(register(&fourth).finish().0, 0);
     assert!(home.logins().len() == 8 && home.logins()[1..] == logins[..7]);
     assert!(home.logs_in(servers[1].port, PASSWORD));
-    let said = refused(home.client(servers[0].port, PASSWORD));
+    let said = refusal(home.client(servers[0].port, PASSWORD));
     assert!(said.contains(UNEXPECTED), "{said}");
 }
 
@@ -682,35 +627,23 @@ fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
     let server = Server::start();
     let home = Home::new(&server);
     let records = fs::read(server.data("users.json")).expect("there");
-    let mut client = home.client(server.port, PASSWORD).ready();
-    client.say(&home.command(NEW));
-    client.expect("* your password is changed");
-    assert_eq!(client.finish().0, 0);
+    home.change(server.port, PASSWORD, NEW);
     // Restore a backup from before the change.
     let folder = server.kill();
     fs::write(folder.path("data/users.json"), records).expect("written");
     let server = Server::within(folder, &[]);
-    let register = |server: &Server| {
-        let path = home.0.password_file(NEW).display().to_string();
-        let options = ["--register", "--password-file", &path];
-        Client::within(home.0.clone(), server.port, "alice", true, &options)
-    };
-    let said = refused(home.client(server.port, NEW));
+    let register = |server: &Server| home.client_with(server.port, NEW, &["--register"]);
+    let said = refusal(home.client(server.port, NEW));
     assert!(said.contains("ask the operator to remove the account, then create it again"), "{said}");
-    assert!(refused(register(&server)).contains("your account is not on this server"));
+    assert!(refusal(register(&server)).contains("your account is not on this server"));
     let key = |home: &Home| {
         key_file::open(&fs::read(home.key()).expect("there"), &"alice".parse().expect("name"), &password(NEW))
     };
     let before = key(&home).expect("opens").public().fingerprint();
     let folder = server.kill();
-    let removed = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(["user", "remove", "alice", "--data-dir"])
-        .arg(folder.path("data"))
-        .output()
-        .expect("it runs");
-    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(user(&folder, &["remove", "alice"]).0, 0);
     let server = Server::within(folder, &[]);
-    let said = refused(home.client(server.port, NEW));
+    let said = refusal(home.client(server.port, NEW));
     assert!(said.contains("If you have no account on this server, create it"), "{said}");
     assert_eq!(register(&server).finish().0, 0);
     assert!(home.logs_in(server.port, NEW) && home.logins().len() == 2);
@@ -731,7 +664,7 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     assert_eq!(text.lines().count(), 3);
     // A few superseded lines do not cause a rewrite.
     let server = Server::within(home, &[]);
-    assert!(!server.greeting.iter().any(|line| line.contains("rewritten")));
+    assert!(server.is_silent_about("rewritten"));
     let home = server.kill();
     assert!(fs::read_to_string(&path).expect("there") == text && !former.exists());
     let first = text.lines().next().expect("alice's first");
@@ -740,36 +673,24 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     // A crash during a rewrite may leave such a file.
     fs::write(home.path("data/users.json.tmp"), "half").expect("written");
     let server = Server::within(home, &[]);
-    assert!(server.greeting.iter().any(|line| line.contains("rewritten without 100 superseded lines")));
+    server.told("rewritten without 100 superseded lines");
     assert_eq!(fs::read_to_string(&former).expect("kept"), many);
     assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 2);
     assert!(!server.data("users.json.tmp").exists());
-    assert!(
-        opens(&server, &alice, NEW) && !opens(&server, &alice, PASSWORD) && opens(&server, &bob, PASSWORD)
-    );
+    assert!(server.opens(&alice, NEW) && !server.opens(&alice, PASSWORD) && server.opens(&bob, PASSWORD));
     // Later records go to the new file, which no second server can open.
     newcomer(&server, "carol");
     assert_eq!(try_change(&server, &bob, PASSWORD, &bob.identity), None);
-    let second = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(["--port", "0", "--data-dir"])
-        .arg(server.data(""))
-        .output()
-        .expect("it runs");
-    let words = String::from_utf8_lossy(&second.stderr);
+    let words = refused_start(&server.home, &[]);
     assert!(words.contains("another server uses this folder"), "{words}");
     let server = Server::within(server.kill(), &[]);
-    assert!(server.greeting.iter().any(|line| line.contains("(3 accounts)")), "{:?}", server.greeting);
-    assert!(!server.greeting.iter().any(|line| line.contains("rewritten")));
-    assert!(opens(&server, &alice, NEW) && opens(&server, &bob, NEW));
-    assert!(opens(&server, &Person::new("carol"), PASSWORD));
+    server.told("(3 accounts)");
+    assert!(server.is_silent_about("rewritten"));
+    assert!(server.opens(&alice, NEW) && server.opens(&bob, NEW));
+    assert!(server.opens(&Person::new("carol"), PASSWORD));
     // The report of damage names the remedy.
     let home = server.kill();
     fs::write(&path, "damaged\n").expect("written");
-    let refused = std::process::Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(["--port", "0", "--data-dir"])
-        .arg(home.path("data"))
-        .output()
-        .expect("it runs");
-    let words = String::from_utf8_lossy(&refused.stderr);
+    let words = refused_start(&home, &[]);
     assert!(words.contains("line 1") && words.contains("users.json.old"), "{words}");
 }

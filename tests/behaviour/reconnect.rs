@@ -2,19 +2,20 @@
 //! period nothing is lost or doubled in either direction, and other users notice nothing. Later, the client logs in
 //! again and reports exactly what may not have arrived. `tests/hostile/server.rs` has what a lying server can do then.
 
-use crate::support::{self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, interrupt, until};
+use crate::support::{
+    self, Client, Folder, Gate, MIB, NEW, PASSWORD, Person, Raw, Server, exchange, gated, interrupt, noise,
+    until,
+};
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::SessionKey;
 use secure_messenger::crypto::primitives::sha256;
-use secure_messenger::crypto::secret::{Password, random};
+use secure_messenger::crypto::secret::Password;
 use secure_messenger::protocol::ServerMessage;
 use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-const MIB: usize = 1024 * 1024;
-const NEW: &str = "tr0ub4dor and three";
 const LOST: &str = "! connection lost: ";
 const ANEW: &str = "in a new session: the old one has ended";
 const MAYBE: &str = "the connection was lost before the server confirmed it: ";
@@ -28,10 +29,7 @@ struct Two {
 
 impl Two {
     fn on(server: &Server) -> Two {
-        let gates = [Gate::before(server), Gate::before(server)];
-        let open = |n: usize, name| gates[n].client(Arc::new(Folder::new()), name, &["--register"]).ready();
-        let (mut alice, bob) = (open(0, "alice"), open(1, "bob"));
-        alice.expect("* bob is online");
+        let (gates, alice, bob) = gated(server);
         Two { gates, alice, bob }
     }
 
@@ -58,13 +56,6 @@ impl Two {
             }
         }
     }
-}
-
-fn exchange(from: &mut Client, to: &mut Client, text: &str) {
-    from.say(&format!("/msg {} {text}", to.name));
-    let line = format!("<{} -> {}> {text}", from.name, to.name);
-    from.expect(&line);
-    to.expect(&line);
 }
 
 /// Cuts, and waits until the client is back in the same session.
@@ -121,8 +112,7 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
             }
         }
     }
-    carol.say("/users");
-    carol.expect("* 3 online");
+    carol.ask("/users", "* 3 online");
     let all = |mark: &str| -> Vec<String> {
         let numbers = (0..ROUNDS).flat_map(|round| (0..10).map(move |n| format!("{round}.{n}")));
         numbers.map(|number| format!("{mark} {number}")).collect()
@@ -141,7 +131,7 @@ fn repeated_cuts_lose_double_and_reveal_nothing() {
         assert!(holding(lines, "missing").is_empty() && holding(lines, "refused").is_empty(), "{lines:#?}");
     }
     for one in [alice, bob, carol] {
-        assert_eq!(one.finish().0, 0);
+        one.leaves();
     }
 }
 
@@ -155,8 +145,7 @@ fn text_typed_while_disconnected_arrives_in_order_later() {
         alice.say(&format!("/msg bob number {n}"));
     }
     // A user to whom messages are queued can still send.
-    bob.say("/msg alice while you were away");
-    bob.expect("<bob -> alice> while you were away");
+    bob.ask("/msg alice while you were away", "<bob -> alice> while you were away");
     gate.lead_to(&server);
     alice.expect("* back online after ");
     let expected: Vec<String> = (0..50).map(|n| format!("<alice -> bob> number {n}")).collect();
@@ -167,7 +156,7 @@ fn text_typed_while_disconnected_arrives_in_order_later() {
     assert_eq!(holding(&alice.output.seen, "while you were away").len(), 1);
     let (status, lines) = alice.finish();
     assert!(status == 0 && lines.iter().filter(|line| line.starts_with('!')).count() == 1, "{lines:#?}");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 #[test]
@@ -175,8 +164,7 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     let make = |owner: &Client| {
-        let block = random::<4099>();
-        let bytes: Vec<u8> = block.iter().cycle().take(6 * MIB + 77).copied().collect();
+        let bytes = noise(6 * MIB + 77);
         fs::write(owner.home.path("big.bin"), &bytes).expect("written");
         sha256(&bytes)
     };
@@ -241,7 +229,7 @@ fn end_of_input_while_disconnected_waits_for_sent_text_only() {
     alice.say("/msg bob hello");
     alice.end();
     alice.expect("* leaving: 1 message is not acknowledged yet; Ctrl-C leaves now");
-    support::signal(alice.child.id(), "-TERM");
+    alice.signal("-TERM");
     let (status, lines) = alice.finish();
     assert!(status == 1 && holding(&lines, "! ended by SIGTERM").len() == 1, "{lines:#?}");
     let told = "! 1 message of yours was not sent: \"hello\"";
@@ -322,7 +310,7 @@ fn silence_is_reported_within_15_s_and_loses_nothing() {
         let expected: Vec<String> = (0..5).map(|n| format!("{mark}{n}")).collect();
         assert!(holding(&to.output.seen, &mark).into_iter().eq(&expected), "{:#?}", to.output.seen);
     }
-    assert_eq!(two.alice.finish().0, 0);
+    two.alice.leaves();
 }
 
 /// PROTOCOL#life.
@@ -455,7 +443,7 @@ fn client_replaced_by_another_login_does_not_reconnect() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     cut(&gate, &mut alice);
-    let mut second = Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    let mut second = server.client_in(&alice.home, "alice", &[]).ready();
     let told = alice.expect("you have logged in elsewhere: this session is over");
     assert!(told.starts_with("! "), "{told}");
     let (status, lines) = alice.finish();
@@ -467,7 +455,7 @@ fn client_replaced_by_another_login_does_not_reconnect() {
     );
     bob.expect("* alice has logged in again");
     exchange(&mut bob, &mut second, "who is it");
-    assert_eq!(second.finish().0, 0);
+    second.leaves();
     let logins = |log: String| log.matches("event=login user=alice").count();
     assert_eq!(logins(server.log()), 2);
 }
@@ -480,7 +468,7 @@ fn replaced_client_ends_without_disconnecting_the_newer_one() {
     gate.shut();
     alice.expect(LOST);
     // Two logins, one after the other.
-    let another = || Client::within(alice.home.clone(), server.port, "alice", true, &[]).ready();
+    let another = || server.client_in(&alice.home, "alice", &[]).ready();
     let mut second = another();
     bob.expect("* alice has logged in again");
     let mut third = another();
@@ -491,7 +479,7 @@ fn replaced_client_ends_without_disconnecting_the_newer_one() {
     alice.expect("you have logged in elsewhere: this session is over");
     assert_eq!(alice.finish().0, 1);
     exchange(&mut bob, &mut third, "who is it");
-    assert_eq!(third.finish().0, 0);
+    third.leaves();
     assert_eq!(server.log().matches("event=login user=alice").count(), 3);
 }
 
@@ -557,13 +545,12 @@ fn client_logs_in_again_with_the_password_it_has_changed() {
     let server = Server::start();
     let mut two = Two::on(&server);
     let path = two.alice.home.password_file(NEW);
-    two.alice.say(&format!("/passwd {}", path.display()));
-    two.alice.expect("* your password is changed");
+    two.alice.ask(&format!("/passwd {}", path.display()), "* your password is changed");
     let server = two.restart(server);
     two.are_back();
     two.talk("after");
     assert_eq!(server.log().matches("event=login_failed").count(), 0);
-    assert_eq!(two.alice.finish().0, 0);
+    two.alice.leaves();
 }
 
 #[test]
@@ -589,7 +576,7 @@ fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
     let carol = server.client("carol").ready();
     gates[0].lead_to(&server);
     alice.expect("! not back online yet: the server says: the server is full");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
     alice.expect(ANEW);
     assert_eq!(holding(&alice.output.seen, "not back online yet").len(), 1, "reported once");
     for one in [alice, carol] {
@@ -601,7 +588,7 @@ fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
 fn killed_plain_mode_client_leaves_at_once() {
     let server = Server::with(&["--grace", "3600"]);
     let (mut alice, home) = (server.client("alice").ready(), Arc::new(Folder::new()));
-    let bob = || Client::within(home.clone(), server.port, "bob", true, &["--register"]).ready();
+    let bob = || server.client_in(&home, "bob", &["--register"]).ready();
     for sign in ["-TERM", "-INT", "-HUP"] {
         // A client keeps ignoring signals that were ignored at its start: these tests may run under nohup.
         if support::is_ignored(sign) {
@@ -609,9 +596,9 @@ fn killed_plain_mode_client_leaves_at_once() {
         }
         let mut bob = bob();
         alice.expect("* bob is online");
-        support::signal(bob.child.id(), sign);
+        bob.signal(sign);
         bob.expect(&format!("! ended by SIG{}", &sign[1..]));
-        assert_eq!(bob.child.wait().expect("it ends").code(), Some(1), "{sign}");
+        assert_eq!(bob.status(), Some(1), "{sign}");
         alice.expect("* bob has left");
     }
     // It ends even if nobody reads its output.
@@ -619,8 +606,7 @@ fn killed_plain_mode_client_leaves_at_once() {
     alice.expect("* bob is online");
     bob.output = support::Output::of(std::io::empty());
     for _ in 0..2 {
-        alice.say("/msg bob word");
-        alice.expect("<alice -> bob> word");
+        alice.ask("/msg bob word", "<alice -> bob> word");
     }
     alice.expect("* bob has left");
 }
@@ -629,14 +615,11 @@ fn killed_plain_mode_client_leaves_at_once() {
 #[test]
 fn sender_learns_which_messages_a_killed_client_has_not_shown() {
     let server = Server::with(&["--grace", "1"]);
-    let mut alice = server.client("alice").ready();
-    let mut bob = server.client("bob").ready();
-    alice.expect("* bob is online");
-    support::signal(bob.child.id(), "-STOP");
+    let (mut alice, mut bob) = server.alice_and_bob();
+    bob.signal("-STOP");
     let texts = ["first", "second", "third"];
     for text in texts {
-        alice.say(&format!("/msg bob {text}"));
-        alice.expect(&format!("<alice -> bob> {text}"));
+        alice.ask(&format!("/msg bob {text}"), &format!("<alice -> bob> {text}"));
     }
     bob.child.kill().expect("it is there");
     alice.expect("* bob has left");
@@ -650,9 +633,7 @@ fn sender_learns_which_messages_a_killed_client_has_not_shown() {
 #[test]
 fn message_that_a_killed_client_has_shown_is_not_lost() {
     let server = Server::with(&["--grace", "1"]);
-    let mut alice = server.client("alice").ready();
-    let mut bob = server.client("bob").ready();
-    alice.expect("* bob is online");
+    let (mut alice, mut bob) = server.alice_and_bob();
     exchange(&mut alice, &mut bob, "see you at 8");
     // Bob's message follows his acknowledgement.
     exchange(&mut bob, &mut alice, "fine");
@@ -668,14 +649,13 @@ fn client_that_leaves_has_acknowledged_what_it_has_shown() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     for (end, name) in [("/exit", "bob"), ("-TERM", "carol"), ("", "dave")] {
-        let home = Arc::new(Folder::new());
-        let mut bob = Client::within(home, server.port, name, true, &["--register"]).ready();
+        let mut bob = server.client(name).ready();
         alice.expect(&format!("* {name} is online"));
         exchange(&mut alice, &mut bob, "hello");
         match end {
             "/exit" => bob.say(end),
             "" => bob.end(),
-            sign => support::signal(bob.child.id(), sign),
+            sign => bob.signal(sign),
         }
         alice.expect(&format!("* {name} has left"));
     }
@@ -692,7 +672,7 @@ fn signal_names_the_lines_that_were_read_and_not_sent() {
     // A command waits until the line before it is settled; the first one waits for bob's key.
     (0..20).for_each(|n| alice.say(&format!("/msg bob q{n:02}")));
     alice.expect("* no answer from the server");
-    support::signal(alice.child.id(), "-TERM");
+    alice.signal("-TERM");
     let (status, lines) = alice.finish();
     let told = "! 1 message of yours was not sent: \"q00\"";
     assert_eq!(holding(&lines, told).len(), 1, "{lines:#?}");
@@ -706,9 +686,8 @@ fn signal_stays_ignored_if_the_client_was_started_so() {
     for (sign, name) in [("-HUP", "alice"), ("-INT", "bob")] {
         let (ignore, home) = (format!("trap '' {}", &sign[1..]), Arc::new(Folder::new()));
         let mut client = Client::after(&ignore, home, server.port, name, &["--register"]).ready();
-        support::signal(client.child.id(), sign);
-        client.say("still there");
-        client.expect("nobody else is online");
+        client.signal(sign);
+        client.ask("still there", "nobody else is online");
         assert_eq!(client.finish().0, 0, "{sign}");
     }
 }
@@ -722,7 +701,7 @@ fn client_that_leaves_after_a_cut_is_offline_at_once() {
         let mut bob = gate.client(home.clone(), "bob", &["--register"]).ready();
         alice.expect("* bob is online");
         cut(&gate, &mut bob);
-        assert_eq!(bob.finish().0, 0);
+        bob.leaves();
         alice.expect("* bob has left");
     }
 }
@@ -747,8 +726,7 @@ fn stopped_and_continued_program_keeps_its_connections() {
     gate.hold_answers(false);
     bob = bob.ready();
     interrupt(bob.child.id());
-    bob.say("is somebody there?");
-    bob.expect("! nobody else is online");
+    bob.ask("is somebody there?", "! nobody else is online");
     let (status, lines) = bob.finish();
     assert!(status == 0 && holding(&lines, LOST).is_empty(), "{lines:#?}");
 }

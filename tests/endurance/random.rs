@@ -3,6 +3,7 @@
 #[path = "../fuzz/properties/mod.rs"]
 mod properties;
 
+use crate::support::Dice;
 use properties::{Choices, Property, client, crypto, disk, wire};
 use secure_messenger::crypto::secret::random;
 use std::time::{Duration, Instant};
@@ -12,30 +13,18 @@ const MOMENT: Duration = Duration::from_millis(250);
 /// A failure prints the seed; setting it repeats the run.
 const SEED: &str = "RANDOM_SEED";
 
-/// xorshift64*: good enough to make bytes.
-struct Generator(u64);
-
-impl Generator {
-    fn byte(&mut self) -> u8 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56) as u8
+/// Random bytes, or an example with some of them altered.
+fn input(dice: &Dice, examples: &[Vec<u8>]) -> Vec<u8> {
+    let random = dice.bytes(dice.below(256) as usize * 2);
+    let mut choices = Choices(&random);
+    if examples.is_empty() || choices.below(4) == 0 {
+        return choices.0.to_vec();
     }
-
-    /// Random bytes, or an example with some of them altered.
-    fn input(&mut self, examples: &[Vec<u8>]) -> Vec<u8> {
-        let random: Vec<u8> = (0..usize::from(self.byte()) * 2).map(|_| self.byte()).collect();
-        let mut choices = Choices(&random);
-        if examples.is_empty() || choices.below(4) == 0 {
-            return choices.0.to_vec();
-        }
-        let mut input = examples[choices.below(examples.len())].clone();
-        for _ in 0..choices.below(6) {
-            choices.edit(&mut input);
-        }
-        input
+    let mut input = examples[choices.below(examples.len())].clone();
+    for _ in 0..choices.below(6) {
+        choices.edit(&mut input);
     }
+    input
 }
 
 /// Prints what failed and how to repeat it.
@@ -58,8 +47,8 @@ fn holds(property: &Property) {
     let mut tried = 0;
     while Instant::now() < end || tried == 0 {
         // One seed for each input: a failure is repeated at once.
-        let seed = given.unwrap_or_else(|| u64::from_be_bytes(random()) | 1);
-        let tried_now = Tried(property, seed, Generator(seed).input(&examples));
+        let seed = given.unwrap_or_else(|| u64::from_be_bytes(random()));
+        let tried_now = Tried(property, seed, input(&Dice::new(seed), &examples));
         (property.holds)(&tried_now.2);
         tried += 1;
         if given.is_some() {

@@ -1,12 +1,14 @@
 //! Senders, recipients, servers and clients that lie about files, against the real client and the real server. Whatever
 //! they do, a line reports it, nothing unwanted gets a final name, and the chat continues.
 
-use crate::support::{self, Client, Count, Folder, Heard, Person, Raw, Server, newcomer, times, until};
+use crate::support::{
+    self, Client, Folder, Gate, Heard, Operator, Pair, Person, Raw, Server, Way, farewell, header, hex,
+    memory_of, name, newcomer, noise, send_to, times, traces, until,
+};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use miniserde::json;
 use secure_messenger::client::session::files::words::Offer;
-use secure_messenger::clock;
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
 use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed};
 use secure_messenger::crypto::keys::SessionKey;
@@ -16,16 +18,10 @@ use secure_messenger::crypto::secret::{Key, random};
 use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::Fixed;
 use secure_messenger::name::Username;
-use secure_messenger::protocol::{
-    ClientMessage, EncryptedSend, Grant, KeysRequest, MAX_PACKET, Refused, Routing, ServerMessage, WrappedKey,
-};
-use secure_messenger::wire::frame::{self, Frame, Lines};
+use secure_messenger::protocol::{ClientMessage, Grant, MAX_PACKET, Refused, ServerMessage};
 use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 // ---- offered files, and claims about them
@@ -34,10 +30,6 @@ use std::time::{Duration, Instant};
 struct Deal {
     offer: Offer,
     content: Vec<u8>,
-}
-
-fn noise(size: usize) -> Vec<u8> {
-    std::iter::repeat_with(random::<1024>).flatten().take(size).collect()
 }
 
 impl Deal {
@@ -80,8 +72,7 @@ impl Deal {
 
     /// The name of the part that a client keeps.
     fn part(&self, from: &str) -> String {
-        let hash: String = self.offer.sha256.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{from}_{hash}.part")
+        format!("{from}_{}.part", hex(&self.offer.sha256.0))
     }
 }
 
@@ -123,10 +114,6 @@ fn rewrap(deal: &Deal, first: u32, payload: &mut [u8], keys: &[u8], session: &Se
 
 // ---- clients
 
-fn name(text: &str) -> Username {
-    text.parse().expect("a name")
-}
-
 fn packet(to: &str, id: TransferId, payload: &[u8]) -> Vec<u8> {
     Heard::Packet(name(to), id, payload.to_vec()).encode()
 }
@@ -165,8 +152,7 @@ impl Mallory {
         let (mut raw, me) = newcomer(server, who);
         victim.expect(&format!("* {who} is online"));
         let victim = name(&victim.name);
-        raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![victim.clone()] }));
-        let Some(ServerMessage::Keys(keys)) = raw.answer() else { panic!("no keys") };
+        let keys = raw.keys(&[victim.as_str()]);
         let session = keys.keys[0].session_key.as_ref().expect("online");
         Mallory {
             raw,
@@ -208,32 +194,13 @@ impl Mallory {
 
     /// Sends an envelope unchanged, and waits until the server accepts it.
     fn post(&mut self, kind: Kind, scope: Scope, sequence: u64, session: Fingerprint, text: &str) {
-        let (from, to_one) = (self.me.name.clone(), scope != Scope::Broadcast);
-        let (recipient, recipient_key) =
-            to_one.then(|| (self.victim.clone(), self.session.fingerprint())).unzip();
-        let (identity, time) = (self.me.identity.public().fingerprint(), clock::now_ms());
-        let header = Header {
-            kind,
-            scope,
-            recipient,
-            recipient_key,
-            from,
-            identity,
-            session,
-            sequence,
-            time,
-            again: None,
-        };
+        let to_one = scope != Scope::Broadcast;
+        let to = to_one.then(|| (self.victim.clone(), self.session.fingerprint()));
+        let header = Header { kind, session, ..header(&self.me, (scope, to), sequence) };
         let sealed = Sealed::seal(header, &self.me.identity, text.as_bytes());
         self.requests += 1;
-        let (id, victim) = (self.requests, self.victim.clone());
-        let routing = Routing {
-            id,
-            targets: vec![self.victim.clone()],
-            keys: [(victim, WrappedKey::new(&sealed.wrap_for(&self.session)))].into_iter().collect(),
-        };
-        let envelope = sealed.envelope;
-        self.raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
+        let (id, key) = (self.requests, sealed.wrap_for(&self.session));
+        self.raw.say(&send_to(self.victim.as_str(), id, sealed.envelope, key));
         self.want("an answer", |told| match told {
             Told::Message(ServerMessage::Sent(sent)) if sent.id == id => {
                 (sent.delivered.len() == 1).then_some(())
@@ -396,6 +363,14 @@ impl Mallory {
     }
 }
 
+/// A client, and mallory who means it.
+fn scene(victim: &str) -> (Server, Client, Mallory) {
+    let server = Server::start();
+    let mut victim = server.client(victim).ready();
+    let mallory = Mallory::new(&server, "mallory", &mut victim);
+    (server, victim, mallory)
+}
+
 /// The names in the folder of received files.
 fn received(client: &Client) -> BTreeSet<String> {
     let entries = std::fs::read_dir(client.data("files/received")).expect("a folder");
@@ -413,71 +388,21 @@ fn elsewhere(client: &Client) -> BTreeSet<PathBuf> {
     support::files(&client.home.0).into_iter().filter(|path| path.parent() != Some(&received)).collect()
 }
 
-/// The client ends normally, and every text that it printed stayed harmless within its line.
-fn farewell(client: Client) -> Vec<String> {
-    let (status, lines) = client.finish();
-    assert_eq!(status, 0, "{lines:#?}");
-    let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    for line in &lines {
-        assert!(!line.contains(harmful), "{line:?}");
-        assert!(["* ", "! ", "<"].iter().any(|mark| line.starts_with(mark)), "{line:?}");
-    }
-    lines
-}
-
 const REFUSED: &str = "! refused a message that claims to come from mallory: ";
 const SEVEN: usize = 6 * CHUNK + 100;
 
-/// Two honest clients.
-struct Pair {
-    alice: Client,
-    bob: Client,
-    said: usize,
+/// Alice offers bob a file, who takes it.
+fn send(pair: &mut Pair, file: &str, content: &[u8]) {
+    std::fs::write(pair.alice.home.path(file), content).expect("written");
+    pair.alice.say(&format!("/sendfile bob {file}"));
+    pair.bob.expect(&format!("* alice offers you a file: \"{file}\""));
+    pair.bob.say("/acceptfile");
 }
 
-impl Pair {
-    /// Clients that have started and are not ready yet.
-    fn of(alice: Client, bob: Client) -> Pair {
-        let (mut alice, bob) = (alice.ready(), bob.ready());
-        if !alice.output.seen.iter().any(|line| line.contains("bob")) {
-            alice.expect("bob is online");
-        }
-        Pair { alice, bob, said: 0 }
-    }
-
-    fn on(server: &Server) -> Pair {
-        let mut pair = Pair::of(server.client("alice"), server.client("bob"));
-        pair.exchange();
-        pair
-    }
-
-    fn exchange(&mut self) {
-        self.said += 1;
-        let n = self.said;
-        self.alice.say(&format!("/msg bob number {n}"));
-        self.bob.expect(&format!("<alice -> bob> number {n}"));
-        self.bob.say(&format!("/msg alice answer {n}"));
-        self.alice.expect(&format!("<bob -> alice> answer {n}"));
-    }
-
-    /// Alice offers bob a file, and bob accepts it.
-    fn send(&mut self, file: &str, content: &[u8]) {
-        std::fs::write(self.alice.home.path(file), content).expect("written");
-        self.alice.say(&format!("/sendfile bob {file}"));
-        self.bob.expect(&format!("* alice offers you a file: \"{file}\""));
-        self.bob.say("/acceptfile");
-    }
-
-    /// They noticed nothing.
-    fn close(mut self, mut server: Server) {
-        self.exchange();
-        for client in [self.alice, self.bob] {
-            let lines = farewell(client);
-            let problems: Vec<_> = lines.iter().filter(|line| line.starts_with('!')).collect();
-            assert!(problems.is_empty(), "{problems:#?}");
-        }
-        assert!(server.child.try_wait().expect("its state").is_none(), "the server has ended");
-    }
+/// They never noticed anything.
+fn close(pair: Pair, mut server: Server) {
+    pair.close();
+    assert!(server.child.try_wait().expect("its state").is_none(), "the server has ended");
 }
 
 // ---- a hostile sender
@@ -485,9 +410,7 @@ impl Pair {
 /// PROTOCOL#plain-name.
 #[test]
 fn any_file_name_becomes_one_plain_file_in_its_folder() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     mallory.chat(&mut bob);
     let before = elsewhere(&bob);
     let long = "x".repeat(5000);
@@ -528,9 +451,7 @@ fn any_file_name_becomes_one_plain_file_in_its_folder() {
 /// PROTOCOL#harmless.
 #[test]
 fn file_name_reaches_no_other_row() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     let tower = format!("a{}.txt", "\u{301}".repeat(60));
     mallory.tell(Kind::FileOffer, &Deal::of(&tower, 3).text());
     let told = bob.expect("* mallory offers you a file: ");
@@ -540,9 +461,7 @@ fn file_name_reaches_no_other_row() {
 
 #[test]
 fn received_file_is_never_taken_for_another_partial_file() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     let second = Deal::of("second", SEVEN);
     // The name under which bob's client looks for the part of the second file.
     let first = Deal::of(second.part("mallory").strip_prefix("mallory_").expect("its owner"), CHUNK);
@@ -563,9 +482,7 @@ fn received_file_is_never_taken_for_another_partial_file() {
 /// PROTOCOL#bad-word, PROTOCOL#offer-life, PROTOCOL#file_offer.
 #[test]
 fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     let honest = Deal::of("honest", SEVEN);
     let lie = |change: &dyn Fn(&mut Offer)| {
         let mut deal = Deal::of("lie", SEVEN);
@@ -615,8 +532,7 @@ fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
     // A valid notice that answers no offer is ignored.
     mallory.accept(random(), 1 << 32);
     mallory.chat(&mut bob);
-    bob.say("/files");
-    bob.expect("* no files are offered or in progress");
+    bob.ask("/files", "* no files are offered or in progress");
     assert!(!bob.output.seen.iter().any(|line| line.contains("offers you")), "{:#?}", bob.output.seen);
     // The same offer twice, then hundreds of offers.
     mallory.tell(Kind::FileOffer, &honest.text());
@@ -640,9 +556,7 @@ fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
 /// PROTOCOL#chunk-order, PROTOCOL#chunk-mac, PROTOCOL#chunk-keys, PROTOCOL#whole-file, PROTOCOL#grants.
 #[test]
 fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     let session = mallory.session.clone();
     let stranger = SessionKey::generate();
     let (order, altered) = ("a part of it arrived twice or is missing", "a part of it was altered");
@@ -745,9 +659,7 @@ fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
 /// PROTOCOL#whole-file, PROTOCOL#file_cancel.
 #[test]
 fn file_of_another_size_than_offered_never_gets_its_name() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     let session = mallory.session.clone();
     // More or less than was offered.
     let altered = "a part of it was altered";
@@ -770,8 +682,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
     mallory.offer(&mut bob, &deal);
     mallory.pass(deal.id(), &deal.payloads(&session)[..6]);
     mallory.chat(&mut bob);
-    bob.say("/cancel");
-    bob.expect("* you have cancelled \"silent\" (393.3 kB) from mallory");
+    bob.ask("/cancel", "* you have cancelled \"silent\" (393.3 kB) from mallory");
     assert!(mallory.word_of(Kind::FileCancel, deal.id()).contains("\"cancelled\""));
     until("the part is removed", || !received(&bob).contains(&deal.part("mallory")));
     // Fewer chunks, then a cancellation, and late chunks after it.
@@ -804,9 +715,7 @@ fn file_of_another_size_than_offered_never_gets_its_name() {
 /// PROTOCOL#asked-for, PROTOCOL#not-granted.
 #[test]
 fn unrequested_packets_reach_no_client_or_disk() {
-    let server = Server::start();
-    let mut bob = server.client("bob").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut bob);
+    let (_server, mut bob, mut mallory) = scene("bob");
     let deal = Deal::of("eager", SEVEN);
     let payloads = deal.payloads(&mallory.session);
     mallory.tell(Kind::FileOffer, &deal.text());
@@ -877,9 +786,7 @@ fn notice_or_packet_about_a_foreign_transfer_does_nothing() {
 /// PROTOCOL#bad-word, PROTOCOL#chunk-session, PROTOCOL#file_accept.
 #[test]
 fn wrong_answer_to_an_offer_ends_it_or_does_nothing() {
-    let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let (_server, mut alice, mut mallory) = scene("alice");
     let content = noise(SEVEN);
     // A start beyond the end.
     for start in [8, u32::MAX.into(), 1 << 32, u64::MAX] {
@@ -917,9 +824,7 @@ fn wrong_answer_to_an_offer_ends_it_or_does_nothing() {
 /// PROTOCOL#granted-limit, PROTOCOL#harmless.
 #[test]
 fn recipient_that_grants_nothing_or_everything_delays_nobody() {
-    let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let (_server, mut alice, mut mallory) = scene("alice");
     let offer = mallory.is_offered(&mut alice, "waiting", &noise(SEVEN));
     let id = offer.transfer.0;
     mallory.accept(id, 0);
@@ -936,8 +841,7 @@ fn recipient_that_grants_nothing_or_everything_delays_nobody() {
     });
     mallory.chat(&mut alice);
     assert!(mallory.has_no_packet(id));
-    alice.say("/cancel");
-    alice.expect("* you have cancelled \"waiting\" (393.3 kB) to mallory");
+    alice.ask("/cancel", "* you have cancelled \"waiting\" (393.3 kB) to mallory");
     assert!(mallory.word_of(Kind::FileCancel, id).contains("\"cancelled\""));
     mallory.grant(id, 128);
     mallory.chat(&mut alice);
@@ -959,9 +863,7 @@ fn recipient_that_grants_nothing_or_everything_delays_nobody() {
 /// PROTOCOL#transfer-end, PROTOCOL#file_done.
 #[test]
 fn recipient_that_claims_the_whole_file_gets_nothing_more() {
-    let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut mallory = Mallory::new(&server, "mallory", &mut alice);
+    let (_server, mut alice, mut mallory) = scene("alice");
     let id = mallory.is_offered(&mut alice, "early", &noise(SEVEN)).transfer.0;
     mallory.accept(id, 0);
     mallory.tell(Kind::FileDone, &about(id, ""));
@@ -989,8 +891,7 @@ fn only_the_recipient_of_an_offer_can_answer_it() {
     };
     meddle(&mut mallory);
     mallory.chat(&mut alice);
-    alice.say("/files");
-    alice.expect("\"for-bob\" (393.3 kB) to bob: waits for bob");
+    alice.ask("/files", "\"for-bob\" (393.3 kB) to bob: waits for bob");
     bob.accept(id, 0);
     bob.chat(&mut alice);
     meddle(&mut mallory);
@@ -1005,113 +906,36 @@ fn only_the_recipient_of_an_offer_can_answer_it() {
 
 // ---- a hostile server, between real clients and a real one
 
-type Rule = Box<dyn FnMut(Heard) -> Vec<Vec<u8>> + Send>;
-
-/// Relays everything between clients and a server, and applies its rule to what the server sends.
-struct Operator {
-    port: u16,
-    rule: Arc<Mutex<Rule>>,
-    /// All bytes that have passed, in both directions.
-    recording: Arc<Mutex<Vec<u8>>>,
-}
-
-/// Relays bytes through `change` until the end.
-fn pipe(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&[u8]) -> Vec<u8>) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&change(&buffer[..count])).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-/// Replaces the count in an `ack`: behind the relay, a client's count differs from what the real server has sent.
-fn with_true_ack(frame: Frame<'_>, count: &Mutex<Count>) -> Vec<u8> {
-    match frame {
-        Frame::Line(line) if line.starts_with(b"{\"type\":\"ack\"") => {
-            count.lock().expect("whole").ack().map_or(Vec::new(), |ack| ack.encode())
-        }
-        Frame::Line(line) => [line, b"\n"].concat(),
-        Frame::Packet(body) => [&frame::packet_head(b"", body), body].concat(),
-    }
-}
-
-impl Operator {
-    fn before(server: &Server) -> Operator {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(Box::new(|heard| vec![heard.encode()])));
-        let (upstream, rules) = (server.port, rule.clone());
-        let recording = Arc::new(Mutex::new(Vec::new()));
-        let kept = recording.clone();
-        thread::spawn(move || {
-            for down in listener.incoming().map_while(Result::ok) {
-                let Ok(up) = TcpStream::connect(("127.0.0.1", upstream)) else { continue };
-                let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
-                let (from_client, to_server, rule) = (twin(&down), twin(&up), rules.clone());
-                let [up_record, down_record] = [kept.clone(), kept.clone()];
-                let counted = Arc::new(Mutex::new(Count::default()));
-                let count = counted.clone();
-                thread::spawn(move || {
-                    let mut lines = Lines::new(1 << 20);
-                    pipe(from_client, to_server, |bytes| {
-                        up_record.lock().expect("whole").extend_from_slice(bytes);
-                        lines.buffer().extend_from_slice(bytes);
-                        let mut passed = Vec::new();
-                        while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
-                            passed.extend(with_true_ack(frame, &count));
-                        }
-                        passed
-                    });
-                });
-                thread::spawn(move || {
-                    let mut lines = Lines::new(1 << 20);
-                    pipe(up, down, |bytes| {
-                        down_record.lock().expect("whole").extend_from_slice(bytes);
-                        lines.buffer().extend_from_slice(bytes);
-                        let mut passed = Vec::new();
-                        while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
-                            let heard = Heard::of(frame);
-                            counted.lock().expect("whole").take(heard.message());
-                            passed.extend((rule.lock().expect("whole"))(heard).concat());
-                        }
-                        passed
-                    });
-                });
-            }
-        });
-        Operator { port, rule, recording }
-    }
-
-    fn client(&self, name: &str) -> Client {
-        Client::within(Arc::new(Folder::new()), self.port, name, false, &["--register"])
-    }
-
-    fn rule(&self, rule: impl FnMut(Heard) -> Vec<Vec<u8>> + Send + 'static) {
-        *self.rule.lock().expect("whole") = Box::new(rule);
-    }
-
-    /// Applies `change` to each packet and its number; lines pass.
-    fn packets(&self, mut change: impl FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static) {
-        let mut count = 0;
-        self.rule(move |heard| match heard {
-            Heard::Packet(_, id, payload) => {
-                count += 1;
-                change(count - 1, id, payload)
-            }
-            line => vec![line.encode()],
-        });
-    }
-}
-
 /// Two clients on a server, with a relay of its operator before each.
 fn tapped() -> (Server, Operator, Operator, Pair) {
     let server = Server::with(&["--no-tls"]);
     let (to_alice, to_bob) = (Operator::before(&server), Operator::before(&server));
-    let mut pair = Pair::of(to_alice.client("alice"), to_bob.client("bob"));
-    pair.exchange();
+    let start = |operator: &Operator, name| operator.client(&Arc::new(Folder::new()), name);
+    let pair = Pair::of(start(&to_alice, "alice"), start(&to_bob, "bob"));
     (server, to_alice, to_bob, pair)
+}
+
+/// What becomes of the packet with this number; lines pass.
+fn packets(
+    operator: &Operator,
+    mut change: impl FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static,
+) {
+    let mut count = 0;
+    operator.rule(move |heard| match heard {
+        Heard::Packet(_, id, payload) => {
+            count += 1;
+            change(count - 1, id, payload)
+        }
+        line => vec![line.encode()],
+    });
+}
+
+/// What becomes of each grant; all else passes.
+fn grants(operator: &Operator, mut change: impl FnMut(Grant) -> Vec<Vec<u8>> + Send + 'static) {
+    operator.rule(move |heard| match heard {
+        Heard::Message(ServerMessage::Grant(grant)) => change(grant),
+        other => vec![other.encode()],
+    });
 }
 
 fn refusal(peer: &str, id: TransferId) -> Vec<u8> {
@@ -1202,9 +1026,9 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
         ),
     ];
     for (n, (what, why, change)) in cases.into_iter().enumerate() {
-        to_bob.packets(change);
+        packets(&to_bob, change);
         let file = format!("file-{n}");
-        pair.send(&file, &content());
+        send(&mut pair, &file, &content());
         let told = pair.bob.expect(&format!("! {file} ← alice: "));
         assert!(told.contains(why), "{what}: {told}");
         let told = pair.alice.expect(&format!("! \"{file}\" (393.3 kB) failed on bob's side: "));
@@ -1214,22 +1038,14 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     }
     to_bob.rule(|heard| vec![heard.encode()]);
     // The sender gets a refusal instead of a grant.
-    to_alice.rule(|heard| match heard {
-        Heard::Message(ServerMessage::Grant(grant)) => vec![refusal("bob", grant.transfer.0)],
-        other => vec![other.encode()],
-    });
-    pair.send("refused", &content());
+    grants(&to_alice, |grant| vec![refusal("bob", grant.transfer.0)]);
+    send(&mut pair, "refused", &content());
     pair.alice.expect(&format!("! refused → bob: {gone}"));
     pair.bob.expect(&format!("! \"refused\" (393.3 kB) failed on alice's side: {gone}"));
     // The operator grants more than bob did: the real server accepts only what bob granted.
-    to_alice.rule(|heard| match heard {
-        Heard::Message(ServerMessage::Grant(grant)) => {
-            vec![ServerMessage::Grant(Grant { count: u32::MAX, ..grant }).encode()]
-        }
-        other => vec![other.encode()],
-    });
-    to_bob.packets(|_, _, _| vec![]);
-    pair.send("flood", &noise(40 * CHUNK));
+    grants(&to_alice, |grant| vec![ServerMessage::Grant(Grant { count: u32::MAX, ..grant }).encode()]);
+    packets(&to_bob, |_, _, _| vec![]);
+    send(&mut pair, "flood", &noise(40 * CHUNK));
     pair.alice.expect(&format!("! flood → bob: {gone}"));
     pair.bob.expect(&format!("! \"flood\" (2.6 MB) failed on alice's side: {gone}"));
     pair.exchange();
@@ -1241,7 +1057,7 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
 #[test]
 fn invented_server_messages_do_not_harm_a_transfer() {
     let (_server, to_alice, to_bob, mut pair) = tapped();
-    to_bob.packets(|_, id, payload| {
+    packets(&to_bob, |_, id, payload| {
         let malformed = vec![0, 0, 0, 0, 0];
         let unknown = packet("alice", random(), &payload);
         let strangers = packet("carol", id, &noise(100));
@@ -1251,22 +1067,19 @@ fn invented_server_messages_do_not_harm_a_transfer() {
             .chain([packet("alice", id, &payload)])
             .collect()
     });
-    to_alice.rule(|heard| match heard {
-        Heard::Message(ServerMessage::Grant(Grant { peer, transfer, count })) => {
-            let grant = |peer: &Username, transfer, count| {
-                ServerMessage::Grant(Grant { peer: peer.clone(), transfer, count }).encode()
-            };
-            // The sum of the grants overflows; the other grants match no transfer.
-            let (huge, carol) = (grant(&peer, transfer, u32::MAX), name("carol"));
-            let stray =
-                [grant(&carol, transfer, 9), grant(&peer, Fixed([1; 16]), 9), refusal("carol", transfer.0)];
-            [vec![huge.clone(), huge, grant(&peer, transfer, count)], stray.to_vec()].concat()
-        }
-        other => vec![other.encode()],
+    grants(&to_alice, |Grant { peer, transfer, count }| {
+        let grant = |peer: &Username, transfer, count| {
+            ServerMessage::Grant(Grant { peer: peer.clone(), transfer, count }).encode()
+        };
+        // The sum is beyond any number; the others are for nobody.
+        let (huge, carol) = (grant(&peer, transfer, u32::MAX), name("carol"));
+        let stray =
+            [grant(&carol, transfer, 9), grant(&peer, Fixed([1; 16]), 9), refusal("carol", transfer.0)];
+        [vec![huge.clone(), huge, grant(&peer, transfer, count)], stray.to_vec()].concat()
     });
     // As many chunks as the recipient's first grant, because it never made the invented ones.
     let content = noise(CHUNK + 1);
-    pair.send("untouched", &content);
+    send(&mut pair, "untouched", &content);
     pair.bob.expect("* \"untouched\" (65.5 kB) from alice is complete: ");
     pair.alice.expect("* bob has received \"untouched\"");
     assert!(std::fs::read(pair.bob.data("files/received/alice_untouched")).expect("there") == content);
@@ -1324,7 +1137,7 @@ fn malformed_packet_gets_a_code_and_a_long_one_closes() {
     raw.bytes(&[0, 0xff, 0xff, 0xff, 0xff]);
     assert_eq!(raw.error(), "line_too_long");
     assert!(raw.is_closed());
-    pair.close(server);
+    close(pair, server);
 }
 
 /// The next answer must be a refusal of this transfer.
@@ -1411,10 +1224,11 @@ fn packet_goes_only_where_and_as_often_as_granted() {
     is_granted(&mut mallory, a, 1);
     let again = Person::new("taker");
     let mut second = server.raw();
-    assert!(matches!(second.log_in(&again), Some(ServerMessage::Session(_))) && second.is_usable());
+    second.logs_in(&again);
+    assert!(second.is_usable());
     mallory.bytes(&packet("taker", a, b"for the former one"));
     is_refused(&mut mallory, a);
-    pair.close(server);
+    close(pair, server);
 }
 
 /// PROTOCOL#packet-cost.
@@ -1464,14 +1278,7 @@ fn split_packet_is_joined_and_a_broken_one_leaves_nothing() {
         drop(raw);
         until("it is noticed", || server.log().contains(&format!("event=logout user={who} ")));
     }
-    pair.close(server);
-}
-
-/// Bytes of memory that the server holds.
-fn memory(server: &Server) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).expect("Linux");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number") * 1024
+    close(pair, server);
 }
 
 #[test]
@@ -1485,8 +1292,8 @@ fn client_that_grants_and_never_reads_delays_no_other() {
     socket2::SockRef::from(&socket).set_recv_buffer_size(16 * 1024).expect("a size");
     let mut deaf = Raw::over(socket, true);
     deaf.register(&person);
-    assert!(matches!(deaf.log_in(&person), Some(ServerMessage::Session(_))));
-    let before = memory(&server);
+    deaf.logs_in(&person);
+    let before = memory_of(server.child.id(), "VmRSS:");
     let (id, payload) = (random(), noise(CHUNK));
     let flood = packet("deaf", id, &payload);
     deaf.say(&grant("keen", id, 128));
@@ -1502,23 +1309,12 @@ fn client_that_grants_and_never_reads_delays_no_other() {
     let told = std::iter::from_fn(|| keen.answer()).take_while(|told| !matches!(told, ServerMessage::Pong));
     let refused = told.filter(|told| matches!(told, ServerMessage::Refused(_))).count();
     assert!(refused > 70, "{refused} of 100");
-    let after = memory(&server);
+    let after = memory_of(server.child.id(), "VmRSS:");
     assert!(after < before + 20 * 1024 * 1024, "{before} bytes, then {after}");
     pair.exchange();
     drop(deaf);
     assert!(keen.is_usable());
-    pair.close(server);
-}
-
-/// Every form in which bytes can contain a secret: as it is, in hexadecimal, and in base64 at each of the three
-/// offsets, without the characters at either end that depend on neighbouring bytes.
-fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
-    let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    let shifted = (0..3).map(|offset| {
-        let text = BASE64_STANDARD_NO_PAD.encode([&[0; 2][..offset], secret].concat());
-        text.as_bytes()[[0, 2, 3][offset]..text.len() - 2].to_vec()
-    });
-    shifted.chain([secret.to_vec(), hex.into_bytes()]).collect()
+    close(pair, server);
 }
 
 // ---- what the server learns
@@ -1526,16 +1322,18 @@ fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
 #[test]
 fn wire_and_server_disk_hold_no_file_name_or_content() {
     let server = Server::with(&["--no-tls"]);
-    let operator = Operator::before(&server);
-    let mut pair = Pair::of(operator.client("alice"), operator.client("bob"));
+    let gate = Gate::before(&server);
+    let records = [Way::Up, Way::Down].map(|way| gate.record(way));
+    let start = |name| gate.client(Arc::new(Folder::new()), name, &["--register"]);
+    let mut pair = Pair::of(start("alice"), start("bob"));
     let (file, content) = ("Pläne für Ouagadougou.pdf", noise(SEVEN));
-    pair.send(file, &content);
+    send(&mut pair, file, &content);
     pair.bob.expect(" from alice is complete: ");
     pair.alice.expect("* a copy is kept: ");
     pair.exchange();
     farewell(pair.alice);
     farewell(pair.bob);
-    let mut seen = vec![operator.recording.lock().expect("whole").clone()];
+    let mut seen = vec![records.map(|record| record.lock().expect("whole").concat()).concat()];
     assert!(seen[0].len() > 2 * content.len(), "both halves of the path exist");
     for path in support::files(&server.data("")) {
         seen.push(path.to_string_lossy().into_owned().into_bytes());
@@ -1545,7 +1343,7 @@ fn wire_and_server_disk_hold_no_file_name_or_content() {
         let windows: HashSet<&[u8]> = seen.windows(16).collect();
         let raw = content.windows(16).any(|piece| windows.contains(piece));
         let names = traces(file.as_bytes()).into_iter().chain(traces(&content[1000..1016]));
-        raw || names.into_iter().any(|trace| seen.windows(trace.len()).any(|part| part == trace))
+        raw || names.into_iter().any(|trace| support::holds(seen, &trace))
     };
     assert!(!seen.iter().any(|bytes| holds(bytes)));
     // The search can find them.
@@ -1553,6 +1351,5 @@ fn wire_and_server_disk_hold_no_file_name_or_content() {
     {
         assert!(holds(&[b"before ", needle, b" after, and some more of it"].concat()));
     }
-    let visible = |word: &[u8]| seen[0].windows(word.len()).any(|part| part == word);
-    assert!(visible(b"\"file_offer\"") && visible(b"\"alice\""));
+    assert!([&b"\"file_offer\""[..], b"\"alice\""].iter().all(|word| support::holds(&seen[0], word)));
 }

@@ -4,43 +4,39 @@
 //! changed.
 
 use crate::support::{
-    self, Client, DEADLINE, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, times,
+    Bare, Client, DATA, DEADLINE, EVERYONE, Folder, Gate, Operator, Output, PASSWORD, Person, Raw, Server,
+    assert_harmless, delivery, header, home_with, memory_of, message, name, newcomer, present, private_to,
+    run_client, sealed, send_to, times,
 };
 use secure_messenger::auth;
-use secure_messenger::client::session::{Effect, Event, Session};
+use secure_messenger::client::session::{Effect, Event};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::{Body, Envelope, Header, Kind, Scope, Sealed, Word};
 use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::{PBKDF2_MIN_ROUNDS, eax_seal, hmac, sha256};
-use secure_messenger::crypto::public::{Fingerprint, SessionCertificate, SessionPublicKey, WRAPPED_BYTES};
+use secure_messenger::crypto::public::{Fingerprint, SessionPublicKey, WRAPPED_BYTES};
 use secure_messenger::crypto::secret::{Key, Password, random};
 use secure_messenger::crypto::{Fields, label};
 use secure_messenger::encoding::{Bytes, Fixed, Text};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    Challenge, ClientMessage, EncryptedMessage, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest,
-    MAX_CIPHERTEXT, MAX_LINE, PersonKeys, Presence, Received, ResumeChallenge, Routing, Sent, ServerMessage,
-    Session as SessionGrant, VERSION, WrappedKey,
+    Challenge, ClientMessage, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_LINE,
+    PersonKeys, Presence, Received, ResumeChallenge, Sent, ServerMessage, Session as SessionGrant, VERSION,
+    WrappedKey,
 };
 use secure_messenger::wire::certificate;
 use secure_messenger::wire::tls::{Channel, Unverified};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 // ---- people
-
-fn name(text: &str) -> Username {
-    text.parse().expect("a name")
-}
 
 /// Three pairs of keys for all tests, because making them takes long.
 fn person(who: &str) -> Person {
@@ -54,63 +50,6 @@ fn person(who: &str) -> Person {
     let (identity, session) =
         KEYS[slot].get_or_init(|| (Arc::new(IdentityKey::generate()), Arc::new(SessionKey::generate())));
     Person { name: name(who), identity: identity.clone(), session: session.clone() }
-}
-
-/// The keys that an honest server shows of a user.
-fn keys_of(person: &Person) -> PersonKeys {
-    let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
-    shown(person, Some(&certificate))
-}
-
-fn shown(person: &Person, certificate: Option<&SessionCertificate>) -> PersonKeys {
-    PersonKeys {
-        name: person.name.clone(),
-        identity: Bytes(person.identity.public().spki()),
-        session_key: certificate.map(|certificate| certificate.session_key.clone()),
-        created: certificate.map(|certificate| certificate.created),
-        certificate: certificate.map(|certificate| certificate.certificate),
-    }
-}
-
-// ---- envelopes
-
-/// The recipient of an envelope.
-type To = (Scope, Option<(Username, Fingerprint)>);
-
-const EVERYONE: To = (Scope::Broadcast, None);
-
-fn header(from: &Person, (scope, to): To, sequence: u64) -> Header {
-    let (recipient, recipient_key) = to.unzip();
-    Header {
-        kind: Kind::Message,
-        scope,
-        recipient,
-        recipient_key,
-        from: from.name.clone(),
-        identity: from.identity.public().fingerprint(),
-        session: from.session.fingerprint(),
-        sequence,
-        time: clock::now_ms(),
-        again: None,
-    }
-}
-
-fn private_to(who: &str, session: &SessionPublicKey) -> To {
-    (Scope::Private, Some((name(who), session.fingerprint())))
-}
-
-fn fields(sealed: &Sealed) -> Envelope {
-    sealed.envelope.clone()
-}
-
-fn delivery(envelope: Envelope, key: [u8; WRAPPED_BYTES]) -> ServerMessage {
-    ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: WrappedKey::new(&key) }))
-}
-
-/// A message as an honest client seals it, delivered to `session`.
-fn message(from: &Person, to: To, sequence: u64, text: &str, session: &SessionPublicKey) -> ServerMessage {
-    let sealed = Sealed::seal(header(from, to, sequence), &from.identity, text.as_bytes());
-    delivery(fields(&sealed), sealed.wrap_for(session))
 }
 
 /// An envelope made by hand, so that its author has the key and can lie about the commitment and the padding. It
@@ -187,7 +126,7 @@ impl Stage {
     }
 
     fn key_file(&self) -> PathBuf {
-        self.home.path(".secure_messenger_client/keys/bob_private.key")
+        self.home.path(DATA).join("keys/bob_private.key")
     }
 
     fn list(&self, logins: &[Login]) {
@@ -206,27 +145,31 @@ impl Stage {
         let bob = person("bob");
         let text = KEY_FILE
             .get_or_init(|| key_file::seal(&bob.identity, &bob.name, &Password::new(PASSWORD.into())));
-        let home = Arc::new(Folder::new());
-        let keys = home.path(".secure_messenger_client/keys");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys).expect("folders");
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(keys.join("bob_private.key"));
-        file.expect("new").write_all(text.as_bytes()).expect("written");
+        let home = home_with(&bob.name, text);
         Stage { listener: TcpListener::bind("127.0.0.1:0").expect("a port"), home }
     }
 
-    /// Starts bob's client and accepts its connection.
-    fn open(&self) -> (Client, Line) {
-        let port = self.listener.local_addr().expect("bound").port();
-        let client = Client::within(self.home.clone(), port, "bob", false, &[]);
-        let (socket, _) = self.listener.accept().expect("the client connects");
-        (client, Line::new(socket))
+    fn port(&self) -> u16 {
+        self.listener.local_addr().expect("bound").port()
     }
 
-    /// Accepts the next connection of bob's client, up to its `resume_request`.
+    /// Starts bob's client in a home and takes its connection.
+    fn start(&self, home: &Arc<Folder>, arguments: &[&str]) -> (Client, Line) {
+        (Client::within(home.clone(), self.port(), "bob", false, arguments), self.next())
+    }
+
+    fn open(&self) -> (Client, Line) {
+        self.start(&self.home, &[])
+    }
+
+    /// The next connection of bob's client.
+    fn next(&self) -> Line {
+        Line::new(self.listener.accept().expect("the client connects").0)
+    }
+
+    /// The next connection, up to the request to resume its session.
     fn again(&self) -> Line {
-        let (socket, _) = self.listener.accept().expect("the client comes back");
-        let line = Line::new(socket);
+        let line = self.next();
         assert!(matches!(line.hear(), Some(ClientMessage::ResumeRequest(_))));
         let nonce = Fixed(random());
         line.say(&ServerMessage::ResumeChallenge(ResumeChallenge { version: VERSION, nonce }));
@@ -234,16 +177,22 @@ impl Stage {
         line
     }
 
-    /// Logs bob in and reports these users as online.
+    /// Bob's client, which sees these users online, and its session key.
+    fn set(others: &[&Person]) -> (Stage, Client, Line, SessionPublicKey) {
+        let stage = Stage::new();
+        let (client, line) = stage.with(others);
+        let session = line.bob().clone();
+        (stage, client, line, session)
+    }
+
+    /// Bob is logged in and sees these users online.
     fn with(&self, others: &[&Person]) -> (Client, Line) {
         let (client, mut line) = self.open();
         line.let_in(BOBS);
         for other in others {
-            line.directory.lock().expect("whole").insert(other.name.to_string(), keys_of(other));
+            line.directory.lock().expect("whole").insert(other.name.to_string(), other.shown());
         }
-        let mut joined: Vec<Username> = others.iter().map(|other| other.name.clone()).collect();
-        joined.push(name("bob"));
-        line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+        line.say(&present(others.iter().map(|other| other.name.as_str()).chain(["bob"])));
         (client.ready(), line)
     }
 }
@@ -331,6 +280,12 @@ impl Line {
         ServerMessage::Challenge(Challenge { version: VERSION, nonce, salt, rounds })
     }
 
+    /// Answers a request for a login with a challenge that bob's client takes, up to its response.
+    fn respond(&self) {
+        self.ask(BOBS);
+        assert!(matches!(self.hear(), Some(ClientMessage::ChallengeResponse(_))));
+    }
+
     /// Answers a `login_request`.
     fn ask(&self, login: Login) {
         assert!(matches!(self.hear(), Some(ClientMessage::LoginRequest(_))));
@@ -382,8 +337,16 @@ impl Line {
 }
 
 fn granted() -> ServerMessage {
-    let expires = clock::now_ms() + 86_400_000;
-    ServerMessage::Session(SessionGrant { token: Key::random(), expires, newest: 0 })
+    granted_with(Key::random(), 0)
+}
+
+fn granted_with(token: Key, newest: u64) -> ServerMessage {
+    ServerMessage::Session(SessionGrant { token, expires: clock::now_ms() + 86_400_000, newest })
+}
+
+fn failure(code: ErrorCode, message: &str, retry_after: Option<u64>) -> ServerMessage {
+    let (code, message) = (code.as_str().into(), message.into());
+    ServerMessage::Error(Failure { code, message, id: None, retry_after, newest: None })
 }
 
 fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
@@ -396,16 +359,6 @@ fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
     }
 }
 
-/// No printed line contains a control character or a bidirectional override.
-fn assert_harmless(lines: &[String]) {
-    let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    for line in lines {
-        assert!(!line.contains(harmful), "{line:?}");
-        let known = line.starts_with("* ") || line.starts_with("! ") || line.starts_with('<');
-        assert!(known, "an unknown kind of line: {line:?}");
-    }
-}
-
 const REFUSED: &str = "! refused a message that claims to come from ";
 
 // ---- envelopes: altered, forged, repeated, moved
@@ -414,9 +367,7 @@ const REFUSED: &str = "! refused a message that claims to come from ";
 #[test]
 fn message_with_any_altered_field_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
     line.say(&message(&alice, private_to("bob", &session), 1, "first", &session));
     assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> first");
     let sealed = Sealed::seal(header(&alice, private_to("bob", &session), 2), &alice.identity, b"genuine");
@@ -461,17 +412,17 @@ fn message_with_any_altered_field_is_not_shown() {
         }
     };
     for (what, change) in changes {
-        let mut envelope = fields(&sealed);
+        let mut envelope = sealed.envelope.clone();
         change(&mut envelope);
         refuses(&mut bob, what, envelope, wrapped);
     }
-    let mut ciphertexts = [fields(&sealed), fields(&sealed), fields(&sealed)];
+    let mut ciphertexts = [sealed.envelope.clone(), sealed.envelope.clone(), sealed.envelope.clone()];
     ciphertexts[0].body.ciphertext.0[0] ^= 1;
     ciphertexts[1].body.ciphertext.0.pop();
     ciphertexts[2].body.ciphertext.0.clear();
-    let mut identity = fields(&sealed);
+    let mut identity = sealed.envelope.clone();
     identity.header.identity = mallory.identity.public().fingerprint();
-    let mut private = fields(&public);
+    let mut private = public.envelope.clone();
     (private.header.scope, private.header.recipient) = (Scope::Private, Some(name("bob")));
     private.header.recipient_key = Some(session.fingerprint());
     let (mut key, mut key_id) = (wrapped, wrapped);
@@ -485,18 +436,22 @@ fn message_with_any_altered_field_is_not_shown() {
         ("no ciphertext", three, wrapped),
         ("the identity", identity, wrapped),
         ("public to private", private, public_wrapped),
-        ("the wrapped key", fields(&sealed), key),
-        ("the id of the key", fields(&sealed), key_id),
-        ("the id of another's key", fields(&sealed), other_id),
-        ("the key of another message", fields(&sealed), public_wrapped),
-        ("a key wrapped for somebody else", fields(&sealed), sealed.wrap_for(mallory.session.public())),
+        ("the wrapped key", sealed.envelope.clone(), key),
+        ("the id of the key", sealed.envelope.clone(), key_id),
+        ("the id of another's key", sealed.envelope.clone(), other_id),
+        ("the key of another message", sealed.envelope.clone(), public_wrapped),
+        (
+            "a key wrapped for somebody else",
+            sealed.envelope.clone(),
+            sealed.wrap_for(mallory.session.public()),
+        ),
     ] {
         refuses(&mut bob, what, envelope, key);
     }
     // None of these used up a number or harmed the genuine ones.
-    line.say(&delivery(fields(&sealed), wrapped));
+    line.say(&delivery(sealed.envelope.clone(), wrapped));
     assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> genuine");
-    line.say(&delivery(fields(&public), public_wrapped));
+    line.say(&delivery(public.envelope.clone(), public_wrapped));
     assert_eq!(bob.output.next().expect("a line"), "<alice> public");
     let (status, lines) = bob.finish();
     assert_eq!(status, 0);
@@ -511,21 +466,17 @@ fn message_with_any_altered_field_is_not_shown() {
 #[test]
 fn message_forged_in_another_s_name_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
     line.say(&message(&alice, EVERYONE, 1, "it is me", &session));
     bob.expect("<alice> it is me");
     // With the forger's own keys, which the header names.
     let mut forged = header(&mallory, private_to("bob", &session), 1);
     forged.from = name("alice");
-    let sealed = Sealed::seal(forged.clone(), &mallory.identity, b"forged");
-    line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    line.say(&sealed(&mallory, forged.clone(), b"forged", &session));
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
     // With alice's fingerprints, signed by the forger.
     (forged.identity, forged.session) = (alice.identity.public().fingerprint(), alice.session.fingerprint());
-    let sealed = Sealed::seal(forged, &mallory.identity, b"forged");
-    line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    line.say(&sealed(&mallory, forged, b"forged", &session));
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
     // A message from alice to mallory, who relays it to bob with the key wrapped for bob.
     let to_mallory = header(&alice, private_to("mallory", mallory.session.public()), 1);
@@ -540,13 +491,10 @@ fn message_forged_in_another_s_name_is_not_shown() {
 #[test]
 fn message_forged_in_the_reader_s_own_name_is_not_shown() {
     let mallory = person("mallory");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
     // The server shows a key of its own as the reader's key.
-    let impostor =
-        Person { name: name("bob"), identity: mallory.identity.clone(), session: mallory.session.clone() };
-    line.show(keys_of(&impostor));
+    let impostor = mallory.called("bob");
+    line.show(impostor.shown());
     line.say(&message(&impostor, EVERYONE, 1, "I owe mallory money", &session));
     let shown = bob.output.next().expect("a line");
     assert!(shown.starts_with("! "), "{shown}");
@@ -560,32 +508,28 @@ fn message_forged_in_the_reader_s_own_name_is_not_shown() {
 #[test]
 fn broadcast_of_another_server_is_refused() {
     let alice = person("alice");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     // A reader on the other server knows the message key and wraps it for bob; this server delivers it.
     let elsewhere = Header { recipient_key: Some(Fingerprint([7; 32])), ..header(&alice, EVERYONE, 1) };
     let sealed = Sealed::seal(elsewhere, &alice.identity, b"said elsewhere");
-    line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+    line.say(&delivery(sealed.envelope.clone(), sealed.wrap_for(&session)));
     let refused = bob.output.next().expect("a line");
     assert!(refused.starts_with(REFUSED) && refused.contains("another server"), "{refused}");
-    let mut stripped = fields(&sealed);
+    let mut stripped = sealed.envelope.clone();
     stripped.header.recipient_key = None;
     line.say(&delivery(stripped, sealed.wrap_for(&session)));
     let refused = bob.output.next().expect("a line");
     assert!(refused.starts_with(REFUSED) && refused.contains("signature"), "{refused}");
     line.say(&message(&alice, EVERYONE, 1, "said here", &session));
     assert_eq!(bob.output.next().expect("a line"), "<alice> said here");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 /// PROTOCOL#check-open, PROTOCOL#commitment, PROTOCOL#padding.
 #[test]
 fn commitment_to_another_key_is_refused() {
     let mallory = person("mallory");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
     let to_all = |sequence| header(&mallory, EVERYONE, sequence);
     let wrap = |(envelope, key, oaep_label): (Envelope, Key, [u8; 32])| {
         delivery(envelope, wrap(&session, &key, oaep_label))
@@ -616,14 +560,11 @@ fn commitment_to_another_key_is_refused() {
 #[test]
 fn delayed_message_is_reported_as_such() {
     let alice = person("alice");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     for (sequence, minutes, word) in [(1u64, -7i64, "behind"), (2, 9, "ahead of"), (3, -4, ""), (4, 4, "")] {
         let mut header = header(&alice, EVERYONE, sequence);
         header.time = header.time.saturating_add_signed(minutes * 60_000 + minutes.signum() * 1000);
-        let sealed = Sealed::seal(header, &alice.identity, b"what time is it?");
-        line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+        line.say(&sealed(&alice, header, b"what time is it?", &session));
         if !word.is_empty() {
             let told = bob.output.next().expect("a line");
             let expected =
@@ -632,20 +573,15 @@ fn delayed_message_is_reported_as_such() {
         }
         assert_eq!(bob.output.next().expect("a line"), "<alice> what time is it?");
     }
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 /// PROTOCOL#check-sequence, PROTOCOL#sequence.
 #[test]
 fn highest_numbers_end_no_conversation_and_no_client() {
     let alice = person("alice");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
-    let numbered = |sequence| {
-        let sealed = Sealed::seal(header(&alice, EVERYONE, sequence), &alice.identity, b"number");
-        delivery(fields(&sealed), sealed.wrap_for(&session))
-    };
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let numbered = |sequence| sealed(&alice, header(&alice, EVERYONE, sequence), b"number", &session);
     line.say(&numbered(1));
     bob.expect("<alice> number");
     line.say(&numbered(u64::MAX));
@@ -669,36 +605,27 @@ fn highest_numbers_end_no_conversation_and_no_client() {
 #[test]
 fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     let (alice, carol, mallory) = (person("alice"), person("carol"), person("mallory"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &carol]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &carol]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     // Another key under alice's name, properly certified, after she has logged in again.
-    let swapped =
-        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
-    line.show(keys_of(&swapped));
+    let swapped = mallory.called("alice");
+    line.show(swapped.shown());
     line.presence(&[], &["alice"]);
     line.presence(&["alice"], &[]);
     bob.expect("* alice is online");
-    bob.say("/msg alice secret one");
-    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.ask("/msg alice secret one", "! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.expect("! the key of alice has changed: your message was not delivered");
     line.say(&message(&swapped, private_to("bob", &session), 1, "held one", &session));
     line.say(&message(&swapped, EVERYONE, 1, "held two", &session));
-    bob.say("/msg alice secret two");
-    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
-    bob.say("/room alice");
-    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.ask("/msg alice secret two", "! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.ask("/room alice", "! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.say("/users");
     assert!(bob.expect(" online: ").contains("alice (KEY CHANGED)"));
-    bob.say("/verify alice yes");
-    bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
+    bob.ask("/verify alice yes", "! THE IDENTITY KEY OF alice HAS CHANGED");
     // The room is refused, but messages for her go to nobody else.
-    bob.say("secret three");
-    bob.expect(" has changed: your message was not sent");
-    bob.say("/leave");
-    bob.expect("* conversation with alice closed; you are talking to everyone");
+    bob.ask("secret three", " has changed: your message was not sent");
+    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
     // A broadcast goes only to the other users.
     bob.say("hello everyone");
     let send = line.hear_send();
@@ -707,8 +634,7 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     bob.expect("<bob> hello everyone");
     assert!(!bob.output.seen.iter().any(|line| line.contains("held")), "{:#?}", bob.output.seen);
     // The user decides.
-    bob.say("/trust alice");
-    bob.expect("* the new key of alice is accepted");
+    bob.ask("/trust alice", "* the new key of alice is accepted");
     bob.expect("<alice -> bob> held one");
     bob.expect("<alice> held two");
     bob.say("/msg alice now it goes");
@@ -716,27 +642,23 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     assert_eq!(Line::targets(&send), ["alice"]);
     line.delivered(&send);
     bob.expect("<bob -> alice> now it goes");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
     assert!(line.hears_no_more_sends());
 }
 
 #[test]
 fn swapped_identity_key_is_noticed_after_a_restart() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (stage, mut bob, line, session) = Stage::set(&[&alice]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
-    assert_eq!(bob.finish().0, 0);
-    let swapped =
-        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
+    bob.leaves();
+    let swapped = mallory.called("alice");
     let (mut bob, line) = stage.with(&[&swapped]);
     let session = line.bob().clone();
     line.say(&message(&swapped, EVERYONE, 1, "it is me, alice", &session));
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
-    bob.say("hello?");
-    bob.expect("! ");
+    bob.ask("hello?", "! ");
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("it is me") || line.starts_with('<')), "{lines:#?}");
     assert!(line.hears_no_more_sends());
@@ -745,20 +667,17 @@ fn swapped_identity_key_is_noticed_after_a_restart() {
 #[test]
 fn only_recipient_with_a_changed_key_is_reported_as_such() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
-    let swapped =
-        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
-    line.show(keys_of(&swapped));
+    let swapped = mallory.called("alice");
+    line.show(swapped.shown());
     line.say(&message(&swapped, EVERYONE, 1, "it is me", &session));
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
     bob.say("hello?");
     let told = bob.output.next().expect("a line");
     assert!(told.starts_with("! ") && told.contains("key") && !told.contains("nobody else"), "{told}");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 /// PROTOCOL#session-certificate, PROTOCOL#ask-keys.
@@ -787,28 +706,25 @@ fn session_key_without_a_valid_certificate_gets_no_message() {
         ("a date altered", altered),
         ("a certificate moved to another key", moved),
     ] {
-        line.show(shown(&alice, Some(&certificate)));
+        line.show(alice.shown_with(Some(&certificate)));
         bob.say("/msg alice secret");
         let told = bob.expect("! alice has no usable key");
         assert!(told.contains("your message was not delivered (\""), "{what}: {told}");
     }
     for bad in [Bytes(vec![]), Bytes(vec![0x30; 600]), Bytes(b"not a key".to_vec())] {
-        let mut keys = keys_of(&alice);
+        let mut keys = alice.shown();
         keys.session_key = Some(bad.clone());
         line.show(keys);
-        bob.say("/msg alice secret");
-        bob.expect("! alice has no usable key");
-        let mut keys = keys_of(&alice);
+        bob.ask("/msg alice secret", "! alice has no usable key");
+        let mut keys = alice.shown();
         keys.identity = bad;
         line.show(keys);
-        bob.say("/msg alice secret");
-        bob.expect("! alice has no usable key");
+        bob.ask("/msg alice secret", "! alice has no usable key");
     }
     // Without a session key she is offline; with the right one she gets the message.
-    line.show(shown(&alice, None));
-    bob.say("/msg alice secret");
-    bob.expect("! alice is offline: your message was not delivered");
-    line.show(keys_of(&alice));
+    line.show(alice.shown_with(None));
+    bob.ask("/msg alice secret", "! alice is offline: your message was not delivered");
+    line.show(alice.shown());
     bob.say("/msg alice secret");
     let send = line.hear_send();
     assert_eq!(Line::targets(&send), ["alice"]);
@@ -825,8 +741,9 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     let (alice, now) = (person("alice"), clock::now_ms());
     // The first session key was stolen.
     let (stolen, renewed) = (alice.session.clone(), person("carol").session);
-    let certified =
-        |key: &SessionKey, created| shown(&alice, Some(&alice.identity.certify(&alice.name, key, created)));
+    let certified = |key: &SessionKey, created| {
+        alice.shown_with(Some(&alice.identity.certify(&alice.name, key, created)))
+    };
     let yesterday = || certified(&stolen, now - 20 * 3_600_000);
     let gets = |bob: &mut Client, line: &Line, key: &SessionKey| {
         bob.say("/msg alice hello");
@@ -865,7 +782,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
         bob.expect("<bob -> alice> hello");
     };
     refuses(&mut bob, &line, "after a renewal");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
     assert!(line.hears_no_more_sends());
     // The memory survives a restart of the client.
     let (mut bob, line) = stage.with(&[&alice]);
@@ -875,7 +792,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     line.presence(&["alice"], &["alice"]);
     bob.expect("* alice has logged in again");
     line.delivered(&gets(&mut bob, &line, &stolen));
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
     assert!(line.hears_no_more_sends());
 }
 
@@ -886,22 +803,16 @@ fn invented_newest_costs_one_renewal() {
     for (newest, is_followed) in [(now + 3_600_000, true), (now + 9_000_000, false), (u64::MAX, false)] {
         let stage = Stage::new();
         let (bob, line) = stage.open();
-        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
-        line.say(&Line::challenge(BOBS.rounds));
-        assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
-        let grant = || {
-            let expires = clock::now_ms() + 86_400_000;
-            ServerMessage::Session(SessionGrant { token: Key::random(), expires, newest })
-        };
+        line.respond();
+        let grant = || granted_with(Key::random(), newest);
         line.say(&grant());
-        let joined = vec![name("bob")];
-        line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+        line.say(&present(["bob"]));
         let bob = bob.ready();
         let Some(ClientMessage::Renew(renewal)) = line.hear() else { panic!("it renews at once") };
         assert_eq!(renewal.created == newest.saturating_add(1), is_followed);
         assert!((now..=now + 7_200_000).contains(&renewal.created), "{}", renewal.created);
         line.say(&grant());
-        assert_eq!(bob.finish().0, 0);
+        bob.leaves();
         assert!(matches!(line.hear(), Some(ClientMessage::Logout)), "no second renewal for the same value");
     }
 }
@@ -912,12 +823,8 @@ fn keys_that_were_not_asked_for_change_nothing() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
-    let swapped =
-        Person { name: name("alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
-    line.say(&ServerMessage::Keys(Keys {
-        keys: vec![keys_of(&swapped), keys_of(&mallory)],
-        unknown: vec![],
-    }));
+    let swapped = mallory.called("alice");
+    line.say(&ServerMessage::Keys(Keys { keys: vec![swapped.shown(), mallory.shown()], unknown: vec![] }));
     bob.expect("! the server sent keys that were not requested");
     let known = std::fs::read_to_string(bob.data("known_users")).unwrap_or_default();
     assert!(!known.contains("alice") && !known.contains("mallory"), "{known}");
@@ -931,7 +838,7 @@ fn keys_that_were_not_asked_for_change_nothing() {
     );
     line.delivered(&send);
     bob.expect("<bob -> alice> secret");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 // ---- answers
@@ -968,16 +875,15 @@ fn server_that_delivers_and_answers_stale_shows_a_text_once() {
     let mut alice = operator.client(&Arc::new(Folder::new()), "alice").ready();
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is online");
-    operator.rule(|message| match message {
+    operator.messages(|message| match message {
         ServerMessage::Sent(sent) => {
             vec![ServerMessage::Sent(Sent { stale: sent.delivered, delivered: vec![], ..sent })]
         }
         other => vec![other],
     });
-    alice.say("/msg bob only once");
-    alice.expect("your message was not delivered");
+    alice.ask("/msg bob only once", "your message was not delivered");
     bob.expect("<alice -> bob> only once");
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     let (_, lines) = bob.finish();
     assert_eq!(times(&lines, "only once"), 1, "{lines:#?}");
 }
@@ -1017,17 +923,10 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
 
 #[test]
 fn server_that_never_answers_is_left_after_thirty_seconds() {
-    let (folder, bob, alice) = (Folder::new(), person("bob"), person("alice"));
-    let known = support::memory(&folder);
-    let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
-    let start = Instant::now();
-    let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
-    let joined = vec![name("bob"), alice.name.clone()];
-    let list = Presence { more: false, full: true, joined, left: vec![] };
-    session.handle(Event::Server(ServerMessage::Presence(list)), 0, start);
-    session.handle(Event::Line("/msg alice hello".into()), 0, start);
-    let keys = Keys { keys: vec![keys_of(&alice)], unknown: vec![] };
-    let effects = session.handle(Event::Server(ServerMessage::Keys(keys)), clock::now_ms(), start);
+    let (bob, alice) = (person("bob"), person("alice"));
+    let mut bare = Bare::new(&bob, &[&alice]);
+    bare.line("/msg alice hello");
+    let effects = bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
     let is_send = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::EncryptedSend(_)));
     assert!(effects.iter().any(is_send), "the message is on its way");
     let quits = |effects: Vec<Effect>| {
@@ -1035,13 +934,9 @@ fn server_that_never_answers_is_left_after_thirty_seconds() {
             .into_iter()
             .find_map(|effect| if let Effect::Quit(status) = effect { Some(status) } else { None })
     };
-    assert_eq!(
-        quits(session.handle(Event::EndOfInput, 0, start)),
-        None,
-        "the client waits for sent messages"
-    );
-    assert_eq!(quits(session.handle(Event::Tick, 0, start + Duration::from_secs(119))), None);
-    let effects = session.handle(Event::Tick, 0, start + Duration::from_secs(120));
+    assert_eq!(quits(bare.take(Event::EndOfInput)), None, "the client waits for sent messages");
+    assert_eq!(quits(bare.wait(119)), None);
+    let effects = bare.wait(1);
     let told =
         |effect: &Effect| matches!(effect, Effect::Show(entry) if entry.text.contains("not acknowledged"));
     assert!(effects.iter().any(told), "the user is notified");
@@ -1059,18 +954,14 @@ fn clocks_that_are_too_far_apart_end_the_login() {
     ] {
         let stage = Stage::new();
         let (bob, line) = stage.open();
-        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
-        line.say(&Line::challenge(BOBS.rounds));
-        assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
+        line.respond();
         let expires = clock::now_ms().saturating_add_signed((24 + hours) * hour);
         line.say(&ServerMessage::Session(SessionGrant { token: Key::random(), expires, newest: 0 }));
         if said.is_empty() {
-            let joined = vec![name("bob")];
-            line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+            line.say(&present(["bob"]));
             bob.ready();
         } else {
-            let (status, lines) = bob.finish();
-            assert!(status == 1 && lines.iter().any(|line| line.contains(said)), "{lines:?}");
+            bob.ends(1, said);
         }
     }
 }
@@ -1080,23 +971,15 @@ fn clocks_that_are_too_far_apart_end_the_login() {
 fn session_that_was_not_asked_for_brings_no_token() {
     let stage = Stage::new();
     let (bob, line) = stage.open();
-    let grant = |token: &Key| {
-        let token = Key::from_slice(token.expose()).expect("32 bytes");
-        ServerMessage::Session(SessionGrant { token, expires: clock::now_ms() + 86_400_000, newest: 0 })
-    };
-    assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
-    line.say(&Line::challenge(BOBS.rounds));
-    assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
+    line.respond();
     let token = Key::random();
-    line.say(&grant(&token));
-    let joined = vec![name("bob")];
-    line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+    line.say(&granted_with(token.duplicate(), 0));
+    line.say(&present(["bob"]));
     let mut bob = bob.ready();
-    line.say(&grant(&Key::random()));
+    line.say(&granted());
     bob.expect("! unexpected message from the server");
     line.close();
-    let (socket, _) = stage.listener.accept().expect("the client comes back");
-    let line = Line::new(socket);
+    let line = stage.next();
     assert!(matches!(line.hear(), Some(ClientMessage::ResumeRequest(_))));
     let challenge = ResumeChallenge { version: VERSION, nonce: Fixed(random()) };
     let nonce = Fixed(challenge.nonce.0);
@@ -1114,7 +997,7 @@ fn expired_certificate_warns_once_not_at_each_broadcast() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     let expired = alice.identity.certify(&alice.name, &alice.session, clock::now_ms() - 27 * 3_600_000);
-    line.show(shown(&alice, Some(&expired)));
+    line.show(alice.shown_with(Some(&expired)));
     let broadcast = |bob: &mut Client, text: &str| {
         bob.say(text);
         let send = line.hear_send();
@@ -1141,9 +1024,7 @@ fn expired_certificate_warns_once_not_at_each_broadcast() {
 #[test]
 fn hostile_server_fills_neither_screen_nor_memory() {
     let alice = person("alice");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     for n in 0..2000 {
         let (code, message) = ("odd".into(), format!("problem number {n}"));
         line.say(&ServerMessage::Error(Failure { code, message, id: None, retry_after: None, newest: None }));
@@ -1171,15 +1052,12 @@ fn hostile_server_fills_neither_screen_nor_memory() {
 #[test]
 fn later_kinds_and_scopes_are_not_shown_nor_missing() {
     let alice = person("alice");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     let word = |text: &str| Word::new(text).expect("short");
     let bob_alone = || Some((name("bob"), session.fingerprint()));
     let later = |kind, scope, sequence| {
         let header = Header { kind, ..header(&alice, scope, sequence) };
-        let sealed = Sealed::seal(header, &alice.identity, b"for later versions");
-        line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+        line.say(&sealed(&alice, header, b"for later versions", &session));
     };
     line.say(&message(&alice, private_to("bob", &session), 1, "one", &session));
     later(Kind::Later(word("poll")), (Scope::Private, bob_alone()), 2);
@@ -1203,14 +1081,7 @@ fn pause_lasts_as_long_as_any_error_asks() {
         let (bob, line) = stage.with(&[]);
         line.close();
         let line = stage.again();
-        let message = "later".to_string();
-        line.say(&ServerMessage::Error(Failure {
-            code: code.as_str().into(),
-            message,
-            id: None,
-            retry_after: Some(3),
-            newest: None,
-        }));
+        line.say(&failure(code, "later", Some(3)));
         let refused = Instant::now();
         stage.again().say(&ServerMessage::Resumed(Received { received: 0 }));
         assert!(refused.elapsed() >= Duration::from_secs(3), "{code:?}: {:?}", refused.elapsed());
@@ -1223,15 +1094,14 @@ fn pause_lasts_as_long_as_any_error_asks() {
 impl Stage {
     /// Bob's client, whose output nobody reads, and the pipe for its output.
     fn stuck(&self, alice: &Person) -> (Client, Line, std::path::PathBuf) {
-        let port = self.listener.local_addr().expect("bound").port();
+        let port = self.port();
         // The shell holds both ends, so the pipe stays open although nobody reads.
         let client =
             Client::after("mkfifo out; exec 3<>out >out", self.home.clone(), port, "bob", &["--no-tls"]);
-        let mut line = Line::new(self.listener.accept().expect("the client connects").0);
+        let mut line = self.next();
         line.let_in(BOBS);
-        line.show(keys_of(alice));
-        let joined = vec![name("bob"), alice.name.clone()];
-        line.say(&ServerMessage::Presence(Presence { more: false, full: true, joined, left: vec![] }));
+        line.show(alice.shown());
+        line.say(&present(["bob", alice.name.as_str()]));
         (client, line, self.home.path("out"))
     }
 
@@ -1272,7 +1142,7 @@ fn first_sigterm_says_farewell_also_when_nobody_reads() {
     Stage::flood(&line, &alice);
     line.say(&ServerMessage::Ping);
     assert!(matches!(line.hear(), Some(ClientMessage::Pong)));
-    support::signal(client.child.id(), "-TERM");
+    client.signal("-TERM");
     assert!(matches!(line.hear(), Some(ClientMessage::Logout)));
     assert_eq!(client.child.wait().expect("it ends").code(), Some(1));
 }
@@ -1283,9 +1153,7 @@ fn first_sigterm_says_farewell_also_when_nobody_reads() {
 #[test]
 fn nonsense_from_the_server_is_reported_and_harmless() {
     let alice = person("alice");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     let deep = format!("{{\"type\":\"ping\",\"x\":{}{}}}\n", "[".repeat(9000), "]".repeat(9000));
     let crowded = format!(
         "{{\"type\":\"presence\",\"more\":false,\"full\":false,\"left\":[],\"joined\":[{}\"a\"]}}\n",
@@ -1354,7 +1222,7 @@ fn server_texts_stay_one_harmless_line() {
     bob.say("/msg alice hello");
     // The server's answer omits the name.
     bob.expect("! there is no account named alice: your message was not delivered");
-    line.show(keys_of(&person("alice")));
+    line.show(person("alice").shown());
     bob.say("/msg alice hello again");
     let send = line.hear_send();
     line.say(&failure(ErrorCode::BadTargets.as_str(), Some(send.routing.id)));
@@ -1388,7 +1256,7 @@ fn crowd_that_joins_and_leaves_is_reported_as_a_number() {
     bob.say("/users");
     let told = bob.expect(" online: ");
     assert!(told.len() < 20_000, "{} bytes", told.len());
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
 }
 
 /// PROTOCOL#line-length.
@@ -1404,14 +1272,12 @@ fn endless_line_ends_the_connection() {
 #[test]
 fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
     let mallory = person("mallory");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
     line.say(&message(&mallory, EVERYONE, 1, "the first", &session));
     bob.expect("<mallory> the first");
     let sealed = Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b"");
     let wrapped = sealed.wrap_for(&session);
-    let mut envelope = fields(&sealed);
+    let mut envelope = sealed.envelope.clone();
     envelope.body.ciphertext = Bytes(vec![0; MAX_CIPHERTEXT]);
     // The server shows no key of any of them, so each message waits for one.
     for n in 0..2500 {
@@ -1420,9 +1286,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
     }
     line.say(&message(&mallory, EVERYONE, 2, "the last", &session));
     bob.expect("<mallory> the last");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", bob.child.id())).expect("Linux");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    let peak = memory_of(bob.child.id(), "VmHWM:") / 1024;
     assert!(peak < 60_000, "{peak} kB for 80 MB of messages from nobody");
 }
 
@@ -1431,178 +1295,120 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
 /// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once, PROTOCOL#known-logins.
 #[test]
 fn failed_login_at_any_step_says_why_and_ends_with_1() {
-    type Play = fn(&mut Line);
-    fn asked(line: &mut Line) {
-        assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
+    /// How far the login goes before.
+    enum After {
+        Connecting,
+        Request,
+        Response,
     }
-    fn responded(line: &mut Line) {
-        asked(line);
-        line.say(&Line::challenge(BOBS.rounds));
-        assert!(matches!(line.hear(), Some(ClientMessage::ChallengeResponse(_))));
-    }
-    /// The client closes the connection without a response to the challenge.
-    fn gives_nothing_away(line: &mut Line) {
-        assert!(line.hear().is_none(), "nothing is answered");
-    }
-    let plays: [(&str, Play, &str); 17] = [
-        ("closes at once", |line| line.close(), "connection lost"),
-        (
-            "closes instead of a challenge",
-            |line| {
-                asked(line);
-                line.close();
-            },
-            "connection lost",
-        ),
-        (
-            "closes instead of a session",
-            |line| {
-                responded(line);
-                line.close();
-            },
-            "connection lost",
-        ),
-        (
-            "asks for a cheap hash",
-            |line| {
-                asked(line);
-                line.say(&Line::challenge(1));
-                gives_nothing_away(line);
-            },
-            "this server does not ask for your password as your key file expects",
-        ),
+    use After::{Connecting, Request, Response};
+    type Play = fn(&Line);
+    // Whether the client leaves without an answer.
+    let (silent, open) = (true, false);
+    let false_login = "this server does not ask for your password as your key file expects";
+    const MISCHIEF: &str = "x\n<alice> hi\u{1b}[2J\u{9b}\u{202e}";
+    const OUT_OF_PLACE: &str = "unexpected message from the server";
+    let plays: [(&str, After, Play, bool, &str); 17] = [
+        ("closes at once", Connecting, |line| line.close(), open, "connection lost"),
+        ("closes instead of a challenge", Request, |line| line.close(), open, "connection lost"),
+        ("closes instead of a session", Response, |line| line.close(), open, "connection lost"),
+        ("asks for a cheap hash", Request, |line| line.say(&Line::challenge(1)), silent, false_login),
         (
             "asks for a hash just below the floor",
-            |line| {
-                asked(line);
-                line.say(&Line::challenge(PBKDF2_MIN_ROUNDS - 1));
-                gives_nothing_away(line);
-            },
-            "this server does not ask for your password as your key file expects",
+            Request,
+            |line| line.say(&Line::challenge(PBKDF2_MIN_ROUNDS - 1)),
+            silent,
+            false_login,
         ),
         (
             "asks for an endless hash",
-            |line| {
-                asked(line);
-                line.say(&Line::challenge(u32::MAX));
-                gives_nothing_away(line);
-            },
-            "this server does not ask for your password as your key file expects",
+            Request,
+            |line| line.say(&Line::challenge(u32::MAX)),
+            silent,
+            false_login,
         ),
         (
             "speaks another version",
+            Request,
             |line| {
-                asked(line);
                 let (nonce, salt) = (Fixed([0; 32]), Fixed([0; 32]));
                 line.say(&ServerMessage::Challenge(Challenge { version: 2, nonce, salt, rounds: 600_000 }));
-                gives_nothing_away(line);
             },
+            silent,
             "the server speaks version 2 of the protocol, this client version 1: use a client of",
         ),
         (
             "speaks another version with other members",
-            |line| {
-                asked(line);
-                line.bytes(b"{\"type\":\"challenge\",\"puzzle\":[1],\"version\":4294967295}\n");
-                gives_nothing_away(line);
-            },
+            Request,
+            |line| line.bytes(b"{\"type\":\"challenge\",\"puzzle\":[1],\"version\":4294967295}\n"),
+            silent,
             "the server speaks version 4294967295 of the protocol, this client version 1: use a client of",
         ),
         (
             "does not speak this version",
-            |line| {
-                asked(line);
-                line.say(&ServerMessage::error(ErrorCode::UnsupportedVersion, "no"));
-            },
+            Request,
+            |line| line.say(&ServerMessage::error(ErrorCode::UnsupportedVersion, "no")),
+            open,
             "the server speaks another version of the protocol, this client version 1: use a client of",
         ),
-        (
-            "grants a session without a proof",
-            |line| {
-                asked(line);
-                line.say(&granted());
-                gives_nothing_away(line);
-            },
-            "unexpected message from the server",
-        ),
+        ("grants a session without a proof", Request, |line| line.say(&granted()), silent, OUT_OF_PLACE),
         (
             "delivers before the login",
+            Request,
             |line| {
                 let alice = person("alice");
-                asked(line);
                 line.say(&message(&alice, EVERYONE, 1, "too early", alice.session.public()));
-                gives_nothing_away(line);
             },
-            "unexpected message from the server",
+            silent,
+            OUT_OF_PLACE,
         ),
-        (
-            "challenges twice",
-            |line| {
-                responded(line);
-                line.say(&Line::challenge(BOBS.rounds));
-            },
-            "unexpected message from the server",
-        ),
+        ("challenges twice", Response, |line| line.say(&Line::challenge(BOBS.rounds)), open, OUT_OF_PLACE),
         (
             "speaks no JSON",
-            |line| {
-                asked(line);
-                line.bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-            },
-            "unexpected message from the server",
+            Request,
+            |line| line.bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            open,
+            OUT_OF_PLACE,
         ),
         (
             "never ends its line",
-            |line| {
-                asked(line);
-                line.bytes(&vec![b' '; MAX_LINE + 100_000]);
-            },
-            "unexpected message from the server",
+            Request,
+            |line| line.bytes(&vec![b' '; MAX_LINE + 100_000]),
+            open,
+            OUT_OF_PLACE,
         ),
         (
             "answers with mischief",
-            |line| {
-                asked(line);
-                let message = "x\n<alice> hi\u{1b}[2J\u{9b}\u{202e}".into();
-                let (code, retry_after) = ("server_full".into(), Some(u64::MAX));
-                line.say(&ServerMessage::Error(Failure {
-                    code,
-                    message,
-                    id: None,
-                    retry_after,
-                    newest: None,
-                }));
-            },
+            Request,
+            |line| line.say(&failure(ErrorCode::ServerFull, MISCHIEF, Some(u64::MAX))),
+            open,
             "the server says: ",
         ),
         (
             "locks for ever",
-            |line| {
-                responded(line);
-                let (code, message) = (ErrorCode::Locked.as_str().into(), "locked".into());
-                line.say(&ServerMessage::Error(Failure {
-                    code,
-                    message,
-                    id: None,
-                    retry_after: Some(u64::MAX),
-                    newest: None,
-                }));
-            },
+            Response,
+            |line| line.say(&failure(ErrorCode::Locked, "locked", Some(u64::MAX))),
+            open,
             "too many failed logins as bob",
         ),
         (
             "refuses",
-            |line| {
-                responded(line);
-                line.say(&ServerMessage::error(ErrorCode::LoginFailed, "no"));
-            },
+            Response,
+            |line| line.say(&ServerMessage::error(ErrorCode::LoginFailed, "no")),
+            open,
             "login failed: the name or the password is wrong",
         ),
     ];
     let stage = Stage::new();
-    for (what, play, reason) in plays {
-        let (bob, mut line) = stage.open();
-        play(&mut line);
+    for (what, after, play, is_silent, reason) in plays {
+        let (bob, line) = stage.open();
+        match after {
+            Connecting => {}
+            Request => assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_)))),
+            Response => line.respond(),
+        }
+        play(&line);
+        assert!(!is_silent || line.hear().is_none(), "{what}: nothing is answered");
         let (status, lines) = bob.finish();
         assert_eq!(status, 1, "{what}: {lines:#?}");
         assert_eq!(lines.len(), 1, "{what}: {lines:#?}");
@@ -1634,15 +1440,14 @@ fn server_with_another_salt_or_fewer_rounds_gets_no_response() {
         let (bob, line) = stage.open();
         line.ask(login);
         assert!(line.hear().is_none(), "nothing is answered");
-        let (status, lines) = bob.finish();
-        assert!(status == 1 && lines.concat().contains(UNEXPECTED), "{lines:?}");
+        let lines = bob.ends(1, UNEXPECTED);
         let path = stage.key_file().display().to_string();
         assert!(lines.concat().contains(&format!("copy the key file from there to {path}")), "{lines:?}");
     }
     let (mut bob, _line) = stage.with(&[]);
     for login in FALSE {
         bob.say(&format!("/passwd {}", stage.home.password_file("another one").display()));
-        let line = Line::new(stage.listener.accept().expect("a connection of its own").0);
+        let line = stage.next();
         line.ask(login);
         assert!(line.hear().is_none(), "nothing is answered");
         bob.expect(&format!("! your password was not changed: {UNEXPECTED}"));
@@ -1659,8 +1464,7 @@ fn key_file_without_logins_accepts_one_login_and_keeps_it() {
         let (bob, line) = stage.open();
         line.ask(Login { rounds, ..BOBS });
         assert!(line.hear().is_none(), "nothing is answered");
-        let (status, lines) = bob.finish();
-        assert!(status == 1 && lines.concat().contains("the server asks for something unsafe"), "{lines:?}");
+        let _lines = bob.ends(1, "the server asks for something unsafe");
     }
     // A refused login does not add the list.
     let (bob, line) = stage.open();
@@ -1720,7 +1524,7 @@ fn damaged_list_of_logins_opens_nothing_and_stays() {
     for damaged in damaged {
         let edited = text.replace(list, &format!("\"logins\":{damaged}"));
         std::fs::write(stage.key_file(), &edited).expect("written");
-        let port = stage.listener.local_addr().expect("bound").port();
+        let port = stage.port();
         for arguments in [&[][..], &["--register"]] {
             let (status, lines) = Client::within(stage.home.clone(), port, "bob", false, arguments).finish();
             assert!(status == 1 && lines.len() == 1, "{damaged}: {lines:?}");
@@ -1738,15 +1542,13 @@ fn damaged_list_of_logins_opens_nothing_and_stays() {
 #[test]
 fn registration_is_in_the_key_file_before_it_is_sent() {
     let stage = Stage::new();
-    let port = stage.listener.local_addr().expect("bound").port();
     let register = |home: &Arc<Folder>| {
-        let client = Client::within(home.clone(), port, "bob", false, &["--register"]);
-        let line = Line::new(stage.listener.accept().expect("the client connects").0);
+        let (client, line) = stage.start(home, &["--register"]);
         let Some(ClientMessage::Register(request)) = line.hear() else { panic!("no registration") };
         (client, line, Login { salt: request.salt, rounds: request.rounds })
     };
     let logins = |home: &Arc<Folder>| {
-        let text = std::fs::read(home.path(".secure_messenger_client/keys/bob_private.key"));
+        let text = std::fs::read(home.path(DATA).join("keys/bob_private.key"));
         text.ok().map(|text| key_file::logins(&text).expect("a list"))
     };
     let empty = Arc::new(Folder::new());
@@ -1761,8 +1563,7 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
         let (client, line, login) = register(home);
         line.close();
         assert!(client.finish().0 == 1 && logins(home) == Some(with(login)));
-        let client = Client::within(home.clone(), port, "bob", false, &[]);
-        let mut line = Line::new(stage.listener.accept().expect("the client connects").0);
+        let (client, mut line) = stage.start(home, &[]);
         line.let_in(login);
         logged_in(client);
         let used = logins(home).expect("a list");
@@ -1785,9 +1586,7 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
 #[test]
 fn failed_registration_leaves_a_file_without_list_as_it_is() {
     let stage = Stage::without_logins();
-    let port = stage.listener.local_addr().expect("bound").port();
-    let client = Client::within(stage.home.clone(), port, "bob", false, &["--register"]);
-    let line = Line::new(stage.listener.accept().expect("the client connects").0);
+    let (client, line) = stage.start(&stage.home, &["--register"]);
     assert!(matches!(line.hear(), Some(ClientMessage::Register(_))));
     line.close();
     assert!(client.finish().0 == 1 && stage.logins().is_empty());
@@ -1810,7 +1609,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
         let before = std::fs::read(stage.key_file()).expect("there");
         let (mut bob, line) = stage.with(&[]);
         bob.say(&format!("/passwd {}", stage.home.password_file(new).display()));
-        let change = Line::new(stage.listener.accept().expect("a connection of its own").0);
+        let change = stage.next();
         change.ask(BOBS);
         let Some(ClientMessage::PasswordChange(request)) = change.hear() else { panic!("no change") };
         let chosen = Login { salt: request.salt, rounds: request.rounds };
@@ -1823,9 +1622,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
         let (expected, outdated) = if is_changed { (chosen, BOBS) } else { (BOBS, chosen) };
         let log_in = |password: &str| {
             let path = stage.home.password_file(password).display().to_string();
-            let port = stage.listener.local_addr().expect("bound").port();
-            let client = Client::within(stage.home.clone(), port, "bob", false, &["--password-file", &path]);
-            (client, Line::new(stage.listener.accept().expect("the client connects").0))
+            stage.start(&stage.home, &["--password-file", &path])
         };
         // The other password is not tried, and the client names the right one; a false server gets no response.
         if new != PASSWORD {
@@ -1860,7 +1657,7 @@ fn ended_connection_is_reported_with_undelivered_messages() {
     line.close();
     bob.end();
     bob.expect("* leaving: 1 message is not acknowledged yet");
-    support::signal(bob.child.id(), "-TERM");
+    bob.signal("-TERM");
     let (status, lines) = bob.finish();
     assert_eq!(status, 1);
     let told = |part: &str| lines.iter().any(|line| line.starts_with("! ") && line.contains(part));
@@ -1964,7 +1761,7 @@ fn only_frames_the_server_did_not_receive_are_resent() {
         let send = line.hear_send();
         line.close();
         let line = stage.again();
-        line.show(keys_of(&alice));
+        line.show(alice.shown());
         line.say(&ServerMessage::Resumed(Received { received: taken }));
         if taken < 2 {
             let again = line.hear_send();
@@ -1975,7 +1772,7 @@ fn only_frames_the_server_did_not_receive_are_resent() {
         bob.expect("<bob -> alice> hello");
         bob.end();
         assert!(line.hears_no_more_sends());
-        assert_eq!(bob.finish().0, 0);
+        bob.leaves();
     }
 }
 
@@ -1994,8 +1791,7 @@ fn false_login_after_no_session_is_refused_with_a_reason() {
         // The client tries twice, because the password might be changing at this moment.
         for _ in 0..2 {
             stage.again().say(&no_session());
-            let (socket, _) = stage.listener.accept().expect("the client comes back");
-            let line = Line::new(socket);
+            let line = stage.next();
             assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
             line.say(&falsehood);
         }
@@ -2027,72 +1823,6 @@ fn login_without_an_answer_is_no_session() {
 
 // ---- between real clients and a real server
 
-type Rule = Box<dyn FnMut(ServerMessage) -> Vec<ServerMessage> + Send>;
-
-/// Relays lines between clients and a server, and applies its rule to what the server sends. A test may exchange the
-/// server behind it.
-struct Operator {
-    port: u16,
-    upstream: Arc<Mutex<u16>>,
-    rule: Arc<Mutex<Rule>>,
-    /// The newest client's socket.
-    client: Arc<Mutex<Option<TcpStream>>>,
-}
-
-impl Operator {
-    fn before(server: &Server) -> Operator {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let operator = Operator {
-            port: listener.local_addr().expect("bound").port(),
-            upstream: Arc::new(Mutex::new(server.port)),
-            rule: Arc::new(Mutex::new(Box::new(|message| vec![message]))),
-            client: Arc::default(),
-        };
-        let (upstream, rule, client) =
-            (operator.upstream.clone(), operator.rule.clone(), operator.client.clone());
-        thread::spawn(move || {
-            for down in listener.incoming().map_while(Result::ok) {
-                let port = *upstream.lock().expect("whole");
-                let Ok(up) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-                let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
-                *client.lock().expect("whole") = Some(twin(&down));
-                let (mut from_client, mut to_server) = (twin(&down), twin(&up));
-                thread::spawn(move || {
-                    let _ = std::io::copy(&mut from_client, &mut to_server);
-                    let _ = to_server.shutdown(Shutdown::Write);
-                });
-                let (rule, client) = (rule.clone(), client.clone());
-                thread::spawn(move || {
-                    for line in BufReader::new(up).split(b'\n').map_while(Result::ok) {
-                        let message = ServerMessage::decode(&line).expect("the server speaks its protocol");
-                        let passed = (rule.lock().expect("whole"))(message);
-                        // The lock keeps injected lines between messages, never inside one.
-                        let _one = client.lock().expect("whole");
-                        for message in passed {
-                            let _ = (&down).write_all(&message.encode());
-                        }
-                    }
-                    let _ = down.shutdown(Shutdown::Both);
-                });
-            }
-        });
-        operator
-    }
-
-    fn client(&self, home: &Arc<Folder>, name: &str) -> Client {
-        Client::within(home.clone(), self.port, name, false, &["--register"])
-    }
-
-    fn rule(&self, rule: impl FnMut(ServerMessage) -> Vec<ServerMessage> + Send + 'static) {
-        *self.rule.lock().expect("whole") = Box::new(rule);
-    }
-
-    fn inject(&self, message: &ServerMessage) {
-        let client = self.client.lock().expect("whole");
-        client.as_ref().expect("connected").write_all(&message.encode()).expect("the client reads");
-    }
-}
-
 fn copy(message: &ServerMessage) -> ServerMessage {
     let line = message.encode();
     ServerMessage::decode(&line[..line.len() - 1]).expect("decodes")
@@ -2108,7 +1838,7 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
     alice.expect("* bob is online");
     // Of six messages: the first twice, the second and third not at all, the fifth before the fourth.
     let (mut count, mut held) = (0, None);
-    operator.rule(move |message| {
+    operator.messages(move |message| {
         if !matches!(message, ServerMessage::EncryptedMessage(_)) {
             return vec![message];
         }
@@ -2125,8 +1855,7 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
         }
     });
     for text in ["one", "two", "three", "four", "five", "six"] {
-        alice.say(&format!("/msg bob {text}"));
-        alice.expect(&format!("<alice -> bob> {text}"));
+        alice.ask(&format!("/msg bob {text}"), &format!("<alice -> bob> {text}"));
     }
     bob.expect("<alice -> bob> six");
     let (_, lines) = bob.finish();
@@ -2157,7 +1886,7 @@ fn envelope_redirected_to_a_third_user_is_refused() {
     alice.expect("* bob is online");
     alice.expect("* carol is online");
     let (sender, caught) = channel();
-    to_bob.rule(move |message| {
+    to_bob.messages(move |message| {
         if matches!(message, ServerMessage::EncryptedMessage(_)) {
             let _ = sender.send(copy(&message));
         }
@@ -2170,9 +1899,9 @@ fn envelope_redirected_to_a_third_user_is_refused() {
     let refused = carol.expect(REFUSED);
     assert!(refused.contains("for another user"), "{refused}");
     // Carol gets bob's copy of a broadcast, like a recipient that the operator added.
-    to_carol.rule(
-        |message| if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] },
-    );
+    to_carol.messages(|message| {
+        if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] }
+    });
     alice.say("for everyone whom alice has named");
     bob.expect("<alice> for everyone whom alice has named");
     to_carol.inject(&caught.recv_timeout(DEADLINE).expect("it passed"));
@@ -2186,26 +1915,25 @@ fn envelope_redirected_to_a_third_user_is_refused() {
 #[test]
 fn new_key_after_server_data_loss_must_be_trusted_first() {
     let first = Server::with(&["--no-tls"]);
-    let operator = Operator::before(&first);
+    let gate = Gate::before(&first);
     let (of_alice, of_bob) = (Arc::new(Folder::new()), Arc::new(Folder::new()));
-    let mut alice = operator.client(&of_alice, "alice").ready();
-    let mut bob = operator.client(&of_bob, "bob").ready();
+    let start = |home: &Arc<Folder>, name| gate.client(home.clone(), name, &["--register"]).ready();
+    let mut alice = start(&of_alice, "alice");
+    let mut bob = start(&of_bob, "bob");
     bob.say("good morning");
     alice.expect("<bob> good morning");
     drop((alice, bob, first));
     // On a new server bob has a new key; alice still has her key, and remembers bob's former one.
     let second = Server::with(&["--no-tls"]);
-    *operator.upstream.lock().expect("whole") = second.port;
-    let mut alice = operator.client(&of_alice, "alice").ready();
-    let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
+    gate.lead_to(&second);
+    let mut alice = start(&of_alice, "alice");
+    let mut bob = start(&Arc::new(Folder::new()), "bob");
     alice.expect("* bob is online");
     bob.say("it is me, with a new key");
     alice.expect("! THE IDENTITY KEY OF bob HAS CHANGED");
-    alice.say("/msg bob are you bob?");
-    alice.expect("! THE IDENTITY KEY OF bob HAS CHANGED");
+    alice.ask("/msg bob are you bob?", "! THE IDENTITY KEY OF bob HAS CHANGED");
     assert!(!alice.output.seen.iter().any(|line| line.contains("it is me")), "{:#?}", alice.output.seen);
-    alice.say("/trust bob");
-    alice.expect("* the new key of bob is accepted");
+    alice.ask("/trust bob", "* the new key of bob is accepted");
     alice.expect("<bob> it is me, with a new key");
     alice.say("/msg bob welcome back");
     bob.expect("<alice -> bob> welcome back");
@@ -2215,28 +1943,15 @@ fn new_key_after_server_data_loss_must_be_trusted_first() {
 
 // ---- other users
 
-/// Sends one envelope from `from` to `to`, after asking for the keys.
+/// Sends one envelope to the one user `to`, whose keys are fetched.
 fn send_raw(
     raw: &mut Raw,
     to: &str,
     seal: impl FnOnce(&SessionPublicKey) -> (Envelope, [u8; WRAPPED_BYTES]),
 ) {
-    raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name(to)] }));
-    let key = loop {
-        match raw.answer().expect("an answer") {
-            ServerMessage::Keys(keys) => break keys.keys[0].session_key.clone().expect("online"),
-            ServerMessage::EncryptedMessage(_) | ServerMessage::Sent(_) => {}
-            _ => panic!("not keys"),
-        }
-    };
-    let session = SessionPublicKey::parse(&key.0).expect("a key");
-    let (envelope, wrapped) = seal(&session);
-    let routing = Routing {
-        id: 1,
-        targets: vec![name(to)],
-        keys: [(name(to), WrappedKey::new(&wrapped))].into_iter().collect(),
-    };
-    raw.say(&ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope })));
+    let key = raw.keys(&[to]).keys[0].session_key.clone().expect("online");
+    let (envelope, wrapped) = seal(&SessionPublicKey::parse(&key.0).expect("a key"));
+    raw.say(&send_to(to, 1, envelope, wrapped));
 }
 
 /// PROTOCOL#harmless.
@@ -2264,14 +1979,14 @@ fn any_text_stays_one_line_under_its_author_s_name() {
         let sequence = n as u64 + 1;
         send_raw(&mut raw, "bob", |session| {
             let sealed = Sealed::seal(header(&mallory, EVERYONE, sequence), &mallory.identity, text);
-            (fields(&sealed), sealed.wrap_for(session))
+            (sealed.envelope.clone(), sealed.wrap_for(session))
         });
         assert_eq!(bob.output.next().expect("a line"), format!("<mallory> {shown}"));
     }
     send_raw(&mut raw, "bob", |session| {
         let to_all = header(&mallory, EVERYONE, texts.len() as u64 + 1);
         let sealed = Sealed::seal(to_all, &mallory.identity, b"not \xff UTF-8");
-        (fields(&sealed), sealed.wrap_for(session))
+        (sealed.envelope.clone(), sealed.wrap_for(session))
     });
     let refused = bob.output.next().expect("a line");
     assert!(refused.starts_with(REFUSED) && refused.contains("not text"), "{refused}");
@@ -2292,7 +2007,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
         let mut forged = header(&mallory, EVERYONE, 1);
         forged.from = name("bob");
         let sealed = Sealed::seal(forged, &mallory.identity, b"I am bob");
-        (fields(&sealed), sealed.wrap_for(session))
+        (sealed.envelope.clone(), sealed.wrap_for(session))
     });
     assert_eq!(raw.error(), ErrorCode::WrongSender.as_str());
     // A private message for a third user, with the key wrapped for bob.
@@ -2312,7 +2027,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
     send_raw(&mut raw, "bob", |session| {
         let sealed =
             Sealed::seal(header(&mallory, private_to("bob", session), 1), &mallory.identity, b"honest");
-        (fields(&sealed), sealed.wrap_for(session))
+        (sealed.envelope.clone(), sealed.wrap_for(session))
     });
     bob.expect("<mallory -> bob> honest");
     let (_, lines) = bob.finish();
@@ -2321,79 +2036,33 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
 
 // ---- who the server is
 
-/// Runs a client without input to its end.
 fn run(home: &Folder, port: u16, arguments: &[&str]) -> (i32, Vec<String>) {
-    let port = port.to_string();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_client"));
-    command.args([
-        "--host",
-        "127.0.0.1",
-        "--port",
-        &port,
-        "--user",
-        "alice",
-        "--register",
-        "--password-file",
-    ]);
-    command.arg(home.password_file(PASSWORD)).args(arguments).env("HOME", &home.0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = command.spawn().expect("the client starts");
-    let lines = Output::of(child.stdout.take().expect("piped")).all();
-    (child.wait().expect("it ends").code().unwrap_or(-1), lines)
-}
-
-/// Relays bytes to the server at the current upstream port.
-fn forwarder(upstream: &Arc<Mutex<u16>>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("bound").port();
-    let upstream = upstream.clone();
-    thread::spawn(move || {
-        for down in listener.incoming().map_while(Result::ok) {
-            let port = *upstream.lock().expect("whole");
-            let Ok(up) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-            for (from, to) in [(&down, &up), (&up, &down)] {
-                let mut from = from.try_clone().expect("a second handle");
-                let mut to = to.try_clone().expect("a second handle");
-                thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(Shutdown::Write);
-                });
-            }
-        }
-    });
-    port
-}
-
-fn fingerprint_of(server: &Server) -> String {
-    let printed = server.greeting.join(" ");
-    let at = printed.find("SHA256:").expect("the server prints its fingerprint");
-    printed[at..].split([' ', ',']).next().expect("a word").to_string()
+    run_client(home, port, PASSWORD, &[&["--user", "alice", "--register"], arguments].concat())
 }
 
 /// PROTOCOL#server-key.
 #[test]
 fn changed_server_key_is_refused_with_the_remedy() {
     let (first, second) = (Server::start(), Server::start());
-    let upstream = Arc::new(Mutex::new(first.port));
-    let port = forwarder(&upstream);
+    let gate = Gate::before(&first);
     let home = Folder::new();
-    let (status, lines) = run(&home, port, &["--accept-new"]);
+    let (status, lines) = run(&home, gate.port, &["--accept-new"]);
     assert_eq!(status, 0, "{lines:#?}");
-    *upstream.lock().expect("whole") = second.port;
-    let new = fingerprint_of(&second);
+    gate.lead_to(&second);
+    let new = second.fingerprint();
     // Not even --accept-new accepts a changed key.
     for arguments in [&[][..], &["--accept-new"]] {
-        let (status, lines) = run(&home, port, arguments);
+        let (status, lines) = run(&home, gate.port, arguments);
         assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
         assert!(lines[0].starts_with("! THE KEY OF THE SERVER AT 127.0.0.1:"), "{lines:#?}");
-        assert!(lines[0].contains(&fingerprint_of(&first)) && lines[0].contains(&new), "{lines:#?}");
+        assert!(lines[0].contains(&first.fingerprint()) && lines[0].contains(&new), "{lines:#?}");
         assert!(lines[0].ends_with(&format!("use --fingerprint {new}")), "{lines:#?}");
     }
     assert!(!second.log().contains("alice"), "nothing was sent to the wrong server");
     // The remedy works, and the key is remembered.
-    let (status, lines) = run(&home, port, &["--fingerprint", &new]);
+    let (status, lines) = run(&home, gate.port, &["--fingerprint", &new]);
     assert_eq!(status, 0, "{lines:#?}");
-    let (status, lines) = run(&home, port, &[]);
+    let (status, lines) = run(&home, gate.port, &[]);
     assert_eq!(status, 0, "{lines:#?}");
 }
 
@@ -2401,7 +2070,7 @@ fn changed_server_key_is_refused_with_the_remedy() {
 fn unknown_server_is_refused_without_its_fingerprint() {
     let server = Server::start();
     let home = Folder::new();
-    let fingerprint = fingerprint_of(&server);
+    let fingerprint = server.fingerprint();
     let (status, lines) = run(&home, server.port, &[]);
     assert_eq!((status, lines.len()), (1, 1), "{lines:#?}");
     assert!(
@@ -2444,9 +2113,7 @@ fn tls_never_falls_back_and_each_mismatch_names_its_remedy() {
 #[test]
 fn message_for_another_name_or_session_is_refused() {
     let mallory = person("mallory");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
     // Each is correctly signed, with the message key wrapped for bob's own session.
     for scope in [
         private_to("carol", &session),
@@ -2471,13 +2138,10 @@ fn message_for_another_name_or_session_is_refused() {
 #[test]
 fn room_is_opened_and_left_only_by_messages_of_that_room() {
     let mallory = person("mallory");
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&mallory]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
     let say = |kind, scope, sequence| {
         let header = Header { kind, ..header(&mallory, scope, sequence) };
-        let sealed = Sealed::seal(header, &mallory.identity, b"");
-        line.say(&delivery(fields(&sealed), sealed.wrap_for(&session)));
+        line.say(&sealed(&mallory, header, b"", &session));
     };
     for kind in [Kind::RoomOpened, Kind::RoomLeft] {
         for scope in [EVERYONE, private_to("bob", &session)] {
@@ -2498,22 +2162,18 @@ fn room_is_opened_and_left_only_by_messages_of_that_room() {
 #[test]
 fn name_that_differs_only_in_letter_case_is_refused() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
-    let session = line.bob().clone();
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
-    let double =
-        Person { name: name("Alice"), identity: mallory.identity.clone(), session: mallory.session.clone() };
-    line.show(keys_of(&double));
+    let double = mallory.called("Alice");
+    line.show(double.shown());
     line.presence(&["Alice"], &[]);
     bob.expect("* Alice is online");
     line.say(&message(&double, private_to("bob", &session), 1, "it is me", &session));
     let told = bob.output.next().expect("a line");
     assert!(told.starts_with("! the keys of Alice cannot be used: alice is already known"), "{told}");
     assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    bob.say("/msg Alice secret");
-    bob.expect("! Alice has no usable key: your message was not delivered");
+    bob.ask("/msg Alice secret", "! Alice has no usable key: your message was not delivered");
     assert!(!std::fs::read_to_string(bob.data("known_users")).expect("read").contains("Alice"));
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("it is me")), "{lines:#?}");
@@ -2526,51 +2186,44 @@ fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);
     let refused = |bob: &mut Client, what: &str| {
-        bob.say(what);
-        bob.expect("! alice is offline: your message was not delivered");
+        bob.ask(what, "! alice is offline: your message was not delivered");
     };
     // The room cannot be opened: the partner has no session.
-    line.show(shown(&alice, None));
+    line.show(alice.shown_with(None));
     bob.say("/room alice");
     bob.expect("! alice is offline: no room is open, and nobody receives what you type here; /leave returns");
     refused(&mut bob, "secret one");
     refused(&mut bob, "secret two");
-    bob.say("/leave");
-    bob.expect("* conversation with alice closed; you are talking to everyone");
+    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
     // The partner leaves while the room is open.
-    line.show(keys_of(&alice));
+    line.show(alice.shown());
     bob.say("/room alice");
     let send = line.hear_send();
     assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["alice"], Scope::Room));
     line.delivered(&send);
     bob.expect("* you are in a private room with alice");
-    line.show(shown(&alice, None));
+    line.show(alice.shown_with(None));
     line.presence(&[], &["alice"]);
     bob.expect("* alice has left");
     refused(&mut bob, "secret three");
     // Only /leave returns to everyone.
-    bob.say("/leave");
-    bob.expect("* conversation with alice closed; you are talking to everyone");
+    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
     bob.say("hello everyone");
     let send = line.hear_send();
     assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["carol"], Scope::Broadcast));
     line.delivered(&send);
     bob.expect("<bob> hello everyone");
-    assert_eq!(bob.finish().0, 0);
+    bob.leaves();
     assert!(line.hears_no_more_sends());
 }
 
 #[test]
 fn server_cannot_make_a_client_remember_endless_users() {
-    let (folder, bob, mallory) = (Folder::new(), person("bob"), person("mallory"));
-    let known = support::memory(&folder);
-    let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
-    let start = Instant::now();
-    let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
-    let envelope = fields(&Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b""));
+    let (bob, mallory) = (person("bob"), person("mallory"));
+    let mut bare = Bare::new(&bob, &[]);
+    let envelope = Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b"").envelope;
     let mut told = Vec::new();
-    let mut take = |event, now| {
-        let effects = session.handle(event, 0, now);
+    let mut take = |effects: Vec<Effect>| {
         told.extend(effects.into_iter().filter_map(|effect| match effect {
             Effect::Show(entry) => Some(entry.line()),
             _ => None,
@@ -2580,9 +2233,9 @@ fn server_cannot_make_a_client_remember_endless_users() {
     for n in 0..50_001 {
         let mut envelope = envelope.clone();
         envelope.header.from = name(&format!("stranger-{n}"));
-        take(Event::Server(delivery(envelope, [0; WRAPPED_BYTES])), start);
+        take(bare.hear(delivery(envelope, [0; WRAPPED_BYTES])));
     }
-    take(Event::Tick, start + Duration::from_secs(60));
+    take(bare.wait(60));
     let refused = |why: &str| told.iter().filter(|line| line.contains(why)).count();
     assert_eq!(refused("too many messages are waiting for a key"), 30, "{told:#?}");
     let more = 50_001 - 1024 - 30;
@@ -2591,11 +2244,8 @@ fn server_cannot_make_a_client_remember_endless_users() {
     // The client remembers all that wait, but not one more.
     let mut envelope = envelope.clone();
     envelope.header.from = name("one-more");
-    let effects = session.handle(
-        Event::Server(delivery(envelope, [0; WRAPPED_BYTES])),
-        0,
-        start + Duration::from_secs(61),
-    );
+    bare.wait(1);
+    let effects = bare.hear(delivery(envelope, [0; WRAPPED_BYTES]));
     let last = effects.into_iter().find_map(|effect| match effect {
         Effect::Show(entry) => Some(entry.text),
         _ => None,
@@ -2612,7 +2262,7 @@ fn channel_opens_only_for_the_given_fingerprint() {
         Unverified::connect("localhost", socket, Instant::now() + DEADLINE).expect("handshake")
     };
     let seen = shake().fingerprint();
-    assert_eq!(seen.to_string(), fingerprint_of(&server));
+    assert_eq!(seen.to_string(), server.fingerprint());
     let mut other = seen;
     other.0[31] ^= 1;
     assert_eq!(shake().fingerprint(), seen);
@@ -2657,20 +2307,13 @@ fn server_without_its_certificate_s_key_gets_no_channel() {
 #[test]
 fn answer_about_one_user_reveals_nothing_about_another() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let (folder, bob) = (Folder::new(), person("bob"));
-    let known = support::memory(&folder);
-    let identity = IdentityKey::from_pkcs8(&bob.identity.to_pkcs8()).expect("a key");
-    let start = Instant::now();
-    let mut session = Session::new(bob.name, identity, SessionKey::generate(), known, start);
-    let joined = vec![name("bob"), alice.name.clone(), mallory.name.clone()];
-    let list = Presence { more: false, full: true, joined, left: vec![] };
-    session.handle(Event::Server(ServerMessage::Presence(list)), 0, start);
-    session.handle(Event::Line("/msg alice hello".into()), 0, start);
-    let keys = Keys { keys: vec![keys_of(&mallory), keys_of(&alice)], unknown: vec![] };
-    session.handle(Event::Server(ServerMessage::Keys(keys)), clock::now_ms(), start);
-    let remembered = || std::fs::read_to_string(folder.path("known_users")).expect("read");
+    let mut bare = Bare::new(&person("bob"), &[&alice, &mallory]);
+    bare.line("/msg alice hello");
+    let keys = vec![mallory.shown(), alice.shown()];
+    bare.hear(ServerMessage::Keys(Keys { keys, unknown: vec![] }));
+    let known_users = bare.folder.path("known_users");
+    let remembered = || std::fs::read_to_string(&known_users).expect("read");
     assert!(!remembered().contains("mallory"), "{}", remembered());
-    let keys = Keys { keys: vec![keys_of(&alice)], unknown: vec![] };
-    session.handle(Event::Server(ServerMessage::Keys(keys)), clock::now_ms(), start);
+    bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
     assert!(remembered().contains("\"alice\""), "{}", remembered());
 }

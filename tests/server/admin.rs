@@ -2,11 +2,11 @@
 //! under attack, and the README's systemd unit and fail2ban filter.
 
 use crate::support::{
-    self, Client, DEADLINE, Folder, PASSWORD, Person, Raw, Server, newcomer, signal, until,
+    self, DEADLINE, Folder, NEW, PASSWORD, Person, Raw, Server, block, check, exchange, has, make_fifo,
+    newcomer, other, refused_start, repository, run, run_server, server_command, signal, until, user,
 };
 use secure_messenger::clock;
-use secure_messenger::encoding::{Bytes, Fixed};
-use secure_messenger::protocol::{ChallengeResponse, ClientMessage, LoginRequest, ServerMessage, VERSION};
+use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -14,28 +14,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// Runs the program to its end: status, output, errors.
-fn run(home: &Folder, arguments: &[&str]) -> (i32, String, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(arguments)
-        .arg("--data-dir")
-        .arg(home.path("data"))
-        .env("HOME", &home.0)
-        .stdin(Stdio::null())
-        .output()
-        .expect("it runs");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
-}
-
-fn user(home: &Folder, arguments: &[&str]) -> (i32, String, String) {
-    run(home, &[&["user"], arguments].concat())
-}
 
 /// Every file and folder with everything that could change.
 fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
@@ -57,8 +39,8 @@ fn snapshot(folder: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
 #[test]
 fn check_reports_beside_a_running_server_and_changes_nothing() {
     let home = Folder::new();
-    let (status, out, errors) = run(&home, &["--check"]);
-    assert_eq!((status, errors.as_str()), (0, ""), "{out}");
+    let (status, out) = check(&home);
+    assert_eq!(status, 0, "{out}");
     assert!(out.contains("not there: a start would make it") && !home.path("data").exists(), "{out}");
     // A disconnected user leaves soon.
     let server = Server::with(&["--grace", "1"]);
@@ -66,20 +48,17 @@ fn check_reports_beside_a_running_server_and_changes_nothing() {
     newcomer(&server, "bob");
     // The server writes the log after it answers.
     until("all of it is logged", || server.log().matches("event=logout").count() == 2);
-    let line = server.greeting.iter().find(|line| line.contains("certificate")).expect("told");
     let before = snapshot(&server.data(""));
-    let (status, out, errors) = run(&server.home, &["--check"]);
-    assert_eq!((status, errors.as_str()), (0, ""), "{out}");
-    for part in
-        ["a server runs on it", "2 accounts", "0 locked names", &line[line.find("SHA256").expect("it")..]]
-    {
+    let (status, out) = check(&server.home);
+    assert_eq!(status, 0, "{out}");
+    for part in ["a server runs on it", "2 accounts", "0 locked names", &server.fingerprint()] {
         assert!(out.contains(part), "{part:?}: {out}");
     }
     assert!(!out.contains("WARNING") && !out.contains("problem"), "{out}");
     assert_eq!(snapshot(&server.data("")), before);
     let home = server.kill();
     let before = snapshot(&home.path("data"));
-    let (status, out, _) = run(&home, &["--check"]);
+    let (status, out) = check(&home);
     assert!(status == 0 && !out.contains("a server runs"), "{out}");
     assert_eq!(snapshot(&home.path("data")), before);
 }
@@ -93,8 +72,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     let path = |name: &str| home.path("data").join(name);
     let foreign = Server::start().kill();
     let starts = || {
-        let (status, out, errors) = run(&home, &["--check"]);
-        assert_eq!(errors, "");
+        let (status, out) = check(&home);
         assert_eq!(status == 0, !out.contains("problem: "), "{out}");
         (status, out)
     };
@@ -121,8 +99,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
         if status == 0 {
             drop(Server::within(home.clone(), &[]));
         } else {
-            let (status, _, errors) = run(&home, &["--host", "127.0.0.1", "--port", "0"]);
-            assert!(status == 1 && errors.starts_with("server: "), "{name}: {errors}");
+            refused_start(&home, &[]);
         }
         match kept {
             Some(kept) => fs::write(path(name), kept).expect("written"),
@@ -134,7 +111,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     fs::remove_file(path("certs/server.key")).expect("removed");
     let (status, out) = starts();
     assert!(status == 1 && out.contains("the certificate's key is missing"), "{out}");
-    assert_eq!(run(&home, &["--check", "--no-tls"]).0, 0, "TLS is not asked for");
+    assert_eq!(run_server(&home, &["--check", "--no-tls"]).0, 0, "TLS is not asked for");
     fs::write(path("certs/server.key"), key).expect("written");
     fs::remove_file(path("certs/server.crt")).expect("removed");
     let (status, out) = starts();
@@ -145,7 +122,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     fs::create_dir(other.path("data")).expect("folder");
     fs::write(other.path("data/letter.txt"), "somebody's").expect("written");
     fs::set_permissions(other.path("data"), fs::Permissions::from_mode(0o755)).expect("mode");
-    let (status, out, _) = run(&other, &["--check"]);
+    let (status, out) = check(&other);
     assert!(status == 1 && out.contains("chmod 700"), "{out}");
 }
 
@@ -157,7 +134,7 @@ fn check_reports_exactly_what_would_stop_a_start() {
     let in_the_way = |path: &Path, kind: &str| match kind {
         "folder" => fs::create_dir_all(path.join("x")).expect("made"),
         "file" => fs::write(path, "").expect("written"),
-        "fifo" => assert!(Command::new("mkfifo").arg(path).status().expect("it runs").success()),
+        "fifo" => make_fifo(path),
         "socket" => drop(UnixListener::bind(path).expect("bound")),
         "device" => std::os::unix::fs::symlink("/dev/zero", path).expect("linked"),
         _ => std::os::unix::fs::symlink("nowhere", path).expect("linked"),
@@ -194,12 +171,11 @@ fn check_reports_exactly_what_would_stop_a_start() {
         let (path, aside) = (home.path("data").join(name), home.path("aside"));
         let is_there = fs::rename(&path, &aside).is_ok();
         in_the_way(&path, kind);
-        let (status, out, _) = run(&home, &["--check"]);
+        let (status, out) = check(&home);
         assert_eq!((status == 1, out.contains("problem: ")), (stops_start, stops_start), "{name}: {out}");
         if stops_start {
-            let (status, _, errors) = run(&home, &["--host", "127.0.0.1", "--port", "0"]);
-            let reason = errors.lines().find_map(|line| line.strip_prefix("server: ")).expect("a reason");
-            assert!(status == 1 && out.contains(&format!("problem: {reason}\n")), "{out} is not {reason}");
+            let reason = refused_start(&home, &[]);
+            assert!(out.contains(&format!("problem: {reason}\n")), "{out} is not {reason}");
         } else {
             home = Server::within(home, &[]).kill();
         }
@@ -222,10 +198,10 @@ fn wrong_operator_commands_are_one_line_and_status_2() {
         &["user", "list", "--port", "1"],
         &["--check=yes"],
     ] {
-        let (status, out, errors) = run(&home, words);
+        let (status, out, errors) = run_server(&home, words);
         assert_eq!((status, out.as_str(), errors.lines().count()), (2, "", 1), "{words:?}: {errors}");
     }
-    let (status, _, errors) = user(&home, &["list"]);
+    let (status, errors) = user(&home, &["list"]);
     assert!(status == 1 && errors.contains("users.json"), "{errors}");
     assert!(!home.path("data").exists());
 }
@@ -247,7 +223,7 @@ fn status_appears_on_request_in_output_and_log() {
     for socket in &mut sockets[20..] {
         assert!(!matches!(socket.read(&mut [0; 64]), Ok(1..)), "refused");
     }
-    signal(server.child.id(), "-USR1");
+    server.signal("-USR1");
     let line = server.output.expect("status: ");
     assert_eq!(field(&line, "sessions"), 1, "{line}");
     assert_eq!(field(&line, "accounts"), 1, "{line}");
@@ -257,7 +233,7 @@ fn status_appears_on_request_in_output_and_log() {
     assert!(field(&line, "refused") >= 200 && field(&line, "uptime") < 600, "{line}");
     until("it is logged", || server.log().contains(&format!("event=status user=- addr=- {}", &line[8..])));
     // The README lists exactly these fields.
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
+    let readme = repository("README.md");
     let example = readme.lines().find_map(|line| line.trim().strip_prefix("status: ")).expect("an example");
     let names = |line: &str| -> Vec<String> {
         line.split(' ').map(|word| word.split('=').next().unwrap_or_default().into()).collect()
@@ -273,13 +249,8 @@ fn unread_output_delays_neither_clients_nor_the_exit() {
     let home = Arc::new(Folder::new());
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     let mut filling = theirs.try_clone().expect("a second handle");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
-        .arg(home.path("data"))
-        .stdin(Stdio::null())
-        .stdout(OwnedFd::from(theirs))
-        .spawn()
-        .expect("it starts");
+    let mut command = server_command(&home, &["--host", "127.0.0.1", "--port", "0"]);
+    let mut child = command.stdout(OwnedFd::from(theirs)).spawn().expect("it starts");
     let mut greeting = String::new();
     while !greeting.contains("listening on ") || !greeting.ends_with('\n') {
         let mut buffer = [0; 1024];
@@ -305,36 +276,13 @@ fn unread_output_delays_neither_clients_nor_the_exit() {
 
 // ---- the log under attack
 
-/// One failed login; the code of its answer.
-fn fail(server: &Server, person: &Person) -> String {
-    let mut raw = server.raw();
-    raw.say(&ClientMessage::LoginRequest(LoginRequest {
-        version: VERSION,
-        username: person.name.clone(),
-        public_key: Bytes(person.identity.public().spki()),
-    }));
-    match raw.answer() {
-        Some(ServerMessage::Challenge(_)) => {}
-        Some(ServerMessage::Error(failure)) => return failure.code,
-        _ => panic!("no challenge"),
-    }
-    raw.say(&ClientMessage::ChallengeResponse(Box::new(ChallengeResponse {
-        response: Fixed([1; 32]),
-        session_key: Bytes(person.session.public().spki()),
-        created: clock::now_ms(),
-        certificate: Fixed([1; 256]),
-        proof: Fixed([1; 256]),
-    })));
-    raw.error()
-}
-
 /// PROTOCOL#lockout, PROTOCOL#registration-limit.
 #[test]
 fn guesser_gets_a_log_line_a_failure_then_one_a_minute() {
     let server = Server::with(&["--registrations", "2"]);
     newcomer(&server, "alice");
     let alice = Person::new("alice");
-    let answers: Vec<String> = (0..60).map(|_| fail(&server, &alice)).collect();
+    let answers: Vec<String> = (0..60).map(|_| server.fail(&alice).code).collect();
     assert!(answers[..5].iter().all(|code| code == "login_failed"), "{answers:?}");
     assert!(answers[5..].iter().all(|code| code == "locked"), "{answers:?}");
     let mut raw = server.raw();
@@ -350,7 +298,7 @@ fn guesser_gets_a_log_line_a_failure_then_one_a_minute() {
         let _ = socket.write_all(b"GET / HTTP/1.0\r\n\r\n");
         let _ = socket.read_to_end(&mut Vec::new());
     }
-    until("it is logged", || server.log().contains("event=handshake_failed"));
+    server.logs("event=handshake_failed");
     let log = server.log();
     let lines = |event: &str| log.matches(&format!("event={event} ")).count();
     assert_eq!((lines("login_failed"), lines("locked")), (5, 1), "{log}");
@@ -365,30 +313,22 @@ fn guesser_gets_a_log_line_a_failure_then_one_a_minute() {
 #[test]
 fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     let server = Server::start();
-    let mut alice = server.client("alice").ready();
-    let mut bob = server.client("bob").ready();
-    alice.say("/msg bob hello");
-    bob.expect("<alice -> bob> hello");
-    let (status, list, _) = user(&server.home, &["list"]);
+    let (mut alice, mut bob) = server.alice_and_bob();
+    exchange(&mut alice, &mut bob, "hello");
+    let (status, list) = user(&server.home, &["list"]);
     let line = list.lines().find(|line| line.starts_with("alice ")).expect("listed");
     let fingerprint = &line[6..];
     assert!(status == 0 && list.lines().count() == 2 && fingerprint.starts_with("SHA256:"), "{list}");
     let pem = fs::read(server.data("keys/alice.pem")).expect("a key");
-    let (status, out, errors) = user(&server.home, &["remove", "alice"]);
-    assert!(status == 0 && out.contains(fingerprint) && out.contains("session is ended"), "{out}{errors}");
+    let (status, out) = user(&server.home, &["remove", "alice"]);
+    assert!(status == 0 && out.contains(fingerprint) && out.contains("session is ended"), "{out}");
     // This is its last line: it does not reconnect and then report a wrong password.
     alice.expect("! the operator of the server has removed this account: this session is over");
     assert_eq!(alice.output.all().len(), alice.output.seen.len());
-    assert_eq!(alice.child.wait().expect("it ends").code(), Some(1));
-    assert!(
-        alice.output.seen.iter().all(|line| !line.contains("connection lost")),
-        "{:#?}",
-        alice.output.seen
-    );
+    assert_eq!(alice.status(), Some(1));
+    assert!(!alice.has_seen("connection lost"), "{:#?}", alice.output.seen);
     bob.expect("alice");
-    until("it is logged", || {
-        server.log().contains(&format!("event=removed user=alice addr=- {fingerprint}\n"))
-    });
+    server.logs(&format!("event=removed user=alice addr=- {fingerprint}\n"));
     assert!(!user(&server.home, &["list"]).1.contains("alice"));
     // The old public key is set aside; the old key and password open nothing.
     let aside = support::files(&server.data("keys"));
@@ -396,20 +336,17 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     assert_eq!(aside.len(), 1, "{aside:?}");
     assert!(aside[0].to_string_lossy().contains("/alice.pem.removed-20"), "{aside:?}");
     assert_eq!(fs::read(aside[0]).expect("kept"), pem);
-    let (status, lines) = Client::within(alice.home.clone(), server.port, "alice", true, &[]).finish();
-    let said = "your account is not on this server";
-    assert!(status == 1 && lines.iter().any(|line| line.contains(said)), "{lines:#?}");
+    server.client_in(&alice.home, "alice", &[]).ends(1, "your account is not on this server");
     // Another key under the name, without a restart: bob is warned, and nothing is sent or shown.
     let mut other = server.client("alice").ready();
     other.say("/msg bob it is me");
     bob.expect("key");
-    bob.say("/msg alice secret");
-    bob.expect("! ");
-    assert!(!bob.output.seen.iter().any(|line| line.contains("it is me")), "{:#?}", bob.output.seen);
+    bob.ask("/msg alice secret", "! ");
+    assert!(!bob.has_seen("it is me"), "{:#?}", bob.output.seen);
     drop((alice, other, bob));
     // The same holds after a restart.
     let server = Server::within(server.kill(), &[]);
-    assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")), "{:#?}", server.greeting);
+    server.told("(2 accounts)");
     let now = user(&server.home, &["list"]).1;
     assert!(now.contains("alice SHA256:") && !now.contains(fingerprint), "{now}");
 }
@@ -427,7 +364,7 @@ fn ask_server(server: &Server, bytes: &[u8]) -> String {
 
 /// The number of sessions that a server reports.
 fn sessions(server: &mut Server) -> u64 {
-    signal(server.child.id(), "-USR1");
+    server.signal("-USR1");
     let line = server.output.expect("status: ");
     field(&line, "sessions")
 }
@@ -436,7 +373,7 @@ fn sessions(server: &mut Server) -> u64 {
 fn about_to_log_in(server: &Server, person: &Person) -> (Raw, ClientMessage) {
     let mut raw = server.raw();
     raw.register_quickly(person);
-    let Some(ServerMessage::Challenge(challenge)) = raw.challenge(person) else { panic!("no challenge") };
+    let challenge = raw.challenged(person);
     let response = raw.respond_quickly(person, &challenge);
     (raw, response)
 }
@@ -453,7 +390,7 @@ fn login_is_refused_if_its_account_changes_before_the_end() {
         server.raw().register_quickly(alice);
     }
     fn change_password(server: &Server, alice: &Person) {
-        let changed = server.raw().change_password(alice, PASSWORD, "tr0ub4dor and three");
+        let changed = server.raw().change_password(alice, PASSWORD, NEW);
         assert!(matches!(changed, Some(ServerMessage::PasswordChanged)));
     }
     for change in [remove, make_anew, change_password] {
@@ -500,10 +437,11 @@ fn commands_without_a_server_act_directly_or_refuse() {
     newcomer(&server, "alice");
     newcomer(&server, "bob");
     let (_, alice) = (server.raw(), Person::new("alice"));
-    for _ in 0..5 {
-        fail(&server, &alice);
-    }
-    assert_eq!(fail(&server, &alice), "locked");
+    let lock = |server: &Server| {
+        (0..5).for_each(|_| _ = server.fail(&alice));
+        assert_eq!(server.fail(&alice).code, "locked");
+    };
+    lock(&server);
     until("it is written", || server.data("locks.json").exists());
     let home = server.kill();
     let list = user(&home, &["list"]).1;
@@ -512,7 +450,7 @@ fn commands_without_a_server_act_directly_or_refuse() {
         "{list}"
     );
     for name in ["carol", "BOB"] {
-        let (status, _, errors) = user(&home, &["remove", name]);
+        let (status, errors) = user(&home, &["remove", name]);
         assert!(status == 1 && errors.contains("no account has exactly this name"), "{errors}");
     }
     assert_eq!(user(&home, &["unlock", "ALICE"]).0, 0, "as in a lock, letter case does not count");
@@ -520,21 +458,18 @@ fn commands_without_a_server_act_directly_or_refuse() {
     let log = fs::read_to_string(home.path("data/logs/security.log")).expect("a log");
     assert!(log.contains("event=unlocked user=ALICE ") && log.contains("event=removed user=bob "), "{log}");
     let server = Server::within(home, &[]);
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "unlocked");
+    server.raw().logs_in(&alice);
     newcomer(&server, "Bob");
     // The same through the running server.
-    for _ in 0..5 {
-        fail(&server, &alice);
-    }
-    assert_eq!(fail(&server, &alice), "locked");
+    lock(&server);
     assert_eq!(user(&server.home, &["unlock", "alice"]).0, 0);
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "unlocked");
+    server.raw().logs_in(&alice);
     let server = Server::within(server.kill(), &[]);
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))), "and stays so");
+    server.raw().logs_in(&alice);
     // The command refuses a folder that belongs to another user: as root it would leave its own files there.
     let home = server.kill();
     if std::os::unix::fs::chown(home.path("data/users.json"), Some(12345), None).is_ok() {
-        let (status, _, errors) = user(&home, &["remove", "alice"]);
+        let (status, errors) = user(&home, &["remove", "alice"]);
         assert!(status == 1 && errors.contains("user 12345"), "{errors}");
         assert!(user(&home, &["list"]).1.contains("alice"));
     }
@@ -546,7 +481,7 @@ fn unreachable_running_server_is_never_bypassed() {
     newcomer(&server, "alice");
     let before = fs::read(server.data("users.json")).expect("there");
     fs::remove_file(server.data("admin.sock")).expect("removed");
-    let (status, _, errors) = user(&server.home, &["remove", "alice"]);
+    let (status, errors) = user(&server.home, &["remove", "alice"]);
     assert!(status == 1 && errors.contains("another server uses this folder"), "{errors}");
     // An empty or partial answer of a server is not a success.
     for half in [&b""[..], b"ok it is do"] {
@@ -558,7 +493,7 @@ fn unreachable_running_server_is_never_bypassed() {
             let asked = stream.read(&mut [0; 64]).expect("a request");
             stream.write_all(half).map(|()| asked)
         });
-        let (status, _, errors) = user(&server.home, &["remove", "alice"]);
+        let (status, errors) = user(&server.home, &["remove", "alice"]);
         assert!(status == 1 && errors.contains("the change may or may not be made"), "{errors}");
         assert!(matches!(answering.join(), Ok(Ok(13))), "remove alice and a line's end");
     }
@@ -588,13 +523,8 @@ fn kill_of_either_side_leaves_an_account_complete_or_gone() {
         let server = Server::within(home, &[]);
         let name = format!("alice{round}");
         let (_, alice) = newcomer(&server, &name);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_server"))
-            .args(["user", "remove", &name, "--data-dir"])
-            .arg(server.data(""))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
+        let mut command = server_command(&server.home, &["user", "remove", &name]);
+        let mut command = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         // Not a wait for an event: each round hits another moment.
         thread::park_timeout(Duration::from_micros(round * 700));
         if round % 2 == 0 {
@@ -605,18 +535,15 @@ fn kill_of_either_side_leaves_an_account_complete_or_gone() {
             home = server.kill();
             let _ = command.wait();
         }
-        assert_eq!(run(&home, &["--check"]).0, 0);
+        assert_eq!(check(&home).0, 0);
         let server = Server::within(home, &[]);
         let list = user(&server.home, &["list"]).1;
         let mut raw = server.raw();
         if list.contains(&format!("{name} ")) {
-            assert!(matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))), "untouched");
+            raw.logs_in(&alice);
         } else {
             raw.register(&alice);
-            assert!(
-                matches!(raw.log_in(&alice), Some(ServerMessage::Session(_))),
-                "removed and created again"
-            );
+            raw.logs_in(&alice);
         }
         home = server.kill();
     }
@@ -649,8 +576,8 @@ fn wrong_clock_locks_nobody_longer_than_fifteen_minutes() {
         format!("{{\"name\":\"alice\",\"until\":{far}}}\n{{\"name\":\"bob\",\"until\":{past}}}\n{{\"na");
     fs::write(&path, text).expect("written");
     let server = Server::within(home, &[]);
-    assert_eq!(fail(&server, &Person::new("alice")), "locked");
-    assert_eq!(fail(&server, &Person::new("bob")), "login_failed");
+    assert_eq!(server.fail(&Person::new("alice")).code, "locked");
+    assert_eq!(server.fail(&Person::new("bob")).code, "login_failed");
     // At a later start, the lock counts from that start, not from the wrong clock.
     let text = fs::read_to_string(&path).expect("there");
     let until =
@@ -661,34 +588,13 @@ fn wrong_clock_locks_nobody_longer_than_fifteen_minutes() {
 
 // ---- the README's unit and filter
 
-/// The `ini` block of the README that begins with `head`.
-fn block(head: &str) -> String {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
-    let mut blocks = readme.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
-    blocks.find(|block| block.starts_with(head)).unwrap_or_else(|| panic!("no block {head}")).to_string()
-}
-
-/// The output of a program, if it is installed.
-fn ask(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
-    match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        result => {
-            let out = result.expect("it runs");
-            let text = [out.stdout, out.stderr].concat();
-            Some((out.status.success(), String::from_utf8_lossy(&text).into_owned()))
-        }
-    }
-}
-
 #[test]
 fn readme_filter_finds_only_guessers() {
     let server = Server::start();
     let (_raw, _) = newcomer(&server, "alice");
     let guessed = Person::new("nobody");
-    for _ in 0..8 {
-        fail(&server, &guessed);
-    }
-    until("it is logged", || server.log().contains("event=login_while_locked"));
+    (0..8).for_each(|_| _ = server.fail(&guessed));
+    server.logs("event=login_while_locked");
     let log = server.log();
     let filter = block("[Definition]");
     let regex = filter.lines().find_map(|line| line.strip_prefix("failregex = ")).expect("a regex");
@@ -712,8 +618,8 @@ fn readme_filter_finds_only_guessers() {
     let path = folder.path("filter.conf");
     fs::write(&path, &filter).expect("written");
     let log_path = server.data("logs/security.log");
-    let arguments = [log_path.to_str().expect("UTF-8"), path.to_str().expect("UTF-8")];
-    if let Some((_, text)) = ask("fail2ban-regex", &arguments) {
+    if has("fail2ban-regex") {
+        let (_, text, _) = run(other("fail2ban-regex").arg(log_path).arg(path));
         let total = log.lines().count();
         let expected = format!("Lines: {total} lines, 0 ignored, 5 matched, {} missed", total - 5);
         assert!(text.contains(&expected), "{text}");
@@ -729,10 +635,10 @@ fn readme_unit_is_valid_and_leaves_little_exposed() {
     let path = folder.path("secure-messenger.service");
     let program = env!("CARGO_BIN_EXE_server");
     fs::write(&path, unit.replace("/usr/local/bin/server", program)).expect("written");
-    let path = path.to_str().expect("UTF-8");
-    if let Some((good, text)) = ask("systemd-analyze", &["verify", path]) {
-        assert!(good && text.is_empty(), "{text}");
-        let (_, text) = ask("systemd-analyze", &["security", "--offline=true", path]).expect("installed");
+    if has("systemd-analyze") {
+        let verified = run(other("systemd-analyze").arg("verify").arg(&path));
+        assert_eq!(verified, (0, String::new(), String::new()));
+        let (_, text, _) = run(other("systemd-analyze").args(["security", "--offline=true"]).arg(path));
         let level =
             text.rsplit("service: ").next().and_then(|rest| rest.split(' ').next()?.parse::<f32>().ok());
         assert!(level.is_some_and(|level| level <= 2.0), "{text}");

@@ -1,70 +1,33 @@
 //! Operating a server: files and their modes, the certificate, options, signals, TLS versions and ciphers, the log, and
 //! what neither the wire nor the disk may reveal.
 
-use crate::support::{self, Client, Folder, Output, PASSWORD, Person, Raw, Server, newcomer, until};
+use crate::support::{
+    self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, Way, fingerprint, has, hex, holds, newcomer,
+    openssl, refused, refused_start, run, run_server, traces, until,
+};
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use secure_messenger::clock;
 use secure_messenger::disk;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use secure_messenger::wire::certificate::{self, Prepared};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 
 const DAY: u64 = 24 * 3600 * 1000;
-
-/// Runs a server that is expected to end by itself: status, output, errors.
-fn run(home: &Folder, arguments: &[&str]) -> (i32, Vec<String>, Vec<String>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(arguments)
-        .env("HOME", &home.0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the server starts");
-    let mut errors = Output::of(child.stderr.take().expect("piped"));
-    let lines = Output::of(child.stdout.take().expect("piped")).all();
-    let status = child.wait().expect("it ends").code().unwrap_or(-1);
-    (status, lines, errors.all())
-}
-
-/// Runs it on `home/data`, where it must refuse to start; the line with the reason.
-fn refusal(home: &Folder, arguments: &[&str]) -> String {
-    let data = home.path("data");
-    let data = data.to_str().expect("UTF-8");
-    let basics = ["--host", "127.0.0.1", "--port", "0", "--data-dir", data];
-    let (status, lines, errors) = run(home, &[&basics[..], arguments].concat());
-    assert_eq!(status, 1, "{lines:#?} {errors:#?}");
-    assert_eq!(errors.len(), 1, "{errors:#?}");
-    errors[0].clone()
-}
-
-/// The line of a greeting that contains `part`.
-fn told(server: &Server, part: &str) -> String {
-    let line = server.greeting.iter().find(|line| line.contains(part));
-    line.unwrap_or_else(|| panic!("{part:?} is not in {:#?}", server.greeting)).clone()
-}
-
-/// The fingerprint in a line.
-fn fingerprint(line: &str) -> String {
-    let start = line.find("SHA256:").expect("a fingerprint");
-    line[start..start + 50].to_string()
-}
 
 #[test]
 fn only_the_owner_can_read_files_of_server_or_client() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let bob = server.client("bob").ready();
-    alice.say("/msg bob hello");
-    alice.expect("<alice -> bob> hello");
+    alice.ask("/msg bob hello", "<alice -> bob> hello");
     let folders = [
         server.data(""),
         bob.home.path(".secure_messenger_client"),
@@ -97,59 +60,40 @@ fn open_data_folder_is_made_private_unless_it_holds_more() {
     fs::create_dir(home.path("data")).expect("folder");
     fs::write(home.path("data/letter.txt"), "somebody's").expect("written");
     open(&home.path("data"));
-    let error = refusal(&home, &[]);
+    let error = refused_start(&home, &[]);
     assert!(error.contains("chmod 700"), "{error}");
     assert_eq!(mode(&home.path("data")), 0o755);
     assert_eq!(support::files(&home.path("data")).len(), 1);
-}
-
-/// The output of OpenSSL with `input` on its standard input.
-fn openssl(arguments: &[&str], input: &str) -> String {
-    let mut child = Command::new("openssl")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("openssl is installed");
-    let mut errors = Output::of(child.stderr.take().expect("piped"));
-    let mut stdin = child.stdin.take().expect("piped");
-    let _ = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    let mut lines = Output::of(child.stdout.take().expect("piped")).all();
-    lines.extend(errors.all());
-    child.wait().expect("it ends");
-    lines.join("\n")
 }
 
 #[test]
 fn first_certificate_lasts_a_year_and_names_this_machine() {
     let server = Server::start();
     let path = server.data("certs/server.crt");
-    let path = path.to_str().expect("UTF-8");
-    let text = openssl(&["x509", "-in", path, "-noout", "-text"], "");
+    if !has("openssl") {
+        return;
+    }
+    let openssl = |arguments: &str| openssl(arguments).1;
+    let text = openssl(&format!("x509 -in {} -noout -text", path.display()));
     for part in ["DNS:localhost", "IP Address:127.0.0.1", "IP Address:0:0:0:0:0:0:0:1"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
     assert!(text.contains(&format!("DNS:{}", host.trim())), "{text}");
-    let facts = certificate::read_facts(Path::new(path)).expect("readable");
+    let facts = certificate::read_facts(&path).expect("readable");
     let days = (facts.not_after + DAY / 2 - clock::now_ms()) / DAY;
     assert_eq!(days, 365);
-    let line = told(&server, "new certificate");
+    let line = server.told("new certificate");
     assert_eq!(fingerprint(&line), facts.fingerprint.to_string());
     assert!(line.contains(&format!("(valid until {})", clock::utc_day(facts.not_after))), "{line}");
-    assert!(!server.greeting.iter().any(|line| line.contains("WARNING")));
+    assert!(server.is_silent_about("WARNING"));
     // The same fingerprint, computed by OpenSSL: SHA-256 of the public key's DER.
-    let key = openssl(&["x509", "-in", path, "-noout", "-pubkey"], "");
     let folder = Folder::new();
-    let (pem, der) = (folder.path("key.pem"), folder.path("key.der"));
-    fs::write(&pem, key + "\n").expect("written");
-    let (pem, out) = (pem.to_str().expect("UTF-8"), der.to_str().expect("UTF-8"));
-    openssl(&["pkey", "-pubin", "-in", pem, "-outform", "DER", "-out", out], "");
-    let digest = openssl(&["dgst", "-sha256", "-r", out], "");
-    let hex: String = facts.fingerprint.0.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert!(digest.starts_with(&hex), "{digest}");
+    let [pem, der] = ["key.pem", "key.der"].map(|name| folder.path(name).display().to_string());
+    openssl(&format!("x509 -in {} -noout -pubkey -out {pem}", path.display()));
+    openssl(&format!("pkey -pubin -in {pem} -outform DER -out {der}"));
+    let digest = openssl(&format!("dgst -sha256 -r {der}"));
+    assert!(digest.starts_with(&hex(&facts.fingerprint.0)), "{digest}");
 }
 
 /// PROTOCOL#server-key.
@@ -164,21 +108,14 @@ fn expired_certificate_is_renewed_and_keeps_its_pinned_key() {
     let key = fs::read(certs.join("server.key")).expect("made");
     assert!(old.not_after < clock::now_ms());
     let server = Server::within(home, &[]);
-    let line = told(&server, "renewed with the same key");
+    let line = server.told("renewed with the same key");
     assert_eq!(fingerprint(&line), old.fingerprint.to_string());
     assert_eq!(fs::read(certs.join("server.key")).expect("there"), key);
     let new = certificate::read_facts(&certs.join("server.crt")).expect("readable");
     assert!(new.not_after > clock::now_ms() + 360 * DAY);
     // The client trusts only the fingerprint of the expired certificate.
-    let pinned = Client::within(
-        Arc::new(Folder::new()),
-        server.port,
-        "alice",
-        true,
-        &["--register", "--fingerprint", &old.fingerprint.to_string()],
-    );
-    let (status, lines) = pinned.finish();
-    assert_eq!(status, 0, "{lines:#?}");
+    let pin = ["--register", "--fingerprint", &old.fingerprint.to_string()];
+    Client::start(&server, "alice", &pin).leaves();
 }
 
 #[test]
@@ -190,8 +127,7 @@ fn last_thirty_days_of_a_certificate_are_announced() {
         certificate::prepare(&certs, clock::now_ms() - days * DAY).expect("made");
         let before = fs::read(certs.join("server.crt")).expect("made");
         let server = Server::within(home, &[]);
-        let warned =
-            server.greeting.iter().any(|line| line.starts_with("WARNING: the certificate expires on "));
+        let warned = !server.is_silent_about("WARNING: the certificate expires on ");
         assert_eq!(warned, announced, "{:#?}", server.greeting);
         assert_eq!(fs::read(certs.join("server.crt")).expect("kept"), before);
     }
@@ -213,7 +149,7 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let made = seen(&server);
-    assert_eq!(made, fingerprint(&told(&server, "new certificate")));
+    assert_eq!(made, server.fingerprint());
     // Garbage in its place: the certificate in use stays.
     let (path, key_path) = (server.data("certs/server.crt"), server.data("certs/server.key"));
     let good = fs::read(&path).expect("there");
@@ -225,26 +161,16 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     fs::write(&path, good).expect("written");
     assert!(alice.is_usable(), "the key is the same");
     // The operator's own certificate with an RSA key, made by OpenSSL.
+    if !has("openssl") {
+        return;
+    }
     let folder = Folder::new();
     let (key, certificate) = (folder.path("key"), folder.path("crt"));
-    let text = openssl(
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            "/CN=example.org",
-            "-days",
-            "90",
-            "-keyout",
-            key.to_str().expect("UTF-8"),
-            "-out",
-            certificate.to_str().expect("UTF-8"),
-        ],
-        "",
-    );
+    let (_, text) = openssl(&format!(
+        "req -x509 -newkey rsa:2048 -nodes -subj /CN=example.org -days 90 -keyout {} -out {}",
+        key.display(),
+        certificate.display()
+    ));
     let facts = certificate::read_facts(&certificate).unwrap_or_else(|_| panic!("{text}"));
     fs::copy(&key, &key_path).expect("copied");
     fs::copy(&certificate, &path).expect("copied");
@@ -254,11 +180,11 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
         now != made
     });
     let event = format!("event=certificate_changed user=- addr=- {}\n", facts.fingerprint);
-    until("the log reports it", || server.log().contains(&event));
+    server.logs(&event);
     assert!(alice.is_closed(), "others would refuse her broadcasts");
     // The next start still uses it, and neither renews nor replaces it.
     let server = Server::within(server.kill(), &[]);
-    assert_eq!(fingerprint(&told(&server, "certificate: ")), facts.fingerprint.to_string());
+    assert_eq!(fingerprint(&server.told("certificate: ")), facts.fingerprint.to_string());
 }
 
 #[test]
@@ -267,16 +193,16 @@ fn certificate_without_its_key_stops_the_start_unchanged() {
     let (key, certificate) = (home.path("data/certs/server.key"), home.path("data/certs/server.crt"));
     let (kept_key, kept) = (fs::read(&key).expect("made"), fs::read(&certificate).expect("made"));
     fs::remove_file(&key).expect("removed");
-    let error = refusal(&home, &[]);
+    let error = refused_start(&home, &[]);
     assert!(error.contains("server.key") && error.contains("restore it"), "{error}");
     assert!(!key.exists() && fs::read(&certificate).expect("kept") == kept);
     fs::write(&key, "not a key").expect("written");
-    let error = refusal(&home, &[]);
+    let error = refused_start(&home, &[]);
     assert!(error.contains("server.key"), "{error}");
     assert_eq!(fs::read(&key).expect("kept"), b"not a key");
     fs::write(&key, &kept_key).expect("written");
     fs::write(&certificate, "not a certificate").expect("written");
-    let error = refusal(&home, &[]);
+    let error = refused_start(&home, &[]);
     assert!(error.contains("server.crt"), "{error}");
     assert_eq!(fs::read(&certificate).expect("kept"), b"not a certificate");
     // A key without a certificate gets a new one, with the same fingerprint.
@@ -284,7 +210,7 @@ fn certificate_without_its_key_stops_the_start_unchanged() {
     let server = Server::within(home, &[]);
     fs::write(server.home.path("kept.crt"), kept).expect("written");
     let former = certificate::read_facts(&server.home.path("kept.crt")).expect("readable");
-    assert_eq!(fingerprint(&told(&server, "new certificate")), former.fingerprint.to_string());
+    assert_eq!(server.fingerprint(), former.fingerprint.to_string());
 }
 
 #[test]
@@ -304,9 +230,9 @@ fn wrong_options_are_one_line_and_status_2() {
         &["--no-tls=yes"],
         &["--closed", "yes"],
     ] {
-        let (status, lines, errors) = run(&home, arguments);
-        assert_eq!((status, lines.len(), errors.len()), (2, 0, 1), "{arguments:?}: {errors:#?}");
-        assert!(errors[0].starts_with("server: "), "{errors:#?}");
+        let (status, output, errors) = run_server(&home, arguments);
+        assert_eq!((status, &*output, errors.lines().count()), (2, "", 1), "{arguments:?}: {errors}");
+        assert!(errors.starts_with("server: "), "{errors}");
     }
     assert!(support::files(&home.0).is_empty());
 }
@@ -318,14 +244,10 @@ fn options_file_is_read_and_its_errors_name_the_line() {
     fs::create_dir(&folder).expect("made");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("set");
     fs::write(&options, "# mine\n--closed\n--rate many\n").expect("written");
-    let start = ["--data-dir", folder.to_str().expect("UTF-8")];
-    let (status, _, errors) = run(&home, &start);
-    assert!(
-        status == 2 && errors[0].contains("options, line 3: ") && errors[0].contains("many"),
-        "{errors:?}"
-    );
-    let (status, lines, _) = run(&home, &[start[0], start[1], "--help"]);
-    assert!(status == 0 && !lines.is_empty(), "help works beside wrong options");
+    let (status, _, errors) = run_server(&home, &[]);
+    assert!(status == 2 && errors.contains("options, line 3: ") && errors.contains("many"), "{errors}");
+    let (status, output, _) = run_server(&home, &["--help"]);
+    assert!(status == 0 && !output.is_empty(), "help works beside wrong options");
     fs::write(&options, "--closed\n--host nowhere.invalid\n").expect("written");
     let server = Server::within(home, &[]);
     let mut raw = server.raw();
@@ -336,44 +258,28 @@ fn options_file_is_read_and_its_errors_name_the_line() {
 #[test]
 fn help_names_every_option_and_version_the_version() {
     let home = Folder::new();
-    let (status, lines, errors) = run(&home, &["--help"]);
-    let text = lines.join("\n");
-    assert_eq!((status, errors.len()), (0, 0));
-    for option in [
-        "--host",
-        "--port",
-        "--data-dir",
-        "--no-tls",
-        "--closed",
-        "--clients",
-        "--per-address",
-        "--waiting",
-        "--outbox",
-        "--rate",
-        "--registrations",
-        "--grace",
-        "--help",
-        "--version",
-        "1315",
-        "~/.secure_messenger",
-    ] {
+    let (status, text, errors) = run_server(&home, &["--help"]);
+    assert_eq!((status, &*errors), (0, ""));
+    let options = "--host --port --data-dir --no-tls --closed --clients --per-address --waiting --outbox --rate \
+        --registrations --grace --help --version 1315 ~/.secure_messenger";
+    for option in options.split(' ') {
         assert!(text.contains(option), "{option}");
     }
-    let (status, lines, errors) = run(&home, &["--version"]);
-    assert_eq!((status, errors.len()), (0, 0));
-    assert_eq!(lines, [format!("server {}", env!("CARGO_PKG_VERSION"))]);
+    let (status, text, errors) = run_server(&home, &["--version"]);
+    assert_eq!((status, &*errors), (0, ""));
+    assert_eq!(text, format!("server {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
 fn used_port_or_folder_is_reported_and_first_server_continues() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
-    let error = refusal(&server.home, &[]);
+    let error = refused_start(&server.home, &[]);
     assert!(error.contains("another server uses this folder") && error.contains("--data-dir"), "{error}");
     let other = Folder::new();
-    let error = refusal(&other, &["--port", &server.port.to_string()]);
+    let error = refused_start(&other, &["--port", &server.port.to_string()]);
     assert!(error.contains(&format!("127.0.0.1:{}", server.port)) && error.contains("--port"), "{error}");
-    let error = refusal(&other, &["--host", "no-such-host.invalid"]);
+    let error = refused_start(&other, &["--host", "no-such-host.invalid"]);
     assert!(error.contains("no-such-host.invalid"), "{error}");
     assert!(alice.is_usable());
     newcomer(&server, "bob");
@@ -395,22 +301,22 @@ fn damaged_users_json_stops_the_start_and_a_torn_end_does_not() {
         (format!("\0\0\0\0\n{whole}"), 1),
     ] {
         fs::write(&path, &damaged).expect("written");
-        let error = refusal(&home, &[]);
+        let error = refused_start(&home, &[]);
         assert!(error.contains("users.json") && error.contains(&format!("line {line} ")), "{error}");
         assert!(error.contains("restore"), "{error}");
         assert_eq!(fs::read_to_string(&path).expect("kept"), damaged);
     }
     fs::write(&path, format!("{whole}{{\"name\":\"carol\",\"sal")).expect("written");
     let server = Server::within(home, &[]);
-    let line = told(&server, " 20 bytes behind the last record were not understood, and are set aside in ");
+    let line = server.told(" 20 bytes behind the last record were not understood, and are set aside in ");
     let aside = line.rsplit(' ').next().expect("a path");
     assert_eq!(fs::read_to_string(aside).expect("kept"), "{\"name\":\"carol\",\"sal");
-    until("the log reports it", || server.log().contains("event=storage_notice "));
-    told(&server, "(2 accounts)");
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    server.logs("event=storage_notice ");
+    server.told("(2 accounts)");
+    server.raw().logs_in(&alice);
     newcomer(&server, "carol");
     let server = Server::within(server.kill(), &[]);
-    told(&server, "(3 accounts)");
+    server.told("(3 accounts)");
 }
 
 #[test]
@@ -418,13 +324,13 @@ fn signal_ends_the_server_with_status_0_and_keeps_accounts() {
     let mut home = Arc::new(Folder::new());
     for (n, signal) in ["-TERM", "-INT"].into_iter().enumerate() {
         let mut server = Server::within(home, &[]);
-        told(&server, &format!("({n} accounts)"));
+        server.told(&format!("({n} accounts)"));
         let (mut raw, person) = newcomer(&server, &format!("alice{n}"));
         // Others are connected and halfway through a login.
         let _silent = server.socket();
         let _guest = server.raw();
         let started = std::time::Instant::now();
-        support::signal(server.child.id(), signal);
+        server.signal(signal);
         let status = server.child.wait().expect("it ends");
         assert!(started.elapsed().as_secs() < 3, "{:?}", started.elapsed());
         assert_eq!(status.code(), Some(0), "{signal}");
@@ -432,29 +338,30 @@ fn signal_ends_the_server_with_status_0_and_keeps_accounts() {
         assert!(server.log().trim_end().ends_with("event=stopped user=- addr=-"));
         home = server.home.clone();
         let again = Server::within(home, &[]);
-        assert!(matches!(again.raw().log_in(&person), Some(ServerMessage::Session(_))));
+        again.raw().logs_in(&person);
         home = again.kill();
     }
 }
 
-/// An OpenSSL handshake that offers every cipher, however weak, unless `arguments` say otherwise.
-fn s_client(server: &Server, arguments: &[&str]) -> String {
-    let address = format!("127.0.0.1:{}", server.port);
-    let basics = ["s_client", "-connect", &address, "-brief"];
-    openssl(&[&basics[..], arguments].concat(), "")
+/// A handshake by OpenSSL.
+fn s_client(server: &Server, arguments: &str) -> String {
+    openssl(&format!("s_client -connect 127.0.0.1:{} -brief {arguments}", server.port)).1
 }
 
 /// PROTOCOL#transport.
 #[test]
 fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
+    if !has("openssl") {
+        return;
+    }
     let server = Server::start();
     for (version, name) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
-        let text = s_client(&server, &[version]);
+        let text = s_client(&server, version);
         assert!(text.contains(&format!("Protocol version: {name}")), "{text}");
     }
     for version in ["-tls1_1", "-tls1"] {
         // At this security level OpenSSL offers the version, so it is the server that refuses.
-        let text = s_client(&server, &[version, "-cipher", "ALL:@SECLEVEL=0"]);
+        let text = s_client(&server, &format!("{version} -cipher ALL:@SECLEVEL=0"));
         assert!(text.contains("SSL alert number"), "{text}");
         assert!(!text.contains("Protocol version"), "{text}");
     }
@@ -463,43 +370,52 @@ fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
 /// PROTOCOL#transport.
 #[test]
 fn only_ecdhe_with_aes_gcm_or_chacha20_is_spoken() {
+    if !has("openssl") {
+        return;
+    }
     let server = Server::start();
     let good =
         ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"];
     for cipher in good {
-        let text = s_client(&server, &["-tls1_2", "-cipher", cipher]);
+        let text = s_client(&server, &format!("-tls1_2 -cipher {cipher}"));
         assert!(text.contains(&format!("Ciphersuite: {cipher}")), "{text}");
     }
     let others = "ALL:COMPLEMENTOFALL:!ECDHE+AESGCM:!ECDHE+CHACHA20:@SECLEVEL=0";
     for ciphers in [others, "AES128-SHA:@SECLEVEL=0", "ECDHE-ECDSA-AES128-SHA256"] {
-        let text = s_client(&server, &["-tls1_2", "-cipher", ciphers]);
+        let text = s_client(&server, &format!("-tls1_2 -cipher {ciphers}"));
         assert!(text.contains("alert handshake failure"), "{ciphers}: {text}");
     }
     for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
-        let text = s_client(&server, &["-tls1_3", "-ciphersuites", suite]);
+        let text = s_client(&server, &format!("-tls1_3 -ciphersuites {suite}"));
         assert!(text.contains(&format!("Ciphersuite: {suite}")), "{text}");
     }
     let ccm = "TLS_AES_128_CCM_SHA256:TLS_AES_128_CCM_8_SHA256";
-    let text = s_client(&server, &["-tls1_3", "-ciphersuites", ccm]);
+    let text = s_client(&server, &format!("-tls1_3 -ciphersuites {ccm}"));
     assert!(text.contains("alert handshake failure"), "{text}");
+}
+
+/// An ordinary client that trusts the server's certificate by its file.
+fn tls_client(
+    server: &Server,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    let path = server.data("certs/server.crt");
+    roots.add(CertificateDer::from_pem_file(path).expect("a certificate")).expect("acceptable");
+    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 /// PROTOCOL#transport.
 #[test]
 fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
     use rustls::client::Resumption;
-    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
     let server = Server::start();
-    let mut roots = rustls::RootCertStore::empty();
-    let certificate = CertificateDer::from_pem_file(server.data("certs/server.crt")).expect("a certificate");
-    roots.add(certificate).expect("acceptable");
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[version])
-            .expect("versions")
-            .with_root_certificates(roots.clone())
-            .with_no_client_auth();
+        let mut config = tls_client(&server, &[version]);
         // A client that resumes whatever the server allows.
         (config.resumption, config.enable_early_data) = (Resumption::in_memory_sessions(16), true);
         let config = Arc::new(config);
@@ -518,6 +434,9 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
         }
     }
     let home = Folder::new();
+    if !has("openssl") {
+        return;
+    }
     let settings = "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\n";
     for (options, spoken) in [("", true), ("Options = -ExtendedMasterSecret\n", false)] {
         let path = home.path("openssl.cnf");
@@ -525,8 +444,7 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
         let address = format!("127.0.0.1:{}", server.port);
         let mut client = Command::new("openssl");
         client.args(["s_client", "-connect", &address, "-brief", "-tls1_2"]).env("OPENSSL_CONF", &path);
-        let out = client.stdin(Stdio::null()).output().expect("openssl is installed");
-        let text = String::from_utf8_lossy(&out.stderr);
+        let (_, _, text) = run(&mut client);
         assert_eq!(text.contains("Protocol version: TLSv1.2"), spoken, "{text}");
         assert_eq!(text.contains("SSL alert number"), !spoken, "{text}");
     }
@@ -535,18 +453,8 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
 /// PROTOCOL#transport.
 #[test]
 fn key_exchange_is_hybrid_post_quantum() {
-    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
     let server = Server::start();
-    // An ordinary TLS client that trusts the server's certificate file.
-    let mut roots = rustls::RootCertStore::empty();
-    let path = server.data("certs/server.crt");
-    roots.add(CertificateDer::from_pem_file(path).expect("a certificate")).expect("acceptable");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = tls_client(&server, rustls::DEFAULT_VERSIONS);
     let name = ServerName::try_from("localhost").expect("a name");
     let mut tls = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
     let mut socket = server.socket();
@@ -567,11 +475,10 @@ fn closed_server_creates_no_accounts_and_serves_old_ones() {
     let mut raw = server.raw();
     raw.say(&Person::new("bob").registration());
     assert_eq!(raw.error(), "registration_closed");
-    assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+    server.raw().logs_in(&alice);
     let carol = server.client("carol");
     let home = carol.home.clone();
-    let (status, lines) = carol.finish();
-    assert!(status == 1 && lines.iter().any(|line| line.contains("no new accounts")), "{lines:#?}");
+    carol.ends(1, "no new accounts");
     assert!(!home.path(".secure_messenger_client/keys/carol_private.key").exists());
     assert!(!server.data("keys/bob.pem").exists());
 }
@@ -582,7 +489,7 @@ fn security_log_has_one_line_an_event_and_no_user_lines() {
     let (mut raw, _) = newcomer(&server, "alice");
     raw.bytes(b"{\"type\":\"logout\"}\n");
     assert!(raw.is_closed());
-    until("the logout is written", || server.log().contains("event=logout"));
+    server.logs("event=logout");
     let forged = "x\\n2030-01-01T00:00:00Z event=login user=root addr=10.0.0.1";
     for line in [
         format!("{{\"type\":\"{forged}\"}}\n"),
@@ -597,7 +504,7 @@ fn security_log_has_one_line_an_event_and_no_user_lines() {
     let mut raw = server.raw();
     raw.say(&Person::new("alice").registration());
     assert_eq!(raw.error(), "name_taken");
-    until("all of it is written", || server.log().contains("event=name_taken"));
+    server.logs("event=name_taken");
     let log = server.log();
     let events: Vec<&str> = log
         .lines()
@@ -615,70 +522,16 @@ fn security_log_has_one_line_an_event_and_no_user_lines() {
     assert!(log.ends_with('\n') && !log.contains("root"));
 }
 
-/// A TCP relay that keeps every byte of both directions.
-fn recorder(server: &Server) -> (u16, Arc<Mutex<Vec<u8>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("bound").port();
-    let recording = Arc::new(Mutex::new(Vec::new()));
-    let (to, kept) = (server.port, recording.clone());
-    thread::spawn(move || {
-        for socket in listener.incoming() {
-            let client = socket.expect("accepted");
-            let server = TcpStream::connect(("127.0.0.1", to)).expect("the server accepts");
-            for (mut from, mut to) in
-                [(client.try_clone().expect("socket"), server.try_clone().expect("socket")), (server, client)]
-            {
-                let kept = kept.clone();
-                thread::spawn(move || {
-                    let mut buffer = [0; 4096];
-                    while let Ok(count @ 1..) = from.read(&mut buffer) {
-                        kept.lock().expect("whole").extend_from_slice(&buffer[..count]);
-                        if to.write_all(&buffer[..count]).is_err() {
-                            break;
-                        }
-                    }
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-            }
-        }
-    });
-    (port, recording)
-}
-
-/// Every form in which bytes can contain a secret: as it is, in hexadecimal, and in base64 at each of the three
-/// offsets.
-fn traces(secret: &str) -> Vec<Vec<u8>> {
-    let mut traces = vec![secret.as_bytes().to_vec()];
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-    traces.push(hex.to_uppercase().into_bytes());
-    traces.push(hex.into_bytes());
-    for offset in 0..3 {
-        let shifted = [&b"\0\0"[..offset], secret.as_bytes()].concat();
-        for text in [BASE64_STANDARD_NO_PAD.encode(&shifted), BASE64_URL_SAFE_NO_PAD.encode(&shifted)] {
-            // Without the characters at either end that depend on neighbouring bytes.
-            let (start, end) = ([0, 2, 3][offset], text.len() - 2);
-            traces.push(text.as_bytes()[start..end].to_vec());
-        }
-    }
-    traces
-}
-
-fn holds(bytes: &[u8], trace: &[u8]) -> bool {
-    bytes.windows(trace.len()).any(|window| window == trace)
-}
-
 /// PROTOCOL#password.
 #[test]
 fn wire_and_server_files_hold_no_message_and_no_password() {
     let server = Server::with(&["--no-tls"]);
-    told(&server, "WARNING: --no-tls");
-    let (port, recording) = recorder(&server);
-    let start = |name: &str, home: Arc<Folder>| Client::within(home, port, name, false, &["--register"]);
-    let (alice, bob) = (start("alice", Arc::new(Folder::new())), start("bob", Arc::new(Folder::new())));
-    let (mut alice, mut bob) = (alice.ready(), bob.ready());
-    if !alice.output.seen.iter().any(|line| line.contains("bob")) {
-        alice.expect("bob is online");
-    }
+    server.told("WARNING: --no-tls");
+    let gate = Gate::before(&server);
+    let recordings = [Way::Up, Way::Down].map(|way| gate.record(way));
+    let start = |name: &str, home: Arc<Folder>| gate.client(home, name, &["--register"]).ready();
+    let [mut alice, mut bob] = ["alice", "bob"].map(|name| start(name, Arc::new(Folder::new())));
+    alice.meets("bob");
     let secrets = ["a public word: zanzibar", "a private word: ouagadougou", "in the room: antananarivo"];
     alice.say(secrets[0]);
     bob.expect(secrets[0]);
@@ -690,15 +543,15 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
     alice.expect(secrets[2]);
     // A second login uses the key and does not register.
     let home = bob.home.clone();
-    assert_eq!(bob.finish().0, 0);
-    start("bob", home).ready();
-    assert_eq!(alice.finish().0, 0);
-    let wire = recording.lock().expect("whole").clone();
+    bob.leaves();
+    start("bob", home);
+    alice.leaves();
+    let wire = recordings.map(|record| record.lock().expect("whole").concat()).concat();
     let files: Vec<Vec<u8>> =
         support::files(&server.data("")).iter().map(|path| fs::read(path).expect("readable")).collect();
     assert!(files.len() >= 5, "{}", files.len());
     for secret in secrets.iter().chain(&[PASSWORD]) {
-        for trace in traces(secret) {
+        for trace in traces(secret.as_bytes()) {
             let text = String::from_utf8_lossy(&trace);
             assert!(!holds(&wire, &trace), "on the wire: {text}");
             assert!(!files.iter().any(|file| holds(file, &trace)), "on disk: {text}");
@@ -709,18 +562,16 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
         assert!(holds(&wire, visible.as_bytes()), "{visible}");
     }
     let needle = BASE64_STANDARD_NO_PAD.encode(format!("x{}yz", secrets[0]));
-    assert!(traces(secrets[0]).iter().any(|trace| holds(needle.as_bytes(), trace)));
+    assert!(traces(secrets[0].as_bytes()).iter().any(|trace| holds(needle.as_bytes(), trace)));
 }
 
 #[test]
 fn tls_and_no_tls_never_mix() {
     let (plain, tls) = (Server::with(&["--no-tls"]), Server::start());
-    let client = Client::within(Arc::new(Folder::new()), plain.port, "alice", true, &["--register"]);
-    let (status, lines) = client.finish();
-    assert!(status == 1 && lines.iter().any(|line| line.contains("--no-tls")), "{lines:#?}");
-    let client = Client::within(Arc::new(Folder::new()), tls.port, "alice", false, &["--register"]);
-    let (status, lines) = client.finish();
-    assert!(status == 1 && lines.iter().any(|line| line.contains("--no-tls")), "{lines:#?}");
+    for (port, with_tls) in [(plain.port, true), (tls.port, false)] {
+        let home = Arc::new(Folder::new());
+        Client::within(home, port, "alice", with_tls, &["--register"]).ends(1, "--no-tls");
+    }
     for server in [plain, tls] {
         assert_eq!(fs::read_to_string(server.data("users.json")).expect("read"), "");
     }
@@ -740,10 +591,8 @@ fn user_logs_in_again_on_a_full_server_and_no_other_does() {
     thread::scope(|scope| {
         scope.spawn(move || {
             for _ in 0..10 {
-                match Raw::reach(port).expect("a handshake").log_in_quickly(carol) {
-                    Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
-                    _ => panic!("there is no room"),
-                }
+                let answer = Raw::reach(port).expect("a handshake").log_in_quickly(carol);
+                assert_eq!(refused(answer).code, "server_full");
             }
         });
         for _ in 0..10 {
@@ -760,21 +609,16 @@ fn user_logs_in_again_on_a_full_server_and_no_other_does() {
 #[test]
 fn full_server_says_so_and_serves_its_sessions() {
     let server = Server::with(&["--clients", "2", "--per-address", "100", "--grace", "3600"]);
-    told(&server, "room for 2 clients");
+    server.told("room for 2 clients");
     let (mut alice, _) = newcomer(&server, "alice");
     let (bob, _) = newcomer(&server, "bob");
     let carol = Person::new("carol");
-    let mut raw: Raw = server.raw();
+    let mut raw = server.raw();
     raw.register(&carol);
-    match raw.log_in(&carol) {
-        Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "server_full"),
-        _ => panic!("accepted"),
-    }
+    assert_eq!(refused(raw.log_in(&carol)).code, "server_full");
     assert!(alice.is_usable());
-    let home = Arc::new(Folder::new());
-    let (status, lines) = Client::within(home.clone(), server.port, "dave", true, &["--register"]).finish();
     let told = "! your account is created, but the login failed: the server says: the server is full: try again later";
-    assert!(status == 1 && lines.iter().any(|line| line == told), "{lines:#?}");
+    server.client("dave").ends(1, told);
     // A session without a connection gives up its place before its time is over.
     drop(bob);
     until("there is room again", || matches!(server.raw().log_in(&carol), Some(ServerMessage::Session(_))));

@@ -2,82 +2,31 @@
 //! both directions, and only a client with the session's token can resume it. Real servers, and raw clients that keep
 //! and count frames as PROTOCOL.md, "Resuming", requires.
 
-use crate::support::{DEADLINE, Heard, Person, Raw, Server, until};
+use crate::support::{self, DEADLINE, Dice, Gate, Heard, Person, Raw, Server, Way, name, until};
 use secure_messenger::auth;
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::SessionKey;
-use secure_messenger::crypto::public::{RSA_BYTES, WRAPPED_BYTES};
-use secure_messenger::crypto::secret::{Key, random};
-use secure_messenger::encoding::{Bytes, Fixed};
+use secure_messenger::crypto::secret::Key;
+use secure_messenger::encoding::Fixed;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    Body, ClientMessage, EncryptedSend, Envelope, Grant, Header, KeysRequest, Kind, MAX_LINE, Packet,
-    Received, Resume, ResumeChallenge, ResumeRequest, Routing, Scope, Sent, ServerMessage, Session, VERSION,
-    WrappedKey,
+    ClientMessage, Grant, KeysRequest, Kind, MAX_LINE, Packet, Received, Resume, ResumeChallenge,
+    ResumeRequest, Scope, Sent, ServerMessage, Session, VERSION,
 };
 use secure_messenger::wire::frame;
 use socket2::SockRef;
 use std::collections::VecDeque;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::io::Read;
+use std::net::TcpStream;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// Bytes that may still pass to the server and from it before both ends are cut.
-#[derive(Clone)]
-struct Cut(Arc<[AtomicU64; 2]>);
-
-impl Cut {
-    /// A connection to the server that works so far.
-    fn before(server: &Server) -> (TcpStream, Cut) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
-        let (inside, _) = listener.accept().expect("accepted");
-        let far = server.socket();
-        // Otherwise the kernel buffers more and more although nobody reads.
-        for socket in [&near, &far] {
-            SockRef::from(socket).set_recv_buffer_size(64 * 1024).expect("a socket");
-        }
-        SockRef::from(&inside).set_send_buffer_size(64 * 1024).expect("a socket");
-        let cut = Cut(Arc::new([AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)]));
-        for (way, from, to) in [(0, &inside, &far), (1, &far, &inside)] {
-            let (from, to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
-            let cut = cut.clone();
-            from.set_read_timeout(None).and(to.set_nodelay(true)).expect("a socket");
-            thread::spawn(move || cut.pass(way, from, to));
-        }
-        (near, cut)
-    }
-
-    fn pass(&self, way: usize, mut from: TcpStream, mut to: TcpStream) {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
-            let left = self.0[way].load(Ordering::SeqCst);
-            let count = (count as u64).min(left);
-            if left != u64::MAX {
-                self.0[way].store(left - count, Ordering::SeqCst);
-            }
-            if to.write_all(&buffer[..count as usize]).is_err() || count == left {
-                break;
-            }
-        }
-        for socket in [from, to] {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn after(&self, way: usize, bytes: u64) {
-        self.0[way].store(bytes, Ordering::SeqCst);
-    }
-}
 
 /// A client's half of a session.
 struct Peer<'a> {
     server: &'a Server,
     raw: Raw,
-    cut: Cut,
+    gate: Gate,
     person: Person,
     token: Key,
     /// Frames received, and the number that was acknowledged to the server.
@@ -90,16 +39,14 @@ struct Peer<'a> {
     resumed: usize,
 }
 
-fn connect(server: &Server) -> (Raw, Cut) {
-    let (socket, cut) = Cut::before(server);
-    (Raw::over(socket, server.tls), cut)
-}
-
-fn token(answer: Option<ServerMessage>) -> Key {
-    match answer {
-        Some(ServerMessage::Session(session)) => lasting_a_day(session),
-        _ => panic!("not logged in"),
-    }
+/// A connection, and the relay that it goes through, which cuts nothing so far.
+fn connect(server: &Server) -> (Raw, Gate) {
+    let gate = Gate::before(server);
+    gate.limit_kernel();
+    let socket = TcpStream::connect(("127.0.0.1", gate.port)).expect("connected");
+    // Otherwise the kernel takes more and more by itself, long after nobody reads.
+    SockRef::from(&socket).set_recv_buffer_size(64 * 1024).expect("a socket");
+    (Raw::over(socket, server.tls), gate)
 }
 
 fn lasting_a_day(session: Session) -> Key {
@@ -110,15 +57,14 @@ fn lasting_a_day(session: Session) -> Key {
 
 impl<'a> Peer<'a> {
     fn new(server: &'a Server, name: &str) -> Peer<'a> {
-        let (mut raw, cut) = connect(server);
-        let person = Person::new(name);
+        let ((mut raw, gate), person) = (connect(server), Person::new(name));
         raw.register(&person);
-        let token = token(raw.log_in(&person));
+        let token = lasting_a_day(raw.logs_in(&person));
         let (kept, before) = (VecDeque::new(), 0);
         let mut peer = Peer {
             server,
             raw,
-            cut,
+            gate,
             person,
             token,
             received: 0,
@@ -242,10 +188,9 @@ impl<'a> Peer<'a> {
 
     /// One attempt on a connection that is cut after this number of bytes each way. False if that was too early.
     fn attempt(&mut self, up: u64, down: u64) -> bool {
-        let (raw, cut) = connect(self.server);
-        (self.raw, self.cut) = (raw, cut);
-        self.cut.after(0, up);
-        self.cut.after(1, down);
+        (self.raw, self.gate) = connect(self.server);
+        self.gate.cut_after(Way::Up, up);
+        self.gate.cut_after(Way::Down, down);
         let challenge = match challenge(&mut self.raw, &self.person.name) {
             Some(challenge) => challenge,
             None => return false,
@@ -307,67 +252,26 @@ fn answer(mut raw: Raw, proof: Resume) -> Option<String> {
 
 const NO_SESSION: &str = "no_session";
 
-/// An envelope that the server accepts.
+/// An envelope as far as the server can see: for one user, or for all of them.
 fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMessage {
-    let names: Vec<Username> = targets.iter().map(|name| name.parse().expect("name")).collect();
-    let private = names.len() == 1;
-    ClientMessage::EncryptedSend(Box::new(EncryptedSend {
-        routing: Routing {
-            id: number,
-            keys: names.iter().map(|name| (name.clone(), own_key(from))).collect(),
-            targets: names.clone(),
-        },
-        envelope: Envelope {
-            header: Header {
-                kind: Kind::Message,
-                scope: if private { Scope::Private } else { Scope::Broadcast },
-                recipient: private.then(|| names[0].clone()),
-                recipient_key: None,
-                from: from.name.clone(),
-                identity: from.identity.public().fingerprint(),
-                session: from.session.fingerprint(),
-                sequence: number,
-                time: 1,
-                again: None,
-            },
-            body: Body {
-                commitment: Fixed([1; 32]),
-                nonce: Fixed([2; 12]),
-                ciphertext: Bytes(vec![5; size]),
-                tag: Fixed([6; 16]),
-                signature: Fixed([7; RSA_BYTES]),
-            },
-        },
-    }))
-}
-
-/// Wrapped for the session key that all clients here share.
-fn own_key(of: &Person) -> WrappedKey {
-    let mut wrapped = [7; WRAPPED_BYTES];
-    wrapped[..8].copy_from_slice(&of.session.fingerprint().key_id());
-    WrappedKey::new(&wrapped)
+    let mut letter = support::letter(from, targets, number, size);
+    if let [one] = targets {
+        let header = &mut letter.envelope.header;
+        (header.scope, header.recipient) = (Scope::Private, Some(name(one)));
+    }
+    ClientMessage::EncryptedSend(Box::new(letter))
 }
 
 const TRANSFER: [u8; 16] = [9; 16];
 
 fn packet(peer: &str, number: u64, size: usize) -> Vec<u8> {
     let payload = [&number.to_be_bytes()[..], &vec![0; size]].concat();
-    let address = Packet::address(&peer.parse().expect("name"), &TRANSFER);
+    let address = Packet::address(&name(peer), &TRANSFER);
     [&frame::packet_head(&address, &payload), &payload[..]].concat()
 }
 
 fn grant(peer: &str, count: u32) -> ClientMessage {
-    ClientMessage::Grant(Grant { peer: peer.parse().expect("name"), transfer: Fixed(TRANSFER), count })
-}
-
-/// Pseudo-random numbers from a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
+    ClientMessage::Grant(Grant { peer: name(peer), transfer: Fixed(TRANSFER), count })
 }
 
 /// Receives everything that was sent to bob: the numbers must continue where they were.
@@ -396,23 +300,25 @@ impl Tally {
 /// PROTOCOL#frames, PROTOCOL#sent-again.
 #[test]
 fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
-    let seed = u64::from_be_bytes(random());
-    println!("seed {seed}");
-    let mut dice = Dice(seed);
+    let dice = Dice::named("CUTS_SEED");
     let server = Server::with(&["--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut tally = Tally { letters: 0, packets: 0 };
     let (mut letters, mut packets) = (0, 0);
     for round in 0..200 {
         // Either client loses its connection at any byte of either direction, sometimes also while it resumes.
-        let (way, bytes) = (dice.below(2) as usize, dice.below(6000));
+        let (way, bytes) = ([Way::Up, Way::Down][dice.below(2) as usize], dice.below(6000));
         let victim = if dice.below(2) == 0 { &mut alice } else { &mut bob };
         if dice.below(3) == 0 {
             victim.hang_up();
             let early = dice.below(1500);
-            let _ = if way == 0 { victim.attempt(early, u64::MAX) } else { victim.attempt(u64::MAX, early) };
+            let _ = if way == Way::Up {
+                victim.attempt(early, u64::MAX)
+            } else {
+                victim.attempt(u64::MAX, early)
+            };
         } else {
-            victim.cut.after(way, bytes);
+            victim.gate.cut_after(way, bytes);
         }
         let count = 1 + dice.below(3);
         bob.say(&grant("alice", count as u32));
@@ -455,13 +361,13 @@ fn line_or_packet_cut_at_any_byte_is_received_once() {
     let length = letter(&alice.person, &["bob"], 1, 10).encode().len() as u64;
     let both = 2 * length + packet("bob", 1, 300).len() as u64 + 2;
     let mut number = 0;
-    for way in [0, 1] {
+    for way in [Way::Up, Way::Down] {
         for at in (0..both).step_by(47).chain(length - 2..length + 8) {
             bob.say(&grant("alice", 1));
             bob.settle().into_iter().for_each(|heard| tally.take(heard));
             alice.hear_message(|message| matches!(message, ServerMessage::Grant(_)));
             // Cut what alice sends, or what bob receives.
-            [&alice.cut, &bob.cut][way].after(way, at);
+            [&alice.gate, &bob.gate][way as usize].cut_after(way, at);
             for part in 0..2 {
                 let letter = letter(&alice.person, &["bob"], 2 * number + part + 1, 10);
                 alice.say(&letter);
@@ -474,9 +380,7 @@ fn line_or_packet_cut_at_any_byte_is_received_once() {
             while (tally.letters, tally.packets) != (2 * number, number) {
                 tally.take(bob.hear());
             }
-            for cut in [&alice.cut, &bob.cut] {
-                cut.after(way, u64::MAX);
-            }
+            [&alice.gate, &bob.gate].iter().for_each(|gate| gate.heal());
         }
     }
     assert!(alice.resumed > 50 && bob.resumed > 50, "{} {}", alice.resumed, bob.resumed);
@@ -499,9 +403,9 @@ fn session_resumes_while_its_former_connection_is_open() {
             next += 1;
             assert_eq!(bob.letter(), next);
         }
-        let (raw, cut) = connect(&server);
+        let (raw, gate) = connect(&server);
         let (mut former, _held) =
-            (std::mem::replace(&mut alice.raw, raw), std::mem::replace(&mut alice.cut, cut));
+            (std::mem::replace(&mut alice.raw, raw), std::mem::replace(&mut alice.gate, gate));
         let started = Instant::now();
         assert!(alice.attempt(u64::MAX, u64::MAX));
         assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
@@ -554,12 +458,10 @@ fn resume_needs_this_session_s_token_channel_and_valid_count() {
     bob.settle();
     let no = Some(NO_SESSION.to_string());
     let (name, received) = (bob.name(), bob.received);
-    let capitals: Username = "Bob".parse().expect("name");
-    let nobody: Username = "nobody".parse().expect("name");
     assert_eq!(refusal(&server, &name, received, &Key::random()), no, "a wrong token");
     assert_eq!(refusal(&server, &name, received, &alice.token), no, "another's token");
-    assert_eq!(refusal(&server, &capitals, received, &bob.token), no, "another name");
-    assert_eq!(refusal(&server, &nobody, 0, &Key::random()), no, "nobody's");
+    assert_eq!(refusal(&server, &self::name("Bob"), received, &bob.token), no, "another name");
+    assert_eq!(refusal(&server, &self::name("nobody"), 0, &Key::random()), no, "nobody's");
     assert_eq!(refusal(&server, &name, received + 1, &bob.token), no, "more than was sent");
     assert_eq!(refusal(&server, &name, u64::MAX, &bob.token), no, "far more than was sent");
     assert_eq!(refusal(&server, &name, 0, &bob.token), no, "what was acknowledged already");
@@ -639,7 +541,7 @@ fn ended_session_is_not_resumed() {
     // that session.
     bob.hang_up();
     let mut second = server.raw();
-    let new = token(second.log_in(&bob.person));
+    let new = lasting_a_day(second.logs_in(&bob.person));
     let elsewhere = Some("signed_in_elsewhere".to_string());
     assert_eq!(refusal(&server, &bob.name(), bob.received, &bob.token), elsewhere);
     assert!(second.is_usable());
@@ -678,7 +580,7 @@ fn unacknowledged_messages_are_lost_however_a_session_ends() {
     type End = (&'static str, fn(&Server, &mut Peer<'_>), &'static [u64]);
     let ends: [End; 5] = [
         ("grace", |_, bob| bob.hang_up(), &[3, 4, 6]),
-        ("login", |server, bob| _ = token(server.raw().log_in(&bob.person)), &[3, 4, 6]),
+        ("login", |server, bob| _ = server.raw().logs_in(&bob.person), &[3, 4, 6]),
         ("logout", |_, bob| bob.say(&ClientMessage::Logout), &[3, 4, 6]),
         ("false_ack", |_, bob| bob.say(&ClientMessage::Ack(Received { received: 1 << 40 })), &[3, 4, 6]),
         (
@@ -743,7 +645,7 @@ fn lost_is_only_for_the_session_that_sent_the_message() {
     alice.say(&letter(&alice.person, &["bob"], 2, 100));
     assert_eq!(alice.sent().delivered.len(), 1);
     let mut again = server.raw();
-    token(again.log_in(&alice.person));
+    again.logs_in(&alice.person);
     // Wait for the list first: a client is notified of a departure only if it has seen the user.
     while !matches!(again.hear(), Some(ServerMessage::Presence(list)) if list.joined.contains(&name)) {}
     again.say(&letter(&alice.person, &["bob"], 1, 100));
@@ -766,7 +668,7 @@ fn disconnected_user_stays_online_until_the_session_ends() {
     let server = Server::with(&["--grace", "2"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let shown = |alice: &mut Peer<'_>| {
-        alice.say(&ClientMessage::KeysRequest(KeysRequest { names: vec!["bob".parse().expect("name")] }));
+        alice.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name("bob")] }));
         match alice.hear_message(|message| matches!(message, ServerMessage::Keys(_))) {
             ServerMessage::Keys(keys) => keys.keys[0].session_key.is_some(),
             _ => unreachable!(),

@@ -1,11 +1,13 @@
 //! Files as editors, crashes, backups and log rotation leave them, and full outputs: real programs read them, refuse
 //! them or set them aside, and erase nothing.
 
-use crate::support::{self, Client, Folder, Output, Person, Server, newcomer, quick_key, signal, until};
+use crate::support::{
+    self, DATA, Folder, Output, Person, Server, block, check, has, limit_files, make_fifo, newcomer, other,
+    refused_start, run, run_server, server_command, signal, until, user,
+};
 use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::public::Fingerprint;
-use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use secure_messenger::records::asides;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -15,45 +17,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-/// Runs a server on `home/data` that ends by itself: status, and everything that it printed.
-fn run(home: &Folder, arguments: &[&str]) -> (i32, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(["--data-dir"])
-        .arg(home.path("data"))
-        .args(arguments)
-        .env("HOME", &home.0)
-        .stdin(Stdio::null())
-        .output()
-        .expect("it runs");
-    let text = [out.stdout, out.stderr].concat();
-    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
-}
-
-fn user(home: &Folder, arguments: &[&str]) -> (i32, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_server"))
-        .arg("user")
-        .args(arguments)
-        .arg("--data-dir")
-        .arg(home.path("data"))
-        .output()
-        .expect("it runs");
-    let text = [out.stdout, out.stderr].concat();
-    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
-}
-
 /// The reason why a start on this data folder is refused. `--check` reports the same, and neither changes `path`.
 fn refusal(home: &Folder, path: &Path) -> String {
     let content = || (fs::read_link(path).ok(), fs::read(path).ok());
     let before = content();
     assert!(before != (None, None), "there");
-    let (status, checked) = run(home, &["--check"]);
+    let (status, checked) = check(home);
     assert_eq!(status, 1, "{checked}");
-    let (status, text) = run(home, &["--host", "127.0.0.1", "--port", "0"]);
-    assert_eq!(status, 1, "{text}");
-    let reason = text.lines().find_map(|line| line.strip_prefix("server: ")).expect("a reason");
+    let reason = refused_start(home, &[]);
     assert!(checked.contains(&format!("problem: {reason}\n")), "{checked} is not {reason}");
     assert!(content() == before, "untouched");
-    reason.into()
+    reason
 }
 
 fn utf16(text: &str, mark: bool) -> Vec<u8> {
@@ -92,18 +66,17 @@ fn accounts_count_however_an_editor_has_saved_them() {
     let (mut home, path, text) = two_accounts();
     for edited in edited(&text) {
         fs::write(&path, &edited).expect("written");
-        let (status, checked) = run(&home, &["--check"]);
+        let (status, checked) = check(&home);
         assert!(status == 0 && checked.contains("2 accounts"), "{edited:?}: {checked}");
         assert_eq!(fs::read_to_string(&path).expect("there"), edited);
         let server = Server::within(home, &[]);
         let (_, carol) = newcomer(&server, "carol");
         for person in [&Person::new("alice"), &Person::new("bob"), &carol] {
-            assert!(matches!(server.raw().log_in(person), Some(ServerMessage::Session(_))), "{edited:?}");
+            server.raw().logs_in(person);
         }
         home = server.kill();
         assert!(fs::read_to_string(&path).expect("there").starts_with(&edited), "nothing is erased");
-        let (status, gone) = user(&home, &["remove", "carol"]);
-        assert_eq!(status, 0, "{gone}");
+        assert_eq!(user(&home, &["remove", "carol"]).0, 0);
     }
     assert!(asides(&path).is_empty());
 }
@@ -195,13 +168,13 @@ fn locks_count_beside_whatever_is_not_understood() {
             true => "WARNING: locks.json: 1 lines are not understood: a start sets them aside",
             false => "bytes behind the last record are not understood: a start sets them aside",
         };
-        let (status, checked) = run(&home, &["--check"]);
+        let (status, checked) = check(&home);
         assert!(status == 0 && checked.contains(&locked) && checked.contains(told), "{checked}");
         assert_eq!(fs::read(&path).expect("there"), bytes, "nothing has changed");
         let count = asides(&path).len();
         home = Server::within(home, &[]).kill();
         assert_eq!(asides(&path).len(), count + 1);
-        let (_, checked) = run(&home, &["--check"]);
+        let (_, checked) = check(&home);
         assert!(checked.contains(&locked) && !checked.contains("understood"), "{checked}");
     }
 }
@@ -218,15 +191,15 @@ fn torn_end_of_accounts_is_set_aside_each_time() {
     let rests = ["{\"name\":\"carol\",\"sa", "{\"na\0\0\0\0", &"\0".repeat(9000), "\0", "\0\0\n"];
     for rest in rests {
         fs::write(&path, format!("{text}{rest}")).expect("written");
-        let (status, checked) = run(&home, &["--check"]);
+        let (status, checked) = check(&home);
         let plan = format!(
             "{} bytes behind the last record are not understood: a start sets them aside",
             rest.len()
         );
         assert!(status == 0 && checked.contains(&plan), "{checked}");
         let server = Server::within(home, &[]);
-        assert!(server.greeting.iter().any(|line| line.contains("set aside in ")), "{:#?}", server.greeting);
-        until("the log reports it", || server.log().contains("event=storage_notice "));
+        server.told("set aside in ");
+        server.logs("event=storage_notice ");
         home = server.kill();
         assert_eq!(fs::read_to_string(&path).expect("there"), text);
     }
@@ -235,7 +208,7 @@ fn torn_end_of_accounts_is_set_aside_each_time() {
     // Complete except for its line end, with zeros behind it.
     fs::write(&path, format!("{}\0\0\0\0", text.trim_end())).expect("written");
     let server = Server::within(home, &[]);
-    assert!(server.greeting.iter().any(|line| line.contains("(2 accounts)")));
+    server.told("(2 accounts)");
     assert_eq!(fs::read_to_string(&path).expect("there"), text);
 }
 
@@ -245,33 +218,26 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
     let (mut home, path, text) = two_accounts();
     let alice = Person::new("alice");
     let other = Person { identity: Arc::new(IdentityKey::generate()), ..Person::new("alice") };
-    let register = |server: &Server, person: &Person| {
-        let mut raw = server.raw();
-        let key = quick_key(support::PASSWORD);
-        raw.say(&ClientMessage::Register(key.register(&person.name, person.identity.public())));
-        match raw.answer() {
-            Some(ServerMessage::Registered) => "registered".to_string(),
-            Some(ServerMessage::Error(failure)) => failure.code,
-            _ => panic!("no answer"),
-        }
+    let register = |server: &Server, person: &Person| match server.raw().try_register(person) {
+        None => "registered".to_string(),
+        Some(failure) => failure.code,
     };
     let torn = format!("{}{}", text.lines().last().expect("bob"), "\n{\"name\":\"alice\",\"sal");
     for lost in ["", "\n", "\0\0\0\0\0\0", &torn] {
         fs::write(&path, lost).expect("written");
-        let (status, checked) = run(&home, &["--check"]);
+        let (status, checked) = check(&home);
         assert!(
             status == 0 && checked.contains("only their keys can register their names: alice"),
             "{checked}"
         );
         let server = Server::within(home, &[]);
-        assert!(server.greeting.iter().any(|line| line.contains("key files belong to no account")));
+        server.told("key files belong to no account");
         for name in ["alice", "Alice"] {
-            let other = Person { name: name.parse().expect("name"), ..Person::new("alice") };
-            let other = Person { identity: Arc::new(IdentityKey::generate()), ..other };
+            let other = Person { identity: Arc::new(IdentityKey::generate()), ..Person::new(name) };
             assert_eq!(register(&server, &other), "name_taken", "{lost:?}");
         }
         assert_eq!(register(&server, &alice), "registered");
-        assert!(matches!(server.raw().log_in(&alice), Some(ServerMessage::Session(_))));
+        server.raw().logs_in(&alice);
         home = server.kill();
     }
     // The operator frees the name.
@@ -281,12 +247,11 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
     assert!(status == 0 && out.contains("alice is removed"), "{out}");
     assert_eq!(register(&server, &other), "registered");
     // A removed account does not keep its name, wherever a crash came between.
-    let (status, _) = user(&server.home, &["remove", "alice"]);
-    assert_eq!(status, 0);
+    assert_eq!(user(&server.home, &["remove", "alice"]).0, 0);
     let home = server.kill();
     fs::write(home.path("data/keys/alice.pem"), other.identity.public().to_pem()).expect("written");
     let server = Server::within(home, &[]);
-    assert!(!server.greeting.iter().any(|line| line.contains("alice")), "{:#?}", server.greeting);
+    assert!(server.is_silent_about("alice"), "{:#?}", server.greeting);
     assert_eq!(register(&server, &alice), "registered");
 }
 
@@ -298,7 +263,7 @@ fn key_file_of_an_account_counts_however_it_was_saved() {
     let pem = fs::read_to_string(&path).expect("there");
     for edited in edited(&pem).iter().filter(|edited| edited.matches("BEGIN").count() == 1) {
         fs::write(&path, edited).expect("written");
-        let (_, checked) = run(&server.home, &["--check"]);
+        let (_, checked) = check(&server.home);
         assert!(!checked.contains("alice.pem: not the key"), "{edited:?}: {checked}");
     }
     assert!(raw.is_usable() && alice.name.as_str() == "alice");
@@ -311,19 +276,16 @@ fn knowing(server: &Server) -> Arc<Folder> {
     let _bob = server.client("bob").ready();
     let _eve = server.client("eve").ready();
     let mut alice = server.client("alice").ready();
-    alice.say("/verify bob");
-    alice.expect("safety number with bob");
-    alice.say("/verify bob yes");
-    alice.expect("verified");
-    alice.say("/ignore eve");
-    alice.expect("eve");
+    alice.ask("/verify bob", "safety number with bob");
+    alice.ask("/verify bob yes", "verified");
+    alice.ask("/ignore eve", "eve");
     let home = alice.home.clone();
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     home
 }
 
 fn folder(home: &Folder, name: &str) -> PathBuf {
-    home.path(".secure_messenger_client").join(name)
+    home.path(DATA).join(name)
 }
 
 /// README#records.
@@ -339,9 +301,8 @@ fn client_records_count_however_they_were_saved() {
         for (name, edited) in names.iter().zip(&edits) {
             fs::write(folder(&home, name), &edited[n]).expect("written");
         }
-        let alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
-        let (status, lines) = alice.finish();
-        assert!(status == 0 && !lines.iter().any(|line| line.contains("set aside")), "{lines:#?}");
+        let lines = server.client_in(&home, "alice", &[]).ready().leaves();
+        assert!(!lines.iter().any(|line| line.contains("set aside")), "{lines:#?}");
         let bob = "bob".parse().expect("name");
         let known = KnownUsers::open(&folder(&home, "known_users"), host.clone()).expect("whole");
         assert!(matches!(known.get(&bob), Some((_, Trust::Verified))), "{:?}", edits[0][n]);
@@ -364,8 +325,7 @@ fn client_records_count_however_they_were_saved() {
             ),
         ] {
             fs::write(folder(&home, name), &bytes).expect("written");
-            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
-            assert!(status == 1 && lines.concat().contains(words), "{name}: {words} {lines:#?}");
+            let lines = server.client_in(&home, "alice", &[]).ends(1, words);
             assert!(lines.concat().contains(&format!("/{name}: line ")), "{lines:#?}");
             assert!(fs::read(folder(&home, name)).expect("there") == bytes, "untouched");
         }
@@ -383,9 +343,8 @@ fn torn_end_of_client_records_is_set_aside_and_reported() {
         let text = fs::read_to_string(&path).expect("there");
         for rest in ["{\"server\":\"127.0", "\0\0\0\0"] {
             fs::write(&path, format!("{text}{rest}")).expect("written");
-            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
             let told = format!("! {}: {} bytes behind the last record", path.display(), rest.len());
-            assert!(status == 0 && lines.iter().any(|line| line.starts_with(&told)), "{lines:#?}");
+            server.client_in(&home, "alice", &[]).ends(0, &told);
             assert!(fs::read_to_string(&path).expect("there").starts_with(&text));
             let is_kept = |aside: &PathBuf| fs::read_to_string(aside).expect("there") == rest;
             assert!(asides(&path).iter().any(is_kept), "{name}: {rest:?}");
@@ -408,27 +367,20 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
     // A complete record of another server, without its line end.
     for saved in edited(&other) {
         fs::write(&path, saved).expect("written");
-        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
-        assert!(status == 1 && lines.concat().contains("HAS CHANGED"), "{lines:#?}");
+        server.client_in(&home, "alice", &[]).ends(1, "HAS CHANGED");
     }
     // Half of the record, or zeros in its place, still count as a lost record, also at the next start.
     for torn in [&text[..text.len() - 20], "\0".repeat(text.len()).as_str()] {
         asides(&path).iter().for_each(|aside| fs::remove_file(aside).expect("removed"));
         fs::write(&path, torn).expect("written");
         for _ in 0..2 {
-            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
+            let lines = server.client_in(&home, "alice", &[]).ends(1, "--accept-new does not accept it");
             let aside = asides(&path).pop().expect("set aside");
-            let told = lines.concat();
-            assert!(status == 1 && told.contains("--accept-new does not accept it"), "{lines:#?}");
-            assert!(told.contains(&format!("remove {}", aside.display())), "{lines:#?}");
+            assert!(lines.concat().contains(&format!("remove {}", aside.display())), "{lines:#?}");
         }
     }
-    let fingerprint =
-        server.greeting.iter().find_map(|line| line.split("certificate: ").nth(1)).expect("told");
-    let fingerprint = fingerprint.split(' ').next().expect("one");
-    let decided = &["--fingerprint", fingerprint];
-    assert_eq!(Client::within(home.clone(), server.port, "alice", true, decided).finish().0, 0);
-    assert_eq!(Client::within(home, server.port, "alice", true, &[]).finish().0, 0);
+    server.client_in(&home, "alice", &["--fingerprint", &server.fingerprint()]).leaves();
+    server.client_in(&home, "alice", &[]).leaves();
 }
 
 /// README#records.
@@ -437,29 +389,26 @@ fn user_whose_record_is_zeros_needs_a_decision() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut alice = server.client("alice").ready();
-    alice.say("/verify bob");
-    alice.expect("safety number with bob");
-    alice.say("/verify bob yes");
-    alice.expect("verified");
+    alice.ask("/verify bob", "safety number with bob");
+    alice.ask("/verify bob yes", "verified");
     let home = alice.home.clone();
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     let path = folder(&home, "known_users");
     let text = fs::read_to_string(&path).expect("there");
     fs::write(&path, "\0".repeat(text.len())).expect("written");
-    let mut alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+    let mut alice = server.client_in(&home, "alice", &[]).ready();
     alice.say("/msg bob not yet");
     let told = alice.expect("THE IDENTITY KEY OF bob MAY HAVE CHANGED");
     let aside = asides(&path).pop().expect("set aside");
     assert!(told.contains(&format!("remove {}", aside.display())), "{told}");
-    alice.say("/trust bob");
-    alice.expect("bob");
+    alice.ask("/trust bob", "bob");
     alice.say("/msg bob now");
     assert!(!bob.expect(" now").contains("not yet"));
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     // Without the set-aside file, unknown users are new.
     fs::remove_file(&aside).expect("removed");
     let mut carol = server.client("carol").ready();
-    let mut alice = Client::within(home, server.port, "alice", true, &[]).ready();
+    let mut alice = server.client_in(&home, "alice", &[]).ready();
     alice.say("/msg carol hello");
     carol.expect("hello");
 }
@@ -471,12 +420,8 @@ fn fifo_in_the_place_of_what_a_client_knows_is_refused() {
     for name in ["known_users", "known_servers", "ignored"] {
         let path = folder(&home, name);
         fs::rename(&path, home.path("kept")).expect("moved");
-        assert!(Command::new("mkfifo").arg(&path).status().expect("it runs").success());
-        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
-        assert!(
-            status == 1 && lines.concat().contains("a FIFO, a socket or a device: remove it"),
-            "{lines:#?}"
-        );
+        make_fifo(&path);
+        server.client_in(&home, "alice", &[]).ends(1, "a FIFO, a socket or a device: remove it");
         fs::rename(home.path("kept"), &path).expect("moved back");
     }
 }
@@ -491,14 +436,12 @@ fn private_key_file_opens_however_it_was_saved() {
         [text.trim_end().to_string(), format!("\u{feff}\r\n{text}\r\n"), text.replace(',', " ,\r\n  ")]
     {
         fs::write(&path, saved).expect("written");
-        let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
-        assert_eq!(status, 0, "{lines:#?}");
+        server.client_in(&home, "alice", &[]).leaves();
     }
     for bad in [utf16(&text, true), Vec::new(), vec![0; 300], text.as_bytes()[..100].to_vec()] {
         fs::write(&path, &bad).expect("written");
         for register in [&["--register"][..], &[]] {
-            let (status, lines) = Client::within(home.clone(), server.port, "alice", true, register).finish();
-            assert!(status == 1 && lines.concat().contains("the key file is damaged"), "{lines:#?}");
+            server.client_in(&home, "alice", register).ends(1, "the key file is damaged");
             assert!(fs::read(&path).expect("there") == bad, "untouched");
         }
     }
@@ -522,7 +465,7 @@ fn private_file_that_others_can_read_is_closed_and_reported() {
     let names = ["users.json", "salt.secret", "certs/server.key"];
     for wide in [0o644, 0o640, 0o666] {
         names.iter().for_each(|name| set_mode(&home.path("data").join(name), wide));
-        let (_, checked) = run(&home, &["--check"]);
+        let (_, checked) = check(&home);
         assert_eq!(
             checked.matches("other users have access to this file: a start closes it").count(),
             3,
@@ -531,11 +474,9 @@ fn private_file_that_others_can_read_is_closed_and_reported() {
         let server = Server::within(home.clone(), &[]);
         for name in names {
             let path = server.data(name);
-            let told = format!(
-                "{}: other users had rights to this file; only its owner has them now",
-                path.display()
-            );
-            assert!(server.greeting.contains(&told) && mode(&path) == 0o600, "{:#?}", server.greeting);
+            let told = "other users had rights to this file; only its owner has them now";
+            server.told(&format!("{}: {told}", path.display()));
+            assert_eq!(mode(&path), 0o600);
         }
     }
     // A file elsewhere, behind a link, is not changed.
@@ -553,16 +494,15 @@ fn private_file_that_others_can_read_is_closed_and_reported() {
     let home = knowing(&server);
     let key = folder(&home, "keys/alice_private.key");
     set_mode(&key, 0o644);
-    let (status, lines) = Client::within(home.clone(), server.port, "alice", true, &[]).finish();
     let told =
         format!("! {}: other users had rights to this file; only its owner has them now", key.display());
-    assert!(status == 0 && lines.contains(&told) && mode(&key) == 0o600, "{lines:#?}");
+    server.client_in(&home, "alice", &[]).ends(0, &told);
+    assert_eq!(mode(&key), 0o600);
     let elsewhere = home.path("alice.key");
     fs::rename(&key, &elsewhere).expect("moved");
     symlink(&elsewhere, &key).expect("linked");
     set_mode(&elsewhere, 0o644);
-    let (status, lines) = Client::within(home, server.port, "alice", true, &[]).finish();
-    assert!(status == 1 && lines.concat().contains("other users can read this private file"), "{lines:#?}");
+    server.client_in(&home, "alice", &[]).ends(1, "other users can read this private file");
 }
 
 /// README#records.
@@ -604,15 +544,9 @@ fn linked_file_stops_the_start_and_the_link_stays() {
 fn failed_append_on_a_full_disk_is_taken_back() {
     let (home, path, text) = two_accounts();
     let server = Server::within(home, &[]);
-    let pid = server.child.id().to_string();
-    let limit = |size: &str| {
-        let done =
-            Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={size}:unlimited")]).status();
-        done.is_ok_and(|status| status.success())
-    };
+    let pid = server.child.id();
     // The next record has room for its first 100 bytes.
-    if !limit(&(text.len() + 100).to_string()) {
-        println!("skipped: the size of a file cannot be limited here");
+    if !limit_files(pid, &format!("{}:unlimited", text.len() + 100)) {
         return;
     }
     let mut raw = server.raw();
@@ -620,10 +554,10 @@ fn failed_append_on_a_full_disk_is_taken_back() {
     assert_eq!(raw.error(), "server_error");
     assert_eq!(fs::read_to_string(&path).expect("there"), text);
     assert!(!server.data("keys/carol.pem").exists(), "the name is free");
-    assert!(limit("unlimited"));
+    assert!(limit_files(pid, "unlimited"));
     newcomer(&server, "carol");
     let home = server.kill();
-    let (status, checked) = run(&home, &["--check"]);
+    let (status, checked) = check(&home);
     assert!(status == 0 && checked.contains("3 accounts") && !checked.contains("WARNING"), "{checked}");
     assert!(asides(&path).is_empty());
 }
@@ -653,10 +587,10 @@ fn folder_of_another_user_stops_the_start() {
         for (words, begin) in [(&["--check"][..], "problem: "), (&["--host", "127.0.0.1"], "server: ")] {
             let mut command = Command::new(&program);
             let command = command.uid(12345).args(["--port", "0", "--data-dir"]).arg(home.path("data"));
-            let out = command.args(words).output().expect("it runs");
-            let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+            let (status, output, errors) = run(command.args(words));
+            let text = output + &errors;
             assert!(text.lines().any(|line| line.starts_with(&format!("{begin}{told}"))), "{told}: {text}");
-            assert_eq!(out.status.code(), Some(1));
+            assert_eq!(status, 1);
         }
         set_mode(path, 0o700);
         give(path, 12345).expect("given back");
@@ -665,51 +599,47 @@ fn folder_of_another_user_stops_the_start() {
 
 // ---- certificates
 
-fn openssl(arguments: &[&str]) {
-    let done =
-        Command::new("openssl").args(arguments).stdin(Stdio::null()).output().expect("openssl is installed");
-    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+/// Runs OpenSSL, which must succeed.
+fn openssl(arguments: &str) {
+    let (is_done, text) = support::openssl(arguments);
+    assert!(is_done, "{arguments}: {text}");
 }
 
 #[test]
 fn unusable_certificate_is_refused_with_a_remedy() {
-    let home = Arc::new(Folder::new());
-    drop(Server::within(home.clone(), &[]));
+    if !has("openssl") {
+        return;
+    }
+    let home = used_folder();
     let path = |name: &str| home.path(name).to_str().expect("UTF-8").to_string();
     let (key, certificate) = (home.path("data/certs/server.key"), home.path("data/certs/server.crt"));
-    let make = |name: &str, algorithm: &[&str]| {
+    let make = |name: &str, algorithm: &str| {
         let (key, out) = (path(&format!("{name}.key")), path(&format!("{name}.crt")));
-        let subject = format!("/CN={name}");
-        let basics =
-            ["req", "-x509", "-nodes", "-days", "90", "-subj", &subject, "-keyout", &key, "-out", &out];
-        openssl(&[&basics[..], &["-newkey"], algorithm].concat());
+        openssl(&format!(
+            "req -x509 -nodes -days 90 -subj /CN={name} -keyout {key} -out {out} -newkey {algorithm}"
+        ));
         let read = |path: &str| fs::read(path).expect("made");
         (read(&key), read(&out))
     };
-    let ec = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
-    let (own_key, own) = make("own", &ec);
-    let (_, authority) = make("authority", &ec);
-    let (small_key, small) = make("small", &["rsa:1024"]);
-    let (k1_key, k1) = make("k1", &["ec", "-pkeyopt", "ec_paramgen_curve:secp256k1"]);
-    openssl(&["pkey", "-in", &path("own.key"), "-aes256", "-passout", "pass:x", "-out", &path("sealed.key")]);
-    openssl(&["ec", "-in", &path("own.key"), "-aes256", "-passout", "pass:x", "-out", &path("older.key")]);
-    openssl(&["x509", "-in", &path("own.crt"), "-outform", "DER", "-out", &path("own.der")]);
-    openssl(&["req", "-new", "-key", &path("own.key"), "-subj", "/CN=own", "-out", &path("own.csr")]);
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        &path("own.csr"),
-        "-signkey",
-        &path("own.key"),
-        "-out",
-        &path("v1.crt"),
-    ]);
-    openssl(&["pkey", "-in", &path("own.key"), "-pubout", "-out", &path("own.pub")]);
-    openssl(&["x509", "-in", &path("own.crt"), "-trustout", "-out", &path("own.trusted")]);
-    openssl(&["crl2pkcs7", "-nocrl", "-certfile", &path("own.crt"), "-out", &path("own.p7b")]);
-    let pkcs12 = ["pkcs12", "-export", "-passout", "pass:x", "-inkey", &path("own.key")];
-    openssl(&[&pkcs12[..], &["-in", &path("own.crt"), "-out", &path("own.p12")]].concat());
+    let ec = "ec -pkeyopt ec_paramgen_curve:P-256";
+    let (own_key, own) = make("own", ec);
+    let (_, authority) = make("authority", ec);
+    let (small_key, small) = make("small", "rsa:1024");
+    let (k1_key, k1) = make("k1", "ec -pkeyopt ec_paramgen_curve:secp256k1");
+    let [key_path, own_path] = [path("own.key"), path("own.crt")];
+    for (command, made) in [
+        (format!("pkey -in {key_path} -aes256 -passout pass:x"), "sealed.key"),
+        (format!("ec -in {key_path} -aes256 -passout pass:x"), "older.key"),
+        (format!("x509 -in {own_path} -outform DER"), "own.der"),
+        (format!("req -new -key {key_path} -subj /CN=own"), "own.csr"),
+        (format!("x509 -req -in {} -signkey {key_path}", path("own.csr")), "v1.crt"),
+        (format!("pkey -in {key_path} -pubout"), "own.pub"),
+        (format!("x509 -in {own_path} -trustout"), "own.trusted"),
+        (format!("crl2pkcs7 -nocrl -certfile {own_path}"), "own.p7b"),
+        (format!("pkcs12 -export -passout pass:x -inkey {key_path} -in {own_path}"), "own.p12"),
+    ] {
+        openssl(&format!("{command} -out {}", path(made)));
+    }
     let read = |name: &str| fs::read(home.path(name)).expect("made");
     let damaged =
         |pem: &[u8]| String::from_utf8_lossy(pem).replacen("-----\nMI", "-----\nM!", 1).into_bytes();
@@ -785,7 +715,7 @@ fn log_that_was_renamed_or_removed_is_made_again() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let (log, old) = (server.data("logs/security.log"), server.data("logs/old.log"));
-    until("it is logged", || server.log().contains("event=login user=alice "));
+    server.logs("event=login user=alice ");
     fs::rename(&log, &old).expect("renamed");
     let (mut bob, _) = newcomer(&server, "bob");
     until("it is there again", || log.exists() && server.log().contains("event=login user=bob "));
@@ -796,19 +726,19 @@ fn log_that_was_renamed_or_removed_is_made_again() {
     until("it is there again", || log.exists() && server.log().contains("event=login user=carol "));
     // At once on request.
     fs::rename(&log, &old).expect("renamed");
-    signal(server.child.id(), "-HUP");
+    server.signal("-HUP");
     until("it is there again", || log.exists() && reloads(&server) == 1);
     // As copytruncate does it.
     File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("cut");
     newcomer(&server, "dave");
-    until("it is logged", || server.log().contains("event=login user=dave "));
+    server.logs("event=login user=dave ");
     assert!(server.log().starts_with("20"), "no hole");
     // Half a line does not spoil the next one.
     fs::write(&log, "2026-01-31T08:05:09Z ev").expect("written");
     fs::rename(&log, server.data("logs/half")).expect("renamed");
     fs::copy(server.data("logs/half"), &log).expect("copied");
     newcomer(&server, "eve");
-    until("it is logged", || server.log().contains("event=login user=eve "));
+    server.logs("event=login user=eve ");
     assert!(server.log().starts_with("2026-01-31T08:05:09Z ev\n20"), "{}", server.log());
     // Removed together with its folder.
     fs::remove_dir_all(server.data("logs")).expect("removed");
@@ -832,7 +762,7 @@ fn secret_that_is_missing_beside_accounts_is_reported() {
         (&["certs/server.key", "certs/server.crt"], "accept the new fingerprint"),
     ] {
         files.iter().for_each(|name| fs::remove_file(path(name)).expect("removed"));
-        let (status, checked) = run(&home, &["--check"]);
+        let (status, checked) = check(&home);
         let server = Server::within(home.clone(), &[]);
         until("it is logged", || server.log().contains(change));
         let started = server.greeting.join("\n");
@@ -845,11 +775,11 @@ fn secret_that_is_missing_beside_accounts_is_reported() {
                 "{told:?}"
             );
         }
-        assert!(warnings(&run(&home, &["--check"]).1).is_empty());
+        assert!(warnings(&check(&home).1).is_empty());
     }
     // No warning without TLS, where no client sees the key, or without accounts, where nobody knows the former one.
     fs::remove_dir_all(path("certs")).expect("removed");
-    assert!(warnings(&run(&home, &["--check", "--no-tls"]).1).is_empty());
+    assert!(warnings(&run_server(&home, &["--check", "--no-tls"]).1).is_empty());
     assert!(warnings(&Server::start().greeting.join("\n")).is_empty());
 }
 
@@ -857,7 +787,7 @@ fn secret_that_is_missing_beside_accounts_is_reported() {
 fn hangup_reloads_the_certificate_and_ends_nothing() {
     let mut server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
-    let hang_up = |server: &Server| signal(server.child.id(), "-HUP");
+    let hang_up = |server: &Server| server.signal("-HUP");
     hang_up(&server);
     let line = server.output.expect("reloaded; certificate: SHA256:");
     let (path, key) = (server.data("certs/server.crt"), server.data("certs/server.key"));
@@ -873,21 +803,12 @@ fn hangup_reloads_the_certificate_and_ends_nothing() {
     }
     newcomer(&server, "bob");
     fs::write(&path, &good).expect("written");
+    if !has("openssl") {
+        return;
+    }
     let new = server.home.path("crt");
-    let text = |path: &Path| path.to_str().expect("UTF-8").to_string();
-    openssl(&[
-        "req",
-        "-x509",
-        "-new",
-        "-key",
-        &text(&key),
-        "-subj",
-        "/CN=example.org",
-        "-days",
-        "90",
-        "-out",
-        &text(&new),
-    ]);
+    let (key_path, out) = (key.display(), new.display());
+    openssl(&format!("req -x509 -new -key {key_path} -subj /CN=example.org -days 90 -out {out}"));
     fs::copy(&new, &path).expect("copied");
     set_mode(&key, 0o644);
     hang_up(&server);
@@ -897,31 +818,21 @@ fn hangup_reloads_the_certificate_and_ends_nothing() {
         hang_up(&server);
     }
     assert!(alice.is_usable());
-    signal(server.child.id(), "-TERM");
+    server.signal("-TERM");
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
-}
-
-/// The block of the README that begins with this text.
-fn block(head: &str) -> String {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("there");
-    let mut blocks = readme.split("\n```\n");
-    blocks.find(|block| block.starts_with(head)).unwrap_or_else(|| panic!("no block {head}")).to_string()
 }
 
 #[test]
 fn readme_s_rotation_loses_no_event() {
     let rotation = block("/var/lib/secure-messenger/logs/security.log {");
     assert!(rotation.contains("systemctl reload secure-messenger"), "{rotation}");
-    let program =
-        ["/usr/sbin/logrotate", "/sbin/logrotate"].into_iter().find(|path| Path::new(path).exists());
-    let Some(program) = program else {
-        println!("skipped: logrotate is not installed");
+    if !has("logrotate") {
         return;
-    };
+    }
     for truncates in [false, true] {
         let server = Server::start();
         let (mut alice, _) = newcomer(&server, "alice");
-        until("it is logged", || server.log().contains("event=login user=alice "));
+        server.logs("event=login user=alice ");
         let log = server.data("logs/security.log");
         let reload = format!("kill -HUP {}", server.child.id());
         let rotation = rotation
@@ -931,9 +842,8 @@ fn readme_s_rotation_loses_no_event() {
         let (config, state) = (server.home.path("logrotate.conf"), server.home.path("logrotate.state"));
         fs::write(&config, rotation).expect("written");
         set_mode(&config, 0o600);
-        let done =
-            Command::new(program).arg("-f").arg("-s").arg(&state).arg(&config).output().expect("it runs");
-        assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+        let (status, _, errors) = run(other("logrotate").arg("-f").arg("-s").arg(&state).arg(&config));
+        assert_eq!((status, &*errors), (0, ""));
         newcomer(&server, "bob");
         until("it is logged", || log.exists() && server.log().contains("event=login user=bob "));
         let files = support::files(&server.data("logs"));
@@ -947,17 +857,14 @@ fn readme_s_rotation_loses_no_event() {
 
 #[test]
 fn full_log_disk_is_reported_and_counted_and_ends_nothing() {
-    let home = Arc::new(Folder::new());
-    drop(Server::within(home.clone(), &[]));
+    let home = used_folder();
     let log = home.path("data/logs/security.log");
     // Files are limited to 32 KiB (the shell chooses the block size), and this one is longer.
     fs::write(&log, "2026-01-31T08:05:09Z event=started user=- addr=-\n".repeat(2000)).expect("written");
     let errors = home.path("errors");
     let full = format!("ulimit -S -f 32; exec 2>{}", errors.display());
     let server = Server::after(&full, home, &[]);
-    let lifts = Command::new("prlimit").arg("--version").stdout(Stdio::null()).status();
-    if !lifts.is_ok_and(|status| status.success()) {
-        println!("skipped: the limit of a file's size cannot be lifted here");
+    if !has("prlimit") {
         return;
     }
     let (mut alice, _) = newcomer(&server, "alice");
@@ -966,9 +873,7 @@ fn full_log_disk_is_reported_and_counted_and_ends_nothing() {
         told.lines().count() == 1 && told.contains("security.log") && told.contains("events are lost until")
     });
     assert!(!server.log().contains("alice") && alice.is_usable());
-    let pid = server.child.id().to_string();
-    let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
-    assert!(lifted.expect("it is there").success());
+    assert!(limit_files(server.child.id(), "unlimited"));
     newcomer(&server, "bob");
     until("what was lost is counted", || server.log().contains(" lost_before="));
     assert!(server.log().trim_end().lines().all(|line| line.contains(" event=")), "no half line");
@@ -978,14 +883,8 @@ fn full_log_disk_is_reported_and_counted_and_ends_nothing() {
 fn full_output_is_logged_and_ends_nothing() {
     let home = Arc::new(Folder::new());
     let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("there"));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
-        .args(["--host", "127.0.0.1", "--port", "0", "--data-dir"])
-        .arg(home.path("data"))
-        .stdin(Stdio::null())
-        .stdout(full())
-        .stderr(full())
-        .spawn()
-        .expect("it starts");
+    let mut command = server_command(&home, &["--host", "127.0.0.1", "--port", "0"]);
+    let mut child = command.stdout(full()).stderr(full()).spawn().expect("it starts");
     let log = || fs::read_to_string(home.path("data/logs/security.log")).unwrap_or_default();
     until("it has started", || log().contains("event=started ") && log().contains("event=output_failed "));
     signal(child.id(), "-USR1");
@@ -997,11 +896,8 @@ fn full_output_is_logged_and_ends_nothing() {
     signal(child.id(), "-TERM");
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     // Requested output that cannot be printed is a failure.
-    let data = home.path("data");
-    let data = data.to_str().expect("UTF-8");
-    for words in [&["--check", "--data-dir", data][..], &["--help"], &["--version"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_server"));
-        let child = child.args(words).stdout(full()).stderr(Stdio::piped()).spawn();
+    for words in [&["--check"][..], &["--help"], &["--version"]] {
+        let child = server_command(&home, words).stdout(full()).stderr(Stdio::piped()).spawn();
         let mut child = child.expect("it starts");
         let errors = Output::of(child.stderr.take().expect("piped")).all();
         assert_eq!(child.wait().expect("it ends").code(), Some(1), "{words:?}");
@@ -1016,9 +912,9 @@ fn operator_reaches_a_server_in_a_deep_folder() {
     fs::create_dir_all(&home.0).expect("folders");
     let server = Server::within(home, &[]);
     assert!(server.data("admin.sock").as_os_str().len() > 108);
-    assert!(!server.greeting.iter().any(|line| line.contains("WARNING")), "{:#?}", server.greeting);
+    assert!(server.is_silent_about("WARNING"), "{:#?}", server.greeting);
     let (mut alice, _) = newcomer(&server, "alice");
-    let (status, out) = run(&server.home, &["--check"]);
+    let (status, out) = check(&server.home);
     assert!(status == 0 && out.contains("a server runs on it"), "{out}");
     let (status, out) = user(&server.home, &["remove", "alice"]);
     assert!(status == 0 && out.contains("its session is ended"), "{out}");
@@ -1029,7 +925,7 @@ fn operator_reaches_a_server_in_a_deep_folder() {
 fn editor_that_replaces_a_file_in_use_costs_no_record() {
     let server = Server::start();
     let home = knowing(&server);
-    let mut alice = Client::within(home.clone(), server.port, "alice", true, &[]).ready();
+    let mut alice = server.client_in(&home, "alice", &[]).ready();
     let path = folder(&home, "ignored");
     let text = fs::read_to_string(&path).expect("there");
     // Remove the line end, in place and with a new file.
@@ -1040,13 +936,12 @@ fn editor_that_replaces_a_file_in_use_costs_no_record() {
             fs::rename(&copy, &path).expect("replaced");
         }
         let name = if replaced { "mallory" } else { "oscar" };
-        alice.say(&format!("/ignore {name}"));
-        alice.expect(name);
+        alice.ask(&format!("/ignore {name}"), name);
         let saved = fs::read_to_string(&path).expect("there");
         assert!(saved.starts_with(&text) && saved.lines().count() == text.lines().count() + 1, "{saved}");
         assert!(saved.ends_with("}\n") && saved.contains(name), "{saved}");
     }
-    assert_eq!(alice.finish().0, 0);
+    alice.leaves();
     // A server whose file was exchanged confirms nothing that a restart would not find.
     let users = server.data("users.json");
     let mut copy = File::create(server.data("copy")).expect("made");
@@ -1055,5 +950,5 @@ fn editor_that_replaces_a_file_in_use_costs_no_record() {
     let mut raw = server.raw();
     raw.say(&Person::new("zoe").registration());
     assert_eq!(raw.error(), "server_error");
-    until("it is logged", || server.log().contains("it was replaced or removed while it was in use"));
+    server.logs("it was replaced or removed while it was in use");
 }

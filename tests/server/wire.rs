@@ -1,7 +1,7 @@
 //! Attackers on the wire: one alters bytes below TLS, another records them and later gets the disks and passwords of
 //! both ends.
 
-use crate::support::{self, Client, Folder, Heard, PASSWORD, Server, until};
+use crate::support::{self, Client, Folder, Gate, Heard, PASSWORD, Server, Unit, Way, hex, name, until};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use rsa::traits::PublicKeyParts;
@@ -11,18 +11,10 @@ use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::sha256;
 use secure_messenger::crypto::secret::Password;
 use secure_messenger::crypto::{Fields, key_file, label};
-use secure_messenger::name::Username;
-use secure_messenger::protocol::{ClientMessage, EncryptedMessage, MAX_PACKET, ServerMessage};
-use secure_messenger::wire::frame::{Frame, Lines};
+use secure_messenger::protocol::{ClientMessage, EncryptedMessage, ServerMessage};
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
-
-/// The directions: from the client to the server, and back.
-const UP: usize = 0;
-const DOWN: usize = 1;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Which byte of a record's ciphertext is altered.
 #[derive(Clone, Copy)]
@@ -33,125 +25,43 @@ enum Place {
     Last,
 }
 
-/// What the attacker has recorded, and does.
-#[derive(Default)]
-struct Hand {
-    seen: [Vec<u8>; 2],
-    /// The attacker alters the next record of application data in this direction at this place.
-    next: Option<(usize, Place)>,
-    altered: u32,
-}
-
-/// A relay to the server, controlled by the attacker.
-struct Wire {
-    port: u16,
-    tls: bool,
-    hand: Arc<Mutex<Hand>>,
-}
-
-impl Wire {
-    fn before(server: &Server) -> Wire {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let (port, target, tls) = (listener.local_addr().expect("bound").port(), server.port, server.tls);
-        let hand = Arc::<Mutex<Hand>>::default();
-        let shared = hand.clone();
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { return };
-                let twin = |socket: &TcpStream| socket.try_clone().expect("a second handle");
-                for (way, from, to) in [(UP, twin(&client), twin(&server)), (DOWN, server, client)] {
-                    let hand = shared.clone();
-                    thread::spawn(move || {
-                        let _ = pass(way, &from, &to, tls, &hand);
-                        let _ = to.shutdown(Shutdown::Write);
-                    });
-                }
-            }
-        });
-        Wire { port, tls, hand }
-    }
-
-    /// A plain-mode client behind the relay.
-    fn client(&self, name: &str) -> Client {
-        Client::within(Arc::new(Folder::new()), self.port, name, self.tls, &["--register"])
-    }
-
-    fn alter(&self, way: usize, place: Place) {
-        self.hand.lock().expect("whole").next = Some((way, place));
-    }
-
-    fn altered(&self) -> u32 {
-        self.hand.lock().expect("whole").altered
-    }
-
-    /// The frames that passed in this direction.
-    fn frames<T>(&self, way: usize, of: impl Fn(Frame<'_>) -> T) -> Vec<T> {
-        let mut lines = Lines::new(4 * 1024 * 1024);
-        lines.buffer().extend_from_slice(&self.hand.lock().expect("whole").seen[way]);
-        let mut frames = Vec::new();
-        while let Some(frame) = lines.next_frame(MAX_PACKET).expect("bounded frames") {
-            frames.push(of(frame));
-        }
-        frames
-    }
-}
-
-/// Relays TLS records, or without TLS any bytes.
-fn pass(
-    way: usize,
-    mut from: &TcpStream,
-    mut to: &TcpStream,
-    tls: bool,
-    hand: &Mutex<Hand>,
-) -> io::Result<()> {
+/// Alters one bit of the next record of application data that goes this way; what counts them.
+fn alter(gate: &Gate, way: Way, place: Place, bit: usize) -> Arc<AtomicU32> {
     const HEAD: usize = 5;
     const APPLICATION_DATA: u8 = 23;
-    loop {
-        let mut piece = vec![0; if tls { HEAD } else { 4096 }];
-        if tls {
-            from.read_exact(&mut piece)?;
-            piece.resize(HEAD + usize::from(u16::from_be_bytes([piece[3], piece[4]])), 0);
-            from.read_exact(&mut piece[HEAD..])?;
-        } else {
-            let length = from.read(&mut piece)?;
-            if length == 0 {
-                return Ok(());
-            }
-            piece.truncate(length);
-        }
-        let mut hand = hand.lock().expect("whole");
-        hand.seen[way].extend_from_slice(&piece);
-        let is_data = !tls || piece[0] == APPLICATION_DATA;
-        if let Some((_, place)) = hand.next.take_if(|(wanted, _)| *wanted == way && is_data) {
-            let body = &mut piece[HEAD..];
+    let altered = Arc::<AtomicU32>::default();
+    let count = altered.clone();
+    gate.hook(way, move |mut record| {
+        if record[0] == APPLICATION_DATA && count.load(Ordering::SeqCst) == 0 {
+            let body = &mut record[HEAD..];
             let last = body.len() - 1;
             let at = match place {
                 Place::First => 0,
                 Place::Middle => last / 2,
                 Place::Last => last,
             };
-            body[at] ^= 1 << (hand.altered % 8);
-            hand.altered += 1;
+            body[at] ^= 1 << (bit % 8);
+            count.store(1, Ordering::SeqCst);
         }
-        drop(hand);
-        to.write_all(&piece)?;
-    }
+        record
+    });
+    altered
 }
 
 /// PROTOCOL#transport, PROTOCOL#sent-again.
 #[test]
 fn flipped_bit_below_tls_reconnects_and_delivers_once() {
     let server = Server::start();
-    let wire = Wire::before(&server);
-    let mut alice = wire.client("alice").ready();
+    let gate = Gate::of(&server, Unit::Records);
+    let mut alice = gate.client(Arc::new(Folder::new()), "alice", &["--register"]).ready();
     let mut bob = server.client("bob").ready();
     alice.expect("* bob is online");
     let mut said = Vec::new();
-    for way in [UP, DOWN] {
+    for way in [Way::Up, Way::Down] {
         for place in [Place::First, Place::Middle, Place::Last] {
             let text = format!("{} of six", said.len());
-            wire.alter(way, place);
-            let (from, to) = if way == UP { (&mut alice, &mut bob) } else { (&mut bob, &mut alice) };
+            let altered = alter(&gate, way, place, said.len());
+            let (from, to) = if way == Way::Up { (&mut alice, &mut bob) } else { (&mut bob, &mut alice) };
             from.say(&format!("/msg {} {text}", to.name));
             said.push(format!("<{} -> {}> {text}", from.name, to.name));
             let line = said.last().expect("just said");
@@ -164,7 +74,7 @@ fn flipped_bit_below_tls_reconnects_and_delivers_once() {
                     one.expect(line);
                 }
             }
-            assert_eq!(wire.altered() as usize, said.len());
+            assert_eq!(altered.load(Ordering::SeqCst), 1);
         }
     }
     until("each resumption is logged", || server.log().matches("event=resumed user=alice").count() == 6);
@@ -223,7 +133,7 @@ struct Stolen {
 
 impl Stolen {
     fn from(person: &Client) -> Stolen {
-        let name: Username = person.name.parse().expect("a name");
+        let name = name(&person.name);
         let path = person.data(&format!("keys/{name}_private.key"));
         let text = fs::read(path).expect("a key file");
         let identity = key_file::open(&text, &name, &Password::new(PASSWORD.into())).expect("opens");
@@ -238,12 +148,12 @@ impl Stolen {
 #[test]
 fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     let server = Server::with(&["--no-tls"]);
-    let wires = [Wire::before(&server), Wire::before(&server)];
-    let mut people = [wires[0].client("alice").ready(), wires[1].client("bob").ready()];
-    people[0].expect("* bob is online");
-    if !people[1].output.seen.iter().any(|line| line.contains("alice")) {
-        people[1].expect("* alice is online");
-    }
+    let gates = [(); 2].map(|()| Gate::of(&server, Unit::Frames));
+    let records = gates.each_ref().map(|gate| [gate.record(Way::Up), gate.record(Way::Down)]);
+    let start = |n: usize, name| gates[n].client(Arc::new(Folder::new()), name, &["--register"]).ready();
+    let mut people = [start(0, "alice"), start(1, "bob")];
+    people[0].meets("bob");
+    people[1].meets("alice");
     // Every kind of message. It is shown, so the session keys of that time opened it.
     for (from, to) in [(0, 1), (1, 0)] {
         let (name, other) = (people[from].name.clone(), people[to].name.clone());
@@ -272,13 +182,13 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     for mut one in people {
         one.end();
         one.output.all();
-        assert!(one.child.wait().expect("it ends").success());
+        assert_eq!(one.status(), Some(0));
         stolen.push(Stolen::from(&one));
     }
     let (mut envelopes, mut blocks) = (0, 0);
-    for (wire, reader) in wires.iter().zip(["alice", "bob"]) {
-        for heard in wire.frames(DOWN, Heard::of) {
-            match heard {
+    for ([_, down], reader) in records.iter().zip(["alice", "bob"]) {
+        for frame in down.lock().expect("whole").iter() {
+            match Heard::parse(frame) {
                 Heard::Message(ServerMessage::EncryptedMessage(message)) => {
                     let sender = &stolen[usize::from(reader == "alice")].identity;
                     for thief in &stolen {
@@ -304,15 +214,14 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     // For each user: a broadcast, a private message, the opening of a room and a message in it; and three file notices.
     assert!(envelopes >= 11 && blocks == 1, "{envelopes} {blocks}");
     // The disks do not contain the keys that open them.
-    for (wire, thief) in wires.iter().zip(&stolen) {
-        let sessions = wire.frames(UP, |frame| match frame {
-            Frame::Line(line) => match ClientMessage::decode(line).expect("a message") {
-                ClientMessage::ChallengeResponse(response) => Some(modulus(&response.session_key.0)),
-                _ => None,
-            },
-            Frame::Packet(_) => None,
+    for ([up, _], thief) in records.iter().zip(&stolen) {
+        let frames = up.lock().expect("whole");
+        let lines = frames.iter().filter_map(|frame| frame.strip_suffix(b"\n").filter(|line| line[0] != 0));
+        let responses = lines.filter_map(|line| match ClientMessage::decode(line).expect("a message") {
+            ClientMessage::ChallengeResponse(response) => Some(modulus(&response.session_key.0)),
+            _ => None,
         });
-        let sessions: Vec<_> = sessions.into_iter().flatten().collect();
+        let sessions: Vec<_> = responses.collect();
         assert!(sessions.len() == 1 && thief.files.len() >= 3);
         for file in &thief.files {
             assert!(!hold_a_prime(file, &sessions[0]));
@@ -320,7 +229,7 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
         // The search finds the identity key in any form, once the password has opened its file.
         let (key, own) = (thief.identity.to_pkcs8(), modulus(&thief.identity.public().spki()));
         let text = format!("{{\"key\":\"{}\"}}", BASE64_STANDARD_NO_PAD.encode(&*key));
-        let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = hex(&key);
         for form in [&key[..], text.as_bytes(), digits.as_bytes()] {
             assert!(hold_a_prime(form, &own));
         }

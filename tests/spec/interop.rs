@@ -4,6 +4,7 @@
 //! `tests/interop/messenger.py` is that client, `interop.py` the conversation. Needs Python with pycryptodome and
 //! pyOpenSSL; without them the test says so and is left out, but not in `.ci/run`, which installs them.
 
+use crate::support::{run, skip};
 use std::path::Path;
 use std::process::Command;
 
@@ -19,15 +20,13 @@ fn python() -> Option<&'static str> {
 #[test]
 fn client_written_from_the_specification_talks_with_this_one() {
     let Some(python) = python() else {
-        println!("left out: no Python with pycryptodome and pyOpenSSL");
+        skip("no Python with pycryptodome and pyOpenSSL is installed");
         return;
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/interop.py");
     let (server, client) = (env!("CARGO_BIN_EXE_server"), env!("CARGO_BIN_EXE_client"));
     let mut command = Command::new(python);
     command.arg("-B").arg(script).args(["--server", server, "--client", client]);
-    let output = command.output().expect("Python starts");
-    let (said, complaints) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("all ok"), "{said}{complaints}");
+    let (status, said, complaints) = run(&mut command);
+    assert!(status == 0 && said.contains("all ok"), "{said}{complaints}");
 }

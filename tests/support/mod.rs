@@ -1,24 +1,38 @@
-//! What the tests of whole programs share: temporary folders, real servers on port 0, line-filter clients, and a
-//! raw connection that speaks bytes as an attacker would. Nothing here sleeps to wait: every
+//! What the tests of whole programs share: temporary folders, real servers on port 0, clients in plain mode, a relay
+//! between them, and a raw connection that sends bytes as an attacker would. Nothing here sleeps to wait: every
 //! wait is for a line or an end, with a deadline that only a broken program reaches.
 #![allow(dead_code, unused_imports)]
 
+mod cast;
+mod dice;
+mod envelope;
+mod operator;
+mod program;
 mod relay;
 pub mod storms;
 
-pub use relay::{Gate, Shape};
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+pub use cast::*;
+pub use dice::*;
+pub use envelope::*;
+pub use operator::*;
+pub use program::*;
+pub use relay::*;
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::client::trust::{Ignored, KnownCertificates, KnownUsers};
 use secure_messenger::clock;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::primitives::PBKDF2_MIN_ROUNDS;
+use secure_messenger::crypto::public::RSA_BYTES;
 use secure_messenger::crypto::secret::{Password, random};
+use secure_messenger::disk;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    self, Challenge, ChallengeResponse, ClientMessage, LoginRequest, MAX_PACKET, Packet, ServerMessage,
-    VERSION,
+    self, Challenge, ChallengeResponse, ClientMessage, Failure, Keys, KeysRequest, LoginRequest, MAX_PACKET,
+    Packet, PersonKeys, ServerMessage, Session, SessionCertificate, VERSION,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
@@ -33,16 +47,19 @@ use std::time::{Duration, Instant};
 
 /// Only a broken program makes a test wait this long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// The password of everyone in the tests.
+/// The password of everyone in the tests, and the one that it is changed to.
 pub const PASSWORD: &str = "correct horse battery";
+pub const NEW: &str = "tr0ub4dor and three";
+/// Where a client keeps its files, in its home.
+pub const DATA: &str = ".secure_messenger_client";
+pub const MIB: usize = 1024 * 1024;
 
 /// A folder that is removed at the end.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
     pub fn new() -> Folder {
-        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = std::env::temp_dir().join(format!("messenger-test-{name}"));
+        let path = std::env::temp_dir().join(format!("messenger-test-{}", hex(&random::<8>())));
         std::fs::create_dir_all(&path).expect("a temporary folder");
         Folder(path)
     }
@@ -187,6 +204,57 @@ impl Server {
         Client::start(self, name, &["--register"])
     }
 
+    /// A client in a home that may have been used already.
+    pub fn client_in(&self, home: &Arc<Folder>, name: &str, arguments: &[&str]) -> Client {
+        Client::within(home.clone(), self.port, name, self.tls, arguments)
+    }
+
+    /// The line of the greeting that contains `part`.
+    pub fn told(&self, part: &str) -> String {
+        let line = self.greeting.iter().find(|line| line.contains(part));
+        line.unwrap_or_else(|| panic!("{part:?} is not in {:#?}", self.greeting)).clone()
+    }
+
+    /// Whether no line of the greeting contains `part`.
+    pub fn is_silent_about(&self, part: &str) -> bool {
+        !self.greeting.iter().any(|line| line.contains(part))
+    }
+
+    /// The fingerprint of its key.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.told("SHA256:"))
+    }
+
+    /// Sends a signal, `-TERM` for example.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits until the security log contains `part`.
+    pub fn logs(&self, part: &str) {
+        until(part, || self.log().contains(part));
+    }
+
+    /// One failed login.
+    pub fn fail(&self, person: &Person) -> Failure {
+        let mut raw = self.raw();
+        let failure = match raw.challenge(person) {
+            Some(ServerMessage::Challenge(_)) => {
+                raw.say(&person.false_response());
+                raw.failure()
+            }
+            Some(ServerMessage::Error(failure)) => failure,
+            _ => panic!("no challenge"),
+        };
+        assert!(raw.is_closed());
+        failure
+    }
+
+    /// Whether a login with this password succeeds.
+    pub fn opens(&self, person: &Person, password: &str) -> bool {
+        matches!(self.raw().log_in_with(person, password), Some(ServerMessage::Session(_)))
+    }
+
     /// A TCP connection, nothing more.
     pub fn socket(&self) -> TcpStream {
         let socket = TcpStream::connect(("127.0.0.1", self.port)).expect("the server accepts");
@@ -276,6 +344,12 @@ impl Client {
         writeln!(input, "{line}").and_then(|()| input.flush()).expect("the client reads");
     }
 
+    /// Types one line, and reads on until a line contains `part`.
+    pub fn ask(&mut self, line: &str, part: &str) -> String {
+        self.say(line);
+        self.expect(part)
+    }
+
     /// See [`Output::expect`].
     pub fn expect(&mut self, part: &str) -> String {
         self.output.expect(part)
@@ -294,8 +368,36 @@ impl Client {
         (status.code().unwrap_or(-1), lines)
     }
 
+    /// Ends the input; it must end with this status and one line at least that contains `part`. All lines.
+    pub fn ends(self, status: i32, part: &str) -> Vec<String> {
+        let (ended, lines) = self.finish();
+        let is_told = lines.iter().any(|line| line.contains(part));
+        assert!(ended == status && is_told, "{ended}, {part:?}: {lines:#?}");
+        lines
+    }
+
+    /// Ends the input; it must end well. All lines.
+    pub fn leaves(self) -> Vec<String> {
+        self.ends(0, "")
+    }
+
+    /// Waits until it has ended by itself; its status.
+    pub fn status(&mut self) -> Option<i32> {
+        self.child.wait().expect("it ends").code()
+    }
+
+    /// Sends a signal, `-TERM` for example.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
     pub fn data(&self, path: &str) -> PathBuf {
-        self.home.path(".secure_messenger_client").join(path)
+        self.home.path(DATA).join(path)
+    }
+
+    /// Whether a line so far contains `part`.
+    pub fn has_seen(&self, part: &str) -> bool {
+        self.output.seen.iter().any(|line| line.contains(part))
     }
 }
 
@@ -307,7 +409,6 @@ impl Drop for Client {
 }
 
 /// How often lines report `part`, with what was counted: "(once more)", "(7 more times)".
-#[allow(dead_code)]
 pub fn times(lines: &[String], part: &str) -> u64 {
     let count = |line: &String| match line.rsplit_once(" (") {
         Some((_, rest)) => rest.strip_suffix(" more times)").and_then(|n| n.parse().ok()).unwrap_or(1),
@@ -385,14 +486,12 @@ impl Raw {
         assert!(self.bytes(&message.encode()), "the server reads");
     }
 
-    /// The next message; `None` when the connection has ended.
-    pub fn hear(&mut self) -> Option<ServerMessage> {
+    /// The next frame, of which `of` makes something; `None` when the connection has ended.
+    fn receive<T>(&mut self, of: impl Fn(Frame<'_>) -> T) -> Option<T> {
         let end = Instant::now() + DEADLINE;
         loop {
-            if let Some(line) = self.lines.next_line().expect("bounded lines") {
-                let message = ServerMessage::decode(line).expect("the server speaks its protocol");
-                self.count.take(Some(&message));
-                return Some(message);
+            if let Some(frame) = self.lines.next_frame(MAX_PACKET).expect("bounded frames") {
+                return Some(of(frame));
             }
             assert!(Instant::now() < end, "the server neither answered nor closed");
             match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
@@ -400,6 +499,34 @@ impl Raw {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// The next message or packet; `None` when the connection has ended.
+    pub fn next(&mut self) -> Option<Heard> {
+        let heard = self.receive(Heard::of)?;
+        self.count.take(heard.message());
+        Some(heard)
+    }
+
+    /// The next message; `None` when the connection has ended.
+    pub fn hear(&mut self) -> Option<ServerMessage> {
+        match self.next()? {
+            Heard::Message(message) => Some(message),
+            Heard::Packet(..) => panic!("a packet"),
+        }
+    }
+
+    /// The next line as it came, without its end, which is not counted; `None` when the connection has ended.
+    pub fn line(&mut self) -> Option<String> {
+        self.receive(|frame| match frame {
+            Frame::Line(line) => String::from_utf8(line.to_vec()).expect("UTF-8"),
+            Frame::Packet(_) => panic!("a packet"),
+        })
+    }
+
+    /// Whether everything that was said so far has been dealt with, and nothing else came.
+    pub fn is_usable(&mut self) -> bool {
+        self.bytes(&ClientMessage::Ping.encode()) && matches!(self.answer(), Some(ServerMessage::Pong))
     }
 
     /// Acknowledges all that was heard.
@@ -418,12 +545,27 @@ impl Raw {
         }
     }
 
-    /// The code of the error that must come next.
+    /// The error that must come next.
+    pub fn failure(&mut self) -> Failure {
+        refused(self.answer())
+    }
+
+    /// Its code.
     pub fn error(&mut self) -> String {
-        match self.answer() {
-            Some(ServerMessage::Error(failure)) => failure.code,
-            Some(_) => panic!("not an error"),
-            None => panic!("closed without an error"),
+        self.failure().code
+    }
+
+    /// Asks for keys; the answer.
+    pub fn keys(&mut self, names: &[&str]) -> Keys {
+        self.say(&ClientMessage::KeysRequest(KeysRequest {
+            names: names.iter().map(|text| name(text)).collect(),
+        }));
+        loop {
+            match self.answer() {
+                Some(ServerMessage::Keys(keys)) => return keys,
+                Some(ServerMessage::EncryptedMessage(_) | ServerMessage::Sent(_)) => {}
+                _ => panic!("no keys"),
+            }
         }
     }
 
@@ -438,15 +580,38 @@ impl Raw {
         assert!(matches!(self.answer(), Some(ServerMessage::Registered)), "registered");
     }
 
-    /// Registers `person`, if there is no such account yet, under [`shared_key`].
-    pub fn register_quickly(&mut self, person: &Person) {
-        self.bytes(
-            &ClientMessage::Register(shared_key().register(&person.name, person.identity.public())).encode(),
-        );
+    /// Logs `person` in, who must be let in.
+    pub fn logs_in(&mut self, person: &Person) -> Session {
+        match self.log_in(person) {
+            Some(ServerMessage::Session(session)) => session,
+            Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+            _ => panic!("not logged in"),
+        }
+    }
+
+    /// The challenge that must answer the request of a login.
+    pub fn challenged(&mut self, person: &Person) -> Challenge {
+        match self.challenge(person) {
+            Some(ServerMessage::Challenge(challenge)) => challenge,
+            Some(ServerMessage::Error(failure)) => panic!("{}: {}", failure.code, failure.message),
+            _ => panic!("no challenge"),
+        }
+    }
+
+    /// Registers `person` under [`shared_key`], unless the server refuses it.
+    pub fn try_register(&mut self, person: &Person) -> Option<Failure> {
+        let request = shared_key().register(&person.name, person.identity.public());
+        self.bytes(&ClientMessage::Register(request).encode());
         match self.answer() {
-            Some(ServerMessage::Registered) => {}
-            Some(ServerMessage::Error(failure)) => assert_eq!(failure.code, "name_taken"),
-            _ => panic!("neither registered nor refused"),
+            Some(ServerMessage::Registered) => None,
+            refusal => Some(refused(refusal)),
+        }
+    }
+
+    /// Registers `person` under [`shared_key`], if there is no such account yet.
+    pub fn register_quickly(&mut self, person: &Person) {
+        if let Some(failure) = self.try_register(person) {
+            assert_eq!(failure.code, "name_taken");
         }
     }
 
@@ -469,12 +634,9 @@ impl Raw {
         ClientMessage::ChallengeResponse(Box::new(response))
     }
 
-    /// The server's answer to the wish to log in.
+    /// The server's answer to the request of a login.
     pub fn challenge(&mut self, person: &Person) -> Option<ServerMessage> {
-        let public_key = Bytes(person.identity.public().spki());
-        let username = person.name.clone();
-        let request = LoginRequest { version: VERSION, username, public_key };
-        self.bytes(&ClientMessage::LoginRequest(request).encode());
+        self.bytes(&person.login_request().encode());
         self.answer()
     }
 
@@ -549,16 +711,45 @@ impl Person {
 
     /// A home in which a client finds the key file, under [`PASSWORD`].
     pub fn home(&self) -> Arc<Folder> {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        let home = Arc::new(Folder::new());
-        let keys = home.path(".secure_messenger_client/keys");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys).expect("folders");
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600);
-        let text = key_file::seal(&self.identity, &self.name, &Password::new(PASSWORD.into()));
-        let file = options.open(keys.join(format!("{}_private.key", self.name)));
-        file.expect("new").write_all(text.as_bytes()).expect("written");
-        home
+        home_with(&self.name, &key_file::seal(&self.identity, &self.name, &Password::new(PASSWORD.into())))
+    }
+
+    /// The same keys under another name.
+    pub fn called(&self, name: &str) -> Person {
+        let name = self::name(name);
+        Person { name, identity: self.identity.clone(), session: self.session.clone() }
+    }
+
+    /// What an honest server shows while they are online.
+    pub fn shown(&self) -> PersonKeys {
+        let certificate = self.identity.certify(&self.name, &self.session, clock::now_ms());
+        self.shown_with(Some(&certificate))
+    }
+
+    pub fn shown_with(&self, certificate: Option<&SessionCertificate>) -> PersonKeys {
+        PersonKeys {
+            name: self.name.clone(),
+            identity: Bytes(self.identity.public().spki()),
+            session_key: certificate.map(|certificate| certificate.session_key.clone()),
+            created: certificate.map(|certificate| certificate.created),
+            certificate: certificate.map(|certificate| certificate.certificate),
+        }
+    }
+
+    pub fn login_request(&self) -> ClientMessage {
+        let (username, public_key) = (self.name.clone(), Bytes(self.identity.public().spki()));
+        ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key })
+    }
+
+    /// A response in which nothing is right but its form; it costs no time.
+    pub fn false_response(&self) -> ClientMessage {
+        ClientMessage::ChallengeResponse(Box::new(ChallengeResponse {
+            response: Fixed([1; 32]),
+            session_key: Bytes(self.session.public().spki()),
+            created: clock::now_ms(),
+            certificate: Fixed([1; RSA_BYTES]),
+            proof: Fixed([1; RSA_BYTES]),
+        }))
     }
 
     /// Under a salt of its own, with [`PASSWORD`].
@@ -568,13 +759,55 @@ impl Person {
     }
 }
 
+/// A home with a key file.
+pub fn home_with(name: &Username, key_file: &str) -> Arc<Folder> {
+    let home = Arc::new(Folder::new());
+    let keys = home.path(DATA).join("keys");
+    [home.path(DATA), keys.clone()]
+        .iter()
+        .for_each(|path| disk::private_folders(path, &[]).expect("a folder"));
+    let path = keys.join(format!("{name}_private.key"));
+    disk::write_new(&path, key_file.as_bytes()).expect("written");
+    home
+}
+
 /// A new person, registered and logged in.
 pub fn newcomer(server: &Server, name: &str) -> (Raw, Person) {
     let person = Person::new(name);
     let mut raw = server.raw();
     raw.register(&person);
-    assert!(matches!(raw.log_in(&person), Some(ServerMessage::Session(_))), "logged in");
+    raw.logs_in(&person);
     (raw, person)
+}
+
+pub fn name(text: &str) -> Username {
+    text.parse().expect("a name")
+}
+
+/// The refusal that an answer must be.
+pub fn refused(answer: Option<ServerMessage>) -> Failure {
+    match answer {
+        Some(ServerMessage::Error(failure)) => failure,
+        Some(_) => panic!("not refused"),
+        None => panic!("closed without an error"),
+    }
+}
+
+/// The fingerprint in a line.
+pub fn fingerprint(line: &str) -> String {
+    let start = line.find("SHA256:").unwrap_or_else(|| panic!("no fingerprint: {line}"));
+    line[start..start + 50].to_string()
+}
+
+/// A size from `/proc`, in bytes: `VmRSS:` is the memory that a process holds, `VmHWM:` the most that it has held.
+pub fn memory_of(pid: u32, which: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
+    let size = status.lines().find_map(|line| line.strip_prefix(which)).expect("a size");
+    size.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// All files below a folder; sockets are none.
@@ -591,32 +824,11 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-impl Raw {
-    /// The next line as it came, without its end; `None` when the connection has ended.
-    pub fn line(&mut self) -> Option<String> {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            if let Some(line) = self.lines.next_line().expect("bounded lines") {
-                return Some(String::from_utf8(line.to_vec()).expect("UTF-8"));
-            }
-            assert!(Instant::now() < end, "the server neither answered nor closed");
-            match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
-                Ok(Received::End) | Err(_) => return None,
-                Ok(_) => {}
-            }
-        }
-    }
-
-    /// Whether everything that was said so far has been dealt with, and nothing else came.
-    pub fn is_usable(&mut self) -> bool {
-        self.bytes(&ClientMessage::Ping.encode()) && matches!(self.answer(), Some(ServerMessage::Pong))
-    }
-}
-
 /// Sends a signal, `-TERM` for example, to a program.
 pub fn signal(pid: u32, signal: &str) {
-    let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
-    assert!(sent.expect("kill").success());
+    // The shell's own: not every machine has a program of that name.
+    let sent = Command::new("sh").args(["-c", "kill $0 $1", signal, &pid.to_string()]).status();
+    assert!(sent.expect("a shell").success());
 }
 
 /// Whether this process ignores a signal: under nohup, for example. What it starts does, too.
@@ -678,6 +890,15 @@ pub enum Heard {
 }
 
 impl Heard {
+    /// A frame with its head or end.
+    pub fn parse(frame: &[u8]) -> Heard {
+        match frame {
+            [0, _, _, _, _, body @ ..] => Heard::of(Frame::Packet(body)),
+            [line @ .., _] => Heard::of(Frame::Line(line)),
+            [] => panic!("no frame"),
+        }
+    }
+
     pub fn of(frame: Frame<'_>) -> Heard {
         match frame {
             Frame::Line(line) => Heard::Message(ServerMessage::decode(line).expect("a message")),
@@ -705,25 +926,6 @@ impl Heard {
     }
 }
 
-impl Raw {
-    /// The next message or packet; `None` when the connection has ended.
-    pub fn next(&mut self) -> Option<Heard> {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            if let Some(frame) = self.lines.next_frame(MAX_PACKET).expect("bounded frames") {
-                let heard = Heard::of(frame);
-                self.count.take(heard.message());
-                return Some(heard);
-            }
-            assert!(Instant::now() < end, "the server neither answered nor closed");
-            match self.channel.receive(&mut self.reader, self.lines.buffer(), Duration::from_secs(1)) {
-                Ok(Received::End) | Err(_) => return None,
-                Ok(_) => {}
-            }
-        }
-    }
-}
-
 /// What a new client remembers of others: nothing.
 pub fn memory(folder: &Folder) -> (KnownUsers, KnownCertificates, Ignored) {
     let server = || "server:1".to_string();
@@ -731,4 +933,22 @@ pub fn memory(folder: &Folder) -> (KnownUsers, KnownCertificates, Ignored) {
     let certificates = KnownCertificates::open(&folder.path("known_certificates"), server());
     let ignored = Ignored::open(&folder.path("ignored"), server()).expect("a file");
     (known, certificates.expect("a file"), ignored)
+}
+
+/// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any of the three
+/// offsets, without what its neighbours can change at either end.
+pub fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
+    let digits = hex(secret);
+    let mut traces = vec![secret.to_vec(), digits.to_uppercase().into_bytes(), digits.into_bytes()];
+    for offset in 0..3 {
+        let shifted = [&b"\0\0"[..offset], secret].concat();
+        for text in [BASE64_STANDARD_NO_PAD.encode(&shifted), BASE64_URL_SAFE_NO_PAD.encode(&shifted)] {
+            traces.push(text.as_bytes()[[0, 2, 3][offset]..text.len() - 2].to_vec());
+        }
+    }
+    traces
+}
+
+pub fn holds(bytes: &[u8], trace: &[u8]) -> bool {
+    bytes.windows(trace.len()).any(|window| window == trace)
 }

@@ -1,15 +1,17 @@
-//! A relay between clients and a server that plays a network: it delays, limits and buffers each direction, holds it as a
-//! network that has gone silent does, cuts connections, and leads to another server. It never polls: each thread waits for
-//! bytes, for room, or for the instant at which bytes are due.
+//! The network between clients and a server: a relay that delays, limits, splits, holds, alters, records or cuts what
+//! passes in either direction, and that may lead to another server. It never polls: each thread waits for bytes, for
+//! room, or for the instant at which bytes are due.
 
-use super::{Client, Folder, Server};
+use super::{Client, Dice, Folder, Server};
 use secure_messenger::crypto::secret::random;
+use secure_messenger::protocol::MAX_PACKET;
+use secure_messenger::wire::frame::{self, Frame, Lines};
 use socket2::SockRef;
-use std::io::{Read, Write};
+use std::io::{Error, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,58 +52,155 @@ impl Shape {
     }
 }
 
+/// A direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From clients to the server.
+    Up,
+    Down,
+}
+
+/// What a hook is given at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Whatever was read.
+    Bytes,
+    /// One TLS record.
+    Records,
+    /// One line with its end or one packet, without TLS.
+    Frames,
+}
+
+/// Takes what passes in one direction, and returns what passes instead.
+type Hook = Box<dyn FnMut(Vec<u8>) -> Vec<u8> + Send>;
+
 /// A relay to the server.
 pub struct Gate {
     pub port: u16,
+    tls: bool,
     /// What clients send, and what the server sends.
-    there: Arc<Flow>,
-    back: Arc<Flow>,
+    flows: [Arc<Flow>; 2],
     /// The port that it leads to; 0 while it is shut.
     target: Arc<AtomicU16>,
-    /// Both ends of every connection.
-    sockets: Arc<Mutex<Vec<TcpStream>>>,
+    is_over: Arc<AtomicBool>,
+    connections: Arc<Mutex<Vec<Weak<Connection>>>>,
+    /// Connections that clients have lost and the server has not.
+    standing: Mutex<Vec<Arc<Connection>>>,
+}
+
+/// The client's end and the server's.
+struct Connection {
+    ends: [TcpStream; 2],
+    is_standing: AtomicBool,
+}
+
+impl Connection {
+    fn cut(&self) {
+        for end in &self.ends {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Gate {
-    /// One that delays and limits nothing.
+    /// One that changes nothing.
     pub fn before(server: &Server) -> Gate {
+        Gate::of(server, Unit::Bytes)
+    }
+
+    /// One whose hooks are given these units.
+    pub fn of(server: &Server, unit: Unit) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        let (target, sockets) = (Arc::new(AtomicU16::new(server.port)), Arc::<Mutex<Vec<_>>>::default());
-        let [there, back] = [(); 2].map(|()| Arc::new(Flow::default()));
-        let gate = Gate { port, there, back, target, sockets };
-        let (there, back) = (gate.there.clone(), gate.back.clone());
-        let (target, sockets) = (gate.target.clone(), gate.sockets.clone());
+        let gate = Gate {
+            port: listener.local_addr().expect("bound").port(),
+            tls: server.tls,
+            flows: [(); 2].map(|()| Arc::new(Flow::default())),
+            target: Arc::new(AtomicU16::new(server.port)),
+            is_over: Arc::default(),
+            connections: Arc::default(),
+            standing: Mutex::default(),
+        };
+        let (flows, target, connections) =
+            (gate.flows.clone(), gate.target.clone(), gate.connections.clone());
+        let is_over = gate.is_over.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                if is_over.load(Ordering::SeqCst) {
+                    return;
+                }
                 // Under the lock, so that no connection slips through while the others are cut.
-                let mut all = sockets.lock().expect("whole");
+                let mut all = connections.lock().expect("whole");
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target.load(Ordering::SeqCst))) else {
                     continue;
                 };
-                let is_limited = there.is_limited() || back.is_limited();
-                for socket in [&client, &server] {
-                    socket.set_nodelay(true).expect("a socket");
+                let is_limited = flows.iter().any(|flow| flow.is_limited());
+                for end in [&client, &server] {
+                    end.set_nodelay(true).expect("a socket");
                     if is_limited {
-                        limit_kernel(socket);
+                        limit_kernel(end);
                     }
-                    all.push(socket.try_clone().expect("a second handle"));
                 }
-                drop(all);
-                there.connect(&client, &server);
-                back.connect(&server, &client);
+                let is_standing = AtomicBool::new(false);
+                let connection = Arc::new(Connection { ends: [client, server], is_standing });
+                all.retain(|one| one.strong_count() > 0);
+                all.push(Arc::downgrade(&connection));
+                for way in [Way::Up, Way::Down] {
+                    flows[way as usize].connect(&connection, way, unit);
+                }
             }
         });
         gate
     }
 
+    fn flow(&self, way: Way) -> &Flow {
+        &self.flows[way as usize]
+    }
+
+    /// Replaces the hook of one direction, whatever connections there are.
+    pub fn hook(&self, way: Way, hook: impl FnMut(Vec<u8>) -> Vec<u8> + Send + 'static) {
+        *self.flow(way).hook.lock().expect("whole") = Box::new(hook);
+    }
+
+    /// Records what passes in one direction from now on, unit by unit.
+    pub fn record(&self, way: Way) -> Arc<Mutex<Vec<Vec<u8>>>> {
+        let record = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let kept = record.clone();
+        self.hook(way, move |unit| {
+            kept.lock().expect("whole").push(unit.clone());
+            unit
+        });
+        record
+    }
+
+    /// Sends something of its own on the newest connection, between two units.
+    pub fn inject(&self, way: Way, bytes: &[u8]) {
+        let flow = &self.flows[way as usize];
+        let newest = flow.state.lock().expect("whole").newest.clone();
+        let is_open = newest.expect("connected").send(Some(flow.take(bytes.to_vec()))).is_ok();
+        assert!(is_open, "the connection is open");
+    }
+
     /// From now on, this happens to what clients send, and to what the server sends.
     pub fn shape(&self, there: Shape, back: Shape) {
-        self.there.change(|state| state.shape = there);
-        self.back.change(|state| state.shape = back);
-        if self.there.is_limited() || self.back.is_limited() {
-            self.sockets.lock().expect("whole").iter().for_each(limit_kernel);
+        self.flow(Way::Up).change(|state| state.shape = there);
+        self.flow(Way::Down).change(|state| state.shape = back);
+        if self.flows.iter().any(|flow| flow.is_limited()) {
+            self.live().iter().flat_map(|one| &one.ends).for_each(limit_kernel);
         }
+    }
+
+    /// Keeps the kernel's buffers small.
+    pub fn limit_kernel(&self) {
+        self.flow(Way::Up).change(|state| state.is_limited = true);
+    }
+
+    /// Splits what passes anywhere, as `dice` say.
+    pub fn split(&self, dice: &Dice) {
+        self.flows.iter().for_each(|flow| flow.change(|state| state.split = Some(dice.clone())));
+    }
+
+    fn live(&self) -> Vec<Arc<Connection>> {
+        self.connections.lock().expect("whole").iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The most bytes that this relay has held at once, from clients and from the server, since the last call.
@@ -111,14 +210,37 @@ impl Gate {
             let held = state.held;
             std::mem::replace(&mut state.most_held, held)
         };
-        (most(&self.there), most(&self.back))
+        (most(self.flow(Way::Up)), most(self.flow(Way::Down)))
     }
 
     /// Breaks every connection.
     pub fn cut(&self) {
-        for socket in self.sockets.lock().expect("whole").drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
+        self.live().iter().for_each(|one| one.cut());
+    }
+
+    /// Breaks every connection at its client's end alone: the server learns of it by the next one.
+    pub fn lose_clients(&self) {
+        let mut standing = self.standing.lock().expect("whole");
+        *standing = self.live();
+        for one in &*standing {
+            one.is_standing.store(true, Ordering::SeqCst);
+            let _ = one.ends[0].shutdown(Shutdown::Both);
         }
+    }
+
+    /// Cuts each connection on which more than this many bytes more are about to pass this way, until it is healed.
+    pub fn cut_after(&self, way: Way, more: u64) {
+        self.flow(way).change(|state| state.end = state.passed.saturating_add(more));
+    }
+
+    /// Cuts nothing by itself any more.
+    pub fn heal(&self) {
+        self.flows.iter().for_each(|flow| flow.change(|state| state.end = u64::MAX));
+    }
+
+    /// Lets nothing pass either way for this long.
+    pub fn stall(&self, time: Duration) {
+        self.flows.iter().for_each(|flow| flow.change(|state| state.busy_until = Instant::now() + time));
     }
 
     /// Breaks every connection, and accepts no other.
@@ -134,17 +256,17 @@ impl Gate {
 
     /// A plain-mode client behind it.
     pub fn client(&self, home: Arc<Folder>, name: &str, arguments: &[&str]) -> Client {
-        Client::within(home, self.port, name, true, arguments)
+        Client::within(home, self.port, name, self.tls, arguments)
     }
 
     /// Bytes from clients that have passed.
     pub fn passed(&self) -> u64 {
-        self.there.state.lock().expect("whole").passed
+        self.flow(Way::Up).state.lock().expect("whole").passed
     }
 
     /// Holds what clients send, and the end of their connections, after about this many bytes more.
     pub fn hold_after(&self, more: u64) {
-        self.there.hold_after(more);
+        self.flow(Way::Up).hold_after(more);
     }
 
     /// Holds nothing that clients send.
@@ -154,7 +276,7 @@ impl Gate {
 
     /// Holds what the server sends, or holds it no longer.
     pub fn hold_answers(&self, held: bool) {
-        self.back.hold_after(if held { 0 } else { u64::MAX });
+        self.flow(Way::Down).hold_after(if held { 0 } else { u64::MAX });
     }
 }
 
@@ -163,6 +285,8 @@ impl Drop for Gate {
         // Otherwise the server would not see the end of a client that has gone.
         self.open();
         self.hold_answers(false);
+        self.is_over.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 
@@ -175,6 +299,7 @@ fn limit_kernel(socket: &TcpStream) {
 
 /// One direction of all connections through a relay.
 struct Flow {
+    hook: Mutex<Hook>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -184,6 +309,12 @@ struct State {
     /// Bytes that have passed, and those that may.
     passed: u64,
     limit: u64,
+    /// After how many passed bytes connections are cut.
+    end: u64,
+    split: Option<Dice>,
+    /// Whether the kernel's buffers are to be small in any case.
+    is_limited: bool,
+    newest: Option<Sender<Option<Piece>>>,
     /// Until when the bytes that have been read are being transmitted.
     busy_until: Instant,
     /// Bytes that were read and have not been written.
@@ -197,11 +328,15 @@ impl Default for Flow {
             shape: Shape::default(),
             passed: 0,
             limit: u64::MAX,
+            end: u64::MAX,
+            split: None,
+            is_limited: false,
+            newest: None,
             busy_until: Instant::now(),
             held: 0,
             most_held: 0,
         };
-        Flow { state: Mutex::new(state), changed: Condvar::new() }
+        Flow { hook: Mutex::new(Box::new(|bytes| bytes)), state: Mutex::new(state), changed: Condvar::new() }
     }
 }
 
@@ -225,7 +360,8 @@ impl Flow {
     }
 
     fn is_limited(&self) -> bool {
-        self.state.lock().expect("whole").shape.rate < u64::MAX
+        let state = self.state.lock().expect("whole");
+        state.is_limited || state.shape.rate < u64::MAX
     }
 
     fn hold_after(&self, more: u64) {
@@ -233,40 +369,49 @@ impl Flow {
     }
 
     /// Starts the two threads of one connection's direction.
-    fn connect(self: &Arc<Self>, from: &TcpStream, to: &TcpStream) {
-        let [from, to] = [from, to].map(|socket| socket.try_clone().expect("a second handle"));
+    fn connect(self: &Arc<Self>, connection: &Arc<Connection>, way: Way, unit: Unit) {
+        let (from, to) = (way as usize, 1 - way as usize);
         let (pieces, row) = channel();
-        let flow = self.clone();
-        thread::spawn(move || flow.read(&from, &pieces));
-        let flow = self.clone();
+        self.change(|state| state.newest = Some(pieces.clone()));
+        let (flow, one) = (self.clone(), connection.clone());
+        thread::spawn(move || flow.read(&one.ends[from], unit, &pieces));
+        let (flow, one) = (self.clone(), connection.clone());
         thread::spawn(move || {
-            let _ = flow.write(&to, &row);
-            let _ = to.shutdown(Shutdown::Both);
+            let is_cut = flow.write(&one.ends[to], &row).is_err();
+            if one.is_standing.load(Ordering::SeqCst) {
+            } else if is_cut {
+                one.cut();
+            } else {
+                let _ = one.ends[to].shutdown(Shutdown::Both);
+            }
         });
     }
 
     /// Reads while there is room, and nothing while the direction is held.
-    fn read(self: &Arc<Self>, mut from: &TcpStream, row: &Sender<Piece>) {
-        let mut buffer = [0; PIECE];
+    fn read(self: &Arc<Self>, mut from: &TcpStream, unit: Unit, row: &Sender<Option<Piece>>) {
+        let (mut buffer, mut units) = ([0; PIECE], Units::new(unit));
         loop {
             let full = |state: &mut State| state.passed >= state.limit || state.held >= state.shape.buffer;
             let state = self.changed.wait_while(self.state.lock().expect("whole"), full).expect("whole");
             // At most 20 ms of a slow line.
-            let most = usize::try_from(state.shape.rate / 50).unwrap_or(PIECE).clamp(1024, PIECE);
+            let mut most = usize::try_from(state.shape.rate / 50).unwrap_or(PIECE).clamp(1024, PIECE);
+            if let Some(dice) = &state.split {
+                // At any byte, every other time.
+                most = 1 + dice.below(if dice.below(2) == 0 { 64 } else { 4096 }) as usize;
+            }
             drop(state);
-            match from.read(&mut buffer[..most]) {
-                Ok(length) if length > 0 => {
-                    let piece = self.take(&buffer[..length]);
-                    if row.send(piece).is_err() {
-                        return;
-                    }
+            let Ok(length @ 1..) = from.read(&mut buffer[..most]) else { break };
+            for one in units.take(&buffer[..length]) {
+                let passed = (self.hook.lock().expect("whole"))(one);
+                if !passed.is_empty() && row.send(Some(self.take(passed))).is_err() {
+                    return;
                 }
-                _ => return,
             }
         }
+        let _ = row.send(None);
     }
 
-    fn take(self: &Arc<Self>, bytes: &[u8]) -> Piece {
+    fn take(self: &Arc<Self>, bytes: Vec<u8>) -> Piece {
         let mut state = self.state.lock().expect("whole");
         let shape = state.shape;
         let transmission = Duration::from_nanos(bytes.len() as u64 * 1_000_000_000 / shape.rate);
@@ -275,13 +420,13 @@ impl Flow {
         state.most_held = state.most_held.max(state.held);
         let jitter = shape.jitter * u32::from(random::<1>()[0]) / 255;
         let due = state.busy_until + shape.delay + jitter;
-        Piece { bytes: bytes.to_vec(), due, flow: self.clone() }
+        Piece { bytes, due, flow: self.clone() }
     }
 
     /// Writes each piece when it is due and not held.
-    fn write(&self, mut to: &TcpStream, row: &Receiver<Piece>) -> std::io::Result<()> {
+    fn write(&self, mut to: &TcpStream, row: &Receiver<Option<Piece>>) -> std::io::Result<()> {
         let held = |state: &mut State| state.passed >= state.limit;
-        for piece in row {
+        while let Ok(Some(piece)) = row.recv() {
             let mut state = self.state.lock().expect("whole");
             loop {
                 state = self.changed.wait_while(state, held).expect("whole");
@@ -291,11 +436,57 @@ impl Flow {
                 }
                 state = self.changed.wait_timeout(state, left).expect("whole").0;
             }
-            state.passed += piece.bytes.len() as u64;
+            let left = usize::try_from(state.end.saturating_sub(state.passed)).unwrap_or(usize::MAX);
+            let passing = left.min(piece.bytes.len());
+            state.passed += passing as u64;
             drop(state);
-            to.write_all(&piece.bytes)?;
+            to.write_all(&piece.bytes[..passing])?;
+            if passing == left {
+                return Err(Error::other("cut"));
+            }
         }
         drop(self.changed.wait_while(self.state.lock().expect("whole"), held).expect("whole"));
         Ok(())
+    }
+}
+
+/// One direction of one connection, cut into units.
+struct Units {
+    unit: Unit,
+    rest: Vec<u8>,
+    lines: Lines,
+}
+
+impl Units {
+    fn new(unit: Unit) -> Units {
+        Units { unit, rest: Vec::new(), lines: Lines::new(4 * 1024 * 1024) }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        const HEAD: usize = 5;
+        let mut units = Vec::new();
+        match self.unit {
+            Unit::Bytes => units.push(bytes.to_vec()),
+            Unit::Records => {
+                self.rest.extend_from_slice(bytes);
+                while let Some(&[.., high, low]) = self.rest.get(..HEAD) {
+                    let length = HEAD + usize::from(u16::from_be_bytes([high, low]));
+                    if self.rest.len() < length {
+                        break;
+                    }
+                    units.push(self.rest.drain(..length).collect());
+                }
+            }
+            Unit::Frames => {
+                self.lines.buffer().extend_from_slice(bytes);
+                while let Some(frame) = self.lines.next_frame(MAX_PACKET).expect("bounded frames") {
+                    units.push(match frame {
+                        Frame::Line(line) => [line, b"\n"].concat(),
+                        Frame::Packet(body) => [&frame::packet_head(b"", body), body].concat(),
+                    });
+                }
+            }
+        }
+        units
     }
 }
