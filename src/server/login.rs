@@ -10,10 +10,10 @@ use super::limits;
 use super::rates::origin;
 use super::registry::{Full, replaced};
 use super::session::io::Link;
-use super::session::outbox::{Attached, Condition, Outbox};
+use super::session::outbox::{Attached, Outbox};
 use super::session::{OWN_TOKENS, Session};
 use super::shared::Shared;
-use super::store::accounts::{RegisterError, Seen};
+use super::store::accounts::Seen;
 use crate::auth::{self, Authenticated, PendingLogin, PendingResume};
 use crate::clock;
 use crate::crypto::public::Fingerprint;
@@ -76,7 +76,7 @@ impl Connection {
 
 /// A connection that has no session yet.
 pub(super) struct Login<'a> {
-    pub(super) shared: &'a Arc<Shared>,
+    shared: &'a Arc<Shared>,
     pub(super) connection: Connection,
     /// The server's key at the handshake: `None` without TLS.
     pub(super) server_key: Option<Fingerprint>,
@@ -127,7 +127,7 @@ impl<'a> Login<'a> {
             shared.audit.limit("handshake_failed", None, Some(ticket.address), "");
             return None;
         };
-        let (link, lines) = (Link::new(channel, ticket), Lines::new(MAX_LINE_BEFORE_LOGIN));
+        let (link, lines) = (Arc::new(Link { channel, ticket }), Lines::new(MAX_LINE_BEFORE_LOGIN));
         let connection = Connection { link, reader: Reader::default(), lines };
         Some(Login { shared, connection, server_key, deadline, lines_left: limits::LINES_BEFORE_LOGIN })
     }
@@ -236,15 +236,14 @@ impl<'a> Login<'a> {
         let hello = |_| ServerMessage::Session(session.announcement(newest)).encode();
         let link = self.connection.link.clone();
         let attached = session.outbox.attach(link, 0, limits::RESUME_PATIENCE, hello);
-        // The account may have been removed since the login was verified.
-        let identity = login.identity().fingerprint();
+        // Another login may have replaced it already, or the account was removed since the login was verified.
+        let (mut ended, identity) = (replaced(), login.identity().fingerprint());
         if shared.accounts.get(name).is_none_or(|account| account.identity != identity) {
-            let removed = || Failure::new(ErrorCode::AccountRemoved, "this account was removed just now");
-            shared.registry.end(&session, Condition::Always, Some(&ServerMessage::Error(removed())));
-            return if attached == Attached::Yes { Ok(session) } else { Err(removed().into()) };
+            let text = "this account was removed just now";
+            shared.dismiss(&session, ErrorCode::AccountRemoved, text);
+            ended = Failure::new(ErrorCode::AccountRemoved, text);
         }
-        // Another login may have replaced it already.
-        if attached == Attached::Yes { Ok(session) } else { Err(replaced().into()) }
+        if attached == Attached::Yes { Ok(session) } else { Err(ended.into()) }
     }
 
     /// Takes up a session on this connection. PROTOCOL#resume-rules.
@@ -315,18 +314,16 @@ impl<'a> Login<'a> {
         self.count_record()?;
         let (account, identity) = auth::accept_registration(request)?;
         // On disk first: PROTOCOL#confirmed.
-        match self.shared.accounts.register(account, &identity) {
-            Ok(()) => {
-                self.audit("registered", &name);
-                Ok(self.send(&ServerMessage::Registered)?)
-            }
-            Err(RegisterError::NameTaken) => {
-                self.audit("name_taken", &name);
+        let stored = self.shared.accounts.register(account, &identity);
+        let (event, answer) = match stored.map_err(|error| self.not_stored(&name, &error))? {
+            true => ("registered", ServerMessage::Registered),
+            false => {
                 let text = "this name is taken: choose another";
-                Ok(self.send(&ServerMessage::error(ErrorCode::NameTaken, text))?)
+                ("name_taken", ServerMessage::error(ErrorCode::NameTaken, text))
             }
-            Err(RegisterError::Io(error)) => Err(self.not_stored(&name, &error)),
-        }
+        };
+        self.audit(event, &name);
+        Ok(self.send(&answer)?)
     }
 
     /// Counts a record of `users.json` against the client's address.
@@ -426,6 +423,7 @@ impl<'a> Login<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::session::outbox::Condition;
     use super::super::session::outbox::tests::link;
     use super::super::session::tests::session;
     use super::super::shared::tests::{HOUR, shared};

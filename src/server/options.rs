@@ -34,7 +34,7 @@ Limits (the defaults of the first three depend on the machine):
   --check               report what the data folder holds and whether a start would fail
   --help, --version
 
-Options can also stand in the file \"options\" of the data folder, one a line.
+Options can also be listed in the file \"options\" of the data folder, one a line.
 
   user list             lists accounts, fingerprints of identity keys, and locked names
   user remove NAME      removes the account, ends its session, and frees the name

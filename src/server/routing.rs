@@ -25,7 +25,7 @@ const TOGETHER: usize = 16;
 /// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. PROTOCOL#outcome.
 pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> ServerMessage {
     let id = send.routing.id;
-    if let Err((code, text)) = check(sender, &send).and_then(|()| check_routing(&mut send.routing)) {
+    if let Err((code, text)) = check(sender, &mut send) {
         return ServerMessage::Error(Failure { id: Some(id), ..Failure::new(code, text) });
     }
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope } = send;
@@ -75,11 +75,10 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     ServerMessage::Sent(sent)
 }
 
-type Bad = (ErrorCode, &'static str);
-
-/// PROTOCOL#own-name.
-fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
-    let (routing, Envelope { header, body }) = (&send.routing, &send.envelope);
+/// Checks an envelope's sender, size and targets, and sorts the targets by name, like `keys`, so that one pass compares both.
+/// PROTOCOL#own-name, PROTOCOL#routing.
+fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCode, &'static str)> {
+    let EncryptedSend { routing: Routing { targets, keys, .. }, envelope: Envelope { header, body } } = send;
     if header.from != sender.name {
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
     }
@@ -88,30 +87,24 @@ fn check(sender: &Session, send: &EncryptedSend) -> Result<(), Bad> {
     }
     let bad = |text| Err((ErrorCode::BadTargets, text));
     match (header.scope, &header.recipient) {
-        _ if routing.targets.is_empty() => bad("there are no targets"),
-        _ if routing.targets.len() > MAX_TARGETS => {
-            bad("there are more than 1,024 targets: send it several times")
+        _ if targets.is_empty() => return bad("there are no targets"),
+        _ if targets.len() > MAX_TARGETS => {
+            return bad("there are more than 1,024 targets: send it several times");
         }
-        (Scope::Broadcast, None) => Ok(()),
-        (Scope::Broadcast, Some(_)) => bad("a broadcast has a recipient"),
-        (Scope::Private | Scope::Room, Some(name)) if routing.targets == [name.clone()] => Ok(()),
+        (Scope::Broadcast, None) => {}
+        (Scope::Broadcast, Some(_)) => return bad("a broadcast has a recipient"),
+        (Scope::Private | Scope::Room, Some(name)) if *targets == [name.clone()] => {}
         (Scope::Private | Scope::Room, _) => {
-            bad("a private or room envelope has not its recipient as its one target")
+            return bad("a private or room envelope has one target, its recipient");
         }
-        (Scope::Later(_), _) => bad("the scope is neither broadcast nor private nor room"),
+        (Scope::Later(_), _) => return bad("the scope is neither broadcast nor private nor room"),
     }
-}
-
-/// Sorts the targets by name, like `keys`, so that one pass compares both. PROTOCOL#routing.
-fn check_routing(routing: &mut Routing) -> Result<(), Bad> {
-    let Routing { targets, keys, .. } = routing;
     targets.sort_unstable();
     let is_sorted = targets.is_sorted_by(|one, next| one < next);
-    if !is_sorted || !targets.iter().eq(keys.names()) {
-        let text = "targets and keys do not name the same users, each once";
-        return Err((ErrorCode::BadTargets, text));
+    if is_sorted && targets.iter().eq(keys.names()) {
+        return Ok(());
     }
-    Ok(())
+    bad("targets and keys must name the same users, each once")
 }
 
 /// Relays that `recipient` accepts this many further packets from a peer. The answer is `refused`; `None` if the grant was
@@ -271,7 +264,7 @@ mod tests {
         let taken = |ciphertext: usize| {
             let mut letter = letter("alice", &["bob"]);
             letter.envelope.body.ciphertext.0 = vec![0; ciphertext];
-            check(&alice, &letter).map_err(|(code, _)| code)
+            check(&alice, &mut letter).map_err(|(code, _)| code)
         };
         assert_eq!((taken(MAX_CIPHERTEXT), taken(0)), (Ok(()), Ok(())));
         assert_eq!(taken(MAX_CIPHERTEXT + 1), Err(ErrorCode::Malformed));

@@ -91,12 +91,9 @@ impl Shared {
 
     /// Ends the session that has been without a connection for longest, to make room for another. False if there is none.
     pub fn end_longest_detached(&self) -> bool {
-        while let Some((since, session)) = self.registry.longest_detached() {
-            if self.registry.end(&session, Condition::DetachedSince(since), None) {
-                return true;
-            }
-        }
-        false
+        let mut detached = std::iter::from_fn(|| self.registry.longest_detached());
+        // One that its client has just resumed does not end.
+        detached.any(|(since, session)| self.registry.end(&session, Condition::DetachedSince(since), None))
     }
 
     /// The thread that ends sessions.

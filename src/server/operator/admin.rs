@@ -21,11 +21,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The socket's name in the data folder.
+const SOCKET: &str = "admin.sock";
 /// The longest line of either side, in bytes: a request has a verb and a name of 32, an answer may have a path.
 const MAX_LINE: u64 = 8192;
 /// The server waits this long for a request, the command for an answer: an answer needs only the disk.
@@ -53,22 +55,21 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
                 );
                 return Err(disk::error(folder, text));
             }
-            writeln!(out, "{}", alone(folder, action)?)
+            let store = Store::open(folder, false, &mut Vec::new())?;
+            let done = perform(action, &store.accounts, &store.lockout, &store.audit);
+            store.audit.flush();
+            writeln!(out, "{}", done?)
         }
     }
 }
 
-/// Calls `act` with the path of the socket in `folder`, through the folder's descriptor if the path does not fit an address
-/// (108 bytes on Linux).
+/// Calls `act` with a path of the socket in `folder`: through the folder's descriptor, because the folder's own path may not
+/// fit an address (108 bytes on Linux).
 fn at_socket<T>(folder: &Path, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
-    let path = folder.join("admin.sock");
-    let done = match SocketAddr::from_pathname(&path) {
-        Ok(_) => act(&path),
-        Err(_) => File::open(folder).and_then(|folder| {
-            act(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join("admin.sock"))
-        }),
-    };
-    done.map_err(disk::at(&path))
+    let done = File::open(folder).and_then(|folder| {
+        act(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET))
+    });
+    done.map_err(disk::at(&folder.join(SOCKET)))
 }
 
 /// A connection to the server that runs on `folder`.
@@ -105,14 +106,6 @@ fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
     }
 }
 
-/// Performs `action` while no server runs.
-fn alone(folder: &Path, action: &Action) -> io::Result<String> {
-    let store = Store::open(folder, false, &mut Vec::new())?;
-    let done = perform(action, &store.accounts, &store.lockout, &store.audit);
-    store.audit.flush();
-    done
-}
-
 /// Changes what is on disk and in memory; an account's session stays.
 fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audit) -> io::Result<String> {
     match action {
@@ -136,7 +129,7 @@ fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audi
 /// # Errors
 /// If the socket cannot be made, with its path in the text.
 pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
-    let path = folder.join("admin.sock");
+    let path = folder.join(SOCKET);
     // A former server left it: only the holder of the lock listens.
     let _ = fs::remove_file(&path);
     let listener = at_socket(folder, |path| UnixListener::bind(path))?;

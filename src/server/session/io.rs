@@ -17,13 +17,6 @@ pub struct Link {
     pub ticket: Ticket,
 }
 
-impl Link {
-    /// An accepted connection.
-    pub fn new(channel: Channel, ticket: Ticket) -> Arc<Link> {
-        Arc::new(Link { channel, ticket })
-    }
-}
-
 /// Where a session stands between its login and its end.
 pub enum State {
     /// It continues.

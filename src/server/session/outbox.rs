@@ -487,7 +487,8 @@ pub(in crate::server) mod tests {
         let socket = Arc::new(socket);
         let connections = Arc::new(ConnectionLimits::new(&Limits::for_machine(1024, 65_530)));
         let (ticket, _) = connections.admit(from.ip(), socket.clone()).expect("the first");
-        (Link::new(Channel::bare(socket).expect("a socket"), ticket), other)
+        let channel = Channel::bare(socket).expect("a socket");
+        (Arc::new(Link { channel, ticket }), other)
     }
 
     /// An outbox of this limit, on this link.

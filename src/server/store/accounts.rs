@@ -46,15 +46,6 @@ struct Removed {
     removed: bool,
 }
 
-/// Why a registration failed.
-#[derive(Debug)]
-pub enum RegisterError {
-    /// Another account or key file has this name, perhaps in another letter case.
-    NameTaken,
-    /// The disk failed.
-    Io(io::Error),
-}
-
 /// All accounts.
 pub struct Accounts {
     keys: PathBuf,
@@ -236,36 +227,39 @@ impl Accounts {
         identity_in(&self.keys, account)
     }
 
-    /// Makes an account; returns when it is on disk. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
+    /// Makes an account; returns when it is on disk. Returns false if another account or key file has its name, perhaps in
+    /// another letter case. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
     ///
     /// # Errors
-    /// [`RegisterError`]; no file stays behind then.
-    pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> Result<(), RegisterError> {
+    /// The disk's; no file stays behind then.
+    pub fn register(&self, account: Account, identity: &IdentityPublicKey) -> io::Result<bool> {
         let folded = account.name.folded();
         let former = {
             let mut accounts = lock(&self.by_name);
             match accounts.get(&folded) {
                 None => {}
                 Some(Place::Kept(name)) if *name == account.name => {}
-                Some(_) => return Err(RegisterError::NameTaken),
+                Some(_) => return Ok(false),
             }
             accounts.insert(folded.clone(), Place::Busy)
         };
         let path = key_path(&self.keys, &account.name);
         // A key file that cannot be read, even a broken link, keeps the name too.
         let is_kept = former.is_some() && disk::is_there(&path).unwrap_or(true);
-        let stored = if is_kept && self.identity(&account).is_err() {
-            Err(RegisterError::NameTaken)
-        } else {
-            disk::replace(&path, identity.to_pem().as_bytes())
-                .and_then(|()| self.append(&record(&account)))
-                .map_err(RegisterError::Io)
+        let is_free = !is_kept || self.identity(&account).is_ok();
+        let mut stored = Ok(is_free);
+        if is_free {
+            let key = disk::replace(&path, identity.to_pem().as_bytes());
+            stored = key.and_then(|()| self.append(&record(&account))).map(|()| true);
+        }
+        let place = match stored {
+            Ok(true) => Some(Place::Account(Entry::new(account))),
+            _ => former,
         };
-        if stored.is_err() && former.is_none() {
+        if place.is_none() {
             // Before the name is free again: afterwards it could be the next account's file.
             let _ = fs::remove_file(&path);
         }
-        let place = if stored.is_ok() { Some(Place::Account(Entry::new(account))) } else { former };
         self.settle(folded, place);
         stored
     }
@@ -534,7 +528,7 @@ pub(in crate::server) mod tests {
                 scope.spawn(move || {
                     for m in 0..10 {
                         let new = account(&format!("user{n}-{m}"), key.public());
-                        accounts.register(new, key.public()).expect("registered");
+                        assert!(accounts.register(new, key.public()).expect("written"));
                     }
                 });
             }
@@ -552,9 +546,9 @@ pub(in crate::server) mod tests {
         let folder = Folder::new();
         let key = IdentityKey::generate();
         let (accounts, _) = open(&folder).expect("open");
-        accounts.register(account("Alice", key.public()), key.public()).expect("registered");
+        assert!(accounts.register(account("Alice", key.public()), key.public()).expect("written"));
         let again = accounts.register(account("aLICE", key.public()), key.public());
-        assert!(matches!(again, Err(RegisterError::NameTaken)));
+        assert!(matches!(again, Ok(false)));
         assert!(accounts.get(&"alice".parse().expect("name")).is_none());
         assert!(open(&folder).is_err(), "a second server on the same folder");
     }
@@ -566,7 +560,7 @@ pub(in crate::server) mod tests {
         let key = IdentityKey::generate();
         for name in ["alice", "bob"] {
             let (accounts, _) = open(&folder).expect("open");
-            accounts.register(account(name, key.public()), key.public()).expect("registered");
+            assert!(accounts.register(account(name, key.public()), key.public()).expect("written"));
         }
         let whole = std::fs::read(&path).expect("read");
         std::fs::write(&path, &whole[..whole.len() - 2]).expect("write");
@@ -587,7 +581,7 @@ pub(in crate::server) mod tests {
         let folder = Folder::new();
         let (key, other) = (IdentityKey::generate(), IdentityKey::generate());
         let (accounts, _) = open(&folder).expect("open");
-        accounts.register(account("alice", key.public()), key.public()).expect("registered");
+        assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
         let alice = accounts.get(&"alice".parse().expect("name")).expect("there");
         let path = folder.0.join("keys/alice.pem");
         for bad in [other.public().to_pem(), String::new(), "x".repeat(10_000)] {
@@ -605,13 +599,13 @@ pub(in crate::server) mod tests {
         let path = folder.0.join("users.json");
         let key = IdentityKey::generate();
         let (accounts, _) = open(&folder).expect("open");
-        accounts.register(account("alice", key.public()), key.public()).expect("registered");
+        assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
         let before = std::fs::metadata(&path).expect("there").len() as usize;
         let name = "alice".parse().expect("name");
         assert_eq!(accounts.remove(&name).expect("removed"), Some(key.public().fingerprint()));
         assert!(accounts.see(&name).is_none() && accounts.remove(&name).is_err());
         // A new password that is being written does not bring an account back.
-        accounts.register(account("bob", key.public()), key.public()).expect("registered");
+        assert!(accounts.register(account("bob", key.public()), key.public()).expect("written"));
         let bob = accounts.see(&"bob".parse().expect("name")).expect("there");
         assert!(accounts.update(&bob, |_| true, |entry| entry.changing = true));
         let error = accounts.remove(&bob.account.name).expect_err("changing").to_string();
@@ -641,10 +635,10 @@ pub(in crate::server) mod tests {
         let key = IdentityKey::generate();
         let (accounts, _) = open(&folder).expect("open");
         let taken = accounts.register(account("alice", key.public()), key.public());
-        assert!(matches!(taken, Err(RegisterError::NameTaken)) && path.is_symlink());
+        assert!(matches!(taken, Ok(false)) && path.is_symlink());
         // Without it, the name is free.
         std::fs::remove_file(&path).expect("removed");
-        accounts.register(account("alice", key.public()), key.public()).expect("made");
+        assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
     }
 
     #[test]

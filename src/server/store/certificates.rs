@@ -145,20 +145,15 @@ impl Certificates {
         if !is_renewed && stamp == former {
             return Ok(());
         }
-        let read = tls::acceptor(&self.folder);
-        let mut state = lock(&self.state);
-        match read {
+        match tls::acceptor(&self.folder) {
             Ok((acceptor, facts)) => {
-                let fingerprint = facts.fingerprint.to_string();
+                audit.log("certificate_changed", None, None, &facts.fingerprint.to_string());
+                let mut state = lock(&self.state);
                 (state.acceptor, state.facts, state.stamp, state.unusable) = (acceptor, facts, stamp, None);
-                drop(state);
-                audit.log("certificate_changed", None, None, &fingerprint);
                 Ok(())
             }
             Err(error) => {
-                let is_logged = state.unusable.replace(stamp) == Some(stamp);
-                drop(state);
-                if !is_logged {
+                if lock(&self.state).unusable.replace(stamp) != Some(stamp) {
                     audit.log("certificate_unusable", None, None, &error.to_string());
                 }
                 Err(error)
