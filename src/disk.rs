@@ -4,14 +4,18 @@
 //! entirely the old or entirely the new one.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// Added to the name of a file while it is being written.
 const TEMPORARY: &str = ".tmp";
+/// How often [`lock`] tries.
+const LOCK_STEP: Duration = Duration::from_millis(20);
 /// The options file of a data folder, which its owner may write before the first start.
 pub const OPTIONS: &str = "options";
 
@@ -172,6 +176,40 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 pub fn append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     open_with(options.read(true).append(true).create(true).mode(0o600), libc::O_NOFOLLOW, path)
+}
+
+/// As [`append`], for this process alone until the file is closed; waits up to `patience` for another that has it.
+///
+/// # Errors
+/// With the path in the text; [`io::ErrorKind::WouldBlock`] if another process has the file.
+pub fn lock(path: &Path, patience: Duration) -> io::Result<File> {
+    let end = Instant::now() + patience;
+    loop {
+        let file = append(path)?;
+        // The former owner may have replaced or removed the file before it let go of it.
+        if try_lock(&file).map_err(at(path))? && is_at(&file, path) {
+            return Ok(file);
+        }
+        if Instant::now() >= end {
+            return Err(at(path)(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another program is using this file: try again, or leave that program",
+            )));
+        }
+        thread::sleep(LOCK_STEP);
+    }
+}
+
+/// Locks an open file or folder; false if another process has it. Where the file system has no locks, nobody has one.
+///
+/// # Errors
+/// The disk's.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        _ => Ok(true),
+    }
 }
 
 /// As [`append`] for an existing file; `None` if it is missing.

@@ -50,7 +50,7 @@
 //!
 //! # What stays on disk
 //!
-//! Of messages nothing, unless somebody asks for it: then [`history`](client::history) seals what the session shows.
+//! Of messages nothing, unless somebody asks for it: then [`history`](client::store::history) seals what the session shows.
 //! Whatever is a list, on both sides, is a file of [`records`], which erases nothing that it does not understand.
 //!
 //! # Invariants

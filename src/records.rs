@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use zeroize::Zeroizing;
 
 /// The records of one kind of file.
@@ -29,6 +29,8 @@ const PLAIN: Format = Format {
     longest: 4096,
     damaged: "is damaged: restore the file from a copy, or remove the line, which loses its record",
 };
+/// Another process has a file locked for a write, which takes milliseconds; one that is stopped meanwhile never ends.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Part of the names of the files that hold what was set aside.
 const SET_ASIDE: &str = ".set-aside-";
 /// U+FEFF in UTF-8: editors put it at the beginning of a file.
@@ -49,7 +51,6 @@ pub struct Records {
     file: File,
     writers: Writers,
     format: &'static Format,
-    repaired: Option<String>,
     /// The file as this process left it, if it is the only writer.
     known: Option<Known>,
 }
@@ -258,12 +259,17 @@ pub fn erase(file: &File, path: &Path) -> io::Result<()> {
 }
 
 impl Records {
-    /// Opens or makes the file at `path`, reads it as [`read`] does, and repairs its end.
+    /// Opens or makes the file at `path`, reads it as [`read`] does, and repairs its end, which it reports in `notices`.
     ///
     /// # Errors
     /// As [`read`], which changes nothing.
-    pub fn open(path: &Path, writers: Writers, each: impl FnMut(&[u8]) -> bool) -> io::Result<Records> {
-        Records::of(disk::append(path)?, path, writers, &PLAIN, each)
+    pub fn open(
+        path: &Path,
+        writers: Writers,
+        notices: &mut Vec<String>,
+        each: impl FnMut(&[u8]) -> bool,
+    ) -> io::Result<Records> {
+        Records::of(disk::append(path)?, path, writers, &PLAIN, notices, each)
     }
 
     /// As [`Records::open`], for a file that is open for appending and may have another format.
@@ -275,22 +281,15 @@ impl Records {
         path: &Path,
         writers: Writers,
         format: &'static Format,
+        notices: &mut Vec<String>,
         each: impl FnMut(&[u8]) -> bool,
     ) -> io::Result<Records> {
-        let path_buf = path.to_path_buf();
-        let mut records = Records { path: path_buf, file, writers, format, repaired: None, known: None };
-        let repaired = records.locked(|records| {
-            let repaired = records.repair(each)?;
-            records.know()?;
-            Ok(repaired)
-        });
-        records.repaired = repaired.map_err(disk::at(path))?;
+        let mut records = Records { path: path.to_path_buf(), file, writers, format, known: None };
+        records.locked(|records| {
+            notices.extend(records.repair(each)?);
+            records.know()
+        })?;
         Ok(records)
-    }
-
-    /// The repair when the file was opened, as a sentence.
-    pub fn repaired(&self) -> Option<&str> {
-        self.repaired.as_deref()
     }
 
     /// Remembers the file as it is now, if this process is the only writer.
@@ -312,18 +311,26 @@ impl Records {
         Err(disk::error(&self.path, why))
     }
 
-    fn locked<T>(&mut self, act: impl FnOnce(&mut Records) -> io::Result<T>) -> io::Result<T> {
-        if self.writers == Writers::One {
-            return act(self);
+    /// Keeps other writers away meanwhile. A file that another program has replaced is opened again.
+    ///
+    /// # Errors
+    /// With the path in the text, also if another program keeps the file locked.
+    pub fn locked<T>(&mut self, act: impl FnOnce(&mut Records) -> io::Result<T>) -> io::Result<T> {
+        if self.writers == Writers::Many {
+            self.file = disk::lock(&self.path, PATIENCE)?;
         }
-        self.file.lock()?;
-        let done = act(self);
-        self.file.unlock()?;
+        let done = act(self).map_err(disk::at(&self.path));
+        if self.writers == Writers::Many {
+            let _ = self.file.unlock();
+        }
         done
     }
 
     /// Reads the file, and makes it end with the line end of its last record. Returns a sentence if that was necessary.
-    fn repair(&self, each: impl FnMut(&[u8]) -> bool) -> io::Result<Option<String>> {
+    ///
+    /// # Errors
+    /// As [`read`], without the path.
+    pub fn repair(&self, each: impl FnMut(&[u8]) -> bool) -> io::Result<Option<String>> {
         let (mut file, path) = (&self.file, self.path.display());
         let found = scan(file, self.format, each)?;
         let (rest, mut done) = (found.length - found.good, None);
@@ -342,24 +349,23 @@ impl Records {
         Ok(done)
     }
 
-    /// Appends lines, each with its end; waits until they are on disk if they are to be `durable`.
+    /// Appends lines, each with its end; waits until they are on disk if they are to be `durable`. Returns a sentence if the
+    /// file's end had to be repaired before.
     ///
     /// # Errors
     /// With the path in the text if the disk fails, or another program has changed a file that only this process may
     /// write. The file then ends as before.
-    pub fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
+    pub fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<Option<String>> {
         self.check_unchanged()?;
-        if self.writers == Writers::Many && !disk::is_at(&self.file, &self.path) {
-            self.file = disk::append(&self.path)?;
-        }
-        self.locked(|records| records.write(lines, durable)).map_err(disk::at(&self.path))
+        self.locked(|records| records.write(lines, durable))
     }
 
-    fn write(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
+    fn write(&mut self, lines: &[u8], durable: bool) -> io::Result<Option<String>> {
+        let mut repaired = None;
         // An editor may have changed the file, or a full disk may have left half a line.
         if !disk::ends_line(&self.file)? {
             let is_record = |line: &[u8]| line.is_empty() || parse::<json::Object>(line).is_some();
-            self.repair(is_record)?;
+            repaired = self.repair(is_record)?;
             self.know()?;
         }
         let (mut file, length) = (&self.file, self.file.metadata()?.len());
@@ -373,7 +379,7 @@ impl Records {
             known.length += lines.len() as u64;
             known.modified = file.metadata()?.modified()?;
         }
-        written
+        written.map(|()| repaired)
     }
 
     /// Waits until the whole file is on disk.
@@ -409,6 +415,11 @@ impl Records {
         self.know().map_err(disk::at(&self.path))
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The open file, for a caller that has locked it.
     pub fn file(&self) -> &File {
         &self.file
@@ -440,7 +451,7 @@ mod tests {
 
     fn open(path: &Path, writers: Writers) -> io::Result<(Records, Vec<String>)> {
         let mut lines = Vec::new();
-        let records = Records::open(path, writers, |line| {
+        let records = Records::open(path, writers, &mut Vec::new(), |line| {
             let is_record = parse::<json::Object>(line).is_some();
             lines.extend(is_record.then(|| String::from_utf8_lossy(line).into_owned()));
             is_record
@@ -524,8 +535,9 @@ mod tests {
     #[test]
     fn partial_line_is_set_aside_before_the_next_append() {
         let (path, folder) = place();
-        let mut records = Records::open(&path, Writers::One, |_| true).expect("new");
-        assert_eq!(records.repaired(), None);
+        let mut notices = Vec::new();
+        let mut records = Records::open(&path, Writers::One, &mut notices, |_| true).expect("new");
+        assert!(notices.is_empty());
         for n in 0..3 {
             records.append(format!("{{\"n\":{n}}}\n").as_bytes(), true).expect("written");
             if n == 1 {
@@ -543,7 +555,7 @@ mod tests {
     #[test]
     fn file_changed_in_place_gets_no_line_from_its_only_writer() {
         let (path, folder) = place();
-        let mut records = Records::open(&path, Writers::One, |_| true).expect("new");
+        let mut records = Records::open(&path, Writers::One, &mut Vec::new(), |_| true).expect("new");
         let text = "{\"n\":0}\n{\"n\":1}\n";
         records.append(text.as_bytes(), true).expect("written");
         let earlier = SystemTime::UNIX_EPOCH;
@@ -568,7 +580,7 @@ mod tests {
         records.append(b"{\"n\":4}\n", true).expect("its own");
         assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":4}\n");
         // One of several writers accepts the file as it is.
-        let mut records = Records::open(&path, Writers::Many, |_| true).expect("there");
+        let mut records = Records::open(&path, Writers::Many, &mut Vec::new(), |_| true).expect("there");
         std::fs::write(&path, "{}").expect("written");
         records.append(b"{\"n\":5}\n", true).expect("written");
         assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":5}\n");

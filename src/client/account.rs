@@ -1,24 +1,24 @@
-//! Creates accounts, and logs in.
+//! Creates accounts, logs in, and changes the password.
 //!
 //! Invariant: no key is overwritten here. If the server refuses an account, the key file or the list entry that was
 //! made for it is removed. If the outcome is unknown, the file stays, because it may be the only key of an account. The
 //! password never leaves the client.
 
-use super::connect::{Connection, StartError, known_certificates, refusal};
+use super::connect::{Connection, connect, refusal};
+use super::error::{ChangeError, StartError};
 use super::options::Options;
-use super::password::{self, Opened};
 use super::session::NewKey;
+use super::store::keys::{self, KeyFiles};
+use super::store::trust::TrustStore;
 use crate::auth::{PasswordKey, wrong_clock};
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError, Login};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::crypto::secret::{Key, Password};
-use crate::disk;
 use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{Challenge, ClientMessage, ErrorCode, LoginRequest, ServerMessage, VERSION};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
@@ -72,7 +72,7 @@ impl Credentials {
     ) -> Result<(NewKey, Key), StartError> {
         let (now, identity) = (clock::now_ms(), self.identity.public().fingerprint());
         // An unreadable file stops the start. Later, the server's `newest` serves the same purpose.
-        let known = known_certificates(options).ok();
+        let known = TrustStore::open(&options.data_dir, &options.server()).ok();
         let newest = known.and_then(|known| known.newest(&self.name, identity, now));
         let created = SessionCertificate::next_created(newest.map_or(0, |(created, _)| created), now);
         let certificate = self.identity.certify(&self.name, &key, created);
@@ -108,7 +108,7 @@ pub fn log_in(
 ) -> Result<(Connection, LoggedIn), StartError> {
     thread::scope(|scope| {
         let key = scope.spawn(SessionKey::generate);
-        let opened = password::open(options, name, password)?;
+        let opened = keys::open(options, name, password)?;
         let no_key = || StartError::NoKey(name.clone(), options.key_path(name));
         let (opened, password) = opened.ok_or_else(no_key)?;
         let mut connection = connect()?;
@@ -133,7 +133,7 @@ pub fn register(
         return Err(StartError::ShortPassword);
     }
     let path = options.key_path(name);
-    let existing = password::open(options, name, password).map_err(|error| match error {
+    let existing = keys::open(options, name, password).map_err(|error| match error {
         StartError::KeyFile(KeyFileError::WrongPassword) => StartError::OtherKey(name.clone(), path.clone()),
         other => other,
     })?;
@@ -145,7 +145,7 @@ pub fn register(
     // Spread the slow computations over two cores.
     let (mut opened, key, password_key) = thread::scope(|scope| {
         let other = scope.spawn(|| (SessionKey::generate(), PasswordKey::with(password, login)));
-        let made = || make_key_file(&path, name, password, login);
+        let made = || KeyFiles::make(&path, name, password, login);
         let opened = existing.map_or_else(made, |opened| opened.with(login));
         let (key, password_key) = other.join().expect("making a key does not panic");
         opened.map(|opened| (opened, key, password_key))
@@ -176,17 +176,49 @@ pub fn register(
     }
 }
 
-fn make_key_file(
-    path: &Path,
+/// Changes the password of `name` in the key file and on the server. Takes up to a second, and the time of the server.
+/// Uses its own connection, so the session continues. `keep` gets the key of the new password as soon as the server
+/// expects it. PROTOCOL#password-file.
+///
+/// # Errors
+/// [`ChangeError`]; the account always opens with the old or the new password.
+pub fn change_password(
+    options: &Options,
     name: &Username,
-    password: &Password,
-    login: Login,
-) -> Result<Opened, StartError> {
-    let identity = IdentityKey::generate();
-    let text = key_file::seal(&identity, name, password);
-    let text = key_file::with_logins(text.as_bytes(), &[login]).map_err(StartError::KeyFile)?;
-    disk::write_new(path, text.as_bytes()).map_err(StartError::Disk)?;
-    Ok(Opened::made(identity, path, login))
+    old: &Password,
+    new: &Password,
+    keep: impl FnOnce(PasswordKey),
+) -> Result<(), ChangeError> {
+    use ChangeError::{NotReplaced, Refused, Unclear};
+    if !new.is_long_enough() {
+        return Err(Refused(StartError::ShortPassword));
+    }
+    let (files, form) = keys::open_for_change(options, name, old)?;
+    // The same password keeps its form: while two files exist, the form must not decide between them.
+    let (old, new) = (&form, if old == new { &form } else { new });
+    let (sealed, key) = (key_file::seal(&files.identity, name, new), PasswordKey::new(new));
+    let mut connection = connect(options, |_| false).map_err(Refused)?;
+    let challenge = challenge(&mut connection, name, &files).map_err(Refused)?;
+    let exporter = connection.channel.exporter().to_vec();
+    let request = key.replace(name, &challenge, &exporter, old, &files.identity);
+    let request = request.map_err(|error| Refused(StartError::Auth(error)))?;
+    let written = files.write_successor(&options.server(), &sealed, (&challenge).into(), key.login);
+    written.map_err(Refused)?;
+    match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {
+        Ok(ServerMessage::PasswordChanged) => {
+            // Before the disk can fail: the server expects the new password from now on.
+            keep(key);
+            files.take_successor().map_err(NotReplaced)
+        }
+        // After a disk failure, the server itself does not know.
+        Ok(ServerMessage::Error(failure)) if !failure.is(ErrorCode::ServerError) => {
+            files.drop_successor();
+            Err(Refused(refusal(&failure, name)))
+        }
+        Ok(ServerMessage::Error(failure)) => Err(Unclear(refusal(&failure, name))),
+        Ok(_) => Err(Unclear(StartError::OutOfPlace)),
+        Err(error) => Err(Unclear(error)),
+    }
 }
 
 /// Logs in with the password, or with the password key that was just registered, and then updates the key file.
@@ -194,7 +226,7 @@ fn prove(
     connection: &mut Connection,
     options: &Options,
     (name, password): (&Username, &Password),
-    opened: Opened,
+    opened: KeyFiles,
     key: SessionKey,
     registered: Option<PasswordKey>,
 ) -> Result<LoggedIn, StartError> {
@@ -215,10 +247,10 @@ fn prove(
 ///
 /// # Errors
 /// As [`Connection::ask`]; the server's refusal; [`StartError::UnknownLogin`]; [`StartError::OtherPassword`].
-pub fn challenge(
+fn challenge(
     connection: &mut Connection,
     name: &Username,
-    opened: &Opened,
+    opened: &KeyFiles,
 ) -> Result<Challenge, StartError> {
     let challenge = ask_challenge(connection, name, &opened.identity)?;
     opened.place((&challenge).into())?;

@@ -7,7 +7,7 @@
 
 use super::editor::Editor;
 use super::entry::{Entry, Place, SendState, Source};
-use super::trust::Trust;
+use super::store::trust::Trust;
 use crate::name::Username;
 use std::collections::VecDeque;
 

@@ -4,8 +4,8 @@
 //! decides where an entry belongs.
 
 use super::audience::Audience;
+use super::store::trust::Trust;
 use super::text::quoted;
-use super::trust::Trust;
 use crate::name::Username;
 use std::cell::Cell;
 

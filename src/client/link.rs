@@ -6,7 +6,8 @@
 //! in the [`Inbox`]. Nothing follows an [`Event::Closed`] there. [`Liveness`] alone decides that a connection is
 //! dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
 
-use super::connect::{Connection, reason};
+use super::connect::Connection;
+use super::error::reason;
 use super::inbox::{Inbox, Wake};
 use super::queue::Queue;
 use super::reconnect::{Again, Pause, Way, is_final, is_login_refused, is_refused};

@@ -1,7 +1,8 @@
 //! Before the login: the start menu and its questions. Every one of them can be backed out of.
 
 use super::account::{self, LoggedIn};
-use super::connect::{Connection, StartError, connect, known_servers};
+use super::connect::{Connection, connect, known_servers};
+use super::error::StartError;
 use super::options::Options;
 use super::prompter::Prompter;
 use crate::crypto::key_file::KeyFileError;

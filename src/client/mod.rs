@@ -14,15 +14,14 @@ pub mod conversations;
 mod dial;
 pub mod editor;
 pub mod entry;
+mod error;
 pub mod file;
-pub mod history;
 pub mod inbox;
 pub mod input;
 mod line;
 pub mod link;
 mod menu;
 pub mod options;
-mod password;
 pub mod path;
 pub mod plain;
 mod printer;
@@ -32,10 +31,10 @@ pub mod reconnect;
 mod rows;
 mod screen;
 pub mod session;
+pub mod store;
 pub mod terminal;
 pub mod text;
 pub mod transfer;
-pub mod trust;
 pub mod view;
 mod work;
 
@@ -45,8 +44,8 @@ use crate::disk;
 use crate::protocol::ClientMessage;
 use crate::sync::spawn;
 use account::LoggedIn;
-use connect::{Connection, StartError};
-use history::History;
+use connect::Connection;
+use error::StartError;
 use options::Options;
 use prompter::Prompter;
 use reconnect::Way;
@@ -57,8 +56,9 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
+use store::history::History;
+use store::trust::{Ignored, TrustStore};
 use terminal::Keyboard;
-use trust::{Ignored, KnownCertificates, KnownUsers};
 use zeroize::Zeroizing;
 
 const NO_TLS: &str = "WARNING: --no-tls: anyone on the network path can see who talks to whom, take \
@@ -105,49 +105,37 @@ fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
 }
 
 /// What is remembered of others, and what is worth knowing about the files, as sentences.
-struct Memory {
-    known: KnownUsers,
-    certificates: KnownCertificates,
-    ignored: Ignored,
-    notices: Vec<String>,
-}
+type Memory = (TrustStore, Ignored, Vec<String>);
 
-impl Memory {
-    /// It is read before a login, which would end an older session for nothing if it is damaged.
-    fn read(options: &Options, mut notices: Vec<String>) -> Result<Memory, StartError> {
-        let path = |name: &str| options.data_dir.join(name);
-        let servers = connect::known_servers(options)?;
-        let known = KnownUsers::open(&path("known_users"), options.server()).map_err(StartError::Disk)?;
-        let ignored = Ignored::open(&path("ignored"), options.server()).map_err(StartError::Disk)?;
-        let certificates = connect::known_certificates(options)?;
-        let repaired = [servers.repaired(), known.repaired(), certificates.repaired(), ignored.repaired()];
-        notices.extend(repaired.into_iter().flatten().map(String::from));
-        Ok(Memory { known, certificates, ignored, notices })
-    }
+/// It is read before a login, which would end an older session for nothing if a file is damaged.
+fn read_memory(options: &Options) -> Result<Memory, StartError> {
+    let (notices, folder, server) = (prepare(options)?, &options.data_dir, options.server());
+    let trust = TrustStore::open(folder, &server).map_err(StartError::Disk)?;
+    let ignored = Ignored::open(folder, &server).map_err(StartError::Disk)?;
+    Ok((trust, ignored, notices))
 }
 
 fn begin(
     options: &Options,
-    mut memory: Memory,
+    (trust, ignored, mut notices): Memory,
     connection: &Connection,
     login: LoggedIn,
 ) -> Result<(Session, Way, String), StartError> {
     let mut history = History::new(options, &login.credentials.name, &login.credentials.identity);
-    let earlier = history.load().map_err(|error| {
+    let earlier = history.load(&mut notices).map_err(|error| {
         // Or one would seem to be there for a minute.
         let _ = connection.say(&ClientMessage::Logout);
         StartError::Disk(error)
     })?;
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let LoggedIn { credentials, key, token, notice } = login;
-    memory.notices.extend(notice);
+    notices.extend(notice);
     let (name, identity) = (credentials.name.clone(), credentials.identity.clone());
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
-    let memory_of_others = (memory.known, memory.certificates, memory.ignored);
     let NewKey { key, created, newest } = key;
-    let session = Session::new(name, identity, key, memory_of_others, Instant::now());
+    let session = Session::new(name, identity, key, (trust, ignored), Instant::now());
     let mut session = session.on(connection.server).certified(created, newest);
-    session.keep(history, earlier, memory.notices, clock::now_ms());
+    session.keep(history, earlier, notices, clock::now_ms());
     Ok((session, Way::new(&options.pinned(connection.server), credentials, token), greeting))
 }
 
@@ -157,7 +145,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
         return Err(StartError::Usage(text.into()));
     };
     let password = read_password(path)?;
-    let memory = Memory::read(options, prepare(options)?)?;
+    let memory = read_memory(options)?;
     let connect = || connect::connect(options, |_| false);
     let (connection, login) = match options.register {
         true => account::register(options, name, &password, connect)?,
@@ -169,7 +157,7 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
-    let memory = Memory::read(options, prepare(options)?)?;
+    let memory = read_memory(options)?;
     terminal::install_panic_hook();
     let mut keyboard = Keyboard::open().map_err(StartError::Disk)?;
     let signals = terminal::restore_on_signals().map_err(StartError::Disk)?;

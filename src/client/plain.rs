@@ -5,8 +5,9 @@
 //! the network.
 
 use super::command::{Command, is_exit, parse};
-use super::connect::{Connection, StartError};
+use super::connect::Connection;
 use super::entry::{Entry, SendState, Source};
+use super::error::StartError;
 use super::options::Options;
 use super::path::typed_path;
 use super::printer::Printer;

@@ -5,7 +5,8 @@
 //! not allowed. Specification: PROTOCOL#resuming.
 
 use super::account::Credentials;
-use super::connect::{Connection, MAX_RETRY_AFTER, StartError, reconnect, refusal};
+use super::connect::{Connection, MAX_RETRY_AFTER, reconnect, refusal};
+use super::error::StartError;
 use super::options::Options;
 use super::session::NewKey;
 use crate::auth::{self, PasswordKey};

@@ -6,8 +6,8 @@
 
 use super::audience::Audience;
 use super::entry::{Entry, SendState, Source};
+use super::store::trust::Trust;
 use super::text::{all_mentions, breaks, fitted, fitting, links, mentions, target, truncate, width, wrap};
-use super::trust::Trust;
 use crate::name::Username;
 use std::ops::Range;
 use std::sync::Arc;

@@ -8,13 +8,13 @@ mod painter;
 mod typing;
 
 use super::charset;
-use super::connect::{Connection, StartError};
+use super::connect::Connection;
 use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
+use super::error::{ChangeError, StartError};
 use super::input::{Key, Keys, Pastes};
 use super::options::Options;
-use super::password::ChangeError;
 use super::reconnect::Way;
 use super::session::{Effect, Event, Session};
 use super::terminal::{self, Keyboard, Terminal};

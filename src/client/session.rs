@@ -1,5 +1,5 @@
 //! The client's state after login: events in, effects out, no network and no clock of its own; of the disk only what it
-//! remembers ([`trust`](super::trust), [`history`](super::history)).
+//! remembers ([`store`](super::store)).
 //!
 //! Invariant: one owner of all state; the same events give the same effects whatever front end shows them. Each part owns
 //! its state and knows no other part but those that a method names; what concerns several parts stands here, and what is
@@ -24,10 +24,10 @@ mod talk;
 
 use super::audience::Audience;
 use super::entry::{Entry, Place, Source};
-use super::history::History;
-use super::password::ChangeError;
+use super::error::ChangeError;
+use super::store::history::{History, Message};
+use super::store::trust::{Ignored, TrustStore};
 use super::text::{mentions, sanitise_lines, shortened};
-use super::trust::{Ignored, KnownCertificates, KnownUsers};
 use crate::crypto::envelope::Kind;
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
@@ -80,12 +80,12 @@ impl Session {
         me: Username,
         identity: impl Into<Arc<IdentityKey>>,
         key: SessionKey,
-        (known, certificates, ignored): (KnownUsers, KnownCertificates, Ignored),
+        (known, ignored): (TrustStore, Ignored),
         now: Instant,
     ) -> Session {
         Session {
             cx: Cx::new(me, Account::new(identity.into(), key, now), ignored, now),
-            contacts: Contacts::new(known, certificates),
+            contacts: Contacts::new(known),
             outbox: Outbox::default(),
             incoming: Incoming::default(),
             online: OnlineUsers::default(),
@@ -112,13 +112,14 @@ impl Session {
 
     /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it; shows `notices`
     /// of the start. `now_ms` is in milliseconds since 1970.
-    pub fn keep(&mut self, kept: History, earlier: VecDeque<Entry>, notices: Vec<String>, now_ms: u64) {
+    pub fn keep(&mut self, kept: History, earlier: VecDeque<Message>, notices: Vec<String>, now_ms: u64) {
         self.cx.now = now_ms;
         notices.into_iter().for_each(|text| self.cx.problem(text));
+        self.contacts.tick(&mut self.cx);
         if let Some(text) = kept.notice() {
             self.cx.notice(text);
         }
-        self.record = Record::new(kept, earlier);
+        self.record = Record::new(kept, earlier, &self.cx.me);
     }
 
     /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.

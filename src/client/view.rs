@@ -256,8 +256,8 @@ mod tests {
     use super::super::entry::{Place, SendState, Source};
     use super::super::input::Key;
     use super::super::rows::Style;
+    use super::super::store::trust::Trust;
     use super::super::text::{SAMPLES, measured, wrap};
-    use super::super::trust::Trust;
     use super::*;
     use crate::name::Username;
 

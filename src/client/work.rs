@@ -3,11 +3,12 @@
 //! Invariant: whatever takes long has a thread of its own, and what comes of it returns as an [`Event`] through the
 //! [`Inbox`]: the state has one owner.
 
-use super::connect::{Connection, StartError};
+use super::account;
+use super::connect::Connection;
+use super::error::{ChangeError, StartError};
 use super::inbox::{Inbox, Wake};
 use super::link::{self, Link};
 use super::options::Options;
-use super::password::{self, ChangeError};
 use super::reconnect::Way;
 use super::session::Event;
 use super::transfer::{Job, Router, Transfers};
@@ -104,8 +105,9 @@ impl Work {
         let keep = self.link.password_keeper();
         spawn("password", move || {
             let passwords = passwords().map_err(ChangeError::Refused);
-            let change =
-                |(old, new): (Password, Password)| password::change(&options, &name, &old, &new, keep);
+            let change = |(old, new): (Password, Password)| {
+                account::change_password(&options, &name, &old, &new, keep)
+            };
             inbox.report(Event::PasswordChanged(passwords.and_then(change)));
         })
     }

@@ -5,7 +5,7 @@ use crate::support::{
     self, DATA, Folder, Output, Person, Server, block, check, has, limit_files, make_fifo, newcomer, other,
     refused_start, run, run_server, server_command, signal, until, user,
 };
-use secure_messenger::client::trust::{Ignored, KnownServers, KnownUsers, Trust};
+use secure_messenger::client::store::trust::{Ignored, KnownServers, Trust, TrustStore};
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::public::Fingerprint;
 use secure_messenger::records::asides;
@@ -304,11 +304,11 @@ fn client_records_count_however_they_were_saved() {
         let lines = server.client_in(&home, "alice", &[]).ready().leaves();
         assert!(!lines.iter().any(|line| line.contains("set aside")), "{lines:#?}");
         let bob = "bob".parse().expect("name");
-        let known = KnownUsers::open(&folder(&home, "known_users"), host.clone()).expect("whole");
+        let known = TrustStore::open(&folder(&home, ""), &host).expect("whole");
         assert!(matches!(known.get(&bob), Some((_, Trust::Verified))), "{:?}", edits[0][n]);
-        let servers = KnownServers::open(&folder(&home, "known_servers")).expect("whole");
+        let servers = KnownServers::open(&folder(&home, "")).expect("whole");
         assert!(servers.get(&host).is_some(), "{:?}", edits[1][n]);
-        let ignored = Ignored::open(&folder(&home, "ignored"), host.clone()).expect("whole");
+        let ignored = Ignored::open(&folder(&home, ""), &host).expect("whole");
         assert!(ignored.contains(&"eve".parse().expect("name")), "{:?}", edits[2][n]);
         for (name, edited) in names.iter().zip(&edits) {
             assert!(fs::read_to_string(folder(&home, name)).expect("there").starts_with(&edited[n]));
@@ -360,7 +360,7 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
     let (path, host) = (folder(&home, "known_servers"), format!("127.0.0.1:{}", server.port));
     let text = fs::read_to_string(&path).expect("there");
     fs::remove_file(&path).expect("removed");
-    KnownServers::open(&path)
+    KnownServers::open(&folder(&home, ""))
         .and_then(|mut known| known.remember(&host, Fingerprint([7; 32])))
         .expect("another");
     let other = fs::read_to_string(&path).expect("there");

@@ -7,9 +7,9 @@
 use crate::support::Folder;
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PasswordKey, PendingLogin};
-use secure_messenger::client::entry::Entry;
-use secure_messenger::client::history::History;
+use secure_messenger::client::audience::Audience;
 use secure_messenger::client::options::{self, Request};
+use secure_messenger::client::store::history::{History, Message};
 use secure_messenger::crypto::chunk::Plan;
 use secure_messenger::crypto::envelope::{Envelope, Kind, MAX_CIPHERTEXT, Scope, Sealed};
 use secure_messenger::crypto::key_file::{self, KeyFileError, Login};
@@ -480,16 +480,19 @@ fn history_made_by_another_implementation_loads() {
     fs::create_dir(home.path("history")).expect("a folder");
     fs::write(home.path("history").join(file), text).expect("written");
     let mut history = History::new(&options, &owner, &identity);
-    let loaded = history.load().expect("loads");
-    let lines: Vec<String> = loaded.iter().map(Entry::line).collect();
-    let long = format!("<alice -> bob> {}", "x".repeat(300));
-    assert_eq!(lines, ["<alice> to everyone", "<bob -> alice> @alice é⏎2", &long]);
-    assert_eq!(loaded.iter().map(|entry| entry.mention).collect::<Vec<_>>(), [false, true, false]);
-    assert_eq!(loaded[1].time, 1_800_000_000_001);
+    let loaded = history.load(&mut Vec::new()).expect("loads");
+    let said = |time, from, to, text: &str| Message { time, from: name(from), to, text: text.into() };
+    let expected = [
+        said(1_800_000_000_000, "alice", Audience::Everyone, "to everyone"),
+        said(1_800_000_000_001, "bob", Audience::Private(name("alice")), "@alice é\n2"),
+        said(1_800_000_000_002, "alice", Audience::Room(name("bob")), &"x".repeat(300)),
+    ];
+    assert_eq!(loaded, expected);
     drop(history);
     for field in ["nonce", "data", "tag"] {
         fs::write(home.path("history").join(file), altered(text, field)).expect("written");
-        let error = History::new(&options, &owner, &identity).load().expect_err(field).to_string();
+        let error =
+            History::new(&options, &owner, &identity).load(&mut Vec::new()).expect_err(field).to_string();
         assert!(error.contains("line 1 is damaged"), "{field}: {error}");
     }
 }

@@ -20,7 +20,7 @@ pub use operator::*;
 pub use program::*;
 pub use relay::*;
 use secure_messenger::auth::PasswordKey;
-use secure_messenger::client::trust::{Ignored, KnownCertificates, KnownUsers};
+use secure_messenger::client::store::trust::{Ignored, TrustStore};
 use secure_messenger::clock;
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -927,12 +927,9 @@ impl Heard {
 }
 
 /// What a new client remembers of others: nothing.
-pub fn memory(folder: &Folder) -> (KnownUsers, KnownCertificates, Ignored) {
-    let server = || "server:1".to_string();
-    let known = KnownUsers::open(&folder.path("known_users"), server()).expect("a file");
-    let certificates = KnownCertificates::open(&folder.path("known_certificates"), server());
-    let ignored = Ignored::open(&folder.path("ignored"), server()).expect("a file");
-    (known, certificates.expect("a file"), ignored)
+pub fn memory(folder: &Folder) -> (TrustStore, Ignored) {
+    let (folder, server) = (folder.path(""), "server:1");
+    (TrustStore::open(&folder, server).expect("files"), Ignored::open(&folder, server).expect("a file"))
 }
 
 /// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any of the three

@@ -6,8 +6,8 @@
 use super::{Front, notice};
 use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
-use crate::client::connect::StartError;
 use crate::client::editor::{MAX_LINE, Outcome};
+use crate::client::error::StartError;
 use crate::client::input::{Key, Keys, Pastes};
 use crate::client::path;
 use crate::client::prompter::Unseen;

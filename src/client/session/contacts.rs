@@ -5,7 +5,7 @@
 
 use super::cx::Cx;
 use crate::client::entry::{Place, Source};
-use crate::client::trust::{KnownCertificates, KnownUsers, Trust};
+use crate::client::store::trust::{Trust, TrustStore};
 use crate::crypto::CryptoError;
 use crate::crypto::public::{
     Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, is_valid_at, safety_number,
@@ -74,8 +74,7 @@ fn certified(
 /// Everyone this session has had to do with.
 pub struct Contacts {
     people: HashMap<Username, Contact>,
-    known: KnownUsers,
-    certificates: KnownCertificates,
+    known: TrustStore,
     /// People whose keys are to be asked for: one request at a time, or the answers would be more than the server lets
     /// wait for one client.
     to_ask: VecDeque<Username>,
@@ -87,9 +86,9 @@ pub struct Contacts {
 
 impl Contacts {
     /// Nobody yet.
-    pub fn new(known: KnownUsers, certificates: KnownCertificates) -> Contacts {
+    pub fn new(known: TrustStore) -> Contacts {
         let (people, verifying) = (HashMap::new(), BTreeSet::new());
-        Contacts { people, known, certificates, to_ask: VecDeque::new(), asking: None, verifying }
+        Contacts { people, known, to_ask: VecDeque::new(), asking: None, verifying }
     }
 
     /// One user; a stranger if they were never heard of.
@@ -179,12 +178,14 @@ impl Contacts {
 
     /// Remembers a certificate of the own user, for the next login, whose server may have forgotten it.
     pub fn remember_own(&mut self, cx: &Cx, created: u64, key: Fingerprint) {
-        self.certificates.admit(&cx.me, cx.account.fingerprint(), (created, key), cx.now.max(created));
+        self.known.admit(&cx.me, cx.account.fingerprint(), (created, key), cx.now.max(created));
     }
 
-    /// Writes what is remembered of certificates, in time.
+    /// Reports repairs of the files, and writes what is remembered of certificates, in time.
     pub fn tick(&mut self, cx: &mut Cx) {
-        if let Err(error) = self.certificates.write_in_time(cx.now, cx.instant) {
+        let notices = self.known.notices().into_iter().chain(cx.ignored.notices());
+        notices.collect::<Vec<_>>().into_iter().for_each(|text| cx.problem(text));
+        if let Err(error) = self.known.write_in_time(cx.now, cx.instant) {
             cx.problem_about_some(
                 "certificates",
                 format!("after a restart, outdated keys of other users may be accepted: {error}"),
@@ -298,7 +299,7 @@ impl Contacts {
             return Learned::Refused("this client already remembers the most users that it can".into());
         }
         if remembered.is_none()
-            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint())
+            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint(), Trust::New)
         {
             return Learned::Refused(format!("the key cannot be saved: {error}"));
         }
@@ -306,7 +307,7 @@ impl Contacts {
         (contact.identity, contact.changed) = (Some(identity), None);
         if let Some((key, created)) = session {
             // PROTOCOL#newest-certificate.
-            if !self.certificates.admit(&keys.name, owner, (created, key.fingerprint()), now_ms) {
+            if !self.known.admit(&keys.name, owner, (created, key.fingerprint()), now_ms) {
                 return Learned::Outdated;
             }
             (contact.session, contact.created) = (Some(key), created);
@@ -417,7 +418,7 @@ impl Contacts {
     fn accept(&mut self, name: &Username) -> std::io::Result<bool> {
         let contact = self.people.entry(name.clone()).or_default();
         let Some(identity) = &contact.changed else { return Ok(false) };
-        self.known.decide(name, identity.fingerprint(), Trust::Known)?;
+        self.known.remember(name, identity.fingerprint(), Trust::Known)?;
         contact.identity = contact.changed.take();
         Ok(true)
     }
@@ -428,7 +429,7 @@ impl Contacts {
     /// The disk's.
     fn mark_verified(&mut self, name: &Username) -> std::io::Result<()> {
         match self.known.get(name) {
-            Some((key, _)) => self.known.decide(name, key, Trust::Verified),
+            Some((key, _)) => self.known.remember(name, key, Trust::Verified),
             None => Ok(()),
         }
     }
@@ -443,7 +444,7 @@ impl Contacts {
 
     /// Why the key of `name` has to be decided about, and how.
     fn undecided(&self, name: &Username) -> String {
-        let (what, why, then) = match self.known.doubt(name).map(Path::display) {
+        let (what, why, then) = match self.known.doubt(name).as_deref().map(Path::display) {
             None => (
                 "HAS CHANGED",
                 format!("Either {name} has created a new key, or someone is intercepting your messages"),
@@ -473,21 +474,16 @@ mod tests {
     use crate::crypto::keys::IdentityKey;
     use crate::crypto::secret::random;
     use crate::encoding::Bytes;
-    use crate::records;
-
-    fn contacts(file: &Path) -> Contacts {
-        let certificates = KnownCertificates::open(&file.with_extension("certificates"), "a:1".into());
-        let known = KnownUsers::open(file, "a:1".into()).expect("a file");
-        Contacts::new(known, certificates.expect("a file"))
-    }
+    use std::fs;
 
     /// README#records.
     #[test]
     fn key_whose_record_was_torn_is_used_after_a_decision() {
-        let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
-        let file = std::env::temp_dir().join(format!("peers-{id}"));
-        std::fs::write(&file, "{\"server\":\"a:1\",\"name\":\"bob\",\"iden").expect("written");
-        let mut contacts = contacts(&file);
+        let folder = std::env::temp_dir().join(format!("contacts-{}", u64::from_be_bytes(random())));
+        fs::create_dir(&folder).expect("a folder");
+        fs::write(folder.join("known_users"), "{\"server\":\"a:1\",\"name\":\"bob\",\"iden")
+            .expect("written");
+        let mut contacts = Contacts::new(TrustStore::open(&folder, "a:1").expect("files"));
         let identity = Bytes(IdentityKey::generate().public().spki());
         for (name, is_doubtful) in [("bob", true), ("carol", false)] {
             let name: Username = name.parse().expect("name");
@@ -501,8 +497,6 @@ mod tests {
             assert_eq!(contacts.learn(&keys, 0), Learned::Known);
             assert!(contacts.get(&keys.name).identity.is_some());
         }
-        for file in records::asides(&file).iter().chain([&file, &file.with_extension("certificates")]) {
-            std::fs::remove_file(file).expect("clean up");
-        }
+        fs::remove_dir_all(folder).expect("clean up");
     }
 }

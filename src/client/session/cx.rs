@@ -7,7 +7,7 @@ use super::account::Account;
 use super::event::Effect;
 use super::notices::Notices;
 use crate::client::entry::{Entry, Place, Source};
-use crate::client::trust::Ignored;
+use crate::client::store::trust::Ignored;
 use crate::name::Username;
 use crate::protocol::ClientMessage;
 use std::time::Instant;

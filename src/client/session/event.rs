@@ -3,7 +3,7 @@
 //! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
 
 use crate::client::entry::{Entry, Place};
-use crate::client::password::ChangeError;
+use crate::client::error::ChangeError;
 use crate::client::transfer::{Job, Step};
 use crate::crypto::keys::SessionKey;
 use crate::name::Username;

@@ -1,13 +1,15 @@
 //! What was said, as far back as `/history` goes, and on disk if the user wants that.
 //!
-//! Invariant: bounded in messages and in bytes, whoever says how much; whatever is shown of a user's message is recorded.
+//! Invariant: bounded in messages and in bytes, whoever says how much; whatever is shown of a user's message is recorded;
+//! what comes from the disk is sanitised again.
 
 use super::cx::Cx;
 use super::event::Effect;
 use crate::client::entry::{Entry, Place, SendState, Source};
-use crate::client::history::{History, MAX_HISTORY};
-use crate::client::text::folded;
-use crate::client::trust::Ignored;
+use crate::client::store::history::{History, MAX_HISTORY, Message};
+use crate::client::store::trust::Ignored;
+use crate::client::text::{folded, mentions, sanitise_lines};
+use crate::name::Username;
 use std::collections::VecDeque;
 
 /// Text of all messages together, in bytes: 1,000 of the usual length have a tenth of it, the longest 48 KiB each.
@@ -29,10 +31,10 @@ fn is_said(entry: &Entry) -> bool {
 }
 
 impl Record {
-    /// With the messages of `earlier` sessions, read from the file in which they are kept.
-    pub fn new(kept: History, earlier: VecDeque<Entry>) -> Record {
+    /// With the messages of `earlier` sessions, read from the file in which they are kept, as `reader` sees them.
+    pub fn new(kept: History, earlier: VecDeque<Message>, reader: &Username) -> Record {
         let mut record = Record { kept: Some(kept), ..Record::default() };
-        earlier.into_iter().for_each(|entry| record.push(entry));
+        earlier.into_iter().for_each(|message| record.push(recalled(message, reader)));
         record
     }
 
@@ -54,8 +56,11 @@ impl Record {
             _ => None,
         });
         for entry in shown.collect::<Vec<_>>() {
+            let said = message(&entry);
             self.push(entry);
-            if let Some(Err(error)) = self.kept.as_mut().map(|kept| kept.append(&self.entries)) {
+            let kept = self.kept.as_mut().zip(said);
+            let all = self.entries.iter().filter_map(message);
+            if let Some(Err(error)) = kept.map(|(kept, said)| kept.append(said, all)) {
                 cx.problem(format!("{error}; new messages are no longer kept; earlier ones stay readable"));
             }
         }
@@ -103,9 +108,26 @@ impl Record {
     }
 }
 
+/// What the file keeps of an entry; `None` if no user said it.
+fn message(entry: &Entry) -> Option<Message> {
+    let Source::User { from, to } = &entry.source else { return None };
+    Some(Message { time: entry.time, from: from.clone(), to: to.clone(), text: entry.text.clone() })
+}
+
+/// A kept message as `reader` sees it.
+fn recalled(message: Message, reader: &Username) -> Entry {
+    let Message { time, from, to, text } = message;
+    let text = sanitise_lines(&text);
+    let mention = from != *reader && !mentions(&text, reader.as_str()).is_empty();
+    let source = Source::User { from, to };
+    let place = source.place(reader);
+    Entry { mention, ..Entry::new(time, source, place, text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::audience::Audience;
 
     #[test]
     fn record_is_bounded_in_messages_and_bytes() {
@@ -120,5 +142,24 @@ mod tests {
         assert!(record.entries.len() > 200);
         assert_eq!(record.bytes, record.entries.iter().map(|entry| entry.text.len()).sum::<usize>());
         assert!(record.entries.back().is_some_and(|last| last.text.starts_with("00999")));
+    }
+
+    /// PROTOCOL#history-record.
+    #[test]
+    fn kept_message_is_shown_as_it_was_and_is_sanitised() {
+        let [alice, bob] = ["alice", "bob"].map(|name| name.parse::<Username>().expect("name"));
+        for (from, to, place, mention) in [
+            (&alice, Audience::Everyone, Place::Everyone, false),
+            (&bob, Audience::Private(alice.clone()), Place::With(bob.clone()), true),
+            (&alice, Audience::Room(bob.clone()), Place::With(bob.clone()), false),
+        ] {
+            let source = Source::User { from: from.clone(), to };
+            let said = Entry { mention, ..Entry::new(7, source, place, "two\nfor @Alice".into()) };
+            let kept = message(&said).expect("said");
+            assert_eq!(recalled(kept.clone(), &alice), said);
+            let altered = Message { text: "\u{1b}[2J\u{202e}x\r".into(), ..kept };
+            assert_eq!(recalled(altered, &alice).text, "\u{fffd}[2J\u{fffd}x\u{fffd}");
+        }
+        assert_eq!(message(&Entry::new(0, Source::Notice, Place::Here, "a notice".into())), None);
     }
 }

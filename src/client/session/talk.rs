@@ -6,7 +6,7 @@ use super::cx::Cx;
 use super::event::Effect;
 use crate::client::audience::Audience;
 use crate::client::entry::{Place, Source};
-use crate::client::trust::Trust;
+use crate::client::store::trust::Trust;
 use crate::name::Username;
 use std::collections::BTreeSet;
 

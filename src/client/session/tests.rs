@@ -3,7 +3,7 @@
 use super::*;
 use crate::client::audience::Audience;
 use crate::client::entry::SendState;
-use crate::client::trust::Trust;
+use crate::client::store::trust::Trust;
 use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
@@ -25,7 +25,7 @@ struct Net {
     shown: [Vec<Entry>; 2],
     wants_key: [bool; 2],
     now: Instant,
-    file: std::path::PathBuf,
+    folder: std::path::PathBuf,
 }
 
 const NAMES: [&str; 2] = ["alice", "bob"];
@@ -53,20 +53,17 @@ impl Net {
     /// Their `known_users` is this at the start.
     fn with_records(records: &str) -> Net {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
-        let file = std::env::temp_dir().join(format!("session-{id}"));
-        std::fs::write(&file, records).expect("file");
-        std::fs::create_dir(file.with_extension("folder")).expect("a folder");
+        let folder = std::env::temp_dir().join(format!("session-{id}"));
+        std::fs::create_dir(&folder).expect("a folder");
+        std::fs::write(folder.join("known_users"), records).expect("file");
         let now = Instant::now();
         let person = |n: usize| {
             let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
             let fields = identity.certify(&name(n), &key, NOW);
-            let known = KnownUsers::open(&file, format!("server-{n}")).expect("file");
-            let ignored = file.with_extension("ignored");
-            let ignored = Ignored::open(&ignored, format!("server-{n}")).expect("file");
-            let certificates = file.with_extension("folder").join("known_certificates");
-            let certificates = KnownCertificates::open(&certificates, format!("server-{n}")).expect("file");
+            let trust = TrustStore::open(&folder, &format!("server-{n}")).expect("files");
+            let ignored = Ignored::open(&folder, &format!("server-{n}")).expect("a file");
             let spki = identity.public().spki();
-            let session = Session::new(name(n), identity, key, (known, certificates, ignored), now);
+            let session = Session::new(name(n), identity, key, (trust, ignored), now);
             (session.certified(NOW, 0), spki, fields)
         };
         let ((a, identity_a, key_a), (b, identity_b, key_b)) = (person(0), person(1));
@@ -78,7 +75,7 @@ impl Net {
             shown: Default::default(),
             wants_key: [false; 2],
             now,
-            file,
+            folder,
         };
         // What is sealed again must be new to them.
         net.sessions.iter_mut().for_each(|session| session.incoming.began = Some(NOW - 3_600_000));
@@ -181,11 +178,7 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        for file in crate::records::asides(&self.file).iter().chain([&self.file]) {
-            let _ = std::fs::remove_file(file);
-        }
-        let _ = std::fs::remove_file(self.file.with_extension("ignored"));
-        let _ = std::fs::remove_dir_all(self.file.with_extension("folder"));
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -126,7 +126,7 @@ impl Accounts {
         disk::remove_temporary(folder, |name| REPLACED.contains(&name))?;
         disk::remove_temporary(&keys, |name| key_name(name).is_some())?;
         let mut content = Content::default();
-        let opened = files::open_records(&path, Writers::One, notices, |line| content.take(line));
+        let opened = Records::open(&path, Writers::One, notices, |line| content.take(line));
         let mut records = opened.map_err(|error| with_former(&path, error))?;
         // A line that was never confirmed counts from now on: a power failure must not remove it.
         records.sync()?;
@@ -296,7 +296,7 @@ impl Accounts {
 
     /// Returns when the line is on disk.
     fn append(&self, line: &str) -> io::Result<()> {
-        lock(&self.records).append(line.as_bytes(), true)
+        lock(&self.records).append(line.as_bytes(), true).map(drop)
     }
 
     /// Replaces a [`Place::Busy`].

@@ -1,8 +1,8 @@
-//! What the files of the data folder have in common: which are private, and how files of records are opened.
+//! What the files of the data folder have in common: which are private, and how files of records are read.
 //! Format: README#server-files.
 
 use crate::disk;
-use crate::records::{self, Records, Writers};
+use crate::records;
 use std::io;
 use std::path::Path;
 
@@ -14,18 +14,6 @@ const PRIVATE: [&str; 4] = ["server.key", "salt.secret", "users.json", "locks.js
 /// Whether only the server may read a file of this name.
 pub fn is_private(name: &str) -> bool {
     PRIVATE.iter().any(|begin| name.starts_with(begin))
-}
-
-/// Opens a file of records, and repairs its end.
-pub fn open_records(
-    path: &Path,
-    writers: Writers,
-    notices: &mut Notices,
-    each: impl FnMut(&[u8]) -> bool,
-) -> io::Result<Records> {
-    let records = Records::open(path, writers, each)?;
-    notices.extend(records.repaired().map(String::from));
-    Ok(records)
 }
 
 /// Reads a file of records and changes nothing. A missing file has none.

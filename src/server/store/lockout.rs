@@ -123,7 +123,7 @@ impl Lockout {
     /// The disk's, with the path in the text.
     pub fn open(folder: &Path, notices: &mut Notices) -> io::Result<Lockout> {
         let (path, mut content) = (folder.join(FILE), Content::default());
-        let mut records = files::open_records(&path, Writers::Many, notices, |line| content.take(line))?;
+        let mut records = Records::open(&path, Writers::Many, notices, |line| content.take(line))?;
         let (mut names, now) = (Counter::new(MAX_FAILURES, LOCKOUT), Instant::now());
         for (name, left) in &content.locked {
             if names.has_room(name) {

@@ -4,10 +4,9 @@
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::audience::Audience;
-use secure_messenger::client::entry::{Entry, Place, Source};
-use secure_messenger::client::history::History;
 use secure_messenger::client::options::{self, Request};
-use secure_messenger::client::trust::{Ignored, KnownCertificates, KnownServers, KnownUsers, Trust};
+use secure_messenger::client::store::history::{History, Message};
+use secure_messenger::client::store::trust::{Ignored, KnownServers, Trust, TrustStore};
 use secure_messenger::clock;
 use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::public::Fingerprint;
@@ -165,28 +164,19 @@ fn told(folder: &Folder) -> Vec<(String, u32)> {
 fn records(bytes: &[u8]) {
     let folder = Folder::new();
     let bob: Username = "bob".parse().expect("name");
+    let open = || TrustStore::open(&folder.0, "a:1");
     let path = folder.write("known_users", bytes);
-    match KnownUsers::open(&path, "a:1".into()) {
+    match open() {
         Err(error) => refused(&error, &path, bytes),
         Ok(mut users) => {
             nothing_is_lost(&path, bytes);
-            users.decide(&bob, Fingerprint([9; 32]), Trust::Verified).expect("stored");
-            let again = KnownUsers::open(&path, "a:1".into()).expect("its own record");
+            users.remember(&bob, Fingerprint([9; 32]), Trust::Verified).expect("stored");
+            let again = open().expect("its own record");
             assert_eq!(again.get(&bob), Some((Fingerprint([9; 32]), Trust::Verified)));
         }
     }
-    let path = folder.write("known_servers", bytes);
-    match KnownServers::open(&path) {
-        Err(error) => refused(&error, &path, bytes),
-        Ok(mut servers) => {
-            nothing_is_lost(&path, bytes);
-            servers.remember("a:1", Fingerprint([9; 32])).expect("stored");
-            let again = KnownServers::open(&path).expect("its own record");
-            assert_eq!(again.get("a:1"), Some(Fingerprint([9; 32])));
-        }
-    }
+    fs::remove_file(&path).expect("there");
     let path = folder.write("known_certificates", bytes);
-    let open = || KnownCertificates::open(&path, "a:1".into());
     match open() {
         Err(error) => refused(&error, &path, bytes),
         Ok(mut known) => {
@@ -199,14 +189,26 @@ fn records(bytes: &[u8]) {
             assert!(is_newest && (!is_new || again == Some((now, key))));
         }
     }
+    let open = || KnownServers::open(&folder.0);
+    let path = folder.write("known_servers", bytes);
+    match open() {
+        Err(error) => refused(&error, &path, bytes),
+        Ok(mut servers) => {
+            nothing_is_lost(&path, bytes);
+            servers.remember("a:1", Fingerprint([9; 32])).expect("stored");
+            let again = open().expect("its own record");
+            assert_eq!(again.get("a:1"), Some(Fingerprint([9; 32])));
+        }
+    }
+    let open = || Ignored::open(&folder.0, "a:1");
     let path = folder.write("ignored", bytes);
-    match Ignored::open(&path, "a:1".into()) {
+    match open() {
         Err(error) => refused(&error, &path, bytes),
         Ok(mut ignored) => {
             nothing_is_lost(&path, bytes);
             let others = ignored.names().filter(|name| name.folded() != "bob").count();
             ignored.set(&bob, true).expect("stored");
-            let again = Ignored::open(&path, "a:1".into()).expect("its own record");
+            let again = open().expect("its own record");
             assert!(again.contains(&bob) && again.names().count() == others + 1);
         }
     }
@@ -273,13 +275,11 @@ fn history_file(folder: &Path) -> PathBuf {
 }
 
 /// Its messages.
-fn kept() -> VecDeque<Entry> {
+fn kept() -> VecDeque<Message> {
     let texts = ["one", "two\nlines, @alice", "", "é"];
-    let entries = (1..).zip(texts).map(|(time, text)| {
-        let source = Source::User { from: "bob".parse().expect("name"), to: Audience::Everyone };
-        Entry { mention: text.contains('@'), ..Entry::new(time, source, Place::Everyone, text.into()) }
-    });
-    entries.collect()
+    let from = "bob".parse::<Username>().expect("name");
+    let said = (1..).zip(texts).map(|(time, text)| (time, text.to_string(), from.clone()));
+    said.map(|(time, text, from)| Message { time, from, to: Audience::Everyone, text }).collect()
 }
 
 /// A file's name and bytes.
@@ -287,9 +287,9 @@ static FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     let folder = Folder::new();
     fs::create_dir(folder.0.join("history")).expect("a folder");
     let mut history = history_in(&folder.0);
-    history.load().expect("nothing is there");
-    for entry in kept() {
-        history.append(&VecDeque::from([entry])).expect("appended");
+    history.load(&mut Vec::new()).expect("nothing is there");
+    for message in kept() {
+        history.append(message, [].into_iter()).expect("appended");
     }
     let path = history_file(&folder.0);
     let name = path.file_name().expect("named").to_str().expect("UTF-8").to_owned();
@@ -319,7 +319,7 @@ fn history(data: &[u8]) {
     fs::create_dir(folder.0.join("history")).expect("a folder");
     let path = folder.write(&format!("history/{name}"), &bytes);
     let mut history = history_in(&folder.0);
-    match history.load() {
+    match history.load(&mut Vec::new()) {
         Err(error) => {
             refused_history(&error, &path, &bytes);
             assert!(!history.is_kept());
@@ -328,9 +328,9 @@ fn history(data: &[u8]) {
             assert!(found.len() <= entries.len() && entries.iter().zip(&found).all(|(a, b)| a == b));
             nothing_is_lost(&path, &bytes);
             // The next message continues the chain.
-            history.append(&VecDeque::from([entries[0].clone()])).expect("appended");
+            history.append(entries[0].clone(), [].into_iter()).expect("appended");
             drop(history);
-            let again = history_in(&folder.0).load().expect("its own record");
+            let again = history_in(&folder.0).load(&mut Vec::new()).expect("its own record");
             assert_eq!((again.len(), again.back()), (found.len() + 1, entries.front()));
         }
     }

@@ -1,0 +1,118 @@
+//! What the client keeps on its disk: what it remembers of others ([`trust`]), the messages of earlier sessions
+//! ([`history`]), and its key ([`keys`]).
+//!
+//! Invariant: a [`Store`] has a record on disk before it relies on it. All lists are [`records`]: nothing that is not
+//! understood is erased, and a damaged file stops the start. Specification: README#records.
+
+pub mod history;
+pub mod keys;
+pub mod trust;
+
+use crate::disk;
+use crate::records::{self, Records, Writers};
+use miniserde::{Deserialize, Serialize, json};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// More of a set-aside file than this, in bytes, is not looked at: a record has about 300.
+const MAX_TORN: usize = 64 * 1024;
+
+/// One kind of record.
+trait Record: Serialize + Deserialize {
+    /// What the record is about.
+    fn key(&self) -> String;
+
+    /// Whether this record, which is the later one in the file, counts instead of `former`, which has the same key.
+    fn replaces(&self, _former: &Self) -> bool {
+        true
+    }
+}
+
+/// A file of records of one kind, which several clients may have open, and the record that counts for each key.
+struct Store<R: Record> {
+    records: Records,
+    newest: BTreeMap<String, R>,
+    /// What was repaired in the file, as sentences.
+    notices: Vec<String>,
+}
+
+impl<R: Record> Store<R> {
+    /// Reads the records that are `wanted`.
+    fn open(path: &Path, wanted: impl Fn(&R) -> bool) -> io::Result<Store<R>> {
+        let (mut newest, mut notices) = (BTreeMap::new(), Vec::new());
+        let each = |line: &[u8]| take(&mut newest, line, &wanted);
+        let records = Records::open(path, Writers::Many, &mut notices, each)?;
+        Ok(Store { records, newest, notices })
+    }
+
+    /// The record of `key`; `None` if there is none.
+    fn get(&self, key: &str) -> Option<&R> {
+        self.newest.get(key)
+    }
+
+    /// Takes a record, which replaces any other of its key. It is in the file then, and on disk if it is to be `durable`.
+    fn put(&mut self, record: R, durable: bool) -> io::Result<()> {
+        self.notices.extend(self.records.append(line(&record).as_bytes(), durable)?);
+        self.insert(record);
+        Ok(())
+    }
+
+    /// Takes a record into memory alone, until the next [`Store::rewrite`].
+    fn insert(&mut self, record: R) {
+        self.newest.insert(record.key(), record);
+    }
+
+    /// Replaces the file by one of the records that are `wanted`, also those that another client has written meanwhile.
+    fn rewrite(&mut self, wanted: impl Fn(&R) -> bool) -> io::Result<()> {
+        let Store { records, newest, notices } = self;
+        records.locked(|records| {
+            notices.extend(records.repair(|line| take(newest, line, &wanted))?);
+            newest.retain(|_, record| wanted(record));
+            records.rewrite(newest.values().map(line), |_| Ok(()))
+        })?;
+        disk::sync_parent(self.records.path())
+    }
+
+    /// The set-aside file with a torn record that may begin with these members; `None` if there is none. Looked up each time:
+    /// another client may have set it aside.
+    fn doubt(&self, members: &[(&str, &str)]) -> Option<PathBuf> {
+        records::asides(self.records.path()).into_iter().find(|aside| may_begin(&torn(aside), members))
+    }
+}
+
+/// Takes a line of a file; false if it is no record.
+fn take<R: Record>(newest: &mut BTreeMap<String, R>, line: &[u8], wanted: impl Fn(&R) -> bool) -> bool {
+    let Some(record) = records::parse::<R>(line) else { return false };
+    let key = record.key();
+    if wanted(&record) && newest.get(&key).is_none_or(|former| record.replaces(former)) {
+        newest.insert(key, record);
+    }
+    true
+}
+
+fn line(record: &impl Serialize) -> String {
+    json::to_string(record) + "\n"
+}
+
+/// The text of a set-aside file up to the first hole, without blanks, and in lower case, as names differ in more than that.
+fn torn(aside: &Path) -> String {
+    // A file that cannot be read may hold any record.
+    let bytes = disk::read(aside, MAX_TORN).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+    let text = text.chars().filter(|c| !c.is_whitespace() && *c != '\u{feff}');
+    // Zeros stand where nothing was written, U+FFFD for a character that was cut.
+    text.take_while(|c| !['\0', '\u{fffd}'].contains(c)).collect()
+}
+
+/// Whether a torn record may have begun with these members: it may unless it has another value in one of them.
+fn may_begin(mut torn: &str, members: &[(&str, &str)]) -> bool {
+    let mut before = '{';
+    for (name, value) in members {
+        let Some(rest) = torn.strip_prefix(&format!("{before}\"{name}\":\"")) else { return true };
+        let value = json::to_string(*value).to_ascii_lowercase();
+        let Some(behind) = rest.strip_prefix(&value[1..]) else { return value[1..].starts_with(rest) };
+        (torn, before) = (behind, ',');
+    }
+    true
+}

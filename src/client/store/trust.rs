@@ -1,0 +1,605 @@
+//! What this machine remembers of others: servers by key, people by identity key and newest certificate, who is ignored.
+//!
+//! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a damaged file
+//! stops the start instead of making everyone a stranger again. Format: README#client-files.
+
+use super::{Record, Store};
+use crate::clock;
+use crate::crypto::public::{Fingerprint, is_far_ahead};
+use crate::name::Username;
+use miniserde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How well a person's key is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Seen for the first time since this client was started, never compared.
+    New,
+    /// Remembered from before, never compared.
+    Known,
+    /// The safety number was compared.
+    Verified,
+}
+
+impl Trust {
+    /// What stands beside a name.
+    pub fn mark(self) -> &'static str {
+        match self {
+            Trust::New | Trust::Known => "?",
+            Trust::Verified => "✓",
+        }
+    }
+}
+
+/// A line of `known_servers`.
+#[derive(Serialize, Deserialize)]
+struct Server {
+    /// `host:port`.
+    server: String,
+    fingerprint: Fingerprint,
+}
+
+impl Record for Server {
+    fn key(&self) -> String {
+        self.server.clone()
+    }
+}
+
+/// A line of `known_users`.
+#[derive(Serialize, Deserialize)]
+struct User {
+    server: String,
+    name: Username,
+    identity: Fingerprint,
+    verified: bool,
+    /// Somebody decided for this key.
+    decided: bool,
+}
+
+impl Record for User {
+    /// The folded name: a server that keeps its own rules has no two names that differ in letter case alone.
+    fn key(&self) -> String {
+        self.name.folded()
+    }
+
+    /// What was only seen first replaces nothing, in case two clients with one folder have seen different keys.
+    fn replaces(&self, _former: &User) -> bool {
+        self.decided
+    }
+}
+
+/// A line of `ignored`.
+#[derive(Serialize, Deserialize)]
+struct IgnoredUser {
+    server: String,
+    name: Username,
+    ignored: bool,
+}
+
+impl Record for IgnoredUser {
+    /// The folded name: letter case does not help to get around it.
+    fn key(&self) -> String {
+        self.name.folded()
+    }
+}
+
+/// A line of `known_certificates`: the newest session certificate of one user.
+#[derive(Serialize, Deserialize)]
+struct Certificate {
+    server: String,
+    name: Username,
+    identity: Fingerprint,
+    created: u64,
+    key: Fingerprint,
+}
+
+impl Record for Certificate {
+    fn key(&self) -> String {
+        certificate_key(&self.server, &self.name, self.identity)
+    }
+
+    /// Of two that are as new, the one that was seen here first counts. One that is far ahead of the clock is kept, in case
+    /// the clock is wrong, but gives way to any other.
+    fn replaces(&self, former: &Certificate) -> bool {
+        let now = clock::now_ms();
+        let age = |record: &Certificate| (!is_far_ahead(record.created, now), record.created);
+        age(self) > age(former)
+    }
+}
+
+/// Neither name nor fingerprint contains a blank.
+fn certificate_key(server: &str, name: &Username, identity: Fingerprint) -> String {
+    format!("{server} {} {identity}", name.as_str())
+}
+
+/// The keys of servers, by `host:port`.
+pub struct KnownServers(Store<Server>);
+
+impl KnownServers {
+    /// Reads `known_servers` in the data folder.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text.
+    pub fn open(folder: &Path) -> io::Result<KnownServers> {
+        Store::open(&folder.join("known_servers"), |_| true).map(KnownServers)
+    }
+
+    /// The remembered key of `host:port`; `None` for a server that is seen for the first time.
+    pub fn get(&self, server: &str) -> Option<Fingerprint> {
+        self.0.get(server).map(|record| record.fingerprint)
+    }
+
+    /// The file with a torn record that may be of `host:port`, which has no other; `None` if there is no doubt.
+    pub fn doubt(&self, server: &str) -> Option<PathBuf> {
+        if self.get(server).is_some() { None } else { self.0.doubt(&[("server", server)]) }
+    }
+
+    /// Remembers a key that the person has decided for; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn remember(&mut self, server: &str, fingerprint: Fingerprint) -> io::Result<()> {
+        match self.get(server) == Some(fingerprint) {
+            true => Ok(()),
+            false => self.0.put(Server { server: server.into(), fingerprint }, true),
+        }
+    }
+}
+
+/// Users of one server whose messages are not shown.
+pub struct Ignored {
+    server: String,
+    users: Store<IgnoredUser>,
+}
+
+impl Ignored {
+    /// Reads `ignored` in the data folder; `server` is `host:port`.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text.
+    pub fn open(folder: &Path, server: &str) -> io::Result<Ignored> {
+        let users = Store::open(&folder.join("ignored"), |user: &IgnoredUser| user.server == server)?;
+        Ok(Ignored { server: server.into(), users })
+    }
+
+    /// Whether this user is ignored.
+    pub fn contains(&self, name: &Username) -> bool {
+        self.users.get(&name.folded()).is_some_and(|user| user.ignored)
+    }
+
+    /// All of them.
+    pub fn names(&self) -> impl Iterator<Item = &Username> {
+        self.users.newest.values().filter(|user| user.ignored).map(|user| &user.name)
+    }
+
+    /// Ignores this user from now on, or no longer.
+    ///
+    /// # Errors
+    /// The disk's; nothing has changed then.
+    pub fn set(&mut self, name: &Username, ignored: bool) -> io::Result<()> {
+        self.users.put(IgnoredUser { server: self.server.clone(), name: name.clone(), ignored }, false)
+    }
+
+    /// What was repaired in the file since the last call, as sentences.
+    pub fn notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.users.notices)
+    }
+}
+
+/// A certificate is valid for 26 hours: one that is older than this, in milliseconds, is no reason to refuse another.
+const CERTIFICATE_KEPT: u64 = 7 * 24 * 3_600_000;
+/// The file is written at most this often.
+const CERTIFICATES_WRITTEN: Duration = Duration::from_secs(60);
+
+/// When a session certificate was made, in milliseconds since 1970, and for which key.
+type Made = (u64, Fingerprint);
+
+fn is_kept(certificate: &Certificate, now_ms: u64) -> bool {
+    certificate.created.saturating_add(CERTIFICATE_KEPT) >= now_ms
+}
+
+/// What is known of the users of one server: their identity keys, and the newest session certificate of each, as an older
+/// one may be of a key that was stolen. PROTOCOL#newest-certificate.
+pub struct TrustStore {
+    server: String,
+    users: Store<User>,
+    /// Seen for the first time since the start.
+    new: HashSet<Username>,
+    certificates: Store<Certificate>,
+    /// A certificate is not in the file yet.
+    changed: bool,
+    written: Option<Instant>,
+    /// What was repaired in `known_servers`.
+    notices: Vec<String>,
+}
+
+impl TrustStore {
+    /// Reads the files of the data folder `folder`; `server` is `host:port`.
+    ///
+    /// # Errors
+    /// With file, line and remedy in the text, also for `known_servers`.
+    pub fn open(folder: &Path, server: &str) -> io::Result<TrustStore> {
+        let (certificates, now_ms) = (folder.join("known_certificates"), clock::now_ms());
+        Ok(TrustStore {
+            notices: KnownServers::open(folder)?.0.notices,
+            users: Store::open(&folder.join("known_users"), |user: &User| user.server == server)?,
+            certificates: Store::open(&certificates, |certificate| is_kept(certificate, now_ms))?,
+            server: server.into(),
+            new: HashSet::new(),
+            changed: false,
+            written: None,
+        })
+    }
+
+    /// What was repaired in the files since the last call, as sentences.
+    pub fn notices(&mut self) -> Vec<String> {
+        self.notices.append(&mut self.users.notices);
+        self.notices.append(&mut self.certificates.notices);
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The remembered key, and how well it is known; `None` for a stranger.
+    pub fn get(&self, name: &Username) -> Option<(Fingerprint, Trust)> {
+        let user = self.users.get(&name.folded()).filter(|user| user.name == *name)?;
+        let trust = match user.verified {
+            true => Trust::Verified,
+            false if self.new.contains(name) => Trust::New,
+            false => Trust::Known,
+        };
+        Some((user.identity, trust))
+    }
+
+    /// How many people are remembered on this server.
+    pub fn count(&self) -> usize {
+        self.users.newest.len()
+    }
+
+    /// The known name that differs from `name` in letter case alone, else `None`.
+    pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
+        self.users.get(&name.folded()).map(|user| &user.name).filter(|spelling| *spelling != name)
+    }
+
+    /// The file with a torn record that may be of this person, who has no other; `None` if there is no doubt.
+    pub fn doubt(&self, name: &Username) -> Option<PathBuf> {
+        let members = [("server", self.server.as_str()), ("name", name.as_str())];
+        if self.get(name).is_some() { None } else { self.users.doubt(&members) }
+    }
+
+    /// Remembers a key: [`Trust::New`] if it was seen for the first time, otherwise as the person at the keyboard has decided.
+    /// A decision is on disk when this returns.
+    ///
+    /// # Errors
+    /// The disk's; nothing has changed then.
+    pub fn remember(&mut self, name: &Username, identity: Fingerprint, trust: Trust) -> io::Result<()> {
+        let (decided, verified) = (trust != Trust::New, trust == Trust::Verified);
+        let server = self.server.clone();
+        self.users.put(User { server, name: name.clone(), identity, verified, decided }, decided)?;
+        if decided {
+            self.new.remove(name)
+        } else {
+            self.new.insert(name.clone())
+        };
+        Ok(())
+    }
+
+    /// The newest certificate that is remembered of a user; one that is over two hours ahead of `now_ms` (milliseconds since
+    /// 1970) counts as forgotten.
+    pub fn newest(&self, name: &Username, identity: Fingerprint, now_ms: u64) -> Option<Made> {
+        let newest = self.certificates.get(&certificate_key(&self.server, name, identity));
+        newest
+            .map(|newest| (newest.created, newest.key))
+            .filter(|(created, _)| !is_far_ahead(*created, now_ms))
+    }
+
+    /// Takes in a certificate. False, and nothing changes, if a newer one is remembered, or another one that is as new.
+    /// `now_ms` as for [`newest`](TrustStore::newest).
+    pub fn admit(&mut self, name: &Username, identity: Fingerprint, made: Made, now_ms: u64) -> bool {
+        let newest = self.newest(name, identity, now_ms);
+        let is_newer = newest.is_none_or(|(created, _)| made.0 > created);
+        if is_newer {
+            let (server, name, (created, key)) = (self.server.clone(), name.clone(), made);
+            self.certificates.insert(Certificate { server, name, identity, created, key });
+            self.changed = true;
+        }
+        is_newer || newest == Some(made)
+    }
+
+    /// Writes the certificates if there are new ones, at most once a minute. `now_ms` as for
+    /// [`newest`](TrustStore::newest).
+    ///
+    /// # Errors
+    /// With the path in the text; it is tried again a minute later.
+    pub fn write_in_time(&mut self, now_ms: u64, now: Instant) -> io::Result<()> {
+        let is_due = |written| now.duration_since(written) >= CERTIFICATES_WRITTEN;
+        if self.changed && self.written.is_none_or(is_due) {
+            self.written = Some(now);
+            self.write(now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, now_ms: u64) -> io::Result<()> {
+        self.certificates.rewrite(|certificate| is_kept(certificate, now_ms))?;
+        self.changed = false;
+        Ok(())
+    }
+}
+
+impl Drop for TrustStore {
+    fn drop(&mut self) {
+        // The end of a session does not wait for its minute.
+        if self.changed {
+            let _ = self.write(clock::now_ms());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::secret::random;
+    use crate::records;
+    use std::fs;
+
+    /// A data folder, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Folder {
+            let path = std::env::temp_dir().join(format!("trust-{}", u64::from_be_bytes(random())));
+            fs::create_dir(&path).expect("a folder");
+            Folder(path)
+        }
+
+        fn open(&self, server: &str) -> io::Result<TrustStore> {
+            TrustStore::open(&self.0, server)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn decisions_persist_per_server_and_damage_is_an_error() {
+        let folder = Folder::new();
+        let path = folder.0.join("known_users");
+        let bob: Username = "bob".parse().expect("name");
+        let (one, two) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let open = |server: &str| folder.open(server);
+        let mut users = open("a:1").expect("open");
+        users.remember(&bob, one, Trust::New).expect("stored");
+        assert_eq!(users.get(&bob), Some((one, Trust::New)));
+        users.remember(&bob, two, Trust::New).expect("stored");
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((one, Trust::Known)), "a second first sight");
+        users.remember(&bob, two, Trust::Verified).expect("stored");
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((two, Trust::Verified)));
+        assert_eq!(open("a:2").expect("open").get(&bob), None);
+        let whole = fs::read_to_string(&path).expect("read");
+        fs::write(&path, whole.clone() + "{\"server\":\"a:1\",\"na").expect("write");
+        assert_eq!(open("a:1").expect("a torn line").get(&bob), Some((two, Trust::Verified)));
+        assert_eq!(fs::read_to_string(&path).expect("read"), whole);
+        // Without its line end the last record counts, and what comes next is a line of its own.
+        fs::write(&path, whole.trim_end()).expect("write");
+        open("a:1")
+            .expect("open")
+            .remember(&"carol".parse().expect("name"), one, Trust::New)
+            .expect("stored");
+        assert_eq!(open("a:1").expect("open").get(&bob), Some((two, Trust::Verified)));
+        fs::write(&path, whole.replacen("identity", "idenity", 1)).expect("write");
+        let error = open("a:1").err().expect("damage").to_string();
+        assert!(error.contains("line 1 is damaged"), "{error}");
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn older_certificate_is_refused_also_after_a_restart() {
+        let (folder, now) = (Folder::new(), clock::now_ms());
+        let open = |server: &str| folder.open(server).expect("files");
+        let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let mut known = open("a:1");
+        assert!(known.admit(&bob, identity, (now - 9, one), now));
+        assert!(known.admit(&bob, identity, (now, two), now));
+        for _ in 0..2 {
+            for (made, is_taken) in [((now - 9, one), false), ((now, one), false), ((now, two), true)] {
+                assert_eq!(known.admit(&bob, identity, made, now), is_taken, "{made:?}");
+            }
+            drop(known);
+            known = open("a:1");
+        }
+        // Of other users, other identity keys and other servers nothing is known.
+        assert!(known.admit(&carol, identity, (now - 9, one), now));
+        assert!(known.admit(&bob, Fingerprint([9; 32]), (now - 9, one), now));
+        assert!(open("a:2").admit(&bob, identity, (now - 9, one), now));
+        drop(known);
+        assert_eq!(open("a:1").newest(&bob, identity, now), Some((now, two)));
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn certificate_far_ahead_of_the_clock_counts_as_forgotten() {
+        let (folder, now, slack) = (Folder::new(), clock::now_ms(), 2 * 3_600_000);
+        let open = || folder.open("a:1").expect("files");
+        let bob: Username = "bob".parse().expect("name");
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let mut known = open();
+        assert!(known.admit(&bob, identity, (now + slack, one), now));
+        assert!(!known.admit(&bob, identity, (now, two), now), "as far as clocks may differ");
+        assert!(known.admit(&bob, identity, (now, two), now - 1), "the own clock was set back");
+        assert!(!known.admit(&bob, identity, (now - 1, one), now));
+        // It does not come back from the file either.
+        assert!(known.admit(&bob, identity, (now + 2 * slack, one), now + slack));
+        known.write(now + slack).expect("written");
+        drop(known);
+        assert!(open().admit(&bob, identity, (now, two), now));
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn wrong_clock_erases_no_certificate() {
+        let (folder, now, day) = (Folder::new(), clock::now_ms(), 24 * 3_600_000);
+        let open = || folder.open("a:1").expect("files");
+        let bob: Username = "bob".parse().expect("name");
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let mut known = open();
+        assert!(known.admit(&bob, identity, (now, one), now));
+        known.write(now - day).expect("written");
+        assert!(!open().admit(&bob, identity, (now - 1, two), now));
+    }
+
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn certificates_are_written_once_a_minute_and_stay_few() {
+        let (folder, now, start) = (Folder::new(), clock::now_ms(), Instant::now());
+        let path = folder.0.join("known_certificates");
+        let open = || folder.open("a:1").expect("files");
+        let lines = || fs::read_to_string(&path).expect("there").lines().count();
+        let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
+        let (identity, key) = (Fingerprint([0; 32]), Fingerprint([1; 32]));
+        let (mut known, mut other) = (open(), open());
+        for second in 0..200 {
+            assert!(known.admit(&bob, identity, (now + second, key), now));
+            known.write_in_time(now, start + Duration::from_secs(second)).expect("written");
+            let newest = open().newest(&bob, identity, now).map(|(created, _)| created);
+            assert_eq!((newest, lines()), (Some(now + second / 60 * 60), 1));
+        }
+        // What two clients have seen is there, and of each user the newest.
+        assert!(
+            other.admit(&bob, identity, (now, key), now) && other.admit(&carol, identity, (now, key), now)
+        );
+        drop((known, other));
+        assert_eq!(open().newest(&bob, identity, now), Some((now + 199, key)));
+        assert_eq!((open().newest(&carol, identity, now), lines()), (Some((now, key)), 2));
+        // What is too old to refuse anything goes.
+        let (mut known, later) = (open(), now + CERTIFICATE_KEPT + 200);
+        assert!(known.admit(&carol, identity, (later, key), later));
+        known.write(later).expect("written");
+        assert_eq!((lines(), known.certificates.newest.len()), (1, 1));
+    }
+
+    /// README#records.
+    #[test]
+    fn user_whose_record_was_torn_is_not_seen_for_the_first_time() {
+        for (torn, doubtful, others) in [
+            ("{\"server\":\"a:1\",\"name\":\"bob\",\"iden", "bob Bob", "bo bobby carol"),
+            ("{\"server\": \"a:1\", \"name\": \"bo\0\0", "bo bob bobby", "b carol"),
+            ("{\"server\":\"a:1", "bob carol", ""),
+            ("{\"server\":\"a:2\",\"name\":\"bob\",\"iden", "", "bob"),
+            // A record that the disk did not keep may have been of anyone.
+            ("\0\0", "bob carol", ""),
+            ("\0\0\0:1\",\"name\":\"bob\",\"iden", "bob carol", ""),
+            ("{\"server\":\"a:1\",\0\0\0\0\"bob\",\"iden", "bob carol", ""),
+            ("{\"name\":\"bob\",\"server\":\"a:1\",\"iden", "bob carol", ""),
+        ] {
+            let folder = Folder::new();
+            fs::write(folder.0.join("known_users"), torn).expect("written");
+            let mut users = folder.open("a:1").expect("set aside");
+            for (names, expected) in [(doubtful, true), (others, false)] {
+                for name in names.split_whitespace().map(|name| name.parse().expect("name")) {
+                    assert_eq!(users.doubt(&name).is_some(), expected, "{torn}: {name}");
+                    users.remember(&name, Fingerprint([1; 32]), Trust::Known).expect("stored");
+                    assert!(users.doubt(&name).is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn server_whose_record_was_torn_is_not_seen_for_the_first_time() {
+        let folder = Folder::new();
+        let path = folder.0.join("known_servers");
+        let open = || KnownServers::open(&folder.0);
+        fs::write(&path, "{\"server\":\"a:1\",\"finge").expect("written");
+        for _ in 0..2 {
+            let servers = open().expect("set aside");
+            assert!(servers.doubt("a:1").is_some() && servers.doubt("a:12").is_none());
+        }
+        let mut servers = open().expect("open");
+        servers.remember("a:1", Fingerprint([1; 32])).expect("stored");
+        assert!(servers.doubt("a:1").is_none());
+        // A record that was cut within the name may be of any that begins so.
+        fs::write(&path, "{\"server\":\"b:1").expect("written");
+        let servers = open().expect("set aside");
+        assert!(servers.doubt("b:1").is_some() && servers.doubt("b:12").is_some());
+        assert!(servers.doubt("c:1").is_none());
+        // Zeros behind a record may have been of any server but the one that has it.
+        let aside = records::asides(&path).pop().expect("set aside");
+        fs::write(&aside, [0; 90]).expect("written");
+        let servers = open().expect("open");
+        assert_eq!(servers.doubt("c:1"), Some(aside.clone()));
+        fs::remove_file(&aside).expect("removed");
+    }
+
+    #[test]
+    fn name_is_ignored_in_any_letter_case_until_it_is_not() {
+        let folder = Folder::new();
+        let [bob, upper, carol] = ["bob", "BOB", "carol"].map(|name| name.parse().expect("name"));
+        let open = |server: &str| Ignored::open(&folder.0, server).expect("a file");
+        let mut ignored = open("a:1");
+        ignored.set(&bob, true).and_then(|()| ignored.set(&carol, true)).expect("stored");
+        ignored.set(&carol, false).expect("stored");
+        for ignored in [&ignored, &open("a:1")] {
+            assert!(ignored.contains(&upper) && !ignored.contains(&carol));
+            assert_eq!(ignored.names().collect::<Vec<_>>(), [&bob]);
+        }
+        assert!(!open("a:2").contains(&bob));
+    }
+
+    /// README#records.
+    #[test]
+    fn record_goes_where_the_path_leads_when_the_file_was_replaced() {
+        let folder = Folder::new();
+        let [bob, carol] = ["bob", "carol"].map(|name| name.parse::<Username>().expect("name"));
+        let (path, key) = (folder.0.join("known_users"), Fingerprint([1; 32]));
+        let (mut one, mut other) = (folder.open("a:1").expect("open"), folder.open("a:1").expect("open"));
+        one.remember(&bob, key, Trust::Known).expect("stored");
+        // As an editor saves a file.
+        fs::copy(&path, folder.0.join("copy"))
+            .and_then(|_| fs::rename(folder.0.join("copy"), &path))
+            .expect("saved");
+        other.remember(&carol, key, Trust::Known).expect("stored");
+        one.remember(&carol, key, Trust::Verified).expect("stored");
+        assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 3);
+    }
+
+    /// README#records.
+    #[test]
+    fn record_torn_while_the_client_runs_is_reported_and_in_doubt() {
+        let folder = Folder::new();
+        let [bob, carol, dave] = ["bob", "carol", "dave"].map(|name| name.parse().expect("name"));
+        let key = Fingerprint([1; 32]);
+        let mut trust = folder.open("a:1").expect("open");
+        trust.remember(&carol, key, Trust::New).expect("stored");
+        assert!(trust.doubt(&bob).is_none() && trust.notices().is_empty());
+        // As another client leaves it that is killed meanwhile.
+        let torn = "{\"server\":\"a:1\",\"name\":\"bob\",\"iden";
+        let path = folder.0.join("known_users");
+        fs::write(&path, fs::read_to_string(&path).expect("there") + torn).expect("written");
+        trust.remember(&dave, key, Trust::New).expect("stored");
+        let aside = records::asides(&path).pop().expect("set aside");
+        assert_eq!(fs::read_to_string(&aside).expect("there"), torn);
+        assert_eq!((trust.doubt(&bob), trust.doubt(&carol)), (Some(aside), None));
+        assert!(trust.notices().concat().contains("are set aside in") && trust.notices().is_empty());
+    }
+
+    /// README#records.
+    #[test]
+    fn file_that_another_program_keeps_locked_is_an_error() {
+        let folder = Folder::new();
+        let (bob, key) = ("bob".parse().expect("name"), Fingerprint([1; 32]));
+        let mut trust = folder.open("a:1").expect("open");
+        let stopped = fs::File::open(folder.0.join("known_users")).expect("there");
+        stopped.lock().expect("locked");
+        let error = trust.remember(&bob, key, Trust::Known).expect_err("locked").to_string();
+        assert!(error.contains("another program is using this file"), "{error}");
+        assert!(trust.get(&bob).is_none() && folder.open("a:1").is_err());
+        drop(stopped);
+        trust.remember(&bob, key, Trust::Known).expect("stored");
+    }
+}
