@@ -56,11 +56,11 @@ impl Replay {
     /// What `header` is, at `now` by the reader's clock; both in milliseconds since 1970.
     pub fn order(&self, header: &Header, now: u64) -> Order {
         let place = between(header);
-        let expected = match self.next(place) {
-            // What is sent again may be old; whether it was shown before is told by its id.
-            None if header.again.is_none() && self.is_forgotten(header.time, now) => return Order::Replayed,
-            next => next.unwrap_or(header.sequence).max(1),
-        };
+        // What is sent again may be old; whether it was shown before is told by its id.
+        if !self.is_known(place) && header.again.is_none() && self.is_forgotten(header.time, now) {
+            return Order::Replayed;
+        }
+        let expected = self.next(place).unwrap_or(header.sequence).max(1);
         match header.sequence {
             sequence if sequence < expected || sequence == u64::MAX => Order::Replayed,
             sequence => match sequence - expected - self.refused_of(place, expected..sequence) {
@@ -75,6 +75,10 @@ impl Replay {
         let known = self.conversations.iter().find(|conversation| conversation.between == place);
         // The highest number is never taken in.
         known.map(|conversation| conversation.sequence + 1).or(place.1.map(|_| 1))
+    }
+
+    fn is_known(&self, place: Between) -> bool {
+        self.conversations.iter().any(|conversation| conversation.between == place)
     }
 
     fn is_forgotten(&self, time: u64, now: u64) -> bool {
@@ -214,15 +218,14 @@ mod tests {
     /// PROTOCOL#check-sequence.
     #[test]
     fn sender_with_many_sessions_costs_little_and_cannot_replay() {
-        let mut seen = Replay::default();
-        for session in 0..200 {
-            let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
-            assert_eq!(take(&mut seen, &fresh, NOW), Order::Next);
-        }
-        assert_eq!(seen.conversations.len(), MAX_CONVERSATIONS);
-        for session in 0..200 {
-            let again = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };
-            assert_eq!(seen.order(&again, NOW), Order::Replayed, "{session}");
+        for to in [None, Some(1)] {
+            let mut seen = Replay::default();
+            let dated = |session: u8| Header { time: 1000 + u64::from(session), ..header(session, to, 1) };
+            (0..200).for_each(|session| assert_eq!(take(&mut seen, &dated(session), NOW), Order::Next));
+            assert_eq!(seen.conversations.len(), MAX_CONVERSATIONS);
+            for session in 0..200 {
+                assert_eq!(seen.order(&dated(session), NOW), Order::Replayed, "{session} to {to:?}");
+            }
         }
     }
 
