@@ -2,10 +2,11 @@
 //! ([`session`]) → a pure view → the terminal, or lines.
 //!
 //! Invariant: everything from the server is hostile until checked; the two front ends (`screen` and [`plain`])
-//! show the same entries of the same session, whose work (`work`) is the same, too.
+//! show the same entries of the same session, whose `backend` is the same, too.
 
 mod account;
 pub mod audience;
+mod backend;
 mod charset;
 pub mod command;
 pub mod completion;
@@ -19,6 +20,7 @@ pub mod file;
 pub mod inbox;
 pub mod input;
 mod line;
+mod lines;
 pub mod link;
 mod menu;
 pub mod options;
@@ -36,7 +38,6 @@ pub mod terminal;
 pub mod text;
 pub mod transfer;
 pub mod view;
-mod work;
 
 use crate::clock;
 use crate::crypto::secret::Password;
@@ -153,7 +154,8 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     };
     drop(password);
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    plain::run(connection, way, session, options, &greeting).map_err(StartError::Disk)
+    let exit = plain::run((connection, way), session, options, &greeting).map_err(StartError::Disk)?;
+    Ok(exit.status)
 }
 
 fn run_screen(options: &Options) -> Result<u8, StartError> {
@@ -181,18 +183,14 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
         return Ok(0);
     };
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    let facts = screen::Facts {
-        options: options.clone(),
-        color: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-    };
-    let (status, problem) = screen::run((connection, way), session, keyboard, facts, greeting, &signals)
-        .map_err(StartError::Disk)?;
-    if status != 0 && !problem.is_empty() {
+    let exit = screen::run((connection, way), session, keyboard, options, greeting, &signals);
+    let exit = exit.map_err(StartError::Disk)?;
+    if exit.status != 0 && !exit.warnings.is_empty() {
         let columns = usize::from(terminal::size().columns);
-        let rows = problem.lines().flat_map(|line| text::wrap(line, columns));
+        let rows = exit.warnings.iter().flat_map(|text| text::wrap(text, columns));
         print_last(&rows.map(|row| row + "\n").collect::<String>());
     }
-    Ok(status)
+    Ok(exit.status)
 }
 
 /// Prints why the program ends. A terminal that accepts no output does not hold up the end.

@@ -7,24 +7,24 @@
 mod painter;
 mod typing;
 
+use super::backend::{Backend, Front, Passwords, drive};
 use super::charset;
 use super::connect::Connection;
 use super::conversations::{Conversation, Conversations};
 use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
 use super::error::{ChangeError, StartError};
-use super::input::{Key, Keys, Pastes};
+use super::input::{Keys, Pastes};
+use super::lines::Lines;
 use super::options::Options;
 use super::reconnect::Way;
-use super::session::{Effect, Event, Session};
+use super::session::{Display, Event, Exit, Session};
 use super::terminal::{self, Keyboard, Terminal};
-use super::view::{self, Screen, Status, Tab};
-use super::work::Work;
+use super::view::{self, Status, Tab};
 use crate::clock;
 use crate::sync::spawn;
 use painter::Painter;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,17 +55,6 @@ enum Wake {
     Continued,
     /// The process is to end, or the keyboard is gone.
     Stop,
-}
-
-impl Wake {
-    /// Whether it ends a screen on which nothing happens any more.
-    fn leaves(&self) -> bool {
-        match self {
-            Wake::Keys(keys) => keys.iter().any(|key| matches!(key, Key::Ctrl('c' | 'd'))),
-            Wake::Stop => true,
-            Wake::Events | Wake::Resized | Wake::Stopped | Wake::Continued => false,
-        }
-    }
 }
 
 /// What signals ask for. Their thread never waits for the loop, which looks here whenever it is woken.
@@ -107,65 +96,55 @@ impl Signalled {
     }
 }
 
-/// What the full screen shows beside the session's state.
-pub struct Facts {
-    /// The command line.
-    pub options: Options,
-    /// False with `NO_COLOR`.
-    pub color: bool,
-}
-
-struct Front {
+struct Screen {
     session: Session,
-    work: Work,
-    painter: Painter,
-    facts: Facts,
-    conversations: Conversations,
-    /// Lines that were typed and that the session does not take yet.
-    ahead: VecDeque<String>,
-    /// When it rang last for somebody.
-    rang: Option<Instant>,
+    backend: Backend,
+    lines: Lines,
+    views: Views,
+    options: Options,
     /// When Escape was the last key.
     escaped: Option<Instant>,
-    /// Of the full screen's keys.
     pastes: Pastes,
-    /// The person does not wait for the end.
-    abandoned: bool,
-    /// The session has ended by itself.
-    over: bool,
-    /// The last problem, for the normal screen after a failure.
-    problem: String,
-    /// The new password is being asked for: what is typed is no line, and not shown.
+    /// The session has ended by itself: the reason and all conversations stay to be read until the user leaves.
+    over: Option<Exit>,
+}
+
+/// What the screen shows beside the session's state.
+struct Views {
+    painter: Painter,
+    conversations: Conversations,
+    /// The mouse is taken.
+    mouse: bool,
+    /// When another user last rang the bell.
+    rang: Option<Instant>,
+    /// A new password is being asked for: what is typed is no line, and not shown.
     asking: Option<Asking>,
 }
 
-/// Runs until the person leaves or the connection ends; the exit status and the last word. From now on signals are for the
-/// session, and no more for `former`.
+/// Runs until the user leaves. From now on signals are for the session, and no more for `former`.
 ///
 /// # Errors
-/// If terminal or threads cannot be had.
+/// If the terminal or a thread is not available.
 pub fn run(
     way: (Connection, Way),
     session: Session,
     mut keyboard: Keyboard,
-    facts: Facts,
+    options: &Options,
     greeting: String,
     former: &signal_hook::iterator::Handle,
-) -> io::Result<(u8, String)> {
+) -> io::Result<Exit> {
     let (wake, waking) = sync_channel(QUEUE);
-    let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
-    let mut signals = signal_hook::iterator::Signals::new(terminal::unignored(&which))?;
-    former.close();
     let signalled = Arc::new(Signalled { ending: true.into(), ..Signalled::default() });
     let (asked, woken_by) = (signalled.clone(), wake.clone());
-    spawn("signals", move || {
-        for signal in signals.forever() {
-            asked.take(signal);
-            // If the channel is full, the loop is awake.
-            let _ = woken_by.try_send(Wake::Events);
-        }
+    let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
+    terminal::on_signals(&which, move |signal| {
+        asked.take(signal);
+        // If the channel is full, the loop is awake.
+        let _ = woken_by.try_send(Wake::Events);
     })?;
-    let terminal = Terminal::open(facts.color, facts.options.mouse)?;
+    former.close();
+    let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let terminal = Terminal::open(color, options.mouse)?;
     let typed = wake.clone();
     spawn("keys", move || {
         keyboard.read_input(|keys| typed.send(Wake::Keys(keys)).is_ok());
@@ -174,224 +153,153 @@ pub fn run(
     let failed = wake.clone();
     let painter = Painter::start(terminal, move || drop(failed.send(Wake::Stop)))?;
     // If the channel is full, the loop looks for events anyway.
-    let work = Work::start(way, &facts.options, Box::new(move || drop(wake.try_send(Wake::Events))))?;
-    let (ahead, conversations) = (VecDeque::new(), Conversations::default());
-    let (rang, escaped, asking, problem, abandoned, over) = (None, None, None, String::new(), false, false);
-    let mut front = Front {
+    let poke = Box::new(move || drop(wake.try_send(Wake::Events)));
+    let backend = Backend::start(session.me(), way, options, poke)?;
+    let conversations = Conversations::default();
+    let mut screen = Screen {
         session,
-        work,
-        painter,
-        facts,
-        conversations,
-        ahead,
-        rang,
-        escaped,
+        backend,
+        lines: Lines::default(),
+        views: Views { painter, conversations, mouse: options.mouse, rang: None, asking: None },
+        options: options.clone(),
+        escaped: None,
         pastes: Pastes::default(),
-        abandoned,
-        over,
-        problem,
-        asking,
+        over: None,
     };
-    let earlier = front.session.history().cloned().collect();
-    front.conversations.begin_with(earlier, &clock::day);
-    front.show(notice(greeting));
-    front.show(notice("type a line to talk to everyone online; /room NAME talks to one user".into()));
-    front.show(notice("/help lists all commands, /exit leaves".into()));
-    if !charset::is_complete() {
-        let text = "your locale is not UTF-8: other than ASCII characters are shown as ?; start with LANG=C.UTF-8 to see them";
-        front.show(notice(text.into()));
-    }
+    screen.greet(greeting);
     signalled.ending.store(false, Ordering::SeqCst);
-    front.draw();
-    // What was taken in and is not drawn yet waits for the next frame; keys do not.
-    let (mut drawn, mut dirty) = (Instant::now(), false);
-    let mut ticked = drawn;
-    let status = loop {
-        let wait = match dirty {
-            _ if !front.work.is_idle() => Duration::ZERO,
-            true => FRAME.saturating_sub(drawn.elapsed()),
-            false => TICK,
-        };
-        let first = waking.recv_timeout(wait).ok();
-        let woken = first.into_iter().chain(waking.try_iter().take(QUEUE));
-        let woken: Vec<Wake> = woken.chain(signalled.woken()).collect();
-        let was_woken = !woken.is_empty();
-        let at_once = woken.iter().any(|woken| !matches!(woken, Wake::Events));
-        let mut end = None;
-        for woken in woken {
-            end = end.or(front.wake(woken)?);
-        }
-        // What has come meanwhile is drawn together.
-        // Time passes also while keys and events never cease.
-        let is_due = ticked.elapsed() >= TICK;
-        for _ in 0..QUEUE {
-            let event = if is_due { None } else { front.work.next() };
-            if end.is_some() || (event.is_none() && was_woken && !is_due) {
-                break;
-            }
-            let is_last = event.is_none();
-            if is_last {
-                ticked = Instant::now();
-            }
-            end = front.take(event.unwrap_or(Event::Tick))?;
-            if end.is_some() && !front.session.is_leaving() {
-                front.stay(&waking, &signalled)?;
-            }
-            if is_last {
-                break;
-            }
-        }
-        if let Some(status) = end {
-            break status;
-        }
-        front.work.owes(front.session.owed());
-        dirty = true;
-        if at_once || drawn.elapsed() >= FRAME {
-            front.draw();
-            (drawn, dirty) = (Instant::now(), false);
-        }
-    };
+    let mut exit = screen.serve(&waking, &signalled);
     signalled.ending.store(true, Ordering::SeqCst);
-    let unsent = front.unsent();
-    let Front { work, painter, mut problem, abandoned, .. } = front;
-    painter.end();
-    // With another status, the farewell may have been said, or nobody may be there to hear it.
-    work.finish(abandoned || status != 0);
-    painter.finish(abandoned);
-    let Some(unsent) = unsent else { return Ok((status, problem)) };
-    problem.push_str(if problem.is_empty() { "" } else { "\n" });
-    Ok((1, problem + &unsent))
+    let Screen { backend, views, lines, .. } = screen;
+    if let Some(unsent) = lines.unsent() {
+        exit.status = 1;
+        exit.warnings.push(unsent);
+    }
+    views.painter.end();
+    backend.finish(&exit);
+    views.painter.finish(&exit);
+    Ok(exit)
 }
 
 fn notice(text: String) -> Entry {
     Entry::new(clock::now_ms(), Source::Notice, Place::Here, text)
 }
 
-impl Front {
-    /// Takes an event in; the exit status if it was the last.
-    fn take(&mut self, event: Event) -> io::Result<Option<u8>> {
-        // What ends the session may have several reasons: all of them are told.
-        self.problem.clear();
-        if let Some(status) = self.handle(event)? {
-            return Ok(Some(status));
+impl Screen {
+    fn greet(&mut self, greeting: String) {
+        let earlier = self.session.history().cloned().collect();
+        self.views.conversations.begin_with(earlier, &clock::day);
+        let mut texts = vec![
+            greeting,
+            "type a line to talk to everyone online; /room NAME talks to one user".into(),
+            "/help lists all commands, /exit leaves".into(),
+        ];
+        if !charset::is_complete() {
+            texts.push("your locale is not UTF-8: other than ASCII characters are shown as ?; start with LANG=C.UTF-8 to see them".into());
         }
-        // What is typed after a command is meant for where it leads.
-        let before = self.conversations.current().with.clone();
-        let end = self.type_ahead();
-        self.conversations.carry(&before);
-        end
+        texts.into_iter().for_each(|text| self.views.notice(text));
     }
 
-    /// Does what it was woken for; the exit status if that was the last.
-    fn wake(&mut self, woken: Wake) -> io::Result<Option<u8>> {
+    /// What has come is drawn together, at most once a frame; only what is typed is drawn at once.
+    fn serve(&mut self, waking: &Receiver<Wake>, signalled: &Signalled) -> Exit {
+        self.draw();
+        let (mut drawn, mut ticked, mut dirty) = (Instant::now(), Instant::now(), false);
+        loop {
+            let wait = match dirty {
+                _ if self.over.is_none() && !self.backend.is_idle() => Duration::ZERO,
+                true => FRAME.saturating_sub(drawn.elapsed()),
+                false => TICK.saturating_sub(ticked.elapsed()),
+            };
+            let first = waking.recv_timeout(wait).ok();
+            let woken = first.into_iter().chain(waking.try_iter().take(QUEUE));
+            let woken: Vec<Wake> = woken.chain(signalled.woken()).collect();
+            let at_once = woken.iter().any(|woken| !matches!(woken, Wake::Events));
+            let mut exit = woken.into_iter().find_map(|woken| self.wake(woken));
+            if exit.is_none() && ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                exit = self.take(Event::Tick);
+            }
+            for _ in 0..QUEUE {
+                if exit.is_none()
+                    && self.over.is_none()
+                    && let Some(event) = self.backend.next()
+                {
+                    exit = self.take(event);
+                }
+            }
+            if let Some(exit) = exit {
+                return exit;
+            }
+            dirty = true;
+            if at_once || drawn.elapsed() >= FRAME {
+                self.draw();
+                (drawn, dirty) = (Instant::now(), false);
+            }
+        }
+    }
+
+    /// Does what it was woken for; how the client ends, if it does.
+    fn wake(&mut self, woken: Wake) -> Option<Exit> {
         match woken {
             Wake::Events => {}
             Wake::Keys(keys) => {
-                self.work.touch();
+                self.backend.touch();
                 return self.keys(keys);
             }
-            Wake::Resized => self.painter.redraw(),
-            Wake::Stopped => self.suspend(),
-            Wake::Continued => self.painter.resume(),
-            Wake::Stop => return Ok(Some(self.abandon())),
+            Wake::Resized => self.views.painter.redraw(),
+            Wake::Stopped => self.views.suspend(),
+            Wake::Continued => self.views.painter.resume(),
+            Wake::Stop => return Some(self.leave_now()),
         }
-        Ok(None)
+        None
     }
 
-    fn handle(&mut self, event: Event) -> io::Result<Option<u8>> {
-        let mut failed = Vec::new();
+    /// Takes in an event and the lines that wait for it.
+    fn take(&mut self, event: Event) -> Option<Exit> {
         let was_wrong = matches!(event, Event::PasswordChanged(Err(ChangeError::WrongPassword)));
-        if was_wrong && self.conversations.current().editor.is_empty() {
+        if was_wrong && self.views.conversations.current().editor.is_empty() {
             // What is typed next is often the right one, which must not become a message.
-            self.asking.get_or_insert_default();
+            self.views.asking.get_or_insert_default();
         }
-        for effect in self.session.handle(event, clock::now_ms(), Instant::now()) {
-            match effect {
-                Effect::Begin => self.work.begin(),
-                Effect::Send(message) => failed.extend(self.work.send(&message)),
-                Effect::Show(entry) => self.show(entry),
-                Effect::Transfer(number, job) => failed.extend(self.work.transfer(number, job)),
-                // A bar shows it.
-                Effect::Progress(_) => {}
-                // In a flood, one ring is enough.
-                Effect::Alert(..) if self.rang.is_some_and(|rang| rang.elapsed() < RING) => {}
-                Effect::Alert(from, place) => {
-                    self.rang = Some(Instant::now());
-                    match self.conversations.in_view(&place) {
-                        true => self.painter.bell(),
-                        false => self.painter.notify(format!("message from {from}")),
-                    }
-                }
-                Effect::Enter(with) => self.conversations.enter(with),
-                Effect::Leave(with) => self.conversations.close(&with),
-                Effect::View(number) => match self.conversations.all().get(number.wrapping_sub(1)) {
-                    Some(view) => failed.push(Event::Switch(view.with.clone())),
-                    None => self.show(notice(format!("there is no view {number}"))),
-                },
-                Effect::Mouse => {
-                    self.facts.options.mouse = !self.facts.options.mouse;
-                    self.painter.take_mouse(self.facts.options.mouse);
-                    let state = if self.facts.options.mouse { MOUSE_TAKEN } else { MOUSE_LEFT };
-                    self.show(notice(state.into()));
-                }
-                Effect::Clear => self.conversations.clear(),
-                Effect::Forget => self.conversations.forget(),
-                Effect::MakeSessionKey => self.work.make_session_key()?,
-                // What it takes was asked for before.
-                Effect::ChangePassword(file) => {
-                    // A line with a file that was typed before must not end a question under way.
-                    let asking = if file.is_none() { self.asking.take() } else { None };
-                    let Asking { old, new, .. } = asking.unwrap_or_default();
-                    self.work.change_password(self.session.me(), move || {
-                        let without = || {
-                            StartError::Usage("/passwd takes no file here: it asks for the password".into())
-                        };
-                        old.zip(new).ok_or_else(without)
-                    })?;
-                }
-                Effect::Quit(status) => return Ok(Some(status)),
-            }
+        let exit = self.drive(event);
+        if exit.is_some() {
+            return exit;
         }
-        // Only now: what else there was to show comes before the end.
-        for event in failed {
-            if let Some(status) = self.handle(event)? {
-                return Ok(Some(status));
-            }
-        }
-        Ok(None)
+        // What is typed after a command is meant for where it leads.
+        let before = self.views.conversations.current().with.clone();
+        let exit = self.take_lines();
+        self.views.conversations.carry(&before);
+        exit
     }
 
-    fn show(&mut self, entry: Entry) {
-        if entry.source == Source::Problem {
-            let newline = if self.problem.is_empty() { "" } else { "\n" };
-            self.problem.push_str(&format!("{newline}{}", entry.text));
-        }
-        self.conversations.show(entry, &clock::day);
-    }
-
-    /// The session has ended, and nobody has asked for it: until the person leaves, the reason and all conversations stay to
-    /// be read, and what is being typed at this moment is not sent; in the shell it would be a command.
-    fn stay(&mut self, waking: &Receiver<Wake>, signalled: &Signalled) -> io::Result<()> {
-        // Or others would think that what they say is read, and a lost connection would be had again.
-        self.work.end();
-        (self.over, self.abandoned, self.asking) = (true, true, None);
-        self.show(notice("the session is over: Ctrl-C leaves".into()));
-        self.draw();
-        while let Ok(first) = waking.recv() {
-            for woken in std::iter::once(first).chain(signalled.woken()) {
-                if woken.leaves() || self.wake(woken)?.is_some() {
-                    return Ok(());
-                }
-                self.draw();
+    /// Hands on the lines that wait, as far as the session takes them.
+    fn take_lines(&mut self) -> Option<Exit> {
+        while self.over.is_none()
+            && let Some(line) = self.lines.next(&self.session)
+        {
+            let exit = self.drive(line);
+            if exit.is_some() {
+                return exit;
             }
         }
-        Ok(())
+        None
     }
 
-    fn suspend(&mut self) {
-        if terminal::can_suspend() {
-            self.painter.suspend();
+    fn drive(&mut self, event: Event) -> Option<Exit> {
+        let exit = drive(&mut self.session, &self.backend, &mut self.views, event)?;
+        if self.session.is_leaving() {
+            return Some(exit);
         }
+        // Nobody has asked for the end: what is being typed at this moment would be a command in the shell.
+        self.backend.end();
+        (self.over, self.views.asking) = (Some(exit), None);
+        self.views.notice("the session is over: Ctrl-C leaves".into());
+        None
+    }
+
+    /// Leaves without waiting.
+    fn leave_now(&mut self) -> Exit {
+        self.over.take().unwrap_or_else(|| self.session.leave_now())
     }
 
     fn draw(&mut self) {
@@ -403,7 +311,7 @@ impl Front {
             }
             None => ("everyone".to_string(), ""),
         };
-        let current = self.conversations.index();
+        let current = self.views.conversations.index();
         let tab = |(at, view): (usize, &Conversation)| Tab {
             name: match &view.with {
                 Some(name) if at == current => format!("{place}{}", session.trust_mark(name)),
@@ -413,10 +321,10 @@ impl Front {
             unread: view.unread,
             current: at == current,
         };
-        let tabs = self.conversations.all().iter().enumerate().map(tab).collect();
-        let view = self.conversations.current();
+        let tabs = self.views.conversations.all().iter().enumerate().map(tab).collect();
+        let view = self.views.conversations.current();
         let unseen = Editor::default();
-        let (alarm, link) = if self.over {
+        let (alarm, link) = if self.over.is_some() {
             ("THE SESSION IS OVER: Ctrl-C leaves".into(), String::new())
         } else if let Some(leaving) = session.leaving() {
             (leaving, session.connection())
@@ -425,7 +333,7 @@ impl Front {
         } else {
             (session.connection(), String::new())
         };
-        let tls = if self.facts.options.tls { "" } else { ", NO TLS" };
+        let tls = if self.options.tls { "" } else { ", NO TLS" };
         let status = Status {
             tabs,
             alarm,
@@ -434,15 +342,15 @@ impl Front {
             trust: trust.into(),
             me: session.me().to_string(),
             online: session.online(),
-            server: self.facts.options.server(),
+            server: self.options.server(),
             prompt: self.prompt(),
         };
         let progress: Vec<_> = session.progress().collect();
-        let screen = Screen {
+        let screen = view::Screen {
             entries: &view.entries,
             progress: &progress,
             status: &status,
-            editor: if self.asking.is_some() { &unseen } else { &view.editor },
+            editor: if self.views.asking.is_some() { &unseen } else { &view.editor },
             scroll: view.scroll,
             newer: view.newer,
             unseen: view.unseen,
@@ -450,8 +358,61 @@ impl Front {
             clock: &clock::hour_minute,
         };
         let frame = view::draw(&screen, terminal::size());
-        self.conversations.drawn(frame.scroll);
-        self.painter.draw(frame);
+        self.views.conversations.drawn(frame.scroll);
+        self.views.painter.draw(frame);
+    }
+}
+
+impl Views {
+    fn notice(&mut self, text: String) {
+        self.conversations.show(notice(text), &clock::day);
+    }
+
+    fn suspend(&mut self) {
+        if terminal::can_suspend() {
+            self.painter.suspend();
+        }
+    }
+}
+
+impl Front for Views {
+    fn display(&mut self, display: Display) -> Option<Event> {
+        match display {
+            Display::Entry(entry) => self.conversations.show(entry, &clock::day),
+            // A bar or the status line shows it.
+            Display::Progress(_) => {}
+            // In a flood, one ring is enough.
+            Display::Alert(..) if self.rang.is_some_and(|rang| rang.elapsed() < RING) => {}
+            Display::Alert(from, place) => {
+                self.rang = Some(Instant::now());
+                match self.conversations.in_view(&place) {
+                    true => self.painter.bell(),
+                    false => self.painter.notify(format!("message from {from}")),
+                }
+            }
+            Display::Enter(with) => self.conversations.enter(with),
+            Display::Leave(with) => self.conversations.close(&with),
+            Display::View(number) => match self.conversations.all().get(number.wrapping_sub(1)) {
+                Some(view) => return Some(Event::Switch(view.with.clone())),
+                None => self.notice(format!("there is no view {number}")),
+            },
+            Display::Mouse => {
+                self.mouse = !self.mouse;
+                self.painter.take_mouse(self.mouse);
+                self.notice(if self.mouse { MOUSE_TAKEN } else { MOUSE_LEFT }.into());
+            }
+            Display::Clear => self.conversations.clear(),
+            Display::Forget => self.conversations.forget(),
+        }
+        None
+    }
+
+    /// They were asked for before. A line with a file that was typed earlier does not end a question in progress.
+    fn passwords(&mut self, file: Option<String>) -> Passwords {
+        let asking = if file.is_none() { self.asking.take() } else { None };
+        let Asking { old, new, .. } = asking.unwrap_or_default();
+        let text = "/passwd takes no file here: it asks for the password";
+        Box::new(move || old.zip(new).ok_or_else(|| StartError::Usage(text.into())))
     }
 }
 

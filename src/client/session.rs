@@ -40,7 +40,7 @@ use account::{Account, PasswordChange};
 use connection::Connection;
 use contacts::{Contact, Contacts, Learned};
 use cx::Cx;
-use exit::{Exit, Step};
+use exit::{Leaving, Step};
 use files::Files;
 use incoming::{Arrived, Incoming, Received};
 use outgoing::{Missed, Outbox, Outcome, Outgoing};
@@ -53,7 +53,7 @@ use talk::Talk;
 use zeroize::Zeroizing;
 
 pub use connection::last_word;
-pub use event::{Effect, Event, NewKey};
+pub use event::{Action, Display, Effect, Event, Exit, NewKey};
 pub use exit::FAREWELL;
 
 /// Told when the password is changed.
@@ -71,7 +71,7 @@ pub struct Session {
     record: Record,
     files: Files,
     connection: Connection,
-    exit: Exit,
+    leaving: Leaving,
 }
 
 impl Session {
@@ -93,7 +93,7 @@ impl Session {
             record: Record::default(),
             files: Files::new(now),
             connection: Connection::default(),
-            exit: Exit::default(),
+            leaving: Leaving::default(),
         }
     }
 
@@ -154,7 +154,8 @@ impl Session {
                 cx.problem(format!("connection lost: {why}"));
                 self.quit_at_once();
             }
-            Event::EndOfInput => self.exit.end_of_input(cx),
+            Event::NotText(problem) => cx.problem(problem),
+            Event::EndOfInput => self.leaving.end_of_input(cx),
             Event::NewKey(key) => {
                 let fingerprint = key.fingerprint();
                 let certificate = cx.account.announce(&cx.me, *key, (now_ms, now));
@@ -174,7 +175,7 @@ impl Session {
         }
         // With every event, or a busy room would stop the clock.
         if self.cx.account.tick(now) {
-            self.cx.push(Effect::MakeSessionKey);
+            self.cx.act(Action::MakeSessionKey);
         }
         self.files.tick(&mut self.cx);
         self.settle();
@@ -397,7 +398,7 @@ impl Session {
         }
         let trust = self.contacts.trust(&from);
         let entry = Entry { mention, trust, ..Entry::new(self.cx.now, source, place, text) };
-        self.cx.push(Effect::Show(entry));
+        self.cx.display(Display::Entry(entry));
     }
 
     // ---- a new session, and the end
@@ -406,7 +407,7 @@ impl Session {
     /// nothing is sent again by itself.
     fn logged_in(&mut self, new: NewKey, after: Duration) {
         let cx = &mut self.cx;
-        cx.push(Effect::Begin);
+        cx.act(Action::Begin);
         cx.account.restart(new.key, cx.instant);
         self.certify(new.created, new.newest);
         let cx = &mut self.cx;
@@ -429,19 +430,19 @@ impl Session {
     fn leave_if_done(&mut self, before: Instant) {
         let state = (self.is_settled(), self.files.is_idle());
         let moved = self.files.moved().max(self.connection.owed().unwrap_or(self.files.moved()));
-        match self.exit.step(&self.cx, before, state, moved) {
+        match self.leaving.step(&self.cx, before, state, moved) {
             Some(Step::Leave) => {
                 let unfinished = self.files.unfinished();
                 let is_unchanged = self.cx.account.password == PasswordChange::Failed;
                 let is_failed = unfinished.is_some() || is_unchanged || self.outbox.has_given_up();
                 unfinished.into_iter().for_each(|text| self.cx.problem(text));
                 self.cx.send(ClientMessage::Logout);
-                self.cx.push(Effect::Quit(u8::from(is_failed)));
+                self.cx.quit(u8::from(is_failed), true);
             }
             Some(Step::GiveUp) => self.quit_at_once(),
             Some(Step::Tell) => {
                 if let Some(text) = self.leaving() {
-                    self.cx.push(Effect::Progress(text));
+                    self.cx.display(Display::Progress(text));
                 }
             }
             None => {}
@@ -453,7 +454,7 @@ impl Session {
         for text in self.unsettled() {
             self.cx.problem(text);
         }
-        self.cx.push(Effect::Quit(1));
+        self.cx.quit(1, false);
     }
 
     fn unsettled(&self) -> Vec<String> {

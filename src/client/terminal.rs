@@ -106,38 +106,47 @@ pub fn install_panic_hook() {
 /// # Errors
 /// If there is no signal handler or thread to be had.
 pub fn restore_on_signals() -> io::Result<signal_hook::iterator::Handle> {
-    let which = [SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGCONT];
-    let mut signals = signal_hook::iterator::Signals::new(unignored(&which))?;
-    let handle = signals.handle();
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        let mut suspended = false;
-        for signal in signals.forever() {
-            let is_ours = lock(&MODES).is_some();
-            match signal {
-                // A terminal that takes no output must not hold up the next signal.
-                SIGCONT if take(&mut suspended) || is_ours => {
-                    _ = thread::Builder::new().spawn(|| enter(false));
-                }
-                SIGCONT => {}
-                SIGTSTP if !can_suspend() => {}
-                SIGTSTP => {
-                    suspended = is_ours;
-                    abandon();
-                    let _ = signal_hook::low_level::emulate_default_handler(signal);
-                }
-                _ => {
-                    abandon();
-                    let _ = signal_hook::low_level::emulate_default_handler(signal);
-                }
+    let mut suspended = false;
+    on_signals(&[SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGCONT], move |signal| {
+        let is_ours = lock(&MODES).is_some();
+        match signal {
+            // A terminal that takes no output must not hold up the next signal.
+            SIGCONT if take(&mut suspended) || is_ours => {
+                _ = thread::Builder::new().spawn(|| enter(false));
+            }
+            SIGCONT => {}
+            SIGTSTP if !can_suspend() => {}
+            SIGTSTP => {
+                suspended = is_ours;
+                abandon();
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+            _ => {
+                abandon();
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         }
-    })?;
+    })
+}
+
+/// Calls `act` on a thread of its own for each of these signals that the process was not started to ignore, until the handle
+/// is closed.
+///
+/// # Errors
+/// If there is no signal handler or thread to be had.
+pub(super) fn on_signals(
+    signals: &[i32],
+    act: impl FnMut(i32) + Send + 'static,
+) -> io::Result<signal_hook::iterator::Handle> {
+    let mut signals = signal_hook::iterator::Signals::new(unignored(signals))?;
+    let handle = signals.handle();
+    thread::Builder::new().name("signals".into()).spawn(move || signals.forever().for_each(act))?;
     Ok(handle)
 }
 
 /// Those of these signals that the process was not started to ignore. As POSIX wants it, nohup(1) and `&` in a shell stay in
 /// force. All of them where the system does not tell.
-pub(super) fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
+fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();

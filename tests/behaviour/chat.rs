@@ -1,7 +1,7 @@
 //! Chat with real programs: registration, broadcasts, private messages, rooms, mentions, exit codes.
 
 use crate::support::{Bare, Client, Person, Server, name, present};
-use secure_messenger::client::session::Effect;
+use secure_messenger::client::session::{Action, Effect};
 use secure_messenger::clock;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
@@ -209,13 +209,13 @@ fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
         let mut request = None;
         for effect in effects {
             match effect {
-                Effect::Send(ClientMessage::KeysRequest(KeysRequest { names })) => {
+                Effect::Do(Action::Send(ClientMessage::KeysRequest(KeysRequest { names }))) => {
                     assert!(request.is_none(), "one at a time");
                     assert!(names.len() <= MAX_KEY_NAMES && !names.iter().any(|name| asked.contains(name)));
                     asked.extend(names.iter().cloned());
                     request = Some(names);
                 }
-                Effect::Send(ClientMessage::EncryptedSend(send)) => sends.push(*send),
+                Effect::Do(Action::Send(ClientMessage::EncryptedSend(send))) => sends.push(*send),
                 _ => {}
             }
         }
@@ -244,7 +244,7 @@ fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
         .line("hello again")
         .into_iter()
         .filter_map(|effect| match effect {
-            Effect::Send(ClientMessage::EncryptedSend(send)) => Some(*send),
+            Effect::Do(Action::Send(ClientMessage::EncryptedSend(send))) => Some(*send),
             _ => None,
         })
         .collect();

@@ -5,7 +5,7 @@
 use crate::support::{
     self, Bare, Client, Folder, Gate, MIB, Person, Server, Shape, hex, make_fifo, noise, until,
 };
-use secure_messenger::client::session::{Effect, Event};
+use secure_messenger::client::session::{Action, Effect, Event};
 use secure_messenger::client::transfer::Step;
 use secure_messenger::crypto::chunk::CHUNK;
 use secure_messenger::protocol::{ClientMessage, Keys, Sent, ServerMessage};
@@ -925,7 +925,7 @@ fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
     bare.take(Event::Transfer(1, Step::Hashed { name: "a.txt".into(), size: 1, sha256: [1; 32] }));
     let effects = bare.hear(ServerMessage::Keys(Keys { keys: vec![bob.shown()], unknown: vec![] }));
     let id = effects.iter().find_map(|effect| match effect {
-        Effect::Send(ClientMessage::EncryptedSend(send)) => Some(send.routing.id),
+        Effect::Do(Action::Send(ClientMessage::EncryptedSend(send))) => Some(send.routing.id),
         _ => None,
     });
     let (delivered, none) = (vec![bob.name], Vec::new());

@@ -8,7 +8,7 @@ mod measure;
 mod support;
 
 use measure::{cpu, median};
-use secure_messenger::client::session::{Effect, Event, Session};
+use secure_messenger::client::session::{Action, Effect, Event, Session};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed};
 use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
@@ -70,12 +70,12 @@ impl Scene {
         let mut asked: Vec<Effect> = effects;
         while let Some(effect) = asked.pop() {
             let answer = match effect {
-                Effect::Send(ClientMessage::KeysRequest(request)) => {
+                Effect::Do(Action::Send(ClientMessage::KeysRequest(request))) => {
                     let of = |name: &Username| people.iter().find(|person| person.name == *name).map(keys_of);
                     let keys = request.names.iter().filter_map(of).collect();
                     ServerMessage::Keys(Keys { keys, unknown: Vec::new() })
                 }
-                Effect::Send(ClientMessage::EncryptedSend(send)) => {
+                Effect::Do(Action::Send(ClientMessage::EncryptedSend(send))) => {
                     let (id, delivered) = (send.routing.id, send.routing.targets);
                     let (offline, stale, busy) = (Vec::new(), Vec::new(), Vec::new());
                     ServerMessage::Sent(Sent { id, delivered, offline, stale, busy })
@@ -113,10 +113,8 @@ fn seal(recipients: usize, runs: usize) -> (f64, f64) {
         let mut effects = Vec::new();
         for n in 0..LINES {
             effects.extend(scene.take(Event::Line(format!("a line of about the usual length, number {n}"))));
-            let Some(Effect::Send(message)) = effects.iter().find(|effect| matches!(effect, Effect::Send(_)))
-            else {
-                panic!("it is sent at once")
-            };
+            let sent = effects.iter().find(|effect| matches!(effect, Effect::Do(Action::Send(_))));
+            let Some(Effect::Do(Action::Send(message))) = sent else { panic!("it is sent at once") };
             assert!(message.encode().len() > recipients * 344);
             scene.settle(std::mem::take(&mut effects), &people);
         }

@@ -9,7 +9,7 @@ use crate::support::{
     run_client, sealed, send_to, times,
 };
 use secure_messenger::auth;
-use secure_messenger::client::session::{Effect, Event};
+use secure_messenger::client::session::{Action, Display, Effect, Event};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::{Body, Envelope, Header, Kind, Scope, Sealed, Word};
 use secure_messenger::crypto::key_file::{self, Login};
@@ -927,18 +927,18 @@ fn server_that_never_answers_is_left_after_thirty_seconds() {
     let mut bare = Bare::new(&bob, &[&alice]);
     bare.line("/msg alice hello");
     let effects = bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
-    let is_send = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::EncryptedSend(_)));
+    let is_send =
+        |effect: &Effect| matches!(effect, Effect::Do(Action::Send(ClientMessage::EncryptedSend(_))));
     assert!(effects.iter().any(is_send), "the message is on its way");
     let quits = |effects: Vec<Effect>| {
         effects
             .into_iter()
-            .find_map(|effect| if let Effect::Quit(status) = effect { Some(status) } else { None })
+            .find_map(|effect| if let Effect::Quit(exit) = effect { Some(exit.status) } else { None })
     };
     assert_eq!(quits(bare.take(Event::EndOfInput)), None, "the client waits for sent messages");
     assert_eq!(quits(bare.wait(119)), None);
     let effects = bare.wait(1);
-    let told =
-        |effect: &Effect| matches!(effect, Effect::Show(entry) if entry.text.contains("not acknowledged"));
+    let told = |effect: &Effect| matches!(effect, Effect::Show(Display::Entry(entry)) if entry.text.contains("not acknowledged"));
     assert!(effects.iter().any(told), "the user is notified");
     assert_eq!(quits(effects), Some(1));
 }
@@ -2225,7 +2225,7 @@ fn server_cannot_make_a_client_remember_endless_users() {
     let mut told = Vec::new();
     let mut take = |effects: Vec<Effect>| {
         told.extend(effects.into_iter().filter_map(|effect| match effect {
-            Effect::Show(entry) => Some(entry.line()),
+            Effect::Show(Display::Entry(entry)) => Some(entry.line()),
             _ => None,
         }));
     };
@@ -2247,7 +2247,7 @@ fn server_cannot_make_a_client_remember_endless_users() {
     bare.wait(1);
     let effects = bare.hear(delivery(envelope, [0; WRAPPED_BYTES]));
     let last = effects.into_iter().find_map(|effect| match effect {
-        Effect::Show(entry) => Some(entry.text),
+        Effect::Show(Display::Entry(entry)) => Some(entry.text),
         _ => None,
     });
     assert!(last.is_some_and(|text| text.contains("its sender is invalid")));

@@ -3,6 +3,7 @@
 //! Invariant: the loop never waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing and
 //! nothing else. Only the newest frame waits.
 
+use crate::client::session::Exit;
 use crate::client::terminal::{self, Terminal};
 use crate::client::view::Frame;
 use crate::sync::lock;
@@ -116,9 +117,9 @@ impl Painter {
     }
 
     /// Waits until the terminal is given back. One that accepts no output gets its modes back nevertheless.
-    pub fn finish(self, hurried: bool) {
+    pub fn finish(self, exit: &Exit) {
         self.end();
-        let patience = if hurried { HURRIED_FAREWELL } else { FAREWELL };
+        let patience = if exit.waits { FAREWELL } else { HURRIED_FAREWELL };
         let wanted = lock(&self.0.wanted);
         drop(self.0.changed.wait_timeout_while(wanted, patience, |wanted| !wanted.ended));
         terminal::abandon();

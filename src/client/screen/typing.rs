@@ -3,7 +3,7 @@
 //! Invariant: a line goes where the screen said when it was typed; what is typed as a password is never a line, and
 //! never shown (README#the-screen).
 
-use super::{Front, notice};
+use super::Screen;
 use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
 use crate::client::editor::{MAX_LINE, Outcome};
@@ -11,13 +11,10 @@ use crate::client::error::StartError;
 use crate::client::input::{Key, Keys, Pastes};
 use crate::client::path;
 use crate::client::prompter::Unseen;
-use crate::client::session::Event;
+use crate::client::session::{Event, Exit};
 use crate::client::terminal;
-use crate::client::text::all_quoted;
 use crate::crypto::secret::Password;
 use crate::name::Username;
-use crate::protocol::ClientMessage;
-use std::io;
 use std::time::{Duration, Instant};
 
 /// Lines typed ahead of the server: a person sees long before that nothing goes out.
@@ -35,101 +32,98 @@ pub struct Asking {
     pub new: Option<Password>,
 }
 
-impl Front {
+impl Screen {
     fn scroll(&mut self, change: impl FnOnce(usize) -> usize) {
-        let view = self.conversations.current_mut();
+        let view = self.views.conversations.current_mut();
         view.scroll = change(view.scroll);
     }
 
-    /// Does what the keys of one read say; the exit status if one was the last.
-    pub fn keys(&mut self, keys: Keys) -> io::Result<Option<u8>> {
+    /// Does what the keys of one read say; how the client ends, if one ends it.
+    pub fn keys(&mut self, keys: Keys) -> Option<Exit> {
         // Answers that were typed ahead are no paste, and are not shown.
         let is_question = || {
             let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
-            let line: String = self.conversations.current().editor.text().chars().chain(typed).collect();
+            let line: String =
+                self.views.conversations.current().editor.text().chars().chain(typed).collect();
             matches!(command::parse(&line), Ok(Command::Password(None)))
         };
-        let asks = self.asking.is_some() || !self.pastes.go_on() && is_question();
+        let asks = self.views.asking.is_some() || !self.pastes.go_on() && is_question();
         let mut keys = if asks { keys } else { self.pastes.join(keys) };
-        for key in keys.drain(..) {
-            if let Some(status) = self.key(key)? {
-                return Ok(Some(status));
-            }
-        }
-        Ok(None)
+        keys.drain(..).find_map(|key| self.key(key))
     }
 
-    /// Does what a key says; the exit status if it was the last.
-    pub fn key(&mut self, key: Key) -> io::Result<Option<u8>> {
+    /// Does what a key says.
+    pub fn key(&mut self, key: Key) -> Option<Exit> {
         let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
         self.escaped = (key == Key::Escape).then(Instant::now);
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
-            Key::FocusIn => self.conversations.away = false,
-            Key::FocusOut => self.conversations.away = true,
-            Key::Ctrl('l') => self.painter.redraw(),
-            Key::Ctrl('z') => self.suspend(),
+            Key::Ctrl('c' | 'd') if self.over.is_some() => return self.over.take(),
+            Key::FocusIn => self.views.conversations.away = false,
+            Key::FocusOut => self.views.conversations.away = true,
+            Key::Ctrl('l') => self.views.painter.redraw(),
+            Key::Ctrl('z') => self.views.suspend(),
             Key::Position(row, column) if terminal::has_measured(row, column) => {
-                let entries = self.conversations.all().iter().flat_map(|view| &view.entries);
+                let entries = self.views.conversations.all().iter().flat_map(|view| &view.entries);
                 entries.for_each(|entry| entry.wrapped.set((0, 0)));
-                self.painter.redraw();
+                self.views.painter.redraw();
             }
             Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
             Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
             Key::WheelUp => self.scroll(|rows| rows.saturating_add(WHEEL)),
             Key::WheelDown => self.scroll(|rows| rows.saturating_sub(WHEEL)),
-            key if self.asking.is_some() => return self.answer(key),
+            key if self.views.asking.is_some() => return self.answer(key),
             Key::Alt(digit @ '1'..='9') => return self.switch(digit as usize - '1' as usize),
             Key::Char(digit @ '1'..='9') if escaped => return self.switch(digit as usize - '1' as usize),
             Key::AltLeft | Key::AltRight => {
-                let (at, count) = (self.conversations.index(), self.conversations.all().len());
+                let (at, count) = (self.views.conversations.index(), self.views.conversations.all().len());
                 return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
             }
             Key::Alt('r') if self.is_prompt() => {
-                match self.conversations.take_failed(|number| self.session.is_at_hand(number)) {
-                    Some(number) => return self.handle(Event::Again(number)),
-                    None => self.painter.bell(),
+                match self.views.conversations.take_failed(|number| self.session.is_at_hand(number)) {
+                    Some(number) => return self.drive(Event::Again(number)),
+                    None => self.views.painter.bell(),
                 }
             }
             key => return self.edit(key),
         }
-        Ok(None)
+        None
     }
 
     /// Whether a line would be taken now.
     fn is_prompt(&self) -> bool {
-        !self.over && self.ahead.is_empty() && self.session.takes_lines()
+        self.over.is_none() && self.lines.is_empty() && self.session.takes_lines()
     }
 
     /// Goes to another view, unless lines wait: what is typed must go where the screen says.
-    fn switch(&mut self, to: usize) -> io::Result<Option<u8>> {
-        match self.conversations.all().get(to) {
-            Some(view) if self.ahead.is_empty() || self.over => {
+    fn switch(&mut self, to: usize) -> Option<Exit> {
+        match self.views.conversations.all().get(to) {
+            Some(view) if self.lines.is_empty() || self.over.is_some() => {
                 let with = view.with.clone();
-                self.handle(Event::Switch(with))
+                self.drive(Event::Switch(with))
             }
             _ => {
-                self.painter.bell();
-                Ok(None)
+                self.views.painter.bell();
+                None
             }
         }
     }
 
     /// Takes a key that is meant for the line.
-    fn edit(&mut self, key: Key) -> io::Result<Option<u8>> {
-        let waiting = self.ahead.len();
-        let view = self.conversations.current_mut();
+    fn edit(&mut self, key: Key) -> Option<Exit> {
+        let waiting = self.lines.waiting().count();
+        let view = self.views.conversations.current_mut();
         let is_cut =
             matches!(&key, Key::Paste(text) if view.editor.text().len() + text.trim_end().len() > MAX_LINE);
         match key {
             Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
             // The line stays where it is.
-            Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.painter.bell(),
+            Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.views.painter.bell(),
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
                 let find = |before: &str| complete(before, people, path::completions);
                 if !view.editor.complete(key == Key::BackTab, find) {
-                    self.painter.bell();
+                    self.views.painter.bell();
                 }
             }
             // On an empty line there is nothing to edit: it was Escape, and soon after it the first letter of another line.
@@ -139,9 +133,9 @@ impl Front {
                     view.scroll = 0;
                     self.pastes = Pastes::default();
                     // At once, whatever waits: what is typed next must never become a message.
-                    if !self.over && matches!(command::parse(&line), Ok(Command::Password(None))) {
-                        self.asking = Some(Asking::default());
-                        return Ok(None);
+                    if self.over.is_none() && matches!(command::parse(&line), Ok(Command::Password(None))) {
+                        self.views.asking = Some(Asking::default());
+                        return None;
                     }
                     return self.enter(line);
                 }
@@ -152,24 +146,24 @@ impl Front {
                     }
                 }
                 Outcome::Edited if is_cut => {
-                    self.show(notice("a line has at most 32 KiB: the end of the paste was cut off".into()));
+                    self.views.notice("a line has at most 32 KiB: the end of the paste was cut off".into());
                 }
                 Outcome::Edited => {}
             },
         }
-        Ok(None)
+        None
     }
 
     /// Esc and then a character, which a slow line or a fast person has put together: a slash must not be lost, or a
     /// command becomes a message.
-    fn after_escape(&mut self, c: char) -> io::Result<Option<u8>> {
-        let end = self.edit(Key::Escape)?;
-        if end.is_some() { Ok(end) } else { self.edit(Key::Char(c)) }
+    fn after_escape(&mut self, c: char) -> Option<Exit> {
+        let end = self.edit(Key::Escape);
+        if end.is_some() { end } else { self.edit(Key::Char(c)) }
     }
 
     /// Takes a key of an answer to the question for passwords.
-    fn answer(&mut self, key: Key) -> io::Result<Option<u8>> {
-        let Some(asking) = &mut self.asking else { return Ok(None) };
+    fn answer(&mut self, key: Key) -> Option<Exit> {
+        let asking = self.views.asking.as_mut()?;
         let leaves = match key {
             Key::Ctrl('c') => true,
             // Not in the middle: on a slow line, an arrow key can begin with what looks like Esc.
@@ -177,24 +171,24 @@ impl Front {
             _ => false,
         };
         if leaves {
-            self.asking = None;
-            self.show(notice("your password was not changed".into()));
-            return Ok(None);
+            self.views.asking = None;
+            self.views.notice("your password was not changed".into());
+            return None;
         }
-        let Some(password) = asking.typed.key(key) else { return Ok(None) };
+        let password = asking.typed.key(key)?;
         let problem = match (&asking.old, &asking.new) {
             (None, _) => {
                 asking.old = Some(password);
-                return Ok(None);
+                return None;
             }
             (Some(_), None) if password.is_long_enough() => {
                 asking.new = Some(password);
-                return Ok(None);
+                return None;
             }
             (Some(_), None) => StartError::ShortPassword.to_string(),
             (Some(_), Some(new)) if *new == password => {
-                let end = self.handle(Event::Line("/passwd".into()));
-                self.asking = None;
+                let end = self.drive(Event::Line("/passwd".into()));
+                self.views.asking = None;
                 return end;
             }
             (Some(_), Some(_)) => {
@@ -202,68 +196,32 @@ impl Front {
                 "the two passwords do not match: type the new one again".into()
             }
         };
-        self.show(notice(problem));
-        Ok(None)
+        self.views.notice(problem);
+        None
     }
 
     /// Takes a typed line: now if the session can, in turn otherwise. The first command to leave waits for what was typed and sent
     /// before it; the second does not.
-    fn enter(&mut self, line: String) -> io::Result<Option<u8>> {
-        if self.over {
-            if is_exit(&line) {
-                return Ok(Some(1));
-            }
-            self.show(notice("not sent: the session is over; Ctrl-C leaves".into()));
-            return Ok(None);
+    fn enter(&mut self, line: String) -> Option<Exit> {
+        let leaves = is_exit(&line);
+        if self.over.is_some() && !leaves {
+            self.views.notice("not sent: the session is over; Ctrl-C leaves".into());
+            return None;
         }
-        if is_exit(&line) {
-            if self.session.is_leaving() || self.ahead.iter().any(|line| is_exit(line)) {
-                return Ok(Some(self.abandon()));
-            }
-            // The session takes this one at any time.
-            if self.ahead.is_empty() {
-                return self.handle(Event::Line(line));
-            }
+        if leaves && (self.over.is_some() || self.session.is_leaving() || self.lines.waiting().any(is_exit)) {
+            return Some(self.leave_now());
         }
-        self.ahead.push_back(line);
-        self.type_ahead()
-    }
-
-    /// Leaves without waiting: the exit status, and what nobody has acknowledged as the last word.
-    pub fn abandon(&mut self) -> u8 {
-        // Or one would seem to be there for a minute more.
-        let _ = self.work.send(&ClientMessage::Logout);
-        self.abandoned = true;
-        self.problem = self.session.last_words();
-        u8::from(!self.problem.is_empty())
-    }
-
-    /// Hands on the lines that wait, as far as the session takes them; the exit status if one was the last.
-    pub fn type_ahead(&mut self) -> io::Result<Option<u8>> {
-        while self.session.takes_lines()
-            && let Some(line) = self.ahead.pop_front()
-        {
-            if let Some(status) = self.handle(Event::Line(line))? {
-                return Ok(Some(status));
-            }
+        // The session takes this one at any time.
+        if leaves && self.lines.is_empty() {
+            return self.drive(Event::Line(line));
         }
-        Ok(None)
-    }
-
-    /// What is to be said of lines that never came to be sent, if there are any.
-    pub fn unsent(&self) -> Option<String> {
-        let lines = self.ahead.iter().filter(|line| !is_exit(line)).map(String::as_str);
-        let what = match lines.clone().count() {
-            0 => return None,
-            1 => "1 line that you had typed was".into(),
-            count => format!("{count} lines that you had typed were"),
-        };
-        Some(format!("{what} not sent: {}", all_quoted(lines)))
+        self.lines.push(line);
+        self.take_lines()
     }
 
     /// What stands before the line: what is asked for, or where the line will go.
     pub fn prompt(&self) -> String {
-        match &self.asking {
+        match &self.views.asking {
             None => self.destination().map_or("> ".into(), |name| format!("{name}> ")),
             Some(Asking { old: None, .. }) => "old password (hidden): ".into(),
             Some(Asking { new: None, .. }) => "new password (hidden): ".into(),
@@ -273,15 +231,15 @@ impl Front {
 
     /// Where the lines that wait lead: what is typed behind them goes there.
     fn destination(&self) -> Option<Username> {
-        let leads = |line: &String| match command::parse(line) {
+        let leads = |line: &str| match command::parse(line) {
             Ok(Command::Room(Some(name))) => Some(Some(name)),
             Ok(Command::Leave | Command::View(View::Everyone)) => Some(None),
             Ok(Command::View(View::With(name))) => Some(Some(name)),
             Ok(Command::View(View::Number(number))) => {
-                self.conversations.all().get(number.wrapping_sub(1)).map(|view| view.with.clone())
+                self.views.conversations.all().get(number.wrapping_sub(1)).map(|view| view.with.clone())
             }
             _ => None,
         };
-        self.ahead.iter().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
+        self.lines.waiting().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::account::PasswordChange;
-use super::event::Effect;
+use super::event::{Action, Display};
 use crate::client::audience::Audience;
 use crate::client::command::{self, Command, View};
 use crate::client::text::sanitise;
@@ -44,9 +44,9 @@ impl Session {
                 self.talk.go_to(cx, None);
                 cx.notice("you are talking to everyone");
             }
-            Command::View(View::Number(number)) => cx.push(Effect::View(number)),
+            Command::View(View::Number(number)) => cx.display(Display::View(number)),
             Command::View(View::With(name)) => self.view(name),
-            Command::Mouse => cx.push(Effect::Mouse),
+            Command::Mouse => cx.display(Display::Mouse),
             Command::Users => self.tell_users(),
             Command::History(count) => self.record.tell(cx, count, ""),
             Command::Search(text) => self.record.tell(cx, MAX_FOUND, &sanitise(&text)),
@@ -57,9 +57,9 @@ impl Session {
             Command::Ignore(name) => self.ignore(name),
             Command::Unignore(name) => self.unignore(name),
             Command::Notify(rings) => self.talk.notify(cx, rings),
-            Command::Clear => cx.push(Effect::Clear),
+            Command::Clear => cx.display(Display::Clear),
             Command::Help(topic) => self.help(topic.as_deref()),
-            Command::Exit => self.exit.begin(cx),
+            Command::Exit => self.leaving.begin(cx),
             Command::Verify(name, compared) => {
                 if let Some(name) = self.other(name) {
                     self.contacts.verify(&mut self.cx, name, compared);
@@ -76,7 +76,7 @@ impl Session {
             }
             Command::Password(file) => {
                 cx.account.password = PasswordChange::Running;
-                cx.push(Effect::ChangePassword(file));
+                cx.act(Action::ChangePassword(file));
             }
         }
     }
@@ -143,7 +143,7 @@ impl Session {
             self.cx.notice(format!("you have left the room with {partner}; you are talking to everyone"));
         } else {
             self.cx.notice(format!("conversation with {partner} closed; you are talking to everyone"));
-            self.cx.push(Effect::Leave(partner));
+            self.cx.display(Display::Leave(partner));
         }
     }
 

@@ -4,7 +4,7 @@
 //! Specification: README#when-the-connection-breaks.
 
 use super::cx::Cx;
-use super::event::Effect;
+use super::event::Display;
 use crate::client::text::seconds;
 use crate::protocol::{ErrorCode, Failure};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ impl Connection {
     /// The server is silent, or is heard again.
     pub fn silent(&mut self, cx: &mut Cx, since: Option<Instant>) {
         self.line = since.map_or(Line::Online, Line::Silent);
-        cx.push(Effect::Progress(match since {
+        cx.display(Display::Progress(match since {
             Some(since) => {
                 format!("no answer from the server for {}", seconds(cx.instant.duration_since(since)))
             }

@@ -4,7 +4,7 @@
 //! cause nothing.
 
 use super::account::Account;
-use super::event::Effect;
+use super::event::{Action, Display, Effect, Exit};
 use super::notices::Notices;
 use crate::client::entry::{Entry, Place, Source};
 use crate::client::store::trust::Ignored;
@@ -39,19 +39,29 @@ impl Cx {
         Cx { me, account, now: 0, instant, ignored, effects, notices }
     }
 
-    /// Queues an effect.
-    pub fn push(&mut self, effect: Effect) {
-        self.effects.push(effect);
+    /// Has something done.
+    pub fn act(&mut self, action: Action) {
+        self.effects.push(Effect::Do(action));
+    }
+
+    /// Has something shown.
+    pub fn display(&mut self, display: Display) {
+        self.effects.push(Effect::Show(display));
+    }
+
+    /// Ends the client. [`take_effects`](Self::take_effects) adds the warnings.
+    pub fn quit(&mut self, status: u8, waits: bool) {
+        self.effects.push(Effect::Quit(Exit { status, warnings: Vec::new(), waits }));
     }
 
     /// Queues a message to the server.
     pub fn send(&mut self, message: ClientMessage) {
-        self.push(Effect::Send(message));
+        self.act(Action::Send(message));
     }
 
     /// Shows a line. `text` is sanitised.
     pub fn show(&mut self, source: Source, place: Place, text: String) {
-        self.push(Effect::Show(Entry::new(self.now, source, place, text)));
+        self.display(Display::Entry(Entry::new(self.now, source, place, text)));
     }
 
     /// Tells the user something.
@@ -107,7 +117,7 @@ impl Cx {
 
     fn tell(&mut self, key: (String, String), limit: u32, entry: Entry) {
         if self.notices.admits(key, limit, &entry, self.instant) {
-            self.push(Effect::Show(entry));
+            self.display(Display::Entry(entry));
         }
     }
 
@@ -130,12 +140,20 @@ impl Cx {
         }
     }
 
-    /// The answers to the event; at the end, what was counted comes before the last one.
+    /// The answers to the event; at the end, what was counted comes before the last one, which repeats all problems.
     pub fn take_effects(&mut self) -> Vec<Effect> {
-        if let Some(at) = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_))) {
-            let end = self.effects.split_off(at);
+        let end = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_)));
+        let end = end.and_then(|at| self.effects.split_off(at).into_iter().next());
+        if let Some(Effect::Quit(exit)) = end {
             self.tell_counted(true);
-            self.effects.extend(end);
+            let problem = |effect: &Effect| match effect {
+                Effect::Show(Display::Entry(entry)) if entry.source == Source::Problem => {
+                    Some(entry.text.clone())
+                }
+                _ => None,
+            };
+            let warnings = self.effects.iter().filter_map(problem).collect();
+            self.effects.push(Effect::Quit(Exit { warnings, ..exit }));
         }
         std::mem::take(&mut self.effects)
     }

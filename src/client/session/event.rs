@@ -1,4 +1,4 @@
-//! What happens to a session, and what the front end has to do for it.
+//! What happens to a session, and what is to be done about it.
 //!
 //! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
 
@@ -44,48 +44,80 @@ pub enum Event {
     LoggedIn(Box<NewKey>, Duration),
     /// The connection has ended for good.
     Closed(String),
+    /// A line of the input is no text: what is wrong with it.
+    NotText(String),
     /// No more lines will be typed.
     EndOfInput,
-    /// A new session key was made, as [`Effect::MakeSessionKey`] asked.
+    /// A new session key was made, as [`Action::MakeSessionKey`] asked.
     NewKey(Box<SessionKey>),
     /// A file's thread has come one step further.
     Transfer(u32, Step),
-    /// What became of [`Effect::ChangePassword`].
+    /// What became of [`Action::ChangePassword`].
     PasswordChanged(Result<(), ChangeError>),
     /// Time has passed.
     Tick,
 }
 
-/// What the front end has to do.
+/// What is to be done, in this order.
 pub enum Effect {
-    /// To the server.
+    /// Whatever shows the session.
+    Do(Action),
+    /// As each front end can.
+    Show(Display),
+    /// The end. No effect follows it.
+    Quit(Exit),
+}
+
+/// What the session needs done for it.
+pub enum Action {
+    /// Sends this to the server.
     Send(ClientMessage),
     /// What is sent from now on belongs to the new session.
     Begin,
-    /// A new entry, or what has become of the own message with the same number.
-    Show(Entry),
-    /// This person is talking to the one at the keyboard, here.
+    /// Takes up to 300 ms, so not here; [`Event::NewKey`] brings the key.
+    MakeSessionKey,
+    /// The user wants a new password: from this file, or to be asked for it. [`Event::PasswordChanged`] brings the outcome.
+    ChangePassword(Option<String>),
+    /// Something is to be done for the transfer of this number.
+    Transfer(u32, Job),
+}
+
+/// What the user sees or hears.
+pub enum Display {
+    /// A new entry, or the outcome of the own message with the same number.
+    Entry(Entry),
+    /// This user is talking to the one at the keyboard, here.
     Alert(Username, Place),
-    /// What is typed goes there now.
+    /// Typed lines go there now.
     Enter(Option<Username>),
     /// The conversation is over.
     Leave(Username),
-    /// The person goes to the view with this number, from 1.
+    /// The user goes to the view with this number, from 1.
     View(usize),
     /// The mouse is taken, or left to the terminal.
     Mouse,
     /// The view that is shown is emptied.
     Clear,
-    /// Nothing that was said stays on the screen, in no view.
+    /// All views are emptied.
     Forget,
-    /// It takes up to 300 ms, so not here; [`Event::NewKey`] brings it.
-    MakeSessionKey,
-    /// The person wants a new password: from this file, or to be asked for.
-    ChangePassword(Option<String>),
-    /// Something is to be done for the transfer of this number.
-    Transfer(u32, Job),
-    /// What the full screen shows elsewhere: how far a file is, that the server is silent, what is waited for at the end.
+    /// What the full screen shows elsewhere: how far a file is, that the server is silent, what the end waits for.
     Progress(String),
-    /// The end, with the exit status.
-    Quit(u8),
+}
+
+/// How the client ends.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// Of the process: 0, or 1 if something failed or may be lost.
+    pub status: u8,
+    /// The problems that were shown last: a full screen is gone at the end.
+    pub warnings: Vec<String>,
+    /// What is queued goes out first; otherwise nothing holds up the end.
+    pub waits: bool,
+}
+
+impl Exit {
+    /// At once, because something failed.
+    pub fn failed(warnings: Vec<String>) -> Exit {
+        Exit { status: 1, warnings, waits: false }
+    }
 }

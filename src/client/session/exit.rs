@@ -24,13 +24,13 @@ pub enum Step {
 
 /// See the module.
 #[derive(Default)]
-pub struct Exit {
+pub struct Leaving {
     since: Option<Instant>,
     /// Files under way are waited for.
     is_patient: bool,
 }
 
-impl Exit {
+impl Leaving {
     /// The user wants to leave: what was sent is waited for.
     pub fn begin(&mut self, cx: &Cx) {
         self.since = self.since.or(Some(cx.instant));

@@ -11,7 +11,7 @@ mod steps;
 pub mod words;
 
 use super::cx::Cx;
-use super::event::Effect;
+use super::event::Action;
 use super::outgoing::Outgoing;
 use crate::client::audience::Audience;
 use crate::client::text::sanitise;
@@ -260,7 +260,7 @@ impl Files {
     }
 
     fn job(&mut self, cx: &mut Cx, number: u32, job: Job) {
-        cx.push(Effect::Transfer(number, job));
+        cx.act(Action::Transfer(number, job));
     }
 
     fn enter_state(&mut self, cx: &mut Cx, number: u32, state: State) {

@@ -7,7 +7,7 @@ mod outcome;
 
 use super::contacts::{Contact, Contacts};
 use super::cx::Cx;
-use super::event::Effect;
+use super::event::Display;
 use super::presence::OnlineUsers;
 use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};
@@ -319,7 +319,7 @@ impl Outbox {
         }
         if message.kind == Kind::Message {
             let entry = own_entry(cx, contacts, number, &message, SendState::UnderWay);
-            cx.push(Effect::Show(entry));
+            cx.display(Display::Entry(entry));
         }
         self.messages.insert(number, message);
         self.pump(cx, contacts, names);

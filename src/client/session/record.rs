@@ -4,7 +4,7 @@
 //! what comes from the disk is sanitised again.
 
 use super::cx::Cx;
-use super::event::Effect;
+use super::event::{Display, Effect};
 use crate::client::entry::{Entry, Place, SendState, Source};
 use crate::client::store::history::{History, MAX_HISTORY, Message};
 use crate::client::store::trust::Ignored;
@@ -52,7 +52,7 @@ impl Record {
     /// Records the messages that the event has shown.
     pub fn take_said(&mut self, cx: &mut Cx) {
         let shown = cx.effects.iter().filter_map(|effect| match effect {
-            Effect::Show(entry) if is_said(entry) => Some(entry.clone()),
+            Effect::Show(Display::Entry(entry)) if is_said(entry) => Some(entry.clone()),
             _ => None,
         });
         for entry in shown.collect::<Vec<_>>() {
@@ -88,14 +88,14 @@ impl Record {
         });
         // Each with its own time.
         for (time, line) in lines {
-            cx.push(Effect::Show(Entry::new(time, Source::Recalled, Place::Here, line)));
+            cx.display(Display::Entry(Entry::new(time, Source::Recalled, Place::Here, line)));
         }
     }
 
     /// Erases all messages, on the screen and on disk too.
     pub fn forget(&mut self, cx: &mut Cx) {
         (self.entries, self.bytes) = (VecDeque::new(), 0);
-        cx.push(Effect::Forget);
+        cx.display(Display::Forget);
         let forgotten = "all messages are erased";
         match self.kept.as_mut().map_or(Ok(false), History::forget) {
             Ok(false) => cx.notice(format!("{forgotten}; none were kept on disk")),

@@ -2,9 +2,9 @@
 //!
 //! Invariant: nothing here changes anything.
 
-use super::Session;
 use super::account::PasswordChange;
 use super::files::Progress;
+use super::{Exit, Session};
 use crate::client::entry::Entry;
 use crate::name::Username;
 use std::time::Instant;
@@ -13,9 +13,10 @@ use std::time::Instant;
 const MAX_UNSETTLED: usize = 64;
 
 impl Session {
-    /// What is to be said when the user leaves at once: what may be lost by that. Empty if nothing is.
-    pub fn last_words(&self) -> String {
-        self.unsettled().join("\n")
+    /// The end if the user does not wait: what may be lost by that.
+    pub fn leave_now(&self) -> Exit {
+        let warnings = self.unsettled();
+        Exit { status: u8::from(!warnings.is_empty()), warnings, waits: false }
     }
 
     /// What is waited for before the end; `None` if the user has not asked to leave.
@@ -32,7 +33,7 @@ impl Session {
 
     /// Whether the user has asked to leave.
     pub fn is_leaving(&self) -> bool {
-        self.exit.is_begun()
+        self.leaving.is_begun()
     }
 
     /// Whether a typed line can be taken now.

@@ -3,7 +3,7 @@
 //! Invariant: what is typed goes where the screen says; a room exists once its partner was told of it.
 
 use super::cx::Cx;
-use super::event::Effect;
+use super::event::Display;
 use crate::client::audience::Audience;
 use crate::client::entry::{Place, Source};
 use crate::client::store::trust::Trust;
@@ -42,7 +42,7 @@ impl Talk {
     /// What is typed goes to `partner` from now on.
     pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
         self.partner = partner.clone();
-        cx.push(Effect::Enter(partner));
+        cx.display(Display::Enter(partner));
     }
 
     /// Whether there is a room with `name`.
@@ -109,7 +109,7 @@ impl Talk {
     /// Draws the user's attention to `from`, unless they want none.
     pub fn alert(&self, cx: &mut Cx, from: &Username, place: Place) {
         if !self.is_quiet {
-            cx.push(Effect::Alert(from.clone(), place));
+            cx.display(Display::Alert(from.clone(), place));
         }
     }
 }

@@ -90,21 +90,10 @@ impl Net {
     fn event(&mut self, n: usize, event: Event) {
         for effect in self.sessions[n].handle(event, NOW, self.now) {
             match effect {
-                Effect::Send(message) => self.said[n].push_back(message),
-                Effect::Show(entry) => self.shown[n].push(entry),
-                Effect::MakeSessionKey => self.wants_key[n] = true,
-                Effect::Alert(..)
-                | Effect::Begin
-                | Effect::Enter(_)
-                | Effect::Leave(_)
-                | Effect::View(_)
-                | Effect::Mouse
-                | Effect::Clear
-                | Effect::Forget
-                | Effect::ChangePassword(_)
-                | Effect::Transfer(..)
-                | Effect::Progress(_)
-                | Effect::Quit(_) => {}
+                Effect::Do(Action::Send(message)) => self.said[n].push_back(message),
+                Effect::Show(Display::Entry(entry)) => self.shown[n].push(entry),
+                Effect::Do(Action::MakeSessionKey) => self.wants_key[n] = true,
+                Effect::Do(_) | Effect::Show(_) | Effect::Quit(_) => {}
             }
         }
     }
@@ -314,7 +303,7 @@ fn silence_shows_in_the_status_until_an_answer_or_the_end() {
         effects
             .into_iter()
             .filter_map(|effect| match effect {
-                Effect::Progress(text) => Some(text),
+                Effect::Show(Display::Progress(text)) => Some(text),
                 _ => None,
             })
             .collect()
@@ -340,7 +329,7 @@ fn exit_waits_for_what_was_sent_also_without_a_connection() {
     let quits = |net: &mut Net, event| {
         let effects = net.sessions[0].handle(event, NOW, net.now);
         effects.iter().find_map(|effect| match effect {
-            Effect::Quit(status) => Some(*status),
+            Effect::Quit(exit) => Some(exit.status),
             _ => None,
         })
     };
@@ -349,11 +338,8 @@ fn exit_waits_for_what_was_sent_also_without_a_connection() {
     assert_eq!(quits(&mut net, Event::Tick), None);
     net.now += Duration::from_secs(1);
     assert_eq!(quits(&mut net, Event::Tick), Some(1));
-    let last = net.sessions[0].last_words();
-    assert!(
-        last.ends_with("1 message of yours was not acknowledged and may not have arrived: \"one\""),
-        "{last}"
-    );
+    let last = "1 message of yours was not acknowledged and may not have arrived: \"one\"";
+    assert_eq!(net.sessions[0].leave_now(), Exit::failed(vec![last.into()]));
     // With nothing to wait for, it leaves at once.
     let mut net = Net::new();
     net.event(0, Event::Lost("gone".into()));
@@ -368,10 +354,8 @@ fn message_typed_without_a_connection_is_reported_as_not_sent() {
     net.event(0, Event::Lost("gone".into()));
     net.now += Duration::from_secs(1);
     net.type_in(0, "/msg bob two");
-    let last = net.sessions[0].last_words();
-    let lines: Vec<&str> = last.lines().collect();
     assert_eq!(
-        lines,
+        net.sessions[0].leave_now().warnings,
         [
             "1 message of yours was not acknowledged and may not have arrived: \"one\"",
             "1 message of yours was not sent: \"two\""
@@ -392,7 +376,7 @@ fn leaving_says_once_what_it_waits_for() {
         let effects = net.sessions[0].handle(event, NOW, net.now);
         effects
             .into_iter()
-            .filter_map(|e| if let Effect::Progress(text) = e { Some(text) } else { None })
+            .filter_map(|e| if let Effect::Show(Display::Progress(text)) = e { Some(text) } else { None })
             .collect()
     };
     for text in ["/msg bob one", "/msg bob two", "/quit"] {
@@ -608,7 +592,7 @@ fn history_lists_each_message_with_its_time() {
         .handle(line, NOW + 3_600_000, net.now)
         .into_iter()
         .filter_map(|effect| match effect {
-            Effect::Show(entry) => Some((entry.time - NOW, entry.text)),
+            Effect::Show(Display::Entry(entry)) => Some((entry.time - NOW, entry.text)),
             _ => None,
         })
         .collect();
@@ -1020,8 +1004,10 @@ fn session_key_that_has_expired_is_asked_for_again() {
     let last = NOW + 26 * 3_600_000;
     for (now, is_asked) in [(last, false), (last + 1, true)] {
         let effects = net.sessions[0].handle(Event::Line("/msg bob two".into()), now, net.now);
-        let asks = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::KeysRequest(_)));
-        let sends = |effect: &Effect| matches!(effect, Effect::Send(ClientMessage::EncryptedSend(_)));
+        let asks =
+            |effect: &Effect| matches!(effect, Effect::Do(Action::Send(ClientMessage::KeysRequest(_))));
+        let sends =
+            |effect: &Effect| matches!(effect, Effect::Do(Action::Send(ClientMessage::EncryptedSend(_))));
         assert_eq!((effects.iter().any(asks), effects.iter().any(sends)), (is_asked, !is_asked));
     }
 }

@@ -7,7 +7,7 @@ use super::words::{Accept, Offer};
 use super::{Files, Size, State};
 use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
-use crate::client::session::event::Effect;
+use crate::client::session::event::Display;
 use crate::client::text::sanitise;
 use crate::client::transfer::{Job, Step};
 use crate::crypto::chunk::{CHUNK, chunks};
@@ -115,7 +115,7 @@ impl Files {
         if tenth > transfer.told {
             transfer.told = tenth;
             let line = format!("{}: {} %, {}", transfer.label(), tenth * 10, transfer.pace(cx.instant));
-            cx.push(Effect::Progress(line));
+            cx.display(Display::Progress(line));
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::client::audience::Audience;
 use crate::client::entry::SendState;
 use crate::client::session::contacts::Contacts;
 use crate::client::session::cx::{Cx, MAX_NAMED};
-use crate::client::session::event::Effect;
+use crate::client::session::event::Display;
 use crate::client::session::presence::OnlineUsers;
 use crate::client::text::quoted;
 use crate::crypto::envelope::Kind;
@@ -148,7 +148,7 @@ impl Outbox {
             match (message.kind, &message.audience) {
                 (Kind::Message, _) => {
                     let entry = own_entry(cx, contacts, number, message, SendState::Taken);
-                    cx.push(Effect::Show(entry));
+                    cx.display(Display::Entry(entry));
                 }
                 (Kind::RoomOpened, Audience::Room(name)) => {
                     self.outcomes.push_back(Outcome::Opened(name.clone()));
@@ -223,7 +223,7 @@ impl Outbox {
             return cx.problem(why);
         }
         let entry = own_entry(cx, contacts, number, &message, SendState::Failed(why));
-        cx.push(Effect::Show(entry));
+        cx.display(Display::Entry(entry));
         let Outgoing { audience, text, time, id, .. } = message;
         self.failed.insert(number, Failed { audience, text, time, id });
         if self.failed.len() > MAX_FAILED {

@@ -1,0 +1,152 @@
+//! Performs what a session asks for, whichever front end shows it: messages to the server, files, keys, passwords.
+//!
+//! Invariant: whatever takes long has a thread of its own, and its outcome returns as an [`Event`] through the
+//! [`Inbox`]: the state has one owner. [`drive`] is the only loop over effects.
+
+use super::account;
+use super::connect::Connection;
+use super::error::{ChangeError, StartError};
+use super::inbox::{Inbox, Wake};
+use super::link::{self, Link};
+use super::options::Options;
+use super::reconnect::Way;
+use super::session::{Action, Display, Effect, Event, Exit, Session};
+use super::transfer::{Router, Transfers};
+use crate::clock;
+use crate::crypto::keys::SessionKey;
+use crate::crypto::secret::Password;
+use crate::name::Username;
+use crate::protocol::ClientMessage;
+use crate::sync::spawn;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Gives the old and the new password. Called on a thread: reading them may take long.
+pub type Passwords = Box<dyn FnOnce() -> Result<(Password, Password), StartError> + Send>;
+
+/// What shows a session: the full screen, or plain mode.
+pub trait Front {
+    /// Shows something; the event that follows from it, if any.
+    fn display(&mut self, display: Display) -> Option<Event>;
+
+    /// The passwords of a change: the new one from this file, or both as they were typed.
+    fn passwords(&mut self, file: Option<String>) -> Passwords;
+}
+
+/// Takes in an event, and those that follow from it at once; how the client ends, if they end it.
+pub fn drive(session: &mut Session, backend: &Backend, front: &mut impl Front, event: Event) -> Option<Exit> {
+    let mut events = VecDeque::from([event]);
+    while let Some(event) = events.pop_front() {
+        for effect in session.handle(event, clock::now_ms(), Instant::now()) {
+            match effect {
+                Effect::Do(action) => events.extend(backend.perform(action, front)),
+                Effect::Show(display) => events.extend(front.display(display)),
+                Effect::Quit(exit) => return Some(exit),
+            }
+        }
+    }
+    backend.link.owes(session.owed());
+    None
+}
+
+/// See the module.
+pub struct Backend {
+    me: Username,
+    options: Options,
+    link: Link,
+    transfers: Transfers,
+    inbox: Arc<Inbox>,
+}
+
+impl Backend {
+    /// Starts the threads. `wake` is called when an event waits, and does not wait itself.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(
+        me: &Username,
+        (connection, way): (Connection, Way),
+        options: &Options,
+        wake: Wake,
+    ) -> io::Result<Backend> {
+        let options = options.pinned(connection.server);
+        let router = Arc::new(Router::default());
+        let link = Link::start(connection, way, router.clone(), link::PATIENCE, wake)?;
+        let (folder, inbox) = (options.data_dir.join("files"), link.inbox());
+        let stepped = inbox.clone();
+        let transfers = Transfers::new(folder, router, link.queue(), move |number, step| {
+            stepped.report(Event::Transfer(number, step))
+        });
+        Ok(Backend { me: me.clone(), options, link, transfers, inbox })
+    }
+
+    /// The next event; `None` if none waits.
+    pub fn next(&self) -> Option<Event> {
+        self.inbox.next()
+    }
+
+    /// Whether no event waits.
+    pub fn is_idle(&self) -> bool {
+        self.inbox.is_empty()
+    }
+
+    /// A key was pressed, or a line came.
+    pub fn touch(&self) {
+        self.link.touch();
+    }
+
+    /// Does what the session asks for; what has failed at once.
+    fn perform(&self, action: Action, front: &mut impl Front) -> Option<Event> {
+        match action {
+            Action::Send(message) => {
+                return (!self.link.send(&message)).then(|| Event::Closed("it does not accept data".into()));
+            }
+            Action::Begin => self.link.begin(),
+            Action::Transfer(number, job) => {
+                return self.transfers.take(number, job).map(|step| Event::Transfer(number, step));
+            }
+            Action::MakeSessionKey => {
+                let inbox = self.inbox.clone();
+                let make = move || _ = inbox.report(Event::NewKey(Box::new(SessionKey::generate())));
+                // Without a thread there is no key now; the session asks again in ten minutes.
+                let _ = spawn("key", make);
+            }
+            Action::ChangePassword(file) => {
+                let changed = |outcome| Event::PasswordChanged(outcome);
+                let started = self.change_password(front.passwords(file));
+                return started
+                    .err()
+                    .map(|error| changed(Err(ChangeError::Refused(StartError::Disk(error)))));
+            }
+        }
+        None
+    }
+
+    fn change_password(&self, passwords: Passwords) -> io::Result<()> {
+        let (options, name, inbox) = (self.options.clone(), self.me.clone(), self.inbox.clone());
+        let keep = self.link.password_keeper();
+        spawn("password", move || {
+            let passwords = passwords().map_err(ChangeError::Refused);
+            let outcome =
+                passwords.and_then(|(old, new)| account::change_password(&options, &name, &old, &new, keep));
+            inbox.report(Event::PasswordChanged(outcome));
+        })
+    }
+
+    /// Logs out. Nothing is sent after it, and nothing reconnects.
+    pub fn end(&self) {
+        let _ = self.link.send(&ClientMessage::Logout);
+        self.link.end();
+    }
+
+    /// Ends the connection when everything queued is sent; soon, if the end does not wait.
+    pub fn finish(self, exit: &Exit) {
+        if !exit.waits {
+            // Otherwise other users see us online until the grace period ends.
+            self.end();
+        }
+        self.link.finish(!exit.waits);
+    }
+}
