@@ -12,6 +12,17 @@ use std::io;
 use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
+/// The answers so far to the questions of a change of the password: the old password, then the new one, then that once more.
+#[derive(Default)]
+pub struct Asking {
+    /// The answer being typed.
+    pub typed: Unseen,
+    /// The old password.
+    pub old: Option<Password>,
+    /// The new one, until it was typed again.
+    pub new: Option<Password>,
+}
+
 /// The longest password, in bytes: longer than any; reserved at once, for a buffer that grows
 /// leaves copies behind.
 const MAX_PASSWORD: usize = 1024;

@@ -17,6 +17,7 @@ use super::error::{ChangeError, StartError};
 use super::input::{Keys, Pastes};
 use super::lines::Lines;
 use super::options::Options;
+use super::prompter::Asking;
 use super::reconnect::Way;
 use super::session::{Display, Event, Exit, Session};
 use super::terminal::{self, Keyboard, Terminal};
@@ -30,7 +31,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
-use typing::Asking;
 
 /// Events that may wait: few, so that a key never waits behind much.
 const QUEUE: usize = 8;

@@ -10,10 +10,9 @@ use crate::client::editor::{MAX_LINE, Outcome};
 use crate::client::error::StartError;
 use crate::client::input::{Key, Keys, Pastes};
 use crate::client::path;
-use crate::client::prompter::Unseen;
+use crate::client::prompter::Asking;
 use crate::client::session::{Event, Exit};
 use crate::client::terminal;
-use crate::crypto::secret::Password;
 use crate::name::Username;
 use std::time::{Duration, Instant};
 
@@ -23,14 +22,6 @@ const MAX_AHEAD: usize = 100;
 const DIGIT_WAIT: Duration = Duration::from_secs(1);
 /// Rows that one step of the mouse wheel scrolls.
 const WHEEL: usize = 3;
-
-/// What was answered so far: the old password, then the new one, then that once more.
-#[derive(Default)]
-pub struct Asking {
-    pub typed: Unseen,
-    pub old: Option<Password>,
-    pub new: Option<Password>,
-}
 
 impl Screen {
     fn scroll(&mut self, change: impl FnOnce(usize) -> usize) {
