@@ -7,13 +7,11 @@
 
 use super::connection_limits::Ticket;
 use super::limits::{self, PACKET_PATIENCE};
-use super::login::{Connection, Login, not_a_message};
+use super::login::{Connection, Login, Served, not_a_message};
 use super::metrics;
 use super::partial_frame::PartialFrame;
 use super::routing::{self, Relayed};
-use super::session::Session;
 use super::session::frames::Frame;
-use super::session::io::Link;
 use super::session::outbox::{Buffers, Condition, Inbound};
 use super::shared::Shared;
 use crate::auth;
@@ -34,12 +32,12 @@ use std::time::{Duration, Instant, SystemTime};
 pub fn admit(shared: &Arc<Shared>, ticket: Ticket) -> Option<Client> {
     let mut login = Login::handshake(shared, ticket)?;
     match login.run() {
-        Ok(session) => {
+        Ok(served) => {
             // The key may have changed since the handshake.
             if login.server_key != shared.server_key() {
-                session.outbox.detach(&login.connection.link);
+                served.session.outbox.detach(&served.link);
             }
-            Some(Client::new(shared, session, login.connection))
+            Some(Client::new(served, login.connection))
         }
         Err(refusal) => {
             login.refuse(refusal);
@@ -81,18 +79,11 @@ pub struct Client {
     partial: PartialFrame,
 }
 
-/// Whose frames are handled.
-struct Served {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
-    link: Arc<Link>,
-}
-
 impl Client {
-    fn new(shared: &Arc<Shared>, session: Arc<Session>, mut connection: Connection) -> Client {
+    fn new(served: Served, mut connection: Connection) -> Client {
         connection.lines.log_in(MAX_LINE);
-        let served = Served { shared: shared.clone(), session, link: connection.link.clone() };
-        Client { served, connection, partial: PartialFrame::new(&shared.quotas) }
+        let partial = PartialFrame::new(&served.shared.quotas);
+        Client { served, connection, partial }
     }
 
     /// Serves the client until its connection ends. PROTOCOL#life.
@@ -148,13 +139,6 @@ impl Client {
                 return false;
             }
         }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // Also after a panic.
-        self.served.session.outbox.detach(&self.served.link);
     }
 }
 
@@ -345,9 +329,10 @@ impl Served {
 #[cfg(test)]
 mod tests {
     use super::super::rates::Bucket;
+    use super::super::session::Session;
     use super::super::session::frames::tests::under_pressure;
     use super::super::session::outbox::Attached;
-    use super::super::session::outbox::tests::{attach, link};
+    use super::super::session::outbox::tests::{attach, link, until};
     use super::super::session::tests::{TRANSFER, name, session};
     use super::super::shared::tests::{HOUR, shared};
     use super::*;
@@ -366,11 +351,9 @@ mod tests {
         let (link, far) = link();
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
-        let client = Client::new(
-            shared,
-            session,
-            Connection { link, reader: Reader::default(), lines: Lines::new(MAX_LINE) },
-        );
+        let served = Served { shared: shared.clone(), session, link: link.clone() };
+        let connection = Connection { link, reader: Reader::default(), lines: Lines::new(MAX_LINE) };
+        let client = Client::new(served, connection);
         is_refilled(&client);
         (client, far)
     }
@@ -496,7 +479,8 @@ mod tests {
     #[test]
     fn replaced_connection_handles_and_counts_nothing_more() {
         let line = KeysRequest { names: vec![name("bob")] };
-        for bytes in [ClientMessage::KeysRequest(line).encode(), packet("bob", 100), b"{}\n".to_vec()] {
+        let lines = [ClientMessage::KeysRequest(line).encode(), b"{}\n".to_vec(), vec![b'x'; MAX_LINE + 1]];
+        for bytes in [&lines[..], &[packet("bob", 100)]].concat() {
             let (shared, _folder) = shared(HOUR);
             let ((mut alice, _far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
             assert!(bob.served.session.grant(&alice.served.session.name, TRANSFER, 1));
@@ -514,6 +498,16 @@ mod tests {
         }
     }
 
+    /// Waits until a frame of this client is in progress, which has cost something.
+    fn until_charged(session: &Session) {
+        until(|| {
+            let bucket = &mut session.outbox.inbound().bucket;
+            let is_full = bucket.take(4.0).is_ok();
+            bucket.charge(if is_full { -4.0 } else { 0.0 });
+            !is_full
+        });
+    }
+
     /// PROTOCOL#taken-over, PROTOCOL#packet-order.
     #[test]
     fn packet_that_waits_for_room_is_left_to_the_next_connection() {
@@ -526,15 +520,60 @@ mod tests {
         let _pressure = under_pressure(recipient.outbox.quotas(), 0);
         alice.connection.lines.buffer().extend(packet("bob", BODY).repeat(5));
         assert!(alice.take_frames() && received(&alice) == 5, "each may have some");
-        alice.connection.lines.buffer().extend(packet("bob", BODY));
+        alice.connection.lines.buffer().extend(packet("bob", SMALL_PACKET - 1));
         let (link, _far) = link();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| alice.take_frames());
+            until_charged(&mine);
             assert_eq!(mine.outbox.attach(link.clone(), 0, HOUR, |_| Vec::new()), Attached::Yes);
             assert!(!waiting.join().expect("whole"));
         });
         assert_eq!(received(&alice), 5, "it is sent again");
         assert!(recipient.has_granted(&mine.name, TRANSFER));
+    }
+
+    /// PROTOCOL#taken-over.
+    #[test]
+    fn line_in_progress_is_left_to_the_next_connection() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut alice, _far) = client(&shared, "alice");
+        let mine = alice.served.session.clone();
+        let request = KeysRequest { names: vec![name("bob")] };
+        alice.connection.lines.buffer().extend(ClientMessage::KeysRequest(request).encode());
+        let (link, far) = link();
+        std::thread::scope(|scope| {
+            let held = shared.registry.hold_sessions();
+            let looking = scope.spawn(|| alice.take_frames());
+            until_charged(&mine);
+            assert_eq!(attach(&mine.outbox, &link, 0), Attached::Yes);
+            drop(held);
+            assert!(!looking.join().expect("whole"));
+        });
+        assert_eq!(received(&alice), 0, "it is sent again");
+        mine.outbox.send(Frame::message(&ServerMessage::Pong));
+        assert!(matches!(heard(&far), ServerMessage::Pong), "nor is it answered");
+    }
+
+    /// PROTOCOL#packet-order, PROTOCOL#not-granted.
+    #[test]
+    fn packet_without_room_is_refused_after_five_seconds() {
+        const BODY: usize = 60 * 1024;
+        let (shared, _folder) = shared(HOUR);
+        let ((mut alice, far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
+        let (mine, recipient) = (alice.served.session.clone(), bob.served.session.clone());
+        assert!(recipient.grant(&mine.name, TRANSFER, 9));
+        recipient.outbox.disconnect();
+        let _pressure = under_pressure(recipient.outbox.quotas(), 0);
+        alice.connection.lines.buffer().extend(packet("bob", BODY).repeat(6));
+        let started = Instant::now();
+        let waiting = std::thread::spawn(move || (alice.take_frames(), alice));
+        let answer =
+            std::iter::repeat_with(|| heard(&far)).find(|line| !matches!(line, ServerMessage::Ack(_)));
+        assert!(matches!(answer, Some(ServerMessage::Refused(refused)) if refused.peer == name("bob")));
+        assert!(started.elapsed() >= PACKET_PATIENCE);
+        let (continues, alice) = waiting.join().expect("whole");
+        assert!(continues && received(&alice) == 6 && has_cost(&alice, 1.0));
+        assert!(!recipient.has_granted(&mine.name, TRANSFER), "nor is the rest taken");
     }
 
     /// PROTOCOL#soon.

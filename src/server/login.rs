@@ -31,6 +31,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A session and the connection that serves it. However its thread ends, also by a panic, the connection leaves the session,
+/// which then waits for another one.
+pub(super) struct Served {
+    pub(super) shared: Arc<Shared>,
+    pub(super) session: Arc<Session>,
+    pub(super) link: Arc<Link>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.session.outbox.detach(&self.link);
+    }
+}
+
 /// Time for the final error and for what is in flight from the client: a round trip.
 const FINAL_ERROR: Duration = Duration::from_secs(1);
 
@@ -201,7 +215,7 @@ impl<'a> Login<'a> {
 
     /// Handles registrations, then one login or resumption. Returns the session that continues on this connection.
     /// PROTOCOL#connection-order.
-    pub(super) fn run(&mut self) -> Result<Arc<Session>, Refusal> {
+    pub(super) fn run(&mut self) -> Result<Served, Refusal> {
         loop {
             match self.next()? {
                 ClientMessage::Register(request) => self.register(request)?,
@@ -221,13 +235,18 @@ impl<'a> Login<'a> {
         }
     }
 
+    fn serve(&self, session: Arc<Session>) -> Served {
+        Served { shared: self.shared.clone(), session, link: self.connection.link.clone() }
+    }
+
     /// A new session on this connection. If the server is full, the longest detached session makes room for it.
-    fn log_in(&mut self, login: &Authenticated) -> Result<Arc<Session>, Refusal> {
+    fn log_in(&mut self, login: &Authenticated) -> Result<Served, Refusal> {
         let (shared, limits, name) = (self.shared, &self.shared.limits, login.name());
         let newest = shared.accounts.take_certificate(name, login.certificate().created);
         let outbox = Outbox::new(limits.outbox, limits.rate, shared.quotas.clone(), self.address());
-        let session = Arc::new(Session::new(login, clock::now_ms(), outbox));
-        while let Err(Full) = shared.registry.insert(&session, limits.clients) {
+        let served = self.serve(Arc::new(Session::new(login, clock::now_ms(), outbox)));
+        let session = &served.session;
+        while let Err(Full) = shared.registry.insert(session, limits.clients) {
             if !shared.end_longest_detached() {
                 self.limit("server_full", Some(name));
                 return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
@@ -240,14 +259,14 @@ impl<'a> Login<'a> {
         let (mut ended, identity) = (replaced(), login.identity().fingerprint());
         if shared.accounts.get(name).is_none_or(|account| account.identity != identity) {
             let text = "this account was removed just now";
-            shared.dismiss(&session, ErrorCode::AccountRemoved, text);
+            shared.dismiss(session, ErrorCode::AccountRemoved, text);
             ended = Failure::new(ErrorCode::AccountRemoved, text);
         }
-        if attached == Attached::Yes { Ok(session) } else { Err(ended.into()) }
+        if attached == Attached::Yes { Ok(served) } else { Err(ended.into()) }
     }
 
     /// Takes up a session on this connection. PROTOCOL#resume-rules.
-    fn resume(&mut self, request: ResumeRequest) -> Result<Arc<Session>, Refusal> {
+    fn resume(&mut self, request: ResumeRequest) -> Result<Served, Refusal> {
         let (pending, challenge) = PendingResume::new(request.username);
         self.send(&ServerMessage::ResumeChallenge(challenge))?;
         let ClientMessage::Resume(answer) = self.next()? else {
@@ -269,12 +288,13 @@ impl<'a> Login<'a> {
             // PROTOCOL#no-session.
             let no_session = || refuse(ErrorCode::NoSession, "there is no such session to resume: log in");
             let session = session.filter(|_| which.is_some()).ok_or_else(no_session)?;
+            let served = self.serve(session.clone());
             let hello = |received| ServerMessage::Resumed(Position { received }).encode();
             let link = self.connection.link.clone();
             match session.outbox.attach(link, answer.received, limits::RESUME_PATIENCE, hello) {
                 Attached::Yes => {
                     self.audit("resumed", pending.name());
-                    return Ok(session);
+                    return Ok(served);
                 }
                 Attached::NoSession => {
                     let current = self.shared.registry.get(pending.name());
@@ -424,13 +444,16 @@ impl<'a> Login<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::session::outbox::Condition;
-    use super::super::session::outbox::tests::link;
+    use super::super::session::outbox::tests::{link, until};
     use super::super::session::tests::session;
     use super::super::shared::tests::{HOUR, shared};
     use super::*;
+    use crate::auth::PasswordKey;
+    use crate::crypto::key_file;
+    use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::encoding::{Bytes, Fixed};
     use crate::protocol::VERSION;
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -486,6 +509,18 @@ mod tests {
                 assert!(taken < 64, "{taken} MiB were read");
             });
         }
+    }
+
+    /// PROTOCOL#deadlines.
+    #[test]
+    fn refusal_arrives_after_the_deadline() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut login, mut far) = connection(&shared);
+        login.deadline = Instant::now();
+        login.refuse(refuse(ErrorCode::TimedOut, ""));
+        let mut got = String::new();
+        far.read_to_string(&mut got).expect("a farewell");
+        assert!(got.contains("timed_out"), "{got}");
     }
 
     /// PROTOCOL#lockout, PROTOCOL#registration-limit.
@@ -549,6 +584,54 @@ mod tests {
         assert_eq!(login.register(request).err().map(code), Some("bad_key".into()));
     }
 
+    /// An account under this key, as a client that knows its password has proven it.
+    fn verified(shared: &Shared, name: &str, identity: &IdentityKey) -> Authenticated {
+        let (name, session): (Username, _) = (name.parse().expect("name"), SessionKey::generate());
+        let key = PasswordKey { login: key_file::Login::random(), key: Key::random() };
+        let (account, public) =
+            auth::accept_registration(key.register(&name, identity.public())).expect("valid");
+        assert!(shared.accounts.register(account, &public).expect("stored"));
+        let public_key = Bytes(public.spki());
+        let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
+        let account = shared.accounts.get(&name);
+        let (pending, challenge) = PendingLogin::new(request, account, &shared.salt_secret).expect("a key");
+        let now = clock::now_ms();
+        let certificate = identity.certify(&name, &session, now);
+        let response = key.log_in(&name, &challenge, b"", identity, (&session, certificate));
+        pending.verify(&response, b"", now).expect("all of it is right")
+    }
+
+    /// PROTOCOL#login-race.
+    #[test]
+    fn account_removed_during_its_login_gets_no_session() {
+        let (shared, _folder) = shared(HOUR);
+        let keys = [IdentityKey::generate(), IdentityKey::generate()];
+        for (name, is_made_again) in [("gone", false), ("another", true)] {
+            let login = verified(&shared, name, &keys[0]);
+            shared.accounts.remove(login.name()).expect("it was there");
+            if is_made_again {
+                verified(&shared, name, &keys[1]);
+            }
+            let (mut connection, far) = connection(&shared);
+            assert!(connection.log_in(&login).is_ok_and(|served| !served.session.outbox.is_open()));
+            assert!(shared.registry.get(login.name()).is_none());
+            let last = BufReader::new(&far).lines().map_while(Result::ok).last().expect("a farewell");
+            assert!(last.contains("account_removed"), "{last}");
+        }
+        let login = verified(&shared, "alice", &keys[0]);
+        let (mut connection, _far) = connection(&shared);
+        let served = connection.log_in(&login).ok().expect("nothing has changed");
+        assert!(served.session.outbox.is_open() && shared.registry.get(login.name()).is_some());
+        // A panic of its thread, also before the connection is attached, leaves a session that waits for another one.
+        let outbox = Outbox::new(1024, 100, shared.quotas.clone(), connection.address());
+        let new = connection.serve(Arc::new(Session::new(&login, 0, outbox)));
+        for served in [served, new] {
+            let session = served.session.clone();
+            drop(served);
+            assert!(session.outbox.is_open() && session.outbox.detached().is_some());
+        }
+    }
+
     /// PROTOCOL#taken-over, PROTOCOL#elsewhere.
     #[test]
     fn resumption_is_refused_at_once_when_its_session_ends() {
@@ -571,6 +654,7 @@ mod tests {
                     };
                     let answer = auth::resume(&alice.name, &challenge, b"", &token, 0);
                     (&far).write_all(&ClientMessage::Resume(answer).encode()).expect("sent");
+                    until(|| alice.outbox.detached().is_some());
                     if takes_over {
                         let (other, _) = session("alice");
                         assert!(shared.registry.insert(&other, 100).is_ok());

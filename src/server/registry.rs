@@ -192,6 +192,18 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
+    impl Registry {
+        /// No session begins or ends until this is dropped.
+        pub fn hold(&self) -> impl Sized {
+            lock(&self.changes)
+        }
+
+        /// No user is found until this is dropped.
+        pub fn hold_sessions(&self) -> impl Sized {
+            self.write()
+        }
+    }
+
     /// PROTOCOL#full, PROTOCOL#replaced.
     #[test]
     fn full_registry_accepts_only_a_replacement() {

@@ -124,8 +124,8 @@ impl Shared {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::session::frames::{Frame, Receipt};
-    use super::super::session::outbox::tests::next;
-    use super::super::session::outbox::{FlushList, Queued};
+    use super::super::session::outbox::tests::{attach, link, link_from, next};
+    use super::super::session::outbox::{Attached, FlushList, Queued};
     use super::super::session::tests::session;
     use super::super::store::accounts::tests::Folder;
     use super::*;
@@ -247,5 +247,45 @@ pub(super) mod tests {
         assert!(is_online(&shared, "away"));
         shared.sweep(since + HOUR);
         assert!(!is_online(&shared, "away") && is_online(&shared, "served"));
+    }
+
+    /// PROTOCOL#outlives, PROTOCOL#full.
+    #[test]
+    fn session_that_resumes_before_it_would_end_goes_on() {
+        type End = fn(&Shared);
+        let ends: [End; 2] =
+            [|shared| shared.sweep(Instant::now()), |shared| _ = shared.end_longest_detached()];
+        for end in ends {
+            let (shared, _folder) = shared(Duration::ZERO);
+            for n in 0..50 {
+                let name = format!("away{n}");
+                let away = away(&shared, &name);
+                let (link, _far) = link();
+                let held = shared.registry.hold();
+                std::thread::scope(|scope| {
+                    let ending = scope.spawn(|| end(&shared));
+                    // It has seen by now, most often, that the session has no connection.
+                    (0..100).for_each(|_| std::thread::yield_now());
+                    assert_eq!(attach(&away.outbox, &link, 0), Attached::Yes);
+                    drop(held);
+                    ending.join().expect("whole");
+                });
+                assert!(away.outbox.serves(&link) && is_online(&shared, &name));
+            }
+        }
+    }
+
+    /// PROTOCOL#outlives.
+    #[test]
+    fn logout_names_the_address_the_client_was_last_at() {
+        let (shared, folder) = shared(HOUR);
+        let away = away(&shared, "away");
+        let (link, _far) = link_from([192, 0, 2, 7].into());
+        assert!(matches!(attach(&away.outbox, &link, 0), Attached::Yes));
+        away.outbox.disconnect();
+        assert!(shared.registry.end(&away, Condition::Always, None) && logouts(&shared, &folder) == 1);
+        let log = std::fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
+        let line = log.lines().find(|line| line.contains("event=logout")).expect("its end");
+        assert!(line.contains("192.0.2.7"), "{line}");
     }
 }

@@ -300,9 +300,11 @@ impl Outbox {
         }
     }
 
-    /// The reader of `link` has ended: the connection is closed, unless it is ending by itself.
+    /// The reader of `link` has ended, perhaps before a login has attached it: the connection is closed, unless it is ending
+    /// by itself.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut io = lock(&self.io);
+        io.attempts = io.attempts.max(1);
         if io.is_open() && io.is_on(link) {
             io.cut();
         }
@@ -474,19 +476,24 @@ pub(in crate::server) mod tests {
     use crate::wire::tls::Channel;
     use std::io::{BufRead, BufReader, Read};
     use std::net::{TcpListener, TcpStream};
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     /// What comes at all comes sooner, also on a machine that has much to do.
     pub const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A link without TLS, and its other end.
     pub fn link() -> (Arc<Link>, TcpStream) {
+        link_from([127, 0, 0, 1].into())
+    }
+
+    /// The same, as if it came from this address.
+    pub fn link_from(address: IpAddr) -> (Arc<Link>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let other = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
-        let (socket, from) = listener.accept().expect("accepted");
+        let (socket, _) = listener.accept().expect("accepted");
         let socket = Arc::new(socket);
         let connections = Arc::new(ConnectionLimits::new(&Limits::for_machine(1024, 65_530)));
-        let (ticket, _) = connections.admit(from.ip(), socket.clone()).expect("the first");
+        let (ticket, _) = connections.admit(address, socket.clone()).expect("the first");
         let channel = Channel::bare(socket).expect("a socket");
         (Arc::new(Link { channel, ticket }), other)
     }
@@ -575,6 +582,8 @@ pub(in crate::server) mod tests {
             let line = |n: u8| Frame::line(vec![n; LINE]);
             // More than the kernel takes: a writer waits, and the rest waits for it.
             (0..200).for_each(|n| outbox.send(line(n)));
+            // What is said of that link waits too, and ends with it.
+            outbox.control(&former, |control| (control.ack, control.pongs) = (Some(1), 1));
             let (next, mut other) = link();
             assert_eq!(attach(&outbox, &next, 0), Attached::Yes);
             assert!(!outbox.serves(&former));
@@ -586,6 +595,34 @@ pub(in crate::server) mod tests {
             }
             assert!(outbox.serves(&next));
         }
+    }
+
+    /// PROTOCOL#taken-over.
+    #[test]
+    fn sender_on_the_former_link_leaves_the_next_alone() {
+        const READ: usize = 10;
+        let (outbox, sent, is_over) =
+            (outbox_on(link().0, 1 << 30), AtomicU64::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let end = Instant::now() + PATIENCE;
+                while !is_over.load(Ordering::SeqCst) && Instant::now() < end {
+                    outbox.send(line("x"));
+                    sent.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let is_served = |round: usize| {
+                let (link, far) = link();
+                assert_eq!(attach(&outbox, &link, (round * READ) as u64), Attached::Yes);
+                // Whoever wrote to the former one has returned, and sent again.
+                let before = sent.load(Ordering::SeqCst);
+                until(|| sent.load(Ordering::SeqCst) > before + 1);
+                next(&far, READ).len() == READ && outbox.serves(&link)
+            };
+            let served = (0..200).take_while(|round| is_served(*round)).count();
+            is_over.store(true, Ordering::SeqCst);
+            assert_eq!(served, 200);
+        });
     }
 
     /// PROTOCOL#ends-at-once.
@@ -607,6 +644,27 @@ pub(in crate::server) mod tests {
         let got = rest(&far).len();
         assert!(got < 400 * LINE, "all of it went out, in its own time");
         assert!(!outbox.says_farewell(&link) && lock(&outbox.io).frames.is_idle());
+    }
+
+    /// PROTOCOL#ends-at-once.
+    #[test]
+    fn farewell_is_behind_all_lines_and_nothing_behind_it() {
+        const LINE: usize = 64 * 1024;
+        let (link, far) = link();
+        let outbox = outbox_on(link.clone(), 1 << 30);
+        // More than the kernel takes: most of it waits for the client.
+        (0..200).for_each(|_| outbox.send(Frame::line(vec![b'x'; LINE])));
+        assert_eq!(outbox.put_packet(|| Frame::packet(b"waits".to_vec(), b"")), Queued::Yes);
+        let mut list = FlushList::default();
+        let name = "alice".parse().expect("name");
+        assert!(outbox.close(&name, Condition::Always, Some(&ServerMessage::Ping), &mut list).is_some());
+        list.flush();
+        outbox.send(line("late"));
+        outbox.control(&link, |control| control.pongs = 1);
+        assert_eq!(attach(&outbox, &self::link().0, 0), Attached::NoSession);
+        outbox.disconnect();
+        let (got, last) = (rest(&far), ServerMessage::Ping.encode());
+        assert!(got.len() == 200 * LINE + last.len() && got.as_bytes().ends_with(&last));
     }
 
     fn relay(outbox: &Arc<Outbox>, packet: Frame) -> bool {
@@ -710,6 +768,7 @@ pub(in crate::server) mod tests {
         assert!(outbox.is_open() && !outbox.serves(&former));
         assert_eq!(next(&far, 4), "one ");
         // The former one's thread looks up late.
+        outbox.control(&former, |control| control.pongs = 1);
         outbox.detach(&former);
         outbox.give_up(&former);
         assert_eq!(outbox.acknowledge(&former, 99), Ok(false));
@@ -756,7 +815,7 @@ pub(in crate::server) mod tests {
         drop(inbound);
     }
 
-    fn until(condition: impl Fn() -> bool) {
+    pub fn until(condition: impl Fn() -> bool) {
         let end = Instant::now() + PATIENCE;
         while !condition() {
             assert!(Instant::now() < end, "it does not happen");
