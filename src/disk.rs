@@ -30,9 +30,15 @@ pub fn under_home(folder: &str) -> io::Result<PathBuf> {
     }
 }
 
+/// The text of an error without the system's number for it, which tells people nothing.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_string()
+}
+
 /// Puts the path in front of an error's text.
 pub fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
-    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    move |error| io::Error::new(error.kind(), format!("{}: {}", path.display(), reason(&error)))
 }
 
 /// An error with the path in front of its text.
@@ -366,6 +372,12 @@ mod tests {
     use super::*;
     use crate::crypto::secret::random;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn errors_name_the_path_and_no_number() {
+        let error = at(Path::new("/none"))(io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!(error.to_string(), "/none: No such file or directory");
+    }
 
     #[test]
     fn files_of_others_are_neither_removed_nor_closed() {

@@ -116,7 +116,7 @@ impl Editor {
     pub fn question(&self) -> Option<String> {
         let paste = self.line.pastes.last().filter(|_| self.asked)?;
         let lines = 1 + self.text()[paste.clone()].matches('\n').count();
-        Some(format!("{lines} lines were pasted: Enter again sends one message, Esc removes the paste"))
+        Some(format!("{lines} lines pasted: Enter sends one message, Esc removes it"))
     }
 
     /// The further candidates for Tab; `None` without any.
@@ -412,7 +412,7 @@ mod tests {
         paste(&mut editor, "y");
         assert!(editor.text().ends_with("\nthreexy"), "{:?}", editor.text());
         assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
-        assert!(editor.question().is_some_and(|question| question.starts_with("6 lines were pasted")));
+        assert!(editor.question().is_some_and(|question| question.starts_with("6 lines pasted")));
         editor.key(&Key::Escape);
         assert_eq!(editor.text(), "xy");
     }
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(editor.text(), "<a\nb\nc.>");
         assert_eq!(editor.question(), None);
         assert_eq!(editor.key(&Key::Enter), Outcome::Edited);
-        assert!(editor.question().is_some_and(|text| text.starts_with("3 lines were pasted: ")));
+        assert!(editor.question().is_some_and(|text| text.starts_with("3 lines pasted: ")));
         // Any other key continues the line; Enter then asks again.
         editor.key(&Key::Home);
         editor.key(&Key::Char('x'));

@@ -2,6 +2,7 @@
 
 use crate::crypto::key_file::KeyFileError;
 use crate::crypto::public::Fingerprint;
+use crate::disk;
 use crate::name::Username;
 use crate::protocol::{Failure, VERSION};
 use std::fmt;
@@ -183,7 +184,7 @@ pub fn reason(error: &io::Error) -> String {
         io::ErrorKind::UnexpectedEof => "the server closed the connection".into(),
         io::ErrorKind::ConnectionRefused => "connection refused".into(),
         io::ErrorKind::ConnectionReset => "the server reset the connection".into(),
-        _ => error.to_string(),
+        _ => disk::reason(error),
     }
 }
 

@@ -224,8 +224,8 @@ fn read_password_within(path: &Path, patience: Duration) -> Result<Password, Sta
 }
 
 fn first_line(path: &Path) -> Result<Password, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let facts = file.metadata().map_err(|error| error.to_string())?;
+    let file = File::open(path).map_err(|error| disk::reason(&error))?;
+    let facts = file.metadata().map_err(|error| disk::reason(&error))?;
     if facts.is_dir() {
         return Err(format!("this is a folder: {NAME_A_FILE}"));
     }
@@ -238,7 +238,7 @@ fn first_line(path: &Path) -> Result<Password, String> {
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_PASSWORD as usize + 1));
     // No large buffer, which would keep a copy.
     let mut reader = BufReader::with_capacity(1, file.take(MAX_PASSWORD + 1));
-    reader.read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
+    reader.read_until(b'\n', &mut line).map_err(|error| disk::reason(&error))?;
     if line.len() as u64 > MAX_PASSWORD {
         return Err("its first line is too long: a password has at most 1024 bytes".into());
     }

@@ -333,13 +333,14 @@ impl Screen {
         } else {
             (session.connection(), String::new())
         };
-        let tls = if self.options.tls { "" } else { ", NO TLS" };
+        let tls = if self.options.tls { "" } else { "NO TLS" };
+        let safety: Vec<&str> = [tls, trust].into_iter().filter(|part| !part.is_empty()).collect();
         let status = Status {
             tabs,
             alarm,
             link,
-            encryption: format!("end-to-end encrypted{tls}"),
-            trust: trust.into(),
+            encryption: "end-to-end encrypted".into(),
+            trust: safety.join(" · "),
             me: session.me().to_string(),
             online: session.online(),
             server: self.options.server(),

@@ -43,7 +43,7 @@ pub struct Tab {
     pub current: bool,
 }
 
-/// The status line above the input, most important part first.
+/// The status line above the input.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
     /// A warning: "CONNECTION LOST".
@@ -54,7 +54,7 @@ pub struct Status {
     pub link: String,
     /// How messages are protected.
     pub encryption: String,
-    /// Whether the other person's key was verified.
+    /// What to be careful about: that there is no TLS, whether the other person's key was verified.
     pub trust: String,
     /// The reader's own name.
     pub me: String,
@@ -199,8 +199,10 @@ fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
         n => format!("{n} people"),
     };
     let Status { alarm, tabs, link, encryption, trust, me, server, .. } = screen.status;
-    let tabs = tabs_line(tabs, columns * 2 / 3);
-    let parts = [&above, alarm, &tabs, trust, link, encryption, me, &people, server];
+    // On a narrow screen, where a line goes and whether that is safe are cut last.
+    let urgent: usize = [&above, alarm, trust].into_iter().map(|part| width(part) + 3).sum();
+    let tabs = tabs_line(tabs, (columns * 2 / 3).min(columns.saturating_sub(urgent)));
+    let parts = [&above, &tabs, trust, alarm, link, encryption, me, &people, server];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     across(&parts.join(" · "), columns)
 }
@@ -337,7 +339,7 @@ mod tests {
         let [status, row] = input(80, &[typed("one\ntwo"), Key::AltEnter]);
         assert_eq!(row, "bob> one⏎two⏎");
         assert!(status.starts_with(" room with bob"));
-        let question = " 2 lines were pasted: Enter again sends one message, Esc removes the paste";
+        let question = " 2 lines pasted: Enter sends one message, Esc removes it";
         assert_eq!(input(80, &[typed("one\ntwo"), Key::Enter]), [question, "bob> one⏎two"]);
         let hint = "/sendfile NAME PATH  offer a file; it is sent when NAME accepts";
         assert_eq!(input(90, &[typed("/sendfile ")])[1], format!("bob> /sendfile   {hint}"));
@@ -366,6 +368,37 @@ mod tests {
         assert_eq!(shown(vec![said(text)], 0, (28, 7))[..5], rows);
         // If the name has its own row, they are still indented.
         assert_eq!(shown(vec![said(text)], 0, (22, 7))[2], "      14:05 <bob> two");
+    }
+
+    #[test]
+    fn destination_and_safety_are_cut_last() {
+        let tab = |name: &str, current| Tab { name: name.into(), unread: 0, current };
+        let status = Status {
+            alarm: "CONNECTION LOST, trying again in 12 s, 3 pending".into(),
+            tabs: vec![tab("everyone", false), tab("room with bob?", true), tab("carol", false)],
+            trust: "NO TLS · not verified".into(),
+            encryption: "end-to-end encrypted".into(),
+            ..Status::default()
+        };
+        let (editor, entries) = (Editor::for_messages(), VecDeque::new());
+        let shown = |columns| {
+            let screen = Screen {
+                entries: &entries,
+                progress: &[],
+                status: &status,
+                editor: &editor,
+                scroll: 0,
+                newer: 0,
+                unseen: 0,
+                me: "alice",
+                clock: &|_| String::new(),
+            };
+            text_of(&draw(&screen, Size { columns, rows: 3 }).rows[1])
+        };
+        assert!(shown(60).starts_with(" [2 room with bob?]  … · NO TLS · not verified · CONN"));
+        assert!(
+            shown(200).starts_with(" 1 everyone  [2 room with bob?]  3 carol · NO TLS · not verified · CONN")
+        );
     }
 
     fn text_of(row: &Row) -> String {

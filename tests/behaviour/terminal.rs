@@ -657,7 +657,7 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
         terminal.tmux(&["paste-buffer", "-p"]);
     };
     terminal.text("half");
-    let question = "2 lines were pasted: Enter again sends one message, Esc removes the paste";
+    let question = "2 lines pasted: Enter sends one message, Esc removes it";
     for last in ["Escape", "Enter"] {
         paste(" a\n/exit\n");
         terminal.expect_last("> half a⏎/exit");
@@ -688,9 +688,9 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
         // With a line end, the client asks first; Enter again sends it.
         terminal.keys(&["Enter"]);
         let screen = terminal.wait("sent, or asked about", |screen| {
-            screen.contains("lines were pasted") || last_line(screen) == ">"
+            screen.contains("lines pasted") || last_line(screen) == ">"
         });
-        if screen.contains("lines were pasted") {
+        if screen.contains("lines pasted") {
             terminal.keys(&["Enter"]);
         }
         let got = bob.expect("<alice> before");
@@ -707,7 +707,7 @@ fn lines_without_paste_marks_are_a_paste_all_the_same() {
     terminal.tmux(&["paste-buffer"]);
     terminal.expect_last("> one⏎/exit");
     terminal.keys(&["Enter"]);
-    terminal.expect("2 lines were pasted: Enter again sends one message");
+    terminal.expect("2 lines pasted: Enter sends one message");
     terminal.keys(&["Enter"]);
     bob.expect("<alice> one⏎/exit");
     // Text that looks like a command is refused as when it is typed.
@@ -715,7 +715,7 @@ fn lines_without_paste_marks_are_a_paste_all_the_same() {
     terminal.tmux(&["paste-buffer"]);
     terminal.expect_last("> ⏎/msg bob secret");
     terminal.keys(&["Enter"]);
-    terminal.expect("lines were pasted: Enter again sends one message");
+    terminal.expect("lines pasted: Enter sends one message");
     terminal.keys(&["Enter"]);
     terminal.expect("a command must begin with /");
     terminal.ask("\u{ff0f}msg bob secret", "U+FF0F is not a slash");
@@ -763,7 +763,7 @@ fn paste_in_several_reads_stays_one_and_sends_nothing() {
         terminal.text("three\n");
         terminal.expect_last(&format!("> {shown}⏎/exit⏎⏎⏎three"));
         terminal.keys(&["Enter"]);
-        terminal.expect("6 lines were pasted: Enter again sends one message");
+        terminal.expect("6 lines pasted: Enter sends one message");
         terminal.keys(&["Enter"]);
         assert_eq!(bob.expect("<alice"), format!("<alice> {shown}⏎/exit⏎⏎⏎three"));
     }
