@@ -28,8 +28,7 @@
 //! [`routing`](server::routing) checks where it goes and puts it, with each recipient's own
 //! wrapped key, into their [`Outbox`](server::session::outbox::Outbox); what goes to many is sent by the
 //! [`flusher`](server::session::flush). A recipient's
-//! [`incoming`](client::session::incoming) checks signature, recipient and order, decrypts, sanitises and
-//! shows an [`Entry`](client::entry::Entry).
+//! session checks signature, recipient and order, decrypts, sanitises and shows an [`Entry`](client::entry::Entry).
 //!
 //! # A connection on its way out
 //!
@@ -42,11 +41,10 @@
 //! # A file on its way
 //!
 //! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks
-//! between them go past the session: a [`transfer`](client::transfer)'s thread reads and seals groups of them
-//! ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::link::Link) sends them as packets behind all lines, the
-//! server's [`routing`](server::routing) relays as many as the recipient has granted, and the
-//! recipient's threads check, decrypt and write them into a [`Part`](client::file::Part), which
-//! gets its name when its hash is right.
+//! between them go past the session, which starts the [jobs of a transfer](client::transfer): one hashes the file, one reads
+//! and seals groups of chunks ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::link::Link) sends them as packets behind
+//! all lines, the server's [`routing`](server::routing) relays as many as the recipient has granted, and the recipient's job
+//! checks, decrypts and writes them into a [`Part`](client::file::Part), which gets its name when its hash is right.
 //!
 //! # What stays on disk
 //!

@@ -15,7 +15,7 @@ pub mod conversations;
 mod dial;
 pub mod editor;
 pub mod entry;
-mod error;
+pub mod error;
 pub mod file;
 pub mod inbox;
 pub mod input;

@@ -1,7 +1,7 @@
 //! What the client keeps on its disk: what it remembers of others ([`trust`]), the messages of earlier sessions
 //! ([`history`]), and its key ([`keys`]).
 //!
-//! Invariant: a [`Store`] has a record on disk before it relies on it. All lists are [`records`]: nothing that is not
+//! Invariant: a `Store` has a record on disk before it relies on it. All lists are [`records`]: nothing that is not
 //! understood is erased, and a damaged file stops the start. Specification: README#records.
 
 pub mod history;
