@@ -27,11 +27,11 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// When no packet of any transfer has come or gone for this long, they have ended: as long as a session waits to be resumed.
+/// Without a packet of any transfer for this long, all of them fail: a session waits as long to be resumed.
 const STALLED: Duration = Duration::from_secs(60);
-/// When the server passes nothing on any more, the other side's word on why comes within this time.
+/// After the server has refused to relay a transfer, the other side's reason arrives within this time.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// Progress is told this often: a bar moves smoothly, and no more.
+/// The interval of progress reports: a bar moves smoothly.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
 /// What the session wants done for one of its transfers, named by its number.

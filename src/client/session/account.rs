@@ -143,7 +143,7 @@ impl Account {
         self.former.push((std::mem::replace(&mut self.current, new), now));
         self.due = now + RENEW_AFTER;
         if newest >= self.newest {
-            // Another machine logs in at this moment, or the server plays with us.
+            // Another machine has logged in at this moment, or the server is not honest.
             (self.newest, self.due) = (newest, now + RENEW_AGAIN);
         }
         true

@@ -1,8 +1,8 @@
-//! Files that are offered, sent and received: what was agreed, how far each is, and what is told of it.
+//! Files that are offered, sent and received: the state of each transfer, and what the user sees of it.
 //!
-//! Invariant: nothing is fetched or written before the person has accepted. What the person says is taken in
-//! `commands`, what the other side says in [`words`], what the threads that do the work
-//! ([`transfer`](crate::client::transfer)) say in `steps`.
+//! Invariant: nothing is fetched or written before the user has accepted the offer. `commands` handles what the user types,
+//! `answers` what the other side sends (the texts are in [`words`]), and `steps` what the jobs of
+//! [`transfer`](crate::client::transfer) report.
 //! Specification: PROTOCOL#file-transfer.
 
 mod answers;
@@ -29,36 +29,36 @@ use std::time::{Duration, Instant};
 use words::Word;
 use zeroize::Zeroizing;
 
-/// Transfers and offers that are kept in mind, in each direction: others can make a person's list no longer.
+/// Transfers and offers in the list, in each direction: others cannot make it longer.
 const MAX_LISTED: usize = 64;
-/// So many of them with one person as the sender, who so leaves room for others.
+/// Of these, offers of one sender: the rest is for others.
 const MAX_OFFERS_OF_ONE: usize = 16;
-/// Files that are sent at once, each with a thread: as many as may arrive at the other side.
+/// Files that are sent at the same time, each with a thread: as many as the other side receives.
 const MAX_LEAVING: usize = 8;
-/// An offer that nobody has answered for this long is withdrawn: its sender may no longer mean it.
+/// An offer without an answer is withdrawn after this time: its sender may have forgotten it.
 /// PROTOCOL#offer-life.
 const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
-/// The confirmation of what was sent completely comes in this time: the other side still writes and compares the hash.
+/// The recipient confirms a complete file within this time, in which it writes the rest and compares the hash.
 /// PROTOCOL#transfer-end.
 const CONFIRMATION: Duration = Duration::from_secs(120);
-/// The reason of a person who wished it: what has arrived is not kept for another time.
+/// The reason when a user cancelled: what has arrived is removed.
 const CANCELLED: &str = "cancelled";
-/// Of smaller files, in bytes, how fast they went says nothing.
+/// The smallest file, in bytes, whose rate is shown: a smaller one is over too soon.
 const MIN_RATED: u64 = 1_000_000;
 
 /// How far a transfer is.
 enum State {
-    /// Out: so many bytes of the file are read, to hash them.
+    /// Out: the file is being hashed; bytes so far.
     Hashing(u64),
-    /// The other side, or the person here, has not answered.
+    /// The other side (out) or the user (in) has not answered.
     Offered,
-    /// In: what is there already is being looked at.
+    /// In: the part that is there already is being hashed.
     Looking,
-    /// Out: accepted from this chunk on; the key that the answer named is not here yet.
+    /// Out: accepted from this chunk on; the session key that the answer names is not known yet.
     AwaitingKey(u32, Fingerprint),
-    /// So many bytes are there.
+    /// Chunks are on their way; bytes so far.
     Moving(u64),
-    /// Out: everything is sent.
+    /// Out: everything is sent, and not confirmed.
     Confirming,
     /// Out: confirmed; a copy is being made.
     Copying,
@@ -78,11 +78,11 @@ struct Transfer {
     since: Instant,
     /// When the first chunk was due, and the bytes that were there then.
     begun: (Instant, u64),
-    /// Tenths that were told.
+    /// Tenths that were shown.
     told: u64,
 }
 
-/// A transfer that was begun and has ended before its file was whole.
+/// A transfer that began, and ended before its file was complete.
 struct Stopped {
     title: String,
     peer: Username,
@@ -93,16 +93,16 @@ struct Stopped {
 /// All of them, by number.
 pub struct Files {
     list: BTreeMap<u32, Transfer>,
-    /// The latest that can be taken up again, at most [`MAX_LISTED`].
+    /// The latest that can resume, at most [`MAX_LISTED`].
     stopped: VecDeque<Stopped>,
     last: u32,
-    /// What the other sides are to be told, and was not sent yet.
+    /// Words to the other sides that are not sent yet.
     words: VecDeque<Outgoing>,
-    /// When a file last came further.
+    /// When a file last made progress.
     moved: Instant,
 }
 
-/// How far one transfer is, for the screen.
+/// The progress of one transfer, for the screen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// "photo.jpg → bob".
@@ -157,7 +157,7 @@ impl Transfer {
         format!("{} {arrow} {}", sanitise(&self.name), self.peer)
     }
 
-    /// Whether this is an offer that the person here has not answered.
+    /// Whether this is an offer that the user has not answered.
     fn is_open(&self) -> bool {
         !self.outgoing && matches!(self.state, State::Offered)
     }
@@ -206,7 +206,7 @@ impl Files {
         self.words.pop_front()
     }
 
-    /// When a file last came further.
+    /// When a file last made progress.
     pub fn moved(&self) -> Instant {
         self.moved
     }
@@ -216,12 +216,12 @@ impl Files {
         self.list.values().all(Transfer::is_open)
     }
 
-    /// What a direction's list holds.
+    /// The number of transfers in one direction.
     fn count(&self, outgoing: bool) -> usize {
         self.list.values().filter(|one| one.outgoing == outgoing).count()
     }
 
-    /// The oldest unanswered offer of whoever has made most of them.
+    /// The oldest unanswered offer of the user who has made most of them.
     fn dispensable(&self) -> Option<u32> {
         let mut offers: BTreeMap<&Username, Vec<u32>> = BTreeMap::new();
         for (number, one) in self.list.iter().filter(|(_, one)| one.is_open()) {
@@ -247,7 +247,7 @@ impl Files {
         self.last
     }
 
-    /// How far everything under way is, `now`.
+    /// The progress of everything under way, `now`.
     pub fn progress(&self, now: Instant) -> impl Iterator<Item = Progress> {
         let moving = |transfer: &&Transfer| {
             matches!(transfer.state, State::Hashing(_) | State::Moving(_) | State::Confirming)
@@ -285,7 +285,7 @@ impl Files {
         cx.notice(if from == 0 { what } else { format!("{what}: resuming at {percent} %") });
     }
 
-    /// It cannot go on: both sides are told, and what has arrived stays for another time.
+    /// Ends a transfer that cannot go on: both sides are told, and what has arrived stays, so that it can resume.
     fn fail(&mut self, cx: &mut Cx, number: u32, why: &str) {
         let Some(transfer) = self.list.get(&number) else { return };
         let label = transfer.label();
@@ -293,7 +293,7 @@ impl Files {
         cx.problem(format!("{label}: {why}"));
     }
 
-    /// Takes a transfer off the list, stops its thread, and tells the other side why, if they are to know.
+    /// Removes a transfer, stops its job, and tells the other side why if `tell` says it.
     fn end_transfer(&mut self, cx: &mut Cx, number: u32, discard: bool, tell: Option<String>) {
         let Some(transfer) = self.list.remove(&number) else { return };
         self.job(cx, number, Job::Stop { discard });
@@ -349,7 +349,7 @@ impl Files {
         self.interrupt(cx, |peer| peer == name, &format!("{name} has left"));
     }
 
-    /// What goes on between those two sessions ends, and can be taken up by others. `why` it does.
+    /// Ends every transfer with these users because of `why`; each can resume in another session.
     pub fn interrupt(&mut self, cx: &mut Cx, with: impl Fn(&Username) -> bool, why: &str) {
         let theirs = |(number, one): (&u32, &Transfer)| {
             (with(&one.peer) && !matches!(one.state, State::Copying)).then_some(*number)
@@ -374,7 +374,7 @@ impl Files {
         }
     }
 
-    /// Offers do not wait for ever, nor does what was sent for its confirmation.
+    /// Ends offers without an answer, and files without a confirmation, in time.
     pub fn tick(&mut self, cx: &mut Cx) {
         let overdue = |transfer: &Transfer| {
             let limit = match transfer.state {
@@ -391,7 +391,7 @@ impl Files {
         }
     }
 
-    /// What is to be said of files that are not complete; `None` if all are.
+    /// The report of files that are not complete; `None` if all are.
     pub fn unfinished(&self) -> Option<String> {
         let list = self.list.values();
         let titles =

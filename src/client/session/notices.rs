@@ -7,15 +7,15 @@ use crate::client::entry::{Entry, Place, Source};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What was counted is shown after this time, and after twice as long each time that it continues.
+/// A count is shown after this time, and then after twice as long each time, while it grows.
 const COUNTED: Duration = Duration::from_secs(60);
 /// The longest of these times.
 const COUNTED_AT_MOST: Duration = Duration::from_secs(3600);
 /// Notices about users in a minute: more than a person reads.
 const MAX_ABOUT_USERS: u32 = 30;
-/// And about the same user, who so leaves room for others.
+/// Of these, notices about one user: the rest is for others.
 const MAX_ABOUT_ONE: u32 = 10;
-/// Notices about the server in a minute: its messages are few, or it plays with us.
+/// Notices about the server in a minute: an honest one causes few.
 const MAX_ABOUT_SERVER: u32 = 10;
 /// Lines in a minute about users who come and go.
 const MAX_PRESENCE: u32 = 60;

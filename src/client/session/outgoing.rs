@@ -1,4 +1,4 @@
-//! What this user sends: sealed, wrapped for each recipient, sent. What became of it is taken in by `outcome`.
+//! What this user sends: sealed, wrapped for each recipient, sent. `outcome` handles the server's answers.
 //!
 //! Invariant: messages to one user leave in the order in which they were typed; nothing is sealed for a key that was
 //! not certified. Specification: PROTOCOL#sending.
@@ -38,7 +38,7 @@ pub enum Missed {
     KeyChanged,
     /// So much waits for them already that the server did not take it.
     Busy,
-    /// The server refused it, or named a stale key again and again.
+    /// The server refused it, or called each key stale.
     Failed,
 }
 
@@ -106,7 +106,7 @@ struct Failed {
     id: Option<Fixed<32>>,
 }
 
-/// A private or room message that the server has answered as delivered, then.
+/// A private or room message that the server reported as delivered `since` then.
 struct Delivered {
     number: u64,
     message: Outgoing,

@@ -1,6 +1,6 @@
-//! Files, as far as the other side tells: offered, accepted, declined, cancelled, complete.
+//! What the other side says about a file: offered, accepted, declined, cancelled, complete.
 //!
-//! Invariant: a word about a transfer counts only from the other side of it, and only when its turn has come.
+//! Invariant: a word about a transfer counts only from the other side of it, and only in the state that it fits.
 //! Specification: PROTOCOL#file-transfer.
 
 use super::words::{Accept, Offer, Word};
@@ -16,7 +16,7 @@ use crate::name::Username;
 use miniserde::json;
 
 impl Files {
-    /// A word of the other side, other than an offer or its acceptance. `Err` if it is none.
+    /// Takes in a `file_reject`, `file_cancel` or `file_done`. `Err` if it is malformed.
     pub fn take_word(&mut self, cx: &mut Cx, header: &Header, text: &str) -> Result<(), String> {
         let Word { transfer, reason } = json::from_str(text).map_err(nonsense)?;
         if let Some(number) = self.find(&header.from, &transfer.0) {
@@ -25,7 +25,7 @@ impl Files {
         Ok(())
     }
 
-    /// `from` offers a file. `Err` if that is none, or too much. PROTOCOL#bad-word.
+    /// Takes in a `file_offer`. `Err` if it is malformed, or one too many. PROTOCOL#bad-word.
     pub fn offered(&mut self, cx: &mut Cx, from: &Username, text: &str) -> Result<(), String> {
         let offer: Offer = json::from_str(text).map_err(nonsense)?;
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
@@ -65,8 +65,8 @@ impl Files {
         Ok(())
     }
 
-    /// `from` has accepted an offer: the session key that the chunks' keys are to be wrapped for, which [`Files::keys`] takes;
-    /// `None` if nothing comes of it. `Err` if that is no answer. PROTOCOL#chunk-session.
+    /// Takes in a `file_accept`; returns the fingerprint of the session key that the chunks' keys are wrapped for, which
+    /// [`Files::keys`] then needs. `None` if it fits no offer. `Err` if it is malformed. PROTOCOL#chunk-session.
     pub fn accepted(
         &mut self,
         cx: &mut Cx,
@@ -93,7 +93,7 @@ impl Files {
         Ok(Some(session))
     }
 
-    /// The session key of `name` is as new as it gets, if there is one: what waits for it begins, or never will.
+    /// The server has shown the session key of `name`, or has none: transfers that wait for it begin, or fail.
     pub fn keys(&mut self, cx: &mut Cx, name: &Username, key: Option<&SessionPublicKey>) {
         let waits = |one: &Transfer| match one.state {
             State::AwaitingKey(start, session) if one.peer == *name => Some((start, session)),
@@ -134,7 +134,7 @@ impl Files {
             (Kind::FileCancel, state) if !matches!(state, State::Copying) => {
                 let offered = !outgoing && matches!(state, State::Offered);
                 let reason = reason.as_deref();
-                // Who cancels on purpose does not want it to go on another time.
+                // A user who cancels does not want to resume.
                 self.end_transfer(cx, number, reason == Some(CANCELLED), None);
                 cx.problem(match reason {
                     Some(CANCELLED) if offered => format!("{peer} has withdrawn {title}"),

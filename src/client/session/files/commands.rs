@@ -1,4 +1,4 @@
-//! Files, as far as the person types it: offer one, take one, decline, end, list.
+//! What the user types about files: offer, accept, decline, cancel, list.
 //!
 //! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not
 //! fetched a second time. Specification: README#sending-files.
@@ -37,8 +37,8 @@ impl Files {
         self.job(cx, number, Job::Hash { peer: name, id, path });
     }
 
-    /// The offer that `command` is about: that number, or the only one. With several, the newest may be another than the one
-    /// that the person has just read of.
+    /// The offer that `command` is about: the one of this number, or the only one. With several, the newest may not be the one
+    /// that the user has just read about.
     fn offer(&mut self, cx: &mut Cx, number: Option<u32>, command: &str) -> Option<u32> {
         let mut offers = self.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
@@ -59,7 +59,7 @@ impl Files {
         found
     }
 
-    /// Takes the file of this offer, or of the only one.
+    /// Accepts this offer, or the only one.
     pub fn accept_file(&mut self, cx: &mut Cx, number: Option<u32>) {
         let Some(number) = self.offer(cx, number, "acceptfile") else { return };
         if self.moving(false) >= MAX_ARRIVING {
@@ -129,12 +129,12 @@ impl Files {
         cx.notice(format!("you have cancelled {title} {way} {peer}"));
     }
 
-    /// Answers `/files`, once the disk was looked at.
+    /// Begins to answer `/files`: the parts on disk are listed first.
     pub fn tell_files(&mut self, cx: &mut Cx) {
         self.job(cx, 0, Job::List);
     }
 
-    /// Answers `/files`: what is offered or in progress, and what was begun and has no other side now.
+    /// Answers `/files`: what is offered or in progress, and what was interrupted.
     pub(super) fn list_files(&mut self, cx: &mut Cx, parts: &[LeftPart]) {
         let mut lines: Vec<String> = self
             .list

@@ -1,6 +1,6 @@
-//! Files, as far as their threads tell: read, found, sent, arrived, failed, and what the other side hears of that.
+//! What the jobs of a transfer report: hashed, found, sent, received, failed; and what the other side is told then.
 //!
-//! Invariant: a step counts only while its transfer is on the list; what of it is shown is made harmless.
+//! Invariant: a step counts only while its transfer is in the list; names and paths are sanitised before they are shown.
 //! Specification: PROTOCOL#file-transfer.
 
 use super::words::{Accept, Offer};
@@ -15,13 +15,13 @@ use crate::crypto::envelope::Kind;
 use crate::encoding::Fixed;
 
 impl Files {
-    /// A transfer has come one step further.
+    /// A job has reported.
     pub fn step(&mut self, cx: &mut Cx, number: u32, step: Step) {
         if let Step::Parts(parts) = step {
             return self.list_files(cx, &parts);
         }
         let Some(transfer) = self.list.get_mut(&number) else {
-            // What was cancelled meanwhile has nothing more to say, but that it was too late.
+            // A transfer that was cancelled meanwhile reports only that it was too late.
             if let Step::Received(path) = step {
                 let path = sanitise(&path.to_string_lossy());
                 cx.notice(format!("this file was already complete: {path}"));
@@ -58,7 +58,7 @@ impl Files {
                 ));
             }
             Step::Found { start } => {
-                // Whatever is renewed meanwhile, this key stays the transfer's.
+                // The transfer keeps this key, even if it is renewed meanwhile.
                 let key = cx.account.current();
                 let session = Fixed(key.fingerprint().0);
                 let accept = Accept { transfer: Fixed(transfer.id), start: start.into(), session };

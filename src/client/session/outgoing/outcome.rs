@@ -1,4 +1,4 @@
-//! What became of what was sent, as the server says it, and who is told.
+//! The fate of what was sent, as the server reports it, and what the user is told of it.
 //!
 //! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
 //! sent again by itself, and nothing else is: what has failed waits for the user. Specification: PROTOCOL#outcome.
@@ -17,9 +17,9 @@ use crate::protocol::{Lost, Sent};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// A message that meets a stale key this often is given up: somebody plays with us. PROTOCOL#stale.
+/// A message that meets a stale key this often is given up: an honest server does not do that. PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
-/// Messages that failed and can be sent again, the latest: more than a person goes back to.
+/// The latest failed messages that can be sent again: more than a user goes back to.
 const MAX_FAILED: usize = 64;
 /// Private and room messages that are kept after their delivery, in case the server reports them as lost.
 const MAX_DELIVERED: usize = 256;
@@ -32,7 +32,7 @@ impl Outbox {
         self.outcomes.pop_front()
     }
 
-    /// The server has said what became of a request. False if none was made. PROTOCOL#outcome, PROTOCOL#stale.
+    /// Takes in the server's answer to a request. PROTOCOL#outcome, PROTOCOL#stale.
     pub fn sent(&mut self, cx: &mut Cx, contacts: &mut Contacts, answer: &Sent) {
         let Some((number, names)) = self.flights.remove(&answer.id) else {
             return cx.server_problem("the server answered a request that was not made");
@@ -186,7 +186,7 @@ impl Outbox {
             let because = why.because(contacts, name);
             let text = match message.kind {
                 Kind::RoomOpened => {
-                    // Who was not told can be told another time.
+                    // `/room` can be typed again.
                     self.outcomes.push_back(Outcome::NotOpened(name.clone()));
                     format!(
                         "{because}: no room is open, and nobody receives what you type here; /leave returns to everyone"
