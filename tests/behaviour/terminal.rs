@@ -1391,7 +1391,7 @@ fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
     gate.cut();
     gate.hold_answers(false);
     let screen = terminal.expect("* the session is over: Ctrl-C leaves");
-    let over = " THE SESSION IS OVER: Ctrl-C leaves · ";
+    let over = " THE SESSION IS OVER: Ctrl-C leaves ";
     assert!(screen.contains(over) && !screen.contains("trying again,"), "{screen}");
     // Typed lines are answered, and the conversation can still be read.
     terminal.ask("and more", "* not sent: the session is over; Ctrl-C leaves");
