@@ -35,7 +35,7 @@ pub trait Front {
     fn passwords(&mut self, file: Option<String>) -> Passwords;
 }
 
-/// Takes in an event, and those that follow from it at once; how the client ends, if they end it.
+/// Handles an event and the events that follow from it at once; returns how the client ends, if it does.
 pub fn drive(session: &mut Session, backend: &Backend, front: &mut impl Front, event: Event) -> Option<Exit> {
     let mut events = VecDeque::from([event]);
     while let Some(event) = events.pop_front() {
@@ -97,7 +97,7 @@ impl Backend {
         self.link.touch();
     }
 
-    /// Does what the session asks for; what has failed at once.
+    /// Does what the session asks for; returns a failure that shows at once.
     fn perform(&self, action: Action, front: &mut impl Front) -> Option<Event> {
         match action {
             Action::Send(message) => {

@@ -1,7 +1,7 @@
-//! Lines that were typed, or read by plain mode, and that the session has not taken yet: the one place where they wait.
+//! The one place where lines wait that were typed, or read by plain mode, until the session takes them.
 //!
-//! Invariant: they are taken in their order; plain mode reads only as many ahead as it takes to see that the input
-//! ends, so a long script waits for the server instead of for memory.
+//! Invariant: the session takes them in order; plain mode reads only as far ahead as it needs to see the end of the input,
+//! so a long script fills no memory.
 
 use super::command::{Command, is_exit, parse};
 use super::session::{Event, Session};
@@ -10,7 +10,7 @@ use crate::crypto::envelope::MAX_TEXT;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-/// A line; what is wrong with one that is no text.
+/// A line, or the reason why it is no text.
 pub type Typed = Result<String, String>;
 
 /// Lines that plain mode reads ahead.
@@ -19,27 +19,27 @@ const AHEAD: usize = 256;
 /// See the module.
 #[derive(Default)]
 pub struct Lines {
-    /// Where more come from in plain mode.
+    /// The source of more lines in plain mode.
     input: Option<Receiver<Typed>>,
     waiting: VecDeque<Typed>,
     /// The input has ended.
     have_ended: bool,
-    /// How many the session has taken.
+    /// The number that the session has taken.
     taken: u64,
 }
 
 impl Lines {
-    /// Those of plain mode.
+    /// The lines of plain mode's input.
     pub fn of(input: Receiver<Typed>) -> Lines {
         Lines { input: Some(input), ..Lines::default() }
     }
 
-    /// Adds one that was typed.
+    /// Adds a typed line.
     pub fn push(&mut self, line: String) {
         self.waiting.push_back(Ok(line));
     }
 
-    /// Those that wait, the oldest first.
+    /// The waiting lines, oldest first.
     pub fn waiting(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.waiting.iter().flatten().map(String::as_str)
     }
@@ -60,7 +60,7 @@ impl Lines {
         }
     }
 
-    /// Whether those that wait are the last ones.
+    /// Whether the waiting lines are the last ones.
     pub fn end(&mut self) -> bool {
         self.look_ahead();
         self.have_ended || self.waiting().any(is_exit)

@@ -121,7 +121,7 @@ struct Views {
     asking: Option<Asking>,
 }
 
-/// Runs until the user leaves. From now on signals are for the session, and no more for `former`.
+/// Runs until the user leaves. Signals now go to the session, not to `former`.
 ///
 /// # Errors
 /// If the terminal or a thread is not available.
@@ -238,7 +238,7 @@ impl Screen {
         }
     }
 
-    /// Does what it was woken for; how the client ends, if it does.
+    /// Handles the reason of a wake-up; returns how the client ends, if it does.
     fn wake(&mut self, woken: Wake) -> Option<Exit> {
         match woken {
             Wake::Events => {}
@@ -254,7 +254,7 @@ impl Screen {
         None
     }
 
-    /// Takes in an event and the lines that wait for it.
+    /// Handles an event and the lines that waited for it.
     fn take(&mut self, event: Event) -> Option<Exit> {
         let was_wrong = matches!(event, Event::PasswordChanged(Err(ChangeError::WrongPassword)));
         if was_wrong && self.views.conversations.current().editor.is_empty() {
@@ -272,7 +272,7 @@ impl Screen {
         exit
     }
 
-    /// Hands on the lines that wait, as far as the session takes them.
+    /// Hands on the waiting lines that the session takes.
     fn take_lines(&mut self) -> Option<Exit> {
         while self.over.is_none()
             && let Some(line) = self.lines.next(&self.session)
@@ -290,7 +290,7 @@ impl Screen {
         if self.session.is_leaving() {
             return Some(exit);
         }
-        // Nobody has asked for the end: what is being typed at this moment would be a command in the shell.
+        // The user did not ask for the end: the rest of a line being typed would go to the shell.
         self.backend.end();
         (self.over, self.views.asking) = (Some(exit), None);
         self.views.notice("the session is over: Ctrl-C leaves".into());
@@ -408,7 +408,7 @@ impl Front for Views {
         None
     }
 
-    /// They were asked for before. A line with a file that was typed earlier does not end a question in progress.
+    /// The user has typed them already. A `/passwd FILE` typed earlier does not end a question in progress.
     fn passwords(&mut self, file: Option<String>) -> Passwords {
         let asking = if file.is_none() { self.asking.take() } else { None };
         let Asking { old, new, .. } = asking.unwrap_or_default();

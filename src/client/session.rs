@@ -11,9 +11,9 @@ mod connection;
 mod contacts;
 mod cx;
 mod event;
-mod exit;
 pub mod files;
 mod incoming;
+mod leaving;
 mod notices;
 mod outgoing;
 mod presence;
@@ -40,9 +40,9 @@ use account::{Account, PasswordChange};
 use connection::Connection;
 use contacts::{Contact, Contacts, Learned};
 use cx::Cx;
-use exit::{Leaving, Step};
 use files::Files;
 use incoming::{Arrived, Incoming, Received};
+use leaving::{Leaving, Step};
 use outgoing::{Missed, Outbox, Outcome, Outgoing};
 use presence::OnlineUsers;
 use record::Record;
@@ -54,7 +54,7 @@ use zeroize::Zeroizing;
 
 pub use connection::last_word;
 pub use event::{Action, Display, Effect, Event, Exit, NewKey};
-pub use exit::FAREWELL;
+pub use leaving::FAREWELL;
 
 /// Told when the password is changed.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on \
@@ -122,7 +122,7 @@ impl Session {
         self.record = Record::new(kept, earlier, &self.cx.me);
     }
 
-    /// Takes one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
+    /// Handles one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         let before = std::mem::replace(&mut self.cx.instant, now);
         self.cx.now = now_ms;
@@ -188,7 +188,7 @@ impl Session {
         self.cx.take_effects()
     }
 
-    /// What sending and files want of the other parts, until nothing is left.
+    /// Hands on what sending and files have for other parts, until nothing is left.
     fn settle(&mut self) {
         loop {
             let cx = &mut self.cx;
@@ -282,7 +282,7 @@ impl Session {
 
     // ---- keys of others
 
-    /// Takes the answer to the request under way: everyone who was asked for is settled by it.
+    /// Handles the answer to the keys request: it decides about every user in the request.
     fn keys(&mut self, keys: &Keys) {
         let Some(mut asked) = self.contacts.answered(keys) else {
             return self.cx.server_problem("the server sent keys that were not requested");
@@ -295,7 +295,7 @@ impl Session {
                 self.take_keys(person);
             }
         }
-        // One envelope for all of them together.
+        // One envelope for all of them.
         self.outbox.pump(&mut self.cx, &mut self.contacts, here);
         for name in asked {
             self.no_keys(&name, Missed::NoAccount);
@@ -319,7 +319,7 @@ impl Session {
         self.contacts.tell_awaited(&mut self.cx, name);
     }
 
-    /// There are no keys of `name` to be had.
+    /// `name` has no usable keys.
     fn no_keys(&mut self, name: &Username, why: Missed) {
         self.outbox.give_up(&mut self.cx, &self.contacts, name, why);
         self.files.keys(&mut self.cx, name, None);

@@ -9,11 +9,11 @@ use crate::name::Username;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A former session key still opens what was under way when it was renewed.
+/// For this time, a former session key opens messages that were sealed before its renewal.
 const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
-/// A new session key is made an hour before the old one's day is over: time for some attempts.
+/// A session key is renewed after this time, an hour before it expires: there is time for several attempts.
 const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
-/// A renewal that failed is tried again after this time: five more attempts before the day is over.
+/// A failed renewal is repeated after this time: five more attempts before the key expires.
 const RENEW_AGAIN: Duration = Duration::from_secs(600);
 
 /// The last change of the password.
@@ -21,7 +21,7 @@ const RENEW_AGAIN: Duration = Duration::from_secs(600);
 pub enum PasswordChange {
     /// There was none, or it succeeded.
     None,
-    /// It is under way.
+    /// It is in progress.
     Running,
     /// It failed.
     Failed,
@@ -38,7 +38,7 @@ pub struct Account {
     due: Instant,
     /// One that the server has not confirmed yet.
     announced: Option<Arc<SessionKey>>,
-    /// For what is still under way, and when each was replaced.
+    /// Replaced keys that still decrypt, and when each was replaced.
     former: Vec<(Arc<SessionKey>, Instant)>,
     /// The highest `created` of the own certificates, of other machines too, in milliseconds since 1970.
     newest: u64,
@@ -130,7 +130,7 @@ impl Account {
         let created = SessionCertificate::next_created(self.newest, now_ms);
         self.newest = self.newest.max(created);
         let certificate = self.identity.certify(me, &key, created);
-        // One that was announced in vain may have reached somebody.
+        // The server may have shown an earlier one that it did not confirm.
         let former = self.announced.replace(Arc::new(key));
         self.former.extend(former.map(|key| (key, now)));
         certificate

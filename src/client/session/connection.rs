@@ -1,6 +1,6 @@
-//! The connection to the server, as the user is told of it: heard, silent, lost, back.
+//! The connection to the server as the user sees it: online, silent, lost, back.
 //!
-//! Invariant: whatever state it is in, `owed` says since when an answer of the server is due.
+//! Invariant: `owed` says in every state since when the server owes an answer.
 //! Specification: README#when-the-connection-breaks.
 
 use super::cx::Cx;
@@ -9,7 +9,7 @@ use crate::client::text::seconds;
 use crate::protocol::{ErrorCode, Failure};
 use std::time::{Duration, Instant};
 
-/// A delay that a person notices.
+/// A delay that a user notices.
 pub const NOTICEABLE: Duration = Duration::from_millis(500);
 
 /// The state of the connection.
@@ -60,7 +60,7 @@ impl Connection {
         }
     }
 
-    /// There is a connection again, `after` this time; `how` it goes on there.
+    /// There is a connection again, `after` this time; `how` completes the notice.
     pub fn is_back(&mut self, cx: &mut Cx, after: Duration, how: &str) {
         (self.line, self.owed) = (Line::Online, None);
         cx.notice(format!("back online after {}{how}", seconds(after)));
@@ -89,7 +89,7 @@ impl Connection {
         self.owed = None;
     }
 
-    /// Whether an answer is due now.
+    /// Notes whether the server owes an answer now.
     pub fn owes(&mut self, cx: &Cx, is_due: bool) {
         self.owed = if is_due { self.owed.or(Some(cx.instant)) } else { None };
     }

@@ -15,7 +15,7 @@ use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKey
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
-/// People that a server can make a client keep in mind: five times as many as are thought of.
+/// The most users that a server can make a client remember: five times as many as it is planned for.
 const MAX_CONTACTS: usize = 50_000;
 
 /// One other user.
@@ -29,7 +29,7 @@ pub struct Contact {
     pub session: Option<SessionPublicKey>,
     /// When that was certified, in milliseconds since 1970.
     created: u64,
-    /// A `keys_request` is under way.
+    /// A request for the keys is queued or in flight.
     is_asked: bool,
     /// The key whose safety number was shown last: a decision is about that one.
     shown: Option<Fingerprint>,
@@ -71,14 +71,14 @@ fn certified(
     Ok(Some((certificate.verify(&keys.name, identity, now_ms)?, created)))
 }
 
-/// Everyone this session has had to do with.
+/// Everyone whom this session has met.
 pub struct Contacts {
     people: HashMap<Username, Contact>,
     known: TrustStore,
-    /// People whose keys are to be asked for: one request at a time, or the answers would be more than the server lets
-    /// wait for one client.
+    /// Users whose keys the next requests ask for. One request is in flight at a time, or the answers could exceed what the
+    /// server holds for a client.
     to_ask: VecDeque<Username>,
-    /// The request under way.
+    /// The names of the request in flight.
     asking: Option<BTreeSet<Username>>,
     /// Safety numbers that wait for a key.
     verifying: BTreeSet<Username>,
@@ -132,7 +132,7 @@ impl Contacts {
         self.people.keys()
     }
 
-    /// A new own session: requests are asked again, first for `waiting`.
+    /// A new own session has begun: asks again for the keys of `waiting`, and of users whose safety number is wanted.
     pub fn restart(&mut self, waiting: Vec<Username>) {
         for contact in self.people.values_mut() {
             (contact.session, contact.is_asked) = (None, false);
@@ -220,7 +220,7 @@ impl Contacts {
         self.asking.is_some()
     }
 
-    /// Everyone whom the request under way asked for, if `keys` answer it. PROTOCOL#ask-keys.
+    /// The names of the request in flight, if `keys` answer it. PROTOCOL#ask-keys.
     pub fn answered(&mut self, keys: &Keys) -> Option<BTreeSet<Username>> {
         let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
         let told: BTreeSet<&Username> = told.collect();
@@ -228,7 +228,7 @@ impl Contacts {
         self.asking.take_if(|asked| told.iter().copied().eq(asked.iter()))
     }
 
-    /// There are no keys of `name` to be had, because of `why`.
+    /// `name` has no usable keys; `why` is told if the user waits for a safety number.
     pub fn no_keys(&mut self, cx: &mut Cx, name: &Username, why: String) {
         self.get(name).is_asked = false;
         if self.verifying.remove(name) {
@@ -236,7 +236,7 @@ impl Contacts {
         }
     }
 
-    /// Takes in the keys that the server shows for one user, and tells what is odd about them.
+    /// Learns the keys that the server shows for one user, and tells what is wrong with them.
     pub fn take(&mut self, cx: &mut Cx, person: &PersonKeys) -> Learned {
         let name = &person.name;
         let before = self.fingerprint(name);

@@ -1,7 +1,7 @@
 //! What every part of a session is given with an event: the own account, the clocks, and where to answer.
 //!
-//! Invariant: a part tells nothing past this: whatever others can cause is counted here, and users who are ignored
-//! cause nothing.
+//! Invariant: every line for the user goes through here: lines that others can cause are counted, and ignored users cause
+//! none.
 
 use super::account::Account;
 use super::event::{Action, Display, Effect, Exit};
@@ -12,7 +12,7 @@ use crate::name::Username;
 use crate::protocol::ClientMessage;
 use std::time::Instant;
 
-/// More people than this coming or going at once are told as a number: names would fill the screen.
+/// The most users that a notice names; of more, it gives the number.
 pub const MAX_NAMED: usize = 5;
 
 /// The context of one event.
@@ -121,7 +121,7 @@ impl Cx {
         }
     }
 
-    /// Whether so many lines about users who come and go may be shown now; if so, they are.
+    /// Whether so many lines about users who come and go may be shown now; if so, they count as shown.
     pub fn takes_presence(&mut self, lines: usize) -> bool {
         self.notices.presence.take(lines)
     }

@@ -1,4 +1,4 @@
-//! What happens to a session, and what is to be done about it.
+//! What happens to a session, and what it wants done.
 //!
 //! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
 
@@ -24,35 +24,35 @@ pub struct NewKey {
 pub enum Event {
     /// A line was typed.
     Line(String),
-    /// The person goes to the conversation with somebody, or with everyone.
+    /// The user goes to the conversation with this user, or with everyone.
     Switch(Option<Username>),
-    /// The message of this number, which has failed, is to be sent again.
+    /// The user wants to send the failed message of this number again.
     Again(u64),
-    /// The server said something.
+    /// A message of the server.
     Server(ServerMessage),
-    /// The server said something that is no message.
+    /// A line of the server that is no message.
     Unreadable(DecodeError),
     /// The server has been silent since then, and does not answer a `ping`; `None` when it is heard again.
     Silent(Option<Instant>),
-    /// The connection broke: why. It is being had again.
+    /// The connection broke, for this reason. The link reconnects.
     Lost(String),
-    /// The next attempt is made then; why the one before was refused, if somebody was reached and said so.
+    /// The time of the next attempt; why the server refused the last one, if it did.
     Retry(Instant, Option<String>),
-    /// The session goes on over a new connection, after this time.
+    /// The session was resumed, after this time without a connection.
     Resumed(Duration),
-    /// The former session is over, and a new one has begun with this key, after this time.
+    /// The former session is over; a new login gave this key, after this time without a connection.
     LoggedIn(Box<NewKey>, Duration),
     /// The connection has ended for good.
     Closed(String),
-    /// A line of the input is no text: what is wrong with it.
+    /// A line of the input is no text, for this reason.
     NotText(String),
     /// No more lines will be typed.
     EndOfInput,
     /// A new session key was made, as [`Action::MakeSessionKey`] asked.
     NewKey(Box<SessionKey>),
-    /// A file's thread has come one step further.
+    /// A job of the transfer of this number reports.
     Transfer(u32, Step),
-    /// What became of [`Action::ChangePassword`].
+    /// The outcome of [`Action::ChangePassword`].
     PasswordChanged(Result<(), ChangeError>),
     /// Time has passed.
     Tick,
@@ -60,9 +60,9 @@ pub enum Event {
 
 /// What is to be done, in this order.
 pub enum Effect {
-    /// Whatever shows the session.
+    /// For the backend.
     Do(Action),
-    /// As each front end can.
+    /// For the front end.
     Show(Display),
     /// The end. No effect follows it.
     Quit(Exit),
@@ -72,13 +72,13 @@ pub enum Effect {
 pub enum Action {
     /// Sends this to the server.
     Send(ClientMessage),
-    /// What is sent from now on belongs to the new session.
+    /// Messages sent from now on belong to the new session.
     Begin,
     /// Takes up to 300 ms, so not here; [`Event::NewKey`] brings the key.
     MakeSessionKey,
     /// The user wants a new password: from this file, or to be asked for it. [`Event::PasswordChanged`] brings the outcome.
     ChangePassword(Option<String>),
-    /// Something is to be done for the transfer of this number.
+    /// A job for the transfer of this number.
     Transfer(u32, Job),
 }
 

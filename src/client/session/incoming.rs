@@ -14,26 +14,25 @@ use crate::protocol::EncryptedMessage;
 use std::collections::{HashMap, VecDeque};
 use zeroize::Zeroizing;
 
-/// Envelopes that wait for their senders' keys, in all; more are refused. Nothing of them is checked yet; they take 35 MB
-/// at most.
+/// The most envelopes that wait for their senders' keys; more are refused. They are unchecked, and take 35 MB at most.
 const MAX_INBOX: usize = 1024;
-/// And of one sender.
+/// The same for one sender.
 const MAX_INBOX_OF_ONE: usize = 64;
-/// The ids of one sender that are kept: more than a person reads in an hour.
+/// The most ids that are kept of one sender: more messages than a user reads in an hour.
 const MAX_IDS_OF_ONE: usize = 1024;
-/// And of all: 2 MiB.
+/// The same for all senders: 2 MiB.
 const MAX_IDS: usize = 65_536;
-/// A sender's clock that differs by more, in milliseconds, is told: no clock that is set by itself does.
+/// A sender's clock that differs by more, in milliseconds, is reported: a synchronised clock does not.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
-/// More missing messages than this are not counted: at the server's rate they would take a day.
+/// The count of missing messages stops here: at the server's rate, that many take a day.
 const MAX_MISSING: u64 = 10_000_000;
 
 /// What one other user has sent.
 #[derive(Default)]
 struct Sender {
-    /// What waits to be read until the key is here.
+    /// Envelopes that wait for the sender's key.
     inbox: VecDeque<EncryptedMessage>,
-    /// What was taken in.
+    /// The sequence numbers that were used.
     replay: Replay,
     /// The ids of the latest messages, the oldest first.
     ids: VecDeque<[u8; 32]>,
@@ -51,7 +50,7 @@ pub struct Received {
     pub text: Zeroizing<String>,
 }
 
-/// What is to be done with an envelope that has arrived.
+/// The result of an envelope's arrival.
 pub enum Arrived {
     /// It can be opened.
     Ready(Box<EncryptedMessage>),
@@ -74,7 +73,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Time has passed.
+    /// Notes when this run of the client began.
     pub fn tick(&mut self, cx: &Cx) {
         self.began.get_or_insert(cx.now);
     }
@@ -113,7 +112,7 @@ impl Incoming {
         waiting.map(|(name, _)| name.clone()).collect()
     }
 
-    /// What has waited for the key of `name`, in order.
+    /// Takes the envelopes that waited for the key of `name`, in order.
     pub fn take_inbox(&mut self, name: &Username) -> VecDeque<EncryptedMessage> {
         let inbox = self.senders.get_mut(name).map(|sender| std::mem::take(&mut sender.inbox));
         let inbox = inbox.unwrap_or_default();
@@ -121,14 +120,14 @@ impl Incoming {
         inbox
     }
 
-    /// The keys of `name` cannot be had: what waits for them is not believed.
+    /// `name` has no usable keys: refuses the envelopes that waited for them.
     pub fn drop_inbox(&mut self, cx: &mut Cx, name: &Username) {
         for message in self.take_inbox(name) {
             self.refuse(cx, &message.envelope.header, "there is no key to verify it");
         }
     }
 
-    /// What is refused is reported as that, and not as missing later. PROTOCOL#no-answer, PROTOCOL#check-sequence.
+    /// Refuses an envelope; its number does not count as missing later. PROTOCOL#no-answer, PROTOCOL#check-sequence.
     pub fn refuse(&mut self, cx: &mut Cx, header: &Header, why: &str) {
         let (place, sequence) = claimed(header);
         let sender = self.sender(&header.from);
@@ -138,7 +137,7 @@ impl Incoming {
         tell_refused(cx, &header.from, why);
     }
 
-    /// Opens an envelope; `None` if there is nothing to show of it. PROTOCOL#check-identity.
+    /// Opens an envelope; `None` if nothing of it is shown. PROTOCOL#check-identity.
     pub fn open(&mut self, cx: &mut Cx, contacts: &Contacts, message: &EncryptedMessage) -> Option<Received> {
         let header = &message.envelope.header;
         match self.checked(cx, contacts, message) {
@@ -200,8 +199,8 @@ impl Incoming {
         Ok((Received { header, text }, gap, id))
     }
 
-    /// Takes in what has passed the checks: tells what is missing before it, and whether its time is off. `None` if there
-    /// is nothing to show of it. PROTOCOL#check-text.
+    /// Accepts an envelope that has passed the checks; reports missing numbers before it, and a time that is off. `None` if
+    /// nothing of it is shown. PROTOCOL#check-text.
     fn take_in(&mut self, cx: &mut Cx, mut received: Received, gap: u64, id: [u8; 32]) -> Option<Received> {
         let header = &received.header;
         let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));

@@ -36,7 +36,7 @@ pub enum Missed {
     NoKey,
     /// The user has to decide about their key.
     KeyChanged,
-    /// So much waits for them already that the server did not take it.
+    /// The server holds too much for them already.
     Busy,
     /// The server refused it, or called each key stale.
     Failed,
@@ -56,7 +56,7 @@ impl Missed {
     }
 }
 
-/// What other parts have to hear of.
+/// An outcome that concerns another part.
 pub enum Outcome {
     /// The partner has been told of the room.
     Opened(Username),
@@ -73,7 +73,7 @@ pub enum Outcome {
     },
 }
 
-/// One message on its way.
+/// One message that is not settled.
 pub struct Outgoing {
     kind: Kind,
     audience: Audience,
@@ -116,14 +116,14 @@ struct Delivered {
 /// What is sent to one user.
 #[derive(Default)]
 struct Recipient {
-    /// The session key of what is unanswered. Nothing is sent for another one before all of it is
-    /// answered, or messages would overtake each other.
+    /// The session key of the unanswered requests. Nothing is sent for another key before all are answered, or messages
+    /// would overtake each other.
     flying: Option<Fingerprint>,
     /// The session key that the server last called stale.
     stale: Option<Fingerprint>,
     /// Unanswered `encrypted_send`s with this user as a target.
     in_flight: usize,
-    /// What waits to be sent to this user, by number: that is, in order.
+    /// The numbers of messages that wait to be sent to this user, in order.
     backlog: BTreeSet<u64>,
     /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
     sequence: Option<(Fingerprint, u64)>,
@@ -141,7 +141,7 @@ impl Recipient {
     }
 }
 
-/// All messages on their way.
+/// All messages that are not settled, and the latest that are.
 #[derive(Default)]
 pub struct Outbox {
     messages: BTreeMap<u64, Outgoing>,
@@ -158,7 +158,7 @@ pub struct Outbox {
     next_request: u64,
     /// The last number of the broadcast conversation.
     broadcasts: u64,
-    /// What the other parts have not heard of yet.
+    /// Not handed on yet.
     outcomes: VecDeque<Outcome>,
     /// A session ended before the server had acknowledged all messages.
     gave_up: bool,
@@ -337,7 +337,7 @@ impl Outbox {
                 _ if recipient.backlog.is_empty() => {}
                 _ if contact.has_changed() => changed.push(name),
                 None => keyless.push(name),
-                // What is under way is answered first.
+                // Requests for the former key are answered first.
                 Some(session) if recipient.in_flight > 0 && recipient.flying != Some(session) => {}
                 Some(session) => {
                     // PROTOCOL#stale.
@@ -354,7 +354,7 @@ impl Outbox {
             }
         }
         changed.iter().for_each(|name| self.give_up(cx, contacts, name, Missed::KeyChanged));
-        // The server calls the key stale for which it was sealed, and shows no other one.
+        // The server calls the key stale, and shows no other one.
         for (number, name) in &same {
             self.settle(*number, name, Some(Missed::Failed));
             self.finish(cx, contacts, *number);
@@ -401,11 +401,11 @@ impl Outbox {
     }
 }
 
-/// An own message, as it is shown.
+/// The entry that shows an own message.
 fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, state: SendState) -> Entry {
     let to = message.audience.recipient();
     let source = Source::User { from: cx.me.clone(), to: message.audience.clone() };
-    // What was known of a former key says nothing of the present one.
+    // Trust in a former key says nothing about the present one.
     let trust = to.filter(|to| !contacts.has_changed(to)).and_then(|to| contacts.trust(to));
     let place = source.place(&cx.me);
     let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));

@@ -1,7 +1,7 @@
 //! The online users.
 //!
-//! Invariant: the server tells the whole list once in a session, and changes after that; it cannot slip anybody in
-//! without a word. Specification: PROTOCOL#messages.
+//! Invariant: the server sends the whole list once in a session, and only changes after that; it cannot add a user without
+//! a notice. Specification: PROTOCOL#messages.
 
 use super::cx::{Cx, MAX_NAMED};
 use crate::client::entry::{Place, Source};
@@ -10,10 +10,10 @@ use crate::protocol::Presence;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// The most online users that are remembered. A server that names more could fill the memory.
+/// The most online users that are remembered: a hostile server could fill the memory.
 const MAX_ONLINE: usize = 200_000;
 
-/// The rest of a change follows at once; a server that withholds it hides nobody by that.
+/// The rest of a change follows at once; a server that withholds it delays the notice no longer than this.
 const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
 
 /// Users that came online or left since the last report, each once.
@@ -41,7 +41,7 @@ impl Changes {
     }
 
     fn has_left(&mut self, name: Username) {
-        // Nobody was told that they had come.
+        // Their arrival was not reported yet.
         if !self.joined.remove(&name) {
             self.again.remove(&name);
             self.left.insert(name);
@@ -83,12 +83,12 @@ impl OnlineUsers {
         self.names.iter().filter(move |name| *name != me)
     }
 
-    /// Takes in who has come and gone; returns the users that have left, and whether this ends the first list.
+    /// Handles arrivals and departures; returns the users that have left, and whether this ends the first list.
     /// PROTOCOL#presence-lists.
     pub fn take(&mut self, cx: &mut Cx, presence: Presence) -> (Vec<Username>, bool) {
         let mut left = Vec::new();
         if presence.full && (self.is_complete || self.is_partial) {
-            // It could slip somebody in without a word.
+            // A second list could add users without a notice.
             cx.out_of_place();
             return (left, false);
         }
@@ -124,8 +124,8 @@ impl OnlineUsers {
         (left, ends_list)
     }
 
-    /// Tells who has come and gone, unless the rest of a change is still to come or too much was told; before something is
-    /// sent, in any case. PROTOCOL#notices.
+    /// Reports arrivals and departures, unless a change is incomplete or too many were reported; `at_once` reports them in any
+    /// case, before something is sent. PROTOCOL#notices.
     pub fn report(&mut self, cx: &mut Cx, at_once: bool) {
         let waits = self.changes.incomplete.is_some_and(|since| cx.instant - since < REST_OF_A_CHANGE);
         if self.changes.is_empty() || waits && !at_once {

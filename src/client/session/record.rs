@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 pub struct Record {
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// Where they are kept.
+    /// The file in which they are kept.
     kept: Option<History>,
 }
 
@@ -38,7 +38,7 @@ impl Record {
         record
     }
 
-    /// Adds one; the oldest go where there is no room.
+    /// Adds a message; the oldest go if there is no room.
     fn push(&mut self, entry: Entry) {
         self.bytes += entry.text.len();
         self.entries.push_back(entry);

@@ -1,6 +1,6 @@
-//! Whom the user is talking to, and the rooms that are open.
+//! The conversation that the user is in, and the open rooms.
 //!
-//! Invariant: what is typed goes where the screen says; a room exists once its partner was told of it.
+//! Invariant: a typed line goes where the screen says.
 
 use super::cx::Cx;
 use super::event::Display;
@@ -10,7 +10,7 @@ use crate::client::store::trust::Trust;
 use crate::name::Username;
 use std::collections::BTreeSet;
 
-/// Times that a partner who opens and leaves a room is reported: what is typed there depends on it.
+/// The most notices about a partner who opens and leaves a room again and again.
 const MAX_ROOM_NOTICES: u32 = 4;
 
 /// See the module.
@@ -39,7 +39,7 @@ impl Talk {
         }
     }
 
-    /// What is typed goes to `partner` from now on.
+    /// Typed lines go to `partner` from now on.
     pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
         self.partner = partner.clone();
         cx.display(Display::Enter(partner));
@@ -50,7 +50,7 @@ impl Talk {
         self.rooms.contains(name)
     }
 
-    /// There is to be a room with `name`, who is being told.
+    /// Opens a room with `name`, who is being told.
     pub fn open(&mut self, name: Username) {
         self.rooms.insert(name);
     }
@@ -64,12 +64,12 @@ impl Talk {
         cx.notice(format!("you are in a private room with {name}; {trust}; /leave returns"));
     }
 
-    /// There is no room with `name` any more. False if there was none.
+    /// Closes the room with `name`. False if there was none.
     pub fn close(&mut self, name: &Username) -> bool {
         self.rooms.remove(name)
     }
 
-    /// A room ends with the session of either of the two.
+    /// Closes the room with `with`, if there is one, because one of the two sessions has ended; tells the user.
     pub fn close_and_tell(&mut self, cx: &mut Cx, with: &Username) {
         if self.close(with) {
             let text = format!(
@@ -79,7 +79,7 @@ impl Talk {
         }
     }
 
-    /// The own session is over, and every room with it.
+    /// Closes every room: the own session has ended.
     pub fn close_all(&mut self, cx: &mut Cx) {
         self.rooms.clone().iter().for_each(|with| self.close_and_tell(cx, with));
     }
@@ -99,7 +99,7 @@ impl Talk {
         notice_in_room(cx, from, format!("{from} has left the room"));
     }
 
-    /// Whether the terminal rings.
+    /// Turns notifications on or off.
     pub fn notify(&mut self, cx: &mut Cx, rings: bool) {
         self.is_quiet = !rings;
         let state = if rings { "on" } else { "off" };

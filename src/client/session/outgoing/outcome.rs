@@ -23,11 +23,11 @@ const MAX_TRIES: u32 = 3;
 const MAX_FAILED: usize = 64;
 /// Private and room messages that are kept after their delivery, in case the server reports them as lost.
 const MAX_DELIVERED: usize = 256;
-/// The same in time: the grace period of a session, and some minutes more.
+/// They are kept for this time: the grace period of a session, and some minutes more.
 const KEEP_DELIVERED: Duration = Duration::from_secs(5 * 60);
 
 impl Outbox {
-    /// The next thing that another part has to hear of; `None` if there is nothing more.
+    /// The next outcome that concerns another part; `None` if there are no more.
     pub fn next_outcome(&mut self) -> Option<Outcome> {
         self.outcomes.pop_front()
     }

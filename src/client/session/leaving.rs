@@ -1,15 +1,15 @@
-//! The end of the client, from the wish to leave until nothing is left to wait for.
+//! Leaving: from the user's wish until nothing is left to wait for.
 //!
-//! Invariant: no wait is without an end; nobody leaves without being told what was not acknowledged.
+//! Invariant: every wait has an end, and the user sees what was not acknowledged.
 
 use super::connection::NOTICEABLE;
 use super::cx::Cx;
 use std::time::{Duration, Instant};
 
-/// At the end, the client waits this long for each further answer: within this time a silent connection is dropped (35 s), the server
-/// ends a session that has none (60 s), and another connection reports what became of it.
+/// At the end, the client waits this long for each further answer: enough to drop a silent connection (35 s), for the
+/// server to end a session without one (60 s), and for a new connection to report the outcome.
 pub const FAREWELL: Duration = Duration::from_secs(120);
-/// At the end of the input, files and the answers to offers are waited for this long: a person has to decide.
+/// At the end of the input, the client waits this long for files and for answers to offers: a user has to decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 
 /// What to do about the end now.
@@ -47,8 +47,8 @@ impl Leaving {
         self.since.is_some()
     }
 
-    /// What to do now, if anything: everything `is_settled`, no file is under way (`is_idle`), and something `moved` last
-    /// then. The event before this one was at `before`.
+    /// What to do now, if anything. Whether everything `is_settled`, and whether no file is in progress (`is_idle`); `moved`
+    /// is the time of the last progress, `before` that of the event before this one.
     pub fn step(
         &self,
         cx: &Cx,
