@@ -197,11 +197,11 @@ impl Session {
                 Some(Outcome::NotOpened(name)) => {
                     self.talk.close(&name);
                 }
-                Some(Outcome::Word { transfer, kind, missed }) => {
-                    self.files.word_settled(cx, transfer, kind, missed);
+                Some(Outcome::FileMessage { transfer, kind, missed }) => {
+                    self.files.settled(cx, transfer, kind, missed);
                 }
-                None => match self.files.next_word() {
-                    Some(word) => self.dispatch(word),
+                None => match self.files.next_message() {
+                    Some(message) => self.dispatch(message),
                     None => return,
                 },
             }
@@ -383,7 +383,7 @@ impl Session {
                     }
                 }
             }
-            _ => self.files.take_word(cx, header, text)?,
+            _ => self.files.closed(cx, header, text)?,
         }
         Ok(())
     }

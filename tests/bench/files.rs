@@ -79,8 +79,9 @@ fn end_to_end(path: &Path, size: usize) {
     bob.expect("offers you a file");
     bob.say("/acceptfile");
     let arrived = bob.output.seen.len();
-    let busy =
-        chat(&mut alice, &mut bob, |_, seen| !seen[arrived..].iter().any(|line| line.contains("whole")));
+    let busy = chat(&mut alice, &mut bob, |_, seen| {
+        !seen[arrived..].iter().any(|line| line.contains("is complete: "))
+    });
     println!("\nend to end");
     println!("  from /acceptfile to the whole file: {:.0} MB/s", median(rates));
     println!("  reading and hashing for the offer:  {:.2} s", median(offers));

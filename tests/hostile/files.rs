@@ -8,7 +8,7 @@ use crate::support::{
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use miniserde::json;
-use secure_messenger::client::session::files::words::Offer;
+use secure_messenger::client::session::files::messages::Offer;
 use secure_messenger::crypto::chunk::{CHUNK, GROUP, Plan, TransferId};
 use secure_messenger::crypto::envelope::{Header, Kind, Scope, Sealed};
 use secure_messenger::crypto::keys::SessionKey;
@@ -479,7 +479,7 @@ fn received_file_is_never_taken_for_another_partial_file() {
     farewell(bob);
 }
 
-/// PROTOCOL#bad-word, PROTOCOL#offer-life, PROTOCOL#file_offer.
+/// PROTOCOL#bad-file-message, PROTOCOL#offer-life, PROTOCOL#file_offer.
 #[test]
 fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
     let (_server, mut bob, mut mallory) = scene("bob");
@@ -742,7 +742,7 @@ fn unrequested_packets_reach_no_client_or_disk() {
     farewell(bob);
 }
 
-/// PROTOCOL#bad-word.
+/// PROTOCOL#bad-file-message.
 #[test]
 fn notice_or_packet_about_a_foreign_transfer_does_nothing() {
     let server = Server::start();
@@ -783,7 +783,7 @@ fn notice_or_packet_about_a_foreign_transfer_does_nothing() {
 
 // ---- a hostile recipient
 
-/// PROTOCOL#bad-word, PROTOCOL#chunk-session, PROTOCOL#file_accept.
+/// PROTOCOL#bad-file-message, PROTOCOL#chunk-session, PROTOCOL#file_accept.
 #[test]
 fn wrong_answer_to_an_offer_ends_it_or_does_nothing() {
     let (_server, mut alice, mut mallory) = scene("alice");
@@ -875,7 +875,7 @@ fn recipient_that_claims_the_whole_file_gets_nothing_more() {
     farewell(alice);
 }
 
-/// PROTOCOL#bad-word.
+/// PROTOCOL#bad-file-message.
 #[test]
 fn only_the_recipient_of_an_offer_can_answer_it() {
     let server = Server::start();

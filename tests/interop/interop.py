@@ -472,7 +472,7 @@ def received_by_rust(world, bob, data):
     return path
 
 
-# PROTOCOL#file-words, PROTOCOL#file_offer, PROTOCOL#file_accept, PROTOCOL#file_done, PROTOCOL#chunk.
+# PROTOCOL#file-messages, PROTOCOL#file_offer, PROTOCOL#file_accept, PROTOCOL#file_done, PROTOCOL#chunk.
 def files_to_rust(world, alice, bob):
     for name, size in (("some ünïcode file.bin", 700_001), ("empty", 0), ("exact", 5 * m.CHUNK)):
         path, data = make_file(world, name, size)
@@ -482,7 +482,7 @@ def files_to_rust(world, alice, bob):
         received_by_rust(world, bob, data)
 
 
-# PROTOCOL#file-words, PROTOCOL#grant, PROTOCOL#packet, PROTOCOL#asked-for.
+# PROTOCOL#file-messages, PROTOCOL#grant, PROTOCOL#packet, PROTOCOL#asked-for.
 def files_from_rust(world, alice, bob):
     os.mkdir(world.path("received"))
     for name, size in (("from bob.bin", 654_321), ("nothing", 0), ("exact too", 10 * m.CHUNK)):

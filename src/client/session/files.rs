@@ -1,14 +1,14 @@
 //! Files that are offered, sent and received: the state of each transfer, and what the user sees of it.
 //!
 //! Invariant: nothing is fetched or written before the user has accepted the offer. `commands` handles what the user types,
-//! `answers` what the other side sends (the texts are in [`words`]), and `steps` what the jobs of
+//! `answers` what the other side sends (the texts are in [`messages`]), and `steps` what the jobs of
 //! [`transfer`](crate::client::transfer) report.
 //! Specification: PROTOCOL#file-transfer.
 
 mod answers;
 mod commands;
+pub mod messages;
 mod steps;
-pub mod words;
 
 use super::cx::Cx;
 use super::event::Action;
@@ -22,11 +22,11 @@ use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
 use crate::encoding::Fixed;
 use crate::name::Username;
+use messages::Closing;
 use miniserde::{Serialize, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
-use words::Word;
 use zeroize::Zeroizing;
 
 /// Transfers and offers in the list, in each direction: others cannot make it longer.
@@ -96,8 +96,8 @@ pub struct Files {
     /// The latest that can resume, at most [`MAX_LISTED`].
     stopped: VecDeque<Stopped>,
     last: u32,
-    /// Words to the other sides that are not sent yet.
-    words: VecDeque<Outgoing>,
+    /// To the other sides, not sent yet.
+    messages: VecDeque<Outgoing>,
     /// When a file last made progress.
     moved: Instant,
 }
@@ -197,13 +197,13 @@ impl Transfer {
 impl Files {
     /// No transfers; the client begins `now`.
     pub fn new(now: Instant) -> Files {
-        let (list, stopped, words) = (BTreeMap::new(), VecDeque::new(), VecDeque::new());
-        Files { list, stopped, last: 0, words, moved: now }
+        let (list, stopped, messages) = (BTreeMap::new(), VecDeque::new(), VecDeque::new());
+        Files { list, stopped, last: 0, messages, moved: now }
     }
 
-    /// The next word that the other side of a transfer is to be told.
-    pub fn next_word(&mut self) -> Option<Outgoing> {
-        self.words.pop_front()
+    /// The next message to the other side of a transfer.
+    pub fn next_message(&mut self) -> Option<Outgoing> {
+        self.messages.pop_front()
     }
 
     /// When a file last made progress.
@@ -305,23 +305,23 @@ impl Files {
             stopped.push_front(Stopped { title: transfer.title(), peer, sha256, outgoing });
         }
         if tell.is_some() && !matches!(transfer.state, State::Hashing(_)) {
-            self.word(cx, Kind::FileCancel, number, &transfer, tell);
+            self.close(cx, Kind::FileCancel, number, &transfer, tell);
         }
     }
 
-    /// Queues a word to the other side of a transfer. It may hold a key.
-    fn send_word(&mut self, cx: &Cx, number: u32, peer: &Username, kind: Kind, word: &impl Serialize) {
-        let (to, text) = (Audience::Private(peer.clone()), Zeroizing::new(json::to_string(word)));
-        self.words.push_back(Outgoing::new(kind, to, text, cx.now).about(number));
+    /// Queues a message to the other side of a transfer. It may hold a key.
+    fn send(&mut self, cx: &Cx, number: u32, peer: &Username, kind: Kind, message: &impl Serialize) {
+        let (to, text) = (Audience::Private(peer.clone()), Zeroizing::new(json::to_string(message)));
+        self.messages.push_back(Outgoing::new(kind, to, text, cx.now).about(number));
     }
 
-    fn word(&mut self, cx: &Cx, kind: Kind, number: u32, transfer: &Transfer, reason: Option<String>) {
-        let word = Word { transfer: Fixed(transfer.id), reason };
-        self.send_word(cx, number, &transfer.peer, kind, &word);
+    fn close(&mut self, cx: &Cx, kind: Kind, number: u32, transfer: &Transfer, reason: Option<String>) {
+        let closing = Closing { transfer: Fixed(transfer.id), reason };
+        self.send(cx, number, &transfer.peer, kind, &closing);
     }
 
-    /// What became of a word about a transfer: `None` if it was delivered.
-    pub fn word_settled(&mut self, cx: &mut Cx, number: u32, kind: Kind, missed: Option<String>) {
+    /// What became of a message about a transfer: `None` if it was delivered.
+    pub fn settled(&mut self, cx: &mut Cx, number: u32, kind: Kind, missed: Option<String>) {
         self.moved = cx.instant;
         let Some(transfer) = self.list.get(&number) else { return };
         let (title, peer) = (transfer.title(), transfer.peer.clone());

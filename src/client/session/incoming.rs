@@ -46,7 +46,7 @@ struct Sender {
 pub struct Received {
     /// As it was signed.
     pub header: Header,
-    /// Decrypted; of a file word, it may hold a key.
+    /// Decrypted; of a message about a file, it may hold a key.
     pub text: Zeroizing<String>,
 }
 

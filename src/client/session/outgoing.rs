@@ -62,11 +62,11 @@ pub enum Outcome {
     Opened(Username),
     /// The partner could not be told of the room.
     NotOpened(Username),
-    /// What became of a word about a transfer.
-    Word {
+    /// What became of a message about a transfer.
+    FileMessage {
         /// The transfer's number.
         transfer: u32,
-        /// Of the word.
+        /// Of the message.
         kind: Kind,
         /// Why it was not delivered; `None` if it was.
         missed: Option<String>,
@@ -77,7 +77,7 @@ pub enum Outcome {
 pub struct Outgoing {
     kind: Kind,
     audience: Audience,
-    /// A word about a file may hold its key.
+    /// A message about a file may hold its key.
     text: Zeroizing<String>,
     /// When it was typed, milliseconds since 1970.
     time: u64,
@@ -296,7 +296,7 @@ impl Outbox {
             let doubt = contacts.doubt(&name);
             match message.transfer {
                 Some(transfer) => {
-                    self.outcomes.push_back(Outcome::Word { transfer, kind, missed: Some(doubt) });
+                    self.outcomes.push_back(Outcome::FileMessage { transfer, kind, missed: Some(doubt) });
                 }
                 None if kind == Kind::RoomLeft => {}
                 None => {

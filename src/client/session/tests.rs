@@ -1138,7 +1138,7 @@ fn damaged_record_is_not_called_a_changed_key() {
 }
 
 fn offer(id: u8) -> Vec<u8> {
-    let offer = files::words::Offer {
+    let offer = files::messages::Offer {
         transfer: Fixed([id; 16]),
         key: crate::crypto::secret::Key::random(),
         name: "a.txt".into(),
@@ -1172,8 +1172,9 @@ fn offer_of_an_ignored_user_ends_silently() {
         if leaves {
             net.bob_leaves();
         } else {
-            let word = files::words::Word { transfer: Fixed([1; 16]), reason: Some("cancelled".into()) };
-            net.bob_sends(Kind::FileCancel, Scope::Private, 2, NOW, json::to_string(&word).as_bytes());
+            let closing =
+                files::messages::Closing { transfer: Fixed([1; 16]), reason: Some("cancelled".into()) };
+            net.bob_sends(Kind::FileCancel, Scope::Private, 2, NOW, json::to_string(&closing).as_bytes());
         }
         net.minutes_pass(61);
         assert!(net.shown[0].is_empty(), "{:#?}", net.shown[0]);

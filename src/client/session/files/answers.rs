@@ -1,9 +1,9 @@
 //! What the other side says about a file: offered, accepted, declined, cancelled, complete.
 //!
-//! Invariant: a word about a transfer counts only from the other side of it, and only in the state that it fits.
+//! Invariant: a message about a transfer counts only from the other side of it, and only in the state that it fits.
 //! Specification: PROTOCOL#file-transfer.
 
-use super::words::{Accept, Offer, Word};
+use super::messages::{Accept, Closing, Offer};
 use super::{CANCELLED, Files, MAX_LEAVING, MAX_LISTED, MAX_OFFERS_OF_ONE, MIN_RATED, Size, State, Transfer};
 use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
@@ -17,15 +17,15 @@ use miniserde::json;
 
 impl Files {
     /// Takes in a `file_reject`, `file_cancel` or `file_done`. `Err` if it is malformed.
-    pub fn take_word(&mut self, cx: &mut Cx, header: &Header, text: &str) -> Result<(), String> {
-        let Word { transfer, reason } = json::from_str(text).map_err(nonsense)?;
+    pub fn closed(&mut self, cx: &mut Cx, header: &Header, text: &str) -> Result<(), String> {
+        let Closing { transfer, reason } = json::from_str(text).map_err(nonsense)?;
         if let Some(number) = self.find(&header.from, &transfer.0) {
             self.ended_there(cx, number, header.kind, reason.as_deref().map(shortened));
         }
         Ok(())
     }
 
-    /// Takes in a `file_offer`. `Err` if it is malformed, or one too many. PROTOCOL#bad-word.
+    /// Takes in a `file_offer`. `Err` if it is malformed, or one too many. PROTOCOL#bad-file-message.
     pub fn offered(&mut self, cx: &mut Cx, from: &Username, text: &str) -> Result<(), String> {
         let offer: Offer = json::from_str(text).map_err(nonsense)?;
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {

@@ -84,7 +84,7 @@ impl Files {
     pub fn reject_file(&mut self, cx: &mut Cx, number: Option<u32>) {
         let Some(number) = self.offer(cx, number, "rejectfile") else { return };
         if let Some(transfer) = self.list.remove(&number) {
-            self.word(cx, Kind::FileReject, number, &transfer, None);
+            self.close(cx, Kind::FileReject, number, &transfer, None);
             cx.notice(format!("you have declined {} from {}", transfer.title(), transfer.peer));
         }
         self.tell_other_offers(cx);

@@ -3,7 +3,7 @@
 //! Invariant: a step counts only while its transfer is in the list; names and paths are sanitised before they are shown.
 //! Specification: PROTOCOL#file-transfer.
 
-use super::words::{Accept, Offer};
+use super::messages::{Accept, Offer};
 use super::{Files, Size, State};
 use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
@@ -48,7 +48,7 @@ impl Files {
                 };
                 let peer = transfer.peer.clone();
                 self.enter_state(cx, number, State::Offered);
-                self.send_word(cx, number, &peer, Kind::FileOffer, &offer);
+                self.send(cx, number, &peer, Kind::FileOffer, &offer);
             }
             Step::Parts(_) => {}
             Step::Tight { free, missing } => {
@@ -68,7 +68,7 @@ impl Files {
                 let peer = transfer.peer.clone();
                 self.begin(cx, number, done);
                 self.job(cx, number, Job::Receive { session: key, plan, sha256, name });
-                self.send_word(cx, number, &peer, Kind::FileAccept, &accept);
+                self.send(cx, number, &peer, Kind::FileAccept, &accept);
             }
             Step::Progress(bytes) => {
                 if let State::Moving(done) = &mut transfer.state {
@@ -84,7 +84,7 @@ impl Files {
             Step::Sent => {}
             Step::Received(path) => {
                 let Some(transfer) = self.list.remove(&number) else { return };
-                self.word(cx, Kind::FileDone, number, &transfer, None);
+                self.close(cx, Kind::FileDone, number, &transfer, None);
                 let (title, peer) = (transfer.title(), &transfer.peer);
                 cx.notice(format!("{title} from {peer} is complete: {}", sanitise(&path.to_string_lossy())));
             }

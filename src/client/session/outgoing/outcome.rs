@@ -175,7 +175,7 @@ impl Outbox {
         }
         if let Some(transfer) = message.transfer {
             let missed = message.missed.iter().next().map(|(name, why)| why.because(contacts, name));
-            return self.outcomes.push_back(Outcome::Word { transfer, kind: message.kind, missed });
+            return self.outcomes.push_back(Outcome::FileMessage { transfer, kind: message.kind, missed });
         }
         let to_all = message.audience == Audience::Everyone;
         if to_all && message.delivered == 0 && message.missed.values().all(|why| *why == Missed::Offline) {

@@ -6,7 +6,7 @@ use crate::crypto::secret::Key;
 use crate::encoding::Fixed;
 use miniserde::{Deserialize, Serialize};
 
-/// The text of a `file_offer`. PROTOCOL#file-words, PROTOCOL#file_offer.
+/// The text of a `file_offer`. PROTOCOL#file-messages, PROTOCOL#file_offer.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
     /// Random: names the transfer.
@@ -37,7 +37,7 @@ pub struct Accept {
 /// The text of the other three; the reason is for people.
 /// PROTOCOL#file_reject, PROTOCOL#file_cancel, PROTOCOL#file_done.
 #[derive(Serialize, Deserialize)]
-pub struct Word {
+pub struct Closing {
     /// As in the offer.
     pub transfer: Fixed<16>,
     /// Of a `file_cancel`, for people; exactly `cancelled` if a person wished it; may be `None`.
