@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
 //! | [`server`] | [`accept`](server::accept) → [`login`](server::login) → [`connection`](server::connection) → [`routing`](server::routing) → [`registry`](server::registry) → [`session`](server::session); [`operator`](server::operator) is for its operator, [`store`](server::store) is on disk |
-//! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::conversations) → [`view`](client::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
+//! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::screen::conversations) → [`view`](client::screen::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |

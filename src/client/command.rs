@@ -3,7 +3,7 @@
 //! Invariant: every line is exactly one [`Command`] or refused; a line that looks like a command and is not one is
 //! never sent as a message. What the user sees decides, not the bytes: see [`parse`].
 
-use super::input::{Key, keys};
+use super::terminal::input::{Key, keys};
 use super::text::is_blank;
 use crate::name::Username;
 

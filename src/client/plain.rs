@@ -8,6 +8,7 @@ use super::entry::{Entry, SendState, Source};
 use super::error::StartError;
 use super::lines::{Lines, Typed};
 use super::options::Options;
+use super::password_file;
 use super::path::typed_path;
 use super::printer::Printer;
 use super::reconnect::Way;
@@ -146,7 +147,7 @@ impl Front for Plain {
                 return Err(StartError::Usage(text.into()));
             };
             let new = typed_path(&new).map_err(StartError::Usage)?;
-            Ok((super::read_password(&old)?, super::read_password(&new)?))
+            Ok((password_file::read(&old)?, password_file::read(&new)?))
         })
     }
 }

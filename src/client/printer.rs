@@ -3,7 +3,7 @@
 //! Invariant: no line is lost and none waits without a bound: when much waits for a reader of the output, the session
 //! waits, too, until there is room, the output has failed, or the process is to stop.
 
-use super::charset;
+use super::terminal::charset;
 use crate::clock;
 use crate::sync::{lock, spawn};
 use std::io::{self, Write};

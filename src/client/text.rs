@@ -161,7 +161,7 @@ fn is_flag_letter(c: char) -> bool {
 }
 
 /// The columns of one character alone. A line break counts as the sign that is shown for it.
-pub(super) fn columns(c: char) -> usize {
+pub fn columns(c: char) -> usize {
     columns_as(OTHERS.load(Ordering::Relaxed), c)
 }
 

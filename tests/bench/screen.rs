@@ -12,9 +12,9 @@ mod support;
 
 use measure::{cpu, median, memory, percentile};
 use secure_messenger::client::audience::Audience;
-use secure_messenger::client::editor::Editor;
 use secure_messenger::client::entry::{Entry, Place, Source};
-use secure_messenger::client::view::{self, Size, Status};
+use secure_messenger::client::screen::view::{self, Size, Status};
+use secure_messenger::client::terminal::editor::Editor;
 use std::collections::VecDeque;
 use std::fs;
 use std::hint::black_box;

@@ -3,9 +3,9 @@
 //! Invariant: the loop never waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing and
 //! nothing else. Only the newest frame waits.
 
+use super::view::Frame;
 use crate::client::session::Exit;
 use crate::client::terminal::{self, Terminal};
-use crate::client::view::Frame;
 use crate::sync::lock;
 use crate::sync::spawn;
 use signal_hook::consts::SIGTSTP;

@@ -3,10 +3,10 @@
 //! Invariant: nothing of a password is shown, and its text is wiped; every question can be backed out of; when the
 //! last one is answered, the terminal is as it was (README#the-screen).
 
-use super::editor::{Editor, Outcome};
-use super::input::Key;
-use super::terminal::{Keyboard, enter, restore, rewrite, size, write};
-use super::text::{fitting, width, wrap};
+use crate::client::terminal::editor::{Editor, Outcome};
+use crate::client::terminal::input::Key;
+use crate::client::terminal::{Keyboard, enter, restore, rewrite, size, write};
+use crate::client::text::{fitting, width, wrap};
 use crate::crypto::secret::Password;
 use std::io;
 use std::sync::atomic::Ordering;

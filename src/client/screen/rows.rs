@@ -4,10 +4,12 @@
 //! the left edge (from three columns up), even if its text has several lines, so no row can pass for an entry of
 //! another user (README#the-screen).
 
-use super::audience::Audience;
-use super::entry::{Entry, SendState, Source};
-use super::store::trust::Trust;
-use super::text::{all_mentions, breaks, fitted, fitting, links, mentions, target, truncate, width, wrap};
+use crate::client::audience::Audience;
+use crate::client::entry::{Entry, SendState, Source};
+use crate::client::store::trust::Trust;
+use crate::client::text::{
+    all_mentions, breaks, fitted, fitting, links, mentions, target, truncate, width, wrap,
+};
 use crate::name::Username;
 use std::ops::Range;
 use std::sync::Arc;

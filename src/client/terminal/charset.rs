@@ -3,7 +3,7 @@
 //! Invariant: a terminal whose locale is set and does not name UTF-8 gets only ASCII. It could take bytes of UTF-8 for
 //! control characters (the last byte of `ě` is CSI), and any user could write escape sequences to it.
 
-use super::text::columns;
+use crate::client::text::columns;
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal};

@@ -4,15 +4,15 @@
 //! never shown (README#the-screen).
 
 use super::Screen;
+use super::prompter::Asking;
 use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
-use crate::client::editor::{MAX_LINE, Outcome};
 use crate::client::error::StartError;
-use crate::client::input::{Key, Keys, Pastes};
 use crate::client::path;
-use crate::client::prompter::Asking;
 use crate::client::session::{Event, Exit};
 use crate::client::terminal;
+use crate::client::terminal::editor::{MAX_LINE, Outcome};
+use crate::client::terminal::input::{Key, Keys, Pastes};
 use crate::name::Username;
 use std::time::{Duration, Instant};
 

@@ -3,10 +3,10 @@
 //! Invariant: only a message may have line breaks; a line that was not sent can be restored, whatever key was pressed;
 //! and nothing in a paste is a key. `Line` limits the text itself. The keys are those of readline's emacs mode.
 
-use super::completion::Completion;
 use super::input::Key;
 use super::line::{Line, in_word, one_line_end};
-use super::text::{clusters, fitting, folded, width};
+use crate::client::completion::Completion;
+use crate::client::text::{clusters, fitting, folded, width};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::take;
 

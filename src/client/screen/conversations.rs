@@ -5,9 +5,9 @@
 //! half-typed line belongs to its view: changing the view never sends it to another audience. Pure: time and day come
 //! from the caller. Specification: README#the-screen.
 
-use super::editor::Editor;
-use super::entry::{Entry, Place, SendState, Source};
-use super::store::trust::Trust;
+use crate::client::entry::{Entry, Place, SendState, Source};
+use crate::client::store::trust::Trust;
+use crate::client::terminal::editor::Editor;
 use crate::name::Username;
 use std::collections::VecDeque;
 
@@ -391,9 +391,9 @@ fn rule(time: u64, text: String) -> Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::audience::Audience;
-    use super::super::input::Key;
     use super::*;
+    use crate::client::audience::Audience;
+    use crate::client::terminal::input::Key;
 
     fn name(text: &str) -> Username {
         text.parse().expect("a valid name")

@@ -4,7 +4,7 @@
 //! boundary; a letter with its marks or a joined emoji is passed and removed as one. Pasted text stays marked as
 //! pasted, wherever it moves.
 
-use super::text::{clusters, is_harmful};
+use crate::client::text::{clusters, is_harmful};
 use crate::crypto::envelope::MAX_TEXT;
 use std::ops::Range;
 

@@ -1,10 +1,11 @@
 //! Before the login: the start menu and its questions. Every one of them can be backed out of.
 
-use super::account::{self, LoggedIn};
-use super::connect::{Connection, connect, known_servers};
-use super::error::StartError;
-use super::options::Options;
 use super::prompter::Prompter;
+use crate::client::account::{self, LoggedIn};
+use crate::client::connect::{Connection, connect, known_servers};
+use crate::client::error::StartError;
+use crate::client::options::Options;
+use crate::client::password_file;
 use crate::crypto::key_file::KeyFileError;
 use crate::crypto::secret::Password;
 use crate::name::Username;
@@ -78,7 +79,7 @@ fn with_name(
     register: bool,
 ) -> io::Result<Option<(Connection, LoggedIn)>> {
     loop {
-        let password = match file.as_deref().map(super::read_password) {
+        let password = match file.as_deref().map(password_file::read) {
             Some(Ok(password)) => Some(password),
             unreadable => {
                 if let Some(Err(error)) = unreadable {

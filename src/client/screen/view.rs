@@ -3,12 +3,12 @@
 //! Invariant: every frame has exactly as many rows as the screen, and none is wider; it contains no control
 //! character; an entry appears only as its rows (`rows`) (README#the-screen).
 
-use super::command;
-use super::editor::Editor;
-use super::entry::Entry;
 use super::rows::{BOLD, DIM, PLAIN, REVERSE, Row, rows, span};
-use super::session::files::Progress;
-use super::text::{fitting, truncate, width};
+use crate::client::command;
+use crate::client::entry::Entry;
+use crate::client::session::files::Progress;
+use crate::client::terminal::editor::Editor;
+use crate::client::text::{fitting, truncate, width};
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
@@ -253,14 +253,14 @@ fn clip(row: &mut Row, columns: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::audience::Audience;
-    use super::super::completion::Completion;
-    use super::super::entry::{Place, SendState, Source};
-    use super::super::input::Key;
     use super::super::rows::Style;
-    use super::super::store::trust::Trust;
-    use super::super::text::{SAMPLES, measured, wrap};
     use super::*;
+    use crate::client::audience::Audience;
+    use crate::client::completion::Completion;
+    use crate::client::entry::{Place, SendState, Source};
+    use crate::client::store::trust::Trust;
+    use crate::client::terminal::input::Key;
+    use crate::client::text::{SAMPLES, measured, wrap};
     use crate::name::Username;
 
     fn entry(source: Source, text: &str) -> Entry {
@@ -566,7 +566,7 @@ mod tests {
     #[test]
     fn frame_fits_with_any_measured_widths() {
         let test = std::env::current_exe().expect("this program");
-        let name = "client::view::tests::frames_in_all_widths";
+        let name = "client::screen::view::tests::frames_in_all_widths";
         let drawn = std::process::Command::new(test).args(["--ignored", "--exact", name]).output();
         let drawn = drawn.expect("it runs");
         let said = String::from_utf8_lossy(&drawn.stdout);

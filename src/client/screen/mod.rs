@@ -1,36 +1,40 @@
 //! The client on a full screen: keys, network, signals and time into one channel, one loop that
-//! owns all state, one pure view. What keys do is in `typing`.
+//! owns all state, one pure view. What keys do is in `keys`.
 //!
 //! Invariant: nothing touches session or views but this loop, and nothing the terminal but `painter`, for which the loop
 //! does not wait; nothing is shown that [`view`] has not drawn.
 
+pub mod conversations;
+mod keys;
 mod painter;
-mod typing;
+pub mod prompter;
+pub mod rows;
+pub mod start;
+pub mod view;
 
 use super::backend::{Backend, Front, Passwords, drive};
-use super::charset;
 use super::connect::Connection;
-use super::conversations::{Conversation, Conversations};
-use super::editor::Editor;
 use super::entry::{Entry, Place, Source};
 use super::error::{ChangeError, StartError};
-use super::input::{Keys, Pastes};
 use super::lines::Lines;
 use super::options::Options;
-use super::prompter::Asking;
 use super::reconnect::Way;
 use super::session::{Display, Event, Exit, Session};
-use super::terminal::{self, Keyboard, Terminal};
-use super::view::{self, Status, Tab};
+use super::terminal::editor::Editor;
+use super::terminal::input::{Keys, Pastes};
+use super::terminal::{self, Keyboard, Terminal, charset};
 use crate::clock;
 use crate::sync::spawn;
+use conversations::{Conversation, Conversations};
 use painter::Painter;
+use prompter::Asking;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
+use view::{Status, Tab};
 
 /// Events that may wait: few, so that a key never waits behind much.
 const QUEUE: usize = 8;

@@ -7,12 +7,16 @@
 //! and [`Keyboard`] hands its bytes on (README#the-screen).
 //! Specification: xterm's "Control Sequences", by their names there.
 
-use super::charset;
-use super::input::{Decoder, Key, Keys, are_lines};
-use super::rows::{Row, Style};
-use super::text::{self, SAMPLES};
-use super::view::{Frame, Size};
+pub mod charset;
+pub mod editor;
+pub mod input;
+mod line;
+
+use crate::client::screen::rows::{Row, Style};
+use crate::client::screen::view::{Frame, Size};
+use crate::client::text::{self, SAMPLES};
 use crate::sync::lock;
+use input::{Decoder, Key, Keys, are_lines};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
@@ -503,8 +507,9 @@ impl Keyboard {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::Span;
+    use super::input::Pastes;
     use super::*;
+    use crate::client::screen::rows::Span;
 
     fn frame(lines: &[&str]) -> Frame {
         let style = Style { color: Some(31), bold: true, ..Style::default() };
@@ -582,7 +587,7 @@ mod tests {
         drop(sender);
         let mut reads = Vec::new();
         keyboard.read_input(|keys| {
-            reads.push(super::super::input::Pastes::default().join(keys).to_vec());
+            reads.push(Pastes::default().join(keys).to_vec());
             true
         });
         assert_eq!(reads[0], [Key::Paste("one\ntwo\n/exit\n".into())]);
