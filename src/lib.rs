@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `bin/server`, `bin/client` | arguments, then run |
 //! | [`server`] | [`accept`](server::accept) → [`login`](server::login) → [`connection`](server::connection) → [`routing`](server::routing) → [`registry`](server::registry) → [`session`](server::session); [`operator`](server::operator) is for its operator, [`store`](server::store) is on disk |
-//! | [`client`] | keys and network → [`session`](client::session) → [`conversations`](client::screen::conversations) → [`view`](client::screen::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
+//! | [`client`] | keys and network ([`net`](client::net)) → [`session`](client::session) → [`conversations`](client::screen::conversations) → [`view`](client::screen::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
 //! | [`auth`] | both sides of registration, login and a new password, without I/O |
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |
@@ -24,7 +24,7 @@
 //! A typed line becomes a [`Command`](client::command::Command); the
 //! [`Session`](client::session::Session) seals it ([`Sealed`](crypto::envelope::Sealed)),
 //! wraps its key for each recipient and hands an `encrypted_send` to the
-//! [`Link`](client::link::Link). The server's [`connection`](server::connection) decodes it,
+//! [`Link`](client::net::link::Link). The server's [`connection`](server::connection) decodes it,
 //! [`routing`](server::routing) checks where it goes and puts it, with each recipient's own
 //! wrapped key, into their [`Outbox`](server::session::outbox::Outbox); what goes to many is sent by the
 //! [`flusher`](server::session::flush). A recipient's
@@ -34,7 +34,7 @@
 //!
 //! A session outlives it. What was sent stays in the [`SendWindow`](wire::window::SendWindow) of either side until the other
 //! acknowledges it. [`liveness`](wire::liveness) decides on both sides that the connection is dead. The client comes back
-//! ([`reconnect`](client::reconnect)), [`login`](server::login) attaches the new connection to the session
+//! ([`reconnect`](client::net::reconnect)), [`login`](server::login) attaches the new connection to the session
 //! ([`outbox`](server::session::outbox) says why that is safe), and both sides send again exactly what the other has not received. A
 //! session that nobody resumes ends after a minute.
 //!
@@ -42,7 +42,7 @@
 //!
 //! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks
 //! between them go past the session, which starts the [jobs of a transfer](client::transfer): one hashes the file, one reads
-//! and seals groups of chunks ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::link::Link) sends them as packets behind
+//! and seals groups of chunks ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::net::link::Link) sends them as packets behind
 //! all lines, the server's [`routing`](server::routing) relays as many as the recipient has granted, and the recipient's job
 //! checks, decrypts and writes them into a [`Part`](client::file::Part), which gets its name when its hash is right.
 //!

@@ -3,13 +3,13 @@
 //! Invariant: whatever takes long has a thread of its own, and its outcome returns as an [`Event`] through the
 //! [`Inbox`]: the state has one owner. [`drive`] is the only loop over effects.
 
-use super::account;
-use super::connect::Connection;
 use super::error::{ChangeError, StartError};
-use super::inbox::{Inbox, Wake};
-use super::link::{self, Link};
+use super::net::connect::Connection;
+use super::net::inbox::{Inbox, Wake};
+use super::net::link::{self, Link};
+use super::net::login;
+use super::net::reconnect::Way;
 use super::options::Options;
-use super::reconnect::Way;
 use super::session::{Action, Display, Effect, Event, Exit, Session};
 use super::transfer::{Router, Transfers};
 use crate::clock;
@@ -130,7 +130,7 @@ impl Backend {
         spawn("password", move || {
             let passwords = passwords().map_err(ChangeError::Refused);
             let outcome =
-                passwords.and_then(|(old, new)| account::change_password(&options, &name, &old, &new, keep));
+                passwords.and_then(|(old, new)| login::change_password(&options, &name, &old, &new, keep));
             inbox.report(Event::PasswordChanged(outcome));
         })
     }

@@ -4,26 +4,20 @@
 //! Invariant: everything from the server is hostile until checked; the two front ends (`screen` and [`plain`])
 //! show the same entries of the same session, whose `backend` is the same, too.
 
-mod account;
 pub mod audience;
 mod backend;
 pub mod command;
 pub mod completion;
-pub mod connect;
-mod dial;
 pub mod entry;
 pub mod error;
 pub mod file;
-pub mod inbox;
 mod lines;
-pub mod link;
+pub mod net;
 pub mod options;
 mod password_file;
 pub mod path;
 pub mod plain;
 mod printer;
-mod queue;
-pub mod reconnect;
 pub mod screen;
 pub mod session;
 pub mod store;
@@ -35,11 +29,11 @@ use crate::clock;
 use crate::disk;
 use crate::protocol::ClientMessage;
 use crate::sync::spawn;
-use account::LoggedIn;
-use connect::Connection;
 use error::StartError;
+use net::connect::{self, Connection};
+use net::login::{self, LoggedIn};
+use net::reconnect::Way;
 use options::Options;
-use reconnect::Way;
 use screen::prompter::Prompter;
 use screen::start;
 use session::{NewKey, Session};
@@ -132,8 +126,8 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
     let memory = read_memory(options)?;
     let connect = || connect::connect(options, |_| false);
     let (connection, login) = match options.register {
-        true => account::register(options, name, &password, connect)?,
-        false => account::log_in(options, name, &password, connect)?,
+        true => login::register(options, name, &password, connect)?,
+        false => login::log_in(options, name, &password, connect)?,
     };
     drop(password);
     let (session, way, greeting) = begin(options, memory, &connection, login)?;

@@ -3,15 +3,15 @@
 //! Invariant: it never asks; each line is flushed; output that nobody reads holds up the session, and never the network.
 
 use super::backend::{Backend, Front, Passwords, drive};
-use super::connect::Connection;
 use super::entry::{Entry, SendState, Source};
 use super::error::StartError;
 use super::lines::{Lines, Typed};
+use super::net::connect::Connection;
+use super::net::reconnect::Way;
 use super::options::Options;
 use super::password_file;
 use super::path::typed_path;
 use super::printer::Printer;
-use super::reconnect::Way;
 use super::session::{Display, Event, Exit, FAREWELL, Session};
 use super::terminal;
 use crate::clock;

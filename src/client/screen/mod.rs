@@ -13,12 +13,12 @@ pub mod start;
 pub mod view;
 
 use super::backend::{Backend, Front, Passwords, drive};
-use super::connect::Connection;
 use super::entry::{Entry, Place, Source};
 use super::error::{ChangeError, StartError};
 use super::lines::Lines;
+use super::net::connect::Connection;
+use super::net::reconnect::Way;
 use super::options::Options;
-use super::reconnect::Way;
 use super::session::{Display, Event, Exit, Session};
 use super::terminal::editor::Editor;
 use super::terminal::input::{Keys, Pastes};

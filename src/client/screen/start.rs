@@ -1,9 +1,9 @@
 //! Before the login: the start menu and its questions. Every one of them can be backed out of.
 
 use super::prompter::Prompter;
-use crate::client::account::{self, LoggedIn};
-use crate::client::connect::{Connection, connect, known_servers};
 use crate::client::error::StartError;
+use crate::client::net::connect::{Connection, connect, known_servers};
+use crate::client::net::login::{self, LoggedIn};
 use crate::client::options::Options;
 use crate::client::password_file;
 use crate::crypto::key_file::KeyFileError;
@@ -94,9 +94,9 @@ fn with_name(
         };
         let attempt = if register {
             let doing = "creating your keys and your account ...";
-            account::register(options, &name, &password, || connect_asking(options, prompter, doing))
+            login::register(options, &name, &password, || connect_asking(options, prompter, doing))
         } else {
-            account::log_in(options, &name, &password, || connect_asking(options, prompter, "logging in ..."))
+            login::log_in(options, &name, &password, || connect_asking(options, prompter, "logging in ..."))
         };
         let error = match attempt {
             Ok(done) => return Ok(Some(done)),

@@ -5,7 +5,7 @@
 //! transfer may have one. Dropping this takes back what was granted and has not come. Specification: PROTOCOL#asked-for.
 
 use super::window::Window;
-use crate::client::queue::Queue;
+use crate::client::net::queue::Queue;
 use crate::crypto::chunk::{GROUP, TransferId};
 use crate::encoding::Fixed;
 use crate::name::Username;

@@ -5,12 +5,12 @@
 //! password never leaves the client.
 
 use super::connect::{Connection, connect, refusal};
-use super::error::{ChangeError, StartError};
-use super::options::Options;
-use super::session::NewKey;
-use super::store::keys::{self, KeyFiles};
-use super::store::trust::TrustStore;
 use crate::auth::{PasswordKey, wrong_clock};
+use crate::client::error::{ChangeError, StartError};
+use crate::client::options::Options;
+use crate::client::session::NewKey;
+use crate::client::store::keys::{self, KeyFiles};
+use crate::client::store::trust::TrustStore;
 use crate::clock;
 use crate::crypto::key_file::{self, KeyFileError, Login};
 use crate::crypto::keys::{IdentityKey, SessionKey};

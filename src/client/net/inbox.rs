@@ -5,7 +5,7 @@
 //! again. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
 
 use super::queue::Queue;
-use super::session::Event;
+use crate::client::session::Event;
 use crate::protocol::ServerMessage;
 use crate::sync::lock;
 use crate::wire::window::Received;

@@ -7,14 +7,14 @@
 //! dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
 
 use super::connect::Connection;
-use super::error::reason;
 use super::inbox::{Inbox, Wake};
 use super::queue::Queue;
 use super::reconnect::{Again, Pause, Way, is_final, is_login_refused, is_refused};
-use super::session::{Event, last_word};
-use super::text::seconds;
-use super::transfer::Router;
 use crate::auth::PasswordKey;
+use crate::client::error::reason;
+use crate::client::session::{Event, last_word};
+use crate::client::text::seconds;
+use crate::client::transfer::Router;
 use crate::crypto::secret::random;
 use crate::protocol::timing::{ANSWER, ANSWER_AWAKE, ANSWER_JITTER, ASK_IDLE, ASK_OWED};
 use crate::protocol::{ClientMessage, MAX_PACKET, Packet, ServerMessage};
@@ -462,10 +462,10 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::account::Credentials;
     use super::super::connect::connect;
-    use super::super::options::{Options, Request, parse};
+    use super::super::login::Credentials;
     use super::*;
+    use crate::client::options::{Options, Request, parse};
     use crate::crypto::envelope::Envelope;
     use crate::crypto::keys::IdentityKey;
     use crate::crypto::secret::{Key, Password};

@@ -4,10 +4,10 @@
 //! the reason and the remedy; only `--no-tls` turns TLS off.
 
 use super::dial::dial;
-use super::error::StartError;
-use super::options::Options;
-use super::store::trust::KnownServers;
-use super::text::shortened;
+use crate::client::error::StartError;
+use crate::client::options::Options;
+use crate::client::store::trust::KnownServers;
+use crate::client::text::shortened;
 use crate::crypto::public::Fingerprint;
 use crate::disk;
 use crate::name::Username;

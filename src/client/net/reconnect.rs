@@ -4,12 +4,12 @@
 //! are wiped on drop. A changed server key and a refused login are final: the client tries nothing that its user has
 //! not allowed. Specification: PROTOCOL#resuming.
 
-use super::account::Credentials;
 use super::connect::{Connection, MAX_RETRY_AFTER, reconnect, refusal};
-use super::error::StartError;
-use super::options::Options;
-use super::session::NewKey;
+use super::login::Credentials;
 use crate::auth::{self, PasswordKey};
+use crate::client::error::StartError;
+use crate::client::options::Options;
+use crate::client::session::NewKey;
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};
 use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage, VERSION};
