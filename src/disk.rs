@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_others_are_neither_removed_nor_closed() {
+    fn foreign_files_are_neither_removed_nor_made_private() {
         let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("foreign-{name}"));
         fs::create_dir_all(folder.join("keys")).expect("folder");

@@ -271,7 +271,7 @@ mod tests {
 
     /// PROTOCOL#not-a-message.
     #[test]
-    fn line_that_is_no_message_is_refused() {
+    fn line_that_is_not_a_message_is_refused() {
         use DecodeError::{Malformed, UnknownType};
         for (line, error) in [
             ("", Malformed),
@@ -302,7 +302,7 @@ mod tests {
 
     /// PROTOCOL#version.
     #[test]
-    fn line_of_another_version_is_reported_with_its_version() {
+    fn line_of_another_version_is_refused_with_its_version() {
         let challenge =
             Challenge { version: 3, nonce: Fixed([1; 32]), salt: Fixed([2; 32]), rounds: 600_000 };
         let challenge = ServerMessage::Challenge(challenge).encode();
@@ -374,7 +374,7 @@ mod tests {
 
     /// PROTOCOL#line.
     #[test]
-    fn first_type_counts_wherever_it_stands() {
+    fn first_type_counts_at_any_position() {
         let decode = |line: &str| ClientMessage::decode(line.as_bytes());
         let is_ping = |line: &str| matches!(decode(line), Ok(ClientMessage::Ping));
         assert!(is_ping(r#"{"type":"ping"}"#) && is_ping(r#"{ "a": [1], "type": "ping" }"#));

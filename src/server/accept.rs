@@ -125,7 +125,7 @@ mod tests {
 
     /// PROTOCOL#deadlines.
     #[test]
-    fn slow_login_keeps_no_other_client_waiting() {
+    fn slow_login_delays_no_other_client() {
         let (shared, _folder) = shared(Duration::from_secs(3600));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let queue = Arc::new(AdmissionQueue::default());

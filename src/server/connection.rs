@@ -394,7 +394,7 @@ mod tests {
 
     /// PROTOCOL#rate, PROTOCOL#packet-cost.
     #[test]
-    fn a_line_costs_by_what_it_asks_for() {
+    fn cost_of_a_line_depends_on_its_request() {
         let thousandths = |message: Result<ClientMessage, DecodeError>, length: usize| {
             (cost(&message, length) * 1000.0).round() as u64
         };
@@ -457,7 +457,7 @@ mod tests {
 
     /// PROTOCOL#frames, PROTOCOL#life.
     #[test]
-    fn what_speaks_of_the_connection_is_answered_and_not_counted() {
+    fn connection_messages_are_answered_and_not_counted() {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, far) = client(&shared, "alice");
         for message in [ClientMessage::Ping, ClientMessage::Pong, ClientMessage::Ping] {
@@ -510,7 +510,7 @@ mod tests {
 
     /// PROTOCOL#taken-over, PROTOCOL#packet-order.
     #[test]
-    fn packet_that_waits_for_room_is_left_to_the_next_connection() {
+    fn waiting_packet_is_handed_to_the_next_connection() {
         const BODY: usize = 60 * 1024;
         let (shared, _folder) = shared(HOUR);
         let ((mut alice, _far), (bob, _bob)) = (client(&shared, "alice"), client(&shared, "bob"));
@@ -534,7 +534,7 @@ mod tests {
 
     /// PROTOCOL#taken-over.
     #[test]
-    fn line_in_progress_is_left_to_the_next_connection() {
+    fn line_in_progress_is_handed_to_the_next_connection() {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, _far) = client(&shared, "alice");
         let mine = alice.served.session.clone();

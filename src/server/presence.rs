@@ -130,7 +130,7 @@ mod tests {
 
     /// PROTOCOL#presence-rate.
     #[test]
-    fn the_more_there_are_the_less_often_each_is_told() {
+    fn presence_is_sent_less_often_to_more_users() {
         let milliseconds = [0, 1, 500, 501, 10_000].map(|count| interval(count).as_millis());
         assert_eq!(milliseconds, [200, 200, 200, 400, 4000]);
         assert_eq!(interval(usize::MAX), PRESENCE_INTERVAL * 100);

@@ -272,7 +272,7 @@ mod tests {
 
     /// PROTOCOL#outcome.
     #[test]
-    fn each_target_is_told_in_the_one_list_that_fits() {
+    fn each_target_is_reported_in_exactly_one_list() {
         let (shared, _folder) = shared(HOUR);
         let members = ["bob", "busy", "gone", "stale"].map(|name| member(&shared, name));
         let [(_, far), (busy, _), (gone, _), _] = &members;
@@ -384,7 +384,7 @@ mod tests {
 
     /// PROTOCOL#keys_request.
     #[test]
-    fn as_many_names_may_be_asked_for_as_the_readme_says() {
+    fn readme_states_the_limit_of_requested_names() {
         let (shared, _folder) = shared(HOUR);
         let asked = |count: usize| {
             let names = (0..count).map(|n| name(&format!("name{n}"))).collect();

@@ -168,7 +168,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#full.
     #[test]
-    fn room_is_made_by_the_longest_detached_and_no_other() {
+    fn only_the_longest_detached_session_makes_room() {
         let (shared, folder) = shared(HOUR);
         let (_served, _far) = member(&shared, "served");
         ["first", "second", "third"].iter().for_each(|name| _ = away(&shared, name));
@@ -238,7 +238,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#outlives.
     #[test]
-    fn session_ends_when_its_time_is_over_and_no_other() {
+    fn only_the_session_whose_time_is_over_ends() {
         let (shared, _folder) = shared(HOUR);
         let (_served, _far) = member(&shared, "served");
         let away = away(&shared, "away");
@@ -251,7 +251,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#outlives, PROTOCOL#full.
     #[test]
-    fn session_that_resumes_before_it_would_end_goes_on() {
+    fn session_that_resumes_in_time_continues() {
         type End = fn(&Shared);
         let ends: [End; 2] =
             [|shared| shared.sweep(Instant::now()), |shared| _ = shared.end_longest_detached()];
@@ -277,7 +277,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#outlives.
     #[test]
-    fn logout_names_the_address_the_client_was_last_at() {
+    fn logout_names_the_last_address_of_the_client() {
         let (shared, folder) = shared(HOUR);
         let away = away(&shared, "away");
         let (link, _far) = link_from([192, 0, 2, 7].into());

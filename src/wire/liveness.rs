@@ -230,7 +230,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn quiet_peer_is_asked_after_25_s_and_dropped_20_s_later() {
+    fn quiet_peer_is_pinged_after_25_s_and_dropped_20_s_later() {
         let mut line = Line::new(CLIENT);
         assert_eq!(line.act(), (25, Next::Ask));
         assert_eq!(line.act(), (45, Next::Drop));
@@ -241,7 +241,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn peer_that_owes_an_answer_is_asked_after_10_s() {
+    fn peer_that_owes_an_answer_is_pinged_after_10_s() {
         let mut line = Line::new(CLIENT);
         line.liveness.owes(Some(line.now()), false);
         assert_eq!(line.act(), (10, Next::Ask));
@@ -287,7 +287,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn other_traffic_is_neither_answer_nor_silence() {
+    fn other_traffic_is_neither_an_answer_nor_silence() {
         let mut line = Line::new(CLIENT);
         line.liveness.owes(Some(line.now()), false);
         let (mut asked, mut reported) = (Vec::new(), None);
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn any_traffic_answers_a_question_without_a_debt() {
+    fn any_traffic_answers_a_ping_when_nothing_is_owed() {
         let mut line = Line::new(CLIENT);
         for round in 1..=3 {
             assert_eq!(line.act(), (25 * round, Next::Ask));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn time_of_a_question_begins_when_it_is_written() {
+    fn time_of_a_ping_begins_when_it_is_written() {
         let mut line = Line::new(CLIENT);
         assert_eq!(line.act().1, Next::Ask);
         line.passed += s(1);
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn question_after_a_sleep_continues_the_earlier_silence() {
+    fn ping_after_a_sleep_continues_the_earlier_silence() {
         let mut line = Line::new(CLIENT);
         line.liveness.owes(Some(line.now()), false);
         assert_eq!(line.act(), (10, Next::Ask));
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn peer_is_asked_after_a_sleep_and_dropped_8_s_later() {
+    fn peer_is_pinged_after_a_sleep_and_dropped_8_s_later() {
         for (monotonic, wall) in [(s(0), s(3600)), (s(200), s(200)), (s(7), s(7))] {
             let mut line = Line::new(CLIENT);
             assert_eq!(line.next(), Next::Wait(s(1)));
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn wall_clock_that_is_set_costs_one_question() {
+    fn changed_wall_clock_costs_one_ping() {
         for change in [-86_400, -10, 10, 86_400 * 365] {
             let mut line = Line::new(CLIENT);
             line.next();

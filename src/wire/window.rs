@@ -275,7 +275,7 @@ mod tests {
 
     /// PROTOCOL#frames, PROTOCOL#kept, PROTOCOL#sent-again, PROTOCOL#ack-true.
     #[test]
-    fn every_frame_arrives_once_and_in_order_whatever_is_cut() {
+    fn every_frame_arrives_once_and_in_order_after_any_cut() {
         let seed = u64::from_be_bytes(random());
         println!("seed {seed}");
         let mut dice = Dice(seed);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn items_behind_let_all_others_pass_until_they_are_sent() {
+    fn low_priority_items_wait_until_all_others_are_sent() {
         let mut window = SendWindow::default();
         window.push_behind('p');
         window.push('a');
@@ -364,7 +364,7 @@ mod tests {
 
     /// PROTOCOL#ack-true.
     #[test]
-    fn ack_is_never_lower_than_a_resumption_told() {
+    fn ack_is_never_lower_than_at_the_resumption() {
         let mut received = Received::default();
         received.tell(40);
         (0..40).for_each(|_| received.count(1, ACK_BYTES));

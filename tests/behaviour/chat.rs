@@ -26,7 +26,7 @@ fn users_chat_with_everyone_and_in_private() {
 }
 
 #[test]
-fn lines_begin_with_their_times_if_asked_for() {
+fn lines_begin_with_their_times_on_request() {
     let server = Server::start();
     let mut alice = Client::start(&server, "alice", &["--register", "--times"]).ready();
     let begin = clock::utc(clock::now_ms());
@@ -89,7 +89,7 @@ fn line_that_looks_like_a_command_is_sent_to_nobody() {
 }
 
 #[test]
-fn input_that_begins_with_two_byte_order_marks_is_no_command() {
+fn input_after_two_byte_order_marks_is_not_a_command() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut alice = server.client("alice");

@@ -488,7 +488,7 @@ fn error_names_the_whole_path_that_was_tried() {
 }
 
 #[test]
-fn full_disk_is_warned_of_and_no_more_than_that() {
+fn low_disk_space_is_a_warning_and_no_refusal() {
     let server = Server::start();
     let mut alice = server.client("alice").ready();
     let home = Arc::new(Folder::new());
@@ -515,7 +515,7 @@ fn full_disk_is_warned_of_and_no_more_than_that() {
 
 /// PROTOCOL#go-on.
 #[test]
-fn files_lists_what_was_begun_and_cannot_finish() {
+fn files_command_lists_partial_files() {
     let Middle { server, gate, mut alice, bob, bytes } = Middle::reach();
     let home = bob.home.clone();
     drop(bob);
@@ -918,7 +918,7 @@ fn exit_does_not_wait_for_files_and_says_so() {
 }
 
 #[test]
-fn offer_is_awaited_ten_minutes_at_most_at_the_end_of_input() {
+fn offer_delays_the_end_of_input_by_ten_minutes_at_most() {
     let (alice, bob) = (Person::new("alice"), Person::new("bob"));
     let mut bare = Bare::new(&alice, &[&bob]);
     bare.line("/sendfile bob a.txt");

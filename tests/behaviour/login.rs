@@ -306,7 +306,7 @@ const HOUR: u64 = 3_600_000;
 
 /// PROTOCOL#newest.
 #[test]
-fn owner_alone_hears_of_its_newest_certificate() {
+fn only_the_owner_learns_of_its_newest_certificate() {
     let server = Server::start();
     let (alice, now) = (Person::new("alice"), clock::now_ms());
     let mut raw = server.raw();
@@ -412,7 +412,7 @@ fn owner_remembers_its_certificate_when_the_server_does_not() {
 
 /// PROTOCOL#login-failed, PROTOCOL#session-certificate, PROTOCOL#lockout, PROTOCOL#two-clocks.
 #[test]
-fn clock_that_is_off_is_no_guess_and_named_in_days() {
+fn wrong_clock_is_not_a_guess_and_reported_in_days() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let hour = 3_600_000;
@@ -447,7 +447,7 @@ fn clock_that_is_off_is_no_guess_and_named_in_days() {
 
 /// PROTOCOL#lockout.
 #[test]
-fn answer_that_is_malformed_by_itself_is_no_guess() {
+fn malformed_response_is_not_a_guess() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     for _ in 0..6 {
@@ -689,7 +689,7 @@ fn unreachable_server_is_reported_with_a_remedy() {
 
 /// PROTOCOL#reserved-names.
 #[test]
-fn word_of_the_interface_is_no_name_and_an_old_one_is_marked() {
+fn word_of_the_interface_is_no_name_and_an_old_one_marked() {
     let server = Server::start();
     for word in ["everyone", "You", "SERVER", "room", "all", "y0u", "server_2", "Private"] {
         let mut raw = server.raw();

@@ -623,7 +623,7 @@ fn one_key_file_keeps_the_logins_of_several_servers() {
 
 /// PROTOCOL#known-logins.
 #[test]
-fn account_that_is_gone_or_restored_is_made_again_with_its_key() {
+fn lost_or_restored_account_is_registered_again_with_its_key() {
     let server = Server::start();
     let home = Home::new(&server);
     let records = fs::read(server.data("users.json")).expect("there");

@@ -81,7 +81,7 @@ fn presence(lines: &[String]) -> Vec<&String> {
 
 /// PROTOCOL#outlives, PROTOCOL#sent-again.
 #[test]
-fn repeated_cuts_lose_double_and_reveal_nothing() {
+fn repeated_cuts_lose_repeat_and_reveal_nothing() {
     let server = Server::start();
     let Two { gates, mut alice, mut bob } = Two::on(&server);
     let mut carol = server.client("carol").ready();
@@ -160,7 +160,7 @@ fn text_typed_while_disconnected_arrives_in_order_later() {
 }
 
 #[test]
-fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
+fn files_in_both_directions_survive_cuts_and_arrive_complete() {
     let server = Server::start();
     let Two { gates: [gate, _other], mut alice, mut bob } = Two::on(&server);
     let make = |owner: &Client| {
@@ -201,7 +201,7 @@ fn files_in_both_directions_go_on_across_cuts_and_arrive_whole() {
 
 /// PROTOCOL#deadlines.
 #[test]
-fn deadline_is_met_by_a_program_that_is_stopped_again_and_again() {
+fn deadline_holds_for_a_program_that_is_stopped_often() {
     let server = Server::start();
     let mut alice = server.raw();
     let pid = server.child.id();
@@ -371,7 +371,7 @@ fn told_as_lost(lines: &[String], lost: &[&str]) {
 }
 
 #[test]
-fn client_logs_in_again_after_grace_and_tells_what_was_unsent() {
+fn client_logs_in_after_the_grace_period_and_reports_unsent() {
     let server = Server::with(&["--grace", "1"]);
     let mut two = Two::on(&server);
     two.talk("before");
@@ -664,7 +664,7 @@ fn client_that_leaves_has_acknowledged_what_it_has_shown() {
 }
 
 #[test]
-fn signal_names_the_lines_that_were_read_and_not_sent() {
+fn lines_read_and_not_sent_are_reported_after_a_signal() {
     let server = Server::start();
     let Two { gates, mut alice, .. } = Two::on(&server);
     gates[0].hold_after(0);

@@ -1,5 +1,5 @@
-//! The client's own work: a broadcast from typed to ready to send, a message from received to shown, and a real client
-//! from its start to the end of its login. Medians.
+//! The work of the client: the time from a typed broadcast to its envelope, from a received message to its entry on the
+//! screen, and from the start of a real client to the end of its login. Medians.
 //!
 //! `cargo bench --bench client [-- --runs N]`
 
@@ -37,7 +37,7 @@ fn main() {
     println!("  start, log in, leave:             {again:>6.0} ms");
 }
 
-/// A session of "me" that knows these users' keys.
+/// The session of a user "me" who has the keys of all other users.
 struct Scene {
     session: Session,
     public: SessionPublicKey,
@@ -65,7 +65,7 @@ impl Scene {
         self.session.handle(event, clock::now_ms(), Instant::now())
     }
 
-    /// Answers like a server until the session asks for nothing more.
+    /// Answers the session's requests as a server would, until there are none left.
     fn settle(&mut self, effects: Vec<Effect>, people: &[Person]) {
         let mut asked: Vec<Effect> = effects;
         while let Some(effect) = asked.pop() {
@@ -103,10 +103,10 @@ fn keys_of(person: &Person) -> PersonKeys {
 fn seal(recipients: usize, runs: usize) -> (f64, f64) {
     let people: Vec<Person> = (0..recipients).map(|n| Person::new(&format!("p{n}"))).collect();
     let mut scene = Scene::new(&people);
-    // The first line asks for the keys.
+    // The first line makes the session request the keys.
     let effects = scene.take(Event::Line("hello".into()));
     scene.settle(effects, &people);
-    // Enough runs for the resolution of the CPU clock.
+    // Enough lines for the resolution of the CPU clock.
     const LINES: usize = 20;
     let times = (0..runs).map(|_| {
         let (start, before) = (Instant::now(), cpu(std::process::id()));
@@ -114,7 +114,7 @@ fn seal(recipients: usize, runs: usize) -> (f64, f64) {
         for n in 0..LINES {
             effects.extend(scene.take(Event::Line(format!("a line of about the usual length, number {n}"))));
             let sent = effects.iter().find(|effect| matches!(effect, Effect::Do(Action::Send(_))));
-            let Some(Effect::Do(Action::Send(message))) = sent else { panic!("it is sent at once") };
+            let Some(Effect::Do(Action::Send(message))) = sent else { panic!("the message is not sent") };
             assert!(message.encode().len() > recipients * 344);
             scene.settle(std::mem::take(&mut effects), &people);
         }
@@ -125,7 +125,7 @@ fn seal(recipients: usize, runs: usize) -> (f64, f64) {
     (median(wall), median(used))
 }
 
-/// Milliseconds from a line of the server to the shown entry.
+/// Milliseconds from a line of the server to the entry on the screen.
 fn open(runs: usize) -> f64 {
     let alice = Person::new("alice");
     let people = [Person::new("alice")];
@@ -155,13 +155,13 @@ fn open(runs: usize) -> f64 {
         let start = Instant::now();
         let message = ServerMessage::decode(&line[..line.len() - 1]).expect("a message");
         let shown = scene.hear(message);
-        assert!(shown.iter().any(|effect| matches!(effect, Effect::Show(_))), "it is shown");
+        assert!(shown.iter().any(|effect| matches!(effect, Effect::Show(_))), "the message is shown");
         start.elapsed().as_secs_f64() * 1e3
     };
     median((0..runs.max(5) * 20).map(|_| one()).collect())
 }
 
-/// Milliseconds of a real client that leaves at once, with a new account and with an existing one.
+/// Milliseconds of a real client that logs in and exits, with a new account and with an existing one.
 fn start(runs: usize) -> (f64, f64) {
     let server = Server::with(&["--registrations", "10000"]);
     let homes: Vec<Folder> = (0..runs).map(|_| Folder::new()).collect();

@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 
 /// Concurrent logins.
 const AT_ONCE: usize = 16;
-/// Sequence numbers begin here, so that all have the same number of digits.
+/// The first sequence number, so high that all have the same number of digits.
 const FIRST: u64 = 1_000_000_000;
-/// The number of messages of one sender whose time is remembered.
+/// The number of messages per sender whose send time is kept.
 const REMEMBERED: usize = 1 << 14;
-/// After the end of a plan, messages that do not arrive for this long are lost.
+/// After the end of a plan, messages count as lost when none arrives for this long.
 const QUIET: Duration = Duration::from_secs(4);
 
 pub fn name(number: usize) -> String {
@@ -71,7 +71,7 @@ impl Times {
     }
 }
 
-/// When the senders of a plan send the next message.
+/// The time at which a sender of a plan sends its next message.
 #[derive(Clone, Copy)]
 pub enum Pace {
     /// Each sender has at most this many in flight.
@@ -85,9 +85,9 @@ pub enum Pace {
 /// The messages to send, and their outcome.
 pub struct Plan {
     senders: Vec<Speech>,
-    /// The number of recipients of a message that count.
+    /// The number of counted recipients of a message.
     receivers: usize,
-    /// The counted recipients are the members below this.
+    /// Members below this index are counted as recipients.
     listeners: usize,
     pace: Pace,
     begin: Instant,
@@ -110,14 +110,14 @@ pub struct Found {
     pub times: Times,
     pub said: u64,
     pub heard: u64,
-    /// Bytes of lines.
+    /// Bytes of received lines.
     pub bytes: u64,
     /// Messages that arrived out of order or twice.
     pub wrong: u64,
     /// Recipients for whom a message was not accepted.
     pub busy: u64,
     pub lost: u64,
-    /// From the beginning to the last delivery.
+    /// The time from the start to the last delivery.
     pub seconds: f64,
 }
 
@@ -198,7 +198,7 @@ impl Plan {
 }
 
 impl Speech {
-    /// 256 bytes of text for all of `to`, who share their keys.
+    /// An envelope with 256 bytes of text for all of `to`, who share their keys.
     fn of(member: usize, to: Vec<usize>, one: Option<(Username, Fingerprint)>) -> Speech {
         let me = Person::new(&name(member));
         let scope = if one.is_some() { Scope::Private } else { Scope::Broadcast };
@@ -241,7 +241,7 @@ fn find(line: &[u8], what: &[u8]) -> Option<usize> {
 struct Member {
     number: usize,
     raw: Raw,
-    /// Frames received, and those not acknowledged yet, with their bytes.
+    /// The number of frames received, and the number and bytes of those not acknowledged yet.
     frames: u64,
     new: (u64, usize),
     /// Bytes that the socket has not accepted yet.
@@ -254,13 +254,13 @@ struct Member {
 enum Order {
     Join(Box<Member>),
     Begin(Arc<Plan>),
-    /// Members that do not read from now on.
+    /// Members that no longer read.
     Deafen(std::ops::Range<usize>),
     End(Sender<Found>),
 }
 
-/// All clients. One thread polls them, like load generators for other servers do, so that figures compare: waking a
-/// client's thread costs the server more than finding it awake.
+/// All clients. One thread polls them, as load generators for other servers do, so that the figures can be compared: a
+/// server spends more CPU time if it has to wake a thread for each client.
 pub struct Crowd {
     orders: Option<Sender<Order>>,
     waker: Waker,
@@ -367,7 +367,7 @@ impl Member {
             match self.raw.channel.send_now(&self.out) {
                 Ok(0) => return,
                 Ok(count) => drop(self.out.drain(..count)),
-                // The reader notices it.
+                // The reader handles the error.
                 Err(_) => return self.out.clear(),
             }
         }
@@ -402,7 +402,7 @@ impl Worker {
                 }
             }
             let wait = if self.plan.is_some() { 1 } else { 1000 };
-            // It can only be interrupted.
+            // Poll fails only when it is interrupted.
             let _ = self.poll.poll(&mut events, Some(Duration::from_millis(wait)));
             for event in &events {
                 let Token(place) = event.token();

@@ -128,8 +128,8 @@ fn long_line(path: &Path, size: usize) {
     println!("\nthrough 200 ms: {:.1} MB/s", median(rates));
 }
 
-/// 250 kB/s behind 4 MB of buffer, on the sender's and on the recipient's side; a message of the sender takes the
-/// same way as the file.
+/// 250 kB/s behind 4 MB of buffer, on the sender's and on the recipient's side. A message of the sender shares the
+/// connection with the file.
 fn slow_line(path: &Path, size: usize) {
     println!("\nthrough 250 kB/s behind 4 MB of buffer");
     let shape = Shape::slow(250_000);
@@ -174,7 +174,7 @@ fn stages(path: &Path, size: usize) {
     let group = GROUP as usize * CHUNK;
     let mut data = vec![0; group];
     file.read_exact_at(&mut data, 0).expect("read");
-    // Measured over a part, reported for the whole.
+    // Measured for a part of the file, and scaled to all of it.
     let time = |rounds: usize, work: &mut dyn FnMut()| {
         let runs = (0..RUNS).map(|_| {
             let start = Instant::now();

@@ -3,8 +3,8 @@
 //!
 //! `cargo bench --bench screen`
 //!
-//! The terminal is that of script(1), between two pipes: the time of a key includes both. Server and senders share the
-//! machine with the client, and a message costs its sender more than its reader.
+//! The client runs on the terminal of script(1), between two pipes, so the time of a key includes both pipes. Server
+//! and senders share the machine with the client, and a message costs its sender more CPU time than its reader.
 
 mod measure;
 #[path = "../support/mod.rs"]
@@ -27,14 +27,14 @@ use std::time::{Duration, Instant};
 use support::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 
 const RUNS: usize = 5;
-/// The number of messages that arrive as they are sent, and then of those that were held back and arrive at once.
+/// The number of messages that arrive as they are sent, and of those that are held back and then arrive at once.
 const LIVE: usize = 500;
 const HELD: usize = 1500;
-/// One sender uses one core: more would compete with the client for its core.
+/// One, because more senders would compete with the client for its core.
 const SENDERS: usize = 1;
-/// A flood that takes longer ends the bench: it usually takes a quarter of this time.
+/// The deadline of a flood, which usually takes a quarter of this time.
 const PATIENCE: Duration = Duration::from_secs(200);
-/// The time between two keys, as when one is held down.
+/// The time between two keys, about that of a key held down.
 const PACE: Duration = Duration::from_millis(25);
 /// The keys: Canadian syllabics, one column each, which occur nowhere else.
 const KEYS: std::ops::Range<u32> = 0x1401..0x1641;
@@ -54,7 +54,7 @@ struct Screen {
     script: Child,
     keys: ChildStdin,
     pieces: Receiver<(Instant, Vec<u8>)>,
-    /// Everything that was written to the terminal, and when it had which length.
+    /// Everything that was written to the terminal, and its length at each point in time.
     log: Vec<u8>,
     grown: Vec<(usize, Instant)>,
     client: u32,
@@ -120,14 +120,14 @@ impl Screen {
         }
     }
 
-    /// When `text` was written after the first `from` bytes; `None` if it was not.
+    /// The time at which `text` was written after the first `from` bytes; `None` if it was not.
     fn has(&self, text: &str, from: usize) -> Option<Instant> {
         let at = self.log[from..].windows(text.len()).position(|part| part == text.as_bytes())?;
         let whole = from + at + text.len();
         Some(self.grown[self.grown.partition_point(|(length, _)| *length < whole)].1)
     }
 
-    /// Waits until `text` is written after the first `from` bytes; the moment.
+    /// Waits until `text` is written after the first `from` bytes, and returns the time.
     fn until(&mut self, text: &str, mut from: usize) -> Instant {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -179,7 +179,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // This ends the terminal, and so the client.
+        // The end of script(1) closes the terminal, which ends the client.
         let _ = self.script.kill();
         let _ = self.script.wait();
     }
@@ -197,7 +197,7 @@ struct Part {
     rings: f64,
 }
 
-/// Types while `work` continues; `work` returns when it ended, or that it has not.
+/// Types until `work` returns the time of its end.
 fn watch(screen: &mut Screen, messages: usize, mut work: impl FnMut(&mut Screen) -> Option<Instant>) -> Part {
     let (start, from, spent) = (Instant::now(), screen.log.len(), cpu(screen.client));
     let mut keys = Vec::new();
@@ -219,13 +219,13 @@ fn watch(screen: &mut Screen, messages: usize, mut work: impl FnMut(&mut Screen)
 }
 
 fn flood() {
-    // No limits, which would be measured instead of the client.
+    // Limits so high that they do not influence the result.
     let server = Server::with(&["--rate", "1000000", "--outbox", "65536"]);
     let gate = Gate::before(&server);
     let mut screen = Screen::log_in(gate.port, "alice");
     let mut senders: Vec<Client> = (0..SENDERS)
         .map(|n| {
-            // Lower priority: on other machines, they would not slow the client.
+            // A lower priority, because senders on other machines would not slow the client.
             let (home, name) = (Arc::new(Folder::new()), format!("sender{n}"));
             Client::after("renice -n 19 $$ >/dev/null", home, server.port, &name, &["--register"]).ready()
         })
@@ -234,7 +234,7 @@ fn flood() {
         sender.say("/room alice");
         sender.expect("you are in a private room");
     }
-    // The view shows what arrives.
+    // Wait until the view shows a new message.
     let from = screen.log.len();
     senders[0].say("hello");
     screen.until("2 sender0", from);
@@ -318,12 +318,12 @@ fn say(senders: &mut [Client], count: usize, mark: &str) {
     senders[0].expect(mark);
 }
 
-/// The cost of a frame with a full scrollback: at its lower end, as without scrolling, and at its upper end after a
-/// change of size, when everything is wrapped again.
+/// The cost of a frame with a full scrollback: at its lower end, and at its upper end after a change of size, when
+/// everything is wrapped again.
 fn frames() {
     let pattern = "a word 日本語のテキスト naïve e\u{301}té 👨‍👩‍👧‍👦 @alice averyveryverylongone ";
     println!("\na frame alone, ms, median of {RUNS}");
-    // A full scrollback; fewer messages of the maximum length, because of memory.
+    // A full scrollback; fewer messages if they have the maximum length, to limit the memory.
     for (count, kib) in [(2000, 1), (200, 32)] {
         let text = pattern.repeat(kib * 1024 / pattern.len());
         for (columns, rows) in [(80, 24), (300, 100)] {

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::{Folder, Person, Raw, Server};
 
-/// Limits high enough not to be measured.
+/// Limits so high that they do not influence the results.
 const ARGUMENTS: [&str; 10] = [
     "--clients",
     "10500",
@@ -39,11 +39,11 @@ const LENGTH: Duration = Duration::from_secs(4);
 /// The warm-up before each measurement.
 const WARM: Duration = Duration::from_secs(1);
 
-/// Makes this program log in [`CROWD`] clients at once, at the port that follows.
+/// The argument that makes this program log in [`CROWD`] clients at once; the port follows.
 const LOG_IN: &str = "--log-in";
 /// The number of clients that connect or log in beside the measured login.
 const CROWD: usize = 1000;
-/// Concurrent logins among them: with more, none would complete in ten seconds.
+/// The number of concurrent logins among them; with more, none would complete in ten seconds.
 const AT_ONCE: usize = 250;
 
 fn main() {
@@ -83,7 +83,7 @@ type Bench = fn(&Sizes);
 /// The number of runs, and the size.
 struct Sizes {
     runs: usize,
-    /// Only with this number of members.
+    /// The only number of members to measure, if given.
     members: Option<usize>,
 }
 
@@ -105,7 +105,7 @@ fn accounts(count: usize) -> Arc<Folder> {
     fs::write(users, all).expect("written");
     let key = |number| keys.join(format!("{}.pem", name(number)));
     for number in 1..count {
-        // File systems allow only some ten thousand links to a file.
+        // File systems allow only some ten thousand hard links to a file.
         fs::hard_link(key(number - number % 1000), key(number))
             .or_else(|_| fs::copy(key(0), key(number)).map(drop))
             .expect("written");

@@ -1,6 +1,6 @@
-//! The time of a chat message, typed to shown, while other clients overload the server: median and 99 of 100, quiet and
-//! in each storm. Real clients over TLS, all on this machine. The storm is a process of the lowest priority, as if it
-//! had its own machine, so that only the server causes a delay.
+//! The time from a typed message to its display while other clients overload the server: median and 99th percentile,
+//! without and with each storm. Real clients over TLS, all on this machine. The storm runs at the lowest priority, as
+//! if on another machine, so that only the server causes a delay.
 //!
 //! `cargo bench --bench storms [-- MESSAGES]`
 
@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Instant;
 use support::{Client, Server, storms};
 
-/// Makes this program run a storm: its name and the server's port follow.
+/// The argument that makes this program run a storm; its number and the server's port follow.
 const RAGE: &str = "--rage";
 
 fn main() {
@@ -50,10 +50,10 @@ fn begin(number: usize, port: u16) -> Child {
     let me = std::env::current_exe().expect("it runs");
     let mut command = Command::new("nice");
     command.args(["-n", "19"]).arg(me).args([RAGE, &number.to_string(), &port.to_string()]);
-    command.stdin(Stdio::piped()).spawn().expect("nice is there")
+    command.stdin(Stdio::piped()).spawn().expect("nice starts")
 }
 
-/// The milliseconds that 99 of 100 messages did not exceed.
+/// Measures one storm, prints the result, and returns the 99th percentile in milliseconds.
 fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f64 {
     let server = Server::with(&storms::ARGUMENTS);
     let mut alice = server.client("alice").ready();
@@ -69,7 +69,7 @@ fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f6
     if let Some(mut raging) = raging {
         own = cpu(raging.id());
         drop(raging.stdin.take());
-        assert!(raging.wait().expect("it runs").success(), "the storm went as it should");
+        assert!(raging.wait().expect("it runs").success(), "the storm succeeds");
     }
     let rare = percentile(times.clone(), 99);
     let factor = quiet.map_or(String::new(), |quiet| format!(", {:.1} times the quiet one", rare / quiet));
@@ -80,7 +80,7 @@ fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f6
     rare
 }
 
-/// Milliseconds of each message from one to the other.
+/// Sends `count` messages one at a time, and returns the milliseconds of each.
 fn chat(from: &mut Client, to: &mut Client, count: usize) -> Vec<f64> {
     let one = |n| {
         let text = format!("number {n} after {}", from.output.seen.len());

@@ -1,7 +1,7 @@
-//! A server that is killed at any moment, and a disk that is full: everything that was confirmed survives and works,
-//! nothing is half done, and no files pile up.
+//! A server that is killed at any moment, and a full disk: everything that the server confirmed survives, nothing is
+//! half done, and no files pile up.
 //!
-//! `CRASHES` sets the number of kills, `CRASHES_SEED` their moments, which also depend on the machine.
+//! `CRASHES` sets the number of kills; `CRASHES_SEED` chooses their moments, which also depend on the machine.
 
 use crate::support::{
     self, DATA, Dice, Folder, NEW, PASSWORD, Person, Raw, Server, check, exchange, has, limit_files, name,
@@ -20,23 +20,24 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The clients that run meanwhile.
+/// The number of clients that use the server until it is killed.
 const PEOPLE: usize = 4;
 const PLENTY: [&str; 2] = ["--registrations", "1000000"];
-/// What is known of an account.
+
+/// The state of an account that a client has observed.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Known {
     /// Requested, never confirmed.
     Maybe,
     /// Confirmed, with this password.
     Has(&'static str),
-    /// Confirmed, and one of the two opens it.
+    /// Confirmed; the password is the old or the new one.
     Either,
 }
 
 type Accounts = Mutex<BTreeMap<String, Known>>;
 
-/// Creates an account, logs in and changes the password, again and again until the server is gone.
+/// Creates accounts, logs in and changes passwords until the server is gone.
 fn live(port: u16, who: &str, accounts: &Accounts) {
     for n in 0.. {
         let person = Person::new(&format!("{who}-{n}"));
@@ -59,7 +60,7 @@ fn live(port: u16, who: &str, accounts: &Accounts) {
     }
 }
 
-/// `server --check` finds nothing that would stop a start, nor any damage.
+/// Asserts that `server --check` finds no problem and no damage.
 fn is_sound(home: &Folder) {
     let (status, text) = check(home);
     assert_eq!(status, 0, "{text}");
@@ -67,7 +68,7 @@ fn is_sound(home: &Folder) {
     assert_eq!(text.lines().find(bad), None, "{text}");
 }
 
-/// Every line of `users.json` is complete, and no temporary file is left.
+/// Asserts that every line of `users.json` is complete and that no temporary file is left.
 fn is_tidy(data: &Path) {
     let users = fs::read_to_string(data.join("users.json")).expect("there");
     assert!(users.is_empty() || users.ends_with('\n'));
@@ -84,7 +85,7 @@ fn killed_server_keeps_everything_it_confirmed() {
     let crashes = number("CRASHES", 20);
     let mut home = Arc::new(Folder::new());
     let (mut confirmed, mut unsure) = (0, 0);
-    // Everything that was ever confirmed.
+    // The password of every account so far.
     let mut all: BTreeMap<String, &'static str> = BTreeMap::new();
     for crash in 0..crashes {
         let server = Server::within(home, &PLENTY);
@@ -116,7 +117,7 @@ fn killed_server_keeps_everything_it_confirmed() {
                     if old { PASSWORD } else { NEW }
                 }
                 Known::Maybe => {
-                    // The account exists, or its name is free.
+                    // Either the account exists with this password, or its name is free.
                     unsure += 1;
                     server.raw().register_quickly(&person);
                     assert!(server.opens(&person, PASSWORD), "{name} is half created");
@@ -129,22 +130,22 @@ fn killed_server_keeps_everything_it_confirmed() {
     }
     let server = Server::within(home, &PLENTY);
     for (name, password) in all.iter().step_by(1 + all.len() / 100) {
-        assert!(server.opens(&Person::new(name), password), "{name}, later");
+        assert!(server.opens(&Person::new(name), password), "{name}, after later crashes");
     }
     let accounts = format!("({} accounts)", all.len());
     server.told(&accounts);
-    println!("killed {crashes} times: {confirmed} confirmed, {unsure} under way, {} accounts", all.len());
+    println!("killed {crashes} times: {confirmed} confirmed, {unsure} in progress, {} accounts", all.len());
 }
 
-/// Starts a server on `home` and kills it this long after its folder is in this state.
+/// Starts a server on `home`, and kills it `wait` after its data folder reaches a state.
 fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
     let data = home.path("data");
     let mut command = server_command(home, &["--host", "127.0.0.1", "--port", "0"]);
     let mut child = command.stdout(Stdio::null()).spawn().expect("the server starts");
     let end = Instant::now() + support::DEADLINE;
-    // Polled without a pause: the moment to hit is short.
+    // Poll without a pause, because the state is short.
     while !so(&data) {
-        assert!(Instant::now() < end, "this state never occurred");
+        assert!(Instant::now() < end, "the folder never reached the state");
     }
     thread::park_timeout(wait);
     child.kill().expect("it runs");
@@ -166,7 +167,7 @@ fn start_succeeds_after_a_kill_at_any_point_of_the_first() {
         assert!(server.raw().is_usable());
         is_sound(&server.home);
     }
-    println!("files in certs when it was killed, how often: {reached:?}");
+    println!("number of files in certs at the kill, and how often: {reached:?}");
 }
 
 #[test]
@@ -179,7 +180,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
     let (mut rotated, mut amid) = (0, 0);
     for round in 0..number("CRASHES", 20) {
         let log = logs.join("security.log");
-        // The log is full when the start is logged.
+        // Fill the log so that the entry of the start rotates it.
         let mark = format!("round {round}\n");
         let filler = line.repeat((10 * 1024 * 1024 - mark.len()) / line.len());
         let bytes = mark.clone() + &filler;
@@ -192,7 +193,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
         let server = Server::within(home.clone(), &[]);
         let files = support::files(&logs);
         assert!(files.len() <= 6, "{files:?}");
-        // The former lines are in the newest file or in one of the two before it.
+        // The lines from before are in the newest file or in one of the two previous ones.
         let begins = |name: &str| {
             let file = fs::File::open(logs.join(name)).ok()?;
             BufReader::new(file).lines().next()?.ok()
@@ -202,14 +203,15 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
         rotated += usize::from(found[0] != Some(mark.trim_end().into()));
         drop(server);
     }
-    println!("rotated {rotated} times, {amid} times killed in the middle of it");
+    println!("rotated {rotated} times, killed {amid} times during a rotation");
 }
 
 #[test]
 fn full_disk_refuses_only_accounts_until_there_is_room() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &PLENTY));
-    // A soft limit on the size of files, so that it can be lifted. Without the trap, the signal would kill the server.
+    // A limit on the file size plays the full disk; a soft limit can be lifted. Without the trap, the signal would kill
+    // the server.
     let full = "trap '' XFSZ; ulimit -S -f 16";
     let server = Server::after(full, home, &PLENTY);
     let limit = fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap_or_default();
@@ -228,15 +230,15 @@ fn full_disk_refuses_only_accounts_until_there_is_room() {
                 refused += 1;
             }
         }
-        assert!(made < 100, "it is never full");
+        assert!(made < 100, "the disk never becomes full");
         let text = format!("{made} and {refused}");
         exchange(&mut alice, &mut bob, &text);
         exchange(&mut bob, &mut alice, &text);
     }
-    // The client reports it.
+    // The client reports the error.
     let lines = server.client("carol").ends(1, "the server cannot store accounts now");
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    // The server cannot know whether the account exists, so the client keeps its only key and tries again with it.
+    // After `server_error`, the account may exist, so the client keeps its key and uses it for the next attempt.
     let dave = |home: &Arc<Folder>| server.client_in(home, "dave", &["--register"]).finish();
     let home = Arc::new(Folder::new());
     assert_eq!(dave(&home).0, 1);

@@ -1,7 +1,7 @@
-//! Twenty real clients chat while every connection breaks again and again, in any way and at any byte. Each message
-//! arrives exactly once and in order, or its sender's client reports that it may not have arrived.
+//! Twenty real clients chat while their connections break again and again, in different ways and at any byte. Each
+//! message arrives exactly once and in order, or the sender's client reports that it may not have arrived.
 //!
-//! `FAULTS_SEED` chooses the faults (their moments also depend on the machine), `FAULTS` sets their number.
+//! `FAULTS` sets the number of faults; `FAULTS_SEED` chooses them, but their moments also depend on the machine.
 
 use crate::support::{Client, Dice, Folder, Gate, Server, Way, number};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +10,10 @@ use std::thread::{self, Scope};
 use std::time::Duration;
 
 const PEOPLE: usize = 20;
-/// After this number of faults, all clients wait until they have heard from each other.
+/// After this number of faults, the test waits until all clients have heard from each other.
 const BATCH: usize = 20;
 
-/// Something goes wrong on the line of one client, for one connection or for a time.
+/// Disturbs the connection of one client, once or for some time.
 fn fault<'scope>(gate: &'scope Gate, dice: &'scope Dice, scope: &'scope Scope<'scope, '_>) {
     match dice.below(6) {
         0 | 1 => gate.cut(),
@@ -34,7 +34,7 @@ fn fault<'scope>(gate: &'scope Gate, dice: &'scope Dice, scope: &'scope Scope<'s
 #[test]
 fn faults_deliver_once_in_order_or_notify_the_sender() {
     let (dice, faults) = (Dice::named("FAULTS_SEED"), number("FAULTS", 60) as usize);
-    // This test is not about queues of clients that are away.
+    // Large outboxes, so that clients that are disconnected do not lose messages.
     let server = Server::with(&["--outbox", "65536", "--registrations", "1000"]);
     let gates: Vec<Gate> = (0..PEOPLE).map(|_| Gate::before(&server)).collect();
     gates.iter().for_each(|gate| gate.split(&dice));
@@ -71,7 +71,7 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
                 say(&mut people, from, None);
                 say(&mut people, from, Some(to));
                 fault(&gates[dice.below(PEOPLE as u64) as usize], &dice, scope);
-                // So that they fall into different moments of what is said.
+                // Spread the faults over different stages of a message.
                 thread::park_timeout(Duration::from_millis(dice.below(60)));
                 done += 1;
             }
@@ -118,10 +118,10 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     }
     let count = |part: &str| outputs.iter().flatten().filter(|line| line.contains(part)).count();
     println!(
-        "{faults} faults, {} connections lost, {} new sessions, {messages} messages shown, {told_of} told as lost",
+        "{faults} faults, {} connections lost, {} new sessions, {messages} messages shown, {told_of} reported as lost",
         count("; trying again"),
         count("in a new session")
     );
-    // The grace period never ends here, so nobody joins or leaves.
+    // Every client reconnects within the grace period, so nobody joins or leaves.
     assert_eq!((count("in a new session"), count(" has left")), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! Many repetitions with random choices: killed servers, broken connections, random bytes. Each run prints its seed.
+//! Long runs with random choices: killed servers, broken connections, random bytes. Each run prints its seed.
 
 mod crashes;
 mod faults;

@@ -1,4 +1,4 @@
-//! The properties of tests/fuzz with random bytes instead of guided ones: a short time for each, different every run.
+//! The properties of tests/fuzz, checked for a short time with random bytes that differ in every run.
 
 #[path = "../fuzz/properties/mod.rs"]
 mod properties;
@@ -46,7 +46,7 @@ fn holds(property: &Property) {
     let end = Instant::now() + MOMENT;
     let mut tried = 0;
     while Instant::now() < end || tried == 0 {
-        // One seed for each input: a failure is repeated at once.
+        // A new seed for each input, so that a failure is repeated immediately.
         let seed = given.unwrap_or_else(|| u64::from_be_bytes(random()));
         let tried_now = Tried(property, seed, input(&Dice::new(seed), &examples));
         (property.holds)(&tried_now.2);
@@ -100,18 +100,18 @@ fn invalid_key_file_costs_no_work() {
 }
 
 #[test]
-fn of_a_users_file_all_lines_count_or_none() {
+fn users_file_counts_in_full_or_not_at_all() {
     holds(&disk::USERS);
 }
 
 #[test]
-fn records_are_whole_or_refused_and_left_as_they_are() {
+fn records_are_read_or_refused_and_left_unchanged() {
     holds(&disk::RECORDS);
 }
 
 /// PROTOCOL#history-chain.
 #[test]
-fn of_an_altered_history_only_the_beginning_is_read() {
+fn altered_history_is_read_up_to_the_alteration() {
     holds(&disk::HISTORY);
 }
 
@@ -138,6 +138,6 @@ fn shown_text_is_harmless_and_no_wider_than_requested() {
 }
 
 #[test]
-fn no_keys_break_the_line_and_no_line_is_two_things() {
+fn line_stays_valid_after_any_keys_and_has_one_meaning() {
     holds(&client::TYPING);
 }

@@ -560,7 +560,7 @@ fn each_requested_name_is_answered_once_with_keys_or_unknown() {
 
 /// PROTOCOL#connection-order, PROTOCOL#deadlines.
 #[test]
-fn steps_out_of_their_order_are_refused() {
+fn steps_out_of_order_are_refused() {
     let mut scene = Scene::open(&[]);
     let (mut raw, mallory) = newcomer(&scene.server, "mallory");
     let ask = login_request(&mallory);
@@ -745,7 +745,7 @@ fn peer_that_does_not_read_is_busy_and_others_miss_nothing() {
 
 /// PROTOCOL#shares.
 #[test]
-fn flood_leaves_room_for_the_word_of_another() {
+fn flood_leaves_room_for_messages_of_others() {
     let server = Server::with(&["--rate", "100000"]);
     let (mut carol, carols) = newcomer(&server, "carol");
     let floods: [(Scope, usize, usize, bool); 5] = [

@@ -819,7 +819,7 @@ fn invented_newest_costs_one_renewal() {
 
 /// PROTOCOL#ask-keys.
 #[test]
-fn keys_that_were_not_asked_for_change_nothing() {
+fn unrequested_keys_change_nothing() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -922,7 +922,7 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
 }
 
 #[test]
-fn server_that_never_answers_is_left_after_thirty_seconds() {
+fn server_that_never_answers_is_dropped_after_30_s() {
     let (bob, alice) = (person("bob"), person("alice"));
     let mut bare = Bare::new(&bob, &[&alice]);
     bare.line("/msg alice hello");
@@ -968,7 +968,7 @@ fn clocks_that_are_too_far_apart_end_the_login() {
 
 /// PROTOCOL#renew, PROTOCOL#latest-token.
 #[test]
-fn session_that_was_not_asked_for_brings_no_token() {
+fn unrequested_session_brings_no_token() {
     let stage = Stage::new();
     let (bob, line) = stage.open();
     line.respond();
@@ -1119,7 +1119,7 @@ impl Stage {
 const FLOOD: u64 = 70;
 
 #[test]
-fn output_that_nobody_reads_loses_no_line_and_holds_up_no_pong() {
+fn unread_output_loses_no_line_and_delays_no_pong() {
     let (stage, alice) = (Stage::new(), person("alice"));
     let (client, line, out) = stage.stuck(&alice);
     Stage::flood(&line, &alice);
@@ -1136,7 +1136,7 @@ fn output_that_nobody_reads_loses_no_line_and_holds_up_no_pong() {
 }
 
 #[test]
-fn first_sigterm_says_farewell_also_when_nobody_reads() {
+fn first_sigterm_logs_out_even_when_nobody_reads() {
     let (stage, alice) = (Stage::new(), person("alice"));
     let (mut client, line, _out) = stage.stuck(&alice);
     Stage::flood(&line, &alice);
@@ -1294,7 +1294,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
 
 /// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once, PROTOCOL#known-logins.
 #[test]
-fn failed_login_at_any_step_says_why_and_ends_with_1() {
+fn failed_login_at_any_step_gives_a_reason_and_status_1() {
     /// How far the login goes before.
     enum After {
         Connecting,
@@ -1676,7 +1676,7 @@ fn ended_with(bob: Client, part: &str) {
 
 /// PROTOCOL#ack-true.
 #[test]
-fn client_leaves_a_server_that_acknowledges_unsent_frames() {
+fn server_that_acknowledges_unsent_frames_is_dropped() {
     for count in [1, 1000, u64::MAX] {
         let stage = Stage::new();
         let (mut bob, line) = stage.with(&[]);
@@ -1694,7 +1694,7 @@ fn client_leaves_a_server_that_acknowledges_unsent_frames() {
 
 /// PROTOCOL#ack-true.
 #[test]
-fn server_that_lowers_its_acknowledgement_is_left() {
+fn server_that_lowers_its_acknowledgement_is_dropped() {
     let alice = person("alice");
     for resumes in [false, true] {
         let stage = Stage::new();
@@ -1802,7 +1802,7 @@ fn false_login_after_no_session_is_refused_with_a_reason() {
 }
 
 #[test]
-fn login_without_an_answer_is_no_session() {
+fn login_without_an_answer_opens_no_session() {
     let alice = person("alice");
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice]);
@@ -2181,7 +2181,7 @@ fn name_that_differs_only_in_letter_case_is_refused() {
 }
 
 #[test]
-fn room_text_never_goes_to_everyone_if_the_partner_leaves() {
+fn room_text_is_never_broadcast_after_the_partner_leaves() {
     let (alice, carol) = (person("alice"), person("carol"));
     let stage = Stage::new();
     let (mut bob, line) = stage.with(&[&alice, &carol]);

@@ -4,8 +4,8 @@ and the reference's programs, with a real server, over real TLS.
 
     python3 interop.py --server PATH --client PATH [--vectors PATH]
 
-Prints `ok NAME` for each step. Fails at the first that does not hold, with the reason and status 1.
-All waiting is for events, with a deadline; nothing sleeps.
+Prints `ok NAME` for each step. Stops at the first step that fails, with the reason and status 1.
+Every wait is for an event, with a deadline; nothing sleeps.
 """
 
 import argparse, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time, traceback
@@ -13,8 +13,8 @@ import argparse, json, os, re, select, shutil, signal, subprocess, sys, tempfile
 import messenger as m
 from messenger import Client, Envelope, Lost, MessengerError, PrivateKey, PublicKey, Refused, fields
 
-DEADLINE = 15                                                # seconds for any one thing to happen
-ROUNDS = 100_000                                             # of the Python accounts: the least that is allowed
+DEADLINE = 15                                                # seconds, for each wait
+ROUNDS = 100_000                                             # of the Python accounts: the minimum
 
 
 def check(condition, reason):
@@ -23,7 +23,7 @@ def check(condition, reason):
 
 
 def refused(code, act):
-    """`act` must fail, with this code."""
+    """Checks that `act` fails with this code."""
     try:
         act()
     except MessengerError as error:
@@ -32,7 +32,7 @@ def refused(code, act):
 
 
 class Rust:
-    """A program of the reference; its output as lines."""
+    """A process of the reference implementation, with its output as lines."""
 
     def __init__(self, world, *command):
         self.world, self.lines, self._rest = world, [], b""
@@ -56,13 +56,13 @@ class Rust:
         self.process.stdin.flush()
 
     def expect(self, wanted):
-        """Takes away the first line that is `wanted` (or matches it, if it is a pattern), and returns it."""
+        """Waits for the first line that equals `wanted` (or matches it, if it is a pattern), removes and returns it."""
         def found():
             for i, line in enumerate(self.lines):
                 if match := (wanted.search(line) if isinstance(wanted, re.Pattern) else line == wanted):
                     del self.lines[i]
                     return match
-        return self.world.until(found, f"the line {str(wanted)[:200]!r}; there was {[line[:200] for line in self.lines[-12:]]}")
+        return self.world.until(found, f"the line {str(wanted)[:200]!r}; got {[line[:200] for line in self.lines[-12:]]}")
 
     def stop(self):
         if self.process.poll() is None:
@@ -73,7 +73,7 @@ class Rust:
 
 
 class World:
-    """A server, its folder, and everybody there."""
+    """A server, its folder, and its clients."""
 
     def __init__(self, arguments):
         self.arguments, self.processes, self.clients, self.all = arguments, [], [], []
@@ -91,7 +91,7 @@ class World:
         return os.path.join(self.folder, *parts)
 
     def until(self, test, reason):
-        """Lets everybody read what comes, until `test()` is true; returns what it is."""
+        """Lets all clients read until `test()` is true, and returns its result."""
         deadline = time.monotonic() + DEADLINE
         while True:
             if result := test():
@@ -101,7 +101,7 @@ class World:
                     if result := test():
                         return result
             left = deadline - time.monotonic()
-            check(left > 0, f"waited in vain for {reason}")
+            check(left > 0, f"timed out waiting for {reason}")
             for ready in select.select([*self.processes, *self.clients], [], [], left)[0]:
                 if isinstance(ready, Rust):
                     ready.read()
@@ -140,16 +140,16 @@ class World:
                 if event.kind == kind and all(getattr(event, key, None) == value for key, value in members.items()):
                     client.events.remove(event)
                     return event
-        return self.until(found, f"the event {kind} {members}; there was {list(client.events)[-8:]}")
+        return self.until(found, f"the event {kind} {members}; got {list(client.events)[-8:]}")
 
     def delivered(self, *jobs):
         for job in jobs:
-            self.until(lambda: job.done, "an answer of the server")
+            self.until(lambda: job.done, "an answer from the server")
             check(set(job.outcome.values()) == {"delivered"}, f"not delivered: {job.outcome}")
 
 
 def typed(name):
-    """A password as a Mac sends it, with the space that Option and the space bar make there."""
+    """A password as a Mac sends it: decomposed, with the no-break space that Option and the space bar type."""
     return f"Secre\u0301t\u00a0{name}"
 
 
@@ -298,7 +298,7 @@ def python_to_rust(world, alice, *rusts):
 # PROTOCOL#broadcast, PROTOCOL#sequence.
 def rust_to_python(world, alice, bob):
     for text in TEXTS:
-        if "\n" not in text and not text.startswith("/"):            # the line filter takes one line each
+        if "\n" not in text and not text.startswith("/"):            # plain mode sends each line as a message
             text = text.strip()
             bob.say(text, "/msg alice " + text)
             for scope in ("broadcast", "private"):
@@ -350,12 +350,12 @@ def key_files(world, alice, bob):
         event = world.event(alice, "message", name=name, text="from a key file of Python")
         check(alice.person(name).remembered == python.identity.public.fingerprint, event)
         rust.say("/exit")
-        world.until(lambda: rust.process.poll() == 0, f"the leaving of {name}")
+        world.until(lambda: rust.process.poll() == 0, f"the end of {name}'s client")
 
 
 # PROTOCOL#stale, PROTOCOL#check-again.
 def stale_keys(world, alice, bob):
-    """Both sides notice that the other has another session key: after a renewal, and after a new login."""
+    """Each side notices that the other has a new session key, after a renewal and after a new login."""
     alice.renew()
     world.event(alice, "renewed")
     bob.say("/msg alice to the renewed key")
@@ -363,12 +363,12 @@ def stale_keys(world, alice, bob):
     world.delivered(alice.send("bob", "from the renewed key"))
     bob.expect("<alice -> bob> from the renewed key")
     bob.say("/exit")
-    world.until(lambda: "bob" not in alice.online, "bob's leaving")
+    world.until(lambda: "bob" not in alice.online, "bob's logout")
     job = alice.send("bob", "to nobody")
     world.until(lambda: job.done, "an answer")
     check(job.outcome == {"bob": "offline"}, job.outcome)
     bob = world.rust("bob")
-    world.until(lambda: "bob" in alice.online, "bob's return")       # with another key than the one that alice has
+    world.until(lambda: "bob" in alice.online, "bob's return")       # with a key that alice does not know yet
     jobs = [alice.send("bob", "a"), alice.broadcast("b"), alice.send("bob", "c")]
     for line in ("<alice -> bob> a (sent again)", "<alice> b", "<alice -> bob> c (sent again)"):
         bob.expect(line)
@@ -379,7 +379,7 @@ def stale_keys(world, alice, bob):
 
 # PROTOCOL#newest, PROTOCOL#newest-certificate.
 def clock_set_back(world, alice, bob):
-    """Fay's clock is an hour ahead, then right again, and bob still reaches her; alice refuses an old certificate of his."""
+    """Fay's clock is an hour ahead, then correct; bob still reaches her. Alice refuses an old certificate of bob's."""
     right = m.now
     m.now = lambda: right() + m.HOUR
     ahead = world.log_in(world.python("fay"), register=True)
@@ -399,7 +399,7 @@ def clock_set_back(world, alice, bob):
     alice._check_newest(person, created, key)
     world.clients.remove(fay)
     fay.logout()
-    world.until(lambda: "fay" not in alice.online, "fay's leaving")
+    world.until(lambda: "fay" not in alice.online, "fay's logout")
     bob.expect("* fay has left")
 
 
@@ -408,7 +408,7 @@ def clock_set_back(world, alice, bob):
 # PROTOCOL#resume_request, PROTOCOL#resume_challenge, PROTOCOL#resume, PROTOCOL#resumed, PROTOCOL#resume-proof,
 # PROTOCOL#sent-again, PROTOCOL#frames.
 def resuming(world, alice, bob):
-    """The connection breaks four times while texts go both ways, many at once."""
+    """The connection breaks four times while both send many texts at once."""
     alice.events.clear(), bob.lines.clear()
     jobs, count = [], 40
     for part in range(4):
@@ -418,7 +418,7 @@ def resuming(world, alice, bob):
         alice.transport.abort()
         jobs += [alice.send("bob", f"to bob {part}-while lost-{i}") for i in range(5)]
         refused("closed", lambda: alice.poll(0))
-        if part == 1:                                                # somebody else cannot take the session up, nor end it
+        if part == 1:                                                # without its token, nobody can resume the session, or end it
             thief = world.python("alice", alice.identity)
             thief.token, thief.frames = bytes(32), alice.frames
             refused("no_session", thief.resume)
@@ -430,9 +430,9 @@ def resuming(world, alice, bob):
     world.until(lambda: sum(event.kind == "message" for event in alice.events) >= len(alice_hears), "bob's texts")
     world.delivered(alice.send("bob", "the end"))
     world.until(lambda: "<alice -> bob> the end" in bob.lines, "alice's texts")
-    check([event.text for event in alice.events if event.kind == "message"] == alice_hears, "texts for alice are lost, doubled or in disorder")
+    check([event.text for event in alice.events if event.kind == "message"] == alice_hears, "texts for alice are lost, repeated or out of order")
     prefix = "<alice -> bob> "
-    check([line[len(prefix):] for line in bob.lines if line.startswith(prefix)] == [*bob_hears, "the end"], "texts for bob, likewise")
+    check([line[len(prefix):] for line in bob.lines if line.startswith(prefix)] == [*bob_hears, "the end"], "texts for bob are lost, repeated or out of order")
     check(not [line for line in bob.lines if line.startswith("!") or "online" in line], f"bob has noticed: {bob.lines[-5:]}")
     check({event.kind for event in alice.events} == {"message"}, f"alice has noticed: {alice.events}")
     bob.lines.clear(), alice.events.clear()
@@ -440,7 +440,7 @@ def resuming(world, alice, bob):
 
 # PROTOCOL#no-session.
 def wrong_resumption(world, alice):
-    """`no_session` for a wrong proof (above) and for a count that was never reached; the session stays."""
+    """`no_session` for a wrong proof (above) and for a count that was never reached; the session remains."""
     alice.transport.abort()
     received, alice.frames.received = alice.frames.received, 10**6
     refused("no_session", alice.resume)
@@ -468,7 +468,7 @@ def over(world, transfer, state, reason=None):
 def received_by_rust(world, bob, data):
     path = bob.expect(re.compile(r"is complete: (.*)$"))[1]
     with open(path, "rb") as file:
-        check(file.read() == data, f"{path} has other contents")
+        check(file.read() == data, f"{path} has the wrong content")
     return path
 
 
@@ -492,13 +492,13 @@ def files_from_rust(world, alice, bob):
         over(world, transfer, "complete")
         bob.expect(re.compile(rf'^\* alice has received "{name}"'))
         with open(transfer.path, "rb") as file:
-            check(file.read() == data, f"{transfer.path} has other contents")
+            check(file.read() == data, f"{transfer.path} has the wrong content")
     check(sorted(os.listdir(world.path("received"))) == ["bob_exact too", "bob_from bob.bin", "bob_nothing"], "something else in the folder")
 
 
 # PROTOCOL#file_reject, PROTOCOL#file_cancel.
 def refused_files(world, alice, bob):
-    """Rejected, withdrawn and cancelled under way, by each side."""
+    """Rejected, withdrawn, and cancelled in progress, by each side."""
     path, _ = make_file(world, "unwanted", 3_000_000)
     transfer = alice.offer_file("bob", path)
     bob.say("/rejectfile " + bob.expect(re.compile(OFFERED % "unwanted"))[1])
@@ -508,12 +508,12 @@ def refused_files(world, alice, bob):
     alice.cancel_file(transfer)
     bob.expect('! alice has withdrawn "unwanted" (3.0 MB)')
 
-    transfer = alice.offer_file("bob", path)                         # alice cancels when the first chunks have gone
+    transfer = alice.offer_file("bob", path)                         # alice cancels after the first chunks
     bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "unwanted"))[1])
     world.until(lambda: transfer.index, "the first chunk")
     alice.cancel_file(transfer)
     bob.expect(re.compile(r'^! alice has cancelled "unwanted"'))
-    transfer = alice.offer_file("bob", path)                         # bob cancels before alice hears that he has accepted
+    transfer = alice.offer_file("bob", path)                         # bob cancels before alice learns that he has accepted
     number = bob.expect(re.compile(OFFERED % "unwanted"))[1]
     world.clients.remove(alice)
     bob.say("/acceptfile " + number, "/cancel " + number)
@@ -530,12 +530,12 @@ def refused_files(world, alice, bob):
     world.until(lambda: transfer.index >= 2 * m.GROUP, "the first chunks")
     alice.cancel_file(transfer)
     bob.expect(re.compile(r'^! alice has cancelled "unwanted"'))
-    check(not [name for name in os.listdir(world.path("received")) if "unwanted" in name or "part" in name], "something was left")
+    check(not [name for name in os.listdir(world.path("received")) if "unwanted" in name or "part" in name], "a file was left")
 
 
 # PROTOCOL#go-on.
 def continued_file(world, alice, bob):
-    """What has arrived of a file that broke off is not sent again: the accept begins behind it."""
+    """A new offer of an interrupted file continues where the transfer ended: received chunks are not sent again."""
     path, data = make_file(world, "long", 50 * m.CHUNK + 17)
     transfer = alice.offer_file("bob", path)
     bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "long"))[1])
@@ -545,7 +545,7 @@ def continued_file(world, alice, bob):
     transfer = alice.offer_file("bob", path)
     bob.say("/acceptfile " + bob.expect(re.compile(OFFERED % "long"))[1])
     over(world, transfer, "complete")
-    check(transfer.start >= m.GROUP, f"it began at {transfer.start}")
+    check(transfer.start >= m.GROUP, f"it started at {transfer.start}")
     received_by_rust(world, bob, data)
 
 
@@ -563,12 +563,12 @@ def files_while_resuming(world, alice, bob):
     over(world, receiving, "complete")
     received_by_rust(world, bob, data)
     with open(receiving.path, "rb") as file:
-        check(file.read() == data, "other contents")
+        check(file.read() == data, "the wrong content")
 
 
 # PROTOCOL#chunk-order.
 def spoiled_chunks(world, alice, bob):
-    """One bit of a chunk is altered, on its way to either side: the transfer ends, and nothing of the file is there."""
+    """One bit of a chunk is altered, in each direction: the transfer ends, and no part of the file is left."""
     path, _ = make_file(world, "spoiled", 400_000)
     send = alice._send
 
@@ -587,13 +587,13 @@ def spoiled_chunks(world, alice, bob):
     over(world, transfer, "ended")
     alice._on_packet = take
     bob.expect(re.compile(r'^! .*spoiled'))
-    check(not [name for name in os.listdir(world.path("received")) if "spoiled" in name or "part" in name], "something was left")
+    check(not [name for name in os.listdir(world.path("received")) if "spoiled" in name or "part" in name], "a file was left")
 
 
 # ---------------------------------------------------------------- hostile
 
 def shoot(world, alice, envelope, message_key, wrapped=None):
-    """Sends an envelope made by hand from alice's account to bob."""
+    """Sends an arbitrary envelope from alice's account to bob."""
     session = alice.person("bob").session
     job = m.Job(["bob"], "", "message", "private")
     alice._last_id += 1
@@ -633,7 +633,7 @@ def false_envelopes_for_rust(world, alice, bob):
             ("another tag", forged(tag=bytes(16)), "decrypted"),
             ("a room notice that is private", forged("", kind="room_opened"), "contradict"),
             ("a room notice with a text", forged(kind="room_opened", scope="room"), "contradict")):
-        check(shoot(world, alice, *envelope) == {"bob": "delivered"}, f"{what}: the server looks at it")
+        check(shoot(world, alice, *envelope) == {"bob": "delivered"}, f"{what}: the server did not deliver it")
         if reason not in told:                                       # the same reason is shown once, then counted
             bob.expect(re.compile(rf"^! refused a message that claims to come from alice: .*{reason}"))
         told.add(reason)
@@ -654,9 +654,9 @@ def false_envelopes_for_rust(world, alice, bob):
 
 
 def false_envelopes_for_python(world, alice, bob):
-    """The last envelope of bob, altered in every member, fed to alice again."""
+    """Alice receives bob's last envelope again, with each member altered."""
     heard, take = [], alice._on_encrypted_message
-    alice._on_encrypted_message = heard.append                       # kept back, to be altered first
+    alice._on_encrypted_message = heard.append                       # hold it, to alter it first
     bob.say("/msg alice genuine")
     world.until(lambda: heard, "bob's envelope")
     alice._on_encrypted_message = take
@@ -688,7 +688,7 @@ def false_envelopes_for_python(world, alice, bob):
 
 # PROTOCOL#check-identity, PROTOCOL#ends-at-once.
 def changed_keys(world, alice, bob):
-    """An operator gives the name eve another key: both programs refuse it, until the person decides."""
+    """An operator gives the name eve another key: both programs refuse it until their user trusts it."""
     eve = world.log_in(world.python("eve"), register=True)
     world.delivered(eve.broadcast("I am eve"))
     bob.expect("<eve> I am eve")
@@ -702,7 +702,7 @@ def changed_keys(world, alice, bob):
     false = world.log_in(world.python("eve"), register=True)
     job = false.broadcast("I am eve, too")
     bob.expect(re.compile(r"^! .*eve.*key.*"))
-    check(world.event(alice, "refused", name="eve").code == "key_changed", "another code")
+    check(world.event(alice, "refused", name="eve").code == "key_changed", "the wrong code")
     job = alice.send("eve", "who?")
     world.until(lambda: job.done, "a refusal")
     check(job.outcome == {"eve": "key_changed"}, job.outcome)
@@ -725,16 +725,16 @@ def unknown_types(world, alice, bob):
     world.delivered(alice.send("bob", "it goes on"))
     bob.expect("<alice -> bob> it goes on")
     alice.transport.abort()
-    alice.resume()                                                   # all of these were frames: the counts agree
+    alice.resume()                                                   # succeeds because both sides counted these frames
 
 
 # PROTOCOL#lost, PROTOCOL#ack-when.
 def lost_messages(world, alice, bob):
-    """A session ends before its client has acknowledged what was sent to it: its sender is told, in either program."""
+    """A session ends before its client has acknowledged messages: both programs report it to their senders."""
     eve = world.log_in(world.python("eve2"), register=True)
     world.delivered(alice.send("eve2", "shown"))
-    world.event(eve, "message", text="shown")                        # which is acknowledged at once
-    world.clients.remove(eve)                                        # from here on, nobody reads what comes for her
+    world.event(eve, "message", text="shown")                        # acknowledged at once
+    world.clients.remove(eve)                                        # from here on, nobody reads for her
     world.delivered(*(alice.send("eve2", text) for text in ("one", "two")))
     bob.say("/msg eve2 three")
     bob.expect("<bob -> eve2> three")
@@ -789,7 +789,7 @@ def main():
             with open(arguments.vectors) as file:
                 vectors = json.load(file)
             world.start_server()
-            bob, carol = (world.rust(who, "--register") for who in ("bob", "carol"))    # they start meanwhile
+            bob, carol = (world.rust(who, "--register") for who in ("bob", "carol"))    # start in the background
             for function in (vectors_primitives, vectors_keys_and_login, vectors_envelopes, vectors_chunks):
                 step(function, vectors)
             alice = step(registration_and_login, world)

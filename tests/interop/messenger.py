@@ -2,14 +2,14 @@
 """A second client for Secure Messenger, written from its specification alone.
 
 Read it from top to bottom: each section names the heading of PROTOCOL.md that it implements, and
-stands on the sections before it.  Nothing here knows about terminals; `main()` at the end is a
+uses only the sections before it.  Nothing here knows about terminals; `main()` at the end is a
 minimal line-by-line program.
 
     encodings -> primitives -> keys -> envelope, chunks -> transport -> session -> client
 
-The client is *single-threaded*: `poll()` takes in one frame from the server and acts on it,
-`wait()` polls until something has happened, and whatever concerns the person becomes an `Event`.
-Sending never waits: a text becomes a `Job`, and `wait(lambda: job.done)` waits for its fate.
+The client is *single-threaded*: `poll()` reads one frame from the server and handles it,
+`wait()` polls until a condition is true, and everything that concerns the user becomes an `Event`.
+Sending never waits: a text becomes a `Job`, and `wait(lambda: job.done)` waits for its outcome.
 
 Needs pycryptodome and pyOpenSSL (for `export_keying_material`, which `ssl` does not offer).
 """
@@ -29,20 +29,20 @@ except ImportError:
 from OpenSSL import SSL, crypto
 
 VERSION = 1
-LABEL = "secure-messenger/1 "                                # what `…` stands for before every label
-MINUTE, HOUR = 60_000, 3_600_000                             # milliseconds, as all times on the wire
+LABEL = "secure-messenger/1 "                                # the `…` before every label
+MINUTE, HOUR = 60_000, 3_600_000                             # milliseconds, like all times on the wire
 LINE_BEFORE, LINE_AFTER, PACKET_MOST = 16 << 10, 1 << 20, 67_584
 TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST = 32 << 10, 33_024, 1_024, 64
-CHUNK, GROUP, WINDOW = 65_536, 5, 15                         # WINDOW: chunks under way, whole groups
+CHUNK, GROUP, WINDOW = 65_536, 5, 15                         # WINDOW: chunks in flight, complete groups
 TRANSFERS_MOST, OFFERS_OF_ONE, OFFERS_MOST = 8, 16, 64       # 8 windows of 15 stay below 128 grants
 ROUNDS, ROUNDS_LEAST, ROUNDS_MOST = 600_000, 100_000, 10_000_000
 LOGINS = 8                                                   # in a key file
-CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # remembered, unread: of one person
-KEPT_MOST = 32 << 20                                         # bytes that we keep for an `ack`
+CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # per user: remembered, and waiting for keys
+KEPT_MOST = 32 << 20                                         # bytes kept until they are acknowledged
 
 
 class MessengerError(Exception):
-    """Something failed; `code` says what, for programs, the text says it for people."""
+    """An error: `code` is for programs, the text for people."""
 
     def __init__(self, code, text="", retry_after=None):
         super().__init__(f"{code}: {text}" if text else code)
@@ -50,17 +50,17 @@ class MessengerError(Exception):
 
 
 class Lost(MessengerError):
-    """The connection has ended. `Client.resume()` may take the session up again."""
+    """The connection has ended. `Client.resume()` may resume the session."""
 
 
 class Refused(MessengerError):
-    """What somebody else made does not pass a check; `code` names the check."""
+    """Data from others has failed a check; `code` names the check."""
 
 
 # ---------------------------------------------------------------- PROTOCOL: Encodings
 
 def fields(label, *values):
-    """Fields(label, f1, f2, …): each with its length before it, numbers as 8 bytes."""
+    """Fields(label, f1, f2, …): each field after its length, numbers as 8 bytes."""
     out = b""
     for value in (LABEL + label, *values):
         if isinstance(value, int):
@@ -77,7 +77,7 @@ def base64_of(data):
 
 
 def from_base64(text, length=None):
-    """Strict: nothing but the one canonical form of these bytes is taken."""
+    """Strict: accepts only the canonical encoding."""
     try:
         data = base64.b64decode(text, validate=True)
     except (ValueError, TypeError):
@@ -94,7 +94,7 @@ def now():
 def number(message, key, least=0, most=2**64 - 1):
     value = message.get(key)
     if type(value) is not int or not least <= value <= most:         # neither bool nor float
-        raise Refused("malformed", f"{key} is no number in its bounds")
+        raise Refused("malformed", f"{key} is not a number in its range")
     return value
 
 
@@ -105,19 +105,19 @@ def binary(message, key, length=None):
 def word(message, key, most=1_000):
     value = message.get(key)
     if not isinstance(value, str) or len(value) > most:
-        raise Refused("malformed", f"{key} is no text in its bounds")
+        raise Refused("malformed", f"{key} is not a text in its bounds")
     return value
 
 
 def names(message, key):
     value = message.get(key)
     if not isinstance(value, list) or not all(map(is_name, value)):
-        raise Refused("malformed", f"{key} is no list of names")
+        raise Refused("malformed", f"{key} is not a list of names")
     return value
 
 
 def parse(line):
-    """One JSON object, nested at most 8 deep; of a repeated member the last counts, of `type` the first."""
+    """One JSON object, nested at most 8 deep. Of repeated members the last counts, except for `type`: the first."""
     def object_of(pairs):
         found = dict(pairs)
         if "type" in found:
@@ -134,12 +134,12 @@ def parse(line):
     try:
         text = line.decode()
         value = json.loads(text, object_pairs_hook=object_of, parse_constant=no_constant)
-        json.dumps(value, ensure_ascii=False).encode()               # half a surrogate pair is no text
+        json.dumps(value, ensure_ascii=False).encode()               # a lone surrogate is not text
         if not isinstance(value, dict) or depth(value) > 8:
             raise ValueError
         return value
     except (ValueError, RecursionError):
-        raise Refused("malformed", "no JSON object") from None
+        raise Refused("malformed", "not a JSON object") from None
 
 
 # ---------------------------------------------------------------- PROTOCOL: Names
@@ -159,12 +159,12 @@ def sha256(data):
 
 
 def prepared(typed):
-    """A password of RFC 8265, so that every keyboard types the same one."""
+    """A password prepared as RFC 8265 says, so that all keyboards give the same bytes."""
     return unicodedata.normalize("NFC", "".join(" " if unicodedata.category(c) == "Zs" else c for c in typed))
 
 
 def password_forms(typed):
-    """What older clients made of the same keys comes after it."""
+    """The prepared password, then the forms that older clients made of the same keys."""
     return list(dict.fromkeys((prepared(typed), typed, unicodedata.normalize("NFD", typed))))
 
 
@@ -187,11 +187,11 @@ def unseal(key, nonce, associated, ciphertext, tag, mode=AES.MODE_EAX):
     try:
         return cipher.decrypt_and_verify(ciphertext, tag)
     except ValueError:
-        raise Refused("decrypt", "altered, or for another key") from None
+        raise Refused("decrypt", "altered, or made for another key") from None
 
 
 class PublicKey:
-    """An RSA-2048 key with e = 65537 as canonical SubjectPublicKeyInfo; anything else is refused."""
+    """An RSA-2048 key with e = 65537 as canonical SubjectPublicKeyInfo; refuses anything else."""
 
     def __init__(self, der):
         try:
@@ -217,7 +217,7 @@ class PublicKey:
 
 class PrivateKey:
     def __init__(self, der=None):
-        if der is None:                                              # OpenSSL makes keys much faster than pycryptodome
+        if der is None:                                              # OpenSSL generates keys much faster than pycryptodome
             made = crypto.PKey()
             made.generate_key(crypto.TYPE_RSA, 2048)
             parts = made.to_cryptography_key().private_numbers()
@@ -238,7 +238,7 @@ class PrivateKey:
         except (ValueError, TypeError):
             secret = b""
         if len(secret) != length:
-            raise Refused("unwrap", "the wrapped key does not open")
+            raise Refused("unwrap", "the wrapped key cannot be decrypted")
         return secret
 
 
@@ -249,12 +249,12 @@ def certificate_text(name, session, created):
 
 
 def check_certificate(identity, name, session, created, certificate, at=None):
-    """Valid from 2 hours before `created` to 26 hours after, signed by the identity key."""
+    """Checks a certificate: signed by the identity key, valid from 2 hours before `created` to 26 hours after."""
     at = now() if at is None else at
     if not created - 2 * HOUR <= at <= created + 26 * HOUR:
-        raise Refused("certificate", "outside its time")
+        raise Refused("certificate", "not valid now")
     if not identity.verify(certificate_text(name, session, created), certificate):
-        raise Refused("certificate", "the signature is wrong")
+        raise Refused("certificate", "invalid signature")
 
 
 # ---------------------------------------------------------------- PROTOCOL: Key file
@@ -274,7 +274,7 @@ def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
 
 
 def key_file_logins(text):
-    """The (salt, rounds) that a challenge may ask for, the last used first; None if the file has no list."""
+    """The (salt, rounds) that a challenge may contain, the last used first; None if the file has no list."""
     logins = parse(text).get("logins", ())
     if logins == ():
         return None
@@ -308,10 +308,10 @@ def sync_folder(path):
 
 
 def open_key_file(text, name, typed):
-    """The identity, and the form of the password that has opened it: the account's."""
+    """The identity, and the form of the password that has decrypted it, which is the account's."""
     file = parse(text)
     if (file.get("version"), file.get("kdf"), file.get("cipher")) != (1, "PBKDF2-HMAC-SHA256", "AES-256-GCM"):
-        raise Refused("key_file", "of another version")
+        raise Refused("key_file", "unknown version")
     for password in password_forms(typed):
         key = password_key(password, binary(file, "salt", 16), number(file, "rounds"))
         try:
@@ -325,7 +325,7 @@ def open_key_file(text, name, typed):
 # ---------------------------------------------------------------- PROTOCOL: Safety number
 
 def safety_number(*people):
-    """Of two (name, identity fingerprint): twelve groups of five digits, the same for both."""
+    """The safety number of two (name, identity fingerprint): twelve groups of five digits, the same for both users."""
     halves = []
     for name, fingerprint in people:
         digest = sha256(fields("safety number", name, fingerprint))
@@ -341,7 +341,7 @@ SCOPES_OF = {"message": ("broadcast", "private", "room"), "room_opened": ("room"
 
 
 def pad(text):
-    """The length before, zeros behind, as few as make a multiple of 256 bytes."""
+    """The text after its length, padded with zeros to the next multiple of 256 bytes."""
     data = struct.pack(">I", len(text)) + text
     return data + bytes(-len(data) % 256)
 
@@ -354,7 +354,7 @@ def unpad(padded):
 
 
 class Envelope:
-    """What the sender signed. `key`, the wrapped message key, is another for each recipient and no part of it."""
+    """The signed part of a message. The wrapped message key, `key`, differs for each recipient and is not signed."""
 
     LENGTHS = {"identity": 32, "session": 32, "commitment": 32, "nonce": 12, "tag": 16, "signature": 256}
     MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "again", "ciphertext", *LENGTHS)
@@ -373,12 +373,12 @@ class Envelope:
         return fields("envelope signature", self.header(), self.nonce, sha256(self.ciphertext + self.tag))
 
     def conversation(self):
-        """All broadcasts of a session key are one conversation, and what it sends to each other session key."""
+        """The conversation that numbers a message: all broadcasts of a session key, or its messages to one session key."""
         return self.session, self.recipient and self.recipient_key
 
     @classmethod
     def seal(cls, identity, text, message_key, **members):
-        """Everything but the wrapped keys, which `wrap` makes."""
+        """Seals everything except the wrapped keys, which `wrap` makes."""
         self = cls(identity=identity.public.fingerprint, commitment=hmac256(message_key, (LABEL + "key commitment").encode()),
                    nonce=secrets.token_bytes(12), **members)
         self.ciphertext, self.tag = seal(message_key, self.nonce + bytes(4), self.header(), pad(text))
@@ -398,7 +398,7 @@ class Envelope:
         return unpad(unseal(message_key, self.nonce + bytes(4), self.header(), self.ciphertext, self.tag))
 
     def wire(self):
-        """The members on a line; those that there are not are left out."""
+        """The members on a line; absent ones are omitted."""
         out = {}
         for key in self.MEMBERS:
             value = getattr(self, key)
@@ -408,14 +408,14 @@ class Envelope:
 
     @classmethod
     def parse(cls, message):
-        """Step 1 of Receiving: the fields fit each other, and the kind and scope are known."""
+        """Step 1 of Receiving: the fields are consistent, and the kind and scope are known."""
         self = cls(sender=word(message, "from"), kind=word(message, "kind"), scope=word(message, "scope"),
                    sequence=number(message, "sequence", 1, 2**64 - 2), time=number(message, "time"), ciphertext=binary(message, "ciphertext"),
                    **{key: binary(message, key, length) for key, length in cls.LENGTHS.items()})
         scopes = {scope for known in SCOPES_OF.values() for scope in known}
-        self.later = self.kind not in SCOPES_OF or self.scope not in scopes             # of a later version: not shown
+        self.later = self.kind not in SCOPES_OF or self.scope not in scopes             # from a later version: not shown
         if len(self.kind.encode()) > 32 or len(self.scope.encode()) > 32:
-            raise Refused("kind", "too long a word")
+            raise Refused("kind", "the word is too long")
         if not self.later and self.scope not in SCOPES_OF[self.kind]:
             raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
         if self.scope in scopes - {"broadcast"} or (self.scope not in scopes and message.get("recipient") is not None):
@@ -444,7 +444,7 @@ def chunk_mac(transfer_key, transfer, index, block, nonce, tag):
 
 
 def seal_chunk(transfer_key, transfer, index, chunk_key, block, data):
-    """The payload of one packet; `block` is empty but for the first chunk of a group."""
+    """The payload of one packet; `block` is empty except for the first chunk of a group."""
     nonce = secrets.token_bytes(12)
     ciphertext, tag = seal(chunk_key, nonce + struct.pack(">I", index), fields("chunk", transfer, index), data)
     return struct.pack(">I", index) + chunk_mac(transfer_key, transfer, index, block, nonce, tag) + nonce + tag + block + ciphertext
@@ -455,10 +455,10 @@ def wrap_chunk_keys(session, transfer, index, keys):
 
 
 def parse_chunk(payload, transfer_key, transfer, index, start, length):
-    """A chunk that its sender made, at its place and of its length: (block, nonce, tag, ciphertext)."""
+    """Checks a chunk's sender, position and length, and returns (block, nonce, tag, ciphertext)."""
     block_length = 256 if chunk_blocks(index, start) else 0
     if len(payload) != 64 + block_length + length or payload[:4] != struct.pack(">I", index):
-        raise Refused("chunk", "out of order, or of a wrong length")
+        raise Refused("chunk", "out of order, or wrong length")
     mac, nonce, tag, block, ciphertext = payload[4:36], payload[36:48], payload[48:64], payload[64:64 + block_length], payload[64 + block_length:]
     if not hmac.compare_digest(chunk_mac(transfer_key, transfer, index, block, nonce, tag), mac):
         raise Refused("chunk", "altered")
@@ -466,7 +466,7 @@ def parse_chunk(payload, transfer_key, transfer, index, start, length):
 
 
 def open_chunks(session, transfer, first, group):
-    """A group of parsed chunks, of which all were checked before: their bytes."""
+    """Decrypts a group of parsed chunks, all of which must have been checked before."""
     keys = session.unwrap(group[0][0], sha256(fields("chunk keys", transfer, first)), 32 * len(group))
     return b"".join(unseal(keys[32 * i:32 * i + 32], nonce + struct.pack(">I", first + i), fields("chunk", transfer, first + i), ciphertext, tag)
                     for i, (_, nonce, tag, ciphertext) in enumerate(group))
@@ -475,7 +475,7 @@ def open_chunks(session, transfer, first, group):
 # ---------------------------------------------------------------- PROTOCOL: Received files
 
 def plain_name(name):
-    """One harmless name of what somebody else calls a file."""
+    """A harmless file name made from a name that another user chose."""
     name = re.split(r"[/\\]", name)[-1]
     name = "".join("_" if c in ':*?"<>|' or not c.isprintable() else c for c in name).strip(". \u00a0")
     stem, extension = os.path.splitext(name)
@@ -510,7 +510,7 @@ class Transport:
         self._tls = SSL.Connection(context, self._socket)
         self._tls.set_connect_state()
         self._patiently(self._tls.do_handshake, time.monotonic() + timeout)
-        # Not names, dates or authorities: only this key counts, and the handshake has proved that the server holds it.
+        # Names, dates and authorities do not matter: only this key counts, and the handshake has proved that the server holds it.
         spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, self._tls.get_peer_certificate().get_pubkey())
         self.server_key = sha256(spki)
         if "SHA256:" + base64_of(self.server_key).rstrip("=") != fingerprint:
@@ -519,7 +519,7 @@ class Transport:
         self.exporter = self._tls.export_keying_material(b"EXPORTER-Channel-Binding", 32)
 
     def _patiently(self, act, deadline, reading=False):
-        """Repeats what would block until it is done (its result) or the time is over (None)."""
+        """Repeats an operation that would block, until it succeeds (its result) or the deadline passes (None)."""
         while True:
             try:
                 return act()
@@ -532,7 +532,7 @@ class Transport:
                         return None
                     raise Lost("timed_out") from None
                 if writing and ready[0]:
-                    self._read()                             # neither side may wait for the other to read first
+                    self._read()                             # also read, or both sides could wait for the other to read
             except (SSL.Error, OSError, ValueError) as error:
                 raise Lost("closed", str(error)) from None
 
@@ -543,7 +543,7 @@ class Transport:
         except SSL.WantReadError:
             return False
         except (SSL.Error, OSError):
-            return False                                     # the next reading tells
+            return False                                     # the next read reports it
 
     def send(self, data):
         view = memoryview(data)
@@ -565,11 +565,11 @@ class Transport:
                 return None
             end = 5 + struct.unpack(">I", self._buffer[1:5])[0]
             if end > 5 + PACKET_MOST:
-                raise Lost("line_too_long", "a packet of the server")
+                raise Lost("line_too_long", "a packet from the server")
             return self._cut("packet", 5, end, end) if len(self._buffer) >= end else None
         end = self._buffer.find(b"\n", self._seen)
         if (len(self._buffer) if end < 0 else end) > (LINE_AFTER if self.in_session else LINE_BEFORE):
-            raise Lost("line_too_long", "a line of the server")
+            raise Lost("line_too_long", "a line from the server")
         self._seen = len(self._buffer)
         return self._cut("line", 0, end, end + 1) if end >= 0 else None
 
@@ -583,7 +583,7 @@ class Transport:
         return self._socket.fileno()
 
     def abort(self):
-        """Drops the TCP connection at once, without a word."""
+        """Drops the TCP connection without a farewell."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
@@ -591,24 +591,24 @@ class Transport:
 # ---------------------------------------------------------------- PROTOCOL: Resuming (what is kept and counted)
 
 class Frames:
-    """Counts the frames of a session in both directions, and keeps what was sent until it is acknowledged."""
+    """Counts the frames of a session in both directions, and keeps sent frames until they are acknowledged."""
 
     UNCOUNTED = ("ack", "ping", "pong", "resumed")
 
     def __init__(self):
         self.kept, self.kept_bytes, self.confirmed = collections.deque(), 0, 0
         self.received, self.told, self.untold_bytes = 0, 0, 0
-        self.direct, self.told_at = False, 0                         # a private or room message is untold
+        self.direct, self.told_at = False, 0                         # whether a private or room message is not acknowledged yet
 
     def sent(self, data):
         if self.kept_bytes + len(data) > KEPT_MOST:
-            raise MessengerError("too_much", "the server acknowledges nothing")
+            raise MessengerError("too_much", "the server does not acknowledge frames")
         self.kept.append(data)
         self.kept_bytes += len(data)
 
     def confirm(self, received):
         if not self.confirmed <= received <= self.confirmed + len(self.kept):
-            raise Lost("malformed", "the server acknowledges what was not sent")
+            raise Lost("malformed", "the server acknowledges frames that were not sent")
         while self.confirmed < received:
             self.kept_bytes -= len(self.kept.popleft())
             self.confirmed += 1
@@ -618,7 +618,7 @@ class Frames:
         self.untold_bytes += size
 
     def patience(self):
-        """Seconds until a private or room message has to be acknowledged."""
+        """Seconds until a private or room message must be acknowledged."""
         return max(0, self.told_at + 1 - time.monotonic()) if self.direct else float("inf")
 
     def due(self):
@@ -632,7 +632,7 @@ class Frames:
 # ---------------------------------------------------------------- people, events, jobs, transfers
 
 class Event:
-    """Something for the person: `kind` and whatever belongs to it."""
+    """Something to report to the user: `kind` and its members."""
 
     def __init__(self, kind, **members):
         self.kind = kind
@@ -643,28 +643,28 @@ class Event:
 
 
 class Person:
-    """What is known about somebody else."""
+    """Everything known about another user."""
 
     def __init__(self, name):
         self.name, self.remembered, self.changed = name, None, None  # fingerprints: trusted, seen instead
         self.identity = self.session = None                          # PublicKey
         self.created, self.asked = 0, False
         self.newest = (0, b"")                                       # created and key of the newest session certificate
-        self.waiting = []                                            # envelopes until their keys are known
-        self.ids = collections.deque(maxlen=1024)                    # of the messages that were shown
-        self.stale = None                                            # the fingerprint of the session key last called so
-        self.sequences = collections.Counter()                       # the last number of each conversation that we sent
-        self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); of forgotten ones
+        self.waiting = []                                            # envelopes that wait for keys
+        self.ids = collections.deque(maxlen=1024)                    # ids of messages that were shown
+        self.stale = None                                            # the session key that the server last called stale
+        self.sequences = collections.Counter()                       # conversation: the last number sent
+        self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); latest forgotten time
 
     def check_new(self, envelope):
-        """Step 5 of Receiving: not a repetition. Returns how many numbers are missing."""
+        """Step 5 of Receiving: refuses repetitions, and returns how many numbers are missing."""
         last, _ = self.seen.get(envelope.conversation(), (None, 0))
         if last is None:
             if envelope.time <= self.floor:
-                raise Refused("sequence", "of a conversation of long ago")
+                raise Refused("sequence", "part of a forgotten conversation")
             return envelope.sequence - 1 if envelope.recipient else 0
         if envelope.sequence <= last:
-            raise Refused("sequence", "it has come before, or too late")
+            raise Refused("sequence", "a repetition, or too late")
         return envelope.sequence - last - 1
 
     def use(self, envelope):
@@ -675,7 +675,7 @@ class Person:
 
 
 class Job:
-    """One text on its way. `outcome` says for each target: delivered, offline, busy, stale, or why not."""
+    """A text being sent. `outcome` has for each target: delivered, offline, busy, stale, or an error code."""
 
     def __init__(self, targets, text, kind, scope):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
@@ -713,13 +713,13 @@ class Client:
         self.name, self.password, self.identity = name, password, identity
         self.events, self.people, self.online = collections.deque(), {}, set()
         self.transport = self.token = self.ended = self.server_key = None
-        self._key_at = {}                                            # the password's key for a (salt, rounds)
-        self._key_file, self.logins = key_file, None                 # a challenge may ask for these (salt, rounds) alone
+        self._key_at = {}                                            # (salt, rounds): the password's key
+        self._key_file, self.logins = key_file, None                 # the only (salt, rounds) that a challenge may contain
         if key_file:
             with open(key_file, "rb") as file:
                 self.logins = key_file_logins(file.read())
         self.newest = 0                                              # the highest `created` of our own certificates
-        self._known_users = known_users                              # a file, as README.md: Client files has it
+        self._known_users = known_users                              # a file in the format of README.md: Client files
         if known_users and os.path.exists(known_users):
             with open(known_users) as file:
                 for record in map(json.loads, file):
@@ -737,11 +737,11 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Login
 
     def _say(self, message):
-        """A line outside the session's count."""
+        """Sends a line that the session does not count."""
         self.transport.send(json.dumps(message).encode() + b"\n")
 
     def _hear(self, wanted, timeout=30):
-        """The answer before `session`; pings are answered meanwhile."""
+        """Waits for an answer before `session`, and answers pings meanwhile."""
         while True:
             frame = self.transport.receive(timeout)
             if frame is None:
@@ -755,7 +755,7 @@ class Client:
             elif kind == wanted:
                 return message
             elif kind != "pong":
-                raise Lost("malformed", f"not the answer: {str(kind)[:40]}")
+                raise Lost("malformed", f"unexpected answer: {str(kind)[:40]}")
 
     def connect(self):
         self.transport = Transport(self.host, self.port, self.fingerprint)
@@ -777,19 +777,19 @@ class Client:
         return self
 
     def _challenge(self):
-        """Steps 1 and 2: returns the nonce, the salt with the rounds, and the password's key for the answer."""
+        """Steps 1 and 2: returns the nonce, the salt with the rounds, and the password's key for the response."""
         self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
         challenge = self._hear("challenge")
         number(challenge, "version", VERSION, VERSION)
         nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
         if self.logins is not None and at not in self.logins:
-            raise Refused("unknown_login", "the password was changed elsewhere, or a false server: copy the key file again")
+            raise Refused("unknown_login", "the password was changed elsewhere, or this is a false server: copy the key file again")
         if at not in self._key_at:
             self._key_at = {at: password_key(self.password, *at)}
         return nonce, at, self._key_at[at]
 
     def _new_session_key(self):
-        """A session key, and the members that prove it is ours."""
+        """A new session key, and the members that prove whose it is."""
         key, created = PrivateKey(), max(now(), self.newest + 1)
         if created > now() + 2 * HOUR:
             created = now()
@@ -798,7 +798,7 @@ class Client:
         return key, {"session_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)}
 
     def login(self, proof_exporter=None):
-        """Begins a new session, and returns when it is known who is online."""
+        """Begins a new session, and returns when the list of online users has arrived."""
         nonce, at, secret = self._challenge()
         key, members = self._new_session_key()
         response = fields("login response", self.name, nonce, self.transport.exporter, key.public.fingerprint)
@@ -809,7 +809,7 @@ class Client:
         self._keep_logins([at, *(login for login in self.logins or [] if login != at)])
         self._begin_session(key)
         self.newest = max(self.newest, number(session, "newest"))
-        if members["created"] <= number(session, "newest"):          # others refuse it
+        if members["created"] <= number(session, "newest"):          # others would refuse it
             self.renew()
         self.wait(lambda: self._listed)
         return self
@@ -819,24 +819,24 @@ class Client:
         self.frames, self.online, self._listed = Frames(), set(), False
         self._queue, self._due, self._stale, self._last_id = collections.deque(), {}, [], 0
         self._asked, self._broadcasts = collections.deque(), 0
-        self.offers, self.sending, self.receiving = {}, {}, {}       # by transfer; offers are those of others
+        self.offers, self.sending, self.receiving = {}, {}, {}       # by transfer; only other users' offers
         for person in self.people.values():
             person.session, person.asked, person.waiting = None, False, []
             person.sequences.clear()
 
     def logout(self):
-        self._acknowledge()                                          # or what was shown here is reported as lost
+        self._acknowledge()                                          # or shown messages would be reported as lost
         self._send({"type": "logout"})
         self.ended, self.token = "logged out", None
 
     def fileno(self):
-        """For `select`: readable when `poll` has something to do."""
+        """For `select`: readable when `poll` has work."""
         return self.transport.fileno()
 
     # -------------------------------------------------------- PROTOCOL: Resuming
 
     def resume(self, timeout=30):
-        """Takes the session up again on a new connection, after `Lost`."""
+        """Resumes the session on a new connection, after `Lost`."""
         if self.ended or not self.token:
             raise MessengerError(self.ended or "no_session")
         self.connect()
@@ -853,21 +853,21 @@ class Client:
                 self.ended = error.code
             raise
         self.transport.in_session = True
-        self.frames.tell()                                           # our `received` was an acknowledgement
+        self.frames.tell()                                           # our `received` acknowledged everything
         self.frames.confirm(number(resumed, "received"))
         for data in list(self.frames.kept):
             self.transport.send(data)
         return self
 
     def _send(self, message, packet=False):
-        """One frame of the session. If the connection is lost, it waits for `resume`."""
+        """Sends one frame of the session. If the connection is lost, the frame waits for `resume`."""
         data = b"\0" + struct.pack(">I", len(message)) + message if packet else json.dumps(message).encode() + b"\n"
         if packet or message.get("type") not in Frames.UNCOUNTED:
             self.frames.sent(data)
         try:
             self.transport.send(data)
         except Lost:
-            pass                                                     # what the server said last can still be read; then `receive` tells
+            pass                                                     # the server's farewell can still be read; then `receive` raises
 
     def _acknowledge_due(self):
         if self.frames.due():
@@ -879,7 +879,7 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Messages (taking in)
 
     def poll(self, timeout):
-        """Takes in one frame, if one comes within the time. Raises `Lost` when the connection is."""
+        """Handles one frame, if one arrives within the time. Raises `Lost` when the connection is lost."""
         self._look_at_the_clock()
         end, left = time.monotonic() + timeout, timeout
         while (frame := self.transport.receive(min(left, self.frames.patience()))) is None:
@@ -897,9 +897,9 @@ class Client:
                 if name not in Frames.UNCOUNTED:
                     self.frames.took(len(body))
                 handler = getattr(self, "_on_" + name, None) if isinstance(name, str) and re.fullmatch("[a-z_]+", name) else None
-                if handler and name in self.HANDLED:                 # what is unknown is counted, and no more
+                if handler and name in self.HANDLED:                 # unknown messages are counted and ignored
                     handler(message)
-        except Refused as error:                                     # not a word of a person but of the server: it is broken, or false
+        except Refused as error:                                     # from the server itself, not a user: it is broken, or false
             self.transport.abort()
             raise Lost("malformed", f"from the server: {error}") from None
         self._acknowledge_due()
@@ -909,17 +909,17 @@ class Client:
     HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "lost", "error")
 
     def wait(self, test, timeout=30):
-        """Polls until `test()` is true, and returns what it is."""
+        """Polls until `test()` is true, and returns its result."""
         deadline = time.monotonic() + timeout
         while not (result := test()):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise MessengerError("timed_out", "it did not happen")
+                raise MessengerError("timed_out", "the deadline passed")
             self.poll(min(left, 1))
         return result
 
     def event(self, kind, timeout=30, **members):
-        """Waits for, and takes away, the first event of this kind with these members."""
+        """Waits for the first event of this kind with these members, removes and returns it."""
         def found():
             for event in self.events:
                 if event.kind == kind and all(getattr(event, key, None) == value for key, value in members.items()):
@@ -956,7 +956,7 @@ class Client:
         joined, left = names(message, "joined"), names(message, "left")
         if message.get("full") is True:
             self.online, self._listed = set(), False
-        self.online = self.online - set(left) | set(joined)          # who is in both has logged in again
+        self.online = self.online - set(left) | set(joined)          # a user in both lists has logged in again
         if not self._listed:
             self._listed = message.get("more") is not True
         for name in left:
@@ -968,16 +968,16 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Keys (of others), Receiving step 2
 
     def person(self, name):
-        """The person of this name; a name that differs in letter case alone from a known one is refused."""
+        """The user of this name. Refuses a name that differs from a known one only in letter case."""
         if name not in self.people:
             if not is_name(name) or any(name.lower() == other.lower() for other in (*self.people, self.name)):
-                raise Refused("name", "it differs in letter case alone from another, or is none")
+                raise Refused("name", "invalid, or differs from a known name only in letter case")
             self.people[name] = Person(name)
         return self.people[name]
 
     def _ask(self, wanted):
         wanted = [name for name in wanted if not self.person(name).asked][:NAMES_MOST]
-        if wanted and not self._asked:                               # one request at a time: the answers are long
+        if wanted and not self._asked:                               # one request at a time, because answers are long
             for name in wanted:
                 self.people[name].asked = True
             self._asked.append(wanted)
@@ -989,7 +989,7 @@ class Client:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise Refused("malformed", "keys")
         if sorted(unknown + [word(entry, "name") for entry in entries]) != sorted(asked):
-            raise Refused("malformed", "other keys than those that were asked for")
+            raise Refused("malformed", "keys that were not requested")
         failed = dict.fromkeys(unknown, "unknown")
         for entry in entries:
             person = self.people[entry["name"]]
@@ -1009,7 +1009,7 @@ class Client:
         elif person.remembered != identity.fingerprint:
             person.changed = identity.fingerprint
             self._tell("key_changed", name=person.name)
-            raise Refused("key_changed", "not the key that is remembered")
+            raise Refused("key_changed", "not the remembered key")
         person.identity, person.changed = identity, None
         if entry.get("session_key") is not None:
             session, created = PublicKey(binary(entry, "session_key", 294)), number(entry, "created")
@@ -1018,13 +1018,13 @@ class Client:
             person.session, person.created = session, created
 
     def _check_newest(self, person, created, key):
-        """PROTOCOL: newest-certificate. One that is too far ahead of our clock counts as forgotten."""
+        """PROTOCOL: newest-certificate. A certificate too far ahead of our clock counts as forgotten."""
         before, known = person.newest
         if before <= now() + 2 * HOUR and (created < before or created == before and key != known):
-            raise Refused("set_back", f"the clock of {person.name} may have been set back: this key is older than one that was seen before")
+            raise Refused("set_back", f"the clock of {person.name} may have been set back: this key is older than one seen before")
         if person.newest != (created, key):
             person.newest = created, key
-            if self._known_users:                                    # each line supersedes those before it
+            if self._known_users:                                    # each line replaces those before it
                 with open(self._known_users + ".certificates", "a") as file:
                     file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(person.remembered),
                                            "created": created, "key": base64_of(key)}) + "\n")
@@ -1036,7 +1036,7 @@ class Client:
                 file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(fingerprint), **more}) + "\n")
 
     def trust(self, name):
-        """The person has decided: the key that was seen instead is the right one."""
+        """The user has decided to trust the new key."""
         person = self.person(name)
         if person.changed:
             self._remember(person, person.changed, verified=False, decided=True)
@@ -1047,7 +1047,7 @@ class Client:
         return safety_number((self.name, self.identity.public.fingerprint), (name, self.person(name).remembered))
 
     def _settle(self, asked, otherwise, failed={}):
-        """The answer about these people is there: goes on with all that waited for it."""
+        """Handles everything that waited for the answer about these users."""
         for name in asked:
             person = self.people[name]
             person.asked = False
@@ -1060,7 +1060,7 @@ class Client:
                         targets.remove(name)
                         job.outcome[name] = failed.get(name, otherwise)
         others = [name for name, person in self.people.items() if person.waiting and not person.asked]
-        self._ask(others)                                            # who began to wait while another answer was due
+        self._ask(others)                                            # those that began to wait in the meantime
         for transfer in list(self.sending.values()):
             if transfer.state == "keys" and transfer.person in asked:
                 self._begin(transfer, asked_before=True)
@@ -1073,7 +1073,7 @@ class Client:
         try:
             envelope, wrapped = Envelope.parse(message), binary(message, "key", 264)            # 1
             if envelope.sender == self.name:
-                raise Refused("name", "it claims to be from oneself")
+                raise Refused("name", "it claims to be from this user")
             person = self.person(envelope.sender)
         except Refused as error:
             return self._tell("refused", name=claimed, code=error.code, reason=str(error))
@@ -1088,14 +1088,14 @@ class Client:
     def _open(self, person, envelope, wrapped):
         try:
             if person.changed:
-                raise Refused("key_changed", "not the key that is remembered")
+                raise Refused("key_changed", "not the remembered key")
             if not person.identity or person.identity.fingerprint != envelope.identity:         # 2
-                raise Refused("identity", "not the key of this person")
+                raise Refused("identity", "not this user's key")
             if not person.identity.verify(envelope.signed(), envelope.signature):               # 3
                 raise Refused("signature")
             sessions = self._session_keys()
             if envelope.recipient and (envelope.recipient != self.name or envelope.recipient_key not in sessions):  # 4
-                raise Refused("recipient", "for somebody else, or for another session")
+                raise Refused("recipient", "for another user, or for another session")
             if not envelope.recipient and envelope.recipient_key != self.server_key:
                 raise Refused("server", "made for another server")
             missing = person.check_new(envelope)                                                # 5
@@ -1105,8 +1105,8 @@ class Client:
             except UnicodeDecodeError:
                 raise Refused("text", "not UTF-8") from None
             if text and envelope.kind in ("room_opened", "room_left"):
-                raise Refused("text", "a notice with a text")
-            person.use(envelope)                                     # all steps have passed: the number is used up
+                raise Refused("text", "a notice that contains text")
+            person.use(envelope)                                     # all checks have passed: the number is used
             content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS and not envelope.later else None
         except Refused as error:
             return self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
@@ -1126,14 +1126,14 @@ class Client:
 
     @staticmethod
     def _unwrap(envelope, wrapped, sessions):
-        """The id before the wrapped key says for which of our keys it is; of a private envelope, the one that the sender signed."""
+        """Finds our key by the id before the wrapped key. In a private envelope, it must be the key that the sender signed."""
         session = next((key for key in sessions.values() if key.public.short == wrapped[:8]), None)
         if session is None or envelope.recipient and envelope.recipient_key != session.public.fingerprint:
             raise Refused("key_id", "wrapped for another key")
         return envelope.open(session, wrapped)
 
     def _session_keys(self):
-        """Our own session keys by fingerprint: one former for 60 s, one that the server is still to confirm."""
+        """Our session keys by fingerprint: the current one, the former one for 60 s, and one not confirmed yet."""
         self._former = [(key, until) for key, until in self._former if until > time.monotonic()]
         return {key.public.fingerprint: key for key in (self.key, self._next_key, *(key for key, _ in self._former)) if key}
 
@@ -1143,7 +1143,7 @@ class Client:
         return self._enqueue(Job([name], text, kind, scope))
 
     def broadcast(self, text):
-        """To everyone online but oneself."""
+        """Sends to all other online users."""
         return self._enqueue(Job(sorted(self.online - {self.name}), text, "message", "broadcast"))
 
     def room(self, name, text):
@@ -1157,7 +1157,7 @@ class Client:
 
     def _enqueue(self, job):
         if len(job.text.encode()) > TEXT_MOST:
-            raise MessengerError("too_long", "a message has at most 32 KiB of text")
+            raise MessengerError("too_long", "a message has at most 32 KiB")
         for name in job.targets:
             if self.person(name).changed:
                 job.outcome[name] = "key_changed"
@@ -1168,8 +1168,8 @@ class Client:
         return job
 
     def _flush(self):
-        """Sends what can be sent. One rule keeps the order, and the keys of one person apart: when somebody was
-        stale, nothing new goes out until every answer is there; then it is sent again before all else."""
+        """Sends what can be sent. One rule keeps the order: after `stale`, no new text is sent until all answers
+        have arrived; then the stale text is sent again first."""
         if self._stale and not self._due:
             for job, targets in reversed(self._stale):
                 for name in targets:
@@ -1191,7 +1191,7 @@ class Client:
 
     def _transmit(self, job, targets):
         same = [name for name in targets if job.tries and self.people[name].stale == self.people[name].session.fingerprint]
-        job.outcome.update(dict.fromkeys(same, "stale"))             # the same key is no reason to seal it again
+        job.outcome.update(dict.fromkeys(same, "stale"))             # sealing again for the same key would not help
         targets = [name for name in targets if name not in same]
         if not targets:
             return
@@ -1218,7 +1218,7 @@ class Client:
         job, targets = self._due.pop(number(message, "id"), (None, ()))
         fates = [(name, fate) for fate in ("delivered", "offline", "stale", "busy") for name in names(message, fate)]
         if job is None or sorted(name for name, _ in fates) != sorted(targets):
-            raise Refused("malformed", "an answer that fits no message")
+            raise Refused("malformed", "an answer that matches no message")
         stale = [name for name, fate in fates if fate == "stale" and job.tries < 3]
         for name in stale:
             self.people[name].stale = self.people[name].session.fingerprint
@@ -1233,20 +1233,20 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Keys (renewal), Changing the password
 
     def renew(self):
-        """A new session key, to be made every 24 hours; `poll` does it."""
+        """Renews the session key. `poll` does this every 24 hours."""
         self._next_key, members = self._new_session_key()
         self._send({"type": "renew", **members})
 
     def _on_session(self, message):
         if self._next_key is None:
-            raise Refused("malformed", "a session that was not asked for")
+            raise Refused("malformed", "a session that was not requested")
         self.token = binary(message, "token", 32)
         self._former.append((self.key, time.monotonic() + 60))
         self.key, self._key_since, self._next_key, self._broadcasts = self._next_key, time.monotonic(), None, 0
         self._tell("renewed")
 
     def change_password(self, new, key_file, rounds=ROUNDS):
-        """On a connection of its own, beside the session; the key file is left in two versions when it is not known how it ended."""
+        """Uses a separate connection. If the outcome is unknown, two versions of the key file are left."""
         other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity, key_file=key_file).connect()
         new = self.password if prepared(new) == prepared(self.password) else prepared(new)
         nonce, at, secret = other._challenge()
@@ -1284,9 +1284,9 @@ class Client:
         return transfer
 
     def accept_file(self, transfer, folder):
-        """Takes an offered file; it appears in the folder when all of it is there and right."""
+        """Accepts an offered file, which appears in the folder when all of it has arrived and is verified."""
         if len(self.receiving) >= TRANSFERS_MOST or self.offers.pop(transfer.id, None) is None:
-            raise MessengerError("transfer", "no such offer, or too many at once")
+            raise MessengerError("transfer", "no such offer, or too many transfers")
         self.receiving[transfer.id] = transfer
         transfer.path = os.path.join(folder, f"{transfer.person}_{plain_name(transfer.name)}")
         part = os.path.join(folder, f"{transfer.person}_{transfer.id.hex()}.part")
@@ -1310,7 +1310,7 @@ class Client:
         return self.send(transfer.person, json.dumps({"transfer": base64_of(transfer.id), **members}), kind)
 
     def _file_word(self, kind, text):
-        """A word that lacks a member, or whose members disagree, is refused as an envelope."""
+        """Handles a file message. Refuses one that lacks a member or contradicts itself, as a bad envelope."""
         content = parse(text.encode())
         content["id"] = binary(content, "transfer", 16)
         if kind == "file_offer":
@@ -1325,7 +1325,7 @@ class Client:
         return content
 
     def _of(self, where, name, transfer):
-        """The transfer that a word is about. From anybody but its other side it means nothing."""
+        """The transfer of a file message. A message from any other user than its peer is ignored."""
         found = where.get(transfer)
         return found if found and found.person == name else None
 
@@ -1348,7 +1348,7 @@ class Client:
             self._begin(transfer)
 
     def _begin(self, transfer, asked_before=False):
-        """The chunks' keys go to the session key that the accept names, and to no other."""
+        """The chunk keys are wrapped only for the session key that the accept names."""
         session = self.people[transfer.person].session
         if session and session.fingerprint == transfer.wanted:
             transfer.session, transfer.state, transfer.file = session, "under way", open(transfer.path, "rb")
@@ -1368,7 +1368,7 @@ class Client:
             self._continue(transfer)
 
     def _continue(self, transfer):
-        """Sends a chunk for each that was granted."""
+        """Sends the granted chunks."""
         while transfer.state == "under way" and transfer.granted and transfer.index < transfer.chunks:
             index, block = transfer.index, b""
             if chunk_blocks(index, transfer.start):
@@ -1411,7 +1411,7 @@ class Client:
             self.renew()
 
     def _grant(self, transfer):
-        """As many as fill the window; it holds whole groups, so a group that was begun can always be ended."""
+        """Grants as many chunks as fill the window. It holds complete groups, so a group in progress can always be completed."""
         count = min(WINDOW - transfer.granted, transfer.chunks - transfer.index - transfer.granted)
         if count > 0 and (transfer.granted == 0 or transfer.index % GROUP == 0):
             transfer.granted += count
@@ -1421,13 +1421,13 @@ class Client:
         length = body[0] if body else 0
         name, transfer_id, payload = body[1:1 + length].decode("ascii", "replace"), body[1 + length:17 + length], body[17 + length:]
         if not is_name(name) or len(transfer_id) != 16:
-            raise Refused("malformed", "a packet without its parts")
+            raise Refused("malformed", "an incomplete packet")
         transfer = self._of(self.receiving, name, transfer_id)
         if not transfer:
-            return                                                   # of a transfer that has ended
+            return                                                   # the transfer has ended
         try:
             if not transfer.granted:
-                raise Refused("chunk", "not asked for")
+                raise Refused("chunk", "not requested")
             transfer.group.append(parse_chunk(payload, transfer.key, transfer.id, transfer.index, transfer.start, transfer.length(transfer.index)))
             transfer.granted, transfer.index, transfer.deadline = transfer.granted - 1, transfer.index + 1, time.monotonic() + 60
             if transfer.index == transfer.chunks or chunk_blocks(transfer.index, transfer.start):
@@ -1447,7 +1447,7 @@ class Client:
         transfer.file.flush()
         os.fsync(transfer.file.fileno())
         stem, extension = os.path.splitext(transfer.path)
-        for count in range(10_000):                                  # never over another file
+        for count in range(10_000):                                  # never overwrite a file
             try:
                 path = transfer.path if not count else f"{stem}_{count}{extension}"
                 os.link(transfer.part, path)
@@ -1459,7 +1459,7 @@ class Client:
         self._close(transfer, "complete")
 
     def _end(self, transfer, reason, tell=True):
-        """From our side: the other is told, unless gone. Whoever ends a reception takes back what was granted."""
+        """Ends a transfer from our side, and notifies the peer if it is online. The recipient also revokes its grants."""
         if not transfer.over:
             if tell:
                 self._word(transfer, "file_cancel", reason=reason)
@@ -1469,7 +1469,7 @@ class Client:
         transfer.state, transfer.reason = state, reason
         if self.receiving.pop(transfer.id, None):
             self._send({"type": "grant", "peer": transfer.person, "transfer": base64_of(transfer.id), "count": 0})
-            os.unlink(transfer.part)                                 # this client does not go on with interrupted files
+            os.unlink(transfer.part)                                 # this client does not continue interrupted files
         self.offers.pop(transfer.id, None), self.sending.pop(transfer.id, None)
         if transfer.file:
             transfer.file.close()
@@ -1479,7 +1479,7 @@ class Client:
 # ---------------------------------------------------------------- a minimal program
 
 def harmless(text):
-    """PROTOCOL: Text from others. A line of somebody else can neither steer the terminal nor look like another line."""
+    """PROTOCOL: Text from others. Another user's line cannot control the terminal or look like a different line."""
     return "".join(c if c.isprintable() else {"\n": "⏎", "\t": " "}.get(c, "\ufffd") for c in text)
 
 

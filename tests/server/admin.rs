@@ -406,7 +406,7 @@ fn login_is_refused_if_its_account_changes_before_the_end() {
 
 /// PROTOCOL#login-race.
 #[test]
-fn of_a_login_and_a_removal_at_the_same_time_no_session_is_left() {
+fn login_during_a_removal_leaves_no_session() {
     let mut server = Server::start();
     for n in 0..20 {
         // Another name each time, because failed logins lock one.

@@ -299,7 +299,7 @@ impl Tally {
 
 /// PROTOCOL#frames, PROTOCOL#sent-again.
 #[test]
-fn nothing_is_lost_doubled_or_reordered_over_two_hundred_cuts() {
+fn two_hundred_cuts_lose_repeat_and_reorder_nothing() {
     let dice = Dice::named("CUTS_SEED");
     let server = Server::with(&["--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
@@ -450,7 +450,7 @@ fn unread_frames_arrive_complete_on_the_next_connection() {
 
 /// PROTOCOL#resume-proof, PROTOCOL#resume-rules, PROTOCOL#no-session.
 #[test]
-fn resume_needs_this_session_s_token_channel_and_valid_count() {
+fn resume_needs_the_session_s_token_channel_and_valid_count() {
     let server = Server::start();
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     alice.settle();
@@ -923,7 +923,7 @@ fn unacknowledged_packets_count_against_the_grant_limit() {
 
 /// PROTOCOL#taken-over.
 #[test]
-fn concurrent_resumptions_leave_one_and_double_no_frame() {
+fn concurrent_resumptions_leave_one_and_repeat_no_frame() {
     let server = Server::with(&["--rate", "100000"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let mut number = 0;

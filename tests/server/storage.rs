@@ -83,7 +83,7 @@ fn accounts_count_however_an_editor_has_saved_them() {
 
 /// README#records.
 #[test]
-fn accounts_that_are_not_understood_stop_the_start() {
+fn accounts_that_cannot_be_read_stop_the_start() {
     let (home, path, text) = two_accounts();
     let first = text.lines().next().expect("alice").to_string() + "\n";
     for (bytes, words) in [
@@ -135,7 +135,7 @@ fn accounts_overwritten_in_place_get_no_more_records() {
 
 /// README#records.
 #[test]
-fn locks_count_beside_whatever_is_not_understood() {
+fn locks_count_despite_unreadable_lines() {
     let mut home = used_folder();
     let path = home.path("data/locks.json");
     let until = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
@@ -414,7 +414,7 @@ fn user_whose_record_is_zeros_needs_a_decision() {
 }
 
 #[test]
-fn fifo_in_the_place_of_what_a_client_knows_is_refused() {
+fn fifo_instead_of_a_client_record_is_refused() {
     let server = Server::start();
     let home = knowing(&server);
     for name in ["known_users", "known_servers", "ignored"] {
@@ -458,7 +458,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn private_file_that_others_can_read_is_closed_and_reported() {
+fn private_file_readable_by_others_is_fixed_and_reported() {
     let server = Server::start();
     newcomer(&server, "alice");
     let home = server.kill();
@@ -711,7 +711,7 @@ fn reloads(server: &Server) -> usize {
 }
 
 #[test]
-fn log_that_was_renamed_or_removed_is_made_again() {
+fn renamed_or_removed_log_is_recreated() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let (log, old) = (server.data("logs/security.log"), server.data("logs/old.log"));
@@ -823,7 +823,7 @@ fn hangup_reloads_the_certificate_and_ends_nothing() {
 }
 
 #[test]
-fn readme_s_rotation_loses_no_event() {
+fn rotation_of_the_readme_loses_no_event() {
     let rotation = block("/var/lib/secure-messenger/logs/security.log {");
     assert!(rotation.contains("systemctl reload secure-messenger"), "{rotation}");
     if !has("logrotate") {

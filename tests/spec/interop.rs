@@ -1,14 +1,14 @@
-//! Another client, in another language, written from PROTOCOL.md alone, talks with these programs: registers, logs in, chats both ways,
+//! A client in another language, written from PROTOCOL.md alone, uses these programs: it registers, logs in, chats,
 //! sends and receives files, resumes its session, compares safety numbers, and plays some adversaries.
 //!
-//! `tests/interop/messenger.py` is that client, `interop.py` the conversation. Needs Python with pycryptodome and
-//! pyOpenSSL; without them the test says so and is left out, but not in `.ci/run`, which installs them.
+//! `tests/interop/messenger.py` is that client, `interop.py` the test. They need Python with pycryptodome and
+//! pyOpenSSL; without them, the test is skipped with a notice. `.ci/run` installs them.
 
 use crate::support::{run, skip};
 use std::path::Path;
 use std::process::Command;
 
-/// A Python that has what the other client needs.
+/// A Python that has the packages of the other client.
 fn python() -> Option<&'static str> {
     let needed = "import OpenSSL\ntry: import Cryptodome\nexcept ImportError: import Crypto";
     let has = |python: &&str| {
@@ -18,7 +18,7 @@ fn python() -> Option<&'static str> {
 }
 
 #[test]
-fn client_written_from_the_specification_talks_with_this_one() {
+fn client_written_from_the_specification_interoperates() {
     let Some(python) = python() else {
         skip("no Python with pycryptodome and pyOpenSSL is installed");
         return;

@@ -1,5 +1,5 @@
-//! The house rules that a reader relies on: file heads, the direction of imports, no `unwrap`,
-//! one place for each library, every dependency explained, every clause of the documents enforced somewhere and tried somewhere.
+//! The rules of the house: file heads, one direction of imports, no `unwrap`, one place for each library, every
+//! dependency explained, every clause of the specification cited by code and by a test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ fn sources() -> Vec<(String, String)> {
             } else if path.extension().is_some_and(|ending| ending == "rs") {
                 let name = path.strip_prefix(&root).expect("below src");
                 let text = fs::read_to_string(&path).expect("UTF-8");
-                // What only tests see is free to do as it likes.
+                // Code of tests is exempt.
                 let text = text.split("#[cfg(test)]").next().unwrap_or_default().to_string();
                 found.push((name.display().to_string(), text));
             }
@@ -27,13 +27,13 @@ fn sources() -> Vec<(String, String)> {
     found
 }
 
-/// Lines of code, comments left out.
+/// Lines of code without comments.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.starts_with("//"))
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_begins_with_its_purpose() {
     for (name, text) in sources() {
         assert!(text.starts_with("//! "), "{name} has no head");
     }
@@ -87,7 +87,7 @@ fn has_word(line: &str, word: &str) -> bool {
     })
 }
 
-/// Each room and the rooms that it may name, all of which stand before it.
+/// Each room, and the rooms that it may name. All of them precede it in this list.
 const ROOMS: [(&str, &[&str]); 13] = [
     ("clock", &[]),
     ("disk", &[]),
@@ -123,7 +123,7 @@ fn imports_run_one_way() {
     }
 }
 
-/// The rooms of `crypto`: each names only those before it.
+/// The modules of `crypto`: each may name only those before it.
 const CRYPTO: [&str; 7] = ["secret", "primitives", "public", "keys", "key_file", "envelope", "chunk"];
 
 #[test]
@@ -138,7 +138,7 @@ fn rooms_of_crypto_name_only_rooms_before() {
     }
 }
 
-/// A file or folder, how its code names its siblings, and the siblings below it.
+/// A file or folder, how its code names its siblings, and the siblings that it may name.
 const BELOW: [(&str, &str, &[&str]); 16] = [
     ("wire/certificate.rs", "super::", &[]),
     ("wire/frame.rs", "super::", &[]),
@@ -177,7 +177,7 @@ fn siblings_name_only_siblings_below() {
                 assert!(*path != "super::" || !line.contains(&whole), "{name}: {line}");
                 assert!(!line.contains("super::super"), "{name}: {line}");
             }
-            // Only the start names what its operator sees.
+            // Only the start of the server uses the operator's tools.
             let may_name =
                 ["server/operator/", "server/mod.rs", "bin/"].iter().any(|at| name.starts_with(at));
             assert!(may_name || !line.contains("operator::"), "{name}: {line}");
@@ -263,7 +263,7 @@ fn modules_import_each_other_in_no_circle() {
     let mut below: BTreeMap<_, _> =
         files.iter().map(|(name, text)| (module(name), named_modules(&module(name), text, &all))).collect();
     assert!(below[&module("server/accept.rs")].contains(&module("server/connection.rs")));
-    // A module that imports none of those that are left, or that none of them imports, is in no circle.
+    // A module that imports no remaining module, or that no remaining module imports, is in no circle.
     while let Some(done) = below.keys().find(|me| {
         let is_left = |one: &&Vec<String>| below.contains_key(*one);
         !below[*me].iter().any(|one| is_left(&one)) || !below.values().any(|named| named.contains(*me))
@@ -271,7 +271,7 @@ fn modules_import_each_other_in_no_circle() {
         below.remove(&done.clone());
     }
     let left: Vec<_> = below.keys().map(|path| path.join("::")).collect();
-    assert_eq!(left, [""; 0], "each of these is in a circle of imports");
+    assert_eq!(left, [""; 0], "these modules import each other in a circle");
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn library_with_a_surface_is_named_in_one_place() {
     {
         for (name, text) in sources() {
             assert!(
-                // Certificates and keys are of the library's types.
+                // Types of certificates and keys are allowed everywhere.
                 name.starts_with(home)
                     || !code(&text).any(|line| line.replace("rustls::pki_types", "").contains(library)),
                 "{name} names {library}"
@@ -290,7 +290,7 @@ fn library_with_a_surface_is_named_in_one_place() {
     }
 }
 
-/// The documents, as citations name them, and where they are.
+/// The documents: the name in citations, and the path.
 const DOCUMENTS: [(&str, &str); 2] = [("README", "README.md"), ("PROTOCOL", "src/protocol/PROTOCOL.md")];
 
 fn document(name: &str) -> String {
@@ -302,7 +302,7 @@ fn readme() -> String {
     document("README")
 }
 
-/// What stands between `begin` and `end`, each time.
+/// Every text between `begin` and `end`.
 fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item = &'a str> {
     text.split(begin).skip(1).filter_map(move |rest| rest.split(end).next())
 }
@@ -311,7 +311,7 @@ fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item =
 fn anchors(page: &str) -> BTreeSet<String> {
     let all: Vec<_> = between(page, "<a id=\"", '"').map(String::from).collect();
     let names: BTreeSet<_> = all.iter().cloned().collect();
-    assert_eq!(names.len(), all.len(), "each anchor stands once");
+    assert_eq!(names.len(), all.len(), "an anchor occurs twice");
     names
 }
 
@@ -323,7 +323,7 @@ fn clauses() -> BTreeSet<String> {
     names
 }
 
-/// What the headings of a page are called as anchors.
+/// The anchors of a page's headings.
 fn headings(page: &str) -> impl Iterator<Item = String> {
     page.lines().filter_map(|line| line.strip_prefix('#')).map(|line| {
         let words = line.trim_start_matches('#').trim().to_lowercase();
@@ -353,16 +353,16 @@ fn code_cites_every_clause_and_nothing_else() {
     let (clauses, cites): (_, BTreeSet<_>) =
         (clauses(), sources().iter().flat_map(|(_, text)| cited(text)).collect());
     let missing: Vec<_> = clauses.difference(&cites).collect();
-    assert!(missing.is_empty(), "nothing in src says that it enforces {missing:?}");
+    assert!(missing.is_empty(), "no comment in src cites {missing:?}");
     let headings =
         |name| headings(&document(name)).map(move |heading| format!("{name}#{heading}")).collect::<Vec<_>>();
     let known: BTreeSet<_> =
         clauses.into_iter().chain(DOCUMENTS.iter().flat_map(|(name, _)| headings(*name))).collect();
     let dangling: Vec<_> = cites.difference(&known).collect();
-    assert!(dangling.is_empty(), "no document has {dangling:?}");
+    assert!(dangling.is_empty(), "no document has the anchor {dangling:?}");
 }
 
-/// All files of a folder and those below it that end so, as text.
+/// The text of all files with this ending in a folder and its subfolders.
 fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut folders, mut found) = (vec![root.join(folder)], Vec::new());
@@ -379,8 +379,8 @@ fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
     found
 }
 
-/// What the comments right above a line that begins with `test` cite: a test says for itself what it tries, no file for
-/// all of its tests.
+/// The clauses cited in comments directly above a line that begins with `test`. A citation in a file's head does not
+/// count: each test names the clauses that it tries.
 fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
     let (mut above, mut found) = (Vec::new(), Vec::new());
     for line in text.lines().map(str::trim_start) {
@@ -394,16 +394,16 @@ fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_clause_is_cited_by_a_test_that_tries_it() {
+fn every_clause_is_cited_by_a_test() {
     let rust = [texts("tests", "rs"), texts("src", "rs")].concat();
     let rust = rust.iter().flat_map(|(_, text)| cited_above(text, "///", "#[test]"));
     let python = texts("tests/interop", "py");
     let python = python.iter().flat_map(|(_, text)| cited_above(text, "#", "def "));
     let (clauses, cites): (_, BTreeSet<_>) = (clauses(), rust.chain(python).collect());
     let missing: Vec<_> = clauses.difference(&cites).collect();
-    assert!(missing.is_empty(), "no test says that it tries {missing:?}");
+    assert!(missing.is_empty(), "no test cites {missing:?}");
     let dangling: Vec<_> = cites.difference(&clauses).collect();
-    assert!(dangling.is_empty(), "no document has {dangling:?}");
+    assert!(dangling.is_empty(), "no document has the anchor {dangling:?}");
 }
 
 #[test]
@@ -411,7 +411,7 @@ fn every_link_of_the_documents_has_a_target() {
     let is_link = |link: &&str| !link.starts_with("http") && link.contains(['#', '.']) && !link.contains(' ');
     for (name, file) in DOCUMENTS {
         let (page, path) = (document(name), Path::new(env!("CARGO_MANIFEST_DIR")).join(file));
-        // A primitive's key and argument, `PSS[key](m)`, look like one.
+        // The notation `PSS[key](m)` looks like a link.
         for link in between(&page, "](", ')').filter(is_link) {
             let (target, place) = link.split_once('#').unwrap_or((link, ""));
             let target = if target.is_empty() { path.clone() } else { path.with_file_name(target) };
@@ -424,7 +424,7 @@ fn every_link_of_the_documents_has_a_target() {
                     || anchors(&text).contains(place)
                     || headings(&text).any(|heading| heading == place)
             };
-            assert!(is_there, "{file}: nothing is at {link}");
+            assert!(is_there, "{file}: {link} has no target");
         }
     }
 }
@@ -480,7 +480,7 @@ fn readme_has_all_commands_and_options() {
     }
 }
 
-/// The words in backquotes of the specification's table that begins with `head`, in one column.
+/// The words in backquotes in one column of the specification's table that begins with `head`.
 fn table(head: &str, column: usize) -> Vec<String> {
     let specification = document("PROTOCOL");
     let table =
@@ -523,6 +523,6 @@ fn specification_lists_exactly_the_codes_of_the_server() {
         .filter_map(|line| line.split_once(" = \"")?.1.strip_suffix("\",").map(String::from))
         .collect();
     assert!(said.len() > 20, "{said:?}");
-    // What stands beside them in a row's first cell is a code, too.
+    // A first cell may contain several codes.
     assert_eq!(said, table("| error code | when |", 1).into_iter().collect());
 }

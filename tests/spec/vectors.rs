@@ -1,8 +1,8 @@
-//! What other implementations make, this one reads; and what it computes, they compute too.
+//! This implementation reads what other implementations produce, and computes the same values.
 //!
-//! `vectors/vectors.json` was made by `vectors/make.py` (pycryptodome 4.4.0, OpenSSL 3.0.19), which
-//! shares no code with this crate; the script says how to run it. Invariant: these tests need
-//! neither program, and each vector fails once a bit of it is flipped. Specification: PROTOCOL.md.
+//! `vectors/make.py` (pycryptodome 4.4.0, OpenSSL 3.0.19) made `vectors/vectors.json`. It shares no code with this
+//! crate, and says how to run it. Invariant: these tests need neither program, and each vector fails when one of its
+//! bits is flipped. Specification: PROTOCOL.md.
 
 use crate::support::Folder;
 use miniserde::{Deserialize, json};
@@ -29,7 +29,7 @@ use secure_messenger::protocol::{
 };
 use std::fs;
 
-/// `vectors.json`. Bytes are hexadecimal, except inside the key file and the lines of the wire.
+/// `vectors.json`. Bytes are hexadecimal, except inside the key file and in lines of the wire.
 #[derive(Deserialize)]
 struct Vectors {
     identity: KeyVector,
@@ -240,7 +240,7 @@ fn name(text: &str) -> Username {
     text.parse().expect("a name")
 }
 
-/// The same bytes with the lowest bit of one of them flipped, for each in turn.
+/// Copies of `bytes`, each with the lowest bit of a different byte flipped.
 fn flips<const N: usize>(bytes: &[u8; N]) -> impl Iterator<Item = [u8; N]> {
     (0..N).map(|i| {
         let mut flipped = *bytes;
@@ -275,7 +275,7 @@ impl Vectors {
 
 /// PROTOCOL#der, PROTOCOL#fingerprint.
 #[test]
-fn keys_have_the_same_bytes_and_fingerprints_as_elsewhere() {
+fn keys_and_fingerprints_match_another_implementation() {
     let v = vectors();
     let (identity, session) = (v.identity(), v.session());
     assert_eq!(identity.public().spki(), unhex(&v.identity.spki));
@@ -340,7 +340,7 @@ fn hmac_agrees_with_the_rfc_and_other_implementations() {
     }
 }
 
-/// The inputs of a decryption, to be changed one by one.
+/// The inputs of a decryption.
 #[derive(Clone)]
 struct Aead {
     key: [u8; 32],
@@ -375,7 +375,7 @@ impl Aead {
         Ok(text)
     }
 
-    /// Every input with one bit flipped, for each of its bytes.
+    /// Copies of the inputs, each with one bit of a different byte flipped.
     fn all_flips(&self) -> Vec<Aead> {
         let mut all = Vec::new();
         let mut flip = |length: usize, change: fn(&mut Aead, usize)| {
@@ -589,7 +589,7 @@ fn register(v: &LoginVector) -> Register {
 
 /// PROTOCOL#challenge, PROTOCOL#challenge_response, PROTOCOL#response, PROTOCOL#login-proof.
 #[test]
-fn login_answers_as_another_implementation_does() {
+fn login_response_matches_another_implementation() {
     let v = vectors();
     let (identity, session) = (v.identity(), v.session());
     for login in &v.logins {
@@ -633,7 +633,7 @@ fn login_answers_as_another_implementation_does() {
 
 /// PROTOCOL#register.
 #[test]
-fn password_change_is_as_another_implementation_makes_it() {
+fn password_change_matches_another_implementation() {
     let v = vectors();
     let identity = v.identity();
     for change in &v.password_changes {
@@ -647,7 +647,7 @@ fn password_change_is_as_another_implementation_makes_it() {
         };
         let (exporter, signed) = (unhex(&change.exporter), unhex(&change.signed));
         let [old, new] = [&change.old_password, &change.new_password].map(|text| Password::new(text.clone()));
-        // The new password under the salt that the other one has chosen.
+        // The new password under the salt that the other implementation has chosen.
         let chosen = Challenge { salt: theirs.salt, rounds: theirs.rounds, ..challenge() };
         let new = PasswordKey::derive(&new, &chosen).expect("the rounds are acceptable");
         let answer = |exporter: &[u8]| {
@@ -667,7 +667,7 @@ fn password_change_is_as_another_implementation_makes_it() {
 }
 
 #[test]
-fn resumption_answers_as_another_implementation_does() {
+fn resumption_proof_matches_another_implementation() {
     for v in vectors().resumptions {
         let (Ok(ClientMessage::Resume(theirs)), Ok(ServerMessage::ResumeChallenge(challenge))) =
             (ClientMessage::decode(v.resume.as_bytes()), ServerMessage::decode(v.challenge.as_bytes()))
@@ -722,7 +722,7 @@ fn salt_of_an_unknown_name_is_the_documented_one() {
 
 /// PROTOCOL#safety-digits.
 #[test]
-fn safety_number_is_the_same_as_elsewhere() {
+fn safety_number_matches_another_implementation() {
     let v = vectors().safety_number;
     let names: Vec<Username> = v.names.iter().map(|text| name(text)).collect();
     let prints: Vec<[u8; 32]> = v.fingerprints.iter().map(|digits| fixed(digits)).collect();
@@ -823,7 +823,7 @@ fn envelope_with_one_flipped_bit_is_refused() {
         (0..256).for_each(|i| refused(&|e| e.body.signature.0[i] ^= 1));
         (0..whole.body.ciphertext.0.len()).for_each(|i| refused(&|e| e.body.ciphertext.0[i] ^= 1));
         refused(&|e| e.header.from = name("alicf"));
-        // What contradicts itself is refused before its signature is looked at.
+        // A header that contradicts itself is refused before its signature is checked.
         let contradicts = |change: &dyn Fn(&mut Envelope)| {
             let error = changed(change).expect(&vector.what);
             assert!(
@@ -896,7 +896,7 @@ fn chunk_of_another_implementation_opens_unless_a_bit_flips() {
             altered[at] ^= 1 << (at % 8);
             assert!(plan.open_group(v.start, &[altered], &session).is_err(), "byte {at}");
         }
-        // The intermediate values, from the fields at their documented places.
+        // The intermediate values, computed from the fields at their documented offsets.
         let (mac, nonce, tag, block) =
             (&payload[4..36], &payload[36..48], &payload[48..64], &payload[64..320]);
         let number = u64::from(v.start);

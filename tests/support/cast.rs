@@ -1,4 +1,4 @@
-//! Two users in plain mode who chat, and what they must not notice of whatever a test does.
+//! Two users in plain mode who chat while a test disturbs the server, and must not notice it.
 
 use super::{Client, Folder, Gate, Person, Server, memory};
 use secure_messenger::client::session::{Effect, Event, Session};
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl Server {
-    /// Alice and bob, who are logged in and know of each other. Alice came first.
+    /// Alice and bob, logged in; each sees that the other is online. Alice logged in first.
     pub fn alice_and_bob(&self) -> (Client, Client) {
         let alice = self.client("alice").ready();
         acquainted(alice, self.client("bob").ready())
     }
 }
 
-/// Two clients that are logged in, once they know of each other.
+/// Waits until two logged-in clients see each other online.
 fn acquainted(mut one: Client, mut other: Client) -> (Client, Client) {
     one.meets(&other.name);
     other.meets(&one.name);
@@ -24,7 +24,7 @@ fn acquainted(mut one: Client, mut other: Client) -> (Client, Client) {
 }
 
 impl Client {
-    /// Waits until somebody is online.
+    /// Waits until this user is online.
     pub fn meets(&mut self, name: &str) {
         if !self.has_seen(name) {
             self.expect(&format!("* {name} is online"));
@@ -32,7 +32,7 @@ impl Client {
     }
 }
 
-/// Alice and bob, each behind a relay. Alice came first.
+/// Alice and bob, each behind a relay. Alice logged in first.
 pub fn gated(server: &Server) -> ([Gate; 2], Client, Client) {
     let gates = [Gate::before(server), Gate::before(server)];
     let start = |gate: &Gate, name| gate.client(Arc::new(Folder::new()), name, &["--register"]).ready();
@@ -41,7 +41,7 @@ pub fn gated(server: &Server) -> ([Gate; 2], Client, Client) {
     (gates, alice, bob)
 }
 
-/// One sends the other a private message, which both see.
+/// Sends a private message, and waits until both clients show it.
 pub fn exchange(from: &mut Client, to: &mut Client, text: &str) {
     from.say(&format!("/msg {} {text}", to.name));
     let line = format!("<{} -> {}> {text}", from.name, to.name);
@@ -49,7 +49,7 @@ pub fn exchange(from: &mut Client, to: &mut Client, text: &str) {
     assert_eq!(to.expect(&line), line);
 }
 
-/// Two users who chat while something happens to the server.
+/// Two users who chat while a test disturbs the server.
 pub struct Pair {
     pub alice: Client,
     pub bob: Client,
@@ -69,7 +69,7 @@ impl Pair {
         pair
     }
 
-    /// Each sends the other one numbered line.
+    /// Each sends the other the same numbered line.
     pub fn exchange(&mut self) {
         let text = format!("number {}", self.said);
         self.said += 1;
@@ -77,7 +77,7 @@ impl Pair {
         exchange(&mut self.bob, &mut self.alice, &text);
     }
 
-    /// They never noticed anything: each line came once and in order, and nothing else was reported.
+    /// Checks that they noticed nothing: each line arrived once and in order, and there were no other reports.
     pub fn close(mut self) {
         self.exchange();
         let both = |n| [format!("<alice -> bob> number {n}"), format!("<bob -> alice> number {n}")];
@@ -91,19 +91,19 @@ impl Pair {
     }
 }
 
-/// Ends a client, which must end well; whatever it printed is harmless.
+/// Ends a client, and checks its status and that its output is harmless.
 pub fn farewell(client: Client) -> Vec<String> {
     let lines = client.leaves();
     assert_harmless(&lines);
     lines
 }
 
-/// Each line is one of this client's kinds, and holds no control character and no bidirectional override.
+/// Checks that each line has one of the client's prefixes and contains no control character or bidirectional override.
 pub fn assert_harmless(lines: &[String]) {
     let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     for line in lines {
         assert!(!line.contains(harmful), "{line:?}");
-        assert!(["* ", "! ", "<"].iter().any(|mark| line.starts_with(mark)), "a line of no kind: {line:?}");
+        assert!(["* ", "! ", "<"].iter().any(|mark| line.starts_with(mark)), "unknown prefix: {line:?}");
     }
 }
 
@@ -116,7 +116,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// This person's. The list of online users has come, if there are others.
+    /// The session of `person`, with `others` online.
     pub fn new(person: &Person, others: &[&Person]) -> Bare {
         let (folder, start) = (Folder::new(), Instant::now());
         let identity = IdentityKey::from_pkcs8(&person.identity.to_pkcs8()).expect("a key");
@@ -141,7 +141,7 @@ impl Bare {
         self.take(Event::Line(line.into()))
     }
 
-    /// Time passes.
+    /// Advances the time.
     pub fn wait(&mut self, seconds: u64) -> Vec<Effect> {
         self.seconds += seconds;
         self.take(Event::Tick)

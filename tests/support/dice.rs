@@ -1,10 +1,10 @@
-//! The one generator of random choices: the same seed brings the same numbers again.
+//! The generator of random choices: the same seed repeats the same numbers.
 
 use secure_messenger::crypto::secret::random;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Clones share their state.
+/// A generator. Clones share their state.
 #[derive(Clone)]
 pub struct Dice(Arc<AtomicU64>);
 
@@ -13,7 +13,7 @@ impl Dice {
         Dice(Arc::new(AtomicU64::new(seed)))
     }
 
-    /// Seeded by this variable of the environment, or at random; the seed is printed.
+    /// A generator seeded from this environment variable, or at random. Prints the seed.
     pub fn named(variable: &str) -> Dice {
         let seed = number(variable, u64::from_be_bytes(random()));
         println!("{variable}={seed}");
@@ -21,7 +21,7 @@ impl Dice {
     }
 
     pub fn next(&self) -> u64 {
-        // SplitMix64: every state is a good one.
+        // SplitMix64: every seed is good.
         let step = 0x9e37_79b9_7f4a_7c15;
         let mut z = self.0.fetch_add(step, Ordering::Relaxed).wrapping_add(step);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,12 +39,12 @@ impl Dice {
     }
 }
 
-/// A number from the environment.
+/// The number in an environment variable.
 pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Bytes that no other call returns.
+/// Random bytes, different in each call.
 pub fn noise(length: usize) -> Vec<u8> {
     Dice::new(u64::from_be_bytes(random())).bytes(length)
 }

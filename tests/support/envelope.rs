@@ -1,4 +1,4 @@
-//! Envelopes: sealed as an honest client does it, with any header; or only as far as the server can see.
+//! Envelopes with any header: sealed as by an honest client, or filled with bytes that only the server accepts.
 
 use super::{Person, name};
 use secure_messenger::clock;
@@ -11,7 +11,7 @@ use secure_messenger::protocol::{
     ClientMessage, EncryptedMessage, EncryptedSend, Routing, ServerMessage, WrappedKey,
 };
 
-/// Whom an envelope is for.
+/// The scope and the recipient of an envelope.
 pub type To = (Scope, Option<(Username, Fingerprint)>);
 
 pub const EVERYONE: To = (Scope::Broadcast, None);
@@ -40,7 +40,7 @@ pub fn delivery(envelope: Envelope, key: [u8; WRAPPED_BYTES]) -> ServerMessage {
     ServerMessage::EncryptedMessage(Box::new(EncryptedMessage { envelope, key: WrappedKey::new(&key) }))
 }
 
-/// A text under this header, delivered to `session`.
+/// Seals a text under any header, and delivers it to `session`.
 pub fn sealed(from: &Person, header: Header, text: &[u8], session: &SessionPublicKey) -> ServerMessage {
     let sealed = Sealed::seal(header, &from.identity, text);
     delivery(sealed.envelope.clone(), sealed.wrap_for(session))
@@ -57,15 +57,15 @@ pub fn message(
     sealed(from, header(from, to, sequence), text.as_bytes(), session)
 }
 
-/// An envelope on its way to one user.
+/// The request that sends an envelope to one user.
 pub fn send_to(to: &str, id: u64, envelope: Envelope, key: [u8; WRAPPED_BYTES]) -> ClientMessage {
     let keys = [(name(to), WrappedKey::new(&key))].into_iter().collect();
     let routing = Routing { id, targets: vec![name(to)], keys };
     ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope }))
 }
 
-/// A broadcast as far as the server can see. The wrapped key of target N is all 100 + N, behind the id of the session
-/// key that every [`Person`] has.
+/// A broadcast that only the server accepts: nothing in it is encrypted. The wrapped key of target N begins with the id
+/// of the session key that every [`Person`] has; its other bytes are 100 + N.
 pub fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> EncryptedSend {
     let key = |(n, to): (usize, &&str)| {
         let mut wrapped = [(100 + n) as u8; WRAPPED_BYTES];

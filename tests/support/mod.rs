@@ -1,6 +1,6 @@
-//! What the tests of whole programs share: temporary folders, real servers on port 0, clients in plain mode, a relay
-//! between them, and a raw connection that sends bytes as an attacker would. Nothing here sleeps to wait: every
-//! wait is for a line or an end, with a deadline that only a broken program reaches.
+//! Helpers for tests of whole programs: temporary folders, real servers on port 0, clients in plain mode, a relay
+//! between them, and a raw connection that sends the bytes of an attacker. Nothing here sleeps: each wait ends with a
+//! line or the end of the output, or fails at a deadline that only a broken program reaches.
 #![allow(dead_code, unused_imports)]
 
 mod cast;
@@ -47,14 +47,14 @@ use std::time::{Duration, Instant};
 
 /// Only a broken program makes a test wait this long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// The password of everyone in the tests, and the one that it is changed to.
+/// The password of every user in the tests, and the new one in tests that change it.
 pub const PASSWORD: &str = "correct horse battery";
 pub const NEW: &str = "tr0ub4dor and three";
-/// Where a client keeps its files, in its home.
+/// The client's data folder below its home.
 pub const DATA: &str = ".secure_messenger_client";
 pub const MIB: usize = 1024 * 1024;
 
-/// A folder that is removed at the end.
+/// A temporary folder, removed on drop.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
@@ -68,7 +68,7 @@ impl Folder {
         self.0.join(name)
     }
 
-    /// A file with the password that only its owner may read.
+    /// A password file that only its owner may read.
     pub fn password_file(&self, password: &str) -> PathBuf {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.path(&format!("password-{}", password.len()));
@@ -85,7 +85,7 @@ impl Drop for Folder {
     }
 }
 
-/// Lines of a program's output, with a deadline.
+/// The lines of a program's output, read with a deadline.
 pub struct Output {
     lines: Receiver<String>,
     pub seen: Vec<String>,
@@ -104,7 +104,7 @@ impl Output {
         Output { lines, seen: Vec::new() }
     }
 
-    /// The next line; `None` at the end.
+    /// The next line; `None` at the end of the output.
     pub fn next(&mut self) -> Option<String> {
         match self.lines.recv_timeout(DEADLINE) {
             Ok(line) => {
@@ -118,7 +118,7 @@ impl Output {
         }
     }
 
-    /// Reads on until a line contains `part`, and returns it.
+    /// Reads until a line contains `part`, and returns that line.
     pub fn expect(&mut self, part: &str) -> String {
         loop {
             match self.next() {
@@ -129,7 +129,7 @@ impl Output {
         }
     }
 
-    /// Reads to the end; everything that was ever printed.
+    /// Reads to the end, and returns all lines since the start.
     pub fn all(&mut self) -> Vec<String> {
         while self.next().is_some() {}
         self.seen.clone()
@@ -141,7 +141,7 @@ pub struct Server {
     pub child: Child,
     pub port: u16,
     pub tls: bool,
-    /// What it printed before it listened.
+    /// The lines that it printed before it listened.
     pub greeting: Vec<String>,
     pub output: Output,
     /// The data folder is `home/data`.
@@ -157,7 +157,7 @@ impl Server {
         Server::within(Arc::new(Folder::new()), arguments)
     }
 
-    /// Starts on a data folder that may be there already.
+    /// Starts on a data folder that may exist already.
     pub fn within(home: Arc<Folder>, arguments: &[&str]) -> Server {
         Server::run(Command::new(env!("CARGO_BIN_EXE_server")), home, arguments)
     }
@@ -192,14 +192,14 @@ impl Server {
         self.home.path("data").join(path)
     }
 
-    /// Kills it at once, as a power failure would, and gives the data back.
+    /// Kills the server without warning, as a power failure would, and returns its home.
     pub fn kill(mut self) -> Arc<Folder> {
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.home.clone()
     }
 
-    /// The line filter of a person whose account is made if need be.
+    /// A plain-mode client, which creates its account if necessary.
     pub fn client(&self, name: &str) -> Client {
         Client::start(self, name, &["--register"])
     }
@@ -209,7 +209,7 @@ impl Server {
         Client::within(home.clone(), self.port, name, self.tls, arguments)
     }
 
-    /// The line of the greeting that contains `part`.
+    /// The line of the greeting that contains `part`; panics if there is none.
     pub fn told(&self, part: &str) -> String {
         let line = self.greeting.iter().find(|line| line.contains(part));
         line.unwrap_or_else(|| panic!("{part:?} is not in {:#?}", self.greeting)).clone()
@@ -220,7 +220,7 @@ impl Server {
         !self.greeting.iter().any(|line| line.contains(part))
     }
 
-    /// The fingerprint of its key.
+    /// The fingerprint of the server's key.
     pub fn fingerprint(&self) -> String {
         fingerprint(&self.told("SHA256:"))
     }
@@ -235,7 +235,7 @@ impl Server {
         until(part, || self.log().contains(part));
     }
 
-    /// One failed login.
+    /// Makes one failed login, and returns the error.
     pub fn fail(&self, person: &Person) -> Failure {
         let mut raw = self.raw();
         let failure = match raw.challenge(person) {
@@ -255,19 +255,19 @@ impl Server {
         matches!(self.raw().log_in_with(person, password), Some(ServerMessage::Session(_)))
     }
 
-    /// A TCP connection, nothing more.
+    /// A TCP connection without TLS or a login.
     pub fn socket(&self) -> TcpStream {
         let socket = TcpStream::connect(("127.0.0.1", self.port)).expect("the server accepts");
         socket.set_read_timeout(Some(DEADLINE)).expect("a time-out");
         socket
     }
 
-    /// A connection on which nothing has been said.
+    /// A connection on which no message has been sent yet.
     pub fn raw(&self) -> Raw {
         Raw::over(self.socket(), self.tls)
     }
 
-    /// What the security log says so far.
+    /// The current content of the security log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.data("logs/security.log")).expect("a security log")
     }
@@ -280,7 +280,7 @@ impl Drop for Server {
     }
 }
 
-/// A real client process as a line filter.
+/// A real client process in plain mode.
 pub struct Client {
     pub child: Child,
     input: Option<ChildStdin>,
@@ -290,12 +290,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// With a home of its own; waits for nothing.
+    /// Starts in a new home, and does not wait for the login.
     pub fn start(server: &Server, name: &str, arguments: &[&str]) -> Client {
         Client::within(Arc::new(Folder::new()), server.port, name, server.tls, arguments)
     }
 
-    /// In a home that may have been used already. A server seen for the first time is accepted.
+    /// Starts in a home that may have been used already. Accepts a server that it sees for the first time.
     pub fn within(home: Arc<Folder>, port: u16, name: &str, tls: bool, arguments: &[&str]) -> Client {
         Client::run(Command::new(env!("CARGO_BIN_EXE_client")), home, port, name, tls, arguments)
     }
@@ -307,7 +307,7 @@ impl Client {
         Client::run(shell, home, port, name, true, arguments)
     }
 
-    /// Its home is also where it is started.
+    /// Starts in its home as the working directory.
     fn run(
         mut command: Command,
         home: Arc<Folder>,
@@ -331,7 +331,7 @@ impl Client {
         Client { child, input, output, home, name: name.into() }
     }
 
-    /// Waits until it is logged in and knows who is online.
+    /// Waits until the client is logged in and has listed the online users.
     pub fn ready(mut self) -> Client {
         self.expect("* logged in as ");
         self.expect(" online: ");
@@ -344,7 +344,7 @@ impl Client {
         writeln!(input, "{line}").and_then(|()| input.flush()).expect("the client reads");
     }
 
-    /// Types one line, and reads on until a line contains `part`.
+    /// Types one line, and reads until an output line contains `part`.
     pub fn ask(&mut self, line: &str, part: &str) -> String {
         self.say(line);
         self.expect(part)
@@ -355,12 +355,12 @@ impl Client {
         self.output.expect(part)
     }
 
-    /// Ends the input, and waits for nothing.
+    /// Closes the input, and does not wait for the client's end.
     pub fn end(&mut self) {
         self.input = None;
     }
 
-    /// Ends the input; the exit status and everything that was printed.
+    /// Closes the input, and returns the exit status and all lines.
     pub fn finish(mut self) -> (i32, Vec<String>) {
         self.end();
         let lines = self.output.all();
@@ -368,7 +368,7 @@ impl Client {
         (status.code().unwrap_or(-1), lines)
     }
 
-    /// Ends the input; it must end with this status and one line at least that contains `part`. All lines.
+    /// Closes the input, and returns all lines. The client must exit with `status`, and a line must contain `part`.
     pub fn ends(self, status: i32, part: &str) -> Vec<String> {
         let (ended, lines) = self.finish();
         let is_told = lines.iter().any(|line| line.contains(part));
@@ -376,12 +376,12 @@ impl Client {
         lines
     }
 
-    /// Ends the input; it must end well. All lines.
+    /// Closes the input, and returns all lines. The client must exit with status 0.
     pub fn leaves(self) -> Vec<String> {
         self.ends(0, "")
     }
 
-    /// Waits until it has ended by itself; its status.
+    /// Waits until the client exits by itself, and returns its status.
     pub fn status(&mut self) -> Option<i32> {
         self.child.wait().expect("it ends").code()
     }
@@ -395,7 +395,7 @@ impl Client {
         self.home.path(DATA).join(path)
     }
 
-    /// Whether a line so far contains `part`.
+    /// Whether a line that was read already contains `part`.
     pub fn has_seen(&self, part: &str) -> bool {
         self.output.seen.iter().any(|line| line.contains(part))
     }
@@ -408,7 +408,7 @@ impl Drop for Client {
     }
 }
 
-/// How often lines report `part`, with what was counted: "(once more)", "(7 more times)".
+/// How often lines report `part`, including the repetitions that a line counts: "(once more)", "(7 more times)".
 pub fn times(lines: &[String], part: &str) -> u64 {
     let count = |line: &String| match line.rsplit_once(" (") {
         Some((_, rest)) => rest.strip_suffix(" more times)").and_then(|n| n.parse().ok()).unwrap_or(1),
@@ -417,7 +417,7 @@ pub fn times(lines: &[String], part: &str) -> u64 {
     lines.iter().filter(|line| line.contains(part)).map(count).sum()
 }
 
-/// Counts the frames of a session from its login on, as its client does.
+/// Counts received frames from the login on, as a client does.
 #[derive(Default)]
 pub struct Count {
     is_logged_in: bool,
@@ -425,19 +425,19 @@ pub struct Count {
 }
 
 impl Count {
-    /// A packet has no message.
+    /// Counts one frame; a packet has no message.
     pub fn take(&mut self, message: Option<&ServerMessage>) {
         self.received += u64::from(self.is_logged_in && message.is_none_or(ServerMessage::is_counted));
         self.is_logged_in |= matches!(message, Some(ServerMessage::Session(_)));
     }
 
-    /// `None` before the login, or if a resumption has taken its place.
+    /// `None` before a login; a resumed session does not set it.
     pub fn ack(&self) -> Option<ClientMessage> {
         self.is_logged_in.then_some(ClientMessage::Ack(protocol::Received { received: self.received }))
     }
 }
 
-/// A connection that says what it is told to.
+/// A connection that sends whatever a test requests.
 pub struct Raw {
     pub socket: Arc<TcpStream>,
     pub channel: Arc<Channel>,
@@ -456,7 +456,7 @@ impl Raw {
         }
     }
 
-    /// With a server that may be gone at any moment.
+    /// Connects to a server that may exit at any moment.
     pub fn reach(port: u16) -> Option<Raw> {
         Raw::shaken(Arc::new(TcpStream::connect(("127.0.0.1", port)).ok()?)).ok()
     }
@@ -473,7 +473,7 @@ impl Raw {
         Raw { socket, channel: Arc::new(channel), reader, count, lines }
     }
 
-    /// Any bytes. False if the connection takes no more.
+    /// Sends any bytes. False if the connection no longer accepts any.
     pub fn bytes(&mut self, bytes: &[u8]) -> bool {
         let mut wire = Vec::new();
         self.channel
@@ -486,7 +486,7 @@ impl Raw {
         assert!(self.bytes(&message.encode()), "the server reads");
     }
 
-    /// The next frame, of which `of` makes something; `None` when the connection has ended.
+    /// The next frame, converted by `of`; `None` when the connection has ended.
     fn receive<T>(&mut self, of: impl Fn(Frame<'_>) -> T) -> Option<T> {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -516,7 +516,7 @@ impl Raw {
         }
     }
 
-    /// The next line as it came, without its end, which is not counted; `None` when the connection has ended.
+    /// The next line as received, without its line end; `None` when the connection has ended. Not counted.
     pub fn line(&mut self) -> Option<String> {
         self.receive(|frame| match frame {
             Frame::Line(line) => String::from_utf8(line.to_vec()).expect("UTF-8"),
@@ -524,12 +524,12 @@ impl Raw {
         })
     }
 
-    /// Whether everything that was said so far has been dealt with, and nothing else came.
+    /// Whether the server answers a ping next: it has processed everything before, without an error.
     pub fn is_usable(&mut self) -> bool {
         self.bytes(&ClientMessage::Ping.encode()) && matches!(self.answer(), Some(ServerMessage::Pong))
     }
 
-    /// Acknowledges all that was heard.
+    /// Acknowledges all frames received.
     pub fn acknowledge(&mut self) {
         let ack = self.count.ack().expect("it is logged in");
         self.say(&ack);
@@ -545,17 +545,17 @@ impl Raw {
         }
     }
 
-    /// The error that must come next.
+    /// The error that must be the next answer.
     pub fn failure(&mut self) -> Failure {
         refused(self.answer())
     }
 
-    /// Its code.
+    /// The code of the error that must be the next answer.
     pub fn error(&mut self) -> String {
         self.failure().code
     }
 
-    /// Asks for keys; the answer.
+    /// Requests keys, and returns the answer.
     pub fn keys(&mut self, names: &[&str]) -> Keys {
         self.say(&ClientMessage::KeysRequest(KeysRequest {
             names: names.iter().map(|text| name(text)).collect(),
@@ -580,7 +580,7 @@ impl Raw {
         assert!(matches!(self.answer(), Some(ServerMessage::Registered)), "registered");
     }
 
-    /// Logs `person` in, who must be let in.
+    /// Logs `person` in; panics if the server refuses.
     pub fn logs_in(&mut self, person: &Person) -> Session {
         match self.log_in(person) {
             Some(ServerMessage::Session(session)) => session,
@@ -589,7 +589,7 @@ impl Raw {
         }
     }
 
-    /// The challenge that must answer the request of a login.
+    /// Requests a login, and returns the challenge; panics on any other answer.
     pub fn challenged(&mut self, person: &Person) -> Challenge {
         match self.challenge(person) {
             Some(ServerMessage::Challenge(challenge)) => challenge,
@@ -598,7 +598,7 @@ impl Raw {
         }
     }
 
-    /// Registers `person` under [`shared_key`], unless the server refuses it.
+    /// Registers `person` under [`shared_key`], and returns the error if the server refuses.
     pub fn try_register(&mut self, person: &Person) -> Option<Failure> {
         let request = shared_key().register(&person.name, person.identity.public());
         self.bytes(&ClientMessage::Register(request).encode());
@@ -608,14 +608,14 @@ impl Raw {
         }
     }
 
-    /// Registers `person` under [`shared_key`], if there is no such account yet.
+    /// Registers `person` under [`shared_key`], unless the account exists already.
     pub fn register_quickly(&mut self, person: &Person) {
         if let Some(failure) = self.try_register(person) {
             assert_eq!(failure.code, "name_taken");
         }
     }
 
-    /// Logs in whom [`Raw::register_quickly`] has registered.
+    /// Logs in a person that [`Raw::register_quickly`] has registered.
     pub fn log_in_quickly(&mut self, person: &Person) -> Option<ServerMessage> {
         let challenge = match self.challenge(person) {
             Some(ServerMessage::Challenge(challenge)) => challenge,
@@ -626,7 +626,7 @@ impl Raw {
         self.answer()
     }
 
-    /// The right answer to a challenge for whom [`Raw::register_quickly`] has registered; nothing is sent.
+    /// The valid response for a person that [`Raw::register_quickly`] has registered. Sends nothing.
     pub fn respond_quickly(&self, person: &Person, challenge: &Challenge) -> ClientMessage {
         let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
         let (session, exporter) = ((&*person.session, certificate), self.channel.exporter());
@@ -634,18 +634,18 @@ impl Raw {
         ClientMessage::ChallengeResponse(Box::new(response))
     }
 
-    /// The server's answer to the request of a login.
+    /// Requests a login, and returns the server's answer.
     pub fn challenge(&mut self, person: &Person) -> Option<ServerMessage> {
         self.bytes(&person.login_request().encode());
         self.answer()
     }
 
-    /// Logs `person` in, and returns the server's last word on it.
+    /// Logs `person` in, and returns the server's final answer.
     pub fn log_in(&mut self, person: &Person) -> Option<ServerMessage> {
         self.log_in_with(person, PASSWORD)
     }
 
-    /// The same with a password of one's own. A server that is gone says nothing.
+    /// The same with any password; `None` if the server is gone.
     pub fn log_in_with(&mut self, person: &Person, password: &str) -> Option<ServerMessage> {
         let challenge = match self.challenge(person) {
             Some(ServerMessage::Challenge(challenge)) => challenge,
@@ -656,7 +656,7 @@ impl Raw {
         self.answer()
     }
 
-    /// The answer to a challenge in which everything is right, if the password is; nothing is sent.
+    /// The response to a challenge; it is valid if the password is correct. Sends nothing.
     pub fn response(&self, person: &Person, challenge: &Challenge, password: &str) -> ChallengeResponse {
         let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
         let key = PasswordKey::derive(&Password::new(password.into()), challenge).expect("acceptable rounds");
@@ -664,7 +664,7 @@ impl Raw {
         key.log_in(&person.name, challenge, self.channel.exporter(), &person.identity, session)
     }
 
-    /// Changes a password; the server's last word on it.
+    /// Changes a password, and returns the server's final answer.
     pub fn change_password(&mut self, person: &Person, old: &str, new: &str) -> Option<ServerMessage> {
         let challenge = match self.challenge(person) {
             Some(ServerMessage::Challenge(challenge)) => challenge,
@@ -679,22 +679,22 @@ impl Raw {
     }
 }
 
-/// What stands for a password, after as few rounds as a server takes.
+/// The key of a password, with the minimum number of rounds.
 pub fn quick_key(password: &str) -> PasswordKey {
     let (nonce, salt) = (Fixed(random()), Fixed(random()));
     let shape = Challenge { version: VERSION, nonce, salt, rounds: PBKDF2_MIN_ROUNDS };
     PasswordKey::derive(&Password::new(password.into()), &shape).expect("enough rounds")
 }
 
-/// What stands for the password of many people, made once: with a password of one's own, their logins would cost a test
-/// program far more than the server.
+/// One password key for many people, derived once: a derivation for each login would cost the test program far more CPU
+/// time than the server.
 pub fn shared_key() -> &'static PasswordKey {
     static KEY: OnceLock<PasswordKey> = OnceLock::new();
     KEY.get_or_init(|| quick_key(PASSWORD))
 }
 
-/// A name with keys. The keys are the same for all people of a test program, which the server
-/// does not mind: making them takes long.
+/// A name with keys. All people of a test program share the same keys, because generating RSA keys takes long; the
+/// server accepts that.
 pub struct Person {
     pub name: Username,
     pub identity: Arc<IdentityKey>,
@@ -709,7 +709,7 @@ impl Person {
         Person { name: name.parse().expect("name"), identity: identity.clone(), session: session.clone() }
     }
 
-    /// A home in which a client finds the key file, under [`PASSWORD`].
+    /// A home with this person's key file, encrypted under [`PASSWORD`].
     pub fn home(&self) -> Arc<Folder> {
         home_with(&self.name, &key_file::seal(&self.identity, &self.name, &Password::new(PASSWORD.into())))
     }
@@ -720,7 +720,7 @@ impl Person {
         Person { name, identity: self.identity.clone(), session: self.session.clone() }
     }
 
-    /// What an honest server shows while they are online.
+    /// The keys that an honest server shows while the person is online.
     pub fn shown(&self) -> PersonKeys {
         let certificate = self.identity.certify(&self.name, &self.session, clock::now_ms());
         self.shown_with(Some(&certificate))
@@ -741,7 +741,7 @@ impl Person {
         ClientMessage::LoginRequest(LoginRequest { version: VERSION, username, public_key })
     }
 
-    /// A response in which nothing is right but its form; it costs no time.
+    /// A well-formed response with invalid values; it costs no CPU time.
     pub fn false_response(&self) -> ClientMessage {
         ClientMessage::ChallengeResponse(Box::new(ChallengeResponse {
             response: Fixed([1; 32]),
@@ -752,7 +752,7 @@ impl Person {
         }))
     }
 
-    /// Under a salt of its own, with [`PASSWORD`].
+    /// A registration with a new salt and [`PASSWORD`].
     pub fn registration(&self) -> ClientMessage {
         let key = PasswordKey::new(&Password::new(PASSWORD.into()));
         ClientMessage::Register(key.register(&self.name, self.identity.public()))
@@ -784,7 +784,7 @@ pub fn name(text: &str) -> Username {
     text.parse().expect("a name")
 }
 
-/// The refusal that an answer must be.
+/// The error in an answer that must be one.
 pub fn refused(answer: Option<ServerMessage>) -> Failure {
     match answer {
         Some(ServerMessage::Error(failure)) => failure,
@@ -799,7 +799,7 @@ pub fn fingerprint(line: &str) -> String {
     line[start..start + 50].to_string()
 }
 
-/// A size from `/proc`, in bytes: `VmRSS:` is the memory that a process holds, `VmHWM:` the most that it has held.
+/// The memory of a process in bytes, from `/proc`: `VmRSS:` is the current value, `VmHWM:` the maximum so far.
 pub fn memory_of(pid: u32, which: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
     let size = status.lines().find_map(|line| line.strip_prefix(which)).expect("a size");
@@ -810,7 +810,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// All files below a folder; sockets are none.
+/// All regular files below a folder; sockets are omitted.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("readable") {
@@ -824,14 +824,14 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Sends a signal, `-TERM` for example, to a program.
+/// Sends a signal, `-TERM` for example, to a process.
 pub fn signal(pid: u32, signal: &str) {
-    // The shell's own: not every machine has a program of that name.
+    // The shell's builtin: not every machine has a program `kill`.
     let sent = Command::new("sh").args(["-c", "kill $0 $1", signal, &pid.to_string()]).status();
     assert!(sent.expect("a shell").success());
 }
 
-/// Whether this process ignores a signal: under nohup, for example. What it starts does, too.
+/// Whether this process ignores a signal, as under `nohup`. Its child processes inherit that.
 pub fn is_ignored(signal: &str) -> bool {
     let bit = ["-HUP", "-INT"].iter().position(|name| *name == signal);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -840,19 +840,19 @@ pub fn is_ignored(signal: &str) -> bool {
     bit.is_some_and(|bit| mask.unwrap_or(0) >> bit & 1 == 1)
 }
 
-/// Stops a program and lets it go on.
+/// Stops a process, and continues it.
 pub fn interrupt(pid: u32) {
     let stopped = || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
         stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
     };
     signal(pid, "-STOP");
-    until("it is stopped", stopped);
+    until("the process is stopped", stopped);
     signal(pid, "-CONT");
-    until("it goes on", || !stopped());
+    until("the process continues", || !stopped());
 }
 
-/// Waits for what has no event of its own, with a deadline.
+/// Polls a condition that no event announces, with a deadline.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !holds() {
@@ -861,7 +861,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A line of JSON with another value for one of its fields, which may be any text.
+/// A line of JSON in which the value of `field` is replaced by `value`, which may be any text.
 pub fn with_field(line: &[u8], field: &str, value: &str) -> String {
     let line = std::str::from_utf8(line).expect("UTF-8");
     let name = format!("\"{field}\":");
@@ -876,13 +876,13 @@ pub fn with_field(line: &[u8], field: &str, value: &str) -> String {
     format!("{}{value}{}", &line[..start], &rest[length..])
 }
 
-/// A line of JSON in which a field goes by a name that nobody knows.
+/// A line of JSON in which `field` has an unknown name.
 pub fn without_field(line: &[u8], field: &str) -> String {
     let line = std::str::from_utf8(line).expect("UTF-8");
     line.replacen(&format!("\"{field}\":"), "\"unheard-of\":", 1)
 }
 
-/// What a server sends.
+/// One frame from the server.
 pub enum Heard {
     Message(ServerMessage),
     /// The other side's name, the transfer, the payload.
@@ -890,7 +890,7 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// A frame with its head or end.
+    /// Parses a frame that includes its packet head or its line end.
     pub fn parse(frame: &[u8]) -> Heard {
         match frame {
             [0, _, _, _, _, body @ ..] => Heard::of(Frame::Packet(body)),
@@ -926,14 +926,14 @@ impl Heard {
     }
 }
 
-/// What a new client remembers of others: nothing.
+/// The empty stores of a new client.
 pub fn memory(folder: &Folder) -> (TrustStore, Ignored) {
     let (folder, server) = (folder.path(""), "server:1");
     (TrustStore::open(&folder, server).expect("files"), Ignored::open(&folder, server).expect("a file"))
 }
 
-/// Every way in which a secret could stand in some bytes: as it is, in hexadecimal, and in base64 at any of the three
-/// offsets, without what its neighbours can change at either end.
+/// Every form in which bytes may contain a secret: raw, in hexadecimal, and in base64 at any of the three offsets,
+/// without the characters at either end that also depend on neighbouring bytes.
 pub fn traces(secret: &[u8]) -> Vec<Vec<u8>> {
     let digits = hex(secret);
     let mut traces = vec![secret.to_vec(), digits.to_uppercase().into_bytes(), digits.into_bytes()];

@@ -1,4 +1,4 @@
-//! A hostile operator between real clients and a real server without TLS: does to each frame what its rule says.
+//! A hostile operator between real clients and a real server without TLS: a rule replaces each frame.
 
 use super::{Client, Count, Folder, Gate, Heard, Server, Unit, Way};
 use secure_messenger::protocol::ServerMessage;
@@ -19,7 +19,7 @@ impl Operator {
             if frame.starts_with(b"{\"type\":\"login_request\"") {
                 *count = Count::default();
             } else if frame.starts_with(b"{\"type\":\"ack\"") {
-                // The client has counted what the rule has made of the server's frames.
+                // The client counts the replaced frames; the server must get the number that it sent.
                 return count.ack().map_or(Vec::new(), |ack| ack.encode());
             }
             frame
@@ -32,7 +32,7 @@ impl Operator {
         self.gate.client(home.clone(), name, &["--register"])
     }
 
-    /// What becomes of each frame of the server's.
+    /// Sets the rule that replaces each frame from the server.
     pub fn rule(&self, mut rule: impl FnMut(Heard) -> Vec<Vec<u8>> + Send + 'static) {
         let count = self.count.clone();
         self.gate.hook(Way::Down, move |frame| {
@@ -42,7 +42,7 @@ impl Operator {
         });
     }
 
-    /// What becomes of each message; packets pass.
+    /// Sets the rule that replaces each message from the server; packets pass unchanged.
     pub fn messages(&self, mut rule: impl FnMut(ServerMessage) -> Vec<ServerMessage> + Send + 'static) {
         self.rule(move |heard| match heard {
             Heard::Message(message) => rule(message).iter().map(ServerMessage::encode).collect(),

@@ -1,6 +1,6 @@
-//! The network between clients and a server: a relay that delays, limits, splits, holds, alters, records or cuts what
-//! passes in either direction, and that may lead to another server. It never polls: each thread waits for bytes, for
-//! room, or for the instant at which bytes are due.
+//! The network between clients and a server: a relay that delays, limits, splits, holds, alters, records or cuts the
+//! traffic in either direction, and that can redirect it to another server. It never polls: each thread waits for
+//! bytes, for room, or for the time at which bytes are due.
 
 use super::{Client, Dice, Folder, Server};
 use secure_messenger::crypto::secret::random;
@@ -15,21 +15,21 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The most that is read at once, and held unless a [`Shape`] says otherwise.
+/// The maximum of one read, and of the bytes held unless a [`Shape`] allows more.
 const PIECE: usize = 16 * 1024;
-/// Kernel buffers of a relay whose rate is limited, so that the modelled buffer is the only one that counts.
+/// The kernel buffers of a relay with a limited rate: small, so that only the modelled buffer matters.
 const SMALL_BUFFER: usize = 64 * 1024;
 
-/// What a network does to the bytes of one direction. Connections through the same relay share its rate and buffer.
+/// The properties of the network in one direction. All connections through a relay share its rate and buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// From the end of a byte's transmission to its arrival.
+    /// The time from the end of a byte's transmission to its arrival.
     pub delay: Duration,
-    /// Up to this much is added to the delay, at random. Bytes stay in order.
+    /// The maximum of a random addition to the delay. Bytes stay in order.
     pub jitter: Duration,
     /// Bytes a second.
     pub rate: u64,
-    /// Bytes that the network holds at most, on their way or waiting. Beyond that the sender waits.
+    /// The maximum number of bytes in the network, in flight or queued. Beyond that, the sender waits.
     pub buffer: usize,
 }
 
@@ -40,13 +40,13 @@ impl Default for Shape {
 }
 
 impl Shape {
-    /// A long fast line: this many milliseconds, and room for whatever is on its way.
+    /// A long fast line: a delay of this many milliseconds, and enough buffer for everything in flight.
     pub fn long(milliseconds: u64) -> Shape {
         let delay = Duration::from_millis(milliseconds);
         Shape { delay, buffer: 64 * 1024 * 1024, ..Shape::default() }
     }
 
-    /// A slow line behind a deep buffer, as many routers have: 4 MB.
+    /// A slow line behind a deep buffer of 4 MB, as many routers have.
     pub fn slow(rate: u64) -> Shape {
         Shape { rate, buffer: 4_000_000, ..Shape::default() }
     }
@@ -60,31 +60,31 @@ pub enum Way {
     Down,
 }
 
-/// What a hook is given at once.
+/// The unit in which a hook gets the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Whatever was read.
+    /// The bytes of one read.
     Bytes,
     /// One TLS record.
     Records,
-    /// One line with its end or one packet, without TLS.
+    /// One line with its line end, or one packet; only without TLS.
     Frames,
 }
 
-/// Takes what passes in one direction, and returns what passes instead.
+/// Gets each unit of one direction, and returns the bytes to pass on instead.
 type Hook = Box<dyn FnMut(Vec<u8>) -> Vec<u8> + Send>;
 
 /// A relay to the server.
 pub struct Gate {
     pub port: u16,
     tls: bool,
-    /// What clients send, and what the server sends.
+    /// From clients, and from the server.
     flows: [Arc<Flow>; 2],
-    /// The port that it leads to; 0 while it is shut.
+    /// The server's port; 0 while the relay is shut.
     target: Arc<AtomicU16>,
     is_over: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<Weak<Connection>>>>,
-    /// Connections that clients have lost and the server has not.
+    /// Connections that are lost for the client and still open for the server.
     standing: Mutex<Vec<Arc<Connection>>>,
 }
 
@@ -103,12 +103,12 @@ impl Connection {
 }
 
 impl Gate {
-    /// One that changes nothing.
+    /// A relay that changes nothing.
     pub fn before(server: &Server) -> Gate {
         Gate::of(server, Unit::Bytes)
     }
 
-    /// One whose hooks are given these units.
+    /// A relay whose hooks get these units.
     pub fn of(server: &Server, unit: Unit) -> Gate {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let gate = Gate {
@@ -128,7 +128,7 @@ impl Gate {
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
-                // Under the lock, so that no connection slips through while the others are cut.
+                // Connect under the lock, so that `cut` misses no connection.
                 let mut all = connections.lock().expect("whole");
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target.load(Ordering::SeqCst))) else {
                     continue;
@@ -156,12 +156,12 @@ impl Gate {
         &self.flows[way as usize]
     }
 
-    /// Replaces the hook of one direction, whatever connections there are.
+    /// Replaces the hook of one direction, for open and future connections.
     pub fn hook(&self, way: Way, hook: impl FnMut(Vec<u8>) -> Vec<u8> + Send + 'static) {
         *self.flow(way).hook.lock().expect("whole") = Box::new(hook);
     }
 
-    /// Records what passes in one direction from now on, unit by unit.
+    /// Records the traffic of one direction from now on, unit by unit.
     pub fn record(&self, way: Way) -> Arc<Mutex<Vec<Vec<u8>>>> {
         let record = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let kept = record.clone();
@@ -172,7 +172,7 @@ impl Gate {
         record
     }
 
-    /// Sends something of its own on the newest connection, between two units.
+    /// Sends extra bytes on the newest connection, between two units.
     pub fn inject(&self, way: Way, bytes: &[u8]) {
         let flow = &self.flows[way as usize];
         let newest = flow.state.lock().expect("whole").newest.clone();
@@ -180,7 +180,7 @@ impl Gate {
         assert!(is_open, "the connection is open");
     }
 
-    /// From now on, this happens to what clients send, and to what the server sends.
+    /// Sets the shape of the traffic from clients, and from the server.
     pub fn shape(&self, there: Shape, back: Shape) {
         self.flow(Way::Up).change(|state| state.shape = there);
         self.flow(Way::Down).change(|state| state.shape = back);
@@ -194,7 +194,7 @@ impl Gate {
         self.flow(Way::Up).change(|state| state.is_limited = true);
     }
 
-    /// Splits what passes anywhere, as `dice` say.
+    /// Splits the traffic at random positions from `dice`.
     pub fn split(&self, dice: &Dice) {
         self.flows.iter().for_each(|flow| flow.change(|state| state.split = Some(dice.clone())));
     }
@@ -203,7 +203,7 @@ impl Gate {
         self.connections.lock().expect("whole").iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The most bytes that this relay has held at once, from clients and from the server, since the last call.
+    /// The maximum number of bytes held at once since the last call, from clients and from the server.
     pub fn most_held(&self) -> (usize, usize) {
         let most = |flow: &Flow| {
             let mut state = flow.state.lock().expect("whole");
@@ -218,7 +218,7 @@ impl Gate {
         self.live().iter().for_each(|one| one.cut());
     }
 
-    /// Breaks every connection at its client's end alone: the server learns of it by the next one.
+    /// Breaks every connection for its client only: to the server, it stays open.
     pub fn lose_clients(&self) {
         let mut standing = self.standing.lock().expect("whole");
         *standing = self.live();
@@ -228,53 +228,53 @@ impl Gate {
         }
     }
 
-    /// Cuts each connection on which more than this many bytes more are about to pass this way, until it is healed.
+    /// Cuts each connection that is about to exceed `more` further bytes in this direction, until [`Gate::heal`].
     pub fn cut_after(&self, way: Way, more: u64) {
         self.flow(way).change(|state| state.end = state.passed.saturating_add(more));
     }
 
-    /// Cuts nothing by itself any more.
+    /// Ends [`Gate::cut_after`].
     pub fn heal(&self) {
         self.flows.iter().for_each(|flow| flow.change(|state| state.end = u64::MAX));
     }
 
-    /// Lets nothing pass either way for this long.
+    /// Stops all traffic in both directions for this long.
     pub fn stall(&self, time: Duration) {
         self.flows.iter().for_each(|flow| flow.change(|state| state.busy_until = Instant::now() + time));
     }
 
-    /// Breaks every connection, and accepts no other.
+    /// Breaks every connection, and accepts no new one.
     pub fn shut(&self) {
         self.target.store(0, Ordering::SeqCst);
         self.cut();
     }
 
-    /// From now on, connections lead there.
+    /// Redirects new connections to this server.
     pub fn lead_to(&self, server: &Server) {
         self.target.store(server.port, Ordering::SeqCst);
     }
 
-    /// A plain-mode client behind it.
+    /// A plain-mode client that connects through this relay.
     pub fn client(&self, home: Arc<Folder>, name: &str, arguments: &[&str]) -> Client {
         Client::within(home, self.port, name, self.tls, arguments)
     }
 
-    /// Bytes from clients that have passed.
+    /// The number of bytes passed on from clients so far.
     pub fn passed(&self) -> u64 {
         self.flow(Way::Up).state.lock().expect("whole").passed
     }
 
-    /// Holds what clients send, and the end of their connections, after about this many bytes more.
+    /// Holds the traffic from clients, and the end of their connections, after about this many further bytes.
     pub fn hold_after(&self, more: u64) {
         self.flow(Way::Up).hold_after(more);
     }
 
-    /// Holds nothing that clients send.
+    /// Releases the traffic from clients.
     pub fn open(&self) {
         self.hold_after(u64::MAX);
     }
 
-    /// Holds what the server sends, or holds it no longer.
+    /// Holds the traffic from the server, or releases it.
     pub fn hold_answers(&self, held: bool) {
         self.flow(Way::Down).hold_after(if held { 0 } else { u64::MAX });
     }
@@ -282,7 +282,7 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        // Otherwise the server would not see the end of a client that has gone.
+        // Otherwise the server would not notice that a client has disconnected.
         self.open();
         self.hold_answers(false);
         self.is_over.store(true, Ordering::SeqCst);
@@ -292,7 +292,7 @@ impl Drop for Gate {
 
 fn limit_kernel(socket: &TcpStream) {
     let socket = SockRef::from(socket);
-    // A socket that was cut meanwhile has none.
+    // Fails for a socket that was cut meanwhile.
     let _ = socket.set_recv_buffer_size(SMALL_BUFFER);
     let _ = socket.set_send_buffer_size(SMALL_BUFFER);
 }
@@ -306,18 +306,18 @@ struct Flow {
 
 struct State {
     shape: Shape,
-    /// Bytes that have passed, and those that may.
+    /// Bytes passed so far, and the number after which they are held.
     passed: u64,
     limit: u64,
-    /// After how many passed bytes connections are cut.
+    /// The number of passed bytes after which connections are cut.
     end: u64,
     split: Option<Dice>,
-    /// Whether the kernel's buffers are to be small in any case.
+    /// Whether the kernel's buffers are small even with an unlimited rate.
     is_limited: bool,
     newest: Option<Sender<Option<Piece>>>,
-    /// Until when the bytes that have been read are being transmitted.
+    /// The end of the transmission of all bytes read so far.
     busy_until: Instant,
-    /// Bytes that were read and have not been written.
+    /// Bytes that were read and not written yet.
     held: usize,
     most_held: usize,
 }
@@ -340,7 +340,7 @@ impl Default for Flow {
     }
 }
 
-/// Bytes on their way. They count as held until they are written or dropped.
+/// Bytes in flight. They count as held until they are written or dropped.
 struct Piece {
     bytes: Vec<u8>,
     due: Instant,
@@ -368,16 +368,16 @@ impl Flow {
         self.change(|state| state.limit = state.passed.saturating_add(more));
     }
 
-    /// Starts the two threads of one connection's direction.
+    /// Starts the two threads of one direction of a connection.
     fn connect(self: &Arc<Self>, connection: &Arc<Connection>, way: Way, unit: Unit) {
         let (from, to) = (way as usize, 1 - way as usize);
-        let (pieces, row) = channel();
+        let (pieces, queue) = channel();
         self.change(|state| state.newest = Some(pieces.clone()));
         let (flow, one) = (self.clone(), connection.clone());
         thread::spawn(move || flow.read(&one.ends[from], unit, &pieces));
         let (flow, one) = (self.clone(), connection.clone());
         thread::spawn(move || {
-            let is_cut = flow.write(&one.ends[to], &row).is_err();
+            let is_cut = flow.write(&one.ends[to], &queue).is_err();
             if one.is_standing.load(Ordering::SeqCst) {
             } else if is_cut {
                 one.cut();
@@ -387,8 +387,8 @@ impl Flow {
         });
     }
 
-    /// Reads while there is room, and nothing while the direction is held.
-    fn read(self: &Arc<Self>, mut from: &TcpStream, unit: Unit, row: &Sender<Option<Piece>>) {
+    /// Reads while there is room and the direction is not held.
+    fn read(self: &Arc<Self>, mut from: &TcpStream, unit: Unit, queue: &Sender<Option<Piece>>) {
         let (mut buffer, mut units) = ([0; PIECE], Units::new(unit));
         loop {
             let full = |state: &mut State| state.passed >= state.limit || state.held >= state.shape.buffer;
@@ -396,19 +396,19 @@ impl Flow {
             // At most 20 ms of a slow line.
             let mut most = usize::try_from(state.shape.rate / 50).unwrap_or(PIECE).clamp(1024, PIECE);
             if let Some(dice) = &state.split {
-                // At any byte, every other time.
+                // Half of the pieces are so small that a cut can fall on any byte.
                 most = 1 + dice.below(if dice.below(2) == 0 { 64 } else { 4096 }) as usize;
             }
             drop(state);
             let Ok(length @ 1..) = from.read(&mut buffer[..most]) else { break };
             for one in units.take(&buffer[..length]) {
                 let passed = (self.hook.lock().expect("whole"))(one);
-                if !passed.is_empty() && row.send(Some(self.take(passed))).is_err() {
+                if !passed.is_empty() && queue.send(Some(self.take(passed))).is_err() {
                     return;
                 }
             }
         }
-        let _ = row.send(None);
+        let _ = queue.send(None);
     }
 
     fn take(self: &Arc<Self>, bytes: Vec<u8>) -> Piece {
@@ -423,10 +423,10 @@ impl Flow {
         Piece { bytes, due, flow: self.clone() }
     }
 
-    /// Writes each piece when it is due and not held.
-    fn write(&self, mut to: &TcpStream, row: &Receiver<Option<Piece>>) -> std::io::Result<()> {
+    /// Writes each piece when it is due and the direction is not held.
+    fn write(&self, mut to: &TcpStream, queue: &Receiver<Option<Piece>>) -> std::io::Result<()> {
         let held = |state: &mut State| state.passed >= state.limit;
-        while let Ok(Some(piece)) = row.recv() {
+        while let Ok(Some(piece)) = queue.recv() {
             let mut state = self.state.lock().expect("whole");
             loop {
                 state = self.changed.wait_while(state, held).expect("whole");
@@ -450,7 +450,7 @@ impl Flow {
     }
 }
 
-/// One direction of one connection, cut into units.
+/// Cuts the bytes of one direction of a connection into units.
 struct Units {
     unit: Unit,
     rest: Vec<u8>,

@@ -1,5 +1,5 @@
-//! What too many and too busy clients do to a server, for the test that nobody else is harmed and the bench of how much
-//! slower it makes the others. A storm lasts until it is told to stop, and goes through at least once.
+//! Overload by too many or too busy clients. A test checks that other clients are not harmed; a bench measures how much
+//! slower they become. A storm runs until it is stopped, and completes at least one round.
 
 use super::{Output, Person, Raw};
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
@@ -9,28 +9,28 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// What a storm makes the witnesses' server be started with.
+/// The server's arguments for all storms.
 pub const ARGUMENTS: [&str; 8] =
     ["--registrations", "100000", "--waiting", "64", "--clients", "120", "--per-address", "2000"];
-/// Logins at once, half-open handshakes.
+/// The number of logins, and of half-open handshakes, in one round.
 const LOGINS: usize = 200;
 const HALF_OPEN: usize = 500;
 
 type Storm = fn(u16, &AtomicBool);
 
-/// All storms that need no other server than that.
+/// All storms that work with a server started with [`ARGUMENTS`].
 pub const STORMS: [(&str, Storm); 8] = [
     ("hundreds of logins at once", logins),
     ("more logged in than --clients", crowd),
     ("half-open handshakes", half_open),
-    ("one that sends as fast as it can", flood),
-    ("one that asks and never reads", deaf),
+    ("a client that sends as fast as it can", flood),
+    ("a client that asks and never reads", deaf),
     ("TLS records of one byte", crumbs),
     ("TLS key updates", key_updates),
     ("TLS 1.2 renegotiations", renegotiations),
 ];
 
-/// Again and again until it is to stop.
+/// Repeats `what` until it is stopped.
 fn again(stop: &AtomicBool, mut what: impl FnMut()) {
     loop {
         what();
@@ -44,7 +44,7 @@ fn reach(port: u16) -> Raw {
     Raw::reach(port).expect("a handshake")
 }
 
-/// A person of that name, logged in; of those before, if there is one.
+/// A client logged in under that name; the account may exist already.
 fn someone(port: u16, name: &str) -> Raw {
     let (mut raw, person) = (reach(port), Person::new(name));
     raw.register_quickly(&person);
@@ -52,9 +52,9 @@ fn someone(port: u16, name: &str) -> Raw {
     raw
 }
 
-/// All of them are let in.
+/// Many logins at once; the server admits all of them.
 pub fn logins(port: u16, stop: &AtomicBool) {
-    // More than may wait would push each other out.
+    // Below `--waiting`: more would evict each other.
     const AT_ONCE: usize = 50;
     again(stop, || {
         thread::scope(|scope| {
@@ -69,7 +69,7 @@ pub fn logins(port: u16, stop: &AtomicBool) {
     });
 }
 
-/// Those who are too many are told so.
+/// More clients than `--clients`: the server answers `server_full`.
 pub fn crowd(port: u16, stop: &AtomicBool) {
     let mut people = Vec::new();
     let mut full = 0;
@@ -82,35 +82,35 @@ pub fn crowd(port: u16, stop: &AtomicBool) {
                 assert_eq!(failure.code, "server_full");
                 full += 1;
             }
-            _ => panic!("neither let in nor refused"),
+            _ => panic!("neither admitted nor refused"),
         }
         if full >= 20 && (stop.load(Ordering::SeqCst) || full >= 200) {
             break;
         }
     }
-    // Their sessions would stand for a minute.
+    // Otherwise the server would keep their sessions for a minute.
     for mut raw in people {
         raw.bytes(&ClientMessage::Logout.encode());
     }
 }
 
-/// Each begins a handshake and says no more.
+/// Each connection begins a handshake and sends nothing further.
 pub fn half_open(port: u16, stop: &AtomicBool) {
     again(stop, || {
         let mut sockets: Vec<TcpStream> =
             (0..HALF_OPEN).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("accepted")).collect();
         for socket in &mut sockets {
-            // The head of a record with a ClientHello of 512 bytes. It may have been pushed out already.
+            // The head of a record with a ClientHello of 512 bytes. The server may have evicted the connection already.
             let _ = socket.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]);
         }
-        // The first of them is.
+        // The server has evicted the first one.
         assert!(!matches!(sockets[0].read(&mut [0; 64]), Ok(1..)));
     });
 }
 
-/// Each request is answered, at last as slowly as the rate says.
+/// Each request is answered, at the rate limit once the burst is used up.
 pub fn flood(port: u16, stop: &AtomicBool) {
-    // More than may come at once.
+    // More than the allowed burst.
     const AT_ONCE: usize = 450;
     let mut raw = someone(port, "flood");
     again(stop, || {
@@ -123,7 +123,7 @@ pub fn flood(port: u16, stop: &AtomicBool) {
     raw.bytes(&ClientMessage::Logout.encode());
 }
 
-/// Nobody takes its answers; when they are too much to keep, it is left, and comes again.
+/// The client never reads its answers. The server disconnects it when they exceed the limit, and it logs in again.
 pub fn deaf(port: u16, stop: &AtomicBool) {
     let request = b"{\"type\":\"keys_request\",\"names\":[\"alice\",\"bob\",\"deaf\"]}\n".repeat(50);
     let mut raw = someone(port, "deaf");
@@ -135,7 +135,7 @@ pub fn deaf(port: u16, stop: &AtomicBool) {
     raw.bytes(&ClientMessage::Logout.encode());
 }
 
-/// Every byte of what it says is a record of its own.
+/// The client sends each byte in its own TLS record.
 pub fn crumbs(port: u16, stop: &AtomicBool) {
     let mut raw = someone(port, "crumbs");
     again(stop, || {
@@ -151,14 +151,14 @@ pub fn crumbs(port: u16, stop: &AtomicBool) {
     raw.bytes(&ClientMessage::Logout.encode());
 }
 
-/// New keys for a connection, again and again, as `openssl s_client` has them made; it asks the server for new ones, too.
+/// Many TLS key updates of both sides, requested by `openssl s_client`.
 pub fn key_updates(port: u16, stop: &AtomicBool) {
-    // Who is not logged in may say 32 lines, so that it is a new connection each time.
+    // A new connection each round, because a client that is not logged in may send only 32 lines.
     again(stop, || {
         let (mut child, mut input, mut output, mut errors) = openssl(port, "-tls1_3");
-        // More than 32 without a word in between, and the server's TLS library gives it up.
+        // The server's TLS library closes the connection after 32 updates without data in between.
         for _ in 0..30 {
-            // One command a read.
+            // openssl executes one command per read.
             input.write_all(b"K\n").expect("it reads");
             errors.expect("KEYUPDATE");
         }
@@ -169,7 +169,7 @@ pub fn key_updates(port: u16, stop: &AtomicBool) {
     });
 }
 
-/// New handshakes on a connection that has one: TLS 1.2 would allow it, the server does not.
+/// Renegotiations, which TLS 1.2 allows and the server refuses.
 pub fn renegotiations(port: u16, stop: &AtomicBool) {
     again(stop, || {
         let (mut child, mut input, _output, mut errors) = openssl(port, "-tls1_2");
@@ -180,7 +180,7 @@ pub fn renegotiations(port: u16, stop: &AtomicBool) {
     });
 }
 
-/// `openssl s_client` after its handshake: the process, where its commands go, what it says, and what it complains of.
+/// Runs `openssl s_client` until its handshake is done; the process, its input, its output and its errors.
 fn openssl(port: u16, version: &str) -> (Child, ChildStdin, Output, Output) {
     let mut child = Command::new("openssl")
         .args(["s_client", version, "-connect", &format!("127.0.0.1:{port}")])
@@ -188,7 +188,7 @@ fn openssl(port: u16, version: &str) -> (Child, ChildStdin, Output, Output) {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("openssl is there");
+        .expect("openssl starts");
     let input = child.stdin.take().expect("piped");
     let mut output = Output::of(child.stdout.take().expect("piped"));
     let errors = Output::of(child.stderr.take().expect("piped"));

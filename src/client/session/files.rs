@@ -406,7 +406,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_times_are_in_words() {
+    fn sizes_and_times_are_readable() {
         for (bytes, text) in [
             (0, "0 B"),
             (999, "999 B"),

@@ -313,7 +313,7 @@ mod tests {
 
     /// PROTOCOL#id-memory.
     #[test]
-    fn ids_are_remembered_up_to_a_number_of_each_and_of_all() {
+    fn ids_are_remembered_up_to_a_limit_per_user_and_in_total() {
         let mut incoming = Incoming::default();
         let name = |n: usize| format!("user{n}").parse::<Username>().expect("name");
         let id = |n: usize| {

@@ -146,7 +146,7 @@ mod tests {
 
     /// PROTOCOL#history-record.
     #[test]
-    fn kept_message_is_shown_as_it_was_and_is_sanitised() {
+    fn kept_message_is_shown_unchanged_but_sanitised() {
         let [alice, bob] = ["alice", "bob"].map(|name| name.parse::<Username>().expect("name"));
         for (from, to, place, mention) in [
             (&alice, Audience::Everyone, Place::Everyone, false),

@@ -231,7 +231,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence.
     #[test]
-    fn future_date_keeps_out_nothing_dated_rightly() {
+    fn future_date_blocks_no_correctly_dated_message() {
         for (ahead, count) in [(DAY, 1), (DAY, 100), (u64::MAX - NOW, 1), (u64::MAX - NOW, 100)] {
             let mut seen = Replay::default();
             let dated = |session: u8| Header {
@@ -263,7 +263,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence.
     #[test]
-    fn right_date_stays_forgotten_behind_one_ahead() {
+    fn forgotten_date_stays_refused_after_a_future_one() {
         let mut seen = Replay::default();
         let first = Header { time: NOW - 1, ..header(0, None, 1) };
         assert_eq!(take(&mut seen, &first, NOW), Order::Next);
@@ -276,7 +276,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence.
     #[test]
-    fn refused_number_is_not_missing_as_well() {
+    fn refused_number_is_not_also_missing() {
         let mut seen = Replay::default();
         let (all, private) = (between(&header(1, None, 1)), between(&header(1, Some(1), 1)));
         assert_eq!(take(&mut seen, &header(1, None, 5), NOW), Order::Next);
@@ -333,7 +333,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence.
     #[test]
-    fn later_message_with_an_earlier_date_opens_no_way_to_replay() {
+    fn later_message_with_an_earlier_date_allows_no_replay() {
         let mut seen = Replay::default();
         let ahead = Header { time: NOW + DAY, ..header(100, None, 1) };
         assert_eq!(take(&mut seen, &ahead, NOW), Order::Next);

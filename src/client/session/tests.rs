@@ -219,7 +219,7 @@ fn stale_key_that_stays_is_abandoned_and_reported() {
 
 /// PROTOCOL#message-id, PROTOCOL#check-again.
 #[test]
-fn text_that_is_delivered_and_called_stale_is_shown_once() {
+fn text_reported_delivered_and_stale_is_shown_once() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     for _ in 0..3 {
@@ -265,7 +265,7 @@ fn message_of_an_unknown_id_is_marked_unless_it_must_be_new() {
 
 /// PROTOCOL#life.
 #[test]
-fn no_silence_ends_a_session_and_each_answer_begins_it_again() {
+fn silence_ends_no_session_and_restarts_at_each_answer() {
     let mut net = Net::new();
     let now = net.now;
     assert_eq!(net.sessions[0].owed(), None);
@@ -321,7 +321,7 @@ fn silence_shows_in_the_status_until_an_answer_or_the_end() {
 }
 
 #[test]
-fn exit_waits_for_what_was_sent_also_without_a_connection() {
+fn exit_waits_for_sent_messages_even_without_a_connection() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.step(0);
@@ -369,7 +369,7 @@ fn message_typed_without_a_connection_is_reported_as_not_sent() {
 }
 
 #[test]
-fn leaving_says_once_what_it_waits_for() {
+fn exit_reports_once_what_it_waits_for() {
     let mut net = Net::new();
     let mut said = |after: u64, event| -> Vec<String> {
         net.now += Duration::from_millis(after);
@@ -480,7 +480,7 @@ fn key_swapped_between_comparison_and_decision_is_refused() {
 }
 
 #[test]
-fn message_shows_pending_then_taken_or_failed_and_resends_once() {
+fn message_is_pending_then_taken_or_failed_and_resent_once() {
     let mut net = Net::new();
     let states = |net: &mut Net| -> Vec<(u64, SendState)> {
         net.shown[0].drain(..).filter_map(|entry| entry.sending).collect()
@@ -710,7 +710,7 @@ fn nothing_overtakes_an_unanswered_message() {
 }
 
 #[test]
-fn time_passes_in_a_busy_room_too() {
+fn time_passes_even_in_a_busy_room() {
     let mut net = Net::new();
     net.now += Duration::from_secs(23 * 3600);
     net.event(1, Event::Server(ServerMessage::Pong));
@@ -725,7 +725,7 @@ fn time_passes_in_a_busy_room_too() {
 }
 
 #[test]
-fn repeated_presence_list_adds_nobody_silently() {
+fn repeated_presence_list_is_reported_and_adds_nobody() {
     let mut net = Net::new();
     let joined = vec![name(0), name(1), "phantom".parse().expect("name")];
     let presence = Presence { more: false, full: true, joined, left: Vec::new() };
@@ -894,7 +894,7 @@ fn later_versions_are_reported_once_and_counted_like_others() {
 
 /// PROTOCOL#check-sequence.
 #[test]
-fn refused_message_is_not_missing_as_well() {
+fn refused_message_is_not_also_missing() {
     let mut net = Net::new();
     net.bob_sends(Kind::Message, Scope::Private, 1, NOW, b"one");
     net.bob_sends(Kind::Message, Scope::Private, 2, NOW, &[0xff]);
@@ -915,7 +915,7 @@ fn refused_message_is_not_missing_as_well() {
 
 /// PROTOCOL#check-sequence.
 #[test]
-fn messages_refused_for_want_of_a_key_are_not_missing_as_well() {
+fn message_refused_without_a_key_is_not_also_missing() {
     let mut net = Net::new();
     let expired = NOW - 130_000_000;
     net.keys[1] = net.sessions[1].cx.account.identity.certify(&name(1), &SessionKey::generate(), expired);
@@ -982,7 +982,7 @@ fn login_that_is_not_the_newest_is_renewed_at_once() {
 
 /// PROTOCOL#newest.
 #[test]
-fn refused_renewal_tells_of_the_newest_certificate() {
+fn refused_renewal_reports_the_newest_certificate() {
     let mut net = Net::new();
     let mut renewed = |newest: Option<u64>| {
         net.event(0, Event::NewKey(Box::new(SessionKey::generate())));
@@ -997,7 +997,7 @@ fn refused_renewal_tells_of_the_newest_certificate() {
 
 /// PROTOCOL#session-certificate.
 #[test]
-fn session_key_that_has_expired_is_asked_for_again() {
+fn expired_session_key_is_requested_again() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.settle();
@@ -1033,7 +1033,7 @@ fn user_with_an_old_certificate_is_still_read() {
 
 /// PROTOCOL#renew.
 #[test]
-fn session_that_was_not_asked_for_changes_nothing() {
+fn unrequested_session_changes_nothing() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.settle();
@@ -1087,7 +1087,7 @@ fn search_finds_both_normal_forms_in_any_case() {
 }
 
 #[test]
-fn failed_messages_stay_at_hand_until_sent_again() {
+fn failed_messages_remain_available_until_resent() {
     let mut net = Net::new();
     net.bob_leaves();
     for text in ["one", "two"] {
@@ -1099,7 +1099,7 @@ fn failed_messages_stay_at_hand_until_sent_again() {
 }
 
 #[test]
-fn room_that_ends_with_a_session_says_so() {
+fn room_that_ends_with_a_session_is_reported() {
     let mut net = Net::new();
     let (closed, opened) = ("* the room with bob is closed", "you are in a private room with bob");
     net.type_in(0, "/room bob");

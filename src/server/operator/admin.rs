@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn partial_or_unknown_answer_is_neither_done_nor_refused() {
+    fn partial_or_unknown_answer_is_neither_success_nor_refusal() {
         let told = |answer: &str| {
             let (near, mut far) = UnixStream::pair().expect("sockets");
             far.write_all(answer.as_bytes()).expect("written");

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_wait_waits_for_one_tick_and_not_for_three() {
+    fn delayed_work_waits_for_one_tick_and_not_for_three() {
         let (mut lists, outbox) = (Lists::default(), outbox_on(link().0, 1024));
         assert!(matches!(lists.take_due(), (none, None) if none.is_empty()));
         let tick = |lists: &mut Lists| {

@@ -393,7 +393,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#no-session.
     #[test]
-    fn older_resumption_that_comes_late_ends_no_session() {
+    fn late_older_resumption_ends_no_session() {
         let mut frames = Frames::new(1000);
         put_packet(&mut frames, 2);
         [line(1), line(3)].into_iter().for_each(|frame| frames.put(frame));

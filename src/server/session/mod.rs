@@ -296,7 +296,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#renew.
     #[test]
-    fn a_renewal_never_goes_back_to_an_older_key() {
+    fn renewal_never_returns_to_an_older_key() {
         let (session, _far) = session("alice");
         let certificate = |created| SessionCertificate {
             session_key: Bytes(SessionKey::generate().public().spki()),
@@ -327,7 +327,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_letter_is_for_the_session_key_in_use() {
+    fn envelope_is_for_the_session_key_in_use() {
         let (session, _far) = session("alice");
         assert!(session.uses_key(Fingerprint([0; 32]).key_id()));
         assert!(!session.uses_key(Fingerprint([1; 32]).key_id()));

@@ -627,7 +627,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn farewell_that_is_read_slowly_ends_in_time() {
+    fn slowly_read_farewell_ends_in_time() {
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 1 << 30);
         // More than the kernel takes: a writer waits for the client.
@@ -790,7 +790,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#taken-over.
     #[test]
-    fn frame_in_the_works_is_waited_for_or_the_resumption_fails() {
+    fn resumption_waits_for_a_frame_in_progress_or_fails() {
         let ((former, _far), (next, far)) = (link(), link());
         let outbox = outbox_on(former.clone(), 1024);
         let mut inbound = outbox.inbound();
@@ -825,7 +825,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#taken-over.
     #[test]
-    fn newer_resumption_wins_whoever_gets_the_lock_first() {
+    fn newer_resumption_wins_in_any_order_of_the_lock() {
         let outbox = outbox_on(link().0, 1024);
         for _ in 0..50 {
             let [(older, far), (newer, _far)] = [link(), link()];
@@ -846,7 +846,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn session_that_ends_while_it_is_taken_over_keeps_no_connection() {
+    fn session_that_ends_during_a_resumption_keeps_no_link() {
         for _ in 0..200 {
             let outbox = outbox_on(link().0, 1024);
             let (next, far) = link();
@@ -943,7 +943,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#frames, PROTOCOL#sent-again, PROTOCOL#taken-over.
     #[test]
-    fn two_seconds_of_cuts_lose_double_and_reorder_nothing() {
+    fn two_seconds_of_cuts_lose_repeat_and_reorder_nothing() {
         const SENDERS: usize = 3;
         let outbox = outbox_on(link().0, 64 * 1024);
         let end = Instant::now() + Duration::from_secs(2);

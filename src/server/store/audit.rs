@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn log_that_cannot_be_made_again_loses_lines() {
+    fn log_that_cannot_be_reopened_loses_lines() {
         let folder = Folder::new();
         let audit = open(&folder);
         let path = folder.0.join("security.log");
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn log_folder_is_made_again_and_an_error_names_it_once() {
+    fn log_folder_is_restored_and_an_error_names_it_once() {
         let folder = Folder::new();
         let path = folder.0.join("logs/security.log");
         let file = super::open(&path).expect("made");

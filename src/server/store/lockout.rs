@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn storm_of_names_makes_no_lock_forgotten() {
+    fn storm_of_names_evicts_no_lock() {
         let (lockout, _folder) = lockout();
         (0..MAX_FAILURES).for_each(|_| assert!(lockout.count(&name("alice"), HERE).is_ok()));
         for n in 0..MAX_REMEMBERED as u32 + 100 {
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn storm_of_names_makes_no_failure_forgotten() {
+    fn storm_of_names_evicts_no_failure() {
         let (lockout, _folder) = lockout();
         (1..MAX_FAILURES).for_each(|_| assert_eq!(lockout.count(&name("alice"), HERE), Ok(false)));
         for n in 0..MAX_REMEMBERED as u32 + 100 {
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn lock_outlives_a_restart_and_ends_when_it_would_have() {
+    fn lock_survives_a_restart_and_ends_on_time() {
         let folder = Folder::new();
         let (locks, notices) = open(&folder).expect("none");
         assert!(list(&folder.0).expect("readable").is_empty() && notices.is_empty());

@@ -1,4 +1,4 @@
-//! Input of the client from the terminal and from other users: keys, names of files, texts, typed lines.
+//! The client's input from the terminal and from other users: keys, file names, texts, typed lines.
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::command::{self, Command};
@@ -45,7 +45,7 @@ fn input(data: &[u8]) {
                 assert!(!c.is_control());
                 typed.push(*c);
             }
-            // A byte that is not text becomes three.
+            // A byte that is not valid text becomes a replacement character of three bytes.
             Key::Paste(text) => {
                 assert!(text.len() <= 3 * 64 * 1024);
                 typed.push_str(text);
@@ -78,12 +78,12 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 bytes.extend(text.as_bytes());
                 expected += &text;
             }
-            // Any content except its end.
+            // Any content except the end of a paste.
             1 if !raw.contains("\x1b[201~") => {
                 bytes.extend([b"\x1b[200~", raw.as_bytes(), b"\x1b[201~"].concat());
                 expected += &raw;
             }
-            // Except the keypad's equals sign.
+            // The keypad's equals sign is text.
             2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 24]),
             // A control string with any content except what ends it.
             4 => {
@@ -106,8 +106,8 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 let parameters: Vec<u8> =
                     parameters.chain(choices.bytes(count).iter().map(|byte| b' ' + byte % 16)).collect();
                 let last = b'@' + choices.byte() % 63;
-                // Paste marks, mouse reports and the Linux console's keys continue behind it; rxvt's keys with Shift
-                // end before it; others are text by their codes.
+                // Paste marks, mouse reports and the Linux console's keys continue after this byte; rxvt's keys with
+                // Shift end before it; other codes are text.
                 let digits = parameters.iter().take_while(|byte| byte.is_ascii_digit()).count();
                 let longer = match last {
                     b'~' => {
@@ -142,7 +142,7 @@ fn some_input() -> Vec<Vec<u8>> {
     texts.map(|text| [cut, text].concat()).to_vec()
 }
 
-/// Any name of a file becomes one plain name; a user's name is one already.
+/// Any file name becomes one plain name; a user name is one already.
 fn names(data: &[u8]) {
     let name = String::from_utf8_lossy(data);
     let safe = safe_name(&name);
@@ -172,7 +172,7 @@ fn some_names() -> Vec<Vec<u8>> {
     long.chain(short.map(String::from)).map(String::into_bytes).collect()
 }
 
-/// The columns of a terminal that joins nothing: a letter or sign with its marks, one after another.
+/// The columns on a terminal that joins no characters: each letter or sign, with its marks, counts on its own.
 fn columns(text: &str) -> usize {
     let (mut total, mut start) = (0, 0);
     for (at, c) in text.char_indices() {
@@ -196,7 +196,7 @@ fn text(data: &[u8]) {
     assert!(!lines.contains(|c| c != '\n' && is_harmful(c)));
     assert!(lines.matches('\n').count() < 100);
     assert_eq!(sanitise_lines(&lines), lines);
-    // Also typed text, which is not sanitised.
+    // Typed text is not sanitised, so this must hold for any text.
     for text in [&clean, &lines, &*raw] {
         assert_eq!(clusters(text).collect::<String>(), *text);
         assert_eq!(width(text), columns(text), "{text:?}");
@@ -211,7 +211,7 @@ fn text(data: &[u8]) {
         for row in &rows {
             assert!(columns(row) <= limit.max(1), "{limit}: {row:?} of {text:?}");
         }
-        // Wider than any single character.
+        // At least as wide as any single character.
         if limit > 20 {
             assert_eq!(rows.concat().replace(' ', ""), text.replace(' ', ""), "{limit}");
         }
@@ -259,7 +259,7 @@ fn typing(data: &[u8]) {
         let line = editor.text();
         assert!(line.len() <= MAX_LINE && line.chars().all(allowed), "{line:?}");
         let columns = choices.below(24);
-        // This slices the text at the cursor.
+        // Panics if the cursor is inside a character.
         let (shown, column) = editor.visible(columns);
         assert!(width(shown) <= columns && column < columns.max(1), "{columns}: {shown:?} {column}");
         if let Some(question) = editor.question() {
@@ -270,13 +270,13 @@ fn typing(data: &[u8]) {
         let _ = command::hint(line);
     }
     parsed(editor.text());
-    // In plain mode, lines do not pass an editor.
+    // In plain mode, lines do not pass through an editor.
     parsed(&String::from_utf8_lossy(data));
     complete(&String::from_utf8_lossy(data));
 }
 
 fn key(kind: usize, choices: &mut Choices<'_>) -> Key {
-    // No control characters, which are other keys (see [`input`]).
+    // No control characters, because those are other keys (see [`input`]).
     const SIGNS: [char; 14] =
         ['a', 'é', '日', '\u{301}', '\u{200d}', '👩', '👧', '🏽', '\u{fe0f}', '☺', ' ', '/', '@', '\u{202e}'];
     match kind {
@@ -287,7 +287,7 @@ fn key(kind: usize, choices: &mut Choices<'_>) -> Key {
         }
         11 => Key::Paste(choices.text()),
         12 => Key::Paste(choices.pick(&["x\ny", "\n", "\u{301}\r\n\u{200d}", "/msg bob ", "\t"]).into()),
-        // Bounded, so that it is rare.
+        // Limited, so that it is rare.
         13 if choices.below(32) == 0 => Key::Paste("日\n".repeat(MAX_LINE / 5)),
         14..22 => Key::Ctrl(char::from(b'a' + choices.byte() % 26)),
         22 => Key::Alt(choices.pick(&["b", "d", "\x7f"]).chars().next().unwrap_or('b')),
@@ -334,7 +334,7 @@ fn parsed(line: &str) {
         Ok(Command::SendFile(_, path)) => assert!(!path.is_empty() && !path.contains('\n'), "{line:?}"),
         Ok(Command::Nothing) => assert!(line.chars().all(is_blank)),
         Ok(_) => assert!(line.starts_with('/') && !line.starts_with("//"), "{line:?}"),
-        // This does not compute what it looks like in a terminal.
+        // The test cannot compute how a terminal shows this text.
         Err(text) => assert!(
             !text.is_empty()
                 && (is_like_one

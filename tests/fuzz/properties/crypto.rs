@@ -20,13 +20,13 @@ pub const CHUNKS: Property = Property { name: "chunks", holds: chunks, examples:
 pub const KEYS: Property = Property { name: "keys", holds: keys, examples: some_keys };
 pub const KEY_FILE: Property = Property { name: "key_file", holds: key_file, examples: some_key_files };
 
-/// Made once, because RSA keys take long.
+/// Generated once, because RSA keys take long.
 static IDENTITY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
 static SESSION: LazyLock<SessionKey> = LazyLock::new(SessionKey::generate);
 
 const TEXT: &[u8] = "two lines\nof text, sealed once: é".as_bytes();
 
-/// One private and one broadcast envelope from alice, as bob gets them.
+/// One private envelope and one broadcast envelope from alice, as bob receives them.
 static SEALED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     [Scope::Private, Scope::Broadcast].map(|scope| {
         let to_one = scope == Scope::Private;
@@ -110,7 +110,7 @@ fn alter(message: &mut EncryptedMessage, choices: &mut Choices<'_>) {
         13 => flip(&mut body.nonce.0, choices),
         14 => choices.edit(&mut body.ciphertext.0),
         15 => flip(&mut body.tag.0, choices),
-        // Add the modulus: the number differs, but its remainder is the same.
+        // Add the modulus: the bytes differ, but the number modulo the key is the same.
         _ => match choices.below(4) {
             0 => flip(&mut body.signature.0, choices),
             1 => rewrap(message, |key| flip(key, choices)),
@@ -152,7 +152,7 @@ const FILE: usize = CHUNK + 40;
 
 static GROUP: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| plan().seal_group(1, SESSION.public(), &[5; FILE]));
 
-/// Two chunks, the second short, behind one that was received before.
+/// Two chunks, the second one short, after a chunk that was received before.
 fn plan() -> Plan {
     Plan { id: [7; 16], key: Key::new([8; 32]), size: (CHUNK + FILE) as u64, start: 1 }
 }
@@ -168,7 +168,7 @@ fn chunks(data: &[u8]) {
         match kind {
             0..6 => {
                 let Some(payload) = payloads.get_mut(one) else { continue };
-                // Most of the interesting bytes are at the front.
+                // Prefer the first bytes: most of the structure is there.
                 let at = if kind < 4 { choices.below(400) } else { choices.below(65_535) };
                 let length = payload.len().max(1);
                 match payload.get_mut(at % length) {
@@ -184,11 +184,11 @@ fn chunks(data: &[u8]) {
             11 => {
                 elsewhere = true;
                 match choices.below(5) {
-                    // An index that a file can have.
+                    // An index within the limit of a file.
                     0 => first = (choices.number() as u32 | 1 << 31).min(u32::MAX - chunk::GROUP),
                     1 => plan.id = [6; 16],
                     2 => plan.key = Key::new([9; 32]),
-                    // Not shifted by a multiple of the group.
+                    // A shift that is not a multiple of the group.
                     3 => plan.start = 2,
                     _ => plan.size -= 1,
                 }
@@ -236,9 +236,9 @@ struct Rounds {
     rounds: u32,
 }
 
-/// Only key files are accepted, and no work is done for parameters out of bounds. Parameters within bounds are not
-/// tried, because each takes a second. A list of logins is within its limits, and can be read again after it was
-/// written.
+/// Only valid key files are accepted, and parameters out of bounds are refused before any key derivation. Parameters
+/// within bounds are not tried, because each takes a second. A list of logins is within its limits, and can be read
+/// again after it was written.
 fn key_file(text: &[u8]) {
     if let Ok(mut logins) = key_file::logins(text) {
         assert!(logins.len() <= MAX_LOGINS);

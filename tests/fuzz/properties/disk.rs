@@ -1,6 +1,6 @@
 //! Files read back from disk: accounts, the client's memory of others, the kept history, certificates.
 //!
-//! The folders are created below the system's temporary one: `TMPDIR=/dev/shm` keeps them off the disk.
+//! All files are in the system's temporary folder: `TMPDIR=/dev/shm` keeps them off the disk.
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::audience::Audience;
@@ -29,7 +29,7 @@ pub const HISTORY: Property = Property { name: "history", holds: history, exampl
 pub const CERTIFICATES: Property =
     Property { name: "certificates", holds: certificates, examples: some_certificates };
 
-/// A folder that is removed at the end.
+/// A temporary folder, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -54,7 +54,7 @@ impl Drop for Folder {
     }
 }
 
-/// A refused file is reported with file, line and remedy, and left as it was.
+/// An error names the file, the line and what to do; the file is unchanged.
 fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     let text = error.to_string();
     assert!(text.contains("is damaged") && text.contains(": line "), "{text}");
@@ -62,7 +62,7 @@ fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     assert!(fs::read(path).expect("there") == bytes, "untouched");
 }
 
-/// All content is still there: in the file, except for a missing line end, or set aside.
+/// No content is lost: it is in the file, to which a line end may have been added, or set aside.
 fn nothing_is_lost(path: &Path, bytes: &[u8]) {
     let aside: Vec<u8> = asides(path).iter().flat_map(|aside| fs::read(aside).expect("there")).collect();
     let mut now = fs::read(path).expect("there");
@@ -72,8 +72,8 @@ fn nothing_is_lost(path: &Path, bytes: &[u8]) {
     assert!([now, aside].concat() == bytes);
 }
 
-/// Of a users file, either all lines count, and a torn last one is set aside; or none, and the file stays as it is.
-/// Every reader finds the same.
+/// A users file is either accepted with all its lines, except for a torn last line, which is set aside; or refused and
+/// left unchanged. Every reader comes to the same result.
 fn users(data: &[u8]) {
     let mut choices = Choices(data);
     let folder = Folder::new();
@@ -105,7 +105,7 @@ fn users(data: &[u8]) {
                 continue;
             }
         }
-        // This does not predict the meaning.
+        // The test does not predict the meaning of this line.
         expected = None;
         bytes.extend(line);
     }
@@ -159,8 +159,8 @@ fn told(folder: &Folder) -> Vec<(String, u32)> {
     all
 }
 
-/// A file of records is read, or refused and left as it is; records added afterwards are found again. Locks are never
-/// longer than new ones, whatever their file contains.
+/// A record file is either read, or refused and left unchanged; records added later are found again. Whatever the file
+/// of locks contains, no lock is longer than a new one.
 fn records(bytes: &[u8]) {
     let folder = Folder::new();
     let bob: Username = "bob".parse().expect("name");
@@ -250,7 +250,7 @@ fn some_records() -> Vec<Vec<u8>> {
         format!("{{\"server\":\"a:1\",\"fingerprint\":\"{KEY}\"}}\n{{\"server\":\"\",\"fingerprint\":\"{KEY}\"}}\n"),
         "{\"server\":\"a:1\",\"name\":\"Bob\",\"ignored\":true}\n{\"server\":\"a:1\",\"name\":\"bob\",\"ignored\":false}\n".into(),
         "{\"name\":\"bob\",\"until\":18446744073709551615}\n\n{\"name\":\"\",\"until\":0}\n".into(),
-        // A record that fits every file.
+        // A record that is valid in every file.
         format!("{{\"server\":\"a:1\",\"name\":\"bob\",\"identity\":\"{KEY}\",\"fingerprint\":\"{KEY}\",\"verified\":true,\"decided\":true,\"ignored\":true,\"until\":1}}\n"),
         format!("{}\n", "x".repeat(4095)),
         format!("\u{feff}\r\n{}\0\0\0", user("bob", true, true).replace('\n', " \r\n \n")),
@@ -268,7 +268,7 @@ fn history_in(folder: &Path) -> History {
     }
 }
 
-/// The only history file of a folder.
+/// The folder's only history file.
 fn history_file(folder: &Path) -> PathBuf {
     let mut files = fs::read_dir(folder.join("history")).expect("a folder");
     files.next().expect("one").expect("an entry").path()
@@ -282,7 +282,7 @@ fn kept() -> VecDeque<Message> {
     said.map(|(time, text, from)| Message { time, from, to: Audience::Everyone, text }).collect()
 }
 
-/// A file's name and bytes.
+/// The name and bytes of a history file.
 static FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     let folder = Folder::new();
     fs::create_dir(folder.0.join("history")).expect("a folder");
@@ -296,7 +296,7 @@ static FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     (name, fs::read(path).expect("there"))
 });
 
-/// From an altered history, the client reads a beginning of what was kept, or nothing, and the file stays as it is.
+/// From an altered history, the client reads the first entries, or none, and leaves the file unchanged.
 fn history(data: &[u8]) {
     let ((name, bytes), entries) = (&*FILE, kept());
     let mut choices = Choices(data);
@@ -308,7 +308,7 @@ fn history(data: &[u8]) {
         match kind {
             0 if !lines.is_empty() => lines.swap(one, other),
             1 if !lines.is_empty() => drop(lines.remove(one)),
-            // Bounded: a line without its end continues in the next.
+            // Limited, because a line without its end continues in the next one.
             2 if (1..1 << 14).contains(&bytes.len()) => lines.insert(one, lines[other].clone()),
             3 => lines.push(choices.text().into_bytes()),
             _ => lines.get_mut(one).into_iter().for_each(|line| choices.edit(line)),
@@ -341,9 +341,9 @@ fn refused_history(error: &io::Error, path: &Path, bytes: &[u8]) {
     assert!(error.to_string().contains("/history forget"), "{error}");
 }
 
-/// Any certificate file is either a certificate, whose end can be computed, or an error with the path.
+/// A certificate file is either a certificate with a known end, or an error that names the path.
 fn certificates(bytes: &[u8]) {
-    // As the client gets it from TLS.
+    // The certificate in the form in which the client gets it from TLS.
     if let Some(facts) = certificate::facts(bytes) {
         assert!(facts.not_after < 1 << 48, "year 9999 at the latest");
         for now in [0, facts.not_after, u64::MAX] {

@@ -1,17 +1,17 @@
 //! Properties that must hold for any bytes from outside. The fuzz targets beside this folder check them, and
 //! tests/endurance/random.rs does so with random bytes.
 //!
-//! A property takes any bytes and panics if it does not hold. It parses the bytes, or, if random bytes would never get
-//! far (a signature in front, a chain of records), reads them as [`Choices`] of what to make and to alter.
+//! A property takes any bytes, and panics if it does not hold. It parses the bytes; or it reads them as [`Choices`] of
+//! what to build and to alter, where random bytes would fail an early check such as a signature.
 
 pub mod client;
 pub mod crypto;
 pub mod disk;
 pub mod wire;
 
-/// See the module.
+/// The check itself; see the module.
 pub struct Property {
-    /// The fuzz target's.
+    /// The name of the fuzz target.
     pub name: &'static str,
     pub holds: fn(&[u8]),
     /// Examples to begin with, because chance does not find a valid input.
@@ -23,7 +23,7 @@ fn no_examples() -> Vec<Vec<u8>> {
     Vec::new()
 }
 
-/// Bytes read as decisions, from the front; zeros after the end.
+/// Decisions, read from bytes; zeros after their end.
 pub struct Choices<'a>(pub &'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -47,7 +47,7 @@ impl<'a> Choices<'a> {
         from[self.below(from.len())]
     }
 
-    /// This number of bytes, or the rest.
+    /// The next `length` bytes, or fewer at the end.
     pub fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
@@ -64,7 +64,7 @@ impl<'a> Choices<'a> {
         self.0.is_empty()
     }
 
-    /// Alters bytes in one place: different, fewer or more of them.
+    /// Alters bytes in one place: changes, removes or adds some.
     pub fn edit(&mut self, bytes: &mut Vec<u8>) {
         let kind = self.below(4);
         let at = self.below(65_535) % (bytes.len() + 1);

@@ -22,8 +22,8 @@ enum Owned {
     Packet(Vec<u8>),
 }
 
-/// A stream has the same frames and the same end wherever it is cut; the frames make up the stream; the buffer never
-/// exceeds the limit.
+/// A stream gives the same frames and the same result wherever it is cut; the frames together are the stream; the
+/// buffer never exceeds the limit.
 fn frames(data: &[u8]) {
     let mut choices = Choices(data);
     let limits = [choices.byte(), choices.byte(), choices.byte()].map(usize::from);
@@ -69,7 +69,8 @@ fn near_the_limits(choices: &mut Choices<'_>, limits: [usize; 3]) -> Vec<u8> {
     stream
 }
 
-/// All frames, of which the first are always lines, as before a login; then the rest, or the error that it is too long.
+/// All frames, the first of which are always lines, as before a login; then the remaining bytes, or the error for an
+/// overlong frame.
 fn read(
     pieces: &[&[u8]],
     [limit_before, limit, packet_limit]: [usize; 3],
@@ -105,7 +106,8 @@ fn read(
     (frames, Ok(left))
 }
 
-/// A decoded message is encoded as one line with the same meaning, which grows only by absent members; on both sides.
+/// A decoded message of either side is encoded as one line with the same meaning. The line grows only by members that
+/// were absent.
 fn messages(line: &[u8]) {
     if let Ok(message) = ClientMessage::decode(line) {
         let again = stable(line, message.encode());
@@ -235,7 +237,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         encoded.pop();
         encoded
     };
-    // At least these lose nothing.
+    // Decoding and encoding these messages again changes nothing.
     let client = client.map(|message| line(message.encode()));
     assert!(
         client
