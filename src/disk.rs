@@ -114,7 +114,7 @@ fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
     }
     Err(error(
         root,
-        "other users can enter this folder, and it contains other files: name another, or chmod 700 it",
+        "other users can enter this folder, and it contains other files: choose another folder, or chmod 700 it",
     ))
 }
 
@@ -151,7 +151,7 @@ pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<P
 pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<String> {
     let mut paths = open_to_others(folder, is_private);
     paths.retain(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_ok());
-    let closed = "other users had rights to this file; only its owner has them now";
+    let closed = "other users had access to this file; now only its owner has";
     paths.iter().map(|path| format!("{}: {closed}", path.display())).collect()
 }
 

@@ -109,7 +109,7 @@ impl Found {
             (0, false) => None,
             (0, true) => Some(format!("{path}: a start adds the missing line end")),
             _ => Some(format!(
-                "{path}: {rest} bytes behind the last record are not understood: a start sets them aside"
+                "{path}: {rest} bytes after the last record cannot be read: a start sets them aside"
             )),
         }
     }
@@ -339,7 +339,7 @@ impl Records {
             file.set_len(found.good)?;
             let aside = aside.display();
             done = Some(format!(
-                "{path}: {rest} bytes behind the last record were not understood, and are set aside in {aside}"
+                "{path}: {rest} bytes after the last record could not be read, and are set aside in {aside}"
             ));
         }
         if found.open {

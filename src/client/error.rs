@@ -79,7 +79,7 @@ impl fmt::Display for StartError {
                 write!(f, "the server at {server} cannot be reached: {} (is it running? --host and --port choose another)", reason(error))
             }
             StartError::Channel(error) if error.kind() == io::ErrorKind::Unsupported => {
-                f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, start this client with it too")
+                f.write_str("the server does not speak TLS: if it was started with --no-tls on purpose, start this client with --no-tls too")
             }
             StartError::Channel(error) if error.kind() == io::ErrorKind::InvalidData => {
                 write!(f, "the TLS handshake failed: {error}")
@@ -94,8 +94,8 @@ impl fmt::Display for StartError {
             ),
             StartError::LostServer(server, seen, aside) => write!(
                 f,
-                "the server at {server} may not be new: a damaged record of known_servers, set aside in {aside}, may have \
-                 been its record, so --accept-new does not accept it. Its fingerprint is {seen}: compare it with the one \
+                "the server at {server} may be known already: a damaged record of known_servers, set aside in {aside}, may \
+                 have been its record, so --accept-new does not apply. The fingerprint is {seen}: compare it with the one \
                  that the server prints when it starts, then use --fingerprint {seen}. When you have done so for every \
                  server you knew, remove {aside}",
                 aside = aside.display()
@@ -112,7 +112,7 @@ impl fmt::Display for StartError {
                 let theirs = theirs.map_or("another version".into(), |version| format!("version {version}"));
                 write!(
                     f,
-                    "the server speaks {theirs} of the protocol, this client version {VERSION}: use a client of that \
+                    "the server uses {theirs} of the protocol, this client version {VERSION}: install a client for that \
                      version, or ask the operator to update the server"
                 )
             }

@@ -83,7 +83,7 @@ impl Source {
     pub fn open(path: &Path) -> Result<Source, String> {
         let explain = |error: io::Error| match error.kind() {
             ErrorKind::NotFound => "there is no such file".to_string(),
-            ErrorKind::PermissionDenied => "you may not read it".to_string(),
+            ErrorKind::PermissionDenied => "you have no permission to read it".to_string(),
             _ => error.to_string(),
         };
         // Non-blocking: the other end of a pipe may never be opened.
@@ -268,7 +268,7 @@ fn claim(file: &File, path: &Path) -> io::Result<()> {
     }
     let facts = file.metadata()?;
     if !facts.is_file() || facts.nlink() != 1 || fs::symlink_metadata(path)?.ino() != facts.ino() {
-        return Err(io::Error::other("it is not a part of a file: remove it"));
+        return Err(io::Error::other("it is not a partial file: remove it"));
     }
     Ok(())
 }
@@ -362,7 +362,7 @@ fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Resul
         disk::sync_parent(&path)?;
         return Ok(path);
     }
-    Err(disk::at(part)(io::Error::other("there are 10,000 files of this name already")))
+    Err(disk::at(part)(io::Error::other("there are 10,000 files with this name already")))
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ fn begin(
 
 fn run_plain(options: &Options) -> Result<u8, StartError> {
     let (Some(name), Some(path)) = (&options.user, &options.password_file) else {
-        let text = "without a terminal (or with --plain) give --user and --password-file (--help explains)";
+        let text = "without a terminal, or with --plain, give --user and --password-file (--help explains)";
         return Err(StartError::Usage(text.into()));
     };
     let password = password_file::read(path)?;

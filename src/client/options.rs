@@ -25,7 +25,7 @@ usage: client [OPTION...]
   --user NAME           log in as NAME
   --register            create the account first, if it does not exist
   --password-file PATH  read the password from the first line of this file, which
-                        no other user may be able to read
+                        other users must not be able to read
   --keep-history        keep messages on this disk, encrypted; weakens forward
                         secrecy: the disk and the password then reveal them
   --no-mouse            leave the mouse to the terminal: the wheel does not scroll
@@ -34,7 +34,7 @@ usage: client [OPTION...]
 
   --help, --version
 
-Options can also stand in the file \"options\" of the data folder, one a line.
+Options can also be listed in the file \"options\" of the data folder, one a line.
 In the messenger, /help lists the commands.
 ";
 

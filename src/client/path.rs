@@ -134,7 +134,7 @@ fn url(text: &str) -> Option<Read> {
         } else if !is_this_machine(host) {
             let host = sanitise(host);
             problem = Some(format!(
-                "this is a file of {host}, on another machine: file:///PATH names a file on this machine"
+                "this file is on another machine, {host}: use file:///PATH for a file on this machine"
             ));
         }
     } else if !path.starts_with('/') {

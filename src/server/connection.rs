@@ -208,7 +208,8 @@ impl Served {
         let until = Instant::now() + PACKET_PATIENCE;
         let refused = loop {
             let Ok(packet) = Packet::decode(body) else {
-                let text = "not a packet: it needs the length of a name, the name and 16 bytes of a transfer";
+                let text =
+                    "not a packet: it needs the length of a name, the name and a transfer id of 16 bytes";
                 break Some(ServerMessage::error(ErrorCode::Malformed, text));
             };
             match routing::relay(&self.shared, &self.session, &packet, Instant::now() > until) {
@@ -236,7 +237,7 @@ impl Served {
                 Ok(true) => cost = 0.0,
                 Ok(false) => {}
                 Err(FalseAck) => {
-                    let text = "an ack of what was not sent, or of less than before";
+                    let text = "the ack exceeds the frames sent, or is lower than the last one";
                     return self.dismiss(ErrorCode::Malformed, text);
                 }
             }

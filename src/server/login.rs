@@ -304,7 +304,7 @@ impl<'a> Login<'a> {
                     // It has ended or was replaced in the meantime: answer as to a client that comes now.
                 }
                 Attached::Busy => {
-                    let text = "the former connection is still busy: try again";
+                    let text = "the previous connection is still busy: try again";
                     return Err(refuse(ErrorCode::TimedOut, text));
                 }
                 Attached::Overtaken => return Err(Refusal(None)),
@@ -323,12 +323,12 @@ impl<'a> Login<'a> {
     /// PROTOCOL#registration-limit.
     fn register(&mut self, request: Register) -> Result<(), Refusal> {
         if self.shared.closed {
-            return Err(refuse(ErrorCode::RegistrationClosed, "this server makes no new accounts"));
+            return Err(refuse(ErrorCode::RegistrationClosed, "this server accepts no new accounts"));
         }
         let name = request.username.clone();
         if name.is_reserved() {
             // PROTOCOL#reserved-names.
-            let text = format!("{} is a word of the messenger itself: choose another name", name.as_str());
+            let text = format!("the name {} is reserved: choose another", name.as_str());
             return Err(refuse(ErrorCode::NameReserved, &text));
         }
         self.count_record()?;

@@ -55,7 +55,10 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
     notices.into_iter().for_each(&mut say);
     let store = opened?;
     if !options.tls {
-        say("WARNING: --no-tls: anyone on the way can see who talks to whom, and tamper with logins".into());
+        say(
+            "WARNING: --no-tls: anyone on the network path can see who talks to whom, and tamper with logins"
+                .into(),
+        );
     }
     let listener = accept::bind(&options.host, options.port)?;
     say(format!("room for {} clients", options.limits.clients));

@@ -30,10 +30,10 @@ const LOCAL: &[u8] = b"\x82\x09localhost\x87\x04\x7f\x00\x00\x01\x87\x10\0\0\0\0
 /// The longest PEM file, in bytes: a chain has some KiB.
 pub const MAX_PEM: usize = 256 * 1024;
 
-pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: use a certified key of RSA with 2048 bits or more, of \
-    ECDSA on P-256, P-384 or P-521, or of Ed25519";
-pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: install a pair that belongs \
-    together (of several keys in server.key, the first counts)";
+pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: use RSA with 2048 bits or more, ECDSA on P-256, P-384 \
+    or P-521, or Ed25519";
+pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: install a matching pair (of \
+    several keys in server.key, the first counts)";
 
 /// Text that shows what else a PEM file holds, and what to do about it.
 const OTHER_FORMS: [(&str, &str); 7] = [
@@ -48,7 +48,7 @@ const OTHER_FORMS: [(&str, &str); 7] = [
     ),
     (
         "TRUSTED CERTIFICATE-----",
-        "it is in a form of OpenSSL alone: convert it (openssl x509 -in FILE -out server.crt)",
+        "it is in a format that only OpenSSL reads: convert it (openssl x509 -in FILE -out server.crt)",
     ),
     ("PKCS7-----", "it is PKCS#7: convert it (openssl pkcs7 -print_certs -in FILE -out server.crt)"),
 ];
@@ -147,8 +147,8 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
         (true, false) => read_key_pair(&key_path).map(|_| Prepared::Made),
         (false, true) => Err(disk::error(
             &key_path,
-            "the certificate's key is missing: restore it, or remove server.crt to make a new pair, whose new fingerprint \
-             every client will have to accept",
+            "the certificate's key is missing: restore it, or remove server.crt to create a new pair; then every client has \
+             to accept the new fingerprint",
         )),
         (false, false) => Ok(Prepared::Made),
     }

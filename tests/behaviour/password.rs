@@ -682,7 +682,7 @@ fn start_removes_superseded_records_and_keeps_the_old_file() {
     newcomer(&server, "carol");
     assert_eq!(try_change(&server, &bob, PASSWORD, &bob.identity), None);
     let words = refused_start(&server.home, &[]);
-    assert!(words.contains("another server uses this folder"), "{words}");
+    assert!(words.contains("another server is using this folder"), "{words}");
     let server = Server::within(server.kill(), &[]);
     server.told("(3 accounts)");
     assert!(server.is_silent_about("rewritten"));

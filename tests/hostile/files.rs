@@ -800,7 +800,7 @@ fn wrong_answer_to_an_offer_ends_it_or_does_nothing() {
     // With a session key that the server does not show.
     let offer = mallory.is_offered(&mut alice, "keyless", &content);
     mallory.tell(Kind::FileAccept, &accept(offer.transfer.0, 0, Fingerprint([7; 32])));
-    alice.expect("! keyless → mallory: the key that it was accepted with is no longer in use");
+    alice.expect("! keyless → mallory: it was accepted in an earlier session: offer it again");
     mallory.word_of(Kind::FileCancel, offer.transfer.0);
     mallory.grant(offer.transfer.0, 7);
     assert!(mallory.has_no_packet(offer.transfer.0));

@@ -1335,21 +1335,21 @@ fn failed_login_at_any_step_gives_a_reason_and_status_1() {
                 line.say(&ServerMessage::Challenge(Challenge { version: 2, nonce, salt, rounds: 600_000 }));
             },
             silent,
-            "the server speaks version 2 of the protocol, this client version 1: use a client of",
+            "the server uses version 2 of the protocol, this client version 1: install a client for",
         ),
         (
             "speaks another version with other members",
             Request,
             |line| line.bytes(b"{\"type\":\"challenge\",\"puzzle\":[1],\"version\":4294967295}\n"),
             silent,
-            "the server speaks version 4294967295 of the protocol, this client version 1: use a client of",
+            "the server uses version 4294967295 of the protocol, this client version 1: install a client for",
         ),
         (
             "does not speak this version",
             Request,
             |line| line.say(&ServerMessage::error(ErrorCode::UnsupportedVersion, "no")),
             open,
-            "the server speaks another version of the protocol, this client version 1: use a client of",
+            "the server uses another version of the protocol, this client version 1: install a client for",
         ),
         ("grants a session without a proof", Request, |line| line.say(&granted()), silent, OUT_OF_PLACE),
         (
@@ -1483,7 +1483,7 @@ fn key_file_without_logins_accepts_one_login_and_keeps_it() {
     let (mut bob, mut line) = stage.open();
     line.let_in(BOBS);
     let path = stage.key_file().display().to_string();
-    bob.expect(&format!("! {path} did not record how this server asks for your password: now it does"));
+    bob.expect(&format!("! {path} now records how this server asks for your password"));
     assert_eq!(stage.logins(), [BOBS]);
     drop(bob);
     let (bob, line) = stage.open();
@@ -1687,8 +1687,8 @@ fn server_that_acknowledges_unsent_frames_is_dropped() {
         ended_with(bob, "it sent an invalid acknowledgement");
         let (mut bob, line) = stage.with(&[]);
         line.say(&ServerMessage::Ack(Received { received: count }));
-        bob.expect("it acknowledges what was never sent");
-        ended_with(bob, "it acknowledges what was never sent");
+        bob.expect("it acknowledged frames that were never sent");
+        ended_with(bob, "it acknowledged frames that were never sent");
     }
 }
 
@@ -1712,7 +1712,7 @@ fn server_that_lowers_its_acknowledgement_is_dropped() {
             bob.expect("it sent an invalid acknowledgement");
         } else {
             line.say(&ServerMessage::Ack(Received { received: 1 }));
-            bob.expect("it acknowledges what was never sent");
+            bob.expect("it acknowledged frames that were never sent");
         }
         assert_eq!(bob.finish().0, 1);
     }

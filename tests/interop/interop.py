@@ -343,7 +343,7 @@ def key_files(world, alice, bob):
         m.write_key_file(world.path(name, "keys", f"{name}_private.key"), name, of_account, python.identity, ROUNDS)
         rust = world.rust(name, password=typed_here)
         rust.expect(re.compile(rf"^\* logged in as {name}"))
-        rust.expect(re.compile(r"did not record how this server asks for your password: now it does"))
+        rust.expect(re.compile(r"now records how this server asks for your password"))
         with open(world.path(name, "keys", f"{name}_private.key"), "rb") as file:
             check(m.key_file_logins(file.read()) == list(python._key_at), "what the client has put into a file without logins")
         rust.say("/msg alice from a key file of Python")

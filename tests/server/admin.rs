@@ -41,7 +41,7 @@ fn check_reports_beside_a_running_server_and_changes_nothing() {
     let home = Folder::new();
     let (status, out) = check(&home);
     assert_eq!(status, 0, "{out}");
-    assert!(out.contains("not there: a start would make it") && !home.path("data").exists(), "{out}");
+    assert!(out.contains("it does not exist: a start creates it") && !home.path("data").exists(), "{out}");
     // A disconnected user leaves soon.
     let server = Server::with(&["--grace", "1"]);
     newcomer(&server, "alice");
@@ -51,7 +51,7 @@ fn check_reports_beside_a_running_server_and_changes_nothing() {
     let before = snapshot(&server.data(""));
     let (status, out) = check(&server.home);
     assert_eq!(status, 0, "{out}");
-    for part in ["a server runs on it", "2 accounts", "0 locked names", &server.fingerprint()] {
+    for part in ["a server is using it", "2 accounts", "0 locked names", &server.fingerprint()] {
         assert!(out.contains(part), "{part:?}: {out}");
     }
     assert!(!out.contains("WARNING") && !out.contains("problem"), "{out}");
@@ -115,7 +115,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     fs::write(path("certs/server.key"), key).expect("written");
     fs::remove_file(path("certs/server.crt")).expect("removed");
     let (status, out) = starts();
-    assert!(status == 0 && out.contains("a start makes one for certs/server.key"), "{out}");
+    assert!(status == 0 && out.contains("a start creates one for certs/server.key"), "{out}");
     assert!(out.contains("server.key: other users have access to this file: a start closes it"), "{out}");
     // A folder with other content, which other users can enter.
     let other = Folder::new();
@@ -482,7 +482,7 @@ fn unreachable_running_server_is_never_bypassed() {
     let before = fs::read(server.data("users.json")).expect("there");
     fs::remove_file(server.data("admin.sock")).expect("removed");
     let (status, errors) = user(&server.home, &["remove", "alice"]);
-    assert!(status == 1 && errors.contains("another server uses this folder"), "{errors}");
+    assert!(status == 1 && errors.contains("another server is using this folder"), "{errors}");
     // An empty or partial answer of a server is not a success.
     for half in [&b""[..], b"ok it is do"] {
         let _ = fs::remove_file(server.data("admin.sock"));
@@ -494,7 +494,7 @@ fn unreachable_running_server_is_never_bypassed() {
             stream.write_all(half).map(|()| asked)
         });
         let (status, errors) = user(&server.home, &["remove", "alice"]);
-        assert!(status == 1 && errors.contains("the change may or may not be made"), "{errors}");
+        assert!(status == 1 && errors.contains("the change may or may not have been made"), "{errors}");
         assert!(matches!(answering.join(), Ok(Ok(13))), "remove alice and a line's end");
     }
     assert_eq!(fs::read(server.data("users.json")).expect("there"), before);

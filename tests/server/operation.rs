@@ -275,7 +275,7 @@ fn used_port_or_folder_is_reported_and_first_server_continues() {
     let server = Server::start();
     let (mut alice, _) = newcomer(&server, "alice");
     let error = refused_start(&server.home, &[]);
-    assert!(error.contains("another server uses this folder") && error.contains("--data-dir"), "{error}");
+    assert!(error.contains("another server is using this folder") && error.contains("--data-dir"), "{error}");
     let other = Folder::new();
     let error = refused_start(&other, &["--port", &server.port.to_string()]);
     assert!(error.contains(&format!("127.0.0.1:{}", server.port)) && error.contains("--port"), "{error}");
@@ -308,7 +308,7 @@ fn damaged_users_json_stops_the_start_and_a_torn_end_does_not() {
     }
     fs::write(&path, format!("{whole}{{\"name\":\"carol\",\"sal")).expect("written");
     let server = Server::within(home, &[]);
-    let line = server.told(" 20 bytes behind the last record were not understood, and are set aside in ");
+    let line = server.told(" 20 bytes after the last record could not be read, and are set aside in ");
     let aside = line.rsplit(' ').next().expect("a path");
     assert_eq!(fs::read_to_string(aside).expect("kept"), "{\"name\":\"carol\",\"sal");
     server.logs("event=storage_notice ");

@@ -165,8 +165,8 @@ fn locks_count_despite_unreadable_lines() {
         fs::write(&path, &bytes).expect("written");
         let locked = format!("{} locked names\n", 1 + usize::from(bob_too));
         let told = match damaged {
-            true => "WARNING: locks.json: 1 lines are not understood: a start sets them aside",
-            false => "bytes behind the last record are not understood: a start sets them aside",
+            true => "WARNING: locks.json: 1 lines cannot be read: a start sets them aside",
+            false => "bytes after the last record cannot be read: a start sets them aside",
         };
         let (status, checked) = check(&home);
         assert!(status == 0 && checked.contains(&locked) && checked.contains(told), "{checked}");
@@ -192,10 +192,8 @@ fn torn_end_of_accounts_is_set_aside_each_time() {
     for rest in rests {
         fs::write(&path, format!("{text}{rest}")).expect("written");
         let (status, checked) = check(&home);
-        let plan = format!(
-            "{} bytes behind the last record are not understood: a start sets them aside",
-            rest.len()
-        );
+        let plan =
+            format!("{} bytes after the last record cannot be read: a start sets them aside", rest.len());
         assert!(status == 0 && checked.contains(&plan), "{checked}");
         let server = Server::within(home, &[]);
         server.told("set aside in ");
@@ -474,7 +472,7 @@ fn private_file_readable_by_others_is_fixed_and_reported() {
         let server = Server::within(home.clone(), &[]);
         for name in names {
             let path = server.data(name);
-            let told = "other users had rights to this file; only its owner has them now";
+            let told = "other users had access to this file; now only its owner has";
             server.told(&format!("{}: {told}", path.display()));
             assert_eq!(mode(&path), 0o600);
         }
@@ -494,8 +492,7 @@ fn private_file_readable_by_others_is_fixed_and_reported() {
     let home = knowing(&server);
     let key = folder(&home, "keys/alice_private.key");
     set_mode(&key, 0o644);
-    let told =
-        format!("! {}: other users had rights to this file; only its owner has them now", key.display());
+    let told = format!("! {}: other users had access to this file; now only its owner has", key.display());
     server.client_in(&home, "alice", &[]).ends(0, &told);
     assert_eq!(mode(&key), 0o600);
     let elsewhere = home.path("alice.key");
@@ -767,7 +764,7 @@ fn secret_that_is_missing_beside_accounts_is_reported() {
         until("it is logged", || server.log().contains(change));
         let started = server.greeting.join("\n");
         drop(server);
-        for (told, made) in [(checked, ", and"), (started, "a new one is made")] {
+        for (told, made) in [(checked, ", and"), (started, "a new one was created")] {
             let told = warnings(&told);
             let words = [&*path(files[0]).display().to_string(), change, made];
             assert!(
@@ -915,9 +912,9 @@ fn operator_reaches_a_server_in_a_deep_folder() {
     assert!(server.is_silent_about("WARNING"), "{:#?}", server.greeting);
     let (mut alice, _) = newcomer(&server, "alice");
     let (status, out) = check(&server.home);
-    assert!(status == 0 && out.contains("a server runs on it"), "{out}");
+    assert!(status == 0 && out.contains("a server is using it"), "{out}");
     let (status, out) = user(&server.home, &["remove", "alice"]);
-    assert!(status == 0 && out.contains("its session is ended"), "{out}");
+    assert!(status == 0 && out.contains("its session has ended"), "{out}");
     assert!(alice.error() == "account_removed");
 }
 

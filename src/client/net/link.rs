@@ -425,7 +425,7 @@ impl Reader {
                 Ok(ServerMessage::Ack(ack)) => {
                     lock(&self.shared.liveness).answered(Instant::now());
                     let possible = self.shared.queue.acknowledge(ack.received);
-                    let impossible = || End::Over(Some("it acknowledges what was never sent".into()));
+                    let impossible = || End::Over(Some("it acknowledged frames that were never sent".into()));
                     return possible.then_some(()).ok_or_else(impossible);
                 }
                 Ok(ServerMessage::Grant(grant)) => {

@@ -253,7 +253,7 @@ impl Conversations {
             if unread == 1 { "message" } else { "messages" },
         );
         self.closed.text = format!(
-            "{views} {were} closed to make room, the latest of {name}, with {unread} unread {messages}: /history shows them"
+            "{views} {were} closed to make room, the last one of {name}, with {unread} unread {messages}: /history shows them"
         );
         let text = self.closed.text.clone();
         self.append(self.current, Entry::new(time, Source::Problem, Place::Here, text), day);
@@ -603,14 +603,15 @@ mod tests {
         for n in 46..1000 {
             take(&mut views, known(&format!("stranger{n}"), Trust::New));
             if n == 46 {
-                let first = "1 view was closed to make room, the latest of stranger7, with 0 unread messages";
+                let first =
+                    "1 view was closed to make room, the last one of stranger7, with 0 unread messages";
                 assert!(count(&views)[0].starts_with(first), "{:?}", count(&views));
             }
         }
         let told = count(&views);
         assert_eq!(told.len(), 1, "one line, updated");
         assert!(
-            told[0].starts_with("954 views were closed to make room, the latest of stranger953, with 953"),
+            told[0].starts_with("954 views were closed to make room, the last one of stranger953, with 953"),
             "{told:?}"
         );
         for friend in ["verified", "known", "answered"] {

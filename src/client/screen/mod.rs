@@ -199,7 +199,7 @@ impl Screen {
             "/help lists all commands, /exit leaves".into(),
         ];
         if !charset::is_complete() {
-            texts.push("your locale is not UTF-8: other than ASCII characters are shown as ?; start with LANG=C.UTF-8 to see them".into());
+            texts.push("your locale is not UTF-8, so characters outside ASCII are shown as ?; start with LANG=C.UTF-8 to see them".into());
         }
         texts.into_iter().for_each(|text| self.views.notice(text));
     }

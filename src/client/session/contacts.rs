@@ -296,7 +296,7 @@ impl Contacts {
             return Learned::Changed;
         }
         if remembered.is_none() && self.known.count() >= MAX_CONTACTS {
-            return Learned::Refused("this client already remembers the most users that it can".into());
+            return Learned::Refused("this client already remembers as many users as it can".into());
         }
         if remembered.is_none()
             && let Err(error) = self.known.remember(&keys.name, identity.fingerprint(), Trust::New)

@@ -25,8 +25,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Follows the path of a file that had no list of logins.
-const ADOPTED: &str =
-    "did not record how this server asks for your password: now it does, and the client accepts nothing else";
+const ADOPTED: &str = "now records how this server asks for your password; the client accepts nothing else";
 const NOT_ADOPTED: &str = "WARNING: your key file cannot be written, so it does not record how this server asks for \
     your password, and a false server could ask for a weaker hash of it";
 

@@ -157,7 +157,7 @@ impl Worker {
                     }
                     // The openers are gone only after one of them has said why, if there were any.
                     Err(RecvTimeoutError::Disconnected) => {
-                        return Err(Failure::Broken("no thread could be started for it".into()));
+                        return Err(Failure::Broken("the system could not start a thread for it".into()));
                     }
                 };
                 // One that is wrong does not take those before it along: the file goes on behind them one day.

@@ -51,7 +51,7 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
             // The server could not open files of another user at its next start.
             if fs::metadata("/proc/self").is_ok_and(|me| me.uid() != owner) {
                 let text = format!(
-                    "no server runs here: start it, or run this as user {owner}, the owner of its files"
+                    "no server is running here: start it, or run this as user {owner}, the owner of its files"
                 );
                 return Err(disk::error(folder, text));
             }
@@ -92,7 +92,7 @@ fn list(folder: &Path, out: &mut impl Write) -> io::Result<()> {
 
 /// Asks the running server.
 fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
-    let text = "the server did not answer: the change may or may not be made (`user list` shows it)";
+    let text = "the server did not answer: the change may or may not have been made (`user list` shows it)";
     let unknown = |_| io::Error::other(text);
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = String::new();
@@ -173,7 +173,7 @@ fn perform_here(shared: &Shared, action: &Action) -> io::Result<String> {
     let Some(session) = shared.registry.get(name) else { return Ok(done) };
     let text = "the operator of the server has removed this account";
     shared.dismiss(&session, ErrorCode::AccountRemoved, text);
-    Ok(format!("{done}; its session is ended"))
+    Ok(format!("{done}; its session has ended"))
 }
 
 #[cfg(test)]

@@ -18,11 +18,11 @@ pub fn check(options: &Options, out: &mut impl Write) -> io::Result<bool> {
     match folder.try_exists().map_err(disk::at(folder)) {
         Ok(true) => {
             if admin::connect(folder).is_ok() {
-                writeln!(out, "a server runs on it")?;
+                writeln!(out, "a server is using it")?;
             }
             problems = store::check(folder, options.tls, &mut notices);
         }
-        Ok(false) => writeln!(out, "not there: a start would make it")?,
+        Ok(false) => writeln!(out, "it does not exist: a start creates it")?,
         Err(error) => problems.push(error),
     }
     notices.iter().try_for_each(|notice| writeln!(out, "{notice}"))?;

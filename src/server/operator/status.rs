@@ -144,7 +144,7 @@ fn reload(shared: &Shared) -> String {
     shared.audit.log("reloaded", None, None, "");
     let done = certificate.unwrap_or("reloaded".into());
     match shared.audit.loses() {
-        true => format!("WARNING: the security log cannot be written: standard error says why; {done}"),
+        true => format!("WARNING: the security log cannot be written: standard error has the reason; {done}"),
         false => done,
     }
 }

@@ -140,9 +140,9 @@ impl Accounts {
             // A full disk must not keep the server from its start.
             notices.push(match moved.and_then(|()| records.rewrite(lines, |_| keep_former(&path))) {
                 Ok(()) => format!(
-                    "users.json: rewritten without {superseded} superseded lines; users.json.old is the former file"
+                    "users.json: rewritten without {superseded} superseded lines; users.json.old is the previous file"
                 ),
-                Err(error) => format!("the accounts are not rewritten: {error}"),
+                Err(error) => format!("the accounts cannot be rewritten: {error}"),
             });
             // Otherwise a power failure could bring the former file back, without what is confirmed from now on.
             disk::sync_parent(&path)?;
@@ -315,7 +315,7 @@ fn lock_folder(folder: &Path) -> io::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            let text = "another server uses this folder, or `server user` does: stop it, or choose another folder \
+            let text = "another server is using this folder, or `server user` is: stop it, or choose another folder \
                         with --data-dir";
             Err(disk::error(folder, text))
         }
@@ -346,8 +346,9 @@ fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> 
     let lines = disk::text(&bytes).into_iter().flat_map(str::lines).map(str::trim);
     let pem = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
     let key = IdentityPublicKey::parse_pem(&pem).ok();
-    key.filter(|key| key.fingerprint() == account.identity)
-        .ok_or_else(|| disk::error(&path, "not the key this account was made with: restore it from a copy"))
+    key.filter(|key| key.fingerprint() == account.identity).ok_or_else(|| {
+        disk::error(&path, "not the key this account was created with: restore it from a copy")
+    })
 }
 
 /// The content of `users.json`.
@@ -471,8 +472,8 @@ fn with_former(path: &Path, error: io::Error) -> io::Error {
         return error;
     }
     io::Error::other(format!(
-        "{error}; or put {} in its place, the file before the last rewrite: accounts made since are missing then, those \
-         removed since are back",
+        "{error}; or put {} in its place, the file before the last rewrite: accounts created since then will be \
+         missing, and accounts removed since then will be back",
         former.display()
     ))
 }

@@ -57,7 +57,7 @@ pub(super) fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
         }
         Prepared::Made => {
             let key = if disk::is_there(&folder.join("server.key"))? { " for certs/server.key" } else { "" };
-            notices.push(format!("no certificate: a start makes one{key}"));
+            notices.push(format!("no certificate: a start creates one{key}"));
         }
     }
     Ok(())

@@ -111,7 +111,7 @@ pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
     notices.push(format!("{} locked names", content.locked.len()));
     if content.damaged > 0 {
         let damaged = content.damaged;
-        notices.push(format!("WARNING: {FILE}: {damaged} lines are not understood: a start sets them aside"));
+        notices.push(format!("WARNING: {FILE}: {damaged} lines cannot be read: a start sets them aside"));
     }
     Ok(())
 }
@@ -133,7 +133,7 @@ impl Lockout {
         if records.length()? > 0 {
             // A full disk must not keep the server from its start.
             let shortened = shorten(&path, &mut records, content);
-            let failed = |error| Some(format!("the locks are not shortened: {error}"));
+            let failed = |error| Some(format!("the locks cannot be rewritten: {error}"));
             notices.extend(shortened.unwrap_or_else(failed));
         }
         let addresses = Counter::new(MAX_FAILURES_PER_ADDRESS, LOCKOUT);
@@ -209,7 +209,7 @@ fn shorten(path: &Path, records: &mut Records, content: Content) -> io::Result<O
         damaged => {
             let copy = records::copy_aside(path)?;
             let copy = copy.display();
-            Some(format!("{FILE}: {damaged} lines were not understood; the former file is {copy}"))
+            Some(format!("{FILE}: {damaged} lines could not be read; the previous file is {copy}"))
         }
     };
     // With the time that is left: a lock written when the clock was wrong would last for years.
@@ -386,7 +386,7 @@ mod tests {
             check(&folder.0, &mut checked).expect("readable");
             let checked = checked.join("\n");
             assert!(checked.contains("3 locked names"), "{checked}");
-            assert_eq!(checked.contains("2 lines are not understood"), unread > 0, "{checked}");
+            assert_eq!(checked.contains("2 lines cannot be read"), unread > 0, "{checked}");
             let mut names: Vec<&str> = locked.keys().map(String::as_str).collect();
             names.sort_unstable();
             assert_eq!(names, ["alice", "carol", "years"]);

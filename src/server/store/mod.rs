@@ -51,7 +51,7 @@ impl Store {
     /// # Errors
     /// With file, reason and remedy in the text; `notices` has what was found before.
     pub fn open(folder: &Path, tls: bool, notices: &mut Notices) -> io::Result<Store> {
-        notices.extend(missing_secrets(folder, tls, "a new one is made"));
+        notices.extend(missing_secrets(folder, tls, "a new one was created"));
         check_owner(folder)?;
         disk::private_folders(folder, &FOLDERS)?;
         notices.extend(folders(folder).flat_map(|path| disk::close_to_others(&path, is_private)));
@@ -76,7 +76,7 @@ impl Store {
 
 /// Reports what [`Store::open`] would find and do. Returns the errors with which it would fail.
 pub fn check(folder: &Path, tls: bool, notices: &mut Notices) -> Vec<io::Error> {
-    notices.extend(missing_secrets(folder, tls, "a start makes a new one"));
+    notices.extend(missing_secrets(folder, tls, "a start creates a new one"));
     let parts = [
         check_folders(folder, notices),
         accounts::check(folder, notices),
@@ -123,7 +123,7 @@ fn missing_secrets(folder: &Path, tls: bool, action: &str) -> Notices {
     let is_missing = |name: &str| matches!(disk::is_there(&folder.join(name)), Ok(false));
     let has_accounts = fs::metadata(folder.join("users.json")).is_ok_and(|data| data.len() > 0)
         || fs::read_dir(folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
-    let salts = "a client that asked for names before can tell which of them do not exist";
+    let salts = "a client that requested names before can tell which of them do not exist";
     // A certificate without its key stops a start.
     let has_no_pair = tls && is_missing("certs/server.key") && is_missing("certs/server.crt");
     let secrets = [
@@ -150,6 +150,6 @@ fn salt_secret(folder: &Path) -> io::Result<Option<Key>> {
     }
     let bytes = disk::read_private(&path, MAX_SECRET)?;
     let secret = bytes.strip_suffix(b"\n").filter(|rest| rest.len() == 32).unwrap_or(&bytes);
-    let wrong = "not 32 bytes: restore it from a copy, or remove it to make a new one";
+    let wrong = "not 32 bytes: restore it from a copy, or remove it to create a new one";
     Key::from_slice(secret).ok_or_else(|| disk::error(&path, wrong)).map(Some)
 }

@@ -223,7 +223,7 @@ fn records(bytes: &[u8]) {
         lockout::check(&folder.0, &mut notices).expect("not refused now either");
         notices.join("\n")
     };
-    let is_understood = !check().contains(" lines are not understood");
+    let is_understood = !check().contains(" lines cannot be read");
     Lockout::open(&folder.0, &mut Vec::new()).expect("not refused now either");
     assert!(!check().contains("not understood"));
     let shortened = lockout::list(&folder.0).expect("its own");

@@ -104,7 +104,7 @@ impl Files {
         for (number, (start, session)) in waiting {
             let key = key.filter(|key| key.fingerprint() == session);
             let (Some(recipient), Some(transfer)) = (key, self.list.get(&number)) else {
-                self.fail(cx, number, "the key that it was accepted with is no longer in use");
+                self.fail(cx, number, "it was accepted in an earlier session: offer it again");
                 continue;
             };
             let (plan, done) = (transfer.plan(start), transfer.size.min(u64::from(start) * CHUNK as u64));
