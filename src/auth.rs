@@ -1,8 +1,8 @@
 //! Registration, login, password change and resumption: both sides, without sockets or files.
 //!
-//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only [`PendingLogin::verify_change`] makes a
-//! [`NewPassword`]. Both take the pending login by value, so a challenge is used once. An unknown name takes the same steps
-//! at the same cost as a known one. Specification: PROTOCOL#login.
+//! Invariant: only [`PendingLogin::verify`] makes an [`Authenticated`], and only [`PendingLogin::verify_change`] makes
+//! a [`NewPassword`]. Both take the pending login by value, so a challenge is used once. An unknown name takes the same
+//! steps at the same cost as a known one. Specification: PROTOCOL#login.
 
 use crate::crypto::key_file::Login;
 use crate::crypto::keys::{IdentityKey, SessionKey};
@@ -28,13 +28,13 @@ const HOUR: u64 = 3_600_000;
 /// An account, as the server stores it. README#server-files.
 #[derive(Serialize, Deserialize)]
 pub struct Account {
-    /// In the letter case of its registration.
+    /// The name, in the letter case of its registration.
     pub name: Username,
     /// The salt of PBKDF2.
     pub salt: Fixed<32>,
     /// The rounds of PBKDF2.
     pub rounds: u32,
-    /// Their result, which replaces the password.
+    /// The result of PBKDF2, which replaces the password.
     pub password_key: Key,
     /// Fingerprint of the identity key, which has its own file.
     pub identity: Fingerprint,
@@ -60,7 +60,8 @@ pub fn acceptable(rounds: u32) -> Result<u32, Failure> {
     bounds.contains(&rounds).then_some(rounds).ok_or_else(bad)
 }
 
-/// The beginning of every response and proof: its purpose, the name, the challenge that it answers, and the TLS channel.
+/// The beginning of every response and proof: its purpose, the name, the challenge that it answers, and the TLS
+/// channel.
 /// `exporter` is RFC 9266's, 32 bytes; empty without TLS.
 fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fields {
     Fields::new(label).text(name.as_str()).bytes(nonce).bytes(exporter)
@@ -83,9 +84,9 @@ fn change_bytes(bound: Fields, PasswordKey { login, key }: &PasswordKey) -> Zero
     Zeroizing::new(bound.bytes(key.expose()).finish())
 }
 
-/// Server: checks the form and the time of a session certificate that a client offers, and no more: they depend on the client
-/// alone and reveal nothing about an account. An owner makes it at once, so a difference of over 2 hours is one of the
-/// clocks. PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
+/// Server: checks only the form and the time of a session certificate that a client offers: they depend on the client
+/// alone and reveal nothing about an account. The owner has just made it, so a difference of over 2 hours means that
+/// one clock is wrong. PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
 ///
 /// # Errors
 /// `bad_key`.
@@ -95,7 +96,7 @@ pub fn check_offered(certificate: &SessionCertificate, now_ms: u64) -> Result<()
     wrong_clock(certificate.created, now_ms).map_or(Ok(()), failed)
 }
 
-/// The advice for a user whose clock differs from the server's by more than two hours: then one side may refuse
+/// The advice for a user whose clock differs from the server's by more than two hours, so that one side may refuse
 /// certificates that the other accepts. Both times are in milliseconds since 1970.
 pub fn wrong_clock(own: u64, servers: u64) -> Option<String> {
     let side = match (is_far_ahead(own, servers), is_far_ahead(servers, own)) {
@@ -114,7 +115,7 @@ pub fn wrong_clock(own: u64, servers: u64) -> Option<String> {
 pub struct PasswordKey {
     /// The salt and rounds.
     pub login: Login,
-    /// Their result.
+    /// The result of PBKDF2.
     pub key: Key,
 }
 
@@ -222,7 +223,8 @@ pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublic
     Ok((Account { name, salt, rounds: acceptable(rounds)?, password_key, identity: key.fingerprint() }, key))
 }
 
-/// Client: the answer to the challenge of a session with this `token`, of which the client has received `received` frames.
+/// Client: the answer to a challenge, for the session with this `token`, of which the client has received `received`
+/// frames.
 pub fn resume(
     name: &Username,
     challenge: &ResumeChallenge,
@@ -253,8 +255,8 @@ impl PendingResume {
         &self.name
     }
 
-    /// Checks the answer against all `tokens`, each in constant time, and returns the index of the one that matches; of
-    /// several the last. The caller passes the same number of tokens whether or not there is a session.
+    /// Checks the answer against all `tokens`, each in constant time, and returns the index of the last one that
+    /// matches. The caller passes the same number of tokens whether or not the session exists.
     pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Option<usize> {
         let proven = resume_bytes(bound(label::RESUME, &self.name, &self.nonce, exporter), resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
@@ -308,8 +310,8 @@ impl NewPassword {
 }
 
 impl PendingLogin {
-    /// Makes the challenge, which serves one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown name, whose
-    /// salt is an HMAC of the name under `secret`: stable, and indistinguishable from a real one.
+    /// Makes the challenge, which accepts one answer (PROTOCOL#challenge-once). `account` is `None` for an unknown
+    /// name, whose salt is an HMAC of the name under `secret`: stable, and indistinguishable from a real one.
     ///
     /// # Errors
     /// `bad_key` if the client's key is not valid, for known and unknown names alike.
@@ -341,7 +343,8 @@ impl PendingLogin {
         &self.account.name
     }
 
-    /// Checks password, identity key and channel of a password change, all of them whichever fails.
+    /// Checks password, identity key and channel of a password change: always all of them, so that timing does not tell
+    /// which one failed.
     ///
     /// # Errors
     /// `bad_rounds` for the new password's rounds, else [`denied`].
@@ -359,8 +362,8 @@ impl PendingLogin {
         }
     }
 
-    /// Whether the client knows the password, which makes the response, and has the account's identity key, which makes the
-    /// proof. Checks all of it, whichever fails.
+    /// Whether the client knows the password, which makes the response, and has the account's identity key, which makes
+    /// the proof. Always checks both.
     fn proves(&self, response: (&[u8], &Fixed<32>), proof: (&[u8], &Fixed<RSA_BYTES>)) -> bool {
         let knows_password = primitives::hmac_matches(&self.account.password_key, response.0, &response.1.0);
         // In constant time.
@@ -369,7 +372,7 @@ impl PendingLogin {
         self.is_known & knows_password & is_owner & has_key
     }
 
-    /// Checks password, identity key, session certificate and channel, all of them whichever fails. `now_ms` is the server's
+    /// Checks password, identity key, session certificate and channel: always all of them. `now_ms` is the server's
     /// clock, milliseconds since 1970.
     ///
     /// # Errors

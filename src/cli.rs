@@ -1,5 +1,5 @@
-//! Command lines (`--flag`, `--flag VALUE` and `--flag=VALUE`) and options files, which have one flag a line. An error is
-//! one line.
+//! Command lines (`--flag`, `--flag VALUE` and `--flag=VALUE`) and options files, which have one flag a line. An error
+//! is one line.
 
 use crate::disk;
 use std::collections::VecDeque;
@@ -11,10 +11,10 @@ use std::str::FromStr;
 
 /// The largest options file, in bytes.
 const MAX_FILE: usize = 64 * 1024;
-/// With one of these, no file is read: a mistake in the file must not hide the help.
+/// With one of these flags the file is not read, so that an error in it does not hide the help.
 const HELP: [&str; 4] = ["--help", "-h", "--version", "-V"];
 
-/// The words that are not parsed yet. The options file comes first, line by line, so the command line wins.
+/// The words that are not parsed yet. Those of the options file come first, so the command line wins.
 #[derive(Default)]
 pub struct Arguments {
     /// Each with its place, which is the beginning of an error about it.
@@ -201,7 +201,7 @@ mod tests {
             assert!(parsed(file, "").1.is_some(), "it cannot be read");
         }
         assert_eq!(parsed(b"--port", "--version x"), (vec!["--version x".into()], None), "no file is read");
-        // The command line has no line.
+        // An error on the command line names no line.
         assert_eq!(parsed(b"--plain", "--port").1.as_deref(), Some("--port needs a value"));
     }
 

@@ -30,7 +30,7 @@ pub fn under_home(folder: &str) -> io::Result<PathBuf> {
     }
 }
 
-/// The text of an error without the system's number for it, which tells people nothing.
+/// The text of an error without the system's error number, which does not help people.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error ").next().unwrap_or_default().to_string()
@@ -46,8 +46,8 @@ pub fn error(path: &Path, text: impl Into<String>) -> io::Error {
     at(path)(io::Error::other(text.into()))
 }
 
-/// Makes `root`, its parents and its `folders`, for the owner alone. An existing root that other users can enter is
-/// closed if it is empty or belongs to this program, and otherwise left as it is.
+/// Creates `root`, its parents and its `folders`, only for their owner. An existing root that other users can enter is
+/// made private if it is empty or belongs to this program; otherwise it is an error.
 ///
 /// # Errors
 /// With the path in the text, also if other users can enter a root that does not belong to this program.
@@ -62,7 +62,7 @@ pub fn private_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a folder and its parents, for the owner alone, and syncs their names. An existing folder stays as it is.
+/// Creates a folder and its parents, only for their owner, and syncs their names. An existing folder is not changed.
 ///
 /// # Errors
 /// With the path in the text.
@@ -95,8 +95,8 @@ pub fn check_folders(root: &Path, folders: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an existing `root` is private or belongs to this program: it has all of our `folders`, or nothing else than
-/// these and options.
+/// Whether an existing `root` is private or belongs to this program: it contains all of our `folders`, or only these
+/// and an options file.
 ///
 /// # Errors
 /// With the path in the text if it is neither.
@@ -147,7 +147,7 @@ pub fn open_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<P
     paths
 }
 
-/// Takes other users' rights to those files away, if the files are ours. Returns a sentence for each.
+/// Removes other users' rights to those files, if the files are ours. Returns a sentence for each.
 pub fn close_to_others(folder: &Path, is_private: impl Fn(&str) -> bool) -> Vec<String> {
     let mut paths = open_to_others(folder, is_private);
     paths.retain(|path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).is_ok());
@@ -167,7 +167,7 @@ pub fn is_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes a new file; an existing file or link is an error.
+/// Creates a new file; an existing file or link is an error.
 ///
 /// # Errors
 /// With the path in the text.
@@ -175,7 +175,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
 }
 
-/// Opens a file for reading and appending, and makes it if it is missing. A link is an error.
+/// Opens a file for reading and appending, and creates it if it is missing. A link is an error.
 ///
 /// # Errors
 /// With the path in the text.
@@ -184,7 +184,7 @@ pub fn append(path: &Path) -> io::Result<File> {
     open_with(options.read(true).append(true).create(true).mode(0o600), libc::O_NOFOLLOW, path)
 }
 
-/// As [`append`], for this process alone until the file is closed; waits up to `patience` for another that has it.
+/// As [`append`], with a lock until the file is closed; waits up to `patience` for another process that holds it.
 ///
 /// # Errors
 /// With the path in the text; [`io::ErrorKind::WouldBlock`] if another process has the file.
@@ -192,7 +192,7 @@ pub fn lock(path: &Path, patience: Duration) -> io::Result<File> {
     let end = Instant::now() + patience;
     loop {
         let file = append(path)?;
-        // The former owner may have replaced or removed the file before it let go of it.
+        // The previous holder may have replaced or removed the file before it released the lock.
         if try_lock(&file).map_err(at(path))? && is_at(&file, path) {
             return Ok(file);
         }
@@ -206,7 +206,7 @@ pub fn lock(path: &Path, patience: Duration) -> io::Result<File> {
     }
 }
 
-/// Locks an open file or folder; false if another process has it. Where the file system has no locks, nobody has one.
+/// Locks an open file or folder; false if another process holds the lock. Succeeds on a file system without locks.
 ///
 /// # Errors
 /// The disk's.
@@ -238,7 +238,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 fn open_with(options: &mut OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
-    // Opening one of these could block forever, and it holds nothing that lasts.
+    // Opening one of these could block forever.
     if fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
         let text = "this is a FIFO, a socket or a device: remove it, or put a file in its place";
         return Err(error(path, text));
@@ -280,8 +280,8 @@ pub fn read_private(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>>
     read(path, limit).map(Zeroizing::new)
 }
 
-/// The text of a small file that may have been edited by hand: without a byte order mark, and without zeros that a crash
-/// has left at the end. `None` if it is not UTF-8.
+/// The text of a small file that may have been edited by hand: without a byte order mark, and without zeros that a
+/// crash has left at the end. `None` if it is not UTF-8.
 pub fn text(bytes: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
     Some(text.strip_prefix('\u{feff}').unwrap_or(text))
@@ -324,7 +324,7 @@ pub fn replace_with(
     before: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<File> {
     let temporary = &*temporary(path);
-    // A crash may have left one.
+    // A crash may have left a temporary file.
     let _ = fs::remove_file(temporary);
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create_new(true).mode(0o600).open(temporary);
@@ -426,7 +426,7 @@ mod tests {
         }
         is_there(&path("treasure/inside")).expect_err("no folder");
         append(&path("dangling")).expect_err("a link to nowhere");
-        // A link is replaced itself, even if its temporary file is one, too.
+        // The link itself is replaced, even if the temporary file is a link too.
         symlink(path("treasure"), path("link.tmp")).expect("link");
         replace(&path("link"), b"new").expect("replaced");
         assert_eq!(read(&path("treasure"), 100).expect("read"), b"whole");

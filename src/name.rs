@@ -70,7 +70,7 @@ impl Username {
     }
 }
 
-/// The same result for texts that look alike.
+/// A form that is equal for texts that look alike.
 fn look(text: &str) -> String {
     let alike = |c| match c {
         '0' => 'o',

@@ -1,9 +1,9 @@
 //! Files of JSON records, one per line: accounts, locks, known servers and users, ignored users, the kept history.
 //!
-//! Invariant: the program never erases what it does not understand. A record counts with or without its line end; a
-//! byte order mark, blanks, blank lines and CRLF are harmless. The rest of a torn write behind the last record is set
-//! aside in another file; any other damage is an error with file, line and remedy. A failed append is undone as far as
-//! the disk allows, and the next one never continues a partial line. Specification: README#records.
+//! Invariant: the program never erases what it cannot read. A record counts with or without its line end; a byte order
+//! mark, blanks, blank lines and CRLF are harmless. A torn write after the last record is set aside in another file;
+//! any other damage is an error with file, line and remedy. A failed append is undone as far as the disk allows, and
+//! the next append never continues a partial line. Specification: README#records.
 
 use crate::clock;
 use crate::disk;
@@ -24,12 +24,12 @@ pub struct Format {
     pub damaged: &'static str,
 }
 
-/// Most files: real records have about 300 bytes.
+/// The format of most files: real records have about 300 bytes.
 const PLAIN: Format = Format {
     longest: 4096,
     damaged: "is damaged: restore the file from a copy, or remove the line, which loses its record",
 };
-/// Another process has a file locked for a write, which takes milliseconds; one that is stopped meanwhile never ends.
+/// The longest wait for another process's lock: a write takes milliseconds, but a stopped process never releases it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Part of the names of the files that hold what was set aside.
 const SET_ASIDE: &str = ".set-aside-";
@@ -121,8 +121,8 @@ pub fn parse<T: Deserialize>(line: &[u8]) -> Option<T> {
 }
 
 /// Reads a file without changing it; another process may append meanwhile. `each` gets every record, without blanks
-/// around it, and returns whether it understands it. For each damaged line it gets an empty slice, and returns whether
-/// to ignore it.
+/// around it, and returns whether it is valid. For each damaged line it gets an empty slice, and returns whether to
+/// ignore it.
 ///
 /// # Errors
 /// With file, line and remedy in the text for a damaged line that `each` does not ignore; with the path if the file is
@@ -135,12 +135,12 @@ pub fn read(path: &Path, each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
 fn scan(mut file: &File, format: &Format, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
     let length = file.metadata()?.len();
     file.rewind()?;
-    // Without what another process appends meanwhile: it may be half a record.
+    // Stop at the current length: another process may be appending half a record.
     let mut reader = BufReader::new(file.take(length));
     // Some lines contain password keys.
     let mut line = Zeroizing::new(Vec::with_capacity(format.longest.min(4096)));
     let (mut at, mut number) = (0, 1);
-    // The line in which the rest of a torn write seems to begin, and the last damaged line, which may have more pieces.
+    // The line in which a torn write seems to begin, and the last damaged line, which may have more pieces.
     let (mut rest, mut reported) = (None, 0);
     let mut found = Found { good: 0, length, open: false };
     loop {
@@ -152,7 +152,7 @@ fn scan(mut file: &File, format: &Format, mut each: impl FnMut(&[u8]) -> bool) -
         let is_whole = line.ends_with(b"\n");
         let (text, kept) = content(&line);
         if !text.is_empty() {
-            // A rest with something behind it is damage.
+            // What looked like a torn write is damage if anything follows it.
             let mut damaged = rest.take();
             if reported != number && damaged != Some(number) && !each(text) {
                 let is_torn = !is_whole && !text.ends_with(b"}") && !is_utf16(&line);
@@ -214,7 +214,7 @@ fn set_aside(mut file: &File, path: &Path, from: u64) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Makes a new file beside `path`. Overwrites no other, so there may be several of one second.
+/// Creates a new file beside `path`. Overwrites none, so there may be several from the same second.
 fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
     let time = clock::utc(clock::now_ms()).replace(['-', ':'], "");
     let mut n = 1;
@@ -239,7 +239,7 @@ pub fn copy_aside(path: &Path) -> io::Result<PathBuf> {
     set_aside(&disk::open(path)?, path, 0)
 }
 
-/// The files that hold what was set aside of `path`.
+/// The files that contain what was set aside from `path`.
 pub fn asides(path: &Path) -> Vec<PathBuf> {
     let begin = format!("{}{SET_ASIDE}", path.file_name().unwrap_or_default().to_string_lossy());
     let entries = path.parent().and_then(|folder| folder.read_dir().ok()).into_iter().flatten().flatten();
@@ -247,7 +247,7 @@ pub fn asides(path: &Path) -> Vec<PathBuf> {
     ours.map(|entry| entry.path()).collect()
 }
 
-/// Empties a file, which need not be understood, and removes everything that was set aside of it.
+/// Empties a file, even an unreadable one, and removes everything that was set aside from it.
 ///
 /// # Errors
 /// With the path in the text.
@@ -259,7 +259,7 @@ pub fn erase(file: &File, path: &Path) -> io::Result<()> {
 }
 
 impl Records {
-    /// Opens or makes the file at `path`, reads it as [`read`] does, and repairs its end, which it reports in `notices`.
+    /// Opens or creates the file at `path`, reads it as [`read`] does, repairs its end and reports that in `notices`.
     ///
     /// # Errors
     /// As [`read`], which changes nothing.
@@ -300,7 +300,7 @@ impl Records {
         Ok(())
     }
 
-    /// An only writer does not write to a changed file: its content is not what this process believes.
+    /// The only writer does not write to a file that was changed: this process does not know its content.
     fn check_unchanged(&mut self) -> io::Result<()> {
         let Some(known) = &mut self.known else { return Ok(()) };
         let why = match disk::is_at(&self.file, &self.path) {
@@ -311,7 +311,7 @@ impl Records {
         Err(disk::error(&self.path, why))
     }
 
-    /// Keeps other writers away meanwhile. A file that another program has replaced is opened again.
+    /// Locks out other writers during `act`. A file that another program has replaced is opened again.
     ///
     /// # Errors
     /// With the path in the text, also if another program keeps the file locked.
@@ -349,8 +349,8 @@ impl Records {
         Ok(done)
     }
 
-    /// Appends lines, each with its end; waits until they are on disk if they are to be `durable`. Returns a sentence if the
-    /// file's end had to be repaired before.
+    /// Appends lines, each with its end; waits until they are on disk if they are to be `durable`. Returns a sentence
+    /// if the file's end had to be repaired before.
     ///
     /// # Errors
     /// With the path in the text if the disk fails, or another program has changed a file that only this process may
@@ -432,7 +432,7 @@ mod tests {
     use crate::crypto::secret::random;
     use std::fs;
 
-    /// Removed at the end.
+    /// Removed on drop.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -541,7 +541,7 @@ mod tests {
         for n in 0..3 {
             records.append(format!("{{\"n\":{n}}}\n").as_bytes(), true).expect("written");
             if n == 1 {
-                // As if it could not be undone.
+                // Simulate an append that could not be undone.
                 (&records.file).write_all(b"{\"n\":").and_then(|()| records.know()).expect("written");
             }
         }
@@ -573,7 +573,7 @@ mod tests {
             records.rewrite(["{}\n"], |_| Ok(())).expect_err(changed);
             assert_eq!(std::fs::read_to_string(&path).expect("there"), changed);
         }
-        // Put back as it was, with any time.
+        // Restored with the same content, but another time.
         std::fs::write(&path, text).expect("written");
         records.append(b"{\"n\":3}\n", true).expect("the same");
         records.rewrite(["{}\n"], |_| Ok(())).expect("the same");

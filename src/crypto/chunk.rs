@@ -37,7 +37,8 @@ pub fn chunks(size: u64) -> Option<u32> {
     u32::try_from(size.div_ceil(CHUNK as u64)).ok()
 }
 
-/// A payload: `index ‖ MAC ‖ nonce ‖ tag ‖ block ‖ ciphertext`. `block` is empty unless the chunk is the first of a group.
+/// A payload: `index ‖ MAC ‖ nonce ‖ tag ‖ block ‖ ciphertext`. `block` is empty unless the chunk is the first of a
+/// group.
 struct Parts<'a> {
     index: u32,
     mac: &'a [u8; 32],
@@ -83,8 +84,8 @@ impl Plan {
         primitives::sha256(&self.fields(label::CHUNK_KEYS, first).finish())
     }
 
-    /// Encrypts the group that begins with chunk `first` and returns a payload for each chunk; `data` is the file's bytes
-    /// of the whole group.
+    /// Encrypts the group that begins with chunk `first` and returns a payload for each chunk; `data` is the file's
+    /// bytes of the whole group.
     ///
     /// # Panics
     /// If `data` does not have the group's length.
@@ -106,12 +107,12 @@ impl Plan {
         sealed
     }
 
-    /// Reverses [`Plan::seal_group`] for all payloads of a group and returns the file's bytes of each; about 2 ms, most of
-    /// it RSA. All payloads are checked before one is decrypted.
+    /// Reverses [`Plan::seal_group`] for all payloads of a group and returns the file's bytes of each; about 2 ms, most
+    /// of it RSA. All payloads are checked before one is decrypted.
     ///
     /// # Errors
-    /// [`CryptoError::WrongChunk`] for a chunk of this transfer in a wrong place, [`CryptoError::BadChunk`] for anything
-    /// else.
+    /// [`CryptoError::WrongChunk`] for a chunk of this transfer in a wrong place, [`CryptoError::BadChunk`] for
+    /// anything else.
     pub fn open_group(
         &self,
         first: u32,
@@ -135,7 +136,7 @@ impl Plan {
         parts.into_iter().zip(keys.chunks(32)).map(open).collect()
     }
 
-    /// The parts of a payload that the other side made for the place `due`.
+    /// Checks that the peer made a payload for the position `due`, and returns its parts.
     fn check<'a>(&self, payload: &'a [u8], due: u32) -> Result<Parts<'a>, CryptoError> {
         let parts = self.split(payload).ok_or(CryptoError::BadChunk)?;
         let authenticated = self.authenticated(parts.index, parts.block, parts.nonce, parts.tag);
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
     use std::sync::OnceLock;
 
-    // Where the parts of a payload begin.
+    // The offsets of the parts of a payload.
     const MAC: usize = 4;
     const NONCE: usize = MAC + 32;
     const TAG: usize = NONCE + 12;

@@ -1,8 +1,8 @@
 //! Messages from one user to others: sealed once, their key wrapped for each recipient.
 //!
-//! Invariant: a client decrypts nothing before it has verified the sender's signature over every field, and shows nothing
-//! whose fields contradict each other. Only [`Envelope::verify`] makes a [`Verified`], and only that opens, so the types
-//! enforce the order of the checks (PROTOCOL#checks).
+//! Invariant: a client decrypts nothing before it has verified the sender's signature over every field, and shows
+//! nothing whose fields contradict each other. Only [`Envelope::verify`] makes a [`Verified`], and only that opens, so
+//! the types enforce the order of the checks (PROTOCOL#checks).
 
 use super::keys::{IdentityKey, SessionKey};
 use super::primitives::{self, sha256};
@@ -73,8 +73,8 @@ pub struct Header {
     pub scope: Scope,
     /// The recipient of a private or room envelope, in the letter case of the account; `None` in a broadcast.
     pub recipient: Option<Username>,
-    /// The recipient's session key, so that an envelope cannot be shown in another login. In a broadcast the server's key,
-    /// so that it cannot be shown on another server; `None` without TLS.
+    /// The recipient's session key, so that an envelope cannot be shown in another login. In a broadcast the server's
+    /// key, so that it cannot be shown on another server; `None` without TLS.
     pub recipient_key: Option<Fingerprint>,
     /// The sender, in the letter case of the account. The server accepts only the name of the login.
     pub from: Username,
@@ -108,8 +108,8 @@ impl Header {
             .finish()
     }
 
-    /// Whether kind, scope and recipient fit each other; words of a later version fit everything. PROTOCOL#check-fields,
-    /// PROTOCOL#later-versions.
+    /// Whether kind, scope and recipient fit each other; words of a later version fit everything.
+    /// PROTOCOL#check-fields, PROTOCOL#later-versions.
     fn agrees(&self) -> bool {
         let to_one = self.recipient.is_some();
         let scope_fits = match self.scope {
@@ -163,8 +163,8 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// Whether this is a private or room message. Its recipient acknowledges it soon, and the server reports it if it is
-    /// lost. PROTOCOL#lost, PROTOCOL#ack-when.
+    /// Whether this is a private or room message. Its recipient acknowledges it soon, and the server reports it if it
+    /// is lost. PROTOCOL#lost, PROTOCOL#ack-when.
     pub fn is_direct_message(&self) -> bool {
         self.header.kind == Kind::Message && self.header.recipient.is_some()
     }
@@ -225,8 +225,8 @@ impl Sealed {
         self.envelope.header.again.map_or(self.oaep_label, |id| id.0)
     }
 
-    /// The id of the recipient's key, then the message key, wrapped for that key and bound to this header; about 0.1 ms.
-    /// PROTOCOL#wrapped-key.
+    /// The id of the recipient's key, then the message key, wrapped for that key and bound to this header; about 0.1
+    /// ms. PROTOCOL#wrapped-key.
     pub fn wrap_for(&self, recipient: &SessionPublicKey) -> [u8; WRAPPED_BYTES] {
         let block = recipient.wrap(self.key.expose(), self.oaep_label);
         let wrapped = [&recipient.fingerprint().key_id()[..], &block].concat();
@@ -290,7 +290,7 @@ fn commitment(key: &Key) -> [u8; 32] {
 /// If `text` is longer than 4 GiB.
 pub fn pad(text: &[u8]) -> Vec<u8> {
     let length = u32::try_from(text.len()).expect("texts are limited to far less than 4 GiB");
-    // A vector that grew would leave a copy of the text in memory.
+    // A growing vector would leave copies of the text in memory.
     let mut padded = Vec::with_capacity((4 + text.len()).next_multiple_of(BUCKET));
     padded.extend_from_slice(&length.to_be_bytes());
     padded.extend_from_slice(text);
@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     impl Envelope {
-        /// A broadcast that nobody has signed.
+        /// A broadcast without a valid signature.
         pub fn sample() -> Envelope {
             let header = Header {
                 kind: Kind::Message,

@@ -23,14 +23,14 @@ const LOGINS: &str = "logins";
 /// PROTOCOL#known-logins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
-    /// Of PBKDF2, random.
+    /// The salt of PBKDF2, random.
     pub salt: Fixed<32>,
-    /// Of PBKDF2, 100,000 to 10,000,000.
+    /// The rounds of PBKDF2, 100,000 to 10,000,000.
     pub rounds: u32,
 }
 
 impl Login {
-    /// A new one, for a registration or a new password.
+    /// A new login, for a registration or a new password.
     pub fn random() -> Login {
         Login { salt: Fixed(random()), rounds: PBKDF2_ROUNDS }
     }
@@ -57,10 +57,10 @@ words! {
     /// Why a key file does not open.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum KeyFileError {
-        /// It is not of this format.
+        /// The file does not have this format.
         Damaged = "the key file is damaged: restore it from a copy (or, if an editor has saved it in another encoding, save it \
                      as UTF-8)",
-        /// It is of a version, or asks for parameters, that this program does not accept.
+        /// Its version or its parameters are not accepted by this program.
         Unsupported = "the key file is of a newer version or asks for parameters that are not safe",
         /// Its list of logins is not valid: an empty list would refuse every server, a missing one would accept any.
         Logins = "the member \"logins\" of the key file is damaged: it holds 1 to 8 objects with a salt and rounds of their own; \
@@ -72,7 +72,7 @@ words! {
 
 impl std::error::Error for KeyFileError {}
 
-/// What GCM authenticates beside the ciphertext: the owner, so that files cannot be exchanged.
+/// The data that GCM authenticates beside the ciphertext: the owner, so that files cannot be exchanged.
 fn associated(owner: &Username) -> Vec<u8> {
     Fields::new(label::KEY_FILE).bytes(owner.as_str().as_bytes()).finish()
 }
@@ -100,7 +100,7 @@ pub fn logins(text: &[u8]) -> Result<Vec<Login>, KeyFileError> {
     }
 }
 
-/// The text of a key file with these logins in place of its own; other members stay, also unknown ones.
+/// The text of a key file with its logins replaced by these. All other members stay, even unknown ones.
 ///
 /// # Errors
 /// [`KeyFileError::Damaged`], also if it would be too long to be read again.
@@ -165,7 +165,7 @@ mod tests {
         assert!(full.starts_with(r#"{"later":[1.5,null,{"a":"b"}],"logins":["#), "{full}");
         let one = with_logins(full.as_bytes(), &list[..1]).expect("a key file");
         assert_eq!(logins(one.as_bytes()), Ok(list[..1].to_vec()));
-        // A file that grows as it is rewritten is never written so that it cannot be read.
+        // A file that grows when it is rewritten must not become too long to be read.
         let long = format!(r#"{{"later":[{}1]}}"#, "1e9,".repeat(4000));
         assert_eq!(logins(long.as_bytes()), Ok(vec![]));
         assert_eq!(with_logins(long.as_bytes(), &list), Err(KeyFileError::Damaged));
@@ -180,7 +180,7 @@ mod tests {
         let text = seal(&key, &alice, &right);
         let opened = open(text.as_bytes(), &alice, &right).expect("opens");
         assert_eq!(opened.public().fingerprint(), key.public().fingerprint());
-        // What editors and crashes leave around it is harmless.
+        // Remains of editors and crashes around it are harmless.
         for edited in [
             text.trim_end().into(),
             format!("\u{feff}\r\n{}\r\n\r\n", text.trim_end()),

@@ -1,7 +1,7 @@
 //! Public keys: an identity key verifies, a session key wraps other keys.
 //!
-//! Invariant: neither can do the other's work, and both are RSA-2048 with exponent 65,537 in canonical DER. The server can
-//! name no other RSA. Specification: PROTOCOL#keys.
+//! Invariant: neither can do the other's work, and both are RSA-2048 with exponent 65,537 in canonical DER. The server
+//! can name no other RSA. Specification: PROTOCOL#keys.
 
 use super::{CryptoError, Fields, label};
 use crate::crypto::primitives::sha256;
@@ -32,17 +32,18 @@ pub const OAEP_BYTES: usize = RSA_BYTES - 2 * 32 - 2;
 const MAX_SPKI: usize = 512;
 /// Salt bytes of PSS: as many as the hash has, RFC 8017 section 9.1.
 pub(super) const PSS_SALT: usize = 32;
-/// A session key is renewed after this time at the latest: one that is stolen opens the messages of a day.
+/// A session key is renewed after this time at the latest: a stolen one opens the messages of one day.
 pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// Clocks may differ by this much, in milliseconds, before a certificate counts as stale or from the future: a wrong summer
-/// time is one hour.
+/// Clocks may differ by this much, in milliseconds, before a certificate counts as stale or from the future: a wrong
+/// summer time is one hour.
 const SLACK: u64 = 2 * 3_600_000;
 /// How long a certificate is valid, in milliseconds.
 const VALID: u64 = SESSION_KEY_LIFETIME.as_millis() as u64 + SLACK;
 
 /// A PSS signature, 256 bytes.
 pub type Signature = [u8; RSA_BYTES];
-/// The first 8 bytes of a session key's [`Fingerprint`]. It tells which key a sender used and proves nothing. PROTOCOL#key-id.
+/// The first 8 bytes of a session key's [`Fingerprint`]. It tells which key a sender used and proves nothing.
+/// PROTOCOL#key-id.
 pub type KeyId = [u8; KEY_ID_BYTES];
 
 /// SHA-256 of a DER-encoded `SubjectPublicKeyInfo`; shown as `SHA256:` and unpadded base64. PROTOCOL#fingerprint.
@@ -194,8 +195,8 @@ impl SessionCertificate {
         Fields::new(label::SESSION_CERTIFICATE).text(owner.as_str()).bytes(spki).number(created).finish()
     }
 
-    /// The certified key. Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at most two
-    /// hours before or 26 hours after `created`.
+    /// The certified key. Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at
+    /// most two hours before or 26 hours after `created`.
     ///
     /// # Errors
     /// [`CryptoError::BadKey`]; [`CryptoError::BadSignature`]; [`CryptoError::StaleCertificate`] outside that time.
@@ -211,20 +212,22 @@ impl SessionCertificate {
         if is_valid_at(self.created, now) { Ok(key) } else { Err(CryptoError::StaleCertificate) }
     }
 
-    /// `created` of its owner's next certificate: above the `newest` that anybody has taken, or others would refuse it, unless
-    /// that is over two hours ahead of the owner's clock. All in milliseconds since 1970. PROTOCOL#newest.
+    /// The `created` of its owner's next certificate: above the `newest` that others have accepted, or they would
+    /// refuse it, unless that is over two hours ahead of the owner's clock. All in milliseconds since 1970.
+    /// PROTOCOL#newest.
     pub fn next_created(newest: u64, now: u64) -> u64 {
         let next = newest.saturating_add(1).max(now);
         if is_far_ahead(next, now) { now } else { next }
     }
 
-    /// The time left of it at `now`, both in milliseconds since 1970.
+    /// The remaining time of a certificate at `now`, both in milliseconds since 1970.
     pub fn time_left(&self, now: u64) -> Duration {
         Duration::from_millis(self.created.saturating_add(VALID).saturating_sub(now))
     }
 }
 
-/// Whether a time is over two hours ahead of the clock, so that one of the two is wrong; both in milliseconds since 1970.
+/// Whether a time is over two hours ahead of the clock, so that one of the two is wrong; both in milliseconds since
+/// 1970.
 pub fn is_far_ahead(time: u64, now: u64) -> bool {
     time.saturating_sub(now) > SLACK
 }
@@ -236,8 +239,8 @@ pub fn is_valid_at(created: u64, now: u64) -> bool {
 
 /// The 60-digit safety number of two users, who both compute the same one. PROTOCOL#safety-digits.
 ///
-/// Each user's half is `SHA-256(Fields("… safety number", name, identity fingerprint))`: six groups of five digits, each
-/// from five bytes as a big-endian number modulo 100,000. The smaller half comes first.
+/// Each user's half is `SHA-256(Fields("… safety number", name, identity fingerprint))`: six groups of five digits,
+/// each from five bytes as a big-endian number modulo 100,000. The smaller half comes first.
 pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerprint)) -> String {
     let half = |(name, fingerprint): (&Username, Fingerprint)| {
         let fields = Fields::new(label::SAFETY_NUMBER).text(name.as_str());

@@ -1,7 +1,7 @@
 //! Secrets: keys and passwords.
 //!
-//! Invariant: a secret is wiped on drop and compared in constant time. It has no `Clone` and no `Display`, and `Debug` does
-//! not show it. Only `expose` reads it, which is easy to search for.
+//! Invariant: a secret is wiped on drop and compared in constant time. It has no `Clone` and no `Display`, and `Debug`
+//! does not show it. Only `expose` reads it, which is easy to search for.
 
 use crate::encoding::{Bytes, Text, base64, text};
 use rand::TryRng;
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 pub struct Key(Zeroizing<[u8; 32]>);
 
 impl Key {
-    /// Takes the bytes over.
+    /// Takes ownership of the bytes.
     pub fn new(bytes: [u8; 32]) -> Key {
         Key(Zeroizing::new(bytes))
     }
@@ -69,7 +69,8 @@ impl fmt::Debug for Key {
 /// The fewest characters of a password: PBKDF2 cannot protect a shorter one. PROTOCOL#password.
 const MIN_PASSWORD: usize = 6;
 
-/// A password in UTF-8, prepared so that all keyboards produce the same bytes (RFC 8265 OpaqueString). PROTOCOL#password.
+/// A password in UTF-8, prepared so that all keyboards produce the same bytes (RFC 8265 OpaqueString).
+/// PROTOCOL#password.
 pub struct Password {
     prepared: Zeroizing<String>,
     /// The bytes that older clients used for the same keystrokes, without duplicates.
@@ -88,8 +89,8 @@ impl Password {
         Password { prepared, others }
     }
 
-    /// The prepared password, then the forms that older clients used: an account may have been registered with one of them.
-    /// PROTOCOL#password-forms.
+    /// The prepared password, then the forms that older clients used: an account may have been registered with one of
+    /// them. PROTOCOL#password-forms.
     pub fn forms(&self) -> impl Iterator<Item = Password> {
         let texts = [&self.prepared].into_iter().chain(&self.others);
         texts.map(|text| Password { prepared: text.clone(), others: Vec::new() })
@@ -220,7 +221,7 @@ pub(crate) mod tests {
         assert_eq!(forms(mixed), ["\u{fc}\u{fc} ", mixed, "u\u{308}u\u{308}\u{a0}"]);
         assert_eq!(Password::new(composed.into()), Password::new(decomposed.into()));
         assert!(!Password::new("u\u{308}u\u{308}u\u{308}".into()).is_long_enough());
-        // The characters that grow most.
+        // The characters whose forms grow most.
         for longest in ["\u{1d160}", "\u{390}", "\u{f1b}"] {
             let many = Password::new(longest.repeat(100));
             assert!(many.prepared.capacity() <= 3 * longest.len() * 100);

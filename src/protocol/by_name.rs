@@ -33,7 +33,7 @@ impl<T> ByName<T> {
 impl<T> FromIterator<(Username, T)> for ByName<T> {
     fn from_iter<I: IntoIterator<Item = (Username, T)>>(members: I) -> Self {
         let mut members: Vec<(Username, T)> = members.into_iter().collect();
-        // Our own client writes the names in order: there is nothing to sort.
+        // Our own client writes the names in order, so there is nothing to sort.
         if !members.is_sorted_by(|(one, _), (next, _)| one < next) {
             members.reverse();
             members.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -60,7 +60,7 @@ impl<T: Deserialize> Visitor for Place<ByName<T>> {
 struct ByNameMap<'a, T> {
     members: Vec<(Username, T)>,
     name: Option<Username>,
-    /// The value of that name, once it was read.
+    /// The value of the last name, once it was read.
     value: Option<T>,
     out: &'a mut Option<ByName<T>>,
 }

@@ -11,7 +11,7 @@ use crate::encoding::{Bytes, Fixed, Joined};
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize};
 
-/// Client: make an account.
+/// Client: create an account.
 #[derive(Serialize, Deserialize)]
 pub struct Register {
     /// [`VERSION`](super::VERSION); another version is `unsupported_version`.
@@ -108,7 +108,7 @@ pub struct ResumeChallenge {
     pub nonce: Fixed<32>,
 }
 
-/// Client: the proof, and how much it received.
+/// Client: the proof, and the number of frames that it received.
 #[derive(Serialize, Deserialize)]
 pub struct Resume {
     /// Frames of this session that the client received since the login.
@@ -127,12 +127,12 @@ pub struct Received {
 /// Server: the login, or the new session key, was accepted.
 #[derive(Serialize, Deserialize)]
 pub struct Session {
-    /// 32 bytes that prove the session when its connection broke; each `renew` brings new ones.
+    /// 32 bytes that prove the ownership of the session when it is resumed; each `renew` returns new ones.
     pub token: Key,
-    /// When the token is void: 24 hours on, in milliseconds since 1970, by the server's clock.
+    /// The end of the token's validity, after 24 hours: in milliseconds since 1970, by the server's clock.
     pub expires: u64,
-    /// The highest `created` of the certificates that the server took for this account before this one, since its start; 0 if
-    /// it took none. PROTOCOL#newest.
+    /// The highest `created` of the certificates that the server accepted for this account before this one, since its
+    /// start; 0 if there was none. PROTOCOL#newest.
     pub newest: u64,
 }
 
@@ -143,7 +143,7 @@ pub struct Presence {
     pub more: bool,
     /// True only on the first line of the first list, which replaces what the client knew.
     pub full: bool,
-    /// All online users in the first list, later those who came. At most
+    /// All online users in the first list, later the users who joined. At most
     /// [`MAX_PRESENCE_NAMES`](super::MAX_PRESENCE_NAMES).
     pub joined: Vec<Username>,
     /// Users who left. A user who logged in again since the last line is in `joined`, too.
@@ -261,7 +261,7 @@ pub struct Refused {
 pub struct Failure {
     /// Stable, for programs: see [`ErrorCode`](super::ErrorCode).
     pub code: String,
-    /// For people.
+    /// The text for people.
     pub message: String,
     /// Of the `encrypted_send` it answers; `None` for anything else.
     pub id: Option<u64>,

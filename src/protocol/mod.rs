@@ -1,8 +1,8 @@
 //! All messages between client and server: the tables of them here, their members in `fields`, their text in `line`. A
 //! [`Packet`] is not a line.
 //!
-//! Invariant: a decoded message has valid types, lengths and names; what it means is for others to check. A line is one
-//! JSON object whose `type` names the message, and unknown members are ignored. Specification: PROTOCOL#messages.
+//! Invariant: a decoded message has valid types, lengths and names; other rooms check its meaning. A line is one JSON
+//! object whose `type` names the message, and unknown members are ignored. Specification: PROTOCOL#messages.
 
 mod by_name;
 mod fields;
@@ -68,7 +68,7 @@ macro_rules! messages {
 }
 
 messages! {
-    /// What a client sends.
+    /// A message from a client.
     ClientMessage {
         /// `register`, answered by `registered`. PROTOCOL#register.
         "register" => Register(Register),
@@ -103,7 +103,7 @@ messages! {
 }
 
 messages! {
-    /// What a server sends.
+    /// A message from a server.
     ServerMessage {
         /// `challenge`, to a `login_request`. PROTOCOL#challenge.
         "challenge" => Challenge(Challenge),
@@ -144,7 +144,7 @@ messages! {
 }
 
 impl ServerMessage {
-    /// An error with code and message alone.
+    /// An error with only a code and a message.
     pub fn error(code: ErrorCode, message: impl Into<String>) -> ServerMessage {
         ServerMessage::Error(Failure::new(code, message))
     }
@@ -154,7 +154,8 @@ words! {
     /// The codes of an `error`. PROTOCOL#error-codes.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum ErrorCode {
-        /// The line or packet is not a message, or a part of it is too long. After a false `ack` the connection is closed.
+        /// The line or packet is not a message, or a part of it is too long. After a false `ack` the connection is
+        /// closed.
         Malformed = "malformed",
         /// A `type` that the server does not accept.
         UnknownType = "unknown_type",
@@ -174,9 +175,10 @@ words! {
         NameReserved = "name_reserved",
         /// Registration: the server runs with `--closed`.
         RegistrationClosed = "registration_closed",
-        /// Login or password change: name, password, identity key, signature or channel is wrong. The server does not say which.
+        /// Login or password change: name, password, identity key, signature or channel is wrong. The server does not
+        /// say which.
         LoginFailed = "login_failed",
-        /// Resumption: no session fits proof and count. The client logs in.
+        /// Resumption: no session matches proof and count. The client logs in.
         NoSession = "no_session",
         /// Login or password change: too many failures for the name or from the address; `retry_after` is set.
         Locked = "locked",
@@ -196,7 +198,7 @@ words! {
         CertificateExpired = "certificate_expired",
         /// The operator removed the account; the connection is closed.
         AccountRemoved = "account_removed",
-        /// The login, or the end of the session's former connection, took too long.
+        /// The login, or the end of the session's previous connection, took too long.
         TimedOut = "timed_out",
         /// The server has as many sessions as it allows.
         ServerFull = "server_full",
@@ -206,13 +208,13 @@ words! {
 }
 
 impl Failure {
-    /// With code and message alone.
+    /// An error with only a code and a message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Failure {
         let (code, message) = (code.as_str().into(), message.into());
         Failure { code, message, id: None, retry_after: None, newest: None }
     }
 
-    /// The same: it is worth trying again after this time.
+    /// The same with the time after which a new attempt may succeed.
     pub fn after(self, wait: Duration) -> Failure {
         Failure { retry_after: Some(wait.as_secs() + 1), ..self }
     }
@@ -223,8 +225,8 @@ impl Failure {
     }
 }
 
-/// Lines about a connection, which are neither counted nor resent and which both sides write alike. A later `ack` replaces an
-/// earlier one.
+/// Lines about a connection, which are neither counted nor resent and which both sides write alike. A later `ack`
+/// replaces an earlier one.
 #[derive(Default)]
 pub struct Control {
     /// The first line of this connection, with its end.

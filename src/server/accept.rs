@@ -13,10 +13,10 @@ use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Stack of an admission thread, in bytes: more than four times that of a connection's thread. Otherwise glibc would reuse
-/// it for one, with all the pages that a handshake has touched.
+/// Stack of an admission thread, in bytes: more than four times that of a connection's thread. Otherwise glibc would
+/// reuse it for such a thread, with all the pages that a handshake has touched.
 const ADMISSION_STACK: usize = 2 * 1024 * 1024;
-/// An admission thread waits this long for the next connection before it ends: through a storm of logins.
+/// An admission thread waits this long for the next connection before it ends, so that it outlasts a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
 /// Connections that the kernel keeps for [`run`]: the usual 128 are too few for a storm of logins.
 const BACKLOG: i32 = 4096;
@@ -61,7 +61,7 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
-                // Out of descriptors: connected clients are still served, new ones wait a little.
+                // Out of descriptors: connected clients are still served; new ones wait a little.
                 log("accept_failed", &error.to_string());
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
@@ -146,7 +146,7 @@ mod tests {
         };
         for _ in 0..3 {
             let end = Instant::now() + Duration::from_secs(60);
-            // A thread that has served one client waits for the next, for a while.
+            // A thread that has served one client waits a while for the next.
             while lock(&queue.state).idle == 0 {
                 assert!(Instant::now() < end, "no thread is ever free");
                 drop(connect());

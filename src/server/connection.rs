@@ -1,9 +1,9 @@
 //! One logged-in connection, to its end.
 //!
-//! Invariants: [`admit`] runs on a short-lived thread with a large stack and returns a [`Client`] only for a client that has
-//! logged in or resumed its session; [`Client::run`] then holds one small thread, which blocks on the socket outside every
-//! lock. Each frame is counted and handled under the session's `inbound`, while its link serves the session, and nothing
-//! waits there. However the thread ends, its link leaves the session, which waits for another one.
+//! Invariants: [`admit`] runs on a short-lived thread with a large stack and returns a [`Client`] only for a client
+//! that has logged in or resumed its session; [`Client::run`] then holds one small thread, which blocks on the socket
+//! outside every lock. Each frame is counted and handled under the session's `inbound`, while its link serves the
+//! session, and nothing waits there. However the thread ends, its link leaves the session, which waits for another one.
 
 use super::connection_limits::Ticket;
 use super::limits::{self, PACKET_PATIENCE};
@@ -28,7 +28,7 @@ use crate::wire::window::FalseAck;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Handshake, and login or resumption. `None` if one of them fails; the client has been told why.
+/// Handshake, and login or resumption. `None` if one of them fails; the client has got the reason.
 pub fn admit(shared: &Arc<Shared>, ticket: Ticket) -> Option<Client> {
     let mut login = Login::handshake(shared, ticket)?;
     match login.run() {
@@ -46,8 +46,8 @@ pub fn admit(shared: &Arc<Shared>, ticket: Ticket) -> Option<Client> {
     }
 }
 
-/// How long a client may be silent. The server waits for no answer of a client, and after a sleep of this machine thousands
-/// of clients answer at once, so they always get the usual time. PROTOCOL#life.
+/// How long a client may be silent. The server waits for no answer from a client, and after a sleep of this machine
+/// thousands of clients answer at once, so they always get the usual time. PROTOCOL#life.
 const PATIENCE: Patience = Patience {
     owed: SERVER_ASK,
     idle: SERVER_ASK,
@@ -56,11 +56,12 @@ const PATIENCE: Patience = Patience {
     report: SERVER_DROP,
     tick: SERVER_ASK,
 };
-/// Packets with a shorter body than this, in bytes, count against the rate: those of files are longer, but for the last.
+/// Packets with a shorter body than this, in bytes, count against the rate. Those of files are longer, except for the
+/// last.
 const SMALL_PACKET: usize = 32 * 1024;
 
-/// What a line costs of a client's rate: one, and more if it is long or asks for much. A grant costs less the more packets
-/// it grants, which cost nothing. PROTOCOL#packet-cost.
+/// The cost of a line, counted against the client's rate: one, and more if it is long or requests much. A grant costs
+/// less the more packets it grants, because those cost nothing. PROTOCOL#packet-cost.
 fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
     if let Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) = message {
         return 0.1 + 0.9 / f64::from(*count);
@@ -174,9 +175,9 @@ impl Served {
         }
     }
 
-    /// Waits until the client's rate allows a frame of this cost: a client that sends faster is throttled, and nothing is
-    /// lost. `None` if the session has ended or has another link: then the frame is not counted, and the client sends it
-    /// again there. PROTOCOL#rate, PROTOCOL#taken-over.
+    /// Waits until the client's rate allows a frame of this cost: a client that sends faster is throttled, and nothing
+    /// is lost. `None` if the session has ended or has another link: then the frame is not counted, and the client
+    /// sends it again there. PROTOCOL#rate, PROTOCOL#taken-over.
     fn turn(&self, cost: f64) -> Option<MutexGuard<'_, Inbound>> {
         let mut is_throttled = false;
         loop {
@@ -262,7 +263,7 @@ impl Served {
         true
     }
 
-    /// The answer to what changes nothing, made without a lock: it may read the disk.
+    /// The answer to a message that changes nothing, made without a lock, because it may read the disk.
     fn answer_early(&self, message: &Result<ClientMessage, DecodeError>) -> Option<ServerMessage> {
         match message {
             Err(error) => Some(not_a_message(*error)),
@@ -318,7 +319,7 @@ impl Served {
         if certificate.verify(name, &self.session.identity(), now).is_err() {
             return bad("the session key is not certified by your identity key");
         }
-        // One that is older than the one in use changes nothing there.
+        // A key older than the one in use changes nothing.
         let newest = accounts.take_certificate(name, certificate.created);
         if !self.session.renew(certificate, now) {
             return bad("the session key is older than the one in use");
@@ -345,7 +346,7 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
-    /// One who is logged in, and the other end of the connection. The bucket is full and stays as it is.
+    /// A logged-in client, and the other end of its connection. The bucket is full and is never refilled.
     fn client(shared: &Arc<Shared>, name: &str) -> (Client, TcpStream) {
         let (session, _) = session(name);
         assert_eq!(shared.registry.insert(&session, 100), Ok(()));
@@ -367,7 +368,7 @@ mod tests {
         client.served.session.outbox.inbound().received.position()
     }
 
-    /// Whether what a client asked for has cost so much, give or take a thousandth.
+    /// Whether a client's requests have cost this much, within a thousandth. Fills the bucket again.
     fn has_cost(client: &Client, cost: f64) -> bool {
         let bucket = &mut client.served.session.outbox.inbound();
         let has = bucket.bucket.take(4.0 - cost - 0.001).is_ok() && bucket.bucket.take(0.002).is_err();
@@ -430,7 +431,7 @@ mod tests {
         for peer in ["bob", "carol"] {
             assert!(matches!(heard(&far), ServerMessage::Refused(refused) if refused.peer == name(peer)));
         }
-        // A packet of nobody is answered like any line that is no message.
+        // A packet without a name is answered like a line that is not a message.
         alice.connection.lines.buffer().extend(frame::packet_head(b"", b""));
         assert!(alice.take_frames() && has_cost(&alice, 1.1));
         assert!(matches!(heard(&far), ServerMessage::Error(_)));
@@ -471,7 +472,7 @@ mod tests {
         alice.connection.lines.buffer().extend(ClientMessage::Ping.encode());
         assert!(alice.take_frames());
         assert!(matches!(heard(&far), ServerMessage::Error(_)));
-        // What is new is told before the answer.
+        // The `ack` precedes the answer.
         assert!(matches!(heard(&far), ServerMessage::Ack(Taken { received: 1 })));
         assert!(matches!(heard(&far), ServerMessage::Pong));
     }
@@ -492,14 +493,14 @@ mod tests {
             assert!(!alice.take_frames());
             assert_eq!(received(&alice), 0);
             assert!(bob.served.session.has_granted(&session.name, TRANSFER), "nothing has used it up");
-            // The next one is left alone by what the former one's thread does at its end.
+            // The end of the former link's thread does not affect the next link.
             alice.run();
             drop(alice);
             assert!(session.outbox.serves(&link));
         }
     }
 
-    /// Waits until a frame of this client is in progress, which has cost something.
+    /// Waits until a frame of this client is in progress: it has been charged to the bucket.
     fn until_charged(session: &Session) {
         until(|| {
             let bucket = &mut session.outbox.inbound().bucket;

@@ -1,7 +1,7 @@
 //! The number of connections: in all, per address, and not logged in yet.
 //!
-//! Invariant: connections are bounded per address and in all. At a bound the server refuses the new connection, or closes
-//! the oldest one that is not logged in; it closes none that is.
+//! Invariant: connections are limited per address and in total. At a limit the server refuses the new connection, or
+//! closes the oldest one that is not logged in; it never closes a logged-in one.
 
 use super::limits::Limits;
 use super::rates::origin;
@@ -41,8 +41,8 @@ impl ConnectionLimits {
         ConnectionLimits { state: Mutex::default(), limits: limits.clone() }
     }
 
-    /// Counts a new connection; `None` if its address or the server has too many. If too many are not logged in, closes the
-    /// oldest of them, and returns true.
+    /// Counts a new connection; `None` if its address or the server has too many. If too many connections are not
+    /// logged in, closes the oldest of them, and returns true.
     pub fn admit(
         self: &Arc<ConnectionLimits>,
         address: IpAddr,

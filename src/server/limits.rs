@@ -1,43 +1,45 @@
 //! The limits of the server that its operator or a client can reach. Those of the protocol are in
 //! [`protocol`](crate::protocol), sizes of a single mechanism (batches, ticks, stacks) beside it. Enforced by
-//! [`connection_limits`](super::connection_limits), [`lockout`](super::store::lockout), [`rates`](super::rates) (requests
-//! and registrations), [`partial_frame`](super::partial_frame) and [`outbox`](super::session::outbox) (what waits for a client).
+//! [`connection_limits`](super::connection_limits), [`lockout`](super::store::lockout), [`rates`](super::rates)
+//! (requests and registrations), [`partial_frame`](super::partial_frame) and [`outbox`](super::session::outbox) (what
+//! waits for a client).
 
 use std::time::Duration;
 
 /// TLS handshake and first line: enough for a slow link, too short to be worth holding open.
 pub const FIRST_LINE: Duration = Duration::from_secs(10);
-/// From the first line to the end of a login: time for the slowest hash allowed, and for another name.
+/// From the first line to the end of a login: time for the slowest allowed hash, and for a second try with another
+/// name.
 pub const LOGIN: Duration = Duration::from_secs(300);
-/// Lines of a connection before its login: a registration and a login have three.
+/// Lines of a connection before its login; a registration and a login together have three.
 pub const LINES_BEFORE_LOGIN: u32 = 32;
 /// Presence changes are sent at most this often: users do not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
-/// Bytes of packets that wait for all clients together, or are not acknowledged yet: a client that sends to one that reads
-/// nothing is throttled long before. Beyond it, each client may still have 256 KiB and one packet; threads that ask at the
-/// same moment may exceed it by one packet each.
+/// Bytes of packets for all clients together that wait or are not acknowledged yet: a client that sends to one that
+/// reads nothing is throttled long before. Beyond this limit, each client may still have 256 KiB and one packet;
+/// threads that ask at the same moment may exceed it by one packet each.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
-/// A packet without room waits this long, and its sender with it: a slow recipient has read some by then.
+/// A packet without room waits this long, and its sender with it: enough for a slow recipient to make room.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
 /// A line or packet must be complete this long after its first byte: a mebibyte at 9 KiB a second.
 pub const LINE: Duration = Duration::from_secs(120);
-/// Bytes of incomplete lines and packets of all clients. Beyond it, a client whose own is longer than [`SMALL_LINE`] loses
-/// the connection. Hundreds of users who each send to a thousand at once stay far below.
+/// Bytes of incomplete lines and packets of all clients. Beyond it, a client whose own is longer than [`SMALL_LINE`]
+/// loses the connection. Hundreds of users who each send to a thousand at once stay far below.
 pub const MAX_PARTIAL: usize = 256 * 1024 * 1024;
 /// See [`MAX_PARTIAL`]: a chunk of a file, or a message to a hundred users.
 pub const SMALL_LINE: usize = 66 * 1024;
 /// A client must read each 16 KiB within this time: more than a slow link needs.
 pub const WRITE: Duration = Duration::from_secs(30);
-/// When its session has ended, a client has this long to read the rest.
+/// After the end of its session, a client has this long to read the rest.
 pub const FAREWELL: Duration = Duration::from_secs(30);
-/// The smallest outbox, in bytes. One sender may fill half of it, so half of it holds what a client need not have
-/// acknowledged yet, and an envelope.
+/// The smallest outbox, in bytes. One sender may fill half of it, so half must hold the frames that a client need not
+/// have acknowledged yet, and an envelope.
 pub const MIN_OUTBOX: usize = 384 * 1024;
-/// A session outlives its connection by this time: enough to change networks, too short to look online for long.
+/// A session outlives its connection by this time: enough to change networks, too short to appear online for long.
 const GRACE: Duration = Duration::from_secs(60);
-/// Sessions are checked this often for their end: other users hardly see them for longer.
+/// The interval at which sessions are checked for their end: other users hardly see them longer than they exist.
 pub const SWEEP: Duration = Duration::from_secs(1);
-/// A resumption waits this long for the thread of the former connection, which looks up every [`NOTICE`].
+/// A resumption waits this long for the thread of the previous connection, which checks its link every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 /// A thread that waits for something else checks this often whether its connection was taken over: a resumption hardly
 /// waits.
@@ -54,13 +56,13 @@ const MAPPINGS_PER_THREAD: usize = 4;
 pub const MAX_FAILURES: u32 = 5;
 /// Failed logins that lock an address: several users may share it.
 pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
-/// Failures are counted, and locks last, for this long: locking out another user takes effort again and again.
+/// Failures are counted, and locks last, for this long: to keep another user locked out takes continued effort.
 pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
-/// The most names or addresses that a [`Counter`](super::rates::Counter) remembers: some megabytes. An attacker who wants
-/// one guess more than [`MAX_FAILURES`] needs this number of attempts for it, from hundreds of addresses.
+/// The most names or addresses that a [`Counter`](super::rates::Counter) remembers: some megabytes. To get one guess
+/// more than [`MAX_FAILURES`], an attacker needs this number of attempts, from hundreds of addresses.
 pub const MAX_REMEMBERED: usize = 20_000;
 
-/// What an operator can set by options of the command line.
+/// The limits that an operator can set with options.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections that the machine's own limits allow.

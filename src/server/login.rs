@@ -1,9 +1,9 @@
 //! A connection before it has a session: handshake, registration, login, change of password, resumption.
 //!
-//! Invariants: all of it ends by one deadline and takes few short lines. Only a client that has proven who it is gets a
-//! session. A resumption that fails, whatever the reason, takes the same steps and gets the same answer, unless the client
-//! proves that another client of the same user has replaced it; and it changes nothing before the proof and the count are
-//! right.
+//! Invariants: everything here ends by one deadline and accepts a few short lines. Only a client that has proven its
+//! identity gets a session. A failed resumption takes the same steps and gets the same answer whatever the reason,
+//! unless the client proves that another client of the same user has replaced it. A resumption changes nothing before
+//! its proof and its count are verified.
 
 use super::connection_limits::Ticket;
 use super::limits;
@@ -31,8 +31,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A session and the connection that serves it. However its thread ends, also by a panic, the connection leaves the session,
-/// which then waits for another one.
+/// A session and the connection that serves it. However its thread ends, even by a panic, the connection leaves the
+/// session, which then waits for another one.
 pub(super) struct Served {
     pub(super) shared: Arc<Shared>,
     pub(super) session: Arc<Session>,
@@ -64,8 +64,9 @@ impl Connection {
         self.link.channel.receive(&mut self.reader, self.lines.buffer(), wait)
     }
 
-    /// Discards what the client sends, because the kernel drops the final error when a socket with unread bytes is closed: as
-    /// long as the farewell `is_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] and [`IN_FLIGHT`] more.
+    /// Discards what the client sends, because the kernel drops the final error when a socket with unread bytes is
+    /// closed: as long as the farewell `is_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] and
+    /// [`IN_FLIGHT`] more.
     pub(super) fn linger(&mut self, is_sent: impl Fn() -> bool) {
         let begun = Instant::now();
         let mut end = begun + FINAL_ERROR;
@@ -149,7 +150,7 @@ impl<'a> Login<'a> {
     /// Reports why there is no session, and ends the connection.
     pub(super) fn refuse(mut self, Refusal(message): Refusal) {
         if let Some(message) = message {
-            // The deadline may have passed: that can be the reason.
+            // The deadline may have passed; that may be the reason.
             self.deadline = Instant::now() + FINAL_ERROR;
             let _ = self.send(&message);
         }
@@ -265,7 +266,7 @@ impl<'a> Login<'a> {
         if attached == Attached::Yes { Ok(served) } else { Err(ended.into()) }
     }
 
-    /// Takes up a session on this connection. PROTOCOL#resume-rules.
+    /// Resumes a session on this connection. PROTOCOL#resume-rules.
     fn resume(&mut self, request: ResumeRequest) -> Result<Served, Refusal> {
         let (pending, challenge) = PendingResume::new(request.username);
         self.send(&ServerMessage::ResumeChallenge(challenge))?;
@@ -273,7 +274,7 @@ impl<'a> Login<'a> {
             return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first"));
         };
         loop {
-            // Looked up only now: the session may have ended or begun since the challenge.
+            // Look up the session only now: it may have ended or begun since the challenge.
             let session = self.shared.registry.get(pending.name());
             // Made for known names too, so that timing does not reveal unknown ones.
             let nobody = std::array::from_fn(|_| Key::random());
@@ -282,7 +283,7 @@ impl<'a> Login<'a> {
             let which = pending.verify(&answer, self.exporter(), &tokens);
             // PROTOCOL#elsewhere.
             if which.is_some_and(|which| which >= OWN_TOKENS) {
-                // Otherwise it would log in, and disconnect the client that has replaced it.
+                // Otherwise this client would log in, and disconnect the client that has replaced it.
                 return Err(replaced().into());
             }
             // PROTOCOL#no-session.
@@ -301,7 +302,7 @@ impl<'a> Login<'a> {
                     if current.is_some_and(|current| Arc::ptr_eq(&current, &session)) {
                         return Err(no_session());
                     }
-                    // It has ended or was replaced in the meantime: answer as to a client that comes now.
+                    // The session has ended or was replaced in the meantime: answer as if the client had come only now.
                 }
                 Attached::Busy => {
                     let text = "the previous connection is still busy: try again";
@@ -428,8 +429,8 @@ impl<'a> Login<'a> {
         failure.into()
     }
 
-    /// A refusal that is neither counted nor logged as a guess: the client broke the protocol, or the account has changed
-    /// since the challenge. PROTOCOL#lockout.
+    /// A refusal that is neither counted nor logged as a guess: the client broke the protocol, or the account has
+    /// changed since the challenge. PROTOCOL#lockout.
     fn no_guess(&self, name: &Username, failure: Failure) -> Refusal {
         self.limit("login_refused", Some(name));
         failure.into()
@@ -481,7 +482,7 @@ mod tests {
         let is_out = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let sending = scope.spawn(|| {
-                // Far more than any buffer holds.
+                // Far more than all buffers hold.
                 let sent = (0..64).try_for_each(|_| far.write_all(&[b'x'; 1024 * 1024]));
                 is_out.store(true, Ordering::Relaxed);
                 sent
@@ -504,7 +505,7 @@ mod tests {
                 });
                 login.connection.linger(|| false);
                 drop(login);
-                // Beside the mebibyte that is read, the kernel holds some.
+                // The kernel buffers some bytes beside the mebibyte that is read.
                 let taken = flood.join().expect("whole");
                 assert!(taken < 64, "{taken} MiB were read");
             });
@@ -580,11 +581,11 @@ mod tests {
             password_key: Key::random(),
             public_key: no_key(),
         };
-        // It is looked at: there is no key in it.
+        // The limit allows it, and the key is checked: it is not one.
         assert_eq!(login.register(request).err().map(code), Some("bad_key".into()));
     }
 
-    /// An account under this key, as a client that knows its password has proven it.
+    /// Proof of a login to an account with this key, by a client that knows the password.
     fn verified(shared: &Shared, name: &str, identity: &IdentityKey) -> Authenticated {
         let (name, session): (Username, _) = (name.parse().expect("name"), SessionKey::generate());
         let key = PasswordKey { login: key_file::Login::random(), key: Key::random() };
@@ -622,7 +623,7 @@ mod tests {
         let (mut connection, _far) = connection(&shared);
         let served = connection.log_in(&login).ok().expect("nothing has changed");
         assert!(served.session.outbox.is_open() && shared.registry.get(login.name()).is_some());
-        // A panic of its thread, also before the connection is attached, leaves a session that waits for another one.
+        // A panic of its thread, even before the connection is attached, leaves a session that waits for another one.
         let outbox = Outbox::new(1024, 100, shared.quotas.clone(), connection.address());
         let new = connection.serve(Arc::new(Session::new(&login, 0, outbox)));
         for served in [served, new] {
@@ -639,7 +640,7 @@ mod tests {
             let (shared, _folder) = shared(HOUR);
             let (alice, _) = session("alice");
             assert_eq!(shared.registry.insert(&alice, 100), Ok(()));
-            // The thread of the former connection is busy, and stays so.
+            // The thread of the previous connection stays busy.
             let _inbound = alice.outbox.inbound();
             let [token, ..] = alice.tokens(0);
             let (mut login, far) = connection(&shared);

@@ -25,5 +25,5 @@ pub static REFUSED: Metric = Metric(AtomicU64::new(0));
 pub static BUSY: Metric = Metric(AtomicU64::new(0));
 /// Clients closed because they did not read what the server sent.
 pub static SLOW_CLOSED: Metric = Metric(AtomicU64::new(0));
-/// Times that a client was throttled.
+/// How often a client was throttled.
 pub static SLOWED: Metric = Metric(AtomicU64::new(0));

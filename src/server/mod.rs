@@ -1,10 +1,10 @@
 //! The server: [`accept`] → [`login`] → [`connection`] → [`routing`] → [`registry`] → the recipients'
 //! [`session`]s. [`store`] is on disk, [`operator`] for its operator. This file starts the threads.
 //!
-//! Invariants: nothing here can name a private key or the contents of an envelope (a test reads the imports). No thread holds
-//! a lock while it waits for a client. A lock that is held during disk access (that of `locks.json` and that of the
-//! certificate's renewal) is taken for nothing else. Every wait for a client has a deadline, and everything that a client can
-//! make grow has a limit; those that a user can meet are in [`limits`].
+//! Invariants: nothing here can name a private key or the contents of an envelope (a test reads the imports). No thread
+//! holds a lock while it waits for a client. The locks that are held during disk access (for `locks.json` and for the
+//! renewal of the certificate) protect nothing else. Every wait for a client has a deadline, and everything that a
+//! client can make grow has a limit; the limits that a user can reach are in [`limits`].
 //!
 //! Lock order: see [`session::outbox`].
 
@@ -35,19 +35,19 @@ use std::sync::Arc;
 use store::Store;
 use threads::{CONNECTION_STACK, thread};
 
-/// Serves until the process ends. Returns only an error of the start.
+/// Serves until the process ends. Returns only if the start fails.
 ///
 /// # Errors
 /// With file, reason and remedy in the text.
 pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::Infallible> {
-    // First, so that a signal for the log or the certificate does not end the process.
+    // First of all, so that a signal for the log or the certificate does not end the process.
     let signals = status::catch()?;
     let folder = &options.data_dir;
     let mut notices = Vec::new();
     let opened = Store::open(folder, options.tls, &mut notices);
     let mut failed = None;
-    // Standard output may be on a full disk, which must not keep the server from serving. It is not flushed after the line
-    // that it buffers: by then another thread may hold its lock, and wait for a reader that does not read.
+    // Ignore errors: standard output may be on a full disk, and the server must serve. Do not flush the buffered line:
+    // by then another thread may hold the lock, and wait for a reader that does not read.
     let mut say = |line: String| failed = writeln!(out, "{line}").err().or(failed.take());
     if let Ok(store) = &opened {
         say(format!("data in {} ({} accounts)", folder.display(), store.accounts.count()));

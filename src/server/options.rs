@@ -57,7 +57,7 @@ pub struct Options {
     pub tls: bool,
     /// With `--closed`: no new accounts.
     pub closed: bool,
-    /// The machine's, except where given.
+    /// The limits: the machine's defaults, except where an option sets them.
     pub limits: Limits,
 }
 
@@ -87,7 +87,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// From the words of a command line or a request.
+    /// Parses the words of a command line or a request.
     ///
     /// # Errors
     /// One line: the usage, or what is wrong with the name.
@@ -191,7 +191,7 @@ fn number(arguments: &mut Arguments, flag: &str, least: usize, most: usize) -> R
 mod tests {
     use super::*;
 
-    /// With room for 1000 connections.
+    /// Parses for a machine with room for 1000 connections.
     fn request(line: &str) -> Result<Request, String> {
         let defaults = Limits::for_machine(1064, 65_530);
         parse(line.split_whitespace().map(OsString::from), defaults)
@@ -213,7 +213,7 @@ mod tests {
         let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace } = asked;
         assert_eq!((room, clients, per_address, waiting), (1000, 90, 7, 8));
         assert_eq!((outbox, rate, registrations, grace.as_secs()), (400 * 1024, 9, 10, 11));
-        // Half of the clients given, not of those possible.
+        // Half of the given clients, not of the possible ones.
         assert_eq!((limits("").per_address, limits("--clients 90").per_address), (375, 45));
     }
 

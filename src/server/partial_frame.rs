@@ -1,14 +1,14 @@
 //! Lines and packets that have begun to arrive.
 //!
-//! Invariant: each is complete within [`LINE`]. All clients' together have at most `MAX_PARTIAL` bytes, except that each
-//! client may have [`SMALL_LINE`] and what one read brings.
+//! Invariant: each is complete within [`LINE`]. Together they have at most `MAX_PARTIAL` bytes, except that each client
+//! may always have [`SMALL_LINE`] and the bytes of one read.
 
 use super::limits::{LINE, SMALL_LINE};
 use super::quotas::{Permit, Quotas};
 use std::time::Instant;
 
-/// The incomplete line or packet of one client. A client that exceeds a limit loses the connection; the session continues
-/// on another one. PROTOCOL#unfinished.
+/// The incomplete line or packet of one client. A client that exceeds a limit loses the connection; the session
+/// continues on another one. PROTOCOL#unfinished.
 pub struct PartialFrame {
     bytes: Permit,
     since: Instant,
@@ -20,7 +20,8 @@ impl PartialFrame {
         PartialFrame { bytes: quotas.partial.take(0), since: Instant::now() }
     }
 
-    /// Updates its length, of another frame than before if it `is_new`. Returns whether length and age are within limits.
+    /// Updates its length, of another frame than before if it `is_new`. Returns whether length and age are within
+    /// limits.
     pub fn update(&mut self, bytes: usize, is_new: bool, now: Instant) -> bool {
         if is_new || self.bytes.amount() == 0 {
             self.since = now;

@@ -1,7 +1,8 @@
 //! Reports who joins and leaves: one thread, at most every 200 ms, in lines that are encoded once for all.
 //!
-//! Invariant: a new session gets the complete list once, then changes. The more sessions there are, the more changes are
-//! reported together, so the number of lines grows with the time that ten thousand logins take, not with their square.
+//! Invariant: a new session gets the complete list once, then changes. The more sessions there are, the more changes
+//! are reported together, so the number of lines grows with the time that ten thousand logins take, not with their
+//! square.
 
 use super::limits::PRESENCE_INTERVAL;
 use super::registry::{Changes, Registry};
@@ -40,7 +41,7 @@ fn tell(
 ) {
     let (mut joined, mut left) = (Vec::new(), Vec::new());
     for name in &changes.names {
-        // A user who has logged in again is in both lists: what was agreed with the former session is void.
+        // A user who has logged in again is in both lists: agreements with the former session are void.
         if changes.ended.contains(name) && told.remove(name) {
             left.push(name.clone());
         }
@@ -71,8 +72,8 @@ fn interval(sessions: usize) -> Duration {
     PRESENCE_INTERVAL * u32::try_from(sessions.div_ceil(AT_ONCE)).unwrap_or(u32::MAX).clamp(1, 100)
 }
 
-/// Presence lines of bounded length; none if there is nothing to report. Names that left come before names that joined, or
-/// a user in both lists could end as gone. PROTOCOL#presence-lists.
+/// Presence lines of bounded length; none if there is nothing to report. Names that left come before names that joined,
+/// or a user in both lists could end as gone. PROTOCOL#presence-lists.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
     if !full && joined.is_empty() && left.is_empty() {
         return Vec::new();
@@ -172,7 +173,7 @@ mod tests {
                 Ok(ServerMessage::Presence(one)) => {
                     lines.push((one.full, list(&one.joined), list(&one.left)))
                 }
-                // Or the end of a session that was replaced.
+                // The end of a session that was replaced also counts.
                 Ok(ServerMessage::Pong | ServerMessage::Error(_)) => return lines,
                 _ => panic!("not presence"),
             }

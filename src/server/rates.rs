@@ -1,8 +1,8 @@
 //! Rate limits: a token bucket for one client, and a counter for many names or addresses.
 //!
-//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if a caller of
-//! [`count`](Counter::count) whose keys others choose asks [`has_room`](Counter::has_room) before. It reads no clock:
-//! callers pass the time.
+//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if a
+//! caller of [`count`](Counter::count) whose keys others choose asks [`has_room`](Counter::has_room) before. It reads
+//! no clock: callers pass the time.
 
 use super::limits::MAX_REMEMBERED;
 use std::collections::HashMap;
@@ -53,7 +53,7 @@ impl Bucket {
         }
     }
 
-    /// Takes `cost` tokens, even if it does not hold them: the next ones are longer in coming.
+    /// Takes `cost` tokens, even if the bucket does not hold them: later ones then take longer.
     pub fn charge(&mut self, cost: f64) {
         self.tokens -= cost;
     }
@@ -75,7 +75,7 @@ struct Count {
 }
 
 impl<K: Clone + Eq + Hash> Counter<K> {
-    /// For `limit` events of a key in an `interval`.
+    /// A counter that allows `limit` events of a key in an `interval`.
     pub fn new(limit: u32, interval: Duration) -> Counter<K> {
         Counter { limit: limit.into(), interval, counts: HashMap::new() }
     }
@@ -126,7 +126,7 @@ impl<K: Clone + Eq + Hash> Counter<K> {
         self.counts.insert(key, Count { events: self.limit, until });
     }
 
-    /// Starts again with `key`.
+    /// Forgets the events of `key`.
     pub fn forget(&mut self, key: &K) {
         self.counts.remove(key);
     }
@@ -141,8 +141,8 @@ impl<K: Clone + Eq + Hash> Counter<K> {
             .collect()
     }
 
-    /// Counts an event, allowed or not, and makes room for it. A key that reaches the limit is blocked for a whole interval
-    /// from now on; returns whether this event reaches it.
+    /// Counts an event, allowed or not, and makes room for it. A key that reaches the limit is blocked for a whole
+    /// interval from now on; returns whether this event reaches it.
     pub fn count_failure(&mut self, key: K, now: Instant) -> bool {
         self.make_room(&key, now);
         let is_last = self.count(key.clone(), now).0 == self.limit;
@@ -152,8 +152,8 @@ impl<K: Clone + Eq + Hash> Counter<K> {
         is_last
     }
 
-    /// Forgets intervals that are over, or else a key with the fewest events, of these the oldest. So a storm of new keys
-    /// resets no key that is closer to the limit.
+    /// Forgets intervals that are over; if there are none, the oldest of the keys with the fewest events. So a storm of
+    /// new keys resets no key that is closer to the limit.
     fn make_room(&mut self, key: &K, now: Instant) {
         if !self.has_room(key) {
             self.forget_expired(now);
@@ -171,19 +171,19 @@ impl<K: Clone + Eq + Hash> Counter<K> {
 mod tests {
     use super::*;
 
-    /// As if `time` had passed since.
+    /// The moment `time` ago.
     fn ago(time: Duration) -> Instant {
         Instant::now().checked_sub(time).expect("a clock with a past")
     }
 
     #[test]
     fn bucket_gives_its_burst_at_once_and_then_its_rate() {
-        // So slow that a machine under load makes no difference.
+        // So slow that load on the machine makes no difference.
         let mut bucket = Bucket::new(0.01, 3.0);
         assert_eq!((bucket.take(2.0), bucket.take(1.0)), (Ok(()), Ok(())));
         let wait = bucket.take(2.0).expect_err("empty").as_secs_f64();
         assert!((190.0..200.1).contains(&wait), "{wait}");
-        // A refusal costs nothing, and a client that waits as long as it was told has enough.
+        // A refusal costs nothing, and the announced wait is long enough.
         bucket.filled = ago(Duration::from_secs_f64(wait));
         assert_eq!(bucket.take(2.0), Ok(()));
         assert!(bucket.take(0.1).is_err());
@@ -267,7 +267,7 @@ mod tests {
         let failures = [start, start, late].map(|now| counter.count_failure("here", now));
         assert_eq!(failures, [false, false, true]);
         assert_eq!(counter.wait(&"here", late), Some(MINUTE), "from the last failure on, not from the first");
-        // Of a lock that is over nothing is left: the next failure is the first.
+        // After a lock, counting starts again: the next failure is the first.
         let failures = [MINUTE; 3].map(|later| counter.count_failure("here", late + later));
         assert_eq!(failures, [false, false, true]);
         counter.count_failure("there", start);
@@ -287,7 +287,7 @@ mod tests {
         counter.make_room(&new, start);
         assert_eq!(counter.counts.len(), MAX_REMEMBERED - 1);
         assert!(!counter.counts.contains_key(&5) && counter.wait(&0, start).is_some());
-        // Of nothing but locks the oldest goes, and expired ones go first, all at once.
+        // If all keys are at the limit, the oldest is forgotten; expired ones are forgotten first, all at once.
         counter.count(new, start);
         counter.counts.values_mut().for_each(|count| count.events = 2);
         assert!(!counter.count_failure(5, start), "its first");

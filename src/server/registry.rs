@@ -1,8 +1,8 @@
 //! The sessions by name, and the changes that [`presence`](super::presence) has not reported yet.
 //!
-//! Invariant: a name has at most one session, and there are no more sessions than the limit. A session begins and ends under
-//! the lock of the changes, and is logged there, so the log has all logins and logouts in order: a name's former session has
-//! ended, and its lost messages are reported, before anybody finds the new one.
+//! Invariant: a name has at most one session, and there are no more sessions than the limit. A session begins and ends
+//! under the lock of the changes, and is logged there, so the log has all logins and logouts in order. The former
+//! session of a name has ended, and its lost messages are reported, before the new one can be found.
 
 use super::session::Session;
 use super::session::outbox::{Condition, FlushList};
@@ -66,11 +66,12 @@ impl Registry {
     /// [`Full`] if there are `limit` sessions of other names. PROTOCOL#full.
     pub fn insert(&self, session: &Arc<Session>, limit: usize) -> Result<(), Full> {
         let mut list = FlushList::default();
-        // Both at once, or a new session could receive changes before its first list.
+        // Take both locks, or a new session could receive changes before its first list.
         let mut changes = lock(&self.changes);
         let mut sessions = self.write();
         match sessions.get(&session.name) {
-            // Before anybody finds the new session: a client that resumes the former one learns of it.
+            // Before the new session can be found, so that a client that resumes the former one learns of the
+            // replacement.
             Some(former) => {
                 session.supersede(former);
                 let farewell = ServerMessage::Error(replaced());
@@ -90,8 +91,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends a session if the condition holds: other users see it leave at once, and its client still gets what waits for it,
-    /// and `last`. False if nothing was to be done. PROTOCOL#ends-at-once.
+    /// Ends a session if the condition holds: other users see it leave at once, and its client still gets everything
+    /// that is queued for it, and `last`. False if the session does not end. PROTOCOL#ends-at-once.
     pub fn end(
         &self,
         session: &Arc<Session>,
@@ -99,7 +100,7 @@ impl Registry {
         last: Option<&ServerMessage>,
     ) -> bool {
         let mut list = FlushList::default();
-        // Held until it is removed, so that no newer session takes its place before.
+        // Hold the lock until the session is removed, so that no newer session takes its place before.
         let mut changes = lock(&self.changes);
         let has_left = self.leave(&mut changes, session, condition, last, &mut list);
         if has_left {
@@ -280,7 +281,7 @@ mod tests {
         alice.1.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         (&alice.1).read_exact(&mut got).expect("it is told");
         assert_eq!(got, line);
-        // Only once, however the former session then ends.
+        // Only once, however the former session ends.
         assert!(
             bob.0.outbox.close(&bob.0.name, Condition::Always, None, &mut FlushList::default()).is_none()
         );

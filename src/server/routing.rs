@@ -1,8 +1,8 @@
 //! Who gets what: delivers envelopes, relays packets, answers with keys.
 //!
-//! Invariant: an envelope is delivered only under its sender's own name, to each target once, and with that target's own
-//! wrapped key alone; the answer accounts for every target. The server checks where an envelope goes, never what it says: it
-//! has no key for that.
+//! Invariant: an envelope is delivered only under its sender's own name, to each target once, and with that target's
+//! own wrapped key alone; the answer accounts for every target. The server checks where an envelope goes, never what it
+//! says: it has no key for that.
 
 use super::metrics;
 use super::session::Session;
@@ -30,7 +30,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     }
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope } = send;
     let head: Part = protocol::shared_part(&envelope).into();
-    // Broadcasts, file messages and notices of rooms have no receipt.
+    // Broadcasts, file messages and room notices have no receipt.
     let has_receipt = envelope.is_direct_message();
     let mut sent =
         Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
@@ -75,8 +75,8 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     ServerMessage::Sent(sent)
 }
 
-/// Checks an envelope's sender, size and targets, and sorts the targets by name, like `keys`, so that one pass compares both.
-/// PROTOCOL#own-name, PROTOCOL#routing.
+/// Checks an envelope's sender, size and targets, and sorts the targets by name, like `keys`, so that one pass compares
+/// both. PROTOCOL#own-name, PROTOCOL#routing.
 fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCode, &'static str)> {
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope: Envelope { header, body } } = send;
     if header.from != sender.name {
@@ -107,8 +107,8 @@ fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCode, &
     bad("targets and keys must name the same users, each once")
 }
 
-/// Relays that `recipient` accepts this many further packets from a peer. The answer is `refused`; `None` if the grant was
-/// relayed or taken back. PROTOCOL#not-granted.
+/// Relays that `recipient` accepts this many further packets from a peer. The answer is `refused`; `None` if the grant
+/// was relayed or taken back. PROTOCOL#not-granted.
 pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
     let Grant { peer, transfer, count } = grant;
     if count == 0 {
@@ -134,14 +134,14 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
 pub enum Relayed {
     /// It is queued.
     Yes,
-    /// Nothing has changed: too much waits for its recipient, or for all.
+    /// Nothing has changed: too much waits for its recipient, or for all recipients.
     NoRoom,
     /// It is dropped; the answer to its sender.
     Refused(ServerMessage),
 }
 
-/// Queues a packet for its recipient, which has granted it. If there is no room and it `is_late`, the rest of its transfer is
-/// refused too. PROTOCOL#packet-order.
+/// Queues a packet for its recipient, which has granted it. If there is no room and it `is_late`, the rest of its
+/// transfer is refused too. PROTOCOL#packet-order.
 pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bool) -> Relayed {
     let Packet { peer, transfer, payload } = packet;
     if let Some(recipient) = shared.registry.get(peer) {
@@ -164,7 +164,7 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
         return ServerMessage::error(ErrorCode::BadTargets, "at most 64 names a request");
     }
     let mut answer = Keys { keys: Vec::new(), unknown: Vec::new() };
-    // A name asked for twice is answered once.
+    // A name that is requested twice is answered once.
     for name in request.names.iter().collect::<BTreeSet<_>>() {
         if let Some(session) = shared.registry.get(name) {
             answer.keys.push(session.keys());
@@ -203,7 +203,7 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
-    /// One who is on-line, and the other end of the connection.
+    /// An online user, and the other end of their connection.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
         assert_eq!(shared.registry.insert(&session, 100), Ok(()));
@@ -251,7 +251,7 @@ mod tests {
         }
     }
 
-    /// Without a connection, and with as much waiting as there may be.
+    /// Disconnects a session and fills its outbox.
     fn fill(session: &Arc<Session>) {
         session.outbox.disconnect();
         session.outbox.send(Frame::line(vec![b'x'; 1024 * 1024]));
@@ -277,7 +277,7 @@ mod tests {
         let members = ["bob", "busy", "gone", "stale"].map(|name| member(&shared, name));
         let [(_, far), (busy, _), (gone, _), _] = &members;
         fill(busy);
-        // The session has ended, and its thread has not seen it yet.
+        // The session has ended, and its thread has not noticed it yet.
         assert!(gone.outbox.close(&gone.name, Condition::Always, None, &mut FlushList::default()).is_some());
         let (alice, _) = session("alice");
         let all = ["nobody", "stale", "gone", "busy", "bob"];
@@ -314,7 +314,7 @@ mod tests {
         assert!(ask("bob", 3).is_none() && alice.has_granted(&bob.name, TRANSFER));
         let told = Grant { peer: name("alice"), transfer: Fixed(TRANSFER), count: 3 };
         assert!(comes(&far, &ServerMessage::Grant(told).encode()), "and nothing of what was refused");
-        // Who takes it back is not answered, whoever it was for.
+        // A revocation gets no answer, whomever it names.
         assert!(ask("bob", 0).is_none() && !alice.has_granted(&bob.name, TRANSFER));
         assert!(ask("nobody", 0).is_none());
         fill(&bob);
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(attach(&alice.outbox, &link, 0), Attached::Yes);
         let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), &payload)[..], &payload];
         assert!(comes(&far, &packet.concat().repeat(6)));
-        // Of a sender that has waited too long, the rest is not taken either.
+        // After a late packet, the rest of the transfer is refused too.
         alice.outbox.disconnect();
         let _pressure = under_pressure(alice.outbox.quotas(), 0);
         assert!(matches!(relay(true), Relayed::Refused(_)));

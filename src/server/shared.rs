@@ -1,4 +1,4 @@
-//! What all threads of the server share, and which sessions it ends of its own accord.
+//! The state that all threads of the server share, and the sweep that ends sessions.
 
 use super::connection_limits::ConnectionLimits;
 use super::limits::{Limits, SWEEP};
@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 /// The time for [`Limits::registrations`].
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What all threads share.
+/// The state that all threads share.
 pub struct Shared {
-    /// As the operator has set them.
+    /// The limits, as the operator has set them.
     pub limits: Limits,
     /// With `--closed`: no new accounts.
     pub closed: bool,
@@ -33,9 +33,9 @@ pub struct Shared {
     pub accounts: Accounts,
     /// The sessions.
     pub registry: Registry,
-    /// Sends what broadcasts and presence have queued.
+    /// Sends frames that broadcasts and presence have queued.
     pub flusher: Flusher,
-    /// What all sessions share.
+    /// The quotas that all sessions share.
     pub quotas: Arc<Quotas>,
     /// Makes the salts of names that do not exist, 32 bytes.
     pub salt_secret: Key,
@@ -89,10 +89,11 @@ impl Shared {
         self.registry.end(session, Condition::Always, Some(&ServerMessage::error(code, text)));
     }
 
-    /// Ends the session that has been without a connection for longest, to make room for another. False if there is none.
+    /// Ends the session that has been without a connection for longest, to make room for another. False if there is
+    /// none.
     pub fn end_longest_detached(&self) -> bool {
         let mut detached = std::iter::from_fn(|| self.registry.longest_detached());
-        // One that its client has just resumed does not end.
+        // A session that its client has just resumed does not end.
         detached.any(|(since, session)| self.registry.end(&session, Condition::DetachedSince(since), None))
     }
 
@@ -104,8 +105,8 @@ impl Shared {
         }
     }
 
-    /// Ends the sessions that have been detached for too long, whose certificate other users no longer accept, or for which
-    /// too much waits. PROTOCOL#outlives, PROTOCOL#certificate-ends.
+    /// Ends the sessions that have been detached for too long, whose certificate other users no longer accept, or for
+    /// which too much waits. PROTOCOL#outlives, PROTOCOL#certificate-ends.
     pub fn sweep(&self, now: Instant) {
         for session in self.registry.all(|_| true) {
             let is_late = |since: &Instant| now.saturating_duration_since(*since) >= self.limits.grace;
@@ -134,7 +135,7 @@ pub(super) mod tests {
 
     pub const HOUR: Duration = Duration::from_secs(3600);
 
-    /// What the threads of a server share that nobody can connect to, and its data folder.
+    /// The state of a server without a listener, and its data folder.
     pub fn shared(grace: Duration) -> (Arc<Shared>, Folder) {
         let folder = Folder::new();
         let limits = Limits { grace, ..Limits::for_machine(1024, 65_530) };
@@ -264,7 +265,7 @@ pub(super) mod tests {
                 let held = shared.registry.hold();
                 std::thread::scope(|scope| {
                     let ending = scope.spawn(|| end(&shared));
-                    // It has seen by now, most often, that the session has no connection.
+                    // Usually, that thread has noticed by now that the session has no connection.
                     (0..100).for_each(|_| std::thread::yield_now());
                     assert_eq!(attach(&away.outbox, &link, 0), Attached::Yes);
                     drop(held);

@@ -35,7 +35,7 @@ pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: use RSA 
 pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: install a matching pair (of \
     several keys in server.key, the first counts)";
 
-/// Text that shows what else a PEM file holds, and what to do about it.
+/// Text that identifies other content of a PEM file, and what to do about it.
 const OTHER_FORMS: [(&str, &str); 7] = [
     // PKCS#8, then the older form of OpenSSL.
     ("BEGIN ENCRYPTED", ENCRYPTED),
@@ -154,11 +154,11 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     }
 }
 
-/// Makes the key and the certificate in `folder` if they are missing, and renews an expired certificate that this
+/// Creates the key and the certificate in `folder` if they are missing, and renews an expired certificate that this
 /// program made. `now_ms` is in milliseconds since 1970.
 ///
 /// # Errors
-/// As [`plan`], which leaves the files alone; also if the disk fails.
+/// As [`plan`], with the files unchanged; also if the disk fails.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     let ((key_path, certificate_path), plan) = (paths(folder), plan(folder, now_ms)?);
     if plan != Prepared::Found {
@@ -231,11 +231,11 @@ fn without_mark(pem: &[u8]) -> &[u8] {
     pem.strip_prefix("\u{feff}".as_bytes()).unwrap_or(pem)
 }
 
-/// What a file holds that is not text, and what to do about it.
+/// The content of a file that is not text, and what to do about it.
 fn other_encoding(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("this looks like UTF-16: save the file as UTF-8"),
-        // A sequence that begins with version 3, perhaps of no definite length.
+        // A sequence that begins with version 3, perhaps of indefinite length.
         [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] | [0x30, 0x80, 0x02, 0x01, 0x03, ..] => Some(PKCS12),
         // A sequence of more than 127 bytes, as nearly every key and certificate is, or a short key.
         [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => Some(DER),
@@ -312,9 +312,9 @@ mod tests {
             params("example.org").self_signed(&key),
             params("secure_messenger-prod").self_signed(&key),
             params("my secure_messenger").self_signed(&key),
-            // The name alone does not make it ours.
+            // A certificate with our name alone is not self-made.
             params(COMMON_NAME).self_signed(&key),
-            // Nor does our name in one that an authority signed.
+            // Neither is one with our name that an authority signed.
             params(COMMON_NAME).signed_by(&key, &authority),
         ] {
             fs::write(&path, of_others.expect("signed").pem()).expect("written");
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(prepare(&folder, made.not_after).expect("renewed"), Prepared::Renewed);
         let renewed = read_facts(&path).expect("whole");
         assert!(renewed.fingerprint == made.fingerprint && renewed.not_after > made.not_after);
-        // With another key, it is unknown which of the two is right.
+        // With another key, it is unknown whether the key or the certificate is right.
         let before = read();
         let other = KeyPair::generate().expect("a key").serialize_pem();
         fs::write(folder.join("server.key"), other).expect("written");

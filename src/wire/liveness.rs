@@ -1,5 +1,5 @@
 //! Decides whether a peer is alive: when to ask it for a sign of life, and when to drop the connection. Server and
-//! client use it; no other timer decides that a peer is dead.
+//! client use it; no other timer decides that a peer is dead. A question is a `ping` or a request for an `ack`.
 //!
 //! Invariant: pure. It has no clock and no socket: the owner passes the time and does what [`Next`] says. Setting the
 //! wall clock costs one question. Specification: PROTOCOL#life.
@@ -11,12 +11,12 @@ const PARTED: Duration = Duration::from_secs(10);
 /// A wait that ends 5 s too late shows that the process was stopped.
 const LATE: Duration = Duration::from_secs(5);
 
-/// How long silence is tolerated.
+/// The tolerated durations of silence.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Silence before the question, while the peer owes an answer.
+    /// Silence before a question while the peer owes an answer.
     pub owed: Duration,
-    /// Silence before the question otherwise.
+    /// Silence before a question otherwise.
     pub idle: Duration,
     /// From the question to the end of the connection.
     pub answer: Duration,
@@ -75,7 +75,7 @@ struct Question {
     /// When it was asked, later when it was written.
     asked: Instant,
     patience: Duration,
-    /// `asked` of the first of several questions without an answer.
+    /// The `asked` of the first of several unanswered questions.
     first: Instant,
     /// The start of the silence that is reported.
     silent: Instant,
@@ -256,7 +256,7 @@ mod tests {
         line.liveness.answered(line.now());
         assert_eq!(line.act(), (14, Next::Ask));
         assert_eq!(line.liveness.silent(line.now() + s(2)), Some(line.start + s(4)), "it answered then");
-        // So is a peer that owes nothing, while this side owes an `ack`.
+        // The same holds for a peer that owes nothing while this side owes an `ack`.
         let mut line = Line::new(CLIENT);
         line.passed = s(4);
         line.liveness.owes(None, true);

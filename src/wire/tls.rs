@@ -62,7 +62,7 @@ pub fn acceptor(folder: &Path) -> io::Result<(Acceptor, Facts)> {
         rustls::Error::General(_) => disk::error(&key_path, certificate::UNUSABLE_KEY),
         _ if chain.iter().skip(1).any(fits) => disk::error(&path, WRONG_ORDER),
         rustls::Error::InconsistentKeys(_) => disk::error(folder, certificate::OTHER_KEY),
-        // The library has no name for it.
+        // The library has no error kind for this.
         error if error.to_string().contains("UnsupportedCertVersion") => disk::error(&path, OLD_VERSION),
         error => disk::error(
             &path,
@@ -116,7 +116,8 @@ impl ServerCertVerifier for PossessionOnly {
     }
 }
 
-/// Sends lines at once, and limits what the kernel holds unsent. A system without such a limit limits the whole send buffer.
+/// Sends lines at once, and limits what the kernel holds unsent. A system without such a limit limits the whole send
+/// buffer.
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT);
@@ -177,17 +178,17 @@ fn is_silence(error: &io::Error) -> bool {
 #[derive(Default)]
 pub struct Reader {
     large: Vec<u8>,
-    /// TLS holds neither bytes that came with the handshake nor an end that came with the last bytes. A thread that asks it
-    /// at each read keeps a page of stack more.
+    /// TLS buffers neither bytes that came with the handshake nor an end that came with the last bytes. Asking it at
+    /// each read would cost each thread another page of stack.
     is_drained: bool,
 }
 
-/// What [`Channel::receive`] got.
+/// The result of [`Channel::receive`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// Bytes, perhaps only some of TLS itself.
+    /// Bytes arrived, perhaps only for TLS itself.
     Some,
-    /// Nothing so far, perhaps after less than the whole wait.
+    /// Nothing arrived, perhaps after less than the maximum wait.
     Silence,
     /// The peer has closed.
     End,
@@ -298,8 +299,8 @@ impl Channel {
         }
     }
 
-    /// Encrypts `plain` in as few records as possible and appends them to `wire`, behind what TLS itself has to say, like
-    /// the answer to a key update. Send the results in the order of the calls.
+    /// Encrypts `plain` in as few records as possible and appends them to `wire`, after TLS's own records, such as the
+    /// answer to a key update. Send the results in the order of the calls.
     ///
     /// # Errors
     /// A TLS error, after which the channel is useless.
@@ -312,7 +313,7 @@ impl Channel {
         drain(&mut tls, wire)
     }
 
-    /// Sends as much as fits without waiting, and returns how many bytes that was, perhaps none.
+    /// Sends as much as fits without waiting, and returns the number of bytes, perhaps 0.
     ///
     /// # Errors
     /// The socket's.
@@ -475,7 +476,7 @@ mod tests {
         let (channel, far) = channel();
         let piece = vec![b'x'; 64 * 1024];
         let mut sent = 0;
-        // The kernel holds some megabytes.
+        // The kernel buffers some megabytes.
         let is_full = (0..10_000).any(|_| {
             let count = channel.send_now(&piece).expect("a full socket is no error");
             sent += count;

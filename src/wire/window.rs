@@ -1,8 +1,8 @@
 //! The frames of a session: which were sent and are kept for resending, and how many were received (PROTOCOL#resuming).
 //! Server and client use the same rules.
 //!
-//! Invariant: pure. Frame `acked + 1` is the first of the row, and a frame never changes its number. An item leaves the
-//! row only when the peer acknowledges it, so every frame arrives once and in order.
+//! Invariant: pure. Frame `acked + 1` is the first in `row`, and a frame never changes its number. An item leaves `row`
+//! only when the peer acknowledges it, so every frame arrives once and in order.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ pub struct SendWindow<T> {
     acked: u64,
     /// The highest number that was sent on any connection.
     reached: u64,
-    /// Sent when nothing else waits, and numbered then.
+    /// Items of low priority: sent when nothing else waits, and numbered then.
     behind: VecDeque<T>,
 }
 
@@ -45,7 +45,7 @@ impl<T> SendWindow<T> {
         self.row.push_back(item);
     }
 
-    /// Queues an item that lets all others pass.
+    /// Queues an item of low priority.
     pub fn push_behind(&mut self, item: T) {
         self.behind.push_back(item);
     }
@@ -106,7 +106,7 @@ impl<T> SendWindow<T> {
         count
     }
 
-    /// Drops the items that wait behind the others.
+    /// Drops the unsent items of low priority.
     pub fn clear_behind(&mut self) {
         self.behind = VecDeque::new();
     }
@@ -126,7 +126,7 @@ impl<T> SendWindow<T> {
         self.sent
     }
 
-    /// The number of items that wait behind the others.
+    /// The number of unsent items of low priority.
     pub fn behind(&self) -> usize {
         self.behind.len()
     }
@@ -334,7 +334,7 @@ mod tests {
         window.push_behind('q');
         window.push('b');
         assert!(window.resume(1, drop));
-        // It keeps its number and so its place.
+        // Once sent, it keeps its number and therefore its place.
         let again: Vec<char> = std::iter::from_fn(|| window.next().copied()).collect();
         assert_eq!(again, ['p', 'b', 'q']);
         window.push_behind('r');

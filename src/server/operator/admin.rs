@@ -1,12 +1,12 @@
 //! `server user …`: an operator's actions on accounts, whether or not a server runs.
 //!
 //! A running server listens on `admin.sock` in its data folder. A request is a line `remove NAME` or `unlock NAME`, the
-//! answer a line that begins with `ok` or `error`. When no server listens, the command takes the folder's lock and makes the
-//! change itself.
+//! answer a line that begins with `ok` or `error`. When no server listens, the command takes the folder's lock and
+//! makes the change itself.
 //!
-//! Invariant: a change is one line appended to a file and is answered when that is on disk, so if either side is killed, it
-//! is made or not made. Only the folder's owner (0700) can connect, who could edit its files anyway; no network reaches the
-//! socket.
+//! Invariant: a change is one line appended to a file, and is confirmed when that line is on disk, so if either side is
+//! killed, the change is either complete or not made. Only the folder's owner (0700) can connect, who could edit its
+//! files anyway; no network reaches the socket.
 
 use crate::disk;
 use crate::protocol::ErrorCode;
@@ -63,8 +63,8 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
     }
 }
 
-/// Calls `act` with a path of the socket in `folder`: through the folder's descriptor, because the folder's own path may not
-/// fit an address (108 bytes on Linux).
+/// Calls `act` with a path of the socket in `folder`: through the folder's descriptor, because the folder's own path
+/// may not fit an address (108 bytes on Linux).
 fn at_socket<T>(folder: &Path, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let done = File::open(folder).and_then(|folder| {
         act(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET))
@@ -130,7 +130,7 @@ fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audi
 /// If the socket cannot be made, with its path in the text.
 pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
     let path = folder.join(SOCKET);
-    // A former server left it: only the holder of the lock listens.
+    // Remove the socket of a former server: only the holder of the lock listens.
     let _ = fs::remove_file(&path);
     let listener = at_socket(folder, |path| UnixListener::bind(path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(disk::at(&path))?;
@@ -168,8 +168,8 @@ fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
 fn perform_here(shared: &Shared, action: &Action) -> io::Result<String> {
     let done = perform(action, &shared.accounts, &shared.lockout, &shared.audit)?;
     let Action::Remove(name) = action else { return Ok(done) };
-    // Not earlier: a login that was verified before checks its account again after it enters the registry, so one of the
-    // two finds the other.
+    // End the session last: a login that was verified before checks its account again after it enters the registry, so
+    // one of the two notices the other.
     let Some(session) = shared.registry.get(name) else { return Ok(done) };
     let text = "the operator of the server has removed this account";
     shared.dismiss(&session, ErrorCode::AccountRemoved, text);

@@ -1,4 +1,4 @@
-//! What the server's operator sees and does: commands, `--check`, the status and the end on a signal.
+//! The tools of the server's operator: commands, `--check`, the status and the end on a signal.
 
 pub mod admin;
 pub mod check;

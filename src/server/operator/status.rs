@@ -1,7 +1,7 @@
 //! The status, a line every hour or on a signal, and what the other signals do.
 //!
-//! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the log
-//! nor the end. Fields: README#status.
+//! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the
+//! log nor the exit. Fields: README#status.
 
 use crate::server::metrics::{BUSY, Metric, REFUSED, SLOW_CLOSED, SLOWED};
 use crate::server::shared::Shared;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// A status is reported at least this often: 24 lines show the course of a day.
 const EVERY: Duration = Duration::from_secs(3600);
-/// The last line waits this long for a reader of standard output, which may have stopped reading.
+/// The last line waits this long for the reader of standard output, which may have stopped reading.
 const LAST_LINE: Duration = Duration::from_secs(1);
 /// The most lines that wait for standard output, and signals for the status thread; more are dropped.
 const QUEUE: usize = 16;
@@ -26,8 +26,8 @@ static COUNTED: [(&str, &Metric); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_C
 /// A line for standard output, and where to report that it is written.
 type Line = (String, Option<SyncSender<()>>);
 
-/// From now on SIGHUP (from logrotate) does not end the process, and a write beyond a file size limit fails instead of
-/// killing it.
+/// Catches signals from now on: SIGHUP (from logrotate) does not end the process, and a write beyond a file size limit
+/// fails instead of killing it.
 ///
 /// # Errors
 /// If no signal handler is available.
@@ -35,9 +35,9 @@ pub fn catch() -> io::Result<Signals> {
     Signals::new([SIGHUP, SIGXFSZ])
 }
 
-/// Starts the threads. SIGUSR1 requests a status, SIGHUP a reload of log and certificate; SIGINT and SIGTERM end the process
-/// at once. That is safe at any moment: files are only appended to or replaced as a whole, and nothing is confirmed before
-/// it is on disk. `signals` are those of [`catch`].
+/// Starts the threads. SIGUSR1 requests a status, SIGHUP a reload of log and certificate; SIGINT and SIGTERM end the
+/// process at once. That is safe at any moment: files are only appended to or replaced as a whole, and nothing is
+/// confirmed before it is on disk. `signals` are those of [`catch`].
 ///
 /// # Errors
 /// If no thread or signal handler is available.
@@ -90,7 +90,7 @@ impl Schedule {
         self.summed + audit::INTERVAL
     }
 
-    /// The log was summed up. Returns whether a status is due, too.
+    /// Notes that the log was summed up. Returns whether a status is due as well.
     fn sum_up(&mut self, now: Instant) -> bool {
         self.summed = now;
         now.duration_since(self.reported) >= EVERY
@@ -124,7 +124,7 @@ fn run(shared: &Shared, requests: &Receiver<i32>, output: &SyncSender<Line>) {
     }
 }
 
-/// Logs what the last minute's limits left out.
+/// Logs how many lines the limits of the last minute have left out.
 fn sum_up(shared: &Shared, counted: &mut [u64; COUNTED.len()]) {
     shared.audit.sum_up();
     for ((event, metric), before) in COUNTED.iter().zip(counted) {

@@ -1,9 +1,9 @@
-//! When queued frames are sent: a broadcast's at once but together, deferred ones at a tick. One thread does it, so that a
-//! thread that has queued for a thousand users continues at once.
+//! Sends queued frames: those of a broadcast at once and together, deferred ones at a tick. One thread does it, so that
+//! a thread that has queued frames for a thousand users continues at once.
 //!
-//! Invariant: an outbox enters a [`FlushList`] only if it is not marked as listed, and the lists for a tick only if it is
-//! not marked as deferred. [`Outbox::flush`] clears both marks before it looks at the queue, so whatever is queued later
-//! lists the outbox again. If it is still in another list, that flush finds what waits by then, or nothing.
+//! Invariant: an outbox enters a [`FlushList`] only if it is not marked as listed, and the lists for a tick only if it
+//! is not marked as deferred. [`Outbox::flush`] clears both marks before it looks at the queue, so whatever is queued
+//! later lists the outbox again. If it is still in another list, that flush finds what waits by then, or nothing.
 
 use super::frames::Frame;
 use super::outbox::{Buffers, FlushList, Outbox};
@@ -11,15 +11,16 @@ use crate::sync::lock;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A deferred frame is sent after this time, at most twice this time, unless another frame takes it along before. Longer
-/// than the answer of a busy client takes, shorter than a person notices.
+/// A deferred frame is sent after this time, at most twice this time, or with another frame before. Longer than a busy
+/// client takes to answer, shorter than a person notices.
 const TICK: Duration = Duration::from_millis(10);
-/// Outboxes that may wait for the same tick: the flusher writes no more in that time. Further threads write at once.
+/// The most outboxes that wait for the same tick: the flusher cannot write more in that time. Beyond it, threads write
+/// at once.
 const MAX_DEFERRED: usize = 1024;
-/// Listed outboxes that are flushed before the flusher looks for deferred ones again.
+/// The number of listed outboxes that are flushed before the flusher checks for deferred ones again.
 const AT_ONCE: usize = 64;
 
-/// Sends what broadcasts have queued, and what was deferred. What is queued for a client during one flush is sent
+/// Sends the frames of broadcasts, and deferred frames. Frames that are queued for a client during one flush are sent
 /// together in the next, in one write.
 #[derive(Default)]
 pub struct Flusher {
@@ -30,9 +31,9 @@ pub struct Flusher {
 #[derive(Default)]
 struct Lists {
     next: Vec<Arc<Outbox>>,
-    /// To be flushed at `tick`.
+    /// Outboxes to flush at `tick`.
     due: Vec<Arc<Outbox>>,
-    /// To be flushed one tick later.
+    /// Outboxes to flush one tick later.
     deferred: Vec<Arc<Outbox>>,
     /// `None` if both are empty.
     tick: Option<Instant>,
@@ -62,8 +63,8 @@ impl Flusher {
         }
     }
 
-    /// Queues one message of the server's own that no user waits for: it is sent with the next frame, at the latest after
-    /// 20 ms. PROTOCOL#soon.
+    /// Queues one message of the server's own that no user waits for: it is sent with the next frame, at the latest
+    /// after 20 ms. PROTOCOL#soon.
     pub fn send_deferred(&self, outbox: &Arc<Outbox>, frame: Frame) {
         if outbox.defer(frame) && !self.add_deferred(outbox) {
             outbox.flush(&mut Buffers::default());
@@ -141,7 +142,7 @@ mod tests {
                 }
                 assert_eq!(next(&far, 8), "one two ");
             }
-            // Who has no connection gets it with the next.
+            // A detached session sends it on its next connection.
             outbox.detach(&link);
             let mut list = FlushList::default();
             outbox.queue(line("three"), &mut list);
@@ -160,7 +161,7 @@ mod tests {
         assert!(!has_come(&far));
         outbox.send(line("three "));
         assert_eq!(next(&far, 14), "one two three ");
-        // Those who have something to say are listed once, until they are seen to.
+        // An outbox with deferred frames is listed once, until it is flushed.
         assert_eq!(lock(&flusher.lists).deferred.len(), 1);
         let running = flusher.clone();
         std::thread::spawn(move || running.run());
@@ -176,7 +177,7 @@ mod tests {
         let flusher = Arc::new(Flusher::default());
         let [(idle, _far), (another, far)] = [link(), link()];
         let outbox = outbox_on(idle, 1024);
-        // The pass gets no further than to these two.
+        // Two locked outboxes hold up the flusher's pass.
         let [(first, _first), (second, _second)] = [link(), link()];
         let [first, second] = [first, second].map(|link| outbox_on(link, 1024));
         let (held, held_longer) = (hold(&first), hold(&second));

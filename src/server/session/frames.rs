@@ -2,8 +2,8 @@
 //! [`outbox`](super::outbox) locks it.
 //!
 //! Invariants: wrapped keys and receipts are kept beside the [`SendWindow`], in the order of their frames, so that the
-//! window's items stay small: most sessions keep room for a few of them. A message that was answered `delivered` has one
-//! receipt until the client acknowledges its frame or somebody takes the receipts of the session that ends.
+//! window's items stay small: most sessions keep room for a few of them. A message that was answered `delivered` has
+//! one receipt until the client acknowledges its frame, or the session ends and its receipts are taken.
 
 use crate::name::Username;
 use crate::protocol::{KEY_BEGINS, KEY_ENDS, MAX_LINE, ServerMessage, WrappedKey};
@@ -17,12 +17,12 @@ use std::sync::{Arc, LazyLock, Weak};
 /// A line or packet head, perhaps the same bytes for many clients.
 pub type Part = Arc<[u8]>;
 
-/// The sender of a frame: a hash of the name under a random key, so that nobody can choose a name that counts as another's.
+/// The sender of a frame: a hash of the name under a random key, so that nobody can choose a name with another's hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender(NonZeroU32);
 
 impl Sender {
-    /// The same for a name until the process ends.
+    /// The hash of a name, the same until the process ends.
     pub fn of(name: &Username) -> Sender {
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Sender(NonZeroU32::new(KEY.hash_one(name) as u32).unwrap_or(NonZeroU32::MIN))
@@ -91,7 +91,7 @@ impl Frame {
         matches!(self.kind, Kind::Envelope | Kind::Message)
     }
 
-    /// The number of bytes that are sent.
+    /// The number of bytes on the wire.
     fn length(&self) -> usize {
         const KEY: usize = KEY_BEGINS.len() + WrappedKey::DIGITS + KEY_ENDS.len();
         let key = if self.has_key() { KEY } else { 0 };
@@ -99,21 +99,21 @@ impl Frame {
     }
 }
 
-/// Who is notified if a message is lost. `S` is what notifies its sender.
+/// The sender to notify if a message is lost. `S` notifies it.
 pub struct Receipt<S> {
-    /// Of the session that sent it: a later session of the same user is not notified.
+    /// Notifies the session that sent the message; a later session of the same user is not notified.
     pub sender: Weak<S>,
     /// The number that the sender gave the message.
     pub id: u64,
 }
 
-/// What the frames in the window hold.
+/// The data of the frames in the window.
 struct Load<S> {
-    /// Of the envelopes, in order.
+    /// The wrapped keys of the envelopes, in order.
     keys: VecDeque<WrappedKey>,
     /// Keys of envelopes that were sent on this connection.
     sent_keys: usize,
-    /// Of the messages, in order.
+    /// The receipts of the messages, in order.
     receipts: VecDeque<Receipt<S>>,
     /// Bytes of lines.
     bytes: usize,
@@ -157,7 +157,7 @@ impl<S> Load<S> {
         }
     }
 
-    /// An idle session holds little memory.
+    /// Frees memory, so that an idle session holds little.
     fn spare(&mut self) {
         spare(&mut self.keys);
         if self.receipts.is_empty() {
@@ -175,7 +175,7 @@ pub struct Frames<S> {
 }
 
 impl<S> Frames<S> {
-    /// None. `limit` is in bytes.
+    /// No frames. `limit` is in bytes.
     pub fn new(limit: usize) -> Frames<S> {
         Frames { limit, window: SendWindow::default(), load: Load::default() }
     }
@@ -201,8 +201,8 @@ impl<S> Frames<S> {
         std::mem::take(&mut self.load.receipts)
     }
 
-    /// Whether there is room for a packet: 256 KiB for each session, which a client need not have acknowledged yet, and an
-    /// eighth of what all sessions together have left. PROTOCOL#packet-order.
+    /// Whether there is room for a packet: each session has 256 KiB, which a client need not have acknowledged yet, and
+    /// an eighth of what all sessions together have left. PROTOCOL#packet-order.
     pub fn has_packet_room(&self, quota: &Quota) -> bool {
         self.load.packet_bytes.saturating_sub(2 * ACK_BYTES) <= quota.left() / 8
     }
@@ -217,8 +217,9 @@ impl<S> Frames<S> {
         self.window.push_behind(packet);
     }
 
-    /// Whether there is room for a frame of another client. Beyond half of the limit, its sender may hold no more, with this
-    /// frame, than is free: a flood leaves half of the limit to all others, a second one a quarter. PROTOCOL#shares.
+    /// Whether there is room for a frame of another client. Beyond half of the limit, its sender may hold no more,
+    /// including this frame, than is free: a flood leaves half of the limit to all other senders, a second flood a
+    /// quarter. PROTOCOL#shares.
     pub fn takes(&self, frame: &Frame) -> bool {
         let held = self.load.bytes;
         if held <= self.limit / 2 {
@@ -248,8 +249,8 @@ impl<S> Frames<S> {
         self.window.is_idle()
     }
 
-    /// Appends the next frames to `plain`: frames to be sent again, then lines, then packets. One frame of any length, or what
-    /// fits `most` bytes. PROTOCOL#packet-order.
+    /// Appends the next frames to `plain`: frames to resend, then lines, then packets. One frame of any length, or as
+    /// many as fit in `most` bytes. PROTOCOL#packet-order.
     pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
         plain.reserve(self.window.peek().map_or(0, Frame::length));
         while let Some(next) = self.window.peek() {
@@ -260,8 +261,8 @@ impl<S> Frames<S> {
         }
     }
 
-    /// Copies the next frame: that costs less than a reference count that several cores change, for a line to a thousand
-    /// clients.
+    /// Copies the next frame: that costs less than a reference count that several cores change, for a line to a
+    /// thousand clients.
     fn step(&mut self, plain: &mut Vec<u8>) {
         let Some(frame) = self.window.next() else { return };
         plain.extend_from_slice(&frame.head);
@@ -276,8 +277,8 @@ impl<S> Frames<S> {
         }
     }
 
-    /// The client has received `received` frames since the login. Returns whether an `ack` was due for what it acknowledges.
-    /// PROTOCOL#ack-true.
+    /// The client has received `received` frames since the login. Returns whether an `ack` was due for what it
+    /// acknowledges. PROTOCOL#ack-true.
     ///
     /// # Errors
     /// [`FalseAck`], and nothing has changed.
@@ -296,8 +297,8 @@ impl<S> Frames<S> {
         self.window.reaches(received)
     }
 
-    /// Continues on another connection whose client has received `received` frames since the login. False, and nothing
-    /// has changed, if that is out of reach. PROTOCOL#sent-again.
+    /// Continues on another connection whose client has received `received` frames since the login. If that is out of
+    /// reach, changes nothing and returns false. PROTOCOL#sent-again.
     pub fn resume(&mut self, received: u64) -> bool {
         let load = &mut self.load;
         let reaches = self.window.resume(received, |frame| load.free(&frame));
@@ -326,10 +327,10 @@ pub(in crate::server) mod tests {
     use crate::server::limits::MAX_WAITING_PACKETS;
     use crate::server::quotas::Quotas;
 
-    /// Nobody is notified.
+    /// Frames whose receipts notify nobody.
     type Frames = super::Frames<()>;
 
-    /// Until it is dropped, all sessions but these have taken all bytes of packets but `rest`.
+    /// Takes all bytes of packets except `rest`, as other sessions would, until the permit is dropped.
     pub fn under_pressure(quotas: &Quotas, rest: usize) -> Permit {
         quotas.packets.take(MAX_WAITING_PACKETS - rest)
     }
@@ -338,7 +339,7 @@ pub(in crate::server) mod tests {
         Frame::line(vec![n; 10])
     }
 
-    /// False if there is no room for it.
+    /// Queues a packet; false if there is no room for it.
     fn put(frames: &mut Frames, packet: Frame, quotas: &Quotas) -> bool {
         let has_room = frames.has_packet_room(&quotas.packets);
         if has_room {
@@ -351,7 +352,7 @@ pub(in crate::server) mod tests {
         assert!(put(frames, Frame::packet(vec![n; 4], &[n; 6]), &Quotas::default()));
     }
 
-    /// Whether a line of a third client is not taken.
+    /// Whether there is no room for a line of a third client.
     fn is_full(frames: &Frames) -> bool {
         !frames.takes(&line(0).by(sender("carol")))
     }
@@ -360,7 +361,7 @@ pub(in crate::server) mod tests {
         Sender::of(&name.parse().expect("name"))
     }
 
-    /// The first bytes of all that is sent now.
+    /// Sends everything, and returns the first byte of each frame.
     fn sent(frames: &mut Frames) -> Vec<u8> {
         let mut out = Vec::new();
         while !frames.is_idle() {
@@ -398,7 +399,7 @@ pub(in crate::server) mod tests {
         put_packet(&mut frames, 2);
         [line(1), line(3)].into_iter().for_each(|frame| frames.put(frame));
         assert_eq!(sent(&mut frames), [1, 3, 2]);
-        // An attempt that was abandoned, and on which nothing is sent; then the count that is true.
+        // An abandoned attempt, on which nothing is sent; then the true count.
         assert!(frames.resume(1) && frames.resume(1));
         assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "this connection was sent nothing yet");
         assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
@@ -421,13 +422,13 @@ pub(in crate::server) mod tests {
             }
             taken
         };
-        // Up to half it is anybody's; an acknowledged frame makes room, and what was sent and is kept counts.
+        // One sender may fill half. Sent frames count until they are acknowledged.
         assert_eq!(flood(&mut frames, eve), 6);
         sent(&mut frames);
         assert_eq!((flood(&mut frames, eve), flood(&mut frames, mallory)), (0, 2));
         assert_eq!((flood(&mut frames, carol), flood(&mut frames, eve)), (1, 0));
         assert_eq!((acknowledge(&mut frames, 3), flood(&mut frames, eve)), (Ok(false), 1));
-        // The server's own messages leave less to all of them.
+        // The server's own messages reduce the room of all senders.
         frames.put(Frame::line(vec![0; 100]));
         assert_eq!([eve, mallory, carol].map(|one| flood(&mut frames, one)), [0; 3]);
         assert_eq!(size_of::<Frame>(), 32, "8 bytes more would cost every idle client 256 bytes");

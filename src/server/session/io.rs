@@ -1,4 +1,4 @@
-//! What a session sends, on which connection, and how it ends. Plain data: [`outbox`](super::outbox) locks it.
+//! The sending half of a session: frames, connection, end. Plain data: [`outbox`](super::outbox) locks it.
 
 use super::frames::{Frame, Frames, Part};
 use crate::protocol::Control;
@@ -13,15 +13,16 @@ use std::time::Instant;
 pub struct Link {
     /// Only the holder of the baton encrypts and writes; the connection's thread reads.
     pub channel: Channel,
-    /// Where it comes from, and whether it may be evicted.
+    /// Its address, and whether it may be evicted.
     pub ticket: Ticket,
 }
 
-/// Where a session stands between its login and its end.
+/// The stage of a session between its login and its end.
 pub enum State {
-    /// It continues.
+    /// The session continues.
     Open,
-    /// The server's own messages no longer fit. Nothing is exchanged, and the next sweep, or a newer login, ends the session.
+    /// The server's own messages no longer fit. Nothing is exchanged, and the next sweep, or a newer login, ends the
+    /// session.
     Full,
     /// Its lines are still sent until this time, and nothing is queued.
     Ending(Instant),
@@ -29,29 +30,29 @@ pub enum State {
     Over,
 }
 
-/// What a session sends, and on which connection, under one lock. `S` is what notifies a sender.
+/// The frames that a session sends and its connection, under one lock. `S` notifies a sender.
 pub struct Io<S> {
-    /// Where the session stands.
+    /// The stage of the session.
     pub state: State,
     /// `None` while the session has no connection.
     pub link: Option<Arc<Link>>,
-    /// When it lost the last one.
+    /// The time at which it lost its last connection.
     pub since: Instant,
     /// Attempts to attach a link so far, the login's included.
     pub attempts: u64,
-    /// Where the client was last.
+    /// The last address of the client.
     pub address: IpAddr,
-    /// The baton of `link`: a thread encrypts and writes.
+    /// The baton of `link`: true while a thread encrypts and writes.
     pub writing: bool,
-    /// In a list for the flusher.
+    /// Whether the outbox is in a list for the flusher.
     pub listed: bool,
-    /// In the flusher's list of deferred outboxes.
+    /// Whether the outbox is in the flusher's list of deferred outboxes.
     pub deferred: bool,
-    /// The lines about `link`.
+    /// The control lines of `link`.
     pub control: Control,
-    /// What the session sends.
+    /// The frames that the session sends.
     pub frames: Frames<S>,
-    /// The last line, which goes behind all others.
+    /// The last line, which is sent after all others.
     pub last: Option<Part>,
 }
 
@@ -83,7 +84,7 @@ impl<S> Io<S> {
         self.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
     }
 
-    /// Closes the link and forgets it: its reader returns, and the holder of its baton has lost it.
+    /// Closes and forgets the link: its reader returns, and the holder of its baton has lost it.
     pub fn cut(&mut self) {
         self.writing = false;
         self.control = Control::default();
@@ -121,8 +122,8 @@ impl<S> Io<S> {
         self.control.is_idle() && self.frames.is_idle() && self.last.is_none()
     }
 
-    /// Puts into `plain` what is sent next. Control lines end each batch: a `pong` seldom overtakes what was asked for
-    /// before it, and no frame, however long, holds them up.
+    /// Puts the next batch into `plain`. Control lines end each batch, so that a `pong` seldom overtakes earlier
+    /// answers, and no long frame delays it.
     pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
         plain.clear();
         plain.extend(self.control.first.take().unwrap_or_default());
@@ -147,7 +148,7 @@ impl<S> Io<S> {
         if matches!(self.state, State::Ending(_)) {
             self.state = State::Over;
             self.frames.clear();
-            // Not cut: the reader still discards input for a moment.
+            // Do not cut the link: the reader still discards input for a moment.
             if let Some(link) = self.link.take() {
                 link.channel.end();
             }

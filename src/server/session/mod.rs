@@ -1,7 +1,7 @@
-//! One login of a user: what other users may ask for, and where their messages go.
+//! One login of a user: its keys for other users, and the outbox for their messages.
 //!
-//! A session outlives its connections; [`Outbox`] exchanges lines with the client. Every lock is held for a few instructions,
-//! in the order that [`outbox`] states.
+//! A session outlives its connections; [`Outbox`] exchanges lines with the client. Every lock is held for a few
+//! instructions, in the order that [`outbox`] states.
 
 pub mod flush;
 pub mod frames;
@@ -33,25 +33,26 @@ pub const OWN_TOKENS: usize = 2;
 
 /// A logged-in user. Only an [`Authenticated`] makes one.
 pub struct Session {
-    /// In the account's letter case.
+    /// The name, in the account's letter case.
     pub name: Username,
-    /// Marks its frames in other sessions' outboxes.
+    /// Identifies its frames in other sessions' outboxes.
     pub sender: Sender,
     /// Exchanges frames with the client.
     pub outbox: Arc<Outbox>,
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
-    /// Of the session key in use, its [id](KeyId) as a number. Changes with `current`, under its lock.
+    /// The [id](KeyId) of the session key in use, as a number. Changes together with `current`, under its lock.
     key_name: AtomicU64,
-    /// Tokens of the sessions that this one has replaced, the latest first: a client that resumes one learns of it.
+    /// Tokens of the sessions that this one has replaced, the latest first: a client that resumes one learns of the
+    /// replacement.
     superseded: Mutex<[Key; SUPERSEDED]>,
-    /// The number of packets that a sender may send to this client, by sender and transfer. None is 0, so there are at most
-    /// [`MAX_GRANTED`] entries.
+    /// The number of packets that a sender may send to this client, by sender and transfer. None is 0, so there are at
+    /// most [`MAX_GRANTED`] entries.
     granted: Mutex<HashMap<(Username, [u8; 16]), u32>>,
 }
 
-/// What a renewal replaces.
+/// The values that a renewal replaces.
 struct Current {
     certificate: SessionCertificate,
     token: Key,
@@ -101,15 +102,15 @@ impl Session {
         }
     }
 
-    /// What the client is told after a login or a renewal. `newest` is the time of the newest certificate before the one in
-    /// use, in milliseconds since 1970.
+    /// The message to the client after a login or a renewal. `newest` is the time of the newest certificate before the
+    /// one in use, in milliseconds since 1970.
     pub fn announcement(&self, newest: u64) -> protocol::Session {
         let current = lock(&self.current);
         protocol::Session { token: current.token.duplicate(), expires: current.expires, newest }
     }
 
-    /// Accepts a new session key, whose certificate was verified. False if it is older than the one in use: a thief of the
-    /// session without the identity key has only former ones. `now_ms` is in milliseconds since 1970.
+    /// Accepts a new session key whose certificate was verified. False if it is older than the one in use: a thief of
+    /// the session without the identity key has only older ones. `now_ms` is in milliseconds since 1970.
     pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> bool {
         let mut current = lock(&self.current);
         if certificate.created < current.certificate.created {
@@ -121,8 +122,8 @@ impl Session {
         true
     }
 
-    /// The tokens that resume the session ([`OWN_TOKENS`]; one that has expired by `now_ms`, in milliseconds since 1970, is
-    /// replaced by random bytes), then those of the sessions that it has replaced. PROTOCOL#latest-token.
+    /// The tokens that resume the session ([`OWN_TOKENS`]; one that has expired by `now_ms`, in milliseconds since
+    /// 1970, is replaced by random bytes), then those of the sessions that it has replaced. PROTOCOL#latest-token.
     pub fn tokens(&self, now_ms: u64) -> [Key; TOKENS] {
         let [current, former] = lock(&self.current).tokens(now_ms);
         let [a, b, c, d] = lock(&self.superseded).each_ref().map(Key::duplicate);
@@ -146,13 +147,13 @@ impl Session {
         IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
     }
 
-    /// Whether `key_name` names the session key in use. Without a lock: a broadcast asks a thousand of them.
+    /// Whether `key_name` names the session key in use. Takes no lock, because a broadcast asks a thousand sessions.
     pub fn uses_key(&self, key_name: KeyId) -> bool {
         self.key_name.load(Ordering::Acquire) == u64::from_be_bytes(key_name)
     }
 
-    /// Lets `sender` send this number of further packets. False, and nothing changes, if more than [`MAX_GRANTED`] would be
-    /// granted or waiting for this client. PROTOCOL#grants, PROTOCOL#granted-limit.
+    /// Lets `sender` send this number of further packets. False, and nothing changes, if more than [`MAX_GRANTED`]
+    /// would be granted or waiting for this client. PROTOCOL#grants, PROTOCOL#granted-limit.
     pub fn grant(&self, sender: &Username, transfer: [u8; 16], count: u32) -> bool {
         let mut granted = lock(&self.granted);
         let total = granted.values().sum::<u32>().saturating_add(self.outbox.packets());
@@ -163,13 +164,13 @@ impl Session {
         fits
     }
 
-    /// Takes back what is granted to `sender` for this transfer.
+    /// Revokes the grant of `sender` for this transfer.
     pub fn revoke(&self, sender: &Username, transfer: [u8; 16]) {
         lock(&self.granted).remove(&(sender.clone(), transfer));
     }
 
-    /// Queues a packet, and uses one of those granted to `sender`. Both change under one lock, so that [`Session::grant`]
-    /// counts the packet once.
+    /// Queues a packet, and uses one of those granted to `sender`. Both change under one lock, so that
+    /// [`Session::grant`] counts the packet once.
     pub fn admit(&self, sender: &Username, transfer: [u8; 16], packet: impl FnOnce() -> Frame) -> Queued {
         let mut granted = lock(&self.granted);
         let place = (sender.clone(), transfer);
@@ -216,18 +217,18 @@ pub(super) mod tests {
             lock(&self.granted).contains_key(&(sender.clone(), transfer))
         }
 
-        /// Uses one up for an empty packet.
+        /// Uses up one granted packet, with an empty one.
         pub fn take_grant(&self, sender: &Username, transfer: [u8; 16]) -> bool {
             self.admit(sender, transfer, || Frame::packet(Vec::new(), b"")) == Queued::Yes
         }
 
-        /// As if its certificate had expired.
+        /// Makes its certificate expire.
         pub fn expire(&self) {
             lock(&self.current).certified_until = Instant::now();
         }
     }
 
-    /// A transfer of a file.
+    /// The id of a file transfer.
     pub const TRANSFER: [u8; 16] = [9; 16];
 
     pub fn name(name: &str) -> Username {
@@ -238,7 +239,7 @@ pub(super) mod tests {
         Key::new([byte; 32])
     }
 
-    /// With a certificate that nobody has verified.
+    /// Values with an unverified certificate.
     fn current(token: Key, expires: u64, former: (Key, u64)) -> Current {
         let certificate =
             SessionCertificate { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
@@ -246,7 +247,7 @@ pub(super) mod tests {
         Current { certificate, token, expires, certified_until, former }
     }
 
-    /// The session of one who never logged in, and the other end of its connection.
+    /// A session without a login, and the other end of its connection.
     pub fn session(name: &str) -> (Arc<Session>, TcpStream) {
         let (link, far) = link();
         let outbox = outbox_on(link, 1024 * 1024);
@@ -287,7 +288,7 @@ pub(super) mod tests {
         for two in sessions.windows(2) {
             two[1].supersede(&two[0]);
         }
-        // Also of those whose time is over: who comes back with one is told that it was taken over, not that it has ended.
+        // Expired tokens of replaced sessions too: a client that returns with one learns of the replacement.
         assert!(sessions[3].tokens(9) == [key(7), key(8), key(5), key(6), key(3), key(4)]);
         let late = sessions[3].tokens(20);
         assert!(late[2..] == [key(5), key(6), key(3), key(4)]);
@@ -349,13 +350,13 @@ pub(super) mod tests {
         }
         assert!(!alice.grant(&carol, one, MAX_GRANTED - 2), "of all together");
         assert!(alice.grant(&carol, one, MAX_GRANTED - 3) && !alice.grant(&carol, other, 1));
-        // Each that was used up makes room for one.
+        // Each used packet makes room for another.
         for _ in 0..3 {
             assert!(alice.take_grant(&bob, one));
         }
         assert!(!alice.take_grant(&bob, one) && !alice.has_granted(&bob, one));
         assert!(!alice.grant(&bob, other, 4) && alice.grant(&bob, other, 3));
-        // A packet that waits counts like one that is granted.
+        // A waiting packet counts like a granted one.
         alice.outbox.disconnect();
         assert!(alice.take_grant(&bob, other));
         assert!(!alice.grant(&bob, other, 1));

@@ -1,26 +1,30 @@
-//! What a session exchanges with its client: the frames that it sends ([`io`](super::io)), and the frames that it receives.
+//! The exchange of a session with its client: the frames that it sends ([`io`](super::io)), and the frames that it
+//! receives.
 //!
-//! LOCK ORDER: `inbound` → what a session has granted → the registry's changes → its sessions → a session's keys and tokens
-//! (a former session's first) → `io` → leaves (TLS, quotas, connection limits, the flusher's lists, accounts, the audit log).
-//! Two `io` or two `inbound` are never held together. Eight sentences say why this is enough:
+//! LOCK ORDER: `inbound` → what a session has granted → the registry's changes → its sessions → a session's keys and
+//! tokens (a former session's first) → `io` → leaves (TLS, quotas, connection limits, the flusher's lists, accounts,
+//! the audit log). Two `io` or two `inbound` are never held together. Eight sentences say why this is enough:
 //!
-//! 1. A client's frame is counted and handled together, under `inbound`, if its link serves the session when `inbound` is
-//!    taken. Nothing waits there, for a client or the disk (what is read from disk is read before), so a resumption gets
+//! 1. A client's frame is counted and handled together, under `inbound`, if its link serves the session when `inbound`
+//!    is taken. Nothing waits there, for a client or the disk (what is read from disk is read before), so a resumption
+//!    gets
 //!    `inbound` soon after it has cut the link.
-//! 2. The holder of the *baton* (`Io::writing`) alone encrypts for its link; baton and link change together, under `io`.
-//! 3. After every write the holder asks whether its link is still the one; if not, it touches nothing more.
-//! 4. [`Outbox::attach`] cuts the former link, then takes `inbound` and reads the position, and sets the new link and its
-//!    first line before it releases `inbound`: no frame of the former link is counted after the position. A newer attempt
-//!    ends an older one.
+//! 2. The holder of the *baton* (`Io::writing`) alone encrypts for its link; baton and link change together, under
+//!    `io`.
+//! 3. After every write the holder checks whether its link is still the current one; if not, it touches nothing
+//!    further.
+//! 4. [`Outbox::attach`] cuts the former link, then takes `inbound` and reads the position, and sets the new link and
+//!    its first line before it releases `inbound`: no frame of the former link is counted after the position. A newer
+//!    attempt ends an older one.
 //! 5. Control lines belong to a link and end with it; counted frames belong to the session.
 //! 6. A frame keeps its number, and is freed only when the client acknowledges it, or when the session is full or ends.
 //! 7. Nothing is queued after [`Outbox::close`], and it succeeds once.
-//! 8. A session ends only in the registry ([`end`](crate::server::registry::Registry::end) or a newer login), under the lock
-//!    of its changes. Delivery may fill an outbox, but never ends a session.
+//! 8. A session ends only in the registry ([`end`](crate::server::registry::Registry::end) or a newer login), under the
+//!    lock of its changes. Delivery may fill an outbox, but never ends a session.
 //!
-//! No thread waits for a client: when its socket is full, the baton and the rest go to a writer thread that ends when it
-//! has caught up. A connection that takes nothing for 30 s is closed, and that of a session that has ended after 30 s in
-//! all.
+//! No thread waits for a client: when its socket is full, the baton and the rest go to a writer thread that ends when
+//! it has caught up. A connection that accepts nothing for 30 s is closed; after the end of its session, 30 s are all
+//! it gets.
 
 use super::frames::{self, Frame};
 use super::io::{Io, Link, State};
@@ -37,19 +41,20 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-/// Bytes that are encrypted and sent together: four TLS records. With one record a call, the calls took a third of the time
-/// that a broadcast's sending takes.
+/// Bytes that are encrypted and sent together: four TLS records. With one record a call, the calls took a third of the
+/// time that a broadcast's sending takes.
 const BATCH: usize = 64 * 1024;
-/// The same for a client that does not take them at once: they wait in memory. Each has 30 s to be sent.
+/// The same for a client that does not accept them at once, so that they wait in memory. Each has 30 s to be sent.
 const SLOW_BATCH: usize = 16 * 1024;
-/// Batches (1 MiB of lines) after which the holder gives the baton to a writer thread: other clients wait for the holder.
+/// Batches (1 MiB of lines) after which the holder gives the baton to a writer thread: other clients wait for the
+/// holder.
 const MAX_BATCHES: usize = 16;
 /// Stack of a writer thread, in bytes, which only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
-/// What the server knows of the frames that it receives.
+/// The state of the frames that the server receives.
 pub struct Inbound {
-    /// Frames since the login.
+    /// The number of frames since the login.
     pub received: Received,
     /// The client's rate.
     pub bucket: Bucket,
@@ -62,20 +67,20 @@ pub struct Buffers {
     wire: Vec<u8>,
 }
 
-/// What a session exchanges with its client.
+/// The exchange of a session with its client.
 pub struct Outbox {
     io: Mutex<Io<Outbox>>,
     inbound: Mutex<Inbound>,
     quotas: Arc<Quotas>,
 }
 
-/// Who is notified if a message is lost.
+/// The receipt of a message to this client; its sender is notified if the message is lost.
 pub type Receipt = frames::Receipt<Outbox>;
 
-/// When a session is to end.
+/// The condition under which a session ends.
 #[derive(Clone, Copy)]
 pub enum Condition<'a> {
-    /// In any case.
+    /// Unconditionally.
     Always,
     /// If it has this link.
     On(&'a Arc<Link>),
@@ -99,11 +104,11 @@ pub enum Attached {
 /// The result of [`Outbox::deliver`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queued {
-    /// It is queued or sent. Whether it arrives is not known.
+    /// It is queued or sent. It may still be lost.
     Yes,
     /// Too much waits already.
     Full,
-    /// The session has ended, or takes no such packet.
+    /// The session has ended, or has granted no such packet.
     Gone,
 }
 
@@ -146,8 +151,8 @@ impl Outbox {
         self.list(io, list);
     }
 
-    /// Queues one line from another client, to be flushed with the list, unless too much waits already. An envelope has its
-    /// recipient's own wrapped key, and perhaps a receipt.
+    /// Queues one line from another client, to be flushed with the list, unless too much waits already. An envelope has
+    /// its recipient's own wrapped key, and perhaps a receipt.
     pub fn deliver(
         self: &Arc<Outbox>,
         frame: Frame,
@@ -169,8 +174,8 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Queues a packet behind all lines, and makes it only if there is room. The caller [flushes](Outbox::flush) when it
-    /// holds no lock.
+    /// Queues a packet behind all lines, and makes it only if there is room. The caller [flushes](Outbox::flush) when
+    /// it holds no lock.
     pub fn put_packet(&self, packet: impl FnOnce() -> Frame) -> Queued {
         let mut io = lock(&self.io);
         if !io.is_open() {
@@ -188,12 +193,12 @@ impl Outbox {
         u32::try_from(lock(&self.io).frames.packets()).unwrap_or(u32::MAX)
     }
 
-    /// The frames that it receives. No thread waits while it holds this.
+    /// Locks the state of received frames. No thread waits while it holds this lock.
     pub fn inbound(&self) -> MutexGuard<'_, Inbound> {
         lock(&self.inbound)
     }
 
-    /// Where the client was last.
+    /// The last address of the client.
     pub fn address(&self) -> IpAddr {
         lock(&self.io).address
     }
@@ -214,8 +219,8 @@ impl Outbox {
         io.is_open() && io.is_on(link)
     }
 
-    /// Since when the session has no connection; `None` if it has one, or has ended, or its login attaches the first one at
-    /// this moment.
+    /// Since when the session has no connection; `None` if it has one, or has ended, or its login attaches the first
+    /// one at this moment.
     pub fn detached(&self) -> Option<Instant> {
         let io = lock(&self.io);
         let is_detached = io.attempts > 0 && io.link.is_none();
@@ -228,8 +233,8 @@ impl Outbox {
         !io.is_open() && io.is_on(link)
     }
 
-    /// Frees what the client of `link` has received, unless the session has another link. True if an `ack` was due for that
-    /// many.
+    /// Frees the frames that the client of `link` has received, unless the session has another link. True if an `ack`
+    /// was due for that many.
     ///
     /// # Errors
     /// [`FalseAck`], as [`Frames::acknowledge`](super::frames::Frames::acknowledge).
@@ -241,9 +246,9 @@ impl Outbox {
         io.frames.acknowledge(received)
     }
 
-    /// Begins or continues on `link`, whose client has received `received` frames since the login. Its first line is `hello` of the
-    /// number of frames that the server has received. Waits for the former connection's thread for at most `patience`. The
-    /// last of several attempts wins. PROTOCOL#taken-over.
+    /// Begins or continues on `link`, whose client has received `received` frames since the login. Its first line is
+    /// `hello` of the number of frames that the server has received. Waits for the former connection's thread for at
+    /// most `patience`. The last of several attempts wins. PROTOCOL#taken-over.
     pub fn attach(
         self: &Arc<Outbox>,
         link: Arc<Link>,
@@ -300,8 +305,8 @@ impl Outbox {
         }
     }
 
-    /// The reader of `link` has ended, perhaps before a login has attached it: the connection is closed, unless it is ending
-    /// by itself.
+    /// The reader of `link` has ended, perhaps before a login has attached it: the connection is closed, unless it is
+    /// ending by itself.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut io = lock(&self.io);
         io.attempts = io.attempts.max(1);
@@ -310,10 +315,10 @@ impl Outbox {
         }
     }
 
-    /// Closes the session of the user `name` if the condition holds. Nothing more is queued. What waits, and then `last`, is
-    /// still sent if the session has a connection. Each sender that is still in the same session is told which of its
-    /// messages the client has not acknowledged. Returns where the client was to one caller alone, who flushes the list when
-    /// it holds no lock. PROTOCOL#lost.
+    /// Closes the session of the user `name` if the condition holds. Nothing further is queued. If the session has a
+    /// connection, queued frames are still sent, then `last`. Each sender that is still in the same session is notified
+    /// of its messages that the client has not acknowledged. Returns the client's last address to exactly one caller,
+    /// who flushes the list when it holds no lock. PROTOCOL#lost.
     pub fn close(
         self: &Arc<Outbox>,
         name: &Username,
@@ -358,7 +363,7 @@ impl Outbox {
         }
     }
 
-    /// Sends what is queued, and what TLS itself has to send, unless another thread does.
+    /// Sends queued frames and TLS's own records, unless another thread does.
     pub fn flush(self: &Arc<Outbox>, buffers: &mut Buffers) {
         let mut io = lock(&self.io);
         (io.listed, io.deferred) = (false, false);
@@ -372,7 +377,7 @@ impl Outbox {
         io.is_on(link).then_some(until)
     }
 
-    /// Takes the baton if it is free, and runs with it.
+    /// Takes the baton if it is free, and sends.
     fn run_baton<'a>(self: &'a Arc<Outbox>, mut io: MutexGuard<'a, Io<Outbox>>, buffers: &mut Buffers) {
         let Buffers { plain, wire } = buffers;
         let Some(link) = io.link.clone().filter(|_| !io.writing) else { return };
@@ -428,7 +433,7 @@ impl Outbox {
         let mut plain = Vec::new();
         loop {
             let encrypted = link.channel.encrypt(&plain, &mut wire);
-            // Only what is sent is kept while the client is waited for.
+            // While the thread waits for the client, keep only the bytes in progress.
             plain = Vec::new();
             let sent = encrypted.and_then(|()| {
                 wire.chunks(SLOW_BATCH).try_for_each(|some| {
@@ -455,7 +460,7 @@ impl Outbox {
     }
 }
 
-/// Outboxes in which something was queued, and which nobody has flushed yet.
+/// Outboxes with queued frames that were not flushed yet.
 #[must_use]
 #[derive(Default)]
 pub struct FlushList(pub(super) Vec<Arc<Outbox>>);
@@ -478,7 +483,7 @@ pub(in crate::server) mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    /// What comes at all comes sooner, also on a machine that has much to do.
+    /// Longer than anything takes, even on a busy machine.
     pub const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A link without TLS, and its other end.
@@ -486,7 +491,7 @@ pub(in crate::server) mod tests {
         link_from([127, 0, 0, 1].into())
     }
 
-    /// The same, as if it came from this address.
+    /// The same, from this address.
     pub fn link_from(address: IpAddr) -> (Arc<Link>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let other = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
@@ -498,26 +503,26 @@ pub(in crate::server) mod tests {
         (Arc::new(Link { channel, ticket }), other)
     }
 
-    /// An outbox of this limit, on this link.
+    /// An outbox with this limit, on this link.
     pub fn outbox_on(link: Arc<Link>, limit: usize) -> Arc<Outbox> {
         let outbox = Arc::new(Outbox::new(limit, 100, Arc::default(), link.ticket.address));
         assert_eq!(attach(&outbox, &link, 0), Attached::Yes);
         outbox
     }
 
-    /// Takes a session over, without a first line.
+    /// Attaches a link, without a first line.
     pub fn attach(outbox: &Arc<Outbox>, link: &Arc<Link>, received: u64) -> Attached {
         outbox.attach(link.clone(), received, Duration::from_millis(1), |_| Vec::new())
     }
 
     impl Outbox {
-        /// What it shares with no other.
+        /// Its quotas, which no other outbox shares.
         pub fn quotas(&self) -> &Quotas {
             &self.quotas
         }
     }
 
-    /// False if it has ended before, or the condition does not hold.
+    /// Ends the session; false if it had ended before, or the condition does not hold.
     fn end_if(outbox: &Arc<Outbox>, condition: Condition<'_>) -> bool {
         let mut list = FlushList::default();
         let has_ended = outbox.close(&"alice".parse().expect("a name"), condition, None, &mut list).is_some();
@@ -529,7 +534,7 @@ pub(in crate::server) mod tests {
         end_if(outbox, Condition::Always)
     }
 
-    /// A line of another client, which is sent at once.
+    /// Sends a line of another client at once.
     fn deliver(outbox: &Arc<Outbox>, frame: Frame) -> Queued {
         let mut list = FlushList::default();
         let queued = outbox.deliver(frame, None, &mut list);
@@ -537,7 +542,7 @@ pub(in crate::server) mod tests {
         queued
     }
 
-    /// Whoever wants to queue or to send something waits until this is dropped.
+    /// Blocks all queueing and sending until this is dropped.
     pub fn hold(outbox: &Outbox) -> impl Sized {
         lock(&outbox.io)
     }
@@ -564,7 +569,7 @@ pub(in crate::server) mod tests {
     fn own_messages_to_a_client_that_never_reads_are_bounded() {
         let (link, _deaf) = link();
         let outbox = outbox_on(link, 1024);
-        // Some megabytes are the kernel's; long before the write times out, the rest is too much.
+        // The kernel buffers some megabytes; the rest exceeds the limit long before the write times out.
         let lines = (0..1000).take_while(|_| {
             outbox.send(Frame::line(vec![b'x'; 64 * 1024]));
             outbox.is_open()
@@ -580,9 +585,9 @@ pub(in crate::server) mod tests {
             let (former, _deaf) = link();
             let outbox = outbox_on(former.clone(), 1 << 30);
             let line = |n: u8| Frame::line(vec![n; LINE]);
-            // More than the kernel takes: a writer waits, and the rest waits for it.
+            // More than the kernel buffers: a writer waits, and the rest waits for it.
             (0..200).for_each(|n| outbox.send(line(n)));
-            // What is said of that link waits too, and ends with it.
+            // Control lines of that link wait too, and end with it.
             outbox.control(&former, |control| (control.ack, control.pongs) = (Some(1), 1));
             let (next, mut other) = link();
             assert_eq!(attach(&outbox, &next, 0), Attached::Yes);
@@ -614,7 +619,7 @@ pub(in crate::server) mod tests {
             let is_served = |round: usize| {
                 let (link, far) = link();
                 assert_eq!(attach(&outbox, &link, (round * READ) as u64), Attached::Yes);
-                // Whoever wrote to the former one has returned, and sent again.
+                // The thread that wrote to the former link has returned, and has sent again.
                 let before = sent.load(Ordering::SeqCst);
                 until(|| sent.load(Ordering::SeqCst) > before + 1);
                 next(&far, READ).len() == READ && outbox.serves(&link)
@@ -630,13 +635,13 @@ pub(in crate::server) mod tests {
     fn slowly_read_farewell_ends_in_time() {
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 1 << 30);
-        // More than the kernel takes: a writer waits for the client.
+        // More than the kernel buffers: a writer waits for the client.
         const LINE: usize = 64 * 1024;
         (0..400).for_each(|_| outbox.send(Frame::line(vec![b'x'; LINE])));
         assert!(end(&outbox) && !end(&outbox) && outbox.says_farewell(&link));
         let State::Ending(until) = lock(&outbox.io).state else { panic!("it is not ending") };
         assert!(until <= Instant::now() + FAREWELL);
-        // Its reader has ended first, and whoever ends it once more gives it no more time.
+        // Its reader ends first; ending the session again does not extend its time.
         outbox.detach(&link);
         assert!(outbox.says_farewell(&link));
         lock(&outbox.io).state = State::Ending(Instant::now());
@@ -652,7 +657,7 @@ pub(in crate::server) mod tests {
         const LINE: usize = 64 * 1024;
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 1 << 30);
-        // More than the kernel takes: most of it waits for the client.
+        // More than the kernel buffers: most of it waits for the client.
         (0..200).for_each(|_| outbox.send(Frame::line(vec![b'x'; LINE])));
         assert_eq!(outbox.put_packet(|| Frame::packet(b"waits".to_vec(), b"")), Queued::Yes);
         let mut list = FlushList::default();
@@ -677,7 +682,7 @@ pub(in crate::server) mod tests {
         Frame::line(text.as_bytes())
     }
 
-    /// What comes next.
+    /// Reads the next `length` bytes as text.
     pub fn next(mut far: &TcpStream, length: usize) -> String {
         far.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let mut got = vec![0; length];
@@ -685,7 +690,7 @@ pub(in crate::server) mod tests {
         String::from_utf8(got).expect("text")
     }
 
-    /// What comes until the connection ends.
+    /// Reads until the connection ends.
     fn rest(mut far: &TcpStream) -> String {
         far.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let mut got = String::new();
@@ -767,7 +772,7 @@ pub(in crate::server) mod tests {
         assert_eq!(attach(&outbox, &current, 0), Attached::Yes);
         assert!(outbox.is_open() && !outbox.serves(&former));
         assert_eq!(next(&far, 4), "one ");
-        // The former one's thread looks up late.
+        // The former link's thread checks its link late.
         outbox.control(&former, |control| control.pongs = 1);
         outbox.detach(&former);
         outbox.give_up(&former);
@@ -947,7 +952,7 @@ pub(in crate::server) mod tests {
         const SENDERS: usize = 3;
         let outbox = outbox_on(link().0, 64 * 1024);
         let end = Instant::now() + Duration::from_secs(2);
-        // Frames that came in, and all that went out: known at the end.
+        // The frames received, and everything sent: compared at the end.
         let (counted, total) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
         std::thread::scope(|scope| {
             let (outbox, counted, total) = (&outbox, &counted, &total);
@@ -957,7 +962,7 @@ pub(in crate::server) mod tests {
                         let mut sent = 0u64;
                         while Instant::now() < end {
                             let text = format!("{sender} {sent}\n").into_bytes();
-                            // At once, with a list, or behind all lines.
+                            // Sent at once, flushed with a list, or sent after all lines.
                             let queued = match (sender, sent % 3) {
                                 (2, _) => outbox.put_packet(|| Frame::packet(text, b"")) == Queued::Yes,
                                 (_, 0) => deliver(outbox, Frame::line(text)) == Queued::Yes,
@@ -984,7 +989,7 @@ pub(in crate::server) mod tests {
                 loop {
                     round += 1;
                     let (link, far) = link();
-                    // An attempt that was abandoned may be late.
+                    // An abandoned attempt may arrive late.
                     let (late, _far) = self::link();
                     let hello = |position: u64| {
                         assert_eq!(position, counted.load(Ordering::SeqCst), "all that was handled");

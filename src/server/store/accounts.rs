@@ -1,11 +1,11 @@
 //! The accounts: `users.json` and `keys/NAME.pem`.
 //!
-//! Invariant: the server only appends to `users.json`, one JSON record a line, and rewrites it only at a start. It answers
-//! a registration when the key file and then the record are on disk, a new password or a removal when the record is. A
-//! key file without a record keeps its name for that key, so that damage to `users.json` gives no name to another user.
-//! The map of accounts is not locked during a write. An [`Accounts`] holds the folder's lock: no other process changes the folder. After an
-//! accepted login, no password change that began before it takes effect.
-//! Format: README#server-files.
+//! Invariant: the server only appends to `users.json`, one JSON record a line, and rewrites it only at a start. It
+//! answers a registration when the key file and then the record are on disk, a new password or a removal when the
+//! record is. A key file without a record keeps its name for that key, so that damage to `users.json` gives no name to
+//! another user. The map of accounts is not locked during a write. An [`Accounts`] holds the folder's lock: no other
+//! process changes the folder. After an accepted login, no password change that began before it takes effect. Format:
+//! README#server-files.
 
 use super::files::{self, Notices};
 use crate::auth::{Account, NewPassword};
@@ -25,12 +25,12 @@ use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
-/// A start rewrites a file with this number of superseded lines, if there is one for every fourth account: fewer cost no
-/// time.
+/// A start rewrites a file with this number of superseded lines, if there is one for every fourth account: fewer cost
+/// no time.
 const MANY_SUPERSEDED: usize = 100;
 /// The most names that are listed when key files belong to no account.
 const MANY_NAMES: usize = 20;
-/// Files that are replaced as a whole: a crash may leave a part of the new one.
+/// Files that are replaced as a whole: a crash may leave a temporary file.
 const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
 /// The record of an account: one line, with its end.
@@ -56,7 +56,7 @@ pub struct Accounts {
     _lock: File,
 }
 
-/// An account as it stood when a challenge was made for it.
+/// An account, as it was when a challenge was made for it.
 pub struct Seen {
     /// A password is checked against this; a change replaces it.
     pub account: Arc<Account>,
@@ -65,7 +65,7 @@ pub struct Seen {
 
 struct Entry {
     account: Arc<Account>,
-    /// Since the start.
+    /// The number of logins since the start.
     logins: u64,
     /// See [`Accounts::take_certificate`].
     newest: u64,
@@ -87,11 +87,11 @@ impl Entry {
 /// By folded name.
 type ByName = HashMap<String, Place>;
 
-/// What a name belongs to.
+/// The state of a name.
 enum Place {
     /// A registration or removal in progress.
     Busy,
-    /// A key file under this spelling, which has no record: only its key can be registered.
+    /// A key file with this spelling and without a record: only its key can be registered.
     Kept(Username),
     Account(Entry),
 }
@@ -115,8 +115,8 @@ impl Place {
 }
 
 impl Accounts {
-    /// Reads the accounts of the data folder `folder`, and locks it against other processes. Removes what a crash has left,
-    /// and rewrites `users.json` if that is worth it.
+    /// Reads the accounts of the data folder `folder`, and locks it against other processes. Removes the remains of a
+    /// crash, and rewrites `users.json` if that is worth it.
     ///
     /// # Errors
     /// With the file, the line and the remedy in the text.
@@ -144,7 +144,7 @@ impl Accounts {
                 ),
                 Err(error) => format!("the accounts cannot be rewritten: {error}"),
             });
-            // Otherwise a power failure could bring the former file back, without what is confirmed from now on.
+            // Otherwise a power failure could restore the former file, without the records confirmed from now on.
             disk::sync_parent(&path)?;
         }
         notices.extend(kept_notice(&kept));
@@ -153,12 +153,13 @@ impl Accounts {
         Ok(Accounts { keys, by_name, records, _lock: lock })
     }
 
-    /// The account of exactly this name, letter case included; `None` also while it is being made or removed.
+    /// The account of exactly this name, letter case included; `None` also while it is being created or removed.
     pub fn get(&self, name: &Username) -> Option<Arc<Account>> {
         self.see(name).map(|seen| seen.account)
     }
 
-    /// The same for a challenge, with which [`admit`](Self::admit) and [`change`](Self::change) compare the account later.
+    /// The same for a challenge, with which [`admit`](Self::admit) and [`change`](Self::change) compare the account
+    /// later.
     pub fn see(&self, name: &Username) -> Option<Seen> {
         let accounts = lock(&self.by_name);
         let entry = accounts.get(&name.folded())?.entry().filter(|entry| entry.account.name == *name)?;
@@ -171,9 +172,9 @@ impl Accounts {
         self.update(seen, |entry| entry.is_as(seen), |entry| entry.logins += 1)
     }
 
-    /// Notes the `created` of a session certificate that is taken for this account, and returns the highest one before it since
-    /// the start: 0 if there was none. Both are in milliseconds since 1970. A restart forgets them: a client remembers its
-    /// own, and the time of a certificate is at most 2 hours ahead. PROTOCOL#newest.
+    /// Notes the `created` of a session certificate that is taken for this account, and returns the highest one before
+    /// it since the start: 0 if there was none. Both are in milliseconds since 1970. A restart forgets them: a client
+    /// remembers its own, and the time of a certificate is at most 2 hours ahead. PROTOCOL#newest.
     pub fn take_certificate(&self, name: &Username, created: u64) -> u64 {
         let mut accounts = lock(&self.by_name);
         let Some(Place::Account(entry)) = accounts.get_mut(&name.folded()) else { return 0 };
@@ -181,8 +182,8 @@ impl Accounts {
         std::mem::replace(&mut entry.newest, newest)
     }
 
-    /// Takes a new password; returns when it is on disk. Returns false, and changes nothing, if the password has changed
-    /// since it was `seen`, or there was a login.
+    /// Takes a new password; returns when it is on disk. Returns false, and changes nothing, if the password has
+    /// changed since it was `seen`, or there was a login.
     ///
     /// # Errors
     /// The disk's; the old password stays valid then.
@@ -227,8 +228,8 @@ impl Accounts {
         identity_in(&self.keys, account)
     }
 
-    /// Makes an account; returns when it is on disk. Returns false if another account or key file has its name, perhaps in
-    /// another letter case. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
+    /// Creates an account; returns when it is on disk. Returns false if another account or key file has its name,
+    /// perhaps in another letter case. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
     ///
     /// # Errors
     /// The disk's; no file stays behind then.
@@ -264,12 +265,12 @@ impl Accounts {
         stored
     }
 
-    /// Removes an account; returns its identity's fingerprint when that is on disk, or `None` if there was only a key file
-    /// that kept the name. No login succeeds during the call; afterwards the name is free. The key file stays as
+    /// Removes an account; returns its identity's fingerprint when that is on disk, or `None` if there was only a key
+    /// file that kept the name. No login succeeds during the call; afterwards the name is free. The key file stays as
     /// `NAME.pem.removed-TIME`.
     ///
     /// # Errors
-    /// If nothing has exactly this name, if a password change is in progress, or the disk's; the account stays then.
+    /// If nothing has exactly this name, a password change is in progress, or the disk fails; the account stays then.
     pub fn remove(&self, name: &Username) -> io::Result<Option<Fingerprint>> {
         let folded = name.folded();
         let former = match lock(&self.by_name).get_mut(&folded) {
@@ -457,15 +458,15 @@ fn former(path: &Path) -> PathBuf {
     path.with_extension("json.old")
 }
 
-/// Gives the file that is about to be replaced a second name, which only now the one before it loses.
+/// Gives the file that is about to be replaced a second name, which the previous backup loses only at this moment.
 fn keep_former(path: &Path) -> io::Result<()> {
     let former = former(path);
-    // If this fails for another reason than that there is none, so does the link.
+    // If this fails, except because there is no such file, the link fails too.
     let _ = fs::remove_file(&former);
     fs::hard_link(path, &former).map_err(disk::at(&former))
 }
 
-/// Adds the former file as another remedy, if there is one.
+/// Adds the file before the last rewrite as another remedy, if it exists.
 fn with_former(path: &Path, error: io::Error) -> io::Error {
     let former = former(path);
     if !former.exists() {
@@ -485,7 +486,7 @@ pub(in crate::server) mod tests {
     use crate::crypto::secret::{Key, random};
     use crate::encoding::Fixed;
 
-    /// A data folder, removed at the end.
+    /// A data folder, removed on drop.
     pub struct Folder(pub PathBuf);
 
     impl Folder {
@@ -619,7 +620,7 @@ pub(in crate::server) mod tests {
         for length in before..=whole.len() {
             std::fs::write(&path, &whole[..length]).expect("write");
             let (accounts, notices) = open(&folder).expect("open");
-            // Without its line end a record counts, too.
+            // A record without its line end counts too.
             let is_whole = length >= whole.len() - 1;
             assert_eq!(accounts.count(), usize::from(!is_whole), "{length}");
             let torn = notices.iter().any(|notice| notice.contains("set aside"));
@@ -637,7 +638,7 @@ pub(in crate::server) mod tests {
         let (accounts, _) = open(&folder).expect("open");
         let taken = accounts.register(account("alice", key.public()), key.public());
         assert!(matches!(taken, Ok(false)) && path.is_symlink());
-        // Without it, the name is free.
+        // Without the key file, the name is free.
         std::fs::remove_file(&path).expect("removed");
         assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
     }
@@ -656,7 +657,7 @@ pub(in crate::server) mod tests {
                         let _ = accounts.register(account("alice", key.public()), key.public());
                         let seen = accounts.get(name);
                         if let Some(seen) = seen.filter(|seen| seen.identity == key.public().fingerprint()) {
-                            // It is complete, or was removed meanwhile.
+                            // The account is complete, or was removed meanwhile.
                             let whole = accounts.identity(&seen).is_ok();
                             assert!(whole || accounts.get(name).is_none_or(|now| !Arc::ptr_eq(&now, &seen)));
                         }

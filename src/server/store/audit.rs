@@ -2,9 +2,9 @@
 //!
 //! Invariant: a line has only words of this program, valid names and numeric addresses, so no user can write a line of
 //! their own. No thread waits for the disk: one thread writes, and lines that a full queue or disk does not take are
-//! counted. If the log was renamed or removed, perhaps with its folder, the next line makes it again. An event that any user
-//! can cause is written a limited number of times a minute and then only counted, so that no user can hide what others do.
-//! Format: README#security-log.
+//! counted. If the log was renamed or removed, perhaps with its folder, the next line makes it again. An event that any
+//! user can cause is written a limited number of times a minute and then only counted, so that no user can hide what
+//! others do. Format: README#security-log.
 
 use crate::clock;
 use crate::disk;
@@ -72,8 +72,8 @@ impl Audit {
         Audit { queue, lost, lines, limits: Mutex::new(Counter::new(1, INTERVAL)) }
     }
 
-    /// Logs an event, unless this address had too many of it in the last minute. `event` and `detail` are this program's
-    /// own words.
+    /// Logs an event, unless this address had too many of it in the last minute. `event` and `detail` are this
+    /// program's own words.
     pub fn log(&self, event: &'static str, user: Option<&Username>, address: Option<IpAddr>, detail: &str) {
         let (mut lines, mut key) = (lock(&self.lines), (event, address.map(origin)));
         if !lines.has_room(&key) {
@@ -147,13 +147,13 @@ impl Audit {
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         if self.queue.try_send(Item::Barrier(done)).is_ok() {
-            // A disk that hangs must not keep the process from ending.
+            // A disk that hangs must not prevent the exit.
             let _ = wait.recv_timeout(Duration::from_secs(1));
         }
     }
 }
 
-/// The file, in its thread.
+/// The log file, which its thread owns.
 struct Log {
     path: PathBuf,
     file: File,
@@ -209,8 +209,8 @@ impl Log {
     }
 }
 
-/// Opens the log for appending, after a line end: a crash or an editor may have left a partial line. Makes the log's folder
-/// again if it is missing, but not the data folder, which may just be moved.
+/// Opens the log for appending, after a line end: a crash or an editor may have left a partial line. Makes the log's
+/// folder again if it is missing, but not the data folder, which may just be moved.
 fn open(path: &Path) -> io::Result<File> {
     let folder = path.parent().unwrap_or(path);
     if folder.parent().is_some_and(Path::is_dir) {
@@ -245,7 +245,7 @@ mod tests {
         Audit::open(&folder.0).expect("a log")
     }
 
-    /// Takes what was to be written from the queue.
+    /// Takes the lines from the queue.
     fn written(items: &Receiver<Item>) -> Vec<String> {
         let line = |item| match item {
             Item::Line(line, _) => line[21..].trim_end().to_string(),
@@ -325,7 +325,7 @@ mod tests {
         let former = |n: u32| fs::read_to_string(path(&format!("security.log.{n}"))).expect("kept");
         assert_eq!([2, 3, 4, 5].map(former), ["1", "2", "3", "4"]);
         assert!(!path("security.log.6").exists() && !path("security.log.0").exists());
-        // The same again, with lines written since.
+        // Again, with lines written since then.
         for _ in 0..3 {
             audit.log("login", None, None, &"x".repeat(MAX_SIZE as usize * 2 / 5));
             audit.flush();
@@ -385,7 +385,7 @@ mod tests {
         fs::remove_file(&path).and_then(|()| fs::create_dir(&path)).expect("in its way");
         let error = log.write("two\n").expect_err("a folder").to_string();
         assert_eq!(error.matches("security.log").count(), 1, "{error}");
-        // A data folder that is gone may just be moved.
+        // A missing data folder may just have been moved.
         fs::remove_dir_all(&folder.0).expect("removed");
         log.write("three\n").expect_err("no data folder");
         assert!(!folder.0.exists());

@@ -30,9 +30,9 @@ pub struct Certificates {
 
 struct State {
     acceptor: Acceptor,
-    /// Of the files in use.
+    /// The stamp of the files in use.
     stamp: Stamp,
-    /// Of files that failed to load and were logged. Retried silently: the operator may be mid-copy.
+    /// The stamp of files that failed to load and were logged. Retried silently: the operator may be mid-copy.
     unusable: Option<Stamp>,
     looked: Instant,
     facts: Facts,
@@ -40,7 +40,7 @@ struct State {
     key: Fingerprint,
 }
 
-/// Of each file: the time of its last change, also of owner or mode, and its length.
+/// For each file, its length and the time of its last change, including changes of owner or mode.
 type Stamp = [Option<(i64, i64, u64)>; 2];
 
 /// Reports what [`Certificates::open`] would find and do.
@@ -88,7 +88,7 @@ impl Certificates {
         Ok(Certificates { folder: folder.into(), state: Mutex::new(state), renewing: Mutex::default() })
     }
 
-    /// For the next handshake, with its key.
+    /// The configuration for the next handshake, with its key.
     pub fn current(&self, audit: &Audit) -> (Acceptor, Fingerprint) {
         let mut state = lock(&self.state);
         if state.looked.elapsed() >= LOOK_EVERY {
@@ -101,7 +101,7 @@ impl Certificates {
         (state.acceptor.clone(), state.facts.fingerprint)
     }
 
-    /// The server's key, of the certificate in use.
+    /// The fingerprint of the server's key, from the certificate in use.
     pub fn key(&self) -> Fingerprint {
         lock(&self.state).facts.fingerprint
     }
@@ -113,7 +113,7 @@ impl Certificates {
         std::mem::replace(&mut state.key, key) != key
     }
 
-    /// Loads changed files now. Returns a sentence: what is in use then, or why it is still the former certificate.
+    /// Loads changed files now. Returns a sentence: the certificate in use, or why it is still the former one.
     pub fn reload(&self, audit: &Audit) -> String {
         let updated = self.update(audit);
         let state = lock(&self.state);
@@ -230,7 +230,7 @@ mod tests {
         // An unusable certificate is logged, and the former stays in use.
         fs::write(&path, "no certificate").expect("written");
         assert!(Arc::ptr_eq(&current(just_now), &renewed) && Arc::ptr_eq(&current(long_ago), &renewed));
-        // It is tried again, and logged once.
+        // It is retried, and logged once.
         assert!(Arc::ptr_eq(&current(long_ago), &renewed));
         shared.audit.flush();
         let log = fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
@@ -254,7 +254,7 @@ mod tests {
             let text = notices.join("\n");
             assert!(text.contains(told) && !text.contains(other), "{age} days: {text}");
         }
-        // A key that is none stops a start, too.
+        // An invalid key stops a start, too.
         let folder = Folder::new();
         fs::write(folder.0.join("server.key"), "no key").expect("written");
         assert!(check(&folder.0, &mut Notices::new()).is_err());

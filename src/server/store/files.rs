@@ -1,4 +1,4 @@
-//! What the files of the data folder have in common: which are private, and how files of records are read.
+//! Common rules for the files of the data folder: which are private, and how files of records are read.
 //! Format: README#server-files.
 
 use crate::disk;
@@ -6,7 +6,7 @@ use crate::records;
 use std::io;
 use std::path::Path;
 
-/// What an operator should know about the data folder, one sentence each.
+/// Notices for the operator about the data folder, one sentence each.
 pub type Notices = Vec<String>;
 
 /// Files whose names begin so hold what no other user may read.

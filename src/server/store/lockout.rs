@@ -1,9 +1,9 @@
 //! Failed logins: how many there were, and `locks.json`, which keeps a name locked across a restart.
 //!
-//! Invariant: a name is counted the same whether or not there is such an account. Memory and file are bounded, and no
-//! storm of names makes the server forget a lock. The file has one JSON record a line; a later one for a name supersedes.
-//! A start rewrites it, and keeps a copy if it has lines that are not understood. A lock that is read from it lasts no
-//! longer than a new one, whatever the clock says now or said when it was written. PROTOCOL#lockout.
+//! Invariant: a name is counted the same whether or not the account exists. Memory and file are bounded, and no storm
+//! of names makes the server forget a lock. The file has one JSON record a line; a later record replaces earlier ones
+//! for the same name. A start rewrites it, and keeps a copy if it has lines that cannot be read. A lock from the file
+//! lasts no longer than a new one, whatever the clock says now or said when it was written. PROTOCOL#lockout.
 
 use super::files::{self, Notices};
 use crate::clock;
@@ -67,12 +67,12 @@ impl Lock {
 struct Content {
     /// By folded name: how long it is still locked, at most [`LOCKOUT`].
     locked: HashMap<String, Duration>,
-    /// The number of lines that are not understood.
+    /// The number of lines that cannot be read.
     damaged: usize,
 }
 
 impl Content {
-    /// Takes one record, or none for a damaged line: that must not keep the server from its start.
+    /// Takes one record, or none for a damaged line, which must not prevent the start.
     fn take(&mut self, line: &[u8]) -> bool {
         let Some(record) = records::parse::<Lock>(line) else {
             self.damaged += usize::from(line.is_empty());
@@ -131,7 +131,7 @@ impl Lockout {
             }
         }
         if records.length()? > 0 {
-            // A full disk must not keep the server from its start.
+            // A full disk must not prevent the start.
             let shortened = shorten(&path, &mut records, content);
             let failed = |error| Some(format!("the locks cannot be rewritten: {error}"));
             notices.extend(shortened.unwrap_or_else(failed));
@@ -149,8 +149,8 @@ impl Lockout {
         lock(&self.counts).check(&name.folded(), &origin(address), Instant::now())
     }
 
-    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses. Returns whether the
-    /// name is locked from now on. [`Lockout::forgive`] takes the attempt back if it succeeds.
+    /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses. Returns whether
+    /// the name is locked from now on. [`Lockout::forgive`] takes the attempt back if it succeeds.
     ///
     /// # Errors
     /// How long to wait, if name or address is locked. Neither is counted then: the address may be the name's owner's.
@@ -162,14 +162,14 @@ impl Lockout {
         Ok(counts.names.count_failure(folded, now))
     }
 
-    /// The attempt succeeded: the name's count starts again.
+    /// Takes back an attempt that succeeded: the name's count starts again.
     pub fn forgive(&self, name: &Username, address: IpAddr) {
         let mut counts = lock(&self.counts);
         counts.names.forget(&name.folded());
         counts.addresses.uncount(&origin(address));
     }
 
-    /// Records that a name is locked from now on, so that a restart does not unlock it; does not wait for the disk.
+    /// Records that a name is locked from now on, so that a restart does not unlock it. Does not wait for the disk.
     ///
     /// # Errors
     /// The disk's, with the path in the text.
@@ -212,7 +212,7 @@ fn shorten(path: &Path, records: &mut Records, content: Content) -> io::Result<O
             Some(format!("{FILE}: {damaged} lines could not be read; the previous file is {copy}"))
         }
     };
-    // With the time that is left: a lock written when the clock was wrong would last for years.
+    // Write the remaining time: a lock written when the clock was wrong would last for years.
     records.rewrite(newest.into_iter().map(|(name, left)| Lock::line(name, left)), |_| Ok(()))?;
     disk::sync_parent(path)?;
     Ok(notice)
@@ -369,7 +369,7 @@ mod tests {
             locks.remember(&name(one)).expect("written");
         }
         locks.unlock(&name("BOB")).expect("written");
-        // Locks by a wrong clock, an expired one, and what a crash left.
+        // Locks from a wrong clock, an expired lock, and the remains of a crash.
         let now = clock::now_ms();
         let lines = [
             record("years", now + 1_000_000_000_000),
@@ -398,13 +398,13 @@ mod tests {
             assert_eq!(list(&folder.0).expect("readable").len(), 3);
             assert_eq!(notices.iter().any(|notice| notice.contains("2 lines")), unread > 0, "{notices:?}");
         }
-        // The copy has what was not understood.
+        // The copy has the unreadable lines.
         let aside = records::asides(&locks.path);
         assert!(std::fs::read(&aside[0]).expect("kept").starts_with(&before));
         let text = std::fs::read_to_string(&locks.path).expect("readable");
         assert_eq!(text.lines().count(), 3, "{text}");
         let locked = list(&folder.0).expect("readable");
-        // A file that cannot be written locks the same names.
+        // If the file cannot be written, the same names are locked.
         let blocked = folder.0.join("locks.json.tmp/x");
         std::fs::create_dir_all(&blocked).expect("a folder");
         let (blocked, notices) = open(&folder).expect("readable");
@@ -413,7 +413,7 @@ mod tests {
             "{notices:?}"
         );
         assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");
-        // An unreadable file is an error, and not a file without locks.
+        // An unreadable file is an error, not a file without locks.
         assert!(list(&locks.path).is_err(), "no folder");
         std::fs::remove_file(&locks.path).and_then(|()| std::fs::create_dir(&locks.path)).expect("a folder");
         assert!(list(&folder.0).is_err() && open(&folder).is_err());
@@ -452,7 +452,7 @@ mod tests {
         let folder = Folder::new();
         let (locks, _) = open(&folder).expect("none");
         locks.remember(&name("alice")).expect("written");
-        // More than is read at once.
+        // More than one read.
         for _ in 0..3 {
             append(&locks.path, (" ".repeat(MAX_SIZE as usize) + "\n").as_bytes());
         }

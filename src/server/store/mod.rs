@@ -1,8 +1,8 @@
-//! What the server keeps on disk: accounts, locked names, the security log, the certificate.
+//! The server's data on disk: accounts, locked names, the security log, the certificate.
 //!
-//! Invariant: nothing here knows connections or sessions (`tests/spec/tidy.rs` reads the imports). [`check`] makes, changes and
-//! locks nothing, so it may run beside a server; it reads each file with the same code as a start.
-//! Format: README#server-files.
+//! Invariant: nothing here knows connections or sessions (`tests/spec/tidy.rs` reads the imports). [`check`] makes,
+//! changes and locks nothing, so it may run beside a server; it reads each file with the same code as a start. Format:
+//! README#server-files.
 
 pub mod accounts;
 pub mod audit;
@@ -30,9 +30,9 @@ const SALT_SECRET: &str = "salt.secret";
 /// The longest [`SALT_SECRET`] that is read, in bytes: it has 32, and perhaps a line end.
 const MAX_SECRET: usize = 4096;
 
-/// All that the server keeps.
+/// Everything that the server stores.
 pub struct Store {
-    /// With the data folder's lock.
+    /// The accounts, which hold the data folder's lock.
     pub accounts: Accounts,
     /// Makes the salts of names that do not exist, 32 bytes.
     pub salt_secret: Key,
@@ -45,8 +45,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the data folder `folder`, with a certificate if the server uses `tls`. Makes what is missing, repairs what it
-    /// can, and locks the folder against other processes. Logs what it reports.
+    /// Opens the data folder `folder`, with a certificate if the server uses `tls`. Makes what is missing, repairs what
+    /// it can, and locks the folder against other processes. Logs what it reports.
     ///
     /// # Errors
     /// With file, reason and remedy in the text; `notices` has what was found before.
@@ -106,7 +106,8 @@ fn check_owner(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reports every file that other users have access to. A start closes the private ones and leaves the rest.
+/// Reports every file that other users have access to. A start makes the private ones private again, and leaves the
+/// rest.
 fn check_folders(folder: &Path, notices: &mut Notices) -> io::Result<()> {
     check_owner(folder)?;
     disk::check_folders(folder, &FOLDERS)?;
