@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn path_of_another_machine_or_half_quoted_is_refused() {
         for (typed, reason) in [
-            ("file://elsewhere/tmp/a", "a file of elsewhere, on another machine"),
+            ("file://elsewhere/tmp/a", "on another machine, elsewhere"),
             ("FILE://Elsewhere/etc/passwd", "on another machine"),
             ("'file://elsewhere/tmp/a b'", "on another machine"),
             ("file\\://elsewhere/a", "on another machine"),

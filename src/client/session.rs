@@ -1,9 +1,9 @@
-//! The client's state after login: events in, effects out, no network and no clock of its own; of the disk only what it
-//! remembers ([`store`](super::store)).
+//! The client's state after login: events in, effects out. It has no network and no clock, and touches the disk only
+//! for its memory of others ([`store`](super::store)).
 //!
-//! Invariant: one owner of all state; the same events give the same effects whatever front end shows them. Each part owns
-//! its state and knows no other part but those that a method names; what concerns several parts stands here, and what is
-//! typed in `commands`.
+//! Invariant: all state has one owner; the same events give the same effects whatever front end shows them. Each part
+//! owns its state and knows only the parts that a method gets. This file handles what concerns several parts, and
+//! `commands` handles typed lines.
 
 mod account;
 mod commands;
@@ -56,7 +56,7 @@ pub use connection::last_word;
 pub use event::{Action, Display, Effect, Event, Exit, NewKey};
 pub use leaving::FAREWELL;
 
-/// Told when the password is changed.
+/// The notice of a changed password.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on \
     other machines still have the old password: copy the file again";
 
@@ -75,7 +75,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins after a login.
+    /// A session after a login.
     pub fn new(
         me: Username,
         identity: impl Into<Arc<IdentityKey>>,
@@ -97,21 +97,22 @@ impl Session {
         }
     }
 
-    /// The session is on the server of this key. PROTOCOL#broadcast-server.
+    /// Sets the key of the session's server. PROTOCOL#broadcast-server.
     pub fn on(mut self, server: Option<Fingerprint>) -> Session {
         self.cx.account.server = server;
         self
     }
 
-    /// The session key of a login was certified at `created`; the server has taken certificates up to `newest` before, both in
-    /// milliseconds since 1970.
+    /// Notes that the session key of a login was certified at `created`, and that the server has accepted certificates
+    /// up to
+    /// `newest` before; both in milliseconds since 1970.
     pub fn certified(mut self, created: u64, newest: u64) -> Session {
         self.certify(created, newest);
         self
     }
 
-    /// Takes over the file of the history, and the messages of `earlier` sessions that were read from it; shows `notices`
-    /// of the start. `now_ms` is in milliseconds since 1970.
+    /// Takes the history file, and the messages of `earlier` sessions that were read from it; shows the `notices` of
+    /// the start. `now_ms` is in milliseconds since 1970.
     pub fn keep(&mut self, kept: History, earlier: VecDeque<Message>, notices: Vec<String>, now_ms: u64) {
         self.cx.now = now_ms;
         notices.into_iter().for_each(|text| self.cx.problem(text));
@@ -173,7 +174,7 @@ impl Session {
             }
             Event::Tick => {}
         }
-        // With every event, or a busy room would stop the clock.
+        // With every event, because a busy room may leave no time for ticks.
         if self.cx.account.tick(now) {
             self.cx.act(Action::MakeSessionKey);
         }
@@ -188,7 +189,7 @@ impl Session {
         self.cx.take_effects()
     }
 
-    /// Hands on what sending and files have for other parts, until nothing is left.
+    /// Passes outcomes of sending and messages of files on to other parts, until none are left.
     fn settle(&mut self) {
         loop {
             let cx = &mut self.cx;
@@ -216,7 +217,7 @@ impl Session {
         self.outbox.send(&mut self.cx, &mut self.contacts, &self.online, message);
     }
 
-    // ---- what the server says
+    // ---- messages from the server
 
     fn server(&mut self, message: ServerMessage) {
         let cx = &mut self.cx;
@@ -237,7 +238,7 @@ impl Session {
             }
             ServerMessage::Lost(lost) => self.outbox.lost(cx, &self.contacts, &lost),
             ServerMessage::Error(failure) => self.failure(&failure),
-            // The last five are for the link, and for the threads of transfers.
+            // The link and the threads of transfers handle the last five.
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
             | ServerMessage::Challenge(_)
@@ -295,7 +296,7 @@ impl Session {
                 self.take_keys(person);
             }
         }
-        // One envelope for all of them.
+        // One envelope for all recipients.
         self.outbox.pump(&mut self.cx, &mut self.contacts, here);
         for name in asked {
             self.no_keys(&name, Missed::NoAccount);
@@ -334,7 +335,7 @@ impl Session {
         contact.and_then(|contact| contact.session.clone())
     }
 
-    // ---- what others send
+    // ---- envelopes from other users
 
     fn receive(&mut self, message: EncryptedMessage) {
         match self.incoming.arrive(&mut self.cx, &mut self.contacts, message) {
@@ -344,7 +345,7 @@ impl Session {
         }
     }
 
-    /// Reads what has waited for the key of `name`, which is here now.
+    /// Opens the envelopes that have waited for the key of `name`, which has arrived.
     fn read_inbox(&mut self, name: &Username) {
         if !self.contacts.has_changed(name) {
             self.incoming.take_inbox(name).iter().for_each(|message| self.open(message));
@@ -360,7 +361,7 @@ impl Session {
         }
     }
 
-    /// An envelope goes to the part that it is for.
+    /// Passes an envelope to the part that handles its kind.
     fn deliver(&mut self, Received { header, text }: &Received) -> Result<(), String> {
         let (cx, from) = (&mut self.cx, &header.from);
         match header.kind {
@@ -388,7 +389,7 @@ impl Session {
         Ok(())
     }
 
-    /// Shows what somebody else has said. `text` is sanitised.
+    /// Shows a message of another user. `text` is sanitised.
     fn show_received(&mut self, source: Source, text: String) {
         let Some(from) = source.from().cloned() else { return };
         let place = source.place(&self.cx.me);
@@ -403,8 +404,8 @@ impl Session {
 
     // ---- a new session, and the end
 
-    /// The server knows nothing of the former session any more: what was sent in it and not acknowledged is told, and
-    /// nothing is sent again by itself.
+    /// Begins a new session. The server no longer knows the former one: unacknowledged messages are reported, and
+    /// nothing is sent again automatically.
     fn logged_in(&mut self, new: NewKey, after: Duration) {
         let cx = &mut self.cx;
         cx.act(Action::Begin);
@@ -426,7 +427,7 @@ impl Session {
         self.contacts.remember_own(cx, created, cx.account.current().fingerprint());
     }
 
-    /// Leaves when nothing is left to wait for, or when that takes too long. The event before this one was at `before`.
+    /// Leaves when nothing is left to wait for, or the wait takes too long. The event before this one was at `before`.
     fn leave_if_done(&mut self, before: Instant) {
         let state = (self.is_settled(), self.files.is_idle());
         let moved = self.files.moved().max(self.connection.owed().unwrap_or(self.files.moved()));
@@ -449,7 +450,7 @@ impl Session {
         }
     }
 
-    /// Ends with what may be lost by that.
+    /// Ends, and reports what may be lost.
     fn quit_at_once(&mut self) {
         for text in self.unsettled() {
             self.cx.problem(text);

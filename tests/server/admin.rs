@@ -59,7 +59,7 @@ fn check_reports_beside_a_running_server_and_changes_nothing() {
     let home = server.kill();
     let before = snapshot(&home.path("data"));
     let (status, out) = check(&home);
-    assert!(status == 0 && !out.contains("a server runs"), "{out}");
+    assert!(status == 0 && !out.contains("a server is using"), "{out}");
     assert_eq!(snapshot(&home.path("data")), before);
 }
 
@@ -321,7 +321,7 @@ fn removed_user_is_disconnected_and_a_successor_is_a_stranger() {
     assert!(status == 0 && list.lines().count() == 2 && fingerprint.starts_with("SHA256:"), "{list}");
     let pem = fs::read(server.data("keys/alice.pem")).expect("a key");
     let (status, out) = user(&server.home, &["remove", "alice"]);
-    assert!(status == 0 && out.contains(fingerprint) && out.contains("session is ended"), "{out}");
+    assert!(status == 0 && out.contains(fingerprint) && out.contains("session has ended"), "{out}");
     // This is its last line: it does not reconnect and then report a wrong password.
     alice.expect("! the operator of the server has removed this account: this session is over");
     assert_eq!(alice.output.all().len(), alice.output.seen.len());

@@ -175,7 +175,7 @@ fn locks_count_despite_unreadable_lines() {
         home = Server::within(home, &[]).kill();
         assert_eq!(asides(&path).len(), count + 1);
         let (_, checked) = check(&home);
-        assert!(checked.contains(&locked) && !checked.contains("understood"), "{checked}");
+        assert!(checked.contains(&locked) && !checked.contains("cannot be read"), "{checked}");
     }
 }
 
@@ -372,7 +372,7 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
         asides(&path).iter().for_each(|aside| fs::remove_file(aside).expect("removed"));
         fs::write(&path, torn).expect("written");
         for _ in 0..2 {
-            let lines = server.client_in(&home, "alice", &[]).ends(1, "--accept-new does not accept it");
+            let lines = server.client_in(&home, "alice", &[]).ends(1, "--accept-new does not apply");
             let aside = asides(&path).pop().expect("set aside");
             assert!(lines.concat().contains(&format!("remove {}", aside.display())), "{lines:#?}");
         }

@@ -1,7 +1,7 @@
 //! The own account: the identity key, the session keys and their renewal within a day, and a change of the password.
 //!
-//! Invariant: a key that others may have been told still opens what they sealed for it; one that was replaced a minute
-//! ago is gone, and with it what it could open. Specification: PROTOCOL#keys.
+//! Invariant: a key that others may still use opens their messages; a key that was replaced a minute ago is wiped.
+//! Specification: PROTOCOL#keys.
 
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, SessionCertificate};
@@ -9,9 +9,9 @@ use crate::name::Username;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// For this time, a former session key opens messages that were sealed before its renewal.
+/// A former session key opens messages for this time after its renewal.
 const FORMER_KEY_KEPT: Duration = Duration::from_secs(60);
-/// A session key is renewed after this time, an hour before it expires: there is time for several attempts.
+/// A session key is renewed after this time, an hour before it expires, which leaves time for several attempts.
 const RENEW_AFTER: Duration = SESSION_KEY_LIFETIME.saturating_sub(Duration::from_secs(3600));
 /// A failed renewal is repeated after this time: five more attempts before the key expires.
 const RENEW_AGAIN: Duration = Duration::from_secs(600);
@@ -29,16 +29,16 @@ pub enum PasswordChange {
 
 /// The user's own keys.
 pub struct Account {
-    /// Signs.
+    /// The identity key, which signs.
     pub identity: Arc<IdentityKey>,
     /// The server's key; `None` without TLS. PROTOCOL#broadcast-server.
     pub server: Option<Fingerprint>,
     current: Arc<SessionKey>,
-    /// When a new one is to be made.
+    /// When the next session key is due.
     due: Instant,
-    /// One that the server has not confirmed yet.
+    /// A session key that the server has not confirmed yet.
     announced: Option<Arc<SessionKey>>,
-    /// Replaced keys that still decrypt, and when each was replaced.
+    /// Replaced keys that still decrypt, and the time of each replacement.
     former: Vec<(Arc<SessionKey>, Instant)>,
     /// The highest `created` of the own certificates, of other machines too, in milliseconds since 1970.
     newest: u64,
@@ -47,7 +47,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// With the session key of a login.
+    /// The keys after a login with this session key.
     pub fn new(identity: Arc<IdentityKey>, current: SessionKey, now: Instant) -> Account {
         Account {
             identity,
@@ -61,7 +61,7 @@ impl Account {
         }
     }
 
-    /// The session key that others are told to encrypt to. Who holds it on keeps it alive.
+    /// The session key that others encrypt for. A clone of the reference keeps the key in memory.
     pub fn current(&self) -> Arc<SessionKey> {
         self.current.clone()
     }
@@ -72,7 +72,7 @@ impl Account {
         std::iter::once(&self.current).chain(others).map(Arc::as_ref)
     }
 
-    /// Whether one of them has this fingerprint.
+    /// Whether a session key that still decrypts has this fingerprint.
     pub fn holds(&self, fingerprint: Fingerprint) -> bool {
         self.session_keys().any(|key| key.fingerprint() == fingerprint)
     }
@@ -82,12 +82,12 @@ impl Account {
         self.identity.public().fingerprint()
     }
 
-    /// The server has refused a certificate: it has taken one of `newest`, in milliseconds since 1970.
+    /// Handles a refused certificate: the server has accepted one of `newest`, in milliseconds since 1970.
     pub fn learn(&mut self, newest: u64) {
         self.newest = self.newest.max(newest);
     }
 
-    /// A new session has begun with a key of its own; what it replaces counts as former.
+    /// Sets the key of a new session; the replaced keys become former ones.
     pub fn restart(&mut self, current: SessionKey, now: Instant) {
         let replaced = std::mem::replace(&mut self.current, Arc::new(current));
         let replaced = [Some(replaced), self.announced.take()].into_iter().flatten();
@@ -95,21 +95,22 @@ impl Account {
         self.due = now + RENEW_AFTER;
     }
 
-    /// Forgets former keys; whether a new one is to be made.
+    /// Forgets former keys. Returns whether a new session key is due.
     pub fn tick(&mut self, now: Instant) -> bool {
         self.former.retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
         let is_due = now >= self.due;
         if is_due {
-            // Unless it is confirmed.
+            // Try again unless it is confirmed.
             self.due = now + RENEW_AGAIN;
         }
         is_due
     }
 
-    /// The current key was certified at `created`; the server has taken certificates up to `newest` before, both in
-    /// milliseconds since 1970. Others refuse it if it is not the newest: then another one is made at once. PROTOCOL#newest.
+    /// Notes that the current key was certified at `created`, and that the server has accepted certificates up to
+    /// `newest` before; both in milliseconds since 1970. Other users refuse a key that is not the newest, so another
+    /// one is made at once. PROTOCOL#newest.
     pub fn certified(&mut self, (created, newest): (u64, u64), (now_ms, now): (u64, Instant)) {
-        // What a former login in this run was certified at, unless the clock was set back since.
+        // Also count a former login in this run, unless the clock was set back since then.
         let known = self.newest;
         let is_ahead = SessionCertificate::next_created(known, now_ms) <= known;
         let newest = if is_ahead { newest } else { newest.max(known) };
@@ -119,8 +120,8 @@ impl Account {
         self.newest = created.max(newest);
     }
 
-    /// The certificate of a new session key, for `me`. The key opens messages from here on, because the server may tell it
-    /// to others before its confirmation is here; it is the current one after that.
+    /// Certifies a new session key for `me`. The key opens messages from now on, because the server may show it to
+    /// others before its confirmation arrives; after that, it is the current one.
     pub fn announce(
         &mut self,
         me: &Username,
@@ -130,20 +131,20 @@ impl Account {
         let created = SessionCertificate::next_created(self.newest, now_ms);
         self.newest = self.newest.max(created);
         let certificate = self.identity.certify(me, &key, created);
-        // The server may have shown an earlier one that it did not confirm.
+        // The server may have shown an earlier key without confirming it.
         let former = self.announced.replace(Arc::new(key));
         self.former.extend(former.map(|key| (key, now)));
         certificate
     }
 
-    /// The server has answered a `renew`; it had taken certificates up to `newest` before. False if it was not asked.
-    /// PROTOCOL#renew.
+    /// Handles the answer to a `renew`; the server had accepted certificates up to `newest` before. False without a
+    /// request. PROTOCOL#renew.
     pub fn renewed(&mut self, newest: u64, now: Instant) -> bool {
         let Some(new) = self.announced.take() else { return false };
         self.former.push((std::mem::replace(&mut self.current, new), now));
         self.due = now + RENEW_AFTER;
         if newest >= self.newest {
-            // Another machine has logged in at this moment, or the server is not honest.
+            // Another machine has just logged in, or the server is dishonest.
             (self.newest, self.due) = (newest, now + RENEW_AGAIN);
         }
         true

@@ -1,4 +1,4 @@
-//! What the user types: every command, and what it answers.
+//! Handles typed lines: every command and its answer.
 
 use super::Session;
 use super::account::PasswordChange;
@@ -9,7 +9,7 @@ use crate::client::text::sanitise;
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
 
-/// Messages that a search shows, the latest: more would push the rest out of sight.
+/// The most messages that a search shows, the latest: more would not fit the screen.
 const MAX_FOUND: usize = 100;
 
 const ELSE: &str = "any other line goes to the current conversation; //TEXT sends /TEXT";
@@ -81,7 +81,7 @@ impl Session {
         }
     }
 
-    /// The name as it is spelled by its owner; `None`, and told, if it is one's own.
+    /// The name in its owner's spelling; `None`, with a report, if it is the user's own.
     fn other(&mut self, typed: Username) -> Option<Username> {
         let exact = self.is_known(&typed);
         let folded = typed.folded();
@@ -106,7 +106,7 @@ impl Session {
         self.online.contains(name) || self.contacts.trust(name).is_some()
     }
 
-    /// Goes to a conversation without a word to anybody, if there may be one.
+    /// Goes to a conversation without notifying anyone, if the user can have one.
     fn view(&mut self, name: Username) {
         let Some(name) = self.other(name) else { return };
         if !self.is_known(&name) {
@@ -122,7 +122,7 @@ impl Session {
         if had_room && self.talk.partner() == Some(&name) {
             return self.cx.notice(format!("you are already in a room with {name}"));
         }
-        // Before anything can be refused: what is typed next is meant for nobody else.
+        // Switch before anything can be refused: the user means the next lines for this partner only.
         self.talk.go_to(&mut self.cx, Some(name.clone()));
         if self.contacts.has_changed(&name) {
             return self.contacts.reconsider(&mut self.cx, &name);
@@ -148,7 +148,7 @@ impl Session {
     }
 
     fn help(&mut self, topic: Option<&str>) {
-        // The last one stands in the last line.
+        // Show the last command in the last line.
         let matching = |usage: &&command::Usage| topic.map_or(usage.name != "/", |topic| usage.name == topic);
         let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
         if let (Some(topic), true) = (topic, found.is_empty()) {

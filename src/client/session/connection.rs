@@ -15,12 +15,12 @@ pub const NOTICEABLE: Duration = Duration::from_millis(500);
 /// The state of the connection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Line {
-    /// As far as anybody knows.
+    /// The connection works, as far as this client knows.
     #[default]
     Online,
-    /// Nothing has been heard since then.
+    /// The server has been silent since then.
     Silent(Instant),
-    /// It broke `since`; the next attempt is made `then`, if that is known.
+    /// The connection broke at `since`; the next attempt is at `then`, if that is known.
     Lost { since: Instant, then: Option<Instant> },
 }
 
@@ -28,13 +28,13 @@ enum Line {
 #[derive(Default)]
 pub struct Connection {
     line: Line,
-    /// Why the last attempt to come back was refused, since the connection broke.
+    /// The reason why the last attempt to reconnect was refused.
     refused: Option<String>,
     owed: Option<Instant>,
 }
 
 impl Connection {
-    /// The server is silent, or is heard again.
+    /// Notes that the server is silent, or answers again.
     pub fn silent(&mut self, cx: &mut Cx, since: Option<Instant>) {
         self.line = since.map_or(Line::Online, Line::Silent);
         cx.display(Display::Progress(match since {
@@ -45,13 +45,13 @@ impl Connection {
         }));
     }
 
-    /// The connection broke.
+    /// Notes that the connection broke.
     pub fn lost(&mut self, cx: &mut Cx, why: &str) {
         (self.line, self.refused) = (Line::Lost { since: cx.instant, then: None }, None);
         cx.problem(format!("connection lost: {why}; trying again"));
     }
 
-    /// Another attempt is made `then`. Why the one before was refused is told once, however often that happens.
+    /// Notes that the next attempt is at `then`. Reports the reason of the last refusal once, however often it repeats.
     pub fn retrying(&mut self, cx: &mut Cx, then: Instant, refused: Option<String>) {
         self.line = Line::Lost { since: self.lost_since().unwrap_or(cx.instant), then: Some(then) };
         if refused.is_some() && refused != self.refused {
@@ -60,18 +60,18 @@ impl Connection {
         }
     }
 
-    /// There is a connection again, `after` this time; `how` completes the notice.
+    /// Notes that the client has reconnected, after the time `after`; `how` completes the notice.
     pub fn is_back(&mut self, cx: &mut Cx, after: Duration, how: &str) {
         (self.line, self.owed) = (Line::Online, None);
         cx.notice(format!("back online after {}{how}", seconds(after)));
     }
 
-    /// Whether the server is heard, as far as anybody knows.
+    /// Whether the connection works, as far as this client knows.
     pub fn is_heard(&self) -> bool {
         self.line == Line::Online
     }
 
-    /// Since when there is no connection, if there is none: nothing has left this machine since.
+    /// The time of the loss, without a connection: nothing has left this machine since then.
     pub fn lost_since(&self) -> Option<Instant> {
         match self.line {
             Line::Lost { since, .. } => Some(since),
@@ -79,12 +79,12 @@ impl Connection {
         }
     }
 
-    /// Since when the server owes an answer, if it does. Each answer begins it again.
+    /// Since when the server owes an answer, if it does. Each answer restarts the time.
     pub fn owed(&self) -> Option<Instant> {
         self.owed
     }
 
-    /// The server has answered.
+    /// Notes that the server has answered.
     pub fn answered(&mut self) {
         self.owed = None;
     }
@@ -94,7 +94,8 @@ impl Connection {
         self.owed = if is_due { self.owed.or(Some(cx.instant)) } else { None };
     }
 
-    /// The connection in a few words, with the number of `unsettled` messages if the server lets one wait for them.
+    /// The state of the connection in a few words, with the number of `unsettled` messages while the server does not
+    /// answer.
     pub fn describe(&self, cx: &Cx, unsettled: usize) -> String {
         let since = |then: Instant| cx.instant.saturating_duration_since(then);
         let waits = !self.is_heard() || self.owed.is_some_and(|owed| since(owed) >= NOTICEABLE);
@@ -116,7 +117,7 @@ impl Connection {
     }
 }
 
-/// Why the session is over for good, if the server has ended it: there is nothing to come back to.
+/// The reason why the session has ended for good, if the server has ended it.
 pub fn last_word(failure: &Failure) -> Option<&'static str> {
     if failure.is(ErrorCode::SignedInElsewhere) {
         Some("you have logged in elsewhere")

@@ -1,7 +1,7 @@
-//! The other users: their keys, asked for and checked against what is remembered of them, and what the user decides.
+//! The other users: their keys are requested, compared with the remembered ones, and trusted or not by the user.
 //!
-//! Invariant: a key is used only after it matched what is remembered (or was seen for the first time), and a session
-//! key only with its owner's certificate; a changed identity key is used for nothing until the user has decided.
+//! Invariant: a key is used only if it matches the remembered one or is the first for its user, and a session key only
+//! with its owner's certificate. A changed identity key is not used until the user has decided.
 
 use super::cx::Cx;
 use crate::client::entry::{Place, Source};
@@ -15,49 +15,49 @@ use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKey
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
-/// The most users that a server can make a client remember: five times as many as it is planned for.
+/// The most users that a server can make a client remember: five times the number that a server is made for.
 const MAX_CONTACTS: usize = 50_000;
 
 /// One other user.
 #[derive(Default)]
 pub struct Contact {
-    /// The identity key in use: remembered, and shown by the server. `None` until it has shown it.
+    /// The identity key in use, remembered and shown by the server. `None` until the server has shown it.
     pub identity: Option<IdentityPublicKey>,
-    /// A key that differs from the remembered one, or whose record may have been lost, undecided; `None` if there is none.
+    /// A key that needs a decision: it differs from the remembered one, or the record of that may have been lost.
     changed: Option<IdentityPublicKey>,
-    /// The certified session key; `None` while not online, or not asked for.
+    /// The certified session key; `None` while the user is offline, or the key was not requested.
     pub session: Option<SessionPublicKey>,
-    /// When that was certified, in milliseconds since 1970.
+    /// The time of its certificate, in milliseconds since 1970.
     created: u64,
     /// A request for the keys is queued or in flight.
     is_asked: bool,
-    /// The key whose safety number was shown last: a decision is about that one.
+    /// The key whose safety number was shown last, to which a decision applies.
     shown: Option<Fingerprint>,
 }
 
 impl Contact {
-    /// Whether the identity key has changed and nobody has decided yet.
+    /// Whether the identity key has changed and the user has not decided yet.
     pub fn has_changed(&self) -> bool {
         self.changed.is_some()
     }
 }
 
-/// What came of keys that the server has shown.
+/// The result of keys that the server has shown.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Learned {
-    /// As remembered, or seen for the first time and remembered.
+    /// The remembered key, or the first one, which is remembered now.
     Known,
     /// The remembered key again, after another one.
     Reverted,
     /// The identity key differs from the remembered one, or the record of it may have been lost.
     Changed,
-    /// As remembered, but the session key is not the newest that was seen.
+    /// The remembered key, but the session key is older than one seen before.
     Outdated,
-    /// The server shows a key that is none, or a session key that its owner has not certified.
+    /// An invalid key, or a session key without its owner's certificate.
     Refused(String),
 }
 
-/// The session key of an answer, if there is one, with its owner's certificate checked; when that was made.
+/// The session key of an answer, if it has one, and the time of its certificate, which is checked.
 fn certified(
     keys: &PersonKeys,
     identity: &IdentityPublicKey,
@@ -71,12 +71,12 @@ fn certified(
     Ok(Some((certificate.verify(&keys.name, identity, now_ms)?, created)))
 }
 
-/// Everyone whom this session has met.
+/// All users that this session has met.
 pub struct Contacts {
     people: HashMap<Username, Contact>,
     known: TrustStore,
-    /// Users whose keys the next requests ask for. One request is in flight at a time, or the answers could exceed what the
-    /// server holds for a client.
+    /// Users whose keys will be requested next. One request is in flight at a time, because several answers could
+    /// exceed the limit that the server holds for a client.
     to_ask: VecDeque<Username>,
     /// The names of the request in flight.
     asking: Option<BTreeSet<Username>>,
@@ -85,24 +85,24 @@ pub struct Contacts {
 }
 
 impl Contacts {
-    /// Nobody yet.
+    /// No users yet.
     pub fn new(known: TrustStore) -> Contacts {
         let (people, verifying) = (HashMap::new(), BTreeSet::new());
         Contacts { people, known, to_ask: VecDeque::new(), asking: None, verifying }
     }
 
-    /// One user; a stranger if they were never heard of.
+    /// One user; a stranger if this session has not met them.
     pub fn get(&mut self, name: &Username) -> &mut Contact {
         self.people.entry(name.clone()).or_default()
     }
 
-    /// One user of whom something is known already, else `None`.
+    /// One user that this session has met, else `None`.
     pub fn find(&self, name: &Username) -> Option<&Contact> {
         self.people.get(name)
     }
 
-    /// Whether the server may bring this name up: a user met already, or one more of not too many, who counts from now on.
-    /// What other parts keep of users is bounded by this.
+    /// Whether the server may introduce this name: it is known already, or there is room for one more, which counts
+    /// from now on. This bounds what other parts store about users.
     pub fn admits(&mut self, name: &Username) -> bool {
         let is_admitted = self.people.contains_key(name) || self.people.len() < MAX_CONTACTS;
         if is_admitted {
@@ -120,7 +120,7 @@ impl Contacts {
         }
     }
 
-    /// The session key of this user is of no use any more: they have left, or the server calls it stale.
+    /// Forgets the session key of a user who has left, or whose key the server calls stale.
     pub fn forget_session(&mut self, name: &Username) {
         if let Some(contact) = self.people.get_mut(name) {
             contact.session = None;
@@ -132,7 +132,8 @@ impl Contacts {
         self.people.keys()
     }
 
-    /// A new own session has begun: asks again for the keys of `waiting`, and of users whose safety number is wanted.
+    /// After the start of a new session: requests again the keys of `waiting`, and of users whose safety number was
+    /// requested.
     pub fn restart(&mut self, waiting: Vec<Username>) {
         for contact in self.people.values_mut() {
             (contact.session, contact.is_asked) = (None, false);
@@ -149,7 +150,7 @@ impl Contacts {
         self.known.get(name).map(|(_, trust)| trust)
     }
 
-    /// The same in a word.
+    /// The same as a word.
     pub fn trust_word(&self, name: &Username) -> &'static str {
         match self.trust(name) {
             None if self.has_changed(name) => "RECORD DAMAGED",
@@ -165,23 +166,23 @@ impl Contacts {
         if self.has_changed(name) { "!" } else { self.trust(name).unwrap_or(Trust::New).mark() }
     }
 
-    /// Whether the key of `name` has changed and nobody has decided yet.
+    /// Whether the key of `name` has changed and the user has not decided yet.
     pub fn has_changed(&self, name: &Username) -> bool {
         self.find(name).is_some_and(Contact::has_changed)
     }
 
-    /// The key that `/verify` is about: the changed one, if it has changed; `None` for a stranger.
+    /// The key that `/verify` shows: the changed one if there is one; `None` for a stranger.
     fn fingerprint(&self, name: &Username) -> Option<Fingerprint> {
         let changed = self.find(name).and_then(|contact| contact.changed.as_ref());
         changed.map(IdentityPublicKey::fingerprint).or_else(|| self.known.get(name).map(|(key, _)| key))
     }
 
-    /// Remembers a certificate of the own user, for the next login, whose server may have forgotten it.
+    /// Remembers a certificate of this user for the next login, because the server may have forgotten it by then.
     pub fn remember_own(&mut self, cx: &Cx, created: u64, key: Fingerprint) {
         self.known.admit(&cx.me, cx.account.fingerprint(), (created, key), cx.now.max(created));
     }
 
-    /// Reports repairs of the files, and writes what is remembered of certificates, in time.
+    /// Reports repairs of files, and writes remembered certificates when it is time.
     pub fn tick(&mut self, cx: &mut Cx) {
         let notices = self.known.notices().into_iter().chain(cx.ignored.notices());
         notices.collect::<Vec<_>>().into_iter().for_each(|text| cx.problem(text));
@@ -195,7 +196,7 @@ impl Contacts {
 
     // ---- requests
 
-    /// Asks for keys that are not on their way already.
+    /// Requests keys that were not requested already.
     pub fn ask_for(&mut self, names: impl IntoIterator<Item = Username>) {
         for name in names {
             if !std::mem::replace(&mut self.get(&name).is_asked, true) {
@@ -204,7 +205,7 @@ impl Contacts {
         }
     }
 
-    /// Sends the next request for keys, if none is under way.
+    /// Sends the next request for keys, unless one is in flight.
     pub fn ask(&mut self, cx: &mut Cx) {
         if self.asking.is_none() && !self.to_ask.is_empty() {
             let count = self.to_ask.len().min(MAX_KEY_NAMES);
@@ -224,11 +225,11 @@ impl Contacts {
     pub fn answered(&mut self, keys: &Keys) -> Option<BTreeSet<Username>> {
         let told = keys.keys.iter().map(|person| &person.name).chain(&keys.unknown);
         let told: BTreeSet<&Username> = told.collect();
-        // An answer is about exactly the names of the question.
+        // An answer contains exactly the names of its request.
         self.asking.take_if(|asked| told.iter().copied().eq(asked.iter()))
     }
 
-    /// `name` has no usable keys; `why` is told if the user waits for a safety number.
+    /// Handles that `name` has no usable keys; reports `why` if the user waits for a safety number.
     pub fn no_keys(&mut self, cx: &mut Cx, name: &Username, why: String) {
         self.get(name).is_asked = false;
         if self.verifying.remove(name) {
@@ -236,7 +237,7 @@ impl Contacts {
         }
     }
 
-    /// Learns the keys that the server shows for one user, and tells what is wrong with them.
+    /// Takes the keys that the server shows for one user, and reports what is wrong with them.
     pub fn take(&mut self, cx: &mut Cx, person: &PersonKeys) -> Learned {
         let name = &person.name;
         let before = self.fingerprint(name);
@@ -249,7 +250,7 @@ impl Contacts {
             }
             Learned::Changed => match self.trust(name) {
                 _ if self.fingerprint(name) == before => {}
-                // A server can invent any number of these.
+                // A server can invent any number of these users.
                 Some(Trust::New) | None => {
                     let key = self.fingerprint(name).map_or(String::new(), |key| key.to_string());
                     cx.problem_about(name, &key, self.undecided(name));
@@ -269,7 +270,7 @@ impl Contacts {
         learned
     }
 
-    /// Takes in the keys that the server shows for one person. `now_ms` is in milliseconds since 1970.
+    /// Checks and stores the keys that the server shows for one user. `now_ms` is in milliseconds since 1970.
     /// PROTOCOL#ask-keys.
     fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
         let contact = self.people.entry(keys.name.clone()).or_default();
@@ -315,7 +316,7 @@ impl Contacts {
         if reverted { Learned::Reverted } else { Learned::Known }
     }
 
-    // ---- what the user decides
+    // ---- the user's decisions
 
     /// Shows the safety number with `name`, or marks their key as verified if it was `compared`.
     pub fn verify(&mut self, cx: &mut Cx, name: Username, compared: bool) {
@@ -342,7 +343,7 @@ impl Contacts {
         }
     }
 
-    /// Shows the safety number with `name` if it waited for their key, which is here now.
+    /// Shows the safety number with `name` if it waited for their key, which has arrived.
     pub fn tell_awaited(&mut self, cx: &mut Cx, name: &Username) {
         if self.verifying.remove(name) {
             self.tell_safety_number(cx, name);
@@ -375,7 +376,7 @@ impl Contacts {
         ));
     }
 
-    /// Whether a decision about `name` is about the key whose number was shown last, if one was.
+    /// Whether the key of `name` is still the one whose number was shown last, if one was shown.
     fn is_about_the_shown_key(&mut self, cx: &mut Cx, name: &Username) -> bool {
         let (shown, current) = (self.get(name).shown, self.fingerprint(name));
         if shown.is_none() || shown == current {
@@ -386,7 +387,7 @@ impl Contacts {
         false
     }
 
-    /// Accepts the changed key of `name`. False if that could not be decided.
+    /// Accepts the changed key of `name`. False if that is not possible now.
     pub fn decide(&mut self, cx: &mut Cx, name: &Username) -> bool {
         if !self.is_about_the_shown_key(cx, name) {
             return false;
@@ -405,7 +406,7 @@ impl Contacts {
         true
     }
 
-    /// Says again why nothing goes to `name`, and looks whether the key is still another.
+    /// Reports again why nothing is sent to `name`, and requests the key in case it is the known one again.
     pub fn reconsider(&mut self, cx: &mut Cx, name: &Username) {
         cx.problem(self.undecided(name));
         self.ask_for([name.clone()]);
@@ -423,7 +424,7 @@ impl Contacts {
         Ok(true)
     }
 
-    /// The user has compared the safety number with `name`.
+    /// Marks `name` as verified: the user has compared the safety number.
     ///
     /// # Errors
     /// The disk's.
@@ -434,7 +435,7 @@ impl Contacts {
         }
     }
 
-    /// Why nothing goes to `name` before the user has decided, in a few words.
+    /// Why nothing is sent to `name` before the user has decided, in a few words.
     pub fn doubt(&self, name: &Username) -> String {
         match self.trust(name) {
             Some(_) => format!("the key of {name} has changed"),
@@ -442,7 +443,7 @@ impl Contacts {
         }
     }
 
-    /// Why the key of `name` has to be decided about, and how.
+    /// Why the key of `name` needs a decision, and how to decide.
     fn undecided(&self, name: &Username) -> String {
         let (what, why, then) = match self.known.doubt(name).as_deref().map(Path::display) {
             None => (

@@ -1,7 +1,7 @@
-//! What every part of a session is given with an event: the own account, the clocks, and where to answer.
+//! The context that every part of a session gets with an event: the user's account, the clocks, and the answers.
 //!
-//! Invariant: every line for the user goes through here: lines that others can cause are counted, and ignored users cause
-//! none.
+//! Invariant: every line for the user goes through here; lines that others can cause are counted, and ignored users
+//! cause none.
 
 use super::account::Account;
 use super::event::{Action, Display, Effect, Exit};
@@ -12,14 +12,14 @@ use crate::name::Username;
 use crate::protocol::ClientMessage;
 use std::time::Instant;
 
-/// The most users that a notice names; of more, it gives the number.
+/// The most users that a notice names; for more, it gives the number.
 pub const MAX_NAMED: usize = 5;
 
 /// The context of one event.
 pub struct Cx {
-    /// The own name.
+    /// The user's own name.
     pub me: Username,
-    /// The own keys.
+    /// The user's own keys.
     pub account: Account,
     /// The wall clock, in milliseconds since 1970.
     pub now: u64,
@@ -39,12 +39,12 @@ impl Cx {
         Cx { me, account, now: 0, instant, ignored, effects, notices }
     }
 
-    /// Has something done.
+    /// Adds an action for the backend.
     pub fn act(&mut self, action: Action) {
         self.effects.push(Effect::Do(action));
     }
 
-    /// Has something shown.
+    /// Adds a display for the front end.
     pub fn display(&mut self, display: Display) {
         self.effects.push(Effect::Show(display));
     }
@@ -64,17 +64,17 @@ impl Cx {
         self.display(Display::Entry(Entry::new(self.now, source, place, text)));
     }
 
-    /// Tells the user something.
+    /// Shows a notice.
     pub fn notice(&mut self, text: impl Into<String>) {
         self.show(Source::Notice, Place::Here, text.into());
     }
 
-    /// Tells the user something about `name`.
+    /// Shows a notice about `name`.
     pub fn notice_about(&mut self, name: &Username, text: String) {
         self.show(Source::Notice, Place::About(name.clone()), text);
     }
 
-    /// Tells the user what is wrong, and what to do.
+    /// Shows a problem, and what to do.
     pub fn problem(&mut self, text: impl Into<String>) {
         self.show(Source::Problem, Place::Here, text.into());
     }
@@ -84,7 +84,7 @@ impl Cx {
         self.tell_about(name, topic, 1, (Source::Problem, Place::Here, text));
     }
 
-    /// The same of several users at once.
+    /// The same for several users at once.
     pub fn problem_about_some(&mut self, topic: &str, text: String) {
         let entry = Entry::new(self.now, Source::Problem, Place::Here, text);
         self.tell(("*".into(), topic.into()), 1, entry);
@@ -110,7 +110,7 @@ impl Cx {
         self.tell((String::new(), text), 1, entry);
     }
 
-    /// The server sent what it must not send now.
+    /// Reports a message that the server must not send now.
     pub fn out_of_place(&mut self) {
         self.server_problem("unexpected message from the server");
     }
@@ -121,26 +121,26 @@ impl Cx {
         }
     }
 
-    /// Whether so many lines about users who come and go may be shown now; if so, they count as shown.
+    /// Whether this number of lines about users who come and go may be shown now; if so, they count as shown.
     pub fn takes_presence(&mut self, lines: usize) -> bool {
         self.notices.presence.take(lines)
     }
 
-    /// Says once in a session that a later version sends what this one does not know. PROTOCOL#later-versions.
+    /// Reports once in a session that a later version has sent something unknown. PROTOCOL#later-versions.
     pub fn tell_later(&mut self, what: &str) {
         if !std::mem::replace(&mut self.notices.later, true) {
             self.notice(format!("{what}; a newer client may show it"));
         }
     }
 
-    /// Shows what was counted, when it is time, or all of it at the end.
+    /// Shows counted notices when it is time, and all of them at the end.
     pub fn tell_counted(&mut self, last: bool) {
         for (source, place, text) in self.notices.counted(self.instant, last) {
             self.show(source, place, text);
         }
     }
 
-    /// The answers to the event; at the end, what was counted comes before the last one, which repeats all problems.
+    /// The answers to the event. At the end, counted notices precede the last one, which repeats all problems.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         let end = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_)));
         let end = end.and_then(|at| self.effects.split_off(at).into_iter().next());

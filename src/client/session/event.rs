@@ -1,4 +1,4 @@
-//! What happens to a session, and what it wants done.
+//! The input and output of a session: events and effects.
 //!
 //! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
 
@@ -20,19 +20,19 @@ pub struct NewKey {
     pub newest: u64,
 }
 
-/// What happens to a session.
+/// Something that happens to a session.
 pub enum Event {
     /// A line was typed.
     Line(String),
     /// The user goes to the conversation with this user, or with everyone.
     Switch(Option<Username>),
-    /// The user wants to send the failed message of this number again.
+    /// The user sends the failed message with this number again.
     Again(u64),
-    /// A message of the server.
+    /// A message from the server.
     Server(ServerMessage),
-    /// A line of the server that is no message.
+    /// A line from the server that is not a message.
     Unreadable(DecodeError),
-    /// The server has been silent since then, and does not answer a `ping`; `None` when it is heard again.
+    /// The server has been silent since then and does not answer a `ping`; `None` when it answers again.
     Silent(Option<Instant>),
     /// The connection broke, for this reason. The link reconnects.
     Lost(String),
@@ -44,7 +44,7 @@ pub enum Event {
     LoggedIn(Box<NewKey>, Duration),
     /// The connection has ended for good.
     Closed(String),
-    /// A line of the input is no text, for this reason.
+    /// A line of the input is not text, for this reason.
     NotText(String),
     /// No more lines will be typed.
     EndOfInput,
@@ -58,7 +58,7 @@ pub enum Event {
     Tick,
 }
 
-/// What is to be done, in this order.
+/// Something to do; effects are done in their order.
 pub enum Effect {
     /// For the backend.
     Do(Action),
@@ -68,55 +68,55 @@ pub enum Effect {
     Quit(Exit),
 }
 
-/// What the session needs done for it.
+/// An action that the session requests.
 pub enum Action {
     /// Sends this to the server.
     Send(ClientMessage),
     /// Messages sent from now on belong to the new session.
     Begin,
-    /// Takes up to 300 ms, so not here; [`Event::NewKey`] brings the key.
+    /// Generates a session key, which takes up to 300 ms; [`Event::NewKey`] brings it.
     MakeSessionKey,
-    /// The user wants a new password: from this file, or to be asked for it. [`Event::PasswordChanged`] brings the outcome.
+    /// Changes the password, read from this file or prompted for. [`Event::PasswordChanged`] brings the outcome.
     ChangePassword(Option<String>),
     /// A job for the transfer of this number.
     Transfer(u32, Job),
 }
 
-/// What the user sees or hears.
+/// Something that the user sees or hears.
 pub enum Display {
     /// A new entry, or the outcome of the own message with the same number.
     Entry(Entry),
-    /// This user is talking to the one at the keyboard, here.
+    /// Notifies the user of a message from this user, in this view.
     Alert(Username, Place),
-    /// Typed lines go there now.
+    /// Typed lines go to this conversation from now on.
     Enter(Option<Username>),
-    /// The conversation is over.
+    /// The conversation is closed.
     Leave(Username),
     /// The user goes to the view with this number, from 1.
     View(usize),
-    /// The mouse is taken, or left to the terminal.
+    /// Takes the mouse, or leaves it to the terminal.
     Mouse,
-    /// The view that is shown is emptied.
+    /// Clears the current view.
     Clear,
-    /// All views are emptied.
+    /// Clears all views.
     Forget,
-    /// What the full screen shows elsewhere: how far a file is, that the server is silent, what the end waits for.
+    /// A line that the full screen shows elsewhere: the progress of a file, a silent server, what the exit waits for.
     Progress(String),
 }
 
 /// How the client ends.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Exit {
-    /// Of the process: 0, or 1 if something failed or may be lost.
+    /// The exit status: 0, or 1 if something failed or may be lost.
     pub status: u8,
-    /// The problems that were shown last: a full screen is gone at the end.
+    /// The last problems, to print at the end, when the full screen is gone.
     pub warnings: Vec<String>,
-    /// What is queued goes out first; otherwise nothing holds up the end.
+    /// Whether queued messages are sent first; otherwise nothing delays the end.
     pub waits: bool,
 }
 
 impl Exit {
-    /// At once, because something failed.
+    /// An immediate end, because something failed.
     pub fn failed(warnings: Vec<String>) -> Exit {
         Exit { status: 1, warnings, waits: false }
     }

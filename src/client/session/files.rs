@@ -1,8 +1,9 @@
-//! Files that are offered, sent and received: the state of each transfer, and what the user sees of it.
+//! Files that are offered, sent and received: the state of each transfer, and its display.
 //!
-//! Invariant: nothing is fetched or written before the user has accepted the offer. `commands` handles what the user types,
-//! `answers` what the other side sends (the texts are in [`messages`]), and `steps` what the jobs of
-//! [`transfer`](crate::client::transfer) report.
+//! Invariant: nothing is fetched or written before the user has accepted the offer. `commands` handles the user's
+//! commands,
+//! `answers` the peer's messages (their texts are in [`messages`]), and `steps` the reports of the jobs of
+//! [`transfer`](crate::client::transfer).
 //! Specification: PROTOCOL#file-transfer.
 
 mod answers;
@@ -31,9 +32,9 @@ use zeroize::Zeroizing;
 
 /// Transfers and offers in the list, in each direction: others cannot make it longer.
 const MAX_LISTED: usize = 64;
-/// Of these, offers of one sender: the rest is for others.
+/// The most offers of one sender, which leaves room for others.
 const MAX_OFFERS_OF_ONE: usize = 16;
-/// Files that are sent at the same time, each with a thread: as many as the other side receives.
+/// Files that are sent at the same time, each with a thread: as many as the peer receives.
 const MAX_LEAVING: usize = 8;
 /// An offer without an answer is withdrawn after this time: its sender may have forgotten it.
 /// PROTOCOL#offer-life.
@@ -41,24 +42,24 @@ const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
 /// The recipient confirms a complete file within this time, in which it writes the rest and compares the hash.
 /// PROTOCOL#transfer-end.
 const CONFIRMATION: Duration = Duration::from_secs(120);
-/// The reason when a user cancelled: what has arrived is removed.
+/// The reason when a user has cancelled: the received part is removed.
 const CANCELLED: &str = "cancelled";
 /// The smallest file, in bytes, whose rate is shown: a smaller one is over too soon.
 const MIN_RATED: u64 = 1_000_000;
 
-/// How far a transfer is.
+/// The stage of a transfer.
 enum State {
     /// Out: the file is being hashed; bytes so far.
     Hashing(u64),
-    /// The other side (out) or the user (in) has not answered.
+    /// The peer (out) or the user (in) has not answered.
     Offered,
-    /// In: the part that is there already is being hashed.
+    /// In: the part that exists already is being hashed.
     Looking,
     /// Out: accepted from this chunk on; the session key that the answer names is not known yet.
     AwaitingKey(u32, Fingerprint),
-    /// Chunks are on their way; bytes so far.
+    /// Chunks are in flight; bytes so far.
     Moving(u64),
-    /// Out: everything is sent, and not confirmed.
+    /// Out: everything is sent, and not confirmed yet.
     Confirming,
     /// Out: confirmed; a copy is being made.
     Copying,
@@ -68,7 +69,7 @@ struct Transfer {
     peer: Username,
     id: TransferId,
     key: Key,
-    /// Harmless: see [`safe_name`].
+    /// The file name, harmless: see [`safe_name`].
     name: String,
     size: u64,
     sha256: [u8; 32],
@@ -76,13 +77,13 @@ struct Transfer {
     state: State,
     /// When the state began.
     since: Instant,
-    /// When the first chunk was due, and the bytes that were there then.
+    /// When the first chunk was due, and the bytes that existed then.
     begun: (Instant, u64),
-    /// Tenths that were shown.
+    /// The number of tenths that were shown.
     told: u64,
 }
 
-/// A transfer that began, and ended before its file was complete.
+/// A transfer that was interrupted before its file was complete.
 struct Stopped {
     title: String,
     peer: Username,
@@ -90,13 +91,13 @@ struct Stopped {
     outgoing: bool,
 }
 
-/// All of them, by number.
+/// All transfers, by number.
 pub struct Files {
     list: BTreeMap<u32, Transfer>,
-    /// The latest that can resume, at most [`MAX_LISTED`].
+    /// The latest transfers that can resume, at most [`MAX_LISTED`].
     stopped: VecDeque<Stopped>,
     last: u32,
-    /// To the other sides, not sent yet.
+    /// Messages to peers, not sent yet.
     messages: VecDeque<Outgoing>,
     /// When a file last made progress.
     moved: Instant,
@@ -113,7 +114,7 @@ pub struct Progress {
     pub pace: String,
 }
 
-/// Bytes, shown as people say them.
+/// A number of bytes, shown with a decimal unit.
 pub struct Size(pub u64);
 
 impl fmt::Display for Size {
@@ -147,7 +148,7 @@ impl Transfer {
         format!("\"{}\" ({})", sanitise(&self.name), Size(self.size))
     }
 
-    /// What both sides know, from this chunk on.
+    /// The plan that both sides share, from this chunk on.
     fn plan(&self, start: u32) -> Plan {
         Plan { id: self.id, key: self.key.duplicate(), size: self.size, start }
     }
@@ -186,7 +187,7 @@ impl Transfer {
         }
     }
 
-    /// Bytes a second since the beginning.
+    /// Bytes a second since the start.
     fn rate(&self, done: u64, now: Instant) -> u64 {
         let (since, from) = self.begun;
         let milliseconds = (now.duration_since(since).as_millis() as u64).max(1);
@@ -201,7 +202,7 @@ impl Files {
         Files { list, stopped, last: 0, messages, moved: now }
     }
 
-    /// The next message to the other side of a transfer.
+    /// The next message to the peer of a transfer.
     pub fn next_message(&mut self) -> Option<Outgoing> {
         self.messages.pop_front()
     }
@@ -211,7 +212,7 @@ impl Files {
         self.moved
     }
 
-    /// Whether something is arriving or leaving, or waits for the other side's answer.
+    /// Whether a file is being received or sent, or waits for the peer's answer.
     pub fn is_idle(&self) -> bool {
         self.list.values().all(Transfer::is_open)
     }
@@ -221,7 +222,7 @@ impl Files {
         self.list.values().filter(|one| one.outgoing == outgoing).count()
     }
 
-    /// The oldest unanswered offer of the user who has made most of them.
+    /// The oldest unanswered offer of the user with the most offers.
     fn dispensable(&self) -> Option<u32> {
         let mut offers: BTreeMap<&Username, Vec<u32>> = BTreeMap::new();
         for (number, one) in self.list.iter().filter(|(_, one)| one.is_open()) {
@@ -230,7 +231,7 @@ impl Files {
         offers.into_values().max_by_key(Vec::len)?.first().copied()
     }
 
-    /// Files that are under way in one direction.
+    /// The number of files in progress in one direction.
     fn moving(&self, outgoing: bool) -> usize {
         let counts = |state: &State| !matches!(state, State::Hashing(_) | State::Offered | State::Copying);
         self.list.values().filter(|one| one.outgoing == outgoing && counts(&one.state)).count()
@@ -247,7 +248,7 @@ impl Files {
         self.last
     }
 
-    /// The progress of everything under way, `now`.
+    /// The progress of all transfers, at `now`.
     pub fn progress(&self, now: Instant) -> impl Iterator<Item = Progress> {
         let moving = |transfer: &&Transfer| {
             matches!(transfer.state, State::Hashing(_) | State::Moving(_) | State::Confirming)
@@ -285,7 +286,8 @@ impl Files {
         cx.notice(if from == 0 { what } else { format!("{what}: resuming at {percent} %") });
     }
 
-    /// Ends a transfer that cannot go on: both sides are told, and what has arrived stays, so that it can resume.
+    /// Ends a transfer that cannot continue: both sides are notified, and the received part stays, so that it can
+    /// resume.
     fn fail(&mut self, cx: &mut Cx, number: u32, why: &str) {
         let Some(transfer) = self.list.get(&number) else { return };
         let label = transfer.label();
@@ -293,7 +295,7 @@ impl Files {
         cx.problem(format!("{label}: {why}"));
     }
 
-    /// Removes a transfer, stops its job, and tells the other side why if `tell` says it.
+    /// Removes a transfer, stops its job, and sends the peer the reason in `tell`, if any.
     fn end_transfer(&mut self, cx: &mut Cx, number: u32, discard: bool, tell: Option<String>) {
         let Some(transfer) = self.list.remove(&number) else { return };
         self.job(cx, number, Job::Stop { discard });
@@ -309,7 +311,7 @@ impl Files {
         }
     }
 
-    /// Queues a message to the other side of a transfer. It may hold a key.
+    /// Queues a message to the peer of a transfer. It may contain a key.
     fn send(&mut self, cx: &Cx, number: u32, peer: &Username, kind: Kind, message: &impl Serialize) {
         let (to, text) = (Audience::Private(peer.clone()), Zeroizing::new(json::to_string(message)));
         self.messages.push_back(Outgoing::new(kind, to, text, cx.now).about(number));
@@ -320,7 +322,7 @@ impl Files {
         self.send(cx, number, &transfer.peer, kind, &closing);
     }
 
-    /// What became of a message about a transfer: `None` if it was delivered.
+    /// Handles the outcome of a message about a transfer: `None` if it was delivered.
     pub fn settled(&mut self, cx: &mut Cx, number: u32, kind: Kind, missed: Option<String>) {
         self.moved = cx.instant;
         let Some(transfer) = self.list.get(&number) else { return };
@@ -337,19 +339,19 @@ impl Files {
         }
     }
 
-    /// Forgets what `name` has offered, or the end of each offer would be shown. False if there was nothing.
+    /// Forgets the offers of `name`, so that their ends are not shown. False if there were none.
     pub fn forget_offers(&mut self, name: &Username) -> bool {
         let (folded, before) = (name.folded(), self.list.len());
         self.list.retain(|_, one| !(one.is_open() && one.peer.folded() == folded));
         self.list.len() < before
     }
 
-    /// `name` has gone offline: transfers with them end.
+    /// Ends all transfers with `name`, who has gone offline.
     pub fn left(&mut self, cx: &mut Cx, name: &Username) {
         self.interrupt(cx, |peer| peer == name, &format!("{name} has left"));
     }
 
-    /// Ends every transfer with these users because of `why`; each can resume in another session.
+    /// Ends every transfer with these users, for the reason `why`; each can resume in another session.
     pub fn interrupt(&mut self, cx: &mut Cx, with: impl Fn(&Username) -> bool, why: &str) {
         let theirs = |(number, one): (&u32, &Transfer)| {
             (with(&one.peer) && !matches!(one.state, State::Copying)).then_some(*number)
@@ -374,7 +376,7 @@ impl Files {
         }
     }
 
-    /// Ends offers without an answer, and files without a confirmation, in time.
+    /// Ends offers without an answer and files without a confirmation when their time is over.
     pub fn tick(&mut self, cx: &mut Cx) {
         let overdue = |transfer: &Transfer| {
             let limit = match transfer.state {

@@ -1,8 +1,8 @@
-//! What others have sent: checked in the specification's order, before anything of it is shown.
+//! Envelopes from other users: checked in the specification's order before anything of them is shown.
 //!
-//! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key was
-//! checked; each envelope is taken in once. No answer to the server depends on what decryption yields.
-//! Specification: PROTOCOL#receiving.
+//! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key is verified;
+//! each envelope is accepted once. No answer to the server depends on the result of a decryption. Specification:
+//! PROTOCOL#receiving.
 
 use super::contacts::Contacts;
 use super::cx::Cx;
@@ -16,18 +16,18 @@ use zeroize::Zeroizing;
 
 /// The most envelopes that wait for their senders' keys; more are refused. They are unchecked, and take 35 MB at most.
 const MAX_INBOX: usize = 1024;
-/// The same for one sender.
+/// The most envelopes of one sender that wait.
 const MAX_INBOX_OF_ONE: usize = 64;
-/// The most ids that are kept of one sender: more messages than a user reads in an hour.
+/// The most message ids that are kept for one sender: more than a user reads in an hour.
 const MAX_IDS_OF_ONE: usize = 1024;
-/// The same for all senders: 2 MiB.
+/// The most ids that are kept for all senders: 2 MiB.
 const MAX_IDS: usize = 65_536;
-/// A sender's clock that differs by more, in milliseconds, is reported: a synchronised clock does not.
+/// A sender's clock that differs by more, in milliseconds, is reported: it is not synchronised.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
-/// The count of missing messages stops here: at the server's rate, that many take a day.
+/// The count of missing messages stops here: at the server's rate, this number takes a day.
 const MAX_MISSING: u64 = 10_000_000;
 
-/// What one other user has sent.
+/// The state of the envelopes from one user.
 #[derive(Default)]
 struct Sender {
     /// Envelopes that wait for the sender's key.
@@ -36,17 +36,17 @@ struct Sender {
     replay: Replay,
     /// The ids of the latest messages, the oldest first.
     ids: VecDeque<[u8; 32]>,
-    /// Some ids are no longer here.
+    /// Whether older ids were dropped.
     has_forgotten: bool,
-    /// Messages that did not arrive, in all.
+    /// The total number of messages that did not arrive.
     missing: u64,
 }
 
 /// An envelope that has passed all checks.
 pub struct Received {
-    /// As it was signed.
+    /// The signed header.
     pub header: Header,
-    /// Decrypted; of a message about a file, it may hold a key.
+    /// The decrypted text; in a message about a file, it may contain a key.
     pub text: Zeroizing<String>,
 }
 
@@ -56,7 +56,7 @@ pub enum Arrived {
     Ready(Box<EncryptedMessage>),
     /// It waits for the keys of its sender.
     Waits(Username),
-    /// It was refused, and the user was told.
+    /// It was refused, and the user was notified.
     Refused,
 }
 
@@ -66,7 +66,7 @@ pub struct Incoming {
     senders: HashMap<Username, Sender>,
     /// Envelopes that wait for keys.
     unread: usize,
-    /// Ids of messages, of all senders.
+    /// The number of message ids of all senders.
     ids: usize,
     /// When this run of the client began, milliseconds since 1970; `None` before the first event.
     pub(super) began: Option<u64>,
@@ -82,7 +82,7 @@ impl Incoming {
         self.senders.entry(name.clone()).or_default()
     }
 
-    /// An envelope has come from the server.
+    /// Handles an envelope from the server.
     pub fn arrive(&mut self, cx: &mut Cx, contacts: &mut Contacts, message: EncryptedMessage) -> Arrived {
         let header = &message.envelope.header;
         let (from, named) = (header.from.clone(), header.identity);
@@ -96,7 +96,7 @@ impl Incoming {
         if is_known && waiting == 0 {
             return Arrived::Ready(Box::new(message));
         }
-        // A stranger, a changed key, or a forgery: the server's word on the key decides which.
+        // A stranger, a changed key, or a forgery: the key that the server shows decides which.
         if self.unread >= MAX_INBOX || waiting >= MAX_INBOX_OF_ONE {
             self.refuse(cx, header, "too many messages are waiting for a key");
             return Arrived::Refused;
@@ -106,7 +106,7 @@ impl Incoming {
         Arrived::Waits(from)
     }
 
-    /// Users of whom something waits for their keys.
+    /// Users whose envelopes wait for their keys.
     pub fn waiting(&self) -> Vec<Username> {
         let waiting = self.senders.iter().filter(|(_, sender)| !sender.inbox.is_empty());
         waiting.map(|(name, _)| name.clone()).collect()
@@ -120,7 +120,7 @@ impl Incoming {
         inbox
     }
 
-    /// `name` has no usable keys: refuses the envelopes that waited for them.
+    /// Refuses the envelopes that waited for the keys of `name`, who has no usable ones.
     pub fn drop_inbox(&mut self, cx: &mut Cx, name: &Username) {
         for message in self.take_inbox(name) {
             self.refuse(cx, &message.envelope.header, "there is no key to verify it");
@@ -137,7 +137,7 @@ impl Incoming {
         tell_refused(cx, &header.from, why);
     }
 
-    /// Opens an envelope; `None` if nothing of it is shown. PROTOCOL#check-identity.
+    /// Opens an envelope; `None` if it is not shown. PROTOCOL#check-identity.
     pub fn open(&mut self, cx: &mut Cx, contacts: &Contacts, message: &EncryptedMessage) -> Option<Received> {
         let header = &message.envelope.header;
         match self.checked(cx, contacts, message) {
@@ -199,8 +199,8 @@ impl Incoming {
         Ok((Received { header, text }, gap, id))
     }
 
-    /// Accepts an envelope that has passed the checks; reports missing numbers before it, and a time that is off. `None` if
-    /// nothing of it is shown. PROTOCOL#check-text.
+    /// Accepts an envelope that has passed the checks; reports missing numbers before it, and a wrong time. `None` if
+    /// it is not shown. PROTOCOL#check-text.
     fn take_in(&mut self, cx: &mut Cx, mut received: Received, gap: u64, id: [u8; 32]) -> Option<Received> {
         let header = &received.header;
         let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));
@@ -228,7 +228,7 @@ impl Incoming {
         Some(received)
     }
 
-    /// Takes in the id of a message of `name`; false if it was there. PROTOCOL#id-memory.
+    /// Remembers the id of a message of `name`; false if it was remembered already. PROTOCOL#id-memory.
     fn is_new(&mut self, name: &Username, id: [u8; 32]) -> bool {
         let sender = self.sender(name);
         if sender.ids.contains(&id) {
@@ -257,7 +257,8 @@ impl Incoming {
         cx.problem_about(from, "missing", text);
     }
 
-    /// Whether a message that was sealed before may have been shown by an earlier run, or so long ago that it is forgotten.
+    /// Whether a message that was sealed before may have been shown by an earlier run, or so long ago that its id is
+    /// forgotten.
     fn may_be_repeated(&self, header: &Header) -> bool {
         let has_forgotten = self.senders.get(&header.from).is_none_or(|sender| sender.has_forgotten);
         let was_here = self.began.is_some_and(|began| began.saturating_add(MAX_SKEW_MS) < header.time);
@@ -273,7 +274,7 @@ fn tell_refused(cx: &mut Cx, from: &Username, why: &str) {
     cx.problem_about(from, why, format!("refused a message that claims to come from {from}: {why}"));
 }
 
-/// Reports a time that is off.
+/// Reports a wrong time.
 fn tell_skew(cx: &mut Cx, header: &Header) {
     let (from, off) = (&header.from, header.time.abs_diff(cx.now));
     if off > MAX_SKEW_MS {
@@ -290,7 +291,7 @@ fn tell_skew(cx: &mut Cx, header: &Header) {
     }
 }
 
-/// Milliseconds as people say them.
+/// A duration in milliseconds, for people.
 fn span(ms: u64) -> String {
     match ms / 60_000 {
         minutes @ 0..120 => format!("{minutes} minutes"),
@@ -305,7 +306,7 @@ mod tests {
     use super::*;
 
     impl Incoming {
-        /// As if `name` had sent more messages than are remembered.
+        /// Acts as if `name` had sent more messages than are remembered.
         pub fn forget_some(&mut self, name: &Username) {
             self.sender(name).has_forgotten = true;
         }

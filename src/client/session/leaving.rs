@@ -1,6 +1,6 @@
-//! Leaving: from the user's wish until nothing is left to wait for.
+//! Leaving: from the user's request until nothing is left to wait for.
 //!
-//! Invariant: every wait has an end, and the user sees what was not acknowledged.
+//! Invariant: every wait has a deadline, and unacknowledged messages are reported.
 
 use super::connection::NOTICEABLE;
 use super::cx::Cx;
@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 /// At the end, the client waits this long for each further answer: enough to drop a silent connection (35 s), for the
 /// server to end a session without one (60 s), and for a new connection to report the outcome.
 pub const FAREWELL: Duration = Duration::from_secs(120);
-/// At the end of the input, the client waits this long for files and for answers to offers: a user has to decide.
+/// At the end of the input, the client waits this long for files and for answers to offers, because users have to
+/// decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 
-/// What to do about the end now.
+/// What to do about the exit now.
 pub enum Step {
     /// Nothing is left to wait for.
     Leave,
     /// It has taken too long.
     GiveUp,
-    /// It takes so long that the user is to know what is waited for.
+    /// It takes so long that the user should see the reason.
     Tell,
 }
 
@@ -26,17 +27,17 @@ pub enum Step {
 #[derive(Default)]
 pub struct Leaving {
     since: Option<Instant>,
-    /// Files under way are waited for.
+    /// Whether to wait for files in progress.
     is_patient: bool,
 }
 
 impl Leaving {
-    /// The user wants to leave: what was sent is waited for.
+    /// The user wants to leave: wait for sent messages.
     pub fn begin(&mut self, cx: &Cx) {
         self.since = self.since.or(Some(cx.instant));
     }
 
-    /// No more lines come: files are waited for, too.
+    /// The input has ended: wait for files too.
     pub fn end_of_input(&mut self, cx: &Cx) {
         self.is_patient = self.since.is_none();
         self.begin(cx);
@@ -47,8 +48,8 @@ impl Leaving {
         self.since.is_some()
     }
 
-    /// What to do now, if anything. Whether everything `is_settled`, and whether no file is in progress (`is_idle`); `moved`
-    /// is the time of the last progress, `before` that of the event before this one.
+    /// What to do now, if anything. Whether everything `is_settled`, and whether no file is in progress (`is_idle`);
+    /// `moved` is the time of the last progress, `before` that of the event before this one.
     pub fn step(
         &self,
         cx: &Cx,
@@ -57,7 +58,7 @@ impl Leaving {
         moved: Instant,
     ) -> Option<Step> {
         let since = self.since?;
-        // A file that stands still ends by itself; its copy, or an answer, may take long.
+        // A stalled file ends by itself; its copy, or an answer, may take long.
         let patience = if is_settled { FAREWELL_OF_FILES } else { FAREWELL };
         if is_settled && (is_idle || !self.is_patient) {
             Some(Step::Leave)

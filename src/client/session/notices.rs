@@ -1,32 +1,32 @@
 //! Notices that others can cause, about users and about the server: shown once, then counted.
 //!
-//! Invariant: whatever others send, and however fast, a minute shows a bounded number of these lines; none is lost: what
-//! is not shown is counted, and the count is shown later or at the end. Users who are ignored cause none.
+//! Invariant: whatever others send, and however fast, a minute shows a limited number of these lines. None is lost: a
+//! line that is not shown is counted, and the count is shown later or at the end. Ignored users cause none.
 
 use crate::client::entry::{Entry, Place, Source};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// A count is shown after this time, and then after twice as long each time, while it grows.
+/// A count is shown after this time, then after twice the time before, as long as it grows.
 const COUNTED: Duration = Duration::from_secs(60);
-/// The longest of these times.
+/// The longest time between two reports of a count.
 const COUNTED_AT_MOST: Duration = Duration::from_secs(3600);
 /// Notices about users in a minute: more than a person reads.
 const MAX_ABOUT_USERS: u32 = 30;
-/// Of these, notices about one user: the rest is for others.
+/// The most notices about one user, which leaves room for others.
 const MAX_ABOUT_ONE: u32 = 10;
 /// Notices about the server in a minute: an honest one causes few.
 const MAX_ABOUT_SERVER: u32 = 10;
 /// Lines in a minute about users who come and go.
 const MAX_PRESENCE: u32 = 60;
-/// Different notices that are remembered: some 100 KiB.
+/// The number of different notices that are remembered: some 100 KiB.
 const MAX_TOLD: usize = 512;
 
 /// Lines that may still be shown in the current minute.
 pub struct Allowance {
     most: u32,
     used: u32,
-    /// By whom they are about.
+    /// By user.
     used_by: BTreeMap<String, u32>,
     since: Option<Instant>,
     /// Notices that were not shown.
@@ -38,7 +38,7 @@ impl Allowance {
         Allowance { most, used: 0, used_by: BTreeMap::new(), since: None, more: 0 }
     }
 
-    /// Whether another minute begins, or the end has come, which has room as well.
+    /// Whether another minute begins, or the end has come, which also has room.
     fn renew(&mut self, now: Instant, last: bool) -> bool {
         let is_over = last || self.since.is_none_or(|since| now.duration_since(since) >= COUNTED);
         if is_over {
@@ -70,17 +70,17 @@ impl Allowance {
 /// A notice that was shown.
 struct Told {
     shown: u32,
-    /// Times that it was not shown since.
+    /// How often it was not shown since then.
     more: u64,
-    /// The latest of them.
+    /// The latest one that was not shown.
     entry: Entry,
     due: Instant,
     wait: Duration,
 }
 
-/// What others have caused so far.
+/// The notices that others have caused so far.
 pub struct Notices {
-    /// By whom it is about, in lower case (empty for the server), and what it is about.
+    /// By user, in lower case (empty for the server), and topic.
     told: BTreeMap<(String, String), Told>,
     users: Allowance,
     server: Allowance,
@@ -97,7 +97,7 @@ impl Default for Notices {
 }
 
 impl Notices {
-    /// Whether `entry` is to be shown: the first `limit` with the same key are, as long as there is room.
+    /// Whether to show `entry`: the first `limit` with the same key are shown, as long as there is room.
     pub fn admits(&mut self, key: (String, String), limit: u32, entry: &Entry, now: Instant) -> bool {
         let allowance = if key.0.is_empty() { &mut self.server } else { &mut self.users };
         let is_full = self.told.len() >= MAX_TOLD;
@@ -125,7 +125,7 @@ impl Notices {
         false
     }
 
-    /// What was counted and is to be shown now; all of it at the end.
+    /// The counted notices to show now; all of them at the end.
     pub fn counted(&mut self, now: Instant, last: bool) -> Vec<(Source, Place, String)> {
         let mut shown = Vec::new();
         let [of_users, of_server, _] = [&mut self.users, &mut self.server, &mut self.presence]
@@ -170,7 +170,7 @@ mod tests {
         notices.admits((format!("user{n}"), "topic".into()), 1, &entry, now)
     }
 
-    /// How many notices a line that was shown later stands for.
+    /// The number of notices that a later line counts.
     fn counted((_, _, text): &(Source, Place, String)) -> u64 {
         let count = text.split_once('(').map_or(text.as_str(), |(_, count)| count);
         if count == "once more)" {
@@ -184,7 +184,7 @@ mod tests {
     fn different_notices_are_remembered_in_bounded_memory() {
         let mut notices = Notices::default();
         let shown = (0..2 * MAX_TOLD as u32).filter(|n| {
-            // As if minutes had passed.
+            // Let minutes pass.
             notices.users.used = 0;
             admits(&mut notices, *n, Instant::now())
         });
@@ -219,7 +219,7 @@ mod tests {
             !notices.counted(now, false).is_empty()
         });
         assert_eq!(shown.collect::<Vec<_>>(), [60, 180, 420, 900, 1860, 3780, 7380]);
-        // What has stopped is forgotten.
+        // A notice that no longer occurs is forgotten.
         let later = |seconds| begun + Duration::from_secs(seconds);
         assert_eq!(notices.counted(later(10_980), false).len(), 1);
         assert!(notices.counted(later(14_580), false).is_empty() && notices.told.is_empty());

@@ -1,7 +1,7 @@
-//! What this user sends: sealed, wrapped for each recipient, sent. `outcome` handles the server's answers.
+//! The user's messages: sealed, wrapped for each recipient, sent. `outcome` handles the server's answers.
 //!
-//! Invariant: messages to one user leave in the order in which they were typed; nothing is sealed for a key that was
-//! not certified. Specification: PROTOCOL#sending.
+//! Invariant: messages to one user are sent in the order in which they were typed; nothing is sealed for a key without
+//! a valid certificate. Specification: PROTOCOL#sending.
 
 mod outcome;
 
@@ -32,18 +32,18 @@ pub enum Missed {
     Offline,
     /// No account.
     NoAccount,
-    /// No key that can be used.
+    /// No usable key.
     NoKey,
-    /// The user has to decide about their key.
+    /// Their key needs a decision.
     KeyChanged,
-    /// The server holds too much for them already.
+    /// Too much waits for them on the server.
     Busy,
-    /// The server refused it, or called each key stale.
+    /// The server refused the message, or called each key stale.
     Failed,
 }
 
 impl Missed {
-    /// Why `name` did not get it, in words.
+    /// The reason why `name` did not get it, as text.
     pub fn because(self, contacts: &Contacts, name: &Username) -> String {
         match self {
             Missed::Offline => format!("{name} is offline"),
@@ -58,17 +58,17 @@ impl Missed {
 
 /// An outcome that concerns another part.
 pub enum Outcome {
-    /// The partner has been told of the room.
+    /// The partner was notified of the room.
     Opened(Username),
-    /// The partner could not be told of the room.
+    /// The partner could not be notified of the room.
     NotOpened(Username),
-    /// What became of a message about a transfer.
+    /// The outcome of a message about a transfer.
     FileMessage {
         /// The transfer's number.
         transfer: u32,
-        /// Of the message.
+        /// The kind of the message.
         kind: Kind,
-        /// Why it was not delivered; `None` if it was.
+        /// The reason why it was not delivered; `None` if it was.
         missed: Option<String>,
     },
 }
@@ -77,13 +77,13 @@ pub enum Outcome {
 pub struct Outgoing {
     kind: Kind,
     audience: Audience,
-    /// A message about a file may hold its key.
+    /// A message about a file may contain its key.
     text: Zeroizing<String>,
     /// When it was typed, milliseconds since 1970.
     time: u64,
-    /// The message's id, once it was sealed: it may be sealed again. PROTOCOL#message-id.
+    /// The message's id, kept because the message may be sealed again. PROTOCOL#message-id.
     id: Option<Fixed<32>>,
-    /// The number of the transfer that it is about.
+    /// The number of its transfer.
     transfer: Option<u32>,
     /// A broadcast is sealed once; a private message for each session that it goes to.
     sealed: Option<Arc<Sealed>>,
@@ -92,9 +92,9 @@ pub struct Outgoing {
     missed: BTreeMap<Username, Missed>,
     tries: HashMap<Username, u32>,
     shown: bool,
-    /// The latest request that it went out with.
+    /// The latest request that contained it.
     request: u64,
-    /// When the first one was made.
+    /// The time of the first request.
     requested: Option<Instant>,
 }
 
@@ -113,17 +113,17 @@ struct Delivered {
     since: Instant,
 }
 
-/// What is sent to one user.
+/// The messages to one user.
 #[derive(Default)]
 struct Recipient {
-    /// The session key of the unanswered requests. Nothing is sent for another key before all are answered, or messages
-    /// would overtake each other.
+    /// The session key of the unanswered requests. Nothing is sent for another key before all are answered; otherwise
+    /// messages would overtake each other.
     flying: Option<Fingerprint>,
     /// The session key that the server last called stale.
     stale: Option<Fingerprint>,
     /// Unanswered `encrypted_send`s with this user as a target.
     in_flight: usize,
-    /// The numbers of messages that wait to be sent to this user, in order.
+    /// The numbers of the messages to this user that wait, in order.
     backlog: BTreeSet<u64>,
     /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
     sequence: Option<(Fingerprint, u64)>,
@@ -141,16 +141,16 @@ impl Recipient {
     }
 }
 
-/// All messages that are not settled, and the latest that are.
+/// All messages that are not settled, and the latest settled ones.
 #[derive(Default)]
 pub struct Outbox {
     messages: BTreeMap<u64, Outgoing>,
     recipients: HashMap<Username, Recipient>,
-    /// The latest that failed, which can be sent again.
+    /// The latest failed messages, which can be sent again.
     failed: BTreeMap<u64, Failed>,
-    /// Requests without an answer: the message, and whom it was for.
+    /// Requests without an answer: the message, and its recipients.
     flights: BTreeMap<u64, (u64, Vec<Username>)>,
-    /// The latest that were delivered: the server may still report that they are lost.
+    /// The latest delivered messages: the server may still report that they are lost.
     delivered: VecDeque<Delivered>,
     /// Requests in flight that were reported as lost.
     lost: BTreeSet<u64>,
@@ -158,14 +158,14 @@ pub struct Outbox {
     next_request: u64,
     /// The last number of the broadcast conversation.
     broadcasts: u64,
-    /// Not handed on yet.
+    /// Outcomes that were not passed on yet.
     outcomes: VecDeque<Outcome>,
     /// A session ended before the server had acknowledged all messages.
     gave_up: bool,
 }
 
 impl Outgoing {
-    /// Written at `time`, in milliseconds since 1970.
+    /// A message written at `time`, in milliseconds since 1970.
     pub fn new(kind: Kind, audience: Audience, text: Zeroizing<String>, time: u64) -> Outgoing {
         Outgoing {
             kind,
@@ -185,17 +185,17 @@ impl Outgoing {
         }
     }
 
-    /// Whether it may have left this machine, with no connection since then.
+    /// Whether it may have left this machine, if there was no connection since `lost`.
     fn may_have_left(&self, lost: Option<Instant>) -> bool {
         self.requested.is_some_and(|requested| lost.is_none_or(|lost| requested <= lost))
     }
 
-    /// Whether `name` is its one recipient.
+    /// Whether `name` is its only recipient.
     fn is_for(&self, name: &Username) -> bool {
         self.audience.recipient() == Some(name)
     }
 
-    /// About the transfer of this number.
+    /// A message about the transfer with this number.
     pub fn about(self, transfer: u32) -> Outgoing {
         Outgoing { transfer: Some(transfer), ..self }
     }
@@ -227,13 +227,14 @@ impl Outbox {
         self.gave_up
     }
 
-    /// What the user said and nobody has acknowledged.
+    /// The user's messages that nobody has acknowledged.
     pub fn unacknowledged(&self) -> impl Iterator<Item = &str> + Clone {
         let messages = self.messages.values().filter(|message| message.kind == Kind::Message);
         messages.map(|message| message.text.as_str())
     }
 
-    /// The reports of messages that the server has not acknowledged, with the beginning of each. There is no connection since
+    /// The reports of messages that the server has not acknowledged, with the beginning of each. There is no connection
+    /// since
     /// `lost`, if that is known.
     pub fn unsettled(&self, lost: Option<Instant>) -> impl Iterator<Item = String> {
         let of_user = self.messages.values().filter(|message| message.kind == Kind::Message);
@@ -248,13 +249,13 @@ impl Outbox {
         })
     }
 
-    /// What has failed cannot be sent again.
+    /// Forgets failed messages, which then cannot be sent again.
     pub fn forget_failed(&mut self) {
         self.failed.clear();
         self.delivered.clear();
     }
 
-    /// A new session key begins new conversations.
+    /// Begins new conversations, for a new session key.
     pub fn restart_numbers(&mut self) {
         self.broadcasts = 0;
         self.recipients.values_mut().for_each(|recipient| recipient.sequence = None);
@@ -264,7 +265,7 @@ impl Outbox {
         self.recipients.entry(name.clone()).or_default()
     }
 
-    /// Sends a message, or tells why it cannot be sent.
+    /// Sends a message, or reports why it cannot be sent.
     pub fn send(
         &mut self,
         cx: &mut Cx,
@@ -325,7 +326,7 @@ impl Outbox {
         self.pump(cx, contacts, names);
     }
 
-    /// Sends the backlogs of those whose keys are here, and asks for the keys of the others. PROTOCOL#broadcast.
+    /// Sends the backlogs of users whose keys have arrived, and requests the keys of the others. PROTOCOL#broadcast.
     pub fn pump(&mut self, cx: &mut Cx, contacts: &mut Contacts, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
         let (mut keyless, mut changed, mut same) = (Vec::new(), Vec::new(), Vec::new());
@@ -337,7 +338,7 @@ impl Outbox {
                 _ if recipient.backlog.is_empty() => {}
                 _ if contact.has_changed() => changed.push(name),
                 None => keyless.push(name),
-                // Requests for the former key are answered first.
+                // Wait for the answers to requests for the former key.
                 Some(session) if recipient.in_flight > 0 && recipient.flying != Some(session) => {}
                 Some(session) => {
                     // PROTOCOL#stale.
@@ -354,7 +355,7 @@ impl Outbox {
             }
         }
         changed.iter().for_each(|name| self.give_up(cx, contacts, name, Missed::KeyChanged));
-        // The server calls the key stale, and shows no other one.
+        // The server calls the key stale, but shows no other one.
         for (number, name) in &same {
             self.settle(*number, name, Some(Missed::Failed));
             self.finish(cx, contacts, *number);
@@ -367,7 +368,7 @@ impl Outbox {
         contacts.ask_for(keyless);
     }
 
-    /// Sends a message to users whose session keys are here.
+    /// Sends a message to users whose session keys have arrived.
     fn transmit(&mut self, cx: &mut Cx, contacts: &Contacts, (number, names): (u64, &[Username])) {
         let Some(message) = self.messages.get_mut(&number) else { return };
         let session = |name| contacts.find(name).and_then(|contact: &Contact| contact.session.clone());
@@ -405,7 +406,7 @@ impl Outbox {
 fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, state: SendState) -> Entry {
     let to = message.audience.recipient();
     let source = Source::User { from: cx.me.clone(), to: message.audience.clone() };
-    // Trust in a former key says nothing about the present one.
+    // Trust in a former key does not apply to the current one.
     let trust = to.filter(|to| !contacts.has_changed(to)).and_then(|to| contacts.trust(to));
     let place = source.place(&cx.me);
     let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));

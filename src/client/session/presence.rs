@@ -1,6 +1,6 @@
 //! The online users.
 //!
-//! Invariant: the server sends the whole list once in a session, and only changes after that; it cannot add a user without
+//! Invariant: the server sends the complete list once in a session, and then only changes; it cannot add a user without
 //! a notice. Specification: PROTOCOL#messages.
 
 use super::cx::{Cx, MAX_NAMED};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// The most online users that are remembered: a hostile server could fill the memory.
 const MAX_ONLINE: usize = 200_000;
 
-/// The rest of a change follows at once; a server that withholds it delays the notice no longer than this.
+/// A server that withholds the rest of a change delays the notice by at most this time.
 const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
 
 /// Users that came online or left since the last report, each once.
@@ -21,9 +21,9 @@ const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
 struct Changes {
     joined: BTreeSet<Username>,
     left: BTreeSet<Username>,
-    /// Left and came back.
+    /// Users who left and came back.
     again: BTreeSet<Username>,
-    /// When the last line came, if it was not the last one of its change.
+    /// The time of the last line, if more lines of its change follow.
     incomplete: Option<Instant>,
 }
 
@@ -52,13 +52,13 @@ impl Changes {
 /// See the module.
 #[derive(Default)]
 pub struct OnlineUsers {
-    /// With the own name.
+    /// The online users, including this one.
     names: BTreeSet<Username>,
-    /// Not reported yet.
+    /// Changes that were not reported yet.
     changes: Changes,
-    /// The first list has arrived.
+    /// Whether the first list has arrived.
     is_complete: bool,
-    /// It is still arriving.
+    /// Whether the first list is still arriving.
     is_partial: bool,
 }
 
@@ -124,8 +124,8 @@ impl OnlineUsers {
         (left, ends_list)
     }
 
-    /// Reports arrivals and departures, unless a change is incomplete or too many were reported; `at_once` reports them in any
-    /// case, before something is sent. PROTOCOL#notices.
+    /// Reports arrivals and departures, unless a change is incomplete or too many were reported; `at_once` reports them
+    /// in any case, before something is sent. PROTOCOL#notices.
     pub fn report(&mut self, cx: &mut Cx, at_once: bool) {
         let waits = self.changes.incomplete.is_some_and(|since| cx.instant - since < REST_OF_A_CHANGE);
         if self.changes.is_empty() || waits && !at_once {

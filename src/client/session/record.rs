@@ -1,7 +1,7 @@
-//! What was said, as far back as `/history` goes, and on disk if the user wants that.
+//! The messages that `/history` shows, which are also kept on disk if the user requests that.
 //!
-//! Invariant: bounded in messages and in bytes, whoever says how much; whatever is shown of a user's message is recorded;
-//! what comes from the disk is sanitised again.
+//! Invariant: the number of messages and bytes is limited, whoever sends them; every shown message is recorded;
+//! messages from disk are sanitised again.
 
 use super::cx::Cx;
 use super::event::{Display, Effect};
@@ -12,7 +12,7 @@ use crate::client::text::{folded, mentions, sanitise_lines};
 use crate::name::Username;
 use std::collections::VecDeque;
 
-/// Text of all messages together, in bytes: 1,000 of the usual length have a tenth of it, the longest 48 KiB each.
+/// The text of all messages together, in bytes: 1,000 of the usual length use a tenth of it, the longest 48 KiB each.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// The latest messages, the oldest first. README#commands.
@@ -24,21 +24,21 @@ pub struct Record {
     kept: Option<History>,
 }
 
-/// Whether an entry is a message that was received, or that somebody has got.
+/// Whether an entry is a received message, or an own one that a recipient has got.
 fn is_said(entry: &Entry) -> bool {
     let is_sent = entry.sending.as_ref().is_none_or(|(_, state)| *state == SendState::Taken);
     is_sent && matches!(entry.source, Source::User { .. })
 }
 
 impl Record {
-    /// With the messages of `earlier` sessions, read from the file in which they are kept, as `reader` sees them.
+    /// A record with the messages of `earlier` sessions from the history file, as `reader` sees them.
     pub fn new(kept: History, earlier: VecDeque<Message>, reader: &Username) -> Record {
         let mut record = Record { kept: Some(kept), ..Record::default() };
         earlier.into_iter().for_each(|message| record.push(recalled(message, reader)));
         record
     }
 
-    /// Adds a message; the oldest go if there is no room.
+    /// Adds a message, and drops the oldest ones if there is no room.
     fn push(&mut self, entry: Entry) {
         self.bytes += entry.text.len();
         self.entries.push_back(entry);
@@ -72,7 +72,7 @@ impl Record {
         self.entries.iter().filter(move |entry| !is_ignored(entry))
     }
 
-    /// Shows the last `count` messages that hold `text`, in any letter case.
+    /// Shows the last `count` messages that contain `text`, in any letter case.
     pub fn tell(&self, cx: &mut Cx, count: usize, text: &str) {
         let wanted = folded(text);
         let lines = self.messages(&cx.ignored).map(|entry| (entry.time, entry.line()));
@@ -108,7 +108,7 @@ impl Record {
     }
 }
 
-/// What the file keeps of an entry; `None` if no user said it.
+/// The form of an entry in the file; `None` if it is not a message.
 fn message(entry: &Entry) -> Option<Message> {
     let Source::User { from, to } = &entry.source else { return None };
     Some(Message { time: entry.time, from: from.clone(), to: to.clone(), text: entry.text.clone() })

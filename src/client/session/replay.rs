@@ -1,20 +1,20 @@
-//! What was taken in of one sender: each number once, and how many are missing.
+//! The accepted numbers of one sender: each once, with a count of missing ones.
 //!
-//! Invariant: no envelope is taken in twice, also when more conversations were begun than are remembered; no date that
-//! a sender makes up keeps out what is dated rightly. Specification: PROTOCOL#check-sequence, PROTOCOL#sequence.
+//! Invariant: no envelope is accepted twice, even if there were more conversations than are remembered. A false date
+//! never blocks a correctly dated message. Specification: PROTOCOL#check-sequence, PROTOCOL#sequence.
 
 use crate::crypto::envelope::Header;
 use crate::crypto::public::Fingerprint;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Conversations of one sender that are remembered: each login of theirs begins some, and a hostile one begins many.
+/// The remembered conversations of one sender: each login begins some, and a hostile sender begins many.
 const MAX_CONVERSATIONS: usize = 64;
 
-/// The sender's session, and the own session that it is for (none for broadcasts).
+/// The sender's session, and the session that it is for (none for broadcasts).
 pub type Between = (Fingerprint, Option<Fingerprint>);
 
-/// Which conversation a header belongs to.
+/// The conversation that a header belongs to.
 pub fn between(header: &Header) -> Between {
     (header.session, header.recipient.as_ref().and(header.recipient_key))
 }
@@ -22,41 +22,43 @@ pub fn between(header: &Header) -> Between {
 struct Conversation {
     between: Between,
     sequence: u64,
-    /// The latest of its messages, by the sender's clock.
+    /// The time of its latest message, by the sender's clock.
     time: u64,
-    /// The latest of those that were not ahead of the reader's clock; `None` if all were.
+    /// The latest time that was not ahead of the reader's clock; `None` if all were.
     right: Option<u64>,
 }
 
-/// How a sequence number stands to those before it.
+/// The relation of a sequence number to those before it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Order {
     /// Nothing is missing.
     Next,
-    /// This many before it have not arrived, nor were they refused.
+    /// This number of messages before it is missing: they neither arrived nor were refused.
     Gap(u64),
-    /// Not higher than one already shown.
+    /// Not higher than a number already accepted.
     Replayed,
 }
 
 /// The conversations of one sender.
 #[derive(Default)]
 pub struct Replay {
-    /// The one that was written in last comes first.
+    /// The most recently used one first.
     conversations: VecDeque<Conversation>,
-    /// The latest time of conversations that are no longer remembered: nothing new is that old.
+    /// The latest time of forgotten conversations; no new message is that old.
     forgotten: Option<u64>,
-    /// The same of those dated in the future when they were forgotten. It says nothing of what is dated rightly.
+    /// The same for those that were dated in the future when they were forgotten. It does not concern correctly dated
+    /// messages.
     ahead: Option<u64>,
-    /// Numbers in a row that were refused where the next one was due: reported already, so not missing.
+    /// Consecutive numbers that were refused where the next one was due: they were reported already, so they are not
+    /// missing.
     refused: Option<(Between, Range<u64>)>,
 }
 
 impl Replay {
-    /// What `header` is, at `now` by the reader's clock; both in milliseconds since 1970.
+    /// The order of `header`, at `now` by the reader's clock; both in milliseconds since 1970.
     pub fn order(&self, header: &Header, now: u64) -> Order {
         let place = between(header);
-        // What is sent again may be old; whether it was shown before is told by its id.
+        // A resent message may be old; its id shows whether it was shown before.
         if !self.is_known(place) && header.again.is_none() && self.is_forgotten(header.time, now) {
             return Order::Replayed;
         }
@@ -70,10 +72,11 @@ impl Replay {
         }
     }
 
-    /// The number that is due in a conversation; `None` if any may be: a broadcast may have begun before we came.
+    /// The next expected number in a conversation; `None` if any number is valid: a broadcast may have begun before we
+    /// logged in.
     fn next(&self, place: Between) -> Option<u64> {
         let known = self.conversations.iter().find(|conversation| conversation.between == place);
-        // The highest number is never taken in.
+        // The highest number is never accepted.
         known.map(|conversation| conversation.sequence + 1).or(place.1.map(|_| 1))
     }
 
@@ -95,8 +98,9 @@ impl Replay {
         }
     }
 
-    /// An envelope was refused that claims this place and number; `waiting` is the last number there that still waits for
-    /// a key. Only where the next number is due: a forgery must not excuse what is withheld later.
+    /// Notes a refused envelope that claims this conversation and number; `waiting` is the last number there that still
+    /// waits for a key. It counts only where the next number is due: a forgery must not excuse messages that are
+    /// withheld later.
     pub fn refuse(&mut self, place: Between, sequence: u64, waiting: Option<u64>) {
         let next = waiting.and_then(|number| number.checked_add(1)).or(self.next(place));
         match &mut self.refused {
@@ -107,7 +111,7 @@ impl Replay {
         }
     }
 
-    /// `header` was taken in, at `now` by the reader's clock.
+    /// Notes that `header` was accepted, at `now` by the reader's clock.
     pub fn record(&mut self, header: &Header, now: u64) {
         let place = between(header);
         let former = self.conversations.iter().position(|conversation| conversation.between == place);
@@ -115,7 +119,7 @@ impl Replay {
         let (time, right) = former.map_or((0, None), |conversation| (conversation.time, conversation.right));
         let written = if header.again.is_some() { now } else { header.time };
         let (time, right) = (time.max(written), right.max((written <= now).then_some(written)));
-        // Those behind it stay: it may have waited for a key while they were refused.
+        // Keep the refused numbers after it: it may have waited for a key while they were refused.
         self.refused.take_if(|(of, numbers)| *of == place && numbers.start <= header.sequence);
         self.conversations.push_front(Conversation {
             between: place,
@@ -128,7 +132,7 @@ impl Replay {
         }
     }
 
-    /// Forgets the oldest but the one that was just written in: what is dated in the future goes last.
+    /// Forgets the oldest conversation except the one just used; those dated in the future last.
     fn forget(&mut self, now: u64) {
         let others = self.conversations.iter().enumerate().skip(1);
         let oldest = others.min_by_key(|(_, conversation)| conversation.time).map(|(at, _)| at);
@@ -255,7 +259,7 @@ mod tests {
                 assert_eq!(seen.order(&dated(session), NOW + 250), Order::Replayed, "{session}");
             }
         }
-        // What was ahead once is a time like any other later.
+        // A date that was in the future once counts like any other later.
         let mut seen = Replay { ahead: Some(NOW), ..Replay::default() };
         assert_eq!(take(&mut seen, &Header { time: NOW, ..header(1, None, 1) }, NOW + 1), Order::Replayed);
         assert_eq!(take(&mut seen, &Header { time: NOW + 1, ..header(1, None, 1) }, NOW + 1), Order::Next);
@@ -287,7 +291,7 @@ mod tests {
         assert_eq!(take(&mut seen, &header(1, Some(1), 2), NOW), Order::Next);
         seen.refuse(private, 3, None);
         assert_eq!(take(&mut seen, &header(1, Some(1), 3), NOW), Order::Next, "its number is not used up");
-        // Forged in advance, or at the ends of the numbers, it excuses nothing.
+        // Forged in advance, or at the limits of the numbers, a refusal excuses nothing.
         for sequence in [0, 11, 12, u64::MAX - 1, u64::MAX] {
             seen.refuse(all, sequence, None);
         }
@@ -303,12 +307,12 @@ mod tests {
         seen.refuse(private, 6, None);
         assert_eq!(take(&mut seen, &header(2, Some(1), 5), NOW), Order::Gap(4));
         assert_eq!(take(&mut seen, &header(2, Some(1), 7), NOW), Order::Gap(1));
-        // The genuine one of a number that was refused may come all the same.
+        // The genuine message with a refused number may still arrive.
         seen.refuse(private, 7, None);
         assert_eq!(take(&mut seen, &header(1, Some(1), 7), NOW), Order::Next);
         seen.refuse(private, 8, None);
         assert_eq!(take(&mut seen, &header(1, Some(1), 9), NOW), Order::Next);
-        // Behind those that wait for a key.
+        // After numbers that wait for a key.
         seen.refuse(all, 16, Some(15));
         seen.refuse(all, 17, Some(u64::MAX));
         for sequence in [14, 15, 18] {

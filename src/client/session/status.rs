@@ -1,6 +1,6 @@
-//! What a front end reads of a session.
+//! The state of a session that a front end reads.
 //!
-//! Invariant: nothing here changes anything.
+//! Invariant: nothing here changes the session.
 
 use super::account::PasswordChange;
 use super::files::Progress;
@@ -9,17 +9,17 @@ use crate::client::entry::Entry;
 use crate::name::Username;
 use std::time::Instant;
 
-/// Messages under way beyond which no further line is taken: a round trip's worth, and few to tell of if they fail.
+/// The most messages in flight; beyond it, typed lines wait. Enough for a round trip, and few to report if they fail.
 const MAX_UNSETTLED: usize = 64;
 
 impl Session {
-    /// The end if the user does not wait: what may be lost by that.
+    /// The exit if the user does not wait, with a report of what may be lost.
     pub fn leave_now(&self) -> Exit {
         let warnings = self.unsettled();
         Exit { status: u8::from(!warnings.is_empty()), warnings, waits: false }
     }
 
-    /// What is waited for before the end; `None` if the user has not asked to leave.
+    /// What the exit waits for; `None` if the user has not asked to leave.
     pub fn leaving(&self) -> Option<String> {
         let waits = match self.outbox.unacknowledged().count() {
             _ if !self.is_leaving() => return None,
@@ -36,39 +36,40 @@ impl Session {
         self.leaving.is_begun()
     }
 
-    /// Whether a typed line can be taken now.
+    /// Whether the session can take a typed line now.
     pub fn takes_lines(&self) -> bool {
         self.online.is_complete() && !self.is_leaving() && self.outbox.len() < MAX_UNSETTLED
     }
 
-    /// Whether all that was asked of the server has been answered.
+    /// Whether the server has answered all requests.
     pub fn is_settled(&self) -> bool {
         self.outbox.is_empty()
             && self.contacts.is_settled()
             && self.cx.account.password != PasswordChange::Running
     }
 
-    /// Since when the server owes an answer, or the list of online users, if it does. Each answer begins it again.
+    /// Since when the server owes an answer, or the list of online users, if it does. Each answer restarts the time.
     pub fn owed(&self) -> Option<Instant> {
         self.connection.owed()
     }
 
-    /// Whether the server is heard, as far as anybody knows.
+    /// Whether the connection works, as far as this client knows.
     pub fn is_heard(&self) -> bool {
         self.connection.is_heard()
     }
 
-    /// The connection in a few words, with the messages that the server has not taken yet, if it lets one wait for them.
+    /// The state of the connection in a few words, with the number of unsettled messages while the server does not
+    /// answer.
     pub fn connection(&self) -> String {
         self.connection.describe(&self.cx, self.outbox.len())
     }
 
-    /// The own name.
+    /// The user's own name.
     pub fn me(&self) -> &Username {
         &self.cx.me
     }
 
-    /// Whom the user is talking to; `None` is everyone.
+    /// The user's current partner; `None` is everyone.
     pub fn partner(&self) -> Option<&Username> {
         self.talk.partner()
     }
@@ -78,7 +79,7 @@ impl Session {
         self.talk.has_room(name)
     }
 
-    /// How well the key of `name` is known, in a word.
+    /// How well the key of `name` is known, as a word.
     pub fn trust_word(&self, name: &Username) -> &'static str {
         self.contacts.trust_word(name)
     }
@@ -93,7 +94,7 @@ impl Session {
         self.online.count()
     }
 
-    /// Everyone whose key is known or who is online, these first; not oneself.
+    /// All other users who are online or whose key is known, the online ones first.
     pub fn people(&self) -> impl Iterator<Item = &Username> {
         let known = |name: &&Username| !self.online.contains(name) && self.contacts.trust(name).is_some();
         self.online.others(&self.cx.me).chain(self.contacts.names().filter(known))
@@ -109,7 +110,7 @@ impl Session {
         self.record.messages(&self.cx.ignored)
     }
 
-    /// How far every file under way is.
+    /// The progress of every file.
     pub fn progress(&self) -> impl Iterator<Item = Progress> {
         self.files.progress(self.cx.instant)
     }

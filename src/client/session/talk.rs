@@ -1,6 +1,6 @@
-//! The conversation that the user is in, and the open rooms.
+//! The current conversation, and the open rooms.
 //!
-//! Invariant: a typed line goes where the screen says.
+//! Invariant: a typed line goes to the recipient that the screen shows.
 
 use super::cx::Cx;
 use super::event::Display;
@@ -10,7 +10,7 @@ use crate::client::store::trust::Trust;
 use crate::name::Username;
 use std::collections::BTreeSet;
 
-/// The most notices about a partner who opens and leaves a room again and again.
+/// The most notices about a partner who opens and leaves a room repeatedly.
 const MAX_ROOM_NOTICES: u32 = 4;
 
 /// See the module.
@@ -18,19 +18,19 @@ const MAX_ROOM_NOTICES: u32 = 4;
 pub struct Talk {
     /// `None` is everyone.
     partner: Option<Username>,
-    /// Online users who were told of a room with them.
+    /// Online users who were notified of a room with them.
     rooms: BTreeSet<Username>,
-    /// The terminal does not ring.
+    /// Whether notifications are off.
     is_quiet: bool,
 }
 
 impl Talk {
-    /// Whom the user is talking to; `None` is everyone.
+    /// The current partner; `None` is everyone.
     pub fn partner(&self) -> Option<&Username> {
         self.partner.as_ref()
     }
 
-    /// Who receives what is typed.
+    /// The recipients of typed lines.
     pub fn audience(&self) -> Audience {
         match self.partner.clone() {
             Some(partner) if self.has_room(&partner) => Audience::Room(partner),
@@ -39,7 +39,7 @@ impl Talk {
         }
     }
 
-    /// Typed lines go to `partner` from now on.
+    /// Makes `partner` the recipient of typed lines.
     pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
         self.partner = partner.clone();
         cx.display(Display::Enter(partner));
@@ -50,12 +50,12 @@ impl Talk {
         self.rooms.contains(name)
     }
 
-    /// Opens a room with `name`, who is being told.
+    /// Opens a room with `name`, whose notification is being sent.
     pub fn open(&mut self, name: Username) {
         self.rooms.insert(name);
     }
 
-    /// `name` has been told of the room.
+    /// Notes that `name` was notified of the room.
     pub fn opened(&self, cx: &mut Cx, name: &Username, trust: Option<Trust>) {
         let trust = match trust {
             Some(Trust::Verified) => "their key is verified".to_string(),
@@ -69,7 +69,7 @@ impl Talk {
         self.rooms.remove(name)
     }
 
-    /// Closes the room with `with`, if there is one, because one of the two sessions has ended; tells the user.
+    /// Closes the room with `with`, if there is one, because one of the two sessions has ended; notifies the user.
     pub fn close_and_tell(&mut self, cx: &mut Cx, with: &Username) {
         if self.close(with) {
             let text = format!(
@@ -79,12 +79,12 @@ impl Talk {
         }
     }
 
-    /// Closes every room: the own session has ended.
+    /// Closes every room, because the user's session has ended.
     pub fn close_all(&mut self, cx: &mut Cx) {
         self.rooms.clone().iter().for_each(|with| self.close_and_tell(cx, with));
     }
 
-    /// `from` has opened a room, or joined it.
+    /// Handles that `from` has opened or joined a room.
     pub fn partner_opened(&self, cx: &mut Cx, from: &Username) {
         if self.has_room(from) {
             return notice_in_room(cx, from, format!("{from} has joined the room"));
@@ -94,7 +94,7 @@ impl Talk {
         self.alert(cx, from, Place::With(from.clone()));
     }
 
-    /// `from` has left a room.
+    /// Handles that `from` has left a room.
     pub fn partner_left(&self, cx: &mut Cx, from: &Username) {
         notice_in_room(cx, from, format!("{from} has left the room"));
     }
@@ -106,7 +106,7 @@ impl Talk {
         cx.notice(format!("notifications of private messages, mentions and files are {state}"));
     }
 
-    /// Draws the user's attention to `from`, unless they want none.
+    /// Notifies the user of `from`, unless notifications are off.
     pub fn alert(&self, cx: &mut Cx, from: &Username, place: Place) {
         if !self.is_quiet {
             cx.display(Display::Alert(from.clone(), place));

@@ -409,7 +409,7 @@ mod tests {
         std::fs::create_dir_all(&blocked).expect("a folder");
         let (blocked, notices) = open(&folder).expect("readable");
         assert!(
-            blocked.locked(&name("carol"), HERE).is_err() && notices[0].contains("not shortened"),
+            blocked.locked(&name("carol"), HERE).is_err() && notices[0].contains("cannot be rewritten"),
             "{notices:?}"
         );
         assert!(locked.values().all(|left| *left <= LOCKOUT), "nothing comes back for years: {text}");

@@ -1,6 +1,6 @@
-//! What the other side says about a file: offered, accepted, declined, cancelled, complete.
+//! The peer's messages about a file: offered, accepted, declined, cancelled, complete.
 //!
-//! Invariant: a message about a transfer counts only from the other side of it, and only in the state that it fits.
+//! Invariant: a message about a transfer counts only from its peer, and only in a state that expects it.
 //! Specification: PROTOCOL#file-transfer.
 
 use super::messages::{Accept, Closing, Offer};
@@ -16,7 +16,7 @@ use crate::name::Username;
 use miniserde::json;
 
 impl Files {
-    /// Takes in a `file_reject`, `file_cancel` or `file_done`. `Err` if it is malformed.
+    /// Handles a `file_reject`, `file_cancel` or `file_done`. `Err` if it is malformed.
     pub fn closed(&mut self, cx: &mut Cx, header: &Header, text: &str) -> Result<(), String> {
         let Closing { transfer, reason } = json::from_str(text).map_err(nonsense)?;
         if let Some(number) = self.find(&header.from, &transfer.0) {
@@ -25,7 +25,7 @@ impl Files {
         Ok(())
     }
 
-    /// Takes in a `file_offer`. `Err` if it is malformed, or one too many. PROTOCOL#bad-file-message.
+    /// Handles a `file_offer`. `Err` if it is malformed, or there are too many. PROTOCOL#bad-file-message.
     pub fn offered(&mut self, cx: &mut Cx, from: &Username, text: &str) -> Result<(), String> {
         let offer: Offer = json::from_str(text).map_err(nonsense)?;
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
@@ -65,8 +65,8 @@ impl Files {
         Ok(())
     }
 
-    /// Takes in a `file_accept`; returns the fingerprint of the session key that the chunks' keys are wrapped for, which
-    /// [`Files::keys`] then needs. `None` if it fits no offer. `Err` if it is malformed. PROTOCOL#chunk-session.
+    /// Handles a `file_accept`. Returns the fingerprint of the session key that the chunks' keys are wrapped for, which
+    /// [`Files::keys`] then needs; `None` if it matches no offer, `Err` if it is malformed. PROTOCOL#chunk-session.
     pub fn accepted(
         &mut self,
         cx: &mut Cx,
@@ -93,7 +93,7 @@ impl Files {
         Ok(Some(session))
     }
 
-    /// The server has shown the session key of `name`, or has none: transfers that wait for it begin, or fail.
+    /// Handles the session key of `name`, or that there is none: transfers that wait for it begin, or fail.
     pub fn keys(&mut self, cx: &mut Cx, name: &Username, key: Option<&SessionPublicKey>) {
         let waits = |one: &Transfer| match one.state {
             State::AwaitingKey(start, session) if one.peer == *name => Some((start, session)),
@@ -113,7 +113,7 @@ impl Files {
         }
     }
 
-    /// The other side has ended a transfer, one way or the other.
+    /// Handles the end of a transfer by the peer.
     fn ended_there(&mut self, cx: &mut Cx, number: u32, kind: Kind, reason: Option<String>) {
         let Some(transfer) = self.list.get(&number) else { return };
         let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);

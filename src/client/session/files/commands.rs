@@ -1,4 +1,4 @@
-//! What the user types about files: offer, accept, decline, cancel, list.
+//! The user's commands about files: offer, accept, decline, cancel, list.
 //!
 //! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not
 //! fetched a second time. Specification: README#sending-files.
@@ -37,8 +37,8 @@ impl Files {
         self.job(cx, number, Job::Hash { peer: name, id, path });
     }
 
-    /// The offer that `command` is about: the one of this number, or the only one. With several, the newest may not be the one
-    /// that the user has just read about.
+    /// The offer that `command` means: the one with this number, or the only one. With several, the newest may not be
+    /// the one that the user has just read about.
     fn offer(&mut self, cx: &mut Cx, number: Option<u32>, command: &str) -> Option<u32> {
         let mut offers = self.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
@@ -90,7 +90,7 @@ impl Files {
         self.tell_other_offers(cx);
     }
 
-    /// When one of several offers was answered, the others are listed.
+    /// Lists the remaining offers after one of several was answered.
     fn tell_other_offers(&mut self, cx: &mut Cx) {
         let offers = self.list.iter();
         let offers: Vec<String> = offers
@@ -129,12 +129,12 @@ impl Files {
         cx.notice(format!("you have cancelled {title} {way} {peer}"));
     }
 
-    /// Begins to answer `/files`: the parts on disk are listed first.
+    /// Begins to answer `/files`: a job first lists the parts on disk.
     pub fn tell_files(&mut self, cx: &mut Cx) {
         self.job(cx, 0, Job::List);
     }
 
-    /// Answers `/files`: what is offered or in progress, and what was interrupted.
+    /// Answers `/files`: lists offers, transfers in progress, and interrupted ones.
     pub(super) fn list_files(&mut self, cx: &mut Cx, parts: &[LeftPart]) {
         let mut lines: Vec<String> = self
             .list

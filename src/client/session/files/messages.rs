@@ -1,4 +1,4 @@
-//! The texts of the envelopes in which the two sides of a transfer talk about it.
+//! The texts of envelopes with messages about a transfer.
 //!
 //! Specification: PROTOCOL#file-transfer.
 
@@ -9,17 +9,17 @@ use miniserde::{Deserialize, Serialize};
 /// The text of a `file_offer`. PROTOCOL#file-messages, PROTOCOL#file_offer.
 #[derive(Serialize, Deserialize)]
 pub struct Offer {
-    /// Random: names the transfer.
+    /// The transfer id, random.
     pub transfer: Fixed<16>,
     /// The transfer key, random, 32 bytes.
     pub key: Key,
-    /// The last part of the path; the recipient trusts none of it.
+    /// The last part of the path; the recipient does not trust it.
     pub name: String,
     /// Bytes of the file.
     pub size: u64,
-    /// Of the whole file.
+    /// The hash of the whole file.
     pub sha256: Fixed<32>,
-    /// `size` / 65,536, rounded up; below 2^32. An offer in which the two disagree is none.
+    /// `size` / 65,536, rounded up; below 2^32. An offer in which the two disagree is invalid.
     pub chunks: u64,
 }
 
@@ -28,18 +28,18 @@ pub struct Offer {
 pub struct Accept {
     /// As in the offer.
     pub transfer: Fixed<16>,
-    /// Chunks before this one are there already; all of them if it is their number.
+    /// The recipient has all chunks before this one; the whole file if it is the number of chunks.
     pub start: u64,
-    /// Fingerprint of the session key that the chunks' keys are to be wrapped for.
+    /// The fingerprint of the session key to wrap the chunks' keys for.
     pub session: Fixed<32>,
 }
 
-/// The text of the other three; the reason is for people.
+/// The text of the other three messages.
 /// PROTOCOL#file_reject, PROTOCOL#file_cancel, PROTOCOL#file_done.
 #[derive(Serialize, Deserialize)]
 pub struct Closing {
     /// As in the offer.
     pub transfer: Fixed<16>,
-    /// Of a `file_cancel`, for people; exactly `cancelled` if a person wished it; may be `None`.
+    /// The reason of a `file_cancel`, for people; exactly `cancelled` if a user cancelled; may be `None`.
     pub reason: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! What the jobs of a transfer report: hashed, found, sent, received, failed; and what the other side is told then.
+//! Handles the reports of a transfer's jobs (hashed, found, sent, received, failed), and notifies the peer.
 //!
-//! Invariant: a step counts only while its transfer is in the list; names and paths are sanitised before they are shown.
-//! Specification: PROTOCOL#file-transfer.
+//! Invariant: a step counts only while its transfer is in the list; names and paths are sanitised before they are
+//! shown. Specification: PROTOCOL#file-transfer.
 
 use super::messages::{Accept, Offer};
 use super::{Files, Size, State};
@@ -15,13 +15,13 @@ use crate::crypto::envelope::Kind;
 use crate::encoding::Fixed;
 
 impl Files {
-    /// A job has reported.
+    /// Handles the report of a job.
     pub fn step(&mut self, cx: &mut Cx, number: u32, step: Step) {
         if let Step::Parts(parts) = step {
             return self.list_files(cx, &parts);
         }
         let Some(transfer) = self.list.get_mut(&number) else {
-            // A transfer that was cancelled meanwhile reports only that it was too late.
+            // After a cancellation, only report that it came too late.
             if let Step::Received(path) = step {
                 let path = sanitise(&path.to_string_lossy());
                 cx.notice(format!("this file was already complete: {path}"));
@@ -80,7 +80,7 @@ impl Files {
             Step::Sent if matches!(transfer.state, State::Moving(_)) => {
                 self.enter_state(cx, number, State::Confirming);
             }
-            // It was confirmed meanwhile.
+            // The transfer was confirmed meanwhile.
             Step::Sent => {}
             Step::Received(path) => {
                 let Some(transfer) = self.list.remove(&number) else { return };
@@ -108,7 +108,7 @@ impl Files {
         }
     }
 
-    /// One line for each tenth, where there is no bar.
+    /// Shows one line for each tenth, where there is no bar.
     fn tell_progress(&mut self, cx: &mut Cx, number: u32) {
         let Some(transfer) = self.list.get_mut(&number) else { return };
         let tenth = transfer.percent() / 10;

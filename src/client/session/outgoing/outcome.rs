@@ -1,7 +1,8 @@
-//! The fate of what was sent, as the server reports it, and what the user is told of it.
+//! The outcome of sent messages, as the server reports it, and the report to the user.
 //!
-//! Invariant: every recipient of every message ends as delivered or is told as not; what meets a stale session key is
-//! sent again by itself, and nothing else is: what has failed waits for the user. Specification: PROTOCOL#outcome.
+//! Invariant: for every recipient, a message ends as delivered or is reported as not delivered. Only a message that
+//! meets a stale session key is sent again automatically; a failed one waits for the user. Specification:
+//! PROTOCOL#outcome.
 
 use super::{Delivered, Failed, Missed, Outbox, Outcome, Outgoing, own_entry};
 use crate::client::audience::Audience;
@@ -17,13 +18,13 @@ use crate::protocol::{Lost, Sent};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// A message that meets a stale key this often is given up: an honest server does not do that. PROTOCOL#stale.
+/// A message that meets a stale key this often is abandoned: an honest server does not do that. PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
-/// The latest failed messages that can be sent again: more than a user goes back to.
+/// The number of failed messages that can be sent again: more than a user goes back to.
 const MAX_FAILED: usize = 64;
 /// Private and room messages that are kept after their delivery, in case the server reports them as lost.
 const MAX_DELIVERED: usize = 256;
-/// They are kept for this time: the grace period of a session, and some minutes more.
+/// The time for which they are kept: the grace period of a session, and some minutes more.
 const KEEP_DELIVERED: Duration = Duration::from_secs(5 * 60);
 
 impl Outbox {
@@ -32,7 +33,7 @@ impl Outbox {
         self.outcomes.pop_front()
     }
 
-    /// Takes in the server's answer to a request. PROTOCOL#outcome, PROTOCOL#stale.
+    /// Handles the server's answer to a request. PROTOCOL#outcome, PROTOCOL#stale.
     pub fn sent(&mut self, cx: &mut Cx, contacts: &mut Contacts, answer: &Sent) {
         let Some((number, names)) = self.flights.remove(&answer.id) else {
             return cx.server_problem("the server answered a request that was not made");
@@ -66,10 +67,10 @@ impl Outbox {
         }
     }
 
-    /// The recipient's session ended before it acknowledged a message. PROTOCOL#lost.
+    /// Handles that the recipient's session ended before it acknowledged a message. PROTOCOL#lost.
     pub fn lost(&mut self, cx: &mut Cx, contacts: &Contacts, lost: &Lost) {
         if self.flights.contains_key(&lost.id) {
-            // The session ended so soon that this overtook the answer.
+            // The session ended so soon that this message overtook the answer.
             self.lost.insert(lost.id);
             return;
         }
@@ -84,7 +85,7 @@ impl Outbox {
         self.unsent(cx, contacts, number, message, why);
     }
 
-    /// Forgets delivered messages, in time.
+    /// Forgets delivered messages when their time is over.
     pub fn tick(&mut self, cx: &Cx) {
         let is_over = |one: &Delivered| cx.instant.duration_since(one.since) >= KEEP_DELIVERED;
         while self.delivered.front().is_some_and(is_over) {
@@ -101,7 +102,7 @@ impl Outbox {
         *tries <= MAX_TRIES
     }
 
-    /// The server has refused a request: `why` is its own, sanitised sentence.
+    /// Handles a refused request: `why` is the server's sanitised reason.
     pub fn refused(&mut self, cx: &mut Cx, contacts: &mut Contacts, id: u64, why: &str) {
         let Some((number, names)) = self.flights.remove(&id) else {
             return;
@@ -117,7 +118,7 @@ impl Outbox {
         self.finish(cx, contacts, number);
     }
 
-    /// Nothing of the backlog of `name` can be sent.
+    /// Fails the whole backlog of `name`.
     pub fn give_up(&mut self, cx: &mut Cx, contacts: &Contacts, name: &Username, why: Missed) {
         let Some(recipient) = self.recipients.get_mut(name) else { return };
         for number in std::mem::take(&mut recipient.backlog) {
@@ -139,7 +140,8 @@ impl Outbox {
         }
     }
 
-    /// Shows that a message is taken once somebody has got it, and tells who has not when all is known.
+    /// Shows that a message is accepted once a recipient has got it, and reports the others when all outcomes are
+    /// known.
     pub(super) fn finish(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64) {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
@@ -186,7 +188,7 @@ impl Outbox {
             let because = why.because(contacts, name);
             let text = match message.kind {
                 Kind::RoomOpened => {
-                    // `/room` can be typed again.
+                    // The user can type `/room` again.
                     self.outcomes.push_back(Outcome::NotOpened(name.clone()));
                     format!(
                         "{because}: no room is open, and nobody receives what you type here; /leave returns to everyone"
@@ -210,7 +212,7 @@ impl Outbox {
         }
     }
 
-    /// Nobody gets this message.
+    /// Fails a message that no recipient gets.
     pub(super) fn unsent(
         &mut self,
         cx: &mut Cx,
@@ -231,8 +233,8 @@ impl Outbox {
         }
     }
 
-    /// The session that these were sent in is over: nothing is under way any more, and whoever may not have got a message
-    /// is told. There was no connection since `lost`, if that is known.
+    /// Settles all messages in flight after the end of their session, and reports those that may not have arrived.
+    /// There was no connection since `lost`, if that is known.
     pub fn restart(&mut self, cx: &mut Cx, contacts: &Contacts, lost: Option<Instant>) {
         self.flights.clear();
         self.delivered.clear();
@@ -245,7 +247,7 @@ impl Outbox {
         for (number, message) in std::mem::take(&mut self.messages) {
             let maybe = "the connection was lost before the server confirmed it";
             if message.kind != Kind::Message {
-                // A room or a file: both have ended with the session.
+                // Rooms and transfers have ended with the session.
                 continue;
             }
             self.gave_up = true;
@@ -266,12 +268,12 @@ impl Outbox {
         }
     }
 
-    /// Sends again what has failed, under its id: perhaps somebody has got it.
+    /// Sends a failed message again, with the same id, because a recipient may have got it.
     pub fn send_again(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, number: u64) {
         let Some(Failed { audience, text, time, id }) = self.failed.remove(&number) else {
             return cx.problem("that message is no longer available: type it again");
         };
-        // What was never sealed is written now.
+        // A message that was never sealed gets the current time.
         let time = if id.is_some() { time } else { cx.now };
         let message = Outgoing { id, ..Outgoing::new(Kind::Message, audience, text, time) };
         self.send(cx, contacts, online, message);
