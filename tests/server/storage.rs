@@ -341,7 +341,7 @@ fn torn_end_of_client_records_is_set_aside_and_reported() {
         let text = fs::read_to_string(&path).expect("there");
         for rest in ["{\"server\":\"127.0", "\0\0\0\0"] {
             fs::write(&path, format!("{text}{rest}")).expect("written");
-            let told = format!("! {}: {} bytes behind the last record", path.display(), rest.len());
+            let told = format!("! {}: {} bytes after the last record", path.display(), rest.len());
             server.client_in(&home, "alice", &[]).ends(0, &told);
             assert!(fs::read_to_string(&path).expect("there").starts_with(&text));
             let is_kept = |aside: &PathBuf| fs::read_to_string(aside).expect("there") == rest;
@@ -680,7 +680,7 @@ fn unusable_certificate_is_refused_with_a_remedy() {
         (
             own_key.clone(),
             read("own.trusted"),
-            "server.crt: no certificate in this file: it is in a form of OpenSSL",
+            "server.crt: no certificate in this file: it is in a format that only OpenSSL reads",
         ),
         (own_key.clone(), read("own.p7b"), "server.crt: no certificate in this file: it is PKCS#7: convert"),
         (own_key.clone(), read("own.p12"), "server.crt: this is PKCS#12: extract"),
